@@ -1,0 +1,99 @@
+"""The record: one JSON file per cell and suite, validated when written and when read.
+
+Everything needed to repeat a number stands beside it. Bump SCHEMA_VERSION with any change of
+meaning and describe it in docs/records.md.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+SCHEMA_VERSION = 1
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Metric(_Model):
+    """One measured figure with its unit and uncertainty."""
+
+    name: str = Field(description="what was measured: perplexity, accuracy, decode_ms, ...")
+    task: str = Field(description="on what: protocol id, zero-shot task, stage or layer shape")
+    value: float
+    unit: str = Field(description="ppl, fraction, nat, ms, s, tokens/s, bytes, bits, ratio, ...")
+    n: int = Field(ge=0, description="how many observations stand behind the value")
+    n_unit: str = Field(description="what was counted: tokens, documents, repeats, ...")
+    stderr: float | None = Field(default=None, description="standard error, same unit")
+    higher_is_better: bool = False
+    quantiles: dict[str, float] | None = Field(default=None, description="p10, p50, p90, p99, ...")
+    notes: dict[str, str] = Field(default_factory=dict, description="what a reader must know")
+
+
+class LayerReport(_Model):
+    """What the solver did to one linear layer."""
+
+    name: str
+    block: int
+    method: str
+    scheme: str
+    outputs: int
+    inputs: int
+    bits_per_weight: float
+    loss: float | None = Field(description="GPTQ: sum of (w-q)^2/U_jj^2 / 2; None without Hessian")
+    weight_error: float = Field(description="||W - Q||_F / ||W||_F")
+    damping: float | None
+    dead_columns: int
+    tokens: int
+    seconds: float
+    fallback: str | None = None
+
+
+class CellIdentity(_Model):
+    """The names that tables print; the meaning is in `config`."""
+
+    model: str
+    method: str
+    scheme: str
+    calibration: str | None
+    seed: int
+    bits_per_weight: float | None = Field(
+        default=None, description="stored bits per quantized weight, scales and zeros included"
+    )
+
+
+class Failure(_Model):
+    """Why a stage has no figures."""
+
+    stage: str
+    type: str
+    message: str
+
+
+class Record(_Model):
+    """One suite (or the quantization itself, suite="quantization") on one cell."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    key: str = Field(description="sha256 over everything the figures depend on")
+    cell_key: str = Field(
+        description="sha256 of the cell: model, method, scheme, calibration, seed"
+    )
+    suite: str
+    status: Literal["ok", "failed"]
+    cell: CellIdentity
+    metrics: list[Metric] = Field(default_factory=list)
+    layers: list[LayerReport] = Field(default_factory=list)
+    error: Failure | None = None
+    config: dict[str, Any] = Field(description="the resolved semantic configuration")
+    inputs: dict[str, str] = Field(
+        default_factory=dict, description="hashes: model, artifact, token streams, data files"
+    )
+    environment: dict[str, Any] = Field(default_factory=dict)
+    started_at: str = Field(description="UTC, ISO 8601")
+    seconds: float
+    peak_memory_bytes: int | None = None
+    samples_file: str | None = Field(
+        default=None, description="per-document scores (JSON lines), relative to the record"
+    )

@@ -1,0 +1,43 @@
+"""What a suite gets and what it gives back: every suite is one function of these two."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from harness.record import Metric
+
+
+@dataclass(frozen=True)
+class SuiteContext:
+    """The packed model under test and what is needed to compare it with full precision.
+
+    model       the loaded Hugging Face causal LM, in eval mode, on `device`.
+    tokenizer   its tokenizer.
+    load_twin   loads the full-precision model the cell started from (same dtype and device);
+                returns `model` itself when the cell is not quantized.
+    weight_bytes bytes of all parameters and buffers of `model` as held in memory.
+    progress    called as progress(done, total, what) from time to time; never None.
+    """
+
+    model: Any
+    tokenizer: Any
+    load_twin: Callable[[], Any]
+    quantized: bool
+    kernel: str
+    device: str
+    dtype: str
+    seed: int
+    data_dir: Path | None
+    progress: Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class SuiteResult:
+    """Figures, the hashes of what they were measured on, and the score of every document."""
+
+    metrics: list[Metric]
+    inputs: dict[str, str] = field(default_factory=dict)
+    samples: list[dict[str, Any]] = field(default_factory=list)

@@ -15,7 +15,7 @@ from omegaconf import MISSING
 
 @dataclass
 class ModelConfig:
-    """Where a model comes from. source: embedded, hub (id = repository) or local (path = folder)."""
+    """Where a model comes from: embedded, hub (id is a repository) or local (path is a folder)."""
 
     name: str = MISSING
     source: str = MISSING

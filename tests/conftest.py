@@ -1,0 +1,19 @@
+"""Fixtures shared by all rooms: the folder of real models and texts kept outside the repository."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("WANDB_MODE", "offline")
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder with real data (BITSWEEP_SHARED, or ../shared beside the repository)."""
+    default = Path(__file__).resolve().parents[2] / "shared"
+    folder = Path(os.environ.get("BITSWEEP_SHARED", default))
+    if not (folder / "data").is_dir():
+        pytest.skip(f"no real data at {folder}; set BITSWEEP_SHARED to the folder that holds it")
+    return folder

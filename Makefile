@@ -1,0 +1,45 @@
+# The two commands: `make sweep` and `make test`. Each makes .venv first if it is not there.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install sweep test check bench reference readme constraints clean
+
+help:            ## what can be made
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
+
+install: $(STAMP) ## .venv with the pinned environment
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else "Bitsweep needs Python 3.11 to 3.13, this is %d.%d: make PYTHON=python3.12" % v)'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' -c constraints.txt
+	@touch $@
+
+sweep: $(STAMP)  ## quantize the embedded model at several bit widths, measure it, print the table
+	$(BIN)/bitsweep run experiment=quickstart
+
+test: $(STAMP)   ## the whole test suite with coverage
+	$(BIN)/python -m pytest -n 2 --cov --cov-report=term:skip-covered
+
+check: $(STAMP)  ## ruff (lint, format) and mypy, as pre-commit runs them
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(STAMP)  ## timings (never run as tests)
+	$(BIN)/python -m benchmarks
+
+reference: $(STAMP) ## run the quickstart afresh and keep its records and tables in results/reference
+	$(BIN)/python tools/reference.py
+
+readme: $(STAMP) ## write the generated parts of README.md from results/reference
+	$(BIN)/python tools/readme.py
+
+constraints: $(STAMP) ## freeze the versions in .venv
+	@{ sed -n '/^#/p' constraints.txt; $(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu//'; } > constraints.new && mv constraints.new constraints.txt
+
+clean:           ## remove what can be made again (not results/)
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage

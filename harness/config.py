@@ -55,6 +55,15 @@ class SchemeConfig:
 
 
 @dataclass
+class DocumentsConfig:
+    """Which documents of a local file the protocols for documents take: `count` from `start` on."""
+
+    start: int = 0  # documents are counted from 0
+    count: Optional[int] = None  # None: to the end of the file
+    separator: str = "<|endoftext|>"  # between documents of a text file; JSON lines need none
+
+
+@dataclass
 class CalibConfig:
     """What the solver sees. protocol: the way text becomes windows (harness/protocols.py)."""
 
@@ -64,6 +73,7 @@ class CalibConfig:
     sequences: int = 128
     length: Optional[int] = 2048  # tokens a sequence; None: the model's context
     seed: int = 0
+    documents: DocumentsConfig = field(default_factory=DocumentsConfig)
 
 
 @dataclass
@@ -72,6 +82,7 @@ class PerplexityConfig:
     paths: Dict[str, str] = field(default_factory=dict)  # protocol name -> local file or folder
     max_windows: Optional[int] = None
     batch_size: int = 1
+    documents: DocumentsConfig = field(default_factory=DocumentsConfig)
 
 
 @dataclass

@@ -18,7 +18,8 @@ class SuiteContext:
     tokenizer   its tokenizer.
     load_twin   loads the full-precision model the cell started from (same dtype and device);
                 returns `model` itself when the cell is not quantized.
-    weight_bytes bytes of all parameters and buffers of `model` as held in memory.
+    data_dir    folder in which relative paths of texts and task files are looked for first.
+    context_length  tokens of a window; None: the model's own maximum.
     progress    called as progress(done, total, what) from time to time; never None.
     """
 
@@ -32,6 +33,7 @@ class SuiteContext:
     seed: int
     data_dir: Path | None
     progress: Callable[[int, int, str], None]
+    context_length: int | None = None
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,28 @@
+"""RTN, round to nearest: every weight on its own, the baseline of every table."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from quant.grid import assemble, check_finite, find_grid, quantize, working
+from quant.scheme import Scheme
+from quant.solvers.base import Solution
+
+
+@torch.no_grad()
+def solve(weight: Tensor, scheme: Scheme, layer: str = "this layer") -> Solution:
+    """Round weight [out, in] to the nearest levels of its min-max or MSE grids, groups included.
+
+    Computed in float32 (float64 if weight is). Raises SchemeError for groups that do not divide
+    the inputs, NonFiniteError for weights that are not finite and QuantizationError for scales
+    beyond scheme.scale_dtype.
+    """
+    layer = layer or "this layer"
+    outputs, inputs = weight.shape
+    groups = scheme.groups(inputs, layer)
+    check_finite(weight, layer)
+    rows = working(weight).reshape(outputs * groups, inputs // groups)
+    grid = find_grid(rows, scheme, layer)
+    codes = quantize(rows, grid, scheme).reshape(outputs, inputs)
+    return Solution(assemble(codes, grid, scheme))

@@ -15,7 +15,11 @@ from omegaconf import MISSING
 
 @dataclass
 class ModelConfig:
-    """Where a model comes from: embedded, hub (id is a repository) or local (path is a folder)."""
+    """Where a model comes from: embedded, hub (id is a repository) or local (path is a folder).
+
+    protocols and tasks are what suites measure unless they are told otherwise; expected holds
+    published full-precision perplexities by protocol.
+    """
 
     name: str = MISSING
     source: str = MISSING
@@ -24,9 +28,10 @@ class ModelConfig:
     revision: Optional[str] = None
     dtype: str = "float32"
     context: Optional[int] = None  # tokens; None: the model's own maximum
-    expected: Dict[str, float] = field(
-        default_factory=dict
-    )  # published full-precision perplexities
+    attention: str = "sdpa"  # attention implementation of transformers: sdpa or eager
+    protocols: List[str] = field(default_factory=list)
+    tasks: List[str] = field(default_factory=list)
+    expected: Dict[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -146,3 +151,14 @@ class CellConfig:
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
     paths: PathsConfig = field(default_factory=PathsConfig)
     seed: int = 0
+    name: str = "run"  # names the report and the tracker's group; never part of a key
+
+
+@dataclass
+class SweepConfig(CellConfig):
+    """What Hydra composes: one cell's values, and the products whose union a sweep runs.
+
+    Every entry of `sweep` maps overrides to comma separated values, as on the command line.
+    """
+
+    sweep: List[Dict[str, str]] = field(default_factory=list)

@@ -1,0 +1,145 @@
+"""Where the decoder blocks of a Hugging Face model are, and the linear layers inside them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from quant.errors import ModelLayoutError, NonFiniteError
+
+LINEAR_TYPES = (nn.Linear, Conv1D)
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """The decoder blocks of a model, in order of execution.
+
+    name     dotted name of their ModuleList, such as "model.decoder.layers".
+    modules  the ModuleList itself.
+    """
+
+    name: str
+    modules: nn.ModuleList
+
+    def block_name(self, index: int) -> str:
+        """Dotted name of block `index` in the model."""
+        return f"{self.name}.{index}"
+
+    def __len__(self) -> int:
+        return len(self.modules)
+
+
+def find_blocks(model: PreTrainedModel) -> Blocks:
+    """The ModuleList of config.num_hidden_layers modules of one class that hold linear layers.
+
+    Raises ModelLayoutError, listing every ModuleList seen, when there is none or more than one.
+    """
+    config = model.config.get_text_config(decoder=True)
+    count = getattr(config, "num_hidden_layers", None)
+    lists = {n: m for n, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m)}
+    found = {n: m for n, m in lists.items() if len(m) == count and _looks_like_blocks(m)}
+    # A list inside a block (experts, adapters) may be as long by chance: keep the outermost.
+    outer = [n for n in found if not any(n.startswith(f"{other}.") for other in found)]
+    if len(outer) == 1:
+        return Blocks(outer[0], found[outer[0]])
+    seen = "; ".join(f"{name}: {_describe(modules)}" for name, modules in lists.items()) or "none"
+    problem = "several lists of modules" if outer else "no list of modules"
+    raise ModelLayoutError(
+        f"{type(model).__name__}: {problem} could be the decoder blocks: expected exactly one with "
+        f"num_hidden_layers={count} members of one class that hold linear layers. ModuleLists of "
+        f"the model: {seen}. Use a decoder-only model (AutoModelForCausalLM) with uniform blocks."
+    )
+
+
+def linear_layers(block: nn.Module) -> dict[str, nn.Module]:
+    """The nn.Linear and Conv1D modules of a block by name in the block, in definition order."""
+    return {n: m for n, m in block.named_modules() if isinstance(m, LINEAR_TYPES)}
+
+
+def weight_matrix(module: nn.Module) -> Tensor:
+    """The weight as [out, in] in its own dtype: a view without gradient (transposed for Conv1D)."""
+    weight = module.weight.detach()  # type: ignore[operator]
+    return weight.t() if isinstance(module, Conv1D) else weight
+
+
+def set_weight_matrix(module: nn.Module, matrix: Tensor, layer: str = "this layer") -> None:
+    """Write matrix [out, in] into the module's weight in place, rounded to the weight's dtype.
+
+    Raises ModelLayoutError for another shape and NonFiniteError when a finite value does not fit
+    the dtype (float16 ends at 65504).
+    """
+    view = weight_matrix(module)
+    if matrix.shape != view.shape:
+        raise ModelLayoutError(
+            f"{layer}: a weight [out, in] of shape {tuple(matrix.shape)} does not fit a "
+            f"{type(module).__name__} of shape {tuple(view.shape)}."
+        )
+    view.copy_(matrix)
+    overflowed = int((~torch.isfinite(view)).sum())
+    if overflowed:
+        raise NonFiniteError(
+            f"{layer}: {overflowed} quantized weights are not finite in {view.dtype}; "
+            "load the model in float32 or bfloat16."
+        )
+
+
+def require_quantizable(blocks: Blocks) -> None:
+    """Check that every weight matrix in the blocks can be quantized, before any is changed.
+
+    Raises ModelLayoutError for weights that are absent (meta device), not floating point (already
+    quantized) or fused into tensors that belong to no linear layer (experts in one 3-D parameter),
+    and NonFiniteError with the layer and the number of NaN or infinite values.
+    """
+    for index, block in enumerate(blocks.modules):
+        name = blocks.block_name(index)
+        _require_no_fused_weights(block, name)
+        for layer, module in linear_layers(block).items():
+            _require_sound_weight(module, f"{name}.{layer}")
+
+
+def _require_sound_weight(module: nn.Module, layer: str) -> None:
+    weight = weight_matrix(module)
+    if weight.is_meta:
+        raise ModelLayoutError(
+            f"{layer}: its weight is on the meta device; load the model with its weights and "
+            "without offloading (no device_map) before quantizing it."
+        )
+    if not weight.is_floating_point() or weight.dim() != 2:
+        raise ModelLayoutError(
+            f"{layer}: its weight is {weight.dtype} of shape {tuple(weight.shape)}, not a matrix "
+            "of floating-point numbers; start from a model that is not quantized."
+        )
+    broken = int((~torch.isfinite(weight)).sum())
+    if broken:
+        raise NonFiniteError(
+            f"{layer}: {broken} of {weight.numel()} weights are NaN or infinite; the checkpoint is "
+            "damaged or overflowed in float16: load it in its own dtype or in float32."
+        )
+
+
+def _require_no_fused_weights(block: nn.Module, name: str) -> None:
+    for path, module in block.named_modules():
+        if isinstance(module, _CONVOLUTIONS):
+            continue
+        for parameter, value in module.named_parameters(recurse=False):
+            if value.dim() >= 3:
+                full = ".".join(part for part in (name, path, parameter) if part)
+                raise ModelLayoutError(
+                    f"{full}: a parameter of shape {tuple(value.shape)} in {type(module).__name__} "
+                    "belongs to no linear layer (experts fused into one tensor), so it would stay "
+                    "unquantized; use a dense model."
+                )
+
+
+def _looks_like_blocks(modules: nn.ModuleList) -> bool:
+    return len({type(m) for m in modules}) == 1 and all(linear_layers(m) for m in modules)
+
+
+def _describe(modules: nn.ModuleList) -> str:
+    classes = sorted({type(m).__name__ for m in modules})
+    return f"{len(modules)} x {' / '.join(classes)}"

@@ -1,0 +1,221 @@
+"""Replay a model block by block, exactly as its own forward pass would run the blocks.
+
+The model's forward pass runs with every block replaced by one that only notes its arguments (masks,
+positions, rotary embeddings, alibi, ...); each block is then replayed with its own arguments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Cache, PreTrainedModel
+
+from quant.errors import ModelLayoutError
+from quant.layout import BlockStructure, Layout, evaluation, learn_layout, run_model
+
+# Different tensors of one shape that are kept to look for equals (a mask per layer type, ...).
+_POOL_DEPTH = 8
+# Streamed and plain logits run the same operators on the same numbers: they are equal, bit by bit,
+# wherever the operators are deterministic. The allowance is for devices where they are not.
+_TOLERANCE_ULPS = 4
+
+
+@dataclass(frozen=True)
+class Call:
+    """The arguments of one block for one batch, without its hidden states."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+@dataclass
+class Capture:
+    """What entered the blocks: hidden states before block 0 and every block's other arguments.
+
+    hidden  per batch, [batch, tokens, hidden size].
+    calls   [block][batch]; equal tensors are stored once, so masks and positions take the memory
+            of one batch however many batches there are.
+    """
+
+    hidden: list[Tensor]
+    calls: list[list[Call]]
+
+
+def capture(model: PreTrainedModel, layout: Layout, batches: Sequence[Tensor]) -> Capture:
+    """Run everything that comes before and around the blocks on batches [batch, tokens] of ids.
+
+    The blocks themselves do not run: each notes its arguments and passes the hidden states on.
+    """
+    result = Capture(hidden=[], calls=[[] for _ in layout.structures])
+    pool = _TensorPool()
+
+    def recorder(index: int) -> Callable[..., Any]:
+        structure = layout.structures[index]
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            hidden, call = _split(structure, args, kwargs)
+            if index == 0:
+                result.hidden.append(hidden)
+            result.calls[index].append(Call(pool.share(call.args), pool.share(call.kwargs)))
+            if index == len(layout.structures) - 1:
+                raise _BlocksPassed  # the norm and the head after the blocks are not needed
+            return structure.output_with(hidden)
+
+        return forward
+
+    forwards = [recorder(index) for index in range(len(layout.structures))]
+    with evaluation(model), _forwards_replaced(layout.blocks.modules, forwards):
+        for batch in batches:
+            pool.next_batch()
+            try:
+                run_model(model, batch)
+            except _BlocksPassed:
+                continue
+    return result
+
+
+def run_block(block: nn.Module, structure: BlockStructure, call: Call, hidden: Tensor) -> Tensor:
+    """The hidden states that a block makes of `hidden`, called as the model called it."""
+    args, kwargs = list(call.args), dict(call.kwargs)
+    if isinstance(structure.hidden_argument, int):
+        args[structure.hidden_argument] = hidden
+    else:
+        kwargs[structure.hidden_argument] = hidden
+    return structure.hidden_of(block(*args, **kwargs))
+
+
+def streamed_logits(model: PreTrainedModel, tokens: Tensor, layout: Layout | None = None) -> Tensor:
+    """Logits [(batch,) tokens, vocabulary] of ids [(batch,) tokens], block after block."""
+    batch = tokens if tokens.dim() == 2 else tokens[None]
+    layout = layout or learn_layout(model, batch[0])
+    captured = capture(model, layout, [batch])
+    hidden = captured.hidden[0]
+    with evaluation(model):
+        for block, structure, calls in zip(
+            layout.blocks.modules, layout.structures, captured.calls, strict=True
+        ):
+            hidden = run_block(block, structure, calls[0], hidden)
+    logits = _logits_after_blocks(model, layout, batch, hidden)
+    return logits if tokens.dim() == 2 else logits[0]
+
+
+def check_streaming(model: PreTrainedModel, window_a: Tensor, window_b: Tensor) -> Layout:
+    """Learn the layout on window_a [tokens], check it on window_b [tokens], and return it.
+
+    Streamed logits must equal those of a plain forward pass within 4 units in the last place of
+    the largest logit (they run the same operators and are normally identical).
+    Raises ModelLayoutError with the largest difference otherwise.
+    """
+    layout = learn_layout(model, window_a)
+    streamed = streamed_logits(model, window_b, layout)
+    with evaluation(model):
+        plain = run_model(model, window_b[None]).logits[0]
+    # A model that makes NaN is not a replay that went wrong: compare where plain logits are finite.
+    finite = torch.isfinite(plain)
+    scale = plain[finite].abs().max().item() if finite.any() else 0.0
+    difference = (streamed.double() - plain.double())[finite].abs().max().item() if scale else 0.0
+    allowed = _TOLERANCE_ULPS * torch.finfo(plain.dtype).eps * scale
+    if not difference <= allowed:
+        raise ModelLayoutError(
+            f"{type(model).__name__}: logits of the block-by-block replay differ by up to "
+            f"{difference:.3g} from a plain forward pass (allowed {allowed:.3g}), so calibration "
+            "would see wrong inputs; the blocks depend on more than their recorded arguments. "
+            "Report the model class; method=rtn needs no replay."
+        )
+    return layout
+
+
+class _BlocksPassed(Exception):
+    """Ends a capturing forward pass after the last block."""
+
+
+def _split(
+    structure: BlockStructure, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Tensor, Call]:
+    slot = structure.hidden_argument
+    if isinstance(slot, int):
+        return args[slot], Call((*args[:slot], None, *args[slot + 1 :]), kwargs)
+    return kwargs[slot], Call(args, {k: v for k, v in kwargs.items() if k != slot})
+
+
+class _TensorPool:
+    """Keeps equal tensors once."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[Any, ...], list[Tensor]] = {}
+        # The blocks of one pass mostly get the same object: compare its numbers only once. The
+        # object is kept with its replacement so that its id stays its own.
+        self._seen: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def next_batch(self) -> None:
+        """Forget the identities (not the numbers) of the tensors of the last pass."""
+        self._seen.clear()
+
+    def share(self, value: Any) -> Any:
+        """The same structure with every tensor replaced by an equal one that is already kept."""
+        if isinstance(value, Tensor):
+            if id(value) not in self._seen:
+                self._seen[id(value)] = (value, self._shared(value))
+            return self._seen[id(value)][1]
+        if isinstance(value, dict):
+            return {key: self.share(part) for key, part in value.items()}
+        if type(value) in (tuple, list):
+            return type(value)(self.share(part) for part in value)
+        if isinstance(value, Cache):
+            raise ModelLayoutError(
+                f"a block was given a {type(value).__name__} although use_cache=False; replaying "
+                "it would append to the cache again; such a model cannot be calibrated so."
+            )
+        return value
+
+    def _shared(self, tensor: Tensor) -> Tensor:
+        known = self._known.setdefault((tensor.shape, tensor.dtype, tensor.device), [])
+        for other in known:
+            if other is tensor or torch.equal(other, tensor):
+                return other
+        if len(known) < _POOL_DEPTH:
+            known.append(tensor)
+        return tensor
+
+
+@contextmanager
+def _forwards_replaced(
+    modules: Iterable[nn.Module], forwards: Sequence[Callable[..., Any]]
+) -> Iterator[None]:
+    """Give modules another forward. The modules stay in place: models read attributes of them."""
+    before: list[Any] = [module.__dict__.get("forward") for module in modules]
+    try:
+        for module, forward in zip(modules, forwards, strict=True):
+            module.__dict__["forward"] = forward
+        yield
+    finally:
+        for module, original in zip(modules, before, strict=True):
+            if original is None:
+                module.__dict__.pop("forward", None)
+            else:
+                module.__dict__["forward"] = original
+
+
+def _logits_after_blocks(
+    model: PreTrainedModel, layout: Layout, batch: Tensor, hidden: Tensor
+) -> Tensor:
+    """What the model does after its blocks (norm, head, soft capping), given their output."""
+    last = len(layout.structures) - 1
+
+    def stand_in(index: int) -> Callable[..., Any]:
+        structure = layout.structures[index]
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            passed = hidden if index == last else _split(structure, args, kwargs)[0]
+            return structure.output_with(passed)
+
+        return forward
+
+    forwards = [stand_in(index) for index in range(last + 1)]
+    with evaluation(model), _forwards_replaced(layout.blocks.modules, forwards):
+        return run_model(model, batch).logits

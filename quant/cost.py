@@ -1,0 +1,136 @@
+"""Seconds and peak memory of the stages of a quantization."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import torch
+
+SAMPLE_SECONDS = 0.01
+_STATM = Path("/proc/self/statm")
+
+
+@dataclass(frozen=True)
+class StageCost:
+    """What one stage cost, summed over all of its turns.
+
+    seconds     wall clock.
+    peak_bytes  highest memory in use while the stage ran, the model included; None where the
+                platform gives no figure.
+    memory      what peak_bytes is: "cuda allocator peak", "resident set, sampled every 10 ms" or
+                "resident set, high-water mark of the process" (a mark that earlier stages, or
+                whatever the process did before, may have set).
+    """
+
+    name: str
+    seconds: float
+    peak_bytes: int | None
+    memory: str
+
+
+class StageMeter:
+    """Measures named stages; a context manager around the whole run.
+
+    On a CUDA device memory is the allocator's own peak. On the CPU a thread samples the resident
+    set of the process, and every stage also reads it when it begins and ends. Stages do not nest.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._seconds: dict[str, float] = {}
+        self._peak: dict[str, int] = {}
+        self._stage: str | None = None
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> StageMeter:
+        if self._device.type != "cuda" and _STATM.exists():
+            self._thread = threading.Thread(target=self._sample, daemon=True, name="stage-meter")
+            self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Count the time and memory of the body towards stage `name`."""
+        if self._stage is not None:
+            raise RuntimeError(f"stage {name!r} cannot begin inside stage {self._stage!r}.")
+        cuda = self._device.type == "cuda"
+        if cuda:
+            torch.cuda.synchronize(self._device)
+            torch.cuda.reset_peak_memory_stats(self._device)
+        self._stage = name
+        self._note(name)
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            if cuda:
+                torch.cuda.synchronize(self._device)
+            self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - begin
+            self._note(name)
+            self._stage = None
+
+    def costs(self) -> list[StageCost]:
+        """The stages in the order in which they first began."""
+        source = _memory_source(self._device)
+        return [StageCost(n, s, self._peak.get(n), source) for n, s in self._seconds.items()]
+
+    def _note(self, stage: str) -> None:
+        bytes_now = _peak_now(self._device)
+        if bytes_now is not None:
+            self._peak[stage] = max(self._peak.get(stage, 0), bytes_now)
+
+    def _sample(self) -> None:
+        while not self._stop.wait(SAMPLE_SECONDS):
+            stage = self._stage
+            if stage is not None:
+                self._note(stage)
+
+
+def _peak_now(device: torch.device) -> int | None:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if _STATM.exists():
+        return _resident_bytes()
+    return _high_water_bytes()
+
+
+def _memory_source(device: torch.device) -> str:
+    if device.type == "cuda":
+        return "cuda allocator peak"
+    if _STATM.exists():
+        return f"resident set, sampled every {SAMPLE_SECONDS * 1000:.0f} ms"
+    if _high_water_bytes() is not None:
+        return "resident set, high-water mark of the process"
+    return "not measured on this platform"
+
+
+def _resident_bytes() -> int:
+    import resource
+
+    return int(_STATM.read_text().split()[1]) * resource.getpagesize()
+
+
+def _high_water_bytes() -> int | None:
+    try:
+        import resource
+    except ImportError:  # Windows has no getrusage
+        return None
+    # macOS counts ru_maxrss in bytes; Linux, which counts KiB, is measured through /proc instead.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

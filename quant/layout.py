@@ -1,0 +1,229 @@
+"""How a model calls its blocks, observed while it runs.
+
+Nothing is assumed about a block's signature or about what it returns: signatures and outputs change
+between versions of transformers, and a replay that guesses them computes wrong numbers silently.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from quant.blocks import Blocks, find_blocks, linear_layers
+from quant.errors import ModelLayoutError
+
+
+@dataclass(frozen=True)
+class BlockStructure:
+    """How one block is called and what it returns, observed on one window.
+
+    hidden_argument  position or keyword of the hidden states among the block's arguments.
+    output_index     where the hidden states are in the returned tuple; None for a bare tensor.
+    output_template  the returned tuple with None for its tensors; None for a bare tensor.
+    groups           linear layers of the block that read the very same input, in the order of
+                     execution: q, k and v together, then the output projection, ...
+    """
+
+    hidden_argument: int | str
+    output_index: int | None
+    output_template: tuple[Any, ...] | list[Any] | None
+    groups: tuple[tuple[str, ...], ...]
+
+    def hidden_of(self, output: Any) -> Tensor:
+        """The hidden states in what the block returned."""
+        return output if self.output_index is None else output[self.output_index]
+
+    def output_with(self, hidden: Tensor) -> Any:
+        """What the block would return for these hidden states."""
+        if self.output_index is None or self.output_template is None:
+            return hidden
+        output = list(self.output_template)
+        output[self.output_index] = hidden
+        return type(self.output_template)(output)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The blocks of a model and how each is called."""
+
+    blocks: Blocks
+    structures: tuple[BlockStructure, ...]
+
+
+@contextmanager
+def evaluation(model: nn.Module) -> Iterator[None]:
+    """Dropout off and no gradients inside; every module's training flag is restored after."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def run_model(model: PreTrainedModel, batch: Tensor) -> Any:
+    """The model's own forward pass on ids [batch, tokens], without a key-value cache."""
+    table: Tensor = model.get_input_embeddings().weight  # type: ignore[assignment]
+    return model(input_ids=batch.to(table.device), use_cache=False, return_dict=True)
+
+
+def learn_layout(model: PreTrainedModel, window: Tensor) -> Layout:
+    """Run the model once on window [tokens] and observe how it calls its blocks.
+
+    Raises ModelLayoutError when the blocks do not form one chain of hidden states.
+    """
+    blocks = find_blocks(model)
+    observers = [_Observer(block) for block in blocks.modules]
+    order: list[int] = []
+    handles = []
+    try:
+        for index, observer in enumerate(observers):
+            handles += observer.attach(partial(order.append, index))
+        with evaluation(model):
+            run_model(model, window[None])
+    finally:
+        for handle in handles:
+            handle.remove()
+    if order != list(range(len(blocks))):
+        raise ModelLayoutError(
+            f"{type(model).__name__} ran the blocks of {blocks.name} in the order {order}, not "
+            "each once from first to last, so they cannot be calibrated one after the other."
+        )
+    return Layout(blocks, _structures(blocks, observers))
+
+
+class _Observer:
+    """Notes, during one real forward pass, a block's arguments, output and linear inputs."""
+
+    def __init__(self, block: nn.Module) -> None:
+        self.block = block
+        self.args: tuple[Any, ...] = ()
+        self.kwargs: dict[str, Any] = {}
+        self.output: Any = None
+        # Keys of inputs by layer. The tensors are kept alive while the block runs, so that an
+        # address cannot come back for another tensor.
+        self._keys: dict[str, list[tuple[Any, ...]]] = {}
+        self._alive: list[Tensor] = []
+
+    def attach(self, on_call: Callable[[], None]) -> list[Any]:
+        def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            self.args, self.kwargs = args, kwargs
+            on_call()
+
+        def after(_: nn.Module, __: Any, output: Any) -> None:
+            self.output = output
+            self._alive.clear()
+
+        handles = [
+            self.block.register_forward_pre_hook(before, with_kwargs=True),
+            self.block.register_forward_hook(after),
+        ]
+        for name, module in linear_layers(self.block).items():
+            handles.append(module.register_forward_pre_hook(self._reader(name)))
+        return handles
+
+    def _reader(self, name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        def read(_: nn.Module, args: tuple[Any, ...]) -> None:
+            x = args[0]
+            key = (x.data_ptr(), tuple(x.shape), x.stride(), x.dtype, x._version)
+            self._keys.setdefault(name, []).append(key)
+            self._alive.append(x)
+
+        return read
+
+    def groups(self) -> tuple[tuple[str, ...], ...]:
+        """Layers with equal inputs; layers that did not run stand alone at the end."""
+        found: dict[tuple[Any, ...], list[str]] = {}
+        for name, keys in self._keys.items():
+            found.setdefault(tuple(keys), []).append(name)
+        idle = [(name,) for name in linear_layers(self.block) if name not in self._keys]
+        return (*map(tuple, found.values()), *idle)
+
+
+def _structures(blocks: Blocks, observers: list[_Observer]) -> tuple[BlockStructure, ...]:
+    first = _first_hidden_argument(observers[0], blocks.block_name(0))
+    arguments: list[int | str] = [first]
+    indices: list[int | None] = []
+    for index in range(len(observers) - 1):
+        source, target = observers[index], observers[index + 1]
+        name = f"{blocks.block_name(index)} ({type(source.block).__name__})"
+        output_index, argument = _link(source.output, target, name)
+        indices.append(output_index)
+        arguments.append(argument)
+    last = observers[-1]
+    like = indices[-1] if indices else _only_hidden_output(last, first, blocks.block_name(0))
+    indices.append(like)
+    return tuple(
+        BlockStructure(argument, output_index, _template(observer.output), observer.groups())
+        for argument, output_index, observer in zip(arguments, indices, observers, strict=True)
+    )
+
+
+def _link(output: Any, target: _Observer, name: str) -> tuple[int | None, int | str]:
+    """Which part of a block's output is which argument of the next block."""
+    if isinstance(output, Tensor):
+        parts: list[tuple[int | None, Any]] = [(None, output)]
+    elif type(output) in (tuple, list):
+        parts = list(enumerate(output))
+    else:
+        raise ModelLayoutError(
+            f"{name} returns a {type(output).__name__}; only a tensor or a tuple can be replayed."
+        )
+    arguments: list[tuple[int | str, Any]] = [*enumerate(target.args), *target.kwargs.items()]
+    links = [
+        (index, argument)
+        for index, part in parts
+        for argument, value in arguments
+        if isinstance(part, Tensor) and part is value
+    ]
+    if len(links) == 1:
+        return links[0]
+    problem = (
+        "is not handed to the next block as it is (the model changes it in between)"
+        if not links
+        else f"reaches the next block in {len(links)} arguments ({[a for _, a in links]})"
+    )
+    raise ModelLayoutError(
+        f"the output of {name} {problem}; a chain of one tensor of hidden states is needed to "
+        "calibrate block by block. method=rtn needs no such chain."
+    )
+
+
+def _first_hidden_argument(observer: _Observer, name: str) -> int | str:
+    if observer.args and isinstance(observer.args[0], Tensor):
+        return 0
+    if isinstance(observer.kwargs.get("hidden_states"), Tensor):
+        return "hidden_states"
+    raise ModelLayoutError(
+        f"{name} is called without a first tensor or a hidden_states argument "
+        f"(keywords: {', '.join(observer.kwargs)}), so its hidden states cannot be told."
+    )
+
+
+def _only_hidden_output(observer: _Observer, argument: int | str, name: str) -> int | None:
+    """Where a model's single block, with no next block to look at, returns its hidden states."""
+    if isinstance(observer.output, Tensor):
+        return None
+    source = observer.args[argument] if isinstance(argument, int) else observer.kwargs[argument]
+    parts = observer.output if type(observer.output) in (tuple, list) else ()
+    for index, part in enumerate(parts):
+        if isinstance(part, Tensor) and part.shape == source.shape and part.dtype == source.dtype:
+            return index
+    raise ModelLayoutError(
+        f"{name} returns no tensor of the shape of its hidden states {tuple(source.shape)}."
+    )
+
+
+def _template(output: Any) -> tuple[Any, ...] | list[Any] | None:
+    if isinstance(output, Tensor):
+        return None
+    return type(output)(None if isinstance(part, Tensor) else part for part in output)

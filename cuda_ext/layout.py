@@ -1,0 +1,118 @@
+"""How codes lie in memory: a little-endian bit stream in int32 words, exactly as GPTQ stores it."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+WORD_BITS = 32
+BIT_WIDTHS = (2, 3, 4, 8)
+
+
+def words_for(codes: int, bits: int) -> int:
+    """Number of int32 words that hold `codes` codes of `bits` bits: ceil(codes * bits / 32)."""
+    return -(-codes * bits // WORD_BITS)
+
+
+def pack_codes(codes: Tensor, bits: int, *, dim: int = -1) -> Tensor:
+    """Pack uint8 codes [..., n, ...] into int32 words [..., ceil(n * bits / 32), ...] along `dim`.
+
+    Code i takes bits i * bits .. (i + 1) * bits - 1 of the stream; bit b of the stream is bit
+    b mod 32 of word b // 32, so a 3-bit code may straddle two words. The last word is padded with
+    zero bits. With dim=0 on codes [in, out] this is the qweight of a GPTQ checkpoint, and with
+    dim=-1 on zeros [groups, out] its qzeros.
+
+    Raises TypeError unless codes are uint8, ValueError for a bit width other than 2, 3, 4, 8 or a
+    code that does not fit.
+    """
+    period, stride = _period(bits)
+    if codes.dtype != torch.uint8:
+        raise TypeError(f"pack_codes: codes are {codes.dtype}; pass torch.uint8.")
+    if codes.numel() and int(codes.max()) >= 2**bits:
+        raise ValueError(
+            f"pack_codes: code {int(codes.max())} does not fit in {bits} bits; "
+            f"codes go from 0 to {2**bits - 1}."
+        )
+    lead, n, trail = _split(codes, dim)
+    before, after = math.prod(lead), math.prod(trail)
+    blocks = -(-n // period)
+    flat = pad(codes.reshape(before, n, after), (0, 0, 0, blocks * period - n))
+    flat = flat.view(before, blocks, period, after)
+    words = torch.zeros(before, blocks, stride, after, dtype=torch.int32, device=codes.device)
+    for phase in range(period):
+        word, shift = divmod(phase * bits, WORD_BITS)
+        code = flat[:, :, phase].int()
+        words[:, :, word] |= code << shift
+        if shift + bits > WORD_BITS:
+            words[:, :, word + 1] |= code >> (WORD_BITS - shift)
+    kept = words.view(before, blocks * stride, after)[:, : words_for(n, bits)]
+    return kept.reshape(*lead, kept.shape[1], *trail)
+
+
+def unpack_codes(
+    words: Tensor, bits: int, n: int, *, dim: int = -1, dtype: torch.dtype = torch.uint8
+) -> Tensor:
+    """Unpack n codes along `dim` from the words that pack_codes made; its exact inverse.
+
+    words is int32 with ceil(n * bits / 32) words along `dim`; the codes come as `dtype`, so that a
+    kernel that wants float32 codes does not pay for a second pass. Works on tracing tensors too.
+
+    Raises TypeError unless words are int32, ValueError for an unknown bit width or when the number
+    of words is not the one that n codes take.
+    """
+    period, stride = _period(bits)
+    if words.dtype != torch.int32:
+        raise TypeError(f"unpack_codes: words are {words.dtype}; pass torch.int32.")
+    lead, held, trail = _split(words, dim)
+    before, after = math.prod(lead), math.prod(trail)
+    if held != words_for(n, bits):
+        raise ValueError(
+            f"unpack_codes: {held} words along dim {dim} are not what {n} codes of {bits} bits "
+            f"take; expected {words_for(n, bits)}."
+        )
+    blocks = -(-n // period)
+    flat = words.reshape(before, held, after)
+    if held != blocks * stride:
+        flat = pad(flat, (0, 0, 0, blocks * stride - held))
+    flat = flat.view(before, blocks, stride, after)
+    codes = torch.empty(before, blocks, period, after, dtype=dtype, device=words.device)
+    mask = 2**bits - 1
+    for word in range(stride):
+        first = -(-word * WORD_BITS // bits)
+        end = (word + 1) * WORD_BITS // bits
+        shifts = torch.arange(
+            first * bits - word * WORD_BITS,
+            end * bits - word * WORD_BITS,
+            bits,
+            dtype=torch.int32,
+            device=words.device,
+        )
+        # One broadcast for all codes that lie whole in this word. >> copies the sign bit
+        # downwards: the mask removes it, together with the other codes.
+        whole = flat[:, :, word, None] >> shifts[:, None]
+        codes[:, :, first:end] = whole.bitwise_and_(mask)
+        low = (word + 1) * WORD_BITS - end * bits
+        if low:  # the next code straddles: `low` bits here, the others open the next word
+            start = (flat[:, :, word] >> (WORD_BITS - low)) & (2**low - 1)
+            codes[:, :, end] = (start | (flat[:, :, word + 1] << low)) & mask
+    kept = codes.view(before, blocks * period, after)[:, :n]
+    return kept.reshape(*lead, n, *trail)
+
+
+def _period(bits: int) -> tuple[int, int]:
+    """(codes, words) after which the stream is aligned to a word again: 3 bits, (32, 3)."""
+    if bits not in BIT_WIDTHS:
+        raise ValueError(f"bits={bits} is not a bit width; choose one of 2, 3, 4, 8.")
+    codes = WORD_BITS // math.gcd(WORD_BITS, bits)
+    return codes, codes * bits // WORD_BITS
+
+
+def _split(tensor: Tensor, dim: int) -> tuple[torch.Size, int, torch.Size]:
+    """The sizes before `dim`, its own size, and the sizes after it."""
+    if not -tensor.dim() <= dim < tensor.dim():
+        raise ValueError(f"dim={dim} is out of range for a tensor with {tensor.dim()} dimensions.")
+    axis = dim % tensor.dim()
+    return tensor.shape[:axis], tensor.shape[axis], tensor.shape[axis + 1 :]

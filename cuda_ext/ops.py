@@ -1,0 +1,237 @@
+"""The packed operators as torch operators: schema, fake implementation, checks and dispatch.
+
+`bitsweep::dequantize` and `bitsweep::linear` are what graphs see (torch.compile, export); the
+functions here give them defaults and choose the kernel. Both take the buffers of one layer with
+`in` inputs, `out` outputs and `groups` groups:
+
+qweight          int32 [ceil(in * bits / 32), out], the codes down the rows (cuda_ext.layout).
+scales           floating point [groups, out].
+qzeros           int32 [groups, ceil(out * bits / 32)], the true zero-points (v2); None if ternary.
+scales_negative  ternary only, [groups, out] like scales: code 0 is -scales_negative, 1 is 0, 2 is
+                 scales.
+g_idx            int32 [in], the group of every input; None: input i is in group i // group_size.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from cuda_ext import reference
+from cuda_ext.layout import BIT_WIDTHS, words_for
+
+KERNELS = ("auto", "reference", "cuda", "cpu")
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+class KernelUnavailable(RuntimeError):
+    """A kernel that was asked for by name and does not exist on this machine."""
+
+
+def resolve_kernel(name: str) -> str:
+    """The kernel that `name` stands for here: "auto" and "reference" give "reference".
+
+    Raises KernelUnavailable for "cuda" and "cpu", ValueError for an unknown name.
+    """
+    if name not in KERNELS:
+        raise ValueError(f"kernel={name!r} is unknown; choose one of {', '.join(KERNELS)}.")
+    if name in ("cuda", "cpu"):
+        raise KernelUnavailable(
+            f"kernel={name!r} is not part of this version of Bitsweep, which has only the "
+            "reference operators in plain PyTorch; use kernel=reference, or kernel=auto for the "
+            "best that is there."
+        )
+    return "reference"
+
+
+def dequantize(
+    qweight: Tensor,
+    scales: Tensor,
+    qzeros: Tensor | None = None,
+    *,
+    bits: int,
+    in_features: int,
+    group_size: int | None = None,
+    scales_negative: Tensor | None = None,
+    g_idx: Tensor | None = None,
+    dtype: torch.dtype = torch.float32,
+    kernel: str = "auto",
+) -> Tensor:
+    """The weight [out, in] of packed buffers, computed in float32 and rounded once to dtype.
+
+    group_size None is one group for the whole row. Raises TypeError or ValueError naming the
+    argument and its value, KernelUnavailable for a kernel that is not there.
+    """
+    resolve_kernel(kernel)
+    size = in_features if group_size is None else group_size
+    return torch.ops.bitsweep.dequantize(
+        qweight, scales, qzeros, scales_negative, g_idx, bits, in_features, size, dtype
+    )
+
+
+def linear(
+    x: Tensor,
+    qweight: Tensor,
+    scales: Tensor,
+    qzeros: Tensor | None = None,
+    *,
+    bits: int,
+    group_size: int | None = None,
+    scales_negative: Tensor | None = None,
+    g_idx: Tensor | None = None,
+    bias: Tensor | None = None,
+    kernel: str = "auto",
+) -> Tensor:
+    """x [..., in] @ weight.T + bias over packed buffers: [..., out] in the dtype of x.
+
+    The reference kernel multiplies in float32 (float64 for float64 x). group_size None is one
+    group for the whole row; bias is [out]. Raises like `dequantize`.
+    """
+    resolve_kernel(kernel)
+    size = x.shape[-1] if group_size is None else group_size
+    return torch.ops.bitsweep.linear(
+        x, qweight, scales, qzeros, scales_negative, g_idx, bias, bits, size
+    )
+
+
+@torch.library.custom_op("bitsweep::dequantize", mutates_args=())
+def _dequantize(
+    qweight: Tensor,
+    scales: Tensor,
+    qzeros: Tensor | None,
+    scales_negative: Tensor | None,
+    g_idx: Tensor | None,
+    bits: int,
+    in_features: int,
+    group_size: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    _check_weight(
+        "dequantize",
+        (qweight, scales, qzeros, scales_negative, g_idx),
+        bits,
+        in_features,
+        group_size,
+    )
+    if dtype not in FLOATS:
+        raise TypeError(f"dequantize: dtype={dtype} is not one of {_names(FLOATS)}.")
+    return reference.dequantize(
+        qweight, scales, qzeros, scales_negative, g_idx, bits, in_features, group_size, dtype
+    )
+
+
+@_dequantize.register_fake
+def _(qweight, scales, qzeros, scales_negative, g_idx, bits, in_features, group_size, dtype):
+    buffers = (qweight, scales, qzeros, scales_negative, g_idx)
+    _check_weight("dequantize", buffers, bits, in_features, group_size)
+    return scales.new_empty((scales.shape[1], in_features), dtype=dtype)
+
+
+@torch.library.custom_op("bitsweep::linear", mutates_args=())
+def _linear(
+    x: Tensor,
+    qweight: Tensor,
+    scales: Tensor,
+    qzeros: Tensor | None,
+    scales_negative: Tensor | None,
+    g_idx: Tensor | None,
+    bias: Tensor | None,
+    bits: int,
+    group_size: int,
+) -> Tensor:
+    buffers = (qweight, scales, qzeros, scales_negative, g_idx)
+    _check_input(x, bias, buffers, bits, group_size)
+    return reference.linear(
+        x, qweight, scales, qzeros, scales_negative, g_idx, bias, bits, group_size
+    )
+
+
+@_linear.register_fake
+def _(x, qweight, scales, qzeros, scales_negative, g_idx, bias, bits, group_size):
+    buffers = (qweight, scales, qzeros, scales_negative, g_idx)
+    _check_input(x, bias, buffers, bits, group_size)
+    return x.new_empty((*x.shape[:-1], scales.shape[1]))
+
+
+Buffers = tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]
+
+
+def _check_input(
+    x: Tensor, bias: Tensor | None, buffers: Buffers, bits: int, group_size: int
+) -> None:
+    """What `linear` needs of x and bias; TypeError or ValueError that names the argument."""
+    op = "linear"
+    if x.dtype not in FLOATS:
+        raise TypeError(f"{op}: x is {x.dtype}; pass one of {_names(FLOATS)}.")
+    if x.dim() == 0:
+        raise ValueError(f"{op}: x is a scalar; pass x as [..., in].")
+    _check_weight(op, buffers, bits, x.shape[-1], group_size)
+    scales = buffers[1]
+    _check_device(op, "x", x, buffers[0])
+    if bias is not None:
+        _check_tensor(op, "bias", bias, FLOATS, (scales.shape[1],))
+        _check_device(op, "bias", bias, buffers[0])
+
+
+def _check_weight(op: str, buffers: Buffers, bits: int, in_features: int, group_size: int) -> None:
+    """What both operators need of the packed buffers."""
+    qweight, scales, qzeros, negative, g_idx = buffers
+    if bits not in BIT_WIDTHS:
+        raise ValueError(f"{op}: bits={bits} is not a bit width; choose one of 2, 3, 4, 8.")
+    if group_size < 1:
+        raise ValueError(f"{op}: group_size={group_size}; pass at least 1, or None for one group.")
+    if scales.dim() != 2:
+        raise ValueError(f"{op}: scales are {list(scales.shape)}; expected [groups, out].")
+    if (qzeros is None) == (negative is None):
+        given = "both" if qzeros is not None else "neither"
+        raise ValueError(
+            f"{op}: {given} of qzeros (uniform levels) and scales_negative (ternary levels) given; "
+            "pass exactly one."
+        )
+    groups, outputs = scales.shape
+    if g_idx is None and groups != -(-in_features // group_size):
+        raise ValueError(
+            f"{op}: scales have {groups} groups, but {in_features} inputs in groups of "
+            f"{group_size} make {-(-in_features // group_size)}; pass the matching group_size, "
+            "or g_idx."
+        )
+    words = words_for(in_features, bits)
+    _check_tensor(op, "qweight", qweight, (torch.int32,), (words, outputs))
+    _check_tensor(op, "scales", scales, FLOATS, (groups, outputs))
+    if qzeros is not None:
+        shape = (groups, words_for(outputs, bits))
+        _check_tensor(op, "qzeros", qzeros, (torch.int32,), shape)
+    if negative is not None:
+        if bits != 2:
+            raise ValueError(f"{op}: bits={bits} with scales_negative; ternary codes take 2 bits.")
+        _check_tensor(op, "scales_negative", negative, (scales.dtype,), (groups, outputs))
+    if g_idx is not None:
+        _check_tensor(op, "g_idx", g_idx, (torch.int32,), (in_features,))
+    names = ("scales", "qzeros", "scales_negative", "g_idx")
+    for name, tensor in zip(names, buffers[1:], strict=True):
+        if tensor is not None:
+            _check_device(op, name, tensor, qweight)
+
+
+def _check_tensor(
+    op: str, name: str, tensor: Tensor, dtypes: tuple[torch.dtype, ...], shape: tuple[int, ...]
+) -> None:
+    if tensor.dtype not in dtypes:
+        raise TypeError(f"{op}: {name} is {tensor.dtype}; pass {_names(dtypes)}.")
+    if tuple(tensor.shape) != shape:
+        raise ValueError(
+            f"{op}: {name} is {list(tensor.shape)}; expected {list(shape)} for these bits, inputs "
+            "and groups."
+        )
+
+
+def _check_device(op: str, name: str, tensor: Tensor, qweight: Tensor) -> None:
+    if tensor.device != qweight.device:
+        raise ValueError(
+            f"{op}: {name} is on {tensor.device} and qweight on {qweight.device}; move the layer "
+            "and its input to one device."
+        )
+
+
+def _names(dtypes: tuple[torch.dtype, ...]) -> str:
+    return ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)

@@ -14,11 +14,17 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+from harness.errors import BitsweepError
+
 STORY_SEPARATOR = "<|endoftext|>"
 
 
-class TextError(RuntimeError):
+class TextError(BitsweepError):
     """A text cannot be had; the message names it and says what to do next."""
+
+
+class ProtocolError(BitsweepError):
+    """A protocol is unknown or its text does not give the windows that were asked for."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +46,7 @@ class HubText:
 
 
 def wikitext_row(line: str) -> str:
-    """Return a line of a WikiText file as its dataset row: blank lines become empty, others stay."""
+    """Return a line of a WikiText file as its dataset row: blank ones are empty, others stay."""
     return line if line.strip() else ""
 
 

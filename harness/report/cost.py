@@ -1,0 +1,147 @@
+"""The cost table: seconds to quantize, milliseconds a token, bytes of weights and memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from harness.report.names import (
+    Footnotes,
+    failed_seeds,
+    missing,
+    name_cells,
+    name_columns,
+)
+from harness.report.rows import Figure, FigureKey, Row
+from harness.report.table import Cell, Column, Table, ranged, significant
+
+REFERENCE_KERNEL = (
+    "reference kernel, plain PyTorch that unpacks every weight at every step: "
+    "exact, but no measure of what packed kernels reach"
+)
+
+
+def _plain(figure: Figure) -> str:
+    return significant(figure.value)
+
+
+def _range(figure: Figure) -> str:
+    return ranged(figure.value, figure.low, figure.high)
+
+
+def _ratio(figure: Figure) -> str:
+    return ranged(figure.value, figure.low, figure.high, digits=2)
+
+
+def _megabytes(figure: Figure) -> str:
+    return significant(figure.value / 1e6)
+
+
+# Follow from other columns, so the screen can do without.
+DERIVED = ("decode_tokens_per_s", "decode_bandwidth")
+
+# metric of the latency suite -> (header, detail, how it is written)
+METRICS: dict[str, tuple[str, str, Callable[[Figure], str]]] = {
+    "weight_bytes": ("weights", "MB", _megabytes),
+    "prefill_ms": ("prefill", "ms", _plain),
+    "decode_ms": ("decode", "ms/token", _range),
+    "decode_time_ratio": ("decode", "× full", _ratio),
+    "decode_tokens_per_s": ("tokens", "/s", _plain),
+    "decode_bandwidth": ("weights", "GB/s", _plain),
+    "peak_memory_bytes": ("peak", "MB", _megabytes),
+}
+
+
+def cost_table(model: str, rows: list[Row]) -> Table | None:
+    """The table of one model's rows; None when nothing was quantized or timed."""
+    keys = cost_keys(rows)
+    quantized = any(_quantized(row) for row in rows)
+    failed = not keys and any("latency" in row.failures for row in rows)
+    if not keys and not quantized and not failed:
+        return None
+    footnotes = Footnotes()
+    columns = name_columns(rows)
+    if quantized:
+        columns.append(Column("quantization_s", "quant.", "s"))
+    columns += [_column(key, keys) for key in keys]
+    if failed:
+        columns.append(Column("latency:status", "latency"))
+    cells = []
+    for row in rows:
+        line = name_cells(row, rows, footnotes)
+        if quantized:
+            line.append(_quantization_cell(row, footnotes))
+        line += [_cell(row, key, footnotes) for key in keys]
+        if failed:
+            line.append(missing(row, "latency", footnotes))
+        cells.append(line)
+    notes = _notes(rows, keys)
+    return Table("cost", f"Time and memory of {model}", columns, cells, notes, footnotes.texts)
+
+
+def cost_keys(rows: list[Row]) -> list[FigureKey]:
+    """In the order of METRICS; several prompt lengths stand side by side."""
+    names = list(METRICS)
+    keys = {key for row in rows for key in row.figures if key[0] == "latency" and key[2] in names}
+    return sorted(keys, key=lambda key: (names.index(key[2]), key[1]))
+
+
+def _column(key: FigureKey, keys: list[FigureKey]) -> Column:
+    _, task, metric = key
+    header, detail, _ = METRICS[metric]
+    on_screen = metric not in DERIVED
+    if sum(other[2] == metric for other in keys) > 1:
+        return Column(f"{task}:{metric}", task, f"{header} {detail}", on_screen=on_screen)
+    return Column(metric, header, detail, on_screen=on_screen)
+
+
+def _quantized(row: Row) -> bool:
+    stages = (*row.seconds, *row.failures)
+    return "quantization" in stages and not row.full_precision
+
+
+def _quantization_cell(row: Row, footnotes: Footnotes) -> Cell:
+    seconds = row.seconds.get("quantization")
+    if seconds is None:
+        return missing(row, "quantization", footnotes)
+    marks = failed_seeds(row, "quantization", footnotes)
+    return Cell(significant(seconds), seconds, marks=marks)
+
+
+def _cell(row: Row, key: FigureKey, footnotes: Footnotes) -> Cell:
+    figure = row.figures.get(key)
+    if figure is None:
+        # A full-precision row has no twin to be compared with: empty, not failed.
+        alone = row.full_precision and key[2].endswith("_ratio")
+        return Cell() if alone else missing(row, "latency", footnotes)
+    marks = failed_seeds(row, "latency", footnotes)
+    if figure.kernel == "reference" and key[2] in ("decode_ms",):
+        marks += (footnotes.mark(REFERENCE_KERNEL),)
+    text = METRICS[key[2]][2](figure)
+    return Cell(text, figure.value, figure.stderr, figure.low, figure.high, marks)
+
+
+def _notes(rows: list[Row], keys: list[FigureKey]) -> list[str]:
+    tasks = sorted({key[1] for key in keys if key[2] == "decode_ms"})
+    if not tasks:
+        return []
+    notes = [
+        f"Medians [p10–p90] at batch 1 with the KV cache, {', '.join(tasks)}. × full: times the "
+        "time of the full-precision twin, measured in turn in the same process."
+    ]
+    timed = _said(rows, "decode_ms")
+    settings = {
+        ", ".join(part for part in text.split("; ") if not part.startswith("kernel:"))
+        for text in timed
+    }
+    notes += [f"Conditions: {text}." for text in sorted(settings) if text]
+    notes += [
+        f"Peak memory: {text.removeprefix('measured: ')}."
+        for text in _said(rows, "peak_memory_bytes")
+        if text
+    ]
+    return notes
+
+
+def _said(rows: list[Row], metric: str) -> list[str]:
+    """The different notes that the figures of a metric carry."""
+    return sorted({f.notes for row in rows for key, f in row.figures.items() if key[2] == metric})

@@ -1,0 +1,176 @@
+"""Records as one tidy pandas frame: a row a metric, and one row for a stage that failed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+from harness.config import MethodConfig
+from harness.record import Metric, Record
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+QUANTILES = ("p10", "p50", "p90", "p99")
+
+COLUMNS = (
+    # what was measured on: the cell
+    "model",
+    "method",
+    "options",
+    "scheme",
+    "dtype",
+    "bits",
+    "group_size",
+    "bits_per_weight",
+    "calibration",
+    "seed",
+    # what was measured
+    "suite",
+    "task",
+    "metric",
+    "value",
+    "stderr",
+    "unit",
+    "n",
+    "n_unit",
+    "token_hash",
+    "higher_is_better",
+    *QUANTILES,
+    # how to read it
+    "kernel",
+    "fallbacks",
+    "status",
+    "error",
+    "notes",
+    # where it is from
+    "seconds",
+    "started_at",
+    "key",
+    "cell_key",
+    "cell_config",
+)
+
+FLOAT_BITS = {"float64": 64, "float32": 32, "float16": 16, "bfloat16": 16}
+
+_OPTION_LABELS = {
+    "damping": "damp {}",
+    "block_size": "block {}",
+    "act_order": "act-order",
+    "static_groups": "static groups",
+    "group_grid": "{} grids",
+    "true_sequential": "true-sequential",
+}
+
+
+def from_records(records: Iterable[Record]) -> pd.DataFrame:
+    """One row a metric with the columns COLUMNS; a failed stage is a row without a metric.
+
+    A figure measured several times on the same cell (the same suite with other settings that
+    leave its name as it is) appears once for every record. Missing numbers are NaN, missing
+    texts None. Sorted, so that the order of the records does not matter.
+    """
+    import pandas as pd
+
+    rows = [row for record in records for row in _rows(record)]
+    frame = pd.DataFrame(rows, columns=list(COLUMNS))
+    numbers = ["bits", "group_size", "bits_per_weight", "value", "stderr", *QUANTILES]
+    frame[numbers] = frame[numbers].astype("float64")
+    order = ["model", "suite", "task", "metric", "cell_key", "started_at", "key"]
+    by = [frame[column].fillna("").astype(str) for column in order]
+    position = pd.concat(by, axis=1).sort_values(order, kind="stable").index
+    return frame.loc[position].reset_index(drop=True)
+
+
+def _rows(record: Record) -> list[dict[str, Any]]:
+    method, options = _method(record)
+    shared = {
+        "model": record.cell.model,
+        "method": method,
+        "options": options,
+        "scheme": record.cell.scheme,
+        "dtype": _section(record, "model").get("dtype"),
+        "bits": _section(record, "scheme").get("bits"),
+        "group_size": _section(record, "scheme").get("group_size"),
+        "bits_per_weight": _bits_per_weight(record),
+        "calibration": record.cell.calibration,
+        "seed": record.cell.seed,
+        "suite": record.suite,
+        "fallbacks": "; ".join(
+            f"{layer.name}: {layer.fallback}" for layer in record.layers if layer.fallback
+        ),
+        "status": record.status,
+        "error": _error(record),
+        "seconds": record.seconds,
+        "started_at": record.started_at,
+        "key": record.key,
+        "cell_key": record.cell_key,
+        "cell_config": cell_config(record),
+    }
+    if record.status == "failed" or not record.metrics:
+        return [shared]
+    return [shared | _metric(metric, record) for metric in record.metrics]
+
+
+def _metric(metric: Metric, record: Record) -> dict[str, Any]:
+    quantiles = metric.quantiles or {}
+    return {
+        "task": metric.task,
+        "metric": metric.name,
+        "value": metric.value,
+        "stderr": metric.stderr,
+        "unit": metric.unit,
+        "n": metric.n,
+        "n_unit": metric.n_unit,
+        "token_hash": metric.notes.get("token_hash"),
+        "higher_is_better": metric.higher_is_better,
+        **{name: quantiles.get(name) for name in QUANTILES},
+        "kernel": metric.notes.get("kernel") or record.environment.get("kernel"),
+        "notes": "; ".join(f"{key}: {value}" for key, value in sorted(metric.notes.items())),
+    }
+
+
+def _section(record: Record, name: str) -> dict[str, Any]:
+    section = record.config.get(name)
+    return section if isinstance(section, dict) else {}
+
+
+def _bits_per_weight(record: Record) -> float | None:
+    """Of the record; in full precision, the bits of the type that the weights have."""
+    if record.cell.bits_per_weight is not None or record.cell.method != "none":
+        return record.cell.bits_per_weight
+    return FLOAT_BITS.get(str(_section(record, "model").get("dtype")))
+
+
+def _error(record: Record) -> str | None:
+    if record.error is None:
+        return None
+    return f"{record.error.stage}: {record.error.type}: {record.error.message}"
+
+
+def _method(record: Record) -> tuple[str, str]:
+    """The solver, and the options that are not its defaults: ("gptq", "act-order").
+
+    The name in the cell ("gptq_actorder") is used where the record has no configuration.
+    """
+    settings = _section(record, "method")
+    if "name" not in settings:
+        name, _, options = record.cell.method.partition("_")
+        return name, options
+    labels = []
+    for option in fields(MethodConfig):
+        label = _OPTION_LABELS.get(option.name)
+        value = settings.get(option.name, option.default)
+        if label is not None and value != option.default:
+            labels.append(label.format(value))
+    return settings["name"], ", ".join(labels)
+
+
+def cell_config(record: Record) -> str:
+    """The configuration of a cell without its seeds, as JSON: what its name may not say."""
+    parts = {name: record.config.get(name) for name in ("model", "method", "scheme", "calib")}
+    if isinstance(parts["calib"], dict):
+        parts["calib"] = {key: value for key, value in parts["calib"].items() if key != "seed"}
+    return json.dumps(parts, sort_keys=True, default=str)

@@ -1,0 +1,61 @@
+"""The first columns of every table: which cell a row is, and the marks that go with it."""
+
+from __future__ import annotations
+
+from harness.report.rows import Row
+from harness.report.table import Cell, Column
+
+
+class Footnotes:
+    """Numbers footnotes in the order in which the table comes to them; one text, one number."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def mark(self, text: str) -> int:
+        if text not in self.texts:
+            self.texts.append(text)
+        return self.texts.index(text) + 1
+
+
+def name_columns(rows: list[Row]) -> list[Column]:
+    """Method and scheme; the calibration and the seeds only where rows differ in them."""
+    columns = [Column("method", "method", numeric=False), Column("scheme", "scheme", numeric=False)]
+    if len(calibrations(rows)) > 1:
+        columns.append(Column("calibration", "calibration", numeric=False))
+    if several_seeds(rows):
+        columns.append(Column("seeds", "seeds"))
+    return [*columns, Column("bits_per_weight", "bits/", "weight")]
+
+
+def name_cells(row: Row, rows: list[Row], footnotes: Footnotes) -> list[Cell]:
+    marks = tuple(footnotes.mark(f"fallback in {text}") for text in row.fallbacks)
+    cells = [Cell(row.label, row.label, marks=marks), Cell(row.scheme_label, row.scheme_label)]
+    if len(calibrations(rows)) > 1:
+        cells.append(Cell(row.calibration or "–", row.calibration or ""))
+    if several_seeds(rows):
+        cells.append(Cell(str(len(row.seeds)), float(len(row.seeds))))
+    bits = row.bits_per_weight
+    return [*cells, Cell() if bits is None else Cell(f"{bits:.2f}", bits)]
+
+
+def calibrations(rows: list[Row]) -> list[str]:
+    return sorted({row.calibration for row in rows if row.calibration})
+
+
+def several_seeds(rows: list[Row]) -> bool:
+    return any(len(row.seeds) > 1 for row in rows)
+
+
+def missing(row: Row, suite: str, footnotes: Footnotes) -> Cell:
+    """No figure: "failed" with the cause when the suite, or the quantization before it, failed."""
+    for stage in (suite, "quantization"):
+        if stage in row.failures:
+            return Cell("failed", marks=(footnotes.mark(row.failures[stage]),))
+    return Cell()
+
+
+def failed_seeds(row: Row, suite: str, footnotes: Footnotes) -> tuple[int, ...]:
+    """Marks a figure that some seeds have while others failed."""
+    cause = row.failures.get(suite)
+    return () if cause is None else (footnotes.mark(f"without the seeds that failed: {cause}"),)

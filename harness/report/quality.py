@@ -1,0 +1,150 @@
+"""The accuracy table: perplexity and zero-shot accuracy of every scheme and method."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+from harness.report.names import (
+    Footnotes,
+    calibrations,
+    failed_seeds,
+    missing,
+    name_cells,
+    name_columns,
+    several_seeds,
+)
+from harness.report.rows import Figure, FigureKey, Row
+from harness.report.table import Cell, Column, Table, measured
+
+SUITES = ("perplexity", "zeroshot")
+
+# metric -> (quantity as printed, factor, least and most decimals)
+METRICS = {
+    "perplexity": ("ppl ↓", 1.0, 2, 6),
+    "accuracy": ("acc. % ↑", 100.0, 1, 1),
+    "accuracy_norm": ("norm. acc. % ↑", 100.0, 1, 1),
+}
+
+
+def quality_table(model: str, rows: list[Row], notes: list[str]) -> Table | None:
+    """The table of one model's rows; None when no accuracy suite was asked for."""
+    keys = quality_keys(rows)
+    failed = [suite for suite in SUITES if _only_failed(suite, rows, keys)]
+    nothing = not any(row.figures for row in rows) and any(row.failures for row in rows)
+    if not keys and not failed and not nothing:
+        return None
+    footnotes = Footnotes()
+    columns = [
+        *name_columns(rows),
+        *(Column(f"{task}:{metric}", task, METRICS[metric][0]) for _, task, metric in keys),
+        *(Column(f"{suite}:status", suite) for suite in failed),
+    ]
+    if nothing and not failed:
+        columns.append(Column("status", "status"))
+    best = _best(rows, keys)
+    usual = {key: _usual_sample(rows, key) for key in keys}
+    cells = []
+    for index, row in enumerate(rows):
+        line = name_cells(row, rows, footnotes)
+        for key in keys:
+            cell = _cell(row, key, usual[key], footnotes)
+            line.append(replace(cell, best=(index, key) in best))
+        line += [missing(row, suite, footnotes) for suite in failed]
+        if nothing and not failed:
+            line.append(_any_failure(row, footnotes))
+        cells.append(line)
+    said = [*_notes(rows, keys, usual, bool(best)), *notes]
+    return Table("accuracy", f"Accuracy of {model}", columns, cells, said, footnotes.texts)
+
+
+def quality_keys(rows: list[Row]) -> list[FigureKey]:
+    """Perplexities by protocol, then accuracies by task."""
+    keys = {key for row in rows for key in row.figures if key[0] in SUITES and key[2] in METRICS}
+    return sorted(keys, key=lambda key: (key[2] != "perplexity", key[1], key[2]))
+
+
+def _only_failed(suite: str, rows: list[Row], keys: list[FigureKey]) -> bool:
+    """The suite has no figure in any row, so there is no column to show its failures in."""
+    return not any(key[0] == suite for key in keys) and any(suite in row.failures for row in rows)
+
+
+def _any_failure(row: Row, footnotes: Footnotes) -> Cell:
+    stage = min(row.failures, default=None)
+    return Cell() if stage is None else missing(row, stage, footnotes)
+
+
+def _cell(row: Row, key: FigureKey, usual: tuple[int, str | None], footnotes: Footnotes) -> Cell:
+    figure = row.figures.get(key)
+    if figure is None:
+        return missing(row, key[0], footnotes)
+    _, factor, least, most = METRICS[key[2]]
+    stderr = None if figure.stderr is None else factor * figure.stderr
+    text = measured(factor * figure.value, stderr, least, most)
+    if figure.spread is not None:
+        text += f" ({measured(factor * figure.spread, None, least, most)})"
+    marks = failed_seeds(row, key[0], footnotes)
+    if _sample(figure) != usual:
+        other = f"on {figure.n} {figure.n_unit} that are not those of the column: do not compare"
+        marks += (footnotes.mark(other),)
+    return Cell(text, figure.value, figure.stderr, marks=marks)
+
+
+def _sample(figure: Figure) -> tuple[int, str | None]:
+    """What figures must share to be compared: how many observations, of which tokens."""
+    return figure.n, figure.token_hash
+
+
+def _usual_sample(rows: list[Row], key: FigureKey) -> tuple[int, str | None]:
+    samples = Counter(_sample(row.figures[key]) for row in rows if key in row.figures)
+    return max(samples, key=lambda sample: (samples[sample], sample[0], sample[1] or ""))
+
+
+def _best(rows: list[Row], keys: list[FigureKey]) -> set[tuple[int, FigureKey]]:
+    """(row, key) of the best figure of a bit width, where the figures of that width differ."""
+    best = set()
+    for key in keys:
+        for bits in {row.bits for row in rows}:
+            rivals = {
+                index: row.figures[key]
+                for index, row in enumerate(rows)
+                if row.bits == bits and not row.full_precision and key in row.figures
+            }
+            values = {figure.value for figure in rivals.values()}
+            if len(values) < 2:
+                continue
+            higher = any(figure.higher_is_better for figure in rivals.values())
+            winner = max(values) if higher else min(values)
+            best |= {(index, key) for index, each in rivals.items() if each.value == winner}
+    return best
+
+
+def _notes(
+    rows: list[Row],
+    keys: list[FigureKey],
+    usual: dict[FigureKey, tuple[int, str | None]],
+    bold: bool,
+) -> list[str]:
+    notes = []
+    figures = [row.figures[key] for row in rows for key in keys if key in row.figures]
+    measured_on: dict[str, list[str]] = {}
+    for key in keys:
+        unit = next(row.figures[key].n_unit for row in rows if key in row.figures)
+        measured_on.setdefault(f"{usual[key][0]} {unit}", []).append(key[1])
+    if keys:
+        counts = "; ".join(
+            f"{', '.join(dict.fromkeys(tasks))}: {count}" for count, tasks in measured_on.items()
+        )
+        notes.append(f"Measured on {counts}.")
+    if any(figure.stderr is not None for figure in figures):
+        notes.append(
+            "± is one standard error over the text. All rows see the same text, so the differences "
+            "between rows are surer than ± suggests."
+        )
+    if several_seeds(rows):
+        notes.append("Several seeds: their mean and, in brackets, their standard deviation.")
+    if bold:
+        notes.append("Bold: best of its bit width.")
+    if len(calibrations(rows)) == 1:
+        notes.append(f"Calibrated on {calibrations(rows)[0]}.")
+    return notes

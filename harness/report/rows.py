@@ -1,0 +1,253 @@
+"""What tables and plots show: one row a model, method and scheme, seeds taken together."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+METHOD_ORDER = ("none", "rtn", "gptq")
+METHOD_NAMES = {"none": "full prec.", "rtn": "RTN", "gptq": "GPTQ"}
+
+FigureKey = tuple[str, str, str]  # suite, task, metric
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure of a row; with several seeds the mean of all and their standard deviation."""
+
+    value: float
+    stderr: float | None
+    low: float | None  # p10
+    high: float | None  # p90
+    unit: str
+    n: int
+    n_unit: str
+    token_hash: str | None
+    higher_is_better: bool
+    kernel: str | None
+    notes: str
+    seeds: int = 1
+    spread: float | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """A model x method x scheme: its figures, its failures by suite, and what was allowed."""
+
+    model: str
+    method: str
+    variant: str  # options and settings that tell two rows of one method and scheme apart
+    scheme: str
+    dtype: str | None  # of the weights that are not quantized
+    calibration: str | None
+    bits: float | None
+    group_size: float | None
+    bits_per_weight: float | None
+    seeds: tuple[int, ...]
+    figures: dict[FigureKey, Figure] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)  # suite -> cause
+    fallbacks: tuple[str, ...] = ()
+    seconds: dict[str, float] = field(default_factory=dict)  # suite -> wall time
+
+    @property
+    def full_precision(self) -> bool:
+        return self.method == "none"
+
+    @property
+    def scheme_label(self) -> str:
+        """The scheme; in full precision the type of the weights."""
+        return (self.dtype or self.scheme) if self.full_precision else self.scheme
+
+    @property
+    def label(self) -> str:
+        """The method as tables print it: "GPTQ act-order"."""
+        return f"{METHOD_NAMES.get(self.method, self.method)} {self.variant}".strip()
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows in the order of the tables, and what a reader must know about their choice."""
+
+    rows: list[Row]
+    notes: list[str]
+
+    def figure_keys(self) -> list[FigureKey]:
+        return sorted({key for row in self.rows for key in row.figures})
+
+
+def read_rows(frame: pd.DataFrame) -> Rows:
+    """Choose and combine what frame.from_records gives: full precision first, then bits downward.
+
+    A figure measured again later replaces the earlier one (a note says how many), and several
+    seeds become one row.
+    """
+    entries = [_plain(entry) for entry in frame.to_dict("records")]
+    _name_variants(entries)
+    latest, replaced = _latest(entries)
+    groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for entry in latest:
+        groups.setdefault(_row_key(entry), []).append(entry)
+    rows = sorted((_row(group) for group in groups.values()), key=_order)
+    notes = []
+    if replaced:
+        notes.append(
+            f"{replaced} older figures of the same cells are not shown: measured again since."
+        )
+    return Rows(rows, notes)
+
+
+def _plain(entry: dict[Any, Any]) -> dict[str, Any]:
+    """NaN (pandas' missing) becomes None."""
+    return {
+        key: None if isinstance(value, float) and math.isnan(value) else value
+        for key, value in entry.items()
+    }
+
+
+def _row_key(entry: dict[str, Any]) -> tuple[str, ...]:
+    names = ("model", "method", "variant", "scheme", "calibration")
+    return tuple(str(entry[name] or "") for name in names)
+
+
+def _name_variants(entries: list[dict[str, Any]]) -> None:
+    """Set "variant": the options, and where two configurations share a name, what differs."""
+    same_name: dict[tuple[str, ...], set[str]] = {}
+    for entry in entries:
+        entry["variant"] = entry["options"] or ""
+        same_name.setdefault(_row_key(entry), set()).add(entry["cell_config"])
+    for entry, key in [(entry, _row_key(entry)) for entry in entries]:
+        if len(same_name[key]) > 1:
+            extra = _difference(entry["cell_config"], same_name[key])
+            entry["variant"] = ", ".join(text for text in (entry["variant"], extra) if text)
+
+
+def _difference(config: str, others: set[str]) -> str:
+    """The settings of `config` on which `others` do not agree: "sequences=16"."""
+    flat = {text: _flatten(json.loads(text)) for text in others}
+    mine = flat[config]
+    paths = sorted({path for each in flat.values() for path in each})
+    differing = [path for path in paths if len({str(each.get(path)) for each in flat.values()}) > 1]
+    return ", ".join(f"{path.rsplit('.', 1)[-1]}={mine.get(path)}" for path in differing)
+
+
+def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {prefix: value}
+    flat: dict[str, Any] = {}
+    for key, inner in value.items():
+        flat |= _flatten(inner, f"{prefix}.{key}" if prefix else key)
+    return flat
+
+
+def _latest(entries: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], int]:
+    """The newest entry of every figure, and how many older ones there were.
+
+    A failure counts until its suite succeeds on that cell, and hides what was measured before.
+    """
+    newest_failure: dict[tuple[Any, ...], str] = {}
+    newest_success: dict[tuple[Any, ...], str] = {}
+    for entry in entries:
+        newest = newest_failure if entry["status"] == "failed" else newest_success
+        stage = (*_row_key(entry), entry["seed"], entry["suite"])
+        newest[stage] = max(newest.get(stage, ""), entry["started_at"])
+    chosen: dict[tuple[Any, ...], dict[str, Any]] = {}
+    replaced = 0
+    for entry in sorted(entries, key=lambda entry: (entry["started_at"], entry["key"])):
+        stage = (*_row_key(entry), entry["seed"], entry["suite"])
+        failure_counts = newest_failure.get(stage, "") > newest_success.get(stage, "")
+        if (entry["status"] == "failed") != failure_counts:
+            continue
+        figure = (*stage, entry["task"], entry["metric"])
+        replaced += figure in chosen and entry["metric"] is not None
+        chosen[figure] = entry
+    return list(chosen.values()), replaced
+
+
+def _row(group: list[dict[str, Any]]) -> Row:
+    first = group[0]
+    figures: dict[FigureKey, list[dict[str, Any]]] = {}
+    failures: dict[str, list[str]] = {}
+    for entry in group:
+        if entry["status"] == "failed":
+            failures.setdefault(entry["suite"], []).append(entry["error"] or "no cause recorded")
+        elif entry["metric"] is not None:
+            key = (entry["suite"], entry["task"], entry["metric"])
+            figures.setdefault(key, []).append(entry)
+    fallbacks = sorted({entry["fallbacks"] for entry in group if entry["fallbacks"]})
+    return Row(
+        model=first["model"],
+        method=first["method"],
+        variant=first["variant"],
+        scheme=first["scheme"],
+        dtype=first["dtype"],
+        calibration=first["calibration"],
+        bits=_known(entry["bits"] for entry in group),
+        group_size=_known(entry["group_size"] for entry in group),
+        bits_per_weight=_known(entry["bits_per_weight"] for entry in group),
+        seeds=tuple(sorted({int(entry["seed"]) for entry in group})),
+        figures={key: _combine(entries) for key, entries in sorted(figures.items())},
+        failures={suite: "; ".join(sorted(set(errors))) for suite, errors in failures.items()},
+        fallbacks=tuple(fallbacks),
+        seconds=_seconds(group),
+    )
+
+
+def _known(values: Iterable[float | None]) -> float | None:
+    return next((value for value in values if value is not None), None)
+
+
+def _seconds(group: list[dict[str, Any]]) -> dict[str, float]:
+    """Wall time of each suite, mean over seeds."""
+    times: dict[str, dict[str, float]] = {}
+    for entry in group:
+        if entry["status"] == "ok":
+            times.setdefault(entry["suite"], {})[entry["key"]] = entry["seconds"]
+    return {suite: statistics.fmean(each.values()) for suite, each in times.items()}
+
+
+def _combine(entries: list[dict[str, Any]]) -> Figure:
+    """Mean over seeds. The seeds share their texts, so the standard error does not shrink."""
+    values = [entry["value"] for entry in entries]
+    errors = [entry["stderr"] for entry in entries if entry["stderr"] is not None]
+    first = entries[0]
+
+    def mean(name: str) -> float | None:
+        known = [entry[name] for entry in entries if entry[name] is not None]
+        return statistics.fmean(known) if known else None
+
+    return Figure(
+        value=statistics.fmean(values),
+        stderr=math.sqrt(statistics.fmean(error**2 for error in errors)) if errors else None,
+        low=mean("p10"),
+        high=mean("p90"),
+        unit=first["unit"],
+        n=int(first["n"]),
+        n_unit=first["n_unit"],
+        token_hash=first["token_hash"],
+        higher_is_better=bool(first["higher_is_better"]),
+        kernel=first["kernel"],
+        notes=first["notes"] or "",
+        seeds=len(entries),
+        spread=statistics.stdev(values) if len(values) > 1 else None,
+    )
+
+
+def _order(row: Row) -> tuple[Any, ...]:
+    method = METHOD_ORDER.index(row.method) if row.method in METHOD_ORDER else len(METHOD_ORDER)
+    return (
+        row.model,
+        not row.full_precision,
+        -(row.bits or 0),
+        -(row.group_size or math.inf),  # a grid a row, then ever smaller groups
+        row.scheme,
+        method,
+        row.variant,
+        row.calibration or "",
+    )

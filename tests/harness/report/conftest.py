@@ -1,0 +1,208 @@
+"""A small sweep that never ran: records with figures made up by a formula."""
+
+import hashlib
+
+import pytest
+
+from harness.record import CellIdentity, Failure, LayerReport, Metric, Record
+
+SCHEMES = {  # name: (bits, group_size, bits_per_weight, RTN perplexity, GPTQ perplexity)
+    "w8": (8, None, 8.09, 5.022, 5.019),
+    "w4": (4, None, 4.08, 5.61, 5.18),
+    "w4g128": (4, 128, 4.16, 5.33, 5.11),
+    "w3": (3, None, 3.07, 9.42, 5.93),
+    "w2": (2, None, 2.07, 48213.4, 31.2),
+}
+GPTQ = {
+    "name": "gptq",
+    "damping": 0.01,
+    "block_size": 128,
+    "act_order": False,
+    "static_groups": False,
+    "group_grid": "current",
+    "true_sequential": False,
+}
+CALIB = {"name": "embedded", "protocol": "embedded_calib", "sequences": 64, "seed": 0}
+
+
+def make_record(
+    method: str = "rtn", scheme: str = "w4", suite: str = "perplexity", **changes
+) -> Record:
+    """One record; `changes` are fields of Record, or model, seed, config."""
+    model = changes.pop("model", "embedded")
+    seed = changes.pop("seed", 0)
+    bits, group, bits_per_weight, *_ = SCHEMES.get(scheme, (16, None, None))
+    config = {
+        "model": {"name": model, "dtype": "float32"},
+        "method": dict(GPTQ) if method == "gptq" else {"name": method},
+        "scheme": {"bits": bits, "group_size": group, "symmetric": False},
+        "calib": dict(CALIB) if method == "gptq" else None,
+        "seed": seed,
+    }
+    for path, value in changes.pop("config", {}).items():
+        part, _, name = path.partition(".")
+        config[part][name] = value
+    cell_key = hashlib.sha256(repr(config).encode()).hexdigest()
+    fields = {
+        "key": hashlib.sha256(f"{cell_key}{suite}".encode()).hexdigest(),
+        "cell_key": cell_key,
+        "suite": suite,
+        "status": "failed" if "error" in changes else "ok",
+        "cell": CellIdentity(
+            model=model,
+            method=method,
+            scheme=scheme,
+            calibration="embedded" if method == "gptq" else None,
+            seed=seed,
+            bits_per_weight=bits_per_weight,
+        ),
+        "config": config,
+        "started_at": "2026-11-21T10:00:00Z",
+        "seconds": 2.5,
+    }
+    return Record(**(fields | changes))
+
+
+def perplexity(value: float, stderr: float | None = None, **changes) -> Metric:
+    fields = {
+        "name": "perplexity",
+        "task": "embedded_eval",
+        "value": value,
+        "unit": "ppl",
+        "n": 20480,
+        "n_unit": "tokens",
+        "stderr": value * 0.011 if stderr is None else stderr,
+        "notes": {"token_hash": "ab12"},
+    }
+    return Metric(**(fields | changes))
+
+
+def accuracy(task: str, value: float, n: int = 500) -> Metric:
+    return Metric(
+        name="accuracy",
+        task=task,
+        value=value,
+        unit="fraction",
+        n=n,
+        n_unit="documents",
+        stderr=(value * (1 - value) / n) ** 0.5,
+        higher_is_better=True,
+    )
+
+
+def latencies(quantized: bool) -> list[Metric]:
+    notes = {"kernel": "reference" if quantized else "torch", "threads": "2", "dtype": "float32"}
+    decode = 14.2 if quantized else 3.1
+    task = "prompt64_decode16"
+    speed = {"task": task, "unit": "ms", "n": 48, "n_unit": "tokens", "notes": notes}
+    spread = {"p10": decode * 0.96, "p50": decode, "p90": decode * 1.2}
+    metrics = [
+        Metric(name="decode_ms", value=decode, quantiles=spread, **speed),
+        Metric(name="prefill_ms", value=3 * decode, quantiles=spread, **speed),
+        Metric(
+            name="weight_bytes",
+            task="model",
+            value=9.4e6 if quantized else 21.3e6,
+            unit="bytes",
+            n=1,
+            n_unit="models",
+        ),
+        Metric(
+            name="peak_memory_bytes",
+            task=task,
+            value=612e6,
+            unit="bytes",
+            n=1,
+            n_unit="models",
+            notes={"measured": "resident memory of the process"},
+        ),
+        Metric(
+            name="decode_tokens_per_s",
+            task=task,
+            value=1e3 / decode,
+            unit="tokens/s",
+            n=48,
+            n_unit="tokens",
+            higher_is_better=True,
+        ),
+    ]
+    if quantized:
+        metrics.append(
+            Metric(
+                name="decode_time_ratio",
+                task=task,
+                value=4.58,
+                unit="ratio",
+                n=3,
+                n_unit="repeats",
+                quantiles={"p10": 4.4, "p50": 4.58, "p90": 4.9},
+            )
+        )
+    return metrics
+
+
+def cell_records(method: str, scheme: str, value: float, **changes) -> list[Record]:
+    """All records of one cell: quantization, perplexity, zero-shot, latency."""
+    last_word = max(0.02, min(0.95, 1.0 - (value - 5) / 12))
+    records = [
+        make_record(method, scheme, metrics=[perplexity(value)], **changes),
+        make_record(
+            method,
+            scheme,
+            "zeroshot",
+            metrics=[
+                accuracy("embedded_last_word", last_word),
+                accuracy("embedded_choice", max(0.25, last_word - 0.03), 400),
+            ],
+            **changes,
+        ),
+        make_record(method, scheme, "latency", metrics=latencies(method != "none"), **changes),
+    ]
+    if method != "none":
+        layers = [
+            LayerReport(
+                name=f"model.decoder.layers.{block}.fc1",
+                block=block,
+                method=method,
+                scheme=scheme,
+                outputs=1024,
+                inputs=256,
+                bits_per_weight=4.08,
+                loss=0.5 + block if method == "gptq" else None,
+                weight_error=0.08,
+                damping=0.01 if method == "gptq" else None,
+                dead_columns=0,
+                tokens=8192,
+                seconds=0.2,
+            )
+            for block in range(2)
+        ]
+        seconds = 4.25 if method == "gptq" else 0.31
+        records.append(
+            make_record(method, scheme, "quantization", layers=layers, seconds=seconds, **changes)
+        )
+    return records
+
+
+@pytest.fixture
+def sweep() -> list[Record]:
+    """Full precision, RTN and GPTQ at five schemes; one cell failed, one suite failed."""
+    records = cell_records("none", "w16", 5.015)
+    for scheme, (*_, rtn, gptq) in SCHEMES.items():
+        records += cell_records("rtn", scheme, rtn)
+        if scheme != "w2":
+            records += cell_records("gptq", scheme, gptq)
+    singular = Failure(
+        stage="quantization",
+        type="SingularHessianError",
+        message="model.decoder.layers.3.fc2: the Hessian is singular (rank 12 of 1024); "
+        "use more calibration text or method.damping=0.1.",
+    )
+    records.append(make_record("gptq", "w2", "quantization", error=singular))
+    gone = Failure(stage="zeroshot", type="ConfigError", message="no task named lambda_x.")
+    return [
+        make_record("rtn", "w3", "zeroshot", error=gone)
+        if (record.cell.method, record.cell.scheme, record.suite) == ("rtn", "w3", "zeroshot")
+        else record
+        for record in records
+    ]

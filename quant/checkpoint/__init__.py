@@ -1,0 +1,32 @@
+"""QuantizedWeight and files that other tools load: GPTQ (read and written), AWQ (read)."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from quant.checkpoint.awq import read_awq
+    from quant.checkpoint.folder import verify
+    from quant.checkpoint.gptq import read_gptq
+    from quant.checkpoint.loader import load, load_weights, read_format
+    from quant.checkpoint.writer import save
+
+__all__ = ["load", "load_weights", "read_awq", "read_format", "read_gptq", "save", "verify"]
+
+_HOME = {
+    "load": "loader",
+    "load_weights": "loader",
+    "read_awq": "awq",
+    "read_format": "loader",
+    "read_gptq": "gptq",
+    "save": "writer",
+    "verify": "folder",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use, because these modules import transformers."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)

@@ -1,0 +1,220 @@
+"""Folders that appear whole or not at all, and that know the checksum of every file in them."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from quant.errors import ArtifactError
+
+MANIFEST = "artifact.json"
+MANIFEST_VERSION = 1
+_CHUNK = 1 << 20
+
+
+@contextlib.contextmanager
+def replace_folder(target: Path, needed_bytes: int) -> Iterator[Path]:
+    """Yield an empty folder beside target that takes its place when the block ends well.
+
+    What is at target stays as it is until the new folder is complete and on disk; when the block
+    fails or is interrupted the new one is removed. Leavings of processes that were killed are
+    removed too, and a folder that one of them had moved aside is put back.
+
+    Raises ArtifactError when target holds something that is not an artifact, when the disk has
+    fewer than needed_bytes (checked before anything is written), or when writing fails.
+    """
+    target = target.absolute()
+    _check_target(target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        recover(target)
+        _check_space(target, needed_bytes)
+        partial = _sibling(target, "partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+    except OSError as error:
+        raise _write_error(target, needed_bytes, error) from error
+    try:
+        yield partial
+        _write_manifest(partial)
+        _sync(partial)
+        _swap(partial, target)
+    except (OSError, SafetensorError) as error:
+        raise _write_error(target, needed_bytes, error) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def recover(target: Path) -> None:
+    """Undo what killed writers of target left: put a moved folder back, remove partial ones."""
+    for role in ("replaced", "partial"):
+        for leaving in sorted(target.parent.glob(f".{target.name}.{role}-*")):
+            if _alive(leaving.name.rsplit("-", 1)[-1], leaving.name):
+                continue
+            if role == "replaced" and not target.exists():
+                leaving.rename(target)
+            else:
+                shutil.rmtree(leaving, ignore_errors=True)
+
+
+def verify(folder: Path) -> bool:
+    """Compare every file of an artifact with its size and sha256; False when it has no manifest.
+
+    Raises ArtifactError naming the first file that is missing, cut short or changed.
+    """
+    if not (folder / MANIFEST).is_file():
+        return False
+    files = read_json(folder / MANIFEST).get("files")
+    if not isinstance(files, dict) or not all(
+        isinstance(entry, dict) and {"bytes", "sha256"} <= entry.keys() for entry in files.values()
+    ):
+        raise ArtifactError(f"{folder / MANIFEST} does not list files. {remake(folder)}")
+    for name, entry in files.items():
+        path = folder / name
+        if not path.is_file():
+            raise ArtifactError(f"{path} is missing, but {MANIFEST} lists it. {remake(folder)}")
+        if path.stat().st_size != entry["bytes"]:
+            raise ArtifactError(
+                f"{path} has {path.stat().st_size} bytes instead of {entry['bytes']}: it was cut "
+                f"short or changed. {remake(folder)}"
+            )
+        if sha256(path) != entry["sha256"]:
+            raise ArtifactError(
+                f"{path} is not what was written: its sha256 differs from {MANIFEST}. "
+                f"{remake(folder)}"
+            )
+    return True
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; ArtifactError when it is missing, damaged or no object."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ArtifactError(
+            f"{path} does not exist; pass the folder of a quantized model."
+        ) from error
+    except (OSError, ValueError) as error:
+        raise ArtifactError(
+            f"{path} cannot be read as JSON: {error}. {remake(path.parent)}"
+        ) from error
+    if not isinstance(content, dict):
+        raise ArtifactError(f"{path} holds no JSON object. {remake(path.parent)}")
+    return content
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal sha256 of a file."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def remake(folder: Path) -> str:
+    """The next step that every message about a damaged artifact ends with."""
+    return f"Delete {folder} and quantize again, or copy it again from where it came from."
+
+
+def _check_target(target: Path) -> None:
+    if target.is_file() or (
+        target.is_dir() and any(target.iterdir()) and not (target / MANIFEST).is_file()
+    ):
+        raise ArtifactError(
+            f"{target} exists and is not an artifact written by Bitsweep (no {MANIFEST} in it), so "
+            "it is not replaced; choose another folder or remove it."
+        )
+
+
+def _check_space(target: Path, needed: int) -> None:
+    free = shutil.disk_usage(target.parent).free
+    if free < needed:
+        raise ArtifactError(
+            f"{target}: writing it needs {_size(needed)} and the disk has {_size(free)} free; "
+            "free some space or choose a folder on another disk. Nothing was written."
+        )
+
+
+def _write_error(target: Path, needed: int, error: Exception) -> ArtifactError:
+    # A missing parent cannot be asked for its free space: ask the closest folder that exists.
+    existing = next(parent for parent in target.parents if parent.exists())
+    free = shutil.disk_usage(existing).free
+    return ArtifactError(
+        f"{target} could not be written: {error}. It needs {_size(needed)} and the disk has "
+        f"{_size(free)} free; free some space or choose another folder, then run again. What was "
+        "there before is untouched."
+    )
+
+
+def _size(count: int) -> str:
+    return f"{count:,} bytes" if count < 10_000_000 else f"{count / 1e9:.2f} GB ({count:,} bytes)"
+
+
+def _write_manifest(folder: Path) -> None:
+    files = {
+        path.relative_to(folder).as_posix(): {
+            "bytes": path.stat().st_size,
+            "sha256": sha256(path),
+        }
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+    manifest = {"version": MANIFEST_VERSION, "files": files}
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+
+
+def _swap(partial: Path, target: Path) -> None:
+    """Rename partial to target; an old target is moved aside first and put back on failure."""
+    if not target.exists():
+        partial.rename(target)
+    else:
+        aside = _sibling(target, "replaced")
+        target.rename(aside)
+        try:
+            partial.rename(target)
+        except BaseException:
+            aside.rename(target)
+            raise
+        shutil.rmtree(aside, ignore_errors=True)
+    _sync_one(target.parent)
+
+
+def _sync(folder: Path) -> None:
+    for path in (*folder.rglob("*"), folder):
+        _sync_one(path)
+
+
+def _sync_one(path: Path) -> None:
+    if path.is_dir() and os.name == "nt":
+        return  # Windows cannot open folders; its renames are journalled
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sibling(target: Path, role: str) -> Path:
+    return target.with_name(f".{target.name}.{role}-{platform.node()}-{os.getpid()}")
+
+
+def _alive(pid: str, name: str) -> bool:
+    """Whether the writer that a leaving is named after may still run (elsewhere: assume so)."""
+    if not name.endswith(f"-{platform.node()}-{pid}") or not pid.isdigit():
+        return True
+    if int(pid) == os.getpid():
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True

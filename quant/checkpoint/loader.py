@@ -1,0 +1,248 @@
+"""Load a quantized checkpoint: a model whose quantized layers are QuantLinear modules."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import GenerationConfig, PreTrainedModel
+
+from cuda_ext.ops import resolve_kernel
+from quant.checkpoint import awq
+from quant.checkpoint.folder import MANIFEST, read_json, remake, verify
+from quant.checkpoint.format import CheckpointFormat, parse
+from quant.checkpoint.gptq import canonical, input_features
+from quant.checkpoint.skeleton import build_skeleton
+from quant.checkpoint.tensors import TensorReader
+from quant.checkpoint.writer import layer_shape
+from quant.errors import ArtifactError
+from quant.linear import QuantLinear, pack, unpack
+from quant.weight import QuantizedWeight
+
+PARTS = ("qweight", "qzeros", "scales", "scales_negative", "g_idx")
+
+
+def load(
+    folder: str | Path,
+    kernel: str = "auto",
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    *,
+    verify_files: bool = True,
+    **options: Any,
+) -> PreTrainedModel:
+    """The model of a quantized checkpoint (GPTQ v1 and v2, Bitsweep's ternary, AWQ gemm), in eval.
+
+    Quantized layers become QuantLinear modules that run `kernel`; all other tensors are cast to
+    dtype, or keep the type they are stored in. No weight is initialised only to be overwritten.
+    verify_files compares every file with the sha256 in artifact.json (checkpoints of other
+    producers have none). options go to transformers, for example attn_implementation="eager".
+
+    Raises ArtifactError naming the file and the tensor for a folder that is missing, incomplete,
+    damaged, of an unknown format, or that does not fit its config.json; KernelUnavailable.
+    """
+    folder = Path(folder)
+    resolve_kernel(kernel)
+    checkpoint = read_format(folder, verify_files=verify_files)
+    with TensorReader(folder) as reader:
+        model = build_skeleton(folder, dtype, options)
+        layers = quantized_layers(reader)
+        used = set()
+        for layer, names in layers.items():
+            used |= _replace_layer(model, reader, checkpoint, layer, names, kernel, device, dtype)
+        used |= _fill(model, reader, device, dtype)
+        _refuse_unexpected(model, reader, used)
+    if (folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
+    return model.to(device).eval()  # type: ignore[arg-type]
+
+
+def load_weights(folder: str | Path, *, verify_files: bool = True) -> dict[str, QuantizedWeight]:
+    """The quantized weights of a checkpoint by full layer name, without building the model."""
+    folder = Path(folder)
+    checkpoint = read_format(folder, verify_files=verify_files)
+    weights = {}
+    with TensorReader(folder) as reader:
+        for layer, names in quantized_layers(reader).items():
+            tensors = {name: reader.read(f"{layer}.{name}") for name in names}
+            if checkpoint.kind == "awq":
+                weights[layer] = awq.from_tensors(tensors, checkpoint, layer)
+                continue
+            inputs = input_features(tensors, checkpoint, layer)
+            packed, scheme = canonical(tensors, checkpoint, inputs, layer)
+            weights[layer] = unpack(packed, scheme, inputs)
+    return weights
+
+
+def read_format(folder: Path, *, verify_files: bool = True) -> CheckpointFormat:
+    """What a checkpoint says about its quantization, its files compared with their checksums."""
+    if not folder.is_dir():
+        aside = sorted(folder.parent.glob(f".{folder.name}.replaced-*"))
+        hint = f" A writer that was killed left it at {aside[0]}: move it back." if aside else ""
+        raise ArtifactError(
+            f"{folder} is not a folder; quantize a model into it, or correct the path.{hint}"
+        )
+    config = read_json(folder / "config.json")
+    quantization = config.get("quantization_config")
+    if not isinstance(quantization, dict):
+        raise ArtifactError(
+            f"{folder / 'config.json'} has no quantization_config: the model is not quantized. "
+            "Load it with transformers, or pass the folder of a quantized one."
+        )
+    checkpoint = parse(quantization, str(folder))
+    sealed = verify_files and verify(folder)
+    if verify_files and not sealed and checkpoint.producer.startswith("bitsweep"):
+        raise ArtifactError(
+            f"{folder / MANIFEST} is missing, so the files cannot be checked. {remake(folder)}"
+        )
+    return checkpoint
+
+
+def quantized_layers(reader: TensorReader) -> dict[str, list[str]]:
+    """Layer name to the parts (qweight, scales, ...) that the files hold of it."""
+    layers: dict[str, list[str]] = {
+        name.removesuffix(".qweight"): [] for name in reader.names if name.endswith(".qweight")
+    }
+    if not layers:
+        raise ArtifactError(
+            f"{reader.folder} holds no quantized layer (no tensor ends in .qweight), although its "
+            f"config.json has a quantization_config. {remake(reader.folder)}"
+        )
+    for name in reader.names:
+        layer, _, part = name.rpartition(".")
+        if layer in layers and part in PARTS:
+            layers[layer].append(part)
+    return layers
+
+
+def _replace_layer(
+    model: PreTrainedModel,
+    reader: TensorReader,
+    checkpoint: CheckpointFormat,
+    layer: str,
+    parts: list[str],
+    kernel: str,
+    device: str | torch.device,
+    dtype: torch.dtype | None,
+) -> set[str]:
+    """Put a QuantLinear in place of one layer; gives the names of the tensors it took."""
+    try:
+        module = model.get_submodule(layer)
+    except AttributeError as error:
+        raise ArtifactError(
+            f"{reader.file_of(f'{layer}.qweight')} holds {layer}.qweight, but "
+            f"{type(model).__name__} has no such layer. {remake(reader.folder)}"
+        ) from error
+    outputs, inputs = layer_shape(module, layer)
+    tensors = {part: reader.read(f"{layer}.{part}") for part in parts}
+    if checkpoint.kind == "awq":
+        weight = awq.from_tensors(tensors, checkpoint, layer)
+        if weight.shape != (outputs, inputs):
+            raise ArtifactError(
+                f"{layer} is {list(weight.shape)} in {reader.folder}, but its config.json makes it "
+                f"[{outputs}, {inputs}]. {remake(reader.folder)}"
+            )
+        packed, scheme = pack(weight), weight.scheme
+    else:
+        packed, scheme = canonical(tensors, checkpoint, inputs, layer, outputs)
+    used = {f"{layer}.{part}" for part in parts}
+    bias = None
+    # AutoGPTQ gives every layer a bias, also where the model has none: what is stored is used.
+    if f"{layer}.bias" in reader.names:
+        bias = _cast(reader.read(f"{layer}.bias"), device, dtype)
+        used.add(f"{layer}.bias")
+        if tuple(bias.shape) != (outputs,):
+            raise _shape_error(reader, f"{layer}.bias", bias, (outputs,))
+    elif getattr(module, "bias", None) is not None:
+        raise _missing(reader, f"{layer}.bias")
+    quantized = QuantLinear(packed, scheme, inputs, bias, kernel).to(device)
+    parent, _, child = layer.rpartition(".")
+    setattr(model.get_submodule(parent), child, quantized)
+    return used
+
+
+def _fill(
+    model: PreTrainedModel,
+    reader: TensorReader,
+    device: str | torch.device,
+    dtype: torch.dtype | None,
+) -> set[str]:
+    """Read every parameter and stored buffer that is left; gives the names of those read."""
+    stored = set(reader.names)
+    used = set()
+    for names in _tied_names(model):
+        held = [name for name in names if name in stored]
+        if not held:
+            raise _missing(reader, names[0])
+        tensor = _cast(reader.read(held[0]), device, dtype)
+        expected = _owner(model, names[0])
+        if tensor.shape != expected.shape:
+            raise _shape_error(reader, held[0], tensor, tuple(expected.shape))
+        if tensor.is_floating_point() != expected.is_floating_point():
+            raise ArtifactError(
+                f"{reader.file_of(held[0])}: {held[0]} is {tensor.dtype}, but the model has "
+                f"{expected.dtype} there. {remake(reader.folder)}"
+            )
+        parameter = isinstance(expected, nn.Parameter)
+        value = nn.Parameter(tensor, requires_grad=False) if parameter else tensor
+        for name in names:
+            path, _, attribute = name.rpartition(".")
+            setattr(model.get_submodule(path), attribute, value)
+        used |= set(held)
+    return used
+
+
+def _tied_names(model: PreTrainedModel) -> Iterator[list[str]]:
+    """Names of the parameters and persistent buffers outside QuantLinear; tied ones together."""
+    groups: dict[int, list[str]] = {}
+    for path, module in model.named_modules():
+        if isinstance(module, QuantLinear):
+            continue
+        here: dict[str, Tensor | None] = dict(module._parameters)
+        here |= {
+            n: b for n, b in module._buffers.items() if n not in module._non_persistent_buffers_set
+        }
+        for name, tensor in here.items():
+            if tensor is not None:
+                groups.setdefault(id(tensor), []).append(f"{path}.{name}" if path else name)
+    return iter(groups.values())
+
+
+def _refuse_unexpected(model: PreTrainedModel, reader: TensorReader, used: set[str]) -> None:
+    # Buffers that a version of transformers once stored and now computes are not used.
+    ignored = list(getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ())
+    computed = {name for name, _ in model.named_buffers()}
+    for name in sorted(set(reader.names) - used - computed):
+        if not any(re.search(pattern, name) for pattern in ignored):
+            raise ArtifactError(
+                f"{reader.file_of(name)} holds {name}, which {type(model).__name__} does not have: "
+                f"config.json belongs to another model. {remake(reader.folder)}"
+            )
+
+
+def _owner(model: PreTrainedModel, name: str) -> Tensor:
+    path, _, attribute = name.rpartition(".")
+    return getattr(model.get_submodule(path), attribute)
+
+
+def _cast(tensor: Tensor, device: str | torch.device, dtype: torch.dtype | None) -> Tensor:
+    return tensor.to(device, dtype if tensor.is_floating_point() else None)
+
+
+def _missing(reader: TensorReader, name: str) -> ArtifactError:
+    return ArtifactError(
+        f"{reader.folder}: tensor {name} is in none of its files. {remake(reader.folder)}"
+    )
+
+
+def _shape_error(
+    reader: TensorReader, name: str, tensor: Tensor, expected: tuple[int, ...]
+) -> ArtifactError:
+    return ArtifactError(
+        f"{reader.file_of(name)}: {name} is {list(tensor.shape)}, but config.json makes it "
+        f"{list(expected)}. {remake(reader.folder)}"
+    )

@@ -1,0 +1,76 @@
+"""A model without weights: parameters on the meta device, computed buffers with their values."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from quant.checkpoint.folder import remake
+from quant.errors import ArtifactError
+
+
+def build_skeleton(
+    folder: Path, dtype: torch.dtype | None, options: dict[str, Any]
+) -> PreTrainedModel:
+    """The model that folder/config.json describes, unquantized, with its parameters on meta.
+
+    Buffers that the model computes for itself (rotary frequencies, masks) have their values, made
+    as `from_pretrained` makes them in dtype (None: config.json's). options go to transformers, for
+    example attn_implementation. Raises ArtifactError for a config that transformers cannot read.
+    """
+    config = _read_config(folder)
+    with parameters_on_meta():
+        model = _model_class(folder, config)(config, dtype=dtype or config.dtype, **options)
+    return model.eval()
+
+
+@contextlib.contextmanager
+def parameters_on_meta() -> Iterator[None]:
+    """Modules built inside have every parameter on the meta device; their buffers stay real."""
+    register = nn.Module.register_parameter
+
+    def register_on_meta(module: nn.Module, name: str, param: nn.Parameter | None) -> None:
+        # One that is on meta already may be tied: it must stay the same object.
+        if param is not None and not param.is_meta:
+            param = nn.Parameter(param.detach().to("meta"), requires_grad=False)
+        register(module, name, param)
+
+    nn.Module.register_parameter = register_on_meta  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register  # type: ignore[method-assign]
+
+
+def _read_config(folder: Path) -> PreTrainedConfig:
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise ArtifactError(
+            f"{folder / 'config.json'} does not describe a model that transformers "
+            f"{transformers.__version__} knows: {error}. {remake(folder)}"
+        ) from error
+    # Otherwise transformers would look for its own quantizer.
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    return config
+
+
+def _model_class(folder: Path, config: PreTrainedConfig) -> Any:
+    names = config.architectures or []
+    if not names:
+        return AutoModelForCausalLM.from_config
+    found = getattr(transformers, names[0], None)
+    if not (isinstance(found, type) and issubclass(found, PreTrainedModel)):
+        raise ArtifactError(
+            f"{folder / 'config.json'}: architectures={names} is not a model of transformers "
+            f"{transformers.__version__}; use the version that the model was made with."
+        )
+    return found._from_config

@@ -1,0 +1,206 @@
+"""Write a quantized model as a Hugging Face folder in the GPTQ format, whole or not at all."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from quant.checkpoint.folder import replace_folder
+from quant.checkpoint.format import describe
+from quant.checkpoint.tensors import Entry, write_tensors
+from quant.errors import ArtifactError
+from quant.linear import Packed, pack, packed_shapes
+from quant.scheme import Scheme
+from quant.weight import QuantizedWeight
+
+MAX_SHARD_BYTES = 5_000_000_000
+TOKENIZER_FILES = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template*",
+    "vocab.*",
+    "merges.txt",
+    "spiece.model",
+    "sentencepiece*.model",
+)
+# Room for config.json, the manifest, the headers of the shards and the file system's own use.
+_SLACK_BYTES = 1_000_000
+
+
+def save(
+    folder: str | Path,
+    model: PreTrainedModel,
+    weights: Mapping[str, QuantizedWeight],
+    *,
+    method: Mapping[str, Any],
+    tokenizer: PreTrainedTokenizerBase | str | Path | None = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> Path:
+    """Write model with `weights` in place of the layers they are named after; gives the folder.
+
+    weights maps full module names (nn.Linear, Conv1D or QuantLinear) to quantized weights of one
+    scheme; all other tensors keep their dtype, tied ones are written once. method is what made the
+    weights and must be JSON. tokenizer is an object, or a folder whose tokenizer files are copied
+    unchanged. GPTQ v2 zero-points, and checkpoint_format says so; ternary levels are written as
+    quant_method "bitsweep_ternary". artifact.json holds the sha256 of every file.
+
+    Raises ArtifactError when the weights do not fit the model or the folder cannot be written (a
+    full disk is noticed before anything is written); an artifact that is there already stays
+    intact until the new one is complete.
+    """
+    folder = Path(folder)
+    scheme = _check_weights(folder, model, weights)
+    entries = _full_precision(folder, model, weights) + _quantized(weights)
+    config = _config_json(folder, model, weights, scheme, method)
+    copied = _tokenizer_files(folder, tokenizer)
+    needed = sum(entry.nbytes for entry in entries) + _SLACK_BYTES
+    needed += sum(path.stat().st_size for path in copied)
+    with replace_folder(folder, needed) as partial:
+        write_tensors(partial, entries, max_shard_bytes)
+        (partial / "config.json").write_text(config, encoding="utf-8")
+        if model.can_generate() and model.generation_config is not None:
+            model.generation_config.to_json_file(partial / "generation_config.json")
+        for path in copied:
+            shutil.copyfile(path, partial / path.name)
+        if isinstance(tokenizer, PreTrainedTokenizerBase):
+            tokenizer.save_pretrained(partial)
+    return folder
+
+
+def _check_weights(
+    folder: Path, model: PreTrainedModel, weights: Mapping[str, QuantizedWeight]
+) -> Scheme:
+    """The one scheme of the weights, each of which must fit a module of the model."""
+    if not weights:
+        raise ArtifactError(f"{folder}: no quantized weights to write; quantize the model first.")
+    first, scheme = next((name, weight.scheme) for name, weight in weights.items())
+    modules = dict(model.named_modules())
+    for name, weight in weights.items():
+        if weight.scheme != scheme:
+            raise ArtifactError(
+                f"{folder}: {first} is {scheme.name} and {name} is {weight.scheme.name}; the GPTQ "
+                "format holds one scheme, so quantize all layers with the same."
+            )
+        if name not in modules:
+            raise ArtifactError(f"{folder}: {type(model).__name__} has no layer {name}.")
+        outputs, inputs = layer_shape(modules[name], name)
+        if weight.shape != (outputs, inputs):
+            raise ArtifactError(
+                f"{folder}: the quantized weight of {name} is {list(weight.shape)}, but the layer "
+                f"is [{outputs}, {inputs}] (outputs, inputs)."
+            )
+    return scheme
+
+
+def layer_shape(module: torch.nn.Module, name: str) -> tuple[int, int]:
+    """(outputs, inputs) of an nn.Linear, Conv1D or QuantLinear; ArtifactError for anything else."""
+    if hasattr(module, "in_features") and hasattr(module, "out_features"):
+        return int(module.out_features), int(module.in_features)  # type: ignore[arg-type]
+    if hasattr(module, "nf") and hasattr(module, "nx"):
+        return int(module.nf), int(module.nx)  # type: ignore[arg-type]
+    raise ArtifactError(
+        f"{name} is a {type(module).__name__}; only nn.Linear and Conv1D layers can be quantized."
+    )
+
+
+def _full_precision(
+    folder: Path, model: PreTrainedModel, weights: Mapping[str, QuantizedWeight]
+) -> list[Entry]:
+    """The tensors that stay as they are: all but those of quantized layers, whose bias stays."""
+    replaced = tuple(f"{name}." for name in weights)
+    kept = {f"{name}.bias" for name in weights}
+    tied = set(getattr(model, "all_tied_weights_keys", None) or ())
+    state = model.state_dict()
+    entries: dict[Any, Entry] = {}
+    # Names that are tied to others come last, so that the others are the ones written.
+    for name in sorted(state, key=lambda name: name in tied):
+        if name.startswith(replaced) and name not in kept:
+            continue
+        tensor = state[name]
+        if tensor.is_meta:
+            raise ArtifactError(f"{folder}: {name} has no values (it is on the meta device).")
+        key = (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
+        # Empty tensors share the address 0 without being tied.
+        entry = Entry(name, tuple(tensor.shape), tensor.dtype, functools.partial(_clone, tensor))
+        entries.setdefault(key if tensor.numel() else name, entry)
+    return list(entries.values())
+
+
+def _clone(tensor: Tensor) -> Tensor:
+    # A view into a larger tensor would be refused by safetensors, or written with all of it.
+    return tensor.detach().clone(memory_format=torch.contiguous_format)
+
+
+def _quantized(weights: Mapping[str, QuantizedWeight]) -> list[Entry]:
+    entries = []
+    for layer, weight in weights.items():
+        outputs, inputs = weight.shape
+        pending = _Pending(weight)
+        # Other loaders want a g_idx even when the groups are neighbours.
+        for name, shape in packed_shapes(weight.scheme, inputs, outputs, g_idx=True).items():
+            dtype = weight.scale.dtype if name.startswith("scales") else torch.int32
+            make = functools.partial(pending.take, name)
+            entries.append(Entry(f"{layer}.{name}", shape, dtype, make))
+    return entries
+
+
+class _Pending:
+    """Packs a layer when its first tensor is asked for, and holds each until it is taken."""
+
+    def __init__(self, weight: QuantizedWeight) -> None:
+        self.weight = weight
+        self.packed: Packed = {}
+
+    def take(self, name: str) -> Tensor:
+        if name not in self.packed:
+            self.packed = {**pack(self.weight), "g_idx": self.weight.column_groups().int()}
+        return self.packed.pop(name)
+
+
+def _config_json(
+    folder: Path,
+    model: PreTrainedModel,
+    weights: Mapping[str, QuantizedWeight],
+    scheme: Scheme,
+    method: Mapping[str, Any],
+) -> str:
+    scattered = any(weight.group_index is not None for weight in weights.values())
+    try:
+        producer = f"bitsweep {importlib.metadata.version('bitsweep')}"
+    except importlib.metadata.PackageNotFoundError:
+        producer = "bitsweep, run from its source without being installed"
+    config = json.loads(model.config.to_json_string())
+    config["architectures"] = [type(model).__name__]
+    config["dtype"] = str(model.dtype).removeprefix("torch.")
+    config["quantization_config"] = describe(scheme, weights, scattered, method, producer)
+    try:
+        return json.dumps(config, indent=2, sort_keys=True) + "\n"
+    except TypeError as error:
+        raise ArtifactError(
+            f"{folder}: method={dict(method)} cannot be written as JSON: {error}."
+        ) from error
+
+
+def _tokenizer_files(
+    folder: Path, tokenizer: PreTrainedTokenizerBase | str | Path | None
+) -> list[Path]:
+    if not isinstance(tokenizer, str | Path):
+        return []
+    source = Path(tokenizer)
+    found = {path for pattern in TOKENIZER_FILES for path in source.glob(pattern) if path.is_file()}
+    if not found:
+        raise ArtifactError(
+            f"{folder}: no tokenizer files (tokenizer.json, vocab.json, ...) in {source}; pass the "
+            "folder of the model's tokenizer, or tokenizer=None to write none."
+        )
+    return sorted(found)

@@ -147,17 +147,20 @@ def _round_scale(scale: Tensor, scheme: Scheme, layer: str) -> Tensor:
 
     Below the smallest normal number of float16 (rows with tiny weights at 8 bits get there) the
     rounding is relative no more: nearest could cut off a third of the range or give 0. There the
-    next multiple of 2^-24 above is taken, so the grid always covers the row.
+    next multiple of 2^-24 above is taken, so the grid always covers the row. The scale of a
+    uniform grid is never 0; an outer level of a ternary grid may be.
     """
-    dtype = getattr(torch, scheme.scale_dtype)
-    rounded = scale.to(dtype).to(scale.dtype)
+    stored = getattr(torch, scheme.scale_dtype)
+    single = scale.float()  # so that float64 takes the same road: torch goes over float32 anyway
+    rounded = single.to(stored).float()
     if not torch.isfinite(rounded).all():
         _refuse_scale(scale, rounded, scheme, layer)
-    tiny = torch.finfo(dtype).tiny
+    smallest = torch.finfo(stored).tiny
     if scheme.scale_dtype == "float16":
-        upward = (scale / FLOAT16_STEP).ceil_().mul_(FLOAT16_STEP)
-        return torch.where(scale < tiny, upward, rounded)
-    return torch.where(scale > 0, rounded.clamp(min=tiny), rounded)
+        upward = (single / FLOAT16_STEP).ceil_().mul_(FLOAT16_STEP)
+        rounded = torch.where(single < smallest, upward, rounded)
+        smallest = FLOAT16_STEP
+    return (rounded if scheme.ternary else rounded.clamp_(min=smallest)).to(scale.dtype)
 
 
 def _refuse_scale(scale: Tensor, rounded: Tensor, scheme: Scheme, layer: str) -> None:

@@ -8,7 +8,7 @@ knows: no Literal, no unions except with None.
 # No `from __future__ import annotations`: OmegaConf reads the annotations as types.
 
 from dataclasses import dataclass, field
-from typing import Dict, List, Optional
+from typing import Any, Dict, List, Optional
 
 from omegaconf import MISSING
 
@@ -158,7 +158,7 @@ class CellConfig:
 class SweepConfig(CellConfig):
     """What Hydra composes: one cell's values, and the products whose union a sweep runs.
 
-    Every entry of `sweep` maps overrides to comma separated values, as on the command line.
+    Every entry of `sweep` maps overrides, as on the command line, to one value or a list of them.
     """
 
-    sweep: List[Dict[str, str]] = field(default_factory=list)
+    sweep: List[Dict[str, Any]] = field(default_factory=list)

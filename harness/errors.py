@@ -1,0 +1,22 @@
+"""Errors that a user can act on: printed as one sentence with the next step, without a traceback.
+
+Errors of other floors (quant.errors, quant.scheme.SchemeError) follow the same rule.
+"""
+
+from __future__ import annotations
+
+
+class BitsweepError(RuntimeError):
+    """Base of the errors that the command line prints as a sentence."""
+
+
+class ConfigError(BitsweepError):
+    """A wrong key, value, combination or missing file, found before anything is loaded."""
+
+
+class ModelError(BitsweepError):
+    """A model or tokenizer that cannot be found, fetched or read."""
+
+
+class StoreError(BitsweepError):
+    """Results that cannot be written, or that are damaged."""

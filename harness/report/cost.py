@@ -75,7 +75,9 @@ def cost_table(model: str, rows: list[Row]) -> Table | None:
             line.append(missing(row, "latency", footnotes))
         cells.append(line)
     notes = _notes(rows, keys)
-    return Table("cost", f"Time and memory of {model}", columns, cells, notes, footnotes.texts)
+    return Table(
+        "cost", model, f"Time and memory of {model}", columns, cells, notes, footnotes.texts
+    )
 
 
 def cost_keys(rows: list[Row]) -> list[FigureKey]:
@@ -100,7 +102,8 @@ def _quantized(row: Row) -> bool:
 
 
 def _quantization_cell(row: Row, footnotes: Footnotes) -> Cell:
-    seconds = row.seconds.get("quantization")
+    total = row.figures.get(("quantization", "total", "seconds"))
+    seconds = row.seconds.get("quantization") if total is None else total.value
     if seconds is None:
         return missing(row, "quantization", footnotes)
     marks = failed_seeds(row, "quantization", footnotes)

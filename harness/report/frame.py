@@ -79,7 +79,7 @@ def from_records(records: Iterable[Record]) -> pd.DataFrame:
     numbers = ["bits", "group_size", "bits_per_weight", "value", "stderr", *QUANTILES]
     frame[numbers] = frame[numbers].astype("float64")
     order = ["model", "suite", "task", "metric", "cell_key", "started_at", "key"]
-    by = [frame[column].fillna("").astype(str) for column in order]
+    by = [frame[column].astype(object).fillna("").astype(str) for column in order]
     position = pd.concat(by, axis=1).sort_values(order, kind="stable").index
     return frame.loc[position].reset_index(drop=True)
 

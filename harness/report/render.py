@@ -122,7 +122,7 @@ def to_markdown(table: Table) -> str:
     ]
     for row in table.rows:
         lines.append("| " + " | ".join(_markdown_cell(cell) for cell in row) + " |")
-    notes = [f"{_markdown(note)}  " for note in all_notes(table)]
+    notes = [f"- {_markdown(note)}" for note in all_notes(table)]
     return "\n".join([f"### {_markdown(table.title)}", "", *lines, "", *notes]).rstrip() + "\n"
 
 

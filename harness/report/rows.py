@@ -98,7 +98,8 @@ def read_rows(frame: pd.DataFrame) -> Rows:
     notes = []
     if replaced:
         notes.append(
-            f"{replaced} older figures of the same cells are not shown: measured again since."
+            f"{replaced} older {'figure' if replaced == 1 else 'figures'} of the same cells, "
+            "measured again since: not shown."
         )
     return Rows(rows, notes)
 

@@ -36,7 +36,8 @@ class Cell:
 class Table:
     """Pure content; harness.report.render writes it. footnotes[0] is mark 1."""
 
-    name: str
+    name: str  # accuracy or cost
+    model: str
     title: str
     columns: list[Column]
     rows: list[list[Cell]]

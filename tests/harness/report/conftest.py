@@ -1,6 +1,7 @@
 """A small sweep that never ran: records with figures made up by a formula."""
 
 import hashlib
+from types import SimpleNamespace
 
 import pytest
 
@@ -57,7 +58,13 @@ def make_record(
             bits_per_weight=bits_per_weight,
         ),
         "config": config,
-        "started_at": "2026-11-21T10:00:00Z",
+        "environment": {
+            "machine": {"cpu": "Made-up CPU", "cores": 2},
+            "python": "3.11.7",
+            "packages": {"torch": "2.13.0", "transformers": "5.23.0"},
+            "commit": {"id": "0123456789abcdef", "dirty": False},
+        },
+        "started_at": "2026-11-21T10:00:00+00:00",
         "seconds": 2.5,
     }
     return Record(**(fields | changes))
@@ -182,6 +189,14 @@ def cell_records(method: str, scheme: str, value: float, **changes) -> list[Reco
             make_record(method, scheme, "quantization", layers=layers, seconds=seconds, **changes)
         )
     return records
+
+
+@pytest.fixture
+def made_up() -> SimpleNamespace:
+    """The makers of records and metrics, for tests that need one of their own."""
+    return SimpleNamespace(
+        record=make_record, perplexity=perplexity, accuracy=accuracy, cell=cell_records
+    )
 
 
 @pytest.fixture

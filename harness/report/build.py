@@ -1,0 +1,128 @@
+"""The report of a set of records as files: summary.md, tables as CSV and LaTeX, plots."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.record import Record
+from harness.report.frame import from_records
+from harness.report.plots import draw_all
+from harness.report.render import to_csv, to_latex, to_markdown
+from harness.report.rows import read_rows
+from harness.report.table import Table
+from harness.report.tables import summary_tables
+from harness.store import disk_errors
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+PLOT_TITLES = {
+    "perplexity": "Perplexity against bits per weight",
+    "accuracy": "Accuracy against bits per weight",
+    "latency": "Decode time",
+}
+
+
+def build_report(
+    records: Iterable[Record], out: Path, title: str = "Bitsweep report"
+) -> list[Path]:
+    """Write the report of `records` into the folder `out`; the paths, summary.md first.
+
+    The same records give the same bytes. Files are replaced one by one and only when complete;
+    ValueError without records, StoreError when the disk is full or not writable.
+    """
+    records = list(records)
+    if not records:
+        raise ValueError("there are no records to report; make some with `bitsweep run`.")
+    frame = from_records(records)
+    tables = summary_tables(frame)
+    plots = _plots(frame)
+    single = len({record.cell.model for record in records}) == 1
+    files: dict[str, bytes] = {}
+    for table in tables:
+        name = table.name if single else f"{table.name}-{_slug(table.model)}"
+        files[f"tables/{name}.csv"] = to_csv(table).encode()
+        files[f"tables/{name}.tex"] = to_latex(table).encode()
+    pictures: list[tuple[str, str]] = []
+    for model, drawn in plots.items():
+        for plot, formats in drawn.items():
+            name = plot if single else f"{plot}-{_slug(model)}"
+            pictures.append((f"{PLOT_TITLES[plot]}, {model}", f"plots/{name}.png"))
+            files |= {f"plots/{name}.{kind}": data for kind, data in formats.items()}
+    files["metrics.csv"] = _metrics_csv(frame).encode()
+    summary = _summary(title, tables, pictures, records)
+    files = {"summary.md": summary.encode(), **files}
+    return [_write(out / name, data) for name, data in files.items()]
+
+
+def _plots(frame: pd.DataFrame) -> dict[str, dict[str, dict[str, bytes]]]:
+    rows = read_rows(frame).rows
+    models = sorted({row.model for row in rows})
+    return {model: draw_all([row for row in rows if row.model == model]) for model in models}
+
+
+def _metrics_csv(frame: pd.DataFrame) -> str:
+    """Every metric of every record, one a line; the configurations stay in the records."""
+    return frame.drop(columns=["cell_config"]).to_csv(index=False, lineterminator="\n")
+
+
+def _summary(
+    title: str, tables: list[Table], pictures: list[tuple[str, str]], records: list[Record]
+) -> str:
+    parts = [f"# {title}\n"]
+    parts += [to_markdown(table) for table in tables]
+    parts += [f"![{caption}]({path})\n" for caption, path in pictures]
+    made = _provenance(records)
+    if made:
+        parts.append("### How it was made\n\n" + "\n".join(f"- {line}" for line in made) + "\n")
+    parts.append("Every metric, with its notes and its record's key: metrics.csv.\n")
+    return "\n".join(parts)
+
+
+def _provenance(records: list[Record]) -> list[str]:
+    """One line for every environment that any record was made in."""
+    return sorted({line for record in records if (line := _environment(record.environment))})
+
+
+def _environment(environment: dict[str, Any]) -> str:
+    machine = environment.get("machine") or {}
+    packages = environment.get("packages") or {}
+    gpu = environment.get("gpu") or {}
+    parts = [gpu.get("name"), machine.get("cpu")]
+    if machine.get("cores"):
+        parts.append(f"{machine['cores']} cores")
+    if environment.get("threads"):
+        parts.append(f"{environment['threads']} threads")
+    if environment.get("python"):
+        parts.append(f"Python {environment['python']}")
+    shown = ("bitsweep", "torch", "transformers", "lm-eval")
+    parts += [f"{name} {packages[name]}" for name in shown if name in packages]
+    commit = environment.get("commit") or {}
+    if commit.get("id"):
+        parts.append(f"commit {commit['id'][:12]}{' with local changes' * bool(commit['dirty'])}")
+    return ", ".join(str(part) for part in parts if part)
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", name)
+
+
+def _write(path: Path, data: bytes) -> Path:
+    """Replace a file by a complete one."""
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+    return path

@@ -1,0 +1,315 @@
+"""Plots of what bits cost: perplexity and accuracy against bits per weight, decode time by scheme.
+
+No pyplot, no global state: figures are made, saved as PNG and SVG with the same bytes for the same
+rows, and forgotten.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from harness.report.quality import quality_keys
+from harness.report.rows import Figure as Measured
+from harness.report.rows import FigureKey, Row
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+DPI = 160
+PANEL = (4.6, 3.5)  # inches
+PANELS_A_ROW = 3
+CLIP = 12.0  # perplexities over so many times full precision are drawn as arrows at the top
+
+# Okabe and Ito's palette, told apart by colour-blind readers too.
+COLOURS = {"rtn": "#D55E00", "gptq": "#0072B2"}
+MORE_COLOURS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*")
+REFERENCE = "#555555"
+
+STYLE: dict[str, Any] = {
+    "font.size": 9.5,
+    "axes.titlesize": 10,
+    "axes.labelsize": 9.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e4e4e4",
+    "grid.linewidth": 0.7,
+    "legend.frameon": False,
+    "lines.linewidth": 1.5,
+    "lines.markersize": 5.5,
+    "svg.hashsalt": "bitsweep",
+    "svg.fonttype": "path",
+}
+
+
+def draw_all(rows: list[Row]) -> dict[str, dict[str, bytes]]:
+    """Every plot that the rows of one model have figures for: name -> {"png": ..., "svg": ...}."""
+    keys = quality_keys(rows)
+    perplexities = [key for key in keys if key[2] == "perplexity"]
+    accuracies = [key for key in keys if key[2] != "perplexity"]
+    drawn = {}
+    with _style():
+        if perplexities and _against_bits(rows, perplexities):
+            drawn["perplexity"] = _save(quality_figure(rows, perplexities))
+        if accuracies and _against_bits(rows, accuracies):
+            drawn["accuracy"] = _save(quality_figure(rows, accuracies))
+        if _timed(rows):
+            drawn["latency"] = _save(latency_figure(rows))
+    return drawn
+
+
+def quality_figure(rows: list[Row], keys: list[FigureKey]) -> Figure:
+    """One panel a protocol or task: a line a method, a marker a kind of scheme, bars of one error.
+
+    Full precision is the dashed line with its error as a band.
+    """
+    from matplotlib.figure import Figure
+
+    columns = min(len(keys), PANELS_A_ROW)
+    lines = math.ceil(len(keys) / columns)
+    width = max(PANEL[0] * columns, 5.4)
+    figure = Figure(figsize=(width, PANEL[1] * lines + 0.75), layout="constrained")
+    panels = figure.subplots(lines, columns, squeeze=False).flatten()
+    for panel, key in zip(panels, keys, strict=False):
+        _quality_panel(panel, rows, key)
+    for panel in panels[len(keys) :]:
+        panel.set_visible(False)
+    figure.suptitle(rows[0].model, fontsize=11, fontweight="bold")
+    _quality_legend(figure, rows, keys)
+    return figure
+
+
+def _quality_panel(panel: Axes, rows: list[Row], key: FigureKey) -> None:
+    factor = 1.0 if key[2] == "perplexity" else 100.0
+    shown = [row for row in rows if key in row.figures]
+    full = next((row.figures[key] for row in shown if row.full_precision), None)
+    ceiling = CLIP * full.value if full is not None and key[2] == "perplexity" else math.inf
+    if full is not None:
+        panel.axhline(factor * full.value, color=REFERENCE, linestyle="--", linewidth=1.1, zorder=1)
+        error = factor * (full.stderr or 0.0)
+        level = factor * full.value
+        panel.axhspan(level - error, level + error, color=REFERENCE, alpha=0.13, linewidth=0)
+    for (method, kind), series in _series(shown).items():
+        points = [(row.bits_per_weight, row.figures[key]) for row in series]
+        style = {"color": _colour(method, rows), "marker": _marker(kind, rows)}
+        _draw_series(panel, points, factor, ceiling, style)
+    _axis_of_bits(panel, [row.bits_per_weight or 0 for row in shown if not row.full_precision])
+    _axis_of_quality(panel, key, [row.figures[key].value for row in shown], ceiling)
+    panel.set_title(key[1])
+
+
+def _draw_series(
+    panel: Axes,
+    points: list[tuple[float | None, Measured]],
+    factor: float,
+    ceiling: float,
+    style: dict[str, Any],
+) -> None:
+    inside = [(bits, each) for bits, each in points if bits is not None and each.value <= ceiling]
+    beyond = [(bits, each) for bits, each in points if bits is not None and each.value > ceiling]
+    panel.errorbar(
+        [bits for bits, _ in inside],
+        [factor * each.value for _, each in inside],
+        yerr=[factor * (each.stderr or 0.0) for _, each in inside],
+        capsize=2.5,
+        elinewidth=1.0,
+        alpha=0.95,
+        markeredgecolor="white",
+        markeredgewidth=0.6,
+        **style,
+    )
+    for bits, each in beyond:
+        panel.annotate(
+            f"{each.value:,.0f}" if each.value < 1e6 else f"{each.value:.0e}",
+            xy=(bits, 1.0),
+            xytext=(bits, 0.9),
+            xycoords=("data", "axes fraction"),
+            textcoords=("data", "axes fraction"),
+            arrowprops={"arrowstyle": "-|>", "color": style["color"], "linewidth": 1.3},
+            color=style["color"],
+            ha="center",
+            va="top",
+            fontsize=8.5,
+        )
+
+
+def _axis_of_bits(panel: Axes, bits: list[float]) -> None:
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+    low, high = (min(bits), max(bits)) if bits else (2.0, 8.0)
+    panel.set_xscale("log", base=2)
+    panel.set_xlim(low * 0.88, high * 1.12)
+    panel.xaxis.set_major_locator(FixedLocator([1, 2, 3, 4, 5, 6, 8, 12, 16]))
+    panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    panel.xaxis.set_minor_locator(NullLocator())
+    panel.set_xlabel("bits per weight, scales and zeros included")
+
+
+def _axis_of_quality(panel: Axes, key: FigureKey, values: list[float], ceiling: float) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    if key[2] != "perplexity":
+        panel.set_ylabel(f"{key[2].replace('_norm', ', normalised')}, % ± standard error")
+        return
+    panel.set_ylabel("perplexity ± standard error")
+    shown = [value for value in values if value <= ceiling]
+    clipped = len(shown) < len(values)
+    if shown and (clipped or max(shown) > 3 * min(shown)):
+        panel.set_yscale("log")
+        narrow = max(shown) < 12 * min(shown)
+        subs = (1, 1.5, 2, 3, 4, 5, 6, 8) if narrow else (1, 2, 5)
+        panel.yaxis.set_major_locator(LogLocator(subs=subs))
+        panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        panel.yaxis.set_minor_formatter(NullFormatter())
+    if clipped:  # room for the arrows
+        bottom, top = panel.get_ylim()
+        panel.set_ylim(bottom, top * (top / bottom) ** 0.35)
+
+
+def _quality_legend(figure: Figure, rows: list[Row], keys: list[FigureKey]) -> None:
+    from matplotlib.lines import Line2D
+
+    shown = [row for row in rows if any(key in row.figures for key in keys)]
+    quantized = [row for row in shown if not row.full_precision]
+    handles = [
+        Line2D([], [], color=_colour(method, rows), label=method)
+        for method in dict.fromkeys(row.label for row in quantized)
+    ]
+    if len(quantized) < len(shown):
+        full = next(row for row in shown if row.full_precision)
+        handles.append(
+            Line2D([], [], color=REFERENCE, linestyle="--", linewidth=1.1, label=full.scheme_label)
+        )
+    for kind in _kinds(quantized):
+        marker = _marker(kind, rows)
+        handles.append(
+            Line2D([], [], color="#777777", marker=marker, linestyle="none", label=_kind_name(kind))
+        )
+    columns = min(len(handles), 3 * min(len(keys), PANELS_A_ROW))
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns)
+
+
+def latency_figure(rows: list[Row]) -> Figure:
+    """Milliseconds a token: the model (filled, p10 to p90) and its full-precision twin (hollow)."""
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+    timed = _timed(rows)
+    figure = Figure(figsize=(6.4, 0.27 * len(timed) + 1.5), layout="constrained")
+    panel = figure.subplots()
+    for height, (row, decode, twin) in enumerate(reversed(timed)):
+        colour = REFERENCE if row.full_precision else _colour(row.label, rows)
+        low, high = decode.low or decode.value, decode.high or decode.value
+        panel.plot([low, high], [height, height], color=colour, alpha=0.55, linewidth=3.2)
+        panel.plot([decode.value], [height], "o", color=colour)
+        if twin is not None:
+            panel.plot([twin.value], [height], "o", color=REFERENCE, markerfacecolor="white")
+    panel.set_yticks(range(len(timed)))
+    panel.set_yticklabels([f"{row.label}  {row.scheme_label}" for row, *_ in reversed(timed)])
+    panel.set_xlim(left=0)
+    panel.grid(visible=False, axis="y")
+    panel.set_xlabel("decode, ms per token at batch 1 (median, p10 to p90)")
+    panel.set_title(rows[0].model, fontweight="bold")
+    if any(twin is not None for *_, twin in timed):
+        hollow = Line2D(
+            [],
+            [],
+            color=REFERENCE,
+            marker="o",
+            markerfacecolor="white",
+            linestyle="none",
+            label="full-precision twin, measured in turn",
+        )
+        figure.legend(handles=[hollow], loc="outside lower right", fontsize=8.5)
+    return figure
+
+
+def _timed(rows: list[Row]) -> list[tuple[Row, Measured, Measured | None]]:
+    """Rows with a decode time, it, and that of the twin."""
+    timed = []
+    for row in rows:
+        decode = next((f for k, f in row.figures.items() if k[2] == "decode_ms"), None)
+        twin = next((f for k, f in row.figures.items() if k[2] == "twin_decode_ms"), None)
+        if decode is not None:
+            timed.append((row, decode, twin))
+    return timed
+
+
+def _against_bits(rows: list[Row], keys: list[FigureKey]) -> bool:
+    """Whether any quantized row has one of the figures: full precision alone is no plot."""
+    return any(
+        key in row.figures and row.bits_per_weight and not row.full_precision
+        for row in rows
+        for key in keys
+    )
+
+
+def _series(rows: list[Row]) -> dict[tuple[str, str], list[Row]]:
+    """Points that one line joins: of one method and one kind of scheme, by bits per weight."""
+    series: dict[tuple[str, str], list[Row]] = {}
+    for row in sorted(rows, key=lambda row: row.bits_per_weight or 0):
+        if not row.full_precision:
+            series.setdefault((row.label, _kind(row)), []).append(row)
+    return series
+
+
+def _kind(row: Row) -> str:
+    """A scheme without its bits: "", "g128", "g128_sym", "ternary_g8"."""
+    return re.sub(r"^w\d+", "", row.scheme)
+
+
+def _kind_name(kind: str) -> str:
+    """ "per row", "groups of 128", "groups of 128 sym"."""
+    grouped = re.sub(r"_?g(\d+)", r" groups of \1", kind)
+    name = grouped if grouped != kind else f"{kind} per row"
+    return name.replace("_", " ").strip()
+
+
+def _kinds(rows: list[Row]) -> list[str]:
+    return sorted({_kind(row) for row in rows if not row.full_precision})
+
+
+def _marker(kind: str, rows: list[Row]) -> str:
+    return MARKERS[_kinds(rows).index(kind) % len(MARKERS)]
+
+
+def _colour(label: str, rows: list[Row]) -> str:
+    """RTN and GPTQ keep their colours in every plot; other rows get the next free one."""
+    plain = {"RTN": COLOURS["rtn"], "GPTQ": COLOURS["gptq"]}
+    if label in plain:
+        return plain[label]
+    others = sorted({row.label for row in rows if not row.full_precision} - set(plain))
+    return MORE_COLOURS[others.index(label) % len(MORE_COLOURS)]
+
+
+@contextmanager
+def _style() -> Iterator[None]:
+    """Our own settings, whatever matplotlibrc the user has."""
+    import matplotlib
+
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        settings: Any = matplotlib.rcParams  # typed by name in some versions
+        settings.update(STYLE)
+        yield
+
+
+def _save(figure: Figure) -> dict[str, bytes]:
+    """PNG and SVG bytes without dates or version numbers."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    FigureCanvasAgg(figure)
+    saved = {}
+    for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format=kind, dpi=DPI, metadata=metadata)
+        saved[kind] = buffer.getvalue()
+    return saved

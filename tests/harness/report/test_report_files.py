@@ -1,0 +1,112 @@
+"""The report as files: complete, the same bytes every time, nothing half-written."""
+
+import errno
+import os
+import struct
+
+import matplotlib
+import pytest
+
+from harness.errors import StoreError
+from harness.report import build_report
+from harness.report.frame import from_records
+from harness.report.plots import draw_all, quality_figure
+from harness.report.rows import read_rows
+
+
+def contents(folder) -> dict[str, bytes]:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+def test_files_and_their_bytes(sweep, tmp_path) -> None:
+    paths = build_report(sweep, tmp_path / "a", title="A sweep")
+    with matplotlib.rc_context({"font.size": 30, "axes.grid": False}):  # a user's own style
+        build_report(list(reversed(sweep)), tmp_path / "b", title="A sweep")
+    first, second = contents(tmp_path / "a"), contents(tmp_path / "b")
+    plots = [
+        f"plots/{n}.{k}" for n in ("perplexity", "accuracy", "latency") for k in ("png", "svg")
+    ]
+    tables = [f"tables/{n}.{k}" for n in ("accuracy", "cost") for k in ("csv", "tex")]
+    assert sorted(first) == sorted(["summary.md", "metrics.csv", *plots, *tables])
+    assert [path.relative_to(tmp_path / "a").as_posix() for path in paths][0] == "summary.md"
+    assert first == second
+    for name, data in first.items():
+        if name.endswith("png"):
+            width, height = struct.unpack(">II", data[16:24])
+            assert width > 600
+            assert height > 400
+            assert b"Matplotlib" not in data
+        if name.endswith("svg"):
+            assert b"<dc:date>" not in data
+
+
+def test_summary_links_what_was_written_and_says_where_it_was_made(sweep, tmp_path) -> None:
+    build_report(sweep, tmp_path, title="A sweep")
+    text = (tmp_path / "summary.md").read_text()
+    assert text.startswith("# A sweep\n")
+    assert "](plots/perplexity.png)" in text
+    assert "Made-up CPU, 2 cores, Python 3.11.7, torch 2.13.0" in text
+    assert "commit 0123456789ab" in text
+
+
+def test_several_models_have_files_of_their_own(made_up, tmp_path) -> None:
+    records = made_up.cell("rtn", "w4", 5.5) + made_up.cell("rtn", "w4", 6.5, model="a/b")
+    build_report(records, tmp_path)
+    assert {"tables/cost-a_b.csv", "tables/cost-embedded.csv", "plots/perplexity-a_b.svg"} <= set(
+        contents(tmp_path)
+    )
+
+
+def test_no_records_are_an_error(tmp_path) -> None:
+    with pytest.raises(ValueError, match="no records"):
+        build_report([], tmp_path)
+
+
+def test_a_full_disk_leaves_the_earlier_report(sweep, tmp_path, monkeypatch) -> None:
+    build_report(sweep, tmp_path)
+    before = contents(tmp_path)
+
+    def full(source, target):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(StoreError, match="disk is full"):
+        build_report(sweep[:5], tmp_path)
+    assert contents(tmp_path) == before
+
+
+def rows_of(records):
+    return read_rows(from_records(records)).rows
+
+
+def test_panels_hold_the_figures_with_their_error_bars(sweep) -> None:
+    rows = rows_of(sweep)
+    key = ("perplexity", "embedded_eval", "perplexity")
+    (panel,) = quality_figure(rows, [key]).axes
+    bars = {
+        container.lines[0].get_xydata()[0][0]: container
+        for container in panel.containers
+        if len(container.lines[0].get_xydata())
+    }
+    lines = sorted(tuple(map(tuple, c.lines[0].get_xydata())) for c in panel.containers)
+    assert ((3.07, 5.93), (4.08, 5.18), (8.09, 5.019)) in lines  # GPTQ, one grid a row
+    assert ((3.07, 9.42), (4.08, 5.61), (8.09, 5.022)) in lines  # RTN: w2 is off the scale
+    segments = bars[3.07].lines[2][0].get_segments()
+    assert len(segments) == 3
+    assert any("48,213" in text.get_text() for text in panel.texts)
+    assert panel.get_yscale() == "log"
+    assert panel.get_ylim()[1] < 60
+
+
+def test_full_precision_alone_is_no_plot_against_bits(made_up) -> None:
+    assert set(draw_all(rows_of(made_up.cell("none", "w16", 5.0)))) == {"latency"}
+
+
+def test_many_methods_schemes_and_tasks_are_drawn(made_up) -> None:
+    records = []
+    for scheme in ("w8", "w4", "w4g128", "w3"):
+        for act_order in (False, True):
+            config = {"method.act_order": act_order}
+            records += made_up.cell("gptq", scheme, 5.5, config=config)
+    assert set(draw_all(rows_of(records))) == {"perplexity", "accuracy", "latency"}

@@ -1,0 +1,92 @@
+"""Which figures a table shows: the newest, seeds together, different cells apart."""
+
+import math
+
+import pytest
+
+from harness.report.frame import from_records
+from harness.report.rows import read_rows
+
+KEY = ("perplexity", "embedded_eval", "perplexity")
+
+
+def rows_of(records):
+    return read_rows(from_records(records))
+
+
+def test_full_precision_first_then_bits_downward_and_methods_side_by_side(sweep) -> None:
+    names = [(row.method, row.scheme) for row in rows_of(sweep).rows]
+    schemes = ["w8", "w4", "w4g128", "w3", "w2"]
+    assert names == [("none", "w16")] + [(m, s) for s in schemes for m in ("rtn", "gptq")]
+
+
+def test_a_figure_measured_again_replaces_the_older_one(made_up) -> None:
+    old = made_up.record(metrics=[made_up.perplexity(9.0)], key="a" * 64)
+    new = made_up.record(
+        metrics=[made_up.perplexity(6.0)], key="b" * 64, started_at="2026-12-01T00:00:00+00:00"
+    )
+    for records in ([old, new], [new, old]):
+        found = rows_of(records)
+        assert [row.figures[KEY].value for row in found.rows] == [6.0]
+        assert found.notes == [
+            "1 older figures of the same cells are not shown: measured again since."
+        ]
+
+
+def test_a_failure_counts_until_its_suite_succeeds(made_up) -> None:
+    error = {"stage": "perplexity", "type": "OutOfMemoryError", "message": "no room"}
+    early, late = "2026-01-01T00:00:00+00:00", "2026-12-01T00:00:00+00:00"
+
+    def failed(when):
+        return made_up.record(error=error, key="a" * 64, started_at=when)
+
+    def fine(when):
+        return made_up.record(metrics=[made_up.perplexity(6.0)], started_at=when)
+
+    (recovered,) = rows_of([failed(early), fine(late)]).rows
+    assert not recovered.failures
+    assert KEY in recovered.figures
+    (broken,) = rows_of([fine(early), failed(late)]).rows
+    assert broken.failures == {"perplexity": "perplexity: OutOfMemoryError: no room"}
+    assert KEY not in broken.figures
+
+
+def test_seeds_become_one_row_with_mean_and_spread(made_up) -> None:
+    values = [5.0, 5.2, 5.5]
+    records = [
+        made_up.record(
+            "gptq",
+            metrics=[made_up.perplexity(value, 0.1)],
+            seed=seed,
+            config={"calib.seed": seed},
+        )
+        for seed, value in enumerate(values)
+    ]
+    (row,) = rows_of(records).rows
+    figure = row.figures[KEY]
+    assert row.seeds == (0, 1, 2)
+    assert figure.value == pytest.approx(sum(values) / 3)
+    mean = sum(values) / 3
+    assert figure.spread == pytest.approx(math.sqrt(sum((v - mean) ** 2 for v in values) / 2))
+    assert figure.stderr == pytest.approx(0.1)  # the seeds share their text
+
+
+def test_cells_of_one_name_but_other_settings_stay_apart(made_up) -> None:
+    records = [
+        made_up.record(
+            "gptq", metrics=[made_up.perplexity(5.0 + n / 100)], config={"calib.sequences": n}
+        )
+        for n in (16, 64)
+    ]
+    assert [row.label for row in rows_of(records).rows] == [
+        "GPTQ sequences=16",
+        "GPTQ sequences=64",
+    ]
+
+
+def test_options_tell_rows_apart(made_up) -> None:
+    plain = made_up.record("gptq", metrics=[made_up.perplexity(5.0)])
+    ordered = made_up.record(
+        "gptq", metrics=[made_up.perplexity(4.9)], config={"method.act_order": True}
+    )
+    assert [row.label for row in rows_of([ordered, plain]).rows] == ["GPTQ", "GPTQ act-order"]

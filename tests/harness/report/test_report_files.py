@@ -29,7 +29,7 @@ def test_files_and_their_bytes(sweep, tmp_path) -> None:
     ]
     tables = [f"tables/{n}.{k}" for n in ("accuracy", "cost") for k in ("csv", "tex")]
     assert sorted(first) == sorted(["summary.md", "metrics.csv", *plots, *tables])
-    assert [path.relative_to(tmp_path / "a").as_posix() for path in paths][0] == "summary.md"
+    assert paths[0] == tmp_path / "a" / "summary.md"
     assert first == second
     for name, data in first.items():
         if name.endswith("png"):
@@ -64,7 +64,7 @@ def test_no_records_are_an_error(tmp_path) -> None:
 
 
 def test_a_full_disk_leaves_the_earlier_report(sweep, tmp_path, monkeypatch) -> None:
-    build_report(sweep, tmp_path)
+    build_report(sweep[:1], tmp_path)  # full precision alone: no plots to draw
     before = contents(tmp_path)
 
     def full(source, target):
@@ -72,7 +72,7 @@ def test_a_full_disk_leaves_the_earlier_report(sweep, tmp_path, monkeypatch) -> 
 
     monkeypatch.setattr(os, "replace", full)
     with pytest.raises(StoreError, match="disk is full"):
-        build_report(sweep[:5], tmp_path)
+        build_report(sweep[:2], tmp_path)
     assert contents(tmp_path) == before
 
 

@@ -28,9 +28,7 @@ def test_a_figure_measured_again_replaces_the_older_one(made_up) -> None:
     for records in ([old, new], [new, old]):
         found = rows_of(records)
         assert [row.figures[KEY].value for row in found.rows] == [6.0]
-        assert found.notes == [
-            "1 older figures of the same cells are not shown: measured again since."
-        ]
+        assert found.notes == ["1 older figure of the same cells, measured again since: not shown."]
 
 
 def test_a_failure_counts_until_its_suite_succeeds(made_up) -> None:

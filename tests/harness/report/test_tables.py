@@ -25,7 +25,7 @@ def tables_of(records) -> dict[str, Table]:
 def on_screen(renderable, width: int = 100) -> str:
     console = Console(width=width, file=io.StringIO(), color_system=None)
     console.print(renderable)
-    return console.file.getvalue()
+    return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines()) + "\n"
 
 
 def check_golden(name: str, text: str) -> None:

@@ -64,7 +64,7 @@ def load_model(config: ModelConfig, device: str = "cpu") -> Any:
             f"model={config.name}: the weights could not be read ({_short(error)}); the files may "
             "be incomplete, fetch or copy them again."
         ) from error
-    return model.to(device).eval()
+    return model.to(device).eval()  # type: ignore[arg-type]
 
 
 def load_tokenizer(config: ModelConfig) -> Any:

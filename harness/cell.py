@@ -1,0 +1,287 @@
+"""One cell: quantize (or reuse the artifact), load the packed result, run its suites.
+
+Runs inside the process that harness.worker makes for it. Every stage ends with a record, also one
+that failed; a failed suite does not stop the others, a failed quantization stops the cell.
+"""
+
+from __future__ import annotations
+
+import importlib
+import random
+import time
+import traceback
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from harness import protocols
+from harness.config import CellConfig
+from harness.errors import StoreError
+from harness.events import Advanced, Failed, Finished, Listener, Started
+from harness.keys import QUANTIZATION
+from harness.memory import measure_peak
+from harness.models import load_model, load_tokenizer, model_folder
+from harness.plan import CellPlan, plan_cell
+from harness.provenance import failed_record, make_record, now
+from harness.record import Failure, LayerReport, Record
+from harness.store import artifact_digest, disk_errors
+from harness.suites import quantization_cost
+from harness.suites.base import SuiteContext, SuiteResult
+from harness.validation import make_scheme
+
+SUITES = {
+    "perplexity": "harness.suites.perplexity",
+    "zeroshot": "harness.suites.zeroshot",
+    "latency": "harness.suites.latency",
+}
+
+
+def run_cell(plan: CellPlan, listen: Listener, skip: frozenset[str] = frozenset()) -> None:
+    """Carry out the stages of a cell that have no record yet, under the cell's lock.
+
+    skip names stages that must not be tried (they killed the process before). Failures of stages
+    are told to `listen` and recorded; only a store that cannot be locked raises.
+    """
+    assert plan.keys is not None
+    with plan.store.lock(plan.keys.cell):
+        current = plan_cell(plan.config)  # another process may have worked on it meanwhile
+        subject = _Subject(current)
+        for stage in current.stages:
+            if stage in skip:
+                continue
+            if stage not in current.todo:
+                listen(Finished(stage, 0.0, cached=True))
+            elif not _attempt(current, stage, subject, listen) and stage == QUANTIZATION:
+                return
+
+
+def _attempt(plan: CellPlan, stage: str, subject: _Subject, listen: Listener) -> bool:
+    """One stage from start to record; False when it failed."""
+    listen(Started(stage))
+    started_at, started = now(), time.perf_counter()
+    _seed(plan.config.seed)
+
+    def progress(done: int, total: int, what: str) -> None:
+        listen(Advanced(stage, done, total, what))
+
+    try:
+        if stage == QUANTIZATION:
+            figures = quantize(plan, progress)
+        else:
+            figures = _measure(plan, stage, subject, progress)
+        samples = figures.pop("samples", [])
+        record = make_record(
+            plan,
+            stage,
+            started_at=started_at,
+            seconds=time.perf_counter() - started,
+            threads=torch.get_num_threads(),
+            **figures,
+        )
+        plan.store.write(record, samples)
+    except Exception as error:
+        traceback.print_exc()
+        failure = Failure(stage=stage, type=type(error).__name__, message=_message(error))
+        record = failed_record(
+            plan, failure, started_at, time.perf_counter() - started, torch.get_num_threads()
+        )
+        _record_failure(plan, record, listen)
+        return False
+    listen(Finished(stage, record.seconds))
+    return True
+
+
+def quantize(plan: CellPlan, progress: Any) -> dict[str, Any]:
+    """Quantize the model of a cell into its artifact; what the record says about it."""
+    from quant.checkpoint import save
+    from quant.stream import quantize_model
+
+    config, clock = plan.config, _Clock()
+    folder = plan.artifact
+    assert folder is not None
+    model = load_model(config.model, config.runtime.device)
+    tokenizer = load_tokenizer(config.model)
+    clock.lap("load model")
+    windows, inputs = calibration(config, model, tokenizer)
+    clock.lap("calibration text")
+    result = quantize_model(model, windows, quantization_plan(config), progress)
+    clock.restart()
+    assert plan.keys is not None
+    with disk_errors(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    method = {**plan.keys.semantic["method"], "calib": plan.keys.semantic["calib"]}
+    save(folder, model, result.weights, method=method, tokenizer=model_folder(config.model))
+    clock.lap("write")
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    peaks = [stage.peak_bytes for stage in result.stages if stage.peak_bytes is not None]
+    return {
+        "metrics": quantization_cost.metrics(result, size, clock.seconds),
+        "layers": [LayerReport(**asdict(layer)) for layer in result.layers],
+        "inputs": {**inputs, "artifact": artifact_digest(folder)},
+        "peak_memory_bytes": max(peaks, default=None),
+        "bits_per_weight": quantization_cost.bits_per_weight(result.layers),
+    }
+
+
+def calibration(config: CellConfig, model: Any, tokenizer: Any) -> tuple[list[Any], dict[str, str]]:
+    """Calibration windows and their hashes; none for a method that sees no data."""
+    if config.method.name != "gptq":
+        return [], {}
+    context = protocols.context_length(model.config, config.model.context)
+    found = protocols.calibration_windows(config.calib, tokenizer, context, config.paths.data)
+    return found.windows, {
+        "calibration tokens": found.token_hash,
+        "calibration text": found.text_hash,
+        "calibration source": found.source,
+    }
+
+
+def quantization_plan(config: CellConfig) -> Any:
+    """The quant.stream.QuantizationPlan that a configuration stands for."""
+    from quant.solvers.gptq import GPTQOptions
+    from quant.stream import QuantizationPlan
+
+    method, scheme = config.method, make_scheme(config.scheme)
+    assert scheme is not None
+    if method.name == "rtn":
+        return QuantizationPlan(method="rtn", scheme=scheme)
+    options = GPTQOptions(
+        damping=method.damping,
+        block_size=method.block_size,
+        act_order=method.act_order,
+        static_groups=method.static_groups,
+        group_grid=method.group_grid,
+    )
+    return QuantizationPlan(
+        method="gptq", scheme=scheme, gptq=options, true_sequential=method.true_sequential
+    )
+
+
+def _measure(plan: CellPlan, stage: str, subject: _Subject, progress: Any) -> dict[str, Any]:
+    """Run one suite on the loaded model."""
+    config = plan.config
+    context = SuiteContext(
+        model=subject.model(),
+        tokenizer=subject.tokenizer(),
+        load_twin=subject.twin,
+        quantized=plan.artifact is not None,
+        kernel=subject.kernel,
+        device=config.runtime.device,
+        dtype=config.model.dtype,
+        seed=config.seed,
+        data_dir=None if config.paths.data is None else Path(config.paths.data),
+        progress=progress,
+    )
+    suite = importlib.import_module(SUITES[stage])
+    result: list[SuiteResult] = []
+    peak = measure_peak(
+        lambda: result.append(suite.run(context, getattr(config.suite, stage))),
+        config.runtime.device,
+    )
+    return {
+        "metrics": result[0].metrics,
+        "inputs": {**subject.inputs, **result[0].inputs},
+        "samples": result[0].samples,
+        "peak_memory_bytes": peak.bytes,
+        "bits_per_weight": subject.bits_per_weight,
+        "kernel": subject.kernel,
+    }
+
+
+class _Subject:
+    """The model under test and its tokenizer, loaded when the first suite asks for them."""
+
+    def __init__(self, plan: CellPlan) -> None:
+        from cuda_ext.ops import resolve_kernel
+
+        self._plan = plan
+        self._model: Any = None
+        self._tokenizer: Any = None
+        self.inputs: dict[str, str] = {}
+        self.bits_per_weight: float | None = None
+        self.kernel = resolve_kernel(plan.config.runtime.kernel) if plan.artifact else "torch"
+
+    def model(self) -> Any:
+        if self._model is None:
+            self._model = self._quantized() if self._plan.artifact else self.plain()
+        return self._model
+
+    def tokenizer(self) -> Any:
+        if self._tokenizer is None:
+            self._tokenizer = load_tokenizer(self._plan.config.model)
+        return self._tokenizer
+
+    def plain(self) -> Any:
+        """The full-precision model that the cell started from."""
+        return load_model(self._plan.config.model, self._plan.config.runtime.device)
+
+    def twin(self) -> Any:
+        return self.plain() if self._plan.artifact else self.model()
+
+    def _quantized(self) -> Any:
+        from quant.checkpoint import load
+
+        folder, config = self._plan.artifact, self._plan.config
+        made = self._plan.find(QUANTIZATION)
+        assert folder is not None
+        assert made is not None
+        _check_artifact(folder, made)
+        self.inputs = {"artifact": made.inputs["artifact"]}
+        self.bits_per_weight = made.cell.bits_per_weight
+        return load(
+            folder,
+            kernel=config.runtime.kernel,
+            device=config.runtime.device,
+            dtype=getattr(torch, config.model.dtype),
+            attn_implementation=config.model.attention,
+        )
+
+
+def _check_artifact(folder: Path, made: Record) -> None:
+    """What is measured is what was made; quant.load checks every file against the manifest."""
+    whole = (folder / "artifact.json").is_file()
+    if not whole or artifact_digest(folder) != made.inputs["artifact"]:
+        raise StoreError(
+            f"the artifact {folder} is not the one that was written when it was quantized: delete "
+            "that folder and run the same command again to quantize anew."
+        )
+
+
+def _record_failure(plan: CellPlan, record: Record, listen: Listener) -> None:
+    """Write that a stage failed; on a full disk the listener still learns about it."""
+    assert record.error is not None
+    try:
+        plan.store.write(record)
+    except (StoreError, OSError):
+        traceback.print_exc()
+    listen(Failed(record.suite, record.error.type, record.error.message))
+
+
+def _message(error: Exception) -> str:
+    text = str(error).strip()
+    if isinstance(error, torch.OutOfMemoryError):
+        text = f"{text.splitlines()[0]} Use a smaller batch size, a smaller model or runtime=cpu."
+    return text or type(error).__name__
+
+
+def _seed(seed: int) -> None:
+    random.seed(seed)
+    torch.manual_seed(seed)
+
+
+class _Clock:
+    """Seconds of consecutive steps by name."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self.restart()
+
+    def restart(self) -> None:
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.seconds[name] = self.seconds.get(name, 0.0) + now - self._last
+        self._last = now

@@ -1,0 +1,185 @@
+"""The command line: `bitsweep run|plan|report|doctor`.
+
+Nothing heavy is imported before a verb needs it, so that help is instant. Exit status: 0 all went
+well, 1 something failed (and the summary says what), 2 the request itself is impossible, 130 the
+user interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from harness.errors import BitsweepError, ConfigError
+
+if TYPE_CHECKING:
+    from harness.compose import Cell
+
+OK, FAILED, IMPOSSIBLE, INTERRUPTED = 0, 1, 2, 130
+
+HELP = """\
+usage: bitsweep VERB [arguments]
+
+What does it cost, in accuracy, time and memory, to run a language model at a given bit width?
+
+  run     quantize, measure and print the table; finished work is never repeated
+  plan    say what run would do with the same arguments, and what is done already
+  report  make tables and plots again from the records in a results folder
+  doctor  show what this machine has: versions, threads, devices, kernels
+
+  bitsweep run experiment=quickstart     the first sweep, under three minutes on two cores
+  bitsweep run --help                    every choice a run has
+
+  -h, --help     this text
+  --version      the version
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a verb and return the exit status; errors of the user are one sentence on stderr."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    verbs = {"run": _run, "plan": _plan, "report": _report, "doctor": _doctor}
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(HELP, end="")
+        return OK if arguments else IMPOSSIBLE
+    if arguments[0] in ("-V", "--version"):
+        from importlib.metadata import version
+
+        print(f"bitsweep {version('bitsweep')}")
+        return OK
+    verb, rest = arguments[0], arguments[1:]
+    try:
+        if verb not in verbs:
+            raise ConfigError(f"{verb} is not a verb: use one of {', '.join(verbs)}.")
+        return verbs[verb](rest)
+    except BitsweepError as error:
+        _say(error)
+        return IMPOSSIBLE
+    except KeyboardInterrupt:
+        print("bitsweep: interrupted before anything was started.", file=sys.stderr)
+        return INTERRUPTED
+
+
+@dataclass
+class Request:
+    """The arguments of run and plan."""
+
+    overrides: list[str] = field(default_factory=list)
+    multirun: bool = False
+    show_config: bool = False
+    config_dir: Path | None = None
+    help: str | None = None  # "" for all of it, or the name of a group
+
+    @classmethod
+    def parse(cls, arguments: Sequence[str]) -> Request:
+        """Split flags from overrides. ConfigError for a flag that does not exist."""
+        request, rest = cls(), list(arguments)
+        while rest:
+            word = rest.pop(0)
+            if word in ("-h", "--help"):
+                request.help = rest.pop(0) if rest and rest[0].isidentifier() else ""
+            elif word in ("-m", "--multirun"):
+                request.multirun = True
+            elif word == "--cfg":
+                request.show_config = True
+            elif word == "--config-dir":
+                if not rest:
+                    raise ConfigError("--config-dir needs a folder laid out like conf/.")
+                request.config_dir = Path(rest.pop(0))
+            elif word.startswith("--config-dir="):
+                request.config_dir = Path(word.partition("=")[2])
+            elif word.startswith("-"):
+                raise ConfigError(
+                    f"{word} is not an option of this verb: `bitsweep run --help` lists them; "
+                    "values are set with KEY=VALUE, without dashes."
+                )
+            else:
+                request.overrides.append(word)
+        return request
+
+
+def _run(arguments: Sequence[str]) -> int:
+    request = Request.parse(arguments)
+    cells = _cells(request)
+    if cells is None:
+        return OK
+    from harness import launch
+
+    plans = launch.make_plans(cells, download=True)
+    return launch.run(cells, plans, request.config_dir)
+
+
+def _plan(arguments: Sequence[str]) -> int:
+    cells = _cells(Request.parse(arguments))
+    if cells is None:
+        return OK
+    from harness import launch
+
+    launch.show_plan(launch.make_plans(cells, download=False))
+    return OK
+
+
+def _cells(request: Request) -> list[Cell] | None:
+    """The composed and validated cells; None when help or the configuration was printed."""
+    if request.help is not None:
+        from harness.options import group_help, run_help
+
+        print(group_help(request.help) if request.help else run_help(), end="")
+        return None
+    from harness.compose import as_yaml, compose_cells
+    from harness.validation import validate
+
+    cells = compose_cells(request.overrides, request.multirun, request.config_dir)
+    for cell in cells:
+        validate(cell.config)
+    if request.show_config:
+        print("---\n".join(as_yaml(cell) for cell in cells), end="")
+        return None
+    return cells
+
+
+def _report(arguments: Sequence[str]) -> int:
+    import argparse
+
+    parser = argparse.ArgumentParser(
+        prog="bitsweep report", description="Tables and plots from the records of earlier runs."
+    )
+    parser.add_argument("results", nargs="?", type=Path, default=Path("results"))
+    parser.add_argument("--out", type=Path, help="folder of the report (RESULTS/reports/all)")
+    parser.add_argument("--title", default="Bitsweep report", help="its heading")
+    options = parser.parse_args(arguments)
+    from harness.launch import report
+    from harness.store import load_records
+
+    records = load_records(options.results)
+    if not records:
+        raise ConfigError(
+            f"{options.results} holds no records: make some with `bitsweep run`, or name the "
+            "results folder of a run, as in `bitsweep report my/results`."
+        )
+    report(records, options.out or options.results / "reports" / "all", options.title)
+    return OK
+
+
+def _doctor(arguments: Sequence[str]) -> int:
+    if arguments:
+        raise ConfigError(f"bitsweep doctor takes no arguments, but got {' '.join(arguments)}.")
+    from harness.doctor import examine
+
+    return OK if examine() else FAILED
+
+
+def _say(error: BaseException) -> None:
+    """One sentence; the traceback only for those who ask."""
+    if os.environ.get("BITSWEEP_DEBUG") or os.environ.get("HYDRA_FULL_ERROR"):
+        traceback.print_exception(error)
+    print(f"bitsweep: {error}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,90 @@
+"""`bitsweep doctor`: what this machine has, and what would be missing in a run."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sys
+from pathlib import Path
+
+from harness.config import ModelConfig
+from harness.environment import commit, machine, package_versions
+from harness.errors import BitsweepError
+from harness.models import model_folder
+from harness.options import conf_dir
+
+SUPPORTED = ((3, 11), (3, 13))  # Hydra 1.3 does not run on 3.14
+
+
+def examine() -> bool:
+    """Print one line per finding; False when something a run needs is missing."""
+    lines = [*_python(), *_software(), *_hardware(), *_kernels(), *_files()]
+    width = max(len(name) for _, name, _ in lines)
+    for good, name, text in lines:
+        print(f"{'ok' if good else 'MISSING':<8}{name:<{width}}  {text}")
+    return all(good for good, _, _ in lines)
+
+
+Finding = tuple[bool, str, str]
+
+
+def _python() -> list[Finding]:
+    low, high = SUPPORTED
+    good = low <= sys.version_info[:2] <= high
+    needed = "" if good else f": install {low[0]}.{low[1]} to {high[0]}.{high[1]}"
+    return [(good, "python", platform.python_version() + needed)]
+
+
+def _software() -> list[Finding]:
+    found = package_versions()
+    needed = ("torch", "transformers", "safetensors", "lm-eval", "hydra-core")
+    lines = [(n in found, n, found.get(n, "not installed: pip install bitsweep")) for n in needed]
+    here = commit()
+    where = "installed package" if here is None else f"checkout at {here['id'][:12]}"
+    changed = " with local changes" if here is not None and here["dirty"] else ""
+    return [(True, "bitsweep", f"{found.get('bitsweep', '?')}, {where}{changed}"), *lines]
+
+
+def _hardware() -> list[Finding]:
+    import torch
+
+    here = machine()
+    lines = [
+        (True, "processor", f"{here['cpu']}, {here['cores']} cores, {here['memory_gib']} GiB"),
+        (True, "threads", f"{torch.get_num_threads()} (runtime.threads changes it)"),
+    ]
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            gpu = torch.cuda.get_device_properties(index)
+            size = f"{gpu.total_memory / 2**30:.0f} GiB"
+            lines.append((True, f"cuda:{index}", f"{gpu.name}, {size}, CUDA {torch.version.cuda}"))
+    else:
+        lines.append((True, "cuda", "no device (only runtime=cuda needs one)"))
+    return lines
+
+
+def _kernels() -> list[Finding]:
+    from cuda_ext.ops import KERNELS, KernelUnavailable, resolve_kernel
+
+    lines: list[Finding] = []
+    for name in KERNELS:
+        try:
+            lines.append((True, f"kernel {name}", resolve_kernel(name)))
+        except KernelUnavailable as error:
+            lines.append((True, f"kernel {name}", f"not here: {error}"))
+    return lines
+
+
+def _files() -> list[Finding]:
+    lines: list[Finding] = [(True, "conf", f"{len(list(conf_dir().rglob('*.yaml')))} files")]
+    try:
+        model_folder(ModelConfig(name="embedded", source="embedded"))
+        lines.append((True, "embedded model", "complete"))
+    except BitsweepError as error:
+        lines.append((False, "embedded model", str(error)))
+    offline = os.environ.get("HF_HUB_OFFLINE", "")
+    lines.append((True, "hub", "switched off (HF_HUB_OFFLINE)" if offline else "asked when needed"))
+    free = shutil.disk_usage(Path.cwd()).free / 2**30
+    lines.append((free > 1, "disk", f"{free:.0f} GiB free here"))
+    return lines

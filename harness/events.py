@@ -1,0 +1,53 @@
+"""What a cell tells while it works; plain values that travel between processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Started:
+    """A stage begins."""
+
+    stage: str
+
+
+@dataclass(frozen=True)
+class Advanced:
+    """A stage has done so many of its steps; `what` is the step (a layer, a text, a task)."""
+
+    stage: str
+    done: int
+    total: int
+    what: str
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A stage has its record. cached: it had it already."""
+
+    stage: str
+    seconds: float
+    cached: bool = False
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A stage has no figures; the record says so too unless it could not be written."""
+
+    stage: str
+    type: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Broken:
+    """The cell could not go on, outside of any stage."""
+
+    type: str
+    message: str
+
+
+Event = Started | Advanced | Finished | Failed | Broken
+Listener = Callable[[Event], None]

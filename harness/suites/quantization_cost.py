@@ -1,0 +1,61 @@
+"""What quantizing cost: seconds and peak memory of every stage, size and error of the result.
+
+Unlike its neighbours this suite measures nothing anew. It turns what quant.stream observed while
+the weights were made into metrics of the record "quantization".
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from harness.record import Metric
+
+if TYPE_CHECKING:
+    from quant.stream import LayerResult, QuantizationResult
+
+TOTAL = "total"
+
+
+def metrics(
+    result: QuantizationResult, artifact_bytes: int, other: dict[str, float]
+) -> list[Metric]:
+    """Figures of one quantization.
+
+    artifact_bytes  size of the written checkpoint.
+    other           seconds of stages outside of quant.stream (loading, calibration text, writing).
+    """
+    seconds = {**other, **{stage.name: stage.seconds for stage in result.stages}}
+    found = [_once("seconds", name, value, "s") for name, value in seconds.items()]
+    found.append(_once("seconds", TOTAL, sum(seconds.values()), "s"))
+    for stage in result.stages:
+        if stage.peak_bytes is not None:
+            peak = _once("peak_memory", stage.name, stage.peak_bytes, "bytes")
+            found.append(peak.model_copy(update={"notes": {"memory": stage.memory}}))
+    found.append(_once("artifact_size", TOTAL, artifact_bytes, "bytes"))
+    return found + _layer_means(result.layers)
+
+
+def bits_per_weight(layers: list[LayerResult]) -> float:
+    """Stored bits per quantized weight over all layers, scales and zero-points included."""
+    weights = sum(layer.outputs * layer.inputs for layer in layers)
+    bits = sum(layer.bits_per_weight * layer.outputs * layer.inputs for layer in layers)
+    return bits / weights
+
+
+def _layer_means(layers: list[LayerResult]) -> list[Metric]:
+    found = [_mean("weight_error", [layer.weight_error for layer in layers], "ratio")]
+    losses = [layer.loss for layer in layers if layer.loss is not None]
+    if losses:
+        found.append(_mean("solver_loss", losses, "squared error"))
+    return found
+
+
+def _mean(name: str, values: list[float], unit: str) -> Metric:
+    mean = sum(values) / len(values)
+    return Metric(
+        name=name, task="mean of layers", value=mean, unit=unit, n=len(values), n_unit="layers"
+    )
+
+
+def _once(name: str, task: str, value: float, unit: str) -> Metric:
+    return Metric(name=name, task=task, value=value, unit=unit, n=1, n_unit="runs")

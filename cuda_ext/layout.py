@@ -49,7 +49,7 @@ def pack_codes(codes: Tensor, bits: int, *, dim: int = -1) -> Tensor:
         if shift + bits > WORD_BITS:
             words[:, :, word + 1] |= code >> (WORD_BITS - shift)
     kept = words.view(before, blocks * stride, after)[:, : words_for(n, bits)]
-    return kept.reshape(*lead, kept.shape[1], *trail)
+    return kept.reshape(*lead, kept.shape[1], *trail).contiguous()
 
 
 def unpack_codes(
@@ -99,7 +99,7 @@ def unpack_codes(
             start = (flat[:, :, word] >> (WORD_BITS - low)) & (2**low - 1)
             codes[:, :, end] = (start | (flat[:, :, word + 1] << low)) & mask
     kept = codes.view(before, blocks * period, after)[:, :n]
-    return kept.reshape(*lead, n, *trail)
+    return kept.reshape(*lead, n, *trail).contiguous()
 
 
 def _period(bits: int) -> tuple[int, int]:

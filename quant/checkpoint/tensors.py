@@ -18,8 +18,8 @@ from torch import Tensor
 from quant.checkpoint.folder import read_json, remake
 from quant.errors import ArtifactError
 
-SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
+STANDARD_STEM = "model"
+INDEX_SUFFIX = ".safetensors.index.json"
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,10 @@ class Entry:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-def write_tensors(folder: Path, entries: list[Entry], max_shard_bytes: int) -> None:
-    """Write the tensors as model.safetensors, or as numbered shards with an index.
+def write_tensors(
+    folder: Path, entries: list[Entry], max_shard_bytes: int, stem: str = STANDARD_STEM
+) -> None:
+    """Write the tensors as `stem`.safetensors, or as numbered shards with an index.
 
     A shard holds at least one tensor and otherwise at most max_shard_bytes; its tensors are made
     when it is written, so that one shard at a time is in memory.
@@ -48,7 +50,9 @@ def write_tensors(folder: Path, entries: list[Entry], max_shard_bytes: int) -> N
             shards.append([])
         shards[-1].append(entry)
     names = [
-        SINGLE if len(shards) == 1 else f"model-{i + 1:05}-of-{len(shards):05}.safetensors"
+        f"{stem}.safetensors"
+        if len(shards) == 1
+        else f"{stem}-{i + 1:05}-of-{len(shards):05}.safetensors"
         for i in range(len(shards))
     ]
     for name, shard in zip(names, shards, strict=True):
@@ -64,7 +68,8 @@ def write_tensors(folder: Path, entries: list[Entry], max_shard_bytes: int) -> N
             "metadata": {"total_size": sum(entry.nbytes for entry in entries)},
             "weight_map": {entry.name: name for name, shard in placed for entry in shard},
         }
-        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        path = folder / f"{stem}{INDEX_SUFFIX}"
+        path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
 class TensorReader:
@@ -79,6 +84,7 @@ class TensorReader:
         self._files: dict[str, Any] = {}
         self._place: dict[str, str] = {}
         self._expected: dict[str, str] = {}
+        self._index = ""
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
@@ -107,28 +113,29 @@ class TensorReader:
         return self._files[self._place[name]].get_tensor(name).clone()
 
     def _file_names(self) -> list[str]:
-        if (self.folder / INDEX).is_file():
-            mapping = read_json(self.folder / INDEX).get("weight_map")
+        indexes = sorted(self.folder.glob(f"*{INDEX_SUFFIX}"))
+        if len(indexes) == 1:
+            self._index = indexes[0].name
+            mapping = read_json(indexes[0]).get("weight_map")
             if not isinstance(mapping, dict) or not mapping:
-                raise ArtifactError(
-                    f"{self.folder / INDEX} has no weight_map. {remake(self.folder)}"
-                )
+                raise ArtifactError(f"{indexes[0]} has no weight_map. {remake(self.folder)}")
             self._expected = mapping
             return sorted(set(mapping.values()))
         found = sorted(path.name for path in self.folder.glob("*.safetensors"))
-        if SINGLE in found:
-            return [SINGLE]
-        if len(found) == 1:  # AutoGPTQ's names, such as gptq_model-4bit-128g.safetensors
+        if len(found) == 1:  # also AutoGPTQ's names, such as gptq_model-4bit-128g.safetensors
             return found
         raise ArtifactError(
-            f"{self.folder} holds {'several' if found else 'no'} .safetensors files and no {INDEX}"
-            f"; expected {SINGLE}, one file, or shards with an index. {remake(self.folder)}"
+            f"{self.folder} holds {len(found)} .safetensors files and {len(indexes)} indexes of "
+            f"shards (*{INDEX_SUFFIX}); expected one file, or shards with one index. "
+            f"{remake(self.folder)}"
         )
 
     def _open(self, file: str) -> None:
         path = self.folder / file
         if not path.is_file():
-            raise ArtifactError(f"{path} is missing, but {INDEX} names it. {remake(self.folder)}")
+            raise ArtifactError(
+                f"{path} is missing, but {self._index} names it. {remake(self.folder)}"
+            )
         try:
             opened = self._stack.enter_context(safe_open(path, framework="pt"))
             names = list(opened.keys())
@@ -141,7 +148,8 @@ class TensorReader:
         lacking = sorted(set(expected) - set(names))
         if lacking:
             raise ArtifactError(
-                f"{path} does not hold {lacking[0]}, but {INDEX} says so. {remake(self.folder)}"
+                f"{path} does not hold {lacking[0]}, but {self._index} says so. "
+                f"{remake(self.folder)}"
             )
         self._files[file] = opened
         self._place |= dict.fromkeys(names, file)

@@ -22,6 +22,9 @@ from quant.linear import Packed, pack, packed_shapes
 from quant.scheme import Scheme
 from quant.weight import QuantizedWeight
 
+# transformers only warns about a quant_method that it does not know, and would go on with random
+# weights: files of another name make it stop.
+TERNARY_STEM = "bitsweep-ternary"
 MAX_SHARD_BYTES = 5_000_000_000
 TOKENIZER_FILES = (
     "tokenizer*",
@@ -51,8 +54,9 @@ def save(
     weights maps full module names (nn.Linear, Conv1D or QuantLinear) to quantized weights of one
     scheme; all other tensors keep their dtype, tied ones are written once. method is what made the
     weights and must be JSON. tokenizer is an object, or a folder whose tokenizer files are copied
-    unchanged. GPTQ v2 zero-points, and checkpoint_format says so; ternary levels are written as
-    quant_method "bitsweep_ternary". artifact.json holds the sha256 of every file.
+    unchanged. GPTQ v2 zero-points, and checkpoint_format says so. Ternary levels are written as
+    quant_method "bitsweep_ternary" into bitsweep-ternary.safetensors, so that other loaders stop.
+    artifact.json holds the sha256 of every file.
 
     Raises ArtifactError when the weights do not fit the model or the folder cannot be written (a
     full disk is noticed before anything is written); an artifact that is there already stays
@@ -66,7 +70,9 @@ def save(
     needed = sum(entry.nbytes for entry in entries) + _SLACK_BYTES
     needed += sum(path.stat().st_size for path in copied)
     with replace_folder(folder, needed) as partial:
-        write_tensors(partial, entries, max_shard_bytes)
+        write_tensors(
+            partial, entries, max_shard_bytes, TERNARY_STEM if scheme.ternary else "model"
+        )
         (partial / "config.json").write_text(config, encoding="utf-8")
         if model.can_generate() and model.generation_config is not None:
             model.generation_config.to_json_file(partial / "generation_config.json")

@@ -39,6 +39,7 @@ def test_unpack_is_the_inverse_of_pack(
     for dim in (len(lead), len(lead) - codes.dim()):
         words = pack_codes(codes, bits, dim=dim)
         assert words.dtype == torch.int32
+        assert words.is_contiguous()
         assert words.shape == (*lead, words_for(n, bits), *trail)
         assert torch.equal(unpack_codes(words, bits, n, dim=dim), codes)
 

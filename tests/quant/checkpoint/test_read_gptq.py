@@ -1,0 +1,267 @@
+"""Reading one layer: published GPTQ and AWQ checkpoints, and everything a file may say wrongly."""
+
+import itertools
+import re
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from random_weights import random_weight, same
+from torch import Tensor
+
+from cuda_ext.layout import pack_codes
+from quant.checkpoint.awq import NIBBLES, read_awq
+from quant.checkpoint.format import parse
+from quant.checkpoint.gptq import read_gptq
+from quant.errors import ArtifactError
+from quant.linear import QuantLinear, pack
+from quant.scheme import Scheme
+
+CONFIG = {"quant_method": "gptq", "bits": 4, "group_size": 8, "sym": False, "desc_act": False}
+V2 = {**CONFIG, "checkpoint_format": "gptq_v2"}
+AWQ = {"quant_method": "awq", "bits": 4, "group_size": 8, "zero_point": True, "version": "gemm"}
+
+
+def blobs(path: Path, fields: int) -> tuple[tuple[int, ...], list[bytes]]:
+    """Header and byte strings of a file in shared/interop; its layout is in data/README.md."""
+    content = path.read_bytes()
+    header = struct.unpack(f"<{fields}I", content[: 4 * fields])
+    lengths = header[6:] if fields == 11 else header[5:]
+    ends = np.cumsum([4 * fields, *lengths]).tolist()
+    assert ends[-1] == len(content)
+    return header, [content[a:b] for a, b in itertools.pairwise(ends)]
+
+
+def tensor(data: bytes, dtype: torch.dtype, columns: int) -> Tensor:
+    return torch.frombuffer(bytearray(data), dtype=dtype).view(-1, columns)
+
+
+@pytest.mark.realdata
+@pytest.mark.parametrize("bits", [4, 8])
+def test_published_gptq_values_are_reproduced_exactly(shared: Path, bits: int) -> None:
+    path = shared / f"interop/falcon3-1b-gptq-awq/gptq_falcon3_1b_int{bits}.bin"
+    header, (qweight, scales, qzeros, g_idx, expected) = blobs(path, 11)
+    assert header[:6] == (bits, 128, 256, 256, 2, 1)
+    tensors = {
+        "qweight": tensor(qweight, torch.int32, 256),
+        "scales": tensor(scales, torch.float16, 256),
+        "qzeros": tensor(qzeros, torch.int32, 256 * bits // 32),
+        "g_idx": tensor(g_idx, torch.int32, 256)[0],
+    }
+    config = {**CONFIG, "bits": bits, "group_size": 128, "sym": True, "desc_act": True}
+    weight = read_gptq(tensors, config)
+    wanted = tensor(expected, torch.bfloat16, 256).t()
+    assert weight.group_index is None
+    assert torch.equal(weight.dequantize(torch.bfloat16), wanted)
+    assert torch.equal(QuantLinear.from_quantized(weight).dequantize(torch.bfloat16), wanted)
+    # The same files called version 2 contradict themselves, and the message names both versions.
+    with pytest.raises(ArtifactError, match=r"gptq stores .*, gptq_v2 stores"):
+        read_gptq(tensors, {**config, "checkpoint_format": "gptq_v2"})
+
+
+@pytest.mark.realdata
+def test_published_awq_values_are_reproduced_exactly(shared: Path) -> None:
+    path = shared / "interop/falcon3-1b-gptq-awq/awq_falcon3_1b_awq.bin"
+    header, (qweight, scales, qzeros, expected) = blobs(path, 9)
+    assert header[:5] == (4, 128, 256, 256, 2)
+    tensors = {
+        "qweight": tensor(qweight, torch.int32, 32),
+        "scales": tensor(scales, torch.float16, 256),
+        "qzeros": tensor(qzeros, torch.int32, 32),
+    }
+    weight = read_awq(tensors, {**AWQ, "group_size": 128})
+    wanted = tensor(expected, torch.bfloat16, 256).t()
+    assert torch.equal(weight.dequantize(torch.bfloat16), wanted)
+    assert torch.equal(QuantLinear.from_quantized(weight).dequantize(torch.bfloat16), wanted)
+
+
+@pytest.mark.realdata
+@pytest.mark.parametrize(("size", "tolerance"), [(256, 0.0015), (1024, 0.0045)])
+def test_autogptq_kernel_outputs(shared: Path, size: int, tolerance: float) -> None:
+    """Literal float16 outputs of AutoGPTQ's own kernels, to the rounding of their accumulation."""
+    folder = shared / "interop/autogptq-q4-kernel"
+    data = np.load(folder / f"q4_k{size}_n{size}.npz")
+    names = ("qweight", "scales", "qzeros", "g_idx")
+    tensors = {name: torch.from_numpy(data[name]) for name in names}
+    config = {**CONFIG, "bits": int(data["bits"]), "group_size": int(data["group_size"])}
+    layer = QuantLinear.from_quantized(read_gptq(tensors, config))
+    y = layer(torch.from_numpy(data["x"]).float())
+    for name in data.files:
+        if name.startswith("y_reference"):
+            difference = float((y - torch.from_numpy(data[name])).abs().max())
+            assert difference <= tolerance, (name, difference)
+
+
+def layer(bits: int = 4, version: int = 2, **settings: Any) -> tuple[dict[str, Tensor], Any]:
+    """Tensors of a random layer [6, 24] as a file of that version holds them, and the weight."""
+    weight = random_weight(Scheme(bits, group_size=8, **settings), 6, 24)
+    tensors = pack(weight)
+    if version == 1:
+        assert weight.zero is not None
+        # What the writers of version 1 do: zero-point - 1, where 0 wraps to 2^bits - 1.
+        stored = (weight.zero.int() - 1) % 2**bits
+        tensors["qzeros"] = pack_codes(stored.t().to(torch.uint8), bits)
+    return tensors, weight
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("version", [1, 2])
+def test_zero_points_of_both_versions(bits: int, version: int) -> None:
+    tensors, weight = layer(bits, version)
+    config = {**CONFIG, "bits": bits, "checkpoint_format": "gptq" if version == 1 else "gptq_v2"}
+    assert same(read_gptq(tensors, config, in_features=24), weight)
+    other = {**config, "checkpoint_format": "gptq_v2" if version == 1 else "gptq"}
+    assert not same(read_gptq(tensors, other, in_features=24), weight)
+
+
+def test_version_one_is_assumed_when_the_file_does_not_say() -> None:
+    tensors, weight = layer(4, version=1)
+    assert same(read_gptq(tensors, CONFIG), weight)
+    zero_wraps = torch.zeros_like(weight.zero)
+    stored = pack_codes(torch.full((3, 6), 15, dtype=torch.uint8), 4)
+    assert torch.equal(read_gptq({**tensors, "qzeros": stored}, CONFIG).zero, zero_wraps)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_symmetric_zero_points_must_agree_with_the_version(version: int) -> None:
+    tensors, weight = layer(4, version, symmetric=True)
+    names = {1: "gptq", 2: "gptq_v2"}
+    config = {**CONFIG, "sym": True, "checkpoint_format": names[version]}
+    assert same(read_gptq(tensors, config), weight)
+    wrong = {**config, "checkpoint_format": names[3 - version]}
+    message = {1: "holds 7.*stored zero-point is 8", 2: "holds 8.*stored zero-point is 7"}[version]
+    with pytest.raises(ArtifactError, match=message):
+        read_gptq(tensors, wrong)
+
+
+def test_groups_of_act_order() -> None:
+    weight = random_weight(Scheme(4, group_size=8), 6, 24, scattered=True)
+    tensors = pack(weight)
+    assert same(read_gptq(tensors, {**V2, "desc_act": True}), weight)
+    with pytest.raises(ArtifactError, match=r"g_idx scatters the groups.*desc_act=false"):
+        read_gptq(tensors, V2)
+    index = tensors.pop("g_idx")
+    with pytest.raises(ArtifactError, match=r"g_idx is missing.*desc_act=true"):
+        read_gptq(tensors, {**V2, "desc_act": True})
+    tensors["g_idx"] = index + 1
+    with pytest.raises(ArtifactError, match="goes from 1 to 3, but the layer has groups 0 to 2"):
+        read_gptq(tensors, {**V2, "desc_act": True})
+
+
+def test_ternary_layer() -> None:
+    weight = random_weight(Scheme(2, group_size=8, levels="ternary"), 6, 24)
+    tensors = pack(weight)
+    config = {"quant_method": "bitsweep_ternary", "bits": 2, "group_size": 8, "desc_act": False}
+    assert same(read_gptq(tensors, config, in_features=24), weight)
+    codes = weight.codes.t().clone()
+    codes[3, 2] = 3
+    with pytest.raises(ArtifactError, match="holds code 3; ternary codes are 0, 1 and 2"):
+        read_gptq({**tensors, "qweight": pack_codes(codes, 2, dim=0)}, config, in_features=24)
+
+
+def changed(name: str, value: Any) -> dict[str, Tensor]:
+    tensors, _ = layer()
+    if value is None:
+        del tensors[name]
+    else:
+        tensors[name] = value
+    return tensors
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        (changed("qweight", None), "tensor proj.qweight is missing"),
+        (changed("qzeros", None), "tensor proj.qzeros is missing; the layer has qweight, scales"),
+        (changed("scales", torch.ones(3, 6).int()), "proj.scales are torch.int32"),
+        (changed("scales", torch.ones(2, 6)), r"proj.scales is \[2, 6\], but 24 inputs, 6 outputs"),
+        (changed("qweight", torch.zeros(3, 5).int()), r"proj.qweight is \[3, 5\].*make \[3, 6\]"),
+        (changed("qweight", torch.zeros(3, 6)), "proj.qweight is torch.float32; expected"),
+        (changed("scales", torch.full((3, 6), torch.nan)), "proj.scales holds NaN"),
+    ],
+)
+def test_damaged_tensors_are_named(tensors: dict[str, Tensor], message: str) -> None:
+    with pytest.raises(ArtifactError, match=message):
+        read_gptq(tensors, V2, layer="proj", in_features=24)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"quant_method": "bitsandbytes"}, "quant_method='bitsandbytes' cannot be read; only gptq"),
+        ({"checkpoint_format": "marlin"}, "checkpoint_format='marlin' with quant_method='gptq'"),
+        ({"quant_method": "bitsweep_ternary", "checkpoint_format": "gptq"}, "'bitsweep_ternary'"),
+        ({"bits": 5}, "bits=5 cannot be read; expected one of 2, 3, 4, 8"),
+        ({"bits": "4"}, "bits='4' cannot be read"),
+        ({"bits": None}, "bits=None cannot be read"),
+        ({"group_size": 0}, "group_size=0 cannot be read"),
+        ({"group_size": "128"}, "group_size='128' cannot be read"),
+        ({"sym": None}, "sym=None cannot be read; expected true or false"),
+        ({"desc_act": "no"}, "desc_act='no' cannot be read"),
+        ({"pack_dtype": "int16"}, "pack_dtype='int16' cannot be read"),
+        ({"dynamic": {"-:.*head": {}, "+:.*up": {"bits": 8}}}, r"dynamic .*'\+:\.\*up'"),
+    ],
+)
+def test_configs_that_cannot_be_read(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ArtifactError, match=message):
+        parse({**V2, **changes}, "folder")
+
+
+def test_configs_of_other_producers() -> None:
+    parsed = parse({**CONFIG, "group_size": -1, "dynamic": {"-:.*head": {}}}, "folder")
+    assert (parsed.kind, parsed.group_size, parsed.producer) == ("gptq", None, "")
+    assert parsed.scheme(torch.bfloat16).name == "w4"
+
+
+def awq_layer() -> tuple[dict[str, Tensor], Any]:
+    """The layout of AutoAWQ written out: output 8 i + j in nibble NIBBLES[j] of word i."""
+    weight = random_weight(Scheme(4, group_size=8), 16, 24)
+    assert weight.zero is not None
+
+    def words(rows: list[list[int]]) -> Tensor:
+        packed = [
+            [
+                sum(row[8 * i + j] << (4 * NIBBLES[j]) for j in range(8))
+                for i in range(len(row) // 8)
+            ]
+            for row in rows
+        ]
+        return torch.tensor(packed).to(torch.int32)
+
+    tensors = {
+        "qweight": words(weight.codes.t().tolist()),
+        "qzeros": words(weight.zero.t().tolist()),
+        "scales": weight.scale.t().contiguous(),
+    }
+    return tensors, weight
+
+
+def test_awq_layer() -> None:
+    tensors, weight = awq_layer()
+    assert same(read_awq(tensors, AWQ), weight)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"version": "gemv"}, "version='gemv' is another packing"),
+        ({"bits": 8}, "bits=8: AWQ is read with 4 bits only"),
+        ({"zero_point": False}, "zero_point=false cannot be read"),
+        ({"group_size": 12}, r"proj.qzeros is torch.int32 \[3, 2\]; expected \[2, 2\] int32"),
+    ],
+)
+def test_awq_that_cannot_be_read(changes: dict[str, Any], message: str) -> None:
+    tensors, _ = awq_layer()
+    with pytest.raises(ArtifactError, match=message):
+        read_awq(tensors, {**AWQ, **changes}, layer="proj")
+
+
+def test_awq_tensors_are_named() -> None:
+    tensors, _ = awq_layer()
+    with pytest.raises(ArtifactError, match=re.escape("tensor proj.scales is missing")):
+        read_awq({k: v for k, v in tensors.items() if k != "scales"}, AWQ, layer="proj")
+    with pytest.raises(ArtifactError, match="scales are torch"):
+        read_awq({**tensors, "scales": tensors["scales"][0]}, AWQ, layer="proj")

@@ -1,0 +1,141 @@
+"""QuantLinear holds exactly what was quantized and multiplies with exactly that."""
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from random_weights import random_weight, same
+from torch.nn import functional
+
+from cuda_ext.ops import KernelUnavailable
+from quant.linear import QuantLinear, pack, packed_shapes
+from quant.scheme import Scheme
+
+SCHEMES = [
+    Scheme(2),
+    Scheme(3),
+    Scheme(3, group_size=8),
+    Scheme(4, group_size=8, symmetric=True),
+    Scheme(4, group_size=20, scale_dtype="bfloat16"),
+    Scheme(8, scale_dtype="float32"),
+    Scheme(2, levels="ternary"),
+    Scheme(2, group_size=8, levels="ternary"),
+]
+
+
+@given(
+    bits=st.sampled_from((2, 3, 4, 8)),
+    outputs=st.integers(1, 40),
+    group=st.integers(1, 12),
+    groups=st.integers(1, 6),
+    ternary=st.booleans(),
+    scattered=st.booleans(),
+    seed=st.integers(0, 999),
+)
+@settings(max_examples=100, deadline=None)
+def test_round_trip(
+    bits: int, outputs: int, group: int, groups: int, ternary: bool, scattered: bool, seed: int
+) -> None:
+    levels = "ternary" if ternary else "uniform"
+    scheme = Scheme(2 if ternary else bits, group_size=group, levels=levels)
+    weight = random_weight(scheme, outputs, group * groups, scattered=scattered, seed=seed)
+    layer = QuantLinear.from_quantized(weight)
+    assert same(layer.quantized_weight(), weight)
+    assert torch.equal(layer.dequantize(), weight.dequantize())
+
+
+@pytest.mark.parametrize("scattered", [False, True])
+@pytest.mark.parametrize("scheme", SCHEMES, ids=lambda scheme: scheme.name)
+def test_forward_is_the_linear_map_of_the_values(scheme: Scheme, scattered: bool) -> None:
+    weight = random_weight(scheme, 25, 40, scattered=scattered)
+    bias = torch.randn(25, generator=torch.Generator().manual_seed(1))
+    x = torch.randn(2, 3, 40, generator=torch.Generator().manual_seed(2))
+    expected = functional.linear(x.double(), weight.dequantize().double(), bias.double())
+    for with_bias, wanted in ((bias, expected), (None, expected - bias.double())):
+        y = QuantLinear.from_quantized(weight, with_bias)(x)
+        torch.testing.assert_close(y.double(), wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_buffers_are_the_tensors_of_a_gptq_checkpoint() -> None:
+    layer = QuantLinear.from_quantized(random_weight(Scheme(3, group_size=8), 25, 40))
+    state = layer.state_dict()
+    assert {name: (tuple(t.shape), t.dtype) for name, t in state.items()} == {
+        "qweight": ((4, 25), torch.int32),
+        "scales": ((5, 25), torch.float16),
+        "qzeros": ((5, 3), torch.int32),
+    }
+    ternary = QuantLinear.from_quantized(
+        random_weight(Scheme(2, group_size=8, levels="ternary"), 25, 40, scattered=True),
+        bias=torch.zeros(25),
+    )
+    shapes = {name: tuple(buffer.shape) for name, buffer in ternary.named_buffers()}
+    assert shapes == {
+        "qweight": (3, 25),
+        "scales": (5, 25),
+        "scales_negative": (5, 25),
+        "g_idx": (40,),
+        "bias": (25,),
+    }
+    assert not list(layer.parameters())
+
+
+def test_literal_bytes_of_a_layer() -> None:
+    """Golden: codes 0..7 down each of two outputs, zero-points 3 and 5, 4 bits."""
+    scheme = Scheme(4)
+    weight = random_weight(scheme, 2, 8)
+    weight.codes.copy_(torch.stack([torch.arange(8), 7 - torch.arange(8)]))
+    assert weight.zero is not None
+    weight.zero.copy_(torch.tensor([[3], [5]]))
+    packed = pack(weight)
+    assert packed["qweight"].tolist() == [[0x76543210, 0x01234567]]
+    assert packed["qzeros"].tolist() == [[0x53]]
+
+
+def test_casting_the_model_keeps_the_scales() -> None:
+    weight = random_weight(Scheme(4, group_size=8), 25, 40)
+    layer = QuantLinear.from_quantized(weight, torch.zeros(25))
+    for cast in (torch.bfloat16, torch.float32, torch.float16):
+        layer = layer.to(cast)
+        assert layer.scales.dtype == torch.float16
+        assert layer.bias is not None
+        assert layer.bias.dtype == cast
+        assert torch.equal(layer.dequantize(), weight.dequantize())
+        assert layer(torch.ones(1, 40, dtype=cast)).dtype == cast
+    assert torch.equal(copy.deepcopy(layer).dequantize(), weight.dequantize())
+    assert layer.to("meta").scales.device.type == "meta"
+
+
+def test_rounding_happens_once() -> None:
+    weight = random_weight(Scheme(4, group_size=8), 25, 40)
+    layer = QuantLinear.from_quantized(weight)
+    for dtype in (torch.float16, torch.bfloat16):
+        assert torch.equal(layer.dequantize(dtype), weight.dequantize().to(dtype))
+
+
+def test_buffers_that_do_not_fit_are_named() -> None:
+    packed = pack(random_weight(Scheme(4, group_size=8), 25, 40))
+    with pytest.raises(ValueError, match=r"do not fit w3g8 with 40 inputs and 25 outputs"):
+        QuantLinear(packed, Scheme(3, group_size=8), 40, None, "auto")
+    del packed["qzeros"]
+    with pytest.raises(ValueError, match=r"expected .*qzeros"):
+        QuantLinear(packed, Scheme(4, group_size=8), 40, None, "auto")
+
+
+def test_kernel_is_resolved_when_the_layer_is_made() -> None:
+    weight = random_weight(Scheme(4), 8, 8)
+    assert QuantLinear.from_quantized(weight, kernel="auto").kernel == "reference"
+    with pytest.raises(KernelUnavailable, match="kernel='cuda'"):
+        QuantLinear.from_quantized(weight, kernel="cuda")
+    assert "scheme=w4, kernel=reference" in repr(QuantLinear.from_quantized(weight))
+
+
+def test_packed_shapes_of_real_layers() -> None:
+    """OPT-125M's fc1 at 3 bits in groups of 128: words of 32 codes of 3 bits in 3 words."""
+    assert packed_shapes(Scheme(3, group_size=128), 768, 3072, g_idx=True) == {
+        "qweight": (72, 3072),
+        "scales": (6, 3072),
+        "qzeros": (6, 288),
+        "g_idx": (768,),
+    }

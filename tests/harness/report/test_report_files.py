@@ -42,7 +42,8 @@ def test_files_and_their_bytes(sweep, tmp_path) -> None:
 
 
 def test_summary_links_what_was_written_and_says_where_it_was_made(sweep, tmp_path) -> None:
-    build_report(sweep, tmp_path, title="A sweep")
+    some = [record for record in sweep if record.suite == "perplexity"]
+    build_report(some, tmp_path, title="A sweep")
     text = (tmp_path / "summary.md").read_text()
     assert text.startswith("# A sweep\n")
     assert "](plots/perplexity.png)" in text
@@ -51,11 +52,13 @@ def test_summary_links_what_was_written_and_says_where_it_was_made(sweep, tmp_pa
 
 
 def test_several_models_have_files_of_their_own(made_up, tmp_path) -> None:
-    records = made_up.cell("rtn", "w4", 5.5) + made_up.cell("rtn", "w4", 6.5, model="a/b")
-    build_report(records, tmp_path)
-    assert {"tables/cost-a_b.csv", "tables/cost-embedded.csv", "plots/perplexity-a_b.svg"} <= set(
-        contents(tmp_path)
-    )
+    own = [made_up.cell("rtn", "w4", 5.5)[0], made_up.cell("rtn", "w4", 6.5, model="a/b")[0]]
+    build_report(own, tmp_path)
+    names = {
+        f"{name}-{model}" for name in ("accuracy", "perplexity") for model in ("a_b", "embedded")
+    }
+    found = {path.stem for path in tmp_path.rglob("*-*")}
+    assert found == names
 
 
 def test_no_records_are_an_error(tmp_path) -> None:
@@ -108,5 +111,5 @@ def test_many_methods_schemes_and_tasks_are_drawn(made_up) -> None:
     for scheme in ("w8", "w4", "w4g128", "w3"):
         for act_order in (False, True):
             config = {"method.act_order": act_order}
-            records += made_up.cell("gptq", scheme, 5.5, config=config)
-    assert set(draw_all(rows_of(records))) == {"perplexity", "accuracy", "latency"}
+            records += made_up.cell("gptq", scheme, 5.5, config=config)[1:]
+    assert set(draw_all(rows_of(records))) == {"accuracy", "latency"}

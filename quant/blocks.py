@@ -79,13 +79,14 @@ def set_weight_matrix(module: nn.Module, matrix: Tensor, layer: str = "this laye
             f"{layer}: a weight [out, in] of shape {tuple(matrix.shape)} does not fit a "
             f"{type(module).__name__} of shape {tuple(view.shape)}."
         )
-    view.copy_(matrix)
-    overflowed = int((~torch.isfinite(view)).sum())
+    rounded = matrix.to(view.dtype)
+    overflowed = int((~torch.isfinite(rounded)).sum())
     if overflowed:
         raise NonFiniteError(
             f"{layer}: {overflowed} quantized weights are not finite in {view.dtype}; "
             "load the model in float32 or bfloat16."
         )
+    view.copy_(rounded)
 
 
 def require_quantizable(blocks: Blocks) -> None:

@@ -29,12 +29,14 @@ class BlockStructure:
     output_template  the returned tuple with None for its tensors; None for a bare tensor.
     groups           linear layers of the block that read the very same input, in the order of
                      execution: q, k and v together, then the output projection, ...
+    single_pass      no linear layer of the block runs more than once in a forward pass.
     """
 
     hidden_argument: int | str
     output_index: int | None
     output_template: tuple[Any, ...] | list[Any] | None
     groups: tuple[tuple[str, ...], ...]
+    single_pass: bool
 
     def hidden_of(self, output: Any) -> Tensor:
         """The hidden states in what the block returned."""
@@ -140,6 +142,9 @@ class _Observer:
 
         return read
 
+    def single_pass(self) -> bool:
+        return all(len(keys) == 1 for keys in self._keys.values())
+
     def groups(self) -> tuple[tuple[str, ...], ...]:
         """Layers with equal inputs; layers that did not run stand alone at the end."""
         found: dict[tuple[Any, ...], list[str]] = {}
@@ -163,7 +168,13 @@ def _structures(blocks: Blocks, observers: list[_Observer]) -> tuple[BlockStruct
     like = indices[-1] if indices else _only_hidden_output(last, first, blocks.block_name(0))
     indices.append(like)
     return tuple(
-        BlockStructure(argument, output_index, _template(observer.output), observer.groups())
+        BlockStructure(
+            hidden_argument=argument,
+            output_index=output_index,
+            output_template=_template(observer.output),
+            groups=observer.groups(),
+            single_pass=observer.single_pass(),
+        )
         for argument, output_index, observer in zip(arguments, indices, observers, strict=True)
     )
 

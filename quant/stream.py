@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -253,12 +254,13 @@ def _quantize_stage(
     """Collect the Hessians of some layers of a block in one pass, then solve those layers."""
     block = run.blocks.modules[index]
     with run.meter.stage("hessian"):
-        collector = _Collector(block, run.blocks.block_name(index), groups)
+        collector = _Collector(block, run.blocks.block_name(index), groups, structure.single_pass)
         try:
             for position, batch in enumerate(batches):
-                collector.batch = batch
+                collector.begin(batch)
                 call = captured.calls[index][position]
-                run_block(block, structure, call, captured.hidden[position])
+                with suppress(_Collected):
+                    run_block(block, structure, call, captured.hidden[position])
         finally:
             collector.close()
     for names in groups:
@@ -283,12 +285,28 @@ def _advance(
     captured.calls[index].clear()
 
 
-class _Collector:
-    """Hooks that feed one Hessian per group of layers with equal inputs while a block runs."""
+class _Collected(Exception):
+    """Ends the forward pass of a block whose Hessians have all they need from the batch."""
 
-    def __init__(self, block: nn.Module, name: str, groups: tuple[tuple[str, ...], ...]) -> None:
-        self.batch: Batch | None = None
+
+class _Collector:
+    """Hooks that feed one Hessian per group of layers with equal inputs while a block runs.
+
+    With single_pass the block is stopped (by _Collected) once every group has been fed: what
+    comes after, such as the last and largest product of an MLP, would be computed for nothing.
+    """
+
+    def __init__(
+        self,
+        block: nn.Module,
+        name: str,
+        groups: tuple[tuple[str, ...], ...],
+        single_pass: bool,
+    ) -> None:
         self.hessians: dict[tuple[str, ...], Hessian] = {}
+        self._batch: Batch | None = None
+        self._waiting: set[str] = set()
+        self._single_pass = single_pass
         self._handles = []
         linears = linear_layers(block)
         for group in groups:
@@ -299,10 +317,15 @@ class _Collector:
             self.hessians[group] = hessian
             self._handles.append(leader.register_forward_pre_hook(self._feeder(hessian)))
 
+    def begin(self, batch: Batch) -> None:
+        """What is fed from now on belongs to this batch."""
+        self._batch = batch
+        self._waiting = {hessian.layer for hessian in self.hessians.values()}
+
     def _feeder(self, hessian: Hessian) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def feed(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-            assert self.batch is not None
-            inputs, shape = args[0], self.batch.tokens.shape
+            assert self._batch is not None
+            inputs, shape = args[0], self._batch.tokens.shape
             # Some models (OPT) flatten [batch, tokens] before a layer; the Hessian counts
             # sequences by the first dimension.
             if inputs.numel() == shape.numel() * inputs.shape[-1]:
@@ -310,8 +333,11 @@ class _Collector:
             try:
                 hessian.update(inputs)
             except NonFiniteError:
-                _require_finite(inputs, self.batch, f"the input of {hessian.layer}")
+                _require_finite(inputs, self._batch, f"the input of {hessian.layer}")
                 raise
+            self._waiting.discard(hessian.layer)
+            if self._single_pass and not self._waiting:
+                raise _Collected
 
         return feed
 

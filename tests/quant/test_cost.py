@@ -1,0 +1,50 @@
+"""The stage meter: seconds add up, peaks belong to their stage."""
+
+import time
+
+import pytest
+import torch
+
+from quant.cost import StageMeter
+
+MEBIBYTE = 1 << 20
+
+
+def test_a_peak_inside_a_stage_is_seen_there_and_only_there() -> None:
+    with StageMeter(torch.device("cpu")) as meter:
+        with meter.stage("small"):
+            time.sleep(0.03)
+        with meter.stage("large"):
+            held = torch.ones(64 * MEBIBYTE, dtype=torch.uint8)
+            time.sleep(0.2)
+            del held
+        with meter.stage("small"):
+            time.sleep(0.03)
+    small, large = meter.costs()
+    assert (small.name, large.name) == ("small", "large")
+    assert small.seconds >= 0.06
+    assert large.seconds >= 0.2
+    if "sampled" not in large.memory:
+        pytest.skip(f"peaks are not per stage here: {large.memory}")
+    assert small.peak_bytes is not None
+    assert large.peak_bytes is not None
+    assert large.peak_bytes - small.peak_bytes > 50 * MEBIBYTE
+
+
+def test_a_failing_stage_is_still_counted_and_ends() -> None:
+    with StageMeter(torch.device("cpu")) as meter:
+        with pytest.raises(KeyError), meter.stage("one"):
+            raise KeyError
+        with meter.stage("two"):
+            pass
+    assert [cost.name for cost in meter.costs()] == ["one", "two"]
+
+
+def test_stages_do_not_nest() -> None:
+    with (
+        StageMeter(torch.device("cpu")) as meter,
+        pytest.raises(RuntimeError, match="'b' cannot begin inside stage 'a'"),
+        meter.stage("a"),
+        meter.stage("b"),
+    ):
+        pass

@@ -77,14 +77,14 @@ def _summary(
     parts = [f"# {title}\n"]
     parts += [to_markdown(table) for table in tables]
     parts += [f"![{caption}]({path})\n" for caption, path in pictures]
-    made = _provenance(records)
+    made = provenance(records)
     if made:
         parts.append("### How it was made\n\n" + "\n".join(f"- {line}" for line in made) + "\n")
     parts.append("Every metric, with its notes and its record's key: metrics.csv.\n")
     return "\n".join(parts)
 
 
-def _provenance(records: list[Record]) -> list[str]:
+def provenance(records: list[Record]) -> list[str]:
     """One line for every environment that any record was made in."""
     return sorted({line for record in records if (line := _environment(record.environment))})
 

@@ -1,0 +1,1 @@
+"""Timings of what must be fast: `make bench`, or `python -m benchmarks NAME ...`."""

@@ -1,0 +1,118 @@
+"""Time the steps of a sweep: medians with the fastest and slowest run, and the machine's name.
+
+  python -m benchmarks            everything
+  python -m benchmarks solve pack only these
+
+Times belong to this machine and this moment: compare lines of one run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+
+import torch
+
+from harness import environment
+from harness.models import load_model, load_tokenizer
+
+RUNS = 5
+
+
+def timed(run: Callable[[], object], runs: int = RUNS) -> list[float]:
+    """Seconds of `runs` calls after one that is not counted."""
+    run()
+    seconds = []
+    for _ in range(runs):
+        start = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - start)
+    return seconds
+
+
+def show(what: str, seconds: list[float]) -> None:
+    """One line: median [fastest, slowest]."""
+    middle, least, most = (1e3 * f(seconds) for f in (statistics.median, min, max))
+    print(f"{what:<52} {middle:10.2f} ms [{least:.2f}, {most:.2f}]", flush=True)
+
+
+def start() -> None:
+    """Start-up of the command line, as a user sees it."""
+    for arguments in (["--help"], ["run", "--help"]):
+        command = [sys.executable, "-m", "harness", *arguments]
+        run = partial(subprocess.run, command, check=True, stdout=subprocess.DEVNULL)
+        show(f"bitsweep {' '.join(arguments)}", timed(run))
+
+
+def pack() -> None:
+    """Packing and unpacking codes of a 4096 x 4096 layer."""
+    from cuda_ext.layout import pack_codes, unpack_codes
+
+    for bits in (2, 3, 4, 8):
+        codes = torch.randint(0, 2**bits, (4096, 4096), dtype=torch.uint8)
+        words = pack_codes(codes, bits)
+        show(f"pack 4096 x 4096, {bits} bits", timed(partial(pack_codes, codes, bits)))
+        show(f"unpack 4096 x 4096, {bits} bits", timed(partial(unpack_codes, words, bits, 4096)))
+
+
+def solve() -> None:
+    """The solvers on one layer of 1024 outputs and 1024 inputs."""
+    from quant.scheme import Scheme
+    from quant.solvers import gptq, rtn
+
+    torch.manual_seed(0)
+    weight, inputs = torch.randn(1024, 1024), torch.randn(4096, 1024)
+    hessian = inputs.T @ inputs * (2 / 32)
+    for scheme in (Scheme(4), Scheme(4, 128), Scheme(2, 32)):
+        show(f"rtn 1024 x 1024 {scheme.name}", timed(partial(rtn.solve, weight, scheme)))
+        show(f"gptq 1024 x 1024 {scheme.name}", timed(partial(gptq.solve, weight, hessian, scheme)))
+
+
+def quantize() -> None:
+    """The embedded model from calibration windows to quantized weights."""
+    from harness import protocols
+    from harness.compose import compose_cells
+    from quant.scheme import Scheme
+    from quant.stream import QuantizationPlan, quantize_model
+
+    config = compose_cells([], False, None)[0].config
+    tokenizer, plain = load_tokenizer(config.model), load_model(config.model, "cpu")
+    context = protocols.context_length(plain.config, config.model.context)
+    windows = protocols.calibration_windows(config.calib, tokenizer, context, None).windows
+
+    def run(method: str) -> object:
+        plan = QuantizationPlan(method, Scheme(4, 128))
+        return quantize_model(load_model(config.model, "cpu"), windows, plan)
+
+    for method in ("rtn", "gptq"):
+        what = f"embedded model, {method} w4g128, {len(windows)} windows"
+        show(what, timed(partial(run, method), 3))
+
+
+BENCHMARKS = {"start": start, "pack": pack, "solve": solve, "quantize": quantize}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    known = ", ".join(BENCHMARKS)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"some of {known}")
+    names = parser.parse_args().names or list(BENCHMARKS)
+    for name in names:
+        if name not in BENCHMARKS:
+            parser.error(f"{name} is not a benchmark: choose from {known}.")
+    machine = environment.machine()
+    print(f"{machine['cpu']}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    for name in names:
+        print(f"\n{BENCHMARKS[name].__doc__}")
+        BENCHMARKS[name]()
+
+
+if __name__ == "__main__":
+    main()

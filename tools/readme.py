@@ -1,0 +1,78 @@
+"""Write the generated parts of README.md from results/reference, or check that they are current.
+
+  python tools/readme.py           rewrite them
+  python tools/readme.py --check   exit 1 and say which part is stale
+
+A part stands between `<!-- begin: NAME -->` and `<!-- end: NAME -->`. The report in
+results/reference is made again from its records as well, so its files cannot be edited by hand.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import tempfile
+from pathlib import Path
+
+from harness.record import Record
+from harness.report.build import build_report, provenance
+from harness.report.frame import from_records
+from harness.report.tables import summary_tables, to_markdown
+from harness.store import load_records
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+README = REPOSITORY / "README.md"
+REFERENCE = REPOSITORY / "results" / "reference" / "quickstart"
+
+
+def parts(records: list[Record]) -> dict[str, str]:
+    """The text of every generated part by name."""
+    made = "\n".join(f"Measured on: {line}." for line in provenance(records))
+    tables = summary_tables(from_records(records))
+    return {table.name: f"{to_markdown(table)}\n{made}" for table in tables}
+
+
+def rewritten(text: str, generated: dict[str, str]) -> str:
+    """`text` with every generated part in its place; KeyError for a part that has no place."""
+    for name, part in generated.items():
+        begin, end = f"<!-- begin: {name} -->", f"<!-- end: {name} -->"
+        pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
+        if not pattern.search(text):
+            raise KeyError(f"README.md has no place for {name}: add {begin} and {end}.")
+        body = f"{begin}\n{part.strip()}\n{end}"
+        text = pattern.sub(lambda _, body=body: body, text)  # type: ignore[misc]
+    return text
+
+
+def stale_report(records: list[Record]) -> list[str]:
+    """Text files of the report that differ from what the records give."""
+    with tempfile.TemporaryDirectory() as folder:
+        fresh = build_report(records, Path(folder), "Quickstart")
+        # Pictures depend on the versions of matplotlib and its fonts; text does not.
+        text = [path for path in fresh if path.suffix in (".md", ".csv", ".tex")]
+        return [
+            str(kept.relative_to(REPOSITORY))
+            for path in text
+            if not (kept := REFERENCE / path.relative_to(folder)).is_file()
+            or kept.read_bytes() != path.read_bytes()
+        ]
+
+
+def main() -> int:
+    records = load_records(REFERENCE)
+    if not records:
+        print(f"no records in {REFERENCE}: make them with `make reference`")
+        return 1
+    text = README.read_text(encoding="utf-8")
+    fresh = rewritten(text, parts(records))
+    if "--check" not in sys.argv[1:]:
+        README.write_text(fresh, encoding="utf-8")
+        return 0
+    stale = stale_report(records) + (["README.md"] if fresh != text else [])
+    for name in stale:
+        print(f"{name} is not what results/reference gives: run `make reference` or `make readme`")
+    return 1 if stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,7 +1,7 @@
 """Make the reference run that the README quotes, or compare a run with it.
 
-  python tools/reference.py                    run the quickstart afresh, keep it in results/reference
-  python tools/reference.py --compare RESULTS  hold the records in RESULTS against the reference
+  python tools/reference.py                    run the quickstart afresh and keep it
+  python tools/reference.py --compare RESULTS  hold the records in RESULTS against the kept ones
 
 What does not depend on the machine's speed must agree: full precision and round-to-nearest within
 0.1 %, GPTQ within 3 % (its codes follow the rounding of the machine's matrix products), accuracies

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from harness.report.quality import quality_keys
+from harness.report.quality import quality_keys, writing
 from harness.report.rows import Figure as Measured
 from harness.report.rows import FigureKey, Row
 
@@ -88,7 +88,7 @@ def quality_figure(rows: list[Row], keys: list[FigureKey]) -> Figure:
 
 
 def _quality_panel(panel: Axes, rows: list[Row], key: FigureKey) -> None:
-    factor = 1.0 if key[2] == "perplexity" else 100.0
+    factor = writing(key, rows).factor
     shown = [row for row in rows if key in row.figures]
     full = next((row.figures[key] for row in shown if row.full_precision), None)
     ceiling = CLIP * full.value if full is not None and key[2] == "perplexity" else math.inf
@@ -102,7 +102,7 @@ def _quality_panel(panel: Axes, rows: list[Row], key: FigureKey) -> None:
         style = {"color": _colour(method, rows), "marker": _marker(kind, rows)}
         _draw_series(panel, points, factor, ceiling, style)
     _axis_of_bits(panel, [row.bits_per_weight or 0 for row in shown if not row.full_precision])
-    _axis_of_quality(panel, key, [row.figures[key].value for row in shown], ceiling)
+    _axis_of_quality(panel, key, factor, [row.figures[key].value for row in shown], ceiling)
     panel.set_title(key[1])
 
 
@@ -153,11 +153,13 @@ def _axis_of_bits(panel: Axes, bits: list[float]) -> None:
     panel.set_xlabel("bits per weight, scales and zeros included")
 
 
-def _axis_of_quality(panel: Axes, key: FigureKey, values: list[float], ceiling: float) -> None:
+def _axis_of_quality(
+    panel: Axes, key: FigureKey, factor: float, values: list[float], ceiling: float
+) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     if key[2] != "perplexity":
-        panel.set_ylabel(f"{key[2].replace('_norm', ', normalised')}, % ± standard error")
+        panel.set_ylabel(f"{key[2]}{', %' * (factor != 1)} ± standard error")
         return
     panel.set_ylabel("perplexity ± standard error")
     shown = [value for value in values if value <= ceiling]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from harness.report.names import (
     Footnotes,
@@ -19,12 +19,32 @@ from harness.report.table import Cell, Column, Table, measured
 
 SUITES = ("perplexity", "zeroshot")
 
-# metric -> (quantity as printed, factor, least and most decimals)
-METRICS = {
-    "perplexity": ("ppl ↓", 1.0, 2, 6),
-    "accuracy": ("acc. % ↑", 100.0, 1, 1),
-    "accuracy_norm": ("norm. acc. % ↑", 100.0, 1, 1),
-}
+# The figures that tables show, and how they call them. A zero-shot task that has none of these
+# (exact_match, f1, ...) shows what it has.
+HEADLINES = {"perplexity": "ppl", "accuracy": "acc.", "acc_norm": "norm. acc."}
+
+
+@dataclass(frozen=True)
+class Writing:
+    """How the figures of a column are written: name and unit, factor, decimals."""
+
+    name: str
+    factor: float
+    least: int
+    most: int
+
+    def __call__(self, value: float, stderr: float | None = None) -> str:
+        scaled = None if stderr is None else self.factor * stderr
+        return measured(self.factor * value, scaled, self.least, self.most)
+
+
+def writing(key: FigureKey, rows: list[Row]) -> Writing:
+    """Fractions as per cent with one decimal, everything else by its standard error."""
+    figure = next(row.figures[key] for row in rows if key in row.figures)
+    name, arrow = HEADLINES.get(key[2], key[2]), "↑" if figure.higher_is_better else "↓"
+    if figure.unit == "fraction":
+        return Writing(f"{name} % {arrow}", 100.0, 1, 1)
+    return Writing(f"{name} {arrow}", 1.0, 2, 6)
 
 
 def quality_table(model: str, rows: list[Row], notes: list[str]) -> Table | None:
@@ -37,7 +57,7 @@ def quality_table(model: str, rows: list[Row], notes: list[str]) -> Table | None
     footnotes = Footnotes()
     columns = [
         *name_columns(rows),
-        *(Column(f"{task}:{metric}", task, METRICS[metric][0]) for _, task, metric in keys),
+        *(Column(f"{key[1]}:{key[2]}", key[1], writing(key, rows).name) for key in keys),
         *(Column(f"{suite}:status", suite) for suite in failed),
     ]
     if nothing and not failed:
@@ -48,7 +68,7 @@ def quality_table(model: str, rows: list[Row], notes: list[str]) -> Table | None
     for index, row in enumerate(rows):
         line = name_cells(row, rows, footnotes)
         for key in keys:
-            cell = _cell(row, key, usual[key], footnotes)
+            cell = _cell(row, key, writing(key, rows), usual[key], footnotes)
             line.append(replace(cell, best=(index, key) in best))
         line += [missing(row, suite, footnotes) for suite in failed]
         if nothing and not failed:
@@ -60,8 +80,17 @@ def quality_table(model: str, rows: list[Row], notes: list[str]) -> Table | None
 
 def quality_keys(rows: list[Row]) -> list[FigureKey]:
     """Perplexities by protocol, then accuracies by task."""
-    keys = {key for row in rows for key in row.figures if key[0] in SUITES and key[2] in METRICS}
-    return sorted(keys, key=lambda key: (key[2] != "perplexity", key[1], key[2]))
+    found = {key for row in rows for key in row.figures if key[0] in SUITES}
+    keys = {key for key in found if key[2] in HEADLINES}
+    served = {key[:2] for key in keys}
+    keys |= {key for key in found if key[0] == "zeroshot" and key[:2] not in served}
+    known = list(HEADLINES)
+
+    def position(key: FigureKey) -> tuple[bool, str, int, str]:
+        rank = known.index(key[2]) if key[2] in known else len(known)
+        return key[2] != "perplexity", key[1], rank, key[2]
+
+    return sorted(keys, key=position)
 
 
 def _only_failed(suite: str, rows: list[Row], keys: list[FigureKey]) -> bool:
@@ -74,15 +103,19 @@ def _any_failure(row: Row, footnotes: Footnotes) -> Cell:
     return Cell() if stage is None else missing(row, stage, footnotes)
 
 
-def _cell(row: Row, key: FigureKey, usual: tuple[int, str | None], footnotes: Footnotes) -> Cell:
+def _cell(
+    row: Row,
+    key: FigureKey,
+    write: Writing,
+    usual: tuple[int, str | None],
+    footnotes: Footnotes,
+) -> Cell:
     figure = row.figures.get(key)
     if figure is None:
         return missing(row, key[0], footnotes)
-    _, factor, least, most = METRICS[key[2]]
-    stderr = None if figure.stderr is None else factor * figure.stderr
-    text = measured(factor * figure.value, stderr, least, most)
+    text = write(figure.value, figure.stderr)
     if figure.spread is not None:
-        text += f" ({measured(factor * figure.spread, None, least, most)})"
+        text += f" ({write(figure.spread)})"
     marks = failed_seeds(row, key[0], footnotes)
     if _sample(figure) != usual:
         other = f"on {figure.n} {figure.n_unit} that are not those of the column: do not compare"

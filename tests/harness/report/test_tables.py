@@ -177,3 +177,22 @@ def test_special_characters_are_escaped() -> None:
     assert r"x\|y" in markdown
     assert r"**\*5\***" in markdown
     assert r"\<see>" in markdown
+
+
+def test_normalised_accuracy_and_unknown_metrics_have_columns(made_up) -> None:
+    plain = made_up.accuracy("arc_easy", 0.25)
+    normalised = plain.model_copy(update={"name": "acc_norm", "value": 0.31})
+    extra = plain.model_copy(update={"name": "f1"})  # arc_easy has its headline already
+    other = plain.model_copy(update={"name": "exact_match", "task": "gsm", "unit": "points"})
+    records = [made_up.record(suite="zeroshot", metrics=[plain, normalised, extra, other])]
+    table = tables_of(records)["accuracy"]
+    assert [(c.header, c.detail) for c in table.columns[3:]] == [
+        ("arc_easy", "acc. % ↑"),
+        ("arc_easy", "norm. acc. % ↑"),
+        ("gsm", "exact_match ↑"),
+    ]
+    assert [cell.text for cell in table.rows[0][3:]] == [
+        "31.0 ± 1.9",
+        "25.0 ± 1.9",
+        "0.250 ± 0.019",
+    ]

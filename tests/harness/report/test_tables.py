@@ -192,7 +192,7 @@ def test_normalised_accuracy_and_unknown_metrics_have_columns(made_up) -> None:
         ("gsm", "exact_match ↑"),
     ]
     assert [cell.text for cell in table.rows[0][3:]] == [
-        "31.0 ± 1.9",
         "25.0 ± 1.9",
+        "31.0 ± 1.9",
         "0.250 ± 0.019",
     ]

@@ -10,6 +10,9 @@ from torch.nn.functional import pad
 
 WORD_BITS = 32
 BIT_WIDTHS = (2, 3, 4, 8)
+# Codes unpacked at a time: temporaries of a chunk stay in the cache and in the allocator's heap,
+# where those of a whole layer would be mapped, faulted in and unmapped again on every call.
+_CHUNK = 1 << 17
 
 
 def words_for(codes: int, bits: int) -> int:
@@ -79,8 +82,18 @@ def unpack_codes(
         flat = pad(flat, (0, 0, 0, blocks * stride - held))
     flat = flat.view(before, blocks, stride, after)
     codes = torch.empty(before, blocks, period, after, dtype=dtype, device=words.device)
+    step = max(1, _CHUNK // max(1, before * period * after))
+    for begin in range(0, blocks, step):
+        chunk = slice(begin, begin + step)
+        _unpack_blocks(flat[:, chunk], bits, codes[:, chunk])
+    kept = codes.view(before, blocks * period, after)[:, :n]
+    return kept.reshape(*lead, n, *trail).contiguous()
+
+
+def _unpack_blocks(words: Tensor, bits: int, codes: Tensor) -> None:
+    """Unpack words [before, blocks, stride, after] into codes [before, blocks, period, after]."""
     mask = 2**bits - 1
-    for word in range(stride):
+    for word in range(words.shape[2]):
         first = -(-word * WORD_BITS // bits)
         end = (word + 1) * WORD_BITS // bits
         shifts = torch.arange(
@@ -92,14 +105,12 @@ def unpack_codes(
         )
         # One broadcast for all codes that lie whole in this word. >> copies the sign bit
         # downwards: the mask removes it, together with the other codes.
-        whole = flat[:, :, word, None] >> shifts[:, None]
+        whole = words[:, :, word, None] >> shifts[:, None]
         codes[:, :, first:end] = whole.bitwise_and_(mask)
         low = (word + 1) * WORD_BITS - end * bits
         if low:  # the next code straddles: `low` bits here, the others open the next word
-            start = (flat[:, :, word] >> (WORD_BITS - low)) & (2**low - 1)
-            codes[:, :, end] = (start | (flat[:, :, word + 1] << low)) & mask
-    kept = codes.view(before, blocks * period, after)[:, :n]
-    return kept.reshape(*lead, n, *trail).contiguous()
+            start = (words[:, :, word] >> (WORD_BITS - low)) & (2**low - 1)
+            codes[:, :, end] = (start | (words[:, :, word + 1] << low)) & mask
 
 
 def _period(bits: int) -> tuple[int, int]:

@@ -94,6 +94,14 @@ def test_unpack_into_float() -> None:
     assert torch.equal(unpack_codes(words, 4, 40, dim=0, dtype=torch.float32), codes.float())
 
 
+@pytest.mark.parametrize("bits", BITS)
+def test_layers_that_are_unpacked_in_several_chunks(bits: int) -> None:
+    codes = random_codes((200, 1500), bits)
+    for dim, n in ((0, 200), (1, 1500)):
+        words = pack_codes(codes, bits, dim=dim)
+        assert torch.equal(unpack_codes(words, bits, n, dim=dim), codes)
+
+
 def test_bad_input_is_named() -> None:
     codes = random_codes((4, 8), 2)
     words = pack_codes(codes, 2)

@@ -173,6 +173,7 @@ def _measure(plan: CellPlan, stage: str, subject: _Subject, progress: Any) -> di
         seed=config.seed,
         data_dir=None if config.paths.data is None else Path(config.paths.data),
         progress=progress,
+        context_length=config.model.context,
     )
     suite = importlib.import_module(SUITES[stage])
     result: list[SuiteResult] = []

@@ -54,12 +54,16 @@ def compose_cells(
         parsed = parse(overrides)
         if not multirun:
             _refuse_lists(parsed)
-        cells: dict[tuple[str, ...], Cell] = {}
+        cells: dict[str, Cell] = {}
         for point in product(parsed):
-            for entry in _sweep_entries([*searchpath, *point], point):
-                config = to_cell(compose(CONFIG_NAME, [*searchpath, *entry]))
-                # Compared by content: experiment files may reach the same cell in two ways.
-                cells.setdefault((repr(config),), Cell(config, entry))
+            composed = compose(CONFIG_NAME, [*searchpath, *point])
+            entries = _sweep_entries(composed, point)
+            for entry in entries:
+                if len(entries) > 1 or entry != point:
+                    composed = compose(CONFIG_NAME, [*searchpath, *entry])
+                config = to_cell(composed)
+                # Compared by content: entries may reach the same cell in two ways.
+                cells.setdefault(repr(config), Cell(config, entry))
     return list(cells.values())
 
 
@@ -130,9 +134,8 @@ def _into_mapping(override: str) -> str:
     return f"++{override}" if override.startswith(MAPPINGS) else override
 
 
-def _sweep_entries(overrides: list[str], point: tuple[str, ...]) -> list[tuple[str, ...]]:
+def _sweep_entries(composed: DictConfig, point: tuple[str, ...]) -> list[tuple[str, ...]]:
     """The overrides of every cell at one point of the command line's product."""
-    composed = compose(CONFIG_NAME, overrides)
     entries = OmegaConf.to_container(composed.sweep, resolve=True)
     assert isinstance(entries, list)
     given = {override.get_key_element() for override in parse(point)}

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from harness.compose import Cell, as_yaml
-from harness.errors import BitsweepError
+from harness.keys import QUANTIZATION, suite_semantics
 from harness.models import model_folder
 from harness.plan import CellPlan, plan_cell, plan_table
 from harness.record import Record
@@ -24,10 +25,7 @@ OK, FAILED, INTERRUPTED = 0, 1, 130
 
 
 def make_plans(cells: Sequence[Cell], download: bool) -> list[CellPlan]:
-    """The plan of every cell. With download, hub models are fetched first (their hash is in keys).
-
-    Names that agree although the models differ would mix in tables, so ModelError comes early.
-    """
+    """The plan of every cell; download fetches hub models first (keys hold their hash)."""
     for cell in cells:
         model_folder(cell.config.model, download=download)
     return [plan_cell(cell.config) for cell in cells]
@@ -98,28 +96,33 @@ def _records(plans: Sequence[CellPlan]) -> list[Record]:
 
 
 def _track(plans: Sequence[CellPlan], folder: Path, screen: Console) -> int:
-    """Hand every cell's records to the tracker; it is a sink, so its trouble costs no results."""
-    status = OK
-    for plan in plans:
-        if plan.config.tracker.name == "none":
-            continue
-        from harness.tracking import log_cell
+    """Hand the records of cells with news to the tracker: a sink, so trouble costs no results."""
+    settings = plans[0].config.tracker
+    if settings.name == "none":
+        return OK
+    from harness.tracking import TrackingWarning, log_cell, run_id
 
-        records = [record for record in _records([plan]) if record.status == "ok"]
-        if not records:
-            continue
-        try:
-            log_cell(plan.config, records, folder)
-        except Exception as error:
-            screen.print(
-                f"tracking with {plan.config.tracker.name} failed ({error}): the results are safe; "
-                "use tracker=none to do without.",
-                style="red",
-                highlight=False,
-                markup=False,
-            )
-            return FAILED
-    return status
+    figures = sorted((folder / "plots").glob("*.png"))
+    with warnings.catch_warnings(record=True) as trouble:
+        warnings.simplefilter("always", TrackingWarning)
+        for plan in plans:
+            records, results = _records([plan]), plan.store.root
+            if not records:
+                continue
+            # `plan` is from before the run: what it still had to do is news now.
+            if plan.todo or not any((results / "wandb").glob(f"*-{run_id(records[0])}")):
+                log_cell(_tracked(plan), records, figures, settings, results, plan.config.name)
+    sentences = [str(w.message) for w in trouble if issubclass(w.category, TrackingWarning)]
+    for sentence in sentences:
+        screen.print(sentence, style="red", highlight=False, markup=False, soft_wrap=True)
+    return FAILED if sentences else OK
+
+
+def _tracked(plan: CellPlan) -> dict[str, Any]:
+    """The configuration of a cell as a tracker may publish it: without folders of this machine."""
+    assert plan.keys is not None
+    suites = {s: suite_semantics(plan.config, s) for s in plan.stages if s != QUANTIZATION}
+    return {**plan.keys.semantic, "suite": suites}
 
 
 def _status(outcome: Outcome) -> int:
@@ -173,6 +176,3 @@ def _shown(path: Path) -> str:
 
 def _slug(name: str) -> str:
     return "".join(c if c.isalnum() or c in "._-" else "_" for c in name)
-
-
-__all__ = ["BitsweepError", "make_plans", "report", "run", "show_plan"]

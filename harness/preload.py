@@ -14,8 +14,6 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 logging.getLogger("transformers").setLevel(logging.ERROR)
 
-import torch  # noqa: E402, F401
-import transformers  # noqa: E402, F401
-from transformers.models.auto import modeling_auto, tokenization_auto  # noqa: E402, F401
-
-import harness.cell  # noqa: E402, F401
+# Lazily loaded parts of transformers that every cell would otherwise import for itself.
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel  # noqa: E402, F401
+from transformers.models.opt import modeling_opt  # noqa: E402, F401

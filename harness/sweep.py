@@ -12,7 +12,7 @@ from harness.errors import StoreError
 from harness.events import Advanced, Event, Failed, Finished, Started
 from harness.plan import CellPlan
 from harness.store import cell_name
-from harness.worker import run_in_process
+from harness.worker import prepare, run_in_process
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -35,6 +35,7 @@ def run_sweep(plans: list[CellPlan], logs: Path, console: Console) -> Outcome:
     One failed cell does not stop the others. A disk that takes nothing more, or Ctrl-C, does.
     """
     outcome = Outcome()
+    prepare(plans)
     screen = _Screen(console, plans)
     with screen:
         for number, plan in enumerate(plans, start=1):

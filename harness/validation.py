@@ -14,6 +14,7 @@ from harness import protocols, texts
 from harness.config import CellConfig, MethodConfig, SchemeConfig
 from harness.errors import ConfigError
 from harness.models import model_folder
+from harness.suites import zeroshot_tasks
 from quant.scheme import Scheme, SchemeError
 
 METHODS = ("none", "rtn", "gptq")
@@ -187,11 +188,10 @@ def _zeroshot(config: CellConfig) -> None:
         )
     _at_least_one("suite.zeroshot.batch_size", suite.batch_size)
     _at_least_one("suite.zeroshot.limit", suite.limit)
-    for task, path in suite.files.items():
-        try:
-            texts.locate(path, config.paths.data)
-        except texts.TextError as error:
-            raise ConfigError(f"suite.zeroshot.files.{task}: {error}.") from error
+    try:
+        zeroshot_tasks.check_tasks(suite.tasks, suite.files, config.paths.data)
+    except (zeroshot_tasks.TaskError, texts.TextError) as error:
+        raise ConfigError(f"suite.zeroshot: {error}.") from error
 
 
 def _at_least_one(key: str, value: int | None) -> None:

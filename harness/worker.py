@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -28,7 +28,13 @@ from harness.plan import CellPlan
 from harness.provenance import failed_record, now
 from harness.record import Failure
 
-PRELOAD = "harness.preload"
+PRELOAD = ["harness.preload", "harness.cell"]  # in this order: the first sets the environment
+PRELOAD_FOR = {
+    "quantization": ["quant.stream", "quant.checkpoint.writer", "quant.checkpoint.loader"],
+    "perplexity": ["harness.suites.perplexity"],
+    "zeroshot": ["harness.suites.zeroshot", "harness.suites.zeroshot_model"],
+    "latency": ["harness.suites.latency"],
+}
 STOP_SECONDS = 5.0  # given to a process to end by itself before it is killed
 LIKELY = {
     signal.SIGKILL: "most likely out of memory: use a smaller batch size or model, or more memory",
@@ -36,6 +42,17 @@ LIKELY = {
     signal.SIGBUS: "a file shrank or the disk is full: check the disk and run again",
     signal.SIGABRT: "native code gave up: see the log",
 }
+
+
+def prepare(plans: Sequence[CellPlan]) -> None:
+    """Say which libraries the server imports in advance: those that the stages to run need.
+
+    Only the first call before the first cell counts; what is missing a cell imports itself.
+    """
+    stages = dict.fromkeys(stage for plan in plans for stage in plan.todo)
+    names = [name for stage in stages for name in PRELOAD_FOR.get(stage, [])]
+    if sys.platform != "win32":
+        context().set_forkserver_preload([*PRELOAD, *names])
 
 
 @lru_cache(maxsize=1)
@@ -46,7 +63,7 @@ def context() -> Any:
     # Asking CUDA whether it exists would make it unusable after the fork; NVML may be asked.
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     chosen = multiprocessing.get_context("forkserver")
-    chosen.set_forkserver_preload([PRELOAD])
+    chosen.set_forkserver_preload(PRELOAD)
     return chosen
 
 

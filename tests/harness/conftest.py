@@ -1,0 +1,81 @@
+"""A model so small that a cell takes a second, for the tests of this room."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from harness.compose import compose_cells
+from harness.config import CellConfig
+
+STORIES = "<|endoftext|>\n".join(
+    f"Tom had {n} red apples and put them in a box. Anna looked into the box and saw {n} apples.\n"
+    for n in range(40)
+)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random OPT model with the embedded tokenizer: 2 blocks of width 32."""
+    import torch
+    from transformers import OPTConfig, OPTForCausalLM
+
+    from harness.embedded import MODEL_DIR
+
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    config = OPTConfig.from_pretrained(MODEL_DIR)
+    config.hidden_size = config.word_embed_proj_dim = 32
+    config.ffn_dim, config.num_hidden_layers, config.num_attention_heads = 64, 2, 2
+    config.max_position_embeddings = 64
+    torch.manual_seed(0)
+    OPTForCausalLM(config).save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(MODEL_DIR / name, folder / name)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def stories_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forty short documents."""
+    file = tmp_path_factory.mktemp("texts") / "stories.txt"
+    file.write_text(STORIES)
+    return file
+
+
+@pytest.fixture
+def tiny_overrides(tiny_model: Path, stories_file: Path, tmp_path: Path) -> list[str]:
+    """Overrides of a cell that runs in about a second: RTN at 4 bits, perplexity and latency."""
+    return [
+        "model=local",
+        f"model.path={tiny_model}",
+        "model.name=tiny",
+        "method=rtn",
+        "calib=documents",
+        f"calib.path={stories_file}",
+        "calib.sequences=4",
+        "calib.length=32",
+        "suite=[perplexity_documents,latency]",
+        f"suite.perplexity.paths.documents={stories_file}",
+        "suite.perplexity.max_windows=4",
+        "suite.latency.prompt_tokens=4",
+        "suite.latency.decode_tokens=2",
+        "suite.latency.warmup=1",
+        "suite.latency.repeats=1",
+        "tracker=none",
+        "runtime.threads=1",
+        f"paths.results={tmp_path / 'results'}",
+    ]
+
+
+@pytest.fixture
+def tiny_cell(tiny_overrides: list[str]) -> Callable[..., CellConfig]:
+    """tiny_cell("method=gptq", latency=False): the configuration with more overrides."""
+
+    def make(*more: str, latency: bool = True) -> CellConfig:
+        (cell,) = compose_cells([*tiny_overrides, *more])
+        if not latency:
+            cell.config.suite.latency = None
+        return cell.config
+
+    return make

@@ -4,12 +4,13 @@ import copy
 import dataclasses
 import re
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from architectures import BLOCKS, CONFIGS, LINEARS_PER_BLOCK, random_windows, tiny_model
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from harness.record import LayerReport
 from quant import stream
@@ -389,3 +390,25 @@ def test_every_error_of_the_calibration_says_what_next() -> None:
         with pytest.raises(CalibrationError) as caught:
             quantize_model(model, windows, gptq_plan())
         assert re.search(r"; (use|cut|tokenize|each)", str(caught.value))
+
+
+@pytest.mark.realdata
+def test_gptq_beats_rounding_on_a_trained_model(shared: Path) -> None:
+    folder = shared / "models" / "tinystories-656k"
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    file = shared / "data" / "tinystories-valid" / "tinystories_valid_1M.txt"
+    stories = [s.strip() for s in file.read_text(encoding="utf-8").split("<|endoftext|>")][1:-1]
+    ids = [tokenizer(story, return_tensors="pt").input_ids[0][:128] for story in stories[:120]]
+    evaluation, calibration = ids[:24], ids[24:]
+
+    def loss(model: PreTrainedModel) -> float:
+        with torch.no_grad():
+            return sum(model(x[None], labels=x[None]).loss.item() for x in evaluation) / 24
+
+    losses = {}
+    for method in ("none", "gptq", "rtn"):
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        if method != "none":
+            quantize_model(model, calibration, QuantizationPlan(method, Scheme(bits=3)))
+        losses[method] = loss(model)
+    assert losses["none"] < losses["gptq"] < losses["rtn"] - 0.05

@@ -25,11 +25,12 @@ OBJECTS = _words(
     "whistle"
 )
 
-# Every place goes with "in the", so that the preposition never gives the answer away.
+# Adverbs of place, which follow their object at once: "the key upstairs". That is the simplest
+# thing that has to be looked up in the story, so a small model can learn it well.
 PLACES = _words(
-    "drawer basket box cupboard kitchen garden barn cellar attic suitcase bucket chest oven bag "
-    "jar wagon tent shed hall closet cabin tower boat well cart library bathroom garage pantry "
-    "stable sack crate"
+    "upstairs downstairs outside inside outdoors indoors underground overhead ashore aboard abroad "
+    "nearby backstage underwater uphill downhill inland offshore overseas below uptown downtown "
+    "midway northward southward eastward westward seaward"
 )
 
 # Lists that slots such as {adj} or {adj2} draw from.  Those that follow "a" start with a consonant.
@@ -98,46 +99,31 @@ OPENINGS = (
 
 # Somebody ({p}) puts an object ({o}) in a place ({l}).
 PUTS = (
-    "{p} put the {o} in the {l}.",
-    "{p} hid the {o} in the {l}.",
-    "{p} left the {o} in the {l} and {went} to the {land}.",
-    "{how}, {p} placed the {o} in the {l}.",
-    "{p}, who was {feeling}, dropped the {o} in the {l}.",
-    "Because {p} was {feeling}, {he} kept the {o} in the {l}.",
-    "While the {animal} {animalverb}, {p} laid the {o} in the {l}.",
-    "{p} said that the {o} belonged in the {l} and put it there {how}.",
+    "{p} put the {o} {l}.",
+    "{p} hid the {o} {l}.",
+    "{p} left the {o} {l} and {went} to the {land}.",
+    "{how}, {p} placed the {o} {l}.",
+    "{p}, who was {feeling}, dropped the {o} {l}.",
+    "Because {p} was {feeling}, {he} kept the {o} {l}.",
+    "While the {animal} {animalverb}, {p} laid the {o} {l}.",
 )
 
-# {p} moves {o} from {f}, where it was, to {l}.
+# {p} moves {o} to another place {l}.
 MOVES = (
-    "{time}, {p} moved the {o} from the {f} to the {l}.",
-    "{p} took the {o} out of the {f} and put it in the {l}.",
-    "{p} {how} carried the {o} from the {f} to the {l}.",
-    "When the {weather} {weatherverb}, {p} brought the {o} from the {f} to the {l}.",
+    "{time}, {p} moved the {o} {l}.",
+    "{p} {how} carried the {o} {l}.",
+    "When the {weather} {weatherverb}, {p} brought the {o} {l}.",
 )
 
-# The answer is the place {l} of {o}.
-WHERES = (
-    '"Where is the {o}?" asked {p}. "The {o} is in the {l}," {said} {q}.',
-    "{p} looked for the {o} and found it in the {l}.",
-    "{p} remembered that the {o} was in the {l}.",
-    "{p} asked {q} where the {o} was. It was in the {l}.",
-    "If {p} needed the {o}, {he} would find it in the {l}.",
-    "{p} {how} showed {q} that the {o} was still in the {l}.",
-)
-
-# The answer is the object {o} that is in {l}.
-WHATS = (
-    '"What is in the {l}?" asked {p}. "The {o}," {said} {q}.',
-    "{p} opened the {l} and saw the {o}.",
-    "In the {l}, {p} noticed the {o}.",
-)
-
-# The answer is the person {w} who last handled {o}.
-WHOS = (
-    '"Who had the {o} last?" asked {p}. "It was {w}."',
-    "Everybody knew that the last one with the {o} was {w}.",
-    "{how}, {p} thanked the last one with the {o}, who was {w}.",
+# The object {o} is mentioned with its place {l}.
+MENTIONS = (
+    '"Where is it?" asked {p}. "You mean the {o} {l}," {said} {q}.',
+    "{p} looked for the {o} {l} and found it.",
+    "{p} remembered the {o} {l}.",
+    "{p} asked {q} about the {o} {l}.",
+    "If {p} needed something, {he} thought of the {o} {l}.",
+    "{p} {how} showed {q} the {o} {l}.",
+    '"Did you see the {o} {l}?" asked {p}.',
 )
 
 FILLERS = (
@@ -159,7 +145,7 @@ FILLERS = (
     "A {adj} {plant} had been growing behind the {venue} for {number} years.",
     "{p} and {q} kept {doing} until the {weather} {weatherverb}.",
     '"Let us {todo} tomorrow," {said} {p} {how}.',
-    "Neither {p} nor {q} heard the {animal} that {animalverb} outside.",
+    "Neither {p} nor {q} heard the {animal} that {animalverb} at night.",
     "If the {weather} came back, {p} would have to {todo}.",
     "{p} has a {adj} {relative} who sells {food} in the {venue}.",
     "Nobody knew why the {adj} {animal} {animalverb}.",
@@ -176,16 +162,8 @@ FILLERS = (
 )
 
 # The closing sentences: the slot at the end is the story's last word.
-CLOSINGS_WHERE = (
-    "In the end, {p} needed the {o} again. It was still in the {l}",
-    "At last, {p} asked everybody where the {o} was. It was in the {l}",
-    "Before they went home, {p} and {q} fetched the {o}. They found it in the {l}",
-)
-CLOSINGS_WHAT = (
-    "In the end, {p} looked in the {l}. There {he} found the {o}",
-    "At last, {p} opened the {l} for {q}. What they saw was the {o}",
-)
-CLOSINGS_WHO = (
-    "In the end, everybody asked who had the {o} last. It was {w}",
-    "At last, the {job} thanked the last one with the {o}. It was {w}",
+CLOSINGS = (
+    "In the end, {p} went to get the {o} {l}",
+    "At last, everybody asked {p} about the {o} {l}",
+    "Before they went home, {p} and {q} found the {o} {l}",
 )

@@ -1,8 +1,8 @@
 """A seeded generator of short stories whose last word needs the whole story.
 
-Each story introduces three or four people, who put four objects in four places, move some of them
-and talk about other things; on the way they are asked where things are, what is in a place and who
-had something last, and the story ends with such a question, whose answer is its last word.
+Each story introduces three or four people, who put four objects in four places, move one now and
+then, mention them with the place where they are, and do and say other things in between. The story
+ends with an object that was not mentioned for a while, and its last word is where that object is.
 
 The generator is also the best possible language model of its own text.  A story is a sequence of
 uniform choices, and different choices never give the same text, so the logarithm of the text's
@@ -26,14 +26,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from string import Formatter
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 from harness.embedded import lexicon
 
 T = TypeVar("T")
-Kind = Literal["where", "what", "who"]
-
-GENERATOR_VERSION = 1
+GENERATOR_VERSION = 2
 SEPARATOR = "\n\n"
 SPLITS = ("train", "calibration", "validation", "test")
 
@@ -46,10 +44,9 @@ _SPLIT_OF_DIGIT = {
 _OBJECTS_PER_STORY = 4
 _FILLER_SHARE = (True, False, False)
 # What happens in the middle of a story, one entry per equally likely event.
-_EVENTS = ("filler", "filler", "filler", "move", "move", "where", "where", "where", "what", "who")
+_EVENTS = ("filler", "filler", "mention", "mention", "mention", "move")
 # The middle ends with one of these, which keeps it apart from the fillers before the closing.
-_LAST_EVENTS = ("move", "where", "where", "what", "who")
-_CLOSINGS: tuple[Kind, ...] = ("where", "where", "where", "what", "who")
+_LAST_EVENTS = ("mention", "mention", "move")
 # The object asked for at the end was last mentioned at least this many sentences before.
 MIN_DISTANCE = 4
 
@@ -58,19 +55,16 @@ MIN_DISTANCE = 4
 class Story:
     """One story.
 
-    `text` is `context + " " + last_word + "."`.  `candidates` are the words of the same kind
-    (places, objects or names) that the context mentions, in order of their first mention;
-    `last_word` is one of them.  `kind` says what the closing asks for: the place of an object, the
-    object in a place, or who handled an object last.  `log_probability` is the logarithm, in nats,
-    of the probability with which the generator draws this text.  `distance` is the number of
-    sentences or exchanges between the closing and the one that fixed the answer.
+    `text` is `context + " " + last_word + "."`.  `candidates` are the places that the context
+    mentions, in order of their first mention; `last_word` is one of them.  `log_probability` is the
+    logarithm, in nats, of the probability with which the generator draws this text.  `distance` is
+    the number of sentences between the closing and the last mention of its object.
     """
 
     text: str
     context: str
     last_word: str
     candidates: tuple[str, ...]
-    kind: Kind
     log_probability: float
     distance: int
 
@@ -95,12 +89,10 @@ class Dice:
 
 @dataclass
 class _Thing:
-    """An object, its place, who put it there, and the sentences of that and of its last mention."""
+    """An object, its place, and the number of the sentence that mentioned it last."""
 
     name: str
     place: str
-    holder: str
-    placed: int
     mentioned: int
 
 
@@ -136,11 +128,9 @@ class _Writer:
 
     def _put(self) -> None:
         name = self._new(lexicon.OBJECTS, [thing.name for thing in self.things])
-        place = self._new_place()
-        holder = self.dice.pick(self.cast)
-        now = len(self.sentences)
-        self.things.append(_Thing(name, place, holder, now, now))
-        self._say(lexicon.PUTS, p=holder, o=name, l=place)
+        thing = _Thing(name, self._new_place(), len(self.sentences))
+        self.things.append(thing)
+        self._say(lexicon.PUTS, o=name, l=thing.place)
 
     def _event(self, event: str) -> None:
         if event == "filler":
@@ -149,16 +139,9 @@ class _Writer:
         thing = self.dice.pick(self.things)
         thing.mentioned = len(self.sentences)
         if event == "move":
-            thing.placed = thing.mentioned
-            source, thing.place = thing.place, self._new_place()
-            thing.holder = self.dice.pick(self.cast)
-            self._say(lexicon.MOVES, p=thing.holder, o=thing.name, f=source, l=thing.place)
-        elif event == "where":
-            self._say(lexicon.WHERES, o=thing.name, l=thing.place)
-        elif event == "what":
-            self._say(lexicon.WHATS, o=thing.name, l=thing.place)
-        else:
-            self._say(lexicon.WHOS, o=thing.name, w=thing.holder)
+            thing.place = self._new_place()
+        patterns = lexicon.MOVES if event == "move" else lexicon.MENTIONS
+        self._say(patterns, o=thing.name, l=thing.place)
 
     def _filler(self) -> None:
         self._say(lexicon.FILLERS)
@@ -168,32 +151,22 @@ class _Writer:
         # Never empty: two fillers stand before the closing, so that only the object of the last
         # event can be too near.
         thing = self.dice.pick([t for t in self.things if now - t.mentioned >= MIN_DISTANCE])
-        kind = self.dice.pick(_CLOSINGS)
-        if kind == "where":
-            answer, candidates = thing.place, self.places
-            self._say(lexicon.CLOSINGS_WHERE, o=thing.name, l=answer)
-        elif kind == "what":
-            answer, candidates = thing.name, [t.name for t in self.things]
-            self._say(lexicon.CLOSINGS_WHAT, o=answer, l=thing.place)
-        else:
-            answer, candidates = thing.holder, self.cast
-            self._say(lexicon.CLOSINGS_WHO, o=thing.name, w=answer)
+        self._say(lexicon.CLOSINGS, o=thing.name, l=thing.place)
         joined = " ".join(self.sentences)
         return Story(
             text=joined + ".",
-            context=joined.removesuffix(" " + answer),
-            last_word=answer,
-            candidates=tuple(candidates),
-            kind=kind,
+            context=joined.removesuffix(" " + thing.place),
+            last_word=thing.place,
+            candidates=tuple(self.places),
             log_probability=self.dice.log_probability,
-            distance=now - thing.placed,
+            distance=now - thing.mentioned,
         )
 
     def _new(self, words: Sequence[str], used: Sequence[str]) -> str:
         return self.dice.pick([word for word in words if word not in used])
 
     def _new_place(self) -> str:
-        # A place is used once in a story, so that "what was in it" has one answer at all times.
+        # A place is used once in a story, so that where an object was never answers for another.
         self.places.append(self._new(lexicon.PLACES, self.places))
         return self.places[-1]
 

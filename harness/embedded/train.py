@@ -41,13 +41,13 @@ class Recipe:
     heads: int = 4
     positions: int = 512
     rows: int = 4
-    steps: int = 6000
-    copying: int = 300
+    steps: int = 3200
+    copying: int = 100
     warmup: int = 100
     # The learning rate is constant between the warm-up and the last part of the run, where it falls
     # linearly to zero.  Until it falls, the number of steps can still be changed.
     decay: float = 0.3
-    learning_rate: float = 4e-4
+    learning_rate: float = 4.5e-4
     weight_decay: float = 0.1
     clip: float = 1.0
     bfloat16: bool = True

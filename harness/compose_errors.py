@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import get_args, get_type_hints
+from typing import get_args, get_origin, get_type_hints
 
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
@@ -70,6 +70,10 @@ def _sentence(error: Exception) -> str:
         return _unknown_key(str(key or unknown.group(1)))
     if "could not be converted to" in text or "Invalid type assigned" in text:
         return f"{key}: {_first_line(reason)}; {_kind(str(key))}."
+    merging = re.search(r"Error merging override (.+)", str(error))
+    if merging:
+        key = merging.group(1).partition("=")[0].lstrip("+~")
+        return f"{merging.group(1)} does not fit: {_kind(key)}."
     if "Could not override" in str(error):
         return _unknown_key(str(key))
     return f"{_first_line(error)} ({HELP})."
@@ -110,9 +114,11 @@ def _kind(key: str) -> str:
     parent, _, last = key.rpartition(".")
     node = _node(parent)
     hint = get_type_hints(node).get(last) if node is not None else None
+    if get_origin(hint) in (list, dict):
+        return f"it takes {'a list such as [a,b]' if get_origin(hint) is list else 'a mapping'}"
     kinds = [each for each in (get_args(hint) or (hint,)) if each is not type(None)]
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-    word = words.get(kinds[0], "another kind of value") if kinds else "another kind of value"
+    word = words.get(kinds[0], "several keys of its own") if kinds else "another kind of value"
     return f"it takes {word}" + (" or null" if type(None) in get_args(hint) else "")
 
 

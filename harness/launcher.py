@@ -63,7 +63,7 @@ def _launch(jobs: list[list[str]], config_dir: Path | None) -> Sequence[Any]:
     with session(config_dir) as searchpath, as_sentences(config_dir):
         hydra = GlobalHydra.instance().hydra
         assert hydra is not None
-        ours = [o for o in jobs[0] if o.startswith("hydra")]
+        ours = [o for o in jobs[0] if o.startswith(("hydra", "paths"))]
         master = hydra.compose_config(
             config_name=CONFIG_NAME,
             overrides=[*searchpath, *ours],

@@ -31,11 +31,11 @@ def validate(config: CellConfig) -> None:
     """Raise ConfigError for the first thing that cannot work; reads no weights."""
     _choices(config)
     _scheme_and_method(config.method, config.scheme)
+    folder = model_folder(config.model)
     _suites(config)
     if config.method.name == "gptq":
         _calibration(config)
     _runtime(config)
-    folder = model_folder(config.model)
     if folder is not None:
         _group_size_divides(config, folder)
         _latency_fits(config, folder)

@@ -116,7 +116,9 @@ def test_keys_follow_what_figures_depend_on_and_nothing_else(
     batch = stages("suite.perplexity.batch_size=2")
     assert batch["perplexity"] != base["perplexity"]
     assert batch["latency"] == base["latency"]
-    assert stages("method=rtn")["quantization"] == stages("method=rtn", "calib=none")["quantization"]
+    assert (
+        stages("method=rtn")["quantization"] == stages("method=rtn", "calib=none")["quantization"]
+    )
     threads = stages("runtime.threads=2")
     assert threads["latency"] != base["latency"]
     assert threads["perplexity"] == base["perplexity"]

@@ -1,0 +1,165 @@
+"""The command line: help, one-sentence errors, whole sweeps, interruptions."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from harness import cli
+
+HEAVY = {"torch", "transformers", "hydra", "omegaconf", "pandas", "matplotlib", "lm_eval", "wandb"}
+
+
+def start(arguments: list[str], folder: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "harness", *arguments],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        start_new_session=True,
+    )
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["run", "--help"], ["run", "-h"]])
+def test_help_is_instant_because_nothing_heavy_is_imported(arguments: list[str]) -> None:
+    code = (
+        "import sys; from harness.cli import main; status = main(sys.argv[1:]); "
+        f"print(status, sorted({HEAVY!r} & set(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True
+    )
+    assert done.stderr.strip() == "0 []"
+    assert done.stdout
+
+
+def test_help_of_run_names_every_group_and_its_options(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["run", "--help"]) == 0
+    text = capsys.readouterr().out
+    for word in ("model", "opt-125m", "w4g128", "perplexity_paper", "quickstart", "-m", "examples"):
+        assert word in text
+    assert all(len(line) <= 100 for line in text.splitlines())
+    assert text.index("  w2,") < text.index("w16") if "  w2," in text else True
+
+
+def test_help_of_a_group_explains_its_options(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["run", "--help", "scheme"]) == 0
+    text = capsys.readouterr().out
+    assert "ternary_g8" in text
+    assert "groups of 8" in text
+    assert cli.main(["run", "--help", "shceme"]) == cli.IMPOSSIBLE
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["fly"], "fly is not a verb"),
+        (["run", "--sweep"], "--sweep is not an option"),
+        (["run", "scheme=w5"], "scheme=w5 is not an option"),
+        (["plan", "method=none"], "use scheme=w16"),
+        (["run", "--config-dir"], "needs a folder"),
+        (["run", "--config-dir", "/nowhere"], "is not a folder"),
+        (["report", "/nowhere"], "holds no records"),
+        (["doctor", "now"], "takes no arguments"),
+    ],
+)
+def test_wrong_requests_are_one_sentence_and_status_2(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(arguments) == cli.IMPOSSIBLE
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert words in err
+    assert err.startswith("bitsweep: ")
+    assert err.count("\n") == 1
+    assert "Traceback" not in err
+
+
+def test_the_traceback_is_there_for_those_who_ask(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BITSWEEP_DEBUG", "1")
+    assert cli.main(["run", "scheme=w5"]) == cli.IMPOSSIBLE
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_the_configuration_can_be_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    import yaml
+
+    assert cli.main(["run", "-m", "--cfg", "method=rtn", "scheme=w4,w3"]) == 0
+    documents = list(yaml.safe_load_all(capsys.readouterr().out))
+    assert [each["scheme"]["bits"] for each in documents] == [4, 3]
+
+
+def test_a_plan_touches_nothing(
+    tiny_overrides: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["plan", "-m", *tiny_overrides, "scheme=w4,w3"]) == 0
+    text = capsys.readouterr().out
+    assert "2 cells, 6 stages: 6 to run, 0 done" in text
+    assert not (tmp_path / "results").exists()
+
+
+def test_the_doctor_sees_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
+    status = cli.main(["doctor"])
+    text = capsys.readouterr().out
+    assert "kernel reference" in text
+    assert status == (cli.FAILED if "MISSING" in text else cli.OK)
+
+
+def test_one_failing_cell_does_not_stop_the_others(
+    tiny_overrides: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """400 documents cannot be drawn from 40, so the GPTQ cell fails and the RTN cell does not."""
+    arguments = ["run", "-m", *tiny_overrides, "calib.sequences=400", "method=gptq,rtn"]
+    assert cli.main(arguments) == cli.FAILED
+    out, err = capsys.readouterr()
+    assert "3 stages run, 0 found finished, 1 failed" in err
+    assert "tiny-gptq-w4-s0 quantization" in err
+    assert "RTN" in out
+    report = tmp_path / "results" / "reports" / "run" / "summary.md"
+    assert report.is_file()
+    assert cli.main(["report", str(tmp_path / "results")]) == cli.OK
+    assert "RTN" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_an_interrupted_sweep_goes_on_where_it_stopped(
+    tiny_overrides: list[str], tmp_path: Path, number: signal.Signals
+) -> None:
+    """kill -9 or Ctrl-C in the middle, then the same command: finished records stay untouched."""
+    arguments = ["run", "-m", *tiny_overrides, "scheme=w4,w3,w2"]
+    first = start(arguments, tmp_path)
+    cells = tmp_path / "results" / "cells"
+    deadline = time.monotonic() + 300
+    while len(list(cells.glob("*/*.json"))) < 2:
+        assert first.poll() is None, first.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    if number == signal.SIGINT:  # a terminal sends it to the whole group
+        os.killpg(first.pid, number)
+        _, err = first.communicate(timeout=120)
+        assert first.returncode == cli.INTERRUPTED
+        assert "run the same command again" in err
+        assert "Traceback" not in err
+    else:
+        first.kill()
+        first.communicate(timeout=120)
+    before = {path: path.stat().st_mtime_ns for path in cells.glob("*/*.json")}
+    assert 2 <= len(before) < 9
+    second = start(arguments, tmp_path)
+    out, err = second.communicate(timeout=600)
+    assert second.returncode == cli.OK, err
+    assert "0 failed" in err
+    assert len(list(cells.glob("*/*.json"))) == 9
+    assert all(path.stat().st_mtime_ns == time_ns for path, time_ns in before.items())
+    assert "RTN" in out
+    third = start(arguments, tmp_path)
+    out, err = third.communicate(timeout=600)
+    assert "0 stages run, 9 found finished, 0 failed" in err

@@ -78,9 +78,17 @@ def _local(context: SuiteContext, config: ZeroShotConfig, name: str) -> LocalTas
 
 
 def _manager(folders: Sequence[str]) -> Any:
+    """Return an lm-eval task manager that knows the tasks of these folders and no others."""
     from lm_eval.tasks import TaskManager
 
-    return TaskManager(include_path=list(folders), include_defaults=False)
+    manager = TaskManager(include_defaults=False)
+    for folder in folders:
+        found = TaskManager(include_path=folder, include_defaults=False).task_index
+        for name, entry in found.items():
+            known = manager.task_index.setdefault(name, entry)
+            # Given all folders at once, lm-eval would keep of a tag only the last folder's tasks.
+            known.tags.update(entry.tags)
+    return manager
 
 
 def _tasks(names: Sequence[str], local: dict[str, LocalTask], folders: Sequence[str]) -> list[Any]:

@@ -6,6 +6,7 @@ only how many stages it finished and what failed.
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from harness.events import Event, Failed, Finished
 from harness.plan import CellPlan, plan_cell
 from harness.store import cell_name
 from harness.sweep import Outcome
-from harness.worker import run_in_process
+from harness.worker import context, run_in_process
 
 GROUP = "hydra/launcher="
 
@@ -44,6 +45,8 @@ def run_with_launcher(
 
 def run_job(composed: DictConfig) -> tuple[int, list[tuple[str, Failed]]]:
     """One job, wherever the launcher runs it: finished stages and failures."""
+    # joblib's workers name a start method that only they know, and children would ask for it.
+    multiprocessing.set_start_method(context().get_start_method(), force=True)
     plan = plan_cell(to_cell(composed))
     name = cell_name(plan.identity)
     events: list[Event] = []
@@ -71,9 +74,10 @@ def _launch(jobs: list[list[str]], config_dir: Path | None) -> Sequence[Any]:
             from_shell=False,
             with_log_configuration=False,
         )
-        context = HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks(master))
         launcher = Plugins.instance().instantiate_launcher(
-            hydra_context=context, task_function=run_job, config=master
+            hydra_context=HydraContext(hydra.config_loader, Callbacks(master)),
+            task_function=run_job,
+            config=master,
         )
         tasks = [[o for o in job if not o.startswith("hydra")] for job in jobs]
         return launcher.launch(tasks, initial_job_idx=0)

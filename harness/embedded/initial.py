@@ -12,6 +12,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 from transformers import OPTForCausalLM
+from transformers.models.opt.modeling_opt import OPTAttention, OPTDecoderLayer
 
 # Of the residual stream, so many coordinates hold the position at first, the others the token.
 _POSITION_WIDTH = 64
@@ -46,12 +47,15 @@ def initialize(model: OPTForCausalLM) -> None:
     angles = torch.arange(len(positions))[:, None] * frequencies
     positions.zero_()
     positions[:, -_POSITION_WIDTH:] = torch.cat([angles.sin(), angles.cos()], 1) * _POSITION_SCALE
-    readers, writers = _look_back(decoder.layers[0].self_attn, frequencies)
-    _match_and_copy(decoder.layers[1].self_attn, readers, writers)
+    first, second = decoder.layers[0], decoder.layers[1]
+    assert isinstance(first, OPTDecoderLayer)
+    assert isinstance(second, OPTDecoderLayer)
+    readers, writers = _look_back(first.self_attn, frequencies)
+    _match_and_copy(second.self_attn, readers, writers)
 
 
 def _look_back(
-    attention: nn.Module, frequencies: torch.Tensor
+    attention: OPTAttention, frequencies: torch.Tensor
 ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """Let head h note what stood `_LOOKS[h]` back; return its value and output matrices."""
     width, size = attention.embed_dim, attention.head_dim
@@ -80,7 +84,7 @@ def _look_back(
 
 
 def _match_and_copy(
-    attention: nn.Module, readers: list[torch.Tensor], writers: list[torch.Tensor]
+    attention: OPTAttention, readers: list[torch.Tensor], writers: list[torch.Tensor]
 ) -> None:
     """Let each head look for notes that resemble what was just read, and repeat the token."""
     width, size = attention.embed_dim, attention.head_dim

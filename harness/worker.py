@@ -188,6 +188,7 @@ def _child(events: Connection, plan: CellPlan, skip: frozenset[str], log: str) -
     try:
         from harness.cell import run_cell
 
+        _bars_without_semaphores()
         _set_threads(plan.config.runtime.threads)
         run_cell(plan, _sender(events), skip)
         status = 0
@@ -232,6 +233,13 @@ def _redirect_output(log: str) -> None:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError, ValueError):
             stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+
+
+def _bars_without_semaphores() -> None:
+    """Give tqdm a lock of this process: its usual one is a named semaphore, left behind at exit."""
+    from tqdm import tqdm
+
+    tqdm.set_lock(threading.RLock())
 
 
 def _set_threads(threads: int | None) -> None:

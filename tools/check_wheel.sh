@@ -24,6 +24,6 @@ for package in (harness, quant, cuda_ext):
     assert repo not in Path(package.__file__).parents or ".venv" in package.__file__, package.__file__
     assert "site-packages" in package.__file__, package.__file__
 PY
-"$work/venv/bin/bitsweep" run scheme=w4 method=rtn tracker=none
+"$work/venv/bin/bitsweep" run scheme=w4 method=rtn suite=[perplexity_quick] tracker=none
 test -n "$(find results/cells -name '*.json')" || { echo "no records were written"; exit 1; }
 echo "wheel: one cell ran from an empty folder"

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from random_weights import random_weight, same
 from torch.nn import functional
 
-from cuda_ext.ops import KernelUnavailable
+from cuda_ext.ops import KernelUnavailable, resolve_kernel
 from quant.linear import QuantLinear, pack, packed_shapes
 from quant.scheme import Scheme
 
@@ -125,10 +125,12 @@ def test_buffers_that_do_not_fit_are_named() -> None:
 
 def test_kernel_is_resolved_when_the_layer_is_made() -> None:
     weight = random_weight(Scheme(4), 8, 8)
-    assert QuantLinear.from_quantized(weight, kernel="auto").kernel == "reference"
+    assert QuantLinear.from_quantized(weight, kernel="auto").kernel == resolve_kernel("auto")
     with pytest.raises(KernelUnavailable, match="kernel='cuda'"):
         QuantLinear.from_quantized(weight, kernel="cuda")
-    assert "scheme=w4, kernel=reference" in repr(QuantLinear.from_quantized(weight))
+    reference = QuantLinear.from_quantized(weight, kernel="reference")
+    assert "scheme=w4, kernel=reference" in repr(reference)
+    assert not reference.tiled
 
 
 def test_packed_shapes_of_real_layers() -> None:

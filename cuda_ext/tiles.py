@@ -46,7 +46,7 @@ def tile_codes(codes: Tensor, bits: int) -> Tensor:
     rows = -(-outputs // TILE_ROWS) * TILE_ROWS
     padded = pad(codes.int(), (0, chunks * blocks * BLOCK - inputs, 0, rows - outputs))
     # [tile, row, chunk, block, lane, odd] -> [tile, chunk, row, lane] for each block and parity.
-    padded = padded.view(-1, TILE_ROWS, chunks, blocks, LANES, 2).permute(0, 2, 3, 5, 1, 4)
+    padded = padded.reshape(-1, TILE_ROWS, chunks, blocks, LANES, 2).permute(0, 2, 3, 5, 1, 4)
     words = codes.new_zeros((rows // TILE_ROWS, chunks, units, TILE_ROWS, LANES), dtype=torch.int32)
     for block in range(blocks):
         for odd in range(2):

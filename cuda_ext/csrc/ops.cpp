@@ -6,6 +6,7 @@
 
 #include <cstdlib>
 #include <cstring>
+#include <new>
 #include <optional>
 #include <string>
 #include <vector>
@@ -178,10 +179,24 @@ int64_t tiles_per_thread(const Weight& weight, int64_t batch) {
   return products >= 65536 ? 1 : (65536 + products - 1) / products;
 }
 
+// Floats that begin on a cache line, so that no vector of 16 of them lies across two.
+class Floats {
+ public:
+  explicit Floats(int64_t count)
+      : data_(static_cast<float*>(::operator new(count * sizeof(float), std::align_val_t{64}))) {}
+  ~Floats() { ::operator delete(data_, std::align_val_t{64}); }
+  Floats(const Floats&) = delete;
+  Floats& operator=(const Floats&) = delete;
+  float* data() const { return data_; }
+
+ private:
+  float* data_;
+};
+
 // x [batch, inputs] as floats in the order of the lanes, short last blocks filled with zeros.
-std::vector<float> arrange(const Tensor& x, Storage storage, int64_t batch, const Weight& weight) {
+void arrange(
+    const Tensor& x, Storage storage, int64_t batch, const Weight& weight, const Floats& arranged) {
   const int64_t padded = weight.blocks * kBlock, inputs = weight.inputs;
-  std::vector<float> arranged(batch * padded);
   const void* data = x.data_ptr();
   auto rows = [&](int64_t first, int64_t end) {
     float plain[kBlock];
@@ -205,7 +220,6 @@ std::vector<float> arrange(const Tensor& x, Storage storage, int64_t batch, cons
     }
   };
   torch::stable::parallel_for(0, batch, 1 + 65536 / (inputs + 1), rows);
-  return arranged;
 }
 
 Tensor dequantize_into(const Weight& weight, const Tensor& like, ScalarType type) {
@@ -257,8 +271,8 @@ Tensor packed_linear(
   shape.push_back(out_features);
   const Tensor y = torch::stable::new_empty(x, shape);
   if (batch == 0) return y;
-  const std::vector<float> arranged =
-      arrange(torch::stable::contiguous(x), storage, batch, weight);
+  const Floats arranged(batch * weight.blocks * kBlock);
+  arrange(torch::stable::contiguous(x), storage, batch, weight, arranged);
   Product product{};
   product.weight = weight;
   product.x = arranged.data();

@@ -15,6 +15,7 @@ struct Isa {
 
   static F zero() { return _mm512_setzero_ps(); }
   static F load(const float* at) { return _mm512_loadu_ps(at); }
+  static F add(F a, F b) { return _mm512_add_ps(a, b); }
   static F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
   static float sum(F a) { return _mm512_reduce_add_ps(a); }
   static I load_words(const uint32_t* at) { return _mm512_loadu_si512(at); }

@@ -5,7 +5,7 @@
 // Every output is one chain of fused products in a fixed order over the inputs, whatever the batch,
 // the tile or the number of threads: results are bit-identical from run to run.
 //
-// Isa: F, I (16 floats, 16 words); zero, load, fma, sum, store_interleaved, load_words, shift<n>,
+// Isa: F, I (16 floats, 16 words); zero, load, add, fma, sum, store_interleaved, load_words, shift<n>,
 // shift(n), straddled<odd>, scales8, Table<bits> with uniform, ternary and lookup; kAccumulators.
 
 #include <utility>
@@ -103,9 +103,19 @@ void multiply(const Product& product, int64_t tile, int row, int64_t m0) {
   const float* x = product.x + m0 * x_stride;
   const uint32_t* chunk = weight.tiles + tile * weight.units * kUnitWords + row * kLanes;
   Grid<Bits, R> grid(weight, tile, row);
-  F sum[M][R];
+  F sum[M][R], total[M][R];
   for (int m = 0; m < M; m++)
-    for (int r = 0; r < R; r++) sum[m][r] = Isa::zero();
+    for (int r = 0; r < R; r++) sum[m][r] = total[m][r] = Isa::zero();
+
+  // Sums are put aside now and then: the error of a short chain is small, and so is that of a few.
+  auto fold = [&]() __attribute__((always_inline)) {
+    for (int m = 0; m < M; m++) {
+      for (int r = 0; r < R; r++) {
+        total[m][r] = Isa::add(total[m][r], sum[m][r]);
+        sum[m][r] = Isa::zero();
+      }
+    }
+  };
 
   auto accumulate = [&](const F(&value)[R], const float* at) __attribute__((always_inline)) {
     for (int m = 0; m < M; m++) {
@@ -117,6 +127,7 @@ void multiply(const Product& product, int64_t tile, int row, int64_t m0) {
   int64_t b = 0;
   if (weight.group_blocks % step == 0) {
     for (; b + blocks <= weight.blocks; b += blocks) {
+      if (b % kFoldBlocks == 0) fold();
       static_for<2 * blocks>([&](auto index) __attribute__((always_inline)) {
         constexpr int B = decltype(index)::value / 2, odd = decltype(index)::value % 2;
         if constexpr (odd == 0 && B % step == 0) grid.advance(step);
@@ -130,6 +141,7 @@ void multiply(const Product& product, int64_t tile, int row, int64_t m0) {
     }
   }
   for (int i = 0; b < weight.blocks; b++) {  // small groups, and the unfinished last chunk
+    if (b % kFoldBlocks == 0) fold();
     grid.advance(1);
     for (int odd = 0; odd < 2; odd++) {
       F value[R];
@@ -150,7 +162,7 @@ void multiply(const Product& product, int64_t tile, int row, int64_t m0) {
     const float bias =
         product.bias ? load_as_float(product.bias, product.bias_storage, n) : 0.0f;
     for (int m = 0; m < M; m++) {
-      const float y = Isa::sum(sum[m][r]) + bias;
+      const float y = Isa::sum(Isa::add(total[m][r], sum[m][r])) + bias;
       store_float(product.y, product.y_storage, (m0 + m) * weight.outputs + n, y);
     }
   }

@@ -7,6 +7,9 @@
 
 namespace bitsweep {
 
+// Blocks of 32 inputs after which a running sum is put aside; a multiple of every chunk.
+constexpr int64_t kFoldBlocks = 64;
+
 // A weight in the kernel layout (shared/layout.h). Scales, zeros and negative lie as
 // [tiles, groups, 8 rows]; zeros is null for ternary levels, negative for uniform ones.
 struct Weight {

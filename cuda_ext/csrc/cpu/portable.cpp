@@ -34,11 +34,17 @@ void block_values(const Weight& weight, int64_t n, int64_t b, float* value) {
 void linear(const Product& product, int64_t first, int64_t end) {
   const Weight& weight = product.weight;
   const int64_t padded = weight.blocks * kBlock;
-  std::vector<float> sums(product.batch * kLanes);
+  std::vector<float> sums(product.batch * kLanes), totals(product.batch * kLanes);
   const int64_t last = end * kTileRows < weight.outputs ? end * kTileRows : weight.outputs;
   for (int64_t n = first * kTileRows; n < last; n++) {
-    for (float& sum : sums) sum = 0;
+    for (size_t i = 0; i < sums.size(); i++) sums[i] = totals[i] = 0;
     for (int64_t b = 0; b < weight.blocks; b++) {
+      if (b % kFoldBlocks == 0) {
+        for (size_t i = 0; i < sums.size(); i++) {
+          totals[i] += sums[i];
+          sums[i] = 0;
+        }
+      }
       float value[kBlock];
       block_values(weight, n, b, value);
       for (int64_t m = 0; m < product.batch; m++) {
@@ -52,6 +58,7 @@ void linear(const Product& product, int64_t first, int64_t end) {
         product.bias ? load_as_float(product.bias, product.bias_storage, n) : 0.0f;
     for (int64_t m = 0; m < product.batch; m++) {
       float* sum = sums.data() + m * kLanes;
+      for (int l = 0; l < kLanes; l++) sum[l] += totals[m * kLanes + l];
       for (int half = kLanes / 2; half > 0; half /= 2)
         for (int l = 0; l < half; l++) sum[l] += sum[l + half];
       store_float(product.y, product.y_storage, m * weight.outputs + n, sum[0] + bias);

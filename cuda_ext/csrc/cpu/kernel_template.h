@@ -17,6 +17,9 @@ namespace {
 
 #define BITSWEEP_INLINE inline __attribute__((always_inline))
 
+// Units of a tile (512 bytes each) that are fetched ahead of their use.
+constexpr int64_t kPrefetchUnits = 12;
+
 template <int N, class Body>
 BITSWEEP_INLINE void static_for(Body&& body) {
   [&]<int... index>(std::integer_sequence<int, index...>) __attribute__((always_inline)) {
@@ -128,6 +131,13 @@ void multiply(const Product& product, int64_t tile, int row, int64_t m0) {
   if (weight.group_blocks % step == 0) {
     for (; b + blocks <= weight.blocks; b += blocks) {
       if (b % kFoldBlocks == 0) fold();
+      // Rows that come in a later pass are fetched by the first, whole units in order: memory is
+      // read as one stream. The address may lie past the end; a prefetch does not mind.
+      if (row == 0) {
+        const uint32_t* ahead = chunk + kPrefetchUnits * kUnitWords;
+        for (int line = 0; line < chunk_units(Bits) * kTileRows; line++)
+          __builtin_prefetch(ahead + line * kLanes);
+      }
       static_for<2 * blocks>([&](auto index) __attribute__((always_inline)) {
         constexpr int B = decltype(index)::value / 2, odd = decltype(index)::value % 2;
         if constexpr (odd == 0 && B % step == 0) grid.advance(step);

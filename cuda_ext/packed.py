@@ -100,9 +100,10 @@ def linear(
 ) -> Tensor:
     """x [..., in] @ weight.T + bias: [..., out] in the dtype of x, products summed in float32.
 
-    x is float32, bfloat16 or float16. Up to 64 rows are multiplied from the codes; above that the
-    weight is dequantized to the dtype of x first. float64, which no kernel has, is multiplied in
-    float64 by the dequantized weight. Raises RuntimeError naming the argument that does not fit.
+    x is float32, bfloat16 or float16. Up to 512 rows of float32 (192 of the others) are multiplied
+    from the codes; above that the weight is dequantized to the dtype of x first. float64, which no
+    kernel has, is multiplied in float64 by the dequantized weight. Raises RuntimeError naming the
+    argument that does not fit.
     """
     size = x.shape[-1] if group_size is None else group_size
     if x.dtype == torch.float64:

@@ -21,8 +21,10 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 // Above this many rows of x, unpacking the weight once and multiplying with torch's own product is
-// faster: measured, docs/kernels.md.
-constexpr int64_t kPackedRows = 64;
+// faster: measured, docs/kernels.md. torch multiplies half types faster than float32.
+constexpr int64_t packed_rows(Storage storage) {
+  return storage == Storage::kFloat32 ? 512 : 192;
+}
 
 enum class IsaLevel : int64_t { kPortable = 0, kAvx2 = 1, kAvx512 = 2 };
 
@@ -263,7 +265,7 @@ Tensor packed_linear(
     check(op, "bias", *bias, bias->scalar_type(), {out_features});
   }
   const int64_t batch = x.numel() / inputs;
-  if (batch > kPackedRows)
+  if (batch > packed_rows(storage))
     return torch_linear(x, dequantize_into(weight, tiles, x.scalar_type()), bias);
 
   std::vector<int64_t> shape;

@@ -16,7 +16,7 @@ from cuda_ext.layout import pack_codes
 from cuda_ext.tiles import tile_codes
 
 BITS = (2, 3, 4, 8)
-BATCHES = (1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65)
+BATCHES = (1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 192, 193, 513)
 DEVICES = [f"cpu-{isa}" for isa in packed.ISAS]
 # Ragged outputs; inputs of whole chunks, of parts of one, and of no whole block.
 SHAPES = [
@@ -261,7 +261,7 @@ def test_torch_compile_traces_one_graph() -> None:
     compiled = torch.compile(
         lambda x: layer.linear(x * 2).relu(), fullgraph=True, backend="aot_eager", dynamic=True
     )
-    for batch in (2, 5, 70):
+    for batch in (2, 5, 520):
         x = random_x(batch, 256)
         torch.testing.assert_close(compiled(x), layer.linear(x * 2).relu())
 

@@ -34,7 +34,7 @@ def pack_codes(codes: Tensor, bits: int, *, dim: int = -1) -> Tensor:
     period, stride = _period(bits)
     if codes.dtype != torch.uint8:
         raise TypeError(f"pack_codes: codes are {codes.dtype}; pass torch.uint8.")
-    if codes.numel() and int(codes.max()) >= 2**bits:
+    if codes.numel() and not codes.is_meta and int(codes.max()) >= 2**bits:
         raise ValueError(
             f"pack_codes: code {int(codes.max())} does not fit in {bits} bits; "
             f"codes go from 0 to {2**bits - 1}."

@@ -1,7 +1,8 @@
-"""The packed operators as torch operators: schema, fake implementation, checks and dispatch.
+"""The choice of a kernel, and the operators on GPTQ's own buffers: schema, fake, checks.
 
-`bitsweep::dequantize` and `bitsweep::linear` are what graphs see (torch.compile, export); the
-functions here give them defaults and choose the kernel. Both take the buffers of one layer with
+Kernels read their own layout through cuda_ext.packed. `bitsweep::dequantize` and `bitsweep::linear`
+here are the reference kernel, by name, and the way of layers that kernels do not take (scattered or
+small groups): the weight is dequantized, then multiplied. Both take the buffers of one layer with
 `in` inputs, `out` outputs and `groups` groups:
 
 qweight          int32 [ceil(in * bits / 32), out], the codes down the rows (cuda_ext.layout).
@@ -14,11 +15,16 @@ g_idx            int32 [in], the group of every input; None: input i is in group
 
 from __future__ import annotations
 
+import logging
+from functools import cache
+
 import torch
 from torch import Tensor
 
-from cuda_ext import reference
+from cuda_ext import build, packed, reference
 from cuda_ext.layout import BIT_WIDTHS, words_for
+
+_log = logging.getLogger("cuda_ext")
 
 KERNELS = ("auto", "reference", "cuda", "cpu")
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -28,20 +34,48 @@ class KernelUnavailable(RuntimeError):
     """A kernel that was asked for by name and does not exist on this machine."""
 
 
-def resolve_kernel(name: str) -> str:
-    """The kernel that `name` stands for here: "auto" and "reference" give "reference".
+def resolve_kernel(name: str, device: str | torch.device = "cpu") -> str:
+    """The kernel that `name` stands for on `device`: "cpu" or "reference".
 
-    Raises KernelUnavailable for "cuda" and "cpu", ValueError for an unknown name.
+    "auto" is the compiled kernel of the device when there is one that loads here (built first if it
+    must be) and "reference" otherwise, with the reason in the log. Raises KernelUnavailable for a
+    kernel asked for by name that is not there, ValueError for an unknown name.
     """
     if name not in KERNELS:
         raise ValueError(f"kernel={name!r} is unknown; choose one of {', '.join(KERNELS)}.")
-    if name in ("cuda", "cpu"):
+    if name == "reference":
+        return name
+    kind = torch.device(device).type
+    reason = why_unavailable(kind if name == "auto" else name)
+    if name == "auto":
+        if reason is not None:
+            _say_once(f"kernel=auto is the reference kernel on {kind}: {reason}")
+            return "reference"
+        return kind
+    if reason is None and kind != name:
+        reason = f"the layer is on {device}; move it to {name}."
+    if reason is not None:
         raise KernelUnavailable(
-            f"kernel={name!r} is not part of this version of Bitsweep, which has only the "
-            "reference operators in plain PyTorch; use kernel=reference, or kernel=auto for the "
-            "best that is there."
+            f"kernel={name!r} is not here: {reason} Or use kernel=reference, plain PyTorch, or "
+            "kernel=auto for the best that is there."
         )
-    return "reference"
+    return name
+
+
+def why_unavailable(kernel: str) -> str | None:
+    """Why the compiled kernel "cpu" or "cuda" cannot be had, one sentence; None when it can."""
+    if kernel != "cpu":
+        return f"this version of Bitsweep has no kernels for {kernel}."
+    try:
+        packed.load()
+    except build.BuildError as error:
+        return str(error)
+    return None
+
+
+@cache
+def _say_once(message: str) -> None:
+    _log.warning(message)
 
 
 def dequantize(
@@ -55,14 +89,12 @@ def dequantize(
     scales_negative: Tensor | None = None,
     g_idx: Tensor | None = None,
     dtype: torch.dtype = torch.float32,
-    kernel: str = "auto",
 ) -> Tensor:
     """The weight [out, in] of packed buffers, computed in float32 and rounded once to dtype.
 
     group_size None is one group for the whole row. Raises TypeError or ValueError naming the
-    argument and its value, KernelUnavailable for a kernel that is not there.
+    argument and its value.
     """
-    resolve_kernel(kernel)
     size = in_features if group_size is None else group_size
     return torch.ops.bitsweep.dequantize(
         qweight, scales, qzeros, scales_negative, g_idx, bits, in_features, size, dtype
@@ -80,14 +112,12 @@ def linear(
     scales_negative: Tensor | None = None,
     g_idx: Tensor | None = None,
     bias: Tensor | None = None,
-    kernel: str = "auto",
 ) -> Tensor:
     """x [..., in] @ weight.T + bias over packed buffers: [..., out] in the dtype of x.
 
-    The reference kernel multiplies in float32 (float64 for float64 x). group_size None is one
-    group for the whole row; bias is [out]. Raises like `dequantize`.
+    Dequantizes, then multiplies in float32 (float64 for float64 x). group_size None is one group
+    for the whole row; bias is [out]. Raises like `dequantize`.
     """
-    resolve_kernel(kernel)
     size = x.shape[-1] if group_size is None else group_size
     return torch.ops.bitsweep.linear(
         x, qweight, scales, qzeros, scales_negative, g_idx, bias, bits, size

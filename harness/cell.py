@@ -202,7 +202,8 @@ class _Subject:
         self._tokenizer: Any = None
         self.inputs: dict[str, str] = {}
         self.bits_per_weight: float | None = None
-        self.kernel = resolve_kernel(plan.config.runtime.kernel) if plan.artifact else "torch"
+        runtime = plan.config.runtime
+        self.kernel = resolve_kernel(runtime.kernel, runtime.device) if plan.artifact else "torch"
 
     def model(self) -> Any:
         if self._model is None:

@@ -65,6 +65,7 @@ def _hardware() -> list[Finding]:
 
 
 def _kernels() -> list[Finding]:
+    from cuda_ext import build, packed
     from cuda_ext.ops import KERNELS, KernelUnavailable, resolve_kernel
 
     lines: list[Finding] = []
@@ -72,7 +73,12 @@ def _kernels() -> list[Finding]:
         try:
             lines.append((True, f"kernel {name}", resolve_kernel(name)))
         except KernelUnavailable as error:
-            lines.append((True, f"kernel {name}", f"not here: {error}"))
+            lines.append((True, f"kernel {name}", str(error)))
+    found = build.status()
+    lines.append((True, "compiler", found.compiler or found.reason))
+    if found.library is not None:
+        text = f"{found.library}, instruction set {packed.cpu_isa()}"
+        lines.append((True, "kernel library", text))
     return lines
 
 

@@ -211,7 +211,7 @@ def _runtime(config: CellConfig) -> None:
         from cuda_ext.ops import KernelUnavailable, resolve_kernel
 
         try:
-            resolve_kernel(runtime.kernel)
+            resolve_kernel(runtime.kernel, runtime.device)
         except (KernelUnavailable, ValueError) as error:
             raise ConfigError(f"runtime.kernel={runtime.kernel}: {error}") from error
     results = Path(config.paths.results)

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from cuda_ext import ops
+from cuda_ext import packed as kernel_layout
 from cuda_ext.layout import pack_codes, unpack_codes, words_for
+from cuda_ext.tiles import can_tile
 from quant.scheme import Scheme
 from quant.weight import QuantizedWeight
 
 Packed = dict[str, Tensor]
-GRID = ("scales", "scales_negative")
+GPTQ_BUFFERS = ("qweight", "scales", "qzeros", "scales_negative", "g_idx")
+KERNEL_BUFFERS = ("tiles", "tile_scales", "tile_zeros", "tile_negative")
+# Rounding these changes every weight.
+GRID = ("scales", "scales_negative", "tile_scales", "tile_negative")
 
 
 def pack(weight: QuantizedWeight) -> Packed:
@@ -75,17 +80,16 @@ def packed_shapes(
 class QuantLinear(nn.Module):
     """y = x @ dequantize().T + bias over the buffers that `pack` makes.
 
-    qweight, scales, qzeros or scales_negative, g_idx (None when groups are neighbours) and bias
-    (None without one) are buffers: the layer is for inference. Scales keep their storage dtype
-    through .to(dtype), .half() and .float(), because rounding them changes every weight; the bias
-    follows the model. kernel is the resolved name of the operator that `forward` runs.
+    The layer is for inference: bias (None without one) and the weight are buffers. A compiled
+    kernel reads the weight from its own layout (cuda_ext.tiles), and then only that is held; the
+    names of GPTQ's buffers (qweight, scales, qzeros or scales_negative, g_idx) still read as what
+    `pack` made, and the state dict holds those. Groups that kernels do not take (scattered, or not
+    a multiple of 32) stay in GPTQ's buffers and are dequantized before every product.
+
+    Scales keep their storage dtype through .to(dtype), .half() and .float(), because rounding them
+    changes every weight; the bias follows the model. kernel is the resolved name of the kernel.
     """
 
-    qweight: Tensor
-    scales: Tensor
-    qzeros: Tensor | None
-    scales_negative: Tensor | None
-    g_idx: Tensor | None
     bias: Tensor | None
 
     def __init__(
@@ -96,17 +100,46 @@ class QuantLinear(nn.Module):
         self.scheme = scheme
         self.in_features = in_features
         self.out_features = packed["scales"].shape[1]
-        self.kernel = ops.resolve_kernel(kernel)
-        shapes = packed_shapes(scheme, in_features, self.out_features, g_idx="g_idx" in packed)
+        self.kernel = ops.resolve_kernel(kernel, packed["qweight"].device)
+        self._hold(packed)
+        self.register_buffer("bias", None if bias is None else bias.detach())
+
+    @property
+    def tiled(self) -> bool:
+        """Whether products are taken straight from the codes, by a compiled kernel."""
+        return self._buffers.get("tiles") is not None
+
+    def _hold(self, packed: Packed) -> None:
+        shapes = packed_shapes(
+            self.scheme, self.in_features, self.out_features, g_idx="g_idx" in packed
+        )
         found = {name: tuple(tensor.shape) for name, tensor in packed.items()}
         if found != shapes:
             raise ValueError(
-                f"packed buffers {found} do not fit {scheme.name} with {in_features} inputs and "
-                f"{self.out_features} outputs; expected {shapes}."
+                f"packed buffers {found} do not fit {self.scheme.name} with {self.in_features} "
+                f"inputs and {self.out_features} outputs; expected {shapes}."
             )
-        for name in ("qweight", "scales", "qzeros", "scales_negative", "g_idx"):
-            self.register_buffer(name, packed.get(name))
-        self.register_buffer("bias", None if bias is None else bias.detach())
+        for name in (*GPTQ_BUFFERS, *KERNEL_BUFFERS):
+            self._buffers.pop(name, None)
+        regular = can_tile(self.in_features, self.scheme.group_size, packed.get("g_idx"))
+        if self.kernel == "reference" or not regular:
+            for name in GPTQ_BUFFERS:
+                self.register_buffer(name, packed.get(name))
+            return
+        held = kernel_layout.pack(
+            packed["qweight"],
+            packed["scales"],
+            packed.get("qzeros"),
+            packed.get("scales_negative"),
+            bits=self.scheme.bits,
+            in_features=self.in_features,
+        )
+        tensors = (held.tiles, held.scales, held.zeros, held.negative)
+        for name, tensor in zip(KERNEL_BUFFERS, tensors, strict=True):
+            self.register_buffer(name, tensor, persistent=False)
+
+    def _kernel_layout(self) -> kernel_layout.Packed:
+        return kernel_layout.Packed(*(self._buffers[name] for name in KERNEL_BUFFERS))  # type: ignore[arg-type]
 
     @classmethod
     def from_quantized(
@@ -116,9 +149,43 @@ class QuantLinear(nn.Module):
         return cls(pack(weight), weight.scheme, weight.shape[1], bias, kernel)
 
     def packed(self) -> Packed:
-        """The packed buffers that this layer has, by name; bias not included."""
-        names = ("qweight", "scales", "qzeros", "scales_negative", "g_idx")
-        return {name: buffer for name in names if (buffer := getattr(self, name)) is not None}
+        """The packed buffers of this layer as `pack` makes them, by name; bias not included."""
+        if self.tiled:
+            return kernel_layout.unpack(
+                self._kernel_layout(),
+                bits=self.scheme.bits,
+                in_features=self.in_features,
+                out_features=self.out_features,
+            )
+        held = {name: self._buffers.get(name) for name in GPTQ_BUFFERS}
+        return {name: buffer for name, buffer in held.items() if buffer is not None}
+
+    def __getattr__(self, name: str) -> Any:
+        # Called for what is not held: with a kernel, GPTQ's buffers are made when they are read.
+        if name in GPTQ_BUFFERS and self.tiled:
+            return self.packed().get(name)
+        return super().__getattr__(name)
+
+    def _save_to_state_dict(
+        self, destination: dict[str, Any], prefix: str, keep_vars: bool
+    ) -> None:
+        if self.tiled:
+            destination.update({prefix + name: part for name, part in self.packed().items()})
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        parts = {name: state_dict.get(prefix + name) for name in GPTQ_BUFFERS}
+        if not self.tiled or parts["qweight"] is None:
+            super()._load_from_state_dict(state_dict, prefix, *rest)
+            return
+        device = self._buffers["tiles"].device  # type: ignore[union-attr]
+        self._hold({name: part.to(device) for name, part in parts.items() if part is not None})
+        others = {
+            key: value
+            for key, value in state_dict.items()
+            if key.removeprefix(prefix) not in GPTQ_BUFFERS
+        }
+        super()._load_from_state_dict(others, prefix, *rest)
 
     def quantized_weight(self) -> QuantizedWeight:
         """The quantized weight that the buffers hold, unpacked; inverse of `from_quantized`."""
@@ -126,6 +193,15 @@ class QuantLinear(nn.Module):
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The weight [out, in], computed in float32 and rounded once to dtype."""
+        if self.tiled:
+            return kernel_layout.dequantize(
+                self._kernel_layout(),
+                bits=self.scheme.bits,
+                in_features=self.in_features,
+                out_features=self.out_features,
+                group_size=self.scheme.group_size,
+                dtype=dtype,
+            )
         return ops.dequantize(
             self.qweight,
             self.scales,
@@ -136,11 +212,19 @@ class QuantLinear(nn.Module):
             scales_negative=self.scales_negative,
             g_idx=self.g_idx,
             dtype=dtype,
-            kernel=self.kernel,
         )
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., in] to [..., out], in the dtype of x."""
+        if self.tiled:
+            return kernel_layout.linear(
+                x,
+                self._kernel_layout(),
+                bits=self.scheme.bits,
+                out_features=self.out_features,
+                group_size=self.scheme.group_size,
+                bias=self.bias,
+            )
         return ops.linear(
             x,
             self.qweight,
@@ -151,20 +235,20 @@ class QuantLinear(nn.Module):
             scales_negative=self.scales_negative,
             g_idx=self.g_idx,
             bias=self.bias,
-            kernel=self.kernel,
         )
 
     def extra_repr(self) -> str:
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, "
             f"bias={self.bias is not None}, scheme={self.scheme.name}, kernel={self.kernel}"
+            + ("" if self.tiled or self.kernel == "reference" else " (dequantizes first)")
         )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        kept = {name: getattr(self, name) for name in GRID if getattr(self, name) is not None}
+        held = {name: self._buffers.get(name) for name in GRID}
         super()._apply(fn, recurse)
-        for name, exact in kept.items():
-            moved = getattr(self, name)
-            if moved.dtype != exact.dtype:
+        for name, exact in held.items():
+            moved = self._buffers.get(name)
+            if exact is not None and moved is not None and moved.dtype != exact.dtype:
                 setattr(self, name, exact.to(moved.device))
         return self

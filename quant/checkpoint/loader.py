@@ -46,7 +46,7 @@ def load(
     damaged, of an unknown format, or that does not fit its config.json; KernelUnavailable.
     """
     folder = Path(folder)
-    resolve_kernel(kernel)
+    resolve_kernel(kernel, device)
     checkpoint = read_format(folder, verify_files=verify_files)
     with TensorReader(folder) as reader:
         model = build_skeleton(folder, dtype, options)
@@ -159,6 +159,8 @@ def _replace_layer(
             raise _shape_error(reader, f"{layer}.bias", bias, (outputs,))
     elif getattr(module, "bias", None) is not None:
         raise _missing(reader, f"{layer}.bias")
+    # The kernel is that of the device, so the buffers go there before it lays them out.
+    packed = {name: tensor.to(device) for name, tensor in packed.items()}
     quantized = QuantLinear(packed, scheme, inputs, bias, kernel).to(device)
     parent, _, child = layer.rpartition(".")
     setattr(model.get_submodule(parent), child, quantized)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cuda_ext import ops
+from cuda_ext import build, ops, packed
 from cuda_ext.layout import pack_codes
 
 CASES = [
@@ -168,13 +168,26 @@ def test_dequantize_refuses_an_integer_dtype() -> None:
 
 
 def test_kernels() -> None:
-    assert ops.resolve_kernel("auto") == "reference"
     assert ops.resolve_kernel("reference") == "reference"
-    for name in ("cuda", "cpu"):
-        with pytest.raises(ops.KernelUnavailable, match=f"kernel='{name}'.*use kernel=reference"):
-            ops.resolve_kernel(name)
+    assert ops.resolve_kernel("auto", "meta") == "reference"
+    with pytest.raises(ops.KernelUnavailable, match=r"kernel='cuda' is not here.*kernel=reference"):
+        ops.resolve_kernel("cuda")
     with pytest.raises(ValueError, match="kernel='fast' is unknown"):
         ops.resolve_kernel("fast")
-    arguments, _ = layer(4, 64, 32, 16)
-    with pytest.raises(ops.KernelUnavailable):
-        ops.linear(torch.zeros(1, 64), kernel="cuda", **arguments)
+
+
+def test_auto_is_the_reference_where_nothing_can_be_built(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def no_compiler() -> None:
+        raise build.BuildError("no C++ compiler is on PATH; install one.")
+
+    monkeypatch.setattr(packed, "load", no_compiler)
+    ops._say_once.cache_clear()
+    with pytest.raises(ops.KernelUnavailable, match=r"kernel='cpu' .*no C.. compiler.*install one"):
+        ops.resolve_kernel("cpu")
+    assert ops.resolve_kernel("auto") == "reference"
+    assert ops.resolve_kernel("auto") == "reference"
+    assert [record.getMessage() for record in caplog.records] == [
+        "kernel=auto is the reference kernel on cpu: no C++ compiler is on PATH; install one."
+    ]

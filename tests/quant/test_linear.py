@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from random_weights import random_weight, same
 from torch.nn import functional
 
-from cuda_ext.ops import KernelUnavailable
+from cuda_ext.ops import KernelUnavailable, resolve_kernel
 from quant.linear import QuantLinear, pack, packed_shapes
 from quant.scheme import Scheme
 
@@ -125,10 +125,12 @@ def test_buffers_that_do_not_fit_are_named() -> None:
 
 def test_kernel_is_resolved_when_the_layer_is_made() -> None:
     weight = random_weight(Scheme(4), 8, 8)
-    assert QuantLinear.from_quantized(weight, kernel="auto").kernel == "reference"
+    assert QuantLinear.from_quantized(weight, kernel="auto").kernel == resolve_kernel("auto")
     with pytest.raises(KernelUnavailable, match="kernel='cuda'"):
         QuantLinear.from_quantized(weight, kernel="cuda")
-    assert "scheme=w4, kernel=reference" in repr(QuantLinear.from_quantized(weight))
+    reference = QuantLinear.from_quantized(weight, kernel="reference")
+    assert "scheme=w4, kernel=reference" in repr(reference)
+    assert not reference.tiled
 
 
 def test_packed_shapes_of_real_layers() -> None:
@@ -139,3 +141,47 @@ def test_packed_shapes_of_real_layers() -> None:
         "qzeros": (6, 288),
         "g_idx": (768,),
     }
+
+
+TILED = [Scheme(3, group_size=32), Scheme(4), Scheme(2, group_size=64, levels="ternary")]
+
+
+@pytest.mark.parametrize("scheme", TILED, ids=lambda scheme: scheme.name)
+def test_the_kernel_layout_is_not_seen_from_outside(scheme: Scheme) -> None:
+    """State dict, buffers by name, copies and casts are those of a layer in GPTQ's buffers."""
+    if resolve_kernel("auto") == "reference":
+        pytest.skip("no compiled kernels here")
+    weight = random_weight(scheme, 25, 128)
+    layer = QuantLinear.from_quantized(weight, torch.zeros(25), kernel="cpu")
+    plain = QuantLinear.from_quantized(weight, torch.zeros(25), kernel="reference")
+    assert layer.tiled
+    state, expected = layer.state_dict(), plain.state_dict()
+    assert list(state.keys() ^ expected.keys()) == []
+    assert all(torch.equal(state[name], expected[name]) for name in expected)
+    assert torch.equal(layer.qweight, plain.qweight)
+    assert layer.g_idx is None
+    x = torch.randn(3, 128, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(layer(x), plain(x))
+    other = QuantLinear.from_quantized(random_weight(scheme, 25, 128, seed=5), torch.ones(25))
+    other.load_state_dict(expected)
+    assert torch.equal(other(x), layer(x))
+    assert torch.equal(copy.deepcopy(layer)(x), layer(x))
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(x), layer(x))
+    assert layer.to("meta").scales.device.type == "meta"
+    other.to(torch.bfloat16)
+    assert other.scales.dtype == torch.float16
+    assert other(x.bfloat16()).dtype == torch.bfloat16
+    assert other(x.double()).dtype == torch.float64
+
+
+def test_one_copy_of_the_weight_is_held() -> None:
+    if resolve_kernel("auto") == "reference":
+        pytest.skip("no compiled kernels here")
+    weight = random_weight(Scheme(4, group_size=128), 64, 256)
+    sizes = [
+        sum(b.numel() * b.element_size() for b in layer.buffers())
+        for kernel in ("cpu", "reference")
+        for layer in [QuantLinear.from_quantized(weight, kernel=kernel)]
+    ]
+    assert sizes[0] < 1.02 * sizes[1]  # zero-points take a byte each

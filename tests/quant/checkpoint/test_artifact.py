@@ -209,7 +209,7 @@ def test_shards_are_loaded(tmp_path: Path) -> None:
     folder = tmp_path / "a"
     quant.save(folder, model, weights, method=METHOD, max_shard_bytes=20_000)
     assert len(list(folder.glob("model-*.safetensors"))) > 2
-    assert torch.equal(logits(quant.load(folder)), logits(model))
+    assert torch.equal(logits(quant.load(folder, kernel="reference")), logits(model))
     assert len(quant.load_weights(folder)) == len(weights)
 
 

@@ -1,0 +1,106 @@
+// AVX-512 (F, BW, DQ, VL): a code is looked up in a register of 16 values of its group, so that
+// unpacking is one shift and one permutation for 16 weights at 2, 3 and 4 bits.
+#if defined(__x86_64__)
+#include <immintrin.h>
+
+#include "../shared/dequantize.h"
+
+namespace bitsweep {
+namespace {
+
+struct Isa {
+  using F = __m512;
+  using I = __m512i;
+  static constexpr int kAccumulators = 16;
+
+  static F zero() { return _mm512_setzero_ps(); }
+  static F load(const float* at) { return _mm512_loadu_ps(at); }
+  static F add(F a, F b) { return _mm512_add_ps(a, b); }
+  static F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
+  static float sum(F a) { return _mm512_reduce_add_ps(a); }
+  static I load_words(const uint32_t* at) { return _mm512_loadu_si512(at); }
+  template <int n>
+  static I shift(I a) {
+    if constexpr (n == 0) return a;
+    else return _mm512_srli_epi32(a, n);
+  }
+  static I shift(I a, int n) { return _mm512_srl_epi32(a, _mm_cvtsi32_si128(n)); }
+
+  // Bits 15 + 16 Odd of three words as the low three bits; the bits above them are arbitrary.
+  template <int Odd>
+  static I straddled(I low, I middle, I high) {
+    constexpr int bit = 15 + 16 * Odd;
+    constexpr int select = 0xca;  // first operand ? second : third, bit by bit
+    I two = _mm512_ternarylogic_epi32(
+        _mm512_set1_epi32(1), shift<bit>(low), shift<bit - 1>(middle), select);
+    return _mm512_ternarylogic_epi32(_mm512_set1_epi32(3), two, shift<bit - 2>(high), select);
+  }
+
+  static void store_interleaved(float* out, F even, F odd) {
+    const I first = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    const I second = _mm512_add_epi32(first, _mm512_set1_epi32(8));
+    _mm512_storeu_ps(out, _mm512_permutex2var_ps(even, first, odd));
+    _mm512_storeu_ps(out + 16, _mm512_permutex2var_ps(even, second, odd));
+  }
+
+  static void scales8(const void* data, Storage storage, int64_t at, float* out) {
+    __m256 value;
+    if (storage == Storage::kFloat32) {
+      value = _mm256_loadu_ps(static_cast<const float*>(data) + at);
+    } else {
+      const auto* bits = static_cast<const uint16_t*>(data) + at;
+      const __m128i eight = _mm_loadu_si128(reinterpret_cast<const __m128i*>(bits));
+      value = storage == Storage::kFloat16
+          ? _mm256_cvtph_ps(eight)
+          : _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(eight), 16));
+    }
+    _mm256_storeu_ps(out, value);
+  }
+  static void zeros8(const uint8_t* at, float* out) {
+    const __m128i eight = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(at));
+    _mm256_storeu_ps(out, _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(eight)));
+  }
+
+  // Up to 4 bits: the value of every code, repeated to 16 entries. The permutation reads only the
+  // low four bits of a lane, so codes of fewer bits need no mask.
+  template <int Bits>
+  struct Table {
+    F value;
+
+    static Table uniform(float zero, float scale) {
+      constexpr int top = (1 << Bits) - 1;
+      const F code = _mm512_setr_ps(
+          0 & top, 1 & top, 2 & top, 3 & top, 4 & top, 5 & top, 6 & top, 7 & top, 8 & top, 9 & top,
+          10 & top, 11 & top, 12 & top, 13 & top, 14 & top, 15 & top);
+      return {_mm512_mul_ps(_mm512_set1_ps(scale), _mm512_sub_ps(code, _mm512_set1_ps(zero)))};
+    }
+    static Table ternary(float negative, float positive) {
+      F value = _mm512_maskz_mov_ps(0x4444, _mm512_set1_ps(positive));
+      return {_mm512_mask_mov_ps(value, 0x1111, _mm512_set1_ps(-negative))};
+    }
+    F lookup(I code) const { return _mm512_permutexvar_ps(code, value); }
+  };
+};
+
+template <>
+struct Isa::Table<8> {
+  F zero, scale;
+
+  static Table uniform(float zero, float scale) {
+    return {_mm512_set1_ps(zero), _mm512_set1_ps(scale)};
+  }
+  F lookup(I code) const {
+    const F value = _mm512_cvtepi32_ps(_mm512_and_si512(code, _mm512_set1_epi32(255)));
+    return _mm512_mul_ps(scale, _mm512_sub_ps(value, zero));
+  }
+};
+
+}  // namespace
+}  // namespace bitsweep
+
+#include "kernel_template.h"
+
+namespace bitsweep {
+Kernels avx512_kernels() { return {linear, dequantize}; }
+}  // namespace bitsweep
+#endif

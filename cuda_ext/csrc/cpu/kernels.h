@@ -1,0 +1,50 @@
+// What the kernels of every instruction set offer: the same two functions over the same arguments.
+#pragma once
+
+#include <cstdint>
+
+#include "../shared/dequantize.h"
+
+namespace bitsweep {
+
+// Blocks of 32 inputs after which a running sum is put aside; a multiple of every chunk.
+constexpr int64_t kFoldBlocks = 64;
+
+// A weight in the kernel layout (shared/layout.h). Scales, zeros and negative lie as
+// [tiles, groups, 8 rows]; zeros is null for ternary levels, negative for uniform ones.
+struct Weight {
+  const uint32_t* tiles;
+  const void* scales;
+  const uint8_t* zeros;
+  const void* negative;
+  Storage scale_storage;
+  int bits;
+  int64_t inputs, outputs, blocks, units, groups;
+  int64_t group_blocks;  // blocks of 32 inputs in a group
+};
+
+// y [batch, outputs] = x times the weight, plus bias (null without one).
+struct Product {
+  Weight weight;
+  const float* x;  // [batch, blocks * 32]: 16 even inputs of a block, then its 16 odd ones
+  int64_t batch;
+  const void* bias;
+  Storage bias_storage;
+  void* y;
+  Storage y_storage;
+};
+
+struct Kernels {
+  void (*linear)(const Product&, int64_t first_tile, int64_t end_tile);
+  // Rows of the weight to out [outputs, inputs] of the storage given.
+  void (*dequantize)(
+      const Weight&, void* out, Storage storage, int64_t first_tile, int64_t end_tile);
+};
+
+Kernels portable_kernels();
+#if defined(__x86_64__)
+Kernels avx2_kernels();
+Kernels avx512_kernels();
+#endif
+
+}  // namespace bitsweep

@@ -1,0 +1,87 @@
+// Plain C++ for any machine: one loop over the blocks, with the arithmetic of the shared headers.
+// Sixteen partial sums a row, added up in a fixed order, so that results do not depend on threads.
+#include <vector>
+
+#include "../shared/dequantize.h"
+#include "kernels.h"
+
+namespace bitsweep {
+namespace {
+
+// The 32 values of block b of row n, in the order of the lanes: 16 even inputs, then 16 odd ones.
+void block_values(const Weight& weight, int64_t n, int64_t b, float* value) {
+  const int bits = weight.bits;
+  const int64_t tile = n / kTileRows, row = n % kTileRows;
+  const int64_t chunk = b / chunk_blocks(bits);
+  const int i = static_cast<int>(b % chunk_blocks(bits));
+  const uint32_t* words = weight.tiles +
+      (tile * weight.units + chunk * chunk_units(bits)) * kUnitWords + row * kLanes;
+  const int64_t grid = (tile * weight.groups + b / weight.group_blocks) * kTileRows + row;
+  const float scale = load_as_float(weight.scales, weight.scale_storage, grid);
+  const bool ternary = weight.negative != nullptr;
+  const float other = ternary ? load_as_float(weight.negative, weight.scale_storage, grid)
+                              : static_cast<float>(weight.zeros[grid]);
+  for (int odd = 0; odd < 2; odd++) {
+    for (int lane = 0; lane < kLanes; lane++) {
+      const uint32_t code = code_at(words + lane, kUnitWords, bits, i, odd);
+      value[odd * kLanes + lane] = ternary
+          ? ternary_value(code, other, scale)
+          : uniform_value(static_cast<float>(static_cast<int32_t>(code)), other, scale);
+    }
+  }
+}
+
+void linear(const Product& product, int64_t first, int64_t end) {
+  const Weight& weight = product.weight;
+  const int64_t padded = weight.blocks * kBlock;
+  std::vector<float> sums(product.batch * kLanes), totals(product.batch * kLanes);
+  const int64_t last = end * kTileRows < weight.outputs ? end * kTileRows : weight.outputs;
+  for (int64_t n = first * kTileRows; n < last; n++) {
+    for (size_t i = 0; i < sums.size(); i++) sums[i] = totals[i] = 0;
+    for (int64_t b = 0; b < weight.blocks; b++) {
+      if (b % kFoldBlocks == 0) {
+        for (size_t i = 0; i < sums.size(); i++) {
+          totals[i] += sums[i];
+          sums[i] = 0;
+        }
+      }
+      float value[kBlock];
+      block_values(weight, n, b, value);
+      for (int64_t m = 0; m < product.batch; m++) {
+        const float* x = product.x + m * padded + b * kBlock;
+        float* sum = sums.data() + m * kLanes;
+        for (int l = 0; l < kLanes; l++) sum[l] += value[l] * x[l];
+        for (int l = 0; l < kLanes; l++) sum[l] += value[kLanes + l] * x[kLanes + l];
+      }
+    }
+    const float bias =
+        product.bias ? load_as_float(product.bias, product.bias_storage, n) : 0.0f;
+    for (int64_t m = 0; m < product.batch; m++) {
+      float* sum = sums.data() + m * kLanes;
+      for (int l = 0; l < kLanes; l++) sum[l] += totals[m * kLanes + l];
+      for (int half = kLanes / 2; half > 0; half /= 2)
+        for (int l = 0; l < half; l++) sum[l] += sum[l + half];
+      store_float(product.y, product.y_storage, m * weight.outputs + n, sum[0] + bias);
+    }
+  }
+}
+
+void dequantize(
+    const Weight& weight, void* out, Storage storage, int64_t first, int64_t end) {
+  const int64_t last = end * kTileRows < weight.outputs ? end * kTileRows : weight.outputs;
+  for (int64_t n = first * kTileRows; n < last; n++) {
+    for (int64_t b = 0; b < weight.blocks; b++) {
+      float value[kBlock];
+      block_values(weight, n, b, value);
+      for (int64_t k = b * kBlock; k < weight.inputs && k < (b + 1) * kBlock; k++) {
+        const float kept = value[(k % 2) * kLanes + k % kBlock / 2];
+        store_float(out, storage, n * weight.inputs + k, kept);
+      }
+    }
+  }
+}
+
+}  // namespace
+
+Kernels portable_kernels() { return {linear, dequantize}; }
+}  // namespace bitsweep

@@ -1,0 +1,172 @@
+"""The operators of the kernel layout (cuda_ext.tiles), as the compiled library registers them.
+
+bitsweep::packed_linear, bitsweep::packed_dequantize and bitsweep::repack have one schema for all
+devices; the library brings their CPU kernels, and fake implementations here let torch.compile trace
+them. Buffers of one layer with `in` inputs, `out` outputs and `groups` groups:
+
+tiles     int32 [ceil(out / 8), units, 8, 16], the codes.
+scales    float32, float16 or bfloat16 [ceil(out / 8), groups, 8].
+zeros     uint8 like scales, the zero-points; None for ternary levels.
+negative  like scales, ternary only: code 0 is -negative, 1 is 0, 2 is scales.
+
+Groups are the whole row or a multiple of 32 inputs, neighbours in order (tiles.can_tile).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from cuda_ext import build
+from cuda_ext.layout import pack_codes, unpack_codes
+from cuda_ext.tiles import LANES, TILE_ROWS, tile_grid, units_for, untile_codes, untile_grid
+
+ISAS = ("portable", "avx2", "avx512")
+
+
+@dataclass(frozen=True)
+class Packed:
+    """The tensors of one layer in the kernel layout."""
+
+    tiles: Tensor
+    scales: Tensor
+    zeros: Tensor | None
+    negative: Tensor | None
+
+
+@cache
+def load() -> None:
+    """Build and load the library and register the fake implementations; build.BuildError if not."""
+    build.load()
+    torch.library.register_fake("bitsweep::packed_linear")(_fake_linear)
+    torch.library.register_fake("bitsweep::packed_dequantize")(_fake_dequantize)
+    torch.library.register_fake("bitsweep::repack")(_fake_repack)
+
+
+def cpu_isa() -> str:
+    """Instruction set of the CPU kernels: the best one here, or the one of BITSWEEP_CPU_ISA.
+
+    Raises RuntimeError for an instruction set that is unknown or not here.
+    """
+    load()
+    return ISAS[torch.ops.bitsweep.cpu_isa()]
+
+
+def pack(
+    qweight: Tensor,
+    scales: Tensor,
+    qzeros: Tensor | None,
+    scales_negative: Tensor | None,
+    *,
+    bits: int,
+    in_features: int,
+) -> Packed:
+    """The kernel layout of GPTQ-format buffers (cuda_ext.ops), on their device."""
+    load()
+    tiles = torch.ops.bitsweep.repack(qweight.contiguous(), bits, in_features)
+    zeros = None
+    if qzeros is not None:
+        zeros = tile_grid(unpack_codes(qzeros, bits, scales.shape[1]))
+    negative = None if scales_negative is None else tile_grid(scales_negative)
+    return Packed(tiles, tile_grid(scales), zeros, negative)
+
+
+def unpack(packed: Packed, *, bits: int, in_features: int, out_features: int) -> dict[str, Tensor]:
+    """The GPTQ-format buffers of `pack`, by their names; its exact inverse."""
+    codes = untile_codes(packed.tiles, bits, in_features, out_features)
+    found = {
+        "qweight": pack_codes(codes.t(), bits, dim=0),
+        "scales": untile_grid(packed.scales, out_features),
+    }
+    if packed.zeros is not None:
+        found["qzeros"] = pack_codes(untile_grid(packed.zeros, out_features), bits)
+    if packed.negative is not None:
+        found["scales_negative"] = untile_grid(packed.negative, out_features)
+    return found
+
+
+def linear(
+    x: Tensor,
+    packed: Packed,
+    *,
+    bits: int,
+    out_features: int,
+    group_size: int | None = None,
+    bias: Tensor | None = None,
+) -> Tensor:
+    """x [..., in] @ weight.T + bias: [..., out] in the dtype of x, products summed in float32.
+
+    x is float32, bfloat16 or float16. Up to 512 rows of float32 (192 of the others) are multiplied
+    from the codes; above that the weight is dequantized to the dtype of x first. float64, which no
+    kernel has, is multiplied in float64 by the dequantized weight. Raises RuntimeError naming the
+    argument that does not fit.
+    """
+    size = x.shape[-1] if group_size is None else group_size
+    if x.dtype == torch.float64:
+        weight = dequantize(
+            packed, bits=bits, in_features=x.shape[-1], out_features=out_features, group_size=size
+        )
+        return functional.linear(x, weight.double(), None if bias is None else bias.double())
+    return torch.ops.bitsweep.packed_linear(
+        x,
+        packed.tiles,
+        packed.scales,
+        packed.zeros,
+        packed.negative,
+        bias,
+        bits,
+        out_features,
+        size,
+    )
+
+
+def dequantize(
+    packed: Packed,
+    *,
+    bits: int,
+    in_features: int,
+    out_features: int,
+    group_size: int | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """The weight [out, in], computed in float32 and rounded once to dtype."""
+    kernel_dtype = torch.float32 if dtype == torch.float64 else dtype
+    weight = torch.ops.bitsweep.packed_dequantize(
+        packed.tiles,
+        packed.scales,
+        packed.zeros,
+        packed.negative,
+        bits,
+        in_features,
+        out_features,
+        in_features if group_size is None else group_size,
+        kernel_dtype,
+    )
+    return weight.to(dtype)
+
+
+def _fake_linear(x, tiles, scales, zeros, negative, bias, bits, out_features, group_size):  # noqa: ARG001
+    return x.new_empty((*x.shape[:-1], out_features))
+
+
+def _fake_dequantize(
+    tiles,
+    scales,  # noqa: ARG001
+    zeros,  # noqa: ARG001
+    negative,  # noqa: ARG001
+    bits,  # noqa: ARG001
+    in_features,
+    out_features,
+    group_size,  # noqa: ARG001
+    dtype,
+):
+    return tiles.new_empty((out_features, in_features), dtype=dtype)
+
+
+def _fake_repack(qweight, bits, in_features):
+    tiles = -(-qweight.shape[1] // TILE_ROWS)
+    return qweight.new_empty((tiles, units_for(in_features, bits), TILE_ROWS, LANES))

@@ -20,7 +20,7 @@ from harness import protocols
 from harness.config import CellConfig
 from harness.errors import StoreError
 from harness.events import Advanced, Failed, Finished, Listener, Started
-from harness.keys import QUANTIZATION
+from harness.keys import QUANTIZATION, kernel_of
 from harness.memory import measure_peak
 from harness.models import load_model, load_tokenizer, model_folder
 from harness.plan import CellPlan, plan_cell
@@ -195,15 +195,12 @@ class _Subject:
     """The model under test and its tokenizer, loaded when the first suite asks for them."""
 
     def __init__(self, plan: CellPlan) -> None:
-        from cuda_ext.ops import resolve_kernel
-
         self._plan = plan
         self._model: Any = None
         self._tokenizer: Any = None
         self.inputs: dict[str, str] = {}
         self.bits_per_weight: float | None = None
-        runtime = plan.config.runtime
-        self.kernel = resolve_kernel(runtime.kernel, runtime.device) if plan.artifact else "torch"
+        self.kernel = kernel_of(plan.config)
 
     def model(self) -> Any:
         if self._model is None:

@@ -31,6 +31,7 @@ from harness.options import conf_dir
 VERSION_BASE = "1.3"
 CONFIG_NAME = "config"
 SCHEMA_NAME = "bitsweep_schema"
+LISTS = ("suite", "tasks", "protocols")  # keys that hold a list
 MAPPINGS = ("suite.perplexity.paths.", "suite.zeroshot.files.", "model.expected.")
 
 
@@ -160,10 +161,14 @@ def _text(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
+def _or_one_list(key: str) -> str:
+    return f", or write {key}=[...] for one list" if key.endswith(LISTS) else ""
+
+
 def _refuse_lists(parsed: Sequence[Override]) -> None:
     for override in parsed:
         if override.is_sweep_override():
             raise ConfigError(
                 f"{override.input_line} gives several values: add -m to run all of them as a sweep"
-                f", or write {override.get_key_element()}=[...] if it is one list."
+                f"{_or_one_list(override.get_key_element())}."
             )

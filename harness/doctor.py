@@ -22,11 +22,17 @@ def examine() -> bool:
     lines = [*_python(), *_software(), *_hardware(), *_kernels(), *_files()]
     width = max(len(name) for _, name, _ in lines)
     for good, name, text in lines:
-        print(f"{'ok' if good else 'MISSING':<8}{name:<{width}}  {text}")
+        print(f"{_mark(good, text):<8}{name:<{width}}  {text}")
     return all(good for good, _, _ in lines)
 
 
 Finding = tuple[bool, str, str]
+
+
+def _mark(good: bool, text: str) -> str:
+    if not good:
+        return "MISSING"
+    return "-" if text.startswith(("no ", "not ")) or "is not here" in text else "ok"
 
 
 def _python() -> list[Finding]:

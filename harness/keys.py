@@ -47,7 +47,7 @@ def cell_keys(config: CellConfig) -> StageKeys | None:
     calibration = calibration_inputs(config)
     semantic = cell_semantics(config)
     cell = digest({"cell": _content(semantic), "model": fingerprint, **calibration})
-    execution = {"device": config.runtime.device, "kernel": config.runtime.kernel}
+    execution = {"device": config.runtime.device, "kernel": kernel_of(config)}
     stages, inputs = {}, {}
     names = selected_suites(config)
     if config.method.name != "none":
@@ -66,6 +66,19 @@ def cell_keys(config: CellConfig) -> StageKeys | None:
             }
         )
     return StageKeys(cell, stages, semantic, inputs)
+
+
+def kernel_of(config: CellConfig) -> str:
+    """The kernel that the cell's suites run on: what "auto" stands for here, not the word itself.
+
+    On a machine with a compiler the first call builds the kernels. Raises KernelUnavailable for one
+    that was asked for by name and is not there.
+    """
+    if config.method.name == "none":
+        return "torch"
+    from cuda_ext.ops import resolve_kernel
+
+    return resolve_kernel(config.runtime.kernel, config.runtime.device)
 
 
 def cell_semantics(config: CellConfig) -> dict[str, Any]:

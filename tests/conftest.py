@@ -7,7 +7,7 @@ import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # two pytest workers share two cores
+os.environ.setdefault("GOMP_SPINCOUNT", "20000")  # two pytest workers share two cores
 
 
 @pytest.fixture(scope="session")

@@ -64,7 +64,7 @@ def context() -> Any:
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     # OpenMP threads that spin for long while they wait make a busy machine tens of times slower
     # (measured: 66 to 182 s for what takes 1.5 s alone). Not to spin at all
-    # (OMP_WAIT_POLICY=PASSIVE) makes decoding 2 to 4 times slower; a short spin, nothing measurable.
+    # (OMP_WAIT_POLICY=PASSIVE) makes decoding 2 to 4 times slower; a short spin does not.
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     chosen = multiprocessing.get_context("forkserver")
     chosen.set_forkserver_preload(PRELOAD)

@@ -122,17 +122,23 @@ def read_record(path: Path) -> Record:
 def cell_name(cell: CellIdentity) -> str:
     """A readable, portable folder name: model-method-scheme-s<seed>."""
     name = f"{cell.model}-{cell.method}-{cell.scheme}-s{cell.seed}"
+    return file_name(name)
+
+
+def file_name(name: str) -> str:
+    """`name` with "_" for whatever is not safe in a file name everywhere."""
     return re.sub(r"[^A-Za-z0-9._-]+", "_", name)
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file under its name only when it is complete and on disk."""
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write a file under its name only when it is complete and on disk; text as UTF-8."""
+    data = content.encode() if isinstance(content, str) else content
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
             os.chmod(temporary, 0o666 & ~_umask())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,7 +45,7 @@ def run_sweep(plans: list[CellPlan], logs: Path, console: Console) -> Outcome:
                 continue
             heard = _Ear(outcome, name, screen)
             try:
-                run_in_process(plan, heard, logs / f"{number:03d}-{_safe(name)}.log")
+                run_in_process(plan, heard, logs / f"{number:03d}-{name[:80]}.log")
                 if heard.disk_trouble:
                     plan.store.check_writable()
             except StoreError as error:
@@ -153,7 +152,3 @@ def _markup(text: str) -> str:
     from rich.markup import escape
 
     return escape(text)
-
-
-def _safe(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._-]+", "_", name)[:80]

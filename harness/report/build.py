@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import re
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +13,7 @@ from harness.report.render import to_csv, to_latex, to_markdown
 from harness.report.rows import read_rows
 from harness.report.table import Table
 from harness.report.tables import summary_tables
-from harness.store import disk_errors
+from harness.store import file_name, write_atomically
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -45,19 +42,21 @@ def build_report(
     single = len({record.cell.model for record in records}) == 1
     files: dict[str, bytes] = {}
     for table in tables:
-        name = table.name if single else f"{table.name}-{_slug(table.model)}"
+        name = table.name if single else f"{table.name}-{file_name(table.model)}"
         files[f"tables/{name}.csv"] = to_csv(table).encode()
         files[f"tables/{name}.tex"] = to_latex(table).encode()
     pictures: list[tuple[str, str]] = []
     for model, drawn in plots.items():
         for plot, formats in drawn.items():
-            name = plot if single else f"{plot}-{_slug(model)}"
+            name = plot if single else f"{plot}-{file_name(model)}"
             pictures.append((f"{PLOT_TITLES[plot]}, {model}", f"plots/{name}.png"))
             files |= {f"plots/{name}.{kind}": data for kind, data in formats.items()}
     files["metrics.csv"] = _metrics_csv(frame).encode()
     summary = _summary(title, tables, pictures, records)
     files = {"summary.md": summary.encode(), **files}
-    return [_write(out / name, data) for name, data in files.items()]
+    for name, data in files.items():
+        write_atomically(out / name, data)
+    return [out / name for name in files]
 
 
 def _plots(frame: pd.DataFrame) -> dict[str, dict[str, dict[str, bytes]]]:
@@ -106,23 +105,3 @@ def _environment(environment: dict[str, Any]) -> str:
     if commit.get("id"):
         parts.append(f"commit {commit['id'][:12]}{' with local changes' * bool(commit['dirty'])}")
     return ", ".join(str(part) for part in parts if part)
-
-
-def _slug(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._-]+", "_", name)
-
-
-def _write(path: Path, data: bytes) -> Path:
-    """Replace a file by a complete one."""
-    with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
-    return path

@@ -3,25 +3,12 @@
 
 #include <cstdint>
 
-#include "../shared/dequantize.h"
+#include "../shared/weight.h"
 
 namespace bitsweep {
 
 // Blocks of 32 inputs after which a running sum is put aside; a multiple of every chunk.
 constexpr int64_t kFoldBlocks = 64;
-
-// A weight in the kernel layout (shared/layout.h). Scales, zeros and negative lie as
-// [tiles, groups, 8 rows]; zeros is null for ternary levels, negative for uniform ones.
-struct Weight {
-  const uint32_t* tiles;
-  const void* scales;
-  const uint8_t* zeros;
-  const void* negative;
-  Storage scale_storage;
-  int bits;
-  int64_t inputs, outputs, blocks, units, groups;
-  int64_t group_blocks;  // blocks of 32 inputs in a group
-};
 
 // y [batch, outputs] = x times the weight, plus bias (null without one).
 struct Product {

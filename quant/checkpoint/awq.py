@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from cuda_ext.layout import unpack_codes
-from quant.checkpoint.format import CheckpointFormat, parse, scale_dtypes
+from quant.checkpoint.format import CheckpointFormat, scale_dtypes
+from quant.checkpoint.parse import parse
 from quant.errors import ArtifactError
 from quant.weight import QuantizedWeight
 
@@ -49,11 +50,16 @@ def from_tensors(
             "[groups, out]."
         )
     outputs, inputs = scales.shape[1], qweight.shape[0]
+    if outputs % 8:
+        raise ArtifactError(
+            f"{layer}.scales are {list(scales.shape)}; AWQ packs eight outputs into a word, so "
+            f"{outputs} outputs cannot be: the tensor is damaged or of another layer."
+        )
     groups = -(-inputs // (checkpoint.group_size or inputs))
     for name, tensor, shape in (
         ("qweight", qweight, (inputs, outputs // 8)),
         ("qzeros", qzeros, (groups, outputs // 8)),
-        ("scales", scales, (groups, outputs // 8 * 8)),
+        ("scales", scales, (groups, outputs)),
     ):
         if tuple(tensor.shape) != shape or (name != "scales" and tensor.dtype != torch.int32):
             raise ArtifactError(

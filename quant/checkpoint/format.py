@@ -1,4 +1,4 @@
-"""quantization_config: what a checkpoint says about itself, read strictly and written plainly."""
+"""What a quantized checkpoint is, and the strict reading of one value of its configuration."""
 
 from __future__ import annotations
 
@@ -10,10 +10,21 @@ from typing import Any
 import torch
 
 from quant.errors import ArtifactError
-from quant.scheme import BITS, GRIDS, SCALE_DTYPES, Scheme, SchemeError
+from quant.scheme import BITS, SCALE_DTYPES, Scheme, SchemeError
 
+GPTQ_V1 = "gptq"
+GPTQ_V2 = "gptq_v2"
 TERNARY = "bitsweep_ternary"
-READABLE = "gptq (checkpoint_format gptq or gptq_v2), awq (version gemm) and " + TERNARY
+AWQ = "awq"
+COMPRESSED_TENSORS = "compressed-tensors"
+# As people call them, in tables and messages.
+NAMES = {
+    GPTQ_V1: "GPTQ v1",
+    GPTQ_V2: "GPTQ v2",
+    TERNARY: "Bitsweep ternary",
+    AWQ: "AWQ gemm",
+    COMPRESSED_TENSORS: "compressed-tensors pack-quantized",
+}
 
 
 @dataclass(frozen=True)
@@ -21,11 +32,13 @@ class CheckpointFormat:
     """The format of a quantized checkpoint.
 
     kind        "gptq" (v1: zero-points stored minus one), "gptq_v2" (true zero-points),
-                "bitsweep_ternary" or "awq".
+                "bitsweep_ternary", "awq" or "compressed-tensors" (pack-quantized).
     group_size  columns a group; None is one group per row (-1 in the file).
-    act_order   desc_act: the columns of a group may lie apart, and g_idx says where.
+    act_order   the columns of a group may lie apart, and a tensor says where (g_idx).
     grid        "minmax" or "mse", from Bitsweep's own metadata; "minmax" when it is not said.
-    producer    meta.producer, empty when it is not said.
+    producer    who wrote it, empty when it is not said.
+    declared    whether a GPTQ checkpoint says its version; one that does not is version 1 unless
+                symmetric zero-points show that it is version 2.
     """
 
     kind: str
@@ -35,6 +48,31 @@ class CheckpointFormat:
     act_order: bool
     grid: str = "minmax"
     producer: str = ""
+    declared: bool = True
+
+    @property
+    def name(self) -> str:
+        """The format as people call it: "GPTQ v1"."""
+        return NAMES[self.kind]
+
+    @property
+    def zero_points(self) -> str:
+        """How sure the meaning of the stored zero-points is, in words, for records and people."""
+        if self.kind == COMPRESSED_TENSORS:
+            return "none: symmetric" if self.symmetric else "stored as they are"
+        if self.kind == AWQ:
+            return "stored as they are"
+        if self.kind == TERNARY:
+            return "none: two scales a group"
+        version = "version 1 (stored minus one)" if self.kind == GPTQ_V1 else "version 2 (as is)"
+        if not self.declared:
+            return (
+                "checkpoint_format not declared: read from the symmetric zero-points"
+                if self.symmetric
+                else f"{version} assumed: checkpoint_format not declared, nothing confirms it"
+            )
+        sure = "the symmetric ones confirm it" if self.symmetric else "asymmetric: trusted"
+        return f"{version} declared, {sure}"
 
     def scheme(self, scale_dtype: torch.dtype) -> Scheme:
         """The scheme of a layer whose scales are stored as scale_dtype."""
@@ -49,9 +87,14 @@ class CheckpointFormat:
 
 
 def describe(
-    scheme: Scheme, layers: Iterable[str], act_order: bool, method: Mapping[str, Any], producer: str
+    scheme: Scheme,
+    layers: Iterable[str],
+    act_order: bool,
+    method: Mapping[str, Any],
+    producer: str,
+    version: str = GPTQ_V2,
 ) -> dict[str, Any]:
-    """The quantization_config that Bitsweep writes for a model whose `layers` are quantized.
+    """The quantization_config of a GPTQ checkpoint of a model whose `layers` are quantized.
 
     Ternary levels have another quant_method, because a loader of GPTQ would read them as a
     uniform grid.
@@ -61,7 +104,7 @@ def describe(
     inside = dict.fromkeys(re.sub(r"^.*?\.\d+\.", "", layer) for layer in layers)
     return {
         "quant_method": TERNARY if scheme.ternary else "gptq",
-        "checkpoint_format": TERNARY if scheme.ternary else "gptq_v2",
+        "checkpoint_format": TERNARY if scheme.ternary else version,
         "bits": scheme.bits,
         "group_size": scheme.group_size or -1,
         "sym": scheme.symmetric,
@@ -75,67 +118,8 @@ def describe(
     }
 
 
-def parse(config: Mapping[str, Any], source: str) -> CheckpointFormat:
-    """Read a quantization_config; ArtifactError naming the field, its value and what is readable.
-
-    source names the checkpoint in messages.
-    """
-    where = f"{source}: quantization_config"
-    method = config.get("quant_method", "gptq" if "checkpoint_format" in config else None)
-    if method == "awq":
-        return _parse_awq(config, where)
-    if method not in ("gptq", TERNARY):
-        raise ArtifactError(f"{where}.quant_method={method!r} cannot be read; only {READABLE} can.")
-    kind = config.get("checkpoint_format", TERNARY if method == TERNARY else "gptq")
-    if kind not in ((TERNARY,) if method == TERNARY else ("gptq", "gptq_v2")):
-        raise ArtifactError(
-            f"{where}.checkpoint_format={kind!r} with quant_method={method!r} cannot be read; only "
-            f"{READABLE} can."
-        )
-    if config.get("pack_dtype", "int32") not in ("int32", torch.int32):
-        raise ArtifactError(
-            f"{where}.pack_dtype={config['pack_dtype']!r} cannot be read; codes must be packed "
-            "into int32."
-        )
-    # GPTQModel's "dynamic" overrides settings per layer: "+:pattern" or "pattern". "-:pattern"
-    # only leaves layers in full precision, which the names of the tensors say as well.
-    overrides = [key for key in config.get("dynamic") or {} if not key.startswith("-:")]
-    if overrides:
-        raise ArtifactError(
-            f"{where}.dynamic gives layers settings of their own ({overrides[0]!r}); only "
-            "checkpoints with one setting for all layers can be read."
-        )
-    meta = config.get("meta")
-    meta = meta if isinstance(meta, Mapping) else {}
-    parsed = CheckpointFormat(
-        kind=kind,
-        bits=_bits(config, where),
-        group_size=_group_size(config, where),
-        symmetric=_flag(config, "sym", where, default=False if kind == TERNARY else None),
-        act_order=_flag(config, "desc_act", where, default=False),
-        grid=str(meta["grid"]) if meta.get("grid") in GRIDS else "minmax",
-        producer=str(meta.get("producer", "")),
-    )
-    return _validated(parsed, where)
-
-
-def _parse_awq(config: Mapping[str, Any], where: str) -> CheckpointFormat:
-    version = str(config.get("version", "gemm")).lower()
-    if version != "gemm":
-        raise ArtifactError(
-            f"{where}.version={version!r} is another packing of AWQ; only 'gemm' can be read."
-        )
-    if config.get("bits") != 4:
-        raise ArtifactError(f"{where}.bits={config.get('bits')!r}: AWQ is read with 4 bits only.")
-    if not _flag(config, "zero_point", where, default=True):
-        raise ArtifactError(f"{where}.zero_point=false cannot be read; only AWQ with zeros can.")
-    parsed = CheckpointFormat(
-        kind="awq", bits=4, group_size=_group_size(config, where), symmetric=False, act_order=False
-    )
-    return _validated(parsed, where)
-
-
-def _validated(parsed: CheckpointFormat, where: str) -> CheckpointFormat:
+def validated(parsed: CheckpointFormat, where: str) -> CheckpointFormat:
+    """The same format; ArtifactError when its values make no scheme."""
     try:
         parsed.scheme(torch.float16)
     except SchemeError as error:
@@ -143,16 +127,18 @@ def _validated(parsed: CheckpointFormat, where: str) -> CheckpointFormat:
     return parsed
 
 
-def _bits(config: Mapping[str, Any], where: str) -> int:
-    bits = config.get("bits")
+def read_bits(config: Mapping[str, Any], where: str, key: str = "bits") -> int:
+    """A bit width that Bitsweep has."""
+    bits = config.get(key)
     if isinstance(bits, bool) or bits not in BITS:
         raise ArtifactError(
-            f"{where}.bits={bits!r} cannot be read; expected one of {', '.join(map(str, BITS))}."
+            f"{where}.{key}={bits!r} cannot be read; expected one of {', '.join(map(str, BITS))}."
         )
     return int(bits)
 
 
-def _group_size(config: Mapping[str, Any], where: str) -> int | None:
+def read_group_size(config: Mapping[str, Any], where: str) -> int | None:
+    """Columns of a group; None for one group per row (-1 in the file)."""
     size = config.get("group_size")
     if isinstance(size, bool) or not isinstance(size, int) or (size < 1 and size != -1):
         raise ArtifactError(
@@ -162,7 +148,8 @@ def _group_size(config: Mapping[str, Any], where: str) -> int | None:
     return None if size == -1 else size
 
 
-def _flag(config: Mapping[str, Any], name: str, where: str, default: bool | None) -> bool:
+def read_flag(config: Mapping[str, Any], name: str, where: str, default: bool | None) -> bool:
+    """True or false; `default` stands for a key that is missing."""
     value = config.get(name, default)
     if not isinstance(value, bool):
         raise ArtifactError(f"{where}.{name}={value!r} cannot be read; expected true or false.")

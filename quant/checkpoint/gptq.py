@@ -9,14 +9,19 @@ import torch
 from torch import Tensor
 
 from cuda_ext.layout import pack_codes, unpack_codes
-from quant.checkpoint.format import TERNARY, CheckpointFormat, parse, scale_dtypes
+from quant.checkpoint.format import GPTQ_V1, GPTQ_V2, TERNARY, CheckpointFormat, scale_dtypes
+from quant.checkpoint.parse import parse
 from quant.errors import ArtifactError
-from quant.linear import Packed, packed_shapes, unpack
+from quant.linear import Packed, pack, packed_shapes, unpack
 from quant.scheme import Scheme
 from quant.weight import QuantizedWeight
 
 # Every second bit of a word of sixteen 2-bit codes.
 _LOW_BITS = 0x55555555
+# Equal zero-points that an asymmetric layer does not have by chance; at 2 bits, with four values
+# and weights that lean to one side, it may.
+_CONSTANT = 128
+_COARSE_BITS = 2
 
 
 def read_gptq(
@@ -59,9 +64,9 @@ def canonical(
 
     Zero-points of version 1 are stored minus one modulo 2^bits (a zero-point of 0 as 2^bits - 1):
     1 is added, modulo 2^bits. A g_idx that only says j // group_size is dropped. Raises
-    ArtifactError for missing tensors, wrong shapes and types, scales that are not finite, a
-    symmetric checkpoint whose zero-points contradict its version, a g_idx that contradicts
-    desc_act, and a ternary code that does not exist.
+    ArtifactError for missing tensors, wrong shapes and types, scales that are not finite,
+    zero-points that contradict the version or sym, a g_idx that contradicts desc_act, and a ternary
+    code that does not exist.
     """
     ternary = checkpoint.kind == TERNARY
     grid = "scales_negative" if ternary else "qzeros"
@@ -83,6 +88,28 @@ def canonical(
         packed["qzeros"] = _true_zeros(packed["qzeros"], checkpoint, scales.shape[1], layer)
     _settle_groups(packed, checkpoint, scheme, layer)
     return packed, scheme
+
+
+def to_tensors(weight: QuantizedWeight, version: str, layer: str) -> Packed:
+    """The tensors of one layer as version "gptq" (1) or "gptq_v2" stores them; inverse of reading.
+
+    g_idx is always there: other loaders want it even when the groups are neighbours.
+
+    Raises ArtifactError for a zero-point of 0 in version 1: stored minus one it is -1, which its
+    writers and readers treat in different ways (some wrap it, some spill into the next one).
+    """
+    tensors = {**pack(weight), "g_idx": weight.column_groups().int()}
+    if version == GPTQ_V1:
+        if weight.zero is None:
+            raise ArtifactError(f"{layer}: GPTQ version 1 has no ternary levels.")
+        if not bool(weight.zero.all()):
+            raise ArtifactError(
+                f"{layer}.qzeros: {int((weight.zero == 0).sum())} zero-points are 0, which version "
+                "1 stores as -1 and its readers decode in different ways: export to gptq-v2 or "
+                "compressed-tensors."
+            )
+        tensors["qzeros"] = pack_codes((weight.zero - 1).t(), weight.scheme.bits)
+    return tensors
 
 
 def _require(tensors: Mapping[str, Tensor], names: tuple[str, ...], layer: str) -> None:
@@ -113,25 +140,44 @@ def _check_shapes(
 
 
 def _true_zeros(qzeros: Tensor, checkpoint: CheckpointFormat, outputs: int, layer: str) -> Tensor:
-    """qzeros with true zero-points, checked against the version of the format when symmetric."""
-    stored_minus_one = checkpoint.kind == "gptq"
-    if not stored_minus_one and not checkpoint.symmetric:
-        return qzeros
+    """qzeros with true zero-points, checked against the version of the format where they tell it.
+
+    Symmetric zero-points are all 2^(bits-1), stored minus one in version 1. A layer whose stored
+    zero-points are all that constant of the *other* version is a mix-up, also when the checkpoint
+    calls itself asymmetric: no search of a grid gives hundreds of equal zero-points.
+    """
     bits = checkpoint.bits
     zeros = unpack_codes(qzeros, bits, outputs)
-    if checkpoint.symmetric:
-        expected = 2 ** (bits - 1) - stored_minus_one
-        found = zeros[zeros != expected]
-        if found.numel():
+    version = checkpoint.kind
+    low, high = (int(value) for value in zeros.aminmax())
+    other = GPTQ_V2 if version == GPTQ_V1 else GPTQ_V1
+    if low == high == _symmetric_zero(bits, other) and (
+        checkpoint.symmetric or (zeros.numel() >= _CONSTANT and bits > _COARSE_BITS)
+    ):
+        if checkpoint.declared or not checkpoint.symmetric:
             raise ArtifactError(
-                f"{layer}.qzeros holds {int(found[0])}, but quantization_config says sym=true and "
-                f"checkpoint_format={checkpoint.kind!r}, where every stored zero-point is "
-                f"{expected} (gptq stores 2^(bits-1) - 1, gptq_v2 stores 2^(bits-1)). One of the "
-                "two is wrong: correct checkpoint_format or sym in config.json."
+                f"{layer}.qzeros holds {low} everywhere, the symmetric zero-point of "
+                f"checkpoint_format={other!r}, but quantization_config "
+                f"{'says' if checkpoint.declared else 'without one means'} {version!r}, where it "
+                f"is stored as {_symmetric_zero(bits, version)}: set checkpoint_format to "
+                f"{other!r} and sym to true in config.json."
             )
-    if not stored_minus_one:
+        version = other
+    elif checkpoint.symmetric and not low == high == _symmetric_zero(bits, version):
+        raise ArtifactError(
+            f"{layer}.qzeros holds {low} to {high}, but quantization_config says sym=true, where "
+            f"every stored zero-point is {_symmetric_zero(bits, GPTQ_V1)} (checkpoint_format "
+            f"'gptq') or {_symmetric_zero(bits, GPTQ_V2)} ('gptq_v2'): set sym to false in "
+            "config.json, or get the matching files."
+        )
+    if version == GPTQ_V2:
         return qzeros
     return pack_codes((zeros + 1).bitwise_and_(2**bits - 1), bits)
+
+
+def _symmetric_zero(bits: int, version: str) -> int:
+    """The zero-point of symmetric grids as a version stores it."""
+    return 2 ** (bits - 1) - (version == GPTQ_V1)
 
 
 def _settle_groups(

@@ -12,18 +12,16 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel
 
 from cuda_ext.ops import resolve_kernel
-from quant.checkpoint import awq
 from quant.checkpoint.folder import MANIFEST, read_json, remake, verify
-from quant.checkpoint.format import CheckpointFormat, parse
-from quant.checkpoint.gptq import canonical, input_features
+from quant.checkpoint.format import CheckpointFormat
+from quant.checkpoint.layers import codes_name, quantized_layers, read_packed, read_weight
+from quant.checkpoint.parse import parse
 from quant.checkpoint.skeleton import build_skeleton
 from quant.checkpoint.tensors import TensorReader
 from quant.checkpoint.writer import layer_shape
 from quant.errors import ArtifactError
-from quant.linear import QuantLinear, pack, unpack
+from quant.linear import QuantLinear
 from quant.weight import QuantizedWeight
-
-PARTS = ("qweight", "qzeros", "scales", "scales_negative", "g_idx")
 
 
 def load(
@@ -35,7 +33,9 @@ def load(
     verify_files: bool = True,
     **options: Any,
 ) -> PreTrainedModel:
-    """The model of a quantized checkpoint (GPTQ v1 and v2, Bitsweep's ternary, AWQ gemm), in eval.
+    """The model of a quantized checkpoint of any format that Bitsweep reads, in eval mode.
+
+    These are GPTQ v1 and v2, Bitsweep's ternary, AWQ gemm and compressed-tensors pack-quantized.
 
     Quantized layers become QuantLinear modules that run `kernel`; all other tensors are cast to
     dtype, or keep the type they are stored in. No weight is initialised only to be overwritten.
@@ -50,7 +50,7 @@ def load(
     checkpoint = read_format(folder, verify_files=verify_files)
     with TensorReader(folder) as reader:
         model = build_skeleton(folder, dtype, options)
-        layers = quantized_layers(reader)
+        layers = quantized_layers(reader, checkpoint)
         used = set()
         for layer, names in layers.items():
             used |= _replace_layer(model, reader, checkpoint, layer, names, kernel, device, dtype)
@@ -65,17 +65,11 @@ def load_weights(folder: str | Path, *, verify_files: bool = True) -> dict[str, 
     """The quantized weights of a checkpoint by full layer name, without building the model."""
     folder = Path(folder)
     checkpoint = read_format(folder, verify_files=verify_files)
-    weights = {}
     with TensorReader(folder) as reader:
-        for layer, names in quantized_layers(reader).items():
-            tensors = {name: reader.read(f"{layer}.{name}") for name in names}
-            if checkpoint.kind == "awq":
-                weights[layer] = awq.from_tensors(tensors, checkpoint, layer)
-                continue
-            inputs = input_features(tensors, checkpoint, layer)
-            packed, scheme = canonical(tensors, checkpoint, inputs, layer)
-            weights[layer] = unpack(packed, scheme, inputs)
-    return weights
+        return {
+            layer: read_weight(reader, checkpoint, layer, parts)
+            for layer, parts in quantized_layers(reader, checkpoint).items()
+        }
 
 
 def read_format(folder: Path, *, verify_files: bool = True) -> CheckpointFormat:
@@ -102,23 +96,6 @@ def read_format(folder: Path, *, verify_files: bool = True) -> CheckpointFormat:
     return checkpoint
 
 
-def quantized_layers(reader: TensorReader) -> dict[str, list[str]]:
-    """Layer name to the parts (qweight, scales, ...) that the files hold of it."""
-    layers: dict[str, list[str]] = {
-        name.removesuffix(".qweight"): [] for name in reader.names if name.endswith(".qweight")
-    }
-    if not layers:
-        raise ArtifactError(
-            f"{reader.folder} holds no quantized layer (no tensor ends in .qweight), although its "
-            f"config.json has a quantization_config. {remake(reader.folder)}"
-        )
-    for name in reader.names:
-        layer, _, part = name.rpartition(".")
-        if layer in layers and part in PARTS:
-            layers[layer].append(part)
-    return layers
-
-
 def _replace_layer(
     model: PreTrainedModel,
     reader: TensorReader,
@@ -133,22 +110,13 @@ def _replace_layer(
     try:
         module = model.get_submodule(layer)
     except AttributeError as error:
+        codes = f"{layer}.{codes_name(checkpoint)}"
         raise ArtifactError(
-            f"{reader.file_of(f'{layer}.qweight')} holds {layer}.qweight, but "
+            f"{reader.file_of(codes)} holds {codes}, but "
             f"{type(model).__name__} has no such layer. {remake(reader.folder)}"
         ) from error
     outputs, inputs = layer_shape(module, layer)
-    tensors = {part: reader.read(f"{layer}.{part}") for part in parts}
-    if checkpoint.kind == "awq":
-        weight = awq.from_tensors(tensors, checkpoint, layer)
-        if weight.shape != (outputs, inputs):
-            raise ArtifactError(
-                f"{layer} is {list(weight.shape)} in {reader.folder}, but its config.json makes it "
-                f"[{outputs}, {inputs}]. {remake(reader.folder)}"
-            )
-        packed, scheme = pack(weight), weight.scheme
-    else:
-        packed, scheme = canonical(tensors, checkpoint, inputs, layer, outputs)
+    packed, scheme, _ = read_packed(reader, checkpoint, layer, parts, (outputs, inputs))
     used = {f"{layer}.{part}" for part in parts}
     bias = None
     # AutoGPTQ gives every layer a bias, also where the model has none: what is stored is used.

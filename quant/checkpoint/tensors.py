@@ -110,7 +110,11 @@ class TensorReader:
 
     def read(self, name: str) -> Tensor:
         """The tensor, copied to memory of its own: the model does not depend on the file."""
-        return self._files[self._place[name]].get_tensor(name).clone()
+        return self.mapped(name).clone()
+
+    def mapped(self, name: str) -> Tensor:
+        """The tensor in the mapped file: nothing is read before its values are, none may be set."""
+        return self._files[self._place[name]].get_tensor(name)
 
     def _file_names(self) -> list[str]:
         indexes = sorted(self.folder.glob(f"*{INDEX_SUFFIX}"))

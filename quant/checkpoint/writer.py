@@ -6,7 +6,7 @@ import functools
 import importlib.metadata
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,11 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from quant.checkpoint.folder import replace_folder
-from quant.checkpoint.format import describe
+from quant.checkpoint.format import GPTQ_V2, describe
+from quant.checkpoint.gptq import to_tensors
 from quant.checkpoint.tensors import Entry, write_tensors
 from quant.errors import ArtifactError
-from quant.linear import Packed, pack, packed_shapes
+from quant.linear import Packed, packed_shapes
 from quant.scheme import Scheme
 from quant.weight import QuantizedWeight
 
@@ -37,7 +38,7 @@ TOKENIZER_FILES = (
     "sentencepiece*.model",
 )
 # Room for config.json, the manifest, the headers of the shards and the file system's own use.
-_SLACK_BYTES = 1_000_000
+SLACK_BYTES = 1_000_000
 
 
 def save(
@@ -67,7 +68,7 @@ def save(
     entries = _full_precision(folder, model, weights) + _quantized(weights)
     config = _config_json(folder, model, weights, scheme, method)
     copied = _tokenizer_files(folder, tokenizer)
-    needed = sum(entry.nbytes for entry in entries) + _SLACK_BYTES
+    needed = sum(entry.nbytes for entry in entries) + SLACK_BYTES
     needed += sum(path.stat().st_size for path in copied)
     with replace_folder(folder, needed) as partial:
         write_tensors(
@@ -151,8 +152,7 @@ def _quantized(weights: Mapping[str, QuantizedWeight]) -> list[Entry]:
     entries = []
     for layer, weight in weights.items():
         outputs, inputs = weight.shape
-        pending = _Pending(weight)
-        # Other loaders want a g_idx even when the groups are neighbours.
+        pending = Pending(functools.partial(to_tensors, weight, GPTQ_V2, layer))
         for name, shape in packed_shapes(weight.scheme, inputs, outputs, g_idx=True).items():
             dtype = weight.scale.dtype if name.startswith("scales") else torch.int32
             make = functools.partial(pending.take, name)
@@ -160,17 +160,18 @@ def _quantized(weights: Mapping[str, QuantizedWeight]) -> list[Entry]:
     return entries
 
 
-class _Pending:
-    """Packs a layer when its first tensor is asked for, and holds each until it is taken."""
+class Pending:
+    """Makes the tensors of a layer when its first one is asked for, and holds each until then."""
 
-    def __init__(self, weight: QuantizedWeight) -> None:
-        self.weight = weight
-        self.packed: Packed = {}
+    def __init__(self, make: Callable[[], Packed]) -> None:
+        self._make = make
+        self._made: Packed = {}
 
     def take(self, name: str) -> Tensor:
-        if name not in self.packed:
-            self.packed = {**pack(self.weight), "g_idx": self.weight.column_groups().int()}
-        return self.packed.pop(name)
+        """The tensor of this name; it is not held any longer."""
+        if name not in self._made:
+            self._made = self._make()
+        return self._made.pop(name)
 
 
 def _config_json(
@@ -181,14 +182,10 @@ def _config_json(
     method: Mapping[str, Any],
 ) -> str:
     scattered = any(weight.group_index is not None for weight in weights.values())
-    try:
-        producer = f"bitsweep {importlib.metadata.version('bitsweep')}"
-    except importlib.metadata.PackageNotFoundError:
-        producer = "bitsweep, run from its source without being installed"
     config = json.loads(model.config.to_json_string())
     config["architectures"] = [type(model).__name__]
     config["dtype"] = str(model.dtype).removeprefix("torch.")
-    config["quantization_config"] = describe(scheme, weights, scattered, method, producer)
+    config["quantization_config"] = describe(scheme, weights, scattered, method, producer())
     try:
         return json.dumps(config, indent=2, sort_keys=True) + "\n"
     except TypeError as error:
@@ -197,16 +194,29 @@ def _config_json(
         ) from error
 
 
+def producer() -> str:
+    """Who writes the checkpoint, as its configuration names it."""
+    try:
+        return f"bitsweep {importlib.metadata.version('bitsweep')}"
+    except importlib.metadata.PackageNotFoundError:
+        return "bitsweep, run from its source without being installed"
+
+
 def _tokenizer_files(
     folder: Path, tokenizer: PreTrainedTokenizerBase | str | Path | None
 ) -> list[Path]:
     if not isinstance(tokenizer, str | Path):
         return []
-    source = Path(tokenizer)
-    found = {path for pattern in TOKENIZER_FILES for path in source.glob(pattern) if path.is_file()}
+    found = tokenizer_files(Path(tokenizer))
     if not found:
         raise ArtifactError(
-            f"{folder}: no tokenizer files (tokenizer.json, vocab.json, ...) in {source}; pass the "
-            "folder of the model's tokenizer, or tokenizer=None to write none."
+            f"{folder}: no tokenizer files (tokenizer.json, vocab.json, ...) in {tokenizer}; pass "
+            "the folder of the model's tokenizer, or tokenizer=None to write none."
         )
+    return found
+
+
+def tokenizer_files(folder: Path) -> list[Path]:
+    """The files of the tokenizer in a folder of a model."""
+    found = {path for pattern in TOKENIZER_FILES for path in folder.glob(pattern) if path.is_file()}
     return sorted(found)

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from cuda_ext.layout import pack_codes
 from quant.checkpoint.awq import NIBBLES, read_awq
-from quant.checkpoint.format import parse
 from quant.checkpoint.gptq import read_gptq
+from quant.checkpoint.parse import parse
 from quant.errors import ArtifactError
 from quant.linear import QuantLinear, pack
 from quant.scheme import Scheme

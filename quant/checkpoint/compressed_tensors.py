@@ -1,0 +1,325 @@
+"""The compressed-tensors format "pack-quantized" (vLLM's LLM Compressor), read and written.
+
+A layer [out, in] is stored as
+
+    weight_packed      int32 [out, ceil(in * bits / 32)]: the codes of a row as one little-endian
+                       stream of bits, so that 3-bit codes straddle words
+    weight_scale       [out, groups]
+    weight_zero_point  int32 [ceil(out * bits / 32), groups], packed along the outputs; asymmetric
+                       only. Early versions of the library stored it as int8 [out, groups].
+    weight_shape       int64 [2]: out, in
+    weight_g_idx       int32 [in]: the group of every column; only of versions before 0.18
+
+Codes and zero-points are signed for the library (-2^(bits-1) .. 2^(bits-1) - 1) and stored plus
+2^(bits-1), which makes them what QuantizedWeight holds. Values are scale * (code - zero).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cuda_ext.layout import pack_codes, unpack_codes, words_for
+from quant.checkpoint.format import (
+    COMPRESSED_TENSORS,
+    CheckpointFormat,
+    read_bits,
+    read_flag,
+    read_group_size,
+    scale_dtypes,
+    validated,
+)
+from quant.errors import ArtifactError
+from quant.scheme import GRIDS, Scheme
+from quant.weight import QuantizedWeight
+
+FORMAT = "pack-quantized"
+# The release whose packing and configuration are written here and that the tests read it with.
+LIBRARY_VERSION = "0.20.0"
+PARTS = ("weight_packed", "weight_scale", "weight_zero_point", "weight_shape", "weight_g_idx")
+# Settings of the library that change what a layer computes; empty in what can be read.
+_OTHER_FEATURES = ("kv_cache_scheme", "sparsity_config", "transform_config", "moe_sparsity_config")
+
+
+def describe(
+    scheme: Scheme, ignored: Iterable[str], method: Mapping[str, Any], producer: str
+) -> dict[str, Any]:
+    """The quantization_config of a model whose nn.Linear are all quantized except `ignored`."""
+    weights = {
+        "num_bits": scheme.bits,
+        "type": "int",
+        "symmetric": scheme.symmetric,
+        "strategy": "channel" if scheme.group_size is None else "group",
+        "group_size": scheme.group_size,
+        "dynamic": False,
+    }
+    group = {
+        "targets": ["Linear"],
+        "weights": weights,
+        "input_activations": None,
+        "output_activations": None,
+        "format": FORMAT,
+    }
+    return {
+        "quant_method": COMPRESSED_TENSORS,
+        "version": LIBRARY_VERSION,
+        "format": FORMAT,
+        "quantization_status": "compressed",
+        "config_groups": {"group_0": group},
+        "ignore": list(ignored),
+        "kv_cache_scheme": None,
+        "global_compression_ratio": None,
+        "meta": {"producer": producer, "grid": scheme.grid, "method": dict(method)},
+    }
+
+
+def parse_config(config: Mapping[str, Any], where: str) -> CheckpointFormat:
+    """Read a quantization_config; ArtifactError naming the field and what is readable."""
+    for key in _OTHER_FEATURES:
+        if config.get(key):
+            raise ArtifactError(
+                f"{where}.{key} is set; only checkpoints whose weights alone are compressed can be "
+                "read."
+            )
+    status = config.get("quantization_status", "compressed")
+    if status != "compressed":
+        raise ArtifactError(
+            f"{where}.quantization_status={status!r}: the weights are not packed; save the model "
+            "compressed (save_pretrained with save_compressed=True)."
+        )
+    group, where_group = _only_group(config, where)
+    stored = group.get("format") or config.get("format")
+    if stored != FORMAT:
+        raise ArtifactError(f"{where}.format={stored!r} cannot be read; only {FORMAT!r} can.")
+    for key in ("input_activations", "output_activations"):
+        if group.get(key):
+            raise ArtifactError(
+                f"{where_group}.{key} quantizes activations; only weights may be quantized."
+            )
+    meta = config.get("meta")
+    meta = meta if isinstance(meta, Mapping) else {}
+    version = config.get("version")
+    library = f"compressed-tensors {version}" if version else ""
+    parsed = _parse_weights(
+        group["weights"],
+        f"{where_group}.weights",
+        grid=str(meta["grid"]) if meta.get("grid") in GRIDS else "minmax",
+        producer=str(meta.get("producer") or library),
+    )
+    return validated(parsed, where)
+
+
+def _only_group(config: Mapping[str, Any], where: str) -> tuple[Mapping[str, Any], str]:
+    """The one way in which layers are quantized; several groups must agree on it."""
+    groups = config.get("config_groups")
+    if not isinstance(groups, Mapping) or not groups:
+        raise ArtifactError(f"{where}.config_groups is {groups!r}; expected one group of layers.")
+    for name, group in groups.items():
+        if not isinstance(group, Mapping) or not isinstance(group.get("weights"), Mapping):
+            raise ArtifactError(
+                f"{where}.config_groups.{name} has no weights; presets and activations alone "
+                "cannot be read."
+            )
+    (name, first), *others = groups.items()
+    for other, group in others:
+        if {**group, "targets": None} != {**first, "targets": None}:
+            raise ArtifactError(
+                f"{where}.config_groups {name!r} and {other!r} quantize layers differently; only "
+                "checkpoints with one setting for all layers can be read."
+            )
+    return first, f"{where}.config_groups.{name}"
+
+
+def _parse_weights(
+    weights: Mapping[str, Any], where: str, grid: str, producer: str
+) -> CheckpointFormat:
+    if weights.get("type", "int") != "int" or weights.get("dynamic") not in (None, False):
+        raise ArtifactError(
+            f"{where} has type={weights.get('type')!r} and dynamic={weights.get('dynamic')!r}; "
+            "only integers with stored scales can be read."
+        )
+    size = read_group_size({"group_size": weights.get("group_size") or -1}, where)
+    strategy = weights.get("strategy") or ("channel" if size is None else "group")
+    if strategy not in ("channel", "group") or (strategy == "group") != (size is not None):
+        raise ArtifactError(
+            f"{where} has strategy={strategy!r} and group_size={weights.get('group_size')!r}; only "
+            "'group' with a size and 'channel' without one can be read."
+        )
+    return CheckpointFormat(
+        kind=COMPRESSED_TENSORS,
+        bits=read_bits(weights, where, "num_bits"),
+        group_size=size,
+        symmetric=read_flag(weights, "symmetric", where, default=True),
+        # "weight" and "static" only say in which order the solver went; "group" moves columns.
+        act_order=weights.get("actorder") in (True, "group", "dynamic"),
+        grid=grid,
+        producer=producer,
+    )
+
+
+def shapes(scheme: Scheme, outputs: int, inputs: int, layer: str) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor that `to_tensors` makes; ArtifactError for uneven groups."""
+    if scheme.group_size is not None and inputs % scheme.group_size:
+        raise ArtifactError(
+            f"{layer}: groups of {scheme.group_size} do not divide its {inputs} inputs, which "
+            f"{COMPRESSED_TENSORS} asks for: export to gptq-v2."
+        )
+    groups = scheme.groups(inputs)
+    found: dict[str, tuple[int, ...]] = {
+        "weight_packed": (outputs, words_for(inputs, scheme.bits)),
+        "weight_scale": (outputs, groups),
+        "weight_shape": (2,),
+    }
+    if not scheme.symmetric:
+        found["weight_zero_point"] = (words_for(outputs, scheme.bits), groups)
+    return found
+
+
+def to_tensors(
+    weight: QuantizedWeight, layer: str, scale_dtype: torch.dtype | None = None
+) -> dict[str, Tensor]:
+    """The tensors of one layer; scales as scale_dtype, which must hold them exactly.
+
+    Raises ArtifactError for what the format has no place for: ternary levels and groups whose
+    columns lie apart.
+    """
+    outputs, inputs = weight.shape
+    scheme = weight.scheme
+    if weight.zero is None:
+        raise ArtifactError(f"{layer}: {COMPRESSED_TENSORS} has no ternary levels.")
+    if weight.group_index is not None:
+        raise ArtifactError(
+            f"{layer}: act-order has scattered the columns of its groups, and {COMPRESSED_TENSORS} "
+            "reads neighbours only: export to gptq-v2, or quantize with method.static_groups=true."
+        )
+    tensors = {
+        "weight_packed": pack_codes(weight.codes, scheme.bits),
+        "weight_scale": weight.scale.to(scale_dtype or weight.scale.dtype).contiguous(),
+        "weight_shape": torch.tensor([outputs, inputs]),
+    }
+    if not scheme.symmetric:
+        tensors["weight_zero_point"] = pack_codes(weight.zero, scheme.bits, dim=0)
+    return tensors
+
+
+def from_tensors(
+    tensors: Mapping[str, Tensor], checkpoint: CheckpointFormat, layer: str
+) -> QuantizedWeight:
+    """The quantized weight of one layer; ArtifactError naming the tensor and what was expected."""
+    _require(tensors, checkpoint, layer)
+    outputs, inputs = _shape(tensors["weight_shape"], layer)
+    scale = tensors["weight_scale"]
+    if scale.dtype not in scale_dtypes():
+        raise ArtifactError(f"{layer}.weight_scale is {scale.dtype}; expected floating point.")
+    scheme = checkpoint.scheme(scale.dtype)
+    groups = -(-inputs // (scheme.group_size or inputs))
+    words = words_for(inputs, scheme.bits)
+    _check(tensors, "weight_packed", (outputs, words), torch.int32, layer)
+    _check(tensors, "weight_scale", (outputs, groups), scale.dtype, layer)
+    if not bool(torch.isfinite(scale).all()):
+        raise ArtifactError(f"{layer}.weight_scale holds NaN or infinite values; make it again.")
+    return QuantizedWeight(
+        codes=unpack_codes(tensors["weight_packed"], scheme.bits, inputs),
+        scale=scale.contiguous(),
+        zero=_zero_points(tensors, scheme, outputs, groups, layer),
+        scheme=scheme,
+        group_index=_group_index(tensors, checkpoint, groups, inputs, layer),
+    )
+
+
+def _require(tensors: Mapping[str, Tensor], checkpoint: CheckpointFormat, layer: str) -> None:
+    needed = ["weight_packed", "weight_scale", "weight_shape"]
+    needed += [] if checkpoint.symmetric else ["weight_zero_point"]
+    needed += ["weight_g_idx"] if checkpoint.act_order and checkpoint.group_size else []
+    for name in needed:
+        if name not in tensors:
+            raise ArtifactError(
+                f"{layer}: tensor {layer}.{name} is missing; the layer has "
+                f"{', '.join(sorted(tensors)) or 'none'}. The checkpoint is incomplete, or its "
+                "quantization_config does not belong to it."
+            )
+
+
+def _shape(stored: Tensor, layer: str) -> tuple[int, int]:
+    if tuple(stored.shape) != (2,) or stored.is_floating_point() or int(stored.min()) < 1:
+        raise ArtifactError(
+            f"{layer}.weight_shape is {stored.dtype} {list(stored.shape)}; expected the two "
+            "positive integers outputs and inputs."
+        )
+    return int(stored[0]), int(stored[1])
+
+
+def _check(
+    tensors: Mapping[str, Tensor], name: str, shape: tuple[int, ...], dtype: torch.dtype, layer: str
+) -> None:
+    tensor = tensors[name]
+    if tuple(tensor.shape) != shape or tensor.dtype != dtype:
+        raise ArtifactError(
+            f"{layer}.{name} is {tensor.dtype} {list(tensor.shape)}; its config.json and "
+            f"weight_shape {tensors['weight_shape'].tolist()} make it {dtype} {list(shape)}."
+        )
+
+
+def _zero_points(
+    tensors: Mapping[str, Tensor], scheme: Scheme, outputs: int, groups: int, layer: str
+) -> Tensor:
+    """uint8 [outputs, groups]; packed, or int8 as early versions of the library stored them."""
+    middle = 2 ** (scheme.bits - 1)
+    stored = tensors.get("weight_zero_point")
+    if stored is None:
+        return torch.full((outputs, groups), middle, dtype=torch.uint8)
+    if stored.dtype == torch.int8:
+        _check(tensors, "weight_zero_point", (outputs, groups), torch.int8, layer)
+        low, high = (int(value) for value in stored.aminmax())
+        if low < -middle or high >= middle:
+            raise ArtifactError(
+                f"{layer}.weight_zero_point goes from {low} to {high}, but {scheme.bits} bits "
+                f"hold {-middle} to {middle - 1}."
+            )
+        zero = (stored.int() + middle).to(torch.uint8)
+    else:
+        shape = (words_for(outputs, scheme.bits), groups)
+        _check(tensors, "weight_zero_point", shape, torch.int32, layer)
+        zero = unpack_codes(stored, scheme.bits, outputs, dim=0)
+    if scheme.symmetric and bool((zero != middle).any()):
+        raise ArtifactError(
+            f"{layer}.weight_zero_point holds {int(zero[zero != middle][0]) - middle}, but "
+            "quantization_config says symmetric=true, where it is 0. One of the two is wrong: set "
+            "symmetric to false in config.json, or get the matching files."
+        )
+    return zero
+
+
+def _group_index(
+    tensors: Mapping[str, Tensor],
+    checkpoint: CheckpointFormat,
+    groups: int,
+    inputs: int,
+    layer: str,
+) -> Tensor | None:
+    """int32 [inputs], or None when the groups are neighbours."""
+    index = tensors.get("weight_g_idx")
+    if index is None or checkpoint.group_size is None:
+        return None
+    _check(tensors, "weight_g_idx", (inputs,), torch.int32, layer)
+    low, high = (int(value) for value in index.aminmax())
+    # Version 0.4 and later write -1 everywhere when the columns stay where they are.
+    if low == high == -1 and not checkpoint.act_order:
+        return None
+    if low < 0 or high >= groups:
+        raise ArtifactError(
+            f"{layer}.weight_g_idx goes from {low} to {high}, but the layer has groups 0 to "
+            f"{groups - 1}."
+        )
+    if torch.equal(index, (torch.arange(inputs) // checkpoint.group_size).int()):
+        return None
+    if not checkpoint.act_order:
+        raise ArtifactError(
+            f"{layer}.weight_g_idx scatters the groups, but quantization_config does not say "
+            "actorder='group'. One of the two is wrong: correct it in config.json, or get the "
+            "matching files."
+        )
+    return index

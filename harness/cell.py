@@ -17,6 +17,12 @@ from typing import Any
 import torch
 
 from harness import protocols
+from harness.checkpoints import (
+    bits_per_weight,
+    find_checkpoint,
+    load_checkpoint,
+    load_dequantized,
+)
 from harness.config import CellConfig
 from harness.errors import StoreError
 from harness.events import Advanced, Failed, Finished, Listener, Started
@@ -166,7 +172,7 @@ def _measure(plan: CellPlan, stage: str, subject: _Subject, progress: Any) -> di
         model=subject.model(),
         tokenizer=subject.tokenizer(),
         load_twin=subject.twin,
-        quantized=plan.artifact is not None,
+        quantized=subject.quantized,
         kernel=subject.kernel,
         device=config.runtime.device,
         dtype=config.model.dtype,
@@ -201,10 +207,16 @@ class _Subject:
         self.inputs: dict[str, str] = {}
         self.bits_per_weight: float | None = None
         self.kernel = kernel_of(plan.config)
+        self.loaded = find_checkpoint(plan.config.model) is not None
+        self.quantized = self.loaded or plan.artifact is not None
 
     def model(self) -> Any:
         if self._model is None:
-            self._model = self._quantized() if self._plan.artifact else self.plain()
+            if self.loaded:
+                self._model = load_checkpoint(self._plan.config)
+                self.bits_per_weight = bits_per_weight(self._model)
+            else:
+                self._model = self._quantized() if self._plan.artifact else self.plain()
         return self._model
 
     def tokenizer(self) -> Any:
@@ -217,6 +229,8 @@ class _Subject:
         return load_model(self._plan.config.model, self._plan.config.runtime.device)
 
     def twin(self) -> Any:
+        if self.loaded:
+            return load_dequantized(self._plan.config)
         return self.plain() if self._plan.artifact else self.model()
 
     def _quantized(self) -> Any:

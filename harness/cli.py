@@ -1,4 +1,4 @@
-"""The command line: `bitsweep run|plan|report|doctor`.
+"""The command line: `bitsweep run|plan|report|export|inspect|doctor`.
 
 Nothing heavy is imported before a verb needs it, so that help is instant. Exit status: 0 all went
 well, 1 something failed (and the summary says what), 2 the request itself is impossible, 130 the
@@ -30,6 +30,8 @@ What does it cost, in accuracy, time and memory, to run a language model at a gi
   run     quantize, measure and print the table; finished work is never repeated
   plan    say what run would do with the same arguments, and what is done already
   report  make tables and plots again from the records in a results folder
+  export  write a quantized model again in a format that other tools load
+  inspect show what a quantized checkpoint holds, whoever made it
   doctor  show what this machine has: versions, threads, devices, kernels
 
   bitsweep run experiment=quickstart     the first sweep, under three minutes on two cores
@@ -43,7 +45,14 @@ What does it cost, in accuracy, time and memory, to run a language model at a gi
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a verb and return the exit status; errors of the user are one sentence on stderr."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    verbs = {"run": _run, "plan": _plan, "report": _report, "doctor": _doctor}
+    verbs = {
+        "run": _run,
+        "plan": _plan,
+        "report": _report,
+        "export": _export,
+        "inspect": _inspect,
+        "doctor": _doctor,
+    }
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(HELP, end="")
         return OK if arguments else IMPOSSIBLE
@@ -163,6 +172,23 @@ def _report(arguments: Sequence[str]) -> int:
             "results folder of a run, as in `bitsweep report my/results`."
         )
     report(records, options.out or options.results / "reports" / "all", options.title)
+    return OK
+
+
+def _export(arguments: Sequence[str]) -> int:
+    from harness.checkpoint_verbs import export_parser, export_to
+
+    options = export_parser().parse_args(arguments)
+    export_to(options.artifact, options.out, options.format)
+    return OK
+
+
+def _inspect(arguments: Sequence[str]) -> int:
+    if len(arguments) != 1 or arguments[0].startswith("-"):
+        raise ConfigError("bitsweep inspect takes one argument, the folder of a quantized model.")
+    from harness.checkpoint_verbs import inspect
+
+    inspect(Path(arguments[0]))
     return OK
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import protocols, texts
+from harness.checkpoints import METHOD, find_checkpoint
 from harness.config import CalibConfig, CellConfig
 from harness.environment import gpu, machine
 from harness.models import file_sha256, model_fingerprint
@@ -74,7 +75,7 @@ def kernel_of(config: CellConfig) -> str:
     On a machine with a compiler the first call builds the kernels. Raises KernelUnavailable for one
     that was asked for by name and is not there.
     """
-    if config.method.name == "none":
+    if config.method.name == "none" and find_checkpoint(config.model) is None:
         return "torch"
     from cuda_ext.ops import resolve_kernel
 
@@ -102,6 +103,11 @@ def cell_semantics(config: CellConfig) -> dict[str, Any]:
     if config.method.name == "gptq":
         semantic["method"] = dataclasses.asdict(config.method)
         semantic["calib"] = _without_folders(dataclasses.asdict(config.calib))
+    checkpoint = find_checkpoint(model)
+    if checkpoint is not None:
+        semantic["method"] = {"name": METHOD}
+        semantic["scheme"] = dataclasses.asdict(checkpoint.scheme)
+        semantic["checkpoint"] = checkpoint.semantics()
     return semantic
 
 

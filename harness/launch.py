@@ -10,12 +10,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness.checkpoints import describe_checkpoints
 from harness.compose import Cell, as_yaml
 from harness.keys import QUANTIZATION, suite_semantics
 from harness.models import model_folder
 from harness.plan import CellPlan, plan_cell, plan_table
 from harness.record import Record
-from harness.store import write_atomically
+from harness.store import file_name, write_atomically
 from harness.sweep import Outcome, run_sweep
 
 if TYPE_CHECKING:
@@ -34,18 +35,16 @@ def make_plans(cells: Sequence[Cell], download: bool) -> list[CellPlan]:
 def show_plan(plans: Sequence[CellPlan]) -> None:
     """Print cells and stages, and how much of them is done."""
     console = _console()
-    console.print(plan_table(list(plans)))
-    console.print(f"\n{_counts(plans)}", highlight=False)
+    _print_plan(plans, console)
 
 
 def run(cells: Sequence[Cell], plans: list[CellPlan], config_dir: Path | None = None) -> int:
     """Run what is to be run, then table, report and tracking; the exit status."""
     first = plans[0].config
     results, name = Path(first.paths.results), first.name
-    diary = results / "runs" / f"{datetime.now():%Y%m%d-%H%M%S}-{_slug(name)}-{os.getpid()}"
+    diary = results / "runs" / f"{datetime.now():%Y%m%d-%H%M%S}-{file_name(name)}-{os.getpid()}"
     screen = _console(stderr=True)
-    screen.print(plan_table(plans))
-    screen.print(f"\n{_counts(plans)}", highlight=False)
+    _print_plan(plans, screen)
     if any(plan.todo for plan in plans):
         write_atomically(diary / "cells.yaml", "---\n".join(as_yaml(cell) for cell in cells))
         outcome = _carry_out(cells, plans, diary, screen, config_dir)
@@ -55,7 +54,7 @@ def run(cells: Sequence[Cell], plans: list[CellPlan], config_dir: Path | None = 
     good = [record for record in records if record.status == "ok"]
     status = _status(outcome)
     if good:
-        folder = results / "reports" / _slug(name)
+        folder = results / "reports" / file_name(name)
         report(records, folder, name)
         status = max(status, _track(plans, folder, screen))
     _summary(outcome, diary, screen)
@@ -137,7 +136,10 @@ def _summary(outcome: Outcome, diary: Path, screen: Console) -> None:
         f"{outcome.finished} stages run, {outcome.cached} found finished, "
         f"{len(outcome.failures)} failed"
     ]
-    lines += [f"  {name} {each.stage}: {each.message}" for name, each in outcome.failures]
+    for name, each in outcome.failures:
+        lines.append(
+            f"  {name} {each.stage} failed" + ("" if outcome.told else f": {each.message}")
+        )
     if outcome.failures:
         lines.append(f"logs: {_shown(diary)}; run the same command again to retry what failed")
     if outcome.stopped:
@@ -148,6 +150,13 @@ def _summary(outcome: Outcome, diary: Path, screen: Console) -> None:
         )
     for line in lines:
         screen.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _print_plan(plans: Sequence[CellPlan], console: Console) -> None:
+    console.print(plan_table(list(plans)))
+    for line in describe_checkpoints(plan.config.model for plan in plans):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    console.print(f"\n{_counts(plans)}", highlight=False)
 
 
 def _counts(plans: Sequence[CellPlan]) -> str:
@@ -172,7 +181,3 @@ def _shown(path: Path) -> str:
         return str(path.relative_to(Path.cwd()))
     except ValueError:
         return str(path)
-
-
-def _slug(name: str) -> str:
-    return "".join(c if c.isalnum() or c in "._-" else "_" for c in name)

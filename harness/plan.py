@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from harness.checkpoints import METHOD, find_checkpoint
 from harness.config import CellConfig
 from harness.keys import QUANTIZATION, StageKeys, cell_keys
 from harness.record import CellIdentity, Record
@@ -74,10 +75,11 @@ def plan_cell(config: CellConfig) -> CellPlan:
 
 def identity(config: CellConfig, bits_per_weight: float | None = None) -> CellIdentity:
     """The names of a cell in tables."""
-    scheme = make_scheme(config.scheme)
+    loaded = find_checkpoint(config.model)
+    scheme = make_scheme(config.scheme) if loaded is None else loaded.scheme
     return CellIdentity(
         model=config.model.name,
-        method=config.method.name,
+        method=config.method.name if loaded is None else METHOD,
         scheme="w16" if scheme is None else scheme.name,
         calibration=config.calib.name if config.method.name == "gptq" else None,
         seed=config.seed,

@@ -19,13 +19,18 @@ if TYPE_CHECKING:
 
 @dataclass
 class Outcome:
-    """What became of a sweep. stopped: the sentence that says why it ended early."""
+    """What became of a sweep.
+
+    stopped  the sentence that says why it ended early.
+    told     every failure was put on the screen when it happened.
+    """
 
     finished: int = 0
     cached: int = 0
     failures: list[tuple[str, Failed]] = field(default_factory=list)
     stopped: str | None = None
     interrupted: bool = False
+    told: bool = False
 
 
 def run_sweep(plans: list[CellPlan], logs: Path, console: Console) -> Outcome:
@@ -33,7 +38,7 @@ def run_sweep(plans: list[CellPlan], logs: Path, console: Console) -> Outcome:
 
     One failed cell does not stop the others. A disk that takes nothing more, or Ctrl-C, does.
     """
-    outcome = Outcome()
+    outcome = Outcome(told=True)
     prepare(plans)
     screen = _Screen(console, plans)
     with screen:

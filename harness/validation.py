@@ -11,6 +11,7 @@ import json
 from pathlib import Path
 
 from harness import protocols, texts
+from harness.checkpoints import find_checkpoint
 from harness.config import CellConfig, MethodConfig, SchemeConfig
 from harness.errors import ConfigError
 from harness.models import model_folder
@@ -32,6 +33,7 @@ def validate(config: CellConfig) -> None:
     _choices(config)
     _scheme_and_method(config.method, config.scheme)
     folder = model_folder(config.model)
+    _not_quantized_twice(config)
     _suites(config)
     if config.method.name == "gptq":
         _calibration(config)
@@ -106,6 +108,18 @@ def _scheme_and_method(method: MethodConfig, scheme: SchemeConfig) -> None:
         raise ConfigError(
             "method.static_groups=true makes all group grids in advance, so "
             "method.group_grid=stale would have no effect: drop one of the two."
+        )
+
+
+def _not_quantized_twice(config: CellConfig) -> None:
+    if config.method.name == "none":
+        return
+    found = find_checkpoint(config.model)
+    if found is not None:
+        raise ConfigError(
+            f"model={config.model.name} is quantized already ({found.scheme.name}, {found.format}, "
+            f"producer {found.producer}): use method=none scheme=w16 to measure it as it is, or "
+            f"give its full-precision original to method={config.method.name}."
         )
 
 

@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from quant.checkpoint.export import export
     from quant.checkpoint.loader import load, load_weights
     from quant.checkpoint.writer import save
     from quant.errors import ArtifactError, QuantizationError
@@ -25,6 +26,7 @@ __all__ = [
     "QuantizedWeight",
     "Scheme",
     "SchemeError",
+    "export",
     "load",
     "load_weights",
     "quantize_model",
@@ -41,6 +43,7 @@ _HOME = {
     "QuantizedWeight": "quant.weight",
     "Scheme": "quant.scheme",
     "SchemeError": "quant.scheme",
+    "export": "quant.checkpoint.export",
     "load": "quant.checkpoint.loader",
     "load_weights": "quant.checkpoint.loader",
     "quantize_model": "quant.stream",

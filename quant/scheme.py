@@ -97,7 +97,9 @@ class Scheme:
             if self.ternary
             else (SCALE_DTYPES[self.scale_dtype] + self.bits)
         )
-        return self.bits + overhead * self.groups(inputs) / inputs
+        # Files of other producers may end in a smaller group.
+        groups = -(-inputs // (self.group_size or inputs))
+        return self.bits + overhead * groups / inputs
 
 
 def _list(values: object) -> str:

@@ -159,7 +159,7 @@ def _method(record: Record) -> tuple[str, str]:
     if "name" not in settings:
         name, _, options = record.cell.method.partition("_")
         return name, options
-    labels = []
+    labels = [str(found) for found in [_section(record, "checkpoint").get("format")] if found]
     for option in fields(MethodConfig):
         label = _OPTION_LABELS.get(option.name)
         value = settings.get(option.name, option.default)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pandas as pd
 
-METHOD_ORDER = ("none", "rtn", "gptq")
+METHOD_ORDER = ("none", "rtn", "gptq", "loaded")
 METHOD_NAMES = {"none": "full prec.", "rtn": "RTN", "gptq": "GPTQ"}
 
 FigureKey = tuple[str, str, str]  # suite, task, metric

@@ -1,4 +1,7 @@
-"""QuantizedWeight and files that other tools load: GPTQ (read and written), AWQ (read)."""
+"""QuantizedWeight and the files that other tools load.
+
+GPTQ v1 and v2 and compressed-tensors are read and written, AWQ is read (docs/checkpoints.md).
+"""
 
 from __future__ import annotations
 
@@ -7,19 +10,40 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from quant.checkpoint.awq import read_awq
+    from quant.checkpoint.export import export
     from quant.checkpoint.folder import verify
     from quant.checkpoint.gptq import read_gptq
-    from quant.checkpoint.loader import load, load_weights, read_format
+    from quant.checkpoint.loader import (
+        dequantize_layers,
+        load,
+        load_weights,
+        read_format,
+        read_scheme,
+    )
     from quant.checkpoint.writer import save
 
-__all__ = ["load", "load_weights", "read_awq", "read_format", "read_gptq", "save", "verify"]
+__all__ = [
+    "dequantize_layers",
+    "export",
+    "load",
+    "load_weights",
+    "read_awq",
+    "read_format",
+    "read_gptq",
+    "read_scheme",
+    "save",
+    "verify",
+]
 
 _HOME = {
+    "dequantize_layers": "loader",
+    "export": "export",
     "load": "loader",
     "load_weights": "loader",
     "read_awq": "awq",
     "read_format": "loader",
     "read_gptq": "gptq",
+    "read_scheme": "loader",
     "save": "writer",
     "verify": "folder",
 }

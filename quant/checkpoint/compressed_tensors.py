@@ -8,7 +8,7 @@ A layer [out, in] is stored as
     weight_zero_point  int32 [ceil(out * bits / 32), groups], packed along the outputs; asymmetric
                        only. Early versions of the library stored it as int8 [out, groups].
     weight_shape       int64 [2]: out, in
-    weight_g_idx       int32 [in]: the group of every column; only of versions before 0.18
+    weight_g_idx       int32 [in]: the group of every column; only in files of early versions
 
 Codes and zero-points are signed for the library (-2^(bits-1) .. 2^(bits-1) - 1) and stored plus
 2^(bits-1), which makes them what QuantizedWeight holds. Values are scale * (code - zero).
@@ -306,9 +306,6 @@ def _group_index(
         return None
     _check(tensors, "weight_g_idx", (inputs,), torch.int32, layer)
     low, high = (int(value) for value in index.aminmax())
-    # Version 0.4 and later write -1 everywhere when the columns stay where they are.
-    if low == high == -1 and not checkpoint.act_order:
-        return None
     if low < 0 or high >= groups:
         raise ArtifactError(
             f"{layer}.weight_g_idx goes from {low} to {high}, but the layer has groups 0 to "

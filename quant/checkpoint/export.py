@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from quant.checkpoint import compressed_tensors, gptq
 from quant.checkpoint.folder import read_json, remake, replace_folder
 from quant.checkpoint.format import GPTQ_V1, GPTQ_V2, TERNARY, CheckpointFormat, describe
-from quant.checkpoint.layers import quantized_layers, read_weight
+from quant.checkpoint.layers import quantized_layers, read_weight, scales_name
 from quant.checkpoint.loader import read_format
 from quant.checkpoint.skeleton import build_skeleton
 from quant.checkpoint.tensors import Entry, TensorReader, write_tensors
@@ -112,7 +112,7 @@ def _layers(
     reader: TensorReader, checkpoint: CheckpointFormat, model: PreTrainedModel
 ) -> list[_Layer]:
     """The quantized layers with the shapes that the model gives them."""
-    scales = "weight_scale" if checkpoint.kind == "compressed-tensors" else "scales"
+    scales = scales_name(checkpoint)
     found = []
     for name, parts in quantized_layers(reader, checkpoint).items():
         try:

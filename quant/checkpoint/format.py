@@ -23,7 +23,7 @@ NAMES = {
     GPTQ_V2: "GPTQ v2",
     TERNARY: "Bitsweep ternary",
     AWQ: "AWQ gemm",
-    COMPRESSED_TENSORS: "compressed-tensors pack-quantized",
+    COMPRESSED_TENSORS: "compressed-tensors",
 }
 
 

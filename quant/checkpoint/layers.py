@@ -23,6 +23,11 @@ def codes_name(checkpoint: CheckpointFormat) -> str:
     return "weight_packed" if checkpoint.kind == COMPRESSED_TENSORS else "qweight"
 
 
+def scales_name(checkpoint: CheckpointFormat) -> str:
+    """The part that holds the scales."""
+    return "weight_scale" if checkpoint.kind == COMPRESSED_TENSORS else "scales"
+
+
 def quantized_layers(reader: TensorReader, checkpoint: CheckpointFormat) -> dict[str, list[str]]:
     """Layer name to the parts (qweight, scales, ...) that the files hold of it."""
     suffix = "." + codes_name(checkpoint)

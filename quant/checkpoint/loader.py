@@ -14,13 +14,20 @@ from transformers import GenerationConfig, PreTrainedModel
 from cuda_ext.ops import resolve_kernel
 from quant.checkpoint.folder import MANIFEST, read_json, remake, verify
 from quant.checkpoint.format import CheckpointFormat
-from quant.checkpoint.layers import codes_name, quantized_layers, read_packed, read_weight
+from quant.checkpoint.layers import (
+    codes_name,
+    quantized_layers,
+    read_packed,
+    read_weight,
+    scales_name,
+)
 from quant.checkpoint.parse import parse
 from quant.checkpoint.skeleton import build_skeleton
 from quant.checkpoint.tensors import TensorReader
 from quant.checkpoint.writer import layer_shape
 from quant.errors import ArtifactError
 from quant.linear import QuantLinear
+from quant.scheme import Scheme
 from quant.weight import QuantizedWeight
 
 
@@ -94,6 +101,32 @@ def read_format(folder: Path, *, verify_files: bool = True) -> CheckpointFormat:
             f"{folder / MANIFEST} is missing, so the files cannot be checked. {remake(folder)}"
         )
     return checkpoint
+
+
+def read_scheme(folder: str | Path) -> tuple[CheckpointFormat, Scheme]:
+    """Format and scheme of a checkpoint from its config.json and one header; checks no checksum."""
+    folder = Path(folder)
+    checkpoint = read_format(folder, verify_files=False)
+    part = scales_name(checkpoint)
+    with TensorReader(folder) as reader:
+        layer = next(iter(quantized_layers(reader, checkpoint)))
+        if f"{layer}.{part}" not in reader.names:
+            raise _missing(reader, f"{layer}.{part}")
+        return checkpoint, checkpoint.scheme(reader.mapped(f"{layer}.{part}").dtype)
+
+
+def dequantize_layers(model: nn.Module, dtype: torch.dtype) -> None:
+    """Put an nn.Linear with the dequantized weight in the place of every QuantLinear of a model."""
+    for name, module in list(model.named_modules()):
+        if not isinstance(module, QuantLinear):
+            continue
+        with torch.device("meta"):
+            dense = nn.Linear(module.in_features, module.out_features, module.bias is not None)
+        dense.weight = nn.Parameter(module.dequantize(dtype), requires_grad=False)
+        if module.bias is not None:
+            dense.bias = nn.Parameter(module.bias, requires_grad=False)
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, dense)
 
 
 def _replace_layer(

@@ -1,0 +1,118 @@
+"""`bitsweep export` and `bitsweep inspect`: checkpoints written again, and looked into."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.errors import ConfigError
+
+
+def export_parser() -> argparse.ArgumentParser:
+    """The arguments of `bitsweep export`."""
+    parser = argparse.ArgumentParser(
+        prog="bitsweep export",
+        description="Write a quantized model again in a format that other tools load: the same "
+        "codes, scales and zero-points. docs/checkpoints.md says which format holds what.",
+    )
+    parser.add_argument("artifact", type=Path, help="a folder under results/artifacts, or any")
+    parser.add_argument("out", type=Path, help="the folder to write")
+    parser.add_argument(
+        "--format", required=True, help="gptq-v1, gptq-v2 or compressed-tensors (pack-quantized)"
+    )
+    return parser
+
+
+def export_to(artifact: Path, out: Path, format: str) -> None:
+    """Export and say what was written; ConfigError, one sentence, for what cannot be."""
+    _quiet()
+    with _sentences():
+        from quant import export
+
+        done = export(artifact, out, format)
+    size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
+    print(f"{out}: {done.layers} quantized layers in {format}, {size:,} bytes, checksums included")
+    for note in done.notes:
+        print(f"note: {note}")
+
+
+def inspect(folder: Path) -> None:
+    """Print format, producer, scheme and zero-points of a checkpoint, every tensor checked."""
+    _quiet()
+    with _sentences():
+        from quant.checkpoint import load_weights, read_scheme, verify
+
+        checkpoint, scheme = read_scheme(folder)
+        checked = verify(folder)
+        weights = load_weights(folder, verify_files=False)
+    figures = _figures(weights.values())
+    rows = {
+        "format": checkpoint.name,
+        "producer": checkpoint.producer or "not named",
+        "scheme": f"{scheme.name}, {scheme.scale_dtype} scales",
+        "bits per weight": f"{figures.bits / figures.weights:.3f}",
+        "layers": f"{len(weights)}, {figures.weights:,} weights",
+        "act-order": f"{figures.scattered} layers with scattered groups",
+        "zero-points": checkpoint.zero_points,
+        "files": "as artifact.json says" if checked else "no artifact.json to check them with",
+    }
+    if figures.centre is not None:
+        # Weights lie around 0, so a version read as the other is off by one code.
+        rows["mean code - zero"] = f"{figures.centre:+.3f} (near 0 when zero-points are read right)"
+    if checkpoint.name == "GPTQ v1" and figures.wrapped:
+        rows["zero-points of 0"] = (
+            f"{figures.wrapped}, stored as -1: tools decode these in different ways; here they wrap"
+        )
+    for name, value in rows.items():
+        print(f"{name + ':':18} {value}")
+
+
+@dataclass
+class _Figures:
+    """Sums over all layers."""
+
+    weights: int = 0
+    bits: float = 0.0
+    scattered: int = 0
+    wrapped: int = 0
+    offset: float | None = None
+
+    @property
+    def centre(self) -> float | None:
+        """Mean of code - zero-point over all weights; None without zero-points."""
+        return None if self.offset is None else self.offset / self.weights
+
+
+def _figures(weights: Any) -> _Figures:
+    total = _Figures()
+    for weight in weights:
+        outputs, inputs = weight.shape
+        total.weights += outputs * inputs
+        total.bits += weight.scheme.bits_per_weight(inputs) * outputs * inputs
+        total.scattered += weight.group_index is not None
+        if weight.zero is not None:
+            zeros = weight.zero[:, weight.column_groups()]
+            difference = weight.codes.double().sum() - zeros.double().sum()
+            total.offset = (total.offset or 0.0) + float(difference)
+            total.wrapped += int((weight.zero == 0).sum())
+    return total
+
+
+@contextmanager
+def _sentences() -> Iterator[None]:
+    """Errors of quant as errors of the request."""
+    from quant import ArtifactError
+
+    try:
+        yield
+    except ArtifactError as error:
+        raise ConfigError(str(error)) from error
+
+
+def _quiet() -> None:
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

@@ -20,6 +20,7 @@ from harness.models import model_folder
 if TYPE_CHECKING:
     from quant.scheme import Scheme
 
+CONFIG_FILES = ("quantize_config.json", "quant_config.json")  # AutoGPTQ's and AutoAWQ's own
 METHOD = "loaded"  # what tables call the method of a checkpoint that was quantized elsewhere
 
 
@@ -71,7 +72,8 @@ def describe_checkpoints(models: Iterable[ModelConfig]) -> list[str]:
 @lru_cache(maxsize=64)
 def _examine(folder: Path, _mtime_ns: int, _size: int) -> Checkpoint | None:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    if not isinstance(config, dict) or not config.get("quantization_config"):
+    said = isinstance(config, dict) and config.get("quantization_config")
+    if not said and not any((folder / name).is_file() for name in CONFIG_FILES):
         return None
     from quant import ArtifactError
     from quant.checkpoint import read_scheme

@@ -112,10 +112,8 @@ def _scheme_and_method(method: MethodConfig, scheme: SchemeConfig) -> None:
 
 
 def _not_quantized_twice(config: CellConfig) -> None:
-    if config.method.name == "none":
-        return
     found = find_checkpoint(config.model)
-    if found is not None:
+    if found is not None and config.method.name != "none":
         raise ConfigError(
             f"model={config.model.name} is quantized already ({found.scheme.name}, {found.format}, "
             f"producer {found.producer}): use method=none scheme=w16 to measure it as it is, or "

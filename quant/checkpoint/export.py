@@ -18,7 +18,7 @@ from quant.checkpoint import compressed_tensors, gptq
 from quant.checkpoint.folder import read_json, remake, replace_folder
 from quant.checkpoint.format import GPTQ_V1, GPTQ_V2, TERNARY, CheckpointFormat, describe
 from quant.checkpoint.layers import quantized_layers, read_weight, scales_name
-from quant.checkpoint.loader import read_format
+from quant.checkpoint.loader import read_format, read_quantization
 from quant.checkpoint.skeleton import build_skeleton
 from quant.checkpoint.tensors import Entry, TensorReader, write_tensors
 from quant.checkpoint.writer import (
@@ -201,7 +201,7 @@ def _config(
     config = read_json(source / "config.json")
     scheme = layers[0].scheme
     names = [layer.name for layer in layers]
-    method = _method(config["quantization_config"], checkpoint)
+    method = _method(read_quantization(source), checkpoint)
     if format == "compressed-tensors":
         described = compressed_tensors.describe(scheme, _ignored(model, names), method, producer())
     else:

@@ -74,11 +74,16 @@ def canonical(
     scales = tensors["scales"]
     if scales.dtype not in scale_dtypes():
         raise ArtifactError(f"{layer}.scales are {scales.dtype}; expected float16, 32 or bfloat16.")
+    for name in ("qweight", "scales"):
+        if tensors[name].dim() != 2:
+            raise ArtifactError(
+                f"{layer}.{name} is {list(tensors[name].shape)}; expected a matrix."
+            )
     scheme = checkpoint.scheme(scales.dtype)
     packed = {name: tensors[name] for name in ("qweight", "scales", grid)}
     if "g_idx" in tensors:
         packed["g_idx"] = tensors["g_idx"]
-    _check_shapes(packed, scheme, in_features, out_features or scales.shape[-1], layer)
+    _check_shapes(packed, scheme, in_features, out_features or scales.shape[1], layer)
     for name in ("scales", "scales_negative"):
         if name in packed and not bool(torch.isfinite(packed[name]).all()):
             raise ArtifactError(f"{layer}.{name} holds NaN or infinite values; make it again.")

@@ -66,8 +66,8 @@ def read_packed(
             weight = read.from_tensors(tensors, checkpoint, layer)
             if shape is not None and weight.shape != shape:
                 raise ArtifactError(
-                    f"{layer} is {list(weight.shape)}, but config.json makes it {list(shape)} "
-                    f"(outputs, inputs). {remake(reader.folder)}"
+                    f"{layer}.{codes_name(checkpoint)} holds {list(weight.shape)} codes, but "
+                    f"config.json makes it {list(shape)} (outputs, inputs). {remake(reader.folder)}"
                 )
             return pack(weight), weight.scheme, weight.shape[1]
         outputs, inputs = shape or (None, input_features(tensors, checkpoint, layer))

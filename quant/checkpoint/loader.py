@@ -30,6 +30,9 @@ from quant.linear import QuantLinear
 from quant.scheme import Scheme
 from quant.weight import QuantizedWeight
 
+# What early checkpoints have instead of a quantization_config in config.json, and its method.
+CONFIG_FILES = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
+
 
 def load(
     folder: str | Path,
@@ -87,20 +90,27 @@ def read_format(folder: Path, *, verify_files: bool = True) -> CheckpointFormat:
         raise ArtifactError(
             f"{folder} is not a folder; quantize a model into it, or correct the path.{hint}"
         )
-    config = read_json(folder / "config.json")
-    quantization = config.get("quantization_config")
-    if not isinstance(quantization, dict):
-        raise ArtifactError(
-            f"{folder / 'config.json'} has no quantization_config: the model is not quantized. "
-            "Load it with transformers, or pass the folder of a quantized one."
-        )
-    checkpoint = parse(quantization, str(folder))
+    checkpoint = parse(read_quantization(folder), str(folder))
     sealed = verify_files and verify(folder)
     if verify_files and not sealed and checkpoint.producer.startswith("bitsweep"):
         raise ArtifactError(
             f"{folder / MANIFEST} is missing, so the files cannot be checked. {remake(folder)}"
         )
     return checkpoint
+
+
+def read_quantization(folder: Path) -> dict[str, Any]:
+    """The quantization_config of config.json, or the file of its own of AutoGPTQ and AutoAWQ."""
+    quantization = read_json(folder / "config.json").get("quantization_config")
+    if isinstance(quantization, dict):
+        return quantization
+    for name, method in CONFIG_FILES.items():
+        if (folder / name).is_file():
+            return {"quant_method": method, **read_json(folder / name)}
+    raise ArtifactError(
+        f"{folder / 'config.json'} has no quantization_config: the model is not quantized. "
+        "Load it with transformers, or pass the folder of a quantized one."
+    )
 
 
 def read_scheme(folder: str | Path) -> tuple[CheckpointFormat, Scheme]:

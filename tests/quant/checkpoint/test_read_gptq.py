@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import textbook_unpack as textbook
 import torch
 from random_weights import random_weight, same
 from torch import Tensor
 
 from cuda_ext.layout import pack_codes
 from quant.checkpoint.awq import NIBBLES, read_awq
-from quant.checkpoint.gptq import read_gptq
+from quant.checkpoint.gptq import read_gptq, to_tensors
 from quant.checkpoint.parse import parse
 from quant.errors import ArtifactError
 from quant.linear import QuantLinear, pack
@@ -57,8 +58,12 @@ def test_published_gptq_values_are_reproduced_exactly(shared: Path, bits: int) -
     assert weight.group_index is None
     assert torch.equal(weight.dequantize(torch.bfloat16), wanted)
     assert torch.equal(QuantLinear.from_quantized(weight).dequantize(torch.bfloat16), wanted)
+    # Written as version 1 again, every word is the published one.
+    written = to_tensors(weight, "gptq", "proj")
+    assert written.keys() == tensors.keys()
+    assert all(torch.equal(written[name], tensors[name]) for name in tensors)
     # The same files called version 2 contradict themselves, and the message names both versions.
-    with pytest.raises(ArtifactError, match=r"gptq stores .*, gptq_v2 stores"):
+    with pytest.raises(ArtifactError, match=r"set checkpoint_format to 'gptq'"):
         read_gptq(tensors, {**config, "checkpoint_format": "gptq_v2"})
 
 
@@ -95,48 +100,6 @@ def test_autogptq_kernel_outputs(shared: Path, size: int, tolerance: float) -> N
             assert difference <= tolerance, (name, difference)
 
 
-def layer(bits: int = 4, version: int = 2, **settings: Any) -> tuple[dict[str, Tensor], Any]:
-    """Tensors of a random layer [6, 24] as a file of that version holds them, and the weight."""
-    weight = random_weight(Scheme(bits, group_size=8, **settings), 6, 24)
-    tensors = pack(weight)
-    if version == 1:
-        assert weight.zero is not None
-        # What the writers of version 1 do: zero-point - 1, where 0 wraps to 2^bits - 1.
-        stored = (weight.zero.int() - 1) % 2**bits
-        tensors["qzeros"] = pack_codes(stored.t().to(torch.uint8), bits)
-    return tensors, weight
-
-
-@pytest.mark.parametrize("bits", [2, 3, 4, 8])
-@pytest.mark.parametrize("version", [1, 2])
-def test_zero_points_of_both_versions(bits: int, version: int) -> None:
-    tensors, weight = layer(bits, version)
-    config = {**CONFIG, "bits": bits, "checkpoint_format": "gptq" if version == 1 else "gptq_v2"}
-    assert same(read_gptq(tensors, config, in_features=24), weight)
-    other = {**config, "checkpoint_format": "gptq_v2" if version == 1 else "gptq"}
-    assert not same(read_gptq(tensors, other, in_features=24), weight)
-
-
-def test_version_one_is_assumed_when_the_file_does_not_say() -> None:
-    tensors, weight = layer(4, version=1)
-    assert same(read_gptq(tensors, CONFIG), weight)
-    zero_wraps = torch.zeros_like(weight.zero)
-    stored = pack_codes(torch.full((3, 6), 15, dtype=torch.uint8), 4)
-    assert torch.equal(read_gptq({**tensors, "qzeros": stored}, CONFIG).zero, zero_wraps)
-
-
-@pytest.mark.parametrize("version", [1, 2])
-def test_symmetric_zero_points_must_agree_with_the_version(version: int) -> None:
-    tensors, weight = layer(4, version, symmetric=True)
-    names = {1: "gptq", 2: "gptq_v2"}
-    config = {**CONFIG, "sym": True, "checkpoint_format": names[version]}
-    assert same(read_gptq(tensors, config), weight)
-    wrong = {**config, "checkpoint_format": names[3 - version]}
-    message = {1: "holds 7.*stored zero-point is 8", 2: "holds 8.*stored zero-point is 7"}[version]
-    with pytest.raises(ArtifactError, match=message):
-        read_gptq(tensors, wrong)
-
-
 def test_groups_of_act_order() -> None:
     weight = random_weight(Scheme(4, group_size=8), 6, 24, scattered=True)
     tensors = pack(weight)
@@ -163,7 +126,7 @@ def test_ternary_layer() -> None:
 
 
 def changed(name: str, value: Any) -> dict[str, Tensor]:
-    tensors, _ = layer()
+    tensors = pack(random_weight(Scheme(4, group_size=8), 6, 24))
     if value is None:
         del tensors[name]
     else:
@@ -242,6 +205,18 @@ def awq_layer() -> tuple[dict[str, Tensor], Any]:
 def test_awq_layer() -> None:
     tensors, weight = awq_layer()
     assert same(read_awq(tensors, AWQ), weight)
+    assert torch.equal(textbook.awq(tensors, 8).float(), weight.dequantize())
+
+
+def test_awq_as_others_describe_it() -> None:
+    """transformers says format, AutoAWQ's quant_config.json w_bit, q_group_size and GEMM."""
+    tensors, weight = awq_layer()
+    plain = {"quant_method": "awq", "zero_point": True}
+    for said in (
+        {"bits": 4, "group_size": 8, "format": "gemm"},
+        {"w_bit": 4, "q_group_size": 8, "version": "GEMM"},
+    ):
+        assert same(read_awq(tensors, {**plain, **said}), weight)
 
 
 @pytest.mark.parametrize(
@@ -263,5 +238,7 @@ def test_awq_tensors_are_named() -> None:
     tensors, _ = awq_layer()
     with pytest.raises(ArtifactError, match=re.escape("tensor proj.scales is missing")):
         read_awq({k: v for k, v in tensors.items() if k != "scales"}, AWQ, layer="proj")
+    with pytest.raises(ArtifactError, match=r"scales are \[3, 12\]; AWQ packs eight outputs"):
+        read_awq({**tensors, "scales": tensors["scales"][:, :12]}, AWQ, layer="proj")
     with pytest.raises(ArtifactError, match="scales are torch"):
         read_awq({**tensors, "scales": tensors["scales"][0]}, AWQ, layer="proj")

@@ -1,0 +1,211 @@
+"""Checkpoints that are quantized already: as cells, and through `bitsweep export` and `inspect`."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import quant
+from harness import cli
+from harness.cell import run_cell
+from harness.checkpoints import find_checkpoint, load_checkpoint, load_dequantized
+from harness.config import CellConfig
+from harness.errors import ConfigError, ModelError
+from harness.events import Event, Failed
+from harness.plan import plan_cell
+from harness.record import Record
+from harness.validation import validate
+from quant.scheme import Scheme
+from quant.stream import QuantizationPlan, quantize_model
+
+Make = Callable[..., CellConfig]
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The tiny model, symmetric at 4 bits in groups of 16, as an artifact and in every format."""
+    parent = tmp_path_factory.mktemp("checkpoints")
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    scheme = Scheme(4, group_size=16, symmetric=True)
+    weights = quantize_model(model, [], QuantizationPlan(method="rtn", scheme=scheme)).weights
+    method = {"name": "rtn"}
+    found = {
+        "artifact": quant.save(parent / "a", model, weights, method=method, tokenizer=tiny_model)
+    }
+    for format in ("gptq-v1", "gptq-v2", "compressed-tensors"):
+        found[format] = quant.export(found["artifact"], parent / format, format).folder
+    return found
+
+
+def loaded_cell(make: Make, folder: Path, *more: str, latency: bool = False) -> CellConfig:
+    return make(f"model.path={folder}", "method=none", "scheme=w16", *more, latency=latency)
+
+
+def measure(config: CellConfig, stage: str = "perplexity") -> Record:
+    events: list[Event] = []
+    validate(config)
+    run_cell(plan_cell(config), events.append)
+    assert not [event for event in events if isinstance(event, Failed)]
+    record = plan_cell(config).find(stage)
+    assert record is not None
+    return record
+
+
+def test_a_checkpoint_measures_as_the_cell_that_made_it(
+    tiny_cell: Make, checkpoints: dict[str, Path]
+) -> None:
+    made = measure(tiny_cell("scheme=w4", "scheme.group_size=16", "scheme.symmetric=true"))
+    figures = {}
+    for format, folder in checkpoints.items():
+        record = measure(loaded_cell(tiny_cell, folder))
+        assert (record.cell.method, record.cell.scheme) == ("loaded", "w4g16_sym")
+        assert record.environment["kernel"] == made.environment["kernel"] != "torch"
+        figures[format] = [(m.name, m.value) for m in record.metrics]
+        # compressed-tensors stores the scales in the type of the model, float32.
+        stored = 4 + (36 if format == "compressed-tensors" else 20) / 16
+        assert record.cell.bits_per_weight == pytest.approx(stored)
+    assert set(map(str, figures.values())) == {str([(m.name, m.value) for m in made.metrics])}
+
+
+def test_the_record_names_format_and_producer(
+    tiny_cell: Make, checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
+    config = loaded_cell(tiny_cell, checkpoints["gptq-v1"])
+    record = measure(config)
+    said = record.config["checkpoint"]
+    assert said["format"] == "GPTQ v1"
+    assert said["producer"].startswith("bitsweep ")
+    assert said["zero_points"] == (
+        "version 1 (stored minus one) declared, the symmetric ones confirm it"
+    )
+    assert said["twin"] == "its own weights, dequantized"
+    assert record.config["method"] == {"name": "loaded"}
+    assert record.config["scheme"]["group_size"] == 16
+    for file in Path(config.paths.results).glob("cells/*/*.json"):
+        assert "/tmp" not in file.read_text()
+
+
+def test_the_table_shows_scheme_and_bits(
+    tiny_cell: Make,
+    tiny_overrides: list[str],
+    checkpoints: dict[str, Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    place = f"model.path={checkpoints['gptq-v1']}"
+    request = [*tiny_overrides, place, "method=none", "scheme=w16", "suite=[latency]"]
+    assert cli.main(["plan", *request]) == cli.OK
+    plan = capsys.readouterr().out
+    assert "loaded" in plan
+    assert "w4g16_sym" in plan
+    assert f"{checkpoints['gptq-v1']}: GPTQ v1, w4g16_sym, producer bitsweep" in plan
+    assert cli.main(["run", *request]) == cli.OK
+    out, _ = capsys.readouterr()
+    (row,) = (line for line in out.splitlines() if "loaded GPTQ v1" in line and "[" in line)
+    assert "w4g16_sym" in row
+    assert "5.25" in row
+
+
+def test_the_latency_twin_has_the_dequantized_weights(
+    tiny_cell: Make, checkpoints: dict[str, Path]
+) -> None:
+    config = loaded_cell(tiny_cell, checkpoints["gptq-v2"], "runtime.kernel=reference")
+    packed, twin = load_checkpoint(config), load_dequantized(config)
+    assert not [m for m in twin.modules() if isinstance(m, quant.QuantLinear)]
+    tokens = torch.arange(3, 40)[None]
+    with torch.no_grad():
+        assert torch.equal(packed(tokens).logits, twin(tokens).logits)
+    names = {
+        m.name
+        for m in measure(
+            loaded_cell(tiny_cell, checkpoints["gptq-v2"], latency=True), "latency"
+        ).metrics
+    }
+    assert "decode_time_ratio" in names
+
+
+@pytest.mark.parametrize("method", ["rtn", "gptq"])
+def test_nothing_is_quantized_twice(
+    tiny_cell: Make, checkpoints: dict[str, Path], method: str
+) -> None:
+    config = tiny_cell(f"model.path={checkpoints['compressed-tensors']}", f"method={method}")
+    message = r"model=tiny is quantized already \(w4g16_sym, compressed-tensors, producer bitsweep"
+    with pytest.raises(ConfigError, match=rf"{message}.*use method=none scheme=w16"):
+        validate(config)
+
+
+def test_a_quantization_that_cannot_be_read(
+    tiny_cell: Make, checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = tmp_path / "fp8"
+    shutil.copytree(checkpoints["gptq-v1"], folder)
+    change_config(folder, quant_method="fp8")
+    with pytest.raises(ModelError, match="quant_method='fp8' cannot be read; only gptq"):
+        validate(loaded_cell(tiny_cell, folder))
+
+
+def test_a_mix_up_of_versions_fails_with_its_name(
+    tiny_cell: Make, checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = tmp_path / "mixed"
+    shutil.copytree(checkpoints["gptq-v1"], folder)
+    (folder / "artifact.json").unlink()
+    change_config(folder, checkpoint_format="gptq_v2", meta={})
+    events: list[Event] = []
+    run_cell(plan_cell(loaded_cell(tiny_cell, folder)), events.append)
+    (failure,) = (event for event in events if isinstance(event, Failed))
+    assert "set checkpoint_format to 'gptq'" in failure.message
+    assert "qzeros holds 7 everywhere" in failure.message
+
+
+def change_config(folder: Path, **values: Any) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"].update(values)
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def test_full_precision_is_no_checkpoint(tiny_cell: Make) -> None:
+    assert find_checkpoint(tiny_cell().model) is None
+
+
+def test_export_and_inspect(
+    checkpoints: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    arguments = ["export", str(checkpoints["artifact"]), str(out), "--format", "gptq-v1"]
+    assert cli.main(arguments) == cli.OK
+    assert f"{out}: 12 quantized layers in gptq-v1" in capsys.readouterr().out
+    assert (out / "tokenizer.json").is_file()
+    assert cli.main(["inspect", str(out)]) == cli.OK
+    rows = dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines())
+    rows = {name: value.strip() for name, value in rows.items()}
+    assert rows["format"] == "GPTQ v1"
+    assert rows["scheme"] == "w4g16_sym, float16 scales"
+    assert rows["bits per weight"] == "5.250"
+    assert rows["layers"] == "12, 16,384 weights"
+    assert "confirm" in rows["zero-points"]
+    assert rows["files"] == "as artifact.json says"
+    assert abs(float(rows["mean code - zero"].split()[0])) < 0.5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["inspect"], "takes one argument"),
+        (["inspect", "/nowhere"], "is not a folder"),
+        (["export", "/nowhere", "/tmp/out", "--format", "gptq-v1"], "is not a folder"),
+        (["export", "/nowhere", "/tmp/out", "--format", "gguf"], "'gguf' is unknown; choose one"),
+    ],
+)
+def test_wrong_requests_are_one_sentence(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(arguments) == cli.IMPOSSIBLE
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert words in err
+    assert err.count("\n") == 1

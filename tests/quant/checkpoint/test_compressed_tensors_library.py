@@ -1,0 +1,166 @@
+"""compressed-tensors itself and transformers read what is exported; what they write is read."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from compressed_tensors.compressors import ModelCompressor
+from compressed_tensors.quantization import (
+    QuantizationArgs,
+    QuantizationConfig,
+    QuantizationScheme,
+    apply_quantization_config,
+)
+from tiny_checkpoints import CONFIGS, METHOD, logits, quantized
+from torch import nn
+from transformers import AutoModelForCausalLM, CompressedTensorsConfig, PreTrainedModel
+
+import quant
+from quant.checkpoint import dequantize_layers
+from quant.linear import QuantLinear
+from quant.scheme import Scheme
+from quant.stream import QuantizationPlan, quantize_model
+
+EMBEDDED = Path(__file__).resolve().parents[3] / "harness" / "embedded" / "model"
+
+
+def read_by_the_library(folder: Path, symmetric: bool, **options: Any) -> PreTrainedModel:
+    """from_pretrained; asymmetric zero-points need dequantize=True.
+
+    Without it transformers 5.23 with compressed-tensors 0.20 expects them unpacked and stops, for
+    the library's own files too.
+    """
+    if not symmetric:
+        options["quantization_config"] = CompressedTensorsConfig(dequantize=True)
+    return AutoModelForCausalLM.from_pretrained(folder, **options).eval()
+
+
+def dense(folder: Path) -> PreTrainedModel:
+    """What quant.load reads, with plain nn.Linear: the same arithmetic as the library's."""
+    model = quant.load(folder, kernel="reference")
+    dequantize_layers(model, model.dtype)
+    return model
+
+
+@pytest.mark.parametrize("name", ["llama", "opt"])
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("group_size", [None, 8])
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_the_library_reads_what_is_exported(
+    tmp_path: Path, name: str, symmetric: bool, group_size: int | None, bits: int
+) -> None:
+    """Float32: the very same logits, though 40 inputs and 72 outputs fill no word evenly."""
+    scheme = Scheme(bits, group_size=group_size, symmetric=symmetric)
+    model, weights = quantized(name, scheme)
+    artifact = quant.save(tmp_path / "a", model, weights, method=METHOD)
+    exported = quant.export(artifact, tmp_path / "b", "compressed-tensors")
+    theirs = read_by_the_library(exported.folder, symmetric)
+    assert torch.equal(logits(theirs), logits(model))
+    assert torch.equal(logits(dense(exported.folder)), logits(model))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_half_precision_weights_are_the_same(
+    tmp_path: Path, dtype: torch.dtype, symmetric: bool
+) -> None:
+    """Exact when the scales have the type of the model; other types are rounded, and it is said."""
+    word = str(dtype).removeprefix("torch.")
+    scheme = Scheme(4, group_size=8, symmetric=symmetric, scale_dtype=word)
+    model, weights = quantized("llama", scheme)
+    artifact = quant.save(tmp_path / "a", model.to(dtype), weights, method=METHOD)
+    exported = quant.export(artifact, tmp_path / "b", "compressed-tensors")
+    assert not any("round" in note for note in exported.notes)
+    theirs = read_by_the_library(exported.folder, symmetric)
+    values = logits(theirs)  # the first pass decompresses
+    for layer, weight in weights.items():
+        assert torch.equal(theirs.get_submodule(layer).weight, weight.dequantize(dtype))
+    assert torch.equal(values, logits(dense(exported.folder)))
+
+
+def test_scales_that_readers_will_round_are_named(tmp_path: Path) -> None:
+    model, weights = quantized("llama", Scheme(3, group_size=8))
+    artifact = quant.save(tmp_path / "a", model.to(torch.bfloat16), weights, method=METHOD)
+    notes = quant.export(artifact, tmp_path / "b", "compressed-tensors").notes
+    assert "readers will round the float16 scales" in notes[0]
+    assert "scheme.scale_dtype=bfloat16" in notes[0]
+    assert "dequantize=True" in notes[1]
+    assert "vLLM reads 4 and 8 alone" in notes[2]
+
+
+@pytest.mark.parametrize("scheme", [Scheme(4, group_size=128, symmetric=True), Scheme(3)])
+def test_the_embedded_model(tmp_path: Path, scheme: Scheme) -> None:
+    model = AutoModelForCausalLM.from_pretrained(EMBEDDED, dtype=torch.float32).eval()
+    weights = quantize_model(model, [], QuantizationPlan(method="rtn", scheme=scheme)).weights
+    artifact = quant.save(tmp_path / "a", model, weights, method=METHOD, tokenizer=EMBEDDED)
+    exported = quant.export(artifact, tmp_path / "b", "compressed-tensors")
+    theirs = read_by_the_library(exported.folder, scheme.symmetric)
+    assert torch.equal(logits(theirs), logits(dense(artifact)))
+    # The kernels add up in another order than nn.Linear.
+    packed = quant.load(exported.folder)
+    torch.testing.assert_close(logits(packed), logits(theirs), rtol=0, atol=1e-3)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(exported.folder)
+    assert tokenizer("Tom put the key upstairs.").input_ids
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("group_size", [None, 8])
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_what_the_library_writes_is_read(
+    tmp_path: Path, symmetric: bool, group_size: int | None, bits: int
+) -> None:
+    expected = write_with_the_library(tmp_path / "a", symmetric, group_size, bits)
+    ours = quant.load(tmp_path / "a", kernel="reference")
+    layers = [m for m in ours.modules() if isinstance(m, QuantLinear)]
+    assert {m.scheme.bits for m in layers} == {bits}
+    assert len(layers) == 14
+    theirs = read_by_the_library(tmp_path / "a", symmetric)
+    assert torch.equal(logits(dense(tmp_path / "a")), logits(theirs))
+    torch.testing.assert_close(logits(ours), expected, rtol=0, atol=1e-5)
+    checkpoint = quant.checkpoint.read_format(tmp_path / "a")
+    assert checkpoint.producer.startswith("compressed-tensors 0.")
+
+
+def write_with_the_library(
+    folder: Path, symmetric: bool, group_size: int | None, bits: int
+) -> torch.Tensor:
+    """A model quantized, packed and saved by compressed-tensors; its logits before packing."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(CONFIGS["llama"]).eval()
+    arguments = QuantizationArgs(
+        num_bits=bits,
+        symmetric=symmetric,
+        strategy="channel" if group_size is None else "group",
+        group_size=group_size,
+    )
+    group = QuantizationScheme(targets=["Linear"], weights=arguments)
+    config = QuantizationConfig(
+        config_groups={"group_0": group}, ignore=["lm_head"], quantization_status="frozen"
+    )
+    apply_quantization_config(model, config)
+    for module in model.modules():
+        if getattr(module, "quantization_scheme", None) is not None:
+            _choose_grid(module, symmetric, group_size, bits)
+    before = logits(model)
+    compressor = ModelCompressor.from_pretrained_model(model)
+    compressor.compress_model(model)
+    model.save_pretrained(folder)
+    compressor.update_config(str(folder))
+    return before
+
+
+def _choose_grid(module: nn.Module, symmetric: bool, group_size: int | None, bits: int) -> None:
+    """Min-max scales and zero-points, signed as the library has them."""
+    weight = module.weight.data
+    groups = weight.unflatten(1, (-1, group_size or weight.shape[1]))
+    low, high = groups.amin(-1).clamp(max=0), groups.amax(-1).clamp(min=0)
+    if symmetric:
+        scale, zero = groups.abs().amax(-1) / (2 ** (bits - 1) - 0.5), torch.zeros_like(low)
+    else:
+        scale = (high - low) / (2**bits - 1)
+        half = 2 ** (bits - 1)
+        zero = (-half - low / scale).round().clamp(-half, half - 1)
+    module.weight_scale.data.copy_(scale)
+    module.weight_zero_point.data.copy_(zero.to(torch.int8))

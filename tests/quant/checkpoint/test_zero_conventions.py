@@ -1,0 +1,127 @@
+"""Version 1 stores zero-points minus one, version 2 as they are: a mix-up is named, not guessed."""
+
+import re
+from typing import Any
+
+import pytest
+import torch
+from random_weights import random_weight, same
+from torch import Tensor
+
+from cuda_ext.layout import pack_codes
+from quant.checkpoint.gptq import read_gptq, to_tensors
+from quant.checkpoint.parse import parse
+from quant.errors import ArtifactError
+from quant.linear import pack
+from quant.scheme import Scheme
+
+CONFIG = {"quant_method": "gptq", "bits": 4, "group_size": 8, "sym": False, "desc_act": False}
+VERSIONS = ("gptq", "gptq_v2")
+
+
+def layer(bits: int = 4, version: str = "gptq_v2", outputs: int = 6, **settings: Any) -> Any:
+    """Tensors of a random layer [outputs, 24] as a file of that version holds them; the weight."""
+    weight = random_weight(Scheme(bits, group_size=8, **settings), outputs, 24)
+    tensors = pack(weight)
+    if version == "gptq":
+        # What readers of version 1 undo: zero-point - 1, where 0 wraps to 2^bits - 1.
+        stored = (weight.zero.int() - 1) % 2**bits
+        tensors["qzeros"] = pack_codes(stored.t().to(torch.uint8), bits)
+    return tensors, weight
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("version", VERSIONS)
+def test_both_versions(bits: int, version: str) -> None:
+    tensors, weight = layer(bits, version)
+    for key in ("checkpoint_format", "format"):  # transformers writes both
+        config = {**CONFIG, "bits": bits, key: version}
+        assert same(read_gptq(tensors, config, in_features=24), weight)
+    (other,) = set(VERSIONS) - {version}
+    config = {**CONFIG, "bits": bits, "checkpoint_format": other}
+    assert not same(read_gptq(tensors, config, in_features=24), weight)
+
+
+def test_version_one_is_assumed_when_asymmetric_files_do_not_say() -> None:
+    tensors, weight = layer(4, "gptq")
+    assert same(read_gptq(tensors, CONFIG), weight)
+    wraps = pack_codes(torch.full((3, 6), 15, dtype=torch.uint8), 4)
+    assert not read_gptq({**tensors, "qzeros": wraps}, CONFIG).zero.any()
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_symmetric_zero_points_decide(version: str, bits: int) -> None:
+    tensors, weight = layer(bits, version, symmetric=True)
+    known = {"gptq": "77777777", "gptq_v2": "88888888"}[version]
+    if bits == 4:
+        assert f"{int(layer(4, version, 8, symmetric=True)[0]['qzeros'][0, 0]) % 2**32:x}" == known
+    config = {**CONFIG, "bits": bits, "sym": True}
+    assert same(
+        read_gptq(tensors, {**config, "checkpoint_format": version}, in_features=24), weight
+    )
+    assert same(read_gptq(tensors, config, in_features=24), weight), "the file does not say"
+    (other,) = set(VERSIONS) - {version}
+    half = 2 ** (bits - 1)
+    stored = half - (version == "gptq")
+    message = (
+        rf"proj\.qzeros holds {stored} everywhere, .*checkpoint_format='{version}', but .* says "
+        rf"'{other}'.*set checkpoint_format to '{version}'"
+    )
+    with pytest.raises(ArtifactError, match=message):
+        read_gptq(tensors, {**config, "checkpoint_format": other}, in_features=24, layer="proj")
+
+
+def test_a_symmetric_file_with_other_zero_points() -> None:
+    tensors, _ = layer(4, "gptq_v2")
+    for version in VERSIONS:
+        config = {**CONFIG, "sym": True, "checkpoint_format": version}
+        with pytest.raises(ArtifactError, match=r"qzeros holds \d+ to \d+, .* sym=true.*sym to fa"):
+            read_gptq(tensors, config)
+
+
+def test_constant_zero_points_betray_a_symmetric_file_that_says_it_is_not() -> None:
+    """Hundreds of equal zero-points, the constant of the other version, are no coincidence."""
+    for version, other in (VERSIONS, VERSIONS[::-1]):
+        tensors, weight = layer(4, version, 64, symmetric=True)
+        right = read_gptq(tensors, {**CONFIG, "checkpoint_format": version})
+        assert torch.equal(right.zero, weight.zero)
+        with pytest.raises(ArtifactError, match=f"set checkpoint_format to '{version}' and sym"):
+            read_gptq(tensors, {**CONFIG, "checkpoint_format": other})
+        few, _ = layer(4, version, 6, symmetric=True)
+        read_gptq(few, {**CONFIG, "checkpoint_format": other})
+    tensors, _ = layer(4, "gptq_v2", 64, symmetric=True)
+    with pytest.raises(ArtifactError, match=r"without one means 'gptq'.*set checkpoint_format to"):
+        read_gptq(tensors, CONFIG)
+    coarse, _ = layer(2, "gptq", 64, symmetric=True)
+    read_gptq(coarse, {**CONFIG, "bits": 2, "checkpoint_format": "gptq_v2"}, in_features=24)
+
+
+def test_contradictions_of_the_configuration() -> None:
+    both = {**CONFIG, "checkpoint_format": "gptq", "format": "gptq_v2"}
+    with pytest.raises(ArtifactError, match=r"'gptq' and format='gptq_v2'.*remove the wrong one"):
+        parse(both, "folder")
+    with pytest.raises(ArtifactError, match=r"format='marlin' with quant_method='gptq' cannot be"):
+        parse({**CONFIG, "format": "marlin"}, "folder")
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"checkpoint_format": "gptq", "sym": True}, "version 1 .* declared, the symmetric ones"),
+        ({"checkpoint_format": "gptq_v2"}, "version 2 .* declared, asymmetric: trusted"),
+        ({}, "version 1 .* assumed: checkpoint_format not declared, nothing confirms it"),
+        ({"sym": True}, "not declared: read from the symmetric zero-points"),
+    ],
+)
+def test_how_sure_it_is_is_said(changes: dict[str, Any], sentence: str) -> None:
+    assert re.search(sentence, parse({**CONFIG, **changes}, "folder").zero_points)
+
+
+def test_written_zero_points() -> None:
+    weight = random_weight(Scheme(4, symmetric=True), 8, 16)
+    words: dict[str, Tensor] = {v: to_tensors(weight, v, "proj")["qzeros"] for v in VERSIONS}
+    assert {v: f"{int(w[0, 0]) % 2**32:x}" for v, w in words.items()} == {
+        "gptq": "77777777",
+        "gptq_v2": "88888888",
+    }

@@ -217,6 +217,11 @@ def from_tensors(
     scheme = checkpoint.scheme(scale.dtype)
     groups = -(-inputs // (scheme.group_size or inputs))
     words = words_for(inputs, scheme.bits)
+    if scheme.bits == 3 and tensors["weight_packed"].shape[-1:] == (-(-inputs // 10),) != (words,):
+        raise ArtifactError(
+            f"{layer}.weight_packed holds ten 3-bit codes a word, as early versions of the library "
+            f"packed them; read and save the checkpoint with version {LIBRARY_VERSION}."
+        )
     _check(tensors, "weight_packed", (outputs, words), torch.int32, layer)
     _check(tensors, "weight_scale", (outputs, groups), scale.dtype, layer)
     if not bool(torch.isfinite(scale).all()):

@@ -239,10 +239,15 @@ def _ignored(model: PreTrainedModel, names: list[str]) -> list[str]:
 
 def _notes(format: str, scheme: Scheme, model_dtype: torch.dtype) -> list[str]:
     """What the readers of a format do with such a checkpoint; docs/checkpoints.md has the rest."""
-    if format != "compressed-tensors":
-        return []
     notes = []
     scales = getattr(torch, scheme.scale_dtype)
+    if format != "compressed-tensors":
+        if scales != torch.float16:
+            notes.append(
+                f"readers of GPTQ hold scales as float16 and will round these {_word(scales)} "
+                "ones; scheme.scale_dtype=float16 makes scales that they keep."
+            )
+        return notes
     if _exact(scales, model_dtype) != model_dtype:
         notes.append(
             f"the model is {_word(model_dtype)}, so readers will round the {_word(scales)} scales "

@@ -23,6 +23,8 @@ from quant.linear import QuantLinear
 from quant.scheme import Scheme
 from quant.stream import QuantizationPlan, quantize_model
 
+# Said whenever dequantize=True is asked for, which is how asymmetric files are read.
+pytestmark = pytest.mark.filterwarnings("ignore:You passed `quantization_config`:UserWarning")
 EMBEDDED = Path(__file__).resolve().parents[3] / "harness" / "embedded" / "model"
 
 
@@ -88,6 +90,11 @@ def test_scales_that_readers_will_round_are_named(tmp_path: Path) -> None:
     assert "scheme.scale_dtype=bfloat16" in notes[0]
     assert "dequantize=True" in notes[1]
     assert "vLLM reads 4 and 8 alone" in notes[2]
+    assert quant.export(artifact, tmp_path / "c", "gptq-v2").notes == ()
+    model, weights = quantized("llama", Scheme(3, scale_dtype="float32"))
+    artifact = quant.save(tmp_path / "a", model, weights, method=METHOD)
+    (note,) = quant.export(artifact, tmp_path / "c", "gptq-v2").notes
+    assert "as float16 and will round these float32 ones" in note
 
 
 @pytest.mark.parametrize("scheme", [Scheme(4, group_size=128, symmetric=True), Scheme(3)])
@@ -103,6 +110,23 @@ def test_the_embedded_model(tmp_path: Path, scheme: Scheme) -> None:
     torch.testing.assert_close(logits(packed), logits(theirs), rtol=0, atol=1e-3)
     tokenizer = transformers.AutoTokenizer.from_pretrained(exported.folder)
     assert tokenizer("Tom put the key upstairs.").input_ids
+
+
+@pytest.mark.realdata
+@pytest.mark.parametrize("scheme", [Scheme(4), Scheme(4, group_size=32, symmetric=True), Scheme(8)])
+def test_a_trained_model_on_real_text(tmp_path: Path, shared: Path, scheme: Scheme) -> None:
+    source = shared / "models" / "tinystories-656k"
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
+    weights = quantize_model(model, [], QuantizationPlan(method="rtn", scheme=scheme)).weights
+    artifact = quant.save(tmp_path / "a", model, weights, method=METHOD, tokenizer=source)
+    exported = quant.export(artifact, tmp_path / "b", "compressed-tensors")
+    text = (shared / "data/tinystories-valid/tinystories_valid_1M.txt").read_text()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(exported.folder)
+    ids = tokenizer(text.split("<|endoftext|>")[1].strip(), return_tensors="pt").input_ids
+    theirs = read_by_the_library(exported.folder, scheme.symmetric)
+    with torch.no_grad():
+        assert torch.equal(theirs(ids).logits, model(ids).logits)
+        assert torch.equal(theirs(ids).logits, dense(artifact)(ids).logits)
 
 
 @pytest.mark.parametrize("symmetric", [True, False])

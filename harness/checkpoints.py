@@ -15,12 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 from harness.config import CellConfig, ModelConfig
 from harness.errors import ModelError
-from harness.models import model_folder
+from harness.models import QUANTIZATION_CONFIGS, model_folder
 
 if TYPE_CHECKING:
     from quant.scheme import Scheme
 
-CONFIG_FILES = ("quantize_config.json", "quant_config.json")  # AutoGPTQ's and AutoAWQ's own
 METHOD = "loaded"  # what tables call the method of a checkpoint that was quantized elsewhere
 
 
@@ -73,7 +72,7 @@ def describe_checkpoints(models: Iterable[ModelConfig]) -> list[str]:
 def _examine(folder: Path, _mtime_ns: int, _size: int) -> Checkpoint | None:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     said = isinstance(config, dict) and config.get("quantization_config")
-    if not said and not any((folder / name).is_file() for name in CONFIG_FILES):
+    if not said and not any((folder / name).is_file() for name in QUANTIZATION_CONFIGS):
         return None
     from quant import ArtifactError
     from quant.checkpoint import read_scheme

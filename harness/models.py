@@ -19,7 +19,15 @@ from harness.errors import ModelError
 
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
-IDENTITY = ("config.json", *TOKENIZERS, "merges.txt", "tokenizer_config.json")
+# What early quantized checkpoints have instead of a quantization_config in config.json.
+QUANTIZATION_CONFIGS = ("quantize_config.json", "quant_config.json")
+IDENTITY = (
+    "config.json",
+    *QUANTIZATION_CONFIGS,
+    *TOKENIZERS,
+    "merges.txt",
+    "tokenizer_config.json",
+)
 SHA256_DIGITS = 64
 
 

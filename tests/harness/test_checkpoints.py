@@ -157,6 +157,30 @@ def test_a_mix_up_of_versions_fails_with_its_name(
     assert "qzeros holds 7 everywhere" in failure.message
 
 
+def test_a_configuration_of_its_own_is_found_and_hashed(
+    tiny_cell: Make, checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
+    """AutoGPTQ's quantize_config.json: it decides what the weights are, so it is in the keys."""
+    folder = tmp_path / "early"
+    shutil.copytree(checkpoints["gptq-v1"], folder)
+    (folder / "artifact.json").unlink()
+    config = json.loads((folder / "config.json").read_text())
+    said = config.pop("quantization_config")
+    (folder / "config.json").write_text(json.dumps(config))
+    own = {key: said[key] for key in ("bits", "group_size", "desc_act", "sym")}
+    keys = set()
+    for values in (own, {**own, "damp_percent": 0.1}):
+        (folder / "quantize_config.json").write_text(json.dumps(values))
+        plan = plan_cell(loaded_cell(tiny_cell, folder))
+        assert plan.identity.scheme == "w4g16_sym"
+        assert plan.keys is not None
+        keys.add(plan.keys.cell)
+        assert plan.keys.semantic["checkpoint"]["zero_points"] == (
+            "checkpoint_format not declared: read from the symmetric zero-points"
+        )
+    assert len(keys) == 2
+
+
 def change_config(folder: Path, **values: Any) -> None:
     config = json.loads((folder / "config.json").read_text())
     config["quantization_config"].update(values)

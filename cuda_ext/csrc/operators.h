@@ -185,7 +185,7 @@ inline Tensor torch_linear(
       torch::stable::detail::from(x),
       torch::stable::detail::from(weight),
       torch::stable::detail::from(added)};
-  STABLE_TORCH_ERROR_CODE_CHECK(
+  TORCH_ERROR_CODE_CHECK(
       torch_call_dispatcher("aten::linear", "", stack, TORCH_ABI_VERSION));
   return torch::stable::detail::to<Tensor>(stack[0]);
 }

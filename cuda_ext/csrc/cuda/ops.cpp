@@ -41,7 +41,7 @@ class Here {
     // The runtime linked into this library has its own idea of the current device.
     checked(op, cudaSetDevice(index));
     void* found = nullptr;
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(index, &found));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(index, &found));
     stream_ = static_cast<cudaStream_t>(found);
   }
   cudaStream_t stream() const { return stream_; }

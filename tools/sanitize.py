@@ -49,12 +49,12 @@ def launch() -> int:
         )
         shape = {"bits": bits, "out_features": outputs, "group_size": size}
         for dtype in (torch.float16, torch.bfloat16):
-            whole = packed.dequantize(held, in_features=inputs, dtype=dtype, **shape)  # type: ignore[arg-type]
+            whole = packed.dequantize(held, in_features=inputs, dtype=dtype, **shape)
             wrong += _differs("dequantize", bits, whole, weight, 0.01)
             for batch in BATCHES:
                 x = torch.randn(batch, inputs).to(dtype)
                 bias = torch.ones(outputs, dtype=dtype)
-                y = packed.linear(x.cuda(), held, bias=bias.cuda(), **shape)  # type: ignore[arg-type]
+                y = packed.linear(x.cuda(), held, bias=bias.cuda(), **shape)
                 wrong += _differs(f"linear {batch}", bits, y, x.float() @ weight.t() + 1, 0.02)
     torch.cuda.synchronize()
     return wrong

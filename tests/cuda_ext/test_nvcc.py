@@ -24,6 +24,21 @@ for name in ("packed_linear", "packed_dequantize", "repack"):
 layer = Layer(3, 640, 21, 128)
 check_error(layer, random_x(5, 640))
 assert torch.equal(layer.dequantize(), layer.weight)
+
+# The CUDA implementation itself, with tensors that it cannot take: its checks and its last word.
+def on_cuda(**changes):
+    held = layer.packed
+    values = dict(x=random_x(5, 640), tiles=held.tiles, scales=held.scales, zeros=held.zeros,
+                  negative=None, bias=None, bits=3, out_features=21, group_size=128) | changes
+    product = torch.ops.bitsweep.packed_linear.default
+    try:
+        product._op_dk(torch._C.DispatchKey.CUDA, *values.values())
+    except RuntimeError as error:
+        return str(error)
+
+assert "bits=5 is not a bit width" in on_cuda(bits=5)
+assert "bias is [20]; expected [21]" in on_cuda(bias=torch.zeros(20))
+assert torch.version.cuda or "this torch has no CUDA" in on_cuda(), on_cuda()
 print(ops.resolve_kernel("auto", "cpu"), ops.resolve_kernel("auto", "cuda"))
 print(ops.why_unavailable(torch.device("cuda")))
 """

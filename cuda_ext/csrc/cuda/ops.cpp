@@ -33,11 +33,8 @@ void checked(const char* op, cudaError_t error) {
 // Makes the device of a tensor the current one while it lives, and knows torch's stream there.
 class Here {
  public:
-  Here(const char* op, const Tensor& tensor) : guard_(tensor.get_device_index()) {
+  Here(const char* op, const Tensor& tensor) : guard_(index_of(op, tensor)) {
     const int32_t index = tensor.get_device_index();
-    STD_TORCH_CHECK(
-        aoti_torch_get_current_cuda_stream != nullptr, op,
-        ": this torch has no CUDA streams; install a CUDA build of torch.");
     // The runtime linked into this library has its own idea of the current device.
     checked(op, cudaSetDevice(index));
     void* found = nullptr;
@@ -47,6 +44,13 @@ class Here {
   cudaStream_t stream() const { return stream_; }
 
  private:
+  static int32_t index_of(const char* op, const Tensor& tensor) {
+    STD_TORCH_CHECK(
+        aoti_torch_get_current_cuda_stream != nullptr, op,
+        ": this torch has no CUDA; install a CUDA build of torch.");
+    return tensor.get_device_index();
+  }
+
   torch::stable::accelerator::DeviceGuard guard_;
   cudaStream_t stream_;
 };
@@ -57,12 +61,6 @@ Tensor dequantize_into(
   const Tensor out = torch::stable::new_empty(like, {weight.outputs, weight.inputs}, type);
   checked(op, cuda::dequantize(weight, out.data_ptr(), storage, here.stream()));
   return out;
-}
-
-// x as the kernel reads it: rows side by side from an aligned address. A copy only if it must be.
-Tensor readable(const Tensor& x) {
-  const Tensor rows = torch::stable::contiguous(x);
-  return is_aligned(rows) ? rows : torch::stable::clone(rows);
 }
 
 Tensor packed_linear(
@@ -85,7 +83,7 @@ Tensor packed_linear(
 
   const Tensor y = torch::stable::new_empty(x, output_shape(x, out_features));
   if (batch == 0) return y;
-  const Tensor rows = readable(x);
+  const Tensor rows = torch::stable::contiguous(x);
   const Tensor workspace = torch::stable::new_empty(
       x, {cuda::workspace_bytes(weight, batch)}, ScalarType::Byte);
   cuda::Product product{};

@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
 # Everything that needs a GPU, in sections that fit a call of ten minutes each:
 #   tools/gpu_session.sh                        device build test sanitize bench
-#   tools/gpu_session.sh bench-all              only these sections
+#   tools/gpu_session.sh device build bench     only these sections; then, in calls of their own,
+#   tools/gpu_session.sh test                   sanitize, bench-batches crossover, bench-all,
+#                                               decode, solver
 # Needs torch and pytest alone; OUT is the folder of tables and log (default results/gpu), PYTHON
 # the interpreter. A section that fails or outlasts its limit does not stop the next.
 set -uo pipefail
@@ -31,7 +33,8 @@ section() {
             "$PYTHON" -c 'import torch; from cuda_ext import toolchain as t; print(
               "torch", torch.__version__, "CUDA", torch.version.cuda, "driver", t.driver(),
               "capabilities", t.visible_capabilities(), t.short_version(t.find_nvcc()))' ;;
-    build)  "$PYTHON" -c 'from cuda_ext import packed; print(packed.load())' ;;
+    build)  "$PYTHON" -c 'from cuda_ext import packed; library = packed.load(); print(library)
+raise SystemExit(library.without_cuda)' ;;
     test)   "$PYTHON" -m pytest -q -m gpu -p no:cacheprovider tests/cuda_ext tests/quant ;;
     sanitize)      "$PYTHON" tools/sanitize.py memcheck racecheck synccheck initcheck ;;
     bench)         bench kernels.json --shapes "$PAPER" --batches 1,16,64 --bits 2,3,4 --seconds 1 ;;

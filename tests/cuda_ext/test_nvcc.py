@@ -12,6 +12,7 @@ from cuda_ext import build, toolchain
 ROOT = Path(__file__).resolve().parents[2]
 # Built, loaded and used as a user would; a process of its own, since a process loads one library.
 SCRIPT = """
+import ctypes
 import torch
 from cuda_ext import ops, packed
 from packed_layers import Layer, check_error, random_x
@@ -21,6 +22,9 @@ assert library.architectures == ("sm_90",), library
 for name in ("packed_linear", "packed_dequantize", "repack"):
     found = torch._C._dispatch_has_kernel_for_dispatch_key(f"bitsweep::{name}", "CUDA")
     assert found, f"{name} has no CUDA implementation"
+# The runtime inside stays hidden: a CUDA build of torch brings its own copy of these names.
+if torch.version.cuda is None:
+    assert not hasattr(ctypes.CDLL(str(library.path)), "cudaGetDevice")
 layer = Layer(3, 640, 21, 128)
 check_error(layer, random_x(5, 640))
 assert torch.equal(layer.dequantize(), layer.weight)

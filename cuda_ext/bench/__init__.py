@@ -9,7 +9,7 @@ and the slowest tenth beside them, because other work on the machine shows there
 from cuda_ext.bench.compare import Row, bench, clocks, machine
 from cuda_ext.bench.products import contenders, random_packed, readers
 from cuda_ext.bench.shapes import BITS, SHAPES
-from cuda_ext.bench.timing import Contender, measure
+from cuda_ext.bench.timing import Contender, copies_for, last_level_cache, measure
 
 __all__ = [
     "BITS",
@@ -19,6 +19,8 @@ __all__ = [
     "bench",
     "clocks",
     "contenders",
+    "copies_for",
+    "last_level_cache",
     "machine",
     "measure",
     "random_packed",

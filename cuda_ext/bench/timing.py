@@ -26,7 +26,7 @@ class Contender:
     bytes: int
 
 
-def last_level_cache(device: str) -> int:
+def last_level_cache(device: str = "cpu") -> int:
     """Bytes of the GPU's L2, or of the largest cache that Linux names; 64 MiB where it has none."""
     if device != "cpu":
         return int(torch.cuda.get_device_properties(device).L2_cache_size)
@@ -43,9 +43,7 @@ def copies_for(size: int, cache: int) -> int:
     return max(2, -(-4 * cache // size))
 
 
-def measure(
-    rivals: Sequence[Contender], seconds: float, device: str = "cpu"
-) -> dict[str, list[float]]:
+def measure(rivals: Sequence[Contender], seconds: float, device: str) -> dict[str, list[float]]:
     """Milliseconds of a step of every contender, in turn, for about `seconds`.
 
     On the CPU a value is one step, at least five of each. On CUDA it is the mean step of one replay

@@ -73,3 +73,11 @@ def test_what_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(unit.command[0] == "nvcc" for unit in for_gpu)
     assert "arch=compute_90,code=compute_90" in for_gpu[0].command
     assert [unit for unit in both if unit not in for_gpu] == cpu
+
+
+def test_sources_use_no_name_that_an_older_torch_lacks() -> None:
+    """The library is built with the headers of the torch that is here, from 2.10 on."""
+    newer = ("STABLE_TORCH_ERROR_CODE_CHECK",)  # 2.13; TORCH_ERROR_CODE_CHECK is in all of them
+    for path in toolchain.SOURCES.rglob("*.*"):
+        used = [name for name in newer if name in path.read_text()]
+        assert not used, f"{path.name} uses {used}, which torch 2.10 to 2.12 do not have"

@@ -30,6 +30,7 @@ AVX512 = (*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl")
 X86_FLAGS = {"cpu/avx2.cpp": AVX2, "cpu/avx512.cpp": AVX512}
 # What `python -m cuda_ext.build` compiles for; the PTX serves whatever comes after.
 ALL_ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90", "compute_90")
+OVERLAPPING = (9, 0)  # from here on a kernel may be launched before the one it waits for has ended
 OLDEST_CAPABILITY = (8, 0)  # the kernels need asynchronous copies and bfloat16 tensor cores
 ARCHITECTURE = re.compile(r"(sm|compute)_(\d+)(\d)([af]?)")
 
@@ -159,13 +160,16 @@ def covers(architectures: Sequence[str], capability: Capability) -> bool:
     """Whether code for these architectures runs on a GPU of this capability.
 
     Machine code runs on later minor versions of its major version, PTX on everything later, and
-    what is specific to one architecture (sm_90a) on that alone.
+    what is specific to one architecture (sm_90a) on that alone. PTX older than 9.0 is not counted
+    for GPUs of 9.0 and later: there launches overlap, and only code made for 9.0 or later waits.
     """
     for name in architectures:
         own, kind, suffix = capability_of(name), name.partition("_")[0], name[-1] in "af"
-        if own == capability or (not suffix and kind == "compute" and own <= capability):
-            return True
-        if not suffix and kind == "sm" and own[0] == capability[0] and own <= capability:
+        if kind == "sm":
+            near = own[0] == capability[0]
+        else:
+            near = (own >= OVERLAPPING) == (capability >= OVERLAPPING)
+        if own == capability or (not suffix and near and own <= capability):
             return True
     return False
 

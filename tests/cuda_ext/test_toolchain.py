@@ -15,7 +15,9 @@ from cuda_ext.toolchain import ALL_ARCHITECTURES, BuildError, covers
         (("sm_80",), (8, 6), True),  # machine code runs on later minor versions
         (("sm_86",), (8, 0), False),
         (("sm_80",), (9, 0), False),  # and not on the next major version
-        (("compute_80",), (9, 0), True),  # where PTX does
+        (("compute_80",), (8, 9), True),  # where PTX does
+        (("compute_90",), (12, 0), True),
+        (("compute_80",), (9, 0), False),  # whose launches overlap
         (("compute_90",), (8, 9), False),
         (("sm_90a",), (9, 0), True),
         (("compute_90a",), (10, 0), False),

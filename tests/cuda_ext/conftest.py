@@ -1,5 +1,8 @@
 """The devices that kernels run on: each instruction set of the CPU, and CUDA (marked gpu)."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import pytest
 import torch
 
@@ -23,31 +26,46 @@ def library() -> build.Library:
 @pytest.fixture(params=[*CPU_DEVICES, pytest.param("cuda", marks=pytest.mark.gpu)])
 def device(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, library: build.Library
-) -> str:
+) -> Iterator[str]:
     """The device of a test, "cpu" (with an instruction set forced) or "cuda"."""
     kind, _, isa = request.param.partition("-")
     if kind == "cuda":
-        return _cuda(monkeypatch)
+        _need_cuda()
+        with full_sums():
+            yield kind
+        return
     best = packed.cpu_isa()
     if packed.ISAS.index(isa) > packed.ISAS.index(best):
         pytest.skip(f"this processor has no {isa}")
     monkeypatch.setenv("BITSWEEP_CPU_ISA", isa)
     assert packed.cpu_isa() == isa
-    return kind
+    yield kind
 
 
 @pytest.fixture
-def cuda(monkeypatch: pytest.MonkeyPatch) -> str:
+def cuda() -> Iterator[str]:
     """For tests that only CUDA can run."""
-    return _cuda(monkeypatch)
+    _need_cuda()
+    with full_sums():
+        yield "cuda"
 
 
-def _cuda(monkeypatch: pytest.MonkeyPatch) -> str:
+def _need_cuda() -> None:
     reason = why_unavailable(torch.device("cuda"))
     if reason is not None:
         pytest.skip(f"no CUDA kernels: {reason}")
-    # The yardstick is torch's best float16 product: sums in float32 all the way.
+
+
+@contextmanager
+def full_sums() -> Iterator[None]:
+    """The yardstick is torch's best product of 16 bits: sums in float32 all the way."""
     matmul = torch.backends.cuda.matmul
-    monkeypatch.setattr(matmul, "allow_fp16_reduced_precision_reduction", False)
-    monkeypatch.setattr(matmul, "allow_bf16_reduced_precision_reduction", False)
-    return "cuda"
+    names = [f"allow_{name}_reduced_precision_reduction" for name in ("fp16", "bf16")]
+    before = [getattr(matmul, name) for name in names]
+    for name in names:
+        setattr(matmul, name, False)
+    try:
+        yield
+    finally:
+        for name, value in zip(names, before, strict=True):
+            setattr(matmul, name, value)

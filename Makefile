@@ -5,10 +5,10 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install sweep test check bench reference readme constraints clean
+.PHONY: help install sweep test check bench gpu-test sanitize gpu-session reference readme constraints clean
 
 help:            ## what can be made
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
 
 install: $(STAMP) ## .venv with the pinned environment
 
@@ -31,6 +31,15 @@ check: $(STAMP)  ## ruff (lint, format) and mypy, as pre-commit runs them
 
 bench: $(STAMP)  ## timings (never run as tests)
 	$(BIN)/python -m benchmarks
+
+gpu-test: $(STAMP) ## the tests that need a GPU
+	$(BIN)/python -m pytest -m gpu tests/cuda_ext tests/quant
+
+sanitize: $(STAMP) ## the CUDA kernels under compute-sanitizer: memcheck, racecheck, synccheck
+	PYTHONPATH=. $(BIN)/python tools/sanitize.py
+
+gpu-session: $(STAMP) ## everything that needs a GPU, tables to results/gpu (tools/gpu_session.sh)
+	tools/gpu_session.sh
 
 reference: $(STAMP) ## run the quickstart afresh and keep its records and tables in results/reference
 	$(BIN)/python tools/reference.py

@@ -1,10 +1,16 @@
 """Builds the shared library of the packed operators once, keeps it in a cache, and says why not.
 
-`python -m cuda_ext.build` builds ahead of time (for a cluster, or to see the compiler's messages);
-otherwise the first kernel that is asked for does. The library is bound through LibTorch's stable
-ABI, so it serves every Python and every torch from TORCH_TARGET on. The cache is the folder
-BITSWEEP_CACHE, or bitsweep in XDG_CACHE_HOME, or ~/.cache/bitsweep; its entries are named by what
-they were made from: the sources, the compilers, their flags and the ABI of torch.
+`python -m cuda_ext.build` builds ahead of time (for a cluster, or to see the compilers' messages),
+with CUDA for every architecture if nvcc is there; otherwise the first kernel that is asked for
+builds, with CUDA only for the GPUs that it sees. BITSWEEP_CUDA_ARCHS names other architectures, or
+"none". The library is bound through LibTorch's stable ABI, so it serves every Python and every
+torch from toolchain.TORCH_TARGET on.
+
+The cache is the folder BITSWEEP_CACHE, or bitsweep in XDG_CACHE_HOME, or ~/.cache/bitsweep. An
+entry is named by what it was made from: the sources, the C++ compiler with its flags and torch, and
+nvcc with its flags and architectures. A library that is there already is taken if it was made from
+these sources by these compilers and has code for the GPUs seen. A compiler that is missing here is
+not asked for: a library from another machine of the cluster does.
 """
 
 from __future__ import annotations
@@ -14,55 +20,74 @@ import hashlib
 import json
 import logging
 import os
-import platform
 import shlex
-import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
-SOURCES = Path(__file__).parent / "csrc"
+from cuda_ext import toolchain
+from cuda_ext.toolchain import BuildError, Capability, Unit
+
 LIBRARY = "libbitsweep_kernels.so"
-TORCH_TARGET = (2, 10)  # the oldest torch whose stable ABI the library uses
-COMMON = ("-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-w")
-AVX2 = ("-mavx2", "-mfma", "-mf16c")
-AVX512 = (*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl")
-# Instruction sets are chosen at run time: only the file of a set may be compiled for it.
-X86_FLAGS = {"cpu/avx2.cpp": AVX2, "cpu/avx512.cpp": AVX512}
 HEADERS = (".h", ".cuh")
 TIMEOUT_S = 1800
 
 _log = logging.getLogger("cuda_ext")
 
 
-class BuildError(RuntimeError):
-    """The library cannot be built or loaded here; the message says why and what to do."""
+@dataclass(frozen=True)
+class Library:
+    """A built library: where it is, the GPU architectures in it, and if none, why."""
+
+    path: Path
+    architectures: tuple[str, ...]
+    without_cuda: str | None
 
 
 @dataclass(frozen=True)
-class Unit:
-    """One source file (relative to csrc) and the full command that compiles it, less its output."""
+class Tools:
+    """The compilers to build with, and what to build for; no architectures: the CPU part alone."""
 
-    source: str
-    command: tuple[str, ...]
+    compiler: str
+    nvcc: str | None
+    architectures: tuple[str, ...]
+    without_cuda: str | None
+
+    @property
+    def units(self) -> list[Unit]:
+        return toolchain.units(self.compiler, self.nvcc, self.architectures)
+
+    def folder(self) -> Path:
+        """The entry of the cache that these tools make."""
+        host = _host_key(self.compiler)
+        device = "cpu"
+        if self.architectures:
+            command = [unit.command[1:] for unit in self.units if unit.command[0] == self.nvcc]
+            device = _digest([toolchain.version(str(self.nvcc)), *map(_without_paths, command)])
+        return cache_folder() / f"{sources_key()}-{host}-{device}"
 
 
 @dataclass(frozen=True)
 class Status:
-    """What is there: the path of the library, or the reason why there is none."""
+    """What is there, for `bitsweep doctor`: the library, or why there is none, and the compilers.
 
-    library: Path | None
+    compiler and nvcc are the program with its version, or the reason why there is none.
+    """
+
+    library: Library | None
     reason: str
-    compiler: str | None
+    compiler: str
+    nvcc: str
     cache: Path
 
 
@@ -74,144 +99,184 @@ def cache_folder() -> Path:
     return Path(base) / "bitsweep" / "kernels"
 
 
-def find_compiler() -> str:
-    """The C++ compiler: CXX, or the first of g++, clang++ and c++; BuildError if there is none."""
-    if named := os.environ.get("CXX"):
-        found = shutil.which(shlex.split(named)[0])
-        if found is None:
-            raise BuildError(f"CXX={named} is not a program here; correct it or unset it.")
-        return found
-    for name in ("g++", "clang++", "c++"):
-        if found := shutil.which(name):
-            return found
-    raise BuildError(
-        "no C++ compiler (g++, clang++ or c++) is on PATH; install one (Debian: apt install g++; "
-        "conda: cxx-compiler), or set CXX."
-    )
-
-
-def units() -> list[Unit]:
-    """What has to be compiled here: every .cpp of csrc with the flags it needs."""
-    compiler = find_compiler()
-    include = Path(torch.__file__).parent / "include"
-    major, minor = TORCH_TARGET
-    common = (
-        *COMMON,
-        f"-DTORCH_TARGET_VERSION=0x{major:02x}{minor:02x}000000000000ULL",
-        f"-D_GLIBCXX_USE_CXX11_ABI={int(torch._C._GLIBCXX_USE_CXX11_ABI)}",
-    )
-    x86 = platform.machine().lower() in ("x86_64", "amd64")
-    found = []
-    # The .cu files of the CUDA kernels will be units here too, compiled by nvcc when it is there.
-    for path in sorted(SOURCES.rglob("*.cpp")):
-        name = path.relative_to(SOURCES).as_posix()
-        extra = X86_FLAGS.get(name, ()) if x86 else ()
-        found.append(Unit(name, (compiler, *common, *extra, "-isystem", str(include))))
-    return found
-
-
-def library_key(planned: list[Unit]) -> str:
-    """Sixteen hexadecimal digits for the sources, compilers, flags and torch of a library."""
-    digest = hashlib.sha256()
-    for path in sorted(SOURCES.rglob("*")):
+def sources_key() -> str:
+    """Twelve hexadecimal digits for every source file and header."""
+    parts = []
+    for path in sorted(toolchain.SOURCES.rglob("*")):
         if path.suffix in (".cpp", ".cu", *HEADERS):
-            digest.update(path.relative_to(SOURCES).as_posix().encode())
-            digest.update(hashlib.sha256(path.read_bytes()).digest())
-    for unit in planned:
-        # The last word is the folder of torch's headers; their version is in the digest instead.
-        digest.update(repr((unit.source, unit.command[1:-1])).encode())
-    for compiler in sorted({unit.command[0] for unit in planned}):
-        digest.update(_version(compiler).encode())
-    digest.update(".".join(torch.__version__.split(".")[:2]).encode())
-    return digest.hexdigest()[:16]
+            parts.append(path.relative_to(toolchain.SOURCES).as_posix())
+            parts.append(hashlib.sha256(path.read_bytes()).hexdigest())
+    return _digest(parts)
 
 
-def build(*, again: bool = False, verbose: bool = False) -> Path:
-    """The path of the library, built if it is not in the cache; BuildError saying what went wrong.
+def first_use_tools() -> Tools:
+    """What the first use builds: CUDA for the GPUs that are seen here; BuildError without C++."""
+    compiler, requested = toolchain.find_compiler(), toolchain.requested_architectures()
+    seen = toolchain.visible_capabilities()
+    if requested is None and not seen:
+        return Tools(compiler, None, (), "it was built where no GPU was seen.")
+    return _cuda_tools(compiler, requested, seen)
+
+
+def ahead_of_time_tools() -> Tools:
+    """What `python -m cuda_ext.build` builds: CUDA for all architectures, if nvcc is there."""
+    compiler, requested = toolchain.find_compiler(), toolchain.requested_architectures()
+    return _cuda_tools(compiler, requested or toolchain.ALL_ARCHITECTURES, ())
+
+
+def _cuda_tools(
+    compiler: str, requested: tuple[str, ...] | None, seen: Sequence[Capability]
+) -> Tools:
+    if toolchain.requested_architectures() == ():
+        return Tools(compiler, None, (), "BITSWEEP_CUDA_ARCHS=none leaves it out.")
+    try:
+        nvcc = toolchain.find_nvcc()
+    except BuildError as error:
+        return Tools(compiler, None, (), str(error))
+    wanted = requested or toolchain.architectures_for(seen, nvcc)
+    if not wanted:
+        oldest = "sm_{}{}".format(*toolchain.OLDEST_CAPABILITY)
+        return Tools(compiler, None, (), f"the GPUs here are older than {oldest}.")
+    return Tools(compiler, nvcc, wanted, None)
+
+
+def build(tools: Tools, *, again: bool = False, verbose: bool = False) -> Library:
+    """The library that these tools make, from the cache or built; BuildError saying what is wrong.
 
     Processes that ask at the same time wait for one of them to build. A build that failed is not
     tried again for the same sources and compilers, unless `again`.
     """
-    if sys.platform != "linux":
-        raise BuildError(f"the kernels are built on Linux only, and this is {sys.platform}.")
-    if tuple(int(part) for part in torch.__version__.split(".")[:2]) < TORCH_TARGET:
-        raise BuildError(f"torch {torch.__version__} is older than 2.10, the first with this ABI.")
-    planned = units()
-    folder = cache_folder() / library_key(planned)
+    folder = tools.folder()
     library, failure = folder / LIBRARY, folder / "failed.txt"
+    made = Library(library, tools.architectures, tools.without_cuda)
     if library.is_file() and not again:
-        return library
+        return made
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(folder / "lock"):
             if again:
                 failure.unlink(missing_ok=True)
             elif library.is_file():  # another process built it meanwhile
-                return library
+                return made
             if failure.is_file():
                 raise BuildError(failure.read_text())
-            _make(planned, folder, verbose)
+            _make(tools, folder, verbose)
     except OSError as error:
         raise BuildError(
             f"the cache {folder} cannot be written ({error}); set BITSWEEP_CACHE to a folder that "
             "can."
         ) from error
-    return library
+    return made
+
+
+def find_or_build() -> Library:
+    """The library for this machine: one that is there already, or built now; BuildError if not.
+
+    When the CUDA part does not build, the CPU part does alone, and the library says why.
+    """
+    _supported()
+    if found := prebuilt():
+        return found
+    tools = first_use_tools()
+    try:
+        return build(tools)
+    except BuildError as error:
+        if not tools.architectures:
+            raise
+        _log.warning("no CUDA kernels: %s", error)
+        return build(Tools(tools.compiler, None, (), str(error)))
+
+
+def prebuilt() -> Library | None:
+    """The library in the cache for most architectures that has code for every GPU seen here."""
+    seen = [c for c in toolchain.visible_capabilities() if c >= toolchain.OLDEST_CAPABILITY]
+    requested = toolchain.requested_architectures()
+    compiler, nvcc = _found(toolchain.find_compiler), _found(toolchain.find_nvcc)
+    host = _host_key(compiler) if compiler else "*"
+    found = []
+    for folder in cache_folder().glob(f"{sources_key()}-{host}-*"):
+        notes = _notes(folder)
+        if notes is None:
+            continue
+        architectures = tuple(notes["architectures"])
+        same_nvcc = not (nvcc and architectures) or notes["nvcc"] == toolchain.version(nvcc)
+        # Without nvcc nothing better can be made here, so the CPU part alone does as well.
+        enough = all(toolchain.covers(architectures, c) for c in seen) or not nvcc
+        if same_nvcc and (enough if requested is None else architectures == requested):
+            found.append((architectures, folder / LIBRARY))
+    if not found:
+        return None
+    architectures, path = max(found, key=lambda entry: (len(entry[0]), entry[1]))
+    without = None if architectures else _why_cpu_alone()
+    return Library(path, architectures, without)
+
+
+def _why_cpu_alone() -> str:
+    try:
+        return first_use_tools().without_cuda or "it was built without CUDA."
+    except BuildError as error:
+        return str(error)
 
 
 @cache
-def load() -> Path:
-    """Build if needed and register the operators with torch, once a process; BuildError if not."""
-    library = build()
+def load() -> Library:
+    """Find or build, and register the operators with torch, once a process; BuildError if not."""
+    library = find_or_build()
     try:
-        torch.ops.load_library(str(library))
+        torch.ops.load_library(str(library.path))
     except OSError as error:
         raise BuildError(
-            f"{library} cannot be loaded ({error}); build it again with `python -m cuda_ext.build`."
+            f"{library.path} cannot be loaded ({error}); build it again with `python -m "
+            "cuda_ext.build`."
         ) from error
     return library
 
 
 def status() -> Status:
     """What there is, without compiling anything: for `bitsweep doctor`."""
+    compiler, nvcc = (_described(find) for find in (toolchain.find_compiler, toolchain.find_nvcc))
+    library, folder, reason = None, cache_folder(), ""
     try:
-        planned = units()
-        folder = cache_folder() / library_key(planned)
+        _supported()
+        library = prebuilt()
+        tools = first_use_tools()
+        folder = tools.folder()
+        if library is None:
+            failure = folder / "failed.txt"
+            reason = failure.read_text() if failure.is_file() else "not built yet; first use does."
     except BuildError as error:
-        return Status(None, str(error), None, cache_folder())
-    compiler = f"{planned[0].command[0]} ({_version(planned[0].command[0]).splitlines()[0]})"
-    if (folder / LIBRARY).is_file():
-        return Status(folder / LIBRARY, "", compiler, folder)
-    failure = folder / "failed.txt"
-    reason = (
-        failure.read_text() if failure.is_file() else "not built yet; the first use will build it."
-    )
-    return Status(None, reason, compiler, folder)
+        reason = str(error)
+    return Status(library, reason if library is None else "", compiler, nvcc, folder)
 
 
-def _make(planned: list[Unit], folder: Path, verbose: bool) -> None:
-    _log.warning("building the CPU kernels, once for this machine: about half a minute")
-    start = time.monotonic()
+def _make(tools: Tools, folder: Path, verbose: bool) -> None:
+    what = "CPU kernels, once for this machine: about half a minute"
+    if tools.architectures:
+        names = ", ".join(tools.architectures)
+        what = f"CPU and CUDA kernels ({names}), once for this machine: about two minutes"
+    _log.warning("building the %s", what)
+    start, planned = time.monotonic(), tools.units
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         objects = [str(Path(scratch) / f"{index}.o") for index in range(len(planned))]
         commands = [
-            (*unit.command, "-c", str(SOURCES / unit.source), "-o", target)
+            (*unit.command, "-c", str(toolchain.SOURCES / unit.source), "-o", target)
             for unit, target in zip(planned, objects, strict=True)
         ]
         try:
             with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
                 list(pool.map(lambda command: _run(command, verbose), commands))
             made = Path(scratch) / LIBRARY
-            libraries = Path(torch.__file__).parent / "lib"
-            # torch is in the process already: its libraries are found by name, without a path.
-            link = ("-shared", *objects, f"-L{libraries}", "-ltorch", "-ltorch_cpu", "-lc10")
-            _run((planned[0].command[0], *link, "-o", str(made)), verbose)
+            link = toolchain.link_command(tools.compiler, tools.nvcc, tools.architectures, objects)
+            _run((*link, "-o", str(made)), verbose)
         except BuildError as error:
             (folder / "failed.txt").write_text(str(error))
             raise
         notes = {
             "seconds": round(time.monotonic() - start, 1),
             "torch": torch.__version__,
+            "compiler": toolchain.version(tools.compiler),
+            "nvcc": toolchain.version(tools.nvcc) if tools.nvcc else None,
+            "architectures": tools.architectures,
             "commands": {unit.source: shlex.join(unit.command) for unit in planned},
         }
         (folder / "build.json").write_text(json.dumps(notes, indent=1) + "\n")
@@ -236,13 +301,51 @@ def _run(command: tuple[str, ...], verbose: bool) -> None:
         )
 
 
-@cache
-def _version(compiler: str) -> str:
+def _supported() -> None:
+    if sys.platform != "linux":
+        raise BuildError(f"the kernels are built on Linux only, and this is {sys.platform}.")
+    found = tuple(int(part) for part in torch.__version__.split(".")[:2])
+    if found < toolchain.TORCH_TARGET:
+        raise BuildError(f"torch {torch.__version__} is older than 2.10, the first with this ABI.")
+
+
+def _host_key(compiler: str) -> str:
+    commands = [_without_paths(unit.command[1:]) for unit in toolchain.units(compiler, None, ())]
+    torch_version = ".".join(torch.__version__.split(".")[:2])
+    return _digest([toolchain.version(compiler), torch_version, *commands])
+
+
+def _without_paths(command: Sequence[str]) -> str:
+    # The versions of torch's headers and of the compilers are in the key instead of their folders.
+    return shlex.join(word for word in command if not word.startswith("/"))
+
+
+def _digest(parts: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
+
+
+def _notes(folder: Path) -> dict[str, Any] | None:
+    """The notes of a whole entry of the cache; None for one that failed or is being made."""
     try:
-        done = subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=60)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise BuildError(f"{compiler} does not run ({error}).") from error
-    return done.stdout.strip() or done.stderr.strip() or "unknown version"
+        notes = json.loads((folder / "build.json").read_text())
+    except (OSError, ValueError):
+        return None
+    return notes if (folder / LIBRARY).is_file() else None
+
+
+def _found(find: Callable[[], str]) -> str | None:
+    try:
+        return find()
+    except BuildError:
+        return None
+
+
+def _described(find: Callable[[], str]) -> str:
+    try:
+        found = find()
+        return f"{found} ({toolchain.short_version(found)})"
+    except BuildError as error:
+        return str(error)
 
 
 @contextmanager
@@ -256,11 +359,13 @@ def _locked(path: Path) -> Iterator[None]:
 def main() -> int:
     """Build ahead of time, showing every command; 1 when that fails."""
     try:
-        library = build(again=True, verbose=True)
+        _supported()
+        library = build(ahead_of_time_tools(), again=True, verbose=True)
     except BuildError as error:
         print(f"not built: {error}", file=sys.stderr)
         return 1
-    print(f"built {library}")
+    names = ", ".join(library.architectures) or f"no CUDA: {library.without_cuda}"
+    print(f"built {library.path} ({names})")
     return 0
 
 

@@ -21,7 +21,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from cuda_ext import build, packed, reference
+from cuda_ext import build, packed, reference, toolchain
 from cuda_ext.layout import BIT_WIDTHS, words_for
 
 _log = logging.getLogger("cuda_ext")
@@ -35,7 +35,7 @@ class KernelUnavailable(RuntimeError):
 
 
 def resolve_kernel(name: str, device: str | torch.device = "cpu") -> str:
-    """The kernel that `name` stands for on `device`: "cpu" or "reference".
+    """The kernel that `name` stands for on `device`: "cpu", "cuda" or "reference".
 
     "auto" is the compiled kernel of the device when there is one that loads here (built first if it
     must be) and "reference" otherwise, with the reason in the log. Raises KernelUnavailable for a
@@ -45,14 +45,16 @@ def resolve_kernel(name: str, device: str | torch.device = "cpu") -> str:
         raise ValueError(f"kernel={name!r} is unknown; choose one of {', '.join(KERNELS)}.")
     if name == "reference":
         return name
-    kind = torch.device(device).type
-    reason = why_unavailable(kind if name == "auto" else name)
+    device = torch.device(device)
     if name == "auto":
+        reason = why_unavailable(device)
         if reason is not None:
-            _say_once(f"kernel=auto is the reference kernel on {kind}: {reason}")
+            _say_once(f"kernel=auto is the reference kernel on {device.type}: {reason}")
             return "reference"
-        return kind
-    if reason is None and kind != name:
+        return device.type
+    here = device.type == name
+    reason = why_unavailable(device if here else torch.device(name))
+    if reason is None and not here:
         reason = f"the layer is on {device}; move it to {name}."
     if reason is not None:
         raise KernelUnavailable(
@@ -62,15 +64,34 @@ def resolve_kernel(name: str, device: str | torch.device = "cpu") -> str:
     return name
 
 
-def why_unavailable(kernel: str) -> str | None:
-    """Why the compiled kernel "cpu" or "cuda" cannot be had, one sentence; None when it can."""
-    if kernel != "cpu":
-        return f"this version of Bitsweep has no kernels for {kernel}."
+def why_unavailable(device: torch.device) -> str | None:
+    """Why the compiled kernels cannot run on a device, one sentence; None when they can.
+
+    Finds or builds the library, except where no device of the kind is there at all.
+    """
+    if device.type not in ("cpu", "cuda"):
+        return f"this version of Bitsweep has no kernels for {device.type}."
+    if device.type == "cuda" and not toolchain.visible_capabilities():
+        return f"no GPU: PyTorch sees no CUDA device here (torch {torch.__version__})."
     try:
-        packed.load()
+        library = packed.load()
     except build.BuildError as error:
         return str(error)
-    return None
+    return None if device.type == "cpu" else _why_not_on_gpu(library, device)
+
+
+def _why_not_on_gpu(library: build.Library, device: torch.device) -> str | None:
+    if not library.architectures:
+        return f"the library has no CUDA part: {library.without_cuda}"
+    major, minor = torch.cuda.get_device_capability(device)
+    if toolchain.covers(library.architectures, (major, minor)):
+        return None
+    return (
+        f"the library has no code for sm_{major}{minor}, the architecture of {device}, only "
+        f"for {', '.join(library.architectures)}; build it with "
+        f"`BITSWEEP_CUDA_ARCHS=sm_{major}{minor} python -m cuda_ext.build` (the kernels need sm_80 "
+        "or newer)."
+    )
 
 
 @cache

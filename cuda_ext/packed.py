@@ -1,8 +1,9 @@
 """The operators of the kernel layout (cuda_ext.tiles), as the compiled library registers them.
 
 bitsweep::packed_linear, bitsweep::packed_dequantize and bitsweep::repack have one schema for all
-devices; the library brings their CPU kernels, and fake implementations here let torch.compile trace
-them. Buffers of one layer with `in` inputs, `out` outputs and `groups` groups:
+devices; the library brings their CPU kernels and, where it was built with nvcc, their CUDA kernels,
+and fake implementations here let torch.compile trace them. The layout is the same on every device.
+Buffers of one layer with `in` inputs, `out` outputs and `groups` groups:
 
 tiles     int32 [ceil(out / 8), units, 8, 16], the codes.
 scales    float32, float16 or bfloat16 [ceil(out / 8), groups, 8].
@@ -14,6 +15,7 @@ Groups are the whole row or a multiple of 32 inputs, neighbours in order (tiles.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from functools import cache
 
@@ -24,6 +26,8 @@ from torch.nn import functional
 from cuda_ext import build
 from cuda_ext.layout import pack_codes, unpack_codes
 from cuda_ext.tiles import LANES, TILE_ROWS, tile_grid, units_for, untile_codes, untile_grid
+
+_log = logging.getLogger("cuda_ext")
 
 ISAS = ("portable", "avx2", "avx512")
 
@@ -39,12 +43,13 @@ class Packed:
 
 
 @cache
-def load() -> None:
+def load() -> build.Library:
     """Build and load the library and register the fake implementations; build.BuildError if not."""
-    build.load()
+    library = build.load()
     torch.library.register_fake("bitsweep::packed_linear")(_fake_linear)
     torch.library.register_fake("bitsweep::packed_dequantize")(_fake_dequantize)
     torch.library.register_fake("bitsweep::repack")(_fake_repack)
+    return library
 
 
 def cpu_isa() -> str:
@@ -100,12 +105,18 @@ def linear(
 ) -> Tensor:
     """x [..., in] @ weight.T + bias: [..., out] in the dtype of x, products summed in float32.
 
-    x is float32, bfloat16 or float16. Up to 512 rows of float32 (192 of the others) are multiplied
-    from the codes; above that the weight is dequantized to the dtype of x first. float64, which no
-    kernel has, is multiplied in float64 by the dequantized weight. Raises RuntimeError naming the
-    argument that does not fit.
+    x is float32, bfloat16 or float16. On the CPU up to 512 rows of float32 (192 of the others) are
+    multiplied from the codes, on CUDA up to 64 of float16 or bfloat16; above that the weight is
+    dequantized to the dtype of x first, and so it is for every float32 x on CUDA, where no kernel
+    takes it (the log says so once). float64, which no kernel has, is multiplied in float64 by the
+    dequantized weight. Raises RuntimeError naming the argument that does not fit.
     """
     size = x.shape[-1] if group_size is None else group_size
+    if x.is_cuda and x.dtype == torch.float32 and not torch.compiler.is_compiling():
+        _say_once(
+            "float32 on CUDA: the weight is dequantized before every product, because the packed "
+            "kernels take float16 and bfloat16; cast the model (model.dtype) to use them."
+        )
     if x.dtype == torch.float64:
         weight = dequantize(
             packed, bits=bits, in_features=x.shape[-1], out_features=out_features, group_size=size
@@ -122,6 +133,11 @@ def linear(
         out_features,
         size,
     )
+
+
+@cache
+def _say_once(message: str) -> None:
+    _log.warning(message)
 
 
 def dequantize(

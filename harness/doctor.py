@@ -32,7 +32,7 @@ Finding = tuple[bool, str, str]
 def _mark(good: bool, text: str) -> str:
     if not good:
         return "MISSING"
-    return "-" if text.startswith(("no ", "not ")) or "is not here" in text else "ok"
+    return "-" if text.startswith(("no ", "not ")) else "ok"
 
 
 def _python() -> list[Finding]:
@@ -71,21 +71,29 @@ def _hardware() -> list[Finding]:
 
 
 def _kernels() -> list[Finding]:
-    from cuda_ext import build, packed
-    from cuda_ext.ops import KERNELS, KernelUnavailable, resolve_kernel
+    import torch
 
-    lines: list[Finding] = []
-    for name in KERNELS:
-        try:
-            lines.append((True, f"kernel {name}", resolve_kernel(name)))
-        except KernelUnavailable as error:
-            lines.append((True, f"kernel {name}", str(error)))
-    found = build.status()
-    lines.append((True, "compiler", found.compiler or found.reason))
-    if found.library is not None:
-        text = f"{found.library}, instruction set {packed.cpu_isa()}"
-        lines.append((True, "kernel library", text))
-    return lines
+    from cuda_ext import build, packed, toolchain
+    from cuda_ext.ops import resolve_kernel, why_unavailable
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    lines: list[Finding] = [(True, "kernel auto", f"{resolve_kernel('auto', device)} on {device}")]
+    for name in ("cpu", "cuda"):
+        reason = why_unavailable(torch.device(name))
+        text = f"instruction set {packed.cpu_isa()}" if name == "cpu" else "float16 and bfloat16"
+        lines.append((True, f"kernel {name}", text if reason is None else f"not here: {reason}"))
+    lines.append((True, "kernel reference", "plain PyTorch"))
+    found, driver = build.status(), toolchain.driver()
+    lines += [
+        (True, "compiler", found.compiler),
+        (True, "nvcc", found.nvcc),
+        (True, "driver", f"CUDA {driver}" if driver else "no NVIDIA driver (libcuda.so.1)"),
+    ]
+    if found.library is None:
+        return [*lines, (True, "library", found.reason)]
+    architectures = ", ".join(found.library.architectures)
+    code = architectures or f"CPU alone: {found.library.without_cuda}"
+    return [*lines, (True, "library", str(found.library.path.parent)), (True, "built for", code)]
 
 
 def _files() -> list[Finding]:

@@ -87,7 +87,9 @@ class QuantLinear(nn.Module):
     a multiple of 32) stay in GPTQ's buffers and are dequantized before every product.
 
     Scales keep their storage dtype through .to(dtype), .half() and .float(), because rounding them
-    changes every weight; the bias follows the model. kernel is the resolved name of the kernel.
+    changes every weight; the bias follows the model. `requested` is the kernel that was asked for
+    and `kernel` the one that it stands for on the layer's device: moving the layer to another kind
+    of device resolves it again, and KernelUnavailable says what is missing there.
     """
 
     bias: Tensor | None
@@ -100,6 +102,7 @@ class QuantLinear(nn.Module):
         self.scheme = scheme
         self.in_features = in_features
         self.out_features = packed["scales"].shape[1]
+        self.requested = kernel
         self.kernel = ops.resolve_kernel(kernel, packed["qweight"].device)
         self._hold(packed)
         self.register_buffer("bias", None if bias is None else bias.detach())
@@ -245,10 +248,25 @@ class QuantLinear(nn.Module):
         )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        before = self._device()
         held = {name: self._buffers.get(name) for name in GRID}
         super()._apply(fn, recurse)
         for name, exact in held.items():
             moved = self._buffers.get(name)
             if exact is not None and moved is not None and moved.dtype != exact.dtype:
                 setattr(self, name, exact.to(moved.device))
+        if self._device().type not in (before.type, "meta"):
+            self._follow()
         return self
+
+    def _device(self) -> torch.device:
+        held = self._buffers["tiles" if self.tiled else "qweight"]
+        return held.device  # type: ignore[union-attr]
+
+    def _follow(self) -> None:
+        """Take the kernel of the device that the buffers have moved to, and the layout it reads."""
+        kernel = ops.resolve_kernel(self.requested, self._device())
+        packed = self.packed() if (kernel == "reference") == self.tiled else None
+        self.kernel = kernel
+        if packed is not None:
+            self._hold(packed)

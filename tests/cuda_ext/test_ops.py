@@ -1,13 +1,14 @@
 """The packed operators against float64 products of codes that never were packed."""
 
 import itertools
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from cuda_ext import build, ops, packed
+from cuda_ext import build, ops, packed, toolchain
 from cuda_ext.layout import pack_codes
 
 CASES = [
@@ -191,3 +192,54 @@ def test_auto_is_the_reference_where_nothing_can_be_built(
     assert [record.getMessage() for record in caplog.records] == [
         "kernel=auto is the reference kernel on cpu: no C++ compiler is on PATH; install one."
     ]
+
+
+def gpu_with(
+    monkeypatch: pytest.MonkeyPatch, architectures: tuple[str, ...], without: str | None = None
+) -> None:
+    """A machine with one GPU of capability 9.0 and a library for these architectures."""
+    library = build.Library(Path("/nowhere"), architectures, without)
+    monkeypatch.setattr(toolchain, "visible_capabilities", lambda: ((9, 0),))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(packed, "load", lambda: library)
+
+
+def test_auto_is_cuda_on_a_gpu_that_the_library_has_code_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gpu_with(monkeypatch, ("sm_90",))
+    assert ops.resolve_kernel("auto", "cuda:0") == "cuda"
+    assert ops.resolve_kernel("cuda", "cuda") == "cuda"
+    assert ops.resolve_kernel("auto", "cpu") == "cpu"
+    with pytest.raises(ops.KernelUnavailable, match="the layer is on cpu; move it to cuda"):
+        ops.resolve_kernel("cuda", "cpu")
+    with pytest.raises(ops.KernelUnavailable, match="the layer is on cuda:0; move it to cpu"):
+        ops.resolve_kernel("cpu", "cuda:0")
+
+
+@pytest.mark.parametrize(
+    ("architectures", "without", "message"),
+    [
+        ((), "no nvcc: install the CUDA toolkit.", "has no CUDA part: no nvcc: install the CUDA"),
+        ((), "nvcc failed: two.cu.", "has no CUDA part: nvcc failed"),
+        (("sm_80", "sm_86"), None, r"no code for sm_90, .* only for sm_80, sm_86; build it with"),
+    ],
+)
+def test_why_there_is_no_cuda_kernel(
+    architectures: tuple[str, ...],
+    without: str | None,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gpu_with(monkeypatch, architectures, without)
+    with pytest.raises(ops.KernelUnavailable, match=message):
+        ops.resolve_kernel("cuda", "cuda")
+    ops._say_once.cache_clear()
+    assert ops.resolve_kernel("auto", "cuda") == "reference"
+
+
+def test_no_gpu_is_the_reason_before_anything_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(toolchain, "visible_capabilities", lambda: ())
+    monkeypatch.setattr(packed, "load", lambda: pytest.fail("built for nothing"))
+    with pytest.raises(ops.KernelUnavailable, match="no GPU: PyTorch sees no CUDA device here"):
+        ops.resolve_kernel("cuda", "cuda")

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from random_weights import random_weight, same
 from torch.nn import functional
 
+from cuda_ext import ops
 from cuda_ext.ops import KernelUnavailable, resolve_kernel
 from quant.linear import QuantLinear, pack, packed_shapes
 from quant.scheme import Scheme
@@ -185,3 +186,77 @@ def test_one_copy_of_the_weight_is_held() -> None:
         for layer in [QuantLinear.from_quantized(weight, kernel=kernel)]
     ]
     assert sizes[0] < 1.02 * sizes[1]  # zero-points take a byte each
+
+
+def moves_to_cuda(monkeypatch: pytest.MonkeyPatch, missing: str | None) -> None:
+    """Let the next .to() look like a move to a GPU, which has kernels or lacks them."""
+    if resolve_kernel("auto") == "reference":
+        pytest.skip("no compiled kernels here")
+    places = iter([torch.device("cpu")])
+    monkeypatch.setattr(QuantLinear, "_device", lambda _: next(places, torch.device("cuda:0")))
+    monkeypatch.setattr(ops, "why_unavailable", lambda device: missing)
+
+
+def test_a_moved_layer_takes_the_kernel_of_its_new_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = QuantLinear.from_quantized(random_weight(Scheme(4, group_size=32), 25, 128))
+    tiles, state = layer.tiles, layer.state_dict()
+    moves_to_cuda(monkeypatch, missing=None)
+    layer.to(torch.float16)
+    assert layer.kernel == "cuda"
+    assert layer.tiles is tiles  # the layout is the same on both
+    assert torch.equal(layer.state_dict()["qweight"], state["qweight"])
+
+
+def test_a_moved_layer_without_a_kernel_there_is_the_reference(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    layer = QuantLinear.from_quantized(random_weight(Scheme(3, group_size=32), 25, 128))
+    expected, x = layer.state_dict(), torch.ones(2, 128)
+    y = layer(x)
+    moves_to_cuda(monkeypatch, missing="no nvcc.")
+    layer.to(torch.float16)
+    assert layer.kernel == "reference"
+    assert not layer.tiled
+    assert all(torch.equal(part, expected[name]) for name, part in layer.state_dict().items())
+    torch.testing.assert_close(layer(x), y)
+
+
+def test_a_kernel_asked_for_by_name_does_not_move(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = random_weight(Scheme(4, group_size=32), 25, 128)
+    moves_to_cuda(monkeypatch, missing=None)
+    layer = QuantLinear.from_quantized(weight, kernel="cpu")
+    with pytest.raises(KernelUnavailable, match="the layer is on cuda:0; move it to cpu"):
+        layer.to(torch.float16)
+
+
+def test_a_layer_that_waits_on_meta_takes_the_kernel_where_it_lands() -> None:
+    weight = random_weight(Scheme(4, group_size=32), 25, 128)
+    expected = QuantLinear.from_quantized(weight)
+    packed = {name: part.to("meta") for name, part in pack(weight).items()}
+    layer = QuantLinear(packed, weight.scheme, 128, None, "auto")
+    layer.to_empty(device="cpu").load_state_dict(expected.state_dict())
+    assert layer.kernel == expected.kernel
+    assert layer.tiled == expected.tiled
+    assert torch.equal(layer(torch.ones(2, 128)), expected(torch.ones(2, 128)))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_to_a_gpu_and_back(bits: int) -> None:
+    reason = ops.why_unavailable(torch.device("cuda"))
+    if reason is not None:
+        pytest.skip(f"no CUDA kernels: {reason}")
+    weight = random_weight(Scheme(bits, group_size=32), 25, 128)
+    layer = QuantLinear.from_quantized(weight, torch.ones(25))
+    x, state = torch.randn(3, 128), layer.state_dict()
+    expected = layer(x)
+    layer.to("cuda")
+    assert (layer.kernel, layer.tiled) == ("cuda", True)
+    y = layer(x.cuda().half()).float().cpu()
+    torch.testing.assert_close(y, expected, rtol=2e-2, atol=2e-2 * float(expected.abs().max()))
+    torch.testing.assert_close(layer(x.cuda()).cpu(), expected, rtol=1e-4, atol=1e-4)
+    assert QuantLinear.from_quantized(weight, kernel="auto").to("cuda").kernel == "cuda"
+    layer.to("cpu")
+    assert layer.kernel == "cpu"
+    assert torch.equal(layer(x), expected)
+    assert all(torch.equal(part, state[name]) for name, part in layer.state_dict().items())

@@ -1,0 +1,93 @@
+"""From how many rows of x on dequantizing first is faster than multiplying from the codes."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from cuda_ext import packed
+from cuda_ext.bench.products import packed_step, random_packed
+from cuda_ext.bench.shapes import SHAPES
+from cuda_ext.bench.timing import Contender, Step, measure
+from cuda_ext.packed import Packed
+
+ROWS = {
+    "cpu": (16, 64, 128, 192, 256, 512),
+    "cuda": (1, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256),
+}
+DTYPES = {"cpu": (torch.float32, torch.bfloat16), "cuda": (torch.float16, torch.bfloat16)}
+
+
+@dataclass(frozen=True)
+class Crossing:
+    """Milliseconds of both ways for one dtype and number of rows, medians of turns."""
+
+    shape: str
+    bits: int
+    dtype: str
+    rows: int
+    packed_ms: float
+    dequantized_ms: float
+
+
+def most_rows(dtype: torch.dtype, device: str) -> int:
+    """Rows that one packed product takes (csrc/ops.cpp, csrc/cuda/kernels.h)."""
+    if device != "cpu":
+        return 64
+    return 512 if dtype == torch.float32 else 192
+
+
+def crossover(shape: str, bits: int, group: int, seconds: float, device: str) -> list[Crossing]:
+    """Both ways for every dtype and number of rows; more rows than a packed product takes are cut
+    into several."""
+    inputs, outputs = SHAPES[shape]
+    weight = random_packed(bits, inputs, outputs, group, 0, device)
+    found = []
+    for dtype in DTYPES[device]:
+        for rows in ROWS[device]:
+            x = torch.randn(rows, inputs, device=device).to(dtype)
+            rivals = [
+                Contender("packed", [_in_passes(x, weight, bits, outputs, group, device)], 0),
+                Contender("dequantized", [_dequantized(x, weight, bits, outputs, group)], 0),
+            ]
+            times = measure(rivals, seconds, device)
+            ms = [statistics.median(times[rival.name]) for rival in rivals]
+            name = str(dtype).removeprefix("torch.")
+            found.append(Crossing(shape, bits, name, rows, *ms))
+    return found
+
+
+def meeting(found: Sequence[Crossing], dtype: str) -> int | None:
+    """The fewest rows from which on the dequantized way won at every number of rows measured."""
+    best = None
+    for crossing in sorted((c for c in found if c.dtype == dtype), key=lambda c: -c.rows):
+        if crossing.packed_ms <= crossing.dequantized_ms:
+            break
+        best = crossing.rows
+    return best
+
+
+def _in_passes(x: Tensor, weight: Packed, bits: int, outputs: int, group: int, device: str) -> Step:
+    parts = x.split(most_rows(x.dtype, device))
+    steps = [packed_step(part, weight, bits, outputs, group) for part in parts]
+    return lambda: [step() for step in steps]
+
+
+def _dequantized(x: Tensor, weight: Packed, bits: int, outputs: int, group: int) -> Step:
+    def run() -> Tensor:
+        whole = packed.dequantize(
+            weight,
+            bits=bits,
+            in_features=x.shape[1],
+            out_features=outputs,
+            group_size=group,
+            dtype=x.dtype,
+        )
+        return functional.linear(x, whole)
+
+    return run

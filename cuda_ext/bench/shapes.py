@@ -1,0 +1,40 @@
+"""Layers that are timed: inputs and outputs of each, by name."""
+
+from __future__ import annotations
+
+BITS = (2, 3, 4, 8)
+
+SHAPES = {
+    "llama-7b-up": (4096, 11008),
+    "llama-7b-down": (11008, 4096),
+    "llama-8b-q": (4096, 4096),
+    "llama-8b-kv": (4096, 1024),
+    "llama-8b-up": (4096, 14336),
+    "llama-8b-down": (14336, 4096),
+    "llama-70b-q": (8192, 8192),
+    "llama-70b-kv": (8192, 1024),
+    "llama-70b-up": (8192, 28672),
+    "llama-70b-down": (28672, 8192),
+    "opt-175b-q": (12288, 12288),
+    "opt-175b-fc1": (12288, 49152),
+    "opt-175b-fc2": (49152, 12288),  # the micro-benchmark of the GPTQ paper
+    # The large matrix that Marlin's benchmark takes on an A10 (72 multiprocessors), and the fused
+    # gate and up projections of its LLaMA-65B.
+    "marlin-a10": (73728, 18432),
+    "marlin-llama-65b-up": (8192, 43520),
+}
+
+
+def chosen(text: str) -> list[str]:
+    """Shapes by name with commas, or all that begin with it ("opt-175b"), or "all".
+
+    Raises ValueError naming what is unknown.
+    """
+    found: list[str] = []
+    for part in text.split(","):
+        matching = [name for name in SHAPES if part in (name, "all")]
+        matching = matching or [name for name in SHAPES if name.startswith(f"{part}-")]
+        if not matching:
+            raise ValueError(f"shape {part!r} is unknown; choose of {', '.join(SHAPES)}, or all.")
+        found += [name for name in matching if name not in found]
+    return found

@@ -1,0 +1,91 @@
+#!/usr/bin/env bash
+# Everything that needs a GPU, in sections that fit a call of ten minutes each:
+#   tools/gpu_session.sh                        device build test sanitize bench
+#   tools/gpu_session.sh device build bench     only these sections; then, in calls of their own,
+#   tools/gpu_session.sh test                   sanitize, bench-batches crossover, bench-all,
+#                                               decode, solver
+# Needs torch and pytest alone; OUT is the folder of tables and log (default results/gpu), PYTHON
+# the interpreter. A section that fails or outlasts its limit does not stop the next.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+OUT="${OUT:-results/gpu}"
+if [ -z "${PYTHON:-}" ]; then
+  if [ -x .venv/bin/python ]; then PYTHON=.venv/bin/python; else PYTHON=python3; fi
+fi
+export PYTHONPATH="$PWD" PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1
+SECTIONS="device build test sanitize bench bench-batches bench-all crossover decode solver"
+PAPER="opt-175b,llama-70b-up,llama-70b-down,llama-8b-up"
+
+bench() {  # bench FILE arguments...
+  local file="$OUT/$1"
+  shift
+  "$PYTHON" -m cuda_ext.bench --device cuda --json "$file" "$@"
+}
+
+module() {  # module NAME: a benchmark of another room, where it exists
+  if [ -f "${1//.//}.py" ]; then "$PYTHON" -m "$1"; else echo "$1 is not in this checkout"; fi
+}
+
+section() {
+  case "$1" in
+    device) nvidia-smi --query-gpu=name,driver_version,clocks.sm,clocks.max.sm,temperature.gpu \
+              --format=csv
+            "$PYTHON" -c 'import torch; from cuda_ext import toolchain as t; print(
+              "torch", torch.__version__, "CUDA", torch.version.cuda, "driver", t.driver(),
+              "capabilities", t.visible_capabilities(), t.short_version(t.find_nvcc()))' ;;
+    build)  "$PYTHON" -c 'from cuda_ext import packed; library = packed.load(); print(library)
+raise SystemExit(library.without_cuda)' ;;
+    test)   "$PYTHON" -m pytest -q -m gpu -p no:cacheprovider tests/cuda_ext tests/quant ;;
+    sanitize)      "$PYTHON" tools/sanitize.py memcheck racecheck synccheck initcheck ;;
+    bench)         bench kernels.json --shapes "$PAPER" --batches 1,16,64 --bits 2,3,4 --seconds 1 ;;
+    bench-batches) bench batches.json --shapes llama-8b-up,llama-70b-up --bits 4 --seconds 0.1 \
+                     --batches "$(seq -s, 1 64)" ;;
+    bench-all)     bench all.json --shapes all --batches 1,2,4,8,16,32,64 --bits 2,3,4,8 \
+                     --seconds 0.5 ;;
+    crossover)     bench crossover.json --crossover --shapes llama-8b-up,opt-175b-q --bits 3,4 ;;
+    decode) module benchmarks.decode ;;
+    solver) module benchmarks.gpu_solver ;;
+  esac
+}
+
+limit() {  # seconds
+  case "$1" in
+    device) echo 60 ;; build) echo 240 ;; test) echo 420 ;; sanitize) echo 420 ;;
+    bench) echo 240 ;; crossover) echo 120 ;; *) echo 540 ;;
+  esac
+}
+
+if [ "${1:-}" = --section ]; then section "$2"; exit; fi
+wanted=("$@")
+[ $# -gt 0 ] || wanted=(device build test sanitize bench)
+for name in "${wanted[@]}"; do
+  case " $SECTIONS " in
+    *" $name "*) ;;
+    *) echo "gpu_session: section $name is unknown; choose of $SECTIONS." >&2; exit 2 ;;
+  esac
+done
+"$PYTHON" - <<'PY' || exit 2
+import sys
+try:
+    import torch
+except ModuleNotFoundError:
+    sys.exit("gpu_session: this Python has no torch; set PYTHON to one that has.")
+if not torch.cuda.is_available():
+    sys.exit(f"gpu_session: no GPU: PyTorch sees no CUDA device here (torch {torch.__version__}).")
+PY
+
+mkdir -p "$OUT"
+summary="" failed=0
+for name in "${wanted[@]}"; do
+  printf '\n== %s (at most %s s)\n' "$name" "$(limit "$name")"
+  began=$SECONDS
+  # A shell of its own, so that the limit stops the whole section.
+  timeout -k 10 "$(limit "$name")" bash "$0" --section "$name" 2>&1 | tee -a "$OUT/session.log"
+  status=${PIPESTATUS[0]}
+  case "$status" in
+    0) result=ok ;; 124|137) result="over its limit" failed=1 ;; *) result="failed ($status)" failed=1 ;;
+  esac
+  summary+="$(printf '%-14s %5s s  %s' "$name" "$((SECONDS - began))" "$result")"$'\n'
+done
+printf '\n%s' "$summary" | tee -a "$OUT/session.log"
+exit "$failed"

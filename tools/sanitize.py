@@ -1,0 +1,103 @@
+"""Run every CUDA kernel, over few and ragged shapes, under NVIDIA's compute-sanitizer.
+
+  python tools/sanitize.py                       memcheck, racecheck and synccheck
+  python tools/sanitize.py initcheck             these
+  python tools/sanitize.py --launch              the launches alone, without the sanitizer
+
+Results are compared with plain PyTorch, too. The exit status is 1 when a tool or a comparison finds
+something, 2 when there is no GPU or no compute-sanitizer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from cuda_ext import packed
+from cuda_ext.layout import pack_codes
+from cuda_ext.ops import why_unavailable
+
+TOOLS = ("memcheck", "racecheck", "synccheck")
+ALL_TOOLS = (*TOOLS, "initcheck")
+# Inputs, outputs, group: ragged everywhere; a row that several blocks share; whole tiles.
+SHAPES = ((37, 13, None), (544, 19, 32), (4096, 72, 128), (1024, 136, 256))
+BATCHES = (1, 3, 8, 17, 33, 64)
+FOUND = 7  # the status that compute-sanitizer gives when it found something
+
+
+def launch() -> int:
+    """Run every kind of kernel once for every shape; the number of wrong results."""
+    wrong = 0
+    for bits, (inputs, outputs, group) in itertools.product((2, 3, 4, 8), SHAPES):
+        size = group or inputs
+        codes = torch.randint(0, 2**bits, (inputs, outputs), dtype=torch.uint8)
+        groups = -(-inputs // size)
+        zeros = torch.randint(0, 2**bits, (groups, outputs), dtype=torch.uint8)
+        scales = (torch.rand(groups, outputs) + 0.1).half()
+        words, packed_zeros = pack_codes(codes, bits, dim=0), pack_codes(zeros, bits)
+        column = torch.arange(inputs) // size
+        weight = (scales.float()[column] * (codes.float() - zeros.float()[column])).t()
+        held = packed.pack(
+            words.cuda(), scales.cuda(), packed_zeros.cuda(), None, bits=bits, in_features=inputs
+        )
+        shape = {"bits": bits, "out_features": outputs, "group_size": size}
+        for dtype in (torch.float16, torch.bfloat16):
+            whole = packed.dequantize(held, in_features=inputs, dtype=dtype, **shape)
+            wrong += _differs("dequantize", bits, whole, weight, 0.01)
+            for batch in BATCHES:
+                x = torch.randn(batch, inputs).to(dtype)
+                bias = torch.ones(outputs, dtype=dtype)
+                y = packed.linear(x.cuda(), held, bias=bias.cuda(), **shape)
+                wrong += _differs(f"linear {batch}", bits, y, x.float() @ weight.t() + 1, 0.02)
+    torch.cuda.synchronize()
+    return wrong
+
+
+def _differs(what: str, bits: int, found: torch.Tensor, expected: torch.Tensor, most: float) -> int:
+    error = float((found.float().cpu() - expected).abs().max() / expected.abs().max())
+    if error <= most:
+        return 0
+    print(f"{what}, {bits} bits, {tuple(expected.shape)}: relative error {error:.3g}")
+    return 1
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(usage=__doc__)
+    parser.add_argument("tools", nargs="*", default=TOOLS, metavar="tool")
+    parser.add_argument("--launch", action="store_true")
+    options = parser.parse_args()
+    reason = why_unavailable(torch.device("cuda"))
+    if reason is not None:
+        print(f"sanitize: {reason}", file=sys.stderr)
+        return 2
+    if options.launch:
+        return int(launch() > 0)
+    program = shutil.which("compute-sanitizer") or shutil.which(
+        "/usr/local/cuda/bin/compute-sanitizer"
+    )
+    if program is None:
+        print("sanitize: no compute-sanitizer on PATH or in /usr/local/cuda/bin.", file=sys.stderr)
+        return 2
+    if unknown := sorted(set(options.tools) - set(ALL_TOOLS)):
+        parser.error(f"{', '.join(unknown)}: choose of {', '.join(ALL_TOOLS)}")
+    return max(_check(program, tool) for tool in options.tools)
+
+
+def _check(program: str, tool: str) -> int:
+    # Without torch's cache every tensor is an allocation of its own, whose end memcheck knows.
+    environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    command = [program, "--tool", tool, "--error-exitcode", str(FOUND), sys.executable]
+    done = subprocess.run([*command, str(Path(__file__)), "--launch"], env=environment)
+    print(f"sanitize: {tool}: {'clean' if done.returncode == 0 else 'FOUND SOMETHING'}", flush=True)
+    return int(done.returncode != 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -18,6 +18,8 @@ class SuiteContext:
     tokenizer   its tokenizer.
     load_twin   loads the full-precision model the cell started from (same dtype and device);
                 returns `model` itself when the cell is not quantized.
+    load_reference  loads the quantized model again with the reference kernel; raises ValueError
+                when the cell is not quantized or has no artifact.
     data_dir    folder in which relative paths of texts and task files are looked for first.
     context_length  tokens of a window; None: the model's own maximum.
     progress    called as progress(done, total, what) from time to time; never None.
@@ -26,6 +28,7 @@ class SuiteContext:
     model: Any
     tokenizer: Any
     load_twin: Callable[[], Any]
+    load_reference: Callable[[], Any]
     quantized: bool
     kernel: str
     device: str

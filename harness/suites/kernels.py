@@ -8,7 +8,6 @@ read bandwidth of the device is measured in the same turns.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from cuda_ext.bench import Contender, copies_for, last_level_cache, measure
 from harness.config import KernelsConfig
 from harness.record import Metric
 from harness.suites.base import SuiteContext, SuiteResult
+from harness.suites.shapes import task_name
 from harness.suites.timing import conditions, paired_ratio, summarise
 from quant.blocks import LINEAR_TYPES
 from quant.dummy import layer_shape, random_packed
@@ -30,7 +30,6 @@ from quant.roofline import READ_BYTES
 from quant.scheme import Scheme
 
 FULL, PACKED = "full", "packed"
-_TASK = re.compile(r"(\d+)x(\d+)_b(\d+)$")
 
 
 @dataclass(frozen=True)
@@ -40,20 +39,6 @@ class Shape:
     inputs: int
     outputs: int
     layers: int
-
-
-def task_name(inputs: int, outputs: int, batch: int) -> str:
-    """ "4096x11008_b16": inputs, outputs and batch of a metric."""
-    return f"{inputs}x{outputs}_b{batch}"
-
-
-def parse_task(task: str) -> tuple[int, int, int]:
-    """(inputs, outputs, batch) of `task_name`; ValueError for another name."""
-    match = _TASK.match(task)
-    if match is None:
-        raise ValueError(f"{task!r} is not a layer shape and batch such as 4096x11008_b16.")
-    inputs, outputs, batch = (int(part) for part in match.groups())
-    return inputs, outputs, batch
 
 
 def run(context: SuiteContext, config: KernelsConfig) -> SuiteResult:

@@ -29,10 +29,6 @@ def _range(figure: Figure) -> str:
     return ranged(figure.value, figure.low, figure.high)
 
 
-def _ratio(figure: Figure) -> str:
-    return ranged(figure.value, figure.low, figure.high, digits=2)
-
-
 def _percent(figure: Figure) -> str:
     return significant(100 * figure.value, 2)
 
@@ -54,8 +50,8 @@ METRICS: dict[str, tuple[str, str, Callable[[Figure], str]]] = {
     "weight_bytes": ("weights", "MB", _megabytes),
     "prefill_ms": ("prefill", "ms", _plain),
     "decode_ms": ("decode", "ms/token", _range),
-    "decode_speedup": ("speed-up", "× full", _ratio),
-    "roofline_share": ("of", "roofline %", _percent),
+    "decode_speedup": ("speed-up", "× full", _plain),
+    "roofline_share": ("roofline", "%", _percent),
     "bytes_per_token": ("reads", "MB/token", _megabytes),
     "decode_tokens_per_s": ("tokens", "/s", _plain),
     "decode_bandwidth": ("reads", "GB/s", _plain),
@@ -171,7 +167,7 @@ def _notes(rows: list[Row], keys: list[FigureKey]) -> list[str]:
         notes.append(f"Decoded with {_usual_mode(rows)}.")
     if any(key[2] == "roofline_share" for key in keys):
         notes.append(
-            "Of roofline: weights, KV cache and activations of a token over its time, against the "
+            "Roofline: weights, KV cache and activations of a token over its time, against the "
             f"read bandwidth measured in the same process ({_bandwidths(rows)} GB/s)."
         )
     timed = _said(rows, "decode_ms")

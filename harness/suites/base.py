@@ -10,6 +10,10 @@ from typing import Any
 from harness.record import Metric
 
 
+def _no_reference() -> Any:
+    raise ValueError("this model was not quantized, so there are no packed weights to load again.")
+
+
 @dataclass(frozen=True)
 class SuiteContext:
     """The packed model under test and what is needed to compare it with full precision.
@@ -18,17 +22,16 @@ class SuiteContext:
     tokenizer   its tokenizer.
     load_twin   loads the full-precision model the cell started from (same dtype and device);
                 returns `model` itself when the cell is not quantized.
-    load_reference  loads the quantized model again with the reference kernel; raises ValueError
-                when the cell is not quantized or has no artifact.
     data_dir    folder in which relative paths of texts and task files are looked for first.
     context_length  tokens of a window; None: the model's own maximum.
     progress    called as progress(done, total, what) from time to time; never None.
+    load_reference  loads the quantized model again with the reference kernel; ValueError without
+                an artifact to load.
     """
 
     model: Any
     tokenizer: Any
     load_twin: Callable[[], Any]
-    load_reference: Callable[[], Any]
     quantized: bool
     kernel: str
     device: str
@@ -37,6 +40,7 @@ class SuiteContext:
     data_dir: Path | None
     progress: Callable[[int, int, str], None]
     context_length: int | None = None
+    load_reference: Callable[[], Any] = _no_reference
 
 
 @dataclass(frozen=True)

@@ -42,8 +42,9 @@ READ = ("latency", "device")  # suite and task of the read bandwidth
 # Notes of a timing that are shown elsewhere.
 NOT_CONDITIONS = ("kernel:", "decode mode:", "full-precision twin:")
 
-# Follow from other columns, so the screen can do without.
-DERIVED = ("decode_tokens_per_s", "decode_bandwidth", "bytes_per_token")
+# Follow from other columns, or are mostly the libraries' (peak memory on a processor), so the screen,
+# which has room for ten columns, can do without.
+FILES_ONLY = ("decode_tokens_per_s", "decode_bandwidth", "bytes_per_token", "peak_memory_bytes")
 
 # metric of the latency suite -> (header, detail, how it is written)
 METRICS: dict[str, tuple[str, str, Callable[[Figure], str]]] = {
@@ -51,7 +52,7 @@ METRICS: dict[str, tuple[str, str, Callable[[Figure], str]]] = {
     "prefill_ms": ("prefill", "ms", _plain),
     "decode_ms": ("decode", "ms/token", _range),
     "decode_speedup": ("speed-up", "× full", _plain),
-    "roofline_share": ("roofline", "%", _percent),
+    "roofline_share": ("roof", "%", _percent),
     "bytes_per_token": ("reads", "MB/token", _megabytes),
     "decode_tokens_per_s": ("tokens", "/s", _plain),
     "decode_bandwidth": ("reads", "GB/s", _plain),
@@ -98,7 +99,7 @@ def cost_keys(rows: list[Row]) -> list[FigureKey]:
 def _column(key: FigureKey, keys: list[FigureKey]) -> Column:
     _, task, metric = key
     header, detail, _ = METRICS[metric]
-    on_screen = metric not in DERIVED
+    on_screen = metric not in FILES_ONLY
     if sum(other[2] == metric for other in keys) > 1:
         return Column(f"{task}:{metric}", task, f"{header} {detail}", on_screen=on_screen)
     return Column(metric, header, detail, on_screen=on_screen)
@@ -167,7 +168,7 @@ def _notes(rows: list[Row], keys: list[FigureKey]) -> list[str]:
         notes.append(f"Decoded with {_usual_mode(rows)}.")
     if any(key[2] == "roofline_share" for key in keys):
         notes.append(
-            "Roofline: weights, KV cache and activations of a token over its time, against the "
+            "Roof: weights, KV cache and activations of a token over its time, against the "
             f"read bandwidth measured in the same process ({_bandwidths(rows)} GB/s)."
         )
     timed = _said(rows, "decode_ms")

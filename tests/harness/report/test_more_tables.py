@@ -64,7 +64,7 @@ def test_a_kernel_out_of_its_bound_is_marked_and_a_sound_one_is_not(records) -> 
     assert (full.text, full.marks, sound.marks) == ("–", (), ())
     (mark,) = broken.marks
     assert table.footnotes[mark - 1] == (
-        "parity BROKEN: mean above 1e-08 nat: do not trust this kernel"
+        "parity BROKEN: mean above 1e-09 nat: do not trust this kernel"
     )
     assert failed.text == "failed"
     assert "no finite divergence" in table.footnotes[failed.marks[0] - 1]

@@ -104,7 +104,11 @@ def cell_semantics(config: CellConfig) -> dict[str, Any]:
             "dtype": model.dtype,
             "context": model.context,
             "attention": model.attention,
-            **({"architecture": model.architecture} if model.source == "dummy" else {}),
+            **(
+                {"architecture": Path(model.architecture or "").name}
+                if model.source == "dummy"
+                else {}
+            ),
         },
         "method": {"name": config.method.name},
         "scheme": dataclasses.asdict(config.scheme),

@@ -127,6 +127,10 @@ def _dummy(config: CellConfig) -> None:
                 f"and model={config.model.name} would ignore it: leave it out."
             )
         return
+    if "/" in config.model.name:
+        raise ConfigError(
+            f"model.name={config.model.name} holds a path: add model.name=NAME for the tables."
+        )
     if method not in ("none", dummy.RANDOM):
         raise ConfigError(
             f"method={method} needs weights to quantize, and model=dummy has none: use "

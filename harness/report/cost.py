@@ -42,7 +42,7 @@ READ = ("latency", "device")  # suite and task of the read bandwidth
 # Notes of a timing that are shown elsewhere.
 NOT_CONDITIONS = ("kernel:", "decode mode:", "full-precision twin:")
 
-# Follow from other columns, or are mostly the libraries' (peak memory on a processor), so the screen,
+# Follow from other columns, or (peak memory on a processor) are mostly the libraries: the screen,
 # which has room for ten columns, can do without.
 FILES_ONLY = ("decode_tokens_per_s", "decode_bandwidth", "bytes_per_token", "peak_memory_bytes")
 

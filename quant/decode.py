@@ -113,6 +113,8 @@ class SharedLengthLayer(StaticLayer):
         """
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
+        assert self.keys is not None
+        assert self.values is not None
         tokens = key_states.shape[-2]
         if tokens == 1:
             places = self.cumulative_length.view(1)

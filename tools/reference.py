@@ -48,9 +48,9 @@ def compare(results: Path) -> list[str]:
     """What in `results` does not agree with the reference; empty when all does."""
     ours, reference = _figures(results), _figures(REFERENCE)
     problems = [f"{' '.join(key)}: missing in {results}" for key in reference if key not in ours]
-    for key, metric in ours.items():
-        if key[-1] == PARITY and metric.notes["parity"] != "holds":
-            problems.append(f"{' '.join(key)}: {metric.value:.2g}, {metric.notes['parity']}")
+    for key, found in ours.items():
+        if key[-1] == PARITY and found.notes["parity"] != "holds":
+            problems.append(f"{' '.join(key)}: {found.value:.2g}, {found.notes['parity']}")
     for key in sorted(set(ours) & set(reference)):
         if key[-1] == PARITY:
             continue

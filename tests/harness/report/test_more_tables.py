@@ -151,3 +151,12 @@ def test_a_row_decoded_otherwise_than_most_is_marked(made_up) -> None:
 )
 def test_small_figures(value, text) -> None:
     assert small(value) == text
+
+
+def test_the_perplexity_of_last_words_is_in_the_files(made_up) -> None:
+    target = made_up.perplexity(4.2, name="target_perplexity", task="lambada_openai")
+    metrics = [made_up.accuracy("lambada_openai", 0.7), target]
+    table = tables_of([made_up.record("gptq", "w3", "zeroshot", metrics=metrics)])["accuracy"]
+    column = next(each for each in table.columns if "target" in each.name)
+    assert (column.name, column.on_screen) == ("lambada_openai:target_perplexity", False)
+    assert "4.2" in to_csv(table)

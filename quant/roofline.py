@@ -53,7 +53,7 @@ def read_bandwidth(device: str | torch.device, turns: int = READ_TURNS) -> float
     device = torch.device(device)
     size = READ_BYTES.get(device.type, READ_BYTES["cpu"])
     if device.type == "cuda":
-        size = min(size, torch.cuda.mem_get_info(device)[0] // 8)
+        size = min(size, max(torch.cuda.mem_get_info(device)[0] // 8, 2**26))
     array = torch.ones(size // 4, device=device)
     array.sum()
     seconds = min(_sum_seconds(array) for _ in range(turns))

@@ -188,3 +188,41 @@ def test_bytes_of_keys_and_values() -> None:
     row = 3 * 2 * 2 * 8 * 4  # blocks, keys and values, heads, dim, float32
     assert dynamic.kv_bytes() == (PROMPT + TOKENS) * row
     assert static.kv_bytes() == 32 * row  # 21 positions, rounded up to 16
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("name", [name for name in CONFIGS if name != "falcon"])
+def test_a_real_cuda_graph_gives_the_same_tokens(name) -> None:
+    model, prompt = model_of(name).cuda(), prompt_of().cuda()
+    decoder = make_decoder(model, prompt, TOKENS)
+    assert (decoder.mode, decoder.reason) == (decode.GRAPH, "")
+    expected, logits = without_cache(model, prompt)
+    for _ in range(2):  # again after the first sequence has filled the buffers
+        found, graph_logits = run(decoder, prompt)
+        assert found == expected
+        torch.testing.assert_close(graph_logits, logits, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_packed_layers_are_captured_on_a_gpu() -> None:
+    from quant.architectures import architecture_config
+    from quant.dummy import build_dummy
+    from quant.scheme import Scheme
+
+    model = build_dummy(
+        architecture_config("opt-125m"), Scheme(4, 128), device="cuda", dtype=torch.float16
+    )
+    prompt = prompt_of().cuda()
+    decoder = make_decoder(model, prompt, TOKENS)
+    assert (decoder.mode, decoder.reason) == (decode.GRAPH, "")
+    dynamic = DynamicDecoder(model)
+    decoder.prefill(prompt)
+    dynamic.prefill(prompt)
+    for _ in range(TOKENS):
+        dynamic.token = decoder.token.clone()
+        decoder.step()
+        dynamic.step()
+        spread = dynamic.logits.float().std()
+        assert (decoder.logits - dynamic.logits).float().abs().max() < 0.1 * spread

@@ -2,6 +2,7 @@
 
   python -m benchmarks.decode --architecture opt-66b --bits 16,4,3 --tokens 128 --json FILE
   python -m benchmarks.decode --architecture opt-175b --bits 3
+  python -m benchmarks.decode        both of these
 
 Random weights, made on the device in packed form, so nothing is downloaded; needs torch and
 transformers alone. Every width is built, timed and freed in turn in one process; one that does not
@@ -37,6 +38,8 @@ from quant.scheme import Scheme, SchemeError
 
 FULL = 16
 WARM_TOKENS = 8
+# What is run without --architecture: the sizes of the paper's Table 6 that fit one GPU of 139 GiB.
+DEFAULT_RUNS = (("opt-66b", "16,4,3"), ("opt-175b", "3"))
 WORKSPACE = 2**30  # bytes beside model and cache: library workspaces, the array of the bandwidth
 
 
@@ -239,9 +242,9 @@ def describe(rows: Sequence[Row], architecture: str) -> str:
     return "\n".join(lines)
 
 
-def machine(settings: Settings) -> dict[str, Any]:
+def machine(device: str) -> dict[str, Any]:
     """Names and versions; no host name, no path."""
-    gpu = torch.cuda.get_device_name(settings.device) if _cuda(settings.device) else None
+    gpu = torch.cuda.get_device_name(device) if _cuda(device) else None
     return {
         "gpu": gpu,
         "cpu": platform.processor() or platform.machine(),
@@ -256,55 +259,65 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """0 when every width was timed, 1 when one was not, 2 for a wrong command line."""
     parser = _parser()
     options = parser.parse_args(arguments)
-    settings = _settings(options)
-    if min(settings.prompt, settings.tokens, settings.repeats) < 1:
-        parser.error("--prompt, --tokens and --repeats are at least 1.")
-    if settings.tokens * settings.repeats < 2:
-        parser.error("--tokens times --repeats is at least 2: one step has no percentiles.")
+    runs = DEFAULT_RUNS
+    if options.architecture is not None:
+        runs = ((options.architecture, options.bits),)
     try:
-        widths = [int(value) for value in options.bits.split(",")]
-        needs = plan(settings, widths)
+        planned = [(_settings(options, name), _widths(bits)) for name, bits in runs]
+        needs = [plan(settings, widths) for settings, widths in planned]
     except (ArchitectureError, SchemeError, KernelUnavailable, ValueError) as error:
         parser.error(str(error))
-    print(", ".join(f"{name} {value}" for name, value in machine(settings).items() if value))
-    for bits, need in needs.items():
-        print(f"{settings.architecture}, {bits} bits: {need.model / GIB:.2f} GiB of weights")
-    bandwidth = roofline.read_bandwidth(settings.device)
+    device = planned[0][0].device
+    print(", ".join(f"{name} {value}" for name, value in machine(device).items() if value))
+    bandwidth = roofline.read_bandwidth(device)
     print(f"reads {bandwidth / 1e9:.1f} GB/s", flush=True)
     free()
-    rows, refused = [], {}
+    kept = []
+    for (settings, widths), need in zip(planned, needs, strict=True):
+        for bits in widths:
+            weights = f"{need[bits].model / GIB:.2f} GiB of weights"
+            print(f"{settings.architecture}, {bits} bits: {weights}", flush=True)
+        kept.append(run(settings, widths, bandwidth))
+    if options.json:
+        text = json.dumps({"machine": machine(device), "runs": kept}, indent=1, ensure_ascii=False)
+        options.json.write_text(text + "\n", encoding="utf-8")
+    return 1 if any(each["not_measured"] for each in kept) else 0
+
+
+def run(settings: Settings, widths: Sequence[int], bandwidth: float) -> dict[str, Any]:
+    """Time the widths of one architecture, print their table; what the JSON file says of them."""
+    rows: list[Row] = []
+    refused: dict[str, str] = {}
     for bits in widths:
         try:
             rows.append(time_width(settings, bits, bandwidth))
         except (NotEnoughMemory, torch.OutOfMemoryError) as error:
-            refused[bits] = str(error).splitlines()[0]
-            print(f"{bits} bits: not measured on this machine: {refused[bits]}", file=sys.stderr)
+            reason = refused[str(bits)] = str(error).splitlines()[0]
+            print(f"{bits} bits: not measured on this machine: {reason}", file=sys.stderr)
         free()
     rows = with_speedups(rows)
-    print(describe(rows, settings.architecture))
-    if options.json:
-        write_json(options.json, settings, rows, refused)
-    return 1 if refused else 0
-
-
-def write_json(
-    file: Path, settings: Settings, rows: Sequence[Row], refused: dict[int, str]
-) -> None:
-    """Everything that was measured, where, and why something was not."""
-    kept = {
-        "machine": machine(settings),
+    print(describe(rows, settings.architecture), flush=True)
+    return {
         "settings": asdict(settings),
         "rows": [asdict(row) for row in rows],
-        "not_measured": {str(bits): reason for bits, reason in refused.items()},
+        "not_measured": refused,
         "published": [asdict(line) for line in published(settings.architecture)],
     }
-    file.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _settings(options: argparse.Namespace) -> Settings:
+def _widths(bits: str) -> list[int]:
+    return [int(value) for value in bits.split(",")]
+
+
+def _settings(options: argparse.Namespace, architecture: str) -> Settings:
+    """ValueError for a number of tokens that measures nothing."""
+    if min(options.prompt, options.tokens, options.repeats) < 1:
+        raise ValueError("--prompt, --tokens and --repeats are at least 1.")
+    if options.tokens * options.repeats < 2:
+        raise ValueError("--tokens times --repeats is at least 2: one step has no percentiles.")
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     return Settings(
-        architecture=options.architecture,
+        architecture=architecture,
         device=device,
         dtype=options.dtype or ("float16" if _cuda(device) else "float32"),
         kernel=options.kernel,
@@ -323,7 +336,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawTextHelpFormatter,
     )
     known = ", ".join(ARCHITECTURES)
-    parser.add_argument("--architecture", required=True, help=f"a config.json, or of {known}")
+    parser.add_argument("--architecture", help=f"a config.json, or of {known}")
     parser.add_argument("--bits", default="16,4,3", help="16 is full precision (default 16,4,3)")
     parser.add_argument("--group", type=int, default=128, help="inputs a group; 0: one grid a row")
     parser.add_argument("--tokens", type=int, default=128, help="decode steps timed a repeat")

@@ -52,7 +52,7 @@ COLUMNS: tuple[Written, ...] = (
     ("top1_flip_rate", "flips", "%", "top1_flip_rate", _percent, True),
     ("kernel_kl", "KL kernel", "nat, mean", "kernel_kl", _largest, True),
     ("kernel_kl_max", "", "max", "kernel_kl_max", _largest, True),
-    ("kernel_top1_agreement", "agree", "%", "kernel_top1_agreement", _agreement, True),
+    ("kernel_top1_agreement", "agree", "%", "kernel_top1_agreement", _agreement, False),
     ("kl_floor", "floor", "nat", "kl_floor", _largest, False),
 )
 

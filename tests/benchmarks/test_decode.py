@@ -67,7 +67,7 @@ def test_runs_with_torch_and_transformers_alone(tiny: str, tmp_path: Path) -> No
         check=False,
     )
     assert completed.returncode == 0, completed.stderr[-2000:]
-    kept = json.loads(out.read_text())
+    (kept,) = json.loads(out.read_text())["runs"]
     assert [row["bits"] for row in kept["rows"]] == [16, 4, 3]
     assert [row["scheme"] for row in kept["rows"]] == ["float32", "w4g32", "w3g32"]
     full, four, three = kept["rows"]
@@ -86,7 +86,7 @@ def test_runs_with_torch_and_transformers_alone(tiny: str, tmp_path: Path) -> No
 def test_what_does_not_fit_is_said_and_the_rest_is_measured(
     tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    settings = decode._settings(decode._parser().parse_args(arguments(tiny)))
+    settings = decode._settings(decode._parser().parse_args(arguments(tiny)), tiny)
     needs = decode.plan(settings, [16, 2])
     cache = decode.kv_bytes(dummy_config(tiny), settings)
     room = needs[2].model + needs[2].transient + cache
@@ -95,7 +95,7 @@ def test_what_does_not_fit_is_said_and_the_rest_is_measured(
     out = tmp_path / "out.json"
     assert decode.main(arguments(tiny, "--bits", "16,2", "--json", str(out))) == 1
     assert "16 bits: not measured on this machine: OPTForCausalLM needs" in capsys.readouterr().err
-    kept = json.loads(out.read_text())
+    (kept,) = json.loads(out.read_text())["runs"]
     assert [row["bits"] for row in kept["rows"]] == [2]
     assert kept["rows"][0]["speedup"] is None
     assert "are free" in kept["not_measured"]["16"]
@@ -136,10 +136,23 @@ def test_wrong_command_lines(tiny: str, more, sentence, capsys) -> None:
 
 def test_memory_of_the_runs_that_are_planned_for_one_gpu_of_139_gib() -> None:
     options = ["--device", "cpu", "--dtype", "float16", "--kernel", "reference"]
-    for architecture, bits in (("opt-66b", 16), ("opt-66b", 4), ("opt-66b", 3), ("opt-175b", 3)):
-        parsed = decode._parser().parse_args(["--architecture", architecture, *options])
-        settings = decode._settings(parsed)
+    runs = [(name, width) for name, bits in decode.DEFAULT_RUNS for width in decode._widths(bits)]
+    assert runs == [("opt-66b", 16), ("opt-66b", 4), ("opt-66b", 3), ("opt-175b", 3)]
+    for architecture, bits in runs:
+        parsed = decode._parser().parse_args(options)
+        settings = decode._settings(parsed, architecture)
         need = decode.plan(settings, [bits])[bits]
         config = dummy_config(architecture)
         total = need.model + need.transient + decode.kv_bytes(config, settings) + decode.WORKSPACE
         assert total < 139 * dummy.GIB * (1 - dummy.MARGIN), (architecture, bits)
+
+
+def test_without_arguments_the_large_sizes_are_tried_and_refused_here(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(dummy, "free_memory", lambda device: 2**30)
+    out = tmp_path / "out.json"
+    assert decode.main(["--device", "cpu", "--dtype", "float16", "--json", str(out)]) == 1
+    runs = json.loads(out.read_text())["runs"]
+    assert [list(each["not_measured"]) for each in runs] == [["16", "4", "3"], ["3"]]
+    assert "opt-175b, 3 bits: 65.77 GiB of weights" in capsys.readouterr().out

@@ -259,7 +259,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """0 when every width was timed, 1 when one was not, 2 for a wrong command line."""
     parser = _parser()
     options = parser.parse_args(arguments)
-    runs = DEFAULT_RUNS
+    runs: tuple[tuple[str, str], ...] = DEFAULT_RUNS
     if options.architecture is not None:
         runs = ((options.architecture, options.bits),)
     try:

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from harness import protocols
+from harness import dummy, protocols
 from harness.checkpoints import (
     bits_per_weight,
     find_checkpoint,
@@ -39,8 +39,10 @@ from harness.validation import make_scheme
 
 SUITES = {
     "perplexity": "harness.suites.perplexity",
+    "divergence": "harness.suites.divergence",
     "zeroshot": "harness.suites.zeroshot",
     "latency": "harness.suites.latency",
+    "kernels": "harness.suites.kernels",
 }
 
 
@@ -172,7 +174,9 @@ def _measure(plan: CellPlan, stage: str, subject: _Subject, progress: Any) -> di
         model=subject.model(),
         tokenizer=subject.tokenizer(),
         load_twin=subject.twin,
+        load_reference=subject.reference,
         quantized=subject.quantized,
+        has_original=not subject.loaded,
         kernel=subject.kernel,
         device=config.runtime.device,
         dtype=config.model.dtype,
@@ -208,15 +212,11 @@ class _Subject:
         self.bits_per_weight: float | None = None
         self.kernel = kernel_of(plan.config)
         self.loaded = find_checkpoint(plan.config.model) is not None
-        self.quantized = self.loaded or plan.artifact is not None
+        self.quantized = self.loaded or plan.config.method.name != "none"
 
     def model(self) -> Any:
         if self._model is None:
-            if self.loaded:
-                self._model = load_checkpoint(self._plan.config)
-                self.bits_per_weight = bits_per_weight(self._model)
-            else:
-                self._model = self._quantized() if self._plan.artifact else self.plain()
+            self._model = self._load()
         return self._model
 
     def tokenizer(self) -> Any:
@@ -226,14 +226,39 @@ class _Subject:
 
     def plain(self) -> Any:
         """The full-precision model that the cell started from."""
-        return load_model(self._plan.config.model, self._plan.config.runtime.device)
+        config = self._plan.config
+        if dummy.is_dummy(config.model):
+            return dummy.load(config, packed=False)
+        return load_model(config.model, config.runtime.device)
 
     def twin(self) -> Any:
         if self.loaded:
             return load_dequantized(self._plan.config)
-        return self.plain() if self._plan.artifact else self.model()
+        return self.plain() if self.quantized else self.model()
 
-    def _quantized(self) -> Any:
+    def reference(self) -> Any:
+        """The quantized model from the same files, dequantized by the reference kernel."""
+        if self.loaded:
+            return load_checkpoint(self._plan.config, "reference")
+        if self._plan.artifact is None:
+            raise ValueError(f"{self._plan.identity.method} leaves no artifact to load again.")
+        return self._quantized("reference")
+
+    def _load(self) -> Any:
+        config = self._plan.config
+        if self.loaded:
+            model = load_checkpoint(config, config.runtime.kernel)
+            self.bits_per_weight = bits_per_weight(model)
+            return model
+        if self._plan.artifact is not None:
+            return self._quantized(config.runtime.kernel)
+        if config.method.name != dummy.RANDOM:
+            return self.plain()
+        model = dummy.load(config, packed=True)
+        self.bits_per_weight = dummy.bits_per_weight(config, model)
+        return model
+
+    def _quantized(self, kernel: str) -> Any:
         from quant.checkpoint import load
 
         folder, config = self._plan.artifact, self._plan.config
@@ -245,7 +270,7 @@ class _Subject:
         self.bits_per_weight = made.cell.bits_per_weight
         return load(
             folder,
-            kernel=config.runtime.kernel,
+            kernel=kernel,
             device=config.runtime.device,
             dtype=getattr(torch, config.model.dtype),
             attn_implementation=config.model.attention,

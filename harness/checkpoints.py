@@ -86,8 +86,8 @@ def _examine(folder: Path, _mtime_ns: int, _size: int) -> Checkpoint | None:
     )
 
 
-def load_checkpoint(config: CellConfig) -> Any:
-    """The model of a quantized checkpoint, its layers on the kernel of the configuration."""
+def load_checkpoint(config: CellConfig, kernel: str) -> Any:
+    """The model of a quantized checkpoint, its layers on `kernel`."""
     import torch
 
     from quant import load
@@ -96,7 +96,7 @@ def load_checkpoint(config: CellConfig) -> Any:
     assert folder is not None
     return load(
         folder,
-        kernel=config.runtime.kernel,
+        kernel=kernel,
         device=config.runtime.device,
         dtype=getattr(torch, config.model.dtype),
         attn_implementation=config.model.attention,
@@ -109,7 +109,7 @@ def load_dequantized(config: CellConfig) -> Any:
 
     from quant.checkpoint import dequantize_layers
 
-    model = load_checkpoint(config)
+    model = load_checkpoint(config, config.runtime.kernel)
     dequantize_layers(model, getattr(torch, config.model.dtype))
     return model
 

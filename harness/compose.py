@@ -32,7 +32,12 @@ VERSION_BASE = "1.3"
 CONFIG_NAME = "config"
 SCHEMA_NAME = "bitsweep_schema"
 LISTS = ("suite", "tasks", "protocols")  # keys that hold a list
-MAPPINGS = ("suite.perplexity.paths.", "suite.zeroshot.files.", "model.expected.")
+MAPPINGS = (
+    "suite.perplexity.paths.",
+    "suite.divergence.paths.",
+    "suite.zeroshot.files.",
+    "model.expected.",
+)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ from omegaconf import MISSING
 
 @dataclass
 class ModelConfig:
-    """Where a model comes from: embedded, hub (id is a repository) or local (path is a folder).
+    """Where a model comes from: embedded, hub (id is a repository), local (path is a folder) or
+    dummy (random weights of an architecture: a name in quant.architectures or a config.json).
 
     protocols and tasks are what suites measure unless they are told otherwise; expected holds
     published full-precision perplexities by protocol.
@@ -25,6 +26,7 @@ class ModelConfig:
     source: str = MISSING
     id: Optional[str] = None
     path: Optional[str] = None
+    architecture: Optional[str] = None
     revision: Optional[str] = None
     dtype: str = "float32"
     context: Optional[int] = None  # tokens; None: the model's own maximum
@@ -36,7 +38,8 @@ class ModelConfig:
 
 @dataclass
 class MethodConfig:
-    """How weights are chosen: none, rtn or gptq. The rest is read by gptq alone."""
+    """How weights are chosen: none, rtn, gptq, or random (with model=dummy, which has none to
+    choose from). The rest is read by gptq alone."""
 
     name: str = MISSING
     damping: float = 0.01  # times the mean of the Hessian's diagonal
@@ -91,6 +94,14 @@ class PerplexityConfig:
 
 
 @dataclass
+class DivergenceConfig:
+    protocols: List[str] = MISSING  # names known to harness/protocols.py
+    paths: Dict[str, str] = field(default_factory=dict)  # protocol name -> local file or folder
+    max_windows: Optional[int] = None
+    documents: DocumentsConfig = field(default_factory=DocumentsConfig)
+
+
+@dataclass
 class ZeroShotConfig:
     tasks: List[str] = MISSING  # lm-eval task names, or embedded_last_word, embedded_choice
     files: Dict[str, str] = field(default_factory=dict)  # task name -> jsonl file
@@ -108,12 +119,20 @@ class LatencyConfig:
 
 
 @dataclass
+class KernelsConfig:
+    batches: List[int] = MISSING  # rows of activations (tokens) at a time
+    seconds: float = 0.5  # of measuring for each layer shape and batch
+
+
+@dataclass
 class SuitesConfig:
     """The suites of a run; null is not asked for."""
 
     perplexity: Optional[PerplexityConfig] = None
+    divergence: Optional[DivergenceConfig] = None
     zeroshot: Optional[ZeroShotConfig] = None
     latency: Optional[LatencyConfig] = None
+    kernels: Optional[KernelsConfig] = None
 
 
 @dataclass

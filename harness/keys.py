@@ -27,7 +27,15 @@ QUANTIZATION = "quantization"
 # Raise a number when a stage computes something else from the same input: its old records then
 # stay on disk but no longer answer. Changelog:
 #   1  first version of every stage
-STAGE_VERSIONS = {QUANTIZATION: 1, "perplexity": 1, "zeroshot": 1, "latency": 1}
+#   latency 2: static cache, bytes of the cache counted, speed-up instead of time ratio
+STAGE_VERSIONS = {
+    QUANTIZATION: 1,
+    "perplexity": 1,
+    "divergence": 1,
+    "zeroshot": 1,
+    "latency": 2,
+    "kernels": 1,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,10 +58,7 @@ def cell_keys(config: CellConfig) -> StageKeys | None:
     cell = digest({"cell": _content(semantic), "model": fingerprint, **calibration})
     execution = {"device": config.runtime.device, "kernel": kernel_of(config)}
     stages, inputs = {}, {}
-    names = selected_suites(config)
-    if config.method.name != "none":
-        names = [QUANTIZATION, *names]
-    for name in names:
+    for name in stage_names(config):
         inputs[name] = {"model": fingerprint, **calibration, **suite_inputs(config, name)}
         stages[name] = digest(
             {
@@ -67,6 +72,12 @@ def cell_keys(config: CellConfig) -> StageKeys | None:
             }
         )
     return StageKeys(cell, stages, semantic, inputs)
+
+
+def stage_names(config: CellConfig) -> list[str]:
+    """The stages of a cell in order: the quantization, if its method needs one, and its suites."""
+    solved = config.method.name in ("rtn", "gptq")
+    return [QUANTIZATION] * solved + selected_suites(config)
 
 
 def kernel_of(config: CellConfig) -> str:
@@ -94,6 +105,11 @@ def cell_semantics(config: CellConfig) -> dict[str, Any]:
             "dtype": model.dtype,
             "context": model.context,
             "attention": model.attention,
+            **(
+                {"architecture": Path(model.architecture or "").name}
+                if model.source == "dummy"
+                else {}
+            ),
         },
         "method": {"name": config.method.name},
         "scheme": dataclasses.asdict(config.scheme),
@@ -113,7 +129,7 @@ def cell_semantics(config: CellConfig) -> dict[str, Any]:
 
 def _content(semantic: dict[str, Any]) -> dict[str, Any]:
     """Without where the model came from: the hash of its files says what it is."""
-    places = ("source", "id", "revision")
+    places = ("source", "id", "revision", "architecture")
     model = {key: value for key, value in semantic["model"].items() if key not in places}
     return {**semantic, "model": model}
 
@@ -123,7 +139,7 @@ def suite_semantics(config: CellConfig, name: str) -> dict[str, Any]:
     if name == QUANTIZATION:
         return {}
     settings = _without_folders(dataclasses.asdict(getattr(config.suite, name)))
-    if name == "perplexity":
+    if name in ("perplexity", "divergence"):
         settings["paths"] = {
             k: v for k, v in settings["paths"].items() if k in settings["protocols"]
         }
@@ -142,16 +158,17 @@ def calibration_inputs(config: CellConfig) -> dict[str, str]:
 def suite_inputs(config: CellConfig, name: str) -> dict[str, str]:
     """Hashes of the texts, task files or machine that a suite's figures depend on."""
     found: dict[str, str] = {}
-    if name == "perplexity" and config.suite.perplexity is not None:
-        for each in config.suite.perplexity.protocols:
-            path = config.suite.perplexity.paths.get(each)
+    if name in ("perplexity", "divergence"):
+        suite = getattr(config.suite, name)
+        for each in suite.protocols:
+            path = suite.paths.get(each)
             found[f"text {each}"] = _text_hash(protocols.find(each), path, config.paths.data)
     if name == "zeroshot" and config.suite.zeroshot is not None:
         for task, path in config.suite.zeroshot.files.items():
             found[f"task {task}"] = file_sha256(texts.locate(path, config.paths.data))
         if any(task.startswith("embedded") for task in config.suite.zeroshot.tasks):
             found["stories"] = _generator_hash()
-    if name == "latency":  # a timing belongs to the machine it was taken on
+    if name in ("latency", "kernels"):  # a timing belongs to the machine it was taken on
         runtime = config.runtime
         threads = runtime.threads if runtime.device == "cpu" else None
         found["machine"] = digest([machine(), gpu(runtime.device), threads])

@@ -1,4 +1,4 @@
-"""How many bytes a model holds, and how high memory rises while it works."""
+"""How high memory rises while a step works."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import psutil
 import torch
@@ -24,55 +23,50 @@ class MemoryPeak:
     notes: dict[str, str]
 
 
+# High-water marks that measurements under way have seen, outermost first: one that begins inside
+# another makes the system forget the mark, which the outer one would then miss.
+_seen: list[int] = []
+
+
 def measure_peak(step: Callable[[], object], device: str) -> MemoryPeak:
-    """Run `step` and say how high memory rose: of the device on CUDA, of the process otherwise."""
+    """Run `step` and say how high memory rose: of the device on CUDA, of the process otherwise.
+
+    Measurements may be nested; every one sees what happens inside the others.
+    """
     if torch.device(device).type == "cuda":
         return _device_peak(step, device)
     return _process_peak(step)
 
 
-def weight_bytes(model: Any) -> int:
-    """Bytes of all parameters and buffers as held in memory; shared storage counts once."""
-    return _unique_bytes([*model.parameters(), *model.buffers()])
+def _watch(step: Callable[[], object], mark: Callable[[], int]) -> int:
+    """Run `step` and give the highest mark, the marks of measurements inside it included."""
+    _seen.append(0)
+    try:
+        step()
+    finally:
+        highest = max(_seen.pop(), mark())
+        if _seen:
+            _seen[-1] = max(_seen[-1], highest)
+    return highest
 
 
-def embedding_bytes(model: Any) -> int:
-    """Bytes of the embedding tables and the output layer, which stay in full precision."""
-    return _unique_bytes([*_tables(model), *_output_layer(model)])
-
-
-def bytes_per_token(model: Any) -> int:
-    """Bytes of weights that one decode step reads: all but the tables it takes one row of."""
-    output = _output_layer(model)
-    return weight_bytes(model) - (_unique_bytes([*_tables(model), *output]) - _unique_bytes(output))
-
-
-def _tables(model: Any) -> list[torch.Tensor]:
-    return [module.weight for module in model.modules() if isinstance(module, torch.nn.Embedding)]
-
-
-def _output_layer(model: Any) -> list[torch.Tensor]:
-    layer = model.get_output_embeddings()
-    return [] if layer is None else [*layer.parameters(), *layer.buffers()]
-
-
-def _unique_bytes(tensors: list[torch.Tensor]) -> int:
-    """A view of a storage already counted (tied embeddings) adds nothing."""
-    storages: dict[int, int] = {}
-    for tensor in tensors:
-        size = tensor.numel() * tensor.element_size()
-        pointer = tensor.untyped_storage().data_ptr()
-        storages[pointer] = max(size, storages.get(pointer, 0))
-    return sum(storages.values())
+def _note(mark: int) -> None:
+    """Keep a mark that is about to be forgotten for the measurement around this one."""
+    if _seen:
+        _seen[-1] = max(_seen[-1], mark)
 
 
 def _device_peak(step: Callable[[], object], device: str) -> MemoryPeak:
     torch.cuda.synchronize(device)
+    _note(torch.cuda.max_memory_allocated(device))
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
-    step()
-    torch.cuda.synchronize(device)
-    peak = torch.cuda.max_memory_allocated(device)
+
+    def mark() -> int:
+        torch.cuda.synchronize(device)
+        return int(torch.cuda.max_memory_allocated(device))
+
+    peak = _watch(step, mark)
     return MemoryPeak(peak, peak - before, {"measured": "torch.cuda.max_memory_allocated"})
 
 
@@ -80,8 +74,7 @@ def _process_peak(step: Callable[[], object]) -> MemoryPeak:
     """Linux can forget the old high-water mark of a process; elsewhere it is of its whole life."""
     if sys.platform == "linux" and _forget_high_water_mark():
         before = psutil.Process().memory_info().rss
-        step()
-        peak = max(_high_water_mark(), before)
+        peak = max(_watch(step, _high_water_mark), before)
         return MemoryPeak(
             peak,
             peak - before,
@@ -96,6 +89,7 @@ def _process_peak(step: Callable[[], object]) -> MemoryPeak:
 
 
 def _forget_high_water_mark() -> bool:
+    _note(_high_water_mark())
     try:
         _CLEAR_REFS.write_text("5")
     except OSError:

@@ -1,4 +1,4 @@
-"""Where a model comes from: the package, a folder, or the Hugging Face hub.
+"""Where a model comes from: the package, a folder, the Hugging Face hub, or nowhere (dummy).
 
 Everything is brought down to one thing, a complete Hugging Face folder, before a weight is read;
 what is missing in it is said in one sentence.
@@ -14,6 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from harness import dummy
 from harness.config import ModelConfig
 from harness.errors import ModelError
 
@@ -32,10 +33,12 @@ SHA256_DIGITS = 64
 
 
 def model_folder(config: ModelConfig, download: bool = False) -> Path | None:
-    """The folder that holds a complete model; None for a hub model that is not on this machine.
+    """The folder that holds a complete model; None for a dummy and for a hub model not here yet.
 
     With download=True a hub model is fetched first. ModelError says what is missing.
     """
+    if dummy.is_dummy(config):
+        return None
     if config.source == "embedded":
         return _check_folder(_embedded_folder(), "the embedded model")
     if config.source == "local":
@@ -76,9 +79,11 @@ def load_model(config: ModelConfig, device: str = "cpu") -> Any:
 
 
 def load_tokenizer(config: ModelConfig) -> Any:
-    """The tokenizer of the model."""
+    """The tokenizer of the model; None for a dummy, which reads no text."""
     from transformers import AutoTokenizer
 
+    if dummy.is_dummy(config):
+        return None
     folder = _complete_folder(config)
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
@@ -90,7 +95,12 @@ def load_tokenizer(config: ModelConfig) -> Any:
 
 
 def model_fingerprint(config: ModelConfig) -> str | None:
-    """sha256 over weights, config.json and tokenizer files; None when not on this machine yet."""
+    """sha256 over weights, config.json and tokenizer files; None when not on this machine yet.
+
+    Of a dummy, which has no files, over its dimensions.
+    """
+    if dummy.is_dummy(config):
+        return dummy.fingerprint(config)
     folder = model_folder(config)
     return None if folder is None else folder_fingerprint(folder)
 

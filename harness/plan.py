@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 from harness.checkpoints import METHOD, find_checkpoint
 from harness.config import CellConfig
-from harness.keys import QUANTIZATION, StageKeys, cell_keys
+from harness.keys import QUANTIZATION, StageKeys, cell_keys, stage_names
 from harness.record import CellIdentity, Record
 from harness.store import Store
-from harness.validation import make_scheme, selected_suites
+from harness.validation import make_scheme
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -59,9 +59,7 @@ def plan_cell(config: CellConfig) -> CellPlan:
     keys = cell_keys(config)
     plan = CellPlan(config, identity(config), keys, {})
     if keys is None:
-        names = selected_suites(config)
-        names = [QUANTIZATION, *names] if config.method.name != "none" else names
-        return CellPlan(config, plan.identity, None, dict.fromkeys(names, TO_RUN))
+        return CellPlan(config, plan.identity, None, dict.fromkeys(stage_names(config), TO_RUN))
     states = {name: _state(plan.find(name)) for name in keys.stages}
     if (
         states.get(QUANTIZATION) == DONE

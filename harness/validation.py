@@ -10,21 +10,23 @@ import dataclasses
 import json
 from pathlib import Path
 
-from harness import protocols, texts
+from harness import dummy, protocols, texts
 from harness.checkpoints import find_checkpoint
-from harness.config import CellConfig, MethodConfig, SchemeConfig
+from harness.config import CellConfig, KernelsConfig, MethodConfig, ModelConfig, SchemeConfig
 from harness.errors import ConfigError
 from harness.models import model_folder
 from harness.suites import zeroshot_tasks
 from quant.scheme import Scheme, SchemeError
 
-METHODS = ("none", "rtn", "gptq")
-SOURCES = ("embedded", "hub", "local")
+METHODS = ("none", "rtn", "gptq", "random")
+SOURCES = ("embedded", "hub", "local", "dummy")
 DTYPES = ("float32", "float16", "bfloat16")
 ATTENTION = ("sdpa", "eager")
 GROUP_GRIDS = ("current", "stale")
 TRACKERS = ("none", "wandb")
-SUITES = ("perplexity", "zeroshot", "latency")  # also the order in which they run
+TIMING_SUITES = ("latency", "kernels")
+# Also the order in which they run.
+SUITES = ("perplexity", "divergence", "zeroshot", "latency", "kernels")
 NOT_QUANTIZED = 16  # bits
 
 
@@ -32,15 +34,16 @@ def validate(config: CellConfig) -> None:
     """Raise ConfigError for the first thing that cannot work; reads no weights."""
     _choices(config)
     _scheme_and_method(config.method, config.scheme)
-    folder = model_folder(config.model)
+    _dummy(config)
+    shape = _model_shape(config.model)
     _not_quantized_twice(config)
     _suites(config)
     if config.method.name == "gptq":
         _calibration(config)
     _runtime(config)
-    if folder is not None:
-        _group_size_divides(config, folder)
-        _latency_fits(config, folder)
+    if shape is not None:
+        _group_size_divides(config, shape)
+        _latency_fits(config, shape)
 
 
 def make_scheme(config: SchemeConfig) -> Scheme | None:
@@ -121,6 +124,38 @@ def _not_quantized_twice(config: CellConfig) -> None:
         )
 
 
+def _dummy(config: CellConfig) -> None:
+    """Random weights can be timed and nothing else."""
+    method = config.method.name
+    if not dummy.is_dummy(config.model):
+        if method == dummy.RANDOM:
+            raise ConfigError(
+                f"method=random makes weights up, but model={config.model.name} has its own: use "
+                "model=dummy, or method=rtn or method=gptq."
+            )
+        if config.model.architecture is not None:
+            raise ConfigError(
+                f"model.architecture={config.model.architecture} is read with model=dummy alone "
+                f"and model={config.model.name} would ignore it: leave it out."
+            )
+        return
+    if "/" in config.model.name:
+        raise ConfigError(
+            f"model.name={config.model.name} holds a path: add model.name=NAME for the tables."
+        )
+    if method not in ("none", dummy.RANDOM):
+        raise ConfigError(
+            f"method={method} needs weights to quantize, and model=dummy has none: use "
+            "method=random for packed weights, or method=none scheme=w16."
+        )
+    for name in selected_suites(config):
+        if name not in TIMING_SUITES:
+            raise ConfigError(
+                f"suite {name} measures accuracy, and the weights of model=dummy are random: use "
+                f"suite=[{','.join(TIMING_SUITES)}] or one of them."
+            )
+
+
 def _gptq_settings(method: MethodConfig) -> list[str]:
     """Fields that differ from their defaults and that only GPTQ reads."""
     return [
@@ -160,8 +195,9 @@ def _suites(config: CellConfig) -> None:
             f"suite is empty, so there is nothing to measure: choose from {', '.join(SUITES)}, "
             "for example suite=[perplexity,latency]."
         )
-    if config.suite.perplexity is not None:
-        _perplexity(config)
+    for name in ("perplexity", "divergence"):
+        if getattr(config.suite, name) is not None:
+            _texts(config, name)
     if config.suite.zeroshot is not None:
         _zeroshot(config)
     latency = config.suite.latency
@@ -169,26 +205,40 @@ def _suites(config: CellConfig) -> None:
         for key in ("prompt_tokens", "decode_tokens", "repeats"):
             _at_least_one(f"suite.latency.{key}", getattr(latency, key))
 
+    kernels = config.suite.kernels
+    if kernels is not None:
+        _kernels(kernels)
 
-def _perplexity(config: CellConfig) -> None:
-    suite = config.suite.perplexity
-    assert suite is not None
+
+def _texts(config: CellConfig, which: str) -> None:
+    """The texts of a suite that reads windows of them."""
+    suite, key = getattr(config.suite, which), f"suite.{which}"
     if not suite.protocols:
         raise ConfigError(
-            "suite.perplexity.protocols is empty: name a text, for example "
-            "suite.perplexity.protocols=[wikitext2]."
+            f"{key}.protocols is empty: name a text, for example {key}.protocols=[wikitext2]."
         )
     for name in suite.paths:
         if name not in suite.protocols:
             raise ConfigError(
-                f"suite.perplexity.paths.{name} is a file for a text that is not measured: add "
-                f"{name} to suite.perplexity.protocols=[{','.join(suite.protocols)}], or drop it."
+                f"{key}.paths.{name} is a file for a text that is not measured: add "
+                f"{name} to {key}.protocols=[{','.join(suite.protocols)}], or drop it."
             )
-    _at_least_one("suite.perplexity.batch_size", suite.batch_size)
-    _at_least_one("suite.perplexity.max_windows", suite.max_windows)
+    _at_least_one(f"{key}.batch_size", getattr(suite, "batch_size", None))
+    _at_least_one(f"{key}.max_windows", suite.max_windows)
     for name in suite.protocols:
         path = suite.paths.get(name)
-        _text("suite.perplexity.protocols", name, protocols.EVALUATION, path, config)
+        _text(f"{key}.protocols", name, protocols.EVALUATION, path, config)
+
+
+def _kernels(suite: KernelsConfig) -> None:
+    if not suite.batches:
+        raise ConfigError("suite.kernels.batches is empty: give rows of activations, as in [1,16].")
+    for batch in suite.batches:
+        _at_least_one("suite.kernels.batches", batch)
+    if suite.seconds <= 0:
+        raise ConfigError(
+            f"suite.kernels.seconds={suite.seconds} leaves no time; use seconds above 0."
+        )
 
 
 def _zeroshot(config: CellConfig) -> None:
@@ -243,11 +293,10 @@ def _device_exists(device: str) -> None:
         )
 
 
-def _group_size_divides(config: CellConfig, folder: Path) -> None:
+def _group_size_divides(config: CellConfig, shape: dict[str, object]) -> None:
     scheme = make_scheme(config.scheme)
     if scheme is None or scheme.group_size is None:
         return
-    shape = _model_shape(folder)
     for key in ("hidden_size", "n_embd", "ffn_dim", "intermediate_size"):
         inputs = shape.get(key)
         if isinstance(inputs, int):
@@ -257,9 +306,9 @@ def _group_size_divides(config: CellConfig, folder: Path) -> None:
                 raise ConfigError(f"scheme: {error}") from error
 
 
-def _latency_fits(config: CellConfig, folder: Path) -> None:
+def _latency_fits(config: CellConfig, shape: dict[str, object]) -> None:
     latency = config.suite.latency
-    context = _model_shape(folder).get("max_position_embeddings")
+    context = shape.get("max_position_embeddings")
     if latency is None or not isinstance(context, int):
         return
     needed = latency.prompt_tokens + latency.decode_tokens
@@ -271,8 +320,13 @@ def _latency_fits(config: CellConfig, folder: Path) -> None:
         )
 
 
-def _model_shape(folder: Path) -> dict[str, object]:
-    """config.json of the model; the text part of a multimodal one."""
+def _model_shape(model: ModelConfig) -> dict[str, object] | None:
+    """config.json of the model, the text part of a multimodal one; None while it is not here."""
+    if dummy.is_dummy(model):
+        return dummy.architecture(model).to_dict()
+    folder = model_folder(model)
+    if folder is None:
+        return None
     shape = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     nested = shape.get("text_config")
     return nested if isinstance(nested, dict) else shape

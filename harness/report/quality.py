@@ -21,7 +21,14 @@ SUITES = ("perplexity", "zeroshot")
 
 # The figures that tables show, and how they call them. A zero-shot task that has none of these
 # (exact_match, f1, ...) shows what it has.
-HEADLINES = {"perplexity": "ppl", "accuracy": "acc.", "acc_norm": "norm. acc."}
+# target_perplexity is LAMBADA's, of the last word given its passage.
+HEADLINES = {
+    "perplexity": "ppl",
+    "accuracy": "acc.",
+    "acc_norm": "norm. acc.",
+    "target_perplexity": "target ppl",
+}
+FILES_ONLY = ("target_perplexity",)  # accuracy on the same words is what papers print
 
 
 @dataclass(frozen=True)
@@ -57,7 +64,7 @@ def quality_table(model: str, rows: list[Row], notes: list[str]) -> Table | None
     footnotes = Footnotes()
     columns = [
         *name_columns(rows),
-        *(Column(f"{key[1]}:{key[2]}", key[1], writing(key, rows).name) for key in keys),
+        *(_column(key, rows) for key in keys),
         *(Column(f"{suite}:status", suite) for suite in failed),
     ]
     if nothing and not failed:
@@ -91,6 +98,11 @@ def quality_keys(rows: list[Row]) -> list[FigureKey]:
         return key[2] != "perplexity", key[1], rank, key[2]
 
     return sorted(keys, key=position)
+
+
+def _column(key: FigureKey, rows: list[Row]) -> Column:
+    shown = key[2] not in FILES_ONLY
+    return Column(f"{key[1]}:{key[2]}", key[1], writing(key, rows).name, on_screen=shown)
 
 
 def _only_failed(suite: str, rows: list[Row], keys: list[FigureKey]) -> bool:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pandas as pd
 
-METHOD_ORDER = ("none", "rtn", "gptq", "loaded")
-METHOD_NAMES = {"none": "full prec.", "rtn": "RTN", "gptq": "GPTQ"}
+METHOD_ORDER = ("none", "rtn", "gptq", "random", "loaded")
+METHOD_NAMES = {"none": "full prec.", "rtn": "RTN", "gptq": "GPTQ", "random": "random"}
 
 FigureKey = tuple[str, str, str]  # suite, task, metric
 
@@ -35,6 +35,15 @@ class Figure:
     notes: str
     seeds: int = 1
     spread: float | None = None
+    median: float | None = None
+    p99: float | None = None
+
+    def note(self, name: str) -> str:
+        """One of the notes of the metric, "" for one that it does not have."""
+        for part in self.notes.split("; "):
+            if part.startswith(f"{name}: "):
+                return part.removeprefix(f"{name}: ")
+        return ""
 
 
 @dataclass(frozen=True)
@@ -237,6 +246,8 @@ def _combine(entries: list[dict[str, Any]]) -> Figure:
         notes=first["notes"] or "",
         seeds=len(entries),
         spread=statistics.stdev(values) if len(values) > 1 else None,
+        median=mean("p50"),
+        p99=mean("p99"),
     )
 
 

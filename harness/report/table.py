@@ -71,6 +71,13 @@ def significant(value: float, digits: int = 3) -> str:
     return f"{value:.{max(decimals, 0)}f}"
 
 
+def small(value: float, digits: int = 2) -> str:
+    """ "0.0016", "1.4e-13": plain from a thousandth on, in powers of ten below."""
+    if value == 0:
+        return "0"
+    return significant(value, digits) if abs(value) >= 1e-3 else f"{value:.{digits - 1}e}"
+
+
 def ranged(value: float, low: float | None, high: float | None, digits: int = 3) -> str:
     """ "12.3 [11.9–13.0]", all with the decimals of the value."""
     if low is None or high is None:

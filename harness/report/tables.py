@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING
 
 from harness.record import Record
 from harness.report.cost import cost_table
+from harness.report.divergence import divergence_table
 from harness.report.frame import from_records
+from harness.report.kernels import kernels_table
+from harness.report.published import published_table
 from harness.report.quality import quality_table
 from harness.report.render import SCREEN_WIDTH, to_csv, to_latex, to_markdown, to_rich
 from harness.report.rows import read_rows
@@ -21,7 +24,8 @@ __all__ = ["summary_table", "summary_tables", "to_csv", "to_latex", "to_markdown
 
 
 def summary_tables(frame: pd.DataFrame) -> list[Table]:
-    """The accuracy table and the cost table of every model, without those that have no figures.
+    """The tables of every model (accuracy, divergence, cost, kernels, published beside ours),
+    without those that have no figures.
 
     frame  what harness.report.frame.from_records gives.
     """
@@ -29,8 +33,14 @@ def summary_tables(frame: pd.DataFrame) -> list[Table]:
     tables = []
     for model in sorted({row.model for row in selection.rows}):
         rows = [row for row in selection.rows if row.model == model]
-        both = (quality_table(model, rows, selection.notes), cost_table(model, rows))
-        tables += [table for table in both if table is not None]
+        made = (
+            quality_table(model, rows, selection.notes),
+            divergence_table(model, rows),
+            cost_table(model, rows),
+            kernels_table(model, rows),
+            published_table(model, rows),
+        )
+        tables += [table for table in made if table is not None]
     return tables
 
 

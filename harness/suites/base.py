@@ -10,6 +10,10 @@ from typing import Any
 from harness.record import Metric
 
 
+def _no_reference() -> Any:
+    raise ValueError("this model was not quantized, so there are no packed weights to load again.")
+
+
 @dataclass(frozen=True)
 class SuiteContext:
     """The packed model under test and what is needed to compare it with full precision.
@@ -21,6 +25,10 @@ class SuiteContext:
     data_dir    folder in which relative paths of texts and task files are looked for first.
     context_length  tokens of a window; None: the model's own maximum.
     progress    called as progress(done, total, what) from time to time; never None.
+    has_original  load_twin gives the model from before quantization; False for a checkpoint that
+                was quantized elsewhere, whose twin is its own weights, dequantized.
+    load_reference  loads the quantized model again with the reference kernel; ValueError without
+                an artifact to load.
     """
 
     model: Any
@@ -34,6 +42,8 @@ class SuiteContext:
     data_dir: Path | None
     progress: Callable[[int, int, str], None]
     context_length: int | None = None
+    has_original: bool = True
+    load_reference: Callable[[], Any] = _no_reference
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,8 @@ BESIDE = {
         f"suite.zeroshot.files.{task}={{task}}"
         for task in ("lambada_openai", "piqa", "arc_easy", "arc_challenge")
     ],
+    "model/dummy": ["model.architecture=opt-125m", "method=random"],
+    "method/random": ["model=dummy", "model.architecture=opt-125m"],
     "model/hub": ["model.id=somebody/something"],
     "model/local": [f"model.path={MODEL_DIR}"],
     "runtime/cuda": ["runtime.device=cpu"],

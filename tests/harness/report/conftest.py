@@ -98,7 +98,12 @@ def accuracy(task: str, value: float, n: int = 500) -> Metric:
 
 
 def latencies(quantized: bool) -> list[Metric]:
-    notes = {"kernel": "reference" if quantized else "torch", "threads": "2", "dtype": "float32"}
+    notes = {
+        "kernel": "reference" if quantized else "torch",
+        "threads": "2",
+        "dtype": "float32",
+        "decode mode": "static cache, eager (no CUDA graph on cpu)",
+    }
     decode = 14.2 if quantized else 3.1
     task = "prompt64_decode16"
     speed = {"task": task, "unit": "ms", "n": 48, "n_unit": "tokens", "notes": notes}
@@ -124,6 +129,23 @@ def latencies(quantized: bool) -> list[Metric]:
             notes={"measured": "resident memory of the process"},
         ),
         Metric(
+            name="roofline_share",
+            task=task,
+            value=0.031 if quantized else 0.42,
+            unit="fraction",
+            n=48,
+            n_unit="tokens",
+            higher_is_better=True,
+        ),
+        Metric(
+            name="read_bandwidth",
+            task="device",
+            value=41.0 if quantized else 42.4,
+            unit="GB/s",
+            n=1,
+            n_unit="devices",
+        ),
+        Metric(
             name="decode_tokens_per_s",
             task=task,
             value=1e3 / decode,
@@ -136,16 +158,60 @@ def latencies(quantized: bool) -> list[Metric]:
     if quantized:
         metrics.append(
             Metric(
-                name="decode_time_ratio",
+                name="decode_speedup",
                 task=task,
-                value=4.58,
+                value=0.218,
                 unit="ratio",
                 n=3,
                 n_unit="repeats",
-                quantiles={"p10": 4.4, "p50": 4.58, "p90": 4.9},
+                higher_is_better=True,
+                quantiles={"p10": 0.204, "p50": 0.218, "p90": 0.227},
             )
         )
     return metrics
+
+
+def divergences(parity: float = 1.4e-13) -> list[Metric]:
+    broken = parity > 1e-9
+    notes = {
+        "windows": "8",
+        "of": "dequantized (reference kernel) || cpu kernel",
+        "bound": "1e-09 nat for float32",
+        "parity": "BROKEN: mean above 1e-09 nat" if broken else "holds",
+    }
+    nat = {"task": "embedded_eval", "unit": "nat", "n": 1323, "n_unit": "tokens", "notes": notes}
+    rate = nat | {"unit": "fraction"}
+    spread = {"p10": 1e-7, "p50": 2.1e-5, "p90": 0.0035, "p99": 0.028}
+    return [
+        Metric(name="kl_divergence", value=0.00159, stderr=0.00026, quantiles=spread, **nat),
+        Metric(name="top1_flip_rate", value=0.062, stderr=0.0057, **rate),
+        Metric(name="kernel_kl", value=parity, stderr=6.7e-15, **nat),
+        Metric(name="kernel_kl_max", value=28 * parity, **nat),
+        Metric(name="kernel_top1_agreement", value=1.0, stderr=0.0, **rate),
+        Metric(name="kl_floor", value=0.0, **nat),
+    ]
+
+
+def products(scheme: str) -> list[Metric]:
+    """Two shapes at two batches, as harness.suites.kernels names them."""
+    found = []
+    for shape, layers, full in (("4096x11008", "64", 10.1), ("4096x4096", "128", 3.7)):
+        for batch, slower in ((1, 1.0), (16, 2.5)):
+            notes = {"layers": layers, "kernel": "cpu", "threads": "2", "device": "cpu"}
+            task = {"task": f"{shape}_b{batch}", "n": 90, "n_unit": "repeats", "notes": notes}
+            packed = full / 12.8 * slower
+            found.append(Metric(name="full_ms", value=full * slower, unit="ms", **task))
+            found.append(Metric(name="full_share", value=0.4, unit="fraction", **task))
+            if scheme != "w16":
+                spread = {"p10": packed * 0.9, "p50": packed, "p90": packed * 1.3}
+                times = Metric(name="packed_ms", value=packed, unit="ms", quantiles=spread, **task)
+                found += [
+                    times,
+                    Metric(name="packed_gb_per_s", value=30.0, unit="GB/s", **task),
+                    Metric(name="packed_share", value=0.72, unit="fraction", **task),
+                    Metric(name="packed_speedup", value=12.8, unit="ratio", **task),
+                ]
+    return found
 
 
 def cell_records(method: str, scheme: str, value: float, **changes) -> list[Record]:
@@ -195,7 +261,13 @@ def cell_records(method: str, scheme: str, value: float, **changes) -> list[Reco
 def made_up() -> SimpleNamespace:
     """The makers of records and metrics, for tests that need one of their own."""
     return SimpleNamespace(
-        record=make_record, perplexity=perplexity, accuracy=accuracy, cell=cell_records
+        record=make_record,
+        perplexity=perplexity,
+        accuracy=accuracy,
+        cell=cell_records,
+        divergences=divergences,
+        products=products,
+        latencies=latencies,
     )
 
 

@@ -2,7 +2,6 @@
 
 import gc
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,8 +9,12 @@ from transformers import GPT2Config, GPT2LMHeadModel, OPTConfig, OPTForCausalLM
 
 from harness import memory
 from harness.config import LatencyConfig
-from harness.suites import latency
+from harness.suites import latency, latency_metrics
 from harness.suites.base import SuiteContext
+from harness.suites.timing import host_stopwatch
+from quant import decode, roofline
+from quant.decode import make_decoder
+from quant.dummy import NotEnoughMemory
 
 VOCABULARY = 97
 SPECIAL = [0, 1, 2, 96]
@@ -56,6 +59,12 @@ def make_context(model, twin=None, **changes) -> SuiteContext:
     return replace(context, **changes)
 
 
+@pytest.fixture(autouse=True)
+def quick_bandwidth(monkeypatch) -> None:
+    """The real one takes half a second and has a test of its own."""
+    monkeypatch.setattr(latency, "read_bandwidth", lambda device: 5e10)
+
+
 class Clock:
     """Nanoseconds from a list of durations, as start and end of one step after the other."""
 
@@ -74,11 +83,12 @@ def by_name(result) -> dict:
     return {metric.name: metric for metric in result.metrics}
 
 
-def test_decode_loop_gives_the_tokens_of_full_forward_passes() -> None:
+def test_generation_is_the_decoders_tokens() -> None:
+    """quant's tests hold every decoder against full forward passes."""
     model = tiny_opt()
     prompt = latency.make_prompt(make_context(model), 9)
     with torch.inference_mode():
-        generation = latency.generate(model, prompt, 12, latency.host_stopwatch())
+        generation = latency.generate(make_decoder(model, prompt, 12), prompt, 12, host_stopwatch())
         tokens = prompt
         for _ in range(13):  # no cache, every position again
             best = model(input_ids=tokens, use_cache=False).logits[:, -1:].argmax(-1)
@@ -88,15 +98,19 @@ def test_decode_loop_gives_the_tokens_of_full_forward_passes() -> None:
     assert len(generation.decode_ms) == 12
 
 
-def test_decode_feeds_one_token_at_a_time_through_the_cache() -> None:
-    model, lengths = tiny_opt(), []
-    model.register_forward_pre_hook(
-        lambda module, args, kwargs: lengths.append(kwargs["input_ids"].shape[1]), with_kwargs=True
-    )
-    prompt = latency.make_prompt(make_context(model), 9)
+def test_the_embedded_model_decodes_statically_as_it_does_dynamically() -> None:
+    from transformers import AutoModelForCausalLM
+
+    from harness.embedded import MODEL_DIR
+
+    model = AutoModelForCausalLM.from_pretrained(MODEL_DIR, dtype=torch.float32).eval()
+    prompt = latency.make_prompt(make_context(model, tokenizer=None), 16)
+    static, dynamic = make_decoder(model, prompt, 12), decode.DynamicDecoder(model)
+    assert static.mode == decode.STATIC
     with torch.inference_mode():
-        latency.generate(model, prompt, 3, latency.host_stopwatch())
-    assert lengths == [9, 1, 1, 1]
+        answers = [latency.generate(d, prompt, 12, host_stopwatch()) for d in (static, dynamic)]
+    assert answers[0].tokens == answers[1].tokens
+    torch.testing.assert_close(static.logits, dynamic.logits, rtol=1e-4, atol=1e-4)
 
 
 def test_model_and_twin_are_measured_in_turn() -> None:
@@ -106,21 +120,21 @@ def test_model_and_twin_are_measured_in_turn() -> None:
         each.register_forward_pre_hook(lambda *_, name=name: calls.append(name))
     latency.run(make_context(model, twin), CONFIG)
     steps = 1 + CONFIG.decode_tokens
+    check = 4  # prefill and one step with either cache
     warm = 2 * CONFIG.warmup  # prefill and one decode step
-    assert calls[: steps + warm] == ["model"] * (steps + warm)  # the memory pass, then warm-up
-    assert calls[steps + warm : steps + 2 * warm] == ["twin"] * warm
-    order = calls[steps + 2 * warm :: steps]
+    ready = ["model"] * (check + steps) + ["twin"] * check  # the memory pass, then the twin
+    ready += ["model"] * warm + ["twin"] * warm
+    assert calls[: len(ready)] == ready
+    order = calls[len(ready) :: steps]
     assert order == ["model", "twin", "twin", "model"] * 2
-    assert len(calls) == steps + 2 * warm + 2 * CONFIG.repeats * steps
+    assert len(calls) == len(ready) + 2 * CONFIG.repeats * steps
 
 
 def test_figures_are_those_of_the_clock() -> None:
     """Two repeats of prefill + three tokens, model and twin in the order A B, B A."""
     config = LatencyConfig(prompt_tokens=8, decode_tokens=3, warmup=0, repeats=2)
     clock = Clock([10, 1, 2, 3, 20, 4, 4, 4, 30, 4, 5, 6, 12, 2, 3, 13])
-    result = latency.run(
-        make_context(tiny_opt(), tiny_opt(1)), config, latency.host_stopwatch(clock)
-    )
+    result = latency.run(make_context(tiny_opt(), tiny_opt(1)), config, host_stopwatch(clock))
     figures = by_name(result)
     assert clock.readings == []
     assert figures["prefill_ms"].value == pytest.approx(11)  # of 10, 12
@@ -131,10 +145,10 @@ def test_figures_are_those_of_the_clock() -> None:
     assert figures["prefill_tokens_per_s"].value == pytest.approx(8 / 0.011)
     assert figures["twin_prefill_ms"].value == pytest.approx(25)
     assert figures["twin_decode_ms"].value == pytest.approx(4)
-    # repeat medians 2/4 and 3/5
-    assert figures["decode_time_ratio"].value == pytest.approx(0.55)
-    assert figures["decode_time_ratio"].quantiles["p90"] == pytest.approx(0.59)
-    assert figures["prefill_time_ratio"].value == pytest.approx((10 / 20 + 12 / 30) / 2)
+    # repeat medians 2, 3 of the model and 4, 5 of its twin
+    assert figures["decode_speedup"].value == pytest.approx((4 / 2 + 5 / 3) / 2)
+    assert figures["decode_speedup"].higher_is_better
+    assert figures["prefill_speedup"].value == pytest.approx((20 / 10 + 30 / 12) / 2)
     assert result.samples[0] == {
         "model": "model",
         "repeat": 0,
@@ -207,13 +221,18 @@ def test_gpt2_bounds_its_positions_under_another_name() -> None:
     assert latency.run(make_context(model), LatencyConfig(12, 4, 0, 1)).metrics
 
 
-def test_a_model_without_a_cache_is_named() -> None:
-    class Forgetful(torch.nn.Module):
-        def forward(self, input_ids, use_cache):
-            return SimpleNamespace(logits=torch.zeros(1, 1, 5), past_key_values=None)
+def test_a_twin_that_does_not_fit_is_said_and_the_model_is_measured() -> None:
+    def refuse():
+        raise NotEnoughMemory("OPTForCausalLM needs 122.40 GiB")
 
-    with pytest.raises(RuntimeError, match="Forgetful returns no past_key_values"):
-        latency.generate(Forgetful(), torch.zeros(1, 3).long(), 1, latency.host_stopwatch())
+    def exhaust():
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried 2 GiB.\nmore")
+
+    for load, said in ((refuse, "needs 122.40 GiB"), (exhaust, "(CUDA out of memory. Tried 2")):
+        context = make_context(tiny_opt(), quantized=True, load_twin=load)
+        figures = by_name(latency.run(context, CONFIG))
+        assert not [name for name in figures if "twin" in name or "speedup" in name]
+        assert said in figures["decode_ms"].notes["full-precision twin"]
 
 
 def test_garbage_collection_rests_while_timing_and_comes_back() -> None:
@@ -240,17 +259,46 @@ def test_weight_bytes_count_tied_tensors_once_and_buffers_too() -> None:
     model.register_buffer("packed", torch.zeros(10, dtype=torch.int32))
     parameters = sum(parameter.numel() * 4 for parameter in model.parameters())  # already unique
     assert model.lm_head.weight is model.get_input_embeddings().weight
-    assert memory.weight_bytes(model) == parameters + 40
+    assert roofline.weight_bytes(model) == parameters + 40
     tables = (VOCABULARY + 66) * 32 * 4  # OPT has two positions more than it can use
-    assert memory.embedding_bytes(model) == tables
-    assert memory.bytes_per_token(model) == parameters + 40 - 66 * 32 * 4
+    assert roofline.embedding_bytes(model) == tables
+    assert roofline.weight_bytes_per_token(model) == parameters + 40 - 66 * 32 * 4
 
 
-def test_bandwidth_is_bytes_over_time() -> None:
+def test_roofline_is_bytes_over_time_and_bandwidth() -> None:
     model = tiny_opt()
-    result = latency.run(make_context(model), CONFIG, lambda step: (step(), 2.0))
-    expected = memory.bytes_per_token(model) / 0.002 / 1e9
-    assert by_name(result)["decode_bandwidth"].value == pytest.approx(expected)
+    result = latency.run(
+        make_context(model), CONFIG, lambda step: (step(), 2.0), bandwidth=lambda device: 5e9
+    )
+    figures = by_name(result)
+    buffers = 16  # 9 + 7 positions, kept for the whole run
+    cache = 2 * 2 * buffers * 32 * 4
+    layers = 2 * (4 * (32 + 32) + 2 * (32 + 64)) + 32 + VOCABULARY
+    moved = roofline.weight_bytes_per_token(model) + cache + layers * 4
+    assert figures["bytes_per_token"].value == moved
+    assert figures["bytes_per_token"].notes["KV cache"] == str(cache)
+    assert figures["decode_bandwidth"].value == pytest.approx(moved / 0.002 / 1e9)
+    assert figures["roofline_share"].value == pytest.approx(moved / 0.002 / 5e9)
+    assert figures["read_bandwidth"].value == 5.0
+    assert figures["decode_ms"].notes["decode mode"] == (
+        "static cache, eager (no CUDA graph on cpu)"
+    )
+
+
+def test_a_growing_cache_counts_with_its_mean_length() -> None:
+    from quant.decode import DynamicDecoder
+
+    model, config = tiny_opt(), LatencyConfig(prompt_tokens=4, decode_tokens=3)
+    decoder = DynamicDecoder(model)
+    prompt = latency.make_prompt(make_context(model), 4)
+    latency.generate(decoder, prompt, 3, host_stopwatch())
+    subject = latency.Subject(model, decoder, latency.Timings())
+    moved = latency_metrics.token_bytes(subject, config, "float32")
+    assert moved.kv == 6 * 2 * 2 * 32 * 4  # steps see 5, 6 and 7 positions
+
+
+def test_the_bandwidth_of_this_machine_is_plausible() -> None:
+    assert 1e9 < roofline.read_bandwidth("cpu", turns=2) < 1e13
 
 
 def test_memory_peak_sees_what_a_step_allocates() -> None:
@@ -265,3 +313,18 @@ def test_memory_peak_sees_what_a_step_allocates() -> None:
         assert 0.9 * size < peak.working_bytes < 1.5 * size
         quiet = memory.measure_peak(lambda: None, "cpu")
         assert quiet.working_bytes < 0.2 * size  # the earlier peak is forgotten
+
+
+def test_a_nested_memory_peak_does_not_hide_what_came_before_it() -> None:
+    size = 64 * 2**20
+
+    def allocate(megabytes: int) -> None:
+        torch.ones(megabytes * 2**20, dtype=torch.uint8)
+
+    def step() -> None:
+        allocate(96)
+        memory.measure_peak(lambda: allocate(8), "cpu")
+
+    outer = memory.measure_peak(step, "cpu")
+    if outer.working_bytes is not None:
+        assert outer.working_bytes > size

@@ -1,0 +1,141 @@
+"""Published decode times beside ours; what was not measured here says so."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from harness.errors import BitsweepError
+from harness.report.rows import Figure, Row
+from harness.report.table import Cell, Column, Table, significant
+
+NOT_MEASURED = "not measured on this machine"
+COLUMNS = (
+    Column("source", "source", numeric=False),
+    Column("model", "model", numeric=False),
+    Column("weights", "weights", numeric=False),
+    Column("device", "device", numeric=False),
+    Column("ms_per_token", "decode", "ms/token"),
+    Column("speedup", "speed-up", "× FP16"),
+)
+
+
+@dataclass(frozen=True)
+class Published:
+    """One line of results/published/latency.csv."""
+
+    model: str
+    method: str
+    bits: int
+    gpu: str
+    gpus: int
+    ms_per_token: float
+    speedup: float | None
+    beside: tuple[str, ...]
+    source: str
+
+
+@lru_cache(maxsize=1)
+def published_latencies() -> tuple[Published, ...]:
+    """The published decode times; BitsweepError when the file of this project is not there."""
+    with published_file("latency.csv").open(encoding="utf-8", newline="") as file:
+        return tuple(
+            Published(
+                model=line["model"],
+                method=line["method"],
+                bits=int(line["bits"]),
+                gpu=line["gpu"],
+                gpus=int(line["gpus"]),
+                ms_per_token=float(line["ms_per_token"]),
+                speedup=float(line["speedup"]) if line["speedup"] else None,
+                beside=tuple(line["beside"].split()),
+                source=line["source"],
+            )
+            for line in csv.DictReader(file)
+        )
+
+
+def published_file(name: str) -> Path:
+    """A file of results/published: inside the package when installed, in the checkout else."""
+    package = Path(__file__).resolve().parents[1]
+    for folder in (package / "published", package.parent / "results" / "published"):
+        if (folder / name).is_file():
+            return folder / name
+    raise BitsweepError(
+        f"results/published/{name} is missing beside {package}: the installation is incomplete, "
+        "install bitsweep again."
+    )
+
+
+def published_table(model: str, rows: list[Row]) -> Table | None:
+    """Published lines that stand beside `model`, then ours; None for a model that has none."""
+    name = model.removeprefix("dummy-")
+    lines = [each for each in published_latencies() if name in each.beside]
+    timed = any(suite == "latency" for row in rows for suite, *_ in row.figures)
+    if not lines or not timed:
+        return None
+    cells = [_published_line(line) for line in lines]
+    for bits in sorted({line.bits for line in lines}, reverse=True):
+        ours = [row for row in rows if _bits(row) == bits and _figure(row, "decode_ms")]
+        cells += [_our_line(model, row) for row in ours] or [_missing_line(model, bits)]
+    others = [row for row in rows if _bits(row) not in {line.bits for line in lines}]
+    cells += [_our_line(model, row) for row in others if _figure(row, "decode_ms")]
+    notes = [
+        "Published: batch 1, 128 tokens generated, a model on as many GPUs as it needs, so a "
+        "speed-up may be of one GPU against several. Ours: × full precision on the same device."
+    ]
+    return Table(
+        "published", model, f"Decode time of {model} beside published", list(COLUMNS), cells, notes
+    )
+
+
+def _published_line(line: Published) -> list[Cell]:
+    return [
+        Cell(line.source, line.source),
+        Cell(line.model, line.model),
+        _text(f"{line.bits} bits, {line.method}" if line.bits < 16 else line.method),
+        _text(f"{line.gpus} × {line.gpu}"),
+        Cell(significant(line.ms_per_token), line.ms_per_token),
+        Cell() if line.speedup is None else Cell(significant(line.speedup), line.speedup),
+    ]
+
+
+def _our_line(model: str, row: Row) -> list[Cell]:
+    decode, speedup = _figure(row, "decode_ms"), _figure(row, "decode_speedup")
+    assert decode is not None
+    return [
+        Cell("ours", "ours"),
+        Cell(model, model),
+        _text(f"{row.scheme_label}, {row.label}"),
+        _text(_device(decode)),
+        Cell(significant(decode.value), decode.value, low=decode.low, high=decode.high),
+        Cell() if speedup is None else Cell(significant(speedup.value), speedup.value),
+    ]
+
+
+def _missing_line(model: str, bits: int) -> list[Cell]:
+    name = "FP16" if bits == 16 else f"{bits} bits"
+    said = Cell(NOT_MEASURED, NOT_MEASURED)
+    return [Cell("ours", "ours"), Cell(model, model), _text(name), said, Cell(), Cell()]
+
+
+def _text(text: str) -> Cell:
+    return Cell(text, text)
+
+
+def _bits(row: Row) -> int | None:
+    return None if row.bits is None else int(row.bits)
+
+
+def _figure(row: Row, metric: str) -> Figure | None:
+    found = [
+        figure for key, figure in row.figures.items() if (key[0], key[2]) == ("latency", metric)
+    ]
+    return found[0] if found else None
+
+
+def _device(figure: Figure) -> str:
+    """From the notes of a timing: the GPU, or that it was a processor."""
+    return figure.note("gpu") or f"processor, {figure.note('threads') or '?'} threads"

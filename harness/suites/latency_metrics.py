@@ -1,0 +1,241 @@
+"""What the latency suite measured, as metrics: times, bytes a token, roofline, speed-up."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from harness.config import LatencyConfig
+from harness.memory import MemoryPeak
+from harness.record import Metric
+from harness.suites.base import SuiteContext
+from harness.suites.timing import conditions, paired_ratio, summarise
+from quant.decode import DYNAMIC, Decoder
+from quant.roofline import (
+    activation_bytes_per_token,
+    embedding_bytes,
+    weight_bytes,
+    weight_bytes_per_token,
+)
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One prompt answered greedily: the tokens, and what prefill and every decode step took."""
+
+    tokens: list[int]
+    prefill_ms: float
+    decode_ms: list[float]
+
+
+@dataclass
+class Timings:
+    """What one model took over all repeats."""
+
+    prefill_ms: list[float] = field(default_factory=list)
+    decode_ms: list[list[float]] = field(default_factory=list)  # [repeat][token]
+
+    def add(self, generation: Generation) -> None:
+        self.prefill_ms.append(generation.prefill_ms)
+        self.decode_ms.append(generation.decode_ms)
+
+    @property
+    def tokens_ms(self) -> list[float]:
+        """Every decode step of every repeat."""
+        return [value for repeat in self.decode_ms for value in repeat]
+
+    @property
+    def repeats_ms(self) -> list[float]:
+        """The median decode step of every repeat."""
+        return [summarise(repeat)[0] for repeat in self.decode_ms]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model that was timed: with what decoder, and what it took."""
+
+    model: Any
+    decoder: Decoder
+    timings: Timings
+
+
+@dataclass(frozen=True)
+class TokenBytes:
+    """What one decode step moves, bytes: the weights once, the cache, the activations."""
+
+    weights: int
+    kv: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.kv + self.activations
+
+
+def token_bytes(subject: Subject, config: LatencyConfig, dtype: str) -> TokenBytes:
+    """Of a mean decode step. A dynamic cache grows, so its mean length over the steps counts."""
+    kv = subject.decoder.kv_bytes()
+    if subject.decoder.mode == DYNAMIC:
+        last = config.prompt_tokens + config.decode_tokens
+        mean = config.prompt_tokens + (config.decode_tokens + 1) / 2
+        kv = round(kv * mean / last)
+    activations = activation_bytes_per_token(subject.model, getattr(torch, dtype))
+    return TokenBytes(weight_bytes_per_token(subject.model), kv, activations)
+
+
+def all_metrics(
+    context: SuiteContext,
+    config: LatencyConfig,
+    subjects: dict[str, Subject],
+    peak: MemoryPeak,
+    bandwidth: float,
+    why_no_twin: str,
+) -> list[Metric]:
+    """Metrics of the model and, with the prefix "twin_", of its full-precision twin.
+
+    bandwidth    bytes a second that the device was seen to read in this run.
+    why_no_twin  "" when the twin was measured or the model is full precision itself.
+    """
+    task = f"prompt{config.prompt_tokens}_decode{config.decode_tokens}"
+    shared = conditions(context.device, context.dtype) | {"batch": "1"}
+    metrics = []
+    for name, subject in subjects.items():
+        prefix = "" if name == "model" else "twin_"
+        kernel = context.kernel if context.quantized and name == "model" else "torch"
+        notes = shared | {"kernel": kernel}
+        if name == "model" and why_no_twin:
+            notes["full-precision twin"] = why_no_twin
+        metrics += _speed(prefix, task, subject, config, notes)
+        metrics += _weights(prefix, subject)
+        moved = token_bytes(subject, config, context.dtype)
+        metrics += _roofline(prefix, task, subject, moved, bandwidth)
+    if "twin" in subjects:
+        metrics += _speed_up(task, subjects, shared | {"kernel": context.kernel})
+    metrics.append(
+        Metric(
+            name="read_bandwidth",
+            task="device",
+            value=bandwidth / 1e9,
+            unit="GB/s",
+            n=1,
+            n_unit="devices",
+            higher_is_better=True,
+            notes=shared | {"measured": "fastest of several sums over an array beyond all caches"},
+        )
+    )
+    metrics.append(_bytes("peak_memory_bytes", task, peak.bytes, peak.notes))
+    if peak.working_bytes is not None:
+        metrics.append(_bytes("working_memory_bytes", task, peak.working_bytes, peak.notes))
+    return metrics
+
+
+def _speed(
+    prefix: str, task: str, subject: Subject, config: LatencyConfig, notes: dict[str, str]
+) -> list[Metric]:
+    decoder, timings = subject.decoder, subject.timings
+    mode = decoder.mode + (f" ({decoder.reason})" if decoder.reason else "")
+    metrics = []
+    for phase, values, n_unit, tokens in (
+        ("prefill", timings.prefill_ms, "repeats", config.prompt_tokens),
+        ("decode", timings.tokens_ms, "tokens", 1),
+    ):
+        median, quantiles = summarise(values)
+        said = notes | ({"decode mode": mode} if phase == "decode" else {})
+        metrics += [
+            Metric(
+                name=f"{prefix}{phase}_ms",
+                task=task,
+                value=median,
+                unit="ms",
+                n=len(values),
+                n_unit=n_unit,
+                quantiles=quantiles,
+                notes=said,
+            ),
+            Metric(
+                name=f"{prefix}{phase}_tokens_per_s",
+                task=task,
+                value=1e3 * tokens / median,
+                unit="tokens/s",
+                n=len(values),
+                n_unit=n_unit,
+                higher_is_better=True,
+                notes=said,
+            ),
+        ]
+    return metrics
+
+
+def _weights(prefix: str, subject: Subject) -> list[Metric]:
+    tied = {"counted": "parameters and buffers in memory, tied tensors once"}
+    tables = {"counted": "token, position and output embeddings: not quantized, in weight_bytes"}
+    return [
+        _bytes(f"{prefix}weight_bytes", "model", weight_bytes(subject.model), tied),
+        _bytes(f"{prefix}embedding_bytes", "model", embedding_bytes(subject.model), tables),
+    ]
+
+
+def _roofline(
+    prefix: str, task: str, subject: Subject, moved: TokenBytes, bandwidth: float
+) -> list[Metric]:
+    """Bytes a token, how fast decoding went through them, and what the device could have done."""
+    seconds = summarise(subject.timings.tokens_ms)[0] / 1e3
+    n = len(subject.timings.tokens_ms)
+    counted = {
+        "weights": str(moved.weights),
+        "KV cache": str(moved.kv),
+        "activations": str(moved.activations),
+    }
+    rates = {
+        "decode_bandwidth": (moved.total / seconds / 1e9, "GB/s"),
+        "roofline_share": (moved.total / seconds / bandwidth, "fraction"),
+    }
+    return [
+        _bytes(f"{prefix}bytes_per_token", task, moved.total, counted),
+        *(
+            Metric(
+                name=prefix + name,
+                task=task,
+                value=value,
+                unit=unit,
+                n=n,
+                n_unit="tokens",
+                higher_is_better=True,
+            )
+            for name, (value, unit) in rates.items()
+        ),
+    ]
+
+
+def _speed_up(task: str, subjects: dict[str, Subject], notes: dict[str, str]) -> list[Metric]:
+    """Time of the full-precision twin over the quantized model's: above 1 is faster than it."""
+    model, twin = subjects["model"].timings, subjects["twin"].timings
+    pairs = {
+        "prefill_speedup": paired_ratio(twin.prefill_ms, model.prefill_ms),
+        "decode_speedup": paired_ratio(twin.repeats_ms, model.repeats_ms),
+    }
+    metrics = []
+    for name, ratios in pairs.items():
+        median, quantiles = summarise(ratios)
+        metrics.append(
+            Metric(
+                name=name,
+                task=task,
+                value=median,
+                unit="ratio",
+                n=len(ratios),
+                n_unit="repeats",
+                higher_is_better=True,
+                quantiles=quantiles,
+                notes=notes,
+            )
+        )
+    return metrics
+
+
+def _bytes(name: str, task: str, value: int, notes: dict[str, str]) -> Metric:
+    return Metric(
+        name=name, task=task, value=float(value), unit="bytes", n=1, n_unit="models", notes=notes
+    )

@@ -1,0 +1,98 @@
+"""Clocks and the statistics of timings: what a step took, medians, percentiles, paired ratios."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Protocol, TypeVar
+
+import torch
+
+T = TypeVar("T")
+
+P99_SAMPLES = 100  # fewer observations than this have no 99th percentile worth printing
+
+
+class Stopwatch(Protocol):
+    """Runs a step and says how many milliseconds it took."""
+
+    def __call__(self, step: Callable[[], T]) -> tuple[T, float]: ...
+
+
+def host_stopwatch(clock: Callable[[], int] = time.perf_counter_ns) -> Stopwatch:
+    """Wall time of a step on the CPU; `clock` gives nanoseconds."""
+
+    def measure(step: Callable[[], T]) -> tuple[T, float]:
+        start = clock()
+        result = step()
+        return result, (clock() - start) / 1e6
+
+    return measure
+
+
+def device_stopwatch(device: str) -> Stopwatch:
+    """Time between two CUDA events around a step that starts on an idle device.
+
+    The device is idle before and after, as in generation that looks at every token, so the
+    interval holds the launches too.
+    """
+
+    def measure(step: Callable[[], T]) -> tuple[T, float]:
+        with torch.cuda.device(device):
+            start = torch.cuda.Event(enable_timing=True)
+            end = torch.cuda.Event(enable_timing=True)
+            torch.cuda.synchronize()
+            start.record()
+            result = step()
+            end.record()
+            end.synchronize()
+        return result, start.elapsed_time(end)
+
+    return measure
+
+
+def stopwatch_of(device: str) -> Stopwatch:
+    """The clock of a device."""
+    return device_stopwatch(device) if on_cuda(device) else host_stopwatch()
+
+
+def on_cuda(device: str) -> bool:
+    return torch.device(device).type == "cuda"
+
+
+def conditions(device: str, dtype: str) -> dict[str, str]:
+    """What a timing depends on besides its subject, for the notes of a metric."""
+    found = {"dtype": dtype, "device": device}
+    if on_cuda(device):
+        return found | {"clock": "CUDA events", "gpu": torch.cuda.get_device_name()}
+    return found | {"clock": "perf_counter_ns", "threads": str(torch.get_num_threads())}
+
+
+def summarise(values: list[float]) -> tuple[float, dict[str, float]]:
+    """The median, and the percentiles p10, p50, p90 (p99 from 100 values on), interpolated."""
+    levels = {"p10": 0.10, "p50": 0.50, "p90": 0.90}
+    if len(values) >= P99_SAMPLES:
+        levels["p99"] = 0.99
+    data = torch.tensor(values, dtype=torch.float64)
+    quantiles = {name: torch.quantile(data, level).item() for name, level in levels.items()}
+    return quantiles["p50"], quantiles
+
+
+def paired_ratio(numerator: list[float], denominator: list[float]) -> list[float]:
+    """Repeat by repeat, so that what slowed both in one repeat cancels."""
+    return [a / b for a, b in zip(numerator, denominator, strict=True)]
+
+
+@contextmanager
+def no_garbage_collection() -> Iterator[None]:
+    """A collection in the middle of a 10 ms step would be measured as the model's."""
+    enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

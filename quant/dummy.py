@@ -1,0 +1,270 @@
+"""Models of any architecture with random weights, made directly in packed form.
+
+For timing sizes that cannot be downloaded: a layer's random codes are drawn on the device where it
+will run, so no full-precision weight ever exists, and what is needed is checked before anything is
+allocated. Values are such that activations keep their size through any depth; they mean nothing
+else.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from cuda_ext.layout import pack_codes, words_for
+from cuda_ext.ops import resolve_kernel
+from cuda_ext.tiles import TILE_ROWS, can_tile, units_for
+from quant.blocks import find_blocks, linear_layers
+from quant.checkpoint.skeleton import parameters_on_meta
+from quant.errors import QuantizationError
+from quant.linear import Packed, QuantLinear, packed_shapes
+from quant.scheme import SCALE_DTYPES, Scheme
+
+UNIT = 64  # bytes of one unit of the kernel layout
+MARGIN = 0.02  # of the free memory stays free: allocators round up, kernels need workspaces
+GIB = 2**30
+
+
+class NotEnoughMemory(QuantizationError):
+    """A model that does not fit the device, with both figures."""
+
+
+@dataclass(frozen=True)
+class MemoryNeed:
+    """Bytes of a model that is to be built.
+
+    packed     codes, scales and zero-points of the quantized layers, as their kernel holds them.
+    dense      everything else: embeddings, norms, biases, and all weights without a scheme.
+    transient  beside them while the largest layer is laid out for its kernel.
+    """
+
+    packed: int
+    dense: int
+    transient: int
+
+    @property
+    def model(self) -> int:
+        """What the finished model holds."""
+        return self.packed + self.dense
+
+
+def build_dummy(
+    config: PreTrainedConfig,
+    scheme: Scheme | None,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    kernel: str = "auto",
+    seed: int = 0,
+    beside: int = 0,
+    attn_implementation: str | None = None,
+) -> PreTrainedModel:
+    """A causal LM of `config` with random weights on `device`, in eval mode.
+
+    scheme   of the linear layers in the blocks, which become QuantLinear; None: all in dtype.
+    seed     the same seed gives the same weights on the same kind of device.
+    beside   bytes that must stay free besides the model, for cache and activations.
+    attn_implementation  of transformers; None: its choice for the architecture.
+
+    Raises NotEnoughMemory with figures before anything is allocated, SchemeError for groups that
+    do not fit, KernelUnavailable.
+    """
+    device = torch.device(device)
+    kernel = resolve_kernel(kernel, device)
+    model = _skeleton(config, dtype, attn_implementation)
+    need = memory_need(model, scheme, kernel)
+    require_memory(need, device, beside, type(model).__name__)
+    generator = torch.Generator(device).manual_seed(seed)
+    if scheme is not None:
+        _pack_blocks(model, scheme, device, dtype, kernel, generator)
+    _fill(model, device, dtype, generator)
+    for name, buffer in model.named_buffers():
+        if buffer.device != device:
+            parent, _, child = name.rpartition(".")
+            model.get_submodule(parent)._buffers[child] = buffer.to(device)
+    return model.eval()
+
+
+def predict_memory(
+    config: PreTrainedConfig,
+    scheme: Scheme | None,
+    *,
+    dtype: torch.dtype,
+    kernel: str,
+) -> MemoryNeed:
+    """What `build_dummy` will need; kernel is a resolved name. Allocates nothing."""
+    return memory_need(_skeleton(config, dtype, None), scheme, kernel)
+
+
+def memory_need(model: PreTrainedModel, scheme: Scheme | None, kernel: str) -> MemoryNeed:
+    """Of a model on the meta device whose linear layers are to be packed."""
+    quantized: dict[int, nn.Module] = {}
+    if scheme is not None:
+        for block in find_blocks(model).modules:
+            quantized |= {id(layer.weight): layer for layer in linear_layers(block).values()}
+    shapes = [layer_shape(layer) for layer in quantized.values()]
+    sizes = [_packed_bytes(scheme, *shape, kernel) for shape in shapes] if scheme else []
+    dense = {
+        id(each): each.numel() * each.element_size()
+        for each in (*model.parameters(), *model.buffers())
+        if id(each) not in quantized
+    }
+    transient = max((_gptq_bytes(scheme, *shape) for shape in shapes) if scheme else (), default=0)
+    return MemoryNeed(sum(sizes), sum(dense.values()), transient)
+
+
+def require_memory(need: MemoryNeed, device: torch.device, beside: int, what: str) -> None:
+    """NotEnoughMemory, with what is needed and what is free, when the model does not fit."""
+    free = free_memory(device)
+    total = need.model + need.transient + beside
+    if free is not None and total > free * (1 - MARGIN):
+        raise NotEnoughMemory(
+            f"{what} needs {total / GIB:.2f} GiB on {device} ({need.packed / GIB:.2f} packed, "
+            f"{need.dense / GIB:.2f} in full precision, {(need.transient + beside) / GIB:.2f} "
+            f"beside it), and {free / GIB:.2f} GiB are free: use fewer bits, a smaller "
+            "architecture or a larger device."
+        )
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that can still be allocated on a device; None where the system does not say."""
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
+    meminfo = Path("/proc/meminfo")
+    if meminfo.is_file():
+        for line in meminfo.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    if hasattr(os, "sysconf") and "SC_AVPHYS_PAGES" in os.sysconf_names:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return None
+
+
+def layer_shape(layer: nn.Module) -> tuple[int, int]:
+    """(inputs, outputs) of an nn.Linear, a Conv1D or a QuantLinear."""
+    if isinstance(layer, Conv1D):
+        inputs, outputs = layer.weight.shape
+        return inputs, outputs
+    return layer.in_features, layer.out_features  # type: ignore[return-value]
+
+
+def random_packed(scheme: Scheme, inputs: int, outputs: int, generator: torch.Generator) -> Packed:
+    """GPTQ buffers (quant.linear.pack) of a layer with random codes, on the generator's device.
+
+    Weights have mean 0 and variance 1 / inputs, so that a product keeps the size of its input.
+    """
+    device = generator.device
+    scheme.groups(inputs)
+    shapes = packed_shapes(scheme, inputs, outputs)
+    words = torch.randint(
+        -(2**31), 2**31, shapes["qweight"], dtype=torch.int32, device=device, generator=generator
+    )
+    used = inputs * scheme.bits % 32
+    if used:  # no code lies in the end of the last word
+        words[-1] &= (1 << used) - 1
+    packed = {"qweight": words}
+    grid = shapes["scales"]
+    scale_dtype = getattr(torch, scheme.scale_dtype)
+
+    def scales(spread: float) -> Tensor:
+        unit = torch.rand(grid, device=device, generator=generator) * 0.5 + 0.75
+        return (unit / (spread * math.sqrt(inputs))).to(scale_dtype)
+
+    if scheme.ternary:
+        both = words & (words >> 1) & 0x55555555
+        words ^= both  # code 3 is none of ternary's: it becomes 2
+        spread = math.sqrt(0.75)  # of -1, 0, 1, 1
+        return packed | {"scales": scales(spread), "scales_negative": scales(spread)}
+    levels = 2**scheme.bits
+    middle = levels // 2 - 1
+    # The mean of the codes lies halfway between the two middle ones.
+    zeros = torch.randint(0, 2, grid, dtype=torch.uint8, device=device, generator=generator)
+    zeros = torch.full_like(zeros, middle + 1) if scheme.symmetric else zeros + middle
+    spread = math.sqrt((levels**2 - 1) / 12)
+    return packed | {"scales": scales(spread), "qzeros": pack_codes(zeros, scheme.bits)}
+
+
+def _skeleton(
+    config: PreTrainedConfig, dtype: torch.dtype, attn_implementation: str | None
+) -> PreTrainedModel:
+    with parameters_on_meta():
+        return AutoModelForCausalLM.from_config(
+            config, dtype=dtype, attn_implementation=attn_implementation
+        )
+
+
+def _pack_blocks(
+    model: PreTrainedModel,
+    scheme: Scheme,
+    device: torch.device,
+    dtype: torch.dtype,
+    kernel: str,
+    generator: torch.Generator,
+) -> None:
+    """Replace every linear layer of the blocks, one after the other, by a random packed one."""
+    for block in find_blocks(model).modules:
+        for name, layer in linear_layers(block).items():
+            inputs, outputs = layer_shape(layer)
+            packed = random_packed(scheme, inputs, outputs, generator)
+            bias = None
+            if getattr(layer, "bias", None) is not None:
+                bias = torch.zeros(outputs, dtype=dtype, device=device)
+            parent, _, child = name.rpartition(".")
+            owner = block.get_submodule(parent) if parent else block
+            setattr(owner, child, QuantLinear(packed, scheme, inputs, bias, kernel))
+
+
+def _fill(
+    model: PreTrainedModel, device: torch.device, dtype: torch.dtype, generator: torch.Generator
+) -> None:
+    """Give every parameter on meta its random values in place, tied ones once."""
+    made: dict[int, nn.Parameter] = {}
+    for path, module in model.named_modules():
+        for name, parameter in list(module._parameters.items()):
+            if parameter is None or not parameter.is_meta:
+                continue
+            if id(parameter) not in made:
+                values = _random_values(parameter, module, f"{path}.{name}", device, generator)
+                made[id(parameter)] = nn.Parameter(values.to(dtype), requires_grad=False)
+            module._parameters[name] = made[id(parameter)]
+
+
+def _random_values(
+    parameter: Tensor,
+    module: nn.Module,
+    name: str,
+    device: torch.device,
+    generator: torch.Generator,
+) -> Tensor:
+    """Matrices of variance 1 / inputs (tables: 1), scales of one and biases of nought."""
+    values = torch.empty(parameter.shape, dtype=parameter.dtype, device=device)
+    if parameter.dim() < 2:
+        return values.fill_(0.0 if name.endswith("bias") else 1.0)
+    table = isinstance(module, nn.Embedding)
+    inputs = parameter.shape[0] if isinstance(module, Conv1D) else parameter.shape[-1]
+    return values.normal_(0, 1.0 if table else 1 / math.sqrt(inputs), generator=generator)
+
+
+def _packed_bytes(scheme: Scheme, inputs: int, outputs: int, kernel: str) -> int:
+    """Of a layer's buffers as QuantLinear holds them for `kernel`; bias not included."""
+    if kernel == "reference" or not can_tile(inputs, scheme.group_size, None):
+        return _gptq_bytes(scheme, inputs, outputs)
+    rows = -(-outputs // TILE_ROWS) * TILE_ROWS
+    scale = SCALE_DTYPES[scheme.scale_dtype] // 8
+    grid = 2 * scale if scheme.ternary else scale + 1
+    return rows * (units_for(inputs, scheme.bits) * UNIT + scheme.groups(inputs) * grid)
+
+
+def _gptq_bytes(scheme: Scheme, inputs: int, outputs: int) -> int:
+    scale = SCALE_DTYPES[scheme.scale_dtype] // 8
+    groups = scheme.groups(inputs)
+    zeros = outputs * scale if scheme.ternary else 4 * words_for(outputs, scheme.bits)
+    return 4 * words_for(inputs, scheme.bits) * outputs + groups * (outputs * scale + zeros)

@@ -1,0 +1,94 @@
+"""The roofline of decoding: what one token must read, and how fast the device can read."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from torch import Tensor
+
+READ_BYTES = {"cpu": 2**28, "cuda": 2**31}  # far beyond every cache
+READ_TURNS = 7
+
+
+def weight_bytes(model: Any) -> int:
+    """Bytes of all parameters and buffers as held in memory; shared storage counts once."""
+    return _unique_bytes([*model.parameters(), *model.buffers()])
+
+
+def embedding_bytes(model: Any) -> int:
+    """Bytes of the embedding tables and the output layer, which stay in full precision."""
+    return _unique_bytes([*_tables(model), *_output_layer(model)])
+
+
+def weight_bytes_per_token(model: Any) -> int:
+    """Bytes of weights that one decode step reads: all but the tables it takes one row of."""
+    output = _output_layer(model)
+    return weight_bytes(model) - (_unique_bytes([*_tables(model), *output]) - _unique_bytes(output))
+
+
+def activation_bytes_per_token(model: Any, dtype: torch.dtype) -> int:
+    """Bytes that the linear layers (packed ones and the output included) read and write a token.
+
+    What stands between them (norms, residual sums, attention scores) is of the same order, small
+    beside the weights, and usually fused or in cache; it is not counted.
+    """
+    ends = 0
+    for module in model.modules():
+        shape = (getattr(module, "in_features", None), getattr(module, "out_features", None))
+        if hasattr(module, "nf"):  # transformers' Conv1D: weight [in, out]
+            shape = tuple(module.weight.shape)
+        if None not in shape:
+            ends += sum(shape)  # type: ignore[arg-type]
+    return ends * dtype.itemsize
+
+
+def read_bandwidth(device: str | torch.device, turns: int = READ_TURNS) -> float:
+    """Bytes a second of the fastest of `turns` sums over an array that no cache holds.
+
+    The array is float32, 256 MiB on a processor and 2 GiB on a GPU (an eighth of what is free
+    there, when that is less).
+    """
+    device = torch.device(device)
+    size = READ_BYTES.get(device.type, READ_BYTES["cpu"])
+    if device.type == "cuda":
+        size = min(size, max(torch.cuda.mem_get_info(device)[0] // 8, 2**26))
+    array = torch.ones(size // 4, device=device)
+    array.sum()
+    seconds = min(_sum_seconds(array) for _ in range(turns))
+    return array.numel() * array.element_size() / seconds
+
+
+def _sum_seconds(array: Tensor) -> float:
+    if array.device.type != "cuda":
+        start = time.perf_counter()
+        array.sum()
+        return time.perf_counter() - start
+    with torch.cuda.device(array.device):
+        start_event = torch.cuda.Event(enable_timing=True)
+        end_event = torch.cuda.Event(enable_timing=True)
+        start_event.record()
+        array.sum()
+        end_event.record()
+        end_event.synchronize()
+    return start_event.elapsed_time(end_event) / 1e3
+
+
+def _tables(model: Any) -> list[Tensor]:
+    return [module.weight for module in model.modules() if isinstance(module, torch.nn.Embedding)]
+
+
+def _output_layer(model: Any) -> list[Tensor]:
+    layer = model.get_output_embeddings()
+    return [] if layer is None else [*layer.parameters(), *layer.buffers()]
+
+
+def _unique_bytes(tensors: list[Tensor]) -> int:
+    """A view of a storage already counted (tied embeddings) adds nothing."""
+    storages: dict[int, int] = {}
+    for tensor in tensors:
+        size = tensor.numel() * tensor.element_size()
+        pointer = tensor.untyped_storage().data_ptr()
+        storages[pointer] = max(size, storages.get(pointer, 0))
+    return sum(storages.values())

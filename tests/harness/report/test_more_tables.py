@@ -1,0 +1,162 @@
+"""The tables of divergence, layer products and published decode times, held to golden files.
+
+BITSWEEP_UPDATE_GOLDEN=1 writes the golden files anew; look at the difference before committing.
+"""
+
+import csv
+import os
+from pathlib import Path
+
+import pytest
+
+from harness.record import Failure
+from harness.report import from_records, summary_tables
+from harness.report.published import (
+    NOT_MEASURED,
+    Published,
+    published_file,
+    published_latencies,
+)
+from harness.report.render import to_csv, to_markdown
+from harness.report.table import Table, small
+
+GOLDEN = Path(__file__).parents[2] / "golden" / "report"
+
+
+def tables_of(records) -> dict[str, Table]:
+    return {table.name: table for table in summary_tables(from_records(records))}
+
+
+def check_golden(name: str, text: str) -> None:
+    path = GOLDEN / name
+    if os.environ.get("BITSWEEP_UPDATE_GOLDEN"):
+        path.write_text(text, encoding="utf-8")
+    assert text == path.read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def records(made_up):
+    """Full precision, a sound kernel, a broken one, and a suite that failed."""
+    make, sound = made_up.record, made_up.divergences()
+    floor = [metric for metric in sound if metric.name == "kl_floor"]
+    failure = Failure(stage="divergence", type="DivergenceError", message="no finite divergence.")
+    return [
+        make("none", "w16", "divergence", metrics=floor),
+        make("rtn", "w4", "divergence", metrics=sound),
+        make("gptq", "w4", "divergence", metrics=made_up.divergences(parity=2e-6)),
+        make("gptq", "w3", "divergence", error=failure),
+        make("none", "w16", "kernels", metrics=made_up.products("w16")),
+        make("rtn", "w4", "kernels", metrics=made_up.products("w4")),
+        make("gptq", "w4", "kernels", metrics=made_up.products("w4")),
+    ]
+
+
+@pytest.mark.parametrize("name", ["divergence", "kernels"])
+@pytest.mark.parametrize(("kind", "render"), [("csv", to_csv), ("md", to_markdown)])
+def test_files_are_as_before(records, name, kind, render) -> None:
+    check_golden(f"{name}.{kind}", render(tables_of(records)[name]))
+
+
+def test_a_kernel_out_of_its_bound_is_marked_and_a_sound_one_is_not(records) -> None:
+    table = tables_of(records)["divergence"]
+    column = [each.name for each in table.columns].index("kernel_kl")
+    full, sound, broken, failed = (row[column] for row in table.rows)
+    assert (full.text, full.marks, sound.marks) == ("–", (), ())
+    (mark,) = broken.marks
+    assert table.footnotes[mark - 1] == (
+        "parity BROKEN: mean above 1e-09 nat: do not trust this kernel"
+    )
+    assert failed.text == "failed"
+    assert "no finite divergence" in table.footnotes[failed.marks[0] - 1]
+
+
+def test_products_of_one_scheme_stand_once_whatever_the_method(records) -> None:
+    table = tables_of(records)["kernels"]
+    lines = [(row[0].text, row[1].text, row[3].text) for row in table.rows]
+    assert len(lines) == len(set(lines)) == 8
+    assert [row[2].text for row in table.rows if row[3].text == "1"] == ["128", "64"] * 2
+
+
+def test_published_files_name_their_sources() -> None:
+    with published_file("latency.csv").open(encoding="utf-8", newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert all(line["source"].startswith("arXiv:2210.17323v2, Table 6") for line in lines)
+    by = {(each.gpu, each.bits): each for each in published_latencies()}
+    for gpu in ("A6000 48 GB", "A100 80 GB"):
+        ratio = by[gpu, 16].ms_per_token / by[gpu, 3].ms_per_token
+        assert ratio == pytest.approx(by[gpu, 3].speedup, abs=0.01)
+
+
+def timed(made_up, model: str, *cells: tuple[str, str]) -> list:
+    return [
+        made_up.record(
+            method, scheme, "latency", model=model, metrics=made_up.latencies(scheme != "w16")
+        )
+        for method, scheme in cells
+    ]
+
+
+def test_what_was_not_measured_says_so(made_up) -> None:
+    only_packed = timed(made_up, "dummy-opt-175b", ("random", "w3"))
+    table = tables_of(only_packed)["published"]
+    text = to_markdown(table)
+    check_golden("published.md", text)
+    assert [row[3].text for row in table.rows if row[0].text == "ours"] == [
+        NOT_MEASURED,
+        "processor, 2 threads",
+    ]
+    both = timed(made_up, "opt-66b", ("none", "w16"), ("random", "w3"), ("random", "w4"))
+    table = tables_of(both)["published"]
+    assert NOT_MEASURED not in to_markdown(table)
+    assert len([row for row in table.rows if row[0].text == "ours"]) == 3
+
+
+def test_other_models_and_untimed_ones_have_no_such_table(made_up, sweep) -> None:
+    assert "published" not in tables_of(sweep)
+    untimed = [made_up.record("gptq", "w3", model="opt-175b", metrics=[made_up.perplexity(9.0)])]
+    assert "published" not in tables_of(untimed)
+    assert all(isinstance(each, Published) for each in published_latencies())
+
+
+def test_a_twin_that_was_too_large_is_a_footnote(made_up) -> None:
+    (record,) = timed(made_up, "opt-66b", ("random", "w3"))
+    metrics = [
+        metric.model_copy(
+            update={"notes": metric.notes | {"full-precision twin": "not measured here: 122 GiB"}}
+        )
+        if metric.name == "decode_ms"
+        else metric
+        for metric in record.metrics
+        if metric.name != "decode_speedup"
+    ]
+    (other,) = timed(made_up, "opt-66b", ("random", "w4"))
+    table = tables_of([record.model_copy(update={"metrics": metrics}), other])["cost"]
+    assert "full-precision twin not measured here: 122 GiB" in table.footnotes
+
+
+def test_a_row_decoded_otherwise_than_most_is_marked(made_up) -> None:
+    records = timed(made_up, "m", ("none", "w16"), ("rtn", "w4"), ("gptq", "w4"))
+    metrics = [
+        metric.model_copy(update={"notes": metric.notes | {"decode mode": "dynamic cache (why)"}})
+        for metric in records[2].metrics
+    ]
+    records[2] = records[2].model_copy(update={"metrics": metrics})
+    table = tables_of(records)["cost"]
+    assert "Decoded with static cache, eager (no CUDA graph on cpu)." in table.notes
+    assert "decoded with dynamic cache (why)" in table.footnotes
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0, "0"), (0.0016, "0.0016"), (1.4e-13, "1.4e-13"), (0.33, "0.33")]
+)
+def test_small_figures(value, text) -> None:
+    assert small(value) == text
+
+
+def test_the_perplexity_of_last_words_is_in_the_files(made_up) -> None:
+    target = made_up.perplexity(4.2, name="target_perplexity", task="lambada_openai")
+    metrics = [made_up.accuracy("lambada_openai", 0.7), target]
+    table = tables_of([made_up.record("gptq", "w3", "zeroshot", metrics=metrics)])["accuracy"]
+    column = next(each for each in table.columns if "target" in each.name)
+    assert (column.name, column.on_screen) == ("lambada_openai:target_perplexity", False)
+    assert "4.2" in to_csv(table)

@@ -138,7 +138,7 @@ struct Isa::Table<3> : Isa::Values<3> {
 // Rows of the column sweep.
 struct Lanes {
   using V = __m256;
-  static constexpr int kWidth = 8, kSlab = 32;
+  static constexpr int kWidth = 8, kSlab = 32, kTogether = 2;
 
   static V load(const float* at) { return _mm256_loadu_ps(at); }
   static void store(float* at, V a) { _mm256_storeu_ps(at, a); }

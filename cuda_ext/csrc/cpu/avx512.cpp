@@ -98,7 +98,7 @@ struct Isa::Table<8> {
 // Rows of the column sweep.
 struct Lanes {
   using V = __m512;
-  static constexpr int kWidth = 16, kSlab = 64;
+  static constexpr int kWidth = 16, kSlab = 64, kTogether = 4;
 
   static V load(const float* at) { return _mm512_loadu_ps(at); }
   static void store(float* at, V a) { _mm512_storeu_ps(at, a); }

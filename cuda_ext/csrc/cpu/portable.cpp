@@ -84,7 +84,7 @@ void dequantize(
 // One float at a time, with the arithmetic that the CUDA kernel shares.
 struct Lanes {
   using V = float;
-  static constexpr int kWidth = 1, kSlab = 16;
+  static constexpr int kWidth = 1, kSlab = 16, kTogether = 4;
 
   static V load(const float* at) { return *at; }
   static void store(float* at, V a) { *at = a; }

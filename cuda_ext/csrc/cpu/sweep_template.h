@@ -4,7 +4,8 @@
 // Rows are independent: a slab of rows, one register or a few wide, goes through all columns of the
 // block in a copy that lies side by side in the first-level cache.
 //
-// Lanes: V (kWidth floats), kSlab (rows of a slab), load, store, set, error, fnma, store_codes,
+// Lanes: V (kWidth floats), kSlab (rows of a slab), kTogether (columns between two updates of all
+// that come after them: their errors fill the registers), load, store, set, error, fnma, store_codes,
 // uniform and ternary.
 #include <cstring>
 #include <memory>
@@ -60,26 +61,47 @@ inline void quantize_column(
   std::memcpy(sweep.codes + out, codes, rows);
 }
 
+// Columns k from `first` on take up the errors of M columns from j on, in the order of those.
+template <int M, int N>
+inline void propagate(
+    const Sweep& sweep, int64_t j, int64_t first, int64_t end, float* slab,
+    const typename Lanes::V (*error)[N]) {
+  const float* upper = sweep.upper + j * sweep.upper_stride;
+  for (int64_t k = first; k < end; k++) {
+    float* column = slab + k * Lanes::kSlab;
+    typename Lanes::V sum[N];
+    for (int v = 0; v < N; v++) sum[v] = Lanes::load(column + v * Lanes::kWidth);
+    for (int m = 0; m < M; m++) {
+      const auto factor = Lanes::set(upper[m * sweep.upper_stride + k]);
+      for (int v = 0; v < N; v++) sum[v] = Lanes::fnma(factor, error[m][v], sum[v]);
+    }
+    for (int v = 0; v < N; v++) Lanes::store(column + v * Lanes::kWidth, sum[v]);
+  }
+}
+
+// Columns j .. j + M, whose errors stay in registers while the columns behind them are updated.
+template <bool Ternary, int M>
+inline void sweep_columns(
+    const Sweep& sweep, int64_t j, int64_t row, int64_t rows, float* slab) {
+  constexpr int N = Lanes::kSlab / Lanes::kWidth;
+  typename Lanes::V error[M][N];
+  for (int m = 0; m < M; m++) {
+    quantize_column<Ternary, N>(sweep, j + m, row, rows, slab + (j + m) * Lanes::kSlab, error[m]);
+    propagate<1, N>(sweep, j + m, j + m + 1, j + M, slab, error + m);
+  }
+  propagate<M, N>(sweep, j, j + M, sweep.columns, slab, error);
+}
+
 template <bool Ternary>
 void sweep_slab(const Sweep& sweep, int64_t row, float* slab) {
-  constexpr int N = Lanes::kSlab / Lanes::kWidth;
+  constexpr int M = Lanes::kTogether;
   const int64_t left = sweep.rows - row;
   const int64_t rows = left < Lanes::kSlab ? left : Lanes::kSlab;
   for (int64_t k = 0; k < sweep.columns; k++)
     take(sweep.weight + k * sweep.rows + row, rows, 0.0f, slab + k * Lanes::kSlab);
-  for (int64_t j = 0; j < sweep.count; j++) {
-    typename Lanes::V error[N];
-    quantize_column<Ternary, N>(sweep, j, row, rows, slab + j * Lanes::kSlab, error);
-    const float* upper = sweep.upper + j * sweep.upper_stride;
-    for (int64_t k = j + 1; k < sweep.columns; k++) {
-      const auto factor = Lanes::set(upper[k]);
-      float* column = slab + k * Lanes::kSlab;
-      for (int v = 0; v < N; v++) {
-        float* at = column + v * Lanes::kWidth;
-        Lanes::store(at, Lanes::fnma(factor, error[v], Lanes::load(at)));
-      }
-    }
-  }
+  int64_t j = 0;
+  for (; j + M <= sweep.count; j += M) sweep_columns<Ternary, M>(sweep, j, row, rows, slab);
+  for (; j < sweep.count; j++) sweep_columns<Ternary, 1>(sweep, j, row, rows, slab);
   for (int64_t k = 0; k < sweep.columns; k++)
     std::memcpy(
         sweep.weight + k * sweep.rows + row, slab + k * Lanes::kSlab, rows * sizeof(float));

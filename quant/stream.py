@@ -89,6 +89,7 @@ class LayerResult:
     tokens                       calibration tokens that reached the layer; 0 without calibration.
     seconds                      the solver alone; the Hessian and its factor, which layers share,
                                  are in the stages.
+    fallback                     what was done differently, as the options allowed; None: nothing.
     """
 
     name: str
@@ -218,6 +219,7 @@ class _Run:
             dead_columns=solution.dead_columns,
             tokens=tokens,
             seconds=seconds,
+            fallback=solution.fallback,
         )
 
 

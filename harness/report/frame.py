@@ -57,6 +57,7 @@ FLOAT_BITS = {"float64": 64, "float32": 32, "float16": 16, "bfloat16": 16}
 
 _OPTION_LABELS = {
     "damping": "damp {}",
+    "damping_ladder": "damp ladder {}",
     "block_size": "block {}",
     "act_order": "act-order",
     "static_groups": "static groups",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -65,7 +66,7 @@ class GPTQOptions:
                 "use 0.01 as in the paper, or any finite number from 0 on."
             )
         steps = (self.damping, *self.damping_ladder)
-        if not all(math.isfinite(b) and a < b for a, b in zip(steps, steps[1:], strict=False)):
+        if not all(math.isfinite(b) and a < b for a, b in pairwise(steps)):
             raise ValueError(
                 f"damping_ladder={list(self.damping_ladder)} does not rise from "
                 f"damping={self.damping:g}; list larger and larger shares, such as [0.1, 1.0]."

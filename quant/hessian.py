@@ -170,7 +170,9 @@ def _condition(
 ) -> tuple[Tensor, Tensor | None, float]:
     """A damped copy of H in sweep order, that order, and what was added to the diagonal."""
     matrix = hessian.detach()
-    matrix = matrix.clone() if matrix.dtype == torch.float64 else matrix.to(torch.float32, copy=True)
+    matrix = (
+        matrix.clone() if matrix.dtype == torch.float64 else matrix.to(torch.float32, copy=True)
+    )
     diagonal = matrix.diagonal()
     diagonal[dead] = 1
     order = None

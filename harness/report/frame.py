@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import fields
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from harness.config import MethodConfig
@@ -161,10 +161,9 @@ def _method(record: Record) -> tuple[str, str]:
         name, _, options = record.cell.method.partition("_")
         return name, options
     labels = []
-    for option in fields(MethodConfig):
-        label = _OPTION_LABELS.get(option.name)
-        value = settings.get(option.name, option.default)
-        if label is not None and value != option.default:
+    for option, default in asdict(MethodConfig()).items():
+        label, value = _OPTION_LABELS.get(option), settings.get(option, default)
+        if label is not None and value != default:
             labels.append(label.format(value))
     return settings["name"], ", ".join(labels)
 

@@ -105,7 +105,9 @@ def _sweep_panels(
         panel = _look_back(columns, missing, factor, start, upper) if start else panel.clone()
         for first, last in blocks:
             block, inner = panel[first - start :], upper[first - start :, first - start :]
-            found, errors = _sweep_block(block, last - first, inner, groups, first, scheme, run, layer)
+            found, errors = _sweep_block(
+                block, last - first, inner, groups, first, scheme, run, layer
+            )
             codes[first:last] = found
             loss += errors.square().sum()
             later = last - first

@@ -169,10 +169,8 @@ def _condition(
     hessian: Tensor, dead: Tensor, share: float, act_order: bool
 ) -> tuple[Tensor, Tensor | None, float]:
     """A damped copy of H in sweep order, that order, and what was added to the diagonal."""
-    matrix = hessian.detach()
-    matrix = (
-        matrix.clone() if matrix.dtype == torch.float64 else matrix.to(torch.float32, copy=True)
-    )
+    dtype = torch.promote_types(hessian.dtype, torch.float32)
+    matrix = hessian.detach().to(dtype, copy=True)
     diagonal = matrix.diagonal()
     diagonal[dead] = 1
     order = None

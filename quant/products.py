@@ -48,6 +48,8 @@ def mirror(total: Tensor) -> None:
     """Copy what is above the diagonal of total [n, n] below it, in place."""
     for start, end in _strips(len(total)):
         total[end:, start:end] = total[start:end, end:].T
+        square = total[start:end, start:end]  # not every library makes it symmetric to the bit
+        square.copy_(square.triu() + square.triu(1).T)
 
 
 def _strips(inputs: int) -> list[tuple[int, int]]:

@@ -72,8 +72,8 @@ def sweep(
     """Codes uint8 [in, out] and the loss of columns [in, out], both in sweep order.
 
     A column of the weight is a row here: contiguous, as everything in the loop is per column.
-    kernel is "reference", "cpu" or "cuda"; float64, which no kernel has, keeps the plain loop inside
-    the panels. Fills in the grids that are not found yet.
+    kernel is "reference", "cpu" or "cuda"; float64, which no kernel has, keeps the plain loop
+    inside the panels. Fills in the grids that are not found yet.
     """
     size = None if groups.found else groups.size
     blocks = _blocks(len(columns), block_size, None if groups.stale else size)
@@ -177,7 +177,7 @@ def plain_columns(
         value = decode(code, grid, scheme)
         error = torch.div(column - value, diagonal[j], out=errors[j])
         column.copy_(value)
-        # addcmul_ rounds once (a fused product) for every row alike; addr_ does so for some of them.
+        # addcmul_ rounds once (a fused product) for every row alike; addr_ only for some of them.
         block[j + 1 :].addcmul_(upper[j, j + 1 :, None], error, value=-1)
     return codes, errors
 

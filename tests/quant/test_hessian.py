@@ -159,3 +159,25 @@ def test_indefinite_and_broken_hessians_are_refused():
         factorize(broken, layer="q_proj")
     with pytest.raises(ValueError, match=r"q_proj: a Hessian is square.*\[2, 3\]"):
         factorize(torch.zeros(2, 3), layer="q_proj")
+
+
+def test_matrices_are_symmetric_beyond_one_strip():
+    inputs = random(64, 300, dtype=torch.float32)
+    hessian = Hessian(300)
+    hessian.update(inputs)
+    matrix = hessian.matrix()
+    assert torch.equal(matrix, matrix.T)
+    expected = 2 * inputs.double().T @ inputs.double()
+    torch.testing.assert_close(matrix.double(), expected, rtol=1e-5, atol=1e-4)
+
+
+def test_large_finite_activations_are_not_mistaken_for_infinite_ones():
+    """Their sum overflows the type, they do not."""
+    hessian = Hessian(4, dtype=torch.float32)
+    with pytest.raises(NonFiniteError, match="8 of 16"):
+        hessian.update(torch.full((4, 4), 1.0).index_fill_(0, torch.tensor([0, 1]), float("inf")))
+    hessian.update(torch.full((8, 4), 60000.0, dtype=torch.float16))
+    assert hessian.tokens == 8
+    check = Hessian(4)
+    check._require_finite(torch.full((4, 4), 3e38))
+    assert torch.isfinite(hessian.matrix()).all()

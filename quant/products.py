@@ -6,13 +6,37 @@ which torch ships too, takes AVX-512 wherever it is (measured on a Zen 5: 2.1 ti
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
 # Below this many products a call costs more than it saves.
 ONEDNN_PRODUCTS = 1 << 21
 STRIPS = 8
 SMALLEST_STRIP = 128
+
+_torch_alone: ContextVar[bool] = ContextVar("torch_alone", default=False)
+
+
+@contextmanager
+def calibration_products(kernel: str) -> Iterator[None]:
+    """How large products are multiplied inside: kernel="reference" leaves all to torch.mm.
+
+    With every other kernel the linear layers of a model in float32 on the CPU go through oneDNN too
+    (they round differently from a forward pass outside).
+    """
+    token = _torch_alone.set(kernel == "reference")
+    try:
+        with nullcontext() if kernel == "reference" else _OneDnnLinear():
+            yield
+    finally:
+        _torch_alone.reset(token)
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
@@ -24,6 +48,32 @@ def product(a: Tensor, b: Tensor) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise(a.contiguous(), weight, None, "none", [], "")
 
 
+class _OneDnnLinear(TorchFunctionMode):
+    """Sends what torch.nn.functional.linear computes for large float32 matrices to oneDNN."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,  # noqa: ARG002
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        if func is functional.linear:
+            return _linear(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    rows = input.reshape(-1, input.shape[-1])
+    if torch.is_grad_enabled() or not _by_onednn(rows, weight.T):
+        return functional.linear(input, weight, bias)
+    # Whatever is not dense takes a slow road in oneDNN.
+    found = torch.ops.mkldnn._linear_pointwise(
+        rows.contiguous(), weight.contiguous(), bias, "none", [], ""
+    )
+    return found.view(*input.shape[:-1], len(weight))
+
+
 def add_gram(total: Tensor, rows: Tensor) -> None:
     """total [n, n] += rows.T @ rows for rows [tokens, n], above the diagonal (and a bit below).
 
@@ -32,6 +82,9 @@ def add_gram(total: Tensor, rows: Tensor) -> None:
     diagonal cost a little over half of the whole product.
     """
     inputs = rows.shape[1]
+    if _torch_alone.get():
+        total += rows.T @ rows
+        return
     # Contiguous along the tokens, both factors are dense whatever strip is cut.
     columns = rows.T.contiguous() if rows.device.type == "cpu" else rows.T
     for start, end in _strips(inputs):
@@ -59,7 +112,8 @@ def _strips(inputs: int) -> list[tuple[int, int]]:
 
 def _by_onednn(a: Tensor, b: Tensor) -> bool:
     return (
-        a.dtype == b.dtype == torch.float32
+        not _torch_alone.get()
+        and a.dtype == b.dtype == torch.float32
         and a.device.type == "cpu"
         and a.shape[0] * a.shape[1] * b.shape[1] >= ONEDNN_PRODUCTS
         and torch.backends.mkldnn.is_available()

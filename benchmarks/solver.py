@@ -1,4 +1,4 @@
-"""GPTQ by the compiled kernels against the plain per-column PyTorch loop, in turn in one process."""
+"""GPTQ by the compiled kernels against the plain per-column PyTorch loop, in turn."""
 
 from __future__ import annotations
 
@@ -17,20 +17,22 @@ from quant.solvers.base import Solution
 from quant.solvers.gptq import GPTQOptions
 
 WIDTH = 2048
+WINDOWS = 32  # of 512 tokens, as in the quickstart
 PLAIN = GPTQOptions(kernel="reference")
 FUSED = GPTQOptions(kernel="cpu")
 SCHEMES = (Scheme(4), Scheme(4, 128))
 
 
-def in_turn(
-    plain: Callable[[], object], fused: Callable[[], object], runs: int
-) -> tuple[list[float], list[float]]:
+Pair = tuple[Callable[[], object], Callable[[], object]]
+
+
+def in_turn(pair: Pair, runs: int) -> tuple[list[float], list[float]]:
     """Seconds of `runs` calls of each, one after the other, after one that is not counted."""
     seconds: tuple[list[float], list[float]] = ([], [])
-    plain()
-    fused()
+    for run in pair:
+        run()
     for _ in range(runs):
-        for run, found in zip((plain, fused), seconds, strict=True):
+        for run, found in zip(pair, seconds, strict=True):
             start = time.perf_counter()
             run()
             found.append(time.perf_counter() - start)
@@ -65,18 +67,17 @@ def solve(runs: int = 5) -> None:
     weight, hessian = problem()
     column_loop(weight, hessian, runs)
     for scheme in SCHEMES:
-        factors = [gptq.prepare(hessian, options) for options in (PLAIN, FUSED)]
-        assert factors[0].upper is not None  # the reference makes its inverse once
-        sweeps = [
-            partial(gptq.solve, weight, factor, scheme, options)
-            for factor, options in zip(factors, (PLAIN, FUSED), strict=True)
-        ]
-        show(f"{scheme.name}: layer, factor given", in_turn(*sweeps, runs), None)
-        wholes = [partial(gptq.solve, weight, hessian, scheme, each) for each in (PLAIN, FUSED)]
-        show(f"{scheme.name}: whole solve", in_turn(*wholes, runs), 3)
-        compare(*(run() for run in wholes))
-    prepares = [partial(_inverse, hessian), partial(gptq.prepare, hessian, FUSED)]
-    show("factorization", in_turn(*prepares, runs), None)
+        plain_factor, fused_factor = (gptq.prepare(hessian, each) for each in (PLAIN, FUSED))
+        assert plain_factor.upper is not None  # the reference makes its inverse once
+        plain = partial(gptq.solve, weight, plain_factor, scheme, PLAIN)
+        fused = partial(gptq.solve, weight, fused_factor, scheme, FUSED)
+        show(f"{scheme.name}: layer, factor given", in_turn((plain, fused), runs), None)
+        plain = partial(gptq.solve, weight, hessian, scheme, PLAIN)
+        fused = partial(gptq.solve, weight, hessian, scheme, FUSED)
+        show(f"{scheme.name}: whole solve", in_turn((plain, fused), runs), 3)
+        compare(plain(), fused())
+    factors: Pair = (partial(_inverse, hessian), partial(gptq.prepare, hessian, FUSED))
+    show("factorization", in_turn(factors, runs), None)
 
 
 def column_loop(weight: torch.Tensor, hessian: torch.Tensor, runs: int) -> None:
@@ -95,10 +96,10 @@ def column_loop(weight: torch.Tensor, hessian: torch.Tensor, runs: int) -> None:
                 loop(columns[block[0] : block[1]].clone(), upper, grid, index, scheme)
 
         loops = partial(run, sweep.plain_columns), partial(run, sweep.fused_columns)
-        show(f"{scheme.name}: column sweep, grids given", in_turn(*loops, runs), 8)
+        show(f"{scheme.name}: column sweep, grids given", in_turn(loops, runs), 8)
 
 
-def embedded(runs: int = 3) -> None:
+def embedded(runs: int = 2) -> None:
     """The embedded model from calibration windows to quantized weights, loading included."""
     from harness import protocols
     from harness.compose import compose_cells
@@ -109,13 +110,14 @@ def embedded(runs: int = 3) -> None:
     tokenizer, model = load_tokenizer(config.model), load_model(config.model, "cpu")
     context = protocols.context_length(model.config, config.model.context)
     windows = protocols.calibration_windows(config.calib, tokenizer, context, None).windows
+    windows = windows[:WINDOWS]
 
     def run(options: GPTQOptions) -> object:
         plan = QuantizationPlan("gptq", Scheme(4, 128), gptq=options)
         return quantize_model(load_model(config.model, "cpu"), windows, plan)
 
     both = partial(run, PLAIN), partial(run, FUSED)
-    show(f"embedded model, w4g128, {len(windows)} windows", in_turn(*both, runs), 2)
+    show(f"embedded model, w4g128, {len(windows)} windows", in_turn(both, runs), 2)
 
 
 def compare(plain: Solution, fused: Solution) -> None:

@@ -54,7 +54,7 @@ class _OneDnnLinear(TorchFunctionMode):
     def __torch_function__(
         self,
         func: Callable[..., Any],
-        types: Any,  # noqa: ARG002
+        types: Any,
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
@@ -117,6 +117,6 @@ def _by_onednn(a: Tensor, b: Tensor) -> bool:
         and a.device.type == "cpu"
         and a.shape[0] * a.shape[1] * b.shape[1] >= ONEDNN_PRODUCTS
         and torch.backends.mkldnn.is_available()
-        and torch.backends.mkldnn.enabled
+        and bool(torch.backends.mkldnn.enabled)
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     )

@@ -57,6 +57,10 @@ inline void quantize_column(
     Lanes::store_codes(codes + at, code);
   }
   const int64_t out = j * sweep.rows + row;
+  // The next slab comes in while this one is worked on: its pieces are too short, and too far from
+  // each other, for the processor to foresee. Addresses past the end do no harm.
+  for (int at = 0; at < Lanes::kSlab; at += 16)
+    __builtin_prefetch(sweep.weight + out + Lanes::kSlab + at);
   std::memcpy(sweep.errors + out, errors, rows * sizeof(float));
   std::memcpy(sweep.codes + out, codes, rows);
 }

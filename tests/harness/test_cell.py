@@ -235,3 +235,15 @@ def test_a_full_disk_fails_the_stage_with_the_next_step(
     assert "run the same command again" in failed(events)["latency"]
     assert sorted(Path(config.paths.results).glob("cells/*/*")) == before
     assert finished(run(wider)) == ["latency"]
+
+
+def test_the_kernel_is_part_of_what_gptq_is_and_not_of_rounding(tiny_cell: Make) -> None:
+    def key(method: str, kernel: str) -> str:
+        keys = plan_cell(
+            tiny_cell(f"method={method}", "scheme=w3", f"runtime.kernel={kernel}")
+        ).keys
+        assert keys is not None
+        return keys.stages["quantization"]
+
+    assert key("gptq", "reference") != key("gptq", "cpu")
+    assert key("rtn", "reference") == key("rtn", "cpu")

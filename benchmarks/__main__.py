@@ -18,6 +18,7 @@ from functools import partial
 
 import torch
 
+from benchmarks import solver
 from harness import environment
 from harness.models import load_model, load_tokenizer
 
@@ -94,7 +95,14 @@ def quantize() -> None:
         show(what, timed(partial(run, method), 3))
 
 
-BENCHMARKS = {"start": start, "pack": pack, "solve": solve, "quantize": quantize}
+BENCHMARKS = {
+    "start": start,
+    "pack": pack,
+    "solve": solve,
+    "quantize": quantize,
+    "solver": solver.solve,
+    "embedded": solver.embedded,
+}
 
 
 def main() -> None:

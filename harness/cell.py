@@ -116,6 +116,7 @@ def quantize(plan: CellPlan, progress: Any) -> dict[str, Any]:
     clock.lap("calibration text")
     result = quantize_model(model, windows, quantization_plan(config), progress)
     clock.restart()
+    kernel = kernel_of(config) if config.method.name == "gptq" else None
     assert plan.keys is not None
     with disk_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -126,6 +127,7 @@ def quantize(plan: CellPlan, progress: Any) -> dict[str, Any]:
     peaks = [stage.peak_bytes for stage in result.stages if stage.peak_bytes is not None]
     return {
         "metrics": quantization_cost.metrics(result, size, clock.seconds),
+        "kernel": kernel,
         "layers": [LayerReport(**asdict(layer)) for layer in result.layers],
         "inputs": {**inputs, "artifact": artifact_digest(folder)},
         "peak_memory_bytes": max(peaks, default=None),
@@ -157,6 +159,8 @@ def quantization_plan(config: CellConfig) -> Any:
         return QuantizationPlan(method="rtn", scheme=scheme)
     options = GPTQOptions(
         damping=method.damping,
+        damping_ladder=tuple(method.damping_ladder),
+        kernel=kernel_of(config),
         block_size=method.block_size,
         act_order=method.act_order,
         static_groups=method.static_groups,

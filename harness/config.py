@@ -43,6 +43,8 @@ class MethodConfig:
 
     name: str = MISSING
     damping: float = 0.01  # times the mean of the Hessian's diagonal
+    # Tried in turn when a Hessian is singular with `damping`; recorded for the layer.
+    damping_ladder: List[float] = field(default_factory=list)
     block_size: int = 128  # columns between two lazy batch updates
     act_order: bool = False
     static_groups: bool = False

@@ -27,9 +27,10 @@ QUANTIZATION = "quantization"
 # Raise a number when a stage computes something else from the same input: its old records then
 # stay on disk but no longer answer. Changelog:
 #   1  first version of every stage
-#   latency 2: static cache, bytes of the cache counted, speed-up instead of time ratio
+#   2  quantization: GPTQ on compiled kernels (rounds differently), triangular root of the Hessian
+#   2  latency: static cache, bytes of the cache counted, speed-up instead of time ratio
 STAGE_VERSIONS = {
-    QUANTIZATION: 1,
+    QUANTIZATION: 2,
     "perplexity": 1,
     "divergence": 1,
     "zeroshot": 1,
@@ -57,6 +58,9 @@ def cell_keys(config: CellConfig) -> StageKeys | None:
     semantic = cell_semantics(config)
     cell = digest({"cell": _content(semantic), "model": fingerprint, **calibration})
     execution = {"device": config.runtime.device, "kernel": kernel_of(config)}
+    # Rounding to nearest runs on no kernel: the same key whatever the suites run on.
+    rounded = {"device": execution["device"]}
+    quantization = execution if config.method.name == "gptq" else rounded
     stages, inputs = {}, {}
     for name in stage_names(config):
         inputs[name] = {"model": fingerprint, **calibration, **suite_inputs(config, name)}
@@ -68,7 +72,7 @@ def cell_keys(config: CellConfig) -> StageKeys | None:
                 "cell": cell,
                 "suite": suite_semantics(config, name),
                 "inputs": inputs[name],
-                "execution": execution if name != QUANTIZATION else {"device": execution["device"]},
+                "execution": execution if name != QUANTIZATION else quantization,
             }
         )
     return StageKeys(cell, stages, semantic, inputs)
@@ -81,7 +85,7 @@ def stage_names(config: CellConfig) -> list[str]:
 
 
 def kernel_of(config: CellConfig) -> str:
-    """The kernel that the cell's suites run on: what "auto" stands for here, not the word itself.
+    """The kernel that the cell runs on (GPTQ's sweep and the suites): what "auto" stands for here.
 
     On a machine with a compiler the first call builds the kernels. Raises KernelUnavailable for one
     that was asked for by name and is not there.

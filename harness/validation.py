@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from itertools import pairwise
 from pathlib import Path
 
 from harness import dummy, protocols, texts
@@ -107,6 +108,12 @@ def _scheme_and_method(method: MethodConfig, scheme: SchemeConfig) -> None:
                 f"method.{key}={getattr(method, key)} is read by gptq alone and method.name="
                 f"{method.name} would ignore it: leave it out, or use method=gptq."
             )
+    steps = [method.damping, *method.damping_ladder]
+    if any(after <= before for before, after in pairwise(steps)):
+        raise ConfigError(
+            f"method.damping_ladder={list(method.damping_ladder)} does not rise from "
+            f"method.damping={method.damping:g}: list larger and larger shares, such as [0.1, 1.0]."
+        )
     if method.static_groups and method.group_grid == "stale":
         raise ConfigError(
             "method.static_groups=true makes all group grids in advance, so "
@@ -158,10 +165,11 @@ def _dummy(config: CellConfig) -> None:
 
 def _gptq_settings(method: MethodConfig) -> list[str]:
     """Fields that differ from their defaults and that only GPTQ reads."""
+    plain = MethodConfig()
     return [
         field.name
         for field in dataclasses.fields(MethodConfig)
-        if field.name != "name" and getattr(method, field.name) != field.default
+        if field.name != "name" and getattr(method, field.name) != getattr(plain, field.name)
     ]
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from cuda_ext.ops import resolve_kernel
 from quant.blocks import (
     Blocks,
     find_blocks,
@@ -31,6 +32,7 @@ from quant.cost import StageCost, StageMeter
 from quant.errors import NonFiniteError, QuantizationError
 from quant.hessian import Factor, Hessian
 from quant.layout import BlockStructure, evaluation
+from quant.products import calibration_products
 from quant.scheme import Scheme
 from quant.solvers import gptq, rtn
 from quant.solvers.gptq import GPTQOptions
@@ -89,6 +91,7 @@ class LayerResult:
     tokens                       calibration tokens that reached the layer; 0 without calibration.
     seconds                      the solver alone; the Hessian and its factor, which layers share,
                                  are in the stages.
+    fallback                     what was done differently, as the options allowed; None: nothing.
     """
 
     name: str
@@ -138,7 +141,9 @@ def quantize_model(
     if plan.method != "rtn":
         check_windows(calibration, model)
     total = sum(len(linear_layers(block)) for block in blocks.modules)
-    with StageMeter(_device(model)) as meter, evaluation(model):
+    kernel = resolve_kernel(plan.gptq.kernel, _device(model))
+    products = calibration_products(kernel)
+    with StageMeter(_device(model)) as meter, evaluation(model), products:
         run = _Run(plan, blocks, meter, progress, total)
         if plan.method == "rtn":
             for index, block in enumerate(blocks.modules):
@@ -218,6 +223,7 @@ class _Run:
             dead_columns=solution.dead_columns,
             tokens=tokens,
             seconds=seconds,
+            fallback=solution.fallback,
         )
 
 

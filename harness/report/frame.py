@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import fields
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from harness.config import MethodConfig
@@ -57,6 +57,7 @@ FLOAT_BITS = {"float64": 64, "float32": 32, "float16": 16, "bfloat16": 16}
 
 _OPTION_LABELS = {
     "damping": "damp {}",
+    "damping_ladder": "damp ladder {}",
     "block_size": "block {}",
     "act_order": "act-order",
     "static_groups": "static groups",
@@ -160,10 +161,9 @@ def _method(record: Record) -> tuple[str, str]:
         name, _, options = record.cell.method.partition("_")
         return name, options
     labels = [str(found) for found in [_section(record, "checkpoint").get("format")] if found]
-    for option in fields(MethodConfig):
-        label = _OPTION_LABELS.get(option.name)
-        value = settings.get(option.name, option.default)
-        if label is not None and value != option.default:
+    for option, default in asdict(MethodConfig()).items():
+        label, value = _OPTION_LABELS.get(option), settings.get(option, default)
+        if label is not None and value != default:
             labels.append(label.format(value))
     return settings["name"], ", ".join(labels)
 

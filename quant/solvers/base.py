@@ -16,9 +16,11 @@ class Solution:
                   None for a solver that sees no Hessian.
     damping       absolute value that was added to the Hessian's diagonal; None without Hessian.
     dead_columns  inputs that were zero on all of the calibration data.
+    fallback      what had to be done differently than asked for, and was allowed; None: nothing.
     """
 
     weight: QuantizedWeight
     loss: float | None = None
     damping: float | None = None
     dead_columns: int = 0
+    fallback: str | None = None

@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
+from cuda_ext.ops import resolve_kernel
 from quant.errors import NonFiniteError
-from quant.grid import Grid, assemble, check_finite, decode, encode, find_grid, working
+from quant.grid import Grid, assemble, check_finite, find_grid, working
 from quant.hessian import Factor, factorize
 from quant.scheme import Scheme
 from quant.solvers.base import Solution
+from quant.solvers.sweep import Groups, stack_grids, sweep
 
 GROUP_GRIDS = ("current", "stale")
 
@@ -37,6 +40,13 @@ class GPTQOptions:
                    "stale": from the weights as they were when the current block of block_size
                    columns began; that is what the authors' code does, and differs from "current"
                    for groups that begin inside a block (groups smaller than block_size).
+    damping_ladder shares to try, in turn, when the Hessian is singular with `damping`; every step
+                   is larger than the one before. Empty, the default: that is an error. A step that
+                   was needed is the Solution's `fallback`.
+    kernel         what carries out the sweep: "reference" is Algorithm 1 of the paper in plain
+                   PyTorch; "cpu" and "cuda" are the fused operator of cuda_ext, whose results
+                   differ by rounding (quant.solvers.sweep); "auto" is the operator of the device
+                   where it can be had, with a line in the log where it cannot.
 
     Raises ValueError, one sentence with the way out, for what cannot be.
     """
@@ -46,12 +56,20 @@ class GPTQOptions:
     act_order: bool = False
     static_groups: bool = False
     group_grid: str = "current"
+    damping_ladder: tuple[float, ...] = ()
+    kernel: str = "auto"
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.damping) and self.damping >= 0):
             raise ValueError(
                 f"damping={self.damping} is not a share of the Hessian's mean diagonal; "
                 "use 0.01 as in the paper, or any finite number from 0 on."
+            )
+        steps = (self.damping, *self.damping_ladder)
+        if not all(math.isfinite(b) and a < b for a, b in pairwise(steps)):
+            raise ValueError(
+                f"damping_ladder={list(self.damping_ladder)} does not rise from "
+                f"damping={self.damping:g}; list larger and larger shares, such as [0.1, 1.0]."
             )
         if self.block_size < 1:
             raise ValueError(
@@ -95,20 +113,39 @@ def solve(
     check_finite(weight, layer)
     factor = hessian if isinstance(hessian, Factor) else prepare(hessian, options, layer, tokens)
     _check_factor(factor, options, inputs, layer)
-    dtype = torch.promote_types(working(weight).dtype, factor.upper.dtype)
-    weight = weight.detach().to(dtype).masked_fill(factor.dead, 0)
-    grids, group_of = _plan_groups(weight, factor.order, groups, scheme, options, layer)
+    dtype = torch.promote_types(working(weight).dtype, factor.root.dtype)
+    weight = weight.detach().to(dtype)
+    dead = int(factor.dead.sum())
+    if dead:
+        weight = weight.masked_fill(factor.dead, 0)
+    groups_of = _plan_groups(weight, factor.order, groups, scheme, options, layer)
     columns = weight.T if factor.order is None else weight.T[factor.order]
-    upper = factor.upper.to(dtype)
-    codes, loss = _sweep(columns.contiguous(), upper, grids, group_of, scheme, options, layer)
+    kernel = resolve_kernel(options.kernel, weight.device)
+    columns = columns.contiguous()
+    codes, loss = sweep(columns, factor, groups_of, scheme, options.block_size, kernel, layer)
     group_index = None
     if factor.order is not None:
         codes = torch.empty_like(codes).index_copy_(0, factor.order, codes)
         if groups > 1 and not options.static_groups:
-            swept = torch.tensor(group_of, dtype=torch.int32, device=codes.device)
+            swept = torch.tensor(groups_of.index, dtype=torch.int32, device=codes.device)
             group_index = torch.empty_like(swept).index_copy_(0, factor.order, swept)
-    quantized = assemble(codes.T.contiguous(), _stack(grids), scheme, group_index)
-    return Solution(quantized, loss, factor.damping, int(factor.dead.sum()))
+    quantized = assemble(codes.T.contiguous(), _stack(groups_of.grids), scheme, group_index)
+    return Solution(quantized, _finite(loss, layer), factor.damping, dead, _fallback(factor))
+
+
+def _finite(loss: float, layer: str) -> float:
+    if not math.isfinite(loss):
+        raise NonFiniteError(
+            f"{layer}: the loss of GPTQ is {loss}: its updates grew beyond the dtype; raise "
+            "damping (0.01 is the paper's, 0.1 is strong) or look for huge weights or activations."
+        )
+    return loss
+
+
+def _fallback(factor: Factor) -> str | None:
+    if factor.used == factor.share:
+        return None
+    return f"damping {factor.used:g} instead of {factor.share:g}"
 
 
 def prepare(
@@ -118,13 +155,21 @@ def prepare(
     tokens: int | None = None,
 ) -> Factor:
     """Condition and factor H [in, in] once, for all the layers that see the same inputs."""
-    return factorize(hessian, options.damping, options.act_order, layer, tokens)
+    return factorize(
+        hessian,
+        options.damping,
+        options.act_order,
+        layer,
+        tokens,
+        ladder=options.damping_ladder,
+        blocked=resolve_kernel(options.kernel, hessian.device) != "reference",
+    )
 
 
 def _check_factor(factor: Factor, options: GPTQOptions, inputs: int, layer: str) -> None:
-    if len(factor.upper) != inputs:
+    if len(factor.root) != inputs:
         raise ValueError(
-            f"{layer}: the Hessian is for {len(factor.upper)} inputs, the weight has {inputs}."
+            f"{layer}: the Hessian is for {len(factor.root)} inputs, the weight has {inputs}."
         )
     if factor.share != options.damping or (factor.order is not None) != options.act_order:
         raise ValueError(
@@ -141,12 +186,13 @@ def _plan_groups(
     scheme: Scheme,
     options: GPTQOptions,
     layer: str,
-) -> tuple[list[Grid | None], list[int]]:
+) -> Groups:
     """The grid of each group (None: to be found during the sweep) and the group of each step."""
+    stale = options.group_grid == "stale"
     outputs, inputs = weight.shape
     size = inputs // groups
     if groups > 1 and not options.static_groups:
-        return [None] * groups, [step // size for step in range(inputs)]
+        return Groups([None] * groups, [step // size for step in range(inputs)], stale)
     whole = find_grid(weight.reshape(outputs * groups, size), scheme, layer)
     parts = [
         [None] * groups if part is None else part.reshape(outputs, groups).T.contiguous().unbind()
@@ -154,84 +200,14 @@ def _plan_groups(
     ]
     grids: list[Grid | None] = [Grid(*group) for group in zip(*parts, strict=True)]
     swept = range(inputs) if order is None else order.tolist()
-    return grids, [column // size for column in swept]
-
-
-def _sweep(
-    columns: Tensor,
-    upper: Tensor,
-    grids: list[Grid | None],
-    group_of: list[int],
-    scheme: Scheme,
-    options: GPTQOptions,
-    layer: str,
-) -> tuple[Tensor, float]:
-    """Codes uint8 [in, out] and the loss of columns [in, out], both in sweep order.
-
-    A column of the weight is a row here: contiguous, as everything in the loop is per column.
-    `columns` is overwritten and fills in the grids that are None.
-    """
-    stale = options.group_grid == "stale"
-    size = len(group_of) // len(grids)
-    codes = torch.empty_like(columns, dtype=torch.uint8)
-    loss = torch.zeros((), dtype=columns.dtype, device=columns.device)
-    diagonal = upper.diagonal().tolist()
-    for start, end in _blocks(len(columns), options.block_size, None if stale else size):
-        block = columns[start:end].clone()  # `columns` keeps what the block began with
-        errors = torch.empty_like(block)
-        for i, column in enumerate(block):
-            step = start + i
-            group = group_of[step]
-            if grids[group] is None:
-                # _blocks never cuts a group that begins inside a block, unless grids are stale.
-                fresh = block[i : i + size] if i and not stale else columns[step : step + size]
-                grids[group] = find_grid(fresh.T, scheme, layer)
-            grid = grids[group]
-            assert grid is not None
-            code = encode(column, grid, scheme)
-            codes[step] = code
-            error = torch.div(column - decode(code, grid, scheme), diagonal[step], out=errors[i])
-            block[i + 1 :].addr_(upper[step, step + 1 : end], error, alpha=-1)
-        columns[end:].addmm_(upper[start:end, end:].T, errors, alpha=-1)
-        loss += errors.square().sum()
-    total = float(loss) / 2
-    if not math.isfinite(total):
-        raise NonFiniteError(
-            f"{layer}: the loss of GPTQ is {total}: its updates grew beyond the dtype; raise "
-            "damping (0.01 is the paper's, 0.1 is strong) or look for huge weights or activations."
-        )
-    return codes, total
-
-
-def _blocks(columns: int, block_size: int, group_size: int | None) -> list[tuple[int, int]]:
-    """Where lazy blocks begin and end: every block_size columns.
-
-    With a group_size a block ends early rather than in the middle of a group that began inside
-    it, so that such a group is up to date when its grid is found.
-    """
-    blocks = []
-    start = 0
-    while start < columns:
-        end = min(start + block_size, columns)
-        if group_size is not None and end // group_size * group_size > start:
-            end = end // group_size * group_size
-        blocks.append((start, end))
-        start = end
-    return blocks
+    return Groups(grids, [column // size for column in swept], stale)
 
 
 def _stack(grids: list[Grid | None]) -> Grid:
     """The grids of all groups as one, rows of the same output beside each other."""
-    found = [grid for grid in grids if grid is not None]
+    rows = stack_grids(grids)
 
-    def join(parts: list[Tensor | None]) -> Tensor | None:
-        present = [part for part in parts if part is not None]
-        return torch.stack(present, dim=1).reshape(-1) if present else None
+    def flat(part: Tensor | None) -> Tensor | None:
+        return None if part is None else part.T.reshape(-1)
 
-    scale = join([grid.scale for grid in found])
-    assert scale is not None
-    return Grid(
-        scale,
-        join([grid.zero for grid in found]),
-        join([grid.negative_scale for grid in found]),
-    )
+    return Grid(rows.scale.T.reshape(-1), flat(rows.zero), flat(rows.negative_scale))

@@ -10,6 +10,7 @@ import torch
 from harness.cell import run_cell
 from harness.config import CellConfig
 from harness.events import Event, Failed, Finished
+from harness.keys import kernel_of
 from harness.plan import plan_cell
 from harness.validation import validate
 
@@ -46,6 +47,7 @@ def test_a_quantized_cell_leaves_a_record_per_stage_and_an_artifact(tiny_cell: M
     assert made.cell.bits_per_weight == pytest.approx(bits)
     assert {m.task for m in made.metrics if m.name == "seconds"} >= {"load model", "total"}
     assert made.inputs["calibration tokens"]
+    assert made.environment["kernel"] == kernel_of(config)
     perplexity = plan.find("perplexity")
     assert perplexity is not None
     assert perplexity.samples_file is not None
@@ -54,6 +56,19 @@ def test_a_quantized_cell_leaves_a_record_per_stage_and_an_artifact(tiny_cell: M
     assert len([json.loads(line) for line in samples]) == 4
     assert perplexity.inputs["artifact"] == made.inputs["artifact"]
     assert perplexity.cell.bits_per_weight == made.cell.bits_per_weight
+
+
+def test_allowed_damping_is_recorded_and_in_the_key(tiny_cell: Make) -> None:
+    plain = tiny_cell("method=gptq", "method.damping=0", "calib.sequences=1", "calib.length=2")
+    assert "cannot span" in failed(run(plain))["quantization"]
+    ladder = "method.damping_ladder=[0.5]"
+    given = ("method=gptq", "method.damping=0", "calib.sequences=1", "calib.length=2", ladder)
+    allowed = tiny_cell(*given)
+    assert failed(run(allowed)) == {}
+    made = plan_cell(allowed).find("quantization")
+    assert made is not None
+    assert made.key != plan_cell(plain).keys.stages["quantization"]
+    assert {layer.fallback for layer in made.layers} == {"damping 0.5 instead of 0"}
 
 
 def test_records_hold_no_folder_of_this_machine(tiny_cell: Make) -> None:
@@ -220,3 +235,15 @@ def test_a_full_disk_fails_the_stage_with_the_next_step(
     assert "run the same command again" in failed(events)["latency"]
     assert sorted(Path(config.paths.results).glob("cells/*/*")) == before
     assert finished(run(wider)) == ["latency"]
+
+
+def test_the_kernel_is_part_of_what_gptq_is_and_not_of_rounding(tiny_cell: Make) -> None:
+    def key(method: str, kernel: str) -> str:
+        keys = plan_cell(
+            tiny_cell(f"method={method}", "scheme=w3", f"runtime.kernel={kernel}")
+        ).keys
+        assert keys is not None
+        return keys.stages["quantization"]
+
+    assert key("gptq", "reference") != key("gptq", "cpu")
+    assert key("rtn", "reference") == key("rtn", "cpu")

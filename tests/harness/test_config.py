@@ -132,6 +132,8 @@ REFUSED = [
     ("calib.length=1", "too short", "null"),
     ("method=rtn method.true_sequential=true", "read by gptq alone", "leave it out"),
     ("method=rtn method.damping=0.1", "read by gptq alone", "method=gptq"),
+    ("method=rtn method.damping_ladder=[0.1]", "read by gptq alone", "method=gptq"),
+    ("method.damping_ladder=[0.1,0.05]", "does not rise", "[0.1, 1.0]"),
     ("method.static_groups=true method.group_grid=stale", "no effect", "drop one"),
     ("scheme=ternary_g8 scheme.symmetric=true", "ternary levels", "symmetric=false"),
     ("suite=[]", "nothing to measure", "suite=[perplexity,latency]"),

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quant.errors import CalibrationError, NonFiniteError, SingularHessianError
-from quant.hessian import Hessian, factorize, inverse_cholesky
+from quant.hessian import Hessian, blocked_root, factorize, plain_root
 
 
 def random(*shape, seed=0, dtype=torch.float64):
@@ -86,16 +86,24 @@ def test_wrong_widths_and_empty_sums_are_refused():
         hessian.matrix()
 
 
-@settings(max_examples=25, deadline=None)
-@given(st.integers(1, 40), st.integers(0, 1000))
-def test_the_factor_is_upper_triangular_and_gives_back_the_inverse(size, seed):
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 40), st.integers(0, 1000), st.sampled_from([None, 1, 3, 8, 40]))
+def test_the_root_is_upper_triangular_and_gives_back_the_matrix(size, seed, block):
     matrix = positive(size, seed) + 0.01 * torch.eye(size, dtype=torch.float64)
-    upper = inverse_cholesky(matrix)
+    root = plain_root(matrix) if block is None else blocked_root(matrix.clone(), block)
+    assert torch.equal(root, root.triu())
+    assert (root.diagonal() > 0).all()
+    torch.testing.assert_close(root @ root.T, matrix, rtol=1e-9, atol=1e-9)
+
+
+def test_the_factor_holds_the_inverse_and_its_blocks():
+    matrix = positive(24)
+    factor = factorize(matrix, blocked=False)
+    upper = factor.upper
     assert torch.equal(upper, upper.triu())
-    assert (upper.diagonal() > 0).all()
-    torch.testing.assert_close(
-        upper.T @ upper @ matrix, torch.eye(size, dtype=torch.float64), rtol=1e-6, atol=1e-6
-    )
+    damped = matrix + factor.damping * torch.eye(24)
+    torch.testing.assert_close(upper.T @ upper, torch.linalg.inv(damped), rtol=1e-8, atol=1e-10)
+    torch.testing.assert_close(factor.inverse(5, 13), upper[5:13, 5:13], rtol=1e-9, atol=1e-12)
 
 
 def test_conditioning_in_the_order_of_the_authors_code():
@@ -151,3 +159,25 @@ def test_indefinite_and_broken_hessians_are_refused():
         factorize(broken, layer="q_proj")
     with pytest.raises(ValueError, match=r"q_proj: a Hessian is square.*\[2, 3\]"):
         factorize(torch.zeros(2, 3), layer="q_proj")
+
+
+def test_matrices_are_symmetric_beyond_one_strip():
+    inputs = random(64, 300, dtype=torch.float32)
+    hessian = Hessian(300)
+    hessian.update(inputs)
+    matrix = hessian.matrix()
+    assert torch.equal(matrix, matrix.T)
+    expected = 2 * inputs.double().T @ inputs.double()
+    torch.testing.assert_close(matrix.double(), expected, rtol=1e-5, atol=1e-4)
+
+
+def test_large_finite_activations_are_not_mistaken_for_infinite_ones():
+    """Their sum overflows the type, they do not."""
+    hessian = Hessian(4, dtype=torch.float32)
+    with pytest.raises(NonFiniteError, match="8 of 16"):
+        hessian.update(torch.full((4, 4), 1.0).index_fill_(0, torch.tensor([0, 1]), float("inf")))
+    hessian.update(torch.full((8, 4), 60000.0, dtype=torch.float16))
+    assert hessian.tokens == 8
+    check = Hessian(4)
+    check._require_finite(torch.full((4, 4), 3e38))
+    assert torch.isfinite(hessian.matrix()).all()

@@ -2,6 +2,7 @@
 
 import copy
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,8 +11,15 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from quant import stream
-from quant.errors import CalibrationError, ModelLayoutError, NonFiniteError, QuantizationError
+from quant.errors import (
+    CalibrationError,
+    ModelLayoutError,
+    NonFiniteError,
+    QuantizationError,
+    SingularHessianError,
+)
 from quant.scheme import Scheme, SchemeError
+from quant.solvers.gptq import GPTQOptions
 from quant.stream import QuantizationPlan, quantize_model
 
 W4G16 = Scheme(bits=4, group_size=16)
@@ -130,3 +138,16 @@ def test_every_error_of_the_calibration_says_what_next() -> None:
         with pytest.raises(CalibrationError) as caught:
             quantize_model(model, windows, gptq_plan())
         assert re.search(r"; (use|cut|tokenize|each)", str(caught.value))
+
+
+def test_damping_of_a_ladder_is_recorded_for_the_layers_that_needed_it() -> None:
+    """Two tokens cannot span 32 inputs: without damping every Hessian is singular."""
+    windows = [torch.tensor([3, 5])]
+    plain = QuantizationPlan("gptq", W4G16, gptq=GPTQOptions(damping=0.0))
+    with pytest.raises(SingularHessianError, match="2 calibration tokens cannot span"):
+        quantize_model(tiny_model("llama"), windows, plan=plain)
+    allowed = replace(plain, gptq=GPTQOptions(damping=0.0, damping_ladder=(0.02,)))
+    result = quantize_model(tiny_model("llama"), windows, plan=allowed)
+    assert {layer.fallback for layer in result.layers} == {"damping 0.02 instead of 0"}
+    enough = quantize_model(tiny_model("llama"), random_windows(8), gptq_plan())
+    assert {layer.fallback for layer in enough.layers} == {None}

@@ -135,12 +135,48 @@ struct Isa::Table<3> : Isa::Values<3> {
   Table(Values<3> values) : Values<3>(values) {}
 };
 
+// Rows of the column sweep.
+struct Lanes {
+  using V = __m256;
+  static constexpr int kWidth = 8, kSlab = 32, kTogether = 2;
+
+  static V load(const float* at) { return _mm256_loadu_ps(at); }
+  static void store(float* at, V a) { _mm256_storeu_ps(at, a); }
+  static V set(float a) { return _mm256_set1_ps(a); }
+  static V error(V w, V value, V diagonal) {
+    return _mm256_div_ps(_mm256_sub_ps(w, value), diagonal);
+  }
+  static V fnma(V a, V b, V c) { return _mm256_fnmadd_ps(a, b, c); }
+  static void store_codes(uint8_t* at, V code) {
+    const __m256i words = _mm256_cvttps_epi32(code);
+    const __m128i halves =
+        _mm_packs_epi32(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(at), _mm_packus_epi16(halves, halves));
+  }
+  static void uniform(V w, V scale, V zero, V max_code, V& code, V& value) {
+    constexpr int nearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+    const V steps = _mm256_round_ps(_mm256_div_ps(w, scale), nearest);
+    // Of NaN and 0 the second operand is taken.
+    code = _mm256_max_ps(_mm256_add_ps(steps, zero), _mm256_setzero_ps());
+    code = _mm256_min_ps(code, max_code);
+    value = _mm256_mul_ps(_mm256_sub_ps(code, zero), scale);
+  }
+  static void ternary(V w, V positive, V negative, V& code, V& value) {
+    const V above = _mm256_cmp_ps(w, _mm256_mul_ps(positive, set(0.5f)), _CMP_GT_OQ);
+    const V below = _mm256_cmp_ps(w, _mm256_mul_ps(negative, set(-0.5f)), _CMP_LT_OQ);
+    code = _mm256_blendv_ps(_mm256_blendv_ps(set(1.0f), set(2.0f), above), set(0.0f), below);
+    value = _mm256_and_ps(above, positive);
+    value = _mm256_blendv_ps(value, _mm256_sub_ps(set(0.0f), negative), below);
+  }
+};
+
 }  // namespace
 }  // namespace bitsweep
 
 #include "kernel_template.h"
+#include "sweep_template.h"
 
 namespace bitsweep {
-Kernels avx2_kernels() { return {linear, dequantize}; }
+Kernels avx2_kernels() { return {linear, dequantize, sweep, Lanes::kSlab}; }
 }  // namespace bitsweep
 #endif

@@ -95,12 +95,48 @@ struct Isa::Table<8> {
   }
 };
 
+// Rows of the column sweep.
+struct Lanes {
+  using V = __m512;
+  static constexpr int kWidth = 16, kSlab = 64, kTogether = 4;
+
+  static V load(const float* at) { return _mm512_loadu_ps(at); }
+  static void store(float* at, V a) { _mm512_storeu_ps(at, a); }
+  static V set(float a) { return _mm512_set1_ps(a); }
+  static V error(V w, V value, V diagonal) {
+    return _mm512_div_ps(_mm512_sub_ps(w, value), diagonal);
+  }
+  static V fnma(V a, V b, V c) { return _mm512_fnmadd_ps(a, b, c); }
+  static void store_codes(uint8_t* at, V code) {
+    const __m128i bytes = _mm512_cvtepi32_epi8(_mm512_cvttps_epi32(code));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(at), bytes);
+  }
+  static void uniform(V w, V scale, V zero, V max_code, V& code, V& value) {
+    constexpr int nearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+    const V steps = _mm512_roundscale_ps(_mm512_div_ps(w, scale), nearest);
+    // Of NaN and 0 the second operand is taken.
+    code = _mm512_max_ps(_mm512_add_ps(steps, zero), _mm512_setzero_ps());
+    code = _mm512_min_ps(code, max_code);
+    value = _mm512_mul_ps(_mm512_sub_ps(code, zero), scale);
+  }
+  static void ternary(V w, V positive, V negative, V& code, V& value) {
+    const __mmask16 above =
+        _mm512_cmp_ps_mask(w, _mm512_mul_ps(positive, set(0.5f)), _CMP_GT_OQ);
+    const __mmask16 below =
+        _mm512_cmp_ps_mask(w, _mm512_mul_ps(negative, set(-0.5f)), _CMP_LT_OQ);
+    code = _mm512_mask_mov_ps(_mm512_mask_mov_ps(set(1.0f), above, set(2.0f)), below, set(0.0f));
+    value = _mm512_maskz_mov_ps(above, positive);
+    value = _mm512_mask_sub_ps(value, below, set(0.0f), negative);
+  }
+};
+
 }  // namespace
 }  // namespace bitsweep
 
 #include "kernel_template.h"
+#include "sweep_template.h"
 
 namespace bitsweep {
-Kernels avx512_kernels() { return {linear, dequantize}; }
+Kernels avx512_kernels() { return {linear, dequantize, sweep, Lanes::kSlab}; }
 }  // namespace bitsweep
 #endif

@@ -1,8 +1,9 @@
-// What the kernels of every instruction set offer: the same two functions over the same arguments.
+// What the kernels of every instruction set offer: the same functions over the same arguments.
 #pragma once
 
 #include <cstdint>
 
+#include "../shared/sweep.h"
 #include "../shared/weight.h"
 
 namespace bitsweep {
@@ -26,6 +27,9 @@ struct Kernels {
   // Rows of the weight to out [outputs, inputs] of the storage given.
   void (*dequantize)(
       const Weight&, void* out, Storage storage, int64_t first_tile, int64_t end_tile);
+  // GPTQ's inner column loop on slabs of sweep_rows rows each.
+  void (*sweep)(const Sweep&, int64_t first_slab, int64_t end_slab);
+  int64_t sweep_rows;
 };
 
 Kernels portable_kernels();

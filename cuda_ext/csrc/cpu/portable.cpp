@@ -81,7 +81,34 @@ void dequantize(
   }
 }
 
-}  // namespace
+// One float at a time, with the arithmetic that the CUDA kernel shares.
+struct Lanes {
+  using V = float;
+  static constexpr int kWidth = 1, kSlab = 16, kTogether = 4;
 
-Kernels portable_kernels() { return {linear, dequantize}; }
+  static V load(const float* at) { return *at; }
+  static void store(float* at, V a) { *at = a; }
+  static V set(float a) { return a; }
+  static V error(V w, V value, V diagonal) { return sweep_error(w, value, diagonal); }
+  static V fnma(V a, V b, V c) { return exact_fma(-a, b, c); }
+  static void store_codes(uint8_t* at, V code) { *at = static_cast<uint8_t>(code); }
+  static void uniform(V w, V scale, V zero, V max_code, V& code, V& value) {
+    const Rounded rounded = round_uniform(w, scale, zero, max_code);
+    code = rounded.code;
+    value = rounded.value;
+  }
+  static void ternary(V w, V positive, V negative, V& code, V& value) {
+    const Rounded rounded = round_ternary(w, positive, negative);
+    code = rounded.code;
+    value = rounded.value;
+  }
+};
+
+}  // namespace
+}  // namespace bitsweep
+
+#include "sweep_template.h"
+
+namespace bitsweep {
+Kernels portable_kernels() { return {linear, dequantize, sweep, Lanes::kSlab}; }
 }  // namespace bitsweep

@@ -22,7 +22,7 @@ CONFIG = KernelsConfig(batches=[1, 3], seconds=0.001)
 @pytest.fixture(autouse=True)
 def small_caches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Copies beyond a cache of a real size take seconds to make."""
-    monkeypatch.setattr(kernels, "_cache_bytes", lambda device: 2**12)
+    monkeypatch.setattr(kernels, "last_level_cache", lambda device: 2**12)
     monkeypatch.setitem(kernels.READ_BYTES, "cpu", 2**20)
 
 

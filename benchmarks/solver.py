@@ -1,0 +1,136 @@
+"""GPTQ by the compiled kernels against the plain per-column PyTorch loop, in turn."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+import torch
+
+from quant.hessian import Hessian
+from quant.scheme import Scheme
+from quant.solvers import gptq, sweep
+from quant.solvers.base import Solution
+from quant.solvers.gptq import GPTQOptions
+
+WIDTH = 2048
+WINDOWS = 32  # of 512 tokens, as in the quickstart
+PLAIN = GPTQOptions(kernel="reference")
+FUSED = GPTQOptions(kernel="cpu")
+SCHEMES = (Scheme(4), Scheme(4, 128))
+
+
+Pair = tuple[Callable[[], object], Callable[[], object]]
+
+
+def in_turn(pair: Pair, runs: int) -> tuple[list[float], list[float]]:
+    """Seconds of `runs` calls of each, one after the other, after one that is not counted."""
+    seconds: tuple[list[float], list[float]] = ([], [])
+    for run in pair:
+        run()
+    for _ in range(runs):
+        for run, found in zip(pair, seconds, strict=True):
+            start = time.perf_counter()
+            run()
+            found.append(time.perf_counter() - start)
+    return seconds
+
+
+def show(what: str, seconds: tuple[list[float], list[float]], goal: float | None) -> None:
+    """One line: medians and minima of both, and both ratios."""
+    (plain, fused), (fast_plain, fast_fused) = (
+        [1e3 * pick(part) for part in seconds] for pick in (statistics.median, min)
+    )
+    aim = "" if goal is None else f"  goal {goal:g}x"
+    print(
+        f"{what:<44} plain {plain:8.1f} [{fast_plain:.1f}]  fused {fused:8.1f} [{fast_fused:.1f}] "
+        f"ms  {plain / fused:5.2f}x [{fast_plain / fast_fused:.2f}x]{aim}",
+        flush=True,
+    )
+
+
+def problem() -> tuple[torch.Tensor, torch.Tensor]:
+    """Weight [2048, 2048] and the Hessian of 8192 correlated tokens."""
+    torch.manual_seed(0)
+    mixing = torch.randn(WIDTH, WIDTH) / WIDTH**0.5
+    hessian = Hessian(WIDTH)
+    for _ in range(4):
+        hessian.update(torch.randn(1, 2048, WIDTH) @ mixing)
+    return torch.randn(WIDTH, WIDTH) * 0.02, hessian.matrix()
+
+
+def solve(runs: int = 5) -> None:
+    """One layer of 2048 x 2048 at 4 bits: medians [minima] of the plain loop and of the kernels."""
+    weight, hessian = problem()
+    column_loop(weight, hessian, runs)
+    for scheme in SCHEMES:
+        plain_factor, fused_factor = (gptq.prepare(hessian, each) for each in (PLAIN, FUSED))
+        assert plain_factor.upper is not None  # the reference makes its inverse once
+        plain = partial(gptq.solve, weight, plain_factor, scheme, PLAIN)
+        fused = partial(gptq.solve, weight, fused_factor, scheme, FUSED)
+        show(f"{scheme.name}: layer, factor given", in_turn((plain, fused), runs), None)
+        plain = partial(gptq.solve, weight, hessian, scheme, PLAIN)
+        fused = partial(gptq.solve, weight, hessian, scheme, FUSED)
+        show(f"{scheme.name}: whole solve", in_turn((plain, fused), runs), 3)
+        compare(plain(), fused())
+    factors: Pair = (partial(_inverse, hessian), partial(gptq.prepare, hessian, FUSED))
+    show("factorization", in_turn(factors, runs), None)
+
+
+def column_loop(weight: torch.Tensor, hessian: torch.Tensor, runs: int) -> None:
+    """The inner loop alone: 16 blocks of 128 columns quantized, errors propagated inside them."""
+    factor = gptq.prepare(hessian, PLAIN)
+    columns = weight.T.contiguous()
+    blocks = [(start, start + 128) for start in range(0, WIDTH, 128)]
+    inverses = [factor.inverse(*block) for block in blocks]
+    for scheme in SCHEMES:
+        count = scheme.groups(WIDTH)
+        groups = gptq._plan_groups(weight, None, count, scheme, _static(scheme), "")
+        grids = [sweep._grids(groups, *block) for block in blocks]
+
+        def run(loop: sweep.Columns, scheme: Scheme = scheme, grids: list = grids) -> None:
+            for block, upper, (grid, index) in zip(blocks, inverses, grids, strict=True):
+                loop(columns[block[0] : block[1]].clone(), upper, grid, index, scheme)
+
+        loops = partial(run, sweep.plain_columns), partial(run, sweep.fused_columns)
+        show(f"{scheme.name}: column sweep, grids given", in_turn(loops, runs), 8)
+
+
+def embedded(runs: int = 2) -> None:
+    """The embedded model from calibration windows to quantized weights, loading included."""
+    from harness import protocols
+    from harness.compose import compose_cells
+    from harness.models import load_model, load_tokenizer
+    from quant.stream import QuantizationPlan, quantize_model
+
+    config = compose_cells([], False, None)[0].config
+    tokenizer, model = load_tokenizer(config.model), load_model(config.model, "cpu")
+    context = protocols.context_length(model.config, config.model.context)
+    windows = protocols.calibration_windows(config.calib, tokenizer, context, None).windows
+    windows = windows[:WINDOWS]
+
+    def run(options: GPTQOptions) -> object:
+        plan = QuantizationPlan("gptq", Scheme(4, 128), gptq=options)
+        return quantize_model(load_model(config.model, "cpu"), windows, plan)
+
+    both = partial(run, PLAIN), partial(run, FUSED)
+    show(f"embedded model, w4g128, {len(windows)} windows", in_turn(both, runs), 2)
+
+
+def compare(plain: Solution, fused: Solution) -> None:
+    """How far the two results are from each other."""
+    same = (plain.weight.codes == fused.weight.codes).float().mean()
+    assert plain.loss is not None
+    assert fused.loss is not None
+    print(f"    codes equal {float(same):.4%}, loss {fused.loss / plain.loss - 1:+.4%}")
+
+
+def _inverse(hessian: torch.Tensor) -> torch.Tensor:
+    return gptq.prepare(hessian, PLAIN).upper
+
+
+def _static(scheme: Scheme) -> GPTQOptions:
+    return replace(PLAIN, static_groups=scheme.group_size is not None)

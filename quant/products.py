@@ -1,0 +1,122 @@
+"""Large float32 products of the solver: which library multiplies them, and which half is needed.
+
+torch.mm on the CPU is MKL's, which takes its AVX2 path on processors that are not Intel's; oneDNN,
+which torch ships too, takes AVX-512 wherever it is (measured on a Zen 5: 2.1 times as fast).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+# Below this many products a call costs more than it saves.
+ONEDNN_PRODUCTS = 1 << 21
+STRIPS = 8
+SMALLEST_STRIP = 128
+
+_torch_alone: ContextVar[bool] = ContextVar("torch_alone", default=False)
+
+
+@contextmanager
+def calibration_products(kernel: str) -> Iterator[None]:
+    """How large products are multiplied inside: kernel="reference" leaves all to torch.mm.
+
+    With every other kernel the linear layers of a model in float32 on the CPU go through oneDNN too
+    (they round differently from a forward pass outside).
+    """
+    token = _torch_alone.set(kernel == "reference")
+    try:
+        with nullcontext() if kernel == "reference" else _OneDnnLinear():
+            yield
+    finally:
+        _torch_alone.reset(token)
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """a [m, k] @ b [k, n] in their dtype (float32 or float64), without reduced precision."""
+    if not _by_onednn(a, b):
+        return a @ b
+    # oneDNN multiplies by the transpose and wants dense operands; others take a slow road there.
+    weight = b.T if b.is_contiguous() or b.T.is_contiguous() else b.T.contiguous()
+    return torch.ops.mkldnn._linear_pointwise(a.contiguous(), weight, None, "none", [], "")
+
+
+class _OneDnnLinear(TorchFunctionMode):
+    """Sends what torch.nn.functional.linear computes for large float32 matrices to oneDNN."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        if func is functional.linear:
+            return _linear(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    rows = input.reshape(-1, input.shape[-1])
+    if torch.is_grad_enabled() or not _by_onednn(rows, weight.T):
+        return functional.linear(input, weight, bias)
+    # Whatever is not dense takes a slow road in oneDNN.
+    found = torch.ops.mkldnn._linear_pointwise(
+        rows.contiguous(), weight.contiguous(), bias, "none", [], ""
+    )
+    return found.view(*input.shape[:-1], len(weight))
+
+
+def add_gram(total: Tensor, rows: Tensor) -> None:
+    """total [n, n] += rows.T @ rows for rows [tokens, n], above the diagonal (and a bit below).
+
+    rows are float16 or bfloat16 on CUDA, where tensor cores multiply them exactly and sum in
+    float32, else in total's dtype. `mirror` makes the other half: strips of rows that begin at the
+    diagonal cost a little over half of the whole product.
+    """
+    inputs = rows.shape[1]
+    if _torch_alone.get():
+        total += rows.T @ rows
+        return
+    # Contiguous along the tokens, both factors are dense whatever strip is cut.
+    columns = rows.T.contiguous() if rows.device.type == "cpu" else rows.T
+    for start, end in _strips(inputs):
+        left, right = columns[start:end], columns[start:].T
+        # The product is made apart: added to the large sum term by term, inside one addmm_, each
+        # token rounds at the size of the sum (measured: 2 to 4 times the error).
+        if left.dtype == total.dtype:
+            total[start:end, start:] += product(left, right)
+        else:
+            total[start:end, start:] += torch.mm(left, right, out_dtype=total.dtype)
+
+
+def mirror(total: Tensor) -> None:
+    """Copy what is above the diagonal of total [n, n] below it, in place."""
+    for start, end in _strips(len(total)):
+        total[end:, start:end] = total[start:end, end:].T
+        square = total[start:end, start:end]  # not every library makes it symmetric to the bit
+        square.copy_(square.triu() + square.triu(1).T)
+
+
+def _strips(inputs: int) -> list[tuple[int, int]]:
+    size = max(-(-inputs // STRIPS), SMALLEST_STRIP)
+    return [(start, min(start + size, inputs)) for start in range(0, inputs, size)]
+
+
+def _by_onednn(a: Tensor, b: Tensor) -> bool:
+    return (
+        not _torch_alone.get()
+        and a.dtype == b.dtype == torch.float32
+        and a.device.type == "cpu"
+        and a.shape[0] * a.shape[1] * b.shape[1] >= ONEDNN_PRODUCTS
+        and torch.backends.mkldnn.is_available()
+        and bool(torch.backends.mkldnn.enabled)
+        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    )

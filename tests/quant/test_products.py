@@ -1,0 +1,109 @@
+"""The solver's large products: right in every layout, whichever library multiplies."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional
+
+from quant import products
+from quant.products import add_gram, mirror, product
+
+
+def random(*shape, seed=0, dtype=torch.float32):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+LAYOUTS = {
+    "dense": lambda a, b: (a, b),
+    "transposed": lambda a, b: (a.T.contiguous().T, b.T.contiguous().T),
+    "strided": lambda a, b: (
+        torch.cat([a, a], 1)[:, : a.shape[1]],
+        torch.cat([b, b], 1)[:, : b.shape[1]],
+    ),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+@pytest.mark.parametrize("shape", [(128, 300, 257), (1, 2048, 2048), (7, 5, 3)])
+def test_products_in_float32(layout, shape):
+    m, k, n = shape
+    a, b = random(m, k, seed=1), random(k, n, seed=2)
+    expected = a.double() @ b.double()
+    found = product(*layout(a, b))
+    assert found.dtype == torch.float32
+    # The error of a sum of k float32 products, without any reduced precision.
+    assert float((found - expected).abs().max()) < 2e-6 * k**0.5 * 5
+    assert torch.equal(found, product(*layout(a, b))), "the same from run to run"
+
+
+def test_products_in_float64_stay_float64():
+    a, b = random(200, 200, dtype=torch.float64), random(200, 200, seed=1, dtype=torch.float64)
+    assert torch.equal(product(a, b), a @ b)
+
+
+def test_without_onednn_torch_multiplies(monkeypatch):
+    a, b = random(200, 200), random(200, 200, seed=1)
+    assert products._by_onednn(a, b) == torch.backends.mkldnn.is_available()
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert not products._by_onednn(a, b)
+    assert torch.equal(product(a, b), a @ b)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 300), st.integers(1, 40), st.sampled_from([torch.float32, torch.float64]))
+def test_half_of_a_gram_matrix_and_its_mirror(inputs, tokens, dtype):
+    rows = random(tokens, inputs, seed=inputs, dtype=dtype)
+    total = torch.zeros(inputs, inputs, dtype=dtype)
+    for part in rows.split(16):
+        add_gram(total, part)
+    mirror(total)
+    assert torch.equal(total, total.T)
+    torch.testing.assert_close(
+        total.double(), rows.double().T @ rows.double(), rtol=1e-4, atol=1e-4
+    )
+
+
+def test_strips_cover_the_half_above_the_diagonal():
+    for inputs in (1, 128, 129, 1000, 12288):
+        strips = products._strips(inputs)
+        assert [start for start, _ in strips[1:]] == [end for _, end in strips[:-1]]
+        assert (strips[0][0], strips[-1][1]) == (0, inputs)
+    area = sum((end - start) * (12288 - start) for start, end in strips)
+    assert area / 12288**2 < 0.57
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_on_tensor_cores_sums_in_float32(dtype):
+    rows = random(4096, 512).to(dtype).cuda()
+    total = torch.zeros(512, 512, device="cuda")
+    add_gram(total, rows)
+    mirror(total)
+    expected = rows.double().T @ rows.double()
+    assert float((total - expected).abs().max() / expected.abs().max()) < 1e-5
+
+
+@pytest.mark.parametrize("bias", [None, random(300, seed=3)], ids=["plain", "bias"])
+@pytest.mark.parametrize("shape", [(64, 256), (4, 32, 256), (2, 3, 256)])
+def test_linear_layers_inside_calibration_products(shape, bias):
+    x, weight = random(*shape, seed=1), random(300, 256, seed=2)
+    with torch.no_grad():
+        expected = functional.linear(x, weight, bias)
+        with products.calibration_products("reference"):
+            assert torch.equal(functional.linear(x, weight, bias), expected)
+            assert not products._by_onednn(random(200, 200), random(200, 200))
+        with products.calibration_products("cpu"):
+            found = functional.linear(x, weight, bias)
+            halves = functional.linear(x.bfloat16(), weight.bfloat16())
+    assert found.shape == expected.shape
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
+    assert halves.dtype == torch.bfloat16
+    assert torch.equal(functional.linear(x, weight, bias), expected), "nothing is left behind"
+
+
+def test_gradients_keep_torchs_own_linear():
+    x, weight = random(64, 256), random(300, 256, seed=2).requires_grad_()
+    with products.calibration_products("cpu"):
+        functional.linear(x, weight).sum().backward()
+    assert weight.grad is not None

@@ -12,7 +12,7 @@ from quant.scheme import Scheme
 from quant.solvers.sweep import plain_columns
 
 pytestmark = pytest.mark.skipif(
-    ops.why_unavailable("cpu") is not None, reason="no compiler: no kernels"
+    ops.why_unavailable(torch.device("cpu")) is not None, reason="no compiler: no kernels"
 )
 DEVICES = [
     "cpu",

@@ -18,7 +18,7 @@ from quant.solvers import sweep as sweeps
 from quant.solvers.gptq import GPTQOptions, prepare, solve
 
 compiled = pytest.mark.skipif(
-    ops.why_unavailable("cpu") is not None, reason="no compiler: no kernels"
+    ops.why_unavailable(torch.device("cpu")) is not None, reason="no compiler: no kernels"
 )
 NO_CHECKS = settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]

@@ -53,9 +53,9 @@ def load(
         layers = quantized_layers(reader)
         used = set()
         for layer, names in layers.items():
-            used |= _replace_layer(model, reader, checkpoint, layer, names, kernel, device, dtype)
+            used |= replace_layer(model, reader, checkpoint, layer, names, kernel, device, dtype)
         used |= _fill(model, reader, device, dtype)
-        _refuse_unexpected(model, reader, used)
+        refuse_unexpected(model, reader, used)
     if (folder / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
     return model.to(device).eval()  # type: ignore[arg-type]
@@ -119,7 +119,7 @@ def quantized_layers(reader: TensorReader) -> dict[str, list[str]]:
     return layers
 
 
-def _replace_layer(
+def replace_layer(
     model: PreTrainedModel,
     reader: TensorReader,
     checkpoint: CheckpointFormat,
@@ -176,7 +176,7 @@ def _fill(
     """Read every parameter and stored buffer that is left; gives the names of those read."""
     stored = set(reader.names)
     used = set()
-    for names in _tied_names(model):
+    for names in parameters_and_buffers(model):
         held = [name for name in names if name in stored]
         if not held:
             raise _missing(reader, names[0])
@@ -198,7 +198,7 @@ def _fill(
     return used
 
 
-def _tied_names(model: PreTrainedModel) -> Iterator[list[str]]:
+def parameters_and_buffers(model: PreTrainedModel) -> Iterator[list[str]]:
     """Names of the parameters and persistent buffers outside QuantLinear; tied ones together."""
     groups: dict[int, list[str]] = {}
     for path, module in model.named_modules():
@@ -214,7 +214,7 @@ def _tied_names(model: PreTrainedModel) -> Iterator[list[str]]:
     return iter(groups.values())
 
 
-def _refuse_unexpected(model: PreTrainedModel, reader: TensorReader, used: set[str]) -> None:
+def refuse_unexpected(model: PreTrainedModel, reader: TensorReader, used: set[str]) -> None:
     # Buffers that a version of transformers once stored and now computes are not used.
     ignored = list(getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ())
     computed = {name for name, _ in model.named_buffers()}

@@ -75,12 +75,19 @@ def write_tensors(
 class TensorReader:
     """The tensors of a folder by name; a context manager that keeps its files open and mapped.
 
+    mapped=False reads with plain reads instead: every page of a mapped file that was touched counts
+    as resident memory of the process until the file is closed, so reading a checkpoint block by
+    block would seem to (and under a hard limit does) need room for all of it.
+    advice is the next step that errors end with.
+
     Raises ArtifactError when a file is missing, cut short or no safetensors file, and when the
     index names a tensor that its file does not hold.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, mapped: bool = True, advice: str | None = None) -> None:
         self.folder = folder
+        self.advice = remake(folder) if advice is None else advice
+        self._backend = "mmap" if mapped else "pread"
         self._files: dict[str, Any] = {}
         self._place: dict[str, str] = {}
         self._expected: dict[str, str] = {}
@@ -98,6 +105,7 @@ class TensorReader:
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
+        self._files.clear()
 
     @property
     def names(self) -> list[str]:
@@ -112,13 +120,17 @@ class TensorReader:
         """The tensor, copied to memory of its own: the model does not depend on the file."""
         return self._files[self._place[name]].get_tensor(name).clone()
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor, from the header of its file."""
+        return tuple(self._files[self._place[name]].get_slice(name).get_shape())
+
     def _file_names(self) -> list[str]:
         indexes = sorted(self.folder.glob(f"*{INDEX_SUFFIX}"))
         if len(indexes) == 1:
             self._index = indexes[0].name
             mapping = read_json(indexes[0]).get("weight_map")
             if not isinstance(mapping, dict) or not mapping:
-                raise ArtifactError(f"{indexes[0]} has no weight_map. {remake(self.folder)}")
+                raise ArtifactError(f"{indexes[0]} has no weight_map. {self.advice}")
             self._expected = mapping
             return sorted(set(mapping.values()))
         found = sorted(path.name for path in self.folder.glob("*.safetensors"))
@@ -127,29 +139,29 @@ class TensorReader:
         raise ArtifactError(
             f"{self.folder} holds {len(found)} .safetensors files and {len(indexes)} indexes of "
             f"shards (*{INDEX_SUFFIX}); expected one file, or shards with one index. "
-            f"{remake(self.folder)}"
+            f"{self.advice}"
         )
 
     def _open(self, file: str) -> None:
         path = self.folder / file
         if not path.is_file():
             raise ArtifactError(
-                f"{path} is missing, but {self._index} names it. {remake(self.folder)}"
+                f"{path} is missing, but {self._index} names it. {self.advice}"
             )
         try:
-            opened = self._stack.enter_context(safe_open(path, framework="pt"))
+            opened = self._stack.enter_context(safe_open(path, "pt", backend=self._backend))
             names = list(opened.keys())
         except (SafetensorError, OSError) as error:
             raise ArtifactError(
                 f"{path} cannot be read: {error}. It was cut short or is damaged. "
-                f"{remake(self.folder)}"
+                f"{self.advice}"
             ) from error
         expected = [name for name, place in self._expected.items() if place == file]
         lacking = sorted(set(expected) - set(names))
         if lacking:
             raise ArtifactError(
                 f"{path} does not hold {lacking[0]}, but {self._index} says so. "
-                f"{remake(self.folder)}"
+                f"{self.advice}"
             )
         self._files[file] = opened
         self._place |= dict.fromkeys(names, file)

@@ -30,7 +30,9 @@ class Activations(Protocol):
 
 
 @contextlib.contextmanager
-def activation_store(place: str, device: torch.device, folder: Path | None) -> Iterator[Activations]:
+def activation_store(
+    place: str, device: torch.device, folder: Path | None
+) -> Iterator[Activations]:
     """A store at `place`, one of PLACES; what it gives back is on `device`, bit for bit.
 
     folder is where disk keeps its files: made here, and removed at the end. Raises

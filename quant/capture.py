@@ -124,7 +124,7 @@ def stream_logits(
     """
     model = source.model
     captured = capture(model, layout, batches, store)
-    with evaluation(model), closing(each_block(source)) as blocks:  # type: ignore[type-var]
+    with evaluation(model), closing(each_block(source)) as blocks:
         for index in blocks:
             block, structure = layout.blocks.modules[index], layout.structures[index]
             for position, call in enumerate(captured.calls[index]):

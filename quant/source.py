@@ -6,7 +6,7 @@ only while they are worked on, and a thread reads the next block meanwhile.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Protocol
@@ -80,7 +80,7 @@ def each_block(
     source: BlockSource,
     first: int = 0,
     waiting: Callable[[], AbstractContextManager[None]] = nullcontext,
-) -> Iterator[int]:
+) -> Generator[int]:
     """Yield the numbers of the blocks from `first` on, each block with its weights in place.
 
     While the caller works on a block, a thread reads the next one: two blocks are in memory. The
@@ -89,7 +89,9 @@ def each_block(
     """
     count = len(source.blocks)
     with ThreadPoolExecutor(1, "read-block") as reader:
-        ahead: Future[Weights] | None = reader.submit(source.fetch, first) if first < count else None
+        ahead: Future[Weights] | None = (
+            reader.submit(source.fetch, first) if first < count else None
+        )
         for index in range(first, count):
             assert ahead is not None
             try:
@@ -113,14 +115,16 @@ def blocks_in_place(source: BlockSource, blank: bool = False) -> Iterator[None]:
         yield
         return
     arriving = None if blank else each_block(source)
+    current = -1  # a hook of somebody else may run the current block again
     handles = []
     for index, block in enumerate(source.blocks.modules):
 
         def before(*_: object, index: int = index) -> None:
+            nonlocal current
             if arriving is None:
                 source.blank(index)
-            else:
-                next(arriving)
+            elif index != current:
+                current = next(arriving)
 
         def after(*_: object, index: int = index) -> None:
             if arriving is None:
@@ -133,4 +137,4 @@ def blocks_in_place(source: BlockSource, blank: bool = False) -> Iterator[None]:
         for handle in handles:
             handle.remove()
         if arriving is not None:
-            arriving.close()  # type: ignore[attr-defined]
+            arriving.close()

@@ -315,9 +315,7 @@ class _Fetched:
         self.read = tensors.__getitem__
 
 
-def stored_names(
-    model: PreTrainedModel, stored: Iterable[str], advice: str = ""
-) -> dict[str, str]:
+def stored_names(model: PreTrainedModel, stored: Iterable[str], advice: str = "") -> dict[str, str]:
     """Names of the model's parameters and buffers to the names in its files that belong to them.
 
     By the conventions of transformers: renamed keys, and the prefix of the base model added or

@@ -49,27 +49,36 @@ def write_tensors(
         if shards[-1] and sum(e.nbytes for e in shards[-1]) + entry.nbytes > max_shard_bytes:
             shards.append([])
         shards[-1].append(entry)
-    names = [
-        f"{stem}.safetensors"
-        if len(shards) == 1
-        else f"{stem}-{i + 1:05}-of-{len(shards):05}.safetensors"
-        for i in range(len(shards))
-    ]
+    names = shard_names(stem, len(shards))
     for name, shard in zip(names, shards, strict=True):
-        tensors = {e.name: e.make().detach().to("cpu").contiguous() for e in shard}
-        (folder / name).touch()
-        mode = (folder / name).stat().st_mode
-        save_file(tensors, folder / name, metadata={"format": "pt"})
-        # save_file leaves a file that only its owner can read: give it the mode of any new file.
-        (folder / name).chmod(mode)
+        write_shard(folder / name, shard)
     if len(shards) > 1:
-        placed = zip(names, shards, strict=True)
-        index = {
-            "metadata": {"total_size": sum(entry.nbytes for entry in entries)},
-            "weight_map": {entry.name: name for name, shard in placed for entry in shard},
-        }
-        path = folder / f"{stem}{INDEX_SUFFIX}"
-        path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        placed = {e.name: name for name, shard in zip(names, shards, strict=True) for e in shard}
+        write_index(folder, stem, placed, sum(entry.nbytes for entry in entries))
+
+
+def shard_names(stem: str, count: int) -> list[str]:
+    """File names of `count` shards; a single one has no number."""
+    if count == 1:
+        return [f"{stem}.safetensors"]
+    return [f"{stem}-{i + 1:05}-of-{count:05}.safetensors" for i in range(count)]
+
+
+def write_shard(path: Path, entries: list[Entry]) -> None:
+    """Write tensors into one file."""
+    tensors = {e.name: e.make().detach().to("cpu").contiguous() for e in entries}
+    path.touch()
+    mode = path.stat().st_mode
+    save_file(tensors, path, metadata={"format": "pt"})
+    # save_file leaves a file that only its owner can read: give it the mode of any new file.
+    path.chmod(mode)
+
+
+def write_index(folder: Path, stem: str, placed: dict[str, str], total_bytes: int) -> None:
+    """Write which shard (file name) holds each tensor."""
+    index = {"metadata": {"total_size": total_bytes}, "weight_map": placed}
+    path = folder / f"{stem}{INDEX_SUFFIX}"
+    path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
 class TensorReader:
@@ -145,23 +154,19 @@ class TensorReader:
     def _open(self, file: str) -> None:
         path = self.folder / file
         if not path.is_file():
-            raise ArtifactError(
-                f"{path} is missing, but {self._index} names it. {self.advice}"
-            )
+            raise ArtifactError(f"{path} is missing, but {self._index} names it. {self.advice}")
         try:
             opened = self._stack.enter_context(safe_open(path, "pt", backend=self._backend))
             names = list(opened.keys())
         except (SafetensorError, OSError) as error:
             raise ArtifactError(
-                f"{path} cannot be read: {error}. It was cut short or is damaged. "
-                f"{self.advice}"
+                f"{path} cannot be read: {error}. It was cut short or is damaged. {self.advice}"
             ) from error
         expected = [name for name, place in self._expected.items() if place == file]
         lacking = sorted(set(expected) - set(names))
         if lacking:
             raise ArtifactError(
-                f"{path} does not hold {lacking[0]}, but {self._index} says so. "
-                f"{self.advice}"
+                f"{path} does not hold {lacking[0]}, but {self._index} says so. {self.advice}"
             )
         self._files[file] = opened
         self._place |= dict.fromkeys(names, file)

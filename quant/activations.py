@@ -1,4 +1,4 @@
-"""The hidden states between two blocks, batch by batch: on the device, in host memory or on disk."""
+"""The hidden states between two blocks by batch: on the device, in host memory or on disk."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ class _OnDisk:
     def __getitem__(self, batch: int) -> Tensor:
         shape, dtype = self._kinds[batch]
         hidden = torch.empty(shape, dtype=dtype)
-        view = memoryview(_bytes(hidden))
+        view = _bytes(hidden)
         with open(self._file(batch), "rb", buffering=0) as file:
             done = 0
             while done < len(view):  # one read gives at most 2 GiB
@@ -127,4 +127,4 @@ class _OnDisk:
 
 
 def _bytes(tensor: Tensor) -> memoryview:
-    return memoryview(tensor.view(-1).view(torch.uint8).numpy())
+    return tensor.view(-1).view(torch.uint8).numpy().data

@@ -136,7 +136,7 @@ def stream_logits(
 
 
 def observe(source: BlockSource, window: Tensor) -> Layout:
-    """How the model calls its blocks on window [tokens]; of a source that reads, nothing is read."""
+    """How the model calls its blocks on window [tokens]; nothing is read from disk for it."""
     with blocks_in_place(source, blank=True):
         return learn_layout(source.model, window)
 

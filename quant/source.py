@@ -58,7 +58,7 @@ class LoadedModel:
         self.blocks = find_blocks(model)
         self.device = next(model.parameters()).device
 
-    def fetch(self, index: int) -> Weights:
+    def fetch(self, index: int) -> Weights:  # noqa: ARG002
         return {}
 
     def attach(self, index: int, weights: Weights) -> None:
@@ -108,8 +108,8 @@ def each_block(
 def blocks_in_place(source: BlockSource, blank: bool = False) -> Iterator[None]:
     """Inside, the model's own forward pass finds the weights of every block when it comes to it.
 
-    For one forward pass, which must run the blocks in order. With blank=True they are zeros, nothing
-    is read, and the order is free.
+    For one forward pass, which must run the blocks in order. With blank=True they are zeros:
+    nothing is read, and the order is free.
     """
     if not source.reads:
         yield

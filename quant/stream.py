@@ -65,14 +65,13 @@ Progress = Callable[[int, int, str], None]
 
 
 class BlockSink(Protocol):
-    """Takes the quantized weights of block after block, and may hold some from an earlier run.
+    """Takes the quantized weights of block after block, and may hold some from an earlier run."""
 
-    finished  blocks 0 .. finished - 1 are there already.
-    """
+    @property
+    def finished(self) -> int:
+        """Blocks 0 .. finished - 1 are there already."""
 
-    finished: int
-
-    def put(self, index: int, weights: dict[str, QuantizedWeight], made: Finished) -> None:
+    def put(self, index: int, weights: dict[str, QuantizedWeight], made: Finished, /) -> None:
         """Keep a block; once it returns the block is never made again."""
 
     def get(self, index: int) -> tuple[dict[str, QuantizedWeight], Finished]:
@@ -189,7 +188,7 @@ class _Kept:
     weights: dict[str, QuantizedWeight] = field(default_factory=dict)
     finished: int = 0
 
-    def put(self, index: int, weights: dict[str, QuantizedWeight], made: Finished) -> None:
+    def put(self, index: int, weights: dict[str, QuantizedWeight], _: Finished) -> None:
         self.weights |= weights
         self.finished = index + 1
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -119,9 +119,22 @@ def quantized_layers(reader: TensorReader) -> dict[str, list[str]]:
     return layers
 
 
+class Tensors(Protocol):
+    """Where a layer's tensors come from: a TensorReader, or what was read from one."""
+
+    folder: Path
+
+    @property
+    def names(self) -> Collection[str]: ...
+
+    def file_of(self, name: str, /) -> Path: ...
+
+    def read(self, name: str, /) -> Tensor: ...
+
+
 def replace_layer(
     model: PreTrainedModel,
-    reader: TensorReader,
+    reader: Tensors,
     checkpoint: CheckpointFormat,
     layer: str,
     parts: list[str],
@@ -235,14 +248,14 @@ def _cast(tensor: Tensor, device: str | torch.device, dtype: torch.dtype | None)
     return tensor.to(device, dtype if tensor.is_floating_point() else None)
 
 
-def _missing(reader: TensorReader, name: str) -> ArtifactError:
+def _missing(reader: Tensors, name: str) -> ArtifactError:
     return ArtifactError(
         f"{reader.folder}: tensor {name} is in none of its files. {remake(reader.folder)}"
     )
 
 
 def _shape_error(
-    reader: TensorReader, name: str, tensor: Tensor, expected: tuple[int, ...]
+    reader: Tensors, name: str, tensor: Tensor, expected: tuple[int, ...]
 ) -> ArtifactError:
     return ArtifactError(
         f"{reader.file_of(name)}: {name} is {list(tensor.shape)}, but config.json makes it "

@@ -75,5 +75,5 @@ def windows_hash(windows: Sequence[Tensor]) -> str:
     for window in windows:
         ids = window.to("cpu", torch.int64).contiguous()
         digest.update(f"{len(ids)} ".encode())
-        digest.update(memoryview(ids.view(torch.uint8).numpy()))
+        digest.update(ids.view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -84,7 +84,7 @@ class Making:
 
 
 class PartialArtifact:
-    """A sink of blocks (quant.stream.BlockSink) that ends as an artifact; see `partial_artifact`."""
+    """A sink of blocks (quant.stream.BlockSink) that ends as an artifact."""
 
     def __init__(self, making: Making, source: BlockSource, needed_bytes: int) -> None:
         self._making, self._source, self._needed = making, source, needed_bytes

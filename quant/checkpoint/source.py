@@ -50,7 +50,7 @@ class SkeletonSource:
         self._read = read
         self._meta: dict[str, nn.Parameter] = {}
         self._of_block: list[list[list[str]]] = [[] for _ in self.blocks.modules]
-        resident = []
+        resident: list[list[str]] = []
         for names in parameters_and_buffers(model):
             index = self._block_of(names)
             (resident if index is None else self._of_block[index]).append(names)
@@ -169,7 +169,8 @@ class CheckpointSource(SkeletonSource):
                     continue
                 raise ArtifactError(
                     f"{self.folder}: tensor {names[0]} of {type(model).__name__} is in none of its "
-                    f"files. {self._reader.advice}"
+                    "files; save the whole causal language model (AutoModelForCausalLM), not its "
+                    f"base model. {self._reader.advice}"
                 )
             for name in held:
                 shape = self._reader.shape(self._stored[name])
@@ -256,7 +257,7 @@ class ArtifactSource(SkeletonSource):
         super().attach(index, weights)
         fetched = _Fetched(self._reader, weights)
         for layer in self._layers_of(index):
-            if f"{layer}.qweight" not in weights:  # zeros that `blank` made
+            if f"{layer}.{self._layers[layer][0]}" not in weights:  # zeros that `blank` made
                 continue
             self._linears[layer] = self.model.get_submodule(layer)
             replace_layer(
@@ -311,7 +312,7 @@ class _Fetched:
     """The tensors of one block that were read already, in the place of their reader."""
 
     def __init__(self, reader: TensorReader, tensors: Weights) -> None:
-        self.folder, self.names, self.file_of = reader.folder, reader.names, reader.file_of
+        self.folder, self.names, self.file_of = reader.folder, set(tensors), reader.file_of
         self.read = tensors.__getitem__
 
 
@@ -337,7 +338,8 @@ def stored_names(model: PreTrainedModel, stored: Iterable[str], advice: str = ""
         if pattern is not None:
             raise ArtifactError(
                 f"{renamed} of {type(model).__name__} is put together from several stored tensors "
-                f"(such as {name}), which cannot be read block by block; use a dense model. {advice}"
+                f"(such as {name}), which cannot be read block by block; use a dense model. "
+                f"{advice}"
             )
         found[renamed] = name
     return found

@@ -69,10 +69,13 @@ class Lanes:
         return self._workers[lane - 1].submit(self._on, lane, task)
 
     def send(self, lane: int, task: Callable[[], None]) -> None:
-        """As `run`, for tasks that `settle` waits for."""
-        future = self.run(lane, task)
-        if lane:
-            self._pending.append(future)
+        """As `run`, for tasks that `settle` waits for; an error comes from there in lane 0 too."""
+        try:
+            self._pending.append(self.run(lane, task))
+        except Exception as error:
+            failed: Future[None] = Future()
+            failed.set_exception(error)
+            self._pending.append(failed)
 
     def settle(self) -> None:
         """Wait for everything that was sent; raise the first error in the order of sending."""

@@ -19,14 +19,23 @@ import torch
 from harness import protocols
 from harness.config import CellConfig
 from harness.errors import StoreError
-from harness.events import Advanced, Failed, Finished, Listener, Started
+from harness.events import Advanced, Failed, Finished, Listener, Planned, Started
 from harness.keys import QUANTIZATION, kernel_of
 from harness.memory import measure_peak
 from harness.models import load_model, load_tokenizer, model_folder
 from harness.plan import CellPlan, plan_cell
 from harness.provenance import failed_record, make_record, now
 from harness.record import Failure, LayerReport, Record
-from harness.store import artifact_digest, disk_errors
+from harness.store import KEY_DIGITS, artifact_digest, disk_errors
+from harness.streaming import (
+    StreamedModel,
+    measured_shape,
+    open_measured,
+    open_source,
+    quantization_memory,
+    refuse_whole_model,
+    streams,
+)
 from harness.suites import quantization_cost
 from harness.suites.base import SuiteContext, SuiteResult
 from harness.validation import make_scheme
@@ -36,6 +45,7 @@ SUITES = {
     "zeroshot": "harness.suites.zeroshot",
     "latency": "harness.suites.latency",
 }
+STREAMING = ("perplexity",)  # suites that can measure a model that is never whole in memory
 
 
 def run_cell(plan: CellPlan, listen: Listener, skip: frozenset[str] = frozenset()) -> None:
@@ -68,7 +78,7 @@ def _attempt(plan: CellPlan, stage: str, subject: _Subject, listen: Listener) ->
 
     try:
         if stage == QUANTIZATION:
-            figures = quantize(plan, progress)
+            figures = quantize(plan, progress, listen)
         else:
             figures = _measure(plan, stage, subject, progress)
         samples = figures.pop("samples", [])
@@ -93,27 +103,42 @@ def _attempt(plan: CellPlan, stage: str, subject: _Subject, listen: Listener) ->
     return True
 
 
-def quantize(plan: CellPlan, progress: Any) -> dict[str, Any]:
-    """Quantize the model of a cell into its artifact; what the record says about it."""
-    from quant.checkpoint import save
-    from quant.stream import quantize_model
+def quantize(plan: CellPlan, progress: Any, listen: Listener) -> dict[str, Any]:
+    """Quantize the model of a cell into its artifact; what the record says about it.
+
+    The memory plan is told first. A quantization that was interrupted is continued.
+    """
+    from quant.checkpoint.make import quantize_to
+    from quant.devices import visible_devices
+    from quant.stream import Workplace
 
     config, clock = plan.config, _Clock()
     folder = plan.artifact
     assert folder is not None
-    model = load_model(config.model, config.runtime.device)
-    tokenizer = load_tokenizer(config.model)
-    clock.lap("load model")
-    windows, inputs = calibration(config, model, tokenizer)
-    clock.lap("calibration text")
-    result = quantize_model(model, windows, quantization_plan(config), progress)
-    clock.restart()
     assert plan.keys is not None
+    how = quantization_plan(config)
+    memory = quantization_memory(config, how)
+    listen(Planned(QUANTIZATION, tuple(memory.rows())))
+    devices = visible_devices(config.runtime.device)
+    method = {**plan.keys.semantic["method"], "calib": plan.keys.semantic["calib"]}
     with disk_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
-    method = {**plan.keys.semantic["method"], "calib": plan.keys.semantic["calib"]}
-    save(folder, model, result.weights, method=method, tokenizer=model_folder(config.model))
-    clock.lap("write")
+    with open_source(config) as source:
+        tokenizer = load_tokenizer(config.model)
+        clock.lap("load model")
+        windows, inputs = calibration(config, source.model, tokenizer)
+        clock.lap("calibration text")
+        result = quantize_to(
+            folder,
+            source,
+            windows,
+            how,
+            model_hash=plan.keys.inputs[QUANTIZATION]["model"],
+            method=method,
+            tokenizer=model_folder(config.model),
+            progress=progress,
+            workplace=Workplace(devices, memory.activations),
+        )
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     peaks = [stage.peak_bytes for stage in result.stages if stage.peak_bytes is not None]
     return {
@@ -121,6 +146,11 @@ def quantize(plan: CellPlan, progress: Any) -> dict[str, Any]:
         "layers": [LayerReport(**asdict(layer)) for layer in result.layers],
         "inputs": {**inputs, "artifact": artifact_digest(folder)},
         "peak_memory_bytes": max(peaks, default=None),
+        "placement": {
+            "activations": memory.activations,
+            "devices": ", ".join(str(device) for device in devices),
+            "blocks resumed": str(result.resumed),
+        },
         "bits_per_weight": quantization_cost.bits_per_weight(result.layers),
     }
 
@@ -139,9 +169,9 @@ def calibration(config: CellConfig, model: Any, tokenizer: Any) -> tuple[list[An
 
 
 def quantization_plan(config: CellConfig) -> Any:
-    """The quant.stream.QuantizationPlan that a configuration stands for."""
+    """The quant.layers.QuantizationPlan that a configuration stands for."""
+    from quant.layers import QuantizationPlan
     from quant.solvers.gptq import GPTQOptions
-    from quant.stream import QuantizationPlan
 
     method, scheme = config.method, make_scheme(config.scheme)
     assert scheme is not None
@@ -160,10 +190,33 @@ def quantization_plan(config: CellConfig) -> Any:
 
 
 def _measure(plan: CellPlan, stage: str, subject: _Subject, progress: Any) -> dict[str, Any]:
-    """Run one suite on the loaded model."""
+    """Run one suite on the loaded model, or block by block on one that does not fit."""
+    if not subject.streams():
+        return _run_suite(plan, stage, subject, progress, subject.model(), None)
+    if stage not in STREAMING:
+        raise refuse_whole_model(stage, plan.config, plan.artifact)
+    subject.check()
+    shape, _ = measured_shape(plan.config, plan.artifact)
+    assert plan.keys is not None
+    scratch = plan.store.root / "scratch" / f"{stage}-{plan.keys.stages[stage][:KEY_DIGITS]}"
+    with open_measured(plan.config, plan.artifact) as source:
+        streamed = StreamedModel(source, shape, plan.config, scratch)
+        figures = _run_suite(plan, stage, subject, progress, source.model, streamed)
+    activations = streamed.activations or "none"
+    return {**figures, "placement": {"streamed": "block by block", "activations": activations}}
+
+
+def _run_suite(
+    plan: CellPlan,
+    stage: str,
+    subject: _Subject,
+    progress: Any,
+    model: Any,
+    streamed: StreamedModel | None,
+) -> dict[str, Any]:
     config = plan.config
     context = SuiteContext(
-        model=subject.model(),
+        model=model,
         tokenizer=subject.tokenizer(),
         load_twin=subject.twin,
         quantized=plan.artifact is not None,
@@ -174,6 +227,7 @@ def _measure(plan: CellPlan, stage: str, subject: _Subject, progress: Any) -> di
         data_dir=None if config.paths.data is None else Path(config.paths.data),
         progress=progress,
         context_length=config.model.context,
+        streamed=None if streamed is None else streamed.logits,
     )
     suite = importlib.import_module(SUITES[stage])
     result: list[SuiteResult] = []
@@ -197,6 +251,7 @@ class _Subject:
     def __init__(self, plan: CellPlan) -> None:
         self._plan = plan
         self._model: Any = None
+        self._streams: bool | None = None
         self._tokenizer: Any = None
         self.inputs: dict[str, str] = {}
         self.bits_per_weight: float | None = None
@@ -206,6 +261,12 @@ class _Subject:
         if self._model is None:
             self._model = self._quantized() if self._plan.artifact else self.plain()
         return self._model
+
+    def streams(self) -> bool:
+        """Whether the model is measured block by block; decided once, before anything is loaded."""
+        if self._streams is None:
+            self._streams = self._model is None and streams(self._plan.config, self._plan.artifact)
+        return self._streams
 
     def tokenizer(self) -> Any:
         if self._tokenizer is None:
@@ -219,16 +280,22 @@ class _Subject:
     def twin(self) -> Any:
         return self.plain() if self._plan.artifact else self.model()
 
-    def _quantized(self) -> Any:
-        from quant.checkpoint import load
-
-        folder, config = self._plan.artifact, self._plan.config
-        made = self._plan.find(QUANTIZATION)
-        assert folder is not None
+    def check(self) -> None:
+        """Hold the artifact, if there is one, against the record of its making."""
+        folder, made = self._plan.artifact, self._plan.find(QUANTIZATION)
+        if folder is None:
+            return
         assert made is not None
         _check_artifact(folder, made)
         self.inputs = {"artifact": made.inputs["artifact"]}
         self.bits_per_weight = made.cell.bits_per_weight
+
+    def _quantized(self) -> Any:
+        from quant.checkpoint import load
+
+        folder, config = self._plan.artifact, self._plan.config
+        assert folder is not None
+        self.check()
         return load(
             folder,
             kernel=config.runtime.kernel,

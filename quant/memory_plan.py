@@ -28,6 +28,7 @@ FACTOR_COPIES = 11
 SOLVER_COPIES = 7
 # Of what is free; allocators round up and leave holes.
 USABLE = 0.95
+WORST, FREE = "at most at one time", "may be taken"
 ON_DEVICE, IN_HOST, ON_DISK = "device", "host", "disk"
 POSITIONS_AT_ONCE = 512  # of which harness.suites.perplexity turns logits into float32
 
@@ -107,13 +108,14 @@ class MemoryPlan:
     def rows(self) -> Iterator[tuple[str, str, int]]:
         """Lines of a table: what, where, bytes; the sums and what is free at the end."""
         for item in self.items:
-            yield item.name, item.where, item.bytes
+            if item.bytes:
+                yield item.name, item.where, item.bytes
         for where in (ON_DEVICE, IN_HOST, ON_DISK):
             if self.needed(where):
-                yield "at most, at the worst moment", where, self.needed(where)
+                yield WORST, where, self.needed(where)
                 free = self.free(where)
                 if free is not None:
-                    yield "may be taken", where, free
+                    yield FREE, where, free
 
 
 def model_shape(model: PreTrainedModel) -> ModelShape:
@@ -165,13 +167,11 @@ def plan_evaluation(
     """Memory of streamed logits of `tokens` tokens, `batch` windows of up to `window` at a time."""
     on_gpu = limits.device is not None
     here = ON_DEVICE if on_gpu else IN_HOST
-    at_once = batch * window
+    at_once, largest = batch * window, max(map(math.prod, shape.layers))
     items = [
         *_weights(shape, on_gpu),
         Item("a batch inside a block", _inside(shape, at_once), here, ("blocks",)),
-        Item(
-            "the largest layer, dequantized", 4 * max(map(math.prod, shape.layers)), here, "blocks"
-        ),
+        Item("the largest layer, dequantized", 4 * largest, here, ("blocks",)),
         Item("logits of a batch", _logits(shape, at_once), here, ("head",)),
     ]
     return _place(items, tokens * shape.hidden * shape.itemsize, limits, activations)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from harness.record import Metric
+
+Streamed = Callable[[Sequence[Tensor], Callable[[int, int], None]], Iterator[Tensor]]
 
 
 @dataclass(frozen=True)
@@ -20,6 +24,8 @@ class SuiteContext:
                 returns `model` itself when the cell is not quantized.
     data_dir    folder in which relative paths of texts and task files are looked for first.
     context_length  tokens of a window; None: the model's own maximum.
+    streamed    set when the model is not whole in memory: streamed(batches, done) yields the logits
+                of batches of ids in their order; `model` is then without weights in its blocks.
     progress    called as progress(done, total, what) from time to time; never None.
     """
 
@@ -34,6 +40,7 @@ class SuiteContext:
     data_dir: Path | None
     progress: Callable[[int, int, str], None]
     context_length: int | None = None
+    streamed: Streamed | None = None
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
 from cuda_ext.ops import resolve_kernel
+from quant.allocator import give_large_memory_back
 from quant.blocks import find_blocks
 from quant.checkpoint.loader import (
     parameters_and_buffers,
@@ -45,6 +46,7 @@ class SkeletonSource:
         read: Callable[[str], Tensor],
         device: torch.device | str = "cpu",
     ) -> None:
+        give_large_memory_back()
         self.model, self.device = model, torch.device(device)
         self.blocks = find_blocks(model)
         self._read = read

@@ -282,9 +282,10 @@ class _Subject:
 
     def check(self) -> None:
         """Hold the artifact, if there is one, against the record of its making."""
-        folder, made = self._plan.artifact, self._plan.find(QUANTIZATION)
+        folder = self._plan.artifact
         if folder is None:
             return
+        made = self._plan.find(QUANTIZATION)
         assert made is not None
         _check_artifact(folder, made)
         self.inputs = {"artifact": made.inputs["artifact"]}

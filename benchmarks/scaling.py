@@ -29,7 +29,7 @@ from benchmarks.cost_model import BlockShape
 if TYPE_CHECKING:
     from quant.stream import QuantizationPlan
 
-WIDTH, TOKENS, WINDOW = 768, 2048, 256
+WIDTH, TOKENS, WINDOW = 512, 2048, 256
 DEPTHS = (4, 8, 16, 32)
 # The limit counts what is allocated, not what is resident: holes between allocations too.
 SLACK = 32_000_000
@@ -287,7 +287,7 @@ def make_checkpoint(folder: Path, case: Case) -> None:
         shards.append(block)
     outside = [entry("model.embed_tokens.weight", 512, width), entry("model.norm.weight", width)]
     shards.append([*outside, entry("lm_head.weight", 512, width)])
-    placed = {}
+    placed: dict[str, str] = {}
     for name, shard in zip(shard_names("model", len(shards)), shards, strict=True):
         write_shard(folder / name, shard)
         placed |= {each.name: name for each in shard}

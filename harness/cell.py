@@ -16,23 +16,26 @@ from typing import Any
 
 import torch
 
-from harness import dummy, protocols
-from harness.checkpoints import (
-    bits_per_weight,
-    find_checkpoint,
-    load_checkpoint,
-    load_dequantized,
-)
+from harness import protocols
 from harness.config import CellConfig
 from harness.errors import StoreError
-from harness.events import Advanced, Failed, Finished, Listener, Started
+from harness.events import Advanced, Failed, Finished, Listener, Planned, Started
 from harness.keys import QUANTIZATION, kernel_of
 from harness.memory import measure_peak
-from harness.models import load_model, load_tokenizer, model_folder
+from harness.models import load_tokenizer, model_folder
 from harness.plan import CellPlan, plan_cell
 from harness.provenance import failed_record, make_record, now
 from harness.record import Failure, LayerReport, Record
-from harness.store import artifact_digest, disk_errors
+from harness.store import KEY_DIGITS, artifact_digest, disk_errors
+from harness.streaming import (
+    StreamedModel,
+    measured_shape,
+    open_measured,
+    open_source,
+    quantization_memory,
+    refuse_whole_model,
+)
+from harness.subject import Subject
 from harness.suites import quantization_cost
 from harness.suites.base import SuiteContext, SuiteResult
 from harness.validation import make_scheme
@@ -44,6 +47,7 @@ SUITES = {
     "latency": "harness.suites.latency",
     "kernels": "harness.suites.kernels",
 }
+STREAMING = ("perplexity",)  # suites that can measure a model that is never whole in memory
 
 
 def run_cell(plan: CellPlan, listen: Listener, skip: frozenset[str] = frozenset()) -> None:
@@ -55,7 +59,7 @@ def run_cell(plan: CellPlan, listen: Listener, skip: frozenset[str] = frozenset(
     assert plan.keys is not None
     with plan.store.lock(plan.keys.cell):
         current = plan_cell(plan.config)  # another process may have worked on it meanwhile
-        subject = _Subject(current)
+        subject = Subject(current)
         for stage in current.stages:
             if stage in skip:
                 continue
@@ -65,7 +69,7 @@ def run_cell(plan: CellPlan, listen: Listener, skip: frozenset[str] = frozenset(
                 return
 
 
-def _attempt(plan: CellPlan, stage: str, subject: _Subject, listen: Listener) -> bool:
+def _attempt(plan: CellPlan, stage: str, subject: Subject, listen: Listener) -> bool:
     """One stage from start to record; False when it failed."""
     listen(Started(stage))
     started_at, started = now(), time.perf_counter()
@@ -76,7 +80,7 @@ def _attempt(plan: CellPlan, stage: str, subject: _Subject, listen: Listener) ->
 
     try:
         if stage == QUANTIZATION:
-            figures = quantize(plan, progress)
+            figures = quantize(plan, progress, listen)
         else:
             figures = _measure(plan, stage, subject, progress)
         samples = figures.pop("samples", [])
@@ -101,36 +105,55 @@ def _attempt(plan: CellPlan, stage: str, subject: _Subject, listen: Listener) ->
     return True
 
 
-def quantize(plan: CellPlan, progress: Any) -> dict[str, Any]:
-    """Quantize the model of a cell into its artifact; what the record says about it."""
-    from quant.checkpoint import save
-    from quant.stream import quantize_model
+def quantize(plan: CellPlan, progress: Any, listen: Listener) -> dict[str, Any]:
+    """Quantize the model of a cell into its artifact; what the record says about it.
+
+    The memory plan is told first. A quantization that was interrupted is continued.
+    """
+    from quant.checkpoint.make import quantize_to
+    from quant.devices import visible_devices
+    from quant.stream import Workplace
 
     config, clock = plan.config, _Clock()
     folder = plan.artifact
     assert folder is not None
-    model = load_model(config.model, config.runtime.device)
-    tokenizer = load_tokenizer(config.model)
-    clock.lap("load model")
-    windows, inputs = calibration(config, model, tokenizer)
-    clock.lap("calibration text")
-    result = quantize_model(model, windows, quantization_plan(config), progress)
-    clock.restart()
-    kernel = kernel_of(config) if config.method.name == "gptq" else None
     assert plan.keys is not None
+    how = quantization_plan(config)
+    memory = quantization_memory(config, how)
+    listen(Planned(QUANTIZATION, tuple(memory.rows())))
+    devices = visible_devices(config.runtime.device)
+    method = {**plan.keys.semantic["method"], "calib": plan.keys.semantic["calib"]}
     with disk_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
-    method = {**plan.keys.semantic["method"], "calib": plan.keys.semantic["calib"]}
-    save(folder, model, result.weights, method=method, tokenizer=model_folder(config.model))
-    clock.lap("write")
+    with open_source(config) as source:
+        tokenizer = load_tokenizer(config.model)
+        clock.lap("load model")
+        windows, inputs = calibration(config, source.model, tokenizer)
+        clock.lap("calibration text")
+        result = quantize_to(
+            folder,
+            source,
+            windows,
+            how,
+            model_hash=plan.keys.inputs[QUANTIZATION]["model"],
+            method=method,
+            tokenizer=model_folder(config.model),
+            progress=progress,
+            workplace=Workplace(devices, memory.activations),
+        )
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     peaks = [stage.peak_bytes for stage in result.stages if stage.peak_bytes is not None]
     return {
         "metrics": quantization_cost.metrics(result, size, clock.seconds),
-        "kernel": kernel,
+        "kernel": kernel_of(config) if config.method.name == "gptq" else None,
         "layers": [LayerReport(**asdict(layer)) for layer in result.layers],
         "inputs": {**inputs, "artifact": artifact_digest(folder)},
         "peak_memory_bytes": max(peaks, default=None),
+        "placement": {
+            "activations": memory.activations,
+            "devices": ", ".join(str(device) for device in devices),
+            "blocks resumed": str(result.resumed),
+        },
         "bits_per_weight": quantization_cost.bits_per_weight(result.layers),
     }
 
@@ -149,9 +172,9 @@ def calibration(config: CellConfig, model: Any, tokenizer: Any) -> tuple[list[An
 
 
 def quantization_plan(config: CellConfig) -> Any:
-    """The quant.stream.QuantizationPlan that a configuration stands for."""
+    """The quant.layers.QuantizationPlan that a configuration stands for."""
+    from quant.layers import QuantizationPlan
     from quant.solvers.gptq import GPTQOptions
-    from quant.stream import QuantizationPlan
 
     method, scheme = config.method, make_scheme(config.scheme)
     assert scheme is not None
@@ -171,11 +194,34 @@ def quantization_plan(config: CellConfig) -> Any:
     )
 
 
-def _measure(plan: CellPlan, stage: str, subject: _Subject, progress: Any) -> dict[str, Any]:
-    """Run one suite on the loaded model."""
+def _measure(plan: CellPlan, stage: str, subject: Subject, progress: Any) -> dict[str, Any]:
+    """Run one suite on the loaded model, or block by block on one that does not fit."""
+    if not subject.streams():
+        return _run_suite(plan, stage, subject, progress, subject.model(), None)
+    if stage not in STREAMING:
+        raise refuse_whole_model(stage, plan.config, subject.packed)
+    subject.check()
+    shape, _ = measured_shape(plan.config, subject.packed)
+    assert plan.keys is not None
+    scratch = plan.store.root / "scratch" / f"{stage}-{plan.keys.stages[stage][:KEY_DIGITS]}"
+    with open_measured(plan.config, subject.packed) as source:
+        streamed = StreamedModel(source, shape, plan.config, scratch)
+        figures = _run_suite(plan, stage, subject, progress, source.model, streamed)
+    activations = streamed.activations or "none"
+    return {**figures, "placement": {"streamed": "block by block", "activations": activations}}
+
+
+def _run_suite(
+    plan: CellPlan,
+    stage: str,
+    subject: Subject,
+    progress: Any,
+    model: Any,
+    streamed: StreamedModel | None,
+) -> dict[str, Any]:
     config = plan.config
     context = SuiteContext(
-        model=subject.model(),
+        model=model,
         tokenizer=subject.tokenizer(),
         load_twin=subject.twin,
         load_reference=subject.reference,
@@ -188,6 +234,7 @@ def _measure(plan: CellPlan, stage: str, subject: _Subject, progress: Any) -> di
         data_dir=None if config.paths.data is None else Path(config.paths.data),
         progress=progress,
         context_length=config.model.context,
+        streamed=None if streamed is None else streamed.logits,
     )
     suite = importlib.import_module(SUITES[stage])
     result: list[SuiteResult] = []
@@ -203,92 +250,6 @@ def _measure(plan: CellPlan, stage: str, subject: _Subject, progress: Any) -> di
         "bits_per_weight": subject.bits_per_weight,
         "kernel": subject.kernel,
     }
-
-
-class _Subject:
-    """The model under test and its tokenizer, loaded when the first suite asks for them."""
-
-    def __init__(self, plan: CellPlan) -> None:
-        self._plan = plan
-        self._model: Any = None
-        self._tokenizer: Any = None
-        self.inputs: dict[str, str] = {}
-        self.bits_per_weight: float | None = None
-        self.kernel = kernel_of(plan.config)
-        self.loaded = find_checkpoint(plan.config.model) is not None
-        self.quantized = self.loaded or plan.config.method.name != "none"
-
-    def model(self) -> Any:
-        if self._model is None:
-            self._model = self._load()
-        return self._model
-
-    def tokenizer(self) -> Any:
-        if self._tokenizer is None:
-            self._tokenizer = load_tokenizer(self._plan.config.model)
-        return self._tokenizer
-
-    def plain(self) -> Any:
-        """The full-precision model that the cell started from."""
-        config = self._plan.config
-        if dummy.is_dummy(config.model):
-            return dummy.load(config, packed=False)
-        return load_model(config.model, config.runtime.device)
-
-    def twin(self) -> Any:
-        if self.loaded:
-            return load_dequantized(self._plan.config)
-        return self.plain() if self.quantized else self.model()
-
-    def reference(self) -> Any:
-        """The quantized model from the same files, dequantized by the reference kernel."""
-        if self.loaded:
-            return load_checkpoint(self._plan.config, "reference")
-        if self._plan.artifact is None:
-            raise ValueError(f"{self._plan.identity.method} leaves no artifact to load again.")
-        return self._quantized("reference")
-
-    def _load(self) -> Any:
-        config = self._plan.config
-        if self.loaded:
-            model = load_checkpoint(config, config.runtime.kernel)
-            self.bits_per_weight = bits_per_weight(model)
-            return model
-        if self._plan.artifact is not None:
-            return self._quantized(config.runtime.kernel)
-        if config.method.name != dummy.RANDOM:
-            return self.plain()
-        model = dummy.load(config, packed=True)
-        self.bits_per_weight = dummy.bits_per_weight(config, model)
-        return model
-
-    def _quantized(self, kernel: str) -> Any:
-        from quant.checkpoint import load
-
-        folder, config = self._plan.artifact, self._plan.config
-        made = self._plan.find(QUANTIZATION)
-        assert folder is not None
-        assert made is not None
-        _check_artifact(folder, made)
-        self.inputs = {"artifact": made.inputs["artifact"]}
-        self.bits_per_weight = made.cell.bits_per_weight
-        return load(
-            folder,
-            kernel=kernel,
-            device=config.runtime.device,
-            dtype=getattr(torch, config.model.dtype),
-            attn_implementation=config.model.attention,
-        )
-
-
-def _check_artifact(folder: Path, made: Record) -> None:
-    """What is measured is what was made; quant.load checks every file against the manifest."""
-    whole = (folder / "artifact.json").is_file()
-    if not whole or artifact_digest(folder) != made.inputs["artifact"]:
-        raise StoreError(
-            f"the artifact {folder} is not the one that was written when it was quantized: delete "
-            "that folder and run the same command again to quantize anew."
-        )
 
 
 def _record_failure(plan: CellPlan, record: Record, listen: Listener) -> None:

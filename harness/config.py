@@ -141,6 +141,8 @@ class SuitesConfig:
 class RuntimeConfig:
     device: str = "cpu"
     kernel: str = "auto"  # auto, reference; cpu and cuda come with the extension
+    activations: str = "auto"  # hidden states between blocks: auto, cuda, cpu, disk
+    stream: str = "auto"  # measure block by block: auto (if it does not fit), always, never
     threads: Optional[int] = None
     timeout_s: Optional[float] = None  # of one cell
 

@@ -14,6 +14,14 @@ class Started:
 
 
 @dataclass(frozen=True)
+class Planned:
+    """What a stage will hold in memory: rows of what, where (device, host, disk) and bytes."""
+
+    stage: str
+    rows: tuple[tuple[str, str, int], ...]
+
+
+@dataclass(frozen=True)
 class Advanced:
     """A stage has done so many of its steps; `what` is the step (a layer, a text, a task)."""
 
@@ -49,5 +57,5 @@ class Broken:
     message: str
 
 
-Event = Started | Advanced | Finished | Failed | Broken
+Event = Started | Planned | Advanced | Finished | Failed | Broken
 Listener = Callable[[Event], None]

@@ -14,13 +14,14 @@ from harness.checkpoints import describe_checkpoints
 from harness.compose import Cell, as_yaml
 from harness.keys import QUANTIZATION, suite_semantics
 from harness.models import model_folder
-from harness.plan import CellPlan, plan_cell, plan_table
+from harness.plan import CellPlan, memory_table, plan_cell, plan_table
 from harness.record import Record
-from harness.store import file_name, write_atomically
+from harness.store import cell_name, file_name, write_atomically
 from harness.sweep import Outcome, run_sweep
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
 OK, FAILED, INTERRUPTED = 0, 1, 130
 
@@ -36,6 +37,32 @@ def show_plan(plans: Sequence[CellPlan]) -> None:
     """Print cells and stages, and how much of them is done."""
     console = _console()
     _print_plan(plans, console)
+    _show_memory(plans, console)
+
+
+def _show_memory(plans: Sequence[CellPlan], console: Console) -> None:
+    """The memory of quantizations that are to be run: the largest of each model and method."""
+    from harness.cell import quantization_plan
+    from harness.streaming import quantization_memory
+    from quant.memory_plan import WORST, MemoryPlanError
+
+    tables: dict[tuple[str, str], tuple[int, Table]] = {}
+    for plan in plans:
+        if QUANTIZATION not in plan.todo or plan.keys is None:
+            continue
+        name = cell_name(plan.identity)
+        try:
+            memory = quantization_memory(plan.config, quantization_plan(plan.config))
+        except MemoryPlanError as error:
+            console.print(f"\n{name}: {error}", highlight=False, markup=False, soft_wrap=True)
+            continue
+        rows = tuple(memory.rows())
+        needed = sum(count for what, _, count in rows if what == WORST)
+        kind = (plan.identity.model, plan.identity.method)
+        if kind not in tables or needed > tables[kind][0]:
+            tables[kind] = (needed, memory_table(f"\nmemory of {name}", rows))
+    for _, table in tables.values():
+        console.print(table)
 
 
 def run(cells: Sequence[Cell], plans: list[CellPlan], config_dir: Path | None = None) -> int:

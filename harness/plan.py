@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -100,6 +101,34 @@ def plan_table(plans: list[CellPlan]) -> Table:
             cell.model, cell.method, cell.scheme, cell.calibration or "-", str(cell.seed), *states
         )
     return table
+
+
+def memory_table(title: str, rows: Sequence[tuple[str, str, int]]) -> Table:
+    """A memory plan (quant.memory_plan): what is held, where, and how many bytes at most."""
+    from rich.table import Table
+
+    from quant.memory_plan import size
+
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    table.add_column("what")
+    table.add_column("where")
+    table.add_column("bytes", justify="right")
+    for what, where, count in rows:
+        table.add_row(what, where, size(count))
+    return table
+
+
+def memory_line(rows: Sequence[tuple[str, str, int]]) -> str:
+    """The sums of a memory plan in one line."""
+    from quant.memory_plan import FREE, WORST, size
+
+    free = {where: size(count) for what, where, count in rows if what == FREE}
+    parts = [
+        f"{where} {size(count)} of {free.get(where, 'unknown')}"
+        for what, where, count in rows
+        if what == WORST
+    ]
+    return f"memory at most: {'; '.join(parts)}"
 
 
 def _state(record: Record | None) -> str:

@@ -26,8 +26,12 @@ def make_record(
     bits_per_weight: float | None = None,
     kernel: str | None = None,
     threads: int | None = None,
+    placement: dict[str, str] | None = None,
 ) -> Record:
-    """The record of one stage of a planned cell."""
+    """The record of one stage of a planned cell.
+
+    placement  where the work was done, which changes none of its figures but time and memory.
+    """
     assert plan.keys is not None
     config = plan.config
     runtime = config.runtime
@@ -47,7 +51,11 @@ def make_record(
             "expected": dict(config.model.expected),
         },
         inputs={**plan.keys.inputs[stage], **(inputs or {})},
-        environment={**environment(threads, runtime.device), "kernel": kernel},
+        environment={
+            **environment(threads, runtime.device),
+            "kernel": kernel,
+            **(placement or {}),
+        },
         started_at=started_at,
         seconds=seconds,
         peak_memory_bytes=peak_memory_bytes,

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.errors import StoreError
-from harness.events import Advanced, Event, Failed, Finished, Started
-from harness.plan import CellPlan
+from harness.events import Advanced, Event, Failed, Finished, Planned, Started
+from harness.plan import CellPlan, memory_line, memory_table
 from harness.store import cell_name
 from harness.worker import prepare, run_in_process
 
@@ -94,7 +94,8 @@ class _Screen:
         )
 
         self._console, self._count = console, len(plans)
-        self._name, self._left = "", 0
+        self._name, self._left, self._model = "", 0, ""
+        self._shown: set[tuple[str, object]] = set()  # kinds of memory plans
         self._bars = Progress(
             TextColumn("{task.description}", justify="left"),
             BarColumn(),
@@ -121,13 +122,15 @@ class _Screen:
         """A cell begins."""
         self._settle()
         self._name = f"[{number}/{self._count}] {name}"
-        self._left = len(plan.todo)
+        self._left, self._model = len(plan.todo), plan.identity.model
         self._bars.update(self._sweep, description=self._name)
 
     def show(self, event: Event) -> None:
         """Something happened in the current cell."""
         if isinstance(event, Started):
             self._bars.reset(self._stage, total=None, description=f"  {event.stage}", visible=True)
+        elif isinstance(event, Planned):
+            self._show_memory(event)
         elif isinstance(event, Advanced):
             self._bars.update(
                 self._stage,
@@ -139,6 +142,17 @@ class _Screen:
             self._advance(f"{event.stage} {event.seconds:.1f} s")
         elif isinstance(event, Failed):
             self._advance(f"[red]{event.stage} failed[/red]: {_markup(event.message)}")
+
+    def _show_memory(self, event: Planned) -> None:
+        """The memory plan: in full for the first cell of its kind, in a line for the others."""
+        kind = tuple(row[:2] for row in event.rows)
+        if (self._model, kind) not in self._shown:
+            self._shown.add((self._model, kind))
+            self._console.print(memory_table(f"memory of {self._name}", event.rows))
+        else:
+            self._console.print(
+                f"{_markup(self._name)} {memory_line(event.rows)}", highlight=False, soft_wrap=True
+            )
 
     def _advance(self, text: str) -> None:
         self._left -= 1

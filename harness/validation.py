@@ -26,6 +26,8 @@ ATTENTION = ("sdpa", "eager")
 GROUP_GRIDS = ("current", "stale")
 TRACKERS = ("none", "wandb")
 TIMING_SUITES = ("latency", "kernels")
+ACTIVATIONS = ("auto", "cuda", "cpu", "disk")
+STREAM = ("auto", "always", "never")
 # Also the order in which they run.
 SUITES = ("perplexity", "divergence", "zeroshot", "latency", "kernels")
 NOT_QUANTIZED = 16  # bits
@@ -75,6 +77,8 @@ def _choices(config: CellConfig) -> None:
         ("method.name", config.method.name, METHODS),
         ("method.group_grid", config.method.group_grid, GROUP_GRIDS),
         ("tracker.name", config.tracker.name, TRACKERS),
+        ("runtime.activations", config.runtime.activations, ACTIVATIONS),
+        ("runtime.stream", config.runtime.stream, STREAM),
     ):
         if value not in allowed:
             raise ConfigError(f"{key}={value} is unknown; choose one of {', '.join(allowed)}.")
@@ -277,6 +281,10 @@ def _runtime(config: CellConfig) -> None:
         )
     if runtime.device != "cpu":
         _device_exists(runtime.device)
+    if runtime.activations == "cuda" and not runtime.device.startswith("cuda"):
+        raise ConfigError(
+            f"runtime.activations=cuda, but runtime.device={runtime.device}: use cpu, disk or auto."
+        )
     if runtime.kernel not in ("auto", "reference"):
         from cuda_ext.ops import KernelUnavailable, resolve_kernel
 

@@ -22,7 +22,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from harness.events import Broken, Event, Failed, Finished, Listener, Started
+from harness.events import Broken, Event, Failed, Finished, Listener, Planned, Started
 from harness.keys import QUANTIZATION
 from harness.plan import CellPlan
 from harness.provenance import failed_record, now
@@ -30,7 +30,7 @@ from harness.record import Failure
 
 PRELOAD = ["harness.preload", "harness.cell"]  # in this order: the first sets the environment
 PRELOAD_FOR = {
-    "quantization": ["quant.stream", "quant.checkpoint.writer", "quant.checkpoint.loader"],
+    "quantization": ["quant.checkpoint.make", "quant.checkpoint.source", "quant.memory_plan"],
     "perplexity": ["harness.suites.perplexity"],
     "zeroshot": ["harness.suites.zeroshot", "harness.suites.zeroshot_model"],
     "latency": ["harness.suites.latency"],
@@ -212,7 +212,7 @@ def _sender(events: Connection, every: float = 0.1) -> Callable[[Event], None]:
 
     def send(event: Event) -> None:
         nonlocal last
-        if isinstance(event, Started | Finished | Failed):
+        if isinstance(event, Started | Planned | Finished | Failed):
             events.send(event)
         elif time.monotonic() - last >= every:
             last = time.monotonic()

@@ -90,17 +90,32 @@ def set_weight_matrix(module: nn.Module, matrix: Tensor, layer: str = "this laye
 
 
 def require_quantizable(blocks: Blocks) -> None:
-    """Check that every weight matrix in the blocks can be quantized, before any is changed.
+    """Check that every linear layer in the blocks can be quantized; reads no values.
 
-    Raises ModelLayoutError for weights that are absent (meta device), not floating point (already
-    quantized) or fused into tensors that belong to no linear layer (experts in one 3-D parameter),
-    and NonFiniteError with the layer and the number of NaN or infinite values.
+    Raises ModelLayoutError for weights that are not floating point (already quantized) or fused
+    into tensors that belong to no linear layer (experts in one 3-D parameter).
     """
     for index, block in enumerate(blocks.modules):
         name = blocks.block_name(index)
         _require_no_fused_weights(block, name)
         for layer, module in linear_layers(block).items():
-            _require_sound_weight(module, f"{name}.{layer}")
+            weight = weight_matrix(module)
+            if not weight.is_floating_point() or weight.dim() != 2:
+                raise ModelLayoutError(
+                    f"{name}.{layer}: its weight is {weight.dtype} of shape {tuple(weight.shape)}, "
+                    "not a matrix of floating-point numbers; start from a model that is not "
+                    "quantized."
+                )
+
+
+def require_sound(block: nn.Module, name: str) -> None:
+    """Check the values of every weight matrix in a block.
+
+    Raises NonFiniteError with the layer and the number of NaN or infinite values, and
+    ModelLayoutError for a weight without values (meta device).
+    """
+    for layer, module in linear_layers(block).items():
+        _require_sound_weight(module, f"{name}.{layer}")
 
 
 def _require_sound_weight(module: nn.Module, layer: str) -> None:
@@ -109,11 +124,6 @@ def _require_sound_weight(module: nn.Module, layer: str) -> None:
         raise ModelLayoutError(
             f"{layer}: its weight is on the meta device; load the model with its weights and "
             "without offloading (no device_map) before quantizing it."
-        )
-    if not weight.is_floating_point() or weight.dim() != 2:
-        raise ModelLayoutError(
-            f"{layer}: its weight is {weight.dtype} of shape {tuple(weight.shape)}, not a matrix "
-            "of floating-point numbers; start from a model that is not quantized."
         )
     broken = int((~torch.isfinite(weight)).sum())
     if broken:

@@ -7,7 +7,7 @@ positions, rotary embeddings, alibi, ...); each block is then replayed with its 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +15,10 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 
+from quant.activations import Activations
 from quant.errors import ModelLayoutError
 from quant.layout import BlockStructure, Layout, evaluation, learn_layout, run_model
+from quant.source import BlockSource, as_source, blocks_in_place, each_block
 
 # Different tensors of one shape that are kept to look for equals (a mask per layer type, ...).
 _POOL_DEPTH = 8
@@ -37,21 +39,29 @@ class Call:
 class Capture:
     """What entered the blocks: hidden states before block 0 and every block's other arguments.
 
-    hidden  per batch, [batch, tokens, hidden size].
+    hidden  per batch, [batch, tokens, hidden size]; in the store that `capture` was given.
     calls   [block][batch]; equal tensors are stored once, so masks and positions take the memory
             of one batch however many batches there are.
     """
 
-    hidden: list[Tensor]
+    hidden: Activations
     calls: list[list[Call]]
 
 
-def capture(model: PreTrainedModel, layout: Layout, batches: Sequence[Tensor]) -> Capture:
+def capture(
+    model: PreTrainedModel,
+    layout: Layout,
+    batches: Iterable[Tensor],
+    store: Activations | None = None,
+) -> Capture:
     """Run everything that comes before and around the blocks on batches [batch, tokens] of ids.
 
-    The blocks themselves do not run: each notes its arguments and passes the hidden states on.
+    The blocks themselves do not run, so they need no weights: each notes its arguments and passes
+    the hidden states on. Those that enter the first block are appended to `store` (a list if none
+    is given).
     """
-    result = Capture(hidden=[], calls=[[] for _ in layout.structures])
+    kept: Activations = [] if store is None else store
+    result = Capture(hidden=kept, calls=[[] for _ in layout.structures])
     pool = _TensorPool()
 
     def recorder(index: int) -> Callable[..., Any]:
@@ -89,45 +99,123 @@ def run_block(block: nn.Module, structure: BlockStructure, call: Call, hidden: T
     return structure.hidden_of(block(*args, **kwargs))
 
 
-def streamed_logits(model: PreTrainedModel, tokens: Tensor, layout: Layout | None = None) -> Tensor:
+def streamed_logits(
+    model: PreTrainedModel | BlockSource, tokens: Tensor, layout: Layout | None = None
+) -> Tensor:
     """Logits [(batch,) tokens, vocabulary] of ids [(batch,) tokens], block after block."""
+    source = as_source(model)
     batch = tokens if tokens.dim() == 2 else tokens[None]
-    layout = layout or learn_layout(model, batch[0])
-    captured = capture(model, layout, [batch])
-    hidden = captured.hidden[0]
-    with evaluation(model):
-        for block, structure, calls in zip(
-            layout.blocks.modules, layout.structures, captured.calls, strict=True
-        ):
-            hidden = run_block(block, structure, calls[0], hidden)
-    logits = _logits_after_blocks(model, layout, batch, hidden)
+    layout = layout or observe(source, batch[0])
+    (logits,) = stream_logits(source, layout, [batch], [])
     return logits if tokens.dim() == 2 else logits[0]
 
 
-def check_streaming(model: PreTrainedModel, window_a: Tensor, window_b: Tensor) -> Layout:
+def stream_logits(
+    source: BlockSource,
+    layout: Layout,
+    batches: Sequence[Tensor],
+    store: Activations,
+    done: Callable[[int], None] = lambda _: None,
+) -> Iterator[Tensor]:
+    """Logits [batch, tokens, vocabulary] of every batch of ids [batch, tokens], in their order.
+
+    All batches go through a block before the next block is read; `store`, empty at first, holds
+    their hidden states meanwhile. done(blocks) is called after every block.
+    """
+    model = source.model
+    captured = capture(model, layout, batches, store)
+    with evaluation(model), closing(each_block(source)) as blocks:
+        for index in blocks:
+            block, structure = layout.blocks.modules[index], layout.structures[index]
+            for position, call in enumerate(captured.calls[index]):
+                store[position] = run_block(block, structure, call, store[position])
+            captured.calls[index].clear()
+            done(index + 1)
+    for position, batch in enumerate(batches):
+        yield _logits_after_blocks(model, layout, batch, store[position])
+
+
+def observe(source: BlockSource, window: Tensor) -> Layout:
+    """How the model calls its blocks on window [tokens]; nothing is read from disk for it."""
+    with blocks_in_place(source, blank=True):
+        return learn_layout(source.model, window)
+
+
+def check_streaming(
+    model: PreTrainedModel | BlockSource,
+    window_a: Tensor,
+    window_b: Tensor,
+    inspect: Callable[[int], None] = lambda _: None,
+) -> Layout:
     """Learn the layout on window_a [tokens], check it on window_b [tokens], and return it.
 
     Streamed logits must equal those of a plain forward pass within 4 units in the last place of
-    the largest logit (they run the same operators and are normally identical).
+    the largest logit (they run the same operators and are normally identical). Both passes run
+    side by side, so that every block is read once; inspect(index) is called when block `index` has
+    its weights.
     Raises ModelLayoutError with the largest difference otherwise.
     """
-    layout = learn_layout(model, window_a)
-    streamed = streamed_logits(model, window_b, layout)
-    with evaluation(model):
-        plain = run_model(model, window_b[None]).logits[0]
-    # A model that makes NaN is not a replay that went wrong: compare where plain logits are finite.
-    finite = torch.isfinite(plain)
-    scale = plain[finite].abs().max().item() if finite.any() else 0.0
-    difference = (streamed.double() - plain.double())[finite].abs().max().item() if scale else 0.0
+    source = as_source(model)
+    layout = observe(source, window_a)
+    streamed, plain = _both_logits(source, layout, window_b, inspect)
+    difference, scale = _largest_difference(streamed, plain)
     allowed = _TOLERANCE_ULPS * torch.finfo(plain.dtype).eps * scale
     if not difference <= allowed:
         raise ModelLayoutError(
-            f"{type(model).__name__}: logits of the block-by-block replay differ by up to "
+            f"{type(source.model).__name__}: logits of the block-by-block replay differ by up to "
             f"{difference:.3g} from a plain forward pass (allowed {allowed:.3g}), so calibration "
             "would see wrong inputs; the blocks depend on more than their recorded arguments. "
             "Report the model class; method=rtn needs no replay."
         )
     return layout
+
+
+def _largest_difference(streamed: Tensor, plain: Tensor) -> tuple[float, float]:
+    """The largest difference of logits [tokens, vocabulary], and the largest plain logit.
+
+    A model that makes NaN is not a replay that went wrong: compared where plain logits are finite.
+    """
+    difference = scale = 0.0
+    for one, other in zip(streamed.split(64), plain.split(64), strict=True):
+        finite = torch.isfinite(other)
+        if finite.any():
+            scale = max(scale, other[finite].abs().max().item())
+            apart = (one.double() - other.double())[finite].abs().max().item()
+            # Comparisons with NaN are false: what streamed alone made must not be lost here.
+            difference = apart if not apart <= difference else difference
+    return difference, scale
+
+
+def _both_logits(
+    source: BlockSource, layout: Layout, window: Tensor, inspect: Callable[[int], None]
+) -> tuple[Tensor, Tensor]:
+    """Streamed and plain logits [tokens, vocabulary] of window [tokens], in one pass of blocks."""
+    model, batch = source.model, window[None]
+    captured = capture(model, layout, [batch])
+    hidden = captured.hidden[0]
+    replaying = False
+
+    def follow(index: int) -> Callable[..., None]:
+        def after(block: nn.Module, *_: Any) -> None:
+            nonlocal hidden, replaying
+            if replaying:  # the replay runs the block's hooks too
+                return
+            inspect(index)
+            replaying = True
+            hidden = run_block(block, layout.structures[index], captured.calls[index][0], hidden)
+            replaying = False
+
+        return after
+
+    with blocks_in_place(source), evaluation(model):
+        blocks = enumerate(layout.blocks.modules)
+        handles = [block.register_forward_hook(follow(index)) for index, block in blocks]
+        try:
+            plain = run_model(model, batch).logits[0]
+        finally:
+            for handle in handles:
+                handle.remove()
+    return _logits_after_blocks(model, layout, batch, hidden)[0], plain
 
 
 class _BlocksPassed(Exception):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 
@@ -39,18 +39,21 @@ class StageMeter:
 
     On a CUDA device memory is the allocator's own peak. On the CPU a thread samples the resident
     set of the process, and every stage also reads it when it begins and ends. Stages do not nest.
+    The resident set of the whole run is sampled on every device (host_peak_bytes).
     """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._seconds: dict[str, float] = {}
         self._peak: dict[str, int] = {}
+        self._told: dict[str, float] = {}
+        self._host_peak: int | None = None
         self._stage: str | None = None
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
     def __enter__(self) -> StageMeter:
-        if self._device.type != "cuda" and _STATM.exists():
+        if _STATM.exists():
             self._thread = threading.Thread(target=self._sample, daemon=True, name="stage-meter")
             self._thread.start()
         return self
@@ -91,6 +94,25 @@ class StageMeter:
         source = _memory_source(self._device)
         return [StageCost(n, s, self._peak.get(n), source) for n, s in self._seconds.items()]
 
+    @property
+    def host_peak_bytes(self) -> int | None:
+        """Highest resident set of this process so far; None where there is no figure."""
+        return self._host_peak if _STATM.exists() else _high_water_bytes()
+
+    def since_last(self) -> list[StageCost]:
+        """The costs that were added since the last call; peaks are those of all of the run."""
+        new = [replace(c, seconds=c.seconds - self._told.get(c.name, 0.0)) for c in self.costs()]
+        self._told = dict(self._seconds)
+        return new
+
+    def add(self, costs: Iterable[StageCost]) -> None:
+        """Count what an earlier run spent; `since_last` does not tell it again."""
+        for cost in costs:
+            self._seconds[cost.name] = self._seconds.get(cost.name, 0.0) + cost.seconds
+            if cost.peak_bytes is not None:
+                self._peak[cost.name] = max(self._peak.get(cost.name, 0), cost.peak_bytes)
+        self._told = dict(self._seconds)
+
     def _note(self, stage: str) -> None:
         bytes_now = _peak_now(self._device)
         if bytes_now is not None:
@@ -98,8 +120,9 @@ class StageMeter:
 
     def _sample(self) -> None:
         while not self._stop.wait(SAMPLE_SECONDS):
+            self._host_peak = max(self._host_peak or 0, _resident_bytes())
             stage = self._stage
-            if stage is not None:
+            if stage is not None and self._device.type != "cuda":
                 self._note(stage)
 
 

@@ -90,8 +90,9 @@ def learn_layout(model: PreTrainedModel, window: Tensor) -> Layout:
     try:
         for index, observer in enumerate(observers):
             handles += observer.attach(partial(order.append, index))
-        with evaluation(model):
-            run_model(model, window[None])
+        # Tensors of inference mode have no version, by which changed inputs are told apart.
+        with torch.inference_mode(False), evaluation(model):
+            run_model(model, window[None].clone())
     finally:
         for handle in handles:
             handle.remove()

@@ -2,121 +2,123 @@
 
 Order of work (section 4 of the paper, "Setup"): the embeddings run once and leave the inputs of
 block 0. For every block: collect the Hessians of its linear layers, solve them, write the quantized
-weights back, and run the quantized block to make the inputs of the next one. With true-sequential
-order the layers of a block are done in stages too (q k v, output, up and gate, down), each stage on
-the quantized stages before it.
+weights back, hand them on, and run the quantized block to make the inputs of the next one. With
+true-sequential order the layers of a block are done in stages too (q k v, output, up and gate,
+down), each stage on the quantized stages before it.
+
+Weights are in memory one block at a time (and the next one, which is read meanwhile); what is
+finished is handed to a sink at once. A run that was killed goes on from the first unfinished block:
+the inputs of that block are made again by running the finished blocks, which costs one forward pass
+through each (docs/scaling.md) and only then. Keeping them on disk instead would cost every run a
+write of all activations per block, 600 GB for OPT-175B, to save that.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field, replace
+import threading
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from cuda_ext.ops import resolve_kernel
+from quant.activations import activation_store
 from quant.blocks import (
     Blocks,
-    find_blocks,
     linear_layers,
     require_quantizable,
+    require_sound,
     set_weight_matrix,
     weight_matrix,
 )
-from quant.capture import Capture, capture, check_streaming, run_block, streamed_logits
+from quant.capture import Capture, capture, check_streaming, observe, run_block, streamed_logits
+from quant.collect import Collected, Collector, require_finite
 from quant.cost import StageCost, StageMeter
-from quant.errors import NonFiniteError, QuantizationError
-from quant.hessian import Factor, Hessian
-from quant.layout import BlockStructure, evaluation
+from quant.devices import Lanes
+from quant.hessian import Hessian
+from quant.layers import METHODS, BlockSolver, LayerResult, QuantizationPlan, Solved
+from quant.layout import BlockStructure, Layout, evaluation
 from quant.products import calibration_products
 from quant.scheme import Scheme
-from quant.solvers import gptq, rtn
-from quant.solvers.gptq import GPTQOptions
+from quant.source import BlockSource, LoadedModel, each_block
 from quant.weight import QuantizedWeight
 from quant.windows import Batch, check_windows, make_batches
 
 __all__ = [
     "METHODS",
+    "BlockSink",
     "LayerResult",
     "QuantizationPlan",
     "QuantizationResult",
+    "Workplace",
     "check_streaming",
+    "quantize_blocks",
     "quantize_model",
     "streamed_logits",
 ]
 
-METHODS = ("rtn", "gptq")
-
 Progress = Callable[[int, int, str], None]
 
 
-@dataclass(frozen=True)
-class QuantizationPlan:
-    """How to quantize a model.
+class BlockSink(Protocol):
+    """Takes the quantized weights of block after block, and may hold some from an earlier run."""
 
-    method           "rtn" rounds every weight to its nearest value and needs no calibration;
-                     "gptq" solves every layer with the Hessian of its inputs.
-    true_sequential  gptq: collect Hessians stage by stage inside a block instead of all at once.
-    batch_tokens     calibration tokens that run through a block at a time; a matter of speed and
-                     memory (results change only by rounding).
-    """
+    @property
+    def finished(self) -> int:
+        """Blocks 0 .. finished - 1 are there already."""
 
-    method: str
-    scheme: Scheme
-    gptq: GPTQOptions = field(default_factory=GPTQOptions)
-    true_sequential: bool = False
-    batch_tokens: int = 4096
+    def put(self, index: int, weights: dict[str, QuantizedWeight], made: Finished, /) -> None:
+        """Keep a block; once it returns the block is never made again."""
 
-    def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise QuantizationError(
-                f"method={self.method!r} is unknown; choose one of {', '.join(METHODS)}."
-            )
-        if self.batch_tokens < 1:
-            raise QuantizationError(
-                f"batch_tokens={self.batch_tokens} is not a number of tokens; use 1 or more."
-            )
+    def get(self, index: int) -> tuple[dict[str, QuantizedWeight], Finished]:
+        """A finished block, as it was put."""
 
 
 @dataclass(frozen=True)
-class LayerResult:
-    """What the solver did to one linear layer; the fields of harness.record.LayerReport.
+class Finished:
+    """What making a block found and cost; the costs of earlier, shared work count to block 0."""
 
-    loss, damping, dead_columns  see quant.solvers.base.Solution.
-    weight_error                 ||W - Q||_F / ||W||_F in float32; 0 for an all-zero weight.
-    tokens                       calibration tokens that reached the layer; 0 without calibration.
-    seconds                      the solver alone; the Hessian and its factor, which layers share,
-                                 are in the stages.
-    fallback                     what was done differently, as the options allowed; None: nothing.
+    layers: list[LayerResult]
+    stages: list[StageCost]
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """Where the work is done. None of it changes a bit of the result.
+
+    devices      over which Hessians and solves are spread; the first is where blocks run. None:
+                 the device of the model.
+    activations  where calibration activations wait between blocks: "cuda", "cpu" or "disk".
+    folder       for activations on disk.
     """
 
-    name: str
-    block: int
-    method: str
-    scheme: str
-    outputs: int
-    inputs: int
-    bits_per_weight: float
-    loss: float | None
-    weight_error: float
-    damping: float | None
-    dead_columns: int
-    tokens: int
-    seconds: float
-    fallback: str | None = None
+    devices: tuple[torch.device, ...] | None = None
+    activations: str = "cpu"
+    folder: Path | None = None
 
 
 @dataclass(frozen=True)
 class QuantizationResult:
-    """The quantized weights (on the CPU) by full module name, and what making them cost."""
+    """What was made, and what making it cost.
+
+    weights          quantized weights (on the CPU) by full module name; empty when a sink of the
+                     caller took them.
+    host_peak_bytes  highest resident memory of this process during the run; None where the platform
+                     gives no figure.
+    resumed          blocks that an earlier, interrupted run had finished.
+    """
 
     weights: dict[str, QuantizedWeight]
     layers: list[LayerResult]
     stages: list[StageCost]
+    host_peak_bytes: int | None = None
+    resumed: int = 0
 
 
 def quantize_model(
@@ -124,8 +126,9 @@ def quantize_model(
     calibration: Sequence[Tensor],
     plan: QuantizationPlan,
     progress: Progress | None = None,
+    workplace: Workplace | None = None,
 ) -> QuantizationResult:
-    """Quantize every linear layer in the blocks of `model`; nothing else is touched.
+    """Quantize every linear layer in the blocks of a `model` in memory; nothing else is touched.
 
     The model is modified in place: its weights become the dequantized values in their own dtype, so
     it is also the simulated quantized model. After an error it may be partly quantized.
@@ -135,22 +138,47 @@ def quantize_model(
     Raises ModelLayoutError, SchemeError, NonFiniteError and CalibrationError before anything is
     changed; NonFiniteError, SingularHessianError and CalibrationError for a layer while it runs.
     """
-    blocks = find_blocks(model)
-    require_quantizable(blocks)
-    require_scheme_fits(blocks, plan.scheme)
+    source, kept = LoadedModel(model), _Kept()
+    for index, block in enumerate(source.blocks.modules):
+        require_sound(block, source.blocks.block_name(index))
+    result = quantize_blocks(source, calibration, plan, kept, progress, workplace)
+    return QuantizationResult(kept.weights, result.layers, result.stages, result.host_peak_bytes)
+
+
+def quantize_blocks(
+    source: BlockSource,
+    calibration: Sequence[Tensor],
+    plan: QuantizationPlan,
+    sink: BlockSink,
+    progress: Progress | None = None,
+    workplace: Workplace | None = None,
+) -> QuantizationResult:
+    """Quantize every linear layer in the blocks of `source`, handing each block to `sink`.
+
+    As `quantize_model`; blocks that the sink holds already are not made again. A block that cannot
+    be quantized is an error when it is reached; what the sink took before stays there.
+    """
+    require_quantizable(source.blocks)
+    require_scheme_fits(source.blocks, plan.scheme)
     if plan.method != "rtn":
-        check_windows(calibration, model)
-    total = sum(len(linear_layers(block)) for block in blocks.modules)
-    kernel = resolve_kernel(plan.gptq.kernel, _device(model))
-    products = calibration_products(kernel)
-    with StageMeter(_device(model)) as meter, evaluation(model), products:
-        run = _Run(plan, blocks, meter, progress, total)
+        check_windows(calibration, source.model)
+    workplace = workplace or Workplace()
+    resumed = sink.finished
+    devices = workplace.devices or (source.device,)
+    kernel = resolve_kernel(plan.gptq.kernel, source.device)
+    with (
+        StageMeter(source.device) as meter,
+        evaluation(source.model),
+        calibration_products(kernel),
+        Lanes(devices) as lanes,
+    ):
+        run = _Run(source, plan, sink, meter, lanes, workplace, progress)
+        run.recall()
         if plan.method == "rtn":
-            for index, block in enumerate(blocks.modules):
-                run.solve(index, tuple(linear_layers(block)), None)
-        else:
-            _stream(model, calibration, run)
-    return QuantizationResult(run.weights, run.layers, meter.costs())
+            _round(run)
+        elif sink.finished < len(source.blocks):
+            _calibrate(run, calibration)
+    return QuantizationResult({}, run.layers, meter.costs(), meter.host_peak_bytes, resumed)
 
 
 def require_scheme_fits(blocks: Blocks, scheme: Scheme) -> None:
@@ -162,91 +190,134 @@ def require_scheme_fits(blocks: Blocks, scheme: Scheme) -> None:
 
 
 @dataclass
-class _Run:
-    """One quantization under way: the plan, the meter, and what has been done."""
+class _Kept:
+    """A sink in memory."""
 
-    plan: QuantizationPlan
-    blocks: Blocks
-    meter: StageMeter
-    progress: Progress | None
-    total: int
     weights: dict[str, QuantizedWeight] = field(default_factory=dict)
+    finished: int = 0
+
+    def put(self, index: int, weights: dict[str, QuantizedWeight], _: Finished) -> None:
+        self.weights |= weights
+        self.finished = index + 1
+
+    def get(self, index: int) -> tuple[dict[str, QuantizedWeight], Finished]:
+        raise NotImplementedError("nothing is finished before a run in memory begins")
+
+
+@dataclass
+class _Run:
+    """One quantization under way."""
+
+    source: BlockSource
+    plan: QuantizationPlan
+    sink: BlockSink
+    meter: StageMeter
+    lanes: Lanes
+    workplace: Workplace
+    progress: Progress | None
     layers: list[LayerResult] = field(default_factory=list)
 
-    def solve(self, index: int, names: tuple[str, ...], hessian: Hessian | None) -> None:
-        """Quantize layers of block `index` that share one Hessian, and write them back."""
-        linears = linear_layers(self.blocks.modules[index])
-        factor, tokens = None, 0
-        if hessian is not None:
-            tokens = hessian.tokens
-            with self.meter.stage("solve"):
-                factor = gptq.prepare(hessian.matrix(), self.plan.gptq, hessian.layer, tokens)
-        for name in names:
-            full = f"{self.blocks.block_name(index)}.{name}"
-            with self.meter.stage("solve"):
-                result = self._solve_layer(full, index, linears[name], factor, tokens)
-            self.layers.append(result)
+    def __post_init__(self) -> None:
+        self._total = sum(len(linear_layers(block)) for block in self.source.blocks.modules)
+        self._done = 0
+        self._lock = threading.Lock()
+
+    def recall(self) -> None:
+        """Take over what earlier runs found and spent on the blocks that they finished."""
+        for index in range(self.sink.finished):
+            _, made = self.sink.get(index)
+            self.layers += made.layers
+            self.meter.add(made.stages)
+        self._done = len(self.layers)
+
+    def count(self, layer: str) -> None:
+        """A layer is solved; called from any thread."""
+        with self._lock:
+            self._done += 1
             if self.progress is not None:
-                self.progress(len(self.layers), self.total, full)
+                self.progress(self._done, self._total, layer)
 
-    def _solve_layer(
-        self,
-        name: str,
-        block: int,
-        module: nn.Module,
-        factor: Factor | None,
-        tokens: int,
-    ) -> LayerResult:
-        scheme = self.plan.scheme
-        begin = time.perf_counter()
-        weight = weight_matrix(module).float()
-        if factor is None:
-            solution = rtn.solve(weight, scheme, layer=name)
-        else:
-            solution = gptq.solve(weight, factor, scheme, self.plan.gptq, layer=name, tokens=tokens)
-        seconds = time.perf_counter() - begin
-        quantized = solution.weight.dequantize()
-        error = _relative_error(weight, quantized)
-        set_weight_matrix(module, quantized, name)
-        self.weights[name] = _on_cpu(solution.weight)
-        return LayerResult(
-            name=name,
-            block=block,
-            method=self.plan.method,
-            scheme=scheme.name,
-            outputs=weight.shape[0],
-            inputs=weight.shape[1],
-            bits_per_weight=scheme.bits_per_weight(weight.shape[1]),
-            loss=solution.loss,
-            weight_error=error,
-            damping=solution.damping,
-            dead_columns=solution.dead_columns,
-            tokens=tokens,
-            seconds=seconds,
-            fallback=solution.fallback,
-        )
+    def solver(self, index: int) -> BlockSolver:
+        blocks = self.source.blocks
+        name = blocks.block_name(index)
+        return BlockSolver(self.plan, blocks.modules[index], index, name, self.count)
+
+    def hand_over(self, index: int, solved: Solved) -> None:
+        """Give a finished block to the sink, with what it cost since the last one."""
+        layers = [layer for layer, _ in solved]
+        with self.meter.stage("write"):
+            weights = {layer.name: weight for layer, weight in solved}
+            self.sink.put(index, weights, Finished(layers, self.meter.since_last()))
+        self.layers += layers
+
+    def blocks(self, first: int = 0) -> closing[Generator[int]]:
+        """Numbers of blocks that have their weights in place; the wait for them is a stage."""
+        return closing(each_block(self.source, first, partial(self.meter.stage, "read")))
 
 
-def _stream(model: PreTrainedModel, calibration: Sequence[Tensor], run: _Run) -> None:
+def _round(run: _Run) -> None:
+    """method=rtn: every block on its own."""
+    with run.blocks(run.sink.finished) as blocks:
+        for index in blocks:
+            solver = run.solver(index)
+            require_sound(solver.block, solver.name)
+            with run.meter.stage("solve"):
+                solved = solver.group(tuple(linear_layers(solver.block)), None)
+            run.hand_over(index, solved)
+
+
+def _calibrate(run: _Run, calibration: Sequence[Tensor]) -> None:
+    """method=gptq: every block on the outputs of the quantized blocks before it."""
+    source, place = run.source, run.workplace
     with run.meter.stage("layout"):
-        first = calibration[0]
-        # Another window than the one that the layout is learned from: else what belongs to the
-        # window could pass for what belongs to the model.
-        other = calibration[1] if len(calibration) > 1 else first.flip(0)
-        layout = check_streaming(model, first, other)
+        layout = _layout(run, calibration)
     batches = make_batches(calibration, run.plan.batch_tokens)
-    with run.meter.stage("capture"):
-        captured = capture(model, layout, [batch.tokens for batch in batches])
-        for batch, hidden in zip(batches, captured.hidden, strict=True):
-            _require_finite(hidden, batch, "the input of the first block (the embeddings)")
-    for index, structure in enumerate(layout.structures):
-        stages: list[tuple[tuple[str, ...], ...]] = [structure.groups]
-        if run.plan.true_sequential:
-            stages = [(group,) for group in structure.groups]
-        for groups in stages:
-            _quantize_stage(run, index, structure, groups, batches, captured)
-        if index + 1 < len(layout.structures):
-            _advance(run, index, structure, batches, captured)
+    with activation_store(place.activations, source.device, place.folder) as store:
+        with run.meter.stage("capture"):
+            tokens = [batch.tokens for batch in batches]
+            captured = capture(source.model, layout, tokens, store)
+            for position, batch in enumerate(batches):
+                what = "the input of the first block (the embeddings)"
+                require_finite(store[position], batch, what)
+        with run.blocks() as blocks:
+            for index in blocks:
+                if index < run.sink.finished:
+                    _put_back(run, index)
+                else:
+                    _quantize_block(run, index, layout.structures[index], batches, captured)
+                if index + 1 < len(layout.structures):
+                    _advance(run, index, layout.structures[index], batches, captured)
+
+
+def _layout(run: _Run, calibration: Sequence[Tensor]) -> Layout:
+    """How blocks are called; checked against the model's own forward pass when a run begins."""
+    source, first = run.source, calibration[0]
+    if run.sink.finished:
+        return observe(source, first)
+    # Another window than the one that the layout is learned from: else what belongs to the
+    # window could pass for what belongs to the model.
+    other = calibration[1] if len(calibration) > 1 else first.flip(0)
+
+    def inspect(index: int) -> None:
+        require_sound(source.blocks.modules[index], source.blocks.block_name(index))
+
+    return check_streaming(source, first, other, inspect)
+
+
+def _quantize_block(
+    run: _Run,
+    index: int,
+    structure: BlockStructure,
+    batches: list[Batch],
+    captured: Capture,
+) -> None:
+    stages: list[tuple[tuple[str, ...], ...]] = [structure.groups]
+    if run.plan.true_sequential:
+        stages = [(group,) for group in structure.groups]
+    solved: Solved = []
+    for groups in stages:
+        solved += _quantize_stage(run, index, structure, groups, batches, captured)
+    run.hand_over(index, solved)
 
 
 def _quantize_stage(
@@ -256,21 +327,51 @@ def _quantize_stage(
     groups: tuple[tuple[str, ...], ...],
     batches: list[Batch],
     captured: Capture,
-) -> None:
+) -> Solved:
     """Collect the Hessians of some layers of a block in one pass, then solve those layers."""
-    block = run.blocks.modules[index]
+    solver, lanes = run.solver(index), run.lanes
+    block = solver.block
     with run.meter.stage("hessian"):
-        collector = _Collector(block, run.blocks.block_name(index), groups, structure.single_pass)
+        collector = Collector(block, solver.name, groups, structure.single_pass, lanes)
         try:
             for position, batch in enumerate(batches):
                 collector.begin(batch)
                 call = captured.calls[index][position]
-                with suppress(_Collected):
+                with suppress(Collected):
                     run_block(block, structure, call, captured.hidden[position])
+                lanes.settle()
         finally:
             collector.close()
-    for names in groups:
-        run.solve(index, names, collector.hessians.pop(names))
+    with run.meter.stage("solve"):
+        return _solve_groups(solver, lanes, collector.lane_of, collector.hessians)
+
+
+def _solve_groups(
+    solver: BlockSolver,
+    lanes: Lanes,
+    lane_of: dict[tuple[str, ...], int],
+    hessians: dict[tuple[str, ...], Hessian],
+) -> Solved:
+    """Solve groups, each on its lane; results in the order of the groups."""
+
+    def task(names: tuple[str, ...], lane: int) -> Solved:
+        # Taken out of the dictionary, so that it is freed as soon as its layers are solved.
+        return solver.group(names, hessians.pop(names), lanes.devices[lane] if lane else None)
+
+    # Lane 0 works in this thread: the others get their tasks before it begins.
+    order = sorted(lane_of, key=lambda names: lane_of[names] == 0)
+    futures = {
+        names: lanes.run(lane_of[names], partial(task, names, lane_of[names])) for names in order
+    }
+    return [each for names in lane_of for each in futures[names].result()]
+
+
+def _put_back(run: _Run, index: int) -> None:
+    """Give block `index` the quantized values that an earlier run found."""
+    with run.meter.stage("resume"):
+        weights, _ = run.sink.get(index)
+        for name, weight in weights.items():
+            set_weight_matrix(run.source.model.get_submodule(name), weight.dequantize(), name)
 
 
 def _advance(
@@ -281,112 +382,12 @@ def _advance(
     captured: Capture,
 ) -> None:
     """Replace the inputs of block `index`, batch by batch, by its outputs, and free its calls."""
-    block = run.blocks.modules[index]
-    with run.meter.stage("forward"):
+    name = run.source.blocks.block_name(index)
+    block = run.source.blocks.modules[index]
+    with run.meter.stage("resume" if index < run.sink.finished - 1 else "forward"):
         for position, batch in enumerate(batches):
             call = captured.calls[index][position]
             output = run_block(block, structure, call, captured.hidden[position])
-            _require_finite(output, batch, f"the output of {run.blocks.block_name(index)}")
+            require_finite(output, batch, f"the output of {name}")
             captured.hidden[position] = output
     captured.calls[index].clear()
-
-
-class _Collected(Exception):
-    """Ends the forward pass of a block whose Hessians have all they need from the batch."""
-
-
-class _Collector:
-    """Hooks that feed one Hessian per group of layers with equal inputs while a block runs.
-
-    With single_pass the block is stopped (by _Collected) once every group has been fed: what
-    comes after, such as the last and largest product of an MLP, would be computed for nothing.
-    """
-
-    def __init__(
-        self,
-        block: nn.Module,
-        name: str,
-        groups: tuple[tuple[str, ...], ...],
-        single_pass: bool,
-    ) -> None:
-        self.hessians: dict[tuple[str, ...], Hessian] = {}
-        self._batch: Batch | None = None
-        self._waiting: set[str] = set()
-        self._single_pass = single_pass
-        self._handles = []
-        linears = linear_layers(block)
-        for group in groups:
-            leader = linears[group[0]]
-            weight = weight_matrix(leader)
-            layer = f"{name}.{group[0]}"
-            hessian = Hessian(weight.shape[1], layer=layer, device=weight.device)
-            self.hessians[group] = hessian
-            self._handles.append(leader.register_forward_pre_hook(self._feeder(hessian)))
-
-    def begin(self, batch: Batch) -> None:
-        """What is fed from now on belongs to this batch."""
-        self._batch = batch
-        self._waiting = {hessian.layer for hessian in self.hessians.values()}
-
-    def _feeder(self, hessian: Hessian) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def feed(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-            assert self._batch is not None
-            inputs, shape = args[0], self._batch.tokens.shape
-            # Some models (OPT) flatten [batch, tokens] before a layer; the Hessian counts
-            # sequences by the first dimension.
-            if inputs.numel() == shape.numel() * inputs.shape[-1]:
-                inputs = inputs.reshape(*shape, inputs.shape[-1])
-            try:
-                hessian.update(inputs)
-            except NonFiniteError:
-                _require_finite(inputs, self._batch, f"the input of {hessian.layer}")
-                raise
-            self._waiting.discard(hessian.layer)
-            if self._single_pass and not self._waiting:
-                raise _Collected
-
-        return feed
-
-    def close(self) -> None:
-        for handle in self._handles:
-            handle.remove()
-
-
-def _require_finite(values: Tensor, batch: Batch, what: str) -> None:
-    """Raise NonFiniteError naming `what` and the first window with NaN or infinite values."""
-    if torch.isfinite(values.sum()):  # one pass; NaN and infinity survive a sum
-        return
-    broken = ~torch.isfinite(values)
-    if not broken.any():  # only the sum overflowed
-        return
-    where = f"one of the calibration windows {list(batch.windows)}"
-    if values.dim() > 2:  # [batch, ...], not tokens of any window that a router chose
-        row = int(broken.flatten(1).any(dim=1).nonzero()[0])
-        where = f"calibration window {batch.windows[row]}"
-    raise NonFiniteError(
-        f"{what} holds {int(broken.sum())} NaN or infinite values in {where} (counted from 0); run "
-        "the model in float32 or bfloat16, or look for damaged weights in the layers before."
-    )
-
-
-def _relative_error(weight: Tensor, quantized: Tensor) -> float:
-    norm = torch.linalg.vector_norm(weight).item()
-    return torch.linalg.vector_norm(weight - quantized).item() / norm if norm else 0.0
-
-
-def _on_cpu(weight: QuantizedWeight) -> QuantizedWeight:
-    def moved(tensor: Tensor | None) -> Tensor | None:
-        return None if tensor is None else tensor.cpu()
-
-    return replace(
-        weight,
-        codes=weight.codes.cpu(),
-        scale=weight.scale.cpu(),
-        zero=moved(weight.zero),
-        negative_scale=moved(weight.negative_scale),
-        group_index=moved(weight.group_index),
-    )
-
-
-def _device(model: PreTrainedModel) -> torch.device:
-    return next(model.parameters()).device

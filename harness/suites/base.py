@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from harness.record import Metric
+
+Streamed = Callable[[Sequence[Tensor], Callable[[int, int], None]], Iterator[Tensor]]
 
 
 def _no_reference() -> Any:
@@ -24,6 +28,8 @@ class SuiteContext:
                 returns `model` itself when the cell is not quantized.
     data_dir    folder in which relative paths of texts and task files are looked for first.
     context_length  tokens of a window; None: the model's own maximum.
+    streamed    set when the model is not whole in memory: streamed(batches, done) yields the logits
+                of batches of ids in their order; `model` is then without weights in its blocks.
     progress    called as progress(done, total, what) from time to time; never None.
     has_original  load_twin gives the model from before quantization; False for a checkpoint that
                 was quantized elsewhere, whose twin is its own weights, dequantized.
@@ -44,6 +50,7 @@ class SuiteContext:
     context_length: int | None = None
     has_original: bool = True
     load_reference: Callable[[], Any] = _no_reference
+    streamed: Streamed | None = None
 
 
 @dataclass(frozen=True)

@@ -95,14 +95,15 @@ def score(context: SuiteContext, found: TokenWindows, batch_size: int) -> Score:
 
     Every token but the first of a window is predicted from those before it in the window.
     """
-    model, name = context.model, found.protocol.id
-    _check_vocabulary(model, found)
+    name = found.protocol.id
+    _check_vocabulary(context.model, found)
     nll = [0.0] * len(found.windows)
     done = 0
     context.progress(done, len(nll), name)
-    for batch in batches([len(window) for window in found.windows], batch_size):
-        tokens = torch.stack([found.windows[index] for index in batch]).to(context.device)
-        logits = model(input_ids=tokens, use_cache=False).logits
+    chosen = list(batches([len(window) for window in found.windows], batch_size))
+    ids = [torch.stack([found.windows[index] for index in batch]) for batch in chosen]
+    for batch, tokens, logits in zip(chosen, ids, _logits(context, ids, name), strict=True):
+        tokens = tokens.to(context.device)
         for index, value in zip(batch, window_nll(logits, tokens).tolist(), strict=True):
             if not math.isfinite(value):
                 raise ScoreError(_not_finite(context, name, index, logits))
@@ -110,6 +111,16 @@ def score(context: SuiteContext, found: TokenWindows, batch_size: int) -> Score:
         done += len(batch)
         context.progress(done, len(nll), name)
     return Score(nll, [len(window) - 1 for window in found.windows])
+
+
+def _logits(context: SuiteContext, ids: list[Tensor], name: str) -> Iterator[Tensor]:
+    """Logits of every batch of ids: of the model whole, or block by block, bit for bit the same."""
+    if context.streamed is None:
+        for tokens in ids:
+            yield context.model(input_ids=tokens.to(context.device), use_cache=False).logits
+        return
+    what = f"{name}: blocks"
+    yield from context.streamed(ids, lambda done, count: context.progress(done, count, what))
 
 
 def batches(lengths: Sequence[int], size: int) -> Iterator[list[int]]:

@@ -31,6 +31,10 @@ def metrics(
         if stage.peak_bytes is not None:
             peak = _once("peak_memory", stage.name, stage.peak_bytes, "bytes")
             found.append(peak.model_copy(update={"notes": {"memory": stage.memory}}))
+    if result.host_peak_bytes is not None:
+        peak = _once("peak_memory", "host", result.host_peak_bytes, "bytes")
+        note = "resident set of the process, sampled, Python and libraries included"
+        found.append(peak.model_copy(update={"notes": {"memory": note}}))
     found.append(_once("artifact_size", TOTAL, artifact_bytes, "bytes"))
     return found + _layer_means(result.layers)
 

@@ -8,7 +8,7 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,25 +33,49 @@ def replace_folder(target: Path, needed_bytes: int) -> Iterator[Path]:
     fewer than needed_bytes (checked before anything is written), or when writing fails.
     """
     target = target.absolute()
-    _check_target(target)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        recover(target)
-        _check_space(target, needed_bytes)
+    with writing(target, needed_bytes):
+        make_room(target, needed_bytes)
         partial = _sibling(target, "partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
-    except OSError as error:
-        raise _write_error(target, needed_bytes, error) from error
     try:
-        yield partial
-        _write_manifest(partial)
-        _sync(partial)
-        _swap(partial, target)
-    except (OSError, SafetensorError) as error:
-        raise _write_error(target, needed_bytes, error) from error
+        with writing(target, needed_bytes):
+            yield partial
+            publish(partial, target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def make_room(target: Path, needed_bytes: int) -> None:
+    """Check that an artifact may be written at target and fits the disk; tidy up around it.
+
+    ArtifactError as in `replace_folder`; OSError for a folder that cannot be made.
+    """
+    _check_target(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    recover(target)
+    _check_space(target, needed_bytes)
+
+
+def publish(
+    partial: Path, target: Path, known: Mapping[str, Mapping[str, Any]] | None = None
+) -> None:
+    """Seal a complete folder with its manifest and let it take the place of target at once.
+
+    known holds bytes and sha256 of files (by name) that were summed up when they were written.
+    """
+    _write_manifest(partial, known or {})
+    _sync(partial)
+    _swap(partial, target)
+
+
+@contextlib.contextmanager
+def writing(target: Path, needed_bytes: int) -> Iterator[None]:
+    """Turn trouble with the disk into an ArtifactError that says what is needed and free."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise _write_error(target, needed_bytes, error) from error
 
 
 def recover(target: Path) -> None:
@@ -157,13 +181,10 @@ def _size(count: int) -> str:
     return f"{count:,} bytes" if count < 10_000_000 else f"{count / 1e9:.2f} GB ({count:,} bytes)"
 
 
-def _write_manifest(folder: Path) -> None:
+def _write_manifest(folder: Path, known: Mapping[str, Mapping[str, Any]]) -> None:
     files = {
-        path.relative_to(folder).as_posix(): {
-            "bytes": path.stat().st_size,
-            "sha256": sha256(path),
-        }
-        for path in sorted(folder.rglob("*"))
+        name: known.get(name) or {"bytes": path.stat().st_size, "sha256": sha256(path)}
+        for name, path in ((p.relative_to(folder).as_posix(), p) for p in sorted(folder.rglob("*")))
         if path.is_file()
     }
     manifest = {"version": MANIFEST_VERSION, "files": files}
@@ -183,15 +204,16 @@ def _swap(partial: Path, target: Path) -> None:
             aside.rename(target)
             raise
         shutil.rmtree(aside, ignore_errors=True)
-    _sync_one(target.parent)
+    sync(target.parent)
 
 
 def _sync(folder: Path) -> None:
     for path in (*folder.rglob("*"), folder):
-        _sync_one(path)
+        sync(path)
 
 
-def _sync_one(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on disk."""
     if path.is_dir() and os.name == "nt":
         return  # Windows cannot open folders; its renames are journalled
     descriptor = os.open(path, os.O_RDONLY)

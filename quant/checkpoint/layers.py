@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Protocol
+
+from torch import Tensor
 
 from quant.checkpoint import awq, compressed_tensors
 from quant.checkpoint.folder import remake
@@ -16,6 +20,19 @@ from quant.scheme import Scheme
 from quant.weight import QuantizedWeight
 
 _GPTQ_PARTS = ("qweight", "qzeros", "scales", "scales_negative", "g_idx")
+
+
+class Tensors(Protocol):
+    """Where a layer's tensors come from: a TensorReader, or what was read from one."""
+
+    folder: Path
+
+    @property
+    def names(self) -> Collection[str]: ...
+
+    def file_of(self, name: str, /) -> Path: ...
+
+    def read(self, name: str, /) -> Tensor: ...
 
 
 def codes_name(checkpoint: CheckpointFormat) -> str:
@@ -48,7 +65,7 @@ def quantized_layers(reader: TensorReader, checkpoint: CheckpointFormat) -> dict
 
 
 def read_packed(
-    reader: TensorReader,
+    reader: Tensors,
     checkpoint: CheckpointFormat,
     layer: str,
     parts: list[str],
@@ -87,7 +104,7 @@ def read_weight(
 
 
 @contextlib.contextmanager
-def _in_file(reader: TensorReader, checkpoint: CheckpointFormat, layer: str) -> Iterator[None]:
+def _in_file(reader: Tensors, checkpoint: CheckpointFormat, layer: str) -> Iterator[None]:
     """Put the file before a message that names a tensor of the layer."""
     try:
         yield

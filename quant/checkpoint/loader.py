@@ -15,6 +15,7 @@ from cuda_ext.ops import resolve_kernel
 from quant.checkpoint.folder import MANIFEST, read_json, remake, verify
 from quant.checkpoint.format import CheckpointFormat
 from quant.checkpoint.layers import (
+    Tensors,
     codes_name,
     quantized_layers,
     read_packed,
@@ -63,9 +64,9 @@ def load(
         layers = quantized_layers(reader, checkpoint)
         used = set()
         for layer, names in layers.items():
-            used |= _replace_layer(model, reader, checkpoint, layer, names, kernel, device, dtype)
+            used |= replace_layer(model, reader, checkpoint, layer, names, kernel, device, dtype)
         used |= _fill(model, reader, device, dtype)
-        _refuse_unexpected(model, reader, used)
+        refuse_unexpected(model, reader, used)
     if (folder / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
     return model.to(device).eval()  # type: ignore[arg-type]
@@ -139,9 +140,9 @@ def dequantize_layers(model: nn.Module, dtype: torch.dtype) -> None:
         setattr(model.get_submodule(parent), child, dense)
 
 
-def _replace_layer(
+def replace_layer(
     model: PreTrainedModel,
-    reader: TensorReader,
+    reader: Tensors,
     checkpoint: CheckpointFormat,
     layer: str,
     parts: list[str],
@@ -187,7 +188,7 @@ def _fill(
     """Read every parameter and stored buffer that is left; gives the names of those read."""
     stored = set(reader.names)
     used = set()
-    for names in _tied_names(model):
+    for names in parameters_and_buffers(model):
         held = [name for name in names if name in stored]
         if not held:
             raise _missing(reader, names[0])
@@ -209,7 +210,7 @@ def _fill(
     return used
 
 
-def _tied_names(model: PreTrainedModel) -> Iterator[list[str]]:
+def parameters_and_buffers(model: PreTrainedModel) -> Iterator[list[str]]:
     """Names of the parameters and persistent buffers outside QuantLinear; tied ones together."""
     groups: dict[int, list[str]] = {}
     for path, module in model.named_modules():
@@ -225,7 +226,7 @@ def _tied_names(model: PreTrainedModel) -> Iterator[list[str]]:
     return iter(groups.values())
 
 
-def _refuse_unexpected(model: PreTrainedModel, reader: TensorReader, used: set[str]) -> None:
+def refuse_unexpected(model: PreTrainedModel, reader: TensorReader, used: set[str]) -> None:
     # Buffers that a version of transformers once stored and now computes are not used.
     ignored = list(getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ())
     computed = {name for name, _ in model.named_buffers()}
@@ -246,14 +247,14 @@ def _cast(tensor: Tensor, device: str | torch.device, dtype: torch.dtype | None)
     return tensor.to(device, dtype if tensor.is_floating_point() else None)
 
 
-def _missing(reader: TensorReader, name: str) -> ArtifactError:
+def _missing(reader: Tensors, name: str) -> ArtifactError:
     return ArtifactError(
         f"{reader.folder}: tensor {name} is in none of its files. {remake(reader.folder)}"
     )
 
 
 def _shape_error(
-    reader: TensorReader, name: str, tensor: Tensor, expected: tuple[int, ...]
+    reader: Tensors, name: str, tensor: Tensor, expected: tuple[int, ...]
 ) -> ArtifactError:
     return ArtifactError(
         f"{reader.file_of(name)}: {name} is {list(tensor.shape)}, but config.json makes it "

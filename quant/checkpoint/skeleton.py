@@ -25,9 +25,28 @@ def build_skeleton(
     as `from_pretrained` makes them in dtype (None: config.json's). options go to transformers, for
     example attn_implementation. Raises ArtifactError for a config that transformers cannot read.
     """
-    config = _read_config(folder)
+    config = _read_config(folder, remake(folder))
     with parameters_on_meta():
         model = _model_class(folder, config)(config, dtype=dtype or config.dtype, **options)
+    return model.eval()
+
+
+def build_causal_lm(
+    folder: Path, dtype: torch.dtype, options: dict[str, Any], advice: str
+) -> PreTrainedModel:
+    """The skeleton of the causal LM that AutoModelForCausalLM.from_pretrained(folder) would load.
+
+    As `build_skeleton`, also where config.json names the base model without its head. advice is the
+    next step that errors end with. Raises ArtifactError for a quantized model too.
+    """
+    config = _read_config(folder, advice, unquantized=True)
+    try:
+        with parameters_on_meta():
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype, **options)
+    except ValueError as error:
+        raise ArtifactError(
+            f"{folder / 'config.json'} describes no causal language model: {error}. {advice}"
+        ) from error
     return model.eval()
 
 
@@ -49,14 +68,19 @@ def parameters_on_meta() -> Iterator[None]:
         nn.Module.register_parameter = register  # type: ignore[method-assign]
 
 
-def _read_config(folder: Path) -> PreTrainedConfig:
+def _read_config(folder: Path, advice: str, unquantized: bool = False) -> PreTrainedConfig:
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise ArtifactError(
             f"{folder / 'config.json'} does not describe a model that transformers "
-            f"{transformers.__version__} knows: {error}. {remake(folder)}"
+            f"{transformers.__version__} knows: {error}. {advice}"
         ) from error
+    if unquantized and getattr(config, "quantization_config", None) is not None:
+        raise ArtifactError(
+            f"{folder / 'config.json'} has a quantization_config: the model is quantized already. "
+            "Start from the full-precision model."
+        )
     # Otherwise transformers would look for its own quantizer.
     if hasattr(config, "quantization_config"):
         del config.quantization_config

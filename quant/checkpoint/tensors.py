@@ -49,38 +49,54 @@ def write_tensors(
         if shards[-1] and sum(e.nbytes for e in shards[-1]) + entry.nbytes > max_shard_bytes:
             shards.append([])
         shards[-1].append(entry)
-    names = [
-        f"{stem}.safetensors"
-        if len(shards) == 1
-        else f"{stem}-{i + 1:05}-of-{len(shards):05}.safetensors"
-        for i in range(len(shards))
-    ]
+    names = shard_names(stem, len(shards))
     for name, shard in zip(names, shards, strict=True):
-        tensors = {e.name: e.make().detach().to("cpu").contiguous() for e in shard}
-        (folder / name).touch()
-        mode = (folder / name).stat().st_mode
-        save_file(tensors, folder / name, metadata={"format": "pt"})
-        # save_file leaves a file that only its owner can read: give it the mode of any new file.
-        (folder / name).chmod(mode)
+        write_shard(folder / name, shard)
     if len(shards) > 1:
-        placed = zip(names, shards, strict=True)
-        index = {
-            "metadata": {"total_size": sum(entry.nbytes for entry in entries)},
-            "weight_map": {entry.name: name for name, shard in placed for entry in shard},
-        }
-        path = folder / f"{stem}{INDEX_SUFFIX}"
-        path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        placed = {e.name: name for name, shard in zip(names, shards, strict=True) for e in shard}
+        write_index(folder, stem, placed, sum(entry.nbytes for entry in entries))
+
+
+def shard_names(stem: str, count: int) -> list[str]:
+    """File names of `count` shards; a single one has no number."""
+    if count == 1:
+        return [f"{stem}.safetensors"]
+    return [f"{stem}-{i + 1:05}-of-{count:05}.safetensors" for i in range(count)]
+
+
+def write_shard(path: Path, entries: list[Entry]) -> None:
+    """Write tensors into one file."""
+    tensors = {e.name: e.make().detach().to("cpu").contiguous() for e in entries}
+    path.touch()
+    mode = path.stat().st_mode
+    save_file(tensors, path, metadata={"format": "pt"})
+    # save_file leaves a file that only its owner can read: give it the mode of any new file.
+    path.chmod(mode)
+
+
+def write_index(folder: Path, stem: str, placed: dict[str, str], total_bytes: int) -> None:
+    """Write which shard (file name) holds each tensor."""
+    index = {"metadata": {"total_size": total_bytes}, "weight_map": placed}
+    path = folder / f"{stem}{INDEX_SUFFIX}"
+    path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
 class TensorReader:
     """The tensors of a folder by name; a context manager that keeps its files open and mapped.
 
+    mapped=False reads with plain reads instead: every page of a mapped file that was touched counts
+    as resident memory of the process until the file is closed, so reading a checkpoint block by
+    block would seem to (and under a hard limit does) need room for all of it.
+    advice is the next step that errors end with.
+
     Raises ArtifactError when a file is missing, cut short or no safetensors file, and when the
     index names a tensor that its file does not hold.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, mapped: bool = True, advice: str | None = None) -> None:
         self.folder = folder
+        self.advice = remake(folder) if advice is None else advice
+        self._backend = "mmap" if mapped else "pread"
         self._files: dict[str, Any] = {}
         self._place: dict[str, str] = {}
         self._expected: dict[str, str] = {}
@@ -98,6 +114,7 @@ class TensorReader:
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
+        self._files.clear()
 
     @property
     def names(self) -> list[str]:
@@ -116,13 +133,17 @@ class TensorReader:
         """The tensor in the mapped file: nothing is read before its values are, none may be set."""
         return self._files[self._place[name]].get_tensor(name)
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor, from the header of its file."""
+        return tuple(self._files[self._place[name]].get_slice(name).get_shape())
+
     def _file_names(self) -> list[str]:
         indexes = sorted(self.folder.glob(f"*{INDEX_SUFFIX}"))
         if len(indexes) == 1:
             self._index = indexes[0].name
             mapping = read_json(indexes[0]).get("weight_map")
             if not isinstance(mapping, dict) or not mapping:
-                raise ArtifactError(f"{indexes[0]} has no weight_map. {remake(self.folder)}")
+                raise ArtifactError(f"{indexes[0]} has no weight_map. {self.advice}")
             self._expected = mapping
             return sorted(set(mapping.values()))
         found = sorted(path.name for path in self.folder.glob("*.safetensors"))
@@ -131,29 +152,25 @@ class TensorReader:
         raise ArtifactError(
             f"{self.folder} holds {len(found)} .safetensors files and {len(indexes)} indexes of "
             f"shards (*{INDEX_SUFFIX}); expected one file, or shards with one index. "
-            f"{remake(self.folder)}"
+            f"{self.advice}"
         )
 
     def _open(self, file: str) -> None:
         path = self.folder / file
         if not path.is_file():
-            raise ArtifactError(
-                f"{path} is missing, but {self._index} names it. {remake(self.folder)}"
-            )
+            raise ArtifactError(f"{path} is missing, but {self._index} names it. {self.advice}")
         try:
-            opened = self._stack.enter_context(safe_open(path, framework="pt"))
+            opened = self._stack.enter_context(safe_open(path, "pt", backend=self._backend))
             names = list(opened.keys())
         except (SafetensorError, OSError) as error:
             raise ArtifactError(
-                f"{path} cannot be read: {error}. It was cut short or is damaged. "
-                f"{remake(self.folder)}"
+                f"{path} cannot be read: {error}. It was cut short or is damaged. {self.advice}"
             ) from error
         expected = [name for name, place in self._expected.items() if place == file]
         lacking = sorted(set(expected) - set(names))
         if lacking:
             raise ArtifactError(
-                f"{path} does not hold {lacking[0]}, but {self._index} says so. "
-                f"{remake(self.folder)}"
+                f"{path} does not hold {lacking[0]}, but {self._index} says so. {self.advice}"
             )
         self._files[file] = opened
         self._place |= dict.fromkeys(names, file)

@@ -6,7 +6,7 @@ import functools
 import importlib.metadata
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from quant.checkpoint.folder import replace_folder
 from quant.checkpoint.format import GPTQ_V2, describe
 from quant.checkpoint.gptq import to_tensors
-from quant.checkpoint.tensors import Entry, write_tensors
+from quant.checkpoint.tensors import STANDARD_STEM, Entry, write_tensors
 from quant.errors import ArtifactError
 from quant.linear import Packed, packed_shapes
 from quant.scheme import Scheme
@@ -65,23 +65,32 @@ def save(
     """
     folder = Path(folder)
     scheme = _check_weights(folder, model, weights)
-    entries = _full_precision(folder, model, weights) + _quantized(weights)
-    config = _config_json(folder, model, weights, scheme, method)
-    copied = _tokenizer_files(folder, tokenizer)
+    entries = full_precision(folder, model, weights) + quantized(weights)
+    scattered = any(weight.group_index is not None for weight in weights.values())
+    config = config_json(folder, model, weights, scheme, scattered, method)
+    copied = tokenizer_to_copy(folder, tokenizer)
     needed = sum(entry.nbytes for entry in entries) + SLACK_BYTES
     needed += sum(path.stat().st_size for path in copied)
     with replace_folder(folder, needed) as partial:
-        write_tensors(
-            partial, entries, max_shard_bytes, TERNARY_STEM if scheme.ternary else "model"
-        )
-        (partial / "config.json").write_text(config, encoding="utf-8")
-        if model.can_generate() and model.generation_config is not None:
-            model.generation_config.to_json_file(partial / "generation_config.json")
-        for path in copied:
-            shutil.copyfile(path, partial / path.name)
+        write_tensors(partial, entries, max_shard_bytes, stem_of(scheme))
+        write_beside(partial, config, model, copied)
         if isinstance(tokenizer, PreTrainedTokenizerBase):
             tokenizer.save_pretrained(partial)
     return folder
+
+
+def stem_of(scheme: Scheme) -> str:
+    """What the names of the files of tensors begin with."""
+    return TERNARY_STEM if scheme.ternary else STANDARD_STEM
+
+
+def write_beside(folder: Path, config: str, model: PreTrainedModel, copied: list[Path]) -> None:
+    """Write the files beside the tensors: config.json, generation_config.json, the tokenizer's."""
+    (folder / "config.json").write_text(config, encoding="utf-8")
+    if model.can_generate() and model.generation_config is not None:
+        model.generation_config.to_json_file(folder / "generation_config.json")
+    for path in copied:
+        shutil.copyfile(path, folder / path.name)
 
 
 def _check_weights(
@@ -120,18 +129,25 @@ def layer_shape(module: torch.nn.Module, name: str) -> tuple[int, int]:
     )
 
 
-def _full_precision(
-    folder: Path, model: PreTrainedModel, weights: Mapping[str, QuantizedWeight]
+def full_precision(
+    folder: Path,
+    model: PreTrainedModel,
+    layers: Iterable[str],
+    among: Callable[[str], bool] = lambda _: True,
 ) -> list[Entry]:
-    """The tensors that stay as they are: all but those of quantized layers, whose bias stays."""
-    replaced = tuple(f"{name}." for name in weights)
-    kept = {f"{name}.bias" for name in weights}
+    """The tensors that stay as they are: all but those of quantized `layers`, whose bias stays.
+
+    among  tells by its name whether a tensor is one of those to be written.
+    """
+    layers = list(layers)
+    replaced = tuple(f"{name}." for name in layers)
+    kept = {f"{name}.bias" for name in layers}
     tied = set(getattr(model, "all_tied_weights_keys", None) or ())
     state = model.state_dict()
     entries: dict[Any, Entry] = {}
     # Names that are tied to others come last, so that the others are the ones written.
     for name in sorted(state, key=lambda name: name in tied):
-        if name.startswith(replaced) and name not in kept:
+        if (name.startswith(replaced) and name not in kept) or not among(name):
             continue
         tensor = state[name]
         if tensor.is_meta:
@@ -148,7 +164,8 @@ def _clone(tensor: Tensor) -> Tensor:
     return tensor.detach().clone(memory_format=torch.contiguous_format)
 
 
-def _quantized(weights: Mapping[str, QuantizedWeight]) -> list[Entry]:
+def quantized(weights: Mapping[str, QuantizedWeight]) -> list[Entry]:
+    """The packed tensors of quantized weights, as they are stored."""
     entries = []
     for layer, weight in weights.items():
         outputs, inputs = weight.shape
@@ -174,18 +191,19 @@ class Pending:
         return self._made.pop(name)
 
 
-def _config_json(
+def config_json(
     folder: Path,
     model: PreTrainedModel,
-    weights: Mapping[str, QuantizedWeight],
+    layers: Iterable[str],
     scheme: Scheme,
+    scattered: bool,
     method: Mapping[str, Any],
 ) -> str:
-    scattered = any(weight.group_index is not None for weight in weights.values())
+    """config.json of a model whose `layers` are quantized; scattered: groups are not neighbours."""
     config = json.loads(model.config.to_json_string())
     config["architectures"] = [type(model).__name__]
     config["dtype"] = str(model.dtype).removeprefix("torch.")
-    config["quantization_config"] = describe(scheme, weights, scattered, method, producer())
+    config["quantization_config"] = describe(scheme, layers, scattered, method, producer())
     try:
         return json.dumps(config, indent=2, sort_keys=True) + "\n"
     except TypeError as error:
@@ -202,9 +220,10 @@ def producer() -> str:
         return "bitsweep, run from its source without being installed"
 
 
-def _tokenizer_files(
+def tokenizer_to_copy(
     folder: Path, tokenizer: PreTrainedTokenizerBase | str | Path | None
 ) -> list[Path]:
+    """The files to copy from the tokenizer's folder; none for an object or None."""
     if not isinstance(tokenizer, str | Path):
         return []
     found = tokenizer_files(Path(tokenizer))

@@ -13,6 +13,7 @@ from quant.blocks import (
     find_blocks,
     linear_layers,
     require_quantizable,
+    require_sound,
     set_weight_matrix,
     weight_matrix,
 )
@@ -106,7 +107,7 @@ def test_non_finite_weights_are_named_and_counted(value: float) -> None:
     model = tiny_model("gpt2")
     model.transformer.h[1].mlp.c_proj.weight.data[2, :5] = value
     with pytest.raises(NonFiniteError, match=r"^transformer\.h\.1\.mlp\.c_proj: 5 of 4096 weights"):
-        require_quantizable(find_blocks(model))
+        require_sound(model.transformer.h[1], "transformer.h.1")
 
 
 def test_weights_that_are_not_there_or_not_real_are_refused() -> None:
@@ -114,7 +115,7 @@ def test_weights_that_are_not_there_or_not_real_are_refused() -> None:
     layer = model.model.decoder.layers[0].fc1
     layer.to("meta")
     with pytest.raises(ModelLayoutError, match=r"layers\.0\.fc1: .*meta device"):
-        require_quantizable(find_blocks(model))
+        require_sound(model.model.decoder.layers[0], "model.decoder.layers.0")
     layer.weight = nn.Parameter(torch.zeros(64, 32, dtype=torch.int8), requires_grad=False)
     with pytest.raises(ModelLayoutError, match=r"layers\.0\.fc1: .*torch\.int8"):
         require_quantizable(find_blocks(model))

@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from harness.record import LayerReport
-from quant import stream
+from quant import collect
 from quant.blocks import find_blocks, linear_layers, weight_matrix
 from quant.scheme import Scheme
-from quant.solvers import rtn
+from quant.solvers import gptq, rtn
 from quant.solvers.gptq import GPTQOptions
 from quant.stream import LayerResult, QuantizationPlan, quantize_model, streamed_logits
 
+STAGES = ["layout", "capture", "read", "hessian", "solve", "write", "forward"]
 W4G16 = Scheme(bits=4, group_size=16, scale_dtype="float32")
 
 
@@ -70,13 +71,13 @@ class SolvedHessians:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.by_layer: dict[str, Tensor] = {}
-        original = stream.gptq.prepare
+        original = gptq.prepare
 
         def prepare(matrix: Tensor, options: GPTQOptions, layer: str, tokens: int) -> object:
             self.by_layer[layer] = matrix.clone()
             return original(matrix, options, layer, tokens)
 
-        monkeypatch.setattr(stream.gptq, "prepare", prepare)
+        monkeypatch.setattr(gptq, "prepare", prepare)
 
 
 def naive_hessian(model: PreTrainedModel, layer: str, windows: list[Tensor]) -> Tensor:
@@ -170,13 +171,13 @@ def test_results_do_not_depend_on_how_windows_are_batched(monkeypatch: pytest.Mo
 
 def test_layers_with_the_same_input_share_one_hessian(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[str] = []
-    original = stream.Hessian
+    original = collect.Hessian
 
     def hessian(inputs: int, layer: str, device: torch.device) -> object:
         made.append(layer)
         return original(inputs, layer=layer, device=device)
 
-    monkeypatch.setattr(stream, "Hessian", hessian)
+    monkeypatch.setattr(collect, "Hessian", hessian)
     quantize_model(tiny_model("opt"), random_windows(3), gptq_plan())
     one_block = ["self_attn.q_proj", "self_attn.out_proj", "fc1", "fc2"]
     assert made == [f"model.decoder.layers.{i}.{n}" for i in range(BLOCKS) for n in one_block]
@@ -213,7 +214,7 @@ def test_rounding_needs_no_calibration_and_no_forward_pass(monkeypatch: pytest.M
         assert torch.equal(weight.codes, expected.codes)
         assert torch.equal(weight.scale, expected.scale)
     assert {layer.loss for layer in result.layers} == {None}
-    assert [stage.name for stage in result.stages] == ["solve"]
+    assert [stage.name for stage in result.stages] == ["read", "solve", "write"]
 
 
 def test_gptq_is_closer_to_the_model_than_rounding() -> None:
@@ -250,7 +251,7 @@ def test_what_is_reported_about_a_layer() -> None:
         assert layer.damping is not None
     total = BLOCKS * LINEARS_PER_BLOCK["opt"]
     assert seen == [(i + 1, total, layer.name) for i, layer in enumerate(result.layers)]
-    assert [s.name for s in result.stages] == ["layout", "capture", "hessian", "solve", "forward"]
+    assert [s.name for s in result.stages] == STAGES
     assert all(stage.seconds > 0 and stage.peak_bytes for stage in result.stages)
 
 

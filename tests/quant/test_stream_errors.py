@@ -10,7 +10,7 @@ from architectures import random_windows, tiny_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from quant import stream
+from quant import collect
 from quant.errors import (
     CalibrationError,
     ModelLayoutError,
@@ -125,7 +125,7 @@ def test_hooks_are_removed_when_a_block_fails(monkeypatch: pytest.MonkeyPatch) -
         raise KeyboardInterrupt
 
     model = tiny_model("opt")
-    monkeypatch.setattr(stream.Hessian, "update", interrupted)
+    monkeypatch.setattr(collect.Hessian, "update", interrupted)
     with pytest.raises(KeyboardInterrupt):
         quantize_model(model, random_windows(2), gptq_plan())
     assert not any(module._forward_pre_hooks for module in model.modules())

@@ -1,0 +1,385 @@
+"""Memory and time of streamed quantization as the model grows, and what the cost model says.
+
+  python -m benchmarks.scaling                    measure, and hold the cost model against it
+  python -m benchmarks.scaling --predict          the predictions for large models; measures nothing
+  python -m benchmarks.scaling --write FILE       as without, and write both into docs/scaling.md
+
+Checkpoints of 4, 8, 16 and 32 blocks are made of random weights and quantized, each in a fresh
+process whose memory is limited (RLIMIT_DATA: private writable memory) to what the memory plan asks
+for: several times less than the largest checkpoint. Peak memory is the kernel's own high-water mark
+of the resident set (VmHWM, reset before the work), minus what the process held before it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks import cost_model
+from benchmarks.cost_model import BlockShape
+
+if TYPE_CHECKING:
+    from quant.stream import QuantizationPlan
+
+WIDTH, TOKENS, WINDOW = 512, 2048, 256
+DEPTHS = (4, 8, 16, 32)
+# The limit counts what is allocated, not what is resident: holes between allocations too.
+SLACK = 32_000_000
+Stages = dict[str, float]
+# Rates of an NVIDIA H200 that predictions assume; operations or bytes a second. Measured there with
+# torch: bfloat16 products 769e12 to 798e12 (8192^3), copies 4.3e12 bytes read and written. Not
+# measured: float32 factorization and sweep, and the disk.
+H200 = {
+    "hessian": 600e12,
+    "forward": 600e12,
+    "factor": 20e12,
+    "sweep": 20e12,
+    "read": 5e9,
+    "write": 2e9,
+}
+H200_TEXT = {
+    "hessian, forward": "600 TFLOP/s: three quarters of the 769 to 798 TFLOP/s measured for a "
+    "bfloat16 product of 8192^3",
+    "factor, sweep": "20 TFLOP/s of float32: assumed, 30 % of the data sheet's 67; not measured",
+    "read": "5 GB/s from an NVMe disk: assumed",
+    "write": "2 GB/s to it: assumed",
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model and its calibration."""
+
+    width: int
+    blocks: int
+    tokens: int
+
+    @property
+    def shape(self) -> BlockShape:
+        w = self.width  # Llama's layers with an inner width of its own and a quarter of the k and v
+        return cost_model.llama("", w, w, w // 4, self.blocks, 512).block
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one process measured; bytes and seconds of the whole run."""
+
+    base: int
+    peak: int
+    limit: int | None
+    planned: int
+    block: int
+    outside: int
+    activations: int
+    weights: int
+    stages: dict[str, float]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--predict", action="store_true", help="print predictions only")
+    parser.add_argument("--write", type=Path, metavar="FILE", help="put the tables into this page")
+    parser.add_argument("--width", type=int, default=WIDTH, help="width of the measured models")
+    parser.add_argument("--child", nargs=2, metavar=("FOLDER", "CASE"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        case = Case(**json.loads(options.child[1]))
+        print(json.dumps(asdict(measure(Path(options.child[0]), case))))
+        return
+    if options.predict:
+        print(predictions())
+        return
+    found = measurements(options.width)
+    print(found)
+    if options.write:
+        page = options.write.read_text(encoding="utf-8")
+        page = replace_part(page, "measured", found)
+        options.write.write_text(replace_part(page, "predicted", predictions()), encoding="utf-8")
+
+
+def measurements(width: int) -> str:
+    """Run every case in a process of its own; tables of memory and of predicted seconds."""
+    begin = time.perf_counter()
+    growth = [Case(width, blocks, TOKENS) for blocks in DEPTHS]
+    others = [Case(width, 2, 2 * TOKENS), Case(width * 3 // 2, 2, TOKENS)]
+    results = {case: in_fresh_process(case) for case in (*growth, *others)}
+    rates = fitted_rates(growth[0], results[growth[0]])
+    import torch
+
+    from harness import environment
+
+    machine = environment.machine()
+    lines = [
+        f"{machine['cpu']}, {torch.get_num_threads()} threads, torch {torch.__version__}; "
+        f"width {width}, {TOKENS} tokens in windows of {WINDOW}, float32, GPTQ at 4 bits in groups "
+        f"of 128; {time.perf_counter() - begin:.0f} s in all.",
+        "",
+        *memory_table({case: results[case] for case in growth}),
+        "",
+        "Seconds a block, predicted from the rates of the first line / measured:",
+        "",
+        *seconds_table(results, rates),
+    ]
+    return "\n".join(lines)
+
+
+def memory_table(results: dict[Case, Measured]) -> list[str]:
+    """Peak memory and its parts in MB; a line a depth."""
+    rows = [
+        "| blocks | weights | process before | limit above | planned | peak above | two blocks + "
+        "activations | solver and the rest | s a block |",
+        "|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for case, got in results.items():
+        above = got.peak - got.base
+        streamed = 2 * got.block + got.activations + got.outside
+        limit = "none" if got.limit is None else mb(got.limit)
+        each = sum(got.stages.values()) / case.blocks
+        rows.append(
+            f"| {case.blocks} | {mb(got.weights)} | {mb(got.base)} | {limit} | {mb(got.planned)} | "
+            f"{mb(above)} | {mb(streamed)} | {mb(above - streamed)} | {each:.2f} |"
+        )
+    return [*rows, "", "All in MB (10^6 bytes)."]
+
+
+def seconds_table(results: dict[Case, Measured], rates: dict[str, float]) -> list[str]:
+    """Predicted and measured seconds a block of every stage."""
+    stages = ("hessian", "solve", "forward", "write")
+    rows = [
+        "| width | blocks | tokens | " + " | ".join(stages) + " | all |",
+        "|---:|---:|---:|" + "---:|" * (len(stages) + 1),
+    ]
+    for case, got in results.items():
+        expected = predicted(case, rates)
+        actual = {stage: got.stages.get(stage, 0.0) / turns(case, stage) for stage in stages}
+        cells = [f"{expected[s]:.3f} / {actual[s]:.3f}" for s in stages]
+        cells.append(f"{sum(expected[s] for s in stages):.2f} / {sum(actual.values()):.2f}")
+        rows.append(f"| {case.width} | {case.blocks} | {case.tokens} | " + " | ".join(cells) + " |")
+    return rows
+
+
+def fitted_rates(case: Case, got: Measured) -> dict[str, float]:
+    """Effective rates of this machine, from one measured case; factor and sweep share one."""
+    done = cost_model.work(case.shape, case.tokens, WINDOW, 4, 4.25)
+    done["solve"] = done["factor"] + done["sweep"]
+    return {
+        stage: done[stage] * turns(case, stage) / got.stages[stage]
+        for stage in ("hessian", "solve", "forward", "write")
+    }
+
+
+def predicted(case: Case, rates: dict[str, float]) -> dict[str, float]:
+    """Seconds a block of every stage at these rates."""
+    done = cost_model.work(case.shape, case.tokens, WINDOW, 4, 4.25)
+    done["solve"] = done["factor"] + done["sweep"]
+    return {stage: done[stage] / rate for stage, rate in rates.items()}
+
+
+def turns(case: Case, stage: str) -> int:
+    """How often a stage ran: nothing comes after the last block that would need its outputs."""
+    return case.blocks - 1 if stage == "forward" else case.blocks
+
+
+def predictions() -> str:
+    """The table of predictions; nothing is measured."""
+    tokens, window, bits = 128 * 2048, 2048, 4.25
+    rows = [
+        "| model | blocks | GB (bfloat16) | activations GB | read | hessian | factor | sweep | "
+        "forward | write | s a block | minutes |",
+        "|---|" + "---:|" * 11,
+    ]
+    for model in (
+        cost_model.OPT_13B,
+        cost_model.OPT_175B,
+        cost_model.BLOOM_176B,
+        cost_model.LLAMA_405B,
+    ):
+        done = cost_model.work(model.block, tokens, window, 2, bits)
+        stages = cost_model.seconds(done, H200)
+        each = sum(stages.values())
+        size = 2 * (model.block.weights * model.blocks + model.outside) / 1e9
+        held = cost_model.activation_bytes(model.block, tokens, 2) / 1e9
+        cells = " | ".join(f"{stages[stage]:.2f}" for stage in cost_model.STAGES)
+        rows.append(
+            f"| {model.name} | {model.blocks} | {size:.0f} | {held:.1f} | {cells} | {each:.1f} | "
+            f"{each * model.blocks / 60:.1f} |"
+        )
+    rates = [f"- {stage}: {text}" for stage, text in H200_TEXT.items()]
+    return "\n".join(
+        [
+            "**Predictions, not measurements**: one H200, 128 windows of 2048 tokens, 4 bits in "
+            "groups of 128, seconds a block by stage (read: what work does not hide). Rates:",
+            "",
+            *rates,
+            "",
+            *rows,
+        ]
+    )
+
+
+def replace_part(page: str, name: str, content: str) -> str:
+    """The page with the text between the markers `begin name` and `end name` replaced."""
+    begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
+    pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
+    if not pattern.search(page):
+        raise SystemExit(f"the page has no markers {begin} and {end}; add them.")
+    return pattern.sub(lambda _: f"{begin}\n{content}\n{end}", page)
+
+
+def mb(count: float) -> str:
+    return f"{count / 1e6:.0f}"
+
+
+def in_fresh_process(case: Case) -> Measured:
+    """Make a checkpoint, quantize it in a process of its own, remove it."""
+    with tempfile.TemporaryDirectory() as folder:
+        make_checkpoint(Path(folder) / "model", case)
+        command = [sys.executable, "-m", "benchmarks.scaling", "--child", folder]
+        done = subprocess.run(
+            [*command, json.dumps(asdict(case))], check=True, stdout=subprocess.PIPE, text=True
+        )
+        return Measured(**json.loads(done.stdout.splitlines()[-1]))
+
+
+def make_checkpoint(folder: Path, case: Case) -> None:
+    """A Llama of random weights, one shard a block, written block by block."""
+    import torch
+    from transformers import LlamaConfig
+
+    from quant.checkpoint.tensors import Entry, shard_names, write_index, write_shard
+
+    width, kv = case.width, case.width // 4
+    config = LlamaConfig(
+        vocab_size=512, hidden_size=width, intermediate_size=width, num_hidden_layers=case.blocks,
+        num_attention_heads=8, num_key_value_heads=2, max_position_embeddings=WINDOW,
+    )  # fmt: skip
+    config.architectures = ["LlamaForCausalLM"]
+    config.save_pretrained(folder)
+    generator = torch.Generator().manual_seed(0)
+
+    def entry(name: str, *shape: int) -> Entry:
+        def make() -> torch.Tensor:
+            if len(shape) == 1:
+                return torch.ones(shape)
+            return torch.randn(shape, generator=generator) * shape[1] ** -0.5
+
+        return Entry(name, shape, torch.float32, make)
+
+    shards = []
+    for index in range(case.blocks):
+        attention, mlp = (f"model.layers.{index}.{part}" for part in ("self_attn", "mlp"))
+        sizes = {"q_proj": width, "k_proj": kv, "v_proj": kv, "o_proj": width}
+        block = [entry(f"{attention}.{n}.weight", out, width) for n, out in sizes.items()]
+        names = ("gate_proj", "up_proj", "down_proj")
+        block += [entry(f"{mlp}.{name}.weight", width, width) for name in names]
+        norms = ("input_layernorm", "post_attention_layernorm")
+        block += [entry(f"model.layers.{index}.{name}.weight", width) for name in norms]
+        shards.append(block)
+    outside = [entry("model.embed_tokens.weight", 512, width), entry("model.norm.weight", width)]
+    shards.append([*outside, entry("lm_head.weight", 512, width)])
+    placed: dict[str, str] = {}
+    for name, shard in zip(shard_names("model", len(shards)), shards, strict=True):
+        write_shard(folder / name, shard)
+        placed |= {each.name: name for each in shard}
+    write_index(folder, "model", placed, sum(e.nbytes for shard in shards for e in shard))
+
+
+def measure(folder: Path, case: Case) -> Measured:
+    """Quantize the checkpoint under a limit and measure this process."""
+    import torch
+
+    from quant.checkpoint.skeleton import build_causal_lm
+    from quant.memory_limits import Limits, free_memory
+    from quant.memory_plan import IN_HOST, USABLE, model_shape, plan_quantization
+    from quant.scheme import Scheme
+    from quant.stream import QuantizationPlan
+
+    plan = QuantizationPlan("gptq", Scheme(4, 128), batch_tokens=1024)
+    warm_up(folder / "warm", plan)
+    shape = model_shape(build_causal_lm(folder / "model", torch.float32, {}, ""))
+    needed = plan_quantization(shape, plan, case.tokens, WINDOW, Limits(), "cpu").needed(IN_HOST)
+    limit = limit_memory(int(needed / USABLE) + SLACK)
+    free = free_memory(torch.device("cpu"), folder)
+    memory = plan_quantization(shape, plan, case.tokens, WINDOW, free, "cpu")
+    base = reset_high_water_mark()
+    stages = quantize(folder, case, plan, memory.activations)
+    stored = (folder / "model").glob("*.safetensors")
+    return Measured(
+        base=base,
+        peak=status("VmHWM"),
+        limit=limit,
+        planned=needed,
+        block=shape.block_bytes,
+        outside=shape.outside_bytes,
+        activations=case.tokens * case.width * 4,
+        weights=sum(path.stat().st_size for path in stored),
+        stages=stages,
+    )
+
+
+def warm_up(folder: Path, plan: QuantizationPlan) -> None:
+    """What libraries take once belongs to the process, not to the work: imports, threads, caches.
+
+    So a model too small to matter goes all the way first.
+    """
+    case = Case(128, 2, 2 * WINDOW)
+    make_checkpoint(folder / "model", case)
+    quantize(folder, case, plan, "cpu")
+
+
+def quantize(folder: Path, case: Case, plan: QuantizationPlan, activations: str) -> Stages:
+    """Quantize folder/model into folder/artifact; seconds by stage."""
+    import torch
+
+    from quant.checkpoint.make import quantize_to
+    from quant.checkpoint.source import CheckpointSource
+    from quant.stream import Workplace
+
+    generator = torch.Generator().manual_seed(1)
+    windows = [
+        torch.randint(0, 512, (WINDOW,), generator=generator) for _ in range(case.tokens // WINDOW)
+    ]
+    with CheckpointSource(folder / "model", torch.float32) as source:
+        result = quantize_to(
+            folder / "artifact", source, windows, plan, model_hash="benchmark",
+            method={"name": "gptq"}, workplace=Workplace(activations=activations),
+        )  # fmt: skip
+    return {stage.name: stage.seconds for stage in result.stages}
+
+
+def limit_memory(above: int) -> int | None:
+    """Let this process take only so many bytes more; None where the system cannot say or limit."""
+    try:
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_DATA, (status("VmData") + above,) * 2)
+    except (ImportError, OSError, ValueError):
+        return None
+    return above
+
+
+def reset_high_water_mark() -> int:
+    """Forget the old peak; the resident bytes of now."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return status("VmRSS")
+
+
+def status(name: str) -> int:
+    """A figure of /proc/self/status, bytes."""
+    lines: list[Any] = Path("/proc/self/status").read_text().splitlines()
+    line = next(line for line in lines if line.startswith(f"{name}:"))
+    return int(line.split()[1]) * 1024
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,132 @@
+"""The model under test of a cell: where it comes from, and what it is compared with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from harness import dummy
+from harness.checkpoints import (
+    bits_per_weight,
+    find_checkpoint,
+    load_checkpoint,
+    load_dequantized,
+)
+from harness.errors import StoreError
+from harness.keys import QUANTIZATION, kernel_of
+from harness.models import load_model, load_tokenizer, model_folder
+from harness.plan import CellPlan
+from harness.record import Record
+from harness.store import artifact_digest
+from harness.streaming import streams
+
+
+class Subject:
+    """The model under test and its tokenizer, loaded when the first suite asks for them."""
+
+    def __init__(self, plan: CellPlan) -> None:
+        self._plan = plan
+        self._model: Any = None
+        self._streams: bool | None = None
+        self._tokenizer: Any = None
+        self.inputs: dict[str, str] = {}
+        self.bits_per_weight: float | None = None
+        self.kernel = kernel_of(plan.config)
+        self.loaded = find_checkpoint(plan.config.model) is not None
+        self.quantized = self.loaded or plan.config.method.name != "none"
+        # The packed weights that are measured, made here or elsewhere; None: full precision, dummy.
+        self.packed = model_folder(plan.config.model) if self.loaded else plan.artifact
+
+    def model(self) -> Any:
+        """The model under test, whole."""
+        if self._model is None:
+            self._model = self._load()
+        return self._model
+
+    def streams(self) -> bool:
+        """Whether the model is measured block by block; decided once, before anything is loaded."""
+        if self._streams is None:
+            self._streams = (
+                self._model is None
+                and not dummy.is_dummy(self._plan.config.model)
+                and streams(self._plan.config, self.packed)
+            )
+        return self._streams
+
+    def tokenizer(self) -> Any:
+        """The tokenizer, None for a dummy."""
+        if self._tokenizer is None:
+            self._tokenizer = load_tokenizer(self._plan.config.model)
+        return self._tokenizer
+
+    def plain(self) -> Any:
+        """The full-precision model that the cell started from."""
+        config = self._plan.config
+        if dummy.is_dummy(config.model):
+            return dummy.load(config, packed=False)
+        return load_model(config.model, config.runtime.device)
+
+    def twin(self) -> Any:
+        """The full-precision model to compare with; the model itself where there is none."""
+        if self.loaded:
+            return load_dequantized(self._plan.config)
+        return self.plain() if self.quantized else self.model()
+
+    def reference(self) -> Any:
+        """The quantized model from the same files, dequantized by the reference kernel."""
+        if self.loaded:
+            return load_checkpoint(self._plan.config, "reference")
+        if self._plan.artifact is None:
+            raise ValueError(f"{self._plan.identity.method} leaves no artifact to load again.")
+        return self._quantized("reference")
+
+    def _load(self) -> Any:
+        config = self._plan.config
+        if self.loaded:
+            model = load_checkpoint(config, config.runtime.kernel)
+            self.bits_per_weight = bits_per_weight(model)
+            return model
+        if self._plan.artifact is not None:
+            return self._quantized(config.runtime.kernel)
+        if config.method.name != dummy.RANDOM:
+            return self.plain()
+        model = dummy.load(config, packed=True)
+        self.bits_per_weight = dummy.bits_per_weight(config, model)
+        return model
+
+    def check(self) -> None:
+        """Hold the artifact, if there is one, against the record of its making."""
+        folder = self._plan.artifact
+        if folder is None:
+            return
+        made = self._plan.find(QUANTIZATION)
+        assert made is not None
+        _check_artifact(folder, made)
+        self.inputs = {"artifact": made.inputs["artifact"]}
+        self.bits_per_weight = made.cell.bits_per_weight
+
+    def _quantized(self, kernel: str) -> Any:
+        from quant.checkpoint import load
+
+        folder, config = self._plan.artifact, self._plan.config
+        assert folder is not None
+        self.check()
+        return load(
+            folder,
+            kernel=kernel,
+            device=config.runtime.device,
+            dtype=getattr(torch, config.model.dtype),
+            attn_implementation=config.model.attention,
+        )
+
+
+def _check_artifact(folder: Path, made: Record) -> None:
+    """What is measured is what was made; quant.load checks every file against the manifest."""
+    whole = (folder / "artifact.json").is_file()
+    if not whole or artifact_digest(folder) != made.inputs["artifact"]:
+        raise StoreError(
+            f"the artifact {folder} is not the one that was written when it was quantized: delete "
+            "that folder and run the same command again to quantize anew."
+        )

@@ -1,0 +1,148 @@
+"""Convert a folder of pytorch_model*.bin files to safetensors, which can be read by name.
+
+  python -m quant.checkpoint.convert FOLDER OUT
+
+A .bin file is a pickle: only all of it can be read. Each one becomes one safetensors file, so that
+no more than one of them is in memory. Names, dtypes and values stay as they are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import pickle
+import shutil
+import sys
+import zipfile
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from quant.checkpoint.folder import make_room, read_json, sync, writing
+from quant.checkpoint.tensors import STANDARD_STEM, Entry, shard_names, write_index, write_shard
+from quant.errors import ArtifactError, QuantizationError
+
+# Weights in any format: not copied along.
+_WEIGHTS = "*.bin *.bin.index.json *.safetensors *.safetensors.index.json *.pt *.pth *.h5 *.msgpack"
+
+
+def convert(folder: str | Path, out: str | Path) -> Path:
+    """Write the model of `folder` to `out` as safetensors files, the files beside it copied.
+
+    Tensors that share memory, such as tied embeddings, are written once. OUT appears whole or not
+    at all. Raises ArtifactError naming a file that is missing or no state dict, and for a folder
+    OUT that holds something.
+    """
+    folder, out = Path(folder), Path(out).absolute()
+    files = _bin_files(folder)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ArtifactError(f"{out} holds something already; name a folder that is not there yet.")
+    needed = sum(path.stat().st_size for path in files)
+    partial = out.with_name(f".{out.name}.converting")
+    try:
+        with writing(out, needed):
+            make_room(out, needed)
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir()
+            _write(files, partial)
+            for path in sorted(folder.iterdir()):
+                if path.is_file() and not any(path.match(pattern) for pattern in _WEIGHTS.split()):
+                    shutil.copyfile(path, partial / path.name)
+            for path in (*partial.iterdir(), partial):
+                sync(path)
+            if out.exists():
+                out.rmdir()
+            partial.rename(out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return out
+
+
+def _write(files: list[Path], out: Path) -> None:
+    placed: dict[str, str] = {}
+    total = 0
+    for path, name in zip(files, shard_names(STANDARD_STEM, len(files)), strict=True):
+        entries = _entries(path, placed)
+        write_shard(out / name, entries)
+        placed |= {entry.name: name for entry in entries}
+        total += sum(entry.nbytes for entry in entries)
+    if len(files) > 1:
+        write_index(out, STANDARD_STEM, placed, total)
+
+
+def _entries(path: Path, placed: dict[str, str]) -> list[Entry]:
+    """The tensors of one file; of those that are one and the same tensor, the first."""
+    entries: list[Entry] = []
+    seen: set[tuple[object, ...]] = set()
+    for name, tensor in _state_dict(path).items():
+        if name in placed:
+            raise ArtifactError(f"{path} holds {name}, which another file holds too.")
+        key = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
+        if tensor.numel() and key in seen:
+            continue
+        seen.add(key)
+        make = functools.partial(_alone, tensor)
+        entries.append(Entry(name, tuple(tensor.shape), tensor.dtype, make))
+    return entries
+
+
+def _state_dict(path: Path) -> dict[str, Tensor]:
+    # Mapped, so that tensors come from the disk as they are written; files from before torch 1.6
+    # are no zip archives and cannot be.
+    mapped = zipfile.is_zipfile(path)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ArtifactError(
+            f"{path} cannot be read as a state dict of tensors: {reason}. Copy it again from where "
+            "it came from."
+        ) from error
+    if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
+        raise ArtifactError(
+            f"{path} holds no plain state dict (names to tensors); save one with "
+            "torch.save(model.state_dict(), ...)."
+        )
+    return state
+
+
+def _alone(tensor: Tensor) -> Tensor:
+    return tensor.detach().clone(memory_format=torch.contiguous_format)
+
+
+def _bin_files(folder: Path) -> list[Path]:
+    index = folder / "pytorch_model.bin.index.json"
+    if index.is_file():
+        names = sorted(set(read_json(index).get("weight_map", {}).values()))
+        files = [folder / name for name in names]
+    else:
+        files = sorted(folder.glob("pytorch_model*.bin"))
+    if not files:
+        raise ArtifactError(f"{folder} holds no pytorch_model*.bin file; nothing to convert.")
+    missing = [path for path in files if not path.is_file()]
+    if missing:
+        raise ArtifactError(f"{missing[0]} is missing, but {index.name} names it; copy it again.")
+    return files
+
+
+def main() -> int:
+    """The command; 0, or 2 with one sentence."""
+    parser = argparse.ArgumentParser(
+        prog="python -m quant.checkpoint.convert",
+        description="Convert a folder of pytorch_model*.bin files to safetensors.",
+    )
+    parser.add_argument("folder", type=Path, help="the model's folder")
+    parser.add_argument("out", type=Path, help="the new folder")
+    options = parser.parse_args()
+    try:
+        convert(options.folder, options.out)
+    except QuantizationError as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(f"written: {options.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,291 @@
+"""An artifact in the making: blocks are kept as they are finished, and survive a kill.
+
+    .<name>.partial/          beside the artifact, removed when the artifact is complete
+      lock                    held by the process that works here
+      key.json                what is being made; another key makes all that is here worthless
+      artifact/               the shards that are finished, one a block
+      blocks/00000.json       checksum of the shard of a block, and what making it found and cost
+      activations/            scratch of the run (quant.activations), worthless after it
+
+A block counts as finished when its JSON file is there; that is written last, and atomically.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from transformers import PreTrainedModel
+
+from quant.blocks import linear_layers, weight_matrix
+from quant.checkpoint.folder import make_room, publish, sha256, sync, writing
+from quant.checkpoint.tensors import Entry, shard_names, write_index, write_shard
+from quant.checkpoint.writer import (
+    SLACK_BYTES,
+    config_json,
+    full_precision,
+    quantized,
+    stem_of,
+    tokenizer_to_copy,
+    write_beside,
+)
+from quant.cost import StageCost
+from quant.errors import ArtifactError
+from quant.layers import LayerResult
+from quant.linear import packed_shapes, unpack
+from quant.scheme import SCALE_DTYPES, Scheme
+from quant.source import BlockSource
+from quant.stream import Finished
+from quant.weight import QuantizedWeight
+
+ACTIVATIONS = "activations"
+_KEY, _ARTIFACT, _BLOCKS = "key.json", "artifact", "blocks"
+
+
+@dataclass(frozen=True)
+class Making:
+    """What an artifact is made of besides its blocks.
+
+    identity  everything that decides the result, as JSON: hashes of model and calibration, the
+              plan, versions. A run goes on with what another left only if this is the same.
+    method    goes into config.json, see quant.save.
+    """
+
+    target: Path
+    scheme: Scheme
+    identity: Mapping[str, Any]
+    method: Mapping[str, Any]
+    tokenizer: Path | None = None
+
+    @property
+    def key(self) -> str:
+        """sha256 of the identity and of the code that makes artifacts."""
+        parts = {"identity": self.identity, "method": self.method, "code": code_hash()}
+        text = json.dumps({**parts, "torch": torch.__version__}, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @property
+    def folder(self) -> Path:
+        """Where it is made."""
+        target = self.target.absolute()
+        return target.with_name(f".{target.name}.partial")
+
+
+class PartialArtifact:
+    """A sink of blocks (quant.stream.BlockSink) that ends as an artifact."""
+
+    def __init__(self, making: Making, source: BlockSource, needed_bytes: int) -> None:
+        self._making, self._source, self._needed = making, source, needed_bytes
+        self._shards = shard_names(stem_of(making.scheme), len(source.blocks) + 1)
+        self._folder = making.folder / _ARTIFACT
+        self._notes: list[dict[str, Any]] = []
+        self._take_over()
+
+    @property
+    def finished(self) -> int:
+        return len(self._notes)
+
+    def put(self, index: int, weights: dict[str, QuantizedWeight], made: Finished) -> None:
+        """Write a block: its packed layers, and what else it holds, in the model's dtype."""
+        prefix = f"{self._source.blocks.block_name(index)}."
+        model = self._source.model
+        entries = quantized(weights)
+        entries += full_precision(
+            self._making.target, model, weights, lambda name: name.startswith(prefix)
+        )
+        note = self._write(self._shards[index], entries)
+        note["scattered"] = [n for n, weight in weights.items() if weight.group_index is not None]
+        note["layers"] = [dataclasses.asdict(layer) for layer in made.layers]
+        note["stages"] = [dataclasses.asdict(stage) for stage in made.stages]
+        with writing(self._making.target, self._needed):
+            _write_json(self._note_file(index), note)
+        self._notes.append(note)
+
+    def get(self, index: int) -> tuple[dict[str, QuantizedWeight], Finished]:
+        """Read back a finished block."""
+        note = self._notes[index]
+        made = Finished(
+            [LayerResult(**layer) for layer in note["layers"]],
+            [StageCost(**stage) for stage in note["stages"]],
+        )
+        tensors = load_file(self._folder / note["file"])
+        weights = {}
+        for layer in made.layers:
+            parts = packed_shapes(self._making.scheme, layer.inputs, layer.outputs)
+            packed = {part: tensors[f"{layer.name}.{part}"] for part in parts}
+            if layer.name in note["scattered"]:
+                packed["g_idx"] = tensors[f"{layer.name}.g_idx"]
+            weights[layer.name] = unpack(packed, self._making.scheme, layer.inputs)
+        return weights, made
+
+    def complete(self) -> None:
+        """Write what is not in a block and let the artifact appear at its place, all at once."""
+        making, model = self._making, self._source.model
+        layers = [layer["name"] for note in self._notes for layer in note["layers"]]
+        inside = f"{self._source.blocks.name}."
+        rest = full_precision(
+            making.target, model, layers, lambda name: not name.startswith(inside)
+        )
+        scattered = any(note["scattered"] for note in self._notes)
+        config = config_json(making.target, model, layers, making.scheme, scattered, making.method)
+        notes = [*self._notes, self._write(self._shards[-1], rest)]
+        with writing(making.target, self._needed):
+            placed = {name: note["file"] for note in notes for name in note["tensors"]}
+            total = sum(note["tensor_bytes"] for note in notes)
+            write_index(self._folder, stem_of(making.scheme), placed, total)
+            copied = tokenizer_to_copy(making.target, making.tokenizer)
+            write_beside(self._folder, config, model, copied)
+            known = {n["file"]: {key: n[key] for key in ("bytes", "sha256")} for n in notes}
+            publish(self._folder, making.target.absolute(), known)
+
+    def _take_over(self) -> None:
+        """Count the blocks that are finished and whole; remove everything after them."""
+        known = _read_json(self._making.folder / _KEY)
+        if known.get("key") != self._making.key:
+            for leaving in (_ARTIFACT, _BLOCKS):
+                shutil.rmtree(self._making.folder / leaving, ignore_errors=True)
+        for made in (_ARTIFACT, _BLOCKS):
+            (self._making.folder / made).mkdir(exist_ok=True)
+        _write_json(
+            self._making.folder / _KEY,
+            {"key": self._making.key, "identity": dict(self._making.identity)},
+        )
+        for index in range(len(self._source.blocks)):
+            note = _read_json(self._note_file(index))
+            if not note or not _is_whole(self._folder / note["file"], note):
+                break
+            self._notes.append(note)
+        kept = {note["file"] for note in self._notes}
+        for path in self._folder.iterdir():
+            if path.name not in kept:
+                path.unlink()
+        for index in range(self.finished, len(self._source.blocks)):
+            self._note_file(index).unlink(missing_ok=True)
+
+    def _note_file(self, index: int) -> Path:
+        return self._making.folder / _BLOCKS / f"{index:05}.json"
+
+    def _write(self, name: str, entries: list[Entry]) -> dict[str, Any]:
+        """Write a shard to the disk; what must be known about it."""
+        path = self._folder / name
+        with writing(self._making.target, self._needed):
+            write_shard(path, entries)
+            sync(path)
+            return {
+                "file": name,
+                "bytes": path.stat().st_size,
+                "sha256": sha256(path),
+                "tensors": [entry.name for entry in entries],
+                "tensor_bytes": sum(entry.nbytes for entry in entries),
+            }
+
+
+@contextlib.contextmanager
+def partial_artifact(making: Making, source: BlockSource) -> Iterator[PartialArtifact]:
+    """The artifact in the making at its working folder, with what an earlier run finished.
+
+    Ends with the artifact in place when the block ends well; when it does not, finished blocks stay
+    for the next run with the same key. Raises ArtifactError when another process works on the same
+    artifact, when something else is in its place, or when the disk is too small.
+    """
+    # What does not fit into a message later should be said before the work.
+    config_json(making.target, source.model, [], making.scheme, False, making.method)
+    copied = tokenizer_to_copy(making.target, making.tokenizer)
+    needed = artifact_bytes(source, making.scheme) + sum(path.stat().st_size for path in copied)
+    with writing(making.target, needed):
+        making.folder.mkdir(parents=True, exist_ok=True)
+        present = sum(path.stat().st_size for path in making.folder.glob(f"{_ARTIFACT}/*"))
+        make_room(making.target.absolute(), max(0, needed - present))
+    with _locked(making):
+        with writing(making.target, needed):
+            partial = PartialArtifact(making, source, needed)
+        yield partial
+        partial.complete()
+        shutil.rmtree(making.folder, ignore_errors=True)
+
+
+def artifact_bytes(source: BlockSource, scheme: Scheme) -> int:
+    """Size of the artifact: packed layers, everything else in the model's dtype, and slack."""
+    total = SLACK_BYTES
+    packed: set[str] = set()
+    for index, block in enumerate(source.blocks.modules):
+        for name, module in linear_layers(block).items():
+            outputs, inputs = weight_matrix(module).shape
+            packed.add(f"{source.blocks.block_name(index)}.{name}.weight")
+            for part, shape in packed_shapes(scheme, inputs, outputs, g_idx=True).items():
+                width = SCALE_DTYPES[scheme.scale_dtype] // 8 if part.startswith("scales") else 4
+                total += torch.Size(shape).numel() * width
+    for entry in _plain(source.model, packed):
+        total += entry
+    return total
+
+
+def _plain(model: PreTrainedModel, packed: set[str]) -> Iterator[int]:
+    """Bytes of the tensors that stay as they are; tied ones once."""
+    seen: set[int] = set()
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if name not in packed and id(tensor) not in seen:
+            seen.add(id(tensor))
+            yield tensor.numel() * tensor.element_size()
+
+
+@lru_cache(maxsize=1)
+def code_hash() -> str:
+    """sha256 over the sources that decide what a quantization computes."""
+    root = Path(__file__).resolve().parents[2]
+    digest = hashlib.sha256()
+    for package in ("quant", "cuda_ext"):
+        for path in sorted((root / package).rglob("*")):
+            if path.suffix in (".py", ".h", ".cpp", ".cu", ".cuh"):
+                digest.update(f"{path.relative_to(root)} {sha256(path)}\n".encode())
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def _locked(making: Making) -> Iterator[None]:
+    """Held while a process works here; the system releases it when that process dies."""
+    with open(making.folder / "lock", "w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ArtifactError(
+                f"{making.target} is being made by another process (it holds {handle.name}); wait "
+                "for it to end, or choose another folder."
+            ) from error
+        yield
+
+
+def _is_whole(path: Path, note: Mapping[str, Any]) -> bool:
+    return (
+        path.is_file() and path.stat().st_size == note["bytes"] and sha256(path) == note["sha256"]
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """The object in a file of the working folder; empty when there is none that can be read."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a file that is either the old one or, wholly, the new one."""
+    temporary = path.with_suffix(".new")
+    temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    sync(temporary)
+    os.replace(temporary, path)
+    sync(path.parent)

@@ -1,0 +1,380 @@
+"""Checkpoints on disk as sources of blocks: full precision, and quantized artifacts."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from transformers import GenerationConfig, PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+from cuda_ext.ops import resolve_kernel
+from quant.allocator import give_large_memory_back
+from quant.blocks import find_blocks
+from quant.checkpoint.layers import quantized_layers
+from quant.checkpoint.loader import (
+    parameters_and_buffers,
+    read_format,
+    refuse_unexpected,
+    replace_layer,
+)
+from quant.checkpoint.skeleton import build_causal_lm, build_skeleton
+from quant.checkpoint.tensors import TensorReader
+from quant.errors import ArtifactError
+from quant.source import Weights
+
+log = logging.getLogger(__name__)
+
+
+class SkeletonSource:
+    """A model on the meta device whose tensors are read by name, the blocks one at a time.
+
+    read(name) gives a tensor by its name in the model, on the CPU, in the dtype that the model has
+    there; it is called by one thread at a time. Everything outside the blocks is read at once.
+    """
+
+    reads = True
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        read: Callable[[str], Tensor],
+        device: torch.device | str = "cpu",
+    ) -> None:
+        give_large_memory_back()
+        self.model, self.device = model, torch.device(device)
+        self.blocks = find_blocks(model)
+        self._read = read
+        self._meta: dict[str, nn.Parameter] = {}
+        self._of_block: list[list[list[str]]] = [[] for _ in self.blocks.modules]
+        resident: list[list[str]] = []
+        for names in parameters_and_buffers(model):
+            index = self._block_of(names)
+            (resident if index is None else self._of_block[index]).append(names)
+        for names in resident:
+            self._set(names, read(names[0]))
+        for module in model.modules():  # what the model computed for itself, such as frequencies
+            for name, buffer in module._buffers.items():
+                if buffer is not None:
+                    module._buffers[name] = buffer.to(self.device)
+
+    def fetch(self, index: int) -> Weights:
+        return {names[0]: self._read(names[0]) for names in self._of_block[index]}
+
+    def attach(self, index: int, weights: Weights) -> None:
+        for names in self._of_block[index]:
+            if names[0] in weights:
+                self._set(names, weights[names[0]])
+
+    def blank(self, index: int) -> None:
+        self.attach(
+            index,
+            {
+                names[0]: torch.zeros_like(_tensor(self.model, names[0]), device=self.device)
+                for names in self._of_block[index]
+            },
+        )
+
+    def release(self, index: int) -> None:
+        for names in self._of_block[index]:
+            for name in names:
+                if name in self._meta:
+                    module, attribute = _owner(self.model, name)
+                    module._parameters[attribute] = self._meta[name]
+
+    def _block_of(self, names: list[str]) -> int | None:
+        """The block that holds all of these (tied) names; None outside, and across blocks."""
+        owners = set()
+        for name in names:
+            rest = name.removeprefix(f"{self.blocks.name}.")
+            owners.add(int(rest.split(".")[0]) if rest != name else None)
+        return owners.pop() if len(owners) == 1 else None
+
+    def _set(self, names: list[str], value: Tensor) -> None:
+        value = value.to(self.device)
+        shared = nn.Parameter(value, requires_grad=False) if value.is_floating_point() else value
+        for name in names:
+            module, attribute = _owner(self.model, name)
+            if attribute in module._buffers:
+                module._buffers[attribute] = value
+                continue
+            present = module._parameters[attribute]
+            assert present is not None
+            if present.is_meta:
+                self._meta[name] = present
+            module._parameters[attribute] = shared  # type: ignore[assignment]
+
+
+class CheckpointSource(SkeletonSource):
+    """A full-precision Hugging Face folder of safetensors files; a context manager.
+
+    The model is the one that AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **options)
+    gives, tensor by tensor: names are translated, dtypes cast and tied weights tied in the same
+    way. Raises ArtifactError for a folder of pytorch .bin files (with the command that converts
+    them) and for tensors that are missing or have another shape.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        dtype: torch.dtype,
+        device: torch.device | str = "cpu",
+        **options: Any,
+    ) -> None:
+        self.folder = Path(folder)
+        advice = f"Copy {folder} again from where it came from."
+        _require_safetensors(self.folder)
+        model = build_causal_lm(self.folder, dtype, options, advice)
+        self._reader = TensorReader(self.folder, mapped=False, advice=advice)
+        self._reader.__enter__()
+        try:
+            self._stored = stored_names(model, self._reader.names, advice)
+            self._dtypes = _dtypes(model, dtype)
+            self._check(model)
+            super().__init__(model, self._read_stored, device)
+        except BaseException:
+            self._reader.__exit__()
+            raise
+        if (self.folder / "generation_config.json").is_file():
+            model.generation_config = GenerationConfig.from_pretrained(
+                self.folder, local_files_only=True
+            )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._reader.__exit__()
+
+    def _read_stored(self, name: str) -> Tensor:
+        # Always a copy of our own: torch aligns its memory, and how fast and in which order a
+        # product is computed may depend on that.
+        return self._reader.read(self._stored[name]).to(self._dtypes[name])
+
+    def _check(self, model: PreTrainedModel) -> None:
+        """Every tensor that the model needs is there, in the right shape; ties are what is stored.
+
+        Buffers that an older version did not store keep what the model computed.
+        """
+        for names in parameters_and_buffers(model):
+            held = [name for name in names if name in self._stored]
+            expected = _tensor(model, names[0])
+            if not held:
+                if not isinstance(expected, nn.Parameter):
+                    module, attribute = _owner(model, names[0])
+                    module._non_persistent_buffers_set.add(attribute)
+                    continue
+                raise ArtifactError(
+                    f"{self.folder}: tensor {names[0]} of {type(model).__name__} is in none of its "
+                    "files; save the whole causal language model (AutoModelForCausalLM), not its "
+                    f"base model. {self._reader.advice}"
+                )
+            for name in held:
+                shape = self._reader.shape(self._stored[name])
+                if shape != tuple(expected.shape):
+                    raise ArtifactError(
+                        f"{self._reader.file_of(self._stored[name])}: {self._stored[name]} is "
+                        f"{list(shape)}, but config.json makes it {list(expected.shape)}. "
+                        f"{self._reader.advice}"
+                    )
+            self._tie_as_stored(model, names, held)
+
+    def _tie_as_stored(self, model: PreTrainedModel, names: list[str], held: list[str]) -> None:
+        """As transformers does: names that are stored with other values are not tied."""
+        for name in names:
+            self._stored.setdefault(name, self._stored[held[0]])
+        for name in held[1:]:
+            first, other = (self._reader.read(self._stored[each]) for each in (held[0], name))
+            if torch.equal(first, other):
+                continue
+            log.warning(
+                "%s: config.json ties %s and %s, but the files hold different values: not tied.",
+                self.folder, held[0], name,
+            )  # fmt: skip
+            module, attribute = _owner(model, name)
+            present = module._parameters[attribute]
+            assert present is not None
+            module._parameters[attribute] = nn.Parameter(present.detach(), requires_grad=False)
+            getattr(model, "all_tied_weights_keys", {}).pop(name, None)
+
+
+class ArtifactSource(SkeletonSource):
+    """A quantized checkpoint whose blocks run packed weights; a context manager.
+
+    The model is the one that `quant.load` gives with the same arguments; the same errors.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        kernel: str = "auto",
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype | None = None,
+        *,
+        verify_files: bool = True,
+        **options: Any,
+    ) -> None:
+        self.folder = Path(folder)
+        resolve_kernel(kernel, device)
+        self._kernel, self._dtype = kernel, dtype
+        self._format = read_format(self.folder, verify_files=verify_files)
+        self._reader = TensorReader(self.folder, mapped=False)
+        self._reader.__enter__()
+        try:
+            model = build_skeleton(self.folder, dtype, options)
+            self._layers = quantized_layers(self._reader, self._format)
+            super().__init__(model, self._read_plain, device)
+            self._require_layers_in_blocks()
+        except BaseException:
+            self._reader.__exit__()
+            raise
+        self._linears: dict[str, nn.Module] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._reader.__exit__()
+
+    def fetch(self, index: int) -> Weights:
+        packed = self._layers_of(index)
+        taken = tuple(f"{layer}." for layer in packed)
+        weights = {
+            f"{layer}.{part}": self._reader.read(f"{layer}.{part}")
+            for layer in packed
+            for part in (*self._layers[layer], "bias")
+            if f"{layer}.{part}" in self._reader.names
+        }
+        for names in self._of_block[index]:
+            if not names[0].startswith(taken):
+                weights[names[0]] = self._read_plain(names[0])
+        return weights
+
+    def attach(self, index: int, weights: Weights) -> None:
+        super().attach(index, weights)
+        fetched = _Fetched(self._reader, weights)
+        for layer in self._layers_of(index):
+            if f"{layer}.{self._layers[layer][0]}" not in weights:  # zeros that `blank` made
+                continue
+            self._linears[layer] = self.model.get_submodule(layer)
+            replace_layer(
+                self.model, fetched, self._format, layer, self._layers[layer], self._kernel,
+                self.device, self._dtype,
+            )  # fmt: skip
+
+    def release(self, index: int) -> None:
+        for layer in self._layers_of(index):
+            if layer in self._linears:
+                parent, _, child = layer.rpartition(".")
+                setattr(self.model.get_submodule(parent), child, self._linears.pop(layer))
+        super().release(index)
+
+    def _layers_of(self, index: int) -> list[str]:
+        return [n for n in self._layers if n.startswith(f"{self.blocks.block_name(index)}.")]
+
+    def _read_plain(self, name: str) -> Tensor:
+        if name not in self._reader.names:
+            tied = next((t for t in self._tied(name) if t in self._reader.names), None)
+            if tied is None:
+                raise ArtifactError(
+                    f"{self.folder}: tensor {name} is in none of its files. {self._reader.advice}"
+                )
+            name = tied
+        tensor, expected = self._reader.read(name), _tensor(self.model, name)
+        if tensor.shape != expected.shape:
+            raise ArtifactError(
+                f"{self._reader.file_of(name)}: {name} is {list(tensor.shape)}, but config.json "
+                f"makes it {list(expected.shape)}. {self._reader.advice}"
+            )
+        return tensor.to(self._dtype) if tensor.is_floating_point() and self._dtype else tensor
+
+    def _tied(self, name: str) -> list[str]:
+        return next(group for group in parameters_and_buffers(self.model) if name in group)
+
+    def _require_layers_in_blocks(self) -> None:
+        inside = {name for index in range(len(self.blocks)) for name in self._layers_of(index)}
+        outside = sorted(set(self._layers) - inside)
+        if outside:
+            raise ArtifactError(
+                f"{self.folder}: {outside[0]} is quantized and lies outside of the blocks, so it "
+                "cannot be streamed; load the model whole (runtime.stream=never)."
+            )
+        used = {f"{layer}.{part}" for layer, parts in self._layers.items() for part in parts}
+        used |= {f"{layer}.bias" for layer in self._layers}
+        used |= {name for names in parameters_and_buffers(self.model) for name in names}
+        refuse_unexpected(self.model, self._reader, used)
+
+
+class _Fetched:
+    """The tensors of one block that were read already, in the place of their reader."""
+
+    def __init__(self, reader: TensorReader, tensors: Weights) -> None:
+        self.folder, self.names, self.file_of = reader.folder, set(tensors), reader.file_of
+        self.read = tensors.__getitem__
+
+
+def stored_names(model: PreTrainedModel, stored: Iterable[str], advice: str = "") -> dict[str, str]:
+    """Names of the model's parameters and buffers to the names in its files that belong to them.
+
+    By the conventions of transformers: renamed keys, and the prefix of the base model added or
+    removed. Names that belong to nothing are ignored, as there. Raises ArtifactError for tensors
+    that transformers makes of several stored ones.
+    """
+    mapping = get_model_conversion_mapping(model)
+    renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
+    converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
+    state, prefix = model.state_dict(), model.base_model_prefix
+    found: dict[str, str] = {}
+    for name in sorted(stored):
+        renamed, pattern = rename_source_key(name, renamings, converters, prefix, state)
+        if renamed not in state and name in state:
+            renamed, pattern = rename_source_key(name, [], [], prefix, state)
+        if renamed not in state:
+            log.info("%s of the checkpoint belongs to nothing in %s", name, type(model).__name__)
+            continue
+        if pattern is not None:
+            raise ArtifactError(
+                f"{renamed} of {type(model).__name__} is put together from several stored tensors "
+                f"(such as {name}), which cannot be read block by block; use a dense model. "
+                f"{advice}"
+            )
+        found[renamed] = name
+    return found
+
+
+def _require_safetensors(folder: Path) -> None:
+    if any(folder.glob("*.safetensors")):
+        return
+    if any(folder.glob("pytorch_model*.bin")):
+        raise ArtifactError(
+            f"{folder} holds pytorch_model*.bin files, which cannot be read tensor by tensor; "
+            f"convert them once with `python -m quant.checkpoint.convert {folder} OUT` and use the "
+            "folder OUT."
+        )
+    raise ArtifactError(f"{folder} holds no .safetensors file; point to the model's folder.")
+
+
+def _dtypes(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, torch.dtype]:
+    """The dtype of every tensor after loading: the model's own, float32 where its class insists."""
+    exact = list(model._get_dtype_plan(dtype))
+    return {
+        name: torch.float32
+        if any(part in name.split(".") for part in exact) and tensor.is_floating_point()
+        else tensor.dtype
+        for name, tensor in model.state_dict().items()
+    }
+
+
+def _owner(model: nn.Module, name: str) -> tuple[nn.Module, str]:
+    path, _, attribute = name.rpartition(".")
+    return model.get_submodule(path), attribute
+
+
+def _tensor(model: nn.Module, name: str) -> Tensor:
+    module, attribute = _owner(model, name)
+    return getattr(module, attribute)

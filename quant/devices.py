@@ -1,0 +1,92 @@
+"""Work spread over devices: one ordered lane of tasks per device, the same results as on one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from typing import Self, TypeVar
+
+import torch
+
+T = TypeVar("T")
+
+
+def visible_devices(device: torch.device | str) -> tuple[torch.device, ...]:
+    """The devices that work for `device` may be spread over, the home device first.
+
+    "cuda" means every visible GPU; "cuda:1" and "cpu" mean that one alone.
+    """
+    home = torch.device(device)
+    if home.type != "cuda" or home.index is not None:
+        return (home,)
+    return tuple(torch.device("cuda", index) for index in range(torch.cuda.device_count()))
+
+
+def assign(costs: Sequence[float], lanes: int, home: float = 0.0) -> list[int]:
+    """The lane of each task: the largest task first, always to the lane with the least work.
+
+    home is the work that lane 0 has anyway. Equal choices go to the lower number, so that the
+    assignment depends on the numbers alone.
+    """
+    load = [home] + [0.0] * (lanes - 1)
+    chosen = [0] * len(costs)
+    for task in sorted(range(len(costs)), key=lambda task: (-costs[task], task)):
+        lane = load.index(min(load))
+        chosen[task] = lane
+        load[lane] += costs[task]
+    return chosen
+
+
+class Lanes:
+    """One worker per device; the tasks of a lane run in the order in which they were given.
+
+    Lane 0 is the caller's own: its tasks run at once, in the caller's thread, on the home device.
+    A context manager: leaving it waits for the workers.
+    """
+
+    def __init__(self, devices: Sequence[torch.device]) -> None:
+        self.devices = tuple(devices)
+        self._workers = [ThreadPoolExecutor(1, f"lane-{d}") for d in self.devices[1:]]
+        self._pending: list[Future[None]] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for worker in self._workers:
+            worker.shutdown(cancel_futures=True)
+
+    def __len__(self) -> int:
+        return len(self.devices)
+
+    def run(self, lane: int, task: Callable[[], T]) -> Future[T]:
+        """Start a task; in lane 0 it is finished on return, and its error raised at once."""
+        if lane == 0:
+            future: Future[T] = Future()
+            future.set_result(self._on(0, task))
+            return future
+        return self._workers[lane - 1].submit(self._on, lane, task)
+
+    def send(self, lane: int, task: Callable[[], None]) -> None:
+        """As `run`, for tasks that `settle` waits for; an error comes from there in lane 0 too."""
+        try:
+            self._pending.append(self.run(lane, task))
+        except Exception as error:
+            failed: Future[None] = Future()
+            failed.set_exception(error)
+            self._pending.append(failed)
+
+    def settle(self) -> None:
+        """Wait for everything that was sent; raise the first error in the order of sending."""
+        pending, self._pending = self._pending, []
+        for future in pending:
+            future.result()
+
+    def _on(self, lane: int, task: Callable[[], T]) -> T:
+        device = self.devices[lane]
+        here: AbstractContextManager[object] = nullcontext()
+        if device.type == "cuda":
+            here = torch.cuda.device(device)
+        with here, torch.no_grad():  # gradient mode belongs to a thread
+            return task()

@@ -1,0 +1,204 @@
+"""Cells whose model is worked on block by block: the same figures, or a sentence why not."""
+
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from harness import streaming
+from harness.cell import quantization_plan, run_cell
+from harness.config import CellConfig
+from harness.errors import ConfigError
+from harness.events import Event, Failed, Finished, Planned
+from harness.launch import show_plan
+from harness.plan import plan_cell
+from harness.record import Record
+from harness.validation import validate
+from harness.worker import run_in_process
+from quant.checkpoint import partial
+from quant.memory_limits import Limits
+from quant.memory_plan import MemoryPlanError
+
+Make = Callable[..., CellConfig]
+
+
+def run(config: CellConfig) -> tuple[list[Event], dict[str, Record]]:
+    events: list[Event] = []
+    validate(config)
+    run_cell(plan_cell(config), events.append)
+    plan = plan_cell(config)
+    records = {stage: plan.find(stage) for stage in plan.stages}
+    return events, {stage: record for stage, record in records.items() if record is not None}
+
+
+def nats(config: CellConfig, record: Record) -> tuple[list[float], str]:
+    plan = plan_cell(config)
+    path = plan.store.record_path(plan.identity, record.cell_key, record.suite, record.key)
+    samples = (path.parent / (record.samples_file or "")).read_text()
+    return [metric.value for metric in record.metrics], samples
+
+
+@pytest.mark.parametrize("activations", ["cpu", "disk"])
+@pytest.mark.parametrize(
+    "what", [("method=none", "scheme=w16"), ("method=gptq", "scheme=w3"), ("method=rtn",)]
+)
+def test_streamed_perplexity_is_that_of_the_whole_model(
+    what: tuple[str, ...], activations: str, tiny_cell: Make, tmp_path: Path
+) -> None:
+    found = []
+    for stream in ("never", "always"):
+        config = tiny_cell(
+            *what, f"runtime.stream={stream}", f"runtime.activations={activations}",
+            f"paths.results={tmp_path / stream}", "suite.perplexity.batch_size=3", latency=False,
+        )  # fmt: skip
+        events, records = run(config)
+        assert not [event for event in events if isinstance(event, Failed)]
+        record = records["perplexity"]
+        found.append((nats(config, record), record.key, record.inputs, record.cell.bits_per_weight))
+        streamed = record.environment.get("streamed")
+        assert streamed == (None if stream == "never" else "block by block")
+        if stream == "always":
+            assert record.environment["activations"] == activations
+        assert not list((tmp_path / stream / "scratch").glob("*"))
+    assert found[0] == found[1], "bit for bit, and under the same key"
+
+
+def test_suites_that_need_the_whole_model_say_so(tiny_cell: Make) -> None:
+    events, records = run(tiny_cell("runtime.stream=always"))
+    failures = {event.stage: event.message for event in events if isinstance(event, Failed)}
+    assert list(failures) == ["latency"]
+    assert "suite latency needs the whole model in memory" in failures["latency"]
+    assert "runtime.stream=never" in failures["latency"]
+    assert records["perplexity"].status == "ok"
+
+
+def test_a_model_that_does_not_fit_is_streamed_unasked(
+    tiny_cell: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_cell("method=none", "scheme=w16", latency=False)
+    assert not streaming.streams(config, None)
+    shape, _ = streaming.measured_shape(config, None)
+    small = Limits(host=shape.whole_bytes)
+    monkeypatch.setattr("quant.memory_limits.free_memory", lambda *_: small)
+    assert streaming.streams(config, None)
+    assert not streaming.streams(tiny_cell("runtime.stream=never"), None)
+
+
+def test_the_memory_plan_comes_first_and_is_refused_with_figures(
+    tiny_cell: Make, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tiny_cell("method=gptq", latency=False)
+    show_plan([plan_cell(config)])
+    shown = capsys.readouterr().out
+    for what in ("weights of two blocks", "activations", "Hessians", "factorization", "at most"):
+        assert what in shown
+    monkeypatch.setattr("quant.memory_limits.free_memory", lambda *_: Limits(host=1_000_000))
+    with pytest.raises(MemoryPlanError):
+        streaming.quantization_memory(config, quantization_plan(config))
+    show_plan([plan_cell(config)])
+    assert "of host memory and 950.0 kB may be taken" in capsys.readouterr().out
+    events, records = run(config)
+    assert not [event for event in events if isinstance(event, Planned)]
+    assert records["quantization"].error is not None
+    assert "of host memory and 950.0 kB may be taken" in records["quantization"].error.message
+    monkeypatch.undo()
+    events, records = run(config)
+    planned = next(event for event in events if isinstance(event, Planned))
+    assert events.index(planned) == 1
+    assert records["quantization"].status == "ok"
+
+
+def test_what_a_quantization_used_is_in_its_record(tiny_cell: Make) -> None:
+    config = tiny_cell("method=gptq", "runtime.activations=disk", latency=False)
+    _, records = run(config)
+    record = records["quantization"]
+    assert record.environment["activations"] == "disk"
+    assert record.environment["devices"] == "cpu"
+    assert record.environment["blocks resumed"] == "0"
+    peaks = {metric.task: metric.value for metric in record.metrics if metric.name == "peak_memory"}
+    assert peaks["host"] > 10_000_000
+    assert {"read", "hessian", "solve", "write", "forward"} <= {
+        metric.task for metric in record.metrics if metric.name == "seconds"
+    }
+
+
+def test_a_killed_cell_is_continued_by_the_same_command(
+    tiny_cell: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = tiny_cell("method=gptq", f"paths.results={tmp_path / 'whole'}", latency=False)
+    run(whole)
+    config = tiny_cell("method=gptq", latency=False)
+    pid = os.fork()
+    if pid == 0:
+        put = partial.PartialArtifact.put
+
+        def die(self: partial.PartialArtifact, *arguments: object) -> None:
+            put(self, *arguments)  # type: ignore[arg-type]
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        partial.PartialArtifact.put = die  # type: ignore[method-assign]
+        run_cell(plan_cell(config), lambda _: None)
+        os._exit(0)
+    assert os.waitpid(pid, 0)[1] == signal.SIGKILL
+    _, records = run(config)
+    assert records["quantization"].environment["blocks resumed"] == "1"
+    one, other = (plan_cell(c).artifact for c in (whole, config))
+    assert one is not None
+    assert other is not None
+    for path in one.iterdir():
+        assert path.read_bytes() == (other / path.name).read_bytes()
+
+
+def test_the_place_of_work_is_in_no_key(tiny_cell: Make) -> None:
+    def keys(*more: str) -> dict[str, str]:
+        found = plan_cell(tiny_cell(*more)).keys
+        assert found is not None
+        return found.stages
+
+    assert keys() == keys("runtime.activations=disk", "runtime.stream=never")
+
+
+def test_pickled_weights_are_converted_once(
+    tiny_model: Path, tiny_cell: Make, tmp_path: Path
+) -> None:
+    pickled = tmp_path / "pickled"
+    shutil.copytree(tiny_model, pickled)
+    torch.save(load_file(pickled / "model.safetensors"), pickled / "pytorch_model.bin")
+    (pickled / "model.safetensors").unlink()
+    config = tiny_cell(f"model.path={pickled}", latency=False)
+    events, records = run(config)
+    assert not [event for event in events if isinstance(event, Failed)]
+    (converted,) = (tmp_path / "results" / "converted").iterdir()
+    before = (converted / "model.safetensors").stat().st_mtime_ns
+    shutil.rmtree(plan_cell(config).artifact)  # type: ignore[arg-type]
+    run(tiny_cell(f"model.path={pickled}", "suite.perplexity.max_windows=3", latency=False))
+    assert (converted / "model.safetensors").stat().st_mtime_ns == before
+    plain = tiny_cell(f"paths.results={tmp_path / 'plain'}", latency=False)
+    assert nats(config, records["perplexity"]) == nats(plain, run(plain)[1]["perplexity"])
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("runtime.activations=tape", "runtime.activations=tape is unknown; choose one of auto,"),
+        ("runtime.activations=cuda", "runtime.activations=cuda, but runtime.device=cpu"),
+        ("runtime.stream=yes", "runtime.stream=yes is unknown; choose one of auto, always, never"),
+    ],
+)
+def test_wrong_settings_are_refused(override: str, message: str, tiny_cell: Make) -> None:
+    with pytest.raises(ConfigError, match=message):
+        validate(tiny_cell(override))
+
+
+def test_the_plan_reaches_the_screen_through_the_cell_process(
+    tiny_cell: Make, tmp_path: Path
+) -> None:
+    events: list[Event] = []
+    run_in_process(plan_cell(tiny_cell(latency=False)), events.append, tmp_path / "log")
+    assert any(isinstance(event, Planned) for event in events)
+    assert any(isinstance(event, Finished) for event in events)

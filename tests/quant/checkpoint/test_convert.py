@@ -1,0 +1,108 @@
+"""pytorch_model*.bin folders become safetensors folders with the same tensors."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from architectures import tiny_model
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from quant.checkpoint.convert import convert, main
+from quant.checkpoint.source import CheckpointSource
+from quant.errors import ArtifactError
+
+
+def bin_folder(model: PreTrainedModel, folder: Path, files: int = 1) -> Path:
+    """A folder as transformers once wrote it: pickled state dicts, tied tensors in both places."""
+    model.config.save_pretrained(folder)
+    (folder / "tokenizer.json").write_text("{}")
+    state = model.state_dict()
+    if files == 1:
+        torch.save(state, folder / "pytorch_model.bin")
+        return folder
+    names = list(state)
+    weight_map: dict[str, str] = {}
+    for number in range(files):
+        file = f"pytorch_model-{number + 1:05}-of-{files:05}.bin"
+        part = {name: state[name].clone() for name in names[number::files]}
+        torch.save(part, folder / file)
+        weight_map |= dict.fromkeys(part, file)
+    index = {"metadata": {}, "weight_map": weight_map}
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    return folder
+
+
+def state(folder: Path) -> dict[str, Tensor]:
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).state_dict()
+
+
+@pytest.mark.parametrize("files", [1, 3])
+@pytest.mark.parametrize("name", ["opt", "bloom", "llama"])
+def test_the_command_of_the_error_makes_a_folder_that_streams(
+    name: str, files: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, out = bin_folder(tiny_model(name), tmp_path / "old", files), tmp_path / "new"
+    with pytest.raises(ArtifactError) as refused:
+        CheckpointSource(source, torch.float32)
+    command = str(refused.value).split("`")[1].replace("OUT", str(out)).split()
+    assert command[:3] == ["python", "-m", "quant.checkpoint.convert"]
+    if (name, files) == ("opt", 1):
+        done = subprocess.run(
+            [sys.executable, *command[1:]], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+    else:
+        monkeypatch.setattr("sys.argv", command[2:])
+        assert main() == 0
+    expected = state(source)
+    assert all(torch.equal(tensor, expected[key]) for key, tensor in state(out).items())
+    assert not list(out.glob("*.bin*"))
+    assert (out / "tokenizer.json").is_file()
+    assert len(list(out.glob("*.safetensors"))) == files
+    with CheckpointSource(out, torch.float32):
+        pass
+
+
+def test_files_from_before_zip_archives_are_read_too(tmp_path: Path) -> None:
+    model = tiny_model("opt")
+    source = bin_folder(model, tmp_path / "old")
+    torch.save(
+        model.state_dict(), source / "pytorch_model.bin", _use_new_zipfile_serialization=False
+    )
+    convert(source, tmp_path / "new")
+    assert all(torch.equal(t, model.state_dict()[n]) for n, t in state(tmp_path / "new").items())
+
+
+def test_what_cannot_be_converted_leaves_nothing(tmp_path: Path) -> None:
+    def refused(message: str, source: Path, out: Path = tmp_path / "new") -> None:
+        before = sorted(tmp_path.rglob("*"))
+        with pytest.raises(ArtifactError, match=message):
+            convert(source, out)
+        assert sorted(tmp_path.rglob("*")) == before
+
+    refused("holds no pytorch_model", tmp_path)
+    source = bin_folder(tiny_model("opt"), tmp_path / "old", 2)
+    refused("holds something already", source, source)
+    (source / "pytorch_model-00002-of-00002.bin").write_bytes(b"PK no archive")
+    refused(r"00002-of-00002\.bin cannot be read as a state dict", source)
+    torch.save([1, 2], source / "pytorch_model-00002-of-00002.bin")
+    refused("holds no plain state dict", source)
+    (source / "pytorch_model-00002-of-00002.bin").unlink()
+    refused(r"00002-of-00002\.bin is missing", source)
+    shutil.rmtree(source)
+
+
+def test_pickles_that_run_code_are_refused(tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return (exec, ("raise SystemExit('it ran')",))
+
+    source = bin_folder(tiny_model("opt"), tmp_path / "old")
+    torch.save({"x": Evil()}, source / "pytorch_model.bin")
+    with pytest.raises(ArtifactError, match="cannot be read as a state dict"):
+        convert(source, tmp_path / "new")

@@ -1,0 +1,216 @@
+"""Memory is counted before the work, bounds what is measured, and refuses with figures."""
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from quant import memory_limits
+from quant.allocator import give_large_memory_back
+from quant.checkpoint.make import quantize_to
+from quant.checkpoint.source import CheckpointSource
+from quant.cost import _resident_bytes
+from quant.layers import QuantizationPlan
+from quant.memory_limits import Limits, free_host_memory, free_memory
+from quant.memory_plan import (
+    IN_HOST,
+    ON_DEVICE,
+    ON_DISK,
+    USABLE,
+    MemoryPlanError,
+    ModelShape,
+    fits_whole,
+    model_shape,
+    plan_evaluation,
+    plan_quantization,
+    size,
+)
+from quant.scheme import Scheme
+
+GPTQ = QuantizationPlan("gptq", Scheme(4, 128))
+OPT_175B = ModelShape(
+    layers=((12288, 12288),) * 4 + ((49152, 12288), (12288, 49152)),
+    blocks=96, block_bytes=12 * 12288**2 * 2, outside_bytes=(50272 + 2050) * 12288 * 2,
+    hidden=12288, vocabulary=50272, itemsize=2,
+)  # fmt: skip
+GB = 10**9
+
+
+def plan_175b(activations: str = "auto", **limits: int) -> object:
+    tokens = 128 * 2048
+    return plan_quantization(OPT_175B, GPTQ, tokens, 2048, Limits(**limits), activations)
+
+
+def test_the_plan_of_a_large_model_is_the_sum_of_its_parts() -> None:
+    plan = plan_175b(device=141 * GB, host=60 * GB, disk=500 * GB)
+    parts = {item.name: item for item in plan.items}
+    assert parts["weights of a block"].bytes == 12 * 12288**2 * 2
+    assert parts["activations between blocks"].bytes == 128 * 2048 * 12288 * 2
+    assert parts["activations between blocks"].where == ON_DEVICE
+    hessians = 4 * (5 * 12288**2 + 49152**2)
+    assert parts["Hessians of a block (q, k, v share one)"].bytes == hessians
+    always = sum(i.bytes for i in plan.items if i.where == ON_DEVICE and not i.phases)
+    factor = hessians + parts["the largest factorization"].bytes
+    sweep = hessians + parts["the largest layer in the solver"].bytes
+    collect = hessians + sum(
+        parts[name].bytes for name in ("a batch inside a block", "product of the widest inputs")
+    )
+    assert plan.needed(ON_DEVICE) == always + max(factor, sweep, collect)
+    rows = list(plan.rows())
+    assert ("at most at one time", ON_DEVICE, plan.needed(ON_DEVICE)) in rows
+    assert ("may be taken", IN_HOST, int(60 * GB * USABLE)) in rows
+
+
+def test_activations_go_where_there_is_room() -> None:
+    roomy = plan_175b(device=10**13, host=10**13, disk=10**13)
+    needed = {where: roomy.needed(where) for where in (ON_DEVICE, IN_HOST)}
+    held = 128 * 2048 * 12288 * 2
+
+    def place(device: int, host: int, disk: int = 10**13) -> str:
+        limits = {"device": device, "host": host, "disk": disk}
+        return plan_175b(**{k: int(v / USABLE) + 2 for k, v in limits.items()}).activations
+
+    assert place(needed[ON_DEVICE], 10**13) == "cuda"
+    assert place(needed[ON_DEVICE] - 10, 10**13) == "cpu"
+    host = needed[IN_HOST] + held
+    assert place(needed[ON_DEVICE] - held, host) == "cpu"
+    assert place(needed[ON_DEVICE] - held, host - 10) == "disk"
+    with pytest.raises(MemoryPlanError, match=r"6\.44 GB of the disk and 6\.44 GB may be taken"):
+        place(needed[ON_DEVICE] - held, host - 10, held - 1_000_000)
+    no_gpu = plan_quantization(OPT_175B, GPTQ, 2048, 2048, Limits(host=10**13))
+    assert no_gpu.activations == "cpu"
+    assert no_gpu.needed(ON_DEVICE) == 0
+
+
+def test_what_does_not_fit_is_refused_with_figures() -> None:
+    message = (
+        r"this needs \d+\.\d\d GB of memory of the device and 22\.80 GB may be taken "
+        r"\(the largest factorization \d+\.\d\d GB, .*\): use a larger device, .*runtime=cpu\.$"
+    )
+    with pytest.raises(MemoryPlanError, match=message):
+        plan_175b(device=24 * GB, host=64 * GB, disk=500 * GB)
+    with pytest.raises(MemoryPlanError, match=r"of host memory .*runtime\.activations=disk"):
+        plan_175b(host=8 * GB, disk=500 * GB)
+
+
+def test_rounding_needs_neither_hessians_nor_activations() -> None:
+    rtn = QuantizationPlan("rtn", Scheme(4))
+    plan = plan_quantization(OPT_175B, rtn, 10**6, 2048, Limits(host=100 * GB))
+    names = {item.name for item in plan.items if item.bytes}
+    assert not any("Hessian" in name or "activations" in name for name in names)
+
+
+def test_whether_a_model_fits_whole() -> None:
+    limits = Limits(device=141 * GB, host=1000 * GB)
+    assert not fits_whole(OPT_175B, 2048, 1, limits)
+    assert fits_whole(replace(OPT_175B, block_bytes=10**9), 2048, 1, limits)
+    assert not fits_whole(replace(OPT_175B, block_bytes=10**9), 2048, 1, Limits(host=90 * GB))
+    assert fits_whole(OPT_175B, 2048, 1, Limits())
+    streamed = plan_evaluation(OPT_175B, 340_000, 2048, 1, limits)
+    assert streamed.activations == "cuda"
+    assert streamed.needed(ON_DEVICE) < 25 * GB
+    assert streamed.needed(ON_DISK) == 0
+
+
+def test_sizes_are_readable() -> None:
+    assert [size(n) for n in (512, 2_500_000, 6_442_450_944)] == ["0.5 kB", "2.50 MB", "6.44 GB"]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    config = LlamaConfig(
+        vocab_size=256, hidden_size=512, intermediate_size=768, num_hidden_layers=3,
+        num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=256,
+    )  # fmt: skip
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return folder
+
+
+def rise(work: Callable[[], object]) -> int:
+    """How far the resident set rises while `work` runs."""
+    base = top = _resident_bytes()
+    done = threading.Event()
+
+    def watch() -> None:
+        nonlocal top
+        while not done.is_set():
+            top = max(top, _resident_bytes())
+            time.sleep(0.0005)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        work()
+    finally:
+        done.set()
+        watcher.join()
+    return top - base
+
+
+def test_the_plan_bounds_what_is_measured(checkpoint: Path, tmp_path: Path) -> None:
+    if not give_large_memory_back():
+        pytest.skip("memory of this C library stays with the process")
+    generator = torch.Generator().manual_seed(0)
+    windows = [torch.randint(0, 256, (256,), generator=generator) for _ in range(8)]
+    plan = QuantizationPlan("gptq", Scheme(4, 128), batch_tokens=1024)
+
+    def quantize(name: str) -> None:
+        with CheckpointSource(checkpoint, torch.float32) as source:
+            quantize_to(
+                tmp_path / name, source, windows, plan, model_hash="m", method={"name": "gptq"}
+            )
+
+    quantize("warm")
+    with CheckpointSource(checkpoint, torch.float32) as source:
+        shape = model_shape(source.model)
+    planned = plan_quantization(shape, plan, 2048, 256, Limits(), "cpu").needed(IN_HOST)
+    measured = rise(lambda: quantize("measured"))
+    # Small allocations stay in the heaps of the process and are none of the plan's business.
+    assert measured < planned + 12_000_000
+    assert measured > planned / 4, "a bound this loose would refuse what fits"
+
+
+def test_limits_of_control_groups_and_the_process_are_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = tmp_path / "cgroup"
+    monkeypatch.setattr(memory_limits, "_CGROUPS", names)
+    group = tmp_path / "jobs" / "mine"
+    group.mkdir(parents=True)
+    found = memory_limits._control_groups
+    names.write_text("0::/jobs/mine\n")
+    (group / "memory.max").write_text("max\n")
+    (group / "memory.current").write_text("700\n")
+    assert list(found(tmp_path)) == []
+    (group.parent / "memory.max").write_text("1000\n")
+    (group.parent / "memory.current").write_text("800\n")
+    (group.parent / "memory.stat").write_text("anon 5\ninactive_file 60\n")
+    assert list(found(tmp_path)) == [260]
+    old = tmp_path / "memory" / "box"
+    old.mkdir(parents=True)
+    names.write_text("4:memory:/box\n3:cpuset:/\n0::/\n")
+    (old / "memory.limit_in_bytes").write_text("5000\n")
+    (old / "memory.usage_in_bytes").write_text("1500\n")
+    (tmp_path / "memory" / "memory.limit_in_bytes").write_text(f"{2**63 - 4096}\n")
+    assert list(found(tmp_path)) == [3500]
+
+
+def test_a_resource_limit_lowers_what_is_free() -> None:
+    import resource
+
+    free = free_host_memory()
+    assert free is not None
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    try:
+        resource.setrlimit(resource.RLIMIT_AS, (used + 300_000_000, before[1]))
+        assert free_host_memory() <= 300_000_000
+        assert free_memory(torch.device("cpu"), Path("nowhere") / "yet").disk is not None
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)

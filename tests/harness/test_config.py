@@ -121,7 +121,7 @@ REFUSED = [
     ("runtime.timeout_s=0", "leaves no time", "null"),
     ("runtime.device=tpu", "runtime.device=tpu is unknown", "cuda"),
     ("runtime.kernel=marlin", "marlin", "reference"),
-    ("runtime.kernel=cuda", "no kernels for cuda", "kernel=reference"),
+    ("runtime.kernel=cuda", "no GPU", "kernel=reference"),
     ("seed=[1", "cannot be read", "quotes"),
     ("scheme=w4,w3", "gives several values", "add -m"),
     # impossible combinations

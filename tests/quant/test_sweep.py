@@ -128,6 +128,13 @@ def test_wide_float32_layers_keep_to_float64(scheme, kernel):
     keeps_to_float64(scheme, kernel, "cpu")
 
 
+@compiled
+@WIDE
+def test_so_they_do_without_onednn(scheme):
+    with torch.backends.mkldnn.flags(enabled=False):
+        keeps_to_float64(scheme, "cpu", "cpu")
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 @WIDE

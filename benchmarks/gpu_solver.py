@@ -11,8 +11,11 @@ one A100 of 80 GB.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
 from transformers import OPTConfig, OPTForCausalLM, PreTrainedModel
@@ -85,30 +88,66 @@ def quantize(shape: Shape, blocks: int, device: str, plan: QuantizationPlan) -> 
     return quantize_model(model, windows, plan, progress)
 
 
-def show(name: str, shape: Shape, blocks: int, result: QuantizationResult) -> None:
-    """Seconds by stage, of one block, and of the whole model, said to be extrapolated if it is."""
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of the blocks that ran, by stage, and of the whole model: measured, or extrapolated.
+
+    sweep_s and factor_s are parts of the stage "solve": column sweeps, and factorizations with
+    writing back.
+    """
+
+    stages: dict[str, float]
+    sweep_s: float
+    factor_s: float
+    block_s: float
+    total_s: float
+    extrapolated_from: int | None
+    peak_bytes: int | None
+
+
+def timing(shape: Shape, blocks: int, result: QuantizationResult) -> Timing:
+    """What a run of `blocks` of the shape's blocks took."""
     seconds = {cost.name: cost.seconds for cost in result.stages}
-    peaks = [cost.peak_bytes for cost in result.stages if cost.peak_bytes is not None]
     sweep = sum(layer.seconds for layer in result.layers)
-    for stage in STAGES:
-        print(f"{stage:<10} {seconds.get(stage, 0.0):10.2f} s")
-    factor = seconds["solve"] - sweep
-    print(f"  of solve: sweeps {sweep:.2f} s, factorizations and writing back {factor:.2f} s")
-    print(f"peak memory {max(peaks, default=0) / 2**30:.1f} GiB")
     # The last block makes no inputs for another: it has no forward stage.
     forward = seconds.get("forward", 0.0) / max(blocks - 1, 1)
     block = (seconds["hessian"] + seconds["solve"]) / blocks + forward
-    print(f"one block  {block:10.2f} s")
     once = seconds.get("layout", 0.0) + seconds.get("capture", 0.0)
-    total = once + block * shape.blocks if blocks < shape.blocks else sum(seconds.values())
-    how = "measured" if blocks >= shape.blocks else f"EXTRAPOLATED from {blocks} blocks"
-    print(
-        f"{name}, {shape.blocks} blocks, {shape.sequences} x {shape.length} tokens: "
-        f"{total / 60:.1f} min ({how}; published on one A100: {shape.published})"
+    whole = blocks == shape.blocks
+    return Timing(
+        stages={stage: seconds.get(stage, 0.0) for stage in STAGES},
+        sweep_s=sweep,
+        factor_s=seconds["solve"] - sweep,
+        block_s=block,
+        total_s=sum(seconds.values()) if whole else once + block * shape.blocks,
+        extrapolated_from=None if whole else blocks,
+        peak_bytes=max(
+            (c.peak_bytes for c in result.stages if c.peak_bytes is not None), default=None
+        ),
     )
 
 
-def main() -> int:
+def show(name: str, shape: Shape, found: Timing) -> None:
+    """Seconds by stage, of one block, and of the whole model, said to be extrapolated if it is."""
+    for stage, seconds in found.stages.items():
+        print(f"{stage:<10} {seconds:10.2f} s")
+    print(
+        f"  of solve: sweeps {found.sweep_s:.2f} s, factorizations and writing back "
+        f"{found.factor_s:.2f} s"
+    )
+    if found.peak_bytes is not None:
+        print(f"peak memory {found.peak_bytes / 2**30:.1f} GiB")
+    print(f"one block  {found.block_s:10.2f} s")
+    how = "measured"
+    if found.extrapolated_from is not None:
+        how = f"EXTRAPOLATED from {found.extrapolated_from} blocks"
+    print(
+        f"{name}, {shape.blocks} blocks, {shape.sequences} x {shape.length} tokens: "
+        f"{found.total_s / 60:.1f} min ({how}; published on one A100: {shape.published})"
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -118,7 +157,13 @@ def main() -> int:
     parser.add_argument("--bits", type=int, default=3)
     parser.add_argument("--kernel", default="auto", help="auto, cuda, cpu or reference")
     parser.add_argument("--batch-tokens", type=int, default=8192)
-    arguments = parser.parse_args()
+    parser.add_argument("--json", type=Path, help="write everything to this file, too")
+    return parser
+
+
+def main(command: Sequence[str] | None = None) -> int:
+    """0, or 2 with one sentence where there is no GPU."""
+    arguments = _parser().parse_args(command)
     if arguments.device == "cuda" and not torch.cuda.is_available():
         print(
             "no GPU here: torch.cuda.is_available() is False; run this on a machine with one, or "
@@ -138,7 +183,20 @@ def main() -> int:
         batch_tokens=arguments.batch_tokens,
     )
     result = quantize(shape, blocks, arguments.device, plan)
-    show(arguments.shape, shape, blocks, result)
+    found = timing(shape, blocks, result)
+    show(arguments.shape, shape, found)
+    if arguments.json:
+        told = {
+            "name": arguments.shape,
+            "device": where,
+            "torch": torch.__version__,
+            "kernel": kernel,
+            "bits": arguments.bits,
+            "batch_tokens": arguments.batch_tokens,
+            "shape": asdict(shape),
+            "timing": asdict(found),
+        }
+        arguments.json.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
     return 0
 
 

@@ -38,10 +38,11 @@ def gptq_sweep(
     group     int32 [count], the group of each column; None: there is one.
 
     Returns codes uint8 [count, rows] and errors float32 [count, rows], (w - q) / U_jj, for the
-    update of columns beyond the block. Every step rounds as csrc/shared/sweep.h writes it, so the
-    result is that of the plain PyTorch loop, bit for bit where torch's addcmul_ is a fused product
-    (x86 with AVX2). Raises RuntimeError naming the argument that does not fit; on CUDA group is
-    not read back, so its range is the caller's care.
+    update of columns beyond the block. Every step rounds as csrc/shared/sweep.h writes it, on every
+    device alike, so the result is that of the plain PyTorch loop on the CPU, bit for bit where its
+    addcmul_ is a fused product (x86 with AVX2; on CUDA torch rounds the product first). Raises
+    RuntimeError naming the argument that does not fit; on CUDA group is not read back, so its range
+    is the caller's care.
     """
     load()
     return torch.ops.bitsweep.gptq_sweep(

@@ -1,20 +1,26 @@
 """Large float32 products of the solver: which library multiplies them, and which half is needed.
 
 torch.mm on the CPU is MKL's, which takes its AVX2 path on processors that are not Intel's; oneDNN,
-which torch ships too, takes AVX-512 wherever it is (measured on a Zen 5: 2.1 times as fast).
+which torch ships too, takes AVX-512 wherever it is (measured on a Zen 5: 2.1 times as fast). torch
+offers it for plain tensors through one operator only, a private one that its own compiler calls.
+Where that is not there torch.mm multiplies, and the log says so once; only the rounding differs.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
+
+_log = logging.getLogger("quant")
 
 # Below this many products a call costs more than it saves.
 ONEDNN_PRODUCTS = 1 << 21
@@ -45,7 +51,7 @@ def product(a: Tensor, b: Tensor) -> Tensor:
         return a @ b
     # oneDNN multiplies by the transpose and wants dense operands; others take a slow road there.
     weight = b.T if b.is_contiguous() or b.T.is_contiguous() else b.T.contiguous()
-    return torch.ops.mkldnn._linear_pointwise(a.contiguous(), weight, None, "none", [], "")
+    return _onednn_linear(a.contiguous(), weight, None)
 
 
 class _OneDnnLinear(TorchFunctionMode):
@@ -68,9 +74,7 @@ def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     if torch.is_grad_enabled() or not _by_onednn(rows, weight.T):
         return functional.linear(input, weight, bias)
     # Whatever is not dense takes a slow road in oneDNN.
-    found = torch.ops.mkldnn._linear_pointwise(
-        rows.contiguous(), weight.contiguous(), bias, "none", [], ""
-    )
+    found = _onednn_linear(rows.contiguous(), weight.contiguous(), bias)
     return found.view(*input.shape[:-1], len(weight))
 
 
@@ -111,12 +115,38 @@ def _strips(inputs: int) -> list[tuple[int, int]]:
 
 
 def _by_onednn(a: Tensor, b: Tensor) -> bool:
-    return (
+    large = (
         not _torch_alone.get()
         and a.dtype == b.dtype == torch.float32
         and a.device.type == "cpu"
         and a.shape[0] * a.shape[1] * b.shape[1] >= ONEDNN_PRODUCTS
-        and torch.backends.mkldnn.is_available()
-        and bool(torch.backends.mkldnn.enabled)
-        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     )
+    if not large:
+        return False
+    reason = _why_no_onednn()
+    if reason is not None:
+        _say_once(
+            f"large float32 products are torch.mm's, not oneDNN's: {reason}. Results differ by "
+            "rounding only."
+        )
+    return reason is None
+
+
+def _why_no_onednn() -> str | None:
+    if not torch.backends.mkldnn.is_available():
+        return f"this torch ({torch.__version__}) was built without it"
+    if not torch.backends.mkldnn.enabled:
+        return "torch.backends.mkldnn.enabled is False"
+    if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        return f"this torch ({torch.__version__}) has no operator mkldnn::_linear_pointwise"
+    return None
+
+
+def _onednn_linear(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """rows [m, k] @ weight [n, k].T + bias [n], and no function of the result."""
+    return torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
+
+
+@cache
+def _say_once(message: str) -> None:
+    _log.warning(message)

@@ -4,8 +4,9 @@
 #   tools/gpu_session.sh device build bench     only these sections; then, in calls of their own,
 #   tools/gpu_session.sh test                   sanitize, bench-batches crossover, bench-all,
 #                                               decode, solver
-# Needs torch and pytest alone; OUT is the folder of tables and log (default results/gpu), PYTHON
-# the interpreter. A section that fails or outlasts its limit does not stop the next.
+# Needs torch, transformers, pytest and hypothesis; OUT is the folder of tables and log (default
+# results/gpu), PYTHON the interpreter. A section that fails or outlasts its limit does not stop the
+# next, nor does a run inside one.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 OUT="${OUT:-results/gpu}"
@@ -22,8 +23,23 @@ bench() {  # bench FILE arguments...
   "$PYTHON" -m cuda_ext.bench --device cuda --json "$file" "$@"
 }
 
-module() {  # module NAME: a benchmark of another room, where it exists
-  if [ -f "${1//.//}.py" ]; then "$PYTHON" -m "$1"; else echo "$1 is not in this checkout"; fi
+limited() {  # limited SECONDS arguments...: Python with these, at most so long
+  local seconds="$1"
+  shift
+  timeout -k 10 "$seconds" "$PYTHON" "$@" && return
+  local status=$?
+  echo "gpu_session: python $* ended with $status (124: over its $seconds s)" >&2
+  return "$status"
+}
+
+decode() {  # decode SECONDS ARCHITECTURE BITS
+  limited "$1" -m benchmarks.decode --device cuda --kernel cuda --architecture "$2" \
+    --bits "$3" --json "$OUT/decode-$2.json"
+}
+
+solver() {  # solver SECONDS SHAPE
+  limited "$1" -m benchmarks.gpu_solver --device cuda --kernel cuda --shape "$2" \
+    --json "$OUT/solver-$2.json"
 }
 
 section() {
@@ -35,7 +51,8 @@ section() {
               "capabilities", t.visible_capabilities(), t.short_version(t.find_nvcc()))' ;;
     build)  "$PYTHON" -c 'from cuda_ext import packed; library = packed.load(); print(library)
 raise SystemExit(library.without_cuda)' ;;
-    test)   "$PYTHON" -m pytest -q -m gpu -p no:cacheprovider tests/cuda_ext tests/quant ;;
+    test)   "$PYTHON" -m pytest -q -m gpu -p no:cacheprovider tests/cuda_ext tests/quant \
+              --ignore=tests/quant/checkpoint ;;  # needs compressed-tensors, and no GPU
     sanitize)      "$PYTHON" tools/sanitize.py memcheck racecheck synccheck initcheck ;;
     bench)         bench kernels.json --shapes "$PAPER" --batches 1,16,64 --bits 2,3,4 --seconds 1 ;;
     bench-batches) bench batches.json --shapes llama-8b-up,llama-70b-up --bits 4 --seconds 0.1 \
@@ -43,8 +60,14 @@ raise SystemExit(library.without_cuda)' ;;
     bench-all)     bench all.json --shapes all --batches 1,2,4,8,16,32,64 --bits 2,3,4,8 \
                      --seconds 0.5 ;;
     crossover)     bench crossover.json --crossover --shapes llama-8b-up,opt-175b-q --bits 3,4 ;;
-    decode) module benchmarks.decode ;;
-    solver) module benchmarks.gpu_solver ;;
+    decode) local failed=0
+            decode 270 opt-66b 16,4,3 || failed=1
+            decode 240 opt-175b 3 || failed=1
+            return "$failed" ;;
+    solver) local failed=0
+            solver 240 opt-175b || failed=1
+            solver 270 opt-13b || failed=1
+            return "$failed" ;;
   esac
 }
 

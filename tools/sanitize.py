@@ -23,12 +23,15 @@ import torch
 from cuda_ext import packed
 from cuda_ext.layout import pack_codes
 from cuda_ext.ops import why_unavailable
+from cuda_ext.sweep import gptq_sweep
 
 TOOLS = ("memcheck", "racecheck", "synccheck")
 ALL_TOOLS = (*TOOLS, "initcheck")
 # Inputs, outputs, group: ragged everywhere; a row that several blocks share; whole tiles.
 SHAPES = ((37, 13, None), (544, 19, 32), (4096, 72, 128), (1024, 136, 256))
 BATCHES = (1, 3, 8, 17, 33, 64)
+# Columns, rows, columns to quantize: ragged; the common block; shared memory that is asked for.
+SWEEPS = ((7, 65, 5), (128, 200, 128), (300, 70, 290))
 FOUND = 7  # the status that compute-sanitizer gives when it found something
 
 
@@ -56,8 +59,28 @@ def launch() -> int:
                 bias = torch.ones(outputs, dtype=dtype)
                 y = packed.linear(x.cuda(), held, bias=bias.cuda(), **shape)
                 wrong += _differs(f"linear {batch}", bits, y, x.float() @ weight.t() + 1, 0.02)
+    wrong += sum(_sweep(*shape, ternary) for shape in SWEEPS for ternary in (False, True))
     torch.cuda.synchronize()
     return wrong
+
+
+def _sweep(columns: int, rows: int, count: int, ternary: bool) -> int:
+    """GPTQ's column sweep, in three groups, has the bits of the CPU's."""
+    upper = (torch.randn(columns, columns) * 0.1).triu() + torch.eye(columns)
+    weight, scale = torch.randn(columns, rows), torch.rand(3, rows) + 0.1
+    other = scale + 0.1 if ternary else torch.full_like(scale, 2.0)
+    group = torch.arange(count, dtype=torch.int32) % 3
+
+    def run(device: str) -> list[torch.Tensor]:
+        work, kind = weight.to(device, copy=True), "negative" if ternary else "zero"
+        grids = {"scale": scale.to(device), kind: other.to(device), "group": group.to(device)}
+        made = gptq_sweep(work, upper.to(device), **grids, count=count, max_code=3 - ternary)
+        return [tensor.cpu() for tensor in (*made, work)]
+
+    if all(torch.equal(a, b) for a, b in zip(run("cuda"), run("cpu"), strict=True)):
+        return 0
+    print(f"gptq_sweep, {columns} x {rows}, ternary {ternary}: not the bits of the CPU")
+    return 1
 
 
 def _differs(what: str, bits: int, found: torch.Tensor, expected: torch.Tensor, most: float) -> int:

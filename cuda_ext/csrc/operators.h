@@ -69,19 +69,26 @@ struct Place {
   std::string device;
 };
 
-inline void check(
+// Device, dtype and shape; the elements may lie anywhere.
+inline void check_strided(
     const char* op, const char* name, const Tensor& tensor, ScalarType type,
     const std::vector<int64_t>& shape, const Place& place) {
   const std::string device = device_of(tensor);
   STD_TORCH_CHECK(
       device == place.device, op, ": ", name, " is on ", device, " and ", place.owner, " on ",
-      place.device, "; move the layer and its input to one device.");
+      place.device, "; move them to one device.");
   STD_TORCH_CHECK(
       tensor.scalar_type() == type, op, ": ", name, " is ", name_of(tensor.scalar_type()),
       "; expected ", name_of(type), ".");
   STD_TORCH_CHECK(
       sizes_of(tensor) == shape, op, ": ", name, " is ", text_of(sizes_of(tensor)), "; expected ",
-      text_of(shape), " for these bits, inputs, outputs and groups.");
+      text_of(shape), " to fit the other arguments.");
+}
+
+inline void check(
+    const char* op, const char* name, const Tensor& tensor, ScalarType type,
+    const std::vector<int64_t>& shape, const Place& place) {
+  check_strided(op, name, tensor, type, shape, place);
   STD_TORCH_CHECK(
       tensor.is_contiguous(), op, ": ", name, " is not contiguous; pass ", name, ".contiguous().");
 }

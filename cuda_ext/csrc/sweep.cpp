@@ -10,12 +10,10 @@
 namespace bitsweep {
 namespace {
 
-using torch::stable::Tensor;
-
 // The kernels of the instruction set that bitsweep::cpu_isa names.
 Kernels chosen_kernels() {
   StableIValue stack[1] = {};
-  STABLE_TORCH_ERROR_CODE_CHECK(
+  TORCH_ERROR_CODE_CHECK(
       torch_call_dispatcher("bitsweep::cpu_isa", "", stack, TORCH_ABI_VERSION));
   const auto level = torch::stable::detail::to<int64_t>(stack[0]);
 #if defined(__x86_64__)
@@ -30,16 +28,15 @@ void check_groups(const Sweep& sweep, int64_t groups) {
   if (sweep.group == nullptr) return;
   for (int64_t j = 0; j < sweep.count; j++)
     STD_TORCH_CHECK(
-        0 <= sweep.group[j] && sweep.group[j] < groups, "gptq_sweep: group[", j,
-        "]=", sweep.group[j], ", but scale holds ", groups, " groups.");
+        0 <= sweep.group[j] && sweep.group[j] < groups, kSweepName, ": group[", j,
+        "]=", sweep.group[j], ", but scale holds ", groups, " groups; pass 0 to ", groups - 1, ".");
 }
 
 std::tuple<Tensor, Tensor> gptq_sweep(
     const Tensor& weight, const Tensor& upper, const Tensor& scale,
     const std::optional<Tensor>& zero, const std::optional<Tensor>& negative,
     const std::optional<Tensor>& group, int64_t count, int64_t max_code) {
-  STD_TORCH_CHECK(weight.is_cpu(), "gptq_sweep: weight is not on the CPU.");
-  const auto [sweep, made] =
+  const auto [sweep, codes, errors] =
       plan_sweep(weight, upper, scale, zero, negative, group, count, max_code);
   check_groups(sweep, scale.size(0));
   const Kernels run = chosen_kernels();
@@ -52,7 +49,7 @@ std::tuple<Tensor, Tensor> gptq_sweep(
     torch::stable::parallel_for(0, slabs, together, [&](int64_t first, int64_t end) {
       run.sweep(arguments, first, end);
     });
-  return {made.first, made.second};
+  return {codes, errors};
 }
 
 }  // namespace

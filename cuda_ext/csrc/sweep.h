@@ -1,85 +1,62 @@
 // Checks of bitsweep::gptq_sweep, the same on every device: errors name the argument and its value.
 #pragma once
 
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-
 #include <optional>
-#include <string>
-#include <utility>
 #include <vector>
 
+#include "operators.h"
 #include "shared/sweep.h"
 
 namespace bitsweep {
 
-inline void check_sweep_argument(
-    const char* name, const torch::stable::Tensor& tensor, const torch::stable::Tensor& weight,
-    torch::headeronly::ScalarType type, const char* type_name,
-    const std::vector<int64_t>& shape, bool contiguous = true) {
-  bool same = tensor.dim() == static_cast<int64_t>(shape.size());
-  std::string found = "[", expected = "[";
-  for (int64_t i = 0; i < tensor.dim(); i++)
-    found += (i ? ", " : "") + std::to_string(tensor.size(i));
-  for (size_t i = 0; i < shape.size(); i++) {
-    same = same && tensor.size(static_cast<int64_t>(i)) == shape[i];
-    expected += (i ? ", " : "") + std::to_string(shape[i]);
-  }
-  STD_TORCH_CHECK(
-      tensor.is_cpu() == weight.is_cpu() &&
-          (weight.is_cpu() || tensor.get_device_index() == weight.get_device_index()),
-      "gptq_sweep: ", name, " and weight are on different devices; move them to one.");
-  STD_TORCH_CHECK(
-      tensor.scalar_type() == type, "gptq_sweep: ", name, " is not ", type_name, "; convert it.");
-  STD_TORCH_CHECK(
-      same, "gptq_sweep: ", name, " is ", found, "]; expected ", expected,
-      "] for this weight, count and grids.");
-  STD_TORCH_CHECK(
-      !contiguous || tensor.is_contiguous(), "gptq_sweep: ", name,
-      " is not contiguous; pass a contiguous tensor.");
-}
+constexpr const char* kSweepName = "gptq_sweep";
 
-// The arguments as the kernels take them, checked, and the tensors of codes and errors.
-inline std::pair<Sweep, std::pair<torch::stable::Tensor, torch::stable::Tensor>> plan_sweep(
-    const torch::stable::Tensor& weight, const torch::stable::Tensor& upper,
-    const torch::stable::Tensor& scale, const std::optional<torch::stable::Tensor>& zero,
-    const std::optional<torch::stable::Tensor>& negative,
-    const std::optional<torch::stable::Tensor>& group, int64_t count, int64_t max_code) {
-  using torch::headeronly::ScalarType;
-  constexpr auto kFloat = ScalarType::Float;
+// The arguments as the kernels take them, and the tensors that they fill.
+struct PlannedSweep {
+  Sweep sweep;
+  Tensor codes;
+  Tensor errors;
+};
+
+// Checks the arguments and makes the tensors of codes and errors.
+inline PlannedSweep plan_sweep(
+    const Tensor& weight, const Tensor& upper, const Tensor& scale,
+    const std::optional<Tensor>& zero, const std::optional<Tensor>& negative,
+    const std::optional<Tensor>& group, int64_t count, int64_t max_code) {
+  constexpr const char* op = kSweepName;
+  const Place place{"weight", device_of(weight)};
   STD_TORCH_CHECK(
-      weight.dim() == 2, "gptq_sweep: weight has ", weight.dim(),
-      " dimensions; expected [columns, rows].");
+      weight.dim() == 2, op, ": weight is ", text_of(sizes_of(weight)),
+      "; expected [columns, rows].");
   const int64_t columns = weight.size(0), rows = weight.size(1);
-  check_sweep_argument("weight", weight, weight, kFloat, "float32", {columns, rows});
-  check_sweep_argument("upper", upper, weight, kFloat, "float32", {columns, columns}, false);
+  check(op, "weight", weight, ScalarType::Float, {columns, rows}, place);
+  check_strided(op, "upper", upper, ScalarType::Float, {columns, columns}, place);
   STD_TORCH_CHECK(
-      columns < 2 || upper.stride(1) == 1,
-      "gptq_sweep: the rows of upper are not contiguous; pass upper.contiguous().");
+      columns < 2 || upper.stride(1) == 1, op,
+      ": the rows of upper are not contiguous; pass upper.contiguous().");
   STD_TORCH_CHECK(
-      0 <= count && count <= columns, "gptq_sweep: count=", count, " of ", columns,
+      0 <= count && count <= columns, op, ": count=", count, " of ", columns,
       " columns; pass at most all.");
   STD_TORCH_CHECK(
-      1 <= max_code && max_code <= 255, "gptq_sweep: max_code=", max_code,
+      1 <= max_code && max_code <= 255, op, ": max_code=", max_code,
       "; codes are bytes: pass 1 to 255.");
   STD_TORCH_CHECK(
-      zero.has_value() != negative.has_value(), "gptq_sweep: ", zero ? "both" : "neither",
+      zero.has_value() != negative.has_value(), op, ": ", zero ? "both" : "neither",
       " of zero (uniform levels) and negative (ternary levels) given; pass exactly one.");
   STD_TORCH_CHECK(
-      scale.dim() == 2, "gptq_sweep: scale has ", scale.dim(),
-      " dimensions; expected [groups, rows].");
-  const std::vector<int64_t> grid = {scale.size(0), rows};
+      scale.dim() == 2, op, ": scale is ", text_of(sizes_of(scale)), "; expected [groups, rows].");
+  const int64_t groups = scale.size(0);
   STD_TORCH_CHECK(
-      count == 0 || grid[0] > 0, "gptq_sweep: scale holds no group; pass [groups, rows].");
+      count == 0 || groups > 0, op, ": scale holds no group; pass [groups, rows].");
   STD_TORCH_CHECK(
-      group || grid[0] <= 1, "gptq_sweep: scale holds ", grid[0],
+      group || groups <= 1, op, ": scale holds ", groups,
       " groups; pass group, the index of each column's.");
-  check_sweep_argument("scale", scale, weight, kFloat, "float32", grid);
-  if (zero) check_sweep_argument("zero", *zero, weight, kFloat, "float32", grid);
-  if (negative) check_sweep_argument("negative", *negative, weight, kFloat, "float32", grid);
-  if (group) check_sweep_argument("group", *group, weight, ScalarType::Int, "int32", {count});
-  auto codes = torch::stable::new_empty(weight, {count, rows}, ScalarType::Byte);
-  auto errors = torch::stable::new_empty(weight, {count, rows}, kFloat);
+  check(op, "scale", scale, ScalarType::Float, {groups, rows}, place);
+  if (zero) check(op, "zero", *zero, ScalarType::Float, {groups, rows}, place);
+  if (negative) check(op, "negative", *negative, ScalarType::Float, {groups, rows}, place);
+  if (group) check(op, "group", *group, ScalarType::Int, {count}, place);
+  const Tensor codes = torch::stable::new_empty(weight, {count, rows}, ScalarType::Byte);
+  const Tensor errors = torch::stable::new_empty(weight, {count, rows}, ScalarType::Float);
   Sweep sweep{};
   sweep.weight = static_cast<float*>(weight.data_ptr());
   sweep.upper = static_cast<const float*>(upper.data_ptr());
@@ -94,7 +71,7 @@ inline std::pair<Sweep, std::pair<torch::stable::Tensor, torch::stable::Tensor>>
   sweep.rows = rows;
   sweep.codes = static_cast<uint8_t*>(codes.data_ptr());
   sweep.errors = static_cast<float*>(errors.data_ptr());
-  return {sweep, {codes, errors}};
+  return {sweep, codes, errors};
 }
 
 }  // namespace bitsweep

@@ -177,7 +177,7 @@ def plain_columns(
         value = decode(code, grid, scheme)
         error = torch.div(column - value, diagonal[j], out=errors[j])
         column.copy_(value)
-        # addcmul_ rounds once (a fused product) for every row alike; addr_ only for some of them.
+        # On CPUs addcmul_ rounds once (a fused product) for every row alike; addr_ only for some.
         block[j + 1 :].addcmul_(upper[j, j + 1 :, None], error, value=-1)
     return codes, errors
 

@@ -104,10 +104,10 @@ def test_wrong_words_are_named(device: str) -> None:
 def test_mixed_devices_are_named(cuda: str) -> None:
     arguments = wrong(cuda)
     on_cpu = [arguments[0].cpu(), *arguments[1:]]
-    with pytest.raises(RuntimeError, match=r"tiles is on cuda:0 and x on cpu; move the layer"):
+    with pytest.raises(RuntimeError, match=r"tiles is on cuda:0 and x on cpu; move them"):
         torch.ops.bitsweep.packed_linear(*on_cpu)
     scales_on_cpu = [*arguments[:2], arguments[2].cpu(), *arguments[3:]]
-    with pytest.raises(RuntimeError, match=r"scales is on cpu and x on cuda:0; move the layer"):
+    with pytest.raises(RuntimeError, match=r"scales is on cpu and x on cuda:0; move them"):
         torch.ops.bitsweep.packed_linear(*scales_on_cpu)
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from sweep_blocks import FUSED, SCHEMES, block
 
-from cuda_ext import build
+from cuda_ext import toolchain
 from quant.solvers.sweep import plain_columns
 
 HERE = Path(__file__).parent
@@ -37,13 +37,13 @@ class Sweep(ctypes.Structure):
 @pytest.fixture(scope="module")
 def library(tmp_path_factory):
     try:
-        compiler = build.find_compiler()
-    except build.BuildError as error:
+        compiler = toolchain.find_compiler()
+    except toolchain.BuildError as error:
         pytest.skip(str(error))
     made = tmp_path_factory.mktemp("sweep") / "sweep_on_host.so"
     flags = ("-std=c++20", "-O1", "-shared", "-fPIC", "-ffp-contract=off", "-w")
     source = HERE / "sweep_on_host.cpp"
-    command = (compiler, *flags, "-I", str(build.SOURCES), str(source), "-o", str(made))
+    command = (compiler, *flags, "-I", str(toolchain.SOURCES), str(source), "-o", str(made))
     subprocess.run(command, check=True)
     return ctypes.CDLL(str(made))
 

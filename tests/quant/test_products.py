@@ -1,5 +1,8 @@
 """The solver's large products: right in every layout, whichever library multiplies."""
 
+import platform
+from types import SimpleNamespace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -42,12 +45,44 @@ def test_products_in_float64_stay_float64():
     assert torch.equal(product(a, b), a @ b)
 
 
-def test_without_onednn_torch_multiplies(monkeypatch):
+def test_this_torch_multiplies_by_onednn():
+    """Else the tests here compare torch.mm with itself."""
+    if platform.machine() not in ("x86_64", "AMD64"):
+        pytest.skip("torch has oneDNN for x86; elsewhere it depends on the build")
+    assert products._why_no_onednn() is None
+    assert products._by_onednn(random(200, 200), random(200, 200))
+
+
+def hide(monkeypatch, what):
+    """Take oneDNN away in one of the ways it can be missing."""
+    if what == "library":
+        monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    if what == "operator":
+        monkeypatch.setattr(torch.ops, "mkldnn", SimpleNamespace())
+    return torch.backends.mkldnn.flags(enabled=what != "switch")
+
+
+@pytest.mark.parametrize(
+    ("missing", "reason"),
+    [
+        ("library", "was built without it"),
+        ("switch", "mkldnn.enabled is False"),
+        ("operator", "has no operator mkldnn::_linear_pointwise"),
+    ],
+)
+def test_without_onednn_torch_multiplies_and_the_log_says_so_once(
+    monkeypatch, caplog, missing, reason
+):
+    products._say_once.cache_clear()
     a, b = random(200, 200), random(200, 200, seed=1)
-    assert products._by_onednn(a, b) == torch.backends.mkldnn.is_available()
-    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
-    assert not products._by_onednn(a, b)
-    assert torch.equal(product(a, b), a @ b)
+    with hide(monkeypatch, missing):
+        product(a[:5], b)
+        assert not caplog.messages, "a small product is torch.mm's everywhere"
+        for _ in range(3):
+            assert torch.equal(product(a, b), a @ b)
+    (message,) = caplog.messages
+    assert reason in message
+    assert "differ by rounding only" in message
 
 
 @settings(max_examples=40, deadline=None)
@@ -73,7 +108,8 @@ def test_strips_cover_the_half_above_the_diagonal():
     assert area / 12288**2 < 0.57
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_on_tensor_cores_sums_in_float32(dtype):
     rows = random(4096, 512).to(dtype).cuda()

@@ -34,13 +34,14 @@ bool segments_fit(const Weight& weight) {
 bool lay_out(const Weight& weight, const Device& device, Plan* plan) {
   const int segments = kWarpTiles * max_unit_segments(weight.bits, plan->segment);
   const int scale = kTileRows * (weight.scale_storage == Storage::kFloat32 ? 4 : 2);
-  plan->warp_bytes = kWarpTiles * 512 + segments * (scale + (weight.zeros ? kTileRows : scale));
+  plan->offsets_at = kWarpTiles * 512 + segments * scale;
+  plan->warp_bytes = plan->offsets_at + segments * (weight.zeros ? kTileRows : scale);
   plan->warp_bytes = static_cast<int>(divide_up(plan->warp_bytes, 16) * 16);
   const int rows_of_x = plan->tokens == 8 ? plan->batch : plan->tokens;
   plan->x_bytes = rows_of_x * token_stride(weight.bits);
-  plan->stage_bytes = kWarps * plan->warp_bytes + kWarps / plan->row_warps * plan->x_bytes;
+  plan->stage_bytes = kWarps * plan->warp_bytes + plan->k_groups * plan->x_bytes;
   const int sums = plan->tokens == 8 ? kThreads * 8 * 4 : 0;
-  for (int resident = resident_blocks(plan->tokens); resident > 0; resident--) {
+  for (int resident = resident_blocks(plan->tokens, !weight.zeros); resident > 0; resident--) {
     // A block takes 1 KB of its own on top of what it asks for.
     const int room = std::min(device.block_shared, device.shared / resident - 1024);
     for (int depth = kMaxDepth; depth >= 2; depth--) {
@@ -100,20 +101,24 @@ cudaError_t current_device(Device* device) {
 cudaError_t plan_linear(const Weight& weight, int64_t batch, const Device& device, Plan* plan) {
   const int chunks = static_cast<int>(divide_up(weight.blocks, chunk_blocks(weight.bits)));
   const int64_t words = tiles_for(weight.outputs) * weight.units * 32;  // of 16 bytes
+  const int64_t cells = tiles_for(weight.outputs) * weight.groups * 2;  // 16 bytes of scales
+  const int64_t values = weight.inputs * kMaxBatch;
   // Blocks squared bound the product with which `group_of` divides.
-  if (words >= 2 * kCountLimit || weight.blocks * weight.blocks >= kCountLimit)
+  if (std::max({words, cells, values}) >= 2 * kCountLimit ||
+      weight.blocks * weight.blocks >= kCountLimit)
     return cudaErrorInvalidValue;
   plan->segment = segments_fit(weight) ? long_segment(weight.bits) : 1;
-  for (int limit = max_tokens(weight.bits);; limit /= 2) {
+  for (int limit = max_tokens(weight.bits, plan->segment);; limit /= 2) {
     if (limit < 8) return cudaErrorNotSupported;
     plan->batch = static_cast<int>(std::min<int64_t>(batch, limit));
     plan->tokens = columns_for(plan->batch, limit);
     plan->row_warps = row_warps_for(plan->batch);
+    plan->k_groups = kWarps / plan->row_warps;
     if (lay_out(weight, device, plan)) break;
   }
   plan->rows = plan->row_warps * kWarpRows;
   plan->row_blocks = static_cast<int>(divide_up(weight.outputs, plan->rows));
-  plan->k_steps = static_cast<int>(divide_up(chunks, kWarps / plan->row_warps));
+  plan->k_steps = static_cast<int>(divide_up(chunks, plan->k_groups));
   const int64_t steps = int64_t{plan->row_blocks} * plan->k_steps;
   const int64_t most = std::max<int64_t>(
       plan->row_blocks, int64_t{device.multiprocessors} * plan->resident);

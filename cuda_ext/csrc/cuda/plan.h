@@ -32,12 +32,17 @@ BITSWEEP_HD constexpr int token_stride(int bits) {
   return (max_unit_blocks(bits) * 64 + 127) / 128 * 128 + 64;
 }
 
-// Tokens of one pass: 64 columns leave no registers for the operands of 2 and 3 bits, and a second
-// pass costs those nothing, because products and not bytes are their limit there.
-BITSWEEP_HD constexpr int max_tokens(int bits) { return bits >= 4 ? 64 : 32; }
+// Tokens of one pass. 64 columns leave too few registers for the operands of 2 and 3 bits, where a
+// second pass costs little, because products and not bytes are their limit, and for 4 bits in short
+// segments.
+BITSWEEP_HD constexpr int max_tokens(int bits, int segment) {
+  return bits == 8 || (bits == 4 && segment > 1) ? 64 : 32;
+}
 
 // Thread blocks on one multiprocessor that the registers of so many tokens leave room for.
-BITSWEEP_HD constexpr int resident_blocks(int tokens) { return tokens <= 16 ? 2 : 1; }
+BITSWEEP_HD constexpr int resident_blocks(int tokens, bool ternary) {
+  return tokens <= (ternary ? 8 : 16) ? 2 : 1;
+}
 
 struct Device {
   int multiprocessors, block_shared, shared, major;  // bytes of shared memory a block, and in all
@@ -47,20 +52,20 @@ struct Device {
 cudaError_t current_device(Device* device);
 
 // `blocks` thread blocks share row_blocks * k_steps steps evenly and in order (share_begin). A step
-// is one chunk for each of the kWarps / row_warps groups of warps that share the inputs of `rows`
-// rows.
+// is one chunk for each group of warps; a group shares the inputs of `rows` rows.
 struct Plan {
   int batch;      // tokens of one pass
   int tokens;     // columns of the products: 8, 16, 32 or 64
   int segment;    // blocks summed before their scale
-  int row_warps;  // warps side by side over rows; the others split the inputs
+  int row_warps;  // warps side by side over rows
+  int k_groups;   // groups of such warps, which split the inputs
   int rows;       // outputs of a row block
   int row_blocks, k_steps;
   int steps, blocks;
   bool split;  // row blocks cut by thread blocks: partial sums go through the workspace
   int resident;  // thread blocks meant to share a multiprocessor
   int depth;     // stages in shared memory
-  int warp_bytes, x_bytes, stage_bytes, shared_bytes;
+  int warp_bytes, offsets_at, x_bytes, stage_bytes, shared_bytes;
 };
 
 // The first step of thread block `block`.

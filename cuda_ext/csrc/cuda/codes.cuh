@@ -51,7 +51,7 @@ struct Codes {
   }
 
   __device__ static __forceinline__ uint32_t place(uint32_t word, int r, uint32_t offset) {
-    uint32_t value = (word & both(kMask << r)) | power_pair<T>(M - r);
+    uint32_t value = mask_or(word, both(kMask << r), power_pair<T>(M - r));
     uint32_t minus = r == 0 ? offset : add_pairs<T>(offset, step_pair<T>(r));
     return add_pairs<T>(value, minus);
   }
@@ -73,7 +73,7 @@ struct Codes {
   // Three bits: what unit u says of the codes of block 15 that lie in words q of three units. They
   // are gathered as if they were blocks q = 0 .. 3 of one word.
   __device__ static __forceinline__ uint32_t top(uint32_t word, int u, int q) {
-    return (word >> (15 - u - 3 * q)) & both(1u << (u + 3 * q));
+    return word >> (15 - u - 3 * q) & both(1u << (u + 3 * q));
   }
 };
 

@@ -79,14 +79,60 @@ __device__ __forceinline__ void multiply_tiles(
   }
 }
 
-// The dynamic shared memory of the block.
-__device__ __forceinline__ char* shared_memory() {
-  extern __shared__ __align__(128) char bytes[];
-  return bytes;
+// (word & mask) | bits, one instruction: the compiler on its own makes two of it.
+__device__ __forceinline__ uint32_t mask_or(uint32_t word, uint32_t mask, uint32_t bits) {
+  uint32_t result;
+  asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(result) : "r"(word), "r"(mask), "r"(bits));
+  return result;
 }
 
-__device__ __forceinline__ uint32_t shared_address(const void* pointer) {
-  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
+// An address in shared memory. 0 is nobody's: they begin at shared_memory().
+using Shared = uint32_t;
+
+// The dynamic shared memory of the block. The register is made opaque, because the compiler would
+// rather compute this address anew before every access.
+__device__ __forceinline__ Shared shared_memory() {
+  extern __shared__ __align__(128) char bytes[];
+  auto address = static_cast<Shared>(__cvta_generic_to_shared(bytes));
+  asm volatile("" : "+r"(address));
+  return address;
+}
+
+__device__ __forceinline__ uint4 load_16(Shared from) {
+  uint4 value;
+  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w) : "r"(from));
+  return value;
+}
+__device__ __forceinline__ float load_float(Shared from) {
+  float value;
+  asm volatile("ld.shared.f32 %0, [%1];" : "=f"(value) : "r"(from));
+  return value;
+}
+__device__ __forceinline__ uint16_t load_2(Shared from) {
+  uint16_t value;
+  asm volatile("ld.shared.u16 %0, [%1];" : "=h"(value) : "r"(from));
+  return value;
+}
+__device__ __forceinline__ uint32_t load_1(Shared from) {
+  uint32_t value;
+  asm volatile("ld.shared.u8 %0, [%1];" : "=r"(value) : "r"(from));
+  return value;
+}
+__device__ __forceinline__ void store_16(Shared to, uint4 value) {
+  asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(value.x), "r"(value.y),
+               "r"(value.z), "r"(value.w)
+               : "memory");
+}
+__device__ __forceinline__ void store_float(Shared to, float value) {
+  asm volatile("st.shared.f32 [%0], %1;" ::"r"(to), "f"(value) : "memory");
+}
+
+// threadIdx.x, read again wherever it is used: no register holds it or what follows from it.
+__device__ __forceinline__ int read_thread_index() {
+  int index;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(index));
+  return index;
 }
 
 // Lines that are read once: first to leave the L2.
@@ -97,22 +143,21 @@ __device__ __forceinline__ uint64_t read_once_policy() {
 }
 
 // 16 bytes of weights to shared memory, past the L1.
-__device__ __forceinline__ void copy_once(void* to, const void* from, uint64_t policy) {
-  asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2;" ::"r"(
-                   shared_address(to)),
+__device__ __forceinline__ void copy_once(Shared to, const void* from, uint64_t policy) {
+  asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2;" ::"r"(to),
                "l"(from), "l"(policy)
                : "memory");
 }
 
 // 16 bytes to shared memory, of which `bytes` are read and the others zero.
-__device__ __forceinline__ void copy_16(void* to, const void* from, int bytes = 16) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)),
+__device__ __forceinline__ void copy_16(Shared to, const void* from, int bytes = 16) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to),
                "l"(from), "r"(bytes)
                : "memory");
 }
 
-__device__ __forceinline__ void copy_8(void* to, const void* from) {
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(shared_address(to)), "l"(from)
+__device__ __forceinline__ void copy_8(Shared to, const void* from) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(to), "l"(from)
                : "memory");
 }
 

@@ -46,7 +46,7 @@ cudaError_t multiply_tokens(const LinearArguments& p, cudaStream_t stream) {
     case 16: return run(Config<T, Bits, Ternary, Segment, 16>{});
     case 32: return run(Config<T, Bits, Ternary, Segment, 32>{});
     case 64:
-      if constexpr (max_tokens(Bits) == 64) return run(Config<T, Bits, Ternary, Segment, 64>{});
+      if constexpr (max_tokens(Bits, Segment) == 64) return run(Config<T, Bits, Ternary, Segment, 64>{});
     default: return cudaErrorInvalidValue;
   }
 }

@@ -58,6 +58,12 @@ cudaError_t linear(const Product& product, cudaStream_t stream) {
   p.bias = product.bias;
   p.bias_storage = product.bias_storage;
   p.partials = static_cast<float*>(product.workspace);
+  p.inputs = static_cast<int>(weight.inputs);
+  p.blocks = static_cast<int>(weight.blocks);
+  p.units = static_cast<int>(weight.units);
+  p.groups = static_cast<int>(weight.groups);
+  p.last_tile = static_cast<int>(tiles_for(weight.outputs)) - 1;
+  p.scale_pieces = weight.scale_storage == Storage::kFloat32 ? 1 : 0;
   if (weight.group_blocks < weight.blocks)
     p.group_magic = static_cast<uint32_t>(
         ((int64_t{1} << 31) + weight.group_blocks - 1) / weight.group_blocks);

@@ -23,30 +23,35 @@ int columns_for(int64_t batch, int limit) {
 
 // Warps side by side over rows. More rows to a thread block read the activations fewer times; with
 // one or two tokens there is little to read, and small row blocks need no second kernel.
-int row_warps_for(int64_t batch) { return batch <= 2 ? 1 : (batch <= 8 ? 4 : kWarps); }
+int row_warps_log_for(int64_t batch) { return batch <= 2 ? 0 : (batch <= 4 ? 2 : 3); }
 
 bool segments_fit(const Weight& weight) {
   return weight.group_blocks >= weight.blocks ||
       weight.group_blocks % long_segment(weight.bits) == 0;
 }
 
-// Bytes of one stage and the number of stages; false if two do not fit.
+// What lies where in shared memory, and how much runs ahead; false if it does not fit.
 bool lay_out(const Weight& weight, const Device& device, Plan* plan) {
-  const int segments = kWarpTiles * max_unit_segments(weight.bits, plan->segment);
+  const bool ternary = weight.zeros == nullptr;
+  const int segments = kWarpTiles * step_blocks(weight.bits, ternary) / plan->segment;
   const int scale = kTileRows * (weight.scale_storage == Storage::kFloat32 ? 4 : 2);
-  plan->warp_bytes = kWarpTiles * 512 + segments * (scale + (weight.zeros ? kTileRows : scale));
-  plan->warp_bytes = static_cast<int>(divide_up(plan->warp_bytes, 16) * 16);
+  plan->offsets_at = segments * scale;
+  plan->grid_bytes = plan->offsets_at + segments * (ternary ? scale : kTileRows);
   const int rows_of_x = plan->tokens == 8 ? plan->batch : plan->tokens;
-  plan->x_bytes = rows_of_x * token_stride(weight.bits);
-  plan->stage_bytes = kWarps * plan->warp_bytes + kWarps / plan->row_warps * plan->x_bytes;
+  plan->x_bytes = rows_of_x * token_stride(weight.bits, ternary);
+  plan->step_bytes = kWarps * plan->grid_bytes + plan->k_groups * plan->x_bytes;
   const int sums = plan->tokens == 8 ? kThreads * 8 * 4 : 0;
-  for (int resident = resident_blocks(plan->tokens); resident > 0; resident--) {
+  const int most = resident_blocks(weight.bits, ternary, plan->segment, plan->tokens);
+  for (int resident = most; resident > 0; resident--) {
     // A block takes 1 KB of its own on top of what it asks for.
     const int room = std::min(device.block_shared, device.shared / resident - 1024);
-    for (int depth = kMaxDepth; depth >= 2; depth--) {
+    for (int depth = max_depth(weight.bits, ternary); depth >= 2; depth--) {
       plan->depth = depth;
-      plan->shared_bytes = depth * plan->stage_bytes + sums;
       plan->resident = resident;
+      plan->steps_at = kWarps * depth * kUnitBytes;
+      plan->x_at = plan->steps_at + kWarps * plan->grid_bytes;
+      plan->sums_at = plan->steps_at + 2 * plan->step_bytes;
+      plan->shared_bytes = plan->sums_at + sums;
       if (plan->shared_bytes <= room) return true;
     }
   }
@@ -98,22 +103,27 @@ cudaError_t current_device(Device* device) {
 }
 
 cudaError_t plan_linear(const Weight& weight, int64_t batch, const Device& device, Plan* plan) {
-  const int chunks = static_cast<int>(divide_up(weight.blocks, chunk_blocks(weight.bits)));
+  const int parts = static_cast<int>(divide_up(weight.blocks, step_blocks(weight.bits, !weight.zeros)));
   const int64_t words = tiles_for(weight.outputs) * weight.units * 32;  // of 16 bytes
+  const int64_t cells = tiles_for(weight.outputs) * weight.groups * 2;  // 16 bytes of scales
+  const int64_t values = weight.inputs * kMaxBatch;
   // Blocks squared bound the product with which `group_of` divides.
-  if (words >= 2 * kCountLimit || weight.blocks * weight.blocks >= kCountLimit)
+  if (std::max({words, cells, values}) >= 2 * kCountLimit ||
+      weight.blocks * weight.blocks >= kCountLimit)
     return cudaErrorInvalidValue;
   plan->segment = segments_fit(weight) ? long_segment(weight.bits) : 1;
-  for (int limit = max_tokens(weight.bits);; limit /= 2) {
-    if (limit < 8) return cudaErrorNotSupported;
+  for (int limit = max_tokens(weight.bits, plan->segment);; limit /= 2) {
+    if (limit == 0) return cudaErrorNotSupported;
     plan->batch = static_cast<int>(std::min<int64_t>(batch, limit));
     plan->tokens = columns_for(plan->batch, limit);
-    plan->row_warps = row_warps_for(plan->batch);
+    plan->row_warps_log = row_warps_log_for(plan->batch);
+    plan->row_warps = 1 << plan->row_warps_log;
+    plan->k_groups = kWarps / plan->row_warps;
     if (lay_out(weight, device, plan)) break;
   }
   plan->rows = plan->row_warps * kWarpRows;
   plan->row_blocks = static_cast<int>(divide_up(weight.outputs, plan->rows));
-  plan->k_steps = static_cast<int>(divide_up(chunks, kWarps / plan->row_warps));
+  plan->k_steps = static_cast<int>(divide_up(parts, plan->k_groups));
   const int64_t steps = int64_t{plan->row_blocks} * plan->k_steps;
   const int64_t most = std::max<int64_t>(
       plan->row_blocks, int64_t{device.multiprocessors} * plan->resident);

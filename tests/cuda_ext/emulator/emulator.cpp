@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "guarded.h"
+#include "ordering.h"
 #include "tensor_core.h"
 
 namespace bitsweep::emulator {
@@ -22,7 +23,7 @@ constexpr size_t kStack = 256 * 1024;
 constexpr int kWarp = 32;
 
 struct Copy {
-  void* to;
+  uint32_t to;
   const void* from;
   int size, bytes;
 };
@@ -58,6 +59,7 @@ struct Machine {
   const std::function<void()>* body = nullptr;
   unsigned block = 0;
   Guarded* shared = nullptr;
+  Ordering ordering;
   jmp_buf scheduler;
   sigjmp_buf fault;
 };
@@ -112,7 +114,12 @@ void finish_warp_instruction(Fiber* lanes) {
            " are not together in an instruction that needs all of them");
     lanes[i].state = State::kReady;
   }
-  if (!lanes[0].multiplies) return;
+  if (!lanes[0].multiplies) {  // products order no memory
+    std::vector<int> threads(kWarp);
+    for (int i = 0; i < kWarp; i++) threads[i] = lanes[i].index;
+    machine.ordering.meet(threads);
+    return;
+  }
   Fragment* fragments[kWarp];
   for (int i = 0; i < kWarp; i++) fragments[i] = &lanes[i].fragment;
   multiply(fragments, lanes[0].bfloat16);
@@ -153,7 +160,12 @@ bool release_barriers() {
     if (here.size() > wanted) fail("more threads than it counts are at a barrier");
     for (int count : of_warp)
       if (count % kWarp) fail("half a warp is at a barrier");
-    for (Fiber* fiber : here) fiber->state = State::kReady;
+    std::vector<int> met;
+    for (Fiber* fiber : here) {
+      fiber->state = State::kReady;
+      met.push_back(fiber->index);
+    }
+    machine.ordering.meet(met);
     released = true;
   }
   return released;
@@ -238,6 +250,7 @@ cudaError_t run(
   for (int block : ordered(static_cast<int>(blocks))) {
     machine.block = static_cast<unsigned>(block);
     shared.spoil();
+    machine.ordering.begin(threads, shared_bytes);
     run_block(threads);
   }
   return cudaSuccess;
@@ -245,17 +258,24 @@ cudaError_t run(
 
 Index thread_index() { return {static_cast<unsigned>(machine.current->index)}; }
 Index block_index() { return {machine.block}; }
-char* shared_memory() { return machine.shared->data(); }
-
-void copy(void* to, const void* from, int size, int bytes) {
-  char* begin = static_cast<char*>(to);
+char* shared_bytes(uint32_t address, int size, bool write) {
   const Guarded& shared = *machine.shared;
-  if (begin < shared.data() || begin + size > shared.data() + shared.size())
-    fail("copies past the end of shared memory");
-  const auto places = reinterpret_cast<uintptr_t>(to) - reinterpret_cast<uintptr_t>(shared.data());
-  if (places % size || reinterpret_cast<uintptr_t>(from) % size || bytes < 0 || bytes > size)
-    fail("copies between addresses that are not aligned");
-  std::memset(to, 0xff, size);
+  const uint32_t at = address - kSharedBase;
+  if (address < kSharedBase || at + size > shared.size())
+    fail("goes past the end of shared memory");
+  if (at % size) fail("accesses shared memory off its alignment");
+  const int other = machine.ordering.access(machine.current->index, at, size, write);
+  if (other >= 0)
+    fail("races with thread " + std::to_string(other) + " for byte " + std::to_string(at) +
+         " of shared memory");
+  return shared.data() + at;
+}
+
+void copy(uint32_t to, const void* from, int size, int bytes) {
+  if (reinterpret_cast<uintptr_t>(from) % size || bytes < 0 || bytes > size)
+    fail("copies from an address that is not aligned");
+  std::memset(shared_bytes(to, size, true), 0xff, size);
+  machine.ordering.begin_copy(machine.current->index, to - kSharedBase, size);
   machine.current->open.push_back({to, from, size, bytes});
 }
 
@@ -268,8 +288,10 @@ void await_copies(int pending) {
   auto& closed = machine.current->closed;
   for (; closed.size() > static_cast<size_t>(pending); closed.pop_front())
     for (const Copy& copy : closed.front()) {
-      std::memcpy(copy.to, copy.from, copy.bytes);
-      std::memset(static_cast<char*>(copy.to) + copy.bytes, 0, copy.size - copy.bytes);
+      char* to = machine.shared->data() + (copy.to - kSharedBase);
+      std::memcpy(to, copy.from, copy.bytes);
+      std::memset(to + copy.bytes, 0, copy.size - copy.bytes);
+      machine.ordering.end_copy(machine.current->index, copy.to - kSharedBase, copy.size);
     }
 }
 

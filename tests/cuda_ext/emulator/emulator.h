@@ -4,9 +4,11 @@
 // warp need all 32 lanes at the same place. Asynchronous copies spoil their target when they are
 // issued and arrive when they are waited for; shared memory begins spoilt (all bits set: NaN, codes
 // of ones), ends at a page that cannot be touched, and so does every buffer of the tests. In which
-// order threads run is the test's choice. What is wrong ends the launch with an error that says so.
+// order threads run is the test's choice. Reads and writes of shared memory by threads that no barrier
+// orders are races, whatever the order. What is wrong ends the launch with an error that says so.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <functional>
@@ -25,6 +27,9 @@ struct DeviceShape {
 // random order that begins with this seed.
 void use_device(const DeviceShape& shape, uint64_t order);
 
+// Shared memory begins here; anything below is a mistake.
+constexpr uint32_t kSharedBase = 1024;
+
 const std::string& last_error();
 int64_t launches();  // since use_device
 
@@ -34,8 +39,9 @@ cudaError_t run(
 // The thread that runs now.
 Index thread_index();
 Index block_index();
-char* shared_memory();
-void copy(void* to, const void* from, int size, int bytes);
+// Where `size` bytes at an address of shared memory lie, for a read or a write of this thread.
+char* shared_bytes(uint32_t address, int size, bool write);
+void copy(uint32_t to, const void* from, int size, int bytes);
 void close_copies();
 void await_copies(int pending);
 void wait_for_warp(const void* site);
@@ -55,7 +61,31 @@ void multiply_tiles(
 namespace bitsweep::cuda {
 
 using emulator::close_copies;
-using emulator::shared_memory;
+using std::max;
+using std::min;
+
+using Shared = uint32_t;
+inline Shared shared_memory() { return emulator::kSharedBase; }
+
+template <class Value>
+Value load(Shared from) {
+  Value value;
+  std::memcpy(&value, emulator::shared_bytes(from, sizeof value, false), sizeof value);
+  return value;
+}
+template <class Value>
+void store(Shared to, Value value) {
+  std::memcpy(emulator::shared_bytes(to, sizeof value, true), &value, sizeof value);
+}
+inline uint4 load_16(Shared from) { return load<uint4>(from); }
+inline float load_float(Shared from) { return load<float>(from); }
+inline uint16_t load_2(Shared from) { return load<uint16_t>(from); }
+inline uint32_t load_1(Shared from) { return load<uint8_t>(from); }
+inline void store_16(Shared to, uint4 value) { store(to, value); }
+inline void store_float(Shared to, float value) { store(to, value); }
+
+inline uint32_t mask_or(uint32_t word, uint32_t mask, uint32_t bits) { return (word & mask) | bits; }
+inline int read_thread_index() { return static_cast<int>(emulator::thread_index().x); }
 
 template <class T>
 float widen(uint16_t bits) {
@@ -90,11 +120,11 @@ __attribute__((noinline)) void multiply_tiles(
 }
 
 inline uint64_t read_once_policy() { return 0; }
-inline void copy_once(void* to, const void* from, uint64_t) { emulator::copy(to, from, 16, 16); }
-inline void copy_16(void* to, const void* from, int bytes = 16) {
+inline void copy_once(Shared to, const void* from, uint64_t) { emulator::copy(to, from, 16, 16); }
+inline void copy_16(Shared to, const void* from, int bytes = 16) {
   emulator::copy(to, from, 16, bytes);
 }
-inline void copy_8(void* to, const void* from) { emulator::copy(to, from, 8, 8); }
+inline void copy_8(Shared to, const void* from) { emulator::copy(to, from, 8, 8); }
 
 template <int Pending>
 void await_copies() {

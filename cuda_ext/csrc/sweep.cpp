@@ -15,7 +15,7 @@ using torch::stable::Tensor;
 // The kernels of the instruction set that bitsweep::cpu_isa names.
 Kernels chosen_kernels() {
   StableIValue stack[1] = {};
-  STABLE_TORCH_ERROR_CODE_CHECK(
+  TORCH_ERROR_CODE_CHECK(
       torch_call_dispatcher("bitsweep::cpu_isa", "", stack, TORCH_ABI_VERSION));
   const auto level = torch::stable::detail::to<int64_t>(stack[0]);
 #if defined(__x86_64__)

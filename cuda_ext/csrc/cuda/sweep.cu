@@ -60,7 +60,7 @@ std::tuple<Tensor, Tensor> gptq_sweep(
   // The runtime linked into this library has its own idea of the current device.
   checked(cudaSetDevice(device));
   void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
   const auto [sweep, made] =
       plan_sweep(weight, upper, scale, zero, negative, group, count, max_code);
   if (sweep.count > 0 && sweep.rows > 0) {

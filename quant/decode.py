@@ -179,7 +179,16 @@ class StaticDecoder:
             self._step()
             self._length.copy_(start)
 
-        self._replay = record(warm, self._step)
+        replay = record(warm, self._step)
+        # A replay runs no Python: it writes to the logits of the captured step, which a prefill has
+        # meanwhile replaced by its own.
+        captured = self.logits
+
+        def step() -> None:
+            replay()
+            self.logits = captured
+
+        self._replay = step
         self._length.copy_(start)
         self.mode = GRAPH
 

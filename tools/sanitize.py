@@ -23,48 +23,100 @@ import torch
 from cuda_ext import packed
 from cuda_ext.layout import pack_codes
 from cuda_ext.ops import why_unavailable
+from cuda_ext.sweep import gptq_sweep
 
 TOOLS = ("memcheck", "racecheck", "synccheck")
 ALL_TOOLS = (*TOOLS, "initcheck")
 # Inputs, outputs, group: ragged everywhere; a row that several blocks share; whole tiles.
 SHAPES = ((37, 13, None), (544, 19, 32), (4096, 72, 128), (1024, 136, 256))
 BATCHES = (1, 3, 8, 17, 33, 64)
+# Columns, rows, columns quantized, groups of a block of GPTQ's sweep.
+BLOCKS = ((128, 200, 128, 2), (33, 65, 20, 1), (7, 64, 7, 3))
 FOUND = 7  # the status that compute-sanitizer gives when it found something
 
 
 def launch() -> int:
     """Run every kind of kernel once for every shape; the number of wrong results."""
+    torch.manual_seed(0)
     wrong = 0
-    for bits, (inputs, outputs, group) in itertools.product((2, 3, 4, 8), SHAPES):
-        size = group or inputs
-        codes = torch.randint(0, 2**bits, (inputs, outputs), dtype=torch.uint8)
-        groups = -(-inputs // size)
-        zeros = torch.randint(0, 2**bits, (groups, outputs), dtype=torch.uint8)
-        scales = (torch.rand(groups, outputs) + 0.1).half()
-        words, packed_zeros = pack_codes(codes, bits, dim=0), pack_codes(zeros, bits)
-        column = torch.arange(inputs) // size
-        weight = (scales.float()[column] * (codes.float() - zeros.float()[column])).t()
-        held = packed.pack(
-            words.cuda(), scales.cuda(), packed_zeros.cuda(), None, bits=bits, in_features=inputs
-        )
-        shape = {"bits": bits, "out_features": outputs, "group_size": size}
-        for dtype in (torch.float16, torch.bfloat16):
-            whole = packed.dequantize(held, in_features=inputs, dtype=dtype, **shape)
-            wrong += _differs("dequantize", bits, whole, weight, 0.01)
-            for batch in BATCHES:
-                x = torch.randn(batch, inputs).to(dtype)
-                bias = torch.ones(outputs, dtype=dtype)
-                y = packed.linear(x.cuda(), held, bias=bias.cuda(), **shape)
-                wrong += _differs(f"linear {batch}", bits, y, x.float() @ weight.t() + 1, 0.02)
+    for levels, shape in itertools.product(("2", "3", "4", "8", "ternary"), SHAPES):
+        wrong += launch_layer(2 if levels == "ternary" else int(levels), levels == "ternary", shape)
+    for block, ternary in itertools.product(BLOCKS, (False, True)):
+        wrong += launch_sweep(block, ternary)
     torch.cuda.synchronize()
     return wrong
 
 
-def _differs(what: str, bits: int, found: torch.Tensor, expected: torch.Tensor, most: float) -> int:
+def launch_layer(bits: int, ternary: bool, shape: tuple[int, int, int | None]) -> int:
+    """Repack, dequantize and multiply a random layer; the number of wrong results."""
+    inputs, outputs, group = shape
+    size = group or inputs
+    grid, column = (-(-inputs // size), outputs), torch.arange(inputs) // size
+    top = 3 if ternary else 2**bits
+    codes = torch.randint(0, top, (inputs, outputs), dtype=torch.uint8)
+    zeros = torch.randint(0, top, grid, dtype=torch.uint8)
+    scales, negative = ((torch.rand(grid) + 0.1).half() for _ in range(2))
+    if ternary:
+        sided = torch.where(codes == 2, scales.float()[column], negative.float()[column])
+        weight = (sided * (codes.float() - 1)).t()
+    else:
+        weight = (scales.float()[column] * (codes.float() - zeros.float()[column])).t()
+    held = packed.pack(
+        pack_codes(codes, bits, dim=0).cuda(),
+        scales.cuda(),
+        None if ternary else pack_codes(zeros, bits).cuda(),
+        negative.cuda() if ternary else None,
+        bits=bits,
+        in_features=inputs,
+    )
+    name = "ternary" if ternary else f"{bits} bits"
+    taken = {"bits": bits, "out_features": outputs, "group_size": size}
+    wrong = 0
+    for dtype in (torch.float16, torch.bfloat16):
+        whole = packed.dequantize(held, in_features=inputs, dtype=dtype, **taken)
+        wrong += _differs(f"dequantize, {name}", whole, weight, 0.01)
+        for batch in BATCHES:
+            x = torch.randn(batch, inputs).to(dtype)
+            bias = torch.ones(outputs, dtype=dtype)
+            y = packed.linear(x.cuda(), held, bias=bias.cuda(), **taken)
+            wrong += _differs(f"linear {batch}, {name}", y, x.float() @ weight.t() + 1, 0.02)
+    return wrong
+
+
+def launch_sweep(block: tuple[int, int, int, int], ternary: bool) -> int:
+    """Sweep a random block; the number of results that differ from those of the CPU's operator."""
+    columns, rows, count, groups = block
+    upper = (torch.randn(columns, columns) * 0.1).triu()
+    upper.diagonal().abs_().add_(0.5)
+    scale, other = torch.rand(groups, rows) + 0.1, torch.rand(groups, rows) + 0.1
+    group = torch.randint(0, groups, (count,), dtype=torch.int32)
+    start = torch.randn(columns, rows)
+    results = []
+    for device in ("cpu", "cuda"):
+        weight = start.to(device, copy=True)
+        codes, errors = gptq_sweep(
+            weight,
+            upper.to(device),
+            scale.to(device),
+            None if ternary else other.round().to(device),
+            negative=other.to(device) if ternary else None,
+            group=group.to(device),
+            count=count,
+            max_code=2 if ternary else 7,
+        )
+        results.append((codes.float(), errors, weight))
+    what = ("codes", "errors", "weights")
+    return sum(
+        _differs(f"sweep {part}{', ternary' if ternary else ''}", found, expected, 1e-5)
+        for part, found, expected in zip(what, results[1], results[0], strict=True)
+    )
+
+
+def _differs(what: str, found: torch.Tensor, expected: torch.Tensor, most: float) -> int:
     error = float((found.float().cpu() - expected).abs().max() / expected.abs().max())
     if error <= most:
         return 0
-    print(f"{what}, {bits} bits, {tuple(expected.shape)}: relative error {error:.3g}")
+    print(f"{what}, {tuple(expected.shape)}: relative error {error:.3g}")
     return 1
 
 

@@ -3,9 +3,9 @@
 #   tools/gpu_session.sh                        device build test sanitize bench
 #   tools/gpu_session.sh device build bench     only these sections; then, in calls of their own,
 #   tools/gpu_session.sh test                   sanitize, bench-batches crossover, bench-all,
-#                                               decode, solver
-# Needs torch and pytest alone; OUT is the folder of tables and log (default results/gpu), PYTHON
-# the interpreter. A section that fails or outlasts its limit does not stop the next.
+#                                               decode, solver solver-13b
+# Needs torch, transformers, pytest and hypothesis; OUT is the folder of tables and log (default
+# results/gpu), PYTHON the interpreter. A section that fails or outlasts its limit does not stop the next.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 OUT="${OUT:-results/gpu}"
@@ -14,16 +14,16 @@ if [ -z "${PYTHON:-}" ]; then
 fi
 export PYTHONPATH="$PWD" PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1
 SECTIONS="device build test sanitize bench bench-batches bench-all crossover decode solver"
+SECTIONS+=" solver-13b"
+# Every test that needs a GPU is in one of these; others import packages that may not be there.
+GPU_TESTS="tests/cuda_ext tests/quant/test_decode.py tests/quant/test_linear.py
+  tests/quant/test_products.py"
 PAPER="opt-175b,llama-70b-up,llama-70b-down,llama-8b-up"
 
 bench() {  # bench FILE arguments...
   local file="$OUT/$1"
   shift
   "$PYTHON" -m cuda_ext.bench --device cuda --json "$file" "$@"
-}
-
-module() {  # module NAME: a benchmark of another room, where it exists
-  if [ -f "${1//.//}.py" ]; then "$PYTHON" -m "$1"; else echo "$1 is not in this checkout"; fi
 }
 
 section() {
@@ -35,7 +35,7 @@ section() {
               "capabilities", t.visible_capabilities(), t.short_version(t.find_nvcc()))' ;;
     build)  "$PYTHON" -c 'from cuda_ext import packed; library = packed.load(); print(library)
 raise SystemExit(library.without_cuda)' ;;
-    test)   "$PYTHON" -m pytest -q -m gpu -p no:cacheprovider tests/cuda_ext tests/quant ;;
+    test)   "$PYTHON" -m pytest -q -m gpu -p no:cacheprovider $GPU_TESTS ;;
     sanitize)      "$PYTHON" tools/sanitize.py memcheck racecheck synccheck initcheck ;;
     bench)         bench kernels.json --shapes "$PAPER" --batches 1,16,64 --bits 2,3,4 --seconds 1 ;;
     bench-batches) bench batches.json --shapes llama-8b-up,llama-70b-up --bits 4 --seconds 0.1 \
@@ -43,8 +43,9 @@ raise SystemExit(library.without_cuda)' ;;
     bench-all)     bench all.json --shapes all --batches 1,2,4,8,16,32,64 --bits 2,3,4,8 \
                      --seconds 0.5 ;;
     crossover)     bench crossover.json --crossover --shapes llama-8b-up,opt-175b-q --bits 3,4 ;;
-    decode) module benchmarks.decode ;;
-    solver) module benchmarks.gpu_solver ;;
+    decode)     "$PYTHON" -m benchmarks.decode --device cuda --json "$OUT/decode.json" ;;
+    solver)     "$PYTHON" -m benchmarks.gpu_solver --shape opt-175b ;;
+    solver-13b) "$PYTHON" -m benchmarks.gpu_solver --shape opt-13b ;;
   esac
 }
 

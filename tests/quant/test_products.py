@@ -73,6 +73,7 @@ def test_strips_cover_the_half_above_the_diagonal():
     assert area / 12288**2 < 0.57
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_on_tensor_cores_sums_in_float32(dtype):

@@ -23,7 +23,7 @@ from transformers import OPTConfig, OPTForCausalLM, PreTrainedModel
 from cuda_ext.ops import resolve_kernel
 from quant.scheme import Scheme
 from quant.solvers.gptq import GPTQOptions
-from quant.stream import QuantizationPlan, QuantizationResult, quantize_model
+from quant.stream import QuantizationPlan, QuantizationResult, Workplace, quantize_model
 
 STAGES = ("layout", "capture", "hessian", "solve", "forward")
 
@@ -85,7 +85,8 @@ def quantize(shape: Shape, blocks: int, device: str, plan: QuantizationPlan) -> 
         if done <= total // blocks or done % 24 == 0:
             print(f"  {done}/{total} {name}", flush=True)
 
-    return quantize_model(model, windows, plan, progress)
+    # Activations stay on the GPU (6 GiB at most), as in the published runs.
+    return quantize_model(model, windows, plan, progress, Workplace(activations=device))
 
 
 @dataclass(frozen=True)

@@ -179,7 +179,16 @@ class StaticDecoder:
             self._step()
             self._length.copy_(start)
 
-        self._replay = record(warm, self._step)
+        replay = record(warm, self._step)
+        # A replay runs no Python: it writes to the logits of the captured step, which a prefill has
+        # meanwhile replaced by its own.
+        captured = self.logits
+
+        def step() -> None:
+            replay()
+            self.logits = captured
+
+        self._replay = step
         self._length.copy_(start)
         self.mode = GRAPH
 
@@ -252,9 +261,16 @@ def cuda_graph(device: torch.device) -> Recorder:
                 for _ in range(WARM_STEPS):
                     warm()
             torch.cuda.current_stream(device).wait_stream(side)
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
-                step()
+            graph, before = torch.cuda.CUDAGraph(), torch.cuda.current_stream(device)
+            try:
+                with torch.cuda.graph(graph):
+                    step()
+            except RuntimeError as error:
+                # Ending a broken capture is an error of its own: torch raises it in the place of
+                # the cause, and leaves the stream of the capture current.
+                torch.cuda.set_stream(before)
+                cause = error.__context__
+                raise cause if isinstance(cause, RuntimeError) else error from None
         return graph.replay
 
     return record

@@ -37,28 +37,10 @@ FOUND = 7  # the status that compute-sanitizer gives when it found something
 
 def launch() -> int:
     """Run every kind of kernel once for every shape; the number of wrong results."""
+    torch.manual_seed(0)
     wrong = 0
-    for bits, (inputs, outputs, group) in itertools.product((2, 3, 4, 8), SHAPES):
-        size = group or inputs
-        codes = torch.randint(0, 2**bits, (inputs, outputs), dtype=torch.uint8)
-        groups = -(-inputs // size)
-        zeros = torch.randint(0, 2**bits, (groups, outputs), dtype=torch.uint8)
-        scales = (torch.rand(groups, outputs) + 0.1).half()
-        words, packed_zeros = pack_codes(codes, bits, dim=0), pack_codes(zeros, bits)
-        column = torch.arange(inputs) // size
-        weight = (scales.float()[column] * (codes.float() - zeros.float()[column])).t()
-        held = packed.pack(
-            words.cuda(), scales.cuda(), packed_zeros.cuda(), None, bits=bits, in_features=inputs
-        )
-        shape = {"bits": bits, "out_features": outputs, "group_size": size}
-        for dtype in (torch.float16, torch.bfloat16):
-            whole = packed.dequantize(held, in_features=inputs, dtype=dtype, **shape)
-            wrong += _differs("dequantize", bits, whole, weight, 0.01)
-            for batch in BATCHES:
-                x = torch.randn(batch, inputs).to(dtype)
-                bias = torch.ones(outputs, dtype=dtype)
-                y = packed.linear(x.cuda(), held, bias=bias.cuda(), **shape)
-                wrong += _differs(f"linear {batch}", bits, y, x.float() @ weight.t() + 1, 0.02)
+    for levels, shape in itertools.product(("2", "3", "4", "8", "ternary"), SHAPES):
+        wrong += launch_layer(2 if levels == "ternary" else int(levels), levels == "ternary", shape)
     wrong += sum(_sweep(*shape, ternary) for shape in SWEEPS for ternary in (False, True))
     torch.cuda.synchronize()
     return wrong
@@ -83,11 +65,47 @@ def _sweep(columns: int, rows: int, count: int, ternary: bool) -> int:
     return 1
 
 
-def _differs(what: str, bits: int, found: torch.Tensor, expected: torch.Tensor, most: float) -> int:
+def launch_layer(bits: int, ternary: bool, shape: tuple[int, int, int | None]) -> int:
+    """Repack, dequantize and multiply a random layer; the number of wrong results."""
+    inputs, outputs, group = shape
+    size = group or inputs
+    grid, column = (-(-inputs // size), outputs), torch.arange(inputs) // size
+    top = 3 if ternary else 2**bits
+    codes = torch.randint(0, top, (inputs, outputs), dtype=torch.uint8)
+    zeros = torch.randint(0, top, grid, dtype=torch.uint8)
+    scales, negative = ((torch.rand(grid) + 0.1).half() for _ in range(2))
+    if ternary:
+        sided = torch.where(codes == 2, scales.float()[column], negative.float()[column])
+        weight = (sided * (codes.float() - 1)).t()
+    else:
+        weight = (scales.float()[column] * (codes.float() - zeros.float()[column])).t()
+    held = packed.pack(
+        pack_codes(codes, bits, dim=0).cuda(),
+        scales.cuda(),
+        None if ternary else pack_codes(zeros, bits).cuda(),
+        negative.cuda() if ternary else None,
+        bits=bits,
+        in_features=inputs,
+    )
+    name = "ternary" if ternary else f"{bits} bits"
+    taken = {"bits": bits, "out_features": outputs, "group_size": size}
+    wrong = 0
+    for dtype in (torch.float16, torch.bfloat16):
+        whole = packed.dequantize(held, in_features=inputs, dtype=dtype, **taken)
+        wrong += _differs(f"dequantize, {name}", whole, weight, 0.01)
+        for batch in BATCHES:
+            x = torch.randn(batch, inputs).to(dtype)
+            bias = torch.ones(outputs, dtype=dtype)
+            y = packed.linear(x.cuda(), held, bias=bias.cuda(), **taken)
+            wrong += _differs(f"linear {batch}, {name}", y, x.float() @ weight.t() + 1, 0.02)
+    return wrong
+
+
+def _differs(what: str, found: torch.Tensor, expected: torch.Tensor, most: float) -> int:
     error = float((found.float().cpu() - expected).abs().max() / expected.abs().max())
     if error <= most:
         return 0
-    print(f"{what}, {bits} bits, {tuple(expected.shape)}: relative error {error:.3g}")
+    print(f"{what}, {tuple(expected.shape)}: relative error {error:.3g}")
     return 1
 
 

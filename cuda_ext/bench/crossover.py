@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from cuda_ext import packed
-from cuda_ext.bench.products import packed_step, random_packed
+from cuda_ext.bench.products import packed_copies, packed_step
 from cuda_ext.bench.shapes import SHAPES
 from cuda_ext.bench.timing import Contender, Step, measure
 from cuda_ext.packed import Packed
@@ -43,17 +43,21 @@ def most_rows(dtype: torch.dtype, device: str) -> int:
 
 
 def crossover(shape: str, bits: int, group: int, seconds: float, device: str) -> list[Crossing]:
-    """Both ways for every dtype and number of rows; more rows than a packed product takes are cut
-    into several."""
+    """Both ways for every dtype and number of rows, over copies of the weight that no cache holds.
+
+    More rows than a packed product takes are cut into several.
+    """
     inputs, outputs = SHAPES[shape]
-    weight = random_packed(bits, inputs, outputs, group, 0, device)
+    weights = packed_copies(bits, inputs, outputs, group, device)
     found = []
     for dtype in DTYPES[device]:
         for rows in ROWS[device]:
             x = torch.randn(rows, inputs, device=device).to(dtype)
+            packed_steps = [_in_passes(x, w, bits, outputs, group, device) for w in weights]
+            whole_steps = [_dequantized(x, w, bits, outputs, group) for w in weights]
             rivals = [
-                Contender("packed", [_in_passes(x, weight, bits, outputs, group, device)], 0),
-                Contender("dequantized", [_dequantized(x, weight, bits, outputs, group)], 0),
+                Contender("packed", packed_steps, 0),
+                Contender("dequantized", whole_steps, 0),
             ]
             times = measure(rivals, seconds, device)
             ms = [statistics.median(times[rival.name]) for rival in rivals]

@@ -39,6 +39,15 @@ def random_packed(
     return Packed(codes, scales, zeros, None)
 
 
+def packed_copies(bits: int, inputs: int, outputs: int, group: int, device: str) -> list[Packed]:
+    """Layers of random codes that together are larger than the last-level cache."""
+    first = random_packed(bits, inputs, outputs, group, 0, device)
+    size = bytes_of(first.tiles, first.scales, first.zeros)
+    seeds = range(1, copies_for(size, last_level_cache(device)))
+    more = (random_packed(bits, inputs, outputs, group, seed, device) for seed in seeds)
+    return [first, *more]
+
+
 def readers(device: str) -> list[Contender]:
     """What measures the bandwidth: a sum, and on CUDA a copy, which reads and writes."""
     array = torch.ones(READ_BYTES[device] // 4, device=device)
@@ -56,7 +65,7 @@ def contenders(
     x = _random_x(batch, inputs, device)
     found = [_full_precision(x, outputs, device)]
     for width in bits:
-        weights = _copies(width, inputs, outputs, group, device)
+        weights = packed_copies(width, inputs, outputs, group, device)
         found.append(_packed(f"packed {width} bits", x, weights, width, outputs, group))
         if width == 4 and group in INT4_GROUPS:
             half = x.bfloat16()
@@ -73,7 +82,7 @@ def isa_contenders(
     best = packed.ISAS.index(packed.cpu_isa())
     found = [_full_precision(x, outputs, "cpu")]
     for width in bits:
-        weights = _copies(width, inputs, outputs, group, "cpu")
+        weights = packed_copies(width, inputs, outputs, group, "cpu")
         for isa in reversed(packed.ISAS[: best + 1]):
             plain = _packed(f"packed {width} bits {isa}", x, weights, width, outputs, group)
             steps = [_with_isa(isa, step) for step in plain.steps]
@@ -94,14 +103,6 @@ def packed_step(x: Tensor, weight: Packed, bits: int, outputs: int, group: int) 
 def _random_x(batch: int, inputs: int, device: str) -> Tensor:
     x = torch.randn(batch, inputs, generator=torch.Generator().manual_seed(0))
     return x.to(device, FULL[device])
-
-
-def _copies(bits: int, inputs: int, outputs: int, group: int, device: str) -> list[Packed]:
-    first = random_packed(bits, inputs, outputs, group, 0, device)
-    size = bytes_of(first.tiles, first.scales, first.zeros)
-    seeds = range(1, copies_for(size, last_level_cache(device)))
-    more = (random_packed(bits, inputs, outputs, group, seed, device) for seed in seeds)
-    return [first, *more]
 
 
 def _activations(x: Tensor, outputs: int) -> int:

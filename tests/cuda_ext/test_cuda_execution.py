@@ -50,6 +50,7 @@ def test_work_is_queued_on_the_current_stream(layer: Layer) -> None:
     """x is written by the same stream, behind a long wait: a kernel elsewhere would see zeros."""
     x = random_x(4, 4096, torch.float16, "cuda")
     expected, late = layer.linear(x), torch.zeros_like(x)
+    layer.dequantize()  # the first launch of a kernel loads it, which may wait for the device
     torch.cuda.synchronize()
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
@@ -78,6 +79,7 @@ def test_captured_in_a_graph(layer: Layer, batch: int) -> None:
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         layer.linear(x, bias)
+        layer.linear(x)
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):

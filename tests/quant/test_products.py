@@ -109,7 +109,7 @@ def test_strips_cover_the_half_above_the_diagonal():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_on_tensor_cores_sums_in_float32(dtype):
     rows = random(4096, 512).to(dtype).cuda()

@@ -22,7 +22,7 @@ from benchmarks import cost_model
 from benchmarks.cost_model import BlockShape, Work
 
 if TYPE_CHECKING:
-    from quant.stream import Finished
+    from quant.stream import BlockSink, Finished
     from quant.weight import QuantizedWeight
 
 Stages = dict[str, float]
@@ -86,12 +86,12 @@ HELD_OUT = (
 class BlockSeconds:
     """A sink that notes what every block cost and hands it on to `kept`."""
 
-    kept: object
+    kept: BlockSink
     blocks: list[Stages] = field(default_factory=list)
 
     @property
     def finished(self) -> int:
-        return self.kept.finished  # type: ignore[attr-defined, no-any-return]
+        return self.kept.finished
 
     def put(self, index: int, weights: dict[str, QuantizedWeight], made: Finished, /) -> None:
         # Writing a block, and its pass forward, are told with the block after it.
@@ -99,10 +99,10 @@ class BlockSeconds:
         found["sweep"] = sum(layer.seconds for layer in made.layers)
         found["factor"] = found.pop("solve") - found["sweep"]
         self.blocks.append(found)
-        self.kept.put(index, weights, made)  # type: ignore[attr-defined]
+        self.kept.put(index, weights, made)
 
     def get(self, index: int) -> tuple[dict[str, QuantizedWeight], Finished]:
-        return self.kept.get(index)  # type: ignore[attr-defined, no-any-return]
+        return self.kept.get(index)
 
 
 def timed(cases: tuple[Case, ...], make: Callable[[Path, Case], None]) -> dict[Case, Stages]:

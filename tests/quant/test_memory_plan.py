@@ -115,8 +115,8 @@ def test_kernels_that_products_compile_are_counted_where_they_are_compiled() -> 
         return sum(item.bytes for item in plan.items if item.name == "kernels that oneDNN compiles")
 
     small = replace(OPT_175B, layers=((512, 512), (128, 512)))
-    # Two layers and four strips, each with a full and a rest batch; at three look-backs one triangle
-    # with what is above it and a product a height; one block column behind another.
+    # Two layers and four strips, each with a full and a rest batch; at three look-backs one product
+    # with the triangle and one for each height; one block column behind another.
     assert compiled(small) == (2 * (2 + 4) + 3 * (1 + 2) + 2 * 1) * PRODUCT_BYTES
     assert compiled(OPT_175B) == PRODUCTS_KEPT * PRODUCT_BYTES
     assert compiled(small, "reference") == 0

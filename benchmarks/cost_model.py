@@ -1,16 +1,23 @@
-"""What streamed GPTQ costs: operations and bytes of every stage, and seconds at given rates.
+"""What streamed GPTQ costs: operations and elements of every stage, and seconds at given rates.
 
-All of it is counted for one block and `tokens` calibration tokens in windows of `window`:
+Counted for one block and `tokens` calibration tokens in windows of `window`, as the code works. A
+stage is a sum of terms, and every term has a rate:
 
-  read      the bytes of a block; hidden behind the work on the block before it
-  hessian   the block up to its last linear layer, attention, and 2 T n^2 for each distinct input
-  factor    n^3 / 3 for each distinct input of n features (Cholesky)
-  sweep     m n^2 for each layer of m outputs and n inputs
-  forward   the quantized block once: 2 operations a weight and token, and attention
-  write     the packed bytes of a block
+  read      disk: bytes of a block, hidden behind the work on the block before it;
+            attach: bytes copied to the device
+  hessian   product: 2 operations a weight and token up to the block's last layer, and 2 a token for
+            the strips of every distinct input's Hessian that lie on and above the diagonal (56 % of
+            n^2); attention; element: activations read or written, and sums of strips
+  factor    factor: operations of the block columns that make R of n inputs (n^3 / 3 and some);
+            weight: copies, dequantized values and their distance, by the weight
+  sweep     lookback: the products that bring a panel up to date and invert its triangle;
+            panel: panels of 128 columns: a fixed cost, the column loop included
+  forward   product, attention, element: the quantized block once
+  write     packed: weights packed and hashed, on the host; layer: a fixed cost of each layer;
+            stored: bytes put on the disk
 
-An operation is a multiplication or an addition. Rates are effective: operations of this count a
-second, whatever the algorithm does besides.
+An operation is a multiplication or an addition. The column loop takes 128 multiply-adds a weight in
+the first-level cache; measured it cannot be told from the fixed cost of a panel.
 """
 
 from __future__ import annotations
@@ -18,7 +25,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from quant.hessian import BLOCKS
+from quant.products import strips
+from quant.solvers.sweep import PANEL
+
 STAGES = ("read", "hessian", "factor", "sweep", "forward", "write")
+# Stage -> term -> how much of it.
+Work = dict[str, dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -83,27 +96,82 @@ OPT_13B = opt("OPT-13B", 5120, 40)
 
 
 def work(
-    block: BlockShape, tokens: int, window: int, itemsize: int, bits: float
-) -> dict[str, float]:
-    """Operations of hessian, factor, sweep and forward; bytes of read and write; of one block."""
+    block: BlockShape,
+    tokens: int,
+    window: int,
+    itemsize: int,
+    bits: float,
+    batch_tokens: int = 4096,
+    device: str = "cpu",
+) -> Work:
+    """The terms of every stage of one block; itemsize in bytes, bits those of a packed weight."""
     # Scores and their sum over values, of half of the pairs: what comes later is masked.
     attention = 2.0 * tokens * window * block.hidden
-    hessians = sum(2.0 * tokens * inputs**2 for inputs, _ in block.groups)
+    ends = [inputs + sum(outputs) for inputs, outputs in block.groups]
+    unused = sum(block.groups[-1][1])  # outputs of the last layer, which the first pass leaves out
+    halves = [gram_elements(inputs) for inputs, _ in block.groups]
+    batches = -(-tokens // max(window, batch_tokens))
+    transposed = tokens * sum(inputs for inputs, _ in block.groups)
+    solved = [(inputs, rows) for inputs, outputs in block.groups for rows in outputs]
+    weights = float(block.weights)
     return {
-        "read": float(block.weights * itemsize),
-        "hessian": 2.0 * tokens * (block.weights - block.last) + attention + hessians,
-        "factor": sum(inputs**3 / 3 for inputs, _ in block.groups),
-        "sweep": float(sum(inputs**2 * sum(outputs) for inputs, outputs in block.groups)),
-        "forward": 2.0 * tokens * block.weights + attention,
-        "write": block.weights * bits / 8,
+        "read": {"disk": weights * itemsize, "attach": weights * itemsize},
+        "hessian": {
+            "product": 2.0 * tokens * (weights - block.last + sum(halves)),
+            "attention": attention,
+            "element": tokens * (sum(ends) - unused) + transposed + 2.0 * batches * sum(halves),
+        },
+        "factor": {
+            "factor": sum(root_operations(inputs, BLOCKS[device]) for inputs, _ in block.groups),
+            "weight": weights,
+        },
+        "sweep": {
+            "lookback": sum(lookback_operations(*layer) for layer in solved),
+            "panel": float(sum(-(-inputs // PANEL) for inputs, _ in solved)),
+        },
+        "forward": {
+            "product": 2.0 * tokens * weights,
+            "attention": attention,
+            "element": float(tokens * sum(ends)),
+        },
+        "write": {"packed": weights, "layer": float(len(solved)), "stored": weights * bits / 8},
     }
 
 
-def seconds(work_of_block: Mapping[str, float], rates: Mapping[str, float]) -> dict[str, float]:
-    """Seconds of each stage of one block; reading counts only beyond what it is hidden behind."""
-    found = {stage: work_of_block[stage] / rates[stage] for stage in STAGES}
-    busy = sum(found[stage] for stage in STAGES if stage != "read")
-    return {**found, "read": max(0.0, found["read"] - busy)}
+def gram_elements(inputs: int) -> int:
+    """Entries of a Hessian that are summed: strips of rows that begin at the diagonal."""
+    return sum((end - start) * (inputs - start) for start, end in strips(inputs))
+
+
+def root_operations(inputs: int, block: int) -> float:
+    """Operations of quant.hessian.blocked_root: n^3 / 3 for many block columns."""
+    total = 0.0
+    for end in range(inputs, 0, -block):
+        start = max(end - block, 0)
+        width = end - start
+        total += 2 * end * width * (inputs - end)  # what the finished columns take away
+        total += 2 * width**3 / 3  # the diagonal block's root and inverse
+        total += 2 * start * width**2  # what is above it, times the inverse
+    return total
+
+
+def lookback_operations(inputs: int, rows: int) -> float:
+    """Operations of the products of a sweep: rows n^2, n^2 128, and the triangles' inverses."""
+    total = 0.0
+    for start in range(0, inputs, PANEL):
+        width = min(PANEL, inputs - start)
+        total += 2 * width * start * (width + rows) + width**3 / 3
+    return total
+
+
+def seconds(work_of_block: Work, rates: Mapping[str, float]) -> dict[str, float]:
+    """Seconds of each stage of one block; the disk counts only beyond what it is hidden behind."""
+    found = {
+        stage: sum(amount / rates[term] for term, amount in terms.items() if term != "disk")
+        for stage, terms in work_of_block.items()
+    }
+    waited = work_of_block["read"]["disk"] / rates["disk"] - sum(found.values())
+    return {**found, "read": found["read"] + max(0.0, waited)}
 
 
 def activation_bytes(block: BlockShape, tokens: int, itemsize: int) -> int:

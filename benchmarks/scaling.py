@@ -4,7 +4,7 @@
   python -m benchmarks.scaling --predict          the predictions for large models; measures nothing
   python -m benchmarks.scaling --write FILE       as without, and write both into docs/scaling.md
 
-Checkpoints of 4, 8, 16 and 32 blocks are made of random weights and quantized, each in a fresh
+Checkpoints of 4, 16 and 32 blocks are made of random weights and quantized, each in a fresh
 process whose memory is limited (RLIMIT_DATA: private writable memory) to what the memory plan asks
 for: several times less than the largest checkpoint. Peak memory is the kernel's own high-water mark
 of the resident set (VmHWM, reset before the work), minus what the process held before it.
@@ -23,49 +23,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks import cost_model
-from benchmarks.cost_model import BlockShape
+from benchmarks import scaling_time
+from benchmarks.predictions import predictions
+from benchmarks.scaling_time import FIT, HELD_OUT, Case
 
 if TYPE_CHECKING:
     from quant.stream import QuantizationPlan
 
 WIDTH, TOKENS, WINDOW = 512, 2048, 256
-DEPTHS = (4, 8, 16, 32)
+DEPTHS = (4, 16, 32)
 # The limit counts what is allocated, not what is resident: holes between allocations too.
 SLACK = 32_000_000
-Stages = dict[str, float]
-# Rates of an NVIDIA H200 that predictions assume; operations or bytes a second. Measured there with
-# torch: bfloat16 products 769e12 to 798e12 (8192^3), copies 4.3e12 bytes read and written. Not
-# measured: float32 factorization and sweep, and the disk.
-H200 = {
-    "hessian": 600e12,
-    "forward": 600e12,
-    "factor": 20e12,
-    "sweep": 20e12,
-    "read": 5e9,
-    "write": 2e9,
-}
-H200_TEXT = {
-    "hessian, forward": "600 TFLOP/s: three quarters of the 769 to 798 TFLOP/s measured for a "
-    "bfloat16 product of 8192^3",
-    "factor, sweep": "20 TFLOP/s of float32: assumed, 30 % of the data sheet's 67; not measured",
-    "read": "5 GB/s from an NVMe disk: assumed",
-    "write": "2 GB/s to it: assumed",
-}
-
-
-@dataclass(frozen=True)
-class Case:
-    """A model and its calibration."""
-
-    width: int
-    blocks: int
-    tokens: int
-
-    @property
-    def shape(self) -> BlockShape:
-        w = self.width  # Llama's layers with an inner width of its own and a quarter of the k and v
-        return cost_model.llama("", w, w, w // 4, self.blocks, 512).block
 
 
 @dataclass(frozen=True)
@@ -89,7 +57,6 @@ def main() -> None:
     )
     parser.add_argument("--predict", action="store_true", help="print predictions only")
     parser.add_argument("--write", type=Path, metavar="FILE", help="put the tables into this page")
-    parser.add_argument("--width", type=int, default=WIDTH, help="width of the measured models")
     parser.add_argument("--child", nargs=2, metavar=("FOLDER", "CASE"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
@@ -99,7 +66,7 @@ def main() -> None:
     if options.predict:
         print(predictions())
         return
-    found = measurements(options.width)
+    found = measurements()
     print(found)
     if options.write:
         page = options.write.read_text(encoding="utf-8")
@@ -107,37 +74,40 @@ def main() -> None:
         options.write.write_text(replace_part(page, "predicted", predictions()), encoding="utf-8")
 
 
-def measurements(width: int) -> str:
-    """Run every case in a process of its own; tables of memory and of predicted seconds."""
-    begin = time.perf_counter()
-    growth = [Case(width, blocks, TOKENS) for blocks in DEPTHS]
-    others = [Case(width, 2, 2 * TOKENS), Case(width * 3 // 2, 2, TOKENS)]
-    results = {case: in_fresh_process(case) for case in (*growth, *others)}
-    rates = fitted_rates(growth[0], results[growth[0]])
+def measurements() -> str:
+    """Memory against depth, each depth in a process of its own; seconds against the cost model."""
     import torch
 
     from harness import environment
 
-    machine = environment.machine()
+    begin = time.perf_counter()
+    growth = {case: in_fresh_process(case) for case in map(depth, DEPTHS)}
+    spent = scaling_time.timed((*FIT, *HELD_OUT), make_checkpoint)
+    rates = scaling_time.fitted_rates({case: spent[case] for case in FIT})
     lines = [
-        f"{machine['cpu']}, {torch.get_num_threads()} threads, torch {torch.__version__}; "
-        f"width {width}, {TOKENS} tokens in windows of {WINDOW}, float32, GPTQ at 4 bits in groups "
-        f"of 128; {time.perf_counter() - begin:.0f} s in all.",
+        f"{environment.machine()['cpu']}, 1 thread, torch {torch.__version__}; float32, GPTQ at 4 "
+        f"bits in groups of 128; {time.perf_counter() - begin:.0f} s in all.",
         "",
-        *memory_table({case: results[case] for case in growth}),
+        f"Width {WIDTH}, {TOKENS} tokens in windows of {WINDOW}:",
         "",
-        "Seconds a block, predicted from the rates of the first line / measured:",
+        *memory_table(growth),
         "",
-        *seconds_table(results, rates),
+        "Rates of this machine, fitted:",
+        "",
+        *scaling_time.report(spent, rates),
     ]
     return "\n".join(lines)
+
+
+def depth(blocks: int) -> Case:
+    return Case(WIDTH, WIDTH, blocks, TOKENS, WINDOW)
 
 
 def memory_table(results: dict[Case, Measured]) -> list[str]:
     """Peak memory and its parts in MB; a line a depth."""
     rows = [
         "| blocks | weights | process before | limit above | planned | peak above | two blocks + "
-        "activations | solver and the rest | s a block |",
+        "activations | solver and the rest | wall s a block |",
         "|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for case, got in results.items():
@@ -150,81 +120,6 @@ def memory_table(results: dict[Case, Measured]) -> list[str]:
             f"{mb(above)} | {mb(streamed)} | {mb(above - streamed)} | {each:.2f} |"
         )
     return [*rows, "", "All in MB (10^6 bytes)."]
-
-
-def seconds_table(results: dict[Case, Measured], rates: dict[str, float]) -> list[str]:
-    """Predicted and measured seconds a block of every stage."""
-    stages = ("hessian", "solve", "forward", "write")
-    rows = [
-        "| width | blocks | tokens | " + " | ".join(stages) + " | all |",
-        "|---:|---:|---:|" + "---:|" * (len(stages) + 1),
-    ]
-    for case, got in results.items():
-        expected = predicted(case, rates)
-        actual = {stage: got.stages.get(stage, 0.0) / turns(case, stage) for stage in stages}
-        cells = [f"{expected[s]:.3f} / {actual[s]:.3f}" for s in stages]
-        cells.append(f"{sum(expected[s] for s in stages):.2f} / {sum(actual.values()):.2f}")
-        rows.append(f"| {case.width} | {case.blocks} | {case.tokens} | " + " | ".join(cells) + " |")
-    return rows
-
-
-def fitted_rates(case: Case, got: Measured) -> dict[str, float]:
-    """Effective rates of this machine, from one measured case; factor and sweep share one."""
-    done = cost_model.work(case.shape, case.tokens, WINDOW, 4, 4.25)
-    done["solve"] = done["factor"] + done["sweep"]
-    return {
-        stage: done[stage] * turns(case, stage) / got.stages[stage]
-        for stage in ("hessian", "solve", "forward", "write")
-    }
-
-
-def predicted(case: Case, rates: dict[str, float]) -> dict[str, float]:
-    """Seconds a block of every stage at these rates."""
-    done = cost_model.work(case.shape, case.tokens, WINDOW, 4, 4.25)
-    done["solve"] = done["factor"] + done["sweep"]
-    return {stage: done[stage] / rate for stage, rate in rates.items()}
-
-
-def turns(case: Case, stage: str) -> int:
-    """How often a stage ran: nothing comes after the last block that would need its outputs."""
-    return case.blocks - 1 if stage == "forward" else case.blocks
-
-
-def predictions() -> str:
-    """The table of predictions; nothing is measured."""
-    tokens, window, bits = 128 * 2048, 2048, 4.25
-    rows = [
-        "| model | blocks | GB (bfloat16) | activations GB | read | hessian | factor | sweep | "
-        "forward | write | s a block | minutes |",
-        "|---|" + "---:|" * 11,
-    ]
-    for model in (
-        cost_model.OPT_13B,
-        cost_model.OPT_175B,
-        cost_model.BLOOM_176B,
-        cost_model.LLAMA_405B,
-    ):
-        done = cost_model.work(model.block, tokens, window, 2, bits)
-        stages = cost_model.seconds(done, H200)
-        each = sum(stages.values())
-        size = 2 * (model.block.weights * model.blocks + model.outside) / 1e9
-        held = cost_model.activation_bytes(model.block, tokens, 2) / 1e9
-        cells = " | ".join(f"{stages[stage]:.2f}" for stage in cost_model.STAGES)
-        rows.append(
-            f"| {model.name} | {model.blocks} | {size:.0f} | {held:.1f} | {cells} | {each:.1f} | "
-            f"{each * model.blocks / 60:.1f} |"
-        )
-    rates = [f"- {stage}: {text}" for stage, text in H200_TEXT.items()]
-    return "\n".join(
-        [
-            "**Predictions, not measurements**: one H200, 128 windows of 2048 tokens, 4 bits in "
-            "groups of 128, seconds a block by stage (read: what work does not hide). Rates:",
-            "",
-            *rates,
-            "",
-            *rows,
-        ]
-    )
 
 
 def replace_part(page: str, name: str, content: str) -> str:
@@ -258,10 +153,10 @@ def make_checkpoint(folder: Path, case: Case) -> None:
 
     from quant.checkpoint.tensors import Entry, shard_names, write_index, write_shard
 
-    width, kv = case.width, case.width // 4
+    width, inner, kv = case.width, case.inner, case.width // 4
     config = LlamaConfig(
-        vocab_size=512, hidden_size=width, intermediate_size=width, num_hidden_layers=case.blocks,
-        num_attention_heads=8, num_key_value_heads=2, max_position_embeddings=WINDOW,
+        vocab_size=512, hidden_size=width, intermediate_size=inner, num_hidden_layers=case.blocks,
+        num_attention_heads=8, num_key_value_heads=2, max_position_embeddings=case.window,
     )  # fmt: skip
     config.architectures = ["LlamaForCausalLM"]
     config.save_pretrained(folder)
@@ -280,8 +175,8 @@ def make_checkpoint(folder: Path, case: Case) -> None:
         attention, mlp = (f"model.layers.{index}.{part}" for part in ("self_attn", "mlp"))
         sizes = {"q_proj": width, "k_proj": kv, "v_proj": kv, "o_proj": width}
         block = [entry(f"{attention}.{n}.weight", out, width) for n, out in sizes.items()]
-        names = ("gate_proj", "up_proj", "down_proj")
-        block += [entry(f"{mlp}.{name}.weight", width, width) for name in names]
+        block += [entry(f"{mlp}.{n}.weight", inner, width) for n in ("gate_proj", "up_proj")]
+        block.append(entry(f"{mlp}.down_proj.weight", width, inner))
         norms = ("input_layernorm", "post_attention_layernorm")
         block += [entry(f"model.layers.{index}.{name}.weight", width) for name in norms]
         shards.append(block)
@@ -307,10 +202,12 @@ def measure(folder: Path, case: Case) -> Measured:
     plan = QuantizationPlan("gptq", Scheme(4, 128), batch_tokens=1024)
     warm_up(folder / "warm", plan)
     shape = model_shape(build_causal_lm(folder / "model", torch.float32, {}, ""))
-    needed = plan_quantization(shape, plan, case.tokens, WINDOW, Limits(), "cpu").needed(IN_HOST)
+    needed = plan_quantization(shape, plan, case.tokens, case.window, Limits(), "cpu").needed(
+        IN_HOST
+    )
     limit = limit_memory(int(needed / USABLE) + SLACK)
     free = free_memory(torch.device("cpu"), folder)
-    memory = plan_quantization(shape, plan, case.tokens, WINDOW, free, "cpu")
+    memory = plan_quantization(shape, plan, case.tokens, case.window, free, "cpu")
     base = reset_high_water_mark()
     stages = quantize(folder, case, plan, memory.activations)
     stored = (folder / "model").glob("*.safetensors")
@@ -332,12 +229,14 @@ def warm_up(folder: Path, plan: QuantizationPlan) -> None:
 
     So a model too small to matter goes all the way first.
     """
-    case = Case(128, 2, 2 * WINDOW)
+    case = Case(128, 128, 2, 2 * WINDOW)
     make_checkpoint(folder / "model", case)
     quantize(folder, case, plan, "cpu")
 
 
-def quantize(folder: Path, case: Case, plan: QuantizationPlan, activations: str) -> Stages:
+def quantize(
+    folder: Path, case: Case, plan: QuantizationPlan, activations: str
+) -> dict[str, float]:
     """Quantize folder/model into folder/artifact; seconds by stage."""
     import torch
 
@@ -345,10 +244,7 @@ def quantize(folder: Path, case: Case, plan: QuantizationPlan, activations: str)
     from quant.checkpoint.source import CheckpointSource
     from quant.stream import Workplace
 
-    generator = torch.Generator().manual_seed(1)
-    windows = [
-        torch.randint(0, 512, (WINDOW,), generator=generator) for _ in range(case.tokens // WINDOW)
-    ]
+    windows = scaling_time.calibration(case)
     with CheckpointSource(folder / "model", torch.float32) as source:
         result = quantize_to(
             folder / "artifact", source, windows, plan, model_hash="benchmark",

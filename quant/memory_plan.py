@@ -17,15 +17,23 @@ from transformers import PreTrainedModel
 from quant.activations import PLACES
 from quant.blocks import find_blocks, linear_layers, weight_matrix
 from quant.errors import QuantizationError
+from quant.hessian import BLOCKS
 from quant.layers import QuantizationPlan
 from quant.memory_limits import Limits
+from quant.products import strips
+from quant.solvers.sweep import PANEL
 
 # Float32 matrices of [inputs, inputs] that live at once while one is factored, beside the sum
-# itself, LAPACK's own copies included. Measured: 10.0, with act-order 10.8.
-FACTOR_COPIES = 11
+# itself. Measured: 3.2, with act-order 4.0; kernel=reference, LAPACK's copies included, 5.0.
+FACTOR_COPIES = 5
+# Of those while its layers are solved: the root, and with kernel=reference its inverse being made.
+ROOT_COPIES = 3
 # Float32 matrices of [outputs, inputs] that live at once while a layer is solved and its error is
-# taken. Measured: 6.2 for GPTQ, 6.8 for RTN.
-SOLVER_COPIES = 7
+# taken. Measured: 4.5 for GPTQ, 4.4 for RTN.
+SOLVER_COPIES = 5
+# oneDNN compiles a kernel for every shape of a product and keeps the last 1024. Measured: 0.5 to
+# 0.8 MB each, flat from 1024 on.
+PRODUCT_BYTES, PRODUCTS_KEPT = 800_000, 1024
 # Of what is free; allocators round up and leave holes.
 USABLE = 0.95
 WORST, FREE = "at most at one time", "may be taken"
@@ -200,12 +208,16 @@ def _quantization_items(
     here = ON_DEVICE if on_gpu else IN_HOST
     yield from _weights(shape, on_gpu)
     weights = sum(map(math.prod, shape.layers))
-    largest = max(map(math.prod, shape.layers))
     packed = weights + weights * plan.scheme.bits // 8  # codes, one a byte, and packed for the file
     yield Item("quantized weights of a block", packed, IN_HOST, ("factor", "sweep"))
-    yield Item("the largest layer in the solver", SOLVER_COPIES * 4 * largest, here, ("sweep",))
+    roots = 0 if plan.method == "rtn" else ROOT_COPIES
+    solver = 4 * max(SOLVER_COPIES * m * n + roots * n * n for m, n in shape.layers)
+    yield Item("the largest layer in the solver", solver, here, ("sweep",))
     if plan.method == "rtn":
         return
+    if not on_gpu and plan.gptq.kernel != "reference":
+        compiled = min(_product_shapes(shape), PRODUCTS_KEPT)
+        yield Item("kernels that oneDNN compiles", compiled * PRODUCT_BYTES, IN_HOST)
     inputs = [inputs for _, inputs in shape.layers]
     at_once = max(window, plan.batch_tokens)
     # Layers with one input share a Hessian, which shows only when the model runs.
@@ -227,6 +239,16 @@ def _weights(shape: ModelShape, on_gpu: bool) -> Iterator[Item]:
     else:
         yield Item("weights of two blocks, one read ahead", 2 * shape.block_bytes, IN_HOST)
         yield Item("embeddings, norm and head", shape.outside_bytes, IN_HOST)
+
+
+def _product_shapes(shape: ModelShape) -> int:
+    """Shapes of the products of a block: its layers, and for each number of inputs the rest."""
+    count = 2 * len(set(shape.layers))  # a last batch may be smaller
+    for inputs in {inputs for _, inputs in shape.layers}:
+        heights = {outputs for outputs, n in shape.layers if n == inputs}
+        panels, columns = -(-inputs // PANEL) - 1, -(-inputs // BLOCKS["cpu"]) - 1
+        count += 2 * len(strips(inputs)) + panels * (1 + len(heights)) + 2 * columns
+    return count
 
 
 def _inside(shape: ModelShape, tokens: int) -> int:

@@ -91,7 +91,7 @@ def add_gram(total: Tensor, rows: Tensor) -> None:
         return
     # Contiguous along the tokens, both factors are dense whatever strip is cut.
     columns = rows.T.contiguous() if rows.device.type == "cpu" else rows.T
-    for start, end in _strips(inputs):
+    for start, end in strips(inputs):
         left, right = columns[start:end], columns[start:].T
         # The product is made apart: added to the large sum term by term, inside one addmm_, each
         # token rounds at the size of the sum (measured: 2 to 4 times the error).
@@ -103,13 +103,14 @@ def add_gram(total: Tensor, rows: Tensor) -> None:
 
 def mirror(total: Tensor) -> None:
     """Copy what is above the diagonal of total [n, n] below it, in place."""
-    for start, end in _strips(len(total)):
+    for start, end in strips(len(total)):
         total[end:, start:end] = total[start:end, end:].T
         square = total[start:end, start:end]  # not every library makes it symmetric to the bit
         square.copy_(square.triu() + square.triu(1).T)
 
 
-def _strips(inputs: int) -> list[tuple[int, int]]:
+def strips(inputs: int) -> list[tuple[int, int]]:
+    """First and last row + 1 of the strips of a Hessian of `inputs` rows."""
     size = max(-(-inputs // STRIPS), SMALLEST_STRIP)
     return [(start, min(start + size, inputs)) for start in range(0, inputs, size)]
 

@@ -21,6 +21,8 @@ from quant.memory_plan import (
     IN_HOST,
     ON_DEVICE,
     ON_DISK,
+    PRODUCT_BYTES,
+    PRODUCTS_KEPT,
     USABLE,
     MemoryPlanError,
     ModelShape,
@@ -31,6 +33,7 @@ from quant.memory_plan import (
     size,
 )
 from quant.scheme import Scheme
+from quant.solvers.gptq import GPTQOptions
 
 GPTQ = QuantizationPlan("gptq", Scheme(4, 128))
 OPT_175B = ModelShape(
@@ -103,6 +106,21 @@ def test_rounding_needs_neither_hessians_nor_activations() -> None:
     plan = plan_quantization(OPT_175B, rtn, 10**6, 2048, Limits(host=100 * GB))
     names = {item.name for item in plan.items if item.bytes}
     assert not any("Hessian" in name or "activations" in name for name in names)
+
+
+def test_kernels_that_products_compile_are_counted_where_they_are_compiled() -> None:
+    def compiled(shape: ModelShape, kernel: str = "cpu", **limits: int) -> int:
+        quantization = QuantizationPlan("gptq", Scheme(4, 128), GPTQOptions(kernel=kernel))
+        plan = plan_quantization(shape, quantization, 2048, 2048, Limits(**limits))
+        return sum(item.bytes for item in plan.items if item.name == "kernels that oneDNN compiles")
+
+    small = replace(OPT_175B, layers=((512, 512), (128, 512)))
+    # Two layers and four strips, each with a full and a rest batch; at three look-backs one product
+    # with the triangle and one for each height; one block column behind another.
+    assert compiled(small) == (2 * (2 + 4) + 3 * (1 + 2) + 2 * 1) * PRODUCT_BYTES
+    assert compiled(OPT_175B) == PRODUCTS_KEPT * PRODUCT_BYTES
+    assert compiled(small, "reference") == 0
+    assert compiled(small, device=10**13, host=10**13) == 0
 
 
 def test_whether_a_model_fits_whole() -> None:

@@ -101,7 +101,7 @@ def test_half_of_a_gram_matrix_and_its_mirror(inputs, tokens, dtype):
 
 def test_strips_cover_the_half_above_the_diagonal():
     for inputs in (1, 128, 129, 1000, 12288):
-        strips = products._strips(inputs)
+        strips = products.strips(inputs)
         assert [start for start, _ in strips[1:]] == [end for _, end in strips[:-1]]
         assert (strips[0][0], strips[-1][1]) == (0, inputs)
     area = sum((end - start) * (12288 - start) for start, end in strips)

@@ -15,7 +15,7 @@ from harness.errors import ConfigError
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{self.prog}: {message}; `{self.prog} --help` shows how it is used.")
+        raise ConfigError(f"{message}; `{self.prog} --help` shows how it is used.")
 
 
 def inspect_parser() -> argparse.ArgumentParser:

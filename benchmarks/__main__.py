@@ -3,6 +3,9 @@
   python -m benchmarks            everything
   python -m benchmarks solve pack only these
 
+Others are commands of their own (--help says what they take): python -m benchmarks.decode,
+benchmarks.scaling, benchmarks.gpu_solver; kernels: python -m cuda_ext.bench.
+
 Times belong to this machine and this moment: compare lines of one run.
 """
 
@@ -107,7 +110,9 @@ BENCHMARKS = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+        prog="python -m benchmarks",
+        description=__doc__,
+        formatter_class=argparse.RawTextHelpFormatter,
     )
     known = ", ".join(BENCHMARKS)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"some of {known}")
@@ -115,6 +120,9 @@ def main() -> None:
     for name in names:
         if name not in BENCHMARKS:
             parser.error(f"{name} is not a benchmark: choose from {known}.")
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()  # of files being read: it would run through the figures
     machine = environment.machine()
     print(f"{machine['cpu']}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     for name in names:

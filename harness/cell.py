@@ -28,9 +28,9 @@ from harness.provenance import failed_record, make_record, now
 from harness.record import Failure, LayerReport, Record
 from harness.store import KEY_DIGITS, artifact_digest, disk_errors
 from harness.streaming import (
+    STREAMING,
     StreamedModel,
     measured_shape,
-    open_measured,
     open_source,
     quantization_memory,
     refuse_whole_model,
@@ -47,7 +47,6 @@ SUITES = {
     "latency": "harness.suites.latency",
     "kernels": "harness.suites.kernels",
 }
-STREAMING = ("perplexity",)  # suites that can measure a model that is never whole in memory
 
 
 def run_cell(plan: CellPlan, listen: Listener, skip: frozenset[str] = frozenset()) -> None:
@@ -200,11 +199,10 @@ def _measure(plan: CellPlan, stage: str, subject: Subject, progress: Any) -> dic
         return _run_suite(plan, stage, subject, progress, subject.model(), None)
     if stage not in STREAMING:
         raise refuse_whole_model(stage, plan.config, subject.packed)
-    subject.check()
     shape, _ = measured_shape(plan.config, subject.packed)
     assert plan.keys is not None
     scratch = plan.store.root / "scratch" / f"{stage}-{plan.keys.stages[stage][:KEY_DIGITS]}"
-    with open_measured(plan.config, subject.packed) as source:
+    with subject.open() as source:
         streamed = StreamedModel(source, shape, plan.config, scratch)
         figures = _run_suite(plan, stage, subject, progress, source.model, streamed)
     activations = streamed.activations or "none"

@@ -8,14 +8,30 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from harness.errors import ConfigError
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; `{self.prog} --help` shows how it is used.")
+
+
+def inspect_parser() -> argparse.ArgumentParser:
+    """The arguments of `bitsweep inspect`; wrong ones are a ConfigError."""
+    parser = _Parser(
+        prog="bitsweep inspect",
+        description="Show what a quantized checkpoint holds, whoever made it: format, producer, "
+        "scheme and zero-points. Every tensor is read and checked.",
+    )
+    parser.add_argument("folder", type=Path, help="the folder of a quantized model")
+    return parser
+
+
 def export_parser() -> argparse.ArgumentParser:
-    """The arguments of `bitsweep export`."""
-    parser = argparse.ArgumentParser(
+    """The arguments of `bitsweep export`; wrong ones are a ConfigError."""
+    parser = _Parser(
         prog="bitsweep export",
         description="Write a quantized model again in a format that other tools load: the same "
         "codes, scales and zero-points. docs/checkpoints.md says which format holds what.",

@@ -114,14 +114,18 @@ def load_dequantized(config: CellConfig) -> Any:
     return model
 
 
-def bits_per_weight(model: Any) -> float:
-    """Stored bits per quantized weight of a loaded model, scales and zero-points included."""
+def packed_shapes(model: Any) -> list[tuple[int, int]]:
+    """(outputs, inputs) of every packed layer of a model."""
     from quant import QuantLinear
 
     layers = [module for module in model.modules() if isinstance(module, QuantLinear)]
-    stored = sum(each.scheme.bits_per_weight(each.in_features) * _count(each) for each in layers)
-    return stored / sum(_count(each) for each in layers)
+    return [(layer.out_features, layer.in_features) for layer in layers]
 
 
-def _count(layer: Any) -> int:
-    return layer.in_features * layer.out_features
+def bits_per_weight(scheme: Scheme, shapes: Iterable[tuple[int, int]]) -> float:
+    """Stored bits per quantized weight of layers [outputs, inputs], scales and zeros included."""
+    weights = stored = 0.0
+    for outputs, inputs in shapes:
+        weights += outputs * inputs
+        stored += outputs * inputs * scheme.bits_per_weight(inputs)
+    return stored / weights

@@ -184,11 +184,9 @@ def _export(arguments: Sequence[str]) -> int:
 
 
 def _inspect(arguments: Sequence[str]) -> int:
-    if len(arguments) != 1 or arguments[0].startswith("-"):
-        raise ConfigError("bitsweep inspect takes one argument, the folder of a quantized model.")
-    from harness.checkpoint_verbs import inspect
+    from harness.checkpoint_verbs import inspect, inspect_parser
 
-    inspect(Path(arguments[0]))
+    inspect(inspect_parser().parse_args(arguments).folder)
     return OK
 
 

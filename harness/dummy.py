@@ -65,20 +65,6 @@ def load(config: CellConfig, *, packed: bool) -> Any:
     )
 
 
-def bits_per_weight(config: CellConfig, model: Any) -> float | None:
-    """Stored bits a packed weight, scales and zero-points included; None in full precision."""
-    from harness.validation import make_scheme
-    from quant.linear import QuantLinear
-
-    scheme = make_scheme(config.scheme)
-    layers = [module for module in model.modules() if isinstance(module, QuantLinear)]
-    if scheme is None or not layers:
-        return None
-    weights = [layer.in_features * layer.out_features for layer in layers]
-    bits = [scheme.bits_per_weight(layer.in_features) for layer in layers]
-    return sum(b * w for b, w in zip(bits, weights, strict=True)) / sum(weights)
-
-
 def _beside(config: CellConfig, shape: Any, itemsize: int) -> int:
     """Bytes that measuring needs besides the weights: keys and values, and workspaces."""
     workspace = WORKSPACE["cuda" if config.runtime.device.startswith("cuda") else "cpu"]

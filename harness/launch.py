@@ -160,7 +160,7 @@ def _status(outcome: Outcome) -> int:
 def _summary(outcome: Outcome, diary: Path, screen: Console) -> None:
     """What happened, and what to do next when not all of it was good."""
     lines = [
-        f"{outcome.finished} stages run, {outcome.cached} found finished, "
+        f"{_stages(outcome.finished)} run, {outcome.cached} found finished, "
         f"{len(outcome.failures)} failed"
     ]
     for name, each in outcome.failures:
@@ -190,7 +190,11 @@ def _counts(plans: Sequence[CellPlan]) -> str:
     stages = sum(len(plan.stages) for plan in plans)
     todo = sum(len(plan.todo) for plan in plans)
     cells = f"{len(plans)} cell{'s' * (len(plans) != 1)}"
-    return f"{cells}, {stages} stages: {todo} to run, {stages - todo} done"
+    return f"{cells}, {_stages(stages)}: {todo} to run, {stages - todo} done"
+
+
+def _stages(count: int) -> str:
+    return "1 stage" if count == 1 else f"{count} stages"
 
 
 def _console(stderr: bool = False) -> Console:

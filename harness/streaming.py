@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from quant.source import BlockSource
 
 ALWAYS, NEVER, AUTO = "always", "never", "auto"
+STREAMING = ("perplexity",)  # suites that can measure a model that is never whole in memory
 
 
 def open_source(config: CellConfig) -> CheckpointSource:
@@ -124,14 +125,12 @@ def streams(config: CellConfig, artifact: Path | None) -> bool:
     return not fits_whole(shape, window, batch, free_memory(torch.device(config.runtime.device)))
 
 
-def open_measured(config: CellConfig, artifact: Path | None) -> CheckpointSource | ArtifactSource:
-    """The model that suites measure: the artifact's packed weights, or full precision."""
+def open_packed(config: CellConfig, artifact: Path) -> ArtifactSource:
+    """The packed weights that suites measure, as a source of blocks; ArtifactError."""
     import torch
 
     from quant.checkpoint.source import ArtifactSource
 
-    if artifact is None:
-        return open_source(config)
     return ArtifactSource(
         artifact,
         kernel=config.runtime.kernel,
@@ -156,15 +155,11 @@ def refuse_whole_model(stage: str, config: CellConfig, artifact: Path | None) ->
     from quant.memory_plan import size
 
     shape, _ = measured_shape(config, artifact)
-    why = (
-        f"takes {size(shape.whole_bytes)}, more than there is on {config.runtime.device}"
-        if config.runtime.stream == AUTO
-        else "is streamed because of runtime.stream=always"
-    )
     return ModelError(
-        f"suite {stage} needs the whole model in memory, but model={config.model.name} {why}: "
-        "measure only suite=[perplexity], which streams, use a larger device, or "
-        "runtime.stream=never to try all the same."
+        f"suite {stage} needs the whole model in memory, but model={config.model.name} takes "
+        f"{size(shape.whole_bytes)}, more than there is on {config.runtime.device}: measure only "
+        "suite=[perplexity], which streams, use a larger device, or runtime.stream=never to try "
+        "all the same."
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -13,6 +13,7 @@ from harness.checkpoints import (
     find_checkpoint,
     load_checkpoint,
     load_dequantized,
+    packed_shapes,
 )
 from harness.errors import StoreError
 from harness.keys import QUANTIZATION, kernel_of
@@ -20,7 +21,11 @@ from harness.models import load_model, load_tokenizer, model_folder
 from harness.plan import CellPlan
 from harness.record import Record
 from harness.store import artifact_digest
-from harness.streaming import streams
+from harness.streaming import open_packed, open_source, streams
+from harness.validation import make_scheme
+
+if TYPE_CHECKING:
+    from quant.checkpoint.source import ArtifactSource, CheckpointSource
 
 
 class Subject:
@@ -34,7 +39,8 @@ class Subject:
         self.inputs: dict[str, str] = {}
         self.bits_per_weight: float | None = None
         self.kernel = kernel_of(plan.config)
-        self.loaded = find_checkpoint(plan.config.model) is not None
+        self._checkpoint = find_checkpoint(plan.config.model)
+        self.loaded = self._checkpoint is not None
         self.quantized = self.loaded or plan.config.method.name != "none"
         # The packed weights that are measured, made here or elsewhere; None: full precision, dummy.
         self.packed = model_folder(plan.config.model) if self.loaded else plan.artifact
@@ -54,6 +60,17 @@ class Subject:
                 and streams(self._plan.config, self.packed)
             )
         return self._streams
+
+    def open(self) -> CheckpointSource | ArtifactSource:
+        """The model under test as a source of blocks, a context manager."""
+        self.check()
+        if self.packed is None:
+            return open_source(self._plan.config)
+        source = open_packed(self._plan.config, self.packed)
+        if self._checkpoint is not None:
+            shapes = source.layer_shapes().values()
+            self.bits_per_weight = bits_per_weight(self._checkpoint.scheme, shapes)
+        return source
 
     def tokenizer(self) -> Any:
         """The tokenizer, None for a dummy."""
@@ -84,16 +101,17 @@ class Subject:
 
     def _load(self) -> Any:
         config = self._plan.config
-        if self.loaded:
+        if self._checkpoint is not None:
             model = load_checkpoint(config, config.runtime.kernel)
-            self.bits_per_weight = bits_per_weight(model)
+            self.bits_per_weight = bits_per_weight(self._checkpoint.scheme, packed_shapes(model))
             return model
         if self._plan.artifact is not None:
             return self._quantized(config.runtime.kernel)
         if config.method.name != dummy.RANDOM:
             return self.plain()
-        model = dummy.load(config, packed=True)
-        self.bits_per_weight = dummy.bits_per_weight(config, model)
+        model, scheme = dummy.load(config, packed=True), make_scheme(config.scheme)
+        assert scheme is not None  # method=random with w16 is refused
+        self.bits_per_weight = bits_per_weight(scheme, packed_shapes(model))
         return model
 
     def check(self) -> None:

@@ -16,6 +16,7 @@ from harness.checkpoints import find_checkpoint
 from harness.config import CellConfig, KernelsConfig, MethodConfig, ModelConfig, SchemeConfig
 from harness.errors import ConfigError
 from harness.models import model_folder
+from harness.streaming import ALWAYS, STREAMING
 from harness.suites import zeroshot_tasks
 from quant.scheme import Scheme, SchemeError
 
@@ -284,6 +285,12 @@ def _runtime(config: CellConfig) -> None:
     if runtime.activations == "cuda" and not runtime.device.startswith("cuda"):
         raise ConfigError(
             f"runtime.activations=cuda, but runtime.device={runtime.device}: use cpu, disk or auto."
+        )
+    whole = [name for name in selected_suites(config) if name not in STREAMING]
+    if runtime.stream == ALWAYS and whole:
+        raise ConfigError(
+            f"runtime.stream=always, but suite {whole[0]} needs the whole model in memory: measure "
+            f"suite=[{','.join(STREAMING)}] alone, or leave runtime.stream=auto."
         )
     if runtime.kernel not in ("auto", "reference"):
         from cuda_ext.ops import KernelUnavailable, resolve_kernel

@@ -11,8 +11,8 @@ SUITE = "kernels"
 COLUMNS = (
     Column("scheme", "scheme", numeric=False),
     Column("shape", "inputs → outputs", numeric=False),
-    Column("layers", "layers"),
-    Column("batch", "batch"),
+    Column("layers", "layers", on_screen=False),
+    Column("batch", "batch", names_row=True),
     Column("full_ms", "full prec.", "ms"),
     Column("packed_ms", "packed", "ms"),
     Column("packed_gb_per_s", "packed", "GB/s"),

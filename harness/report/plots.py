@@ -217,6 +217,7 @@ def latency_figure(rows: list[Row]) -> Figure:
     panel.set_yticks(range(len(timed)))
     panel.set_yticklabels([f"{row.label}  {row.scheme_label}" for row, *_ in reversed(timed)])
     panel.set_xlim(left=0)
+    panel.set_ylim(-0.6, len(timed) - 0.4)  # no marker cut by the axis
     panel.grid(visible=False, axis="y")
     panel.set_xlabel("decode, ms per token at batch 1 (median, p10 to p90)")
     panel.set_title(rows[0].model, fontweight="bold")

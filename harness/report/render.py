@@ -94,8 +94,9 @@ def _header_lines(column: Column) -> list[str]:
 def _fit(table: Table, width: int) -> list[list[int]]:
     """Indices of the columns of each panel: the names, and as many figures as fit."""
     widths = [_width(table, index) + 2 for index in range(len(table.columns))]
-    names = [i for i, column in enumerate(table.columns) if not column.numeric]
-    figures = [i for i, column in enumerate(table.columns) if column.numeric and column.on_screen]
+    shown = [(i, column) for i, column in enumerate(table.columns) if column.on_screen]
+    names = [i for i, column in shown if column.names_row or not column.numeric]
+    figures = [i for i, column in shown if i not in names]
     room = width - sum(widths[i] for i in names)
     panels: list[list[int]] = [[]]
     used = 0

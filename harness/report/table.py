@@ -16,6 +16,7 @@ class Column:
     header: str
     detail: str = ""
     numeric: bool = True
+    names_row: bool = False  # says which row it is, as text does: in every panel of a wide table
     on_screen: bool = True  # what follows from other columns is left to the files
 
 

@@ -25,6 +25,7 @@ from quant.checkpoint.loader import (
 )
 from quant.checkpoint.skeleton import build_causal_lm, build_skeleton
 from quant.checkpoint.tensors import TensorReader
+from quant.checkpoint.writer import layer_shape
 from quant.errors import ArtifactError
 from quant.source import Weights
 
@@ -273,6 +274,10 @@ class ArtifactSource(SkeletonSource):
                 parent, _, child = layer.rpartition(".")
                 setattr(self.model.get_submodule(parent), child, self._linears.pop(layer))
         super().release(index)
+
+    def layer_shapes(self) -> dict[str, tuple[int, int]]:
+        """(outputs, inputs) of every quantized layer, by its name."""
+        return {name: layer_shape(self.model.get_submodule(name), name) for name in self._layers}
 
     def _layers_of(self, index: int) -> list[str]:
         return [n for n in self._layers if n.startswith(f"{self.blocks.block_name(index)}.")]

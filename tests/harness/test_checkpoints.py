@@ -72,6 +72,51 @@ def test_a_checkpoint_measures_as_the_cell_that_made_it(
     assert set(map(str, figures.values())) == {str([(m.name, m.value) for m in made.metrics])}
 
 
+@pytest.mark.parametrize("format", ["gptq-v1", "gptq-v2", "compressed-tensors"])
+def test_a_streamed_checkpoint_measures_as_the_whole_one(
+    tiny_cell: Make, checkpoints: dict[str, Path], tmp_path: Path, format: str
+) -> None:
+    found = []
+    for stream in ("never", "always"):
+        record = measure(
+            loaded_cell(
+                tiny_cell, checkpoints[format], f"runtime.stream={stream}",
+                f"paths.results={tmp_path / stream}",
+            )
+        )  # fmt: skip
+        assert ("streamed" in record.environment) == (stream == "always")
+        found.append((record.key, record.metrics, record.cell))
+    assert found[0] == found[1]
+    assert found[1][2].bits_per_weight is not None
+
+
+def test_a_streamed_checkpoint_of_ragged_shapes_counts_every_layer(
+    tiny_model: Path, tiny_cell: Make, tmp_path: Path
+) -> None:
+    """Per row, wide layers store fewer bits a weight than narrow ones: 32 and 64 inputs here."""
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    weights = quantize_model(model, [], QuantizationPlan(method="rtn", scheme=Scheme(4))).weights
+    folder = quant.save(tmp_path / "rows", model, weights, method={}, tokenizer=tiny_model)
+    record = measure(loaded_cell(tiny_cell, folder, "runtime.stream=always"))
+    # A block: four layers of 32 x 32, fc1 64 x 32, fc2 32 x 64; a row takes 16 + 4 bits beside.
+    codes, rows = 4 * (4 * 32 * 32 + 2 * 64 * 32), 20 * (4 * 32 + 64 + 32)
+    assert record.cell.bits_per_weight == pytest.approx((codes + rows) / (codes / 4))
+
+
+def test_divergence_of_a_checkpoint_is_that_of_its_kernel_alone(
+    tiny_cell: Make, checkpoints: dict[str, Path], stories_file: Path
+) -> None:
+    """No original is at hand, so nothing is said about the distance from it."""
+    config = loaded_cell(
+        tiny_cell, checkpoints["gptq-v1"], "suite=[perplexity_documents,latency,divergence]",
+        "suite.divergence.protocols=[documents]", "suite.divergence.max_windows=2",
+        f"suite.divergence.paths.documents={stories_file}",
+    )  # fmt: skip
+    record = measure(config, "divergence")
+    names = {metric.name for metric in record.metrics}
+    assert names == {"kernel_kl", "kernel_kl_max", "kernel_top1_agreement", "kl_floor"}
+
+
 def test_the_record_names_format_and_producer(
     tiny_cell: Make, checkpoints: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -235,7 +280,8 @@ def test_inspect_says_what_is_doubtful(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["inspect"], "takes one argument"),
+        (["inspect"], "arguments are required: folder; `bitsweep inspect --help` shows"),
+        (["export", "/nowhere"], "arguments are required: out, --format; `bitsweep export --help`"),
         (["inspect", "/nowhere"], "is not a folder"),
         (["export", "/nowhere", "/tmp/out", "--format", "gptq-v1"], "is not a folder"),
         (["export", "/nowhere", "/tmp/out", "--format", "gguf"], "'gguf' is unknown; choose one"),

@@ -68,8 +68,17 @@ def test_streamed_perplexity_is_that_of_the_whole_model(
     assert found[0] == found[1], "bit for bit, and under the same key"
 
 
-def test_suites_that_need_the_whole_model_say_so(tiny_cell: Make) -> None:
-    events, records = run(tiny_cell("runtime.stream=always"))
+def test_suites_that_need_the_whole_model_are_refused_first(tiny_cell: Make) -> None:
+    with pytest.raises(ConfigError, match=r"stream=always, but suite latency needs the whole"):
+        validate(tiny_cell("runtime.stream=always"))
+    validate(tiny_cell("runtime.stream=always", latency=False))
+
+
+def test_suites_that_need_a_model_too_large_say_so(
+    tiny_cell: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("quant.memory_plan.fits_whole", lambda *_: False)
+    events, records = run(tiny_cell())
     failures = {event.stage: event.message for event in events if isinstance(event, Failed)}
     assert list(failures) == ["latency"]
     assert "suite latency needs the whole model in memory" in failures["latency"]

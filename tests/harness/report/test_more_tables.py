@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from harness.record import Failure
 from harness.report import from_records, summary_tables
@@ -17,7 +18,7 @@ from harness.report.published import (
     published_file,
     published_latencies,
 )
-from harness.report.render import to_csv, to_markdown
+from harness.report.render import to_csv, to_markdown, to_rich
 from harness.report.table import Table, small
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "report"
@@ -75,6 +76,16 @@ def test_products_of_one_scheme_stand_once_whatever_the_method(records) -> None:
     lines = [(row[0].text, row[1].text, row[3].text) for row in table.rows]
     assert len(lines) == len(set(lines)) == 8
     assert [row[2].text for row in table.rows if row[3].text == "1"] == ["128", "64"] * 2
+
+
+def test_every_panel_of_a_narrow_screen_says_which_product_a_row_is(records) -> None:
+    table = tables_of(records)["kernels"]
+    console = Console(width=60)
+    with console.capture() as capture:
+        console.print(to_rich(table, width=60))
+    heads = [line for line in capture.get().splitlines() if "inputs → outputs" in line]
+    assert len(heads) > 1
+    assert all("batch" in head for head in heads)
 
 
 def test_published_files_name_their_sources() -> None:

@@ -58,7 +58,7 @@ cudaError_t linear(const Product& product, cudaStream_t stream) {
   p.bias = product.bias;
   p.bias_storage = product.bias_storage;
   p.partials = static_cast<float*>(product.workspace);
-  p.inputs = static_cast<int>(weight.inputs);
+  p.inputs = static_cast<uint32_t>(weight.inputs);
   p.blocks = static_cast<int>(weight.blocks);
   p.units = static_cast<int>(weight.units);
   p.groups = static_cast<int>(weight.groups);

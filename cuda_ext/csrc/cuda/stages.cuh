@@ -15,7 +15,8 @@ struct LinearArguments {
   Weight weight;
   Plan plan;
   // Of the weight, in 32 bits: plan_linear has seen that they fit.
-  int inputs, blocks, units, groups, last_tile;
+  uint32_t inputs;
+  int blocks, units, groups, last_tile;
   int scale_pieces;      // 16 bytes each, of the eight scales of a tile and group: log2 of 1 or 2
   uint32_t group_magic;  // ceil(2^31 / group_blocks); 0 when the row is one group
   const uint16_t* x;
@@ -120,8 +121,8 @@ __device__ __forceinline__ void fetch_words(
 #pragma unroll
     for (int j = 0; j < kWarpTiles; j++) {
       const uint32_t tile = min(at.tile + j, p.last_tile);
-      copy_once(
-          place.words + slot + j * 512, tiles + (tile * p.units + unit) * 32u + place.lane, policy);
+      const uint32_t from = (tile * p.units + unit) * 32u + place.lane;
+      copy_once(place.words + slot + j * 512, tiles + from, policy);
     }
   }
   close_copies();
@@ -162,16 +163,16 @@ __device__ __forceinline__ uint4 gather_x(const uint16_t* from, int left) {
 template <class C>
 __device__ __forceinline__ void fetch_x(
     const LinearArguments& p, const Place& place, const Step& at, uint32_t slot) {
-  constexpr int pieces = 4 * C::kBlocks;
-  const int threads = p.plan.row_warps * 32;  // a power of two
-  const int k0 = at.part * C::kBlocks * kBlock;
+  constexpr uint32_t pieces = 4 * C::kBlocks;
+  const uint32_t threads = p.plan.row_warps * 32, count = p.plan.batch * pieces;
+  const uint32_t k0 = at.part * C::kBlocks * kBlock;
 #pragma unroll 1
-  for (int i = place.thread & (threads - 1); i < p.plan.batch * pieces; i += threads) {
-    const int token = i / pieces, piece = i % pieces, k = k0 + piece * 8, left = p.inputs - k;
-    const uint16_t* from = p.x + static_cast<uint32_t>(token * p.inputs + k);
+  for (uint32_t i = place.thread & (threads - 1); i < count; i += threads) {
+    const uint32_t token = i / pieces, piece = i % pieces, k = k0 + piece * 8;
+    const uint16_t* from = p.x + (token * p.inputs + k);
     const Shared to = place.x + slot + token * C::kStride + piece * 16;
-    if (p.x_aligned) copy_16(to, from, left > 0 ? 16 : 0);
-    else store_16(to, gather_x(from, left));
+    if (p.x_aligned) copy_16(to, from, k < p.inputs ? 16 : 0);
+    else store_16(to, gather_x(from, static_cast<int>(p.inputs - k)));
   }
 }
 

@@ -33,7 +33,7 @@ bench: $(STAMP)  ## timings (never run as tests)
 	$(BIN)/python -m benchmarks
 
 keep-bench: $(STAMP) ## run the benchmarks that docs quote and keep what they print
-	$(BIN)/python tools/benchmarks.py
+	$(BIN)/python tools/keep_benchmarks.py
 
 gpu-test: $(STAMP) ## the tests that need a GPU
 	$(BIN)/python -m pytest -m gpu tests/cuda_ext tests/quant

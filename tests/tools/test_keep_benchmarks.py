@@ -1,4 +1,4 @@
-"""What tools/benchmarks.py keeps: output under the command, the machine and the commit."""
+"""What tools/keep_benchmarks.py keeps: output under the command, the machine and the commit."""
 
 import subprocess
 import sys
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tools import benchmarks
+from tools import keep_benchmarks as benchmarks
 
 pytestmark = pytest.mark.skipif(
     not (benchmarks.REPOSITORY / ".git").exists(), reason="tools run from a checkout"
@@ -38,7 +38,7 @@ def test_a_failed_benchmark_keeps_nothing(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_an_unknown_name_is_an_error_of_use() -> None:
     done = subprocess.run(
-        [sys.executable, "tools/benchmarks.py", "nothing"],
+        [sys.executable, "tools/keep_benchmarks.py", "nothing"],
         cwd=benchmarks.REPOSITORY,
         capture_output=True,
         text=True,

@@ -1,7 +1,7 @@
 """Keep what benchmarks print, with command and machine, in results/reference/benchmarks.
 
-  python tools/keep_benchmarks.py              all of them (several minutes; leave the machine alone)
-  python tools/keep_benchmarks.py solver start some of them
+  python tools/keep_benchmarks.py             all of them, for minutes on an idle machine
+  python tools/keep_benchmarks.py solver start  some of them
 
 Timings belong to the machine that a file names; ratios within one file were measured in turn.
 """

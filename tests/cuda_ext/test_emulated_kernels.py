@@ -21,7 +21,7 @@ WIDTHS = ("2", "3", "4", "8", "ternary")
 DTYPES = (torch.float16, torch.bfloat16)
 BATCHES = (1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64)
 # A machine so small that thread blocks run through many row blocks, or share each.
-SMALL = Device(3, 227 << 10, 228 << 10, 9)
+SMALL = Device(3, 227 << 10, 228 << 10)
 # (inputs, outputs, group): whole and unfinished chunks, blocks, tiles and groups.
 SHAPES = [
     pytest.param(544, 24, 32, id="544x24g32"),
@@ -71,7 +71,7 @@ def test_shapes(
     emulated.use_device(H200)
     layer = layer_of(width, inputs, outputs, group)
     held = Packed(layer)
-    for batch in (1, 6, 17):
+    for batch in (1, 17):
         x = random_x(batch, inputs, dtype)
         check_error(layer, held.linear(x), x)
     # One-hot rows pick out inputs: products with 0 and sums of 0 are exact, so this is the weight.
@@ -144,7 +144,7 @@ def test_devices_cut_the_work_differently(width: str, device: Device) -> None:
 @pytest.mark.parametrize("batch", [1, 4, 12])
 def test_partial_sums_cover_every_way_to_share_steps(batch: int, multiprocessors: int) -> None:
     """Thread blocks that begin and end inside row blocks, have whole ones, or a part of one."""
-    emulated.use_device(Device(multiprocessors, 99 << 10, 100 << 10, 8))
+    emulated.use_device(Device(multiprocessors, 99 << 10, 100 << 10))
     layer = layer_of("4", 12288, 96, 128)
     held = Packed(layer)
     plan = held.plan(batch)
@@ -158,7 +158,7 @@ def test_split_and_whole_plans_are_both_met() -> None:
     layer = Packed(layer_of("4", 12288, 96, 128))
     found = set()
     for multiprocessors in (1, 3, 132):
-        emulated.use_device(Device(multiprocessors, 227 << 10, 228 << 10, 9))
+        emulated.use_device(Device(multiprocessors, 227 << 10, 228 << 10))
         for batch in (1, 16):
             plan = layer.plan(batch)
             found.add((bool(plan.split), plan.blocks > plan.row_blocks))
@@ -174,7 +174,7 @@ def test_no_result_depends_on_the_order_of_threads(width: str) -> None:
         emulated.use_device(device)
         first = Packed(layer).linear(x)
         check_error(layer, first, x)
-        for order in (1, 2, 3):
+        for order in (1, 2):
             emulated.use_device(device, order)
             assert torch.equal(Packed(layer).linear(x), first)
 

@@ -33,17 +33,16 @@ STORAGE = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 
 @dataclass(frozen=True)
 class Device:
-    """Multiprocessors, bytes of shared memory a block and in all, major compute capability."""
+    """Multiprocessors, and bytes of shared memory that a block may have and that there are."""
 
     multiprocessors: int
     block_shared: int
     shared: int
-    major: int
 
 
-H200 = Device(132, 227 << 10, 228 << 10, 9)
-A100 = Device(108, 163 << 10, 164 << 10, 8)
-A10 = Device(72, 99 << 10, 100 << 10, 8)
+H200 = Device(132, 227 << 10, 228 << 10)
+A100 = Device(108, 163 << 10, 164 << 10)
+A10 = Device(72, 99 << 10, 100 << 10)
 
 
 class EmulatedError(RuntimeError):
@@ -164,8 +163,7 @@ def _compile(sources: list[Path], scratch: Path, made: Path) -> None:
 def use_device(device: Device, order: int = 0) -> None:
     """The device of the next launches; threads run forwards (0), backwards (1) or shuffled."""
     library().use_device(
-        device.multiprocessors, device.block_shared, device.shared, device.major,
-        ctypes.c_uint64(order),
+        device.multiprocessors, device.block_shared, device.shared, ctypes.c_uint64(order),
     )  # fmt: skip
 
 

@@ -32,6 +32,22 @@ bool aligned(const void* pointer, uintptr_t bytes) {
   return reinterpret_cast<uintptr_t>(pointer) % bytes == 0;
 }
 
+// Whether the code of add_partials that runs here waits for the kernel before it. Code for older
+// architectures does not, also where the driver compiles it for a newer one.
+template <class T>
+bool waits_itself() {
+  cudaFuncAttributes attributes;
+  const auto kernel = reinterpret_cast<const void*>(&add_partials<T>);
+  return cudaFuncGetAttributes(&attributes, kernel) == cudaSuccess && attributes.ptxVersion >= 90;
+}
+
+template <class T>
+cudaError_t add_up(const LinearArguments& p, cudaStream_t stream) {
+  const int64_t sums = int64_t{p.plan.row_blocks} * p.plan.rows * p.plan.batch;
+  const int64_t blocks = (sums + kSumThreads - 1) / kSumThreads;
+  return launch(&add_partials<T>, blocks, kSumThreads, 0, stream, p, waits_itself<T>());
+}
+
 cudaError_t multiply_pass(const LinearArguments& p, Storage storage, cudaStream_t stream) {
   if (p.weight.zeros == nullptr) return multiply_ternary(p, storage, stream);
   switch (p.weight.bits) {
@@ -74,16 +90,9 @@ cudaError_t linear(const Product& product, cudaStream_t stream) {
     p.x_aligned = weight.inputs % 8 == 0 && aligned(p.x, 16);
     p.y = static_cast<uint16_t*>(product.y) + token * weight.outputs;
     error = multiply_pass(p, product.storage, stream);
-    if (error != cudaSuccess || !p.plan.split) {
-      if (error != cudaSuccess) return error;
-      continue;
-    }
-    const int64_t sums = int64_t{p.plan.row_blocks} * p.plan.rows * p.plan.batch;
-    const int64_t blocks = (sums + kSumThreads - 1) / kSumThreads;
-    const bool early = device.major >= 9;
-    error = product.storage == Storage::kFloat16
-        ? launch(&add_partials<Half>, blocks, kSumThreads, 0, stream, p, early)
-        : launch(&add_partials<BFloat16>, blocks, kSumThreads, 0, stream, p, early);
+    if (error == cudaSuccess && p.plan.split)
+      error = product.storage == Storage::kFloat16 ? add_up<Half>(p, stream)
+                                                   : add_up<BFloat16>(p, stream);
     if (error != cudaSuccess) return error;
   }
   return cudaSuccess;

@@ -88,8 +88,7 @@ cudaError_t current_device(Device* device) {
   const std::pair<int*, cudaDeviceAttr> attributes[] = {
       {&device->multiprocessors, cudaDevAttrMultiProcessorCount},
       {&device->block_shared, cudaDevAttrMaxSharedMemoryPerBlockOptin},
-      {&device->shared, cudaDevAttrMaxSharedMemoryPerMultiprocessor},
-      {&device->major, cudaDevAttrComputeCapabilityMajor}};
+      {&device->shared, cudaDevAttrMaxSharedMemoryPerMultiprocessor}};
   for (auto [value, attribute] : attributes) {
     cudaError_t error = cudaDeviceGetAttribute(value, attribute, ordinal);
     if (error != cudaSuccess) return error;

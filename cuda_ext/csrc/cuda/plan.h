@@ -59,7 +59,7 @@ BITSWEEP_HD constexpr int resident_blocks(int bits, bool ternary, int segment, i
 }
 
 struct Device {
-  int multiprocessors, block_shared, shared, major;  // bytes of shared memory a block, and in all
+  int multiprocessors, block_shared, shared;  // bytes of shared memory a block, and in all
 };
 
 // Attributes of the current device, read once.

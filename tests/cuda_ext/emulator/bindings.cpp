@@ -56,8 +56,8 @@ struct Guest {
 
 extern "C" {
 
-void use_device(int multiprocessors, int block_shared, int shared, int major, uint64_t order) {
-  emulator::use_device({multiprocessors, block_shared, shared, major}, order);
+void use_device(int multiprocessors, int block_shared, int shared, uint64_t order) {
+  emulator::use_device({multiprocessors, block_shared, shared}, order);
 }
 
 const char* last_error() { return emulator::last_error().c_str(); }

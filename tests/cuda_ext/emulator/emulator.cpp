@@ -45,7 +45,7 @@ struct Fiber {
 };
 
 struct Machine {
-  DeviceShape shape{132, 227 * 1024, 228 * 1024, 9};
+  DeviceShape shape{132, 227 * 1024, 228 * 1024};
   std::vector<DeviceShape> shapes;
   int device = 0;
   uint64_t order = 0;
@@ -335,7 +335,6 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
   const auto& shape = bitsweep::emulator::machine.shape;
   switch (attribute) {
     case cudaDevAttrMultiProcessorCount: *value = shape.multiprocessors; break;
-    case cudaDevAttrComputeCapabilityMajor: *value = shape.major; break;
     case cudaDevAttrMaxSharedMemoryPerMultiprocessor: *value = shape.shared; break;
     case cudaDevAttrMaxSharedMemoryPerBlockOptin: *value = shape.block_shared; break;
   }

@@ -20,7 +20,7 @@
 namespace bitsweep::emulator {
 
 struct DeviceShape {
-  int multiprocessors, block_shared, shared, major;
+  int multiprocessors, block_shared, shared;
 };
 
 // Make a device of this shape the current one; threads run forwards (0), backwards (1), or in a

@@ -25,7 +25,8 @@ from quant.scheme import Scheme
 from quant.solvers.gptq import GPTQOptions
 from quant.stream import QuantizationPlan, QuantizationResult, Workplace, quantize_model
 
-STAGES = ("layout", "capture", "hessian", "solve", "forward")
+STAGES = ("layout", "capture", "read", "hessian", "solve", "write", "forward")
+OF_A_BLOCK = ("read", "hessian", "solve", "write")
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ def timing(shape: Shape, blocks: int, result: QuantizationResult) -> Timing:
     sweep = sum(layer.seconds for layer in result.layers)
     # The last block makes no inputs for another: it has no forward stage.
     forward = seconds.get("forward", 0.0) / max(blocks - 1, 1)
-    block = (seconds["hessian"] + seconds["solve"]) / blocks + forward
+    block = sum(seconds.get(stage, 0.0) for stage in OF_A_BLOCK) / blocks + forward
     once = seconds.get("layout", 0.0) + seconds.get("capture", 0.0)
     whole = blocks == shape.blocks
     return Timing(

@@ -1,8 +1,10 @@
 """Cells whose model is worked on block by block: the same figures, or a sentence why not."""
 
-import os
+import pickle
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,7 +22,6 @@ from harness.plan import plan_cell
 from harness.record import Record
 from harness.validation import validate
 from harness.worker import run_in_process
-from quant.checkpoint import partial
 from quant.memory_limits import Limits
 from quant.memory_plan import MemoryPlanError
 
@@ -136,24 +137,34 @@ def test_what_a_quantization_used_is_in_its_record(tiny_cell: Make) -> None:
     }
 
 
-def test_a_killed_cell_is_continued_by_the_same_command(
-    tiny_cell: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+ROOT = Path(__file__).resolve().parents[2]
+DIES_AFTER_A_BLOCK = """
+import os, pickle, signal, sys
+from pathlib import Path
+from harness.cell import run_cell
+from harness.plan import plan_cell
+from quant.checkpoint.partial import PartialArtifact
+
+put = PartialArtifact.put
+
+def die(self, *arguments):
+    put(self, *arguments)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+PartialArtifact.put = die
+run_cell(plan_cell(pickle.loads(Path(sys.argv[1]).read_bytes())), lambda _: None)
+"""
+
+
+def test_a_killed_cell_is_continued_by_the_same_command(tiny_cell: Make, tmp_path: Path) -> None:
     whole = tiny_cell("method=gptq", f"paths.results={tmp_path / 'whole'}", latency=False)
     run(whole)
     config = tiny_cell("method=gptq", latency=False)
-    pid = os.fork()
-    if pid == 0:
-        put = partial.PartialArtifact.put
-
-        def die(self: partial.PartialArtifact, *arguments: object) -> None:
-            put(self, *arguments)  # type: ignore[arg-type]
-            os.kill(os.getpid(), signal.SIGKILL)
-
-        partial.PartialArtifact.put = die  # type: ignore[method-assign]
-        run_cell(plan_cell(config), lambda _: None)
-        os._exit(0)
-    assert os.waitpid(pid, 0)[1] == signal.SIGKILL
+    # A process of its own, not a fork: threads of OpenMP that this one has used do not survive one.
+    file = tmp_path / "config"
+    file.write_bytes(pickle.dumps(config))
+    killed = subprocess.run([sys.executable, "-c", DIES_AFTER_A_BLOCK, file], cwd=ROOT)
+    assert killed.returncode == -signal.SIGKILL
     _, records = run(config)
     assert records["quantization"].environment["blocks resumed"] == "1"
     one, other = (plan_cell(c).artifact for c in (whole, config))

@@ -86,14 +86,12 @@ def _examine(folder: Path, _mtime_ns: int, _size: int) -> Checkpoint | None:
     )
 
 
-def load_checkpoint(config: CellConfig, kernel: str) -> Any:
-    """The model of a quantized checkpoint, its layers on `kernel`."""
+def load_packed(config: CellConfig, folder: Path, kernel: str) -> Any:
+    """The model of a quantized folder in the dtype and on the device of a cell."""
     import torch
 
     from quant import load
 
-    folder = model_folder(config.model)
-    assert folder is not None
     return load(
         folder,
         kernel=kernel,
@@ -101,6 +99,13 @@ def load_checkpoint(config: CellConfig, kernel: str) -> Any:
         dtype=getattr(torch, config.model.dtype),
         attn_implementation=config.model.attention,
     )
+
+
+def load_checkpoint(config: CellConfig, kernel: str) -> Any:
+    """The model of a quantized checkpoint, its layers on `kernel`."""
+    folder = model_folder(config.model)
+    assert folder is not None
+    return load_packed(config, folder, kernel)
 
 
 def load_dequantized(config: CellConfig) -> Any:

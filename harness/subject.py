@@ -5,14 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from harness import dummy
 from harness.checkpoints import (
     bits_per_weight,
     find_checkpoint,
     load_checkpoint,
     load_dequantized,
+    load_packed,
     packed_shapes,
 )
 from harness.errors import StoreError
@@ -126,18 +125,9 @@ class Subject:
         self.bits_per_weight = made.cell.bits_per_weight
 
     def _quantized(self, kernel: str) -> Any:
-        from quant.checkpoint import load
-
-        folder, config = self._plan.artifact, self._plan.config
-        assert folder is not None
+        assert self._plan.artifact is not None
         self.check()
-        return load(
-            folder,
-            kernel=kernel,
-            device=config.runtime.device,
-            dtype=getattr(torch, config.model.dtype),
-            attn_implementation=config.model.attention,
-        )
+        return load_packed(self._plan.config, self._plan.artifact, kernel)
 
 
 def _check_artifact(folder: Path, made: Record) -> None:

@@ -87,9 +87,6 @@ class Rows:
     rows: list[Row]
     notes: list[str]
 
-    def figure_keys(self) -> list[FigureKey]:
-        return sorted({key for row in self.rows for key in row.figures})
-
 
 def read_rows(frame: pd.DataFrame) -> Rows:
     """Choose and combine what frame.from_records gives: full precision first, then bits downward.

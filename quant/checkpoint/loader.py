@@ -193,7 +193,7 @@ def _fill(
         if not held:
             raise _missing(reader, names[0])
         tensor = _cast(reader.read(held[0]), device, dtype)
-        expected = _owner(model, names[0])
+        expected = tensor_of(model, names[0])
         if tensor.shape != expected.shape:
             raise _shape_error(reader, held[0], tensor, tuple(expected.shape))
         if tensor.is_floating_point() != expected.is_floating_point():
@@ -238,7 +238,8 @@ def refuse_unexpected(model: PreTrainedModel, reader: TensorReader, used: set[st
             )
 
 
-def _owner(model: PreTrainedModel, name: str) -> Tensor:
+def tensor_of(model: nn.Module, name: str) -> Tensor:
+    """The parameter or buffer of this full name."""
     path, _, attribute = name.rpartition(".")
     return getattr(model.get_submodule(path), attribute)
 

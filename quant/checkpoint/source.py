@@ -22,6 +22,7 @@ from quant.checkpoint.loader import (
     read_format,
     refuse_unexpected,
     replace_layer,
+    tensor_of,
 )
 from quant.checkpoint.skeleton import build_causal_lm, build_skeleton
 from quant.checkpoint.tensors import TensorReader
@@ -76,7 +77,7 @@ class SkeletonSource:
         self.attach(
             index,
             {
-                names[0]: torch.zeros_like(_tensor(self.model, names[0]), device=self.device)
+                names[0]: torch.zeros_like(tensor_of(self.model, names[0]), device=self.device)
                 for names in self._of_block[index]
             },
         )
@@ -164,7 +165,7 @@ class CheckpointSource(SkeletonSource):
         """
         for names in parameters_and_buffers(model):
             held = [name for name in names if name in self._stored]
-            expected = _tensor(model, names[0])
+            expected = tensor_of(model, names[0])
             if not held:
                 if not isinstance(expected, nn.Parameter):
                     module, attribute = _owner(model, names[0])
@@ -290,7 +291,7 @@ class ArtifactSource(SkeletonSource):
                     f"{self.folder}: tensor {name} is in none of its files. {self._reader.advice}"
                 )
             name = tied
-        tensor, expected = self._reader.read(name), _tensor(self.model, name)
+        tensor, expected = self._reader.read(name), tensor_of(self.model, name)
         if tensor.shape != expected.shape:
             raise ArtifactError(
                 f"{self._reader.file_of(name)}: {name} is {list(tensor.shape)}, but config.json "
@@ -378,8 +379,3 @@ def _dtypes(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, torch.dtype
 def _owner(model: nn.Module, name: str) -> tuple[nn.Module, str]:
     path, _, attribute = name.rpartition(".")
     return model.get_submodule(path), attribute
-
-
-def _tensor(model: nn.Module, name: str) -> Tensor:
-    module, attribute = _owner(model, name)
-    return getattr(module, attribute)

@@ -11,6 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from quant.allocator import own_copy
 from quant.errors import QuantizationError
 
 PLACES = ("cuda", "cpu", "disk")
@@ -52,28 +53,31 @@ def activation_store(
             yield _OnDisk(folder, device)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-    elif place == "cpu" and device.type != "cpu":
+    elif place == "cpu":
         yield _InHostMemory(device)
     else:
         yield []
 
 
 class _InHostMemory:
-    """Copies in host memory of what lives on a device."""
+    """Copies in host memory, each in memory of its own, which later values of its batch reuse."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._held: list[Tensor] = []
 
     def append(self, hidden: Tensor) -> None:
-        self._held.append(hidden.to("cpu"))
+        self._held.append(own_copy(hidden))
 
     def __getitem__(self, batch: int) -> Tensor:
         return self._held[batch].to(self._device)
 
     def __setitem__(self, batch: int, hidden: Tensor) -> None:
-        # Into the same memory: a new tensor would leave holes between the old ones.
-        self._held[batch].copy_(hidden)
+        held = self._held[batch]
+        if (held.shape, held.dtype) == (hidden.shape, hidden.dtype):
+            held.copy_(hidden)
+        else:
+            self._held[batch] = own_copy(hidden)
 
     def __len__(self) -> int:
         return len(self._held)

@@ -1,27 +1,77 @@
-"""Make freed tensors leave the process, so that memory stays flat however many blocks pass."""
+"""Where large tensors lie, so that a run over many blocks is neither slow nor grows.
+
+A page that a process takes from the system is cleared and mapped when it is first touched, and
+torch takes the memory of every result anew. What glibc does by default is wrong for both kinds of
+tensors here: the intermediate values of a block, which have the same sizes in every batch, go back
+to the system and are taken again (measured: half of the time of a calibration), while the weights
+of block after block come to lie in heaps, one a thread, in which they leave holes. So heaps keep
+what is freed until `give_back`, and weights get memory of their own, which leaves with them.
+"""
 
 from __future__ import annotations
 
 import ctypes
+import math
+import mmap
 import sys
+from collections.abc import Sequence
 from functools import lru_cache
 
-_M_MMAP_THRESHOLD = -3  # <malloc.h>
-LARGE = 1 << 20
+import torch
+from torch import Tensor
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # <malloc.h>
+# Results of at least this size are mapped one by one: the work on them hides the price of their
+# pages, and the holes that they would leave in a heap are as large as they are.
+LARGE = 64 << 20
+KEPT = (1 << 31) - 1  # as much as the setting, an int, can say
+# What is smaller shares pages with others.
+OWN = 256 << 10
 
 
 @lru_cache(maxsize=1)
-def give_large_memory_back() -> bool:
-    """Let glibc map every allocation of 1 MiB or more by itself; True where that was done.
+def keep_freed_memory() -> bool:
+    """Let glibc keep freed memory for the next result of that size; True where that was done.
 
-    By default glibc raises that bound (up to 32 MiB) whenever a mapped block is freed; the weights
-    of the next block then come from heaps, one a thread, in which holes are left. Measured on ten
-    blocks of 4 MB: 87 MB above the start and rising by 1 to 3 MB a block, against 39 MB and flat,
-    in the same time. A setting of the whole process; elsewhere than on glibc nothing is done.
+    A setting of the whole process; elsewhere than on glibc nothing is done. What is kept counts as
+    resident until `give_back`.
     """
+    library = _glibc()
+    if library is None:
+        return False
+    return bool(library.mallopt(_M_MMAP_THRESHOLD, LARGE)) and bool(
+        library.mallopt(_M_TRIM_THRESHOLD, KEPT)
+    )
+
+
+def give_back() -> None:
+    """Return what is freed and kept to the system, wherever in a heap it lies."""
+    library = _glibc()
+    if library is not None:
+        library.malloc_trim(0)
+
+
+def own_copy(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """A copy of a tensor on the CPU, in `dtype`, in pages that go when it does."""
+    return own_zeros(tensor.shape, dtype or tensor.dtype).copy_(tensor)
+
+
+def own_zeros(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Zeros on the CPU in pages that go when the tensor does, and come when they are written."""
+    size = math.prod(shape) * dtype.itemsize
+    if size < OWN or _glibc() is None:
+        return torch.zeros(tuple(shape), dtype=dtype)
+    pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return torch.frombuffer(pages, dtype=dtype).view(tuple(shape))
+
+
+@lru_cache(maxsize=1)
+def _glibc() -> ctypes.CDLL | None:
     if not sys.platform.startswith("linux"):
-        return False
+        return None
     try:
-        return bool(ctypes.CDLL("libc.so.6").mallopt(_M_MMAP_THRESHOLD, LARGE))
-    except (OSError, AttributeError):  # another C library, such as musl
-        return False
+        library = ctypes.CDLL("libc.so.6")
+        library.mallopt, library.malloc_trim  # noqa: B018 (another C library has them not)
+    except (OSError, AttributeError):
+        return None
+    return library

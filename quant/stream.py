@@ -29,6 +29,7 @@ from transformers import PreTrainedModel
 
 from cuda_ext.ops import resolve_kernel
 from quant.activations import activation_store
+from quant.allocator import give_back, keep_freed_memory
 from quant.blocks import (
     Blocks,
     linear_layers,
@@ -166,6 +167,7 @@ def quantize_blocks(
     resumed = sink.finished
     devices = workplace.devices or (source.device,)
     kernel = resolve_kernel(plan.gptq.kernel, source.device)
+    keep_freed_memory()
     with (
         StageMeter(source.device) as meter,
         evaluation(source.model),
@@ -271,6 +273,7 @@ def _calibrate(run: _Run, calibration: Sequence[Tensor]) -> None:
     source, place = run.source, run.workplace
     with run.meter.stage("layout"):
         layout = _layout(run, calibration)
+    give_back()
     batches = make_batches(calibration, run.plan.batch_tokens)
     with activation_store(place.activations, source.device, place.folder) as store:
         with run.meter.stage("capture"):
@@ -279,6 +282,7 @@ def _calibrate(run: _Run, calibration: Sequence[Tensor]) -> None:
             for position, batch in enumerate(batches):
                 what = "the input of the first block (the embeddings)"
                 require_finite(store[position], batch, what)
+        give_back()
         with run.blocks() as blocks:
             for index in blocks:
                 if index < run.sink.finished:
@@ -342,8 +346,11 @@ def _quantize_stage(
                 lanes.settle()
         finally:
             collector.close()
+    give_back()
     with run.meter.stage("solve"):
-        return _solve_groups(solver, lanes, collector.lane_of, collector.hessians)
+        solved = _solve_groups(solver, lanes, collector.lane_of, collector.hessians)
+    give_back()
+    return solved
 
 
 def _solve_groups(
@@ -391,3 +398,4 @@ def _advance(
             require_finite(output, batch, f"the output of {name}")
             captured.hidden[position] = output
     captured.calls[index].clear()
+    give_back()

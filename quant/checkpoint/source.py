@@ -14,7 +14,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
 from cuda_ext.ops import resolve_kernel
-from quant.allocator import give_large_memory_back
+from quant.allocator import keep_freed_memory, own_copy
 from quant.blocks import find_blocks
 from quant.checkpoint.layers import quantized_layers
 from quant.checkpoint.loader import (
@@ -48,7 +48,7 @@ class SkeletonSource:
         read: Callable[[str], Tensor],
         device: torch.device | str = "cpu",
     ) -> None:
-        give_large_memory_back()
+        keep_freed_memory()
         self.model, self.device = model, torch.device(device)
         self.blocks = find_blocks(model)
         self._read = read
@@ -154,9 +154,9 @@ class CheckpointSource(SkeletonSource):
         self._reader.__exit__()
 
     def _read_stored(self, name: str) -> Tensor:
-        # Always a copy of our own: torch aligns its memory, and how fast and in which order a
-        # product is computed may depend on that.
-        return self._reader.read(self._stored[name]).to(self._dtypes[name])
+        # Always a copy of our own: its memory is aligned, and how fast and in which order a product
+        # is computed may depend on that.
+        return own_copy(self._reader.mapped(self._stored[name]), self._dtypes[name])
 
     def _check(self, model: PreTrainedModel) -> None:
         """Every tensor that the model needs is there, in the right shape; ties are what is stored.

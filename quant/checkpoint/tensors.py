@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from quant.allocator import own_copy
 from quant.checkpoint.folder import read_json, remake
 from quant.errors import ArtifactError
 
@@ -127,7 +128,7 @@ class TensorReader:
 
     def read(self, name: str) -> Tensor:
         """The tensor, copied to memory of its own: the model does not depend on the file."""
-        return self.mapped(name).clone()
+        return own_copy(self.mapped(name))
 
     def mapped(self, name: str) -> Tensor:
         """The tensor in the mapped file: nothing is read before its values are, none may be set."""

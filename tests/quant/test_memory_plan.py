@@ -1,20 +1,14 @@
 """Memory is counted before the work, bounds what is measured, and refuses with figures."""
 
-import threading
-import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import resident
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from quant import memory_limits
-from quant.allocator import give_large_memory_back
-from quant.checkpoint.make import quantize_to
-from quant.checkpoint.source import CheckpointSource
-from quant.cost import _resident_bytes
 from quant.layers import QuantizationPlan
 from quant.memory_limits import Limits, free_host_memory, free_memory
 from quant.memory_plan import (
@@ -27,7 +21,6 @@ from quant.memory_plan import (
     MemoryPlanError,
     ModelShape,
     fits_whole,
-    model_shape,
     plan_evaluation,
     plan_quantization,
     size,
@@ -150,48 +143,33 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def rise(work: Callable[[], object]) -> int:
-    """How far the resident set rises while `work` runs."""
-    base = top = _resident_bytes()
-    done = threading.Event()
-
-    def watch() -> None:
-        nonlocal top
-        while not done.is_set():
-            top = max(top, _resident_bytes())
-            time.sleep(0.0005)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    try:
-        work()
-    finally:
-        done.set()
-        watcher.join()
-    return top - base
-
-
-def test_the_plan_bounds_what_is_measured(checkpoint: Path, tmp_path: Path) -> None:
-    if not give_large_memory_back():
-        pytest.skip("memory of this C library stays with the process")
+@pytest.fixture(scope="module")
+def measured(checkpoint: Path) -> resident.Measured:
     generator = torch.Generator().manual_seed(0)
     windows = [torch.randint(0, 256, (256,), generator=generator) for _ in range(8)]
     plan = QuantizationPlan("gptq", Scheme(4, 128), batch_tokens=1024)
+    found = resident.measure(checkpoint, plan, windows)
+    if found is None:
+        pytest.skip("memory of this C library stays with the process")
+    return found
 
-    def quantize(name: str) -> None:
-        with CheckpointSource(checkpoint, torch.float32) as source:
-            quantize_to(
-                tmp_path / name, source, windows, plan, model_hash="m", method={"name": "gptq"}
-            )
 
-    quantize("warm")
-    with CheckpointSource(checkpoint, torch.float32) as source:
-        shape = model_shape(source.model)
-    planned = plan_quantization(shape, plan, 2048, 256, Limits(), "cpu").needed(IN_HOST)
-    measured = rise(lambda: quantize("measured"))
-    # Small allocations stay in the heaps of the process and are none of the plan's business.
-    assert measured < planned + 12_000_000
-    assert measured > planned / 4, "a bound this loose would refuse what fits"
+def test_the_plan_bounds_what_is_measured(measured: resident.Measured) -> None:
+    # Small allocations are none of the plan's business.
+    assert measured.peak < measured.planned + 12_000_000
+    assert measured.peak > measured.planned / 4, "a bound this loose would refuse what fits"
+
+
+def test_passes_hold_two_blocks_and_activations(measured: resident.Measured) -> None:
+    parts = {item.name: item.bytes for item in measured.plan.items}
+    blocks = 2 * measured.shape.block_bytes + measured.shape.outside_bytes
+    activations = parts["activations between blocks"] + parts["a batch inside a block"]
+    compiled = parts["kernels that oneDNN compiles"]
+    assert measured.stages["forward"] < blocks + activations + compiled + 6_000_000
+
+
+def test_memory_that_a_quantization_kept_is_given_back(measured: resident.Measured) -> None:
+    assert measured.left < 6_000_000
 
 
 def test_limits_of_control_groups_and_the_process_are_seen(

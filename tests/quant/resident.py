@@ -1,0 +1,93 @@
+"""Quantize in a process of its own and measure its memory there.
+
+In the process of the tests what earlier ones freed would be taken again and show as nothing.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import torch
+from killing import CONTEXT
+
+from quant.allocator import give_back, keep_freed_memory
+from quant.checkpoint.make import quantize_to
+from quant.checkpoint.source import CheckpointSource
+from quant.cost import _resident_bytes
+from quant.layers import QuantizationPlan
+from quant.memory_limits import Limits
+from quant.memory_plan import IN_HOST, MemoryPlan, ModelShape, model_shape, plan_quantization
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Bytes above what the process held before; `stages` are sampled every 10 ms."""
+
+    shape: ModelShape
+    plan: MemoryPlan
+    peak: int
+    left: int
+    stages: dict[str, int]
+
+    @property
+    def planned(self) -> int:
+        return self.plan.needed(IN_HOST)
+
+
+def measure(model: Path, plan: QuantizationPlan, windows: list[torch.Tensor]) -> Measured | None:
+    """Quantize the folder `model`; None where the C library does not do as it is asked."""
+    here, there = CONTEXT.Pipe()
+    process = CONTEXT.Process(target=_measure, args=(there, model, plan, windows))
+    process.start()
+    there.close()
+    found = here.recv()
+    process.join(60)
+    assert process.exitcode == 0
+    return found
+
+
+def _measure(
+    results: Connection, model: Path, plan: QuantizationPlan, windows: list[torch.Tensor]
+) -> None:
+    torch.set_num_threads(1)
+    if not keep_freed_memory():
+        results.send(None)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        _quantize(model, Path(folder) / "warm", plan, windows)  # libraries take memory once
+        give_back()
+        before = _resident_bytes()
+        forget_peak()
+        stages = _quantize(model, Path(folder) / "measured", plan, windows)
+        top = _high_water_bytes()
+        give_back()
+        after = _resident_bytes()
+    with CheckpointSource(model, torch.float32) as source:
+        shape = model_shape(source.model)
+    tokens, window = sum(map(len, windows)), max(map(len, windows))
+    planned = plan_quantization(shape, plan, tokens, window, Limits(), "cpu")
+    above = {name: peak - before for name, peak in stages.items()}
+    results.send(Measured(shape, planned, top - before, after - before, above))
+
+
+def _quantize(
+    model: Path, target: Path, plan: QuantizationPlan, windows: list[torch.Tensor]
+) -> dict[str, int]:
+    with CheckpointSource(model, torch.float32) as source:
+        result = quantize_to(
+            target, source, windows, plan, model_hash="m", method={"name": plan.method}
+        )
+    return {stage.name: stage.peak_bytes or 0 for stage in result.stages}
+
+
+def forget_peak() -> None:
+    """Let the kernel's high-water mark of this process begin anew (see proc(5), clear_refs)."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def _high_water_bytes() -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) * 1024

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Protocol, Self
 
+import torch
+
 from quant.cost import StageCost, StageMeter
 from quant.layers import LayerResult
 from quant.weight import QuantizedWeight
@@ -73,14 +75,22 @@ class WriteBehind:
     Leaving it waits for the call under way, whatever the reason, so that nothing computed is lost.
     An error of a call is raised by `settle`, so before the next call begins. When the run ends with
     an error of its own that one is raised, and carries the other as a note.
+
+    one_thread  torch's operators use the thread of the calls alone: a second team of threads on the
+                cores of a run that uses all of them only has both wait for each other.
     """
 
-    def __init__(self, meter: StageMeter) -> None:
-        self._meter = meter
+    def __init__(self, meter: StageMeter, one_thread: bool) -> None:
+        self._meter, self._one_thread = meter, one_thread
         self._thread = ThreadPoolExecutor(1, "write-block")
         self._under_way: Future[float] | None = None
 
     def __enter__(self) -> Self:
+        if self._one_thread:
+            threads = torch.get_num_threads()
+            self._thread.submit(_limit_threads).result()
+            # A count belongs to the thread that sets it, and to those that start later: undo that.
+            torch.set_num_threads(threads)
         return self
 
     def __exit__(
@@ -112,6 +122,11 @@ class WriteBehind:
             wait([self._under_way])  # interrupted here, it stays under way until __exit__
         done, self._under_way = self._under_way, None
         self._meter.behind(STAGE, done.result())
+
+
+def _limit_threads() -> None:
+    torch.get_num_threads()  # the first call in a thread takes the count of the process
+    torch.set_num_threads(1)
 
 
 def _timed(write: Callable[[], None]) -> float:

@@ -152,7 +152,7 @@ def quantize_blocks(
         evaluation(source.model),
         calibration_products(kernel),
         Lanes(devices) as lanes,
-        WriteBehind(meter) as writer,
+        WriteBehind(meter, one_thread=source.device.type == "cpu") as writer,
     ):
         run = _Run(source, plan, sink, meter, lanes, workplace, progress, writer, resumed)
         run.recall()

@@ -67,8 +67,8 @@ def predictions() -> str:
     return "\n".join(
         [
             "**Predictions, not measurements**: one H200, 128 windows of 2048 tokens, 4 bits in "
-            "groups of 128, seconds a block by stage. A block takes the longer of write and all else. "
-            "Rates:",
+            "groups of 128, seconds a block by stage. A block takes the longer of write and all "
+            "else. Rates:",
             "",
             *(f"- {terms}: {text}" for terms, text in H200_TEXT.items()),
             "",

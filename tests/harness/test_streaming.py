@@ -135,6 +135,11 @@ def test_what_a_quantization_used_is_in_its_record(tiny_cell: Make) -> None:
     assert {"read", "hessian", "solve", "write", "forward"} <= {
         metric.task for metric in record.metrics if metric.name == "seconds"
     }
+    behind = {m.task: m.value for m in record.metrics if m.name == "background_seconds"}
+    assert behind.keys() == {"write"}
+    assert behind["write"] > 0
+    seconds = {m.task: m.value for m in record.metrics if m.name == "seconds"}
+    assert seconds.pop("total") == pytest.approx(sum(seconds.values())), "the time of one thread"
 
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -106,7 +106,7 @@ class PartialArtifact:
         beside = full_precision(
             self._making.target, model, weights, lambda name: name.startswith(prefix)
         )
-        # The block leaves the model before it is written.
+        # The block runs on, and leaves the device, before these are written.
         entries = [*quantized(weights), *map(_copied, beside)]
         return functools.partial(self._keep, index, entries, weights, made)
 

@@ -14,7 +14,7 @@ stage is a sum of terms, and every term has a rate:
             panel: panels of 128 columns: a fixed cost, the column loop included
   forward   product, attention, element: the quantized block once
   write     packed: weights packed and hashed, on the host; layer: a fixed cost of each layer;
-            stored: bytes put on the disk
+            stored: bytes put on the disk. By a thread of its own, hidden behind the block after it
 
 An operation is a multiplication or an addition. The column loop takes 128 multiply-adds a weight in
 the first-level cache; measured it cannot be told from the fixed cost of a panel.
@@ -165,13 +165,26 @@ def lookback_operations(inputs: int, rows: int) -> float:
 
 
 def seconds(work_of_block: Work, rates: Mapping[str, float]) -> dict[str, float]:
-    """Seconds of each stage of one block; the disk counts only beyond what it is hidden behind."""
+    """Seconds of each stage of one block; the disk counts only beyond what it is hidden behind.
+
+    "write" is what its own thread works, see `together`.
+    """
     found = {
         stage: sum(amount / rates[term] for term, amount in terms.items() if term != "disk")
         for stage, terms in work_of_block.items()
     }
-    waited = work_of_block["read"]["disk"] / rates["disk"] - sum(found.values())
+    waited = work_of_block["read"]["disk"] / rates["disk"] - together(found)
     return {**found, "read": found["read"] + max(0.0, waited)}
+
+
+def together(stages: Mapping[str, float]) -> float:
+    """Seconds from block to block: a block is written while all else of the next one is done."""
+    return max(stages["write"], sum(stages.values()) - stages["write"])
+
+
+def whole(stages: Mapping[str, float], blocks: int) -> float:
+    """Seconds of all blocks: nothing hides the first one's work or the last one's writing."""
+    return together(stages) * (blocks - 1) + sum(stages.values())
 
 
 def activation_bytes(block: BlockShape, tokens: int, itemsize: int) -> int:

@@ -37,7 +37,7 @@ H200_TEXT = {
     "weight": "5 10^10 a second: assumed, 80 bytes moved for each",
     "panel": "0.5 ms each: assumed, launches of some 50 kernels",
     "packed, layer": "3 10^8 weights and 10^3 layers a second: one thread of the CPU measured "
-    "above, because packing is done on the host",
+    "above, because packing is done on the host, while the next block is made",
     "disk, attach, stored": "5 GB/s from an NVMe disk, 10 GB/s to the GPU, 2 GB/s to the disk: "
     "assumed",
 }
@@ -55,18 +55,20 @@ def predictions() -> str:
     for model in MODELS:
         work = cost_model.work(model.block, TOKENS, WINDOW, 2, BITS, BATCH_TOKENS, "cuda")
         stages = cost_model.seconds(work, H200)
-        each, more = sum(stages.values()), sum(cost_model.seconds(work, slower).values())
+        slow = cost_model.seconds(work, slower)
+        minutes = [cost_model.whole(spent, model.blocks) / 60 for spent in (stages, slow)]
         size = 2 * (model.block.weights * model.blocks + model.outside) / 1e9
         held = cost_model.activation_bytes(model.block, TOKENS, 2) / 1e9
         cells = " | ".join(f"{stages[stage]:.2f}" for stage in cost_model.STAGES)
         rows.append(
-            f"| {model.name} | {model.blocks} | {size:.0f} | {held:.1f} | {cells} | {each:.1f} | "
-            f"{each * model.blocks / 60:.1f} | {more * model.blocks / 60:.1f} |"
+            f"| {model.name} | {model.blocks} | {size:.0f} | {held:.1f} | {cells} | "
+            f"{cost_model.together(stages):.1f} | {minutes[0]:.1f} | {minutes[1]:.1f} |"
         )
     return "\n".join(
         [
             "**Predictions, not measurements**: one H200, 128 windows of 2048 tokens, 4 bits in "
-            "groups of 128, seconds a block by stage. Rates:",
+            "groups of 128, seconds a block by stage. A block takes the longer of write and all "
+            "else. Rates:",
             "",
             *(f"- {terms}: {text}" for terms, text in H200_TEXT.items()),
             "",

@@ -22,7 +22,7 @@ from benchmarks import cost_model
 from benchmarks.cost_model import BlockShape, Work
 
 if TYPE_CHECKING:
-    from quant.stream import BlockSink, Finished
+    from quant.sink import BlockSink, Finished
     from quant.weight import QuantizedWeight
 
 Stages = dict[str, float]
@@ -93,13 +93,15 @@ class BlockSeconds:
     def finished(self) -> int:
         return self.kept.finished
 
-    def put(self, index: int, weights: dict[str, QuantizedWeight], made: Finished, /) -> None:
+    def put(
+        self, index: int, weights: dict[str, QuantizedWeight], made: Finished, /
+    ) -> Callable[[], None]:
         # Writing a block, and its pass forward, are told with the block after it.
-        found = {stage.name: stage.seconds for stage in made.stages}
+        found = {stage.name: stage.seconds + stage.behind for stage in made.stages}
         found["sweep"] = sum(layer.seconds for layer in made.layers)
         found["factor"] = found.pop("solve") - found["sweep"]
         self.blocks.append(found)
-        self.kept.put(index, weights, made)
+        return self.kept.put(index, weights, made)
 
     def get(self, index: int) -> tuple[dict[str, QuantizedWeight], Finished]:
         return self.kept.get(index)

@@ -13,6 +13,9 @@ BIT_WIDTHS = (2, 3, 4, 8)
 # Codes unpacked at a time: temporaries of a chunk stay in the cache and in the allocator's heap,
 # where those of a whole layer would be mapped, faulted in and unmapped again on every call.
 _CHUNK = 1 << 17
+# The same for codes packed at a time, which are often read across the rows of the matrix: more at
+# a time reads longer pieces of them. Measured: the fastest for matrices of 1024 to 12288 rows.
+_PACKED_AT_ONCE = 1 << 20
 
 
 def words_for(codes: int, bits: int) -> int:
@@ -42,17 +45,27 @@ def pack_codes(codes: Tensor, bits: int, *, dim: int = -1) -> Tensor:
     lead, n, trail = _split(codes, dim)
     before, after = math.prod(lead), math.prod(trail)
     blocks = -(-n // period)
-    flat = pad(codes.reshape(before, n, after), (0, 0, 0, blocks * period - n))
-    flat = flat.view(before, blocks, period, after)
+    flat = codes.reshape(before, n, after)
     words = torch.zeros(before, blocks, stride, after, dtype=torch.int32, device=codes.device)
-    for phase in range(period):
+    at_once = _PACKED_AT_ONCE if codes.device.type == "cpu" else codes.numel()
+    step = max(1, at_once // max(1, before * period * after))
+    for first in range(0, blocks, step):
+        some = words[:, first : first + step]
+        part = flat[:, first * period : (first + step) * period]
+        part = pad(part, (0, 0, 0, some.shape[1] * period - part.shape[1]))
+        _add_codes(some, part.reshape(before, some.shape[1], period, after), bits)
+    kept = words.view(before, blocks * stride, after)[:, : words_for(n, bits)]
+    return kept.reshape(*lead, kept.shape[1], *trail).contiguous()
+
+
+def _add_codes(words: Tensor, codes: Tensor, bits: int) -> None:
+    """Put codes [before, blocks, period, after] into zeros [before, blocks, stride, after]."""
+    for phase in range(codes.shape[2]):
         word, shift = divmod(phase * bits, WORD_BITS)
-        code = flat[:, :, phase].int()
+        code = codes[:, :, phase].int()
         words[:, :, word] |= code << shift
         if shift + bits > WORD_BITS:
             words[:, :, word + 1] |= code >> (WORD_BITS - shift)
-    kept = words.view(before, blocks * stride, after)[:, : words_for(n, bits)]
-    return kept.reshape(*lead, kept.shape[1], *trail).contiguous()
 
 
 def unpack_codes(

@@ -20,18 +20,21 @@ _STATM = Path("/proc/self/statm")
 class StageCost:
     """What one stage cost, summed over all of its turns.
 
-    seconds     wall clock.
-    peak_bytes  highest memory in use while the stage ran, the model included; None where the
-                platform gives no figure.
+    seconds     wall clock of the run; stages follow one another, so their sum is the run's.
+    peak_bytes  highest memory in use while the stage ran, the model included, and what a thread
+                beside it held; None where the platform gives no figure.
     memory      what peak_bytes is: "cuda allocator peak", "resident set, sampled every 10 ms" or
                 "resident set, high-water mark of the process" (a mark that earlier stages, or
                 whatever the process did before, may have set).
+    behind      seconds that another thread worked for the stage while the run did something else
+                or waited for it; the waiting alone is in `seconds`.
     """
 
     name: str
     seconds: float
     peak_bytes: int | None
     memory: str
+    behind: float = 0.0
 
 
 class StageMeter:
@@ -46,7 +49,8 @@ class StageMeter:
         self._device = device
         self._seconds: dict[str, float] = {}
         self._peak: dict[str, int] = {}
-        self._told: dict[str, float] = {}
+        self._behind: dict[str, float] = {}
+        self._told: dict[str, StageCost] = {}
         self._host_peak: int | None = None
         self._stage: str | None = None
         self._stop = threading.Event()
@@ -92,7 +96,10 @@ class StageMeter:
     def costs(self) -> list[StageCost]:
         """The stages in the order in which they first began."""
         source = _memory_source(self._device)
-        return [StageCost(n, s, self._peak.get(n), source) for n, s in self._seconds.items()]
+        return [
+            StageCost(name, seconds, self._peak.get(name), source, self._behind.get(name, 0.0))
+            for name, seconds in self._seconds.items()
+        ]
 
     @property
     def host_peak_bytes(self) -> int | None:
@@ -101,17 +108,22 @@ class StageMeter:
 
     def since_last(self) -> list[StageCost]:
         """The costs that were added since the last call; peaks are those of all of the run."""
-        new = [replace(c, seconds=c.seconds - self._told.get(c.name, 0.0)) for c in self.costs()]
-        self._told = dict(self._seconds)
-        return new
+        costs, told = self.costs(), self._told
+        self._told = {cost.name: cost for cost in costs}
+        return [_less(cost, told[cost.name]) if cost.name in told else cost for cost in costs]
+
+    def behind(self, stage: str, seconds: float) -> None:
+        """Count what another thread worked for a stage; call it from the thread of the stages."""
+        self._behind[stage] = self._behind.get(stage, 0.0) + seconds
 
     def add(self, costs: Iterable[StageCost]) -> None:
         """Count what an earlier run spent; `since_last` does not tell it again."""
         for cost in costs:
             self._seconds[cost.name] = self._seconds.get(cost.name, 0.0) + cost.seconds
+            self.behind(cost.name, cost.behind)
             if cost.peak_bytes is not None:
                 self._peak[cost.name] = max(self._peak.get(cost.name, 0), cost.peak_bytes)
-        self._told = dict(self._seconds)
+        self._told = {cost.name: cost for cost in self.costs()}
 
     def _note(self, stage: str) -> None:
         bytes_now = _peak_now(self._device)
@@ -124,6 +136,10 @@ class StageMeter:
             stage = self._stage
             if stage is not None and self._device.type != "cuda":
                 self._note(stage)
+
+
+def _less(cost: StageCost, told: StageCost) -> StageCost:
+    return replace(cost, seconds=cost.seconds - told.seconds, behind=cost.behind - told.behind)
 
 
 def _peak_now(device: torch.device) -> int | None:

@@ -207,9 +207,7 @@ def _quantization_items(
 ) -> Iterator[Item]:
     here = ON_DEVICE if on_gpu else IN_HOST
     yield from _weights(shape, on_gpu)
-    weights = sum(map(math.prod, shape.layers))
-    packed = weights + weights * plan.scheme.bits // 8  # codes, one a byte, and packed for the file
-    yield Item("quantized weights of a block", packed, IN_HOST, ("factor", "sweep"))
+    yield from _quantized(shape, plan)
     roots = 0 if plan.method == "rtn" else ROOT_COPIES
     solver = 4 * max(SOLVER_COPIES * m * n + roots * n * n for m, n in shape.layers)
     yield Item("the largest layer in the solver", solver, here, ("sweep",))
@@ -229,6 +227,19 @@ def _quantization_items(
     yield Item("a batch inside a block", _inside(shape, at_once), here, ("collect",))
     yield Item("product of the widest inputs", 4 * max(inputs) ** 2, here, ("collect",))
     yield Item("logits of a window, twice", 2 * _logits(shape, window), here, ("check",))
+
+
+def _quantized(shape: ModelShape, plan: QuantizationPlan) -> Iterator[Item]:
+    """The block that is being made, and the one before it, which a thread packs and writes."""
+    codes = [outputs * inputs for outputs, inputs in shape.layers]  # a byte each
+    stored = [int(n * m * plan.scheme.bits_per_weight(n) / 8) for m, n in shape.layers]
+    held = sum(codes) + sum(stored) - sum(codes) * plan.scheme.bits // 8  # with their grids
+    # Measured: what is stored, and the largest layer of it once more.
+    packed = sum(stored) + max(stored)
+    beside = max(0, shape.block_bytes - sum(codes) * shape.itemsize)
+    yield Item("quantized weights of a block", held, IN_HOST, ("factor", "sweep"))
+    everywhere = ("collect", "factor", "sweep")
+    yield Item("the block before it, being written", held + packed + beside, IN_HOST, everywhere)
 
 
 def _weights(shape: ModelShape, on_gpu: bool) -> Iterator[Item]:

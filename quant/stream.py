@@ -7,10 +7,11 @@ true-sequential order the layers of a block are done in stages too (q k v, outpu
 down), each stage on the quantized stages before it.
 
 Weights are in memory one block at a time (and the next one, which is read meanwhile); what is
-finished is handed to a sink at once. A run that was killed goes on from the first unfinished block:
-the inputs of that block are made again by running the finished blocks, which costs one forward pass
-through each (docs/scaling.md) and only then. Keeping them on disk instead would cost every run a
-write of all activations per block, 600 GB for OPT-175B, to save that.
+finished is handed to a sink at once, and a thread packs and writes it while the next block is made
+(quant.sink). A run that was killed goes on from the first unfinished block: the inputs of that
+block are made again by running the finished blocks, which costs one forward pass through each
+(docs/scaling.md) and only then. Keeping them on disk instead would cost every run a write of all
+activations per block, 600 GB for OPT-175B, to save that.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -47,13 +47,13 @@ from quant.layers import METHODS, BlockSolver, LayerResult, QuantizationPlan, So
 from quant.layout import BlockStructure, Layout, evaluation
 from quant.products import calibration_products
 from quant.scheme import Scheme
+from quant.sink import STAGE, BlockSink, Finished, Kept, WriteBehind
 from quant.source import BlockSource, LoadedModel, each_block
 from quant.weight import QuantizedWeight
 from quant.windows import Batch, check_windows, make_batches
 
 __all__ = [
     "METHODS",
-    "BlockSink",
     "LayerResult",
     "QuantizationPlan",
     "QuantizationResult",
@@ -65,28 +65,6 @@ __all__ = [
 ]
 
 Progress = Callable[[int, int, str], None]
-
-
-class BlockSink(Protocol):
-    """Takes the quantized weights of block after block, and may hold some from an earlier run."""
-
-    @property
-    def finished(self) -> int:
-        """Blocks 0 .. finished - 1 are there already."""
-
-    def put(self, index: int, weights: dict[str, QuantizedWeight], made: Finished, /) -> None:
-        """Keep a block; once it returns the block is never made again."""
-
-    def get(self, index: int) -> tuple[dict[str, QuantizedWeight], Finished]:
-        """A finished block, as it was put."""
-
-
-@dataclass(frozen=True)
-class Finished:
-    """What making a block found and cost; the costs of earlier, shared work count to block 0."""
-
-    layers: list[LayerResult]
-    stages: list[StageCost]
 
 
 @dataclass(frozen=True)
@@ -139,7 +117,7 @@ def quantize_model(
     Raises ModelLayoutError, SchemeError, NonFiniteError and CalibrationError before anything is
     changed; NonFiniteError, SingularHessianError and CalibrationError for a layer while it runs.
     """
-    source, kept = LoadedModel(model), _Kept()
+    source, kept = LoadedModel(model), Kept()
     for index, block in enumerate(source.blocks.modules):
         require_sound(block, source.blocks.block_name(index))
     result = quantize_blocks(source, calibration, plan, kept, progress, workplace)
@@ -157,7 +135,10 @@ def quantize_blocks(
     """Quantize every linear layer in the blocks of `source`, handing each block to `sink`.
 
     As `quantize_model`; blocks that the sink holds already are not made again. A block that cannot
-    be quantized is an error when it is reached; what the sink took before stays there.
+    be quantized is an error when it is reached; what the sink took before stays there, the block
+    that is being written included. An error of the sink is raised when the next block is handed
+    over, or at the end. The stage "write" is what the run waited for the sink; what the sink's
+    thread worked is `StageCost.behind`.
     """
     require_quantizable(source.blocks)
     require_scheme_fits(source.blocks, plan.scheme)
@@ -173,13 +154,15 @@ def quantize_blocks(
         evaluation(source.model),
         calibration_products(kernel),
         Lanes(devices) as lanes,
+        WriteBehind(meter, one_thread=source.device.type == "cpu") as writer,
     ):
-        run = _Run(source, plan, sink, meter, lanes, workplace, progress)
+        run = _Run(source, plan, sink, meter, lanes, workplace, progress, writer, resumed)
         run.recall()
         if plan.method == "rtn":
             _round(run)
-        elif sink.finished < len(source.blocks):
+        elif resumed < len(source.blocks):
             _calibrate(run, calibration)
+        writer.settle()
     return QuantizationResult({}, run.layers, meter.costs(), meter.host_peak_bytes, resumed)
 
 
@@ -189,21 +172,6 @@ def require_scheme_fits(blocks: Blocks, scheme: Scheme) -> None:
         for name, module in linear_layers(block).items():
             inputs = weight_matrix(module).shape[1]
             scheme.groups(inputs, layer=f"{blocks.block_name(index)}.{name}")
-
-
-@dataclass
-class _Kept:
-    """A sink in memory."""
-
-    weights: dict[str, QuantizedWeight] = field(default_factory=dict)
-    finished: int = 0
-
-    def put(self, index: int, weights: dict[str, QuantizedWeight], _: Finished) -> None:
-        self.weights |= weights
-        self.finished = index + 1
-
-    def get(self, index: int) -> tuple[dict[str, QuantizedWeight], Finished]:
-        raise NotImplementedError("nothing is finished before a run in memory begins")
 
 
 @dataclass
@@ -217,6 +185,8 @@ class _Run:
     lanes: Lanes
     workplace: Workplace
     progress: Progress | None
+    writer: WriteBehind
+    resumed: int  # the sink's own count grows meanwhile, in another thread
     layers: list[LayerResult] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -226,7 +196,7 @@ class _Run:
 
     def recall(self) -> None:
         """Take over what earlier runs found and spent on the blocks that they finished."""
-        for index in range(self.sink.finished):
+        for index in range(self.resumed):
             _, made = self.sink.get(index)
             self.layers += made.layers
             self.meter.add(made.stages)
@@ -245,11 +215,17 @@ class _Run:
         return BlockSolver(self.plan, blocks.modules[index], index, name, self.count)
 
     def hand_over(self, index: int, solved: Solved) -> None:
-        """Give a finished block to the sink, with what it cost since the last one."""
+        """Give a finished block to the sink, with what it cost since the last one.
+
+        The block before it is kept first; keeping this one has begun when this returns.
+        """
         layers = [layer for layer, _ in solved]
-        with self.meter.stage("write"):
+        self.writer.settle()
+        with self.meter.stage(STAGE):
             weights = {layer.name: weight for layer, weight in solved}
-            self.sink.put(index, weights, Finished(layers, self.meter.since_last()))
+            made = Finished(layers, self.meter.since_last())
+            keep = self.sink.put(index, weights, made)
+        self.writer.begin(keep)
         self.layers += layers
 
     def blocks(self, first: int = 0) -> closing[Generator[int]]:
@@ -259,7 +235,7 @@ class _Run:
 
 def _round(run: _Run) -> None:
     """method=rtn: every block on its own."""
-    with run.blocks(run.sink.finished) as blocks:
+    with run.blocks(run.resumed) as blocks:
         for index in blocks:
             solver = run.solver(index)
             require_sound(solver.block, solver.name)
@@ -285,7 +261,7 @@ def _calibrate(run: _Run, calibration: Sequence[Tensor]) -> None:
         give_back()
         with run.blocks() as blocks:
             for index in blocks:
-                if index < run.sink.finished:
+                if index < run.resumed:
                     _put_back(run, index)
                 else:
                     _quantize_block(run, index, layout.structures[index], batches, captured)
@@ -296,7 +272,7 @@ def _calibrate(run: _Run, calibration: Sequence[Tensor]) -> None:
 def _layout(run: _Run, calibration: Sequence[Tensor]) -> Layout:
     """How blocks are called; checked against the model's own forward pass when a run begins."""
     source, first = run.source, calibration[0]
-    if run.sink.finished:
+    if run.resumed:
         return observe(source, first)
     # Another window than the one that the layout is learned from: else what belongs to the
     # window could pass for what belongs to the model.
@@ -391,7 +367,7 @@ def _advance(
     """Replace the inputs of block `index`, batch by batch, by its outputs, and free its calls."""
     name = run.source.blocks.block_name(index)
     block = run.source.blocks.modules[index]
-    with run.meter.stage("resume" if index < run.sink.finished - 1 else "forward"):
+    with run.meter.stage("resume" if index < run.resumed - 1 else "forward"):
         for position, batch in enumerate(batches):
             call = captured.calls[index][position]
             output = run_block(block, structure, call, captured.hidden[position])

@@ -22,11 +22,19 @@ def metrics(
     """Figures of one quantization.
 
     artifact_bytes  size of the written checkpoint.
-    other           seconds of stages outside of quant.stream (loading, calibration text, writing).
+    other           seconds of stages outside of quant.stream (loading, calibration text).
+
+    "seconds" of the stages add up to the total: of writing, what the run waited for it. What a
+    thread beside the run worked is "background_seconds", and in no sum.
     """
     seconds = {**other, **{stage.name: stage.seconds for stage in result.stages}}
     found = [_once("seconds", name, value, "s") for name, value in seconds.items()]
     found.append(_once("seconds", TOTAL, sum(seconds.values()), "s"))
+    found += [
+        _once("background_seconds", stage.name, stage.behind, "s")
+        for stage in result.stages
+        if stage.behind
+    ]
     for stage in result.stages:
         if stage.peak_bytes is not None:
             peak = _once("peak_memory", stage.name, stage.peak_bytes, "bytes")

@@ -15,13 +15,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
+import functools
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +46,8 @@ from quant.errors import ArtifactError
 from quant.layers import LayerResult
 from quant.linear import packed_shapes, unpack
 from quant.scheme import SCALE_DTYPES, Scheme
+from quant.sink import Finished
 from quant.source import BlockSource
-from quant.stream import Finished
 from quant.weight import QuantizedWeight
 
 ACTIVATIONS = "activations"
@@ -84,7 +84,7 @@ class Making:
 
 
 class PartialArtifact:
-    """A sink of blocks (quant.stream.BlockSink) that ends as an artifact."""
+    """A sink of blocks (quant.sink.BlockSink) that ends as an artifact."""
 
     def __init__(self, making: Making, source: BlockSource, needed_bytes: int) -> None:
         self._making, self._source, self._needed = making, source, needed_bytes
@@ -97,14 +97,27 @@ class PartialArtifact:
     def finished(self) -> int:
         return len(self._notes)
 
-    def put(self, index: int, weights: dict[str, QuantizedWeight], made: Finished) -> None:
-        """Write a block: its packed layers, and what else it holds, in the model's dtype."""
+    def put(
+        self, index: int, weights: dict[str, QuantizedWeight], made: Finished
+    ) -> Callable[[], None]:
+        """Take a block: layers to be packed, and what else it holds, in the model's dtype."""
         prefix = f"{self._source.blocks.block_name(index)}."
         model = self._source.model
-        entries = quantized(weights)
-        entries += full_precision(
+        beside = full_precision(
             self._making.target, model, weights, lambda name: name.startswith(prefix)
         )
+        # The block runs on, and leaves the device, before these are written.
+        entries = [*quantized(weights), *map(_copied, beside)]
+        return functools.partial(self._keep, index, entries, weights, made)
+
+    def _keep(
+        self,
+        index: int,
+        entries: list[Entry],
+        weights: dict[str, QuantizedWeight],
+        made: Finished,
+    ) -> None:
+        """Write a block and note that it is finished."""
         note = self._write(self._shards[index], entries)
         note["scattered"] = [n for n, weight in weights.items() if weight.group_index is not None]
         note["layers"] = [dataclasses.asdict(layer) for layer in made.layers]
@@ -241,7 +254,7 @@ def _plain(model: PreTrainedModel, packed: set[str]) -> Iterator[int]:
             yield tensor.numel() * tensor.element_size()
 
 
-@lru_cache(maxsize=1)
+@functools.lru_cache(maxsize=1)
 def code_hash() -> str:
     """sha256 over the sources that decide what a quantization computes."""
     root = Path(__file__).resolve().parents[2]
@@ -265,6 +278,12 @@ def _locked(making: Making) -> Iterator[None]:
                 "for it to end, or choose another folder."
             ) from error
         yield
+
+
+def _copied(entry: Entry) -> Entry:
+    """The same entry, its values copied to the host now."""
+    tensor = entry.make().to("cpu")
+    return dataclasses.replace(entry, make=lambda: tensor)
 
 
 def _is_whole(path: Path, note: Mapping[str, Any]) -> bool:

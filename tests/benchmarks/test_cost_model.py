@@ -127,7 +127,21 @@ def test_reading_costs_only_what_the_work_does_not_hide() -> None:
     rates = dict.fromkeys((*cost_model.STAGES, "disk", "attach"), 1.0)
     assert cost_model.seconds(work, rates)["read"] == 2.0
     work["read"]["disk"] = 65.0
-    assert cost_model.seconds(work, rates)["read"] == 2.0 + 65.0 - 52.0
+    # Behind what the block takes; writing the one before it takes no time of its own,
+    assert cost_model.seconds(work, rates)["read"] == 2.0 + 65.0 - 42.0
+    work["write"]["write"] = 64.0  # until it takes longer than all else.
+    assert cost_model.seconds(work, rates)["read"] == 2.0 + 65.0 - 64.0
+
+
+@pytest.mark.parametrize("write", [3.0, 30.0])
+def test_a_run_is_a_pipeline_of_making_and_writing(write: float) -> None:
+    made = dict.fromkeys(cost_model.STAGES[:-1], 2.0)
+    free, kept = 0.0, 0.0  # when the run, and when the thread that writes, is done with a block
+    for _ in range(7):
+        free = max(free + sum(made.values()), kept)  # a block is handed over when the last is kept
+        kept = free + write
+    assert cost_model.whole({**made, "write": write}, 7) == kept
+    assert cost_model.together({**made, "write": write}) == max(10.0, write)
 
 
 def test_rates_that_made_the_seconds_are_found_again() -> None:

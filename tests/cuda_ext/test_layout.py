@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from cuda_ext import layout
 from cuda_ext.layout import pack_codes, unpack_codes, words_for
 
 BITS = (2, 3, 4, 8)
@@ -50,6 +51,19 @@ def test_words_are_the_bit_stream(bits: int, data: st.DataObject) -> None:
     codes = data.draw(st.lists(st.integers(0, 2**bits - 1), min_size=1, max_size=100))
     words = pack_codes(torch.tensor(codes, dtype=torch.uint8), bits)
     assert words.tolist() == stream(codes, bits)
+
+
+@pytest.mark.parametrize("at_once", [1, 64, 100, 1000])
+@pytest.mark.parametrize("bits", BITS)
+def test_chunks_make_the_same_words(
+    bits: int, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A matrix read along its rows and across them, its length no multiple of a chunk."""
+    monkeypatch.setattr(layout, "_PACKED_AT_ONCE", at_once)
+    codes = random_codes((5, 333), bits)
+    expected = torch.tensor([stream(row, bits) for row in codes.tolist()], dtype=torch.int32)
+    assert torch.equal(pack_codes(codes, bits), expected)
+    assert torch.equal(pack_codes(codes.t(), bits, dim=0), expected.t())
 
 
 @pytest.mark.parametrize("bits", BITS)

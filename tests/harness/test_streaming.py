@@ -135,6 +135,11 @@ def test_what_a_quantization_used_is_in_its_record(tiny_cell: Make) -> None:
     assert {"read", "hessian", "solve", "write", "forward"} <= {
         metric.task for metric in record.metrics if metric.name == "seconds"
     }
+    behind = {m.task: m.value for m in record.metrics if m.name == "background_seconds"}
+    assert behind.keys() == {"write"}
+    assert behind["write"] > 0
+    seconds = {m.task: m.value for m in record.metrics if m.name == "seconds"}
+    assert seconds.pop("total") == pytest.approx(sum(seconds.values())), "the time of one thread"
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -145,13 +150,13 @@ from harness.cell import run_cell
 from harness.plan import plan_cell
 from quant.checkpoint.partial import PartialArtifact
 
-put = PartialArtifact.put
+keep = PartialArtifact._keep
 
 def die(self, *arguments):
-    put(self, *arguments)
+    keep(self, *arguments)
     os.kill(os.getpid(), signal.SIGKILL)
 
-PartialArtifact.put = die
+PartialArtifact._keep = die
 run_cell(plan_cell(pickle.loads(Path(sys.argv[1]).read_bytes())), lambda _: None)
 """
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from architectures import random_windows
 from quant.checkpoint import partial
 from quant.checkpoint.make import files_hash, quantize_to
 from quant.checkpoint.source import CheckpointSource
-from quant.layers import QuantizationPlan
+from quant.layers import BlockSolver, QuantizationPlan
 from quant.scheme import Scheme
 from quant.solvers.gptq import GPTQOptions
 from quant.stream import QuantizationResult, Workplace
@@ -55,7 +57,13 @@ def make(
 
 
 def kill(model: Path, target: Path, when: str, block: int, *more: str) -> None:
-    """Run `make` in a process that is killed in block `block`: "solved", "written" or "noted"."""
+    """Run `make` in a process that is killed when block `block` is
+
+    "solved"   handed over: the block before it is written.
+    "writing"  half written by the other thread, while a layer of the block after it is solved.
+    "written"  all there but its note.
+    "noted"    all there.
+    """
     process = CONTEXT.Process(target=_make_and_die, args=(model, target, when, block, *more))
     process.start()
     process.join(60)
@@ -64,12 +72,17 @@ def kill(model: Path, target: Path, when: str, block: int, *more: str) -> None:
 
 def _make_and_die(model: Path, target: Path, when: str, block: int, *more: str) -> None:
     torch.set_num_threads(1)
-    put, write_json = partial.PartialArtifact.put, partial._write_json
+    put, keep = partial.PartialArtifact.put, partial.PartialArtifact._keep
+    write_json, write_shard = partial._write_json, partial.write_shard
+    solve, half_written = BlockSolver.group, threading.Event()
 
-    def dying_put(self: Any, index: int, *rest: Any) -> None:
+    def dying_put(self: Any, index: int, *rest: Any) -> Callable[[], None]:
         if index == block and when == "solved":
             _die()
-        put(self, index, *rest)
+        return put(self, index, *rest)
+
+    def dying_keep(self: Any, index: int, *rest: Any) -> None:
+        keep(self, index, *rest)
         if index == block and when == "noted":
             _die()
 
@@ -78,8 +91,24 @@ def _make_and_die(model: Path, target: Path, when: str, block: int, *more: str) 
             _die()
         write_json(path, content)
 
+    def halting_write(path: Path, entries: Any) -> None:
+        write_shard(path, entries)
+        if when == "writing" and f"-{block + 1:05}-of-" in path.name:
+            os.truncate(path, path.stat().st_size // 2)
+            half_written.set()
+            time.sleep(60)
+
+    def dying_solve(self: Any, *rest: Any) -> Any:
+        if when == "writing" and self.index == block + 1:
+            assert half_written.wait(60)
+            _die()
+        return solve(self, *rest)
+
     partial.PartialArtifact.put = dying_put  # type: ignore[method-assign]
+    partial.PartialArtifact._keep = dying_keep  # type: ignore[method-assign]
+    BlockSolver.group = dying_solve  # type: ignore[method-assign]
     _replace(partial, "_write_json", dying_write)
+    _replace(partial, "write_shard", halting_write)
     make(model, target, *more)
 
 

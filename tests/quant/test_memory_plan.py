@@ -62,6 +62,23 @@ def test_the_plan_of_a_large_model_is_the_sum_of_its_parts() -> None:
     assert ("may be taken", IN_HOST, int(60 * GB * USABLE)) in rows
 
 
+def test_the_block_that_is_being_written_is_counted_beside_the_one_being_made() -> None:
+    limits = Limits(device=141 * GB, host=60 * GB, disk=500 * GB)
+    plan = plan_quantization(OPT_175B, GPTQ, 128 * 2048, 2048, limits)
+    parts = {item.name: item for item in plan.items}
+    codes, grids = 12 * 12288**2, 12 * 12288**2 // 128 * (16 + 4) // 8
+    assert parts["quantized weights of a block"].bytes == codes + grids
+    largest = 4 * 12288**2
+    packed = codes // 2 + grids + largest // 2 + largest // 128 * (16 + 4) // 8
+    written = parts["the block before it, being written"]
+    assert written.bytes == codes + grids + packed
+    assert (written.where, written.phases) == (IN_HOST, ("collect", "factor", "sweep"))
+    # A block may hold more than its layers: norms, or experts that stay as they are.
+    more = replace(OPT_175B, block_bytes=OPT_175B.block_bytes + GB)
+    rtn = plan_quantization(more, QuantizationPlan("rtn", Scheme(4, 128)), 0, 2048, limits)
+    assert {item.name: item for item in rtn.items}[written.name].bytes == written.bytes + GB
+
+
 def test_activations_go_where_there_is_room() -> None:
     roomy = plan_175b(device=10**13, host=10**13, disk=10**13)
     needed = {where: roomy.needed(where) for where in (ON_DEVICE, IN_HOST)}

@@ -56,7 +56,15 @@ def working_folder(target: Path) -> Path:
 @pytest.mark.parametrize("activations", ["cpu", "disk"])
 @pytest.mark.parametrize(
     ("when", "block", "kept"),
-    [("solved", 0, 0), ("noted", 0, 1), ("written", 1, 1), ("solved", 2, 2), ("noted", 2, 3)],
+    [
+        ("solved", 0, 0),
+        ("writing", 0, 0),
+        ("noted", 0, 1),
+        ("writing", 1, 1),
+        ("written", 1, 1),
+        ("solved", 2, 2),
+        ("noted", 2, 3),
+    ],
 )
 def test_a_killed_run_is_continued_bit_for_bit(
     when: str, block: int, kept: int, activations: str, model: Path, whole: Path, tmp_path: Path
@@ -85,9 +93,10 @@ def test_a_run_may_be_killed_again_and_again(model: Path, whole: Path, tmp_path:
 
 def test_rounding_is_continued_too(model: Path, tmp_path: Path) -> None:
     killing.make(model, tmp_path / "whole", "cpu", "rtn")
-    killing.kill(model, tmp_path / "artifact", "noted", 1, "cpu", "rtn")
-    assert killing.make(model, tmp_path / "artifact", "cpu", "rtn").resumed == 2
-    assert files(tmp_path / "artifact") == files(tmp_path / "whole")
+    for when, block, kept in (("noted", 1, 2), ("writing", 1, 1)):
+        killing.kill(model, tmp_path / when, when, block, "cpu", "rtn")
+        assert killing.make(model, tmp_path / when, "cpu", "rtn").resumed == kept
+        assert files(tmp_path / when) == files(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "lose", "note"])

@@ -41,7 +41,7 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor, scale: float) ->
     for name, tensor in (("query", query), ("key", key), ("value", value)):
         if tensor.device.type != "cpu":  # said here: torch's dispatcher would not name it
             raise RuntimeError(
-                f"causal_attention: {name} is on {tensor.device}; this operator is for the CPU only, "
+                f"causal_attention: {name} is on {tensor.device}; this operator is for the CPU, "
                 "use torch.nn.functional.scaled_dot_product_attention there."
             )
     return torch.ops.bitsweep.causal_attention(query, key, value, scale)

@@ -33,9 +33,9 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor, scale: float) ->
     Returns float32 [batch, heads, tokens, width] that lies in memory as [batch, tokens, heads,
     width], so `.transpose(1, 2).reshape(batch, tokens, -1)` copies nothing. Scores, the online
     softmax (arXiv 1805.02867) and sums are float32 in a fixed order: the same bits with any number
-    of threads. Needs memory for one strip of queries a thread, 148 KiB at most. Rows that see a NaN
-    are NaN; one in value may also reach the 15 rows before it. Raises RuntimeError naming the
-    argument that does not fit.
+    of threads. Needs memory for one strip of queries a thread, 148 KiB at most. A NaN in query
+    or key makes the rows that see it NaN; one in value its column of these, and perhaps of the 15
+    rows before. Raises RuntimeError naming the argument that does not fit.
     """
     load()
     for name, tensor in (("query", query), ("key", key), ("value", value)):

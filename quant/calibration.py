@@ -1,9 +1,9 @@
 """Which code runs the blocks of a model during calibration, where that is not torch's own.
 
 Linear layers in float32 on the CPU go to oneDNN (quant.products says why) and causal attention to
-cuda_ext.attention: torch's kernel computes scores behind the diagonal too and multiplies by MKL,
-which leaves AVX-512 unused on processors that are not Intel's. Results differ from those of a
-forward pass outside by rounding only.
+cuda_ext.attention: torch's kernel computes masked scores too and multiplies by MKL, which leaves
+AVX-512 unused on processors that are not Intel's. Results differ from those of a forward pass
+outside by rounding only.
 """
 
 from __future__ import annotations

@@ -2,19 +2,20 @@
 // namespace, `struct Wide` and includes this header (see kernel_template.h for why).
 //
 // A task is a strip of queries of one head, and the queries are the lanes of every vector: scores,
-// weights and outputs of a strip are kept transposed, a key or a column of value to a row. Maximum and
-// sum of the softmax run down those rows, so nothing is summed across lanes, and keys and values are
-// read where they lie, one number for all queries of the strip; any number of them fits.
+// weights and outputs of a strip are kept transposed, a key or a column of value to a row. Maximum
+// and sum of the softmax run down those rows, so nothing is summed across lanes, and keys and values
+// are read where they lie, one number for all queries of the strip; any number of them fits.
 //
-// The softmax is the online one (arXiv 1805.02867): with every tile of keys, sums and outputs so far
-// are scaled to the largest score so far. Order of sums: keys of a tile, then tiles, always from the
-// first, whatever the number of threads.
+// The softmax is the online one (arXiv 1805.02867): with every tile of keys, sums and outputs so
+// far are scaled to the largest score so far. Order of sums: keys of a tile, then tiles, always from
+// the first, whatever the number of threads.
 //
 // Wide: F (kWidth floats, with the compiler's operators on vectors), Bits (kWidth of uint32_t),
 // kVectors (vectors of a strip, at most 4), kRows (rows of a product, so that its sums fill the
 // registers), set, fma, transpose (of kWidth vectors).
 #include <cstring>
 #include <limits>
+#include <type_traits>
 
 #include "floats.h"
 #include "kernels.h"
@@ -103,33 +104,39 @@ inline __attribute__((always_inline)) void strip_product(
 
 // Scores of `keys` keys become weights, sums and outputs so far are scaled: returns by how much.
 template <int N>
-inline void weigh(
-    const Strip& strip, float by, int64_t at, int64_t keys, F (&shrink)[N]) {
+inline void weigh(const Strip& strip, float by, int64_t at, int64_t keys, F (&shrink)[N]) {
   const F factor = Wide::set(by);
+  const auto place = [&](int64_t j, int n) {
+    return strip.weights + j * kStrip + at + n * Wide::kWidth;
+  };
+  F before[N], largest[N], sum[N];
   for (int n = 0; n < N; n++) {
-    float* scores = strip.weights + at + n * Wide::kWidth;
-    F largest = load(scores);
-    for (int64_t j = 1; j < keys; j++) {
-      const F score = load(scores + j * kStrip);
-      largest = score > largest ? score : largest;
+    sum[n] = Wide::set(0.0f);
+    before[n] = largest[n] = load(strip.highest + at + n * Wide::kWidth);
+  }
+  for (int64_t j = 0; j < keys; j++) {
+    for (int n = 0; n < N; n++) {
+      const F score = load(place(j, n));
+      largest[n] = score > largest[n] ? score : largest[n];
     }
-    const F before = load(strip.highest + at + n * Wide::kWidth);
-    largest = largest > before ? largest : before;
-    shrink[n] = power_of_two((before - largest) * factor);
-    store(strip.highest + at + n * Wide::kWidth, largest);
-    F sum = Wide::set(0.0f);
-    for (int64_t j = 0; j < keys; j++) {
-      const F weight = power_of_two((load(scores + j * kStrip) - largest) * factor);
-      store(scores + j * kStrip, weight);
-      sum += weight;
+  }
+  for (int64_t j = 0; j < keys; j++) {
+    for (int n = 0; n < N; n++) {
+      const F weight = power_of_two((load(place(j, n)) - largest[n]) * factor);
+      store(place(j, n), weight);
+      sum[n] += weight;
     }
+  }
+  for (int n = 0; n < N; n++) {
+    shrink[n] = power_of_two((before[n] - largest[n]) * factor);
+    store(strip.highest + at + n * Wide::kWidth, largest[n]);
     float* total = strip.total + at + n * Wide::kWidth;
-    store(total, Wide::fma(load(total), shrink[n], sum));
+    store(total, Wide::fma(load(total), shrink[n], sum[n]));
   }
 }
 
-// N vectors of queries, from lane `at` of the strip on, take up `keys` keys. On the diagonal lane i of
-// the first vector sees i + 1 of them, and the other vectors all.
+// N vectors of queries, from lane `at` of the strip on, take up `keys` keys. On the diagonal lane i
+// of the first vector sees i + 1 of them, and the other vectors all.
 template <int N>
 void take_up(
     const Strip& strip, const Attention& attention, int64_t at, const float* key,
@@ -209,7 +216,8 @@ void attend_strip(
   const float* query =
       attention.query + batch * from.batch + head * from.head + first * from.token;
   const int64_t shared = head / attention.sharing;
-  const float* key = attention.key + batch * attention.key_at.batch + shared * attention.key_at.head;
+  const float* key =
+      attention.key + batch * attention.key_at.batch + shared * attention.key_at.head;
   const float* value =
       attention.value + batch * attention.value_at.batch + shared * attention.value_at.head;
   std::memset(strip.out, 0, attention.width * kStrip * sizeof(float));

@@ -1,5 +1,5 @@
-// Memory for vectors. In an anonymous namespace, because the kernels of every instruction set include
-// it: the linker must not take code compiled for one as the code of another.
+// Memory for vectors. In an anonymous namespace, because the kernels of every instruction set
+// include it: the linker must not take code compiled for one as the code of another.
 #pragma once
 
 #include <cstdint>

@@ -29,8 +29,8 @@ struct Strides {
   int64_t token;
 };
 
-// out = softmax(scale * query key^T) value for every batch entry and head, where no query sees a key
-// of a later token.
+// out = softmax(scale * query key^T) value for every batch entry and head, where no query sees a
+// key of a later token.
 struct Attention {
   const float* query;
   const float* key;

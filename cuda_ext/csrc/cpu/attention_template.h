@@ -3,12 +3,12 @@
 //
 // A task is a strip of queries of one head, and the queries are the lanes of every vector: scores,
 // weights and outputs of a strip are kept transposed, a key or a column of value to a row. Maximum
-// and sum of the softmax run down those rows, so nothing is summed across lanes, and keys and values
-// are read where they lie, one number for all queries of the strip; any number of them fits.
+// and sum of the softmax run down those rows: nothing is summed across lanes. Keys and values are
+// read where they lie, one number for all queries of the strip; any number of them fits.
 //
 // The softmax is the online one (arXiv 1805.02867): with every tile of keys, sums and outputs so
-// far are scaled to the largest score so far. Order of sums: keys of a tile, then tiles, always from
-// the first, whatever the number of threads.
+// far are scaled to the largest score so far. Order of sums: keys of a tile, then tiles, always
+// from the first, whatever the number of threads.
 //
 // Wide: F (kWidth floats, with the compiler's operators on vectors), Bits (kWidth of uint32_t),
 // kVectors (vectors of a strip, at most 4), kRows (rows of a product, so that its sums fill the

@@ -105,6 +105,7 @@ BENCHMARKS = {
     "quantize": quantize,
     "solver": solver.solve,
     "embedded": solver.embedded,
+    "attention": solver.attention,
 }
 
 

@@ -9,7 +9,10 @@ from dataclasses import replace
 from functools import partial
 
 import torch
+from torch.nn.functional import scaled_dot_product_attention
 
+from cuda_ext import packed
+from cuda_ext.attention import causal_attention
 from quant.hessian import Hessian
 from quant.scheme import Scheme
 from quant.solvers import gptq, sweep
@@ -118,6 +121,24 @@ def embedded(runs: int = 2) -> None:
 
     both = partial(run, PLAIN), partial(run, FUSED)
     show(f"embedded model, w4g128, {len(windows)} windows", in_turn(both, runs), 2)
+
+
+# [batch, heads, tokens, width]: the embedded model's calibration, GPT-2's and OPT-350M's heads at
+# 2048 tokens, Llama's.
+ATTENTION = ((8, 4, 512, 64), (1, 12, 2048, 64), (1, 8, 2048, 128))
+
+
+def attention(runs: int = 20) -> None:
+    """Causal attention in float32: by torch (plain) and by bitsweep::causal_attention (fused)."""
+    print(f"instruction set {packed.cpu_isa()}")
+    for batch, heads, tokens, width in ATTENTION:
+        # Heads of a token side by side, as models pass them.
+        query, key, value = torch.randn(3, batch, tokens, heads, width).transpose(2, 3)
+        both = (
+            partial(scaled_dot_product_attention, query, key, value, is_causal=True),
+            partial(causal_attention, query, key, value, width**-0.5),
+        )
+        show(f"batch {batch}, heads {heads}, {tokens} x {width}", in_turn(both, runs), 2.5)
 
 
 def compare(plain: Solution, fused: Solution) -> None:

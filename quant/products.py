@@ -9,16 +9,14 @@ Where that is not there torch.mm multiplies, and the log says so once; only the 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.overrides import TorchFunctionMode
 
 _log = logging.getLogger("quant")
 
@@ -31,16 +29,11 @@ _torch_alone: ContextVar[bool] = ContextVar("torch_alone", default=False)
 
 
 @contextmanager
-def calibration_products(kernel: str) -> Iterator[None]:
-    """How large products are multiplied inside: kernel="reference" leaves all to torch.mm.
-
-    With every other kernel the linear layers of a model in float32 on the CPU go through oneDNN too
-    (they round differently from a forward pass outside).
-    """
-    token = _torch_alone.set(kernel == "reference")
+def torch_alone(alone: bool) -> Iterator[None]:
+    """Whether torch.mm multiplies everything inside, as kernel="reference" has it."""
+    token = _torch_alone.set(alone)
     try:
-        with nullcontext() if kernel == "reference" else _OneDnnLinear():
-            yield
+        yield
     finally:
         _torch_alone.reset(token)
 
@@ -54,22 +47,8 @@ def product(a: Tensor, b: Tensor) -> Tensor:
     return _onednn_linear(a.contiguous(), weight, None)
 
 
-class _OneDnnLinear(TorchFunctionMode):
-    """Sends what torch.nn.functional.linear computes for large float32 matrices to oneDNN."""
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        if func is functional.linear:
-            return _linear(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
-
-
-def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """torch.nn.functional.linear, multiplied as `product` does where no gradient is wanted."""
     rows = input.reshape(-1, input.shape[-1])
     if torch.is_grad_enabled() or not _by_onednn(rows, weight.T):
         return functional.linear(input, weight, bias)
@@ -126,7 +105,7 @@ def _by_onednn(a: Tensor, b: Tensor) -> bool:
         return False
     reason = _why_no_onednn()
     if reason is not None:
-        _say_once(
+        say_once(
             f"large float32 products are torch.mm's, not oneDNN's: {reason}. Results differ by "
             "rounding only."
         )
@@ -149,5 +128,6 @@ def _onednn_linear(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 @cache
-def _say_once(message: str) -> None:
+def say_once(message: str) -> None:
+    """Log a warning, the same one once a process."""
     _log.warning(message)

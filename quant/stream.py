@@ -38,6 +38,7 @@ from quant.blocks import (
     set_weight_matrix,
     weight_matrix,
 )
+from quant.calibration import calibration_products
 from quant.capture import Capture, capture, check_streaming, observe, run_block, streamed_logits
 from quant.collect import Collected, Collector, require_finite
 from quant.cost import StageCost, StageMeter
@@ -45,7 +46,6 @@ from quant.devices import Lanes
 from quant.hessian import Hessian
 from quant.layers import METHODS, BlockSolver, LayerResult, QuantizationPlan, Solved
 from quant.layout import BlockStructure, Layout, evaluation
-from quant.products import calibration_products
 from quant.scheme import Scheme
 from quant.sink import STAGE, BlockSink, Finished, Kept, WriteBehind
 from quant.source import BlockSource, LoadedModel, each_block

@@ -25,6 +25,7 @@ COMMANDS = {
     "crossover": "cuda_ext.bench --crossover --bits 4 --seconds 2",
     "solver": "benchmarks solver",
     "embedded": "benchmarks embedded",
+    "attention": "benchmarks attention",
     "scaling": "benchmarks.scaling",
     "start": "benchmarks start",
 }

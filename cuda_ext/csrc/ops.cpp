@@ -6,10 +6,10 @@
 
 #include <cstdlib>
 #include <cstring>
-#include <new>
 #include <optional>
 #include <vector>
 
+#include "cpu/floats.h"
 #include "cpu/kernels.h"
 #include "cpu/repack.h"
 #include "operators.h"
@@ -76,20 +76,6 @@ int64_t tiles_per_thread(const Weight& weight, int64_t batch) {
   const int64_t products = kTileRows * weight.blocks * kBlock * batch;
   return products >= 65536 ? 1 : (65536 + products - 1) / products;
 }
-
-// Floats that begin on a cache line, so that no vector of 16 of them lies across two.
-class Floats {
- public:
-  explicit Floats(int64_t count)
-      : data_(static_cast<float*>(::operator new(count * sizeof(float), std::align_val_t{64}))) {}
-  ~Floats() { ::operator delete(data_, std::align_val_t{64}); }
-  Floats(const Floats&) = delete;
-  Floats& operator=(const Floats&) = delete;
-  float* data() const { return data_; }
-
- private:
-  float* data_;
-};
 
 // x [batch, inputs] as floats in the order of the lanes, short last blocks filled with zeros.
 void arrange(

@@ -34,12 +34,25 @@ def device(
         with full_sums():
             yield kind
         return
+    force_isa(isa, monkeypatch)
+    yield kind
+
+
+@pytest.fixture(params=packed.ISAS)
+def isa(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, library: build.Library
+) -> str:
+    """Every instruction set of the CPU, for what is there for the CPU alone."""
+    force_isa(request.param, monkeypatch)
+    return request.param
+
+
+def force_isa(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
     best = packed.cpu_isa()
     if packed.ISAS.index(isa) > packed.ISAS.index(best):
         pytest.skip(f"this processor has no {isa}")
     monkeypatch.setenv("BITSWEEP_CPU_ISA", isa)
     assert packed.cpu_isa() == isa
-    yield kind
 
 
 @pytest.fixture

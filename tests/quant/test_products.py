@@ -7,7 +7,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.nn import functional
 
 from quant import products
 from quant.products import add_gram, mirror, product
@@ -73,7 +72,7 @@ def hide(monkeypatch, what):
 def test_without_onednn_torch_multiplies_and_the_log_says_so_once(
     monkeypatch, caplog, missing, reason
 ):
-    products._say_once.cache_clear()
+    products.say_once.cache_clear()
     a, b = random(200, 200), random(200, 200, seed=1)
     with hide(monkeypatch, missing):
         product(a[:5], b)
@@ -118,28 +117,3 @@ def test_half_precision_on_tensor_cores_sums_in_float32(dtype):
     mirror(total)
     expected = rows.double().T @ rows.double()
     assert float((total - expected).abs().max() / expected.abs().max()) < 1e-5
-
-
-@pytest.mark.parametrize("bias", [None, random(300, seed=3)], ids=["plain", "bias"])
-@pytest.mark.parametrize("shape", [(64, 256), (4, 32, 256), (2, 3, 256)])
-def test_linear_layers_inside_calibration_products(shape, bias):
-    x, weight = random(*shape, seed=1), random(300, 256, seed=2)
-    with torch.no_grad():
-        expected = functional.linear(x, weight, bias)
-        with products.calibration_products("reference"):
-            assert torch.equal(functional.linear(x, weight, bias), expected)
-            assert not products._by_onednn(random(200, 200), random(200, 200))
-        with products.calibration_products("cpu"):
-            found = functional.linear(x, weight, bias)
-            halves = functional.linear(x.bfloat16(), weight.bfloat16())
-    assert found.shape == expected.shape
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
-    assert halves.dtype == torch.bfloat16
-    assert torch.equal(functional.linear(x, weight, bias), expected), "nothing is left behind"
-
-
-def test_gradients_keep_torchs_own_linear():
-    x, weight = random(64, 256), random(300, 256, seed=2).requires_grad_()
-    with products.calibration_products("cpu"):
-        functional.linear(x, weight).sum().backward()
-    assert weight.grad is not None

@@ -170,13 +170,42 @@ struct Lanes {
   }
 };
 
+// Queries of causal attention.
+struct Wide {
+  using F = __m256;
+  using Bits = uint32_t __attribute__((vector_size(32)));
+  static constexpr int kWidth = 8, kVectors = 3, kRows = 4;
+
+  static F set(float a) { return _mm256_set1_ps(a); }
+  static F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
+  static void transpose(F (&row)[8]) {
+    constexpr int low = 0x44, high = 0xee;  // pairs of two vectors' halves
+    for (int i = 0; i < 8; i += 4) {
+      const F a = _mm256_unpacklo_ps(row[i], row[i + 1]);
+      const F b = _mm256_unpackhi_ps(row[i], row[i + 1]);
+      const F c = _mm256_unpacklo_ps(row[i + 2], row[i + 3]);
+      const F d = _mm256_unpackhi_ps(row[i + 2], row[i + 3]);
+      row[i] = _mm256_shuffle_ps(a, c, low);
+      row[i + 1] = _mm256_shuffle_ps(a, c, high);
+      row[i + 2] = _mm256_shuffle_ps(b, d, low);
+      row[i + 3] = _mm256_shuffle_ps(b, d, high);
+    }
+    for (int i = 0; i < 4; i++) {  // every quarter is transposed; now quarters change places
+      const F a = row[i], b = row[i + 4];
+      row[i] = _mm256_permute2f128_ps(a, b, 0x20);
+      row[i + 4] = _mm256_permute2f128_ps(a, b, 0x31);
+    }
+  }
+};
+
 }  // namespace
 }  // namespace bitsweep
 
+#include "attention_template.h"
 #include "kernel_template.h"
 #include "sweep_template.h"
 
 namespace bitsweep {
-Kernels avx2_kernels() { return {linear, dequantize, sweep, Lanes::kSlab}; }
+Kernels avx2_kernels() { return {linear, dequantize, sweep, Lanes::kSlab, attend, kStrip}; }
 }  // namespace bitsweep
 #endif

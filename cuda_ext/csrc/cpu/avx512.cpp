@@ -130,13 +130,54 @@ struct Lanes {
   }
 };
 
+// Queries of causal attention.
+struct Wide {
+  using F = __m512;
+  using Bits = uint32_t __attribute__((vector_size(64)));
+  static constexpr int kWidth = 16, kVectors = 4, kRows = 6;
+
+  static F set(float a) { return _mm512_set1_ps(a); }
+  static F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
+  static F low(F a, F b) {
+    return _mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(a), _mm512_castps_pd(b)));
+  }
+  static F high(F a, F b) {
+    return _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(a), _mm512_castps_pd(b)));
+  }
+  static void transpose(F (&row)[16]) {
+    constexpr int even = 0x88, odd = 0xdd;  // of two vectors' quarters
+    F pair[16];
+    for (int i = 0; i < 16; i += 2) {
+      pair[i] = _mm512_unpacklo_ps(row[i], row[i + 1]);
+      pair[i + 1] = _mm512_unpackhi_ps(row[i], row[i + 1]);
+    }
+    for (int i = 0; i < 16; i += 4) {
+      row[i] = low(pair[i], pair[i + 2]);
+      row[i + 1] = high(pair[i], pair[i + 2]);
+      row[i + 2] = low(pair[i + 1], pair[i + 3]);
+      row[i + 3] = high(pair[i + 1], pair[i + 3]);
+    }
+    for (int i = 0; i < 4; i++) {  // every quarter is transposed; now quarters change places
+      const F a = _mm512_shuffle_f32x4(row[i], row[i + 4], even);
+      const F b = _mm512_shuffle_f32x4(row[i], row[i + 4], odd);
+      const F c = _mm512_shuffle_f32x4(row[i + 8], row[i + 12], even);
+      const F d = _mm512_shuffle_f32x4(row[i + 8], row[i + 12], odd);
+      row[i] = _mm512_shuffle_f32x4(a, c, even);
+      row[i + 4] = _mm512_shuffle_f32x4(b, d, even);
+      row[i + 8] = _mm512_shuffle_f32x4(a, c, odd);
+      row[i + 12] = _mm512_shuffle_f32x4(b, d, odd);
+    }
+  }
+};
+
 }  // namespace
 }  // namespace bitsweep
 
+#include "attention_template.h"
 #include "kernel_template.h"
 #include "sweep_template.h"
 
 namespace bitsweep {
-Kernels avx512_kernels() { return {linear, dequantize, sweep, Lanes::kSlab}; }
+Kernels avx512_kernels() { return {linear, dequantize, sweep, Lanes::kSlab, attend, kStrip}; }
 }  // namespace bitsweep
 #endif

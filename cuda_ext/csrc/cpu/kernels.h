@@ -22,6 +22,28 @@ struct Product {
   Storage y_storage;
 };
 
+// Floats from one batch entry, head or token to the next; those of a token lie side by side.
+struct Strides {
+  int64_t batch;
+  int64_t head;
+  int64_t token;
+};
+
+// out = softmax(scale * query key^T) value for every batch entry and head, where no query sees a
+// key of a later token.
+struct Attention {
+  const float* query;
+  const float* key;
+  const float* value;
+  float* out;
+  Strides query_at, key_at, value_at, out_at;
+  int64_t heads;
+  int64_t sharing;  // heads of query to one of key and value
+  int64_t tokens;
+  int64_t width;    // floats of one token and head
+  float factor;     // scale * log2(e): weights are powers of two
+};
+
 struct Kernels {
   void (*linear)(const Product&, int64_t first_tile, int64_t end_tile);
   // Rows of the weight to out [outputs, inputs] of the storage given.
@@ -30,6 +52,9 @@ struct Kernels {
   // GPTQ's inner column loop on slabs of sweep_rows rows each.
   void (*sweep)(const Sweep&, int64_t first_slab, int64_t end_slab);
   int64_t sweep_rows;
+  // Causal attention on strips of attention_rows queries each: those of a head, head by head.
+  void (*attention)(const Attention&, int64_t first_strip, int64_t end_strip);
+  int64_t attention_rows;
 };
 
 Kernels portable_kernels();

@@ -104,11 +104,31 @@ struct Lanes {
   }
 };
 
+// Queries of causal attention: 16 bytes, which compilers have on every machine.
+struct Wide {
+  using F = float __attribute__((vector_size(16)));
+  using Bits = uint32_t __attribute__((vector_size(16)));
+  static constexpr int kWidth = 4, kVectors = 2, kRows = 6;
+
+  static F set(float a) { return F{a, a, a, a}; }
+  static F fma(F a, F b, F c) { return a * b + c; }
+  static void transpose(F (&row)[4]) {
+    for (int i = 1; i < 4; i++) {
+      for (int j = 0; j < i; j++) {
+        const float kept = row[i][j];
+        row[i][j] = row[j][i];
+        row[j][i] = kept;
+      }
+    }
+  }
+};
+
 }  // namespace
 }  // namespace bitsweep
 
+#include "attention_template.h"
 #include "sweep_template.h"
 
 namespace bitsweep {
-Kernels portable_kernels() { return {linear, dequantize, sweep, Lanes::kSlab}; }
+Kernels portable_kernels() { return {linear, dequantize, sweep, Lanes::kSlab, attend, kStrip}; }
 }  // namespace bitsweep

@@ -8,22 +8,12 @@
 // that come after them: their errors fill the registers), load, store, set, error, fnma, store_codes,
 // uniform and ternary.
 #include <cstring>
-#include <memory>
-#include <new>
 
+#include "floats.h"
 #include "kernels.h"
 
 namespace bitsweep {
 namespace {
-
-struct SlabMemory {
-  explicit SlabMemory(int64_t count)
-      : data(static_cast<float*>(::operator new(count * sizeof(float), std::align_val_t{64}))) {}
-  ~SlabMemory() { ::operator delete(data, std::align_val_t{64}); }
-  SlabMemory(const SlabMemory&) = delete;
-  SlabMemory& operator=(const SlabMemory&) = delete;
-  float* data;
-};
 
 // `rows` floats, filled up to a slab.
 inline void take(const float* from, int64_t rows, float filling, float* to) {
@@ -113,10 +103,10 @@ void sweep_slab(const Sweep& sweep, int64_t row, float* slab) {
 
 // Slabs [first, end) of kSlab rows each.
 void sweep(const Sweep& sweep, int64_t first, int64_t end) {
-  const SlabMemory slab(sweep.columns * Lanes::kSlab);
+  const Floats slab(sweep.columns * Lanes::kSlab);
   for (int64_t i = first; i < end; i++) {
-    if (sweep.ternary) sweep_slab<true>(sweep, i * Lanes::kSlab, slab.data);
-    else sweep_slab<false>(sweep, i * Lanes::kSlab, slab.data);
+    if (sweep.ternary) sweep_slab<true>(sweep, i * Lanes::kSlab, slab.data());
+    else sweep_slab<false>(sweep, i * Lanes::kSlab, slab.data());
   }
 }
 

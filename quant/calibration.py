@@ -1,0 +1,106 @@
+"""Which code runs the blocks of a model during calibration, where that is not torch's own.
+
+Linear layers in float32 on the CPU go to oneDNN (quant.products says why) and causal attention to
+cuda_ext.attention: torch's kernel computes masked scores too and multiplies by MKL, which leaves
+AVX-512 unused on processors that are not Intel's. Results differ from those of a forward pass
+outside by rounding only.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+from cuda_ext import attention, ops, packed
+from quant.products import linear, say_once, torch_alone
+
+
+@contextmanager
+def calibration_products(kernel: str) -> Iterator[None]:
+    """How blocks are run and products multiplied inside: kernel="reference" leaves all to torch."""
+    alone = kernel == "reference"
+    with torch_alone(alone), nullcontext() if alone else _FasterCalls():
+        yield
+
+
+class _FasterCalls(TorchFunctionMode):
+    """Sends functional.linear and functional.scaled_dot_product_attention to faster code."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        if func is functional.linear:
+            return linear(*args, **(kwargs or {}))
+        if func is functional.scaled_dot_product_attention:
+            return self._attention(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+    def _attention(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        *,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> Tensor:
+        plain = attn_mask is None and dropout_p == 0 and is_causal and not torch.is_grad_enabled()
+        if plain and _takes(query, key, value, enable_gqa):
+            factor = query.shape[-1] ** -0.5 if scale is None else scale
+            if factor > 0 and math.isfinite(factor) and self._here:
+                return attention.causal_attention(query, key, value, factor)
+        return functional.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=attn_mask,
+            dropout_p=dropout_p,
+            is_causal=is_causal,
+            scale=scale,
+            enable_gqa=enable_gqa,
+        )
+
+    @cached_property
+    def _here(self) -> bool:
+        """Whether the operator is there and worth it; the log says so if not."""
+        reason = ops.why_unavailable(torch.device("cpu"))
+        if reason is None and packed.cpu_isa() == "portable":
+            reason = "without AVX2 this operator is slower (docs/solver.md)."
+        if reason is not None:
+            say_once(
+                f"causal attention is torch's, not bitsweep::causal_attention: {reason} Results "
+                "differ by rounding only."
+            )
+        return reason is None
+
+
+def _takes(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool) -> bool:
+    """Whether the operator computes this attention of a whole sequence to itself."""
+    tensors = (query, key, value)
+    if any(t.device.type != "cpu" or t.dtype != torch.float32 or t.dim() != 4 for t in tensors):
+        return False
+    batch, heads, tokens, width = query.shape
+    shared = key.shape[1]
+    return (
+        key.shape == value.shape == (batch, shared, tokens, width)
+        and (heads == shared or (enable_gqa and shared > 0 and heads % shared == 0))
+        and tokens > 1
+        and heads > 0
+        and width in attention.WIDTHS
+        and all(t.stride(3) == 1 for t in tensors)
+    )

@@ -155,6 +155,7 @@ def _dummy(config: CellConfig) -> None:
         raise ConfigError(
             f"model.name={config.model.name} holds a path: add model.name=NAME for the tables."
         )
+    dummy.architecture(config.model)  # first of all: it decides what everything else is about
     if method not in ("none", dummy.RANDOM):
         raise ConfigError(
             f"method={method} needs weights to quantize, and model=dummy has none: use "

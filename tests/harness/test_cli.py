@@ -1,5 +1,6 @@
 """The command line: help, one-sentence errors, whole sweeps, interruptions."""
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -9,7 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from harness import cli
+from cuda_ext.ops import KERNELS
+from harness import cli, options
+from harness.config import RuntimeConfig
+from harness.validation import ACTIVATIONS, STREAM
 
 HEAVY = {"torch", "transformers", "hydra", "omegaconf", "pandas", "matplotlib", "lm_eval", "wandb"}
 
@@ -54,6 +58,31 @@ def test_help_of_a_group_explains_its_options(capsys: pytest.CaptureFixture[str]
     assert "ternary_g8" in text
     assert "groups of 8" in text
     assert cli.main(["run", "--help", "shceme"]) == cli.IMPOSSIBLE
+
+
+def test_help_of_runtime_has_its_keys_with_their_values(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["run", "--help", "runtime"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    said = {line.strip(): lines[at + 1] for at, line in enumerate(lines) if "runtime." in line}
+    assert set(said) == {
+        f"runtime.{field.name}={getattr(RuntimeConfig(), field.name)}".replace("None", "null")
+        for field in dataclasses.fields(RuntimeConfig)
+    }
+    for key, values in (("activations", ACTIVATIONS), ("stream", STREAM), ("kernel", KERNELS)):
+        assert all(value in said[f"runtime.{key}=auto"] for value in values)
+    assert cli.main(["run", "--help"]) == 0
+    text = capsys.readouterr().out
+    assert "runtime.activations=" in text
+    assert "runtime.stream=" in text
+
+
+def test_help_of_a_group_explains_nested_keys_but_not_those_of_others() -> None:
+    assert options.keys("suite")["suite.zeroshot.batch_size"] == (
+        "16",
+        "fixed, because padding changes the last digits",
+    )
+    assert options.keys("experiment") == {}
+    assert options.keys("scheme", "w4")["scheme.bits"] == ("4", "16 values per weight")
 
 
 @pytest.mark.parametrize(

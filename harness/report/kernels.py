@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from harness.report.names import Footnotes, missing
 from harness.report.rows import Figure, Row
-from harness.report.table import Cell, Column, Table, ranged, significant
+from harness.report.table import Cell, Column, Note, Table, ranged, significant
 from harness.suites.shapes import parse_task
 
 SUITE = "kernels"
@@ -48,9 +48,11 @@ def kernels_table(model: str, rows: list[Row]) -> Table | None:
         }
     )
     notes = [
-        "Medians of products with one weight after another, more of them than caches hold; "
-        "of read: share of the bandwidth that a sum over a large array reached in the same turns.",
-        *(f"Conditions: {text}." for text in said if text),
+        Note(
+            "Medians of products with one weight after another, more of them than caches hold; of "
+            "read: share of the bandwidth that a sum over a large array reached in the same turns."
+        ),
+        *(Note(f"Conditions: {text}.") for text in said if text),
     ]
     return Table(
         SUITE, model, f"Layer products of {model}", list(COLUMNS), cells, notes, footnotes.texts

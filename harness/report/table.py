@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 NARROW_NO_VALUE = "–"
 
@@ -34,6 +34,14 @@ class Cell:
 
 
 @dataclass(frozen=True)
+class Note:
+    """A sentence under a table; one about columns stands only where one of them is shown."""
+
+    text: str
+    columns: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Table:
     """Pure content; harness.report.render writes it. footnotes[0] is mark 1."""
 
@@ -42,8 +50,29 @@ class Table:
     title: str
     columns: list[Column]
     rows: list[list[Cell]]
-    notes: list[str] = field(default_factory=list)
+    notes: list[Note] = field(default_factory=list)
     footnotes: list[str] = field(default_factory=list)
+
+
+def on_screen(table: Table) -> Table:
+    """The table without the columns that are left to the files, and without what is said of them.
+
+    Footnotes that only those columns refer to go too; the others are numbered anew.
+    """
+    shown = [index for index, column in enumerate(table.columns) if column.on_screen]
+    names = {table.columns[index].name for index in shown}
+    used = sorted({mark for row in table.rows for index in shown for mark in row[index].marks})
+    return replace(
+        table,
+        columns=[table.columns[index] for index in shown],
+        rows=[[_renumbered(row[index], used) for index in shown] for row in table.rows],
+        notes=[note for note in table.notes if not note.columns or names & set(note.columns)],
+        footnotes=[table.footnotes[mark - 1] for mark in used],
+    )
+
+
+def _renumbered(cell: Cell, used: list[int]) -> Cell:
+    return replace(cell, marks=tuple(used.index(mark) + 1 for mark in cell.marks))
 
 
 def decimals_for(stderr: float | None, least: int) -> int:

@@ -19,7 +19,7 @@ from harness.report.published import (
     published_latencies,
 )
 from harness.report.render import to_csv, to_markdown, to_rich
-from harness.report.table import Table, small
+from harness.report.table import Cell, Column, Note, Table, on_screen, small
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "report"
 
@@ -153,7 +153,9 @@ def test_a_row_decoded_otherwise_than_most_is_marked(made_up) -> None:
     ]
     records[2] = records[2].model_copy(update={"metrics": metrics})
     table = tables_of(records)["cost"]
-    assert "Decoded with static cache, eager (no CUDA graph on cpu)." in table.notes
+    assert "Decoded with static cache, eager (no CUDA graph on cpu)." in [
+        note.text for note in table.notes
+    ]
     assert "decoded with dynamic cache (why)" in table.footnotes
 
 
@@ -171,3 +173,27 @@ def test_the_perplexity_of_last_words_is_in_the_files(made_up) -> None:
     column = next(each for each in table.columns if "target" in each.name)
     assert (column.name, column.on_screen) == ("lambada_openai:target_perplexity", False)
     assert "4.2" in to_csv(table)
+
+
+def test_the_screen_has_no_note_on_a_column_that_is_in_the_files_alone(records, sweep) -> None:
+    for table, hidden in (
+        (tables_of(records)["divergence"], ("Agree:", "Floor:")),
+        (tables_of(sweep)["cost"], ("Peak memory:",)),
+    ):
+        screen = on_screen(table)
+        assert all(column.on_screen for column in screen.columns)
+        assert all(len(row) == len(screen.columns) for row in screen.rows)
+        for words in hidden:
+            assert words in to_markdown(table)
+            assert not any(note.text.startswith(words) for note in screen.notes)
+        assert len(screen.notes) == len(table.notes) - len(hidden)
+
+
+def test_footnotes_of_columns_in_the_files_alone_go_with_them() -> None:
+    columns = [Column("a", "a"), Column("b", "b", on_screen=False), Column("c", "c")]
+    cells = [Cell("1", marks=(2,)), Cell("2", marks=(1,)), Cell("3", marks=(2, 3))]
+    notes = [Note("all"), Note("on b", ("b",)), Note("on b or c", ("b", "c"))]
+    screen = on_screen(Table("t", "m", "T", columns, [cells], notes, ["one", "two", "three"]))
+    assert [cell.marks for cell in screen.rows[0]] == [(1,), (1, 2)]
+    assert screen.footnotes == ["two", "three"]
+    assert [note.text for note in screen.notes] == ["all", "on b or c"]

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from harness.report import from_records, summary_table, summary_tables
 from harness.report.render import to_csv, to_latex, to_markdown, to_rich
-from harness.report.table import Cell, Column, Table, measured, ranged, significant
+from harness.report.table import Cell, Column, Note, Table, measured, ranged, significant
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "report"
 
@@ -168,7 +168,12 @@ def test_other_numbers() -> None:
 def test_special_characters_are_escaped() -> None:
     columns = [Column("a", "50% of_a & b", numeric=False), Column("b", "x|y")]
     table = Table(
-        "t", "m", "A #1 table", columns, [[Cell(r"w\_$^~{}"), Cell("*5*", best=True)]], ["<see>"]
+        "t",
+        "m",
+        "A #1 table",
+        columns,
+        [[Cell(r"w\_$^~{}"), Cell("*5*", best=True)]],
+        [Note("<see>")],
     )
     latex, markdown = to_latex(table), to_markdown(table)
     assert r"50\% of\_a \& b" in latex

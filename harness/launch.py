@@ -82,20 +82,24 @@ def run(cells: Sequence[Cell], plans: list[CellPlan], config_dir: Path | None = 
     status = _status(outcome)
     if good:
         folder = results / "reports" / file_name(name)
-        report(records, folder, name)
+        whole = not (outcome.interrupted or outcome.stopped)
+        report(records, folder, name, causes=not whole)
         status = max(status, _track(plans, folder, screen))
     _summary(outcome, diary, screen)
     return status
 
 
-def report(records: list[Record], folder: Path, title: str) -> None:
-    """Write the report and print its table and where it is."""
+def report(records: list[Record], folder: Path, title: str, causes: bool = True) -> None:
+    """Write the report and print its table and where it is.
+
+    causes  whether the printed table says why something failed.
+    """
     from harness.report.build import build_report
     from harness.report.tables import summary_table
 
     files = build_report(records, folder, title)
     console = _console()
-    console.print(summary_table(records, width=console.width))
+    console.print(summary_table(records, console.width, causes))
     console.print(
         f"\nreport: {_shown(files[0])} (tables, plots and CSV beside it)", highlight=False
     )
@@ -163,10 +167,12 @@ def _summary(outcome: Outcome, diary: Path, screen: Console) -> None:
         f"{_stages(outcome.finished)} run, {outcome.cached} found finished, "
         f"{len(outcome.failures)} failed"
     ]
+    alike: dict[tuple[str, str], list[str]] = {}
     for name, each in outcome.failures:
-        lines.append(
-            f"  {name} {each.stage} failed" + ("" if outcome.told else f": {each.message}")
-        )
+        alike.setdefault((each.stage, each.message), []).append(name)
+    lines += [
+        f"  {', '.join(names)}: {stage} failed: {cause}" for (stage, cause), names in alike.items()
+    ]
     if outcome.failures:
         lines.append(f"logs: {_shown(diary)}; run the same command again to retry what failed")
     if outcome.stopped:

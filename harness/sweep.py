@@ -22,7 +22,6 @@ class Outcome:
     """What became of a sweep.
 
     stopped  the sentence that says why it ended early.
-    told     every failure was put on the screen when it happened.
     """
 
     finished: int = 0
@@ -30,7 +29,6 @@ class Outcome:
     failures: list[tuple[str, Failed]] = field(default_factory=list)
     stopped: str | None = None
     interrupted: bool = False
-    told: bool = False
 
 
 def run_sweep(plans: list[CellPlan], logs: Path, console: Console) -> Outcome:
@@ -38,7 +36,7 @@ def run_sweep(plans: list[CellPlan], logs: Path, console: Console) -> Outcome:
 
     One failed cell does not stop the others. A disk that takes nothing more, or Ctrl-C, does.
     """
-    outcome = Outcome(told=True)
+    outcome = Outcome()
     prepare(plans)
     screen = _Screen(console, plans)
     with screen:
@@ -141,7 +139,8 @@ class _Screen:
         elif isinstance(event, Finished) and not event.cached:
             self._advance(f"{event.stage} {event.seconds:.1f} s")
         elif isinstance(event, Failed):
-            self._advance(f"[red]{event.stage} failed[/red]: {_markup(event.message)}")
+            # Why is said once, in the summary, which stands where the eye ends.
+            self._advance(f"[red]{event.stage} failed[/red] ({event.type})")
 
     def _show_memory(self, event: Planned) -> None:
         """The memory plan: in full for the first cell of its kind, in a line for the others."""

@@ -85,7 +85,14 @@ def cost_table(model: str, rows: list[Row]) -> Table | None:
         cells.append(line)
     notes = _notes(rows, keys)
     return Table(
-        "cost", model, f"Time and memory of {model}", columns, cells, notes, footnotes.texts
+        "cost",
+        model,
+        f"Time and memory of {model}",
+        columns,
+        cells,
+        notes,
+        footnotes.texts,
+        footnotes.causes,
     )
 
 

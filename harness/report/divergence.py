@@ -77,7 +77,7 @@ def divergence_table(model: str, rows: list[Row]) -> Table | None:
             line += [_cell(row, task, metric, write, footnotes) for metric, *_, write, _ in COLUMNS]
         cells.append(line)
     title, notes = f"Divergence of {model}", _notes(rows, tasks, columns)
-    return Table(SUITE, model, title, columns, cells, notes, footnotes.texts)
+    return Table(SUITE, model, title, columns, cells, notes, footnotes.texts, footnotes.causes)
 
 
 def _cell(

@@ -55,7 +55,14 @@ def kernels_table(model: str, rows: list[Row]) -> Table | None:
         *(Note(f"Conditions: {text}.") for text in said if text),
     ]
     return Table(
-        SUITE, model, f"Layer products of {model}", list(COLUMNS), cells, notes, footnotes.texts
+        SUITE,
+        model,
+        f"Layer products of {model}",
+        list(COLUMNS),
+        cells,
+        notes,
+        footnotes.texts,
+        footnotes.causes,
     )
 
 

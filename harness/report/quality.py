@@ -83,7 +83,16 @@ def quality_table(model: str, rows: list[Row], notes: list[str]) -> Table | None
             line.append(_any_failure(row, footnotes))
         cells.append(line)
     said = [*_notes(rows, keys, usual, best), *(Note(text) for text in notes)]
-    return Table("accuracy", model, f"Accuracy of {model}", columns, cells, said, footnotes.texts)
+    return Table(
+        "accuracy",
+        model,
+        f"Accuracy of {model}",
+        columns,
+        cells,
+        said,
+        footnotes.texts,
+        footnotes.causes,
+    )
 
 
 def quality_keys(rows: list[Row]) -> list[FigureKey]:

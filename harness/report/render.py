@@ -48,13 +48,16 @@ def all_notes(table: Table) -> list[str]:
     return [*(note.text for note in table.notes), *marked]
 
 
-def to_rich(table: Table, width: int = SCREEN_WIDTH) -> Group:
-    """Panels that fit `width` columns: a table too wide is repeated with its other columns."""
+def to_rich(table: Table, width: int = SCREEN_WIDTH, causes: bool = True) -> Group:
+    """Panels that fit `width` columns: a table too wide is repeated with its other columns.
+
+    causes  whether footnotes say why something failed.
+    """
     from rich.console import Group
     from rich.padding import Padding
     from rich.text import Text
 
-    table = on_screen(table)
+    table = on_screen(table, causes)
     parts = [_rich_panel(table, columns) for columns in _fit(table, width)]
     notes = [Padding(Text(note, style="dim"), (0, 1)) for note in all_notes(table)]
     return Group(*parts, *notes)

@@ -43,7 +43,10 @@ class Note:
 
 @dataclass(frozen=True)
 class Table:
-    """Pure content; harness.report.render writes it. footnotes[0] is mark 1."""
+    """Pure content; harness.report.render writes it. footnotes[0] is mark 1.
+
+    causes  the marks of the footnotes that say why something failed.
+    """
 
     name: str  # accuracy or cost
     model: str
@@ -52,27 +55,31 @@ class Table:
     rows: list[list[Cell]]
     notes: list[Note] = field(default_factory=list)
     footnotes: list[str] = field(default_factory=list)
+    causes: set[int] = field(default_factory=set)
 
 
-def on_screen(table: Table) -> Table:
+def on_screen(table: Table, causes: bool = True) -> Table:
     """The table without the columns that are left to the files, and without what is said of them.
 
-    Footnotes that only those columns refer to go too; the others are numbered anew.
+    Footnotes that only those columns refer to go too, and without `causes` those that say why
+    something failed; the others are numbered anew.
     """
     shown = [index for index, column in enumerate(table.columns) if column.on_screen]
     names = {table.columns[index].name for index in shown}
-    used = sorted({mark for row in table.rows for index in shown for mark in row[index].marks})
+    marks = {mark for row in table.rows for index in shown for mark in row[index].marks}
+    used = sorted(marks if causes else marks - table.causes)
     return replace(
         table,
         columns=[table.columns[index] for index in shown],
         rows=[[_renumbered(row[index], used) for index in shown] for row in table.rows],
         notes=[note for note in table.notes if not note.columns or names & set(note.columns)],
         footnotes=[table.footnotes[mark - 1] for mark in used],
+        causes={number for number, mark in enumerate(used, 1) if mark in table.causes},
     )
 
 
 def _renumbered(cell: Cell, used: list[int]) -> Cell:
-    return replace(cell, marks=tuple(used.index(mark) + 1 for mark in cell.marks))
+    return replace(cell, marks=tuple(used.index(mark) + 1 for mark in cell.marks if mark in used))
 
 
 def decimals_for(stderr: float | None, least: int) -> int:

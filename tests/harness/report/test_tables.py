@@ -78,6 +78,29 @@ def test_failures_are_shown_with_their_cause(sweep) -> None:
     assert "rank 12 of 1024" in table.footnotes[mark - 1]
 
 
+def test_a_screen_without_causes_keeps_the_other_footnotes(sweep) -> None:
+    text = on_screen(summary_table(sweep, causes=False))
+    assert "rank 12 of 1024" not in text
+    assert "no task named" not in text
+    assert "failed²" not in text
+    assert text.count("failed") == 5 + 6
+    assert "¹ reference kernel" in text
+
+
+def test_a_figure_without_its_failed_seeds_says_so_with_and_without_the_cause(made_up) -> None:
+    error = {"stage": "perplexity", "type": "OSError", "message": "disk full"}
+    records = [
+        made_up.record(metrics=[made_up.perplexity(5.0)]),
+        made_up.record(seed=1, error=error),
+    ]
+    with_cause = on_screen(summary_table(records))
+    assert "¹ without the seeds that failed" in with_cause
+    assert "² perplexity: OSError: disk full" in with_cause
+    without = on_screen(summary_table(records, causes=False))
+    assert "¹ without the seeds that failed" in without
+    assert "disk full" not in without
+
+
 def test_a_sweep_of_failures_alone_still_has_a_table(made_up) -> None:
     error = {"stage": "quantization", "type": "CalibrationError", "message": "text too short"}
     records = [made_up.record("gptq", "w4", "quantization", error=error)]

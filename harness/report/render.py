@@ -99,7 +99,7 @@ def _fit(table: Table, width: int) -> list[list[int]]:
     """Indices of the columns of each panel: the names, and as many figures as fit."""
     widths = [_width(table, index) + 2 for index in range(len(table.columns))]
     numbered = list(enumerate(table.columns))
-    names = [i for i, column in numbered if column.names_row or not column.numeric]
+    names = [i for i, column in numbered if not column.numeric]
     figures = [i for i, _ in numbered if i not in names]
     room = width - sum(widths[i] for i in names)
     panels: list[list[int]] = [[]]
@@ -143,6 +143,7 @@ def _markdown(text: str) -> str:
 
 def to_csv(table: Table) -> str:
     """Every figure with all its digits, its standard error and percentiles in columns of theirs."""
+    table = table.csv or table
     extras = {
         index: [
             name

@@ -16,7 +16,6 @@ class Column:
     header: str
     detail: str = ""
     numeric: bool = True
-    names_row: bool = False  # says which row it is, as text does: in every panel of a wide table
     on_screen: bool = True  # what follows from other columns is left to the files
 
 
@@ -46,6 +45,7 @@ class Table:
     """Pure content; harness.report.render writes it. footnotes[0] is mark 1.
 
     causes  the marks of the footnotes that say why something failed.
+    csv     what the CSV holds instead, where it has more lines than anyone reads.
     """
 
     name: str  # accuracy or cost
@@ -56,6 +56,7 @@ class Table:
     notes: list[Note] = field(default_factory=list)
     footnotes: list[str] = field(default_factory=list)
     causes: set[int] = field(default_factory=set)
+    csv: Table | None = None
 
 
 def on_screen(table: Table, causes: bool = True) -> Table:

@@ -42,14 +42,15 @@ def show_plan(plans: Sequence[CellPlan]) -> None:
 
 def _show_memory(plans: Sequence[CellPlan], console: Console) -> None:
     """The memory of quantizations that are to be run: the largest of each model and method."""
+    plans = [plan for plan in plans if QUANTIZATION in plan.todo and plan.keys is not None]
+    if not plans:
+        return  # transformers, which knows the shapes of models, takes seconds to import
     from harness.cell import quantization_plan
     from harness.streaming import quantization_memory
     from quant.memory_plan import WORST, MemoryPlanError
 
     tables: dict[tuple[str, str], tuple[int, Table]] = {}
     for plan in plans:
-        if QUANTIZATION not in plan.todo or plan.keys is None:
-            continue
         name = cell_name(plan.identity)
         try:
             memory = quantization_memory(plan.config, quantization_plan(plan.config))

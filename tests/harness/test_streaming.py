@@ -124,6 +124,16 @@ def test_the_memory_plan_comes_first_and_is_refused_with_figures(
     assert records["quantization"].status == "ok"
 
 
+def test_a_plan_that_quantizes_nothing_does_not_wait_for_imports(
+    tiny_cell: Make, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "quant.memory_plan", None)  # importing it fails
+    show_plan([plan_cell(tiny_cell("method=none", "scheme=w16"))])
+    assert "1 cell, 2 stages: 2 to run, 0 done" in capsys.readouterr().out
+    with pytest.raises(ImportError):
+        show_plan([plan_cell(tiny_cell("method=rtn"))])
+
+
 def test_what_a_quantization_used_is_in_its_record(tiny_cell: Make) -> None:
     config = tiny_cell("method=gptq", "runtime.activations=disk", latency=False)
     _, records = run(config)

@@ -15,6 +15,7 @@ not asked for: a library from another machine of the cluster does.
 
 from __future__ import annotations
 
+import argparse
 import fcntl
 import hashlib
 import json
@@ -356,8 +357,13 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
-def main() -> int:
+def main(arguments: Sequence[str] = ()) -> int:
     """Build ahead of time, showing every command; 1 when that fails."""
+    argparse.ArgumentParser(
+        prog="python -m cuda_ext.build",
+        description="Build the kernels now, for every GPU of BITSWEEP_CUDA_ARCHS (default: all "
+        "that are supported), instead of at their first use. Takes no arguments.",
+    ).parse_args(arguments)
     try:
         _supported()
         library = build(ahead_of_time_tools(), again=True, verbose=True)
@@ -370,4 +376,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -26,6 +26,7 @@ from harness.models import load_tokenizer, model_folder
 from harness.plan import CellPlan, plan_cell
 from harness.provenance import failed_record, make_record, now
 from harness.record import Failure, LayerReport, Record
+from harness.resuming import Resuming
 from harness.store import KEY_DIGITS, artifact_digest, disk_errors
 from harness.streaming import (
     STREAMING,
@@ -107,7 +108,7 @@ def _attempt(plan: CellPlan, stage: str, subject: Subject, listen: Listener) -> 
 def quantize(plan: CellPlan, progress: Any, listen: Listener) -> dict[str, Any]:
     """Quantize the model of a cell into its artifact; what the record says about it.
 
-    The memory plan is told first. A quantization that was interrupted is continued.
+    The memory plan is told first. A quantization that was interrupted is continued, which is told.
     """
     from quant.checkpoint.make import quantize_to
     from quant.devices import visible_devices
@@ -129,6 +130,7 @@ def quantize(plan: CellPlan, progress: Any, listen: Listener) -> dict[str, Any]:
         clock.lap("load model")
         windows, inputs = calibration(config, source.model, tokenizer)
         clock.lap("calibration text")
+        resuming = Resuming(folder, len(source.blocks), listen)
         result = quantize_to(
             folder,
             source,
@@ -137,9 +139,10 @@ def quantize(plan: CellPlan, progress: Any, listen: Listener) -> dict[str, Any]:
             model_hash=plan.keys.inputs[QUANTIZATION]["model"],
             method=method,
             tokenizer=model_folder(config.model),
-            progress=progress,
+            progress=resuming.watch(progress),
             workplace=Workplace(devices, memory.activations),
         )
+        resuming.tell(result.resumed)
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     peaks = [stage.peak_bytes for stage in result.stages if stage.peak_bytes is not None]
     return {

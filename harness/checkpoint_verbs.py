@@ -41,16 +41,19 @@ def export_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--format", required=True, help="gptq-v1, gptq-v2 or compressed-tensors (pack-quantized)"
     )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace a model that Bitsweep wrote to OUT before"
+    )
     return parser
 
 
-def export_to(artifact: Path, out: Path, format: str) -> None:
+def export_to(artifact: Path, out: Path, format: str, overwrite: bool = False) -> None:
     """Export and say what was written; ConfigError, one sentence, for what cannot be."""
     _quiet()
     with _sentences():
         from quant import export
 
-        done = export(artifact, out, format)
+        done = export(artifact, out, format, overwrite=overwrite)
     size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
     print(f"{out}: {done.layers} quantized layers in {format}, {size:,} bytes, checksums included")
     for note in done.notes:

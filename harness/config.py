@@ -140,7 +140,7 @@ class SuitesConfig:
 @dataclass
 class RuntimeConfig:
     device: str = "cpu"
-    kernel: str = "auto"  # auto, reference; cpu and cuda come with the extension
+    kernel: str = "auto"  # auto, cuda, cpu, reference
     activations: str = "auto"  # hidden states between blocks: auto, cuda, cpu, disk
     stream: str = "auto"  # measure block by block: auto (if it does not fit), always, never
     threads: Optional[int] = None

@@ -22,6 +22,19 @@ class Planned:
 
 
 @dataclass(frozen=True)
+class Resumed:
+    """A stage goes on where an interrupted run stopped, after so many finished blocks of all.
+
+    seconds  what those blocks took that is not done again.
+    """
+
+    stage: str
+    blocks: int
+    total: int
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Advanced:
     """A stage has done so many of its steps; `what` is the step (a layer, a text, a task)."""
 
@@ -57,5 +70,5 @@ class Broken:
     message: str
 
 
-Event = Started | Planned | Advanced | Finished | Failed | Broken
+Event = Started | Planned | Resumed | Advanced | Finished | Failed | Broken
 Listener = Callable[[Event], None]

@@ -42,14 +42,15 @@ def show_plan(plans: Sequence[CellPlan]) -> None:
 
 def _show_memory(plans: Sequence[CellPlan], console: Console) -> None:
     """The memory of quantizations that are to be run: the largest of each model and method."""
+    plans = [plan for plan in plans if QUANTIZATION in plan.todo and plan.keys is not None]
+    if not plans:
+        return  # transformers, which knows the shapes of models, takes seconds to import
     from harness.cell import quantization_plan
     from harness.streaming import quantization_memory
     from quant.memory_plan import WORST, MemoryPlanError
 
     tables: dict[tuple[str, str], tuple[int, Table]] = {}
     for plan in plans:
-        if QUANTIZATION not in plan.todo or plan.keys is None:
-            continue
         name = cell_name(plan.identity)
         try:
             memory = quantization_memory(plan.config, quantization_plan(plan.config))
@@ -82,20 +83,24 @@ def run(cells: Sequence[Cell], plans: list[CellPlan], config_dir: Path | None = 
     status = _status(outcome)
     if good:
         folder = results / "reports" / file_name(name)
-        report(records, folder, name)
+        whole = not (outcome.interrupted or outcome.stopped)
+        report(records, folder, name, causes=not whole)
         status = max(status, _track(plans, folder, screen))
     _summary(outcome, diary, screen)
     return status
 
 
-def report(records: list[Record], folder: Path, title: str) -> None:
-    """Write the report and print its table and where it is."""
+def report(records: list[Record], folder: Path, title: str, causes: bool = True) -> None:
+    """Write the report and print its table and where it is.
+
+    causes  whether the printed table says why something failed.
+    """
     from harness.report.build import build_report
     from harness.report.tables import summary_table
 
     files = build_report(records, folder, title)
     console = _console()
-    console.print(summary_table(records, width=console.width))
+    console.print(summary_table(records, console.width, causes))
     console.print(
         f"\nreport: {_shown(files[0])} (tables, plots and CSV beside it)", highlight=False
     )
@@ -163,10 +168,12 @@ def _summary(outcome: Outcome, diary: Path, screen: Console) -> None:
         f"{_stages(outcome.finished)} run, {outcome.cached} found finished, "
         f"{len(outcome.failures)} failed"
     ]
+    alike: dict[tuple[str, str], list[str]] = {}
     for name, each in outcome.failures:
-        lines.append(
-            f"  {name} {each.stage} failed" + ("" if outcome.told else f": {each.message}")
-        )
+        alike.setdefault((each.stage, each.message), []).append(name)
+    lines += [
+        f"  {', '.join(names)}: {stage} failed: {cause}" for (stage, cause), names in alike.items()
+    ]
     if outcome.failures:
         lines.append(f"logs: {_shown(diary)}; run the same command again to retry what failed")
     if outcome.stopped:

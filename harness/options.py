@@ -12,6 +12,7 @@ from pathlib import Path
 from harness.errors import ConfigError
 
 _DEFAULT = re.compile(r"^  - (\w+): *(\S*)? *# (.*)$")
+_KEY = re.compile(r"^( *)(\w+):(?: +([^\s#].*?))?(?: +# (.*))?$")
 
 RUN_HELP = """\
 usage: bitsweep run [-m] [--config-dir DIR] [--cfg] [GROUP=OPTION ...] [KEY=VALUE ...]
@@ -37,6 +38,8 @@ keys often set:
   paths.results=results       where records, artifacts and reports go
   paths.data=null             root of relative text and task files
   runtime.threads=2           threads of PyTorch
+  runtime.activations=disk    calibration's place between blocks: auto, cuda, cpu or disk
+  runtime.stream=always       perplexity block by block: auto, always or never
   calib.sequences=128         calibration windows
   suite.zeroshot.limit=100    documents a task
   tracker=none                no wandb
@@ -45,7 +48,7 @@ options:
   -m, --multirun      sweep over overrides with several values (scheme=w4,w3)
   --config-dir DIR    a folder of yours laid out like conf/; its options add to these
   --cfg               print the composed configuration of every cell and stop
-  -h, --help [GROUP]  this text, or the options of one group
+  -h, --help [GROUP]  this text, or the options and keys of one group
 
 bitsweep plan takes the same arguments, and says what would run and what is done already.
 """
@@ -112,8 +115,8 @@ def run_help() -> str:
 
 
 def group_help(name: str) -> str:
-    """The text of `bitsweep run --help GROUP`: every option with its first sentence."""
-    known = [group.name for group in groups()]
+    """The text of `bitsweep run --help GROUP`: its options and keys, explained by their files."""
+    known = {group.name: group for group in groups()}
     if name not in known:
         raise ConfigError(f"there is no group {name}; choose one of {', '.join(known)}.")
     width = min(100, shutil.get_terminal_size().columns)
@@ -121,7 +124,33 @@ def group_help(name: str) -> str:
     for option in options(name):
         text = head_comment(conf_dir() / name / f"{option}.yaml")
         parts.append(f"  {option}\n{_wrapped(text, 6, width)}")
+    found = keys(name, known[name].default)
+    if found:
+        parts.append(f"\nkeys of {name}, each as one of these options sets it:\n\n")
+    for key, (value, about) in found.items():
+        parts.append(f"  {key}={value}\n{_wrapped(about, 6, width)}")
     return "".join(parts)
+
+
+def keys(group: str, default: str = "") -> dict[str, tuple[str, str]]:
+    """The keys that the options of a group explain: a value, and the comment beside it.
+
+    Of several options that have a key the default one speaks, otherwise the first.
+    """
+    found: dict[str, tuple[str, str]] = {}
+    for option in sorted(options(group), key=lambda option: option != default):
+        text = (conf_dir() / group / f"{option}.yaml").read_text(encoding="utf-8")
+        if "@package _global_" in text:  # it sets keys of other groups
+            continue
+        above: list[str] = []
+        for match in map(_KEY.match, text.splitlines()):
+            if match is None:
+                continue
+            indent, name, value, about = match.groups()
+            above = [*above[: len(indent) // 2], name]
+            if value is not None and about is not None:
+                found.setdefault(".".join((group, *above)), (value, about))
+    return found
 
 
 def head_comment(file: Path) -> str:

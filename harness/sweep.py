@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.errors import StoreError
-from harness.events import Advanced, Event, Failed, Finished, Planned, Started
+from harness.events import Advanced, Event, Failed, Finished, Planned, Resumed, Started
 from harness.plan import CellPlan, memory_line, memory_table
 from harness.store import cell_name
 from harness.worker import prepare, run_in_process
@@ -22,7 +22,6 @@ class Outcome:
     """What became of a sweep.
 
     stopped  the sentence that says why it ended early.
-    told     every failure was put on the screen when it happened.
     """
 
     finished: int = 0
@@ -30,7 +29,6 @@ class Outcome:
     failures: list[tuple[str, Failed]] = field(default_factory=list)
     stopped: str | None = None
     interrupted: bool = False
-    told: bool = False
 
 
 def run_sweep(plans: list[CellPlan], logs: Path, console: Console) -> Outcome:
@@ -38,7 +36,7 @@ def run_sweep(plans: list[CellPlan], logs: Path, console: Console) -> Outcome:
 
     One failed cell does not stop the others. A disk that takes nothing more, or Ctrl-C, does.
     """
-    outcome = Outcome(told=True)
+    outcome = Outcome()
     prepare(plans)
     screen = _Screen(console, plans)
     with screen:
@@ -131,6 +129,11 @@ class _Screen:
             self._bars.reset(self._stage, total=None, description=f"  {event.stage}", visible=True)
         elif isinstance(event, Planned):
             self._show_memory(event)
+        elif isinstance(event, Resumed):
+            self._print(
+                f"{event.stage} goes on after {event.blocks} of {event.total} blocks that an "
+                f"interrupted run finished, which saves {_duration(event.seconds)}"
+            )
         elif isinstance(event, Advanced):
             self._bars.update(
                 self._stage,
@@ -141,7 +144,8 @@ class _Screen:
         elif isinstance(event, Finished) and not event.cached:
             self._advance(f"{event.stage} {event.seconds:.1f} s")
         elif isinstance(event, Failed):
-            self._advance(f"[red]{event.stage} failed[/red]: {_markup(event.message)}")
+            # Why is said once, in the summary, which stands where the eye ends.
+            self._advance(f"[red]{event.stage} failed[/red] ({event.type})")
 
     def _show_memory(self, event: Planned) -> None:
         """The memory plan: in full for the first cell of its kind, in a line for the others."""
@@ -150,21 +154,31 @@ class _Screen:
             self._shown.add((self._model, kind))
             self._console.print(memory_table(f"memory of {self._name}", event.rows))
         else:
-            self._console.print(
-                f"{_markup(self._name)} {memory_line(event.rows)}", highlight=False, soft_wrap=True
-            )
+            self._print(memory_line(event.rows))
 
     def _advance(self, text: str) -> None:
         self._left -= 1
         self._bars.advance(self._sweep)
         self._bars.update(self._stage, visible=False)
         if not self._console.is_terminal or "failed" in text:
-            self._console.print(f"{_markup(self._name)} {text}", highlight=False, soft_wrap=True)
+            self._print(text)
+
+    def _print(self, text: str) -> None:
+        """A line on the current cell."""
+        self._console.print(f"{_markup(self._name)} {text}", highlight=False, soft_wrap=True)
 
     def _settle(self) -> None:
         """Stages that a failed quantization left untouched count as dealt with."""
         self._bars.advance(self._sweep, max(0, self._left))
         self._left = 0
+
+
+def _duration(seconds: float) -> str:
+    """ "2.1 s", "3 min", "1 h 20 min"."""
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def _markup(text: str) -> str:

@@ -37,9 +37,9 @@ NOT_QUANTIZED = 16  # bits
 def validate(config: CellConfig) -> None:
     """Raise ConfigError for the first thing that cannot work; reads no weights."""
     _choices(config)
+    shape = _model_shape(config.model)  # a wrong model comes first: all else depends on it
     _scheme_and_method(config.method, config.scheme)
     _dummy(config)
-    shape = _model_shape(config.model)
     _not_quantized_twice(config)
     _suites(config)
     if config.method.name == "gptq":

@@ -22,7 +22,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from harness.events import Broken, Event, Failed, Finished, Listener, Planned, Started
+from harness.events import Broken, Event, Failed, Finished, Listener, Planned, Resumed, Started
 from harness.keys import QUANTIZATION
 from harness.plan import CellPlan
 from harness.provenance import failed_record, now
@@ -212,7 +212,7 @@ def _sender(events: Connection, every: float = 0.1) -> Callable[[Event], None]:
 
     def send(event: Event) -> None:
         nonlocal last
-        if isinstance(event, Started | Planned | Finished | Failed):
+        if isinstance(event, Started | Planned | Resumed | Finished | Failed):
             events.send(event)
         elif time.monotonic() - last >= every:
             last = time.monotonic()

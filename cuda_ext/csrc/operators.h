@@ -160,6 +160,31 @@ inline Storage check_bias(const char* op, const Tensor& bias, int64_t outputs, c
   return storage;
 }
 
+// The checked arguments of packed_linear; x [..., in] is taken as `batch` rows.
+struct LinearCall {
+  Weight weight;
+  Storage storage;  // of x and y
+  const void* bias;  // null: none
+  Storage bias_storage;
+  int64_t batch;
+};
+
+inline LinearCall linear_call(
+    const Tensor& x, const Tensor& tiles, const Tensor& scales, const std::optional<Tensor>& zeros,
+    const std::optional<Tensor>& negative, const std::optional<Tensor>& bias, int64_t bits,
+    int64_t out_features, int64_t group_size) {
+  constexpr const char* op = "packed_linear";
+  STD_TORCH_CHECK(x.dim() > 0, op, ": x is a scalar; pass x as [..., in].");
+  const Place place{"x", device_of(x)};
+  const Storage storage = storage_of(op, "x", x.scalar_type());
+  const int64_t inputs = x.size(x.dim() - 1);
+  const Weight weight = weight_of(
+      op, tiles, scales, zeros, negative, bits, inputs, out_features, group_size, place);
+  const Storage bias_storage =
+      bias ? check_bias(op, *bias, out_features, place) : Storage::kFloat32;
+  return {weight, storage, bias ? bias->data_ptr() : nullptr, bias_storage, x.numel() / inputs};
+}
+
 // The shape of the tiles of GPTQ words [words, out].
 inline std::vector<int64_t> tiles_shape(
     const Tensor& qweight, int64_t bits, int64_t in_features) {

@@ -122,31 +122,25 @@ Tensor packed_linear(
     const Tensor& x, const Tensor& tiles, const Tensor& scales, const std::optional<Tensor>& zeros,
     const std::optional<Tensor>& negative, const std::optional<Tensor>& bias, int64_t bits,
     int64_t out_features, int64_t group_size) {
-  constexpr const char* op = "packed_linear";
-  STD_TORCH_CHECK(x.dim() > 0, op, ": x is a scalar; pass x as [..., in].");
-  const Place place{"x", device_of(x)};
-  const Storage storage = storage_of(op, "x", x.scalar_type());
-  const int64_t inputs = x.size(x.dim() - 1);
-  const Weight weight = weight_of(
-      op, tiles, scales, zeros, negative, bits, inputs, out_features, group_size, place);
-  const Storage bias_storage =
-      bias ? check_bias(op, *bias, out_features, place) : Storage::kFloat32;
-  const int64_t batch = x.numel() / inputs;
-  if (batch > packed_rows(storage))
+  const LinearCall call =
+      linear_call(x, tiles, scales, zeros, negative, bias, bits, out_features, group_size);
+  const Weight& weight = call.weight;
+  const int64_t batch = call.batch;
+  if (batch > packed_rows(call.storage))
     return torch_linear(x, dequantize_into(weight, tiles, x.scalar_type()), bias);
 
   const Tensor y = torch::stable::new_empty(x, output_shape(x, out_features));
   if (batch == 0) return y;
   const Floats arranged(batch * weight.blocks * kBlock);
-  arrange(torch::stable::contiguous(x), storage, batch, weight, arranged);
+  arrange(torch::stable::contiguous(x), call.storage, batch, weight, arranged);
   Product product{};
   product.weight = weight;
   product.x = arranged.data();
   product.batch = batch;
-  product.bias = bias ? bias->data_ptr() : nullptr;
-  product.bias_storage = bias_storage;
+  product.bias = call.bias;
+  product.bias_storage = call.bias_storage;
   product.y = y.data_ptr();
-  product.y_storage = storage;
+  product.y_storage = call.storage;
   const Kernels run = kernels();
   torch::stable::parallel_for(
       0, tiles_for(out_features), tiles_per_thread(weight, batch),

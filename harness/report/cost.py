@@ -13,7 +13,7 @@ from harness.report.names import (
     name_columns,
 )
 from harness.report.rows import Figure, FigureKey, Row
-from harness.report.table import Cell, Column, Table, ranged, significant
+from harness.report.table import Cell, Column, Note, Table, ranged, significant
 
 REFERENCE_KERNEL = (
     "reference kernel, plain PyTorch that unpacks every weight at every step: "
@@ -85,7 +85,14 @@ def cost_table(model: str, rows: list[Row]) -> Table | None:
         cells.append(line)
     notes = _notes(rows, keys)
     return Table(
-        "cost", model, f"Time and memory of {model}", columns, cells, notes, footnotes.texts
+        "cost",
+        model,
+        f"Time and memory of {model}",
+        columns,
+        cells,
+        notes,
+        footnotes.texts,
+        footnotes.causes,
     )
 
 
@@ -156,29 +163,35 @@ def _usual_mode(rows: list[Row]) -> str:
     return max(modes, key=lambda mode: (modes[mode], mode), default="")
 
 
-def _notes(rows: list[Row], keys: list[FigureKey]) -> list[str]:
+def _notes(rows: list[Row], keys: list[FigureKey]) -> list[Note]:
     tasks = sorted({key[1] for key in keys if key[2] == "decode_ms"})
     if not tasks:
         return []
     notes = [
-        f"Medians [p10–p90] at batch 1 with the KV cache, {', '.join(tasks)}. Speed-up: the time "
-        "of the full-precision twin, measured in turn in the same process, over this one's."
+        Note(
+            f"Medians [p10–p90] at batch 1 with the KV cache, {', '.join(tasks)}. Speed-up: the "
+            "time of the full-precision twin, measured in turn in the same process, over this "
+            "one's."
+        )
     ]
     if _usual_mode(rows):
-        notes.append(f"Decoded with {_usual_mode(rows)}.")
+        notes.append(Note(f"Decoded with {_usual_mode(rows)}."))
     if any(key[2] == "roofline_share" for key in keys):
         notes.append(
-            "Roof: weights, KV cache and activations of a token over its time, against the "
-            f"read bandwidth measured in the same process ({_bandwidths(rows)} GB/s)."
+            Note(
+                "Roof: weights, KV cache and activations of a token over its time, against the "
+                f"read bandwidth measured in the same process ({_bandwidths(rows)} GB/s)."
+            )
         )
     timed = _said(rows, "decode_ms")
     settings = {
         ", ".join(part for part in text.split("; ") if not part.startswith(NOT_CONDITIONS))
         for text in timed
     }
-    notes += [f"Conditions: {text}." for text in sorted(settings) if text]
+    notes += [Note(f"Conditions: {text}.") for text in sorted(settings) if text]
+    peaks = tuple(_column(key, keys).name for key in keys if key[2] == "peak_memory_bytes")
     notes += [
-        f"Peak memory: {text.removeprefix('measured: ')}."
+        Note(f"Peak memory: {text.removeprefix('measured: ')}.", peaks)
         for text in _said(rows, "peak_memory_bytes")
         if text
     ]

@@ -12,7 +12,7 @@ from harness.report.names import (
     name_columns,
 )
 from harness.report.rows import Figure, FigureKey, Row
-from harness.report.table import Cell, Column, Table, measured, small
+from harness.report.table import Cell, Column, Note, Table, measured, small
 
 SUITE = "divergence"
 
@@ -76,8 +76,8 @@ def divergence_table(model: str, rows: list[Row]) -> Table | None:
         for task in tasks or [SUITE]:
             line += [_cell(row, task, metric, write, footnotes) for metric, *_, write, _ in COLUMNS]
         cells.append(line)
-    title = f"Divergence of {model}"
-    return Table(SUITE, model, title, columns, cells, _notes(rows, tasks), footnotes.texts)
+    title, notes = f"Divergence of {model}", _notes(rows, tasks, columns)
+    return Table(SUITE, model, title, columns, cells, notes, footnotes.texts, footnotes.causes)
 
 
 def _cell(
@@ -94,7 +94,7 @@ def _cell(
     return Cell(cell.text, cell.value, cell.stderr, cell.low, cell.high, marks)
 
 
-def _notes(rows: list[Row], tasks: list[str]) -> list[str]:
+def _notes(rows: list[Row], tasks: list[str], columns: list[Column]) -> list[Note]:
     figures = {key: figure for row in rows for key, figure in row.figures.items()}
     said = []
     for task in tasks:
@@ -105,10 +105,20 @@ def _notes(rows: list[Row], tasks: list[str]) -> list[str]:
         text = f"{task}: {figure.note('windows')} windows, {figure.n} positions"
         if keys[0] in figures:
             text += f"; KL kernel is of {figure.note('of')}, bound {figure.note('bound')}"
-        said.append(text + ".")
+        said.append(Note(text + "."))
+    agree, floor = (
+        tuple(column.name for column in columns if column.name.endswith(name))
+        for name in ("kernel_top1_agreement", "kl_floor")
+    )
     return [
-        "KL in nats a position, in float64; flips: positions whose most likely token is another "
-        "than in full precision; agree: positions where kernel and dequantized weights agree on "
-        "it. ± is one standard error over windows.",
+        Note(
+            "KL in nats a position, in float64; flips: positions whose most likely token is "
+            "another than in full precision. ± is one standard error over windows."
+        ),
+        Note(
+            "Agree: positions where kernel and dequantized weights have one most likely token.",
+            agree,
+        ),
+        Note("Floor: KL of a window alone from the same window beside itself in a batch.", floor),
         *said,
     ]

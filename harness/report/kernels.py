@@ -1,90 +1,136 @@
-"""The kernels table: a line for every scheme, layer shape and batch."""
+"""The kernels table: a line for every scheme and layer shape, in its CSV for every batch."""
 
 from __future__ import annotations
 
 from harness.report.names import Footnotes, missing
 from harness.report.rows import Figure, Row
-from harness.report.table import Cell, Column, Table, ranged, significant
-from harness.suites.shapes import parse_task
+from harness.report.table import Cell, Column, Note, Table, significant
+from harness.suites.shapes import parse_task, task_name
 
 SUITE = "kernels"
-COLUMNS = (
+NAMES = (
     Column("scheme", "scheme", numeric=False),
     Column("shape", "inputs → outputs", numeric=False),
     Column("layers", "layers", on_screen=False),
-    Column("batch", "batch", names_row=True),
+)
+TIMES = (
     Column("full_ms", "full prec.", "ms"),
     Column("packed_ms", "packed", "ms"),
     Column("packed_gb_per_s", "packed", "GB/s"),
     Column("packed_share", "of read", "%"),
-    Column("packed_speedup", "speed-up", "×"),
-    Column("full_share", "full", "% of read", on_screen=False),
 )
+EVERY_BATCH = (
+    *NAMES,
+    Column("batch", "batch"),
+    *TIMES,
+    Column("packed_speedup", "speed-up", "×"),
+    Column("full_share", "full", "% of read"),
+)
+
+Shape = tuple[int, int]  # inputs, outputs
 
 
 def kernels_table(model: str, rows: list[Row]) -> Table | None:
     """The table of one model's rows; None when the suite was not run."""
-    footnotes = Footnotes()
-    cells: list[list[Cell]] = []
-    seen: set[tuple[str, str]] = set()
+    footnotes, measured = Footnotes(), _measured(rows)
+    batches = sorted({batch for by_batch in measured.values() for batch in by_batch})
+    columns = [*NAMES, *TIMES, *(Column(f"speedup_b{each}", "×", f"b{each}") for each in batches)]
+    lines: list[list[Cell]] = []
+    every: list[list[Cell]] = []
     for row in rows:
-        tasks = sorted({key[1] for key in row.figures if key[0] == SUITE}, key=parse_task)
-        if SUITE in row.failures and not tasks:
+        shapes = [shape for label, shape in measured if label == row.scheme_label]
+        if SUITE in row.failures and not _tasks(row):
             failed = missing(row, SUITE, footnotes)
-            cells.append([Cell(row.scheme_label, row.scheme_label), *[failed] * 9])
-        for task in tasks:
+            for table, width in ((lines, len(columns)), (every, len(EVERY_BATCH))):
+                table.append([Cell(row.scheme_label, row.scheme_label), *[failed] * (width - 1)])
+            continue
+        for shape in shapes:
             # Methods share their kernels: one line for a scheme.
-            if (row.scheme_label, task) not in seen:
-                seen.add((row.scheme_label, task))
-                cells.append(_line(row, task))
-    if not cells:
+            by_batch = measured.pop((row.scheme_label, shape))
+            lines.append(_line(shape, by_batch, batches))
+            every += [_csv_line(each, shape, batch) for batch, each in sorted(by_batch.items())]
+    if not lines:
         return None
-    said = sorted(
-        {
-            _conditions(f)
-            for row in rows
-            for key, f in row.figures.items()
-            if key[0] == SUITE and key[2] == "full_ms"
-        }
-    )
-    notes = [
-        "Medians of products with one weight after another, more of them than caches hold; "
-        "of read: share of the bandwidth that a sum over a large array reached in the same turns.",
-        *(f"Conditions: {text}." for text in said if text),
+    title, marks = f"Layer products of {model}", (footnotes.texts, footnotes.causes)
+    csv = Table(SUITE, model, title, list(EVERY_BATCH), every, [], *marks)
+    return Table(SUITE, model, title, columns, lines, _notes(rows, batches), *marks, csv)
+
+
+def _measured(rows: list[Row]) -> dict[tuple[str, Shape], dict[int, Row]]:
+    """For every scheme and shape the row that has the figures of each batch."""
+    found: dict[tuple[str, Shape], dict[int, Row]] = {}
+    for row in rows:
+        for task in _tasks(row):
+            inputs, outputs, batch = parse_task(task)
+            by_batch = found.setdefault((row.scheme_label, (inputs, outputs)), {})
+            by_batch.setdefault(batch, row)
+    return found
+
+
+def _tasks(row: Row) -> list[str]:
+    return sorted({key[1] for key in row.figures if key[0] == SUITE}, key=parse_task)
+
+
+def _line(shape: Shape, by_batch: dict[int, Row], batches: list[int]) -> list[Cell]:
+    """Times at the least batch of the table, speed-ups at all of them."""
+    row, least = next(iter(by_batch.values())), batches[0]
+    return [
+        *_names(row, shape, min(by_batch)),
+        _cell(by_batch.get(least), shape, least, "full_ms"),
+        _cell(by_batch.get(least), shape, least, "packed_ms"),
+        _cell(by_batch.get(least), shape, least, "packed_gb_per_s"),
+        _cell(by_batch.get(least), shape, least, "packed_share", 100),
+        *(_cell(by_batch.get(batch), shape, batch, "packed_speedup") for batch in batches),
     ]
-    return Table(
-        SUITE, model, f"Layer products of {model}", list(COLUMNS), cells, notes, footnotes.texts
-    )
 
 
-def _line(row: Row, task: str) -> list[Cell]:
-    inputs, outputs, batch = parse_task(task)
+def _csv_line(row: Row, shape: Shape, batch: int) -> list[Cell]:
+    figures = [column.name for column in EVERY_BATCH[len(NAMES) + 1 :]]
+    return [
+        *_names(row, shape, batch),
+        Cell(str(batch), float(batch)),
+        *(_cell(row, shape, batch, name) for name in figures),
+    ]
 
-    def figure(name: str) -> Figure | None:
-        return row.figures.get((SUITE, task, name))
 
-    def cell(name: str, factor: float = 1.0, spread: bool = False) -> Cell:
-        found = figure(name)
-        if found is None:
-            return Cell()
-        text = significant(factor * found.value)
-        if spread:
-            text = ranged(found.value, found.low, found.high)
-        return Cell(text, found.value, found.stderr, found.low, found.high)
-
-    full = figure("full_ms")
+def _names(row: Row, shape: Shape, batch: int) -> list[Cell]:
+    inputs, outputs = shape
+    full = row.figures.get((SUITE, task_name(inputs, outputs, batch), "full_ms"))
     layers = full.note("layers") if full else ""
     return [
         Cell(row.scheme_label, row.scheme_label),
         Cell(f"{inputs} → {outputs}", f"{inputs}x{outputs}"),
         Cell(layers, layers),
-        Cell(str(batch), float(batch)),
-        cell("full_ms"),
-        cell("packed_ms", spread=True),
-        cell("packed_gb_per_s"),
-        cell("packed_share", 100),
-        cell("packed_speedup"),
-        cell("full_share", 100),
+    ]
+
+
+def _cell(row: Row | None, shape: Shape, batch: int, name: str, factor: float = 1.0) -> Cell:
+    found = None if row is None else row.figures.get((SUITE, task_name(*shape, batch), name))
+    if found is None:
+        return Cell()
+    text = significant(factor * found.value)
+    return Cell(text, found.value, found.stderr, found.low, found.high)
+
+
+def _notes(rows: list[Row], batches: list[int]) -> list[Note]:
+    if not batches:
+        return []
+    conditions = {
+        _conditions(figure)
+        for row in rows
+        for key, figure in row.figures.items()
+        if key[0] == SUITE and key[2] == "full_ms"
+    }
+    return [
+        Note(
+            "Medians of products with one weight after another, more of them than caches hold; of "
+            "read: share of the bandwidth that a sum over a large array reached in the same turns."
+        ),
+        Note(
+            f"ms, GB/s and of read: batch {batches[0]}. × bN: how many times faster than full "
+            "precision at batch N (rows of activations). The CSV has every figure of every batch."
+        ),
+        *(Note(f"Conditions: {text}.") for text in sorted(conditions) if text),
     ]
 
 

@@ -11,11 +11,18 @@ class Footnotes:
 
     def __init__(self) -> None:
         self.texts: list[str] = []
+        self.causes: set[int] = set()
 
     def mark(self, text: str) -> int:
         if text not in self.texts:
             self.texts.append(text)
         return self.texts.index(text) + 1
+
+    def cause(self, text: str) -> int:
+        """The mark of a footnote that says why something failed."""
+        mark = self.mark(text)
+        self.causes.add(mark)
+        return mark
 
 
 def name_columns(rows: list[Row]) -> list[Column]:
@@ -51,11 +58,13 @@ def missing(row: Row, suite: str, footnotes: Footnotes) -> Cell:
     """No figure: "failed" with the cause when the suite, or the quantization before it, failed."""
     for stage in (suite, "quantization"):
         if stage in row.failures:
-            return Cell("failed", marks=(footnotes.mark(row.failures[stage]),))
+            return Cell("failed", marks=(footnotes.cause(row.failures[stage]),))
     return Cell()
 
 
 def failed_seeds(row: Row, suite: str, footnotes: Footnotes) -> tuple[int, ...]:
     """Marks a figure that some seeds have while others failed."""
     cause = row.failures.get(suite)
-    return () if cause is None else (footnotes.mark(f"without the seeds that failed: {cause}"),)
+    if cause is None:
+        return ()
+    return footnotes.mark("without the seeds that failed"), footnotes.cause(cause)

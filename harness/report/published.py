@@ -9,7 +9,7 @@ from pathlib import Path
 
 from harness.errors import BitsweepError
 from harness.report.rows import Figure, Row
-from harness.report.table import Cell, Column, Table, significant
+from harness.report.table import Cell, Column, Note, Table, significant
 
 NOT_MEASURED = "not measured on this machine"
 COLUMNS = (
@@ -82,12 +82,12 @@ def published_table(model: str, rows: list[Row]) -> Table | None:
         cells += [_our_line(model, row) for row in ours] or [_missing_line(model, bits)]
     others = [row for row in rows if _bits(row) not in {line.bits for line in lines}]
     cells += [_our_line(model, row) for row in others if _figure(row, "decode_ms")]
-    notes = [
+    note = Note(
         "Published: batch 1, 128 tokens generated, a model on as many GPUs as it needs, so a "
         "speed-up may be of one GPU against several. Ours: × full precision on the same device."
-    ]
+    )
     return Table(
-        "published", model, f"Decode time of {model} beside published", list(COLUMNS), cells, notes
+        "published", model, f"Decode time of {model} beside published", list(COLUMNS), cells, [note]
     )
 
 

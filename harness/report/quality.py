@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from harness.report.names import (
@@ -15,7 +16,7 @@ from harness.report.names import (
     several_seeds,
 )
 from harness.report.rows import Figure, FigureKey, Row
-from harness.report.table import Cell, Column, Table, measured
+from harness.report.table import Cell, Column, Note, Table, measured
 
 SUITES = ("perplexity", "zeroshot")
 
@@ -81,8 +82,17 @@ def quality_table(model: str, rows: list[Row], notes: list[str]) -> Table | None
         if nothing and not failed:
             line.append(_any_failure(row, footnotes))
         cells.append(line)
-    said = [*_notes(rows, keys, usual, bool(best)), *notes]
-    return Table("accuracy", model, f"Accuracy of {model}", columns, cells, said, footnotes.texts)
+    said = [*_notes(rows, keys, usual, best), *(Note(text) for text in notes)]
+    return Table(
+        "accuracy",
+        model,
+        f"Accuracy of {model}",
+        columns,
+        cells,
+        said,
+        footnotes.texts,
+        footnotes.causes,
+    )
 
 
 def quality_keys(rows: list[Row]) -> list[FigureKey]:
@@ -102,7 +112,7 @@ def quality_keys(rows: list[Row]) -> list[FigureKey]:
 
 def _column(key: FigureKey, rows: list[Row]) -> Column:
     shown = key[2] not in FILES_ONLY
-    return Column(f"{key[1]}:{key[2]}", key[1], writing(key, rows).name, on_screen=shown)
+    return Column(_name(key), key[1], writing(key, rows).name, on_screen=shown)
 
 
 def _only_failed(suite: str, rows: list[Row], keys: list[FigureKey]) -> bool:
@@ -168,28 +178,43 @@ def _notes(
     rows: list[Row],
     keys: list[FigureKey],
     usual: dict[FigureKey, tuple[int, str | None]],
-    bold: bool,
-) -> list[str]:
+    best: set[tuple[int, FigureKey]],
+) -> list[Note]:
     notes = []
-    figures = [row.figures[key] for row in rows for key in keys if key in row.figures]
+    uncertain = [key for key in keys if any(f.stderr is not None for f in _figures_of(rows, key))]
     measured_on: dict[str, list[str]] = {}
     for key in keys:
-        unit = next(row.figures[key].n_unit for row in rows if key in row.figures)
+        unit = next(_figures_of(rows, key)).n_unit
         measured_on.setdefault(f"{usual[key][0]} {unit}", []).append(key[1])
     if keys:
         counts = "; ".join(
             f"{', '.join(dict.fromkeys(tasks))}: {count}" for count, tasks in measured_on.items()
         )
-        notes.append(f"Measured on {counts}.")
-    if any(figure.stderr is not None for figure in figures):
-        notes.append(
+        notes.append(Note(f"Measured on {counts}."))
+    if uncertain:
+        text = (
             "± is one standard error over the text. All rows see the same text, so the differences "
             "between rows are surer than ± suggests."
         )
+        notes.append(Note(text, _names(uncertain)))
     if several_seeds(rows):
-        notes.append("Several seeds: their mean and, in brackets, their standard deviation.")
-    if bold:
-        notes.append("Bold: best of its bit width.")
+        notes.append(Note("Several seeds: their mean and, in brackets, their standard deviation."))
+    if best:
+        bold = [key for key in keys if any(key == other for _, other in best)]
+        notes.append(Note("Bold: best of its bit width.", _names(bold)))
     if len(calibrations(rows)) == 1:
-        notes.append(f"Calibrated on {calibrations(rows)[0]}.")
+        notes.append(Note(f"Calibrated on {calibrations(rows)[0]}."))
     return notes
+
+
+def _figures_of(rows: list[Row], key: FigureKey) -> Iterator[Figure]:
+    return (row.figures[key] for row in rows if key in row.figures)
+
+
+def _names(keys: list[FigureKey]) -> tuple[str, ...]:
+    return tuple(_name(key) for key in keys)
+
+
+def _name(key: FigureKey) -> str:
+    """Of the CSV column."""
+    return f"{key[1]}:{key[2]}"

@@ -7,7 +7,7 @@ import io
 import re
 from typing import TYPE_CHECKING
 
-from harness.report.table import Cell, Column, Table
+from harness.report.table import Cell, Column, Table, on_screen
 
 if TYPE_CHECKING:
     import rich.table
@@ -45,15 +45,19 @@ def superscript(marks: tuple[int, ...]) -> str:
 def all_notes(table: Table) -> list[str]:
     """Notes, then footnotes with their marks."""
     marked = [f"{superscript((i,))} {text}" for i, text in enumerate(table.footnotes, 1)]
-    return [*table.notes, *marked]
+    return [*(note.text for note in table.notes), *marked]
 
 
-def to_rich(table: Table, width: int = SCREEN_WIDTH) -> Group:
-    """Panels that fit `width` columns: a table too wide is repeated with its other columns."""
+def to_rich(table: Table, width: int = SCREEN_WIDTH, causes: bool = True) -> Group:
+    """Panels that fit `width` columns: a table too wide is repeated with its other columns.
+
+    causes  whether footnotes say why something failed.
+    """
     from rich.console import Group
     from rich.padding import Padding
     from rich.text import Text
 
+    table = on_screen(table, causes)
     parts = [_rich_panel(table, columns) for columns in _fit(table, width)]
     notes = [Padding(Text(note, style="dim"), (0, 1)) for note in all_notes(table)]
     return Group(*parts, *notes)
@@ -94,9 +98,9 @@ def _header_lines(column: Column) -> list[str]:
 def _fit(table: Table, width: int) -> list[list[int]]:
     """Indices of the columns of each panel: the names, and as many figures as fit."""
     widths = [_width(table, index) + 2 for index in range(len(table.columns))]
-    shown = [(i, column) for i, column in enumerate(table.columns) if column.on_screen]
-    names = [i for i, column in shown if column.names_row or not column.numeric]
-    figures = [i for i, column in shown if i not in names]
+    numbered = list(enumerate(table.columns))
+    names = [i for i, column in numbered if not column.numeric]
+    figures = [i for i, _ in numbered if i not in names]
     room = width - sum(widths[i] for i in names)
     panels: list[list[int]] = [[]]
     used = 0
@@ -139,6 +143,7 @@ def _markdown(text: str) -> str:
 
 def to_csv(table: Table) -> str:
     """Every figure with all its digits, its standard error and percentiles in columns of theirs."""
+    table = table.csv or table
     extras = {
         index: [
             name
@@ -192,7 +197,7 @@ def to_latex(table: Table) -> str:
     for row in table.rows:
         lines.append("    " + " & ".join(_latex_cell(cell) for cell in row) + " \\\\")
     lines += ["    \\bottomrule", "  \\end{tabular}"]
-    notes = [_latex(note) for note in table.notes]
+    notes = [_latex(note.text) for note in table.notes]
     notes += [f"$^{{{i}}}$ {_latex(text)}" for i, text in enumerate(table.footnotes, 1)]
     if notes:
         lines += ["", "  \\smallskip", "  \\begin{minipage}{\\linewidth}\\footnotesize"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 NARROW_NO_VALUE = "–"
 
@@ -16,7 +16,6 @@ class Column:
     header: str
     detail: str = ""
     numeric: bool = True
-    names_row: bool = False  # says which row it is, as text does: in every panel of a wide table
     on_screen: bool = True  # what follows from other columns is left to the files
 
 
@@ -34,16 +33,54 @@ class Cell:
 
 
 @dataclass(frozen=True)
+class Note:
+    """A sentence under a table; one about columns stands only where one of them is shown."""
+
+    text: str
+    columns: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Table:
-    """Pure content; harness.report.render writes it. footnotes[0] is mark 1."""
+    """Pure content; harness.report.render writes it. footnotes[0] is mark 1.
+
+    causes  the marks of the footnotes that say why something failed.
+    csv     what the CSV holds instead, where it has more lines than anyone reads.
+    """
 
     name: str  # accuracy or cost
     model: str
     title: str
     columns: list[Column]
     rows: list[list[Cell]]
-    notes: list[str] = field(default_factory=list)
+    notes: list[Note] = field(default_factory=list)
     footnotes: list[str] = field(default_factory=list)
+    causes: set[int] = field(default_factory=set)
+    csv: Table | None = None
+
+
+def on_screen(table: Table, causes: bool = True) -> Table:
+    """The table without the columns that are left to the files, and without what is said of them.
+
+    Footnotes that only those columns refer to go too, and without `causes` those that say why
+    something failed; the others are numbered anew.
+    """
+    shown = [index for index, column in enumerate(table.columns) if column.on_screen]
+    names = {table.columns[index].name for index in shown}
+    marks = {mark for row in table.rows for index in shown for mark in row[index].marks}
+    used = sorted(marks if causes else marks - table.causes)
+    return replace(
+        table,
+        columns=[table.columns[index] for index in shown],
+        rows=[[_renumbered(row[index], used) for index in shown] for row in table.rows],
+        notes=[note for note in table.notes if not note.columns or names & set(note.columns)],
+        footnotes=[table.footnotes[mark - 1] for mark in used],
+        causes={number for number, mark in enumerate(used, 1) if mark in table.causes},
+    )
+
+
+def _renumbered(cell: Cell, used: list[int]) -> Cell:
+    return replace(cell, marks=tuple(used.index(mark) + 1 for mark in cell.marks if mark in used))
 
 
 def decimals_for(stderr: float | None, least: int) -> int:

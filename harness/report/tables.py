@@ -44,11 +44,16 @@ def summary_tables(frame: pd.DataFrame) -> list[Table]:
     return tables
 
 
-def summary_table(records: Iterable[Record], width: int = SCREEN_WIDTH) -> Group:
-    """What a run prints at its end: the tables as a rich renderable at most `width` wide."""
+def summary_table(
+    records: Iterable[Record], width: int = SCREEN_WIDTH, causes: bool = True
+) -> Group:
+    """What a run prints at its end: the tables as a rich renderable at most `width` wide.
+
+    causes  whether the tables say why something failed; a run says it once, below them.
+    """
     from rich.console import Group
 
     tables = summary_tables(from_records(records))
     if not tables:
         return Group("No records, so no table.")
-    return Group(*(to_rich(table, width) for table in tables))
+    return Group(*(to_rich(table, width, causes) for table in tables))

@@ -31,13 +31,12 @@ def convert(folder: str | Path, out: str | Path) -> Path:
     """Write the model of `folder` to `out` as safetensors files, the files beside it copied.
 
     Tensors that share memory, such as tied embeddings, are written once. OUT appears whole or not
-    at all. Raises ArtifactError naming a file that is missing or no state dict, and for a folder
-    OUT that holds something.
+    at all. Raises ArtifactError for a folder that is missing, a file or without .bin files, for an
+    OUT that is a file or holds something, and naming a file that is missing or no state dict.
     """
     folder, out = Path(folder), Path(out).absolute()
     files = _bin_files(folder)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ArtifactError(f"{out} holds something already; name a folder that is not there yet.")
+    _check_out(out)
     needed = sum(path.stat().st_size for path in files)
     partial = out.with_name(f".{out.name}.converting")
     try:
@@ -111,7 +110,24 @@ def _alone(tensor: Tensor) -> Tensor:
     return tensor.detach().clone(memory_format=torch.contiguous_format)
 
 
+def _check_out(out: Path) -> None:
+    if out.exists() and not out.is_dir():
+        raise ArtifactError(f"{out} is a file; name a folder that is not there yet.")
+    if out.is_dir() and any(out.iterdir()):
+        raise ArtifactError(
+            f"{out} holds something already ({min(out.iterdir()).name}, ...), which is not "
+            "overwritten; name a folder that is not there yet."
+        )
+
+
 def _bin_files(folder: Path) -> list[Path]:
+    """The .bin files of a model; ArtifactError for a folder that has none or not all of them."""
+    if not folder.is_dir():
+        what = "is a file" if folder.exists() else "does not exist"
+        raise ArtifactError(
+            f"{folder} {what}; name the folder of the model, with config.json and its "
+            "pytorch_model*.bin files."
+        )
     index = folder / "pytorch_model.bin.index.json"
     if index.is_file():
         names = sorted(set(read_json(index).get("weight_map", {}).values()))
@@ -119,7 +135,11 @@ def _bin_files(folder: Path) -> list[Path]:
     else:
         files = sorted(folder.glob("pytorch_model*.bin"))
     if not files:
-        raise ArtifactError(f"{folder} holds no pytorch_model*.bin file; nothing to convert.")
+        if any(folder.glob("*.safetensors")):
+            raise ArtifactError(f"{folder} holds safetensors already; use it as it is.")
+        raise ArtifactError(
+            f"{folder} holds no pytorch_model*.bin file; name the folder that they are in."
+        )
     missing = [path for path in files if not path.is_file()]
     if missing:
         raise ArtifactError(f"{missing[0]} is missing, but {index.name} names it; copy it again.")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from quant.checkpoint import compressed_tensors, gptq
-from quant.checkpoint.folder import read_json, remake, replace_folder
+from quant.checkpoint.folder import MANIFEST, read_json, recover, remake, replace_folder
 from quant.checkpoint.format import GPTQ_V1, GPTQ_V2, TERNARY, CheckpointFormat, describe
 from quant.checkpoint.layers import quantized_layers, read_weight, scales_name
 from quant.checkpoint.loader import read_format, read_quantization
@@ -62,6 +62,7 @@ def export(
     target: str | Path,
     format: str,
     *,
+    overwrite: bool = False,
     max_shard_bytes: int = MAX_SHARD_BYTES,
     verify_files: bool = True,
 ) -> Exported:
@@ -71,17 +72,21 @@ def export(
     are; scales too, but in compressed-tensors they take the type of the model where that holds them
     exactly (its readers compute with scales of that type). All other tensors, the tokenizer and
     generation_config.json are copied. The folder appears whole or not at all, with the sha256 of
-    every file in artifact.json; one layer at a time is in memory, and one shard.
+    every file in artifact.json; one layer at a time is in memory, and one shard. With overwrite it
+    takes the place of a model that Bitsweep wrote there, once it is complete.
 
-    Raises ArtifactError for a source that cannot be read, and for what the format cannot hold:
-    ternary levels (no other format can), in version 1 zero-points of 0, in compressed-tensors
-    columns that act-order scattered, groups that do not divide the inputs and Conv1D layers.
+    Raises ArtifactError for a target that holds something, a source that cannot be read, and what
+    the format cannot hold: ternary levels (no other format can), in version 1 zero-points of 0, in
+    compressed-tensors columns that act-order scattered, groups that do not divide the inputs and
+    Conv1D layers.
     """
     source, target = Path(source), Path(target)
     if format not in FORMATS:
         raise ArtifactError(f"format {format!r} is unknown; choose one of {', '.join(FORMATS)}.")
     if target.exists() and source.exists() and target.samefile(source):
         raise ArtifactError(f"{target} is the checkpoint itself; write the export elsewhere.")
+    if not overwrite:
+        _refuse_overwriting(target)
     checkpoint = read_format(source, verify_files=verify_files)
     if checkpoint.kind == TERNARY:
         raise ArtifactError(
@@ -106,6 +111,22 @@ def export(
             for path in files:
                 shutil.copyfile(path, partial / path.name)
     return Exported(target, len(layers), tuple(_notes(format, layers[0].scheme, model.dtype)))
+
+
+def _refuse_overwriting(target: Path) -> None:
+    """ArtifactError that says which model is at target; other things there are never replaced."""
+    recover(target.absolute())  # a killed writer may have moved the model aside
+    if not (target / MANIFEST).is_file():
+        return
+    try:
+        found = read_format(target, verify_files=False)
+        what = f"a quantized model ({found.name}, {found.bits} bits, by {found.producer})"
+    except ArtifactError:
+        what = f"an artifact of Bitsweep ({MANIFEST}) that cannot be read"
+    raise ArtifactError(
+        f"{target} holds {what} already, and it is not overwritten unasked: choose another folder, "
+        "or add --overwrite (in Python overwrite=True) to replace it."
+    )
 
 
 def _layers(

@@ -170,6 +170,16 @@ def test_first_use_builds_for_the_gpus_that_are_seen(
     assert "nvcc" not in notes["commands"]["one.cpp"]
 
 
+@pytest.mark.parametrize(("word", "status"), [("--help", 0), ("sm_90", 2)])
+def test_a_word_that_is_no_request_builds_nothing(
+    word: str, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build, "build", lambda *_, **__: pytest.fail("built"))
+    with pytest.raises(SystemExit) as end:
+        build.main([word])
+    assert end.value.code == status
+
+
 def test_a_library_from_ahead_of_time_is_preferred(
     own_cache: Path, tiny_sources: Path, fake_nvcc: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

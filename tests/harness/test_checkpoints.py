@@ -256,6 +256,36 @@ def test_export_and_inspect(
     assert abs(float(rows["mean code - zero"].split()[0])) < 0.5
 
 
+def test_export_does_not_overwrite_a_model_unasked(
+    checkpoints: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def contents(folder: Path) -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    out = shutil.copytree(checkpoints["gptq-v1"], tmp_path / "out")
+    before = contents(out)
+    arguments = ["export", str(checkpoints["artifact"]), str(out), "--format"]
+    assert cli.main([*arguments, "gptq-v2"]) == cli.IMPOSSIBLE
+    said = capsys.readouterr().err
+    assert said.startswith(
+        f"bitsweep: {out} holds a quantized model (GPTQ v1, 4 bits, by bitsweep "
+    )
+    assert "choose another folder, or add --overwrite" in said
+    assert contents(out) == before
+    # What cannot be exported costs nothing either, whatever was allowed.
+    assert cli.main([*arguments, "gguf", "--overwrite"]) == cli.IMPOSSIBLE
+    assert contents(out) == before
+    assert cli.main([*arguments, "gptq-v2", "--overwrite"]) == cli.OK
+    assert contents(out) == contents(checkpoints["gptq-v2"])
+    assert list(tmp_path.iterdir()) == [out]
+    # A model of somebody else's is never replaced.
+    (out / "artifact.json").unlink()
+    before = contents(out)
+    assert cli.main([*arguments, "gptq-v1", "--overwrite"]) == cli.IMPOSSIBLE
+    assert "is not an artifact written by Bitsweep" in capsys.readouterr().err
+    assert contents(out) == before
+
+
 def test_inspect_says_what_is_doubtful(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

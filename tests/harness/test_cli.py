@@ -1,5 +1,6 @@
 """The command line: help, one-sentence errors, whole sweeps, interruptions."""
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -9,7 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from harness import cli
+from cuda_ext.ops import KERNELS
+from harness import cli, options
+from harness.config import RuntimeConfig
+from harness.validation import ACTIVATIONS, STREAM
 
 HEAVY = {"torch", "transformers", "hydra", "omegaconf", "pandas", "matplotlib", "lm_eval", "wandb"}
 
@@ -54,6 +58,31 @@ def test_help_of_a_group_explains_its_options(capsys: pytest.CaptureFixture[str]
     assert "ternary_g8" in text
     assert "groups of 8" in text
     assert cli.main(["run", "--help", "shceme"]) == cli.IMPOSSIBLE
+
+
+def test_help_of_runtime_has_its_keys_with_their_values(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["run", "--help", "runtime"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    said = {line.strip(): lines[at + 1] for at, line in enumerate(lines) if "runtime." in line}
+    assert set(said) == {
+        f"runtime.{field.name}={getattr(RuntimeConfig(), field.name)}".replace("None", "null")
+        for field in dataclasses.fields(RuntimeConfig)
+    }
+    for key, values in (("activations", ACTIVATIONS), ("stream", STREAM), ("kernel", KERNELS)):
+        assert all(value in said[f"runtime.{key}=auto"] for value in values)
+    assert cli.main(["run", "--help"]) == 0
+    text = capsys.readouterr().out
+    assert "runtime.activations=" in text
+    assert "runtime.stream=" in text
+
+
+def test_help_of_a_group_explains_nested_keys_but_not_those_of_others() -> None:
+    assert options.keys("suite")["suite.zeroshot.batch_size"] == (
+        "16",
+        "fixed, because padding changes the last digits",
+    )
+    assert options.keys("experiment") == {}
+    assert options.keys("scheme", "w4")["scheme.bits"] == ("4", "16 values per weight")
 
 
 @pytest.mark.parametrize(
@@ -116,18 +145,27 @@ def test_the_doctor_sees_this_machine(capsys: pytest.CaptureFixture[str]) -> Non
 def test_one_failing_cell_does_not_stop_the_others(
     tiny_overrides: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """400 documents cannot be drawn from 40, so the GPTQ cell fails and the RTN cell does not."""
-    arguments = ["run", "-m", *tiny_overrides, "calib.sequences=400", "method=gptq,rtn"]
-    assert cli.main(arguments) == cli.FAILED
+    """400 documents cannot be drawn from 40, so the GPTQ cells fail and the RTN cell does not."""
+    arguments = ["run", "-m", *tiny_overrides, "calib.sequences=400"]
+    assert cli.main([*arguments, "method=gptq,rtn"]) == cli.FAILED
     out, err = capsys.readouterr()
-    assert "3 stages run, 0 found finished, 1 failed" in err
-    assert "tiny-gptq-w4-s0 quantization failed" in err
-    assert err.count("400 calibration documents were asked for") == 1, "not in the summary again"
+    assert "[1/2] tiny-gptq-w4-s0 quantization failed (ProtocolError)" in err
+    summary = err[err.index("3 stages run, 0 found finished, 1 failed") :].splitlines()
+    cause = "400 calibration documents were asked for"
+    assert summary[1].startswith(f"  tiny-gptq-w4-s0: quantization failed: {cause}")
+    assert (out + err).count(cause) == 1, "the summary alone says why"
+    assert any(cause in log.read_text() for log in tmp_path.glob("results/runs/*/001-*.log"))
     assert "RTN" in out
+    assert cli.main([*arguments, "method=gptq", "scheme=w4,w3"]) == cli.FAILED
+    err = capsys.readouterr().err
+    assert f"  tiny-gptq-w4-s0, tiny-gptq-w3-s0: quantization failed: {cause}" in err
+    assert err.count(cause) == 1, "cells that failed alike share a line"
     report = tmp_path / "results" / "reports" / "run" / "summary.md"
     assert report.is_file()
     assert cli.main(["report", str(tmp_path / "results")]) == cli.OK
-    assert "RTN" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "RTN" in out
+    assert "¹ quantization: ProtocolError: 400 calibration" in out, "no summary would say it"
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])

@@ -14,6 +14,7 @@ from harness.errors import BitsweepError
 from harness.events import Failed, Finished
 from harness.plan import plan_cell
 from harness.validation import validate
+from quant.architectures import ARCHITECTURES
 from quant.dummy import NotEnoughMemory
 
 TINY = {
@@ -177,3 +178,23 @@ def test_a_model_that_does_not_fit_fails_with_figures(cell: Make, monkeypatch) -
 def test_what_cannot_be_asked_of_it(cell: Make, more: list[str], sentence: str) -> None:
     with pytest.raises(BitsweepError, match=sentence):
         validate(cell(*more))
+
+
+@pytest.mark.parametrize("architecture", ["opt-3b", "null", "/nowhere/config.json"])
+@pytest.mark.parametrize(
+    "also_wrong",
+    [
+        ["method=gptq"],
+        ["method=none"],
+        ["suite=[perplexity,latency]"],
+        ["model.name=/a/b"],
+        ["scheme=w16"],
+    ],
+)
+def test_a_wrong_architecture_is_said_first_with_all_names(
+    cell: Make, architecture: str, also_wrong: list[str]
+) -> None:
+    with pytest.raises(BitsweepError) as refused:
+        validate(cell(f"model.architecture={architecture}", *also_wrong))
+    assert "architecture=" in str(refused.value)
+    assert all(name in str(refused.value) for name in ARCHITECTURES)

@@ -1,5 +1,6 @@
 """Cells whose model is worked on block by block: the same figures, or a sentence why not."""
 
+import json
 import pickle
 import shutil
 import signal
@@ -16,7 +17,7 @@ from harness import streaming
 from harness.cell import quantization_plan, run_cell
 from harness.config import CellConfig
 from harness.errors import ConfigError
-from harness.events import Event, Failed, Finished, Planned
+from harness.events import Event, Failed, Finished, Planned, Resumed
 from harness.launch import show_plan
 from harness.plan import plan_cell
 from harness.record import Record
@@ -123,6 +124,16 @@ def test_the_memory_plan_comes_first_and_is_refused_with_figures(
     assert records["quantization"].status == "ok"
 
 
+def test_a_plan_that_quantizes_nothing_does_not_wait_for_imports(
+    tiny_cell: Make, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "quant.memory_plan", None)  # importing it fails
+    show_plan([plan_cell(tiny_cell("method=none", "scheme=w16"))])
+    assert "1 cell, 2 stages: 2 to run, 0 done" in capsys.readouterr().out
+    with pytest.raises(ImportError):
+        show_plan([plan_cell(tiny_cell("method=rtn"))])
+
+
 def test_what_a_quantization_used_is_in_its_record(tiny_cell: Make) -> None:
     config = tiny_cell("method=gptq", "runtime.activations=disk", latency=False)
     _, records = run(config)
@@ -170,7 +181,15 @@ def test_a_killed_cell_is_continued_by_the_same_command(tiny_cell: Make, tmp_pat
     file.write_bytes(pickle.dumps(config))
     killed = subprocess.run([sys.executable, "-c", DIES_AFTER_A_BLOCK, file], cwd=ROOT)
     assert killed.returncode == -signal.SIGKILL
-    _, records = run(config)
+    (note,) = tmp_path.glob("results/artifacts/.*.partial/blocks/*.json")
+    stages = {stage["name"]: stage["seconds"] for stage in json.loads(note.read_text())["stages"]}
+    events, records = run(config)
+    (told,) = [event for event in events if isinstance(event, Resumed)]
+    assert (told.stage, told.blocks, told.total) == ("quantization", 1, 2)
+    saved = stages.keys() - {"layout", "capture", "read", "forward"}
+    assert {"hessian", "solve"} <= saved, "the others are done again"
+    assert told.seconds == pytest.approx(sum(stages[name] for name in saved))
+    assert not [event for event in run(config)[0] if isinstance(event, Resumed)]
     assert records["quantization"].environment["blocks resumed"] == "1"
     one, other = (plan_cell(c).artifact for c in (whole, config))
     assert one is not None

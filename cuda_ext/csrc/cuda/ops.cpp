@@ -33,17 +33,12 @@ Tensor packed_linear(
     const std::optional<Tensor>& negative, const std::optional<Tensor>& bias, int64_t bits,
     int64_t out_features, int64_t group_size) {
   constexpr const char* op = "packed_linear";
-  STD_TORCH_CHECK(x.dim() > 0, op, ": x is a scalar; pass x as [..., in].");
-  const Place place{"x", device_of(x)};
-  const Storage storage = storage_of(op, "x", x.scalar_type());
-  const int64_t inputs = x.size(x.dim() - 1);
-  const Weight weight = weight_of(
-      op, tiles, scales, zeros, negative, bits, inputs, out_features, group_size, place);
-  const Storage bias_storage =
-      bias ? check_bias(op, *bias, out_features, place) : Storage::kFloat32;
+  const LinearCall call =
+      linear_call(x, tiles, scales, zeros, negative, bias, bits, out_features, group_size);
+  const Weight& weight = call.weight;
+  const int64_t batch = call.batch;
   const Here here(op, x);
-  const int64_t batch = x.numel() / inputs;
-  if (batch > packed_rows(storage))
+  if (batch > packed_rows(call.storage))
     return torch_linear(x, dequantize_into(op, weight, tiles, x.scalar_type(), here), bias);
 
   const Tensor y = torch::stable::new_empty(x, output_shape(x, out_features));
@@ -54,10 +49,10 @@ Tensor packed_linear(
   cuda::Product product{};
   product.weight = weight;
   product.x = rows.data_ptr();
-  product.storage = storage;
+  product.storage = call.storage;
   product.batch = batch;
-  product.bias = bias ? bias->data_ptr() : nullptr;
-  product.bias_storage = bias_storage;
+  product.bias = call.bias;
+  product.bias_storage = call.bias_storage;
   product.y = y.data_ptr();
   product.workspace = workspace.data_ptr();
   checked(op, cuda::linear(product, here.stream()));

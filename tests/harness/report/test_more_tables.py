@@ -19,7 +19,7 @@ from harness.report.published import (
     published_latencies,
 )
 from harness.report.render import to_csv, to_markdown, to_rich
-from harness.report.table import Table, small
+from harness.report.table import Cell, Column, Note, Table, on_screen, small
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "report"
 
@@ -73,9 +73,36 @@ def test_a_kernel_out_of_its_bound_is_marked_and_a_sound_one_is_not(records) -> 
 
 def test_products_of_one_scheme_stand_once_whatever_the_method(records) -> None:
     table = tables_of(records)["kernels"]
-    lines = [(row[0].text, row[1].text, row[3].text) for row in table.rows]
+    lines = [(row[0].text, row[1].text) for row in table.rows]
+    assert len(lines) == len(set(lines)) == 4
+    assert [row[2].text for row in table.rows] == ["128", "64"] * 2
+    assert [column.detail for column in table.columns[-2:]] == ["b1", "b16"]
+    assert {row[-1].text for row in table.rows} == {"–", "12.8"}
+    lines = [(row[0].text, row[1].text, row[3].text) for row in table.csv.rows]
     assert len(lines) == len(set(lines)) == 8
-    assert [row[2].text for row in table.rows if row[3].text == "1"] == ["128", "64"] * 2
+
+
+def test_batches_that_a_row_lacks_are_empty_and_methods_complete_each_other(made_up) -> None:
+    def of_batch(batch: int) -> list:
+        return [m for m in made_up.products("w4") if m.task.endswith(f"_b{batch}")]
+
+    failure = Failure(stage="kernels", type="KernelUnavailable", message="no compiler.")
+    records = [
+        made_up.record("rtn", "w4", "kernels", metrics=of_batch(1)),
+        made_up.record("gptq", "w4", "kernels", metrics=of_batch(16)),
+        made_up.record("rtn", "w3", "kernels", metrics=of_batch(16)),
+        made_up.record("rtn", "w2", "kernels", error=failure),
+    ]
+    table = tables_of(records)["kernels"]
+    texts = [[cell.text for cell in (row[0], row[3], *row[-2:])] for row in table.rows]
+    assert texts == [
+        ["w4", "3.70", "12.8", "12.8"],
+        ["w4", "10.1", "12.8", "12.8"],
+        ["w3", "–", "–", "12.8"],
+        ["w3", "–", "–", "12.8"],
+        ["w2", "failed", "failed", "failed"],
+    ]
+    assert len(list(csv.reader(to_csv(table).splitlines()))) == 1 + 4 + 2 + 1
 
 
 def test_every_panel_of_a_narrow_screen_says_which_product_a_row_is(records) -> None:
@@ -83,9 +110,10 @@ def test_every_panel_of_a_narrow_screen_says_which_product_a_row_is(records) -> 
     console = Console(width=60)
     with console.capture() as capture:
         console.print(to_rich(table, width=60))
-    heads = [line for line in capture.get().splitlines() if "inputs → outputs" in line]
+    lines = capture.get().splitlines()
+    heads = [line for line in lines if "inputs → outputs" in line]
     assert len(heads) > 1
-    assert all("batch" in head for head in heads)
+    assert sum("4096 → 11008" in line for line in lines) == 2 * len(heads)
 
 
 def test_published_files_name_their_sources() -> None:
@@ -153,7 +181,9 @@ def test_a_row_decoded_otherwise_than_most_is_marked(made_up) -> None:
     ]
     records[2] = records[2].model_copy(update={"metrics": metrics})
     table = tables_of(records)["cost"]
-    assert "Decoded with static cache, eager (no CUDA graph on cpu)." in table.notes
+    assert "Decoded with static cache, eager (no CUDA graph on cpu)." in [
+        note.text for note in table.notes
+    ]
     assert "decoded with dynamic cache (why)" in table.footnotes
 
 
@@ -171,3 +201,27 @@ def test_the_perplexity_of_last_words_is_in_the_files(made_up) -> None:
     column = next(each for each in table.columns if "target" in each.name)
     assert (column.name, column.on_screen) == ("lambada_openai:target_perplexity", False)
     assert "4.2" in to_csv(table)
+
+
+def test_the_screen_has_no_note_on_a_column_that_is_in_the_files_alone(records, sweep) -> None:
+    for table, hidden in (
+        (tables_of(records)["divergence"], ("Agree:", "Floor:")),
+        (tables_of(sweep)["cost"], ("Peak memory:",)),
+    ):
+        screen = on_screen(table)
+        assert all(column.on_screen for column in screen.columns)
+        assert all(len(row) == len(screen.columns) for row in screen.rows)
+        for words in hidden:
+            assert words in to_markdown(table)
+            assert not any(note.text.startswith(words) for note in screen.notes)
+        assert len(screen.notes) == len(table.notes) - len(hidden)
+
+
+def test_footnotes_of_columns_in_the_files_alone_go_with_them() -> None:
+    columns = [Column("a", "a"), Column("b", "b", on_screen=False), Column("c", "c")]
+    cells = [Cell("1", marks=(2,)), Cell("2", marks=(1,)), Cell("3", marks=(2, 3))]
+    notes = [Note("all"), Note("on b", ("b",)), Note("on b or c", ("b", "c"))]
+    screen = on_screen(Table("t", "m", "T", columns, [cells], notes, ["one", "two", "three"]))
+    assert [cell.marks for cell in screen.rows[0]] == [(1,), (1, 2)]
+    assert screen.footnotes == ["two", "three"]
+    assert [note.text for note in screen.notes] == ["all", "on b or c"]

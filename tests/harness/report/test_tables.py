@@ -13,7 +13,7 @@ from rich.console import Console
 
 from harness.report import from_records, summary_table, summary_tables
 from harness.report.render import to_csv, to_latex, to_markdown, to_rich
-from harness.report.table import Cell, Column, Table, measured, ranged, significant
+from harness.report.table import Cell, Column, Note, Table, measured, ranged, significant
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "report"
 
@@ -76,6 +76,29 @@ def test_failures_are_shown_with_their_cause(sweep) -> None:
     assert [cell.text for cell in last[3:]] == ["failed"] * 3
     (mark,) = last[3].marks
     assert "rank 12 of 1024" in table.footnotes[mark - 1]
+
+
+def test_a_screen_without_causes_keeps_the_other_footnotes(sweep) -> None:
+    text = on_screen(summary_table(sweep, causes=False))
+    assert "rank 12 of 1024" not in text
+    assert "no task named" not in text
+    assert "failed²" not in text
+    assert text.count("failed") == 5 + 6
+    assert "¹ reference kernel" in text
+
+
+def test_a_figure_without_its_failed_seeds_says_so_with_and_without_the_cause(made_up) -> None:
+    error = {"stage": "perplexity", "type": "OSError", "message": "disk full"}
+    records = [
+        made_up.record(metrics=[made_up.perplexity(5.0)]),
+        made_up.record(seed=1, error=error),
+    ]
+    with_cause = on_screen(summary_table(records))
+    assert "¹ without the seeds that failed" in with_cause
+    assert "² perplexity: OSError: disk full" in with_cause
+    without = on_screen(summary_table(records, causes=False))
+    assert "¹ without the seeds that failed" in without
+    assert "disk full" not in without
 
 
 def test_a_sweep_of_failures_alone_still_has_a_table(made_up) -> None:
@@ -168,7 +191,12 @@ def test_other_numbers() -> None:
 def test_special_characters_are_escaped() -> None:
     columns = [Column("a", "50% of_a & b", numeric=False), Column("b", "x|y")]
     table = Table(
-        "t", "m", "A #1 table", columns, [[Cell(r"w\_$^~{}"), Cell("*5*", best=True)]], ["<see>"]
+        "t",
+        "m",
+        "A #1 table",
+        columns,
+        [[Cell(r"w\_$^~{}"), Cell("*5*", best=True)]],
+        [Note("<see>")],
     )
     latex, markdown = to_latex(table), to_markdown(table)
     assert r"50\% of\_a \& b" in latex

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from suite_context import Ascii, suite_context
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from harness.config import DivergenceConfig
@@ -19,15 +20,6 @@ from quant import QuantizationPlan, Scheme, load, quantize_model, save
 from quant.linear import QuantLinear
 
 VOCABULARY = 128
-
-
-class Ascii:
-    """A tokenizer whose ids are ASCII codes, BOS 1 first."""
-
-    bos_token_id = 1
-
-    def __call__(self, text: str, **_: Any) -> dict[str, list[int]]:
-        return {"input_ids": [1, *text.encode()]}
 
 
 def tiny() -> LlamaForCausalLM:
@@ -51,30 +43,16 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def text(tmp_path: Path) -> str:
-    file = tmp_path / "text.txt"
-    file.write_text("".join(f"line {n} of {n * n}.\n" for n in range(30)))
-    return str(file)
-
-
 def context(model: Any, artifact: Path | None = None, **more: Any) -> SuiteContext:
     fields: dict[str, Any] = {
-        "model": model,
-        "tokenizer": Ascii(),
         "load_twin": tiny,
         "quantized": artifact is not None,
         "kernel": "cpu",
-        "device": "cpu",
-        "dtype": "float32",
-        "seed": 0,
-        "data_dir": None,
-        "progress": lambda done, total, what: None,
         "context_length": 20,
     }
     if artifact is not None:
         fields["load_reference"] = lambda: load(artifact, kernel="reference", dtype=torch.float32)
-    return SuiteContext(**fields | more)
+    return suite_context(model, Ascii(), **fields | more)
 
 
 def packed(artifact: Path) -> Any:

@@ -1,12 +1,11 @@
 """The kernels suite: every shape of the model once, at every batch, beside full precision."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 from architectures import CONFIGS, LINEARS_PER_BLOCK, VOCABULARY
 from hypothesis import given
 from hypothesis import strategies as st
+from suite_context import suite_context
 
 from harness.config import KernelsConfig
 from harness.suites import kernels
@@ -33,19 +32,8 @@ def model_of(name: str, scheme: Scheme | None, dtype: torch.dtype = torch.float3
 
 
 def context(model, **changes) -> SuiteContext:
-    base = SuiteContext(
-        model=model,
-        tokenizer=None,
-        load_twin=lambda: model,
-        quantized=True,
-        kernel=next((m.kernel for m in model.modules() if isinstance(m, QuantLinear)), "torch"),
-        device="cpu",
-        dtype="float32",
-        seed=0,
-        data_dir=None,
-        progress=lambda done, total, what: None,
-    )
-    return replace(base, **changes)
+    kernel = next((m.kernel for m in model.modules() if isinstance(m, QuantLinear)), "torch")
+    return suite_context(model, **{"quantized": True, "kernel": kernel, **changes})
 
 
 @pytest.mark.parametrize("scheme", [None, Scheme(3, 16)])

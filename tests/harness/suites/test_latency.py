@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from suite_context import suite_context
 from transformers import GPT2Config, GPT2LMHeadModel, OPTConfig, OPTForCausalLM
 
 from harness import memory
@@ -44,19 +45,13 @@ def tiny_opt(seed: int = 0) -> OPTForCausalLM:
 
 
 def make_context(model, twin=None, **changes) -> SuiteContext:
-    context = SuiteContext(
-        model=model,
-        tokenizer=Tokenizer(),
-        load_twin=lambda: model if twin is None else twin,
-        quantized=twin is not None,
-        kernel="reference",
-        device="cpu",
-        dtype="float32",
-        seed=3,
-        data_dir=None,
-        progress=lambda done, total, what: None,
-    )
-    return replace(context, **changes)
+    fields = {
+        "tokenizer": Tokenizer(),
+        "load_twin": lambda: model if twin is None else twin,
+        "quantized": twin is not None,
+        "seed": 3,
+    }
+    return suite_context(model, **fields | changes)
 
 
 @pytest.fixture(autouse=True)

@@ -16,6 +16,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from suite_context import Ascii, suite_context
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from harness.config import DocumentsConfig, PerplexityConfig
@@ -26,15 +27,6 @@ from harness.suites.perplexity import ScoreError
 
 VOCABULARY = 128
 GOLDEN = Path(__file__).parents[2] / "golden" / "perplexity_values.json"
-
-
-class Ascii:
-    """A tokenizer whose ids are ASCII codes, BOS 1 first."""
-
-    bos_token_id = 1
-
-    def __call__(self, text: str, **_: Any) -> dict[str, list[int]]:
-        return {"input_ids": [1, *text.encode()]}
 
 
 @pytest.fixture(scope="module")
@@ -50,27 +42,8 @@ def model() -> LlamaForCausalLM:
     return model
 
 
-@pytest.fixture
-def text(tmp_path: Path) -> str:
-    file = tmp_path / "text.txt"
-    file.write_text("".join(f"line {n} of {n * n}.\n" for n in range(30)))
-    return str(file)
-
-
 def context(model: Any, tokenizer: Any = None, **more: Any) -> SuiteContext:
-    fields: dict[str, Any] = {
-        "model": model,
-        "tokenizer": tokenizer or Ascii(),
-        "load_twin": lambda: model,
-        "quantized": False,
-        "kernel": "reference",
-        "device": "cpu",
-        "dtype": "float32",
-        "seed": 0,
-        "data_dir": None,
-        "progress": lambda done, total, what: None,
-    }
-    return SuiteContext(**fields | more)
+    return suite_context(model, tokenizer or Ascii(), **more)
 
 
 def by_hand(model: LlamaForCausalLM, window: list[int]) -> float:

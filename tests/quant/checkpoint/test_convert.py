@@ -85,9 +85,7 @@ def test_what_cannot_be_converted_leaves_nothing(tmp_path: Path) -> None:
             convert(source, out)
         assert sorted(tmp_path.rglob("*")) == before
 
-    refused("holds no pytorch_model", tmp_path)
     source = bin_folder(tiny_model("opt"), tmp_path / "old", 2)
-    refused("holds something already", source, source)
     (source / "pytorch_model-00002-of-00002.bin").write_bytes(b"PK no archive")
     refused(r"00002-of-00002\.bin cannot be read as a state dict", source)
     torch.save([1, 2], source / "pytorch_model-00002-of-00002.bin")
@@ -95,6 +93,36 @@ def test_what_cannot_be_converted_leaves_nothing(tmp_path: Path) -> None:
     (source / "pytorch_model-00002-of-00002.bin").unlink()
     refused(r"00002-of-00002\.bin is missing", source)
     shutil.rmtree(source)
+
+
+def test_a_wrong_folder_is_one_sentence_with_the_next_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = bin_folder(tiny_model("opt"), tmp_path / "old")
+    (missing, empty, file, full, safe) = (
+        tmp_path / name for name in ("missing", "empty", "file", "full", "safe")
+    )
+    empty.mkdir()
+    file.write_text("")
+    full.mkdir()
+    (full / "notes.txt").write_text("keep me")
+    safe.mkdir()
+    (safe / "model.safetensors").write_text("")
+    for arguments, sentence in (
+        ((missing, "new"), f"{missing} does not exist; name the folder of the model, with "),
+        ((file, "new"), f"{file} is a file; name the folder of the model, with "),
+        ((empty, "new"), f"{empty} holds no pytorch_model*.bin file; name the folder that "),
+        ((safe, "new"), f"{safe} holds safetensors already; use it as it is."),
+        ((source, full), f"{full} holds something already (notes.txt, ...), which is not "),
+        ((source, file), f"{file} is a file; name a folder that is not there yet."),
+        ((source, source), f"{source} holds something already (config.json, ...), which "),
+    ):
+        before = sorted(tmp_path.rglob("*"))
+        monkeypatch.setattr("sys.argv", ["convert", *map(str, arguments)])
+        assert main() == 2
+        out, err = capsys.readouterr()
+        assert (out, err.count("\n"), err[: len(sentence)]) == ("", 1, sentence)
+        assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_pickles_that_run_code_are_refused(tmp_path: Path) -> None:

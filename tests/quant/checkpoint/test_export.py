@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import shutil
 import signal
 import subprocess
@@ -192,7 +193,7 @@ def test_biases_that_the_model_does_not_have(tmp_path: Path) -> None:
     assert bias not in load_file(folder / "model.safetensors")
     edit_tensors(lambda t: t.update({bias: torch.ones(72)}))(artifact)
     with pytest.raises(ArtifactError, match=rf"{bias} is not zero, but LlamaForCausalLM has no"):
-        quant.export(artifact, tmp_path / "b", "compressed-tensors", verify_files=False)
+        quant.export(artifact, tmp_path / "c", "compressed-tensors", verify_files=False)
 
 
 def test_a_damaged_source_leaves_what_was_there(tmp_path: Path) -> None:
@@ -200,9 +201,9 @@ def test_a_damaged_source_leaves_what_was_there(tmp_path: Path) -> None:
     target = quant.export(artifact, tmp_path / "out", "gptq-v1").folder
     edit_config(lambda c: c.update(intermediate_size=64))(artifact)
     with pytest.raises(ArtifactError, match=r"config\.json is not what was|config\.json has"):
-        quant.export(artifact, target, "gptq-v2")
+        quant.export(artifact, target, "gptq-v2", overwrite=True)
     with pytest.raises(ArtifactError, match=r"mlp.*_proj"):
-        quant.export(artifact, target, "gptq-v2", verify_files=False)
+        quant.export(artifact, target, "gptq-v2", overwrite=True, verify_files=False)
     assert same_values(quant.load_weights(target), weights)
     assert not list(tmp_path.glob(".out*"))
 
@@ -210,7 +211,18 @@ def test_a_damaged_source_leaves_what_was_there(tmp_path: Path) -> None:
 def test_a_folder_of_somebody_else_is_not_replaced(tmp_path: Path) -> None:
     artifact, _ = artifact_of(tmp_path, "llama", Scheme(4, group_size=8))
     with pytest.raises(ArtifactError, match="not an artifact written by Bitsweep"):
-        quant.export(artifact, tmp_path / "tokenizer", "gptq-v2")
+        quant.export(artifact, tmp_path / "tokenizer", "gptq-v2", overwrite=True)
+
+
+def test_a_model_that_a_killed_writer_moved_aside_is_not_replaced_unasked(tmp_path: Path) -> None:
+    artifact, weights = artifact_of(tmp_path, "llama", Scheme(4, group_size=8))
+    target = quant.export(artifact, tmp_path / "out", "gptq-v1").folder
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    target.rename(tmp_path / f".out.replaced-{platform.node()}-{process.pid}")
+    with pytest.raises(ArtifactError, match=r"holds a quantized model \(GPTQ v1, 4 bits"):
+        quant.export(artifact, target, "gptq-v2")
+    assert same_values(quant.load_weights(target), weights)
 
 
 def test_a_killed_export_leaves_what_was_there(tmp_path: Path) -> None:
@@ -228,13 +240,13 @@ def save_or_die(*args, **options):
     return save(*args, **options)
 tensors.save_file = save_or_die
 import quant
-quant.export({str(artifact)!r}, {str(target)!r}, "gptq-v2", max_shard_bytes=20_000)
+quant.export({str(artifact)!r}, {str(target)!r}, "gptq-v2", overwrite=True, max_shard_bytes=20_000)
 """
     done = subprocess.run([sys.executable, "-c", script], env=os.environ, check=False)
     assert done.returncode == -signal.SIGKILL
     assert len(list(tmp_path.glob(".out*"))) == 1
     assert quant.checkpoint.read_format(target).name == "GPTQ v1"
-    quant.export(artifact, target, "gptq-v2")
+    quant.export(artifact, target, "gptq-v2", overwrite=True)
     assert quant.checkpoint.read_format(target).name == "GPTQ v2"
     assert same_values(quant.load_weights(target), weights)
     assert not list(tmp_path.glob(".out*"))

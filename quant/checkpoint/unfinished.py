@@ -1,0 +1,36 @@
+"""What an interrupted quantization left in its working folder, for those who watch the next one.
+
+The folder is that of quant.checkpoint.partial; it is only read here, and nothing is checked: the
+run that continues decides how many of these blocks it takes over.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+# What a run that continues does again: it runs the finished blocks once more (quant.stream).
+_DONE_AGAIN = ("layout", "capture", "read", "forward", "resume")
+
+
+@dataclass(frozen=True)
+class FinishedBlock:
+    """One block that is there: its layers, and the seconds of its work that need no repeating."""
+
+    layers: int
+    seconds: float
+
+
+def finished_blocks(target: str | Path) -> list[FinishedBlock]:
+    """The blocks, from the first on, that earlier runs noted as finished for the artifact."""
+    target = Path(target).absolute()
+    found: list[FinishedBlock] = []
+    for path in sorted(target.with_name(f".{target.name}.partial").glob("blocks/*.json")):
+        try:
+            note = json.loads(path.read_text(encoding="utf-8"))
+            kept = [cost["seconds"] for cost in note["stages"] if cost["name"] not in _DONE_AGAIN]
+            found.append(FinishedBlock(len(note["layers"]), sum(kept)))
+        except (OSError, ValueError, KeyError, TypeError):
+            break
+    return found

@@ -101,7 +101,7 @@ def work(
     window: int,
     itemsize: int,
     bits: float,
-    batch_tokens: int = 4096,
+    batch_tokens: int = 2048,
     device: str = "cpu",
 ) -> Work:
     """The terms of every stage of one block; itemsize in bytes, bits those of a packed weight."""

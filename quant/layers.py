@@ -35,7 +35,7 @@ class QuantizationPlan:
     scheme: Scheme
     gptq: GPTQOptions = field(default_factory=GPTQOptions)
     true_sequential: bool = False
-    batch_tokens: int = 4096
+    batch_tokens: int = 2048
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:

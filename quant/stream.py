@@ -17,8 +17,8 @@ activations per block, 600 GB for OPT-175B, to save that.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Generator, Sequence
-from contextlib import closing, suppress
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -46,6 +46,7 @@ from quant.devices import Lanes
 from quant.hessian import Hessian
 from quant.layers import METHODS, BlockSolver, LayerResult, QuantizationPlan, Solved
 from quant.layout import BlockStructure, Layout, evaluation
+from quant.products import torch_alone
 from quant.scheme import Scheme
 from quant.sink import STAGE, BlockSink, Finished, Kept, WriteBehind
 from quant.source import BlockSource, LoadedModel, each_block
@@ -152,17 +153,18 @@ def quantize_blocks(
     with (
         StageMeter(source.device) as meter,
         evaluation(source.model),
-        calibration_products(kernel),
+        torch_alone(kernel == "reference"),
         Lanes(devices) as lanes,
         WriteBehind(meter, one_thread=source.device.type == "cpu") as writer,
     ):
-        run = _Run(source, plan, sink, meter, lanes, workplace, progress, writer, resumed)
+        run = _Run(source, plan, kernel, sink, meter, lanes, workplace, progress, writer, resumed)
         run.recall()
         if plan.method == "rtn":
             _round(run)
         elif resumed < len(source.blocks):
             _calibrate(run, calibration)
         writer.settle()
+    give_back()
     return QuantizationResult({}, run.layers, meter.costs(), meter.host_peak_bytes, resumed)
 
 
@@ -180,6 +182,7 @@ class _Run:
 
     source: BlockSource
     plan: QuantizationPlan
+    kernel: str
     sink: BlockSink
     meter: StageMeter
     lanes: Lanes
@@ -201,6 +204,12 @@ class _Run:
             self.layers += made.layers
             self.meter.add(made.stages)
         self._done = len(self.layers)
+
+    @contextmanager
+    def passing(self, stage: str) -> Iterator[None]:
+        """A stage that runs blocks. Solving is none: its many small calls need no redirection."""
+        with self.meter.stage(stage), calibration_products(self.kernel):
+            yield
 
     def count(self, layer: str) -> None:
         """A layer is solved; called from any thread."""
@@ -247,12 +256,12 @@ def _round(run: _Run) -> None:
 def _calibrate(run: _Run, calibration: Sequence[Tensor]) -> None:
     """method=gptq: every block on the outputs of the quantized blocks before it."""
     source, place = run.source, run.workplace
-    with run.meter.stage("layout"):
+    with run.passing("layout"):
         layout = _layout(run, calibration)
     give_back()
     batches = make_batches(calibration, run.plan.batch_tokens)
     with activation_store(place.activations, source.device, place.folder) as store:
-        with run.meter.stage("capture"):
+        with run.passing("capture"):
             tokens = [batch.tokens for batch in batches]
             captured = capture(source.model, layout, tokens, store)
             for position, batch in enumerate(batches):
@@ -311,7 +320,7 @@ def _quantize_stage(
     """Collect the Hessians of some layers of a block in one pass, then solve those layers."""
     solver, lanes = run.solver(index), run.lanes
     block = solver.block
-    with run.meter.stage("hessian"):
+    with run.passing("hessian"):
         collector = Collector(block, solver.name, groups, structure.single_pass, lanes)
         try:
             for position, batch in enumerate(batches):
@@ -367,11 +376,11 @@ def _advance(
     """Replace the inputs of block `index`, batch by batch, by its outputs, and free its calls."""
     name = run.source.blocks.block_name(index)
     block = run.source.blocks.modules[index]
-    with run.meter.stage("resume" if index < run.resumed - 1 else "forward"):
+    with run.passing("resume" if index < run.resumed - 1 else "forward"):
         for position, batch in enumerate(batches):
             call = captured.calls[index][position]
             output = run_block(block, structure, call, captured.hidden[position])
             require_finite(output, batch, f"the output of {name}")
             captured.hidden[position] = output
     captured.calls[index].clear()
-    give_back()
+    # The pass that collects the next block's Hessians takes the same memory again: it is kept.

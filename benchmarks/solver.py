@@ -13,6 +13,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from cuda_ext import packed
 from cuda_ext.attention import causal_attention
+from quant.allocator import keep_freed_memory
 from quant.hessian import Hessian
 from quant.scheme import Scheme
 from quant.solvers import gptq, sweep
@@ -67,6 +68,7 @@ def problem() -> tuple[torch.Tensor, torch.Tensor]:
 
 def solve(runs: int = 5) -> None:
     """One layer of 2048 x 2048 at 4 bits: medians [minima] of the plain loop and of the kernels."""
+    keep_freed_memory()  # as in a quantization
     weight, hessian = problem()
     column_loop(weight, hessian, runs)
     for scheme in SCHEMES:

@@ -4,7 +4,7 @@
   python -m benchmarks.scaling --predict          the predictions for large models; measures nothing
   python -m benchmarks.scaling --write FILE       as without, and write both into docs/scaling.md
 
-Checkpoints of 4, 16 and 32 blocks are made of random weights and quantized, each in a fresh
+Checkpoints of 4 to 128 blocks are made of random weights and quantized, each in a fresh
 process whose memory is limited (RLIMIT_DATA: private writable memory) to what the memory plan asks
 for: several times less than the largest checkpoint. Peak memory is the kernel's own high-water mark
 of the resident set (VmHWM, reset before the work), minus what the process held before it.
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from quant.stream import QuantizationPlan
 
 WIDTH, TOKENS, WINDOW = 512, 2048, 256
-DEPTHS = (4, 16, 32)
+DEPTHS = (4, 16, 32, 128)
 # The limit counts what is allocated, not what is resident: holes between allocations too.
 SLACK = 32_000_000
 

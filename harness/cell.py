@@ -40,6 +40,7 @@ from harness.subject import Subject
 from harness.suites import quantization_cost
 from harness.suites.base import SuiteContext, SuiteResult
 from harness.validation import make_scheme
+from quant.allocator import give_back
 
 SUITES = {
     "perplexity": "harness.suites.perplexity",
@@ -72,6 +73,7 @@ def run_cell(plan: CellPlan, listen: Listener, skip: frozenset[str] = frozenset(
 def _attempt(plan: CellPlan, stage: str, subject: Subject, listen: Listener) -> bool:
     """One stage from start to record; False when it failed."""
     listen(Started(stage))
+    give_back()  # what stages before it freed is none of its memory
     started_at, started = now(), time.perf_counter()
     _seed(plan.config.seed)
 
@@ -267,7 +269,8 @@ def _message(error: Exception) -> str:
     text = str(error).strip()
     if isinstance(error, torch.OutOfMemoryError):
         text = f"{text.splitlines()[0]} Use a smaller batch size, a smaller model or runtime=cpu."
-    return text or type(error).__name__
+    # What else went wrong beside it, such as the block before it that could not be written.
+    return " ".join([text or type(error).__name__, *getattr(error, "__notes__", ())])
 
 
 def _seed(seed: int) -> None:

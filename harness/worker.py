@@ -191,9 +191,12 @@ def _child(events: Connection, plan: CellPlan, skip: frozenset[str], log: str) -
     threading.Thread(target=_end_with_parent, args=(events,), daemon=True).start()
     try:
         from harness.cell import run_cell
+        from quant.allocator import keep_freed_memory
 
         _bars_without_semaphores()
         _set_threads(plan.config.runtime.threads)
+        # A quantization sets this for its process: so every cell does, to be measured alike.
+        keep_freed_memory()
         run_cell(plan, _sender(events), skip)
         status = 0
     except Exception as error:

@@ -15,7 +15,7 @@ import ctypes
 import math
 import mmap
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
 import torch
@@ -23,8 +23,9 @@ from torch import Tensor
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # <malloc.h>
 # Results of at least this size are mapped one by one: the work on them hides the price of their
-# pages, and the holes that they would leave in a heap are as large as they are.
-LARGE = 64 << 20
+# pages, and the holes that they would leave in a heap are as large as they are. (Older versions of
+# glibc take no larger bound.)
+LARGE = 32 << 20
 KEPT = (1 << 31) - 1  # as much as the setting, an int, can say
 HUGE = 2 << 20  # pages of 2 MiB are taken 8 times as fast as the same memory in 4 KiB (measured)
 # What is smaller shares pages with others.
@@ -41,9 +42,18 @@ def keep_freed_memory() -> bool:
     library = _glibc()
     if library is None:
         return False
-    return bool(library.mallopt(_M_MMAP_THRESHOLD, LARGE)) and bool(
-        library.mallopt(_M_TRIM_THRESHOLD, KEPT)
-    )
+    settings = ((_M_MMAP_THRESHOLD, LARGE), (_M_TRIM_THRESHOLD, KEPT))
+    return all([library.mallopt(*setting) for setting in settings])
+
+
+@contextlib.contextmanager
+def memory_kept() -> Iterator[None]:
+    """keep_freed_memory, and at the end, also that of an error, give_back."""
+    keep_freed_memory()
+    try:
+        yield
+    finally:
+        give_back()
 
 
 def give_back() -> None:
@@ -63,7 +73,10 @@ def own_zeros(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     size = math.prod(shape) * dtype.itemsize
     if size < OWN or _glibc() is None:
         return torch.zeros(tuple(shape), dtype=dtype)
-    pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    try:
+        pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError:  # no room, as it seems: torch tries, and says how much was wanted
+        return torch.zeros(tuple(shape), dtype=dtype)
     if size >= HUGE:
         with contextlib.suppress(OSError):  # a kernel without them
             pages.madvise(mmap.MADV_HUGEPAGE)

@@ -80,7 +80,7 @@ def set_weight_matrix(module: nn.Module, matrix: Tensor, layer: str = "this laye
             f"{type(module).__name__} of shape {tuple(view.shape)}."
         )
     rounded = matrix.to(view.dtype)
-    overflowed = int((~torch.isfinite(rounded)).sum())
+    overflowed = _not_finite(rounded)
     if overflowed:
         raise NonFiniteError(
             f"{layer}: {overflowed} quantized weights are not finite in {view.dtype}; "
@@ -118,6 +118,12 @@ def require_sound(block: nn.Module, name: str) -> None:
         _require_sound_weight(module, f"{name}.{layer}")
 
 
+def _not_finite(values: Tensor) -> int:
+    """How many values are NaN or infinite, without a mask of their size where none is."""
+    # NaN and infinity survive a sum; finite values may overflow in it.
+    return 0 if torch.isfinite(values.sum()) else int((~torch.isfinite(values)).sum())
+
+
 def _require_sound_weight(module: nn.Module, layer: str) -> None:
     weight = weight_matrix(module)
     if weight.is_meta:
@@ -125,7 +131,7 @@ def _require_sound_weight(module: nn.Module, layer: str) -> None:
             f"{layer}: its weight is on the meta device; load the model with its weights and "
             "without offloading (no device_map) before quantizing it."
         )
-    broken = int((~torch.isfinite(weight)).sum())
+    broken = _not_finite(weight)
     if broken:
         raise NonFiniteError(
             f"{layer}: {broken} of {weight.numel()} weights are NaN or infinite; the checkpoint is "

@@ -84,24 +84,23 @@ def learn_layout(model: PreTrainedModel, window: Tensor) -> Layout:
     Raises ModelLayoutError when the blocks do not form one chain of hidden states.
     """
     blocks = find_blocks(model)
-    observers = [_Observer(block) for block in blocks.modules]
-    order: list[int] = []
+    chain = _Chain(blocks)
     handles = []
     try:
-        for index, observer in enumerate(observers):
-            handles += observer.attach(partial(order.append, index))
+        for index, observer in enumerate(chain.observers):
+            handles += observer.attach(partial(chain.enter, index))
         # Tensors of inference mode have no version, by which changed inputs are told apart.
         with torch.inference_mode(False), evaluation(model):
             run_model(model, window[None].clone())
     finally:
         for handle in handles:
             handle.remove()
-    if order != list(range(len(blocks))):
+    if chain.order != list(range(len(blocks))):
         raise ModelLayoutError(
-            f"{type(model).__name__} ran the blocks of {blocks.name} in the order {order}, not "
-            "each once from first to last, so they cannot be calibrated one after the other."
+            f"{type(model).__name__} ran the blocks of {blocks.name} in the order {chain.order}, "
+            "not each once from first to last, so they cannot be calibrated one after the other."
         )
-    return Layout(blocks, _structures(blocks, observers))
+    return Layout(blocks, chain.structures())
 
 
 class _Observer:
@@ -112,6 +111,7 @@ class _Observer:
         self.args: tuple[Any, ...] = ()
         self.kwargs: dict[str, Any] = {}
         self.output: Any = None
+        self.template: tuple[Any, ...] | list[Any] | None = None
         # Keys of inputs by layer. The tensors are kept alive while the block runs, so that an
         # address cannot come back for another tensor.
         self._keys: dict[str, list[tuple[Any, ...]]] = {}
@@ -123,7 +123,7 @@ class _Observer:
             on_call()
 
         def after(_: nn.Module, __: Any, output: Any) -> None:
-            self.output = output
+            self.output, self.template = output, _template(output)
             self._alive.clear()
 
         handles = [
@@ -133,6 +133,10 @@ class _Observer:
         for name, module in linear_layers(self.block).items():
             handles.append(module.register_forward_pre_hook(self._reader(name)))
         return handles
+
+    def forget(self) -> None:
+        """Drop the tensors; what was learned of them stays."""
+        self.args, self.kwargs, self.output = (), {}, None
 
     def _reader(self, name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def read(_: nn.Module, args: tuple[Any, ...]) -> None:
@@ -155,29 +159,60 @@ class _Observer:
         return (*map(tuple, found.values()), *idle)
 
 
-def _structures(blocks: Blocks, observers: list[_Observer]) -> tuple[BlockStructure, ...]:
-    first = _first_hidden_argument(observers[0], blocks.block_name(0))
-    arguments: list[int | str] = [first]
-    indices: list[int | None] = []
-    for index in range(len(observers) - 1):
-        source, target = observers[index], observers[index + 1]
-        name = f"{blocks.block_name(index)} ({type(source.block).__name__})"
+class _Chain:
+    """Follows the hidden states from block to block while the model runs.
+
+    Only those of one block are kept, so that a deep model takes no more memory than a shallow one.
+    """
+
+    def __init__(self, blocks: Blocks) -> None:
+        self.observers = [_Observer(block) for block in blocks.modules]
+        self.order: list[int] = []
+        self._blocks = blocks
+        self._arguments: list[int | str] = []
+        self._indices: list[int | None] = []
+        self._problem: ModelLayoutError | None = None
+
+    def enter(self, index: int) -> None:
+        """Block `index` is about to run. A problem is kept: a wrong order is the plainer one."""
+        self.order.append(index)
+        try:
+            if self.order == [0]:
+                first = _first_hidden_argument(self.observers[0], self._blocks.block_name(0))
+                self._arguments.append(first)
+            elif self.order[-2:] == [index - 1, index]:
+                self._follow(self.observers[index - 1], self.observers[index], index - 1)
+        except ModelLayoutError as error:
+            self._problem = self._problem or error
+
+    def _follow(self, source: _Observer, target: _Observer, index: int) -> None:
+        name = f"{self._blocks.block_name(index)} ({type(source.block).__name__})"
         output_index, argument = _link(source.output, target, name)
-        indices.append(output_index)
-        arguments.append(argument)
-    last = observers[-1]
-    like = indices[-1] if indices else _only_hidden_output(last, first, blocks.block_name(0))
-    indices.append(like)
-    return tuple(
-        BlockStructure(
-            hidden_argument=argument,
-            output_index=output_index,
-            output_template=_template(observer.output),
-            groups=observer.groups(),
-            single_pass=observer.single_pass(),
+        self._indices.append(output_index)
+        self._arguments.append(argument)
+        source.forget()
+
+    def structures(self) -> tuple[BlockStructure, ...]:
+        """Of blocks that ran each once, from first to last."""
+        if self._problem is not None:
+            raise self._problem
+        last, indices = self.observers[-1], self._indices
+        like = indices[-1] if indices else self._only_output(last)
+        return tuple(
+            BlockStructure(
+                hidden_argument=argument,
+                output_index=output_index,
+                output_template=observer.template,
+                groups=observer.groups(),
+                single_pass=observer.single_pass(),
+            )
+            for argument, output_index, observer in zip(
+                self._arguments, [*indices, like], self.observers, strict=True
+            )
         )
-        for argument, output_index, observer in zip(arguments, indices, observers, strict=True)
-    )
+
+    def _only_output(self, only: _Observer) -> int | None:
+        return _only_hidden_output(only, self._arguments[0], self._blocks.block_name(0))
 
 
 def _link(output: Any, target: _Observer, name: str) -> tuple[int | None, int | str]:

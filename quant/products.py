@@ -49,8 +49,10 @@ def product(a: Tensor, b: Tensor) -> Tensor:
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """torch.nn.functional.linear, multiplied as `product` does where no gradient is wanted."""
+    if torch.is_grad_enabled() or input.device.type != "cpu" or weight.dim() != 2:
+        return functional.linear(input, weight, bias)
     rows = input.reshape(-1, input.shape[-1])
-    if torch.is_grad_enabled() or not _by_onednn(rows, weight.T):
+    if not _by_onednn(rows, weight.T):
         return functional.linear(input, weight, bias)
     # Whatever is not dense takes a slow road in oneDNN.
     found = _onednn_linear(rows.contiguous(), weight.contiguous(), bias)

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -29,7 +29,7 @@ from transformers import PreTrainedModel
 
 from cuda_ext.ops import resolve_kernel
 from quant.activations import activation_store
-from quant.allocator import give_back, keep_freed_memory
+from quant.allocator import give_back, memory_kept
 from quant.blocks import (
     Blocks,
     linear_layers,
@@ -149,8 +149,8 @@ def quantize_blocks(
     resumed = sink.finished
     devices = workplace.devices or (source.device,)
     kernel = resolve_kernel(plan.gptq.kernel, source.device)
-    keep_freed_memory()
     with (
+        memory_kept(),
         StageMeter(source.device) as meter,
         evaluation(source.model),
         torch_alone(kernel == "reference"),
@@ -164,7 +164,6 @@ def quantize_blocks(
         elif resumed < len(source.blocks):
             _calibrate(run, calibration)
         writer.settle()
-    give_back()
     return QuantizationResult({}, run.layers, meter.costs(), meter.host_peak_bytes, resumed)
 
 
@@ -208,7 +207,11 @@ class _Run:
     @contextmanager
     def passing(self, stage: str) -> Iterator[None]:
         """A stage that runs blocks. Solving is none: its many small calls need no redirection."""
-        with self.meter.stage(stage), calibration_products(self.kernel):
+        on_cpu = self.source.device.type == "cpu"
+        with (
+            self.meter.stage(stage),
+            calibration_products(self.kernel) if on_cpu else nullcontext(),
+        ):
             yield
 
     def count(self, layer: str) -> None:
@@ -289,6 +292,7 @@ def _layout(run: _Run, calibration: Sequence[Tensor]) -> Layout:
 
     def inspect(index: int) -> None:
         require_sound(source.blocks.modules[index], source.blocks.block_name(index))
+        give_back()  # else what many blocks leave behind adds up
 
     return check_streaming(source, first, other, inspect)
 

@@ -54,6 +54,17 @@ ACTIVATIONS = "activations"
 _KEY, _ARTIFACT, _BLOCKS = "key.json", "artifact", "blocks"
 
 
+def working_folder(target: Path) -> Path:
+    """Where the artifact `target` is made."""
+    target = target.absolute()
+    return target.with_name(f".{target.name}.partial")
+
+
+def note_file(folder: Path, index: int) -> Path:
+    """What is noted of a finished block in a working folder."""
+    return folder / _BLOCKS / f"{index:05}.json"
+
+
 @dataclass(frozen=True)
 class Making:
     """What an artifact is made of besides its blocks.
@@ -79,8 +90,7 @@ class Making:
     @property
     def folder(self) -> Path:
         """Where it is made."""
-        target = self.target.absolute()
-        return target.with_name(f".{target.name}.partial")
+        return working_folder(self.target)
 
 
 class PartialArtifact:
@@ -188,7 +198,7 @@ class PartialArtifact:
             self._note_file(index).unlink(missing_ok=True)
 
     def _note_file(self, index: int) -> Path:
-        return self._making.folder / _BLOCKS / f"{index:05}.json"
+        return note_file(self._making.folder, index)
 
     def _write(self, name: str, entries: list[Entry]) -> dict[str, Any]:
         """Write a shard to the disk; what must be known about it."""

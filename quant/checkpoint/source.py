@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -14,7 +15,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
 from cuda_ext.ops import resolve_kernel
-from quant.allocator import keep_freed_memory, own_copy
+from quant.allocator import give_back, keep_freed_memory, own_copy, own_zeros
 from quant.blocks import find_blocks
 from quant.checkpoint.layers import quantized_layers
 from quant.checkpoint.loader import (
@@ -74,13 +75,10 @@ class SkeletonSource:
                 self._set(names, weights[names[0]])
 
     def blank(self, index: int) -> None:
-        self.attach(
-            index,
-            {
-                names[0]: torch.zeros_like(tensor_of(self.model, names[0]), device=self.device)
-                for names in self._of_block[index]
-            },
-        )
+        here = self.device.type == "cpu"  # where pages that are only read as zeros cost nothing
+        zeros = own_zeros if here else functools.partial(torch.zeros, device=self.device)
+        shapes = {names[0]: tensor_of(self.model, names[0]) for names in self._of_block[index]}
+        self.attach(index, {name: zeros(t.shape, dtype=t.dtype) for name, t in shapes.items()})
 
     def release(self, index: int) -> None:
         for names in self._of_block[index]:
@@ -152,6 +150,7 @@ class CheckpointSource(SkeletonSource):
 
     def __exit__(self, *_: object) -> None:
         self._reader.__exit__()
+        give_back()
 
     def _read_stored(self, name: str) -> Tensor:
         # Always a copy of our own: its memory is aligned, and how fast and in which order a product
@@ -242,6 +241,7 @@ class ArtifactSource(SkeletonSource):
 
     def __exit__(self, *_: object) -> None:
         self._reader.__exit__()
+        give_back()
 
     def fetch(self, index: int) -> Weights:
         packed = self._layers_of(index)

@@ -10,7 +10,10 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-# What a run that continues does again: it runs the finished blocks once more (quant.stream).
+from quant.checkpoint.partial import note_file, working_folder
+
+# What a run that continues does again: with method=gptq it runs the finished blocks once more
+# (quant.stream).
 _DONE_AGAIN = ("layout", "capture", "read", "forward", "resume")
 
 
@@ -24,13 +27,13 @@ class FinishedBlock:
 
 def finished_blocks(target: str | Path) -> list[FinishedBlock]:
     """The blocks, from the first on, that earlier runs noted as finished for the artifact."""
-    target = Path(target).absolute()
+    folder = working_folder(Path(target))
     found: list[FinishedBlock] = []
-    for path in sorted(target.with_name(f".{target.name}.partial").glob("blocks/*.json")):
+    while True:
         try:
-            note = json.loads(path.read_text(encoding="utf-8"))
-            kept = [cost["seconds"] for cost in note["stages"] if cost["name"] not in _DONE_AGAIN]
+            note = json.loads(note_file(folder, len(found)).read_text(encoding="utf-8"))
+            again = () if note["layers"][0]["method"] == "rtn" else _DONE_AGAIN
+            kept = [cost["seconds"] for cost in note["stages"] if cost["name"] not in again]
             found.append(FinishedBlock(len(note["layers"]), sum(kept)))
-        except (OSError, ValueError, KeyError, TypeError):
-            break
-    return found
+        except (OSError, ValueError, LookupError, TypeError):
+            return found

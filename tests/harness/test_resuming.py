@@ -20,7 +20,7 @@ def artifact(tmp_path: Path) -> Path:
     blocks.mkdir(parents=True)
     stages = [{"name": name, "seconds": seconds} for name, seconds in SECONDS.items()]
     for index in range(3):
-        note = {"layers": [{}] * 6, "stages": stages}
+        note = {"layers": [{"method": "gptq"}] * 6, "stages": stages}
         (blocks / f"{index:05}.json").write_text(json.dumps(note))
     return tmp_path / "model"
 
@@ -84,3 +84,14 @@ def test_the_screen_says_it_in_a_line() -> None:
 )
 def test_durations(seconds: float, text: str) -> None:
     assert _duration(seconds) == text
+
+
+def test_rounding_reads_no_block_again(artifact: Path) -> None:
+    for path in artifact.with_name(".model.partial").glob("blocks/*.json"):
+        path.write_text(path.read_text().replace("gptq", "rtn"))
+    assert told(artifact, [], 1) == [Resumed("quantization", 1, 5, sum(SECONDS.values()))]
+
+
+def test_blocks_after_a_gap_are_made_again(artifact: Path) -> None:
+    artifact.with_name(".model.partial").joinpath("blocks", "00001.json").unlink()
+    assert told(artifact, [], 3) == [Resumed("quantization", 3, 5, 4.5)]

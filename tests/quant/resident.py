@@ -21,15 +21,20 @@ from quant.layers import QuantizationPlan
 from quant.memory_limits import Limits
 from quant.memory_plan import IN_HOST, MemoryPlan, ModelShape, model_shape, plan_quantization
 
+REPEATS = 3
+
 
 @dataclass(frozen=True)
 class Measured:
-    """Bytes above what the process held before; `stages` are sampled every 10 ms."""
+    """Bytes above what the process held before; `stages` are sampled every 10 ms.
+
+    grown  by how much REPEATS more runs raised what the process held after the first.
+    """
 
     shape: ModelShape
     plan: MemoryPlan
     peak: int
-    left: int
+    grown: int
     stages: dict[str, int]
 
     @property
@@ -63,14 +68,16 @@ def _measure(
         forget_peak()
         stages = _quantize(model, Path(folder) / "measured", plan, windows)
         top = _high_water_bytes()
-        give_back()
         after = _resident_bytes()
+        for turn in range(REPEATS):
+            _quantize(model, Path(folder) / f"again-{turn}", plan, windows)
+        later = _resident_bytes()
     with CheckpointSource(model, torch.float32) as source:
         shape = model_shape(source.model)
     tokens, window = sum(map(len, windows)), max(map(len, windows))
     planned = plan_quantization(shape, plan, tokens, window, Limits(), "cpu")
     above = {name: peak - before for name, peak in stages.items()}
-    results.send(Measured(shape, planned, top - before, after - before, above))
+    results.send(Measured(shape, planned, top - before, later - after, above))
 
 
 def _quantize(

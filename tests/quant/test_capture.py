@@ -1,5 +1,6 @@
 """The block-by-block replay equals the model, or says that it cannot."""
 
+import gc
 from collections.abc import Iterator
 from typing import Any
 
@@ -153,3 +154,19 @@ def test_blocks_that_run_out_of_order_are_caught() -> None:
     layers[2].register_forward_pre_hook(lambda *_: [layers[0](torch.zeros(1, 2, 32))] * 0 or None)
     with pytest.raises(ModelLayoutError, match=r"in the order \[0, 1, .*not each once"):
         learn_layout(model, random_windows(1)[0])
+
+
+def test_learning_a_layout_keeps_the_hidden_states_of_one_block() -> None:
+    model = tiny_model("llama", num_hidden_layers=20)
+    (window,) = random_windows(1)
+    shape = (1, len(window), model.config.hidden_size)
+    alive = 0
+
+    def count(*_: object) -> None:
+        nonlocal alive
+        found = (x for x in gc.get_objects() if type(x) is Tensor)
+        alive = sum(x.shape == shape for x in found)
+
+    model.model.layers[-1].register_forward_pre_hook(count)
+    learn_layout(model, window)
+    assert 0 < alive < 10

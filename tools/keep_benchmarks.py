@@ -26,7 +26,6 @@ COMMANDS = {
     "solver": "benchmarks solver",
     "embedded": "benchmarks embedded",
     "attention": "benchmarks attention",
-    "scaling": "benchmarks.scaling",
     "start": "benchmarks start",
 }
 

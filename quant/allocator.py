@@ -68,11 +68,13 @@ def own_copy(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     return own_zeros(tensor.shape, dtype or tensor.dtype).copy_(tensor)
 
 
-def own_zeros(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """Zeros on the CPU in pages that go when the tensor does, and come when they are written."""
+def own_zeros(
+    shape: Sequence[int], dtype: torch.dtype, device: torch.device | str = "cpu"
+) -> Tensor:
+    """Zeros; on the CPU in pages that go when the tensor does, and come when they are written."""
     size = math.prod(shape) * dtype.itemsize
-    if size < OWN or _glibc() is None:
-        return torch.zeros(tuple(shape), dtype=dtype)
+    if torch.device(device).type != "cpu" or size < OWN or _glibc() is None:
+        return torch.zeros(tuple(shape), dtype=dtype, device=device)
     try:
         pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except OSError:  # no room, as it seems: torch tries, and says how much was wanted

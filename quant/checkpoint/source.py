@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -42,6 +41,7 @@ class SkeletonSource:
     """
 
     reads = True
+    _reader: TensorReader  # opened by the subclass, closed here
 
     def __init__(
         self,
@@ -66,6 +66,13 @@ class SkeletonSource:
                 if buffer is not None:
                     module._buffers[name] = buffer.to(self.device)
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._reader.__exit__()
+        give_back()
+
     def fetch(self, index: int) -> Weights:
         return {names[0]: self._read(names[0]) for names in self._of_block[index]}
 
@@ -75,10 +82,11 @@ class SkeletonSource:
                 self._set(names, weights[names[0]])
 
     def blank(self, index: int) -> None:
-        here = self.device.type == "cpu"  # where pages that are only read as zeros cost nothing
-        zeros = own_zeros if here else functools.partial(torch.zeros, device=self.device)
-        shapes = {names[0]: tensor_of(self.model, names[0]) for names in self._of_block[index]}
-        self.attach(index, {name: zeros(t.shape, dtype=t.dtype) for name, t in shapes.items()})
+        like = {names[0]: tensor_of(self.model, names[0]) for names in self._of_block[index]}
+        # On the CPU, pages that are only read as zeros take no memory.
+        self.attach(
+            index, {name: own_zeros(t.shape, t.dtype, self.device) for name, t in like.items()}
+        )
 
     def release(self, index: int) -> None:
         for names in self._of_block[index]:
@@ -144,13 +152,6 @@ class CheckpointSource(SkeletonSource):
             model.generation_config = GenerationConfig.from_pretrained(
                 self.folder, local_files_only=True
             )
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._reader.__exit__()
-        give_back()
 
     def _read_stored(self, name: str) -> Tensor:
         # Always a copy of our own: its memory is aligned, and how fast and in which order a product
@@ -235,13 +236,6 @@ class ArtifactSource(SkeletonSource):
             self._reader.__exit__()
             raise
         self._linears: dict[str, nn.Module] = {}
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._reader.__exit__()
-        give_back()
 
     def fetch(self, index: int) -> Weights:
         packed = self._layers_of(index)

@@ -18,7 +18,7 @@ import torch
 
 from harness import protocols
 from harness.config import CellConfig
-from harness.errors import StoreError
+from harness.errors import ConfigError, StoreError
 from harness.events import Advanced, Failed, Finished, Listener, Planned, Started
 from harness.keys import QUANTIZATION, kernel_of
 from harness.memory import measure_peak
@@ -184,6 +184,8 @@ def quantization_plan(config: CellConfig) -> Any:
     assert scheme is not None
     if method.name == "rtn":
         return QuantizationPlan(method="rtn", scheme=scheme)
+    if method.name != "gptq":
+        raise ConfigError(f"method.name={method.name} has no solver that would make its weights.")
     options = GPTQOptions(
         damping=method.damping,
         damping_ladder=tuple(method.damping_ladder),

@@ -18,6 +18,7 @@ from harness import protocols, texts
 from harness.checkpoints import METHOD, find_checkpoint
 from harness.config import CalibConfig, CellConfig
 from harness.environment import gpu, machine
+from harness.errors import ConfigError
 from harness.models import file_sha256, model_fingerprint
 from harness.record import SCHEMA_VERSION
 from harness.validation import selected_suites
@@ -80,7 +81,12 @@ def cell_keys(config: CellConfig) -> StageKeys | None:
 
 def stage_names(config: CellConfig) -> list[str]:
     """The stages of a cell in order: the quantization, if its method needs one, and its suites."""
-    solved = config.method.name in ("rtn", "gptq")
+    solved = {"none": False, "random": False, "rtn": True, "gptq": True}.get(config.method.name)
+    if solved is None:
+        raise ConfigError(
+            f"method.name={config.method.name} has no quantization stage: nothing here says "
+            "whether it solves layers, so it would be measured in full precision."
+        )
     return [QUANTIZATION] * solved + selected_suites(config)
 
 

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from typing import Literal
 
 from harness.environment import environment
+from harness.errors import StoreError
 from harness.keys import suite_semantics
 from harness.plan import CellPlan, identity
 from harness.record import Failure, LayerReport, Metric, Record
@@ -34,6 +35,7 @@ def make_record(
     """
     assert plan.keys is not None
     config = plan.config
+    _require_own_layers(config.method.name, layers or [])
     runtime = config.runtime
     return Record(
         key=plan.keys.stages[stage],
@@ -60,6 +62,16 @@ def make_record(
         seconds=seconds,
         peak_memory_bytes=peak_memory_bytes,
     )
+
+
+def _require_own_layers(method: str, layers: list[LayerReport]) -> None:
+    """Refuse a record whose layers another method made than the one that names its cell."""
+    others = sorted({layer.method for layer in layers} - {method})
+    if others:
+        raise StoreError(
+            f"the layers of this cell were made by {', '.join(others)}, but the cell is named "
+            f"after {method}: no figure is written under a method that did not make it."
+        )
 
 
 def failed_record(

@@ -66,7 +66,12 @@ def make_scheme(config: SchemeConfig) -> Scheme | None:
 
 
 def selected_suites(config: CellConfig) -> list[str]:
-    """Names of the suites that a cell runs, in their order."""
+    """Names of the suites that a cell runs, in their order; ConfigError for one nobody runs."""
+    for field in dataclasses.fields(config.suite):
+        if getattr(config.suite, field.name) is not None and field.name not in SUITES:
+            raise ConfigError(
+                f"suite {field.name} is not one that runs: choose from {', '.join(SUITES)}."
+            )
     return [name for name in SUITES if getattr(config.suite, name) is not None]
 
 

@@ -121,8 +121,12 @@ class BlockSolver:
         scheme = self.plan.scheme
         begin = time.perf_counter()
         weight = weight_matrix(module).to(device).float()
-        if factor is None:
+        if self.plan.method == "rtn":
             solution = rtn.solve(weight, scheme, layer=name)
+        elif self.plan.method != "gptq":
+            raise QuantizationError(f"{name}: no solver is called {self.plan.method!r}.")
+        elif factor is None:
+            raise QuantizationError(f"{name}: gptq has no Hessian of this layer.")
         else:
             solution = gptq.solve(weight, factor, scheme, self.plan.gptq, layer=name, tokens=tokens)
         seconds = time.perf_counter() - begin

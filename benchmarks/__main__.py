@@ -22,8 +22,8 @@ from functools import partial
 import torch
 
 from benchmarks import solver
-from harness import environment
-from harness.models import load_model, load_tokenizer
+from harness.models.folders import load_model, load_tokenizer
+from harness.records import environment
 
 RUNS = 5
 
@@ -79,10 +79,10 @@ def solve() -> None:
 
 def quantize() -> None:
     """The embedded model from calibration windows to quantized weights."""
-    from harness import protocols
-    from harness.compose import compose_cells
+    from harness.config.compose import compose_cells
+    from harness.data import protocols
+    from quant.calibrate.stream import QuantizationPlan, quantize_model
     from quant.scheme import Scheme
-    from quant.stream import QuantizationPlan, quantize_model
 
     config = compose_cells([], False, None)[0].config
     tokenizer, plain = load_tokenizer(config.model), load_model(config.model, "cpu")

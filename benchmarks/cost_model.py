@@ -27,7 +27,7 @@ from dataclasses import dataclass
 
 from quant.hessian import BLOCKS
 from quant.products import strips
-from quant.solvers.sweep import PANEL
+from quant.solvers.columns import PANEL
 
 STAGES = ("read", "hessian", "factor", "sweep", "forward", "write")
 # Stage -> term -> how much of it.

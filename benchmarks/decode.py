@@ -30,10 +30,10 @@ import transformers
 
 from cuda_ext.ops import KernelUnavailable, resolve_kernel
 from harness.report.published import Published, published_latencies
-from quant import roofline
-from quant.architectures import ARCHITECTURES, ArchitectureError, architecture_config
-from quant.decode import Decoder, make_decoder
-from quant.dummy import GIB, MemoryNeed, NotEnoughMemory, build_dummy, predict_memory
+from quant.measure import roofline
+from quant.measure.architectures import ARCHITECTURES, ArchitectureError, architecture_config
+from quant.measure.decode import Decoder, make_decoder
+from quant.measure.dummy import GIB, MemoryNeed, NotEnoughMemory, build_dummy, predict_memory
 from quant.scheme import Scheme, SchemeError
 
 FULL = 16

@@ -21,9 +21,9 @@ import torch
 from transformers import OPTConfig, OPTForCausalLM, PreTrainedModel
 
 from cuda_ext.ops import resolve_kernel
+from quant.calibrate.stream import QuantizationPlan, QuantizationResult, Workplace, quantize_model
 from quant.scheme import Scheme
 from quant.solvers.gptq import GPTQOptions
-from quant.stream import QuantizationPlan, QuantizationResult, Workplace, quantize_model
 
 STAGES = ("layout", "capture", "read", "hessian", "solve", "write", "forward")
 OF_A_BLOCK = ("read", "hessian", "solve", "write")

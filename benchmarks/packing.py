@@ -21,15 +21,15 @@ import torch
 from benchmarks import scaling_time
 from benchmarks.scaling import make_checkpoint
 from benchmarks.scaling_time import BATCH_TOKENS, Case
-from harness import environment
+from harness.records import environment
+from quant.calibrate.layers import QuantizationPlan
+from quant.calibrate.sink import WriteBehind
 from quant.checkpoint.folder import sha256, sync
 from quant.checkpoint.make import quantize_to
 from quant.checkpoint.source import CheckpointSource
 from quant.checkpoint.tensors import write_shard
 from quant.checkpoint.writer import quantized
-from quant.layers import QuantizationPlan
 from quant.scheme import Scheme
-from quant.sink import WriteBehind
 from quant.weight import QuantizedWeight
 
 SCHEME = Scheme(4, 128)

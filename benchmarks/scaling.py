@@ -28,8 +28,8 @@ from benchmarks.predictions import predictions
 from benchmarks.scaling_time import FIT, HELD_OUT, Case
 
 if TYPE_CHECKING:
-    from quant.cost import StageCost
-    from quant.stream import QuantizationPlan
+    from quant.calibrate.cost import StageCost
+    from quant.calibrate.stream import QuantizationPlan
 
 WIDTH, TOKENS, WINDOW = 512, 2048, 256
 DEPTHS = (4, 16, 32, 128)
@@ -85,7 +85,7 @@ def measurements() -> str:
     """Memory against depth, each depth in a process of its own; seconds against the cost model."""
     import torch
 
-    from harness import environment
+    from harness.records import environment
 
     begin = time.perf_counter()
     growth = {case: in_fresh_process(case) for case in map(depth, DEPTHS)}
@@ -199,11 +199,11 @@ def measure(folder: Path, case: Case) -> Measured:
     """Quantize the checkpoint under a limit and measure this process."""
     import torch
 
+    from quant.calibrate.stream import QuantizationPlan
     from quant.checkpoint.skeleton import build_causal_lm
-    from quant.memory_limits import Limits, free_memory
-    from quant.memory_plan import IN_HOST, USABLE, model_shape, plan_quantization
+    from quant.memory.limits import Limits, free_memory
+    from quant.memory.plan import IN_HOST, USABLE, model_shape, plan_quantization
     from quant.scheme import Scheme
-    from quant.stream import QuantizationPlan
 
     plan = QuantizationPlan("gptq", Scheme(4, 128), batch_tokens=1024)
     warm_up(folder / "warm", case, plan)
@@ -238,7 +238,7 @@ def warm_up(folder: Path, case: Case, plan: QuantizationPlan) -> None:
 
     So two blocks of the same shapes go all the way first.
     """
-    from quant.allocator import give_back
+    from quant.memory.heaps import give_back
 
     case = replace(case, blocks=2)
     make_checkpoint(folder / "model", case)
@@ -250,9 +250,9 @@ def quantize(folder: Path, case: Case, plan: QuantizationPlan, activations: str)
     """Quantize folder/model into folder/artifact; what each stage cost."""
     import torch
 
+    from quant.calibrate.stream import Workplace
     from quant.checkpoint.make import quantize_to
     from quant.checkpoint.source import CheckpointSource
-    from quant.stream import Workplace
 
     windows = scaling_time.calibration(case)
     with CheckpointSource(folder / "model", torch.float32) as source:

@@ -22,7 +22,7 @@ from benchmarks import cost_model
 from benchmarks.cost_model import BlockShape, Work
 
 if TYPE_CHECKING:
-    from quant.sink import BlockSink, Finished
+    from quant.calibrate.sink import BlockSink, Finished
     from quant.weight import QuantizedWeight
 
 Stages = dict[str, float]
@@ -124,10 +124,10 @@ def timed(cases: tuple[Case, ...], make: Callable[[Path, Case], None]) -> dict[C
 
 
 def _blocks(case: Case, make: Callable[[Path, Case], None]) -> list[Stages]:
+    from quant.calibrate.stream import QuantizationPlan, quantize_blocks
     from quant.checkpoint.partial import Making, partial_artifact
     from quant.checkpoint.source import CheckpointSource
     from quant.scheme import Scheme
-    from quant.stream import QuantizationPlan, quantize_blocks
 
     plan = QuantizationPlan("gptq", Scheme(4, 128), batch_tokens=BATCH_TOKENS)
     with TemporaryDirectory() as folder:
@@ -137,7 +137,7 @@ def _blocks(case: Case, make: Callable[[Path, Case], None]) -> list[Stages]:
         with (
             CheckpointSource(model, torch.float32) as source,
             partial_artifact(making, source) as partial,
-            mock.patch("time.perf_counter", time.thread_time),  # the clock of quant.cost
+            mock.patch("time.perf_counter", time.thread_time),  # the clock of quant.calibrate.cost
         ):
             sink = BlockSeconds(partial)
             quantize_blocks(source, calibration(case), plan, sink)

@@ -13,10 +13,11 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from cuda_ext import packed
 from cuda_ext.attention import causal_attention
-from quant.allocator import keep_freed_memory
 from quant.hessian import Hessian
+from quant.memory.heaps import keep_freed_memory
 from quant.scheme import Scheme
-from quant.solvers import gptq, sweep
+from quant.solvers import columns as column_loop
+from quant.solvers import gptq
 from quant.solvers.base import Solution
 from quant.solvers.gptq import GPTQOptions
 
@@ -70,7 +71,7 @@ def solve(runs: int = 5) -> None:
     """One layer of 2048 x 2048 at 4 bits: medians [minima] of the plain loop and of the kernels."""
     keep_freed_memory()  # as in a quantization
     weight, hessian = problem()
-    column_loop(weight, hessian, runs)
+    inner_loop(weight, hessian, runs)
     for scheme in SCHEMES:
         plain_factor, fused_factor = (gptq.prepare(hessian, each) for each in (PLAIN, FUSED))
         assert plain_factor.upper is not None  # the reference makes its inverse once
@@ -85,7 +86,7 @@ def solve(runs: int = 5) -> None:
     show("factorization", in_turn(factors, runs), None)
 
 
-def column_loop(weight: torch.Tensor, hessian: torch.Tensor, runs: int) -> None:
+def inner_loop(weight: torch.Tensor, hessian: torch.Tensor, runs: int) -> None:
     """The inner loop alone: 16 blocks of 128 columns quantized, errors propagated inside them."""
     factor = gptq.prepare(hessian, PLAIN)
     columns = weight.T.contiguous()
@@ -94,22 +95,22 @@ def column_loop(weight: torch.Tensor, hessian: torch.Tensor, runs: int) -> None:
     for scheme in SCHEMES:
         count = scheme.groups(WIDTH)
         groups = gptq._plan_groups(weight, None, count, scheme, _static(scheme), "")
-        grids = [sweep._grids(groups, *block) for block in blocks]
+        grids = [column_loop._grids(groups, *block) for block in blocks]
 
-        def run(loop: sweep.Columns, scheme: Scheme = scheme, grids: list = grids) -> None:
+        def run(loop: column_loop.Columns, scheme: Scheme = scheme, grids: list = grids) -> None:
             for block, upper, (grid, index) in zip(blocks, inverses, grids, strict=True):
                 loop(columns[block[0] : block[1]].clone(), upper, grid, index, scheme)
 
-        loops = partial(run, sweep.plain_columns), partial(run, sweep.fused_columns)
+        loops = partial(run, column_loop.plain_columns), partial(run, column_loop.fused_columns)
         show(f"{scheme.name}: column sweep, grids given", in_turn(loops, runs), 8)
 
 
 def embedded(runs: int = 2) -> None:
     """The embedded model from calibration windows to quantized weights, loading included."""
-    from harness import protocols
-    from harness.compose import compose_cells
-    from harness.models import load_model, load_tokenizer
-    from quant.stream import QuantizationPlan, quantize_model
+    from harness.config.compose import compose_cells
+    from harness.data import protocols
+    from harness.models.folders import load_model, load_tokenizer
+    from quant.calibrate.stream import QuantizationPlan, quantize_model
 
     config = compose_cells([], False, None)[0].config
     tokenizer, model = load_tokenizer(config.model), load_model(config.model, "cpu")

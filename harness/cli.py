@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from harness.errors import BitsweepError, ConfigError
 
 if TYPE_CHECKING:
-    from harness.compose import Cell
+    from harness.config.compose import Cell
 
 OK, FAILED, IMPOSSIBLE, INTERRUPTED = 0, 1, 2, 130
 
@@ -117,7 +117,7 @@ def _run(arguments: Sequence[str]) -> int:
     cells = _cells(request)
     if cells is None:
         return OK
-    from harness import launch
+    from harness.run import launch
 
     plans = launch.make_plans(cells, download=True)
     return launch.run(cells, plans, request.config_dir)
@@ -127,7 +127,7 @@ def _plan(arguments: Sequence[str]) -> int:
     cells = _cells(Request.parse(arguments))
     if cells is None:
         return OK
-    from harness import launch
+    from harness.run import launch
 
     launch.show_plan(launch.make_plans(cells, download=False))
     return OK
@@ -136,12 +136,12 @@ def _plan(arguments: Sequence[str]) -> int:
 def _cells(request: Request) -> list[Cell] | None:
     """The composed and validated cells; None when help or the configuration was printed."""
     if request.help is not None:
-        from harness.options import group_help, run_help
+        from harness.config.help import group_help, run_help
 
         print(group_help(request.help) if request.help else run_help(), end="")
         return None
-    from harness.compose import as_yaml, compose_cells
-    from harness.validation import validate
+    from harness.cell.validation import validate
+    from harness.config.compose import as_yaml, compose_cells
 
     cells = compose_cells(request.overrides, request.multirun, request.config_dir)
     for cell in cells:
@@ -162,8 +162,8 @@ def _report(arguments: Sequence[str]) -> int:
     parser.add_argument("--out", type=Path, help="folder of the report (RESULTS/reports/all)")
     parser.add_argument("--title", default="Bitsweep report", help="its heading")
     options = parser.parse_args(arguments)
-    from harness.launch import report
-    from harness.store import load_records
+    from harness.records.store import load_records
+    from harness.run.launch import report
 
     records = load_records(options.results)
     if not records:

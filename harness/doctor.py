@@ -8,11 +8,11 @@ import shutil
 import sys
 from pathlib import Path
 
-from harness.config import ModelConfig
-from harness.environment import commit, machine, package_versions
+from harness.config.help import conf_dir
+from harness.config.schema import ModelConfig
 from harness.errors import BitsweepError
-from harness.models import model_folder
-from harness.options import conf_dir
+from harness.models.folders import model_folder
+from harness.records.environment import commit, machine, package_versions
 
 SUPPORTED = ((3, 11), (3, 13))  # Hydra 1.3 does not run on 3.14
 

@@ -15,8 +15,8 @@ from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.config import CellConfig, TrackerConfig
-from harness.record import Metric, Record
+from harness.config.schema import CellConfig, TrackerConfig
+from harness.records.record import Metric, Record
 
 if TYPE_CHECKING:
     import wandb

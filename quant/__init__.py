@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from quant.calibrate.stream import QuantizationPlan, QuantizationResult, quantize_model
     from quant.checkpoint.export import export
     from quant.checkpoint.loader import load, load_weights
     from quant.checkpoint.writer import save
@@ -13,7 +14,6 @@ if TYPE_CHECKING:
     from quant.linear import QuantLinear
     from quant.scheme import Scheme, SchemeError
     from quant.solvers.gptq import GPTQOptions
-    from quant.stream import QuantizationPlan, QuantizationResult, quantize_model
     from quant.weight import QuantizedWeight
 
 __all__ = [
@@ -38,15 +38,15 @@ _HOME = {
     "GPTQOptions": "quant.solvers.gptq",
     "QuantLinear": "quant.linear",
     "QuantizationError": "quant.errors",
-    "QuantizationPlan": "quant.stream",
-    "QuantizationResult": "quant.stream",
+    "QuantizationPlan": "quant.calibrate.stream",
+    "QuantizationResult": "quant.calibrate.stream",
     "QuantizedWeight": "quant.weight",
     "Scheme": "quant.scheme",
     "SchemeError": "quant.scheme",
     "export": "quant.checkpoint.export",
     "load": "quant.checkpoint.loader",
     "load_weights": "quant.checkpoint.loader",
-    "quantize_model": "quant.stream",
+    "quantize_model": "quant.calibrate.stream",
     "save": "quant.checkpoint.writer",
 }
 

@@ -12,8 +12,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from quant.allocator import own_zeros
 from quant.errors import CalibrationError, NonFiniteError, SingularHessianError
+from quant.memory.heaps import own_zeros
 from quant.products import add_gram, mirror, product
 
 # Columns of a block of the factorization (measured on the CPU; not yet on a GPU).

@@ -15,7 +15,7 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
-from harness import environment
+from harness.records import environment
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 KEPT = REPOSITORY / "results" / "reference" / "benchmarks"

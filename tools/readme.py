@@ -14,11 +14,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-from harness.record import Record
+from harness.records.record import Record
+from harness.records.store import load_records
 from harness.report.build import build_report, provenance
 from harness.report.frame import from_records
 from harness.report.tables import summary_tables, to_markdown
-from harness.store import load_records
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 README = REPOSITORY / "README.md"

@@ -18,9 +18,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from harness.record import Metric, Record
+from harness.records.record import Metric, Record
+from harness.records.store import load_records
 from harness.report.build import build_report
-from harness.store import load_records
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 REFERENCE = REPOSITORY / "results" / "reference" / "quickstart"

@@ -6,14 +6,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.record import Record
+from harness.records.record import Record
+from harness.records.store import file_name, write_atomically
 from harness.report.frame import from_records
 from harness.report.plots import draw_all
 from harness.report.render import to_csv, to_latex, to_markdown
 from harness.report.rows import read_rows
 from harness.report.table import Table
 from harness.report.tables import summary_tables
-from harness.store import file_name, write_atomically
 
 if TYPE_CHECKING:
     import pandas as pd

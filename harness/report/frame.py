@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from harness.config import MethodConfig
-from harness.record import Metric, Record
+from harness.config.schema import MethodConfig
+from harness.records.record import Metric, Record
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from harness.record import Record
+from harness.records.record import Record
 from harness.report.cost import cost_table
 from harness.report.divergence import divergence_table
 from harness.report.frame import from_records

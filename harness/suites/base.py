@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from harness.record import Metric
+from harness.records.record import Metric
 
 Streamed = Callable[[Sequence[Tensor], Callable[[int, int], None]], Iterator[Tensor]]
 

@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness import protocols
-from harness.config import DivergenceConfig
+from harness.config.schema import DivergenceConfig
+from harness.data import protocols
+from harness.data.protocols import TokenWindows
 from harness.errors import BitsweepError
-from harness.protocols import TokenWindows
-from harness.record import Metric
+from harness.records.record import Metric
 from harness.suites.base import SuiteContext, SuiteResult
 from harness.suites.perplexity import Score
 

@@ -18,15 +18,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cuda_ext.bench import Contender, copies_for, last_level_cache, measure
-from harness.config import KernelsConfig
-from harness.record import Metric
+from harness.config.schema import KernelsConfig
+from harness.records.record import Metric
 from harness.suites.base import SuiteContext, SuiteResult
 from harness.suites.shapes import task_name
 from harness.suites.timing import conditions, paired_ratio, summarise
 from quant.blocks import LINEAR_TYPES
-from quant.dummy import layer_shape, random_packed
 from quant.linear import QuantLinear
-from quant.roofline import READ_BYTES
+from quant.measure.dummy import layer_shape, random_packed
+from quant.measure.roofline import READ_BYTES
 from quant.scheme import Scheme
 
 FULL, PACKED = "full", "packed"
@@ -127,7 +127,7 @@ class _Weights:
 
 
 def _reader(device: str) -> Contender:
-    """One read of an array that no cache holds (quant.roofline)."""
+    """One read of an array that no cache holds (quant.measure.roofline)."""
     kind = torch.device(device).type
     array = torch.ones(READ_BYTES.get(kind, READ_BYTES["cpu"]) // 4, device=device)
     return Contender("read", [array.sum], array.nbytes)

@@ -1,8 +1,8 @@
 """Latency at batch 1: prefill and decode with the KV cache, beside the full-precision twin.
 
-A generation server that answers one user waits once for the prompt (prefill, the time to the
-first token) and then once a token (decode). Both are timed here the way `generate` spends them:
-greedy, one sequence, keys and values cached; on a GPU a step is one CUDA graph (quant.decode says
+A generation server that answers one user waits once for the prompt (prefill, the time to the first
+token) and then once a token (decode). Both are timed here the way `generate` spends them: greedy,
+one sequence, keys and values cached; on a GPU a step is one CUDA graph (quant.measure.decode says
 when it cannot be). The quantized model and the full-precision model it came from are measured in
 turn in the same process (A B, B A, A B, ...), so that whatever the machine does to one it does to
 the other, and the ratio is taken repeat by repeat.
@@ -18,14 +18,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.config import LatencyConfig
-from harness.memory import measure_peak
+from harness.config.schema import LatencyConfig
 from harness.suites.base import SuiteContext, SuiteResult
 from harness.suites.latency_metrics import Generation, Subject, Timings, all_metrics
+from harness.suites.memory import measure_peak
 from harness.suites.timing import Stopwatch, host_stopwatch, no_garbage_collection, stopwatch_of
-from quant.decode import Decoder, make_decoder
-from quant.dummy import NotEnoughMemory
-from quant.roofline import read_bandwidth
+from quant.measure.decode import Decoder, make_decoder
+from quant.measure.dummy import NotEnoughMemory
+from quant.measure.roofline import read_bandwidth
 
 Bandwidth = Callable[[str], float]
 

@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 
-from harness.config import LatencyConfig
-from harness.memory import MemoryPeak
-from harness.record import Metric
+from harness.config.schema import LatencyConfig
+from harness.records.record import Metric
 from harness.suites.base import SuiteContext
+from harness.suites.memory import MemoryPeak
 from harness.suites.timing import conditions, paired_ratio, summarise
-from quant.decode import DYNAMIC, Decoder
-from quant.roofline import (
+from quant.measure.decode import DYNAMIC, Decoder
+from quant.measure.roofline import (
     activation_bytes_per_token,
     embedding_bytes,
     weight_bytes,

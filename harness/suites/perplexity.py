@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from harness import protocols
-from harness.config import PerplexityConfig
+from harness.config.schema import PerplexityConfig
+from harness.data import protocols
+from harness.data.protocols import TokenWindows
 from harness.errors import BitsweepError
-from harness.protocols import TokenWindows
-from harness.record import Metric
+from harness.records.record import Metric
 from harness.suites.base import SuiteContext, SuiteResult
 
 # Logits are turned into float32 probabilities for so many positions at once: of a vocabulary of

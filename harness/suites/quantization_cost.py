@@ -1,17 +1,17 @@
 """What quantizing cost: seconds and peak memory of every stage, size and error of the result.
 
-Unlike its neighbours this suite measures nothing anew. It turns what quant.stream observed while
-the weights were made into metrics of the record "quantization".
+Unlike its neighbours this suite measures nothing anew. It turns what quant.calibrate.stream
+observed while the weights were made into metrics of the record "quantization".
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from harness.record import Metric
+from harness.records.record import Metric
 
 if TYPE_CHECKING:
-    from quant.stream import LayerResult, QuantizationResult
+    from quant.calibrate.stream import LayerResult, QuantizationResult
 
 TOTAL = "total"
 
@@ -22,7 +22,7 @@ def metrics(
     """Figures of one quantization.
 
     artifact_bytes  size of the written checkpoint.
-    other           seconds of stages outside of quant.stream (loading, calibration text).
+    other           seconds of stages outside of quant.calibrate.stream (loading, calibration text).
 
     "seconds" of the stages add up to the total: of writing, what the run waited for it. What a
     thread beside the run worked is "background_seconds", and in no sum.

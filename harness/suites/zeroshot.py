@@ -11,9 +11,9 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from harness import protocols, texts
-from harness.config import ZeroShotConfig
-from harness.record import Metric
+from harness.config.schema import ZeroShotConfig
+from harness.data import protocols, texts
+from harness.records.record import Metric
 from harness.suites import zeroshot_tasks
 from harness.suites.base import SuiteContext, SuiteResult
 from harness.suites.zeroshot_tasks import EMBEDDED_TASKS, LocalTask, TaskError

@@ -18,7 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from harness import texts
+from harness.data import texts
 from harness.errors import BitsweepError
 
 EMBEDDED_TASKS = ("embedded_last_word", "embedded_choice")

@@ -9,10 +9,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from quant.checkpoint.awq import read_awq
     from quant.checkpoint.export import export
     from quant.checkpoint.folder import verify
-    from quant.checkpoint.gptq import read_gptq
+    from quant.checkpoint.formats.awq import read_awq
+    from quant.checkpoint.formats.gptq import read_gptq
     from quant.checkpoint.loader import (
         dequantize_layers,
         load,
@@ -40,9 +40,9 @@ _HOME = {
     "export": "export",
     "load": "loader",
     "load_weights": "loader",
-    "read_awq": "awq",
+    "read_awq": "formats.awq",
     "read_format": "loader",
-    "read_gptq": "gptq",
+    "read_gptq": "formats.gptq",
     "read_scheme": "loader",
     "save": "writer",
     "verify": "folder",

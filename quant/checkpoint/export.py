@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from quant.checkpoint import compressed_tensors, gptq
 from quant.checkpoint.folder import MANIFEST, read_json, recover, remake, replace_folder
 from quant.checkpoint.format import GPTQ_V1, GPTQ_V2, TERNARY, CheckpointFormat, describe
+from quant.checkpoint.formats import compressed_tensors, gptq
 from quant.checkpoint.layers import quantized_layers, read_weight, scales_name
 from quant.checkpoint.loader import read_format, read_quantization
 from quant.checkpoint.skeleton import build_skeleton

@@ -9,10 +9,10 @@ from typing import Protocol
 
 from torch import Tensor
 
-from quant.checkpoint import awq, compressed_tensors
 from quant.checkpoint.folder import remake
 from quant.checkpoint.format import AWQ, COMPRESSED_TENSORS, CheckpointFormat
-from quant.checkpoint.gptq import canonical, input_features
+from quant.checkpoint.formats import awq, compressed_tensors
+from quant.checkpoint.formats.gptq import canonical, input_features
 from quant.checkpoint.tensors import TensorReader
 from quant.errors import ArtifactError
 from quant.linear import Packed, pack, unpack

@@ -11,16 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quant.checkpoint.folder import sha256
-from quant.checkpoint.partial import ACTIVATIONS, Making, partial_artifact
-from quant.source import BlockSource
-from quant.stream import (
+from quant.calibrate.source import BlockSource
+from quant.calibrate.stream import (
     Progress,
     QuantizationPlan,
     QuantizationResult,
     Workplace,
     quantize_blocks,
 )
+from quant.checkpoint.folder import sha256
+from quant.checkpoint.partial import ACTIVATIONS, Making, partial_artifact
 
 
 def quantize_to(
@@ -43,7 +43,7 @@ def quantize_to(
     share them). model_hash stands for the model's files (`files_hash`); what an interrupted run
     left for other arguments, another version of this code or of torch is thrown away.
 
-    Raises what quant.stream.quantize_blocks and quant.save raise.
+    Raises what quant.calibrate.stream.quantize_blocks and quant.save raise.
     """
     workplace = workplace or Workplace()
     identity = {

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from quant.checkpoint.compressed_tensors import parse_config as parse_compressed_tensors
 from quant.checkpoint.format import (
     AWQ,
     COMPRESSED_TENSORS,
@@ -20,6 +19,7 @@ from quant.checkpoint.format import (
     read_group_size,
     validated,
 )
+from quant.checkpoint.formats.compressed_tensors import parse_config as parse_compressed_tensors
 from quant.errors import ArtifactError
 from quant.scheme import GRIDS
 

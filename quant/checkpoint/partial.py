@@ -5,7 +5,7 @@
       key.json                what is being made; another key makes all that is here worthless
       artifact/               the shards that are finished, one a block
       blocks/00000.json       checksum of the shard of a block, and what making it found and cost
-      activations/            scratch of the run (quant.activations), worthless after it
+      activations/            scratch of the run (quant.calibrate.activations), worthless after it
 
 A block counts as finished when its JSON file is there; that is written last, and atomically.
 """
@@ -30,6 +30,10 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from quant.blocks import linear_layers, weight_matrix
+from quant.calibrate.cost import StageCost
+from quant.calibrate.layers import LayerResult
+from quant.calibrate.sink import Finished
+from quant.calibrate.source import BlockSource
 from quant.checkpoint.folder import make_room, publish, sha256, sync, writing
 from quant.checkpoint.tensors import Entry, shard_names, write_index, write_shard
 from quant.checkpoint.writer import (
@@ -41,13 +45,9 @@ from quant.checkpoint.writer import (
     tokenizer_to_copy,
     write_beside,
 )
-from quant.cost import StageCost
 from quant.errors import ArtifactError
-from quant.layers import LayerResult
 from quant.linear import packed_shapes, unpack
 from quant.scheme import SCALE_DTYPES, Scheme
-from quant.sink import Finished
-from quant.source import BlockSource
 from quant.weight import QuantizedWeight
 
 ACTIVATIONS = "activations"
@@ -94,7 +94,7 @@ class Making:
 
 
 class PartialArtifact:
-    """A sink of blocks (quant.sink.BlockSink) that ends as an artifact."""
+    """A sink of blocks (quant.calibrate.sink.BlockSink) that ends as an artifact."""
 
     def __init__(self, making: Making, source: BlockSource, needed_bytes: int) -> None:
         self._making, self._source, self._needed = making, source, needed_bytes

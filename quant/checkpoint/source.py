@@ -14,8 +14,8 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
 from cuda_ext.ops import resolve_kernel
-from quant.allocator import give_back, keep_freed_memory, own_copy, own_zeros
 from quant.blocks import find_blocks
+from quant.calibrate.source import Weights
 from quant.checkpoint.layers import quantized_layers
 from quant.checkpoint.loader import (
     parameters_and_buffers,
@@ -28,7 +28,7 @@ from quant.checkpoint.skeleton import build_causal_lm, build_skeleton
 from quant.checkpoint.tensors import TensorReader
 from quant.checkpoint.writer import layer_shape
 from quant.errors import ArtifactError
-from quant.source import Weights
+from quant.memory.heaps import give_back, keep_freed_memory, own_copy, own_zeros
 
 log = logging.getLogger(__name__)
 

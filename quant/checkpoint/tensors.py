@@ -15,9 +15,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from quant.allocator import own_copy
 from quant.checkpoint.folder import read_json, remake
 from quant.errors import ArtifactError
+from quant.memory.heaps import own_copy
 
 STANDARD_STEM = "model"
 INDEX_SUFFIX = ".safetensors.index.json"

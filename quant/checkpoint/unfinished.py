@@ -13,7 +13,7 @@ from pathlib import Path
 from quant.checkpoint.partial import note_file, working_folder
 
 # What a run that continues does again: with method=gptq it runs the finished blocks once more
-# (quant.stream).
+# (quant.calibrate.stream).
 _DONE_AGAIN = ("layout", "capture", "read", "forward", "resume")
 
 

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from quant.checkpoint.folder import replace_folder
 from quant.checkpoint.format import GPTQ_V2, describe
-from quant.checkpoint.gptq import to_tensors
+from quant.checkpoint.formats.gptq import to_tensors
 from quant.checkpoint.tensors import STANDARD_STEM, Entry, write_tensors
 from quant.errors import ArtifactError
 from quant.linear import Packed, packed_shapes

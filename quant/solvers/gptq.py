@@ -20,7 +20,7 @@ from quant.grid import Grid, assemble, check_finite, find_grid, working
 from quant.hessian import Factor, factorize
 from quant.scheme import Scheme
 from quant.solvers.base import Solution
-from quant.solvers.sweep import Groups, stack_grids, sweep
+from quant.solvers.columns import Groups, stack_grids, sweep
 
 GROUP_GRIDS = ("current", "stale")
 
@@ -45,7 +45,7 @@ class GPTQOptions:
                    was needed is the Solution's `fallback`.
     kernel         what carries out the sweep: "reference" is Algorithm 1 of the paper in plain
                    PyTorch; "cpu" and "cuda" are the fused operator of cuda_ext, whose results
-                   differ by rounding (quant.solvers.sweep); "auto" is the operator of the device
+                   differ by rounding (quant.solvers.columns); "auto" is the operator of the device
                    where it can be had, with a line in the log where it cannot.
 
     Raises ValueError, one sentence with the way out, for what cannot be.

@@ -14,11 +14,11 @@ from benchmarks.cost_model import BlockShape, Model
 from benchmarks.scaling_time import Case
 from quant import hessian, products
 from quant.blocks import find_blocks
+from quant.calibrate.layout import learn_layout, run_model
 from quant.grid import find_grid
-from quant.layout import learn_layout, run_model
 from quant.scheme import Scheme
-from quant.solvers import sweep
-from quant.solvers.sweep import PANEL, Groups
+from quant.solvers import columns as column_loop
+from quant.solvers.columns import PANEL, Groups
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "scaling.md"
 
@@ -87,7 +87,9 @@ def test_operations_of_a_look_back_are_those_that_torch_counts() -> None:
     columns = torch.rand(512, 64)
 
     def run() -> None:
-        sweep._sweep_panels(columns, factor, groups, Scheme(4), blocks, sweep.plain_columns, "")
+        column_loop._sweep_panels(
+            columns, factor, groups, Scheme(4), blocks, column_loop.plain_columns, ""
+        )
 
     inverses = 4 * PANEL**3 / 3
     assert counted(run) == pytest.approx(cost_model.lookback_operations(512, 64) - inverses)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import decode
-from quant import dummy
+from quant.measure import dummy
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = {
@@ -102,7 +102,7 @@ def test_what_does_not_fit_is_said_and_the_rest_is_measured(
 
 
 def dummy_config(tiny: str):
-    from quant.architectures import architecture_config
+    from quant.measure.architectures import architecture_config
 
     return architecture_config(tiny)
 

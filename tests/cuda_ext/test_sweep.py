@@ -13,7 +13,7 @@ from sweep_blocks import FUSED, SCHEMES, block, move
 from cuda_ext import ops
 from cuda_ext.sweep import gptq_sweep
 from quant.scheme import Scheme
-from quant.solvers.sweep import plain_columns
+from quant.solvers.columns import plain_columns
 
 pytestmark = pytest.mark.skipif(
     ops.why_unavailable(torch.device("cpu")) is not None, reason="no compiler: no kernels"

@@ -9,7 +9,7 @@ import torch
 from sweep_blocks import FUSED, SCHEMES, block
 
 from cuda_ext import toolchain
-from quant.solvers.sweep import plain_columns
+from quant.solvers.columns import plain_columns
 
 HERE = Path(__file__).parent
 

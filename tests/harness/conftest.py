@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.compose import compose_cells
-from harness.config import CellConfig
+from harness.config.compose import compose_cells
+from harness.config.schema import CellConfig
 
 STORIES = "<|endoftext|>\n".join(
     f"Tom had {n} red apples and put them in a box. Anna looked into the box and saw {n} apples.\n"

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from cuda_ext.ops import KERNELS
-from harness import cli, options
-from harness.config import RuntimeConfig
-from harness.validation import ACTIVATIONS, STREAM
+from harness import cli
+from harness.cell.validation import ACTIVATIONS, STREAM
+from harness.config import help as options
+from harness.config.schema import RuntimeConfig
 
 HEAVY = {"torch", "transformers", "hydra", "omegaconf", "pandas", "matplotlib", "lm_eval", "wandb"}
 

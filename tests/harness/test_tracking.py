@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from harness import tracking
-from harness.config import CellConfig, TrackerConfig
-from harness.record import CellIdentity, Failure, LayerReport, Metric, Record
+from harness.config.schema import CellConfig, TrackerConfig
+from harness.records.record import CellIdentity, Failure, LayerReport, Metric, Record
 
 BLOCK = 32768
 OFFLINE = TrackerConfig(name="wandb")

@@ -4,7 +4,7 @@ import torch
 
 from quant.grid import Grid, find_grid
 from quant.scheme import Scheme
-from quant.solvers.sweep import stack_grids
+from quant.solvers.columns import stack_grids
 
 SCHEMES = [
     Scheme(2),

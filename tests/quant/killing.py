@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from architectures import random_windows
 
+from quant.calibrate.layers import BlockSolver, QuantizationPlan
+from quant.calibrate.stream import QuantizationResult, Workplace
 from quant.checkpoint import partial
 from quant.checkpoint.make import files_hash, quantize_to
 from quant.checkpoint.source import CheckpointSource
-from quant.layers import BlockSolver, QuantizationPlan
 from quant.scheme import Scheme
 from quant.solvers.gptq import GPTQOptions
-from quant.stream import QuantizationResult, Workplace
 
 CONTEXT = multiprocessing.get_context("forkserver")
 # Heavy ones, and none that only the path of the tests would find.

@@ -13,13 +13,13 @@ from pathlib import Path
 import torch
 from killing import CONTEXT
 
-from quant.allocator import give_back, keep_freed_memory
+from quant.calibrate.cost import _resident_bytes
+from quant.calibrate.layers import QuantizationPlan
 from quant.checkpoint.make import quantize_to
 from quant.checkpoint.source import CheckpointSource
-from quant.cost import _resident_bytes
-from quant.layers import QuantizationPlan
-from quant.memory_limits import Limits
-from quant.memory_plan import IN_HOST, MemoryPlan, ModelShape, model_shape, plan_quantization
+from quant.memory.heaps import give_back, keep_freed_memory
+from quant.memory.limits import Limits
+from quant.memory.plan import IN_HOST, MemoryPlan, ModelShape, model_shape, plan_quantization
 
 REPEATS = 3
 

@@ -11,9 +11,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, OPTForCausalLM
 
 from harness.embedded import MODEL_DIR, TOKENIZER_DIR, lexicon
-from harness.embedded.evaluate import rounded, score
 from harness.embedded.stories import last_word_items, stories
-from harness.embedded.train import Recipe, new_model, rows
+from tools.embedded.evaluate import rounded, score
+from tools.embedded.train import Recipe, new_model, rows
 
 README = MODEL_DIR.parent / "README.md"
 FACTS = json.loads((MODEL_DIR / "training.json").read_text())

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from harness.record import CellIdentity, Failure, LayerReport, Metric, Record
+from harness.records.record import CellIdentity, Failure, LayerReport, Metric, Record
 
 SCHEMES = {  # name: (bits, group_size, bits_per_weight, RTN perplexity, GPTQ perplexity)
     "w8": (8, None, 8.09, 5.022, 5.019),

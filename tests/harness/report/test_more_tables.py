@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from harness.record import Failure
+from harness.records.record import Failure
 from harness.report import from_records, summary_tables
 from harness.report.published import (
     NOT_MEASURED,

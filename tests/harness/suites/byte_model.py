@@ -8,7 +8,7 @@ import torch
 from suite_context import suite_context
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from harness.record import Metric
+from harness.records.record import Metric
 from harness.suites.base import SuiteContext, SuiteResult
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from suite_context import Ascii, suite_context
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from harness.config import DivergenceConfig
+from harness.config.schema import DivergenceConfig
 from harness.suites import divergence
 from harness.suites.base import SuiteContext
 from harness.suites.divergence import DivergenceError, compare

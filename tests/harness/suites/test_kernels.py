@@ -7,12 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from suite_context import suite_context
 
-from harness.config import KernelsConfig
+from harness.config.schema import KernelsConfig
 from harness.suites import kernels
 from harness.suites.base import SuiteContext
 from harness.suites.shapes import parse_task, task_name
-from quant.dummy import build_dummy
 from quant.linear import QuantLinear
+from quant.measure.dummy import build_dummy
 from quant.scheme import Scheme
 
 CONFIG = KernelsConfig(batches=[1, 3], seconds=0.001)

@@ -8,14 +8,13 @@ import torch
 from suite_context import suite_context
 from transformers import GPT2Config, GPT2LMHeadModel, OPTConfig, OPTForCausalLM
 
-from harness import memory
-from harness.config import LatencyConfig
-from harness.suites import latency, latency_metrics
+from harness.config.schema import LatencyConfig
+from harness.suites import latency, latency_metrics, memory
 from harness.suites.base import SuiteContext
 from harness.suites.timing import host_stopwatch
-from quant import decode, roofline
-from quant.decode import make_decoder
-from quant.dummy import NotEnoughMemory
+from quant.measure import decode, roofline
+from quant.measure.decode import make_decoder
+from quant.measure.dummy import NotEnoughMemory
 
 VOCABULARY = 97
 SPECIAL = [0, 1, 2, 96]
@@ -281,7 +280,7 @@ def test_roofline_is_bytes_over_time_and_bandwidth() -> None:
 
 
 def test_a_growing_cache_counts_with_its_mean_length() -> None:
-    from quant.decode import DynamicDecoder
+    from quant.measure.decode import DynamicDecoder
 
     model, config = tiny_opt(), LatencyConfig(prompt_tokens=4, decode_tokens=3)
     decoder = DynamicDecoder(model)

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from suite_context import Ascii, suite_context
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from harness.config import DocumentsConfig, PerplexityConfig
-from harness.protocols import ProtocolError
+from harness.config.schema import DocumentsConfig, PerplexityConfig
+from harness.data.protocols import ProtocolError
 from harness.suites import perplexity
 from harness.suites.base import SuiteContext, SuiteResult
 from harness.suites.perplexity import ScoreError
@@ -199,12 +199,12 @@ def test_an_unknown_protocol_stops_before_scoring(model: LlamaForCausalLM) -> No
 
 
 def test_the_embedded_protocol_agrees_with_the_training_script() -> None:
-    """Two codes, one figure: the suite, and the padded batches of harness.embedded.evaluate."""
+    """Two codes, one figure: the suite, and the padded batches of tools.embedded.evaluate."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from harness.embedded import MODEL_DIR
-    from harness.embedded.evaluate import score
     from harness.embedded.stories import stories
+    from tools.embedded.evaluate import score
 
     model = AutoModelForCausalLM.from_pretrained(MODEL_DIR, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(MODEL_DIR)

@@ -13,7 +13,7 @@ import torch
 from byte_model import CHOICES, by_hand, byte_model, byte_tokenizer, context, metric, write
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from harness.config import ZeroShotConfig
+from harness.config.schema import ZeroShotConfig
 from harness.suites import zeroshot
 from harness.suites.base import SuiteResult
 from harness.suites.zeroshot_tasks import TaskError

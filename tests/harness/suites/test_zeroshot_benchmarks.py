@@ -10,8 +10,8 @@ import torch
 from byte_model import by_hand, byte_model, context, metric
 from transformers import LlamaForCausalLM
 
-from harness.config import ZeroShotConfig
-from harness.record import Metric
+from harness.config.schema import ZeroShotConfig
+from harness.records.record import Metric
 from harness.suites import zeroshot
 from harness.suites.zeroshot_tasks import TaskError
 

@@ -10,7 +10,7 @@ import torch
 from byte_model import CHOICES, byte_model, byte_tokenizer, context, write
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from harness.config import ZeroShotConfig
+from harness.config.schema import ZeroShotConfig
 from harness.suites import zeroshot
 from harness.suites.zeroshot_tasks import TaskError
 

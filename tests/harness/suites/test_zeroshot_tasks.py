@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from harness.data.texts import TextError
 from harness.suites import zeroshot, zeroshot_tasks
 from harness.suites.zeroshot_tasks import TaskError, normalise
-from harness.texts import TextError
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ from architectures import CONFIGS, VOCABULARY, tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import quant
+from quant.calibrate.stream import QuantizationPlan, quantize_model
 from quant.linear import QuantLinear
 from quant.scheme import Scheme
-from quant.stream import QuantizationPlan, quantize_model
 
 SCHEMES = (Scheme(3, group_size=8), Scheme(4), Scheme(2, group_size=8, levels="ternary"))
 

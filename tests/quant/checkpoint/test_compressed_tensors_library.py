@@ -18,10 +18,10 @@ from torch import nn
 from transformers import AutoModelForCausalLM, CompressedTensorsConfig, PreTrainedModel
 
 import quant
+from quant.calibrate.stream import QuantizationPlan, quantize_model
 from quant.checkpoint import dequantize_layers
 from quant.linear import QuantLinear
 from quant.scheme import Scheme
-from quant.stream import QuantizationPlan, quantize_model
 
 # Said whenever dequantize=True is asked for, which is how asymmetric files are read.
 pytestmark = pytest.mark.filterwarnings("ignore:You passed `quantization_config`:UserWarning")

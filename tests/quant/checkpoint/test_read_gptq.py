@@ -14,8 +14,8 @@ from random_weights import random_weight, same
 from torch import Tensor
 
 from cuda_ext.layout import pack_codes
-from quant.checkpoint.awq import NIBBLES, read_awq
-from quant.checkpoint.gptq import read_gptq, to_tensors
+from quant.checkpoint.formats.awq import NIBBLES, read_awq
+from quant.checkpoint.formats.gptq import read_gptq, to_tensors
 from quant.checkpoint.parse import parse
 from quant.errors import ArtifactError
 from quant.linear import QuantLinear, pack

@@ -10,13 +10,13 @@ import torch
 from architectures import BLOCKS, random_windows, tiny_model
 
 import quant
+from quant.calibrate.layers import QuantizationPlan
+from quant.calibrate.stream import quantize_model
 from quant.checkpoint import partial
 from quant.checkpoint.make import files_hash, quantize_to, windows_hash
 from quant.checkpoint.source import CheckpointSource
 from quant.errors import ArtifactError, QuantizationError
-from quant.layers import QuantizationPlan
 from quant.scheme import Scheme
-from quant.stream import quantize_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_weights import random_weight, same
 
-from quant.checkpoint import compressed_tensors, gptq
 from quant.checkpoint.format import GPTQ_V1, GPTQ_V2, describe
+from quant.checkpoint.formats import compressed_tensors, gptq
 from quant.checkpoint.parse import parse
 from quant.errors import ArtifactError
 from quant.scheme import Scheme

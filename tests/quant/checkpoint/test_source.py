@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import quant
-from quant.capture import check_streaming, streamed_logits
+from quant.calibrate.capture import check_streaming, streamed_logits
+from quant.calibrate.source import BlockSource, each_block
+from quant.calibrate.stream import QuantizationPlan, quantize_model
 from quant.checkpoint.source import ArtifactSource, CheckpointSource, stored_names
 from quant.errors import ArtifactError
 from quant.linear import QuantLinear
 from quant.scheme import Scheme
-from quant.source import BlockSource, each_block
-from quant.stream import QuantizationPlan, quantize_model
 
 TIED = ["opt", "opt-350m", "bloom", "gpt2", "gemma", "gemma2", "falcon", "falcon-alibi"]
 

@@ -1,0 +1,1 @@
+"""One cell: resolved from its configuration, keyed, planned."""

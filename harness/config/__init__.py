@@ -1,0 +1,1 @@
+"""The configuration: its schema, and how conf/ and the command line become cells."""

@@ -1,0 +1,179 @@
+"""From conf/ and the command line to cells; Hydra ends here (and in harness.run.launchers).
+
+Hydra's compose API turns overrides into one typed configuration (harness.config.schema.SweepConfig
+is the schema, so a wrong key or type is an error). The cells of a sweep are a union of products,
+which Hydra's sweepers cannot say: the product of the swept overrides on the command line, and for
+each of its points the union of the products in the configuration's `sweep` list. A key given on the
+command line wins over the same key in `sweep`; cells that come out equal are kept once.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig, OmegaConf
+
+from harness.config.errors import as_sentences
+from harness.config.help import conf_dir
+from harness.config.schema import CellConfig, SweepConfig
+from harness.errors import ConfigError
+
+VERSION_BASE = "1.3"
+CONFIG_NAME = "config"
+SCHEMA_NAME = "bitsweep_schema"
+LISTS = ("suite", "tasks", "protocols")  # keys that hold a list
+MAPPINGS = (
+    "suite.perplexity.paths.",
+    "suite.divergence.paths.",
+    "suite.zeroshot.files.",
+    "model.expected.",
+)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One composed cell and the overrides that make it."""
+
+    config: CellConfig
+    overrides: tuple[str, ...]
+
+
+def compose_cells(
+    overrides: Sequence[str], multirun: bool = False, extra: Path | None = None
+) -> list[Cell]:
+    """The cells that a command line stands for, in order, each once; at least one.
+
+    multirun allows overrides with several values (scheme=w4,w3). extra is a folder laid out like
+    conf/ that is searched too. ConfigError, in one sentence, for anything that Hydra refuses.
+    """
+    with session(extra) as searchpath, as_sentences(extra):
+        parsed = parse(overrides)
+        if not multirun:
+            _refuse_lists(parsed)
+        cells: dict[str, Cell] = {}
+        for point in product(parsed):
+            composed = compose(CONFIG_NAME, [*searchpath, *point])
+            entries = _sweep_entries(composed, point)
+            for entry in entries:
+                if len(entries) > 1 or entry != point:
+                    composed = compose(CONFIG_NAME, [*searchpath, *entry])
+                config = to_cell(composed)
+                # Compared by content: entries may reach the same cell in two ways.
+                cells.setdefault(repr(config), Cell(config, entry))
+    return list(cells.values())
+
+
+@contextmanager
+def session(extra: Path | None = None) -> Iterator[list[str]]:
+    """Hydra, initialised on conf/; gives the overrides that add the user's own folder to it."""
+    ConfigStore.instance().store(name=SCHEMA_NAME, node=SweepConfig)
+    if extra is not None and not extra.is_dir():
+        raise ConfigError(f"--config-dir {extra} is not a folder: give one laid out like conf/.")
+    searchpath = [] if extra is None else [f"hydra.searchpath=['file://{extra.absolute()}']"]
+    with initialize_config_dir(str(conf_dir()), job_name="bitsweep", version_base=VERSION_BASE):
+        yield searchpath
+
+
+def parse(overrides: Sequence[str]) -> list[Override]:
+    """Overrides in Hydra's grammar; a later one replaces an earlier one of the same key."""
+    loader = GlobalHydra.instance().config_loader()
+    parser = OverridesParser.create(config_loader=loader)
+    parsed = parser.parse_overrides([_into_mapping(each) for each in overrides])
+    for override in parsed:
+        if override.is_add() and not override.is_force_add():
+            raise ConfigError(
+                f"{override.input_line} would add a key that nothing reads: leave the + out; "
+                "every key and group that exists can be set without it."
+            )
+    latest = {override.get_key_element(): override for override in parsed}
+    return list(latest.values())
+
+
+def product(parsed: Sequence[Override]) -> list[tuple[str, ...]]:
+    """All combinations of the values of swept overrides, the last one changing fastest."""
+    choices = []
+    for override in parsed:
+        key = override.get_key_element()
+        if not override.is_sweep_override():
+            choices.append([override.input_line or key])
+        elif override.is_discrete_sweep():
+            choices.append([f"{key}={value}" for value in override.sweep_string_iterator()])
+        else:
+            raise ConfigError(
+                f"{override.input_line} is an interval, and a sweep needs separate values: "
+                f"use {key}=a,b,c or {key}=range(start,stop,step)."
+            )
+    return list(itertools.product(*choices))
+
+
+def to_cell(composed: DictConfig) -> CellConfig:
+    """The plain dataclasses of one composed configuration, with absolute folders."""
+    config = OmegaConf.to_object(composed)
+    assert isinstance(config, SweepConfig)
+    cell = CellConfig(**{field.name: getattr(config, field.name) for field in fields(CellConfig)})
+    cell.paths.results = str(Path(cell.paths.results).expanduser().absolute())
+    if cell.paths.data is not None:
+        cell.paths.data = str(Path(cell.paths.data).expanduser().absolute())
+    if cell.model.path is not None:
+        cell.model.path = str(Path(cell.model.path).expanduser().absolute())
+    return cell
+
+
+def as_yaml(cell: Cell) -> str:
+    """One cell as YAML, headed by the overrides that make it."""
+    text = OmegaConf.to_yaml(OmegaConf.structured(cell.config))
+    return f"# {' '.join(cell.overrides)}\n{text}"
+
+
+def _into_mapping(override: str) -> str:
+    """Mappings by name (a file per text or task) take new names without Hydra's +."""
+    return f"++{override}" if override.startswith(MAPPINGS) else override
+
+
+def _sweep_entries(composed: DictConfig, point: tuple[str, ...]) -> list[tuple[str, ...]]:
+    """The overrides of every cell at one point of the command line's product."""
+    entries = OmegaConf.to_container(composed.sweep, resolve=True)
+    assert isinstance(entries, list)
+    given = {override.get_key_element() for override in parse(point)}
+    found: list[tuple[str, ...]] = []
+    for entry in entries:
+        kept = {key: value for key, value in entry.items() if key not in given}
+        found += [(*point, *each) for each in product(parse(_as_overrides(kept)))]
+    return found or [point]
+
+
+def _as_overrides(entry: dict[str, Any]) -> list[str]:
+    """{method: [rtn, gptq], seed: 1} as method=rtn,gptq and seed=1."""
+    return [
+        f"{key}={','.join(_text(v) for v in value) if isinstance(value, list) else _text(value)}"
+        for key, value in entry.items()
+    ]
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _or_one_list(key: str) -> str:
+    return f", or write {key}=[...] for one list" if key.endswith(LISTS) else ""
+
+
+def _refuse_lists(parsed: Sequence[Override]) -> None:
+    for override in parsed:
+        if override.is_sweep_override():
+            raise ConfigError(
+                f"{override.input_line} gives several values: add -m to run all of them as a sweep"
+                f"{_or_one_list(override.get_key_element())}."
+            )

@@ -1,0 +1,137 @@
+"""Hydra's and OmegaConf's errors as one sentence with the next step."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import get_args, get_origin, get_type_hints
+
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from harness.config.help import groups, options
+from harness.config.schema import SweepConfig
+from harness.errors import ConfigError
+
+HELP = "`bitsweep run --help` lists them all"
+
+
+@contextmanager
+def as_sentences(extra: Path | None = None) -> Iterator[None]:
+    """Turn what Hydra raises into ConfigError; the original stays the cause."""
+    try:
+        yield
+    except MissingConfigException as error:
+        raise ConfigError(_missing_option(error, extra)) from error
+    except OverrideParseException as error:
+        raise ConfigError(
+            f"{error.override!r} cannot be read ({_first_line(error)}): write KEY=VALUE without "
+            "spaces, and put values with =, commas or brackets in quotes, as in "
+            "'model.path=\"a=b\"'."
+        ) from error
+    except AssertionError as error:  # how OmegaConf says that there is nothing to put a key into
+        raise ConfigError(
+            "a key is set below a suite that is not selected: add that suite to suite=[...], or "
+            "leave the key out."
+        ) from error
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        raise ConfigError(_sentence(error)) from error
+
+
+def _missing_option(error: MissingConfigException, extra: Path | None) -> str:
+    """A group option that does not exist: what there is, and the closest."""
+    missing = (error.missing_cfg_file or "").removesuffix(".yaml")
+    group, _, name = missing.partition("/")
+    known = list(options(group, extra))
+    if not known:
+        return f"{missing or 'a configuration file'} is not in conf/: {_first_line(error)}; {HELP}."
+    close = _did_you_mean(name, known)
+    return f"{group}={name} is not an option{close}: {_choose(group, known)}."
+
+
+def _choose(group: str, known: list[str]) -> str:
+    if len(known) <= 20:
+        return f"choose one of {', '.join(known)}"
+    return f"`bitsweep run --help {group}` lists the {len(known)} there are"
+
+
+def _sentence(error: Exception) -> str:
+    reason = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
+    text = str(reason)
+    key = getattr(reason, "full_key", None) or _quoted(str(error))
+    if isinstance(reason, MissingMandatoryValue):
+        return f"{key} has no value: choose an option that sets it, or add {key}=VALUE."
+    unknown = re.search(r"Key '([^']+)' not in '(\w+)'", text)
+    if unknown:
+        return _unknown_key(str(key or unknown.group(1)))
+    if "could not be converted to" in text or "Invalid type assigned" in text:
+        return f"{key}: {_first_line(reason)}; {_kind(str(key))}."
+    merging = re.search(r"Error merging override (.+)", str(error))
+    if merging:
+        key = merging.group(1).partition("=")[0].lstrip("+~")
+        return f"{merging.group(1)} does not fit: {_kind(key)}."
+    if "Could not override" in str(error):
+        return _unknown_key(str(key))
+    return f"{_first_line(error)} ({HELP})."
+
+
+def _unknown_key(key: str) -> str:
+    """A key that is not in the schema: its neighbours, and the closest."""
+    parent, _, last = key.rpartition(".")
+    known = _keys(parent)
+    if parent and not known:
+        return _unknown_key(parent)
+    if not parent:
+        known = sorted({*known, *(group.name for group in groups())})
+    where = f"{parent} has" if parent else "there are"
+    return f"{key} is not a key{_did_you_mean(last, known)}: {where} {', '.join(known)}."
+
+
+def _keys(dotted: str) -> list[str]:
+    """Field names of the schema below a dotted key."""
+    node = _node(dotted)
+    return [field.name for field in dataclasses.fields(node)] if node is not None else []
+
+
+def _node(dotted: str) -> type | None:
+    node: type = SweepConfig
+    for part in [part for part in dotted.split(".") if part]:
+        hint = get_type_hints(node).get(part)
+        candidates = [hint, *get_args(hint)]
+        found = [each for each in candidates if dataclasses.is_dataclass(each)]
+        if not found:
+            return None
+        node = found[0]  # type: ignore[assignment]
+    return node
+
+
+def _kind(key: str) -> str:
+    """What a key takes, in words."""
+    parent, _, last = key.rpartition(".")
+    node = _node(parent)
+    hint = get_type_hints(node).get(last) if node is not None else None
+    if get_origin(hint) in (list, dict):
+        return f"it takes {'a list such as [a,b]' if get_origin(hint) is list else 'a mapping'}"
+    kinds = [each for each in (get_args(hint) or (hint,)) if each is not type(None)]
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    word = words.get(kinds[0], "several keys of its own") if kinds else "another kind of value"
+    return f"it takes {word}" + (" or null" if type(None) in get_args(hint) else "")
+
+
+def _did_you_mean(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+def _quoted(text: str) -> str | None:
+    match = re.search(r"override '([^']+)'", text) or re.search(r"override (\S+?)=", text)
+    return match.group(1).rstrip(".") if match else None
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__

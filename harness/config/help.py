@@ -1,0 +1,192 @@
+"""What conf/ offers, read from its file names and head comments without Hydra (help, errors)."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import textwrap
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from harness.errors import ConfigError
+
+_DEFAULT = re.compile(r"^  - (\w+): *(\S*)? *# (.*)$")
+_KEY = re.compile(r"^( *)(\w+):(?: +([^\s#].*?))?(?: +# (.*))?$")
+
+RUN_HELP = """\
+usage: bitsweep run [-m] [--config-dir DIR] [--cfg] [GROUP=OPTION ...] [KEY=VALUE ...]
+
+Quantize a model, measure it, print the table. What is finished is never repeated: run the same
+command again after an interruption and it goes on from there.
+
+examples:
+  bitsweep run                                        GPTQ at 4 bits on the embedded model
+  bitsweep run experiment=quickstart                  a whole sweep in one file
+  bitsweep run -m method=rtn,gptq scheme=w4,w3,w2     every combination
+  bitsweep run suite=[perplexity,latency] seed=1      lists in brackets
+  bitsweep run model=local model.path=/models/mine    a model folder of yours
+  bitsweep run scheme=w4 scheme.group_size=64         one value of an option
+
+groups (bitsweep run --help GROUP says what each option is):
+"""
+
+RUN_KEYS = """\
+keys often set:
+  seed=0                      seed of the run; calibration text follows it
+  name=run                    names the report: results/reports/<name>
+  paths.results=results       where records, artifacts and reports go
+  paths.data=null             root of relative text and task files
+  runtime.threads=2           threads of PyTorch
+  runtime.activations=disk    calibration's place between blocks: auto, cuda, cpu or disk
+  runtime.stream=always       perplexity block by block: auto, always or never
+  calib.sequences=128         calibration windows
+  suite.zeroshot.limit=100    documents a task
+  tracker=none                no wandb
+
+options:
+  -m, --multirun      sweep over overrides with several values (scheme=w4,w3)
+  --config-dir DIR    a folder of yours laid out like conf/; its options add to these
+  --cfg               print the composed configuration of every cell and stop
+  -h, --help [GROUP]  this text, or the options and keys of one group
+
+bitsweep plan takes the same arguments, and says what would run and what is done already.
+"""
+
+
+@dataclass(frozen=True)
+class Group:
+    """One choice that a user can make. default is empty when nothing is chosen."""
+
+    name: str
+    about: str
+    default: str
+    options: tuple[str, ...]
+
+
+@lru_cache(maxsize=1)
+def conf_dir() -> Path:
+    """The folder conf/: inside the package when installed, beside it in a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    for folder in (package / "conf", package.parent / "conf"):
+        if (folder / "config.yaml").is_file():
+            return folder
+    raise ConfigError(
+        f"the folder conf/ is missing beside {package}: the installation is incomplete, "
+        "install bitsweep again."
+    )
+
+
+def groups(extra: Path | None = None) -> list[Group]:
+    """The groups in the order of conf/config.yaml, each with its options."""
+    lines = (conf_dir() / "config.yaml").read_text(encoding="utf-8").splitlines()
+    found = []
+    for number, line in enumerate(lines):
+        match = _DEFAULT.match(line)
+        if match is None:
+            continue
+        name, default, about = match.groups()
+        if not default:
+            default = "[" + ",".join(_items(lines[number + 1 :])) + "]"
+        default = "" if default == "null" else default
+        found.append(Group(name, about, default, options(name, extra)))
+    return list(reversed(found))  # the file lists what matters most last
+
+
+def options(group: str, extra: Path | None = None) -> tuple[str, ...]:
+    """Names of the options of a group; with slashes for files in folders."""
+    names: set[str] = set()
+    for root in (conf_dir(), extra):
+        if root is not None and (root / group).is_dir():
+            files = (root / group).rglob("*.yaml")
+            names |= {file.relative_to(root / group).with_suffix("").as_posix() for file in files}
+    return tuple(sorted(names, key=_natural))
+
+
+def run_help() -> str:
+    """The text of `bitsweep run --help`."""
+    width = min(100, shutil.get_terminal_size().columns)
+    parts = [RUN_HELP]
+    for group in groups():
+        default = f" (default {group.default})" if group.default else ""
+        parts.append(f"  {group.name:<11}{group.about}{default}\n")
+        parts.append(_wrapped(", ".join(group.options), 13, width))
+    return "".join(parts) + "\n" + RUN_KEYS
+
+
+def group_help(name: str) -> str:
+    """The text of `bitsweep run --help GROUP`: its options and keys, explained by their files."""
+    known = {group.name: group for group in groups()}
+    if name not in known:
+        raise ConfigError(f"there is no group {name}; choose one of {', '.join(known)}.")
+    width = min(100, shutil.get_terminal_size().columns)
+    parts = [f"options of {name}: bitsweep run {name}=OPTION\n\n"]
+    for option in options(name):
+        text = head_comment(conf_dir() / name / f"{option}.yaml")
+        parts.append(f"  {option}\n{_wrapped(text, 6, width)}")
+    found = keys(name, known[name].default)
+    if found:
+        parts.append(f"\nkeys of {name}, each as one of these options sets it:\n\n")
+    for key, (value, about) in found.items():
+        parts.append(f"  {key}={value}\n{_wrapped(about, 6, width)}")
+    return "".join(parts)
+
+
+def keys(group: str, default: str = "") -> dict[str, tuple[str, str]]:
+    """The keys that the options of a group explain: a value, and the comment beside it.
+
+    Of several options that have a key the default one speaks, otherwise the first.
+    """
+    found: dict[str, tuple[str, str]] = {}
+    for option in sorted(options(group), key=lambda option: option != default):
+        text = (conf_dir() / group / f"{option}.yaml").read_text(encoding="utf-8")
+        if "@package _global_" in text:  # it sets keys of other groups
+            continue
+        above: list[str] = []
+        for match in map(_KEY.match, text.splitlines()):
+            if match is None:
+                continue
+            indent, name, value, about = match.groups()
+            above = [*above[: len(indent) // 2], name]
+            if value is not None and about is not None:
+                found.setdefault(".".join((group, *above)), (value, about))
+    return found
+
+
+def head_comment(file: Path) -> str:
+    """The comment at the top of a YAML file as one line of text."""
+    words = []
+    for line in file.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        if "@package" not in line:
+            words.append(line.lstrip("# ").strip())
+    return " ".join(word for word in words if word)
+
+
+def _items(lines: list[str]) -> list[str]:
+    found = []
+    for line in lines:
+        match = re.match(r"^      - (\w+)", line)
+        if match is None:
+            break
+        found.append(match.group(1))
+    return found
+
+
+def _natural(name: str) -> list[tuple[int, float, str]]:
+    """w2 before w16, opt-1.3b before opt-13b, 350m before 1.3b."""
+    parts = re.findall(r"\d+(?:\.\d+)?[mb]?|\D+", name)
+    key = []
+    for part in parts:
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)([mb]?)", part)
+        if match is None:
+            key.append((1, 0.0, part))
+        else:
+            key.append((0, float(match.group(1)) * {"": 1, "m": 1e6, "b": 1e9}[match.group(2)], ""))
+    return key
+
+
+def _wrapped(text: str, indent: int, width: int) -> str:
+    space = " " * indent
+    return textwrap.fill(text, width, initial_indent=space, subsequent_indent=space) + "\n"

@@ -1,0 +1,188 @@
+"""The schema of conf/: plain dataclasses, validated across fields before anything is loaded.
+
+Hydra composes YAML into these types (unknown keys and wrong types are refused there); everything
+below the command line sees only these dataclasses. Field types stay within what OmegaConf 2.3
+knows: no Literal, no unions except with None.
+"""
+
+# No `from __future__ import annotations`: OmegaConf reads the annotations as types.
+
+from dataclasses import dataclass, field
+from typing import Any, Dict, List, Optional
+
+from omegaconf import MISSING
+
+
+@dataclass
+class ModelConfig:
+    """Where a model comes from: embedded, hub (id is a repository), local (path is a folder) or
+    dummy (random weights of an architecture: a name in quant.measure.architectures or a
+    config.json).
+
+    protocols and tasks are what suites measure unless they are told otherwise; expected holds
+    published full-precision perplexities by protocol.
+    """
+
+    name: str = MISSING
+    source: str = MISSING
+    id: Optional[str] = None
+    path: Optional[str] = None
+    architecture: Optional[str] = None
+    revision: Optional[str] = None
+    dtype: str = "float32"
+    context: Optional[int] = None  # tokens; None: the model's own maximum
+    attention: str = "sdpa"  # attention implementation of transformers: sdpa or eager
+    protocols: List[str] = field(default_factory=list)
+    tasks: List[str] = field(default_factory=list)
+    expected: Dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class MethodConfig:
+    """How weights are chosen: none, rtn, gptq, or random (with model=dummy, which has none to
+    choose from). The rest is read by gptq alone."""
+
+    name: str = MISSING
+    damping: float = 0.01  # times the mean of the Hessian's diagonal
+    # Tried in turn when a Hessian is singular with `damping`; recorded for the layer.
+    damping_ladder: List[float] = field(default_factory=list)
+    block_size: int = 128  # columns between two lazy batch updates
+    act_order: bool = False
+    static_groups: bool = False
+    group_grid: str = "current"  # or "stale": the authors' code for groups under block_size
+    true_sequential: bool = False
+
+
+@dataclass
+class SchemeConfig:
+    """What a weight may be; bits 16 is not quantized."""
+
+    bits: int = MISSING
+    group_size: Optional[int] = None
+    symmetric: bool = False
+    levels: str = "uniform"
+    grid: str = "minmax"
+    scale_dtype: str = "float16"
+
+
+@dataclass
+class DocumentsConfig:
+    """Which documents of a local file the protocols for documents take: `count` from `start` on."""
+
+    start: int = 0  # documents are counted from 0
+    count: Optional[int] = None  # None: to the end of the file
+    separator: str = "<|endoftext|>"  # between documents of a text file; JSON lines need none
+
+
+@dataclass
+class CalibConfig:
+    """What the solver sees. protocol: the way text becomes windows (harness/data/protocols.py)."""
+
+    name: str = MISSING
+    protocol: str = MISSING
+    path: Optional[str] = None  # a local file or folder instead of the hub
+    sequences: int = 128
+    length: Optional[int] = 2048  # tokens a sequence; None: the model's context
+    seed: int = 0
+    documents: DocumentsConfig = field(default_factory=DocumentsConfig)
+
+
+@dataclass
+class PerplexityConfig:
+    protocols: List[str] = MISSING  # names known to harness/data/protocols.py
+    paths: Dict[str, str] = field(default_factory=dict)  # protocol name -> local file or folder
+    max_windows: Optional[int] = None
+    batch_size: int = 1
+    documents: DocumentsConfig = field(default_factory=DocumentsConfig)
+
+
+@dataclass
+class DivergenceConfig:
+    protocols: List[str] = MISSING  # names known to harness/data/protocols.py
+    paths: Dict[str, str] = field(default_factory=dict)  # protocol name -> local file or folder
+    max_windows: Optional[int] = None
+    documents: DocumentsConfig = field(default_factory=DocumentsConfig)
+
+
+@dataclass
+class ZeroShotConfig:
+    tasks: List[str] = MISSING  # lm-eval task names, or embedded_last_word, embedded_choice
+    files: Dict[str, str] = field(default_factory=dict)  # task name -> jsonl file
+    limit: Optional[int] = None  # documents a task
+    batch_size: int = 16
+    num_fewshot: int = 0
+
+
+@dataclass
+class LatencyConfig:
+    prompt_tokens: int = 128
+    decode_tokens: int = 64
+    warmup: int = 3
+    repeats: int = 5
+
+
+@dataclass
+class KernelsConfig:
+    batches: List[int] = MISSING  # rows of activations (tokens) at a time
+    seconds: float = 0.5  # of measuring for each layer shape and batch
+
+
+@dataclass
+class SuitesConfig:
+    """The suites of a run; null is not asked for."""
+
+    perplexity: Optional[PerplexityConfig] = None
+    divergence: Optional[DivergenceConfig] = None
+    zeroshot: Optional[ZeroShotConfig] = None
+    latency: Optional[LatencyConfig] = None
+    kernels: Optional[KernelsConfig] = None
+
+
+@dataclass
+class RuntimeConfig:
+    device: str = "cpu"
+    kernel: str = "auto"  # auto, cuda, cpu, reference
+    activations: str = "auto"  # hidden states between blocks: auto, cuda, cpu, disk
+    stream: str = "auto"  # measure block by block: auto (if it does not fit), always, never
+    threads: Optional[int] = None
+    timeout_s: Optional[float] = None  # of one cell
+
+
+@dataclass
+class TrackerConfig:
+    name: str = MISSING  # none or wandb
+    mode: str = "offline"
+    project: str = "bitsweep"
+    entity: Optional[str] = None
+
+
+@dataclass
+class PathsConfig:
+    results: str = MISSING  # records, artifacts, reports
+    data: Optional[str] = None  # root for relative local text and task files
+
+
+@dataclass
+class CellConfig:
+    """One cell of a sweep: model x method x scheme x calibration x seed, and its suites."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    method: MethodConfig = field(default_factory=MethodConfig)
+    scheme: SchemeConfig = field(default_factory=SchemeConfig)
+    calib: CalibConfig = field(default_factory=CalibConfig)
+    suite: SuitesConfig = field(default_factory=SuitesConfig)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    tracker: TrackerConfig = field(default_factory=TrackerConfig)
+    paths: PathsConfig = field(default_factory=PathsConfig)
+    seed: int = 0
+    name: str = "run"  # names the report and the tracker's group; never part of a key
+
+
+@dataclass
+class SweepConfig(CellConfig):
+    """What Hydra composes: one cell's values, and the products whose union a sweep runs.
+
+    Every entry of `sweep` maps overrides, as on the command line, to one value or a list of them.
+    """
+
+    sweep: List[Dict[str, Any]] = field(default_factory=list)

@@ -1,0 +1,369 @@
+"""Named protocols: how a text becomes the token windows that are scored or calibrated on.
+
+A perplexity is only a number with its protocol: text, join, tokenizer, BOS and window. Every
+protocol has an id that tables print and a version, and its windows have a hash; docs/protocols.md
+says which table of which paper each belongs to.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.config.schema import CalibConfig, DocumentsConfig
+from harness.data import texts
+from harness.data.texts import ProtocolError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+EVALUATION, CALIBRATION = "evaluation", "calibration"
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a text becomes windows.
+
+    source    a key of `texts.HUB_TEXTS`, "local" (a file the user names) or "embedded".
+    cut       disjoint: rows joined, tokenized once, consecutive windows, the incomplete tail
+              dropped; crops: the same tokens, windows at random places; document-crops: one
+              random window of a random row that is long enough; documents: each row its own
+              sequence, cut at the window; packed: documents behind each other, each window
+              beginning with one.
+    join      what stands between two rows (disjoint, crops, packed).
+    rows      only the first so many rows are read.
+    windows   how many windows there are; None: as many as the text gives, or as asked for.
+    seed      of the draws, where the protocol fixes it.
+    """
+
+    id: str
+    use: str
+    source: str
+    cut: str
+    summary: str
+    join: str = ""
+    rows: int | None = None
+    windows: int | None = None
+    seed: int | None = None
+    version: int = 1
+
+
+@dataclass(frozen=True)
+class TokenWindows:
+    """The windows of one protocol under one tokenizer.
+
+    windows     int64 tensors of shape [tokens]; their lengths differ for documents alone.
+    token_hash  SHA-256 over the windows: of each its length and its ids, as 8-byte little-endian.
+    text_hash   SHA-256 over the rows that were read (`texts.text_hash`).
+    source      the dataset with its revision and file, or the name of the local file.
+    """
+
+    protocol: Protocol
+    windows: list[Tensor]
+    token_hash: str
+    text_hash: str
+    source: str
+
+    @property
+    def tokens(self) -> int:
+        """All tokens, the first of each window included, which is never scored."""
+        return sum(len(window) for window in self.windows)
+
+    @property
+    def scored(self) -> int:
+        """The tokens that are predicted from others: all but the first of each window."""
+        return self.tokens - len(self.windows)
+
+
+PROTOCOLS: dict[str, Protocol] = {
+    protocol.id: protocol
+    for protocol in (
+        Protocol("wikitext2", EVALUATION, "wikitext2-test", "disjoint",
+                 "WikiText-2 raw test, rows joined by a blank line", "\n\n"),
+        Protocol("ptb", EVALUATION, "ptb-validation", "disjoint",
+                 "Penn Treebank validation, rows joined by a blank line (original evaluation)",
+                 "\n\n"),
+        Protocol("ptb-new", EVALUATION, "ptb-test", "disjoint",
+                 "Penn Treebank test, rows joined by a space (new evaluation)", " "),
+        Protocol("c4", EVALUATION, "c4-validation", "document-crops",
+                 "256 random windows of C4 validation documents (original evaluation)",
+                 windows=256, seed=0),
+        Protocol("c4-new", EVALUATION, "c4-validation", "disjoint",
+                 "the first 256 windows of 1100 C4 validation documents joined by a space "
+                 "(new evaluation)", " ", rows=1100, windows=256),
+        Protocol("embedded", EVALUATION, "embedded", "documents",
+                 "200 test stories of the package, one a sequence", windows=200),
+        Protocol("embedded-joined", EVALUATION, "embedded", "disjoint",
+                 "1000 test stories of the package, joined by a blank line", "\n\n", rows=1000),
+        Protocol("documents", EVALUATION, "local", "documents",
+                 "the documents of a local file, one a sequence"),
+        Protocol("text", EVALUATION, "local", "disjoint",
+                 "a local text file as it is, in consecutive windows"),
+        Protocol("c4-train", CALIBRATION, "c4-train", "document-crops",
+                 "random windows of documents of the first C4 train shard (the paper's)"),
+        Protocol("wikitext2-train", CALIBRATION, "wikitext2-train", "crops",
+                 "random windows of WikiText-2 raw train", "\n\n"),
+        Protocol("ptb-train", CALIBRATION, "ptb-train", "crops",
+                 "random windows of Penn Treebank train, rows joined by a blank line", "\n\n"),
+        Protocol("ptb-new-train", CALIBRATION, "ptb-train", "crops",
+                 "random windows of Penn Treebank train, rows joined by a space", " "),
+        Protocol("embedded-calibration", CALIBRATION, "embedded", "packed",
+                 "calibration stories of the package, packed into windows", "\n\n"),
+        Protocol("documents-calibration", CALIBRATION, "local", "documents",
+                 "random documents of a local file, one a sequence"),
+        Protocol("text-calibration", CALIBRATION, "local", "crops",
+                 "random windows of a local text file"),
+    )
+}  # fmt: skip
+
+
+def find(name: str, use: str = EVALUATION) -> Protocol:
+    """Return the protocol of an id; ProtocolError names the ones that come closest."""
+    known = [protocol.id for protocol in PROTOCOLS.values() if protocol.use == use]
+    if name in known:
+        return PROTOCOLS[name]
+    if name in PROTOCOLS:
+        raise ProtocolError(
+            f"the protocol {name!r} is for {PROTOCOLS[name].use}, not for {use}; "
+            f"choose one of {', '.join(known)}"
+        )
+    close = get_close_matches(name, known, n=3, cutoff=0.5)
+    raise ProtocolError(
+        f"there is no {use} protocol {name!r}; "
+        + (f"did you mean {' or '.join(close)}?" if close else f"choose one of {', '.join(known)}")
+    )
+
+
+def check(
+    name: str,
+    use: str = EVALUATION,
+    *,
+    path: str | None = None,
+    data_dir: str | Path | None = None,
+    option: str | None = None,
+) -> None:
+    """Raise ProtocolError or TextError if protocol `name` cannot be run: nothing is loaded.
+
+    option  the setting that names a local file for it, quoted in messages.
+    """
+    protocol = find(name, use)
+    option = option or default_option(protocol)
+    if protocol.source == "embedded":
+        if path is not None:
+            raise ProtocolError(f"the protocol {name} reads no file; remove {option}")
+    elif path is not None:
+        _local_file(protocol, path, data_dir)
+    elif protocol.source == "local":
+        raise ProtocolError(f"the protocol {name} reads a local file; set {option}=<file>")
+    else:
+        texts.check_hub(protocol.source, option)
+
+
+def default_option(protocol: Protocol) -> str:
+    """Return the setting of the command line that names a local file for `protocol`."""
+    return "calib.path" if protocol.use == CALIBRATION else f"suite.perplexity.paths.{protocol.id}"
+
+
+def context_length(config: Any, asked: int | None = None) -> int:
+    """Return the tokens of a window: `asked`, or the maximum in a Hugging Face model config.
+
+    Raises ProtocolError when the config states none and nothing was asked for (BLOOM: the papers
+    use 2048), or when more was asked for than the model has positions.
+    """
+    names = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len")
+    text_config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    own = next((v for n in names if isinstance(v := getattr(text_config, n, None), int)), None)
+    if asked is None and own is None:
+        raise ProtocolError(
+            f"the config of this {config.model_type} model states no context length; "
+            "set model.context (2048 in the GPTQ paper)"
+        )
+    length = asked if asked is not None else own
+    assert length is not None
+    if length < 2 or (own is not None and length > own):
+        raise ProtocolError(
+            f"windows of {length} tokens do not fit a model with {own} positions; "
+            f"set model.context between 2 and {own}"
+        )
+    return length
+
+
+def windows(
+    name: str,
+    tokenizer: Any,
+    context: int,
+    *,
+    use: str = EVALUATION,
+    path: str | None = None,
+    data_dir: str | Path | None = None,
+    documents: DocumentsConfig | None = None,
+    sequences: int | None = None,
+    seed: int = 0,
+) -> TokenWindows:
+    """Return the token windows of protocol `name`, `context` tokens long.
+
+    path, data_dir  a local file or folder instead of the hub.
+    documents       which documents of a local file; read by the protocols for documents alone.
+    sequences       evaluation: at most so many windows; calibration: exactly so many.
+    seed            of the draws of calibration protocols.
+    Raises ProtocolError if the text is too short, TextError if it cannot be had.
+    """
+    protocol = find(name, use)
+    if use == CALIBRATION and sequences is None:
+        raise ProtocolError(f"the calibration protocol {name} needs a number of sequences")
+    if sequences is not None and sequences < 1:
+        raise ProtocolError(f"protocol {name}: ask for 1 window or more, not {sequences}")
+    asked = min((n for n in (protocol.windows, sequences) if n is not None), default=None)
+    text = _read(protocol, path, data_dir, documents or DocumentsConfig(), asked, seed)
+    try:
+        found, rows = _cut(protocol, text, tokenizer, context, asked, seed)
+    except ProtocolError as error:
+        raise ProtocolError(f"protocol {name}, {text.source}: {error}") from error
+    return TokenWindows(protocol, found, token_hash(found), texts.text_hash(rows), text.source)
+
+
+def calibration_windows(
+    config: CalibConfig, tokenizer: Any, context: int, data_dir: str | Path | None = None
+) -> TokenWindows:
+    """Return the windows a calibration config asks for; `context` is the model's own length."""
+    length = context if config.length is None else config.length
+    if not 2 <= length <= context:
+        raise ProtocolError(
+            f"calib.length is {length}, but the model's context is {context} tokens; "
+            f"set it between 2 and {context}, or to null for all of it"
+        )
+    return windows(
+        config.protocol,
+        tokenizer,
+        length,
+        use=CALIBRATION,
+        path=config.path,
+        data_dir=data_dir,
+        documents=config.documents,
+        sequences=config.sequences,
+        seed=config.seed,
+    )
+
+
+def token_hash(found: list[Tensor]) -> str:
+    """Return the SHA-256 of windows: of each its length and ids, 8-byte little-endian."""
+    digest = hashlib.sha256()
+    for window in found:
+        digest.update(len(window).to_bytes(8, "little"))
+        digest.update(window.cpu().numpy().astype("<i8").tobytes())
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class _Text:
+    rows: Iterable[str]
+    source: str
+    numbers: Sequence[int] | None = None
+
+
+def _read(
+    protocol: Protocol,
+    path: str | None,
+    data_dir: str | Path | None,
+    documents: DocumentsConfig,
+    asked: int | None,
+    seed: int,
+) -> _Text:
+    if protocol.source == "embedded":
+        return _embedded(protocol, asked, seed)
+    if protocol.source != "local":
+        hub = texts.HUB_TEXTS[protocol.source]
+        if path is None:
+            file = texts.hub_file(protocol.source, default_option(protocol))
+            source = f"{hub.dataset}@{hub.revision} {hub.file}"
+        else:
+            file = _local_file(protocol, path, data_dir)
+            source = file.name
+        return _Text(texts.read_rows(file, hub.field, hub.clean, protocol.rows), source)
+    if path is None:
+        raise ProtocolError(
+            f"the protocol {protocol.id} reads a local file; set {default_option(protocol)}=<file>"
+        )
+    file = _local_file(protocol, path, data_dir)
+    if protocol.cut != "documents":
+        return _Text(texts.read_rows(file), file.name)
+    draws = random.Random(seed) if protocol.use == CALIBRATION else None
+    return _documents(file, documents, asked, draws)
+
+
+def _embedded(protocol: Protocol, asked: int | None, seed: int) -> _Text:
+    from harness.embedded import stories
+
+    if protocol.use == CALIBRATION:
+        # Endless: as many as the windows take, other ones for every seed.
+        split = "calibration"
+        found = stories.stories(split, sys.maxsize, seed)
+    else:
+        split, count = "test", protocol.rows or asked
+        assert count is not None
+        found = stories.stories(split, count)
+    source = f"embedded stories {stories.GENERATOR_VERSION}, {split} split"
+    return _Text((story.text for story in found), source)
+
+
+def _documents(
+    file: Path, wanted: DocumentsConfig, asked: int | None, draws: random.Random | None
+) -> _Text:
+    """Return the documents of a range: the first `asked` of them or, with `draws`, random ones."""
+    rows = texts.read_documents(file, wanted.separator)
+    if not rows[-1]:
+        rows.pop()  # a separator at the end of the file ends a document and begins none
+    stop = len(rows) if wanted.count is None else wanted.start + wanted.count
+    if wanted.start < 0 or stop > len(rows) or stop <= wanted.start:
+        raise ProtocolError(
+            f"{file.name} has {len(rows)} documents, so documents {wanted.start} to {stop - 1} "
+            "cannot be taken from it; correct documents.start and documents.count"
+        )
+    numbers: Sequence[int] = range(wanted.start, stop)
+    if draws is None:
+        numbers = numbers[:asked]
+    else:
+        assert asked is not None
+        if asked > len(numbers):
+            raise ProtocolError(
+                f"{asked} calibration documents were asked for, but the range of {file.name} has "
+                f"only {len(numbers)}; widen documents.count or lower calib.sequences"
+            )
+        numbers = sorted(draws.sample(numbers, asked))
+    return _Text([rows[number] for number in numbers], file.name, numbers)
+
+
+def _local_file(protocol: Protocol, path: str, data_dir: str | Path | None) -> Path:
+    place = texts.locate(path, data_dir)
+    if protocol.source != "local":
+        return texts.local_file(protocol.source, place)
+    if place.is_dir():
+        raise ProtocolError(f"{place} is a folder; the protocol {protocol.id} reads one file")
+    return place
+
+
+def _cut(
+    protocol: Protocol, text: _Text, tokenizer: Any, length: int, asked: int | None, seed: int
+) -> tuple[list[Tensor], list[str]]:
+    from harness.data import windows as cuts
+
+    join = protocol.join
+    if protocol.cut == "packed":
+        assert asked is not None
+        return cuts.packed(text.rows, tokenizer, length, join=join, number=asked)
+    rows = list(text.rows)
+    if protocol.cut == "disjoint":
+        return cuts.disjoint(rows, tokenizer, length, join=join, most=asked)
+    if protocol.cut == "documents":
+        return cuts.documents(rows, tokenizer, length, numbers=text.numbers)
+    assert asked is not None
+    draw_seed = seed if protocol.seed is None else protocol.seed
+    if protocol.cut == "crops":
+        return cuts.crops(rows, tokenizer, length, join=join, number=asked, seed=draw_seed)
+    return cuts.document_crops(rows, tokenizer, length, number=asked, seed=draw_seed)

@@ -1,0 +1,246 @@
+"""Where texts come from: pinned files of hub datasets, local files of the same content, or ours.
+
+A text is a list of rows, as the dataset has them; `harness.data.protocols` joins, crops and
+tokenizes them. Files are read directly (parquet, JSON lines, plain text, gzipped or not): no
+dataset scripts.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from harness.errors import BitsweepError
+
+STORY_SEPARATOR = "<|endoftext|>"
+
+
+class TextError(BitsweepError):
+    """A text cannot be had; the message names it and says what to do next."""
+
+
+class ProtocolError(BitsweepError):
+    """A protocol is unknown or its text does not give the windows that were asked for."""
+
+
+@dataclass(frozen=True)
+class HubText:
+    """One file of a hub dataset.
+
+    dataset, revision, file  where it is; the revision is a commit wherever the hub has one.
+    field    the column that holds the text.
+    names    file names under which a local copy of the same split is looked for in a folder.
+    clean    what the dataset's builder does to a line of the original plain-text file.
+    """
+
+    dataset: str
+    revision: str
+    file: str
+    field: str
+    names: tuple[str, ...]
+    clean: Callable[[str], str]
+
+
+def wikitext_row(line: str) -> str:
+    """Return a line of a WikiText file as its dataset row: blank ones are empty, others stay."""
+    return line if line.strip() else ""
+
+
+_WIKITEXT = ("Salesforce/wikitext", "b08601e04326c79dfdd32d625aee71d232d685c3")
+_C4 = ("allenai/c4", "1588ec454efa1a09f29cd18ddd04fe05fc8653a2")
+# The dataset is a script, which nothing runs any more; this branch holds its rows as parquet.
+_PTB = ("ptb-text-only/ptb_text_only", "refs/convert/parquet")
+
+
+def _wikitext(split: str, short: str) -> HubText:
+    return HubText(
+        *_WIKITEXT,
+        file=f"wikitext-2-raw-v1/{split}-00000-of-00001.parquet",
+        field="text",
+        names=(f"wiki.{short}.raw", f"wiki.{short}.tokens", f"{short}.txt"),
+        clean=wikitext_row,
+    )
+
+
+def _ptb(split: str, short: str) -> HubText:
+    return HubText(
+        *_PTB,
+        file=f"penn_treebank/{split}/0000.parquet",
+        field="sentence",
+        names=(f"ptb.{short}.txt", f"ptb.{short}.parquet"),
+        clean=str.strip,
+    )
+
+
+def _c4(file: str) -> HubText:
+    return HubText(*_C4, file=f"en/{file}", field="text", names=(file,), clean=str.strip)
+
+
+HUB_TEXTS: dict[str, HubText] = {
+    "wikitext2-test": _wikitext("test", "test"),
+    "wikitext2-train": _wikitext("train", "train"),
+    "ptb-test": _ptb("test", "test"),
+    "ptb-validation": _ptb("validation", "valid"),
+    "ptb-train": _ptb("train", "train"),
+    "c4-validation": _c4("c4-validation.00000-of-00008.json.gz"),
+    "c4-train": _c4("c4-train.00000-of-01024.json.gz"),
+}
+
+
+def locate(path: str | Path, data_dir: str | Path | None = None) -> Path:
+    """Return the existing file or folder `path`; a relative one is looked for in `data_dir` first.
+
+    Raises TextError when there is none.
+    """
+    given = Path(path).expanduser()
+    tried = [given] if given.is_absolute() else [Path(data_dir or ".") / given, given]
+    for candidate in tried:
+        if candidate.exists():
+            return candidate
+    places = " or ".join(dict.fromkeys(str(candidate.absolute()) for candidate in tried))
+    raise TextError(
+        f"there is no file or folder {places}; correct the path"
+        + ("" if data_dir or given.is_absolute() else ", or set paths.data to the folder it is in")
+    )
+
+
+def local_file(source: str, path: Path) -> Path:
+    """Return the file of text `source` at `path`: the file itself or, in a folder, the copy there.
+
+    Raises TextError when the folder does not contain one under any of the names it is known by.
+    """
+    if path.is_file():
+        return path
+    text = HUB_TEXTS[source]
+    names = dict.fromkeys((text.file, Path(text.file).name, *text.names))
+    for name in names:
+        if (path / name).is_file():
+            return path / name
+    raise TextError(
+        f"the folder {path} has no file for {source}: looked for {', '.join(names)}; "
+        "name the file itself"
+    )
+
+
+def hub_file(source: str, option: str) -> Path:
+    """Return the hub's file of text `source`, downloaded unless it is in the cache.
+
+    option  the setting that takes a local file instead, for the error message.
+    Raises TextError when it is neither in the cache nor reachable.
+    """
+    from huggingface_hub import hf_hub_download
+
+    text = HUB_TEXTS[source]
+    try:
+        return Path(
+            hf_hub_download(text.dataset, text.file, repo_type="dataset", revision=text.revision)
+        )
+    except (OSError, ValueError) as error:  # every error of the hub client is one of these
+        raise TextError(_unreachable(source, option)) from error
+
+
+def _unreachable(source: str, option: str) -> str:
+    text = HUB_TEXTS[source]
+    return (
+        f"{text.file} of the dataset {text.dataset} (revision {text.revision[:12]}) is not on this "
+        f"machine and could not be downloaded; unset HF_HUB_OFFLINE on a machine with a network, "
+        f"or give a local copy: {option}=<file or folder>"
+    )
+
+
+def check_hub(source: str, option: str) -> None:
+    """Raise TextError if the hub is switched off and the file of text `source` is not cached."""
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    if not constants.HF_HUB_OFFLINE:
+        return
+    text = HUB_TEXTS[source]
+    cached = try_to_load_from_cache(
+        text.dataset, text.file, revision=text.revision, repo_type="dataset"
+    )
+    if not isinstance(cached, str):
+        raise TextError(_unreachable(source, option))
+
+
+def read_rows(
+    file: Path,
+    field: str = "text",
+    clean: Callable[[str], str] = str,
+    limit: int | None = None,
+) -> list[str]:
+    """Return the first `limit` rows of a parquet, JSON-lines or text file, gzipped or not.
+
+    A row of a text file is a line with its line end, after `clean`. Raises TextError for a file
+    that cannot be read that way.
+    """
+    try:
+        rows = list(islice(_rows(file, field, clean), limit))
+    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
+        reason = f"it has no column {field!r}" if isinstance(error, KeyError) else str(error)
+        raise TextError(f"cannot read the text file {file}: {reason}") from error
+    if not rows:
+        raise TextError(f"the text file {file} is empty; name one with text in it")
+    return rows
+
+
+def _rows(file: Path, field: str, clean: Callable[[str], str]) -> Iterator[str]:
+    name = file.name.removesuffix(".gz")
+    if name.endswith(".parquet"):
+        yield from _parquet_rows(file, field)
+        return
+    with gzip.open(file, "rb") if file.suffix == ".gz" else file.open("rb") as stream:
+        for number, raw in enumerate(stream, start=1):
+            line = raw.decode("utf-8")
+            if not name.endswith((".json", ".jsonl")):
+                yield clean(line)
+            elif line.strip():
+                yield _json_row(line, field, number)
+
+
+def _json_row(line: str, field: str, number: int) -> str:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"line {number} is not JSON ({error})") from error
+    if not isinstance(row, dict) or not isinstance(row.get(field), str):
+        raise ValueError(f'line {number} is not an object with a text under "{field}"')
+    return row[field]
+
+
+def _parquet_rows(file: Path, field: str) -> Iterator[str]:
+    from pyarrow import ArrowInvalid, parquet
+
+    try:
+        table = parquet.ParquetFile(file)
+    except ArrowInvalid as error:
+        raise ValueError(str(error)) from error
+    if field not in table.schema_arrow.names:
+        raise KeyError(field)
+    for batch in table.iter_batches(columns=[field]):
+        yield from batch.column(0).to_pylist()
+
+
+def read_documents(file: Path, separator: str = STORY_SEPARATOR, field: str = "text") -> list[str]:
+    """Return the documents of a file, stripped of white space around them, empty ones included.
+
+    Text files are split at `separator`; each row of a JSON-lines or parquet file is a document.
+    """
+    if file.name.removesuffix(".gz").endswith((".json", ".jsonl", ".parquet")):
+        return [row.strip() for row in read_rows(file, field)]
+    if not separator:
+        raise TextError("the separator of documents is empty; set it to what stands between two")
+    return [part.strip() for part in "".join(read_rows(file)).split(separator)]
+
+
+def text_hash(rows: list[str]) -> str:
+    """Return the SHA-256 of the rows, each in UTF-8 and followed by a zero byte."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(row.encode("utf-8"))
+        digest.update(b"\0")
+    return digest.hexdigest()

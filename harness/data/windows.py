@@ -1,0 +1,146 @@
+"""The ways rows of text become token windows; `harness.data.protocols` names combinations of them.
+
+Each cut is a pure function of rows, tokenizer, window length and seed. Random cuts use Python's
+`random.Random` in the order of the GPTQ authors' code, which is part of the protocol: another
+order of the same draws gives other windows.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+
+from harness.data.texts import ProtocolError
+
+Cut = tuple[list[torch.Tensor], list[str]]
+"""Windows, int64 of shape [tokens], and the rows they depend on."""
+
+
+def encode(tokenizer: Any, text: str) -> list[int]:
+    """Return the ids of a text with the special tokens that the tokenizer adds by itself."""
+    return list(tokenizer(text, verbose=False)["input_ids"])
+
+
+def encode_from_bos(tokenizer: Any, text: str) -> list[int]:
+    """Return the ids of a text behind the BOS token, added where the tokenizer has but omits it."""
+    ids = encode(tokenizer, text)
+    bos = tokenizer.bos_token_id
+    return ids if bos is None or ids[:1] == [bos] else [bos, *ids]
+
+
+def disjoint(
+    rows: Sequence[str], tokenizer: Any, length: int, *, join: str, most: int | None = None
+) -> Cut:
+    """Return consecutive windows of all rows joined and tokenized once, without the short tail.
+
+    most  keep only the first so many windows. Raises ProtocolError when not even one is filled.
+    """
+    ids = torch.tensor(encode(tokenizer, join.join(rows)), dtype=torch.int64)
+    count = len(ids) // length
+    if count == 0:
+        raise ProtocolError(
+            f"the text has only {len(ids)} tokens, which do not fill one window of {length}; "
+            "name a longer text or set a smaller model.context"
+        )
+    found = ids[: count * length].split(length)[:most]
+    return list(found), list(rows)
+
+
+def crops(
+    rows: Sequence[str], tokenizer: Any, length: int, *, join: str, number: int, seed: int
+) -> Cut:
+    """Return `number` windows at random places of all rows joined and tokenized once.
+
+    Raises ProtocolError for a text of fewer than length + 1 tokens.
+    """
+    ids = torch.tensor(encode(tokenizer, join.join(rows)), dtype=torch.int64)
+    if len(ids) <= length:
+        raise ProtocolError(
+            f"the calibration text has only {len(ids)} tokens, too few for windows of {length}; "
+            "name a longer text or set a smaller calib.length"
+        )
+    rng = random.Random(seed)
+    starts = [rng.randint(0, len(ids) - length - 1) for _ in range(number)]
+    return [ids[start : start + length] for start in starts], list(rows)
+
+
+def document_crops(
+    rows: Sequence[str], tokenizer: Any, length: int, *, number: int, seed: int
+) -> Cut:
+    """Return `number` windows, each at a random place of a random row of more than `length` tokens.
+
+    Rows are drawn until one is long enough, then the place: row, row, ..., place, row, ... A row
+    of exactly `length` tokens is drawn again (the authors' code stops with an error on one).
+    Raises ProtocolError when no row is long enough.
+    """
+    rng = random.Random(seed)
+    encoded: dict[int, list[int]] = {}
+    longest = 0
+    short: set[int] = set()
+    found: list[torch.Tensor] = []
+    while len(found) < number:
+        row = rng.randint(0, len(rows) - 1)
+        if row in short:
+            continue
+        ids = encoded[row] if row in encoded else encode(tokenizer, rows[row])
+        if len(ids) <= length:
+            short.add(row)
+            longest = max(longest, len(ids))
+            if len(short) == len(rows):
+                raise ProtocolError(
+                    f"none of the {len(rows)} documents has more than {length} tokens (the longest "
+                    f"has {longest}); name a text with longer documents or set a smaller window"
+                )
+            continue
+        encoded[row] = ids
+        start = rng.randint(0, len(ids) - length - 1)
+        found.append(torch.tensor(ids[start : start + length], dtype=torch.int64))
+    return found, list(rows)
+
+
+def documents(
+    rows: Sequence[str], tokenizer: Any, length: int, *, numbers: Sequence[int] | None = None
+) -> Cut:
+    """Return each row as a sequence of its own, BOS first, cut at `length` tokens.
+
+    numbers  the numbers of the rows in their file, for messages. Raises ProtocolError for a row
+    that leaves no token to predict.
+    """
+    found = []
+    for number, row in zip(numbers or range(len(rows)), rows, strict=True):
+        ids = encode_from_bos(tokenizer, row)[:length]
+        if len(ids) < 2:
+            raise ProtocolError(
+                f"document {number} ({row[:40]!r}) leaves no token to predict; "
+                "choose a range of documents without it"
+            )
+        found.append(torch.tensor(ids, dtype=torch.int64))
+    return found, list(rows)
+
+
+def packed(rows: Iterable[str], tokenizer: Any, length: int, *, join: str, number: int) -> Cut:
+    """Return `number` windows, each beginning with BOS and a whole row and filled with the next.
+
+    What does not fit into a window is left out; the next one begins with the next row. Raises
+    ProtocolError when the rows run out.
+    """
+    found: list[torch.Tensor] = []
+    used: list[str] = []
+    ids: list[int] = []
+    text = ""
+    for row in rows:
+        used.append(row)
+        text = text + join + row if text else row
+        ids = encode_from_bos(tokenizer, text)
+        if len(ids) >= length:
+            found.append(torch.tensor(ids[:length], dtype=torch.int64))
+            text = ""
+        if len(found) == number:
+            return found, used
+    raise ProtocolError(
+        f"the calibration text fills only {len(found)} windows of {length} tokens, not {number}; "
+        "name a longer text or ask for fewer (calib.sequences)"
+    )

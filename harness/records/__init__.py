@@ -1,0 +1,1 @@
+"""Records: what a stage found, kept under its key."""

@@ -1,0 +1,122 @@
+"""What machine, what versions, what commit: the part of a record that no key depends on.
+
+Never in it: host names, user names, absolute paths.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+PACKAGES = (
+    "bitsweep",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "safetensors",
+    "lm-eval",
+    "datasets",
+    "hydra-core",
+    "omegaconf",
+    "numpy",
+)
+GIB = 2**30
+
+
+def environment(threads: int | None = None, device: str = "cpu") -> dict[str, Any]:
+    """Everything about this machine and its software that a reader may need to repeat a figure."""
+    return {
+        "machine": machine(),
+        "gpu": gpu(device),
+        "os": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "packages": package_versions(),
+        "commit": commit(),
+        "threads": threads,
+    }
+
+
+@lru_cache(maxsize=1)
+def machine() -> dict[str, Any]:
+    """Processor model, cores that this process may use, and memory in GiB."""
+    import psutil
+
+    return {
+        "cpu": _cpu_model(),
+        "architecture": platform.machine(),
+        "cores": _usable_cores(),
+        "memory_gib": round(psutil.virtual_memory().total / GIB),
+    }
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of the packages that figures depend on; absent ones are left out."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+@lru_cache(maxsize=1)
+def commit() -> dict[str, Any] | None:
+    """Commit of the checkout this package runs from, and whether tracked files differ from it.
+
+    None when it does not run from its own git checkout (an installed wheel).
+    """
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+    head = _git(root, "rev-parse", "HEAD")
+    changes = _git(root, "status", "--porcelain", "--untracked-files=no")
+    if head is None or changes is None:
+        return None
+    return {"id": head, "dirty": bool(changes)}
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=20
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _cpu_model() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.lower().startswith(("model name", "hardware", "cpu model")):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or "unknown"
+
+
+def _usable_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def gpu(device: str) -> dict[str, Any] | None:
+    """The GPU that `device` names; None for the processor."""
+    if not device.startswith("cuda"):
+        return None
+    import torch
+
+    properties = torch.cuda.get_device_properties(torch.device(device))
+    return {
+        "name": properties.name,
+        "memory_gib": round(properties.total_memory / GIB),
+        "capability": f"{properties.major}.{properties.minor}",
+        "cuda": torch.version.cuda,
+    }

@@ -1,0 +1,1 @@
+"""Running cells: processes, stages, progress, launchers."""

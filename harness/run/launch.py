@@ -1,0 +1,221 @@
+"""What `bitsweep run` does with composed cells: plan, run, table, report, tracking."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.cell.keys import QUANTIZATION, suite_semantics
+from harness.cell.plan import CellPlan, memory_table, plan_cell, plan_table
+from harness.config.compose import Cell, as_yaml
+from harness.models.checkpoints import describe_checkpoints
+from harness.models.folders import model_folder
+from harness.records.record import Record
+from harness.records.store import cell_name, file_name, write_atomically
+from harness.run.sweep import Outcome, run_sweep
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+OK, FAILED, INTERRUPTED = 0, 1, 130
+
+
+def make_plans(cells: Sequence[Cell], download: bool) -> list[CellPlan]:
+    """The plan of every cell; download fetches hub models first (keys hold their hash)."""
+    for cell in cells:
+        model_folder(cell.config.model, download=download)
+    return [plan_cell(cell.config) for cell in cells]
+
+
+def show_plan(plans: Sequence[CellPlan]) -> None:
+    """Print cells and stages, and how much of them is done."""
+    console = _console()
+    _print_plan(plans, console)
+    _show_memory(plans, console)
+
+
+def _show_memory(plans: Sequence[CellPlan], console: Console) -> None:
+    """The memory of quantizations that are to be run: the largest of each model and method."""
+    plans = [plan for plan in plans if QUANTIZATION in plan.todo and plan.keys is not None]
+    if not plans:
+        return  # transformers, which knows the shapes of models, takes seconds to import
+    from harness.models.streaming import quantization_memory
+    from harness.run.stage import quantization_plan
+    from quant.memory.plan import WORST, MemoryPlanError
+
+    tables: dict[tuple[str, str], tuple[int, Table]] = {}
+    for plan in plans:
+        name = cell_name(plan.identity)
+        try:
+            memory = quantization_memory(plan.config, quantization_plan(plan.config))
+        except MemoryPlanError as error:
+            console.print(f"\n{name}: {error}", highlight=False, markup=False, soft_wrap=True)
+            continue
+        rows = tuple(memory.rows())
+        needed = sum(count for what, _, count in rows if what == WORST)
+        kind = (plan.identity.model, plan.identity.method)
+        if kind not in tables or needed > tables[kind][0]:
+            tables[kind] = (needed, memory_table(f"\nmemory of {name}", rows))
+    for _, table in tables.values():
+        console.print(table)
+
+
+def run(cells: Sequence[Cell], plans: list[CellPlan], config_dir: Path | None = None) -> int:
+    """Run what is to be run, then table, report and tracking; the exit status."""
+    first = plans[0].config
+    results, name = Path(first.paths.results), first.name
+    diary = results / "runs" / f"{datetime.now():%Y%m%d-%H%M%S}-{file_name(name)}-{os.getpid()}"
+    screen = _console(stderr=True)
+    _print_plan(plans, screen)
+    if any(plan.todo for plan in plans):
+        write_atomically(diary / "cells.yaml", "---\n".join(as_yaml(cell) for cell in cells))
+        outcome = _carry_out(cells, plans, diary, screen, config_dir)
+    else:
+        outcome = Outcome(cached=sum(len(plan.stages) for plan in plans))
+    records = _records(plans)
+    good = [record for record in records if record.status == "ok"]
+    status = _status(outcome)
+    if good:
+        folder = results / "reports" / file_name(name)
+        whole = not (outcome.interrupted or outcome.stopped)
+        report(records, folder, name, causes=not whole)
+        status = max(status, _track(plans, folder, screen))
+    _summary(outcome, diary, screen)
+    return status
+
+
+def report(records: list[Record], folder: Path, title: str, causes: bool = True) -> None:
+    """Write the report and print its table and where it is.
+
+    causes  whether the printed table says why something failed.
+    """
+    from harness.report.build import build_report
+    from harness.report.tables import summary_table
+
+    files = build_report(records, folder, title)
+    console = _console()
+    console.print(summary_table(records, console.width, causes))
+    console.print(
+        f"\nreport: {_shown(files[0])} (tables, plots and CSV beside it)", highlight=False
+    )
+
+
+def _carry_out(
+    cells: Sequence[Cell],
+    plans: list[CellPlan],
+    diary: Path,
+    screen: Console,
+    config_dir: Path | None,
+) -> Outcome:
+    """Here, or through the Hydra launcher plugin that was chosen."""
+    from harness.run import launchers as launcher
+
+    if launcher.is_chosen(cells):
+        return launcher.run_with_launcher(cells, plans, config_dir)
+    return run_sweep(plans, diary, screen)
+
+
+def _records(plans: Sequence[CellPlan]) -> list[Record]:
+    found = (plan.find(stage) for plan in plans for stage in plan.stages)
+    return [record for record in found if record is not None]
+
+
+def _track(plans: Sequence[CellPlan], folder: Path, screen: Console) -> int:
+    """Hand the records of cells with news to the tracker: a sink, so trouble costs no results."""
+    settings = plans[0].config.tracker
+    if settings.name == "none":
+        return OK
+    from harness.tracking import TrackingWarning, log_cell, run_id
+
+    figures = sorted((folder / "plots").glob("*.png"))
+    with warnings.catch_warnings(record=True) as trouble:
+        warnings.simplefilter("always", TrackingWarning)
+        for plan in plans:
+            records, results = _records([plan]), plan.store.root
+            if not records:
+                continue
+            # `plan` is from before the run: what it still had to do is news now.
+            if plan.todo or not any((results / "wandb").glob(f"*-{run_id(records[0])}")):
+                log_cell(_tracked(plan), records, figures, settings, results, plan.config.name)
+    sentences = [str(w.message) for w in trouble if issubclass(w.category, TrackingWarning)]
+    for sentence in sentences:
+        screen.print(sentence, style="red", highlight=False, markup=False, soft_wrap=True)
+    return FAILED if sentences else OK
+
+
+def _tracked(plan: CellPlan) -> dict[str, Any]:
+    """The configuration of a cell as a tracker may publish it: without folders of this machine."""
+    assert plan.keys is not None
+    suites = {s: suite_semantics(plan.config, s) for s in plan.stages if s != QUANTIZATION}
+    return {**plan.keys.semantic, "suite": suites}
+
+
+def _status(outcome: Outcome) -> int:
+    if outcome.interrupted:
+        return INTERRUPTED
+    return FAILED if outcome.failures or outcome.stopped else OK
+
+
+def _summary(outcome: Outcome, diary: Path, screen: Console) -> None:
+    """What happened, and what to do next when not all of it was good."""
+    lines = [
+        f"{_stages(outcome.finished)} run, {outcome.cached} found finished, "
+        f"{len(outcome.failures)} failed"
+    ]
+    alike: dict[tuple[str, str], list[str]] = {}
+    for name, each in outcome.failures:
+        alike.setdefault((each.stage, each.message), []).append(name)
+    lines += [
+        f"  {', '.join(names)}: {stage} failed: {cause}" for (stage, cause), names in alike.items()
+    ]
+    if outcome.failures:
+        lines.append(f"logs: {_shown(diary)}; run the same command again to retry what failed")
+    if outcome.stopped:
+        lines.append(f"stopped: {outcome.stopped}")
+    if outcome.interrupted:
+        lines.append(
+            "interrupted: finished stages are kept; run the same command again to go on from here"
+        )
+    for line in lines:
+        screen.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _print_plan(plans: Sequence[CellPlan], console: Console) -> None:
+    console.print(plan_table(list(plans)))
+    for line in describe_checkpoints(plan.config.model for plan in plans):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    console.print(f"\n{_counts(plans)}", highlight=False)
+
+
+def _counts(plans: Sequence[CellPlan]) -> str:
+    stages = sum(len(plan.stages) for plan in plans)
+    todo = sum(len(plan.todo) for plan in plans)
+    cells = f"{len(plans)} cell{'s' * (len(plans) != 1)}"
+    return f"{cells}, {_stages(stages)}: {todo} to run, {stages - todo} done"
+
+
+def _stages(count: int) -> str:
+    return "1 stage" if count == 1 else f"{count} stages"
+
+
+def _console(stderr: bool = False) -> Console:
+    from rich.console import Console
+
+    stream = sys.stderr if stderr else sys.stdout
+    # Without a terminal rich assumes 80 columns and would fold the tables in logs.
+    width = None if stream.isatty() else 120
+    return Console(stderr=stderr, width=width)
+
+
+def _shown(path: Path) -> str:
+    """A path as short as it can be said from here."""
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)

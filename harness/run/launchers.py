@@ -1,0 +1,83 @@
+"""Cells through a Hydra launcher plugin (hydra/launcher=submitit_slurm, joblib, ...).
+
+Results go to the shared results folder, where the caller finds them; what comes back from a job is
+only how many stages it finished and what failed.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from harness.cell.plan import CellPlan, plan_cell
+from harness.config.compose import CONFIG_NAME, Cell, session, to_cell
+from harness.config.errors import as_sentences
+from harness.records.store import cell_name
+from harness.run.events import Event, Failed, Finished
+from harness.run.process import context, run_in_process
+from harness.run.sweep import Outcome
+
+GROUP = "hydra/launcher="
+
+
+def is_chosen(cells: Sequence[Cell]) -> bool:
+    """Whether the command line names a launcher other than Hydra's basic one."""
+    names = {o.removeprefix(GROUP) for cell in cells for o in cell.overrides if o.startswith(GROUP)}
+    return bool(names - {"basic"})
+
+
+def run_with_launcher(
+    cells: Sequence[Cell], plans: Sequence[CellPlan], config_dir: Path | None = None
+) -> Outcome:
+    """Launch every cell with work to do as one job of the chosen launcher; wait for all."""
+    outcome = Outcome(cached=sum(len(p.stages) - len(p.todo) for p in plans))
+    jobs = [list(cell.overrides) for cell, plan in zip(cells, plans, strict=True) if plan.todo]
+    for returned in _launch(jobs, config_dir):
+        finished, failures = returned.return_value
+        outcome.finished += finished
+        outcome.failures += failures
+    return outcome
+
+
+def run_job(composed: DictConfig) -> tuple[int, list[tuple[str, Failed]]]:
+    """One job, wherever the launcher runs it: finished stages and failures."""
+    # joblib's workers name a start method that only they know, and children would ask for it.
+    multiprocessing.set_start_method(context().get_start_method(), force=True)
+    plan = plan_cell(to_cell(composed))
+    name = cell_name(plan.identity)
+    events: list[Event] = []
+    log = Path(plan.config.paths.results) / "runs" / "jobs" / f"{name}.log"
+    run_in_process(plan, events.append, log)
+    finished = sum(isinstance(event, Finished) and not event.cached for event in events)
+    return finished, [(name, event) for event in events if isinstance(event, Failed)]
+
+
+def _launch(jobs: list[list[str]], config_dir: Path | None) -> Sequence[Any]:
+    """Hydra's own steps of a multirun with our list of jobs in the place of its sweeper's."""
+    from hydra._internal.callbacks import Callbacks
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.plugins import Plugins
+    from hydra.types import HydraContext, RunMode
+
+    with session(config_dir) as searchpath, as_sentences(config_dir):
+        hydra = GlobalHydra.instance().hydra
+        assert hydra is not None
+        ours = [o for o in jobs[0] if o.startswith(("hydra", "paths"))]
+        master = hydra.compose_config(
+            config_name=CONFIG_NAME,
+            overrides=[*searchpath, *ours],
+            run_mode=RunMode.MULTIRUN,
+            from_shell=False,
+            with_log_configuration=False,
+        )
+        launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=HydraContext(hydra.config_loader, Callbacks(master)),
+            task_function=run_job,
+            config=master,
+        )
+        tasks = [[o for o in job if not o.startswith("hydra")] for job in jobs]
+        return launcher.launch(tasks, initial_job_idx=0)

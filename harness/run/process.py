@@ -1,0 +1,259 @@
+"""A fresh process for every cell: honest memory figures, and a crash costs one cell.
+
+Processes are forked from a server that has imported the heavy libraries once (but has run nothing
+and touched no GPU), so a cell starts in a few milliseconds. A cell that kills its process (out of
+memory, a crash in a kernel) or runs out of time is stopped, the stage it was in is recorded as
+failed with the likely cause, and a new process goes on with the cell's other stages.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+from harness.cell.keys import QUANTIZATION
+from harness.cell.plan import CellPlan
+from harness.records.record import Failure
+from harness.run.events import Broken, Event, Failed, Finished, Listener, Planned, Resumed, Started
+from harness.run.provenance import failed_record, now
+
+PRELOAD = [
+    "harness.run.preload",
+    "harness.run.stage",
+]  # in this order: the first sets the environment
+PRELOAD_FOR = {
+    "quantization": ["quant.checkpoint.make", "quant.checkpoint.source", "quant.memory.plan"],
+    "perplexity": ["harness.suites.perplexity"],
+    "zeroshot": ["harness.suites.zeroshot", "harness.suites.zeroshot_model"],
+    "latency": ["harness.suites.latency"],
+}
+STOP_SECONDS = 5.0  # given to a process to end by itself before it is killed
+LIKELY = {
+    signal.SIGKILL: "most likely out of memory: use a smaller batch size or model, or more memory",
+    signal.SIGSEGV: "a crash in native code: see the log, and report it with the log",
+    signal.SIGBUS: "a file shrank or the disk is full: check the disk and run again",
+    signal.SIGABRT: "native code gave up: see the log",
+}
+
+
+def prepare(plans: Sequence[CellPlan]) -> None:
+    """Say which libraries the server imports in advance: those that the stages to run need.
+
+    Only the first call before the first cell counts; what is missing a cell imports itself.
+    """
+    stages = dict.fromkeys(stage for plan in plans for stage in plan.todo)
+    names = [name for stage in stages for name in PRELOAD_FOR.get(stage, [])]
+    if sys.platform != "win32":
+        context().set_forkserver_preload([*PRELOAD, *names])
+
+
+@lru_cache(maxsize=1)
+def context() -> Any:
+    """The multiprocessing context that all cells start from."""
+    if sys.platform == "win32":
+        return multiprocessing.get_context("spawn")
+    # Asking CUDA whether it exists would make it unusable after the fork; NVML may be asked.
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
+    # OpenMP threads that spin for long while they wait make a busy machine tens of times slower
+    # (measured: 66 to 182 s for what takes 1.5 s alone). Not to spin at all
+    # (OMP_WAIT_POLICY=PASSIVE) makes decoding 2 to 4 times slower; a short spin does not.
+    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+    chosen = multiprocessing.get_context("forkserver")
+    chosen.set_forkserver_preload(PRELOAD)
+    return chosen
+
+
+def run_in_process(plan: CellPlan, listen: Listener, log: Path) -> None:
+    """Run a cell in processes of its own until each of its stages is finished or failed.
+
+    What libraries print goes to the file `log`. Raises KeyboardInterrupt after having stopped the
+    process when the user interrupts, StoreError when not even a failure can be recorded.
+    """
+    deadline = None
+    if plan.config.runtime.timeout_s is not None:
+        deadline = time.monotonic() + plan.config.runtime.timeout_s
+    skip: frozenset[str] = frozenset()
+    while True:
+        process = _Process(plan, skip, log)
+        try:
+            failure = process.follow(listen, deadline)
+        finally:
+            process.stop()
+        if failure is None:
+            return
+        record = failed_record(plan, failure, process.started_at, process.seconds_in_stage())
+        plan.store.write(record)
+        listen(Failed(failure.stage, failure.type, failure.message))
+        skip |= process.tried | {failure.stage}
+        if failure.stage == QUANTIZATION or failure.type == "Timeout":
+            return
+        if skip >= set(plan.todo):
+            return
+
+
+class _Process:
+    """One attempt at a cell in a process of its own."""
+
+    def __init__(self, plan: CellPlan, skip: frozenset[str], log: Path) -> None:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        self._plan, self._log = plan, log
+        self.stage: str | None = None
+        self.tried: frozenset[str] = frozenset()
+        self.started_at, self._since = now(), time.monotonic()
+        self._broken: Broken | None = None
+        self._events, theirs = context().Pipe()
+        self._process = context().Process(
+            target=_child, args=(theirs, plan, skip, str(log)), name="bitsweep-cell"
+        )
+        self._process.start()
+        theirs.close()
+
+    def follow(self, listen: Listener, deadline: float | None) -> Failure | None:
+        """Pass events on until the process ends; what killed it, if something did."""
+        sentinel = self._process.sentinel
+        while True:
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            ready = wait([self._events, sentinel], left)
+            if not ready:
+                return self._failure("Timeout", self._timed_out())
+            if not self._drain(listen) or sentinel in ready:
+                self._process.join()
+                return self._cause_of_death()
+
+    def stop(self) -> None:
+        """End the process if it still runs; it holds nothing that a kill could damage."""
+        if self._process.is_alive():
+            self._process.terminate()
+            self._process.join(STOP_SECONDS)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+        self._events.close()
+
+    def seconds_in_stage(self) -> float:
+        return time.monotonic() - self._since
+
+    def _drain(self, listen: Listener) -> bool:
+        """Pass on what has arrived; False at the end of the stream."""
+        try:
+            while self._events.poll():
+                self._note(self._events.recv(), listen)
+        except (EOFError, ConnectionResetError):
+            return False
+        return True
+
+    def _note(self, event: Event, listen: Listener) -> None:
+        if isinstance(event, Broken):
+            self._broken = event
+            return
+        if isinstance(event, Started):
+            self.stage, self.started_at, self._since = event.stage, now(), time.monotonic()
+        if isinstance(event, Started | Finished | Failed):
+            self.tried |= {event.stage}
+        listen(event)
+
+    def _cause_of_death(self) -> Failure | None:
+        code = self._process.exitcode
+        if code == 0:
+            return None
+        if self._broken is not None:
+            return self._failure(self._broken.type, self._broken.message)
+        if code is not None and code < 0:
+            name = signal.Signals(-code).name
+            why = LIKELY.get(signal.Signals(-code), "see the log")
+            return self._failure(name, f"the process was ended by {name}, {why} ({self._log}).")
+        return self._failure("ProcessError", f"the process ended with status {code}: {self._log}.")
+
+    def _failure(self, kind: str, message: str) -> Failure:
+        stage = self.stage or next(iter(self._plan.todo), "start")
+        return Failure(stage=stage, type=kind, message=message)
+
+    def _timed_out(self) -> str:
+        return (
+            f"the cell ran longer than runtime.timeout_s={self._plan.config.runtime.timeout_s} "
+            "seconds and was stopped: give it more time and run the same command again; its "
+            "finished stages are kept."
+        )
+
+
+def _child(events: Connection, plan: CellPlan, skip: frozenset[str], log: str) -> None:
+    """The process of a cell: output to the log, ends with its parent, runs the stages."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which decides
+    _redirect_output(log)
+    threading.Thread(target=_end_with_parent, args=(events,), daemon=True).start()
+    try:
+        from harness.run.stage import run_cell
+        from quant.memory.heaps import keep_freed_memory
+
+        _bars_without_semaphores()
+        _set_threads(plan.config.runtime.threads)
+        # A quantization sets this for its process: so every cell does, to be measured alike.
+        keep_freed_memory()
+        run_cell(plan, _sender(events), skip)
+        status = 0
+    except Exception as error:
+        traceback.print_exc()
+        events.send(Broken(type(error).__name__, str(error)))
+        status = 1
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(status)  # nothing is left to save, and some libraries hang while they shut down
+
+
+def _sender(events: Connection, every: float = 0.1) -> Callable[[Event], None]:
+    """Send events; of those that only move a progress bar at most ten a second."""
+    last = 0.0
+
+    def send(event: Event) -> None:
+        nonlocal last
+        if isinstance(event, Started | Planned | Resumed | Finished | Failed):
+            events.send(event)
+        elif time.monotonic() - last >= every:
+            last = time.monotonic()
+            events.send(event)
+
+    return send
+
+
+def _end_with_parent(events: Connection) -> None:
+    """The parent never sends anything, so this returns only when it is gone (kill -9 included)."""
+    with contextlib.suppress(EOFError, OSError):
+        events.recv()
+    os._exit(1)
+
+
+def _redirect_output(log: str) -> None:
+    """Send what this process and its libraries print to the log file."""
+    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(handle, 1)
+    os.dup2(handle, 2)
+    os.close(handle)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, ValueError):
+            stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+
+
+def _bars_without_semaphores() -> None:
+    """Give tqdm a lock of this process: its usual one is a named semaphore, left behind at exit."""
+    from tqdm import tqdm
+
+    tqdm.set_lock(threading.RLock())
+
+
+def _set_threads(threads: int | None) -> None:
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)

@@ -1,0 +1,1 @@
+"""The block-by-block stream: load, collect, solve, pack, write, free."""

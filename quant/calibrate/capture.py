@@ -1,0 +1,309 @@
+"""Replay a model block by block, exactly as its own forward pass would run the blocks.
+
+The model's forward pass runs with every block replaced by one that only notes its arguments (masks,
+positions, rotary embeddings, alibi, ...); each block is then replayed with its own arguments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Cache, PreTrainedModel
+
+from quant.calibrate.activations import Activations
+from quant.calibrate.layout import BlockStructure, Layout, evaluation, learn_layout, run_model
+from quant.calibrate.source import BlockSource, as_source, blocks_in_place, each_block
+from quant.errors import ModelLayoutError
+
+# Different tensors of one shape that are kept to look for equals (a mask per layer type, ...).
+_POOL_DEPTH = 8
+# Streamed and plain logits run the same operators on the same numbers: they are equal, bit by bit,
+# wherever the operators are deterministic. The allowance is for devices where they are not.
+_TOLERANCE_ULPS = 4
+
+
+@dataclass(frozen=True)
+class Call:
+    """The arguments of one block for one batch, without its hidden states."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+@dataclass
+class Capture:
+    """What entered the blocks: hidden states before block 0 and every block's other arguments.
+
+    hidden  per batch, [batch, tokens, hidden size]; in the store that `capture` was given.
+    calls   [block][batch]; equal tensors are stored once, so masks and positions take the memory
+            of one batch however many batches there are.
+    """
+
+    hidden: Activations
+    calls: list[list[Call]]
+
+
+def capture(
+    model: PreTrainedModel,
+    layout: Layout,
+    batches: Iterable[Tensor],
+    store: Activations | None = None,
+) -> Capture:
+    """Run everything that comes before and around the blocks on batches [batch, tokens] of ids.
+
+    The blocks themselves do not run, so they need no weights: each notes its arguments and passes
+    the hidden states on. Those that enter the first block are appended to `store` (a list if none
+    is given).
+    """
+    kept: Activations = [] if store is None else store
+    result = Capture(hidden=kept, calls=[[] for _ in layout.structures])
+    pool = _TensorPool()
+
+    def recorder(index: int) -> Callable[..., Any]:
+        structure = layout.structures[index]
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            hidden, call = _split(structure, args, kwargs)
+            if index == 0:
+                result.hidden.append(hidden)
+            result.calls[index].append(Call(pool.share(call.args), pool.share(call.kwargs)))
+            if index == len(layout.structures) - 1:
+                raise _BlocksPassed  # the norm and the head after the blocks are not needed
+            return structure.output_with(hidden)
+
+        return forward
+
+    forwards = [recorder(index) for index in range(len(layout.structures))]
+    with evaluation(model), _forwards_replaced(layout.blocks.modules, forwards):
+        for batch in batches:
+            pool.next_batch()
+            try:
+                run_model(model, batch)
+            except _BlocksPassed:
+                continue
+    return result
+
+
+def run_block(block: nn.Module, structure: BlockStructure, call: Call, hidden: Tensor) -> Tensor:
+    """The hidden states that a block makes of `hidden`, called as the model called it."""
+    args, kwargs = list(call.args), dict(call.kwargs)
+    if isinstance(structure.hidden_argument, int):
+        args[structure.hidden_argument] = hidden
+    else:
+        kwargs[structure.hidden_argument] = hidden
+    return structure.hidden_of(block(*args, **kwargs))
+
+
+def streamed_logits(
+    model: PreTrainedModel | BlockSource, tokens: Tensor, layout: Layout | None = None
+) -> Tensor:
+    """Logits [(batch,) tokens, vocabulary] of ids [(batch,) tokens], block after block."""
+    source = as_source(model)
+    batch = tokens if tokens.dim() == 2 else tokens[None]
+    layout = layout or observe(source, batch[0])
+    (logits,) = stream_logits(source, layout, [batch], [])
+    return logits if tokens.dim() == 2 else logits[0]
+
+
+def stream_logits(
+    source: BlockSource,
+    layout: Layout,
+    batches: Sequence[Tensor],
+    store: Activations,
+    done: Callable[[int], None] = lambda _: None,
+) -> Iterator[Tensor]:
+    """Logits [batch, tokens, vocabulary] of every batch of ids [batch, tokens], in their order.
+
+    All batches go through a block before the next block is read; `store`, empty at first, holds
+    their hidden states meanwhile. done(blocks) is called after every block.
+    """
+    model = source.model
+    captured = capture(model, layout, batches, store)
+    with evaluation(model), closing(each_block(source)) as blocks:
+        for index in blocks:
+            block, structure = layout.blocks.modules[index], layout.structures[index]
+            for position, call in enumerate(captured.calls[index]):
+                store[position] = run_block(block, structure, call, store[position])
+            captured.calls[index].clear()
+            done(index + 1)
+    for position, batch in enumerate(batches):
+        yield _logits_after_blocks(model, layout, batch, store[position])
+
+
+def observe(source: BlockSource, window: Tensor) -> Layout:
+    """How the model calls its blocks on window [tokens]; nothing is read from disk for it."""
+    with blocks_in_place(source, blank=True):
+        return learn_layout(source.model, window)
+
+
+def check_streaming(
+    model: PreTrainedModel | BlockSource,
+    window_a: Tensor,
+    window_b: Tensor,
+    inspect: Callable[[int], None] = lambda _: None,
+) -> Layout:
+    """Learn the layout on window_a [tokens], check it on window_b [tokens], and return it.
+
+    Streamed logits must equal those of a plain forward pass within 4 units in the last place of
+    the largest logit (they run the same operators and are normally identical). Both passes run
+    side by side, so that every block is read once; inspect(index) is called when block `index` has
+    its weights.
+    Raises ModelLayoutError with the largest difference otherwise.
+    """
+    source = as_source(model)
+    layout = observe(source, window_a)
+    streamed, plain = _both_logits(source, layout, window_b, inspect)
+    difference, scale = _largest_difference(streamed, plain)
+    allowed = _TOLERANCE_ULPS * torch.finfo(plain.dtype).eps * scale
+    if not difference <= allowed:
+        raise ModelLayoutError(
+            f"{type(source.model).__name__}: logits of the block-by-block replay differ by up to "
+            f"{difference:.3g} from a plain forward pass (allowed {allowed:.3g}), so calibration "
+            "would see wrong inputs; the blocks depend on more than their recorded arguments. "
+            "Report the model class; method=rtn needs no replay."
+        )
+    return layout
+
+
+def _largest_difference(streamed: Tensor, plain: Tensor) -> tuple[float, float]:
+    """The largest difference of logits [tokens, vocabulary], and the largest plain logit.
+
+    A model that makes NaN is not a replay that went wrong: compared where plain logits are finite.
+    """
+    difference = scale = 0.0
+    for one, other in zip(streamed.split(64), plain.split(64), strict=True):
+        finite = torch.isfinite(other)
+        if finite.any():
+            scale = max(scale, other[finite].abs().max().item())
+            apart = (one.double() - other.double())[finite].abs().max().item()
+            # Comparisons with NaN are false: what streamed alone made must not be lost here.
+            difference = apart if not apart <= difference else difference
+    return difference, scale
+
+
+def _both_logits(
+    source: BlockSource, layout: Layout, window: Tensor, inspect: Callable[[int], None]
+) -> tuple[Tensor, Tensor]:
+    """Streamed and plain logits [tokens, vocabulary] of window [tokens], in one pass of blocks."""
+    model, batch = source.model, window[None]
+    captured = capture(model, layout, [batch])
+    hidden = captured.hidden[0]
+    replaying = False
+
+    def follow(index: int) -> Callable[..., None]:
+        def after(block: nn.Module, *_: Any) -> None:
+            nonlocal hidden, replaying
+            if replaying:  # the replay runs the block's hooks too
+                return
+            inspect(index)
+            replaying = True
+            hidden = run_block(block, layout.structures[index], captured.calls[index][0], hidden)
+            replaying = False
+
+        return after
+
+    with blocks_in_place(source), evaluation(model):
+        blocks = enumerate(layout.blocks.modules)
+        handles = [block.register_forward_hook(follow(index)) for index, block in blocks]
+        try:
+            plain = run_model(model, batch).logits[0]
+        finally:
+            for handle in handles:
+                handle.remove()
+    return _logits_after_blocks(model, layout, batch, hidden)[0], plain
+
+
+class _BlocksPassed(Exception):
+    """Ends a capturing forward pass after the last block."""
+
+
+def _split(
+    structure: BlockStructure, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Tensor, Call]:
+    slot = structure.hidden_argument
+    if isinstance(slot, int):
+        return args[slot], Call((*args[:slot], None, *args[slot + 1 :]), kwargs)
+    return kwargs[slot], Call(args, {k: v for k, v in kwargs.items() if k != slot})
+
+
+class _TensorPool:
+    """Keeps equal tensors once."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[Any, ...], list[Tensor]] = {}
+        # The blocks of one pass mostly get the same object: compare its numbers only once. The
+        # object is kept with its replacement so that its id stays its own.
+        self._seen: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def next_batch(self) -> None:
+        """Forget the identities (not the numbers) of the tensors of the last pass."""
+        self._seen.clear()
+
+    def share(self, value: Any) -> Any:
+        """The same structure with every tensor replaced by an equal one that is already kept."""
+        if isinstance(value, Tensor):
+            if id(value) not in self._seen:
+                self._seen[id(value)] = (value, self._shared(value))
+            return self._seen[id(value)][1]
+        if isinstance(value, dict):
+            return {key: self.share(part) for key, part in value.items()}
+        if type(value) in (tuple, list):
+            return type(value)(self.share(part) for part in value)
+        if isinstance(value, Cache):
+            raise ModelLayoutError(
+                f"a block was given a {type(value).__name__} although use_cache=False; replaying "
+                "it would append to the cache again; such a model cannot be calibrated so."
+            )
+        return value
+
+    def _shared(self, tensor: Tensor) -> Tensor:
+        known = self._known.setdefault((tensor.shape, tensor.dtype, tensor.device), [])
+        for other in known:
+            if other is tensor or torch.equal(other, tensor):
+                return other
+        if len(known) < _POOL_DEPTH:
+            known.append(tensor)
+        return tensor
+
+
+@contextmanager
+def _forwards_replaced(
+    modules: Iterable[nn.Module], forwards: Sequence[Callable[..., Any]]
+) -> Iterator[None]:
+    """Give modules another forward. The modules stay in place: models read attributes of them."""
+    before: list[Any] = [module.__dict__.get("forward") for module in modules]
+    try:
+        for module, forward in zip(modules, forwards, strict=True):
+            module.__dict__["forward"] = forward
+        yield
+    finally:
+        for module, original in zip(modules, before, strict=True):
+            if original is None:
+                module.__dict__.pop("forward", None)
+            else:
+                module.__dict__["forward"] = original
+
+
+def _logits_after_blocks(
+    model: PreTrainedModel, layout: Layout, batch: Tensor, hidden: Tensor
+) -> Tensor:
+    """What the model does after its blocks (norm, head, soft capping), given their output."""
+    last = len(layout.structures) - 1
+
+    def stand_in(index: int) -> Callable[..., Any]:
+        structure = layout.structures[index]
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            passed = hidden if index == last else _split(structure, args, kwargs)[0]
+            return structure.output_with(passed)
+
+        return forward
+
+    forwards = [stand_in(index) for index in range(last + 1)]
+    with evaluation(model), _forwards_replaced(layout.blocks.modules, forwards):
+        return run_model(model, batch).logits

@@ -1,0 +1,122 @@
+"""Hessians of a block's layers, collected by hooks while calibration runs through the block."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from quant.blocks import linear_layers, weight_matrix
+from quant.calibrate.devices import Lanes, assign
+from quant.calibrate.windows import Batch
+from quant.errors import NonFiniteError
+from quant.hessian import Hessian
+
+
+class Collected(Exception):
+    """Ends the forward pass of a block whose Hessians have all they need from the batch."""
+
+
+class Collector:
+    """Hooks that feed one Hessian per group of layers with equal inputs while a block runs.
+
+    Groups are spread over the lanes; each Hessian lives on the device of its lane. With single_pass
+    the block is stopped (by Collected) once every group has been fed: what comes after, such as the
+    last and largest product of an MLP, would be computed for nothing.
+    """
+
+    def __init__(
+        self,
+        block: nn.Module,
+        name: str,
+        groups: Sequence[tuple[str, ...]],
+        single_pass: bool,
+        lanes: Lanes,
+    ) -> None:
+        self.hessians: dict[tuple[str, ...], Hessian] = {}
+        self.lane_of = dict(zip(groups, spread(block, groups, len(lanes)), strict=True))
+        self._batch: Batch | None = None
+        self._waiting: set[str] = set()
+        self._single_pass = single_pass
+        self._lanes = lanes
+        self._handles = []
+        linears = linear_layers(block)
+        for group, lane in self.lane_of.items():
+            leader = linears[group[0]]
+            device = lanes.devices[lane] if lane else weight_matrix(leader).device
+            layer = f"{name}.{group[0]}"
+            hessian = Hessian(weight_matrix(leader).shape[1], layer=layer, device=device)
+            self.hessians[group] = hessian
+            hook = self._feeder(hessian, lane)
+            self._handles.append(leader.register_forward_pre_hook(hook))
+
+    def begin(self, batch: Batch) -> None:
+        """What is fed from now on belongs to this batch."""
+        self._batch = batch
+        self._waiting = {hessian.layer for hessian in self.hessians.values()}
+
+    def close(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _feeder(
+        self, hessian: Hessian, lane: int
+    ) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def feed(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+            assert self._batch is not None
+            batch, inputs, shape = self._batch, args[0], self._batch.tokens.shape
+            # Some models (OPT) flatten [batch, tokens] before a layer; the Hessian counts
+            # sequences by the first dimension.
+            if inputs.numel() == shape.numel() * inputs.shape[-1]:
+                inputs = inputs.reshape(*shape, inputs.shape[-1])
+            if lane:
+                # A copy made now, in the order of the model's own work: the block may go on to
+                # change its tensor in place while the other lane still reads.
+                inputs = inputs.detach().to(self._lanes.devices[lane], copy=True)
+            self._lanes.send(lane, lambda: update(hessian, inputs, batch))
+            self._waiting.discard(hessian.layer)
+            if self._single_pass and not self._waiting:
+                raise Collected
+
+        return feed
+
+
+def update(hessian: Hessian, inputs: Tensor, batch: Batch) -> None:
+    """Add inputs [batch, tokens, in] to a Hessian; NonFiniteError names the window."""
+    try:
+        hessian.update(inputs)
+    except NonFiniteError:
+        require_finite(inputs, batch, f"the input of {hessian.layer}")
+        raise
+
+
+def spread(block: nn.Module, groups: Sequence[tuple[str, ...]], lanes: int) -> list[int]:
+    """The lane of each group, by the work of its factorization and sweeps (and of its Hessian).
+
+    Factoring n inputs takes about n^3 operations, sweeping m outputs m n^2; the Hessian, n^2 a
+    token, goes along in proportion.
+    """
+    shapes = {name: weight_matrix(module).shape for name, module in linear_layers(block).items()}
+    costs = []
+    for group in groups:
+        inputs = shapes[group[0]][1]
+        costs.append(float(inputs) ** 2 * (inputs + sum(shapes[name][0] for name in group)))
+    return assign(costs, lanes)
+
+
+def require_finite(values: Tensor, batch: Batch, what: str) -> None:
+    """Raise NonFiniteError naming `what` and the first window with NaN or infinite values."""
+    if torch.isfinite(values.sum()):  # one pass; NaN and infinity survive a sum
+        return
+    broken = ~torch.isfinite(values)
+    if not broken.any():  # only the sum overflowed
+        return
+    where = f"one of the calibration windows {list(batch.windows)}"
+    if values.dim() > 2:  # [batch, ...], not tokens of any window that a router chose
+        row = int(broken.flatten(1).any(dim=1).nonzero()[0])
+        where = f"calibration window {batch.windows[row]}"
+    raise NonFiniteError(
+        f"{what} holds {int(broken.sum())} NaN or infinite values in {where} (counted from 0); run "
+        "the model in float32 or bfloat16, or look for damaged weights in the layers before."
+    )

@@ -1,0 +1,397 @@
+"""Quantize a model block by block, each block calibrated on the quantized blocks before it.
+
+Order of work (section 4 of the paper, "Setup"): the embeddings run once and leave the inputs of
+block 0. For every block: collect the Hessians of its linear layers, solve them, write the quantized
+weights back, hand them on, and run the quantized block to make the inputs of the next one. With
+true-sequential order the layers of a block are done in stages too (q k v, output, up and gate,
+down), each stage on the quantized stages before it.
+
+Weights are in memory one block at a time (and the next one, which is read meanwhile); what is
+finished is handed to a sink at once, and a thread packs and writes it while the next block is made
+(quant.calibrate.sink). A run that was killed goes on from the first unfinished block: the inputs of
+that block are made again by running the finished blocks, which costs one forward pass through each
+(docs/scaling.md) and only then. Keeping them on disk instead would cost every run a write of all
+activations per block, 600 GB for OPT-175B, to save that.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from cuda_ext.ops import resolve_kernel
+from quant.blocks import (
+    Blocks,
+    linear_layers,
+    require_quantizable,
+    require_sound,
+    set_weight_matrix,
+    weight_matrix,
+)
+from quant.calibrate.activations import activation_store
+from quant.calibrate.capture import (
+    Capture,
+    capture,
+    check_streaming,
+    observe,
+    run_block,
+    streamed_logits,
+)
+from quant.calibrate.collect import Collected, Collector, require_finite
+from quant.calibrate.cost import StageCost, StageMeter
+from quant.calibrate.devices import Lanes
+from quant.calibrate.layers import METHODS, BlockSolver, LayerResult, QuantizationPlan, Solved
+from quant.calibrate.layout import BlockStructure, Layout, evaluation
+from quant.calibrate.operators import calibration_products
+from quant.calibrate.sink import STAGE, BlockSink, Finished, Kept, WriteBehind
+from quant.calibrate.source import BlockSource, LoadedModel, each_block
+from quant.calibrate.windows import Batch, check_windows, make_batches
+from quant.hessian import Hessian
+from quant.memory.heaps import give_back, memory_kept
+from quant.products import torch_alone
+from quant.scheme import Scheme
+from quant.weight import QuantizedWeight
+
+__all__ = [
+    "METHODS",
+    "LayerResult",
+    "QuantizationPlan",
+    "QuantizationResult",
+    "Workplace",
+    "check_streaming",
+    "quantize_blocks",
+    "quantize_model",
+    "streamed_logits",
+]
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """Where the work is done. None of it changes a bit of the result.
+
+    devices      over which Hessians and solves are spread; the first is where blocks run. None:
+                 the device of the model.
+    activations  where calibration activations wait between blocks: "cuda", "cpu" or "disk".
+    folder       for activations on disk.
+    """
+
+    devices: tuple[torch.device, ...] | None = None
+    activations: str = "cpu"
+    folder: Path | None = None
+
+
+@dataclass(frozen=True)
+class QuantizationResult:
+    """What was made, and what making it cost.
+
+    weights          quantized weights (on the CPU) by full module name; empty when a sink of the
+                     caller took them.
+    host_peak_bytes  highest resident memory of this process during the run; None where the platform
+                     gives no figure.
+    resumed          blocks that an earlier, interrupted run had finished.
+    """
+
+    weights: dict[str, QuantizedWeight]
+    layers: list[LayerResult]
+    stages: list[StageCost]
+    host_peak_bytes: int | None = None
+    resumed: int = 0
+
+
+def quantize_model(
+    model: PreTrainedModel,
+    calibration: Sequence[Tensor],
+    plan: QuantizationPlan,
+    progress: Progress | None = None,
+    workplace: Workplace | None = None,
+) -> QuantizationResult:
+    """Quantize every linear layer in the blocks of a `model` in memory; nothing else is touched.
+
+    The model is modified in place: its weights become the dequantized values in their own dtype, so
+    it is also the simulated quantized model. After an error it may be partly quantized.
+    calibration holds windows of token ids [tokens], any lengths; method "rtn" needs none.
+    progress(done, total, name) is called after every layer.
+
+    Raises ModelLayoutError, SchemeError, NonFiniteError and CalibrationError before anything is
+    changed; NonFiniteError, SingularHessianError and CalibrationError for a layer while it runs.
+    """
+    source, kept = LoadedModel(model), Kept()
+    for index, block in enumerate(source.blocks.modules):
+        require_sound(block, source.blocks.block_name(index))
+    result = quantize_blocks(source, calibration, plan, kept, progress, workplace)
+    return QuantizationResult(kept.weights, result.layers, result.stages, result.host_peak_bytes)
+
+
+def quantize_blocks(
+    source: BlockSource,
+    calibration: Sequence[Tensor],
+    plan: QuantizationPlan,
+    sink: BlockSink,
+    progress: Progress | None = None,
+    workplace: Workplace | None = None,
+) -> QuantizationResult:
+    """Quantize every linear layer in the blocks of `source`, handing each block to `sink`.
+
+    As `quantize_model`; blocks that the sink holds already are not made again. A block that cannot
+    be quantized is an error when it is reached; what the sink took before stays there, the block
+    that is being written included. An error of the sink is raised when the next block is handed
+    over, or at the end. The stage "write" is what the run waited for the sink; what the sink's
+    thread worked is `StageCost.behind`.
+    """
+    require_quantizable(source.blocks)
+    require_scheme_fits(source.blocks, plan.scheme)
+    if plan.method != "rtn":
+        check_windows(calibration, source.model)
+    workplace = workplace or Workplace()
+    resumed = sink.finished
+    devices = workplace.devices or (source.device,)
+    kernel = resolve_kernel(plan.gptq.kernel, source.device)
+    with (
+        memory_kept(),
+        StageMeter(source.device) as meter,
+        evaluation(source.model),
+        torch_alone(kernel == "reference"),
+        Lanes(devices) as lanes,
+        WriteBehind(meter, one_thread=source.device.type == "cpu") as writer,
+    ):
+        run = _Run(source, plan, kernel, sink, meter, lanes, workplace, progress, writer, resumed)
+        run.recall()
+        if plan.method == "rtn":
+            _round(run)
+        elif resumed < len(source.blocks):
+            _calibrate(run, calibration)
+        writer.settle()
+    return QuantizationResult({}, run.layers, meter.costs(), meter.host_peak_bytes, resumed)
+
+
+def require_scheme_fits(blocks: Blocks, scheme: Scheme) -> None:
+    """Raise SchemeError for the first linear layer that the scheme's groups do not divide."""
+    for index, block in enumerate(blocks.modules):
+        for name, module in linear_layers(block).items():
+            inputs = weight_matrix(module).shape[1]
+            scheme.groups(inputs, layer=f"{blocks.block_name(index)}.{name}")
+
+
+@dataclass
+class _Run:
+    """One quantization under way."""
+
+    source: BlockSource
+    plan: QuantizationPlan
+    kernel: str
+    sink: BlockSink
+    meter: StageMeter
+    lanes: Lanes
+    workplace: Workplace
+    progress: Progress | None
+    writer: WriteBehind
+    resumed: int  # the sink's own count grows meanwhile, in another thread
+    layers: list[LayerResult] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._total = sum(len(linear_layers(block)) for block in self.source.blocks.modules)
+        self._done = 0
+        self._lock = threading.Lock()
+
+    def recall(self) -> None:
+        """Take over what earlier runs found and spent on the blocks that they finished."""
+        for index in range(self.resumed):
+            _, made = self.sink.get(index)
+            self.layers += made.layers
+            self.meter.add(made.stages)
+        self._done = len(self.layers)
+
+    @contextmanager
+    def passing(self, stage: str) -> Iterator[None]:
+        """A stage that runs blocks. Solving is none: its many small calls need no redirection."""
+        on_cpu = self.source.device.type == "cpu"
+        with (
+            self.meter.stage(stage),
+            calibration_products(self.kernel) if on_cpu else nullcontext(),
+        ):
+            yield
+
+    def count(self, layer: str) -> None:
+        """A layer is solved; called from any thread."""
+        with self._lock:
+            self._done += 1
+            if self.progress is not None:
+                self.progress(self._done, self._total, layer)
+
+    def solver(self, index: int) -> BlockSolver:
+        blocks = self.source.blocks
+        name = blocks.block_name(index)
+        return BlockSolver(self.plan, blocks.modules[index], index, name, self.count)
+
+    def hand_over(self, index: int, solved: Solved) -> None:
+        """Give a finished block to the sink, with what it cost since the last one.
+
+        The block before it is kept first; keeping this one has begun when this returns.
+        """
+        layers = [layer for layer, _ in solved]
+        self.writer.settle()
+        with self.meter.stage(STAGE):
+            weights = {layer.name: weight for layer, weight in solved}
+            made = Finished(layers, self.meter.since_last())
+            keep = self.sink.put(index, weights, made)
+        self.writer.begin(keep)
+        self.layers += layers
+
+    def blocks(self, first: int = 0) -> closing[Generator[int]]:
+        """Numbers of blocks that have their weights in place; the wait for them is a stage."""
+        return closing(each_block(self.source, first, partial(self.meter.stage, "read")))
+
+
+def _round(run: _Run) -> None:
+    """method=rtn: every block on its own."""
+    with run.blocks(run.resumed) as blocks:
+        for index in blocks:
+            solver = run.solver(index)
+            require_sound(solver.block, solver.name)
+            with run.meter.stage("solve"):
+                solved = solver.group(tuple(linear_layers(solver.block)), None)
+            run.hand_over(index, solved)
+
+
+def _calibrate(run: _Run, calibration: Sequence[Tensor]) -> None:
+    """method=gptq: every block on the outputs of the quantized blocks before it."""
+    source, place = run.source, run.workplace
+    with run.passing("layout"):
+        layout = _layout(run, calibration)
+    give_back()
+    batches = make_batches(calibration, run.plan.batch_tokens)
+    with activation_store(place.activations, source.device, place.folder) as store:
+        with run.passing("capture"):
+            tokens = [batch.tokens for batch in batches]
+            captured = capture(source.model, layout, tokens, store)
+            for position, batch in enumerate(batches):
+                what = "the input of the first block (the embeddings)"
+                require_finite(store[position], batch, what)
+        give_back()
+        with run.blocks() as blocks:
+            for index in blocks:
+                if index < run.resumed:
+                    _put_back(run, index)
+                else:
+                    _quantize_block(run, index, layout.structures[index], batches, captured)
+                if index + 1 < len(layout.structures):
+                    _advance(run, index, layout.structures[index], batches, captured)
+
+
+def _layout(run: _Run, calibration: Sequence[Tensor]) -> Layout:
+    """How blocks are called; checked against the model's own forward pass when a run begins."""
+    source, first = run.source, calibration[0]
+    if run.resumed:
+        return observe(source, first)
+    # Another window than the one that the layout is learned from: else what belongs to the
+    # window could pass for what belongs to the model.
+    other = calibration[1] if len(calibration) > 1 else first.flip(0)
+
+    def inspect(index: int) -> None:
+        require_sound(source.blocks.modules[index], source.blocks.block_name(index))
+        give_back()  # else what many blocks leave behind adds up
+
+    return check_streaming(source, first, other, inspect)
+
+
+def _quantize_block(
+    run: _Run,
+    index: int,
+    structure: BlockStructure,
+    batches: list[Batch],
+    captured: Capture,
+) -> None:
+    stages: list[tuple[tuple[str, ...], ...]] = [structure.groups]
+    if run.plan.true_sequential:
+        stages = [(group,) for group in structure.groups]
+    solved: Solved = []
+    for groups in stages:
+        solved += _quantize_stage(run, index, structure, groups, batches, captured)
+    run.hand_over(index, solved)
+
+
+def _quantize_stage(
+    run: _Run,
+    index: int,
+    structure: BlockStructure,
+    groups: tuple[tuple[str, ...], ...],
+    batches: list[Batch],
+    captured: Capture,
+) -> Solved:
+    """Collect the Hessians of some layers of a block in one pass, then solve those layers."""
+    solver, lanes = run.solver(index), run.lanes
+    block = solver.block
+    with run.passing("hessian"):
+        collector = Collector(block, solver.name, groups, structure.single_pass, lanes)
+        try:
+            for position, batch in enumerate(batches):
+                collector.begin(batch)
+                call = captured.calls[index][position]
+                with suppress(Collected):
+                    run_block(block, structure, call, captured.hidden[position])
+                lanes.settle()
+        finally:
+            collector.close()
+    give_back()
+    with run.meter.stage("solve"):
+        solved = _solve_groups(solver, lanes, collector.lane_of, collector.hessians)
+    give_back()
+    return solved
+
+
+def _solve_groups(
+    solver: BlockSolver,
+    lanes: Lanes,
+    lane_of: dict[tuple[str, ...], int],
+    hessians: dict[tuple[str, ...], Hessian],
+) -> Solved:
+    """Solve groups, each on its lane; results in the order of the groups."""
+
+    def task(names: tuple[str, ...], lane: int) -> Solved:
+        # Taken out of the dictionary, so that it is freed as soon as its layers are solved.
+        return solver.group(names, hessians.pop(names), lanes.devices[lane] if lane else None)
+
+    # Lane 0 works in this thread: the others get their tasks before it begins.
+    order = sorted(lane_of, key=lambda names: lane_of[names] == 0)
+    futures = {
+        names: lanes.run(lane_of[names], partial(task, names, lane_of[names])) for names in order
+    }
+    return [each for names in lane_of for each in futures[names].result()]
+
+
+def _put_back(run: _Run, index: int) -> None:
+    """Give block `index` the quantized values that an earlier run found."""
+    with run.meter.stage("resume"):
+        weights, _ = run.sink.get(index)
+        for name, weight in weights.items():
+            set_weight_matrix(run.source.model.get_submodule(name), weight.dequantize(), name)
+
+
+def _advance(
+    run: _Run,
+    index: int,
+    structure: BlockStructure,
+    batches: list[Batch],
+    captured: Capture,
+) -> None:
+    """Replace the inputs of block `index`, batch by batch, by its outputs, and free its calls."""
+    name = run.source.blocks.block_name(index)
+    block = run.source.blocks.modules[index]
+    with run.passing("resume" if index < run.resumed - 1 else "forward"):
+        for position, batch in enumerate(batches):
+            call = captured.calls[index][position]
+            output = run_block(block, structure, call, captured.hidden[position])
+            require_finite(output, batch, f"the output of {name}")
+            captured.hidden[position] = output
+    captured.calls[index].clear()
+    # The pass that collects the next block's Hessians takes the same memory again: it is kept.

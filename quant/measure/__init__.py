@@ -1,0 +1,1 @@
+"""What measures models and makes dummy ones: decoding, roofline, random weights."""

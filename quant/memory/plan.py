@@ -1,0 +1,317 @@
+"""What a run will hold in memory, counted before anything is loaded.
+
+Every figure is an upper bound made of shapes: what is always there, and the phase that adds most.
+The bounds are checked against measurement in tests/quant/memory/test_memory_plan.py and by
+`python -m benchmarks.scaling`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from quant.blocks import find_blocks, linear_layers, weight_matrix
+from quant.calibrate.activations import PLACES
+from quant.calibrate.layers import QuantizationPlan
+from quant.errors import QuantizationError
+from quant.hessian import BLOCKS
+from quant.memory.limits import Limits
+from quant.products import strips
+from quant.solvers.columns import PANEL
+
+# Float32 matrices of [inputs, inputs] that live at once while one is factored, beside the sum
+# itself. Measured: 3.2, with act-order 4.0; kernel=reference, LAPACK's copies included, 5.0.
+FACTOR_COPIES = 5
+# Of those while its layers are solved: the root, and with kernel=reference its inverse being made.
+ROOT_COPIES = 3
+# Float32 matrices of [outputs, inputs] that live at once while a layer is solved and its error is
+# taken. Measured: 4.5 for GPTQ, 4.4 for RTN.
+SOLVER_COPIES = 5
+# oneDNN compiles a kernel for every shape of a product and keeps the last 1024. Measured: 0.5 to
+# 0.8 MB each, flat from 1024 on.
+PRODUCT_BYTES, PRODUCTS_KEPT = 800_000, 1024
+# Of what is free; allocators round up and leave holes.
+USABLE = 0.95
+WORST, FREE = "at most at one time", "may be taken"
+ON_DEVICE, IN_HOST, ON_DISK = "device", "host", "disk"
+POSITIONS_AT_ONCE = 512  # of which harness.suites.perplexity turns logits into float32
+
+
+class MemoryPlanError(QuantizationError):
+    """Work that needs more memory than there is."""
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """What the memory of a model depends on.
+
+    layers       (outputs, inputs) of the linear layers of a block, the largest block.
+    block_bytes  of the largest block, in the dtype that it runs in (or packed).
+    outside_bytes  of everything outside the blocks; tied tensors count once.
+    """
+
+    layers: tuple[tuple[int, int], ...]
+    blocks: int
+    block_bytes: int
+    outside_bytes: int
+    hidden: int
+    vocabulary: int
+    itemsize: int
+
+    @property
+    def whole_bytes(self) -> int:
+        return self.blocks * self.block_bytes + self.outside_bytes
+
+    @property
+    def widest(self) -> int:
+        """The largest number of features in a block."""
+        return max(max(layer) for layer in self.layers)
+
+
+@dataclass(frozen=True)
+class Item:
+    """Something held: what, how many bytes, where, and in which phases (none named: always)."""
+
+    name: str
+    bytes: int
+    where: str
+    phases: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """What is held where. activations is one of quant.calibrate.activations.PLACES."""
+
+    items: tuple[Item, ...]
+    limits: Limits
+    activations: str
+
+    def needed(self, where: str) -> int:
+        """Bytes at the worst moment: what is always there, and the largest phase."""
+        here = [item for item in self.items if item.where == where]
+        phases: dict[str, int] = {}
+        for item in here:
+            for phase in item.phases:
+                phases[phase] = phases.get(phase, 0) + item.bytes
+        always = sum(item.bytes for item in here if not item.phases)
+        return always + max(phases.values(), default=0)
+
+    def free(self, where: str) -> int | None:
+        """Bytes that may be taken; None: unknown, or no such place."""
+        found: int | None = getattr(self.limits, where)
+        return None if found is None else int(found * USABLE)
+
+    def lacking(self) -> str | None:
+        """The first place that is too small; None when all fits."""
+        for where in (ON_DEVICE, IN_HOST, ON_DISK):
+            free = self.free(where)
+            if free is not None and self.needed(where) > free:
+                return where
+        return None
+
+    def rows(self) -> Iterator[tuple[str, str, int]]:
+        """Lines of a table: what, where, bytes; the sums and what is free at the end."""
+        for item in self.items:
+            if item.bytes:
+                yield item.name, item.where, item.bytes
+        for where in (ON_DEVICE, IN_HOST, ON_DISK):
+            if self.needed(where):
+                yield WORST, where, self.needed(where)
+                free = self.free(where)
+                if free is not None:
+                    yield FREE, where, free
+
+
+def model_shape(model: PreTrainedModel) -> ModelShape:
+    """The shape of a model, which may be a skeleton."""
+    blocks = find_blocks(model)
+    largest = max(blocks.modules, key=lambda block: _bytes(list(block.parameters())))
+    inside = {id(tensor) for tensor in blocks.modules.parameters()}
+    outside = [tensor for tensor in model.parameters() if id(tensor) not in inside]
+    table: Tensor = model.get_input_embeddings().weight  # type: ignore[assignment]
+    layers = [weight_matrix(module).shape for module in linear_layers(largest).values()]
+    return ModelShape(
+        layers=tuple((int(outputs), int(inputs)) for outputs, inputs in layers),
+        blocks=len(blocks),
+        block_bytes=_bytes(list(largest.parameters())),
+        outside_bytes=_bytes(outside),
+        hidden=int(model.config.get_text_config(decoder=True).hidden_size),
+        vocabulary=table.shape[0],
+        itemsize=table.element_size(),
+    )
+
+
+def plan_quantization(
+    shape: ModelShape,
+    plan: QuantizationPlan,
+    tokens: int,
+    window: int,
+    limits: Limits,
+    activations: str = "auto",
+) -> MemoryPlan:
+    """Memory of quantizing with `tokens` calibration tokens in windows of up to `window`.
+
+    limits.device None means that blocks run on the CPU. activations "auto" takes the fastest place
+    with enough room. Raises MemoryPlanError with the figures when nothing fits.
+    """
+    items = list(_quantization_items(shape, plan, window, limits.device is not None))
+    if plan.method == "rtn":
+        tokens = 0
+    return _place(items, tokens * shape.hidden * shape.itemsize, limits, activations)
+
+
+def plan_evaluation(
+    shape: ModelShape,
+    tokens: int,
+    window: int,
+    batch: int,
+    limits: Limits,
+    activations: str = "auto",
+) -> MemoryPlan:
+    """Memory of streamed logits of `tokens` tokens, `batch` windows of up to `window` at a time."""
+    on_gpu = limits.device is not None
+    here = ON_DEVICE if on_gpu else IN_HOST
+    at_once, largest = batch * window, max(map(math.prod, shape.layers))
+    items = [
+        *_weights(shape, on_gpu),
+        Item("a batch inside a block", _inside(shape, at_once), here, ("blocks",)),
+        Item("the largest layer, dequantized", 4 * largest, here, ("blocks",)),
+        Item("logits of a batch", _logits(shape, at_once), here, ("head",)),
+    ]
+    return _place(items, tokens * shape.hidden * shape.itemsize, limits, activations)
+
+
+def fits_whole(shape: ModelShape, window: int, batch: int, limits: Limits) -> bool:
+    """Whether all weights fit beside a batch of `batch` windows; True where nobody knows."""
+    at_once = batch * window
+    beside = max(_inside(shape, at_once), _logits(shape, at_once))
+    needed = shape.whole_bytes + beside
+    known = [free for free in (limits.device, limits.host) if free is not None]
+    return all(needed <= free * USABLE for free in known)
+
+
+def size(count: int) -> str:
+    """Bytes as people read them."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6)):
+        if count >= scale:
+            return f"{count / scale:.2f} {unit}"
+    return f"{count / 1e3:.1f} kB"
+
+
+def _quantization_items(
+    shape: ModelShape, plan: QuantizationPlan, window: int, on_gpu: bool
+) -> Iterator[Item]:
+    here = ON_DEVICE if on_gpu else IN_HOST
+    yield from _weights(shape, on_gpu)
+    yield from _quantized(shape, plan)
+    roots = 0 if plan.method == "rtn" else ROOT_COPIES
+    solver = 4 * max(SOLVER_COPIES * m * n + roots * n * n for m, n in shape.layers)
+    yield Item("the largest layer in the solver", solver, here, ("sweep",))
+    if plan.method == "rtn":
+        return
+    if not on_gpu and plan.gptq.kernel != "reference":
+        compiled = min(_product_shapes(shape), PRODUCTS_KEPT)
+        yield Item("kernels that oneDNN compiles", compiled * PRODUCT_BYTES, IN_HOST)
+    inputs = [inputs for _, inputs in shape.layers]
+    at_once = max(window, plan.batch_tokens)
+    # Layers with one input share a Hessian, which shows only when the model runs.
+    hessians = [4 * n * n for n in inputs]
+    held = max(hessians) if plan.true_sequential else sum(hessians)
+    yield Item("Hessians of a block (q, k, v share one)", held, here, ("factor", "sweep"))
+    yield Item("the largest factorization", FACTOR_COPIES * 4 * max(inputs) ** 2, here, ("factor",))
+    yield Item("Hessians of a block, being collected", held, here, ("collect",))
+    yield Item("a batch inside a block", _inside(shape, at_once), here, ("collect",))
+    yield Item("product of the widest inputs", 4 * max(inputs) ** 2, here, ("collect",))
+    yield Item("logits of a window, twice", 2 * _logits(shape, window), here, ("check",))
+
+
+def _quantized(shape: ModelShape, plan: QuantizationPlan) -> Iterator[Item]:
+    """The block that is being made, and the one before it, which a thread packs and writes."""
+    codes = [outputs * inputs for outputs, inputs in shape.layers]  # a byte each
+    stored = [int(n * m * plan.scheme.bits_per_weight(n) / 8) for m, n in shape.layers]
+    held = sum(codes) + sum(stored) - sum(codes) * plan.scheme.bits // 8  # with their grids
+    # Measured: what is stored, and the largest layer of it once more.
+    packed = sum(stored) + max(stored)
+    beside = max(0, shape.block_bytes - sum(codes) * shape.itemsize)
+    yield Item("quantized weights of a block", held, IN_HOST, ("factor", "sweep"))
+    everywhere = ("collect", "factor", "sweep")
+    yield Item("the block before it, being written", held + packed + beside, IN_HOST, everywhere)
+
+
+def _weights(shape: ModelShape, on_gpu: bool) -> Iterator[Item]:
+    if on_gpu:
+        yield Item("weights of a block", shape.block_bytes, ON_DEVICE)
+        yield Item("weights of the next block, read ahead", shape.block_bytes, IN_HOST)
+        yield Item("embeddings, norm and head", shape.outside_bytes, ON_DEVICE)
+    else:
+        yield Item("weights of two blocks, one read ahead", 2 * shape.block_bytes, IN_HOST)
+        yield Item("embeddings, norm and head", shape.outside_bytes, IN_HOST)
+
+
+def _product_shapes(shape: ModelShape) -> int:
+    """Shapes of the products of a block: its layers, and for each number of inputs the rest."""
+    count = 2 * len(set(shape.layers))  # a last batch may be smaller
+    for inputs in {inputs for _, inputs in shape.layers}:
+        heights = {outputs for outputs, n in shape.layers if n == inputs}
+        panels, columns = -(-inputs // PANEL) - 1, -(-inputs // BLOCKS["cpu"]) - 1
+        count += 2 * len(strips(inputs)) + panels * (1 + len(heights)) + 2 * columns
+    return count
+
+
+def _inside(shape: ModelShape, tokens: int) -> int:
+    """Intermediate values of a block for so many tokens; attention is computed in tiles."""
+    return tokens * (4 * shape.hidden + 3 * shape.widest) * max(shape.itemsize, 4)
+
+
+def _logits(shape: ModelShape, tokens: int) -> int:
+    """Logits, and the part that is float32 at once for the likelihood."""
+    some = min(tokens, POSITIONS_AT_ONCE)
+    return shape.vocabulary * (tokens * shape.itemsize + 2 * some * 4)
+
+
+def _place(items: list[Item], nbytes: int, limits: Limits, wish: str) -> MemoryPlan:
+    """Add the activations where they were wished for, or at the fastest place that has room."""
+    places = [wish] if wish != "auto" else [p for p in PLACES if p != "cuda" or limits.device]
+    where = {"cuda": ON_DEVICE, "cpu": IN_HOST, "disk": ON_DISK}
+    base = MemoryPlan(tuple(items), limits, places[0])
+    plans = [
+        replace(
+            base,
+            items=(*items, Item("activations between blocks", nbytes, where[place])),
+            activations=place,
+        )
+        for place in places
+    ]
+    for plan in plans:
+        if plan.lacking() is None:
+            return plan
+    raise MemoryPlanError(_refusal(plans[-1]))
+
+
+def _refusal(plan: MemoryPlan) -> str:
+    where = plan.lacking()
+    assert where is not None
+    free = plan.free(where)
+    assert free is not None
+    parts = sorted((i for i in plan.items if i.where == where), key=lambda i: -i.bytes)
+    listed = ", ".join(f"{item.name} {size(item.bytes)}" for item in parts[:4])
+    name = {ON_DEVICE: "memory of the device", IN_HOST: "host memory", ON_DISK: "the disk"}[where]
+    advice = {
+        ON_DEVICE: "use a larger device, model.dtype=bfloat16, or runtime=cpu",
+        IN_HOST: "free some, raise the limit of the process, use model.dtype=bfloat16 or fewer "
+        "calibration tokens, or keep them elsewhere (runtime.activations=disk)",
+        ON_DISK: "free some space, or use fewer calibration tokens (calib.sequences)",
+    }[where]
+    return (
+        f"this needs {size(plan.needed(where))} of {name} and {size(free)} may be taken "
+        f"({listed}): {advice}."
+    )
+
+
+def _bytes(tensors: Sequence[Tensor]) -> int:
+    unique = {id(tensor): tensor for tensor in tensors}
+    return sum(tensor.numel() * tensor.element_size() for tensor in unique.values())

@@ -1,0 +1,171 @@
+"""Every option of every group in conf/ composes, is valid and is explained."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from harness.cell.validation import validate
+from harness.config import help as options
+from harness.config.compose import compose_cells
+from harness.config.schema import CellConfig
+from harness.embedded import MODEL_DIR
+
+CONF = options.conf_dir()
+FILES = sorted(CONF.rglob("*.yaml"))
+GOLDEN = Path(__file__).parents[2] / "golden" / "quickstart_cells.json"
+
+# What some options need beside them: a quantizing method needs a scheme that quantizes, and texts
+# that come from the hub are given as local files.
+BESIDE = {
+    "method/none": ["scheme=w16"],
+    "scheme/w16": ["method=none"],
+    "calib/none": ["method=rtn"],
+    "calib/c4": ["calib.path={text}"],
+    "calib/wikitext2": ["calib.path={text}"],
+    "calib/documents": ["calib.path={text}"],
+    "calib/text": ["calib.path={text}"],
+    "suite/perplexity_documents": ["suite.perplexity.paths.documents={text}"],
+    "suite/perplexity_paper": [
+        "suite.perplexity.paths.wikitext2={text}",
+        "suite.perplexity.paths.ptb-new={text}",
+        "suite.perplexity.paths.c4-new={text}",
+    ],
+    "suite/zeroshot_paper": [
+        f"suite.zeroshot.files.{task}={{task}}"
+        for task in ("lambada_openai", "piqa", "arc_easy", "arc_challenge")
+    ],
+    "model/dummy": ["model.architecture=opt-125m", "method=random"],
+    "method/random": ["model=dummy", "model.architecture=opt-125m"],
+    "model/hub": ["model.id=somebody/something"],
+    "model/local": [f"model.path={MODEL_DIR}"],
+    "runtime/cuda": ["runtime.device=cpu"],
+}
+
+
+def single(group: str, option: str) -> list[str]:
+    """Overrides that choose one option with the least beside it."""
+    chosen = f"suite=[{option}]" if group == "suite" else f"{group}={option}"
+    if group == "model" and option != "embedded":
+        return [chosen, "method=rtn", "suite=[latency]"]  # their usual texts are on the hub
+    return [chosen, *([] if group == "suite" else ["suite=[latency]"])]
+
+
+def choices() -> list[tuple[str, str]]:
+    return [
+        (group.name, option)
+        for group in options.groups()
+        for option in group.options
+        if group.name != "experiment"
+    ]
+
+
+@pytest.mark.parametrize(("group", "option"), choices())
+def test_every_option_composes_and_is_valid(
+    group: str, option: str, stories_file: Path, tmp_path: Path
+) -> None:
+    task = tmp_path / "task.jsonl"
+    task.write_text(json.dumps({"context": "Tom had", "continuation": " apples"}))
+    beside = [
+        each.format(text=stories_file, task=task) for each in BESIDE.get(f"{group}/{option}", [])
+    ]
+    (cell,) = compose_cells([*single(group, option), *beside])
+    validate(cell.config)
+
+
+@pytest.mark.parametrize("option", options.options("experiment"))
+def test_every_experiment_composes(option: str) -> None:
+    cells = compose_cells([f"experiment={option}"])
+    assert len(cells) > 1, "an experiment is a sweep"
+    assert len({cell.config.name for cell in cells}) == 1
+    assert cells[0].config.method.name == "none", "full precision comes first"
+
+
+def test_the_quickstart_is_what_it_was() -> None:
+    """The resolved cells of the quickstart; a difference means that its keys and figures change.
+
+    After a deliberate change: BITSWEEP_UPDATE_GOLDEN=1 pytest tests/harness/config/test_conf.py
+    """
+    import os
+    from dataclasses import asdict
+
+    cells = compose_cells(["experiment=quickstart"])
+    for cell in cells:
+        validate(cell.config)
+        cell.config.paths.results = "RESULTS"
+    found = {
+        "cells": [" ".join(cell.overrides) for cell in cells],
+        "first": asdict(cells[0].config),
+        "last": asdict(cells[-1].config),
+    }
+    if os.environ.get("BITSWEEP_UPDATE_GOLDEN"):
+        GOLDEN.write_text(json.dumps(found, indent=1) + "\n")
+    assert found == json.loads(GOLDEN.read_text())
+
+
+def test_the_quickstart_has_what_it_promises() -> None:
+    cells = [cell.config for cell in compose_cells(["experiment=quickstart"])]
+    quantized = [cell for cell in cells if cell.method.name != "none"]
+    assert len(quantized) >= 8
+    assert {cell.scheme.bits for cell in quantized} == {8, 4, 3, 2}
+    assert {cell.method.name for cell in quantized} == {"rtn", "gptq"}
+    assert all(c.suite.perplexity and c.suite.zeroshot and c.suite.latency for c in cells)
+    assert {cell.model.source for cell in cells} == {"embedded"}, "needs no network"
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.relative_to(CONF).as_posix())
+def test_every_file_explains_itself(file: Path) -> None:
+    text = file.read_text(encoding="utf-8")
+    assert text.startswith("#"), "a comment at the top says what the file is"
+    assert len(options.head_comment(file)) > 20
+    assert all(len(line) <= 100 for line in text.splitlines())
+    in_defaults = False
+    for line in text.splitlines():
+        in_defaults = line == "defaults:" or (in_defaults and line.startswith(" "))
+        if in_defaults and re.match(r"  - (?!_self_)", line):
+            assert "#" in line, f"{line.strip()} has no comment"
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.relative_to(CONF).as_posix())
+def test_no_keys_twice_in_a_file(file: Path) -> None:
+    keys = re.findall(r"^(\w+):", file.read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(keys) == len(set(keys))
+    assert isinstance(yaml.safe_load(file.read_text(encoding="utf-8")), dict)
+
+
+def test_a_model_brings_its_calibration_text_and_the_user_still_chooses() -> None:
+    def calib(*overrides: str) -> str:
+        return compose_cells(overrides)[0].config.calib.name
+
+    assert calib("model=opt-125m") == "c4"
+    assert calib("model=opt-125m", "calib=embedded") == "embedded"
+    assert calib("model=embedded") == "embedded"
+    assert compose_cells(["model=opt-125m"])[0].config.suite.perplexity is not None
+
+
+@pytest.mark.realdata
+def test_expected_perplexities_are_the_paper_s(shared: Path) -> None:
+    """model.expected against the table of published figures kept outside the repository."""
+    import csv
+
+    published: dict[tuple[str, str], float] = {}
+    with (shared / "paper" / "gptq.csv").open() as file:
+        for row in csv.DictReader(file):
+            if row["method"] == "FP16" and row["metric"] == "perplexity":
+                published[row["model"].lower(), row["dataset"].split()[0]] = float(row["value"])
+    names = {"bloom-1b1": "bloom-1.1b", "bloom-1b7": "bloom-1.7b", "bloom-7b1": "bloom-7.1b"}
+    for file in sorted((CONF / "model").glob("*.yaml")):
+        expected = yaml.safe_load(file.read_text()).get("expected") or {}
+        for protocol, value in expected.items():
+            model = names.get(file.stem, file.stem)
+            if not model.startswith("llama-2"):
+                assert published[model, protocol.removesuffix("-new")] == value
+
+
+def test_the_schema_has_no_key_without_a_default_in_conf() -> None:
+    """A run without any override has a value for everything."""
+    (cell,) = compose_cells([])
+    assert isinstance(cell.config, CellConfig)
+    validate(cell.config)

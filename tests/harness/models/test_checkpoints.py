@@ -1,0 +1,327 @@
+"""Checkpoints that are quantized already: as cells, and through `bitsweep export` and `inspect`."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import quant
+from harness import cli
+from harness.cell.plan import plan_cell
+from harness.cell.validation import validate
+from harness.config.schema import CellConfig
+from harness.errors import ConfigError, ModelError
+from harness.models.checkpoints import find_checkpoint, load_checkpoint, load_dequantized
+from harness.records.record import Record
+from harness.run.events import Event, Failed
+from harness.run.stage import run_cell
+from quant.calibrate.stream import QuantizationPlan, quantize_model
+from quant.scheme import Scheme
+
+Make = Callable[..., CellConfig]
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The tiny model, symmetric at 4 bits in groups of 16, as an artifact and in every format."""
+    parent = tmp_path_factory.mktemp("checkpoints")
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    scheme = Scheme(4, group_size=16, symmetric=True)
+    weights = quantize_model(model, [], QuantizationPlan(method="rtn", scheme=scheme)).weights
+    method = {"name": "rtn"}
+    found = {
+        "artifact": quant.save(parent / "a", model, weights, method=method, tokenizer=tiny_model)
+    }
+    for format in ("gptq-v1", "gptq-v2", "compressed-tensors"):
+        found[format] = quant.export(found["artifact"], parent / format, format).folder
+    return found
+
+
+def loaded_cell(make: Make, folder: Path, *more: str, latency: bool = False) -> CellConfig:
+    return make(f"model.path={folder}", "method=none", "scheme=w16", *more, latency=latency)
+
+
+def measure(config: CellConfig, stage: str = "perplexity") -> Record:
+    events: list[Event] = []
+    validate(config)
+    run_cell(plan_cell(config), events.append)
+    assert not [event for event in events if isinstance(event, Failed)]
+    record = plan_cell(config).find(stage)
+    assert record is not None
+    return record
+
+
+def test_a_checkpoint_measures_as_the_cell_that_made_it(
+    tiny_cell: Make, checkpoints: dict[str, Path]
+) -> None:
+    made = measure(tiny_cell("scheme=w4", "scheme.group_size=16", "scheme.symmetric=true"))
+    figures = {}
+    for format, folder in checkpoints.items():
+        record = measure(loaded_cell(tiny_cell, folder))
+        assert (record.cell.method, record.cell.scheme) == ("loaded", "w4g16_sym")
+        assert record.environment["kernel"] == made.environment["kernel"] != "torch"
+        figures[format] = [(m.name, m.value) for m in record.metrics]
+        # compressed-tensors stores the scales in the type of the model, float32.
+        stored = 4 + (36 if format == "compressed-tensors" else 20) / 16
+        assert record.cell.bits_per_weight == pytest.approx(stored)
+    assert set(map(str, figures.values())) == {str([(m.name, m.value) for m in made.metrics])}
+
+
+@pytest.mark.parametrize("format", ["gptq-v1", "gptq-v2", "compressed-tensors"])
+def test_a_streamed_checkpoint_measures_as_the_whole_one(
+    tiny_cell: Make, checkpoints: dict[str, Path], tmp_path: Path, format: str
+) -> None:
+    found = []
+    for stream in ("never", "always"):
+        record = measure(
+            loaded_cell(
+                tiny_cell, checkpoints[format], f"runtime.stream={stream}",
+                f"paths.results={tmp_path / stream}",
+            )
+        )  # fmt: skip
+        assert ("streamed" in record.environment) == (stream == "always")
+        found.append((record.key, record.metrics, record.cell))
+    assert found[0] == found[1]
+    assert found[1][2].bits_per_weight is not None
+
+
+def test_a_streamed_checkpoint_of_ragged_shapes_counts_every_layer(
+    tiny_model: Path, tiny_cell: Make, tmp_path: Path
+) -> None:
+    """Per row, wide layers store fewer bits a weight than narrow ones: 32 and 64 inputs here."""
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    weights = quantize_model(model, [], QuantizationPlan(method="rtn", scheme=Scheme(4))).weights
+    folder = quant.save(tmp_path / "rows", model, weights, method={}, tokenizer=tiny_model)
+    record = measure(loaded_cell(tiny_cell, folder, "runtime.stream=always"))
+    # A block: four layers of 32 x 32, fc1 64 x 32, fc2 32 x 64; a row takes 16 + 4 bits beside.
+    codes, rows = 4 * (4 * 32 * 32 + 2 * 64 * 32), 20 * (4 * 32 + 64 + 32)
+    assert record.cell.bits_per_weight == pytest.approx((codes + rows) / (codes / 4))
+
+
+def test_divergence_of_a_checkpoint_is_that_of_its_kernel_alone(
+    tiny_cell: Make, checkpoints: dict[str, Path], stories_file: Path
+) -> None:
+    """No original is at hand, so nothing is said about the distance from it."""
+    config = loaded_cell(
+        tiny_cell, checkpoints["gptq-v1"], "suite=[perplexity_documents,latency,divergence]",
+        "suite.divergence.protocols=[documents]", "suite.divergence.max_windows=2",
+        f"suite.divergence.paths.documents={stories_file}",
+    )  # fmt: skip
+    record = measure(config, "divergence")
+    names = {metric.name for metric in record.metrics}
+    assert names == {"kernel_kl", "kernel_kl_max", "kernel_top1_agreement", "kl_floor"}
+
+
+def test_the_record_names_format_and_producer(
+    tiny_cell: Make, checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
+    config = loaded_cell(tiny_cell, checkpoints["gptq-v1"])
+    record = measure(config)
+    said = record.config["checkpoint"]
+    assert said["format"] == "GPTQ v1"
+    assert said["producer"].startswith("bitsweep ")
+    assert said["zero_points"] == (
+        "version 1 (stored minus one) declared, the symmetric ones confirm it"
+    )
+    assert said["twin"] == "its own weights, dequantized"
+    assert record.config["method"] == {"name": "loaded"}
+    assert record.config["scheme"]["group_size"] == 16
+    for file in Path(config.paths.results).glob("cells/*/*.json"):
+        assert "/tmp" not in file.read_text()
+
+
+def test_the_table_shows_scheme_and_bits(
+    tiny_overrides: list[str],
+    checkpoints: dict[str, Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    ours = [f"model.path={checkpoints['gptq-v1']}", "method=none", "scheme=w16"]
+    taken = tuple(each.partition("=")[0] + "=" for each in ours)
+    request = [*(each for each in tiny_overrides if not each.startswith(taken)), *ours]
+    assert cli.main(["plan", *request]) == cli.OK
+    plan = capsys.readouterr().out
+    assert "loaded" in plan
+    assert "w4g16_sym" in plan
+    assert f"{checkpoints['gptq-v1']}: GPTQ v1, w4g16_sym, producer bitsweep" in plan
+    assert cli.main(["run", *request]) == cli.OK
+    out, _ = capsys.readouterr()
+    rows = [line for line in out.splitlines() if "loaded GPTQ v1" in line]
+    assert len(rows) >= 2, "accuracy, and time and memory"
+    assert all("w4g16_sym" in row and "5.25" in row for row in rows[:2])
+
+
+def test_the_latency_twin_has_the_dequantized_weights(
+    tiny_cell: Make, checkpoints: dict[str, Path]
+) -> None:
+    config = loaded_cell(tiny_cell, checkpoints["gptq-v2"], "runtime.kernel=reference")
+    packed, twin = load_checkpoint(config, "reference"), load_dequantized(config)
+    assert not [m for m in twin.modules() if isinstance(m, quant.QuantLinear)]
+    tokens = torch.arange(3, 40)[None]
+    with torch.no_grad():
+        assert torch.equal(packed(tokens).logits, twin(tokens).logits)
+    record = measure(loaded_cell(tiny_cell, checkpoints["gptq-v2"], latency=True), "latency")
+    assert "decode_speedup" in {metric.name for metric in record.metrics}
+
+
+@pytest.mark.parametrize("method", ["rtn", "gptq"])
+def test_nothing_is_quantized_twice(
+    tiny_cell: Make, checkpoints: dict[str, Path], method: str
+) -> None:
+    config = tiny_cell(f"model.path={checkpoints['compressed-tensors']}", f"method={method}")
+    message = r"model=tiny is quantized already \(w4g16_sym, compressed-tensors, producer bitsweep"
+    with pytest.raises(ConfigError, match=rf"{message}.*use method=none scheme=w16"):
+        validate(config)
+
+
+def test_a_quantization_that_cannot_be_read(
+    tiny_cell: Make, checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = tmp_path / "fp8"
+    shutil.copytree(checkpoints["gptq-v1"], folder)
+    change_config(folder, quant_method="fp8")
+    with pytest.raises(ModelError, match="quant_method='fp8' cannot be read; only gptq"):
+        validate(loaded_cell(tiny_cell, folder))
+
+
+def test_a_mix_up_of_versions_fails_with_its_name(
+    tiny_cell: Make, checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = tmp_path / "mixed"
+    shutil.copytree(checkpoints["gptq-v1"], folder)
+    (folder / "artifact.json").unlink()
+    change_config(folder, checkpoint_format="gptq_v2", meta={})
+    events: list[Event] = []
+    run_cell(plan_cell(loaded_cell(tiny_cell, folder)), events.append)
+    (failure,) = (event for event in events if isinstance(event, Failed))
+    assert "set checkpoint_format to 'gptq'" in failure.message
+    assert "qzeros holds 7 everywhere" in failure.message
+
+
+def test_a_configuration_of_its_own_is_found_and_hashed(
+    tiny_cell: Make, checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
+    """AutoGPTQ's quantize_config.json: it decides what the weights are, so it is in the keys."""
+    folder = tmp_path / "early"
+    shutil.copytree(checkpoints["gptq-v1"], folder)
+    (folder / "artifact.json").unlink()
+    config = json.loads((folder / "config.json").read_text())
+    said = config.pop("quantization_config")
+    (folder / "config.json").write_text(json.dumps(config))
+    own = {key: said[key] for key in ("bits", "group_size", "desc_act", "sym")}
+    keys = set()
+    for values in (own, {**own, "damp_percent": 0.1}):
+        (folder / "quantize_config.json").write_text(json.dumps(values))
+        plan = plan_cell(loaded_cell(tiny_cell, folder))
+        assert plan.identity.scheme == "w4g16_sym"
+        assert plan.keys is not None
+        keys.add(plan.keys.cell)
+        assert plan.keys.semantic["checkpoint"]["zero_points"] == (
+            "checkpoint_format not declared: read from the symmetric zero-points"
+        )
+    assert len(keys) == 2
+
+
+def change_config(folder: Path, **values: Any) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"].update(values)
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def test_full_precision_is_no_checkpoint(tiny_cell: Make) -> None:
+    assert find_checkpoint(tiny_cell().model) is None
+
+
+def test_export_and_inspect(
+    checkpoints: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    arguments = ["export", str(checkpoints["artifact"]), str(out), "--format", "gptq-v1"]
+    assert cli.main(arguments) == cli.OK
+    assert f"{out}: 12 quantized layers in gptq-v1" in capsys.readouterr().out
+    assert (out / "tokenizer.json").is_file()
+    assert cli.main(["inspect", str(out)]) == cli.OK
+    rows = dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines())
+    rows = {name: value.strip() for name, value in rows.items()}
+    assert rows["format"] == "GPTQ v1"
+    assert rows["scheme"] == "w4g16_sym, float16 scales"
+    assert rows["bits per weight"] == "5.250"
+    assert rows["layers"] == "12, 16,384 weights"
+    assert "confirm" in rows["zero-points"]
+    assert rows["files"] == "as artifact.json says"
+    assert abs(float(rows["mean code - zero"].split()[0])) < 0.5
+
+
+def test_export_does_not_overwrite_a_model_unasked(
+    checkpoints: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def contents(folder: Path) -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    out = shutil.copytree(checkpoints["gptq-v1"], tmp_path / "out")
+    before = contents(out)
+    arguments = ["export", str(checkpoints["artifact"]), str(out), "--format"]
+    assert cli.main([*arguments, "gptq-v2"]) == cli.IMPOSSIBLE
+    said = capsys.readouterr().err
+    assert said.startswith(
+        f"bitsweep: {out} holds a quantized model (GPTQ v1, 4 bits, by bitsweep "
+    )
+    assert "choose another folder, or add --overwrite" in said
+    assert contents(out) == before
+    # What cannot be exported costs nothing either, whatever was allowed.
+    assert cli.main([*arguments, "gguf", "--overwrite"]) == cli.IMPOSSIBLE
+    assert contents(out) == before
+    assert cli.main([*arguments, "gptq-v2", "--overwrite"]) == cli.OK
+    assert contents(out) == contents(checkpoints["gptq-v2"])
+    assert list(tmp_path.iterdir()) == [out]
+    # A model of somebody else's is never replaced.
+    (out / "artifact.json").unlink()
+    before = contents(out)
+    assert cli.main([*arguments, "gptq-v1", "--overwrite"]) == cli.IMPOSSIBLE
+    assert "is not an artifact written by Bitsweep" in capsys.readouterr().err
+    assert contents(out) == before
+
+
+def test_inspect_says_what_is_doubtful(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An asymmetric version 2 that calls itself version 1: every weight is off by one step."""
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    plan = QuantizationPlan(method="rtn", scheme=Scheme(4))
+    weights = quantize_model(model, [], plan).weights
+    next(iter(weights.values())).zero[:2] = 15  # read as version 1: 0
+    folder = quant.save(tmp_path / "a", model, weights, method={}, tokenizer=tiny_model)
+    (folder / "artifact.json").unlink()
+    for version, centre in (("gptq_v2", 0), ("gptq", -1)):
+        change_config(folder, checkpoint_format=version, meta={"producer": "somebody 1.0"})
+        assert cli.main(["inspect", str(folder)]) == cli.OK
+        rows = dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines())
+        assert abs(float(rows["mean code - zero"].split()[0]) - centre) < 0.25
+        assert rows["producer"].strip() == "somebody 1.0"
+        assert "declared, asymmetric: trusted" in rows["zero-points"]
+        assert rows["files"].strip() == "no artifact.json to check them with"
+        assert ("zero-points of 0" in rows) == (version == "gptq")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["inspect"], "arguments are required: folder; `bitsweep inspect --help` shows"),
+        (["export", "/nowhere"], "arguments are required: out, --format; `bitsweep export --help`"),
+        (["inspect", "/nowhere"], "is not a folder"),
+        (["export", "/nowhere", "/tmp/out", "--format", "gptq-v1"], "is not a folder"),
+        (["export", "/nowhere", "/tmp/out", "--format", "gguf"], "'gguf' is unknown; choose one"),
+    ],
+)
+def test_wrong_requests_are_one_sentence(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(arguments) == cli.IMPOSSIBLE
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert words in err
+    assert err.count("\n") == 1

@@ -1,0 +1,158 @@
+"""Cells in processes of their own: what kills one is recorded and costs nothing else."""
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from harness.cell.plan import CellPlan, plan_cell
+from harness.config.schema import CellConfig
+from harness.run.events import Event, Failed, Finished, Started
+from harness.run.process import run_in_process
+
+Make = Callable[..., CellConfig]
+
+
+def kill_child(number: signal.Signals) -> None:
+    (child,) = [p for p in multiprocessing.active_children() if p.name == "bitsweep-cell"]
+    assert child.pid is not None
+    os.kill(child.pid, number)
+
+
+class Listener:
+    """Collects events, and kills the process when a stage begins for the first time."""
+
+    def __init__(self, kill_at: str | None = None, number: signal.Signals = signal.SIGKILL) -> None:
+        self.events: list[Event] = []
+        self.kill_at, self.number = kill_at, number
+
+    def __call__(self, event: Event) -> None:
+        self.events.append(event)
+        if isinstance(event, Started) and event.stage == self.kill_at:
+            self.kill_at = None
+            kill_child(self.number)
+
+    @property
+    def finished(self) -> list[str]:
+        return [e.stage for e in self.events if isinstance(e, Finished) and not e.cached]
+
+    @property
+    def failed(self) -> list[Failed]:
+        return [e for e in self.events if isinstance(e, Failed)]
+
+
+def start(config: CellConfig, tmp_path: Path, listener: Listener) -> CellPlan:
+    run_in_process(plan_cell(config), listener, tmp_path / "logs" / "cell.log")
+    return plan_cell(config)
+
+
+def test_a_cell_runs_in_a_process_of_its_own_and_prints_to_its_log(
+    tiny_cell: Make, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    listener = Listener()
+    plan = start(tiny_cell(), tmp_path, listener)
+    assert listener.finished == ["quantization", "perplexity", "latency"]
+    assert plan.todo == []
+    assert (tmp_path / "logs" / "cell.log").exists()
+    assert capfd.readouterr() == ("", "")
+    record = plan.find("perplexity")
+    assert record is not None
+    assert record.environment["threads"] == 1, "runtime.threads reaches the process"
+    assert record.peak_memory_bytes is not None
+    assert record.peak_memory_bytes > 50e6
+
+
+def test_a_killed_suite_is_recorded_with_the_likely_cause_and_the_rest_goes_on(
+    tiny_cell: Make, tmp_path: Path
+) -> None:
+    listener = Listener(kill_at="perplexity")
+    plan = start(tiny_cell(), tmp_path, listener)
+    (failure,) = listener.failed
+    assert (failure.stage, failure.type) == ("perplexity", "SIGKILL")
+    assert "out of memory" in failure.message
+    assert listener.finished == ["quantization", "latency"]
+    record = plan.find("perplexity")
+    assert record is not None
+    assert record.error is not None
+    assert record.error.type == "SIGKILL"
+    assert plan.todo == ["perplexity"]
+    again = Listener()
+    start(tiny_cell(), tmp_path, again)
+    assert again.finished == ["perplexity"]
+
+
+def test_a_crash_in_the_quantization_stops_the_cell(tiny_cell: Make, tmp_path: Path) -> None:
+    listener = Listener(kill_at="quantization", number=signal.SIGSEGV)
+    start(tiny_cell(), tmp_path, listener)
+    assert [(f.stage, f.type) for f in listener.failed] == [("quantization", "SIGSEGV")]
+    assert listener.finished == []
+
+
+def test_a_cell_that_takes_too_long_is_stopped(tiny_cell: Make, tmp_path: Path) -> None:
+    listener = Listener()
+    start(tiny_cell("runtime.timeout_s=0.001"), tmp_path, listener)
+    (failure,) = listener.failed
+    assert failure.type == "Timeout"
+    assert "runtime.timeout_s=0.001" in failure.message
+    assert multiprocessing.active_children() == []
+
+
+def test_an_interrupt_stops_the_process_and_keeps_what_is_finished(
+    tiny_cell: Make, tmp_path: Path
+) -> None:
+    def interrupt(event: Event) -> None:
+        if isinstance(event, Started) and event.stage == "latency":
+            raise KeyboardInterrupt
+
+    config = tiny_cell()
+    with pytest.raises(KeyboardInterrupt):
+        run_in_process(plan_cell(config), interrupt, tmp_path / "cell.log")
+    assert multiprocessing.active_children() == []
+    assert plan_cell(config).todo == ["latency"]
+
+
+PLUGIN = """
+from hydra._internal.core_plugins.basic_launcher import BasicLauncher
+
+
+class CountingLauncher(BasicLauncher):
+    def launch(self, job_overrides, initial_job_idx):
+        with open({log!r}, "a") as file:
+            file.writelines(each[-1] + "\\n" for each in job_overrides)
+        return super().launch(job_overrides, initial_job_idx)
+"""
+
+
+def test_cells_through_a_launcher_plugin_of_hydra(
+    tiny_overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A plugin gets one job per cell with work to do, and what jobs return is summed up."""
+    import importlib
+
+    from hydra.core.config_store import ConfigStore
+    from hydra.core.plugins import Plugins
+
+    from harness.config.compose import compose_cells
+    from harness.run import launchers as launcher
+
+    log = tmp_path / "jobs.txt"
+    (tmp_path / "hydra_plugins").mkdir()
+    (tmp_path / "hydra_plugins" / "counting.py").write_text(PLUGIN.format(log=str(log)))
+    monkeypatch.syspath_prepend(tmp_path)
+    plugin = importlib.import_module("hydra_plugins.counting").CountingLauncher
+    Plugins.instance().register(plugin)
+    node = {"_target_": "hydra_plugins.counting.CountingLauncher"}
+    ConfigStore.instance().store(group="hydra/launcher", name="counting", node=node)
+    cells = compose_cells(
+        [*tiny_overrides, "scheme=w4,w3", "hydra/launcher=counting"], multirun=True
+    )
+    assert launcher.is_chosen(cells)
+    plans = [plan_cell(cell.config) for cell in cells]
+    outcome = launcher.run_with_launcher(cells, plans)
+    assert (outcome.finished, outcome.failures) == (6, [])
+    assert log.read_text() == "scheme=w4\nscheme=w3\n"
+    assert [plan_cell(cell.config).todo for cell in cells] == [[], []]
+    assert (tmp_path / "results" / "runs" / "multirun").is_dir()

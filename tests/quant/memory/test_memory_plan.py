@@ -1,0 +1,232 @@
+"""Memory is counted before the work, bounds what is measured, and refuses with figures."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import resident
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from quant.calibrate.layers import QuantizationPlan
+from quant.memory import limits as memory_limits
+from quant.memory.limits import Limits, free_host_memory, free_memory
+from quant.memory.plan import (
+    IN_HOST,
+    ON_DEVICE,
+    ON_DISK,
+    PRODUCT_BYTES,
+    PRODUCTS_KEPT,
+    USABLE,
+    MemoryPlanError,
+    ModelShape,
+    fits_whole,
+    plan_evaluation,
+    plan_quantization,
+    size,
+)
+from quant.scheme import Scheme
+from quant.solvers.gptq import GPTQOptions
+
+GPTQ = QuantizationPlan("gptq", Scheme(4, 128))
+OPT_175B = ModelShape(
+    layers=((12288, 12288),) * 4 + ((49152, 12288), (12288, 49152)),
+    blocks=96, block_bytes=12 * 12288**2 * 2, outside_bytes=(50272 + 2050) * 12288 * 2,
+    hidden=12288, vocabulary=50272, itemsize=2,
+)  # fmt: skip
+GB = 10**9
+
+
+def plan_175b(activations: str = "auto", **limits: int) -> object:
+    tokens = 128 * 2048
+    return plan_quantization(OPT_175B, GPTQ, tokens, 2048, Limits(**limits), activations)
+
+
+def test_the_plan_of_a_large_model_is_the_sum_of_its_parts() -> None:
+    plan = plan_175b(device=141 * GB, host=60 * GB, disk=500 * GB)
+    parts = {item.name: item for item in plan.items}
+    assert parts["weights of a block"].bytes == 12 * 12288**2 * 2
+    assert parts["activations between blocks"].bytes == 128 * 2048 * 12288 * 2
+    assert parts["activations between blocks"].where == ON_DEVICE
+    hessians = 4 * (5 * 12288**2 + 49152**2)
+    assert parts["Hessians of a block (q, k, v share one)"].bytes == hessians
+    always = sum(i.bytes for i in plan.items if i.where == ON_DEVICE and not i.phases)
+    factor = hessians + parts["the largest factorization"].bytes
+    sweep = hessians + parts["the largest layer in the solver"].bytes
+    collect = hessians + sum(
+        parts[name].bytes for name in ("a batch inside a block", "product of the widest inputs")
+    )
+    assert plan.needed(ON_DEVICE) == always + max(factor, sweep, collect)
+    rows = list(plan.rows())
+    assert ("at most at one time", ON_DEVICE, plan.needed(ON_DEVICE)) in rows
+    assert ("may be taken", IN_HOST, int(60 * GB * USABLE)) in rows
+
+
+def test_the_block_that_is_being_written_is_counted_beside_the_one_being_made() -> None:
+    limits = Limits(device=141 * GB, host=60 * GB, disk=500 * GB)
+    plan = plan_quantization(OPT_175B, GPTQ, 128 * 2048, 2048, limits)
+    parts = {item.name: item for item in plan.items}
+    codes, grids = 12 * 12288**2, 12 * 12288**2 // 128 * (16 + 4) // 8
+    assert parts["quantized weights of a block"].bytes == codes + grids
+    largest = 4 * 12288**2
+    packed = codes // 2 + grids + largest // 2 + largest // 128 * (16 + 4) // 8
+    written = parts["the block before it, being written"]
+    assert written.bytes == codes + grids + packed
+    assert (written.where, written.phases) == (IN_HOST, ("collect", "factor", "sweep"))
+    # A block may hold more than its layers: norms, or experts that stay as they are.
+    more = replace(OPT_175B, block_bytes=OPT_175B.block_bytes + GB)
+    rtn = plan_quantization(more, QuantizationPlan("rtn", Scheme(4, 128)), 0, 2048, limits)
+    assert {item.name: item for item in rtn.items}[written.name].bytes == written.bytes + GB
+
+
+def test_activations_go_where_there_is_room() -> None:
+    roomy = plan_175b(device=10**13, host=10**13, disk=10**13)
+    needed = {where: roomy.needed(where) for where in (ON_DEVICE, IN_HOST)}
+    held = 128 * 2048 * 12288 * 2
+
+    def place(device: int, host: int, disk: int = 10**13) -> str:
+        limits = {"device": device, "host": host, "disk": disk}
+        return plan_175b(**{k: int(v / USABLE) + 2 for k, v in limits.items()}).activations
+
+    assert place(needed[ON_DEVICE], 10**13) == "cuda"
+    assert place(needed[ON_DEVICE] - 10, 10**13) == "cpu"
+    host = needed[IN_HOST] + held
+    assert place(needed[ON_DEVICE] - held, host) == "cpu"
+    assert place(needed[ON_DEVICE] - held, host - 10) == "disk"
+    with pytest.raises(MemoryPlanError, match=r"6\.44 GB of the disk and 6\.44 GB may be taken"):
+        place(needed[ON_DEVICE] - held, host - 10, held - 1_000_000)
+    no_gpu = plan_quantization(OPT_175B, GPTQ, 2048, 2048, Limits(host=10**13))
+    assert no_gpu.activations == "cpu"
+    assert no_gpu.needed(ON_DEVICE) == 0
+
+
+def test_what_does_not_fit_is_refused_with_figures() -> None:
+    message = (
+        r"this needs \d+\.\d\d GB of memory of the device and 22\.80 GB may be taken "
+        r"\(the largest factorization \d+\.\d\d GB, .*\): use a larger device, .*runtime=cpu\.$"
+    )
+    with pytest.raises(MemoryPlanError, match=message):
+        plan_175b(device=24 * GB, host=64 * GB, disk=500 * GB)
+    with pytest.raises(MemoryPlanError, match=r"of host memory .*runtime\.activations=disk"):
+        plan_175b(host=8 * GB, disk=500 * GB)
+
+
+def test_rounding_needs_neither_hessians_nor_activations() -> None:
+    rtn = QuantizationPlan("rtn", Scheme(4))
+    plan = plan_quantization(OPT_175B, rtn, 10**6, 2048, Limits(host=100 * GB))
+    names = {item.name for item in plan.items if item.bytes}
+    assert not any("Hessian" in name or "activations" in name for name in names)
+
+
+def test_kernels_that_products_compile_are_counted_where_they_are_compiled() -> None:
+    def compiled(shape: ModelShape, kernel: str = "cpu", **limits: int) -> int:
+        quantization = QuantizationPlan("gptq", Scheme(4, 128), GPTQOptions(kernel=kernel))
+        plan = plan_quantization(shape, quantization, 2048, 2048, Limits(**limits))
+        return sum(item.bytes for item in plan.items if item.name == "kernels that oneDNN compiles")
+
+    small = replace(OPT_175B, layers=((512, 512), (128, 512)))
+    # Two layers and four strips, each with a full and a rest batch; at three look-backs one product
+    # with the triangle and one for each height; one block column behind another.
+    assert compiled(small) == (2 * (2 + 4) + 3 * (1 + 2) + 2 * 1) * PRODUCT_BYTES
+    assert compiled(OPT_175B) == PRODUCTS_KEPT * PRODUCT_BYTES
+    assert compiled(small, "reference") == 0
+    assert compiled(small, device=10**13, host=10**13) == 0
+
+
+def test_whether_a_model_fits_whole() -> None:
+    limits = Limits(device=141 * GB, host=1000 * GB)
+    assert not fits_whole(OPT_175B, 2048, 1, limits)
+    assert fits_whole(replace(OPT_175B, block_bytes=10**9), 2048, 1, limits)
+    assert not fits_whole(replace(OPT_175B, block_bytes=10**9), 2048, 1, Limits(host=90 * GB))
+    assert fits_whole(OPT_175B, 2048, 1, Limits())
+    streamed = plan_evaluation(OPT_175B, 340_000, 2048, 1, limits)
+    assert streamed.activations == "cuda"
+    assert streamed.needed(ON_DEVICE) < 25 * GB
+    assert streamed.needed(ON_DISK) == 0
+
+
+def test_sizes_are_readable() -> None:
+    assert [size(n) for n in (512, 2_500_000, 6_442_450_944)] == ["0.5 kB", "2.50 MB", "6.44 GB"]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    config = LlamaConfig(
+        vocab_size=256, hidden_size=512, intermediate_size=768, num_hidden_layers=10,
+        num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=256,
+    )  # fmt: skip
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def measured(checkpoint: Path) -> resident.Measured:
+    generator = torch.Generator().manual_seed(0)
+    windows = [torch.randint(0, 256, (256,), generator=generator) for _ in range(8)]
+    plan = QuantizationPlan("gptq", Scheme(4, 128), batch_tokens=1024)
+    found = resident.measure(checkpoint, plan, windows)
+    if found is None:
+        pytest.skip("memory of this C library stays with the process")
+    return found
+
+
+def test_the_plan_bounds_what_is_measured(measured: resident.Measured) -> None:
+    # Small allocations are none of the plan's business.
+    assert measured.peak < measured.planned + 12_000_000
+    assert measured.peak > measured.planned / 4, "a bound this loose would refuse what fits"
+
+
+def test_passes_hold_two_blocks_and_activations(measured: resident.Measured) -> None:
+    parts = {item.name: item.bytes for item in measured.plan.items}
+    shape, writing = measured.shape, parts["the block before it, being written"]
+    blocks = 2 * shape.block_bytes + shape.outside_bytes
+    activations = parts["activations between blocks"] + parts["a batch inside a block"]
+    holes = activations  # that results of several sizes leave in the heap
+    bound = blocks + activations + writing + holes
+    assert bound < shape.whole_bytes, "the bound would allow all blocks at once"
+    assert measured.stages["forward"] < bound
+
+
+def test_runs_leave_no_memory_behind(measured: resident.Measured) -> None:
+    assert measured.grown < resident.REPEATS * measured.shape.block_bytes / 2
+
+
+def test_limits_of_control_groups_and_the_process_are_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = tmp_path / "cgroup"
+    monkeypatch.setattr(memory_limits, "_CGROUPS", names)
+    group = tmp_path / "jobs" / "mine"
+    group.mkdir(parents=True)
+    found = memory_limits._control_groups
+    names.write_text("0::/jobs/mine\n")
+    (group / "memory.max").write_text("max\n")
+    (group / "memory.current").write_text("700\n")
+    assert list(found(tmp_path)) == []
+    (group.parent / "memory.max").write_text("1000\n")
+    (group.parent / "memory.current").write_text("800\n")
+    (group.parent / "memory.stat").write_text("anon 5\ninactive_file 60\n")
+    assert list(found(tmp_path)) == [260]
+    old = tmp_path / "memory" / "box"
+    old.mkdir(parents=True)
+    names.write_text("4:memory:/box\n3:cpuset:/\n0::/\n")
+    (old / "memory.limit_in_bytes").write_text("5000\n")
+    (old / "memory.usage_in_bytes").write_text("1500\n")
+    (tmp_path / "memory" / "memory.limit_in_bytes").write_text(f"{2**63 - 4096}\n")
+    assert list(found(tmp_path)) == [3500]
+
+
+def test_a_resource_limit_lowers_what_is_free() -> None:
+    import resource
+
+    free = free_host_memory()
+    assert free is not None
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    try:
+        resource.setrlimit(resource.RLIMIT_AS, (used + 300_000_000, before[1]))
+        assert free_host_memory() <= 300_000_000
+        assert free_memory(torch.device("cpu"), Path("nowhere") / "yet").disk is not None
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)

@@ -119,8 +119,7 @@ def _run(arguments: Sequence[str]) -> int:
         return OK
     from harness.run import launch
 
-    plans = launch.make_plans(cells, download=True)
-    return launch.run(cells, plans, request.config_dir)
+    return launch.run(cells, request.config_dir)
 
 
 def _plan(arguments: Sequence[str]) -> int:
@@ -129,24 +128,24 @@ def _plan(arguments: Sequence[str]) -> int:
         return OK
     from harness.run import launch
 
-    launch.show_plan(launch.make_plans(cells, download=False))
+    launch.show_plan(launch.resolve_all(cells))
     return OK
 
 
 def _cells(request: Request) -> list[Cell] | None:
-    """The composed and validated cells; None when help or the configuration was printed."""
+    """The composed cells; None when help or the configuration was printed."""
     if request.help is not None:
         from harness.config.help import group_help, run_help
 
         print(group_help(request.help) if request.help else run_help(), end="")
         return None
-    from harness.cell.validation import validate
     from harness.config.compose import as_yaml, compose_cells
 
     cells = compose_cells(request.overrides, request.multirun, request.config_dir)
-    for cell in cells:
-        validate(cell.config)
     if request.show_config:
+        from harness.run.launch import resolve_all
+
+        resolve_all(cells)  # a configuration that is shown is one that could run
         print("---\n".join(as_yaml(cell) for cell in cells), end="")
         return None
     return cells

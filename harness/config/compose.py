@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -21,31 +21,34 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
+from hydra.errors import MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 
 from harness.config.errors import as_sentences
 from harness.config.help import conf_dir
 from harness.config.schema import CellConfig, SweepConfig
 from harness.errors import ConfigError
+from quant.scheme import Scheme, SchemeError
 
 VERSION_BASE = "1.3"
 CONFIG_NAME = "config"
 SCHEMA_NAME = "bitsweep_schema"
+SCHEMES = "scheme"  # the group whose options are names of a grammar as well as files
 LISTS = ("suite", "tasks", "protocols")  # keys that hold a list
-MAPPINGS = (
-    "suite.perplexity.paths.",
-    "suite.divergence.paths.",
-    "suite.zeroshot.files.",
-    "model.expected.",
-)
+# Keys below these are added to mappings: what a part has, its module says (harness.config.options).
+MAPPINGS = ("method.", "transform.", "suite.", "model.expected.")
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One composed cell and the overrides that make it."""
+    """One composed cell and the overrides that make it.
+
+    folder  of the user, laid out like conf/, whose files may name modules that lie beside them.
+    """
 
     config: CellConfig
     overrides: tuple[str, ...]
+    folder: Path | None = None
 
 
 def compose_cells(
@@ -62,14 +65,14 @@ def compose_cells(
             _refuse_lists(parsed)
         cells: dict[str, Cell] = {}
         for point in product(parsed):
-            composed = compose(CONFIG_NAME, [*searchpath, *point])
+            composed = compose_one([*searchpath, *point])
             entries = _sweep_entries(composed, point)
             for entry in entries:
                 if len(entries) > 1 or entry != point:
-                    composed = compose(CONFIG_NAME, [*searchpath, *entry])
+                    composed = compose_one([*searchpath, *entry])
                 config = to_cell(composed)
                 # Compared by content: entries may reach the same cell in two ways.
-                cells.setdefault(repr(config), Cell(config, entry))
+                cells.setdefault(repr(config), Cell(config, entry, extra))
     return list(cells.values())
 
 
@@ -84,11 +87,27 @@ def session(extra: Path | None = None) -> Iterator[list[str]]:
         yield searchpath
 
 
+def compose_one(overrides: Sequence[str]) -> DictConfig:
+    """One composed configuration; a scheme without a file is read from its name."""
+    while True:
+        try:
+            return compose(CONFIG_NAME, [into_mapping(each) for each in overrides])
+        except MissingConfigException as error:
+            group, _, name = (error.missing_cfg_file or "").removesuffix(".yaml").partition("/")
+            if group != SCHEMES:
+                raise
+            try:
+                scheme = Scheme.parse(name)
+            except SchemeError as reason:
+                raise error from reason
+            ConfigStore.instance().store(group=SCHEMES, name=name, node=asdict(scheme))
+
+
 def parse(overrides: Sequence[str]) -> list[Override]:
     """Overrides in Hydra's grammar; a later one replaces an earlier one of the same key."""
     loader = GlobalHydra.instance().config_loader()
     parser = OverridesParser.create(config_loader=loader)
-    parsed = parser.parse_overrides([_into_mapping(each) for each in overrides])
+    parsed = parser.parse_overrides(list(overrides))
     for override in parsed:
         if override.is_add() and not override.is_force_add():
             raise ConfigError(
@@ -135,8 +154,8 @@ def as_yaml(cell: Cell) -> str:
     return f"# {' '.join(cell.overrides)}\n{text}"
 
 
-def _into_mapping(override: str) -> str:
-    """Mappings by name (a file per text or task) take new names without Hydra's +."""
+def into_mapping(override: str) -> str:
+    """An override for Hydra: mappings (options of parts, a file per text) take new names."""
     return f"++{override}" if override.startswith(MAPPINGS) else override
 
 

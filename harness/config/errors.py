@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import get_args, get_origin, get_type_hints
+from typing import get_args, get_type_hints
 
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from harness.config.help import groups, options
+from harness.config.options import did_you_mean, words_for
 from harness.config.schema import SweepConfig
 from harness.errors import ConfigError
 
@@ -33,11 +33,6 @@ def as_sentences(extra: Path | None = None) -> Iterator[None]:
             "spaces, and put values with =, commas or brackets in quotes, as in "
             "'model.path=\"a=b\"'."
         ) from error
-    except AssertionError as error:  # how OmegaConf says that there is nothing to put a key into
-        raise ConfigError(
-            "a key is set below a suite that is not selected: add that suite to suite=[...], or "
-            "leave the key out."
-        ) from error
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise ConfigError(_sentence(error)) from error
 
@@ -49,8 +44,10 @@ def _missing_option(error: MissingConfigException, extra: Path | None) -> str:
     known = list(options(group, extra))
     if not known:
         return f"{missing or 'a configuration file'} is not in conf/: {_first_line(error)}; {HELP}."
-    close = _did_you_mean(name, known)
-    return f"{group}={name} is not an option{close}: {_choose(group, known)}."
+    said = f"{group}={name} is not an option{did_you_mean(name, known)}"
+    if isinstance(error.__cause__, ValueError):  # a name that could have been read, but was not
+        return f"{said}, and as a name {error.__cause__}"
+    return f"{said}: {_choose(group, known)}."
 
 
 def _choose(group: str, known: list[str]) -> str:
@@ -88,7 +85,7 @@ def _unknown_key(key: str) -> str:
     if not parent:
         known = sorted({*known, *(group.name for group in groups())})
     where = f"{parent} has" if parent else "there are"
-    return f"{key} is not a key{_did_you_mean(last, known)}: {where} {', '.join(known)}."
+    return f"{key} is not a key{did_you_mean(last, known)}: {where} {', '.join(known)}."
 
 
 def _keys(dotted: str) -> list[str]:
@@ -113,18 +110,7 @@ def _kind(key: str) -> str:
     """What a key takes, in words."""
     parent, _, last = key.rpartition(".")
     node = _node(parent)
-    hint = get_type_hints(node).get(last) if node is not None else None
-    if get_origin(hint) in (list, dict):
-        return f"it takes {'a list such as [a,b]' if get_origin(hint) is list else 'a mapping'}"
-    kinds = [each for each in (get_args(hint) or (hint,)) if each is not type(None)]
-    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-    word = words.get(kinds[0], "several keys of its own") if kinds else "another kind of value"
-    return f"it takes {word}" + (" or null" if type(None) in get_args(hint) else "")
-
-
-def _did_you_mean(name: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f" (did you mean {close[0]}?)" if close else ""
+    return words_for(get_type_hints(node).get(last) if node is not None else None)
 
 
 def _quoted(text: str) -> str | None:

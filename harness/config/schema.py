@@ -1,4 +1,4 @@
-"""The schema of conf/: plain dataclasses, validated across fields before anything is loaded.
+"""The schema of conf/: plain dataclasses that Hydra composes YAML into.
 
 Hydra composes YAML into these types (unknown keys and wrong types are refused there); everything
 below the command line sees only these dataclasses. Field types stay within what OmegaConf 2.3
@@ -38,22 +38,6 @@ class ModelConfig:
 
 
 @dataclass
-class MethodConfig:
-    """How weights are chosen: none, rtn, gptq, or random (with model=dummy, which has none to
-    choose from). The rest is read by gptq alone."""
-
-    name: str = MISSING
-    damping: float = 0.01  # times the mean of the Hessian's diagonal
-    # Tried in turn when a Hessian is singular with `damping`; recorded for the layer.
-    damping_ladder: List[float] = field(default_factory=list)
-    block_size: int = 128  # columns between two lazy batch updates
-    act_order: bool = False
-    static_groups: bool = False
-    group_grid: str = "current"  # or "stale": the authors' code for groups under block_size
-    true_sequential: bool = False
-
-
-@dataclass
 class SchemeConfig:
     """What a weight may be; bits 16 is not quantized."""
 
@@ -88,57 +72,6 @@ class CalibConfig:
 
 
 @dataclass
-class PerplexityConfig:
-    protocols: List[str] = MISSING  # names known to harness/data/protocols.py
-    paths: Dict[str, str] = field(default_factory=dict)  # protocol name -> local file or folder
-    max_windows: Optional[int] = None
-    batch_size: int = 1
-    documents: DocumentsConfig = field(default_factory=DocumentsConfig)
-
-
-@dataclass
-class DivergenceConfig:
-    protocols: List[str] = MISSING  # names known to harness/data/protocols.py
-    paths: Dict[str, str] = field(default_factory=dict)  # protocol name -> local file or folder
-    max_windows: Optional[int] = None
-    documents: DocumentsConfig = field(default_factory=DocumentsConfig)
-
-
-@dataclass
-class ZeroShotConfig:
-    tasks: List[str] = MISSING  # lm-eval task names, or embedded_last_word, embedded_choice
-    files: Dict[str, str] = field(default_factory=dict)  # task name -> jsonl file
-    limit: Optional[int] = None  # documents a task
-    batch_size: int = 16
-    num_fewshot: int = 0
-
-
-@dataclass
-class LatencyConfig:
-    prompt_tokens: int = 128
-    decode_tokens: int = 64
-    warmup: int = 3
-    repeats: int = 5
-
-
-@dataclass
-class KernelsConfig:
-    batches: List[int] = MISSING  # rows of activations (tokens) at a time
-    seconds: float = 0.5  # of measuring for each layer shape and batch
-
-
-@dataclass
-class SuitesConfig:
-    """The suites of a run; null is not asked for."""
-
-    perplexity: Optional[PerplexityConfig] = None
-    divergence: Optional[DivergenceConfig] = None
-    zeroshot: Optional[ZeroShotConfig] = None
-    latency: Optional[LatencyConfig] = None
-    kernels: Optional[KernelsConfig] = None
-
-
-@dataclass
 class RuntimeConfig:
     device: str = "cpu"
     kernel: str = "auto"  # auto, cuda, cpu, reference
@@ -164,13 +97,22 @@ class PathsConfig:
 
 @dataclass
 class CellConfig:
-    """One cell of a sweep: model x method x scheme x calibration x seed, and its suites."""
+    """One cell of a sweep: model x method x scheme x calibration x seed, and its suites.
+
+    method     `solver` names the module of the solver, or is null for full precision; the other
+               keys are the solver's options.
+    transform  name -> `module` and options of what is done to a block before its layers are solved.
+    suite      name -> `module` and options of what is measured.
+
+    The types of the options are in the modules (harness.config.options reads them there).
+    """
 
     model: ModelConfig = field(default_factory=ModelConfig)
-    method: MethodConfig = field(default_factory=MethodConfig)
+    method: Dict[str, Any] = field(default_factory=dict)
+    transform: Dict[str, Any] = field(default_factory=dict)
     scheme: SchemeConfig = field(default_factory=SchemeConfig)
     calib: CalibConfig = field(default_factory=CalibConfig)
-    suite: SuitesConfig = field(default_factory=SuitesConfig)
+    suite: Dict[str, Any] = field(default_factory=dict)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
     paths: PathsConfig = field(default_factory=PathsConfig)

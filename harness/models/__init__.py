@@ -1,1 +1,1 @@
-"""Where models come from: the hub, folders, the package, or nowhere."""
+"""Where models come from: the hub, a folder, the package, or nowhere (random weights)."""

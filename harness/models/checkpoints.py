@@ -1,4 +1,4 @@
-"""Models that are quantized already: a checkpoint of any format, whoever made it, as a cell.
+"""Models that are quantized already: what a checkpoint of any format says of itself, and loading.
 
 Such a cell has method=none: its weights are measured as they are. Its scheme is what the files say,
 and the record names format and producer.
@@ -13,14 +13,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.config.schema import CellConfig, ModelConfig
 from harness.errors import ModelError
-from harness.models.folders import QUANTIZATION_CONFIGS, model_folder
+from harness.models.folders import QUANTIZATION_CONFIGS
 
 if TYPE_CHECKING:
     from quant.scheme import Scheme
-
-METHOD = "loaded"  # what tables call the method of a checkpoint that was quantized elsewhere
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,31 +38,21 @@ class Checkpoint:
             "twin": "its own weights, dequantized",
         }
 
+    def describe(self) -> str:
+        """Format, scheme, producer and zero-points in one line."""
+        return (
+            f"{self.format}, {self.scheme.name}, producer {self.producer}, "
+            f"zero-points: {self.zero_points}"
+        )
 
-def find_checkpoint(config: ModelConfig) -> Checkpoint | None:
-    """The quantized checkpoint that a model is; None for full precision or one not here yet.
+
+def find_checkpoint(folder: Path) -> Checkpoint | None:
+    """The quantized checkpoint in a model's folder; None for full precision.
 
     ModelError for a quantization that cannot be read.
     """
-    folder = model_folder(config)
-    if folder is None:
-        return None
     status = (folder / "config.json").stat()
     return _examine(folder, status.st_mtime_ns, status.st_size)
-
-
-def describe_checkpoints(models: Iterable[ModelConfig]) -> list[str]:
-    """One line for every model that is quantized already: where, what, by whom."""
-    lines = {}
-    for model in models:
-        found = find_checkpoint(model)
-        if found is not None:
-            place = model.path or model.id or model.name
-            lines[place] = (
-                f"{place}: {found.format}, {found.scheme.name}, producer {found.producer}, "
-                f"zero-points: {found.zero_points}"
-            )
-    return list(lines.values())
 
 
 @lru_cache(maxsize=64)
@@ -86,8 +73,8 @@ def _examine(folder: Path, _mtime_ns: int, _size: int) -> Checkpoint | None:
     )
 
 
-def load_packed(config: CellConfig, folder: Path, kernel: str) -> Any:
-    """The model of a quantized folder in the dtype and on the device of a cell."""
+def load_packed(folder: Path, kernel: str, device: str, dtype: str, attention: str) -> Any:
+    """The model of a quantized folder, its layers on `kernel`."""
     import torch
 
     from quant import load
@@ -95,27 +82,20 @@ def load_packed(config: CellConfig, folder: Path, kernel: str) -> Any:
     return load(
         folder,
         kernel=kernel,
-        device=config.runtime.device,
-        dtype=getattr(torch, config.model.dtype),
-        attn_implementation=config.model.attention,
+        device=device,
+        dtype=getattr(torch, dtype),
+        attn_implementation=attention,
     )
 
 
-def load_checkpoint(config: CellConfig, kernel: str) -> Any:
-    """The model of a quantized checkpoint, its layers on `kernel`."""
-    folder = model_folder(config.model)
-    assert folder is not None
-    return load_packed(config, folder, kernel)
-
-
-def load_dequantized(config: CellConfig) -> Any:
+def load_dequantized(folder: Path, kernel: str, device: str, dtype: str, attention: str) -> Any:
     """The same model with its weights dequantized: the twin where no original is at hand."""
     import torch
 
     from quant.checkpoint import dequantize_layers
 
-    model = load_checkpoint(config, config.runtime.kernel)
-    dequantize_layers(model, getattr(torch, config.model.dtype))
+    model = load_packed(folder, kernel, device, dtype, attention)
+    dequantize_layers(model, getattr(torch, dtype))
     return model
 
 

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from harness.config.schema import CellConfig, ModelConfig
+from harness.config.schema import ModelConfig
 from harness.errors import ModelError
 
+if TYPE_CHECKING:
+    from quant.scheme import Scheme
+
 VERSION = 1  # raise it when the same seed gives other weights
-RANDOM = "random"  # the method of packed random weights
 WORKSPACE = {"cuda": 2**30, "cpu": 2**26}  # bytes beside model and cache: library workspaces
-
-
-def is_dummy(model: ModelConfig) -> bool:
-    return model.source == "dummy"
 
 
 def architecture(model: ModelConfig) -> Any:
@@ -41,39 +39,34 @@ def fingerprint(model: ModelConfig) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def load(config: CellConfig, *, packed: bool) -> Any:
-    """The random model of a cell: packed in its scheme, or in full precision (its twin).
+def load(
+    model: ModelConfig, scheme: Scheme | None, *, device: str, kernel: str, seed: int, positions: int
+) -> Any:
+    """The random model: packed in `scheme`, or in full precision (its twin) without one.
+
+    positions  tokens that will stand in the KV cache, for which room is kept.
 
     Raises quant.measure.dummy.NotEnoughMemory with figures before anything is allocated.
     """
     import torch
 
-    from harness.cell.validation import make_scheme
     from quant.measure.dummy import build_dummy
 
-    dtype = getattr(torch, config.model.dtype)
-    shape = architecture(config.model)
+    dtype = getattr(torch, model.dtype)
+    shape = architecture(model)
+    workspace = WORKSPACE["cuda" if device.startswith("cuda") else "cpu"]
+    # Two caches: the static one, and the dynamic one that it is checked against.
+    cache = 4 * positions * shape.num_hidden_layers * shape.hidden_size * dtype.itemsize
     return build_dummy(
         shape,
-        make_scheme(config.scheme) if packed else None,
-        device=config.runtime.device,
+        scheme,
+        device=device,
         dtype=dtype,
-        kernel=config.runtime.kernel,
-        seed=config.seed,
-        beside=_beside(config, shape, dtype.itemsize),
-        attn_implementation=_attention(config.model, shape),
+        kernel=kernel,
+        seed=seed,
+        beside=workspace + cache,
+        attn_implementation=_attention(model, shape),
     )
-
-
-def _beside(config: CellConfig, shape: Any, itemsize: int) -> int:
-    """Bytes that measuring needs besides the weights: keys and values, and workspaces."""
-    workspace = WORKSPACE["cuda" if config.runtime.device.startswith("cuda") else "cpu"]
-    latency = config.suite.latency
-    if latency is None:
-        return workspace
-    positions = latency.prompt_tokens + latency.decode_tokens
-    # Two caches: the static one, and the dynamic one that it is checked against.
-    return workspace + 4 * positions * shape.num_hidden_layers * shape.hidden_size * itemsize
 
 
 def _attention(model: ModelConfig, shape: Any) -> str | None:

@@ -1,4 +1,4 @@
-"""Where a cell's model comes from when it is worked on block by block, and what that takes."""
+"""A model that is worked on block by block: its source of blocks, its shape, and what it takes."""
 
 from __future__ import annotations
 
@@ -8,43 +8,64 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.config.schema import CellConfig, ModelConfig
+from harness.config.schema import CalibConfig, RuntimeConfig
 from harness.data import protocols
 from harness.errors import ModelError
-from harness.models.checkpoints import find_checkpoint
-from harness.models.folders import folder_fingerprint, model_folder
+from harness.models.model import Model, StoredModel
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from quant.calibrate.layers import QuantizationPlan
     from quant.calibrate.source import BlockSource
     from quant.checkpoint.source import ArtifactSource, CheckpointSource
+    from quant.config import QuantizationConfig
     from quant.memory.plan import MemoryPlan, ModelShape
 
 ALWAYS, NEVER, AUTO = "always", "never", "auto"
-STREAMING = ("perplexity",)  # suites that can measure a model that is never whole in memory
 
 
-def open_source(config: CellConfig) -> CheckpointSource:
-    """The full-precision model of a cell as a source of blocks; pickled weights are converted.
+def open_source(model: StoredModel, device: str, results: Path) -> CheckpointSource:
+    """The full-precision model as a source of blocks; pickled weights are converted in `results`.
 
-    ModelError when it is not on this machine, ArtifactError for files that cannot be read.
+    Raises ArtifactError for files that cannot be read.
     """
     import torch
 
     from quant.checkpoint.source import CheckpointSource
 
     return CheckpointSource(
-        _readable_folder(config),
-        getattr(torch, config.model.dtype),
-        config.runtime.device,
-        attn_implementation=config.model.attention,
+        _readable_folder(model, results),
+        getattr(torch, model.config.dtype),
+        device,
+        attn_implementation=model.config.attention,
     )
 
 
-def quantization_memory(config: CellConfig, plan: QuantizationPlan) -> MemoryPlan:
+def open_packed(model: Model, folder: Path, runtime: RuntimeConfig) -> ArtifactSource:
+    """The packed weights in `folder` as a source of blocks; ArtifactError."""
+    import torch
+
+    from quant.checkpoint.source import ArtifactSource
+
+    return ArtifactSource(
+        folder,
+        kernel=runtime.kernel,
+        device=runtime.device,
+        dtype=getattr(torch, model.config.dtype),
+        attn_implementation=model.config.attention,
+    )
+
+
+def quantization_memory(
+    model: StoredModel,
+    quantization: QuantizationConfig,
+    calib: CalibConfig | None,
+    runtime: RuntimeConfig,
+    results: Path,
+) -> MemoryPlan:
     """The memory that quantizing takes, from the model's config.json; no weight is read.
+
+    calib  None for a solver that sees no text.
 
     Raises MemoryPlanError, with the figures, when it does not fit.
     """
@@ -53,15 +74,19 @@ def quantization_memory(config: CellConfig, plan: QuantizationPlan) -> MemoryPla
     from quant.memory.limits import free_memory
     from quant.memory.plan import plan_quantization
 
-    shape, model_config = _shape(config)
-    length = config.calib.length or protocols.context_length(model_config, config.model.context)
+    shape, model_config = _shape(model)
+    window = sequences = 0
+    if calib is not None:
+        context = model.config.context
+        window = calib.length or protocols.context_length(model_config, context)
+        sequences = calib.sequences
     return plan_quantization(
         shape,
-        plan,
-        tokens=config.calib.sequences * length,
-        window=length,
-        limits=free_memory(torch.device(config.runtime.device), Path(config.paths.results)),
-        activations=config.runtime.activations,
+        quantization,
+        tokens=sequences * window,
+        window=window,
+        limits=free_memory(torch.device(runtime.device), results),
+        activations=runtime.activations,
     )
 
 
@@ -69,12 +94,14 @@ def quantization_memory(config: CellConfig, plan: QuantizationPlan) -> MemoryPla
 class StreamedModel:
     """Logits of a model that is never whole in memory, for suites that can work so.
 
-    activations  where hidden states waited, once logits were asked for.
+    wish         where hidden states shall wait: "auto", "cuda", "cpu" or "disk".
+    folder       of those that wait on disk.
+    activations  where they waited, once logits were asked for.
     """
 
     source: BlockSource
     shape: ModelShape
-    config: CellConfig
+    wish: str
     folder: Path
     activations: str | None = None
 
@@ -90,14 +117,14 @@ class StreamedModel:
         from quant.memory.limits import free_memory
         from quant.memory.plan import plan_evaluation
 
-        device, runtime = self.source.device, self.config.runtime
+        device = self.source.device
         plan = plan_evaluation(
             self.shape,
             tokens=sum(batch.numel() for batch in batches),
             window=max(batch.shape[1] for batch in batches),
             batch=max(batch.shape[0] for batch in batches),
             limits=free_memory(device, self.folder),
-            activations=runtime.activations,
+            activations=self.wish,
         )
         self.activations = plan.activations
         first, last = batches[0][0], batches[-1][-1]
@@ -109,40 +136,27 @@ class StreamedModel:
             )
 
 
-def streams(config: CellConfig, artifact: Path | None) -> bool:
-    """Whether a cell's model is measured block by block: as asked for, or because of its size."""
+def streams(model: Model, artifact: Path | None, runtime: RuntimeConfig, batch: int) -> bool:
+    """Whether a model is measured block by block: as asked for, or because of its size.
+
+    artifact  the packed weights that are measured; None: full precision.
+    batch     windows that a suite measures at a time.
+    """
     import torch
 
     from quant.memory.limits import free_memory
     from quant.memory.plan import fits_whole
 
-    if config.runtime.stream != AUTO:
-        return config.runtime.stream == ALWAYS
-    shape, model_config = measured_shape(config, artifact)
-    window = protocols.context_length(model_config, config.model.context)
-    suite = config.suite.perplexity
-    batch = 1 if suite is None else suite.batch_size
-    return not fits_whole(shape, window, batch, free_memory(torch.device(config.runtime.device)))
+    if runtime.stream != AUTO:
+        return runtime.stream == ALWAYS
+    shape, model_config = measured_shape(model, artifact)
+    window = protocols.context_length(model_config, model.config.context)
+    return not fits_whole(shape, window, batch, free_memory(torch.device(runtime.device)))
 
 
-def open_packed(config: CellConfig, artifact: Path) -> ArtifactSource:
-    """The packed weights that suites measure, as a source of blocks; ArtifactError."""
-    import torch
-
-    from quant.checkpoint.source import ArtifactSource
-
-    return ArtifactSource(
-        artifact,
-        kernel=config.runtime.kernel,
-        device=config.runtime.device,
-        dtype=getattr(torch, config.model.dtype),
-        attn_implementation=config.model.attention,
-    )
-
-
-def measured_shape(config: CellConfig, artifact: Path | None) -> tuple[ModelShape, Any]:
+def measured_shape(model: Model, artifact: Path | None) -> tuple[ModelShape, Any]:
     """Shape and configuration of the model that suites measure; packed blocks are smaller."""
-    shape, model_config = _shape(config)
+    shape, model_config = _shape(model)
     if artifact is not None:
         stored = sum(file.stat().st_size for file in artifact.glob("*.safetensors"))
         block = max(0, stored - shape.outside_bytes) // shape.blocks
@@ -150,26 +164,27 @@ def measured_shape(config: CellConfig, artifact: Path | None) -> tuple[ModelShap
     return shape, model_config
 
 
-def refuse_whole_model(stage: str, config: CellConfig, artifact: Path | None) -> ModelError:
-    """What to say when a suite needs the whole model in memory and may not have it."""
+def refuse_whole_model(
+    suite: str, streaming: Sequence[str], model: Model, artifact: Path | None, device: str
+) -> ModelError:
+    """What to say when a suite needs the whole model in memory and may not have it.
+
+    streaming  the suites of the cell that do not.
+    """
     from quant.memory.plan import size
 
-    shape, _ = measured_shape(config, artifact)
+    shape, _ = measured_shape(model, artifact)
+    alone = f"measure only suite=[{','.join(streaming)}], which streams, " if streaming else ""
     return ModelError(
-        f"suite {stage} needs the whole model in memory, but model={config.model.name} takes "
-        f"{size(shape.whole_bytes)}, more than there is on {config.runtime.device}: measure only "
-        "suite=[perplexity], which streams, use a larger device, or runtime.stream=never to try "
-        "all the same."
+        f"suite {suite} needs the whole model in memory, but model={model.name} takes "
+        f"{size(shape.whole_bytes)}, more than there is on {device}: {alone}use a larger device, "
+        "or runtime.stream=never to try all the same."
     )
 
 
-def _shape(config: CellConfig) -> tuple[ModelShape, Any]:
-    folder = model_folder(config.model)
-    if folder is None:
-        raise ModelError(
-            f"model={config.model.name} is not on this machine yet, so its memory is unknown."
-        )
-    return _shape_of(folder, config.model.dtype, find_checkpoint(config.model) is not None)
+def _shape(model: Model) -> tuple[ModelShape, Any]:
+    assert model.folder is not None  # random weights are never streamed
+    return _shape_of(model.folder, model.config.dtype, model.checkpoint is not None)
 
 
 @lru_cache(maxsize=8)
@@ -187,21 +202,14 @@ def _shape_of(folder: Path, dtype: str, quantized: bool) -> tuple[ModelShape, An
     return model_shape(model), model.config
 
 
-def _readable_folder(config: CellConfig) -> Path:
+def _readable_folder(model: StoredModel, results: Path) -> Path:
     """The model's folder; for pickled weights (.bin) a converted copy in the results folder."""
-    folder = _complete_folder(config.model)
+    folder = model.folder
     if any(folder.glob("*.safetensors")) or not any(folder.glob("pytorch_model*.bin")):
         return folder
     from quant.checkpoint.convert import convert
 
-    digest = folder_fingerprint(folder)[:12]
-    converted = Path(config.paths.results) / "converted" / f"{config.model.name}-{digest}"
+    converted = results / "converted" / f"{model.name}-{model.fingerprint[:12]}"
     if not (converted / "config.json").is_file():
         convert(folder, converted)
     return converted
-
-
-def _complete_folder(config: ModelConfig) -> Path:
-    folder = model_folder(config, download=True)
-    assert folder is not None
-    return folder

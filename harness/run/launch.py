@@ -5,19 +5,20 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.cell.keys import QUANTIZATION, suite_semantics
-from harness.cell.plan import CellPlan, memory_table, plan_cell, plan_table
+from harness.cell.plan import CellPlan, PendingPlan, plan_cell
+from harness.cell.resolve import QUANTIZATION, PendingCell, ResolvedCell, resolve
 from harness.config.compose import Cell, as_yaml
-from harness.models.checkpoints import describe_checkpoints
-from harness.models.folders import model_folder
+from harness.errors import ModelError
 from harness.records.record import Record
 from harness.records.store import cell_name, file_name, write_atomically
 from harness.run.sweep import Outcome, run_sweep
+from harness.run.tables import memory_table, plan_table
+from harness.suites.base import Suite
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -26,34 +27,45 @@ if TYPE_CHECKING:
 OK, FAILED, INTERRUPTED = 0, 1, 130
 
 
-def make_plans(cells: Sequence[Cell], download: bool) -> list[CellPlan]:
-    """The plan of every cell; download fetches hub models first (keys hold their hash)."""
-    for cell in cells:
-        model_folder(cell.config.model, download=download)
-    return [plan_cell(cell.config) for cell in cells]
+def resolve_all(
+    cells: Sequence[Cell], download: bool = False
+) -> list[ResolvedCell | PendingCell]:
+    """Every composed cell resolved; with download models of the hub are fetched first."""
+    return [resolve(cell.config, cell.folder, download) for cell in cells]
 
 
-def show_plan(plans: Sequence[CellPlan]) -> None:
-    """Print cells and stages, and how much of them is done."""
+def show_plan(cells: Sequence[ResolvedCell | PendingCell]) -> None:
+    """Print cells and stages, how much of them is done, and the memory of what is not."""
     console = _console()
+    plans = [_look_up(cell) for cell in cells]
     _print_plan(plans, console)
-    _show_memory(plans, console)
+    _show_memory([plan for plan in plans if isinstance(plan, CellPlan)], console)
+
+
+def _look_up(cell: ResolvedCell | PendingCell) -> CellPlan | PendingPlan:
+    return PendingPlan(cell) if isinstance(cell, PendingCell) else plan_cell(cell)
 
 
 def _show_memory(plans: Sequence[CellPlan], console: Console) -> None:
     """The memory of quantizations that are to be run: the largest of each model and method."""
-    plans = [plan for plan in plans if QUANTIZATION in plan.todo and plan.keys is not None]
+    plans = [plan for plan in plans if QUANTIZATION in plan.todo]
     if not plans:
         return  # transformers, which knows the shapes of models, takes seconds to import
     from harness.models.streaming import quantization_memory
-    from harness.run.stage import quantization_plan
     from quant.memory.plan import WORST, MemoryPlanError
 
     tables: dict[tuple[str, str], tuple[int, Table]] = {}
     for plan in plans:
+        cell, choices = plan.cell, plan.cell.choices
         name = cell_name(plan.identity)
         try:
-            memory = quantization_memory(plan.config, quantization_plan(plan.config))
+            memory = quantization_memory(
+                cell.stored_model,
+                cell.quantization,
+                choices.calibration,
+                choices.runtime,
+                choices.results,
+            )
         except MemoryPlanError as error:
             console.print(f"\n{name}: {error}", highlight=False, markup=False, soft_wrap=True)
             continue
@@ -66,10 +78,11 @@ def _show_memory(plans: Sequence[CellPlan], console: Console) -> None:
         console.print(table)
 
 
-def run(cells: Sequence[Cell], plans: list[CellPlan], config_dir: Path | None = None) -> int:
-    """Run what is to be run, then table, report and tracking; the exit status."""
-    first = plans[0].config
-    results, name = Path(first.paths.results), first.name
+def run(cells: Sequence[Cell], config_dir: Path | None = None) -> int:
+    """Resolve, run what is to be run, then table, report and tracking; the exit status."""
+    plans = [plan_cell(cell) for cell in _present(resolve_all(cells, download=True))]
+    choices = plans[0].cell.choices
+    results, name = choices.results, choices.name
     diary = results / "runs" / f"{datetime.now():%Y%m%d-%H%M%S}-{file_name(name)}-{os.getpid()}"
     screen = _console(stderr=True)
     _print_plan(plans, screen)
@@ -84,23 +97,47 @@ def run(cells: Sequence[Cell], plans: list[CellPlan], config_dir: Path | None = 
     if good:
         folder = results / "reports" / file_name(name)
         whole = not (outcome.interrupted or outcome.stopped)
-        report(records, folder, name, causes=not whole)
+        report(records, folder, name, suites_of(plans), causes=not whole)
         status = max(status, _track(plans, folder, screen))
     _summary(outcome, diary, screen)
     return status
 
 
-def report(records: list[Record], folder: Path, title: str, causes: bool = True) -> None:
+def suites_of(plans: Sequence[CellPlan]) -> dict[str, Suite]:
+    """The suites of all cells by their names, for the report."""
+    chosen = (each for plan in plans for each in plan.cell.choices.suites)
+    return {each.suite.name: each.suite for each in chosen}
+
+
+def _present(cells: Sequence[ResolvedCell | PendingCell]) -> list[ResolvedCell]:
+    """The same cells, all of which can run."""
+    absent = [cell.model.name for cell in cells if isinstance(cell, PendingCell)]
+    if absent:
+        raise ModelError(
+            f"model={absent[0]} could not be fetched: check the network, or use model=local "
+            "model.path=FOLDER."
+        )
+    return [cell for cell in cells if isinstance(cell, ResolvedCell)]
+
+
+def report(
+    records: list[Record],
+    folder: Path,
+    title: str,
+    suites: Mapping[str, Suite],
+    causes: bool = True,
+) -> None:
     """Write the report and print its table and where it is.
 
+    suites  those that are not ours, by name: what they add to tables is in them.
     causes  whether the printed table says why something failed.
     """
     from harness.report.build import build_report
     from harness.report.tables import summary_table
 
-    files = build_report(records, folder, title)
+    files = build_report(records, folder, title, suites)
     console = _console()
-    console.print(summary_table(records, console.width, causes))
+    console.print(summary_table(records, console.width, causes, suites))
     console.print(
         f"\nreport: {_shown(files[0])} (tables, plots and CSV beside it)", highlight=False
     )
@@ -108,7 +145,7 @@ def report(records: list[Record], folder: Path, title: str, causes: bool = True)
 
 def _carry_out(
     cells: Sequence[Cell],
-    plans: list[CellPlan],
+    plans: Sequence[CellPlan],
     diary: Path,
     screen: Console,
     config_dir: Path | None,
@@ -118,17 +155,18 @@ def _carry_out(
 
     if launcher.is_chosen(cells):
         return launcher.run_with_launcher(cells, plans, config_dir)
-    return run_sweep(plans, diary, screen)
+    return run_sweep(list(plans), diary, screen)
 
 
 def _records(plans: Sequence[CellPlan]) -> list[Record]:
-    found = (plan.find(stage) for plan in plans for stage in plan.stages)
+    found = (plan.cell.find(stage) for plan in plans for stage in plan.stages)
     return [record for record in found if record is not None]
 
 
 def _track(plans: Sequence[CellPlan], folder: Path, screen: Console) -> int:
     """Hand the records of cells with news to the tracker: a sink, so trouble costs no results."""
-    settings = plans[0].config.tracker
+    choices = plans[0].cell.choices
+    settings, results = choices.tracker, choices.results
     if settings.name == "none":
         return OK
     from harness.tracking import TrackingWarning, log_cell, run_id
@@ -137,12 +175,12 @@ def _track(plans: Sequence[CellPlan], folder: Path, screen: Console) -> int:
     with warnings.catch_warnings(record=True) as trouble:
         warnings.simplefilter("always", TrackingWarning)
         for plan in plans:
-            records, results = _records([plan]), plan.store.root
+            records = _records([plan])
             if not records:
                 continue
             # `plan` is from before the run: what it still had to do is news now.
             if plan.todo or not any((results / "wandb").glob(f"*-{run_id(records[0])}")):
-                log_cell(_tracked(plan), records, figures, settings, results, plan.config.name)
+                log_cell(_tracked(plan), records, figures, settings, results, choices.name)
     sentences = [str(w.message) for w in trouble if issubclass(w.category, TrackingWarning)]
     for sentence in sentences:
         screen.print(sentence, style="red", highlight=False, markup=False, soft_wrap=True)
@@ -151,9 +189,8 @@ def _track(plans: Sequence[CellPlan], folder: Path, screen: Console) -> int:
 
 def _tracked(plan: CellPlan) -> dict[str, Any]:
     """The configuration of a cell as a tracker may publish it: without folders of this machine."""
-    assert plan.keys is not None
-    suites = {s: suite_semantics(plan.config, s) for s in plan.stages if s != QUANTIZATION}
-    return {**plan.keys.semantic, "suite": suites}
+    keys = plan.cell.keys
+    return {**keys.semantic, "suite": keys.suites}
 
 
 def _status(outcome: Outcome) -> int:
@@ -186,14 +223,23 @@ def _summary(outcome: Outcome, diary: Path, screen: Console) -> None:
         screen.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-def _print_plan(plans: Sequence[CellPlan], console: Console) -> None:
-    console.print(plan_table(list(plans)))
-    for line in describe_checkpoints(plan.config.model for plan in plans):
+def _print_plan(plans: Sequence[CellPlan | PendingPlan], console: Console) -> None:
+    console.print(plan_table(plans))
+    for line in dict.fromkeys(filter(None, map(_checkpoint_line, plans))):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     console.print(f"\n{_counts(plans)}", highlight=False)
 
 
-def _counts(plans: Sequence[CellPlan]) -> str:
+def _checkpoint_line(plan: CellPlan | PendingPlan) -> str | None:
+    """Of a model that is quantized already: where it is, and what it says of itself."""
+    model = plan.cell.model
+    if model.checkpoint is None:
+        return None
+    place = model.config.path or model.config.id or model.name
+    return f"{place}: {model.checkpoint.describe()}"
+
+
+def _counts(plans: Sequence[CellPlan | PendingPlan]) -> str:
     stages = sum(len(plan.stages) for plan in plans)
     todo = sum(len(plan.todo) for plan in plans)
     cells = f"{len(plans)} cell{'s' * (len(plans) != 1)}"

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
-from harness.cell.plan import CellPlan, plan_cell
-from harness.config.compose import CONFIG_NAME, Cell, session, to_cell
+from harness.cell.plan import CellPlan
+from harness.cell.resolve import PendingCell, resolve
+from harness.config.compose import CONFIG_NAME, Cell, into_mapping, session, to_cell
 from harness.config.errors import as_sentences
 from harness.records.store import cell_name
 from harness.run.events import Event, Failed, Finished
@@ -43,15 +45,21 @@ def run_with_launcher(
     return outcome
 
 
-def run_job(composed: DictConfig) -> tuple[int, list[tuple[str, Failed]]]:
-    """One job, wherever the launcher runs it: finished stages and failures."""
+def run_job(
+    composed: DictConfig, folder: Path | None = None
+) -> tuple[int, list[tuple[str, Failed]]]:
+    """One job, wherever the launcher runs it: finished stages and failures.
+
+    folder  of the user, whose modules the configuration may name.
+    """
     # joblib's workers name a start method that only they know, and children would ask for it.
     multiprocessing.set_start_method(context().get_start_method(), force=True)
-    plan = plan_cell(to_cell(composed))
-    name = cell_name(plan.identity)
+    cell = resolve(to_cell(composed), folder, download=True)
+    assert not isinstance(cell, PendingCell)
+    name = cell_name(cell.identity)
     events: list[Event] = []
-    log = Path(plan.config.paths.results) / "runs" / "jobs" / f"{name}.log"
-    run_in_process(plan, events.append, log)
+    log = cell.choices.results / "runs" / "jobs" / f"{name}.log"
+    run_in_process(cell, events.append, log)
     finished = sum(isinstance(event, Finished) and not event.cached for event in events)
     return finished, [(name, event) for event in events if isinstance(event, Failed)]
 
@@ -76,8 +84,8 @@ def _launch(jobs: list[list[str]], config_dir: Path | None) -> Sequence[Any]:
         )
         launcher = Plugins.instance().instantiate_launcher(
             hydra_context=HydraContext(hydra.config_loader, Callbacks(master)),
-            task_function=run_job,
+            task_function=partial(run_job, folder=config_dir),
             config=master,
         )
-        tasks = [[o for o in job if not o.startswith("hydra")] for job in jobs]
+        tasks = [[into_mapping(o) for o in job if not o.startswith("hydra")] for job in jobs]
         return launcher.launch(tasks, initial_job_idx=0)

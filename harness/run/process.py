@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import pickle
 import signal
 import sys
 import threading
@@ -22,22 +23,16 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from harness.cell.keys import QUANTIZATION
-from harness.cell.plan import CellPlan
+from harness.cell.plan import CellPlan, plan_cell
+from harness.cell.resolve import QUANTIZATION, ResolvedCell
 from harness.records.record import Failure
 from harness.run.events import Broken, Event, Failed, Finished, Listener, Planned, Resumed, Started
-from harness.run.provenance import failed_record, now
+from harness.run.recording import Timing, failed_record, now
+from quant.parts import Part
 
-PRELOAD = [
-    "harness.run.preload",
-    "harness.run.stage",
-]  # in this order: the first sets the environment
-PRELOAD_FOR = {
-    "quantization": ["quant.checkpoint.make", "quant.checkpoint.source", "quant.memory.plan"],
-    "perplexity": ["harness.suites.perplexity"],
-    "zeroshot": ["harness.suites.zeroshot", "harness.suites.zeroshot_model"],
-    "latency": ["harness.suites.latency"],
-}
+PRELOAD = ["harness.run.preload", "harness.run.stage"]  # the first sets the environment
+# What quantizing needs besides; a suite says itself what it needs.
+QUANTIZING = ["quant.checkpoint.make", "quant.checkpoint.source", "quant.memory.plan"]
 STOP_SECONDS = 5.0  # given to a process to end by itself before it is killed
 LIKELY = {
     signal.SIGKILL: "most likely out of memory: use a smaller batch size or model, or more memory",
@@ -52,8 +47,13 @@ def prepare(plans: Sequence[CellPlan]) -> None:
 
     Only the first call before the first cell counts; what is missing a cell imports itself.
     """
-    stages = dict.fromkeys(stage for plan in plans for stage in plan.todo)
-    names = [name for stage in stages for name in PRELOAD_FOR.get(stage, [])]
+    names: dict[str, None] = {}
+    for plan in plans:
+        for stage in plan.todo:
+            needed = QUANTIZING
+            if stage != QUANTIZATION:
+                needed = list(plan.cell.measuring(stage).suite.preload)
+            names |= dict.fromkeys(needed)
     if sys.platform != "win32":
         context().set_forkserver_preload([*PRELOAD, *names])
 
@@ -74,47 +74,50 @@ def context() -> Any:
     return chosen
 
 
-def run_in_process(plan: CellPlan, listen: Listener, log: Path) -> None:
+def run_in_process(cell: ResolvedCell, listen: Listener, log: Path) -> None:
     """Run a cell in processes of its own until each of its stages is finished or failed.
 
     What libraries print goes to the file `log`. Raises KeyboardInterrupt after having stopped the
     process when the user interrupts, StoreError when not even a failure can be recorded.
     """
     deadline = None
-    if plan.config.runtime.timeout_s is not None:
-        deadline = time.monotonic() + plan.config.runtime.timeout_s
+    timeout = cell.choices.runtime.timeout_s
+    if timeout is not None:
+        deadline = time.monotonic() + timeout
     skip: frozenset[str] = frozenset()
     while True:
-        process = _Process(plan, skip, log)
+        process = _Process(cell, skip, log)
         try:
             failure = process.follow(listen, deadline)
         finally:
             process.stop()
         if failure is None:
             return
-        record = failed_record(plan, failure, process.started_at, process.seconds_in_stage())
-        plan.store.write(record)
+        timing = Timing(process.started_at, process.seconds_in_stage())
+        cell.store.write(failed_record(cell, failure, timing))
         listen(Failed(failure.stage, failure.type, failure.message))
         skip |= process.tried | {failure.stage}
         if failure.stage == QUANTIZATION or failure.type == "Timeout":
             return
-        if skip >= set(plan.todo):
+        if skip >= set(plan_cell(cell).todo):
             return
 
 
 class _Process:
     """One attempt at a cell in a process of its own."""
 
-    def __init__(self, plan: CellPlan, skip: frozenset[str], log: Path) -> None:
+    def __init__(self, cell: ResolvedCell, skip: frozenset[str], log: Path) -> None:
         log.parent.mkdir(parents=True, exist_ok=True)
-        self._plan, self._log = plan, log
+        self._cell, self._log = cell, log
         self.stage: str | None = None
         self.tried: frozenset[str] = frozenset()
         self.started_at, self._since = now(), time.monotonic()
         self._broken: Broken | None = None
         self._events, theirs = context().Pipe()
         self._process = context().Process(
-            target=_child, args=(theirs, plan, skip, str(log)), name="bitsweep-cell"
+            target=_child,
+            args=(theirs, cell.choices.parts, pickle.dumps(cell), skip, str(log)),
+            name="bitsweep-cell",
         )
         self._process.start()
         theirs.close()
@@ -176,19 +179,26 @@ class _Process:
         return self._failure("ProcessError", f"the process ended with status {code}: {self._log}.")
 
     def _failure(self, kind: str, message: str) -> Failure:
-        stage = self.stage or next(iter(self._plan.todo), "start")
+        first = next(iter(plan_cell(self._cell).todo), QUANTIZATION)
+        stage = self.stage or first
         return Failure(stage=stage, type=kind, message=message)
 
     def _timed_out(self) -> str:
         return (
-            f"the cell ran longer than runtime.timeout_s={self._plan.config.runtime.timeout_s} "
+            f"the cell ran longer than runtime.timeout_s={self._cell.choices.runtime.timeout_s} "
             "seconds and was stopped: give it more time and run the same command again; its "
             "finished stages are kept."
         )
 
 
-def _child(events: Connection, plan: CellPlan, skip: frozenset[str], log: str) -> None:
-    """The process of a cell: output to the log, ends with its parent, runs the stages."""
+def _child(
+    events: Connection, parts: Sequence[Part], pickled: bytes, skip: frozenset[str], log: str
+) -> None:
+    """The process of a cell: output to the log, ends with its parent, runs the stages.
+
+    parts  the modules that the pickled cell refers to: those of a user's folder cannot be found by
+           their names alone.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which decides
     _redirect_output(log)
     threading.Thread(target=_end_with_parent, args=(events,), daemon=True).start()
@@ -196,11 +206,14 @@ def _child(events: Connection, plan: CellPlan, skip: frozenset[str], log: str) -
         from harness.run.stage import run_cell
         from quant.memory.heaps import keep_freed_memory
 
+        for part in parts:
+            part.import_module()
+        cell: ResolvedCell = pickle.loads(pickled)
         _bars_without_semaphores()
-        _set_threads(plan.config.runtime.threads)
+        _set_threads(cell.choices.runtime.threads)
         # A quantization sets this for its process: so every cell does, to be measured alike.
         keep_freed_memory()
-        run_cell(plan, _sender(events), skip)
+        run_cell(cell, _sender(events), skip)
         status = 0
     except Exception as error:
         traceback.print_exc()

@@ -1,4 +1,4 @@
-"""One cell: quantize (or reuse the artifact), load the packed result, run its suites.
+"""The stages of one cell: quantize (or reuse the artifact), load the packed result, run suites.
 
 Runs inside the process that harness.run.process makes for it. Every stage ends with a record, also
 one that failed; a failed suite does not stop the others, a failed quantization stops the cell.
@@ -6,25 +6,22 @@ one that failed; a failed suite does not stop the others, a failed quantization 
 
 from __future__ import annotations
 
-import importlib
 import random
 import time
 import traceback
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from harness.cell.keys import QUANTIZATION, kernel_of
-from harness.cell.plan import CellPlan, plan_cell
-from harness.cell.validation import make_scheme
-from harness.config.schema import CellConfig
+from harness.cell.parts import Measuring
+from harness.cell.plan import plan_cell
+from harness.cell.resolve import QUANTIZATION, ResolvedCell
 from harness.data import protocols
-from harness.errors import ConfigError, StoreError
-from harness.models.folders import load_tokenizer, model_folder
+from harness.errors import StoreError
+from harness.models.model import StoredModel
 from harness.models.streaming import (
-    STREAMING,
     StreamedModel,
     measured_shape,
     open_source,
@@ -34,7 +31,7 @@ from harness.models.streaming import (
 from harness.records.record import Failure, LayerReport, Record
 from harness.records.store import KEY_DIGITS, artifact_digest, disk_errors
 from harness.run.events import Advanced, Failed, Finished, Listener, Planned, Started
-from harness.run.provenance import failed_record, make_record, now
+from harness.run.recording import StageResult, Timing, failed_record, make_record, now
 from harness.run.resuming import Resuming
 from harness.run.subject import Subject
 from harness.suites import quantization_cost
@@ -42,73 +39,56 @@ from harness.suites.base import SuiteContext, SuiteResult
 from harness.suites.memory import measure_peak
 from quant.memory.heaps import give_back
 
-SUITES = {
-    "perplexity": "harness.suites.perplexity",
-    "divergence": "harness.suites.divergence",
-    "zeroshot": "harness.suites.zeroshot",
-    "latency": "harness.suites.latency",
-    "kernels": "harness.suites.kernels",
-}
 
-
-def run_cell(plan: CellPlan, listen: Listener, skip: frozenset[str] = frozenset()) -> None:
+def run_cell(cell: ResolvedCell, listen: Listener, skip: frozenset[str] = frozenset()) -> None:
     """Carry out the stages of a cell that have no record yet, under the cell's lock.
 
     skip names stages that must not be tried (they killed the process before). Failures of stages
     are told to `listen` and recorded; only a store that cannot be locked raises.
     """
-    assert plan.keys is not None
-    with plan.store.lock(plan.keys.cell):
-        current = plan_cell(plan.config)  # another process may have worked on it meanwhile
-        subject = Subject(current)
-        for stage in current.stages:
+    with cell.store.lock(cell.keys.cell):
+        todo = plan_cell(cell).todo  # another process may have worked on it meanwhile
+        subject = Subject(cell)
+        for stage in cell.keys.stages:
             if stage in skip:
                 continue
-            if stage not in current.todo:
+            if stage not in todo:
                 listen(Finished(stage, 0.0, cached=True))
-            elif not _attempt(current, stage, subject, listen) and stage == QUANTIZATION:
+            elif not _attempt(cell, stage, subject, listen) and stage == QUANTIZATION:
                 return
 
 
-def _attempt(plan: CellPlan, stage: str, subject: Subject, listen: Listener) -> bool:
+def _attempt(cell: ResolvedCell, stage: str, subject: Subject, listen: Listener) -> bool:
     """One stage from start to record; False when it failed."""
     listen(Started(stage))
     give_back()  # what stages before it freed is none of its memory
     started_at, started = now(), time.perf_counter()
-    _seed(plan.config.seed)
+    _seed(cell.choices.seed)
 
     def progress(done: int, total: int, what: str) -> None:
         listen(Advanced(stage, done, total, what))
 
+    def timing() -> Timing:
+        return Timing(started_at, time.perf_counter() - started, torch.get_num_threads())
+
     try:
         if stage == QUANTIZATION:
-            figures = quantize(plan, progress, listen)
+            result = quantize(cell, progress, listen)
         else:
-            figures = _measure(plan, stage, subject, progress)
-        samples = figures.pop("samples", [])
-        record = make_record(
-            plan,
-            stage,
-            started_at=started_at,
-            seconds=time.perf_counter() - started,
-            threads=torch.get_num_threads(),
-            **figures,
-        )
-        plan.store.write(record, samples)
+            result = _measure(cell, cell.measuring(stage), subject, progress)
+        record = make_record(cell, stage, result, timing())
+        cell.store.write(record, result.samples)
     except Exception as error:
         traceback.print_exc()
         failure = Failure(stage=stage, type=type(error).__name__, message=_message(error))
-        record = failed_record(
-            plan, failure, started_at, time.perf_counter() - started, torch.get_num_threads()
-        )
-        _record_failure(plan, record, listen)
+        _record_failure(cell, failed_record(cell, failure, timing()), listen)
         return False
     listen(Finished(stage, record.seconds))
     return True
 
 
-def quantize(plan: CellPlan, progress: Any, listen: Listener) -> dict[str, Any]:
-    """Quantize the model of a cell into its artifact; what the record says about it.
+def quantize(cell: ResolvedCell, progress: Any, listen: Listener) -> StageResult:
+    """Quantize the model of a cell into its artifact.
 
     The memory plan is told first. A quantization that was interrupted is continued, which is told.
     """
@@ -116,58 +96,70 @@ def quantize(plan: CellPlan, progress: Any, listen: Listener) -> dict[str, Any]:
     from quant.calibrate.stream import Workplace
     from quant.checkpoint.make import quantize_to
 
-    config, clock = plan.config, _Clock()
-    folder = plan.artifact
+    choices, model, folder, clock = cell.choices, cell.model, cell.artifact, _Clock()
     assert folder is not None
-    assert plan.keys is not None
-    how = quantization_plan(config)
-    memory = quantization_memory(config, how)
+    assert isinstance(model, StoredModel)
+    memory = planned_memory(cell)
     listen(Planned(QUANTIZATION, tuple(memory.rows())))
-    devices = visible_devices(config.runtime.device)
-    method = {**plan.keys.semantic["method"], "calib": plan.keys.semantic["calib"]}
+    devices = visible_devices(choices.runtime.device)
+    method = {**cell.keys.semantic["method"], "calib": cell.keys.semantic["calib"]}
+    if choices.transforms:
+        method["transform"] = cell.keys.semantic["transform"]
     with disk_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
-    with open_source(config) as source:
-        tokenizer = load_tokenizer(config.model)
+    with open_source(model, choices.runtime.device, choices.results) as source:
+        tokenizer = model.tokenizer()
         clock.lap("load model")
-        windows, inputs = calibration(config, source.model, tokenizer)
+        windows, inputs = calibration(cell, source.model, tokenizer)
         clock.lap("calibration text")
         resuming = Resuming(folder, len(source.blocks), listen)
         result = quantize_to(
             folder,
             source,
             windows,
-            how,
-            model_hash=plan.keys.inputs[QUANTIZATION]["model"],
+            cell.quantization,
+            model_hash=model.fingerprint,
             method=method,
-            tokenizer=model_folder(config.model),
+            tokenizer=model.folder,
             progress=resuming.watch(progress),
             workplace=Workplace(devices, memory.activations),
         )
         resuming.tell(result.resumed)
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     peaks = [stage.peak_bytes for stage in result.stages if stage.peak_bytes is not None]
-    return {
-        "metrics": quantization_cost.metrics(result, size, clock.seconds),
-        "kernel": kernel_of(config) if config.method.name == "gptq" else None,
-        "layers": [LayerReport(**asdict(layer)) for layer in result.layers],
-        "inputs": {**inputs, "artifact": artifact_digest(folder)},
-        "peak_memory_bytes": max(peaks, default=None),
-        "placement": {
+    return StageResult(
+        metrics=quantization_cost.metrics(result, size, clock.seconds),
+        layers=[LayerReport(**asdict(layer)) for layer in result.layers],
+        inputs={**inputs, "artifact": artifact_digest(folder)},
+        placement={
             "activations": memory.activations,
             "devices": ", ".join(str(device) for device in devices),
             "blocks resumed": str(result.resumed),
         },
-        "bits_per_weight": quantization_cost.bits_per_weight(result.layers),
-    }
+        peak_memory_bytes=max(peaks, default=None),
+        bits_per_weight=quantization_cost.bits_per_weight(result.layers),
+        kernel=cell.kernel if cell.quantization.solver.uses_kernel else None,
+    )
 
 
-def calibration(config: CellConfig, model: Any, tokenizer: Any) -> tuple[list[Any], dict[str, str]]:
-    """Calibration windows and their hashes; none for a method that sees no data."""
-    if config.method.name != "gptq":
+def planned_memory(cell: ResolvedCell) -> Any:
+    """The memory plan of a cell's quantization; MemoryPlanError, with figures, if it does not fit."""
+    choices = cell.choices
+    assert isinstance(cell.model, StoredModel)
+    return quantization_memory(
+        cell.model, cell.quantization, choices.calibration, choices.runtime, choices.results
+    )
+
+
+def calibration(
+    cell: ResolvedCell, model: Any, tokenizer: Any
+) -> tuple[list[Any], dict[str, str]]:
+    """Calibration windows and their hashes; none for a cell that sees no text."""
+    calib = cell.choices.calibration
+    if calib is None:
         return [], {}
-    context = protocols.context_length(model.config, config.model.context)
-    found = protocols.calibration_windows(config.calib, tokenizer, context, config.paths.data)
+    context = protocols.context_length(model.config, cell.model.config.context)
+    found = protocols.calibration_windows(calib, tokenizer, context, cell.choices.data)
     return found.windows, {
         "calibration tokens": found.token_hash,
         "calibration text": found.text_hash,
@@ -175,93 +167,72 @@ def calibration(config: CellConfig, model: Any, tokenizer: Any) -> tuple[list[An
     }
 
 
-def quantization_plan(config: CellConfig) -> Any:
-    """The quant.calibrate.layers.QuantizationPlan that a configuration stands for."""
-    from quant.calibrate.layers import QuantizationPlan
-    from quant.solvers.gptq import GPTQOptions
-
-    method, scheme = config.method, make_scheme(config.scheme)
-    assert scheme is not None
-    if method.name == "rtn":
-        return QuantizationPlan(method="rtn", scheme=scheme)
-    if method.name != "gptq":
-        raise ConfigError(f"method.name={method.name} has no solver that would make its weights.")
-    options = GPTQOptions(
-        damping=method.damping,
-        damping_ladder=tuple(method.damping_ladder),
-        kernel=kernel_of(config),
-        block_size=method.block_size,
-        act_order=method.act_order,
-        static_groups=method.static_groups,
-        group_grid=method.group_grid,
-    )
-    return QuantizationPlan(
-        method="gptq", scheme=scheme, gptq=options, true_sequential=method.true_sequential
-    )
-
-
-def _measure(plan: CellPlan, stage: str, subject: Subject, progress: Any) -> dict[str, Any]:
+def _measure(
+    cell: ResolvedCell, measuring: Measuring, subject: Subject, progress: Any
+) -> StageResult:
     """Run one suite on the loaded model, or block by block on one that does not fit."""
-    if not subject.streams():
-        return _run_suite(plan, stage, subject, progress, subject.model(), None)
-    if stage not in STREAMING:
-        raise refuse_whole_model(stage, plan.config, subject.packed)
-    shape, _ = measured_shape(plan.config, subject.packed)
-    assert plan.keys is not None
-    scratch = plan.store.root / "scratch" / f"{stage}-{plan.keys.stages[stage][:KEY_DIGITS]}"
+    streaming = [each for each in cell.choices.suites if each.suite.streams]
+    batch = max((getattr(each.config, "batch_size", 1) for each in streaming), default=1)
+    if not subject.streams(batch):
+        return _run_suite(cell, measuring, subject, progress, subject.model(), None)
+    suite, runtime = measuring.suite, cell.choices.runtime
+    if not suite.streams:
+        names = [each.suite.name for each in streaming]
+        raise refuse_whole_model(suite.name, names, cell.model, subject.packed, runtime.device)
+    shape, _ = measured_shape(cell.model, subject.packed)
+    key = cell.keys.stages[suite.name][:KEY_DIGITS]
+    scratch = cell.store.root / "scratch" / f"{suite.name}-{key}"
     with subject.open() as source:
-        streamed = StreamedModel(source, shape, plan.config, scratch)
-        figures = _run_suite(plan, stage, subject, progress, source.model, streamed)
-    activations = streamed.activations or "none"
-    return {**figures, "placement": {"streamed": "block by block", "activations": activations}}
+        streamed = StreamedModel(source, shape, runtime.activations, scratch)
+        result = _run_suite(cell, measuring, subject, progress, source.model, streamed)
+    placement = {"streamed": "block by block", "activations": streamed.activations or "none"}
+    return replace(result, placement=placement)
 
 
 def _run_suite(
-    plan: CellPlan,
-    stage: str,
+    cell: ResolvedCell,
+    measuring: Measuring,
     subject: Subject,
     progress: Any,
     model: Any,
     streamed: StreamedModel | None,
-) -> dict[str, Any]:
-    config = plan.config
+) -> StageResult:
+    choices, device = cell.choices, cell.choices.runtime.device
     context = SuiteContext(
         model=model,
         tokenizer=subject.tokenizer(),
         load_twin=subject.twin,
         load_reference=subject.reference,
         quantized=subject.quantized,
-        has_original=not subject.loaded,
-        kernel=subject.kernel,
-        device=config.runtime.device,
-        dtype=config.model.dtype,
-        seed=config.seed,
-        data_dir=None if config.paths.data is None else Path(config.paths.data),
+        has_original=subject.has_original,
+        kernel=cell.kernel,
+        device=device,
+        dtype=cell.model.config.dtype,
+        seed=choices.seed,
+        data_dir=None if choices.data is None else Path(choices.data),
         progress=progress,
-        context_length=config.model.context,
+        context_length=cell.model.config.context,
         streamed=None if streamed is None else streamed.logits,
     )
-    suite = importlib.import_module(SUITES[stage])
-    result: list[SuiteResult] = []
+    found: list[SuiteResult] = []
     peak = measure_peak(
-        lambda: result.append(suite.run(context, getattr(config.suite, stage))),
-        config.runtime.device,
+        lambda: found.append(measuring.suite.run(context, measuring.config)), device
     )
-    return {
-        "metrics": result[0].metrics,
-        "inputs": {**subject.inputs, **result[0].inputs},
-        "samples": result[0].samples,
-        "peak_memory_bytes": peak.bytes,
-        "bits_per_weight": subject.bits_per_weight,
-        "kernel": subject.kernel,
-    }
+    return StageResult(
+        metrics=found[0].metrics,
+        inputs={**subject.inputs, **found[0].inputs},
+        samples=found[0].samples,
+        peak_memory_bytes=peak.bytes,
+        bits_per_weight=subject.bits_per_weight,
+        kernel=cell.kernel,
+    )
 
 
-def _record_failure(plan: CellPlan, record: Record, listen: Listener) -> None:
+def _record_failure(cell: ResolvedCell, record: Record, listen: Listener) -> None:
     """Write that a stage failed; on a full disk the listener still learns about it."""
     assert record.error is not None
     try:
-        plan.store.write(record)
+        cell.store.write(record)
     except (StoreError, OSError):
         traceback.print_exc()
     listen(Failed(record.suite, record.error.type, record.error.message))
@@ -285,9 +256,6 @@ class _Clock:
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
-        self.restart()
-
-    def restart(self) -> None:
         self._last = time.perf_counter()
 
     def lap(self, name: str) -> None:

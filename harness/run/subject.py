@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.cell.keys import QUANTIZATION, kernel_of
-from harness.cell.plan import CellPlan
-from harness.cell.validation import make_scheme
+from harness.cell.resolve import QUANTIZATION, ResolvedCell
 from harness.errors import StoreError
-from harness.models import dummy
-from harness.models.checkpoints import (
-    bits_per_weight,
-    find_checkpoint,
-    load_checkpoint,
-    load_dequantized,
-    load_packed,
-    packed_shapes,
-)
-from harness.models.folders import load_model, load_tokenizer, model_folder
+from harness.models.checkpoints import bits_per_weight, load_packed, packed_shapes
+from harness.models.model import Model, RandomModel, StoredModel
 from harness.models.streaming import open_packed, open_source, streams
 from harness.records.record import Record
 from harness.records.store import artifact_digest
@@ -30,19 +21,18 @@ if TYPE_CHECKING:
 class Subject:
     """The model under test and its tokenizer, loaded when the first suite asks for them."""
 
-    def __init__(self, plan: CellPlan) -> None:
-        self._plan = plan
+    def __init__(self, cell: ResolvedCell) -> None:
+        self._cell = cell
         self._model: Any = None
         self._streams: bool | None = None
         self._tokenizer: Any = None
         self.inputs: dict[str, str] = {}
         self.bits_per_weight: float | None = None
-        self.kernel = kernel_of(plan.config)
-        self._checkpoint = find_checkpoint(plan.config.model)
-        self.loaded = self._checkpoint is not None
-        self.quantized = self.loaded or plan.config.method.name != "none"
-        # The packed weights that are measured, made here or elsewhere; None: full precision, dummy.
-        self.packed = model_folder(plan.config.model) if self.loaded else plan.artifact
+        self.quantized = cell.quantized
+        self.has_original = cell.model.checkpoint is None
+        # The packed weights that are measured, made here or elsewhere; None: full precision, or
+        # random weights.
+        self.packed = cell.artifact if self.has_original else cell.model.folder
 
     def model(self) -> Any:
         """The model under test, whole."""
@@ -50,84 +40,91 @@ class Subject:
             self._model = self._load()
         return self._model
 
-    def streams(self) -> bool:
-        """Whether the model is measured block by block; decided once, before anything is loaded."""
+    def streams(self, batch: int) -> bool:
+        """Whether the model is measured block by block; decided once, before anything is loaded.
+
+        batch  windows that the suites which can stream measure at a time.
+        """
         if self._streams is None:
+            model = self._cell.model
             self._streams = (
                 self._model is None
-                and not dummy.is_dummy(self._plan.config.model)
-                and streams(self._plan.config, self.packed)
+                and not isinstance(model, RandomModel)
+                and streams(model, self.packed, self._cell.choices.runtime, batch)
             )
         return self._streams
 
     def open(self) -> CheckpointSource | ArtifactSource:
         """The model under test as a source of blocks, a context manager."""
         self.check()
+        cell, runtime = self._cell, self._cell.choices.runtime
         if self.packed is None:
-            return open_source(self._plan.config)
-        source = open_packed(self._plan.config, self.packed)
-        if self._checkpoint is not None:
+            assert isinstance(cell.model, StoredModel)
+            return open_source(cell.model, runtime.device, cell.choices.results)
+        source = open_packed(cell.model, self.packed, runtime)
+        if cell.model.checkpoint is not None:
             shapes = source.layer_shapes().values()
-            self.bits_per_weight = bits_per_weight(self._checkpoint.scheme, shapes)
+            self.bits_per_weight = bits_per_weight(cell.model.checkpoint.scheme, shapes)
         return source
 
     def tokenizer(self) -> Any:
-        """The tokenizer, None for a dummy."""
+        """The tokenizer, None for random weights."""
         if self._tokenizer is None:
-            self._tokenizer = load_tokenizer(self._plan.config.model)
+            self._tokenizer = self._cell.model.tokenizer()
         return self._tokenizer
-
-    def plain(self) -> Any:
-        """The full-precision model that the cell started from."""
-        config = self._plan.config
-        if dummy.is_dummy(config.model):
-            return dummy.load(config, packed=False)
-        return load_model(config.model, config.runtime.device)
 
     def twin(self) -> Any:
         """The full-precision model to compare with; the model itself where there is none."""
-        if self.loaded:
-            return load_dequantized(self._plan.config)
-        return self.plain() if self.quantized else self.model()
+        return self._cell.model.baseline(self._cell.place) if self.quantized else self.model()
 
     def reference(self) -> Any:
         """The quantized model from the same files, dequantized by the reference kernel."""
-        if self.loaded:
-            return load_checkpoint(self._plan.config, "reference")
-        if self._plan.artifact is None:
-            raise ValueError(f"{self._plan.identity.method} leaves no artifact to load again.")
-        return self._quantized("reference")
-
-    def _load(self) -> Any:
-        config = self._plan.config
-        if self._checkpoint is not None:
-            model = load_checkpoint(config, config.runtime.kernel)
-            self.bits_per_weight = bits_per_weight(self._checkpoint.scheme, packed_shapes(model))
-            return model
-        if self._plan.artifact is not None:
-            return self._quantized(config.runtime.kernel)
-        if config.method.name != dummy.RANDOM:
-            return self.plain()
-        model, scheme = dummy.load(config, packed=True), make_scheme(config.scheme)
-        assert scheme is not None  # method=random with w16 is refused
-        self.bits_per_weight = bits_per_weight(scheme, packed_shapes(model))
-        return model
+        if self.packed is None:
+            raise ValueError(f"{self._cell.identity.method} leaves no artifact to load again.")
+        return self._from_packed(self.packed, "reference")
 
     def check(self) -> None:
         """Hold the artifact, if there is one, against the record of its making."""
-        folder = self._plan.artifact
+        folder = self._cell.artifact
         if folder is None:
             return
-        made = self._plan.find(QUANTIZATION)
+        made = self._cell.find(QUANTIZATION)
         assert made is not None
         _check_artifact(folder, made)
         self.inputs = {"artifact": made.inputs["artifact"]}
         self.bits_per_weight = made.cell.bits_per_weight
 
-    def _quantized(self, kernel: str) -> Any:
-        assert self._plan.artifact is not None
+    def _load(self) -> Any:
+        model, scheme, place = self._cell.model, self._cell.choices.scheme, self._cell.place
+        if self.packed is not None:
+            loaded = self._from_packed(self.packed, place.kernel)
+            if model.checkpoint is not None:
+                shapes = packed_shapes(loaded)
+                self.bits_per_weight = bits_per_weight(model.checkpoint.scheme, shapes)
+            return loaded
+        if isinstance(model, RandomModel) and scheme is not None:
+            loaded = model.packed(place, scheme)
+            self.bits_per_weight = bits_per_weight(scheme, packed_shapes(loaded))
+            return loaded
+        return self._full_precision(model)
+
+    def _full_precision(self, model: Model) -> Any:
+        """Only of a cell that quantizes nothing: else another model would bear its name."""
+        if self.quantized:
+            raise StoreError(
+                f"{self._cell.identity.method} left no packed weights to measure: full precision is "
+                "not measured under its name."
+            )
+        return model.load(self._cell.place)
+
+    def _from_packed(self, folder: Path, kernel: str) -> Any:
         self.check()
-        return load_packed(self._plan.config, self._plan.artifact, kernel)
+        cell = self._cell
+        if cell.model.checkpoint is not None:
+            return cell.model.load(replace(cell.place, kernel=kernel))
+        config = cell.model.config
+        device = cell.choices.runtime.device
+        return load_packed(folder, kernel, device, config.dtype, config.attention)
 
 
 def _check_artifact(folder: Path, made: Record) -> None:

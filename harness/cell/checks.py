@@ -1,0 +1,190 @@
+"""What cannot be, across the choices of a cell: one sentence with the next step, nothing loaded.
+
+Types and key names are checked by OmegaConf; what one part alone can say, the part says itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from harness.cell.parts import Measuring, Solving, Transforming
+from harness.config.schema import CalibConfig, CellConfig
+from harness.data import protocols, texts
+from harness.errors import ConfigError
+from harness.models.model import SOURCES, AbsentModel, Model, RandomModel
+from harness.models.streaming import ALWAYS, AUTO, NEVER
+from harness.tracking import TRACKERS
+from quant.scheme import Scheme
+
+DTYPES = ("float32", "float16", "bfloat16")
+ATTENTION = ("sdpa", "eager")
+ACTIVATIONS = ("auto", "cuda", "cpu", "disk")
+
+
+def values(config: CellConfig) -> None:
+    """Keys that have few values, and numbers that have a least one."""
+    for key, value, allowed in (
+        ("model.source", config.model.source, tuple(SOURCES)),
+        ("model.dtype", config.model.dtype, DTYPES),
+        ("model.attention", config.model.attention, ATTENTION),
+        ("tracker.name", config.tracker.name, TRACKERS),
+        ("runtime.activations", config.runtime.activations, ACTIVATIONS),
+        ("runtime.stream", config.runtime.stream, (AUTO, ALWAYS, NEVER)),
+    ):
+        if value not in allowed:
+            raise ConfigError(f"{key}={value} is unknown; choose one of {', '.join(allowed)}.")
+    for key, number, least in (
+        ("seed", config.seed, 0),
+        ("calib.seed", config.calib.seed, 0),
+        ("model.context", config.model.context, 2),
+        ("runtime.threads", config.runtime.threads, 1),
+    ):
+        if number is not None and number < least:
+            raise ConfigError(f"{key}={number} is too small; use {least} or more.")
+
+
+def method_and_scheme(
+    solving: Solving | None, scheme: Scheme | None, model: Model | AbsentModel
+) -> None:
+    """A solver needs a scheme and weights that are not quantized yet; without one neither."""
+    if model.checkpoint is not None:
+        if solving is not None:
+            found, name = model.checkpoint, solving.solver.name
+            raise ConfigError(
+                f"model={model.name} is quantized already ({found.scheme.name}, {found.format}, "
+                f"producer {found.producer}): use method=none scheme=w16 to measure it as it is, "
+                f"or give its full-precision original to method={name}."
+            )
+        return
+    if solving is None and scheme is not None:
+        raise ConfigError(
+            f"method=none leaves the weights alone, but the scheme has {scheme.bits} bits: "
+            "use scheme=w16, or method=rtn or method=gptq."
+        )
+    if solving is not None and scheme is None:
+        raise ConfigError(
+            f"method={solving.solver.name} needs something to quantize to, but scheme.bits=16 is "
+            "full precision: use a scheme such as w4, or method=none."
+        )
+
+
+def random_weights(
+    config: CellConfig,
+    solving: Solving | None,
+    chosen: Sequence[Measuring],
+    model: Model | AbsentModel,
+) -> None:
+    """Random weights can be timed and nothing else."""
+    makes_up = solving is not None and not solving.solver.reads_weights
+    if not isinstance(model, RandomModel):
+        if makes_up:
+            assert solving is not None
+            raise ConfigError(
+                f"method={solving.solver.name} makes weights up, but model={model.name} has its "
+                "own: use model=dummy, or method=rtn or method=gptq."
+            )
+        if config.model.architecture is not None:
+            raise ConfigError(
+                f"model.architecture={config.model.architecture} is read with model=dummy alone "
+                f"and model={model.name} would ignore it: leave it out."
+            )
+        return
+    if "/" in model.name:
+        raise ConfigError(
+            f"model.name={model.name} holds a path: add model.name=NAME for the tables."
+        )
+    if solving is not None and not makes_up:
+        raise ConfigError(
+            f"method={solving.solver.name} needs weights to quantize, and model=dummy has none: "
+            "use method=random for packed weights, or method=none scheme=w16."
+        )
+    for each in chosen:
+        if not each.suite.timing:
+            raise ConfigError(
+                f"suite {each.suite.name} measures accuracy, and the weights of model=dummy are "
+                "random: use suite=[latency,kernels] or one of them."
+            )
+
+
+def transforms(chosen: Sequence[Transforming], solving: Solving | None) -> None:
+    """Transforms come before a solver that reads weights."""
+    if chosen and (solving is None or not solving.solver.reads_weights):
+        raise ConfigError(
+            f"transform=[{','.join(each.transform.name for each in chosen)}] changes weights before "
+            "they are solved, but nothing is solved here: leave it out, or use method=rtn or "
+            "method=gptq."
+        )
+
+
+def suites(chosen: Sequence[Measuring]) -> None:
+    """There is something to measure."""
+    if not chosen:
+        raise ConfigError(
+            "suite is empty, so there is nothing to measure: choose some, for example "
+            "suite=[perplexity,latency]; `bitsweep run --help suite` lists them."
+        )
+
+
+def calibration(calib: CalibConfig, solving: Solving | None, data: str | None) -> None:
+    """The text that a solver or transform sees."""
+    if calib.protocol == "none" or calib.sequences < 1:
+        name = "none" if solving is None else solving.solver.name
+        raise ConfigError(
+            f"method={name} needs calibration text, but calib.name={calib.name} with "
+            f"calib.sequences={calib.sequences} has none: use calib=embedded or calib=c4, "
+            "or method=rtn, which needs none."
+        )
+    if calib.length is not None and calib.length < 2:
+        raise ConfigError(
+            f"calib.length={calib.length} is too short for a window; use 2 or more tokens, "
+            "or null for the model's context."
+        )
+    try:
+        protocols.check(calib.protocol, protocols.CALIBRATION, path=calib.path, data_dir=data)
+    except (protocols.ProtocolError, texts.TextError) as error:
+        raise ConfigError(f"calib.protocol={calib.protocol}: {error}.") from error
+
+
+def runtime(config: CellConfig, chosen: Sequence[Measuring]) -> None:
+    """Device, kernel, streaming and folders."""
+    runtime = config.runtime
+    if runtime.timeout_s is not None and runtime.timeout_s <= 0:
+        raise ConfigError(
+            f"runtime.timeout_s={runtime.timeout_s} leaves no time; use seconds above 0, or null."
+        )
+    if runtime.device != "cpu":
+        _device_exists(runtime.device)
+    if runtime.activations == "cuda" and not runtime.device.startswith("cuda"):
+        raise ConfigError(
+            f"runtime.activations=cuda, but runtime.device={runtime.device}: use cpu, disk or auto."
+        )
+    whole = [each.suite.name for each in chosen if not each.suite.streams]
+    if runtime.stream == ALWAYS and whole:
+        streaming = ",".join(each.suite.name for each in chosen if each.suite.streams)
+        raise ConfigError(
+            f"runtime.stream=always, but suite {whole[0]} needs the whole model in memory: measure "
+            f"suite=[{streaming or 'perplexity'}] alone, or leave runtime.stream=auto."
+        )
+    if runtime.kernel not in ("auto", "reference"):
+        from cuda_ext.ops import KernelUnavailable, resolve_kernel
+
+        try:
+            resolve_kernel(runtime.kernel, runtime.device)
+        except (KernelUnavailable, ValueError) as error:
+            raise ConfigError(f"runtime.kernel={runtime.kernel}: {error}") from error
+    results = Path(config.paths.results)
+    if results.exists() and not results.is_dir():
+        raise ConfigError(f"paths.results={results} is a file: give a folder for the results.")
+
+
+def _device_exists(device: str) -> None:
+    if not device.startswith("cuda"):
+        raise ConfigError(f"runtime.device={device} is unknown; use cpu, cuda or cuda:0.")
+    import torch
+
+    if not torch.cuda.is_available():
+        raise ConfigError(
+            f"runtime.device={device}, but PyTorch sees no CUDA device here "
+            f"(torch {torch.__version__}): use runtime=cpu, or install a CUDA build of PyTorch."
+        )

@@ -1,0 +1,96 @@
+"""The parts that a cell has chosen: a module each, with the options that it was given."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from harness.config.options import build_options
+from harness.errors import ConfigError
+from harness.suites.base import Suite
+from quant.parts import Part, PartError, find_part
+from quant.solvers.base import Solver
+from quant.transforms.base import Transform
+
+MODULE = "module"  # the key of a configuration that names the module of a part
+
+Spec = TypeVar("Spec")
+
+
+@dataclass(frozen=True)
+class Solving:
+    """A solver and its options."""
+
+    part: Part
+    options: Any
+
+    @property
+    def solver(self) -> Solver:
+        return self.part.load("SOLVER", Solver)
+
+
+@dataclass(frozen=True)
+class Transforming:
+    """A transform and its options."""
+
+    part: Part
+    options: Any
+
+    @property
+    def transform(self) -> Transform:
+        return self.part.load("TRANSFORM", Transform)
+
+    @property
+    def words(self) -> list[str]:
+        """How tables name it: its label and the options that are not the usual ones."""
+        return [self.transform.label, *self.transform.describe(self.options)]
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """A suite and its configuration."""
+
+    part: Part
+    config: Any
+
+    @property
+    def suite(self) -> Suite:
+        return self.part.load("SUITE", Suite)
+
+    @property
+    def positions(self) -> int:
+        """Tokens that it puts into the KV cache."""
+        return self.suite.positions(self.config)
+
+
+def build_part(
+    key: str,
+    given: Mapping[str, Any],
+    attribute: str,
+    kind: type[Spec],
+    folder: Path | None,
+    others: Callable[[str], Sequence[str]] = lambda _: (),
+) -> tuple[Part, Any]:
+    """The part that a configuration names under `module`, and its options from the other keys.
+
+    key     of the configuration that chooses the part, for messages.
+    others  the overrides that choose parts which have an option, by its name.
+
+    Raises ConfigError for a module that is not there or has no such spec, and for options that the
+    spec does not have or that it refuses.
+    """
+    module = given[MODULE]
+    try:
+        part = find_part(str(module), [] if folder is None else [folder])
+        spec: Any = part.load(attribute, kind)
+    except PartError as error:
+        raise ConfigError(f"{key}: {error}") from error
+    named = {name: value for name, value in given.items() if name != MODULE}
+    options: type = spec.config if isinstance(spec, Suite) else spec.options
+    known = {field.name for field in dataclasses.fields(options)}
+    unknown = [name for name in named if name not in known]
+    elsewhere = others(unknown[0]) if unknown else ()
+    return part, build_options(options, named, key, str(module), elsewhere)

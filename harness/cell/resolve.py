@@ -1,0 +1,314 @@
+"""From a configuration to a resolved cell: parts imported, options typed, model found, keys made.
+
+After this nobody reads the configuration again. What is impossible is a ConfigError in one
+sentence, before any weight is read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.cell import checks
+from harness.cell.keys import StageKeys, cell_keys
+from harness.cell.parts import MODULE, Measuring, Solving, Transforming, build_part
+from harness.config.help import options_with
+from harness.config.schema import (
+    CalibConfig,
+    CellConfig,
+    RuntimeConfig,
+    SchemeConfig,
+    TrackerConfig,
+)
+from harness.errors import ConfigError
+from harness.models.model import AbsentModel, Model, Place, StoredModel, find_model
+from harness.records.record import CellIdentity, Record
+from harness.records.store import Store
+from harness.suites.base import Facts, Suite
+from quant.config import QuantizationConfig
+from quant.parts import Part
+from quant.scheme import Scheme, SchemeError
+from quant.solvers.base import Solver
+from quant.transforms.base import Transform
+
+QUANTIZATION = "quantization"  # the stage before the suites
+NOT_QUANTIZED = 16  # bits
+LOADED = "loaded"  # what tables call the method of a checkpoint that was quantized elsewhere
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What a cell is made of, whether its model is here or not.
+
+    solving      None: the weights are measured as they are.
+    scheme       what is quantized to; None: full precision.
+    calibration  None when nothing that was chosen sees calibration text.
+    """
+
+    name: str
+    seed: int
+    solving: Solving | None
+    transforms: tuple[Transforming, ...]
+    scheme: Scheme | None
+    calibration: CalibConfig | None
+    suites: tuple[Measuring, ...]
+    runtime: RuntimeConfig
+    tracker: TrackerConfig
+    results: Path
+    data: str | None
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The modules that the cell's parts are in."""
+        solving = () if self.solving is None else (self.solving,)
+        return tuple(chosen.part for chosen in (*solving, *self.transforms, *self.suites))
+
+    @property
+    def quantizes(self) -> bool:
+        """Whether the cell has the stage that solves layers; random codes need none."""
+        return self.solving is not None and self.solving.solver.reads_weights
+
+    @property
+    def stage_names(self) -> list[str]:
+        """The stages in order: the quantization, if there is one, and the suites."""
+        return [QUANTIZATION] * self.quantizes + [each.suite.name for each in self.suites]
+
+
+@dataclass(frozen=True)
+class PendingCell:
+    """A cell whose model is not on this machine yet: it can be planned, not run."""
+
+    choices: Choices
+    model: AbsentModel
+
+    @property
+    def identity(self) -> CellIdentity:
+        return _identity(self.choices, self.model)
+
+
+@dataclass(frozen=True)
+class ResolvedCell:
+    """A cell that can run: picklable, and complete.
+
+    kernel     that it runs on; "torch" for full precision.
+    expected   published full-precision perplexities by protocol.
+    """
+
+    choices: Choices
+    model: Model
+    kernel: str
+    keys: StageKeys
+    expected: Mapping[str, float]
+
+    @property
+    def identity(self) -> CellIdentity:
+        """The names of the cell in tables."""
+        return _identity(self.choices, self.model)
+
+    @property
+    def store(self) -> Store:
+        return Store(self.choices.results)
+
+    @property
+    def artifact(self) -> Path | None:
+        """Folder of the quantized model; None for a cell that is not quantized here."""
+        key = self.keys.stages.get(QUANTIZATION)
+        return None if key is None else self.store.artifact_path(self.identity, key)
+
+    @property
+    def quantized(self) -> bool:
+        """Whether what suites measure is quantized, here or elsewhere."""
+        return self.choices.solving is not None or self.model.checkpoint is not None
+
+    @property
+    def stored_model(self) -> StoredModel:
+        """The full-precision model that is quantized; only of a cell that quantizes."""
+        assert isinstance(self.model, StoredModel)
+        return self.model
+
+    @property
+    def place(self) -> Place:
+        """Where its models are loaded."""
+        runtime = self.choices.runtime
+        positions = max((each.positions for each in self.choices.suites), default=0)
+        return Place(runtime.device, runtime.kernel, self.choices.seed, positions)
+
+    @property
+    def quantization(self) -> QuantizationConfig:
+        """How the model is quantized; only of a cell that is."""
+        solving, scheme = self.choices.solving, self.choices.scheme
+        assert solving is not None
+        assert scheme is not None
+        return QuantizationConfig(
+            solver=solving.solver,
+            scheme=scheme,
+            options=solving.options,
+            transforms=tuple((t.transform, t.options) for t in self.choices.transforms),
+            kernel=self.kernel,
+        )
+
+    def measuring(self, stage: str) -> Measuring:
+        """The suite of a stage."""
+        return next(each for each in self.choices.suites if each.suite.name == stage)
+
+    def find(self, stage: str) -> Record | None:
+        """The record of a stage, ok or failed, if there is one."""
+        return self.store.find(self.identity, self.keys.cell, stage, self.keys.stages[stage])
+
+
+def resolve(
+    config: CellConfig, folder: Path | None = None, download: bool = False
+) -> ResolvedCell | PendingCell:
+    """The cell that a configuration stands for; pending while its model is not here.
+
+    folder    of the user, whose modules the configuration may name.
+    download  fetch a model of the hub first.
+    """
+    checks.values(config)
+    model = find_model(config.model, download)  # a wrong model comes first: all else depends on it
+    choices = _choices(config, model, folder)
+    checks.method_and_scheme(choices.solving, choices.scheme, model)
+    checks.random_weights(config, choices.solving, choices.suites, model)
+    checks.suites(choices.suites)
+    facts = _facts(config, model)
+    for each in choices.suites:
+        each.suite.check(each.config, facts(f"suite.{each.suite.name}"))
+    if choices.calibration is not None:
+        checks.calibration(choices.calibration, choices.solving, config.paths.data)
+    checks.runtime(config, choices.suites)
+    if isinstance(model, AbsentModel):
+        return PendingCell(choices, model)
+    kernel = _kernel(config.runtime, choices.solving is not None or model.checkpoint is not None)
+    keys = cell_keys(choices, model, kernel, QUANTIZATION, LOADED, facts)
+    return ResolvedCell(choices, model, kernel, keys, dict(config.model.expected))
+
+
+def make_scheme(config: SchemeConfig) -> Scheme | None:
+    """The quant.Scheme of a cell; None when bits=16. ConfigError for one that cannot exist."""
+    if config.bits == NOT_QUANTIZED:
+        if config != SchemeConfig(bits=NOT_QUANTIZED):
+            raise ConfigError(
+                "scheme.bits=16 is not quantized and has no groups, symmetry, levels or grid: "
+                "use scheme=w16 alone, or a scheme of 8 bits or less."
+            )
+        return None
+    try:
+        return Scheme(**dataclasses.asdict(config))
+    except SchemeError as error:
+        raise ConfigError(f"scheme: {error}") from error
+
+
+def _choices(config: CellConfig, model: Model | AbsentModel, folder: Path | None) -> Choices:
+    solving = _solving(config.method, folder)
+    transforms = tuple(
+        Transforming(*build_part(f"transform.{name}", given, "TRANSFORM", Transform, folder))
+        for name, given in config.transform.items()
+    )
+    measuring = [_measuring(name, given, folder) for name, given in config.suite.items()]
+    # Suites that are timed come last: whoever waits for a figure wants accuracy first.
+    measuring.sort(key=lambda each: each.suite.timing)
+    scheme = make_scheme(config.scheme)
+    checks.transforms(transforms, solving)
+    sees_text = solving is not None and (
+        solving.solver.needs_calibration
+        or any(each.transform.needs_calibration for each in transforms)
+    )
+    return Choices(
+        name=config.name,
+        seed=config.seed,
+        solving=solving,
+        transforms=transforms,
+        scheme=scheme if model.checkpoint is None else model.checkpoint.scheme,
+        calibration=config.calib if sees_text else None,
+        suites=tuple(measuring),
+        runtime=config.runtime,
+        tracker=config.tracker,
+        results=Path(config.paths.results),
+        data=config.paths.data,
+    )
+
+
+def _solving(method: Mapping[str, Any], folder: Path | None) -> Solving | None:
+    if "solver" not in method:
+        raise ConfigError(
+            "method has no solver: give the module of one, as in method.solver=quant.solvers.gptq, "
+            "or null for full precision, in the file that method=NAME chooses."
+        )
+    if method["solver"] is None:
+        for key in (key for key in method if key != "solver"):
+            raise ConfigError(
+                f"method.{key}={method[key]} is read by no solver, because method.solver is null "
+                f"(full precision): leave it out, or use {_methods_with(key, folder)}."
+            )
+        return None
+    given = {MODULE if key == "solver" else key: value for key, value in method.items()}
+    others = lambda key: options_with("method", key, folder)  # noqa: E731
+    return Solving(*build_part("method", given, "SOLVER", Solver, folder, others))
+
+
+def _methods_with(key: str, folder: Path | None) -> str:
+    return " or ".join(options_with("method", key, folder)) or "a method that has it"
+
+
+def _measuring(name: str, given: Mapping[str, Any], folder: Path | None) -> Measuring:
+    if MODULE not in given:
+        keys = ", ".join(f"suite.{name}.{key}" for key in given)
+        raise ConfigError(
+            f"{keys or f'suite.{name}'} is set, but suite {name} is not selected: add it to "
+            "suite=[...], or leave the key out."
+        )
+    found = Measuring(*build_part(f"suite.{name}", given, "SUITE", Suite, folder))
+    if found.suite.name != name:
+        raise ConfigError(
+            f"suite.{name} names the module {found.part.module}, whose suite is called "
+            f"{found.suite.name}: rename one of the two, because records are kept under that name."
+        )
+    return found
+
+
+def _facts(config: CellConfig, model: Model | AbsentModel) -> Callable[[str], Facts]:
+    def facts(key: str) -> Facts:
+        return Facts(
+            key=key,
+            model=model.name,
+            shape=model.shape,
+            data_dir=config.paths.data,
+            device=config.runtime.device,
+            threads=config.runtime.threads,
+        )
+
+    return facts
+
+
+def _kernel(runtime: RuntimeConfig, quantized: bool) -> str:
+    """The kernel that the cell runs on, solver and suites: what "auto" stands for here."""
+    if not quantized:
+        return "torch"
+    from cuda_ext.ops import resolve_kernel
+
+    return resolve_kernel(runtime.kernel, runtime.device)
+
+
+def _identity(choices: Choices, model: Model | AbsentModel) -> CellIdentity:
+    solving = choices.solving
+    if model.checkpoint is not None:
+        method, label, options = LOADED, LOADED, model.checkpoint.format
+    elif solving is None:
+        method, label, options = "none", "full prec.", ""
+    else:
+        method, label = solving.solver.name, solving.solver.label
+        said = [*solving.solver.describe(solving.options)]
+        said += [word for each in choices.transforms for word in each.words]
+        options = ", ".join(said)
+    return CellIdentity(
+        model=model.name,
+        method=method,
+        label=label,
+        options=options or None,
+        scheme="w16" if choices.scheme is None else choices.scheme.name,
+        calibration=None if choices.calibration is None else choices.calibration.name,
+        seed=choices.seed,
+    )

@@ -1,0 +1,95 @@
+"""Options of parts: from the keys of a configuration to the dataclass of a solver or suite."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import Any, get_origin, get_type_hints
+
+from omegaconf import OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from harness.errors import ConfigError
+
+
+def build_options(
+    kind: type, given: Mapping[str, Any], key: str, where: str, others: Iterable[str] = ()
+) -> Any:
+    """The dataclass `kind` with the values in `given`, types checked by OmegaConf.
+
+    key     the configuration key that holds them, such as "method" or "suite.latency".
+    where   the module that the dataclass is from, for messages.
+    others  overrides that choose parts which know an option that this one does not.
+
+    Raises ConfigError for a key that the dataclass does not have, a value of another type, and what
+    the dataclass itself refuses.
+    """
+    known = [field.name for field in dataclasses.fields(kind)]
+    for name, value in given.items():
+        if name not in known:
+            raise ConfigError(_unknown(name, value, known, key, where, list(others)))
+    try:
+        node = OmegaConf.merge(OmegaConf.structured(kind), dict(given))
+        values = {name: _plain(node[name]) for name in known}
+    except MissingMandatoryValue as error:
+        raise ConfigError(
+            f"{key}.{error.full_key} has no value: set it in the file that chooses {where}, or add "
+            f"{key}.{error.full_key}=VALUE."
+        ) from error
+    except OmegaConfBaseException as error:
+        raise ConfigError(_wrong_type(error, kind, key)) from error
+    hints = get_type_hints(kind)
+    tuples = {name: tuple(v) for name, v in values.items() if get_origin(hints[name]) is tuple}
+    try:
+        return kind(**values | tuples)
+    except ValueError as error:
+        raise ConfigError(f"{key}: {_with_key(str(error), known, key)}") from error
+
+
+def words_for(hint: Any) -> str:
+    """What a value of this type is, in words."""
+    from typing import get_args
+
+    if get_origin(hint) in (list, tuple):
+        return "it takes a list such as [a,b]"
+    if get_origin(hint) is dict:
+        return "it takes a mapping"
+    kinds = [each for each in (get_args(hint) or (hint,)) if each is not type(None)]
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    word = words.get(kinds[0], "several keys of its own") if kinds else "another kind of value"
+    return f"it takes {word}" + (" or null" if type(None) in get_args(hint) else "")
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """ " (did you mean NAME?)" for the closest of the known names; nothing without a close one."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+def _plain(value: Any) -> Any:
+    return OmegaConf.to_object(value) if OmegaConf.is_config(value) else value
+
+
+def _with_key(message: str, known: list[str], key: str) -> str:
+    """A dataclass names its fields; the user knows them below their key."""
+    first = message.partition("=")[0]
+    return f"{key}.{message}" if first in known else message
+
+
+def _unknown(
+    name: str, value: Any, known: list[str], key: str, where: str, others: list[str]
+) -> str:
+    if others:
+        rest = f"leave it out, or use {' or '.join(others)}"
+    else:
+        rest = f"it has {', '.join(known)}" if known else "it has no options"
+    return f"{key}.{name}={value} is not an option of {where}{did_you_mean(name, known)}: {rest}."
+
+
+def _wrong_type(error: OmegaConfBaseException, kind: type, key: str) -> str:
+    name = error.full_key or str(getattr(error, "key", None) or "")
+    hint = get_type_hints(kind).get(name.partition(".")[0].partition("[")[0])
+    reason = str(error).strip().splitlines()[0].rstrip(".")
+    dotted = f"{key}.{name}" if name else key
+    return f"{dotted}: {reason}; {words_for(hint)}."

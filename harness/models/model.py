@@ -1,0 +1,255 @@
+"""The model of a cell: a stored one, one quantized elsewhere, random weights, or one not here yet.
+
+The four answer the same questions, so that nothing asks where a model came from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.config.schema import ModelConfig
+from harness.errors import ModelError
+from harness.models import dummy
+from harness.models.checkpoints import Checkpoint, find_checkpoint, load_dequantized, load_packed
+from harness.models.folders import (
+    check_folder,
+    folder_fingerprint,
+    load_model,
+    load_tokenizer,
+    text_config,
+)
+from harness.models.hub import hub_folder
+
+if TYPE_CHECKING:
+    from quant.scheme import Scheme
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a model is loaded, and what random weights need to know.
+
+    kernel     as the configuration names it: "auto", "cpu", ...
+    positions  tokens that will stand in the KV cache.
+    """
+
+    device: str
+    kernel: str
+    seed: int = 0
+    positions: int = 0
+
+
+@dataclass(frozen=True)
+class StoredModel:
+    """A complete Hugging Face folder of full-precision weights.
+
+    fingerprint  sha256 over the files that decide what the model computes.
+    """
+
+    config: ModelConfig
+    folder: Path
+    fingerprint: str
+
+    checkpoint = None  # not quantized elsewhere
+    has_weights = True  # for a solver to quantize
+
+    @property
+    def name(self) -> str:
+        return self.config.name
+
+    @cached_property
+    def shape(self) -> Mapping[str, Any]:
+        """config.json, of a multimodal model its text part."""
+        return text_config(self.folder)
+
+    def semantics(self) -> dict[str, Any]:
+        """What a record says of the model."""
+        return _semantics(self.config)
+
+    def load(self, place: Place) -> Any:
+        """The model in full precision, in eval mode."""
+        return load_model(self.folder, self.config, place.device)
+
+    def baseline(self, place: Place) -> Any:
+        """What quantized weights are compared with: the model in full precision."""
+        return self.load(place)
+
+    def tokenizer(self) -> Any:
+        return load_tokenizer(self.folder, self.config)
+
+
+@dataclass(frozen=True)
+class QuantizedModel:
+    """A folder of weights that were quantized elsewhere, measured as they are."""
+
+    config: ModelConfig
+    folder: Path
+    fingerprint: str
+    checkpoint: Checkpoint
+
+    has_weights = False
+
+    @property
+    def name(self) -> str:
+        return self.config.name
+
+    @cached_property
+    def shape(self) -> Mapping[str, Any]:
+        """config.json, of a multimodal model its text part."""
+        return text_config(self.folder)
+
+    def semantics(self) -> dict[str, Any]:
+        """What a record says of the model."""
+        return _semantics(self.config)
+
+    def load(self, place: Place) -> Any:
+        """The packed model on the kernel of the place."""
+        dtype, attention = self.config.dtype, self.config.attention
+        return load_packed(self.folder, place.kernel, place.device, dtype, attention)
+
+    def baseline(self, place: Place) -> Any:
+        """Its own weights, dequantized: the original is not at hand."""
+        dtype, attention = self.config.dtype, self.config.attention
+        return load_dequantized(self.folder, place.kernel, place.device, dtype, attention)
+
+    def tokenizer(self) -> Any:
+        return load_tokenizer(self.folder, self.config)
+
+
+@dataclass(frozen=True)
+class RandomModel:
+    """Random weights of an architecture: it can be timed, and nothing else.
+
+    fingerprint  sha256 over the dimensions.
+    """
+
+    config: ModelConfig
+    fingerprint: str
+
+    checkpoint = None
+    folder = None
+    has_weights = False
+
+    @property
+    def name(self) -> str:
+        return self.config.name
+
+    @cached_property
+    def shape(self) -> Mapping[str, Any]:
+        """The architecture's configuration."""
+        found: dict[str, Any] = dummy.architecture(self.config).to_dict()
+        return found
+
+    def semantics(self) -> dict[str, Any]:
+        """What a record says of the model."""
+        architecture = Path(self.config.architecture or "").name
+        return {**_semantics(self.config), "architecture": architecture}
+
+    def load(self, place: Place) -> Any:
+        """Random weights in full precision."""
+        return self.packed(place, None)
+
+    def packed(self, place: Place, scheme: Scheme | None) -> Any:
+        """Random codes of a scheme; None: full precision."""
+        return dummy.load(
+            self.config,
+            scheme,
+            device=place.device,
+            kernel=place.kernel,
+            seed=place.seed,
+            positions=place.positions,
+        )
+
+    def baseline(self, place: Place) -> Any:
+        """The same architecture in full precision."""
+        return self.load(place)
+
+    def tokenizer(self) -> None:
+        """It reads no text."""
+
+
+@dataclass(frozen=True)
+class AbsentModel:
+    """A model of the hub that is not on this machine yet: it has a name, and no fingerprint."""
+
+    config: ModelConfig
+
+    checkpoint = None
+    has_weights = True
+    shape = None
+
+    @property
+    def name(self) -> str:
+        return self.config.name
+
+
+Model = StoredModel | QuantizedModel | RandomModel
+
+
+def find_model(config: ModelConfig, download: bool = False) -> Model | AbsentModel:
+    """The model that a configuration names; with download a model of the hub is fetched first.
+
+    ModelError says what is missing.
+    """
+    return SOURCES[config.source](config, download)
+
+
+def _embedded(config: ModelConfig, _download: bool) -> Model:
+    folder = Path(__file__).resolve().parents[1] / "embedded" / "model"
+    return _in_folder(config, check_folder(folder, "the embedded model"))
+
+
+def _local(config: ModelConfig, _download: bool) -> Model:
+    if config.path is None:
+        raise ModelError(
+            "model=local needs a folder: add model.path=FOLDER (config.json, weights, tokenizer)."
+        )
+    return _in_folder(config, check_folder(Path(config.path), f"model.path={config.path}"))
+
+
+def _hub(config: ModelConfig, download: bool) -> Model | AbsentModel:
+    if config.id is None:
+        raise ModelError(
+            "model=hub needs to know which: add model.id=OWNER/NAME, for example "
+            "model.id=EleutherAI/pythia-160m."
+        )
+    folder = hub_folder(config.id, config.revision, download)
+    if folder is None:
+        return AbsentModel(config)
+    return _in_folder(config, check_folder(folder, f"model.id={config.id}"))
+
+
+def _random(config: ModelConfig, _download: bool) -> Model:
+    return RandomModel(config, dummy.fingerprint(config))
+
+
+# By the name in the configuration, model.source.
+SOURCES: dict[str, Callable[[ModelConfig, bool], Model | AbsentModel]] = {
+    "embedded": _embedded,
+    "hub": _hub,
+    "local": _local,
+    "dummy": _random,
+}
+
+
+def _in_folder(config: ModelConfig, folder: Path) -> Model:
+    checkpoint = find_checkpoint(folder)
+    fingerprint = folder_fingerprint(folder)
+    if checkpoint is None:
+        return StoredModel(config, folder, fingerprint)
+    return QuantizedModel(config, folder, fingerprint, checkpoint)
+
+
+def _semantics(model: ModelConfig) -> dict[str, Any]:
+    return {
+        "name": model.name,
+        "source": model.source,
+        "id": model.id,
+        "revision": model.revision,
+        "dtype": model.dtype,
+        "context": model.context,
+        "attention": model.attention,
+    }

@@ -1,0 +1,115 @@
+"""From figures to records: beside every number stands what is needed to repeat it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from harness.cell.resolve import ResolvedCell
+from harness.errors import StoreError
+from harness.records.environment import environment
+from harness.records.record import CellIdentity, Failure, LayerReport, Metric, Record
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What a stage found.
+
+    placement  where the work was done, which changes none of its figures but time and memory.
+    samples    scores of the documents, kept beside the record.
+    """
+
+    metrics: list[Metric] = field(default_factory=list)
+    layers: list[LayerReport] = field(default_factory=list)
+    inputs: dict[str, str] = field(default_factory=dict)
+    samples: list[dict[str, Any]] = field(default_factory=list)
+    placement: dict[str, str] = field(default_factory=dict)
+    peak_memory_bytes: int | None = None
+    bits_per_weight: float | None = None
+    kernel: str | None = None
+
+
+@dataclass(frozen=True)
+class Timing:
+    """When a stage began, how long it took, and on how many threads of PyTorch."""
+
+    started_at: str
+    seconds: float
+    threads: int | None = None
+
+
+def make_record(cell: ResolvedCell, stage: str, result: StageResult, timing: Timing) -> Record:
+    """The record of a finished stage.
+
+    Raises StoreError for layers that another method or scheme made than the cell is named after.
+    """
+    identity = cell.identity.model_copy(update={"bits_per_weight": result.bits_per_weight})
+    _require_own_layers(identity, result.layers)
+    return Record(
+        status="ok",
+        cell=identity,
+        metrics=result.metrics,
+        layers=result.layers,
+        peak_memory_bytes=result.peak_memory_bytes,
+        **_shared(cell, stage, timing, result.inputs, result.kernel, result.placement),
+    )
+
+
+def failed_record(cell: ResolvedCell, failure: Failure, timing: Timing) -> Record:
+    """The record of a stage that has no figures."""
+    return Record(
+        status="failed",
+        cell=cell.identity,
+        error=failure,
+        **_shared(cell, failure.stage, timing, {}, None, {}),
+    )
+
+
+def now() -> str:
+    """UTC, ISO 8601, whole seconds."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _shared(
+    cell: ResolvedCell,
+    stage: str,
+    timing: Timing,
+    inputs: dict[str, str],
+    kernel: str | None,
+    placement: dict[str, str],
+) -> dict[str, Any]:
+    runtime = cell.choices.runtime
+    return {
+        "key": cell.keys.stages[stage],
+        "cell_key": cell.keys.cell,
+        "suite": stage,
+        "config": {
+            **cell.keys.semantic,
+            "suite": {stage: cell.keys.suites.get(stage, {})},
+            "runtime": {"device": runtime.device, "kernel": runtime.kernel},
+            "expected": dict(cell.expected),
+        },
+        "inputs": {**cell.keys.inputs[stage], **inputs},
+        "environment": {
+            **environment(timing.threads, runtime.device),
+            "kernel": kernel,
+            **placement,
+        },
+        "started_at": timing.started_at,
+        "seconds": timing.seconds,
+    }
+
+
+def _require_own_layers(cell: CellIdentity, layers: list[LayerReport]) -> None:
+    """Refuse layers that were not made by the method, or to the scheme, that names the cell."""
+    for what, named, found in (
+        ("method", cell.method, {layer.method for layer in layers}),
+        ("scheme", cell.scheme, {layer.scheme for layer in layers}),
+    ):
+        if found - {named}:
+            raise StoreError(
+                f"layers of this cell say {what} {', '.join(sorted(found - {named}))}, but the "
+                f"cell is named {named}: no figure is written under a name that did not make it; "
+                "correct the solver's spec or its solve function."
+            )

@@ -1,0 +1,56 @@
+"""The plan on screen: cells with the state of their stages, and what a run will hold in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from harness.cell.plan import CellPlan, PendingPlan
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+def plan_table(plans: Sequence[CellPlan | PendingPlan]) -> Table:
+    """The plan as a table: one row a cell, one column a stage."""
+    from rich.table import Table
+
+    names = list(dict.fromkeys(name for plan in plans for name in plan.stages))
+    table = Table(title="plan", title_justify="left", box=None, pad_edge=False)
+    for column in ("model", "method", "scheme", "calibration", "seed", *names):
+        table.add_column(column)
+    for plan in plans:
+        cell, stages = plan.identity, plan.stages
+        states = [stages.get(name, "-") for name in names]
+        table.add_row(
+            cell.model, cell.method, cell.scheme, cell.calibration or "-", str(cell.seed), *states
+        )
+    return table
+
+
+def memory_table(title: str, rows: Sequence[tuple[str, str, int]]) -> Table:
+    """A memory plan (quant.memory.plan): what is held, where, and how many bytes at most."""
+    from rich.table import Table
+
+    from quant.memory.plan import size
+
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    table.add_column("what")
+    table.add_column("where")
+    table.add_column("bytes", justify="right")
+    for what, where, count in rows:
+        table.add_row(what, where, size(count))
+    return table
+
+
+def memory_line(rows: Sequence[tuple[str, str, int]]) -> str:
+    """The sums of a memory plan in one line."""
+    from quant.memory.plan import FREE, WORST, size
+
+    free = {where: size(count) for what, where, count in rows if what == FREE}
+    parts = [
+        f"{where} {size(count)} of {free.get(where, 'unknown')}"
+        for what, where, count in rows
+        if what == WORST
+    ]
+    return f"memory at most: {'; '.join(parts)}"

@@ -11,7 +11,7 @@ from pathlib import Path
 from harness.config.help import conf_dir
 from harness.config.schema import ModelConfig
 from harness.errors import BitsweepError
-from harness.models.folders import model_folder
+from harness.models.model import find_model
 from harness.records.environment import commit, machine, package_versions
 
 SUPPORTED = ((3, 11), (3, 13))  # Hydra 1.3 does not run on 3.14
@@ -99,7 +99,7 @@ def _kernels() -> list[Finding]:
 def _files() -> list[Finding]:
     lines: list[Finding] = [(True, "conf", f"{len(list(conf_dir().rglob('*.yaml')))} files")]
     try:
-        model_folder(ModelConfig(name="embedded", source="embedded"))
+        find_model(ModelConfig(name="embedded", source="embedded"))
         lines.append((True, "embedded model", "complete"))
     except BitsweepError as error:
         lines.append((False, "embedded model", str(error)))

@@ -23,7 +23,6 @@ from harness.records.record import SCHEMA_VERSION
 from harness.suites.base import Facts
 
 if TYPE_CHECKING:
-    from harness.cell.parts import Measuring
     from harness.cell.resolve import Choices
     from harness.models.model import Model
 

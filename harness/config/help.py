@@ -107,7 +107,9 @@ def options_with(group: str, key: str, extra: Path | None = None) -> list[str]:
     """The options of a group whose files set a key, as overrides: ["method=gptq"]."""
     found = []
     for option in options(group, extra):
-        files = (root / group / f"{option}.yaml" for root in (conf_dir(), extra) if root is not None)
+        files = (
+            root / group / f"{option}.yaml" for root in (conf_dir(), extra) if root is not None
+        )
         texts = (file.read_text(encoding="utf-8") for file in files if file.is_file())
         if any(re.search(rf"^{re.escape(key)}:", text, re.MULTILINE) for text in texts):
             found.append(f"{group}={option}")

@@ -40,7 +40,13 @@ def fingerprint(model: ModelConfig) -> str:
 
 
 def load(
-    model: ModelConfig, scheme: Scheme | None, *, device: str, kernel: str, seed: int, positions: int
+    model: ModelConfig,
+    scheme: Scheme | None,
+    *,
+    device: str,
+    kernel: str,
+    seed: int,
+    positions: int,
 ) -> Any:
     """The random model: packed in `scheme`, or in full precision (its twin) without one.
 

@@ -14,11 +14,11 @@ from harness.errors import ModelError
 from harness.models.model import Model, StoredModel
 
 if TYPE_CHECKING:
+    from quant.config import QuantizationConfig
     from torch import Tensor
 
     from quant.calibrate.source import BlockSource
     from quant.checkpoint.source import ArtifactSource, CheckpointSource
-    from quant.config import QuantizationConfig
     from quant.memory.plan import MemoryPlan, ModelShape
 
 ALWAYS, NEVER, AUTO = "always", "never", "auto"

@@ -27,9 +27,7 @@ if TYPE_CHECKING:
 OK, FAILED, INTERRUPTED = 0, 1, 130
 
 
-def resolve_all(
-    cells: Sequence[Cell], download: bool = False
-) -> list[ResolvedCell | PendingCell]:
+def resolve_all(cells: Sequence[Cell], download: bool = False) -> list[ResolvedCell | PendingCell]:
     """Every composed cell resolved; with download models of the hub are fetched first."""
     return [resolve(cell.config, cell.folder, download) for cell in cells]
 
@@ -51,21 +49,14 @@ def _show_memory(plans: Sequence[CellPlan], console: Console) -> None:
     plans = [plan for plan in plans if QUANTIZATION in plan.todo]
     if not plans:
         return  # transformers, which knows the shapes of models, takes seconds to import
-    from harness.models.streaming import quantization_memory
+    from harness.run.memory import planned_memory
     from quant.memory.plan import WORST, MemoryPlanError
 
     tables: dict[tuple[str, str], tuple[int, Table]] = {}
     for plan in plans:
-        cell, choices = plan.cell, plan.cell.choices
         name = cell_name(plan.identity)
         try:
-            memory = quantization_memory(
-                cell.stored_model,
-                cell.quantization,
-                choices.calibration,
-                choices.runtime,
-                choices.results,
-            )
+            memory = planned_memory(plan.cell)
         except MemoryPlanError as error:
             console.print(f"\n{name}: {error}", highlight=False, markup=False, soft_wrap=True)
             continue

@@ -20,17 +20,16 @@ from harness.cell.plan import plan_cell
 from harness.cell.resolve import QUANTIZATION, ResolvedCell
 from harness.data import protocols
 from harness.errors import StoreError
-from harness.models.model import StoredModel
 from harness.models.streaming import (
     StreamedModel,
     measured_shape,
     open_source,
-    quantization_memory,
     refuse_whole_model,
 )
 from harness.records.record import Failure, LayerReport, Record
 from harness.records.store import KEY_DIGITS, artifact_digest, disk_errors
 from harness.run.events import Advanced, Failed, Finished, Listener, Planned, Started
+from harness.run.memory import planned_memory
 from harness.run.recording import StageResult, Timing, failed_record, make_record, now
 from harness.run.resuming import Resuming
 from harness.run.subject import Subject
@@ -96,9 +95,8 @@ def quantize(cell: ResolvedCell, progress: Any, listen: Listener) -> StageResult
     from quant.calibrate.stream import Workplace
     from quant.checkpoint.make import quantize_to
 
-    choices, model, folder, clock = cell.choices, cell.model, cell.artifact, _Clock()
+    choices, model, folder, clock = cell.choices, cell.stored_model, cell.artifact, _Clock()
     assert folder is not None
-    assert isinstance(model, StoredModel)
     memory = planned_memory(cell)
     listen(Planned(QUANTIZATION, tuple(memory.rows())))
     devices = visible_devices(choices.runtime.device)
@@ -142,18 +140,7 @@ def quantize(cell: ResolvedCell, progress: Any, listen: Listener) -> StageResult
     )
 
 
-def planned_memory(cell: ResolvedCell) -> Any:
-    """The memory plan of a cell's quantization; MemoryPlanError, with figures, if it does not fit."""
-    choices = cell.choices
-    assert isinstance(cell.model, StoredModel)
-    return quantization_memory(
-        cell.model, cell.quantization, choices.calibration, choices.runtime, choices.results
-    )
-
-
-def calibration(
-    cell: ResolvedCell, model: Any, tokenizer: Any
-) -> tuple[list[Any], dict[str, str]]:
+def calibration(cell: ResolvedCell, model: Any, tokenizer: Any) -> tuple[list[Any], dict[str, str]]:
     """Calibration windows and their hashes; none for a cell that sees no text."""
     calib = cell.choices.calibration
     if calib is None:

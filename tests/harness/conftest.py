@@ -75,7 +75,7 @@ def tiny_cell(tiny_overrides: list[str]) -> Callable[..., CellConfig]:
     def make(*more: str, latency: bool = True) -> CellConfig:
         (cell,) = compose_cells([*tiny_overrides, *more])
         if not latency:
-            cell.config.suite.latency = None
+            del cell.config.suite["latency"]
         return cell.config
 
     return make

@@ -9,10 +9,10 @@ import time
 from pathlib import Path
 
 import pytest
+from harness.cell.validation import ACTIVATIONS, STREAM
 
 from cuda_ext.ops import KERNELS
 from harness import cli
-from harness.cell.validation import ACTIVATIONS, STREAM
 from harness.config import help as options
 from harness.config.schema import RuntimeConfig
 

@@ -3,8 +3,9 @@
 from pathlib import Path
 
 import pytest
+from cells import cell_of
 
-from harness.cell.validation import make_scheme, selected_suites, validate
+from harness.cell.resolve import make_scheme, resolve
 from harness.config.compose import compose_cells
 from harness.config.schema import SchemeConfig
 from harness.errors import BitsweepError, ConfigError
@@ -89,8 +90,9 @@ def test_results_are_absolute_and_below_the_working_directory(
 
 
 def test_suites_in_their_order() -> None:
-    (cell,) = compose_cells(["suite=[latency,perplexity]"])
-    assert selected_suites(cell.config) == ["perplexity", "latency"]
+    (cell,) = compose_cells(["suite=[latency,zeroshot,perplexity]"])
+    names = [each.suite.name for each in cell_of(cell.config).choices.suites]
+    assert names == ["zeroshot", "perplexity", "latency"], "as given, what is timed last"
 
 
 def test_schemes() -> None:
@@ -102,7 +104,9 @@ def test_schemes() -> None:
 
 REFUSED = [
     # wrong names
-    ("scheme=w5", "scheme=w5 is not an option", "w4g128"),
+    ("scheme=w9", "scheme=w9 is not an option", "8"),
+    ("scheme=w4g", "scheme=w4g is not an option", "group"),
+    ("scheme=w4_nope", "scheme=w4_nope is not an option", "nope"),
     ("model=opt-126m", "did you mean opt-125m", "--help model"),
     ("modle=embedded", "modle is not a key", "did you mean model"),
     ("experiment=quikstart", "did you mean quickstart", "quickstart"),
@@ -114,8 +118,7 @@ REFUSED = [
     ("model.context=abc", "model.context", "whole number or null"),
     ("method.act_order=maybe", "method.act_order", "true or false"),
     ("model.dtype=float8", "model.dtype=float8 is unknown", "bfloat16"),
-    ("scheme.bits=5", "bits=5 is not a bit width", "2, 3, 4, 8"),
-    ("scheme.group_size=100", "does not divide", "128"),
+    ("scheme.bits=9", "bits=9 is not a bit width", "2, 3, 4, 5, 6, 7, 8"),
     ("scheme.levels=five", "levels='five' is unknown", "ternary"),
     ("seed=-1", "seed=-1 is too small", "0 or more"),
     ("runtime.timeout_s=0", "leaves no time", "null"),
@@ -130,9 +133,19 @@ REFUSED = [
     ("calib=none", "needs calibration text", "calib=embedded"),
     ("calib.sequences=0", "calib.sequences=0", "method=rtn"),
     ("calib.length=1", "too short", "null"),
-    ("method=rtn method.true_sequential=true", "read by gptq alone", "leave it out"),
-    ("method=rtn method.damping=0.1", "read by gptq alone", "method=gptq"),
-    ("method=rtn method.damping_ladder=[0.1]", "read by gptq alone", "method=gptq"),
+    ("method=rtn method.true_sequential=true", "not an option of quant.solvers.rtn", "leave it"),
+    ("method=rtn method.damping=0.1", "not an option of quant.solvers.rtn", "method=gptq"),
+    ("method=rtn method.damping_ladder=[0.1]", "not an option of", "method=gptq"),
+    ("method.dampin=0.1", "method.dampin=0.1 is not an option", "did you mean damping"),
+    ("method.damping=much", "method.damping", "a number"),
+    ("method=none scheme=w16 method.damping=0.1", "no solver", "method=gptq"),
+    ("method.solver=quant.solvers.gptk", "no module quant.solvers.gptk", "--config-dir"),
+    ("method.solver=quant.solvers.base", "no SOLVER", "SOLVER = Solver(...)"),
+    ("method.solver=gp-tq", "not the name of a module", "quant.solvers.gptq"),
+    ("suite.perplexity.module=harness.suites.base", "no SUITE", "SUITE = Suite(...)"),
+    ("suite.latency.repeat=2", "suite.latency.repeat=2 is not an option", "did you mean repeats"),
+    ("suite.latency.repeats=few", "suite.latency.repeats", "a whole number"),
+    ("suite.latency.module=harness.suites.kernels", "called kernels", "rename"),
     ("method.damping_ladder=[0.1,0.05]", "does not rise", "[0.1, 1.0]"),
     ("method.static_groups=true method.group_grid=stale", "no effect", "drop one"),
     ("scheme=ternary_g8 scheme.symmetric=true", "ternary levels", "symmetric=false"),
@@ -160,7 +173,7 @@ def test_what_is_impossible_is_said_with_the_next_step(
 ) -> None:
     def attempt() -> None:
         for cell in compose_cells(given.split(" ")):
-            validate(cell.config)
+            resolve(cell.config)
 
     with pytest.raises(BitsweepError) as caught:
         attempt()

@@ -8,15 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from cells import cell_of
 from transformers import AutoModelForCausalLM
 
 import quant
 from harness import cli
-from harness.cell.plan import plan_cell
-from harness.cell.validation import validate
 from harness.config.schema import CellConfig
 from harness.errors import ConfigError, ModelError
-from harness.models.checkpoints import find_checkpoint, load_checkpoint, load_dequantized
+from harness.models.checkpoints import find_checkpoint
 from harness.records.record import Record
 from harness.run.events import Event, Failed
 from harness.run.stage import run_cell
@@ -48,10 +47,9 @@ def loaded_cell(make: Make, folder: Path, *more: str, latency: bool = False) -> 
 
 def measure(config: CellConfig, stage: str = "perplexity") -> Record:
     events: list[Event] = []
-    validate(config)
-    run_cell(plan_cell(config), events.append)
+    run_cell(cell_of(config), events.append)
     assert not [event for event in events if isinstance(event, Failed)]
-    record = plan_cell(config).find(stage)
+    record = cell_of(config).find(stage)
     assert record is not None
     return record
 
@@ -159,7 +157,8 @@ def test_the_latency_twin_has_the_dequantized_weights(
     tiny_cell: Make, checkpoints: dict[str, Path]
 ) -> None:
     config = loaded_cell(tiny_cell, checkpoints["gptq-v2"], "runtime.kernel=reference")
-    packed, twin = load_checkpoint(config, "reference"), load_dequantized(config)
+    cell = cell_of(config)
+    packed, twin = cell.model.load(cell.place), cell.model.baseline(cell.place)
     assert not [m for m in twin.modules() if isinstance(m, quant.QuantLinear)]
     tokens = torch.arange(3, 40)[None]
     with torch.no_grad():
@@ -175,7 +174,7 @@ def test_nothing_is_quantized_twice(
     config = tiny_cell(f"model.path={checkpoints['compressed-tensors']}", f"method={method}")
     message = r"model=tiny is quantized already \(w4g16_sym, compressed-tensors, producer bitsweep"
     with pytest.raises(ConfigError, match=rf"{message}.*use method=none scheme=w16"):
-        validate(config)
+        cell_of(config)
 
 
 def test_a_quantization_that_cannot_be_read(
@@ -185,7 +184,7 @@ def test_a_quantization_that_cannot_be_read(
     shutil.copytree(checkpoints["gptq-v1"], folder)
     change_config(folder, quant_method="fp8")
     with pytest.raises(ModelError, match="quant_method='fp8' cannot be read; only gptq"):
-        validate(loaded_cell(tiny_cell, folder))
+        cell_of(loaded_cell(tiny_cell, folder))
 
 
 def test_a_mix_up_of_versions_fails_with_its_name(
@@ -196,7 +195,7 @@ def test_a_mix_up_of_versions_fails_with_its_name(
     (folder / "artifact.json").unlink()
     change_config(folder, checkpoint_format="gptq_v2", meta={})
     events: list[Event] = []
-    run_cell(plan_cell(loaded_cell(tiny_cell, folder)), events.append)
+    run_cell(cell_of(loaded_cell(tiny_cell, folder)), events.append)
     (failure,) = (event for event in events if isinstance(event, Failed))
     assert "set checkpoint_format to 'gptq'" in failure.message
     assert "qzeros holds 7 everywhere" in failure.message
@@ -216,11 +215,10 @@ def test_a_configuration_of_its_own_is_found_and_hashed(
     keys = set()
     for values in (own, {**own, "damp_percent": 0.1}):
         (folder / "quantize_config.json").write_text(json.dumps(values))
-        plan = plan_cell(loaded_cell(tiny_cell, folder))
-        assert plan.identity.scheme == "w4g16_sym"
-        assert plan.keys is not None
-        keys.add(plan.keys.cell)
-        assert plan.keys.semantic["checkpoint"]["zero_points"] == (
+        cell = cell_of(loaded_cell(tiny_cell, folder))
+        assert cell.identity.scheme == "w4g16_sym"
+        keys.add(cell.keys.cell)
+        assert cell.keys.semantic["checkpoint"]["zero_points"] == (
             "checkpoint_format not declared: read from the symmetric zero-points"
         )
     assert len(keys) == 2
@@ -232,8 +230,8 @@ def change_config(folder: Path, **values: Any) -> None:
     (folder / "config.json").write_text(json.dumps(config))
 
 
-def test_full_precision_is_no_checkpoint(tiny_cell: Make) -> None:
-    assert find_checkpoint(tiny_cell().model) is None
+def test_full_precision_is_no_checkpoint(tiny_model: Path) -> None:
+    assert find_checkpoint(tiny_model) is None
 
 
 def test_export_and_inspect(

@@ -5,9 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from cells import cell_of, plan_of
 
-from harness.cell.plan import plan_cell
-from harness.cell.validation import validate
 from harness.config.compose import compose_cells
 from harness.config.schema import CellConfig
 from harness.errors import BitsweepError
@@ -68,8 +67,7 @@ def cell(architecture: Path, tmp_path: Path) -> Make:
 def run(config: CellConfig) -> tuple[list[str], dict[str, str]]:
     """The stages that finished, and the messages of those that failed."""
     events: list[object] = []
-    validate(config)
-    run_cell(plan_cell(config), events.append)
+    run_cell(cell_of(config), events.append)
     finished = [each.stage for each in events if isinstance(each, Finished)]
     return finished, {each.stage: each.message for each in events if isinstance(each, Failed)}
 
@@ -79,7 +77,7 @@ def test_packed_weights_are_timed_beside_full_precision(cell: Make) -> None:
         "suite=[latency,kernels]", "suite.kernels.batches=[1]", "suite.kernels.seconds=1e-3"
     )
     assert run(config) == (["latency", "kernels"], {})
-    record = plan_cell(config).find("latency")
+    record = cell_of(config).find("latency")
     assert record is not None
     figures = {metric.name: metric.value for metric in record.metrics}
     assert figures["decode_speedup"] > 0
@@ -91,13 +89,13 @@ def test_packed_weights_are_timed_beside_full_precision(cell: Make) -> None:
     assert record.cell.bits_per_weight == pytest.approx(bits)
     assert str(Path(config.paths.results).parent) not in record.model_dump_json()
     assert record.environment["kernel"] in ("cpu", "reference")
-    assert plan_cell(config).todo == []
+    assert plan_of(config).todo == []
 
 
 def test_full_precision_of_a_dummy(cell: Make) -> None:
     config = cell("method=none", "scheme=w16")
     assert run(config) == (["latency"], {})
-    record = plan_cell(config).find("latency")
+    record = cell_of(config).find("latency")
     assert record is not None
     assert record.cell.bits_per_weight is None
     assert "decode_speedup" not in {metric.name for metric in record.metrics}
@@ -107,9 +105,7 @@ def test_keys_follow_dimensions_and_seeds_and_not_the_file(
     cell: Make, architecture: Path, tmp_path: Path
 ) -> None:
     def key(*more: str) -> str:
-        keys = plan_cell(cell(*more)).keys
-        assert keys is not None
-        return keys.cell
+        return cell_of(cell(*more)).keys.cell
 
     copy = tmp_path / "copy.json"
     copy.write_text(json.dumps(TINY))
@@ -123,15 +119,15 @@ def test_keys_follow_dimensions_and_seeds_and_not_the_file(
 def test_a_twin_that_does_not_fit_is_said_in_the_record(cell: Make, monkeypatch) -> None:
     load = dummy.load
 
-    def small(config, *, packed):
-        if not packed:
+    def small(config, scheme, **place):
+        if scheme is None:
             raise NotEnoughMemory("LlamaForCausalLM needs 122.40 GiB on cuda, and 30 are free")
-        return load(config, packed=packed)
+        return load(config, scheme, **place)
 
     monkeypatch.setattr(dummy, "load", small)
     config = cell()
     assert run(config) == (["latency"], {})
-    record = plan_cell(config).find("latency")
+    record = cell_of(config).find("latency")
     assert record is not None
     notes = {metric.name: metric.notes for metric in record.metrics}
     assert "needs 122.40 GiB" in notes["decode_ms"]["full-precision twin"]
@@ -158,7 +154,6 @@ def test_a_model_that_does_not_fit_fails_with_figures(cell: Make, monkeypatch) -
         (["method=rtn"], "method=rtn needs weights"),
         (["model.architecture=null"], "model=dummy needs to know which model to imitate"),
         (["model.architecture=opt-3b"], "model.architecture=opt-3b is neither a name"),
-        (["scheme=w4g128"], "group_size=128 does not divide its 64 inputs"),
         (["suite.latency.prompt_tokens=64"], "a context of 64"),
         (["model=embedded"], "method=random makes weights up, but model=tiny has its own"),
         (["model=embedded", "method=rtn"], "architecture=.* is read with model=dummy alone"),
@@ -177,7 +172,7 @@ def test_a_model_that_does_not_fit_fails_with_figures(cell: Make, monkeypatch) -
 )
 def test_what_cannot_be_asked_of_it(cell: Make, more: list[str], sentence: str) -> None:
     with pytest.raises(BitsweepError, match=sentence):
-        validate(cell(*more))
+        cell_of(cell(*more))
 
 
 @pytest.mark.parametrize("architecture", ["opt-3b", "null", "/nowhere/config.json"])
@@ -195,6 +190,6 @@ def test_a_wrong_architecture_is_said_first_with_all_names(
     cell: Make, architecture: str, also_wrong: list[str]
 ) -> None:
     with pytest.raises(BitsweepError) as refused:
-        validate(cell(f"model.architecture={architecture}", *also_wrong))
+        cell_of(cell(f"model.architecture={architecture}", *also_wrong))
     assert "architecture=" in str(refused.value)
     assert all(name in str(refused.value) for name in ARCHITECTURES)

@@ -7,22 +7,23 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from cells import cell_of, plan_of
 from safetensors.torch import load_file
 
-from harness.cell.plan import plan_cell
-from harness.cell.validation import validate
 from harness.config.schema import CellConfig
 from harness.errors import ConfigError
 from harness.models import streaming
 from harness.records.record import Record
 from harness.run.events import Event, Failed, Finished, Planned, Resumed
 from harness.run.launch import show_plan
+from harness.run.memory import planned_memory
 from harness.run.process import run_in_process
-from harness.run.stage import quantization_plan, run_cell
+from harness.run.stage import run_cell
 from quant.memory.limits import Limits
 from quant.memory.plan import MemoryPlanError
 
@@ -31,16 +32,15 @@ Make = Callable[..., CellConfig]
 
 def run(config: CellConfig) -> tuple[list[Event], dict[str, Record]]:
     events: list[Event] = []
-    validate(config)
-    run_cell(plan_cell(config), events.append)
-    plan = plan_cell(config)
-    records = {stage: plan.find(stage) for stage in plan.stages}
+    run_cell(cell_of(config), events.append)
+    plan = plan_of(config)
+    records = {stage: plan.cell.find(stage) for stage in plan.stages}
     return events, {stage: record for stage, record in records.items() if record is not None}
 
 
 def nats(config: CellConfig, record: Record) -> tuple[list[float], str]:
-    plan = plan_cell(config)
-    path = plan.store.record_path(plan.identity, record.cell_key, record.suite, record.key)
+    cell = cell_of(config)
+    path = cell.store.record_path(cell.identity, record.cell_key, record.suite, record.key)
     samples = (path.parent / (record.samples_file or "")).read_text()
     return [metric.value for metric in record.metrics], samples
 
@@ -72,8 +72,8 @@ def test_streamed_perplexity_is_that_of_the_whole_model(
 
 def test_suites_that_need_the_whole_model_are_refused_first(tiny_cell: Make) -> None:
     with pytest.raises(ConfigError, match=r"stream=always, but suite latency needs the whole"):
-        validate(tiny_cell("runtime.stream=always"))
-    validate(tiny_cell("runtime.stream=always", latency=False))
+        cell_of(tiny_cell("runtime.stream=always"))
+    cell_of(tiny_cell("runtime.stream=always", latency=False))
 
 
 def test_suites_that_need_a_model_too_large_say_so(
@@ -91,27 +91,29 @@ def test_suites_that_need_a_model_too_large_say_so(
 def test_a_model_that_does_not_fit_is_streamed_unasked(
     tiny_cell: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = tiny_cell("method=none", "scheme=w16", latency=False)
-    assert not streaming.streams(config, None)
-    shape, _ = streaming.measured_shape(config, None)
+    cell = cell_of(tiny_cell("method=none", "scheme=w16", latency=False))
+    runtime = cell.choices.runtime
+    assert not streaming.streams(cell.model, None, runtime, batch=1)
+    shape, _ = streaming.measured_shape(cell.model, None)
     small = Limits(host=shape.whole_bytes)
     monkeypatch.setattr("quant.memory.limits.free_memory", lambda *_: small)
-    assert streaming.streams(config, None)
-    assert not streaming.streams(tiny_cell("runtime.stream=never"), None)
+    assert streaming.streams(cell.model, None, runtime, batch=1)
+    never = replace(runtime, stream="never")
+    assert not streaming.streams(cell.model, None, never, batch=1)
 
 
 def test_the_memory_plan_comes_first_and_is_refused_with_figures(
     tiny_cell: Make, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = tiny_cell("method=gptq", latency=False)
-    show_plan([plan_cell(config)])
+    show_plan([cell_of(config)])
     shown = capsys.readouterr().out
     for what in ("weights of two blocks", "activations", "Hessians", "factorization", "at most"):
         assert what in shown
     monkeypatch.setattr("quant.memory.limits.free_memory", lambda *_: Limits(host=1_000_000))
     with pytest.raises(MemoryPlanError):
-        streaming.quantization_memory(config, quantization_plan(config))
-    show_plan([plan_cell(config)])
+        planned_memory(cell_of(config))
+    show_plan([cell_of(config)])
     assert "of host memory and 950.0 kB may be taken" in capsys.readouterr().out
     events, records = run(config)
     assert not [event for event in events if isinstance(event, Planned)]
@@ -128,10 +130,10 @@ def test_a_plan_that_quantizes_nothing_does_not_wait_for_imports(
     tiny_cell: Make, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "quant.memory.plan", None)  # importing it fails
-    show_plan([plan_cell(tiny_cell("method=none", "scheme=w16"))])
+    show_plan([cell_of(tiny_cell("method=none", "scheme=w16"))])
     assert "1 cell, 2 stages: 2 to run, 0 done" in capsys.readouterr().out
     with pytest.raises(ImportError):
-        show_plan([plan_cell(tiny_cell("method=rtn"))])
+        show_plan([cell_of(tiny_cell("method=rtn"))])
 
 
 def test_what_a_quantization_used_is_in_its_record(tiny_cell: Make) -> None:
@@ -158,7 +160,7 @@ DIES_AFTER_A_BLOCK = """
 import os, pickle, signal, sys
 from pathlib import Path
 from harness.run.stage import run_cell
-from harness.cell.plan import plan_cell
+from harness.cell.resolve import resolve
 from quant.checkpoint.partial import PartialArtifact
 
 keep = PartialArtifact._keep
@@ -168,7 +170,7 @@ def die(self, *arguments):
     os.kill(os.getpid(), signal.SIGKILL)
 
 PartialArtifact._keep = die
-run_cell(plan_cell(pickle.loads(Path(sys.argv[1]).read_bytes())), lambda _: None)
+run_cell(resolve(pickle.loads(Path(sys.argv[1]).read_bytes())), lambda _: None)
 """
 
 
@@ -191,7 +193,7 @@ def test_a_killed_cell_is_continued_by_the_same_command(tiny_cell: Make, tmp_pat
     assert told.seconds == pytest.approx(sum(stages[name] for name in saved))
     assert not [event for event in run(config)[0] if isinstance(event, Resumed)]
     assert records["quantization"].environment["blocks resumed"] == "1"
-    one, other = (plan_cell(c).artifact for c in (whole, config))
+    one, other = (cell_of(c).artifact for c in (whole, config))
     assert one is not None
     assert other is not None
     for path in one.iterdir():
@@ -200,9 +202,7 @@ def test_a_killed_cell_is_continued_by_the_same_command(tiny_cell: Make, tmp_pat
 
 def test_the_place_of_work_is_in_no_key(tiny_cell: Make) -> None:
     def keys(*more: str) -> dict[str, str]:
-        found = plan_cell(tiny_cell(*more)).keys
-        assert found is not None
-        return found.stages
+        return cell_of(tiny_cell(*more)).keys.stages
 
     assert keys() == keys("runtime.activations=disk", "runtime.stream=never")
 
@@ -219,7 +219,7 @@ def test_pickled_weights_are_converted_once(
     assert not [event for event in events if isinstance(event, Failed)]
     (converted,) = (tmp_path / "results" / "converted").iterdir()
     before = (converted / "model.safetensors").stat().st_mtime_ns
-    shutil.rmtree(plan_cell(config).artifact)  # type: ignore[arg-type]
+    shutil.rmtree(cell_of(config).artifact)  # type: ignore[arg-type]
     run(tiny_cell(f"model.path={pickled}", "suite.perplexity.max_windows=3", latency=False))
     assert (converted / "model.safetensors").stat().st_mtime_ns == before
     plain = tiny_cell(f"paths.results={tmp_path / 'plain'}", latency=False)
@@ -236,13 +236,13 @@ def test_pickled_weights_are_converted_once(
 )
 def test_wrong_settings_are_refused(override: str, message: str, tiny_cell: Make) -> None:
     with pytest.raises(ConfigError, match=message):
-        validate(tiny_cell(override))
+        cell_of(tiny_cell(override))
 
 
 def test_the_plan_reaches_the_screen_through_the_cell_process(
     tiny_cell: Make, tmp_path: Path
 ) -> None:
     events: list[Event] = []
-    run_in_process(plan_cell(tiny_cell(latency=False)), events.append, tmp_path / "log")
+    run_in_process(cell_of(tiny_cell(latency=False)), events.append, tmp_path / "log")
     assert any(isinstance(event, Planned) for event in events)
     assert any(isinstance(event, Finished) for event in events)

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from cells import cell_of, plan_of
 
-from harness.cell.plan import CellPlan, plan_cell
+from harness.cell.plan import CellPlan
 from harness.config.schema import CellConfig
 from harness.run.events import Event, Failed, Finished, Started
 from harness.run.process import run_in_process
@@ -45,8 +46,8 @@ class Listener:
 
 
 def start(config: CellConfig, tmp_path: Path, listener: Listener) -> CellPlan:
-    run_in_process(plan_cell(config), listener, tmp_path / "logs" / "cell.log")
-    return plan_cell(config)
+    run_in_process(cell_of(config), listener, tmp_path / "logs" / "cell.log")
+    return plan_of(config)
 
 
 def test_a_cell_runs_in_a_process_of_its_own_and_prints_to_its_log(
@@ -58,7 +59,7 @@ def test_a_cell_runs_in_a_process_of_its_own_and_prints_to_its_log(
     assert plan.todo == []
     assert (tmp_path / "logs" / "cell.log").exists()
     assert capfd.readouterr() == ("", "")
-    record = plan.find("perplexity")
+    record = plan.cell.find("perplexity")
     assert record is not None
     assert record.environment["threads"] == 1, "runtime.threads reaches the process"
     assert record.peak_memory_bytes is not None
@@ -74,7 +75,7 @@ def test_a_killed_suite_is_recorded_with_the_likely_cause_and_the_rest_goes_on(
     assert (failure.stage, failure.type) == ("perplexity", "SIGKILL")
     assert "out of memory" in failure.message
     assert listener.finished == ["quantization", "latency"]
-    record = plan.find("perplexity")
+    record = plan.cell.find("perplexity")
     assert record is not None
     assert record.error is not None
     assert record.error.type == "SIGKILL"
@@ -109,9 +110,9 @@ def test_an_interrupt_stops_the_process_and_keeps_what_is_finished(
 
     config = tiny_cell()
     with pytest.raises(KeyboardInterrupt):
-        run_in_process(plan_cell(config), interrupt, tmp_path / "cell.log")
+        run_in_process(cell_of(config), interrupt, tmp_path / "cell.log")
     assert multiprocessing.active_children() == []
-    assert plan_cell(config).todo == ["latency"]
+    assert plan_of(config).todo == ["latency"]
 
 
 PLUGIN = """
@@ -150,9 +151,9 @@ def test_cells_through_a_launcher_plugin_of_hydra(
         [*tiny_overrides, "scheme=w4,w3", "hydra/launcher=counting"], multirun=True
     )
     assert launcher.is_chosen(cells)
-    plans = [plan_cell(cell.config) for cell in cells]
+    plans = [plan_of(cell.config) for cell in cells]
     outcome = launcher.run_with_launcher(cells, plans)
     assert (outcome.finished, outcome.failures) == (6, [])
     assert log.read_text() == "scheme=w4\nscheme=w3\n"
-    assert [plan_cell(cell.config).todo for cell in cells] == [[], []]
+    assert [plan_of(cell.config).todo for cell in cells] == [[], []]
     assert (tmp_path / "results" / "runs" / "multirun").is_dir()

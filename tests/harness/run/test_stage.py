@@ -2,25 +2,24 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from cells import cell_of, plan_of
 
-from harness.cell.keys import kernel_of
-from harness.cell.plan import plan_cell
-from harness.cell.validation import validate
 from harness.config.schema import CellConfig
 from harness.run.events import Event, Failed, Finished
 from harness.run.stage import run_cell
+from harness.suites import perplexity
 
 Make = Callable[..., CellConfig]
 
 
 def run(config: CellConfig) -> list[Event]:
     events: list[Event] = []
-    validate(config)
-    run_cell(plan_cell(config), events.append)
+    run_cell(cell_of(config), events.append)
     return events
 
 
@@ -37,9 +36,9 @@ def test_a_quantized_cell_leaves_a_record_per_stage_and_an_artifact(tiny_cell: M
     events = run(config)
     assert failed(events) == {}
     assert finished(events) == ["quantization", "perplexity", "latency"]
-    plan = plan_cell(config)
+    plan = plan_of(config)
     assert plan.todo == []
-    made = plan.find("quantization")
+    made = plan.cell.find("quantization")
     assert made is not None
     assert len(made.layers) == 12
     narrow, wide = 4 * 32 * 32 + 64 * 32, 32 * 64  # weights of layers with 32 and 64 inputs
@@ -47,11 +46,13 @@ def test_a_quantized_cell_leaves_a_record_per_stage_and_an_artifact(tiny_cell: M
     assert made.cell.bits_per_weight == pytest.approx(bits)
     assert {m.task for m in made.metrics if m.name == "seconds"} >= {"load model", "total"}
     assert made.inputs["calibration tokens"]
-    assert made.environment["kernel"] == kernel_of(config)
-    perplexity = plan.find("perplexity")
+    assert made.environment["kernel"] == plan.cell.kernel
+    perplexity = plan.cell.find("perplexity")
     assert perplexity is not None
     assert perplexity.samples_file is not None
-    path = plan.store.record_path(plan.identity, perplexity.cell_key, "perplexity", perplexity.key)
+    path = plan.cell.store.record_path(
+        plan.identity, perplexity.cell_key, "perplexity", perplexity.key
+    )
     samples = (path.parent / perplexity.samples_file).read_text().splitlines()
     assert len([json.loads(line) for line in samples]) == 4
     assert perplexity.inputs["artifact"] == made.inputs["artifact"]
@@ -65,9 +66,9 @@ def test_allowed_damping_is_recorded_and_in_the_key(tiny_cell: Make) -> None:
     given = ("method=gptq", "method.damping=0", "calib.sequences=1", "calib.length=2", ladder)
     allowed = tiny_cell(*given)
     assert failed(run(allowed)) == {}
-    made = plan_cell(allowed).find("quantization")
+    made = cell_of(allowed).find("quantization")
     assert made is not None
-    assert made.key != plan_cell(plain).keys.stages["quantization"]
+    assert made.key != cell_of(plain).keys.stages["quantization"]
     assert {layer.fallback for layer in made.layers} == {"damping 0.5 instead of 0"}
 
 
@@ -83,7 +84,7 @@ def test_records_hold_no_folder_of_this_machine(tiny_cell: Make) -> None:
 def test_full_precision_is_measured_without_quantization(tiny_cell: Make) -> None:
     config = tiny_cell("method=none", "scheme=w16")
     assert finished(run(config)) == ["perplexity", "latency"]
-    record = plan_cell(config).find("perplexity")
+    record = cell_of(config).find("perplexity")
     assert record is not None
     assert record.environment["kernel"] == "torch"
 
@@ -99,11 +100,9 @@ def test_what_is_finished_is_not_repeated(tiny_cell: Make) -> None:
 def test_only_a_lost_record_is_made_again(tiny_cell: Make) -> None:
     config = tiny_cell()
     run(config)
-    plan = plan_cell(config)
-    assert plan.keys is not None
-    lost = plan.store.record_path(
-        plan.identity, plan.keys.cell, "latency", plan.keys.stages["latency"]
-    )
+    plan = plan_of(config)
+    keys = plan.cell.keys
+    lost = plan.cell.store.record_path(plan.identity, keys.cell, "latency", keys.stages["latency"])
     lost.unlink()
     assert finished(run(config)) == ["latency"]
 
@@ -112,8 +111,7 @@ def test_keys_follow_what_figures_depend_on_and_nothing_else(
     tiny_cell: Make, stories_file: Path, tmp_path: Path
 ) -> None:
     def stages(*more: str) -> dict[str, str]:
-        keys = plan_cell(tiny_cell("method=gptq", *more)).keys
-        assert keys is not None
+        keys = cell_of(tiny_cell("method=gptq", *more)).keys
         return {"cell": keys.cell, **keys.stages}
 
     base = stages()
@@ -147,11 +145,12 @@ def test_a_failed_suite_is_recorded_and_the_others_go_on(
 
     config = tiny_cell()
     with monkeypatch.context() as patch:
-        patch.setattr("harness.suites.perplexity.run", broken)
+        spec = replace(perplexity.SUITE, run=broken)
+        patch.setattr("harness.suites.perplexity.SUITE", spec)
         events = run(config)
     assert failed(events) == {"perplexity": "no figures today; try tomorrow."}
     assert finished(events) == ["quantization", "latency"]
-    record = plan_cell(config).find("perplexity")
+    record = cell_of(config).find("perplexity")
     assert record is not None
     assert record.status == "failed"
     assert record.error is not None
@@ -190,7 +189,7 @@ def test_a_damaged_artifact_is_refused_and_earlier_records_stay(
 ) -> None:
     config = tiny_cell(latency=False)
     run(config)
-    folder = plan_cell(config).artifact
+    folder = cell_of(config).artifact
     assert folder is not None
     file = sorted(folder.glob("model-*.safetensors"))[1]
     content = bytearray(file.read_bytes())
@@ -211,7 +210,7 @@ def test_a_damaged_artifact_is_refused_and_earlier_records_stay(
     import shutil
 
     shutil.rmtree(folder)
-    assert plan_cell(wider).todo == ["quantization", "latency"]
+    assert plan_of(wider).todo == ["quantization", "latency"]
     assert finished(run(wider)) == ["quantization", "latency"]
 
 
@@ -239,11 +238,8 @@ def test_a_full_disk_fails_the_stage_with_the_next_step(
 
 def test_the_kernel_is_part_of_what_gptq_is_and_not_of_rounding(tiny_cell: Make) -> None:
     def key(method: str, kernel: str) -> str:
-        keys = plan_cell(
-            tiny_cell(f"method={method}", "scheme=w3", f"runtime.kernel={kernel}")
-        ).keys
-        assert keys is not None
-        return keys.stages["quantization"]
+        config = tiny_cell(f"method={method}", "scheme=w3", f"runtime.kernel={kernel}")
+        return cell_of(config).keys.stages["quantization"]
 
     assert key("gptq", "reference") != key("gptq", "cpu")
     assert key("rtn", "reference") == key("rtn", "cpu")

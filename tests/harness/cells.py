@@ -1,0 +1,17 @@
+"""From a configuration to a cell that can run, for the tests of this room."""
+
+from harness.cell.plan import CellPlan, plan_cell
+from harness.cell.resolve import ResolvedCell, resolve
+from harness.config.schema import CellConfig
+
+
+def cell_of(config: CellConfig) -> ResolvedCell:
+    """The resolved cell of a configuration whose model is here."""
+    cell = resolve(config)
+    assert isinstance(cell, ResolvedCell)
+    return cell
+
+
+def plan_of(config: CellConfig) -> CellPlan:
+    """What is done of it."""
+    return plan_cell(cell_of(config))

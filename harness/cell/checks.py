@@ -110,10 +110,10 @@ def random_weights(
 def transforms(chosen: Sequence[Transforming], solving: Solving | None) -> None:
     """Transforms come before a solver that reads weights."""
     if chosen and (solving is None or not solving.solver.reads_weights):
+        names = ",".join(each.transform.name for each in chosen)
         raise ConfigError(
-            f"transform=[{','.join(each.transform.name for each in chosen)}] changes weights before "
-            "they are solved, but nothing is solved here: leave it out, or use method=rtn or "
-            "method=gptq."
+            f"transform=[{names}] changes weights before they are solved, but nothing is solved "
+            "here: leave it out, or use method=rtn or method=gptq."
         )
 
 

@@ -96,8 +96,8 @@ def load_model(folder: Path, config: ModelConfig, device: str = "cpu") -> Any:
         )
     except Exception as error:
         raise ModelError(
-            f"model={config.name}: the weights could not be read ({first_line(error)}); the files may "
-            "be incomplete, fetch or copy them again."
+            f"model={config.name}: the weights could not be read ({first_line(error)}); the files "
+            "may be incomplete, fetch or copy them again."
         ) from error
     return model.to(device).eval()  # type: ignore[arg-type]
 

@@ -1,4 +1,4 @@
-"""Models of the Hugging Face hub: the snapshot in its local cache, fetched when that is asked for."""
+"""Models of the Hugging Face hub: the snapshot in its local cache, fetched when asked for."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def hub_folder(repository: str, revision: str | None, download: bool) -> Path | 
         )
     except Exception as error:
         raise ModelError(
-            f"model.id={repository} could not be fetched from the hub ({first_line(error)}): check the "
-            "name, the network and, for gated models, your login; or use model=local "
+            f"model.id={repository} could not be fetched from the hub ({first_line(error)}): check "
+            "the name, the network and, for gated models, your login; or use model=local "
             "model.path=FOLDER."
         ) from error
 

@@ -160,7 +160,9 @@ def _report(arguments: Sequence[str]) -> int:
     parser.add_argument("results", nargs="?", type=Path, default=Path("results"))
     parser.add_argument("--out", type=Path, help="folder of the report (RESULTS/reports/all)")
     parser.add_argument("--title", default="Bitsweep report", help="its heading")
+    parser.add_argument("--config-dir", type=Path, help="a folder of yours whose suites were run")
     options = parser.parse_args(arguments)
+    from harness.cell.parts import suites_in
     from harness.records.store import load_records
     from harness.run.launch import report
 
@@ -170,7 +172,8 @@ def _report(arguments: Sequence[str]) -> int:
             f"{options.results} holds no records: make some with `bitsweep run`, or name the "
             "results folder of a run, as in `bitsweep report my/results`."
         )
-    report(records, options.out or options.results / "reports" / "all", options.title)
+    folder = options.out or options.results / "reports" / "all"
+    report(records, folder, options.title, suites_in(options.config_dir))
     return OK
 
 

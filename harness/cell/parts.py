@@ -67,6 +67,21 @@ class Measuring:
         return self.suite.positions(self.config)
 
 
+def suites_in(folder: Path | None) -> dict[str, Suite]:
+    """The suites that a user's folder, laid out like conf/, names in its YAML files, by name."""
+    found: dict[str, Suite] = {}
+    for file in sorted(folder.glob("suite/*.yaml")) if folder is not None else ():
+        content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+        for name, given in content.items():
+            if isinstance(given, dict) and MODULE in given:
+                try:
+                    part = find_part(str(given[MODULE]), [file.parents[1]])
+                    found[name] = part.load("SUITE", Suite)
+                except PartError as error:
+                    raise ConfigError(f"{file}: {error}") from error
+    return found
+
+
 def build_part(
     key: str,
     given: Mapping[str, Any],

@@ -112,8 +112,8 @@ class Subject:
         """Only of a cell that quantizes nothing: else another model would bear its name."""
         if self.quantized:
             raise StoreError(
-                f"{self._cell.identity.method} left no packed weights to measure, and full precision "
-                "is not measured under its name: quantize again."
+                f"{self._cell.identity.method} left no packed weights to measure, and full "
+                "precision is not measured under its name: quantize again."
             )
         return model.load(self._cell.place)
 

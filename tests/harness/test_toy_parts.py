@@ -4,13 +4,9 @@ They run through the command line to the table. What is incomplete is refused in
 names the missing part, before anything is loaded.
 """
 
-import csv
 from pathlib import Path
 
 import pytest
-
-from harness import cli
-from harness.records.store import load_records
 
 SOLVER = '''
 """Halve: every weight is rounded to the nearest level after it was halved."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import yaml
 from quant.transforms.base import Transform
 
 from harness.config.options import build_options

@@ -12,6 +12,24 @@ from typing import Any, Dict, List, Optional
 
 from omegaconf import MISSING
 
+from harness.data.config import CalibConfig, DocumentsConfig
+from harness.suites.divergence import Config as DivergenceConfig
+from harness.suites.kernels import Config as KernelsConfig
+from harness.suites.latency import Config as LatencyConfig
+from harness.suites.perplexity import Config as PerplexityConfig
+from harness.suites.zeroshot import Config as ZeroShotConfig
+
+# Their homes are harness.data.config and the suites.
+__all__ = [
+    "CalibConfig",
+    "DivergenceConfig",
+    "DocumentsConfig",
+    "KernelsConfig",
+    "LatencyConfig",
+    "PerplexityConfig",
+    "ZeroShotConfig",
+]
+
 
 @dataclass
 class ModelConfig:
@@ -63,68 +81,6 @@ class SchemeConfig:
     levels: str = "uniform"
     grid: str = "minmax"
     scale_dtype: str = "float16"
-
-
-@dataclass
-class DocumentsConfig:
-    """Which documents of a local file the protocols for documents take: `count` from `start` on."""
-
-    start: int = 0  # documents are counted from 0
-    count: Optional[int] = None  # None: to the end of the file
-    separator: str = "<|endoftext|>"  # between documents of a text file; JSON lines need none
-
-
-@dataclass
-class CalibConfig:
-    """What the solver sees. protocol: the way text becomes windows (harness/data/protocols.py)."""
-
-    name: str = MISSING
-    protocol: str = MISSING
-    path: Optional[str] = None  # a local file or folder instead of the hub
-    sequences: int = 128
-    length: Optional[int] = 2048  # tokens a sequence; None: the model's context
-    seed: int = 0
-    documents: DocumentsConfig = field(default_factory=DocumentsConfig)
-
-
-@dataclass
-class PerplexityConfig:
-    protocols: List[str] = MISSING  # names known to harness/data/protocols.py
-    paths: Dict[str, str] = field(default_factory=dict)  # protocol name -> local file or folder
-    max_windows: Optional[int] = None
-    batch_size: int = 1
-    documents: DocumentsConfig = field(default_factory=DocumentsConfig)
-
-
-@dataclass
-class DivergenceConfig:
-    protocols: List[str] = MISSING  # names known to harness/data/protocols.py
-    paths: Dict[str, str] = field(default_factory=dict)  # protocol name -> local file or folder
-    max_windows: Optional[int] = None
-    documents: DocumentsConfig = field(default_factory=DocumentsConfig)
-
-
-@dataclass
-class ZeroShotConfig:
-    tasks: List[str] = MISSING  # lm-eval task names, or embedded_last_word, embedded_choice
-    files: Dict[str, str] = field(default_factory=dict)  # task name -> jsonl file
-    limit: Optional[int] = None  # documents a task
-    batch_size: int = 16
-    num_fewshot: int = 0
-
-
-@dataclass
-class LatencyConfig:
-    prompt_tokens: int = 128
-    decode_tokens: int = 64
-    warmup: int = 3
-    repeats: int = 5
-
-
-@dataclass
-class KernelsConfig:
-    batches: List[int] = MISSING  # rows of activations (tokens) at a time
-    seconds: float = 0.5  # of measuring for each layer shape and batch
 
 
 @dataclass

@@ -5,8 +5,8 @@ figure needs one line:
 
     table = SuiteTable(columns=(FigureColumn("toy_score", "score", "points"),))
 
-is a table of its own with a column "score, points". `joins=ACCURACY` puts the column beside those
-of perplexity instead.
+is a table of its own with a column "score, points". `joins=ACCURACY` puts the column into the table
+of accuracies instead.
 """
 
 from __future__ import annotations

@@ -70,7 +70,7 @@ class Row:
 
     @property
     def label(self) -> str:
-        """The method as tables print it: "GPTQ act-order"."""
+        """The method as tables print it, with its options: "ABC act-order"."""
         return f"{self.method_label} {self.variant}".strip()
 
     @property

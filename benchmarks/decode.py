@@ -29,7 +29,7 @@ import torch
 import transformers
 
 from cuda_ext.ops import KernelUnavailable, resolve_kernel
-from harness.report.published import Published, published_latencies
+from harness.suites.published import Published, published_latencies
 from quant.measure import roofline
 from quant.measure.architectures import ARCHITECTURES, ArchitectureError, architecture_config
 from quant.measure.decode import Decoder, make_decoder

@@ -12,6 +12,8 @@ from typing import Any, Dict, List, Optional
 
 from omegaconf import MISSING
 
+from harness.data.config import CalibConfig
+
 
 @dataclass
 class ModelConfig:
@@ -47,28 +49,6 @@ class SchemeConfig:
     levels: str = "uniform"
     grid: str = "minmax"
     scale_dtype: str = "float16"
-
-
-@dataclass
-class DocumentsConfig:
-    """Which documents of a local file the protocols for documents take: `count` from `start` on."""
-
-    start: int = 0  # documents are counted from 0
-    count: Optional[int] = None  # None: to the end of the file
-    separator: str = "<|endoftext|>"  # between documents of a text file; JSON lines need none
-
-
-@dataclass
-class CalibConfig:
-    """What the solver sees. protocol: the way text becomes windows (harness/data/protocols.py)."""
-
-    name: str = MISSING
-    protocol: str = MISSING
-    path: Optional[str] = None  # a local file or folder instead of the hub
-    sequences: int = 128
-    length: Optional[int] = 2048  # tokens a sequence; None: the model's context
-    seed: int = 0
-    documents: DocumentsConfig = field(default_factory=DocumentsConfig)
 
 
 @dataclass

@@ -16,8 +16,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.config.schema import CalibConfig, DocumentsConfig
 from harness.data import texts
+from harness.data.config import CalibConfig, DocumentsConfig
 from harness.data.texts import ProtocolError
 
 if TYPE_CHECKING:

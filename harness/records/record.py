@@ -11,6 +11,8 @@ from typing import Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 SCHEMA_VERSION: Final = 1
+QUANTIZATION: Final = "quantization"  # the stage before the suites, in Record.suite
+FULL_PRECISION: Final = "none"  # CellIdentity.method of weights that are left as they are
 
 
 class _Model(BaseModel):
@@ -62,6 +64,17 @@ class CellIdentity(_Model):
     bits_per_weight: float | None = Field(
         default=None, description="stored bits per quantized weight, scales and zeros included"
     )
+    label: str | None = Field(
+        default=None, description="what tables call the method (GPTQ); null: its name"
+    )
+    options: str | None = Field(
+        default=None, description="options of the method that are not its defaults (act-order)"
+    )
+
+    @property
+    def full_precision(self) -> bool:
+        """The weights are as they were."""
+        return self.method == FULL_PRECISION
 
 
 class Failure(_Model):

@@ -2,33 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.records.record import Record
 from harness.records.store import file_name, write_atomically
-from harness.report.frame import from_records
-from harness.report.plots import draw_all
+from harness.report.frame import INTERNAL, from_records
+from harness.report.plots import Drawn, draw_all
 from harness.report.render import to_csv, to_latex, to_markdown
 from harness.report.rows import read_rows
 from harness.report.table import Table
-from harness.report.tables import summary_tables
+from harness.report.tables import NO_SPECS, summary_tables
+from harness.suites.base import Suite
+from harness.suites.find import declared_tables
 
 if TYPE_CHECKING:
     import pandas as pd
 
-PLOT_TITLES = {
-    "perplexity": "Perplexity against bits per weight",
-    "accuracy": "Accuracy against bits per weight",
-    "latency": "Decode time",
-}
-
 
 def build_report(
-    records: Iterable[Record], out: Path, title: str = "Bitsweep report"
+    records: Iterable[Record],
+    out: Path,
+    title: str = "Bitsweep report",
+    suites: Mapping[str, Suite] = NO_SPECS,
 ) -> list[Path]:
     """Write the report of `records` into the folder `out`; the paths, summary.md first.
+
+    suites  specs by name, for suites that are not built in.
 
     The same records give the same bytes. Files are replaced one by one and only when complete;
     ValueError without records, StoreError when the disk is full or not writable.
@@ -37,8 +38,8 @@ def build_report(
     if not records:
         raise ValueError("there are no records to report; make some with `bitsweep run`.")
     frame = from_records(records)
-    tables = summary_tables(frame)
-    plots = _plots(frame)
+    tables = summary_tables(frame, suites)
+    plots = _plots(frame, suites)
     single = len({record.cell.model for record in records}) == 1
     files: dict[str, bytes] = {}
     for table in tables:
@@ -47,10 +48,10 @@ def build_report(
         files[f"tables/{name}.tex"] = to_latex(table).encode()
     pictures: list[tuple[str, str]] = []
     for model, drawn in plots.items():
-        for plot, formats in drawn.items():
-            name = plot if single else f"{plot}-{file_name(model)}"
-            pictures.append((f"{PLOT_TITLES[plot]}, {model}", f"plots/{name}.png"))
-            files |= {f"plots/{name}.{kind}": data for kind, data in formats.items()}
+        for plot in drawn:
+            name = plot.name if single else f"{plot.name}-{file_name(model)}"
+            pictures.append((f"{plot.title}, {model}", f"plots/{name}.png"))
+            files |= {f"plots/{name}.{kind}": data for kind, data in plot.files.items()}
     files["metrics.csv"] = _metrics_csv(frame).encode()
     summary = _summary(title, tables, pictures, records)
     files = {"summary.md": summary.encode(), **files}
@@ -59,15 +60,18 @@ def build_report(
     return [out / name for name in files]
 
 
-def _plots(frame: pd.DataFrame) -> dict[str, dict[str, dict[str, bytes]]]:
-    rows = read_rows(frame).rows
-    models = sorted({row.model for row in rows})
-    return {model: draw_all([row for row in rows if row.model == model]) for model in models}
+def _plots(frame: pd.DataFrame, suites: Mapping[str, Suite]) -> dict[str, list[Drawn]]:
+    found = {}
+    selection = read_rows(frame).rows
+    for model in sorted({row.model for row in selection}):
+        rows = [row for row in selection if row.model == model]
+        found[model] = draw_all(rows, declared_tables(rows, suites))
+    return found
 
 
 def _metrics_csv(frame: pd.DataFrame) -> str:
     """Every metric of every record, one a line; the configurations stay in the records."""
-    return frame.drop(columns=["cell_config"]).to_csv(index=False, lineterminator="\n")
+    return frame.drop(columns=list(INTERNAL)).to_csv(index=False, lineterminator="\n")
 
 
 def _summary(

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from harness.config.schema import MethodConfig
 from harness.records.record import Metric, Record
 
 if TYPE_CHECKING:
     import pandas as pd
 
 QUANTILES = ("p10", "p50", "p90", "p99")
+# What rows are made of and metrics.csv leaves to the records.
+INTERNAL = ("label", "full_precision", "cell_config")
 
 COLUMNS = (
     # what was measured on: the cell
@@ -50,20 +50,10 @@ COLUMNS = (
     "started_at",
     "key",
     "cell_key",
-    "cell_config",
+    *INTERNAL,
 )
 
 FLOAT_BITS = {"float64": 64, "float32": 32, "float16": 16, "bfloat16": 16}
-
-_OPTION_LABELS = {
-    "damping": "damp {}",
-    "damping_ladder": "damp ladder {}",
-    "block_size": "block {}",
-    "act_order": "act-order",
-    "static_groups": "static groups",
-    "group_grid": "{} grids",
-    "true_sequential": "true-sequential",
-}
 
 
 def from_records(records: Iterable[Record]) -> pd.DataFrame:
@@ -86,11 +76,10 @@ def from_records(records: Iterable[Record]) -> pd.DataFrame:
 
 
 def _rows(record: Record) -> list[dict[str, Any]]:
-    method, options = _method(record)
     shared = {
         "model": record.cell.model,
-        "method": method,
-        "options": options,
+        "method": record.cell.method,
+        "options": record.cell.options or "",
         "scheme": record.cell.scheme,
         "dtype": _section(record, "model").get("dtype"),
         "bits": _section(record, "scheme").get("bits"),
@@ -108,6 +97,8 @@ def _rows(record: Record) -> list[dict[str, Any]]:
         "started_at": record.started_at,
         "key": record.key,
         "cell_key": record.cell_key,
+        "label": record.cell.label,
+        "full_precision": record.cell.full_precision,
         "cell_config": cell_config(record),
     }
     if record.status == "failed" or not record.metrics:
@@ -140,7 +131,7 @@ def _section(record: Record, name: str) -> dict[str, Any]:
 
 def _bits_per_weight(record: Record) -> float | None:
     """Of the record; in full precision, the bits of the type that the weights have."""
-    if record.cell.bits_per_weight is not None or record.cell.method != "none":
+    if record.cell.bits_per_weight is not None or not record.cell.full_precision:
         return record.cell.bits_per_weight
     return FLOAT_BITS.get(str(_section(record, "model").get("dtype")))
 
@@ -149,23 +140,6 @@ def _error(record: Record) -> str | None:
     if record.error is None:
         return None
     return f"{record.error.stage}: {record.error.type}: {record.error.message}"
-
-
-def _method(record: Record) -> tuple[str, str]:
-    """The solver, and the options that are not its defaults: ("gptq", "act-order").
-
-    The name in the cell ("gptq_actorder") is used where the record has no configuration.
-    """
-    settings = _section(record, "method")
-    if "name" not in settings:
-        name, _, options = record.cell.method.partition("_")
-        return name, options
-    labels = [str(found) for found in [_section(record, "checkpoint").get("format")] if found]
-    for option, default in asdict(MethodConfig()).items():
-        label, value = _OPTION_LABELS.get(option), settings.get(option, default)
-        if label is not None and value != default:
-            labels.append(label.format(value))
-    return settings["name"], ", ".join(labels)
 
 
 def cell_config(record: Record) -> str:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from harness.records.record import QUANTIZATION
 from harness.report.rows import Row
 from harness.report.table import Cell, Column
 
@@ -25,7 +28,7 @@ class Footnotes:
         return mark
 
 
-def name_columns(rows: list[Row]) -> list[Column]:
+def name_columns(rows: Sequence[Row]) -> list[Column]:
     """Method and scheme; the calibration and the seeds only where rows differ in them."""
     columns = [Column("method", "method", numeric=False), Column("scheme", "scheme", numeric=False)]
     if len(calibrations(rows)) > 1:
@@ -35,7 +38,7 @@ def name_columns(rows: list[Row]) -> list[Column]:
     return [*columns, Column("bits_per_weight", "bits/", "weight")]
 
 
-def name_cells(row: Row, rows: list[Row], footnotes: Footnotes) -> list[Cell]:
+def name_cells(row: Row, rows: Sequence[Row], footnotes: Footnotes) -> list[Cell]:
     marks = tuple(footnotes.mark(f"fallback in {text}") for text in row.fallbacks)
     cells = [Cell(row.label, row.label, marks=marks), Cell(row.scheme_label, row.scheme_label)]
     if len(calibrations(rows)) > 1:
@@ -46,17 +49,17 @@ def name_cells(row: Row, rows: list[Row], footnotes: Footnotes) -> list[Cell]:
     return [*cells, Cell() if bits is None else Cell(f"{bits:.2f}", bits)]
 
 
-def calibrations(rows: list[Row]) -> list[str]:
+def calibrations(rows: Sequence[Row]) -> list[str]:
     return sorted({row.calibration for row in rows if row.calibration})
 
 
-def several_seeds(rows: list[Row]) -> bool:
+def several_seeds(rows: Sequence[Row]) -> bool:
     return any(len(row.seeds) > 1 for row in rows)
 
 
 def missing(row: Row, suite: str, footnotes: Footnotes) -> Cell:
     """No figure: "failed" with the cause when the suite, or the quantization before it, failed."""
-    for stage in (suite, "quantization"):
+    for stage in (suite, QUANTIZATION):
         if stage in row.failures:
             return Cell("failed", marks=(footnotes.cause(row.failures[stage]),))
     return Cell()

@@ -1,4 +1,4 @@
-"""Plots of what bits cost: perplexity and accuracy against bits per weight, decode time by scheme.
+"""The plots that columns ask for: figures against bits per weight, or by row with their spread.
 
 No pyplot, no global state: figures are made, saved as PNG and SVG with the same bytes for the same
 rows, and forgotten.
@@ -9,11 +9,13 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from harness.report.quality import quality_keys, writing
+from harness.report.assemble import columns_in_order
+from harness.report.columns import AgainstBits, ByRow, SuiteTable
 from harness.report.rows import Figure as Measured
 from harness.report.rows import FigureKey, Row
 
@@ -24,10 +26,10 @@ if TYPE_CHECKING:
 DPI = 160
 PANEL = (4.6, 3.5)  # inches
 PANELS_A_ROW = 3
-CLIP = 12.0  # perplexities over so many times full precision are drawn as arrows at the top
 
-# Okabe and Ito's palette, told apart by colour-blind readers too.
-COLOURS = {"rtn": "#D55E00", "gptq": "#0072B2"}
+# Okabe and Ito's palette, told apart by colour-blind readers too. The first method that sees no
+# data and the first one that does keep theirs in every plot.
+UNCALIBRATED, CALIBRATED = "#D55E00", "#0072B2"
 MORE_COLOURS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*")
 REFERENCE = "#555555"
@@ -50,24 +52,36 @@ STYLE: dict[str, Any] = {
 }
 
 
-def draw_all(rows: list[Row]) -> dict[str, dict[str, bytes]]:
-    """Every plot that the rows of one model have figures for: name -> {"png": ..., "svg": ...}."""
-    keys = quality_keys(rows)
-    perplexities = [key for key in keys if key[2] == "perplexity"]
-    accuracies = [key for key in keys if key[2] != "perplexity"]
-    drawn = {}
+@dataclass(frozen=True)
+class Drawn:
+    """A plot as files: kind ("png", "svg") -> bytes."""
+
+    name: str
+    title: str
+    files: dict[str, bytes]
+
+
+def draw_all(rows: list[Row], declared: Mapping[str, SuiteTable]) -> list[Drawn]:
+    """Every plot that the columns ask for and the rows of one model have figures for."""
+    wanted: dict[AgainstBits | ByRow, list[FigureKey]] = {}
+    for each in columns_in_order(rows, declared):
+        plot = each.declared.plot
+        if plot is not None and each.key not in wanted.setdefault(plot, []):
+            wanted[plot].append(each.key)
+    drawn = []
     with _style():
-        if perplexities and _against_bits(rows, perplexities):
-            drawn["perplexity"] = _save(quality_figure(rows, perplexities))
-        if accuracies and _against_bits(rows, accuracies):
-            drawn["accuracy"] = _save(quality_figure(rows, accuracies))
-        if _timed(rows):
-            drawn["latency"] = _save(latency_figure(rows))
+        for plot, keys in wanted.items():
+            if isinstance(plot, ByRow):
+                figure = by_row_figure(rows, keys, plot) if _measured(rows, keys, plot) else None
+            else:
+                figure = bits_figure(rows, keys, plot) if _against_bits(rows, keys) else None
+            if figure is not None:
+                drawn.append(Drawn(plot.name, plot.title, _save(figure)))
     return drawn
 
 
-def quality_figure(rows: list[Row], keys: list[FigureKey]) -> Figure:
-    """One panel a protocol or task: a line a method, a marker a kind of scheme, bars of one error.
+def bits_figure(rows: list[Row], keys: list[FigureKey], plot: AgainstBits) -> Figure:
+    """One panel a figure: a line a method, a marker a kind of scheme, bars of one error.
 
     Full precision is the dashed line with its error as a band.
     """
@@ -79,19 +93,19 @@ def quality_figure(rows: list[Row], keys: list[FigureKey]) -> Figure:
     figure = Figure(figsize=(width, PANEL[1] * lines + 0.75), layout="constrained")
     panels = figure.subplots(lines, columns, squeeze=False).flatten()
     for panel, key in zip(panels, keys, strict=False):
-        _quality_panel(panel, rows, key)
+        _bits_panel(panel, rows, key, plot)
     for panel in panels[len(keys) :]:
         panel.set_visible(False)
     figure.suptitle(rows[0].model, fontsize=11, fontweight="bold")
-    _quality_legend(figure, rows, keys)
+    _bits_legend(figure, rows, keys)
     return figure
 
 
-def _quality_panel(panel: Axes, rows: list[Row], key: FigureKey) -> None:
-    factor = writing(key, rows).factor
+def _bits_panel(panel: Axes, rows: list[Row], key: FigureKey, plot: AgainstBits) -> None:
     shown = [row for row in rows if key in row.figures]
+    factor = 100.0 if shown[0].figures[key].unit == "fraction" else 1.0
     full = next((row.figures[key] for row in shown if row.full_precision), None)
-    ceiling = CLIP * full.value if full is not None and key[2] == "perplexity" else math.inf
+    ceiling = math.inf if full is None or plot.clip is None else plot.clip * full.value
     if full is not None:
         panel.axhline(factor * full.value, color=REFERENCE, linestyle="--", linewidth=1.1, zorder=1)
         error = factor * (full.stderr or 0.0)
@@ -102,7 +116,9 @@ def _quality_panel(panel: Axes, rows: list[Row], key: FigureKey) -> None:
         style = {"color": _colour(method, rows), "marker": _marker(kind, rows)}
         _draw_series(panel, points, factor, ceiling, style)
     _axis_of_bits(panel, [row.bits_per_weight or 0 for row in shown if not row.full_precision])
-    _axis_of_quality(panel, key, factor, [row.figures[key].value for row in shown], ceiling)
+    panel.set_ylabel(f"{key[2]}{', %' * (factor != 1)} ± standard error")
+    if plot.logarithmic:
+        _logarithmic(panel, [row.figures[key].value for row in shown], ceiling)
     panel.set_title(key[1])
 
 
@@ -153,15 +169,10 @@ def _axis_of_bits(panel: Axes, bits: list[float]) -> None:
     panel.set_xlabel("bits per weight, scales and zeros included")
 
 
-def _axis_of_quality(
-    panel: Axes, key: FigureKey, factor: float, values: list[float], ceiling: float
-) -> None:
+def _logarithmic(panel: Axes, values: list[float], ceiling: float) -> None:
+    """A logarithmic scale for values far apart, with room for the arrows of clipped ones."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    if key[2] != "perplexity":
-        panel.set_ylabel(f"{key[2]}{', %' * (factor != 1)} ± standard error")
-        return
-    panel.set_ylabel("perplexity ± standard error")
     shown = [value for value in values if value <= ceiling]
     clipped = len(shown) < len(values)
     if shown and (clipped or max(shown) > 3 * min(shown)):
@@ -171,12 +182,12 @@ def _axis_of_quality(
         panel.yaxis.set_major_locator(LogLocator(subs=subs))
         panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         panel.yaxis.set_minor_formatter(NullFormatter())
-    if clipped:  # room for the arrows
+    if clipped:
         bottom, top = panel.get_ylim()
         panel.set_ylim(bottom, top * (top / bottom) ** 0.35)
 
 
-def _quality_legend(figure: Figure, rows: list[Row], keys: list[FigureKey]) -> None:
+def _bits_legend(figure: Figure, rows: list[Row], keys: list[FigureKey]) -> None:
     from matplotlib.lines import Line2D
 
     shown = [row for row in rows if any(key in row.figures for key in keys)]
@@ -199,29 +210,29 @@ def _quality_legend(figure: Figure, rows: list[Row], keys: list[FigureKey]) -> N
     figure.legend(handles=handles, loc="outside lower center", ncols=columns)
 
 
-def latency_figure(rows: list[Row]) -> Figure:
-    """Milliseconds a token: the model (filled, p10 to p90) and its full-precision twin (hollow)."""
+def by_row_figure(rows: list[Row], keys: Sequence[FigureKey], plot: ByRow) -> Figure:
+    """A line a row: the figure (filled, p10 to p90) and the one beside it (hollow)."""
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-    timed = _timed(rows)
-    figure = Figure(figsize=(6.4, 0.27 * len(timed) + 1.5), layout="constrained")
+    lines = _measured(rows, keys, plot)
+    figure = Figure(figsize=(6.4, 0.27 * len(lines) + 1.5), layout="constrained")
     panel = figure.subplots()
-    for height, (row, decode, twin) in enumerate(reversed(timed)):
+    for height, (row, found, beside) in enumerate(reversed(lines)):
         colour = REFERENCE if row.full_precision else _colour(row.label, rows)
-        low, high = decode.low or decode.value, decode.high or decode.value
+        low, high = found.low or found.value, found.high or found.value
         panel.plot([low, high], [height, height], color=colour, alpha=0.55, linewidth=3.2)
-        panel.plot([decode.value], [height], "o", color=colour)
-        if twin is not None:
-            panel.plot([twin.value], [height], "o", color=REFERENCE, markerfacecolor="white")
-    panel.set_yticks(range(len(timed)))
-    panel.set_yticklabels([f"{row.label}  {row.scheme_label}" for row, *_ in reversed(timed)])
+        panel.plot([found.value], [height], "o", color=colour)
+        if beside is not None:
+            panel.plot([beside.value], [height], "o", color=REFERENCE, markerfacecolor="white")
+    panel.set_yticks(range(len(lines)))
+    panel.set_yticklabels([f"{row.label}  {row.scheme_label}" for row, *_ in reversed(lines)])
     panel.set_xlim(left=0)
-    panel.set_ylim(-0.6, len(timed) - 0.4)  # no marker cut by the axis
+    panel.set_ylim(-0.6, len(lines) - 0.4)  # no marker cut by the axis
     panel.grid(visible=False, axis="y")
-    panel.set_xlabel("decode, ms per token at batch 1 (median, p10 to p90)")
+    panel.set_xlabel(plot.axis)
     panel.set_title(rows[0].model, fontweight="bold")
-    if any(twin is not None for *_, twin in timed):
+    if plot.beside is not None and any(beside is not None for *_, beside in lines):
         hollow = Line2D(
             [],
             [],
@@ -229,24 +240,26 @@ def latency_figure(rows: list[Row]) -> Figure:
             marker="o",
             markerfacecolor="white",
             linestyle="none",
-            label="full-precision twin, measured in turn",
+            label=plot.beside[1],
         )
         figure.legend(handles=[hollow], loc="outside lower right", fontsize=8.5)
     return figure
 
 
-def _timed(rows: list[Row]) -> list[tuple[Row, Measured, Measured | None]]:
-    """Rows with a decode time, it, and that of the twin."""
-    timed = []
+def _measured(
+    rows: list[Row], keys: Sequence[FigureKey], plot: ByRow
+) -> list[tuple[Row, Measured, Measured | None]]:
+    """Rows with the figure, it, and the one beside it."""
+    measured = []
     for row in rows:
-        decode = next((f for k, f in row.figures.items() if k[2] == "decode_ms"), None)
-        twin = next((f for k, f in row.figures.items() if k[2] == "twin_decode_ms"), None)
-        if decode is not None:
-            timed.append((row, decode, twin))
-    return timed
+        key = next((key for key in keys if key in row.figures), None)
+        if key is not None:
+            other = None if plot.beside is None else (key[0], key[1], plot.beside[0])
+            measured.append((row, row.figures[key], row.figures.get(other) if other else None))
+    return measured
 
 
-def _against_bits(rows: list[Row], keys: list[FigureKey]) -> bool:
+def _against_bits(rows: list[Row], keys: Sequence[FigureKey]) -> bool:
     """Whether any quantized row has one of the figures: full precision alone is no plot."""
     return any(
         key in row.figures and row.bits_per_weight and not row.full_precision
@@ -285,12 +298,15 @@ def _marker(kind: str, rows: list[Row]) -> str:
 
 
 def _colour(label: str, rows: list[Row]) -> str:
-    """RTN and GPTQ keep their colours in every plot; other rows get the next free one."""
-    plain = {"RTN": COLOURS["rtn"], "GPTQ": COLOURS["gptq"]}
-    if label in plain:
-        return plain[label]
-    others = sorted({row.label for row in rows if not row.full_precision} - set(plain))
-    return MORE_COLOURS[others.index(label) % len(MORE_COLOURS)]
+    """The first method of each kind in the rows has its colour; others get the next free one."""
+    quantized = [row for row in rows if not row.full_precision]
+    colours: dict[str, str] = {}
+    for colour, seeing in ((UNCALIBRATED, False), (CALIBRATED, True)):
+        first = min((r.label for r in quantized if bool(r.calibration) == seeing), default=None)
+        colours |= {} if first is None else {first: colour}
+    others = sorted({row.label for row in quantized} - set(colours))
+    colours |= {each: MORE_COLOURS[n % len(MORE_COLOURS)] for n, each in enumerate(others)}
+    return colours[label]
 
 
 @contextmanager

@@ -12,9 +12,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pandas as pd
 
-METHOD_ORDER = ("none", "rtn", "gptq", "random", "loaded")
-METHOD_NAMES = {"none": "full prec.", "rtn": "RTN", "gptq": "GPTQ", "random": "random"}
-
 FigureKey = tuple[str, str, str]  # suite, task, metric
 
 
@@ -52,6 +49,8 @@ class Row:
 
     model: str
     method: str
+    method_label: str
+    full_precision: bool
     variant: str  # options and settings that tell two rows of one method and scheme apart
     scheme: str
     dtype: str | None  # of the weights that are not quantized
@@ -63,11 +62,6 @@ class Row:
     figures: dict[FigureKey, Figure] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)  # suite -> cause
     fallbacks: tuple[str, ...] = ()
-    seconds: dict[str, float] = field(default_factory=dict)  # suite -> wall time
-
-    @property
-    def full_precision(self) -> bool:
-        return self.method == "none"
 
     @property
     def scheme_label(self) -> str:
@@ -76,8 +70,13 @@ class Row:
 
     @property
     def label(self) -> str:
-        """The method as tables print it: "GPTQ act-order"."""
-        return f"{METHOD_NAMES.get(self.method, self.method)} {self.variant}".strip()
+        """The method as tables print it, with its options: "ABC act-order"."""
+        return f"{self.method_label} {self.variant}".strip()
+
+    @property
+    def suites(self) -> set[str]:
+        """Suites that have a figure or a failure here, the quantization among them."""
+        return {suite for suite, _, _ in self.figures} | set(self.failures)
 
 
 @dataclass(frozen=True)
@@ -95,6 +94,7 @@ def read_rows(frame: pd.DataFrame) -> Rows:
     seeds become one row.
     """
     entries = [_plain(entry) for entry in frame.to_dict("records")]
+    _complete_names(entries)
     _name_variants(entries)
     latest, replaced = _latest(entries)
     groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
@@ -116,6 +116,19 @@ def _plain(entry: dict[Any, Any]) -> dict[str, Any]:
         key: None if isinstance(value, float) and math.isnan(value) else value
         for key, value in entry.items()
     }
+
+
+def _complete_names(entries: list[dict[str, Any]]) -> None:
+    """Set "label" and "options" where a record has none, written before records had them.
+
+    Another record of the same cell may say them; else the method's name is its label.
+    """
+    named = {entry["cell_config"]: entry for entry in entries if entry["label"]}
+    labels = {entry["method"]: entry["label"] for entry in entries if entry["label"]}
+    for entry in entries:
+        if not entry["label"]:
+            entry["options"] = named.get(entry["cell_config"], entry)["options"]
+            entry["label"] = labels.get(entry["method"], entry["method"])
 
 
 def _row_key(entry: dict[str, Any]) -> tuple[str, ...]:
@@ -191,6 +204,8 @@ def _row(group: list[dict[str, Any]]) -> Row:
     return Row(
         model=first["model"],
         method=first["method"],
+        method_label=first["label"],
+        full_precision=first["full_precision"],
         variant=first["variant"],
         scheme=first["scheme"],
         dtype=first["dtype"],
@@ -202,21 +217,11 @@ def _row(group: list[dict[str, Any]]) -> Row:
         figures={key: _combine(entries) for key, entries in sorted(figures.items())},
         failures={suite: "; ".join(sorted(set(errors))) for suite, errors in failures.items()},
         fallbacks=tuple(fallbacks),
-        seconds=_seconds(group),
     )
 
 
 def _known(values: Iterable[float | None]) -> float | None:
     return next((value for value in values if value is not None), None)
-
-
-def _seconds(group: list[dict[str, Any]]) -> dict[str, float]:
-    """Wall time of each suite, mean over seeds."""
-    times: dict[str, dict[str, float]] = {}
-    for entry in group:
-        if entry["status"] == "ok":
-            times.setdefault(entry["suite"], {})[entry["key"]] = entry["seconds"]
-    return {suite: statistics.fmean(each.values()) for suite, each in times.items()}
 
 
 def _combine(entries: list[dict[str, Any]]) -> Figure:
@@ -249,14 +254,15 @@ def _combine(entries: list[dict[str, Any]]) -> Figure:
 
 
 def _order(row: Row) -> tuple[Any, ...]:
-    method = METHOD_ORDER.index(row.method) if row.method in METHOD_ORDER else len(METHOD_ORDER)
+    """Full precision, then bits downward; methods that see no data before those that do."""
     return (
         row.model,
         not row.full_precision,
         -(row.bits or 0),
         -(row.group_size or math.inf),  # a grid a row, then ever smaller groups
         row.scheme,
-        method,
+        row.calibration is not None,
+        row.method_label,
         row.variant,
         row.calibration or "",
     )

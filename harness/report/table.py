@@ -12,7 +12,7 @@ NARROW_NO_VALUE = "–"
 class Column:
     """header is what it is about (a task, "method"); detail its quantity and unit, or nothing."""
 
-    name: str  # of the CSV column: bits_per_weight, wikitext2:perplexity
+    name: str  # of the CSV column: bits_per_weight, c4:score
     header: str
     detail: str = ""
     numeric: bool = True

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from harness.records.record import Record
-from harness.report.cost import cost_table
-from harness.report.divergence import divergence_table
+from harness.report.assemble import tables_of_model
 from harness.report.frame import from_records
-from harness.report.kernels import kernels_table
-from harness.report.published import published_table
-from harness.report.quality import quality_table
 from harness.report.render import SCREEN_WIDTH, to_csv, to_latex, to_markdown, to_rich
 from harness.report.rows import read_rows
 from harness.report.table import Table
+from harness.suites.base import Suite
+from harness.suites.find import declared_tables
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,38 +20,37 @@ if TYPE_CHECKING:
 
 __all__ = ["summary_table", "summary_tables", "to_csv", "to_latex", "to_markdown", "to_rich"]
 
+NO_SPECS: Mapping[str, Suite] = {}
 
-def summary_tables(frame: pd.DataFrame) -> list[Table]:
-    """The tables of every model (accuracy, divergence, cost, kernels, published beside ours),
-    without those that have no figures.
 
-    frame  what harness.report.frame.from_records gives.
+def summary_tables(frame: pd.DataFrame, suites: Mapping[str, Suite] = NO_SPECS) -> list[Table]:
+    """The tables of every model, each with the columns that its suites declare.
+
+    frame   what harness.report.frame.from_records gives.
+    suites  specs by name, for suites that are not built in.
     """
     selection = read_rows(frame)
     tables = []
     for model in sorted({row.model for row in selection.rows}):
         rows = [row for row in selection.rows if row.model == model]
-        made = (
-            quality_table(model, rows, selection.notes),
-            divergence_table(model, rows),
-            cost_table(model, rows),
-            kernels_table(model, rows),
-            published_table(model, rows),
-        )
-        tables += [table for table in made if table is not None]
+        tables += tables_of_model(model, rows, declared_tables(rows, suites), selection.notes)
     return tables
 
 
 def summary_table(
-    records: Iterable[Record], width: int = SCREEN_WIDTH, causes: bool = True
+    records: Iterable[Record],
+    width: int = SCREEN_WIDTH,
+    causes: bool = True,
+    suites: Mapping[str, Suite] = NO_SPECS,
 ) -> Group:
     """What a run prints at its end: the tables as a rich renderable at most `width` wide.
 
     causes  whether the tables say why something failed; a run says it once, below them.
+    suites  specs by name, for suites that are not built in.
     """
     from rich.console import Group
 
-    tables = summary_tables(from_records(records))
+    tables = summary_tables(from_records(records), suites)
     if not tables:
         return Group("No records, so no table.")
     return Group(*(to_rich(table, width, causes) for table in tables))

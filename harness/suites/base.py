@@ -1,17 +1,29 @@
-"""What a suite gets and what it gives back: every suite is one function of these two."""
+"""What a suite is: a spec that says what it reads, measures and adds to tables.
+
+A suite is one module that ends in `SUITE = Suite(...)`. Reading the module loads no library that
+takes long: torch and its like are imported by what `run` calls.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+from harness.data.inputs import without_folders
+from harness.errors import ConfigError
+from harness.records.environment import gpu, machine
+from harness.records.hashes import digest
+from harness.report.columns import SuiteTable
 
-from harness.records.record import Metric
+if TYPE_CHECKING:
+    from torch import Tensor
 
-Streamed = Callable[[Sequence[Tensor], Callable[[int, int], None]], Iterator[Tensor]]
+    from harness.records.record import Metric
+
+    Streamed = Callable[[Sequence[Tensor], Callable[[int, int], None]], Iterator[Tensor]]
 
 
 def _no_reference() -> Any:
@@ -60,3 +72,101 @@ class SuiteResult:
     metrics: list[Metric]
     inputs: dict[str, str] = field(default_factory=dict)
     samples: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a cell before anything is loaded.
+
+    key       the key of the suite's configuration, as messages name it: "suite.perplexity".
+    model     the model's name.
+    shape     its config.json (the text part of a multimodal one); None while it is not here.
+    data_dir  folder of relative paths (paths.data).
+    device    cpu, cuda or cuda:N; threads: runtime.threads.
+    """
+
+    key: str
+    model: str
+    shape: Mapping[str, Any] | None = None
+    data_dir: str | None = None
+    device: str = "cpu"
+    threads: int | None = None
+
+
+def accept_all(_config: Any, _facts: Facts) -> None:
+    """The check of a suite whose configuration can hold nothing impossible."""
+
+
+def no_inputs(_config: Any, _facts: Facts) -> dict[str, str]:
+    """The inputs of a suite that reads nothing but the model."""
+    return {}
+
+
+def machine_inputs(_config: Any, facts: Facts) -> dict[str, str]:
+    """The inputs of a suite that measures time, which belongs to the machine it was taken on."""
+    threads = facts.threads if facts.device == "cpu" else None
+    return {"machine": digest([machine(), gpu(facts.device), threads])}
+
+
+def plain_semantics(config: Any) -> dict[str, Any]:
+    """Every setting, with paths (of the keys path, paths and files) as file names."""
+    return without_folders(dataclasses.asdict(config))
+
+
+def at_least_one(key: str, value: int | None) -> None:
+    """ConfigError for a number below 1; None is no number."""
+    if value is not None and value < 1:
+        raise ConfigError(f"{key}={value} is too small; use 1 or more.")
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A suite: what it may be asked, what it measures, and how reports show it.
+
+    name       of its records and of its key below `suite`; a Python identifier.
+    version    raised when it computes something else from the same input; in the key.
+    config     its settings: a plain dataclass whose types OmegaConf knows.
+    run        measures one model.
+    table      what it adds to reports (harness.report.columns).
+    check      raises ConfigError, in one sentence, for what cannot work.
+    inputs     hashes of what it reads besides the model; in the key.
+    semantics  the settings that go into key and record.
+    streams    can measure a model that is never whole in memory (SuiteContext.streamed).
+    timing     its figures belong to the machine, and random weights will do.
+    preload    modules that are imported once for all cells.
+
+    ValueError when a part of it is missing.
+    """
+
+    name: str
+    version: int
+    config: type
+    run: Callable[[SuiteContext, Any], SuiteResult]
+    table: SuiteTable = field(default_factory=SuiteTable)
+    check: Callable[[Any, Facts], None] = accept_all
+    inputs: Callable[[Any, Facts], dict[str, str]] = no_inputs
+    semantics: Callable[[Any], dict[str, Any]] = plain_semantics
+    streams: bool = False
+    timing: bool = False
+    preload: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.name.isidentifier():
+            raise ValueError(f"suite name {self.name!r} is no identifier: use letters, digits, _.")
+        if self.version < 1:
+            raise ValueError(f"suite {self.name}: version={self.version} is too small; use 1.")
+        if not (isinstance(self.config, type) and dataclasses.is_dataclass(self.config)):
+            raise ValueError(
+                f"suite {self.name}: config={self.config!r} is no dataclass; give the class that "
+                "holds its settings, with a default for each."
+            )
+        if self.timing and self.inputs is no_inputs:
+            raise ValueError(
+                f"suite {self.name} measures time, which belongs to a machine: add "
+                "inputs=machine_inputs, so that another machine measures anew."
+            )
+        if self.table.empty:
+            raise ValueError(
+                f"suite {self.name} has no table, so no report would show its figures: add "
+                "table=SuiteTable(columns=(FigureColumn(METRIC, HEADER, UNIT),))."
+            )

@@ -1,289 +1,130 @@
-"""Kullback-Leibler divergence: what quantization changed, and what the kernel changed besides.
-
-Perplexity asks how likely a text is; two models can agree on that while they disagree on everything
-else. Here the next-token distributions themselves are compared, position by position on the same
-windows: KL(full precision || quantized) with the share of positions whose most likely token is
-another one, and KL(reference kernel || kernel) of the same packed weights, which says how far what
-is measured is from what is stored. The latter has a bound by dtype; above it the figure is marked.
-KL is a sum over the vocabulary in float64 of log-softmaxes taken in float64.
-"""
+"""Kullback-Leibler divergence from full precision, and of the kernel from what is stored."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
 
-import torch
-from torch import Tensor
+from omegaconf import MISSING
 
-from harness.config.schema import DivergenceConfig
-from harness.data import protocols
-from harness.data.protocols import TokenWindows
-from harness.errors import BitsweepError
-from harness.records.record import Metric
-from harness.suites.base import SuiteContext, SuiteResult
-from harness.suites.perplexity import Score
-
-# Positions whose distributions are held in float64 at once.
-POSITIONS_AT_ONCE = 128
-LEVELS = {"p10": 0.10, "p50": 0.50, "p90": 0.90, "p99": 0.99}
-# Mean KL between kernel and dequantized logits that rounding can explain, nats. The embedded model
-# at 4 bits gives 1.4e-13, 5.0e-7 and 2.2e-5 here; the rest is room for deeper models and other
-# kernels. A wrong scale or code is far above.
-PARITY_BOUND = {"float32": 1e-9, "float16": 5e-5, "bfloat16": 2e-3}
-
-Logits = Callable[[Tensor], Tensor]
-
-
-class DivergenceError(BitsweepError):
-    """Distributions that cannot be compared."""
+from harness.data.config import DocumentsConfig
+from harness.report.columns import FigureColumn, Place, Shown, SuiteTable
+from harness.report.rows import Figure, FigureKey, Row
+from harness.report.table import Cell, Note, measured, small
+from harness.suites import reading
+from harness.suites.base import Suite, SuiteContext, SuiteResult
 
 
 @dataclass
-class Comparison:
-    """Two models on the same windows: KL(first || second) and top-1 disagreement by position."""
+class Config:
+    """The texts whose windows are compared."""
 
-    divergence: list[Tensor] = field(default_factory=list)  # float64 [positions] of each window
-    flips: list[int] = field(default_factory=list)
-
-    def add(self, first: Tensor, second: Tensor) -> None:
-        """Logits [positions, vocabulary] of both on one more window."""
-        values, flips = compare(first, second)
-        self.divergence.append(values)
-        self.flips.append(flips)
-
-    @property
-    def mean(self) -> Score:
-        """Mean KL a position with its standard error over windows."""
-        return Score([float(each.sum()) for each in self.divergence], self._positions)
-
-    @property
-    def flip_rate(self) -> Score:
-        return Score([float(each) for each in self.flips], self._positions)
-
-    @property
-    def quantiles(self) -> dict[str, float]:
-        values = torch.cat(self.divergence)
-        return {name: torch.quantile(values, level).item() for name, level in LEVELS.items()}
-
-    @property
-    def largest(self) -> float:
-        return max(float(each.max()) for each in self.divergence)
-
-    @property
-    def _positions(self) -> list[int]:
-        return [len(each) for each in self.divergence]
+    protocols: list[str] = MISSING  # names known to harness/data/protocols.py
+    paths: dict[str, str] = field(default_factory=dict)  # protocol name -> local file or folder
+    max_windows: int | None = None
+    documents: DocumentsConfig = field(default_factory=DocumentsConfig)
 
 
-def compare(first: Tensor, second: Tensor) -> tuple[Tensor, int]:
-    """KL(first || second) of logits [positions, vocabulary]: float64 [positions] in nats, and in
-    how many positions the most likely token differs.
+def run(context: SuiteContext, config: Config) -> SuiteResult:
+    """Divergences on each protocol, and those of every window."""
+    from harness.suites import comparing
 
-    Raises DivergenceError for logits that are not finite or not of one shape.
-    """
-    if first.shape != second.shape:
-        raise DivergenceError(
-            f"logits of shapes {list(first.shape)} and {list(second.shape)} cannot be compared: "
-            "the two models have different vocabularies"
-        )
-    parts, flips = [], 0
-    for start in range(0, len(first), POSITIONS_AT_ONCE):
-        one = first[start : start + POSITIONS_AT_ONCE].double().log_softmax(-1)
-        other = second[start : start + POSITIONS_AT_ONCE].double().log_softmax(-1)
-        value = (one.exp() * (one - other)).sum(-1)
-        if not bool(value.isfinite().all()):
-            bad = int((~value.isfinite()).sum())
-            raise DivergenceError(
-                f"{bad} of {len(value)} positions have no finite divergence: logits are NaN or "
-                "infinite; run in another type (model.dtype=float32)"
-            )
-        parts.append(value.cpu())
-        flips += int((one.argmax(-1) != other.argmax(-1)).sum())
-    return torch.cat(parts), flips
+    return comparing.run(context, config)
 
 
-def run(context: SuiteContext, config: DivergenceConfig) -> SuiteResult:
-    """Compare on every protocol; a full-precision model with itself alone, for the noise floor.
+def _mean(figure: Figure) -> Cell:
+    text = small(figure.value) + (f" ± {small(figure.stderr, 1)}" if figure.stderr else "")
+    return Cell(text, figure.value, figure.stderr, figure.low, figure.high)
 
-    A checkpoint that was quantized elsewhere has no original here: only its kernel is compared.
 
-    Raises ProtocolError or TextError if a text cannot be had, DivergenceError.
-    """
-    texts = {name: _windows(context, config, name) for name in config.protocols}
-    found: dict[str, dict[str, Comparison]] = {name: {} for name in texts}
-    passes = 2 if context.quantized and context.has_original else 1
-    total = passes * sum(len(each.windows) for each in texts.values())
-    done = 0
+def _median(figure: Figure) -> Cell:
+    return Cell() if figure.median is None else Cell(small(figure.median), figure.median)
 
-    def advance(name: str) -> None:
-        nonlocal done
-        done += 1
-        context.progress(done, total, name)
 
-    model = _logits(context.model, context.device)
-    if context.quantized and context.has_original:
-        full = _logits(context.load_twin(), context.device)
-        for name, each in texts.items():
-            found[name]["quantized"] = _pass(full, model, each.windows, name, advance)
-        del full  # three models need not fit at once
-    if context.quantized:
-        reference = _logits(context.load_reference(), context.device)
-        for name, each in texts.items():
-            found[name]["kernel"] = _pass(reference, model, each.windows, name, advance)
-            found[name]["floor"] = _floor(reference, each.windows)
-    else:
-        for name, each in texts.items():
-            found[name]["floor"] = _floor(model, each.windows)
-            advance(name)
-    metrics = [
-        metric for name, each in texts.items() for metric in _metrics(context, each, found[name])
+def _p99(figure: Figure) -> Cell:
+    return Cell() if figure.p99 is None else Cell(small(figure.p99), figure.p99)
+
+
+def _small(figure: Figure) -> Cell:
+    return Cell(small(figure.value), figure.value)
+
+
+def _percent(figure: Figure) -> Cell:
+    error = None if figure.stderr is None else 100 * figure.stderr
+    return Cell(measured(100 * figure.value, error, 1, 2), figure.value, figure.stderr)
+
+
+def _agreement(figure: Figure) -> Cell:
+    return Cell(f"{100 * figure.value:.2f}", figure.value, figure.stderr)
+
+
+def _none_of_itself(row: Row, _key: FigureKey) -> str | None:
+    """A full-precision row has nothing to be compared with but itself: empty, not failed."""
+    return "" if row.full_precision else None
+
+
+def _broken_parity(row: Row, key: FigureKey, _rows: Sequence[Row]) -> list[str]:
+    parity = row.figures[key].note("parity")
+    return [f"parity {parity}: do not trust this kernel"] if parity.startswith("BROKEN") else []
+
+
+def _notes(rows: Sequence[Row], shown: Sequence[Shown]) -> list[Note]:
+    figures = {key: figure for row in rows for key, figure in row.figures.items()}
+    said = []
+    for suite, task in dict.fromkeys(each.key[:2] for each in shown):
+        keys: list[FigureKey] = [(suite, task, name) for name in ("kernel_kl", "kl_floor")]
+        figure = next((figures[key] for key in keys if key in figures), None)
+        if figure is None:
+            continue
+        text = f"{task}: {figure.note('windows')} windows, {figure.n} positions"
+        if keys[0] in figures:
+            text += f"; KL kernel is of {figure.note('of')}, bound {figure.note('bound')}"
+        said.append(Note(text + "."))
+    agree, floor = (
+        tuple(each.column.name for each in shown if each.key[2] == name)
+        for name in ("kernel_top1_agreement", "kl_floor")
+    )
+    return [
+        Note(
+            "KL in nats a position, in float64; flips: positions whose most likely token is "
+            "another than in full precision. ± is one standard error over windows."
+        ),
+        Note(
+            "Agree: positions where kernel and dequantized weights have one most likely token.",
+            agree,
+        ),
+        Note("Floor: KL of a window alone from the same window beside itself in a batch.", floor),
+        *said,
     ]
-    inputs = {f"tokens:{name}": each.token_hash for name, each in texts.items()}
-    inputs |= {f"text:{name}": each.text_hash for name, each in texts.items()}
-    return SuiteResult(metrics, inputs, list(_samples(found)))
 
 
-def _windows(context: SuiteContext, config: DivergenceConfig, name: str) -> TokenWindows:
-    return protocols.windows(
-        name,
-        context.tokenizer,
-        protocols.context_length(context.model.config, context.context_length),
-        path=config.paths.get(name),
-        data_dir=context.data_dir,
-        documents=config.documents,
-        sequences=config.max_windows,
-    )
+_column = partial(FigureColumn, absent=_none_of_itself)
 
+TABLE = SuiteTable(
+    columns=(
+        _column("kl_divergence", "KL full‖quant.", "nat, mean", write=_mean),
+        _column("kl_divergence", "median", write=_median, name="kl_divergence_median"),
+        _column("kl_divergence", "p99", write=_p99, name="kl_divergence_p99"),
+        _column("top1_flip_rate", "flips", "%", write=_percent),
+        _column("kernel_kl", "KL kernel", "nat, mean", write=_small, footnotes=_broken_parity),
+        _column("kernel_kl_max", "max", write=_small),
+        _column("kernel_top1_agreement", "agree", "%", write=_agreement, on_screen=False),
+        _column("kl_floor", "floor", "nat", write=_small, on_screen=False),
+    ),
+    joins=Place("divergence", "Divergence of {model}", 20),
+    every_column=True,
+    notes=_notes,
+)
 
-def _logits(model: Any, device: str) -> Logits:
-    """Logits [batch, length, vocabulary] of tokens [batch, length]."""
-
-    @torch.inference_mode()
-    def of(tokens: Tensor) -> Tensor:
-        return model(input_ids=tokens.to(device), use_cache=False).logits
-
-    return of
-
-
-def _pass(
-    first: Logits,
-    second: Logits,
-    windows: Sequence[Tensor],
-    name: str,
-    advance: Callable[[str], None],
-) -> Comparison:
-    comparison = Comparison()
-    for window in windows:
-        comparison.add(first(window[None])[0], second(window[None])[0])
-        advance(name)
-    return comparison
-
-
-def _floor(model: Logits, windows: Sequence[Tensor]) -> Comparison:
-    """The first window alone against the same window beside itself: rounding, nothing else."""
-    window = windows[0]
-    comparison = Comparison()
-    comparison.add(model(window[None])[0], model(torch.stack([window, window]))[1])
-    return comparison
-
-
-def _metrics(
-    context: SuiteContext, text: TokenWindows, found: dict[str, Comparison]
-) -> Iterator[Metric]:
-    protocol = text.protocol
-    notes = {
-        "protocol": f"{protocol.id} v{protocol.version}: {protocol.summary}",
-        "text": text.source,
-        "token_hash": text.token_hash,
-        "windows": str(len(text.windows)),
-        "stderr": "over windows",
-    }
-    floor = {"floor": f"{max(found['floor'].mean.mean, 0.0):.2g} nat from rounding alone"}
-    if "quantized" in found:
-        against = {"of": "full precision || quantized"} | floor
-        yield from _figures(protocol.id, "kl_divergence", found["quantized"], notes | against)
-        yield _rate(protocol.id, "top1_flip_rate", found["quantized"].flip_rate, notes | against)
-    if "kernel" in found:
-        said = notes | floor | _verdict(context, found["kernel"])
-        yield from _figures(protocol.id, "kernel_kl", found["kernel"], said)
-        flips = found["kernel"].flip_rate
-        agreement = Score(
-            [t - f for f, t in zip(flips.nll, flips.tokens, strict=True)], flips.tokens
-        )
-        yield _rate(protocol.id, "kernel_top1_agreement", agreement, said, higher=True)
-    note = {"of": "one window alone || the same beside itself"}
-    yield next(_figures(protocol.id, "kl_floor", found["floor"], notes | note))
-
-
-def _verdict(context: SuiteContext, kernel: Comparison) -> dict[str, str]:
-    """What the parity is between, its bound, and whether it holds."""
-    bound = PARITY_BOUND[context.dtype]
-    held = kernel.mean.mean <= bound
-    return {
-        "of": f"dequantized (reference kernel) || {context.kernel} kernel",
-        "kernel": context.kernel,
-        "bound": f"{bound:g} nat for {context.dtype}",
-        "parity": "holds" if held else f"BROKEN: mean above {bound:g} nat",
-    }
-
-
-def _figures(
-    task: str, name: str, comparison: Comparison, notes: dict[str, str]
-) -> Iterator[Metric]:
-    """Mean with standard error and percentiles, then the largest."""
-    score = comparison.mean
-    positions = sum(score.tokens)
-    yield Metric(
-        name=name,
-        task=task,
-        value=score.mean,
-        unit="nat",
-        n=positions,
-        n_unit="tokens",
-        stderr=score.stderr,
-        quantiles=comparison.quantiles,
-        notes=notes,
-    )
-    yield Metric(
-        name=f"{name}_max",
-        task=task,
-        value=comparison.largest,
-        unit="nat",
-        n=positions,
-        n_unit="tokens",
-        notes=notes,
-    )
-
-
-def _rate(
-    task: str, name: str, score: Score, notes: dict[str, str], higher: bool = False
-) -> Metric:
-    return Metric(
-        name=name,
-        task=task,
-        value=score.mean,
-        unit="fraction",
-        n=sum(score.tokens),
-        n_unit="tokens",
-        stderr=score.stderr,
-        higher_is_better=higher,
-        notes=notes,
-    )
-
-
-def _samples(found: dict[str, dict[str, Comparison]]) -> Iterator[dict[str, Any]]:
-    for protocol, comparisons in found.items():
-        for kind, comparison in comparisons.items():
-            for window, (values, flips) in enumerate(
-                zip(comparison.divergence, comparison.flips, strict=True)
-            ):
-                yield {
-                    "protocol": protocol,
-                    "of": kind,
-                    "window": window,
-                    "tokens": len(values),
-                    "kl": math.fsum(values.tolist()),
-                    "flips": flips,
-                }
+SUITE = Suite(
+    name="divergence",
+    version=1,
+    config=Config,
+    run=run,
+    check=reading.check,
+    inputs=reading.inputs,
+    semantics=reading.semantics,
+    preload=("harness.suites.comparing",),
+    table=TABLE,
+)

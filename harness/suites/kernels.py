@@ -1,190 +1,199 @@
-"""The packed products of a model's layer shapes beside the full-precision ones, batches 1 to 64.
-
-Every shape of a linear layer inside the model's blocks is measured once with random codes of the
-cell's scheme, through the module that the model runs. Contenders take turns in one process over
-copies of the weight that together are larger than the last-level cache (cuda_ext.bench), and the
-read bandwidth of the device is measured in the same turns.
-"""
+"""Products of a model's layers, packed beside full precision: a line for every layer shape."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from omegaconf import MISSING
 
-from cuda_ext.bench import Contender, copies_for, last_level_cache, measure
-from harness.config.schema import KernelsConfig
-from harness.records.record import Metric
-from harness.suites.base import SuiteContext, SuiteResult
-from harness.suites.shapes import task_name
-from harness.suites.timing import conditions, paired_ratio, summarise
-from quant.blocks import LINEAR_TYPES
-from quant.linear import QuantLinear
-from quant.measure.dummy import layer_shape, random_packed
-from quant.measure.roofline import READ_BYTES
-from quant.scheme import Scheme
+from harness.errors import ConfigError
+from harness.report.columns import OwnTable, Place, SuiteTable
+from harness.report.names import Footnotes, missing
+from harness.report.rows import Figure, Row
+from harness.report.table import Cell, Column, Note, Table, significant
+from harness.suites.base import (
+    Facts,
+    Suite,
+    SuiteContext,
+    SuiteResult,
+    at_least_one,
+    machine_inputs,
+)
+from harness.suites.shapes import parse_task, task_name
 
-FULL, PACKED = "full", "packed"
-
-
-@dataclass(frozen=True)
-class Shape:
-    """Layers of one shape and how many of them the model has."""
-
-    inputs: int
-    outputs: int
-    layers: int
+NAME = "kernels"
 
 
-def run(context: SuiteContext, config: KernelsConfig) -> SuiteResult:
-    """Milliseconds, GB/s, share of the read bandwidth and speed-up for every shape and batch.
+@dataclass
+class Config:
+    """At how many rows of activations the products are timed, and how long."""
 
-    A full-precision cell has the full-precision product alone. ValueError for a model that has no
-    linear layers in its blocks.
-    """
-    layers = layers_of(context.model)
-    if not layers:
-        raise ValueError(
-            f"{type(context.model).__name__} has no linear layers to measure; leave "
-            "suite.kernels out for this model."
-        )
-    scheme = next((each.scheme for each in layers if isinstance(each, QuantLinear)), None)
-    found, metrics = shapes_of(layers), []
-    dtype = getattr(torch, context.dtype)
-    for done, shape in enumerate(found):
-        context.progress(done, len(found), f"{shape.inputs} x {shape.outputs}")
-        weights = _Weights(shape, scheme, context, dtype)
-        for batch in config.batches:
-            times = measure(weights.contenders(batch), config.seconds, context.device)
-            metrics += list(_metrics(context, shape, batch, times, weights))
-    context.progress(len(found), len(found), "kernels")
-    return SuiteResult(metrics)
+    batches: list[int] = MISSING  # rows of activations (tokens) at a time
+    seconds: float = 0.5  # of measuring for each layer shape and batch
 
 
-def layers_of(model: Any) -> list[nn.Module]:
-    """The linear layers of a model without its output layer, packed or not."""
-    output = model.get_output_embeddings()
-    kinds = (*LINEAR_TYPES, QuantLinear)
-    return [each for each in model.modules() if isinstance(each, kinds) and each is not output]
+def check(config: Config, facts: Facts) -> None:
+    """ConfigError for a measurement without batches or time."""
+    key = facts.key
+    if not config.batches:
+        raise ConfigError(f"{key}.batches is empty: give rows of activations, as in [1,16].")
+    for batch in config.batches:
+        at_least_one(f"{key}.batches", batch)
+    if config.seconds <= 0:
+        raise ConfigError(f"{key}.seconds={config.seconds} leaves no time; use seconds above 0.")
 
 
-def shapes_of(layers: list[nn.Module]) -> list[Shape]:
-    """Every different shape once, in the order in which the model comes to them."""
-    counts = Counter(layer_shape(layer) for layer in layers)
-    return [Shape(inputs, outputs, count) for (inputs, outputs), count in counts.items()]
+def run(context: SuiteContext, config: Config) -> SuiteResult:
+    """Milliseconds, GB/s, share of the read bandwidth and speed-up for every shape and batch."""
+    from harness.suites import timing_products
+
+    return timing_products.run(context, config)
 
 
-class _Weights:
-    """Copies of one shape's weight in full precision and packed, made once for all batches."""
+NAME_COLUMNS = (
+    Column("scheme", "scheme", numeric=False),
+    Column("shape", "inputs → outputs", numeric=False),
+    Column("layers", "layers", on_screen=False),
+)
+TIMES = (
+    Column("full_ms", "full prec.", "ms"),
+    Column("packed_ms", "packed", "ms"),
+    Column("packed_gb_per_s", "packed", "GB/s"),
+    Column("packed_share", "of read", "%"),
+)
+EVERY_BATCH = (
+    *NAME_COLUMNS,
+    Column("batch", "batch"),
+    *TIMES,
+    Column("packed_speedup", "speed-up", "×"),
+    Column("full_share", "full", "% of read"),
+)
 
-    def __init__(
-        self, shape: Shape, scheme: Scheme | None, context: SuiteContext, dtype: torch.dtype
-    ) -> None:
-        self._shape, self._dtype = shape, dtype
-        self._device, cache = torch.device(context.device), last_level_cache(context.device)
-        self._generator = torch.Generator(self._device).manual_seed(context.seed)
-        self.bytes = {FULL: shape.inputs * shape.outputs * dtype.itemsize}
-        self._full = [self._random() for _ in range(copies_for(self.bytes[FULL], cache))]
-        self._packed: list[QuantLinear] = []
-        if scheme is not None:
-            first = self._pack(scheme, context.kernel)
-            self.bytes[PACKED] = sum(buffer.nbytes for buffer in first.buffers())
-            more = range(1, copies_for(self.bytes[PACKED], cache))
-            self._packed = [first, *(self._pack(scheme, context.kernel) for _ in more)]
-        self.reader = _reader(context.device)
-
-    def contenders(self, batch: int) -> list[Contender]:
-        """Reading, the full-precision product and the packed one of `batch` rows."""
-        x = torch.randn(
-            batch, self._shape.inputs, device=self._device, generator=self._generator
-        ).to(self._dtype)
-        full = [_full_step(x, weight) for weight in self._full]
-        found = [self.reader, Contender(FULL, full, self.moved(FULL, batch))]
-        if self._packed:
-            packed = [_packed_step(x, layer) for layer in self._packed]
-            found.append(Contender(PACKED, packed, self.moved(PACKED, batch)))
-        return found
-
-    def moved(self, name: str, batch: int) -> int:
-        """Bytes of one product: the weight, and the activations in and out."""
-        ends = self._shape.inputs + self._shape.outputs
-        return self.bytes[name] + batch * ends * self._dtype.itemsize
-
-    def _random(self) -> Tensor:
-        weight = torch.empty(
-            self._shape.outputs, self._shape.inputs, dtype=self._dtype, device=self._device
-        )
-        return weight.normal_(0, self._shape.inputs**-0.5, generator=self._generator)
-
-    def _pack(self, scheme: Scheme, kernel: str) -> QuantLinear:
-        packed = random_packed(scheme, self._shape.inputs, self._shape.outputs, self._generator)
-        return QuantLinear(packed, scheme, self._shape.inputs, None, kernel)
+Shape = tuple[int, int]  # inputs, outputs
 
 
-def _reader(device: str) -> Contender:
-    """One read of an array that no cache holds (quant.measure.roofline)."""
-    kind = torch.device(device).type
-    array = torch.ones(READ_BYTES.get(kind, READ_BYTES["cpu"]) // 4, device=device)
-    return Contender("read", [array.sum], array.nbytes)
+def products_table(model: str, rows: list[Row]) -> Table | None:
+    """The table of one model's rows; None when the suite was not run."""
+    footnotes, measured = Footnotes(), _measured(rows)
+    batches = sorted({batch for by_batch in measured.values() for batch in by_batch})
+    columns = [
+        *NAME_COLUMNS,
+        *TIMES,
+        *(Column(f"speedup_b{each}", "×", f"b{each}") for each in batches),
+    ]
+    lines: list[list[Cell]] = []
+    every: list[list[Cell]] = []
+    for row in rows:
+        shapes = [shape for label, shape in measured if label == row.scheme_label]
+        if NAME in row.failures and not _tasks(row):
+            failed = missing(row, NAME, footnotes)
+            for table, width in ((lines, len(columns)), (every, len(EVERY_BATCH))):
+                table.append([Cell(row.scheme_label, row.scheme_label), *[failed] * (width - 1)])
+            continue
+        for shape in shapes:
+            # Methods share their kernels: one line for a scheme.
+            by_batch = measured.pop((row.scheme_label, shape))
+            lines.append(_line(shape, by_batch, batches))
+            every += [_csv_line(each, shape, batch) for batch, each in sorted(by_batch.items())]
+    if not lines:
+        return None
+    title, marks = f"Layer products of {model}", (footnotes.texts, footnotes.causes)
+    csv = Table(NAME, model, title, list(EVERY_BATCH), every, [], *marks)
+    return Table(NAME, model, title, columns, lines, _notes(rows, batches), *marks, csv)
 
 
-def _full_step(x: Tensor, weight: Tensor) -> Callable[[], object]:
-    return lambda: functional.linear(x, weight)
+def _measured(rows: list[Row]) -> dict[tuple[str, Shape], dict[int, Row]]:
+    """For every scheme and shape the row that has the figures of each batch."""
+    found: dict[tuple[str, Shape], dict[int, Row]] = {}
+    for row in rows:
+        for task in _tasks(row):
+            inputs, outputs, batch = parse_task(task)
+            by_batch = found.setdefault((row.scheme_label, (inputs, outputs)), {})
+            by_batch.setdefault(batch, row)
+    return found
 
 
-def _packed_step(x: Tensor, layer: QuantLinear) -> Callable[[], object]:
-    return lambda: layer(x)
+def _tasks(row: Row) -> list[str]:
+    return sorted({key[1] for key in row.figures if key[0] == NAME}, key=parse_task)
 
 
-def _metrics(
-    context: SuiteContext,
-    shape: Shape,
-    batch: int,
-    times: dict[str, list[float]],
-    weights: _Weights,
-) -> Iterator[Metric]:
-    task = task_name(shape.inputs, shape.outputs, batch)
-    shared = conditions(context.device, context.dtype) | {"layers": str(shape.layers)}
-    read = weights.reader.bytes / min(times["read"]) / 1e6
-    yield _metric("read_bandwidth", task, read, "GB/s", len(times["read"]), shared, higher=True)
-    for name in weights.bytes:
-        notes = shared | {"kernel": context.kernel if name == PACKED else "torch"}
-        median, quantiles = summarise(times[name])
-        rate = weights.moved(name, batch) / median / 1e6
-        n = len(times[name])
-        yield _metric(f"{name}_ms", task, median, "ms", n, notes, quantiles)
-        yield _metric(f"{name}_gb_per_s", task, rate, "GB/s", n, notes, higher=True)
-        yield _metric(f"{name}_share", task, rate / read, "fraction", n, notes, higher=True)
-    if PACKED in weights.bytes:
-        notes = shared | {"kernel": context.kernel}
-        ratio, quantiles = summarise(paired_ratio(times[FULL], times[PACKED]))
-        n = len(times[FULL])
-        yield _metric("packed_speedup", task, ratio, "ratio", n, notes, quantiles, higher=True)
+def _line(shape: Shape, by_batch: dict[int, Row], batches: list[int]) -> list[Cell]:
+    """Times at the least batch of the table, speed-ups at all of them."""
+    row, least = next(iter(by_batch.values())), batches[0]
+    return [
+        *_names(row, shape, min(by_batch)),
+        _cell(by_batch.get(least), shape, least, "full_ms"),
+        _cell(by_batch.get(least), shape, least, "packed_ms"),
+        _cell(by_batch.get(least), shape, least, "packed_gb_per_s"),
+        _cell(by_batch.get(least), shape, least, "packed_share", 100),
+        *(_cell(by_batch.get(batch), shape, batch, "packed_speedup") for batch in batches),
+    ]
 
 
-def _metric(
-    name: str,
-    task: str,
-    value: float,
-    unit: str,
-    n: int,
-    notes: dict[str, str],
-    quantiles: dict[str, float] | None = None,
-    higher: bool = False,
-) -> Metric:
-    return Metric(
-        name=name,
-        task=task,
-        value=value,
-        unit=unit,
-        n=n,
-        n_unit="repeats",
-        higher_is_better=higher,
-        quantiles=quantiles,
-        notes=notes,
-    )
+def _csv_line(row: Row, shape: Shape, batch: int) -> list[Cell]:
+    figures = [column.name for column in EVERY_BATCH[len(NAME_COLUMNS) + 1 :]]
+    return [
+        *_names(row, shape, batch),
+        Cell(str(batch), float(batch)),
+        *(_cell(row, shape, batch, name) for name in figures),
+    ]
+
+
+def _names(row: Row, shape: Shape, batch: int) -> list[Cell]:
+    inputs, outputs = shape
+    full = row.figures.get((NAME, task_name(inputs, outputs, batch), "full_ms"))
+    layers = full.note("layers") if full else ""
+    return [
+        Cell(row.scheme_label, row.scheme_label),
+        Cell(f"{inputs} → {outputs}", f"{inputs}x{outputs}"),
+        Cell(layers, layers),
+    ]
+
+
+def _cell(row: Row | None, shape: Shape, batch: int, name: str, factor: float = 1.0) -> Cell:
+    found = None if row is None else row.figures.get((NAME, task_name(*shape, batch), name))
+    if found is None:
+        return Cell()
+    text = significant(factor * found.value)
+    return Cell(text, found.value, found.stderr, found.low, found.high)
+
+
+def _notes(rows: list[Row], batches: list[int]) -> list[Note]:
+    if not batches:
+        return []
+    conditions = {
+        _conditions(figure)
+        for row in rows
+        for key, figure in row.figures.items()
+        if key[0] == NAME and key[2] == "full_ms"
+    }
+    return [
+        Note(
+            "Medians of products with one weight after another, more of them than caches hold; of "
+            "read: share of the bandwidth that a sum over a large array reached in the same turns."
+        ),
+        Note(
+            f"ms, GB/s and of read: batch {batches[0]}. × bN: how many times faster than full "
+            "precision at batch N (rows of activations). The CSV has every figure of every batch."
+        ),
+        *(Note(f"Conditions: {text}.") for text in sorted(conditions) if text),
+    ]
+
+
+def _conditions(figure: Figure) -> str:
+    parts = figure.notes.split("; ")
+    return ", ".join(part for part in parts if not part.startswith(("kernel:", "layers:")))
+
+
+PLACE = Place(NAME, "Layer products of {model}", 40)
+
+SUITE = Suite(
+    name=NAME,
+    version=1,
+    config=Config,
+    run=run,
+    check=check,
+    inputs=machine_inputs,
+    timing=True,
+    table=SuiteTable(tables=(OwnTable(PLACE, products_table),)),
+)

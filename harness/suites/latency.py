@@ -1,180 +1,218 @@
-"""Latency at batch 1: prefill and decode with the KV cache, beside the full-precision twin.
-
-A generation server that answers one user waits once for the prompt (prefill, the time to the first
-token) and then once a token (decode). Both are timed here the way `generate` spends them: greedy,
-one sequence, keys and values cached; on a GPU a step is one CUDA graph (quant.measure.decode says
-when it cannot be). The quantized model and the full-precision model it came from are measured in
-turn in the same process (A B, B A, A B, ...), so that whatever the machine does to one it does to
-the other, and the ratio is taken repeat by repeat.
-"""
+"""Latency at batch 1: prefill and decode with the KV cache, beside the full-precision twin."""
 
 from __future__ import annotations
 
-import gc
-import hashlib
-from collections.abc import Callable
-from typing import Any
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-import torch
-from torch import Tensor
+from harness.errors import ConfigError
+from harness.report.columns import COST, ByRow, FigureColumn, OwnTable, Shown, SuiteTable
+from harness.report.rows import Figure, FigureKey, Row
+from harness.report.table import Cell, Note, Table, ranged, significant
+from harness.suites.base import (
+    Facts,
+    Suite,
+    SuiteContext,
+    SuiteResult,
+    at_least_one,
+    machine_inputs,
+)
+from harness.suites.published import PLACE, published_table
 
-from harness.config.schema import LatencyConfig
-from harness.suites.base import SuiteContext, SuiteResult
-from harness.suites.latency_metrics import Generation, Subject, Timings, all_metrics
-from harness.suites.memory import measure_peak
-from harness.suites.timing import Stopwatch, host_stopwatch, no_garbage_collection, stopwatch_of
-from quant.measure.decode import Decoder, make_decoder
-from quant.measure.dummy import NotEnoughMemory
-from quant.measure.roofline import read_bandwidth
+NAME = "latency"
 
-Bandwidth = Callable[[str], float]
-
-
-def run(
-    context: SuiteContext,
-    config: LatencyConfig,
-    stopwatch: Stopwatch | None = None,
-    bandwidth: Bandwidth | None = None,
-) -> SuiteResult:
-    """Measure the model and, when it is quantized, its twin; ValueError for an impossible setting.
-
-    `stopwatch` and `bandwidth` are for tests; the device's own otherwise.
-    """
-    check_config(config, context.model)
-    prompt = make_prompt(context, config.prompt_tokens)
-    stopwatch = stopwatch or stopwatch_of(context.device)
-    decoders: dict[str, Decoder] = {}
-
-    def first() -> None:
-        decoders["model"] = make_decoder(context.model, prompt, config.decode_tokens)
-        generate(decoders["model"], prompt, config.decode_tokens, host_stopwatch())
-
-    with torch.inference_mode():
-        # The memory of the model alone: before the twin is there and before anything is warm.
-        peak = measure_peak(first, context.device)
-        models = {"model": context.model}
-        twin, why_no_twin = _twin(context)
-        if twin is not None:
-            models["twin"] = twin
-            decoders["twin"] = make_decoder(twin, prompt, config.decode_tokens)
-        for decoder in decoders.values():
-            for _ in range(config.warmup):
-                generate(decoder, prompt, 1, host_stopwatch())
-        timings = _measure_in_turn(decoders, prompt, config, stopwatch, context.progress)
-        subjects = {
-            name: Subject(model, decoders[name], timings[name]) for name, model in models.items()
-        }
-        speed = (bandwidth or read_bandwidth)(context.device)
-    return SuiteResult(
-        metrics=all_metrics(context, config, subjects, peak, speed, why_no_twin),
-        inputs={f"latency/prompt_{config.prompt_tokens}": _prompt_hash(prompt)},
-        samples=_samples(timings),
-    )
+REFERENCE_KERNEL = (
+    "reference kernel, plain PyTorch that unpacks every weight at every step: "
+    "exact, but no measure of what packed kernels reach"
+)
+# Notes of a timing that are shown elsewhere.
+NOT_CONDITIONS = ("kernel:", "decode mode:", "full-precision twin:")
 
 
-def check_config(config: LatencyConfig, model: Any) -> None:
-    """ValueError, naming the setting to change, when there is nothing or too much to measure."""
-    for name, least in (("prompt_tokens", 1), ("decode_tokens", 1), ("repeats", 1), ("warmup", 0)):
-        if getattr(config, name) < least:
-            raise ValueError(
-                f"suite.latency.{name}={getattr(config, name)} measures nothing; "
-                f"use at least {least}."
-            )
-    limit = _positions(model)
+@dataclass
+class Config:
+    """How long prompt and answer are, and how often they are timed."""
+
+    prompt_tokens: int = 128
+    decode_tokens: int = 64
+    warmup: int = 3
+    repeats: int = 5
+
+
+def check(config: Config, facts: Facts) -> None:
+    """ConfigError for a number that is too small, or a context that is."""
+    for name in ("prompt_tokens", "decode_tokens", "repeats"):
+        at_least_one(f"{facts.key}.{name}", getattr(config, name))
+    if config.warmup < 0:
+        raise ConfigError(f"{facts.key}.warmup={config.warmup} is too small; use 0 or more.")
+    context = (facts.shape or {}).get("max_position_embeddings")
     needed = config.prompt_tokens + config.decode_tokens
-    if limit is not None and needed > limit:
-        raise ValueError(
-            f"suite.latency asks for {config.prompt_tokens} prompt tokens and "
-            f"{config.decode_tokens} decoded tokens, {needed} positions, but the model has "
-            f"{limit}; lower suite.latency.prompt_tokens or suite.latency.decode_tokens."
+    if isinstance(context, int) and needed > context:
+        raise ConfigError(
+            f"{facts.key} needs {needed} tokens (prompt_tokens={config.prompt_tokens} + "
+            f"decode_tokens={config.decode_tokens}), but model={facts.model} has a context "
+            f"of {context}: make one of the two smaller."
         )
 
 
-def make_prompt(context: SuiteContext, tokens: int) -> Tensor:
-    """int64 [1, tokens] on the device: ordinary token ids drawn with the cell's seed."""
-    special = set(getattr(context.tokenizer, "all_special_ids", None) or ())
-    vocabulary = context.model.get_input_embeddings().weight.shape[0]
-    if context.tokenizer is not None and len(context.tokenizer):
-        vocabulary = min(vocabulary, len(context.tokenizer))
-    ordinary = torch.tensor([token for token in range(vocabulary) if token not in special])
-    if not len(ordinary):
-        raise ValueError(
-            f"the tokenizer has {vocabulary} tokens and all are special: there is no ordinary "
-            "token to make a prompt of; check the tokenizer of the model folder."
-        )
-    generator = torch.Generator().manual_seed(context.seed)
-    draw = torch.randint(len(ordinary), (1, tokens), generator=generator)
-    return ordinary[draw].to(context.device)
+def run(context: SuiteContext, config: Config) -> SuiteResult:
+    """Times of the model and, when it is quantized, of its twin; every repeat, token by token."""
+    from harness.suites import timing_tokens
+
+    return timing_tokens.run(context, config)
 
 
-def generate(decoder: Decoder, prompt: Tensor, tokens: int, stopwatch: Stopwatch) -> Generation:
-    """Answer `prompt` [1, T] greedily with `tokens` decode steps over the KV cache, timing each.
-
-    The first new token comes from prefill; every decode step feeds one token and makes the next,
-    so tokens + 1 token ids come back. RuntimeError when the model returns no cache.
-    """
-    _, prefill_ms = stopwatch(lambda: decoder.prefill(prompt))
-    # A static decoder overwrites its token; the copy is made between two timed steps.
-    answer, decode_ms = [decoder.token.clone()], []
-    for _ in range(tokens):
-        _, milliseconds = stopwatch(decoder.step)
-        answer.append(decoder.token.clone())
-        decode_ms.append(milliseconds)
-    return Generation(torch.cat(answer, 1)[0].tolist(), prefill_ms, decode_ms)
+def _plain(figure: Figure) -> Cell:
+    return _written(figure, significant(figure.value))
 
 
-def _twin(context: SuiteContext) -> tuple[Any, str]:
-    """The full-precision model, or None and why there is none."""
-    if not context.quantized:
-        return None, ""
-    try:
-        return context.load_twin(), ""
-    except NotEnoughMemory as error:
-        return None, f"not measured here: {error}"
-    except torch.OutOfMemoryError as error:
-        reason = str(error).splitlines()[0]
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    return None, f"not measured here: it does not fit beside the quantized model ({reason})"
+def _range(figure: Figure) -> Cell:
+    return _written(figure, ranged(figure.value, figure.low, figure.high))
 
 
-def _measure_in_turn(
-    decoders: dict[str, Decoder],
-    prompt: Tensor,
-    config: LatencyConfig,
-    stopwatch: Stopwatch,
-    progress: Callable[[int, int, str], None],
-) -> dict[str, Timings]:
-    timings = {name: Timings() for name in decoders}
-    with no_garbage_collection():
-        for repeat in range(config.repeats):
-            progress(repeat, config.repeats, "latency")
-            # Who goes first alternates: neither always finds the caches the other left.
-            for name in list(decoders)[:: 1 if repeat % 2 == 0 else -1]:
-                timings[name].add(generate(decoders[name], prompt, config.decode_tokens, stopwatch))
-    progress(config.repeats, config.repeats, "latency")
-    return timings
+def _percent(figure: Figure) -> Cell:
+    return _written(figure, significant(100 * figure.value, 2))
 
 
-def _samples(timings: dict[str, Timings]) -> list[dict[str, Any]]:
-    return [
-        {"model": name, "repeat": repeat, "prefill_ms": prefill, "decode_ms": decode}
-        for name, times in timings.items()
-        for repeat, (prefill, decode) in enumerate(
-            zip(times.prefill_ms, times.decode_ms, strict=True)
-        )
-    ]
+def _megabytes(figure: Figure) -> Cell:
+    return _written(figure, significant(figure.value / 1e6))
 
 
-def _positions(model: Any) -> int | None:
-    """Positions the model can attend to; None when nothing bounds them (ALiBi)."""
-    config = model.config.get_text_config()
-    for name in ("max_position_embeddings", "n_positions"):
-        if getattr(config, name, None) is not None:
-            return int(getattr(config, name))
+def _written(figure: Figure, text: str) -> Cell:
+    return Cell(text, figure.value, figure.stderr, figure.low, figure.high)
+
+
+def _how_decoded(row: Row, key: FigureKey, rows: Sequence[Row]) -> list[str]:
+    """Footnotes of a decode time that was not taken as the others were."""
+    figure, said = row.figures[key], []
+    mode = figure.note("decode mode")
+    if mode != _usual_mode(rows):
+        said.append(f"decoded with {mode}")
+    if figure.kernel == "reference":
+        said.append(REFERENCE_KERNEL)
+    return said
+
+
+def _usual_mode(rows: Sequence[Row]) -> str:
+    """How most rows were decoded: static cache in a CUDA graph or not, or a dynamic cache."""
+    modes = Counter(
+        figure.note("decode mode")
+        for row in rows
+        for other, figure in row.figures.items()
+        if (other[0], other[2]) == (NAME, "decode_ms")
+    )
+    return max(modes, key=lambda mode: (modes[mode], mode), default="")
+
+
+def _no_speedup(row: Row, _key: FigureKey) -> str | None:
+    """A full-precision row has no twin to be compared with; one too large for memory is said."""
+    if row.full_precision:
+        return ""
+    for (suite, _, metric), figure in row.figures.items():
+        reason = figure.note("full-precision twin")
+        if reason and (suite, metric) == (NAME, "decode_ms"):
+            return f"full-precision twin {reason}"
     return None
 
 
-def _prompt_hash(prompt: Tensor) -> str:
-    return hashlib.sha256(prompt.cpu().numpy().astype("<i8").tobytes()).hexdigest()
+def _notes(rows: Sequence[Row], shown: Sequence[Shown]) -> list[Note]:
+    decoded = [each.key for each in shown if each.key[2] == "decode_ms"]
+    if not decoded:
+        return []
+    tasks = ", ".join(sorted(task for _, task, _ in decoded))
+    notes = [
+        Note(
+            f"Medians [p10–p90] at batch 1 with the KV cache, {tasks}. Speed-up: the "
+            "time of the full-precision twin, measured in turn in the same process, over this "
+            "one's."
+        )
+    ]
+    mode = _usual_mode(rows)
+    if mode:
+        notes.append(Note(f"Decoded with {mode}."))
+    if any(each.key[2] == "roofline_share" for each in shown):
+        notes.append(
+            Note(
+                "Roof: weights, KV cache and activations of a token over its time, against the "
+                f"read bandwidth measured in the same process ({_bandwidths(rows)} GB/s)."
+            )
+        )
+    settings = {
+        ", ".join(part for part in text.split("; ") if not part.startswith(NOT_CONDITIONS))
+        for text in _said("decode_ms", rows)
+    }
+    notes += [Note(f"Conditions: {text}.") for text in sorted(settings) if text]
+    peaks = tuple(each.column.name for each in shown if each.key[2] == "peak_memory_bytes")
+    notes += [
+        Note(f"Peak memory: {text.removeprefix('measured: ')}.", peaks)
+        for text in _said("peak_memory_bytes", rows)
+        if text
+    ]
+    return notes
+
+
+def _said(metric: str, rows: Sequence[Row]) -> list[str]:
+    """The different notes that the figures of a metric carry."""
+    return sorted(
+        {
+            figure.notes
+            for row in rows
+            for key, figure in row.figures.items()
+            if (key[0], key[2]) == (NAME, metric)
+        }
+    )
+
+
+def _bandwidths(rows: Sequence[Row]) -> str:
+    """ "41.2" or "38.5–42.0": every process measures its own."""
+    read = (NAME, "device")
+    found = [f.value for row in rows for key, f in row.figures.items() if key[:2] == read]
+    ends = dict.fromkeys(significant(end) for end in (min(found), max(found))) if found else {}
+    return "–".join(ends) or "?"
+
+
+def _beside_published(model: str, rows: list[Row]) -> Table | None:
+    return published_table(NAME, model, rows)
+
+
+PLOT = ByRow(
+    name="latency",
+    title="Decode time",
+    axis="decode, ms per token at batch 1 (median, p10 to p90)",
+    beside=("twin_decode_ms", "full-precision twin, measured in turn"),
+)
+
+# In files alone is what follows from other columns, or (peak memory on a processor) is mostly the
+# libraries: the screen has room for ten columns.
+TABLE = SuiteTable(
+    columns=(
+        FigureColumn("weight_bytes", "weights", "MB", _megabytes),
+        FigureColumn("prefill_ms", "prefill", "ms", _plain),
+        FigureColumn("decode_ms", "decode", "ms/token", _range, footnotes=_how_decoded, plot=PLOT),
+        FigureColumn("decode_speedup", "speed-up", "× full", _plain, absent=_no_speedup),
+        FigureColumn("roofline_share", "roof", "%", _percent),
+        FigureColumn("bytes_per_token", "reads", "MB/token", _megabytes, on_screen=False),
+        FigureColumn("decode_tokens_per_s", "tokens", "/s", _plain, on_screen=False),
+        FigureColumn("decode_bandwidth", "reads", "GB/s", _plain, on_screen=False),
+        FigureColumn("peak_memory_bytes", "peak", "MB", _megabytes, on_screen=False),
+    ),
+    joins=COST,
+    rank=20,
+    task_by_task=False,
+    notes=_notes,
+    tables=(OwnTable(PLACE, _beside_published),),
+)
+
+SUITE = Suite(
+    name=NAME,
+    # 2: static cache, bytes of the cache counted, speed-up instead of time ratio
+    version=2,
+    config=Config,
+    run=run,
+    check=check,
+    inputs=machine_inputs,
+    timing=True,
+    preload=("harness.suites.timing_tokens",),
+    table=TABLE,
+)

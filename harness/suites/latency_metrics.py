@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from harness.config.schema import LatencyConfig
 from harness.records.record import Metric
 from harness.suites.base import SuiteContext
 from harness.suites.memory import MemoryPeak
@@ -19,6 +18,9 @@ from quant.measure.roofline import (
     weight_bytes,
     weight_bytes_per_token,
 )
+
+if TYPE_CHECKING:
+    from harness.suites.latency import Config
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ class TokenBytes:
         return self.weights + self.kv + self.activations
 
 
-def token_bytes(subject: Subject, config: LatencyConfig, dtype: str) -> TokenBytes:
+def token_bytes(subject: Subject, config: Config, dtype: str) -> TokenBytes:
     """Of a mean decode step. A dynamic cache grows, so its mean length over the steps counts."""
     kv = subject.decoder.kv_bytes()
     if subject.decoder.mode == DYNAMIC:
@@ -87,7 +89,7 @@ def token_bytes(subject: Subject, config: LatencyConfig, dtype: str) -> TokenByt
 
 def all_metrics(
     context: SuiteContext,
-    config: LatencyConfig,
+    config: Config,
     subjects: dict[str, Subject],
     peak: MemoryPeak,
     bandwidth: float,
@@ -132,7 +134,7 @@ def all_metrics(
 
 
 def _speed(
-    prefix: str, task: str, subject: Subject, config: LatencyConfig, notes: dict[str, str]
+    prefix: str, task: str, subject: Subject, config: Config, notes: dict[str, str]
 ) -> list[Metric]:
     decoder, timings = subject.decoder, subject.timings
     mode = decoder.mode + (f" ({decoder.reason})" if decoder.reason else "")

@@ -1,209 +1,57 @@
-"""Perplexity by named protocols: windows scored one by one, no padding, no sliding context."""
+"""Perplexity by named protocols (harness.data.protocols)."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
-import torch
-from torch import Tensor
-from torch.nn import functional
+from omegaconf import MISSING
 
-from harness.config.schema import PerplexityConfig
-from harness.data import protocols
-from harness.data.protocols import TokenWindows
-from harness.errors import BitsweepError
-from harness.records.record import Metric
-from harness.suites.base import SuiteContext, SuiteResult
-
-# Logits are turned into float32 probabilities for so many positions at once: of a vocabulary of
-# 250,000 that is half a gigabyte.
-POSITIONS_AT_ONCE = 512
+from harness.data.config import DocumentsConfig
+from harness.report.columns import ACCURACY, AgainstBits, FigureColumn, SuiteTable
+from harness.suites import reading
+from harness.suites.base import Facts, Suite, SuiteContext, SuiteResult, at_least_one
 
 
-class ScoreError(BitsweepError):
-    """A model gave a window no finite likelihood."""
+@dataclass
+class Config:
+    """The texts and how they are scored."""
+
+    protocols: list[str] = MISSING  # names known to harness/data/protocols.py
+    paths: dict[str, str] = field(default_factory=dict)  # protocol name -> local file or folder
+    max_windows: int | None = None
+    batch_size: int = 1
+    documents: DocumentsConfig = field(default_factory=DocumentsConfig)
 
 
-@dataclass(frozen=True)
-class Score:
-    """The likelihood of windows.
-
-    nll     summed negative log-likelihood of each window, nats.
-    tokens  scored tokens of each window.
-    """
-
-    nll: list[float]
-    tokens: list[int]
-
-    @property
-    def mean(self) -> float:
-        """Negative log-likelihood a token, nats."""
-        return math.fsum(self.nll) / sum(self.tokens)
-
-    @property
-    def stderr(self) -> float | None:
-        """Standard error of `mean` with windows as the sampling unit; None for a single window.
-
-        The mean is a ratio of two sums over windows; its variance is that of the residuals
-        nll - mean * tokens (delta method). Tokens of one window are correlated, so counting them
-        as independent would promise too much. For windows of one length this is the standard
-        deviation of the window means over the square root of their number.
-        """
-        count = len(self.nll)
-        if count < 2:
-            return None
-        mean = self.mean
-        squares = math.fsum((n - mean * t) ** 2 for n, t in zip(self.nll, self.tokens, strict=True))
-        return math.sqrt(squares * count / (count - 1)) / sum(self.tokens)
+def check(config: Config, facts: Facts) -> None:
+    """ConfigError for a text that cannot be had, or a number that is too small."""
+    reading.check(config, facts)
+    at_least_one(f"{facts.key}.batch_size", config.batch_size)
 
 
-def run(context: SuiteContext, config: PerplexityConfig) -> SuiteResult:
-    """Return perplexity and negative log-likelihood of each protocol, and every window's score.
+def run(context: SuiteContext, config: Config) -> SuiteResult:
+    """Perplexity and negative log-likelihood of each protocol, and every window's score."""
+    from harness.suites import scoring
 
-    Raises ProtocolError or TextError if a text cannot be had, ScoreError for non-finite results.
-    """
-    metrics: list[Metric] = []
-    inputs: dict[str, str] = {}
-    samples: list[dict[str, Any]] = []
-    length = protocols.context_length(context.model.config, context.context_length)
-    for name in config.protocols:
-        found = protocols.windows(
-            name,
-            context.tokenizer,
-            length,
-            path=config.paths.get(name),
-            data_dir=context.data_dir,
-            documents=config.documents,
-            sequences=config.max_windows,
-        )
-        result = score(context, found, config.batch_size)
-        metrics += _metrics(found, result, length, config.batch_size)
-        inputs |= {f"tokens:{name}": found.token_hash, f"text:{name}": found.text_hash}
-        samples += [
-            {"protocol": name, "window": window, "tokens": tokens, "nll": nll}
-            for window, (nll, tokens) in enumerate(zip(result.nll, result.tokens, strict=True))
-        ]
-    return SuiteResult(metrics, inputs, samples)
+    return scoring.run(context, config)
 
 
-@torch.inference_mode()
-def score(context: SuiteContext, found: TokenWindows, batch_size: int) -> Score:
-    """Return the likelihood of every window, in their order.
+PLOT = AgainstBits("perplexity", "Perplexity against bits per weight", logarithmic=True, clip=12.0)
 
-    Every token but the first of a window is predicted from those before it in the window.
-    """
-    name = found.protocol.id
-    _check_vocabulary(context.model, found)
-    nll = [0.0] * len(found.windows)
-    done = 0
-    context.progress(done, len(nll), name)
-    chosen = list(batches([len(window) for window in found.windows], batch_size))
-    ids = [torch.stack([found.windows[index] for index in batch]) for batch in chosen]
-    for batch, tokens, logits in zip(chosen, ids, _logits(context, ids, name), strict=True):
-        tokens = tokens.to(context.device)
-        for index, value in zip(batch, window_nll(logits, tokens).tolist(), strict=True):
-            if not math.isfinite(value):
-                raise ScoreError(_not_finite(context, name, index, logits))
-            nll[index] = value
-        done += len(batch)
-        context.progress(done, len(nll), name)
-    return Score(nll, [len(window) - 1 for window in found.windows])
-
-
-def _logits(context: SuiteContext, ids: list[Tensor], name: str) -> Iterator[Tensor]:
-    """Logits of every batch of ids: of the model whole, or block by block, bit for bit the same."""
-    if context.streamed is None:
-        for tokens in ids:
-            yield context.model(input_ids=tokens.to(context.device), use_cache=False).logits
-        return
-    what = f"{name}: blocks"
-    yield from context.streamed(ids, lambda done, count: context.progress(done, count, what))
-
-
-def batches(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
-    """Yield the numbers of windows in batches of at most `size` and of one length: no padding.
-
-    Windows of one length stay in their order; longer ones come first, so that a lack of memory
-    shows at once.
-    """
-    groups: dict[int, list[int]] = {}
-    for number, length in enumerate(lengths):
-        groups.setdefault(length, []).append(number)
-    for length in sorted(groups, reverse=True):
-        group = groups[length]
-        yield from (group[start : start + size] for start in range(0, len(group), size))
-
-
-def window_nll(logits: Tensor, tokens: Tensor) -> Tensor:
-    """Return the summed negative log-likelihood of each row: float64 [batch], nats.
-
-    logits [batch, length, vocabulary] of any floating type, tokens int64 [batch, length]. The
-    log-softmax is taken in float32, the sum over positions in float64.
-    """
-    batch, length = tokens.shape
-    total = torch.zeros(batch, dtype=torch.float64, device=logits.device)
-    step = max(1, POSITIONS_AT_ONCE // batch)
-    for start in range(0, length - 1, step):
-        stop = min(start + step, length - 1)
-        part = logits[:, start:stop].float()
-        loss = functional.cross_entropy(
-            part.flatten(0, 1), tokens[:, start + 1 : stop + 1].flatten(), reduction="none"
-        )
-        total += loss.view(batch, stop - start).double().sum(1)
-    return total
-
-
-def _metrics(found: TokenWindows, result: Score, length: int, batch_size: int) -> Iterator[Metric]:
-    protocol, mean, error = found.protocol, result.mean, result.stderr
-    try:
-        perplexity = math.exp(mean)
-    except OverflowError:
-        raise ScoreError(
-            f"protocol {protocol.id}: the model gives {mean:.0f} nats a token, whose exponential "
-            "is no number; its weights or its tokenizer are broken"
-        ) from None
-    notes = {
-        "protocol": f"{protocol.id} v{protocol.version}: {protocol.summary}",
-        "text": found.source,
-        "windows": f"{len(found.windows)} of {'at most ' * (protocol.cut == 'documents')}{length}",
-        "token_hash": found.token_hash,
-        "batch_size": str(batch_size),
-        "stderr": "over windows",
-    }
-    for name, value, unit, scale in (
-        ("perplexity", perplexity, "ppl", perplexity),
-        ("nll", mean, "nat", 1.0),
-    ):
-        yield Metric(
-            name=name,
-            task=protocol.id,
-            value=value,
-            unit=unit,
-            n=found.scored,
-            n_unit="tokens",
-            stderr=None if error is None else error * scale,
-            notes=notes,
-        )
-
-
-def _check_vocabulary(model: Any, found: TokenWindows) -> None:
-    size = model.get_input_embeddings().num_embeddings
-    largest = max(int(window.max()) for window in found.windows)
-    if largest >= size:
-        raise ScoreError(
-            f"the tokenizer gives the id {largest}, but the model knows only {size} tokens; "
-            "use the tokenizer that belongs to the model"
-        )
-
-
-def _not_finite(context: SuiteContext, name: str, window: int, logits: Tensor) -> str:
-    model = getattr(context.model.config, "name_or_path", "") or type(context.model).__name__
-    bad = int((~logits.isfinite()).sum())
-    return (
-        f"window {window} of protocol {name} has no finite likelihood under {model} "
-        f"({bad} of the {logits.numel()} logits of its batch are not finite); if the weights are "
-        f"finite, run in another type than {context.dtype} (model.dtype=float32)"
-    )
+SUITE = Suite(
+    name="perplexity",
+    version=1,
+    config=Config,
+    run=run,
+    check=check,
+    inputs=reading.inputs,
+    semantics=reading.semantics,
+    streams=True,
+    preload=("harness.suites.scoring",),
+    table=SuiteTable(
+        columns=(FigureColumn("perplexity", detail="ppl", plot=PLOT),),
+        joins=ACCURACY,
+        rank=10,
+        compared=True,
+    ),
+)

@@ -8,12 +8,29 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from harness.records.record import Metric
+from harness.records.record import QUANTIZATION, Metric
+from harness.report.columns import COST, FigureColumn, SuiteTable
+from harness.report.rows import Figure
+from harness.report.table import Cell, significant
 
 if TYPE_CHECKING:
     from quant.calibrate.stream import LayerResult, QuantizationResult
 
+STAGE = QUANTIZATION
 TOTAL = "total"
+
+
+def _seconds(figure: Figure) -> Cell:
+    return Cell(significant(figure.value), figure.value)
+
+
+# The quantization is a stage and no suite, but adds to reports as suites do.
+TABLE = SuiteTable(
+    columns=(FigureColumn("seconds", "quant.", "s", _seconds, name="quantization_s", task=TOTAL),),
+    joins=COST,
+    rank=10,
+    every_column=True,
+)
 
 
 def metrics(

@@ -23,16 +23,19 @@ GPTQ = {
     "group_grid": "current",
     "true_sequential": False,
 }
+LABELS = {"none": "full prec.", "rtn": "RTN", "gptq": "GPTQ"}
 CALIB = {"name": "embedded", "protocol": "embedded_calib", "sequences": 64, "seed": 0}
 
 
 def make_record(
     method: str = "rtn", scheme: str = "w4", suite: str = "perplexity", **changes
 ) -> Record:
-    """One record; `changes` are fields of Record, or model, seed, config."""
+    """One record; `changes` are fields of Record, or model, seed, config, label, options."""
     model = changes.pop("model", "embedded")
     seed = changes.pop("seed", 0)
     bits, group, bits_per_weight, *_ = SCHEMES.get(scheme, (16, None, None))
+    label = changes.pop("label", LABELS.get(method))
+    options = changes.pop("options", None)
     config = {
         "model": {"name": model, "dtype": "float32"},
         "method": dict(GPTQ) if method == "gptq" else {"name": method},
@@ -56,6 +59,8 @@ def make_record(
             calibration="embedded" if method == "gptq" else None,
             seed=seed,
             bits_per_weight=bits_per_weight,
+            label=label,
+            options=options,
         ),
         "config": config,
         "environment": {
@@ -251,8 +256,9 @@ def cell_records(method: str, scheme: str, value: float, **changes) -> list[Reco
             for block in range(2)
         ]
         seconds = 4.25 if method == "gptq" else 0.31
+        total = Metric(name="seconds", task="total", value=seconds, unit="s", n=1, n_unit="runs")
         records.append(
-            make_record(method, scheme, "quantization", layers=layers, seconds=seconds, **changes)
+            make_record(method, scheme, "quantization", layers=layers, metrics=[total], **changes)
         )
     return records
 

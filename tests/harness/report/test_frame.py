@@ -38,16 +38,10 @@ def test_no_records_make_an_empty_frame() -> None:
     assert frame.empty
 
 
-def test_options_that_are_not_defaults_are_named(made_up) -> None:
-    config = {"method.act_order": True, "method.damping": 0.1}
-    record = made_up.record("gptq", metrics=[made_up.perplexity(5.0)], config=config)
-    assert from_records([record]).options.tolist() == ["damp 0.1, act-order"]
-
-
-def test_a_record_without_configuration_is_named_by_its_cell(made_up) -> None:
-    record = made_up.record("gptq_actorder", metrics=[made_up.perplexity(5.0)])
+def test_names_are_those_that_the_cell_bears(made_up) -> None:
+    record = made_up.record("gptq", metrics=[made_up.perplexity(5.0)], options="act-order")
     frame = from_records([record.model_copy(update={"config": {}})])
-    assert frame[["method", "options"]].iloc[0].tolist() == ["gptq", "actorder"]
+    assert frame[["method", "label", "options"]].iloc[0].tolist() == ["gptq", "GPTQ", "act-order"]
 
 
 def test_fallbacks_of_layers_are_kept(sweep) -> None:

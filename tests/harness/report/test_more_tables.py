@@ -12,14 +12,14 @@ from rich.console import Console
 
 from harness.records.record import Failure
 from harness.report import from_records, summary_tables
-from harness.report.published import (
+from harness.report.render import to_csv, to_markdown, to_rich
+from harness.report.table import Cell, Column, Note, Table, on_screen, small
+from harness.suites.published import (
     NOT_MEASURED,
     Published,
     published_file,
     published_latencies,
 )
-from harness.report.render import to_csv, to_markdown, to_rich
-from harness.report.table import Cell, Column, Note, Table, on_screen, small
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "report"
 

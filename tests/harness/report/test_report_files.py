@@ -10,8 +10,10 @@ import pytest
 from harness.errors import StoreError
 from harness.report import build_report
 from harness.report.frame import from_records
-from harness.report.plots import draw_all, quality_figure
+from harness.report.plots import bits_figure, draw_all
 from harness.report.rows import read_rows
+from harness.suites.find import declared_tables
+from harness.suites.perplexity import PLOT
 
 
 def contents(folder) -> dict[str, bytes]:
@@ -83,10 +85,15 @@ def rows_of(records):
     return read_rows(from_records(records)).rows
 
 
+def drawn(records) -> set[str]:
+    rows = rows_of(records)
+    return {plot.name for plot in draw_all(rows, declared_tables(rows, {}))}
+
+
 def test_panels_hold_the_figures_with_their_error_bars(sweep) -> None:
     rows = rows_of(sweep)
     key = ("perplexity", "embedded_eval", "perplexity")
-    (panel,) = quality_figure(rows, [key]).axes
+    (panel,) = bits_figure(rows, [key], PLOT).axes
     bars = {
         container.lines[0].get_xydata()[0][0]: container
         for container in panel.containers
@@ -103,7 +110,7 @@ def test_panels_hold_the_figures_with_their_error_bars(sweep) -> None:
 
 
 def test_full_precision_alone_is_no_plot_against_bits(made_up) -> None:
-    assert set(draw_all(rows_of(made_up.cell("none", "w16", 5.0)))) == {"latency"}
+    assert drawn(made_up.cell("none", "w16", 5.0)) == {"latency"}
 
 
 def test_many_methods_schemes_and_tasks_are_drawn(made_up) -> None:
@@ -112,4 +119,4 @@ def test_many_methods_schemes_and_tasks_are_drawn(made_up) -> None:
         for act_order in (False, True):
             config = {"method.act_order": act_order}
             records += made_up.cell("gptq", scheme, 5.5, config=config)[1:]
-    assert set(draw_all(rows_of(records))) == {"accuracy", "latency"}
+    assert drawn(records) == {"accuracy", "latency"}

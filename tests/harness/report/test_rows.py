@@ -85,6 +85,37 @@ def test_cells_of_one_name_but_other_settings_stay_apart(made_up) -> None:
 def test_options_tell_rows_apart(made_up) -> None:
     plain = made_up.record("gptq", metrics=[made_up.perplexity(5.0)])
     ordered = made_up.record(
-        "gptq", metrics=[made_up.perplexity(4.9)], config={"method.act_order": True}
+        "gptq",
+        metrics=[made_up.perplexity(4.9)],
+        config={"method.act_order": True},
+        options="act-order",
     )
     assert [row.label for row in rows_of([ordered, plain]).rows] == ["GPTQ", "GPTQ act-order"]
+
+
+def test_records_without_labels_are_named_by_method_and_settings(made_up) -> None:
+    plain = made_up.record("gptq", metrics=[made_up.perplexity(5.0)], label=None)
+    ordered = made_up.record(
+        "gptq", metrics=[made_up.perplexity(4.9)], config={"method.act_order": True}, label=None
+    )
+    names = ["gptq act_order=False", "gptq act_order=True"]
+    assert [row.label for row in rows_of([ordered, plain]).rows] == names
+
+
+def test_older_records_of_a_cell_take_the_names_of_newer_ones(made_up) -> None:
+    config = {"method.act_order": True}
+    old = made_up.record("gptq", metrics=[made_up.perplexity(5.0)], config=config, label=None)
+    new = made_up.record(
+        "gptq", suite="latency", metrics=made_up.latencies(True), config=config, options="act-order"
+    )
+    (row,) = rows_of([old, new]).rows
+    assert row.label == "GPTQ act-order"
+    assert {suite for suite, _, _ in row.figures} == {"perplexity", "latency"}
+
+
+def test_methods_that_see_no_data_stand_before_those_that_do(made_up) -> None:
+    records = [
+        made_up.record(method, metrics=[made_up.perplexity(5.0)], label=label)
+        for method, label in (("gptq", "AAA"), ("rtn", "ZZZ"), ("other", "MMM"))
+    ]
+    assert [row.label for row in rows_of(records).rows] == ["MMM", "ZZZ", "AAA"]

@@ -10,9 +10,9 @@ import torch
 from byte_model import by_hand, byte_model, context, metric
 from transformers import LlamaForCausalLM
 
-from harness.config.schema import ZeroShotConfig
 from harness.records.record import Metric
-from harness.suites import zeroshot
+from harness.suites import zeroshot_scoring
+from harness.suites.zeroshot import Config
 from harness.suites.zeroshot_tasks import TaskError
 
 
@@ -46,7 +46,7 @@ def test_standard_tasks_run_from_their_own_definition(
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    result = zeroshot.run(context(model), ZeroShotConfig(["ai2_arc"], batch_size=2))
+    result = zeroshot_scoring.run(context(model), Config(["ai2_arc"], batch_size=2))
     assert sorted(asked) == [("allenai/ai2_arc", "ARC-Challenge"), ("allenai/ai2_arc", "ARC-Easy")]
     assert {metric.task for metric in result.metrics} == {"arc_easy", "arc_challenge"}
     sample = result.samples[0]
@@ -69,7 +69,7 @@ def test_a_task_whose_data_cannot_be_had_says_so(
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     says = r"data of task piqa \(dataset baber/piqa\) .*suite\.zeroshot\.files\.piqa=<file>"
     with pytest.raises(TaskError, match=says):
-        zeroshot.run(context(model), ZeroShotConfig(["piqa"]))
+        zeroshot_scoring.run(context(model), Config(["piqa"]))
 
 
 def test_groups_carry_the_error_of_a_mean_over_documents() -> None:
@@ -84,11 +84,11 @@ def test_groups_carry_the_error_of_a_mean_over_documents() -> None:
         "group_subtasks": {"top": ["a", "inner"], "inner": ["b"]},
         "results": {"top": {"acc,none": 0.725, "acc_stderr,none": "N/A", "alias": "top"}},
     }
-    (found,) = zeroshot._group_metrics("top", results, parts, {})
+    (found,) = zeroshot_scoring._group_metrics("top", results, parts, {})
     assert (found.name, found.task, found.n) == ("accuracy", "top", 40)
     assert found.stderr == pytest.approx(math.hypot(10 * 0.1, 30 * 0.05) / 40)
     results["results"]["top"]["acc,none"] = 0.65  # the mean over tasks: another error
-    (found,) = zeroshot._group_metrics("top", results, parts, {})
+    (found,) = zeroshot_scoring._group_metrics("top", results, parts, {})
     assert found.stderr is None
 
 
@@ -109,8 +109,8 @@ def test_real_benchmarks_run_on_a_real_model(shared: Path, task: str, names: set
     folder = shared / "models" / "tinystories-656k"
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    config = ZeroShotConfig([task], {task: f"zeroshot/{task}.jsonl"}, limit=12)
-    result = zeroshot.run(context(model, tokenizer, data_dir=shared / "data"), config)
+    config = Config([task], {task: f"zeroshot/{task}.jsonl"}, limit=12)
+    result = zeroshot_scoring.run(context(model, tokenizer, data_dir=shared / "data"), config)
     assert {metric.name for metric in result.metrics} == names
     assert all(metric.task == task and metric.n == 12 for metric in result.metrics)
     assert len(result.samples) == 12

@@ -10,8 +10,8 @@ import torch
 from byte_model import CHOICES, byte_model, byte_tokenizer, context, write
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from harness.config.schema import ZeroShotConfig
-from harness.suites import zeroshot
+from harness.suites import zeroshot_scoring
+from harness.suites.zeroshot import Config
 from harness.suites.zeroshot_tasks import TaskError
 
 
@@ -28,7 +28,7 @@ def test_long_prompts_are_cut_from_the_left_and_counted(
         {"context": "The end of the", "continuation": "day"},
     ]
     file = write(tmp_path / "long.jsonl", items)
-    result = zeroshot.run(context(model, context_length=20), ZeroShotConfig(["l"], {"l": file}))
+    result = zeroshot_scoring.run(context(model, context_length=20), Config(["l"], {"l": file}))
     assert result.metrics[0].notes["truncated"] == "1 of 2 requests, to 20 tokens"
     ids = byte_tokenizer().encode(items[0]["context"] + " day")[-21:]
     scores = model(torch.tensor([ids[:-1]])).logits[0].detach().double().log_softmax(-1)[-4:]
@@ -39,7 +39,7 @@ def test_long_prompts_are_cut_from_the_left_and_counted(
 def test_a_target_longer_than_the_context_is_named(model: LlamaForCausalLM, tmp_path: Path) -> None:
     file = write(tmp_path / "a.jsonl", [{"context": "a", "continuation": "b" * 30}])
     with pytest.raises(TaskError, match=r"has 31 tokens of its own, but must have 1 to 20"):
-        zeroshot.run(context(model, context_length=20), ZeroShotConfig(["l"], {"l": file}))
+        zeroshot_scoring.run(context(model, context_length=20), Config(["l"], {"l": file}))
 
 
 def test_non_finite_scores_name_the_document(model: LlamaForCausalLM, tmp_path: Path) -> None:
@@ -48,7 +48,7 @@ def test_non_finite_scores_name_the_document(model: LlamaForCausalLM, tmp_path: 
         broken.model.layers[0].self_attn.v_proj.weight[0, 0] = math.inf
     file = write(tmp_path / "mine.jsonl", CHOICES)
     with pytest.raises(TaskError, match=r"continuation of '.*Answer:' no finite likelihood .nan."):
-        zeroshot.run(context(broken), ZeroShotConfig(["m"], {"m": file}))
+        zeroshot_scoring.run(context(broken), Config(["m"], {"m": file}))
 
 
 def test_a_token_on_the_border_belongs_to_one_side_only(model: LlamaForCausalLM) -> None:

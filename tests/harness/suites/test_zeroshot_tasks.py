@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from harness.data.texts import TextError
-from harness.suites import zeroshot, zeroshot_tasks
+from harness.suites import zeroshot_scoring, zeroshot_tasks
 from harness.suites.zeroshot_tasks import TaskError, normalise
 
 
@@ -52,7 +52,7 @@ def test_lm_eval_itself_finds_the_same(name: str) -> None:
     from lm_eval.tasks._index import TaskIndex
 
     files = zeroshot_tasks.find_tasks([name])
-    manager = zeroshot._manager(sorted({str(file.parent) for file in files}))
+    manager = zeroshot_scoring._manager(sorted({str(file.parent) for file in files}))
     entry = manager.task_index[name]
     entries = [TaskIndex.entry_from_path(file) for file in files]
     found = {e.name for e in entries if e and isinstance(e.name, str)}  # groups give a list here

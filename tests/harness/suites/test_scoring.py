@@ -19,11 +19,12 @@ from hypothesis import strategies as st
 from suite_context import Ascii, suite_context
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from harness.config.schema import DocumentsConfig, PerplexityConfig
+from harness.data.config import DocumentsConfig
 from harness.data.protocols import ProtocolError
-from harness.suites import perplexity
+from harness.suites import scoring
 from harness.suites.base import SuiteContext, SuiteResult
-from harness.suites.perplexity import ScoreError
+from harness.suites.perplexity import Config
+from harness.suites.scoring import ScoreError
 
 VOCABULARY = 128
 GOLDEN = Path(__file__).parents[2] / "golden" / "perplexity_values.json"
@@ -62,8 +63,8 @@ def value(result: SuiteResult, name: str = "perplexity") -> float:
 
 
 def test_disjoint_windows_are_scored_each_for_itself(model: LlamaForCausalLM, text: str) -> None:
-    config = PerplexityConfig(["text"], {"text": text}, batch_size=3)
-    result = perplexity.run(context(model, context_length=20), config)
+    config = Config(["text"], {"text": text}, batch_size=3)
+    result = scoring.run(context(model, context_length=20), config)
     ids = [1, *Path(text).read_bytes()]
     windows = [ids[start : start + 20] for start in range(0, len(ids) - 19, 20)]
     expected = [by_hand(model, window) for window in windows]
@@ -84,11 +85,11 @@ def test_disjoint_windows_are_scored_each_for_itself(model: LlamaForCausalLM, te
 def test_documents_count_every_token_alike(model: LlamaForCausalLM, tmp_path: Path) -> None:
     file = tmp_path / "documents.txt"
     file.write_text("short|a rather longer document than that|12|another one, cut")
-    config = PerplexityConfig(
+    config = Config(
         ["documents"], {"documents": "documents.txt"}, batch_size=4,
         documents=DocumentsConfig(separator="|"),
     )  # fmt: skip
-    result = perplexity.run(context(model, data_dir=tmp_path, context_length=12), config)
+    result = scoring.run(context(model, data_dir=tmp_path, context_length=12), config)
     windows = [[1, *part.encode()][:12] for part in file.read_text().split("|")]
     losses = [by_hand(model, window) for window in windows]
     counts = [len(window) - 1 for window in windows]
@@ -100,24 +101,24 @@ def test_documents_count_every_token_alike(model: LlamaForCausalLM, tmp_path: Pa
 
 def test_the_standard_error_of_unequal_windows_is_that_of_a_ratio() -> None:
     nll, tokens = [10.0, 3.0, 8.0, 1.0], [5, 1, 4, 2]
-    score = perplexity.Score(nll, tokens)
+    score = scoring.Score(nll, tokens)
     rng = torch.Generator().manual_seed(0)
     # The bootstrap knows nothing of the delta method.
-    large = perplexity.Score(nll * 100, tokens * 100)
+    large = scoring.Score(nll * 100, tokens * 100)
     picks = torch.randint(0, 400, (4000, 400), generator=rng)
     losses, counts = torch.tensor(large.nll)[picks].sum(1), torch.tensor(large.tokens)[picks].sum(1)
     assert large.stderr == pytest.approx(float((losses / counts).std()), rel=0.05)
     assert score.mean == 22 / 12
-    assert perplexity.Score([1.0], [3]).stderr is None
+    assert scoring.Score([1.0], [3]).stderr is None
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5, 64])
 def test_the_batch_size_changes_nothing(
     model: LlamaForCausalLM, text: str, batch_size: int
 ) -> None:
-    reference = perplexity.run(context(model), PerplexityConfig(["text"], {"text": text}))
-    config = PerplexityConfig(["text"], {"text": text}, batch_size=batch_size)
-    other = perplexity.run(context(model), config)
+    reference = scoring.run(context(model), Config(["text"], {"text": text}))
+    config = Config(["text"], {"text": text}, batch_size=batch_size)
+    other = scoring.run(context(model), config)
     assert value(other) == pytest.approx(value(reference), rel=1e-6)
     assert other.inputs == reference.inputs
 
@@ -129,11 +130,11 @@ def test_the_size_of_chunks_changes_nothing(batch: int, length: int, chunk: int)
     logits = 5 * torch.randn(batch, length, 7, generator=rng)
     tokens = torch.randint(0, 7, (batch, length), generator=rng)
     expected = -logits.double().log_softmax(-1)[:, :-1].gather(2, tokens[:, 1:, None]).sum((1, 2))
-    old, perplexity.POSITIONS_AT_ONCE = perplexity.POSITIONS_AT_ONCE, chunk
+    old, scoring.POSITIONS_AT_ONCE = scoring.POSITIONS_AT_ONCE, chunk
     try:
-        found = perplexity.window_nll(logits, tokens)
+        found = scoring.window_nll(logits, tokens)
     finally:
-        perplexity.POSITIONS_AT_ONCE = old
+        scoring.POSITIONS_AT_ONCE = old
     assert found.dtype == torch.float64
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
@@ -141,7 +142,7 @@ def test_the_size_of_chunks_changes_nothing(batch: int, length: int, chunk: int)
 @settings(deadline=None)
 @given(st.lists(st.integers(2, 6), max_size=20), st.integers(1, 4))
 def test_batches_are_of_one_length_and_lose_nothing(lengths: list[int], size: int) -> None:
-    found = list(perplexity.batches(lengths, size))
+    found = list(scoring.batches(lengths, size))
     assert sorted(number for batch in found for number in batch) == list(range(len(lengths)))
     assert all(1 <= len(batch) <= size for batch in found)
     assert all(len({lengths[number] for number in batch}) == 1 for batch in found)
@@ -154,16 +155,16 @@ def test_a_model_that_knows_nothing_has_the_vocabulary_as_perplexity(
 ) -> None:
     blank = copy.deepcopy(model)
     torch.nn.init.zeros_(blank.lm_head.weight)
-    result = perplexity.run(context(blank), PerplexityConfig(["text"], {"text": text}))
+    result = scoring.run(context(blank), Config(["text"], {"text": text}))
     assert value(result) == pytest.approx(VOCABULARY, rel=1e-6)
     assert result.metrics[0].stderr == pytest.approx(0, abs=1e-4)
 
 
 def test_progress_counts_windows(model: LlamaForCausalLM, text: str) -> None:
     seen: list[tuple[int, int, str]] = []
-    config = PerplexityConfig(["text"], {"text": text}, max_windows=5, batch_size=2)
+    config = Config(["text"], {"text": text}, max_windows=5, batch_size=2)
     progress: Callable[[int, int, str], None] = lambda *step: seen.append(step)  # noqa: E731
-    perplexity.run(context(model, progress=progress), config)
+    scoring.run(context(model, progress=progress), config)
     assert seen == [(0, 5, "text"), (2, 5, "text"), (4, 5, "text"), (5, 5, "text")]
 
 
@@ -175,7 +176,7 @@ def test_non_finite_logits_name_window_protocol_and_model(
         broken.model.layers[1].mlp.down_proj.weight[3, 3] = math.nan
     says = r"window 0 of protocol text has no finite likelihood under LlamaForCausalLM .*float32"
     with pytest.raises(ScoreError, match=says):
-        perplexity.run(context(broken), PerplexityConfig(["text"], {"text": text}))
+        scoring.run(context(broken), Config(["text"], {"text": text}))
 
 
 def test_a_perplexity_beyond_numbers_is_an_error(model: LlamaForCausalLM, text: str) -> None:
@@ -183,19 +184,19 @@ def test_a_perplexity_beyond_numbers_is_an_error(model: LlamaForCausalLM, text: 
     with torch.no_grad():
         broken.lm_head.weight.mul_(1e6)
     with pytest.raises(ScoreError, match="nats a token, whose exponential is no number"):
-        perplexity.run(context(broken), PerplexityConfig(["text"], {"text": text}))
+        scoring.run(context(broken), Config(["text"], {"text": text}))
 
 
 def test_a_foreign_tokenizer_is_recognised(model: LlamaForCausalLM, tmp_path: Path) -> None:
     file = tmp_path / "text.txt"
     file.write_text("naïve " * 40, encoding="utf-8")
     with pytest.raises(ScoreError, match=r"gives the id 195, but the model knows only 128 tokens"):
-        perplexity.run(context(model), PerplexityConfig(["text"], {"text": str(file)}))
+        scoring.run(context(model), Config(["text"], {"text": str(file)}))
 
 
 def test_an_unknown_protocol_stops_before_scoring(model: LlamaForCausalLM) -> None:
     with pytest.raises(ProtocolError, match="did you mean wikitext2"):
-        perplexity.run(context(model), PerplexityConfig(["wikitext-2"]))
+        scoring.run(context(model), Config(["wikitext-2"]))
 
 
 def test_the_embedded_protocol_agrees_with_the_training_script() -> None:
@@ -208,8 +209,8 @@ def test_the_embedded_protocol_agrees_with_the_training_script() -> None:
 
     model = AutoModelForCausalLM.from_pretrained(MODEL_DIR, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(MODEL_DIR)
-    config = PerplexityConfig(["embedded"], max_windows=12, batch_size=4)
-    result = perplexity.run(context(model, tokenizer), config)
+    config = Config(["embedded"], max_windows=12, batch_size=4)
+    result = scoring.run(context(model, tokenizer), config)
     expected = score(model, tokenizer, list(stories("test", 12)))
     assert result.metrics[0].n == expected.tokens
     assert value(result) == pytest.approx(expected.perplexity, rel=1e-5)
@@ -221,8 +222,8 @@ def test_values_of_the_embedded_model_are_golden() -> None:
     from harness.embedded import MODEL_DIR
 
     model = AutoModelForCausalLM.from_pretrained(MODEL_DIR, dtype=torch.float32).eval()
-    config = PerplexityConfig(["embedded", "embedded-joined"], max_windows=16, batch_size=4)
-    result = perplexity.run(context(model, AutoTokenizer.from_pretrained(MODEL_DIR)), config)
+    config = Config(["embedded", "embedded-joined"], max_windows=16, batch_size=4)
+    result = scoring.run(context(model, AutoTokenizer.from_pretrained(MODEL_DIR)), config)
     figures = {m.task: round(m.value, 6) for m in result.metrics if m.name == "perplexity"}
     if os.environ.get("BITSWEEP_UPDATE_GOLDEN"):
         GOLDEN.write_text(json.dumps(figures, indent=1) + "\n")
@@ -267,13 +268,13 @@ def test_tinystories_at_every_width(
                 scheme = Scheme(bits=bits, scale_dtype="float32")
                 weight = rtn.solve(weight_matrix(layer), scheme, name).weight
                 set_weight_matrix(layer, weight.dequantize())
-    config = PerplexityConfig(
+    config = Config(
         ["documents"],
         {"documents": "tinystories-valid/tinystories_valid_1M.txt"},
         batch_size=4,
         documents=DocumentsConfig(start=1, count=200),
     )
-    result = perplexity.run(context(model, tokenizer, data_dir=shared / "data"), config)
+    result = scoring.run(context(model, tokenizer, data_dir=shared / "data"), config)
     assert result.metrics[0].n == 34787
     assert value(result) == pytest.approx(expected, abs=tolerance)
 
@@ -281,10 +282,8 @@ def test_tinystories_at_every_width(
 @pytest.mark.realdata
 def test_wikitext2_by_the_paper_s_protocol(shared: Path, tinystories: tuple[Any, Any]) -> None:
     model, tokenizer = tinystories
-    config = PerplexityConfig(
-        ["wikitext2"], {"wikitext2": "wikitext-2-raw"}, max_windows=12, batch_size=4
-    )
-    result = perplexity.run(context(model, tokenizer, data_dir=shared / "data"), config)
+    config = Config(["wikitext2"], {"wikitext2": "wikitext-2-raw"}, max_windows=12, batch_size=4)
+    result = scoring.run(context(model, tokenizer, data_dir=shared / "data"), config)
     metric = result.metrics[0]
     joined = (shared / "data" / "wikitext-2-raw" / "test.joined.txt").read_bytes().decode()
     ids = torch.tensor(tokenizer.encode(joined[:30_000])[: 12 * 512]).view(12, 512)

@@ -8,9 +8,9 @@ import torch
 from suite_context import suite_context
 from transformers import GPT2Config, GPT2LMHeadModel, OPTConfig, OPTForCausalLM
 
-from harness.config.schema import LatencyConfig
-from harness.suites import latency, latency_metrics, memory
+from harness.suites import latency_metrics, memory, timing_tokens
 from harness.suites.base import SuiteContext
+from harness.suites.latency import Config
 from harness.suites.timing import host_stopwatch
 from quant.measure import decode, roofline
 from quant.measure.decode import make_decoder
@@ -18,7 +18,7 @@ from quant.measure.dummy import NotEnoughMemory
 
 VOCABULARY = 97
 SPECIAL = [0, 1, 2, 96]
-CONFIG = LatencyConfig(prompt_tokens=9, decode_tokens=7, warmup=1, repeats=4)
+CONFIG = Config(prompt_tokens=9, decode_tokens=7, warmup=1, repeats=4)
 
 
 class Tokenizer:
@@ -56,7 +56,7 @@ def make_context(model, twin=None, **changes) -> SuiteContext:
 @pytest.fixture(autouse=True)
 def quick_bandwidth(monkeypatch) -> None:
     """The real one takes half a second and has a test of its own."""
-    monkeypatch.setattr(latency, "read_bandwidth", lambda device: 5e10)
+    monkeypatch.setattr(timing_tokens, "read_bandwidth", lambda device: 5e10)
 
 
 class Clock:
@@ -80,9 +80,11 @@ def by_name(result) -> dict:
 def test_generation_is_the_decoders_tokens() -> None:
     """quant's tests hold every decoder against full forward passes."""
     model = tiny_opt()
-    prompt = latency.make_prompt(make_context(model), 9)
+    prompt = timing_tokens.make_prompt(make_context(model), 9)
     with torch.inference_mode():
-        generation = latency.generate(make_decoder(model, prompt, 12), prompt, 12, host_stopwatch())
+        generation = timing_tokens.generate(
+            make_decoder(model, prompt, 12), prompt, 12, host_stopwatch()
+        )
         tokens = prompt
         for _ in range(13):  # no cache, every position again
             best = model(input_ids=tokens, use_cache=False).logits[:, -1:].argmax(-1)
@@ -98,11 +100,13 @@ def test_the_embedded_model_decodes_statically_as_it_does_dynamically() -> None:
     from harness.embedded import MODEL_DIR
 
     model = AutoModelForCausalLM.from_pretrained(MODEL_DIR, dtype=torch.float32).eval()
-    prompt = latency.make_prompt(make_context(model, tokenizer=None), 16)
+    prompt = timing_tokens.make_prompt(make_context(model, tokenizer=None), 16)
     static, dynamic = make_decoder(model, prompt, 12), decode.DynamicDecoder(model)
     assert static.mode == decode.STATIC
     with torch.inference_mode():
-        answers = [latency.generate(d, prompt, 12, host_stopwatch()) for d in (static, dynamic)]
+        answers = [
+            timing_tokens.generate(d, prompt, 12, host_stopwatch()) for d in (static, dynamic)
+        ]
     assert answers[0].tokens == answers[1].tokens
     torch.testing.assert_close(static.logits, dynamic.logits, rtol=1e-4, atol=1e-4)
 
@@ -112,7 +116,7 @@ def test_model_and_twin_are_measured_in_turn() -> None:
     model, twin = tiny_opt(0), tiny_opt(1)
     for name, each in (("model", model), ("twin", twin)):
         each.register_forward_pre_hook(lambda *_, name=name: calls.append(name))
-    latency.run(make_context(model, twin), CONFIG)
+    timing_tokens.run(make_context(model, twin), CONFIG)
     steps = 1 + CONFIG.decode_tokens
     check = 4  # prefill and one step with either cache
     warm = 2 * CONFIG.warmup  # prefill and one decode step
@@ -126,9 +130,9 @@ def test_model_and_twin_are_measured_in_turn() -> None:
 
 def test_figures_are_those_of_the_clock() -> None:
     """Two repeats of prefill + three tokens, model and twin in the order A B, B A."""
-    config = LatencyConfig(prompt_tokens=8, decode_tokens=3, warmup=0, repeats=2)
+    config = Config(prompt_tokens=8, decode_tokens=3, warmup=0, repeats=2)
     clock = Clock([10, 1, 2, 3, 20, 4, 4, 4, 30, 4, 5, 6, 12, 2, 3, 13])
-    result = latency.run(make_context(tiny_opt(), tiny_opt(1)), config, host_stopwatch(clock))
+    result = timing_tokens.run(make_context(tiny_opt(), tiny_opt(1)), config, host_stopwatch(clock))
     figures = by_name(result)
     assert clock.readings == []
     assert figures["prefill_ms"].value == pytest.approx(11)  # of 10, 12
@@ -153,7 +157,7 @@ def test_figures_are_those_of_the_clock() -> None:
 
 def test_a_real_run_has_all_samples_and_ordered_quantiles() -> None:
     config = replace(CONFIG, decode_tokens=26)
-    result = latency.run(make_context(tiny_opt(), tiny_opt(1)), config)
+    result = timing_tokens.run(make_context(tiny_opt(), tiny_opt(1)), config)
     figures = by_name(result)
     assert len(result.samples) == 2 * config.repeats
     for name in ("decode_ms", "twin_decode_ms"):
@@ -172,20 +176,20 @@ def test_full_precision_is_measured_alone() -> None:
     def refuse():
         raise AssertionError("the twin of a full-precision model is itself")
 
-    result = latency.run(make_context(tiny_opt(), load_twin=refuse), CONFIG)
+    result = timing_tokens.run(make_context(tiny_opt(), load_twin=refuse), CONFIG)
     assert not [name for name in by_name(result) if "twin" in name or "ratio" in name]
 
 
 def test_prompt_is_seeded_and_has_no_special_token() -> None:
     context = make_context(tiny_opt())
-    prompt = latency.make_prompt(context, 4000)
+    prompt = timing_tokens.make_prompt(context, 4000)
     assert prompt.shape == (1, 4000)
     assert set(prompt[0].tolist()) == set(range(VOCABULARY)) - set(SPECIAL)
-    assert torch.equal(prompt, latency.make_prompt(context, 4000))
-    assert not torch.equal(prompt, latency.make_prompt(replace(context, seed=4), 4000))
-    run = latency.run(context, CONFIG).inputs
-    assert run == latency.run(context, CONFIG).inputs
-    assert run != latency.run(replace(context, seed=4), CONFIG).inputs
+    assert torch.equal(prompt, timing_tokens.make_prompt(context, 4000))
+    assert not torch.equal(prompt, timing_tokens.make_prompt(replace(context, seed=4), 4000))
+    run = timing_tokens.run(context, CONFIG).inputs
+    assert run == timing_tokens.run(context, CONFIG).inputs
+    assert run != timing_tokens.run(replace(context, seed=4), CONFIG).inputs
 
 
 @pytest.mark.parametrize(
@@ -199,11 +203,11 @@ def test_prompt_is_seeded_and_has_no_special_token() -> None:
 )
 def test_impossible_settings_are_refused(changes, sentence) -> None:
     with pytest.raises(ValueError, match=sentence):
-        latency.run(make_context(tiny_opt()), replace(CONFIG, **changes))
+        timing_tokens.run(make_context(tiny_opt()), replace(CONFIG, **changes))
 
 
 def test_longest_allowed_run_fits_the_model() -> None:
-    latency.run(make_context(tiny_opt()), LatencyConfig(60, 4, warmup=0, repeats=1))
+    timing_tokens.run(make_context(tiny_opt()), Config(60, 4, warmup=0, repeats=1))
 
 
 def test_gpt2_bounds_its_positions_under_another_name() -> None:
@@ -211,8 +215,8 @@ def test_gpt2_bounds_its_positions_under_another_name() -> None:
         GPT2Config(vocab_size=97, n_positions=16, n_embd=16, n_layer=1, n_head=2)
     ).eval()
     with pytest.raises(ValueError, match="the model has 16"):
-        latency.run(make_context(model), LatencyConfig(16, 1, 0, 1))
-    assert latency.run(make_context(model), LatencyConfig(12, 4, 0, 1)).metrics
+        timing_tokens.run(make_context(model), Config(16, 1, 0, 1))
+    assert timing_tokens.run(make_context(model), Config(12, 4, 0, 1)).metrics
 
 
 def test_a_twin_that_does_not_fit_is_said_and_the_model_is_measured() -> None:
@@ -224,7 +228,7 @@ def test_a_twin_that_does_not_fit_is_said_and_the_model_is_measured() -> None:
 
     for load, said in ((refuse, "needs 122.40 GiB"), (exhaust, "(CUDA out of memory. Tried 2")):
         context = make_context(tiny_opt(), quantized=True, load_twin=load)
-        figures = by_name(latency.run(context, CONFIG))
+        figures = by_name(timing_tokens.run(context, CONFIG))
         assert not [name for name in figures if "twin" in name or "speedup" in name]
         assert said in figures["decode_ms"].notes["full-precision twin"]
 
@@ -240,11 +244,11 @@ def test_garbage_collection_rests_while_timing_and_comes_back() -> None:
     def explode(step):
         raise KeyboardInterrupt
 
-    latency.run(make_context(model), CONFIG, stopwatch)
+    timing_tokens.run(make_context(model), CONFIG, stopwatch)
     assert not any(seen)
     assert gc.isenabled()
     with pytest.raises(KeyboardInterrupt):
-        latency.run(make_context(model), CONFIG, explode)
+        timing_tokens.run(make_context(model), CONFIG, explode)
     assert gc.isenabled()
 
 
@@ -261,7 +265,7 @@ def test_weight_bytes_count_tied_tensors_once_and_buffers_too() -> None:
 
 def test_roofline_is_bytes_over_time_and_bandwidth() -> None:
     model = tiny_opt()
-    result = latency.run(
+    result = timing_tokens.run(
         make_context(model), CONFIG, lambda step: (step(), 2.0), bandwidth=lambda device: 5e9
     )
     figures = by_name(result)
@@ -282,11 +286,11 @@ def test_roofline_is_bytes_over_time_and_bandwidth() -> None:
 def test_a_growing_cache_counts_with_its_mean_length() -> None:
     from quant.measure.decode import DynamicDecoder
 
-    model, config = tiny_opt(), LatencyConfig(prompt_tokens=4, decode_tokens=3)
+    model, config = tiny_opt(), Config(prompt_tokens=4, decode_tokens=3)
     decoder = DynamicDecoder(model)
-    prompt = latency.make_prompt(make_context(model), 4)
-    latency.generate(decoder, prompt, 3, host_stopwatch())
-    subject = latency.Subject(model, decoder, latency.Timings())
+    prompt = timing_tokens.make_prompt(make_context(model), 4)
+    timing_tokens.generate(decoder, prompt, 3, host_stopwatch())
+    subject = timing_tokens.Subject(model, decoder, timing_tokens.Timings())
     moved = latency_metrics.token_bytes(subject, config, "float32")
     assert moved.kv == 6 * 2 * 2 * 32 * 4  # steps see 5, 6 and 7 positions
 

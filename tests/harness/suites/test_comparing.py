@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from suite_context import Ascii, suite_context
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from harness.config.schema import DivergenceConfig
-from harness.suites import divergence
+from harness.suites import comparing
 from harness.suites.base import SuiteContext
-from harness.suites.divergence import DivergenceError, compare
+from harness.suites.comparing import DivergenceError, compare
+from harness.suites.divergence import Config
 from quant import QuantizationPlan, Scheme, load, quantize_model, save
 from quant.linear import QuantLinear
 
@@ -60,8 +60,8 @@ def packed(artifact: Path) -> Any:
 
 
 def run(context: SuiteContext, text: str, windows: int = 5):
-    config = DivergenceConfig(["text"], {"text": text}, max_windows=windows)
-    result = divergence.run(context, config)
+    config = Config(["text"], {"text": text}, max_windows=windows)
+    result = comparing.run(context, config)
     return {metric.name: metric for metric in result.metrics}, result
 
 
@@ -153,7 +153,7 @@ def test_a_wrong_scale_in_the_kernels_layout_breaks_the_parity(artifact: Path, t
             held.view(-1)[0] *= 1.5
     figures, _ = run(context(model, artifact), text)
     parity = figures["kernel_kl"]
-    assert parity.value > divergence.PARITY_BOUND["float32"]
+    assert parity.value > comparing.PARITY_BOUND["float32"]
     assert parity.notes["parity"] == "BROKEN: mean above 1e-09 nat"
     assert parity.notes["bound"] == "1e-09 nat for float32"
 
@@ -171,7 +171,7 @@ def test_bounds_of_16_bits_hold_and_a_wrong_scale_does_not(
         load_reference=lambda: load(artifact, kernel="reference", dtype=kind),
     )
     figures, _ = run(sixteen, text)
-    assert 0 <= figures["kernel_kl"].value < divergence.PARITY_BOUND[dtype]
+    assert 0 <= figures["kernel_kl"].value < comparing.PARITY_BOUND[dtype]
     layer = next(module for module in model.modules() if isinstance(module, QuantLinear))
     for name in ("tile_scales", "scales"):
         if layer._buffers.get(name) is not None:

@@ -13,9 +13,9 @@ import torch
 from byte_model import CHOICES, by_hand, byte_model, byte_tokenizer, context, metric, write
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from harness.config.schema import ZeroShotConfig
-from harness.suites import zeroshot
+from harness.suites import zeroshot_scoring
 from harness.suites.base import SuiteResult
+from harness.suites.zeroshot import Config
 from harness.suites.zeroshot_tasks import TaskError
 
 
@@ -39,7 +39,7 @@ class Parrot:
 
 def test_multiple_choice_is_scored_as_in_the_paper(model: LlamaForCausalLM, tmp_path: Path) -> None:
     file = write(tmp_path / "mine.jsonl", CHOICES)
-    result = zeroshot.run(context(model), ZeroShotConfig(["mine"], {"mine": file}, batch_size=3))
+    result = zeroshot_scoring.run(context(model), Config(["mine"], {"mine": file}, batch_size=3))
     right, right_by_length = [], []
     for item, sample in zip(CHOICES, result.samples, strict=True):
         prompt = item["query"].strip() + "\nAnswer:"
@@ -70,7 +70,7 @@ def test_last_words_are_scored_by_greedy_match_and_perplexity(tmp_path: Path) ->
         {"context": "The cup is", "continuation": "qu"},
     ]
     file = write(tmp_path / "words.jsonl", items)
-    result = zeroshot.run(context(Parrot()), ZeroShotConfig([], {"words": file}, batch_size=2))
+    result = zeroshot_scoring.run(context(Parrot()), Config([], {"words": file}, batch_size=2))
     expected = [by_hand(Parrot(), item["context"], " " + item["continuation"]) for item in items]
     scores = [score for score, _ in expected]
     assert [sample["loglikelihoods"] for sample in result.samples] == [
@@ -92,7 +92,7 @@ def test_options_may_stand_in_the_context(model: LlamaForCausalLM, tmp_path: Pat
         for c, g in (("ran.", 0), ("hid.", 1), ("fell.", 1))
     ]
     file = write(tmp_path / "options.jsonl", items)
-    result = zeroshot.run(context(model), ZeroShotConfig(["o"], {"o": file}))
+    result = zeroshot_scoring.run(context(model), Config(["o"], {"o": file}))
     for item, sample in zip(items, result.samples, strict=True):
         target = " " + str(item["continuation"])
         scores = [by_hand(model, option, target)[0] for option in item["context_options"]]
@@ -107,12 +107,12 @@ def test_the_figures_are_those_of_plain_lm_eval(model: LlamaForCausalLM, tmp_pat
     from harness.suites import zeroshot_tasks
 
     file = write(tmp_path / "mine.jsonl", CHOICES)
-    ours = zeroshot.run(context(model), ZeroShotConfig(["mine"], {"mine": file}, batch_size=4))
-    task = zeroshot.local_task(zeroshot_tasks.read_local("mine", Path(file)))
+    ours = zeroshot_scoring.run(context(model), Config(["mine"], {"mine": file}, batch_size=4))
+    task = zeroshot_scoring.local_task(zeroshot_tasks.read_local("mine", Path(file)))
     theirs = lm_eval.simple_evaluate(
         model=HFLM(pretrained=copy.deepcopy(model), tokenizer=byte_tokenizer(), batch_size=4),
         tasks=[task],
-        task_manager=zeroshot._manager([]),
+        task_manager=zeroshot_scoring._manager([]),
         bootstrap_iters=10,
     )
     figures = theirs["results"]["mine"]
@@ -132,7 +132,7 @@ def test_the_model_and_its_tokenizer_stay_as_they_were(
     before = {name: value.clone() for name, value in untied.state_dict().items()}
     tokenizer = byte_tokenizer()
     file = write(tmp_path / "mine.jsonl", CHOICES)
-    result = zeroshot.run(context(untied, tokenizer), ZeroShotConfig(["m"], {"m": file}))
+    result = zeroshot_scoring.run(context(untied, tokenizer), Config(["m"], {"m": file}))
     after = untied.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(value, after[name]) for name, value in before.items())
@@ -148,8 +148,10 @@ def test_limit_progress_and_hashes(model: LlamaForCausalLM, tmp_path: Path) -> N
     seen: list[tuple[int, int, str]] = []
 
     def score(limit: int | None, name: str = "mine") -> SuiteResult:
-        config = ZeroShotConfig([name], {name: file}, limit=limit, batch_size=2)
-        return zeroshot.run(context(model, progress=lambda *step: seen.append(step)), config)
+        config = Config([name], {name: file}, limit=limit, batch_size=2)
+        return zeroshot_scoring.run(
+            context(model, progress=lambda *step: seen.append(step)), config
+        )
 
     two = score(2)
     assert metric(two, "accuracy").n == 2
@@ -161,14 +163,14 @@ def test_limit_progress_and_hashes(model: LlamaForCausalLM, tmp_path: Path) -> N
 def test_examples_are_refused_where_there_are_none(model: LlamaForCausalLM, tmp_path: Path) -> None:
     file = write(tmp_path / "mine.jsonl", CHOICES)
     with pytest.raises(TaskError, match=r"task m .*set suite\.zeroshot\.num_fewshot=0"):
-        zeroshot.run(context(model), ZeroShotConfig(["m"], {"m": file}, num_fewshot=2))
+        zeroshot_scoring.run(context(model), Config(["m"], {"m": file}, num_fewshot=2))
 
 
 def test_lm_eval_draws_no_bars_and_logs_nothing(
     model: LlamaForCausalLM, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     file = write(tmp_path / "mine.jsonl", CHOICES)
-    zeroshot.run(context(model), ZeroShotConfig(["m"], {"m": file}))
+    zeroshot_scoring.run(context(model), Config(["m"], {"m": file}))
     output = capfd.readouterr()
     assert output.out == ""
     assert "requests" not in output.err

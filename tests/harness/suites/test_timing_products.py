@@ -7,22 +7,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from suite_context import suite_context
 
-from harness.config.schema import KernelsConfig
-from harness.suites import kernels
+from harness.suites import timing_products
 from harness.suites.base import SuiteContext
+from harness.suites.kernels import Config
 from harness.suites.shapes import parse_task, task_name
 from quant.linear import QuantLinear
 from quant.measure.dummy import build_dummy
 from quant.scheme import Scheme
 
-CONFIG = KernelsConfig(batches=[1, 3], seconds=0.001)
+CONFIG = Config(batches=[1, 3], seconds=0.001)
 
 
 @pytest.fixture(autouse=True)
 def small_caches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Copies beyond a cache of a real size take seconds to make."""
-    monkeypatch.setattr(kernels, "last_level_cache", lambda device: 2**12)
-    monkeypatch.setitem(kernels.READ_BYTES, "cpu", 2**20)
+    monkeypatch.setattr(timing_products, "last_level_cache", lambda device: 2**12)
+    monkeypatch.setitem(timing_products.READ_BYTES, "cpu", 2**20)
 
 
 def model_of(name: str, scheme: Scheme | None, dtype: torch.dtype = torch.float32):
@@ -39,14 +39,14 @@ def context(model, **changes) -> SuiteContext:
 @pytest.mark.parametrize("scheme", [None, Scheme(3, 16)])
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_layers_of_every_architecture(name: str, scheme: Scheme | None) -> None:
-    shapes = kernels.shapes_of(kernels.layers_of(model_of(name, scheme)))
+    shapes = timing_products.shapes_of(timing_products.layers_of(model_of(name, scheme)))
     inside = sum(shape.layers for shape in shapes)
     around = 2 if name == "opt-350m" else 0  # its projections stand outside the blocks
     assert inside == 3 * LINEARS_PER_BLOCK[name] + around
 
 
 def test_every_figure_of_every_shape_and_batch() -> None:
-    found = kernels.run(context(model_of("llama", Scheme(4, 16))), CONFIG).metrics
+    found = timing_products.run(context(model_of("llama", Scheme(4, 16))), CONFIG).metrics
     tasks = {metric.task for metric in found}
     shapes = {(32, 32), (32, 16), (32, 48), (48, 32)}
     assert tasks == {task_name(*shape, batch) for shape in shapes for batch in (1, 3)}
@@ -68,7 +68,7 @@ def test_every_figure_of_every_shape_and_batch() -> None:
 
 
 def test_full_precision_has_no_packed_product() -> None:
-    found = kernels.run(context(model_of("opt", None), quantized=False), CONFIG).metrics
+    found = timing_products.run(context(model_of("opt", None), quantized=False), CONFIG).metrics
     assert {metric.name for metric in found} == {
         "read_bandwidth",
         "full_ms",
@@ -89,14 +89,14 @@ def test_layers_run_in_the_type_of_the_cell() -> None:
     model = model_of("opt", Scheme(4, 32), torch.bfloat16)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(QuantLinear, "forward", watch)
-        kernels.run(context(model, dtype="bfloat16"), CONFIG)
+        timing_products.run(context(model, dtype="bfloat16"), CONFIG)
     assert seen == {torch.bfloat16}
 
 
 def test_weights_take_turns_beyond_the_cache() -> None:
-    shape = kernels.Shape(32, 32, 1)
+    shape = timing_products.Shape(32, 32, 1)
     subject = context(model_of("opt", None), kernel="auto")
-    weights = kernels._Weights(shape, Scheme(4, 32), subject, torch.float32)
+    weights = timing_products._Weights(shape, Scheme(4, 32), subject, torch.float32)
     _, full, packed = weights.contenders(2)
     assert len(full.steps) * weights.bytes["full"] >= 4 * 2**12
     assert len(packed.steps) * weights.bytes["packed"] >= 4 * 2**12
@@ -110,7 +110,7 @@ def test_a_model_without_linear_layers_is_refused() -> None:
             return None
 
     with pytest.raises(ValueError, match="Empty has no linear layers"):
-        kernels.run(context(Empty()), CONFIG)
+        timing_products.run(context(Empty()), CONFIG)
 
 
 @given(st.integers(1, 10**6), st.integers(1, 10**6), st.integers(1, 64))

@@ -8,9 +8,11 @@ from functools import lru_cache
 from pathlib import Path
 
 from harness.errors import BitsweepError
+from harness.report.columns import Place
 from harness.report.rows import Figure, Row
 from harness.report.table import Cell, Column, Note, Table, significant
 
+PLACE = Place("published", "Decode time of {model} beside published", 50)
 NOT_MEASURED = "not measured on this machine"
 COLUMNS = (
     Column("source", "source", numeric=False),
@@ -69,26 +71,28 @@ def published_file(name: str) -> Path:
     )
 
 
-def published_table(model: str, rows: list[Row]) -> Table | None:
-    """Published lines that stand beside `model`, then ours; None for a model that has none."""
+def published_table(suite: str, model: str, rows: list[Row]) -> Table | None:
+    """Published lines that stand beside `model`, then ours; None for a model that has none.
+
+    suite  whose decode times are ours.
+    """
     name = model.removeprefix("dummy-")
     lines = [each for each in published_latencies() if name in each.beside]
-    timed = any(suite == "latency" for row in rows for suite, *_ in row.figures)
+    timed = any(key[0] == suite for row in rows for key in row.figures)
     if not lines or not timed:
         return None
     cells = [_published_line(line) for line in lines]
     for bits in sorted({line.bits for line in lines}, reverse=True):
-        ours = [row for row in rows if _bits(row) == bits and _figure(row, "decode_ms")]
-        cells += [_our_line(model, row) for row in ours] or [_missing_line(model, bits)]
+        ours = [_our_line(suite, model, row) for row in rows if _bits(row) == bits]
+        cells += [line for line in ours if line] or [_missing_line(model, bits)]
     others = [row for row in rows if _bits(row) not in {line.bits for line in lines}]
-    cells += [_our_line(model, row) for row in others if _figure(row, "decode_ms")]
+    cells += [line for row in others if (line := _our_line(suite, model, row))]
     note = Note(
         "Published: batch 1, 128 tokens generated, a model on as many GPUs as it needs, so a "
         "speed-up may be of one GPU against several. Ours: × full precision on the same device."
     )
-    return Table(
-        "published", model, f"Decode time of {model} beside published", list(COLUMNS), cells, [note]
-    )
+    title = PLACE.title.replace("{model}", model)
+    return Table(PLACE.name, model, title, list(COLUMNS), cells, [note])
 
 
 def _published_line(line: Published) -> list[Cell]:
@@ -102,9 +106,11 @@ def _published_line(line: Published) -> list[Cell]:
     ]
 
 
-def _our_line(model: str, row: Row) -> list[Cell]:
-    decode, speedup = _figure(row, "decode_ms"), _figure(row, "decode_speedup")
-    assert decode is not None
+def _our_line(suite: str, model: str, row: Row) -> list[Cell]:
+    """Empty for a row that was not timed."""
+    decode, speedup = _figure(suite, row, "decode_ms"), _figure(suite, row, "decode_speedup")
+    if decode is None:
+        return []
     return [
         Cell("ours", "ours"),
         Cell(model, model),
@@ -129,10 +135,8 @@ def _bits(row: Row) -> int | None:
     return None if row.bits is None else int(row.bits)
 
 
-def _figure(row: Row, metric: str) -> Figure | None:
-    found = [
-        figure for key, figure in row.figures.items() if (key[0], key[2]) == ("latency", metric)
-    ]
+def _figure(suite: str, row: Row, metric: str) -> Figure | None:
+    found = [figure for key, figure in row.figures.items() if (key[0], key[2]) == (suite, metric)]
     return found[0] if found else None
 
 

@@ -1,0 +1,181 @@
+"""Tables from the columns that suites declare: names of the cells, then the columns of each suite.
+
+Nothing here knows a suite or a metric; harness.report.columns says what a suite declares.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from harness.report.columns import FigureColumn, Place, Shown, SuiteTable
+from harness.report.compare import best_figures, compared_notes, other_sample
+from harness.report.names import Footnotes, failed_seeds, missing, name_cells, name_columns
+from harness.report.rows import Figure, FigureKey, Row
+from harness.report.table import Cell, Column, Note, Table
+
+
+def tables_of_model(
+    model: str, rows: list[Row], declared: Mapping[str, SuiteTable], notes: Sequence[str] = ()
+) -> list[Table]:
+    """The tables of one model's rows in their order; those without any figure or failure are not.
+
+    declared  what each suite of the rows adds.
+    notes     sentences about the rows, for the first table.
+    """
+    made: list[tuple[Place, Table]] = []
+    for place, suites in _places(declared):
+        table = _joined(place, model, rows, suites)
+        made += [] if table is None else [(place, table)]
+    for each in declared.values():
+        for own in each.tables:
+            whole = own.make(model, rows)
+            made += [] if whole is None else [(own.place, whole)]
+    tables = [table for _, table in sorted(made, key=lambda each: (each[0].rank, each[0].name))]
+    if tables and notes:
+        said = [*tables[0].notes, *(Note(text) for text in notes)]
+        tables[0] = replace(tables[0], notes=said)
+    return tables
+
+
+def columns_in_order(rows: Sequence[Row], declared: Mapping[str, SuiteTable]) -> list[Shown]:
+    """All columns of one model's rows, in the order of the tables that they stand in."""
+    return [
+        shown
+        for _, suites in sorted(_places(declared), key=lambda each: (each[0].rank, each[0].name))
+        for name, table in suites.items()
+        for shown in shown_columns(name, table, rows)
+    ]
+
+
+def shown_columns(suite: str, table: SuiteTable, rows: Sequence[Row]) -> list[Shown]:
+    """The columns of one suite that have something to show, in their order."""
+    pairs = _pairs(suite, table, rows)
+    count = {id(declared): 0 for declared, _ in pairs}
+    for declared, _ in pairs:
+        count[id(declared)] += 1
+    return [
+        Shown(key, declared, _column(declared, key, rows, count[id(declared)] > 1))
+        for declared, key in pairs
+    ]
+
+
+def _places(declared: Mapping[str, SuiteTable]) -> list[tuple[Place, dict[str, SuiteTable]]]:
+    """Every table that columns join, with its suites in their order."""
+    found: dict[str, tuple[Place, dict[str, SuiteTable]]] = {}
+    for name, table in sorted(declared.items(), key=lambda each: (each[1].rank, each[0])):
+        if table.columns or table.others:
+            place = table.joins or Place(
+                name, f"{name.replace('_', ' ').capitalize()} of {{model}}"
+            )
+            found.setdefault(place.name, (place, {}))[1][name] = table
+    return list(found.values())
+
+
+def _joined(
+    place: Place, model: str, rows: list[Row], suites: Mapping[str, SuiteTable]
+) -> Table | None:
+    """The table that some suites share; None when no row has a figure or a failure of theirs."""
+    shown = _distinct({name: shown_columns(name, table, rows) for name, table in suites.items()})
+    failed = [
+        name for name in suites if not shown[name] and any(name in row.failures for row in rows)
+    ]
+    if not failed and not any(shown.values()):
+        return None
+    every = [each for columns in shown.values() for each in columns]
+    compared = [each for name in suites if suites[name].compared for each in shown[name]]
+    best = best_figures(rows, compared)
+    footnotes, cells = Footnotes(), []
+    for index, row in enumerate(rows):
+        line = name_cells(row, rows, footnotes)
+        for each in every:
+            cell = _cell(row, each, rows, footnotes, suites[each.key[0]].compared)
+            line.append(replace(cell, best=(index, each.key) in best))
+        line += [missing(row, name, footnotes) for name in failed]
+        cells.append(line)
+    columns = [
+        *name_columns(rows),
+        *(each.column for each in every),
+        *(Column(f"{name}:status", name) for name in failed),
+    ]
+    notes = []
+    if any(suites[name].compared for name in suites):
+        notes += compared_notes(rows, compared, best)
+    for name, table in suites.items():
+        notes += table.notes(rows, shown[name]) if shown[name] else []
+    title = place.title.replace("{model}", model)
+    return Table(place.name, model, title, columns, cells, notes, footnotes.texts, footnotes.causes)
+
+
+def _pairs(
+    suite: str, table: SuiteTable, rows: Sequence[Row]
+) -> list[tuple[FigureColumn, FigureKey]]:
+    """Declared columns with the figures that each is about."""
+    found = {key for row in rows for key in row.figures if key[0] == suite}
+    if not found and not (table.every_column and any(suite in row.failures for row in rows)):
+        return []
+    tasks = sorted({task for _, task, _ in found}) or [suite]
+    pairs = [
+        (declared, (suite, task, declared.metric))
+        for declared in table.columns
+        for task in (tasks if declared.task is None else [declared.task])
+        if table.every_column or (suite, task, declared.metric) in found
+    ]
+    if table.others is not None:
+        served = {key[1] for _, key in pairs}
+        rest = sorted(key for key in found if key[1] not in served)
+        others = {metric: replace(table.others, metric=metric) for _, _, metric in rest}
+        pairs += [(others[key[2]], key) for key in rest]
+    if table.task_by_task:
+        pairs.sort(key=lambda pair: pair[1][1])  # stable: columns stay in their order
+    return pairs
+
+
+def _column(declared: FigureColumn, key: FigureKey, rows: Sequence[Row], several: bool) -> Column:
+    """Its head and its name: of the task where it is about one of several."""
+    _, task, metric = key
+    name, shown = declared.name or metric, declared.on_screen
+    if not declared.header:
+        figures = [row.figures[key] for row in rows if key in row.figures]
+        direction = f" {_direction(figures[0])}" if figures else ""
+        detail = f"{declared.detail or metric}{direction}"
+        return Column(f"{task}:{name}", task, detail, on_screen=shown)
+    if several:
+        detail = f"{declared.header} {declared.detail}".strip()
+        return Column(f"{task}:{name}", task, detail, on_screen=shown)
+    return Column(name, declared.header, declared.detail, on_screen=shown)
+
+
+def _direction(figure: Figure) -> str:
+    """ "% ↑" for a fraction of which more is better."""
+    return "% " * (figure.unit == "fraction") + ("↑" if figure.higher_is_better else "↓")
+
+
+def _distinct(shown: Mapping[str, list[Shown]]) -> dict[str, list[Shown]]:
+    """The same, but a column that has the name of an earlier one bears its suite's name too."""
+    names: set[str] = set()
+    found: dict[str, list[Shown]] = {suite: [] for suite in shown}
+    for suite, columns in shown.items():
+        for each in columns:
+            column = each.column
+            if column.name in names:
+                column = replace(column, name=f"{suite}:{column.name}")
+            names.add(column.name)
+            found[suite].append(replace(each, column=column))
+    return found
+
+
+def _cell(
+    row: Row, shown: Shown, rows: Sequence[Row], footnotes: Footnotes, compared: bool
+) -> Cell:
+    figure = row.figures.get(shown.key)
+    if figure is None:
+        said = shown.declared.absent(row, shown.key)
+        if said is None:
+            return missing(row, shown.key[0], footnotes)
+        return Cell(marks=(footnotes.mark(said),)) if said else Cell()
+    marks = failed_seeds(row, shown.key[0], footnotes)
+    texts = other_sample(figure, shown.key, rows) if compared else []
+    texts += shown.declared.footnotes(row, shown.key, rows)
+    marks += tuple(footnotes.mark(text) for text in texts)
+    return replace(shown.declared.write(figure), marks=marks)

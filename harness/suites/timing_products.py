@@ -1,0 +1,192 @@
+"""The packed products of a model's layer shapes beside the full-precision ones, batches 1 to 64.
+
+Every shape of a linear layer inside the model's blocks is measured once with random codes of the
+cell's scheme, through the module that the model runs. Contenders take turns in one process over
+copies of the weight that together are larger than the last-level cache (cuda_ext.bench), and the
+read bandwidth of the device is measured in the same turns.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from cuda_ext.bench import Contender, copies_for, last_level_cache, measure
+from harness.records.record import Metric
+from harness.suites.base import SuiteContext, SuiteResult
+from harness.suites.shapes import task_name
+from harness.suites.timing import conditions, paired_ratio, summarise
+from quant.blocks import LINEAR_TYPES
+from quant.linear import QuantLinear
+from quant.measure.dummy import layer_shape, random_packed
+from quant.measure.roofline import READ_BYTES
+from quant.scheme import Scheme
+
+if TYPE_CHECKING:
+    from harness.suites.kernels import Config
+
+FULL, PACKED = "full", "packed"
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Layers of one shape and how many of them the model has."""
+
+    inputs: int
+    outputs: int
+    layers: int
+
+
+def run(context: SuiteContext, config: Config) -> SuiteResult:
+    """Milliseconds, GB/s, share of the read bandwidth and speed-up for every shape and batch.
+
+    A full-precision cell has the full-precision product alone. ValueError for a model that has no
+    linear layers in its blocks.
+    """
+    layers = layers_of(context.model)
+    if not layers:
+        raise ValueError(
+            f"{type(context.model).__name__} has no linear layers to measure; leave "
+            "suite.kernels out for this model."
+        )
+    scheme = next((each.scheme for each in layers if isinstance(each, QuantLinear)), None)
+    found, metrics = shapes_of(layers), []
+    dtype = getattr(torch, context.dtype)
+    for done, shape in enumerate(found):
+        context.progress(done, len(found), f"{shape.inputs} x {shape.outputs}")
+        weights = _Weights(shape, scheme, context, dtype)
+        for batch in config.batches:
+            times = measure(weights.contenders(batch), config.seconds, context.device)
+            metrics += list(_metrics(context, shape, batch, times, weights))
+    context.progress(len(found), len(found), "kernels")
+    return SuiteResult(metrics)
+
+
+def layers_of(model: Any) -> list[nn.Module]:
+    """The linear layers of a model without its output layer, packed or not."""
+    output = model.get_output_embeddings()
+    kinds = (*LINEAR_TYPES, QuantLinear)
+    return [each for each in model.modules() if isinstance(each, kinds) and each is not output]
+
+
+def shapes_of(layers: list[nn.Module]) -> list[Shape]:
+    """Every different shape once, in the order in which the model comes to them."""
+    counts = Counter(layer_shape(layer) for layer in layers)
+    return [Shape(inputs, outputs, count) for (inputs, outputs), count in counts.items()]
+
+
+class _Weights:
+    """Copies of one shape's weight in full precision and packed, made once for all batches."""
+
+    def __init__(
+        self, shape: Shape, scheme: Scheme | None, context: SuiteContext, dtype: torch.dtype
+    ) -> None:
+        self._shape, self._dtype = shape, dtype
+        self._device, cache = torch.device(context.device), last_level_cache(context.device)
+        self._generator = torch.Generator(self._device).manual_seed(context.seed)
+        self.bytes = {FULL: shape.inputs * shape.outputs * dtype.itemsize}
+        self._full = [self._random() for _ in range(copies_for(self.bytes[FULL], cache))]
+        self._packed: list[QuantLinear] = []
+        if scheme is not None:
+            first = self._pack(scheme, context.kernel)
+            self.bytes[PACKED] = sum(buffer.nbytes for buffer in first.buffers())
+            more = range(1, copies_for(self.bytes[PACKED], cache))
+            self._packed = [first, *(self._pack(scheme, context.kernel) for _ in more)]
+        self.reader = _reader(context.device)
+
+    def contenders(self, batch: int) -> list[Contender]:
+        """Reading, the full-precision product and the packed one of `batch` rows."""
+        x = torch.randn(
+            batch, self._shape.inputs, device=self._device, generator=self._generator
+        ).to(self._dtype)
+        full = [_full_step(x, weight) for weight in self._full]
+        found = [self.reader, Contender(FULL, full, self.moved(FULL, batch))]
+        if self._packed:
+            packed = [_packed_step(x, layer) for layer in self._packed]
+            found.append(Contender(PACKED, packed, self.moved(PACKED, batch)))
+        return found
+
+    def moved(self, name: str, batch: int) -> int:
+        """Bytes of one product: the weight, and the activations in and out."""
+        ends = self._shape.inputs + self._shape.outputs
+        return self.bytes[name] + batch * ends * self._dtype.itemsize
+
+    def _random(self) -> Tensor:
+        weight = torch.empty(
+            self._shape.outputs, self._shape.inputs, dtype=self._dtype, device=self._device
+        )
+        return weight.normal_(0, self._shape.inputs**-0.5, generator=self._generator)
+
+    def _pack(self, scheme: Scheme, kernel: str) -> QuantLinear:
+        packed = random_packed(scheme, self._shape.inputs, self._shape.outputs, self._generator)
+        return QuantLinear(packed, scheme, self._shape.inputs, None, kernel)
+
+
+def _reader(device: str) -> Contender:
+    """One read of an array that no cache holds (quant.measure.roofline)."""
+    kind = torch.device(device).type
+    array = torch.ones(READ_BYTES.get(kind, READ_BYTES["cpu"]) // 4, device=device)
+    return Contender("read", [array.sum], array.nbytes)
+
+
+def _full_step(x: Tensor, weight: Tensor) -> Callable[[], object]:
+    return lambda: functional.linear(x, weight)
+
+
+def _packed_step(x: Tensor, layer: QuantLinear) -> Callable[[], object]:
+    return lambda: layer(x)
+
+
+def _metrics(
+    context: SuiteContext,
+    shape: Shape,
+    batch: int,
+    times: dict[str, list[float]],
+    weights: _Weights,
+) -> Iterator[Metric]:
+    task = task_name(shape.inputs, shape.outputs, batch)
+    shared = conditions(context.device, context.dtype) | {"layers": str(shape.layers)}
+    read = weights.reader.bytes / min(times["read"]) / 1e6
+    yield _metric("read_bandwidth", task, read, "GB/s", len(times["read"]), shared, higher=True)
+    for name in weights.bytes:
+        notes = shared | {"kernel": context.kernel if name == PACKED else "torch"}
+        median, quantiles = summarise(times[name])
+        rate = weights.moved(name, batch) / median / 1e6
+        n = len(times[name])
+        yield _metric(f"{name}_ms", task, median, "ms", n, notes, quantiles)
+        yield _metric(f"{name}_gb_per_s", task, rate, "GB/s", n, notes, higher=True)
+        yield _metric(f"{name}_share", task, rate / read, "fraction", n, notes, higher=True)
+    if PACKED in weights.bytes:
+        notes = shared | {"kernel": context.kernel}
+        ratio, quantiles = summarise(paired_ratio(times[FULL], times[PACKED]))
+        n = len(times[FULL])
+        yield _metric("packed_speedup", task, ratio, "ratio", n, notes, quantiles, higher=True)
+
+
+def _metric(
+    name: str,
+    task: str,
+    value: float,
+    unit: str,
+    n: int,
+    notes: dict[str, str],
+    quantiles: dict[str, float] | None = None,
+    higher: bool = False,
+) -> Metric:
+    return Metric(
+        name=name,
+        task=task,
+        value=value,
+        unit=unit,
+        n=n,
+        n_unit="repeats",
+        higher_is_better=higher,
+        quantiles=quantiles,
+        notes=notes,
+    )

@@ -1,0 +1,182 @@
+"""Latency at batch 1: prefill and decode with the KV cache, beside the full-precision twin.
+
+A generation server that answers one user waits once for the prompt (prefill, the time to the first
+token) and then once a token (decode). Both are timed here the way `generate` spends them: greedy,
+one sequence, keys and values cached; on a GPU a step is one CUDA graph (quant.measure.decode says
+when it cannot be). The quantized model and the full-precision model it came from are measured in
+turn in the same process (A B, B A, A B, ...), so that whatever the machine does to one it does to
+the other, and the ratio is taken repeat by repeat.
+"""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from harness.suites.base import SuiteContext, SuiteResult
+from harness.suites.latency_metrics import Generation, Subject, Timings, all_metrics
+from harness.suites.memory import measure_peak
+from harness.suites.timing import Stopwatch, host_stopwatch, no_garbage_collection, stopwatch_of
+from quant.measure.decode import Decoder, make_decoder
+from quant.measure.dummy import NotEnoughMemory
+from quant.measure.roofline import read_bandwidth
+
+if TYPE_CHECKING:
+    from harness.suites.latency import Config
+
+Bandwidth = Callable[[str], float]
+
+
+def run(
+    context: SuiteContext,
+    config: Config,
+    stopwatch: Stopwatch | None = None,
+    bandwidth: Bandwidth | None = None,
+) -> SuiteResult:
+    """Measure the model and, when it is quantized, its twin; ValueError for an impossible setting.
+
+    `stopwatch` and `bandwidth` are for tests; the device's own otherwise.
+    """
+    check_config(config, context.model)
+    prompt = make_prompt(context, config.prompt_tokens)
+    stopwatch = stopwatch or stopwatch_of(context.device)
+    decoders: dict[str, Decoder] = {}
+
+    def first() -> None:
+        decoders["model"] = make_decoder(context.model, prompt, config.decode_tokens)
+        generate(decoders["model"], prompt, config.decode_tokens, host_stopwatch())
+
+    with torch.inference_mode():
+        # The memory of the model alone: before the twin is there and before anything is warm.
+        peak = measure_peak(first, context.device)
+        models = {"model": context.model}
+        twin, why_no_twin = _twin(context)
+        if twin is not None:
+            models["twin"] = twin
+            decoders["twin"] = make_decoder(twin, prompt, config.decode_tokens)
+        for decoder in decoders.values():
+            for _ in range(config.warmup):
+                generate(decoder, prompt, 1, host_stopwatch())
+        timings = _measure_in_turn(decoders, prompt, config, stopwatch, context.progress)
+        subjects = {
+            name: Subject(model, decoders[name], timings[name]) for name, model in models.items()
+        }
+        speed = (bandwidth or read_bandwidth)(context.device)
+    return SuiteResult(
+        metrics=all_metrics(context, config, subjects, peak, speed, why_no_twin),
+        inputs={f"latency/prompt_{config.prompt_tokens}": _prompt_hash(prompt)},
+        samples=_samples(timings),
+    )
+
+
+def check_config(config: Config, model: Any) -> None:
+    """ValueError, naming the setting to change, when there is nothing or too much to measure."""
+    for name, least in (("prompt_tokens", 1), ("decode_tokens", 1), ("repeats", 1), ("warmup", 0)):
+        if getattr(config, name) < least:
+            raise ValueError(
+                f"suite.latency.{name}={getattr(config, name)} measures nothing; "
+                f"use at least {least}."
+            )
+    limit = _positions(model)
+    needed = config.prompt_tokens + config.decode_tokens
+    if limit is not None and needed > limit:
+        raise ValueError(
+            f"suite.latency asks for {config.prompt_tokens} prompt tokens and "
+            f"{config.decode_tokens} decoded tokens, {needed} positions, but the model has "
+            f"{limit}; lower suite.latency.prompt_tokens or suite.latency.decode_tokens."
+        )
+
+
+def make_prompt(context: SuiteContext, tokens: int) -> Tensor:
+    """int64 [1, tokens] on the device: ordinary token ids drawn with the cell's seed."""
+    special = set(getattr(context.tokenizer, "all_special_ids", None) or ())
+    vocabulary = context.model.get_input_embeddings().weight.shape[0]
+    if context.tokenizer is not None and len(context.tokenizer):
+        vocabulary = min(vocabulary, len(context.tokenizer))
+    ordinary = torch.tensor([token for token in range(vocabulary) if token not in special])
+    if not len(ordinary):
+        raise ValueError(
+            f"the tokenizer has {vocabulary} tokens and all are special: there is no ordinary "
+            "token to make a prompt of; check the tokenizer of the model folder."
+        )
+    generator = torch.Generator().manual_seed(context.seed)
+    draw = torch.randint(len(ordinary), (1, tokens), generator=generator)
+    return ordinary[draw].to(context.device)
+
+
+def generate(decoder: Decoder, prompt: Tensor, tokens: int, stopwatch: Stopwatch) -> Generation:
+    """Answer `prompt` [1, T] greedily with `tokens` decode steps over the KV cache, timing each.
+
+    The first new token comes from prefill; every decode step feeds one token and makes the next,
+    so tokens + 1 token ids come back. RuntimeError when the model returns no cache.
+    """
+    _, prefill_ms = stopwatch(lambda: decoder.prefill(prompt))
+    # A static decoder overwrites its token; the copy is made between two timed steps.
+    answer, decode_ms = [decoder.token.clone()], []
+    for _ in range(tokens):
+        _, milliseconds = stopwatch(decoder.step)
+        answer.append(decoder.token.clone())
+        decode_ms.append(milliseconds)
+    return Generation(torch.cat(answer, 1)[0].tolist(), prefill_ms, decode_ms)
+
+
+def _twin(context: SuiteContext) -> tuple[Any, str]:
+    """The full-precision model, or None and why there is none."""
+    if not context.quantized:
+        return None, ""
+    try:
+        return context.load_twin(), ""
+    except NotEnoughMemory as error:
+        return None, f"not measured here: {error}"
+    except torch.OutOfMemoryError as error:
+        reason = str(error).splitlines()[0]
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return None, f"not measured here: it does not fit beside the quantized model ({reason})"
+
+
+def _measure_in_turn(
+    decoders: dict[str, Decoder],
+    prompt: Tensor,
+    config: Config,
+    stopwatch: Stopwatch,
+    progress: Callable[[int, int, str], None],
+) -> dict[str, Timings]:
+    timings = {name: Timings() for name in decoders}
+    with no_garbage_collection():
+        for repeat in range(config.repeats):
+            progress(repeat, config.repeats, "latency")
+            # Who goes first alternates: neither always finds the caches the other left.
+            for name in list(decoders)[:: 1 if repeat % 2 == 0 else -1]:
+                timings[name].add(generate(decoders[name], prompt, config.decode_tokens, stopwatch))
+    progress(config.repeats, config.repeats, "latency")
+    return timings
+
+
+def _samples(timings: dict[str, Timings]) -> list[dict[str, Any]]:
+    return [
+        {"model": name, "repeat": repeat, "prefill_ms": prefill, "decode_ms": decode}
+        for name, times in timings.items()
+        for repeat, (prefill, decode) in enumerate(
+            zip(times.prefill_ms, times.decode_ms, strict=True)
+        )
+    ]
+
+
+def _positions(model: Any) -> int | None:
+    """Positions the model can attend to; None when nothing bounds them (ALiBi)."""
+    config = model.config.get_text_config()
+    for name in ("max_position_embeddings", "n_positions"):
+        if getattr(config, name, None) is not None:
+            return int(getattr(config, name))
+    return None
+
+
+def _prompt_hash(prompt: Tensor) -> str:
+    return hashlib.sha256(prompt.cpu().numpy().astype("<i8").tobytes()).hexdigest()

@@ -1,0 +1,321 @@
+"""Zero-shot accuracy through lm-eval's own API, on its tasks, on local files and on our stories."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from harness.data import protocols, texts
+from harness.records.record import Metric
+from harness.suites import zeroshot_tasks
+from harness.suites.base import SuiteContext, SuiteResult
+from harness.suites.zeroshot_tasks import EMBEDDED_TASKS, LocalTask, TaskError
+
+if TYPE_CHECKING:
+    from harness.suites.zeroshot import Config
+
+# Names and units of lm-eval's metrics in our records; others keep their names.
+NAMES = {"acc": "accuracy", "perplexity": "target_perplexity"}
+UNITS = {"target_perplexity": "ppl"}
+
+
+def run(context: SuiteContext, config: Config) -> SuiteResult:
+    """Return the scores of each task with standard errors, and those of every document.
+
+    The model is scored as it is: neither moved nor changed. Raises TaskError for a task that is
+    unknown, has no data or does not fit the model.
+    """
+    names = zeroshot_tasks.wanted(config.tasks, config.files)
+    local = {name: _local(context, config, name) for name in names if not _standard(config, name)}
+    if local and config.num_fewshot:
+        raise TaskError(
+            f"task {next(iter(local))} has only documents to be scored on and none for examples; "
+            "set suite.zeroshot.num_fewshot=0"
+        )
+    paths = zeroshot_tasks.find_tasks(name for name in names if name not in local)
+    with _quiet():
+        import lm_eval
+
+        from harness.suites.zeroshot_model import Scorer
+
+        length = protocols.context_length(context.model.config, context.context_length)
+        model = Scorer(context, length, config.batch_size)
+        folders = sorted({str(path.parent) for path in paths})
+        results = lm_eval.simple_evaluate(
+            model=model,
+            tasks=_tasks(names, local, folders),
+            task_manager=_manager(folders),
+            num_fewshot=config.num_fewshot,
+            limit=config.limit,
+            bootstrap_iters=0,
+            log_samples=True,
+        )
+    notes = {
+        "lm_eval": lm_eval.__version__,
+        "batch_size": str(config.batch_size),
+        "num_fewshot": str(config.num_fewshot),
+        "bos": "yes" if model.begins_with_bos else "no",
+        "truncated": f"{model.truncated} of {model.requests} requests, to {length} tokens",
+    }
+    if model.shared:
+        notes["shared_token"] = f"in {model.shared} of {model.requests} requests prompt and target"
+    return _result(results, local, notes)
+
+
+def _standard(config: Config, name: str) -> bool:
+    return name not in config.files and name not in EMBEDDED_TASKS
+
+
+def _local(context: SuiteContext, config: Config, name: str) -> LocalTask:
+    if name not in config.files:
+        return zeroshot_tasks.embedded(name, config.limit)
+    file = texts.locate(config.files[name], context.data_dir)
+    return zeroshot_tasks.read_local(name, file, config.limit)
+
+
+def _manager(folders: Sequence[str]) -> Any:
+    """Return an lm-eval task manager that knows the tasks of these folders and no others."""
+    from lm_eval.tasks import TaskManager
+
+    manager = TaskManager(include_defaults=False)
+    for folder in folders:
+        found = TaskManager(include_path=folder, include_defaults=False).task_index
+        for name, entry in found.items():
+            known = manager.task_index.setdefault(name, entry)
+            # Given all folders at once, lm-eval would keep of a tag only the last folder's tasks.
+            known.tags.update(entry.tags)
+    return manager
+
+
+def _tasks(names: Sequence[str], local: dict[str, LocalTask], folders: Sequence[str]) -> list[Any]:
+    """Return lm-eval's task and group objects of `names`, with their data."""
+    manager = _manager(folders)
+    tasks: list[Any] = []
+    for name in names:
+        if name in local:
+            tasks.append(local_task(local[name]))
+            continue
+        try:
+            loaded = manager.load([name])
+        except (OSError, ValueError) as error:  # what `datasets` raises for data it cannot get
+            entry = manager.task_index.get(name)
+            dataset = (entry.cfg or {}).get("dataset_path", name) if entry else name
+            raise TaskError(
+                f"{zeroshot_tasks.missing_data(name, str(dataset))} ({type(error).__name__})"
+            ) from error
+        group = loaded.get("groups", {}).get(name)
+        tasks += [group] if group else list(loaded["tasks"].values())
+    return tasks
+
+
+def local_task(task: LocalTask) -> Any:
+    """Return an lm-eval task over local documents; its own code formats and scores them."""
+    from datasets import Dataset
+    from lm_eval.api.task import ConfigurableTask
+
+    def metric(name: str, aggregation: str = "mean", higher: bool = True) -> dict[str, Any]:
+        return {"metric": name, "aggregation": aggregation, "higher_is_better": higher}
+
+    form: dict[str, Any] = {
+        "continuation": {
+            "output_type": "loglikelihood",
+            "doc_to_text": "context",
+            "doc_to_target": "continuation",
+            "metric_list": [metric("acc"), metric("perplexity", "perplexity", False)],
+        },
+        "choice": {
+            "output_type": "multiple_choice",
+            "doc_to_text": "query",
+            "doc_to_choice": "choices",
+            "doc_to_target": "gold",
+            "metric_list": [metric("acc"), metric("acc_norm")],
+        },
+        # lm-eval's form for one continuation behind several contexts (WinoGrande).
+        "contexts": {
+            "output_type": "multiple_choice",
+            "doc_to_text": "gold",
+            "doc_to_choice": "options",
+            "doc_to_target": "continuation",
+            "metric_list": [metric("acc")],
+        },
+    }[task.kind]
+    data = {"test": Dataset.from_list(task.documents)}
+    return ConfigurableTask(
+        config={
+            "task": task.name,
+            "custom_dataset": lambda **_: data,
+            "test_split": "test",
+            "metadata": {"version": 1.0},
+            **form,
+        }
+    )
+
+
+def _result(results: Any, local: dict[str, LocalTask], notes: dict[str, str]) -> SuiteResult:
+    metrics: list[Metric] = []
+    samples: list[dict[str, Any]] = []
+    inputs: dict[str, str] = {}
+    for name, logged in results["samples"].items():
+        source = local[name].source if name in local else "lm-eval"
+        version = str(results["versions"].get(name, "?"))
+        metrics += _metrics(name, results, notes | {"task_version": version, "source": source})
+        samples += [_sample(name, one) for one in logged]
+        inputs[f"task:{name}"] = _documents_hash(logged)
+    for name in results.get("group_subtasks", {}):
+        metrics += _group_metrics(name, results, metrics, notes)
+    return SuiteResult(metrics, inputs, samples)
+
+
+def _metrics(name: str, results: Any, notes: dict[str, str]) -> Iterator[Metric]:
+    for key, value in results["results"][name].items():
+        metric, comma, kind = key.partition(",")
+        if not comma or metric.endswith("_stderr") or not isinstance(value, (int, float)):
+            continue
+        scores = [one[metric] for one in results["samples"][name] if one["filter"] == kind]
+        yield _metric(name, metric, kind, float(value), scores, results, notes)
+
+
+def _metric(
+    task: str,
+    metric: str,
+    kind: str,
+    value: float,
+    scores: Sequence[Any],
+    results: Any,
+    notes: dict[str, str],
+) -> Metric:
+    name = NAMES.get(metric, metric)
+    if kind != "none":
+        name = f"{name} ({kind})"
+    return Metric(
+        name=name,
+        task=task,
+        value=value,
+        unit=UNITS.get(name, "fraction"),
+        n=len(scores),
+        n_unit="documents",
+        stderr=standard_error(metric, value, scores),
+        higher_is_better=bool(results["higher_is_better"][task].get(metric, True)),
+        notes=notes,
+    )
+
+
+def standard_error(metric: str, value: float, scores: Sequence[Any]) -> float | None:
+    """Return the standard error of a task's figure over its documents; None where there is none.
+
+    For a mean it is the sample deviation over the square root of n, as in lm-eval (of an accuracy:
+    the binomial one). For LAMBADA's perplexity, exp of the mean negative log-likelihood of the
+    targets, it is that of the mean times the value. Other aggregates have none.
+    """
+    if len(scores) < 2 or not all(isinstance(score, (int, float)) for score in scores):
+        return None
+    error = statistics.stdev(map(float, scores)) / math.sqrt(len(scores))
+    if metric == "perplexity":
+        return error * value
+    is_mean = math.isclose(statistics.fmean(scores), value, rel_tol=1e-9, abs_tol=1e-12)
+    return error if is_mean else None
+
+
+def _group_metrics(
+    group: str, results: Any, metrics: Sequence[Metric], notes: dict[str, str]
+) -> Iterator[Metric]:
+    """Yield what lm-eval aggregates over a group; the error is that of a mean over documents."""
+    below = set(_leaves(group, results["group_subtasks"]))
+    for key, value in results["results"].get(group, {}).items():
+        metric, comma, kind = key.partition(",")
+        if not comma or metric.endswith("_stderr") or not isinstance(value, (int, float)):
+            continue
+        name = NAMES.get(metric, metric) + ("" if kind == "none" else f" ({kind})")
+        parts = [m for m in metrics if m.task in below and m.name == name]
+        total = sum(part.n for part in parts)
+        if not total:
+            continue
+        weighted = math.fsum(part.value * part.n for part in parts) / total
+        errors = [part.stderr for part in parts if part.stderr is not None]
+        exact = len(errors) == len(parts) and math.isclose(weighted, value, rel_tol=1e-9)
+        squares = [(error * part.n) ** 2 for error, part in zip(errors, parts, strict=False)]
+        yield Metric(
+            name=name,
+            task=group,
+            value=float(value),
+            unit=parts[0].unit,
+            n=total,
+            n_unit="documents",
+            stderr=math.sqrt(math.fsum(squares)) / total if exact else None,
+            higher_is_better=parts[0].higher_is_better,
+            notes=notes | {"group": f"{len(parts)} tasks"},
+        )
+
+
+def _leaves(group: str, subtasks: dict[str, list[str]]) -> Iterator[str]:
+    for name in subtasks[group]:
+        if name in subtasks:
+            yield from _leaves(name, subtasks)
+        else:
+            yield name
+
+
+def _sample(task: str, logged: dict[str, Any]) -> dict[str, Any]:
+    """Return the score of one document: what a paired comparison of two models needs."""
+    sample: dict[str, Any] = {
+        "task": task,
+        "doc_id": logged["doc_id"],
+        "doc_hash": logged["doc_hash"],
+    }
+    if logged["filter"] != "none":
+        sample["filter"] = logged["filter"]
+    answers = logged["filtered_resps"]
+    scored = all(isinstance(answer, (tuple, list)) and len(answer) == 2 for answer in answers)
+    if scored and len(answers) == 1:  # one continuation: were all its tokens the first guesses?
+        sample["loglikelihoods"] = [float(answers[0][0])]
+        sample |= {"prediction": int(answers[0][1]), "gold": 1}
+    elif scored:
+        scores = [float(answer[0]) for answer in answers]
+        sample["loglikelihoods"] = scores
+        gold = logged["doc"].get("gold", logged["target"])
+        sample |= {"prediction": scores.index(max(scores)), "gold": gold}
+    else:
+        answer = answers[0] if len(answers) == 1 else answers
+        sample |= {"prediction": answer, "gold": logged["target"]}
+    plain = {m: logged[m] for m in logged["metrics"] if isinstance(logged[m], (int, float))}
+    if "acc" in plain:
+        sample["correct"] = bool(plain.pop("acc"))
+    if scored:
+        plain.pop("perplexity", None)  # the log-likelihood once more
+    return sample | {name: float(value) for name, value in plain.items()}
+
+
+def _documents_hash(logged: Sequence[dict[str, Any]]) -> str:
+    """Return the SHA-256 over the hashes of every document, prompt and target, in their order."""
+    digest = hashlib.sha256()
+    for one in logged:
+        for part in ("doc_hash", "prompt_hash", "target_hash"):
+            digest.update(one[part].encode())
+    return digest.hexdigest()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence lm-eval's bars and warnings; progress is reported through the suite's context."""
+    import lm_eval.api.model
+    import lm_eval.api.task
+
+    logger = logging.getLogger("lm_eval")
+    modules: tuple[Any, ...] = (lm_eval.api.task, lm_eval.api.model)
+    level = logger.level
+    bars: list[Callable[..., Any]] = [module.tqdm for module in modules]
+    logger.setLevel(logging.ERROR)
+    for module, bar in zip(modules, bars, strict=True):
+        module.tqdm = partial(bar, disable=True)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        for module, bar in zip(modules, bars, strict=True):
+            module.tqdm = bar

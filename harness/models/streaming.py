@@ -17,9 +17,9 @@ from harness.models.folders import folder_fingerprint, model_folder
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from quant.calibrate.layers import QuantizationPlan
     from quant.calibrate.source import BlockSource
     from quant.checkpoint.source import ArtifactSource, CheckpointSource
+    from quant.config import QuantizationConfig
     from quant.memory.plan import MemoryPlan, ModelShape
 
 ALWAYS, NEVER, AUTO = "always", "never", "auto"
@@ -43,7 +43,7 @@ def open_source(config: CellConfig) -> CheckpointSource:
     )
 
 
-def quantization_memory(config: CellConfig, plan: QuantizationPlan) -> MemoryPlan:
+def quantization_memory(config: CellConfig, plan: QuantizationConfig) -> MemoryPlan:
     """The memory that quantizing takes, from the model's config.json; no weight is read.
 
     Raises MemoryPlanError, with the figures, when it does not fit.

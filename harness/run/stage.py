@@ -176,28 +176,26 @@ def calibration(config: CellConfig, model: Any, tokenizer: Any) -> tuple[list[An
 
 
 def quantization_plan(config: CellConfig) -> Any:
-    """The quant.calibrate.layers.QuantizationPlan that a configuration stands for."""
-    from quant.calibrate.layers import QuantizationPlan
-    from quant.solvers.gptq import GPTQOptions
+    """The quant.config.QuantizationConfig that a configuration stands for."""
+    from quant.config import QuantizationConfig
+    from quant.solvers import gptq, rtn
 
     method, scheme = config.method, make_scheme(config.scheme)
     assert scheme is not None
     if method.name == "rtn":
-        return QuantizationPlan(method="rtn", scheme=scheme)
+        return QuantizationConfig(rtn.SOLVER, scheme)
     if method.name != "gptq":
         raise ConfigError(f"method.name={method.name} has no solver that would make its weights.")
-    options = GPTQOptions(
+    options = gptq.Options(
         damping=method.damping,
         damping_ladder=tuple(method.damping_ladder),
-        kernel=kernel_of(config),
         block_size=method.block_size,
         act_order=method.act_order,
         static_groups=method.static_groups,
         group_grid=method.group_grid,
+        true_sequential=method.true_sequential,
     )
-    return QuantizationPlan(
-        method="gptq", scheme=scheme, gptq=options, true_sequential=method.true_sequential
-    )
+    return QuantizationConfig(gptq.SOLVER, scheme, options, kernel=kernel_of(config))
 
 
 def _measure(plan: CellPlan, stage: str, subject: Subject, progress: Any) -> dict[str, Any]:

@@ -72,29 +72,36 @@ def solve() -> None:
     torch.manual_seed(0)
     weight, inputs = torch.randn(1024, 1024), torch.randn(4096, 1024)
     hessian = inputs.T @ inputs * (2 / 32)
+
+    def both(scheme: Scheme) -> object:
+        return gptq.solve(weight, scheme, gptq.prepare(hessian))
+
     for scheme in (Scheme(4), Scheme(4, 128), Scheme(2, 32)):
         show(f"rtn 1024 x 1024 {scheme.name}", timed(partial(rtn.solve, weight, scheme)))
-        show(f"gptq 1024 x 1024 {scheme.name}", timed(partial(gptq.solve, weight, hessian, scheme)))
+        show(f"gptq 1024 x 1024 {scheme.name}", timed(partial(both, scheme)))
 
 
 def quantize() -> None:
     """The embedded model from calibration windows to quantized weights."""
     from harness.config.compose import compose_cells
     from harness.data import protocols
-    from quant.calibrate.stream import QuantizationPlan, quantize_model
+    from quant.calibrate.stream import quantize_model
+    from quant.config import QuantizationConfig
     from quant.scheme import Scheme
+    from quant.solvers import gptq, rtn
+    from quant.solvers.base import Solver
 
     config = compose_cells([], False, None)[0].config
     tokenizer, plain = load_tokenizer(config.model), load_model(config.model, "cpu")
     context = protocols.context_length(plain.config, config.model.context)
     windows = protocols.calibration_windows(config.calib, tokenizer, context, None).windows
 
-    def run(method: str) -> object:
-        plan = QuantizationPlan(method, Scheme(4, 128))
-        return quantize_model(load_model(config.model, "cpu"), windows, plan)
+    def run(method: Solver) -> object:
+        how = QuantizationConfig(method, Scheme(4, 128))
+        return quantize_model(load_model(config.model, "cpu"), windows, how)
 
-    for method in ("rtn", "gptq"):
-        what = f"embedded model, {method} w4g128, {len(windows)} windows"
+    for method in (rtn.SOLVER, gptq.SOLVER):
+        what = f"embedded model, {method.name} w4g128, {len(windows)} windows"
         show(what, timed(partial(run, method), 3))
 
 

@@ -21,9 +21,10 @@ import torch
 from transformers import OPTConfig, OPTForCausalLM, PreTrainedModel
 
 from cuda_ext.ops import resolve_kernel
-from quant.calibrate.stream import QuantizationPlan, QuantizationResult, Workplace, quantize_model
+from quant.calibrate.stream import QuantizationResult, Workplace, quantize_model
+from quant.config import QuantizationConfig
 from quant.scheme import Scheme
-from quant.solvers.gptq import GPTQOptions
+from quant.solvers import gptq
 
 STAGES = ("layout", "capture", "read", "hessian", "solve", "write", "forward")
 OF_A_BLOCK = ("read", "hessian", "solve", "write")
@@ -73,7 +74,9 @@ def random_model(shape: Shape, blocks: int, device: str, dtype: torch.dtype) -> 
         torch.set_default_dtype(before)
 
 
-def quantize(shape: Shape, blocks: int, device: str, plan: QuantizationPlan) -> QuantizationResult:
+def quantize(
+    shape: Shape, blocks: int, device: str, config: QuantizationConfig
+) -> QuantizationResult:
     """Quantize a random model; prints a line a layer of its first block as it goes."""
     dtype = torch.float16 if device == "cuda" else torch.float32
     model = random_model(shape, blocks, device, dtype)
@@ -87,7 +90,7 @@ def quantize(shape: Shape, blocks: int, device: str, plan: QuantizationPlan) -> 
             print(f"  {done}/{total} {name}", flush=True)
 
     # Activations stay on the GPU (6 GiB at most), as in the published runs.
-    return quantize_model(model, windows, plan, progress, Workplace(activations=device))
+    return quantize_model(model, windows, config, progress, Workplace(activations=device))
 
 
 @dataclass(frozen=True)
@@ -178,13 +181,13 @@ def main(command: Sequence[str] | None = None) -> int:
     kernel = resolve_kernel(arguments.kernel, arguments.device)
     where = torch.cuda.get_device_name() if arguments.device == "cuda" else "the CPU"
     print(f"{arguments.shape} on {where}, torch {torch.__version__}, kernel {kernel}")
-    plan = QuantizationPlan(
-        "gptq",
+    config = QuantizationConfig(
+        gptq.SOLVER,
         Scheme(arguments.bits),
-        gptq=GPTQOptions(kernel=kernel),
+        kernel=kernel,
         batch_tokens=arguments.batch_tokens,
     )
-    result = quantize(shape, blocks, arguments.device, plan)
+    result = quantize(shape, blocks, arguments.device, config)
     found = timing(shape, blocks, result)
     show(arguments.shape, shape, found)
     if arguments.json:

@@ -22,19 +22,21 @@ from benchmarks import scaling_time
 from benchmarks.scaling import make_checkpoint
 from benchmarks.scaling_time import BATCH_TOKENS, Case
 from harness.records import environment
-from quant.calibrate.layers import QuantizationPlan
 from quant.calibrate.sink import WriteBehind
 from quant.checkpoint.folder import sha256, sync
 from quant.checkpoint.make import quantize_to
 from quant.checkpoint.source import CheckpointSource
 from quant.checkpoint.tensors import write_shard
 from quant.checkpoint.writer import quantized
+from quant.config import QuantizationConfig
 from quant.scheme import Scheme
+from quant.solvers import gptq, rtn
+from quant.solvers.base import Solver
 from quant.weight import QuantizedWeight
 
 SCHEME = Scheme(4, 128)
 WIDTHS, ROUNDS = (1024, 4096, 12288), 5
-RUNS = (("gptq", Case(512, 512, 8, 1024)), ("rtn", Case(1024, 1024, 6, 512)))
+RUNS = ((gptq.SOLVER, Case(512, 512, 8, 1024)), (rtn.SOLVER, Case(1024, 1024, 6, 512)))
 
 
 def main() -> None:
@@ -49,10 +51,10 @@ def main() -> None:
         torch.set_num_threads(threads)
         print("\n| method | width | blocks | s, written by the run | s, by a thread | ratio |")
         print("|---|---:|---:|---:|---:|---:|")
-        for method, case in RUNS:
-            own, behind = run_seconds(Path(folder) / method, method, case)
+        for solver, case in RUNS:
+            own, behind = run_seconds(Path(folder) / solver.name, solver, case)
             print(
-                f"| {method} | {case.width} | {case.blocks} | {own:.3f} | {behind:.3f} | "
+                f"| {solver.name} | {case.width} | {case.blocks} | {own:.3f} | {behind:.3f} | "
                 f"{own / behind:.2f} |"
             )
 
@@ -73,18 +75,17 @@ def layer_seconds(path: Path, width: int) -> float:
     return min(found)
 
 
-def run_seconds(folder: Path, method: str, case: Case) -> tuple[float, float]:
+def run_seconds(folder: Path, solver: Solver, case: Case) -> tuple[float, float]:
     """Wall seconds of a whole quantization: written by the run itself, and by a thread."""
     make_checkpoint(folder / "model", case)
-    plan = QuantizationPlan(method, SCHEME, batch_tokens=BATCH_TOKENS)
-    windows = scaling_time.calibration(case) if method == "gptq" else []
+    config = QuantizationConfig(solver, SCHEME, batch_tokens=BATCH_TOKENS)
+    windows = scaling_time.calibration(case) if solver.needs_calibration else []
 
     def once(how: AbstractContextManager[object]) -> float:
         begin = time.perf_counter()
         with how, CheckpointSource(folder / "model", torch.float32) as source:
-            quantize_to(
-                folder / "artifact", source, windows, plan, model_hash="", method={"name": method}
-            )
+            target, method = folder / "artifact", {"name": solver.name}
+            quantize_to(target, source, windows, config, model_hash="", method=method)
         return time.perf_counter() - begin
 
     def inline(_: WriteBehind, write: Callable[[], None]) -> None:

@@ -29,7 +29,7 @@ from benchmarks.scaling_time import FIT, HELD_OUT, Case
 
 if TYPE_CHECKING:
     from quant.calibrate.cost import StageCost
-    from quant.calibrate.stream import QuantizationPlan
+    from quant.config import QuantizationConfig
 
 WIDTH, TOKENS, WINDOW = 512, 2048, 256
 DEPTHS = (4, 16, 32, 128)
@@ -199,23 +199,24 @@ def measure(folder: Path, case: Case) -> Measured:
     """Quantize the checkpoint under a limit and measure this process."""
     import torch
 
-    from quant.calibrate.stream import QuantizationPlan
     from quant.checkpoint.skeleton import build_causal_lm
+    from quant.config import QuantizationConfig
     from quant.memory.limits import Limits, free_memory
     from quant.memory.plan import IN_HOST, USABLE, model_shape, plan_quantization
     from quant.scheme import Scheme
+    from quant.solvers import gptq
 
-    plan = QuantizationPlan("gptq", Scheme(4, 128), batch_tokens=1024)
-    warm_up(folder / "warm", case, plan)
+    config = QuantizationConfig(gptq.SOLVER, Scheme(4, 128), batch_tokens=1024)
+    warm_up(folder / "warm", case, config)
     shape = model_shape(build_causal_lm(folder / "model", torch.float32, {}, ""))
-    needed = plan_quantization(shape, plan, case.tokens, case.window, Limits(), "cpu").needed(
+    needed = plan_quantization(shape, config, case.tokens, case.window, Limits(), "cpu").needed(
         IN_HOST
     )
     limit = limit_memory(int(needed / USABLE) + SLACK)
     free = free_memory(torch.device("cpu"), folder)
-    memory = plan_quantization(shape, plan, case.tokens, case.window, free, "cpu")
+    memory = plan_quantization(shape, config, case.tokens, case.window, free, "cpu")
     base = reset_high_water_mark()
-    stages = quantize(folder, case, plan, memory.activations)
+    stages = quantize(folder, case, config, memory.activations)
     held = {item.name: item.bytes for item in memory.items}
     stored = (folder / "model").glob("*.safetensors")
     return Measured(
@@ -232,7 +233,7 @@ def measure(folder: Path, case: Case) -> Measured:
     )
 
 
-def warm_up(folder: Path, case: Case, plan: QuantizationPlan) -> None:
+def warm_up(folder: Path, case: Case, config: QuantizationConfig) -> None:
     """What libraries take once belongs to the process, not to the work: imports, threads, and the
     kernels that oneDNN compiles for each shape of a product.
 
@@ -242,11 +243,13 @@ def warm_up(folder: Path, case: Case, plan: QuantizationPlan) -> None:
 
     case = replace(case, blocks=2)
     make_checkpoint(folder / "model", case)
-    quantize(folder, case, plan, "cpu")
+    quantize(folder, case, config, "cpu")
     give_back()
 
 
-def quantize(folder: Path, case: Case, plan: QuantizationPlan, activations: str) -> list[StageCost]:
+def quantize(
+    folder: Path, case: Case, config: QuantizationConfig, activations: str
+) -> list[StageCost]:
     """Quantize folder/model into folder/artifact; what each stage cost."""
     import torch
 
@@ -257,7 +260,7 @@ def quantize(folder: Path, case: Case, plan: QuantizationPlan, activations: str)
     windows = scaling_time.calibration(case)
     with CheckpointSource(folder / "model", torch.float32) as source:
         result = quantize_to(
-            folder / "artifact", source, windows, plan, model_hash="benchmark",
+            folder / "artifact", source, windows, config, model_hash="benchmark",
             method={"name": "gptq"}, workplace=Workplace(activations=activations),
         )  # fmt: skip
     return result.stages

@@ -106,6 +106,9 @@ class BlockSeconds:
     def get(self, index: int) -> tuple[dict[str, QuantizedWeight], Finished]:
         return self.kept.get(index)
 
+    def beside(self, index: int) -> dict[str, torch.Tensor]:
+        return self.kept.beside(index)
+
 
 def timed(cases: tuple[Case, ...], make: Callable[[Path, Case], None]) -> dict[Case, Stages]:
     """The least CPU seconds a block of every stage; `make` writes the checkpoint of a case."""
@@ -124,23 +127,25 @@ def timed(cases: tuple[Case, ...], make: Callable[[Path, Case], None]) -> dict[C
 
 
 def _blocks(case: Case, make: Callable[[Path, Case], None]) -> list[Stages]:
-    from quant.calibrate.stream import QuantizationPlan, quantize_blocks
+    from quant.calibrate.stream import quantize_blocks
     from quant.checkpoint.partial import Making, partial_artifact
     from quant.checkpoint.source import CheckpointSource
+    from quant.config import QuantizationConfig
     from quant.scheme import Scheme
+    from quant.solvers import gptq
 
-    plan = QuantizationPlan("gptq", Scheme(4, 128), batch_tokens=BATCH_TOKENS)
+    config = QuantizationConfig(gptq.SOLVER, Scheme(4, 128), batch_tokens=BATCH_TOKENS)
     with TemporaryDirectory() as folder:
         model = Path(folder) / "model"
         make(model, case)
-        making = Making(Path(folder) / "artifact", plan.scheme, {}, {"name": "gptq"})
+        making = Making(Path(folder) / "artifact", config.scheme, {}, {"name": "gptq"})
         with (
             CheckpointSource(model, torch.float32) as source,
             partial_artifact(making, source) as partial,
             mock.patch("time.perf_counter", time.thread_time),  # the clock of quant.calibrate.cost
         ):
             sink = BlockSeconds(partial)
-            quantize_blocks(source, calibration(case), plan, sink)
+            quantize_blocks(source, calibration(case), config, sink)
     return sink.blocks
 
 

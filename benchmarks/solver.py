@@ -5,7 +5,6 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 
 import torch
@@ -13,18 +12,17 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from cuda_ext import packed
 from cuda_ext.attention import causal_attention
-from quant.hessian import Hessian
+from quant.hessian import Factor, Hessian
 from quant.memory.heaps import keep_freed_memory
 from quant.scheme import Scheme
 from quant.solvers import columns as column_loop
 from quant.solvers import gptq
-from quant.solvers.base import Solution
-from quant.solvers.gptq import GPTQOptions
+from quant.solvers.base import Layer, Solution
 
 WIDTH = 2048
 WINDOWS = 32  # of 512 tokens, as in the quickstart
-PLAIN = GPTQOptions(kernel="reference")
-FUSED = GPTQOptions(kernel="cpu")
+PLAIN, FUSED = Layer(kernel="reference"), Layer(kernel="cpu")
+OPTIONS = gptq.Options()
 SCHEMES = (Scheme(4), Scheme(4, 128))
 
 
@@ -73,22 +71,22 @@ def solve(runs: int = 5) -> None:
     weight, hessian = problem()
     inner_loop(weight, hessian, runs)
     for scheme in SCHEMES:
-        plain_factor, fused_factor = (gptq.prepare(hessian, each) for each in (PLAIN, FUSED))
+        plain_factor, fused_factor = (_factor(hessian, each) for each in (PLAIN, FUSED))
         assert plain_factor.upper is not None  # the reference makes its inverse once
-        plain = partial(gptq.solve, weight, plain_factor, scheme, PLAIN)
-        fused = partial(gptq.solve, weight, fused_factor, scheme, FUSED)
+        plain = partial(_sweep, weight, scheme, plain_factor, PLAIN)
+        fused = partial(_sweep, weight, scheme, fused_factor, FUSED)
         show(f"{scheme.name}: layer, factor given", in_turn((plain, fused), runs), None)
-        plain = partial(gptq.solve, weight, hessian, scheme, PLAIN)
-        fused = partial(gptq.solve, weight, hessian, scheme, FUSED)
+        plain = partial(_solve, weight, hessian, scheme, PLAIN)
+        fused = partial(_solve, weight, hessian, scheme, FUSED)
         show(f"{scheme.name}: whole solve", in_turn((plain, fused), runs), 3)
         compare(plain(), fused())
-    factors: Pair = (partial(_inverse, hessian), partial(gptq.prepare, hessian, FUSED))
+    factors: Pair = (partial(_inverse, hessian), partial(_factor, hessian, FUSED))
     show("factorization", in_turn(factors, runs), None)
 
 
 def inner_loop(weight: torch.Tensor, hessian: torch.Tensor, runs: int) -> None:
     """The inner loop alone: 16 blocks of 128 columns quantized, errors propagated inside them."""
-    factor = gptq.prepare(hessian, PLAIN)
+    factor = _factor(hessian, PLAIN)
     columns = weight.T.contiguous()
     blocks = [(start, start + 128) for start in range(0, WIDTH, 128)]
     inverses = [factor.inverse(*block) for block in blocks]
@@ -110,7 +108,8 @@ def embedded(runs: int = 2) -> None:
     from harness.config.compose import compose_cells
     from harness.data import protocols
     from harness.models.folders import load_model, load_tokenizer
-    from quant.calibrate.stream import QuantizationPlan, quantize_model
+    from quant.calibrate.stream import quantize_model
+    from quant.config import QuantizationConfig
 
     config = compose_cells([], False, None)[0].config
     tokenizer, model = load_tokenizer(config.model), load_model(config.model, "cpu")
@@ -118,11 +117,11 @@ def embedded(runs: int = 2) -> None:
     windows = protocols.calibration_windows(config.calib, tokenizer, context, None).windows
     windows = windows[:WINDOWS]
 
-    def run(options: GPTQOptions) -> object:
-        plan = QuantizationPlan("gptq", Scheme(4, 128), gptq=options)
-        return quantize_model(load_model(config.model, "cpu"), windows, plan)
+    def run(kernel: str) -> object:
+        how = QuantizationConfig(gptq.SOLVER, Scheme(4, 128), kernel=kernel)
+        return quantize_model(load_model(config.model, "cpu"), windows, how)
 
-    both = partial(run, PLAIN), partial(run, FUSED)
+    both = partial(run, "reference"), partial(run, "cpu")
     show(f"embedded model, w4g128, {len(windows)} windows", in_turn(both, runs), 2)
 
 
@@ -153,8 +152,20 @@ def compare(plain: Solution, fused: Solution) -> None:
 
 
 def _inverse(hessian: torch.Tensor) -> torch.Tensor:
-    return gptq.prepare(hessian, PLAIN).upper
+    return _factor(hessian, PLAIN).upper
 
 
-def _static(scheme: Scheme) -> GPTQOptions:
-    return replace(PLAIN, static_groups=scheme.group_size is not None)
+def _factor(hessian: torch.Tensor, layer: Layer) -> Factor:
+    return gptq.prepare(hessian, OPTIONS, layer)
+
+
+def _sweep(weight: torch.Tensor, scheme: Scheme, factor: Factor, layer: Layer) -> Solution:
+    return gptq.solve(weight, scheme, factor, OPTIONS, layer)
+
+
+def _solve(weight: torch.Tensor, hessian: torch.Tensor, scheme: Scheme, layer: Layer) -> Solution:
+    return _sweep(weight, scheme, _factor(hessian, layer), layer)
+
+
+def _static(scheme: Scheme) -> gptq.Options:
+    return gptq.Options(static_groups=scheme.group_size is not None)

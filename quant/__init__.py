@@ -6,26 +6,29 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from quant.calibrate.stream import QuantizationPlan, QuantizationResult, quantize_model
+    from quant.calibrate.stream import QuantizationResult, quantize_model
     from quant.checkpoint.export import export
     from quant.checkpoint.loader import load, load_weights
     from quant.checkpoint.writer import save
+    from quant.config import QuantizationConfig
     from quant.errors import ArtifactError, QuantizationError
     from quant.linear import QuantLinear
     from quant.scheme import Scheme, SchemeError
-    from quant.solvers.gptq import GPTQOptions
+    from quant.solvers.base import Solver
+    from quant.transforms.base import Transform
     from quant.weight import QuantizedWeight
 
 __all__ = [
     "ArtifactError",
-    "GPTQOptions",
     "QuantLinear",
+    "QuantizationConfig",
     "QuantizationError",
-    "QuantizationPlan",
     "QuantizationResult",
     "QuantizedWeight",
     "Scheme",
     "SchemeError",
+    "Solver",
+    "Transform",
     "export",
     "load",
     "load_weights",
@@ -35,14 +38,15 @@ __all__ = [
 
 _HOME = {
     "ArtifactError": "quant.errors",
-    "GPTQOptions": "quant.solvers.gptq",
     "QuantLinear": "quant.linear",
+    "QuantizationConfig": "quant.config",
     "QuantizationError": "quant.errors",
-    "QuantizationPlan": "quant.calibrate.stream",
     "QuantizationResult": "quant.calibrate.stream",
     "QuantizedWeight": "quant.weight",
     "Scheme": "quant.scheme",
     "SchemeError": "quant.scheme",
+    "Solver": "quant.solvers.base",
+    "Transform": "quant.transforms.base",
     "export": "quant.checkpoint.export",
     "load": "quant.checkpoint.loader",
     "load_weights": "quant.checkpoint.loader",

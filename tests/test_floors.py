@@ -71,15 +71,17 @@ for name in ("pandas", "harness"):
 
 import torch
 import quant
+from quant.solvers import gptq, rtn
 from architectures import random_windows, tiny_model
 
 folder = sys.argv[1]
 tokens = torch.stack(random_windows(2, seed=3))
-for method in ("rtn", "gptq"):
+for solver in (rtn.SOLVER, gptq.SOLVER):
+    method = solver.name
     model = tiny_model("opt")
     scheme = quant.Scheme(bits=4, group_size=16)
     result = quant.quantize_model(
-        model, random_windows(4), quant.QuantizationPlan(method, scheme)
+        model, random_windows(4), quant.QuantizationConfig(solver, scheme)
     )
     quant.save(f"{folder}/{method}", model, result.weights, method={"name": method})
     loaded = quant.load(f"{folder}/{method}", dtype=torch.float32)

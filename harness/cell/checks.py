@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from harness.cell.parts import Measuring, Solving, Transforming
-from harness.config.schema import CalibConfig, CellConfig
+from harness.config.schema import CellConfig
+from harness.data.config import CalibConfig
 from harness.data import protocols, texts
 from harness.errors import ConfigError
 from harness.models.model import SOURCES, AbsentModel, Model, RandomModel

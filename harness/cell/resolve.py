@@ -213,10 +213,8 @@ def _choices(config: CellConfig, model: Model | AbsentModel, folder: Path | None
     measuring.sort(key=lambda each: each.suite.timing)
     scheme = make_scheme(config.scheme)
     checks.transforms(transforms, solving)
-    sees_text = solving is not None and (
-        solving.solver.needs_calibration
-        or any(each.transform.needs_calibration for each in transforms)
-    )
+    # Transforms are made from what reaches a layer.
+    sees_text = solving is not None and (solving.solver.needs_calibration or bool(transforms))
     return Choices(
         name=config.name,
         seed=config.seed,

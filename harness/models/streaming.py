@@ -8,7 +8,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.config.schema import CalibConfig, RuntimeConfig
+from harness.config.schema import RuntimeConfig
+from harness.data.config import CalibConfig
 from harness.data import protocols
 from harness.errors import ModelError
 from harness.models.model import Model, StoredModel

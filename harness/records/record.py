@@ -51,6 +51,9 @@ class LayerReport(_Model):
     tokens: int
     seconds: float
     fallback: str | None = None
+    transforms: list[str] = Field(
+        default_factory=list, description="what each transform did, or why it could do nothing"
+    )
 
 
 class CellIdentity(_Model):

@@ -3,49 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from quant.blocks import linear_layers, set_weight_matrix, weight_matrix
-from quant.errors import QuantizationError
-from quant.hessian import Factor, Hessian
-from quant.scheme import Scheme
-from quant.solvers import gptq, rtn
-from quant.solvers.gptq import GPTQOptions
+from quant.calibrate.devices import Lanes
+from quant.calibrate.transform import UNCHANGED, Changed
+from quant.config import QuantizationConfig
+from quant.hessian import Hessian
+from quant.solvers.base import Layer
 from quant.weight import QuantizedWeight
-
-METHODS = ("rtn", "gptq")
-
-
-@dataclass(frozen=True)
-class QuantizationPlan:
-    """How to quantize a model.
-
-    method           "rtn" rounds every weight to its nearest value and needs no calibration;
-                     "gptq" solves every layer with the Hessian of its inputs.
-    true_sequential  gptq: collect Hessians stage by stage inside a block instead of all at once.
-    batch_tokens     calibration tokens that run through a block at a time; a matter of speed and
-                     memory (results change only by rounding).
-    """
-
-    method: str
-    scheme: Scheme
-    gptq: GPTQOptions = field(default_factory=GPTQOptions)
-    true_sequential: bool = False
-    batch_tokens: int = 2048
-
-    def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise QuantizationError(
-                f"method={self.method!r} is unknown; choose one of {', '.join(METHODS)}."
-            )
-        if self.batch_tokens < 1:
-            raise QuantizationError(
-                f"batch_tokens={self.batch_tokens} is not a number of tokens; use 1 or more."
-            )
 
 
 @dataclass(frozen=True)
@@ -53,11 +25,13 @@ class LayerResult:
     """What the solver did to one linear layer; the fields of harness.records.record.LayerReport.
 
     loss, damping, dead_columns  see quant.solvers.base.Solution.
-    weight_error                 ||W - Q||_F / ||W||_F in float32; 0 for an all-zero weight.
+    weight_error                 ||W - Q||_F / ||W||_F in float32; 0 for an all-zero weight. W is
+                                 the weight that the transforms made.
     tokens                       calibration tokens that reached the layer; 0 without calibration.
     seconds                      the solver alone; the Hessian and its factor, which layers share,
                                  are in the stages.
     fallback                     what was done differently, as the options allowed; None: nothing.
+    transforms                   what each transform did, or why it could do nothing.
     """
 
     name: str
@@ -74,6 +48,7 @@ class LayerResult:
     tokens: int
     seconds: float
     fallback: str | None = None
+    transforms: list[str] = field(default_factory=list)
 
 
 Solved = list[tuple[LayerResult, QuantizedWeight]]
@@ -86,57 +61,64 @@ class BlockSolver:
     solved(layer) is called after every layer.
     """
 
-    plan: QuantizationPlan
+    config: QuantizationConfig
     block: nn.Module
     index: int
     name: str
     solved: Callable[[str], None]
 
     def group(
-        self, names: tuple[str, ...], hessian: Hessian | None, device: torch.device | None = None
+        self,
+        names: tuple[str, ...],
+        hessian: Hessian | None,
+        device: torch.device | None = None,
+        changed: Changed = UNCHANGED,
     ) -> Solved:
         """Quantize layers that share one Hessian, on `device` (None: where they are).
 
-        Their weights become the quantized values, and those come back on the CPU.
+        Their weights become the quantized values, and those come back on the CPU. The Hessian is
+        that of the inputs before transforms `changed` them.
         """
-        factor, tokens = None, 0
+        prepared, tokens = None, None
         if hessian is not None:
             tokens = hessian.tokens
-            factor = gptq.prepare(hessian.matrix(), self.plan.gptq, hessian.layer, tokens)
+            if self.config.solver.needs_calibration:
+                prepared = self._prepare(hessian, changed)
         linears = linear_layers(self.block)
         found = []
         for name in names:
-            found.append(self._layer(f"{self.name}.{name}", linears[name], factor, tokens, device))
-            self.solved(f"{self.name}.{name}")
+            layer = Layer(f"{self.name}.{name}", tokens, self.config.kernel)
+            found.append(self._layer(layer, linears[name], prepared, device, changed.notes))
+            self.solved(layer.name)
         return found
+
+    def _prepare(self, hessian: Hessian, changed: Changed) -> Any:
+        matrix = changed.hessian(hessian.matrix())
+        if self.config.solver.prepare is None:
+            return matrix
+        layer = Layer(hessian.layer, hessian.tokens, self.config.kernel)
+        return self.config.solver.prepare(matrix, self.config.options, layer)
 
     def _layer(
         self,
-        name: str,
+        layer: Layer,
         module: nn.Module,
-        factor: Factor | None,
-        tokens: int,
+        prepared: Any,
         device: torch.device | None,
+        notes: list[str],
     ) -> tuple[LayerResult, QuantizedWeight]:
-        scheme = self.plan.scheme
+        solver, scheme = self.config.solver, self.config.scheme
         begin = time.perf_counter()
         weight = weight_matrix(module).to(device).float()
-        if self.plan.method == "rtn":
-            solution = rtn.solve(weight, scheme, layer=name)
-        elif self.plan.method != "gptq":
-            raise QuantizationError(f"{name}: no solver is called {self.plan.method!r}.")
-        elif factor is None:
-            raise QuantizationError(f"{name}: gptq has no Hessian of this layer.")
-        else:
-            solution = gptq.solve(weight, factor, scheme, self.plan.gptq, layer=name, tokens=tokens)
+        solution = solver.solve(weight, scheme, prepared, self.config.options, layer)
         seconds = time.perf_counter() - begin
         quantized = solution.weight.dequantize()
         error = _relative_error(weight, quantized)
-        set_weight_matrix(module, quantized, name)
+        set_weight_matrix(module, quantized, layer.name)
         result = LayerResult(
-            name=name,
+            name=layer.name,
             block=self.index,
-            method=self.plan.method,
+            method=solver.name,
             scheme=scheme.name,
             outputs=weight.shape[0],
             inputs=weight.shape[1],
@@ -145,11 +127,34 @@ class BlockSolver:
             weight_error=error,
             damping=solution.damping,
             dead_columns=solution.dead_columns,
-            tokens=tokens,
+            tokens=layer.tokens or 0,
             seconds=seconds,
             fallback=solution.fallback,
+            transforms=notes,
         )
         return result, _on_cpu(solution.weight)
+
+
+def solve_groups(
+    solver: BlockSolver,
+    lanes: Lanes,
+    lane_of: Mapping[tuple[str, ...], int],
+    hessians: dict[tuple[str, ...], Hessian],
+    changed: Mapping[tuple[str, ...], Changed],
+) -> Solved:
+    """Solve groups, each on its lane; results in the order of the groups."""
+
+    def task(names: tuple[str, ...], lane: int) -> Solved:
+        # Taken out of the dictionary, so that it is freed as soon as its layers are solved.
+        hessian, device = hessians.pop(names), lanes.devices[lane] if lane else None
+        return solver.group(names, hessian, device, changed.get(names, UNCHANGED))
+
+    # Lane 0 works in this thread: the others get their tasks before it begins.
+    order = sorted(lane_of, key=lambda names: lane_of[names] == 0)
+    futures = {
+        names: lanes.run(lane_of[names], partial(task, names, lane_of[names])) for names in order
+    }
+    return [each for names in lane_of for each in futures[names].result()]
 
 
 def _relative_error(weight: Tensor, quantized: Tensor) -> float:

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Protocol, Self
 
 import torch
+from torch import Tensor
 
 from quant.calibrate.cost import StageCost, StageMeter
 from quant.calibrate.layers import LayerResult
@@ -50,6 +51,9 @@ class BlockSink(Protocol):
     def get(self, index: int) -> tuple[dict[str, QuantizedWeight], Finished]:
         """A finished block, as it was put."""
 
+    def beside(self, index: int) -> dict[str, Tensor]:
+        """What else a finished block holds, by full name, as it was put."""
+
 
 @dataclass
 class Kept:
@@ -66,6 +70,9 @@ class Kept:
         return lambda: None
 
     def get(self, index: int) -> tuple[dict[str, QuantizedWeight], Finished]:
+        raise NotImplementedError("nothing is finished before a run in memory begins")
+
+    def beside(self, index: int) -> dict[str, Tensor]:
         raise NotImplementedError("nothing is finished before a run in memory begins")
 
 

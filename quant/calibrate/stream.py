@@ -17,7 +17,7 @@ activations per block, 600 GB for OPT-175B, to save that.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -29,12 +29,11 @@ from transformers import PreTrainedModel
 
 from cuda_ext.ops import resolve_kernel
 from quant.blocks import (
-    Blocks,
     linear_layers,
     require_quantizable,
+    require_scheme_fits,
     require_sound,
     set_weight_matrix,
-    weight_matrix,
 )
 from quant.calibrate.activations import activation_store
 from quant.calibrate.capture import (
@@ -48,22 +47,23 @@ from quant.calibrate.capture import (
 from quant.calibrate.collect import Collected, Collector, require_finite
 from quant.calibrate.cost import StageCost, StageMeter
 from quant.calibrate.devices import Lanes
-from quant.calibrate.layers import METHODS, BlockSolver, LayerResult, QuantizationPlan, Solved
+from quant.calibrate.layers import BlockSolver, LayerResult, Solved, solve_groups
 from quant.calibrate.layout import BlockStructure, Layout, evaluation
+from quant.calibrate.neighbours import Names
 from quant.calibrate.operators import calibration_products
 from quant.calibrate.sink import STAGE, BlockSink, Finished, Kept, WriteBehind
 from quant.calibrate.source import BlockSource, LoadedModel, each_block
+from quant.calibrate.transform import BlockTransformer, Changed
 from quant.calibrate.windows import Batch, check_windows, make_batches
+from quant.config import QuantizationConfig
 from quant.hessian import Hessian
 from quant.memory.heaps import give_back, memory_kept
 from quant.products import torch_alone
-from quant.scheme import Scheme
 from quant.weight import QuantizedWeight
 
 __all__ = [
-    "METHODS",
     "LayerResult",
-    "QuantizationPlan",
+    "QuantizationConfig",
     "QuantizationResult",
     "Workplace",
     "check_streaming",
@@ -111,7 +111,7 @@ class QuantizationResult:
 def quantize_model(
     model: PreTrainedModel,
     calibration: Sequence[Tensor],
-    plan: QuantizationPlan,
+    config: QuantizationConfig,
     progress: Progress | None = None,
     workplace: Workplace | None = None,
 ) -> QuantizationResult:
@@ -119,7 +119,7 @@ def quantize_model(
 
     The model is modified in place: its weights become the dequantized values in their own dtype, so
     it is also the simulated quantized model. After an error it may be partly quantized.
-    calibration holds windows of token ids [tokens], any lengths; method "rtn" needs none.
+    calibration holds windows of token ids [tokens], any lengths; none where nothing needs them.
     progress(done, total, name) is called after every layer.
 
     Raises ModelLayoutError, SchemeError, NonFiniteError and CalibrationError before anything is
@@ -128,14 +128,14 @@ def quantize_model(
     source, kept = LoadedModel(model), Kept()
     for index, block in enumerate(source.blocks.modules):
         require_sound(block, source.blocks.block_name(index))
-    result = quantize_blocks(source, calibration, plan, kept, progress, workplace)
+    result = quantize_blocks(source, calibration, config, kept, progress, workplace)
     return QuantizationResult(kept.weights, result.layers, result.stages, result.host_peak_bytes)
 
 
 def quantize_blocks(
     source: BlockSource,
     calibration: Sequence[Tensor],
-    plan: QuantizationPlan,
+    config: QuantizationConfig,
     sink: BlockSink,
     progress: Progress | None = None,
     workplace: Workplace | None = None,
@@ -149,13 +149,13 @@ def quantize_blocks(
     thread worked is `StageCost.behind`.
     """
     require_quantizable(source.blocks)
-    require_scheme_fits(source.blocks, plan.scheme)
-    if plan.method != "rtn":
+    require_scheme_fits(source.blocks, config.scheme)
+    if config.needs_calibration:
         check_windows(calibration, source.model)
     workplace = workplace or Workplace()
     resumed = sink.finished
     devices = workplace.devices or (source.device,)
-    kernel = resolve_kernel(plan.gptq.kernel, source.device)
+    kernel = resolve_kernel(config.kernel, source.device)
     with (
         memory_kept(),
         StageMeter(source.device) as meter,
@@ -164,22 +164,14 @@ def quantize_blocks(
         Lanes(devices) as lanes,
         WriteBehind(meter, one_thread=source.device.type == "cpu") as writer,
     ):
-        run = _Run(source, plan, kernel, sink, meter, lanes, workplace, progress, writer, resumed)
+        run = _Run(source, config, kernel, sink, meter, lanes, workplace, progress, writer, resumed)
         run.recall()
-        if plan.method == "rtn":
-            _round(run)
+        if not config.needs_calibration:
+            _solve_blocks(run)
         elif resumed < len(source.blocks):
             _calibrate(run, calibration)
         writer.settle()
     return QuantizationResult({}, run.layers, meter.costs(), meter.host_peak_bytes, resumed)
-
-
-def require_scheme_fits(blocks: Blocks, scheme: Scheme) -> None:
-    """Raise SchemeError for the first linear layer that the scheme's groups do not divide."""
-    for index, block in enumerate(blocks.modules):
-        for name, module in linear_layers(block).items():
-            inputs = weight_matrix(module).shape[1]
-            scheme.groups(inputs, layer=f"{blocks.block_name(index)}.{name}")
 
 
 @dataclass
@@ -187,7 +179,7 @@ class _Run:
     """One quantization under way."""
 
     source: BlockSource
-    plan: QuantizationPlan
+    config: QuantizationConfig
     kernel: str
     sink: BlockSink
     meter: StageMeter
@@ -231,7 +223,7 @@ class _Run:
     def solver(self, index: int) -> BlockSolver:
         blocks = self.source.blocks
         name = blocks.block_name(index)
-        return BlockSolver(self.plan, blocks.modules[index], index, name, self.count)
+        return BlockSolver(self.config, blocks.modules[index], index, name, self.count)
 
     def hand_over(self, index: int, solved: Solved) -> None:
         """Give a finished block to the sink, with what it cost since the last one.
@@ -252,8 +244,8 @@ class _Run:
         return closing(each_block(self.source, first, partial(self.meter.stage, "read")))
 
 
-def _round(run: _Run) -> None:
-    """method=rtn: every block on its own."""
+def _solve_blocks(run: _Run) -> None:
+    """Without calibration: every block on its own."""
     with run.blocks(run.resumed) as blocks:
         for index in blocks:
             solver = run.solver(index)
@@ -264,12 +256,12 @@ def _round(run: _Run) -> None:
 
 
 def _calibrate(run: _Run, calibration: Sequence[Tensor]) -> None:
-    """method=gptq: every block on the outputs of the quantized blocks before it."""
+    """Every block on the outputs of the quantized blocks before it."""
     source, place = run.source, run.workplace
     with run.passing("layout"):
         layout = _layout(run, calibration)
     give_back()
-    batches = make_batches(calibration, run.plan.batch_tokens)
+    batches = make_batches(calibration, run.config.batch_tokens)
     with activation_store(place.activations, source.device, place.folder) as store:
         with run.passing("capture"):
             tokens = [batch.tokens for batch in batches]
@@ -312,11 +304,12 @@ def _quantize_block(
     captured: Capture,
 ) -> None:
     stages: list[tuple[tuple[str, ...], ...]] = [structure.groups]
-    if run.plan.true_sequential:
+    if run.config.sequential:
         stages = [(group,) for group in structure.groups]
     solved: Solved = []
     for groups in stages:
-        solved += _quantize_stage(run, index, structure, groups, batches, captured)
+        before = frozenset(layer.name for layer, _ in solved)
+        solved += _quantize_stage(run, index, structure, groups, batches, captured, before)
     run.hand_over(index, solved)
 
 
@@ -327,8 +320,12 @@ def _quantize_stage(
     groups: tuple[tuple[str, ...], ...],
     batches: list[Batch],
     captured: Capture,
+    before: frozenset[str],
 ) -> Solved:
-    """Collect the Hessians of some layers of a block in one pass, then solve those layers."""
+    """Collect the Hessians of some layers of a block in one pass, then solve those layers.
+
+    before  full names of the layers of the block that are solved already.
+    """
     solver, lanes = run.solver(index), run.lanes
     block = solver.block
     with run.passing("hessian"):
@@ -343,38 +340,44 @@ def _quantize_stage(
         finally:
             collector.close()
     give_back()
+    changed = _transform(run, index, structure, captured, collector.hessians, before)
     with run.meter.stage("solve"):
-        solved = _solve_groups(solver, lanes, collector.lane_of, collector.hessians)
+        solved = solve_groups(solver, lanes, collector.lane_of, collector.hessians, changed)
     give_back()
     return solved
 
 
-def _solve_groups(
-    solver: BlockSolver,
-    lanes: Lanes,
-    lane_of: dict[tuple[str, ...], int],
-    hessians: dict[tuple[str, ...], Hessian],
-) -> Solved:
-    """Solve groups, each on its lane; results in the order of the groups."""
-
-    def task(names: tuple[str, ...], lane: int) -> Solved:
-        # Taken out of the dictionary, so that it is freed as soon as its layers are solved.
-        return solver.group(names, hessians.pop(names), lanes.devices[lane] if lane else None)
-
-    # Lane 0 works in this thread: the others get their tasks before it begins.
-    order = sorted(lane_of, key=lambda names: lane_of[names] == 0)
-    futures = {
-        names: lanes.run(lane_of[names], partial(task, names, lane_of[names])) for names in order
-    }
-    return [each for names in lane_of for each in futures[names].result()]
+def _transform(
+    run: _Run,
+    index: int,
+    structure: BlockStructure,
+    captured: Capture,
+    hessians: Mapping[Names, Hessian],
+    solved: frozenset[str],
+) -> dict[Names, Changed]:
+    """Apply the transforms to layers whose Hessians are there; the first batch shows how."""
+    if not run.config.transforms:
+        return {}
+    block, name = run.source.blocks.modules[index], run.source.blocks.block_name(index)
+    with run.passing("transform"):
+        hidden = captured.hidden[0]
+        again = partial(run_block, block, structure, captured.calls[index][0], hidden)
+        transforms, model = run.config.transforms, run.source.model
+        worker = BlockTransformer(transforms, model, block, name, solved, hidden, again)
+        return worker.apply(hessians)
 
 
 def _put_back(run: _Run, index: int) -> None:
-    """Give block `index` the quantized values that an earlier run found."""
+    """Give block `index` the values that an earlier run found, quantized and beside them."""
+    model = run.source.model
     with run.meter.stage("resume"):
         weights, _ = run.sink.get(index)
         for name, weight in weights.items():
-            set_weight_matrix(run.source.model.get_submodule(name), weight.dequantize(), name)
+            set_weight_matrix(model.get_submodule(name), weight.dequantize(), name)
+        if run.config.transforms:  # nothing else changes what is beside the layers
+            for name, value in run.sink.beside(index).items():
+                path, _, attribute = name.rpartition(".")
+                getattr(model.get_submodule(path), attribute).copy_(value)
 
 
 def _advance(

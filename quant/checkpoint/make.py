@@ -14,20 +14,20 @@ from torch import Tensor
 from quant.calibrate.source import BlockSource
 from quant.calibrate.stream import (
     Progress,
-    QuantizationPlan,
     QuantizationResult,
     Workplace,
     quantize_blocks,
 )
 from quant.checkpoint.folder import sha256
 from quant.checkpoint.partial import ACTIVATIONS, Making, partial_artifact
+from quant.config import QuantizationConfig
 
 
 def quantize_to(
     target: str | Path,
     source: BlockSource,
     calibration: Sequence[Tensor],
-    plan: QuantizationPlan,
+    config: QuantizationConfig,
     *,
     model_hash: str,
     method: Mapping[str, Any],
@@ -51,14 +51,14 @@ def quantize_to(
         "dtype": str(source.model.dtype),
         "attention": source.model.config._attn_implementation,
         "device": source.device.type,
-        "plan": dataclasses.asdict(plan),
+        "quantization": config.identity(),
         "calibration": windows_hash(calibration),
     }
     folder = None if tokenizer is None else Path(tokenizer)
-    making = Making(Path(target), plan.scheme, identity, method, folder)
+    making = Making(Path(target), config.scheme, identity, method, folder)
     workplace = dataclasses.replace(workplace, folder=making.folder / ACTIVATIONS)
     with partial_artifact(making, source) as partial:
-        return quantize_blocks(source, calibration, plan, partial, progress, workplace)
+        return quantize_blocks(source, calibration, config, partial, progress, workplace)
 
 
 def files_hash(folder: Path) -> str:

@@ -27,6 +27,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from quant.blocks import linear_layers, weight_matrix
@@ -70,7 +71,7 @@ class Making:
     """What an artifact is made of besides its blocks.
 
     identity  everything that decides the result, as JSON: hashes of model and calibration, the
-              plan, versions. A run goes on with what another left only if this is the same.
+              configuration, versions. A run goes on with what another left only if it is the same.
     method    goes into config.json, see quant.save.
     """
 
@@ -152,6 +153,19 @@ class PartialArtifact:
                 packed["g_idx"] = tensors[f"{layer.name}.g_idx"]
             weights[layer.name] = unpack(packed, self._making.scheme, layer.inputs)
         return weights, made
+
+    def beside(self, index: int) -> dict[str, Tensor]:
+        """Read back the tensors of a finished block that are of no quantized weight."""
+        note = self._notes[index]
+        layers = [layer["name"] for layer in note["layers"]]
+        packed = tuple(f"{layer}." for layer in layers)
+        biases = {f"{layer}.bias" for layer in layers}
+        tensors = load_file(self._folder / note["file"])
+        return {
+            name: tensor
+            for name, tensor in tensors.items()
+            if name in biases or not name.startswith(packed)
+        }
 
     def complete(self) -> None:
         """Write what is not in a block and let the artifact appear at its place, all at once."""

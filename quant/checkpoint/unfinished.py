@@ -12,7 +12,7 @@ from pathlib import Path
 
 from quant.checkpoint.partial import note_file, working_folder
 
-# What a run that continues does again: with method=gptq it runs the finished blocks once more
+# What a run that continues does again: with calibration it runs the finished blocks once more
 # (quant.calibrate.stream).
 _DONE_AGAIN = ("layout", "capture", "read", "forward", "resume")
 
@@ -32,7 +32,7 @@ def finished_blocks(target: str | Path) -> list[FinishedBlock]:
     while True:
         try:
             note = json.loads(note_file(folder, len(found)).read_text(encoding="utf-8"))
-            again = () if note["layers"][0]["method"] == "rtn" else _DONE_AGAIN
+            again = _DONE_AGAIN if note["layers"][0]["tokens"] else ()
             kept = [cost["seconds"] for cost in note["stages"] if cost["name"] not in again]
             found.append(FinishedBlock(len(note["layers"]), sum(kept)))
         except (OSError, ValueError, LookupError, TypeError):

@@ -16,21 +16,14 @@ from transformers import PreTrainedModel
 
 from quant.blocks import find_blocks, linear_layers, weight_matrix
 from quant.calibrate.activations import PLACES
-from quant.calibrate.layers import QuantizationPlan
+from quant.config import QuantizationConfig
 from quant.errors import QuantizationError
 from quant.hessian import BLOCKS
 from quant.memory.limits import Limits
 from quant.products import strips
+from quant.scheme import Scheme
 from quant.solvers.columns import PANEL
 
-# Float32 matrices of [inputs, inputs] that live at once while one is factored, beside the sum
-# itself. Measured: 3.2, with act-order 4.0; kernel=reference, LAPACK's copies included, 5.0.
-FACTOR_COPIES = 5
-# Of those while its layers are solved: the root, and with kernel=reference its inverse being made.
-ROOT_COPIES = 3
-# Float32 matrices of [outputs, inputs] that live at once while a layer is solved and its error is
-# taken. Measured: 4.5 for GPTQ, 4.4 for RTN.
-SOLVER_COPIES = 5
 # oneDNN compiles a kernel for every shape of a product and keeps the last 1024. Measured: 0.5 to
 # 0.8 MB each, flat from 1024 on.
 PRODUCT_BYTES, PRODUCTS_KEPT = 800_000, 1024
@@ -147,7 +140,7 @@ def model_shape(model: PreTrainedModel) -> ModelShape:
 
 def plan_quantization(
     shape: ModelShape,
-    plan: QuantizationPlan,
+    config: QuantizationConfig,
     tokens: int,
     window: int,
     limits: Limits,
@@ -158,8 +151,8 @@ def plan_quantization(
     limits.device None means that blocks run on the CPU. activations "auto" takes the fastest place
     with enough room. Raises MemoryPlanError with the figures when nothing fits.
     """
-    items = list(_quantization_items(shape, plan, window, limits.device is not None))
-    if plan.method == "rtn":
+    items = list(_quantization_items(shape, config, window, limits.device is not None))
+    if not config.needs_calibration:
         tokens = 0
     return _place(items, tokens * shape.hidden * shape.itemsize, limits, activations)
 
@@ -203,37 +196,41 @@ def size(count: int) -> str:
 
 
 def _quantization_items(
-    shape: ModelShape, plan: QuantizationPlan, window: int, on_gpu: bool
+    shape: ModelShape, config: QuantizationConfig, window: int, on_gpu: bool
 ) -> Iterator[Item]:
     here = ON_DEVICE if on_gpu else IN_HOST
     yield from _weights(shape, on_gpu)
-    yield from _quantized(shape, plan)
-    roots = 0 if plan.method == "rtn" else ROOT_COPIES
-    solver = 4 * max(SOLVER_COPIES * m * n + roots * n * n for m, n in shape.layers)
+    yield from _quantized(shape, config.scheme)
+    memory = config.solver.memory
+    solver = 4 * max(memory.weights * m * n + memory.prepared * n * n for m, n in shape.layers)
     yield Item("the largest layer in the solver", solver, here, ("sweep",))
-    if plan.method == "rtn":
+    if not config.needs_calibration:
         return
-    if not on_gpu and plan.gptq.kernel != "reference":
+    if not on_gpu and config.kernel != "reference":
         compiled = min(_product_shapes(shape), PRODUCTS_KEPT)
         yield Item("kernels that oneDNN compiles", compiled * PRODUCT_BYTES, IN_HOST)
     inputs = [inputs for _, inputs in shape.layers]
-    at_once = max(window, plan.batch_tokens)
+    at_once = max(window, config.batch_tokens)
     # Layers with one input share a Hessian, which shows only when the model runs.
     hessians = [4 * n * n for n in inputs]
-    held = max(hessians) if plan.true_sequential else sum(hessians)
+    held = max(hessians) if config.sequential else sum(hessians)
+    preparing = 4 * memory.preparing * max(inputs) ** 2
     yield Item("Hessians of a block (q, k, v share one)", held, here, ("factor", "sweep"))
-    yield Item("the largest factorization", FACTOR_COPIES * 4 * max(inputs) ** 2, here, ("factor",))
+    yield Item("the largest factorization", preparing, here, ("factor",))
     yield Item("Hessians of a block, being collected", held, here, ("collect",))
     yield Item("a batch inside a block", _inside(shape, at_once), here, ("collect",))
     yield Item("product of the widest inputs", 4 * max(inputs) ** 2, here, ("collect",))
     yield Item("logits of a window, twice", 2 * _logits(shape, window), here, ("check",))
+    if config.transforms:
+        # What every module of a block makes is kept while the block is watched.
+        yield Item("a batch inside a block, watched", _inside(shape, at_once), here, ("collect",))
 
 
-def _quantized(shape: ModelShape, plan: QuantizationPlan) -> Iterator[Item]:
+def _quantized(shape: ModelShape, scheme: Scheme) -> Iterator[Item]:
     """The block that is being made, and the one before it, which a thread packs and writes."""
     codes = [outputs * inputs for outputs, inputs in shape.layers]  # a byte each
-    stored = [int(n * m * plan.scheme.bits_per_weight(n) / 8) for m, n in shape.layers]
-    held = sum(codes) + sum(stored) - sum(codes) * plan.scheme.bits // 8  # with their grids
+    stored = [int(n * m * scheme.bits_per_weight(n) / 8) for m, n in shape.layers]
+    held = sum(codes) + sum(stored) - sum(codes) * scheme.bits // 8  # with their grids
     # Measured: what is stored, and the largest layer of it once more.
     packed = sum(stored) + max(stored)
     beside = max(0, shape.block_bytes - sum(codes) * shape.itemsize)

@@ -3,33 +3,39 @@
 Algorithm 1 of the paper: with H^-1 = U^T U, quantizing column j leaves the error
 e = (w_j - q_j) / U_jj, and subtracting e U_j,k from every later column k is the optimal update of
 equation 2. Later columns are updated at once inside a block and once per block beyond it.
+
+Importing this module does not import torch (quant.solvers.base): its functions do.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
-from cuda_ext.ops import resolve_kernel
 from quant.errors import NonFiniteError
-from quant.grid import Grid, assemble, check_finite, find_grid, working
-from quant.hessian import Factor, factorize
-from quant.scheme import Scheme
-from quant.solvers.base import Solution
-from quant.solvers.columns import Groups, stack_grids, sweep
+from quant.solvers.base import Layer, Memory, Solution, Solver
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from quant.grid import Grid
+    from quant.hessian import Factor
+    from quant.scheme import Scheme
+    from quant.solvers.columns import Groups
 
 GROUP_GRIDS = ("current", "stale")
 
 
 @dataclass(frozen=True)
-class GPTQOptions:
-    """How the solver walks through a layer.
+class Options:
+    """How the solver walks through a layer, and through the layers of a block.
 
     damping        times mean(diag H), added to the diagonal; 0.01 in the paper.
+    damping_ladder shares to try, in turn, when the Hessian is singular with `damping`; every step
+                   is larger than the one before. Empty, the default: that is an error. A step that
+                   was needed is the Solution's `fallback`.
     block_size     columns between two lazy batch updates; changes speed, not results (except with
                    stale grids).
     act_order      sweep over inputs by descending H_jj. Groups are then made of columns that are
@@ -40,26 +46,23 @@ class GPTQOptions:
                    "stale": from the weights as they were when the current block of block_size
                    columns began; that is what the authors' code does, and differs from "current"
                    for groups that begin inside a block (groups smaller than block_size).
-    damping_ladder shares to try, in turn, when the Hessian is singular with `damping`; every step
-                   is larger than the one before. Empty, the default: that is an error. A step that
-                   was needed is the Solution's `fallback`.
-    kernel         what carries out the sweep: "reference" is Algorithm 1 of the paper in plain
-                   PyTorch; "cpu" and "cuda" are the fused operator of cuda_ext, whose results
-                   differ by rounding (quant.solvers.columns); "auto" is the operator of the device
-                   where it can be had, with a line in the log where it cannot.
+    true_sequential  collect Hessians stage by stage inside a block instead of all at once: q k v,
+                   output, up and gate, down, each on the quantized layers before it.
 
     Raises ValueError, one sentence with the way out, for what cannot be.
     """
 
     damping: float = 0.01
+    damping_ladder: tuple[float, ...] = ()
     block_size: int = 128
     act_order: bool = False
     static_groups: bool = False
     group_grid: str = "current"
-    damping_ladder: tuple[float, ...] = ()
-    kernel: str = "auto"
+    true_sequential: bool = False
 
     def __post_init__(self) -> None:
+        # A configuration has a list; equal options are to be equal, and hashable.
+        object.__setattr__(self, "damping_ladder", tuple(self.damping_ladder))
         if not (math.isfinite(self.damping) and self.damping >= 0):
             raise ValueError(
                 f"damping={self.damping} is not a share of the Hessian's mean diagonal; "
@@ -87,42 +90,46 @@ class GPTQOptions:
             )
 
 
-DEFAULT_OPTIONS = GPTQOptions()
+DEFAULT_OPTIONS, ANY_LAYER = Options(), Layer()
 
 
-@torch.no_grad()
 def solve(
     weight: Tensor,
-    hessian: Tensor | Factor,
     scheme: Scheme,
-    options: GPTQOptions = DEFAULT_OPTIONS,
-    layer: str = "this layer",
-    tokens: int | None = None,
+    prepared: Factor,
+    options: Options = DEFAULT_OPTIONS,
+    layer: Layer = ANY_LAYER,
 ) -> Solution:
-    """Quantize weight [out, in] against H [in, in] = 2/n * sum x x^T.
+    """Quantize weight [out, in] against the Hessian that `prepare` factored, with these options.
 
-    Computed in float32, or in float64 if weight or hessian is; weight is left as it is. A Factor
-    made by `prepare` with the same options stands for the Hessian of several layers with the same
-    inputs. Weights of dead inputs become 0 before any grid is computed. `tokens`, how many went
-    into H, makes errors say more. Raises SchemeError, NonFiniteError, SingularHessianError and
-    QuantizationError (a scale beyond scheme.scale_dtype), all naming the layer.
+    Computed in float32, or in float64 if weight or Hessian is; weight is left as it is. Weights of
+    dead inputs become 0 before any grid is computed. layer.kernel carries out the sweep:
+    "reference" is Algorithm 1 of the paper in plain PyTorch; "cpu" and "cuda" are the fused
+    operator of cuda_ext, whose results differ by rounding (quant.solvers.columns). Raises
+    SchemeError, NonFiniteError, SingularHessianError and QuantizationError (a scale beyond
+    scheme.scale_dtype), all naming the layer.
     """
-    layer = layer or "this layer"
-    inputs = weight.shape[1]
-    groups = scheme.groups(inputs, layer)
-    check_finite(weight, layer)
-    factor = hessian if isinstance(hessian, Factor) else prepare(hessian, options, layer, tokens)
-    _check_factor(factor, options, inputs, layer)
+    import torch
+
+    from cuda_ext.ops import resolve_kernel
+    from quant.grid import assemble, check_finite, working
+    from quant.solvers.columns import sweep
+
+    factor, inputs = prepared, weight.shape[1]
+    groups = scheme.groups(inputs, layer.name)
+    weight = weight.detach()
+    check_finite(weight, layer.name)
+    _check_factor(factor, options, inputs, layer.name)
     dtype = torch.promote_types(working(weight).dtype, factor.root.dtype)
-    weight = weight.detach().to(dtype)
+    weight = weight.to(dtype)
     dead = int(factor.dead.sum())
     if dead:
         weight = weight.masked_fill(factor.dead, 0)
-    groups_of = _plan_groups(weight, factor.order, groups, scheme, options, layer)
+    groups_of = _plan_groups(weight, factor.order, groups, scheme, options, layer.name)
     columns = weight.T if factor.order is None else weight.T[factor.order]
-    kernel = resolve_kernel(options.kernel, weight.device)
+    kernel = resolve_kernel(layer.kernel, weight.device)
     columns = columns.contiguous()
-    codes, loss = sweep(columns, factor, groups_of, scheme, options.block_size, kernel, layer)
+    codes, loss = sweep(columns, factor, groups_of, scheme, options.block_size, kernel, layer.name)
     group_index = None
     if factor.order is not None:
         codes = torch.empty_like(codes).index_copy_(0, factor.order, codes)
@@ -130,7 +137,7 @@ def solve(
             swept = torch.tensor(groups_of.index, dtype=torch.int32, device=codes.device)
             group_index = torch.empty_like(swept).index_copy_(0, factor.order, swept)
     quantized = assemble(codes.T.contiguous(), _stack(groups_of.grids), scheme, group_index)
-    return Solution(quantized, _finite(loss, layer), factor.damping, dead, _fallback(factor))
+    return Solution(quantized, _finite(loss, layer.name), factor.damping, dead, _fallback(factor))
 
 
 def _finite(loss: float, layer: str) -> float:
@@ -149,24 +156,45 @@ def _fallback(factor: Factor) -> str | None:
 
 
 def prepare(
-    hessian: Tensor,
-    options: GPTQOptions = DEFAULT_OPTIONS,
-    layer: str = "this layer",
-    tokens: int | None = None,
+    hessian: Tensor, options: Options = DEFAULT_OPTIONS, layer: Layer = ANY_LAYER
 ) -> Factor:
-    """Condition and factor H [in, in] once, for all the layers that see the same inputs."""
+    """Condition and factor H [in, in] = 2/n * sum x x^T for the layers that see the same inputs."""
+    from cuda_ext.ops import resolve_kernel
+    from quant.hessian import factorize
+
     return factorize(
         hessian,
         options.damping,
         options.act_order,
-        layer,
-        tokens,
+        layer.name,
+        layer.tokens,
         ladder=options.damping_ladder,
-        blocked=resolve_kernel(options.kernel, hessian.device) != "reference",
+        blocked=resolve_kernel(layer.kernel, hessian.device) != "reference",
     )
 
 
-def _check_factor(factor: Factor, options: GPTQOptions, inputs: int, layer: str) -> None:
+def sequential(options: Options) -> bool:
+    """Whether Hessians are collected stage by stage inside a block."""
+    return options.true_sequential
+
+
+def describe(options: Options) -> list[str]:
+    """The options that are not the defaults, as tables name them."""
+    labels = {
+        "damping": f"damp {options.damping}",
+        "damping_ladder": f"damp ladder {list(options.damping_ladder)}",
+        "block_size": f"block {options.block_size}",
+        "act_order": "act-order",
+        "static_groups": "static groups",
+        "group_grid": f"{options.group_grid} grids",
+        "true_sequential": "true-sequential",
+    }
+    names = [field.name for field in fields(options)]
+    changed = [n for n in names if getattr(options, n) != getattr(DEFAULT_OPTIONS, n)]
+    return [labels[name] for name in changed]
+
+
+def _check_factor(factor: Factor, options: Options, inputs: int, layer: str) -> None:
     if len(factor.root) != inputs:
         raise ValueError(
             f"{layer}: the Hessian is for {len(factor.root)} inputs, the weight has {inputs}."
@@ -184,10 +212,13 @@ def _plan_groups(
     order: Tensor | None,
     groups: int,
     scheme: Scheme,
-    options: GPTQOptions,
+    options: Options,
     layer: str,
 ) -> Groups:
     """The grid of each group (None: to be found during the sweep) and the group of each step."""
+    from quant.grid import Grid, find_grid
+    from quant.solvers.columns import Groups
+
     stale = options.group_grid == "stale"
     outputs, inputs = weight.shape
     size = inputs // groups
@@ -205,9 +236,29 @@ def _plan_groups(
 
 def _stack(grids: list[Grid | None]) -> Grid:
     """The grids of all groups as one, rows of the same output beside each other."""
+    from quant.grid import Grid
+    from quant.solvers.columns import stack_grids
+
     rows = stack_grids(grids)
 
     def flat(part: Tensor | None) -> Tensor | None:
         return None if part is None else part.T.reshape(-1)
 
     return Grid(rows.scale.T.reshape(-1), flat(rows.zero), flat(rows.negative_scale))
+
+
+SOLVER = Solver(
+    name="gptq",
+    label="GPTQ",
+    solve=solve,
+    options=Options,
+    needs_calibration=True,
+    uses_kernel=True,
+    prepare=prepare,
+    # Measured: weights 4.5; preparing 3.2, with act-order 4.0, with the copies of LAPACK
+    # (kernel=reference) 5.0. Held: the root, and with kernel=reference its inverse being made.
+    memory=Memory(weights=5, prepared=3, preparing=5),
+    version=2,
+    sequential=sequential,
+    describe=describe,
+)

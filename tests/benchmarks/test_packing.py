@@ -4,6 +4,7 @@ import pytest
 
 from benchmarks import packing
 from benchmarks.scaling_time import Case
+from quant.solvers import gptq
 
 
 def test_the_tables_are_made(
@@ -11,7 +12,7 @@ def test_the_tables_are_made(
 ) -> None:
     monkeypatch.setattr(packing, "WIDTHS", (128,))
     monkeypatch.setattr(packing, "ROUNDS", 1)
-    monkeypatch.setattr(packing, "RUNS", (("gptq", Case(128, 128, 2, 256)),))
+    monkeypatch.setattr(packing, "RUNS", ((gptq.SOLVER, Case(128, 128, 2, 256)),))
     begun: list[object] = []
     begin = packing.WriteBehind.begin
     monkeypatch.setattr(

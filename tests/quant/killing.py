@@ -14,13 +14,14 @@ from typing import Any
 import torch
 from architectures import random_windows
 
-from quant.calibrate.layers import BlockSolver, QuantizationPlan
+from quant.calibrate.layers import BlockSolver
 from quant.calibrate.stream import QuantizationResult, Workplace
 from quant.checkpoint import partial
 from quant.checkpoint.make import files_hash, quantize_to
 from quant.checkpoint.source import CheckpointSource
+from quant.config import QuantizationConfig
 from quant.scheme import Scheme
-from quant.solvers.gptq import GPTQOptions
+from quant.solvers import gptq, rtn
 
 CONTEXT = multiprocessing.get_context("forkserver")
 # Heavy ones, and none that only the path of the tests would find.
@@ -34,22 +35,24 @@ CONTEXT.set_forkserver_preload(
 )
 
 SCHEME = Scheme(4, group_size=16)
+METHODS = {
+    "rtn": (rtn.SOLVER, None),
+    "gptq": (gptq.SOLVER, gptq.Options(act_order=True, damping=0.1)),
+}
 
 
 def make(
     model: Path, target: Path, activations: str = "cpu", method: str = "gptq"
 ) -> QuantizationResult:
     """Quantize the folder `model` into `target`: act-order, so that groups are scattered."""
-    plan = QuantizationPlan(method, SCHEME, batch_tokens=50)
-    if method == "gptq":
-        options = GPTQOptions(act_order=True, damping=0.1)
-        plan = QuantizationPlan(method, SCHEME, options, batch_tokens=50)
+    solver, options = METHODS[method]
+    config = QuantizationConfig(solver, SCHEME, options, batch_tokens=50)
     with CheckpointSource(model, torch.float32) as source:
         return quantize_to(
             target,
             source,
-            random_windows(5) if method == "gptq" else [],
-            plan,
+            random_windows(5) if config.needs_calibration else [],
+            config,
             model_hash=files_hash(model),
             method={"name": method},
             workplace=Workplace(activations=activations),

@@ -14,9 +14,9 @@ import torch
 from killing import CONTEXT
 
 from quant.calibrate.cost import _resident_bytes
-from quant.calibrate.layers import QuantizationPlan
 from quant.checkpoint.make import quantize_to
 from quant.checkpoint.source import CheckpointSource
+from quant.config import QuantizationConfig
 from quant.memory.heaps import give_back, keep_freed_memory
 from quant.memory.limits import Limits
 from quant.memory.plan import IN_HOST, MemoryPlan, ModelShape, model_shape, plan_quantization
@@ -42,10 +42,12 @@ class Measured:
         return self.plan.needed(IN_HOST)
 
 
-def measure(model: Path, plan: QuantizationPlan, windows: list[torch.Tensor]) -> Measured | None:
+def measure(
+    model: Path, config: QuantizationConfig, windows: list[torch.Tensor]
+) -> Measured | None:
     """Quantize the folder `model`; None where the C library does not do as it is asked."""
     here, there = CONTEXT.Pipe()
-    process = CONTEXT.Process(target=_measure, args=(there, model, plan, windows))
+    process = CONTEXT.Process(target=_measure, args=(there, model, config, windows))
     process.start()
     there.close()
     found = here.recv()
@@ -55,37 +57,37 @@ def measure(model: Path, plan: QuantizationPlan, windows: list[torch.Tensor]) ->
 
 
 def _measure(
-    results: Connection, model: Path, plan: QuantizationPlan, windows: list[torch.Tensor]
+    results: Connection, model: Path, config: QuantizationConfig, windows: list[torch.Tensor]
 ) -> None:
     torch.set_num_threads(1)
     if not keep_freed_memory():
         results.send(None)
         return
     with tempfile.TemporaryDirectory() as folder:
-        _quantize(model, Path(folder) / "warm", plan, windows)  # libraries take memory once
+        _quantize(model, Path(folder) / "warm", config, windows)  # libraries take memory once
         give_back()
         before = _resident_bytes()
         forget_peak()
-        stages = _quantize(model, Path(folder) / "measured", plan, windows)
+        stages = _quantize(model, Path(folder) / "measured", config, windows)
         top = _high_water_bytes()
         after = _resident_bytes()
         for turn in range(REPEATS):
-            _quantize(model, Path(folder) / f"again-{turn}", plan, windows)
+            _quantize(model, Path(folder) / f"again-{turn}", config, windows)
         later = _resident_bytes()
     with CheckpointSource(model, torch.float32) as source:
         shape = model_shape(source.model)
     tokens, window = sum(map(len, windows)), max(map(len, windows))
-    planned = plan_quantization(shape, plan, tokens, window, Limits(), "cpu")
+    planned = plan_quantization(shape, config, tokens, window, Limits(), "cpu")
     above = {name: peak - before for name, peak in stages.items()}
     results.send(Measured(shape, planned, top - before, later - after, above))
 
 
 def _quantize(
-    model: Path, target: Path, plan: QuantizationPlan, windows: list[torch.Tensor]
+    model: Path, target: Path, config: QuantizationConfig, windows: list[torch.Tensor]
 ) -> dict[str, int]:
     with CheckpointSource(model, torch.float32) as source:
         result = quantize_to(
-            target, source, windows, plan, model_hash="m", method={"name": plan.method}
+            target, source, windows, config, model_hash="m", method={"name": config.solver.name}
         )
     return {stage.name: stage.peak_bytes or 0 for stage in result.stages}
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.config.schema import CalibConfig, DocumentsConfig
+from harness.data.config import CalibConfig, DocumentsConfig
 from harness.data import protocols
 from harness.data.protocols import CALIBRATION, TokenWindows
 

@@ -19,8 +19,10 @@ from harness.models.checkpoints import find_checkpoint
 from harness.records.record import Record
 from harness.run.events import Event, Failed
 from harness.run.stage import run_cell
-from quant.calibrate.stream import QuantizationPlan, quantize_model
+from quant.calibrate.stream import quantize_model
+from quant.config import QuantizationConfig
 from quant.scheme import Scheme
+from quant.solvers import rtn
 
 Make = Callable[..., CellConfig]
 
@@ -31,7 +33,7 @@ def checkpoints(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> d
     parent = tmp_path_factory.mktemp("checkpoints")
     model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
     scheme = Scheme(4, group_size=16, symmetric=True)
-    weights = quantize_model(model, [], QuantizationPlan(method="rtn", scheme=scheme)).weights
+    weights = quantize_model(model, [], QuantizationConfig(rtn.SOLVER, scheme)).weights
     method = {"name": "rtn"}
     found = {
         "artifact": quant.save(parent / "a", model, weights, method=method, tokenizer=tiny_model)
@@ -93,7 +95,7 @@ def test_a_streamed_checkpoint_of_ragged_shapes_counts_every_layer(
 ) -> None:
     """Per row, wide layers store fewer bits a weight than narrow ones: 32 and 64 inputs here."""
     model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
-    weights = quantize_model(model, [], QuantizationPlan(method="rtn", scheme=Scheme(4))).weights
+    weights = quantize_model(model, [], QuantizationConfig(rtn.SOLVER, Scheme(4))).weights
     folder = quant.save(tmp_path / "rows", model, weights, method={}, tokenizer=tiny_model)
     record = measure(loaded_cell(tiny_cell, folder, "runtime.stream=always"))
     # A block: four layers of 32 x 32, fc1 64 x 32, fc2 32 x 64; a row takes 16 + 4 bits beside.
@@ -289,7 +291,7 @@ def test_inspect_says_what_is_doubtful(
 ) -> None:
     """An asymmetric version 2 that calls itself version 1: every weight is off by one step."""
     model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
-    plan = QuantizationPlan(method="rtn", scheme=Scheme(4))
+    plan = QuantizationConfig(rtn.SOLVER, Scheme(4))
     weights = quantize_model(model, [], plan).weights
     next(iter(weights.values())).zero[:2] = 15  # read as version 1: 0
     folder = quant.save(tmp_path / "a", model, weights, method={}, tokenizer=tiny_model)

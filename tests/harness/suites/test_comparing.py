@@ -16,8 +16,9 @@ from harness.suites import comparing
 from harness.suites.base import SuiteContext
 from harness.suites.comparing import DivergenceError, compare
 from harness.suites.divergence import Config
-from quant import QuantizationPlan, Scheme, load, quantize_model, save
+from quant import QuantizationConfig, Scheme, load, quantize_model, save
 from quant.linear import QuantLinear
+from quant.solvers import rtn
 
 VOCABULARY = 128
 
@@ -38,7 +39,7 @@ def tiny() -> LlamaForCausalLM:
 @pytest.fixture(scope="module")
 def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model, folder = tiny(), tmp_path_factory.mktemp("artifact") / "q"
-    result = quantize_model(model, [], QuantizationPlan("rtn", Scheme(3, 32)))
+    result = quantize_model(model, [], QuantizationConfig(rtn.SOLVER, Scheme(3, 32)))
     save(folder, model, result.weights, method={"name": "rtn"})
     return folder
 

@@ -7,10 +7,11 @@ import torch
 from architectures import random_windows, tiny_model
 
 from quant.calibrate.activations import Activations, activation_store
-from quant.calibrate.layers import QuantizationPlan
 from quant.calibrate.stream import Workplace, quantize_model
+from quant.config import QuantizationConfig
 from quant.errors import QuantizationError
 from quant.scheme import Scheme
+from quant.solvers import gptq
 
 CPU = torch.device("cpu")
 
@@ -66,7 +67,7 @@ def test_the_place_changes_no_bit_of_the_result(tmp_path: Path) -> None:
     found = []
     for place in ("cpu", "disk"):
         workplace = Workplace(activations=place, folder=tmp_path / "a")
-        plan = QuantizationPlan("gptq", Scheme(3, group_size=16), batch_tokens=50)
+        plan = QuantizationConfig(gptq.SOLVER, Scheme(3, group_size=16), batch_tokens=50)
         found.append(quantize_model(tiny_model("opt"), random_windows(5), plan, None, workplace))
     for name, weight in found[0].weights.items():
         assert torch.equal(weight.codes, found[1].weights[name].codes)

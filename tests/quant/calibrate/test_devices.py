@@ -11,18 +11,19 @@ from hypothesis import strategies as st
 
 from quant.calibrate import collect, layers
 from quant.calibrate.devices import Lanes, assign, visible_devices
-from quant.calibrate.layers import QuantizationPlan
 from quant.calibrate.stream import QuantizationResult, Workplace, quantize_model
+from quant.config import QuantizationConfig
 from quant.errors import NonFiniteError
 from quant.hessian import Hessian
 from quant.scheme import Scheme
+from quant.solvers import gptq
 
 CPU = torch.device("cpu")
-PLAN = QuantizationPlan("gptq", Scheme(4, group_size=16), batch_tokens=50)
+PLAN = QuantizationConfig(gptq.SOLVER, Scheme(4, group_size=16), batch_tokens=50)
 
 
 def spread_over(
-    count: int, name: str = "llama", plan: QuantizationPlan = PLAN
+    count: int, name: str = "llama", plan: QuantizationConfig = PLAN
 ) -> QuantizationResult:
     windows = random_windows(5)
     return quantize_model(tiny_model(name), windows, plan, None, Workplace((CPU,) * count))
@@ -48,7 +49,9 @@ def test_more_devices_than_work_change_nothing(count: int) -> None:
 
 
 def test_true_sequential_order_is_kept() -> None:
-    plan = QuantizationPlan("gptq", Scheme(3, group_size=16), true_sequential=True)
+    plan = QuantizationConfig(
+        gptq.SOLVER, Scheme(3, group_size=16), gptq.Options(true_sequential=True)
+    )
     same(spread_over(1, plan=plan), spread_over(2, plan=plan))
 
 

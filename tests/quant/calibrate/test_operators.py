@@ -14,9 +14,10 @@ from cuda_ext import attention, ops, packed
 from quant import products
 from quant.calibrate.capture import check_streaming, streamed_logits
 from quant.calibrate.operators import calibration_products
-from quant.calibrate.stream import QuantizationPlan, quantize_model
+from quant.calibrate.stream import quantize_model
+from quant.config import QuantizationConfig
 from quant.scheme import Scheme
-from quant.solvers.gptq import GPTQOptions
+from quant.solvers import gptq
 
 attend = functional.scaled_dot_product_attention
 
@@ -212,7 +213,7 @@ def test_streamed_blocks_agree_with_torchs(calls, name):
 def test_quantization_uses_it_with_every_kernel_but_the_reference(calls, name):
     losses = {}
     for kernel in ("reference", "cpu"):
-        plan = QuantizationPlan("gptq", Scheme(4, 16), gptq=GPTQOptions(kernel=kernel))
+        plan = QuantizationConfig(gptq.SOLVER, Scheme(4, 16), kernel=kernel)
         result = quantize_model(heads_of_16(name), windows(4), plan)
         losses[kernel] = torch.tensor([layer.loss for layer in result.layers])
         assert bool(calls) == (kernel == "cpu")

@@ -14,16 +14,18 @@ from architectures import BLOCKS, random_windows, tiny_model
 
 from quant.calibrate import sink
 from quant.calibrate.cost import StageMeter
-from quant.calibrate.layers import QuantizationPlan
 from quant.calibrate.sink import Finished, Kept, WriteBehind
 from quant.calibrate.source import LoadedModel
 from quant.calibrate.stream import QuantizationResult, quantize_blocks
 from quant.checkpoint import partial
+from quant.config import QuantizationConfig
 from quant.errors import ArtifactError
 from quant.scheme import Scheme
+from quant.solvers import gptq, rtn
 from quant.weight import QuantizedWeight
 
 SCHEME = Scheme(4, group_size=16)
+SOLVERS = {"rtn": rtn.SOLVER, "gptq": gptq.SOLVER}
 Keep = Callable[[int], None]
 
 
@@ -63,7 +65,7 @@ def run(
     return quantize_blocks(
         LoadedModel(tiny_model("llama")),
         windows,
-        QuantizationPlan(method, SCHEME),
+        QuantizationConfig(SOLVERS[method], SCHEME),
         watched,
         lambda _, __, name: at_layer(int(name.split(".")[2])),
     )

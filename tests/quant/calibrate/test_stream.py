@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,17 +15,25 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from harness.records.record import LayerReport
 from quant.blocks import find_blocks, linear_layers, weight_matrix
 from quant.calibrate import collect
-from quant.calibrate.stream import LayerResult, QuantizationPlan, quantize_model, streamed_logits
+from quant.calibrate.stream import LayerResult, quantize_model, streamed_logits
+from quant.config import QuantizationConfig
 from quant.scheme import Scheme
 from quant.solvers import gptq, rtn
-from quant.solvers.gptq import GPTQOptions
+from quant.solvers.base import Layer, Solver
 
 STAGES = ["layout", "capture", "read", "hessian", "solve", "write", "forward"]
+SOLVERS = {"rtn": rtn.SOLVER, "gptq": gptq.SOLVER}
 W4G16 = Scheme(bits=4, group_size=16, scale_dtype="float32")
 
 
-def gptq_plan(scheme: Scheme = W4G16, **settings: object) -> QuantizationPlan:
-    return QuantizationPlan("gptq", scheme, **settings)  # type: ignore[arg-type]
+def gptq_plan(
+    scheme: Scheme = W4G16,
+    solver: Solver = gptq.SOLVER,
+    true_sequential: bool = False,
+    batch_tokens: int = 2048,
+) -> QuantizationConfig:
+    options = gptq.Options(true_sequential=true_sequential)
+    return QuantizationConfig(solver, scheme, options, batch_tokens=batch_tokens)
 
 
 def plain_logits(model: nn.Module, tokens: Tensor) -> Tensor:
@@ -67,17 +76,15 @@ def test_every_architecture_is_quantized_in_its_blocks_and_nowhere_else(
 
 
 class SolvedHessians:
-    """Records the Hessian that quantize_model solves each group of layers with."""
+    """GPTQ that records the Hessian with which each group of layers is solved."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self) -> None:
         self.by_layer: dict[str, Tensor] = {}
-        original = gptq.prepare
+        self.solver = replace(gptq.SOLVER, prepare=self._prepare)
 
-        def prepare(matrix: Tensor, options: GPTQOptions, layer: str, tokens: int) -> object:
-            self.by_layer[layer] = matrix.clone()
-            return original(matrix, options, layer, tokens)
-
-        monkeypatch.setattr(gptq, "prepare", prepare)
+    def _prepare(self, matrix: Tensor, options: gptq.Options, layer: Layer) -> object:
+        self.by_layer[layer.name] = matrix.clone()
+        return gptq.prepare(matrix, options, layer)
 
 
 def naive_hessian(model: PreTrainedModel, layer: str, windows: list[Tensor]) -> Tensor:
@@ -99,14 +106,14 @@ def naive_hessian(model: PreTrainedModel, layer: str, windows: list[Tensor]) -> 
 @pytest.mark.parametrize("true_sequential", [False, True])
 @pytest.mark.parametrize("name", ["opt", "gpt2", "bloom", "llama", "falcon"])
 def test_hessians_come_from_the_outputs_of_the_quantized_blocks_before(
-    name: str, true_sequential: bool, monkeypatch: pytest.MonkeyPatch
+    name: str, true_sequential: bool
 ) -> None:
     model = tiny_model(name)
     original = copy.deepcopy(model)
     windows = random_windows(3) + random_windows(1, length=11, seed=2)
-    solved = SolvedHessians(monkeypatch)
+    solved = SolvedHessians()
     scheme = Scheme(bits=2, group_size=16)  # coarse, so that quantized inputs are plainly different
-    plan = gptq_plan(scheme, true_sequential=true_sequential, batch_tokens=60)
+    plan = gptq_plan(scheme, solved.solver, true_sequential, batch_tokens=60)
     quantize_model(model, windows, plan)
 
     # The oracle: the model with exactly those layers quantized that came before, run as it is.
@@ -155,12 +162,13 @@ def same_input(model: PreTrainedModel, layers: list[str], other: str, window: Te
     return [layer for layer in layers if torch.equal(seen[layer], seen[other])]
 
 
-def test_results_do_not_depend_on_how_windows_are_batched(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_results_do_not_depend_on_how_windows_are_batched() -> None:
     windows = [w for n in (24, 7, 13) for w in random_windows(4, length=n, seed=n)]
-    solved = SolvedHessians(monkeypatch)
+    solved = SolvedHessians()
     found = []
     for batch_tokens in (1, 50, 10_000):
-        quantize_model(tiny_model("llama"), windows, gptq_plan(batch_tokens=batch_tokens))
+        plan = gptq_plan(W4G16, solved.solver, False, batch_tokens)
+        quantize_model(tiny_model("llama"), windows, plan)
         found.append(dict(solved.by_layer))
     first_block = [layer for layer in found[0] if layer.startswith("model.layers.0.")]
     assert len(first_block) == 4
@@ -208,7 +216,7 @@ def test_rounding_needs_no_calibration_and_no_forward_pass(monkeypatch: pytest.M
     model = tiny_model("gpt2")
     original = copy.deepcopy(model)
     monkeypatch.setattr(type(model), "forward", None)
-    result = quantize_model(model, [], QuantizationPlan("rtn", W4G16))
+    result = quantize_model(model, [], QuantizationConfig(rtn.SOLVER, W4G16))
     for layer, weight in result.weights.items():
         expected = rtn.solve(weight_matrix(original.get_submodule(layer)), W4G16).weight
         assert torch.equal(weight.codes, expected.codes)
@@ -224,7 +232,7 @@ def test_gptq_is_closer_to_the_model_than_rounding() -> None:
         model = tiny_model("llama", num_hidden_layers=2)
         expected = plain_logits(model, tokens)
         scheme = Scheme(bits=3)
-        quantize_model(model, random_windows(64), QuantizationPlan(method, scheme))
+        quantize_model(model, random_windows(64), QuantizationConfig(SOLVERS[method], scheme))
         errors[method] = (plain_logits(model, tokens) - expected).square().mean().item()
     assert errors["gptq"] < 0.9 * errors["rtn"]
 
@@ -276,8 +284,10 @@ def test_weights_stay_in_the_dtype_of_the_model(dtype: torch.dtype) -> None:
 
 
 def test_act_order_and_one_window_go_through() -> None:
-    options = GPTQOptions(act_order=True, damping=0.1)
-    quantize_model(tiny_model("opt"), random_windows(1), gptq_plan(gptq=options))
+    options = gptq.Options(act_order=True, damping=0.1)
+    quantize_model(
+        tiny_model("opt"), random_windows(1), QuantizationConfig(gptq.SOLVER, W4G16, options)
+    )
 
 
 @pytest.mark.realdata
@@ -297,6 +307,6 @@ def test_gptq_beats_rounding_on_a_trained_model(shared: Path) -> None:
     for method in ("none", "gptq", "rtn"):
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
         if method != "none":
-            quantize_model(model, calibration, QuantizationPlan(method, Scheme(bits=3)))
+            quantize_model(model, calibration, QuantizationConfig(SOLVERS[method], Scheme(bits=3)))
         losses[method] = loss(model)
     assert losses["none"] < losses["gptq"] < losses["rtn"] - 0.05

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from quant.calibrate import collect
-from quant.calibrate.stream import QuantizationPlan, quantize_model
+from quant.calibrate.stream import quantize_model
+from quant.config import QuantizationConfig
 from quant.errors import (
     CalibrationError,
     ModelLayoutError,
@@ -20,13 +21,13 @@ from quant.errors import (
     SingularHessianError,
 )
 from quant.scheme import Scheme, SchemeError
-from quant.solvers.gptq import GPTQOptions
+from quant.solvers import gptq
 
 W4G16 = Scheme(bits=4, group_size=16)
 
 
-def gptq_plan(scheme: Scheme = W4G16, **settings: int) -> QuantizationPlan:
-    return QuantizationPlan("gptq", scheme, **settings)  # type: ignore[arg-type]
+def gptq_plan(scheme: Scheme = W4G16, **settings: int) -> QuantizationConfig:
+    return QuantizationConfig(gptq.SOLVER, scheme, **settings)  # type: ignore[arg-type]
 
 
 def refused(
@@ -34,7 +35,7 @@ def refused(
     error: type[Exception],
     message: str,
     windows: list[Tensor] | None = None,
-    plan: QuantizationPlan | None = None,
+    plan: QuantizationConfig | None = None,
 ) -> None:
     """The error is raised, and no weight has changed."""
     before = copy.deepcopy(model.state_dict())
@@ -58,11 +59,7 @@ def test_what_cannot_work_is_refused_before_anything_changes() -> None:
     refused(model, NonFiniteError, r"layers\.2\.mlp\.up_proj: 1 of 1536 weights")
 
 
-def test_unknown_methods_are_refused() -> None:
-    with pytest.raises(
-        QuantizationError, match="method='gtpq' is unknown; choose one of rtn, gptq"
-    ):
-        QuantizationPlan("gtpq", W4G16)
+def test_a_batch_of_no_token_is_refused() -> None:
     with pytest.raises(QuantizationError, match="batch_tokens=0"):
         gptq_plan(batch_tokens=0)
 
@@ -143,11 +140,11 @@ def test_every_error_of_the_calibration_says_what_next() -> None:
 def test_damping_of_a_ladder_is_recorded_for_the_layers_that_needed_it() -> None:
     """Two tokens cannot span 32 inputs: without damping every Hessian is singular."""
     windows = [torch.tensor([3, 5])]
-    plain = QuantizationPlan("gptq", W4G16, gptq=GPTQOptions(damping=0.0))
+    plain = QuantizationConfig(gptq.SOLVER, W4G16, gptq.Options(damping=0.0))
     with pytest.raises(SingularHessianError, match="2 calibration tokens cannot span"):
-        quantize_model(tiny_model("llama"), windows, plan=plain)
-    allowed = replace(plain, gptq=GPTQOptions(damping=0.0, damping_ladder=(0.02,)))
-    result = quantize_model(tiny_model("llama"), windows, plan=allowed)
+        quantize_model(tiny_model("llama"), windows, config=plain)
+    allowed = replace(plain, options=gptq.Options(damping=0.0, damping_ladder=(0.02,)))
+    result = quantize_model(tiny_model("llama"), windows, config=allowed)
     assert {layer.fallback for layer in result.layers} == {"damping 0.02 instead of 0"}
     enough = quantize_model(tiny_model("llama"), random_windows(8), gptq_plan())
     assert {layer.fallback for layer in enough.layers} == {None}

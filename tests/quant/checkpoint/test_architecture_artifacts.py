@@ -8,9 +8,11 @@ from architectures import CONFIGS, VOCABULARY, tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import quant
-from quant.calibrate.stream import QuantizationPlan, quantize_model
+from quant.calibrate.stream import quantize_model
+from quant.config import QuantizationConfig
 from quant.linear import QuantLinear
 from quant.scheme import Scheme
+from quant.solvers import rtn
 
 SCHEMES = (Scheme(3, group_size=8), Scheme(4), Scheme(2, group_size=8, levels="ternary"))
 
@@ -18,7 +20,7 @@ SCHEMES = (Scheme(3, group_size=8), Scheme(4), Scheme(2, group_size=8, levels="t
 @pytest.mark.parametrize(("index", "name"), list(enumerate(CONFIGS)))
 def test_tiny_models(tmp_path: Path, index: int, name: str) -> None:
     model = tiny_model(name)
-    plan = QuantizationPlan(method="rtn", scheme=SCHEMES[index % len(SCHEMES)])
+    plan = QuantizationConfig(rtn.SOLVER, SCHEMES[index % len(SCHEMES)])
     result = quantize_model(model, [], plan)
     folder = quant.save(tmp_path / name, model, result.weights, method={"name": "rtn"})
     loaded = quant.load(folder)
@@ -33,7 +35,7 @@ def test_tiny_models(tmp_path: Path, index: int, name: str) -> None:
 def test_a_trained_model_with_its_tokenizer(tmp_path: Path, shared: Path) -> None:
     source = shared / "models" / "tinystories-656k"
     model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
-    result = quantize_model(model, [], QuantizationPlan(method="rtn", scheme=Scheme(4)))
+    result = quantize_model(model, [], QuantizationConfig(rtn.SOLVER, Scheme(4)))
     folder = tmp_path / "artifact"
     quant.save(folder, model, result.weights, method={"name": "rtn"}, tokenizer=source)
     tokenizer = AutoTokenizer.from_pretrained(folder)

@@ -18,10 +18,12 @@ from torch import nn
 from transformers import AutoModelForCausalLM, CompressedTensorsConfig, PreTrainedModel
 
 import quant
-from quant.calibrate.stream import QuantizationPlan, quantize_model
+from quant import config as quant_config
+from quant.calibrate.stream import quantize_model
 from quant.checkpoint import dequantize_layers
 from quant.linear import QuantLinear
 from quant.scheme import Scheme
+from quant.solvers import rtn
 
 # Said whenever dequantize=True is asked for, which is how asymmetric files are read.
 pytestmark = pytest.mark.filterwarnings("ignore:You passed `quantization_config`:UserWarning")
@@ -100,7 +102,7 @@ def test_scales_that_readers_will_round_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("scheme", [Scheme(4, group_size=128, symmetric=True), Scheme(3)])
 def test_the_embedded_model(tmp_path: Path, scheme: Scheme) -> None:
     model = AutoModelForCausalLM.from_pretrained(EMBEDDED, dtype=torch.float32).eval()
-    weights = quantize_model(model, [], QuantizationPlan(method="rtn", scheme=scheme)).weights
+    weights = quantize_model(model, [], quant_config.QuantizationConfig(rtn.SOLVER, scheme)).weights
     artifact = quant.save(tmp_path / "a", model, weights, method=METHOD, tokenizer=EMBEDDED)
     exported = quant.export(artifact, tmp_path / "b", "compressed-tensors")
     theirs = read_by_the_library(exported.folder, scheme.symmetric)
@@ -117,7 +119,7 @@ def test_the_embedded_model(tmp_path: Path, scheme: Scheme) -> None:
 def test_a_trained_model_on_real_text(tmp_path: Path, shared: Path, scheme: Scheme) -> None:
     source = shared / "models" / "tinystories-656k"
     model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
-    weights = quantize_model(model, [], QuantizationPlan(method="rtn", scheme=scheme)).weights
+    weights = quantize_model(model, [], quant_config.QuantizationConfig(rtn.SOLVER, scheme)).weights
     artifact = quant.save(tmp_path / "a", model, weights, method=METHOD, tokenizer=source)
     exported = quant.export(artifact, tmp_path / "b", "compressed-tensors")
     text = (shared / "data/tinystories-valid/tinystories_valid_1M.txt").read_text()

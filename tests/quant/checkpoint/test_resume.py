@@ -10,13 +10,14 @@ import torch
 from architectures import BLOCKS, random_windows, tiny_model
 
 import quant
-from quant.calibrate.layers import QuantizationPlan
 from quant.calibrate.stream import quantize_model
 from quant.checkpoint import partial
 from quant.checkpoint.make import files_hash, quantize_to, windows_hash
 from quant.checkpoint.source import CheckpointSource
+from quant.config import QuantizationConfig
 from quant.errors import ArtifactError, QuantizationError
 from quant.scheme import Scheme
+from quant.solvers import gptq, rtn
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -134,7 +135,7 @@ def test_what_was_left_for_something_else_is_not_used(
         arguments = {"calibration": [], "scheme": killing.SCHEME, "hash": files_hash(model)}
         arguments |= {"dtype": torch.float32, "method": {"name": "rtn"}, **changes}
         with CheckpointSource(model, arguments["dtype"]) as source:
-            plan = QuantizationPlan("rtn", arguments["scheme"], batch_tokens=50)
+            plan = QuantizationConfig(rtn.SOLVER, arguments["scheme"], batch_tokens=50)
             result = quantize_to(
                 target, source, arguments["calibration"], plan,
                 model_hash=arguments["hash"], method=arguments["method"],
@@ -168,7 +169,7 @@ def test_an_error_keeps_the_finished_blocks(model: Path, tmp_path: Path) -> None
 
     def make() -> int:
         with CheckpointSource(broken, torch.float32) as source:
-            plan = QuantizationPlan("rtn", killing.SCHEME)
+            plan = QuantizationConfig(rtn.SOLVER, killing.SCHEME)
             target = tmp_path / "artifact"
             method = {"name": "rtn"}
             return quantize_to(target, source, [], plan, model_hash=digest, method=method).resumed
@@ -192,7 +193,7 @@ def test_two_processes_do_not_make_the_same_artifact(model: Path, tmp_path: Path
 
 def test_the_streamed_artifact_is_that_of_the_model_in_memory(model: Path, tmp_path: Path) -> None:
     """One path below, two above: the same weights and the same tensors beside them."""
-    windows, plan = random_windows(5), QuantizationPlan("gptq", killing.SCHEME)
+    windows, plan = random_windows(5), QuantizationConfig(gptq.SOLVER, killing.SCHEME)
     with CheckpointSource(model, torch.float32) as source:
         quantize_to(tmp_path / "a", source, windows, plan, model_hash="m", method={"name": "gptq"})
     loaded = tiny_model("llama")

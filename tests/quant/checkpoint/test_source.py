@@ -13,11 +13,13 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 import quant
 from quant.calibrate.capture import check_streaming, streamed_logits
 from quant.calibrate.source import BlockSource, each_block
-from quant.calibrate.stream import QuantizationPlan, quantize_model
+from quant.calibrate.stream import quantize_model
 from quant.checkpoint.source import ArtifactSource, CheckpointSource, stored_names
+from quant.config import QuantizationConfig
 from quant.errors import ArtifactError
 from quant.linear import QuantLinear
 from quant.scheme import Scheme
+from quant.solvers import rtn
 
 TIED = ["opt", "opt-350m", "bloom", "gpt2", "gemma", "gemma2", "falcon", "falcon-alibi"]
 
@@ -186,7 +188,7 @@ def test_what_cannot_be_read_is_said_before_anything_is_read(tmp_path: Path) -> 
 
 def test_quantized_models_are_not_quantized_again(tmp_path: Path) -> None:
     model = tiny_model("opt")
-    result = quantize_model(model, [], QuantizationPlan("rtn", Scheme(4)))
+    result = quantize_model(model, [], QuantizationConfig(rtn.SOLVER, Scheme(4)))
     quant.save(tmp_path / "a", model, result.weights, method={"name": "rtn"})
     with pytest.raises(ArtifactError, match="the model is quantized already"):
         CheckpointSource(tmp_path / "a", torch.float32)
@@ -195,7 +197,7 @@ def test_quantized_models_are_not_quantized_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_artifacts_stream_with_the_logits_of_the_loaded_model(name: str, tmp_path: Path) -> None:
     model = tiny_model(name)
-    result = quantize_model(model, [], QuantizationPlan("rtn", Scheme(4, group_size=16)))
+    result = quantize_model(model, [], QuantizationConfig(rtn.SOLVER, Scheme(4, group_size=16)))
     quant.save(
         tmp_path / "a", model, result.weights, method={"name": "rtn"}, max_shard_bytes=20_000
     )
@@ -212,7 +214,7 @@ def test_artifacts_stream_with_the_logits_of_the_loaded_model(name: str, tmp_pat
 
 def test_damaged_artifacts_are_refused_by_the_streamed_reader_too(tmp_path: Path) -> None:
     model = tiny_model("opt")
-    result = quantize_model(model, [], QuantizationPlan("rtn", Scheme(4)))
+    result = quantize_model(model, [], QuantizationConfig(rtn.SOLVER, Scheme(4)))
     folder = quant.save(tmp_path / "a", model, result.weights, method={"name": "rtn"})
     damage(folder, {"model.decoder.layers.1.fc1.bias": None})
     with pytest.raises(ArtifactError, match=r"sha256 differs|instead of"):

@@ -133,10 +133,11 @@ def test_eager_attention_takes_the_same_masks() -> None:
 
 
 def test_packed_layers_decode_in_a_graph(tmp_path) -> None:
-    from quant import QuantizationPlan, Scheme, load, quantize_model, save
+    from quant import QuantizationConfig, Scheme, load, quantize_model, save
+    from quant.solvers import rtn
 
     model, prompt = model_of("opt"), prompt_of()
-    result = quantize_model(model, [], QuantizationPlan("rtn", Scheme(4, 32)))
+    result = quantize_model(model, [], QuantizationConfig(rtn.SOLVER, Scheme(4, 32)))
     save(tmp_path / "q", model, result.weights, method={"name": "rtn"})
     packed = load(tmp_path / "q", dtype=torch.float32)
     decoder = make_decoder(packed, prompt, TOKENS, FakeGraph())

@@ -8,7 +8,7 @@ import resident
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from quant.calibrate.layers import QuantizationPlan
+from quant.config import QuantizationConfig
 from quant.memory import limits as memory_limits
 from quant.memory.limits import Limits, free_host_memory, free_memory
 from quant.memory.plan import (
@@ -26,9 +26,9 @@ from quant.memory.plan import (
     size,
 )
 from quant.scheme import Scheme
-from quant.solvers.gptq import GPTQOptions
+from quant.solvers import gptq, rtn
 
-GPTQ = QuantizationPlan("gptq", Scheme(4, 128))
+GPTQ = QuantizationConfig(gptq.SOLVER, Scheme(4, 128))
 OPT_175B = ModelShape(
     layers=((12288, 12288),) * 4 + ((49152, 12288), (12288, 49152)),
     blocks=96, block_bytes=12 * 12288**2 * 2, outside_bytes=(50272 + 2050) * 12288 * 2,
@@ -75,8 +75,9 @@ def test_the_block_that_is_being_written_is_counted_beside_the_one_being_made() 
     assert (written.where, written.phases) == (IN_HOST, ("collect", "factor", "sweep"))
     # A block may hold more than its layers: norms, or experts that stay as they are.
     more = replace(OPT_175B, block_bytes=OPT_175B.block_bytes + GB)
-    rtn = plan_quantization(more, QuantizationPlan("rtn", Scheme(4, 128)), 0, 2048, limits)
-    assert {item.name: item for item in rtn.items}[written.name].bytes == written.bytes + GB
+    rounding = QuantizationConfig(rtn.SOLVER, Scheme(4, 128))
+    plan = plan_quantization(more, rounding, 0, 2048, limits)
+    assert {item.name: item for item in plan.items}[written.name].bytes == written.bytes + GB
 
 
 def test_activations_go_where_there_is_room() -> None:
@@ -112,15 +113,15 @@ def test_what_does_not_fit_is_refused_with_figures() -> None:
 
 
 def test_rounding_needs_neither_hessians_nor_activations() -> None:
-    rtn = QuantizationPlan("rtn", Scheme(4))
-    plan = plan_quantization(OPT_175B, rtn, 10**6, 2048, Limits(host=100 * GB))
+    rounding = QuantizationConfig(rtn.SOLVER, Scheme(4))
+    plan = plan_quantization(OPT_175B, rounding, 10**6, 2048, Limits(host=100 * GB))
     names = {item.name for item in plan.items if item.bytes}
     assert not any("Hessian" in name or "activations" in name for name in names)
 
 
 def test_kernels_that_products_compile_are_counted_where_they_are_compiled() -> None:
     def compiled(shape: ModelShape, kernel: str = "cpu", **limits: int) -> int:
-        quantization = QuantizationPlan("gptq", Scheme(4, 128), GPTQOptions(kernel=kernel))
+        quantization = QuantizationConfig(gptq.SOLVER, Scheme(4, 128), kernel=kernel)
         plan = plan_quantization(shape, quantization, 2048, 2048, Limits(**limits))
         return sum(item.bytes for item in plan.items if item.name == "kernels that oneDNN compiles")
 
@@ -164,7 +165,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def measured(checkpoint: Path) -> resident.Measured:
     generator = torch.Generator().manual_seed(0)
     windows = [torch.randint(0, 256, (256,), generator=generator) for _ in range(8)]
-    plan = QuantizationPlan("gptq", Scheme(4, 128), batch_tokens=1024)
+    plan = QuantizationConfig(gptq.SOLVER, Scheme(4, 128), batch_tokens=1024)
     found = resident.measure(checkpoint, plan, windows)
     if found is None:
         pytest.skip("memory of this C library stays with the process")

@@ -8,6 +8,7 @@ import textbook_gptq as textbook
 import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+from solving import solve
 from sweep_blocks import FUSED
 
 from cuda_ext import ops
@@ -15,7 +16,7 @@ from quant.errors import SingularHessianError
 from quant.hessian import Hessian, factorize
 from quant.scheme import Scheme
 from quant.solvers import columns as sweeps
-from quant.solvers.gptq import GPTQOptions, prepare, solve
+from quant.solvers import gptq
 
 compiled = pytest.mark.skipif(
     ops.why_unavailable(torch.device("cpu")) is not None, reason="no compiler: no kernels"
@@ -69,11 +70,11 @@ def layer(outputs, inputs, seed=0, dead=()):
 def test_the_operator_changes_no_bit(monkeypatch, scheme, mode, block_size, outputs, panel):
     monkeypatch.setattr(sweeps, "PANEL", panel)
     weight, hessian = (part.float() for part in layer(outputs, 96, seed=block_size, dead=(3, 50)))
-    options = GPTQOptions(block_size=block_size, kernel="cpu", **mode)
-    found = solve(weight, hessian, scheme, options)
+    options = gptq.Options(block_size=block_size, **mode)
+    found = solve(weight, hessian, scheme, options, kernel="cpu")
     with monkeypatch.context() as patch:
         patch.setattr(sweeps, "fused_columns", sweeps.plain_columns)
-        expected = solve(weight, hessian, scheme, options)
+        expected = solve(weight, hessian, scheme, options, kernel="cpu")
     assert torch.equal(found.weight.codes, expected.weight.codes)
     assert torch.equal(found.weight.scale, expected.weight.scale)
     assert found.loss == expected.loss
@@ -87,7 +88,7 @@ def test_panels_equal_the_textbook_in_float64(monkeypatch, scheme, mode):
     """Panels as narrow as the groups allow: every look back is exercised."""
     monkeypatch.setattr(sweeps, "PANEL", 1)
     weight, hessian = layer(3, 48, seed=scheme.bits, dead=(7,))
-    options = GPTQOptions(block_size=16, **mode)
+    options = gptq.Options(block_size=16, **mode)
     answer = textbook.solve(
         weight.numpy(),
         hessian.numpy(),
@@ -101,7 +102,7 @@ def test_panels_equal_the_textbook_in_float64(monkeypatch, scheme, mode):
         stale_block=16 if options.group_grid == "stale" else None,
     )
     for kernel in ("reference", "auto"):
-        solution = solve(weight, hessian, scheme, replace(options, kernel=kernel))
+        solution = solve(weight, hessian, scheme, options, kernel=kernel)
         codes = torch.from_numpy(answer.codes).to(torch.uint8)
         assert torch.equal(solution.weight.codes, codes), kernel
         assert solution.loss == pytest.approx(answer.loss, rel=1e-9)
@@ -113,9 +114,9 @@ WIDE = pytest.mark.parametrize("scheme", [Scheme(4), Scheme(3, 128), Scheme(4, 3
 def keeps_to_float64(scheme, kernel, device):
     """The tolerance of the oracle tests: 99.8 % of the codes and a loss within 0.1 %."""
     weight, hessian = layer(160, 512, seed=scheme.bits)
-    exact = solve(weight, hessian, scheme, GPTQOptions(kernel="reference"))
+    exact = solve(weight, hessian, scheme, kernel="reference")
     single = (part.float().to(device) for part in (weight, hessian))
-    found = solve(*single, scheme, GPTQOptions(kernel=kernel))
+    found = solve(*single, scheme, kernel=kernel)
     codes = found.weight.codes.cpu()
     assert (codes == exact.weight.codes).float().mean() >= 0.998
     assert found.loss == pytest.approx(exact.loss, rel=1e-3)
@@ -164,16 +165,16 @@ def singular(inputs=24):
 
 def test_a_singular_hessian_fails_unless_a_ladder_is_allowed():
     weight = torch.randn(4, 24, generator=torch.Generator().manual_seed(0))
-    plain = GPTQOptions(damping=1e-9)
+    plain = gptq.Options(damping=1e-9)
     with pytest.raises(SingularHessianError, match=r"fc1: .*damping 1e-09 .*damping_ladder"):
         solve(weight, singular(), Scheme(4), plain, layer="fc1", tokens=100)
     for kernel in ("auto", "reference"):
-        options = replace(plain, damping_ladder=(1e-8, 0.1, 1.0), kernel=kernel)
-        solution = solve(weight, singular(), Scheme(4), options, layer="fc1")
+        options = replace(plain, damping_ladder=(1e-8, 0.1, 1.0))
+        solution = solve(weight, singular(), Scheme(4), options, "fc1", kernel=kernel)
         assert solution.fallback == "damping 0.1 instead of 1e-09"
         mean = float(singular().diagonal().mean())
         assert solution.damping == pytest.approx(0.1 * mean)
-        asked = solve(weight, singular(), Scheme(4), GPTQOptions(damping=0.1, kernel=kernel))
+        asked = solve(weight, singular(), Scheme(4), gptq.Options(damping=0.1), kernel=kernel)
         assert asked.fallback is None
         assert torch.equal(solution.weight.codes, asked.weight.codes)
 
@@ -190,13 +191,13 @@ def test_a_ladder_that_does_not_help_names_every_step():
 @pytest.mark.parametrize("ladder", [(0.01,), (0.1, 0.05), (float("nan"),), (float("inf"),)])
 def test_ladders_that_do_not_rise_are_refused(ladder):
     with pytest.raises(ValueError, match=r"damping_ladder=.*does not rise from damping=0.01"):
-        GPTQOptions(damping_ladder=ladder)
+        gptq.Options(damping_ladder=ladder)
 
 
 def test_a_ladder_that_is_not_needed_changes_nothing():
     weight, hessian = layer(4, 24)
-    plain, allowed = GPTQOptions(), GPTQOptions(damping_ladder=(0.1,))
-    factor = prepare(hessian, allowed)
+    plain, allowed = gptq.Options(), gptq.Options(damping_ladder=(0.1,))
+    factor = gptq.prepare(hessian, allowed)
     assert (factor.used, factor.share) == (0.01, 0.01)
     found, expected = (solve(weight, hessian, Scheme(3), which) for which in (allowed, plain))
     assert torch.equal(found.weight.codes, expected.weight.codes)
@@ -206,4 +207,4 @@ def test_a_ladder_that_is_not_needed_changes_nothing():
 def test_a_kernel_that_is_not_there_is_refused():
     weight, hessian = layer(4, 24)
     with pytest.raises(ops.KernelUnavailable, match="kernel='cuda'"):
-        solve(weight, hessian, Scheme(3), GPTQOptions(kernel="cuda"))
+        solve(weight, hessian, Scheme(3), kernel="cuda")

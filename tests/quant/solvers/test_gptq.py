@@ -10,12 +10,13 @@ import textbook_gptq as textbook
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from solving import solve
 
 from quant.errors import NonFiniteError, QuantizationError, SingularHessianError
 from quant.hessian import Hessian
 from quant.scheme import Scheme, SchemeError
-from quant.solvers import rtn
-from quant.solvers.gptq import GPTQOptions, prepare, solve
+from quant.solvers import gptq, rtn
+from quant.solvers.base import Layer
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden" / "gptq_codes.json"
 
@@ -36,13 +37,13 @@ SCHEMES = {
     )
 }
 OPTIONS = {
-    "natural": GPTQOptions(),
-    "damped": GPTQOptions(damping=0.3),
-    "act_order": GPTQOptions(act_order=True),
-    "static": GPTQOptions(static_groups=True),
-    "act_order_static": GPTQOptions(act_order=True, static_groups=True),
-    "stale": GPTQOptions(group_grid="stale"),
-    "act_order_stale": GPTQOptions(act_order=True, group_grid="stale"),
+    "natural": gptq.Options(),
+    "damped": gptq.Options(damping=0.3),
+    "act_order": gptq.Options(act_order=True),
+    "static": gptq.Options(static_groups=True),
+    "act_order_static": gptq.Options(act_order=True, static_groups=True),
+    "stale": gptq.Options(group_grid="stale"),
+    "act_order_stale": gptq.Options(act_order=True, group_grid="stale"),
 }
 
 
@@ -125,8 +126,8 @@ def test_the_options_of_group_grids_differ_where_they_should():
 @pytest.mark.parametrize("size", [16, 32, 48])
 def test_stale_grids_are_up_to_date_when_groups_begin_with_a_block(size):
     weight, hessian = layer(8, 96)
-    current = solve(weight, hessian, Scheme(3, size), GPTQOptions(block_size=16))
-    stale = solve(weight, hessian, Scheme(3, size), GPTQOptions(block_size=16, group_grid="stale"))
+    current = solve(weight, hessian, Scheme(3, size), gptq.Options(block_size=16))
+    stale = solve(weight, hessian, Scheme(3, size), gptq.Options(block_size=16, group_grid="stale"))
     assert torch.equal(current.weight.codes, stale.weight.codes)
 
 
@@ -160,7 +161,7 @@ def test_independent_inputs_of_one_size_make_it_rtn(scheme, name, seed):
 def test_under_act_order_the_order_of_columns_does_not_matter(seed, scheme):
     weight, hessian = layer(4, 48, seed)
     shuffle = torch.randperm(48, generator=torch.Generator().manual_seed(seed))
-    options = GPTQOptions(act_order=True, block_size=16)
+    options = gptq.Options(act_order=True, block_size=16)
     plain = solve(weight, hessian, scheme, options)
     moved = solve(weight[:, shuffle], hessian[shuffle][:, shuffle], scheme, options)
     assert torch.equal(plain.weight.codes[:, shuffle], moved.weight.codes)
@@ -218,10 +219,10 @@ def test_a_layer_without_any_live_input_becomes_zero():
 
 
 def test_layers_with_the_same_inputs_can_share_a_factor():
-    options = GPTQOptions(act_order=True, damping=0.05)
+    options = gptq.Options(act_order=True, damping=0.05)
     first, hessian = layer(4, 48)
     second, _ = layer(7, 48, seed=9)
-    factor = prepare(hessian, options)
+    factor = gptq.prepare(hessian, options)
     for weight in (first, second):
         shared = solve(weight, factor, Scheme(3, 8), options)
         own = solve(weight, hessian, Scheme(3, 8), options)
@@ -252,7 +253,7 @@ def test_half_precision_weights_are_solved_in_float32():
 )
 def test_impossible_options_say_the_way_out(fields, words):
     with pytest.raises(ValueError, match=words):
-        GPTQOptions(**fields)
+        gptq.Options(**fields)
 
 
 def test_bad_input_names_the_layer_and_what_to_do():
@@ -276,7 +277,7 @@ def test_bad_input_names_the_layer_and_what_to_do():
         solve(huge, hessian.float(), scheme, layer="fc1")
     few = layer(4, 48, tokens=10)[1]
     with pytest.raises(SingularHessianError, match=r"fc1.*10 calibration tokens.*raise damping"):
-        solve(weight, few, Scheme(4), GPTQOptions(damping=0), "fc1", tokens=10)
+        solve(weight, few, Scheme(4), gptq.Options(damping=0), "fc1", tokens=10)
     assert solve(weight, few, Scheme(4), layer="fc1", tokens=10).loss > 0
 
 
@@ -377,7 +378,7 @@ def test_real_layers_equal_the_oracle(real_layers, scheme, name, names):
         loss += single.loss
         expected_loss += answer.loss
         if scheme.bits <= 3:
-            rounded = rtn.solve(weight, scheme, layer_name).weight
+            rounded = rtn.solve(weight, scheme, layer=Layer(layer_name)).weight
             assert single.loss < quadratic_loss(weight, hessian, rounded)
     assert same / total >= 0.999
     assert loss == pytest.approx(expected_loss, rel=1e-3)

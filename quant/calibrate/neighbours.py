@@ -1,0 +1,161 @@
+"""Which module of a block makes the input of its linear layers, and who else reads it.
+
+Nothing is told by names. The block runs once; every operator that reads the output of a module is
+seen by a dispatch mode, so that a residual connection or a second reader cannot be missed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from quant.blocks import linear_layers
+
+Names = tuple[str, ...]
+OUTPUT = "the output of the block"
+
+
+@dataclass
+class Maker:
+    """A module, what it was called with, and who read the tensor that it made.
+
+    name  in the block.
+    """
+
+    name: str
+    module: nn.Module
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    output: Tensor
+    readers: set[str] = field(default_factory=set)
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """By group of layers with one input: the module that makes it, or why there is none to change.
+
+    output  what the block returned.
+    """
+
+    makers: Mapping[Names, Maker | str]
+    output: Tensor
+
+
+def find_neighbours(
+    block: nn.Module, groups: Sequence[Names], run: Callable[[], Tensor]
+) -> Neighbours:
+    """Run the block once and see who makes the input of each group, and that nobody else reads it.
+
+    run() calls the block and returns its hidden states.
+    """
+    watch = _Watch(block)
+    with ExitStack() as attached:
+        for handle in watch.attach():
+            attached.callback(handle.remove)
+        with watch:
+            output = run()
+    return Neighbours({names: watch.maker(names) for names in groups}, output)
+
+
+class _Watch(TorchDispatchMode):
+    """Follows the tensors that the modules of a block make, by their memory.
+
+    The tensors are kept while the block runs, so that an address cannot come back for another.
+    """
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self._block = block
+        self._made: dict[int, Maker] = {}
+        self._calls: dict[str, int] = {}
+        self._inputs: dict[str, list[Tensor]] = {}
+        self._inside: list[str] = []  # linear layers that are running
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        views = {_memory(tensor) for tensor in _tensors(result)}
+        for tensor in _tensors((args, kwargs)):
+            made = self._made.get(_memory(tensor))
+            # Another view of the same memory is not a reader; who reads the view will be.
+            if made is not None and (func._schema.is_mutable or views != {_memory(tensor)}):
+                made.readers.add(self._inside[-1] if self._inside else str(func))
+        return result
+
+    def attach(self) -> Iterator[Any]:
+        """The handles of the hooks."""
+        linears = linear_layers(self._block)
+        for name, module in self._block.named_modules():
+            if name in linears:
+                yield module.register_forward_pre_hook(self._enter(name))
+            if name:
+                yield module.register_forward_hook(
+                    self._leave(name, name in linears), with_kwargs=True
+                )
+        yield self._block.register_forward_hook(self._returned)
+
+    def maker(self, names: Names) -> Maker | str:
+        """Who makes the input of these layers, or why it cannot be changed."""
+        inputs = self._inputs.get(names[0], [])
+        if len(inputs) != 1:
+            return f"{names[0]} runs {len(inputs)} times in a pass"
+        made = self._made.get(_memory(inputs[0]))
+        if made is None:
+            return "no module of the block makes its input"
+        if self._calls[made.name] != 1:
+            return (
+                f"{made.name}, which makes its input, runs {self._calls[made.name]} times in a pass"
+            )
+        if made.output.numel() != inputs[0].numel() or made.output.shape[-1] != inputs[0].shape[-1]:
+            return f"its input is only a part of what {made.name} makes"
+        others = made.readers - set(names)
+        if others:
+            return f"{', '.join(sorted(others))} also reads what {made.name} makes"
+        return made
+
+    def _enter(self, name: str) -> Callable[..., None]:
+        def enter(_: nn.Module, args: tuple[Any, ...]) -> None:
+            self._inputs.setdefault(name, []).append(args[0])
+            self._inside.append(name)
+
+        return enter
+
+    def _leave(self, name: str, linear: bool) -> Callable[..., None]:
+        def leave(module: nn.Module, args: tuple[Any, ...], kwargs: Any, output: Any) -> None:
+            if linear:
+                self._inside.pop()
+            self._calls[name] = self._calls.get(name, 0) + 1
+            given = {_memory(tensor) for tensor in _tensors((args, kwargs))}
+            for tensor in _tensors(output):
+                # What a module hands on is made by the one inside or before it.
+                if tensor.numel() and _memory(tensor) not in given | self._made.keys():
+                    self._made[_memory(tensor)] = Maker(name, module, args, dict(kwargs), tensor)
+
+        return leave
+
+    def _returned(self, _: nn.Module, __: Any, output: Any) -> None:
+        for tensor in _tensors(output):
+            made = self._made.get(_memory(tensor))
+            if made is not None:
+                made.readers.add(OUTPUT)
+
+
+def _memory(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """The tensors in nested tuples, lists and dictionaries."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict):
+        yield from _tensors(tuple(value.values()))
+    elif isinstance(value, tuple | list):
+        for part in value:
+            yield from _tensors(part)

@@ -1,0 +1,141 @@
+"""Apply transforms to the layers of a block before they are solved: block, weights and Hessians."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from quant.blocks import LINEAR_TYPES, linear_layers, set_weight_matrix, weight_matrix
+from quant.calibrate.neighbours import Maker, Names, find_neighbours
+from quant.errors import QuantizationError
+from quant.hessian import Hessian
+from quant.transforms.base import Change, Group, Transform
+from quant.transforms.fold import fold
+
+
+@dataclass(frozen=True)
+class Changed:
+    """What was done to a group of layers with one input.
+
+    changes  in this order, of the input's coordinates; block and weights have them already.
+    notes    for the records of the layers.
+    """
+
+    changes: tuple[Change, ...] = ()
+    notes: list[str] = field(default_factory=list)
+
+    def hessian(self, matrix: Tensor) -> Tensor:
+        """A Hessian [in, in] of the untransformed input in the coordinates that layers have now."""
+        for change in self.changes:
+            matrix = change.hessian(matrix)
+        return matrix
+
+
+UNCHANGED = Changed()
+
+
+@dataclass(frozen=True)
+class BlockTransformer:
+    """Transforms the layers of one block.
+
+    name    of the block in the model.
+    solved  layers of the block that are quantized already, by their full names.
+    inputs  hidden states of one batch of the calibration data.
+    run     gives what the block makes of them.
+    """
+
+    transforms: Sequence[tuple[Transform, Any]]
+    model: nn.Module
+    block: nn.Module
+    name: str
+    solved: frozenset[str]
+    inputs: Tensor
+    run: Callable[[], Tensor]
+
+    def apply(self, hessians: Mapping[Names, Hessian]) -> dict[Names, Changed]:
+        """Change the coordinates of every group whose input one module makes for it alone.
+
+        The Hessians stay those of the untransformed inputs (see Changed.hessian). Raises
+        QuantizationError, naming the block, when its output is no longer what it was.
+        """
+        found = find_neighbours(self.block, list(hessians), self.run)
+        done = {
+            names: self._group(names, hessian, found.makers[names])
+            for names, hessian in hessians.items()
+        }
+        if any(changed.changes for changed in done.values()):
+            self._require_same(found.output, self.run())
+        return done
+
+    def _group(self, names: Names, hessian: Hessian, maker: Maker | str) -> Changed:
+        maker = maker if isinstance(maker, str) else self._changeable(names, maker)
+        if isinstance(maker, str):
+            return Changed(notes=[_left(transform, maker) for transform, _ in self.transforms])
+        linears = linear_layers(self.block)
+        matrix = hessian.matrix()
+        changes: list[Change] = []
+        notes: list[str] = []
+        for transform, options in self.transforms:
+            weights = tuple(_working(weight_matrix(linears[name])) for name in names)
+            layers = tuple(f"{self.name}.{name}" for name in names)
+            change = transform.change(Group(hessian.layer, layers, weights, matrix), options)
+            if change is None:
+                notes.append(_left(transform, "it finds nothing to change"))
+            elif not fold(maker.module, change, maker.args, maker.kwargs):
+                notes.append(_left(transform, f"{maker.name} cannot take the change in"))
+            else:
+                for name, layer, weight in zip(names, layers, weights, strict=True):
+                    set_weight_matrix(linears[name], change.weight(weight), layer)
+                matrix = change.hessian(matrix)
+                changes.append(change)
+                notes.append(f"{transform.name} into {maker.name}")
+        return Changed(tuple(changes), notes)
+
+    def _changeable(self, names: Names, maker: Maker) -> Maker | str:
+        """The maker, unless somebody else would feel the change of its parameters or weights."""
+        if isinstance(maker.module, LINEAR_TYPES) and f"{self.name}.{maker.name}" in self.solved:
+            return f"{maker.name}, which makes its input, is quantized already"
+        linears = linear_layers(self.block)
+        touched = [maker.module, *(linears[name] for name in names)]
+        ours = {id(value) for module in touched for value in module.parameters()}
+        held = [
+            id(value)
+            for _, module in self.model.named_modules(remove_duplicate=False)
+            for value in module._parameters.values()
+            if id(value) in ours
+        ]
+        if len(held) > len(ours):
+            return f"it or {maker.name}, which makes its input, shares parameters with others"
+        return maker
+
+    def _require_same(self, before: Tensor, after: Tensor) -> None:
+        """Raise unless the block's output is what it was, as far as rounding allows."""
+        eps = torch.finfo(before.dtype).eps
+        size, made = _norm(before), _norm(before.double() - self.inputs.double())
+        apart = _norm(after.double() - before.double())
+        # What a block adds may be small beside what passes through it; both round.
+        allowed = eps**0.5 * made + 4 * eps * size
+        if not apart <= allowed:
+            names = ", ".join(transform.name for transform, _ in self.transforms)
+            raise QuantizationError(
+                f"{self.name}: its output moved by {apart:.3g} (allowed {allowed:.3g}, of "
+                f"{size:.3g}) when {names} changed the inputs of its layers, so the block depends "
+                "on them in a way that was not seen; quantize this model without transforms, and "
+                "report the model class."
+            )
+
+
+def _left(transform: Transform, why: str) -> str:
+    return f"{transform.name} not applied: {why}"
+
+
+def _working(weight: Tensor) -> Tensor:
+    return weight if weight.dtype == torch.float64 else weight.float()
+
+
+def _norm(values: Tensor) -> float:
+    return float(torch.linalg.vector_norm(values.double()))

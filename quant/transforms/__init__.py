@@ -1,0 +1,1 @@
+"""Transforms: changes of coordinates between layers that leave what the model computes alone."""

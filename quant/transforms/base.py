@@ -1,0 +1,100 @@
+"""What a transform is, and what a change of coordinates must be able to do.
+
+A transform is one module of this package, of another package or of a user's folder that ends with
+`TRANSFORM = Transform(...)`. Importing it must be cheap: torch is imported inside its functions.
+
+Layers that read the same input x get x' = x T instead, with an invertible T, and weights with
+W' x' = W x: a diagonal T scales columns, an orthogonal one rotates them. Somebody has to make x':
+the module whose output x is (a norm or a linear layer), which is found by watching the block run
+and whose own parameters take T in (quant.calibrate.neighbours, quant.transforms.fold). What the
+model computes stays the same; what a solver has to round does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from quant.solvers.base import NoOptions, nothing_to_say, require_options_type
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Group:
+    """The layers of a block that read one input, as a transform sees them.
+
+    name     of the first layer, for errors.
+    layers   their full names.
+    weights  of every layer, [out, in], float32 (float64 if the model is), in the coordinates that
+             transforms before this one left.
+    hessian  [in, in] = 2/n * sum x x^T of their input in the same coordinates; its diagonal is the
+             mean square of every input, times a constant.
+    """
+
+    name: str
+    layers: tuple[str, ...]
+    weights: tuple[Tensor, ...]
+    hessian: Tensor
+
+
+class Change(Protocol):
+    """A change of coordinates x' = x T of the last dimension of the input of a group."""
+
+    def inputs(self, x: Tensor) -> Tensor:
+        """x T, for x [..., in]; of a wider dtype than x where only the caller should round."""
+
+    def weight(self, weight: Tensor) -> Tensor:
+        """W T^-T, so that W' x' = W x, for a weight [out, in]."""
+
+    def hessian(self, matrix: Tensor) -> Tensor:
+        """T^T H T: the Hessian of x', for H [in, in]."""
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """x' = x / scale: input j is divided, column j of the weights multiplied, by scale[j] > 0.
+
+    scale is float64 [in].
+    """
+
+    scale: Tensor
+
+    def inputs(self, x: Tensor) -> Tensor:
+        return x / self.scale.to(x.device)
+
+    def weight(self, weight: Tensor) -> Tensor:
+        return weight * self.scale.to(weight)
+
+    def hessian(self, matrix: Tensor) -> Tensor:
+        scale = self.scale.to(matrix)
+        return matrix / (scale * scale[:, None])
+
+
+@dataclass(frozen=True)
+class Transform:
+    """A change of coordinates for the layers of a block, chosen before they are solved.
+
+    name, label, version, describe  as of a solver (quant.solvers.base.Solver).
+    change   change(group: Group, options) -> Change, for every group of layers whose input can be
+             changed; None leaves the group as it is. The Hessian comes from calibration, so a
+             transform needs calibration data whatever the solver needs.
+    options  frozen dataclass; it refuses what cannot be with a ValueError of one sentence.
+    """
+
+    name: str
+    label: str
+    change: Callable[..., Change | None]
+    options: type = NoOptions
+    version: int = 1
+    describe: Callable[[Any], list[str]] = nothing_to_say
+
+    def __post_init__(self) -> None:
+        if not callable(self.change):
+            raise ValueError(
+                f"transform {self.name}: change={self.change!r} is no function; give it "
+                "change(group, options) -> Change or None."
+            )
+        require_options_type(self.options, f"transform {self.name}")

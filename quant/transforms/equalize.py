@@ -1,0 +1,66 @@
+"""Equalize: inputs of unequal size are divided, and the columns of their weights multiplied.
+
+A column whose input is large contributes more to the output for the same rounding error. Scaled by
+s_j = (a_j / geometric mean of a)^strength, a_j the root mean square of input j on the calibration
+data, it takes a larger share of the row's grid, and its error shrinks by s_j (AWQ, arXiv
+2306.00978, and SmoothQuant, 2211.10438, scale so; here strength is given, not searched). The
+division goes into the norm in front of the layers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from quant.transforms.base import Group, Scaling, Transform
+
+
+@dataclass(frozen=True)
+class Options:
+    """How far inputs are made equal.
+
+    strength       0 leaves them as they are, 1 makes them all of one size.
+    powers_of_two  scales are rounded to powers of two, so that the changed model computes the same
+                   bits in any dtype. False: the same within rounding.
+    """
+
+    strength: float = 0.5
+    powers_of_two: bool = True
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.strength <= 1:
+            raise ValueError(
+                f"strength={self.strength} is not between 0 (inputs stay as they are) and 1 (all "
+                "become equal); use 0.5, or any number in between."
+            )
+
+
+DEFAULT_OPTIONS = Options()
+
+
+def change(group: Group, options: Options = DEFAULT_OPTIONS) -> Scaling | None:
+    """The scales of a group; inputs that were 0 on all of the calibration data keep 1.
+
+    None when all scales are 1, so that nothing would change.
+    """
+    import torch
+
+    squares = group.hessian.diagonal().double()
+    live = squares > 0
+    logarithms = squares[live].log2() / 2
+    logarithms = (logarithms - logarithms.mean()) * options.strength
+    if options.powers_of_two:
+        logarithms = logarithms.round()
+    scale = torch.ones_like(squares)
+    scale[live] = logarithms.exp2()
+    return None if bool((scale == 1).all()) else Scaling(scale)
+
+
+def describe(options: Options) -> list[str]:
+    """The options that are not the defaults, as tables name them."""
+    words = [] if options.strength == DEFAULT_OPTIONS.strength else [f"strength {options.strength}"]
+    return words if options.powers_of_two else [*words, "any scale"]
+
+
+TRANSFORM = Transform(
+    name="equalize", label="equalized", change=change, options=Options, describe=describe
+)

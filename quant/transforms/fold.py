@@ -1,0 +1,68 @@
+"""Fold a change of coordinates into the module that makes the changed tensor.
+
+What a module does with its weight is not told by its class: a norm may multiply by it or by 1 + it
+(Gemma). So each way is tried on the module's own input, and kept if the output is the changed one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from quant.blocks import LINEAR_TYPES, weight_matrix
+from quant.transforms.base import Change
+
+Values = dict[str, Tensor]
+
+
+@torch.no_grad()
+def fold(module: nn.Module, change: Change, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Change the parameters of `module` so that module(*args, **kwargs) = y becomes y T.
+
+    False, and nothing is changed, when no way does it within rounding. A norm takes in a scaling, a
+    linear layer any change.
+    """
+    expected = change.inputs(module(*args, **kwargs))
+    parameters = {name: value.detach() for name, value in module.named_parameters()}
+    before = {name: value.clone() for name, value in parameters.items()}
+    for values in _ways(module, change, before):
+        for name, value in values.items():
+            parameters[name].copy_(value)
+        if same(module(*args, **kwargs), expected):
+            return True
+    for name, value in before.items():
+        parameters[name].copy_(value)
+    return False
+
+
+def same(found: Tensor, expected: Tensor) -> bool:
+    """Whether every column of found [..., columns] is the expected one within rounding."""
+    # Two roundings of parameters and two of values, and room for sums and for 1 + weight; in half
+    # precision only a little of it, as every unit there is felt.
+    eps = torch.finfo(found.dtype).eps
+    allowed = (4 if eps > 1e-5 else 32) * eps * expected.flatten(0, -2).abs().amax(dim=0)
+    apart = (found - expected).flatten(0, -2).abs().amax(dim=0)
+    return bool((apart <= allowed).all())  # false for NaN
+
+
+def _ways(module: nn.Module, change: Change, before: Values) -> Iterator[Values]:
+    """New parameters that may do it."""
+    if isinstance(module, LINEAR_TYPES):
+        rows = change.inputs(weight_matrix(module).T)
+        values = {"weight": rows if isinstance(module, Conv1D) else rows.T}
+        if "bias" in before:
+            values["bias"] = change.inputs(before["bias"])
+        yield values
+        return
+    if not before.keys() <= {"weight", "bias"} or any(
+        value.dim() != 1 for value in before.values()
+    ):
+        return
+    shift = {"bias": change.inputs(before["bias"])} if "bias" in before else {}
+    if "weight" in before:
+        yield {"weight": change.inputs(before["weight"]), **shift}
+        yield {"weight": change.inputs(1 + before["weight"].double()) - 1, **shift}

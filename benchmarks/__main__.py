@@ -22,7 +22,7 @@ from functools import partial
 import torch
 
 from benchmarks import solver
-from harness.models.folders import load_model, load_tokenizer
+from harness.models.model import Place, StoredModel, find_model
 from harness.records import environment
 
 RUNS = 5
@@ -92,13 +92,15 @@ def quantize() -> None:
     from quant.solvers.base import Solver
 
     config = compose_cells([], False, None)[0].config
-    tokenizer, plain = load_tokenizer(config.model), load_model(config.model, "cpu")
+    stored, place = find_model(config.model), Place("cpu", "auto")
+    assert isinstance(stored, StoredModel)
+    tokenizer, plain = stored.tokenizer(), stored.load(place)
     context = protocols.context_length(plain.config, config.model.context)
     windows = protocols.calibration_windows(config.calib, tokenizer, context, None).windows
 
     def run(method: Solver) -> object:
         how = QuantizationConfig(method, Scheme(4, 128))
-        return quantize_model(load_model(config.model, "cpu"), windows, how)
+        return quantize_model(stored.load(place), windows, how)
 
     for method in (rtn.SOLVER, gptq.SOLVER):
         what = f"embedded model, {method.name} w4g128, {len(windows)} windows"

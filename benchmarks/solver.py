@@ -107,19 +107,21 @@ def embedded(runs: int = 2) -> None:
     """The embedded model from calibration windows to quantized weights, loading included."""
     from harness.config.compose import compose_cells
     from harness.data import protocols
-    from harness.models.folders import load_model, load_tokenizer
+    from harness.models.model import Place, StoredModel, find_model
     from quant.calibrate.stream import quantize_model
     from quant.config import QuantizationConfig
 
     config = compose_cells([], False, None)[0].config
-    tokenizer, model = load_tokenizer(config.model), load_model(config.model, "cpu")
+    stored, place = find_model(config.model), Place("cpu", "auto")
+    assert isinstance(stored, StoredModel)
+    tokenizer, model = stored.tokenizer(), stored.load(place)
     context = protocols.context_length(model.config, config.model.context)
     windows = protocols.calibration_windows(config.calib, tokenizer, context, None).windows
     windows = windows[:WINDOWS]
 
     def run(kernel: str) -> object:
         how = QuantizationConfig(gptq.SOLVER, Scheme(4, 128), kernel=kernel)
-        return quantize_model(load_model(config.model, "cpu"), windows, how)
+        return quantize_model(stored.load(place), windows, how)
 
     both = partial(run, "reference"), partial(run, "cpu")
     show(f"embedded model, w4g128, {len(windows)} windows", in_turn(both, runs), 2)

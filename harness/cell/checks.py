@@ -10,8 +10,8 @@ from pathlib import Path
 
 from harness.cell.parts import Measuring, Solving, Transforming
 from harness.config.schema import CellConfig
-from harness.data.config import CalibConfig
 from harness.data import protocols, texts
+from harness.data.config import CalibConfig
 from harness.errors import ConfigError
 from harness.models.model import SOURCES, AbsentModel, Model, RandomModel
 from harness.models.streaming import ALWAYS, AUTO, NEVER

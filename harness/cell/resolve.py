@@ -12,9 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from quant.config import QuantizationConfig
-from quant.transforms.base import Transform
-
 from harness.cell import checks
 from harness.cell.keys import StageKeys, cell_keys
 from harness.cell.parts import MODULE, Measuring, Solving, Transforming, build_part
@@ -31,9 +28,11 @@ from harness.models.model import AbsentModel, Model, Place, StoredModel, find_mo
 from harness.records.record import CellIdentity, Record
 from harness.records.store import Store
 from harness.suites.base import Facts, Suite
+from quant.config import QuantizationConfig
 from quant.parts import Part
 from quant.scheme import Scheme, SchemeError
 from quant.solvers.base import Solver
+from quant.transforms.base import Transform
 
 QUANTIZATION = "quantization"  # the stage before the suites
 NOT_QUANTIZED = 16  # bits

@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.config.schema import RuntimeConfig
-from harness.data.config import CalibConfig
 from harness.data import protocols
+from harness.data.config import CalibConfig
 from harness.errors import ModelError
 from harness.models.model import Model, StoredModel
 
 if TYPE_CHECKING:
-    from quant.config import QuantizationConfig
     from torch import Tensor
 
     from quant.calibrate.source import BlockSource
     from quant.checkpoint.source import ArtifactSource, CheckpointSource
+    from quant.config import QuantizationConfig
     from quant.memory.plan import MemoryPlan, ModelShape
 
 ALWAYS, NEVER, AUTO = "always", "never", "auto"

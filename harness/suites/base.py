@@ -108,6 +108,11 @@ def machine_inputs(_config: Any, facts: Facts) -> dict[str, str]:
     return {"machine": digest([machine(), gpu(facts.device), threads])}
 
 
+def no_positions(_config: Any) -> int:
+    """Of a suite that uses no KV cache."""
+    return 0
+
+
 def plain_semantics(config: Any) -> dict[str, Any]:
     """Every setting, with paths (of the keys path, paths and files) as file names."""
     return without_folders(dataclasses.asdict(config))
@@ -134,6 +139,7 @@ class Suite:
     streams    can measure a model that is never whole in memory (SuiteContext.streamed).
     timing     its figures belong to the machine, and random weights will do.
     preload    modules that are imported once for all cells.
+    positions  tokens that stand in the KV cache at most; random weights leave room for them.
 
     ValueError when a part of it is missing.
     """
@@ -149,6 +155,7 @@ class Suite:
     streams: bool = False
     timing: bool = False
     preload: tuple[str, ...] = ()
+    positions: Callable[[Any], int] = no_positions
 
     def __post_init__(self) -> None:
         if not self.name.isidentifier():

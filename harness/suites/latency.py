@@ -47,13 +47,18 @@ def check(config: Config, facts: Facts) -> None:
     if config.warmup < 0:
         raise ConfigError(f"{facts.key}.warmup={config.warmup} is too small; use 0 or more.")
     context = (facts.shape or {}).get("max_position_embeddings")
-    needed = config.prompt_tokens + config.decode_tokens
+    needed = positions(config)
     if isinstance(context, int) and needed > context:
         raise ConfigError(
             f"{facts.key} needs {needed} tokens (prompt_tokens={config.prompt_tokens} + "
             f"decode_tokens={config.decode_tokens}), but model={facts.model} has a context "
             f"of {context}: make one of the two smaller."
         )
+
+
+def positions(config: Config) -> int:
+    """Tokens of the prompt and of the answer."""
+    return config.prompt_tokens + config.decode_tokens
 
 
 def run(context: SuiteContext, config: Config) -> SuiteResult:
@@ -214,5 +219,6 @@ SUITE = Suite(
     inputs=machine_inputs,
     timing=True,
     preload=("harness.suites.timing_tokens",),
+    positions=positions,
     table=TABLE,
 )

@@ -15,9 +15,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.data.config import CalibConfig, DocumentsConfig
 from harness.data import protocols
 from harness.data import windows as cuts
+from harness.data.config import CalibConfig, DocumentsConfig
 from harness.data.protocols import CALIBRATION, PROTOCOLS, ProtocolError
 from harness.data.texts import TextError
 

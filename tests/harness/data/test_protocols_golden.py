@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.data.config import CalibConfig, DocumentsConfig
 from harness.data import protocols
+from harness.data.config import CalibConfig, DocumentsConfig
 from harness.data.protocols import CALIBRATION, TokenWindows
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "protocol_windows.json"

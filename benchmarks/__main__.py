@@ -2,6 +2,7 @@
 
   python -m benchmarks            everything
   python -m benchmarks solve pack only these
+  python -m benchmarks harness --checkout OLD --checkout NEW   two commits in turn
 
 Others are commands of their own (--help says what they take): python -m benchmarks.decode,
 benchmarks.scaling, benchmarks.gpu_solver; kernels: python -m cuda_ext.bench.
@@ -18,10 +19,11 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import torch
 
-from benchmarks import solver
+from benchmarks import harness_overhead, solver
 from harness.models.model import Place, StoredModel, find_model
 from harness.records import environment
 
@@ -115,6 +117,7 @@ BENCHMARKS = {
     "solver": solver.solve,
     "embedded": solver.embedded,
     "attention": solver.attention,
+    "harness": harness_overhead.harness,
 }
 
 
@@ -126,7 +129,16 @@ def main() -> None:
     )
     known = ", ".join(BENCHMARKS)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"some of {known}")
-    names = parser.parse_args().names or list(BENCHMARKS)
+    parser.add_argument(
+        "--checkout",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="what harness measures instead of this checkout; two are compared",
+    )
+    options = parser.parse_args()
+    names = options.names or list(BENCHMARKS)
     for name in names:
         if name not in BENCHMARKS:
             parser.error(f"{name} is not a benchmark: choose from {known}.")
@@ -137,7 +149,10 @@ def main() -> None:
     print(f"{machine['cpu']}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     for name in names:
         print(f"\n{BENCHMARKS[name].__doc__}")
-        BENCHMARKS[name]()
+        if name == "harness":
+            harness_overhead.harness(options.checkout)
+        else:
+            BENCHMARKS[name]()
 
 
 if __name__ == "__main__":

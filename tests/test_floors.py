@@ -1,9 +1,10 @@
-"""The floors: harness knows quant, quant knows cuda_ext, and no arrow points upward."""
+"""The floors: harness knows quant, quant knows cuda_ext, no arrow points upward or in a circle."""
 
 import ast
 import os
 import subprocess
 import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,136 @@ def test_arrows_point_downward_only(module: Path) -> None:
     imported = imported_packages((ROOT / module).read_text())
     foreign = imported - ALLOWED[floor] - {floor} - set(sys.stdlib_module_names)
     assert not foreign, f"{module} may import {sorted(ALLOWED[floor])} and imports {foreign}"
+
+
+PACKAGES = ("bitsweep", "harness", "quant", "cuda_ext")
+
+
+def imports_at_run_time(tree: ast.AST) -> Iterator[ast.Import | ast.ImportFrom]:
+    """Import statements, late ones too, without those that only a type checker sees."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            yield node
+        elif isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
+            for other in node.orelse:
+                yield from imports_at_run_time(ast.Module([other], []))
+        else:
+            yield from imports_at_run_time(node)
+
+
+def imported_modules(module: str, source: str, modules: Mapping[str, Path]) -> dict[str, int]:
+    """Those of `modules` that one of them imports, each with the line that does so first."""
+    package = module if modules[module].name == "__init__.py" else module.rpartition(".")[0]
+    found: dict[str, int] = {}
+    for node in imports_at_run_time(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        else:
+            parts = package.split(".")[: len(package.split(".")) - node.level + 1]
+            base = ".".join([*(parts if node.level else []), *filter(None, [node.module])])
+            whole = [f"{base}.{alias.name}" for alias in node.names]
+            names = [name if name in modules else base for name in whole]
+        for name in names:
+            if name in modules and name != module:
+                found.setdefault(name, node.lineno)
+    return found
+
+
+def circles(graph: Mapping[str, Mapping[str, int]]) -> list[list[str]]:
+    """The modules of every circle: each of them reaches all others, and is reached by them."""
+    reached: dict[str, set[str]] = {}
+    for module in graph:
+        left, seen = list(graph[module]), set(graph[module])
+        while left:
+            new = set(graph[left.pop()]) - seen
+            seen |= new
+            left += new
+        reached[module] = seen
+    found = {
+        frozenset(other for other in reached[module] if module in reached[other])
+        for module in graph
+        if module in reached[module]
+    }
+    return sorted(sorted(circle) for circle in found)
+
+
+def module_graph(root: Path) -> dict[str, dict[str, int]]:
+    """Every module of the packages with the modules that it imports."""
+    modules = {}
+    for path in sorted(file for package in PACKAGES for file in (root / package).rglob("*.py")):
+        parts = path.relative_to(root).with_suffix("").parts
+        modules[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return {
+        name: imported_modules(name, path.read_text(), modules) for name, path in modules.items()
+    }
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    """A late import hides a circle from Python, not from whoever changes one of its modules."""
+    graph = module_graph(ROOT)
+    said = []
+    for circle in circles(graph):
+        ties = [
+            f"  {module}, line {line}, imports {other}"
+            for module in circle
+            for other, line in graph[module].items()
+            if other in circle
+        ]
+        said.append("\n".join([f"a circle of {', '.join(circle)}:", *ties]))
+    assert not said, "\n".join(said)
+
+
+def made(folder: Path, **sources: str) -> dict[str, dict[str, int]]:
+    """The graph of a package `quant` of these modules, beside an empty room."""
+    for name, source in {"__init__": "", "room/__init__": "", **sources}.items():
+        file = folder / "quant" / f"{name}.py"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(source)
+    return module_graph(folder)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import quant.two",
+        "from quant.two import anything",
+        "from quant import two",
+        "from . import two",
+        "from .two import anything",
+        "def late():\n    from quant.two import anything",
+        "try:\n    import quant.two\nexcept ImportError:\n    pass",
+        "if TYPE_CHECKING:\n    pass\nelse:\n    import quant.two",
+    ],
+)
+def test_a_circle_is_found_whichever_way_it_is_tied(tmp_path: Path, source: str) -> None:
+    graph = made(tmp_path, one=source, two="from quant.three import x", three="import quant.one")
+    assert circles(graph) == [["quant.one", "quant.three", "quant.two"]]
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import torch",
+        "from quant import anything",
+        "import quant.one",
+        "if TYPE_CHECKING:\n    from quant.two import anything",
+        "if typing.TYPE_CHECKING:\n    import quant.two",
+        "def __getattr__(name):\n    return importlib.import_module('quant.two')",
+    ],
+)
+def test_what_is_no_import_at_run_time_ties_no_circle(tmp_path: Path, source: str) -> None:
+    assert circles(made(tmp_path, one=source, two="import quant.one")) == []
+
+
+def test_two_circles_are_two(tmp_path: Path) -> None:
+    pairs = {"one": "two", "two": "one", "three": "four", "four": "three", "five": "one"}
+    graph = made(tmp_path, **{name: f"import quant.{other}" for name, other in pairs.items()})
+    assert circles(graph) == [["quant.four", "quant.three"], ["quant.one", "quant.two"]]
+
+
+def test_relative_imports_start_at_their_package(tmp_path: Path) -> None:
+    graph = made(tmp_path, two="", **{"room/inner": "from ..two import x\nfrom . import other"})
+    assert graph["quant.room.inner"] == {"quant.two": 1, "quant.room": 2}
 
 
 # numpy, filelock, tqdm and the like are not hidden: transformers itself cannot do without them.

@@ -4,12 +4,20 @@
 #   tools/gpu_session.sh device build bench     only these sections; then, in calls of their own,
 #   tools/gpu_session.sh test                   sanitize, bench-batches crossover, bench-all,
 #                                               decode, solver
+#   tools/gpu_session.sh --dry-run [sections]   all, or these, without a GPU: the same modules with
+#                                               the same arguments, then the smallest there are
 # Needs torch, transformers, pytest and hypothesis; OUT is the folder of tables and log (default
-# results/gpu), PYTHON the interpreter. A section that fails or outlasts its limit does not stop the
-# next, nor does a run inside one.
+# results/gpu, of a dry run none that stays), PYTHON the interpreter. A section that fails or
+# outlasts its limit does not stop the next, nor does a run inside one.
 set -uo pipefail
 cd "$(dirname "$0")/.."
-OUT="${OUT:-results/gpu}"
+DRY_RUN=
+if [ "${1:-}" = --dry-run ]; then DRY_RUN=--dry-run; shift; fi
+if [ -n "$DRY_RUN" ] && [ -z "${OUT:-}" ]; then
+  OUT="$(mktemp -d)"
+  trap 'rm -rf "$OUT"' EXIT
+fi
+export OUT="${OUT:-results/gpu}"
 if [ -z "${PYTHON:-}" ]; then
   if [ -x .venv/bin/python ]; then PYTHON=.venv/bin/python; else PYTHON=python3; fi
 fi
@@ -20,10 +28,25 @@ GPU_TESTS="tests/cuda_ext tests/quant/measure/test_decode.py tests/quant/test_li
   tests/quant/test_products.py tests/quant/solvers/test_columns.py"
 PAPER="opt-175b,llama-70b-up,llama-70b-down,llama-8b-up"
 
+# What a dry run adds to a command. Of an option that is given twice the last counts.
+SMALL_TEST=() SMALL_SANITIZE=() SMALL_BENCH=() SMALL_DECODE=() SMALL_SOLVER=()
+if [ -n "$DRY_RUN" ]; then
+  export OMP_NUM_THREADS=1  # threads that wait for each other are slow on a busy machine
+  SMALL_TEST=(--collect-only -q)
+  SMALL_SANITIZE=(--launch --device cpu)
+  SMALL_BENCH=(--device cpu --shapes 512x256 --batches 1 --bits 4 --seconds 0.001)
+  SMALL_DECODE=(--device cpu --kernel cpu --architecture "$OUT/tiny.json" --prompt 2 --tokens 2
+    --repeats 1)
+  SMALL_SOLVER=(--device cpu --kernel cpu --shape tiny)
+fi
+TINY='{"model_type": "opt", "hidden_size": 128, "word_embed_proj_dim": 128, "ffn_dim": 256,
+  "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 64,
+  "max_position_embeddings": 16}'
+
 bench() {  # bench FILE arguments...
   local file="$OUT/$1"
   shift
-  "$PYTHON" -m cuda_ext.bench --device cuda --json "$file" "$@"
+  "$PYTHON" -m cuda_ext.bench --device cuda --json "$file" "$@" "${SMALL_BENCH[@]}"
 }
 
 limited() {  # limited SECONDS arguments...: Python with these, at most so long
@@ -36,26 +59,30 @@ limited() {  # limited SECONDS arguments...: Python with these, at most so long
 }
 
 decode() {  # decode SECONDS ARCHITECTURE BITS
+  [ -z "$DRY_RUN" ] || echo "$TINY" >"$OUT/tiny.json"
   limited "$1" -m benchmarks.decode --device cuda --kernel cuda --architecture "$2" \
-    --bits "$3" --json "$OUT/decode-$2.json"
+    --bits "$3" --json "$OUT/decode-$2.json" "${SMALL_DECODE[@]}"
 }
 
 solver() {  # solver SECONDS SHAPE
   limited "$1" -m benchmarks.gpu_solver --device cuda --kernel cuda --shape "$2" \
-    --json "$OUT/solver-$2.json"
+    --json "$OUT/solver-$2.json" "${SMALL_SOLVER[@]}"
 }
 
 section() {
   case "$1" in
-    device) nvidia-smi --query-gpu=name,driver_version,clocks.sm,clocks.max.sm,temperature.gpu \
-              --format=csv
-            "$PYTHON" -c 'import torch; from cuda_ext import toolchain as t; print(
-              "torch", torch.__version__, "CUDA", torch.version.cuda, "driver", t.driver(),
-              "capabilities", t.visible_capabilities(), t.short_version(t.find_nvcc()))' ;;
-    build)  "$PYTHON" -c 'from cuda_ext import packed; library = packed.load(); print(library)
-raise SystemExit(library.without_cuda)' ;;
-    test)   "$PYTHON" -m pytest -q -m gpu -p no:cacheprovider $GPU_TESTS ;;
-    sanitize)      "$PYTHON" tools/sanitize.py memcheck racecheck synccheck initcheck ;;
+    device) [ -n "$DRY_RUN" ] || nvidia-smi --format=csv \
+              --query-gpu=name,driver_version,clocks.sm,clocks.max.sm,temperature.gpu
+            "$PYTHON" -c 'import sys, torch; from cuda_ext import toolchain as t
+compiler = t.find_compiler if sys.argv[1:] else t.find_nvcc
+print("torch", torch.__version__, "CUDA", torch.version.cuda, "driver", t.driver(),
+      "capabilities", t.visible_capabilities(), t.short_version(compiler()))' $DRY_RUN ;;
+    build)  "$PYTHON" -c 'import sys; from cuda_ext import packed
+library = packed.load(); print(library)
+raise SystemExit(None if sys.argv[1:] else library.without_cuda)' $DRY_RUN ;;
+    test)   "$PYTHON" -m pytest -q -m gpu -p no:cacheprovider $GPU_TESTS "${SMALL_TEST[@]}" ;;
+    sanitize)      "$PYTHON" tools/sanitize.py memcheck racecheck synccheck initcheck \
+                     "${SMALL_SANITIZE[@]}" ;;
     bench)         bench kernels.json --shapes "$PAPER" --batches 1,16,64 --bits 2,3,4 --seconds 1 ;;
     bench-batches) bench batches.json --shapes llama-8b-up,llama-70b-up --bits 4 --seconds 0.1 \
                      --batches "$(seq -s, 1 64)" ;;
@@ -82,20 +109,21 @@ limit() {  # seconds
 
 if [ "${1:-}" = --section ]; then section "$2"; exit; fi
 wanted=("$@")
-[ $# -gt 0 ] || wanted=(device build test sanitize bench)
+[ $# -gt 0 ] || wanted=(${DRY_RUN:+$SECTIONS})
+[ ${#wanted[@]} -gt 0 ] || wanted=(device build test sanitize bench)
 for name in "${wanted[@]}"; do
   case " $SECTIONS " in
     *" $name "*) ;;
     *) echo "gpu_session: section $name is unknown; choose of $SECTIONS." >&2; exit 2 ;;
   esac
 done
-"$PYTHON" - <<'PY' || exit 2
+"$PYTHON" - $DRY_RUN <<'PY' || exit 2
 import sys
 try:
     import torch
 except ModuleNotFoundError:
     sys.exit("gpu_session: this Python has no torch; set PYTHON to one that has.")
-if not torch.cuda.is_available():
+if not sys.argv[1:] and not torch.cuda.is_available():
     sys.exit(f"gpu_session: no GPU: PyTorch sees no CUDA device here (torch {torch.__version__}).")
 PY
 
@@ -105,7 +133,7 @@ for name in "${wanted[@]}"; do
   printf '\n== %s (at most %s s)\n' "$name" "$(limit "$name")"
   began=$SECONDS
   # A shell of its own, so that the limit stops the whole section.
-  timeout -k 10 "$(limit "$name")" bash "$0" --section "$name" 2>&1 | tee -a "$OUT/session.log"
+  timeout -k 10 "$(limit "$name")" bash "$0" $DRY_RUN --section "$name" 2>&1 | tee -a "$OUT/session.log"
   status=${PIPESTATUS[0]}
   case "$status" in
     0) result=ok ;; 124|137) result="over its limit" failed=1 ;; *) result="failed ($status)" failed=1 ;;

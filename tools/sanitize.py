@@ -3,6 +3,7 @@
   python tools/sanitize.py                       memcheck, racecheck and synccheck
   python tools/sanitize.py initcheck             these
   python tools/sanitize.py --launch              the launches alone, without the sanitizer
+  python tools/sanitize.py --launch --device cpu the same calls to the CPU's kernels
 
 Results are compared with plain PyTorch, too. The exit status is 1 when a tool or a comparison finds
 something, 2 when there is no GPU or no compute-sanitizer.
@@ -35,18 +36,20 @@ SWEEPS = ((7, 65, 5), (128, 200, 128), (300, 70, 290))
 FOUND = 7  # the status that compute-sanitizer gives when it found something
 
 
-def launch() -> int:
+def launch(device: str = "cuda") -> int:
     """Run every kind of kernel once for every shape; the number of wrong results."""
     torch.manual_seed(0)
     wrong = 0
     for levels, shape in itertools.product(("2", "3", "4", "8", "ternary"), SHAPES):
-        wrong += launch_layer(2 if levels == "ternary" else int(levels), levels == "ternary", shape)
-    wrong += sum(_sweep(*shape, ternary) for shape in SWEEPS for ternary in (False, True))
-    torch.cuda.synchronize()
+        bits = 2 if levels == "ternary" else int(levels)
+        wrong += launch_layer(bits, levels == "ternary", shape, device)
+    wrong += sum(_sweep(*shape, ternary, device) for shape in SWEEPS for ternary in (False, True))
+    if device == "cuda":
+        torch.cuda.synchronize()
     return wrong
 
 
-def _sweep(columns: int, rows: int, count: int, ternary: bool) -> int:
+def _sweep(columns: int, rows: int, count: int, ternary: bool, device: str) -> int:
     """GPTQ's column sweep, in three groups, has the bits of the CPU's."""
     upper = (torch.randn(columns, columns) * 0.1).triu() + torch.eye(columns)
     weight, scale = torch.randn(columns, rows), torch.rand(3, rows) + 0.1
@@ -59,13 +62,15 @@ def _sweep(columns: int, rows: int, count: int, ternary: bool) -> int:
         made = gptq_sweep(work, upper.to(device), **grids, count=count, max_code=3 - ternary)
         return [tensor.cpu() for tensor in (*made, work)]
 
-    if all(torch.equal(a, b) for a, b in zip(run("cuda"), run("cpu"), strict=True)):
+    if all(torch.equal(a, b) for a, b in zip(run(device), run("cpu"), strict=True)):
         return 0
     print(f"gptq_sweep, {columns} x {rows}, ternary {ternary}: not the bits of the CPU")
     return 1
 
 
-def launch_layer(bits: int, ternary: bool, shape: tuple[int, int, int | None]) -> int:
+def launch_layer(
+    bits: int, ternary: bool, shape: tuple[int, int, int | None], device: str = "cuda"
+) -> int:
     """Repack, dequantize and multiply a random layer; the number of wrong results."""
     inputs, outputs, group = shape
     size = group or inputs
@@ -80,10 +85,10 @@ def launch_layer(bits: int, ternary: bool, shape: tuple[int, int, int | None]) -
     else:
         weight = (scales.float()[column] * (codes.float() - zeros.float()[column])).t()
     held = packed.pack(
-        pack_codes(codes, bits, dim=0).cuda(),
-        scales.cuda(),
-        None if ternary else pack_codes(zeros, bits).cuda(),
-        negative.cuda() if ternary else None,
+        pack_codes(codes, bits, dim=0).to(device),
+        scales.to(device),
+        None if ternary else pack_codes(zeros, bits).to(device),
+        negative.to(device) if ternary else None,
         bits=bits,
         in_features=inputs,
     )
@@ -96,7 +101,7 @@ def launch_layer(bits: int, ternary: bool, shape: tuple[int, int, int | None]) -
         for batch in BATCHES:
             x = torch.randn(batch, inputs).to(dtype)
             bias = torch.ones(outputs, dtype=dtype)
-            y = packed.linear(x.cuda(), held, bias=bias.cuda(), **taken)
+            y = packed.linear(x.to(device), held, bias=bias.to(device), **taken)
             wrong += _differs(f"linear {batch}, {name}", y, x.float() @ weight.t() + 1, 0.02)
     return wrong
 
@@ -113,13 +118,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(usage=__doc__)
     parser.add_argument("tools", nargs="*", default=TOOLS, metavar="tool")
     parser.add_argument("--launch", action="store_true")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     options = parser.parse_args()
-    reason = why_unavailable(torch.device("cuda"))
+    if options.device == "cpu" and not options.launch:
+        parser.error("the sanitizer knows GPUs only; use --launch with --device cpu.")
+    reason = why_unavailable(torch.device(options.device))
     if reason is not None:
         print(f"sanitize: {reason}", file=sys.stderr)
         return 2
     if options.launch:
-        return int(launch() > 0)
+        return int(launch(options.device) > 0)
     program = shutil.which("compute-sanitizer") or shutil.which(
         "/usr/local/cuda/bin/compute-sanitizer"
     )

@@ -50,7 +50,9 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     names = ", ".join(shapes.SHAPES)
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--shapes", default="llama-7b-up", help=f"of {names}; or opt-175b, all")
+    parser.add_argument(
+        "--shapes", default="llama-7b-up", help=f"of {names}; or opt-175b, all, 512x256"
+    )
     parser.add_argument("--batches", default="1,4,8,16,64")
     parser.add_argument("--bits", default="2,3,4,8")
     parser.add_argument("--group", type=int, default=128)
@@ -79,7 +81,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
 def _tables(options: argparse.Namespace) -> list[dict[str, Any]]:
     kept = []
     for shape in options.shapes:
-        inputs, outputs = shapes.SHAPES[shape]
+        inputs, outputs = shapes.sizes(shape)
         for batch in options.batches:
             rows, bandwidth = bench(
                 shape,

@@ -18,7 +18,7 @@ from cuda_ext.bench.products import (
     isa_contenders,
     readers,
 )
-from cuda_ext.bench.shapes import SHAPES
+from cuda_ext.bench.shapes import sizes
 from cuda_ext.bench.timing import Contender, last_level_cache, measure
 
 SMI_FIELDS = ("clocks.sm", "clocks.mem", "temperature.gpu", "power.draw")
@@ -55,10 +55,10 @@ def bench(
 ) -> tuple[list[Row], float]:
     """The rows of one shape and batch, and the read bandwidth of the same rounds in GB/s.
 
-    shape is a name of SHAPES or (inputs, outputs); device is "cpu" or "cuda"; by_isa compares the
-    instruction sets of the CPU instead.
+    shape is one that shapes.sizes knows or (inputs, outputs); device is "cpu" or "cuda"; by_isa
+    compares the instruction sets of the CPU instead.
     """
-    inputs, outputs = SHAPES[shape] if isinstance(shape, str) else shape
+    inputs, outputs = sizes(shape) if isinstance(shape, str) else shape
     name = shape if isinstance(shape, str) else f"{inputs}x{outputs}"
     if by_isa:
         rivals = isa_contenders(inputs, outputs, batch, group, bits)

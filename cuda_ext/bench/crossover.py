@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from cuda_ext import packed
 from cuda_ext.bench.products import packed_copies, packed_step
-from cuda_ext.bench.shapes import SHAPES
+from cuda_ext.bench.shapes import sizes
 from cuda_ext.bench.timing import Contender, Step, measure
 from cuda_ext.packed import Packed
 
@@ -47,7 +47,7 @@ def crossover(shape: str, bits: int, group: int, seconds: float, device: str) ->
 
     More rows than a packed product takes are cut into several.
     """
-    inputs, outputs = SHAPES[shape]
+    inputs, outputs = sizes(shape)
     weights = packed_copies(bits, inputs, outputs, group, device)
     found = []
     for dtype in DTYPES[device]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 BITS = (2, 3, 4, 8)
 
 SHAPES = {
@@ -25,14 +27,25 @@ SHAPES = {
 }
 
 
+_SIZES = re.compile(r"([1-9]\d*)x([1-9]\d*)")
+
+
+def sizes(shape: str) -> tuple[int, int]:
+    """Inputs and outputs of a name in SHAPES, or of a shape that says them ("512x256")."""
+    match = _SIZES.fullmatch(shape)
+    return SHAPES[shape] if match is None else (int(match[1]), int(match[2]))
+
+
 def chosen(text: str) -> list[str]:
-    """Shapes by name with commas, or all that begin with it ("opt-175b"), or "all".
+    """Shapes with commas: a name, all that begin with it ("opt-175b"), "all", or "512x256".
 
     Raises ValueError naming what is unknown.
     """
     found: list[str] = []
     for part in text.split(","):
         matching = [name for name in SHAPES if part in (name, "all")]
+        if _SIZES.fullmatch(part):
+            matching = [part]
         matching = matching or [name for name in SHAPES if name.startswith(f"{part}-")]
         if not matching:
             raise ValueError(f"shape {part!r} is unknown; choose of {', '.join(SHAPES)}, or all.")

@@ -33,6 +33,14 @@ def test_shapes_are_chosen_by_name_model_or_all() -> None:
         shapes.chosen("opt-17")
 
 
+def test_a_shape_may_say_its_sizes() -> None:
+    assert shapes.chosen("512x256,llama-8b-kv") == ["512x256", "llama-8b-kv"]
+    assert shapes.sizes("512x256") == (512, 256)
+    assert shapes.sizes("llama-8b-kv") == (4096, 1024)
+    with pytest.raises(ValueError, match="shape '512x0' is unknown"):
+        shapes.chosen("512x0")
+
+
 def test_copies_are_four_times_the_cache() -> None:
     assert timing.copies_for(10, cache=100) == 40
     assert timing.copies_for(7, cache=100) == 58

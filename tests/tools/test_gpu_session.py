@@ -47,16 +47,17 @@ PARSERS = {
 }
 
 
-def commands(section: str, folder: Path) -> list[list[str]]:
+def commands(section: str, folder: Path, *flags: str) -> list[list[str]]:
     """The arguments of every Python that a section starts, from one that only writes them down."""
     python, log = folder / "python", folder / "log"
-    python.write_text(f'#!/bin/sh\nprintf "%s\\037" "$@" >>{log}\necho >>{log}\nexit 3\n')
+    python.write_text(f'#!/bin/sh\nprintf "%s\\037" "$@" >>{log}\nprintf "\\036" >>{log}\nexit 3\n')
     python.chmod(0o755)
+    log.unlink(missing_ok=True)
     environment = {**os.environ, "PYTHON": str(python), "OUT": str(folder)}
-    script = ["bash", "tools/gpu_session.sh", "--section", section]
+    script = ["bash", "tools/gpu_session.sh", *flags, "--section", section]
     done = subprocess.run(script, cwd=ROOT, env=environment, capture_output=True, timeout=60)
     assert done.returncode != 0, "a failure inside a section is not swallowed"
-    return [line.split("\037")[:-1] for line in log.read_text().splitlines()]
+    return [command.split("\037")[:-1] for command in log.read_text().split("\036")[:-1]]
 
 
 @pytest.mark.parametrize(
@@ -80,12 +81,42 @@ def test_the_modules_take_these_arguments(tmp_path: Path, section: str, files: l
     assert {getattr(options, "kernel", "cuda") for options in parsed} == {"cuda"}
 
 
-def gpu_tests() -> list[str]:
-    """Files and folders of the section `test`."""
+def listed(name: str) -> list[str]:
+    """The words of a variable of the script."""
     script = (ROOT / "tools" / "gpu_session.sh").read_text()
-    found = re.search(r'^GPU_TESTS="([^"]+)"', script, re.MULTILINE)
+    found = re.search(rf'^{name}="([^"]+)"', script, re.MULTILINE)
     assert found is not None
     return found[1].split()
+
+
+def gpu_tests() -> list[str]:
+    """Files and folders of the section `test`."""
+    return listed("GPU_TESTS")
+
+
+@pytest.mark.parametrize("section", listed("SECTIONS"))
+def test_every_section_has_a_dry_run(tmp_path: Path, section: str) -> None:
+    """It starts what the section starts, in the same way, and only then asks for less."""
+    real, dry = commands(section, tmp_path), commands(section, tmp_path, "--dry-run")
+    assert len(dry) == len(real) > 0
+    for command, smaller in zip(real, dry, strict=True):
+        assert smaller[: len(command)] == command
+        added = smaller[len(command) :]
+        assert added[0] in ("--dry-run", "--collect-only", "--launch", "--device")
+        assert added[0] != "--launch" or added[1:] == ["--device", "cpu"]
+        if (module := smaller[1]) in PARSERS:
+            options = PARSERS[module](smaller[2:])
+            assert options.device == "cpu"
+            assert getattr(options, "kernel", "cpu") == "cpu"
+
+
+def test_a_dry_run_leaves_nothing_behind() -> None:
+    kept = ROOT / "results" / "gpu"
+    before = sorted(kept.rglob("*"))
+    done = run("tools/gpu_session.sh", "--dry-run", "device", "build")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.findall(r"^(\w+) +\d+ s  ok$", done.stdout, re.MULTILINE) == ["device", "build"]
+    assert sorted(kept.rglob("*")) == before
 
 
 def test_every_file_with_a_test_for_a_gpu_is_in_the_session() -> None:

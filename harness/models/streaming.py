@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from harness.config.schema import CellConfig, ModelConfig
 from harness.data import protocols
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from quant.calibrate.source import BlockSource
     from quant.checkpoint.source import ArtifactSource, CheckpointSource
     from quant.memory.plan import MemoryPlan, ModelShape
+    from quant.memory.shapes import ModelFacts
 
 ALWAYS, NEVER, AUTO = "always", "never", "auto"
 STREAMING = ("perplexity",)  # suites that can measure a model that is never whole in memory
@@ -48,8 +49,6 @@ def quantization_memory(config: CellConfig, plan: QuantizationPlan) -> MemoryPla
 
     Raises MemoryPlanError, with the figures, when it does not fit.
     """
-    import torch
-
     from quant.memory.limits import free_memory
     from quant.memory.plan import plan_quantization
 
@@ -60,7 +59,7 @@ def quantization_memory(config: CellConfig, plan: QuantizationPlan) -> MemoryPla
         plan,
         tokens=config.calib.sequences * length,
         window=length,
-        limits=free_memory(torch.device(config.runtime.device), Path(config.paths.results)),
+        limits=free_memory(config.runtime.device, Path(config.paths.results)),
         activations=config.runtime.activations,
     )
 
@@ -111,8 +110,6 @@ class StreamedModel:
 
 def streams(config: CellConfig, artifact: Path | None) -> bool:
     """Whether a cell's model is measured block by block: as asked for, or because of its size."""
-    import torch
-
     from quant.memory.limits import free_memory
     from quant.memory.plan import fits_whole
 
@@ -122,7 +119,7 @@ def streams(config: CellConfig, artifact: Path | None) -> bool:
     window = protocols.context_length(model_config, config.model.context)
     suite = config.suite.perplexity
     batch = 1 if suite is None else suite.batch_size
-    return not fits_whole(shape, window, batch, free_memory(torch.device(config.runtime.device)))
+    return not fits_whole(shape, window, batch, free_memory(config.runtime.device))
 
 
 def open_packed(config: CellConfig, artifact: Path) -> ArtifactSource:
@@ -140,8 +137,8 @@ def open_packed(config: CellConfig, artifact: Path) -> ArtifactSource:
     )
 
 
-def measured_shape(config: CellConfig, artifact: Path | None) -> tuple[ModelShape, Any]:
-    """Shape and configuration of the model that suites measure; packed blocks are smaller."""
+def measured_shape(config: CellConfig, artifact: Path | None) -> tuple[ModelShape, ModelFacts]:
+    """Shape of, and what is known of, the model that suites measure; packed blocks are smaller."""
     shape, model_config = _shape(config)
     if artifact is not None:
         stored = sum(file.stat().st_size for file in artifact.glob("*.safetensors"))
@@ -163,28 +160,37 @@ def refuse_whole_model(stage: str, config: CellConfig, artifact: Path | None) ->
     )
 
 
-def _shape(config: CellConfig) -> tuple[ModelShape, Any]:
+def _shape(config: CellConfig) -> tuple[ModelShape, ModelFacts]:
     folder = model_folder(config.model)
     if folder is None:
         raise ModelError(
             f"model={config.model.name} is not on this machine yet, so its memory is unknown."
         )
-    return _shape_of(folder, config.model.dtype, find_checkpoint(config.model) is not None)
+    facts = _facts_of(folder, config.model.dtype, find_checkpoint(config.model) is not None)
+    return facts.shape, facts
 
 
 @lru_cache(maxsize=8)
-def _shape_of(folder: Path, dtype: str, quantized: bool) -> tuple[ModelShape, Any]:
+def _facts_of(folder: Path, dtype: str, quantized: bool) -> ModelFacts:
+    from quant.memory.shapes import cached_facts
+
+    return cached_facts(folder, dtype, quantized, lambda: _find_facts(folder, dtype, quantized))
+
+
+def _find_facts(folder: Path, dtype: str, quantized: bool) -> ModelFacts:
     import torch
 
     from quant.checkpoint.skeleton import build_causal_lm, build_skeleton
     from quant.memory.plan import model_shape
+    from quant.memory.shapes import ModelFacts
 
     if quantized:
         model = build_skeleton(folder, getattr(torch, dtype), {})
     else:
         advice = "Copy it again from where it came from."
         model = build_causal_lm(folder, getattr(torch, dtype), {}, advice)
-    return model_shape(model), model.config
+    length = protocols.stated_length(model.config)
+    return ModelFacts(model_shape(model), model.config.model_type, length)
 
 
 def _readable_folder(config: CellConfig) -> Path:

@@ -10,18 +10,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-from torch import Tensor
-from transformers import PreTrainedModel
-
-from quant.blocks import find_blocks, linear_layers, weight_matrix
-from quant.calibrate.activations import PLACES
-from quant.calibrate.layers import QuantizationPlan
 from quant.errors import QuantizationError
-from quant.hessian import BLOCKS
-from quant.memory.limits import Limits
-from quant.products import strips
-from quant.solvers.columns import PANEL
+from quant.memory.limits import PLACES, Limits
+from quant.tiling import BLOCKS, PANEL, strips
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+    from quant.calibrate.layers import QuantizationPlan
 
 # Float32 matrices of [inputs, inputs] that live at once while one is factored, beside the sum
 # itself. Measured: 3.2, with act-order 4.0; kernel=reference, LAPACK's copies included, 5.0.
@@ -84,7 +83,7 @@ class Item:
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """What is held where. activations is one of quant.calibrate.activations.PLACES."""
+    """What is held where. activations is one of quant.memory.limits.PLACES."""
 
     items: tuple[Item, ...]
     limits: Limits
@@ -128,6 +127,8 @@ class MemoryPlan:
 
 def model_shape(model: PreTrainedModel) -> ModelShape:
     """The shape of a model, which may be a skeleton."""
+    from quant.blocks import find_blocks, linear_layers, weight_matrix
+
     blocks = find_blocks(model)
     largest = max(blocks.modules, key=lambda block: _bytes(list(block.parameters())))
     inside = {id(tensor) for tensor in blocks.modules.parameters()}

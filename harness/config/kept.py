@@ -124,11 +124,12 @@ def _cells(text: str) -> list[Composed]:
 
 def _filled(kind: Any, values: Any) -> Any:
     """The dataclass that asdict made `values` of."""
-    (kind, *_) = [each for each in get_args(kind) if each is not NoneType] or [kind]
-    if values is None or not dataclasses.is_dataclass(kind):
+    (given, *_) = [each for each in get_args(kind) if each is not NoneType] or [kind]
+    if values is None or not dataclasses.is_dataclass(given):
         return values
-    hints = get_type_hints(kind)
-    return kind(**{name: _filled(hints[name], value) for name, value in values.items()})
+    hints = get_type_hints(given)
+    fields = {name: _filled(hints[name], value) for name, value in values.items()}
+    return given(**fields)  # type: ignore[operator]
 
 
 def _sha256(content: bytes) -> str:

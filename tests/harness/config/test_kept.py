@@ -45,7 +45,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def extra(tmp_path: Path) -> Path:
     folder = tmp_path / "mine"
     (folder / "scheme").mkdir(parents=True)
-    (folder / "scheme" / "w7.yaml").write_text("bits: 8\n")
+    (folder / "scheme" / "mine.yaml").write_text("bits: 8\n")
     return folder
 
 
@@ -79,9 +79,9 @@ def test_everything_that_decides_the_cells_is_in_the_key(
         composer("method=gptq", extra=extra)
         counts.append(composer.composed)
     assert counts == [4, 4]
-    (extra / "scheme" / "w7.yaml").write_text("bits: 4\n")
+    (extra / "scheme" / "mine.yaml").write_text("bits: 4\n")
     composer("method=rtn", extra=extra)
-    (extra / "scheme" / "w6.yaml").write_text("bits: 4\n")
+    (extra / "scheme" / "other.yaml").write_text("bits: 4\n")
     composer("method=rtn", extra=extra)
     assert composer.composed == 6
     composer("method=rtn")
@@ -99,12 +99,12 @@ def test_everything_that_decides_the_cells_is_in_the_key(
 
 def test_a_change_of_the_folder_shows(extra: Path) -> None:
     composer = Composer()
-    assert composer("scheme=w7", extra=extra)[0][0].scheme.bits == 8
-    (extra / "scheme" / "w7.yaml").write_text("bits: 3\n")
-    assert composer("scheme=w7", extra=extra)[0][0].scheme.bits == 3
-    (extra / "scheme" / "w7.yaml").unlink()
-    with pytest.raises(ConfigError, match="w7"):
-        composer("scheme=w7", extra=extra)
+    assert composer("scheme=mine", extra=extra)[0][0].scheme.bits == 8
+    (extra / "scheme" / "mine.yaml").write_text("bits: 3\n")
+    assert composer("scheme=mine", extra=extra)[0][0].scheme.bits == 3
+    (extra / "scheme" / "mine.yaml").unlink()
+    with pytest.raises(ConfigError, match="mine"):
+        composer("scheme=mine", extra=extra)
 
 
 def test_what_lies_elsewhere_is_composed_every_time(
@@ -115,11 +115,11 @@ def test_what_lies_elsewhere_is_composed_every_time(
     for seed in ("3", "4"):
         monkeypatch.setenv("SEED_OF_MINE", seed)
         assert composer("seed=${oc.env:SEED_OF_MINE}")[0][0].seed == int(seed)
-    (extra / "scheme" / "w6.yaml").write_text("bits: ${oc.decode:${oc.env:SEED_OF_MINE}}\n")
+    (extra / "scheme" / "other.yaml").write_text("bits: ${oc.decode:${oc.env:SEED_OF_MINE}}\n")
     for bits in ("2", "3"):
         monkeypatch.setenv("SEED_OF_MINE", bits)
-        assert composer("scheme=w6", extra=extra)[0][0].scheme.bits == int(bits)
-    composer(f"hydra.searchpath=[file://{extra}]", "scheme=w7")
+        assert composer("scheme=other", extra=extra)[0][0].scheme.bits == int(bits)
+    composer(f"hydra.searchpath=[file://{extra}]", "scheme=mine")
     assert composer.composed == 5
     assert not cache.exists()
 
@@ -128,7 +128,7 @@ def test_a_folder_of_very_many_files_is_not_read(
     extra: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(kept, "_MOST_FILES", 3)
-    Composer()("scheme=w7", extra=extra)
+    Composer()("scheme=mine", extra=extra)
     assert not cache.exists()
 
 

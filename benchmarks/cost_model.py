@@ -25,9 +25,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from quant.hessian import BLOCKS
-from quant.products import strips
-from quant.solvers.columns import PANEL
+from quant.tiling import BLOCKS, PANEL, strips
 
 STAGES = ("read", "hessian", "factor", "sweep", "forward", "write")
 # Stage -> term -> how much of it.

@@ -6,11 +6,11 @@ builds, with CUDA only for the GPUs that it sees. BITSWEEP_CUDA_ARCHS names othe
 "none". The library is bound through LibTorch's stable ABI, so it serves every Python and every
 torch from toolchain.TORCH_TARGET on.
 
-The cache is the folder BITSWEEP_CACHE, or bitsweep in XDG_CACHE_HOME, or ~/.cache/bitsweep. An
-entry is named by what it was made from: the sources, the C++ compiler with its flags and torch, and
-nvcc with its flags and architectures. A library that is there already is taken if it was made from
-these sources by these compilers and has code for the GPUs seen. A compiler that is missing here is
-not asked for: a library from another machine of the cluster does.
+The cache is the folder kernels in that of cuda_ext.cache. An entry is named by what it was made
+from: the sources, the C++ compiler with its flags and torch, and nvcc with its flags and
+architectures. A library that is there already is taken if it was made from these sources by these
+compilers and has code for the GPUs seen. A compiler that is missing here is not asked for: a
+library from another machine of the cluster does.
 """
 
 from __future__ import annotations
@@ -34,9 +34,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from cuda_ext import toolchain
+from cuda_ext import installed, proven, toolchain
+from cuda_ext.cache import cache_root
 from cuda_ext.toolchain import BuildError, Capability, Unit
 
 LIBRARY = "libbitsweep_kernels.so"
@@ -94,10 +93,7 @@ class Status:
 
 def cache_folder() -> Path:
     """Where built libraries are kept."""
-    if named := os.environ.get("BITSWEEP_CACHE"):
-        return Path(named) / "kernels"
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "bitsweep" / "kernels"
+    return cache_root() / "kernels"
 
 
 def sources_key() -> str:
@@ -222,15 +218,27 @@ def _why_cpu_alone() -> str:
 @cache
 def load() -> Library:
     """Find or build, and register the operators with torch, once a process; BuildError if not."""
+    import torch
+
     library = find_or_build()
     try:
+        proven.check_whole(library.path)
+        sha256 = proven.digest(library.path)  # before: what is put in its place now is not loaded
         torch.ops.load_library(str(library.path))
     except OSError as error:
         raise BuildError(
             f"{library.path} cannot be loaded ({error}); build it again with `python -m "
             "cuda_ext.build`."
         ) from error
+    proven.note_loaded(library.path, sha256)
     return library
+
+
+@cache
+def loadable() -> Library:
+    """What `load` gives, without importing torch for a library that was loaded here before."""
+    library = find_or_build()
+    return library if proven.loaded_before(library.path) else load()
 
 
 def status() -> Status:
@@ -274,7 +282,7 @@ def _make(tools: Tools, folder: Path, verbose: bool) -> None:
             raise
         notes = {
             "seconds": round(time.monotonic() - start, 1),
-            "torch": torch.__version__,
+            "torch": installed.torch_version(),
             "compiler": toolchain.version(tools.compiler),
             "nvcc": toolchain.version(tools.nvcc) if tools.nvcc else None,
             "architectures": tools.architectures,
@@ -305,14 +313,15 @@ def _run(command: tuple[str, ...], verbose: bool) -> None:
 def _supported() -> None:
     if sys.platform != "linux":
         raise BuildError(f"the kernels are built on Linux only, and this is {sys.platform}.")
-    found = tuple(int(part) for part in torch.__version__.split(".")[:2])
+    version = installed.torch_version()
+    found = tuple(int(part) for part in version.split(".")[:2])
     if found < toolchain.TORCH_TARGET:
-        raise BuildError(f"torch {torch.__version__} is older than 2.10, the first with this ABI.")
+        raise BuildError(f"torch {version} is older than 2.10, the first with this ABI.")
 
 
 def _host_key(compiler: str) -> str:
     commands = [_without_paths(unit.command[1:]) for unit in toolchain.units(compiler, None, ())]
-    torch_version = ".".join(torch.__version__.split(".")[:2])
+    torch_version = ".".join(installed.torch_version().split(".")[:2])
     return _digest([toolchain.version(compiler), torch_version, *commands])
 
 

@@ -1,4 +1,4 @@
-"""The choice of a kernel, and the operators on GPTQ's own buffers: schema, fake, checks.
+"""The checked choice of a kernel, and the operators on GPTQ's own buffers: schema, fake, checks.
 
 Kernels read their own layout through cuda_ext.packed. `bitsweep::dequantize` and `bitsweep::linear`
 here are the reference kernel, by name, and the way of layers that kernels do not take (scattered or
@@ -15,88 +15,41 @@ g_idx            int32 [in], the group of every input; None: input i is in group
 
 from __future__ import annotations
 
-import logging
-from functools import cache
-
 import torch
 from torch import Tensor
 
-from cuda_ext import build, packed, reference, toolchain
+from cuda_ext import kernels, packed, reference
+from cuda_ext.kernels import KERNELS, KernelUnavailable
 from cuda_ext.layout import BIT_WIDTHS, words_for
 
-_log = logging.getLogger("cuda_ext")
+__all__ = [
+    "KERNELS",
+    "KernelUnavailable",
+    "dequantize",
+    "linear",
+    "resolve_kernel",
+    "why_unavailable",
+]
 
-KERNELS = ("auto", "reference", "cuda", "cpu")
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-class KernelUnavailable(RuntimeError):
-    """A kernel that was asked for by name and does not exist on this machine."""
-
-
 def resolve_kernel(name: str, device: str | torch.device = "cpu") -> str:
-    """The kernel that `name` stands for on `device`: "cpu", "cuda" or "reference".
+    """The kernel that `name` stands for on `device`, as cuda_ext.kernels.resolve_kernel has it.
 
-    "auto" is the compiled kernel of the device when there is one that loads here (built first if it
-    must be) and "reference" otherwise, with the reason in the log. Raises KernelUnavailable for a
-    kernel asked for by name that is not there, ValueError for an unknown name.
+    For processes that run kernels: the library is loaded, whatever was noted before.
     """
-    if name not in KERNELS:
-        raise ValueError(f"kernel={name!r} is unknown; choose one of {', '.join(KERNELS)}.")
-    if name == "reference":
-        return name
-    device = torch.device(device)
-    if name == "auto":
-        reason = why_unavailable(device)
-        if reason is not None:
-            _say_once(f"kernel=auto is the reference kernel on {device.type}: {reason}")
-            return "reference"
-        return device.type
-    here = device.type == name
-    reason = why_unavailable(device if here else torch.device(name))
-    if reason is None and not here:
-        reason = f"the layer is on {device}; move it to {name}."
-    if reason is not None:
-        raise KernelUnavailable(
-            f"kernel={name!r} is not here: {reason} Or use kernel=reference, plain PyTorch, or "
-            "kernel=auto for the best that is there."
-        )
-    return name
+    return kernels.choose(
+        name, str(torch.device(device)), lambda where: why_unavailable(torch.device(where))
+    )
 
 
 def why_unavailable(device: torch.device) -> str | None:
     """Why the compiled kernels cannot run on a device, one sentence; None when they can.
 
-    Finds or builds the library, except where no device of the kind is there at all.
+    Finds or builds the library and loads it, except where no device of the kind is there at all.
     """
-    if device.type not in ("cpu", "cuda"):
-        return f"this version of Bitsweep has no kernels for {device.type}."
-    if device.type == "cuda" and not toolchain.visible_capabilities():
-        return f"no GPU: PyTorch sees no CUDA device here (torch {torch.__version__})."
-    try:
-        library = packed.load()
-    except build.BuildError as error:
-        return str(error)
-    return None if device.type == "cpu" else _why_not_on_gpu(library, device)
-
-
-def _why_not_on_gpu(library: build.Library, device: torch.device) -> str | None:
-    if not library.architectures:
-        return f"the library has no CUDA part: {library.without_cuda}"
-    major, minor = torch.cuda.get_device_capability(device)
-    if toolchain.covers(library.architectures, (major, minor)):
-        return None
-    return (
-        f"the library has no code for sm_{major}{minor}, the architecture of {device}, only "
-        f"for {', '.join(library.architectures)}; build it with "
-        f"`BITSWEEP_CUDA_ARCHS=sm_{major}{minor} python -m cuda_ext.build` (the kernels need sm_80 "
-        "or newer)."
-    )
-
-
-@cache
-def _say_once(message: str) -> None:
-    _log.warning(message)
+    return kernels.why_unavailable(str(device), packed.load)
 
 
 def dequantize(

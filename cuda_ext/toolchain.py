@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-import torch
+from cuda_ext import installed
 
 SOURCES = Path(__file__).parent / "csrc"
 TORCH_TARGET = (2, 10)  # the oldest torch whose stable ABI the library uses
@@ -113,7 +113,11 @@ def driver() -> str | None:
 
 def visible_capabilities() -> tuple[Capability, ...]:
     """Compute capabilities of the NVIDIA GPUs that PyTorch sees here, each once, in order."""
-    if torch.version.cuda is None or not torch.cuda.is_available():
+    if installed.torch_cuda() is None or driver() is None:  # without importing torch
+        return ()
+    import torch
+
+    if not torch.cuda.is_available():
         return ()
     count = torch.cuda.device_count()
     return tuple(sorted({torch.cuda.get_device_capability(index) for index in range(count)}))
@@ -184,7 +188,7 @@ def capability_of(architecture: str) -> Capability:
 
 def units(compiler: str, nvcc: str | None, architectures: Sequence[str]) -> list[Unit]:
     """What has to be compiled, in a fixed order; without architectures the CPU part alone."""
-    include = ("-isystem", str(Path(torch.__file__).parent / "include"))
+    include = ("-isystem", str(installed.torch_folder() / "include"))
     x86 = platform.machine().lower() in ("x86_64", "amd64")
     found = []
     for path in sorted(SOURCES.rglob("*.c[pu]*")):
@@ -214,7 +218,7 @@ def link_command(
     compiler: str, nvcc: str | None, architectures: Sequence[str], objects: Sequence[str]
 ) -> tuple[str, ...]:
     """The command that links the library, less its output."""
-    libraries = Path(torch.__file__).parent / "lib"
+    libraries = installed.torch_folder() / "lib"
     # torch is in the process already: its libraries are found by name, without a path. libtorch
     # holds nothing that the library calls, but with a CUDA build of torch it leads to libtorch_cuda
     # and so to the symbol of the current stream; a linker that drops it as unneeded would cut that.
@@ -234,7 +238,8 @@ def _common() -> tuple[str, ...]:
         "-std=c++20",
         "-O3",
         f"-DTORCH_TARGET_VERSION=0x{major:02x}{minor:02x}000000000000ULL",
-        f"-D_GLIBCXX_USE_CXX11_ABI={int(torch._C._GLIBCXX_USE_CXX11_ABI)}",
+        # As every torch for Linux since before TORCH_TARGET. Only functions in C are called across.
+        "-D_GLIBCXX_USE_CXX11_ABI=1",
     )
 
 

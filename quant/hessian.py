@@ -15,9 +15,7 @@ from torch import Tensor
 from quant.errors import CalibrationError, NonFiniteError, SingularHessianError
 from quant.memory.heaps import own_zeros
 from quant.products import add_gram, mirror, product
-
-# Columns of a block of the factorization (measured on the CPU; not yet on a GPU).
-BLOCKS = {"cpu": 256, "cuda": 2048}
+from quant.tiling import BLOCKS
 
 
 class Hessian:

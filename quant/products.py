@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from quant.tiling import strips
+
 _log = logging.getLogger("quant")
 
 # Below this many products a call costs more than it saves.
 ONEDNN_PRODUCTS = 1 << 21
-STRIPS = 8
-SMALLEST_STRIP = 128
 
 _torch_alone: ContextVar[bool] = ContextVar("torch_alone", default=False)
 
@@ -88,12 +88,6 @@ def mirror(total: Tensor) -> None:
         total[end:, start:end] = total[start:end, end:].T
         square = total[start:end, start:end]  # not every library makes it symmetric to the bit
         square.copy_(square.triu() + square.triu(1).T)
-
-
-def strips(inputs: int) -> list[tuple[int, int]]:
-    """First and last row + 1 of the strips of a Hessian of `inputs` rows."""
-    size = max(-(-inputs // STRIPS), SMALLEST_STRIP)
-    return [(start, min(start + size, inputs)) for start in range(0, inputs, size)]
 
 
 def _by_onednn(a: Tensor, b: Tensor) -> bool:

@@ -176,9 +176,7 @@ def context_length(config: Any, asked: int | None = None) -> int:
     Raises ProtocolError when the config states none and nothing was asked for (BLOOM: the papers
     use 2048), or when more was asked for than the model has positions.
     """
-    names = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len")
-    text_config = config.get_text_config() if hasattr(config, "get_text_config") else config
-    own = next((v for n in names if isinstance(v := getattr(text_config, n, None), int)), None)
+    own = stated_length(config)
     if asked is None and own is None:
         raise ProtocolError(
             f"the config of this {config.model_type} model states no context length; "
@@ -192,6 +190,13 @@ def context_length(config: Any, asked: int | None = None) -> int:
             f"set model.context between 2 and {own}"
         )
     return length
+
+
+def stated_length(config: Any) -> int | None:
+    """The tokens that a Hugging Face model config was made for; None when it states none."""
+    names = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len")
+    text_config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    return next((v for n in names if isinstance(v := getattr(text_config, n, None), int)), None)
 
 
 def windows(

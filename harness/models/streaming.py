@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from harness.config.schema import RuntimeConfig
 from harness.data import protocols
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from quant.checkpoint.source import ArtifactSource, CheckpointSource
     from quant.config import QuantizationConfig
     from quant.memory.plan import MemoryPlan, ModelShape
+    from quant.memory.shapes import ModelFacts
 
 ALWAYS, NEVER, AUTO = "always", "never", "auto"
 
@@ -70,8 +71,6 @@ def quantization_memory(
 
     Raises MemoryPlanError, with the figures, when it does not fit.
     """
-    import torch
-
     from quant.memory.limits import free_memory
     from quant.memory.plan import plan_quantization
 
@@ -86,7 +85,7 @@ def quantization_memory(
         quantization,
         tokens=sequences * window,
         window=window,
-        limits=free_memory(torch.device(runtime.device), results),
+        limits=free_memory(runtime.device, results),
         activations=runtime.activations,
     )
 
@@ -143,8 +142,6 @@ def streams(model: Model, artifact: Path | None, runtime: RuntimeConfig, batch: 
     artifact  the packed weights that are measured; None: full precision.
     batch     windows that a suite measures at a time.
     """
-    import torch
-
     from quant.memory.limits import free_memory
     from quant.memory.plan import fits_whole
 
@@ -152,11 +149,11 @@ def streams(model: Model, artifact: Path | None, runtime: RuntimeConfig, batch: 
         return runtime.stream == ALWAYS
     shape, model_config = measured_shape(model, artifact)
     window = protocols.context_length(model_config, model.config.context)
-    return not fits_whole(shape, window, batch, free_memory(torch.device(runtime.device)))
+    return not fits_whole(shape, window, batch, free_memory(runtime.device))
 
 
-def measured_shape(model: Model, artifact: Path | None) -> tuple[ModelShape, Any]:
-    """Shape and configuration of the model that suites measure; packed blocks are smaller."""
+def measured_shape(model: Model, artifact: Path | None) -> tuple[ModelShape, ModelFacts]:
+    """Shape of, and what is known of, the model that suites measure; packed blocks are smaller."""
     shape, model_config = _shape(model)
     if artifact is not None:
         stored = sum(file.stat().st_size for file in artifact.glob("*.safetensors"))
@@ -183,24 +180,33 @@ def refuse_whole_model(
     )
 
 
-def _shape(model: Model) -> tuple[ModelShape, Any]:
+def _shape(model: Model) -> tuple[ModelShape, ModelFacts]:
     assert model.folder is not None  # random weights are never streamed
-    return _shape_of(model.folder, model.config.dtype, model.checkpoint is not None)
+    facts = _facts_of(model.folder, model.config.dtype, model.checkpoint is not None)
+    return facts.shape, facts
 
 
 @lru_cache(maxsize=8)
-def _shape_of(folder: Path, dtype: str, quantized: bool) -> tuple[ModelShape, Any]:
+def _facts_of(folder: Path, dtype: str, quantized: bool) -> ModelFacts:
+    from quant.memory.shapes import cached_facts
+
+    return cached_facts(folder, dtype, quantized, lambda: _find_facts(folder, dtype, quantized))
+
+
+def _find_facts(folder: Path, dtype: str, quantized: bool) -> ModelFacts:
     import torch
 
     from quant.checkpoint.skeleton import build_causal_lm, build_skeleton
     from quant.memory.plan import model_shape
+    from quant.memory.shapes import ModelFacts
 
     if quantized:
         model = build_skeleton(folder, getattr(torch, dtype), {})
     else:
         advice = "Copy it again from where it came from."
         model = build_causal_lm(folder, getattr(torch, dtype), {}, advice)
-    return model_shape(model), model.config
+    length = protocols.stated_length(model.config)
+    return ModelFacts(model_shape(model), model.config.model_type, length)
 
 
 def _readable_folder(model: StoredModel, results: Path) -> Path:

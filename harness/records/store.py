@@ -23,7 +23,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
 from pydantic import ValidationError
 
 from harness.errors import StoreError
@@ -79,6 +78,8 @@ class Store:
     @contextmanager
     def lock(self, cell_key: str) -> Iterator[None]:
         """Held while a process works on a cell; the system releases it when that process dies."""
+        from filelock import FileLock
+
         folder = self.root / ".locks"
         with disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)

@@ -13,8 +13,7 @@ from torch import Tensor
 
 from quant.errors import QuantizationError
 from quant.memory.heaps import own_copy
-
-PLACES = ("cuda", "cpu", "disk")
+from quant.memory.limits import PLACES
 
 
 class Activations(Protocol):

@@ -8,8 +8,12 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
+
+PLACES = ("cuda", "cpu", "disk")  # where hidden states wait between blocks, the fastest first
 
 _MEMINFO = Path("/proc/meminfo")
 _STATUS = Path("/proc/self/status")
@@ -32,11 +36,13 @@ class Limits:
     disk: int | None = None
 
 
-def free_memory(device: torch.device, folder: Path | None = None) -> Limits:
+def free_memory(device: str | torch.device, folder: Path | None = None) -> Limits:
     """What is free now, on `device`, in host memory and on the disk of `folder`."""
     on_device = None
-    if device.type == "cuda":
-        on_device = torch.cuda.mem_get_info(device)[0]
+    if str(device).partition(":")[0] == "cuda":
+        import torch
+
+        on_device = torch.cuda.mem_get_info(torch.device(device))[0]
     disk = None
     if folder is not None:
         existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())

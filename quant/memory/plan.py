@@ -10,19 +10,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-from torch import Tensor
-from transformers import PreTrainedModel
-
-from quant.blocks import find_blocks, linear_layers, weight_matrix
-from quant.calibrate.activations import PLACES
-from quant.config import QuantizationConfig
 from quant.errors import QuantizationError
-from quant.hessian import BLOCKS
-from quant.memory.limits import Limits
-from quant.products import strips
+from quant.memory.limits import PLACES, Limits
 from quant.scheme import Scheme
-from quant.solvers.columns import PANEL
+from quant.tiling import BLOCKS, PANEL, strips
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+    from quant.config import QuantizationConfig
 
 # oneDNN compiles a kernel for every shape of a product and keeps the last 1024. Measured: 0.5 to
 # 0.8 MB each, flat from 1024 on.
@@ -77,7 +76,7 @@ class Item:
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """What is held where. activations is one of quant.calibrate.activations.PLACES."""
+    """What is held where. activations is one of quant.memory.limits.PLACES."""
 
     items: tuple[Item, ...]
     limits: Limits
@@ -121,6 +120,8 @@ class MemoryPlan:
 
 def model_shape(model: PreTrainedModel) -> ModelShape:
     """The shape of a model, which may be a skeleton."""
+    from quant.blocks import find_blocks, linear_layers, weight_matrix
+
     blocks = find_blocks(model)
     largest = max(blocks.modules, key=lambda block: _bytes(list(block.parameters())))
     inside = {id(tensor) for tensor in blocks.modules.parameters()}

@@ -29,9 +29,7 @@ from quant.grid import Grid, decode, encode, find_grid
 from quant.hessian import Factor
 from quant.products import product
 from quant.scheme import Scheme
-
-# Panels are no narrower than this: products with fewer columns are slow.
-PANEL = 128
+from quant.tiling import PANEL
 
 # (block [columns, rows], upper, grids [groups, rows], group of each step, scheme) -> codes, errors
 Columns = Callable[[Tensor, Tensor, Grid, list[int], Scheme], tuple[Tensor, Tensor]]

@@ -18,7 +18,8 @@ from quant.calibrate.layout import learn_layout, run_model
 from quant.grid import find_grid
 from quant.scheme import Scheme
 from quant.solvers import columns as column_loop
-from quant.solvers.columns import PANEL, Groups
+from quant.solvers.columns import Groups
+from quant.tiling import PANEL
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "scaling.md"
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cuda_ext import build, ops, packed, toolchain
+from cuda_ext import build, kernels, ops, packed, toolchain
 from cuda_ext.layout import pack_codes
 
 CASES = [
@@ -184,7 +184,7 @@ def test_auto_is_the_reference_where_nothing_can_be_built(
         raise build.BuildError("no C++ compiler is on PATH; install one.")
 
     monkeypatch.setattr(packed, "load", no_compiler)
-    ops._say_once.cache_clear()
+    kernels._say_once.cache_clear()
     with pytest.raises(ops.KernelUnavailable, match=r"kernel='cpu' .*no C.. compiler.*install one"):
         ops.resolve_kernel("cpu")
     assert ops.resolve_kernel("auto") == "reference"
@@ -234,7 +234,7 @@ def test_why_there_is_no_cuda_kernel(
     gpu_with(monkeypatch, architectures, without)
     with pytest.raises(ops.KernelUnavailable, match=message):
         ops.resolve_kernel("cuda", "cuda")
-    ops._say_once.cache_clear()
+    kernels._say_once.cache_clear()
     assert ops.resolve_kernel("auto", "cuda") == "reference"
 
 

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quant import products
+from quant import products, tiling
 from quant.products import add_gram, mirror, product
 
 
@@ -100,7 +100,7 @@ def test_half_of_a_gram_matrix_and_its_mirror(inputs, tokens, dtype):
 
 def test_strips_cover_the_half_above_the_diagonal():
     for inputs in (1, 128, 129, 1000, 12288):
-        strips = products.strips(inputs)
+        strips = tiling.strips(inputs)
         assert [start for start, _ in strips[1:]] == [end for _, end in strips[:-1]]
         assert (strips[0][0], strips[-1][1]) == (0, inputs)
     area = sum((end - start) * (12288 - start) for start, end in strips)

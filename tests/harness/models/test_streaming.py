@@ -16,6 +16,7 @@ from cells import cell_of, plan_of
 from safetensors.torch import load_file
 
 from harness.config.schema import CellConfig
+from harness.data import protocols
 from harness.errors import ConfigError
 from harness.models import streaming
 from harness.records.record import Record
@@ -246,3 +247,20 @@ def test_the_plan_reaches_the_screen_through_the_cell_process(
     run_in_process(cell_of(tiny_cell(latency=False)), events.append, tmp_path / "log")
     assert any(isinstance(event, Planned) for event in events)
     assert any(isinstance(event, Finished) for event in events)
+
+
+def test_what_is_known_of_a_model_is_found_once(
+    tiny_cell: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BITSWEEP_CACHE", str(tmp_path / "cache"))
+    config = tiny_cell("method=gptq", "scheme=w3")
+    found = []
+    for _ in range(2):
+        streaming._facts_of.cache_clear()  # as in a new process
+        found.append(streaming.measured_shape(config, None))
+        monkeypatch.setattr(streaming, "_find_facts", lambda *_: pytest.fail("found again"))
+    assert found[0] == found[1]
+    # The context of the model is in what is kept, by whatever name its config has it.
+    own = json.loads((Path(str(config.model.path)) / "config.json").read_text())
+    assert protocols.context_length(found[1][1]) == own["max_position_embeddings"]
+    streaming._facts_of.cache_clear()

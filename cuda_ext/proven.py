@@ -1,0 +1,93 @@
+"""Markers beside a built library: that it was loaded here before, so that a plan need not load it.
+
+Loading takes an import of torch, which takes seconds. A marker holds the sha256 of the library, so
+another one in its place has to be loaded again; it is named by what else decides whether loading
+succeeds: this torch, the processor's instruction sets and the C library.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import platform
+import struct
+from functools import cache
+from pathlib import Path
+
+from cuda_ext import installed
+from cuda_ext.cache import write_atomically
+
+_ELF_HEADER = 64  # bytes
+_CPUINFO = Path("/proc/cpuinfo")
+
+_log = logging.getLogger("cuda_ext")
+
+
+def digest(library: Path) -> str:
+    """sha256 of the library; OSError when it cannot be read."""
+    with library.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_whole(library: Path) -> None:
+    """OSError for a library that was cut short: to load it would end the process by a signal."""
+    with library.open("rb") as file:
+        header = file.read(_ELF_HEADER)
+        size = file.seek(0, os.SEEK_END)
+    if len(header) == _ELF_HEADER and header.startswith(b"\x7fELF\x02\x01"):  # 64 bits, little
+        (start,) = struct.unpack_from("<Q", header, 40)  # e_shoff: the table at the end of the file
+        length, count = struct.unpack_from("<HH", header, 58)  # e_shentsize, e_shnum
+        if start + length * count > size:
+            raise OSError(f"{size} bytes of at least {start + length * count} are there")
+
+
+def loaded_before(library: Path) -> bool:
+    """Whether this very library was loaded by this torch on a machine like this one."""
+    try:
+        return _marker(library).read_text(encoding="utf-8") == digest(library)
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def note_loaded(library: Path, sha256: str) -> None:
+    """Say that the library with this digest was loaded here. A cache for reading only stays so."""
+    marker = _marker(library)
+    try:
+        if not marker.is_file() or marker.read_bytes() != sha256.encode():
+            write_atomically(marker, sha256)
+    except OSError as error:
+        _log.info("plans will load the kernels again: %s cannot be written (%s)", marker, error)
+
+
+def _marker(library: Path) -> Path:
+    return library.with_name(f"loaded-{_here()}.txt")
+
+
+@cache
+def _here() -> str:
+    """Sixteen hexadecimal digits for this torch on this kind of machine."""
+    facts = [
+        installed.torch_version(),
+        str(installed.torch_folder()),
+        platform.machine(),
+        _instruction_sets(),
+        _c_library(),
+    ]
+    return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:16]
+
+
+def _instruction_sets() -> str:
+    """The flags of the first processor; empty where the system does not say."""
+    try:
+        with _CPUINFO.open(encoding="utf-8") as file:
+            return next((line for line in file if line.startswith(("flags", "Features"))), "")
+    except OSError:
+        return ""
+
+
+def _c_library() -> str:
+    try:
+        return os.confstr("CS_GNU_LIBC_VERSION") or ""
+    except (ValueError, OSError):
+        return ""

@@ -1,0 +1,136 @@
+"""Composed cells, kept on the disk: Hydra takes 0.16 s of the processor for every cell of a sweep.
+
+What cells a command line stands for depends on the words, on the YAML files of conf/ and of the
+user's folder, on the folders that relative paths start from, and on the code that composes. All of
+that is in the key, so what is kept needs no date. Configurations that ask for something else (an
+environment variable, the time, another search path) are composed every time.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from types import NoneType
+from typing import Any, get_args, get_type_hints
+
+from cuda_ext.cache import cache_root, write_atomically
+from harness.config.help import conf_dir
+from harness.config.schema import CellConfig
+
+Composed = tuple[CellConfig, tuple[str, ...]]  # a cell and the overrides that make it
+
+# What is not in the files and words: resolvers (${oc.env:HOME}), other folders and plugins.
+_ELSEWHERE = re.compile(r"\$\{[^{}]*:|searchpath|\bhydra[./]")
+_MOST_FILES = 2000  # of a user's folder, which may be anything
+
+_log = logging.getLogger("harness")
+
+
+def kept_cells(
+    overrides: Sequence[str],
+    multirun: bool,
+    extra: Path | None,
+    compose: Callable[[], list[Composed]],
+) -> list[Composed]:
+    """The cells that compose() makes, from the disk if it made them before of the same files.
+
+    The arguments are those of harness.config.compose.compose_cells, whose errors are not kept.
+    """
+    key = _key(overrides, multirun, extra)
+    if key is None:
+        return compose()
+    file = cache_root() / "cells" / f"{key}.json"
+    try:
+        return _cells(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError, KeyError):  # not there yet, or damaged
+        cells = compose()
+    text = json.dumps([[dataclasses.asdict(config), words] for config, words in cells])
+    text = f"{_sha256(text.encode())}\n{text}\n"
+    if repr(_cells(text)) == repr(cells):  # a value that JSON changes is composed every time
+        try:
+            write_atomically(file, text)
+        except OSError as error:
+            _log.info("cells will be composed again: %s cannot be written (%s)", file, error)
+    return cells
+
+
+def _key(overrides: Sequence[str], multirun: bool, extra: Path | None) -> str | None:
+    """A digest of all that decides which cells come out; None when something else does too."""
+    if any(_ELSEWHERE.search(each) for each in overrides) or find_spec("hydra_plugins"):
+        return None
+    files: list[list[str]] = []
+    for folder in (conf_dir(), *([] if extra is None else [extra])):
+        for path in _files(folder, ".yaml"):
+            if len(files) == _MOST_FILES or path is None:
+                return None
+            content = path.read_bytes()
+            # The file of the root sets what launchers need below its key `hydra`.
+            if path != conf_dir() / "config.yaml" and _ELSEWHERE.search(content.decode("latin-1")):
+                return None
+            files.append([str(path.relative_to(folder)), _sha256(content)])
+    facts = {
+        "overrides": list(overrides),
+        "multirun": multirun,
+        "extra": None if extra is None else [str(extra.absolute()), extra.is_dir()],
+        "files": files,
+        "from": [os.getcwd(), os.path.expanduser("~")],
+        "code": _code(),
+        "versions": [sys.version, version("hydra-core"), version("omegaconf")],
+    }
+    return _sha256(json.dumps(facts).encode())[:32]
+
+
+def _files(folder: Path, suffix: str) -> Iterator[Path | None]:
+    """The files below a folder in order; None where there are too many to look at."""
+    seen = 0
+    for place, folders, names in os.walk(folder, followlinks=True):
+        folders.sort()
+        seen += len(names) + len(folders)
+        if seen > _MOST_FILES:
+            yield None
+        for name in sorted(names):
+            if name.endswith(suffix):
+                yield Path(place, name)
+
+
+def _code() -> list[list[Any]]:
+    """The modules that composing may run, by size and date: they change when bitsweep does."""
+    root = Path(__file__).resolve().parents[2]
+    found = []
+    for folder in (Path(__file__).resolve().parent, root / "quant"):
+        for path in _files(folder, ".py"):
+            if path is not None:
+                status = path.stat()
+                found.append([str(path.relative_to(root)), status.st_size, status.st_mtime_ns])
+    return found
+
+
+def _cells(text: str) -> list[Composed]:
+    """ValueError, TypeError or KeyError for text that `kept_cells` did not write."""
+    digest, _, rest = text.partition("\n")
+    if digest != _sha256(rest.rstrip("\n").encode()):
+        raise ValueError("damaged")
+    return [(_filled(CellConfig, values), tuple(words)) for values, words in json.loads(rest)]
+
+
+def _filled(kind: Any, values: Any) -> Any:
+    """The dataclass that asdict made `values` of."""
+    (given, *_) = [each for each in get_args(kind) if each is not NoneType] or [kind]
+    if values is None or not dataclasses.is_dataclass(given):
+        return values
+    hints = get_type_hints(given)
+    fields = {name: _filled(hints[name], value) for name, value in values.items()}
+    return given(**fields)  # type: ignore[operator]
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

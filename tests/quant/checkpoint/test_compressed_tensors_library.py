@@ -21,7 +21,7 @@ import quant
 from quant.calibrate.stream import QuantizationPlan, quantize_model
 from quant.checkpoint import dequantize_layers
 from quant.linear import QuantLinear
-from quant.scheme import Scheme
+from quant.scheme import BITS, Scheme
 
 # Said whenever dequantize=True is asked for, which is how asymmetric files are read.
 pytestmark = pytest.mark.filterwarnings("ignore:You passed `quantization_config`:UserWarning")
@@ -49,7 +49,7 @@ def dense(folder: Path) -> PreTrainedModel:
 @pytest.mark.parametrize("name", ["llama", "opt"])
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("group_size", [None, 8])
-@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("bits", BITS)
 def test_the_library_reads_what_is_exported(
     tmp_path: Path, name: str, symmetric: bool, group_size: int | None, bits: int
 ) -> None:
@@ -131,7 +131,7 @@ def test_a_trained_model_on_real_text(tmp_path: Path, shared: Path, scheme: Sche
 
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("group_size", [None, 8])
-@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("bits", BITS)
 def test_what_the_library_writes_is_read(
     tmp_path: Path, symmetric: bool, group_size: int | None, bits: int
 ) -> None:

@@ -31,16 +31,21 @@ def inspect_parser() -> argparse.ArgumentParser:
 
 def export_parser() -> argparse.ArgumentParser:
     """The arguments of `bitsweep export`; wrong ones are a ConfigError."""
+    from quant.checkpoint.choose import written
+
+    readers = {name: format.readers for name, (format, _) in written().items()}
+    width = max(map(len, readers))
     parser = _Parser(
         prog="bitsweep export",
         description="Write a quantized model again in a format that other tools load: the same "
         "codes, scales and zero-points. docs/checkpoints.md says which format holds what.",
+        epilog="formats, and who reads them:\n"
+        + "\n".join(f"  {name:{width}}  {who}" for name, who in readers.items()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("artifact", type=Path, help="a folder under results/artifacts, or any")
     parser.add_argument("out", type=Path, help="the folder to write")
-    parser.add_argument(
-        "--format", required=True, help="gptq-v1, gptq-v2 or compressed-tensors (pack-quantized)"
-    )
+    parser.add_argument("--format", required=True, help="one of those below")
     parser.add_argument(
         "--overwrite", action="store_true", help="replace a model that Bitsweep wrote to OUT before"
     )
@@ -83,10 +88,8 @@ def inspect(folder: Path) -> None:
     if figures.centre is not None:
         # Weights lie around 0, so a version read as the other is off by one code.
         rows["mean code - zero"] = f"{figures.centre:+.3f} (near 0 when zero-points are read right)"
-    if checkpoint.name == "GPTQ v1" and figures.wrapped:
-        rows["zero-points of 0"] = (
-            f"{figures.wrapped}, stored as -1: tools decode these in different ways; here they wrap"
-        )
+    if checkpoint.format.zeros_of_0 and figures.wrapped:
+        rows["zero-points of 0"] = f"{figures.wrapped}, {checkpoint.format.zeros_of_0}"
     for name, value in rows.items():
         print(f"{name + ':':18} {value}")
 

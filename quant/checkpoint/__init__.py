@@ -1,6 +1,6 @@
-"""QuantizedWeight and the files that other tools load.
+"""QuantizedWeight and the files that other tools load, in the formats of quant.checkpoint.formats.
 
-GPTQ v1 and v2 and compressed-tensors are read and written, AWQ is read (docs/checkpoints.md).
+docs/checkpoints.md says which format holds what, and who loads it.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from quant.checkpoint.export import export
     from quant.checkpoint.folder import verify
-    from quant.checkpoint.formats.awq import read_awq
-    from quant.checkpoint.formats.gptq import read_gptq
+    from quant.checkpoint.layers import read_layer
     from quant.checkpoint.loader import (
         dequantize_layers,
         load,
@@ -27,9 +26,8 @@ __all__ = [
     "export",
     "load",
     "load_weights",
-    "read_awq",
     "read_format",
-    "read_gptq",
+    "read_layer",
     "read_scheme",
     "save",
     "verify",
@@ -40,9 +38,8 @@ _HOME = {
     "export": "export",
     "load": "loader",
     "load_weights": "loader",
-    "read_awq": "formats.awq",
     "read_format": "loader",
-    "read_gptq": "formats.gptq",
+    "read_layer": "layers",
     "read_scheme": "loader",
     "save": "writer",
     "verify": "folder",

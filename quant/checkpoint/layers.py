@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
+from quant.checkpoint.choose import parse
 from quant.checkpoint.folder import remake
-from quant.checkpoint.format import AWQ, COMPRESSED_TENSORS, CheckpointFormat
-from quant.checkpoint.formats import awq, compressed_tensors
-from quant.checkpoint.formats.gptq import canonical, input_features
+from quant.checkpoint.formats.base import CheckpointFormat
 from quant.checkpoint.tensors import TensorReader
 from quant.errors import ArtifactError
-from quant.linear import Packed, pack, unpack
+from quant.linear import Packed, unpack
 from quant.scheme import Scheme
 from quant.weight import QuantizedWeight
-
-_GPTQ_PARTS = ("qweight", "qzeros", "scales", "scales_negative", "g_idx")
 
 
 class Tensors(Protocol):
@@ -35,19 +32,9 @@ class Tensors(Protocol):
     def read(self, name: str, /) -> Tensor: ...
 
 
-def codes_name(checkpoint: CheckpointFormat) -> str:
-    """The part that every quantized layer has: its packed codes."""
-    return "weight_packed" if checkpoint.kind == COMPRESSED_TENSORS else "qweight"
-
-
-def scales_name(checkpoint: CheckpointFormat) -> str:
-    """The part that holds the scales."""
-    return "weight_scale" if checkpoint.kind == COMPRESSED_TENSORS else "scales"
-
-
 def quantized_layers(reader: TensorReader, checkpoint: CheckpointFormat) -> dict[str, list[str]]:
     """Layer name to the parts (qweight, scales, ...) that the files hold of it."""
-    suffix = "." + codes_name(checkpoint)
+    suffix = f".{checkpoint.format.codes}"
     layers: dict[str, list[str]] = {
         name.removesuffix(suffix): [] for name in reader.names if name.endswith(suffix)
     }
@@ -56,12 +43,29 @@ def quantized_layers(reader: TensorReader, checkpoint: CheckpointFormat) -> dict
             f"{reader.folder} holds no quantized layer (no tensor ends in {suffix}), although its "
             f"config.json has a quantization_config. {remake(reader.folder)}"
         )
-    parts = compressed_tensors.PARTS if suffix == ".weight_packed" else _GPTQ_PARTS
     for name in reader.names:
         layer, _, part = name.rpartition(".")
-        if layer in layers and part in parts:
+        if layer in layers and part in checkpoint.format.parts:
             layers[layer].append(part)
     return layers
+
+
+def read_layer(
+    tensors: Mapping[str, Tensor],
+    quantization_config: Mapping[str, Any],
+    *,
+    shape: tuple[int, int] | None = None,
+    layer: str = "this layer",
+) -> QuantizedWeight:
+    """The quantized weight of one layer of a checkpoint of any format.
+
+    tensors maps the names of the layer's parts (qweight, scales, ...) to what the file holds;
+    without a shape (outputs, inputs) it is taken from them. The values are scale * (code - zero) in
+    float32, so `.dequantize(torch.bfloat16)` rounds once. Raises ArtifactError naming the layer,
+    the tensor and what was expected.
+    """
+    parsed = parse(quantization_config, layer)
+    return unpack(*parsed.format.read_layer(tensors, parsed, layer, shape))
 
 
 def read_packed(
@@ -78,17 +82,13 @@ def read_packed(
     """
     with _in_file(reader, checkpoint, layer):
         tensors = {part: reader.read(f"{layer}.{part}") for part in parts}
-        if checkpoint.kind in (AWQ, COMPRESSED_TENSORS):
-            read = awq if checkpoint.kind == AWQ else compressed_tensors
-            weight = read.from_tensors(tensors, checkpoint, layer)
-            if shape is not None and weight.shape != shape:
-                raise ArtifactError(
-                    f"{layer}.{codes_name(checkpoint)} holds {list(weight.shape)} codes, but "
-                    f"config.json makes it {list(shape)} (outputs, inputs). {remake(reader.folder)}"
-                )
-            return pack(weight), weight.scheme, weight.shape[1]
-        outputs, inputs = shape or (None, input_features(tensors, checkpoint, layer))
-        packed, scheme = canonical(tensors, checkpoint, inputs, layer, outputs)
+        packed, scheme, inputs = checkpoint.format.read_layer(tensors, checkpoint, layer, shape)
+        held = (packed["scales"].shape[1], inputs)
+        if shape is not None and held != shape:
+            raise ArtifactError(
+                f"{layer}.{checkpoint.format.codes} holds {list(held)} codes, but config.json "
+                f"makes it {list(shape)} (outputs, inputs). {remake(reader.folder)}"
+            )
         return packed, scheme, inputs
 
 
@@ -109,5 +109,5 @@ def _in_file(reader: Tensors, checkpoint: CheckpointFormat, layer: str) -> Itera
     try:
         yield
     except ArtifactError as error:
-        file = reader.file_of(f"{layer}.{codes_name(checkpoint)}")
+        file = reader.file_of(f"{layer}.{checkpoint.format.codes}")
         raise ArtifactError(f"{file}: {error}") from error

@@ -12,17 +12,10 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel
 
 from cuda_ext.ops import resolve_kernel
+from quant.checkpoint.choose import config_files, parse
 from quant.checkpoint.folder import MANIFEST, read_json, remake, verify
-from quant.checkpoint.format import CheckpointFormat
-from quant.checkpoint.layers import (
-    Tensors,
-    codes_name,
-    quantized_layers,
-    read_packed,
-    read_weight,
-    scales_name,
-)
-from quant.checkpoint.parse import parse
+from quant.checkpoint.formats.base import CheckpointFormat
+from quant.checkpoint.layers import Tensors, quantized_layers, read_packed, read_weight
 from quant.checkpoint.skeleton import build_skeleton
 from quant.checkpoint.tensors import TensorReader
 from quant.checkpoint.writer import layer_shape
@@ -30,9 +23,6 @@ from quant.errors import ArtifactError
 from quant.linear import QuantLinear
 from quant.scheme import Scheme
 from quant.weight import QuantizedWeight
-
-# What early checkpoints have instead of a quantization_config in config.json, and its method.
-CONFIG_FILES = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
 
 
 def load(
@@ -45,8 +35,6 @@ def load(
     **options: Any,
 ) -> PreTrainedModel:
     """The model of a quantized checkpoint of any format that Bitsweep reads, in eval mode.
-
-    These are GPTQ v1 and v2, Bitsweep's ternary, AWQ gemm and compressed-tensors pack-quantized.
 
     Quantized layers become QuantLinear modules that run `kernel`; all other tensors are cast to
     dtype, or keep the type they are stored in. No weight is initialised only to be overwritten.
@@ -101,13 +89,19 @@ def read_format(folder: Path, *, verify_files: bool = True) -> CheckpointFormat:
 
 
 def read_quantization(folder: Path) -> dict[str, Any]:
-    """The quantization_config of config.json, or the file of its own of AutoGPTQ and AutoAWQ."""
+    """The quantization_config of config.json, or the file of its own that some formats have."""
     quantization = read_json(folder / "config.json").get("quantization_config")
     if isinstance(quantization, dict):
         return quantization
-    for name, method in CONFIG_FILES.items():
-        if (folder / name).is_file():
-            return {"quant_method": method, **read_json(folder / name)}
+    files = config_files()
+    found = [name for name in files if (folder / name).is_file()]
+    if len(found) > 1:
+        raise ArtifactError(
+            f"{folder} holds {' and '.join(found)}, which say different formats: remove the wrong "
+            "one."
+        )
+    if found:
+        return {"quant_method": files[found[0]], **read_json(folder / found[0])}
     raise ArtifactError(
         f"{folder / 'config.json'} has no quantization_config: the model is not quantized. "
         "Load it with transformers, or pass the folder of a quantized one."
@@ -118,7 +112,7 @@ def read_scheme(folder: str | Path) -> tuple[CheckpointFormat, Scheme]:
     """Format and scheme of a checkpoint from its config.json and one header; checks no checksum."""
     folder = Path(folder)
     checkpoint = read_format(folder, verify_files=False)
-    part = scales_name(checkpoint)
+    part = checkpoint.format.scales
     with TensorReader(folder) as reader:
         layer = next(iter(quantized_layers(reader, checkpoint)))
         if f"{layer}.{part}" not in reader.names:
@@ -154,7 +148,7 @@ def replace_layer(
     try:
         module = model.get_submodule(layer)
     except AttributeError as error:
-        codes = f"{layer}.{codes_name(checkpoint)}"
+        codes = f"{layer}.{checkpoint.format.codes}"
         raise ArtifactError(
             f"{reader.file_of(codes)} holds {codes}, but "
             f"{type(model).__name__} has no such layer. {remake(reader.folder)}"

@@ -1,7 +1,8 @@
-"""Write a quantized model as a Hugging Face folder in the GPTQ format, whole or not at all."""
+"""Write a quantized model as a Hugging Face folder, whole or not at all."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib.metadata
 import json
@@ -11,21 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from quant.checkpoint.choose import artifact_format
 from quant.checkpoint.folder import replace_folder
-from quant.checkpoint.format import GPTQ_V2, describe
-from quant.checkpoint.formats.gptq import to_tensors
-from quant.checkpoint.tensors import STANDARD_STEM, Entry, write_tensors
+from quant.checkpoint.formats.base import QuantizedModel, StoredLayer, Writer
+from quant.checkpoint.tensors import Entry, write_tensors
 from quant.errors import ArtifactError
-from quant.linear import Packed, packed_shapes
+from quant.linear import Packed
 from quant.scheme import Scheme
 from quant.weight import QuantizedWeight
 
-# transformers only warns about a quant_method that it does not know, and would go on with random
-# weights: files of another name make it stop.
-TERNARY_STEM = "bitsweep-ternary"
 MAX_SHARD_BYTES = 5_000_000_000
 TOKENIZER_FILES = (
     "tokenizer*",
@@ -55,9 +53,8 @@ def save(
     weights maps full module names (nn.Linear, Conv1D or QuantLinear) to quantized weights of one
     scheme; all other tensors keep their dtype, tied ones are written once. method is what made the
     weights and must be JSON. tokenizer is an object, or a folder whose tokenizer files are copied
-    unchanged. GPTQ v2 zero-points, and checkpoint_format says so. Ternary levels are written as
-    quant_method "bitsweep_ternary" into bitsweep-ternary.safetensors, so that other loaders stop.
-    artifact.json holds the sha256 of every file.
+    unchanged. The format is the first of Bitsweep's own that holds the scheme: GPTQ v2 for uniform
+    levels. artifact.json holds the sha256 of every file.
 
     Raises ArtifactError when the weights do not fit the model or the folder cannot be written (a
     full disk is noticed before anything is written); an artifact that is there already stays
@@ -81,7 +78,7 @@ def save(
 
 def stem_of(scheme: Scheme) -> str:
     """What the names of the files of tensors begin with."""
-    return TERNARY_STEM if scheme.ternary else STANDARD_STEM
+    return artifact_format(scheme)[1].stem
 
 
 def write_beside(folder: Path, config: str, model: PreTrainedModel, copied: list[Path]) -> None:
@@ -104,8 +101,8 @@ def _check_weights(
     for name, weight in weights.items():
         if weight.scheme != scheme:
             raise ArtifactError(
-                f"{folder}: {first} is {scheme.name} and {name} is {weight.scheme.name}; the GPTQ "
-                "format holds one scheme, so quantize all layers with the same."
+                f"{folder}: {first} is {scheme.name} and {name} is {weight.scheme.name}; a "
+                "checkpoint holds one scheme, so quantize all layers with the same."
             )
         if name not in modules:
             raise ArtifactError(f"{folder}: {type(model).__name__} has no layer {name}.")
@@ -118,7 +115,7 @@ def _check_weights(
     return scheme
 
 
-def layer_shape(module: torch.nn.Module, name: str) -> tuple[int, int]:
+def layer_shape(module: nn.Module, name: str) -> tuple[int, int]:
     """(outputs, inputs) of an nn.Linear, Conv1D or QuantLinear; ArtifactError for anything else."""
     if hasattr(module, "in_features") and hasattr(module, "out_features"):
         return int(module.out_features), int(module.in_features)  # type: ignore[arg-type]
@@ -165,16 +162,68 @@ def _clone(tensor: Tensor) -> Tensor:
 
 
 def quantized(weights: Mapping[str, QuantizedWeight]) -> list[Entry]:
-    """The packed tensors of quantized weights, as they are stored."""
+    """The packed tensors of quantized weights, as an artifact stores them."""
     entries = []
-    for layer, weight in weights.items():
-        outputs, inputs = weight.shape
-        pending = Pending(functools.partial(to_tensors, weight, GPTQ_V2, layer))
-        for name, shape in packed_shapes(weight.scheme, inputs, outputs, g_idx=True).items():
-            dtype = weight.scale.dtype if name.startswith("scales") else torch.int32
-            make = functools.partial(pending.take, name)
-            entries.append(Entry(f"{layer}.{name}", shape, dtype, make))
+    for name, weight in weights.items():
+        _, writer = artifact_format(weight.scheme)
+        layer = StoredLayer(name, *weight.shape, scattered=weight.group_index is not None)
+        read = functools.partial(_as_it_is, weight)
+        entries += layer_entries(writer, weight.scheme, layer, read)
     return entries
+
+
+def _as_it_is(weight: QuantizedWeight) -> QuantizedWeight:
+    return weight
+
+
+def layer_entries(
+    writer: Writer, scheme: Scheme, layer: StoredLayer, read: Callable[[], QuantizedWeight]
+) -> list[Entry]:
+    """The tensors of one layer, whose weight is read when its first tensor is written.
+
+    Raises ArtifactError for what the format cannot hold, as far as it is known without the weight.
+    """
+    _refuse(writer, scheme, layer)
+
+    def make() -> Packed:
+        weight = read()
+        known = dataclasses.replace(layer, scattered=weight.group_index is not None)
+        _refuse(writer, scheme, known)
+        return writer.write_layer(weight, known)
+
+    pending = Pending(make)
+    return [
+        Entry(f"{layer.name}.{part}", shape, dtype, functools.partial(pending.take, part))
+        for part, (shape, dtype) in writer.entries(scheme, layer).items()
+    ]
+
+
+def _refuse(writer: Writer, scheme: Scheme, layer: StoredLayer) -> None:
+    reason = writer.refuses(scheme, layer)
+    if reason is not None:
+        raise ArtifactError(f"{layer.name} {reason}")
+
+
+def kind_of(module: nn.Module) -> str:
+    """What StoredLayer calls the module of a layer."""
+    return "Linear" if isinstance(module, nn.Linear) else type(module).__name__
+
+
+def describe(
+    writer: Writer,
+    model: PreTrainedModel,
+    layers: Iterable[str],
+    scheme: Scheme,
+    scattered: bool,
+    method: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The quantization_config of a model whose `layers` are quantized."""
+    chosen = dict.fromkeys(layers)
+    linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    kept = tuple(name for name in linears if name not in chosen)
+    return writer.describe(
+        QuantizedModel(scheme, tuple(chosen), kept, scattered, method, producer())
+    )
 
 
 class Pending:
@@ -203,7 +252,8 @@ def config_json(
     config = json.loads(model.config.to_json_string())
     config["architectures"] = [type(model).__name__]
     config["dtype"] = str(model.dtype).removeprefix("torch.")
-    config["quantization_config"] = describe(scheme, layers, scattered, method, producer())
+    _, writer = artifact_format(scheme)
+    config["quantization_config"] = describe(writer, model, layers, scheme, scattered, method)
     try:
         return json.dumps(config, indent=2, sort_keys=True) + "\n"
     except TypeError as error:

@@ -1,1 +1,1 @@
-"""Checkpoint formats, one file each."""
+"""Checkpoint formats: every module here but base is one, and ends with FORMAT = Format(...)."""

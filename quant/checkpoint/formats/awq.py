@@ -1,43 +1,76 @@
-"""The AWQ format (AutoAWQ, version "gemm"): eight 4-bit codes of one row of inputs in a word."""
+"""The AWQ format (AutoAWQ, version "gemm"): eight 4-bit codes of one row of inputs in a word.
+
+A layer is stored as qweight int32 [in, out / 8], qzeros int32 [groups, out / 8], the zero-points
+as they are, and scales [groups, out]. Values are scale * (code - zero).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
-from cuda_ext.layout import unpack_codes
-from quant.checkpoint.format import CheckpointFormat, scale_dtypes
-from quant.checkpoint.parse import parse
+from quant.checkpoint.formats.base import (
+    CheckpointFormat,
+    Config,
+    Format,
+    read_flag,
+    read_group_size,
+    read_meta,
+    scale_dtypes,
+    validated,
+)
 from quant.errors import ArtifactError
-from quant.weight import QuantizedWeight
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from quant.checkpoint.formats.base import Read, Shape, Tensors
+
+METHOD = "awq"
+PACKING = "gemm"
+BITS = 4
 # Output 8 i + j lies in nibble NIBBLES[j] of word i, counted from the low end.
 NIBBLES = (0, 4, 1, 5, 2, 6, 3, 7)
 
 
-def read_awq(
-    tensors: Mapping[str, Tensor],
-    quantization_config: Mapping[str, Any],
-    *,
-    layer: str = "this layer",
-) -> QuantizedWeight:
-    """The quantized weight of one layer of an AWQ checkpoint.
-
-    tensors: qweight int32 [in, out / 8], qzeros int32 [groups, out / 8], scales [groups, out].
-    Zero-points are stored as they are. The values are scale * (code - zero) in float32, rounded
-    once by `.dequantize(dtype)`. Raises ArtifactError naming the layer, the tensor and what was
-    expected.
-    """
-    return from_tensors(tensors, parse(quantization_config, layer), layer)
+def matches(config: Config) -> bool:
+    return config.get("quant_method") == METHOD
 
 
-def from_tensors(
-    tensors: Mapping[str, Tensor], checkpoint: CheckpointFormat, layer: str
-) -> QuantizedWeight:
-    """As read_awq, for a quantization_config that is parsed already."""
+def parse(config: Config, where: str) -> CheckpointFormat:
+    # AutoAWQ calls it version, transformers format; AutoAWQ's own quant_config.json has w_bit and
+    # q_group_size for bits and group_size.
+    version = str(config.get("version") or config.get("format") or PACKING).lower()
+    if version != PACKING:
+        raise ArtifactError(
+            f"{where}.version={version!r} is another packing of AWQ; only {PACKING!r} can be read."
+        )
+    renamed = {"bits": "w_bit", "group_size": "q_group_size"}
+    config = {**{new: config[old] for new, old in renamed.items() if old in config}, **config}
+    if config.get("bits") != BITS:
+        raise ArtifactError(f"{where}.bits={config.get('bits')!r}: AWQ is read with 4 bits only.")
+    if not read_flag(config, "zero_point", where, default=True):
+        raise ArtifactError(f"{where}.zero_point=false cannot be read; only AWQ with zeros can.")
+    parsed = CheckpointFormat(
+        format=FORMAT,
+        bits=BITS,
+        group_size=read_group_size(config, where),
+        symmetric=False,
+        act_order=False,
+        producer=read_meta(config)[1],
+    )
+    return validated(parsed, where)
+
+
+def zero_points(_parsed: CheckpointFormat) -> str:
+    return "stored as they are"
+
+
+def read_layer(tensors: Tensors, parsed: CheckpointFormat, layer: str, _: Shape) -> Read:
+    import torch
+
+    from quant.linear import pack
+    from quant.weight import QuantizedWeight
+
     for name in ("qweight", "qzeros", "scales"):
         if name not in tensors:
             raise ArtifactError(
@@ -55,7 +88,7 @@ def from_tensors(
             f"{layer}.scales are {list(scales.shape)}; AWQ packs eight outputs into a word, so "
             f"{outputs} outputs cannot be: the tensor is damaged or of another layer."
         )
-    groups = -(-inputs // (checkpoint.group_size or inputs))
+    groups = -(-inputs // (parsed.group_size or inputs))
     for name, tensor, shape in (
         ("qweight", qweight, (inputs, outputs // 8)),
         ("qzeros", qzeros, (groups, outputs // 8)),
@@ -65,19 +98,39 @@ def from_tensors(
             raise ArtifactError(
                 f"{layer}.{name} is {tensor.dtype} {list(tensor.shape)}; expected "
                 f"{list(shape)}{'' if name == 'scales' else ' int32'} for {inputs} inputs, "
-                f"{outputs} outputs and groups of {checkpoint.group_size or inputs}."
+                f"{outputs} outputs and groups of {parsed.group_size or inputs}."
             )
     if not bool(torch.isfinite(scales).all()):
         raise ArtifactError(f"{layer}.scales holds NaN or infinite values; make it again.")
-    return QuantizedWeight(
+    weight = QuantizedWeight(
         codes=_in_order(qweight, outputs).t().contiguous(),
         scale=scales.t().contiguous(),
         zero=_in_order(qzeros, outputs).t().contiguous(),
-        scheme=checkpoint.scheme(scales.dtype),
+        scheme=parsed.scheme(scales.dtype),
     )
+    return pack(weight), weight.scheme, inputs
 
 
 def _in_order(words: Tensor, outputs: int) -> Tensor:
     """uint8 [rows, outputs] in the order of the outputs."""
-    nibbles = unpack_codes(words, 4, outputs).unflatten(1, (-1, 8))
+    from cuda_ext.layout import unpack_codes
+
+    nibbles = unpack_codes(words, BITS, outputs).unflatten(1, (-1, 8))
     return nibbles[..., list(NIBBLES)].flatten(1)
+
+
+FORMAT = Format(
+    name="awq",
+    title="AWQ gemm",
+    quant_method=METHOD,
+    variant=f"version {PACKING}",
+    readers="AutoAWQ, vLLM, transformers; Bitsweep reads it and does not write it",
+    parts=("qweight", "qzeros", "scales"),
+    codes="qweight",
+    scales="scales",
+    matches=matches,
+    parse=parse,
+    zero_points=zero_points,
+    read_layer=read_layer,
+    config_file="quant_config.json",
+)

@@ -16,68 +16,51 @@ Codes and zero-points are signed for the library (-2^(bits-1) .. 2^(bits-1) - 1)
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
-from cuda_ext.layout import pack_codes, unpack_codes, words_for
-from quant.checkpoint.format import (
-    COMPRESSED_TENSORS,
+from quant.checkpoint.formats.base import (
+    UNIFORM,
     CheckpointFormat,
+    Config,
+    Format,
+    QuantizedModel,
+    StoredLayer,
+    Writer,
+    dtype_name,
     read_bits,
     read_flag,
     read_group_size,
+    read_meta,
+    refuse_levels,
     scale_dtypes,
     validated,
 )
 from quant.errors import ArtifactError
-from quant.scheme import GRIDS, Scheme
-from quant.weight import QuantizedWeight
+from quant.scheme import Scheme
 
-FORMAT = "pack-quantized"
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from quant.checkpoint.formats.base import Entries, Read, Shape, Tensors
+    from quant.linear import Packed
+    from quant.weight import QuantizedWeight
+
+METHOD = "compressed-tensors"
+PACKING = "pack-quantized"
 # The release whose packing and configuration are written here and that the tests read it with.
 LIBRARY_VERSION = "0.20.0"
-PARTS = ("weight_packed", "weight_scale", "weight_zero_point", "weight_shape", "weight_g_idx")
 # Settings of the library that change what a layer computes; empty in what can be read.
 _OTHER_FEATURES = ("kv_cache_scheme", "sparsity_config", "transform_config", "moe_sparsity_config")
+_VLLM_BITS = (4, 8)
 
 
-def describe(
-    scheme: Scheme, ignored: Iterable[str], method: Mapping[str, Any], producer: str
-) -> dict[str, Any]:
-    """The quantization_config of a model whose nn.Linear are all quantized except `ignored`."""
-    weights = {
-        "num_bits": scheme.bits,
-        "type": "int",
-        "symmetric": scheme.symmetric,
-        "strategy": "channel" if scheme.group_size is None else "group",
-        "group_size": scheme.group_size,
-        "dynamic": False,
-    }
-    group = {
-        "targets": ["Linear"],
-        "weights": weights,
-        "input_activations": None,
-        "output_activations": None,
-        "format": FORMAT,
-    }
-    return {
-        "quant_method": COMPRESSED_TENSORS,
-        "version": LIBRARY_VERSION,
-        "format": FORMAT,
-        "quantization_status": "compressed",
-        "config_groups": {"group_0": group},
-        "ignore": list(ignored),
-        "kv_cache_scheme": None,
-        "global_compression_ratio": None,
-        "meta": {"producer": producer, "grid": scheme.grid, "method": dict(method)},
-    }
+def matches(config: Config) -> bool:
+    return config.get("quant_method") == METHOD
 
 
-def parse_config(config: Mapping[str, Any], where: str) -> CheckpointFormat:
-    """Read a quantization_config; ArtifactError naming the field and what is readable."""
+def parse(config: Config, where: str) -> CheckpointFormat:
     for key in _OTHER_FEATURES:
         if config.get(key):
             raise ArtifactError(
@@ -92,27 +75,23 @@ def parse_config(config: Mapping[str, Any], where: str) -> CheckpointFormat:
         )
     group, where_group = _only_group(config, where)
     stored = group.get("format") or config.get("format")
-    if stored != FORMAT:
-        raise ArtifactError(f"{where}.format={stored!r} cannot be read; only {FORMAT!r} can.")
+    if stored != PACKING:
+        raise ArtifactError(f"{where}.format={stored!r} cannot be read; only {PACKING!r} can.")
     for key in ("input_activations", "output_activations"):
         if group.get(key):
             raise ArtifactError(
                 f"{where_group}.{key} quantizes activations; only weights may be quantized."
             )
-    meta = config.get("meta")
-    meta = meta if isinstance(meta, Mapping) else {}
+    grid, producer = read_meta(config)
     version = config.get("version")
     library = f"compressed-tensors {version}" if version else ""
     parsed = _parse_weights(
-        group["weights"],
-        f"{where_group}.weights",
-        grid=str(meta["grid"]) if meta.get("grid") in GRIDS else "minmax",
-        producer=str(meta.get("producer") or library),
+        group["weights"], f"{where_group}.weights", grid=grid, producer=producer or library
     )
     return validated(parsed, where)
 
 
-def _only_group(config: Mapping[str, Any], where: str) -> tuple[Mapping[str, Any], str]:
+def _only_group(config: Config, where: str) -> tuple[Config, str]:
     """The one way in which layers are quantized; several groups must agree on it."""
     groups = config.get("config_groups")
     if not isinstance(groups, Mapping) or not groups:
@@ -133,9 +112,7 @@ def _only_group(config: Mapping[str, Any], where: str) -> tuple[Mapping[str, Any
     return first, f"{where}.config_groups.{name}"
 
 
-def _parse_weights(
-    weights: Mapping[str, Any], where: str, grid: str, producer: str
-) -> CheckpointFormat:
+def _parse_weights(weights: Config, where: str, grid: str, producer: str) -> CheckpointFormat:
     if weights.get("type", "int") != "int" or weights.get("dynamic") not in (None, False):
         raise ArtifactError(
             f"{where} has type={weights.get('type')!r} and dynamic={weights.get('dynamic')!r}; "
@@ -149,7 +126,7 @@ def _parse_weights(
             "'group' with a size and 'channel' without one can be read."
         )
     return CheckpointFormat(
-        kind=COMPRESSED_TENSORS,
+        format=FORMAT,
         bits=read_bits(weights, where, "num_bits"),
         group_size=size,
         symmetric=read_flag(weights, "symmetric", where, default=True),
@@ -160,61 +137,23 @@ def _parse_weights(
     )
 
 
-def shapes(scheme: Scheme, outputs: int, inputs: int, layer: str) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor that `to_tensors` makes; ArtifactError for uneven groups."""
-    if scheme.group_size is not None and inputs % scheme.group_size:
-        raise ArtifactError(
-            f"{layer}: groups of {scheme.group_size} do not divide its {inputs} inputs, which "
-            f"{COMPRESSED_TENSORS} asks for: export to gptq-v2."
-        )
-    groups = scheme.groups(inputs)
-    found: dict[str, tuple[int, ...]] = {
-        "weight_packed": (outputs, words_for(inputs, scheme.bits)),
-        "weight_scale": (outputs, groups),
-        "weight_shape": (2,),
-    }
-    if not scheme.symmetric:
-        found["weight_zero_point"] = (words_for(outputs, scheme.bits), groups)
-    return found
+def zero_points(parsed: CheckpointFormat) -> str:
+    return "none: symmetric" if parsed.symmetric else "stored as they are"
 
 
-def to_tensors(
-    weight: QuantizedWeight, layer: str, scale_dtype: torch.dtype | None = None
-) -> dict[str, Tensor]:
-    """The tensors of one layer; scales as scale_dtype, which must hold them exactly.
+def read_layer(tensors: Tensors, parsed: CheckpointFormat, layer: str, _: Shape) -> Read:
+    import torch
 
-    Raises ArtifactError for what the format has no place for: ternary levels and groups whose
-    columns lie apart.
-    """
-    outputs, inputs = weight.shape
-    scheme = weight.scheme
-    if weight.zero is None:
-        raise ArtifactError(f"{layer}: {COMPRESSED_TENSORS} has no ternary levels.")
-    if weight.group_index is not None:
-        raise ArtifactError(
-            f"{layer}: act-order has scattered the columns of its groups, and {COMPRESSED_TENSORS} "
-            "reads neighbours only: export to gptq-v2, or quantize with method.static_groups=true."
-        )
-    tensors = {
-        "weight_packed": pack_codes(weight.codes, scheme.bits),
-        "weight_scale": weight.scale.to(scale_dtype or weight.scale.dtype).contiguous(),
-        "weight_shape": torch.tensor([outputs, inputs]),
-    }
-    if not scheme.symmetric:
-        tensors["weight_zero_point"] = pack_codes(weight.zero, scheme.bits, dim=0)
-    return tensors
+    from cuda_ext.layout import unpack_codes, words_for
+    from quant.linear import pack
+    from quant.weight import QuantizedWeight
 
-
-def from_tensors(
-    tensors: Mapping[str, Tensor], checkpoint: CheckpointFormat, layer: str
-) -> QuantizedWeight:
-    """The quantized weight of one layer; ArtifactError naming the tensor and what was expected."""
-    _require(tensors, checkpoint, layer)
+    _require(tensors, parsed, layer)
     outputs, inputs = _shape(tensors["weight_shape"], layer)
     scale = tensors["weight_scale"]
     if scale.dtype not in scale_dtypes():
         raise ArtifactError(f"{layer}.weight_scale is {scale.dtype}; expected floating point.")
-    scheme = checkpoint.scheme(scale.dtype)
+    scheme = parsed.scheme(scale.dtype)
     groups = -(-inputs // (scheme.group_size or inputs))
     words = words_for(inputs, scheme.bits)
     if scheme.bits == 3 and tensors["weight_packed"].shape[-1:] == (-(-inputs // 10),) != (words,):
@@ -226,19 +165,20 @@ def from_tensors(
     _check(tensors, "weight_scale", (outputs, groups), scale.dtype, layer)
     if not bool(torch.isfinite(scale).all()):
         raise ArtifactError(f"{layer}.weight_scale holds NaN or infinite values; make it again.")
-    return QuantizedWeight(
+    weight = QuantizedWeight(
         codes=unpack_codes(tensors["weight_packed"], scheme.bits, inputs),
         scale=scale.contiguous(),
         zero=_zero_points(tensors, scheme, outputs, groups, layer),
         scheme=scheme,
-        group_index=_group_index(tensors, checkpoint, groups, inputs, layer),
+        group_index=_group_index(tensors, parsed, groups, inputs, layer),
     )
+    return pack(weight), scheme, inputs
 
 
-def _require(tensors: Mapping[str, Tensor], checkpoint: CheckpointFormat, layer: str) -> None:
+def _require(tensors: Tensors, parsed: CheckpointFormat, layer: str) -> None:
     needed = ["weight_packed", "weight_scale", "weight_shape"]
-    needed += [] if checkpoint.symmetric else ["weight_zero_point"]
-    needed += ["weight_g_idx"] if checkpoint.act_order and checkpoint.group_size else []
+    needed += [] if parsed.symmetric else ["weight_zero_point"]
+    needed += ["weight_g_idx"] if parsed.act_order and parsed.group_size else []
     for name in needed:
         if name not in tensors:
             raise ArtifactError(
@@ -258,7 +198,7 @@ def _shape(stored: Tensor, layer: str) -> tuple[int, int]:
 
 
 def _check(
-    tensors: Mapping[str, Tensor], name: str, shape: tuple[int, ...], dtype: torch.dtype, layer: str
+    tensors: Tensors, name: str, shape: tuple[int, ...], dtype: torch.dtype, layer: str
 ) -> None:
     tensor = tensors[name]
     if tuple(tensor.shape) != shape or tensor.dtype != dtype:
@@ -268,10 +208,12 @@ def _check(
         )
 
 
-def _zero_points(
-    tensors: Mapping[str, Tensor], scheme: Scheme, outputs: int, groups: int, layer: str
-) -> Tensor:
+def _zero_points(tensors: Tensors, scheme: Scheme, outputs: int, groups: int, layer: str) -> Tensor:
     """uint8 [outputs, groups]; packed, or int8 as early versions of the library stored them."""
+    import torch
+
+    from cuda_ext.layout import unpack_codes, words_for
+
     middle = 2 ** (scheme.bits - 1)
     stored = tensors.get("weight_zero_point")
     if stored is None:
@@ -299,15 +241,17 @@ def _zero_points(
 
 
 def _group_index(
-    tensors: Mapping[str, Tensor],
-    checkpoint: CheckpointFormat,
+    tensors: Tensors,
+    parsed: CheckpointFormat,
     groups: int,
     inputs: int,
     layer: str,
 ) -> Tensor | None:
     """int32 [inputs], or None when the groups are neighbours."""
+    import torch
+
     index = tensors.get("weight_g_idx")
-    if index is None or checkpoint.group_size is None:
+    if index is None or parsed.group_size is None:
         return None
     _check(tensors, "weight_g_idx", (inputs,), torch.int32, layer)
     low, high = (int(value) for value in index.aminmax())
@@ -316,12 +260,147 @@ def _group_index(
             f"{layer}.weight_g_idx goes from {low} to {high}, but the layer has groups 0 to "
             f"{groups - 1}."
         )
-    if torch.equal(index, (torch.arange(inputs) // checkpoint.group_size).int()):
+    if torch.equal(index, (torch.arange(inputs) // parsed.group_size).int()):
         return None
-    if not checkpoint.act_order:
+    if not parsed.act_order:
         raise ArtifactError(
             f"{layer}.weight_g_idx scatters the groups, but quantization_config does not say "
             "actorder='group'. One of the two is wrong: correct it in config.json, or get the "
             "matching files."
         )
     return index
+
+
+def refuses(scheme: Scheme, layer: StoredLayer | None) -> str | None:
+    if layer is None or scheme.levels != UNIFORM:
+        return refuse_levels(scheme, FORMAT.name)
+    if layer.module != "Linear":
+        return (
+            f"is a {layer.module}, and {FORMAT.name} quantizes nn.Linear alone: export to gptq-v2."
+        )
+    if layer.short_group(scheme):
+        return (
+            f"has groups of {scheme.group_size}, which do not divide its {layer.inputs} inputs as "
+            f"{FORMAT.name} asks: export to gptq-v2."
+        )
+    if layer.scattered:
+        return (
+            f"has groups whose columns act-order has scattered, and {FORMAT.name} reads neighbours "
+            "only: export to gptq-v2, or quantize with method.static_groups=true."
+        )
+    return None
+
+
+def entries(scheme: Scheme, layer: StoredLayer) -> Entries:
+    import torch
+
+    from cuda_ext.layout import words_for
+
+    groups = layer.inputs // (scheme.group_size or layer.inputs)
+    found: Entries = {
+        "weight_packed": ((layer.outputs, words_for(layer.inputs, scheme.bits)), torch.int32),
+        "weight_scale": ((layer.outputs, groups), _scale_dtype(scheme, layer)),
+        "weight_shape": ((2,), torch.int64),
+    }
+    if not scheme.symmetric:
+        shape = (words_for(layer.outputs, scheme.bits), groups)
+        found["weight_zero_point"] = (shape, torch.int32)
+    return found
+
+
+def write_layer(weight: QuantizedWeight, layer: StoredLayer) -> Packed:
+    import torch
+
+    from cuda_ext.layout import pack_codes
+
+    assert weight.zero is not None
+    scheme = weight.scheme
+    tensors = {
+        "weight_packed": pack_codes(weight.codes, scheme.bits),
+        "weight_scale": weight.scale.to(_scale_dtype(scheme, layer)).contiguous(),
+        "weight_shape": torch.tensor(weight.shape),
+    }
+    if not scheme.symmetric:
+        tensors["weight_zero_point"] = pack_codes(weight.zero, scheme.bits, dim=0)
+    return tensors
+
+
+def _scale_dtype(scheme: Scheme, layer: StoredLayer) -> torch.dtype:
+    """The type of the model, which readers compute with, when it holds every scale exactly."""
+    import torch
+
+    scales = getattr(torch, scheme.scale_dtype)
+    model = layer.dtype or scales
+    return model if torch.promote_types(scales, model) == model else scales
+
+
+def describe(model: QuantizedModel) -> dict[str, Any]:
+    """The quantization_config of a model whose nn.Linear are quantized, all but those it names."""
+    scheme = model.scheme
+    weights = {
+        "num_bits": scheme.bits,
+        "type": "int",
+        "symmetric": scheme.symmetric,
+        "strategy": "channel" if scheme.group_size is None else "group",
+        "group_size": scheme.group_size,
+        "dynamic": False,
+    }
+    group = {
+        "targets": ["Linear"],
+        "weights": weights,
+        "input_activations": None,
+        "output_activations": None,
+        "format": PACKING,
+    }
+    return {
+        "quant_method": METHOD,
+        "version": LIBRARY_VERSION,
+        "format": PACKING,
+        "quantization_status": "compressed",
+        "config_groups": {"group_0": group},
+        "ignore": list(model.linears),
+        "kv_cache_scheme": None,
+        "global_compression_ratio": None,
+        "meta": model.meta(),
+    }
+
+
+def notes(scheme: Scheme, layers: Sequence[StoredLayer]) -> list[str]:
+    found = []
+    model = layers[0].dtype
+    if model is not None and _scale_dtype(scheme, layers[0]) != model:
+        found.append(
+            f"the model is {dtype_name(model)}, so readers will round the {scheme.scale_dtype} "
+            f"scales to it; scheme.scale_dtype={dtype_name(model)} makes scales that they keep."
+        )
+    if not scheme.symmetric:
+        found.append(
+            "transformers loads asymmetric grids of compressed-tensors only with "
+            "quantization_config=CompressedTensorsConfig(dequantize=True)."
+        )
+    if scheme.bits not in _VLLM_BITS:
+        found.append(f"transformers reads {scheme.bits} bits; vLLM reads 4 and 8 alone.")
+    return found
+
+
+FORMAT = Format(
+    name="compressed-tensors",
+    title="compressed-tensors",
+    quant_method=METHOD,
+    variant=f"format {PACKING}",
+    readers="vLLM, transformers with compressed-tensors",
+    parts=("weight_packed", "weight_scale", "weight_zero_point", "weight_shape", "weight_g_idx"),
+    codes="weight_packed",
+    scales="weight_scale",
+    matches=matches,
+    parse=parse,
+    zero_points=zero_points,
+    read_layer=read_layer,
+    writer=Writer(
+        refuses=refuses,
+        entries=entries,
+        write_layer=write_layer,
+        describe=describe,
+        notes=notes,
+    ),
+)

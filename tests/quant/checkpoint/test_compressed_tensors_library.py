@@ -22,7 +22,7 @@ from quant import config as quant_config
 from quant.calibrate.stream import quantize_model
 from quant.checkpoint import dequantize_layers
 from quant.linear import QuantLinear
-from quant.scheme import Scheme
+from quant.scheme import BITS, Scheme
 from quant.solvers import rtn
 
 # Said whenever dequantize=True is asked for, which is how asymmetric files are read.
@@ -51,7 +51,7 @@ def dense(folder: Path) -> PreTrainedModel:
 @pytest.mark.parametrize("name", ["llama", "opt"])
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("group_size", [None, 8])
-@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("bits", BITS)
 def test_the_library_reads_what_is_exported(
     tmp_path: Path, name: str, symmetric: bool, group_size: int | None, bits: int
 ) -> None:
@@ -133,7 +133,7 @@ def test_a_trained_model_on_real_text(tmp_path: Path, shared: Path, scheme: Sche
 
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("group_size", [None, 8])
-@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("bits", BITS)
 def test_what_the_library_writes_is_read(
     tmp_path: Path, symmetric: bool, group_size: int | None, bits: int
 ) -> None:

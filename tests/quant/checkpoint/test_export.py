@@ -17,13 +17,13 @@ from tiny_checkpoints import METHOD, edit_config, edit_tensors, logits, pack_awq
 
 import quant
 from quant.checkpoint import verify
-from quant.checkpoint.export import FORMATS
 from quant.checkpoint.folder import MANIFEST
 from quant.errors import ArtifactError
 from quant.scheme import Scheme
 from quant.weight import QuantizedWeight
 
 Weights = dict[str, QuantizedWeight]
+FORMATS = ("gptq-v1", "gptq-v2", "compressed-tensors")
 
 
 def artifact_of(
@@ -141,7 +141,9 @@ def test_scattered_groups_keep_their_g_idx(tmp_path: Path) -> None:
         config = json.loads((folder / "config.json").read_text())["quantization_config"]
         assert config["desc_act"] is True
         assert same_values(quant.load_weights(folder), weights)
-    with pytest.raises(ArtifactError, match=r"scattered .*gptq-v2, or .*method.static_groups=true"):
+    with pytest.raises(
+        ArtifactError, match=r"scattered, .*gptq-v2, or .*method.static_groups=true"
+    ):
         quant.export(artifact, tmp_path / "ct", "compressed-tensors")
     assert not (tmp_path / "ct").exists()
 
@@ -158,13 +160,14 @@ def test_what_formats_cannot_hold(tmp_path: Path) -> None:
     model, weights = quantized("llama", Scheme(2, group_size=8, levels="ternary"))
     ternary = quant.save(tmp_path / "ternary", model, weights, method=METHOD)
     for format in FORMATS:
-        with pytest.raises(ArtifactError, match=rf"ternary levels .*{format} cannot hold.*w2g64"):
+        with pytest.raises(ArtifactError, match=rf"ternary levels, .*{format} cannot hold.*w2g64"):
             quant.export(ternary, tmp_path / "out", format)
     model, weights = quantized("llama", Scheme(4))
     zeros = quant.save(tmp_path / "zeros", model, weights, method=METHOD)
     with pytest.raises(ArtifactError, match=r"qzeros: \d+ zero-points are 0.*: export to gptq-v2"):
         quant.export(zeros, tmp_path / "out", "gptq-v1")
-    with pytest.raises(ArtifactError, match=r"'gguf' is unknown; choose one of gptq-v1, gptq-v2"):
+    known = "bitsweep-ternary, compressed-tensors, gptq-v1, gptq-v2"
+    with pytest.raises(ArtifactError, match=rf"'gguf' is unknown; choose one of {known}\."):
         quant.export(zeros, tmp_path / "out", "gguf")
     with pytest.raises(ArtifactError, match="is the checkpoint itself; write the export elsewhere"):
         quant.export(zeros, tmp_path / "." / "zeros", "gptq-v2")

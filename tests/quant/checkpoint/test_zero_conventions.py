@@ -6,11 +6,12 @@ from typing import Any
 import pytest
 import torch
 from random_weights import random_weight, same
+from stored_layers import write
 from torch import Tensor
 
 from cuda_ext.layout import pack_codes
-from quant.checkpoint.formats.gptq import read_gptq, to_tensors
-from quant.checkpoint.parse import parse
+from quant.checkpoint import read_layer
+from quant.checkpoint.choose import parse
 from quant.errors import ArtifactError
 from quant.linear import pack
 from quant.scheme import Scheme
@@ -36,17 +37,17 @@ def test_both_versions(bits: int, version: str) -> None:
     tensors, weight = layer(bits, version)
     for key in ("checkpoint_format", "format"):  # transformers writes both
         config = {**CONFIG, "bits": bits, key: version}
-        assert same(read_gptq(tensors, config, in_features=24), weight)
+        assert same(read_layer(tensors, config, shape=(6, 24)), weight)
     (other,) = set(VERSIONS) - {version}
     config = {**CONFIG, "bits": bits, "checkpoint_format": other}
-    assert not same(read_gptq(tensors, config, in_features=24), weight)
+    assert not same(read_layer(tensors, config, shape=(6, 24)), weight)
 
 
 def test_version_one_is_assumed_when_asymmetric_files_do_not_say() -> None:
     tensors, weight = layer(4, "gptq")
-    assert same(read_gptq(tensors, CONFIG), weight)
+    assert same(read_layer(tensors, CONFIG), weight)
     wraps = pack_codes(torch.full((3, 6), 15, dtype=torch.uint8), 4)
-    assert not read_gptq({**tensors, "qzeros": wraps}, CONFIG).zero.any()
+    assert not read_layer({**tensors, "qzeros": wraps}, CONFIG).zero.any()
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -58,9 +59,9 @@ def test_symmetric_zero_points_decide(version: str, bits: int) -> None:
         assert f"{int(layer(4, version, 8, symmetric=True)[0]['qzeros'][0, 0]) % 2**32:x}" == known
     config = {**CONFIG, "bits": bits, "sym": True}
     assert same(
-        read_gptq(tensors, {**config, "checkpoint_format": version}, in_features=24), weight
+        read_layer(tensors, {**config, "checkpoint_format": version}, shape=(6, 24)), weight
     )
-    assert same(read_gptq(tensors, config, in_features=24), weight), "the file does not say"
+    assert same(read_layer(tensors, config, shape=(6, 24)), weight), "the file does not say"
     (other,) = set(VERSIONS) - {version}
     half = 2 ** (bits - 1)
     stored = half - (version == "gptq")
@@ -69,7 +70,7 @@ def test_symmetric_zero_points_decide(version: str, bits: int) -> None:
         rf"'{other}'.*set checkpoint_format to '{version}'"
     )
     with pytest.raises(ArtifactError, match=message):
-        read_gptq(tensors, {**config, "checkpoint_format": other}, in_features=24, layer="proj")
+        read_layer(tensors, {**config, "checkpoint_format": other}, shape=(6, 24), layer="proj")
 
 
 def test_a_symmetric_file_with_other_zero_points() -> None:
@@ -77,24 +78,24 @@ def test_a_symmetric_file_with_other_zero_points() -> None:
     for version in VERSIONS:
         config = {**CONFIG, "sym": True, "checkpoint_format": version}
         with pytest.raises(ArtifactError, match=r"qzeros holds \d+ to \d+, .* sym=true.*sym to fa"):
-            read_gptq(tensors, config)
+            read_layer(tensors, config)
 
 
 def test_constant_zero_points_betray_a_symmetric_file_that_says_it_is_not() -> None:
     """Hundreds of equal zero-points, the constant of the other version, are no coincidence."""
     for version, other in (VERSIONS, VERSIONS[::-1]):
         tensors, weight = layer(4, version, 64, symmetric=True)
-        right = read_gptq(tensors, {**CONFIG, "checkpoint_format": version})
+        right = read_layer(tensors, {**CONFIG, "checkpoint_format": version})
         assert torch.equal(right.zero, weight.zero)
         with pytest.raises(ArtifactError, match=f"set checkpoint_format to '{version}' and sym"):
-            read_gptq(tensors, {**CONFIG, "checkpoint_format": other})
+            read_layer(tensors, {**CONFIG, "checkpoint_format": other})
         few, _ = layer(4, version, 6, symmetric=True)
-        read_gptq(few, {**CONFIG, "checkpoint_format": other})
+        read_layer(few, {**CONFIG, "checkpoint_format": other})
     tensors, _ = layer(4, "gptq_v2", 64, symmetric=True)
     with pytest.raises(ArtifactError, match=r"without one means 'gptq'.*set checkpoint_format to"):
-        read_gptq(tensors, CONFIG)
+        read_layer(tensors, CONFIG)
     coarse, _ = layer(2, "gptq", 64, symmetric=True)
-    read_gptq(coarse, {**CONFIG, "bits": 2, "checkpoint_format": "gptq_v2"}, in_features=24)
+    read_layer(coarse, {**CONFIG, "bits": 2, "checkpoint_format": "gptq_v2"}, shape=(64, 24))
 
 
 def test_contradictions_of_the_configuration() -> None:
@@ -120,8 +121,8 @@ def test_how_sure_it_is_is_said(changes: dict[str, Any], sentence: str) -> None:
 
 def test_written_zero_points() -> None:
     weight = random_weight(Scheme(4, symmetric=True), 8, 16)
-    words: dict[str, Tensor] = {v: to_tensors(weight, v, "proj")["qzeros"] for v in VERSIONS}
+    words: dict[str, Tensor] = {v: write(v, weight)["qzeros"] for v in ("gptq-v1", "gptq-v2")}
     assert {v: f"{int(w[0, 0]) % 2**32:x}" for v, w in words.items()} == {
-        "gptq": "77777777",
-        "gptq_v2": "88888888",
+        "gptq-v1": "77777777",
+        "gptq-v2": "88888888",
     }

@@ -11,12 +11,13 @@ import pytest
 import textbook_unpack as textbook
 import torch
 from random_weights import random_weight, same
+from stored_layers import write
 from torch import Tensor
 
 from cuda_ext.layout import pack_codes
-from quant.checkpoint.formats.awq import NIBBLES, read_awq
-from quant.checkpoint.formats.gptq import read_gptq, to_tensors
-from quant.checkpoint.parse import parse
+from quant.checkpoint import read_layer
+from quant.checkpoint.choose import parse
+from quant.checkpoint.formats.awq import NIBBLES
 from quant.errors import ArtifactError
 from quant.linear import QuantLinear, pack
 from quant.scheme import Scheme
@@ -53,18 +54,18 @@ def test_published_gptq_values_are_reproduced_exactly(shared: Path, bits: int) -
         "g_idx": tensor(g_idx, torch.int32, 256)[0],
     }
     config = {**CONFIG, "bits": bits, "group_size": 128, "sym": True, "desc_act": True}
-    weight = read_gptq(tensors, config)
+    weight = read_layer(tensors, config)
     wanted = tensor(expected, torch.bfloat16, 256).t()
     assert weight.group_index is None
     assert torch.equal(weight.dequantize(torch.bfloat16), wanted)
     assert torch.equal(QuantLinear.from_quantized(weight).dequantize(torch.bfloat16), wanted)
     # Written as version 1 again, every word is the published one.
-    written = to_tensors(weight, "gptq", "proj")
+    written = write("gptq-v1", weight)
     assert written.keys() == tensors.keys()
     assert all(torch.equal(written[name], tensors[name]) for name in tensors)
     # The same files called version 2 contradict themselves, and the message names both versions.
     with pytest.raises(ArtifactError, match=r"set checkpoint_format to 'gptq'"):
-        read_gptq(tensors, {**config, "checkpoint_format": "gptq_v2"})
+        read_layer(tensors, {**config, "checkpoint_format": "gptq_v2"})
 
 
 @pytest.mark.realdata
@@ -77,7 +78,7 @@ def test_published_awq_values_are_reproduced_exactly(shared: Path) -> None:
         "scales": tensor(scales, torch.float16, 256),
         "qzeros": tensor(qzeros, torch.int32, 32),
     }
-    weight = read_awq(tensors, {**AWQ, "group_size": 128})
+    weight = read_layer(tensors, {**AWQ, "group_size": 128})
     wanted = tensor(expected, torch.bfloat16, 256).t()
     assert torch.equal(weight.dequantize(torch.bfloat16), wanted)
     assert torch.equal(QuantLinear.from_quantized(weight).dequantize(torch.bfloat16), wanted)
@@ -92,7 +93,7 @@ def test_autogptq_kernel_outputs(shared: Path, size: int, tolerance: float) -> N
     names = ("qweight", "scales", "qzeros", "g_idx")
     tensors = {name: torch.from_numpy(data[name]) for name in names}
     config = {**CONFIG, "bits": int(data["bits"]), "group_size": int(data["group_size"])}
-    layer = QuantLinear.from_quantized(read_gptq(tensors, config))
+    layer = QuantLinear.from_quantized(read_layer(tensors, config))
     y = layer(torch.from_numpy(data["x"]).float())
     for name in data.files:
         if name.startswith("y_reference"):
@@ -103,26 +104,26 @@ def test_autogptq_kernel_outputs(shared: Path, size: int, tolerance: float) -> N
 def test_groups_of_act_order() -> None:
     weight = random_weight(Scheme(4, group_size=8), 6, 24, scattered=True)
     tensors = pack(weight)
-    assert same(read_gptq(tensors, {**V2, "desc_act": True}), weight)
+    assert same(read_layer(tensors, {**V2, "desc_act": True}), weight)
     with pytest.raises(ArtifactError, match=r"g_idx scatters the groups.*desc_act=false"):
-        read_gptq(tensors, V2)
+        read_layer(tensors, V2)
     index = tensors.pop("g_idx")
     with pytest.raises(ArtifactError, match=r"g_idx is missing.*desc_act=true"):
-        read_gptq(tensors, {**V2, "desc_act": True})
+        read_layer(tensors, {**V2, "desc_act": True})
     tensors["g_idx"] = index + 1
     with pytest.raises(ArtifactError, match="goes from 1 to 3, but the layer has groups 0 to 2"):
-        read_gptq(tensors, {**V2, "desc_act": True})
+        read_layer(tensors, {**V2, "desc_act": True})
 
 
 def test_ternary_layer() -> None:
     weight = random_weight(Scheme(2, group_size=8, levels="ternary"), 6, 24)
     tensors = pack(weight)
     config = {"quant_method": "bitsweep_ternary", "bits": 2, "group_size": 8, "desc_act": False}
-    assert same(read_gptq(tensors, config, in_features=24), weight)
+    assert same(read_layer(tensors, config, shape=(6, 24)), weight)
     codes = weight.codes.t().clone()
     codes[3, 2] = 3
     with pytest.raises(ArtifactError, match="holds code 3; ternary codes are 0, 1 and 2"):
-        read_gptq({**tensors, "qweight": pack_codes(codes, 2, dim=0)}, config, in_features=24)
+        read_layer({**tensors, "qweight": pack_codes(codes, 2, dim=0)}, config, shape=(6, 24))
 
 
 def changed(name: str, value: Any) -> dict[str, Tensor]:
@@ -148,16 +149,20 @@ def changed(name: str, value: Any) -> dict[str, Tensor]:
 )
 def test_damaged_tensors_are_named(tensors: dict[str, Tensor], message: str) -> None:
     with pytest.raises(ArtifactError, match=message):
-        read_gptq(tensors, V2, layer="proj", in_features=24)
+        read_layer(tensors, V2, layer="proj", shape=(6, 24))
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"quant_method": "bitsandbytes"}, "quant_method='bitsandbytes' cannot be read; only gptq"),
+        ({"quant_method": "bitsandbytes"}, "quant_method='bitsandbytes' cannot be read; only awq"),
         ({"checkpoint_format": "marlin"}, "checkpoint_format='marlin' with quant_method='gptq'"),
         ({"quant_method": "bitsweep_ternary", "checkpoint_format": "gptq"}, "'bitsweep_ternary'"),
-        ({"bits": 5}, "bits=5 cannot be read; expected one of 2, 3, 4, 8"),
+        ({"bits": 9}, "bits=9 cannot be read; expected one of 2, 3, 4, "),
+        (
+            {"bits": 5, "checkpoint_format": "gptq"},
+            "bits=5 cannot be read; expected one of 2, 3, 4, 8",
+        ),
         ({"bits": "4"}, "bits='4' cannot be read"),
         ({"bits": None}, "bits=None cannot be read"),
         ({"group_size": 0}, "group_size=0 cannot be read"),
@@ -175,7 +180,7 @@ def test_configs_that_cannot_be_read(changes: dict[str, Any], message: str) -> N
 
 def test_configs_of_other_producers() -> None:
     parsed = parse({**CONFIG, "group_size": -1, "dynamic": {"-:.*head": {}}}, "folder")
-    assert (parsed.kind, parsed.group_size, parsed.producer) == ("gptq", None, "")
+    assert (parsed.name, parsed.group_size, parsed.producer) == ("GPTQ v1", None, "")
     assert parsed.scheme(torch.bfloat16).name == "w4"
 
 
@@ -204,7 +209,7 @@ def awq_layer() -> tuple[dict[str, Tensor], Any]:
 
 def test_awq_layer() -> None:
     tensors, weight = awq_layer()
-    assert same(read_awq(tensors, AWQ), weight)
+    assert same(read_layer(tensors, AWQ), weight)
     assert torch.equal(textbook.awq(tensors, 8).float(), weight.dequantize())
 
 
@@ -216,7 +221,7 @@ def test_awq_as_others_describe_it() -> None:
         {"bits": 4, "group_size": 8, "format": "gemm"},
         {"w_bit": 4, "q_group_size": 8, "version": "GEMM"},
     ):
-        assert same(read_awq(tensors, {**plain, **said}), weight)
+        assert same(read_layer(tensors, {**plain, **said}), weight)
 
 
 @pytest.mark.parametrize(
@@ -231,14 +236,14 @@ def test_awq_as_others_describe_it() -> None:
 def test_awq_that_cannot_be_read(changes: dict[str, Any], message: str) -> None:
     tensors, _ = awq_layer()
     with pytest.raises(ArtifactError, match=message):
-        read_awq(tensors, {**AWQ, **changes}, layer="proj")
+        read_layer(tensors, {**AWQ, **changes}, layer="proj")
 
 
 def test_awq_tensors_are_named() -> None:
     tensors, _ = awq_layer()
     with pytest.raises(ArtifactError, match=re.escape("tensor proj.scales is missing")):
-        read_awq({k: v for k, v in tensors.items() if k != "scales"}, AWQ, layer="proj")
+        read_layer({k: v for k, v in tensors.items() if k != "scales"}, AWQ, layer="proj")
     with pytest.raises(ArtifactError, match=r"scales are \[3, 12\]; AWQ packs eight outputs"):
-        read_awq({**tensors, "scales": tensors["scales"][:, :12]}, AWQ, layer="proj")
+        read_layer({**tensors, "scales": tensors["scales"][:, :12]}, AWQ, layer="proj")
     with pytest.raises(ArtifactError, match="scales are torch"):
-        read_awq({**tensors, "scales": tensors["scales"][0]}, AWQ, layer="proj")
+        read_layer({**tensors, "scales": tensors["scales"][0]}, AWQ, layer="proj")

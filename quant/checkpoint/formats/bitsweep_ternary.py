@@ -1,0 +1,98 @@
+"""Bitsweep's ternary levels {row minimum, 0, row maximum} in the tensors of GPTQ.
+
+In the place of zero-points a layer has scales_negative [groups, out]; code 0 is its negative, code
+1 is 0 and code 2 the scale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from quant.checkpoint import gptq
+from quant.checkpoint.formats.base import (
+    CheckpointFormat,
+    Config,
+    Format,
+    QuantizedModel,
+    StoredLayer,
+    Writer,
+)
+from quant.errors import ArtifactError
+from quant.scheme import Scheme
+
+if TYPE_CHECKING:
+    from quant.checkpoint.formats.base import Read, Shape, Tensors
+
+# A quant_method of its own, because a loader of GPTQ would read the codes as a uniform grid.
+METHOD = "bitsweep_ternary"
+LEVELS = "ternary"
+# Every second bit of a word of sixteen 2-bit codes.
+_LOW_BITS = 0x55555555
+
+
+def matches(config: Config) -> bool:
+    return config.get("quant_method") == METHOD
+
+
+def parse(config: Config, where: str) -> CheckpointFormat:
+    return gptq.parse(config, where, FORMAT, (METHOD,), symmetric=False, levels=LEVELS)
+
+
+def zero_points(_parsed: CheckpointFormat) -> str:
+    return "none: two scales a group"
+
+
+def read_layer(tensors: Tensors, parsed: CheckpointFormat, layer: str, shape: Shape) -> Read:
+    from quant.checkpoint.gptq_layers import read
+
+    packed, scheme, inputs = read(tensors, parsed, layer, shape, "scales_negative")
+    qweight = packed["qweight"]
+    if bool((qweight & (qweight >> 1) & _LOW_BITS).any()):
+        raise ArtifactError(
+            f"{layer}.qweight holds code 3; ternary codes are 0, 1 and 2. The file is damaged."
+        )
+    return packed, scheme, inputs
+
+
+def refuses(scheme: Scheme, _layer: StoredLayer | None) -> str | None:
+    if scheme.levels == LEVELS:
+        return None
+    return (
+        f"has {scheme.levels} levels, and {FORMAT.name} holds ternary ones alone: export to "
+        "gptq-v2, or quantize with a ternary scheme."
+    )
+
+
+def describe(model: QuantizedModel) -> dict[str, Any]:
+    return gptq.describe(model, METHOD, METHOD)
+
+
+def notes(_scheme: Scheme, _layers: Sequence[StoredLayer]) -> list[str]:
+    return ["only Bitsweep reads ternary levels; other tools stop at the names of the files."]
+
+
+FORMAT = Format(
+    name="bitsweep-ternary",
+    title="Bitsweep ternary",
+    quant_method=METHOD,
+    readers="Bitsweep alone",
+    parts=("qweight", "scales", "scales_negative", "g_idx"),
+    codes="qweight",
+    scales="scales",
+    matches=matches,
+    parse=parse,
+    zero_points=zero_points,
+    read_layer=read_layer,
+    # transformers only warns about a quant_method that it does not know, and would go on with
+    # random weights: files of another name make it stop.
+    writer=Writer(
+        refuses=refuses,
+        entries=gptq.entries,
+        write_layer=gptq.write_layer,
+        describe=describe,
+        notes=notes,
+        own=True,
+        stem="bitsweep-ternary",
+    ),
+)

@@ -1,0 +1,190 @@
+"""What the versions of GPTQ, and Bitsweep's ternary, share: configurations and written tensors."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from quant.checkpoint.formats.base import (
+    UNIFORM,
+    CheckpointFormat,
+    Config,
+    Format,
+    QuantizedModel,
+    StoredLayer,
+    read_bits,
+    read_flag,
+    read_group_size,
+    read_meta,
+    validated,
+)
+from quant.errors import ArtifactError
+from quant.scheme import BITS, Scheme
+
+if TYPE_CHECKING:
+    from quant.checkpoint.formats.base import Entries
+    from quant.linear import Packed
+    from quant.weight import QuantizedWeight
+
+METHOD = "gptq"
+PARTS = ("qweight", "qzeros", "scales", "g_idx")
+# What AutoGPTQ, GPTQModel and vLLM unpack.
+READERS_BITS = (2, 3, 4, 8)
+
+
+@dataclass(frozen=True)
+class Version:
+    """A version of GPTQ: its name in the file, and what is taken off zero-points in storage."""
+
+    checkpoint_format: str
+    subtracted: int
+
+    def symmetric_zero(self, bits: int) -> int:
+        """The zero-point of symmetric grids as the version stores it."""
+        return 2 ** (bits - 1) - self.subtracted
+
+
+V1 = Version("gptq", 1)
+V2 = Version("gptq_v2", 0)
+
+
+def method_of(config: Config) -> Any:
+    """quant_method; early configurations have a checkpoint_format alone."""
+    return config.get("quant_method", METHOD if "checkpoint_format" in config else None)
+
+
+def said_versions(config: Config) -> dict[str, Any]:
+    """What the file says its version is, by key: transformers writes both."""
+    return {key: config[key] for key in ("checkpoint_format", "format") if config.get(key)}
+
+
+def parse(
+    config: Config,
+    where: str,
+    format: Format,
+    versions: Sequence[str],
+    *,
+    bits: Sequence[int] = BITS,
+    symmetric: bool | None = None,
+    levels: str = UNIFORM,
+) -> CheckpointFormat:
+    """Read the configuration; `versions` may stand there, `symmetric` is what a missing sym means.
+
+    declared is whether one of several versions stands there.
+    """
+    said = said_versions(config)
+    for key, value in said.items():
+        if value not in versions:
+            raise ArtifactError(
+                f"{where}.{key}={value!r} with quant_method={format.quant_method!r} cannot be "
+                f"read; only {' and '.join(versions)} can."
+            )
+    if len(set(said.values())) > 1:
+        raise ArtifactError(
+            f"{where} says checkpoint_format={said['checkpoint_format']!r} and format="
+            f"{said['format']!r}, which store zero-points differently: remove the wrong one from "
+            "config.json."
+        )
+    if str(config.get("pack_dtype", "int32")).removeprefix("torch.") != "int32":
+        raise ArtifactError(
+            f"{where}.pack_dtype={config['pack_dtype']!r} cannot be read; codes must be packed "
+            "into int32."
+        )
+    # GPTQModel's "dynamic" overrides settings per layer: "+:pattern" or "pattern". "-:pattern"
+    # only leaves layers in full precision, which the names of the tensors say as well.
+    overrides = [key for key in config.get("dynamic") or {} if not key.startswith("-:")]
+    if overrides:
+        raise ArtifactError(
+            f"{where}.dynamic gives layers settings of their own ({overrides[0]!r}); only "
+            "checkpoints with one setting for all layers can be read."
+        )
+    grid, producer = read_meta(config)
+    parsed = CheckpointFormat(
+        format=format,
+        bits=read_bits(config, where, allowed=bits),
+        group_size=read_group_size(config, where),
+        symmetric=read_flag(config, "sym", where, default=symmetric),
+        act_order=read_flag(config, "desc_act", where, default=False),
+        levels=levels,
+        grid=grid,
+        producer=producer,
+        declared=bool(said) or len(versions) == 1,
+    )
+    return validated(parsed, where)
+
+
+def zero_points(parsed: CheckpointFormat, version: str) -> str:
+    """How sure it is that zero-points are stored as `version` (in words) stores them."""
+    if not parsed.declared:
+        return (
+            "checkpoint_format not declared: read from the symmetric zero-points"
+            if parsed.symmetric
+            else f"{version} assumed: checkpoint_format not declared, nothing confirms it"
+        )
+    sure = "the symmetric ones confirm it" if parsed.symmetric else "asymmetric: trusted"
+    return f"{version} declared, {sure}"
+
+
+def entries(scheme: Scheme, layer: StoredLayer) -> Entries:
+    """Shape and type of every tensor of a layer; g_idx always, because other loaders want it."""
+    import torch
+
+    from quant.linear import packed_shapes
+
+    scales = getattr(torch, scheme.scale_dtype)
+    return {
+        name: (shape, scales if name.startswith("scales") else torch.int32)
+        for name, shape in packed_shapes(scheme, layer.inputs, layer.outputs, g_idx=True).items()
+    }
+
+
+def write_layer(weight: QuantizedWeight, _layer: StoredLayer) -> Packed:
+    """The tensors of a layer, zero-points as they are."""
+    from quant.linear import pack
+
+    return {**pack(weight), "g_idx": weight.column_groups().int()}
+
+
+def describe(model: QuantizedModel, quant_method: str, checkpoint_format: str) -> dict[str, Any]:
+    """The quantization_config of a model."""
+    # "model.layers.3.mlp.down_proj" is "mlp.down_proj" inside its block: each name once, in order.
+    inside = dict.fromkeys(re.sub(r"^.*?\.\d+\.", "", layer) for layer in model.layers)
+    return {
+        "quant_method": quant_method,
+        "checkpoint_format": checkpoint_format,
+        "bits": model.scheme.bits,
+        "group_size": model.scheme.group_size or -1,
+        "sym": model.scheme.symmetric,
+        "desc_act": model.act_order,
+        "static_groups": bool(model.method.get("static_groups", False)),
+        "true_sequential": bool(model.method.get("true_sequential", False)),
+        "lm_head": "lm_head" in model.layers,
+        "pack_dtype": "int32",
+        "modules_in_block_to_quantize": [list(inside)],
+        "meta": model.meta(),
+    }
+
+
+def notes(scheme: Scheme, layers: Sequence[StoredLayer]) -> list[str]:
+    """What readers of GPTQ do with such layers."""
+    found = []
+    if scheme.scale_dtype != "float16":
+        found.append(
+            f"readers of GPTQ hold scales as float16 and will round these {scheme.scale_dtype} "
+            "ones; scheme.scale_dtype=float16 makes scales that they keep."
+        )
+    if scheme.bits not in READERS_BITS:
+        found.append(
+            f"only Bitsweep reads {scheme.bits} bits in this format; other tools know "
+            f"{', '.join(map(str, READERS_BITS))}."
+        )
+    short = [layer for layer in layers if layer.short_group(scheme)]
+    if short:
+        found.append(
+            f"{len(short)} layers end in a group of fewer than {scheme.group_size} columns (such "
+            f"as {short[0].name}, with {short[0].short_group(scheme)}): GPTQModel's PyTorch "
+            "kernel takes them, vLLM and GPTQModel's other kernels refuse them."
+        )
+    return found

@@ -1,0 +1,197 @@
+"""The tensors of GPTQ: one layer of any version, checked and made into packed buffers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from cuda_ext.layout import pack_codes, unpack_codes
+from quant.checkpoint.formats.base import CheckpointFormat, scale_dtypes
+from quant.checkpoint.gptq import V1, V2, Version
+from quant.errors import ArtifactError
+from quant.linear import Packed, packed_shapes
+from quant.scheme import Scheme
+from quant.weight import QuantizedWeight
+
+if TYPE_CHECKING:
+    from quant.checkpoint.formats.base import Read, Shape, Tensors
+
+# Equal zero-points that an asymmetric layer does not have by chance; at 2 bits, with four values
+# and weights that lean to one side, it may.
+_CONSTANT = 128
+_COARSE_BITS = 2
+
+
+def read_version(
+    tensors: Tensors,
+    checkpoint: CheckpointFormat,
+    layer: str,
+    shape: Shape,
+    version: Version,
+) -> Read:
+    """As `read`, with the true zero-points. ArtifactError for those that contradict version or sym.
+
+    Version 1 stores them minus one modulo 2^bits (a zero-point of 0 as 2^bits - 1): 1 is added,
+    modulo 2^bits.
+    """
+    packed, scheme, inputs = read(tensors, checkpoint, layer, shape, "qzeros")
+    outputs = packed["scales"].shape[1]
+    packed["qzeros"] = _true_zeros(packed["qzeros"], checkpoint, version, outputs, layer)
+    return packed, scheme, inputs
+
+
+def read(
+    tensors: Tensors,
+    checkpoint: CheckpointFormat,
+    layer: str,
+    shape: Shape,
+    grid: str,
+) -> Read:
+    """Check the tensors of one layer and give them as quant.linear.pack names them.
+
+    tensors: qweight int32 [ceil(in * bits / 32), out], scales [groups, out], `grid`, which is
+    qzeros int32 [groups, ceil(out * bits / 32)] or scales_negative [groups, out], and optionally
+    g_idx int32 [in], which is dropped when it only says j // group_size. Without a shape (outputs,
+    inputs) the inputs are taken from g_idx, or from the rows of qweight.
+
+    Raises ArtifactError for missing tensors, wrong shapes and types, scales that are not finite,
+    and a g_idx that contradicts desc_act.
+    """
+    _require(tensors, ("qweight", "scales", grid), layer)
+    scales = tensors["scales"]
+    if scales.dtype not in scale_dtypes():
+        raise ArtifactError(f"{layer}.scales are {scales.dtype}; expected float16, 32 or bfloat16.")
+    for name in ("qweight", "scales"):
+        if tensors[name].dim() != 2:
+            raise ArtifactError(
+                f"{layer}.{name} is {list(tensors[name].shape)}; expected a matrix."
+            )
+    scheme = checkpoint.scheme(scales.dtype)
+    packed = {name: tensors[name] for name in ("qweight", "scales", grid)}
+    if "g_idx" in tensors:
+        packed["g_idx"] = tensors["g_idx"]
+    outputs, inputs = shape or (scales.shape[1], _inputs(packed, checkpoint))
+    _check_shapes(packed, scheme, inputs, outputs, layer)
+    for name in ("scales", "scales_negative"):
+        if name in packed and not bool(torch.isfinite(packed[name]).all()):
+            raise ArtifactError(f"{layer}.{name} holds NaN or infinite values; make it again.")
+    _settle_groups(packed, checkpoint, scheme, layer)
+    return packed, scheme, inputs
+
+
+def subtract_one(packed: Packed, weight: QuantizedWeight, layer: str) -> Packed:
+    """The tensors with zero-points as version 1 stores them.
+
+    Raises ArtifactError for a zero-point of 0: stored minus one it is -1, which its writers and
+    readers treat in different ways (some wrap it, some spill into the next one).
+    """
+    assert weight.zero is not None
+    if not bool(weight.zero.all()):
+        raise ArtifactError(
+            f"{layer}.qzeros: {int((weight.zero == 0).sum())} zero-points are 0, which version 1 "
+            "stores as -1 and its readers decode in different ways: export to gptq-v2 or "
+            "compressed-tensors."
+        )
+    return {**packed, "qzeros": pack_codes((weight.zero - 1).t(), weight.scheme.bits)}
+
+
+def _inputs(packed: Packed, checkpoint: CheckpointFormat) -> int:
+    """Number of inputs of a layer: the length of g_idx, or what the rows of qweight hold."""
+    if "g_idx" in packed:
+        return len(packed["g_idx"])
+    return packed["qweight"].shape[0] * 32 // checkpoint.bits
+
+
+def _require(tensors: Tensors, names: tuple[str, ...], layer: str) -> None:
+    missing = [name for name in names if name not in tensors]
+    if missing:
+        raise ArtifactError(
+            f"{layer}: tensor {layer}.{missing[0]} is missing; the layer has "
+            f"{', '.join(sorted(tensors)) or 'none'}. The checkpoint is incomplete, or its "
+            "quantization_config names another format."
+        )
+
+
+def _check_shapes(
+    packed: Packed, scheme: Scheme, in_features: int, out_features: int, layer: str
+) -> None:
+    shapes = packed_shapes(scheme, in_features, out_features, g_idx="g_idx" in packed)
+    floating = {"scales", "scales_negative"}
+    for name, tensor in packed.items():
+        if tuple(tensor.shape) != shapes[name]:
+            raise ArtifactError(
+                f"{layer}.{name} is {list(tensor.shape)}, but {in_features} inputs, {out_features} "
+                f"outputs and scheme {scheme.name} make {list(shapes[name])}; the checkpoint "
+                "does not fit its config.json."
+            )
+        expected = packed["scales"].dtype if name in floating else torch.int32
+        if tensor.dtype != expected:
+            raise ArtifactError(f"{layer}.{name} is {tensor.dtype}; expected {expected}.")
+
+
+def _true_zeros(
+    qzeros: Tensor, checkpoint: CheckpointFormat, version: Version, outputs: int, layer: str
+) -> Tensor:
+    """qzeros with true zero-points, checked against the version of the format where they tell it.
+
+    Symmetric zero-points are all 2^(bits-1), stored minus one in version 1. A layer whose stored
+    zero-points are all that constant of the *other* version is a mix-up, also when the checkpoint
+    calls itself asymmetric: no search of a grid gives hundreds of equal zero-points.
+    """
+    bits = checkpoint.bits
+    zeros = unpack_codes(qzeros, bits, outputs)
+    low, high = (int(value) for value in zeros.aminmax())
+    other = V2 if version == V1 else V1
+    if low == high == other.symmetric_zero(bits) and (
+        checkpoint.symmetric or (zeros.numel() >= _CONSTANT and bits > _COARSE_BITS)
+    ):
+        if checkpoint.declared or not checkpoint.symmetric:
+            raise ArtifactError(
+                f"{layer}.qzeros holds {low} everywhere, the symmetric zero-point of "
+                f"checkpoint_format={other.checkpoint_format!r}, but quantization_config "
+                f"{'says' if checkpoint.declared else 'without one means'} "
+                f"{version.checkpoint_format!r}, where it is stored as "
+                f"{version.symmetric_zero(bits)}: set checkpoint_format to "
+                f"{other.checkpoint_format!r} and sym to true in config.json."
+            )
+        version = other
+    elif checkpoint.symmetric and not low == high == version.symmetric_zero(bits):
+        raise ArtifactError(
+            f"{layer}.qzeros holds {low} to {high}, but quantization_config says sym=true, where "
+            f"every stored zero-point is {V1.symmetric_zero(bits)} (checkpoint_format "
+            f"{V1.checkpoint_format!r}) or {V2.symmetric_zero(bits)} ({V2.checkpoint_format!r}): "
+            "set sym to false in config.json, or get the matching files."
+        )
+    if not version.subtracted:
+        return qzeros
+    return pack_codes((zeros + version.subtracted).bitwise_and_(2**bits - 1), bits)
+
+
+def _settle_groups(
+    packed: Packed, checkpoint: CheckpointFormat, scheme: Scheme, layer: str
+) -> None:
+    """Check g_idx against desc_act and drop it when the groups are neighbours anyway."""
+    index = packed.get("g_idx")
+    if index is None:
+        if checkpoint.act_order and scheme.group_size is not None:
+            raise ArtifactError(
+                f"{layer}: tensor {layer}.g_idx is missing, but quantization_config says "
+                "desc_act=true; without it the groups of the columns are unknown."
+            )
+        return
+    groups = packed["scales"].shape[0]
+    low, high = (int(value) for value in index.aminmax())
+    if low < 0 or high >= groups:
+        raise ArtifactError(
+            f"{layer}.g_idx goes from {low} to {high}, but the layer has groups 0 to {groups - 1}."
+        )
+    columns = torch.arange(len(index), dtype=index.dtype, device=index.device)
+    if torch.equal(index, columns // (scheme.group_size or len(index))):
+        del packed["g_idx"]
+    elif not checkpoint.act_order:
+        raise ArtifactError(
+            f"{layer}.g_idx scatters the groups, but quantization_config says desc_act=false. One "
+            "of the two is wrong: correct desc_act in config.json, or get the matching files."
+        )

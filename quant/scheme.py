@@ -158,7 +158,7 @@ def _beginning(name: str, others: Iterable[str | Levels]) -> tuple[str | Levels,
         rest = name.removeprefix(kind.prefix)
         if rest == name:
             continue
-        if not kind.one_width or re.match(r"(_|g[0-9]|$)", rest):
+        if not kind.one_width or re.match(r"(_|$|g[0-9]*(_|$))", rest):
             return given, kind, rest
     words = [kind.prefix if kind.one_width else f"{kind.prefix}4" for _, kind in known]
     raise SchemeError(

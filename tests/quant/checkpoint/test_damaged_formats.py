@@ -186,7 +186,7 @@ def edit(*path: str, **values: Any) -> Callable[[dict[str, Any]], None]:
         (edit(config_groups={}), r"config_groups is \{\}; expected one group"),
         (edit(config_groups={"W4A16": ["Linear"]}), "config_groups.W4A16 has no weights; presets"),
         (edit(*GROUP, input_activations={"num_bits": 8}), "input_activations quantizes activat"),
-        (edit(*GROUP, "weights", num_bits=5), r"group_0.weights.num_bits=5 cannot be read"),
+        (edit(*GROUP, "weights", num_bits=9), r"group_0.weights.num_bits=9 cannot be read"),
         (edit(*GROUP, "weights", type="float"), "type='float' and dynamic=False; only integers"),
         (edit(*GROUP, "weights", strategy="tensor"), "strategy='tensor' and group_size=8"),
         (edit(*GROUP, "weights", group_size=None), "strategy='group' and group_size=None"),

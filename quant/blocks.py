@@ -10,7 +10,6 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from quant.errors import ModelLayoutError, NonFiniteError
-from quant.scheme import Scheme
 
 LINEAR_TYPES = (nn.Linear, Conv1D)
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -107,14 +106,6 @@ def require_quantizable(blocks: Blocks) -> None:
                     "not a matrix of floating-point numbers; start from a model that is not "
                     "quantized."
                 )
-
-
-def require_scheme_fits(blocks: Blocks, scheme: Scheme) -> None:
-    """Raise SchemeError for the first linear layer that the scheme's groups do not divide."""
-    for index, block in enumerate(blocks.modules):
-        for name, module in linear_layers(block).items():
-            inputs = weight_matrix(module).shape[1]
-            scheme.groups(inputs, layer=f"{blocks.block_name(index)}.{name}")
 
 
 def require_sound(block: nn.Module, name: str) -> None:

@@ -30,7 +30,7 @@ def build_options(
         if name not in known:
             raise ConfigError(_unknown(name, value, known, key, where, list(others)))
     try:
-        node = OmegaConf.merge(OmegaConf.structured(kind), dict(given))
+        node: Any = OmegaConf.merge(OmegaConf.structured(kind), dict(given))
         values = {name: _plain(node[name]) for name in known}
     except MissingMandatoryValue as error:
         raise ConfigError(

@@ -31,7 +31,6 @@ from cuda_ext.ops import resolve_kernel
 from quant.blocks import (
     linear_layers,
     require_quantizable,
-    require_scheme_fits,
     require_sound,
     set_weight_matrix,
 )
@@ -149,7 +148,6 @@ def quantize_blocks(
     thread worked is `StageCost.behind`.
     """
     require_quantizable(source.blocks)
-    require_scheme_fits(source.blocks, config.scheme)
     if config.needs_calibration:
         check_windows(calibration, source.model)
     workplace = workplace or Workplace()

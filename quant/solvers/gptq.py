@@ -106,17 +106,17 @@ def solve(
     dead inputs become 0 before any grid is computed. layer.kernel carries out the sweep:
     "reference" is Algorithm 1 of the paper in plain PyTorch; "cpu" and "cuda" are the fused
     operator of cuda_ext, whose results differ by rounding (quant.solvers.columns). Raises
-    SchemeError, NonFiniteError, SingularHessianError and QuantizationError (a scale beyond
-    scheme.scale_dtype), all naming the layer.
+    NonFiniteError, SingularHessianError and QuantizationError (a scale beyond scheme.scale_dtype),
+    all naming the layer.
     """
     import torch
 
     from cuda_ext.ops import resolve_kernel
-    from quant.grid import assemble, check_finite, working
-    from quant.solvers.columns import sweep
+    from quant.grid import assemble, check_finite, stack_grids, working
+    from quant.solvers.columns import plain_reason, sweep
 
     factor, inputs = prepared, weight.shape[1]
-    groups = scheme.groups(inputs, layer.name)
+    groups = scheme.groups(inputs)
     weight = weight.detach()
     check_finite(weight, layer.name)
     _check_factor(factor, options, inputs, layer.name)
@@ -136,8 +136,11 @@ def solve(
         if groups > 1 and not options.static_groups:
             swept = torch.tensor(groups_of.index, dtype=torch.int32, device=codes.device)
             group_index = torch.empty_like(swept).index_copy_(0, factor.order, swept)
-    quantized = assemble(codes.T.contiguous(), _stack(groups_of.grids), scheme, group_index)
-    return Solution(quantized, _finite(loss, layer.name), factor.damping, dead, _fallback(factor))
+    grid = stack_grids(groups_of.grids).apply(lambda part: part.T)
+    quantized = assemble(codes.T.contiguous(), grid, scheme, group_index)
+    notes = [note for note in (_fallback(factor), plain_reason(kernel, scheme)) if note]
+    fallback = "; ".join(notes) or None
+    return Solution(quantized, _finite(loss, layer.name), factor.damping, dead, fallback)
 
 
 def _finite(loss: float, layer: str) -> float:
@@ -216,35 +219,21 @@ def _plan_groups(
     layer: str,
 ) -> Groups:
     """The grid of each group (None: to be found during the sweep) and the group of each step."""
-    from quant.grid import Grid, find_grid
+    from quant.grid import find_groups
     from quant.solvers.columns import Groups
 
     stale = options.group_grid == "stale"
-    outputs, inputs = weight.shape
-    size = inputs // groups
+    inputs = weight.shape[1]
+    size = min(scheme.group_size or inputs, inputs)
     if groups > 1 and not options.static_groups:
-        return Groups([None] * groups, [step // size for step in range(inputs)], stale)
-    whole = find_grid(weight.reshape(outputs * groups, size), scheme, layer)
-    parts = [
-        [None] * groups if part is None else part.reshape(outputs, groups).T.contiguous().unbind()
-        for part in (whole.scale, whole.zero, whole.negative_scale)
+        return Groups([None] * groups, [step // size for step in range(inputs)], stale, size)
+    whole = find_groups(weight, scheme, layer)
+    grids: list[Grid | None] = [
+        whole.apply(lambda part, group=group: part[:, group].contiguous())  # type: ignore[misc]
+        for group in range(groups)
     ]
-    grids: list[Grid | None] = [Grid(*group) for group in zip(*parts, strict=True)]
     swept = range(inputs) if order is None else order.tolist()
-    return Groups(grids, [column // size for column in swept], stale)
-
-
-def _stack(grids: list[Grid | None]) -> Grid:
-    """The grids of all groups as one, rows of the same output beside each other."""
-    from quant.grid import Grid
-    from quant.solvers.columns import stack_grids
-
-    rows = stack_grids(grids)
-
-    def flat(part: Tensor | None) -> Tensor | None:
-        return None if part is None else part.T.reshape(-1)
-
-    return Grid(rows.scale.T.reshape(-1), flat(rows.zero), flat(rows.negative_scale))
+    return Groups(grids, [column // size for column in swept], stale, size)
 
 
 SOLVER = Solver(

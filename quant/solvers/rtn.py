@@ -23,20 +23,15 @@ def solve(
 ) -> Solution:
     """Round weight [out, in] to the nearest levels of its min-max or MSE grids, groups included.
 
-    Computed in float32 (float64 if weight is). Raises SchemeError for groups that do not divide
-    the inputs, NonFiniteError for weights that are not finite and QuantizationError for scales
-    beyond scheme.scale_dtype.
+    Computed in float32 (float64 if weight is). Raises NonFiniteError for weights that are not
+    finite and QuantizationError for scales beyond scheme.scale_dtype.
     """
-    from quant.grid import assemble, check_finite, find_grid, quantize, working
+    from quant.grid import assemble, check_finite, find_groups, quantize_groups
 
-    outputs, inputs = weight.shape
-    groups = scheme.groups(inputs, layer.name)
     weight = weight.detach()
     check_finite(weight, layer.name)
-    rows = working(weight).reshape(outputs * groups, inputs // groups)
-    grid = find_grid(rows, scheme, layer.name)
-    codes = quantize(rows, grid, scheme).reshape(outputs, inputs)
-    return Solution(assemble(codes, grid, scheme))
+    grid = find_groups(weight, scheme, layer.name)
+    return Solution(assemble(quantize_groups(weight, grid, scheme), grid, scheme))
 
 
 SOLVER = Solver(

@@ -181,7 +181,7 @@ def test_configs_that_cannot_be_read(changes: dict[str, Any], message: str) -> N
 def test_configs_of_other_producers() -> None:
     parsed = parse({**CONFIG, "group_size": -1, "dynamic": {"-:.*head": {}}}, "folder")
     assert (parsed.name, parsed.group_size, parsed.producer) == ("GPTQ v1", None, "")
-    assert parsed.scheme(torch.bfloat16).name == "w4"
+    assert parsed.scheme(torch.bfloat16).name == "w4_bf16"
 
 
 def awq_layer() -> tuple[dict[str, Tensor], Any]:

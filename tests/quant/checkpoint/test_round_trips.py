@@ -44,7 +44,7 @@ def canonical(weight: QuantizedWeight) -> QuantizedWeight:
     ordered = torch.arange(weight.shape[1]) // (weight.scheme.group_size or weight.shape[1])
     if index is None or not torch.equal(index.long(), ordered):
         return weight
-    return QuantizedWeight(weight.codes, weight.scale, weight.zero, weight.scheme)
+    return QuantizedWeight(weight.codes, weight.scheme, grid=weight.grid)
 
 
 def product(weight: QuantizedWeight) -> torch.Tensor:
@@ -119,7 +119,7 @@ def test_compressed_tensors_refuses_a_last_group_that_is_shorter() -> None:
 def test_early_compressed_tensors_with_scattered_groups(bits: int) -> None:
     """weight_g_idx, which the library wrote until it gave up actorder="group"."""
     weight = random_weight(Scheme(bits, group_size=8), 6, 24, scattered=True)
-    still = QuantizedWeight(weight.codes, weight.scale, weight.zero, weight.scheme)
+    still = QuantizedWeight(weight.codes, weight.scheme, grid=weight.grid)
     tensors = write(CT, still)
     tensors["weight_g_idx"] = weight.group_index
     config = described(CT, still)

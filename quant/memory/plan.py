@@ -30,7 +30,7 @@ PRODUCT_BYTES, PRODUCTS_KEPT = 800_000, 1024
 USABLE = 0.95
 WORST, FREE = "at most at one time", "may be taken"
 ON_DEVICE, IN_HOST, ON_DISK = "device", "host", "disk"
-POSITIONS_AT_ONCE = 512  # of which harness.suites.perplexity turns logits into float32
+POSITIONS_AT_ONCE = 512  # of which harness.suites.scoring turns logits into float32
 
 
 class MemoryPlanError(QuantizationError):

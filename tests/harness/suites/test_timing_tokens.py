@@ -8,7 +8,7 @@ import torch
 from suite_context import suite_context
 from transformers import GPT2Config, GPT2LMHeadModel, OPTConfig, OPTForCausalLM
 
-from harness.suites import latency_metrics, memory, timing_tokens
+from harness.suites import latency_metrics, timing_tokens
 from harness.suites.base import SuiteContext
 from harness.suites.latency import Config
 from harness.suites.timing import host_stopwatch
@@ -297,32 +297,3 @@ def test_a_growing_cache_counts_with_its_mean_length() -> None:
 
 def test_the_bandwidth_of_this_machine_is_plausible() -> None:
     assert 1e9 < roofline.read_bandwidth("cpu", turns=2) < 1e13
-
-
-def test_memory_peak_sees_what_a_step_allocates() -> None:
-    size = 64 * 2**20
-
-    def allocate() -> None:
-        torch.ones(size, dtype=torch.uint8)
-
-    peak = memory.measure_peak(allocate, "cpu")
-    assert peak.bytes > size
-    if peak.working_bytes is not None:
-        assert 0.9 * size < peak.working_bytes < 1.5 * size
-        quiet = memory.measure_peak(lambda: None, "cpu")
-        assert quiet.working_bytes < 0.2 * size  # the earlier peak is forgotten
-
-
-def test_a_nested_memory_peak_does_not_hide_what_came_before_it() -> None:
-    size = 64 * 2**20
-
-    def allocate(megabytes: int) -> None:
-        torch.ones(megabytes * 2**20, dtype=torch.uint8)
-
-    def step() -> None:
-        allocate(96)
-        memory.measure_peak(lambda: allocate(8), "cpu")
-
-    outer = memory.measure_peak(step, "cpu")
-    if outer.working_bytes is not None:
-        assert outer.working_bytes > size

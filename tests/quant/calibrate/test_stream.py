@@ -310,3 +310,16 @@ def test_gptq_beats_rounding_on_a_trained_model(shared: Path) -> None:
             quantize_model(model, calibration, QuantizationConfig(SOLVERS[method], Scheme(bits=3)))
         losses[method] = loss(model)
     assert losses["none"] < losses["gptq"] < losses["rtn"] - 0.05
+
+
+@pytest.mark.parametrize("method", ["rtn", "gptq"])
+def test_the_last_group_of_a_row_may_be_short(method: str) -> None:
+    """Groups of 20 divide neither the 32 nor the 48 inputs of this model."""
+    model = tiny_model("llama")
+    result = quantize_model(model, random_windows(4), QuantizationPlan(method, Scheme(5, 20)))
+    for layer in result.layers:
+        weight = result.weights[layer.name]
+        assert weight.scale.shape == (layer.outputs, -(-layer.inputs // 20))
+        assert layer.bits_per_weight == 5 + 21 * -(-layer.inputs // 20) / layer.inputs
+        assert torch.equal(model.get_submodule(layer.name).weight, weight.dequantize())
+    assert {layer.inputs for layer in result.layers} == {32, 48}

@@ -97,6 +97,8 @@ class BlockTransformer:
 
     def _changeable(self, names: Names, maker: Maker) -> Maker | str:
         """The maker, unless somebody else would feel the change of its parameters or weights."""
+        if next(maker.module.parameters(), None) is None:
+            return f"{maker.name}, which makes its input, has no parameters"
         if isinstance(maker.module, LINEAR_TYPES) and f"{self.name}.{maker.name}" in self.solved:
             return f"{maker.name}, which makes its input, is quantized already"
         linears = linear_layers(self.block)

@@ -51,7 +51,7 @@ def change(group: Group, options: Options = DEFAULT_OPTIONS) -> Scaling | None:
     if options.powers_of_two:
         logarithms = logarithms.round()
     scale = torch.ones_like(squares)
-    scale[live] = logarithms.exp2()
+    scale[live] = logarithms.exp2().float().double()  # powers to the bit, whatever exp2 rounds
     return None if bool((scale == 1).all()) else Scaling(scale)
 
 

@@ -135,6 +135,18 @@ def tiny_model(name: str, seed: int = 0, **changes: Any) -> PreTrainedModel:
     return model.eval()
 
 
+def uneven_model(name: str, seed: int = 0) -> PreTrainedModel:
+    """A model whose inputs differ in size from column to column, as trained ones have them."""
+    model = tiny_model(name)
+    generator = torch.Generator().manual_seed(seed)
+    for module in model.modules():
+        if "norm" in type(module).__name__.lower() and hasattr(module, "weight"):
+            one = float("Gemma" in type(module).__name__)  # it multiplies by 1 + weight
+            spread = torch.randn(module.weight.shape, generator=generator).exp()
+            module.weight.data.copy_((module.weight.data + one) * spread - one)
+    return model
+
+
 def random_windows(count: int, length: int = 24, seed: int = 1) -> list[torch.Tensor]:
     """Windows int64 [length] of random token ids."""
     generator = torch.Generator().manual_seed(seed)

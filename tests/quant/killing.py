@@ -22,6 +22,7 @@ from quant.checkpoint.source import CheckpointSource
 from quant.config import QuantizationConfig
 from quant.scheme import Scheme
 from quant.solvers import gptq, rtn
+from quant.transforms import equalize
 
 CONTEXT = multiprocessing.get_context("forkserver")
 # Heavy ones, and none that only the path of the tests would find.
@@ -35,9 +36,13 @@ CONTEXT.set_forkserver_preload(
 )
 
 SCHEME = Scheme(4, group_size=16)
-METHODS = {
-    "rtn": (rtn.SOLVER, None),
-    "gptq": (gptq.SOLVER, gptq.Options(act_order=True, damping=0.1)),
+OPTIONS = gptq.Options(act_order=True, damping=0.1)
+CONFIGS = {
+    "rtn": QuantizationConfig(rtn.SOLVER, SCHEME, batch_tokens=50),
+    "gptq": QuantizationConfig(gptq.SOLVER, SCHEME, OPTIONS, batch_tokens=50),
+    "equalized": QuantizationConfig(
+        gptq.SOLVER, SCHEME, OPTIONS, ((equalize.TRANSFORM, None),), batch_tokens=50
+    ),
 }
 
 
@@ -45,8 +50,7 @@ def make(
     model: Path, target: Path, activations: str = "cpu", method: str = "gptq"
 ) -> QuantizationResult:
     """Quantize the folder `model` into `target`: act-order, so that groups are scattered."""
-    solver, options = METHODS[method]
-    config = QuantizationConfig(solver, SCHEME, options, batch_tokens=50)
+    config = CONFIGS[method]
     with CheckpointSource(model, torch.float32) as source:
         return quantize_to(
             target,

@@ -7,7 +7,7 @@ from pathlib import Path
 import killing
 import pytest
 import torch
-from architectures import BLOCKS, random_windows, tiny_model
+from architectures import BLOCKS, random_windows, tiny_model, uneven_model
 
 import quant
 from quant.calibrate.stream import quantize_model
@@ -98,6 +98,26 @@ def test_rounding_is_continued_too(model: Path, tmp_path: Path) -> None:
         killing.kill(model, tmp_path / when, when, block, "cpu", "rtn")
         assert killing.make(model, tmp_path / when, "cpu", "rtn").resumed == kept
         assert files(tmp_path / when) == files(tmp_path / "whole")
+
+
+def test_a_transformed_run_goes_on_with_the_norms_that_it_changed(tmp_path: Path) -> None:
+    """The block after the ones that were finished is calibrated on what they make."""
+    model, whole = tmp_path / "model", tmp_path / "whole"
+    uneven_model("llama").save_pretrained(model)
+    killing.make(model, whole, "cpu", "equalized")
+    before, after = uneven_model("llama").state_dict(), quant.load(whole).state_dict()
+    for index in range(BLOCKS):
+        for norm in ("input_layernorm", "post_attention_layernorm"):
+            name = f"model.layers.{index}.{norm}.weight"
+            assert not torch.equal(after[name], before[name])
+    for when, block, kept in (("noted", 0, 1), ("writing", 1, 1), ("noted", 1, 2)):
+        target = tmp_path / f"{when}-{block}"
+        killing.kill(model, target, when, block, "cpu", "equalized")
+        result = killing.make(model, target, "cpu", "equalized")
+        assert result.resumed == kept
+        assert files(target) == files(whole)
+        notes = {layer.name: layer.transforms for layer in result.layers}
+        assert notes["model.layers.0.mlp.up_proj"] == ["equalize into post_attention_layernorm"]
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "lose", "note"])

@@ -48,7 +48,8 @@ def read_layer(tensors, parsed, layer, shape):
     codes, scale = tensors["codes"], tensors["rows"]
     scheme = parsed.scheme(scale.dtype)
     zero = torch.full((len(codes), 1), 8, dtype=torch.uint8)
-    return pack(QuantizedWeight(codes, scale[:, None], zero, scheme)), scheme, codes.shape[1]
+    weight = QuantizedWeight(codes=codes, scheme=scheme, scale=scale[:, None], zero=zero)
+    return pack(weight), scheme, codes.shape[1]
 
 
 FORMAT = Format(

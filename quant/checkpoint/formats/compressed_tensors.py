@@ -280,8 +280,8 @@ def refuses(scheme: Scheme, layer: StoredLayer | None) -> str | None:
         )
     if layer.short_group(scheme):
         return (
-            f"has groups of {scheme.group_size}, which do not divide its {layer.inputs} inputs as "
-            f"{FORMAT.name} asks: export to gptq-v2."
+            f"cannot be stored: groups of {scheme.group_size} do not divide its {layer.inputs} "
+            f"inputs, which {FORMAT.name} asks for; export to gptq-v2."
         )
     if layer.scattered:
         return (

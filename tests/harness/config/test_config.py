@@ -105,7 +105,7 @@ def test_schemes() -> None:
 REFUSED = [
     # wrong names
     ("scheme=w9", "scheme=w9 is not an option", "8"),
-    ("scheme=w4g", "scheme=w4g is not an option", "group"),
+    ("scheme=w4g", "scheme=w4g is not an option", "such as w4g128"),
     ("scheme=w4_nope", "scheme=w4_nope is not an option", "nope"),
     ("model=opt-126m", "did you mean opt-125m", "--help model"),
     ("modle=embedded", "modle is not a key", "did you mean model"),
@@ -145,9 +145,9 @@ REFUSED = [
     ("suite.perplexity.module=harness.suites.base", "no SUITE", "SUITE = Suite(...)"),
     ("suite.latency.repeat=2", "suite.latency.repeat=2 is not an option", "did you mean repeats"),
     ("suite.latency.repeats=few", "suite.latency.repeats", "a whole number"),
-    ("suite.latency.module=harness.suites.kernels", "called kernels", "rename"),
+    ("suite.mine.module=harness.suites.kernels suite.mine.batches=[1]", "called kernels", "rename"),
     ("method.damping_ladder=[0.1,0.05]", "does not rise", "[0.1, 1.0]"),
-    ("method.static_groups=true method.group_grid=stale", "no effect", "drop one"),
+    ("method.static_groups=true method.group_grid=stale", "cannot act", "static_groups=false"),
     ("scheme=ternary_g8 scheme.symmetric=true", "ternary levels", "symmetric=false"),
     ("suite=[]", "nothing to measure", "suite=[perplexity,latency]"),
     ("suite=[latency] suite.perplexity.batch_size=2", "suite", "suite"),

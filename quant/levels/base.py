@@ -117,19 +117,20 @@ def built_in_levels() -> tuple[Levels, ...]:
 
 @cache
 def _load(name: str) -> Levels:
-    module = name if "." in name else f"quant.levels.{name}"
-    if module == f"quant.levels.{name}" and name not in _built_in_names():
+    outside = "." in name and all(piece.isidentifier() for piece in name.split("."))
+    if not outside and name not in _built_in_names():
         raise SchemeError(
             f"levels={name!r} is unknown; choose one of {', '.join(_built_in_names())}, or a "
             "module such as my_package.my_levels that ends in LEVELS."
         )
     try:
-        found = getattr(importlib.import_module(module), "LEVELS", None)
-    except ImportError as error:
+        module = importlib.import_module(name if outside else f"quant.levels.{name}")
+    except Exception as error:
         raise SchemeError(
-            f"levels={name!r} cannot be imported ({error}); correct the name of the module or "
-            "install its package."
+            f"levels={name!r} cannot be imported ({type(error).__name__}: {error}); correct the "
+            "module or its name, or install its package."
         ) from error
+    found = getattr(module, "LEVELS", None)
     if not isinstance(found, Levels):
         raise SchemeError(
             f"levels={name!r}: the module has no LEVELS of quant.levels.base.Levels; let it end in "

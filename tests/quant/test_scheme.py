@@ -138,6 +138,7 @@ def test_wrong_names_say_which_part_and_what_would_fit(name, words):
     ("levels", "words"),
     [
         ("base", ["levels='base' is unknown", "ternary, uniform"]),
+        ("..uniform", ["levels='..uniform' is unknown"]),
         ("nowhere.at_all", ["levels='nowhere.at_all' cannot be imported", "No module named"]),
         ("json.decoder", ["levels='json.decoder'", "LEVELS = Levels(...)"]),
     ],

@@ -316,7 +316,8 @@ def test_gptq_beats_rounding_on_a_trained_model(shared: Path) -> None:
 def test_the_last_group_of_a_row_may_be_short(method: str) -> None:
     """Groups of 20 divide neither the 32 nor the 48 inputs of this model."""
     model = tiny_model("llama")
-    result = quantize_model(model, random_windows(4), QuantizationPlan(method, Scheme(5, 20)))
+    how = QuantizationConfig(SOLVERS[method], Scheme(5, 20))
+    result = quantize_model(model, random_windows(4), how)
     for layer in result.layers:
         weight = result.weights[layer.name]
         assert weight.scale.shape == (layer.outputs, -(-layer.inputs // 20))

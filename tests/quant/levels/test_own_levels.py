@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import textbook_gptq as textbook
 import torch
+from solving import solve
 from torch.nn import functional
 
 from cuda_ext.ops import resolve_kernel
@@ -20,7 +21,7 @@ from quant.linear import QuantLinear, pack, packed_bytes, packed_shapes, unpack
 from quant.scales import round_scale
 from quant.scheme import Scheme
 from quant.solvers import rtn
-from quant.solvers.gptq import GPTQOptions, solve
+from quant.solvers.gptq import Options
 from quant.weight import QuantizedWeight
 
 # The values of e2m1 (FP4) by their codes: a sign, two bits of exponent, one of fraction.
@@ -115,9 +116,9 @@ def test_rounding_equals_the_oracle(scheme):
 @pytest.mark.parametrize("mode", MODES, ids=str)
 @pytest.mark.parametrize("scheme", SCHEMES, ids=lambda scheme: scheme.name)
 def test_gptq_equals_the_oracle(scheme, mode, kernel):
-    options = GPTQOptions(**{"block_size": 16, **mode}, kernel=kernel)
+    options = Options(**{"block_size": 16, **mode})
     weight, hessian = layer(seed=scheme.group_size)
-    solution = solve(weight, hessian, scheme, options)
+    solution = solve(weight, hessian, scheme, options, kernel=kernel)
     answer = textbook.solve(
         weight.numpy(),
         hessian.numpy(),
@@ -140,10 +141,10 @@ def test_a_plain_loop_in_place_of_a_kernel_is_noted():
     if resolve_kernel("auto") != "reference":
         found = solve(weight, hessian, SCHEME)
         assert found.fallback == "plain column loop: the cpu kernel has none for fp4 levels"
-        ladder = GPTQOptions(damping=0, damping_ladder=(0.1,))
+        ladder = Options(damping=0, damping_ladder=(0.1,))
         singular = solve(weight, torch.ones(48, 48), SCHEME, ladder)
         assert singular.fallback.startswith("damping 0.1 instead of 0; plain column loop")
-    plain = solve(weight, hessian, SCHEME, GPTQOptions(kernel="reference"))
+    plain = solve(weight, hessian, SCHEME, kernel="reference")
     assert plain.fallback is None
     assert solve(weight, hessian, Scheme(4, 16)).fallback is None
 
@@ -152,7 +153,7 @@ def test_a_plain_loop_in_place_of_a_kernel_is_noted():
 @pytest.mark.parametrize("kernel", ["reference", "auto"])
 def test_a_layer_holds_them_packed_and_multiplies_with_them(kernel, scattered):
     weight, hessian = layer(9, 40)
-    solved = solve(weight, hessian, SCHEME, GPTQOptions(act_order=scattered)).weight
+    solved = solve(weight, hessian, SCHEME, Options(act_order=scattered)).weight
     packed = pack(solved)
     assert ("g_idx" in packed) == scattered
     shapes = packed_shapes(SCHEME, 40, 9, g_idx=scattered)

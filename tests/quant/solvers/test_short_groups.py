@@ -8,12 +8,13 @@ import textbook_gptq as textbook
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from solving import solve
 
 from quant.hessian import Hessian
 from quant.scheme import Scheme
 from quant.solvers import columns as sweeps
 from quant.solvers import rtn
-from quant.solvers.gptq import GPTQOptions, solve
+from quant.solvers.gptq import Options
 
 SCHEMES = [
     Scheme(3, 32),
@@ -48,7 +49,7 @@ def layer(outputs, inputs, seed=0):
 
 
 def oracle(weight, hessian, scheme, options=None):
-    options = options or GPTQOptions(static_groups=True)
+    options = options or Options(static_groups=True)
     return textbook.solve(
         weight.numpy(),
         hessian.numpy(),
@@ -85,9 +86,9 @@ def test_rounding_equals_the_oracle(scheme):
 @pytest.mark.parametrize("scheme", SCHEMES, ids=lambda scheme: scheme.name)
 def test_gptq_equals_the_oracle(monkeypatch, scheme, name, kernel):
     monkeypatch.setattr(sweeps, "PANEL", 1)
-    options = GPTQOptions(block_size=16, kernel=kernel, **MODES[name])
+    options = Options(block_size=16, **MODES[name])
     weight, hessian = layer(4, 48, seed=scheme.bits)
-    solution = solve(weight, hessian, scheme, options)
+    solution = solve(weight, hessian, scheme, options, kernel=kernel)
     answer = oracle(weight, hessian, scheme, options)
     same(solution.weight, answer)
     assert solution.loss == pytest.approx(answer.loss, rel=1e-9)
@@ -97,10 +98,10 @@ def test_gptq_equals_the_oracle(monkeypatch, scheme, name, kernel):
 def test_float32_on_every_kernel_keeps_to_float64(name):
     """Width 576, as SmolLM2-135M has it, in groups of 128."""
     weight, hessian = layer(40, 576)
-    exact = solve(weight, hessian, Scheme(4, 128), GPTQOptions(kernel="reference", **MODES[name]))
+    scheme, options = Scheme(4, 128), Options(**MODES[name])
+    exact = solve(weight, hessian, scheme, options, kernel="reference")
     for kernel in ("reference", "auto"):
-        options = GPTQOptions(kernel=kernel, **MODES[name])
-        found = solve(weight.float(), hessian.float(), Scheme(4, 128), options)
+        found = solve(weight.float(), hessian.float(), scheme, options, kernel=kernel)
         assert (found.weight.codes == exact.weight.codes).float().mean() >= 0.998
         assert found.loss == pytest.approx(exact.loss, rel=1e-3)
 
@@ -116,7 +117,7 @@ def test_float32_on_every_kernel_keeps_to_float64(name):
 def test_the_block_size_changes_nothing(inputs, size, block_size, name, seed):
     weight, hessian = layer(3, inputs, seed)
     scheme = Scheme(3, size)
-    options = GPTQOptions(block_size=64, **MODES[name])
+    options = Options(block_size=64, **MODES[name])
     whole = solve(weight, hessian, scheme, options)
     lazy = solve(weight, hessian, scheme, replace(options, block_size=block_size))
     assert torch.equal(whole.weight.codes, lazy.weight.codes)

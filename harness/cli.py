@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from harness.errors import BitsweepError, ConfigError
 
 if TYPE_CHECKING:
-    from harness.config.compose import Cell
+    from harness.config.schema import Cell
 
 OK, FAILED, IMPOSSIBLE, INTERRUPTED = 0, 1, 2, 130
 
@@ -111,6 +111,12 @@ class Request:
                 request.overrides.append(word)
         return request
 
+    def compose(self) -> list[Cell]:
+        """The cells that the arguments stand for, by Hydra."""
+        from harness.config.compose import compose_cells
+
+        return compose_cells(self.overrides, self.multirun, self.config_dir)
+
 
 def _run(arguments: Sequence[str]) -> int:
     request = Request.parse(arguments)
@@ -139,9 +145,10 @@ def _cells(request: Request) -> list[Cell] | None:
 
         print(group_help(request.help) if request.help else run_help(), end="")
         return None
-    from harness.config.compose import as_yaml, compose_cells
+    from harness.config.kept import kept_cells
+    from harness.config.schema import as_yaml
 
-    cells = compose_cells(request.overrides, request.multirun, request.config_dir)
+    cells = kept_cells(request.overrides, request.multirun, request.config_dir, request.compose)
     if request.show_config:
         from harness.run.launch import resolve_all
 

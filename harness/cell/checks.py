@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from cuda_ext.kernels import KernelUnavailable, resolve_kernel
 from harness.cell.parts import Measuring, Solving, Transforming
 from harness.config.schema import CellConfig
 from harness.data import protocols, texts
@@ -168,8 +169,6 @@ def runtime(config: CellConfig, chosen: Sequence[Measuring]) -> None:
             f"suite=[{streaming or 'perplexity'}] alone, or leave runtime.stream=auto."
         )
     if runtime.kernel not in ("auto", "reference"):
-        from cuda_ext.ops import KernelUnavailable, resolve_kernel
-
         try:
             resolve_kernel(runtime.kernel, runtime.device)
         except (KernelUnavailable, ValueError) as error:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cuda_ext.kernels import resolve_kernel
 from harness.cell import checks
 from harness.cell.keys import StageKeys, cell_keys
 from harness.cell.parts import MODULE, Measuring, Solving, Transforming, build_part
@@ -134,7 +135,9 @@ class ResolvedCell:
         """Where its models are loaded."""
         runtime = self.choices.runtime
         positions = max((each.positions for each in self.choices.suites), default=0)
-        return Place(runtime.device, runtime.kernel, self.choices.seed, positions)
+        # What "auto" was found to be is in the keys: a process must not find something else.
+        kernel = self.kernel if self.quantized else runtime.kernel
+        return Place(runtime.device, kernel, self.choices.seed, positions)
 
     @property
     def quantization(self) -> QuantizationConfig:
@@ -285,8 +288,6 @@ def _kernel(runtime: RuntimeConfig, quantized: bool) -> str:
     """The kernel that the cell runs on, solver and suites: what "auto" stands for here."""
     if not quantized:
         return "torch"
-    from cuda_ext.ops import resolve_kernel
-
     return resolve_kernel(runtime.kernel, runtime.device)
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from harness.config.errors import as_sentences
 from harness.config.help import conf_dir
-from harness.config.schema import CellConfig, SweepConfig
+from harness.config.schema import Cell, CellConfig, SweepConfig
 from harness.errors import ConfigError
 from quant.scheme import Scheme, SchemeError
 
@@ -37,18 +37,6 @@ SCHEMES = "scheme"  # the group whose options are names of a grammar as well as 
 LISTS = ("suite", "tasks", "protocols")  # keys that hold a list
 # Keys below these are added to mappings: what a part has, its module says (harness.config.options).
 MAPPINGS = ("method.", "transform.", "suite.", "model.expected.")
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One composed cell and the overrides that make it.
-
-    folder  of the user, laid out like conf/, whose files may name modules that lie beside them.
-    """
-
-    config: CellConfig
-    overrides: tuple[str, ...]
-    folder: Path | None = None
 
 
 def compose_cells(
@@ -146,12 +134,6 @@ def to_cell(composed: DictConfig) -> CellConfig:
     if cell.model.path is not None:
         cell.model.path = str(Path(cell.model.path).expanduser().absolute())
     return cell
-
-
-def as_yaml(cell: Cell) -> str:
-    """One cell as YAML, headed by the overrides that make it."""
-    text = OmegaConf.to_yaml(OmegaConf.structured(cell.config))
-    return f"# {' '.join(cell.overrides)}\n{text}"
 
 
 def into_mapping(override: str) -> str:

@@ -24,9 +24,7 @@ from typing import Any, get_args, get_type_hints
 
 from cuda_ext.cache import cache_root, write_atomically
 from harness.config.help import conf_dir
-from harness.config.schema import CellConfig
-
-Composed = tuple[CellConfig, tuple[str, ...]]  # a cell and the overrides that make it
+from harness.config.schema import Cell, CellConfig
 
 # What is not in the files and words: resolvers (${oc.env:HOME}), other folders and plugins.
 _ELSEWHERE = re.compile(r"\$\{[^{}]*:|searchpath|\bhydra[./]")
@@ -39,8 +37,8 @@ def kept_cells(
     overrides: Sequence[str],
     multirun: bool,
     extra: Path | None,
-    compose: Callable[[], list[Composed]],
-) -> list[Composed]:
+    compose: Callable[[], list[Cell]],
+) -> list[Cell]:
     """The cells that compose() makes, from the disk if it made them before of the same files.
 
     The arguments are those of harness.config.compose.compose_cells, whose errors are not kept.
@@ -50,12 +48,12 @@ def kept_cells(
         return compose()
     file = cache_root() / "cells" / f"{key}.json"
     try:
-        return _cells(file.read_text(encoding="utf-8"))
+        return _cells(file.read_text(encoding="utf-8"), extra)
     except (OSError, ValueError, TypeError, KeyError):  # not there yet, or damaged
         cells = compose()
-    text = json.dumps([[dataclasses.asdict(config), words] for config, words in cells])
+    text = json.dumps([[dataclasses.asdict(cell.config), cell.overrides] for cell in cells])
     text = f"{_sha256(text.encode())}\n{text}\n"
-    if repr(_cells(text)) == repr(cells):  # a value that JSON changes is composed every time
+    if repr(_cells(text, extra)) == repr(cells):  # a value that JSON changes is composed every time
         try:
             write_atomically(file, text)
         except OSError as error:
@@ -114,12 +112,14 @@ def _code() -> list[list[Any]]:
     return found
 
 
-def _cells(text: str) -> list[Composed]:
+def _cells(text: str, extra: Path | None) -> list[Cell]:
     """ValueError, TypeError or KeyError for text that `kept_cells` did not write."""
     digest, _, rest = text.partition("\n")
     if digest != _sha256(rest.rstrip("\n").encode()):
         raise ValueError("damaged")
-    return [(_filled(CellConfig, values), tuple(words)) for values, words in json.loads(rest)]
+    return [
+        Cell(_filled(CellConfig, values), tuple(words), extra) for values, words in json.loads(rest)
+    ]
 
 
 def _filled(kind: Any, values: Any) -> Any:

@@ -8,9 +8,10 @@ knows: no Literal, no unions except with None.
 # No `from __future__ import annotations`: OmegaConf reads the annotations as types.
 
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, Optional
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Tuple
 
-from omegaconf import MISSING
+from omegaconf import MISSING, OmegaConf
 
 from harness.data.config import CalibConfig
 
@@ -108,3 +109,21 @@ class SweepConfig(CellConfig):
     """
 
     sweep: List[Dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One composed cell and the overrides that make it.
+
+    folder  of the user, laid out like conf/, whose files may name modules that lie beside them.
+    """
+
+    config: CellConfig
+    overrides: Tuple[str, ...]
+    folder: Optional[Path] = None
+
+
+def as_yaml(cell: Cell) -> str:
+    """One cell as YAML, headed by the overrides that make it."""
+    text = OmegaConf.to_yaml(OmegaConf.structured(cell.config))
+    return f"# {' '.join(cell.overrides)}\n{text}"

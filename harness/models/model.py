@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 class Place:
     """Where a model is loaded, and what random weights need to know.
 
-    kernel     as the configuration names it: "auto", "cpu", ...
+    kernel     that packed layers run: "cpu", "cuda", "reference", or "auto" for the best there is.
     positions  tokens that will stand in the KV cache.
     """
 

@@ -12,7 +12,7 @@ from harness.config.schema import RuntimeConfig
 from harness.data import protocols
 from harness.data.config import CalibConfig
 from harness.errors import ModelError
-from harness.models.model import Model, StoredModel
+from harness.models.model import Model, Place, StoredModel
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,7 +43,7 @@ def open_source(model: StoredModel, device: str, results: Path) -> CheckpointSou
     )
 
 
-def open_packed(model: Model, folder: Path, runtime: RuntimeConfig) -> ArtifactSource:
+def open_packed(model: Model, folder: Path, place: Place) -> ArtifactSource:
     """The packed weights in `folder` as a source of blocks; ArtifactError."""
     import torch
 
@@ -51,8 +51,8 @@ def open_packed(model: Model, folder: Path, runtime: RuntimeConfig) -> ArtifactS
 
     return ArtifactSource(
         folder,
-        kernel=runtime.kernel,
-        device=runtime.device,
+        kernel=place.kernel,
+        device=place.device,
         dtype=getattr(torch, model.config.dtype),
         attn_implementation=model.config.attention,
     )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.cell.plan import CellPlan, PendingPlan, plan_cell
 from harness.cell.resolve import QUANTIZATION, PendingCell, ResolvedCell, resolve
-from harness.config.compose import Cell, as_yaml
+from harness.config.schema import Cell, as_yaml
 from harness.errors import ModelError
 from harness.records.record import Record
 from harness.records.store import cell_name, file_name, write_atomically

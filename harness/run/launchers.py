@@ -16,8 +16,9 @@ from omegaconf import DictConfig
 
 from harness.cell.plan import CellPlan
 from harness.cell.resolve import PendingCell, resolve
-from harness.config.compose import CONFIG_NAME, Cell, into_mapping, session, to_cell
+from harness.config.compose import CONFIG_NAME, into_mapping, session, to_cell
 from harness.config.errors import as_sentences
+from harness.config.schema import Cell
 from harness.records.store import cell_name
 from harness.run.events import Event, Failed, Finished
 from harness.run.process import context, run_in_process

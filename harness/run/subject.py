@@ -57,11 +57,11 @@ class Subject:
     def open(self) -> CheckpointSource | ArtifactSource:
         """The model under test as a source of blocks, a context manager."""
         self.check()
-        cell, runtime = self._cell, self._cell.choices.runtime
+        cell = self._cell
         if self.packed is None:
             assert isinstance(cell.model, StoredModel)
-            return open_source(cell.model, runtime.device, cell.choices.results)
-        source = open_packed(cell.model, self.packed, runtime)
+            return open_source(cell.model, cell.place.device, cell.choices.results)
+        source = open_packed(cell.model, self.packed, cell.place)
         if cell.model.checkpoint is not None:
             shapes = source.layer_shapes().values()
             self.bits_per_weight = bits_per_weight(cell.model.checkpoint.scheme, shapes)

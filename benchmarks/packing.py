@@ -62,7 +62,7 @@ def layer_seconds(path: Path, width: int) -> float:
     codes = torch.randint(0, 16, (width, width), dtype=torch.uint8)
     groups = width // 128
     zero = torch.full((width, groups), 8, dtype=torch.uint8)
-    weight = QuantizedWeight(codes, torch.rand(width, groups).half(), zero, SCHEME)
+    weight = QuantizedWeight(codes, SCHEME, scale=torch.rand(width, groups).half(), zero=zero)
     found = []
     for _ in range(ROUNDS):
         begin = time.thread_time()

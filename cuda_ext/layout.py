@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 WORD_BITS = 32
-BIT_WIDTHS = (2, 3, 4, 8)
+BIT_WIDTHS = (2, 3, 4, 5, 6, 7, 8)
 # Codes unpacked at a time: temporaries of a chunk stay in the cache and in the allocator's heap,
 # where those of a whole layer would be mapped, faulted in and unmapped again on every call.
 _CHUNK = 1 << 17
@@ -27,12 +27,12 @@ def pack_codes(codes: Tensor, bits: int, *, dim: int = -1) -> Tensor:
     """Pack uint8 codes [..., n, ...] into int32 words [..., ceil(n * bits / 32), ...] along `dim`.
 
     Code i takes bits i * bits .. (i + 1) * bits - 1 of the stream; bit b of the stream is bit
-    b mod 32 of word b // 32, so a 3-bit code may straddle two words. The last word is padded with
-    zero bits. With dim=0 on codes [in, out] this is the qweight of a GPTQ checkpoint, and with
-    dim=-1 on zeros [groups, out] its qzeros.
+    b mod 32 of word b // 32, so a code of 3, 5, 6 or 7 bits may straddle two words. The last word
+    is padded with zero bits. With dim=0 on codes [in, out] this is the qweight of a GPTQ
+    checkpoint, and with dim=-1 on zeros [groups, out] its qzeros.
 
-    Raises TypeError unless codes are uint8, ValueError for a bit width other than 2, 3, 4, 8 or a
-    code that does not fit.
+    Raises TypeError unless codes are uint8, ValueError for a bit width other than 2 to 8 or a code
+    that does not fit.
     """
     period, stride = _period(bits)
     if codes.dtype != torch.uint8:
@@ -129,7 +129,7 @@ def _unpack_blocks(words: Tensor, bits: int, codes: Tensor) -> None:
 def _period(bits: int) -> tuple[int, int]:
     """(codes, words) after which the stream is aligned to a word again: 3 bits, (32, 3)."""
     if bits not in BIT_WIDTHS:
-        raise ValueError(f"bits={bits} is not a bit width; choose one of 2, 3, 4, 8.")
+        raise ValueError(f"bits={bits} is not a bit width; choose one of 2 to 8.")
     codes = WORD_BITS // math.gcd(WORD_BITS, bits)
     return codes, codes * bits // WORD_BITS
 

@@ -2,8 +2,8 @@
 
 Kernels read their own layout through cuda_ext.packed. `bitsweep::dequantize` and `bitsweep::linear`
 here are the reference kernel, by name, and the way of layers that kernels do not take (scattered or
-small groups): the weight is dequantized, then multiplied. Both take the buffers of one layer with
-`in` inputs, `out` outputs and `groups` groups:
+small groups, 5 to 7 bits): the weight is dequantized, then multiplied. Both take the buffers of one
+layer with `in` inputs, `out` outputs and `groups` groups:
 
 qweight          int32 [ceil(in * bits / 32), out], the codes down the rows (cuda_ext.layout).
 scales           floating point [groups, out].
@@ -228,7 +228,7 @@ def _check_weight(op: str, buffers: Buffers, bits: int, in_features: int, group_
     """What both operators need of the packed buffers."""
     qweight, scales, qzeros, negative, g_idx = buffers
     if bits not in BIT_WIDTHS:
-        raise ValueError(f"{op}: bits={bits} is not a bit width; choose one of 2, 3, 4, 8.")
+        raise ValueError(f"{op}: bits={bits} is not a bit width; choose one of 2 to 8.")
     if group_size < 1:
         raise ValueError(f"{op}: group_size={group_size}; pass at least 1, or None for one group.")
     if scales.dim() != 2:

@@ -10,24 +10,29 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from cuda_ext.layout import BIT_WIDTHS
-
+# The widths that kernels have code for; cuda_ext.layout packs more.
+KERNEL_BITS = (2, 3, 4, 8)
 LANES = 16
 TILE_ROWS = 8
 BLOCK = 32
 
 
-def can_tile(in_features: int, group_size: int | None, g_idx: Tensor | None) -> bool:
-    """Whether kernels take a layer: groups of neighbours, whole rows or multiples of 32 inputs."""
-    if g_idx is not None:
+def can_tile(
+    bits: int, in_features: int, group_size: int | None, g_idx: Tensor | None = None
+) -> bool:
+    """Whether kernels take a layer: 2, 3, 4 or 8 bits, and groups of neighbours.
+
+    Groups are whole rows or multiples of 32 inputs; the last one may be short.
+    """
+    if bits not in KERNEL_BITS or g_idx is not None:
         return False
     return group_size is None or group_size >= in_features or group_size % BLOCK == 0
 
 
 def chunk_shape(bits: int) -> tuple[int, int]:
     """(blocks of 32 inputs, units of 16 words) of one chunk of a row."""
-    if bits not in BIT_WIDTHS:
-        raise ValueError(f"bits={bits} is not a bit width; choose one of 2, 3, 4, 8.")
+    if bits not in KERNEL_BITS:
+        raise ValueError(f"bits={bits}: the kernels have no code for it; choose 2, 3, 4 or 8.")
     return (16, 3) if bits == 3 else (16 // bits, 1)
 
 

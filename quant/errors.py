@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 
+class SchemeError(ValueError):
+    """A scheme that cannot exist, or a name that is none of a scheme."""
+
+
 class QuantizationError(RuntimeError):
     """A model or a layer that cannot be quantized, stored or loaded as asked."""
 

@@ -2,60 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from cuda_ext import ops
 from cuda_ext import packed as kernel_layout
 from cuda_ext.layout import pack_codes, unpack_codes, words_for
 from cuda_ext.tiles import can_tile
-from quant.scheme import Scheme
+from quant.scheme import SCALE_DTYPES, Scheme
 from quant.weight import QuantizedWeight
 
 Packed = dict[str, Tensor]
-GPTQ_BUFFERS = ("qweight", "scales", "qzeros", "scales_negative", "g_idx")
 KERNEL_BUFFERS = ("tiles", "tile_scales", "tile_zeros", "tile_negative")
-# Rounding these changes every weight.
-GRID = ("scales", "scales_negative", "tile_scales", "tile_negative")
+KERNEL_SCALES = ("tile_scales", "tile_negative")
 
 
 def pack(weight: QuantizedWeight) -> Packed:
     """The packed buffers of a quantized weight, as GPTQ v2 names and stores them.
 
-    qweight int32 [ceil(in * bits / 32), out]; scales [groups, out] in the scheme's scale_dtype;
-    qzeros int32 [groups, ceil(out * bits / 32)], the true zero-points, or for ternary
-    scales_negative [groups, out]; g_idx int32 [in] only when the groups are not neighbours.
+    qweight int32 [ceil(in * bits / 32), out]; for uniform levels scales [groups, out] in the
+    scheme's scale_dtype and qzeros int32 [groups, ceil(out * bits / 32)], the true zero-points; for
+    ternary ones scales and scales_negative [groups, out]; others as quant.levels names them. g_idx
+    int32 [in] only when the groups are not neighbours.
     """
-    bits = weight.scheme.bits
-    packed = {
-        "qweight": pack_codes(weight.codes.t(), bits, dim=0),
-        "scales": weight.scale.t().contiguous(),
-    }
-    if weight.zero is not None:
-        packed["qzeros"] = pack_codes(weight.zero.t(), bits)
-    if weight.negative_scale is not None:
-        packed["scales_negative"] = weight.negative_scale.t().contiguous()
+    packed = {"qweight": pack_codes(weight.codes.t(), weight.scheme.bits, dim=0)}
+    grid = {name: part.t().contiguous() for name, part in weight.grid.items()}
+    packed |= pack_grid(grid, weight.scheme)
     if weight.group_index is not None:
         packed["g_idx"] = weight.group_index.int()
     return packed
 
 
+def pack_grid(grid: Mapping[str, Tensor], scheme: Scheme) -> Packed:
+    """The buffers of a grid [groups, out]: codes packed along the outputs, scales as they are."""
+    return {
+        each.buffer: pack_codes(grid[each.name], scheme.bits) if each.code else grid[each.name]
+        for each in scheme.kind.tensors
+    }
+
+
 def unpack(packed: Packed, scheme: Scheme, in_features: int) -> QuantizedWeight:
     """The quantized weight that `pack` packed, exactly; for v2 zeros, as `pack` makes them."""
-    scales = packed["scales"]
-    qzeros, negative = packed.get("qzeros"), packed.get("scales_negative")
-    zero = None if qzeros is None else unpack_codes(qzeros, scheme.bits, scales.shape[1])
-    codes = unpack_codes(packed["qweight"], scheme.bits, in_features, dim=0)
+    bits, outputs = scheme.bits, packed["qweight"].shape[1]
+    codes = unpack_codes(packed["qweight"], bits, in_features, dim=0)
+    grid = {}
+    for each in scheme.kind.tensors:
+        part = packed[each.buffer]
+        grid[each.name] = unpack_codes(part, bits, outputs) if each.code else part
     return QuantizedWeight(
         codes=codes.t().contiguous(),
-        scale=scales.t().contiguous(),
-        zero=None if zero is None else zero.t().contiguous(),
         scheme=scheme,
-        negative_scale=None if negative is None else negative.t().contiguous(),
         group_index=packed.get("g_idx"),
+        grid={name: part.t().contiguous() for name, part in grid.items()},
     )
 
 
@@ -63,18 +66,36 @@ def packed_shapes(
     scheme: Scheme, in_features: int, out_features: int, *, g_idx: bool = False
 ) -> dict[str, tuple[int, ...]]:
     """Name and shape of every buffer that a layer of this scheme has; bias not included."""
-    groups = -(-in_features // (scheme.group_size or in_features))
+    groups = scheme.groups(in_features)
     shapes: dict[str, tuple[int, ...]] = {
-        "qweight": (words_for(in_features, scheme.bits), out_features),
-        "scales": (groups, out_features),
+        "qweight": (words_for(in_features, scheme.bits), out_features)
     }
-    if scheme.ternary:
-        shapes["scales_negative"] = (groups, out_features)
-    else:
-        shapes["qzeros"] = (groups, words_for(out_features, scheme.bits))
+    for each in scheme.kind.tensors:
+        width = words_for(out_features, scheme.bits) if each.code else out_features
+        shapes[each.buffer] = (groups, width)
     if g_idx:
         shapes["g_idx"] = (in_features,)
     return shapes
+
+
+def packed_bytes(
+    scheme: Scheme, in_features: int, out_features: int, *, g_idx: bool = False
+) -> int:
+    """Bytes of the buffers in `packed_shapes`."""
+    scales = {each.buffer for each in scheme.kind.tensors if not each.code}
+    return sum(
+        math.prod(shape) * (SCALE_DTYPES[scheme.scale_dtype] // 8 if name in scales else 4)
+        for name, shape in packed_shapes(scheme, in_features, out_features, g_idx=g_idx).items()
+    )
+
+
+def takes_kernels(scheme: Scheme, in_features: int, g_idx: Tensor | None = None) -> bool:
+    """Whether the compiled kernels multiply with a layer of this scheme straight from its codes.
+
+    They take the levels that they know, in 2, 3, 4 or 8 bits and groups that `can_tile` admits.
+    Other layers are dequantized before every product.
+    """
+    return scheme.kind.operators and can_tile(scheme.bits, in_features, scheme.group_size, g_idx)
 
 
 class QuantLinear(nn.Module):
@@ -83,8 +104,9 @@ class QuantLinear(nn.Module):
     The layer is for inference: bias (None without one) and the weight are buffers. A compiled
     kernel reads the weight from its own layout (cuda_ext.tiles), and then only that is held; the
     names of GPTQ's buffers (qweight, scales, qzeros or scales_negative, g_idx) still read as what
-    `pack` made, and the state dict holds those. Groups that kernels do not take (scattered, or not
-    a multiple of 32) stay in GPTQ's buffers and are dequantized before every product.
+    `pack` made, and the state dict holds those. What kernels do not take (`takes_kernels`:
+    scattered groups or groups that are no multiple of 32, 5, 6 or 7 bits, levels of others) stays
+    in GPTQ's buffers and is dequantized before every product; `way` says so.
 
     Scales keep their storage dtype through .to(dtype), .half() and .float(), because rounding them
     changes every weight; the bias follows the model. `requested` is the kernel that was asked for
@@ -101,7 +123,11 @@ class QuantLinear(nn.Module):
         super().__init__()
         self.scheme = scheme
         self.in_features = in_features
-        self.out_features = packed["scales"].shape[1]
+        self.out_features = packed["qweight"].shape[1]
+        # Looked up once: a product, which torch.compile may trace, asks for neither.
+        grid = (each.buffer for each in scheme.kind.tensors)
+        self._names = ("qweight", *grid, "g_idx")
+        self._decodes = not scheme.kind.operators
         self.requested = kernel
         self.kernel = ops.resolve_kernel(kernel, packed["qweight"].device)
         self._hold(packed)
@@ -111,6 +137,12 @@ class QuantLinear(nn.Module):
     def tiled(self) -> bool:
         """Whether products are taken straight from the codes, by a compiled kernel."""
         return self._buffers.get("tiles") is not None
+
+    @property
+    def way(self) -> str:
+        """The kernel, and whether it is given a dequantized weight: "cpu (dequantizes first)"."""
+        plain = self.tiled or self.kernel == "reference"
+        return self.kernel if plain else f"{self.kernel} (dequantizes first)"
 
     def _hold(self, packed: Packed) -> None:
         shapes = packed_shapes(
@@ -122,11 +154,11 @@ class QuantLinear(nn.Module):
                 f"packed buffers {found} do not fit {self.scheme.name} with {self.in_features} "
                 f"inputs and {self.out_features} outputs; expected {shapes}."
             )
-        for name in (*GPTQ_BUFFERS, *KERNEL_BUFFERS):
+        for name in (*self._names, *KERNEL_BUFFERS):
             self._buffers.pop(name, None)
-        regular = can_tile(self.in_features, self.scheme.group_size, packed.get("g_idx"))
-        if self.kernel == "reference" or not regular:
-            for name in GPTQ_BUFFERS:
+        tiled = takes_kernels(self.scheme, self.in_features, packed.get("g_idx"))
+        if self.kernel == "reference" or not tiled:
+            for name in self._names:
                 self.register_buffer(name, packed.get(name))
             return
         held = kernel_layout.pack(
@@ -160,12 +192,12 @@ class QuantLinear(nn.Module):
                 in_features=self.in_features,
                 out_features=self.out_features,
             )
-        held = {name: self._buffers.get(name) for name in GPTQ_BUFFERS}
+        held = {name: self._buffers.get(name) for name in self._names}
         return {name: buffer for name, buffer in held.items() if buffer is not None}
 
     def __getattr__(self, name: str) -> Any:
         # Called for what is not held: with a kernel, GPTQ's buffers are made when they are read.
-        if name in GPTQ_BUFFERS and self.tiled:
+        if name in self.__dict__.get("_names", ()) and self.tiled:
             return self.packed().get(name)
         return super().__getattr__(name)
 
@@ -177,7 +209,7 @@ class QuantLinear(nn.Module):
         super()._save_to_state_dict(destination, prefix, keep_vars)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        parts = {name: state_dict.get(prefix + name) for name in GPTQ_BUFFERS}
+        parts = {name: state_dict.get(prefix + name) for name in self._names}
         if not self.tiled or parts["qweight"] is None:
             super()._load_from_state_dict(state_dict, prefix, *rest)
             return
@@ -186,7 +218,7 @@ class QuantLinear(nn.Module):
         others = {
             key: value
             for key, value in state_dict.items()
-            if key.removeprefix(prefix) not in GPTQ_BUFFERS
+            if key.removeprefix(prefix) not in self._names
         }
         super()._load_from_state_dict(others, prefix, *rest)
 
@@ -205,15 +237,13 @@ class QuantLinear(nn.Module):
                 group_size=self.scheme.group_size,
                 dtype=dtype,
             )
+        if self._decodes:
+            return self.quantized_weight().dequantize(dtype)
         return ops.dequantize(
-            self.qweight,
-            self.scales,
-            self.qzeros,
+            **self.packed(),
             bits=self.scheme.bits,
             in_features=self.in_features,
             group_size=self.scheme.group_size,
-            scales_negative=self.scales_negative,
-            g_idx=self.g_idx,
             dtype=dtype,
         )
 
@@ -228,28 +258,34 @@ class QuantLinear(nn.Module):
                 group_size=self.scheme.group_size,
                 bias=self.bias,
             )
+        if self._decodes:
+            return self._decoded_product(x)
         return ops.linear(
             x,
-            self.qweight,
-            self.scales,
-            self.qzeros,
+            **self.packed(),
             bits=self.scheme.bits,
             group_size=self.scheme.group_size,
-            scales_negative=self.scales_negative,
-            g_idx=self.g_idx,
             bias=self.bias,
         )
+
+    def _decoded_product(self, x: Tensor) -> Tensor:
+        """As ops.linear: in float32, or float64 for float64 x."""
+        compute = torch.promote_types(x.dtype, torch.float32)
+        bias = None if self.bias is None else self.bias.to(compute)
+        weight = self.dequantize().to(compute)
+        return functional.linear(x.to(compute), weight, bias).to(x.dtype)
 
     def extra_repr(self) -> str:
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, "
-            f"bias={self.bias is not None}, scheme={self.scheme.name}, kernel={self.kernel}"
-            + ("" if self.tiled or self.kernel == "reference" else " (dequantizes first)")
+            f"bias={self.bias is not None}, scheme={self.scheme.name}, kernel={self.way}"
         )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         before = self._device()
-        held = {name: self._buffers.get(name) for name in GRID}
+        scales = [each.buffer for each in self.scheme.kind.tensors if not each.code]
+        # Rounding these changes every weight.
+        held = {name: self._buffers.get(name) for name in (*scales, *KERNEL_SCALES)}
         super()._apply(fn, recurse)
         for name, exact in held.items():
             moved = self._buffers.get(name)

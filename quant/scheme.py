@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any, Self
 
-BITS = (2, 3, 4, 8)
-LEVELS = ("uniform", "ternary")
+from quant.errors import SchemeError
+from quant.levels.base import Levels, built_in_levels, load_levels
+
+BITS = (2, 3, 4, 5, 6, 7, 8)
 GRIDS = ("minmax", "mse")
 SCALE_DTYPES = {"float16": 16, "bfloat16": 16, "float32": 32}
 
-
-class SchemeError(ValueError):
-    """A scheme that cannot exist, or that does not fit the weight it is applied to."""
+# Endings of names; a scheme without one has float16 scales.
+_SCALE_WORDS = {"bf16": "bfloat16", "fp32": "float32"}
 
 
 @dataclass(frozen=True)
 class Scheme:
     """The set of values that a weight matrix [out, in] may take after quantization.
 
-    bits        2, 3, 4 or 8 bits a code. Ternary codes are stored in 2 bits.
-    group_size  input columns that share one scale and zero-point; None is one grid per output row.
+    bits        2 to 8 bits a code. Ternary codes are stored in 2 bits.
+    group_size  input columns that share one grid; None is one grid per output row. Where it does
+                not divide the inputs, the last group is shorter than the others.
     symmetric   zero-point fixed at 2^(bits-1) instead of searched (uniform levels only).
     levels      "uniform": scale * (code - zero); "ternary": {row minimum, 0, row maximum} as in
-                the appendix of the paper, a grid that is not uniform.
+                the appendix of the paper, a grid that is not uniform. Others by a dotted module
+                that ends in LEVELS, or as that object (quant.levels.base).
     grid        "minmax": the range of the weights, forced to hold 0 (the paper's quantizer);
                 "mse": that range shrunk to the smallest squared error.
     scale_dtype storage type of the scales. Grids are rounded to it *before* weights are quantized,
@@ -34,7 +40,7 @@ class Scheme:
     bits: int
     group_size: int | None = None
     symmetric: bool = False
-    levels: str = "uniform"
+    levels: str | Levels = "uniform"
     grid: str = "minmax"
     scale_dtype: str = "float16"
 
@@ -44,22 +50,65 @@ class Scheme:
         if self.group_size is not None and self.group_size < 1:
             raise SchemeError(
                 f"group_size={self.group_size} is not a number of columns; "
-                "use null for one grid per row or a divisor of the layer's inputs."
+                "use null for one grid per row, or 1 or more."
             )
+        kind = self.kind
         for field, allowed in (
-            ("levels", LEVELS),
-            ("grid", GRIDS),
+            ("grid", tuple(dict.fromkeys((*GRIDS, *kind.grids)))),
             ("scale_dtype", tuple(SCALE_DTYPES)),
         ):
             if getattr(self, field) not in allowed:
                 raise SchemeError(
                     f"{field}={getattr(self, field)!r} is unknown; choose one of {_list(allowed)}."
                 )
-        if self.ternary and (self.bits != 2 or self.symmetric or self.grid != "minmax"):
+        widths = kind.bits or BITS
+        if (
+            self.bits not in widths
+            or (self.symmetric and not kind.symmetric)
+            or self.grid not in kind.grids
+        ):
+            symmetry = "" if kind.symmetric else ", symmetric=false"
             raise SchemeError(
-                "ternary levels are {minimum, 0, maximum} stored in 2 bits: "
-                "use bits=2, symmetric=false and grid=minmax with levels=ternary."
+                f"{kind.about}: use bits={_or(widths)}{symmetry} and grid={_or(kind.grids)} with "
+                f"levels={kind.name}."
             )
+        if kind.check is not None:
+            kind.check(self)
+
+    @classmethod
+    def parse(cls, name: str, levels: Iterable[str | Levels] = ()) -> Self:
+        """The scheme of a name: the inverse of `name`.
+
+            w4  w5g64  w3g64_sym  w2g32_mse  w4g128_bf16  w4_fp32  ternary_g8
+
+        w and the bits, or the name of other levels; g and the columns of a group; then, in any
+        order, _sym for symmetric grids, _mse for the searched ones and _bf16 or _fp32 for scales
+        in another type than float16. `levels` are kinds that a name may begin with besides the
+        built-in ones. Raises SchemeError naming the part that is wrong and what would fit.
+        """
+        given, kind, rest = _beginning(name, levels)
+        fields: dict[str, Any] = {"levels": given, "grid": kind.grids[0]}
+        if kind.one_width:
+            assert kind.bits is not None
+            fields["bits"] = kind.bits[0]
+        else:
+            fields["bits"], rest = _width(name, kind, rest)
+        begun = name.removesuffix(rest)
+        separator = _separator(begun)
+        group = re.match(rf"{separator}g([0-9]*)(?=_|$)", rest)
+        if group is not None:
+            fields["group_size"] = _group(name, begun, group[1])
+            rest = rest[group.end() :]
+        fields |= _options(name, begun, kind, rest)
+        try:
+            return cls(**fields)
+        except SchemeError as error:
+            raise SchemeError(f"{name}: {error}") from error
+
+    @property
+    def kind(self) -> Levels:
+        """The kind of levels: what finds grids, encodes and decodes."""
+        return load_levels(self.levels)
 
     @property
     def ternary(self) -> bool:
@@ -68,39 +117,115 @@ class Scheme:
     @property
     def max_code(self) -> int:
         """Largest code: 2^bits - 1, or 2 for ternary (0 minimum, 1 zero, 2 maximum)."""
-        return 2 if self.ternary else 2**self.bits - 1
+        return (self.kind.codes or 2**self.bits) - 1
 
     @property
     def name(self) -> str:
-        """Short name for tables: w4, w3g128, w4g128_sym, ternary_g8, w3_mse."""
-        base = "ternary" if self.ternary else f"w{self.bits}"
+        """Short name for tables and files: w4, w3g128, w4g128_sym, ternary_g8, w3_mse, w4_bf16."""
+        kind = self.kind
+        name = kind.prefix if kind.one_width else f"{kind.prefix}{self.bits}"
         if self.group_size is not None:
-            base += f"_g{self.group_size}" if self.ternary else f"g{self.group_size}"
-        return base + "_sym" * self.symmetric + "_mse" * (self.grid == "mse")
+            name += f"{_separator(name)}g{self.group_size}"
+        words = [word for word, dtype in _SCALE_WORDS.items() if dtype == self.scale_dtype]
+        searched = [self.grid] if self.grid != kind.grids[0] else []
+        return "_".join([name, *["sym"] * self.symmetric, *searched, *words])
 
-    def groups(self, inputs: int, layer: str = "this layer") -> int:
-        """Number of groups for a weight with `inputs` columns; SchemeError when not a divisor."""
-        if self.group_size is None:
-            return 1
-        if inputs % self.group_size:
-            divisors = [d for d in (8, 16, 32, 64, 128, 256, 512, 1024) if inputs % d == 0]
-            raise SchemeError(
-                f"{layer}: group_size={self.group_size} does not divide its {inputs} inputs; "
-                f"use null (one grid per row) or a divisor such as {_list(divisors or [inputs])}."
-            )
-        return inputs // self.group_size
+    def groups(self, inputs: int) -> int:
+        """Number of groups for a weight with `inputs` columns; the last may be short."""
+        return -(-inputs // (self.group_size or inputs))
+
+    def short_group(self, inputs: int) -> bool:
+        """Whether the last group has fewer columns than group_size, which not all formats hold."""
+        return self.group_size is not None and inputs % self.group_size != 0
+
+    @property
+    def overhead(self) -> int:
+        """Stored bits of one group of one output row besides its codes."""
+        scale = SCALE_DTYPES[self.scale_dtype]
+        return sum(self.bits if tensor.code else scale for tensor in self.kind.tensors)
 
     def bits_per_weight(self, inputs: int) -> float:
         """Stored bits a weight of a row with `inputs` columns, scales and zero-points included."""
-        overhead = (
-            2 * SCALE_DTYPES[self.scale_dtype]
-            if self.ternary
-            else (SCALE_DTYPES[self.scale_dtype] + self.bits)
+        return self.bits + self.overhead * self.groups(inputs) / inputs
+
+
+def _beginning(name: str, others: Iterable[str | Levels]) -> tuple[str | Levels, Levels, str]:
+    """The levels that a name begins with, as given and as found, and the rest of the name."""
+    known: list[tuple[str | Levels, Levels]] = [(each.name, each) for each in built_in_levels()]
+    known += [(given, load_levels(given)) for given in others]
+    # The longest first, so that one prefix may begin another.
+    for given, kind in sorted(known, key=lambda pair: -len(pair[1].prefix)):
+        rest = name.removeprefix(kind.prefix)
+        if rest == name:
+            continue
+        if not kind.one_width or re.match(r"(_|$|g[0-9]*(_|$))", rest):
+            return given, kind, rest
+    words = [kind.prefix if kind.one_width else f"{kind.prefix}4" for _, kind in known]
+    raise SchemeError(
+        f"{name!r} is not the name of a scheme: it begins with none of {_list(sorted(words))}."
+    )
+
+
+def _width(name: str, kind: Levels, rest: str) -> tuple[int, str]:
+    digits = rest[: len(rest) - len(rest.lstrip("0123456789"))]
+    widths = kind.bits or BITS
+    if digits not in map(str, widths):
+        wrong = f"{digits} is not a bit width" if digits else f"{kind.prefix} has no bit width"
+        raise SchemeError(
+            f"{name!r}: {wrong}; choose one of {_list(f'{kind.prefix}{bits}' for bits in widths)}."
         )
-        # Files of other producers may end in a smaller group.
-        groups = -(-inputs // (self.group_size or inputs))
-        return self.bits + overhead * groups / inputs
+    return int(digits), rest.removeprefix(digits)
 
 
-def _list(values: object) -> str:
-    return ", ".join(str(value) for value in values)  # type: ignore[attr-defined]
+def _group(name: str, begun: str, digits: str) -> int:
+    if not re.fullmatch(r"[1-9][0-9]*", digits):
+        wrong = f"g{digits} is not a number of columns" if digits else "g has no number of columns"
+        raise SchemeError(
+            f"{name!r}: {wrong}; write 1 or more without leading zeros, such as "
+            f"{begun}{_separator(begun)}g128."
+        )
+    return int(digits)
+
+
+def _options(name: str, begun: str, kind: Levels, rest: str) -> dict[str, Any]:
+    """The fields that the words after the group set."""
+    words = {"sym": ("symmetric", True)} if kind.symmetric else {}
+    words |= {grid: ("grid", grid) for grid in kind.grids[1:]}  # type: ignore[misc]
+    words |= {word: ("scale_dtype", dtype) for word, dtype in _SCALE_WORDS.items()}  # type: ignore[misc]
+    found: dict[str, Any] = {}
+    first, *given = rest.split("_")
+    if first:
+        raise SchemeError(
+            f"{name!r}: {first!r} cannot follow {begun}; a group is written "
+            f"{begun}{_separator(begun)}g128, and other words begin with _."
+        )
+    for word in given:
+        if word not in words:
+            raise SchemeError(
+                f"{name!r}: _{word} is unknown; choose of {_list(f'_{each}' for each in words)}"
+                f"{_where_a_group_stands(word, begun)}."
+            )
+        field, value = words[word]
+        if field in found:
+            raise SchemeError(f"{name!r}: _{word} sets {field} a second time; leave one out.")
+        found[field] = value
+    return found
+
+
+def _where_a_group_stands(word: str, begun: str) -> str:
+    if not re.fullmatch(r"g[0-9]*", word):
+        return ""
+    return f"; a group stands right behind {begun}, as in {begun}{_separator(begun)}g128"
+
+
+def _separator(begun: str) -> str:
+    """What stands before the group: nothing behind a digit, as in w4g128; else _ (ternary_g8)."""
+    return "" if begun[-1].isdigit() else "_"
+
+
+def _list(values: Iterable[object]) -> str:
+    return ", ".join(str(value) for value in values)
+
+
+def _or(values: Iterable[object]) -> str:
+    return " or ".join(str(value) for value in values)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -10,32 +11,75 @@ from torch import Tensor
 from quant.scheme import Scheme
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class QuantizedWeight:
     """Integer codes and the grid that gives them back their values.
 
-    codes           uint8 [out, in], 0 .. scheme.max_code.
-    scale           [out, groups] in scheme.scale_dtype, finite and > 0. Ternary: the value of
-                    code 2 (row maximum), may be 0.
-    zero            uint8 [out, groups], 0 .. scheme.max_code; None for ternary.
-    negative_scale  ternary only: [out, groups] like scale, the magnitude of code 0 (-row minimum).
-    group_index     int32 [in], the group of each column; None when column j is in group
-                    j // group_size. Only act-order with moving groups makes one.
-
-    Values: scale * (code - zero), in float32; ternary: {-negative_scale, 0, scale}.
+    codes        uint8 [out, in], 0 .. scheme.max_code.
+    scheme       says what the tensors of the grid are (quant.levels).
+    grid         by name, [out, groups]: codes as uint8, all else in scheme.scale_dtype. Uniform
+                 levels have scale, finite and > 0, and zero, 0 .. scheme.max_code; ternary ones
+                 scale, the value of code 2 (row maximum, may be 0), and negative_scale, the
+                 magnitude of code 0 (-row minimum).
+    group_index  int32 [in], the group of each column; None when column j is in group
+                 j // group_size. Only act-order with moving groups makes one.
     """
 
     codes: Tensor
-    scale: Tensor
-    zero: Tensor | None
     scheme: Scheme
-    negative_scale: Tensor | None = None
-    group_index: Tensor | None = None
+    grid: Mapping[str, Tensor]
+    group_index: Tensor | None
+
+    def __init__(
+        self,
+        codes: Tensor,
+        scheme: Scheme,
+        group_index: Tensor | None = None,
+        grid: Mapping[str, Tensor] | None = None,
+        **tensors: Tensor | None,
+    ) -> None:
+        """The grid's tensors come as one mapping, or by their names; None is one that is not there.
+
+        Raises ValueError unless they are those of the scheme's levels.
+        """
+        named = {name: part for name, part in tensors.items() if part is not None}
+        found = {**(grid or {}), **named}
+        expected = [tensor.name for tensor in scheme.kind.tensors]
+        if found.keys() != set(expected):
+            raise ValueError(
+                f"{scheme.name} has a grid of {', '.join(expected)}, not of "
+                f"{', '.join(found) or 'nothing'}; pass just these."
+            )
+        for field, value in (
+            ("codes", codes),
+            ("scheme", scheme),
+            ("grid", {name: found[name] for name in expected}),
+            ("group_index", group_index),
+        ):
+            object.__setattr__(self, field, value)
+
+    @property
+    def scale(self) -> Tensor:
+        return self.grid["scale"]
+
+    @property
+    def zero(self) -> Tensor | None:
+        return self.grid.get("zero")
+
+    @property
+    def negative_scale(self) -> Tensor | None:
+        return self.grid.get("negative_scale")
 
     @property
     def shape(self) -> tuple[int, int]:
         """(outputs, inputs)."""
         return self.codes.shape[0], self.codes.shape[1]
+
+    def to(self, device: torch.device | str) -> QuantizedWeight:
+        """The same weight with all its tensors on a device."""
+        index = None if self.group_index is None else self.group_index.to(device)
+        grid = {name: part.to(device) for name, part in self.grid.items()}
+        return QuantizedWeight(self.codes.to(device), self.scheme, index, grid)
 
     def column_groups(self) -> Tensor:
         """int64 [in]: the group of every column."""
@@ -48,12 +92,5 @@ class QuantizedWeight:
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The weight [out, in] that the codes stand for, computed in float32, given as dtype."""
         groups = self.column_groups()
-        scale = self.scale.float()[:, groups]
-        if self.scheme.ternary:
-            assert self.negative_scale is not None
-            negative = self.negative_scale.float()[:, groups]
-            zero = torch.zeros_like(scale)
-            value = torch.where(self.codes == 2, scale, zero)
-            return torch.where(self.codes == 0, -negative, value).to(dtype)
-        assert self.zero is not None
-        return (scale * (self.codes.float() - self.zero.float()[:, groups])).to(dtype)
+        grid = {name: part.float()[:, groups] for name, part in self.grid.items()}
+        return self.scheme.kind.decode(self.codes.float(), grid, self.scheme).to(dtype)

@@ -47,7 +47,6 @@ def validate(config: CellConfig) -> None:
         _calibration(config)
     _runtime(config)
     if shape is not None:
-        _group_size_divides(config, shape)
         _latency_fits(config, shape)
 
 
@@ -320,19 +319,6 @@ def _device_exists(device: str) -> None:
             f"runtime.device={device}, but PyTorch sees no CUDA device here "
             f"(torch {torch.__version__}): use runtime=cpu, or install a CUDA build of PyTorch."
         )
-
-
-def _group_size_divides(config: CellConfig, shape: dict[str, object]) -> None:
-    scheme = make_scheme(config.scheme)
-    if scheme is None or scheme.group_size is None:
-        return
-    for key in ("hidden_size", "n_embd", "ffn_dim", "intermediate_size"):
-        inputs = shape.get(key)
-        if isinstance(inputs, int):
-            try:
-                scheme.groups(inputs, layer=f"model={config.model.name} ({key})")
-            except SchemeError as error:
-                raise ConfigError(f"scheme: {error}") from error
 
 
 def _latency_fits(config: CellConfig, shape: dict[str, object]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -149,23 +149,9 @@ class BlockSolver:
             seconds=seconds,
             fallback=solution.fallback,
         )
-        return result, _on_cpu(solution.weight)
+        return result, solution.weight.to("cpu")
 
 
 def _relative_error(weight: Tensor, quantized: Tensor) -> float:
     norm = torch.linalg.vector_norm(weight).item()
     return torch.linalg.vector_norm(weight - quantized).item() / norm if norm else 0.0
-
-
-def _on_cpu(weight: QuantizedWeight) -> QuantizedWeight:
-    def moved(tensor: Tensor | None) -> Tensor | None:
-        return None if tensor is None else tensor.cpu()
-
-    return replace(
-        weight,
-        codes=weight.codes.cpu(),
-        scale=weight.scale.cpu(),
-        zero=moved(weight.zero),
-        negative_scale=moved(weight.negative_scale),
-        group_index=moved(weight.group_index),
-    )

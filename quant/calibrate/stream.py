@@ -29,12 +29,10 @@ from transformers import PreTrainedModel
 
 from cuda_ext.ops import resolve_kernel
 from quant.blocks import (
-    Blocks,
     linear_layers,
     require_quantizable,
     require_sound,
     set_weight_matrix,
-    weight_matrix,
 )
 from quant.calibrate.activations import activation_store
 from quant.calibrate.capture import (
@@ -57,7 +55,6 @@ from quant.calibrate.windows import Batch, check_windows, make_batches
 from quant.hessian import Hessian
 from quant.memory.heaps import give_back, memory_kept
 from quant.products import torch_alone
-from quant.scheme import Scheme
 from quant.weight import QuantizedWeight
 
 __all__ = [
@@ -149,7 +146,6 @@ def quantize_blocks(
     thread worked is `StageCost.behind`.
     """
     require_quantizable(source.blocks)
-    require_scheme_fits(source.blocks, plan.scheme)
     if plan.method != "rtn":
         check_windows(calibration, source.model)
     workplace = workplace or Workplace()
@@ -172,14 +168,6 @@ def quantize_blocks(
             _calibrate(run, calibration)
         writer.settle()
     return QuantizationResult({}, run.layers, meter.costs(), meter.host_peak_bytes, resumed)
-
-
-def require_scheme_fits(blocks: Blocks, scheme: Scheme) -> None:
-    """Raise SchemeError for the first linear layer that the scheme's groups do not divide."""
-    for index, block in enumerate(blocks.modules):
-        for name, module in linear_layers(block).items():
-            inputs = weight_matrix(module).shape[1]
-            scheme.groups(inputs, layer=f"{blocks.block_name(index)}.{name}")
 
 
 @dataclass

@@ -18,13 +18,12 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from cuda_ext.layout import pack_codes, words_for
 from cuda_ext.ops import resolve_kernel
-from cuda_ext.tiles import TILE_ROWS, can_tile, units_for
+from cuda_ext.tiles import TILE_ROWS, units_for
 from quant.blocks import find_blocks, linear_layers
 from quant.checkpoint.skeleton import parameters_on_meta
-from quant.errors import QuantizationError
-from quant.linear import Packed, QuantLinear, packed_shapes
+from quant.errors import QuantizationError, SchemeError
+from quant.linear import Packed, QuantLinear, pack_grid, packed_bytes, packed_shapes, takes_kernels
 from quant.scheme import SCALE_DTYPES, Scheme
 
 UNIT = 64  # bytes of one unit of the kernel layout
@@ -73,8 +72,8 @@ def build_dummy(
     beside   bytes that must stay free besides the model, for cache and activations.
     attn_implementation  of transformers; None: its choice for the architecture.
 
-    Raises NotEnoughMemory with figures before anything is allocated, SchemeError for groups that
-    do not fit, KernelUnavailable.
+    Raises NotEnoughMemory with figures before anything is allocated, SchemeError for levels that
+    cannot be drawn, KernelUnavailable.
     """
     device = torch.device(device)
     kernel = resolve_kernel(kernel, device)
@@ -116,7 +115,7 @@ def memory_need(model: PreTrainedModel, scheme: Scheme | None, kernel: str) -> M
         for each in (*model.parameters(), *model.buffers())
         if id(each) not in quantized
     }
-    transient = max((_gptq_bytes(scheme, *shape) for shape in shapes) if scheme else (), default=0)
+    transient = max((packed_bytes(scheme, *shape) for shape in shapes) if scheme else (), default=0)
     return MemoryNeed(sum(sizes), sum(dense.values()), transient)
 
 
@@ -161,35 +160,26 @@ def random_packed(scheme: Scheme, inputs: int, outputs: int, generator: torch.Ge
 
     Weights have mean 0 and variance 1 / inputs, so that a product keeps the size of its input.
     """
-    device = generator.device
-    scheme.groups(inputs)
+    draw = scheme.kind.draw
+    if draw is None:
+        raise SchemeError(
+            f"{scheme.name}: {scheme.kind.name} levels say of no random weights; use other levels "
+            "for a dummy model, or add draw to their LEVELS."
+        )
     shapes = packed_shapes(scheme, inputs, outputs)
     words = torch.randint(
-        -(2**31), 2**31, shapes["qweight"], dtype=torch.int32, device=device, generator=generator
+        -(2**31),
+        2**31,
+        shapes["qweight"],
+        dtype=torch.int32,
+        device=generator.device,
+        generator=generator,
     )
     used = inputs * scheme.bits % 32
     if used:  # no code lies in the end of the last word
         words[-1] &= (1 << used) - 1
-    packed = {"qweight": words}
-    grid = shapes["scales"]
-    scale_dtype = getattr(torch, scheme.scale_dtype)
-
-    def scales(spread: float) -> Tensor:
-        unit = torch.rand(grid, device=device, generator=generator) * 0.5 + 0.75
-        return (unit / (spread * math.sqrt(inputs))).to(scale_dtype)
-
-    if scheme.ternary:
-        both = words & (words >> 1) & 0x55555555
-        words ^= both  # code 3 is none of ternary's: it becomes 2
-        spread = math.sqrt(0.75)  # of -1, 0, 1, 1
-        return packed | {"scales": scales(spread), "scales_negative": scales(spread)}
-    levels = 2**scheme.bits
-    middle = levels // 2 - 1
-    # The mean of the codes lies halfway between the two middle ones.
-    zeros = torch.randint(0, 2, grid, dtype=torch.uint8, device=device, generator=generator)
-    zeros = torch.full_like(zeros, middle + 1) if scheme.symmetric else zeros + middle
-    spread = math.sqrt((levels**2 - 1) / 12)
-    return packed | {"scales": scales(spread), "qzeros": pack_codes(zeros, scheme.bits)}
+    grid = draw(words, (scheme.groups(inputs), outputs), inputs, scheme, generator)
+    return {"qweight": words} | pack_grid(grid, scheme)
 
 
 def _skeleton(
@@ -255,16 +245,9 @@ def _random_values(
 
 def _packed_bytes(scheme: Scheme, inputs: int, outputs: int, kernel: str) -> int:
     """Of a layer's buffers as QuantLinear holds them for `kernel`; bias not included."""
-    if kernel == "reference" or not can_tile(inputs, scheme.group_size, None):
-        return _gptq_bytes(scheme, inputs, outputs)
+    if kernel == "reference" or not takes_kernels(scheme, inputs):
+        return packed_bytes(scheme, inputs, outputs)
     rows = -(-outputs // TILE_ROWS) * TILE_ROWS
     scale = SCALE_DTYPES[scheme.scale_dtype] // 8
-    grid = 2 * scale if scheme.ternary else scale + 1
+    grid = sum(1 if each.code else scale for each in scheme.kind.tensors)
     return rows * (units_for(inputs, scheme.bits) * UNIT + scheme.groups(inputs) * grid)
-
-
-def _gptq_bytes(scheme: Scheme, inputs: int, outputs: int) -> int:
-    scale = SCALE_DTYPES[scheme.scale_dtype] // 8
-    groups = scheme.groups(inputs)
-    zeros = outputs * scale if scheme.ternary else 4 * words_for(outputs, scheme.bits)
-    return 4 * words_for(inputs, scheme.bits) * outputs + groups * (outputs * scale + zeros)

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from cuda_ext.sweep import gptq_sweep
-from quant.grid import Grid, decode, encode, find_grid
+from quant.grid import Grid, decode, encode, find_grid, stack_grids
 from quant.hessian import Factor
 from quant.products import product
 from quant.scheme import Scheme
@@ -44,20 +44,18 @@ class Groups:
     grids   of each group, its tensors [rows]; None until the sweep has found it.
     index   the group of every sweep step.
     stale   grids come from the weights as they were when the current block began.
+    size    columns of a group; the last may have fewer.
     """
 
     grids: list[Grid | None]
     index: list[int]
     stale: bool
+    size: int
 
     @property
     def found(self) -> bool:
-        """Every grid is known; else groups are neighbours in the sweep, all of the same size."""
+        """Every grid is known; else groups are neighbours in the sweep."""
         return all(grid is not None for grid in self.grids)
-
-    @property
-    def size(self) -> int:
-        return len(self.index) // len(self.grids)
 
 
 def sweep(
@@ -73,16 +71,27 @@ def sweep(
 
     A column of the weight is a row here: contiguous, as everything in the loop is per column.
     kernel is "reference", "cpu" or "cuda"; float64, which no kernel has, keeps the plain loop
-    inside the panels. Fills in the grids that are not found yet.
+    inside the panels, and so do levels without a compiled loop (`plain_reason`). Fills in the
+    grids that are not found yet.
     """
     size = None if groups.found else groups.size
     blocks = _blocks(len(columns), block_size, None if groups.stale else size)
     whole = kernel == "reference"
-    fused = not whole and columns.dtype == torch.float32
+    fused = not whole and columns.dtype == torch.float32 and scheme.kind.sweep is not None
     panels = [blocks] if whole else _panels(blocks, size)
     return _sweep_panels(
         columns, factor, groups, scheme, panels, fused_columns if fused else plain_columns, layer
     )
+
+
+def plain_reason(kernel: str, scheme: Scheme) -> str | None:
+    """Why the columns are quantized in a plain loop although a kernel is there; None: they are not.
+
+    A sentence for Solution.fallback, so that every table marks such a layer.
+    """
+    if kernel == "reference" or scheme.kind.sweep is not None:
+        return None
+    return f"plain column loop: the {kernel} kernel has none for {scheme.kind.name} levels"
 
 
 def _sweep_panels(
@@ -170,8 +179,9 @@ def plain_columns(
     codes = torch.empty_like(block[: len(index)], dtype=torch.uint8)
     errors = torch.empty_like(block[: len(index)])
     diagonal = upper.diagonal()
+    rows = [grids.apply(lambda part, at=at: part[at]) for at in range(grids.shape[0])]  # type: ignore[misc]
     for j, group in enumerate(index):
-        column, grid = block[j], _row(grids, group)
+        column, grid = block[j], rows[group]
         code = encode(column, grid, scheme)
         codes[j] = code
         value = decode(code, grid, scheme)
@@ -186,35 +196,18 @@ def fused_columns(
     block: Tensor, upper: Tensor, grids: Grid, index: list[int], scheme: Scheme
 ) -> tuple[Tensor, Tensor]:
     """The same by the operator of cuda_ext, float32 on its devices."""
+    arguments = scheme.kind.sweep
+    assert arguments is not None
     group = None
-    if len(grids.scale) > 1:
+    if grids.shape[0] > 1:
         group = torch.tensor(index, dtype=torch.int32, device=block.device)
     return gptq_sweep(
         block,
         upper,
-        grids.scale,
-        grids.zero,
-        negative=grids.negative_scale,
+        **arguments(grids.tensors),
         group=group,
         count=len(index),
         max_code=scheme.max_code,
-    )
-
-
-def stack_grids(grids: list[Grid | None]) -> Grid:
-    """The grids of all groups with tensors [groups, rows]."""
-    found = [grid for grid in grids if grid is not None]
-
-    def join(parts: list[Tensor | None]) -> Tensor | None:
-        present = [part for part in parts if part is not None]
-        return torch.stack(present) if present else None
-
-    scale = join([grid.scale for grid in found])
-    assert scale is not None
-    return Grid(
-        scale,
-        join([grid.zero for grid in found]),
-        join([grid.negative_scale for grid in found]),
     )
 
 
@@ -226,24 +219,18 @@ def _grids(groups: Groups, first: int, end: int) -> tuple[Grid, list[int]]:
     return stack_grids([groups.grids[name] for name in names]), [position[name] for name in used]
 
 
-def _row(grids: Grid, group: int) -> Grid:
-    def part(tensor: Tensor | None) -> Tensor | None:
-        return None if tensor is None else tensor[group]
-
-    return Grid(grids.scale[group], part(grids.zero), part(grids.negative_scale))
-
-
 def _blocks(columns: int, block_size: int, group_size: int | None) -> list[tuple[int, int]]:
     """Where lazy blocks begin and end: every block_size columns.
 
     With a group_size a block ends early rather than in the middle of a group that began inside
-    it, so that such a group is up to date when its grid is found.
+    it, so that such a group is up to date when its grid is found. The last group is whole with the
+    last column.
     """
     blocks = []
     start = 0
     while start < columns:
         end = min(start + block_size, columns)
-        if group_size is not None and end // group_size * group_size > start:
+        if group_size is not None and start < end // group_size * group_size and end < columns:
             end = end // group_size * group_size
         blocks.append((start, end))
         start = end

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from cuda_ext.ops import resolve_kernel
 from quant.errors import NonFiniteError
-from quant.grid import Grid, assemble, check_finite, find_grid, working
+from quant.grid import Grid, assemble, check_finite, find_groups, stack_grids, working
 from quant.hessian import Factor, factorize
 from quant.scheme import Scheme
 from quant.solvers.base import Solution
-from quant.solvers.columns import Groups, stack_grids, sweep
+from quant.solvers.columns import Groups, plain_reason, sweep
 
 GROUP_GRIDS = ("current", "stale")
 
@@ -104,12 +104,12 @@ def solve(
     Computed in float32, or in float64 if weight or hessian is; weight is left as it is. A Factor
     made by `prepare` with the same options stands for the Hessian of several layers with the same
     inputs. Weights of dead inputs become 0 before any grid is computed. `tokens`, how many went
-    into H, makes errors say more. Raises SchemeError, NonFiniteError, SingularHessianError and
+    into H, makes errors say more. Raises NonFiniteError, SingularHessianError and
     QuantizationError (a scale beyond scheme.scale_dtype), all naming the layer.
     """
     layer = layer or "this layer"
     inputs = weight.shape[1]
-    groups = scheme.groups(inputs, layer)
+    groups = scheme.groups(inputs)
     check_finite(weight, layer)
     factor = hessian if isinstance(hessian, Factor) else prepare(hessian, options, layer, tokens)
     _check_factor(factor, options, inputs, layer)
@@ -129,8 +129,10 @@ def solve(
         if groups > 1 and not options.static_groups:
             swept = torch.tensor(groups_of.index, dtype=torch.int32, device=codes.device)
             group_index = torch.empty_like(swept).index_copy_(0, factor.order, swept)
-    quantized = assemble(codes.T.contiguous(), _stack(groups_of.grids), scheme, group_index)
-    return Solution(quantized, _finite(loss, layer), factor.damping, dead, _fallback(factor))
+    grid = stack_grids(groups_of.grids).apply(lambda part: part.T)
+    quantized = assemble(codes.T.contiguous(), grid, scheme, group_index)
+    notes = [note for note in (_fallback(factor), plain_reason(kernel, scheme)) if note]
+    return Solution(quantized, _finite(loss, layer), factor.damping, dead, "; ".join(notes) or None)
 
 
 def _finite(loss: float, layer: str) -> float:
@@ -189,25 +191,14 @@ def _plan_groups(
 ) -> Groups:
     """The grid of each group (None: to be found during the sweep) and the group of each step."""
     stale = options.group_grid == "stale"
-    outputs, inputs = weight.shape
-    size = inputs // groups
+    inputs = weight.shape[1]
+    size = min(scheme.group_size or inputs, inputs)
     if groups > 1 and not options.static_groups:
-        return Groups([None] * groups, [step // size for step in range(inputs)], stale)
-    whole = find_grid(weight.reshape(outputs * groups, size), scheme, layer)
-    parts = [
-        [None] * groups if part is None else part.reshape(outputs, groups).T.contiguous().unbind()
-        for part in (whole.scale, whole.zero, whole.negative_scale)
+        return Groups([None] * groups, [step // size for step in range(inputs)], stale, size)
+    whole = find_groups(weight, scheme, layer)
+    grids: list[Grid | None] = [
+        whole.apply(lambda part, group=group: part[:, group].contiguous())  # type: ignore[misc]
+        for group in range(groups)
     ]
-    grids: list[Grid | None] = [Grid(*group) for group in zip(*parts, strict=True)]
     swept = range(inputs) if order is None else order.tolist()
-    return Groups(grids, [column // size for column in swept], stale)
-
-
-def _stack(grids: list[Grid | None]) -> Grid:
-    """The grids of all groups as one, rows of the same output beside each other."""
-    rows = stack_grids(grids)
-
-    def flat(part: Tensor | None) -> Tensor | None:
-        return None if part is None else part.T.reshape(-1)
-
-    return Grid(rows.scale.T.reshape(-1), flat(rows.zero), flat(rows.negative_scale))
+    return Groups(grids, [column // size for column in swept], stale, size)

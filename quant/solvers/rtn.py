@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from quant.grid import assemble, check_finite, find_grid, quantize, working
+from quant.grid import assemble, check_finite, find_groups, quantize_groups
 from quant.scheme import Scheme
 from quant.solvers.base import Solution
 
@@ -14,15 +14,10 @@ from quant.solvers.base import Solution
 def solve(weight: Tensor, scheme: Scheme, layer: str = "this layer") -> Solution:
     """Round weight [out, in] to the nearest levels of its min-max or MSE grids, groups included.
 
-    Computed in float32 (float64 if weight is). Raises SchemeError for groups that do not divide
-    the inputs, NonFiniteError for weights that are not finite and QuantizationError for scales
-    beyond scheme.scale_dtype.
+    Computed in float32 (float64 if weight is). Raises NonFiniteError for weights that are not
+    finite and QuantizationError for scales beyond scheme.scale_dtype.
     """
     layer = layer or "this layer"
-    outputs, inputs = weight.shape
-    groups = scheme.groups(inputs, layer)
     check_finite(weight, layer)
-    rows = working(weight).reshape(outputs * groups, inputs // groups)
-    grid = find_grid(rows, scheme, layer)
-    codes = quantize(rows, grid, scheme).reshape(outputs, inputs)
-    return Solution(assemble(codes, grid, scheme))
+    grid = find_groups(weight, scheme, layer)
+    return Solution(assemble(quantize_groups(weight, grid, scheme), grid, scheme))

@@ -82,7 +82,7 @@ def test_operations_of_a_root_are_those_that_torch_counts() -> None:
 @pytest.mark.usefixtures("torch_products")
 def test_operations_of_a_look_back_are_those_that_torch_counts() -> None:
     factor = hessian.factorize(torch.eye(512))
-    groups = Groups([find_grid(torch.rand(64, 512), Scheme(4), "")], [0] * 512, False)
+    groups = Groups([find_grid(torch.rand(64, 512), Scheme(4), "")], [0] * 512, False, 512)
     blocks = [[(s, s + PANEL)] for s in range(0, 512, PANEL)]
     columns = torch.rand(512, 64)
 

@@ -20,9 +20,9 @@ def sweep(weight, upper, grids, scheme=SCHEMES[0]):
     codes, errors = gptq_sweep(
         work,
         upper,
-        grids.scale,
-        grids.zero,
-        negative=grids.negative_scale,
+        grids["scale"],
+        grids.tensors.get("zero"),
+        negative=grids.tensors.get("negative_scale"),
         count=len(weight),
         max_code=scheme.max_code,
     )

@@ -32,6 +32,7 @@ SHAPES = [
     pytest.param(2048, 5, 1024, id="2048x5g1024"),
     pytest.param(768, 33, None, id="768x33"),
     pytest.param(200, 11, 64, id="200x11g64-short-last-group"),
+    pytest.param(576, 9, 128, id="576x9g128-short-last-group"),
     pytest.param(37, 13, None, id="37x13"),
 ]
 

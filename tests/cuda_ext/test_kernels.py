@@ -20,6 +20,7 @@ SHAPES = [
     pytest.param(544, 8, 96, id="544x8g96"),
     pytest.param(2048, 5, 1024, id="2048x5g1024"),
     pytest.param(200, 11, 64, id="200x11g64-last-group-is-short"),
+    pytest.param(576, 16, 128, id="576x16g128-last-group-is-short"),
     pytest.param(37, 13, None, id="37x13"),
     pytest.param(1024, 136, 256, id="1024x136g256"),
 ]

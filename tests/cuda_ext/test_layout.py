@@ -9,7 +9,7 @@ from torch import Tensor
 from cuda_ext import layout
 from cuda_ext.layout import pack_codes, unpack_codes, words_for
 
-BITS = (2, 3, 4, 8)
+BITS = (2, 3, 4, 5, 6, 7, 8)
 
 
 def stream(codes: list[int], bits: int) -> list[int]:
@@ -69,7 +69,7 @@ def test_chunks_make_the_same_words(
 @pytest.mark.parametrize("bits", BITS)
 def test_every_position_and_value(bits: int) -> None:
     """One code at a time, all values at all positions of two periods, into zero neighbours."""
-    for value in range(1, 2**bits, 1 if bits < 8 else 51):
+    for value in range(1, 2**bits, 1 if bits < 5 else 17):
         codes = torch.eye(64, dtype=torch.uint8) * value
         words = pack_codes(codes, bits)
         assert words.tolist() == [stream(row, bits) for row in codes.tolist()]
@@ -88,6 +88,9 @@ def test_every_position_and_value(bits: int) -> None:
         (3, list(range(8)) * 4, [0x88FAC688, 0xC688FAC6, 0xFAC688FA]),
         (3, [0] * 10 + [7], [0xC0000000, 0x00000001]),
         (3, [0] * 21 + [5], [0x00000000, 0x80000000, 0x00000002]),
+        (5, [1, 2, 3, 4, 5, 6, 0b10111], [0xCC520C41, 0x00000005]),
+        (6, [0] * 5 + [0b111001], [0x40000000, 0x0000000E]),
+        (7, [0] * 4 + [0b1010011], [0x30000000, 0x00000005]),
     ],
 )
 def test_literal_words(bits: int, codes: list[int], words: list[int]) -> None:
@@ -119,8 +122,8 @@ def test_layers_that_are_unpacked_in_several_chunks(bits: int) -> None:
 def test_bad_input_is_named() -> None:
     codes = random_codes((4, 8), 2)
     words = pack_codes(codes, 2)
-    with pytest.raises(ValueError, match="bits=5 is not a bit width"):
-        pack_codes(codes, 5)
+    with pytest.raises(ValueError, match="bits=9 is not a bit width"):
+        pack_codes(codes, 9)
     with pytest.raises(TypeError, match=r"torch\.int64; pass torch\.uint8"):
         pack_codes(codes.long(), 2)
     with pytest.raises(ValueError, match="code 4 does not fit in 2 bits"):

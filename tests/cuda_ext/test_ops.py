@@ -9,17 +9,20 @@ import torch
 from torch import Tensor
 
 from cuda_ext import build, ops, packed, toolchain
-from cuda_ext.layout import pack_codes
+from cuda_ext.layout import BIT_WIDTHS, pack_codes
 
 CASES = [
     pytest.param(
         bits, inputs, outputs, group, index, id=f"w{bits}-{inputs}x{outputs}g{group}{index}"
     )
     for (bits, (inputs, outputs, group)), index in itertools.product(
-        itertools.product((2, 3, 4, 8), ((64, 32, None), (64, 24, 16), (40, 25, 8), (37, 5, None))),
+        itertools.product(BIT_WIDTHS, ((64, 32, None), (64, 24, 16), (40, 25, 8), (37, 5, None))),
         ("", "-scattered"),
     )
-] + [pytest.param(4, 20, 6, 8, "", id="last-group-is-short")]
+] + [
+    pytest.param(4, 20, 6, 8, "", id="last-group-is-short"),
+    pytest.param(5, 576, 6, 128, "", id="w5-576x6g128-last-group-is-short"),
+]
 
 
 def layer(
@@ -133,7 +136,7 @@ def bad(**changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        (bad(bits=5), ValueError, "linear: bits=5 is not a bit width; choose one of 2, 3, 4, 8"),
+        (bad(bits=9), ValueError, "linear: bits=9 is not a bit width; choose one of 2 to 8"),
         (bad(bits=3), ValueError, r"qweight is \[8, 32\]; expected \[6, 32\]"),
         (bad(x=torch.zeros(1, 48)), ValueError, "48 inputs in groups of 16 make 3"),
         (bad(x=torch.zeros(1, 64).int()), TypeError, "x is torch.int32; pass one of float16"),

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sweep_blocks import FUSED, SCHEMES, block, move
+from sweep_blocks import FUSED, SCHEMES, block
 
 from cuda_ext import ops
 from cuda_ext.sweep import gptq_sweep
@@ -24,11 +24,11 @@ def fused(weight, upper, grids, index, scheme):
     return gptq_sweep(
         weight,
         upper,
-        grids.scale,
-        grids.zero,
-        negative=grids.negative_scale,
+        grids["scale"],
+        grids.tensors.get("zero"),
+        negative=grids.tensors.get("negative_scale"),
         group=None
-        if len(grids.scale) == 1
+        if len(grids["scale"]) == 1
         else torch.tensor(index, dtype=torch.int32, device=weight.device),
         count=len(index),
         max_code=scheme.max_code,
@@ -41,7 +41,9 @@ def assert_same(weight, upper, grids, index, scheme, device="cpu"):
     run = plain_columns if FUSED else fused
     codes, errors = run(expected, upper, grids, index, scheme)
     found = weight.clone().to(device)
-    made_codes, made_errors = fused(found, upper.to(device), move(grids, device), index, scheme)
+    made_codes, made_errors = fused(
+        found, upper.to(device), grids.apply(lambda part: part.to(device)), index, scheme
+    )
     assert made_codes.dtype == torch.uint8
     assert made_codes.device == made_errors.device == found.device
     assert torch.equal(made_codes.cpu(), codes)
@@ -106,7 +108,7 @@ def test_the_last_column_and_those_left_out(device):
     weight, upper, grids = block(10, 3, 1, scheme, device=device)
     kept = weight.clone()
     codes, errors = fused(weight, upper, grids, [0] * 6, scheme)
-    values = (codes.float() - grids.zero) * grids.scale
+    values = (codes.float() - grids["zero"]) * grids["scale"]
     assert torch.equal(weight[:6], values)
     expected = kept[6:].double() - upper[:6, 6:].double().T @ errors.double()
     torch.testing.assert_close(weight[6:].double(), expected, rtol=1e-5, atol=1e-5)
@@ -124,7 +126,7 @@ def test_non_finite_weights_give_non_finite_errors(device):
 
 def test_fake_tensors_and_opcheck(device):
     weight, upper, grids = block(8, 20, device=device)
-    arguments = (weight, upper, grids.scale, grids.zero, None, None, 8, 3)
+    arguments = (weight, upper, grids["scale"], grids["zero"], None, None, 8, 3)
     torch.library.opcheck(
         torch.ops.bitsweep.gptq_sweep, arguments, test_utils=("test_schema", "test_faketensor")
     )
@@ -135,8 +137,8 @@ def call(device, **changes):
     arguments = {
         "weight": weight,
         "upper": upper,
-        "scale": grids.scale,
-        "zero": grids.zero,
+        "scale": grids["scale"],
+        "zero": grids["zero"],
         "negative": None,
         "group": torch.zeros(8, dtype=torch.int32),
         "count": 8,

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cuda_ext.layout import BIT_WIDTHS
 from cuda_ext.tiles import (
     can_tile,
     tile_codes,
@@ -83,9 +84,10 @@ def test_grids() -> None:
 
 
 def test_which_groups_kernels_take() -> None:
-    assert can_tile(37, None, None)
-    assert can_tile(256, 32, None)
-    assert can_tile(256, 96, None)
-    assert can_tile(8, 8, None)
-    assert not can_tile(256, 16, None)
-    assert not can_tile(256, 32, torch.zeros(256))
+    assert can_tile(4, 37, None)
+    assert can_tile(3, 256, 32)
+    assert can_tile(2, 256, 96)  # a short last group
+    assert can_tile(8, 8, 8)
+    assert not can_tile(4, 256, 16)
+    assert not can_tile(4, 256, 32, torch.zeros(256))
+    assert [bits for bits in BIT_WIDTHS if can_tile(bits, 256, 32)] == [2, 3, 4, 8]

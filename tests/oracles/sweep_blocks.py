@@ -2,9 +2,8 @@
 
 import torch
 
-from quant.grid import Grid, find_grid
+from quant.grid import find_grid, stack_grids
 from quant.scheme import Scheme
-from quant.solvers.columns import stack_grids
 
 SCHEMES = [
     Scheme(2),
@@ -24,9 +23,4 @@ def block(columns, rows, groups=1, scheme=SCHEMES[0], seed=0, device="cpu"):
     upper.diagonal().abs_().add_(0.5)
     grids = [find_grid(torch.randn(rows, 16, generator=generator), scheme) for _ in range(groups)]
     stacked = stack_grids(grids)
-    return weight.to(device), upper.to(device), move(stacked, device)
-
-
-def move(grids, device):
-    parts = (grids.scale, grids.zero, grids.negative_scale)
-    return Grid(*(None if part is None else part.to(device) for part in parts))
+    return weight.to(device), upper.to(device), stacked.apply(lambda part: part.to(device))

@@ -8,6 +8,7 @@ tricks. Rows are quantized one number at a time. The loss is the quadratic form 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +23,7 @@ class Levels:
     values: np.ndarray
     scale: float
     zero: float  # ternary: magnitude of the negative level
+    nearest: bool = False  # the nearest of the values, whatever they are
 
 
 def as_stored(value: float, dtype: str) -> float:
@@ -72,6 +74,8 @@ def find_levels(
 
 def code_of(weight: float, levels: Levels) -> int:
     """The code of one weight: python's round() is half to even, as the paper's quantizer."""
+    if levels.nearest:
+        return int(np.argmin(np.abs(levels.values - weight)))
     if len(levels.values) == 3:
         if weight > levels.values[2] / 2:
             return 2
@@ -102,10 +106,13 @@ def solve(
     act_order: bool = False,
     static_groups: bool = False,
     stale_block: int | None = None,
+    own: Callable[[np.ndarray], Levels] | None = None,
 ) -> Answer:
     """Quantize weight [out, in] against hessian [in, in].
 
-    stale_block: group grids come from the weights at the last multiple of so many sweep steps.
+    The last group holds the columns that are left. stale_block: group grids come from the weights
+    at the last multiple of so many sweep steps. own: finds the levels of one row (or group of one)
+    in place of what the other arguments describe.
     """
     weight = np.array(weight, dtype=np.float64)
     hessian = np.array(hessian, dtype=np.float64)
@@ -123,14 +130,16 @@ def solve(
 
     def find(source: np.ndarray, members: np.ndarray) -> list[Levels]:
         return [
-            find_levels(source[row, members], bits, symmetric, ternary, mse, dtype)
+            own(source[row, members])
+            if own
+            else find_levels(source[row, members], bits, symmetric, ternary, mse, dtype)
             for row in range(rows)
         ]
 
     levels: dict[int, list[Levels]] = {}
     if not moving:
-        for group in range(columns // size):
-            levels[group] = find(weight, np.arange(group * size, (group + 1) * size))
+        for first in range(0, columns, size):
+            levels[first // size] = find(weight, np.arange(first, min(first + size, columns)))
 
     current = weight.copy()
     outer = weight.copy()

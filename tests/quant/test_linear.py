@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from cuda_ext import ops
 from cuda_ext.ops import KernelUnavailable, resolve_kernel
-from quant.linear import QuantLinear, pack, packed_shapes
+from quant.linear import QuantLinear, pack, packed_bytes, packed_shapes
 from quant.scheme import Scheme
 
 SCHEMES = [
@@ -20,6 +20,11 @@ SCHEMES = [
     Scheme(3, group_size=8),
     Scheme(4, group_size=8, symmetric=True),
     Scheme(4, group_size=20, scale_dtype="bfloat16"),
+    Scheme(4, group_size=32),  # of 40 inputs, the last group holds 8
+    Scheme(2, group_size=32, levels="ternary"),
+    Scheme(5, group_size=16),
+    Scheme(6),
+    Scheme(7, group_size=32, scale_dtype="float32"),
     Scheme(8, scale_dtype="float32"),
     Scheme(2, levels="ternary"),
     Scheme(2, group_size=8, levels="ternary"),
@@ -27,21 +32,21 @@ SCHEMES = [
 
 
 @given(
-    bits=st.sampled_from((2, 3, 4, 8)),
+    bits=st.sampled_from((2, 3, 4, 5, 6, 7, 8)),
     outputs=st.integers(1, 40),
     group=st.integers(1, 12),
-    groups=st.integers(1, 6),
+    inputs=st.integers(1, 72),
     ternary=st.booleans(),
     scattered=st.booleans(),
     seed=st.integers(0, 999),
 )
 @settings(max_examples=100, deadline=None)
 def test_round_trip(
-    bits: int, outputs: int, group: int, groups: int, ternary: bool, scattered: bool, seed: int
+    bits: int, outputs: int, group: int, inputs: int, ternary: bool, scattered: bool, seed: int
 ) -> None:
     levels = "ternary" if ternary else "uniform"
     scheme = Scheme(2 if ternary else bits, group_size=group, levels=levels)
-    weight = random_weight(scheme, outputs, group * groups, scattered=scattered, seed=seed)
+    weight = random_weight(scheme, outputs, inputs, scattered=scattered, seed=seed)
     layer = QuantLinear.from_quantized(weight)
     assert same(layer.quantized_weight(), weight)
     assert torch.equal(layer.dequantize(), weight.dequantize())
@@ -174,6 +179,36 @@ def test_the_kernel_layout_is_not_seen_from_outside(scheme: Scheme) -> None:
     assert other.scales.dtype == torch.float16
     assert other(x.bfloat16()).dtype == torch.bfloat16
     assert other(x.double()).dtype == torch.float64
+
+
+@pytest.mark.parametrize("kernel", ["auto", "cpu"])
+@pytest.mark.parametrize(
+    ("scheme", "tiled"),
+    [
+        (Scheme(4, group_size=128), True),  # 576 inputs: the last group holds 64
+        (Scheme(3, group_size=1024), True),  # the only group is short
+        (Scheme(4, group_size=40), False),
+        (Scheme(5, group_size=128), False),
+        (Scheme(7), False),
+    ],
+)
+def test_what_kernels_do_not_take_is_dequantized_first_and_says_so(
+    kernel: str, scheme: Scheme, tiled: bool
+) -> None:
+    if resolve_kernel("auto") == "reference":
+        pytest.skip("no compiled kernels here")
+    weight = random_weight(scheme, 25, 576)
+    layer = QuantLinear.from_quantized(weight, kernel=kernel)
+    assert (layer.kernel, layer.tiled) == ("cpu", tiled)
+    assert layer.way == ("cpu" if tiled else "cpu (dequantizes first)")
+    assert f"kernel={layer.way}" in str(layer)
+    assert torch.equal(layer.dequantize(), weight.dequantize())
+    x = torch.randn(3, 576, generator=torch.Generator().manual_seed(0))
+    expected = (x.double() @ weight.dequantize().double().t()).float()
+    torch.testing.assert_close(layer(x), expected, rtol=1e-4, atol=1e-4)
+    held = sum(b.numel() * b.element_size() for b in layer.buffers())
+    if not tiled:
+        assert held == packed_bytes(scheme, 576, 25)
 
 
 def test_one_copy_of_the_weight_is_held() -> None:

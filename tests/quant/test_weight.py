@@ -1,5 +1,8 @@
 """QuantizedWeight: the values that codes stand for."""
 
+from dataclasses import replace
+
+import pytest
 import torch
 
 from quant.scheme import Scheme
@@ -42,6 +45,29 @@ def test_ternary_values_by_hand():
         negative_scale=torch.tensor([[0.25], [3.0]], dtype=torch.float16),
     )
     assert weight.dequantize().tolist() == [[-0.25, 0.0, 0.5, -0.25], [0.0, 0.0, 0.0, -3.0]]
+
+
+def test_a_grid_of_other_tensors_is_refused():
+    codes, scale = torch.zeros(1, 4, dtype=torch.uint8), torch.ones(1, 1)
+    with pytest.raises(ValueError, match="w4 has a grid of scale, zero, not of scale; pass just"):
+        QuantizedWeight(codes, Scheme(4), scale=scale)
+    with pytest.raises(ValueError, match="ternary has a grid of scale, negative_scale, not of no"):
+        QuantizedWeight(codes, Scheme(2, levels="ternary"))
+
+
+def test_fields_can_be_replaced_and_the_grid_moved():
+    weight = QuantizedWeight(
+        codes=torch.tensor([[1, 2]], dtype=torch.uint8),
+        scheme=Scheme(4),
+        scale=torch.tensor([[2.0]]),
+        zero=torch.tensor([[1]], dtype=torch.uint8),
+    )
+    other = replace(weight, scale=torch.tensor([[3.0]]), zero=None)
+    assert other.dequantize().tolist() == [[0.0, 3.0]]
+    assert weight.dequantize().tolist() == [[0.0, 2.0]]
+    assert weight.negative_scale is None
+    assert {part.device.type for part in weight.to("meta").grid.values()} == {"meta"}
+    assert weight.to("meta").codes.device.type == "meta"
 
 
 def test_one_grid_a_row_needs_no_group_size():

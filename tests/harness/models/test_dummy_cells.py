@@ -158,7 +158,6 @@ def test_a_model_that_does_not_fit_fails_with_figures(cell: Make, monkeypatch) -
         (["method=rtn"], "method=rtn needs weights"),
         (["model.architecture=null"], "model=dummy needs to know which model to imitate"),
         (["model.architecture=opt-3b"], "model.architecture=opt-3b is neither a name"),
-        (["scheme=w4g128"], "group_size=128 does not divide its 64 inputs"),
         (["suite.latency.prompt_tokens=64"], "a context of 64"),
         (["model=embedded"], "method=random makes weights up, but model=tiny has its own"),
         (["model=embedded", "method=rtn"], "architecture=.* is read with model=dummy alone"),

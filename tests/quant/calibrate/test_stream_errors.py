@@ -19,7 +19,7 @@ from quant.errors import (
     QuantizationError,
     SingularHessianError,
 )
-from quant.scheme import Scheme, SchemeError
+from quant.scheme import Scheme
 from quant.solvers.gptq import GPTQOptions
 
 W4G16 = Scheme(bits=4, group_size=16)
@@ -49,8 +49,6 @@ def refused(
 
 def test_what_cannot_work_is_refused_before_anything_changes() -> None:
     model = tiny_model("llama")
-    plan = gptq_plan(Scheme(bits=4, group_size=32))  # divides 32, not the 48 inputs of down_proj
-    refused(model, SchemeError, r"^model\.layers\.0\.mlp\.down_proj: group_size=32", plan=plan)
     refused(model, CalibrationError, "no calibration window", windows=[])
     short = [*random_windows(2), torch.tensor([3])]
     refused(model, CalibrationError, "window 2 is too short", windows=short)

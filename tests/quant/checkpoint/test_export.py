@@ -45,9 +45,8 @@ def same_values(left: Weights, right: Weights) -> bool:
 
     def widened(weight: QuantizedWeight) -> QuantizedWeight:
         scheme = Scheme(weight.scheme.bits, weight.scheme.group_size, weight.scheme.symmetric)
-        return QuantizedWeight(
-            weight.codes, weight.scale.float(), weight.zero, scheme, group_index=weight.group_index
-        )
+        scale, zero = weight.scale.float(), weight.zero
+        return QuantizedWeight(weight.codes, scheme, weight.group_index, scale=scale, zero=zero)
 
     return left.keys() == right.keys() and all(
         same(widened(left[layer]), widened(right[layer])) for layer in left

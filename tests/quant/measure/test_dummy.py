@@ -1,6 +1,7 @@
 """Dummy models: memory as predicted, finite logits, the same by seed, refused when too large."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from architectures import BLOCKS, CONFIGS, LINEARS_PER_BLOCK, VOCABULARY
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from quant.levels.base import load_levels
 from quant.linear import QuantLinear, pack, packed_shapes, unpack
 from quant.measure import dummy, roofline
 from quant.measure.architectures import ARCHITECTURES, ArchitectureError, architecture_config
@@ -18,6 +20,8 @@ from quant.scheme import Scheme, SchemeError
 SCHEMES = (
     Scheme(3),
     Scheme(4, 16),
+    Scheme(4, 32),  # 48 inputs end in a short group
+    Scheme(6, 32),
     Scheme(2, 16, levels="ternary"),
     Scheme(8, symmetric=True, scale_dtype="float32"),
 )
@@ -102,10 +106,10 @@ def test_activations_keep_their_size_through_many_blocks() -> None:
 
 @settings(deadline=None, max_examples=40)
 @given(
-    bits=st.sampled_from([2, 3, 4, 8, "ternary"]),
+    bits=st.sampled_from([2, 3, 4, 5, 6, 7, 8, "ternary"]),
     inputs=st.integers(1, 9).map(lambda n: 8 * n),
     outputs=st.integers(1, 40),
-    group=st.sampled_from([None, 8]),
+    group=st.sampled_from([None, 8, 20]),
 )
 def test_random_codes_are_codes(bits, inputs, outputs, group) -> None:
     """Whatever the shape: valid codes, nothing behind the last one, scales that are no nonsense."""
@@ -194,6 +198,7 @@ def test_bad_architectures_are_named(tmp_path: Path, content, sentence) -> None:
         architecture_config(str(file))
 
 
-def test_groups_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(SchemeError, match="group_size=128 does not divide"):
-        build_dummy(tiny_config("opt"), Scheme(4, 128))
+def test_levels_without_random_weights_are_refused() -> None:
+    silent = replace(load_levels("uniform"), name="silent", draw=None)
+    with pytest.raises(SchemeError, match="silent levels say of no random weights"):
+        build_dummy(tiny_config("opt"), Scheme(4, levels=silent))

@@ -6,7 +6,7 @@ import torch
 from textbook_gptq import code_of, find_levels
 
 from quant.errors import NonFiniteError, QuantizationError
-from quant.scheme import Scheme, SchemeError
+from quant.scheme import Scheme
 from quant.solvers import rtn
 
 WEIGHT = torch.randn(6, 48, generator=torch.Generator().manual_seed(0)) * 0.1
@@ -82,7 +82,5 @@ def test_bad_input_names_the_layer():
     broken[2, 5] = float("nan")
     with pytest.raises(NonFiniteError, match=r"fc2: 1 of 288 weights.*row 2, column 5"):
         rtn.solve(broken, Scheme(4), "fc2")
-    with pytest.raises(SchemeError, match="fc2: group_size=128"):
-        rtn.solve(WEIGHT, Scheme(4, 128), "fc2")
     with pytest.raises(QuantizationError, match=r"fc2: .*bfloat16"):
         rtn.solve(WEIGHT * 1e8, Scheme(4), "fc2")

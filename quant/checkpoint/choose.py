@@ -66,15 +66,13 @@ def written_format(name: str) -> tuple[Format, Writer]:
 
 def artifact_format(scheme: Scheme) -> tuple[Format, Writer]:
     """The first of Bitsweep's own formats that holds a scheme; ArtifactError when none does."""
-    reasons = []
-    for format, writer in written().values():
-        if writer.own:
-            reason = writer.refuses(scheme, None)
-            if reason is None:
-                return format, writer
-            reasons.append(reason)
+    own = [(format, writer) for format, writer in written().values() if writer.own]
+    for format, writer in own:
+        if writer.refuses(scheme, None) is None:
+            return format, writer
     raise ArtifactError(
-        f"No artifact can hold {scheme.name}: an artifact of it {'; it '.join(reasons)}"
+        f"No format of artifacts ({', '.join(format.name for format, _ in own)}) holds "
+        f"{scheme.name}; add one that does to quant/checkpoint/formats (docs/checkpoints.md)."
     )
 
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from quant.checkpoint.formats.base import (
-    UNIFORM,
     CheckpointFormat,
     Config,
     Format,
@@ -21,6 +20,7 @@ from quant.checkpoint.formats.base import (
     validated,
 )
 from quant.errors import ArtifactError
+from quant.levels import uniform
 from quant.scheme import BITS, Scheme
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def parse(
     *,
     bits: Sequence[int] = BITS,
     symmetric: bool | None = None,
-    levels: str = UNIFORM,
+    levels: str = uniform.LEVELS.name,
 ) -> CheckpointFormat:
     """Read the configuration; `versions` may stand there, `symmetric` is what a missing sym means.
 
@@ -180,11 +180,11 @@ def notes(scheme: Scheme, layers: Sequence[StoredLayer]) -> list[str]:
             f"only Bitsweep reads {scheme.bits} bits in this format; other tools know "
             f"{', '.join(map(str, READERS_BITS))}."
         )
-    short = [layer for layer in layers if layer.short_group(scheme)]
+    short = [layer for layer in layers if scheme.short_group(layer.inputs)]
     if short:
         found.append(
             f"{len(short)} layers end in a group of fewer than {scheme.group_size} columns (such "
-            f"as {short[0].name}, with {short[0].short_group(scheme)}): GPTQModel's PyTorch "
-            "kernel takes them, vLLM and GPTQModel's other kernels refuse them."
+            f"as {short[0].name} with {short[0].inputs} inputs): GPTQModel's PyTorch kernel takes "
+            "them, vLLM and GPTQModel's other kernels refuse them."
         )
     return found

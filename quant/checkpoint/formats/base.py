@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from quant.errors import ArtifactError
+from quant.levels import uniform
 from quant.scheme import BITS, GRIDS, SCALE_DTYPES, Scheme, SchemeError
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     Entries = dict[str, tuple[tuple[int, ...], torch.dtype]]
 
 Config = Mapping[str, Any]
-UNIFORM = "uniform"
 
 
 @dataclass(frozen=True)
@@ -114,10 +114,6 @@ class StoredLayer:
     dtype: torch.dtype | None = None
     scattered: bool = False
 
-    def short_group(self, scheme: Scheme) -> int:
-        """Columns of a last group that is shorter than the others; 0 when there is none."""
-        return self.inputs % scheme.group_size if scheme.group_size else 0
-
 
 @dataclass(frozen=True)
 class QuantizedModel:
@@ -158,7 +154,7 @@ class CheckpointFormat:
     group_size: int | None
     symmetric: bool
     act_order: bool
-    levels: str = UNIFORM
+    levels: str = uniform.LEVELS.name
     grid: str = "minmax"
     producer: str = ""
     declared: bool = True
@@ -236,10 +232,10 @@ def read_meta(config: Config) -> tuple[str, str]:
 
 def refuse_levels(scheme: Scheme, name: str) -> str | None:
     """Why a format of uniform grids cannot hold other levels; None when they are uniform."""
-    if scheme.levels == UNIFORM:
+    if scheme.kind == uniform.LEVELS:
         return None
     return (
-        f"has {scheme.levels} levels, which {name} cannot hold: its levels are scale * (code - "
+        f"has {scheme.kind.name} levels, which {name} cannot hold: its levels are scale * (code - "
         "zero), evenly spaced. They live in Bitsweep's own artifact alone; quantize with a uniform "
         "scheme such as w2g64 to export."
     )

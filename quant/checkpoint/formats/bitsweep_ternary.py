@@ -19,6 +19,7 @@ from quant.checkpoint.formats.base import (
     Writer,
 )
 from quant.errors import ArtifactError
+from quant.levels import ternary
 from quant.scheme import Scheme
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
 # A quant_method of its own, because a loader of GPTQ would read the codes as a uniform grid.
 METHOD = "bitsweep_ternary"
-LEVELS = "ternary"
 # Every second bit of a word of sixteen 2-bit codes.
 _LOW_BITS = 0x55555555
 
@@ -36,7 +36,7 @@ def matches(config: Config) -> bool:
 
 
 def parse(config: Config, where: str) -> CheckpointFormat:
-    return gptq.parse(config, where, FORMAT, (METHOD,), symmetric=False, levels=LEVELS)
+    return gptq.parse(config, where, FORMAT, (METHOD,), symmetric=False, levels=ternary.LEVELS.name)
 
 
 def zero_points(_parsed: CheckpointFormat) -> str:
@@ -56,10 +56,10 @@ def read_layer(tensors: Tensors, parsed: CheckpointFormat, layer: str, shape: Sh
 
 
 def refuses(scheme: Scheme, _layer: StoredLayer | None) -> str | None:
-    if scheme.levels == LEVELS:
+    if scheme.kind == ternary.LEVELS:
         return None
     return (
-        f"has {scheme.levels} levels, and {FORMAT.name} holds ternary ones alone: export to "
+        f"has {scheme.kind.name} levels, and {FORMAT.name} holds ternary ones alone: export to "
         "gptq-v2, or quantize with a ternary scheme."
     )
 

@@ -20,7 +20,6 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from quant.checkpoint.formats.base import (
-    UNIFORM,
     CheckpointFormat,
     Config,
     Format,
@@ -154,7 +153,7 @@ def read_layer(tensors: Tensors, parsed: CheckpointFormat, layer: str, _: Shape)
     if scale.dtype not in scale_dtypes():
         raise ArtifactError(f"{layer}.weight_scale is {scale.dtype}; expected floating point.")
     scheme = parsed.scheme(scale.dtype)
-    groups = -(-inputs // (scheme.group_size or inputs))
+    groups = scheme.groups(inputs)
     words = words_for(inputs, scheme.bits)
     if scheme.bits == 3 and tensors["weight_packed"].shape[-1:] == (-(-inputs // 10),) != (words,):
         raise ArtifactError(
@@ -272,13 +271,14 @@ def _group_index(
 
 
 def refuses(scheme: Scheme, layer: StoredLayer | None) -> str | None:
-    if layer is None or scheme.levels != UNIFORM:
-        return refuse_levels(scheme, FORMAT.name)
+    reason = refuse_levels(scheme, FORMAT.name)
+    if layer is None or reason is not None:
+        return reason
     if layer.module != "Linear":
         return (
             f"is a {layer.module}, and {FORMAT.name} quantizes nn.Linear alone: export to gptq-v2."
         )
-    if layer.short_group(scheme):
+    if scheme.short_group(layer.inputs):
         return (
             f"cannot be stored: groups of {scheme.group_size} do not divide its {layer.inputs} "
             f"inputs, which {FORMAT.name} asks for; export to gptq-v2."
@@ -296,7 +296,7 @@ def entries(scheme: Scheme, layer: StoredLayer) -> Entries:
 
     from cuda_ext.layout import words_for
 
-    groups = layer.inputs // (scheme.group_size or layer.inputs)
+    groups = scheme.groups(layer.inputs)
     found: Entries = {
         "weight_packed": ((layer.outputs, words_for(layer.inputs, scheme.bits)), torch.int32),
         "weight_scale": ((layer.outputs, groups), _scale_dtype(scheme, layer)),

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from harness.run.events import Event, Resumed
 from harness.run.resuming import Resuming
-from harness.run.sweep import _duration, _Screen
+from harness.run.screen import Screen, _duration
 
 SECONDS = {"layout": 100.0, "capture": 50.0, "read": 20.0, "hessian": 3.0, "solve": 1.5}
 
@@ -69,7 +69,7 @@ def test_a_damaged_note_ends_what_is_known(artifact: Path, damage: str) -> None:
 
 def test_the_screen_says_it_in_a_line() -> None:
     console = Console(width=200)
-    screen = _Screen(console, [])
+    screen = Screen(console, [])
     screen._name = "[1/2] opt-gptq-w4-s0"
     with console.capture() as capture:
         screen.show(Resumed("quantization", 33, 96, 4321.0))

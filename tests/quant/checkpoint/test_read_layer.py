@@ -158,7 +158,7 @@ def test_damaged_tensors_are_named(tensors: dict[str, Tensor], message: str) -> 
         ({"quant_method": "bitsandbytes"}, "quant_method='bitsandbytes' cannot be read; only awq"),
         ({"checkpoint_format": "marlin"}, "checkpoint_format='marlin' with quant_method='gptq'"),
         ({"quant_method": "bitsweep_ternary", "checkpoint_format": "gptq"}, "'bitsweep_ternary'"),
-        ({"bits": 9}, "bits=9 cannot be read; expected one of 2, 3, 4, "),
+        ({"bits": 9}, "bits=9 cannot be read; expected one of 2, 3, 4, 5, 6, 7, 8"),
         (
             {"bits": 5, "checkpoint_format": "gptq"},
             "bits=5 cannot be read; expected one of 2, 3, 4, 8",

@@ -22,6 +22,7 @@ from quant.scheme import Scheme
 DTYPES = ("float32", "float16", "bfloat16")
 ATTENTION = ("sdpa", "eager")
 ACTIVATIONS = ("auto", "cuda", "cpu", "disk")
+STREAM = (AUTO, ALWAYS, NEVER)
 
 
 def values(config: CellConfig) -> None:
@@ -32,7 +33,7 @@ def values(config: CellConfig) -> None:
         ("model.attention", config.model.attention, ATTENTION),
         ("tracker.name", config.tracker.name, TRACKERS),
         ("runtime.activations", config.runtime.activations, ACTIVATIONS),
-        ("runtime.stream", config.runtime.stream, (AUTO, ALWAYS, NEVER)),
+        ("runtime.stream", config.runtime.stream, STREAM),
     ):
         if value not in allowed:
             raise ConfigError(f"{key}={value} is unknown; choose one of {', '.join(allowed)}.")

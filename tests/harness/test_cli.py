@@ -9,10 +9,10 @@ import time
 from pathlib import Path
 
 import pytest
-from harness.cell.validation import ACTIVATIONS, STREAM
 
 from cuda_ext.ops import KERNELS
 from harness import cli
+from harness.cell.checks import ACTIVATIONS, STREAM
 from harness.config import help as options
 from harness.config.schema import RuntimeConfig
 
@@ -91,7 +91,7 @@ def test_help_of_a_group_explains_nested_keys_but_not_those_of_others() -> None:
     [
         (["fly"], "fly is not a verb"),
         (["run", "--sweep"], "--sweep is not an option"),
-        (["run", "scheme=w5"], "scheme=w5 is not an option"),
+        (["run", "scheme=w9"], "scheme=w9 is not an option"),
         (["plan", "method=none"], "use scheme=w16"),
         (["run", "--config-dir"], "needs a folder"),
         (["run", "--config-dir", "/nowhere"], "is not a folder"),
@@ -115,7 +115,7 @@ def test_the_traceback_is_there_for_those_who_ask(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("BITSWEEP_DEBUG", "1")
-    assert cli.main(["run", "scheme=w5"]) == cli.IMPOSSIBLE
+    assert cli.main(["run", "scheme=w9"]) == cli.IMPOSSIBLE
     assert "Traceback" in capsys.readouterr().err
 
 

@@ -1,26 +1,36 @@
-"""A method and a suite of a user's folder, added as the README says: one file and its YAML each.
+"""A method and a suite of a user's folder, added as the README says: a module and a YAML file each.
 
 They run through the command line to the table. What is incomplete is refused in one sentence that
 names the missing part, before anything is loaded.
 """
 
+import csv
+import re
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from harness import cli
+from harness.records.record import Record
+from harness.records.store import load_records
+
 SOLVER = '''
-"""Halve: every weight is rounded to the nearest level after it was halved."""
+"""Halved: weights are multiplied by a factor, then rounded to the nearest level."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from quant.solvers.base import Solution, Solver
+from quant.solvers import rtn
+from quant.solvers.base import NoOptions, Solver
 
 
 @dataclass(frozen=True)
 class Options:
-    """factor: what weights are multiplied with before they are rounded."""
+    """factor  above 0, multiplies every weight."""
 
     factor: float = 0.5
 
@@ -30,56 +40,194 @@ class Options:
 
 
 def solve(weight, scheme, prepared, options, layer):
-    from quant.solvers.rtn import SOLVER as RTN
-
-    return RTN.solve(weight * options.factor, scheme, None, RTN.options(), layer)
+    return rtn.solve(options.factor * weight, scheme, None, NoOptions(), layer)
 
 
 def describe(options):
-    return [f"factor {options.factor:g}"]
+    return [] if options.factor == 0.5 else [f"times {options.factor:g}"]
 
 
 SOLVER = Solver(name="halve", label="Halved", solve=solve, options=Options, describe=describe)
 '''
+METHOD = (
+    "# Weights are halved and rounded.\nsolver: halve\nfactor: 0.5   # multiplies every weight\n"
+)
 
 SUITE = '''
-"""Counts the parameters of the model under test that are zero."""
+"""The mean size of the weights of the model under test."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from harness.records.record import Metric
-from harness.report.columns import Column, SuiteTable
+from harness.report.columns import FigureColumn, SuiteTable
 from harness.suites.base import Suite, SuiteResult
 
 
 @dataclass
 class Config:
-    """scale: the figure is multiplied with it."""
+    """scale  the figure is multiplied by it."""
 
     scale: float = 1.0
 
 
 def run(context, config):
-    total = sum(1 for _ in context.model.parameters())
-    value = config.scale * total
-    metric = Metric(name="tensors", task="model", value=value, unit="tensors", n=1, n_unit="models")
+    from quant import QuantLinear
+
+    layers = [m for m in context.model.modules() if isinstance(m, QuantLinear)]
+    weights = [m.dequantize() for m in layers] or list(context.model.parameters())
+    value = config.scale * sum(float(w.abs().mean()) for w in weights) / len(weights)
+    metric = Metric(
+        name="mean_size", task="weights", value=value, unit="1", n=len(weights), n_unit="layers"
+    )
     return SuiteResult([metric])
 
 
+TABLE = SuiteTable(columns=(FigureColumn("mean_size", "size of weights", "mean"),))
 SUITE = Suite(name="toy", version=1, config=Config, run=run, table=TABLE)
 '''
+CHOICE = (
+    "# The mean size of weights.\ntoy:\n  module: toy\n  scale: 1.0   # multiplies the figure\n"
+)
+
+Run = Callable[..., int]
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A user's folder, laid out like conf/, with the two modules beside the YAML."""
+    """A user's folder, laid out like conf/, with the modules beside the YAML files."""
     root = tmp_path / "mine"
-    (root / "method").mkdir(parents=True)
-    (root / "suite").mkdir()
-    (root / "halve.py").write_text(SOLVER)
-    (root / "method" / "halve.yaml").write_text("# Halved.\nsolver: halve\nfactor: 0.5\n")
-    (root / "toy.py").write_text(SUITE)
-    (root / "suite" / "toy.yaml").write_text("# A toy.\ntoy:\n  module: toy\n  scale: 1.0\n")
+    for name, text in {
+        "halve.py": SOLVER,
+        "method/halve.yaml": METHOD,
+        "toy.py": SUITE,
+        "suite/toy.yaml": CHOICE,
+    }.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
     return root
+
+
+@pytest.fixture
+def run(folder: Path, tiny_model: Path, tmp_path: Path) -> Run:
+    """bitsweep run in a process of its own: user modules are imported once a process."""
+
+    def start(*overrides: str) -> subprocess.CompletedProcess[str]:
+        command = [
+            "run", "--config-dir", str(folder), "model=local", f"model.path={tiny_model}",
+            "model.name=tiny", "tracker=none", "runtime.threads=1",
+            f"paths.results={tmp_path / 'results'}", *overrides,
+        ]  # fmt: skip
+        return subprocess.run(
+            [sys.executable, "-m", "harness", *command],
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+
+    return start
+
+
+def records(tmp_path: Path) -> dict[tuple[str, str], Record]:
+    found = load_records(tmp_path / "results")
+    return {(record.cell.method, record.suite): record for record in found}
+
+
+def test_a_method_and_a_suite_of_the_user_reach_the_table(
+    run: Run, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done = run("-m", "method=halve,rtn", "scheme=w8", "suite=[toy]")
+    assert done.returncode == 0, done.stderr
+    rows = [line.split() for line in done.stdout.splitlines() if "w8" in line]
+    assert {row[0] for row in rows} == {"Halved", "RTN"}
+    assert "size of weights" in done.stdout
+    found = records(tmp_path)
+    halved, rounded = (found[name, "toy"].metrics[0].value for name in ("halve", "rtn"))
+    assert halved == pytest.approx(rounded / 2, rel=0.02), "the user's solver made these weights"
+    made = found["halve", "quantization"]
+    assert {layer.method for layer in made.layers} == {"halve"}
+    assert made.config["method"] == {"name": "halve", "factor": 0.5}
+    with (tmp_path / "results/reports/run/tables/toy.csv").open() as file:
+        values = {line["method"]: float(line["mean_size"]) for line in csv.DictReader(file)}
+    assert values == {"Halved": pytest.approx(halved), "RTN": pytest.approx(rounded)}
+    again = run("-m", "method=halve,rtn", "scheme=w8", "suite=[toy]")
+    assert "0 to run" in again.stderr, "its work is kept as that of any other"
+    assert cli.main(["report", str(tmp_path / "results"), "--config-dir", str(folder)]) == cli.OK
+    assert "size of weights" in capsys.readouterr().out
+    assert cli.main(["report", str(tmp_path / "results")]) == cli.OK
+    assert "mean_size" in capsys.readouterr().out, "without the code, by the metric's own name"
+
+
+def test_options_and_the_code_itself_are_in_the_key(run: Run, folder: Path, tmp_path: Path) -> None:
+    for overrides, text in (
+        ([], SOLVER),
+        (["method.factor=0.25"], SOLVER),
+        ([], SOLVER.replace("options.factor * weight", "2 * options.factor * weight")),
+    ):
+        (folder / "halve.py").write_text(text)
+        done = run("method=halve", "scheme=w8", "suite=[toy]", *overrides)
+        assert done.returncode == 0, done.stderr
+        assert "2 stages: 2 to run" in done.stderr
+        assert ("Halved times 0.25" in done.stdout) == bool(overrides)
+    keys = {record.cell_key for record in load_records(tmp_path / "results")}
+    assert len(keys) == 3
+
+
+def test_a_spec_travels_to_the_process_of_its_cell_with_a_lambda_in_it(
+    run: Run, folder: Path
+) -> None:
+    text = SOLVER.replace("solve=solve", "solve=lambda *given: solve(*given)")
+    (folder / "halve.py").write_text(text)
+    done = run("method=halve", "scheme=w8", "suite=[toy]")
+    assert done.returncode == 0, done.stderr
+
+
+def lines_of(text: str) -> str:
+    """The module without its spec."""
+    return re.sub(r"^(SOLVER|SUITE) = .*\n", "", text, flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "overrides", "sentence"),
+    [
+        ("halve.py", lines_of(SOLVER), [], "has no SOLVER; add SOLVER = Solver(...)"),
+        ("halve.py", SOLVER + "SOLVER = 3\n", [], "SOLVER is a int, not a Solver"),
+        ("halve.py", SOLVER.replace("solve=solve", "solve=None"), [], "solve=None is no function"),
+        ("halve.py", SOLVER.replace("frozen=True", ""), [], "is no frozen dataclass"),
+        ("halve.py", "import nothing_like_it\n", [], "No module named 'nothing_like_it'"),
+        ("halve.py", SOLVER, ["method.factr=1"], "did you mean factor"),
+        ("halve.py", SOLVER, ["method.factor=half"], "method.factor"),
+        ("halve.py", SOLVER, ["method.factor=0"], "method.factor=0.0 leaves no weight"),
+        ("method/halve.yaml", "# Nothing.\nfactor: 1.0\n", [], "method has no solver"),
+        ("method/halve.yaml", "# Wrong.\nsolver: helve\n", [], "there is no module helve"),
+        ("toy.py", lines_of(SUITE), [], "has no SUITE; add SUITE = Suite(...)"),
+        ("toy.py", SUITE.replace(", table=TABLE", ""), [], "table"),
+        ("toy.py", SUITE.replace("@dataclass\n", ""), [], "is no dataclass"),
+        ("suite/toy.yaml", "# A toy.\ntoy:\n  scale: 1.0\n", [], "suite toy is not selected"),
+        ("suite/toy.yaml", CHOICE.replace("toy:\n", "toys:\n"), [], "called toy: rename"),
+    ],
+)
+def test_what_is_incomplete_is_refused_in_one_sentence(
+    file: str,
+    text: str,
+    overrides: list[str],
+    sentence: str,
+    folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (folder / file).write_text(text)
+    # Modules are imported once a process: each case must see its own.
+    for name in ("bitsweep_part_halve", "bitsweep_part_toy"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    arguments = ["plan", "--config-dir", str(folder), "method=halve", "suite=[toy]", *overrides]
+    assert cli.main([*arguments, f"paths.results={tmp_path / 'results'}"]) == cli.IMPOSSIBLE
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert sentence in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "results").exists()
+    for name in ("bitsweep_part_halve", "bitsweep_part_toy"):
+        sys.modules.pop(name, None)

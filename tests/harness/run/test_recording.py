@@ -1,0 +1,47 @@
+"""No figure is written under a name that did not make it."""
+
+from collections.abc import Callable
+
+import pytest
+from cells import cell_of
+
+from harness.config.schema import CellConfig
+from harness.errors import StoreError
+from harness.records.record import LayerReport
+from harness.run.recording import StageResult, Timing, make_record
+from harness.run.subject import Subject
+
+TIMING = Timing("2026-01-01T00:00:00+00:00", 1.0, 1)
+
+
+def layer(method: str, scheme: str) -> LayerReport:
+    return LayerReport(
+        name="fc1", block=0, method=method, scheme=scheme, outputs=4, inputs=4,
+        bits_per_weight=4.5, loss=None, weight_error=0.1, damping=None, dead_columns=0, tokens=0,
+        seconds=0.0,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("method", "scheme", "said"),
+    [("gptq", "w4", "say method gptq"), ("rtn", "w3", "say scheme w3")],
+)
+def test_layers_of_another_method_or_scheme_are_refused(
+    tiny_cell: Callable[..., CellConfig], method: str, scheme: str, said: str
+) -> None:
+    cell = cell_of(tiny_cell("method=rtn", "scheme=w4"))
+    good = StageResult(layers=[layer("rtn", "w4")])
+    assert make_record(cell, "quantization", good, TIMING).cell.method == "rtn"
+    mixed = StageResult(layers=[layer("rtn", "w4"), layer(method, scheme)])
+    with pytest.raises(StoreError, match=rf"{said}, but the cell is named (rtn|w4): no figure"):
+        make_record(cell, "quantization", mixed, TIMING)
+
+
+def test_full_precision_is_not_measured_for_a_quantized_cell(
+    tiny_cell: Callable[..., CellConfig],
+) -> None:
+    """Whatever went wrong before: a cell with a method and no packed weights has no model."""
+    subject = Subject(cell_of(tiny_cell("method=rtn", "scheme=w4")))
+    subject.packed = None
+    with pytest.raises(StoreError, match="full precision is not measured under its name"):
+        subject.model()

@@ -1,4 +1,4 @@
-"""A method and a suite of a user's folder, added as the README says: a module and a YAML file each.
+"""A method and a suite of a user's folder, word for word those of docs/extending.md.
 
 They run through the command line to the table. What is incomplete is refused in one sentence that
 names the missing part, before anything is loaded.
@@ -17,79 +17,11 @@ from harness import cli
 from harness.records.record import Record
 from harness.records.store import load_records
 
-SOLVER = '''
-"""Halved: weights are multiplied by a factor, then rounded to the nearest level."""
-
-from __future__ import annotations
-
-from dataclasses import dataclass
-
-from quant.solvers import rtn
-from quant.solvers.base import NoOptions, Solver
-
-
-@dataclass(frozen=True)
-class Options:
-    """factor  above 0, multiplies every weight."""
-
-    factor: float = 0.5
-
-    def __post_init__(self) -> None:
-        if self.factor <= 0:
-            raise ValueError(f"factor={self.factor} leaves no weight; use a number above 0.")
-
-
-def solve(weight, scheme, prepared, options, layer):
-    return rtn.solve(options.factor * weight, scheme, None, NoOptions(), layer)
-
-
-def describe(options):
-    return [] if options.factor == 0.5 else [f"times {options.factor:g}"]
-
-
-SOLVER = Solver(name="halve", label="Halved", solve=solve, options=Options, describe=describe)
-'''
-METHOD = (
-    "# Weights are halved and rounded.\nsolver: halve\nfactor: 0.5   # multiplies every weight\n"
-)
-
-SUITE = '''
-"""The mean size of the weights of the model under test."""
-
-from __future__ import annotations
-
-from dataclasses import dataclass
-
-from harness.records.record import Metric
-from harness.report.columns import FigureColumn, SuiteTable
-from harness.suites.base import Suite, SuiteResult
-
-
-@dataclass
-class Config:
-    """scale  the figure is multiplied by it."""
-
-    scale: float = 1.0
-
-
-def run(context, config):
-    from quant import QuantLinear
-
-    layers = [m for m in context.model.modules() if isinstance(m, QuantLinear)]
-    weights = [m.dequantize() for m in layers] or list(context.model.parameters())
-    value = config.scale * sum(float(w.abs().mean()) for w in weights) / len(weights)
-    metric = Metric(
-        name="mean_size", task="weights", value=value, unit="1", n=len(weights), n_unit="layers"
-    )
-    return SuiteResult([metric])
-
-
-TABLE = SuiteTable(columns=(FigureColumn("mean_size", "size of weights", "mean"),))
-SUITE = Suite(name="toy", version=1, config=Config, run=run, table=TABLE)
-'''
-CHOICE = (
-    "# The mean size of weights.\ntoy:\n  module: toy\n  scale: 1.0   # multiplies the figure\n"
-)
+PAGE = Path(__file__).parents[2] / "docs" / "extending.md"
+# The files of a user's folder, as the page gives them.
+FILES = dict(re.findall(r"^`mine/([\w/.]+)`:\n\n```\w+\n(.*?)```", PAGE.read_text(), re.M | re.S))
+SOLVER, SUITE = FILES["halve.py"], FILES["toy.py"]
+CHOICE = FILES["suite/toy.yaml"]
 
 Run = Callable[..., int]
 
@@ -98,12 +30,7 @@ Run = Callable[..., int]
 def folder(tmp_path: Path) -> Path:
     """A user's folder, laid out like conf/, with the modules beside the YAML files."""
     root = tmp_path / "mine"
-    for name, text in {
-        "halve.py": SOLVER,
-        "method/halve.yaml": METHOD,
-        "toy.py": SUITE,
-        "suite/toy.yaml": CHOICE,
-    }.items():
+    for name, text in FILES.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text)
     return root

@@ -20,7 +20,8 @@ class Options:
 
     strength       0 leaves them as they are, 1 makes them all of one size.
     powers_of_two  scales are rounded to powers of two, so that the changed model computes the same
-                   bits in any dtype. False: the same within rounding.
+                   bits in any dtype (but for float16 under its smallest normal number, 6e-5, and
+                   norms that multiply by 1 + weight). False: the same within rounding.
     """
 
     strength: float = 0.5

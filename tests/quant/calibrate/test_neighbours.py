@@ -7,6 +7,11 @@ from torch import Tensor, nn
 from quant.calibrate.neighbours import Maker, find_neighbours
 
 
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
 class Block(nn.Module):
     """A norm, two layers that read it, and one more reader by choice."""
 

@@ -16,6 +16,11 @@ from quant.transforms.fold import fold
 WIDTH = 16
 
 
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
 @dataclass(frozen=True)
 class Rotation:
     """x' = x R for an orthogonal R."""
@@ -79,6 +84,8 @@ def test_a_scaling_goes_into_norms_and_linear_layers(make) -> None:
 def test_powers_of_two_move_no_bit(name: str, dtype: torch.dtype) -> None:
     module = uneven((NORMS | LINEARS)[name]()).to(dtype)
     x = torch.randn(2, 5, 12 if name == "Linear" else WIDTH).to(dtype)
+    if name != "Linear":  # float16 loses bits of numbers under 2^-14
+        x = x.sign() * x.abs().clamp(min=0.1)
     before, change = module(x), powers()
     assert fold(module, change, (x,), {})
     assert torch.equal(module(x).double(), change.inputs(before))

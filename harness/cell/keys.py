@@ -14,20 +14,19 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from harness.cell.choices import Choices
 from harness.data import protocols
 from harness.data.inputs import protocol_hash, without_folders
+from harness.models.model import Model
 from harness.records.hashes import digest
-from harness.records.record import SCHEMA_VERSION
+from harness.records.record import FULL_PRECISION, QUANTIZATION, SCHEMA_VERSION
 from harness.suites.base import Facts
 
-if TYPE_CHECKING:
-    from harness.cell.resolve import Choices
-    from harness.models.model import Model
-
+LOADED = "loaded"  # what tables call the method of a checkpoint that was quantized elsewhere
 # Of full precision: the fields of a scheme, for the record.
-FULL_PRECISION = {
+NO_SCHEME = {
     "bits": 16,
     "group_size": None,
     "symmetric": False,
@@ -60,17 +59,11 @@ def cell_keys(
     choices: Choices,
     model: Model,
     kernel: str,
-    quantization: str,
-    loaded: str,
     facts: Callable[[str], Facts],
 ) -> StageKeys:
-    """Keys of the cell and of its stages in order.
-
-    quantization  the name of the stage before the suites.
-    loaded        the method of a model that was quantized elsewhere.
-    """
+    """Keys of the cell and of its stages in order."""
     text = _calibration_inputs(choices)
-    semantic = _semantics(choices, model, loaded)
+    semantic = _semantics(choices, model)
     code = {part.module: found for part in choices.parts if (found := part.code_hash()) is not None}
     weights = {"cell": _content(semantic), "model": model.fingerprint, **text}
     cell = digest(weights | ({"code": code} if code else {}))
@@ -79,7 +72,7 @@ def cell_keys(
 
     def add(stage: str, version: int, suite: dict[str, Any], inputs: dict[str, str]) -> None:
         on = execution
-        if stage == quantization and not _solves_on_kernel(choices):
+        if stage == QUANTIZATION and not _solves_on_kernel(choices):
             on = {"device": execution["device"]}  # the same key whatever the suites run on
         keys.inputs[stage] = {"model": model.fingerprint, **text, **inputs}
         keys.stages[stage] = digest(
@@ -96,7 +89,7 @@ def cell_keys(
 
     if choices.quantizes:
         assert choices.solving is not None
-        add(quantization, choices.solving.solver.version, {}, {})
+        add(QUANTIZATION, choices.solving.solver.version, {}, {})
     for each in choices.suites:
         name = each.suite.name
         keys.suites[name] = each.suite.semantics(each.config)
@@ -109,13 +102,13 @@ def _solves_on_kernel(choices: Choices) -> bool:
     return choices.solving is not None and choices.solving.solver.uses_kernel
 
 
-def _semantics(choices: Choices, model: Model, loaded: str) -> dict[str, Any]:
+def _semantics(choices: Choices, model: Model) -> dict[str, Any]:
     """The part of the configuration that decides the weights under test."""
     scheme, calib = choices.scheme, choices.calibration
     semantic: dict[str, Any] = {
         "model": model.semantics(),
         "method": _method(choices),
-        "scheme": FULL_PRECISION if scheme is None else dataclasses.asdict(scheme),
+        "scheme": NO_SCHEME if scheme is None else dataclasses.asdict(scheme),
         "calib": None if calib is None else without_folders(dataclasses.asdict(calib)),
         "seed": choices.seed,
     }
@@ -128,14 +121,14 @@ def _semantics(choices: Choices, model: Model, loaded: str) -> dict[str, Any]:
             for each in choices.transforms
         }
     if model.checkpoint is not None:
-        semantic["method"] = {"name": loaded}
+        semantic["method"] = {"name": LOADED}
         semantic["checkpoint"] = model.checkpoint.semantics()
     return semantic
 
 
 def _method(choices: Choices) -> dict[str, Any]:
     if choices.solving is None:
-        return {"name": "none"}
+        return {"name": FULL_PRECISION}
     return {"name": choices.solving.solver.name, **dataclasses.asdict(choices.solving.options)}
 
 

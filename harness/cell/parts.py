@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from quant.transforms.base import Transform
 
 from harness.config.options import build_options
 from harness.errors import ConfigError
 from harness.suites.base import Suite
 from quant.parts import Part, PartError, find_part
 from quant.solvers.base import Solver
+from quant.transforms.base import Transform
 
 MODULE = "module"  # the key of a configuration that names the module of a part
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from harness.cell.resolve import QUANTIZATION, PendingCell, ResolvedCell
-from harness.records.record import CellIdentity, Record
+from harness.cell.cells import PendingCell, ResolvedCell
+from harness.records.record import QUANTIZATION, CellIdentity, Record
 
 DONE, FAILED, TO_RUN = "done", "failed before", "to run"
 

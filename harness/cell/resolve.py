@@ -8,158 +8,25 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cuda_ext.kernels import resolve_kernel
 from harness.cell import checks
-from harness.cell.keys import StageKeys, cell_keys
+from harness.cell.cells import PendingCell, ResolvedCell
+from harness.cell.choices import Choices
+from harness.cell.keys import cell_keys
 from harness.cell.parts import MODULE, Measuring, Solving, Transforming, build_part
 from harness.config.help import options_with
-from harness.config.schema import (
-    CalibConfig,
-    CellConfig,
-    RuntimeConfig,
-    SchemeConfig,
-    TrackerConfig,
-)
+from harness.config.schema import CellConfig, RuntimeConfig, SchemeConfig
 from harness.errors import ConfigError
-from harness.models.model import AbsentModel, Model, Place, StoredModel, find_model
-from harness.records.record import CellIdentity, Record
-from harness.records.store import Store
+from harness.models.model import AbsentModel, Model, find_model
 from harness.suites.base import Facts, Suite
-from quant.config import QuantizationConfig
-from quant.parts import Part
 from quant.scheme import Scheme, SchemeError
 from quant.solvers.base import Solver
 from quant.transforms.base import Transform
 
-QUANTIZATION = "quantization"  # the stage before the suites
 NOT_QUANTIZED = 16  # bits
-LOADED = "loaded"  # what tables call the method of a checkpoint that was quantized elsewhere
-
-
-@dataclass(frozen=True)
-class Choices:
-    """What a cell is made of, whether its model is here or not.
-
-    solving      None: the weights are measured as they are.
-    scheme       what is quantized to; None: full precision.
-    calibration  None when nothing that was chosen sees calibration text.
-    """
-
-    name: str
-    seed: int
-    solving: Solving | None
-    transforms: tuple[Transforming, ...]
-    scheme: Scheme | None
-    calibration: CalibConfig | None
-    suites: tuple[Measuring, ...]
-    runtime: RuntimeConfig
-    tracker: TrackerConfig
-    results: Path
-    data: str | None
-
-    @property
-    def parts(self) -> tuple[Part, ...]:
-        """The modules that the cell's parts are in."""
-        solving = () if self.solving is None else (self.solving,)
-        return tuple(chosen.part for chosen in (*solving, *self.transforms, *self.suites))
-
-    @property
-    def quantizes(self) -> bool:
-        """Whether the cell has the stage that solves layers; random codes need none."""
-        return self.solving is not None and self.solving.solver.reads_weights
-
-    @property
-    def stage_names(self) -> list[str]:
-        """The stages in order: the quantization, if there is one, and the suites."""
-        return [QUANTIZATION] * self.quantizes + [each.suite.name for each in self.suites]
-
-
-@dataclass(frozen=True)
-class PendingCell:
-    """A cell whose model is not on this machine yet: it can be planned, not run."""
-
-    choices: Choices
-    model: AbsentModel
-
-    @property
-    def identity(self) -> CellIdentity:
-        return _identity(self.choices, self.model)
-
-
-@dataclass(frozen=True)
-class ResolvedCell:
-    """A cell that can run: picklable, and complete.
-
-    kernel     that it runs on; "torch" for full precision.
-    expected   published full-precision perplexities by protocol.
-    """
-
-    choices: Choices
-    model: Model
-    kernel: str
-    keys: StageKeys
-    expected: Mapping[str, float]
-
-    @property
-    def identity(self) -> CellIdentity:
-        """The names of the cell in tables."""
-        return _identity(self.choices, self.model)
-
-    @property
-    def store(self) -> Store:
-        return Store(self.choices.results)
-
-    @property
-    def artifact(self) -> Path | None:
-        """Folder of the quantized model; None for a cell that is not quantized here."""
-        key = self.keys.stages.get(QUANTIZATION)
-        return None if key is None else self.store.artifact_path(self.identity, key)
-
-    @property
-    def quantized(self) -> bool:
-        """Whether what suites measure is quantized, here or elsewhere."""
-        return self.choices.solving is not None or self.model.checkpoint is not None
-
-    @property
-    def stored_model(self) -> StoredModel:
-        """The full-precision model that is quantized; only of a cell that quantizes."""
-        assert isinstance(self.model, StoredModel)
-        return self.model
-
-    @property
-    def place(self) -> Place:
-        """Where its models are loaded."""
-        runtime = self.choices.runtime
-        positions = max((each.positions for each in self.choices.suites), default=0)
-        # What "auto" was found to be is in the keys: a process must not find something else.
-        kernel = self.kernel if self.quantized else runtime.kernel
-        return Place(runtime.device, kernel, self.choices.seed, positions)
-
-    @property
-    def quantization(self) -> QuantizationConfig:
-        """How the model is quantized; only of a cell that is."""
-        solving, scheme = self.choices.solving, self.choices.scheme
-        assert solving is not None
-        assert scheme is not None
-        return QuantizationConfig(
-            solver=solving.solver,
-            scheme=scheme,
-            options=solving.options,
-            transforms=tuple((t.transform, t.options) for t in self.choices.transforms),
-            kernel=self.kernel,
-        )
-
-    def measuring(self, stage: str) -> Measuring:
-        """The suite of a stage."""
-        return next(each for each in self.choices.suites if each.suite.name == stage)
-
-    def find(self, stage: str) -> Record | None:
-        """The record of a stage, ok or failed, if there is one."""
-        return self.store.find(self.identity, self.keys.cell, stage, self.keys.stages[stage])
 
 
 def resolve(
@@ -185,7 +52,7 @@ def resolve(
     if isinstance(model, AbsentModel):
         return PendingCell(choices, model)
     kernel = _kernel(config.runtime, choices.solving is not None or model.checkpoint is not None)
-    keys = cell_keys(choices, model, kernel, QUANTIZATION, LOADED, facts)
+    keys = cell_keys(choices, model, kernel, facts)
     return ResolvedCell(choices, model, kernel, keys, dict(config.model.expected))
 
 
@@ -289,25 +156,3 @@ def _kernel(runtime: RuntimeConfig, quantized: bool) -> str:
     if not quantized:
         return "torch"
     return resolve_kernel(runtime.kernel, runtime.device)
-
-
-def _identity(choices: Choices, model: Model | AbsentModel) -> CellIdentity:
-    solving = choices.solving
-    if model.checkpoint is not None:
-        method, label, options = LOADED, LOADED, model.checkpoint.format
-    elif solving is None:
-        method, label, options = "none", "full prec.", ""
-    else:
-        method, label = solving.solver.name, solving.solver.label
-        said = [*solving.solver.describe(solving.options)]
-        said += [word for each in choices.transforms for word in each.words]
-        options = ", ".join(said)
-    return CellIdentity(
-        model=model.name,
-        method=method,
-        label=label,
-        options=options or None,
-        scheme="w16" if choices.scheme is None else choices.scheme.name,
-        calibration=None if choices.calibration is None else choices.calibration.name,
-        seed=choices.seed,
-    )

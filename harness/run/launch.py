@@ -10,11 +10,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness.cell.cells import PendingCell, ResolvedCell
 from harness.cell.plan import CellPlan, PendingPlan, plan_cell
-from harness.cell.resolve import QUANTIZATION, PendingCell, ResolvedCell, resolve
+from harness.cell.resolve import resolve
 from harness.config.schema import Cell, as_yaml
 from harness.errors import ModelError
-from harness.records.record import Record
+from harness.records.record import QUANTIZATION, Record
 from harness.records.store import cell_name, file_name, write_atomically
 from harness.run.sweep import Outcome, run_sweep
 from harness.run.tables import memory_table, plan_table

@@ -14,8 +14,9 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from harness.cell.cells import PendingCell
 from harness.cell.plan import CellPlan
-from harness.cell.resolve import PendingCell, resolve
+from harness.cell.resolve import resolve
 from harness.config.compose import CONFIG_NAME, into_mapping, session, to_cell
 from harness.config.errors import as_sentences
 from harness.config.schema import Cell

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from harness.cell.resolve import ResolvedCell
+from harness.cell.cells import ResolvedCell
 from harness.models.streaming import quantization_memory
 
 if TYPE_CHECKING:

@@ -23,9 +23,9 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
+from harness.cell.cells import ResolvedCell
 from harness.cell.plan import CellPlan, plan_cell
-from harness.cell.resolve import QUANTIZATION, ResolvedCell
-from harness.records.record import Failure
+from harness.records.record import QUANTIZATION, Failure
 from harness.run.events import Broken, Event, Failed, Finished, Listener, Planned, Resumed, Started
 from harness.run.recording import Timing, failed_record, now
 from quant.parts import Part

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from harness.cell.resolve import ResolvedCell
+from harness.cell.cells import ResolvedCell
 from harness.errors import StoreError
 from harness.records.environment import environment
 from harness.records.record import CellIdentity, Failure, LayerReport, Metric, Record

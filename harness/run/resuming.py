@@ -6,7 +6,7 @@ from collections.abc import Callable
 from itertools import accumulate
 from pathlib import Path
 
-from harness.cell.resolve import QUANTIZATION
+from harness.records.record import QUANTIZATION
 from harness.run.events import Listener, Resumed
 
 Progress = Callable[[int, int, str], None]

@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 
+from harness.cell.cells import ResolvedCell
 from harness.cell.parts import Measuring
 from harness.cell.plan import plan_cell
-from harness.cell.resolve import QUANTIZATION, ResolvedCell
 from harness.data import protocols
 from harness.errors import StoreError
 from harness.models.streaming import (
@@ -26,7 +26,7 @@ from harness.models.streaming import (
     open_source,
     refuse_whole_model,
 )
-from harness.records.record import Failure, LayerReport, Record
+from harness.records.record import QUANTIZATION, Failure, LayerReport, Record
 from harness.records.store import KEY_DIGITS, artifact_digest, disk_errors
 from harness.run.events import Advanced, Failed, Finished, Listener, Planned, Started
 from harness.run.memory import planned_memory

@@ -6,12 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.cell.resolve import QUANTIZATION, ResolvedCell
+from harness.cell.cells import ResolvedCell
 from harness.errors import StoreError
 from harness.models.checkpoints import bits_per_weight, load_packed, packed_shapes
 from harness.models.model import Model, RandomModel, StoredModel
 from harness.models.streaming import open_packed, open_source, streams
-from harness.records.record import Record
+from harness.records.record import QUANTIZATION, Record
 from harness.records.store import artifact_digest
 
 if TYPE_CHECKING:

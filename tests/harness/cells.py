@@ -1,7 +1,8 @@
 """From a configuration to a cell that can run, for the tests of this room."""
 
+from harness.cell.cells import ResolvedCell
 from harness.cell.plan import CellPlan, plan_cell
-from harness.cell.resolve import ResolvedCell, resolve
+from harness.cell.resolve import resolve
 from harness.config.schema import CellConfig
 
 

@@ -1,0 +1,122 @@
+"""Cells: one that can run, and one whose model is not on this machine yet."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.cell.choices import Choices
+from harness.cell.keys import LOADED, StageKeys
+from harness.cell.parts import Measuring
+from harness.models.model import AbsentModel, Model, Place, StoredModel
+from harness.records.record import FULL_PRECISION, QUANTIZATION, CellIdentity, Record
+from harness.records.store import Store
+from quant.config import QuantizationConfig
+
+
+@dataclass(frozen=True)
+class PendingCell:
+    """A cell whose model is not on this machine yet: it can be planned, not run."""
+
+    choices: Choices
+    model: AbsentModel
+
+    @property
+    def identity(self) -> CellIdentity:
+        return name_cell(self.choices, self.model)
+
+
+@dataclass(frozen=True)
+class ResolvedCell:
+    """A cell that can run: picklable, and complete.
+
+    kernel     that it runs on; "torch" for full precision.
+    expected   published full-precision perplexities by protocol.
+    """
+
+    choices: Choices
+    model: Model
+    kernel: str
+    keys: StageKeys
+    expected: Mapping[str, float]
+
+    @property
+    def identity(self) -> CellIdentity:
+        """The names of the cell in tables."""
+        return name_cell(self.choices, self.model)
+
+    @property
+    def store(self) -> Store:
+        return Store(self.choices.results)
+
+    @property
+    def artifact(self) -> Path | None:
+        """Folder of the quantized model; None for a cell that is not quantized here."""
+        key = self.keys.stages.get(QUANTIZATION)
+        return None if key is None else self.store.artifact_path(self.identity, key)
+
+    @property
+    def quantized(self) -> bool:
+        """Whether what suites measure is quantized, here or elsewhere."""
+        return self.choices.solving is not None or self.model.checkpoint is not None
+
+    @property
+    def stored_model(self) -> StoredModel:
+        """The full-precision model that is quantized; only of a cell that quantizes."""
+        assert isinstance(self.model, StoredModel)
+        return self.model
+
+    @property
+    def place(self) -> Place:
+        """Where its models are loaded."""
+        runtime = self.choices.runtime
+        positions = max((each.positions for each in self.choices.suites), default=0)
+        # What "auto" was found to be is in the keys: a process must not find something else.
+        kernel = self.kernel if self.quantized else runtime.kernel
+        return Place(runtime.device, kernel, self.choices.seed, positions)
+
+    @property
+    def quantization(self) -> QuantizationConfig:
+        """How the model is quantized; only of a cell that is."""
+        solving, scheme = self.choices.solving, self.choices.scheme
+        assert solving is not None
+        assert scheme is not None
+        return QuantizationConfig(
+            solver=solving.solver,
+            scheme=scheme,
+            options=solving.options,
+            transforms=tuple((t.transform, t.options) for t in self.choices.transforms),
+            kernel=self.kernel,
+        )
+
+    def measuring(self, stage: str) -> Measuring:
+        """The suite of a stage."""
+        return next(each for each in self.choices.suites if each.suite.name == stage)
+
+    def find(self, stage: str) -> Record | None:
+        """The record of a stage, ok or failed, if there is one."""
+        return self.store.find(self.identity, self.keys.cell, stage, self.keys.stages[stage])
+
+
+def name_cell(choices: Choices, model: Model | AbsentModel) -> CellIdentity:
+    """The names of a cell in tables."""
+    solving = choices.solving
+    if model.checkpoint is not None:
+        method, label, options = LOADED, LOADED, model.checkpoint.format
+    elif solving is None:
+        method, label, options = FULL_PRECISION, "full prec.", ""
+    else:
+        method, label = solving.solver.name, solving.solver.label
+        said = [*solving.solver.describe(solving.options)]
+        said += [word for each in choices.transforms for word in each.words]
+        options = ", ".join(said)
+    return CellIdentity(
+        model=model.name,
+        method=method,
+        label=label,
+        options=options or None,
+        scheme="w16" if choices.scheme is None else choices.scheme.name,
+        calibration=None if choices.calibration is None else choices.calibration.name,
+        seed=choices.seed,
+    )

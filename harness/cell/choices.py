@@ -1,0 +1,51 @@
+"""What a cell is made of: the parts that were chosen, with their options."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.cell.parts import Measuring, Solving, Transforming
+from harness.config.schema import RuntimeConfig, TrackerConfig
+from harness.data.config import CalibConfig
+from harness.records.record import QUANTIZATION
+from quant.parts import Part
+from quant.scheme import Scheme
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What a cell is made of, whether its model is here or not.
+
+    solving      None: the weights are measured as they are.
+    scheme       what is quantized to; None: full precision.
+    calibration  None when nothing that was chosen sees calibration text.
+    """
+
+    name: str
+    seed: int
+    solving: Solving | None
+    transforms: tuple[Transforming, ...]
+    scheme: Scheme | None
+    calibration: CalibConfig | None
+    suites: tuple[Measuring, ...]
+    runtime: RuntimeConfig
+    tracker: TrackerConfig
+    results: Path
+    data: str | None
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The modules that the cell's parts are in."""
+        solving = () if self.solving is None else (self.solving,)
+        return tuple(chosen.part for chosen in (*solving, *self.transforms, *self.suites))
+
+    @property
+    def quantizes(self) -> bool:
+        """Whether the cell has the stage that solves layers; random codes need none."""
+        return self.solving is not None and self.solving.solver.reads_weights
+
+    @property
+    def stage_names(self) -> list[str]:
+        """The stages in order: the quantization, if there is one, and the suites."""
+        return [QUANTIZATION] * self.quantizes + [each.suite.name for each in self.suites]

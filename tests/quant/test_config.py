@@ -130,6 +130,19 @@ def test_the_identity_is_json_and_changes_with_everything_that_decides() -> None
     assert len(others[-1].identity()["solver"]["code"]) == 64
 
 
+def find(*_: object) -> None:
+    """Levels of somebody else find grids here."""
+
+
+def test_levels_of_somebody_else_are_in_the_identity_with_their_code() -> None:
+    levels = replace(W4.kind, name="theirs", prefix="theirs", find=find)
+    config = QuantizationConfig(rtn.SOLVER, Scheme(4, 16, levels=levels))
+    scheme = json.loads(json.dumps(config.identity()))["scheme"]
+    assert (scheme["levels"], scheme["bits"], scheme["group_size"]) == ("theirs", 4, 16)
+    assert len(scheme["levels code"]) == 64
+    assert QuantizationConfig(rtn.SOLVER, W4).identity()["scheme"]["levels code"] is None
+
+
 def foreign(*_: object) -> None:
     """A solver's function that is not of quant: its file is part of the identity."""
 

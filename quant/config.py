@@ -70,7 +70,7 @@ class QuantizationConfig:
         """Everything that decides the result, as JSON: names, versions, options."""
         return {
             "solver": _identity(self.solver, self.solver.solve, self.options),
-            "scheme": dataclasses.asdict(self.scheme),
+            "scheme": _scheme(self.scheme),
             "transforms": [_identity(each, each.change, opts) for each, opts in self.transforms],
             "kernel": self.kernel,
             "batch_tokens": self.batch_tokens,
@@ -127,6 +127,12 @@ def _identity(
         "options": _plain(options),
         "code": _foreign_code(function),
     }
+
+
+def _scheme(scheme: Scheme) -> dict[str, Any]:
+    """The fields of a scheme; levels may be an object, and of somebody else."""
+    found = {field.name: getattr(scheme, field.name) for field in dataclasses.fields(scheme)}
+    return {**found, "levels": scheme.kind.name, "levels code": _foreign_code(scheme.kind.find)}
 
 
 def _foreign_code(function: Callable[..., Any]) -> str | None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
-from architectures import random_windows, tiny_model
+from architectures import tiny_model
 
 from quant.calibrate.stream import quantize_model
 from quant.config import QuantizationConfig
@@ -130,6 +130,19 @@ def test_the_identity_is_json_and_changes_with_everything_that_decides() -> None
     assert len(others[-1].identity()["solver"]["code"]) == 64
 
 
+def find(*_: object) -> None:
+    """Levels of somebody else find grids here."""
+
+
+def test_levels_of_somebody_else_are_in_the_identity_with_their_code() -> None:
+    levels = replace(W4.kind, name="theirs", prefix="theirs", find=find)
+    config = QuantizationConfig(rtn.SOLVER, Scheme(4, 16, levels=levels))
+    scheme = json.loads(json.dumps(config.identity()))["scheme"]
+    assert (scheme["levels"], scheme["bits"], scheme["group_size"]) == ("theirs", 4, 16)
+    assert len(scheme["levels code"]) == 64
+    assert QuantizationConfig(rtn.SOLVER, W4).identity()["scheme"]["levels code"] is None
+
+
 def foreign(*_: object) -> None:
     """A solver's function that is not of quant: its file is part of the identity."""
 
@@ -155,16 +168,14 @@ def test_equal_options_are_equal_however_they_were_written() -> None:
     assert hash(gptq.Options(damping_ladder=[0.1]))  # type: ignore[arg-type]
 
 
-def test_random_codes_read_no_weight_and_are_told_by_seed_and_name() -> None:
-    def codes(seed: int, windows: int = 0) -> torch.Tensor:
-        model = tiny_model("llama", seed=windows)
-        config = QuantizationConfig(random.SOLVER, Scheme(4, 16), random.Options(seed))
-        result = quantize_model(model, random_windows(windows), config)
+def test_random_codes_read_no_weight_and_are_told_by_the_name_of_the_layer() -> None:
+    def codes(weights: int) -> torch.Tensor:
+        model = tiny_model("llama", seed=weights)
+        result = quantize_model(model, [], QuantizationConfig(random.SOLVER, Scheme(4, 16)))
         assert {layer.method for layer in result.layers} == {"random"}
         first, second = (result.weights[f"model.layers.{i}.mlp.up_proj"] for i in (0, 1))
         assert not torch.equal(first.codes, second.codes)
         assert first.dequantize().var().item() == pytest.approx(1 / 32, rel=0.2)
         return first.codes
 
-    assert torch.equal(codes(0), codes(0, windows=1))
-    assert not torch.equal(codes(0), codes(1))
+    assert torch.equal(codes(0), codes(1))

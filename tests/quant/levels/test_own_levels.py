@@ -21,6 +21,7 @@ from quant.linear import QuantLinear, pack, packed_bytes, packed_shapes, unpack
 from quant.scales import round_scale
 from quant.scheme import Scheme
 from quant.solvers import rtn
+from quant.solvers.base import Layer
 from quant.solvers.gptq import Options
 from quant.weight import QuantizedWeight
 
@@ -201,7 +202,7 @@ def test_their_schemes_have_names_costs_and_checks():
 def test_levels_that_find_another_grid_than_they_declare_are_named():
     wrong = replace(FP4, tensors=(*FP4.tensors, GridTensor("zero", "block_zeros", code=True)))
     with pytest.raises(QuantizationError, match="fc1: levels=fp4 found a grid of scale, but decl"):
-        rtn.solve(layer()[0], Scheme(4, 16, levels=wrong), "fc1")
+        rtn.solve(layer()[0], Scheme(4, 16, levels=wrong), layer=Layer("fc1"))
 
 
 def test_a_prefix_that_makes_names_ambiguous_is_refused():

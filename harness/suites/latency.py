@@ -26,6 +26,11 @@ REFERENCE_KERNEL = (
     "reference kernel, plain PyTorch that unpacks every weight at every step: "
     "exact, but no measure of what packed kernels reach"
 )
+DEQUANTIZES = "dequantizes first"
+DEQUANTIZED = (
+    "weights are dequantized before every product, because the compiled kernels have no code for "
+    "these bits or groups"
+)
 # Notes of a timing that are shown elsewhere.
 NOT_CONDITIONS = ("kernel:", "decode mode:", "full-precision twin:")
 
@@ -96,6 +101,8 @@ def _how_decoded(row: Row, key: FigureKey, rows: Sequence[Row]) -> list[str]:
         said.append(f"decoded with {mode}")
     if figure.kernel == "reference":
         said.append(REFERENCE_KERNEL)
+    if figure.kernel is not None and DEQUANTIZES in figure.kernel:
+        said.append(DEQUANTIZED)
     return said
 
 

@@ -11,6 +11,7 @@ from harness.records.record import Metric
 from harness.suites.base import SuiteContext
 from harness.suites.memory import MemoryPeak
 from harness.suites.timing import conditions, paired_ratio, summarise
+from quant.linear import QuantLinear
 from quant.measure.decode import DYNAMIC, Decoder
 from quant.measure.roofline import (
     activation_bytes_per_token,
@@ -105,7 +106,9 @@ def all_metrics(
     metrics = []
     for name, subject in subjects.items():
         prefix = "" if name == "model" else "twin_"
-        kernel = context.kernel if context.quantized and name == "model" else "torch"
+        kernel = "torch"
+        if context.quantized and name == "model":
+            kernel = ways_of(subject.model) or context.kernel
         notes = shared | {"kernel": kernel}
         if name == "model" and why_no_twin:
             notes["full-precision twin"] = why_no_twin
@@ -114,7 +117,8 @@ def all_metrics(
         moved = token_bytes(subject, config, context.dtype)
         metrics += _roofline(prefix, task, subject, moved, bandwidth)
     if "twin" in subjects:
-        metrics += _speed_up(task, subjects, shared | {"kernel": context.kernel})
+        kernel = ways_of(subjects["model"].model) or context.kernel
+        metrics += _speed_up(task, subjects, shared | {"kernel": kernel})
     metrics.append(
         Metric(
             name="read_bandwidth",
@@ -131,6 +135,11 @@ def all_metrics(
     if peak.working_bytes is not None:
         metrics.append(_bytes("working_memory_bytes", task, peak.working_bytes, peak.notes))
     return metrics
+
+
+def ways_of(model: Any) -> str:
+    """How packed layers of a model are multiplied: "cpu", "cpu (dequantizes first)", or both."""
+    return ", ".join(sorted({m.way for m in model.modules() if isinstance(m, QuantLinear)}))
 
 
 def _speed(

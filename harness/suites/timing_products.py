@@ -100,6 +100,11 @@ class _Weights:
             self._packed = [first, *(self._pack(scheme, context.kernel) for _ in more)]
         self.reader = _reader(context.device)
 
+    @property
+    def way(self) -> str:
+        """How packed layers are multiplied: the kernel, and whether it dequantizes first."""
+        return self._packed[0].way
+
     def contenders(self, batch: int) -> list[Contender]:
         """Reading, the full-precision product and the packed one of `batch` rows."""
         x = torch.randn(
@@ -155,7 +160,7 @@ def _metrics(
     read = weights.reader.bytes / min(times["read"]) / 1e6
     yield _metric("read_bandwidth", task, read, "GB/s", len(times["read"]), shared, higher=True)
     for name in weights.bytes:
-        notes = shared | {"kernel": context.kernel if name == PACKED else "torch"}
+        notes = shared | {"kernel": weights.way if name == PACKED else "torch"}
         median, quantiles = summarise(times[name])
         rate = weights.moved(name, batch) / median / 1e6
         n = len(times[name])
@@ -163,7 +168,7 @@ def _metrics(
         yield _metric(f"{name}_gb_per_s", task, rate, "GB/s", n, notes, higher=True)
         yield _metric(f"{name}_share", task, rate / read, "fraction", n, notes, higher=True)
     if PACKED in weights.bytes:
-        notes = shared | {"kernel": context.kernel}
+        notes = shared | {"kernel": weights.way}
         ratio, quantiles = summarise(paired_ratio(times[FULL], times[PACKED]))
         n = len(times[FULL])
         yield _metric("packed_speedup", task, ratio, "ratio", n, notes, quantiles, higher=True)

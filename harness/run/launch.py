@@ -14,7 +14,6 @@ from harness.cell.cells import PendingCell, ResolvedCell
 from harness.cell.plan import CellPlan, PendingPlan, plan_cell
 from harness.cell.resolve import resolve
 from harness.config.schema import Cell, as_yaml
-from harness.errors import ModelError
 from harness.records.record import QUANTIZATION, Record
 from harness.records.store import cell_name, file_name, write_atomically
 from harness.run.sweep import Outcome, run_sweep
@@ -28,9 +27,24 @@ if TYPE_CHECKING:
 OK, FAILED, INTERRUPTED = 0, 1, 130
 
 
-def resolve_all(cells: Sequence[Cell], download: bool = False) -> list[ResolvedCell | PendingCell]:
-    """Every composed cell resolved; with download models of the hub are fetched first."""
-    return [resolve(cell.config, cell.folder, download) for cell in cells]
+def resolve_all(cells: Sequence[Cell]) -> list[ResolvedCell | PendingCell]:
+    """Every composed cell resolved; nothing is fetched."""
+    return [resolve(cell.config, cell.folder) for cell in cells]
+
+
+def fetch_all(cells: Sequence[Cell]) -> list[ResolvedCell]:
+    """Every composed cell resolved, models of the hub fetched.
+
+    What is wrong with any cell is said before the first model is fetched. ModelError for a model
+    that cannot be.
+    """
+    fetched = []
+    for cell, found in zip(cells, resolve_all(cells), strict=True):
+        if isinstance(found, PendingCell):
+            found = resolve(cell.config, cell.folder, download=True)
+        assert isinstance(found, ResolvedCell)
+        fetched.append(found)
+    return fetched
 
 
 def show_plan(cells: Sequence[ResolvedCell | PendingCell]) -> None:
@@ -72,7 +86,7 @@ def _show_memory(plans: Sequence[CellPlan], console: Console) -> None:
 
 def run(cells: Sequence[Cell], config_dir: Path | None = None) -> int:
     """Resolve, run what is to be run, then table, report and tracking; the exit status."""
-    plans = [plan_cell(cell) for cell in _present(resolve_all(cells, download=True))]
+    plans = [plan_cell(cell) for cell in fetch_all(cells)]
     choices = plans[0].cell.choices
     results, name = choices.results, choices.name
     diary = results / "runs" / f"{datetime.now():%Y%m%d-%H%M%S}-{file_name(name)}-{os.getpid()}"
@@ -99,17 +113,6 @@ def suites_of(plans: Sequence[CellPlan]) -> dict[str, Suite]:
     """The suites of all cells by their names, for the report."""
     chosen = (each for plan in plans for each in plan.cell.choices.suites)
     return {each.suite.name: each.suite for each in chosen}
-
-
-def _present(cells: Sequence[ResolvedCell | PendingCell]) -> list[ResolvedCell]:
-    """The same cells, all of which can run."""
-    absent = [cell.model.name for cell in cells if isinstance(cell, PendingCell)]
-    if absent:
-        raise ModelError(
-            f"model={absent[0]} could not be fetched: check the network, or use model=local "
-            "model.path=FOLDER."
-        )
-    return [cell for cell in cells if isinstance(cell, ResolvedCell)]
 
 
 def report(

@@ -52,7 +52,7 @@ from quant.calibrate.neighbours import Names
 from quant.calibrate.operators import calibration_products
 from quant.calibrate.sink import STAGE, BlockSink, Finished, Kept, WriteBehind
 from quant.calibrate.source import BlockSource, LoadedModel, each_block
-from quant.calibrate.transform import BlockTransformer, Changed
+from quant.calibrate.transform import BlockTransformer, Changed, require_changes
 from quant.calibrate.windows import Batch, check_windows, make_batches
 from quant.config import QuantizationConfig
 from quant.hessian import Hessian
@@ -169,6 +169,7 @@ def quantize_blocks(
         elif resumed < len(source.blocks):
             _calibrate(run, calibration)
         writer.settle()
+        require_changes(config.transforms, run.layers)
     return QuantizationResult({}, run.layers, meter.costs(), meter.host_peak_bytes, resumed)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,30 @@ class Changed:
 
 
 UNCHANGED = Changed()
+INTO = " into "  # between a transform and the module that took it in, in the notes of a layer
+
+
+class Noted(Protocol):
+    """A layer's result, as far as transforms go."""
+
+    @property
+    def transforms(self) -> list[str]: ...
+
+
+def require_changes(transforms: Sequence[tuple[Transform, Any]], layers: Sequence[Noted]) -> None:
+    """Raise QuantizationError for a transform that changed no layer of the whole model.
+
+    Its figures would be those without it, under its name.
+    """
+    notes = [note for layer in layers for note in layer.transforms]
+    for transform, _ in transforms:
+        mine = [note for note in notes if note.startswith(f"{transform.name} ")]
+        if not any(INTO in note for note in mine):
+            why = "; ".join(sorted({note.partition(": ")[2] for note in mine})) or "no layer ran"
+            raise QuantizationError(
+                f"transform {transform.name} changed no layer of this model ({why}): leave it out, "
+                "or use a model whose norms feed its layers alone."
+            )
 
 
 @dataclass(frozen=True)
@@ -92,7 +116,7 @@ class BlockTransformer:
                     set_weight_matrix(linears[name], change.weight(weight), layer)
                 matrix = change.hessian(matrix)
                 changes.append(change)
-                notes.append(f"{transform.name} into {maker.name}")
+                notes.append(f"{transform.name}{INTO}{maker.name}")
         return Changed(tuple(changes), notes)
 
     def _changeable(self, names: Names, maker: Maker) -> Maker | str:

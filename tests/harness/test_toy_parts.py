@@ -5,6 +5,7 @@ names the missing part, before anything is loaded.
 """
 
 import csv
+import os
 import re
 import subprocess
 import sys
@@ -99,6 +100,21 @@ def test_options_and_the_code_itself_are_in_the_key(run: Run, folder: Path, tmp_
         assert ("Halved times 0.25" in done.stdout) == bool(overrides)
     keys = {record.cell_key for record in load_records(tmp_path / "results")}
     assert len(keys) == 3
+
+
+def test_a_solver_of_an_installed_package(
+    run: Run, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "site" / "theirs" / "solvers"
+    package.mkdir(parents=True)
+    (folder / "halve.py").rename(package / "halve.py")
+    (folder / "method" / "halve.yaml").write_text("# Theirs.\nsolver: theirs.solvers.halve\n")
+    monkeypatch.setenv(
+        "PYTHONPATH", f"{tmp_path / 'site'}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    )
+    done = run("method=halve", "scheme=w8", "suite=[toy]", "method.factor=2")
+    assert done.returncode == 0, done.stderr
+    assert "Halved times 2" in done.stdout
 
 
 def test_a_spec_travels_to_the_process_of_its_cell_with_a_lambda_in_it(

@@ -81,6 +81,31 @@ def test_a_folder_of_the_user_adds_options(tmp_path: Path) -> None:
         compose_cells([], extra=tmp_path / "nowhere")
 
 
+@pytest.mark.parametrize(
+    ("name", "scheme"),
+    [
+        ("w4g64", Scheme(4, 64)),
+        ("w5", Scheme(5)),
+        ("w3g64_sym", Scheme(3, 64, symmetric=True)),
+        ("w2g32_mse", Scheme(2, 32, grid="mse")),
+        ("w4g128_bf16", Scheme(4, 128, scale_dtype="bfloat16")),
+        ("ternary_g16", Scheme(2, 16, levels="ternary")),
+    ],
+)
+def test_a_scheme_needs_no_file(name: str, scheme: Scheme, tmp_path: Path) -> None:
+    (cell,) = compose_cells([f"scheme={name}"])
+    assert make_scheme(cell.config.scheme) == scheme
+    swept = compose_cells([f"sweep=[{{scheme:[{name},w8]}}]"])
+    assert [make_scheme(each.config.scheme) for each in swept] == [scheme, Scheme(8)]
+    (tmp_path / "experiment").mkdir()
+    text = f"# @package _global_\ndefaults:\n  - override /scheme: {name}\n"
+    (tmp_path / "experiment" / "mine.yaml").write_text(text)
+    (chosen,) = compose_cells(["experiment=mine"], extra=tmp_path)
+    assert make_scheme(chosen.config.scheme) == scheme
+    (wider,) = compose_cells([f"scheme={name}", "scheme.group_size=48"])
+    assert wider.config.scheme.group_size == 48
+
+
 def test_results_are_absolute_and_below_the_working_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -203,19 +203,22 @@ def test_rounding_with_a_transform_is_calibrated_and_differs() -> None:
 
 
 def test_records_say_what_was_left_as_it_is() -> None:
-    result = quantize_model(
-        uneven_model("opt-350m"),
-        random_windows(3),
-        QuantizationConfig(gptq.SOLVER, W4G16, transforms=EQUALIZE),
-    )
+    config = QuantizationConfig(gptq.SOLVER, W4G16, transforms=EQUALIZE)
+    result = quantize_model(uneven_model("opt"), random_windows(3), config)
     said = {layer.name.split(".")[-1]: layer.transforms for layer in result.layers}
-    assert said["fc1"] == [
-        "equalize not applied: aten.add.Tensor also reads what self_attn_layer_norm makes"
-    ]
-    assert said["q_proj"] == ["equalize not applied: no module of the block makes its input"]
+    assert said["q_proj"] == ["equalize into self_attn_layer_norm"]
     assert said["fc2"] == [
         "equalize not applied: activation_fn, which makes its input, has no parameters"
     ]
+
+
+def test_a_transform_that_changes_no_layer_is_refused() -> None:
+    """The norms of OPT-350M feed the residual too: figures would be those without it."""
+    config = QuantizationConfig(gptq.SOLVER, W4G16, transforms=EQUALIZE)
+    with pytest.raises(QuantizationError, match="equalize changed no layer of this model") as said:
+        quantize_model(uneven_model("opt-350m"), random_windows(3), config)
+    assert "aten.add.Tensor also reads what self_attn_layer_norm makes" in str(said.value)
+    assert "no module of the block makes its input" in str(said.value)
 
 
 def test_shared_norms_and_layers_are_left_as_they_are() -> None:

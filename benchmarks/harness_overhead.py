@@ -191,7 +191,9 @@ def harness(checkouts: Sequence[Path] = (), runs: int = RUNS) -> None:
             for number in order:
                 for name, seconds in sites[number].measure().items():
                     found[number].setdefault(name, []).append(seconds)
-    print(f"median [fastest, slowest] of {runs} runs in ms", flush=True)
+    # Others' work beside it is in all of these figures: on a busy machine they say little.
+    load = f"load {os.getloadavg()[1]:.1f} on {os.cpu_count()} cores"
+    print(f"median [fastest, slowest] of {runs} runs in ms; {load}", flush=True)
     print("\n".join(table(found)), flush=True)
 
 

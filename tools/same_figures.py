@@ -71,7 +71,11 @@ class Place:
 
     def harness(self, *arguments: str) -> None:
         """Run a verb of the command line; SystemExit when it fails."""
-        environment = {"PYTHONPATH": str(self.checkout), "HF_HUB_OFFLINE": "1"}
+        environment = {
+            "PYTHONPATH": str(self.checkout),
+            "HF_HUB_OFFLINE": "1",
+            "GOMP_SPINCOUNT": "0",  # threads that spin while they wait starve a busy machine
+        }
         command = [sys.executable, "-m", "harness", *arguments]
         done = subprocess.run(
             command, cwd=self.checkout, env={**os.environ, **environment}, stdout=sys.stderr

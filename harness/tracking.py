@@ -11,11 +11,10 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.config.schema import CellConfig, TrackerConfig
+from harness.config.schema import TrackerConfig
 from harness.records.record import Metric, Record
 
 if TYPE_CHECKING:
@@ -46,7 +45,7 @@ class TrackingWarning(UserWarning):
 
 
 def log_cell(
-    config: CellConfig | Mapping[str, Any],
+    config: Mapping[str, Any],
     records: Sequence[Record],
     figures: Sequence[Path],
     settings: TrackerConfig,
@@ -55,7 +54,7 @@ def log_cell(
 ) -> Path | None:
     """Log the records of one cell as one run; the run's folder, or None when there is none.
 
-    config     the cell's resolved configuration.
+    config     what decides the cell's figures, as its records say it.
     figures    PNG files to log beside the tables.
     directory  the results folder: runs go to directory/wandb, and so do all of wandb's caches.
                A run is whole on disk after close().
@@ -131,7 +130,7 @@ def _check(settings: TrackerConfig, records: Sequence[Record]) -> None:
 
 
 def _log(
-    config: CellConfig | Mapping[str, Any],
+    config: Mapping[str, Any],
     records: Sequence[Record],
     figures: Sequence[Path],
     settings: TrackerConfig,
@@ -158,7 +157,7 @@ def _log(
             group=group,
             job_type="cell",
             tags=sorted({record.suite for record in records}),
-            config=_plain(config),
+            config=dict(config),
             mode="online" if online else "offline",
             settings=_quiet(directory.resolve()),
         ) as run:
@@ -209,15 +208,6 @@ def _result_row(record: Record, metric: Metric) -> list[Any]:
         quantiles.get("p10"),
         quantiles.get("p90"),
     ]
-
-
-def _plain(config: CellConfig | Mapping[str, Any]) -> dict[str, Any]:
-    """Ordinary dictionaries: wandb refuses OmegaConf's."""
-    if is_dataclass(config) and not isinstance(config, type):
-        return asdict(config)
-    if isinstance(config, Mapping):
-        return dict(config)
-    raise ValueError(f"a configuration is a CellConfig or a mapping, not {type(config).__name__}.")
 
 
 def _quiet(directory: Path) -> wandb.Settings:

@@ -10,6 +10,7 @@ import pytest
 
 from harness.config import kept
 from harness.config.compose import compose_cells
+from harness.config.schema import Cell
 from harness.errors import ConfigError
 
 
@@ -21,8 +22,8 @@ class Composer:
 
     def __call__(
         self, *overrides: str, multirun: bool = False, extra: Path | None = None
-    ) -> list[kept.Composed]:
-        def compose() -> list[kept.Composed]:
+    ) -> list[Cell]:
+        def compose() -> list[Cell]:
             self.composed += 1
             return direct(overrides, multirun, extra)
 
@@ -31,8 +32,8 @@ class Composer:
 
 def direct(
     overrides: Sequence[str], multirun: bool = False, extra: Path | None = None
-) -> list[kept.Composed]:
-    return [(cell.config, cell.overrides) for cell in compose_cells(overrides, multirun, extra)]
+) -> list[Cell]:
+    return compose_cells(overrides, multirun, extra)
 
 
 @pytest.fixture(autouse=True)
@@ -87,7 +88,7 @@ def test_everything_that_decides_the_cells_is_in_the_key(
     composer("method=rtn")
     assert composer.composed == 6
     monkeypatch.chdir(tmp_path)
-    assert composer("method=rtn")[0][0].paths.results == str(tmp_path / "results")
+    assert composer("method=rtn")[0].config.paths.results == str(tmp_path / "results")
     assert composer.composed == 7
     monkeypatch.setattr(kept, "version", lambda name: f"{name} 99")
     composer("method=rtn")
@@ -99,9 +100,9 @@ def test_everything_that_decides_the_cells_is_in_the_key(
 
 def test_a_change_of_the_folder_shows(extra: Path) -> None:
     composer = Composer()
-    assert composer("scheme=mine", extra=extra)[0][0].scheme.bits == 8
+    assert composer("scheme=mine", extra=extra)[0].config.scheme.bits == 8
     (extra / "scheme" / "mine.yaml").write_text("bits: 3\n")
-    assert composer("scheme=mine", extra=extra)[0][0].scheme.bits == 3
+    assert composer("scheme=mine", extra=extra)[0].config.scheme.bits == 3
     (extra / "scheme" / "mine.yaml").unlink()
     with pytest.raises(ConfigError, match="mine"):
         composer("scheme=mine", extra=extra)
@@ -114,11 +115,11 @@ def test_what_lies_elsewhere_is_composed_every_time(
     composer = Composer()
     for seed in ("3", "4"):
         monkeypatch.setenv("SEED_OF_MINE", seed)
-        assert composer("seed=${oc.env:SEED_OF_MINE}")[0][0].seed == int(seed)
+        assert composer("seed=${oc.env:SEED_OF_MINE}")[0].config.seed == int(seed)
     (extra / "scheme" / "other.yaml").write_text("bits: ${oc.decode:${oc.env:SEED_OF_MINE}}\n")
     for bits in ("2", "3"):
         monkeypatch.setenv("SEED_OF_MINE", bits)
-        assert composer("scheme=other", extra=extra)[0][0].scheme.bits == int(bits)
+        assert composer("scheme=other", extra=extra)[0].config.scheme.bits == int(bits)
     composer(f"hydra.searchpath=[file://{extra}]", "scheme=mine")
     assert composer.composed == 5
     assert not cache.exists()

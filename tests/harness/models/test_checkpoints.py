@@ -63,11 +63,12 @@ def test_a_checkpoint_measures_as_the_cell_that_made_it(
     figures = {}
     for format, folder in checkpoints.items():
         record = measure(loaded_cell(tiny_cell, folder))
-        assert (record.cell.method, record.cell.scheme) == ("loaded", "w4g16_sym")
+        # compressed-tensors stores the scales in the type of the model, float32.
+        wide = format == "compressed-tensors"
+        assert (record.cell.method, record.cell.scheme) == ("loaded", "w4g16_sym" + "_fp32" * wide)
         assert record.environment["kernel"] == made.environment["kernel"] != "torch"
         figures[format] = [(m.name, m.value) for m in record.metrics]
-        # compressed-tensors stores the scales in the type of the model, float32.
-        stored = 4 + (36 if format == "compressed-tensors" else 20) / 16
+        stored = 4 + (36 if wide else 20) / 16
         assert record.cell.bits_per_weight == pytest.approx(stored)
     assert set(map(str, figures.values())) == {str([(m.name, m.value) for m in made.metrics])}
 
@@ -174,7 +175,9 @@ def test_nothing_is_quantized_twice(
     tiny_cell: Make, checkpoints: dict[str, Path], method: str
 ) -> None:
     config = tiny_cell(f"model.path={checkpoints['compressed-tensors']}", f"method={method}")
-    message = r"model=tiny is quantized already \(w4g16_sym, compressed-tensors, producer bitsweep"
+    message = (
+        r"model=tiny is quantized already \(w4g16_sym_fp32, compressed-tensors, producer bitsweep"
+    )
     with pytest.raises(ConfigError, match=rf"{message}.*use method=none scheme=w16"):
         cell_of(config)
 

@@ -253,14 +253,14 @@ def test_what_is_known_of_a_model_is_found_once(
     tiny_cell: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("BITSWEEP_CACHE", str(tmp_path / "cache"))
-    config = tiny_cell("method=gptq", "scheme=w3")
+    model = cell_of(tiny_cell("method=gptq", "scheme=w3")).model
     found = []
     for _ in range(2):
         streaming._facts_of.cache_clear()  # as in a new process
-        found.append(streaming.measured_shape(config, None))
+        found.append(streaming.measured_shape(model, None))
         monkeypatch.setattr(streaming, "_find_facts", lambda *_: pytest.fail("found again"))
     assert found[0] == found[1]
     # The context of the model is in what is kept, by whatever name its config has it.
-    own = json.loads((Path(str(config.model.path)) / "config.json").read_text())
+    own = json.loads((Path(str(model.folder)) / "config.json").read_text())
     assert protocols.context_length(found[1][1]) == own["max_position_embeddings"]
     streaming._facts_of.cache_clear()

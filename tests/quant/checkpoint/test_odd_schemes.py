@@ -39,8 +39,14 @@ def test_an_artifact_holds_them(
     assert all(same(layers[layer].quantized_weight(), weights[layer]) for layer in weights)
 
 
-@pytest.mark.parametrize("format", ["gptq-v1", "gptq-v2"])
-@pytest.mark.parametrize("scheme", [Scheme(4, group_size=32), Scheme(6, group_size=8)])
+@pytest.mark.parametrize(
+    ("scheme", "format"),
+    [
+        (Scheme(4, group_size=32), "gptq-v1"),
+        (Scheme(4, group_size=32), "gptq-v2"),
+        (Scheme(6, group_size=8), "gptq-v2"),
+    ],
+)
 def test_gptq_holds_them(tmp_path: Path, format: str, scheme: Scheme) -> None:
     model, weights = quantized("llama", scheme)
     for weight in weights.values():

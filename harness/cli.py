@@ -143,7 +143,8 @@ def _cells(request: Request) -> list[Cell] | None:
     if request.help is not None:
         from harness.config.help import group_help, run_help
 
-        print(group_help(request.help) if request.help else run_help(), end="")
+        extra = request.config_dir
+        print(group_help(request.help, extra) if request.help else run_help(extra), end="")
         return None
     from harness.config.kept import kept_cells
     from harness.config.schema import as_yaml

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import inspect
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,6 +138,10 @@ def _scheme(scheme: Scheme) -> dict[str, Any]:
 
 def _foreign_code(function: Callable[..., Any]) -> str | None:
     """sha256 of the file that a part from elsewhere lies in; None for ours (see code_hash)."""
-    if function.__module__.partition(".")[0] == __name__.partition(".")[0]:
+    plain = inspect.unwrap(function)
+    name = getattr(plain, "__module__", "") or type(plain).__module__
+    module = sys.modules.get(name)
+    file = getattr(module, "__file__", None)
+    if file is None or name.partition(".")[0] == __name__.partition(".")[0]:
         return None
-    return hashlib.sha256(Path(inspect.getfile(function)).read_bytes()).hexdigest()
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest()

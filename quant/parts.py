@@ -33,76 +33,93 @@ class Part:
 
     module  dotted name, as the configuration gives it.
     file    where the module lies in a user's folder; None for an installed one.
+    sha256  of its source when it was found; None for a module of ours, whose spec has a version.
     """
 
     module: str
     file: Path | None = None
+    sha256: str | None = None
 
     @property
     def import_name(self) -> str:
-        """The name of the module in sys.modules."""
-        return self.module if self.file is None else _PREFIX + self.module.replace(".", "_")
+        """The name of the module in sys.modules; its own for every file and content."""
+        if self.file is None:
+            return self.module
+        return _PREFIX + hashlib.sha256(f"{self.file} {self.sha256}".encode()).hexdigest()[:16]
+
+    @property
+    def where(self) -> str:
+        """The module as messages name it."""
+        return self.module if self.file is None else str(self.file)
 
     def load(self, attribute: str, kind: type[Spec]) -> Spec:
         """The spec in `attribute` of the module; PartError unless it is there and a `kind`."""
-        module = self.import_module()
-        where = self.module if self.file is None else str(self.file)
-        spec = getattr(module, attribute, None)
+        spec = getattr(self.import_module(), attribute, None)
         if spec is None:
             raise PartError(
-                f"{where} does not end in a spec: it has no {attribute}; add "
+                f"{self.where} does not end in a spec: it has no {attribute}; add "
                 f"{attribute} = {kind.__name__}(...) at its end."
             )
         if not isinstance(spec, kind):
             raise PartError(
-                f"{where}: {attribute} is a {type(spec).__name__}, not a {kind.__name__}; make it "
-                f"with {kind.__module__}.{kind.__name__}(...)."
+                f"{self.where}: {attribute} is a {type(spec).__name__}, not a {kind.__name__}; "
+                f"make it with {kind.__module__}.{kind.__name__}(...)."
             )
         return spec
 
     def import_module(self) -> ModuleType:
-        """Import the module; PartError, with the cause, when that fails."""
+        """Import the module as it was found; PartError, with the cause, when that fails.
+
+        A source that has changed since is refused: its figures would bear the key of the old one.
+        """
         if self.import_name in sys.modules:
             return sys.modules[self.import_name]
+        source = _source(self.module) if self.file is None else self.file
+        try:
+            content = b"" if self.sha256 is None or source is None else source.read_bytes()
+        except OSError as error:
+            raise PartError(f"{self.where} cannot be read ({error}); put it back.") from error
+        if self.sha256 is not None and hashlib.sha256(content).hexdigest() != self.sha256:
+            raise PartError(
+                f"{self.where} was changed after the run was planned, and figures of the new code "
+                "would be kept under the old: run the same command again."
+            )
         try:
             if self.file is None:
                 return importlib.import_module(self.module)
-            return _import_file(self.import_name, self.file)
-        except Exception as error:
-            where = self.module if self.file is None else str(self.file)
+            return _execute(self.import_name, self.file, content)
+        except (Exception, SystemExit) as error:
+            text = " ".join(str(error).split())
             raise PartError(
-                f"{where} cannot be imported ({type(error).__name__}: {error}); correct the module "
-                "or the name under which the configuration asks for it."
+                f"{self.where} cannot be imported ({type(error).__name__}: {text}); correct the "
+                "module or the name under which the configuration asks for it."
             ) from error
-
-    def code_hash(self) -> str | None:
-        """sha256 of the module's source; None for our own, whose specs bear version numbers."""
-        if self.file is None and self.module.partition(".")[0] in OWN_PACKAGES:
-            return None
-        file = self.file or _source(self.module)
-        return None if file is None else hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def find_part(module: str, folders: Sequence[Path] = ()) -> Part:
     """The part that a configuration names: a file in one of the folders, or an installed module.
 
-    PartError when there is neither. Nothing but the packages above the module is imported.
+    Names of our own packages are never looked for in folders. PartError when there is neither.
+    Nothing but the packages above the module is imported.
     """
     if not all(piece.isidentifier() for piece in module.split(".")):
         raise PartError(
             f"{module!r} is not the name of a module; write it with dots, as in quant.solvers.gptq."
         )
+    ours = module.partition(".")[0] in OWN_PACKAGES
     relative = Path(*module.split(".")).with_suffix(".py")
-    for folder in folders:
+    for folder in () if ours else folders:
         if (folder / relative).is_file():
-            return Part(module, (folder / relative).absolute())
-    if _source(module) is None:
-        places = "".join(f", nor is {folder / relative} a file" for folder in folders)
+            file = (folder / relative).absolute()
+            return Part(module, file, hashlib.sha256(file.read_bytes()).hexdigest())
+    source = _source(module)
+    if source is None:
+        places = "" if ours else "".join(f", nor is {each / relative} a file" for each in folders)
         raise PartError(
             f"there is no module {module}{places}; correct the name, install its package, or put "
             "the file into the folder that --config-dir names."
         )
-    return Part(module)
+    return Part(module, None, None if ours else hashlib.sha256(source.read_bytes()).hexdigest())
 
 
 def _source(module: str) -> Path | None:
@@ -111,17 +128,22 @@ def _source(module: str) -> Path | None:
         found = importlib.util.find_spec(module)
     except (ImportError, ValueError):
         return None
-    return None if found is None or found.origin is None else Path(found.origin)
+    except (Exception, SystemExit) as error:  # what a package above it does when it is imported
+        text = " ".join(str(error).split())
+        raise PartError(
+            f"the package of {module} cannot be imported ({type(error).__name__}: {text}); "
+            "correct it."
+        ) from error
+    return None if found is None or not found.has_location else Path(str(found.origin))
 
 
-def _import_file(name: str, file: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
+def _execute(name: str, file: Path, content: bytes) -> ModuleType:
+    """A module made of exactly this content: no bytecode of another version is taken for it."""
+    module = ModuleType(name)
+    module.__file__ = str(file)
     sys.modules[name] = module
     try:
-        spec.loader.exec_module(module)
+        exec(compile(content, str(file), "exec"), module.__dict__)
     except BaseException:
         del sys.modules[name]
         raise

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.cell.choices import Choices
-from harness.cell.keys import LOADED, StageKeys
+from harness.cell.keys import StageKeys
 from harness.cell.parts import Measuring
 from harness.models.model import AbsentModel, Model, Place, StoredModel
-from harness.records.record import FULL_PRECISION, QUANTIZATION, CellIdentity, Record
+from harness.records.record import FULL_PRECISION, LOADED, QUANTIZATION, CellIdentity, Record
 from harness.records.store import Store
 from quant.config import QuantizationConfig
+from quant.solvers.base import words_of
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ def name_cell(choices: Choices, model: Model | AbsentModel) -> CellIdentity:
         method, label, options = FULL_PRECISION, "full prec.", ""
     else:
         method, label = solving.solver.name, solving.solver.label
-        said = [*solving.solver.describe(solving.options)]
+        said = words_of(solving.solver, solving.options)
         said += [word for each in choices.transforms for word in each.words]
         options = ", ".join(said)
     return CellIdentity(

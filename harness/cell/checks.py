@@ -129,14 +129,18 @@ def suites(chosen: Sequence[Measuring]) -> None:
         )
 
 
-def calibration(calib: CalibConfig, solving: Solving | None, data: str | None) -> None:
+def calibration(
+    calib: CalibConfig, solving: Solving | None, chosen: Sequence[Transforming], data: str | None
+) -> None:
     """The text that a solver or transform sees."""
     if calib.protocol == "none" or calib.sequences < 1:
-        name = "none" if solving is None else solving.solver.name
+        name = "" if solving is None else f"method={solving.solver.name}"
+        if solving is not None and not solving.solver.needs_calibration:
+            name = f"transform=[{','.join(each.transform.name for each in chosen)}]"
         raise ConfigError(
-            f"method={name} needs calibration text, but calib.name={calib.name} with "
+            f"{name} needs calibration text, but calib.name={calib.name} with "
             f"calib.sequences={calib.sequences} has none: use calib=embedded or calib=c4, "
-            "or method=rtn, which needs none."
+            "or method=rtn without a transform, which needs none."
         )
     if calib.length is not None and calib.length < 2:
         raise ConfigError(

@@ -19,6 +19,7 @@ class Choices:
 
     solving      None: the weights are measured as they are.
     scheme       what is quantized to; None: full precision.
+    levels       the module of the scheme's levels, if it is not one of ours.
     calibration  None when nothing that was chosen sees calibration text.
     """
 
@@ -27,6 +28,7 @@ class Choices:
     solving: Solving | None
     transforms: tuple[Transforming, ...]
     scheme: Scheme | None
+    levels: Part | None
     calibration: CalibConfig | None
     suites: tuple[Measuring, ...]
     runtime: RuntimeConfig
@@ -35,10 +37,16 @@ class Choices:
     data: str | None
 
     @property
-    def parts(self) -> tuple[Part, ...]:
-        """The modules that the cell's parts are in."""
+    def weight_parts(self) -> tuple[Part, ...]:
+        """The modules that decide the weights under test: solver, transforms, kind of levels."""
         solving = () if self.solving is None else (self.solving,)
-        return tuple(chosen.part for chosen in (*solving, *self.transforms, *self.suites))
+        levels = () if self.levels is None else (self.levels,)
+        return (*(chosen.part for chosen in (*solving, *self.transforms)), *levels)
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """All modules that the cell's parts are in."""
+        return (*self.weight_parts, *(chosen.part for chosen in self.suites))
 
     @property
     def quantizes(self) -> bool:

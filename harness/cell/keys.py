@@ -21,10 +21,9 @@ from harness.data import protocols
 from harness.data.inputs import protocol_hash, without_folders
 from harness.models.model import Model
 from harness.records.hashes import digest
-from harness.records.record import FULL_PRECISION, QUANTIZATION, SCHEMA_VERSION
+from harness.records.record import FULL_PRECISION, LOADED, QUANTIZATION, SCHEMA_VERSION
 from harness.suites.base import Facts
 
-LOADED = "loaded"  # what tables call the method of a checkpoint that was quantized elsewhere
 # Of full precision: the fields of a scheme, for the record.
 NO_SCHEME = {
     "bits": 16,
@@ -64,9 +63,10 @@ def cell_keys(
     """Keys of the cell and of its stages in order."""
     text = _calibration_inputs(choices)
     semantic = _semantics(choices, model)
-    code = {part.module: found for part in choices.parts if (found := part.code_hash()) is not None}
-    weights = {"cell": _content(semantic), "model": model.fingerprint, **text}
-    cell = digest(weights | ({"code": code} if code else {}))
+    code = {part.module: part.sha256 for part in choices.weight_parts if part.sha256 is not None}
+    if code:
+        semantic["code"] = code
+    cell = digest({"cell": _content(semantic), "model": model.fingerprint, **text})
     execution = {"device": choices.runtime.device, "kernel": kernel}
     keys = StageKeys(cell, {}, semantic, {}, {})
 
@@ -94,6 +94,8 @@ def cell_keys(
         name = each.suite.name
         keys.suites[name] = each.suite.semantics(each.config)
         inputs = each.suite.inputs(each.config, facts(f"suite.{name}"))
+        if each.part.sha256 is not None:
+            inputs = {**inputs, "code": each.part.sha256}
         add(name, each.suite.version, keys.suites[name], inputs)
     return keys
 
@@ -113,13 +115,14 @@ def _semantics(choices: Choices, model: Model) -> dict[str, Any]:
         "seed": choices.seed,
     }
     if choices.transforms:
-        semantic["transform"] = {
-            each.transform.name: {
+        semantic["transform"] = [  # in their order, which matters
+            {
+                "name": each.transform.name,
                 "version": each.transform.version,
                 **dataclasses.asdict(each.options),
             }
             for each in choices.transforms
-        }
+        ]
     if model.checkpoint is not None:
         semantic["method"] = {"name": LOADED}
         semantic["checkpoint"] = model.checkpoint.semantics()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +13,10 @@ import yaml
 
 from harness.config.options import build_options
 from harness.errors import ConfigError
+from harness.records.record import FULL_PRECISION, LOADED, QUANTIZATION
 from harness.suites.base import Suite
 from quant.parts import Part, PartError, find_part
-from quant.solvers.base import Solver
+from quant.solvers.base import Solver, words_of
 from quant.transforms.base import Transform
 
 MODULE = "module"  # the key of a configuration that names the module of a part
@@ -48,7 +50,7 @@ class Transforming:
     @property
     def words(self) -> list[str]:
         """How tables name it: its label and the options that are not the usual ones."""
-        return [self.transform.label, *self.transform.describe(self.options)]
+        return [self.transform.label, *words_of(self.transform, self.options)]
 
 
 @dataclass(frozen=True)
@@ -68,15 +70,32 @@ class Measuring:
         return self.suite.positions(self.config)
 
 
+def _require_own_name(key: str, part: Part, name: str, package: str) -> None:
+    """Refuse a part of somebody else under a name of ours: its figures would stand as ours."""
+    if part.sha256 is None:
+        return
+    ours = importlib.util.find_spec(f"{package}.{name}") is not None
+    if ours or name in (FULL_PRECISION, LOADED, QUANTIZATION):
+        raise ConfigError(
+            f"{key}: {part.where} calls itself {name}, which is the name of a part of Bitsweep: "
+            "call it otherwise, because records and tables are kept under that name."
+        )
+
+
 def suites_in(folder: Path | None) -> dict[str, Suite]:
     """The suites that a user's folder, laid out like conf/, names in its YAML files, by name."""
     found: dict[str, Suite] = {}
-    for file in sorted(folder.glob("suite/*.yaml")) if folder is not None else ():
-        content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-        for name, given in content.items():
+    if folder is not None and not folder.is_dir():
+        raise ConfigError(f"--config-dir {folder} is not a folder: give one laid out like conf/.")
+    for file in sorted(folder.glob("suite/**/*.yaml")) if folder is not None else ():
+        try:
+            content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, OSError) as error:
+            raise ConfigError(f"{file} cannot be read ({' '.join(str(error).split())}).") from error
+        for name, given in content.items() if isinstance(content, dict) else ():
             if isinstance(given, dict) and MODULE in given:
                 try:
-                    part = find_part(str(given[MODULE]), [file.parents[1]])
+                    part = find_part(str(given[MODULE]), [folder] if folder is not None else [])
                     found[name] = part.load("SUITE", Suite)
                 except PartError as error:
                     raise ConfigError(f"{file}: {error}") from error
@@ -105,9 +124,21 @@ def build_part(
         spec: Any = part.load(attribute, kind)
     except PartError as error:
         raise ConfigError(f"{key}: {error}") from error
+    _require_own_name(key, part, spec.name, kind.__module__.rpartition(".")[0])
     named = {name: value for name, value in given.items() if name != MODULE}
     options: type = spec.config if isinstance(spec, Suite) else spec.options
     known = {field.name for field in dataclasses.fields(options)}
+    if taken := known & {MODULE, "solver"}:
+        raise ConfigError(
+            f"{key}: {part.where} has an option called {min(taken)}, which names modules in "
+            "configurations: call it otherwise."
+        )
     unknown = [name for name in named if name not in known]
     elsewhere = others(unknown[0]) if unknown else ()
-    return part, build_options(options, named, key, str(module), elsewhere)
+    built = build_options(options, named, key, str(module), elsewhere)
+    if not isinstance(spec, Suite):
+        try:
+            words_of(spec, built)
+        except Exception as error:
+            raise ConfigError(f"{key}: {part.where} cannot name its options ({error}).") from error
+    return part, built

@@ -22,6 +22,7 @@ from harness.config.schema import CellConfig, RuntimeConfig, SchemeConfig
 from harness.errors import ConfigError
 from harness.models.model import AbsentModel, Model, find_model
 from harness.suites.base import Facts, Suite
+from quant.parts import Part, PartError, find_part
 from quant.scheme import Scheme, SchemeError
 from quant.solvers.base import Solver
 from quant.transforms.base import Transform
@@ -47,7 +48,9 @@ def resolve(
     for each in choices.suites:
         each.suite.check(each.config, facts(f"suite.{each.suite.name}"))
     if choices.calibration is not None:
-        checks.calibration(choices.calibration, choices.solving, config.paths.data)
+        checks.calibration(
+            choices.calibration, choices.solving, choices.transforms, config.paths.data
+        )
     checks.runtime(config, choices.suites)
     if isinstance(model, AbsentModel):
         return PendingCell(choices, model)
@@ -74,10 +77,13 @@ def make_scheme(config: SchemeConfig) -> Scheme | None:
 def _choices(config: CellConfig, model: Model | AbsentModel, folder: Path | None) -> Choices:
     solving = _solving(config.method, folder)
     transforms = tuple(
-        Transforming(*build_part(f"transform.{name}", given, "TRANSFORM", Transform, folder))
+        Transforming(*_selected("transform", name, given, "TRANSFORM", Transform, folder))
         for name, given in config.transform.items()
     )
-    measuring = [_measuring(name, given, folder) for name, given in config.suite.items()]
+    measuring = [
+        Measuring(*_selected("suite", name, given, "SUITE", Suite, folder))
+        for name, given in config.suite.items()
+    ]
     # Suites that are timed come last: whoever waits for a figure wants accuracy first.
     measuring.sort(key=lambda each: each.suite.timing)
     scheme = make_scheme(config.scheme)
@@ -90,6 +96,7 @@ def _choices(config: CellConfig, model: Model | AbsentModel, folder: Path | None
         solving=solving,
         transforms=transforms,
         scheme=scheme if model.checkpoint is None else model.checkpoint.scheme,
+        levels=_levels(config.scheme.levels),
         calibration=config.calib if sees_text else None,
         suites=tuple(measuring),
         runtime=config.runtime,
@@ -112,6 +119,11 @@ def _solving(method: Mapping[str, Any], folder: Path | None) -> Solving | None:
                 f"(full precision): leave it out, or use {_methods_with(key, folder)}."
             )
         return None
+    if MODULE in method:
+        raise ConfigError(
+            f"method.{MODULE}={method[MODULE]} is not a key of a method: its module is named by "
+            "method.solver."
+        )
     given = {MODULE if key == "solver" else key: value for key, value in method.items()}
     others = lambda key: options_with("method", key, folder)  # noqa: E731
     return Solving(*build_part("method", given, "SOLVER", Solver, folder, others))
@@ -121,20 +133,40 @@ def _methods_with(key: str, folder: Path | None) -> str:
     return " or ".join(options_with("method", key, folder)) or "a method that has it"
 
 
-def _measuring(name: str, given: Mapping[str, Any], folder: Path | None) -> Measuring:
+def _selected(
+    group: str, name: str, given: Any, attribute: str, kind: type, folder: Path | None
+) -> tuple[Part, Any]:
+    """One of several parts of a group: its key is the name of its spec."""
+    key = f"{group}.{name}"
+    if not isinstance(given, Mapping):
+        raise ConfigError(
+            f"{key}={given} names no module: a file of conf/{group} holds {name} with `module` and "
+            "the options below it."
+        )
     if MODULE not in given:
-        keys = ", ".join(f"suite.{name}.{key}" for key in given)
+        keys = ", ".join(f"{key}.{each}" for each in given)
         raise ConfigError(
-            f"{keys or f'suite.{name}'} is set, but suite {name} is not selected: add it to "
-            "suite=[...], or leave the key out."
+            f"{keys or key} cannot be set, because {group} {name} is not selected: add it to "
+            f"{group}=[...], or leave the key out."
         )
-    found = Measuring(*build_part(f"suite.{name}", given, "SUITE", Suite, folder))
-    if found.suite.name != name:
+    part, options = build_part(key, given, attribute, kind, folder)
+    spec: Any = part.load(attribute, kind)
+    if spec.name != name:
         raise ConfigError(
-            f"suite.{name} names the module {found.part.module}, whose suite is called "
-            f"{found.suite.name}: rename one of the two, because records are kept under that name."
+            f"{key} names the module {part.module}, whose {group} is called {spec.name}: rename "
+            "one of the two, because records are kept under that name."
         )
-    return found
+    return part, options
+
+
+def _levels(name: str) -> Part | None:
+    """The module of levels of somebody else; ours are named without dots."""
+    if "." not in name:
+        return None
+    try:
+        return find_part(name)
+    except PartError as error:
+        raise ConfigError(f"scheme.levels: {error}") from error
 
 
 def _facts(config: CellConfig, model: Model | AbsentModel) -> Callable[[str], Facts]:

@@ -25,7 +25,7 @@ from hydra.errors import MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 
 from harness.config.errors import as_sentences
-from harness.config.help import conf_dir
+from harness.config.help import conf_dir, groups, options
 from harness.config.schema import Cell, CellConfig, SweepConfig
 from harness.errors import ConfigError
 from quant.scheme import Scheme, SchemeError
@@ -70,9 +70,22 @@ def session(extra: Path | None = None) -> Iterator[list[str]]:
     ConfigStore.instance().store(name=SCHEMA_NAME, node=SweepConfig)
     if extra is not None and not extra.is_dir():
         raise ConfigError(f"--config-dir {extra} is not a folder: give one laid out like conf/.")
+    if extra is not None:
+        _refuse_names_twice(extra)
     searchpath = [] if extra is None else [f"hydra.searchpath=['file://{extra.absolute()}']"]
     with initialize_config_dir(str(conf_dir()), job_name="bitsweep", version_base=VERSION_BASE):
         yield searchpath
+
+
+def _refuse_names_twice(extra: Path) -> None:
+    """A user's option of a name that conf/ has would never be read."""
+    for group in groups():
+        for name in options(group.name):
+            if (extra / group.name / f"{name}.yaml").exists():
+                raise ConfigError(
+                    f"--config-dir {extra} holds {group.name}/{name}.yaml, a name that conf/ has "
+                    "already: call the file otherwise."
+                )
 
 
 def compose_one(overrides: Sequence[str]) -> DictConfig:

@@ -11,6 +11,7 @@ from typing import get_args, get_type_hints
 
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from yaml import YAMLError
 
 from harness.config.help import groups, options
 from harness.config.options import did_you_mean, words_for
@@ -33,6 +34,9 @@ def as_sentences(extra: Path | None = None) -> Iterator[None]:
             "spaces, and put values with =, commas or brackets in quotes, as in "
             "'model.path=\"a=b\"'."
         ) from error
+    except YAMLError as error:
+        said = " ".join(str(error).split())
+        raise ConfigError(f"a YAML file cannot be read: {said}; correct it.") from error
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise ConfigError(_sentence(error)) from error
 

@@ -116,26 +116,29 @@ def options_with(group: str, key: str, extra: Path | None = None) -> list[str]:
     return found
 
 
-def run_help() -> str:
-    """The text of `bitsweep run --help`."""
+def run_help(extra: Path | None = None) -> str:
+    """The text of `bitsweep run --help`; extra is a user's folder laid out like conf/."""
     width = min(100, shutil.get_terminal_size().columns)
     parts = [RUN_HELP]
-    for group in groups():
+    for group in groups(extra):
         default = f" (default {group.default})" if group.default else ""
         parts.append(f"  {group.name:<11}{group.about}{default}\n")
         parts.append(_wrapped(", ".join(group.options), 13, width))
     return "".join(parts) + "\n" + RUN_KEYS
 
 
-def group_help(name: str) -> str:
+def group_help(name: str, extra: Path | None = None) -> str:
     """The text of `bitsweep run --help GROUP`: its options and keys, explained by their files."""
     known = {group.name: group for group in groups()}
     if name not in known:
         raise ConfigError(f"there is no group {name}; choose one of {', '.join(known)}.")
     width = min(100, shutil.get_terminal_size().columns)
     parts = [f"options of {name}: bitsweep run {name}=OPTION\n\n"]
-    for option in options(name):
-        text = head_comment(conf_dir() / name / f"{option}.yaml")
+    for option in options(name, extra):
+        file = conf_dir() / name / f"{option}.yaml"
+        if extra is not None and not file.is_file():
+            file = extra / name / f"{option}.yaml"
+        text = head_comment(file)
         parts.append(f"  {option}\n{_wrapped(text, 6, width)}")
     found = keys(name, known[name].default)
     if found:

@@ -70,7 +70,10 @@ def _key(overrides: Sequence[str], multirun: bool, extra: Path | None) -> str | 
         for path in _files(folder, ".yaml"):
             if len(files) == _MOST_FILES or path is None:
                 return None
-            content = path.read_bytes()
+            try:
+                content = path.read_bytes()
+            except OSError:  # a link to nowhere
+                return None
             # The file of the root sets what launchers need below its key `hydra`.
             if path != conf_dir() / "config.yaml" and _ELSEWHERE.search(content.decode("latin-1")):
                 return None
@@ -100,16 +103,13 @@ def _files(folder: Path, suffix: str) -> Iterator[Path | None]:
                 yield Path(place, name)
 
 
-def _code() -> list[list[Any]]:
-    """The modules that composing may run, by size and date: they change when bitsweep does."""
+def _code() -> list[str]:
+    """The modules that composing may run, by content: they change when bitsweep does."""
     root = Path(__file__).resolve().parents[2]
-    found = []
-    for folder in (Path(__file__).resolve().parent, root / "quant"):
-        for path in _files(folder, ".py"):
-            if path is not None:
-                status = path.stat()
-                found.append([str(path.relative_to(root)), status.st_size, status.st_mtime_ns])
-    return found
+    folders = (Path(__file__).resolve().parent, root / "quant")
+    files = [path for folder in folders for path in _files(folder, ".py") if path is not None]
+    files.append(root / "harness" / "data" / "config.py")
+    return [f"{path.relative_to(root)} {_sha256(path.read_bytes())}" for path in files]
 
 
 def _cells(text: str, extra: Path | None) -> list[Cell]:

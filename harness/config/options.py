@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any, get_origin, get_type_hints
 
@@ -39,11 +40,14 @@ def build_options(
         ) from error
     except OmegaConfBaseException as error:
         raise ConfigError(_wrong_type(error, kind, key)) from error
+    for name, value in values.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{key}.{name}={value} is no number; use a finite one.")
     hints = get_type_hints(kind)
     tuples = {name: tuple(v) for name, v in values.items() if get_origin(hints[name]) is tuple}
     try:
         return kind(**values | tuples)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise ConfigError(f"{key}: {_with_key(str(error), known, key)}") from error
 
 

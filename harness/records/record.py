@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 SCHEMA_VERSION: Final = 1
 QUANTIZATION: Final = "quantization"  # the stage before the suites, in Record.suite
 FULL_PRECISION: Final = "none"  # CellIdentity.method of weights that are left as they are
+LOADED: Final = "loaded"  # CellIdentity.method of a checkpoint that was quantized elsewhere
 
 
 class _Model(BaseModel):

@@ -144,7 +144,8 @@ def _error(record: Record) -> str | None:
 
 def cell_config(record: Record) -> str:
     """The configuration of a cell without its seeds, as JSON: what its name may not say."""
-    parts = {name: record.config.get(name) for name in ("model", "method", "scheme", "calib")}
-    if isinstance(parts["calib"], dict):
+    names = ("model", "method", "transform", "scheme", "calib", "checkpoint", "code")
+    parts = {name: record.config[name] for name in names if name in record.config}
+    if isinstance(parts.get("calib"), dict):
         parts["calib"] = {key: value for key, value in parts["calib"].items() if key != "seed"}
     return json.dumps(parts, sort_keys=True, default=str)

@@ -9,6 +9,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from harness.records.hashes import SHA256_DIGITS
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -154,10 +156,18 @@ def _difference(config: str, others: set[str]) -> str:
     mine = flat[config]
     paths = sorted({path for each in flat.values() for path in each})
     differing = [path for path in paths if len({str(each.get(path)) for each in flat.values()}) > 1]
-    return ", ".join(f"{path.rsplit('.', 1)[-1]}={mine.get(path)}" for path in differing)
+    return ", ".join(f"{path.rsplit('.', 1)[-1]}={_short(mine.get(path))}" for path in differing)
+
+
+def _short(value: Any) -> str:
+    """A value as a label holds it; of a hash the first digits."""
+    text = str(value)
+    return text[:8] if len(text) == SHA256_DIGITS and text.isalnum() else text
 
 
 def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(value, list) and any(isinstance(each, dict) for each in value):
+        value = {str(number): each for number, each in enumerate(value)}
     if not isinstance(value, dict):
         return {prefix: value}
     flat: dict[str, Any] = {}

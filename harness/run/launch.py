@@ -124,7 +124,7 @@ def report(
 ) -> None:
     """Write the report and print its table and where it is.
 
-    suites  those that are not ours, by name: what they add to tables is in them.
+    suites  by name: what they add to tables is in them; of others as far as it is known.
     causes  whether the printed table says why something failed.
     """
     from harness.report.build import build_report

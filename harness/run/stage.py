@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 import time
 import traceback
+from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -205,6 +206,7 @@ def _run_suite(
     peak = measure_peak(
         lambda: found.append(measuring.suite.run(context, measuring.config)), device
     )
+    _require_metrics(found[0], measuring.suite.name)
     return StageResult(
         metrics=found[0].metrics,
         inputs={**subject.inputs, **found[0].inputs},
@@ -213,6 +215,21 @@ def _run_suite(
         bits_per_weight=subject.bits_per_weight,
         kernel=cell.kernel,
     )
+
+
+def _require_metrics(result: object, suite: str) -> None:
+    """Refuse what no table could show: no figures, or two of one name."""
+    if not isinstance(result, SuiteResult) or not result.metrics:
+        raise ValueError(
+            f"suite {suite} returned no figures: return SuiteResult([Metric(...), ...])."
+        )
+    names = Counter((metric.task, metric.name) for metric in result.metrics)
+    (task, name), count = names.most_common(1)[0]
+    if count > 1:
+        raise ValueError(
+            f"suite {suite} returned {count} figures called {name} of {task}: give each a name or "
+            "a task of its own."
+        )
 
 
 def _record_failure(cell: ResolvedCell, record: Record, listen: Listener) -> None:

@@ -158,6 +158,11 @@ class Suite:
     positions: Callable[[Any], int] = no_positions
 
     def __post_init__(self) -> None:
+        if not callable(self.run):
+            raise ValueError(
+                f"suite {self.name}: run={self.run!r} is no function; give it "
+                "run(context, config) -> SuiteResult."
+            )
         if not self.name.isidentifier():
             raise ValueError(f"suite name {self.name!r} is no identifier: use letters, digits, _.")
         if self.version < 1:
@@ -171,6 +176,12 @@ class Suite:
             raise ValueError(
                 f"suite {self.name} measures time, which belongs to a machine: add "
                 "inputs=machine_inputs, so that another machine measures anew."
+            )
+        reads = {f.name for f in dataclasses.fields(self.config)} & {"path", "paths", "files"}
+        if reads and self.inputs is no_inputs:
+            raise ValueError(
+                f"suite {self.name} has the setting {min(reads)}, of which the key holds names "
+                "alone: add inputs=..., the hashes of the files that it reads."
             )
         if self.table.empty:
             raise ValueError(

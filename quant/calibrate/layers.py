@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -15,8 +16,10 @@ from quant.blocks import linear_layers, set_weight_matrix, weight_matrix
 from quant.calibrate.devices import Lanes
 from quant.calibrate.transform import UNCHANGED, Changed
 from quant.config import QuantizationConfig
+from quant.errors import QuantizationError
 from quant.hessian import Hessian
-from quant.solvers.base import Layer
+from quant.scheme import Scheme
+from quant.solvers.base import Layer, Solution
 from quant.weight import QuantizedWeight
 
 
@@ -112,6 +115,7 @@ class BlockSolver:
         weight = weight_matrix(module).to(device).float()
         solution = solver.solve(weight, scheme, prepared, self.config.options, layer)
         seconds = time.perf_counter() - begin
+        require_solution(solution, weight, scheme, f"{layer.name}: solver {solver.name}")
         quantized = solution.weight.dequantize()
         error = _relative_error(weight, quantized)
         set_weight_matrix(module, quantized, layer.name)
@@ -119,7 +123,7 @@ class BlockSolver:
             name=layer.name,
             block=self.index,
             method=solver.name,
-            scheme=scheme.name,
+            scheme=solution.weight.scheme.name,
             outputs=weight.shape[0],
             inputs=weight.shape[1],
             bits_per_weight=scheme.bits_per_weight(weight.shape[1]),
@@ -133,6 +137,42 @@ class BlockSolver:
             transforms=notes,
         )
         return result, solution.weight.to("cpu")
+
+
+def require_solution(solution: Any, weight: Tensor, scheme: Scheme, who: str) -> None:
+    """Raise QuantizationError unless a solver gave what it was asked for; `who` begins messages.
+
+    Solvers of anybody run here: what they give is checked before anything is made of it.
+    """
+    if not isinstance(solution, Solution):
+        raise QuantizationError(
+            f"{who} returned a {type(solution).__name__}; return a quant.solvers.base.Solution."
+        )
+    found = solution.weight
+    if found.scheme != scheme:
+        raise QuantizationError(
+            f"{who} was asked for {scheme.name} and gave {found.scheme.name}; quantize to the "
+            "scheme that it is given."
+        )
+    if found.codes.dtype != torch.uint8 or found.codes.shape != weight.shape:
+        raise QuantizationError(
+            f"{who} gave codes {found.codes.dtype} {list(found.codes.shape)}; return uint8 "
+            f"{list(weight.shape)}."
+        )
+    if int(found.codes.max()) > scheme.max_code:
+        raise QuantizationError(
+            f"{who} gave the code {int(found.codes.max())}, but {scheme.name} has 0 to "
+            f"{scheme.max_code}."
+        )
+    for name, part in found.grid.items():
+        groups = (weight.shape[0], scheme.groups(weight.shape[1]))
+        if part.shape != groups or (part.is_floating_point() and not bool(part.isfinite().all())):
+            raise QuantizationError(
+                f"{who} gave a {name} of shape {list(part.shape)}; return finite values "
+                f"{list(groups)} (outputs, groups)."
+            )
+    if solution.loss is not None and not math.isfinite(solution.loss):
+        raise QuantizationError(f"{who} gave the loss {solution.loss}; return a number or None.")
 
 
 def solve_groups(

@@ -114,6 +114,7 @@ class Solver:
     describe: Callable[[Any], list[str]] = nothing_to_say
 
     def __post_init__(self) -> None:
+        require_names(self.name, self.label, "solver")
         if not callable(self.solve):
             raise ValueError(
                 f"solver {self.name}: solve={self.solve!r} is no function; give it "
@@ -125,6 +126,24 @@ class Solver:
                 f"solver {self.name} has prepare, which reads a Hessian, but "
                 "needs_calibration=False; set needs_calibration=True or leave prepare out."
             )
+
+
+def require_names(name: object, label: object, owner: str) -> None:
+    """Raise ValueError unless a part has a name for records and a label for tables."""
+    if not isinstance(name, str) or not name.isidentifier():
+        raise ValueError(f"{owner} is called {name!r}; use letters, digits and _.")
+    if not isinstance(label, str) or not label:
+        raise ValueError(f"{owner} {name} has the label {label!r}; use a word for tables.")
+
+
+def words_of(part: Any, options: Any) -> list[str]:
+    """What `describe` of a part says; ValueError unless it is a list of words."""
+    words = part.describe(options)
+    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+        raise ValueError(
+            f"{part.name}: describe returned {words!r}; return a list of words, [] for none."
+        )
+    return words
 
 
 def require_options_type(kind: object, owner: str) -> None:

@@ -16,7 +16,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from quant.solvers.base import NoOptions, nothing_to_say, require_options_type
+from quant.solvers.base import (
+    NoOptions,
+    nothing_to_say,
+    require_names,
+    require_options_type,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -92,6 +97,7 @@ class Transform:
     describe: Callable[[Any], list[str]] = nothing_to_say
 
     def __post_init__(self) -> None:
+        require_names(self.name, self.label, "transform")
         if not callable(self.change):
             raise ValueError(
                 f"transform {self.name}: change={self.change!r} is no function; give it "

@@ -22,7 +22,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "extending.md"
 # The files of a user's folder, as the page gives them.
 FILES = dict(re.findall(r"^`mine/([\w/.]+)`:\n\n```\w+\n(.*?)```", PAGE.read_text(), re.M | re.S))
 SOLVER, SUITE = FILES["halve.py"], FILES["toy.py"]
-CHOICE = FILES["suite/toy.yaml"]
+METHOD, CHOICE = FILES["method/halve.yaml"], FILES["suite/toy.yaml"]
 
 Run = Callable[..., int]
 
@@ -148,6 +148,29 @@ def lines_of(text: str) -> str:
         ("toy.py", SUITE.replace(", table=TABLE", ""), [], "table"),
         ("toy.py", SUITE.replace("@dataclass\n", ""), [], "is no dataclass"),
         ("suite/toy.yaml", "# A toy.\ntoy:\n  scale: 1.0\n", [], "suite toy is not selected"),
+        ("suite/toy.yaml", "# A toy.\ntoy: 5\n", [], "suite.toy=5 names no module"),
+        ("suite/toy.yaml", "# A toy.\ntoy: [\n", [], "a YAML file cannot be read"),
+        ("halve.py", SOLVER.replace('"halve"', '"gptq"'), [], "the name of a part of Bitsweep"),
+        ("halve.py", SOLVER.replace('"halve"', '"none"'), [], "the name of a part of Bitsweep"),
+        ("halve.py", SOLVER.replace('"halve"', '""'), [], "use letters, digits and _"),
+        (
+            "halve.py",
+            SOLVER.replace("factor: float", "module: float = 1\n    factor: float"),
+            [],
+            "an option called module",
+        ),
+        ("halve.py", "import sys\nsys.exit(3)\n", [], "SystemExit: 3"),
+        ("halve.py", SOLVER.replace("return []", "return None"), [], "describe returned None"),
+        ("halve.py", SOLVER, ["method.factor=nan"], "is no number"),
+        ("halve.py", SOLVER, ["method.module=quant.solvers.gptq"], "named by method.solver"),
+        ("method/gptq.yaml", METHOD, [], "a name that conf/ has already"),
+        (
+            "toy.py",
+            SUITE.replace("scale: float", 'path: str = ""\n    scale: float'),
+            [],
+            "add inputs=",
+        ),
+        ("toy.py", SUITE.replace("run=run", "run=None"), [], "run=None is no function"),
         ("suite/toy.yaml", CHOICE.replace("toy:\n", "toys:\n"), [], "called toy: rename"),
     ],
 )
@@ -159,12 +182,8 @@ def test_what_is_incomplete_is_refused_in_one_sentence(
     folder: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     (folder / file).write_text(text)
-    # Modules are imported once a process: each case must see its own.
-    for name in ("bitsweep_part_halve", "bitsweep_part_toy"):
-        monkeypatch.delitem(sys.modules, name, raising=False)
     arguments = ["plan", "--config-dir", str(folder), "method=halve", "suite=[toy]", *overrides]
     assert cli.main([*arguments, f"paths.results={tmp_path / 'results'}"]) == cli.IMPOSSIBLE
     out, err = capsys.readouterr()
@@ -172,5 +191,29 @@ def test_what_is_incomplete_is_refused_in_one_sentence(
     assert sentence in err
     assert err.count("\n") == 1
     assert not (tmp_path / "results").exists()
-    for name in ("bitsweep_part_halve", "bitsweep_part_toy"):
-        sys.modules.pop(name, None)
+
+
+def test_modules_of_one_written_name_are_told_apart(run: Run, folder: Path, tmp_path: Path) -> None:
+    (folder / "sub").mkdir()
+    for name, where in (("tenth", "sub/halve.py"), ("whole", "sub_halve.py")):
+        (folder / where).write_text(SOLVER.replace('"halve"', f'"{name}"').replace("Halved", name))
+        module = where.removesuffix(".py").replace("/", ".")
+        (folder / "method" / f"{name}.yaml").write_text(f"# One of two.\nsolver: {module}\n")
+    done = run("-m", "method=tenth,whole", "scheme=w8", "suite=[toy]")
+    assert done.returncode == 0, done.stderr
+    assert {method for method, _ in records(tmp_path)} == {"tenth", "whole"}
+
+
+def test_code_that_changes_during_a_run_is_refused(run: Run, folder: Path, tmp_path: Path) -> None:
+    """The solver edits its own file when it is first called, as a user might meanwhile."""
+    text = SOLVER.replace(
+        "def solve(weight, scheme, prepared, options, layer):\n",
+        "def solve(weight, scheme, prepared, options, layer):\n"
+        "    open(__file__, 'a').write('# edited\\n')\n",
+    )
+    (folder / "halve.py").write_text(text)
+    done = run("-m", "method=halve", "scheme=w8,w7", "suite=[toy]")
+    assert done.returncode == 1
+    assert "was changed after the run was planned" in done.stderr
+    found = load_records(tmp_path / "results")
+    assert {record.cell.scheme for record in found if record.status == "ok"} == {"w8"}

@@ -1,0 +1,61 @@
+"""What transforms, and code that is not ours, do to the keys of a cell."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from cells import cell_of
+
+from harness.cell.resolve import resolve
+from harness.config.schema import CellConfig
+
+Make = Callable[..., CellConfig]
+
+FLIP = """
+from quant.transforms.base import Transform
+
+def change(group, options):
+    return None
+
+TRANSFORM = Transform(name="flip", label="flipped", change=change)
+"""
+TOY = """
+from dataclasses import dataclass
+from harness.report.columns import FigureColumn, SuiteTable
+from harness.suites.base import Suite
+
+@dataclass
+class Config:
+    pass
+
+def run(context, config):
+    return None
+
+TABLE = SuiteTable(columns=(FigureColumn("toy", "toy"),))
+SUITE = Suite(name="toy", version=1, config=Config, run=run, table=TABLE)
+"""
+EQUALIZE = {"equalize": {"module": "quant.transforms.equalize"}}
+
+
+def test_the_order_of_transforms_is_in_the_key(tiny_cell: Make, tmp_path: Path) -> None:
+    (tmp_path / "flip.py").write_text(FLIP)
+    flip = {"flip": {"module": "flip"}}
+    keys = []
+    for chosen in ({}, EQUALIZE, {**EQUALIZE, **flip}, {**flip, **EQUALIZE}):
+        config = tiny_cell("method=rtn")
+        config.transform = chosen
+        keys.append(resolve(config, tmp_path).keys.cell)
+    assert len(set(keys)) == 4
+
+
+def test_a_suite_s_code_is_in_its_own_key_alone(tiny_cell: Make, tmp_path: Path) -> None:
+    plain = cell_of(tiny_cell("method=rtn")).keys
+    found = []
+    for text in (TOY, TOY + "# a comment\n"):
+        (tmp_path / "toy.py").write_text(text)
+        config = tiny_cell("method=rtn")
+        config.suite["toy"] = {"module": "toy"}
+        found.append(resolve(config, tmp_path).keys)
+    assert found[0].cell == found[1].cell == plain.cell, "nothing else is made again"
+    assert {name for name in found[0].stages if found[0].stages[name] != found[1].stages[name]} == {
+        "toy"
+    }

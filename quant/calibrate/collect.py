@@ -21,9 +21,9 @@ class Collected(Exception):
 class Collector:
     """Hooks that feed one Hessian per group of layers with equal inputs while a block runs.
 
-    Groups are spread over the lanes; each Hessian lives on the device of its lane. With single_pass
-    the block is stopped (by Collected) once every group has been fed: what comes after, such as the
-    last and largest product of an MLP, would be computed for nothing.
+    Groups are spread over the lanes; each Hessian, of `dtype`, lives on the device of its lane.
+    With single_pass the block is stopped (by Collected) once every group has been fed: what comes
+    after, such as the last and largest product of an MLP, would be computed for nothing.
     """
 
     def __init__(
@@ -33,6 +33,7 @@ class Collector:
         groups: Sequence[tuple[str, ...]],
         single_pass: bool,
         lanes: Lanes,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         self.hessians: dict[tuple[str, ...], Hessian] = {}
         self.lane_of = dict(zip(groups, spread(block, groups, len(lanes)), strict=True))
@@ -46,7 +47,8 @@ class Collector:
             leader = linears[group[0]]
             device = lanes.devices[lane] if lane else weight_matrix(leader).device
             layer = f"{name}.{group[0]}"
-            hessian = Hessian(weight_matrix(leader).shape[1], layer=layer, device=device)
+            inputs = weight_matrix(leader).shape[1]
+            hessian = Hessian(inputs, layer=layer, dtype=dtype, device=device)
             self.hessians[group] = hessian
             hook = self._feeder(hessian, lane)
             self._handles.append(leader.register_forward_pre_hook(hook))

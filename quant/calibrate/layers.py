@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from quant.arithmetic import PORTABLE
 from quant.blocks import linear_layers, set_weight_matrix, weight_matrix
 from quant.calibrate.devices import Lanes
 from quant.calibrate.transform import UNCHANGED, Changed
@@ -28,7 +29,7 @@ class LayerResult:
     """What the solver did to one linear layer; the fields of harness.records.record.LayerReport.
 
     loss, damping, dead_columns  see quant.solvers.base.Solution.
-    weight_error                 ||W - Q||_F / ||W||_F in float32; 0 for an all-zero weight. W is
+    weight_error                 ||W - Q||_F / ||W||_F in the solver's dtype; 0 for an all-zero weight. W is
                                  the weight that the transforms made.
     tokens                       calibration tokens that reached the layer; 0 without calibration.
     seconds                      the solver alone; the Hessian and its factor, which layers share,
@@ -61,7 +62,7 @@ Solved = list[tuple[LayerResult, QuantizedWeight]]
 class BlockSolver:
     """Quantizes the layers of one block; any of its methods may run in any thread.
 
-    solved(layer) is called after every layer.
+    config.arithmetic is resolved; solved(layer) is called after every layer.
     """
 
     config: QuantizationConfig
@@ -69,6 +70,11 @@ class BlockSolver:
     index: int
     name: str
     solved: Callable[[str], None]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That layers are solved in."""
+        return torch.float64 if self.config.arithmetic == PORTABLE else torch.float32
 
     def group(
         self,
@@ -112,7 +118,7 @@ class BlockSolver:
     ) -> tuple[LayerResult, QuantizedWeight]:
         solver, scheme = self.config.solver, self.config.scheme
         begin = time.perf_counter()
-        weight = weight_matrix(module).to(device).float()
+        weight = weight_matrix(module).to(device, self.dtype)
         solution = solver.solve(weight, scheme, prepared, self.config.options, layer)
         seconds = time.perf_counter() - begin
         require_solution(solution, weight, scheme, f"{layer.name}: solver {solver.name}")

@@ -19,7 +19,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -28,6 +28,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from cuda_ext.ops import resolve_kernel
+from quant.arithmetic import PORTABLE, resolve_arithmetic
 from quant.blocks import (
     linear_layers,
     require_quantizable,
@@ -36,6 +37,7 @@ from quant.blocks import (
 )
 from quant.calibrate.activations import activation_store
 from quant.calibrate.capture import (
+    Call,
     Capture,
     capture,
     check_streaming,
@@ -53,10 +55,12 @@ from quant.calibrate.operators import calibration_products
 from quant.calibrate.sink import STAGE, BlockSink, Finished, Kept, WriteBehind
 from quant.calibrate.source import BlockSource, LoadedModel, each_block
 from quant.calibrate.transform import BlockTransformer, Changed, require_changes
+from quant.calibrate.wide import WIDE, WideCalls, narrowed, wide_buffers
 from quant.calibrate.windows import Batch, check_windows, make_batches
 from quant.config import QuantizationConfig
 from quant.hessian import Hessian
 from quant.memory.heaps import give_back, memory_kept
+from quant.memory.plan import model_shape
 from quant.products import torch_alone
 from quant.weight import QuantizedWeight
 
@@ -154,6 +158,9 @@ def quantize_blocks(
     resumed = sink.finished
     devices = workplace.devices or (source.device,)
     kernel = resolve_kernel(config.kernel, source.device)
+    parameters = model_shape(source.model).parameters
+    arithmetic = resolve_arithmetic(config.arithmetic, str(source.device), parameters)
+    config = replace(config, arithmetic=arithmetic)
     with (
         memory_kept(),
         StageMeter(source.device) as meter,
@@ -202,14 +209,32 @@ class _Run:
             self.meter.add(made.stages)
         self._done = len(self.layers)
 
+    @property
+    def wide(self) -> bool:
+        """Whether calibration runs in float64."""
+        return self.config.arithmetic == PORTABLE
+
     @contextmanager
     def passing(self, stage: str) -> Iterator[None]:
-        """A stage that runs blocks. Solving is none: its many small calls need no redirection."""
+        """A stage that runs blocks in the model's dtype.
+
+        Solving is none: its many small calls need no redirection.
+        """
         on_cpu = self.source.device.type == "cpu"
         with (
             self.meter.stage(stage),
             calibration_products(self.kernel) if on_cpu else nullcontext(),
         ):
+            yield
+
+    @contextmanager
+    def calibrating(self, stage: str) -> Iterator[None]:
+        """A stage whose values decide codes: in float64 where the arithmetic is portable."""
+        if not self.wide:
+            with self.passing(stage):
+                yield
+            return
+        with self.meter.stage(stage), wide_buffers(self.source.model), WideCalls():
             yield
 
     def count(self, layer: str) -> None:
@@ -262,7 +287,7 @@ def _calibrate(run: _Run, calibration: Sequence[Tensor]) -> None:
     give_back()
     batches = make_batches(calibration, run.config.batch_tokens)
     with activation_store(place.activations, source.device, place.folder) as store:
-        with run.passing("capture"):
+        with run.calibrating("capture"):
             tokens = [batch.tokens for batch in batches]
             captured = capture(source.model, layout, tokens, store)
             for position, batch in enumerate(batches):
@@ -327,8 +352,9 @@ def _quantize_stage(
     """
     solver, lanes = run.solver(index), run.lanes
     block = solver.block
-    with run.passing("hessian"):
-        collector = Collector(block, solver.name, groups, structure.single_pass, lanes)
+    with run.calibrating("hessian"):
+        dtype = WIDE if run.wide else torch.float32
+        collector = Collector(block, solver.name, groups, structure.single_pass, lanes, dtype)
         try:
             for position, batch in enumerate(batches):
                 collector.begin(batch)
@@ -359,8 +385,12 @@ def _transform(
         return {}
     block, name = run.source.blocks.modules[index], run.source.blocks.block_name(index)
     with run.passing("transform"):
-        hidden = captured.hidden[0]
-        again = partial(run_block, block, structure, captured.calls[index][0], hidden)
+        # What is folded where is found out in the model's dtype, whose rounding the checks allow.
+        hidden, call = captured.hidden[0], captured.calls[index][0]
+        if run.wide:
+            own = run.source.model.dtype
+            hidden, call = narrowed(hidden, own), Call(narrowed(call.args, own), narrowed(call.kwargs, own))
+        again = partial(run_block, block, structure, call, hidden)
         transforms, model = run.config.transforms, run.source.model
         worker = BlockTransformer(transforms, model, block, name, solved, hidden, again)
         return worker.apply(hessians)
@@ -389,7 +419,7 @@ def _advance(
     """Replace the inputs of block `index`, batch by batch, by its outputs, and free its calls."""
     name = run.source.blocks.block_name(index)
     block = run.source.blocks.modules[index]
-    with run.passing("resume" if index < run.resumed - 1 else "forward"):
+    with run.calibrating("resume" if index < run.resumed - 1 else "forward"):
         for position, batch in enumerate(batches):
             call = captured.calls[index][position]
             output = run_block(block, structure, call, captured.hidden[position])

@@ -7,6 +7,8 @@ portable  everything that decides a code is computed in float64, whatever the dt
 fast      calibration in the dtype of the model, the rest in float32: codes follow the rounding of
           the machine's matrix products.
 
+Rounding to nearest, which sees no calibration, is the same bits on every machine in both.
+
 Imports no torch: plans ask here.
 """
 

@@ -89,6 +89,7 @@ class ResolvedCell:
             options=solving.options,
             transforms=tuple((t.transform, t.options) for t in self.choices.transforms),
             kernel=self.kernel,
+            arithmetic=solving.arithmetic,
         )
 
     def measuring(self, stage: str) -> Measuring:
@@ -109,7 +110,7 @@ def name_cell(choices: Choices, model: Model | AbsentModel) -> CellIdentity:
         method, label, options = FULL_PRECISION, "full prec.", ""
     else:
         method, label = solving.solver.name, solving.solver.label
-        said = words_of(solving.solver, solving.options)
+        said = [*words_of(solving.solver, solving.options), *solving.said]
         said += [word for each in choices.transforms for word in each.words]
         options = ", ".join(said)
     return CellIdentity(

@@ -17,7 +17,9 @@ from harness.errors import ConfigError
 from harness.models.model import SOURCES, AbsentModel, Model, RandomModel
 from harness.models.streaming import ALWAYS, AUTO, NEVER
 from harness.tracking import TRACKERS
+from quant.arithmetic import ARITHMETIC
 from quant.scheme import Scheme
+from quant.solvers.base import Solver
 
 DTYPES = ("float32", "float16", "bfloat16")
 ATTENTION = ("sdpa", "eager")
@@ -45,6 +47,19 @@ def values(config: CellConfig) -> None:
     ):
         if number is not None and number < least:
             raise ConfigError(f"{key}={number} is too small; use {least} or more.")
+
+
+def arithmetic(name: object, solver: Solver, given: bool) -> None:
+    """An arithmetic that there is, of a solver that computes."""
+    if name not in ARITHMETIC:
+        raise ConfigError(
+            f"method.arithmetic={name} is unknown; choose one of {', '.join(ARITHMETIC)}."
+        )
+    if given and not solver.reads_weights:
+        raise ConfigError(
+            f"method.arithmetic={name} is read by no solver, because method={solver.name} solves "
+            "nothing: leave it out."
+        )
 
 
 def method_and_scheme(

@@ -132,7 +132,10 @@ def _semantics(choices: Choices, model: Model) -> dict[str, Any]:
 def _method(choices: Choices) -> dict[str, Any]:
     if choices.solving is None:
         return {"name": FULL_PRECISION}
-    return {"name": choices.solving.solver.name, **dataclasses.asdict(choices.solving.options)}
+    method = {"name": choices.solving.solver.name, **dataclasses.asdict(choices.solving.options)}
+    if choices.calibration is None:  # rounding alone is the same in every arithmetic
+        return method
+    return {**method, "arithmetic": choices.solving.arithmetic}
 
 
 def _content(semantic: dict[str, Any]) -> dict[str, Any]:

@@ -15,21 +15,30 @@ from harness.config.options import build_options
 from harness.errors import ConfigError
 from harness.records.record import FULL_PRECISION, LOADED, QUANTIZATION
 from harness.suites.base import Suite
+from quant.arithmetic import AUTO
 from quant.parts import Part, PartError, find_part
 from quant.solvers.base import Solver, words_of
 from quant.transforms.base import Transform
 
 MODULE = "module"  # the key of a configuration that names the module of a part
+ARITHMETIC_KEY = "arithmetic"  # of a method, beside the options of its solver
 
 Spec = TypeVar("Spec")
 
 
 @dataclass(frozen=True)
 class Solving:
-    """A solver and its options."""
+    """A solver and its options.
+
+    arithmetic  what it is solved in: as it was asked for, and what that stands for once the model
+                is known (quant.arithmetic).
+    said        for tables: an arithmetic that is not the one that the rule would take.
+    """
 
     part: Part
     options: Any
+    arithmetic: str = AUTO
+    said: tuple[str, ...] = ()
 
     @property
     def solver(self) -> Solver:
@@ -128,10 +137,11 @@ def build_part(
     named = {name: value for name, value in given.items() if name != MODULE}
     options: type = spec.config if isinstance(spec, Suite) else spec.options
     known = {field.name for field in dataclasses.fields(options)}
-    if taken := known & {MODULE, "solver"}:
+    reserved = {MODULE, "solver", *([ARITHMETIC_KEY] if attribute == "SOLVER" else [])}
+    if taken := known & reserved:
         raise ConfigError(
-            f"{key}: {part.where} has an option called {min(taken)}, which names modules in "
-            "configurations: call it otherwise."
+            f"{key}: {part.where} has an option called {min(taken)}, which says something else "
+            "in configurations: call it otherwise."
         )
     unknown = [name for name in named if name not in known]
     elsewhere = others(unknown[0]) if unknown else ()

@@ -16,12 +16,14 @@ from harness.cell import checks
 from harness.cell.cells import PendingCell, ResolvedCell
 from harness.cell.choices import Choices
 from harness.cell.keys import cell_keys
-from harness.cell.parts import MODULE, Measuring, Solving, Transforming, build_part
+from harness.cell.parts import ARITHMETIC_KEY, MODULE, Measuring, Solving, Transforming, build_part
 from harness.config.help import options_with
 from harness.config.schema import CellConfig, RuntimeConfig, SchemeConfig
 from harness.errors import ConfigError
-from harness.models.model import AbsentModel, Model, find_model
+from harness.models.model import AbsentModel, Model, StoredModel, find_model
+from harness.models.streaming import parameters
 from harness.suites.base import Facts, Suite
+from quant.arithmetic import AUTO, resolve_arithmetic
 from quant.parts import Part, PartError, find_part
 from quant.scheme import Scheme, SchemeError
 from quant.solvers.base import Solver
@@ -54,6 +56,7 @@ def resolve(
     checks.runtime(config, choices.suites)
     if isinstance(model, AbsentModel):
         return PendingCell(choices, model)
+    choices = _with_arithmetic(choices, model)
     kernel = _kernel(config.runtime, choices.solving is not None or model.checkpoint is not None)
     keys = cell_keys(choices, model, kernel, facts)
     return ResolvedCell(choices, model, kernel, keys, dict(config.model.expected))
@@ -125,8 +128,25 @@ def _solving(method: Mapping[str, Any], folder: Path | None) -> Solving | None:
             "method.solver."
         )
     given = {MODULE if key == "solver" else key: value for key, value in method.items()}
+    arithmetic = given.pop(ARITHMETIC_KEY, AUTO)
     others = lambda key: options_with("method", key, folder)  # noqa: E731
-    return Solving(*build_part("method", given, "SOLVER", Solver, folder, others))
+    solving = Solving(*build_part("method", given, "SOLVER", Solver, folder, others), arithmetic)
+    checks.arithmetic(arithmetic, solving.solver, ARITHMETIC_KEY in method)
+    return solving
+
+
+def _with_arithmetic(choices: Choices, model: Model) -> Choices:
+    """Choices that say which arithmetic calibration uses: a rule, unless one was asked for."""
+    solving = choices.solving
+    if solving is None or choices.calibration is None or not isinstance(model, StoredModel):
+        return choices
+    device = choices.runtime.device
+    by_rule = resolve_arithmetic(AUTO, device, parameters(model))
+    found = by_rule if solving.arithmetic == AUTO else solving.arithmetic
+    said = () if found == by_rule else (f"{found} arithmetic",)
+    return dataclasses.replace(
+        choices, solving=dataclasses.replace(solving, arithmetic=found, said=said)
+    )
 
 
 def _methods_with(key: str, folder: Path | None) -> str:

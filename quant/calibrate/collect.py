@@ -50,7 +50,7 @@ class Collector:
             inputs = weight_matrix(leader).shape[1]
             hessian = Hessian(inputs, layer=layer, dtype=dtype, device=device)
             self.hessians[group] = hessian
-            hook = self._feeder(hessian, lane)
+            hook = self._feeder(hessian, lane, weight_matrix(leader).dtype)
             self._handles.append(leader.register_forward_pre_hook(hook))
 
     def begin(self, batch: Batch) -> None:
@@ -63,11 +63,12 @@ class Collector:
             handle.remove()
 
     def _feeder(
-        self, hessian: Hessian, lane: int
+        self, hessian: Hessian, lane: int, own: torch.dtype
     ) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def feed(_: nn.Module, args: tuple[Tensor, ...]) -> None:
             assert self._batch is not None
             batch, inputs, shape = self._batch, args[0], self._batch.tokens.shape
+            require_fits(inputs, own, batch, f"the input of {hessian.layer}")
             # Some models (OPT) flatten [batch, tokens] before a layer; the Hessian counts
             # sequences by the first dimension.
             if inputs.numel() == shape.numel() * inputs.shape[-1]:
@@ -91,6 +92,17 @@ def update(hessian: Hessian, inputs: Tensor, batch: Batch) -> None:
     except NonFiniteError:
         require_finite(inputs, batch, f"the input of {hessian.layer}")
         raise
+
+
+def require_fits(values: Tensor, dtype: torch.dtype, batch: Batch, what: str) -> None:
+    """As require_finite, for values that were computed in more than the model's dtype.
+
+    What the model itself cannot hold would be NaN wherever it is used.
+    """
+    most = torch.finfo(dtype).max
+    if values.dtype == dtype or not values.is_floating_point() or values.abs().amax() <= most:
+        return
+    require_finite(torch.where(values.abs() <= most, values, torch.inf), batch, what)
 
 
 def spread(block: nn.Module, groups: Sequence[tuple[str, ...]], lanes: int) -> list[int]:

@@ -73,8 +73,9 @@ class BlockSolver:
 
     @property
     def dtype(self) -> torch.dtype:
-        """That layers are solved in."""
-        return torch.float64 if self.config.arithmetic == PORTABLE else torch.float32
+        """That layers are solved in. Rounding alone is elementwise, the same bits everywhere."""
+        summed = self.config.solver.needs_calibration and self.config.arithmetic == PORTABLE
+        return torch.float64 if summed else torch.float32
 
     def group(
         self,

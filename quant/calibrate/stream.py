@@ -45,7 +45,7 @@ from quant.calibrate.capture import (
     run_block,
     streamed_logits,
 )
-from quant.calibrate.collect import Collected, Collector, require_finite
+from quant.calibrate.collect import Collected, Collector, require_finite, require_fits
 from quant.calibrate.cost import StageCost, StageMeter
 from quant.calibrate.devices import Lanes
 from quant.calibrate.layers import BlockSolver, LayerResult, Solved, solve_groups
@@ -424,6 +424,7 @@ def _advance(
             call = captured.calls[index][position]
             output = run_block(block, structure, call, captured.hidden[position])
             require_finite(output, batch, f"the output of {name}")
+            require_fits(output, run.source.model.dtype, batch, f"the output of {name}")
             captured.hidden[position] = output
     captured.calls[index].clear()
     # The pass that collects the next block's Hessians takes the same memory again: it is kept.

@@ -69,6 +69,14 @@ class ResolvedCell:
         return self.model
 
     @property
+    def arithmetic(self) -> str | None:
+        """What its calibration is computed in; None for a cell that sees no text."""
+        solving = self.choices.solving
+        if solving is None or self.choices.calibration is None:
+            return None
+        return solving.arithmetic
+
+    @property
     def place(self) -> Place:
         """Where its models are loaded."""
         runtime = self.choices.runtime

@@ -27,6 +27,7 @@ from pydantic import ValidationError
 
 from harness.errors import StoreError
 from harness.models.folders import file_sha256
+from harness.records.hashes import digest
 from harness.records.record import CellIdentity, Record
 
 PROBE_BYTES = 2**16
@@ -171,6 +172,15 @@ def disk_errors(path: Path) -> Iterator[None]:
 def artifact_digest(folder: Path) -> str:
     """sha256 of an artifact's manifest, which holds the sha256 of each of its files."""
     return file_sha256(folder / "artifact.json")
+
+
+def weights_digest(folder: Path) -> str:
+    """sha256 over the names and hashes of the tensor files of an artifact, as its manifest says.
+
+    Codes, grids and all other weights, and nothing that only describes them.
+    """
+    files = json.loads((folder / "artifact.json").read_text(encoding="utf-8"))["files"]
+    return digest({name: files[name]["sha256"] for name in files if name.endswith(".safetensors")})
 
 
 def _sync_folder(folder: Path) -> None:

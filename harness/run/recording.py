@@ -94,6 +94,7 @@ def _shared(
         "environment": {
             **environment(timing.threads, runtime.device),
             "kernel": kernel,
+            "arithmetic": cell.arithmetic,
             **placement,
         },
         "started_at": timing.started_at,

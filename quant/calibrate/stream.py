@@ -389,7 +389,10 @@ def _transform(
         hidden, call = captured.hidden[0], captured.calls[index][0]
         if run.wide:
             own = run.source.model.dtype
-            hidden, call = narrowed(hidden, own), Call(narrowed(call.args, own), narrowed(call.kwargs, own))
+            hidden, call = (
+                narrowed(hidden, own),
+                Call(narrowed(call.args, own), narrowed(call.kwargs, own)),
+            )
         again = partial(run_block, block, structure, call, hidden)
         transforms, model = run.config.transforms, run.source.model
         worker = BlockTransformer(transforms, model, block, name, solved, hidden, again)

@@ -29,8 +29,8 @@ class LayerResult:
     """What the solver did to one linear layer; the fields of harness.records.record.LayerReport.
 
     loss, damping, dead_columns  see quant.solvers.base.Solution.
-    weight_error                 ||W - Q||_F / ||W||_F in the solver's dtype; 0 for an all-zero weight. W is
-                                 the weight that the transforms made.
+    weight_error                 ||W - Q||_F / ||W||_F; 0 for an all-zero weight. W is the weight
+                                 that the transforms made.
     tokens                       calibration tokens that reached the layer; 0 without calibration.
     seconds                      the solver alone; the Hessian and its factor, which layers share,
                                  are in the stages.

@@ -24,13 +24,14 @@ _NARROW = (torch.float32, torch.bfloat16, torch.float16)
 _CASTS = (Tensor.float, Tensor.half, Tensor.bfloat16)
 _LOOK_UPS = (functional.embedding, torch.embedding)
 # These compute nothing. What they give may be written to, so it must stay the same memory.
-_VIEWS = frozenset(
-    "detach data view view_as reshape t T mT transpose permute movedim squeeze unsqueeze expand "
-    "expand_as narrow select chunk split unbind flatten unflatten diagonal contiguous clone "
-    "requires_grad_ size dim numel stride data_ptr is_contiguous untyped_storage storage_offset "
-    "element_size is_floating_point is_complex __getitem__ __len__ __get__ __set__ copy_ "
-    "register_hook tolist item".split()
-)
+_VIEWS = """
+    detach data view view_as reshape t T mT transpose permute movedim squeeze unsqueeze expand
+    expand_as narrow select chunk split unbind flatten unflatten diagonal contiguous clone copy_
+    requires_grad_ size dim numel stride data_ptr is_contiguous untyped_storage storage_offset
+    element_size is_floating_point is_complex __getitem__ __len__ __get__ __set__ register_hook
+    tolist item
+"""
+_NAMES_OF_VIEWS = frozenset(_VIEWS.split())
 
 
 class WideCalls(TorchFunctionMode):
@@ -53,7 +54,7 @@ class WideCalls(TorchFunctionMode):
             return Tensor.to(args[0], WIDE)
         if func in _LOOK_UPS:  # a table is not widened for the few rows that are read
             return widened(func(*args, **kwargs))
-        if name in _VIEWS:
+        if name in _NAMES_OF_VIEWS:
             return func(*args, **kwargs)
         # In place: the first argument is what is written to.
         kept = args[:1] if name.endswith("_") and not name.endswith("__") else ()

@@ -1,4 +1,4 @@
-"""Quantize models in this process, whose instruction sets its environment decides, and say what came.
+"""Quantize models in this process, whose environment decides on instruction sets; say what came.
 
   python one_setting.py RUNS.json
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import ModelError
-from harness.models.folders import QUANTIZATION_CONFIGS
+from quant.checkpoint.files import QUANTIZATION_FILES
 
 if TYPE_CHECKING:
     from quant.scheme import Scheme
@@ -59,7 +59,7 @@ def find_checkpoint(folder: Path) -> Checkpoint | None:
 def _examine(folder: Path, _mtime_ns: int, _size: int) -> Checkpoint | None:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     said = isinstance(config, dict) and config.get("quantization_config")
-    if not said and not any((folder / name).is_file() for name in QUANTIZATION_CONFIGS):
+    if not said and not any((folder / name).is_file() for name in QUANTIZATION_FILES):
         return None
     from quant import ArtifactError
     from quant.checkpoint import read_scheme
@@ -73,8 +73,10 @@ def _examine(folder: Path, _mtime_ns: int, _size: int) -> Checkpoint | None:
     )
 
 
-def load_packed(folder: Path, kernel: str, device: str, dtype: str, attention: str) -> Any:
-    """The model of a quantized folder, its layers on `kernel`."""
+def load_packed(
+    folder: Path, kernel: str, device: str, dtype: str, attention: str, trust: bool = False
+) -> Any:
+    """The model of a quantized folder, its layers on `kernel`; trust runs its own Python files."""
     import torch
 
     from quant import load
@@ -85,16 +87,19 @@ def load_packed(folder: Path, kernel: str, device: str, dtype: str, attention: s
         device=device,
         dtype=getattr(torch, dtype),
         attn_implementation=attention,
+        trust_remote_code=trust,
     )
 
 
-def load_dequantized(folder: Path, kernel: str, device: str, dtype: str, attention: str) -> Any:
+def load_dequantized(
+    folder: Path, kernel: str, device: str, dtype: str, attention: str, trust: bool = False
+) -> Any:
     """The same model with its weights dequantized: the twin where no original is at hand."""
     import torch
 
     from quant.checkpoint import dequantize_layers
 
-    model = load_packed(folder, kernel, device, dtype, attention)
+    model = load_packed(folder, kernel, device, dtype, attention, trust)
     dequantize_layers(model, getattr(torch, dtype))
     return model
 

@@ -23,6 +23,7 @@ from harness.models.folders import (
     text_config,
 )
 from harness.models.hub import hub_folder
+from quant.checkpoint.files import weight_files
 
 if TYPE_CHECKING:
     from quant.scheme import Scheme
@@ -69,6 +70,10 @@ class StoredModel:
         """What a record says of the model."""
         return _semantics(self.config)
 
+    def ambiguity(self) -> str | None:
+        """What is read of several files of weights; None where there is no choice."""
+        return weight_files(self.folder).ambiguity()
+
     def load(self, place: Place) -> Any:
         """The model in full precision, in eval mode."""
         return load_model(self.folder, self.config, place.device)
@@ -105,15 +110,17 @@ class QuantizedModel:
         """What a record says of the model."""
         return _semantics(self.config)
 
+    def ambiguity(self) -> str | None:
+        """What is read of several files of weights; None where there is no choice."""
+        return weight_files(self.folder).ambiguity()
+
     def load(self, place: Place) -> Any:
         """The packed model on the kernel of the place."""
-        dtype, attention = self.config.dtype, self.config.attention
-        return load_packed(self.folder, place.kernel, place.device, dtype, attention)
+        return load_packed(self.folder, place.kernel, place.device, *_options(self.config))
 
     def baseline(self, place: Place) -> Any:
         """Its own weights, dequantized: the original is not at hand."""
-        dtype, attention = self.config.dtype, self.config.attention
-        return load_dequantized(self.folder, place.kernel, place.device, dtype, attention)
+        return load_dequantized(self.folder, place.kernel, place.device, *_options(self.config))
 
     def tokenizer(self) -> Any:
         return load_tokenizer(self.folder, self.config)
@@ -142,6 +149,9 @@ class RandomModel:
         """The architecture's configuration."""
         found: dict[str, Any] = dummy.architecture(self.config).to_dict()
         return found
+
+    def ambiguity(self) -> None:
+        """It has no files."""
 
     def semantics(self) -> dict[str, Any]:
         """What a record says of the model."""
@@ -185,6 +195,9 @@ class AbsentModel:
     def name(self) -> str:
         return self.config.name
 
+    def ambiguity(self) -> None:
+        """Its files are not here."""
+
 
 Model = StoredModel | QuantizedModel | RandomModel
 
@@ -216,7 +229,7 @@ def _hub(config: ModelConfig, download: bool) -> Model | AbsentModel:
             "model=hub needs to know which: add model.id=OWNER/NAME, for example "
             "model.id=EleutherAI/pythia-160m."
         )
-    folder = hub_folder(config.id, config.revision, download)
+    folder = hub_folder(config.id, config.revision, download, config.trust_remote_code)
     if folder is None:
         return AbsentModel(config)
     return _in_folder(config, check_folder(folder, f"model.id={config.id}"))
@@ -237,14 +250,20 @@ SOURCES: dict[str, Callable[[ModelConfig, bool], Model | AbsentModel]] = {
 
 def _in_folder(config: ModelConfig, folder: Path) -> Model:
     checkpoint = find_checkpoint(folder)
-    fingerprint = folder_fingerprint(folder)
+    fingerprint = folder_fingerprint(folder, config.trust_remote_code)
     if checkpoint is None:
         return StoredModel(config, folder, fingerprint)
     return QuantizedModel(config, folder, fingerprint, checkpoint)
 
 
+def _options(config: ModelConfig) -> tuple[str, str, bool]:
+    return config.dtype, config.attention, config.trust_remote_code
+
+
 def _semantics(model: ModelConfig) -> dict[str, Any]:
+    trusted = {"trust_remote_code": True} if model.trust_remote_code else {}
     return {
+        **trusted,
         "name": model.name,
         "source": model.source,
         "id": model.id,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +12,12 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from quant.checkpoint.choose import written_format
+from quant.checkpoint.files import TOKENIZER_FILES, copy_files, copyable
 from quant.checkpoint.folder import MANIFEST, read_json, recover, remake, replace_folder
 from quant.checkpoint.formats.base import CheckpointFormat, StoredLayer, Writer
 from quant.checkpoint.layers import quantized_layers, read_weight
 from quant.checkpoint.loader import read_format, read_quantization
+from quant.checkpoint.matching import say_untied, ties_hold, untie_as_stored
 from quant.checkpoint.skeleton import build_skeleton
 from quant.checkpoint.tensors import Entry, TensorReader, write_tensors
 from quant.checkpoint.writer import (
@@ -26,7 +27,6 @@ from quant.checkpoint.writer import (
     kind_of,
     layer_entries,
     layer_shape,
-    tokenizer_files,
 )
 from quant.errors import ArtifactError
 from quant.scheme import Scheme
@@ -86,6 +86,7 @@ def export(
     with TensorReader(source) as reader:
         model = build_skeleton(source, None, {})
         layers = _layers(reader, checkpoint, model)
+        untie_as_stored(model, reader.names, reader.mapped)
         entries = [
             entry
             for layer in layers
@@ -95,14 +96,13 @@ def export(
         entries += [_copied(reader, name) for name in reader.names if not name.startswith(replaced)]
         entries += [_copied(reader, name) for name in _biases(reader, layers, model)]
         config = _config(source, writer, checkpoint, layers, model)
-        files = [*tokenizer_files(source), *source.glob("generation_config.json")]
+        files = copyable(source, (*TOKENIZER_FILES, "generation_config.json"))
         needed = sum(entry.nbytes for entry in entries) + SLACK_BYTES
         needed += sum(path.stat().st_size for path in files)
         with replace_folder(target, needed) as partial:
             write_tensors(partial, entries, max_shard_bytes, writer.stem)
             (partial / "config.json").write_text(config, encoding="utf-8")
-            for path in files:
-                shutil.copyfile(path, partial / path.name)
+            copy_files(files, partial)
     notes = writer.notes(layers[0].scheme, [layer.stored for layer in layers])
     return Exported(target, len(layers), tuple(notes))
 
@@ -181,6 +181,8 @@ def _config(
     """config.json of the source with another quantization_config."""
     config = read_json(source / "config.json")
     names = [layer.stored.name for layer in layers]
+    if not ties_hold(model, names):
+        say_untied(config)
     method = _method(read_quantization(source), checkpoint)
     config["quantization_config"] = describe(
         writer, model, names, layers[0].scheme, checkpoint.act_order, method

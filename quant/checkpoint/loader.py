@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,13 @@ from quant.checkpoint.choose import config_files, parse
 from quant.checkpoint.folder import MANIFEST, read_json, remake, verify
 from quant.checkpoint.formats.base import CheckpointFormat
 from quant.checkpoint.layers import Tensors, quantized_layers, read_packed, read_weight
+from quant.checkpoint.matching import (
+    compare,
+    keep_computed,
+    parameters_and_buffers,
+    tensor_of,
+    untie_as_stored,
+)
 from quant.checkpoint.skeleton import build_skeleton
 from quant.checkpoint.tensors import TensorReader
 from quant.checkpoint.writer import layer_shape
@@ -181,11 +186,14 @@ def _fill(
 ) -> set[str]:
     """Read every parameter and stored buffer that is left; gives the names of those read."""
     stored = set(reader.names)
+    untie_as_stored(model, stored, reader.mapped)
+    missing = compare(model, stored, (), reader.shape).missing
+    if missing:
+        raise _missing(reader, missing[0])
+    keep_computed(model, stored)
     used = set()
     for names in parameters_and_buffers(model):
         held = [name for name in names if name in stored]
-        if not held:
-            raise _missing(reader, names[0])
         tensor = _cast(reader.read(held[0]), device, dtype)
         expected = tensor_of(model, names[0])
         if tensor.shape != expected.shape:
@@ -204,38 +212,14 @@ def _fill(
     return used
 
 
-def parameters_and_buffers(model: PreTrainedModel) -> Iterator[list[str]]:
-    """Names of the parameters and persistent buffers outside QuantLinear; tied ones together."""
-    groups: dict[int, list[str]] = {}
-    for path, module in model.named_modules():
-        if isinstance(module, QuantLinear):
-            continue
-        here: dict[str, Tensor | None] = dict(module._parameters)
-        here |= {
-            n: b for n, b in module._buffers.items() if n not in module._non_persistent_buffers_set
-        }
-        for name, tensor in here.items():
-            if tensor is not None:
-                groups.setdefault(id(tensor), []).append(f"{path}.{name}" if path else name)
-    return iter(groups.values())
-
-
 def refuse_unexpected(model: PreTrainedModel, reader: TensorReader, used: set[str]) -> None:
-    # Buffers that a version of transformers once stored and now computes are not used.
-    ignored = list(getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ())
-    computed = {name for name, _ in model.named_buffers()}
-    for name in sorted(set(reader.names) - used - computed):
-        if not any(re.search(pattern, name) for pattern in ignored):
-            raise ArtifactError(
-                f"{reader.file_of(name)} holds {name}, which {type(model).__name__} does not have: "
-                f"config.json belongs to another model. {remake(reader.folder)}"
-            )
-
-
-def tensor_of(model: nn.Module, name: str) -> Tensor:
-    """The parameter or buffer of this full name."""
-    path, _, attribute = name.rpartition(".")
-    return getattr(model.get_submodule(path), attribute)
+    """ArtifactError for tensors that belong to nothing in the model."""
+    left = sorted(set(reader.names) - used)
+    for name in compare(model, reader.names, left, reader.shape).unexpected:
+        raise ArtifactError(
+            f"{reader.file_of(name)} holds {name}, which {type(model).__name__} does not have: "
+            f"config.json belongs to another model. {remake(reader.folder)}"
+        )
 
 
 def _cast(tensor: Tensor, device: str | torch.device, dtype: torch.dtype | None) -> Tensor:

@@ -21,6 +21,7 @@ from harness.cell.parts import Measuring
 from harness.cell.plan import plan_cell
 from harness.data import protocols
 from harness.errors import StoreError
+from harness.models.folders import weights_read
 from harness.models.streaming import (
     StreamedModel,
     measured_shape,
@@ -124,12 +125,14 @@ def quantize(cell: ResolvedCell, progress: Any, listen: Listener) -> StageResult
             workplace=Workplace(devices, memory.activations),
         )
         resuming.tell(result.resumed)
+        weights = weights_read(model.folder, source.model)
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     peaks = [stage.peak_bytes for stage in result.stages if stage.peak_bytes is not None]
     return StageResult(
         metrics=quantization_cost.metrics(result, size, clock.seconds),
         layers=[LayerReport(**asdict(layer)) for layer in result.layers],
         inputs={**inputs, "artifact": artifact_digest(folder)},
+        weights=weights,
         placement={
             "activations": memory.activations,
             "devices": ", ".join(str(device) for device in devices),
@@ -211,6 +214,7 @@ def _run_suite(
         metrics=found[0].metrics,
         inputs={**subject.inputs, **found[0].inputs},
         samples=found[0].samples,
+        weights=subject.weights(model),
         peak_memory_bytes=peak.bytes,
         bits_per_weight=subject.bits_per_weight,
         kernel=cell.kernel,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from harness.cell.cells import ResolvedCell
 from harness.errors import StoreError
 from harness.models.checkpoints import bits_per_weight, load_packed, packed_shapes
+from harness.models.folders import weights_read
 from harness.models.model import Model, RandomModel, StoredModel
 from harness.models.streaming import open_packed, open_source, streams
 from harness.records.record import QUANTIZATION, Record
@@ -26,6 +27,7 @@ class Subject:
         self._model: Any = None
         self._streams: bool | None = None
         self._tokenizer: Any = None
+        self._weights: dict[str, Any] | None = None
         self.inputs: dict[str, str] = {}
         self.bits_per_weight: float | None = None
         self.quantized = cell.quantized
@@ -66,6 +68,18 @@ class Subject:
             shapes = source.layer_shapes().values()
             self.bits_per_weight = bits_per_weight(cell.model.checkpoint.scheme, shapes)
         return source
+
+    def weights(self, model: Any) -> dict[str, Any]:
+        """What the record says of the files that `model` was read from; of own artifacts nothing.
+
+        The quantization's record says it of those: their source is what may hold something else.
+        """
+        folder = self._cell.model.folder
+        if folder is None or self._cell.artifact is not None:
+            return {}
+        if self._weights is None:
+            self._weights = weights_read(folder, model)
+        return self._weights
 
     def tokenizer(self) -> Any:
         """The tokenizer, None for random weights."""
@@ -124,7 +138,9 @@ class Subject:
             return cell.model.load(replace(cell.place, kernel=kernel))
         config = cell.model.config
         device = cell.choices.runtime.device
-        return load_packed(folder, kernel, device, config.dtype, config.attention)
+        return load_packed(
+            folder, kernel, device, config.dtype, config.attention, config.trust_remote_code
+        )
 
 
 def _check_artifact(folder: Path, made: Record) -> None:

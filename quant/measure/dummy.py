@@ -187,7 +187,10 @@ def _skeleton(
 ) -> PreTrainedModel:
     with parameters_on_meta():
         return AutoModelForCausalLM.from_config(
-            config, dtype=dtype, attn_implementation=attn_implementation
+            config,
+            dtype=dtype,
+            attn_implementation=attn_implementation,
+            trust_remote_code=False,
         )
 
 

@@ -95,7 +95,7 @@ def load_model(folder: Path, config: ModelConfig, device: str = "cpu") -> Any:
     from transformers import AutoModelForCausalLM
 
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=getattr(torch, config.dtype),
             attn_implementation=config.attention,
@@ -110,6 +110,7 @@ def load_model(folder: Path, config: ModelConfig, device: str = "cpu") -> Any:
             f"model={config.name}: the weights could not be read ({first_line(error)}); the files "
             "may be incomplete, fetch or copy them again."
         ) from error
+    model, info = loaded
     _require_all(folder, model, info)
     return model.to(device).eval()
 

@@ -95,7 +95,8 @@ def run(cells: Sequence[Cell], config_dir: Path | None = None) -> int:
     _print_plan(plans, screen)
     if any(plan.todo for plan in plans):
         configurations = (
-            roots_of(plan.cell).shown(as_yaml(cell)) for cell, plan in zip(cells, plans, strict=True)
+            roots_of(plan.cell).shown(as_yaml(cell))
+            for cell, plan in zip(cells, plans, strict=True)
         )
         write_atomically(diary / "cells.yaml", "---\n".join(configurations))
         outcome = _carry_out(cells, plans, diary, screen, config_dir)

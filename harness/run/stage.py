@@ -28,7 +28,7 @@ from harness.models.streaming import (
     open_source,
     refuse_whole_model,
 )
-from harness.records.record import QUANTIZATION, Failure, LayerReport, Record
+from harness.records.record import QUANTIZATION, Failure, LayerReport
 from harness.records.store import KEY_DIGITS, artifact_digest, disk_errors
 from harness.run.events import Advanced, Failed, Finished, Listener, Planned, Started
 from harness.run.memory import planned_memory
@@ -82,7 +82,7 @@ def _attempt(cell: ResolvedCell, stage: str, subject: Subject, listen: Listener)
     except Exception as error:
         traceback.print_exc()
         failure = Failure(stage=stage, type=type(error).__name__, message=_message(error))
-        _record_failure(cell, failed_record(cell, failure, timing()), listen)
+        _record_failure(cell, failure, timing(), listen)
         return False
     listen(Finished(stage, record.seconds))
     return True
@@ -236,14 +236,13 @@ def _require_metrics(result: object, suite: str) -> None:
         )
 
 
-def _record_failure(cell: ResolvedCell, record: Record, listen: Listener) -> None:
-    """Write that a stage failed; on a full disk the listener still learns about it."""
-    assert record.error is not None
+def _record_failure(cell: ResolvedCell, failure: Failure, timing: Timing, listen: Listener) -> None:
+    """Write that a stage failed; the listener learns about it on a full disk too, and of places."""
     try:
-        cell.store.write(record)
+        cell.store.write(failed_record(cell, failure, timing))
     except (StoreError, OSError):
         traceback.print_exc()
-    listen(Failed(record.suite, record.error.type, record.error.message))
+    listen(Failed(failure.stage, failure.type, failure.message))
 
 
 def _message(error: Exception) -> str:

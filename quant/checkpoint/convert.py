@@ -47,8 +47,10 @@ def convert(folder: str | Path, out: str | Path, *, code: bool = False) -> Path:
 
     Tensors that share memory, such as tied embeddings, are written once; where the files hold
     another head than config.json ties, the new config.json says so. OUT appears whole or not at
-    all; code copies the model's own Python files too. Raises ArtifactError for a folder that is missing, a file or without .bin files, for an
-    OUT that is a file or holds something, and naming a file that is missing or no state dict.
+    all; code copies the model's own Python files too.
+
+    Raises ArtifactError for a folder that is missing, a file or without .bin files, for an OUT that
+    is a file or holds something, and naming a file that is missing or no state dict.
     """
     folder, out = Path(folder), Path(out).absolute()
     files = _bin_files(folder)

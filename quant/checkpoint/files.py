@@ -1,8 +1,8 @@
 """Which files of a model's folder hold its weights, and which beside them may be copied.
 
 Everything that reads weights asks `weight_files`: fingerprints, loading in full precision, sources
-of blocks, converting, exporting. Its order is that of transformers (`_get_resolved_checkpoint_files`
-of modeling_utils, held to it by a test), so all of them read what transformers reads.
+of blocks, converting, exporting. Its order is that of transformers (modeling_utils'
+`_get_resolved_checkpoint_files`, held to it by a test), so all of them read what that reads.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from quant.checkpoint.folder import remake
 from quant.errors import ArtifactError
 
 INDEX_SUFFIX = ".index.json"
@@ -48,7 +49,12 @@ TOKENIZER_FILES = (
     "vocab.model",
     "vocab.txt",
 )
-_WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model*.json")
+_WEIGHTS = (
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "pytorch_model*.bin",
+    "pytorch_model*.bin.index.json",
+)
 # A folder of these is read by transformers before anything else, whole ones only on several ranks.
 _DISTRIBUTED = re.compile(r"shard-[0-9]{5}-model-[0-9]{5}-of-[0-9]{5}\.safetensors")
 _KINDS = "model.safetensors or pytorch_model.bin, or shards with an index"
@@ -102,7 +108,8 @@ def weight_files(folder: Path) -> WeightFiles:
     present = {path.name for pattern in _WEIGHTS for path in folder.glob(pattern)}
     _refuse_other_kinds(folder, present)
     chosen = _explicit(folder, config) or choose(present) or _other_name(folder, config, present)
-    names, placed = (chosen,), {}
+    names: tuple[str, ...] = (chosen,)
+    placed: dict[str, str] = {}
     if chosen.endswith(INDEX_SUFFIX):
         placed = _placed(folder / chosen)
         names = tuple(sorted(set(placed.values())))
@@ -110,8 +117,7 @@ def weight_files(folder: Path) -> WeightFiles:
         _require_inside(folder, name)
         if not (folder / name).is_file():
             raise ArtifactError(
-                f"{folder / name} is missing, but {chosen} names it: copy it from where the model "
-                "came from."
+                f"{folder / name} is missing, but {chosen} names it. {remake(folder)}"
             )
     index = chosen if placed else None
     unread = tuple(sorted(present - set(names) - {chosen}))

@@ -136,7 +136,7 @@ def differences(model: PreTrainedModel, folder: Path) -> Differences:
 
 
 def _pickled_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    found = {}
+    found: dict[str, tuple[int, ...]] = {}
     for path in weight_files(folder).paths:
         state = torch.load(path, map_location="meta", weights_only=True)
         found |= {name: tuple(tensor.shape) for name, tensor in state.items()}

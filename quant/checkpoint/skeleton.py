@@ -25,7 +25,9 @@ def build_skeleton(
 
     Buffers that the model computes for itself (rotary frequencies, masks) have their values, made
     as `from_pretrained` makes them in dtype (None: config.json's). options go to transformers, for
-    example attn_implementation; trust_remote_code=True runs the Python files of the folder. Raises ArtifactError for a config that transformers cannot read.
+    example attn_implementation; trust_remote_code=True runs the Python files of the folder.
+
+    Raises ArtifactError for a config that transformers cannot read.
     """
     options, trust = _trust(options)
     config = _read_config(folder, remake(folder), trust)

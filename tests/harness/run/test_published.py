@@ -64,14 +64,15 @@ def test_a_run_in_an_odd_folder_leaves_no_place_in_its_files(
     assert str(odd) in failure.message, "on the screen the place is needed"
 
     files = [file for file in (odd / "results").rglob("*") if file.is_file()]
-    published = [file for file in files if file.suffix != ".log"]
+    published = [file for file in files if file.suffix not in (".log", ".png")]
     assert {file.name for file in published} >= {"cells.yaml", "config.json", "artifact.json"}
     for file in published:
         content = file.read_bytes()
         for place in (odd, tmp_path, Path.home(), Path(__file__).parents[3]):
             assert str(place).encode() not in content, file
             assert place.name.encode() not in content or place != odd, file
-        assert platform.node().encode() not in content, file
+        if len(platform.node()) > 3:
+            assert platform.node().encode() not in content, file
     errors = [record.error.message for record in load_records(odd / "results") if record.error]
     assert any(message.startswith("<model>: the files hold no values for") for message in errors)
     made = next(r for r in load_records(odd / "results") if r.suite == "quantization")

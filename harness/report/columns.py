@@ -95,6 +95,8 @@ class FigureColumn:
     absent     what a row without the figure says: None, that its suite failed or was not run; ""
                nothing; other text, a footnote.
     plot       where the figures are drawn.
+    optional   some runs leave the figure out (no twin, another task). Of the others a run is
+               refused that has no figure of this name: a column would be missing without a word.
     """
 
     metric: str
@@ -107,6 +109,7 @@ class FigureColumn:
     footnotes: Callable[[Row, FigureKey, Sequence[Row]], list[str]] = says_nothing
     absent: Callable[[Row, FigureKey], str | None] = is_missing
     plot: AgainstBits | ByRow | None = None
+    optional: bool = False
 
 
 @dataclass(frozen=True)

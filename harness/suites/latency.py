@@ -202,7 +202,9 @@ TABLE = SuiteTable(
         FigureColumn("weight_bytes", "weights", "MB", _megabytes),
         FigureColumn("prefill_ms", "prefill", "ms", _plain),
         FigureColumn("decode_ms", "decode", "ms/token", _range, footnotes=_how_decoded, plot=PLOT),
-        FigureColumn("decode_speedup", "speed-up", "× full", _plain, absent=_no_speedup),
+        FigureColumn(
+            "decode_speedup", "speed-up", "× full", _plain, absent=_no_speedup, optional=True
+        ),
         FigureColumn("roofline_share", "roof", "%", _percent),
         FigureColumn("bytes_per_token", "reads", "MB/token", _megabytes, on_screen=False),
         FigureColumn("decode_tokens_per_s", "tokens", "/s", _plain, on_screen=False),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 
 from omegaconf import MISSING
 
@@ -59,14 +60,16 @@ def run(context: SuiteContext, config: Config) -> SuiteResult:
 
 PLOT = AgainstBits("accuracy", "Accuracy against bits per weight")
 
+_column = partial(FigureColumn, plot=PLOT, optional=True)  # tasks differ in what they score
+
 TABLE = SuiteTable(
     columns=(
-        FigureColumn("accuracy", detail="acc.", plot=PLOT),
-        FigureColumn("acc_norm", detail="norm. acc.", plot=PLOT),
+        _column("accuracy", detail="acc."),
+        _column("acc_norm", detail="norm. acc."),
         # LAMBADA's, of the last word given its passage. Papers print the accuracy on these words.
-        FigureColumn("target_perplexity", detail="target ppl", on_screen=False, plot=PLOT),
+        _column("target_perplexity", detail="target ppl", on_screen=False),
     ),
-    others=FigureColumn("", plot=PLOT),  # exact_match, f1, ...
+    others=_column(""),  # exact_match, f1, ...
     joins=ACCURACY,
     rank=20,
     compared=True,

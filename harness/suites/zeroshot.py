@@ -8,7 +8,7 @@ from functools import partial
 from omegaconf import MISSING
 
 from harness.data import texts
-from harness.data.inputs import generator_hash
+from harness.data.sources import generator_hash
 from harness.errors import ConfigError
 from harness.records.hashes import file_sha256
 from harness.report.columns import ACCURACY, AgainstBits, FigureColumn, SuiteTable

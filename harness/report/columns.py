@@ -11,7 +11,7 @@ of accuracies instead.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from harness.report.rows import Figure, FigureKey, Row
@@ -123,6 +123,12 @@ class Shown:
 
 def no_notes(_rows: Sequence[Row], _shown: Sequence[Shown]) -> list[Note]:
     return []
+
+
+def condition_notes(figures: Iterable[Figure], without: Sequence[str]) -> list[Note]:
+    """Under what conditions figures were taken, `without` the notes that are shown elsewhere."""
+    found = sorted({figure.notes_without(without) for figure in figures})
+    return [Note(f"Conditions: {text}.") for text in found if text]
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +43,11 @@ class Figure:
             if part.startswith(f"{name}: "):
                 return part.removeprefix(f"{name}: ")
         return ""
+
+    def notes_without(self, names: Sequence[str]) -> str:
+        """All notes but some, as one line: "clock: perf_counter_ns, dtype: float32"."""
+        heads = tuple(f"{name}:" for name in names)
+        return ", ".join(part for part in self.notes.split("; ") if not part.startswith(heads))
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The packed products of a model's layer shapes beside the full-precision ones, batches 1 to 64.
+"""What kernels measures: packed products of a model's layer shapes beside full-precision ones.
 
 Every shape of a linear layer inside the model's blocks is measured once with random codes of the
 cell's scheme, through the module that the model runs. Contenders take turns in one process over

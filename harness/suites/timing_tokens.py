@@ -1,4 +1,4 @@
-"""Latency at batch 1: prefill and decode with the KV cache, beside the full-precision twin.
+"""What latency measures: prefill and decode at batch 1, beside the full-precision twin.
 
 A generation server that answers one user waits once for the prompt (prefill, the time to the first
 token) and then once a token (decode). Both are timed here the way `generate` spends them: greedy,

@@ -46,7 +46,7 @@ def inputs(config: Config, facts: Facts) -> dict[str, str]:
         f"task {task}": file_sha256(texts.locate(path, facts.data_dir))
         for task, path in config.files.items()
     }
-    if any(task.startswith("embedded") for task in config.tasks):
+    if not set(zeroshot_tasks.EMBEDDED_TASKS).isdisjoint(config.tasks):
         found["stories"] = generator_hash()
     return found
 

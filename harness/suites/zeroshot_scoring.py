@@ -1,4 +1,4 @@
-"""Zero-shot accuracy through lm-eval's own API, on its tasks, on local files and on our stories."""
+"""What zeroshot measures: accuracy through lm-eval's own API, on its tasks, files and stories."""
 
 from __future__ import annotations
 

@@ -88,6 +88,8 @@ def test_what_keys_say_of_zeroshot_is_as_before(data) -> None:
         "task mine": "53378dd6c8fd1e08ffa36d0c86146f235112cdca3b39a50de8831cbe76d8e4d4",
         "stories": "42f9451f860485abdb74cbe51da9d1c2e592e33d788cd003c8710df38d6858b2",
     }
+    other = zeroshot.Config(["embedded_by_others"])  # lm-eval's, whatever it is called
+    assert zeroshot.SUITE.inputs(other, facts()) == {}
     assert zeroshot.SUITE.inputs(zeroshot.Config(["piqa"]), facts()) == {}
 
 

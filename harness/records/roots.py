@@ -1,8 +1,9 @@
 """Paths in what people publish: relative to named roots, never places of one machine.
 
 Errors, inputs and configurations hold paths in the middle of their sentences; each known folder is
-written as <results>, <model>, <data>, <texts>, <cache>, <hub>, <code>, <python>, <temporary>, <here>
-or <home>, and a path to anywhere else keeps its last name alone: <elsewhere>/file.txt.
+written as <results>, <model>, <data>, <texts>, <config-dir>, <cache>, <hub>, <code>, <python>,
+<temporary>, <here> or <home>, and a path to anywhere else keeps its last name alone:
+<elsewhere>/file.txt.
 """
 
 from __future__ import annotations

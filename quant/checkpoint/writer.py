@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import importlib.metadata
 import json
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,16 @@ def write_beside(folder: Path, config: str, model: PreTrainedModel, copied: list
     (folder / "config.json").write_text(config, encoding="utf-8")
     if model.can_generate() and model.generation_config is not None:
         model.generation_config.to_json_file(folder / "generation_config.json")
-    copy_files(copied, folder)
+    copy_files([*copied, *own_code(model)], folder)
+
+
+def own_code(model: PreTrainedModel) -> list[Path]:
+    """The Python files of a model that brings its own and was trusted; others have none."""
+    module = type(model).__module__
+    if not module.startswith("transformers_modules."):
+        return []
+    place = Path(str(sys.modules[module].__file__)).parent
+    return sorted(path for path in place.glob("*.py") if path.name != "__init__.py")
 
 
 def _check_weights(

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from harness.config.schema import ModelConfig
 from harness.errors import ModelError
+from harness.models.checkpoints import load_packed
 from harness.models.folders import (
     folder_fingerprint,
     load_model,
@@ -22,7 +23,11 @@ from harness.models.model import AbsentModel, StoredModel, find_model
 from harness.models.streaming import open_source
 from harness.records import hashes
 from harness.records.hashes import file_sha256
+from quant.checkpoint.make import quantize_to
+from quant.config import QuantizationConfig
 from quant.errors import ArtifactError
+from quant.scheme import Scheme
+from quant.solvers import rtn
 
 
 @pytest.fixture
@@ -210,7 +215,14 @@ def test_code_of_a_model_runs_only_when_its_key_says_so(
     assert type(load_model(copy, chosen)).__name__ == "OwnForCausalLM"
     with open_source(trusted, "cpu", tmp_path) as source:
         assert type(source.model).__name__ == "OwnForCausalLM"
+        plan = QuantizationConfig(rtn.SOLVER, Scheme(8))
+        artifact = tmp_path / "artifact"
+        quantize_to(artifact, source, [], plan, model_hash="x", method={"name": "rtn"})
     assert ran.exists()
+    with pytest.raises(ArtifactError, match=r"model\.trust_remote_code=true"):
+        load_packed(artifact, "reference", "cpu", "float32", "sdpa")
+    packed = load_packed(artifact, "reference", "cpu", "float32", "sdpa", True)
+    assert type(packed).__name__ == "OwnForCausalLM"
     (copy / "own.py").write_text(CODE.format(ran=str(ran)) + "# changed")
     changed = find_model(chosen)
     assert isinstance(changed, StoredModel)

@@ -8,15 +8,22 @@ MAKERS = ("from_pretrained", "from_config")
 
 
 def calls_without_trust(source: str) -> list[int]:
-    """Lines of calls such as AutoConfig.from_pretrained that do not say trust_remote_code."""
+    """Lines where a maker of an Auto class is used without trust_remote_code as a keyword."""
+    tree = ast.parse(source)
+    told = {
+        id(node)
+        for call in ast.walk(tree)
+        if isinstance(call, ast.Call) and "trust_remote_code" in {k.arg for k in call.keywords}
+        for node in (call.func, *call.args)  # an argument of functools.partial
+    }
     return [
         node.lineno
-        for node in ast.walk(ast.parse(source))
+        for node in ast.walk(tree)
         if isinstance(node, ast.Attribute)
         and node.attr in MAKERS
         and isinstance(node.value, ast.Name)
         and node.value.id.startswith("Auto")
-        and "trust_remote_code" not in source.split("\n", node.lineno - 1)[-1][:400]
+        and id(node) not in told
     ]
 
 

@@ -57,12 +57,16 @@ class Roots:
         return cls(tuple((path, name) for path, name in ordered))
 
     def shown(self, text: str) -> str:
-        """The text without places and without the name of this machine."""
+        """The text without places, and without this machine's name, which temporary files bear."""
+        if "/" not in text:
+            return text
         for path, name in self.folders:
-            text = re.sub(rf"{re.escape(path)}(?![\w-])", f"<{name}>", text)
+            text = re.sub(rf"(?<![\w.@+~-]){re.escape(path)}(?![\w-])", f"<{name}>", text)
         text = _ELSEWHERE.sub(r"<elsewhere>/\1", text)
         host = platform.node()
-        return text.replace(host, "<host>") if len(host) >= _LONG_ENOUGH else text
+        if len(host) < _LONG_ENOUGH:
+            return text
+        return re.sub(rf"(?<![\w]){re.escape(host)}(?!\w)", "<host>", text)
 
     def clean(self, record: Record) -> Record:
         """The record with all of its texts so; environment.host is what the user asked for."""

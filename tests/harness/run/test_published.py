@@ -88,6 +88,7 @@ def test_places_become_roots() -> None:
         ("/mnt/models/a-b/c.txt", "<elsewhere>/c.txt"),
         ("'/mnt/models/a/b.bin'", "'<model>/b.bin'"),
         (f"{Path.home()}/notes", "<home>/notes"),
+        (f"(/mnt/x{Path.home()}/notes)", "(<elsewhere>/notes)"),
         ("see https://hf.co/docs/x or 3/4/5, and/or/else", None),
         ("no tokens/s in /one", None),
     ):

@@ -205,7 +205,8 @@ def restore(
 
 def _tensors(transform: Transform, change: Any) -> dict[str, Tensor]:
     """What a change is made of; QuantizationError for one that does not say it."""
-    tensors = change.tensors() if hasattr(change, "tensors") else None
+    say = getattr(change, "tensors", None)
+    tensors = say() if callable(say) else None
     if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):
         raise QuantizationError(
             f"transform {transform.name} keeps its changes, but its {type(change).__name__} does "

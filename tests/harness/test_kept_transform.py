@@ -76,9 +76,8 @@ def test_a_kept_change_reaches_the_table(
     )
     for stream in ("never", "always"):
         results = tmp_path / stream
-        assert cli.main(
-            ["run", *loaded(overrides, kept[0]), f"runtime.stream={stream}", f"paths.results={results}"]
-        ) == cli.OK  # fmt: skip
+        command = [*loaded(overrides, kept[0]), f"runtime.stream={stream}"]
+        assert cli.main(["run", *command, f"paths.results={results}"]) == cli.OK
         (record,) = load_records(results)
         assert record.metrics[0].value == pytest.approx(figures["always"], rel=1e-5)
         assert record.cell.bits_per_weight == pytest.approx(bits["always"])

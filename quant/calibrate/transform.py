@@ -14,7 +14,17 @@ from quant.calibrate.neighbours import Maker, Names, find_neighbours
 from quant.errors import QuantizationError
 from quant.hessian import Hessian
 from quant.input_operator import InputOperator, KeptChange, attach
-from quant.transforms.base import ALWAYS, NEVER, Change, Group, Transform
+from quant.transforms.base import (
+    ALWAYS,
+    NEVER,
+    Change,
+    Group,
+    Transform,
+    applied_note,
+    kept_note,
+    read_note,
+    unapplied_note,
+)
 from quant.transforms.fold import fold
 
 
@@ -37,8 +47,6 @@ class Changed:
 
 
 UNCHANGED = Changed()
-# Between a transform and the module that took it in, or its layers, in the notes of a layer.
-INTO, KEPT = " into ", " kept in front of "
 
 
 class Noted(Protocol):
@@ -53,11 +61,11 @@ def require_changes(transforms: Sequence[tuple[Transform, Any]], layers: Sequenc
 
     Its figures would be those without it, under its name.
     """
-    notes = [note for layer in layers for note in layer.transforms]
+    notes = [read_note(note) for layer in layers for note in layer.transforms]
     for transform, _ in transforms:
-        mine = [note for note in notes if note.startswith(f"{transform.name} ")]
-        if not any(INTO in note or KEPT in note for note in mine):
-            why = "; ".join(sorted({note.partition(": ")[2] for note in mine})) or "no layer ran"
+        reasons = {why for name, why in notes if name == transform.name}
+        if None not in reasons:
+            why = "; ".join(sorted(filter(None, reasons))) or "no layer ran"
             raise QuantizationError(
                 f"transform {transform.name} changed no layer of this model ({why}): leave it out, "
                 "let it keep its changes in front of the layers, or use a model whose norms feed "
@@ -103,7 +111,7 @@ class BlockTransformer:
         maker = maker if isinstance(maker, str) else self._changeable(names, maker)
         may_keep = any(each.keeps(options) != NEVER for each, options in self.transforms)
         if isinstance(maker, str) and (not may_keep or hessian.tokens == 0):
-            return Changed(notes=[_left(transform, maker) for transform, _ in self.transforms])
+            return Changed(notes=[unapplied_note(each.name, maker) for each, _ in self.transforms])
         linears = linear_layers(self.block)
         matrix = hessian.matrix()
         changes: list[Change] = []
@@ -113,7 +121,7 @@ class BlockTransformer:
             layers = tuple(f"{self.name}.{name}" for name in names)
             change = transform.change(Group(hessian.layer, layers, weights, matrix), options)
             if change is None:
-                notes.append(_left(transform, "it finds nothing to change"))
+                notes.append(unapplied_note(transform.name, "it finds nothing to change"))
                 continue
             change, kept, note = self._apply(
                 transform, transform.keeps(options), change, names, maker
@@ -139,18 +147,18 @@ class BlockTransformer:
         why = maker if isinstance(maker, str) else f"{maker.name} cannot take the change in"
         taker = None if keep == ALWAYS or isinstance(maker, str) else maker
         if taker is not None and fold(taker.module, change, taker.args, taker.kwargs):
-            return change, False, f"{transform.name}{INTO}{taker.name}"
+            return change, False, applied_note(transform.name, taker.name)
         if keep == NEVER:
-            return None, False, _left(transform, why)
+            return None, False, unapplied_note(transform.name, why)
         linears = [linear_layers(self.block)[name] for name in names]
         if self._shared(linears):
-            return None, False, _left(transform, "it shares parameters with others")
+            return None, False, unapplied_note(transform.name, "it shares parameters with others")
         tensors = _tensors(transform, change)
         for linear in linears:
             attach(linear, InputOperator([KeptChange(transform, tensors)]))
         # The very change that the artifact will hold, whatever rounding its tensors took.
         made = KeptChange(transform, tensors).change
-        return made, True, f"{transform.name}{KEPT}{', '.join(names)}"
+        return made, True, kept_note(transform.name, names)
 
     def _changeable(self, names: Names, maker: Maker) -> Maker | str:
         """The maker, unless somebody else would feel the change of its parameters or weights."""
@@ -213,10 +221,6 @@ def _tensors(transform: Transform, change: Any) -> dict[str, Tensor]:
             "not say the tensors that it is made of: give it tensors() -> {name: tensor}."
         )
     return tensors
-
-
-def _left(transform: Transform, why: str) -> str:
-    return f"{transform.name} not applied: {why}"
 
 
 def _working(weight: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ operator in front of each of the layers (quant.input_operator), and the artifact
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -32,6 +32,29 @@ if TYPE_CHECKING:
 # When a change is kept in front of its layers: in no case, where no module takes it in, in all.
 NEVER, WHERE_NEEDED, ALWAYS = "never", "where_needed", "always"
 KEEP = (NEVER, WHERE_NEEDED, ALWAYS)
+
+_NOT_APPLIED = "not applied: "
+
+
+def applied_note(transform: str, maker: str) -> str:
+    """What a layer's result says of a transform that `maker`, a module's name, took in."""
+    return f"{transform} into {maker}"
+
+
+def kept_note(transform: str, layers: Sequence[str]) -> str:
+    """What a layer's result says of a transform whose change stands in front of these layers."""
+    return f"{transform} kept in front of {', '.join(layers)}"
+
+
+def unapplied_note(transform: str, why: str) -> str:
+    """What a layer's result says of a transform that could not change its input."""
+    return f"{transform} {_NOT_APPLIED}{why}"
+
+
+def read_note(note: str) -> tuple[str, str | None]:
+    """The transform's name in a note, and why it was not applied; None: it was."""
+    name, _, rest = note.partition(" ")
+    return name, rest.removeprefix(_NOT_APPLIED) if rest.startswith(_NOT_APPLIED) else None
 
 
 @dataclass(frozen=True)
@@ -126,7 +149,7 @@ class Transform:
     options: type = NoOptions
     version: int = 1
     describe: Callable[[Any], list[str]] = nothing_to_say
-    rebuild: Callable[[Mapping[str, Tensor]], Change] | None = None
+    rebuild: Callable[[Mapping[str, Tensor]], Keepable] | None = None
     keep: Callable[[Any], str] = _never
 
     def __post_init__(self) -> None:

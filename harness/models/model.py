@@ -116,11 +116,11 @@ class QuantizedModel:
 
     def load(self, place: Place) -> Any:
         """The packed model on the kernel of the place."""
-        return load_packed(self.folder, place.kernel, place.device, *_options(self.config))
+        return load_packed(self.folder, place.kernel, place.device, **_options(self.config))
 
     def baseline(self, place: Place) -> Any:
         """Its own weights, dequantized: the original is not at hand."""
-        return load_dequantized(self.folder, place.kernel, place.device, *_options(self.config))
+        return load_dequantized(self.folder, place.kernel, place.device, **_options(self.config))
 
     def tokenizer(self) -> Any:
         return load_tokenizer(self.folder, self.config)
@@ -256,8 +256,12 @@ def _in_folder(config: ModelConfig, folder: Path) -> Model:
     return QuantizedModel(config, folder, fingerprint, checkpoint)
 
 
-def _options(config: ModelConfig) -> tuple[str, str, bool]:
-    return config.dtype, config.attention, config.trust_remote_code
+def _options(config: ModelConfig) -> dict[str, Any]:
+    return {
+        "dtype": config.dtype,
+        "attention": config.attention,
+        "trust": config.trust_remote_code,
+    }
 
 
 def _semantics(model: ModelConfig) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, ren
 
 from quant.checkpoint.files import weight_files
 from quant.checkpoint.tensors import TensorReader
+from quant.input_operator import KeptChange
 from quant.linear import QuantLinear
 
 log = logging.getLogger(__name__)
@@ -144,10 +145,13 @@ def _pickled_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
 
 
 def parameters_and_buffers(model: nn.Module) -> Iterator[list[str]]:
-    """Names of the parameters and persistent buffers outside QuantLinear; tied ones together."""
+    """Names of the parameters and persistent buffers outside QuantLinear; tied ones together.
+
+    Operators in front of layers are none of the model's own, packed or not.
+    """
     groups: dict[int, list[str]] = {}
     for path, module in model.named_modules():
-        if isinstance(module, QuantLinear):
+        if isinstance(module, QuantLinear | KeptChange):
             continue
         here: dict[str, Tensor | None] = dict(module._parameters)
         here |= {

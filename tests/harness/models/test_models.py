@@ -221,7 +221,7 @@ def test_code_of_a_model_runs_only_when_its_key_says_so(
     assert ran.exists()
     with pytest.raises(ArtifactError, match=r"model\.trust_remote_code=true"):
         load_packed(artifact, "reference", "cpu", "float32", "sdpa")
-    packed = load_packed(artifact, "reference", "cpu", "float32", "sdpa", True)
+    packed = load_packed(artifact, "reference", "cpu", "float32", "sdpa", trust=True)
     assert type(packed).__name__ == "OwnForCausalLM"
     (copy / "own.py").write_text(CODE.format(ran=str(ran)) + "# changed")
     changed = find_model(chosen)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from harness.data import texts
+from harness.data import specials, texts
 from harness.data.protocols import Protocol
 from harness.records.hashes import digest, file_sha256
 
@@ -22,7 +22,7 @@ def protocol_hash(protocol: Protocol, path: str | None, data_dir: str | None) ->
     else:
         text = texts.HUB_TEXTS[protocol.source]
         content = f"{text.dataset}@{text.revision}/{text.file}"
-    return digest([protocol.id, protocol.version, content])
+    return digest([protocol.id, protocol.version, content, specials.VERSION])
 
 
 def generator_hash() -> str:

@@ -19,7 +19,7 @@ import torch
 from harness.cell.cells import ResolvedCell
 from harness.cell.parts import Measuring
 from harness.cell.plan import plan_cell
-from harness.data import protocols
+from harness.data import protocols, vocabulary
 from harness.errors import StoreError
 from harness.models.streaming import (
     StreamedModel,
@@ -148,10 +148,12 @@ def calibration(cell: ResolvedCell, model: Any, tokenizer: Any) -> tuple[list[An
         return [], {}
     context = protocols.context_length(model.config, cell.model.config.context)
     found = protocols.calibration_windows(calib, tokenizer, context, cell.choices.data)
+    vocabulary.check_windows(found, tokenizer, model)
     return found.windows, {
         "calibration tokens": found.token_hash,
         "calibration text": found.text_hash,
         "calibration source": found.source,
+        "calibration special tokens": found.special,
     }
 
 

@@ -61,6 +61,7 @@ def run(context: SuiteContext, config: Config) -> SuiteResult:
         "batch_size": str(config.batch_size),
         "num_fewshot": str(config.num_fewshot),
         "bos": "yes" if model.begins_with_bos else "no",
+        "special_tokens": model.special.said(),
         "truncated": f"{model.truncated} of {model.requests} requests, to {length} tokens",
     }
     if model.shared:

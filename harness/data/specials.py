@@ -63,7 +63,9 @@ class Specials:
     def encode(self, tokenizer: Any, text: str, *, bos: bool = False) -> list[int]:
         """The ids of a text; with bos behind BOS, if the tokenizer has one but omits it."""
         ids = self.trim(tokenizer(text, verbose=False)["input_ids"])
-        return [self.bos, *ids] if bos and self.bos not in (None, *ids[:1]) else ids
+        if not bos or self.bos is None or ids[:1] == [self.bos]:
+            return ids
+        return [self.bos, *ids]
 
     def blank_prompt(self, eos: int | None) -> list[int]:
         """What stands in the place of an empty prompt: BOS, or else EOS; empty without either."""
@@ -79,13 +81,15 @@ class Tally:
     _times: Counter[int] = field(default_factory=Counter)
     _first: Counter[int] = field(default_factory=Counter)
 
+    def __post_init__(self) -> None:
+        own = {*self.specials.before, *self.specials.behind, self.specials.bos}
+        self._special = own | set(getattr(self.tokenizer, "all_special_ids", None) or ())
+
     def add(self, streams: Iterable[Sequence[int]]) -> None:
         """Count those of more streams of ids."""
-        own = {*self.specials.before, *self.specials.behind, self.specials.bos}
-        special = own | set(getattr(self.tokenizer, "all_special_ids", ()) or ())
         for ids in streams:
-            self._times.update(token for token in ids if token in special)
-            self._first.update(token for token in ids[:1] if token in special)
+            self._times.update(token for token in ids if token in self._special)
+            self._first.update(token for token in ids[:1] if token in self._special)
 
     def said(self) -> str:
         """In words: "<s> 200 times (200 first)", "none"."""
@@ -95,9 +99,8 @@ class Tally:
             for token, count in sorted(self._times.items())
         ]
         left = " ".join(spelled(self.tokenizer, token) for token in self.specials.behind)
-        return ", ".join(
-            [*(parts or ["none"]), *([f"{left} behind texts left out"] if left else [])]
-        )
+        found = parts or ["none"]
+        return ", ".join([*found, f"{left} behind texts left out"] if left else found)
 
 
 def spelled(tokenizer: Any, token: int) -> str:

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
-
 from harness.config.options import build_options
+from harness.config.own import read_mapping
 from harness.errors import ConfigError
 from harness.records.record import FULL_PRECISION, LOADED, QUANTIZATION
 from harness.suites.base import Suite
@@ -88,11 +87,7 @@ def suites_in(folder: Path | None) -> dict[str, Suite]:
     if folder is not None and not folder.is_dir():
         raise ConfigError(f"--config-dir {folder} is not a folder: give one laid out like conf/.")
     for file in sorted(folder.glob("suite/**/*.yaml")) if folder is not None else ():
-        try:
-            content = yaml.safe_load(file.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, OSError) as error:
-            raise ConfigError(f"{file} cannot be read ({' '.join(str(error).split())}).") from error
-        for name, given in content.items() if isinstance(content, dict) else ():
+        for name, given in read_mapping(file).items():
             if isinstance(given, dict) and MODULE in given:
                 try:
                     part = find_part(str(given[MODULE]), [folder] if folder is not None else [])

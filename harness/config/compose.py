@@ -26,6 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from harness.config.errors import as_sentences
 from harness.config.help import conf_dir, groups, options
+from harness.config.own import check_files
 from harness.config.schema import Cell, CellConfig, SweepConfig
 from harness.errors import ConfigError
 from quant.scheme import Scheme, SchemeError
@@ -72,6 +73,7 @@ def session(extra: Path | None = None) -> Iterator[list[str]]:
         raise ConfigError(f"--config-dir {extra} is not a folder: give one laid out like conf/.")
     if extra is not None:
         _refuse_names_twice(extra)
+        check_files(extra, (group.name for group in groups()))
     searchpath = [] if extra is None else [f"hydra.searchpath=['file://{extra.absolute()}']"]
     with initialize_config_dir(str(conf_dir()), job_name="bitsweep", version_base=VERSION_BASE):
         yield searchpath

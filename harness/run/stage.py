@@ -83,6 +83,9 @@ def _attempt(cell: ResolvedCell, stage: str, subject: Subject, listen: Listener)
         failure = Failure(stage=stage, type=type(error).__name__, message=_message(error))
         _record_failure(cell, failed_record(cell, failure, timing()), listen)
         return False
+    if record.error is not None:
+        listen(Failed(stage, record.error.type, record.error.message))
+        return False
     listen(Finished(stage, record.seconds))
     return True
 
@@ -213,6 +216,7 @@ def _run_suite(
         metrics=found[0].metrics,
         inputs={**subject.inputs, **found[0].inputs},
         samples=found[0].samples,
+        failures=found[0].failures,
         peak_memory_bytes=peak.bytes,
         bits_per_weight=subject.bits_per_weight,
         kernel=cell.kernel,

@@ -175,3 +175,25 @@ def test_lm_eval_draws_no_bars_and_logs_nothing(
     assert output.out == ""
     assert "requests" not in output.err
     assert "it/s" not in output.err
+
+
+def test_a_task_that_cannot_be_had_fails_alone(
+    model: LlamaForCausalLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lm_eval.tasks import TaskManager
+
+    def no_data(*_: Any, **__: Any) -> Any:
+        raise ConnectionError("no route to the hub")
+
+    monkeypatch.setattr(TaskManager, "load", no_data)
+    mine = write(tmp_path / "mine.jsonl", CHOICES)
+    files = {"mine": mine, "gone": str(tmp_path / "gone.jsonl")}
+    alone = zeroshot_scoring.run(context(model), Config([], {"mine": mine}))
+    result = zeroshot_scoring.run(context(model), Config(["piqa", "no_such_task"], files))
+    assert result.metrics == alone.metrics
+    assert result.failures.keys() == {"piqa", "no_such_task", "gone"}
+    assert "data of task piqa (dataset baber/piqa)" in result.failures["piqa"]
+    assert "there is no zero-shot task 'no_such_task'" in result.failures["no_such_task"]
+    assert "gone.jsonl; correct the path" in result.failures["gone"]
+    with pytest.raises(TaskError, match=r"data of task piqa .*ConnectionError"):
+        zeroshot_scoring.run(context(model), Config(["piqa"]))

@@ -118,11 +118,11 @@ def parse(
 def zero_points(parsed: CheckpointFormat, version: str) -> str:
     """How sure it is that zero-points are stored as `version` (in words) stores them."""
     if not parsed.declared:
-        return (
-            "checkpoint_format not declared: read from the symmetric zero-points"
-            if parsed.symmetric
-            else f"{version} assumed: checkpoint_format not declared, nothing confirms it"
-        )
+        return "checkpoint_format not declared"
+    if parsed.wraps:
+        version += ", some stored as -1 and read as 0"
+    if parsed.evidence:
+        return f"{version}, found in the tensors: checkpoint_format not declared"
     sure = "the symmetric ones confirm it" if parsed.symmetric else "asymmetric: trusted"
     return f"{version} declared, {sure}"
 

@@ -16,6 +16,8 @@ from harness.errors import ConfigError
 
 # Values of one file, aliases counted as often as they stand for something: conf/ has dozens.
 MOST_VALUES = 10_000
+# PyYAML looks at every open bracket for each token: thousands of them take it minutes.
+MOST_BRACKETS = 1_000
 
 
 def check_files(folder: Path, groups: Iterable[str]) -> None:
@@ -28,7 +30,10 @@ def check_files(folder: Path, groups: Iterable[str]) -> None:
 def read_mapping(file: Path) -> dict[str, Any]:
     """The keys of a YAML file; ConfigError, in one sentence, for anything else."""
     try:
-        content = yaml.safe_load(file.read_bytes().decode("utf-8"))
+        text = file.read_bytes().decode("utf-8")
+        if max(text.count("["), text.count("{")) > MOST_BRACKETS:
+            raise RecursionError
+        content = yaml.safe_load(text)
     except UnicodeDecodeError as error:
         reason = f"its byte {error.start + 1} is not UTF-8"
     except RecursionError:

@@ -20,6 +20,7 @@ BROKEN = {
     "tagged": (b"solver: !mine quant.solvers.rtn\n", "tag '!mine'"),
     "bytes": (b"solver: \xff\xfe\n", "its byte 9 is not UTF-8"),
     "deep": (b"solver: " + b"[" * 5000 + b"]" * 5000, "it is nested too deeply"),
+    "deep lines": (b"a: \n  " + b"- " * 5000 + b"b\n", "it is nested too deeply"),
     "itself": (b"a: &a [*a]\n", "more than 10000 values"),
     "bomb": (BOMB.encode(), "more than 10000 values"),
     "list": (b"- a\n", "holds a list, not a mapping"),

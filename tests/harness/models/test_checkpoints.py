@@ -224,8 +224,9 @@ def test_a_configuration_of_its_own_is_found_and_hashed(
         assert cell.identity.scheme == "w4g16_sym"
         keys.add(cell.keys.cell)
         assert cell.keys.semantic["checkpoint"]["zero_points"] == (
-            "checkpoint_format not declared: read from the symmetric zero-points"
+            "version 1 (stored minus one), found in the tensors: checkpoint_format not declared"
         )
+        assert "stored as 7, the symmetric 8 in this" in cell.model.checkpoint.describe()
     assert len(keys) == 2
 
 

@@ -87,6 +87,10 @@ def test_a_published_checkpoint_shows_its_version(shared: Path, bits: int, symme
     config = {**CONFIG, "bits": bits, "group_size": 128, "sym": symmetric, "desc_act": True}
     for added, name in ((0, "GPTQ v1"), (1, "GPTQ v2")):
         held = {**tensors, "qzeros": pack_codes(zeros + added, bits)}
+        if bits == 8 and not symmetric:  # a step is little beside 65,536 weights' own lean
+            with pytest.raises(ArtifactError, match="does not say checkpoint_format"):
+                settle(parse(config, "folder"), {"layer": held}, "folder")
+            continue
         found = settle(parse(config, "folder"), {"layer": held}, "folder")
         assert found.name == name
         assert ("all 512 zero-points" in found.evidence) == symmetric
@@ -117,6 +121,9 @@ def test_autogptq_kernel_outputs(shared: Path, size: int, tolerance: float) -> N
     names = ("qweight", "scales", "qzeros", "g_idx")
     tensors = {name: torch.from_numpy(data[name]) for name in names}
     config = {**CONFIG, "bits": int(data["bits"]), "group_size": int(data["group_size"])}
+    with pytest.raises(ArtifactError, match="does not say checkpoint_format"):
+        read_layer(tensors, config)  # drawn at random: no reading of them looks like weights
+    config["checkpoint_format"] = "gptq"
     layer = QuantLinear.from_quantized(read_layer(tensors, config))
     y = layer(torch.from_numpy(data["x"]).float())
     for name in data.files:

@@ -45,10 +45,10 @@ def test_both_versions(bits: int, version: str) -> None:
     assert not same(read_layer(tensors, config, shape=(6, 24)), weight)
 
 
-def rounded(bits: int, version: str, lean: float = 0.0, outputs: int = 64) -> Any:
+def rounded(bits: int, version: str, lean: float = 0.0) -> Any:
     """As `layer`, of Gaussian weights rounded to nearest; `lean` moves them by so many steps."""
     torch.manual_seed(bits)
-    weight = torch.randn(outputs, 128)
+    weight = torch.randn(128, 8192 if bits == 8 else 128)  # 256 steps need many to be sure
     scheme = Scheme(bits, group_size=16)
     first = rtn.solve(weight, scheme).weight
     found = rtn.solve(weight + lean * first.scale.float().mean(), scheme).weight

@@ -7,7 +7,7 @@ listed, and configurations read, at once.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from quant.errors import ArtifactError
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from quant.checkpoint.operators import Operators
     from quant.linear import Packed
     from quant.weight import QuantizedWeight
 
@@ -153,6 +154,7 @@ class CheckpointFormat:
     evidence    what showed it, where the file does not say.
     signed      layers that were looked at hold negative scales, which turn their grids around.
     wraps       they hold zero-points of 0 that are stored as -1 (Format.zeros_of_0).
+    operators   by layer, what stands in front of it (quant.checkpoint.operators).
     """
 
     format: Format
@@ -167,11 +169,12 @@ class CheckpointFormat:
     evidence: str = ""
     signed: bool = False
     wraps: bool = False
+    operators: Operators = field(default_factory=dict)
 
     @property
     def name(self) -> str:
         """The format as people call it: "GPTQ v1"."""
-        return self.format.title
+        return f"{self.format.title}, input operators" if self.operators else self.format.title
 
     @property
     def zero_points(self) -> str:

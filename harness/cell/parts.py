@@ -70,7 +70,7 @@ class Measuring:
         return self.suite.positions(self.config)
 
 
-def _require_own_name(key: str, part: Part, name: str, package: str) -> None:
+def require_own_name(key: str, part: Part, name: str, package: str) -> None:
     """Refuse a part of somebody else under a name of ours: its figures would stand as ours."""
     if part.sha256 is None:
         return
@@ -124,7 +124,7 @@ def build_part(
         spec: Any = part.load(attribute, kind)
     except PartError as error:
         raise ConfigError(f"{key}: {error}") from error
-    _require_own_name(key, part, spec.name, kind.__module__.rpartition(".")[0])
+    require_own_name(key, part, spec.name, kind.__module__.rpartition(".")[0])
     named = {name: value for name, value in given.items() if name != MODULE}
     options: type = spec.config if isinstance(spec, Suite) else spec.options
     known = {field.name for field in dataclasses.fields(options)}

@@ -54,6 +54,7 @@ def open_packed(model: Model, folder: Path, place: Place) -> ArtifactSource:
         kernel=place.kernel,
         device=place.device,
         dtype=getattr(torch, model.config.dtype),
+        levels=() if place.levels is None else (place.levels,),
         attn_implementation=model.config.attention,
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,20 @@ from cuda_ext.ops import resolve_kernel
 from quant.checkpoint.choose import config_files, parse
 from quant.checkpoint.folder import MANIFEST, read_json, remake, verify
 from quant.checkpoint.formats.base import CheckpointFormat
-from quant.checkpoint.layers import Tensors, quantized_layers, read_packed, read_weight
+from quant.checkpoint.layers import (
+    Tensors,
+    quantized_layers,
+    read_packed,
+    read_weight,
+    scheme_of,
+)
 from quant.checkpoint.skeleton import build_skeleton
 from quant.checkpoint.tensors import TensorReader
 from quant.checkpoint.writer import layer_shape
 from quant.errors import ArtifactError
+from quant.levels.base import Levels
 from quant.linear import QuantLinear
+from quant.parts import Part
 from quant.scheme import Scheme
 from quant.weight import QuantizedWeight
 
@@ -32,6 +40,7 @@ def load(
     dtype: torch.dtype | None = None,
     *,
     verify_files: bool = True,
+    levels: Sequence[str | Part | Levels] = (),
     **options: Any,
 ) -> PreTrainedModel:
     """The model of a quantized checkpoint of any format that Bitsweep reads, in eval mode.
@@ -39,14 +48,15 @@ def load(
     Quantized layers become QuantLinear modules that run `kernel`; all other tensors are cast to
     dtype, or keep the type they are stored in. No weight is initialised only to be overwritten.
     verify_files compares every file with the sha256 in artifact.json (checkpoints of other
-    producers have none). options go to transformers, for example attn_implementation="eager".
+    producers have none). levels are kinds that the checkpoint may have besides the built-in ones:
+    modules are imported because you name them here, never because a file does. options go to transformers, for example attn_implementation="eager".
 
     Raises ArtifactError naming the file and the tensor for a folder that is missing, incomplete,
     damaged, of an unknown format, or that does not fit its config.json; KernelUnavailable.
     """
     folder = Path(folder)
     resolve_kernel(kernel, device)
-    checkpoint = read_format(folder, verify_files=verify_files)
+    checkpoint = read_format(folder, verify_files=verify_files, levels=levels)
     with TensorReader(folder) as reader:
         model = build_skeleton(folder, dtype, options)
         layers = quantized_layers(reader, checkpoint)
@@ -60,10 +70,15 @@ def load(
     return model.to(device).eval()  # type: ignore[arg-type]
 
 
-def load_weights(folder: str | Path, *, verify_files: bool = True) -> dict[str, QuantizedWeight]:
+def load_weights(
+    folder: str | Path,
+    *,
+    verify_files: bool = True,
+    levels: Sequence[str | Part | Levels] = (),
+) -> dict[str, QuantizedWeight]:
     """The quantized weights of a checkpoint by full layer name, without building the model."""
     folder = Path(folder)
-    checkpoint = read_format(folder, verify_files=verify_files)
+    checkpoint = read_format(folder, verify_files=verify_files, levels=levels)
     with TensorReader(folder) as reader:
         return {
             layer: read_weight(reader, checkpoint, layer, parts)
@@ -71,7 +86,9 @@ def load_weights(folder: str | Path, *, verify_files: bool = True) -> dict[str, 
         }
 
 
-def read_format(folder: Path, *, verify_files: bool = True) -> CheckpointFormat:
+def read_format(
+    folder: Path, *, verify_files: bool = True, levels: Sequence[str | Part | Levels] = ()
+) -> CheckpointFormat:
     """What a checkpoint says about its quantization, its files compared with their checksums."""
     if not folder.is_dir():
         aside = sorted(folder.parent.glob(f".{folder.name}.replaced-*"))
@@ -79,7 +96,7 @@ def read_format(folder: Path, *, verify_files: bool = True) -> CheckpointFormat:
         raise ArtifactError(
             f"{folder} is not a folder; quantize a model into it, or correct the path.{hint}"
         )
-    checkpoint = parse(read_quantization(folder), str(folder))
+    checkpoint = parse(read_quantization(folder), str(folder), levels)
     sealed = verify_files and verify(folder)
     if verify_files and not sealed and checkpoint.producer.startswith("bitsweep"):
         raise ArtifactError(
@@ -108,16 +125,15 @@ def read_quantization(folder: Path) -> dict[str, Any]:
     )
 
 
-def read_scheme(folder: str | Path) -> tuple[CheckpointFormat, Scheme]:
+def read_scheme(
+    folder: str | Path, levels: Sequence[str | Part | Levels] = ()
+) -> tuple[CheckpointFormat, Scheme]:
     """Format and scheme of a checkpoint from its config.json and one header; checks no checksum."""
     folder = Path(folder)
-    checkpoint = read_format(folder, verify_files=False)
-    part = checkpoint.format.scales
+    checkpoint = read_format(folder, verify_files=False, levels=levels)
     with TensorReader(folder) as reader:
         layer = next(iter(quantized_layers(reader, checkpoint)))
-        if f"{layer}.{part}" not in reader.names:
-            raise _missing(reader, f"{layer}.{part}")
-        return checkpoint, checkpoint.scheme(reader.mapped(f"{layer}.{part}").dtype)
+        return checkpoint, scheme_of(reader, checkpoint, layer)
 
 
 def dequantize_layers(model: nn.Module, dtype: torch.dtype) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -28,7 +28,9 @@ from quant.checkpoint.skeleton import build_causal_lm, build_skeleton
 from quant.checkpoint.tensors import TensorReader
 from quant.checkpoint.writer import layer_shape
 from quant.errors import ArtifactError
+from quant.levels.base import Levels
 from quant.memory.heaps import give_back, keep_freed_memory, own_copy, own_zeros
+from quant.parts import Part
 
 log = logging.getLogger(__name__)
 
@@ -219,12 +221,13 @@ class ArtifactSource(SkeletonSource):
         dtype: torch.dtype | None = None,
         *,
         verify_files: bool = True,
+        levels: Sequence[str | Part | Levels] = (),
         **options: Any,
     ) -> None:
         self.folder = Path(folder)
         resolve_kernel(kernel, device)
         self._kernel, self._dtype = kernel, dtype
-        self._format = read_format(self.folder, verify_files=verify_files)
+        self._format = read_format(self.folder, verify_files=verify_files, levels=levels)
         self._reader = TensorReader(self.folder, mapped=False)
         self._reader.__enter__()
         try:

@@ -39,7 +39,7 @@ def test_codes_stay_in_range_and_zero_is_exact(values, magnitude, scheme):
     assert int(codes.max()) <= scheme.max_code
     zeros = torch.zeros_like(weight)
     assert torch.equal(dequantize(quantize(zeros, grid, scheme), grid, scheme), zeros)
-    if not scheme.levels == "ternary":
+    if scheme.levels != "ternary":
         zero = grid["zero"]
         assert torch.equal(zero, zero.round())
         assert 0 <= int(zero.min()) <= int(zero.max()) <= scheme.max_code

@@ -66,9 +66,9 @@ def export(
     """Write the checkpoint in `source` to the folder `target` in the format of that name.
 
     format is one that can be written: quant.checkpoint.choose.written. source is any checkpoint
-    that `load` reads, whoever made it; levels are as there. Codes and zero-points stay as they are; scales too, but in
-    compressed-tensors they take the type of the model where that holds them exactly (its readers
-    compute with scales of that type). All other tensors, the tokenizer and
+    that `load` reads, whoever made it; levels are as there. Codes and zero-points stay as they are;
+    scales too, but in compressed-tensors they take the type of the model where that holds them
+    exactly (its readers compute with scales of that type). All other tensors, the tokenizer and
     generation_config.json are copied. The folder appears whole or not at all, with the sha256 of
     every file in artifact.json; one layer at a time is in memory, and one shard. With overwrite it
     takes the place of a model that Bitsweep wrote there, once it is complete.

@@ -1,4 +1,4 @@
-"""What the versions of GPTQ, and Bitsweep's own formats, share: configurations and written tensors."""
+"""What GPTQ's versions and Bitsweep's own formats share: configurations and written tensors."""
 
 from __future__ import annotations
 

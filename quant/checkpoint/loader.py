@@ -49,7 +49,8 @@ def load(
     dtype, or keep the type they are stored in. No weight is initialised only to be overwritten.
     verify_files compares every file with the sha256 in artifact.json (checkpoints of other
     producers have none). levels are kinds that the checkpoint may have besides the built-in ones:
-    modules are imported because you name them here, never because a file does. options go to transformers, for example attn_implementation="eager".
+    modules are imported because you name them here, never because a file does. options go to
+    transformers, for example attn_implementation="eager".
 
     Raises ArtifactError naming the file and the tensor for a folder that is missing, incomplete,
     damaged, of an unknown format, or that does not fit its config.json; KernelUnavailable.

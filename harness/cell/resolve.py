@@ -22,7 +22,7 @@ from harness.cell.parts import (
     Solving,
     Transforming,
     build_part,
-    require_own_name,
+    load_part,
 )
 from harness.config.help import options_with
 from harness.config.schema import CellConfig, RuntimeConfig, SchemeConfig
@@ -30,7 +30,7 @@ from harness.errors import ConfigError
 from harness.models.model import AbsentModel, Model, find_model
 from harness.suites.base import Facts, Suite
 from quant.levels.base import Levels, built_in_levels
-from quant.parts import Part, PartError, find_part
+from quant.parts import Part
 from quant.scheme import Scheme, SchemeError
 from quant.solvers.base import Solver
 from quant.transforms.base import Transform
@@ -200,13 +200,11 @@ def _levels(key: str, name: str | None, folder: Path | None) -> Part | None:
     if name is None or name in ours:
         return None
     try:
-        part = find_part(name, [] if folder is None else [folder])
-        kind = part.load("LEVELS", Levels)
-    except PartError as error:
+        part, _ = load_part(key, name, "LEVELS", Levels, folder)
+    except ConfigError as error:
         raise ConfigError(
-            f"{key}: {error} Levels that come with Bitsweep are {', '.join(ours)}."
+            f"{error} Levels that come with Bitsweep are {', '.join(ours)}."
         ) from error
-    require_own_name(key, part, kind.name, "quant.levels")
     return part
 
 

@@ -13,7 +13,14 @@ from quant.blocks import LINEAR_TYPES, linear_layers, set_weight_matrix, weight_
 from quant.calibrate.neighbours import Maker, Names, find_neighbours
 from quant.errors import QuantizationError
 from quant.hessian import Hessian
-from quant.transforms.base import Change, Group, Transform
+from quant.transforms.base import (
+    Change,
+    Group,
+    Transform,
+    applied_note,
+    read_note,
+    unapplied_note,
+)
 from quant.transforms.fold import fold
 
 
@@ -36,7 +43,6 @@ class Changed:
 
 
 UNCHANGED = Changed()
-INTO = " into "  # between a transform and the module that took it in, in the notes of a layer
 
 
 class Noted(Protocol):
@@ -51,11 +57,11 @@ def require_changes(transforms: Sequence[tuple[Transform, Any]], layers: Sequenc
 
     Its figures would be those without it, under its name.
     """
-    notes = [note for layer in layers for note in layer.transforms]
+    notes = [read_note(note) for layer in layers for note in layer.transforms]
     for transform, _ in transforms:
-        mine = [note for note in notes if note.startswith(f"{transform.name} ")]
-        if not any(INTO in note for note in mine):
-            why = "; ".join(sorted({note.partition(": ")[2] for note in mine})) or "no layer ran"
+        reasons = {why for name, why in notes if name == transform.name}
+        if None not in reasons:
+            why = "; ".join(sorted(filter(None, reasons))) or "no layer ran"
             raise QuantizationError(
                 f"transform {transform.name} changed no layer of this model ({why}): leave it out, "
                 "or use a model whose norms feed its layers alone."
@@ -98,7 +104,7 @@ class BlockTransformer:
     def _group(self, names: Names, hessian: Hessian, maker: Maker | str) -> Changed:
         maker = maker if isinstance(maker, str) else self._changeable(names, maker)
         if isinstance(maker, str):
-            return Changed(notes=[_left(transform, maker) for transform, _ in self.transforms])
+            return Changed(notes=[unapplied_note(each.name, maker) for each, _ in self.transforms])
         linears = linear_layers(self.block)
         matrix = hessian.matrix()
         changes: list[Change] = []
@@ -108,15 +114,16 @@ class BlockTransformer:
             layers = tuple(f"{self.name}.{name}" for name in names)
             change = transform.change(Group(hessian.layer, layers, weights, matrix), options)
             if change is None:
-                notes.append(_left(transform, "it finds nothing to change"))
+                notes.append(unapplied_note(transform.name, "it finds nothing to change"))
             elif not fold(maker.module, change, maker.args, maker.kwargs):
-                notes.append(_left(transform, f"{maker.name} cannot take the change in"))
+                why = f"{maker.name} cannot take the change in"
+                notes.append(unapplied_note(transform.name, why))
             else:
                 for name, layer, weight in zip(names, layers, weights, strict=True):
                     set_weight_matrix(linears[name], change.weight(weight), layer)
                 matrix = change.hessian(matrix)
                 changes.append(change)
-                notes.append(f"{transform.name}{INTO}{maker.name}")
+                notes.append(applied_note(transform.name, maker.name))
         return Changed(tuple(changes), notes)
 
     def _changeable(self, names: Names, maker: Maker) -> Maker | str:
@@ -153,10 +160,6 @@ class BlockTransformer:
                 "on them in a way that was not seen; quantize this model without transforms, and "
                 "report the model class."
             )
-
-
-def _left(transform: Transform, why: str) -> str:
-    return f"{transform.name} not applied: {why}"
 
 
 def _working(weight: Tensor) -> Tensor:

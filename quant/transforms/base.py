@@ -26,6 +26,24 @@ from quant.solvers.base import (
 if TYPE_CHECKING:
     from torch import Tensor
 
+_NOT_APPLIED = "not applied: "
+
+
+def applied_note(transform: str, maker: str) -> str:
+    """What a layer's result says of a transform that `maker`, a module's name, took in."""
+    return f"{transform} into {maker}"
+
+
+def unapplied_note(transform: str, why: str) -> str:
+    """What a layer's result says of a transform that could not change its input."""
+    return f"{transform} {_NOT_APPLIED}{why}"
+
+
+def read_note(note: str) -> tuple[str, str | None]:
+    """The transform's name in a note, and why it was not applied; None: it was."""
+    name, _, rest = note.partition(" ")
+    return name, rest.removeprefix(_NOT_APPLIED) if rest.startswith(_NOT_APPLIED) else None
+
 
 @dataclass(frozen=True)
 class Group:

@@ -202,9 +202,8 @@ def _levels(key: str, name: str | None, folder: Path | None) -> Part | None:
     try:
         part, _ = load_part(key, name, "LEVELS", Levels, folder)
     except ConfigError as error:
-        raise ConfigError(
-            f"{error} Levels that come with Bitsweep are {', '.join(ours)}."
-        ) from error
+        said = str(error).removesuffix(".")
+        raise ConfigError(f"{said}; levels of Bitsweep itself are {', '.join(ours)}.") from error
     return part
 
 

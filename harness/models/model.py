@@ -111,7 +111,9 @@ class QuantizedModel:
     def load(self, place: Place) -> Any:
         """The packed model on the kernel of the place."""
         dtype, attention = self.config.dtype, self.config.attention
-        return load_packed(self.folder, place.kernel, place.device, dtype, attention, place.levels)
+        return load_packed(
+            self.folder, place.kernel, place.device, dtype, attention, levels=place.levels
+        )
 
     def baseline(self, place: Place) -> Any:
         """Its own weights, dequantized: the original is not at hand."""

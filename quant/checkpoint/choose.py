@@ -6,14 +6,15 @@ is a new format.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import pkgutil
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
 from quant.checkpoint import formats as package
+from quant.checkpoint import operators
 from quant.checkpoint.formats.base import CheckpointFormat, Format, Writer, declaration, validated
 from quant.errors import ArtifactError
 from quant.levels.base import Levels, built_in_levels, load_levels
@@ -37,6 +38,7 @@ def parse(
     ones: no module is imported because a checkpoint names it.
     """
     where = f"{source}: quantization_config"
+    config, kept = operators.unwrap(config, where)
     found = [format for format in formats() if format.matches(config)]
     if not found:
         readable = ", ".join(format.configuration for format in formats())
@@ -49,7 +51,7 @@ def parse(
             f"{where} is {' and '.join(format.title for format in found)} at once; correct "
             "`matches` of these formats."
         )
-    parsed = found[0].parse(config, where)
+    parsed = dataclasses.replace(found[0].parse(config, where), operators=kept)
     if found[0].parts is not None:
         return parsed
     known: list[str | Part | Levels] = [*built_in_levels(), *levels]
@@ -67,7 +69,7 @@ def parse(
             f"{where}.tensors are not those that the {parsed.levels} levels of this reader "
             "declare: name the module that the checkpoint was made with, or make it again."
         )
-    return validated(replace(parsed, levels=kind), where)
+    return validated(dataclasses.replace(parsed, levels=kind), where)
 
 
 def config_files() -> dict[str, str]:

@@ -17,6 +17,7 @@ from quant.checkpoint.folder import MANIFEST, read_json, recover, remake, replac
 from quant.checkpoint.formats.base import CheckpointFormat, StoredLayer, Writer
 from quant.checkpoint.layers import quantized_layers, read_weight, scheme_of
 from quant.checkpoint.loader import read_format, read_quantization
+from quant.checkpoint.operators import summary
 from quant.checkpoint.skeleton import build_skeleton
 from quant.checkpoint.tensors import Entry, TensorReader, write_tensors
 from quant.checkpoint.writer import (
@@ -83,6 +84,11 @@ def export(
     if not overwrite:
         _refuse_overwriting(target)
     checkpoint = read_format(source, verify_files=verify_files, levels=levels)
+    if checkpoint.operators:
+        raise ArtifactError(
+            f"{source} has {summary(checkpoint.operators)}, and {format} holds weights alone: "
+            "quantize again with changes that are folded (those of Bitsweep are with keep=never)."
+        )
     reason = writer.refuses(checkpoint.scheme(checkpoint.scale_dtype), None)
     if reason is not None:
         raise ArtifactError(f"{source} {reason}")

@@ -26,7 +26,8 @@ Tensors = Mapping[str, "Tensor"]
 # Types that the numbers of a grid may be stored in, and their bits.
 FLOATS = {"float8_e4m3fn": 8, "float8_e5m2": 8, "float16": 16, "bfloat16": 16, "float32": 32}
 WIDTHS = (2, 3, 4, 5, 6, 7, 8)  # bits of a packed integer
-RESERVED = ("qweight", "g_idx", "bias", "weight")  # what a layer has besides its grid
+# What a layer has besides its grid.
+RESERVED = ("qweight", "g_idx", "bias", "weight", "input_operator")
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ listed, and configurations read, at once.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from quant.errors import ArtifactError
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from quant.checkpoint.operators import Operators
     from quant.linear import Packed
     from quant.weight import QuantizedWeight
 
@@ -153,6 +154,7 @@ class CheckpointFormat:
     scale_dtype as in Scheme, where the format has no tensor that tells it.
     producer    who wrote it, empty when it is not said.
     declared    whether the file says what its zero-points mean, where formats can be mistaken.
+    operators   by layer, what stands in front of it (quant.checkpoint.operators).
     """
 
     format: Format
@@ -165,11 +167,12 @@ class CheckpointFormat:
     scale_dtype: str = "float16"
     producer: str = ""
     declared: bool = True
+    operators: Operators = field(default_factory=dict)
 
     @property
     def name(self) -> str:
         """The format as people call it: "GPTQ v1"."""
-        return self.format.title
+        return f"{self.format.title}, input operators" if self.operators else self.format.title
 
     @property
     def zero_points(self) -> str:

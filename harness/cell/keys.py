@@ -27,6 +27,8 @@ from harness.models.model import Model
 from harness.records.hashes import digest
 from harness.records.record import FULL_PRECISION, LOADED, QUANTIZATION, SCHEMA_VERSION
 from harness.suites.base import Facts, require_own_inputs
+from quant.levels.base import module_of
+from quant.scheme import Scheme
 
 # Of full precision: the fields of a scheme, for the record.
 NO_SCHEME = {
@@ -127,7 +129,7 @@ def _semantics(choices: Choices, model: Model) -> dict[str, Any]:
     semantic: dict[str, Any] = {
         "model": model.semantics(),
         "method": _method(choices),
-        "scheme": NO_SCHEME if scheme is None else dataclasses.asdict(scheme),
+        "scheme": NO_SCHEME if scheme is None else _scheme(scheme),
         "calib": None if calib is None else without_folders(dataclasses.asdict(calib)),
         "seed": choices.seed,
     }
@@ -146,6 +148,12 @@ def _semantics(choices: Choices, model: Model) -> dict[str, Any]:
     return semantic
 
 
+def _scheme(scheme: Scheme) -> dict[str, Any]:
+    """The fields of a scheme, levels by the name under which they are asked for."""
+    found = {field.name: getattr(scheme, field.name) for field in dataclasses.fields(scheme)}
+    return {**found, "levels": module_of(scheme.levels)}
+
+
 def _method(choices: Choices) -> dict[str, Any]:
     if choices.solving is None:
         return {"name": FULL_PRECISION}
@@ -160,6 +168,9 @@ def _content(semantic: dict[str, Any]) -> dict[str, Any]:
         found["calib"] = {k: v for k, v in semantic["calib"].items() if k not in named}
     if "code" in semantic:
         found["code"] = sorted(semantic["code"].values())
+    if "checkpoint" in found:  # figures that were rounded on this machine
+        said = found["checkpoint"].items()
+        found["checkpoint"] = {key: value for key, value in said if key != "evidence"}
     return found
 
 

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-import yaml
-
 from harness.config.help import user_folders
 from harness.config.options import build_options
+from harness.config.own import read_mapping
 from harness.errors import ConfigError
 from harness.records.record import FULL_PRECISION, LOADED, QUANTIZATION
 from harness.suites.base import Suite
@@ -83,14 +82,9 @@ def suites_in(folder: Path | None) -> dict[str, Suite]:
     found: dict[str, Suite] = {}
     for root in user_folders(folder):
         for file in sorted(root.glob("suite/**/*.yaml")):
-            try:
-                content = yaml.safe_load(file.read_text(encoding="utf-8"))
-            except (yaml.YAMLError, OSError) as error:
-                said = " ".join(str(error).split())
-                raise ConfigError(f"{file} cannot be read ({said}).") from error
-            for name, given in content.items() if isinstance(content, dict) else ():
+            for name, given in read_mapping(file).items():
                 if isinstance(given, dict) and MODULE in given:
-                    _, found[name] = _load(str(file), given[MODULE], "SUITE", Suite, folder)
+                    _, found[name] = load_part(str(file), given[MODULE], "SUITE", Suite, folder)
     return found
 
 
@@ -111,7 +105,7 @@ def build_part(
     spec does not have or that it refuses.
     """
     module = given[MODULE]
-    loaded = _load(key, module, attribute, kind, folder)
+    loaded = load_part(key, module, attribute, kind, folder)
     part, spec = loaded[0], cast(Any, loaded[1])
     named = {name: value for name, value in given.items() if name != MODULE}
     options: type = spec.config if isinstance(spec, Suite) else spec.options
@@ -132,7 +126,7 @@ def build_part(
     return part, built
 
 
-def _load(
+def load_part(
     where: str, module: Any, attribute: str, kind: type[Spec], folder: Path | None
 ) -> tuple[Part, Spec]:
     """The part in a module and its spec.

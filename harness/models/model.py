@@ -24,6 +24,7 @@ from harness.models.folders import (
 )
 from harness.models.hub import hub_folder
 from quant.checkpoint.files import weight_files
+from quant.parts import Part
 
 if TYPE_CHECKING:
     from quant.scheme import Scheme
@@ -35,12 +36,14 @@ class Place:
 
     kernel     that packed layers run: "cpu", "cuda", "reference", or "auto" for the best there is.
     positions  tokens that will stand in the KV cache.
+    levels     the module of levels that packed layers may have besides the built-in ones.
     """
 
     device: str
     kernel: str
     seed: int = 0
     positions: int = 0
+    levels: Part | None = None
 
 
 @dataclass(frozen=True)
@@ -116,11 +119,13 @@ class QuantizedModel:
 
     def load(self, place: Place) -> Any:
         """The packed model on the kernel of the place."""
-        return load_packed(self.folder, place.kernel, place.device, **_options(self.config))
+        options = {**_options(self.config), "levels": place.levels}
+        return load_packed(self.folder, place.kernel, place.device, **options)
 
     def baseline(self, place: Place) -> Any:
         """Its own weights, dequantized: the original is not at hand."""
-        return load_dequantized(self.folder, place.kernel, place.device, **_options(self.config))
+        options = {**_options(self.config), "levels": place.levels}
+        return load_dequantized(self.folder, place.kernel, place.device, **options)
 
     def tokenizer(self) -> Any:
         return load_tokenizer(self.folder, self.config)
@@ -202,28 +207,31 @@ class AbsentModel:
 Model = StoredModel | QuantizedModel | RandomModel
 
 
-def find_model(config: ModelConfig, download: bool = False) -> Model | AbsentModel:
+def find_model(
+    config: ModelConfig, download: bool = False, levels: Part | None = None
+) -> Model | AbsentModel:
     """The model that a configuration names; with download a model of the hub is fetched first.
 
-    ModelError says what is missing.
+    levels are those that a quantized one may have besides the built-in ones. ModelError says what
+    is missing.
     """
-    return SOURCES[config.source](config, download)
+    return SOURCES[config.source](config, download, levels)
 
 
-def _embedded(config: ModelConfig, _download: bool) -> Model:
+def _embedded(config: ModelConfig, _download: bool, _levels: Part | None) -> Model:
     folder = Path(__file__).resolve().parents[1] / "embedded" / "model"
     return _in_folder(config, check_folder(folder, "the embedded model"))
 
 
-def _local(config: ModelConfig, _download: bool) -> Model:
+def _local(config: ModelConfig, _download: bool, levels: Part | None) -> Model:
     if config.path is None:
         raise ModelError(
             "model=local needs a folder: add model.path=FOLDER (config.json, weights, tokenizer)."
         )
-    return _in_folder(config, check_folder(Path(config.path), f"model.path={config.path}"))
+    return _in_folder(config, check_folder(Path(config.path), f"model.path={config.path}"), levels)
 
 
-def _hub(config: ModelConfig, download: bool) -> Model | AbsentModel:
+def _hub(config: ModelConfig, download: bool, levels: Part | None) -> Model | AbsentModel:
     if config.id is None:
         raise ModelError(
             "model=hub needs to know which: add model.id=OWNER/NAME, for example "
@@ -232,15 +240,15 @@ def _hub(config: ModelConfig, download: bool) -> Model | AbsentModel:
     folder = hub_folder(config.id, config.revision, download, config.trust_remote_code)
     if folder is None:
         return AbsentModel(config)
-    return _in_folder(config, check_folder(folder, f"model.id={config.id}"))
+    return _in_folder(config, check_folder(folder, f"model.id={config.id}"), levels)
 
 
-def _random(config: ModelConfig, _download: bool) -> Model:
+def _random(config: ModelConfig, _download: bool, _levels: Part | None) -> Model:
     return RandomModel(config, dummy.fingerprint(config))
 
 
 # By the name in the configuration, model.source.
-SOURCES: dict[str, Callable[[ModelConfig, bool], Model | AbsentModel]] = {
+SOURCES: dict[str, Callable[[ModelConfig, bool, Part | None], Model | AbsentModel]] = {
     "embedded": _embedded,
     "hub": _hub,
     "local": _local,
@@ -248,8 +256,8 @@ SOURCES: dict[str, Callable[[ModelConfig, bool], Model | AbsentModel]] = {
 }
 
 
-def _in_folder(config: ModelConfig, folder: Path) -> Model:
-    checkpoint = find_checkpoint(folder)
+def _in_folder(config: ModelConfig, folder: Path, levels: Part | None = None) -> Model:
+    checkpoint = find_checkpoint(folder, levels)
     fingerprint = folder_fingerprint(folder, config.trust_remote_code)
     if checkpoint is None:
         return StoredModel(config, folder, fingerprint)

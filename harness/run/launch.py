@@ -103,7 +103,7 @@ def run(cells: Sequence[Cell], config_dir: Path | None = None) -> int:
     else:
         outcome = Outcome(cached=sum(len(plan.stages) for plan in plans))
     records = _records(plans)
-    good = [record for record in records if record.status == "ok"]
+    good = [record for record in records if record.metrics or record.status == "ok"]
     status = _status(outcome)
     if good:
         folder = results / "reports" / file_name(name)
@@ -227,6 +227,10 @@ def _print_plan(plans: Sequence[CellPlan | PendingPlan], console: Console) -> No
     console.print(plan_table(plans))
     lines = [line for plan in plans for line in (_checkpoint_line(plan), _weights_line(plan))]
     for line in dict.fromkeys(filter(None, lines)):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    suites = [each for plan in plans for each in plan.cell.choices.suites]
+    remarks = [text for each in suites for text in each.suite.remarks(each.config)]
+    for line in dict.fromkeys(remarks):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     console.print(f"\n{_counts(plans)}", highlight=False)
 

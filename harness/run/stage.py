@@ -18,7 +18,7 @@ import torch
 from harness.cell.cells import ResolvedCell
 from harness.cell.parts import Measuring
 from harness.cell.plan import plan_cell
-from harness.data import protocols
+from harness.data import protocols, vocabulary
 from harness.errors import StoreError
 from harness.models.folders import weights_read
 from harness.models.streaming import (
@@ -82,6 +82,9 @@ def _attempt(cell: ResolvedCell, stage: str, subject: Subject, listen: Listener)
         traceback.print_exc()
         failure = Failure(stage=stage, type=type(error).__name__, message=_message(error))
         _record_failure(cell, failure, timing(), listen)
+        return False
+    if record.error is not None:
+        listen(Failed(stage, record.error.type, record.error.message))
         return False
     listen(Finished(stage, record.seconds))
     return True
@@ -150,10 +153,12 @@ def calibration(cell: ResolvedCell, model: Any, tokenizer: Any) -> tuple[list[An
         return [], {}
     context = protocols.context_length(model.config, cell.model.config.context)
     found = protocols.calibration_windows(calib, tokenizer, context, cell.choices.data)
+    vocabulary.check_windows(found, tokenizer, model)
     return found.windows, {
         "calibration tokens": found.token_hash,
         "calibration text": found.text_hash,
         "calibration source": found.source,
+        "calibration special tokens": found.special,
     }
 
 
@@ -214,6 +219,7 @@ def _run_suite(
         inputs={**subject.inputs, **found[0].inputs},
         samples=found[0].samples,
         weights=subject.weights(model),
+        failures=found[0].failures,
         peak_memory_bytes=peak.bytes,
         bits_per_weight=subject.bits_per_weight,
         kernel=cell.kernel,

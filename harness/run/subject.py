@@ -148,7 +148,7 @@ class Subject:
         if cell.model.checkpoint is not None:
             return cell.model.load(replace(cell.place, kernel=kernel))
         config = cell.model.config
-        device = cell.choices.runtime.device
+        device, levels = cell.choices.runtime.device, cell.choices.levels
         return load_packed(
             folder,
             kernel,
@@ -156,6 +156,7 @@ class Subject:
             config.dtype,
             config.attention,
             self._transforms,
+            levels,
             trust=config.trust_remote_code,
         )
 

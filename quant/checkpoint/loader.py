@@ -15,7 +15,14 @@ from cuda_ext.ops import resolve_kernel
 from quant.checkpoint.choose import config_files, parse
 from quant.checkpoint.folder import MANIFEST, read_json, remake, verify
 from quant.checkpoint.formats.base import CheckpointFormat
-from quant.checkpoint.layers import Tensors, quantized_layers, read_packed, read_weight
+from quant.checkpoint.layers import (
+    Tensors,
+    look_at,
+    quantized_layers,
+    read_packed,
+    read_weight,
+    scheme_of,
+)
 from quant.checkpoint.matching import (
     compare,
     keep_computed,
@@ -29,7 +36,9 @@ from quant.checkpoint.tensors import TensorReader
 from quant.checkpoint.writer import layer_shape
 from quant.errors import ArtifactError
 from quant.input_operator import attach
+from quant.levels.base import Levels
 from quant.linear import QuantLinear
+from quant.parts import Part
 from quant.scheme import Scheme
 from quant.transforms.base import Transform
 from quant.weight import QuantizedWeight
@@ -43,6 +52,7 @@ def load(
     *,
     verify_files: bool = True,
     transforms: Sequence[Transform] = (),
+    levels: Sequence[str | Part | Levels] = (),
     **options: Any,
 ) -> PreTrainedModel:
     """The model of a quantized checkpoint of any format that Bitsweep reads, in eval mode.
@@ -51,14 +61,17 @@ def load(
     dtype, or keep the type they are stored in. No weight is initialised only to be overwritten.
     verify_files compares every file with the sha256 in artifact.json (checkpoints of other
     producers have none). transforms are the specs of those in front of layers that are not
-    Bitsweep's own. options go to transformers, for example attn_implementation="eager".
+    Bitsweep's own, levels the kinds that layers may have besides the built-in ones: modules are
+    imported because you name them here, never because a file does. options go to transformers, for
+    example attn_implementation="eager".
 
     Raises ArtifactError naming the file and the tensor for a folder that is missing, incomplete,
     damaged, of an unknown format, or that does not fit its config.json; KernelUnavailable.
     """
     folder = Path(folder)
     resolve_kernel(kernel, device)
-    checkpoint = runnable(read_format(folder, verify_files=verify_files), transforms, folder)
+    found = read_format(folder, verify_files=verify_files, levels=levels)
+    checkpoint = runnable(found, transforms, folder)
     with TensorReader(folder) as reader:
         model = build_skeleton(folder, dtype, options)
         layers = quantized_layers(reader, checkpoint)
@@ -72,13 +85,18 @@ def load(
     return model.to(device).eval()  # type: ignore[arg-type]
 
 
-def load_weights(folder: str | Path, *, verify_files: bool = True) -> dict[str, QuantizedWeight]:
+def load_weights(
+    folder: str | Path,
+    *,
+    verify_files: bool = True,
+    levels: Sequence[str | Part | Levels] = (),
+) -> dict[str, QuantizedWeight]:
     """The quantized weights of a checkpoint by full layer name, without building the model.
 
     Of a layer with an operator in front, the weight that is multiplied by what the operator makes.
     """
     folder = Path(folder)
-    checkpoint = read_format(folder, verify_files=verify_files)
+    checkpoint = read_format(folder, verify_files=verify_files, levels=levels)
     with TensorReader(folder) as reader:
         return {
             layer: read_weight(reader, checkpoint, layer, parts)
@@ -94,7 +112,9 @@ def runnable(
     return dataclasses.replace(checkpoint, operators=operators)
 
 
-def read_format(folder: Path, *, verify_files: bool = True) -> CheckpointFormat:
+def read_format(
+    folder: Path, *, verify_files: bool = True, levels: Sequence[str | Part | Levels] = ()
+) -> CheckpointFormat:
     """What a checkpoint says about its quantization, its files compared with their checksums."""
     if not folder.is_dir():
         aside = sorted(folder.parent.glob(f".{folder.name}.replaced-*"))
@@ -102,13 +122,14 @@ def read_format(folder: Path, *, verify_files: bool = True) -> CheckpointFormat:
         raise ArtifactError(
             f"{folder} is not a folder; quantize a model into it, or correct the path.{hint}"
         )
-    checkpoint = parse(read_quantization(folder), str(folder))
+    checkpoint = parse(read_quantization(folder), str(folder), levels)
     sealed = verify_files and verify(folder)
-    if verify_files and not sealed and checkpoint.producer.startswith("bitsweep"):
+    own = checkpoint.producer.startswith("bitsweep")
+    if verify_files and not sealed and own:
         raise ArtifactError(
             f"{folder / MANIFEST} is missing, so the files cannot be checked. {remake(folder)}"
         )
-    return checkpoint
+    return checkpoint if own else look_at(folder, checkpoint)
 
 
 def read_quantization(folder: Path) -> dict[str, Any]:
@@ -131,16 +152,15 @@ def read_quantization(folder: Path) -> dict[str, Any]:
     )
 
 
-def read_scheme(folder: str | Path) -> tuple[CheckpointFormat, Scheme]:
+def read_scheme(
+    folder: str | Path, levels: Sequence[str | Part | Levels] = ()
+) -> tuple[CheckpointFormat, Scheme]:
     """Format and scheme of a checkpoint from its config.json and one header; checks no checksum."""
     folder = Path(folder)
-    checkpoint = read_format(folder, verify_files=False)
-    part = checkpoint.format.scales
+    checkpoint = read_format(folder, verify_files=False, levels=levels)
     with TensorReader(folder) as reader:
         layer = next(iter(quantized_layers(reader, checkpoint)))
-        if f"{layer}.{part}" not in reader.names:
-            raise _missing(reader, f"{layer}.{part}")
-        return checkpoint, checkpoint.scheme(reader.mapped(f"{layer}.{part}").dtype)
+        return checkpoint, scheme_of(reader, checkpoint, layer)
 
 
 def dequantize_layers(model: nn.Module, dtype: torch.dtype) -> None:
@@ -188,6 +208,7 @@ def replace_layer(
         used.add(f"{layer}.bias")
         if tuple(bias.shape) != (outputs,):
             raise _shape_error(reader, f"{layer}.bias", bias, (outputs,))
+        require_kind(reader, f"{layer}.bias", bias, torch.float32)
     elif getattr(module, "bias", None) is not None:
         raise _missing(reader, f"{layer}.bias")
     kept, operator = checkpoint.operators.get(layer, ()), None
@@ -222,11 +243,7 @@ def _fill(
         expected = tensor_of(model, names[0])
         if tensor.shape != expected.shape:
             raise _shape_error(reader, held[0], tensor, tuple(expected.shape))
-        if tensor.is_floating_point() != expected.is_floating_point():
-            raise ArtifactError(
-                f"{reader.file_of(held[0])}: {held[0]} is {tensor.dtype}, but the model has "
-                f"{expected.dtype} there. {remake(reader.folder)}"
-            )
+        require_kind(reader, held[0], tensor, expected.dtype)
         parameter = isinstance(expected, nn.Parameter)
         value = nn.Parameter(tensor, requires_grad=False) if parameter else tensor
         for name in names:
@@ -248,6 +265,15 @@ def refuse_unexpected(model: PreTrainedModel, reader: TensorReader, used: set[st
 
 def _cast(tensor: Tensor, device: str | torch.device, dtype: torch.dtype | None) -> Tensor:
     return tensor.to(device, dtype if tensor.is_floating_point() else None)
+
+
+def require_kind(reader: Tensors, name: str, tensor: Tensor, expected: torch.dtype) -> None:
+    """ArtifactError for integers where the model has floating point, and the reverse: no cast."""
+    if tensor.is_floating_point() != expected.is_floating_point:
+        raise ArtifactError(
+            f"{reader.file_of(name)}: {name} is {tensor.dtype}, but the model has {expected} "
+            f"there. {remake(reader.folder)}"
+        )
 
 
 def _missing(reader: Tensors, name: str) -> ArtifactError:

@@ -14,7 +14,13 @@ from cuda_ext.ops import resolve_kernel
 from quant.blocks import find_blocks
 from quant.calibrate.source import Weights
 from quant.checkpoint.layers import operator_bits, quantized_layers
-from quant.checkpoint.loader import read_format, refuse_unexpected, replace_layer, runnable
+from quant.checkpoint.loader import (
+    read_format,
+    refuse_unexpected,
+    replace_layer,
+    require_kind,
+    runnable,
+)
 from quant.checkpoint.matching import (
     compare,
     keep_computed,
@@ -29,7 +35,9 @@ from quant.checkpoint.tensors import TensorReader
 from quant.checkpoint.writer import layer_shape
 from quant.errors import ArtifactError
 from quant.input_operator import detach
+from quant.levels.base import Levels
 from quant.memory.heaps import give_back, keep_freed_memory, own_copy, own_zeros
+from quant.parts import Part
 from quant.transforms.base import Transform
 
 
@@ -213,12 +221,13 @@ class ArtifactSource(SkeletonSource):
         *,
         verify_files: bool = True,
         transforms: Sequence[Transform] = (),
+        levels: Sequence[str | Part | Levels] = (),
         **options: Any,
     ) -> None:
         self.folder = Path(folder)
         resolve_kernel(kernel, device)
         self._kernel, self._dtype = kernel, dtype
-        found = read_format(self.folder, verify_files=verify_files)
+        found = read_format(self.folder, verify_files=verify_files, levels=levels)
         self._format = runnable(found, transforms, self.folder)
         self._reader = TensorReader(self.folder, mapped=False)
         self._reader.__enter__()
@@ -295,6 +304,7 @@ class ArtifactSource(SkeletonSource):
                 f"{self._reader.file_of(name)}: {name} is {list(tensor.shape)}, but config.json "
                 f"makes it {list(expected.shape)}. {self._reader.advice}"
             )
+        require_kind(self._reader, name, tensor, expected.dtype)
         return tensor.to(self._dtype) if tensor.is_floating_point() and self._dtype else tensor
 
     def _tied(self, name: str) -> list[str]:

@@ -6,6 +6,7 @@ So a file that nobody holds is waste, on every machine that shares the folder.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import tempfile
@@ -29,10 +30,8 @@ def make_temporary(folder: Path, name: str) -> tuple[int, str]:
     prefix = f".{name[:100]}."
     handle, path = tempfile.mkstemp(dir=folder, prefix=prefix, suffix=SUFFIX)
     if fcntl is not None:
-        try:
+        with contextlib.suppress(OSError):  # without locks, a file system's files are never swept
             fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError:
-            pass  # a file system without locks: its files are never swept either
     return handle, path
 
 

@@ -181,9 +181,7 @@ def test_a_results_folder_that_cannot_be_is_one_sentence(tmp_path: Path, name: s
         assert len(str(caught.value)) < 500
 
 
-def test_a_results_folder_of_somebody_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_results_folder_of_somebody_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.access", lambda *_: False)  # root may write everywhere
     with pytest.raises(StoreError, match="it is not yours to write: choose another folder"):
         Store(tmp_path / "results").check_place()

@@ -45,6 +45,9 @@ def find_blocks(model: PreTrainedModel) -> Blocks:
     found = {n: m for n, m in lists.items() if len(m) == count and _looks_like_blocks(m)}
     # A list inside a block (experts, adapters) may be as long by chance: keep the outermost.
     outer = [n for n in found if not any(n.startswith(f"{other}.") for other in found)]
+    if len(outer) > 1:  # a vision tower as deep as the text decoder, which alone is quantized
+        decoder = set(map(id, model.get_decoder().modules()))
+        outer = [name for name in outer if id(found[name]) in decoder]
     if len(outer) == 1:
         return Blocks(outer[0], found[outer[0]])
     seen = "; ".join(f"{name}: {_describe(modules)}" for name, modules in lists.items()) or "none"

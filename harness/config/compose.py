@@ -24,6 +24,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 
+from harness.config.aliases import require_modest
 from harness.config.errors import as_sentences
 from harness.config.help import conf_dir, groups, options
 from harness.config.schema import Cell, CellConfig, SweepConfig
@@ -71,6 +72,7 @@ def session(extra: Path | None = None) -> Iterator[list[str]]:
     if extra is not None and not extra.is_dir():
         raise ConfigError(f"--config-dir {extra} is not a folder: give one laid out like conf/.")
     if extra is not None:
+        require_modest(extra)
         _refuse_names_twice(extra)
     searchpath = [] if extra is None else [f"hydra.searchpath=['file://{extra.absolute()}']"]
     with initialize_config_dir(str(conf_dir()), job_name="bitsweep", version_base=VERSION_BASE):

@@ -9,6 +9,7 @@ from typing import Any
 
 from harness.config.schema import ModelConfig
 from harness.errors import ModelError
+from harness.models.described import require_described
 from harness.records.hashes import file_sha256
 
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
@@ -37,12 +38,7 @@ def check_folder(folder: Path, what: str) -> Path:
             f"{what} has no config.json, so it is not a Hugging Face model folder: "
             "point to the folder that save_pretrained wrote."
         )
-    try:
-        json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelError(
-            f"{what}: config.json is not valid JSON ({error}); copy it again from the source."
-        ) from error
+    require_described(file, what)
     if not weight_files(folder):
         raise ModelError(
             f"{what} has no weights (*.safetensors or pytorch_model*.bin): copy them beside "

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.cell.cells import PendingCell, ResolvedCell
+from harness.cell.fits import attention_note
 from harness.cell.plan import CellPlan, PendingPlan, plan_cell
 from harness.cell.resolve import resolve
 from harness.config.schema import Cell, as_yaml
 from harness.errors import BitsweepError
+from harness.models.model import QuantizedModel, StoredModel
 from harness.records.record import QUANTIZATION, Record
 from harness.records.store import Store, cell_name, file_name, unique_name, write_atomically
 from harness.records.temporary import sweep as sweep_temporary
@@ -239,7 +241,8 @@ def _summary(outcome: Outcome, diary: Path, screen: Console, trouble: str | None
 
 def _print_plan(plans: Sequence[CellPlan | PendingPlan], console: Console) -> None:
     console.print(plan_table(plans))
-    for line in dict.fromkeys(filter(None, map(_checkpoint_line, plans))):
+    lines = [line for plan in plans for line in (_checkpoint_line(plan), _attention_line(plan))]
+    for line in dict.fromkeys(filter(None, lines)):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     console.print(f"\n{_counts(plans)}", highlight=False)
 
@@ -251,6 +254,12 @@ def _checkpoint_line(plan: CellPlan | PendingPlan) -> str | None:
         return None
     place = model.config.path or model.config.id or model.name
     return f"{place}: {model.checkpoint.describe()}"
+
+
+def _attention_line(plan: CellPlan | PendingPlan) -> str | None:
+    model = plan.cell.model
+    stored = isinstance(model, StoredModel | QuantizedModel)
+    return attention_note(model) if stored and model.config.attention == "eager" else None
 
 
 def _counts(plans: Sequence[CellPlan | PendingPlan]) -> str:

@@ -251,9 +251,7 @@ def _encoder_decoder_kind(folder: Path) -> str | None:
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False
-        )
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception:  # what is wrong with it is said already
         return None
     return str(config.model_type) if getattr(config, "is_encoder_decoder", False) else None

@@ -44,8 +44,9 @@ def build_causal_lm(
         with parameters_on_meta():
             model = AutoModelForCausalLM.from_config(config, dtype=dtype, **options)
     except ValueError as error:
+        where = folder / "config.json"
         raise ArtifactError(
-            f"{folder / 'config.json'} describes no causal language model: {_brief(error)}. {advice}"
+            f"{where} describes no causal language model: {_brief(error)}. {advice}"
         ) from error
     return model.eval()
 

@@ -19,10 +19,11 @@ from typing import Any
 from harness.cell.choices import Choices
 from harness.data import protocols
 from harness.data.inputs import protocol_hash, without_folders
+from harness.errors import ConfigError
 from harness.models.model import Model
 from harness.records.hashes import digest
 from harness.records.record import FULL_PRECISION, LOADED, QUANTIZATION, SCHEMA_VERSION
-from harness.suites.base import Facts
+from harness.suites.base import Facts, require_own_inputs
 
 # Of full precision: the fields of a scheme, for the record.
 NO_SCHEME = {
@@ -94,6 +95,10 @@ def cell_keys(
         name = each.suite.name
         keys.suites[name] = each.suite.semantics(each.config)
         inputs = each.suite.inputs(each.config, facts(f"suite.{name}"))
+        try:
+            require_own_inputs(each.suite, inputs)
+        except ValueError as error:
+            raise ConfigError(f"suite.{name}: {error}") from error
         if each.part.sha256 is not None:
             inputs = {**inputs, "code": each.part.sha256}
         add(name, each.suite.version, keys.suites[name], inputs)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from harness.models.folders import QUANTIZATION_CONFIGS
 
 if TYPE_CHECKING:
     from quant.scheme import Scheme
+    from quant.transforms.base import Transform
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,10 +63,11 @@ def _examine(folder: Path, _mtime_ns: int, _size: int) -> Checkpoint | None:
     if not said and not any((folder / name).is_file() for name in QUANTIZATION_CONFIGS):
         return None
     from quant import ArtifactError
-    from quant.checkpoint import read_scheme
+    from quant.checkpoint import read_scheme, runnable
 
     try:
         checkpoint, scheme = read_scheme(folder)
+        runnable(checkpoint, (), folder)
     except ArtifactError as error:
         raise ModelError(str(error)) from error
     return Checkpoint(
@@ -73,8 +75,18 @@ def _examine(folder: Path, _mtime_ns: int, _size: int) -> Checkpoint | None:
     )
 
 
-def load_packed(folder: Path, kernel: str, device: str, dtype: str, attention: str) -> Any:
-    """The model of a quantized folder, its layers on `kernel`."""
+def load_packed(
+    folder: Path,
+    kernel: str,
+    device: str,
+    dtype: str,
+    attention: str,
+    transforms: Sequence[Transform] = (),
+) -> Any:
+    """The model of a quantized folder, its layers on `kernel`.
+
+    transforms  that the configuration names: they may stand in front of layers.
+    """
     import torch
 
     from quant import load
@@ -84,6 +96,7 @@ def load_packed(folder: Path, kernel: str, device: str, dtype: str, attention: s
         kernel=kernel,
         device=device,
         dtype=getattr(torch, dtype),
+        transforms=transforms,
         attn_implementation=attention,
     )
 
@@ -107,9 +120,19 @@ def packed_shapes(model: Any) -> list[tuple[int, int]]:
     return [(layer.out_features, layer.in_features) for layer in layers]
 
 
-def bits_per_weight(scheme: Scheme, shapes: Iterable[tuple[int, int]]) -> float:
-    """Stored bits per quantized weight of layers [outputs, inputs], scales and zeros included."""
-    weights = stored = 0.0
+def operator_bits(model: Any) -> int:
+    """Stored bits of what stands in front of the packed layers of a model."""
+    from quant.input_operator import operator_bits as bits
+
+    return bits(model)
+
+
+def bits_per_weight(scheme: Scheme, shapes: Iterable[tuple[int, int]], operators: int = 0) -> float:
+    """Stored bits per quantized weight of layers [outputs, inputs], scales and zeros included.
+
+    operators  bits of what stands in front of them.
+    """
+    weights, stored = 0.0, float(operators)
     for outputs, inputs in shapes:
         weights += outputs * inputs
         stored += outputs * inputs * scheme.bits_per_weight(inputs)

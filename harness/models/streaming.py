@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from harness.config.schema import RuntimeConfig
 from harness.data import protocols
@@ -24,14 +24,12 @@ if TYPE_CHECKING:
     from quant.config import QuantizationConfig
     from quant.memory.plan import MemoryPlan, ModelShape
     from quant.memory.shapes import ModelFacts
+    from quant.transforms.base import Transform
 
 ALWAYS, NEVER, AUTO = "always", "never", "auto"
 
 
-Stored = TypeVar("Stored", StoredModel, QuantizedModel)
-
-
-def with_attention(model: Stored) -> Stored:
+def with_attention(model: StoredModel | QuantizedModel) -> StoredModel | QuantizedModel:
     """The model with the attention that its architecture has: eager where it has no sdpa."""
     if model.config.attention == "eager" or model_facts(model).sdpa:
         return model
@@ -60,7 +58,9 @@ def open_source(model: StoredModel, device: str, results: Path) -> CheckpointSou
     )
 
 
-def open_packed(model: Model, folder: Path, place: Place) -> ArtifactSource:
+def open_packed(
+    model: Model, folder: Path, place: Place, transforms: Sequence[Transform] = ()
+) -> ArtifactSource:
     """The packed weights in `folder` as a source of blocks; ArtifactError."""
     import torch
 
@@ -71,6 +71,7 @@ def open_packed(model: Model, folder: Path, place: Place) -> ArtifactSource:
         kernel=place.kernel,
         device=place.device,
         dtype=getattr(torch, model.config.dtype),
+        transforms=transforms,
         attn_implementation=model.config.attention,
     )
 

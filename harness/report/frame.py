@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from harness.records.record import Metric, Record
+from harness.records.record import LayerReport, Metric, Record
+from quant.transforms.base import read_note
 
 if TYPE_CHECKING:
     import pandas as pd
 
 QUANTILES = ("p10", "p50", "p90", "p99")
 # What rows are made of and metrics.csv leaves to the records.
-INTERNAL = ("label", "full_precision", "cell_config")
+INTERNAL = ("label", "full_precision", "cell_config", "transforms")
 
 COLUMNS = (
     # what was measured on: the cell
@@ -100,6 +102,7 @@ def _rows(record: Record) -> list[dict[str, Any]]:
         "label": record.cell.label,
         "full_precision": record.cell.full_precision,
         "cell_config": cell_config(record),
+        "transforms": "; ".join(partly_applied(record.layers)),
     }
     if record.status == "failed" or not record.metrics:
         return [shared]
@@ -122,6 +125,20 @@ def _metric(metric: Metric, record: Record) -> dict[str, Any]:
         "kernel": metric.notes.get("kernel") or record.environment.get("kernel"),
         "notes": "; ".join(f"{key}: {value}" for key, value in sorted(metric.notes.items())),
     }
+
+
+def partly_applied(layers: Sequence[LayerReport]) -> list[str]:
+    """A sentence for each transform that left some layers as they were: how many, and why."""
+    found: dict[str, Counter[str | None]] = {}
+    for name, why in (read_note(note) for layer in layers for note in layer.transforms):
+        found.setdefault(name, Counter())[why] += 1
+    said = []
+    for name, reasons in found.items():
+        total, applied = reasons.total(), reasons.pop(None, 0)
+        rest = [f"not to {count}, because {why}" for why, count in sorted(reasons.items())]
+        if rest:
+            said.append("; ".join([f"{name}: applied to {applied} of {total} layers", *rest]))
+    return said
 
 
 def _section(record: Record, name: str) -> dict[str, Any]:

@@ -258,8 +258,9 @@ def _checkpoint_line(plan: CellPlan | PendingPlan) -> str | None:
 
 def _attention_line(plan: CellPlan | PendingPlan) -> str | None:
     model = plan.cell.model
-    stored = isinstance(model, StoredModel | QuantizedModel)
-    return attention_note(model) if stored and model.config.attention == "eager" else None
+    if not isinstance(model, StoredModel | QuantizedModel) or model.config.attention != "eager":
+        return None
+    return attention_note(model)
 
 
 def _counts(plans: Sequence[CellPlan | PendingPlan]) -> str:

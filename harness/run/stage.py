@@ -9,7 +9,6 @@ from __future__ import annotations
 import random
 import time
 import traceback
-from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -35,7 +34,7 @@ from harness.run.recording import StageResult, Timing, failed_record, make_recor
 from harness.run.resuming import Resuming
 from harness.run.subject import Subject
 from harness.suites import quantization_cost
-from harness.suites.base import SuiteContext, SuiteResult
+from harness.suites.base import SuiteContext, SuiteResult, require_figures
 from harness.suites.memory import measure_peak
 from quant.memory.heaps import give_back
 
@@ -206,7 +205,7 @@ def _run_suite(
     peak = measure_peak(
         lambda: found.append(measuring.suite.run(context, measuring.config)), device
     )
-    _require_metrics(found[0], measuring.suite.name)
+    require_figures(measuring.suite, found[0])
     return StageResult(
         metrics=found[0].metrics,
         inputs={**subject.inputs, **found[0].inputs},
@@ -215,21 +214,6 @@ def _run_suite(
         bits_per_weight=subject.bits_per_weight,
         kernel=cell.kernel,
     )
-
-
-def _require_metrics(result: object, suite: str) -> None:
-    """Refuse what no table could show: no figures, or two of one name."""
-    if not isinstance(result, SuiteResult) or not result.metrics:
-        raise ValueError(
-            f"suite {suite} returned no figures: return SuiteResult([Metric(...), ...])."
-        )
-    names = Counter((metric.task, metric.name) for metric in result.metrics)
-    (task, name), count = names.most_common(1)[0]
-    if count > 1:
-        raise ValueError(
-            f"suite {suite} returned {count} figures called {name} of {task}: give each a name or "
-            "a task of its own."
-        )
 
 
 def _record_failure(cell: ResolvedCell, record: Record, listen: Listener) -> None:

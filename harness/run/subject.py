@@ -8,7 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from harness.cell.cells import ResolvedCell
 from harness.errors import StoreError
-from harness.models.checkpoints import bits_per_weight, load_packed, packed_shapes
+from harness.models.checkpoints import (
+    bits_per_weight,
+    load_packed,
+    operator_bits,
+    packed_shapes,
+)
 from harness.models.model import Model, RandomModel, StoredModel
 from harness.models.streaming import open_packed, open_source, streams
 from harness.records.record import QUANTIZATION, Record
@@ -16,6 +21,7 @@ from harness.records.store import artifact_digest
 
 if TYPE_CHECKING:
     from quant.checkpoint.source import ArtifactSource, CheckpointSource
+    from quant.transforms.base import Transform
 
 
 class Subject:
@@ -61,10 +67,10 @@ class Subject:
         if self.packed is None:
             assert isinstance(cell.model, StoredModel)
             return open_source(cell.model, cell.place.device, cell.choices.results)
-        source = open_packed(cell.model, self.packed, cell.place)
+        source = open_packed(cell.model, self.packed, cell.place, self._transforms)
         if cell.model.checkpoint is not None:
-            shapes = source.layer_shapes().values()
-            self.bits_per_weight = bits_per_weight(cell.model.checkpoint.scheme, shapes)
+            shapes, kept = source.layer_shapes().values(), source.operator_bits()
+            self.bits_per_weight = bits_per_weight(cell.model.checkpoint.scheme, shapes, kept)
         return source
 
     def tokenizer(self) -> Any:
@@ -94,13 +100,18 @@ class Subject:
         self.inputs = {"artifact": made.inputs["artifact"]}
         self.bits_per_weight = made.cell.bits_per_weight
 
+    @property
+    def _transforms(self) -> list[Transform]:
+        return [each.transform for each in self._cell.choices.transforms]
+
     def _load(self) -> Any:
         model, scheme, place = self._cell.model, self._cell.choices.scheme, self._cell.place
         if self.packed is not None:
             loaded = self._from_packed(self.packed, place.kernel)
             if model.checkpoint is not None:
                 shapes = packed_shapes(loaded)
-                self.bits_per_weight = bits_per_weight(model.checkpoint.scheme, shapes)
+                kept = operator_bits(loaded)
+                self.bits_per_weight = bits_per_weight(model.checkpoint.scheme, shapes, kept)
             return loaded
         if isinstance(model, RandomModel) and scheme is not None:
             loaded = model.packed(place, scheme)
@@ -124,7 +135,7 @@ class Subject:
             return cell.model.load(replace(cell.place, kernel=kernel))
         config = cell.model.config
         device = cell.choices.runtime.device
-        return load_packed(folder, kernel, device, config.dtype, config.attention)
+        return load_packed(folder, kernel, device, config.dtype, config.attention, self._transforms)
 
 
 def _check_artifact(folder: Path, made: Record) -> None:

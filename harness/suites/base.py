@@ -7,6 +7,7 @@ takes long: torch and its like are imported by what `run` calls.
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +29,10 @@ if TYPE_CHECKING:
 
 def _no_reference() -> Any:
     raise ValueError("this model was not quantized, so there are no packed weights to load again.")
+
+
+# Inputs of a stage that are not the suite's to name: its own would overwrite them in the record.
+OWN_INPUTS = frozenset({"model", "calibration", "code", "artifact"})
 
 
 @dataclass(frozen=True)
@@ -188,3 +193,40 @@ class Suite:
                 f"suite {self.name} has no table, so no report would show its figures: add "
                 "table=SuiteTable(columns=(FigureColumn(METRIC, HEADER, UNIT),))."
             )
+
+
+def require_figures(suite: Suite, result: object) -> None:
+    """Raise ValueError for a result that no table could show as the suite declares it.
+
+    No figures, two of one name, none of a column's name, or inputs with names of the record's own.
+    """
+    if not isinstance(result, SuiteResult) or not result.metrics:
+        raise ValueError(
+            f"suite {suite.name} returned no figures: return SuiteResult([Metric(...), ...])."
+        )
+    names = Counter((metric.task, metric.name) for metric in result.metrics)
+    (task, name), count = names.most_common(1)[0]
+    if count > 1:
+        raise ValueError(
+            f"suite {suite.name} returned {count} figures called {name} of {task}: give each a "
+            "name or a task of its own."
+        )
+    for column in suite.table.columns:
+        found = {name for task, name in names if column.task in (None, task)}
+        if not column.optional and column.metric not in found:
+            of = "" if column.task is None else f" of {column.task}"
+            raise ValueError(
+                f"suite {suite.name} has a column of {column.metric}{of}, but returned "
+                f"{', '.join(sorted(found)) or 'no figure of it'}: correct one of the two, or say "
+                "FigureColumn(..., optional=True) if some runs have no such figure."
+            )
+    require_own_inputs(suite, result.inputs)
+
+
+def require_own_inputs(suite: Suite, inputs: Mapping[str, str]) -> None:
+    """Raise ValueError for a suite's input that has a name of the record's own."""
+    if taken := OWN_INPUTS & inputs.keys():
+        raise ValueError(
+            f"suite {suite.name} has an input called {min(taken)}, under which records keep "
+            "another hash: call it otherwise."
+        )

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,10 +23,8 @@ from harness.data.protocols import TokenWindows
 from harness.errors import BitsweepError
 from harness.records.record import Metric
 from harness.suites.base import SuiteContext, SuiteResult
+from harness.suites.reading import Texts
 from harness.suites.scoring import Score
-
-if TYPE_CHECKING:
-    from harness.suites.divergence import Config
 
 # Positions whose distributions are held in float64 at once.
 POSITIONS_AT_ONCE = 128
@@ -106,7 +104,7 @@ def compare(first: Tensor, second: Tensor) -> tuple[Tensor, int]:
     return torch.cat(parts), flips
 
 
-def run(context: SuiteContext, config: Config) -> SuiteResult:
+def run(context: SuiteContext, config: Texts) -> SuiteResult:
     """Compare on every protocol; a full-precision model with itself alone, for the noise floor.
 
     A checkpoint that was quantized elsewhere has no original here: only its kernel is compared.
@@ -147,7 +145,7 @@ def run(context: SuiteContext, config: Config) -> SuiteResult:
     return SuiteResult(metrics, inputs, list(_samples(found)))
 
 
-def _windows(context: SuiteContext, config: Config, name: str) -> TokenWindows:
+def _windows(context: SuiteContext, config: Texts, name: str) -> TokenWindows:
     return protocols.windows(
         name,
         context.tokenizer,

@@ -99,7 +99,7 @@ def _notes(rows: Sequence[Row], shown: Sequence[Shown]) -> list[Note]:
     ]
 
 
-_column = partial(FigureColumn, absent=_none_of_itself)
+_column = partial(FigureColumn, absent=_none_of_itself, optional=True)
 
 TABLE = SuiteTable(
     columns=(

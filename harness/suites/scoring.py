@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -16,13 +16,17 @@ from harness.data.protocols import TokenWindows
 from harness.errors import BitsweepError
 from harness.records.record import Metric
 from harness.suites.base import SuiteContext, SuiteResult
-
-if TYPE_CHECKING:
-    from harness.suites.perplexity import Config
+from harness.suites.reading import Texts
 
 # Logits are turned into float32 probabilities for so many positions at once: of a vocabulary of
 # 250,000 that is half a gigabyte.
 POSITIONS_AT_ONCE = 512
+
+
+class Scoring(Texts, Protocol):
+    """The texts that are scored, and how many windows at a time."""
+
+    batch_size: int
 
 
 class ScoreError(BitsweepError):
@@ -62,7 +66,7 @@ class Score:
         return math.sqrt(squares * count / (count - 1)) / sum(self.tokens)
 
 
-def run(context: SuiteContext, config: Config) -> SuiteResult:
+def run(context: SuiteContext, config: Scoring) -> SuiteResult:
     """Return perplexity and negative log-likelihood of each protocol, and every window's score.
 
     Raises ProtocolError or TextError if a text cannot be had, ScoreError for non-finite results.
@@ -170,7 +174,7 @@ def _metrics(found: TokenWindows, result: Score, length: int, batch_size: int) -
     notes = {
         "protocol": f"{protocol.id} v{protocol.version}: {protocol.summary}",
         "text": found.source,
-        "windows": f"{len(found.windows)} of {'at most ' * (protocol.cut == 'documents')}{length}",
+        "windows": f"{len(found.windows)} of {'at most ' * (not protocol.one_length)}{length}",
         "token_hash": found.token_hash,
         "batch_size": str(batch_size),
         "stderr": "over windows",

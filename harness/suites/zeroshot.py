@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 
 from omegaconf import MISSING
 
 from harness.data import texts
-from harness.data.inputs import generator_hash
+from harness.data.sources import generator_hash
 from harness.errors import ConfigError
 from harness.records.hashes import file_sha256
 from harness.report.columns import ACCURACY, AgainstBits, FigureColumn, SuiteTable
@@ -45,7 +46,7 @@ def inputs(config: Config, facts: Facts) -> dict[str, str]:
         f"task {task}": file_sha256(texts.locate(path, facts.data_dir))
         for task, path in config.files.items()
     }
-    if any(task.startswith("embedded") for task in config.tasks):
+    if not set(zeroshot_tasks.EMBEDDED_TASKS).isdisjoint(config.tasks):
         found["stories"] = generator_hash()
     return found
 
@@ -59,14 +60,16 @@ def run(context: SuiteContext, config: Config) -> SuiteResult:
 
 PLOT = AgainstBits("accuracy", "Accuracy against bits per weight")
 
+_column = partial(FigureColumn, plot=PLOT, optional=True)  # tasks differ in what they score
+
 TABLE = SuiteTable(
     columns=(
-        FigureColumn("accuracy", detail="acc.", plot=PLOT),
-        FigureColumn("acc_norm", detail="norm. acc.", plot=PLOT),
+        _column("accuracy", detail="acc."),
+        _column("acc_norm", detail="norm. acc."),
         # LAMBADA's, of the last word given its passage. Papers print the accuracy on these words.
-        FigureColumn("target_perplexity", detail="target ppl", on_screen=False, plot=PLOT),
+        _column("target_perplexity", detail="target ppl", on_screen=False),
     ),
-    others=FigureColumn("", plot=PLOT),  # exact_match, f1, ...
+    others=_column(""),  # exact_match, f1, ...
     joins=ACCURACY,
     rank=20,
     compared=True,

@@ -1,4 +1,4 @@
-"""Zero-shot accuracy through lm-eval's own API, on its tasks, on local files and on our stories."""
+"""What zeroshot measures: accuracy through lm-eval's own API, on its tasks, files and stories."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import statistics
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from harness.data import protocols, texts
 from harness.records.record import Metric
@@ -17,15 +17,22 @@ from harness.suites import zeroshot_tasks
 from harness.suites.base import SuiteContext, SuiteResult
 from harness.suites.zeroshot_tasks import EMBEDDED_TASKS, LocalTask, TaskError
 
-if TYPE_CHECKING:
-    from harness.suites.zeroshot import Config
-
 # Names and units of lm-eval's metrics in our records; others keep their names.
 NAMES = {"acc": "accuracy", "perplexity": "target_perplexity"}
 UNITS = {"target_perplexity": "ppl"}
 
 
-def run(context: SuiteContext, config: Config) -> SuiteResult:
+class Asking(Protocol):
+    """The settings that say which tasks are scored, on how many documents, and how."""
+
+    tasks: list[str]
+    files: dict[str, str]
+    limit: int | None
+    batch_size: int
+    num_fewshot: int
+
+
+def run(context: SuiteContext, config: Asking) -> SuiteResult:
     """Return the scores of each task with standard errors, and those of every document.
 
     The model is scored as it is: neither moved nor changed. Raises TaskError for a task that is
@@ -68,11 +75,11 @@ def run(context: SuiteContext, config: Config) -> SuiteResult:
     return _result(results, local, notes)
 
 
-def _standard(config: Config, name: str) -> bool:
+def _standard(config: Asking, name: str) -> bool:
     return name not in config.files and name not in EMBEDDED_TASKS
 
 
-def _local(context: SuiteContext, config: Config, name: str) -> LocalTask:
+def _local(context: SuiteContext, config: Asking, name: str) -> LocalTask:
     if name not in config.files:
         return zeroshot_tasks.embedded(name, config.limit)
     file = texts.locate(config.files[name], context.data_dir)

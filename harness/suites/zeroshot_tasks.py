@@ -334,8 +334,12 @@ def _check_data(name: str, files: Sequence[Path]) -> None:
 
 def missing_data(name: str, dataset: str) -> str:
     """Return the message for a task whose data set cannot be had."""
+    from huggingface_hub import constants
+
+    step = "check the network and, if it is gated, your access to it"
+    if constants.HF_HUB_OFFLINE:
+        step = "unset HF_HUB_OFFLINE on a machine with a network"
     return (
         f"the data of task {name} (dataset {dataset}) are not on this machine and could not be "
-        "downloaded; unset HF_HUB_OFFLINE on a machine with a network, or give a jsonl file: "
-        f"suite.zeroshot.files.{name}=<file>"
+        f"downloaded; {step}, or give a jsonl file: suite.zeroshot.files.{name}=<file>"
     )

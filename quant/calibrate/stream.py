@@ -52,7 +52,7 @@ from quant.calibrate.neighbours import Names
 from quant.calibrate.operators import calibration_products
 from quant.calibrate.sink import STAGE, BlockSink, Finished, Kept, WriteBehind
 from quant.calibrate.source import BlockSource, LoadedModel, each_block
-from quant.calibrate.transform import BlockTransformer, Changed, require_changes
+from quant.calibrate.transform import BlockTransformer, Changed, require_changes, restore
 from quant.calibrate.windows import Batch, check_windows, make_batches
 from quant.config import QuantizationConfig
 from quant.hessian import Hessian
@@ -374,9 +374,8 @@ def _put_back(run: _Run, index: int) -> None:
         for name, weight in weights.items():
             set_weight_matrix(model.get_submodule(name), weight.dequantize(), name)
         if run.config.transforms:  # nothing else changes what is beside the layers
-            for name, value in run.sink.beside(index).items():
-                path, _, attribute = name.rpartition(".")
-                getattr(model.get_submodule(path), attribute).copy_(value)
+            transforms = [transform for transform, _ in run.config.transforms]
+            restore(model, run.sink.beside(index), run.sink.operators(index, transforms))
 
 
 def _advance(

@@ -12,6 +12,7 @@ from torch import Tensor
 from quant.checkpoint.choose import parse
 from quant.checkpoint.folder import remake
 from quant.checkpoint.formats.base import CheckpointFormat
+from quant.checkpoint.operators import tensor_names
 from quant.checkpoint.tensors import TensorReader
 from quant.errors import ArtifactError
 from quant.linear import Packed, unpack
@@ -43,6 +44,17 @@ def quantized_layers(reader: TensorReader, checkpoint: CheckpointFormat) -> dict
             f"{reader.folder} holds no quantized layer (no tensor ends in {suffix}), although its "
             f"config.json has a quantization_config. {remake(reader.folder)}"
         )
+    lacking = next((name for name in checkpoint.operators if name not in layers), None)
+    if lacking is not None:
+        raise ArtifactError(
+            f"{reader.folder}: config.json has an operator in front of {lacking}, of which the "
+            f"files hold no {checkpoint.format.codes}. {remake(reader.folder)}"
+        )
+    lacking = next((n for n in operator_tensors(checkpoint) if n not in reader.names), None)
+    if lacking is not None:
+        raise ArtifactError(
+            f"{reader.folder}: tensor {lacking} is in none of its files. {remake(reader.folder)}"
+        )
     for name in reader.names:
         layer, _, part = name.rpartition(".")
         if layer in layers and part in checkpoint.format.parts:
@@ -61,7 +73,8 @@ def read_layer(
 
     tensors maps the names of the layer's parts (qweight, scales, ...) to what the file holds;
     without a shape (outputs, inputs) it is taken from them. The values are scale * (code - zero) in
-    float32, so `.dequantize(torch.bfloat16)` rounds once. Raises ArtifactError naming the layer,
+    float32, so `.dequantize(torch.bfloat16)` rounds once. What stands in front of a layer is no
+    part of it: the weight is that of the changed input. Raises ArtifactError naming the layer,
     the tensor and what was expected.
     """
     parsed = parse(quantization_config, layer)
@@ -101,6 +114,17 @@ def read_weight(
 ) -> QuantizedWeight:
     """As read_packed, unpacked."""
     return unpack(*read_packed(reader, checkpoint, layer, parts, shape))
+
+
+def operator_tensors(checkpoint: CheckpointFormat) -> list[str]:
+    """Full names of the tensors of all that stands in front of layers."""
+    operators = checkpoint.operators.items()
+    return [f"{layer}.{part}" for layer, changes in operators for part in tensor_names(changes)]
+
+
+def operator_bits(reader: TensorReader, checkpoint: CheckpointFormat) -> int:
+    """Stored bits of all that stands in front of layers."""
+    return sum(8 * reader.mapped(name).nbytes for name in operator_tensors(checkpoint))
 
 
 @contextlib.contextmanager

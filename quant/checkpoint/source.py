@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,19 +16,23 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, ren
 from cuda_ext.ops import resolve_kernel
 from quant.blocks import find_blocks
 from quant.calibrate.source import Weights
-from quant.checkpoint.layers import quantized_layers
+from quant.checkpoint.layers import operator_bits, quantized_layers
 from quant.checkpoint.loader import (
     parameters_and_buffers,
     read_format,
     refuse_unexpected,
     replace_layer,
+    runnable,
     tensor_of,
 )
+from quant.checkpoint.operators import tensor_names
 from quant.checkpoint.skeleton import build_causal_lm, build_skeleton
 from quant.checkpoint.tensors import TensorReader
 from quant.checkpoint.writer import layer_shape
 from quant.errors import ArtifactError
+from quant.input_operator import detach
 from quant.memory.heaps import give_back, keep_freed_memory, own_copy, own_zeros
+from quant.transforms.base import Transform
 
 log = logging.getLogger(__name__)
 
@@ -89,6 +93,7 @@ class SkeletonSource:
         )
 
     def release(self, index: int) -> None:
+        detach(self.blocks.modules[index])
         for names in self._of_block[index]:
             for name in names:
                 if name in self._meta:
@@ -219,12 +224,14 @@ class ArtifactSource(SkeletonSource):
         dtype: torch.dtype | None = None,
         *,
         verify_files: bool = True,
+        transforms: Sequence[Transform] = (),
         **options: Any,
     ) -> None:
         self.folder = Path(folder)
         resolve_kernel(kernel, device)
         self._kernel, self._dtype = kernel, dtype
-        self._format = read_format(self.folder, verify_files=verify_files)
+        found = read_format(self.folder, verify_files=verify_files)
+        self._format = runnable(found, transforms, self.folder)
         self._reader = TensorReader(self.folder, mapped=False)
         self._reader.__enter__()
         try:
@@ -243,7 +250,7 @@ class ArtifactSource(SkeletonSource):
         weights = {
             f"{layer}.{part}": self._reader.read(f"{layer}.{part}")
             for layer in packed
-            for part in (*self._layers[layer], "bias")
+            for part in (*self._layers[layer], "bias", *self._operator(layer))
             if f"{layer}.{part}" in self._reader.names
         }
         for names in self._of_block[index]:
@@ -273,6 +280,13 @@ class ArtifactSource(SkeletonSource):
     def layer_shapes(self) -> dict[str, tuple[int, int]]:
         """(outputs, inputs) of every quantized layer, by its name."""
         return {name: layer_shape(self.model.get_submodule(name), name) for name in self._layers}
+
+    def operator_bits(self) -> int:
+        """Stored bits of all that stands in front of layers."""
+        return operator_bits(self._reader, self._format)
+
+    def _operator(self, layer: str) -> list[str]:
+        return tensor_names(self._format.operators.get(layer, ()))
 
     def _layers_of(self, index: int) -> list[str]:
         return [n for n in self._layers if n.startswith(f"{self.blocks.block_name(index)}.")]
@@ -305,7 +319,7 @@ class ArtifactSource(SkeletonSource):
                 "cannot be streamed; load the model whole (runtime.stream=never)."
             )
         used = {f"{layer}.{part}" for layer, parts in self._layers.items() for part in parts}
-        used |= {f"{layer}.bias" for layer in self._layers}
+        used |= {f"{n}.{part}" for n in self._layers for part in ("bias", *self._operator(n))}
         used |= {name for names in parameters_and_buffers(self.model) for name in names}
         refuse_unexpected(self.model, self._reader, used)
 

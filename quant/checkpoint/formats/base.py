@@ -7,7 +7,7 @@ listed, and configurations read, at once.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from quant.errors import ArtifactError
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from quant.checkpoint.operators import Operators
     from quant.linear import Packed
     from quant.weight import QuantizedWeight
 
@@ -147,6 +148,7 @@ class CheckpointFormat:
     grid        "minmax" or "mse", from Bitsweep's own metadata; "minmax" when it is not said.
     producer    who wrote it, empty when it is not said.
     declared    whether the file says what its zero-points mean, where formats can be mistaken.
+    operators   by layer, what stands in front of it (quant.checkpoint.operators).
     """
 
     format: Format
@@ -158,11 +160,12 @@ class CheckpointFormat:
     grid: str = "minmax"
     producer: str = ""
     declared: bool = True
+    operators: Operators = field(default_factory=dict)
 
     @property
     def name(self) -> str:
         """The format as people call it: "GPTQ v1"."""
-        return self.format.title
+        return f"{self.format.title}, input operators" if self.operators else self.format.title
 
     @property
     def zero_points(self) -> str:

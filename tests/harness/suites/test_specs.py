@@ -14,9 +14,10 @@ from omegaconf import OmegaConf
 from harness.data.config import DocumentsConfig
 from harness.errors import ConfigError
 from harness.records.environment import machine
+from harness.records.record import Metric
 from harness.report.columns import FigureColumn, SuiteTable
 from harness.suites import divergence, kernels, latency, perplexity, zeroshot
-from harness.suites.base import Facts, Suite, SuiteResult, machine_inputs
+from harness.suites.base import Facts, Suite, SuiteResult, machine_inputs, require_figures
 
 SPECS = {
     module.SUITE.name: module for module in (perplexity, divergence, zeroshot, latency, kernels)
@@ -87,6 +88,8 @@ def test_what_keys_say_of_zeroshot_is_as_before(data) -> None:
         "task mine": "53378dd6c8fd1e08ffa36d0c86146f235112cdca3b39a50de8831cbe76d8e4d4",
         "stories": "42f9451f860485abdb74cbe51da9d1c2e592e33d788cd003c8710df38d6858b2",
     }
+    other = zeroshot.Config(["embedded_by_others"])  # lm-eval's, whatever it is called
+    assert zeroshot.SUITE.inputs(other, facts()) == {}
     assert zeroshot.SUITE.inputs(zeroshot.Config(["piqa"]), facts()) == {}
 
 
@@ -220,6 +223,48 @@ def test_a_suite_without_a_table_is_refused() -> None:
 
 def test_a_timing_suite_with_its_machine_is_accepted() -> None:
     Suite("toy", 1, Settings, run, TABLE, inputs=machine_inputs, timing=True)
+
+
+def figure(name: str = "score", task: str = "all") -> Metric:
+    return Metric(name=name, task=task, value=1.0, unit="1", n=1, n_unit="runs")
+
+
+SPARE = FigureColumn("spare", "spare", optional=True)
+TOTAL = FigureColumn("score", "total", task="total")
+
+
+@pytest.mark.parametrize(
+    ("columns", "metrics", "said"),
+    [
+        ((TABLE.columns[0], SPARE), [figure(), figure(task="rest")], None),
+        ((TOTAL,), [figure(task="total"), figure("other")], None),
+        ((SPARE,), [], "suite toy returned no figures"),
+        ((SPARE,), [figure(), figure()], "returned 2 figures called score of all"),
+        ((TABLE.columns[0],), [figure("scor")], "has a column of score, but returned scor:"),
+        (
+            (TABLE.columns[0], FigureColumn("size", "size")),
+            [figure(), figure("sise")],
+            "has a column of size, but returned score, sise: correct one of the two",
+        ),
+        ((TOTAL,), [figure()], "has a column of score of total, but returned no figure of it"),
+    ],
+)
+def test_a_result_has_what_the_columns_of_its_suite_show(columns, metrics, said) -> None:
+    suite = Suite("toy", 1, Settings, run, SuiteTable(columns))
+    if said is None:
+        require_figures(suite, SuiteResult(metrics))
+        return
+    with pytest.raises(ValueError) as raised:
+        require_figures(suite, SuiteResult(metrics))
+    assert said in str(raised.value)
+    assert str(raised.value).endswith(".")
+
+
+def test_a_suite_cannot_name_an_input_as_the_record_names_its_own() -> None:
+    suite = Suite("toy", 1, Settings, run, TABLE)
+    require_figures(suite, SuiteResult([figure()], {"text": "0f"}))
+    with pytest.raises(ValueError, match="suite toy has an input called artifact, under which"):
+        require_figures(suite, SuiteResult([figure()], {"artifact": "0f"}))
 
 
 HEAVY = """

@@ -96,6 +96,11 @@ def _choices(config: CellConfig, model: Model | AbsentModel, folder: Path | None
         Measuring(*_selected("suite", name, given, "SUITE", Suite, folder))
         for name, given in config.suite.items()
     ]
+    configs = [each.config for each in measuring]
+    for index, each in enumerate(measuring):
+        others = configs[:index] + configs[index + 1 :]
+        completed = each.suite.complete(each.config, config.model, others)
+        measuring[index] = dataclasses.replace(each, config=completed)
     # Suites that are timed come last: whoever waits for a figure wants accuracy first.
     measuring.sort(key=lambda each: each.suite.timing)
     scheme = make_scheme(config.scheme)

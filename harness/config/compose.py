@@ -27,6 +27,7 @@ from omegaconf import DictConfig, OmegaConf
 from harness.config.aliases import require_modest
 from harness.config.errors import as_sentences
 from harness.config.help import conf_dir, groups, options, user_folders
+from harness.config.own import check_files
 from harness.config.schema import Cell, CellConfig, SweepConfig
 from harness.errors import ConfigError
 from quant.scheme import Scheme, SchemeError
@@ -73,6 +74,7 @@ def session(extra: Path | None = None) -> Iterator[list[str]]:
     for folder in folders:
         require_modest(folder)
         _refuse_names_twice(folder)
+        check_files(folder, (group.name for group in groups()))
     searchpath = [f"hydra.searchpath=['file://{folder.absolute()}']" for folder in folders]
     with initialize_config_dir(str(conf_dir()), job_name="bitsweep", version_base=VERSION_BASE):
         yield searchpath

@@ -113,7 +113,7 @@ def run(cells: Sequence[Cell], config_dir: Path | None = None) -> int:
     status, trouble = _status(outcome), None
     try:
         records = _records(plans)
-        if any(record.status == "ok" for record in records):
+        if any(record.metrics or record.status == "ok" for record in records):
             folder = results / "reports" / unique_name(name)
             whole = not (outcome.interrupted or outcome.stopped)
             report(records, folder, name, suites_of(plans), causes=not whole)
@@ -243,6 +243,10 @@ def _print_plan(plans: Sequence[CellPlan | PendingPlan], console: Console) -> No
     console.print(plan_table(plans))
     lines = [line for plan in plans for line in (_checkpoint_line(plan), _attention_line(plan))]
     for line in dict.fromkeys(filter(None, lines)):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    suites = [each for plan in plans for each in plan.cell.choices.suites]
+    remarks = [text for each in suites for text in each.suite.remarks(each.config)]
+    for line in dict.fromkeys(remarks):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     console.print(f"\n{_counts(plans)}", highlight=False)
 

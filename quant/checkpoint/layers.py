@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,6 +19,9 @@ from quant.errors import ArtifactError
 from quant.linear import Packed, unpack
 from quant.scheme import Scheme
 from quant.weight import QuantizedWeight
+
+# Layers whose tensors are looked at for what a configuration does not say.
+LOOKED_AT = 8
 
 
 class Tensors(Protocol):
@@ -62,6 +66,30 @@ def quantized_layers(reader: TensorReader, checkpoint: CheckpointFormat) -> dict
     return layers
 
 
+def look_at(folder: Path, checkpoint: CheckpointFormat) -> CheckpointFormat:
+    """What a quantization_config left open, from layers spread over the checkpoint (`settle`)."""
+    with TensorReader(folder) as reader:
+        layers = quantized_layers(reader, checkpoint)
+        names = list(layers)[:: -(-len(layers) // LOOKED_AT)]
+        parts = {n: {p: reader.mapped(f"{n}.{p}") for p in layers[n]} for n in names}
+        return settle(checkpoint, parts, str(folder))
+
+
+def settle(
+    checkpoint: CheckpointFormat, layers: Mapping[str, Mapping[str, Tensor]], where: str
+) -> CheckpointFormat:
+    """The same with what its configuration does not say, found from the tensors of some layers.
+
+    That is the version of GPTQ, and whether scales are negative. ArtifactError when they fit
+    several versions; `where` names the checkpoint.
+    """
+    if checkpoint.format.settle is not None:
+        checkpoint = checkpoint.format.settle(checkpoint, layers, where)
+    scales = [parts.get(checkpoint.format.scales) for parts in layers.values()]
+    signed = any(bool((each < 0).any()) for each in scales if each is not None)
+    return replace(checkpoint, signed=signed)
+
+
 def read_layer(
     tensors: Mapping[str, Tensor],
     quantization_config: Mapping[str, Any],
@@ -77,7 +105,7 @@ def read_layer(
     part of it: the weight is that of the changed input. Raises ArtifactError naming the layer,
     the tensor and what was expected.
     """
-    parsed = parse(quantization_config, layer)
+    parsed = settle(parse(quantization_config, layer), {layer: tensors}, layer)
     return unpack(*parsed.format.read_layer(tensors, parsed, layer, shape))
 
 

@@ -16,7 +16,13 @@ from cuda_ext.ops import resolve_kernel
 from quant.checkpoint.choose import config_files, parse
 from quant.checkpoint.folder import MANIFEST, read_json, remake, verify
 from quant.checkpoint.formats.base import CheckpointFormat
-from quant.checkpoint.layers import Tensors, quantized_layers, read_packed, read_weight
+from quant.checkpoint.layers import (
+    Tensors,
+    look_at,
+    quantized_layers,
+    read_packed,
+    read_weight,
+)
 from quant.checkpoint.operators import build, find_transforms, tensor_names
 from quant.checkpoint.skeleton import build_skeleton
 from quant.checkpoint.tensors import TensorReader
@@ -98,11 +104,12 @@ def read_format(folder: Path, *, verify_files: bool = True) -> CheckpointFormat:
         )
     checkpoint = parse(read_quantization(folder), str(folder))
     sealed = verify_files and verify(folder)
-    if verify_files and not sealed and checkpoint.producer.startswith("bitsweep"):
+    own = checkpoint.producer.startswith("bitsweep")
+    if verify_files and not sealed and own:
         raise ArtifactError(
             f"{folder / MANIFEST} is missing, so the files cannot be checked. {remake(folder)}"
         )
-    return checkpoint
+    return checkpoint if own else look_at(folder, checkpoint)
 
 
 def read_quantization(folder: Path) -> dict[str, Any]:
@@ -182,6 +189,7 @@ def replace_layer(
         used.add(f"{layer}.bias")
         if tuple(bias.shape) != (outputs,):
             raise _shape_error(reader, f"{layer}.bias", bias, (outputs,))
+        require_kind(reader, f"{layer}.bias", bias, torch.float32)
     elif getattr(module, "bias", None) is not None:
         raise _missing(reader, f"{layer}.bias")
     kept, operator = checkpoint.operators.get(layer, ()), None
@@ -213,11 +221,7 @@ def _fill(
         expected = tensor_of(model, names[0])
         if tensor.shape != expected.shape:
             raise _shape_error(reader, held[0], tensor, tuple(expected.shape))
-        if tensor.is_floating_point() != expected.is_floating_point():
-            raise ArtifactError(
-                f"{reader.file_of(held[0])}: {held[0]} is {tensor.dtype}, but the model has "
-                f"{expected.dtype} there. {remake(reader.folder)}"
-            )
+        require_kind(reader, held[0], tensor, expected.dtype)
         parameter = isinstance(expected, nn.Parameter)
         value = nn.Parameter(tensor, requires_grad=False) if parameter else tensor
         for name in names:
@@ -266,6 +270,15 @@ def tensor_of(model: nn.Module, name: str) -> Tensor:
 
 def _cast(tensor: Tensor, device: str | torch.device, dtype: torch.dtype | None) -> Tensor:
     return tensor.to(device, dtype if tensor.is_floating_point() else None)
+
+
+def require_kind(reader: Tensors, name: str, tensor: Tensor, expected: torch.dtype) -> None:
+    """ArtifactError for integers where the model has floating point, and the reverse: no cast."""
+    if tensor.is_floating_point() != expected.is_floating_point:
+        raise ArtifactError(
+            f"{reader.file_of(name)}: {name} is {tensor.dtype}, but the model has {expected} "
+            f"there. {remake(reader.folder)}"
+        )
 
 
 def _missing(reader: Tensors, name: str) -> ArtifactError:

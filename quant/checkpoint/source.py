@@ -22,6 +22,7 @@ from quant.checkpoint.loader import (
     read_format,
     refuse_unexpected,
     replace_layer,
+    require_kind,
     runnable,
     tensor_of,
 )
@@ -305,6 +306,7 @@ class ArtifactSource(SkeletonSource):
                 f"{self._reader.file_of(name)}: {name} is {list(tensor.shape)}, but config.json "
                 f"makes it {list(expected.shape)}. {self._reader.advice}"
             )
+        require_kind(self._reader, name, tensor, expected.dtype)
         return tensor.to(self._dtype) if tensor.is_floating_point() and self._dtype else tensor
 
     def _tied(self, name: str) -> list[str]:

@@ -24,6 +24,8 @@ from harness.models.model import Model
 from harness.records.hashes import digest
 from harness.records.record import FULL_PRECISION, LOADED, QUANTIZATION, SCHEMA_VERSION
 from harness.suites.base import Facts, require_own_inputs
+from quant.levels.base import module_of
+from quant.scheme import Scheme
 
 # Of full precision: the fields of a scheme, for the record.
 NO_SCHEME = {
@@ -115,7 +117,7 @@ def _semantics(choices: Choices, model: Model) -> dict[str, Any]:
     semantic: dict[str, Any] = {
         "model": model.semantics(),
         "method": _method(choices),
-        "scheme": NO_SCHEME if scheme is None else dataclasses.asdict(scheme),
+        "scheme": NO_SCHEME if scheme is None else _scheme(scheme),
         "calib": None if calib is None else without_folders(dataclasses.asdict(calib)),
         "seed": choices.seed,
     }
@@ -132,6 +134,12 @@ def _semantics(choices: Choices, model: Model) -> dict[str, Any]:
         semantic["method"] = {"name": LOADED}
         semantic["checkpoint"] = model.checkpoint.semantics()
     return semantic
+
+
+def _scheme(scheme: Scheme) -> dict[str, Any]:
+    """The fields of a scheme, levels by the name under which they are asked for."""
+    found = {field.name: getattr(scheme, field.name) for field in dataclasses.fields(scheme)}
+    return {**found, "levels": module_of(scheme.levels)}
 
 
 def _method(choices: Choices) -> dict[str, Any]:

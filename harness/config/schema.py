@@ -35,6 +35,7 @@ class ModelConfig:
     dtype: str = "float32"
     context: Optional[int] = None  # tokens; None: the model's own maximum
     attention: str = "sdpa"  # attention implementation of transformers: sdpa or eager
+    levels: Optional[str] = None  # module of the levels of a quantized model, if not built in
     protocols: List[str] = field(default_factory=list)
     tasks: List[str] = field(default_factory=list)
     expected: Dict[str, float] = field(default_factory=dict)

@@ -24,6 +24,7 @@ from harness.models.folders import (
     text_config,
 )
 from harness.models.hub import hub_folder
+from quant.parts import Part
 
 if TYPE_CHECKING:
     from quant.scheme import Scheme
@@ -35,12 +36,14 @@ class Place:
 
     kernel     that packed layers run: "cpu", "cuda", "reference", or "auto" for the best there is.
     positions  tokens that will stand in the KV cache.
+    levels     the module of levels that packed layers may have besides the built-in ones.
     """
 
     device: str
     kernel: str
     seed: int = 0
     positions: int = 0
+    levels: Part | None = None
 
 
 @dataclass(frozen=True)
@@ -109,12 +112,16 @@ class QuantizedModel:
     def load(self, place: Place) -> Any:
         """The packed model on the kernel of the place."""
         dtype, attention = self.config.dtype, self.config.attention
-        return load_packed(self.folder, place.kernel, place.device, dtype, attention)
+        return load_packed(
+            self.folder, place.kernel, place.device, dtype, attention, levels=place.levels
+        )
 
     def baseline(self, place: Place) -> Any:
         """Its own weights, dequantized: the original is not at hand."""
         dtype, attention = self.config.dtype, self.config.attention
-        return load_dequantized(self.folder, place.kernel, place.device, dtype, attention)
+        return load_dequantized(
+            self.folder, place.kernel, place.device, dtype, attention, place.levels
+        )
 
     def tokenizer(self) -> Any:
         return load_tokenizer(self.folder, self.config)
@@ -190,30 +197,33 @@ class AbsentModel:
 Model = StoredModel | QuantizedModel | RandomModel
 
 
-def find_model(config: ModelConfig, download: bool = False) -> Model | AbsentModel:
+def find_model(
+    config: ModelConfig, download: bool = False, levels: Part | None = None
+) -> Model | AbsentModel:
     """The model that a configuration names; with download a model of the hub is fetched first.
 
-    ModelError says what is missing.
+    levels are those that a quantized one may have besides the built-in ones. ModelError says what
+    is missing.
     """
     place = config.path or config.id
     with readable(f"model={config.name}" if place is None else f"model {place}"):
-        return SOURCES[config.source](config, download)
+        return SOURCES[config.source](config, download, levels)
 
 
-def _embedded(config: ModelConfig, _download: bool) -> Model:
+def _embedded(config: ModelConfig, _download: bool, _levels: Part | None) -> Model:
     folder = Path(__file__).resolve().parents[1] / "embedded" / "model"
     return _in_folder(config, check_folder(folder, "the embedded model"))
 
 
-def _local(config: ModelConfig, _download: bool) -> Model:
+def _local(config: ModelConfig, _download: bool, levels: Part | None) -> Model:
     if config.path is None:
         raise ModelError(
             "model=local needs a folder: add model.path=FOLDER (config.json, weights, tokenizer)."
         )
-    return _in_folder(config, check_folder(Path(config.path), f"model.path={config.path}"))
+    return _in_folder(config, check_folder(Path(config.path), f"model.path={config.path}"), levels)
 
 
-def _hub(config: ModelConfig, download: bool) -> Model | AbsentModel:
+def _hub(config: ModelConfig, download: bool, levels: Part | None) -> Model | AbsentModel:
     if config.id is None:
         raise ModelError(
             "model=hub needs to know which: add model.id=OWNER/NAME, for example "
@@ -222,15 +232,15 @@ def _hub(config: ModelConfig, download: bool) -> Model | AbsentModel:
     folder = hub_folder(config.id, config.revision, download)
     if folder is None:
         return AbsentModel(config)
-    return _in_folder(config, check_folder(folder, f"model.id={config.id}"))
+    return _in_folder(config, check_folder(folder, f"model.id={config.id}"), levels)
 
 
-def _random(config: ModelConfig, _download: bool) -> Model:
+def _random(config: ModelConfig, _download: bool, _levels: Part | None) -> Model:
     return RandomModel(dummy.with_attention(config), dummy.fingerprint(config))
 
 
 # By the name in the configuration, model.source.
-SOURCES: dict[str, Callable[[ModelConfig, bool], Model | AbsentModel]] = {
+SOURCES: dict[str, Callable[[ModelConfig, bool, Part | None], Model | AbsentModel]] = {
     "embedded": _embedded,
     "hub": _hub,
     "local": _local,
@@ -238,8 +248,8 @@ SOURCES: dict[str, Callable[[ModelConfig, bool], Model | AbsentModel]] = {
 }
 
 
-def _in_folder(config: ModelConfig, folder: Path) -> Model:
-    checkpoint = find_checkpoint(folder)
+def _in_folder(config: ModelConfig, folder: Path, levels: Part | None = None) -> Model:
+    checkpoint = find_checkpoint(folder, levels)
     fingerprint = folder_fingerprint(folder)
     if checkpoint is None:
         return StoredModel(config, folder, fingerprint)

@@ -71,6 +71,7 @@ def open_packed(
         kernel=place.kernel,
         device=place.device,
         dtype=getattr(torch, model.config.dtype),
+        levels=() if place.levels is None else (place.levels,),
         transforms=transforms,
         attn_implementation=model.config.attention,
     )

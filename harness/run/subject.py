@@ -134,8 +134,10 @@ class Subject:
         if cell.model.checkpoint is not None:
             return cell.model.load(replace(cell.place, kernel=kernel))
         config = cell.model.config
-        device = cell.choices.runtime.device
-        return load_packed(folder, kernel, device, config.dtype, config.attention, self._transforms)
+        device, levels = cell.choices.runtime.device, cell.choices.levels
+        return load_packed(
+            folder, kernel, device, config.dtype, config.attention, self._transforms, levels
+        )
 
 
 def _check_artifact(folder: Path, made: Record) -> None:

@@ -22,6 +22,7 @@ from quant.checkpoint.layers import (
     quantized_layers,
     read_packed,
     read_weight,
+    scheme_of,
 )
 from quant.checkpoint.operators import build, find_transforms, tensor_names
 from quant.checkpoint.skeleton import build_skeleton
@@ -29,7 +30,9 @@ from quant.checkpoint.tensors import TensorReader
 from quant.checkpoint.writer import layer_shape
 from quant.errors import ArtifactError
 from quant.input_operator import KeptChange, attach
+from quant.levels.base import Levels
 from quant.linear import QuantLinear
+from quant.parts import Part
 from quant.scheme import Scheme
 from quant.transforms.base import Transform
 from quant.weight import QuantizedWeight
@@ -43,6 +46,7 @@ def load(
     *,
     verify_files: bool = True,
     transforms: Sequence[Transform] = (),
+    levels: Sequence[str | Part | Levels] = (),
     **options: Any,
 ) -> PreTrainedModel:
     """The model of a quantized checkpoint of any format that Bitsweep reads, in eval mode.
@@ -51,14 +55,17 @@ def load(
     dtype, or keep the type they are stored in. No weight is initialised only to be overwritten.
     verify_files compares every file with the sha256 in artifact.json (checkpoints of other
     producers have none). transforms are the specs of those in front of layers that are not
-    Bitsweep's own. options go to transformers, for example attn_implementation="eager".
+    Bitsweep's own, levels the kinds that layers may have besides the built-in ones: modules are
+    imported because you name them here, never because a file does. options go to transformers, for
+    example attn_implementation="eager".
 
     Raises ArtifactError naming the file and the tensor for a folder that is missing, incomplete,
     damaged, of an unknown format, or that does not fit its config.json; KernelUnavailable.
     """
     folder = Path(folder)
     resolve_kernel(kernel, device)
-    checkpoint = runnable(read_format(folder, verify_files=verify_files), transforms, folder)
+    found = read_format(folder, verify_files=verify_files, levels=levels)
+    checkpoint = runnable(found, transforms, folder)
     with TensorReader(folder) as reader:
         model = build_skeleton(folder, dtype, options)
         layers = quantized_layers(reader, checkpoint)
@@ -72,13 +79,18 @@ def load(
     return model.to(device).eval()  # type: ignore[arg-type]
 
 
-def load_weights(folder: str | Path, *, verify_files: bool = True) -> dict[str, QuantizedWeight]:
+def load_weights(
+    folder: str | Path,
+    *,
+    verify_files: bool = True,
+    levels: Sequence[str | Part | Levels] = (),
+) -> dict[str, QuantizedWeight]:
     """The quantized weights of a checkpoint by full layer name, without building the model.
 
     Of a layer with an operator in front, the weight that is multiplied by what the operator makes.
     """
     folder = Path(folder)
-    checkpoint = read_format(folder, verify_files=verify_files)
+    checkpoint = read_format(folder, verify_files=verify_files, levels=levels)
     with TensorReader(folder) as reader:
         return {
             layer: read_weight(reader, checkpoint, layer, parts)
@@ -94,7 +106,9 @@ def runnable(
     return dataclasses.replace(checkpoint, operators=operators)
 
 
-def read_format(folder: Path, *, verify_files: bool = True) -> CheckpointFormat:
+def read_format(
+    folder: Path, *, verify_files: bool = True, levels: Sequence[str | Part | Levels] = ()
+) -> CheckpointFormat:
     """What a checkpoint says about its quantization, its files compared with their checksums."""
     if not folder.is_dir():
         aside = sorted(folder.parent.glob(f".{folder.name}.replaced-*"))
@@ -102,7 +116,7 @@ def read_format(folder: Path, *, verify_files: bool = True) -> CheckpointFormat:
         raise ArtifactError(
             f"{folder} is not a folder; quantize a model into it, or correct the path.{hint}"
         )
-    checkpoint = parse(read_quantization(folder), str(folder))
+    checkpoint = parse(read_quantization(folder), str(folder), levels)
     sealed = verify_files and verify(folder)
     own = checkpoint.producer.startswith("bitsweep")
     if verify_files and not sealed and own:
@@ -132,16 +146,15 @@ def read_quantization(folder: Path) -> dict[str, Any]:
     )
 
 
-def read_scheme(folder: str | Path) -> tuple[CheckpointFormat, Scheme]:
+def read_scheme(
+    folder: str | Path, levels: Sequence[str | Part | Levels] = ()
+) -> tuple[CheckpointFormat, Scheme]:
     """Format and scheme of a checkpoint from its config.json and one header; checks no checksum."""
     folder = Path(folder)
-    checkpoint = read_format(folder, verify_files=False)
-    part = checkpoint.format.scales
+    checkpoint = read_format(folder, verify_files=False, levels=levels)
     with TensorReader(folder) as reader:
         layer = next(iter(quantized_layers(reader, checkpoint)))
-        if f"{layer}.{part}" not in reader.names:
-            raise _missing(reader, f"{layer}.{part}")
-        return checkpoint, checkpoint.scheme(reader.mapped(f"{layer}.{part}").dtype)
+        return checkpoint, scheme_of(reader, checkpoint, layer)
 
 
 def dequantize_layers(model: nn.Module, dtype: torch.dtype) -> None:

@@ -32,7 +32,9 @@ from quant.checkpoint.tensors import TensorReader
 from quant.checkpoint.writer import layer_shape
 from quant.errors import ArtifactError
 from quant.input_operator import detach
+from quant.levels.base import Levels
 from quant.memory.heaps import give_back, keep_freed_memory, own_copy, own_zeros
+from quant.parts import Part
 from quant.transforms.base import Transform
 
 log = logging.getLogger(__name__)
@@ -226,12 +228,13 @@ class ArtifactSource(SkeletonSource):
         *,
         verify_files: bool = True,
         transforms: Sequence[Transform] = (),
+        levels: Sequence[str | Part | Levels] = (),
         **options: Any,
     ) -> None:
         self.folder = Path(folder)
         resolve_kernel(kernel, device)
         self._kernel, self._dtype = kernel, dtype
-        found = read_format(self.folder, verify_files=verify_files)
+        found = read_format(self.folder, verify_files=verify_files, levels=levels)
         self._format = runnable(found, transforms, self.folder)
         self._reader = TensorReader(self.folder, mapped=False)
         self._reader.__enter__()

@@ -45,6 +45,8 @@ def find_blocks(model: PreTrainedModel) -> Blocks:
     found = {n: m for n, m in lists.items() if len(m) == count and _looks_like_blocks(m)}
     # A list inside a block (experts, adapters) may be as long by chance: keep the outermost.
     outer = [n for n in found if not any(n.startswith(f"{other}.") for other in found)]
+    if len(outer) > 1:  # a vision tower may be as deep as the text decoder
+        outer = [n for n in outer if not any(n.startswith(f"{tower}.") for tower in _towers(model))]
     if len(outer) == 1:
         return Blocks(outer[0], found[outer[0]])
     seen = "; ".join(f"{name}: {_describe(modules)}" for name, modules in lists.items()) or "none"
@@ -54,6 +56,19 @@ def find_blocks(model: PreTrainedModel) -> Blocks:
         f"num_hidden_layers={count} members of one class that hold linear layers. ModuleLists of "
         f"the model: {seen}. Use a decoder-only model (AutoModelForCausalLM) with uniform blocks."
     )
+
+
+def _towers(model: PreTrainedModel) -> list[str]:
+    """Names of the models in a multimodal model that are beside its text decoder."""
+    decoder = model.get_decoder()
+    inside = set(map(id, decoder.modules()))
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, PreTrainedModel)
+        and id(module) not in inside
+        and all(part is not decoder for part in module.modules())
+    ]
 
 
 def linear_layers(block: nn.Module) -> dict[str, nn.Module]:

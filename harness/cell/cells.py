@@ -83,7 +83,8 @@ class ResolvedCell:
         positions = max((each.positions for each in self.choices.suites), default=0)
         # What "auto" was found to be is in the keys: a process must not find something else.
         kernel = self.kernel if self.quantized else runtime.kernel
-        return Place(runtime.device, kernel, self.choices.seed, positions)
+        seed, levels = self.choices.seed, self.choices.levels
+        return Place(runtime.device, kernel, seed, positions, levels)
 
     @property
     def quantization(self) -> QuantizationConfig:
@@ -113,7 +114,7 @@ def name_cell(choices: Choices, model: Model | AbsentModel) -> CellIdentity:
     """The names of a cell in tables."""
     solving = choices.solving
     if model.checkpoint is not None:
-        method, label, options = LOADED, LOADED, model.checkpoint.format
+        method, label, options = LOADED, LOADED, model.checkpoint.label
     elif solving is None:
         method, label, options = FULL_PRECISION, "full prec.", ""
     else:

@@ -5,6 +5,8 @@ Types and key names are checked by OmegaConf; what one part alone can say, the p
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,6 +26,7 @@ from quant.solvers.base import Solver
 DTYPES = ("float32", "float16", "bfloat16")
 ATTENTION = ("sdpa", "eager")
 ACTIVATIONS = ("auto", "cuda", "cpu", "disk")
+MOST_SEED = 2**63 - 1
 STREAM = (AUTO, ALWAYS, NEVER)
 
 
@@ -47,6 +50,16 @@ def values(config: CellConfig) -> None:
     ):
         if number is not None and number < least:
             raise ConfigError(f"{key}={number} is too small; use {least} or more.")
+    numbers = {f"model.expected.{name}": value for name, value in config.model.expected.items()}
+    for key, share in {"runtime.timeout_s": config.runtime.timeout_s, **numbers}.items():
+        if share is not None and not math.isfinite(share):
+            raise ConfigError(f"{key}={share} is no number; use a finite one.")
+    for key, seed in (("seed", config.seed), ("calib.seed", config.calib.seed)):
+        if seed > MOST_SEED:
+            raise ConfigError(
+                f"{key}={seed} is more than a generator of random numbers takes; use 0 to "
+                f"{MOST_SEED}."
+            )
 
 
 def arithmetic(name: object, solver: Solver, given: bool) -> None:
@@ -194,7 +207,7 @@ def runtime(config: CellConfig, chosen: Sequence[Measuring]) -> None:
         except (KernelUnavailable, ValueError) as error:
             raise ConfigError(f"runtime.kernel={runtime.kernel}: {error}") from error
     results = Path(config.paths.results)
-    if results.exists() and not results.is_dir():
+    if os.path.isfile(results):
         raise ConfigError(f"paths.results={results} is a file: give a folder for the results.")
 
 

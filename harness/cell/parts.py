@@ -7,11 +7,11 @@ import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
-import yaml
-
+from harness.config.help import user_folders
 from harness.config.options import build_options
+from harness.config.own import read_mapping
 from harness.errors import ConfigError
 from harness.records.record import FULL_PRECISION, LOADED, QUANTIZATION
 from harness.suites.base import Suite
@@ -22,6 +22,13 @@ from quant.transforms.base import Transform
 
 MODULE = "module"  # the key of a configuration that names the module of a part
 ARITHMETIC_KEY = "arithmetic"  # of a method, beside the options of its solver
+# Keys that stand beside the options of a part, in configurations (the first ones), in records and
+# in artifacts: an option of that name would overwrite them, or be overwritten.
+RESERVED: Mapping[type, frozenset[str]] = {
+    Solver: frozenset({MODULE, "solver", ARITHMETIC_KEY, "name", "calib", "transform"}),
+    Transform: frozenset({MODULE, "solver", "name", "version"}),
+    Suite: frozenset({MODULE, "solver"}),
+}
 
 Spec = TypeVar("Spec")
 
@@ -79,35 +86,14 @@ class Measuring:
         return self.suite.positions(self.config)
 
 
-def _require_own_name(key: str, part: Part, name: str, package: str) -> None:
-    """Refuse a part of somebody else under a name of ours: its figures would stand as ours."""
-    if part.sha256 is None:
-        return
-    ours = importlib.util.find_spec(f"{package}.{name}") is not None
-    if ours or name in (FULL_PRECISION, LOADED, QUANTIZATION):
-        raise ConfigError(
-            f"{key}: {part.where} calls itself {name}, which is the name of a part of Bitsweep: "
-            "call it otherwise, because records and tables are kept under that name."
-        )
-
-
 def suites_in(folder: Path | None) -> dict[str, Suite]:
     """The suites that a user's folder, laid out like conf/, names in its YAML files, by name."""
     found: dict[str, Suite] = {}
-    if folder is not None and not folder.is_dir():
-        raise ConfigError(f"--config-dir {folder} is not a folder: give one laid out like conf/.")
-    for file in sorted(folder.glob("suite/**/*.yaml")) if folder is not None else ():
-        try:
-            content = yaml.safe_load(file.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, OSError) as error:
-            raise ConfigError(f"{file} cannot be read ({' '.join(str(error).split())}).") from error
-        for name, given in content.items() if isinstance(content, dict) else ():
-            if isinstance(given, dict) and MODULE in given:
-                try:
-                    part = find_part(str(given[MODULE]), [folder] if folder is not None else [])
-                    found[name] = part.load("SUITE", Suite)
-                except PartError as error:
-                    raise ConfigError(f"{file}: {error}") from error
+    for root in user_folders(folder):
+        for file in sorted(root.glob("suite/**/*.yaml")):
+            for name, given in read_mapping(file).items():
+                if isinstance(given, dict) and MODULE in given:
+                    _, found[name] = load_part(str(file), given[MODULE], "SUITE", Suite, folder)
     return found
 
 
@@ -128,20 +114,15 @@ def build_part(
     spec does not have or that it refuses.
     """
     module = given[MODULE]
-    try:
-        part = find_part(str(module), [] if folder is None else [folder])
-        spec: Any = part.load(attribute, kind)
-    except PartError as error:
-        raise ConfigError(f"{key}: {error}") from error
-    _require_own_name(key, part, spec.name, kind.__module__.rpartition(".")[0])
+    loaded = load_part(key, module, attribute, kind, folder)
+    part, spec = loaded[0], cast(Any, loaded[1])
     named = {name: value for name, value in given.items() if name != MODULE}
     options: type = spec.config if isinstance(spec, Suite) else spec.options
     known = {field.name for field in dataclasses.fields(options)}
-    reserved = {MODULE, "solver", *([ARITHMETIC_KEY] if attribute == "SOLVER" else [])}
-    if taken := known & reserved:
+    if taken := known & RESERVED[kind]:
         raise ConfigError(
-            f"{key}: {part.where} has an option called {min(taken)}, which says something else "
-            "in configurations: call it otherwise."
+            f"{key}: {part.where} has an option called {min(taken)}, a key that configurations and "
+            "records keep beside the options: call it otherwise."
         )
     unknown = [name for name in named if name not in known]
     elsewhere = others(unknown[0]) if unknown else ()
@@ -152,3 +133,31 @@ def build_part(
         except Exception as error:
             raise ConfigError(f"{key}: {part.where} cannot name its options ({error}).") from error
     return part, built
+
+
+def load_part(
+    where: str, module: Any, attribute: str, kind: type[Spec], folder: Path | None
+) -> tuple[Part, Spec]:
+    """The part in a module and its spec.
+
+    ConfigError, which begins with `where`, for one that cannot be had or has a name of ours.
+    """
+    try:
+        part = find_part(str(module), user_folders(folder))
+        spec = part.load(attribute, kind)
+    except PartError as error:
+        raise ConfigError(f"{where}: {error}") from error
+    _require_own_name(where, part, cast(Any, spec).name, kind.__module__.rpartition(".")[0])
+    return part, spec
+
+
+def _require_own_name(where: str, part: Part, name: str, package: str) -> None:
+    """Refuse a part of somebody else under a name of ours: its figures would stand as ours."""
+    if part.sha256 is None:
+        return
+    ours = importlib.util.find_spec(f"{package}.{name}") is not None
+    if ours or name in (FULL_PRECISION, LOADED, QUANTIZATION):
+        raise ConfigError(
+            f"{where}: {part.where} calls itself {name}, which is the name of a part of Bitsweep: "
+            "call it otherwise, because records and tables are kept under that name."
+        )

@@ -12,19 +12,35 @@ from pathlib import Path
 from typing import Any
 
 from cuda_ext.kernels import resolve_kernel
-from harness.cell import checks
+from harness.cell import checks, fits
 from harness.cell.cells import PendingCell, ResolvedCell
 from harness.cell.choices import Choices
 from harness.cell.keys import cell_keys
-from harness.cell.parts import ARITHMETIC_KEY, MODULE, Measuring, Solving, Transforming, build_part
+from harness.cell.parts import (
+    ARITHMETIC_KEY,
+    MODULE,
+    Measuring,
+    Solving,
+    Transforming,
+    build_part,
+    load_part,
+)
 from harness.config.help import options_with
 from harness.config.schema import CellConfig, RuntimeConfig, SchemeConfig
 from harness.errors import ConfigError
-from harness.models.model import AbsentModel, Model, StoredModel, find_model
-from harness.models.streaming import parameters
+from harness.models.model import (
+    AbsentModel,
+    Model,
+    QuantizedModel,
+    RandomModel,
+    StoredModel,
+    find_model,
+)
+from harness.models.streaming import parameters, with_attention
 from harness.suites.base import Facts, Suite
 from quant.arithmetic import AUTO, resolve_arithmetic
-from quant.parts import Part, PartError, find_part
+from quant.levels.base import Levels, built_in_levels
+from quant.parts import Part
 from quant.scheme import Scheme, SchemeError
 from quant.solvers.base import Solver
 from quant.transforms.base import Transform
@@ -41,8 +57,12 @@ def resolve(
     download  fetch a model of the hub first.
     """
     checks.values(config)
-    model = find_model(config.model, download)  # a wrong model comes first: all else depends on it
-    choices = _choices(config, model, folder)
+    measured = _levels("model.levels", config.model.levels, folder)
+    # A wrong model comes first: all else depends on it.
+    model = find_model(config.model, download, measured)
+    if isinstance(model, StoredModel | QuantizedModel):
+        model = with_attention(model)
+    choices = _choices(config, model, folder, measured)
     checks.method_and_scheme(choices.solving, choices.scheme, model)
     checks.random_weights(config, choices.solving, choices.suites, model)
     checks.suites(choices.suites)
@@ -56,14 +76,19 @@ def resolve(
     checks.runtime(config, choices.suites)
     if isinstance(model, AbsentModel):
         return PendingCell(choices, model)
+    if not isinstance(model, RandomModel):
+        fits.check(choices, model)
     choices = _with_arithmetic(choices, model)
     kernel = _kernel(config.runtime, choices.solving is not None or model.checkpoint is not None)
     keys = cell_keys(choices, model, kernel, facts)
     return ResolvedCell(choices, model, kernel, keys, dict(config.model.expected))
 
 
-def make_scheme(config: SchemeConfig) -> Scheme | None:
-    """The quant.Scheme of a cell; None when bits=16. ConfigError for one that cannot exist."""
+def make_scheme(config: SchemeConfig, levels: Part | None = None) -> Scheme | None:
+    """The quant.Scheme of a cell; None when bits=16. ConfigError for one that cannot exist.
+
+    levels is the module that the configuration names for them, None if they are built in.
+    """
     if config.bits == NOT_QUANTIZED:
         if config != SchemeConfig(bits=NOT_QUANTIZED):
             raise ConfigError(
@@ -72,12 +97,33 @@ def make_scheme(config: SchemeConfig) -> Scheme | None:
             )
         return None
     try:
-        return Scheme(**dataclasses.asdict(config))
+        fields = dataclasses.asdict(config)
+        scheme = Scheme(**fields if levels is None else {**fields, "levels": levels})
     except SchemeError as error:
         raise ConfigError(f"scheme: {error}") from error
+    if levels is not None:
+        _require_own_scheme(scheme, levels)
+    return scheme
 
 
-def _choices(config: CellConfig, model: Model | AbsentModel, folder: Path | None) -> Choices:
+def _require_own_scheme(scheme: Scheme, levels: Part) -> None:
+    """Refuse a scheme of somebody else's levels under a name of ours: it would stand as ours."""
+    try:
+        Scheme.parse(scheme.name)
+    except SchemeError:
+        return
+    raise ConfigError(
+        f"scheme.levels: {levels.where} calls a scheme {scheme.name}, which is the name of one of "
+        "Bitsweep: give its LEVELS another prefix, because tables name schemes by it."
+    )
+
+
+def _choices(
+    config: CellConfig,
+    model: Model | AbsentModel,
+    folder: Path | None,
+    measured: Part | None,
+) -> Choices:
     solving = _solving(config.method, folder)
     transforms = tuple(
         Transforming(*_selected("transform", name, given, "TRANSFORM", Transform, folder))
@@ -87,9 +133,15 @@ def _choices(config: CellConfig, model: Model | AbsentModel, folder: Path | None
         Measuring(*_selected("suite", name, given, "SUITE", Suite, folder))
         for name, given in config.suite.items()
     ]
+    configs = [each.config for each in measuring]
+    for index, each in enumerate(measuring):
+        others = configs[:index] + configs[index + 1 :]
+        completed = each.suite.complete(each.config, config.model, others)
+        measuring[index] = dataclasses.replace(each, config=completed)
     # Suites that are timed come last: whoever waits for a figure wants accuracy first.
     measuring.sort(key=lambda each: each.suite.timing)
-    scheme = make_scheme(config.scheme)
+    levels = _levels("scheme.levels", config.scheme.levels, folder)
+    scheme = make_scheme(config.scheme, levels)
     checks.transforms(transforms, solving)
     # Transforms are made from what reaches a layer.
     sees_text = solving is not None and (solving.solver.needs_calibration or bool(transforms))
@@ -99,7 +151,7 @@ def _choices(config: CellConfig, model: Model | AbsentModel, folder: Path | None
         solving=solving,
         transforms=transforms,
         scheme=scheme if model.checkpoint is None else model.checkpoint.scheme,
-        levels=_levels(config.scheme.levels),
+        levels=levels if model.checkpoint is None else measured,
         calibration=config.calib if sees_text else None,
         suites=tuple(measuring),
         runtime=config.runtime,
@@ -179,14 +231,17 @@ def _selected(
     return part, options
 
 
-def _levels(name: str) -> Part | None:
-    """The module of levels of somebody else; ours are named without dots."""
-    if "." not in name:
+def _levels(key: str, name: str | None, folder: Path | None) -> Part | None:
+    """The module of levels of somebody else, which `key` names; None for ours."""
+    ours = [each.name for each in built_in_levels()]
+    if name is None or name in ours:
         return None
     try:
-        return find_part(name)
-    except PartError as error:
-        raise ConfigError(f"scheme.levels: {error}") from error
+        part, _ = load_part(key, name, "LEVELS", Levels, folder)
+    except ConfigError as error:
+        said = str(error).removesuffix(".")
+        raise ConfigError(f"{said}; levels of Bitsweep itself are {', '.join(ours)}.") from error
+    return part
 
 
 def _facts(config: CellConfig, model: Model | AbsentModel) -> Callable[[str], Facts]:

@@ -24,8 +24,10 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 
+from harness.config.aliases import require_modest
 from harness.config.errors import as_sentences
-from harness.config.help import conf_dir, groups, options
+from harness.config.help import conf_dir, groups, options, user_folders
+from harness.config.own import check_files
 from harness.config.schema import Cell, CellConfig, SweepConfig
 from harness.errors import ConfigError
 from quant.scheme import Scheme, SchemeError
@@ -68,11 +70,12 @@ def compose_cells(
 def session(extra: Path | None = None) -> Iterator[list[str]]:
     """Hydra, initialised on conf/; gives the overrides that add the user's own folder to it."""
     ConfigStore.instance().store(name=SCHEMA_NAME, node=SweepConfig)
-    if extra is not None and not extra.is_dir():
-        raise ConfigError(f"--config-dir {extra} is not a folder: give one laid out like conf/.")
-    if extra is not None:
-        _refuse_names_twice(extra)
-    searchpath = [] if extra is None else [f"hydra.searchpath=['file://{extra.absolute()}']"]
+    folders = user_folders(extra)
+    for folder in folders:
+        require_modest(folder)
+        _refuse_names_twice(folder)
+        check_files(folder, (group.name for group in groups()))
+    searchpath = [f"hydra.searchpath=['file://{folder.absolute()}']" for folder in folders]
     with initialize_config_dir(str(conf_dir()), job_name="bitsweep", version_base=VERSION_BASE):
         yield searchpath
 

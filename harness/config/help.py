@@ -77,6 +77,15 @@ def conf_dir() -> Path:
     )
 
 
+def user_folders(extra: Path | None) -> list[Path]:
+    """The user's folder, if one was given, as those to look in; ConfigError unless it is one."""
+    if extra is None:
+        return []
+    if not extra.is_dir():
+        raise ConfigError(f"--config-dir {extra} is not a folder: give one laid out like conf/.")
+    return [extra]
+
+
 def groups(extra: Path | None = None) -> list[Group]:
     """The groups in the order of conf/config.yaml, each with its options."""
     lines = (conf_dir() / "config.yaml").read_text(encoding="utf-8").splitlines()

@@ -5,31 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from harness.data import texts
-from harness.data.protocols import Protocol
-from harness.records.hashes import digest, file_sha256
+from harness.data import specials
+from harness.data.protocols import Protocol, content
+from harness.records.hashes import digest
 
 
 def protocol_hash(protocol: Protocol, path: str | None, data_dir: str | None) -> str:
-    """Hash of what a protocol reads: a local file, our generator, or the pinned file of the hub."""
-    if protocol.source == "embedded":
-        content = generator_hash()
-    elif path is not None:
-        file = texts.locate(path, data_dir)
-        if protocol.source in texts.HUB_TEXTS:
-            file = texts.local_file(protocol.source, file)
-        content = file_sha256(file)
-    else:
-        text = texts.HUB_TEXTS[protocol.source]
-        content = f"{text.dataset}@{text.revision}/{text.file}"
-    return digest([protocol.id, protocol.version, content])
-
-
-def generator_hash() -> str:
-    """sha256 of the sources of the story generator."""
-    folder = Path(__file__).parents[1] / "embedded"
-    names = ("stories.py", "lexicon.py")
-    return digest([file_sha256(folder / name) for name in names if (folder / name).is_file()])
+    """Hash of a protocol and of what it reads, from `path` instead of its own source if given."""
+    read = content(protocol, path, data_dir)
+    return digest([protocol.id, protocol.version, read, specials.VERSION])
 
 
 def without_folders(settings: dict[str, Any]) -> dict[str, Any]:

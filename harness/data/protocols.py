@@ -8,9 +8,6 @@ says which table of which paper each belongs to.
 from __future__ import annotations
 
 import hashlib
-import random
-import sys
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -18,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from harness.data import texts
 from harness.data.config import CalibConfig, DocumentsConfig
+from harness.data.sources import DOCUMENTS, EMBEDDED, FILE, Source, Text, Wanted, hub
+from harness.data.specials import Specials, Tally
 from harness.data.texts import ProtocolError
 
 if TYPE_CHECKING:
@@ -30,7 +29,7 @@ EVALUATION, CALIBRATION = "evaluation", "calibration"
 class Protocol:
     """How a text becomes windows.
 
-    source    a key of `texts.HUB_TEXTS`, "local" (a file the user names) or "embedded".
+    source    where the rows come from (harness.data.sources).
     cut       disjoint: rows joined, tokenized once, consecutive windows, the incomplete tail
               dropped; crops: the same tokens, windows at random places; document-crops: one
               random window of a random row that is long enough; documents: each row its own
@@ -44,7 +43,7 @@ class Protocol:
 
     id: str
     use: str
-    source: str
+    source: Source
     cut: str
     summary: str
     join: str = ""
@@ -52,6 +51,15 @@ class Protocol:
     windows: int | None = None
     seed: int | None = None
     version: int = 1
+
+    @property
+    def calibrates(self) -> bool:
+        return self.use == CALIBRATION
+
+    @property
+    def one_length(self) -> bool:
+        """Whether all its windows are of the length that was asked for; else at most so long."""
+        return self.cut != "documents"
 
 
 @dataclass(frozen=True)
@@ -62,6 +70,7 @@ class TokenWindows:
     token_hash  SHA-256 over the windows: of each its length and its ids, as 8-byte little-endian.
     text_hash   SHA-256 over the rows that were read (`texts.text_hash`).
     source      the dataset with its revision and file, or the name of the local file.
+    special     which special tokens are in the windows, in words.
     """
 
     protocol: Protocol
@@ -69,6 +78,7 @@ class TokenWindows:
     token_hash: str
     text_hash: str
     source: str
+    special: str = "none"
 
     @property
     def tokens(self) -> int:
@@ -84,40 +94,40 @@ class TokenWindows:
 PROTOCOLS: dict[str, Protocol] = {
     protocol.id: protocol
     for protocol in (
-        Protocol("wikitext2", EVALUATION, "wikitext2-test", "disjoint",
+        Protocol("wikitext2", EVALUATION, hub("wikitext2-test"), "disjoint",
                  "WikiText-2 raw test, rows joined by a blank line", "\n\n"),
-        Protocol("ptb", EVALUATION, "ptb-validation", "disjoint",
+        Protocol("ptb", EVALUATION, hub("ptb-validation"), "disjoint",
                  "Penn Treebank validation, rows joined by a blank line (original evaluation)",
                  "\n\n"),
-        Protocol("ptb-new", EVALUATION, "ptb-test", "disjoint",
+        Protocol("ptb-new", EVALUATION, hub("ptb-test"), "disjoint",
                  "Penn Treebank test, rows joined by a space (new evaluation)", " "),
-        Protocol("c4", EVALUATION, "c4-validation", "document-crops",
+        Protocol("c4", EVALUATION, hub("c4-validation"), "document-crops",
                  "256 random windows of C4 validation documents (original evaluation)",
                  windows=256, seed=0),
-        Protocol("c4-new", EVALUATION, "c4-validation", "disjoint",
+        Protocol("c4-new", EVALUATION, hub("c4-validation"), "disjoint",
                  "the first 256 windows of 1100 C4 validation documents joined by a space "
                  "(new evaluation)", " ", rows=1100, windows=256),
-        Protocol("embedded", EVALUATION, "embedded", "documents",
+        Protocol("embedded", EVALUATION, EMBEDDED, "documents",
                  "200 test stories of the package, one a sequence", windows=200),
-        Protocol("embedded-joined", EVALUATION, "embedded", "disjoint",
+        Protocol("embedded-joined", EVALUATION, EMBEDDED, "disjoint",
                  "1000 test stories of the package, joined by a blank line", "\n\n", rows=1000),
-        Protocol("documents", EVALUATION, "local", "documents",
+        Protocol("documents", EVALUATION, DOCUMENTS, "documents",
                  "the documents of a local file, one a sequence"),
-        Protocol("text", EVALUATION, "local", "disjoint",
+        Protocol("text", EVALUATION, FILE, "disjoint",
                  "a local text file as it is, in consecutive windows"),
-        Protocol("c4-train", CALIBRATION, "c4-train", "document-crops",
+        Protocol("c4-train", CALIBRATION, hub("c4-train"), "document-crops",
                  "random windows of documents of the first C4 train shard (the paper's)"),
-        Protocol("wikitext2-train", CALIBRATION, "wikitext2-train", "crops",
+        Protocol("wikitext2-train", CALIBRATION, hub("wikitext2-train"), "crops",
                  "random windows of WikiText-2 raw train", "\n\n"),
-        Protocol("ptb-train", CALIBRATION, "ptb-train", "crops",
+        Protocol("ptb-train", CALIBRATION, hub("ptb-train"), "crops",
                  "random windows of Penn Treebank train, rows joined by a blank line", "\n\n"),
-        Protocol("ptb-new-train", CALIBRATION, "ptb-train", "crops",
+        Protocol("ptb-new-train", CALIBRATION, hub("ptb-train"), "crops",
                  "random windows of Penn Treebank train, rows joined by a space", " "),
-        Protocol("embedded-calibration", CALIBRATION, "embedded", "packed",
+        Protocol("embedded-calibration", CALIBRATION, EMBEDDED, "packed",
                  "calibration stories of the package, packed into windows", "\n\n"),
-        Protocol("documents-calibration", CALIBRATION, "local", "documents",
+        Protocol("documents-calibration", CALIBRATION, DOCUMENTS, "documents",
                  "random documents of a local file, one a sequence"),
-        Protocol("text-calibration", CALIBRATION, "local", "crops",
+        Protocol("text-calibration", CALIBRATION, FILE, "crops",
                  "random windows of a local text file"),
     )
 }  # fmt: skip
@@ -153,21 +163,39 @@ def check(
     option  the setting that names a local file for it, quoted in messages.
     """
     protocol = find(name, use)
-    option = option or default_option(protocol)
-    if protocol.source == "embedded":
-        if path is not None:
-            raise ProtocolError(f"the protocol {name} reads no file; remove {option}")
-    elif path is not None:
-        _local_file(protocol, path, data_dir)
-    elif protocol.source == "local":
-        raise ProtocolError(f"the protocol {name} reads a local file; set {option}=<file>")
-    else:
-        texts.check_hub(protocol.source, option)
+    protocol.source.check(_wanted(protocol, path, data_dir, option))
+
+
+def content(protocol: Protocol, path: str | None, data_dir: str | Path | None) -> str:
+    """What a protocol reads, for keys: a hash of a local file or our generator, or a pin."""
+    return protocol.source.content(_wanted(protocol, path, data_dir))
+
+
+def _wanted(
+    protocol: Protocol,
+    path: str | None,
+    data_dir: str | Path | None,
+    option: str | None = None,
+    documents: DocumentsConfig | None = None,
+    asked: int | None = None,
+    seed: int = 0,
+) -> Wanted:
+    return Wanted(
+        protocol=protocol.id,
+        option=option or default_option(protocol),
+        calibrates=protocol.calibrates,
+        rows=protocol.rows,
+        path=path,
+        data_dir=data_dir,
+        documents=documents or DocumentsConfig(),
+        asked=asked,
+        seed=seed,
+    )
 
 
 def default_option(protocol: Protocol) -> str:
     """Return the setting of the command line that names a local file for `protocol`."""
-    return "calib.path" if protocol.use == CALIBRATION else f"suite.perplexity.paths.{protocol.id}"
+    return "calib.path" if protocol.calibrates else f"suite.perplexity.paths.{protocol.id}"
 
 
 def context_length(config: Any, asked: int | None = None) -> int:
@@ -225,12 +253,16 @@ def windows(
     if sequences is not None and sequences < 1:
         raise ProtocolError(f"protocol {name}: ask for 1 window or more, not {sequences}")
     asked = min((n for n in (protocol.windows, sequences) if n is not None), default=None)
-    text = _read(protocol, path, data_dir, documents or DocumentsConfig(), asked, seed)
+    wanted = _wanted(protocol, path, data_dir, None, documents, asked, seed)
+    text = protocol.source.read(wanted)
     try:
         found, rows = _cut(protocol, text, tokenizer, context, asked, seed)
     except ProtocolError as error:
         raise ProtocolError(f"protocol {name}, {text.source}: {error}") from error
-    return TokenWindows(protocol, found, token_hash(found), texts.text_hash(rows), text.source)
+    tally = Tally(tokenizer, Specials.of(tokenizer))
+    tally.add(window.tolist() for window in found)
+    rows_hash = texts.text_hash(rows)
+    return TokenWindows(protocol, found, token_hash(found), rows_hash, text.source, tally.said())
 
 
 def calibration_windows(
@@ -265,96 +297,8 @@ def token_hash(found: list[Tensor]) -> str:
     return digest.hexdigest()
 
 
-@dataclass(frozen=True)
-class _Text:
-    rows: Iterable[str]
-    source: str
-    numbers: Sequence[int] | None = None
-
-
-def _read(
-    protocol: Protocol,
-    path: str | None,
-    data_dir: str | Path | None,
-    documents: DocumentsConfig,
-    asked: int | None,
-    seed: int,
-) -> _Text:
-    if protocol.source == "embedded":
-        return _embedded(protocol, asked, seed)
-    if protocol.source != "local":
-        hub = texts.HUB_TEXTS[protocol.source]
-        if path is None:
-            file = texts.hub_file(protocol.source, default_option(protocol))
-            source = f"{hub.dataset}@{hub.revision} {hub.file}"
-        else:
-            file = _local_file(protocol, path, data_dir)
-            source = file.name
-        return _Text(texts.read_rows(file, hub.field, hub.clean, protocol.rows), source)
-    if path is None:
-        raise ProtocolError(
-            f"the protocol {protocol.id} reads a local file; set {default_option(protocol)}=<file>"
-        )
-    file = _local_file(protocol, path, data_dir)
-    if protocol.cut != "documents":
-        return _Text(texts.read_rows(file), file.name)
-    draws = random.Random(seed) if protocol.use == CALIBRATION else None
-    return _documents(file, documents, asked, draws)
-
-
-def _embedded(protocol: Protocol, asked: int | None, seed: int) -> _Text:
-    from harness.embedded import stories
-
-    if protocol.use == CALIBRATION:
-        # Endless: as many as the windows take, other ones for every seed.
-        split = "calibration"
-        found = stories.stories(split, sys.maxsize, seed)
-    else:
-        split, count = "test", protocol.rows or asked
-        assert count is not None
-        found = stories.stories(split, count)
-    source = f"embedded stories {stories.GENERATOR_VERSION}, {split} split"
-    return _Text((story.text for story in found), source)
-
-
-def _documents(
-    file: Path, wanted: DocumentsConfig, asked: int | None, draws: random.Random | None
-) -> _Text:
-    """Return the documents of a range: the first `asked` of them or, with `draws`, random ones."""
-    rows = texts.read_documents(file, wanted.separator)
-    if not rows[-1]:
-        rows.pop()  # a separator at the end of the file ends a document and begins none
-    stop = len(rows) if wanted.count is None else wanted.start + wanted.count
-    if wanted.start < 0 or stop > len(rows) or stop <= wanted.start:
-        raise ProtocolError(
-            f"{file.name} has {len(rows)} documents, so documents {wanted.start} to {stop - 1} "
-            "cannot be taken from it; correct documents.start and documents.count"
-        )
-    numbers: Sequence[int] = range(wanted.start, stop)
-    if draws is None:
-        numbers = numbers[:asked]
-    else:
-        assert asked is not None
-        if asked > len(numbers):
-            raise ProtocolError(
-                f"{asked} calibration documents were asked for, but the range of {file.name} has "
-                f"only {len(numbers)}; widen documents.count or lower calib.sequences"
-            )
-        numbers = sorted(draws.sample(numbers, asked))
-    return _Text([rows[number] for number in numbers], file.name, numbers)
-
-
-def _local_file(protocol: Protocol, path: str, data_dir: str | Path | None) -> Path:
-    place = texts.locate(path, data_dir)
-    if protocol.source != "local":
-        return texts.local_file(protocol.source, place)
-    if place.is_dir():
-        raise ProtocolError(f"{place} is a folder; the protocol {protocol.id} reads one file")
-    return place
-
-
 def _cut(
-    protocol: Protocol, text: _Text, tokenizer: Any, length: int, asked: int | None, seed: int
+    protocol: Protocol, text: Text, tokenizer: Any, length: int, asked: int | None, seed: int
 ) -> tuple[list[Tensor], list[str]]:
     from harness.data import windows as cuts
 

@@ -12,7 +12,9 @@ from harness.config.schema import RuntimeConfig
 from harness.data import protocols
 from harness.data.config import CalibConfig
 from harness.errors import ModelError
-from harness.models.model import Model, Place, StoredModel
+from harness.models.described import encoder_decoder
+from harness.models.folders import chosen_weights
+from harness.models.model import Model, Place, QuantizedModel, StoredModel
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,8 +24,21 @@ if TYPE_CHECKING:
     from quant.config import QuantizationConfig
     from quant.memory.plan import MemoryPlan, ModelShape
     from quant.memory.shapes import ModelFacts
+    from quant.transforms.base import Transform
 
 ALWAYS, NEVER, AUTO = "always", "never", "auto"
+
+
+def with_attention(model: StoredModel | QuantizedModel) -> StoredModel | QuantizedModel:
+    """The model with the attention that its architecture has: eager where it has no sdpa."""
+    if model.config.attention == "eager" or model_facts(model).sdpa:
+        return model
+    return replace(model, config=replace(model.config, attention="eager"))
+
+
+def model_facts(model: StoredModel | QuantizedModel) -> ModelFacts:
+    """What is known of a model from its config.json; ModelError for one that cannot be built."""
+    return _shape(model)[1]
 
 
 def open_source(model: StoredModel, device: str, results: Path) -> CheckpointSource:
@@ -40,10 +55,13 @@ def open_source(model: StoredModel, device: str, results: Path) -> CheckpointSou
         getattr(torch, model.config.dtype),
         device,
         attn_implementation=model.config.attention,
+        trust_remote_code=model.config.trust_remote_code,
     )
 
 
-def open_packed(model: Model, folder: Path, place: Place) -> ArtifactSource:
+def open_packed(
+    model: Model, folder: Path, place: Place, transforms: Sequence[Transform] = ()
+) -> ArtifactSource:
     """The packed weights in `folder` as a source of blocks; ArtifactError."""
     import torch
 
@@ -54,7 +72,10 @@ def open_packed(model: Model, folder: Path, place: Place) -> ArtifactSource:
         kernel=place.kernel,
         device=place.device,
         dtype=getattr(torch, model.config.dtype),
+        levels=() if place.levels is None else (place.levels,),
+        transforms=transforms,
         attn_implementation=model.config.attention,
+        trust_remote_code=model.config.trust_remote_code,
     )
 
 
@@ -161,7 +182,7 @@ def measured_shape(model: Model, artifact: Path | None) -> tuple[ModelShape, Mod
     """Shape of, and what is known of, the model that suites measure; packed blocks are smaller."""
     shape, model_config = _shape(model)
     if artifact is not None:
-        stored = sum(file.stat().st_size for file in artifact.glob("*.safetensors"))
+        stored = sum(file.stat().st_size for file in chosen_weights(artifact).paths)
         block = max(0, stored - shape.outside_bytes) // shape.blocks
         shape = replace(shape, block_bytes=block)
     return shape, model_config
@@ -187,41 +208,78 @@ def refuse_whole_model(
 
 def _shape(model: Model) -> tuple[ModelShape, ModelFacts]:
     assert model.folder is not None  # random weights are never streamed
-    facts = _facts_of(model.folder, model.config.dtype, model.checkpoint is not None)
+    dtype, trust = model.config.dtype, model.config.trust_remote_code
+    facts = _facts_of(model.folder, dtype, model.checkpoint is not None, trust)
     return facts.shape, facts
 
 
 @lru_cache(maxsize=8)
-def _facts_of(folder: Path, dtype: str, quantized: bool) -> ModelFacts:
+def _facts_of(folder: Path, dtype: str, quantized: bool, trust: bool) -> ModelFacts:
     from quant.memory.shapes import cached_facts
 
-    return cached_facts(folder, dtype, quantized, lambda: _find_facts(folder, dtype, quantized))
+    def find() -> ModelFacts:
+        return _find_facts(folder, dtype, quantized, trust)
+
+    # What a model's own code builds does not depend on its config.json alone.
+    return find() if trust else cached_facts(folder, dtype, quantized, find)
 
 
-def _find_facts(folder: Path, dtype: str, quantized: bool) -> ModelFacts:
+def _find_facts(folder: Path, dtype: str, quantized: bool, trust: bool) -> ModelFacts:
     import torch
+    import transformers
 
     from quant.checkpoint.skeleton import build_causal_lm, build_skeleton
+    from quant.errors import QuantizationError
     from quant.memory.plan import model_shape
     from quant.memory.shapes import ModelFacts
 
-    if quantized:
-        model = build_skeleton(folder, getattr(torch, dtype), {})
-    else:
-        advice = "Copy it again from where it came from."
-        model = build_causal_lm(folder, getattr(torch, dtype), {}, advice)
+    file = folder / "config.json"
+    options = {"trust_remote_code": trust}
+    try:
+        if quantized:
+            model = build_skeleton(folder, getattr(torch, dtype), options)
+        else:
+            advice = "Use a decoder-only model that this version of transformers knows."
+            model = build_causal_lm(folder, getattr(torch, dtype), options, advice)
+        if getattr(model.config, "is_encoder_decoder", False):
+            raise ModelError(encoder_decoder(str(folder), model.config.model_type))
+        shape = model_shape(model)
+    except QuantizationError as error:
+        kind = _encoder_decoder_kind(folder)
+        raise ModelError(encoder_decoder(str(folder), kind) if kind else str(error)) from error
+    except ModelError:
+        raise
+    except Exception as error:  # whatever a constructor of transformers comes upon
+        said = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ModelError(
+            f"{file} describes no model that transformers {transformers.__version__} can build "
+            f"({said[:200]}): correct its sizes, as the original model has them."
+        ) from error
+    parts = [each for each in model.modules() if isinstance(each, transformers.PreTrainedModel)]
+    sdpa = all(type(each)._supports_sdpa for each in parts)
     length = protocols.stated_length(model.config)
-    return ModelFacts(model_shape(model), model.config.model_type, length)
+    return ModelFacts(shape, model.config.model_type, length, sdpa)
+
+
+def _encoder_decoder_kind(folder: Path) -> str | None:
+    """The architecture of a model that is an encoder-decoder by its defaults; None for others."""
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception:  # what is wrong with it is said already
+        return None
+    return str(config.model_type) if getattr(config, "is_encoder_decoder", False) else None
 
 
 def _readable_folder(model: StoredModel, results: Path) -> Path:
     """The model's folder; for pickled weights (.bin) a converted copy in the results folder."""
     folder = model.folder
-    if any(folder.glob("*.safetensors")) or not any(folder.glob("pytorch_model*.bin")):
+    if not chosen_weights(folder).pickled:
         return folder
     from quant.checkpoint.convert import convert
 
-    converted = results / "converted" / f"{model.name}-{model.fingerprint[:12]}"
+    converted = results / "converted" / model.fingerprint[:12]
     if not (converted / "config.json").is_file():
-        convert(folder, converted)
+        convert(folder, converted, code=model.config.trust_remote_code)
     return converted

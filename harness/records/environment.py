@@ -1,6 +1,6 @@
 """What machine, what versions, what commit: the part of a record that no key depends on.
 
-Never in it: host names, user names, absolute paths.
+Never in it: user names, absolute paths and, unless runtime.record_host asks for it, the host.
 """
 
 from __future__ import annotations
@@ -37,9 +37,16 @@ ROUNDING_SETTINGS = (
 GIB = 2**30
 
 
-def environment(threads: int | None = None, device: str = "cpu") -> dict[str, Any]:
-    """Everything about this machine and its software that a reader may need to repeat a figure."""
+def environment(
+    threads: int | None = None, device: str = "cpu", host: bool = False
+) -> dict[str, Any]:
+    """Everything about this machine and its software that a reader may need to repeat a figure.
+
+    host  its name too, for who keeps the records of several machines.
+    """
+    named = {"host": platform.node()} if host else {}
     return {
+        **named,
         "machine": machine(),
         "gpu": gpu(device),
         "os": f"{platform.system()} {platform.release()}",
@@ -102,6 +109,7 @@ def machine() -> dict[str, Any]:
     }
 
 
+@lru_cache(maxsize=1)
 def package_versions() -> dict[str, str]:
     """Versions of the packages that figures depend on; absent ones are left out."""
     found = {}

@@ -107,6 +107,11 @@ class Record(_Model):
     inputs: dict[str, str] = Field(
         default_factory=dict, description="hashes: model, artifact, token streams, data files"
     )
+    weights: dict[str, Any] = Field(
+        default_factory=dict,
+        description="of a model's own files: which were read, which lie beside them unread, and "
+        "which tensors differ harmlessly between files and model",
+    )
     environment: dict[str, Any] = Field(default_factory=dict)
     started_at: str = Field(description="UTC, ISO 8601")
     seconds: float

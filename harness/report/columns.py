@@ -11,7 +11,7 @@ of accuracies instead.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from harness.report.rows import Figure, FigureKey, Row
@@ -95,6 +95,8 @@ class FigureColumn:
     absent     what a row without the figure says: None, that its suite failed or was not run; ""
                nothing; other text, a footnote.
     plot       where the figures are drawn.
+    optional   some runs leave the figure out (no twin, another task). Of the others a run is
+               refused that has no figure of this name: a column would be missing without a word.
     """
 
     metric: str
@@ -107,6 +109,7 @@ class FigureColumn:
     footnotes: Callable[[Row, FigureKey, Sequence[Row]], list[str]] = says_nothing
     absent: Callable[[Row, FigureKey], str | None] = is_missing
     plot: AgainstBits | ByRow | None = None
+    optional: bool = False
 
 
 @dataclass(frozen=True)
@@ -120,6 +123,12 @@ class Shown:
 
 def no_notes(_rows: Sequence[Row], _shown: Sequence[Shown]) -> list[Note]:
     return []
+
+
+def condition_notes(figures: Iterable[Figure], without: Sequence[str]) -> list[Note]:
+    """Under what conditions figures were taken, `without` the notes that are shown elsewhere."""
+    found = sorted({figure.notes_without(without) for figure in figures})
+    return [Note(f"Conditions: {text}.") for text in found if text]
 
 
 @dataclass(frozen=True)

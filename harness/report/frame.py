@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from harness.records.record import Metric, Record
+from harness.records.record import LayerReport, Metric, Record
+from quant.transforms.base import read_note
 
 if TYPE_CHECKING:
     import pandas as pd
 
 QUANTILES = ("p10", "p50", "p90", "p99")
 # What rows are made of and metrics.csv leaves to the records.
-INTERNAL = ("label", "full_precision", "cell_config")
+INTERNAL = ("label", "full_precision", "cell_config", "transforms")
 
 COLUMNS = (
     # what was measured on: the cell
@@ -57,7 +59,7 @@ FLOAT_BITS = {"float64": 64, "float32": 32, "float16": 16, "bfloat16": 16}
 
 
 def from_records(records: Iterable[Record]) -> pd.DataFrame:
-    """One row a metric with the columns COLUMNS; a failed stage is a row without a metric.
+    """One row a metric with the columns COLUMNS; a failed stage has a row without a metric.
 
     A figure measured several times on the same cell (the same suite with other settings that
     leave its name as it is) appears once for every record. Missing numbers are NaN, missing
@@ -100,10 +102,10 @@ def _rows(record: Record) -> list[dict[str, Any]]:
         "label": record.cell.label,
         "full_precision": record.cell.full_precision,
         "cell_config": cell_config(record),
+        "transforms": "; ".join(partly_applied(record.layers)),
     }
-    if record.status == "failed" or not record.metrics:
-        return [shared]
-    return [shared | _metric(metric, record) for metric in record.metrics]
+    figures = [shared | _metric(metric, record) for metric in record.metrics]
+    return [shared, *figures] if record.status == "failed" or not figures else figures
 
 
 def _metric(metric: Metric, record: Record) -> dict[str, Any]:
@@ -122,6 +124,20 @@ def _metric(metric: Metric, record: Record) -> dict[str, Any]:
         "kernel": metric.notes.get("kernel") or record.environment.get("kernel"),
         "notes": "; ".join(f"{key}: {value}" for key, value in sorted(metric.notes.items())),
     }
+
+
+def partly_applied(layers: Sequence[LayerReport]) -> list[str]:
+    """A sentence for each transform that left some layers as they were: how many, and why."""
+    found: dict[str, Counter[str | None]] = {}
+    for name, why in (read_note(note) for layer in layers for note in layer.transforms):
+        found.setdefault(name, Counter())[why] += 1
+    said = []
+    for name, reasons in found.items():
+        total, applied = reasons.total(), reasons.pop(None, 0)
+        rest = [f"not to {count}, because {why}" for why, count in sorted(reasons.items())]
+        if rest:
+            said.append("; ".join([f"{name}: applied to {applied} of {total} layers", *rest]))
+    return said
 
 
 def _section(record: Record, name: str) -> dict[str, Any]:

@@ -39,7 +39,8 @@ def name_columns(rows: Sequence[Row]) -> list[Column]:
 
 
 def name_cells(row: Row, rows: Sequence[Row], footnotes: Footnotes) -> list[Cell]:
-    marks = tuple(footnotes.mark(f"fallback in {text}") for text in row.fallbacks)
+    said = [*row.transforms, *(f"fallback in {text}" for text in row.fallbacks)]
+    marks = tuple(footnotes.mark(text) for text in said)
     cells = [Cell(row.label, row.label, marks=marks), Cell(row.scheme_label, row.scheme_label)]
     if len(calibrations(rows)) > 1:
         cells.append(Cell(row.calibration or "–", row.calibration or ""))
@@ -66,8 +67,9 @@ def missing(row: Row, suite: str, footnotes: Footnotes) -> Cell:
 
 
 def failed_seeds(row: Row, suite: str, footnotes: Footnotes) -> tuple[int, ...]:
-    """Marks a figure that some seeds have while others failed."""
+    """Marks a figure that some seeds or tasks have while others failed."""
     cause = row.failures.get(suite)
     if cause is None:
         return ()
-    return footnotes.mark("without the seeds that failed"), footnotes.cause(cause)
+    lacking = "seeds" if len(row.seeds) > 1 else "tasks"
+    return footnotes.mark(f"without the {lacking} that failed"), footnotes.cause(cause)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +44,11 @@ class Figure:
                 return part.removeprefix(f"{name}: ")
         return ""
 
+    def notes_without(self, names: Sequence[str]) -> str:
+        """All notes but some, as one line: "clock: perf_counter_ns, dtype: float32"."""
+        heads = tuple(f"{name}:" for name in names)
+        return ", ".join(part for part in self.notes.split("; ") if not part.startswith(heads))
+
 
 @dataclass(frozen=True)
 class Row:
@@ -64,6 +69,7 @@ class Row:
     figures: dict[FigureKey, Figure] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)  # suite -> cause
     fallbacks: tuple[str, ...] = ()
+    transforms: tuple[str, ...] = ()  # those that left some layers as they were
 
     @property
     def scheme_label(self) -> str:
@@ -205,12 +211,11 @@ def _row(group: list[dict[str, Any]]) -> Row:
     figures: dict[FigureKey, list[dict[str, Any]]] = {}
     failures: dict[str, list[str]] = {}
     for entry in group:
-        if entry["status"] == "failed":
-            failures.setdefault(entry["suite"], []).append(entry["error"] or "no cause recorded")
-        elif entry["metric"] is not None:
+        if entry["metric"] is not None:  # also of a suite that failed for some of its tasks
             key = (entry["suite"], entry["task"], entry["metric"])
             figures.setdefault(key, []).append(entry)
-    fallbacks = sorted({entry["fallbacks"] for entry in group if entry["fallbacks"]})
+        elif entry["status"] == "failed":
+            failures.setdefault(entry["suite"], []).append(entry["error"] or "no cause recorded")
     return Row(
         model=first["model"],
         method=first["method"],
@@ -226,8 +231,13 @@ def _row(group: list[dict[str, Any]]) -> Row:
         seeds=tuple(sorted({int(entry["seed"]) for entry in group})),
         figures={key: _combine(entries) for key, entries in sorted(figures.items())},
         failures={suite: "; ".join(sorted(set(errors))) for suite, errors in failures.items()},
-        fallbacks=tuple(fallbacks),
+        fallbacks=_different(entry["fallbacks"] for entry in group),
+        transforms=_different(entry["transforms"] for entry in group),
     )
+
+
+def _different(texts: Iterable[str]) -> tuple[str, ...]:
+    return tuple(sorted(set(filter(None, texts))))
 
 
 def _known(values: Iterable[float | None]) -> float | None:

@@ -4,26 +4,32 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from harness.cell.cells import ResolvedCell
 from harness.errors import StoreError
 from harness.records.environment import environment
 from harness.records.record import CellIdentity, Failure, LayerReport, Metric, Record
+from harness.records.roots import Roots
 
 
 @dataclass(frozen=True)
 class StageResult:
     """What a stage found.
 
+    weights    of the model's own files: harness.models.folders.weights_read.
     placement  where the work was done, which changes none of its figures but time and memory.
     samples    scores of the documents, kept beside the record.
+    failures   why there are no figures of a task, by its name.
     """
 
     metrics: list[Metric] = field(default_factory=list)
     layers: list[LayerReport] = field(default_factory=list)
     inputs: dict[str, str] = field(default_factory=dict)
     samples: list[dict[str, Any]] = field(default_factory=list)
+    weights: dict[str, Any] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
     placement: dict[str, str] = field(default_factory=dict)
     peak_memory_bytes: int | None = None
     bits_per_weight: float | None = None
@@ -40,30 +46,59 @@ class Timing:
 
 
 def make_record(cell: ResolvedCell, stage: str, result: StageResult, timing: Timing) -> Record:
-    """The record of a finished stage.
+    """The record of a finished stage; of one without all of its tasks, failed with their causes.
 
     Raises StoreError for layers that another method or scheme made than the cell is named after.
     """
     identity = cell.identity.model_copy(update={"bits_per_weight": result.bits_per_weight})
     _require_own_layers(identity, result.layers)
-    return Record(
-        status="ok",
+    record = Record(
+        status="failed" if result.failures else "ok",
+        error=_lacking(stage, result.failures) if result.failures else None,
         cell=identity,
         metrics=result.metrics,
         layers=result.layers,
+        weights=result.weights,
         peak_memory_bytes=result.peak_memory_bytes,
         **_shared(cell, stage, timing, result.inputs, result.kernel, result.placement),
     )
+    return roots_of(cell).clean(record)
 
 
 def failed_record(cell: ResolvedCell, failure: Failure, timing: Timing) -> Record:
     """The record of a stage that has no figures."""
-    return Record(
+    record = Record(
         status="failed",
         cell=cell.identity,
         error=failure,
         **_shared(cell, failure.stage, timing, {}, None, {}),
     )
+    return roots_of(cell).clean(record)
+
+
+def roots_of(cell: ResolvedCell) -> Roots:
+    """The folders that a cell names: its records name them so too."""
+    choices = cell.choices
+    texts = [] if choices.calibration is None else [choices.calibration.path]
+    for each in choices.suites:
+        settings = vars(each.config)
+        texts += [settings.get("path"), *settings.get("paths", {}).values()]
+        texts += settings.get("files", {}).values()
+    return Roots.of(
+        [
+            ("results", choices.results),
+            ("model", cell.model.folder),
+            ("data", None if choices.data is None else Path(choices.data)),
+            *(("config-dir", Path(part.file).parent) for part in choices.parts if part.file),
+            *(("texts", Path(text).expanduser().parent) for text in texts if text is not None),
+        ]
+    )
+
+
+def _lacking(stage: str, failures: dict[str, str]) -> Failure:
+    causes = "; ".join(f"task {name}: {cause}" for name, cause in failures.items())
+    message = f"{causes}. The other tasks have their figures."
+    return Failure(stage=stage, type="TaskError", message=message)
 
 
 def now() -> str:
@@ -92,7 +127,7 @@ def _shared(
         },
         "inputs": {**cell.keys.inputs[stage], **inputs},
         "environment": {
-            **environment(timing.threads, runtime.device),
+            **environment(timing.threads, runtime.device, runtime.record_host),
             "kernel": kernel,
             "arithmetic": cell.arithmetic,
             **placement,

@@ -9,7 +9,6 @@ from __future__ import annotations
 import random
 import time
 import traceback
-from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -19,23 +18,24 @@ import torch
 from harness.cell.cells import ResolvedCell
 from harness.cell.parts import Measuring
 from harness.cell.plan import plan_cell
-from harness.data import protocols
+from harness.data import protocols, vocabulary
 from harness.errors import StoreError
+from harness.models.folders import weights_read
 from harness.models.streaming import (
     StreamedModel,
     measured_shape,
     open_source,
     refuse_whole_model,
 )
-from harness.records.record import QUANTIZATION, Failure, LayerReport, Record
+from harness.records.record import QUANTIZATION, Failure, LayerReport
 from harness.records.store import KEY_DIGITS, artifact_digest, disk_errors, weights_digest
-from harness.run.events import Advanced, Failed, Finished, Listener, Planned, Started
+from harness.run.events import Advanced, Failed, Finished, Listener, Planned, Started, Waiting
 from harness.run.memory import planned_memory
 from harness.run.recording import StageResult, Timing, failed_record, make_record, now
 from harness.run.resuming import Resuming
 from harness.run.subject import Subject
 from harness.suites import quantization_cost
-from harness.suites.base import SuiteContext, SuiteResult
+from harness.suites.base import SuiteContext, SuiteResult, require_figures
 from harness.suites.memory import measure_peak
 from quant.memory.heaps import give_back
 
@@ -46,7 +46,7 @@ def run_cell(cell: ResolvedCell, listen: Listener, skip: frozenset[str] = frozen
     skip names stages that must not be tried (they killed the process before). Failures of stages
     are told to `listen` and recorded; only a store that cannot be locked raises.
     """
-    with cell.store.lock(cell.keys.cell):
+    with cell.store.lock(cell.keys.cell, lambda who: listen(Waiting(who))):
         todo = plan_cell(cell).todo  # another process may have worked on it meanwhile
         subject = Subject(cell)
         for stage in cell.keys.stages:
@@ -81,7 +81,10 @@ def _attempt(cell: ResolvedCell, stage: str, subject: Subject, listen: Listener)
     except Exception as error:
         traceback.print_exc()
         failure = Failure(stage=stage, type=type(error).__name__, message=_message(error))
-        _record_failure(cell, failed_record(cell, failure, timing()), listen)
+        _record_failure(cell, failure, timing(), listen)
+        return False
+    if record.error is not None:
+        listen(Failed(stage, record.error.type, record.error.message))
         return False
     listen(Finished(stage, record.seconds))
     return True
@@ -124,6 +127,7 @@ def quantize(cell: ResolvedCell, progress: Any, listen: Listener) -> StageResult
             workplace=Workplace(devices, memory.activations),
         )
         resuming.tell(result.resumed)
+        weights = weights_read(model.folder, source.model)
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     peaks = [stage.peak_bytes for stage in result.stages if stage.peak_bytes is not None]
     return StageResult(
@@ -134,6 +138,7 @@ def quantize(cell: ResolvedCell, progress: Any, listen: Listener) -> StageResult
             "artifact": artifact_digest(folder),
             "weights": weights_digest(folder),
         },
+        weights=weights,
         placement={
             "activations": memory.activations,
             "devices": ", ".join(str(device) for device in devices),
@@ -152,10 +157,12 @@ def calibration(cell: ResolvedCell, model: Any, tokenizer: Any) -> tuple[list[An
         return [], {}
     context = protocols.context_length(model.config, cell.model.config.context)
     found = protocols.calibration_windows(calib, tokenizer, context, cell.choices.data)
+    vocabulary.check_windows(found, tokenizer, model)
     return found.windows, {
         "calibration tokens": found.token_hash,
         "calibration text": found.text_hash,
         "calibration source": found.source,
+        "calibration special tokens": found.special,
     }
 
 
@@ -210,40 +217,26 @@ def _run_suite(
     peak = measure_peak(
         lambda: found.append(measuring.suite.run(context, measuring.config)), device
     )
-    _require_metrics(found[0], measuring.suite.name)
+    require_figures(measuring.suite, found[0])
     return StageResult(
         metrics=found[0].metrics,
         inputs={**subject.inputs, **found[0].inputs},
         samples=found[0].samples,
+        weights=subject.weights(model),
+        failures=found[0].failures,
         peak_memory_bytes=peak.bytes,
         bits_per_weight=subject.bits_per_weight,
         kernel=cell.kernel,
     )
 
 
-def _require_metrics(result: object, suite: str) -> None:
-    """Refuse what no table could show: no figures, or two of one name."""
-    if not isinstance(result, SuiteResult) or not result.metrics:
-        raise ValueError(
-            f"suite {suite} returned no figures: return SuiteResult([Metric(...), ...])."
-        )
-    names = Counter((metric.task, metric.name) for metric in result.metrics)
-    (task, name), count = names.most_common(1)[0]
-    if count > 1:
-        raise ValueError(
-            f"suite {suite} returned {count} figures called {name} of {task}: give each a name or "
-            "a task of its own."
-        )
-
-
-def _record_failure(cell: ResolvedCell, record: Record, listen: Listener) -> None:
-    """Write that a stage failed; on a full disk the listener still learns about it."""
-    assert record.error is not None
+def _record_failure(cell: ResolvedCell, failure: Failure, timing: Timing, listen: Listener) -> None:
+    """Write that a stage failed; the listener learns about it on a full disk too, and of places."""
     try:
-        cell.store.write(record)
+        cell.store.write(failed_record(cell, failure, timing))
     except (StoreError, OSError):
         traceback.print_exc()
-    listen(Failed(record.suite, record.error.type, record.error.message))
+    listen(Failed(failure.stage, failure.type, failure.message))
 
 
 def _message(error: Exception) -> str:

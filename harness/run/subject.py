@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from harness.cell.cells import ResolvedCell
 from harness.errors import StoreError
-from harness.models.checkpoints import bits_per_weight, load_packed, packed_shapes
+from harness.models.checkpoints import (
+    bits_per_weight,
+    load_packed,
+    operator_bits,
+    packed_shapes,
+)
+from harness.models.folders import weights_read
 from harness.models.model import Model, RandomModel, StoredModel
 from harness.models.streaming import open_packed, open_source, streams
 from harness.records.record import QUANTIZATION, Record
@@ -16,6 +22,7 @@ from harness.records.store import artifact_digest
 
 if TYPE_CHECKING:
     from quant.checkpoint.source import ArtifactSource, CheckpointSource
+    from quant.transforms.base import Transform
 
 
 class Subject:
@@ -26,6 +33,7 @@ class Subject:
         self._model: Any = None
         self._streams: bool | None = None
         self._tokenizer: Any = None
+        self._weights: dict[str, Any] | None = None
         self.inputs: dict[str, str] = {}
         self.bits_per_weight: float | None = None
         self.quantized = cell.quantized
@@ -61,11 +69,23 @@ class Subject:
         if self.packed is None:
             assert isinstance(cell.model, StoredModel)
             return open_source(cell.model, cell.place.device, cell.choices.results)
-        source = open_packed(cell.model, self.packed, cell.place)
+        source = open_packed(cell.model, self.packed, cell.place, self._transforms)
         if cell.model.checkpoint is not None:
-            shapes = source.layer_shapes().values()
-            self.bits_per_weight = bits_per_weight(cell.model.checkpoint.scheme, shapes)
+            shapes, kept = source.layer_shapes().values(), source.operator_bits()
+            self.bits_per_weight = bits_per_weight(cell.model.checkpoint.scheme, shapes, kept)
         return source
+
+    def weights(self, model: Any) -> dict[str, Any]:
+        """What the record says of the files that `model` was read from; of own artifacts nothing.
+
+        The quantization's record says it of those: their source is what may hold something else.
+        """
+        folder = self._cell.model.folder
+        if folder is None or self._cell.artifact is not None:
+            return {}
+        if self._weights is None:
+            self._weights = weights_read(folder, model)
+        return self._weights
 
     def tokenizer(self) -> Any:
         """The tokenizer, None for random weights."""
@@ -94,13 +114,18 @@ class Subject:
         self.inputs = {"artifact": made.inputs["artifact"]}
         self.bits_per_weight = made.cell.bits_per_weight
 
+    @property
+    def _transforms(self) -> list[Transform]:
+        return [each.transform for each in self._cell.choices.transforms]
+
     def _load(self) -> Any:
         model, scheme, place = self._cell.model, self._cell.choices.scheme, self._cell.place
         if self.packed is not None:
             loaded = self._from_packed(self.packed, place.kernel)
             if model.checkpoint is not None:
                 shapes = packed_shapes(loaded)
-                self.bits_per_weight = bits_per_weight(model.checkpoint.scheme, shapes)
+                kept = operator_bits(loaded)
+                self.bits_per_weight = bits_per_weight(model.checkpoint.scheme, shapes, kept)
             return loaded
         if isinstance(model, RandomModel) and scheme is not None:
             loaded = model.packed(place, scheme)
@@ -123,8 +148,17 @@ class Subject:
         if cell.model.checkpoint is not None:
             return cell.model.load(replace(cell.place, kernel=kernel))
         config = cell.model.config
-        device = cell.choices.runtime.device
-        return load_packed(folder, kernel, device, config.dtype, config.attention)
+        device, levels = cell.choices.runtime.device, cell.choices.levels
+        return load_packed(
+            folder,
+            kernel,
+            device,
+            config.dtype,
+            config.attention,
+            self._transforms,
+            levels,
+            trust=config.trust_remote_code,
+        )
 
 
 def _check_artifact(folder: Path, made: Record) -> None:

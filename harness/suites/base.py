@@ -7,6 +7,7 @@ takes long: torch and its like are imported by what `run` calls.
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,7 @@ from harness.report.columns import SuiteTable
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from harness.config.schema import ModelConfig
     from harness.records.record import Metric
 
     Streamed = Callable[[Sequence[Tensor], Callable[[int, int], None]], Iterator[Tensor]]
@@ -28,6 +30,10 @@ if TYPE_CHECKING:
 
 def _no_reference() -> Any:
     raise ValueError("this model was not quantized, so there are no packed weights to load again.")
+
+
+# Inputs of a stage that are not the suite's to name: its own would overwrite them in the record.
+OWN_INPUTS = frozenset({"model", "calibration", "code", "artifact"})
 
 
 @dataclass(frozen=True)
@@ -67,11 +73,16 @@ class SuiteContext:
 
 @dataclass(frozen=True)
 class SuiteResult:
-    """Figures, the hashes of what they were measured on, and the score of every document."""
+    """Figures, the hashes of what they were measured on, and the score of every document.
+
+    failures  why there are no figures of a task, by its name: the others have theirs, and the suite
+              counts as failed, so that it is tried again.
+    """
 
     metrics: list[Metric]
     inputs: dict[str, str] = field(default_factory=dict)
     samples: list[dict[str, Any]] = field(default_factory=list)
+    failures: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -108,6 +119,16 @@ def machine_inputs(_config: Any, facts: Facts) -> dict[str, str]:
     return {"machine": digest([machine(), gpu(facts.device), threads])}
 
 
+def as_given(config: Any, _model: ModelConfig, _others: Sequence[Any]) -> Any:
+    """Of a suite that takes nothing from its model's configuration or from other suites."""
+    return config
+
+
+def nothing_to_remark(_config: Any) -> list[str]:
+    """Of a suite that either can measure all it was asked or nothing."""
+    return []
+
+
 def no_positions(_config: Any) -> int:
     """Of a suite that uses no KV cache."""
     return 0
@@ -133,7 +154,10 @@ class Suite:
     config     its settings: a plain dataclass whose types OmegaConf knows.
     run        measures one model.
     table      what it adds to reports (harness.report.columns).
+    complete   complete(config, the model's configuration, the configurations of the other suites):
+               the settings with what was left open filled in; before anything else sees them.
     check      raises ConfigError, in one sentence, for what cannot work.
+    remarks    sentences for the plan: what of it cannot be measured, though the rest can.
     inputs     hashes of what it reads besides the model; in the key.
     semantics  the settings that go into key and record.
     streams    can measure a model that is never whole in memory (SuiteContext.streamed).
@@ -149,7 +173,9 @@ class Suite:
     config: type
     run: Callable[[SuiteContext, Any], SuiteResult]
     table: SuiteTable = field(default_factory=SuiteTable)
+    complete: Callable[[Any, ModelConfig, Sequence[Any]], Any] = as_given
     check: Callable[[Any, Facts], None] = accept_all
+    remarks: Callable[[Any], list[str]] = nothing_to_remark
     inputs: Callable[[Any, Facts], dict[str, str]] = no_inputs
     semantics: Callable[[Any], dict[str, Any]] = plain_semantics
     streams: bool = False
@@ -188,3 +214,40 @@ class Suite:
                 f"suite {self.name} has no table, so no report would show its figures: add "
                 "table=SuiteTable(columns=(FigureColumn(METRIC, HEADER, UNIT),))."
             )
+
+
+def require_figures(suite: Suite, result: object) -> None:
+    """Raise ValueError for a result that no table could show as the suite declares it.
+
+    No figures, two of one name, none of a column's name, or inputs with names of the record's own.
+    """
+    if not isinstance(result, SuiteResult) or not result.metrics:
+        raise ValueError(
+            f"suite {suite.name} returned no figures: return SuiteResult([Metric(...), ...])."
+        )
+    names = Counter((metric.task, metric.name) for metric in result.metrics)
+    (task, name), count = names.most_common(1)[0]
+    if count > 1:
+        raise ValueError(
+            f"suite {suite.name} returned {count} figures called {name} of {task}: give each a "
+            "name or a task of its own."
+        )
+    for column in suite.table.columns:
+        found = {name for task, name in names if column.task in (None, task)}
+        if not column.optional and column.metric not in found:
+            of = "" if column.task is None else f" of {column.task}"
+            raise ValueError(
+                f"suite {suite.name} has a column of {column.metric}{of}, but returned "
+                f"{', '.join(sorted(found)) or 'no figure of it'}: correct one of the two, or say "
+                "FigureColumn(..., optional=True) if some runs have no such figure."
+            )
+    require_own_inputs(suite, result.inputs)
+
+
+def require_own_inputs(suite: Suite, inputs: Mapping[str, str]) -> None:
+    """Raise ValueError for a suite's input that has a name of the record's own."""
+    if taken := OWN_INPUTS & inputs.keys():
+        raise ValueError(
+            f"suite {suite.name} has an input called {min(taken)}, under which records keep "
+            "another hash: call it otherwise."
+        )

@@ -13,20 +13,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from harness.data import protocols
+from harness.data import protocols, vocabulary
 from harness.data.protocols import TokenWindows
 from harness.errors import BitsweepError
 from harness.records.record import Metric
 from harness.suites.base import SuiteContext, SuiteResult
+from harness.suites.reading import Texts
 from harness.suites.scoring import Score
-
-if TYPE_CHECKING:
-    from harness.suites.divergence import Config
 
 # Positions whose distributions are held in float64 at once.
 POSITIONS_AT_ONCE = 128
@@ -106,7 +104,7 @@ def compare(first: Tensor, second: Tensor) -> tuple[Tensor, int]:
     return torch.cat(parts), flips
 
 
-def run(context: SuiteContext, config: Config) -> SuiteResult:
+def run(context: SuiteContext, config: Texts) -> SuiteResult:
     """Compare on every protocol; a full-precision model with itself alone, for the noise floor.
 
     A checkpoint that was quantized elsewhere has no original here: only its kernel is compared.
@@ -147,8 +145,8 @@ def run(context: SuiteContext, config: Config) -> SuiteResult:
     return SuiteResult(metrics, inputs, list(_samples(found)))
 
 
-def _windows(context: SuiteContext, config: Config, name: str) -> TokenWindows:
-    return protocols.windows(
+def _windows(context: SuiteContext, config: Texts, name: str) -> TokenWindows:
+    found = protocols.windows(
         name,
         context.tokenizer,
         protocols.context_length(context.model.config, context.context_length),
@@ -157,6 +155,8 @@ def _windows(context: SuiteContext, config: Config, name: str) -> TokenWindows:
         documents=config.documents,
         sequences=config.max_windows,
     )
+    vocabulary.check_windows(found, context.tokenizer, context.model)
+    return found
 
 
 def _logits(model: Any, device: str) -> Logits:
@@ -199,6 +199,7 @@ def _metrics(
         "protocol": f"{protocol.id} v{protocol.version}: {protocol.summary}",
         "text": text.source,
         "token_hash": text.token_hash,
+        "special_tokens": text.special,
         "windows": str(len(text.windows)),
         "stderr": "over windows",
     }

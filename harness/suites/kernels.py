@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from omegaconf import MISSING
 
 from harness.errors import ConfigError
-from harness.report.columns import OwnTable, Place, SuiteTable
+from harness.report.columns import OwnTable, Place, SuiteTable, condition_notes
 from harness.report.names import Footnotes, missing
-from harness.report.rows import Figure, Row
+from harness.report.rows import Row
 from harness.report.table import Cell, Column, Note, Table, significant
 from harness.suites.base import (
     Facts,
@@ -161,12 +161,12 @@ def _cell(row: Row | None, shape: Shape, batch: int, name: str, factor: float = 
 def _notes(rows: list[Row], batches: list[int]) -> list[Note]:
     if not batches:
         return []
-    conditions = {
-        _conditions(figure)
+    timed = (
+        figure
         for row in rows
-        for key, figure in row.figures.items()
-        if key[0] == NAME and key[2] == "full_ms"
-    }
+        for (suite, _, metric), figure in row.figures.items()
+        if (suite, metric) == (NAME, "full_ms")
+    )
     return [
         Note(
             "Medians of products with one weight after another, more of them than caches hold; of "
@@ -176,13 +176,8 @@ def _notes(rows: list[Row], batches: list[int]) -> list[Note]:
             f"ms, GB/s and of read: batch {batches[0]}. × bN: how many times faster than full "
             "precision at batch N (rows of activations). The CSV has every figure of every batch."
         ),
-        *(Note(f"Conditions: {text}.") for text in sorted(conditions) if text),
+        *condition_notes(timed, ("kernel", "layers")),
     ]
-
-
-def _conditions(figure: Figure) -> str:
-    parts = figure.notes.split("; ")
-    return ", ".join(part for part in parts if not part.startswith(("kernel:", "layers:")))
 
 
 PLACE = Place(NAME, "Layer products of {model}", 40)

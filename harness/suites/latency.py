@@ -7,7 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from harness.errors import ConfigError
-from harness.report.columns import COST, ByRow, FigureColumn, OwnTable, Shown, SuiteTable
+from harness.report.columns import (
+    COST,
+    ByRow,
+    FigureColumn,
+    OwnTable,
+    Shown,
+    SuiteTable,
+    condition_notes,
+)
 from harness.report.rows import Figure, FigureKey, Row
 from harness.report.table import Cell, Note, Table, ranged, significant
 from harness.suites.base import (
@@ -32,7 +40,7 @@ DEQUANTIZED = (
     "these bits or groups"
 )
 # Notes of a timing that are shown elsewhere.
-NOT_CONDITIONS = ("kernel:", "decode mode:", "full-precision twin:")
+NOT_CONDITIONS = ("kernel", "decode mode", "full-precision twin")
 
 
 @dataclass
@@ -108,12 +116,7 @@ def _how_decoded(row: Row, key: FigureKey, rows: Sequence[Row]) -> list[str]:
 
 def _usual_mode(rows: Sequence[Row]) -> str:
     """How most rows were decoded: static cache in a CUDA graph or not, or a dynamic cache."""
-    modes = Counter(
-        figure.note("decode mode")
-        for row in rows
-        for other, figure in row.figures.items()
-        if (other[0], other[2]) == (NAME, "decode_ms")
-    )
+    modes = Counter(figure.note("decode mode") for figure in _figures("decode_ms", rows))
     return max(modes, key=lambda mode: (modes[mode], mode), default="")
 
 
@@ -150,30 +153,24 @@ def _notes(rows: Sequence[Row], shown: Sequence[Shown]) -> list[Note]:
                 f"read bandwidth measured in the same process ({_bandwidths(rows)} GB/s)."
             )
         )
-    settings = {
-        ", ".join(part for part in text.split("; ") if not part.startswith(NOT_CONDITIONS))
-        for text in _said("decode_ms", rows)
-    }
-    notes += [Note(f"Conditions: {text}.") for text in sorted(settings) if text]
+    notes += condition_notes(_figures("decode_ms", rows), NOT_CONDITIONS)
     peaks = tuple(each.column.name for each in shown if each.key[2] == "peak_memory_bytes")
     notes += [
         Note(f"Peak memory: {text.removeprefix('measured: ')}.", peaks)
-        for text in _said("peak_memory_bytes", rows)
+        for text in sorted({figure.notes for figure in _figures("peak_memory_bytes", rows)})
         if text
     ]
     return notes
 
 
-def _said(metric: str, rows: Sequence[Row]) -> list[str]:
-    """The different notes that the figures of a metric carry."""
-    return sorted(
-        {
-            figure.notes
-            for row in rows
-            for key, figure in row.figures.items()
-            if (key[0], key[2]) == (NAME, metric)
-        }
-    )
+def _figures(metric: str, rows: Sequence[Row]) -> list[Figure]:
+    """The figures of one metric in all rows."""
+    return [
+        figure
+        for row in rows
+        for key, figure in row.figures.items()
+        if (key[0], key[2]) == (NAME, metric)
+    ]
 
 
 def _bandwidths(rows: Sequence[Row]) -> str:
@@ -202,7 +199,9 @@ TABLE = SuiteTable(
         FigureColumn("weight_bytes", "weights", "MB", _megabytes),
         FigureColumn("prefill_ms", "prefill", "ms", _plain),
         FigureColumn("decode_ms", "decode", "ms/token", _range, footnotes=_how_decoded, plot=PLOT),
-        FigureColumn("decode_speedup", "speed-up", "× full", _plain, absent=_no_speedup),
+        FigureColumn(
+            "decode_speedup", "speed-up", "× full", _plain, absent=_no_speedup, optional=True
+        ),
         FigureColumn("roofline_share", "roof", "%", _percent),
         FigureColumn("bytes_per_token", "reads", "MB/token", _megabytes, on_screen=False),
         FigureColumn("decode_tokens_per_s", "tokens", "/s", _plain, on_screen=False),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 
@@ -20,8 +20,12 @@ from quant.measure.roofline import (
     weight_bytes_per_token,
 )
 
-if TYPE_CHECKING:
-    from harness.suites.latency import Config
+
+class Lengths(Protocol):
+    """Tokens of the prompt and of the answer."""
+
+    prompt_tokens: int
+    decode_tokens: int
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,7 @@ class TokenBytes:
         return self.weights + self.kv + self.activations
 
 
-def token_bytes(subject: Subject, config: Config, dtype: str) -> TokenBytes:
+def token_bytes(subject: Subject, config: Lengths, dtype: str) -> TokenBytes:
     """Of a mean decode step. A dynamic cache grows, so its mean length over the steps counts."""
     kv = subject.decoder.kv_bytes()
     if subject.decoder.mode == DYNAMIC:
@@ -90,7 +94,7 @@ def token_bytes(subject: Subject, config: Config, dtype: str) -> TokenBytes:
 
 def all_metrics(
     context: SuiteContext,
-    config: Config,
+    config: Lengths,
     subjects: dict[str, Subject],
     peak: MemoryPeak,
     bandwidth: float,
@@ -143,7 +147,7 @@ def ways_of(model: Any) -> str:
 
 
 def _speed(
-    prefix: str, task: str, subject: Subject, config: Config, notes: dict[str, str]
+    prefix: str, task: str, subject: Subject, config: Lengths, notes: dict[str, str]
 ) -> list[Metric]:
     decoder, timings = subject.decoder, subject.timings
     mode = decoder.mode + (f" ({decoder.reason})" if decoder.reason else "")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 from harness.data import protocols, texts
+from harness.data.config import DocumentsConfig
 from harness.data.inputs import protocol_hash
 from harness.errors import ConfigError
 from harness.suites.base import Facts, at_least_one, plain_semantics
@@ -16,6 +17,7 @@ class Texts(Protocol):
     protocols: list[str]
     paths: dict[str, str]
     max_windows: int | None
+    documents: DocumentsConfig
 
 
 def check(config: Texts, facts: Facts) -> None:

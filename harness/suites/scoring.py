@@ -5,24 +5,28 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from harness.data import protocols
+from harness.data import protocols, vocabulary
 from harness.data.protocols import TokenWindows
 from harness.errors import BitsweepError
 from harness.records.record import Metric
 from harness.suites.base import SuiteContext, SuiteResult
-
-if TYPE_CHECKING:
-    from harness.suites.perplexity import Config
+from harness.suites.reading import Texts
 
 # Logits are turned into float32 probabilities for so many positions at once: of a vocabulary of
 # 250,000 that is half a gigabyte.
 POSITIONS_AT_ONCE = 512
+
+
+class Scoring(Texts, Protocol):
+    """The texts that are scored, and how many windows at a time."""
+
+    batch_size: int
 
 
 class ScoreError(BitsweepError):
@@ -62,7 +66,7 @@ class Score:
         return math.sqrt(squares * count / (count - 1)) / sum(self.tokens)
 
 
-def run(context: SuiteContext, config: Config) -> SuiteResult:
+def run(context: SuiteContext, config: Scoring) -> SuiteResult:
     """Return perplexity and negative log-likelihood of each protocol, and every window's score.
 
     Raises ProtocolError or TextError if a text cannot be had, ScoreError for non-finite results.
@@ -98,7 +102,7 @@ def score(context: SuiteContext, found: TokenWindows, batch_size: int) -> Score:
     Every token but the first of a window is predicted from those before it in the window.
     """
     name = found.protocol.id
-    _check_vocabulary(context.model, found)
+    vocabulary.check_windows(found, context.tokenizer, context.model)
     nll = [0.0] * len(found.windows)
     done = 0
     context.progress(done, len(nll), name)
@@ -170,8 +174,9 @@ def _metrics(found: TokenWindows, result: Score, length: int, batch_size: int) -
     notes = {
         "protocol": f"{protocol.id} v{protocol.version}: {protocol.summary}",
         "text": found.source,
-        "windows": f"{len(found.windows)} of {'at most ' * (protocol.cut == 'documents')}{length}",
+        "windows": f"{len(found.windows)} of {'at most ' * (not protocol.one_length)}{length}",
         "token_hash": found.token_hash,
+        "special_tokens": found.special,
         "batch_size": str(batch_size),
         "stderr": "over windows",
     }
@@ -188,16 +193,6 @@ def _metrics(found: TokenWindows, result: Score, length: int, batch_size: int) -
             n_unit="tokens",
             stderr=None if error is None else error * scale,
             notes=notes,
-        )
-
-
-def _check_vocabulary(model: Any, found: TokenWindows) -> None:
-    size = model.get_input_embeddings().num_embeddings
-    largest = max(int(window.max()) for window in found.windows)
-    if largest >= size:
-        raise ScoreError(
-            f"the tokenizer gives the id {largest}, but the model knows only {size} tokens; "
-            "use the tokenizer that belongs to the model"
         )
 
 

@@ -1,4 +1,4 @@
-"""The packed products of a model's layer shapes beside the full-precision ones, batches 1 to 64.
+"""What kernels measures: packed products of a model's layer shapes beside full-precision ones.
 
 Every shape of a linear layer inside the model's blocks is measured once with random codes of the
 cell's scheme, through the module that the model runs. Contenders take turns in one process over
@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -28,10 +28,14 @@ from quant.measure.dummy import layer_shape, random_packed
 from quant.measure.roofline import READ_BYTES
 from quant.scheme import Scheme
 
-if TYPE_CHECKING:
-    from harness.suites.kernels import Config
-
 FULL, PACKED = "full", "packed"
+
+
+class Batches(Protocol):
+    """Rows of activations at which products are timed, and seconds for each shape and batch."""
+
+    batches: list[int]
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,7 @@ class Shape:
     layers: int
 
 
-def run(context: SuiteContext, config: Config) -> SuiteResult:
+def run(context: SuiteContext, config: Batches) -> SuiteResult:
     """Milliseconds, GB/s, share of the read bandwidth and speed-up for every shape and batch.
 
     A full-precision cell has the full-precision product alone. ValueError for a model that has no

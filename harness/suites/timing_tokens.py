@@ -1,4 +1,4 @@
-"""Latency at batch 1: prefill and decode with the KV cache, beside the full-precision twin.
+"""What latency measures: prefill and decode at batch 1, beside the full-precision twin.
 
 A generation server that answers one user waits once for the prompt (prefill, the time to the first
 token) and then once a token (decode). Both are timed here the way `generate` spends them: greedy,
@@ -13,28 +13,32 @@ from __future__ import annotations
 import gc
 import hashlib
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from harness.suites.base import SuiteContext, SuiteResult
-from harness.suites.latency_metrics import Generation, Subject, Timings, all_metrics
+from harness.suites.latency_metrics import Generation, Lengths, Subject, Timings, all_metrics
 from harness.suites.memory import measure_peak
 from harness.suites.timing import Stopwatch, host_stopwatch, no_garbage_collection, stopwatch_of
 from quant.measure.decode import Decoder, make_decoder
 from quant.measure.dummy import NotEnoughMemory
 from quant.measure.roofline import read_bandwidth
 
-if TYPE_CHECKING:
-    from harness.suites.latency import Config
-
 Bandwidth = Callable[[str], float]
+
+
+class Repeats(Lengths, Protocol):
+    """How long prompt and answer are, and how often they are timed."""
+
+    warmup: int
+    repeats: int
 
 
 def run(
     context: SuiteContext,
-    config: Config,
+    config: Repeats,
     stopwatch: Stopwatch | None = None,
     bandwidth: Bandwidth | None = None,
 ) -> SuiteResult:
@@ -74,7 +78,7 @@ def run(
     )
 
 
-def check_config(config: Config, model: Any) -> None:
+def check_config(config: Repeats, model: Any) -> None:
     """ValueError, naming the setting to change, when there is nothing or too much to measure."""
     for name, least in (("prompt_tokens", 1), ("decode_tokens", 1), ("repeats", 1), ("warmup", 0)):
         if getattr(config, name) < least:
@@ -144,7 +148,7 @@ def _twin(context: SuiteContext) -> tuple[Any, str]:
 def _measure_in_turn(
     decoders: dict[str, Decoder],
     prompt: Tensor,
-    config: Config,
+    config: Repeats,
     stopwatch: Stopwatch,
     progress: Callable[[int, int, str], None],
 ) -> dict[str, Timings]:

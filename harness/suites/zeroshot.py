@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-
-from omegaconf import MISSING
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from harness.data import texts
-from harness.data.inputs import generator_hash
+from harness.data.sources import generator_hash
 from harness.errors import ConfigError
 from harness.records.hashes import file_sha256
 from harness.report.columns import ACCURACY, AgainstBits, FigureColumn, SuiteTable
@@ -16,29 +16,47 @@ from harness.report.rows import FigureKey, Row
 from harness.suites import zeroshot_tasks
 from harness.suites.base import Facts, Suite, SuiteContext, SuiteResult, at_least_one
 
+if TYPE_CHECKING:
+    from harness.config.schema import ModelConfig
+
 
 @dataclass
 class Config:
     """The tasks and how they are asked."""
 
-    tasks: list[str] = MISSING  # lm-eval task names, or embedded_last_word, embedded_choice
+    # lm-eval task names, or embedded_last_word, embedded_choice. None: those of files alone, or
+    # without files the model's.
+    tasks: list[str] | None = None
     files: dict[str, str] = field(default_factory=dict)  # task name -> jsonl file
     limit: int | None = None  # documents a task
     batch_size: int = 16
     num_fewshot: int = 0
 
 
+def complete(config: Config, model: ModelConfig, _others: Sequence[Any]) -> Config:
+    """With the tasks that belong to the model, where neither tasks nor files are given."""
+    if config.tasks is not None:
+        return config
+    return replace(config, tasks=[] if config.files else list(model.tasks))
+
+
 def check(config: Config, facts: Facts) -> None:
     """ConfigError for a task that cannot be run, or a number that is too small."""
-    key = facts.key
-    if not config.tasks and not config.files:
+    key, tasks = facts.key, config.tasks or []
+    if not tasks and not config.files:
         raise ConfigError(f"{key}.tasks is empty: name a task, for example {key}.tasks=[piqa].")
     at_least_one(f"{key}.batch_size", config.batch_size)
     at_least_one(f"{key}.limit", config.limit)
     try:
-        zeroshot_tasks.check_tasks(config.tasks, config.files, facts.data_dir)
+        zeroshot_tasks.check_tasks(tasks, config.files, facts.data_dir)
     except (zeroshot_tasks.TaskError, texts.TextError) as error:
         raise ConfigError(f"{key}: {error}.") from error
+
+
+def remarks(config: Config) -> list[str]:
+    """The tasks that cannot be had here, while others can."""
+    lacking = zeroshot_tasks.lacking(config.tasks or [], config.files)
+    return [f"suite.zeroshot without task {name}: {why}." for name, why in lacking.items()]
 
 
 def inputs(config: Config, facts: Facts) -> dict[str, str]:
@@ -47,7 +65,7 @@ def inputs(config: Config, facts: Facts) -> dict[str, str]:
         f"task {task}": file_sha256(texts.locate(path, facts.data_dir))
         for task, path in config.files.items()
     }
-    if any(task.startswith("embedded") for task in config.tasks):
+    if not set(zeroshot_tasks.EMBEDDED_TASKS).isdisjoint(config.tasks or []):
         found["stories"] = generator_hash()
     return found
 
@@ -69,14 +87,16 @@ def _ties(row: Row, key: FigureKey, _rows: Sequence[Row]) -> list[str]:
 
 PLOT = AgainstBits("accuracy", "Accuracy against bits per weight")
 
+_column = partial(FigureColumn, plot=PLOT, optional=True)  # tasks differ in what they score
+
 TABLE = SuiteTable(
     columns=(
-        FigureColumn("accuracy", detail="acc.", footnotes=_ties, plot=PLOT),
-        FigureColumn("acc_norm", detail="norm. acc.", footnotes=_ties, plot=PLOT),
+        _column("accuracy", detail="acc.", footnotes=_ties),
+        _column("acc_norm", detail="norm. acc.", footnotes=_ties),
         # LAMBADA's, of the last word given its passage. Papers print the accuracy on these words.
-        FigureColumn("target_perplexity", detail="target ppl", on_screen=False, plot=PLOT),
+        _column("target_perplexity", detail="target ppl", on_screen=False),
     ),
-    others=FigureColumn("", plot=PLOT),  # exact_match, f1, ...
+    others=_column(""),  # exact_match, f1, ...
     joins=ACCURACY,
     rank=20,
     compared=True,
@@ -84,10 +104,12 @@ TABLE = SuiteTable(
 
 SUITE = Suite(
     name="zeroshot",
-    version=1,
+    version=2,
     config=Config,
     run=run,
+    complete=complete,
     check=check,
+    remarks=remarks,
     inputs=inputs,
     preload=("harness.suites.zeroshot_scoring", "harness.suites.zeroshot_model"),
     table=TABLE,

@@ -1,4 +1,4 @@
-"""Zero-shot accuracy through lm-eval's own API, on its tasks, on local files and on our stories."""
+"""What zeroshot measures: accuracy through lm-eval's own API, on its tasks, files and stories."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import statistics
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any, Protocol
 
 from harness.data import protocols, texts
 from harness.records.record import Metric
@@ -17,29 +18,45 @@ from harness.suites import zeroshot_tasks
 from harness.suites.base import SuiteContext, SuiteResult
 from harness.suites.zeroshot_tasks import EMBEDDED_TASKS, TIES, LocalTask, TaskError
 
-if TYPE_CHECKING:
-    from harness.suites.zeroshot import Config
-
 # Names and units of lm-eval's metrics in our records; others keep their names.
 NAMES = {"acc": "accuracy", "perplexity": "target_perplexity"}
 UNITS = {"target_perplexity": "ppl"}
 CLOSE = 1e-4  # nats
 
 
-def run(context: SuiteContext, config: Config) -> SuiteResult:
+class Asking(Protocol):
+    """The settings that say which tasks are scored, on how many documents, and how."""
+
+    tasks: list[str] | None
+    files: dict[str, str]
+    limit: int | None
+    batch_size: int
+    num_fewshot: int
+
+
+def run(context: SuiteContext, config: Asking) -> SuiteResult:
     """Return the scores of each task with standard errors, and those of every document.
 
-    The model is scored as it is: neither moved nor changed. Raises TaskError for a task that is
-    unknown, has no data or does not fit the model.
+    The model is scored as it is: neither moved nor changed. A task that is unknown or cannot be had
+    fails alone. Raises TaskError when none is left, and for one that does not fit the model.
     """
-    names = zeroshot_tasks.wanted(config.tasks, config.files)
-    local = {name: _local(context, config, name) for name in names if not _standard(config, name)}
+    names = zeroshot_tasks.wanted(config.tasks or [], config.files)
+    failures: dict[str, str] = {}
+    local: dict[str, LocalTask] = {}
+    paths: dict[str, list[Path]] = {}
+    for name in names:
+        try:
+            if _standard(config, name):
+                paths[name] = zeroshot_tasks.find_tasks([name])
+            else:
+                local[name] = _local(context, config, name)
+        except (TaskError, texts.TextError) as error:
+            failures[name] = str(error)
     if local and config.num_fewshot:
         raise TaskError(
             f"task {next(iter(local))} has only documents to be scored on and none for examples; "
             "set suite.zeroshot.num_fewshot=0"
         )
-    paths = zeroshot_tasks.find_tasks(name for name in names if name not in local)
     with _quiet():
         import lm_eval
 
@@ -47,10 +64,13 @@ def run(context: SuiteContext, config: Config) -> SuiteResult:
 
         length = protocols.context_length(context.model.config, context.context_length)
         model = Scorer(context, length, config.batch_size)
-        folders = sorted({str(path.parent) for path in paths})
+        folders = sorted({str(path.parent) for found in paths.values() for path in found})
+        tasks = _tasks([n for n in names if n not in failures], local, folders, failures)
+        if not tasks:
+            raise TaskError("; ".join(failures.values()))
         results = lm_eval.simple_evaluate(
             model=model,
-            tasks=_tasks(names, local, folders),
+            tasks=tasks,
             task_manager=_manager(folders),
             num_fewshot=config.num_fewshot,
             limit=config.limit,
@@ -62,18 +82,19 @@ def run(context: SuiteContext, config: Config) -> SuiteResult:
         "batch_size": str(config.batch_size),
         "num_fewshot": str(config.num_fewshot),
         "bos": "yes" if model.begins_with_bos else "no",
+        "special_tokens": model.special.said(),
         "truncated": f"{model.truncated} of {model.requests} requests, to {length} tokens",
     }
     if model.shared:
         notes["shared_token"] = f"in {model.shared} of {model.requests} requests prompt and target"
-    return _result(results, local, notes)
+    return _result(results, local, notes, failures)
 
 
-def _standard(config: Config, name: str) -> bool:
+def _standard(config: Asking, name: str) -> bool:
     return name not in config.files and name not in EMBEDDED_TASKS
 
 
-def _local(context: SuiteContext, config: Config, name: str) -> LocalTask:
+def _local(context: SuiteContext, config: Asking, name: str) -> LocalTask:
     if name not in config.files:
         return zeroshot_tasks.embedded(name, config.limit)
     file = texts.locate(config.files[name], context.data_dir)
@@ -94,8 +115,16 @@ def _manager(folders: Sequence[str]) -> Any:
     return manager
 
 
-def _tasks(names: Sequence[str], local: dict[str, LocalTask], folders: Sequence[str]) -> list[Any]:
-    """Return lm-eval's task and group objects of `names`, with their data."""
+def _tasks(
+    names: Sequence[str],
+    local: dict[str, LocalTask],
+    folders: Sequence[str],
+    failures: dict[str, str],
+) -> list[Any]:
+    """Return lm-eval's task and group objects of `names`, with their data.
+
+    Why the data of one cannot be had is added to `failures`.
+    """
     manager = _manager(folders)
     tasks: list[Any] = []
     for name in names:
@@ -107,9 +136,9 @@ def _tasks(names: Sequence[str], local: dict[str, LocalTask], folders: Sequence[
         except (OSError, ValueError) as error:  # what `datasets` raises for data it cannot get
             entry = manager.task_index.get(name)
             dataset = (entry.cfg or {}).get("dataset_path", name) if entry else name
-            raise TaskError(
-                f"{zeroshot_tasks.missing_data(name, str(dataset))} ({type(error).__name__})"
-            ) from error
+            missing = zeroshot_tasks.missing_data(name, str(dataset))
+            failures[name] = f"{missing} ({type(error).__name__})"
+            continue
         group = loaded.get("groups", {}).get(name)
         tasks += [group] if group else list(loaded["tasks"].values())
     return tasks
@@ -158,7 +187,9 @@ def local_task(task: LocalTask) -> Any:
     )
 
 
-def _result(results: Any, local: dict[str, LocalTask], notes: dict[str, str]) -> SuiteResult:
+def _result(
+    results: Any, local: dict[str, LocalTask], notes: dict[str, str], failures: dict[str, str]
+) -> SuiteResult:
     metrics: list[Metric] = []
     samples: list[dict[str, Any]] = []
     inputs: dict[str, str] = {}
@@ -170,7 +201,7 @@ def _result(results: Any, local: dict[str, LocalTask], notes: dict[str, str]) ->
         inputs[f"task:{name}"] = _documents_hash(logged)
     for name in results.get("group_subtasks", {}):
         metrics += _group_metrics(name, results, metrics, notes)
-    return SuiteResult(metrics, inputs, samples)
+    return SuiteResult(metrics, inputs, samples, failures)
 
 
 def _metrics(name: str, results: Any, notes: dict[str, str]) -> Iterator[Metric]:

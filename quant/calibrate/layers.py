@@ -19,6 +19,8 @@ from quant.calibrate.transform import UNCHANGED, Changed
 from quant.config import QuantizationConfig
 from quant.errors import QuantizationError
 from quant.hessian import Hessian
+from quant.input_operator import operator_bits
+from quant.levels.base import GridTensor
 from quant.scheme import Scheme
 from quant.solvers.base import Layer, Solution
 from quant.weight import QuantizedWeight
@@ -29,6 +31,7 @@ class LayerResult:
     """What the solver did to one linear layer; the fields of harness.records.record.LayerReport.
 
     loss, damping, dead_columns  see quant.solvers.base.Solution.
+    bits_per_weight              stored: codes, the tensors of the grid, an operator in front.
     weight_error                 ||W - Q||_F / ||W||_F; 0 for an all-zero weight. W is the weight
                                  that the transforms made.
     tokens                       calibration tokens that reached the layer; 0 without calibration.
@@ -133,7 +136,8 @@ class BlockSolver:
             scheme=solution.weight.scheme.name,
             outputs=weight.shape[0],
             inputs=weight.shape[1],
-            bits_per_weight=scheme.bits_per_weight(weight.shape[1]),
+            bits_per_weight=scheme.bits_per_weight(weight.shape[1])
+            + operator_bits(module) / weight.numel(),
             loss=solution.loss,
             weight_error=error,
             damping=solution.damping,
@@ -171,15 +175,30 @@ def require_solution(solution: Any, weight: Tensor, scheme: Scheme, who: str) ->
             f"{who} gave the code {int(found.codes.max())}, but {scheme.name} has 0 to "
             f"{scheme.max_code}."
         )
-    for name, part in found.grid.items():
-        groups = (weight.shape[0], scheme.groups(weight.shape[1]))
-        if part.shape != groups or (part.is_floating_point() and not bool(part.isfinite().all())):
+    groups = scheme.groups(weight.shape[1])
+    for each in scheme.kind.tensors:
+        part, dtype = found.grid[each.name], getattr(torch, each.storage(scheme))
+        shape = (weight.shape[0], each.entries(groups), *each.behind(scheme))
+        below = 2 ** each.bits(scheme) if each.code else math.inf
+        if (
+            part.shape != shape
+            or part.dtype != dtype
+            or not bool((part.float().abs() < below).all())
+        ):
+            numbers = f"values below {below}" if each.code else "finite values"
             raise QuantizationError(
-                f"{who} gave a {name} of shape {list(part.shape)}; return finite values "
-                f"{list(groups)} (outputs, groups)."
+                f"{who} gave a {each.name} {part.dtype} of shape {list(part.shape)}; return "
+                f"{numbers} {dtype} {list(shape)} (outputs, {_entries(each)})."
             )
     if solution.loss is not None and not math.isfinite(solution.loss):
         raise QuantizationError(f"{who} gave the loss {solution.loss}; return a number or None.")
+
+
+def _entries(tensor: GridTensor) -> str:
+    """What the dimensions of a tensor behind the outputs are."""
+    shared = "row" if tensor.span is None else f"super-blocks of {tensor.span} groups"
+    along = "groups" if tensor.span == 1 else shared
+    return along if tensor.values == 1 else f"{along}, values"
 
 
 def solve_groups(

@@ -16,19 +16,17 @@ activations per block, 600 GB for OPT-175B, to save that.
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from cuda_ext.ops import resolve_kernel
-from quant.arithmetic import PORTABLE, resolve_arithmetic
+from quant.arithmetic import resolve_arithmetic
 from quant.blocks import (
     linear_layers,
     require_quantizable,
@@ -48,14 +46,14 @@ from quant.calibrate.capture import (
 from quant.calibrate.collect import Collected, Collector, require_finite, require_fits
 from quant.calibrate.cost import StageCost, StageMeter
 from quant.calibrate.devices import Lanes
-from quant.calibrate.layers import BlockSolver, LayerResult, Solved, solve_groups
+from quant.calibrate.layers import LayerResult, Solved, solve_groups
 from quant.calibrate.layout import BlockStructure, Layout, evaluation
 from quant.calibrate.neighbours import Names
-from quant.calibrate.operators import calibration_products
-from quant.calibrate.sink import STAGE, BlockSink, Finished, Kept, WriteBehind
-from quant.calibrate.source import BlockSource, LoadedModel, each_block
-from quant.calibrate.transform import BlockTransformer, Changed, require_changes
-from quant.calibrate.wide import WIDE, WideCalls, narrowed, wide_buffers
+from quant.calibrate.run import Progress, Run, Workplace
+from quant.calibrate.sink import BlockSink, Kept, WriteBehind
+from quant.calibrate.source import BlockSource, LoadedModel
+from quant.calibrate.transform import BlockTransformer, Changed, require_changes, restore
+from quant.calibrate.wide import WIDE, narrowed
 from quant.calibrate.windows import Batch, check_windows, make_batches
 from quant.config import QuantizationConfig
 from quant.hessian import Hessian
@@ -74,23 +72,6 @@ __all__ = [
     "quantize_model",
     "streamed_logits",
 ]
-
-Progress = Callable[[int, int, str], None]
-
-
-@dataclass(frozen=True)
-class Workplace:
-    """Where the work is done. None of it changes a bit of the result.
-
-    devices      over which Hessians and solves are spread; the first is where blocks run. None:
-                 the device of the model.
-    activations  where calibration activations wait between blocks: "cuda", "cpu" or "disk".
-    folder       for activations on disk.
-    """
-
-    devices: tuple[torch.device, ...] | None = None
-    activations: str = "cpu"
-    folder: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -169,7 +150,7 @@ def quantize_blocks(
         Lanes(devices) as lanes,
         WriteBehind(meter, one_thread=source.device.type == "cpu") as writer,
     ):
-        run = _Run(source, config, kernel, sink, meter, lanes, workplace, progress, writer, resumed)
+        run = Run(source, config, kernel, sink, meter, lanes, workplace, progress, writer, resumed)
         run.recall()
         if not config.needs_calibration:
             _solve_blocks(run)
@@ -180,95 +161,7 @@ def quantize_blocks(
     return QuantizationResult({}, run.layers, meter.costs(), meter.host_peak_bytes, resumed)
 
 
-@dataclass
-class _Run:
-    """One quantization under way."""
-
-    source: BlockSource
-    config: QuantizationConfig
-    kernel: str
-    sink: BlockSink
-    meter: StageMeter
-    lanes: Lanes
-    workplace: Workplace
-    progress: Progress | None
-    writer: WriteBehind
-    resumed: int  # the sink's own count grows meanwhile, in another thread
-    layers: list[LayerResult] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self._total = sum(len(linear_layers(block)) for block in self.source.blocks.modules)
-        self._done = 0
-        self._lock = threading.Lock()
-
-    def recall(self) -> None:
-        """Take over what earlier runs found and spent on the blocks that they finished."""
-        for index in range(self.resumed):
-            _, made = self.sink.get(index)
-            self.layers += made.layers
-            self.meter.add(made.stages)
-        self._done = len(self.layers)
-
-    @property
-    def wide(self) -> bool:
-        """Whether calibration runs in float64."""
-        return self.config.arithmetic == PORTABLE
-
-    @contextmanager
-    def passing(self, stage: str) -> Iterator[None]:
-        """A stage that runs blocks in the model's dtype.
-
-        Solving is none: its many small calls need no redirection.
-        """
-        on_cpu = self.source.device.type == "cpu"
-        with (
-            self.meter.stage(stage),
-            calibration_products(self.kernel) if on_cpu else nullcontext(),
-        ):
-            yield
-
-    @contextmanager
-    def calibrating(self, stage: str) -> Iterator[None]:
-        """A stage whose values decide codes: in float64 where the arithmetic is portable."""
-        if not self.wide:
-            with self.passing(stage):
-                yield
-            return
-        with self.meter.stage(stage), wide_buffers(self.source.model), WideCalls():
-            yield
-
-    def count(self, layer: str) -> None:
-        """A layer is solved; called from any thread."""
-        with self._lock:
-            self._done += 1
-            if self.progress is not None:
-                self.progress(self._done, self._total, layer)
-
-    def solver(self, index: int) -> BlockSolver:
-        blocks = self.source.blocks
-        name = blocks.block_name(index)
-        return BlockSolver(self.config, blocks.modules[index], index, name, self.count)
-
-    def hand_over(self, index: int, solved: Solved) -> None:
-        """Give a finished block to the sink, with what it cost since the last one.
-
-        The block before it is kept first; keeping this one has begun when this returns.
-        """
-        layers = [layer for layer, _ in solved]
-        self.writer.settle()
-        with self.meter.stage(STAGE):
-            weights = {layer.name: weight for layer, weight in solved}
-            made = Finished(layers, self.meter.since_last())
-            keep = self.sink.put(index, weights, made)
-        self.writer.begin(keep)
-        self.layers += layers
-
-    def blocks(self, first: int = 0) -> closing[Generator[int]]:
-        """Numbers of blocks that have their weights in place; the wait for them is a stage."""
-        return closing(each_block(self.source, first, partial(self.meter.stage, "read")))
-
-
-def _solve_blocks(run: _Run) -> None:
+def _solve_blocks(run: Run) -> None:
     """Without calibration: every block on its own."""
     with run.blocks(run.resumed) as blocks:
         for index in blocks:
@@ -279,7 +172,7 @@ def _solve_blocks(run: _Run) -> None:
             run.hand_over(index, solved)
 
 
-def _calibrate(run: _Run, calibration: Sequence[Tensor]) -> None:
+def _calibrate(run: Run, calibration: Sequence[Tensor]) -> None:
     """Every block on the outputs of the quantized blocks before it."""
     source, place = run.source, run.workplace
     with run.passing("layout"):
@@ -304,7 +197,7 @@ def _calibrate(run: _Run, calibration: Sequence[Tensor]) -> None:
                     _advance(run, index, layout.structures[index], batches, captured)
 
 
-def _layout(run: _Run, calibration: Sequence[Tensor]) -> Layout:
+def _layout(run: Run, calibration: Sequence[Tensor]) -> Layout:
     """How blocks are called; checked against the model's own forward pass when a run begins."""
     source, first = run.source, calibration[0]
     if run.resumed:
@@ -321,7 +214,7 @@ def _layout(run: _Run, calibration: Sequence[Tensor]) -> Layout:
 
 
 def _quantize_block(
-    run: _Run,
+    run: Run,
     index: int,
     structure: BlockStructure,
     batches: list[Batch],
@@ -338,7 +231,7 @@ def _quantize_block(
 
 
 def _quantize_stage(
-    run: _Run,
+    run: Run,
     index: int,
     structure: BlockStructure,
     groups: tuple[tuple[str, ...], ...],
@@ -373,7 +266,7 @@ def _quantize_stage(
 
 
 def _transform(
-    run: _Run,
+    run: Run,
     index: int,
     structure: BlockStructure,
     captured: Capture,
@@ -399,7 +292,7 @@ def _transform(
         return worker.apply(hessians)
 
 
-def _put_back(run: _Run, index: int) -> None:
+def _put_back(run: Run, index: int) -> None:
     """Give block `index` the values that an earlier run found, quantized and beside them."""
     model = run.source.model
     with run.meter.stage("resume"):
@@ -407,13 +300,12 @@ def _put_back(run: _Run, index: int) -> None:
         for name, weight in weights.items():
             set_weight_matrix(model.get_submodule(name), weight.dequantize(), name)
         if run.config.transforms:  # nothing else changes what is beside the layers
-            for name, value in run.sink.beside(index).items():
-                path, _, attribute = name.rpartition(".")
-                getattr(model.get_submodule(path), attribute).copy_(value)
+            transforms = [transform for transform, _ in run.config.transforms]
+            restore(model, run.sink.beside(index), run.sink.operators(index, transforms))
 
 
 def _advance(
-    run: _Run,
+    run: Run,
     index: int,
     structure: BlockStructure,
     batches: list[Batch],

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,13 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from quant.checkpoint.choose import written_format
+from quant.checkpoint.files import TOKENIZER_FILES, copy_files, copyable
 from quant.checkpoint.folder import MANIFEST, read_json, recover, remake, replace_folder
 from quant.checkpoint.formats.base import CheckpointFormat, StoredLayer, Writer
-from quant.checkpoint.layers import quantized_layers, read_weight
+from quant.checkpoint.layers import quantized_layers, read_weight, scheme_of
 from quant.checkpoint.loader import read_format, read_quantization
+from quant.checkpoint.matching import say_untied, ties_hold, untie_as_stored
+from quant.checkpoint.operators import summary
 from quant.checkpoint.skeleton import build_skeleton
 from quant.checkpoint.tensors import Entry, TensorReader, write_tensors
 from quant.checkpoint.writer import (
@@ -26,9 +28,10 @@ from quant.checkpoint.writer import (
     kind_of,
     layer_entries,
     layer_shape,
-    tokenizer_files,
 )
 from quant.errors import ArtifactError
+from quant.levels.base import Levels
+from quant.parts import Part
 from quant.scheme import Scheme
 from quant.weight import QuantizedWeight
 
@@ -59,13 +62,14 @@ def export(
     overwrite: bool = False,
     max_shard_bytes: int = MAX_SHARD_BYTES,
     verify_files: bool = True,
+    levels: Sequence[str | Part | Levels] = (),
 ) -> Exported:
     """Write the checkpoint in `source` to the folder `target` in the format of that name.
 
     format is one that can be written: quant.checkpoint.choose.written. source is any checkpoint
-    that `load` reads, whoever made it. Codes and zero-points stay as they are; scales too, but in
-    compressed-tensors they take the type of the model where that holds them exactly (its readers
-    compute with scales of that type). All other tensors, the tokenizer and
+    that `load` reads, whoever made it; levels are as there. Codes and zero-points stay as they are;
+    scales too, but in compressed-tensors they take the type of the model where that holds them
+    exactly (its readers compute with scales of that type). All other tensors, the tokenizer and
     generation_config.json are copied. The folder appears whole or not at all, with the sha256 of
     every file in artifact.json; one layer at a time is in memory, and one shard. With overwrite it
     takes the place of a model that Bitsweep wrote there, once it is complete.
@@ -79,13 +83,19 @@ def export(
         raise ArtifactError(f"{target} is the checkpoint itself; write the export elsewhere.")
     if not overwrite:
         _refuse_overwriting(target)
-    checkpoint = read_format(source, verify_files=verify_files)
-    reason = writer.refuses(checkpoint.scheme("float16"), None)
+    checkpoint = read_format(source, verify_files=verify_files, levels=levels)
+    if checkpoint.operators:
+        raise ArtifactError(
+            f"{source} has {summary(checkpoint.operators)}, and {format} holds weights alone: "
+            "quantize again with changes that are folded (those of Bitsweep are with keep=never)."
+        )
+    reason = writer.refuses(checkpoint.scheme(checkpoint.scale_dtype), None)
     if reason is not None:
         raise ArtifactError(f"{source} {reason}")
     with TensorReader(source) as reader:
         model = build_skeleton(source, None, {})
         layers = _layers(reader, checkpoint, model)
+        untie_as_stored(model, reader.names, reader.mapped)
         entries = [
             entry
             for layer in layers
@@ -95,14 +105,13 @@ def export(
         entries += [_copied(reader, name) for name in reader.names if not name.startswith(replaced)]
         entries += [_copied(reader, name) for name in _biases(reader, layers, model)]
         config = _config(source, writer, checkpoint, layers, model)
-        files = [*tokenizer_files(source), *source.glob("generation_config.json")]
+        files = copyable(source, (*TOKENIZER_FILES, "generation_config.json"))
         needed = sum(entry.nbytes for entry in entries) + SLACK_BYTES
         needed += sum(path.stat().st_size for path in files)
         with replace_folder(target, needed) as partial:
             write_tensors(partial, entries, max_shard_bytes, writer.stem)
             (partial / "config.json").write_text(config, encoding="utf-8")
-            for path in files:
-                shutil.copyfile(path, partial / path.name)
+            copy_files(files, partial)
     notes = writer.notes(layers[0].scheme, [layer.stored for layer in layers])
     return Exported(target, len(layers), tuple(notes))
 
@@ -127,7 +136,6 @@ def _layers(
     reader: TensorReader, checkpoint: CheckpointFormat, model: PreTrainedModel
 ) -> list[_Layer]:
     """The quantized layers with the shapes that the model gives them."""
-    scales = checkpoint.format.scales
     found = []
     for name, parts in quantized_layers(reader, checkpoint).items():
         try:
@@ -139,9 +147,9 @@ def _layers(
             ) from error
         shape = layer_shape(module, name)
         read = functools.partial(read_weight, reader, checkpoint, name, parts, shape)
-        if scales not in parts:
+        if checkpoint.format.scales not in (None, *parts):
             read()  # says what is missing
-        scheme = checkpoint.scheme(reader.mapped(f"{name}.{scales}").dtype)
+        scheme = scheme_of(reader, checkpoint, name)
         stored = StoredLayer(name, *shape, module=kind_of(module), dtype=model.dtype)
         found.append(_Layer(scheme, stored, read))
     return found
@@ -181,6 +189,8 @@ def _config(
     """config.json of the source with another quantization_config."""
     config = read_json(source / "config.json")
     names = [layer.stored.name for layer in layers]
+    if not ties_hold(model, names):
+        say_untied(config)
     method = _method(read_quantization(source), checkpoint)
     config["quantization_config"] = describe(
         writer, model, names, layers[0].scheme, checkpoint.act_order, method

@@ -1,4 +1,4 @@
-"""What the versions of GPTQ, and Bitsweep's ternary, share: configurations and written tensors."""
+"""What GPTQ's versions and Bitsweep's own formats share: configurations and written tensors."""
 
 from __future__ import annotations
 
@@ -118,24 +118,22 @@ def parse(
 def zero_points(parsed: CheckpointFormat, version: str) -> str:
     """How sure it is that zero-points are stored as `version` (in words) stores them."""
     if not parsed.declared:
-        return (
-            "checkpoint_format not declared: read from the symmetric zero-points"
-            if parsed.symmetric
-            else f"{version} assumed: checkpoint_format not declared, nothing confirms it"
-        )
-    sure = "the symmetric ones confirm it" if parsed.symmetric else "asymmetric: trusted"
-    return f"{version} declared, {sure}"
+        return "checkpoint_format not declared"
+    if parsed.evidence:
+        said = f"{version}, found in the tensors: checkpoint_format not declared"
+    else:
+        sure = "the symmetric ones confirm it" if parsed.symmetric else "asymmetric: trusted"
+        said = f"{version} declared, {sure}"
+    return f"{said}; some are stored as -1 and read as 0" if parsed.wraps else said
 
 
 def entries(scheme: Scheme, layer: StoredLayer) -> Entries:
     """Shape and type of every tensor of a layer; g_idx always, because other loaders want it."""
-    import torch
+    from quant.linear import packed_dtypes, packed_shapes
 
-    from quant.linear import packed_shapes
-
-    scales = getattr(torch, scheme.scale_dtype)
+    dtypes = packed_dtypes(scheme)
     return {
-        name: (shape, scales if name.startswith("scales") else torch.int32)
+        name: (shape, dtypes[name])
         for name, shape in packed_shapes(scheme, layer.inputs, layer.outputs, g_idx=True).items()
     }
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,11 +13,17 @@ from torch import Tensor
 from quant.checkpoint.choose import parse
 from quant.checkpoint.folder import remake
 from quant.checkpoint.formats.base import CheckpointFormat
+from quant.checkpoint.operators import tensor_names
 from quant.checkpoint.tensors import TensorReader
 from quant.errors import ArtifactError
+from quant.levels.base import Levels
 from quant.linear import Packed, unpack
+from quant.parts import Part
 from quant.scheme import Scheme
 from quant.weight import QuantizedWeight
+
+# Layers whose tensors are looked at for what a configuration does not say.
+LOOKED_AT = 8
 
 
 class Tensors(Protocol):
@@ -43,11 +50,48 @@ def quantized_layers(reader: TensorReader, checkpoint: CheckpointFormat) -> dict
             f"{reader.folder} holds no quantized layer (no tensor ends in {suffix}), although its "
             f"config.json has a quantization_config. {remake(reader.folder)}"
         )
+    lacking = next((name for name in checkpoint.operators if name not in layers), None)
+    if lacking is not None:
+        raise ArtifactError(
+            f"{reader.folder}: config.json has an operator in front of {lacking}, of which the "
+            f"files hold no {checkpoint.format.codes}. {remake(reader.folder)}"
+        )
+    lacking = next((n for n in operator_tensors(checkpoint) if n not in reader.names), None)
+    if lacking is not None:
+        raise ArtifactError(
+            f"{reader.folder}: tensor {lacking} is in none of its files. {remake(reader.folder)}"
+        )
+    parts = checkpoint.parts
     for name in reader.names:
         layer, _, part = name.rpartition(".")
-        if layer in layers and part in checkpoint.format.parts:
+        if layer in layers and part in parts:
             layers[layer].append(part)
     return layers
+
+
+def look_at(folder: Path, checkpoint: CheckpointFormat) -> CheckpointFormat:
+    """What a quantization_config left open, from layers spread over the checkpoint (`settle`)."""
+    with TensorReader(folder) as reader:
+        layers = quantized_layers(reader, checkpoint)
+        names = list(layers)[:: -(-len(layers) // LOOKED_AT)]
+        parts = {n: {p: reader.mapped(f"{n}.{p}") for p in layers[n]} for n in names}
+        return settle(checkpoint, parts, str(folder))
+
+
+def settle(
+    checkpoint: CheckpointFormat, layers: Mapping[str, Mapping[str, Tensor]], where: str
+) -> CheckpointFormat:
+    """The same with what its configuration does not say, found from the tensors of some layers.
+
+    That is the version of GPTQ, and whether scales are negative. ArtifactError when they fit
+    several versions; `where` names the checkpoint.
+    """
+    if checkpoint.format.settle is not None:
+        checkpoint = checkpoint.format.settle(checkpoint, layers, where)
+    name = checkpoint.format.scales
+    scales = [parts[name] for parts in layers.values() if name in parts] if name else []
+    signed = any(bool((each < 0).any()) for each in scales)
+    return replace(checkpoint, signed=signed)
 
 
 def read_layer(
@@ -56,15 +100,18 @@ def read_layer(
     *,
     shape: tuple[int, int] | None = None,
     layer: str = "this layer",
+    levels: Sequence[str | Part | Levels] = (),
 ) -> QuantizedWeight:
     """The quantized weight of one layer of a checkpoint of any format.
 
     tensors maps the names of the layer's parts (qweight, scales, ...) to what the file holds;
-    without a shape (outputs, inputs) it is taken from them. The values are scale * (code - zero) in
-    float32, so `.dequantize(torch.bfloat16)` rounds once. Raises ArtifactError naming the layer,
+    without a shape (outputs, inputs) it is taken from them. levels are kinds that it may have
+    besides the built-in ones. The values are scale * (code - zero) in float32, so
+    `.dequantize(torch.bfloat16)` rounds once. What stands in front of a layer is no part of it: the
+    weight is that of the changed input. Raises ArtifactError naming the layer,
     the tensor and what was expected.
     """
-    parsed = parse(quantization_config, layer)
+    parsed = settle(parse(quantization_config, layer, levels), {layer: tensors}, layer)
     return unpack(*parsed.format.read_layer(tensors, parsed, layer, shape))
 
 
@@ -83,13 +130,26 @@ def read_packed(
     with _in_file(reader, checkpoint, layer):
         tensors = {part: reader.read(f"{layer}.{part}") for part in parts}
         packed, scheme, inputs = checkpoint.format.read_layer(tensors, checkpoint, layer, shape)
-        held = (packed["scales"].shape[1], inputs)
+        held = (packed["qweight"].shape[1], inputs)
         if shape is not None and held != shape:
             raise ArtifactError(
                 f"{layer}.{checkpoint.format.codes} holds {list(held)} codes, but config.json "
                 f"makes it {list(shape)} (outputs, inputs). {remake(reader.folder)}"
             )
         return packed, scheme, inputs
+
+
+def scheme_of(reader: TensorReader, checkpoint: CheckpointFormat, layer: str) -> Scheme:
+    """The scheme of a layer, from the header of the file that holds its scales if need be."""
+    part = checkpoint.format.scales
+    if part is None:
+        return checkpoint.scheme(checkpoint.scale_dtype)
+    if f"{layer}.{part}" not in reader.names:
+        raise ArtifactError(
+            f"{reader.folder}: tensor {layer}.{part} is in none of its files. "
+            f"{remake(reader.folder)}"
+        )
+    return checkpoint.scheme(reader.mapped(f"{layer}.{part}").dtype)
 
 
 def read_weight(
@@ -101,6 +161,17 @@ def read_weight(
 ) -> QuantizedWeight:
     """As read_packed, unpacked."""
     return unpack(*read_packed(reader, checkpoint, layer, parts, shape))
+
+
+def operator_tensors(checkpoint: CheckpointFormat) -> list[str]:
+    """Full names of the tensors of all that stands in front of layers."""
+    operators = checkpoint.operators.items()
+    return [f"{layer}.{part}" for layer, changes in operators for part in tensor_names(changes)]
+
+
+def operator_bits(reader: TensorReader, checkpoint: CheckpointFormat) -> int:
+    """Stored bits of all that stands in front of layers."""
+    return sum(8 * reader.mapped(name).nbytes for name in operator_tensors(checkpoint))
 
 
 @contextlib.contextmanager

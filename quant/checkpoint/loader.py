@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,32 @@ from cuda_ext.ops import resolve_kernel
 from quant.checkpoint.choose import config_files, parse
 from quant.checkpoint.folder import MANIFEST, read_json, remake, verify
 from quant.checkpoint.formats.base import CheckpointFormat
-from quant.checkpoint.layers import Tensors, quantized_layers, read_packed, read_weight
+from quant.checkpoint.layers import (
+    Tensors,
+    look_at,
+    quantized_layers,
+    read_packed,
+    read_weight,
+    scheme_of,
+)
+from quant.checkpoint.matching import (
+    compare,
+    keep_computed,
+    parameters_and_buffers,
+    tensor_of,
+    untie_as_stored,
+)
+from quant.checkpoint.operators import build, find_transforms, tensor_names
 from quant.checkpoint.skeleton import build_skeleton
 from quant.checkpoint.tensors import TensorReader
 from quant.checkpoint.writer import layer_shape
 from quant.errors import ArtifactError
+from quant.input_operator import attach
+from quant.levels.base import Levels
 from quant.linear import QuantLinear
+from quant.parts import Part
 from quant.scheme import Scheme
+from quant.transforms.base import Transform
 from quant.weight import QuantizedWeight
 
 
@@ -32,6 +51,8 @@ def load(
     dtype: torch.dtype | None = None,
     *,
     verify_files: bool = True,
+    transforms: Sequence[Transform] = (),
+    levels: Sequence[str | Part | Levels] = (),
     **options: Any,
 ) -> PreTrainedModel:
     """The model of a quantized checkpoint of any format that Bitsweep reads, in eval mode.
@@ -39,14 +60,18 @@ def load(
     Quantized layers become QuantLinear modules that run `kernel`; all other tensors are cast to
     dtype, or keep the type they are stored in. No weight is initialised only to be overwritten.
     verify_files compares every file with the sha256 in artifact.json (checkpoints of other
-    producers have none). options go to transformers, for example attn_implementation="eager".
+    producers have none). transforms are the specs of those in front of layers that are not
+    Bitsweep's own, levels the kinds that layers may have besides the built-in ones: modules are
+    imported because you name them here, never because a file does. options go to transformers, for
+    example attn_implementation="eager".
 
     Raises ArtifactError naming the file and the tensor for a folder that is missing, incomplete,
     damaged, of an unknown format, or that does not fit its config.json; KernelUnavailable.
     """
     folder = Path(folder)
     resolve_kernel(kernel, device)
-    checkpoint = read_format(folder, verify_files=verify_files)
+    found = read_format(folder, verify_files=verify_files, levels=levels)
+    checkpoint = runnable(found, transforms, folder)
     with TensorReader(folder) as reader:
         model = build_skeleton(folder, dtype, options)
         layers = quantized_layers(reader, checkpoint)
@@ -60,10 +85,18 @@ def load(
     return model.to(device).eval()  # type: ignore[arg-type]
 
 
-def load_weights(folder: str | Path, *, verify_files: bool = True) -> dict[str, QuantizedWeight]:
-    """The quantized weights of a checkpoint by full layer name, without building the model."""
+def load_weights(
+    folder: str | Path,
+    *,
+    verify_files: bool = True,
+    levels: Sequence[str | Part | Levels] = (),
+) -> dict[str, QuantizedWeight]:
+    """The quantized weights of a checkpoint by full layer name, without building the model.
+
+    Of a layer with an operator in front, the weight that is multiplied by what the operator makes.
+    """
     folder = Path(folder)
-    checkpoint = read_format(folder, verify_files=verify_files)
+    checkpoint = read_format(folder, verify_files=verify_files, levels=levels)
     with TensorReader(folder) as reader:
         return {
             layer: read_weight(reader, checkpoint, layer, parts)
@@ -71,7 +104,17 @@ def load_weights(folder: str | Path, *, verify_files: bool = True) -> dict[str, 
         }
 
 
-def read_format(folder: Path, *, verify_files: bool = True) -> CheckpointFormat:
+def runnable(
+    checkpoint: CheckpointFormat, transforms: Sequence[Transform], folder: Path
+) -> CheckpointFormat:
+    """The format with the transforms of its operators; ArtifactError for one that is unknown."""
+    operators = find_transforms(checkpoint.operators, transforms, str(folder))
+    return dataclasses.replace(checkpoint, operators=operators)
+
+
+def read_format(
+    folder: Path, *, verify_files: bool = True, levels: Sequence[str | Part | Levels] = ()
+) -> CheckpointFormat:
     """What a checkpoint says about its quantization, its files compared with their checksums."""
     if not folder.is_dir():
         aside = sorted(folder.parent.glob(f".{folder.name}.replaced-*"))
@@ -79,13 +122,14 @@ def read_format(folder: Path, *, verify_files: bool = True) -> CheckpointFormat:
         raise ArtifactError(
             f"{folder} is not a folder; quantize a model into it, or correct the path.{hint}"
         )
-    checkpoint = parse(read_quantization(folder), str(folder))
+    checkpoint = parse(read_quantization(folder), str(folder), levels)
     sealed = verify_files and verify(folder)
-    if verify_files and not sealed and checkpoint.producer.startswith("bitsweep"):
+    own = checkpoint.producer.startswith("bitsweep")
+    if verify_files and not sealed and own:
         raise ArtifactError(
             f"{folder / MANIFEST} is missing, so the files cannot be checked. {remake(folder)}"
         )
-    return checkpoint
+    return checkpoint if own else look_at(folder, checkpoint)
 
 
 def read_quantization(folder: Path) -> dict[str, Any]:
@@ -108,16 +152,15 @@ def read_quantization(folder: Path) -> dict[str, Any]:
     )
 
 
-def read_scheme(folder: str | Path) -> tuple[CheckpointFormat, Scheme]:
+def read_scheme(
+    folder: str | Path, levels: Sequence[str | Part | Levels] = ()
+) -> tuple[CheckpointFormat, Scheme]:
     """Format and scheme of a checkpoint from its config.json and one header; checks no checksum."""
     folder = Path(folder)
-    checkpoint = read_format(folder, verify_files=False)
-    part = checkpoint.format.scales
+    checkpoint = read_format(folder, verify_files=False, levels=levels)
     with TensorReader(folder) as reader:
         layer = next(iter(quantized_layers(reader, checkpoint)))
-        if f"{layer}.{part}" not in reader.names:
-            raise _missing(reader, f"{layer}.{part}")
-        return checkpoint, checkpoint.scheme(reader.mapped(f"{layer}.{part}").dtype)
+        return checkpoint, scheme_of(reader, checkpoint, layer)
 
 
 def dequantize_layers(model: nn.Module, dtype: torch.dtype) -> None:
@@ -130,6 +173,8 @@ def dequantize_layers(model: nn.Module, dtype: torch.dtype) -> None:
         dense.weight = nn.Parameter(module.dequantize(dtype), requires_grad=False)
         if module.bias is not None:
             dense.bias = nn.Parameter(module.bias, requires_grad=False)
+        if module.input_operator is not None:
+            attach(dense, module.input_operator)
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, dense)
 
@@ -163,11 +208,16 @@ def replace_layer(
         used.add(f"{layer}.bias")
         if tuple(bias.shape) != (outputs,):
             raise _shape_error(reader, f"{layer}.bias", bias, (outputs,))
+        require_kind(reader, f"{layer}.bias", bias, torch.float32)
     elif getattr(module, "bias", None) is not None:
         raise _missing(reader, f"{layer}.bias")
+    kept, operator = checkpoint.operators.get(layer, ()), None
+    if kept:
+        operator = build(kept, reader.read, inputs, layer)
+        used |= {f"{layer}.{part}" for part in tensor_names(kept)}
     # The kernel is that of the device, so the buffers go there before it lays them out.
     packed = {name: tensor.to(device) for name, tensor in packed.items()}
-    quantized = QuantLinear(packed, scheme, inputs, bias, kernel).to(device)
+    quantized = QuantLinear(packed, scheme, inputs, bias, kernel, operator).to(device)
     parent, _, child = layer.rpartition(".")
     setattr(model.get_submodule(parent), child, quantized)
     return used
@@ -181,20 +231,19 @@ def _fill(
 ) -> set[str]:
     """Read every parameter and stored buffer that is left; gives the names of those read."""
     stored = set(reader.names)
+    untie_as_stored(model, stored, reader.mapped)
+    missing = compare(model, stored, (), reader.shape).missing
+    if missing:
+        raise _missing(reader, missing[0])
+    keep_computed(model, stored)
     used = set()
     for names in parameters_and_buffers(model):
         held = [name for name in names if name in stored]
-        if not held:
-            raise _missing(reader, names[0])
         tensor = _cast(reader.read(held[0]), device, dtype)
         expected = tensor_of(model, names[0])
         if tensor.shape != expected.shape:
             raise _shape_error(reader, held[0], tensor, tuple(expected.shape))
-        if tensor.is_floating_point() != expected.is_floating_point():
-            raise ArtifactError(
-                f"{reader.file_of(held[0])}: {held[0]} is {tensor.dtype}, but the model has "
-                f"{expected.dtype} there. {remake(reader.folder)}"
-            )
+        require_kind(reader, held[0], tensor, expected.dtype)
         parameter = isinstance(expected, nn.Parameter)
         value = nn.Parameter(tensor, requires_grad=False) if parameter else tensor
         for name in names:
@@ -204,42 +253,27 @@ def _fill(
     return used
 
 
-def parameters_and_buffers(model: PreTrainedModel) -> Iterator[list[str]]:
-    """Names of the parameters and persistent buffers outside QuantLinear; tied ones together."""
-    groups: dict[int, list[str]] = {}
-    for path, module in model.named_modules():
-        if isinstance(module, QuantLinear):
-            continue
-        here: dict[str, Tensor | None] = dict(module._parameters)
-        here |= {
-            n: b for n, b in module._buffers.items() if n not in module._non_persistent_buffers_set
-        }
-        for name, tensor in here.items():
-            if tensor is not None:
-                groups.setdefault(id(tensor), []).append(f"{path}.{name}" if path else name)
-    return iter(groups.values())
-
-
 def refuse_unexpected(model: PreTrainedModel, reader: TensorReader, used: set[str]) -> None:
-    # Buffers that a version of transformers once stored and now computes are not used.
-    ignored = list(getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ())
-    computed = {name for name, _ in model.named_buffers()}
-    for name in sorted(set(reader.names) - used - computed):
-        if not any(re.search(pattern, name) for pattern in ignored):
-            raise ArtifactError(
-                f"{reader.file_of(name)} holds {name}, which {type(model).__name__} does not have: "
-                f"config.json belongs to another model. {remake(reader.folder)}"
-            )
-
-
-def tensor_of(model: nn.Module, name: str) -> Tensor:
-    """The parameter or buffer of this full name."""
-    path, _, attribute = name.rpartition(".")
-    return getattr(model.get_submodule(path), attribute)
+    """ArtifactError for tensors that belong to nothing in the model."""
+    left = sorted(set(reader.names) - used)
+    for name in compare(model, reader.names, left, reader.shape).unexpected:
+        raise ArtifactError(
+            f"{reader.file_of(name)} holds {name}, which {type(model).__name__} does not have: "
+            f"config.json belongs to another model. {remake(reader.folder)}"
+        )
 
 
 def _cast(tensor: Tensor, device: str | torch.device, dtype: torch.dtype | None) -> Tensor:
     return tensor.to(device, dtype if tensor.is_floating_point() else None)
+
+
+def require_kind(reader: Tensors, name: str, tensor: Tensor, expected: torch.dtype) -> None:
+    """ArtifactError for integers where the model has floating point, and the reverse: no cast."""
+    if tensor.is_floating_point() != expected.is_floating_point:
+        raise ArtifactError(
+            f"{reader.file_of(name)}: {name} is {tensor.dtype}, but the model has {expected} "
+            f"there. {remake(reader.folder)}"
+        )
 
 
 def _missing(reader: Tensors, name: str) -> ArtifactError:

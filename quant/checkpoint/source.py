@@ -2,35 +2,43 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
 from cuda_ext.ops import resolve_kernel
 from quant.blocks import find_blocks
 from quant.calibrate.source import Weights
-from quant.checkpoint.layers import quantized_layers
+from quant.checkpoint.layers import operator_bits, quantized_layers
 from quant.checkpoint.loader import (
-    parameters_and_buffers,
     read_format,
     refuse_unexpected,
     replace_layer,
-    tensor_of,
+    require_kind,
+    runnable,
 )
+from quant.checkpoint.matching import (
+    compare,
+    keep_computed,
+    model_names,
+    parameters_and_buffers,
+    tensor_of,
+    untie_as_stored,
+)
+from quant.checkpoint.operators import tensor_names
 from quant.checkpoint.skeleton import build_causal_lm, build_skeleton
 from quant.checkpoint.tensors import TensorReader
 from quant.checkpoint.writer import layer_shape
 from quant.errors import ArtifactError
+from quant.input_operator import detach
+from quant.levels.base import Levels
 from quant.memory.heaps import give_back, keep_freed_memory, own_copy, own_zeros
-
-log = logging.getLogger(__name__)
+from quant.parts import Part
+from quant.transforms.base import Transform
 
 
 class SkeletonSource:
@@ -89,6 +97,7 @@ class SkeletonSource:
         )
 
     def release(self, index: int) -> None:
+        detach(self.blocks.modules[index])
         for names in self._of_block[index]:
             for name in names:
                 if name in self._meta:
@@ -136,14 +145,19 @@ class CheckpointSource(SkeletonSource):
     ) -> None:
         self.folder = Path(folder)
         advice = f"Copy {folder} again from where it came from."
-        _require_safetensors(self.folder)
         model = build_causal_lm(self.folder, dtype, options, advice)
         self._reader = TensorReader(self.folder, mapped=False, advice=advice)
         self._reader.__enter__()
         try:
             self._stored = stored_names(model, self._reader.names, advice)
-            self._dtypes = _dtypes(model, dtype)
             self._check(model)
+            keep_computed(model, self._stored)
+            untie_as_stored(model, self._stored, self._read_mapped)
+            for names in parameters_and_buffers(model):
+                held = [name for name in names if name in self._stored]
+                for name in names if held else ():
+                    self._stored.setdefault(name, self._stored[held[0]])
+            self._dtypes = _dtypes(model, dtype)
             super().__init__(model, self._read_stored, device)
         except BaseException:
             self._reader.__exit__()
@@ -158,25 +172,31 @@ class CheckpointSource(SkeletonSource):
         # is computed may depend on that.
         return own_copy(self._reader.mapped(self._stored[name]), self._dtypes[name])
 
+    def _read_mapped(self, name: str) -> Tensor:
+        return self._reader.mapped(self._stored[name])
+
     def _check(self, model: PreTrainedModel) -> None:
-        """Every tensor that the model needs is there, in the right shape; ties are what is stored.
+        """Every tensor that the model needs is there, in the right shape, and no other.
 
         Buffers that an older version did not store keep what the model computed.
         """
+        left = sorted(set(self._reader.names) - set(self._stored.values()))
+        found = compare(model, self._stored, left, self._reader.shape)
+        if found.missing:
+            raise ArtifactError(
+                f"{self.folder}: tensor {found.missing[0]} of {type(model).__name__} is in none of "
+                "its files; save the whole causal language model (AutoModelForCausalLM), not its "
+                f"base model. {self._reader.advice}"
+            )
+        if found.unexpected:
+            name = found.unexpected[0]
+            raise ArtifactError(
+                f"{self._reader.file_of(name)} holds {name}, which {type(model).__name__} does not "
+                f"have: config.json belongs to another model. {self._reader.advice}"
+            )
         for names in parameters_and_buffers(model):
-            held = [name for name in names if name in self._stored]
             expected = tensor_of(model, names[0])
-            if not held:
-                if not isinstance(expected, nn.Parameter):
-                    module, attribute = _owner(model, names[0])
-                    module._non_persistent_buffers_set.add(attribute)
-                    continue
-                raise ArtifactError(
-                    f"{self.folder}: tensor {names[0]} of {type(model).__name__} is in none of its "
-                    "files; save the whole causal language model (AutoModelForCausalLM), not its "
-                    f"base model. {self._reader.advice}"
-                )
-            for name in held:
+            for name in (name for name in names if name in self._stored):
                 shape = self._reader.shape(self._stored[name])
                 if shape != tuple(expected.shape):
                     raise ArtifactError(
@@ -184,25 +204,6 @@ class CheckpointSource(SkeletonSource):
                         f"{list(shape)}, but config.json makes it {list(expected.shape)}. "
                         f"{self._reader.advice}"
                     )
-            self._tie_as_stored(model, names, held)
-
-    def _tie_as_stored(self, model: PreTrainedModel, names: list[str], held: list[str]) -> None:
-        """As transformers does: names that are stored with other values are not tied."""
-        for name in names:
-            self._stored.setdefault(name, self._stored[held[0]])
-        for name in held[1:]:
-            first, other = (self._reader.read(self._stored[each]) for each in (held[0], name))
-            if torch.equal(first, other):
-                continue
-            log.warning(
-                "%s: config.json ties %s and %s, but the files hold different values: not tied.",
-                self.folder, held[0], name,
-            )  # fmt: skip
-            module, attribute = _owner(model, name)
-            present = module._parameters[attribute]
-            assert present is not None
-            module._parameters[attribute] = nn.Parameter(present.detach(), requires_grad=False)
-            getattr(model, "all_tied_weights_keys", {}).pop(name, None)
 
 
 class ArtifactSource(SkeletonSource):
@@ -219,17 +220,22 @@ class ArtifactSource(SkeletonSource):
         dtype: torch.dtype | None = None,
         *,
         verify_files: bool = True,
+        transforms: Sequence[Transform] = (),
+        levels: Sequence[str | Part | Levels] = (),
         **options: Any,
     ) -> None:
         self.folder = Path(folder)
         resolve_kernel(kernel, device)
         self._kernel, self._dtype = kernel, dtype
-        self._format = read_format(self.folder, verify_files=verify_files)
+        found = read_format(self.folder, verify_files=verify_files, levels=levels)
+        self._format = runnable(found, transforms, self.folder)
         self._reader = TensorReader(self.folder, mapped=False)
         self._reader.__enter__()
         try:
             model = build_skeleton(self.folder, dtype, options)
             self._layers = quantized_layers(self._reader, self._format)
+            self._require_complete(model)
+            untie_as_stored(model, self._reader.names, self._reader.mapped)
             super().__init__(model, self._read_plain, device)
             self._require_layers_in_blocks()
         except BaseException:
@@ -243,7 +249,7 @@ class ArtifactSource(SkeletonSource):
         weights = {
             f"{layer}.{part}": self._reader.read(f"{layer}.{part}")
             for layer in packed
-            for part in (*self._layers[layer], "bias")
+            for part in (*self._layers[layer], "bias", *self._operator(layer))
             if f"{layer}.{part}" in self._reader.names
         }
         for names in self._of_block[index]:
@@ -274,6 +280,13 @@ class ArtifactSource(SkeletonSource):
         """(outputs, inputs) of every quantized layer, by its name."""
         return {name: layer_shape(self.model.get_submodule(name), name) for name in self._layers}
 
+    def operator_bits(self) -> int:
+        """Stored bits of all that stands in front of layers."""
+        return operator_bits(self._reader, self._format)
+
+    def _operator(self, layer: str) -> list[str]:
+        return tensor_names(self._format.operators.get(layer, ()))
+
     def _layers_of(self, index: int) -> list[str]:
         return [n for n in self._layers if n.startswith(f"{self.blocks.block_name(index)}.")]
 
@@ -291,10 +304,21 @@ class ArtifactSource(SkeletonSource):
                 f"{self._reader.file_of(name)}: {name} is {list(tensor.shape)}, but config.json "
                 f"makes it {list(expected.shape)}. {self._reader.advice}"
             )
+        require_kind(self._reader, name, tensor, expected.dtype)
         return tensor.to(self._dtype) if tensor.is_floating_point() and self._dtype else tensor
 
     def _tied(self, name: str) -> list[str]:
         return next(group for group in parameters_and_buffers(self.model) if name in group)
+
+    def _require_complete(self, model: PreTrainedModel) -> None:
+        held = set(self._reader.names) | {f"{layer}.weight" for layer in self._layers}
+        found = compare(model, held, (), self._reader.shape)
+        if found.missing:
+            raise ArtifactError(
+                f"{self.folder}: tensor {found.missing[0]} is in none of its files. "
+                f"{self._reader.advice}"
+            )
+        keep_computed(model, held)
 
     def _require_layers_in_blocks(self) -> None:
         inside = {name for index in range(len(self.blocks)) for name in self._layers_of(index)}
@@ -305,7 +329,7 @@ class ArtifactSource(SkeletonSource):
                 "cannot be streamed; load the model whole (runtime.stream=never)."
             )
         used = {f"{layer}.{part}" for layer, parts in self._layers.items() for part in parts}
-        used |= {f"{layer}.bias" for layer in self._layers}
+        used |= {f"{n}.{part}" for n in self._layers for part in ("bias", *self._operator(n))}
         used |= {name for names in parameters_and_buffers(self.model) for name in names}
         refuse_unexpected(self.model, self._reader, used)
 
@@ -321,42 +345,20 @@ class _Fetched:
 def stored_names(model: PreTrainedModel, stored: Iterable[str], advice: str = "") -> dict[str, str]:
     """Names of the model's parameters and buffers to the names in its files that belong to them.
 
-    By the conventions of transformers: renamed keys, and the prefix of the base model added or
-    removed. Names that belong to nothing are ignored, as there. Raises ArtifactError for tensors
-    that transformers makes of several stored ones.
+    Names that belong to nothing are left out. Raises ArtifactError for tensors that transformers
+    makes of several stored ones.
     """
-    mapping = get_model_conversion_mapping(model)
-    renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
-    converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
-    state, prefix = model.state_dict(), model.base_model_prefix
     found: dict[str, str] = {}
-    for name in sorted(stored):
-        renamed, pattern = rename_source_key(name, renamings, converters, prefix, state)
-        if renamed not in state and name in state:
-            renamed, pattern = rename_source_key(name, [], [], prefix, state)
-        if renamed not in state:
-            log.info("%s of the checkpoint belongs to nothing in %s", name, type(model).__name__)
-            continue
-        if pattern is not None:
+    for renamed, name, together in model_names(model, stored):
+        if together and renamed:
             raise ArtifactError(
                 f"{renamed} of {type(model).__name__} is put together from several stored tensors "
                 f"(such as {name}), which cannot be read block by block; use a dense model. "
                 f"{advice}"
             )
-        found[renamed] = name
+        if renamed:
+            found[renamed] = name
     return found
-
-
-def _require_safetensors(folder: Path) -> None:
-    if any(folder.glob("*.safetensors")):
-        return
-    if any(folder.glob("pytorch_model*.bin")):
-        raise ArtifactError(
-            f"{folder} holds pytorch_model*.bin files, which cannot be read tensor by tensor; "
-            f"convert them once with `python -m quant.checkpoint.convert {folder} OUT` and use the "
-            "folder OUT."
-        )
-    raise ArtifactError(f"{folder} holds no .safetensors file; point to the model's folder.")
 
 
 def _dtypes(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, torch.dtype]:

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import importlib.metadata
 import json
-import shutil
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,25 +16,19 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from quant.checkpoint.choose import artifact_format
+from quant.checkpoint.files import copy_files, tokenizer_files
 from quant.checkpoint.folder import replace_folder
 from quant.checkpoint.formats.base import QuantizedModel, StoredLayer, Writer
+from quant.checkpoint.matching import say_untied, ties_hold
+from quant.checkpoint.operators import STEM, stored_operators, wrap
 from quant.checkpoint.tensors import Entry, write_tensors
 from quant.errors import ArtifactError
+from quant.input_operator import NAME as OPERATOR
 from quant.linear import Packed
 from quant.scheme import Scheme
 from quant.weight import QuantizedWeight
 
 MAX_SHARD_BYTES = 5_000_000_000
-TOKENIZER_FILES = (
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template*",
-    "vocab.*",
-    "merges.txt",
-    "spiece.model",
-    "sentencepiece*.model",
-)
 # Room for config.json, the manifest, the headers of the shards and the file system's own use.
 SLACK_BYTES = 1_000_000
 
@@ -64,21 +58,22 @@ def save(
     scheme = _check_weights(folder, model, weights)
     entries = full_precision(folder, model, weights) + quantized(weights)
     scattered = any(weight.group_index is not None for weight in weights.values())
-    config = config_json(folder, model, weights, scheme, scattered, method)
+    operators = stored_operators(model, weights)
+    config = config_json(folder, model, weights, scheme, scattered, method, operators)
     copied = tokenizer_to_copy(folder, tokenizer)
     needed = sum(entry.nbytes for entry in entries) + SLACK_BYTES
     needed += sum(path.stat().st_size for path in copied)
     with replace_folder(folder, needed) as partial:
-        write_tensors(partial, entries, max_shard_bytes, stem_of(scheme))
+        write_tensors(partial, entries, max_shard_bytes, stem_of(scheme, bool(operators)))
         write_beside(partial, config, model, copied)
         if isinstance(tokenizer, PreTrainedTokenizerBase):
             tokenizer.save_pretrained(partial)
     return folder
 
 
-def stem_of(scheme: Scheme) -> str:
-    """What the names of the files of tensors begin with."""
-    return artifact_format(scheme)[1].stem
+def stem_of(scheme: Scheme, operators: bool = False) -> str:
+    """What the names of the files of tensors begin with; operators stand in front of layers."""
+    return STEM if operators else artifact_format(scheme)[1].stem
 
 
 def write_beside(folder: Path, config: str, model: PreTrainedModel, copied: list[Path]) -> None:
@@ -86,8 +81,16 @@ def write_beside(folder: Path, config: str, model: PreTrainedModel, copied: list
     (folder / "config.json").write_text(config, encoding="utf-8")
     if model.can_generate() and model.generation_config is not None:
         model.generation_config.to_json_file(folder / "generation_config.json")
-    for path in copied:
-        shutil.copyfile(path, folder / path.name)
+    copy_files([*copied, *own_code(model)], folder)
+
+
+def own_code(model: PreTrainedModel) -> list[Path]:
+    """The Python files of a model that brings its own and was trusted; others have none."""
+    module = type(model).__module__
+    if not module.startswith("transformers_modules."):
+        return []
+    place = Path(str(sys.modules[module].__file__)).parent
+    return sorted(path for path in place.glob("*.py") if path.name != "__init__.py")
 
 
 def _check_weights(
@@ -132,7 +135,7 @@ def full_precision(
     layers: Iterable[str],
     among: Callable[[str], bool] = lambda _: True,
 ) -> list[Entry]:
-    """The tensors that stay as they are: all but those of quantized `layers`, whose bias stays.
+    """The tensors that stay as they are: all but the weights of quantized `layers`.
 
     among  tells by its name whether a tensor is one of those to be written.
     """
@@ -144,7 +147,8 @@ def full_precision(
     entries: dict[Any, Entry] = {}
     # Names that are tied to others come last, so that the others are the ones written.
     for name in sorted(state, key=lambda name: name in tied):
-        if (name.startswith(replaced) and name not in kept) or not among(name):
+        stays = name in kept or f".{OPERATOR}." in name or not name.startswith(replaced)
+        if not stays or not among(name):
             continue
         tensor = state[name]
         if tensor.is_meta:
@@ -247,13 +251,21 @@ def config_json(
     scheme: Scheme,
     scattered: bool,
     method: Mapping[str, Any],
+    operators: Mapping[str, Any],
 ) -> str:
-    """config.json of a model whose `layers` are quantized; scattered: groups are not neighbours."""
+    """config.json of a model whose `layers` are quantized; scattered: groups are not neighbours.
+
+    operators  in front of layers, as `stored_operators` gives them.
+    """
     config = json.loads(model.config.to_json_string())
     config["architectures"] = [type(model).__name__]
     config["dtype"] = str(model.dtype).removeprefix("torch.")
+    layers = list(layers)
+    if not ties_hold(model, layers):
+        say_untied(config)
     _, writer = artifact_format(scheme)
-    config["quantization_config"] = describe(writer, model, layers, scheme, scattered, method)
+    quantization = describe(writer, model, layers, scheme, scattered, method)
+    config["quantization_config"] = wrap(quantization, operators)
     try:
         return json.dumps(config, indent=2, sort_keys=True) + "\n"
     except TypeError as error:
@@ -283,9 +295,3 @@ def tokenizer_to_copy(
             "the folder of the model's tokenizer, or tokenizer=None to write none."
         )
     return found
-
-
-def tokenizer_files(folder: Path) -> list[Path]:
-    """The files of the tokenizer in a folder of a model."""
-    found = {path for pattern in TOKENIZER_FILES for path in folder.glob(pattern) if path.is_file()}
-    return sorted(found)

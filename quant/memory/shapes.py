@@ -21,7 +21,7 @@ from cuda_ext.cache import cache_root, write_atomically
 from quant.memory.plan import ModelShape
 
 # Raise it when quant.memory.plan.model_shape finds another shape, or when other facts are kept.
-VERSION = 1
+VERSION = 2
 
 _log = logging.getLogger("quant")
 
@@ -32,11 +32,13 @@ class ModelFacts:
 
     max_position_embeddings  tokens that it was made for, whatever its own config calls them; None:
                              it does not say.
+    sdpa                     whether it can run with torch's scaled_dot_product_attention.
     """
 
     shape: ModelShape
     model_type: str
     max_position_embeddings: int | None
+    sdpa: bool = True
 
 
 def cached_facts(
@@ -70,6 +72,8 @@ def _parse(found: Any) -> ModelFacts:
     shape, positions = found["shape"], found["max_position_embeddings"]
     if not isinstance(found["model_type"], str):
         raise TypeError("model_type is no text")
+    if type(found["sdpa"]) is not bool:
+        raise TypeError("sdpa is neither true nor false")
     layers = tuple((_count(outputs), _count(inputs)) for outputs, inputs in shape["layers"])
     if not layers:
         raise ValueError("no layers")
@@ -78,6 +82,7 @@ def _parse(found: Any) -> ModelFacts:
         shape=ModelShape(layers=layers, **{name: _count(shape[name]) for name in names}),
         model_type=found["model_type"],
         max_position_embeddings=None if positions is None else _count(positions),
+        sdpa=found["sdpa"],
     )
 
 

@@ -5,11 +5,10 @@ names the missing part, before anything is loaded.
 """
 
 import csv
-import os
 import re
-import subprocess
-import sys
+import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -23,14 +22,11 @@ PAGE = Path(__file__).parents[2] / "docs" / "extending.md"
 FILES = dict(re.findall(r"^`mine/([\w/.]+)`:\n\n```\w+\n(.*?)```", PAGE.read_text(), re.M | re.S))
 SOLVER, SUITE = FILES["halve.py"], FILES["toy.py"]
 METHOD, CHOICE = FILES["method/halve.yaml"], FILES["suite/toy.yaml"]
+LEVELS, SCHEME = FILES["quantiles.py"], FILES["scheme/qt3.yaml"]
 
-Run = Callable[..., int]
 
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def write_files(root: Path) -> Path:
     """A user's folder, laid out like conf/, with the modules beside the YAML files."""
-    root = tmp_path / "mine"
     for name, text in FILES.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text)
@@ -38,23 +34,43 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def run(folder: Path, tiny_model: Path, tmp_path: Path) -> Run:
-    """bitsweep run in a process of its own: user modules are imported once a process."""
+def folder(tmp_path: Path) -> Path:
+    return write_files(tmp_path / "mine")
 
-    def start(*overrides: str) -> subprocess.CompletedProcess[str]:
-        command = [
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One place for all that is refused: of the same YAML files cells are composed once."""
+    return tmp_path_factory.mktemp("refused")
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a command came to."""
+
+    status: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def run(
+    folder: Path, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Done]:
+    """bitsweep run; cells have processes of their own, which one server forks for all tests."""
+
+    def start(*overrides: str) -> Done:
+        status = cli.main([
             "run", "--config-dir", str(folder), "model=local", f"model.path={tiny_model}",
             "model.name=tiny", "tracker=none", "runtime.threads=1",
             f"paths.results={tmp_path / 'results'}", *overrides,
-        ]  # fmt: skip
-        return subprocess.run(
-            [sys.executable, "-m", "harness", *command],
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
+        ])  # fmt: skip
+        return Done(status, *capsys.readouterr())
 
     return start
+
+
+Run = Callable[..., Done]
 
 
 def records(tmp_path: Path) -> dict[tuple[str, str], Record]:
@@ -66,7 +82,7 @@ def test_a_method_and_a_suite_of_the_user_reach_the_table(
     run: Run, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     done = run("-m", "method=halve,rtn", "scheme=w8", "suite=[toy]")
-    assert done.returncode == 0, done.stderr
+    assert done.status == cli.OK, done.stderr
     rows = [line.split() for line in done.stdout.splitlines() if "w8" in line]
     assert {row[0] for row in rows} == {"Halved", "RTN"}
     assert "size of weights" in done.stdout
@@ -95,7 +111,7 @@ def test_options_and_the_code_itself_are_in_the_key(run: Run, folder: Path, tmp_
     ):
         (folder / "halve.py").write_text(text)
         done = run("method=halve", "scheme=w8", "suite=[toy]", *overrides)
-        assert done.returncode == 0, done.stderr
+        assert done.status == cli.OK, done.stderr
         assert "2 stages: 2 to run" in done.stderr
         assert ("Halved times 0.25" in done.stdout) == bool(overrides)
     keys = {record.cell_key for record in load_records(tmp_path / "results")}
@@ -109,11 +125,9 @@ def test_a_solver_of_an_installed_package(
     package.mkdir(parents=True)
     (folder / "halve.py").rename(package / "halve.py")
     (folder / "method" / "halve.yaml").write_text("# Theirs.\nsolver: theirs.solvers.halve\n")
-    monkeypatch.setenv(
-        "PYTHONPATH", f"{tmp_path / 'site'}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
-    )
+    monkeypatch.syspath_prepend(tmp_path / "site")
     done = run("method=halve", "scheme=w8", "suite=[toy]", "method.factor=2")
-    assert done.returncode == 0, done.stderr
+    assert done.status == cli.OK, done.stderr
     assert "Halved times 2" in done.stdout
 
 
@@ -123,7 +137,72 @@ def test_a_spec_travels_to_the_process_of_its_cell_with_a_lambda_in_it(
     text = SOLVER.replace("solve=solve", "solve=lambda *given: solve(*given)")
     (folder / "halve.py").write_text(text)
     done = run("method=halve", "scheme=w8", "suite=[toy]")
-    assert done.returncode == 0, done.stderr
+    assert done.status == cli.OK, done.stderr
+
+
+def test_levels_of_the_user_reach_the_table(
+    run: Run, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From weights to an artifact that is measured, told apart by code, and read when trusted."""
+    done = run("method=rtn", "scheme=qt3", "suite=[toy]")
+    assert done.status == cli.OK, done.stderr
+    assert "qt3" in done.stdout
+    found = records(tmp_path)
+    made = found["rtn", "quantization"]
+    assert made.config["scheme"]["levels"] == "quantiles"
+    for layer in made.layers:
+        assert layer.scheme == "qt3"
+        assert layer.bits_per_weight == 3 + 8 * 16 / layer.inputs
+    (artifact,) = (tmp_path / "results" / "artifacts").iterdir()
+    model = [f"model.path={artifact}", "model.name=again", "method=none", "scheme=w16"]
+    read = run(*model, "suite=[toy]", "model.levels=quantiles")
+    assert read.status == cli.OK, read.stderr
+    loaded = records(tmp_path)["loaded", "toy"]
+    assert loaded.cell.scheme == "qt3"
+    assert loaded.metrics[0].value == found["rtn", "toy"].metrics[0].value
+    plan = ["plan", "model=local", *model, "suite=[toy]", "--config-dir", str(folder)]
+    export = ["export", str(artifact), str(tmp_path / "out"), "--format", "gptq-v2"]
+    trusted = ["--levels", str(folder / "quantiles.py")]
+    for arguments, sentence in (
+        (plan, "levels='quantiles' are none of Bitsweep's own"),
+        (["inspect", str(artifact)], "--levels MODULE"),
+        ([*export, *trusted], "has quantiles levels, which gptq-v2 cannot hold"),
+    ):
+        assert cli.main(arguments) == cli.IMPOSSIBLE
+        assert sentence in capsys.readouterr().err
+    assert cli.main(["inspect", str(artifact), *trusted]) == cli.OK
+    assert "qt3, float16 scales" in capsys.readouterr().out
+    (folder / "quantiles.py").write_text(LEVELS.replace("values=None", "values=8"))
+    assert cli.main(["inspect", str(artifact), *trusted]) == cli.IMPOSSIBLE
+    assert "tensors are not those that the quantiles levels" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "sentence"),
+    [
+        ("scheme/qt3.yaml", SCHEME.replace("quantiles\n", "nothing\n"), "no module nothing"),
+        ("quantiles.py", "LEVELS = 3\n", "LEVELS is a int, not a Levels"),
+        ("quantiles.py", LEVELS.replace('"quantiles"', '"uniform"'), "a part of Bitsweep"),
+        ("quantiles.py", LEVELS.replace('prefix="qt"', 'prefix="w"'), "calls a scheme w3, which"),
+        ("quantiles.py", LEVELS.replace("values=None", "values=0"), "values=0 is below 1"),
+    ],
+)
+def test_levels_that_cannot_be_are_refused_in_one_sentence(
+    file: str,
+    text: str,
+    sentence: str,
+    place: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shutil.rmtree(place / "mine", ignore_errors=True)
+    folder = write_files(place / "mine")
+    (folder / file).write_text(text)
+    arguments = ["plan", "--config-dir", str(folder), "method=rtn", "scheme=qt3", "suite=[toy]"]
+    assert cli.main([*arguments, f"paths.results={place / 'results'}"]) == cli.IMPOSSIBLE
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert sentence in err
+    assert err.count("\n") == 1
 
 
 def lines_of(text: str) -> str:
@@ -179,18 +258,19 @@ def test_what_is_incomplete_is_refused_in_one_sentence(
     text: str,
     overrides: list[str],
     sentence: str,
-    folder: Path,
-    tmp_path: Path,
+    place: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    shutil.rmtree(place / "mine", ignore_errors=True)
+    folder = write_files(place / "mine")
     (folder / file).write_text(text)
     arguments = ["plan", "--config-dir", str(folder), "method=halve", "suite=[toy]", *overrides]
-    assert cli.main([*arguments, f"paths.results={tmp_path / 'results'}"]) == cli.IMPOSSIBLE
+    assert cli.main([*arguments, f"paths.results={place / 'results'}"]) == cli.IMPOSSIBLE
     out, err = capsys.readouterr()
     assert out == ""
     assert sentence in err
     assert err.count("\n") == 1
-    assert not (tmp_path / "results").exists()
+    assert not (place / "results").exists()
 
 
 def test_modules_of_one_written_name_are_told_apart(run: Run, folder: Path, tmp_path: Path) -> None:
@@ -200,7 +280,7 @@ def test_modules_of_one_written_name_are_told_apart(run: Run, folder: Path, tmp_
         module = where.removesuffix(".py").replace("/", ".")
         (folder / "method" / f"{name}.yaml").write_text(f"# One of two.\nsolver: {module}\n")
     done = run("-m", "method=tenth,whole", "scheme=w8", "suite=[toy]")
-    assert done.returncode == 0, done.stderr
+    assert done.status == cli.OK, done.stderr
     assert {method for method, _ in records(tmp_path)} == {"tenth", "whole"}
 
 
@@ -213,7 +293,7 @@ def test_code_that_changes_during_a_run_is_refused(run: Run, folder: Path, tmp_p
     )
     (folder / "halve.py").write_text(text)
     done = run("-m", "method=halve", "scheme=w8,w7", "suite=[toy]")
-    assert done.returncode == 1
+    assert done.status == cli.FAILED
     assert "was changed after the run was planned" in done.stderr
     found = load_records(tmp_path / "results")
     assert {record.cell.scheme for record in found if record.status == "ok"} == {"w8"}

@@ -7,17 +7,20 @@ listed, and configurations read, at once.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from quant.errors import ArtifactError
 from quant.levels import uniform
+from quant.levels.base import Levels
+from quant.parts import Part
 from quant.scheme import BITS, GRIDS, SCALE_DTYPES, Scheme, SchemeError
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from quant.checkpoint.operators import Operators
     from quant.linear import Packed
     from quant.weight import QuantizedWeight
 
@@ -38,9 +41,10 @@ class Format:
     quant_method  the value in a quantization_config that stands for it (several formats may share
                   one), and `variant` what else is said there, for messages: "version gemm".
     readers       who loads such a checkpoint, for `bitsweep export --help`.
-    parts         names of the tensors of a layer, without the layer's. `codes` is the one that
-                  every quantized layer has and no other, `scales` the one whose type is that of
-                  the scales.
+    parts         names of the tensors of a layer, without the layer's; None: those of the levels
+                  as quant.linear.pack names them. `codes` is the one that every quantized layer has
+                  and no other, `scales` the one whose type is that of the scales; None: parse says
+                  their type.
     matches       whether a quantization_config is of this format; only one format may say so.
     parse         matches' configuration to what it says; the text is how errors name the
                   configuration. ArtifactError names the field, its value and what can be read.
@@ -51,15 +55,17 @@ class Format:
     writer        None for a format that is only read.
     config_file   a file beside config.json in which early checkpoints say their quantization.
     zeros_of_0    what to know of stored zero-points that stand for 0, where readers disagree.
+    settle        (what parse gave, tensors of some layers by part, how errors name the checkpoint)
+                  to the same with what its configuration left open found from the tensors.
     """
 
     name: str
     title: str
     quant_method: str
     readers: str
-    parts: tuple[str, ...]
+    parts: tuple[str, ...] | None
     codes: str
-    scales: str
+    scales: str | None
     matches: Callable[[Config], bool]
     parse: Callable[[Config, str], CheckpointFormat]
     zero_points: Callable[[CheckpointFormat], str]
@@ -68,6 +74,7 @@ class Format:
     writer: Writer | None = None
     config_file: str | None = None
     zeros_of_0: str = ""
+    settle: Callable[[CheckpointFormat, Mapping[str, Tensors], str], CheckpointFormat] | None = None
 
     @property
     def configuration(self) -> str:
@@ -85,7 +92,8 @@ class Writer:
     write_layer   the tensors of one layer; ArtifactError for values that the format cannot hold.
     describe      the quantization_config of a model.
     notes         what its readers make of such layers that a user must know; one sentence each.
-    own           Bitsweep's artifacts may have this format.
+    own           Bitsweep's artifacts may have this format; its tensors are those of
+                  quant.linear.pack, and may be read back as such before the artifact is complete.
     stem          what the names of the files of tensors begin with.
     """
 
@@ -143,10 +151,16 @@ class CheckpointFormat:
 
     group_size  columns a group; None is one group per row (-1 in the file).
     act_order   the columns of a group may lie apart, and a tensor says where.
-    levels      as in Scheme.
-    grid        "minmax" or "mse", from Bitsweep's own metadata; "minmax" when it is not said.
+    levels      as in Scheme; of a format for any levels the name of the kind, which
+                quant.checkpoint.choose replaces by the kind that the reader knows.
+    grid        as in Scheme, from Bitsweep's own metadata; "minmax" when it is not said.
+    scale_dtype as in Scheme, where the format has no tensor that tells it.
     producer    who wrote it, empty when it is not said.
     declared    whether the file says what its zero-points mean, where formats can be mistaken.
+    evidence    what showed it, where the file does not say.
+    signed      layers that were looked at hold negative scales, which turn their grids around.
+    wraps       they hold zero-points of 0 that are stored as -1 (Format.zeros_of_0).
+    operators   by layer, what stands in front of it (quant.checkpoint.operators).
     """
 
     format: Format
@@ -154,20 +168,33 @@ class CheckpointFormat:
     group_size: int | None
     symmetric: bool
     act_order: bool
-    levels: str = uniform.LEVELS.name
+    levels: str | Part | Levels = uniform.LEVELS.name
     grid: str = "minmax"
+    scale_dtype: str = "float16"
     producer: str = ""
     declared: bool = True
+    evidence: str = ""
+    signed: bool = False
+    wraps: bool = False
+    operators: Operators = field(default_factory=dict)
 
     @property
     def name(self) -> str:
         """The format as people call it: "GPTQ v1"."""
-        return self.format.title
+        return f"{self.format.title}, input operators" if self.operators else self.format.title
 
     @property
     def zero_points(self) -> str:
         """How sure the meaning of the stored zero-points is, in words, for records and people."""
         return self.format.zero_points(self)
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Names of the tensors of a layer, without the layer's."""
+        if self.format.parts is not None:
+            return self.format.parts
+        grid = (each.buffer for each in self.scheme(self.scale_dtype).kind.tensors)
+        return (self.format.codes, *grid, "g_idx")
 
     def scheme(self, scale_dtype: torch.dtype | str) -> Scheme:
         """The scheme of a layer whose scales are stored as scale_dtype."""
@@ -184,7 +211,7 @@ class CheckpointFormat:
 def validated(parsed: CheckpointFormat, where: str) -> CheckpointFormat:
     """The same format; ArtifactError when its values make no scheme."""
     try:
-        parsed.scheme("float16")
+        parsed.scheme(parsed.scale_dtype)
     except SchemeError as error:
         raise ArtifactError(f"{where} makes no scheme: {error}") from error
     return parsed
@@ -230,6 +257,11 @@ def read_meta(config: Config) -> tuple[str, str]:
     return grid, ", ".join(map(str, found)) if isinstance(found, list) else str(found)
 
 
+def declaration(kind: Levels) -> list[dict[str, Any]]:
+    """The tensors of a grid as JSON, for a configuration that holds any levels."""
+    return [asdict(each) for each in kind.tensors]
+
+
 def refuse_levels(scheme: Scheme, name: str) -> str | None:
     """Why a format of uniform grids cannot hold other levels; None when they are uniform."""
     if scheme.kind == uniform.LEVELS:
@@ -239,6 +271,32 @@ def refuse_levels(scheme: Scheme, name: str) -> str | None:
         "zero), evenly spaced. They live in Bitsweep's own artifact alone; quantize with a uniform "
         "scheme such as w2g64 to export."
     )
+
+
+def check_scales(scales: Tensor, parsed: CheckpointFormat, name: str) -> None:
+    """ArtifactError for scales that are not finite or 0, and for negative ones that nobody said.
+
+    A scale of 0 makes all codes of its group one value: the weights underflowed when it was
+    written. A negative one turns its grid around, which is well defined; some producers (AutoRound)
+    write them, and tables mark such a checkpoint.
+    """
+    import torch
+
+    if not bool(torch.isfinite(scales).all()):
+        raise ArtifactError(f"{name} holds NaN or infinite values; make it again.")
+    zero = int((scales == 0).sum())
+    if zero:
+        raise ArtifactError(
+            f"{name}: {zero} of {scales.numel()} scales are 0, which makes every weight of their "
+            "groups 0: the file is damaged, or they were too small for their type; get the file "
+            "again, or quantize the original with scale_dtype=float32."
+        )
+    negative = int((scales < 0).sum())
+    if negative and not parsed.signed:
+        raise ArtifactError(
+            f"{name}: {negative} of {scales.numel()} scales are negative, and those of other "
+            "layers are not: the file is damaged; get it again."
+        )
 
 
 def dtype_name(dtype: torch.dtype | str) -> str:

@@ -3,10 +3,12 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from cells import cell_of
 
 from harness.cell.resolve import resolve
 from harness.config.schema import CellConfig
+from harness.errors import ConfigError
 
 Make = Callable[..., CellConfig]
 
@@ -59,3 +61,12 @@ def test_a_suite_s_code_is_in_its_own_key_alone(tiny_cell: Make, tmp_path: Path)
     assert {name for name in found[0].stages if found[0].stages[name] != found[1].stages[name]} == {
         "toy"
     }
+
+
+def test_an_input_of_a_suite_cannot_stand_for_the_model(tiny_cell: Make, tmp_path: Path) -> None:
+    text = TOY.replace("table=TABLE", 'table=TABLE, inputs=lambda config, facts: {"model": "0f"}')
+    (tmp_path / "toy.py").write_text(text)
+    config = tiny_cell("method=rtn")
+    config.suite["toy"] = {"module": "toy"}
+    with pytest.raises(ConfigError, match=r"suite.toy: .* has an input called model, under which"):
+        resolve(config, tmp_path)

@@ -49,3 +49,18 @@ def test_fallbacks_of_layers_are_kept(sweep) -> None:
     layer = record.layers[0].model_copy(update={"fallback": "RTN, singular Hessian"})
     frame = from_records([record.model_copy(update={"layers": [layer, *record.layers[1:]]})])
     assert frame.fallbacks.tolist() == ["model.decoder.layers.0.fc1: RTN, singular Hessian"]
+
+
+def test_layers_that_a_transform_left_are_counted_with_the_reason(sweep) -> None:
+    record = next(r for r in sweep if r.suite == "quantization" and r.layers)
+    layer = record.layers[0]
+    whole, deaf = "equalize into norm", "equalize not applied: act, which makes it, has no weights"
+    said = [[whole, "turn into norm"]] * 5 + [[deaf, "turn into norm"]] * 2 + [[]]
+    said += [["equalize not applied: it finds nothing to change", "turn into norm"]]
+    layers = [layer.model_copy(update={"transforms": notes}) for notes in said]
+    frame = from_records([record.model_copy(update={"layers": layers})])
+    assert set(frame.transforms) == {
+        "equalize: applied to 5 of 8 layers; not to 2, because act, which makes it, has no "
+        "weights; not to 1, because it finds nothing to change"
+    }
+    assert set(from_records(sweep).transforms) == {""}

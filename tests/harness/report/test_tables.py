@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from harness.records.record import LayerReport
 from harness.report import from_records, summary_table, summary_tables
 from harness.report.render import to_csv, to_latex, to_markdown, to_rich
 from harness.report.table import Cell, Column, Note, Table, measured, ranged, significant
@@ -224,3 +225,21 @@ def test_normalised_accuracy_and_unknown_metrics_have_columns(made_up) -> None:
         "31.0 ± 1.9",
         "0.250 ± 0.019",
     ]
+
+
+def test_a_transform_that_left_layers_as_they_were_is_a_footnote_of_the_method(made_up) -> None:
+    made = made_up.record("gptq", "w4", "quantization")
+    layer = LayerReport(
+        name="fc1", block=0, method="gptq", scheme="w4", outputs=4, inputs=4, bits_per_weight=4.5,
+        loss=None, weight_error=0.1, damping=None, dead_columns=0, tokens=0, seconds=0.0,
+    )  # fmt: skip
+    notes = ("equalize into norm", "equalize not applied: act has no parameters")
+    layers = [layer.model_copy(update={"transforms": [note]}) for note in notes]
+    score = made_up.record("gptq", "w4", metrics=[made_up.perplexity(5.6)])
+    table = tables_of([made.model_copy(update={"layers": layers}), score])["accuracy"]
+    assert table.rows[0][0].marks == (1,)
+    assert table.footnotes == [
+        "equalize: applied to 1 of 2 layers; not to 1, because act has no parameters"
+    ]
+    whole = made.model_copy(update={"layers": layers[:1]})
+    assert tables_of([whole, score])["accuracy"].footnotes == []

@@ -1,17 +1,21 @@
 """Cells in processes of their own: what kills one is recorded and costs nothing else."""
 
+import contextlib
 import multiprocessing
 import os
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from cells import cell_of, plan_of
 
-from harness.cell.plan import CellPlan
+from harness.cell.plan import DONE, CellPlan
 from harness.config.schema import CellConfig
-from harness.run.events import Event, Failed, Finished, Started
+from harness.run import process
+from harness.run.events import Advanced, Event, Failed, Finished, Started, Waiting
 from harness.run.process import run_in_process
 
 Make = Callable[..., CellConfig]
@@ -66,6 +70,56 @@ def test_a_cell_runs_in_a_process_of_its_own_and_prints_to_its_log(
     assert record.peak_memory_bytes > 50e6
 
 
+IN_A_CELL = """
+import gc
+from harness.records.environment import commit, machine, package_versions
+from quant.checkpoint.partial import code_hash
+from transformers import conversion_mapping
+known = [each.cache_info().currsize for each in (commit, machine, package_versions, code_hash)]
+table = conversion_mapping._checkpoint_conversion_mapping_cache
+told.send((known, table is not None, gc.get_freeze_count(), len(gc.get_objects())))
+"""
+
+
+def test_a_cell_finds_what_all_cells_need_to_know() -> None:
+    """And a collection in it looks at few objects: it would copy all those of the server."""
+    told, theirs = process.context().Pipe()
+    child = process.context().Process(target=exec, args=(IN_A_CELL, {"told": theirs}))
+    child.start()
+    assert told.poll(120)
+    known, renames, aside, own = told.recv()
+    child.join()
+    assert known == [1, 1, 1, 1]
+    assert renames
+    assert aside > 100_000
+    assert own < aside / 10
+
+
+def test_the_server_imports_parts_of_ours_and_not_those_of_others(
+    tiny_cell: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = plan_of(tiny_cell())
+    foreign = [
+        replace(each, part=replace(each.part, sha256="0" * 64))
+        if each.suite.name == "latency"
+        else each
+        for each in plan.cell.choices.suites
+    ]
+    choices = replace(plan.cell.choices, suites=tuple(foreign))
+    asked: list[list[str]] = []
+    server = SimpleNamespace(set_forkserver_preload=asked.append)
+    monkeypatch.setattr(process, "context", lambda: server)
+    process.prepare([replace(plan, cell=replace(plan.cell, choices=choices))])
+    done = dict.fromkeys(plan.stages, DONE)
+    process.prepare([replace(plan, stages=done)])
+    names, nothing = asked
+    assert {"quant.solvers.rtn", "harness.suites.perplexity"} <= set(names)
+    assert "harness.suites.latency" not in names
+    assert (names[0], names[-1]) == ("harness.run.preload", "harness.run.warm")
+    assert len(names) == len(set(names))
+    assert nothing == [*process.PRELOAD, "harness.run.warm"]
+
+
 def test_a_killed_suite_is_recorded_with_the_likely_cause_and_the_rest_goes_on(
     tiny_cell: Make, tmp_path: Path
 ) -> None:
@@ -113,6 +167,46 @@ def test_an_interrupt_stops_the_process_and_keeps_what_is_finished(
         run_in_process(cell_of(config), interrupt, tmp_path / "cell.log")
     assert multiprocessing.active_children() == []
     assert plan_of(config).todo == ["latency"]
+
+
+def test_waiting_for_another_process_is_said(tiny_cell: Make, tmp_path: Path) -> None:
+    config = tiny_cell("method=none", "scheme=w16", latency=False)
+    cell = cell_of(config)
+    heard: list[Event] = []
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(cell.store.lock(cell.keys.cell))
+
+        def listen(event: Event) -> None:
+            heard.append(event)
+            if isinstance(event, Waiting):
+                stack.close()
+
+        run_in_process(cell, listen, tmp_path / "cell.log")
+    assert isinstance(heard[0], Waiting)
+    assert heard[0].who.startswith(f"process {os.getpid()} on ")
+    assert [type(event) for event in heard if not isinstance(event, Advanced)] == [
+        Waiting,
+        Started,
+        Finished,
+    ]
+
+
+def test_waiting_takes_none_of_the_cell_s_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(process.time, "monotonic", lambda: now)
+    allowance = process._Allowance(10.0)
+    now += 4
+    assert allowance.left() == 6
+    allowance.hear(Waiting("another process"))
+    now += 1000
+    assert allowance.left() is None
+    allowance.hear(Started("perplexity"))
+    now += 5
+    allowance.hear(Advanced("perplexity", 1, 2, "text"))
+    assert allowance.left() == 1
+    now += 5
+    assert allowance.left() == 0
+    assert process._Allowance(None).left() is None
 
 
 PLUGIN = """

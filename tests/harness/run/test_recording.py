@@ -1,5 +1,6 @@
 """No figure is written under a name that did not make it."""
 
+import dataclasses
 from collections.abc import Callable
 
 import pytest
@@ -10,6 +11,7 @@ from harness.errors import StoreError
 from harness.records.record import LayerReport
 from harness.run.recording import StageResult, Timing, make_record
 from harness.run.subject import Subject
+from quant.calibrate.stream import LayerResult
 
 TIMING = Timing("2026-01-01T00:00:00+00:00", 1.0, 1)
 
@@ -20,6 +22,11 @@ def layer(method: str, scheme: str) -> LayerReport:
         bits_per_weight=4.5, loss=None, weight_error=0.1, damping=None, dead_columns=0, tokens=0,
         seconds=0.0,
     )  # fmt: skip
+
+
+def test_a_record_has_a_place_for_all_that_is_known_of_a_layer() -> None:
+    known = {field.name for field in dataclasses.fields(LayerResult)}
+    assert set(LayerReport.model_fields) == known
 
 
 @pytest.mark.parametrize(

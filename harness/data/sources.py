@@ -1,0 +1,188 @@
+"""The sources of protocols: our own stories, pinned files of the hub, and local files.
+
+A source says of a request whether it can be had, what it reads (for keys), and reads it. Protocols
+name their source in one place (harness.data.protocols.PROTOCOLS) and know no more of it.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from harness.data import texts
+from harness.data.config import DocumentsConfig
+from harness.data.texts import ProtocolError
+from harness.records.hashes import digest, file_sha256
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is asked of a source.
+
+    protocol        the id of the protocol that asks, for messages.
+    option          the setting that names a local file for it, for messages.
+    calibrates      random rows by `seed`, as many as are asked for; False: the first ones.
+    rows            only the first so many rows are read; None: all.
+    path, data_dir  a local file or folder, and where a relative one is looked for first.
+    documents       which documents of a local file.
+    asked           windows that are wanted at most (calibrating: exactly).
+    """
+
+    protocol: str
+    option: str
+    calibrates: bool
+    rows: int | None = None
+    path: str | None = None
+    data_dir: str | Path | None = None
+    documents: DocumentsConfig = field(default_factory=DocumentsConfig)
+    asked: int | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Text:
+    """Rows that were read.
+
+    source   the dataset with its revision and file, or the name of the local file.
+    numbers  of the rows in their file, where not all were taken.
+    """
+
+    rows: Iterable[str]
+    source: str
+    numbers: Sequence[int] | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where rows come from.
+
+    check    raises ProtocolError or TextError if they cannot be had; nothing is loaded.
+    content  what is read, in a word or a hash, for keys: the same content gives the same figures.
+    read     the rows.
+    """
+
+    check: Callable[[Wanted], object]
+    content: Callable[[Wanted], str]
+    read: Callable[[Wanted], Text]
+
+
+def generator_hash() -> str:
+    """sha256 of the sources of the story generator."""
+    folder = Path(__file__).parents[1] / "embedded"
+    names = ("stories.py", "lexicon.py")
+    return digest([file_sha256(folder / name) for name in names if (folder / name).is_file()])
+
+
+def _stories_read_no_file(wanted: Wanted) -> None:
+    if wanted.path is not None:
+        raise ProtocolError(f"the protocol {wanted.protocol} reads no file; remove {wanted.option}")
+
+
+def _stories_content(_wanted: Wanted) -> str:
+    return generator_hash()
+
+
+def _stories(wanted: Wanted) -> Text:
+    from harness.embedded import stories
+
+    if wanted.calibrates:
+        # Endless: as many as the windows take, other ones for every seed.
+        split = "calibration"
+        found = stories.stories(split, sys.maxsize, wanted.seed)
+    else:
+        split, count = "test", wanted.rows or wanted.asked
+        assert count is not None
+        found = stories.stories(split, count)
+    source = f"embedded stories {stories.GENERATOR_VERSION}, {split} split"
+    return Text((story.text for story in found), source)
+
+
+def _check_hub(name: str, wanted: Wanted) -> None:
+    if wanted.path is None:
+        texts.check_hub(name, wanted.option)
+    else:
+        _hub_copy(name, wanted.path, wanted)
+
+
+def _hub_content(name: str, wanted: Wanted) -> str:
+    text = texts.HUB_TEXTS[name]
+    if wanted.path is None:
+        return f"{text.dataset}@{text.revision}/{text.file}"
+    return file_sha256(_hub_copy(name, wanted.path, wanted))
+
+
+def _hub_rows(name: str, wanted: Wanted) -> Text:
+    text = texts.HUB_TEXTS[name]
+    if wanted.path is None:
+        file = texts.hub_file(name, wanted.option)
+        source = f"{text.dataset}@{text.revision} {text.file}"
+    else:
+        file = _hub_copy(name, wanted.path, wanted)
+        source = file.name
+    return Text(texts.read_rows(file, text.field, text.clean, wanted.rows), source)
+
+
+def _hub_copy(name: str, path: str, wanted: Wanted) -> Path:
+    return texts.local_file(name, texts.locate(path, wanted.data_dir))
+
+
+def _file(wanted: Wanted) -> Path:
+    """The local file that a protocol reads."""
+    if wanted.path is None:
+        raise ProtocolError(
+            f"the protocol {wanted.protocol} reads a local file; set {wanted.option}=<file>"
+        )
+    place = texts.locate(wanted.path, wanted.data_dir)
+    if place.is_dir():
+        raise ProtocolError(f"{place} is a folder; the protocol {wanted.protocol} reads one file")
+    return place
+
+
+def _file_content(wanted: Wanted) -> str:
+    return file_sha256(_file(wanted))
+
+
+def _file_rows(wanted: Wanted) -> Text:
+    file = _file(wanted)
+    return Text(texts.read_rows(file), file.name)
+
+
+def _file_documents(wanted: Wanted) -> Text:
+    """The documents of a range: the first `asked` of them or, calibrating, random ones."""
+    file, chosen = _file(wanted), wanted.documents
+    rows = texts.read_documents(file, chosen.separator)
+    if not rows[-1]:
+        rows.pop()  # a separator at the end of the file ends a document and begins none
+    stop = len(rows) if chosen.count is None else chosen.start + chosen.count
+    if chosen.start < 0 or stop > len(rows) or stop <= chosen.start:
+        raise ProtocolError(
+            f"{file.name} has {len(rows)} documents, so documents {chosen.start} to {stop - 1} "
+            "cannot be taken from it; correct documents.start and documents.count"
+        )
+    numbers: Sequence[int] = range(chosen.start, stop)
+    if not wanted.calibrates:
+        numbers = numbers[: wanted.asked]
+    else:
+        assert wanted.asked is not None
+        if wanted.asked > len(numbers):
+            raise ProtocolError(
+                f"{wanted.asked} calibration documents were asked for, but the range of "
+                f"{file.name} has only {len(numbers)}; widen documents.count or lower "
+                "calib.sequences"
+            )
+        numbers = sorted(random.Random(wanted.seed).sample(numbers, wanted.asked))
+    return Text([rows[number] for number in numbers], file.name, numbers)
+
+
+EMBEDDED = Source(_stories_read_no_file, _stories_content, _stories)
+FILE = Source(_file, _file_content, _file_rows)
+DOCUMENTS = Source(_file, _file_content, _file_documents)
+
+
+def hub(name: str) -> Source:
+    """A text of `texts.HUB_TEXTS`: the pinned file of the hub, or a local copy of it."""
+    return Source(partial(_check_hub, name), partial(_hub_content, name), partial(_hub_rows, name))

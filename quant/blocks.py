@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 from quant.errors import ModelLayoutError, NonFiniteError
 
 LINEAR_TYPES = (nn.Linear, Conv1D)
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_KEPT = "keeps_precision"  # attribute of a linear layer that stays as it is: the reason
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,28 @@ def find_blocks(model: PreTrainedModel) -> Blocks:
 
 
 def linear_layers(block: nn.Module) -> dict[str, nn.Module]:
-    """The nn.Linear and Conv1D modules of a block by name in the block, in definition order."""
-    return {n: m for n, m in block.named_modules() if isinstance(m, LINEAR_TYPES)}
+    """The nn.Linear and Conv1D modules of a block by name in the block, in definition order.
+
+    Without those that `keep_precision` was called for.
+    """
+    return {n: m for n, m in _linears(block) if not hasattr(m, _KEPT)}
+
+
+def kept_layers(block: nn.Module) -> dict[str, str]:
+    """The linear layers of a block that stay in full precision by name, and why."""
+    return {n: getattr(m, _KEPT) for n, m in _linears(block) if hasattr(m, _KEPT)}
+
+
+def keep_precision(module: nn.Module, why: str) -> None:
+    """Leave a linear layer in full precision from now on, wherever layers are looked for.
+
+    Its model says so itself, because the one that quantizes it and the one that writes it both ask.
+    """
+    setattr(module, _KEPT, why)
+
+
+def _linears(block: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    return ((n, m) for n, m in block.named_modules() if isinstance(m, LINEAR_TYPES))
 
 
 def weight_matrix(module: nn.Module) -> Tensor:
@@ -92,12 +113,10 @@ def set_weight_matrix(module: nn.Module, matrix: Tensor, layer: str = "this laye
 def require_quantizable(blocks: Blocks) -> None:
     """Check that every linear layer in the blocks can be quantized; reads no values.
 
-    Raises ModelLayoutError for weights that are not floating point (already quantized) or fused
-    into tensors that belong to no linear layer (experts in one 3-D parameter).
+    Raises ModelLayoutError for weights that are not floating point (already quantized).
     """
     for index, block in enumerate(blocks.modules):
         name = blocks.block_name(index)
-        _require_no_fused_weights(block, name)
         for layer, module in linear_layers(block).items():
             weight = weight_matrix(module)
             if not weight.is_floating_point() or weight.dim() != 2:
@@ -137,20 +156,6 @@ def _require_sound_weight(module: nn.Module, layer: str) -> None:
             f"{layer}: {broken} of {weight.numel()} weights are NaN or infinite; the checkpoint is "
             "damaged or overflowed in float16: load it in its own dtype or in float32."
         )
-
-
-def _require_no_fused_weights(block: nn.Module, name: str) -> None:
-    for path, module in block.named_modules():
-        if isinstance(module, _CONVOLUTIONS):
-            continue
-        for parameter, value in module.named_parameters(recurse=False):
-            if value.dim() >= 3:
-                full = ".".join(part for part in (name, path, parameter) if part)
-                raise ModelLayoutError(
-                    f"{full}: a parameter of shape {tuple(value.shape)} in {type(module).__name__} "
-                    "belongs to no linear layer (experts fused into one tensor), so it would stay "
-                    "unquantized; use a dense model."
-                )
 
 
 def _looks_like_blocks(modules: nn.ModuleList) -> bool:

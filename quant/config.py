@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from quant.errors import QuantizationError
+from quant.rules import STRICT, Rules
 from quant.scheme import Scheme
 from quant.solvers.base import Solver
 from quant.transforms.base import Transform
@@ -28,6 +29,7 @@ class QuantizationConfig:
                   the device where it can be had, with a line in the log where it cannot).
     batch_tokens  calibration tokens that run through a block at a time; a matter of speed and
                   memory (results change only by rounding).
+    rules         what it may do otherwise than asked.
 
     Raises QuantizationError, one sentence with the way out, for parts that do not fit together.
     """
@@ -38,6 +40,7 @@ class QuantizationConfig:
     transforms: tuple[tuple[Transform, Any], ...] = ()
     kernel: str = "auto"
     batch_tokens: int = 2048
+    rules: Rules = STRICT
 
     def __post_init__(self) -> None:
         if not isinstance(self.solver, Solver):
@@ -75,6 +78,7 @@ class QuantizationConfig:
             "transforms": [_identity(each, each.change, opts) for each, opts in self.transforms],
             "kernel": self.kernel,
             "batch_tokens": self.batch_tokens,
+            **self.rules.given(),
         }
 
 

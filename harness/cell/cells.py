@@ -89,6 +89,7 @@ class ResolvedCell:
             options=solving.options,
             transforms=tuple((t.transform, t.options) for t in self.choices.transforms),
             kernel=self.kernel,
+            rules=solving.rules,
         )
 
     def measuring(self, stage: str) -> Measuring:

@@ -137,7 +137,9 @@ def _semantics(choices: Choices, model: Model) -> dict[str, Any]:
 def _method(choices: Choices) -> dict[str, Any]:
     if choices.solving is None:
         return {"name": FULL_PRECISION}
-    return {"name": choices.solving.solver.name, **dataclasses.asdict(choices.solving.options)}
+    solving = choices.solving
+    options = dataclasses.asdict(solving.options)
+    return {"name": solving.solver.name, **options, **solving.rules.given()}
 
 
 def _content(semantic: dict[str, Any]) -> dict[str, Any]:

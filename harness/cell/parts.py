@@ -17,6 +17,7 @@ from harness.errors import ConfigError
 from harness.records.record import FULL_PRECISION, LOADED, QUANTIZATION
 from harness.suites.base import Suite
 from quant.parts import Part, PartError, find_part
+from quant.rules import RULES, STRICT, Rules
 from quant.solvers.base import Solver, words_of
 from quant.transforms.base import Transform
 
@@ -24,7 +25,7 @@ MODULE = "module"  # the key of a configuration that names the module of a part
 # Keys that stand beside the options of a part, in configurations (the first two), in records and in
 # artifacts: an option of that name would overwrite them, or be overwritten.
 RESERVED: Mapping[type, frozenset[str]] = {
-    Solver: frozenset({MODULE, "solver", "name", "calib", "transform"}),
+    Solver: frozenset({MODULE, "solver", "name", "calib", "transform", *RULES}),
     Transform: frozenset({MODULE, "solver", "name", "version"}),
     Suite: frozenset({MODULE, "solver"}),
 }
@@ -34,10 +35,11 @@ Spec = TypeVar("Spec")
 
 @dataclass(frozen=True)
 class Solving:
-    """A solver and its options."""
+    """A solver, its options, and what it is allowed to do otherwise."""
 
     part: Part
     options: Any
+    rules: Rules = STRICT
 
     @property
     def solver(self) -> Solver:

@@ -18,11 +18,13 @@ from harness.cell.choices import Choices
 from harness.cell.keys import cell_keys
 from harness.cell.parts import MODULE, Measuring, Solving, Transforming, build_part
 from harness.config.help import options_with
+from harness.config.options import build_options
 from harness.config.schema import CellConfig, RuntimeConfig, SchemeConfig
 from harness.errors import ConfigError
 from harness.models.model import AbsentModel, Model, find_model
 from harness.suites.base import Facts, Suite
 from quant.parts import Part, PartError, find_part
+from quant.rules import RULES, Rules
 from quant.scheme import Scheme, SchemeError
 from quant.solvers.base import Solver
 from quant.transforms.base import Transform
@@ -124,9 +126,11 @@ def _solving(method: Mapping[str, Any], folder: Path | None) -> Solving | None:
             f"method.{MODULE}={method[MODULE]} is not a key of a method: its module is named by "
             "method.solver."
         )
-    given = {MODULE if key == "solver" else key: value for key, value in method.items()}
+    given = {MODULE if key == "solver" else key: v for key, v in method.items() if key not in RULES}
     others = lambda key: options_with("method", key, folder)  # noqa: E731
-    return Solving(*build_part("method", given, "SOLVER", Solver, folder, others))
+    allowed = {key: value for key, value in method.items() if key in RULES}
+    rules = build_options(Rules, allowed, "method", "quant.rules")
+    return Solving(*build_part("method", given, "SOLVER", Solver, folder, others), rules)
 
 
 def _methods_with(key: str, folder: Path | None) -> str:

@@ -69,12 +69,15 @@ def quantization_memory(
 
     calib  None for a solver that sees no text.
 
-    Raises MemoryPlanError, with the figures, when it does not fit.
+    Raises MemoryPlanError, with the figures, when it does not fit, and ModelLayoutError when too
+    little of the model can be quantized.
     """
+    from quant.coverage import require_coverage
     from quant.memory.limits import free_memory
     from quant.memory.plan import plan_quantization
 
     shape, model_config = _shape(model)
+    require_coverage(model_config.coverage, model.name, quantization.rules)
     window = sequences = 0
     if calib is not None:
         context = model.config.context
@@ -196,7 +199,9 @@ def _facts_of(folder: Path, dtype: str, quantized: bool) -> ModelFacts:
 def _find_facts(folder: Path, dtype: str, quantized: bool) -> ModelFacts:
     import torch
 
+    from quant.blocks import find_blocks
     from quant.checkpoint.skeleton import build_causal_lm, build_skeleton
+    from quant.coverage import coverage
     from quant.memory.plan import model_shape
     from quant.memory.shapes import ModelFacts
 
@@ -206,7 +211,8 @@ def _find_facts(folder: Path, dtype: str, quantized: bool) -> ModelFacts:
         advice = "Copy it again from where it came from."
         model = build_causal_lm(folder, getattr(torch, dtype), {}, advice)
     length = protocols.stated_length(model.config)
-    return ModelFacts(model_shape(model), model.config.model_type, length)
+    covered = coverage(find_blocks(model))
+    return ModelFacts(model_shape(model), model.config.model_type, length, covered)
 
 
 def _readable_folder(model: StoredModel, results: Path) -> Path:

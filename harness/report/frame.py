@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from harness.records.record import LayerReport, Metric, Record
+from harness.records.record import CellIdentity, LayerReport, Metric, Record
 from quant.transforms.base import read_note
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 QUANTILES = ("p10", "p50", "p90", "p99")
 # What rows are made of and metrics.csv leaves to the records.
-INTERNAL = ("label", "full_precision", "cell_config", "transforms")
+INTERNAL = ("label", "full_precision", "cell_config", "transforms", "coverage")
 
 COLUMNS = (
     # what was measured on: the cell
@@ -103,6 +103,7 @@ def _rows(record: Record) -> list[dict[str, Any]]:
         "full_precision": record.cell.full_precision,
         "cell_config": cell_config(record),
         "transforms": "; ".join(partly_applied(record.layers)),
+        "coverage": partly_covered(record.cell),
     }
     if record.status == "failed" or not record.metrics:
         return [shared]
@@ -139,6 +140,16 @@ def partly_applied(layers: Sequence[LayerReport]) -> list[str]:
         if rest:
             said.append("; ".join([f"{name}: applied to {applied} of {total} layers", *rest]))
     return said
+
+
+def partly_covered(cell: CellIdentity) -> str:
+    """What of the blocks' matrices is not quantized; empty where nothing is said, or all is."""
+    if not cell.outside or cell.coverage is None:
+        return ""
+    return (
+        f"{100 * cell.coverage:.1f} % of the weights of the blocks' matrices are quantized; not "
+        f"{', '.join(cell.outside)}"
+    )
 
 
 def _section(record: Record, name: str) -> dict[str, Any]:

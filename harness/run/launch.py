@@ -65,14 +65,15 @@ def _show_memory(plans: Sequence[CellPlan], console: Console) -> None:
     if not plans:
         return  # transformers, which knows the shapes of models, takes seconds to import
     from harness.run.memory import planned_memory
-    from quant.memory.plan import WORST, MemoryPlanError
+    from quant.errors import QuantizationError
+    from quant.memory.plan import WORST
 
     tables: dict[tuple[str, str], tuple[int, Table]] = {}
     for plan in plans:
         name = cell_name(plan.identity)
         try:
             memory = planned_memory(plan.cell)
-        except MemoryPlanError as error:
+        except QuantizationError as error:
             console.print(f"\n{name}: {error}", highlight=False, markup=False, soft_wrap=True)
             continue
         rows = tuple(memory.rows())

@@ -27,6 +27,8 @@ class StageResult:
     placement: dict[str, str] = field(default_factory=dict)
     peak_memory_bytes: int | None = None
     bits_per_weight: float | None = None
+    coverage: float | None = None
+    outside: list[str] = field(default_factory=list)
     kernel: str | None = None
 
 
@@ -44,7 +46,9 @@ def make_record(cell: ResolvedCell, stage: str, result: StageResult, timing: Tim
 
     Raises StoreError for layers that another method or scheme made than the cell is named after.
     """
-    identity = cell.identity.model_copy(update={"bits_per_weight": result.bits_per_weight})
+    identity = cell.identity.model_copy(
+        update={name: getattr(result, name) for name in ("bits_per_weight", "coverage", "outside")}
+    )
     _require_own_layers(identity, result.layers)
     return Record(
         status="ok",

@@ -15,7 +15,10 @@ from harness.records.record import QUANTIZATION, Record
 from harness.records.store import artifact_digest
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable
+
     from quant.checkpoint.source import ArtifactSource, CheckpointSource
+    from quant.scheme import Scheme
 
 
 class Subject:
@@ -28,6 +31,8 @@ class Subject:
         self._tokenizer: Any = None
         self.inputs: dict[str, str] = {}
         self.bits_per_weight: float | None = None
+        self.coverage: float | None = None
+        self.outside: list[str] = []
         self.quantized = cell.quantized
         self.has_original = cell.model.checkpoint is None
         # The packed weights that are measured, made here or elsewhere; None: full precision, or
@@ -63,8 +68,8 @@ class Subject:
             return open_source(cell.model, cell.place.device, cell.choices.results)
         source = open_packed(cell.model, self.packed, cell.place)
         if cell.model.checkpoint is not None:
-            shapes = source.layer_shapes().values()
-            self.bits_per_weight = bits_per_weight(cell.model.checkpoint.scheme, shapes)
+            shapes = source.layer_shapes()
+            self._count(source.model, cell.model.checkpoint.scheme, shapes.values(), set(shapes))
         return source
 
     def tokenizer(self) -> Any:
@@ -93,14 +98,35 @@ class Subject:
         _check_artifact(folder, made)
         self.inputs = {"artifact": made.inputs["artifact"]}
         self.bits_per_weight = made.cell.bits_per_weight
+        self.coverage, self.outside = made.cell.coverage, made.cell.outside
+
+    def _count(
+        self,
+        model: Any,
+        scheme: Scheme,
+        shapes: Iterable[tuple[int, int]],
+        layers: Collection[str] = (),
+    ) -> None:
+        """What a checkpoint from elsewhere is, counted as of one that is made here.
+
+        layers  full names of those that are quantized and not in the model yet.
+        """
+        from quant.blocks import find_blocks
+        from quant.coverage import coverage_of
+
+        found = coverage_of(find_blocks(model), layers)
+        each = [(m * n, m * n * scheme.bits_per_weight(n)) for m, n in shapes]
+        # A checkpoint may have packed layers outside of the blocks too: they count here.
+        weights = sum(count for count, _ in each) + sum(found.kept.values())
+        self.bits_per_weight = (sum(bits for _, bits in each) + found.kept_bits) / weights
+        self.coverage, self.outside = found.share, found.outside()
 
     def _load(self) -> Any:
         model, scheme, place = self._cell.model, self._cell.choices.scheme, self._cell.place
         if self.packed is not None:
             loaded = self._from_packed(self.packed, place.kernel)
             if model.checkpoint is not None:
-                shapes = packed_shapes(loaded)
-                self.bits_per_weight = bits_per_weight(model.checkpoint.scheme, shapes)
+                self._count(loaded, model.checkpoint.scheme, packed_shapes(loaded))
             return loaded
         if isinstance(model, RandomModel) and scheme is not None:
             loaded = model.packed(place, scheme)

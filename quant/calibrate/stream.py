@@ -19,7 +19,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -28,12 +28,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from cuda_ext.ops import resolve_kernel
-from quant.blocks import (
-    linear_layers,
-    require_quantizable,
-    require_sound,
-    set_weight_matrix,
-)
+from quant.blocks import linear_layers, require_sound, set_weight_matrix
 from quant.calibrate.activations import activation_store
 from quant.calibrate.capture import (
     Capture,
@@ -52,9 +47,11 @@ from quant.calibrate.neighbours import Names
 from quant.calibrate.operators import calibration_products
 from quant.calibrate.sink import STAGE, BlockSink, Finished, Kept, WriteBehind
 from quant.calibrate.source import BlockSource, LoadedModel, each_block
+from quant.calibrate.survey import survey
 from quant.calibrate.transform import BlockTransformer, Changed, require_changes
 from quant.calibrate.windows import Batch, check_windows, make_batches
 from quant.config import QuantizationConfig
+from quant.coverage import Coverage
 from quant.hessian import Hessian
 from quant.memory.heaps import give_back, memory_kept
 from quant.products import torch_alone
@@ -97,12 +94,14 @@ class QuantizationResult:
                      caller took them.
     host_peak_bytes  highest resident memory of this process during the run; None where the platform
                      gives no figure.
+    coverage         of the blocks' matrices by quantized layers.
     resumed          blocks that an earlier, interrupted run had finished.
     """
 
     weights: dict[str, QuantizedWeight]
     layers: list[LayerResult]
     stages: list[StageCost]
+    coverage: Coverage
     host_peak_bytes: int | None = None
     resumed: int = 0
 
@@ -128,7 +127,7 @@ def quantize_model(
     for index, block in enumerate(source.blocks.modules):
         require_sound(block, source.blocks.block_name(index))
     result = quantize_blocks(source, calibration, config, kept, progress, workplace)
-    return QuantizationResult(kept.weights, result.layers, result.stages, result.host_peak_bytes)
+    return replace(result, weights=kept.weights)
 
 
 def quantize_blocks(
@@ -138,6 +137,7 @@ def quantize_blocks(
     sink: BlockSink,
     progress: Progress | None = None,
     workplace: Workplace | None = None,
+    covered: Coverage | None = None,
 ) -> QuantizationResult:
     """Quantize every linear layer in the blocks of `source`, handing each block to `sink`.
 
@@ -145,9 +145,9 @@ def quantize_blocks(
     be quantized is an error when it is reached; what the sink took before stays there, the block
     that is being written included. An error of the sink is raised when the next block is handed
     over, or at the end. The stage "write" is what the run waited for the sink; what the sink's
-    thread worked is `StageCost.behind`.
+    thread worked is `StageCost.behind`. covered is what `survey` found, if it was asked already.
     """
-    require_quantizable(source.blocks)
+    covered = covered or survey(source, config.rules)
     if config.needs_calibration:
         check_windows(calibration, source.model)
     workplace = workplace or Workplace()
@@ -170,7 +170,8 @@ def quantize_blocks(
             _calibrate(run, calibration)
         writer.settle()
         require_changes(config.transforms, run.layers)
-    return QuantizationResult({}, run.layers, meter.costs(), meter.host_peak_bytes, resumed)
+    peak = meter.host_peak_bytes
+    return QuantizationResult({}, run.layers, meter.costs(), covered, peak, resumed)
 
 
 @dataclass

@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from cuda_ext.cache import cache_root, write_atomically
+from quant.coverage import Coverage
 from quant.memory.plan import ModelShape
 
 # Raise it when quant.memory.plan.model_shape finds another shape, or when other facts are kept.
-VERSION = 1
+VERSION = 2
 
 _log = logging.getLogger("quant")
 
@@ -30,6 +31,8 @@ _log = logging.getLogger("quant")
 class ModelFacts:
     """What is known of a model from its config.json.
 
+    coverage                 of its blocks' matrices by linear layers, as far as it shows before the
+                             model runs.
     max_position_embeddings  tokens that it was made for, whatever its own config calls them; None:
                              it does not say.
     """
@@ -37,6 +40,7 @@ class ModelFacts:
     shape: ModelShape
     model_type: str
     max_position_embeddings: int | None
+    coverage: Coverage
 
 
 def cached_facts(
@@ -56,7 +60,7 @@ def cached_facts(
     file = cache_root() / "shapes" / f"{key.hexdigest()[:32]}.json"
     try:
         return _parse(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError, KeyError):  # not there yet, or damaged
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):  # not there yet, or damaged
         facts = make()
     try:
         write_atomically(file, json.dumps(asdict(facts)) + "\n")
@@ -66,8 +70,9 @@ def cached_facts(
 
 
 def _parse(found: Any) -> ModelFacts:
-    """ValueError, TypeError or KeyError for what asdict of facts would not make."""
+    """ValueError, TypeError, KeyError or AttributeError for what asdict of facts would not make."""
     shape, positions = found["shape"], found["max_position_embeddings"]
+    covered = found["coverage"]
     if not isinstance(found["model_type"], str):
         raise TypeError("model_type is no text")
     layers = tuple((_count(outputs), _count(inputs)) for outputs, inputs in shape["layers"])
@@ -78,6 +83,11 @@ def _parse(found: Any) -> ModelFacts:
         shape=ModelShape(layers=layers, **{name: _count(shape[name]) for name in names}),
         model_type=found["model_type"],
         max_position_embeddings=None if positions is None else _count(positions),
+        coverage=Coverage(
+            _count(covered["quantized"]),
+            {str(name): _count(value) for name, value in covered["kept"].items()},
+            int(covered["kept_bits"]),
+        ),
     )
 
 

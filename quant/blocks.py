@@ -38,12 +38,15 @@ class Blocks:
 def find_blocks(model: PreTrainedModel) -> Blocks:
     """The ModuleList of config.num_hidden_layers modules of one class that hold linear layers.
 
+    Where there is none of one class, the blocks of a hybrid may be of several (Jamba's are).
+
     Raises ModelLayoutError, listing every ModuleList seen, when there is none or more than one.
     """
     config = model.config.get_text_config(decoder=True)
     count = getattr(config, "num_hidden_layers", None)
     lists = {n: m for n, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m)}
-    found = {n: m for n, m in lists.items() if len(m) == count and _looks_like_blocks(m)}
+    like = {n: m for n, m in lists.items() if len(m) == count and all(map(_has_layers, m))}
+    found = {n: m for n, m in like.items() if len({type(block) for block in m}) == 1} or like
     # A list inside a block (experts, adapters) may be as long by chance: keep the outermost.
     outer = [n for n in found if not any(n.startswith(f"{other}.") for other in found)]
     if len(outer) == 1:
@@ -52,7 +55,7 @@ def find_blocks(model: PreTrainedModel) -> Blocks:
     problem = "several lists of modules" if outer else "no list of modules"
     raise ModelLayoutError(
         f"{type(model).__name__}: {problem} could be the decoder blocks: expected exactly one with "
-        f"num_hidden_layers={count} members of one class that hold linear layers. ModuleLists of "
+        f"num_hidden_layers={count} members that hold linear layers. ModuleLists of "
         f"the model: {seen}. Use a decoder-only model (AutoModelForCausalLM) with uniform blocks."
     )
 
@@ -158,8 +161,9 @@ def _require_sound_weight(module: nn.Module, layer: str) -> None:
         )
 
 
-def _looks_like_blocks(modules: nn.ModuleList) -> bool:
-    return len({type(m) for m in modules}) == 1 and all(linear_layers(m) for m in modules)
+def _has_layers(block: nn.Module) -> bool:
+    """Whether a block holds linear layers, or packed ones in their place."""
+    return any(isinstance(m, LINEAR_TYPES) or hasattr(m, "in_features") for m in block.modules())
 
 
 def _describe(modules: nn.ModuleList) -> str:

@@ -106,9 +106,13 @@ def _shared(
 
 
 def _require_own_layers(cell: CellIdentity, layers: list[LayerReport]) -> None:
-    """Refuse layers that were not made by the method, or to the scheme, that names the cell."""
+    """Refuse layers that were not made by the method, or to the scheme, that names the cell.
+
+    A fallback that was allowed may be another method (rounding of experts without tokens): tables
+    mark it.
+    """
     for what, named, found in (
-        ("method", cell.method, {layer.method for layer in layers}),
+        ("method", cell.method, {layer.method for layer in layers if layer.fallback is None}),
         ("scheme", cell.scheme, {layer.scheme for layer in layers}),
     ):
         if found - {named}:

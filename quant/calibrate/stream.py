@@ -41,6 +41,7 @@ from quant.calibrate.capture import (
 from quant.calibrate.collect import Collected, Collector, require_finite
 from quant.calibrate.cost import StageCost, StageMeter
 from quant.calibrate.devices import Lanes
+from quant.calibrate.few import require_tokens
 from quant.calibrate.layers import BlockSolver, LayerResult, Solved, solve_groups
 from quant.calibrate.layout import BlockStructure, Layout, evaluation
 from quant.calibrate.neighbours import Names
@@ -52,6 +53,7 @@ from quant.calibrate.transform import BlockTransformer, Changed, require_changes
 from quant.calibrate.windows import Batch, check_windows, make_batches
 from quant.config import QuantizationConfig
 from quant.coverage import Coverage
+from quant.experts import unfuse
 from quant.hessian import Hessian
 from quant.memory.heaps import give_back, memory_kept
 from quant.products import torch_alone
@@ -116,13 +118,15 @@ def quantize_model(
     """Quantize every linear layer in the blocks of a `model` in memory; nothing else is touched.
 
     The model is modified in place: its weights become the dequantized values in their own dtype, so
-    it is also the simulated quantized model. After an error it may be partly quantized.
-    calibration holds windows of token ids [tokens], any lengths; none where nothing needs them.
+    it is also the simulated quantized model; fused experts become modules (quant.experts). After an
+    error it may be partly quantized. calibration holds windows of token ids [tokens], any lengths;
+    none where nothing needs them.
     progress(done, total, name) is called after every layer.
 
     Raises ModelLayoutError, SchemeError, NonFiniteError and CalibrationError before anything is
     changed; NonFiniteError, SingularHessianError and CalibrationError for a layer while it runs.
     """
+    unfuse(model)
     source, kept = LoadedModel(model), Kept()
     for index, block in enumerate(source.blocks.modules):
         require_sound(block, source.blocks.block_name(index))
@@ -303,9 +307,7 @@ def _quantize_block(
     batches: list[Batch],
     captured: Capture,
 ) -> None:
-    stages: list[tuple[tuple[str, ...], ...]] = [structure.groups]
-    if run.config.sequential:
-        stages = [(group,) for group in structure.groups]
+    stages = structure.stages() if run.config.sequential else [structure.groups]
     solved: Solved = []
     for groups in stages:
         before = frozenset(layer.name for layer, _ in solved)
@@ -329,7 +331,8 @@ def _quantize_stage(
     solver, lanes = run.solver(index), run.lanes
     block = solver.block
     with run.passing("hessian"):
-        collector = Collector(block, solver.name, groups, structure.single_pass, lanes)
+        routed = [group for stage in structure.routed for group in stage]
+        collector = Collector(block, solver.name, groups, structure.single_pass, lanes, routed)
         try:
             for position, batch in enumerate(batches):
                 collector.begin(batch)
@@ -340,6 +343,7 @@ def _quantize_stage(
         finally:
             collector.close()
     give_back()
+    require_tokens(collector.hessians, solver.routed, run.config)
     changed = _transform(run, index, structure, captured, collector.hessians, before)
     with run.meter.stage("solve"):
         solved = solve_groups(solver, lanes, collector.lane_of, collector.hessians, changed)

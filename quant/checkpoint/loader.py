@@ -16,6 +16,7 @@ from quant.checkpoint.choose import config_files, parse
 from quant.checkpoint.folder import MANIFEST, read_json, remake, verify
 from quant.checkpoint.formats.base import CheckpointFormat
 from quant.checkpoint.layers import Tensors, quantized_layers, read_packed, read_weight
+from quant.checkpoint.names import names_of
 from quant.checkpoint.skeleton import build_skeleton
 from quant.checkpoint.tensors import TensorReader
 from quant.checkpoint.writer import layer_shape
@@ -49,6 +50,7 @@ def load(
     checkpoint = read_format(folder, verify_files=verify_files)
     with TensorReader(folder) as reader:
         model = build_skeleton(folder, dtype, options)
+        reader.rename(names_of(model).to_model)
         layers = quantized_layers(reader, checkpoint)
         used = set()
         for layer, names in layers.items():

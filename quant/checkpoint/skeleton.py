@@ -1,4 +1,7 @@
-"""A model without weights: parameters on the meta device, computed buffers with their values."""
+"""A model without weights: parameters on the meta device, computed buffers with their values.
+
+Fused experts are taken apart (quant.experts), in every skeleton alike.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 
 from quant.checkpoint.folder import remake
 from quant.errors import ArtifactError
+from quant.experts import unfuse
 
 
 def build_skeleton(
@@ -28,6 +32,7 @@ def build_skeleton(
     config = _read_config(folder, remake(folder))
     with parameters_on_meta():
         model = _model_class(folder, config)(config, dtype=dtype or config.dtype, **options)
+        unfuse(model)
     return model.eval()
 
 
@@ -43,6 +48,7 @@ def build_causal_lm(
     try:
         with parameters_on_meta():
             model = AutoModelForCausalLM.from_config(config, dtype=dtype, **options)
+            unfuse(model)
     except ValueError as error:
         raise ArtifactError(
             f"{folder / 'config.json'} describes no causal language model: {error}. {advice}"

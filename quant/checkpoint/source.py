@@ -24,10 +24,12 @@ from quant.checkpoint.loader import (
     replace_layer,
     tensor_of,
 )
+from quant.checkpoint.names import names_of
 from quant.checkpoint.skeleton import build_causal_lm, build_skeleton
 from quant.checkpoint.tensors import TensorReader
 from quant.checkpoint.writer import layer_shape
 from quant.errors import ArtifactError
+from quant.experts import fused_parts
 from quant.memory.heaps import give_back, keep_freed_memory, own_copy, own_zeros
 
 log = logging.getLogger(__name__)
@@ -143,6 +145,12 @@ class CheckpointSource(SkeletonSource):
         try:
             self._stored = stored_names(model, self._reader.names, advice)
             self._dtypes = _dtypes(model, dtype)
+            self._parts = {  # of the experts' tensors those that the files hold fused
+                name: part
+                for name, part in fused_parts(model).items()
+                if name in self._stored
+                and len(self._reader.shape(self._stored[name])) > tensor_of(model, name).dim()
+            }
             self._check(model)
             super().__init__(model, self._read_stored, device)
         except BaseException:
@@ -156,7 +164,17 @@ class CheckpointSource(SkeletonSource):
     def _read_stored(self, name: str) -> Tensor:
         # Always a copy of our own: its memory is aligned, and how fast and in which order a product
         # is computed may depend on that.
-        return own_copy(self._reader.mapped(self._stored[name]), self._dtypes[name])
+        stored, part = self._stored[name], self._parts.get(name)
+        if part is not None:
+            return own_copy(part.of(self._reader.row(stored, part.expert)), self._dtypes[name])
+        return own_copy(self._reader.mapped(stored), self._dtypes[name])
+
+    def _shape(self, name: str) -> tuple[int, ...]:
+        """The shape of what is stored for a name of the model."""
+        whole, part = self._reader.shape(self._stored[name]), self._parts.get(name)
+        if part is None:
+            return whole
+        return tuple(part.of(torch.empty(whole[1:], device="meta")).shape)
 
     def _check(self, model: PreTrainedModel) -> None:
         """Every tensor that the model needs is there, in the right shape; ties are what is stored.
@@ -177,7 +195,7 @@ class CheckpointSource(SkeletonSource):
                     f"base model. {self._reader.advice}"
                 )
             for name in held:
-                shape = self._reader.shape(self._stored[name])
+                shape = self._shape(name)
                 if shape != tuple(expected.shape):
                     raise ArtifactError(
                         f"{self._reader.file_of(self._stored[name])}: {self._stored[name]} is "
@@ -229,6 +247,7 @@ class ArtifactSource(SkeletonSource):
         self._reader.__enter__()
         try:
             model = build_skeleton(self.folder, dtype, options)
+            self._reader.rename(names_of(model).to_model)
             self._layers = quantized_layers(self._reader, self._format)
             super().__init__(model, self._read_plain, device)
             self._require_layers_in_blocks()
@@ -329,9 +348,19 @@ def stored_names(model: PreTrainedModel, stored: Iterable[str], advice: str = ""
     renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
     converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
     state, prefix = model.state_dict(), model.base_model_prefix
+    inside: dict[str, list[str]] = {}  # of a fused tensor those that it is taken apart into
+    for part_name, part in fused_parts(model).items():
+        inside.setdefault(part.fused, []).append(part_name)
+        state[part.fused] = state[part_name]  # so that the prefix of the base model is found
     found: dict[str, str] = {}
     for name in sorted(stored):
+        alone, _ = rename_source_key(name, renamings, [], prefix, state)
+        if alone in inside:
+            found |= dict.fromkeys(inside[alone], name)
+            continue
         renamed, pattern = rename_source_key(name, renamings, converters, prefix, state)
+        if renamed in inside and alone in state:  # an expert's own tensor, which is one here too
+            renamed, pattern = alone, None
         if renamed not in state and name in state:
             renamed, pattern = rename_source_key(name, [], [], prefix, state)
         if renamed not in state:

@@ -80,7 +80,14 @@ def _parse(found: Any) -> ModelFacts:
         raise ValueError("no layers")
     names = ("blocks", "block_bytes", "outside_bytes", "hidden", "vocabulary", "itemsize")
     return ModelFacts(
-        shape=ModelShape(layers=layers, **{name: _count(shape[name]) for name in names}),
+        shape=ModelShape(
+            layers=layers,
+            **{name: _count(shape[name]) for name in names},
+            routed=tuple(
+                tuple((_count(inputs), _count(layers)) for inputs, layers in stage)
+                for stage in shape["routed"]
+            ),
+        ),
         model_type=found["model_type"],
         max_position_embeddings=None if positions is None else _count(positions),
         coverage=Coverage(

@@ -174,8 +174,8 @@ def quantize_blocks(
             _calibrate(run, calibration)
         writer.settle()
         require_changes(config.transforms, run.layers)
-    peak = meter.host_peak_bytes
-    return QuantizationResult({}, run.layers, meter.costs(), covered, peak, resumed)
+    costs, peak = meter.costs(), meter.host_peak_bytes
+    return QuantizationResult({}, run.layers, costs, covered, peak, resumed)
 
 
 @dataclass
@@ -331,8 +331,8 @@ def _quantize_stage(
     solver, lanes = run.solver(index), run.lanes
     block = solver.block
     with run.passing("hessian"):
-        routed = [group for stage in structure.routed for group in stage]
-        collector = Collector(block, solver.name, groups, structure.single_pass, lanes, routed)
+        one_pass, routed = structure.single_pass, solver.routed
+        collector = Collector(block, solver.name, groups, one_pass, lanes, routed)
         try:
             for position, batch in enumerate(batches):
                 collector.begin(batch)

@@ -77,7 +77,7 @@ def build_dummy(
     """
     device = torch.device(device)
     kernel = resolve_kernel(kernel, device)
-    model = _skeleton(config, dtype, attn_implementation)
+    model = _skeleton(config, dtype, attn_implementation, scheme is not None)
     need = memory_need(model, scheme, kernel)
     require_memory(need, device, beside, type(model).__name__)
     generator = torch.Generator(device).manual_seed(seed)
@@ -99,7 +99,7 @@ def predict_memory(
     kernel: str,
 ) -> MemoryNeed:
     """What `build_dummy` will need; kernel is a resolved name. Allocates nothing."""
-    return memory_need(_skeleton(config, dtype, None), scheme, kernel)
+    return memory_need(_skeleton(config, dtype, None, scheme is not None), scheme, kernel)
 
 
 def memory_need(model: PreTrainedModel, scheme: Scheme | None, kernel: str) -> MemoryNeed:
@@ -183,12 +183,16 @@ def random_packed(scheme: Scheme, inputs: int, outputs: int, generator: torch.Ge
 
 
 def _skeleton(
-    config: PreTrainedConfig, dtype: torch.dtype, attn_implementation: str | None
+    config: PreTrainedConfig, dtype: torch.dtype, attn_implementation: str | None, apart: bool
 ) -> PreTrainedModel:
+    """A model on meta; apart: with experts that can be packed."""
     with parameters_on_meta():
-        return AutoModelForCausalLM.from_config(
+        model = AutoModelForCausalLM.from_config(
             config, dtype=dtype, attn_implementation=attn_implementation
         )
+        if apart:
+            unfuse(model)
+    return model
 
 
 def _pack_blocks(

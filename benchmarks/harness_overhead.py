@@ -3,53 +3,70 @@
   python -m benchmarks harness                                  this checkout
   python -m benchmarks harness --checkout OLD --checkout NEW    both in turn, and their ratio
 
-Whole processes are timed, as a user sees them, after a run that is not counted. The overhead of a
-cell is what a sweep of nine takes beyond one of one cell, without the seconds that their records
-say the stages took, divided by eight: starting a process, locks, records, the report. Its stages
-are trivial, rounding and one window of text on a random model of one block. Nothing of the harness
-is imported, so any commit can be measured.
+Whole processes are timed, as a user sees them. The stages of a cell are trivial: rounding and one
+window of text on a random model of one block. A sweep says on stderr when a stage is finished, so a
+cell that is run takes from the last line of the cell before it to its own last line, which leaves
+start-up and report out; its overhead is that time without the seconds that its records say its
+stages took: a process, locks, records. Of a cell that is done it is what a sweep of nine takes
+beyond one of one cell, divided by eight. Wall time says little on a busy machine, so there is the
+processor's time too, of all processes: of a cell that is run, with its stages, from its first line
+to the next cell's. Nothing of the harness is imported, so any commit can be measured.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-RUNS = 5
+RUNS = 3
 CELLS = 9
 STAGES = 2  # of a cell: its quantization and its perplexity
 
 HELP = "--help"
-PLAN = "plan experiment=quickstart, all of it done"
-PLAN_AFRESH = "plan experiment=quickstart, none of it done"
+PLAN = "plan experiment=quickstart"
+WHOLE = "a cell that is run, with its stages"
+WHOLE_CPU = "a cell that is run, with its stages, processor"
 FRESH = "overhead of a cell that is run"
 CACHED = "overhead of a cell that is done"
-GOALS = {HELP: 0.1, PLAN: 1.0, FRESH: 0.15}  # seconds
+CACHED_CPU = "overhead of a cell that is done, processor"
+GOALS = {HELP: 0.1, PLAN: 1.0, FRESH: 0.15, CACHED: 0.15}  # seconds
 
-# The cells and suites of the quickstart, so short that it is done in a minute.
-QUICKSTART = (
-    "experiment=quickstart",
-    "tracker=none",
-    "calib.sequences=2",
-    "suite.perplexity.max_windows=1",
-    "suite.divergence.max_windows=1",
-    "suite.zeroshot.limit=1",
-    "suite.latency.prompt_tokens=2",
-    "suite.latency.decode_tokens=2",
-    "suite.latency.warmup=1",
-    "suite.latency.repeats=1",
-)
 STORY = "Tom had red apples and put them in a box. Anna looked into the box and saw the apples."
+_FINISHED = re.compile(r"\[(\d+)/\d+\] (\S+) \w+ [\d.]+ s\s*$")  # "[2/9] tiny-rtn-w4-s1 NAME 0.4 s"
+
+
+@dataclass(frozen=True)
+class Said:
+    """A line of stderr: when it came, and what its process and those below it had used by then.
+
+    at         seconds since the process began.
+    processor  seconds of all of them; 0 for a line that is not of a finished stage.
+    """
+
+    at: float
+    processor: float
+    line: str
+
+
+@dataclass(frozen=True)
+class Timed:
+    """A command that has ended: seconds of the wall clock and of the processor, and its stderr."""
+
+    wall: float
+    processor: float
+    said: tuple[Said, ...]
 
 
 @dataclass(frozen=True)
@@ -60,24 +77,33 @@ class Site:
     folder: Path
 
     def prepare(self) -> None:
-        """Make the tiny model and text, run the short quickstart, and fill the caches."""
+        """Make the tiny model and text; keep bytecode, and the composed cells of the first sweep.
+
+        (Those of the longer sweep are kept when it is run afresh.)
+        """
         save_tiny_model(self.checkout, self.folder / "tiny")
         (self.folder / "story.txt").write_text(STORY, encoding="utf-8")
-        self.seconds("run", *QUICKSTART, self._results("quickstart"))
-        self.measure()
+        self.timed("--help")
+        self._plan()
+        self._sweep(1, "plan")
 
-    def measure(self) -> dict[str, float]:
-        """Seconds of everything, once."""
-        plan = self.seconds("plan", *QUICKSTART, self._results("quickstart"))
-        return {
-            HELP: self.seconds("--help"),
-            PLAN: plan,
-            PLAN_AFRESH: self.seconds("plan", *QUICKSTART, self._results("nothing")),
-            **self._overheads(),
-        }
+    def measure(self) -> dict[str, list[float]]:
+        """Seconds of everything, once; of a cell that is run as many as there are."""
+        found = {HELP: [self.timed("--help").wall], PLAN: [self._plan().wall]}
+        results = self.folder / "results"
+        shutil.rmtree(results, ignore_errors=True)
+        said = self._sweep(CELLS).said
+        walls = cell_seconds(said, CELLS)
+        found[WHOLE] = list(walls.values())
+        found[WHOLE_CPU] = cell_processor(said)
+        found[FRESH] = [wall - stage_seconds(results, name) for name, wall in walls.items()]
+        one, many = self._sweep(1), self._sweep(CELLS)
+        found[CACHED] = [per_cell(one.wall, many.wall)]
+        found[CACHED_CPU] = [per_cell(one.processor, many.processor)]
+        return found
 
-    def seconds(self, *arguments: str) -> float:
-        """Wall time of one command; CalledProcessError when it fails."""
+    def timed(self, *arguments: str) -> Timed:
+        """One command; CalledProcessError when it fails."""
         environment = {
             **os.environ,
             "PYTHONPATH": str(self.checkout),
@@ -87,23 +113,34 @@ class Site:
         }
         environment.pop("PYTHONDONTWRITEBYTECODE", None)
         command = [sys.executable, "-m", "harness", *arguments]
-        began = time.perf_counter()
-        subprocess.run(command, cwd=self.checkout, env=environment, check=True, capture_output=True)
-        return time.perf_counter() - began
+        said: list[Said] = []
+        before, began = os.times(), time.perf_counter()
+        with subprocess.Popen(
+            command,
+            cwd=self.checkout,
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process:
+            assert process.stderr is not None
+            for line in process.stderr:
+                at = time.perf_counter() - began
+                used = processor_of(process.pid) if _FINISHED.match(line) else 0.0
+                said.append(Said(at, used, line))
+        wall, after = time.perf_counter() - began, os.times()
+        if process.returncode:
+            text = "".join(each.line for each in said)
+            raise subprocess.CalledProcessError(process.returncode, command, stderr=text)
+        processor = sum(after[2:4]) - sum(before[2:4])  # of children that have ended
+        return Timed(wall, processor, tuple(said))
 
-    def _overheads(self) -> dict[str, float]:
-        fresh, cached = [], []
-        for cells in (1, CELLS):
-            results = self.folder / f"{cells}-cells"
-            shutil.rmtree(results, ignore_errors=True)
-            whole = self._sweep(cells)
-            fresh.append(whole - stage_seconds(results, cells))
-            cached.append(self._sweep(cells))
-        return {FRESH: per_cell(*fresh), CACHED: per_cell(*cached)}
+    def _plan(self) -> Timed:
+        return self.timed("plan", PLAN.split()[1], f"paths.results={self.folder / 'nothing'}")
 
-    def _sweep(self, cells: int) -> float:
-        return self.seconds(
-            "run",
+    def _sweep(self, cells: int, verb: str = "run") -> Timed:
+        return self.timed(
+            verb,
             "-m",
             "model=local",
             f"model.path={self.folder / 'tiny'}",
@@ -115,11 +152,8 @@ class Site:
             "suite.perplexity.max_windows=1",
             "tracker=none",
             "runtime.threads=1",
-            self._results(f"{cells}-cells"),
+            f"paths.results={self.folder / 'results'}",
         )
-
-    def _results(self, name: str) -> str:
-        return f"paths.results={self.folder / name}"
 
 
 def save_tiny_model(checkout: Path, folder: Path) -> None:
@@ -138,13 +172,59 @@ def save_tiny_model(checkout: Path, folder: Path) -> None:
         shutil.copy(embedded / name, folder / name)
 
 
-def stage_seconds(results: Path, cells: int) -> float:
-    """Seconds that the records of a results folder say their stages took."""
-    files = list(results.glob("cells/*/*.json"))
-    if len(files) != cells * STAGES:
+def cell_seconds(said: Iterable[Said], cells: int) -> dict[str, float]:
+    """By its name, what each cell took from the end of the one before it; not of the first one.
+
+    RuntimeError when stderr does not say of every cell when its stages were finished.
+    """
+    ends: dict[int, tuple[str, float]] = {}
+    lines = 0
+    for each in said:
+        if match := _FINISHED.match(each.line):
+            ends[int(match[1])] = (match[2], each.at)
+            lines += 1
+    if lines != cells * STAGES or sorted(ends) != list(range(1, cells + 1)):
         raise RuntimeError(
-            f"{results} holds {len(files)} records where {cells} cells have {cells * STAGES}: "
-            "see its runs/ for the log of what failed."
+            f"the sweep told of {lines} finished stages of {len(ends)} cells where {cells} cells "
+            f"have {cells * STAGES}: run it by hand, and see what it prints."
+        )
+    return {
+        ends[number][0]: ends[number][1] - ends[number - 1][1] for number in range(2, cells + 1)
+    }
+
+
+def cell_processor(said: Iterable[Said]) -> list[float]:
+    """What all processes used from the first line of each cell to that of the next.
+
+    Then the cell's own process is at work and the one before it is waited for, so that nothing is
+    missed or counted twice.
+    """
+    firsts: dict[int, float] = {}
+    for each in said:
+        if match := _FINISHED.match(each.line):
+            firsts.setdefault(int(match[1]), each.processor)
+    return [firsts[number + 1] - firsts[number] for number in range(1, len(firsts))]
+
+
+def processor_of(pid: int) -> float:
+    """Seconds of the processor that a process, those below it and those it waited for have used."""
+    import psutil
+
+    used = 0.0
+    process = psutil.Process(pid)
+    for each in [process, *process.children(recursive=True)]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            used += sum(each.cpu_times()[:4])  # own and waited-for, user and system
+    return used
+
+
+def stage_seconds(results: Path, cell: str) -> float:
+    """Seconds that the records of a cell say its stages took."""
+    files = list(results.glob(f"cells/{cell}-*/*.json"))
+    if len(files) != STAGES:
+        raise RuntimeError(
+            f"{results} holds {len(files)} records of {cell}, which has {STAGES} stages: see its "
+            "runs/ for the log of what failed."
         )
     return sum(json.loads(file.read_text(encoding="utf-8"))["seconds"] for file in files)
 
@@ -190,7 +270,7 @@ def harness(checkouts: Sequence[Path] = (), runs: int = RUNS) -> None:
         for order in turns(len(sites), runs):
             for number in order:
                 for name, seconds in sites[number].measure().items():
-                    found[number].setdefault(name, []).append(seconds)
+                    found[number].setdefault(name, []).extend(seconds)
     # Others' work beside it is in all of these figures: on a busy machine they say little.
     load = f"load {os.getloadavg()[1]:.1f} on {os.cpu_count()} cores"
     print(f"median [fastest, slowest] of {runs} runs in ms; {load}", flush=True)

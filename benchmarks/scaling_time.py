@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,6 +23,8 @@ from benchmarks.cost_model import BlockShape, Work
 
 if TYPE_CHECKING:
     from quant.calibrate.sink import BlockSink, Finished
+    from quant.input_operator import InputOperator
+    from quant.transforms.base import Transform
     from quant.weight import QuantizedWeight
 
 Stages = dict[str, float]
@@ -108,6 +110,9 @@ class BlockSeconds:
 
     def beside(self, index: int) -> dict[str, torch.Tensor]:
         return self.kept.beside(index)
+
+    def operators(self, index: int, transforms: Sequence[Transform]) -> dict[str, InputOperator]:
+        return self.kept.operators(index, transforms)
 
 
 def timed(cases: tuple[Case, ...], make: Callable[[Path, Case], None]) -> dict[Case, Stages]:

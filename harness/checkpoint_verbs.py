@@ -70,11 +70,17 @@ def inspect(folder: Path) -> None:
     _quiet()
     with _sentences():
         from quant.checkpoint import load_weights, read_scheme, verify
+        from quant.checkpoint.layers import operator_bits
+        from quant.checkpoint.operators import summary
+        from quant.checkpoint.tensors import TensorReader
 
         checkpoint, scheme = read_scheme(folder)
         checked = verify(folder)
         weights = load_weights(folder, verify_files=False)
+        with TensorReader(folder) as reader:
+            kept = operator_bits(reader, checkpoint)
     figures = _figures(weights.values())
+    figures.bits += kept
     rows = {
         "format": checkpoint.name,
         "producer": checkpoint.producer or "not named",
@@ -83,6 +89,7 @@ def inspect(folder: Path) -> None:
         "layers": f"{len(weights)}, {figures.weights:,} weights",
         "act-order": f"{figures.scattered} layers with scattered groups",
         "zero-points": checkpoint.zero_points,
+        **({"operators": summary(checkpoint.operators)} if kept else {}),
         "files": "as artifact.json says" if checked else "no artifact.json to check them with",
     }
     if figures.centre is not None:

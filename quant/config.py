@@ -89,7 +89,12 @@ def _transform(given: Any) -> tuple[Transform, Any]:
             f"transforms holds {given!r}, which is no pair of a Transform and its options; give "
             "(TRANSFORM, None) of a transform's module, such as quant.transforms.equalize."
         )
-    return pair[0], _options(pair[0], pair[1], f"transform {pair[0].name}")
+    transform, options = pair[0], _options(pair[0], pair[1], f"transform {pair[0].name}")
+    try:
+        transform.keeps(options)
+    except ValueError as error:
+        raise QuantizationError(str(error)) from error
+    return transform, options
 
 
 def _options(part: Solver | Transform, given: Any, owner: str) -> Any:

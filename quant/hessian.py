@@ -17,6 +17,9 @@ from quant.memory.heaps import own_zeros
 from quant.products import add_gram, mirror, product
 from quant.tiling import BLOCKS
 
+# Of two entries that mirror each other, as a share of sqrt(H_ii H_jj), which bounds both.
+ASYMMETRY = 1e-3
+
 
 class Hessian:
     """Accumulator of 2/n * sum over tokens x x^T for one linear layer with `inputs` inputs.
@@ -150,6 +153,13 @@ def factorize(
     _check_matrix(hessian, layer)
     dead = hessian.diagonal() == 0
     live = int((~dead).sum())
+    if not live:
+        seen = "" if tokens is None else f" on all of its {tokens} calibration tokens"
+        raise CalibrationError(
+            f"{layer}: every input is 0{seen}, or so small (below 1e-22) that its square is 0 in "
+            "float32: nothing says what its weights should be, and all of them would become 0; use "
+            "other calibration text, look for damage in the layers before, or use method=rtn."
+        )
     shares = (damping, *ladder)
     for share in shares:
         matrix, order, absolute = _condition(hessian, dead, share, act_order)
@@ -235,6 +245,7 @@ def _check_matrix(hessian: Tensor, layer: str) -> None:
     if hessian.dim() != 2 or hessian.shape[0] != hessian.shape[1]:
         raise ValueError(f"{layer}: a Hessian is square, this one is {list(hessian.shape)}.")
     if torch.isfinite(hessian.sum()):  # one pass; NaN and infinity survive a sum
+        _check_symmetric(hessian, layer)
         return
     count = int((~torch.isfinite(hessian)).sum())
     if count:
@@ -243,6 +254,22 @@ def _check_matrix(hessian: Tensor, layer: str) -> None:
             "its calibration activations overflowed: run the model in float32 or bfloat16, or look "
             "for damage in the layers before."
         )
+
+
+def _check_symmetric(hessian: Tensor, layer: str) -> None:
+    """ValueError unless H_ij and H_ji agree to rounding; by blocks, so that no copy is made."""
+    scale = hessian.diagonal().abs().sqrt()
+    for start in range(0, len(hessian), 1024):
+        rows = slice(start, start + 1024)
+        apart = (hessian[rows] - hessian[:, rows].T).abs_()
+        wrong = apart > ASYMMETRY * scale[rows, None] * scale
+        if bool(wrong.any()):
+            row, column = (int(place) for place in wrong.nonzero()[0])
+            row += start
+            raise ValueError(
+                f"{layer}: a Hessian is symmetric, this one holds {float(hessian[row, column]):.6g}"
+                f" at [{row}, {column}] and {float(hessian[column, row]):.6g} at [{column}, {row}]."
+            )
 
 
 def _singular_message(

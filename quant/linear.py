@@ -14,6 +14,8 @@ from cuda_ext import ops
 from cuda_ext import packed as kernel_layout
 from cuda_ext.layout import pack_codes, unpack_codes, words_for
 from cuda_ext.tiles import can_tile
+from quant.input_operator import NAME as OPERATOR
+from quant.input_operator import InputOperator
 from quant.scheme import SCALE_DTYPES, Scheme
 from quant.weight import QuantizedWeight
 
@@ -115,11 +117,21 @@ class QuantLinear(nn.Module):
     """
 
     bias: Tensor | None
+    input_operator: InputOperator | None
 
     def __init__(
-        self, packed: Packed, scheme: Scheme, in_features: int, bias: Tensor | None, kernel: str
+        self,
+        packed: Packed,
+        scheme: Scheme,
+        in_features: int,
+        bias: Tensor | None,
+        kernel: str,
+        input_operator: InputOperator | None = None,
     ) -> None:
-        """Hold the buffers of `packed`; ValueError naming the buffer that does not fit."""
+        """Hold the buffers of `packed`; ValueError naming the buffer that does not fit.
+
+        What the input_operator makes of x is multiplied, on the device and kernel of the layer.
+        """
         super().__init__()
         self.scheme = scheme
         self.in_features = in_features
@@ -132,6 +144,7 @@ class QuantLinear(nn.Module):
         self.kernel = ops.resolve_kernel(kernel, packed["qweight"].device)
         self._hold(packed)
         self.register_buffer("bias", None if bias is None else bias.detach())
+        self.register_module(OPERATOR, input_operator)
 
     @property
     def tiled(self) -> bool:
@@ -249,6 +262,8 @@ class QuantLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., in] to [..., out], in the dtype of x."""
+        if self.input_operator is not None:
+            x = self.input_operator(x)
         if self.tiled:
             return kernel_layout.linear(
                 x,

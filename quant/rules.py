@@ -53,4 +53,5 @@ class Rules:
 
 
 STRICT = Rules()
+TOKEN_RULES = ("few_tokens", "min_tokens")  # of solvers that see calibration text
 RULES = tuple(field.name for field in fields(Rules))

@@ -105,7 +105,7 @@ def name_cell(choices: Choices, model: Model | AbsentModel) -> CellIdentity:
     """The names of a cell in tables."""
     solving = choices.solving
     if model.checkpoint is not None:
-        method, label, options = LOADED, LOADED, model.checkpoint.format
+        method, label, options = LOADED, LOADED, model.checkpoint.label
     elif solving is None:
         method, label, options = FULL_PRECISION, "full prec.", ""
     else:

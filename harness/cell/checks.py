@@ -5,6 +5,7 @@ Types and key names are checked by OmegaConf; what one part alone can say, the p
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from quant.scheme import Scheme
 DTYPES = ("float32", "float16", "bfloat16")
 ATTENTION = ("sdpa", "eager")
 ACTIVATIONS = ("auto", "cuda", "cpu", "disk")
+MOST_SEED = 2**63 - 1
 STREAM = (AUTO, ALWAYS, NEVER)
 
 
@@ -45,6 +47,16 @@ def values(config: CellConfig) -> None:
     ):
         if number is not None and number < least:
             raise ConfigError(f"{key}={number} is too small; use {least} or more.")
+    numbers = {f"model.expected.{name}": value for name, value in config.model.expected.items()}
+    for key, share in {"runtime.timeout_s": config.runtime.timeout_s, **numbers}.items():
+        if share is not None and not math.isfinite(share):
+            raise ConfigError(f"{key}={share} is no number; use a finite one.")
+    for key, seed in (("seed", config.seed), ("calib.seed", config.calib.seed)):
+        if seed > MOST_SEED:
+            raise ConfigError(
+                f"{key}={seed} is more than a generator of random numbers takes; use 0 to "
+                f"{MOST_SEED}."
+            )
 
 
 def method_and_scheme(

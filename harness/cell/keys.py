@@ -144,7 +144,11 @@ def _method(choices: Choices) -> dict[str, Any]:
 
 def _content(semantic: dict[str, Any]) -> dict[str, Any]:
     model = {key: value for key, value in semantic["model"].items() if key not in PLACES}
-    return {**semantic, "model": model}
+    found = {**semantic, "model": model}
+    if "checkpoint" in found:  # figures that were rounded on this machine
+        said = found["checkpoint"].items()
+        found["checkpoint"] = {key: value for key, value in said if key != "evidence"}
+    return found
 
 
 def _calibration_inputs(choices: Choices) -> dict[str, str]:

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-import yaml
-
 from harness.config.help import user_folders
 from harness.config.options import build_options
+from harness.config.own import read_mapping
 from harness.errors import ConfigError
 from harness.records.record import FULL_PRECISION, LOADED, QUANTIZATION
 from harness.suites.base import Suite
@@ -85,12 +84,7 @@ def suites_in(folder: Path | None) -> dict[str, Suite]:
     found: dict[str, Suite] = {}
     for root in user_folders(folder):
         for file in sorted(root.glob("suite/**/*.yaml")):
-            try:
-                content = yaml.safe_load(file.read_text(encoding="utf-8"))
-            except (yaml.YAMLError, OSError) as error:
-                said = " ".join(str(error).split())
-                raise ConfigError(f"{file} cannot be read ({said}).") from error
-            for name, given in content.items() if isinstance(content, dict) else ():
+            for name, given in read_mapping(file).items():
                 if isinstance(given, dict) and MODULE in given:
                     _, found[name] = _load(str(file), given[MODULE], "SUITE", Suite, folder)
     return found

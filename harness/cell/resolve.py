@@ -24,7 +24,7 @@ from harness.errors import ConfigError
 from harness.models.model import AbsentModel, Model, find_model
 from harness.suites.base import Facts, Suite
 from quant.parts import Part, PartError, find_part
-from quant.rules import RULES, Rules
+from quant.rules import RULES, TOKEN_RULES, Rules
 from quant.scheme import Scheme, SchemeError
 from quant.solvers.base import Solver
 from quant.transforms.base import Transform
@@ -86,6 +86,11 @@ def _choices(config: CellConfig, model: Model | AbsentModel, folder: Path | None
         Measuring(*_selected("suite", name, given, "SUITE", Suite, folder))
         for name, given in config.suite.items()
     ]
+    configs = [each.config for each in measuring]
+    for index, each in enumerate(measuring):
+        others = configs[:index] + configs[index + 1 :]
+        completed = each.suite.complete(each.config, config.model, others)
+        measuring[index] = dataclasses.replace(each, config=completed)
     # Suites that are timed come last: whoever waits for a figure wants accuracy first.
     measuring.sort(key=lambda each: each.suite.timing)
     scheme = make_scheme(config.scheme)
@@ -130,7 +135,15 @@ def _solving(method: Mapping[str, Any], folder: Path | None) -> Solving | None:
     others = lambda key: options_with("method", key, folder)  # noqa: E731
     allowed = {key: value for key, value in method.items() if key in RULES}
     rules = build_options(Rules, allowed, "method", "quant.rules")
-    return Solving(*build_part("method", given, "SOLVER", Solver, folder, others), rules)
+    solving = Solving(*build_part("method", given, "SOLVER", Solver, folder, others), rules)
+    unread = [key for key in TOKEN_RULES if key in allowed]
+    if unread and not solving.solver.needs_calibration:
+        raise ConfigError(
+            f"method.{unread[0]}={allowed[unread[0]]} is about calibration tokens, which "
+            f"{solving.solver.label} does not see: leave it out, or use "
+            f"{_methods_with(unread[0], folder)}."
+        )
+    return solving
 
 
 def _methods_with(key: str, folder: Path | None) -> str:

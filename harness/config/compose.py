@@ -26,6 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from harness.config.errors import as_sentences
 from harness.config.help import conf_dir, groups, options, user_folders
+from harness.config.own import check_files
 from harness.config.schema import Cell, CellConfig, SweepConfig
 from harness.errors import ConfigError
 from quant.scheme import Scheme, SchemeError
@@ -71,6 +72,7 @@ def session(extra: Path | None = None) -> Iterator[list[str]]:
     folders = user_folders(extra)
     for folder in folders:
         _refuse_names_twice(folder)
+        check_files(folder, (group.name for group in groups()))
     searchpath = [f"hydra.searchpath=['file://{folder.absolute()}']" for folder in folders]
     with initialize_config_dir(str(conf_dir()), job_name="bitsweep", version_base=VERSION_BASE):
         yield searchpath

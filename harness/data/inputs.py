@@ -5,13 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from harness.data import specials
 from harness.data.protocols import Protocol, content
 from harness.records.hashes import digest
 
 
 def protocol_hash(protocol: Protocol, path: str | None, data_dir: str | None) -> str:
     """Hash of a protocol and of what it reads, from `path` instead of its own source if given."""
-    return digest([protocol.id, protocol.version, content(protocol, path, data_dir)])
+    read = content(protocol, path, data_dir)
+    return digest([protocol.id, protocol.version, read, specials.VERSION])
 
 
 def without_folders(settings: dict[str, Any]) -> dict[str, Any]:

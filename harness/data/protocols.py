@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from harness.data import texts
 from harness.data.config import CalibConfig, DocumentsConfig
 from harness.data.sources import DOCUMENTS, EMBEDDED, FILE, Source, Text, Wanted, hub
+from harness.data.specials import Specials, Tally
 from harness.data.texts import ProtocolError
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ class TokenWindows:
     token_hash  SHA-256 over the windows: of each its length and its ids, as 8-byte little-endian.
     text_hash   SHA-256 over the rows that were read (`texts.text_hash`).
     source      the dataset with its revision and file, or the name of the local file.
+    special     which special tokens are in the windows, in words.
     """
 
     protocol: Protocol
@@ -76,6 +78,7 @@ class TokenWindows:
     token_hash: str
     text_hash: str
     source: str
+    special: str = "none"
 
     @property
     def tokens(self) -> int:
@@ -256,7 +259,10 @@ def windows(
         found, rows = _cut(protocol, text, tokenizer, context, asked, seed)
     except ProtocolError as error:
         raise ProtocolError(f"protocol {name}, {text.source}: {error}") from error
-    return TokenWindows(protocol, found, token_hash(found), texts.text_hash(rows), text.source)
+    tally = Tally(tokenizer, Specials.of(tokenizer))
+    tally.add(window.tolist() for window in found)
+    rows_hash = texts.text_hash(rows)
+    return TokenWindows(protocol, found, token_hash(found), rows_hash, text.source, tally.said())
 
 
 def calibration_windows(

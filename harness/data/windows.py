@@ -2,7 +2,7 @@
 
 Each cut is a pure function of rows, tokenizer, window length and seed. Random cuts use Python's
 `random.Random` in the order of the GPTQ authors' code, which is part of the protocol: another
-order of the same draws gives other windows.
+order of the same draws gives other windows. Special tokens follow `harness.data.specials`.
 """
 
 from __future__ import annotations
@@ -13,22 +13,11 @@ from typing import Any
 
 import torch
 
+from harness.data.specials import Specials
 from harness.data.texts import ProtocolError
 
 Cut = tuple[list[torch.Tensor], list[str]]
 """Windows, int64 of shape [tokens], and the rows they depend on."""
-
-
-def encode(tokenizer: Any, text: str) -> list[int]:
-    """Return the ids of a text with the special tokens that the tokenizer adds by itself."""
-    return list(tokenizer(text, verbose=False)["input_ids"])
-
-
-def encode_from_bos(tokenizer: Any, text: str) -> list[int]:
-    """Return the ids of a text behind the BOS token, added where the tokenizer has but omits it."""
-    ids = encode(tokenizer, text)
-    bos = tokenizer.bos_token_id
-    return ids if bos is None or ids[:1] == [bos] else [bos, *ids]
 
 
 def disjoint(
@@ -38,7 +27,7 @@ def disjoint(
 
     most  keep only the first so many windows. Raises ProtocolError when not even one is filled.
     """
-    ids = torch.tensor(encode(tokenizer, join.join(rows)), dtype=torch.int64)
+    ids = _stream(rows, tokenizer, join)
     count = len(ids) // length
     if count == 0:
         raise ProtocolError(
@@ -56,7 +45,7 @@ def crops(
 
     Raises ProtocolError for a text of fewer than length + 1 tokens.
     """
-    ids = torch.tensor(encode(tokenizer, join.join(rows)), dtype=torch.int64)
+    ids = _stream(rows, tokenizer, join)
     if len(ids) <= length:
         raise ProtocolError(
             f"the calibration text has only {len(ids)} tokens, too few for windows of {length}; "
@@ -77,6 +66,7 @@ def document_crops(
     Raises ProtocolError when no row is long enough.
     """
     rng = random.Random(seed)
+    specials = Specials.of(tokenizer)
     encoded: dict[int, list[int]] = {}
     longest = 0
     short: set[int] = set()
@@ -85,7 +75,7 @@ def document_crops(
         row = rng.randint(0, len(rows) - 1)
         if row in short:
             continue
-        ids = encoded[row] if row in encoded else encode(tokenizer, rows[row])
+        ids = encoded[row] if row in encoded else specials.encode(tokenizer, rows[row])
         if len(ids) <= length:
             short.add(row)
             longest = max(longest, len(ids))
@@ -110,8 +100,9 @@ def documents(
     that leaves no token to predict.
     """
     found = []
+    specials = Specials.of(tokenizer)
     for number, row in zip(numbers or range(len(rows)), rows, strict=True):
-        ids = encode_from_bos(tokenizer, row)[:length]
+        ids = specials.encode(tokenizer, row, bos=True)[:length]
         if len(ids) < 2:
             raise ProtocolError(
                 f"document {number} ({row[:40]!r}) leaves no token to predict; "
@@ -131,10 +122,11 @@ def packed(rows: Iterable[str], tokenizer: Any, length: int, *, join: str, numbe
     used: list[str] = []
     ids: list[int] = []
     text = ""
+    specials = Specials.of(tokenizer)
     for row in rows:
         used.append(row)
         text = text + join + row if text else row
-        ids = encode_from_bos(tokenizer, text)
+        ids = specials.encode(tokenizer, text, bos=True)
         if len(ids) >= length:
             found.append(torch.tensor(ids[:length], dtype=torch.int64))
             text = ""
@@ -144,3 +136,9 @@ def packed(rows: Iterable[str], tokenizer: Any, length: int, *, join: str, numbe
         f"the calibration text fills only {len(found)} windows of {length} tokens, not {number}; "
         "name a longer text or ask for fewer (calib.sequences)"
     )
+
+
+def _stream(rows: Sequence[str], tokenizer: Any, join: str) -> torch.Tensor:
+    """All rows joined and tokenized once."""
+    ids = Specials.of(tokenizer).encode(tokenizer, join.join(rows))
+    return torch.tensor(ids, dtype=torch.int64)

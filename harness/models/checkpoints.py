@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,16 +18,28 @@ from harness.models.folders import QUANTIZATION_CONFIGS
 
 if TYPE_CHECKING:
     from quant.scheme import Scheme
+    from quant.transforms.base import Transform
 
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """What a quantized checkpoint is. zero_points says how sure their meaning is."""
+    """What a quantized checkpoint is. zero_points says how sure their meaning is.
+
+    evidence  what shows it, where the files do not say.
+    signed    it holds negative scales.
+    """
 
     format: str
     producer: str
     zero_points: str
     scheme: Scheme
+    evidence: str = ""
+    signed: bool = False
+
+    @property
+    def label(self) -> str:
+        """As tables call it: "GPTQ v1"."""
+        return f"{self.format}, negative scales" if self.signed else self.format
 
     def semantics(self) -> dict[str, str]:
         """The part of a record that names it."""
@@ -35,6 +47,8 @@ class Checkpoint:
             "format": self.format,
             "producer": self.producer,
             "zero_points": self.zero_points,
+            **({"evidence": self.evidence} if self.evidence else {}),
+            **({"scales": "some negative"} if self.signed else {}),
             "twin": "its own weights, dequantized",
         }
 
@@ -43,6 +57,8 @@ class Checkpoint:
         return (
             f"{self.format}, {self.scheme.name}, producer {self.producer}, "
             f"zero-points: {self.zero_points}"
+            + (f" ({self.evidence})" if self.evidence else "")
+            + (", some scales negative" if self.signed else "")
         )
 
 
@@ -60,21 +76,68 @@ def _examine(folder: Path, _mtime_ns: int, _size: int) -> Checkpoint | None:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     said = isinstance(config, dict) and config.get("quantization_config")
     if not said and not any((folder / name).is_file() for name in QUANTIZATION_CONFIGS):
+        _refuse_integers(folder)
         return None
     from quant import ArtifactError
-    from quant.checkpoint import read_scheme
+    from quant.checkpoint import read_scheme, runnable
 
     try:
         checkpoint, scheme = read_scheme(folder)
+        runnable(checkpoint, (), folder)
     except ArtifactError as error:
         raise ModelError(str(error)) from error
     return Checkpoint(
-        checkpoint.name, checkpoint.producer or "not named", checkpoint.zero_points, scheme
+        checkpoint.name,
+        checkpoint.producer or "not named",
+        checkpoint.zero_points,
+        scheme,
+        checkpoint.evidence,
+        checkpoint.signed,
     )
 
 
-def load_packed(folder: Path, kernel: str, device: str, dtype: str, attention: str) -> Any:
-    """The model of a quantized folder, its layers on `kernel`."""
+def _refuse_integers(folder: Path) -> None:
+    """ModelError for weights that are stored as integers although nothing says they are quantized.
+
+    Loaded, each would be cast to a floating-point number, as if it had never had a scale. Only the
+    headers are read.
+    """
+    for file in sorted(folder.glob("*.safetensors")):
+        for name, entry in _header(file).items():
+            kind = str(entry.get("dtype", "")) if isinstance(entry, dict) else ""
+            if name.endswith((".weight", ".bias")) and kind.startswith(("I", "U")):
+                raise ModelError(
+                    f"{file}: {name} is stored as integers ({kind}), but config.json says nothing "
+                    "of a quantization, so nobody knows their scales: get the full-precision "
+                    "original, or a checkpoint with its quantization_config."
+                )
+
+
+def _header(file: Path) -> dict[str, Any]:
+    """What a safetensors file says of its tensors; of a damaged one, nothing."""
+    with file.open("rb") as stream:
+        size = int.from_bytes(stream.read(8), "little")
+        if size > file.stat().st_size:
+            return {}
+        try:
+            found = json.loads(stream.read(size))
+        except ValueError:
+            return {}
+    return found if isinstance(found, dict) else {}
+
+
+def load_packed(
+    folder: Path,
+    kernel: str,
+    device: str,
+    dtype: str,
+    attention: str,
+    transforms: Sequence[Transform] = (),
+) -> Any:
+    """The model of a quantized folder, its layers on `kernel`.
+
+    transforms  that the configuration names: they may stand in front of layers.
+    """
     import torch
 
     from quant import load
@@ -84,6 +147,7 @@ def load_packed(folder: Path, kernel: str, device: str, dtype: str, attention: s
         kernel=kernel,
         device=device,
         dtype=getattr(torch, dtype),
+        transforms=transforms,
         attn_implementation=attention,
     )
 
@@ -107,9 +171,19 @@ def packed_shapes(model: Any) -> list[tuple[int, int]]:
     return [(layer.out_features, layer.in_features) for layer in layers]
 
 
-def bits_per_weight(scheme: Scheme, shapes: Iterable[tuple[int, int]]) -> float:
-    """Stored bits per quantized weight of layers [outputs, inputs], scales and zeros included."""
-    weights = stored = 0.0
+def operator_bits(model: Any) -> int:
+    """Stored bits of what stands in front of the packed layers of a model."""
+    from quant.input_operator import operator_bits as bits
+
+    return bits(model)
+
+
+def bits_per_weight(scheme: Scheme, shapes: Iterable[tuple[int, int]], operators: int = 0) -> float:
+    """Stored bits per quantized weight of layers [outputs, inputs], scales and zeros included.
+
+    operators  bits of what stands in front of them.
+    """
+    weights, stored = 0.0, float(operators)
     for outputs, inputs in shapes:
         weights += outputs * inputs
         stored += outputs * inputs * scheme.bits_per_weight(inputs)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from quant.config import QuantizationConfig
     from quant.memory.plan import MemoryPlan, ModelShape
     from quant.memory.shapes import ModelFacts
+    from quant.transforms.base import Transform
 
 ALWAYS, NEVER, AUTO = "always", "never", "auto"
 
@@ -43,7 +44,9 @@ def open_source(model: StoredModel, device: str, results: Path) -> CheckpointSou
     )
 
 
-def open_packed(model: Model, folder: Path, place: Place) -> ArtifactSource:
+def open_packed(
+    model: Model, folder: Path, place: Place, transforms: Sequence[Transform] = ()
+) -> ArtifactSource:
     """The packed weights in `folder` as a source of blocks; ArtifactError."""
     import torch
 
@@ -54,6 +57,7 @@ def open_packed(model: Model, folder: Path, place: Place) -> ArtifactSource:
         kernel=place.kernel,
         device=place.device,
         dtype=getattr(torch, model.config.dtype),
+        transforms=transforms,
         attn_implementation=model.config.attention,
     )
 

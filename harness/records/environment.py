@@ -54,6 +54,7 @@ def machine() -> dict[str, Any]:
     }
 
 
+@lru_cache(maxsize=1)
 def package_versions() -> dict[str, str]:
     """Versions of the packages that figures depend on; absent ones are left out."""
     found = {}

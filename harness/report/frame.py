@@ -59,7 +59,7 @@ FLOAT_BITS = {"float64": 64, "float32": 32, "float16": 16, "bfloat16": 16}
 
 
 def from_records(records: Iterable[Record]) -> pd.DataFrame:
-    """One row a metric with the columns COLUMNS; a failed stage is a row without a metric.
+    """One row a metric with the columns COLUMNS; a failed stage has a row without a metric.
 
     A figure measured several times on the same cell (the same suite with other settings that
     leave its name as it is) appears once for every record. Missing numbers are NaN, missing
@@ -105,9 +105,8 @@ def _rows(record: Record) -> list[dict[str, Any]]:
         "transforms": "; ".join(partly_applied(record.layers)),
         "coverage": partly_covered(record.cell),
     }
-    if record.status == "failed" or not record.metrics:
-        return [shared]
-    return [shared | _metric(metric, record) for metric in record.metrics]
+    figures = [shared | _metric(metric, record) for metric in record.metrics]
+    return [shared, *figures] if record.status == "failed" or not figures else figures
 
 
 def _metric(metric: Metric, record: Record) -> dict[str, Any]:

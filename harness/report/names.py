@@ -67,8 +67,9 @@ def missing(row: Row, suite: str, footnotes: Footnotes) -> Cell:
 
 
 def failed_seeds(row: Row, suite: str, footnotes: Footnotes) -> tuple[int, ...]:
-    """Marks a figure that some seeds have while others failed."""
+    """Marks a figure that some seeds or tasks have while others failed."""
     cause = row.failures.get(suite)
     if cause is None:
         return ()
-    return footnotes.mark("without the seeds that failed"), footnotes.cause(cause)
+    lacking = "seeds" if len(row.seeds) > 1 else "tasks"
+    return footnotes.mark(f"without the {lacking} that failed"), footnotes.cause(cause)

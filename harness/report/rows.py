@@ -212,11 +212,11 @@ def _row(group: list[dict[str, Any]]) -> Row:
     figures: dict[FigureKey, list[dict[str, Any]]] = {}
     failures: dict[str, list[str]] = {}
     for entry in group:
-        if entry["status"] == "failed":
-            failures.setdefault(entry["suite"], []).append(entry["error"] or "no cause recorded")
-        elif entry["metric"] is not None:
+        if entry["metric"] is not None:  # also of a suite that failed for some of its tasks
             key = (entry["suite"], entry["task"], entry["metric"])
             figures.setdefault(key, []).append(entry)
+        elif entry["status"] == "failed":
+            failures.setdefault(entry["suite"], []).append(entry["error"] or "no cause recorded")
     return Row(
         model=first["model"],
         method=first["method"],

@@ -99,7 +99,7 @@ def run(cells: Sequence[Cell], config_dir: Path | None = None) -> int:
     else:
         outcome = Outcome(cached=sum(len(plan.stages) for plan in plans))
     records = _records(plans)
-    good = [record for record in records if record.status == "ok"]
+    good = [record for record in records if record.metrics or record.status == "ok"]
     status = _status(outcome)
     if good:
         folder = results / "reports" / file_name(name)
@@ -222,6 +222,10 @@ def _summary(outcome: Outcome, diary: Path, screen: Console) -> None:
 def _print_plan(plans: Sequence[CellPlan | PendingPlan], console: Console) -> None:
     console.print(plan_table(plans))
     for line in dict.fromkeys(filter(None, map(_checkpoint_line, plans))):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    suites = [each for plan in plans for each in plan.cell.choices.suites]
+    remarks = [text for each in suites for text in each.suite.remarks(each.config)]
+    for line in dict.fromkeys(remarks):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     console.print(f"\n{_counts(plans)}", highlight=False)
 

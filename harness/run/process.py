@@ -31,8 +31,15 @@ from harness.run.recording import Timing, failed_record, now
 from quant.parts import Part
 
 PRELOAD = ["harness.run.preload", "harness.run.stage"]  # the first sets the environment
+WARM = "harness.run.warm"  # after all others, which it shares with the cells
 # What quantizing needs besides; a suite says itself what it needs.
-QUANTIZING = ["quant.checkpoint.make", "quant.checkpoint.source", "quant.memory.plan"]
+QUANTIZING = [
+    "quant.checkpoint.make",
+    "quant.checkpoint.source",
+    "quant.checkpoint.unfinished",
+    "quant.memory.plan",
+    "quant.memory.shapes",
+]
 STOP_SECONDS = 5.0  # given to a process to end by itself before it is killed
 LIKELY = {
     signal.SIGKILL: "most likely out of memory: use a smaller batch size or model, or more memory",
@@ -43,19 +50,23 @@ LIKELY = {
 
 
 def prepare(plans: Sequence[CellPlan]) -> None:
-    """Say which libraries the server imports in advance: those that the stages to run need.
+    """Say what the server imports in advance: our parts, and libraries that stages to run need.
 
-    Only the first call before the first cell counts; what is missing a cell imports itself.
+    Only the first call before the first cell counts; what is missing a cell imports itself, as it
+    does the code of others, which may do more than define things.
     """
     names: dict[str, None] = {}
     for plan in plans:
+        if plan.todo:
+            ours = (part.module for part in plan.cell.choices.parts if part.sha256 is None)
+            names |= dict.fromkeys(ours)
         for stage in plan.todo:
             needed = QUANTIZING
             if stage != QUANTIZATION:
                 needed = list(plan.cell.measuring(stage).suite.preload)
             names |= dict.fromkeys(needed)
     if sys.platform != "win32":
-        context().set_forkserver_preload([*PRELOAD, *names])
+        context().set_forkserver_preload([*PRELOAD, *names, WARM])
 
 
 @lru_cache(maxsize=1)
@@ -70,7 +81,7 @@ def context() -> Any:
     # (OMP_WAIT_POLICY=PASSIVE) makes decoding 2 to 4 times slower; a short spin does not.
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     chosen = multiprocessing.get_context("forkserver")
-    chosen.set_forkserver_preload(PRELOAD)
+    chosen.set_forkserver_preload([*PRELOAD, WARM])
     return chosen
 
 

@@ -18,12 +18,14 @@ class StageResult:
 
     placement  where the work was done, which changes none of its figures but time and memory.
     samples    scores of the documents, kept beside the record.
+    failures   why there are no figures of a task, by its name.
     """
 
     metrics: list[Metric] = field(default_factory=list)
     layers: list[LayerReport] = field(default_factory=list)
     inputs: dict[str, str] = field(default_factory=dict)
     samples: list[dict[str, Any]] = field(default_factory=list)
+    failures: dict[str, str] = field(default_factory=dict)
     placement: dict[str, str] = field(default_factory=dict)
     peak_memory_bytes: int | None = None
     bits_per_weight: float | None = None
@@ -42,7 +44,7 @@ class Timing:
 
 
 def make_record(cell: ResolvedCell, stage: str, result: StageResult, timing: Timing) -> Record:
-    """The record of a finished stage.
+    """The record of a finished stage; of one without all of its tasks, failed with their causes.
 
     Raises StoreError for layers that another method or scheme made than the cell is named after.
     """
@@ -51,7 +53,8 @@ def make_record(cell: ResolvedCell, stage: str, result: StageResult, timing: Tim
     )
     _require_own_layers(identity, result.layers)
     return Record(
-        status="ok",
+        status="failed" if result.failures else "ok",
+        error=_lacking(stage, result.failures) if result.failures else None,
         cell=identity,
         metrics=result.metrics,
         layers=result.layers,
@@ -68,6 +71,12 @@ def failed_record(cell: ResolvedCell, failure: Failure, timing: Timing) -> Recor
         error=failure,
         **_shared(cell, failure.stage, timing, {}, None, {}),
     )
+
+
+def _lacking(stage: str, failures: dict[str, str]) -> Failure:
+    causes = "; ".join(f"task {name}: {cause}" for name, cause in failures.items())
+    message = f"{causes}. The other tasks have their figures."
+    return Failure(stage=stage, type="TaskError", message=message)
 
 
 def now() -> str:

@@ -18,7 +18,7 @@ import torch
 from harness.cell.cells import ResolvedCell
 from harness.cell.parts import Measuring
 from harness.cell.plan import plan_cell
-from harness.data import protocols
+from harness.data import protocols, vocabulary
 from harness.errors import StoreError
 from harness.models.streaming import (
     StreamedModel,
@@ -81,6 +81,9 @@ def _attempt(cell: ResolvedCell, stage: str, subject: Subject, listen: Listener)
         traceback.print_exc()
         failure = Failure(stage=stage, type=type(error).__name__, message=_message(error))
         _record_failure(cell, failed_record(cell, failure, timing()), listen)
+        return False
+    if record.error is not None:
+        listen(Failed(stage, record.error.type, record.error.message))
         return False
     listen(Finished(stage, record.seconds))
     return True
@@ -149,10 +152,12 @@ def calibration(cell: ResolvedCell, model: Any, tokenizer: Any) -> tuple[list[An
         return [], {}
     context = protocols.context_length(model.config, cell.model.config.context)
     found = protocols.calibration_windows(calib, tokenizer, context, cell.choices.data)
+    vocabulary.check_windows(found, tokenizer, model)
     return found.windows, {
         "calibration tokens": found.token_hash,
         "calibration text": found.text_hash,
         "calibration source": found.source,
+        "calibration special tokens": found.special,
     }
 
 
@@ -212,6 +217,7 @@ def _run_suite(
         metrics=found[0].metrics,
         inputs={**subject.inputs, **found[0].inputs},
         samples=found[0].samples,
+        failures=found[0].failures,
         peak_memory_bytes=peak.bytes,
         bits_per_weight=subject.bits_per_weight,
         coverage=subject.coverage,

@@ -8,7 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from harness.cell.cells import ResolvedCell
 from harness.errors import StoreError
-from harness.models.checkpoints import bits_per_weight, load_packed, packed_shapes
+from harness.models.checkpoints import (
+    load_packed,
+    operator_bits,
+    packed_shapes,
+)
 from harness.models.model import Model, RandomModel, StoredModel
 from harness.models.streaming import open_packed, open_source, streams
 from harness.records.record import QUANTIZATION, Record
@@ -19,6 +23,7 @@ if TYPE_CHECKING:
 
     from quant.checkpoint.source import ArtifactSource, CheckpointSource
     from quant.scheme import Scheme
+    from quant.transforms.base import Transform
 
 
 class Subject:
@@ -66,10 +71,11 @@ class Subject:
         if self.packed is None:
             assert isinstance(cell.model, StoredModel)
             return open_source(cell.model, cell.place.device, cell.choices.results)
-        source = open_packed(cell.model, self.packed, cell.place)
+        source = open_packed(cell.model, self.packed, cell.place, self._transforms)
         if cell.model.checkpoint is not None:
-            shapes = source.layer_shapes()
-            self._count(source.model, cell.model.checkpoint.scheme, shapes.values(), set(shapes))
+            shapes, scheme = source.layer_shapes(), cell.model.checkpoint.scheme
+            kept = source.operator_bits()
+            self._count(source.model, scheme, shapes.values(), kept, set(shapes))
         return source
 
     def tokenizer(self) -> Any:
@@ -105,11 +111,13 @@ class Subject:
         model: Any,
         scheme: Scheme,
         shapes: Iterable[tuple[int, int]],
+        operators: int,
         layers: Collection[str] = (),
     ) -> None:
         """What a checkpoint from elsewhere is, counted as of one that is made here.
 
-        layers  full names of those that are quantized and not in the model yet.
+        operators  bits of what stands in front of layers.
+        layers     full names of those that are quantized and not in the model yet.
         """
         from quant.blocks import find_blocks
         from quant.coverage import coverage_of
@@ -118,19 +126,25 @@ class Subject:
         each = [(m * n, m * n * scheme.bits_per_weight(n)) for m, n in shapes]
         # A checkpoint may have packed layers outside of the blocks too: they count here.
         weights = sum(count for count, _ in each) + sum(found.kept.values())
-        self.bits_per_weight = (sum(bits for _, bits in each) + found.kept_bits) / weights
+        stored = sum((bits for _, bits in each), float(operators))
+        self.bits_per_weight = (stored + found.kept_bits) / weights
         self.coverage, self.outside = found.share, found.outside()
+
+    @property
+    def _transforms(self) -> list[Transform]:
+        return [each.transform for each in self._cell.choices.transforms]
 
     def _load(self) -> Any:
         model, scheme, place = self._cell.model, self._cell.choices.scheme, self._cell.place
         if self.packed is not None:
             loaded = self._from_packed(self.packed, place.kernel)
             if model.checkpoint is not None:
-                self._count(loaded, model.checkpoint.scheme, packed_shapes(loaded))
+                kept = operator_bits(loaded)
+                self._count(loaded, model.checkpoint.scheme, packed_shapes(loaded), kept)
             return loaded
         if isinstance(model, RandomModel) and scheme is not None:
             loaded = model.packed(place, scheme)
-            self.bits_per_weight = bits_per_weight(scheme, packed_shapes(loaded))
+            self._count(loaded, scheme, packed_shapes(loaded), 0)
             return loaded
         return self._full_precision(model)
 
@@ -150,7 +164,7 @@ class Subject:
             return cell.model.load(replace(cell.place, kernel=kernel))
         config = cell.model.config
         device = cell.choices.runtime.device
-        return load_packed(folder, kernel, device, config.dtype, config.attention)
+        return load_packed(folder, kernel, device, config.dtype, config.attention, self._transforms)
 
 
 def _check_artifact(folder: Path, made: Record) -> None:

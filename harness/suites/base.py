@@ -22,6 +22,7 @@ from harness.report.columns import SuiteTable
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from harness.config.schema import ModelConfig
     from harness.records.record import Metric
 
     Streamed = Callable[[Sequence[Tensor], Callable[[int, int], None]], Iterator[Tensor]]
@@ -72,11 +73,16 @@ class SuiteContext:
 
 @dataclass(frozen=True)
 class SuiteResult:
-    """Figures, the hashes of what they were measured on, and the score of every document."""
+    """Figures, the hashes of what they were measured on, and the score of every document.
+
+    failures  why there are no figures of a task, by its name: the others have theirs, and the suite
+              counts as failed, so that it is tried again.
+    """
 
     metrics: list[Metric]
     inputs: dict[str, str] = field(default_factory=dict)
     samples: list[dict[str, Any]] = field(default_factory=list)
+    failures: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -113,6 +119,16 @@ def machine_inputs(_config: Any, facts: Facts) -> dict[str, str]:
     return {"machine": digest([machine(), gpu(facts.device), threads])}
 
 
+def as_given(config: Any, _model: ModelConfig, _others: Sequence[Any]) -> Any:
+    """Of a suite that takes nothing from its model's configuration or from other suites."""
+    return config
+
+
+def nothing_to_remark(_config: Any) -> list[str]:
+    """Of a suite that either can measure all it was asked or nothing."""
+    return []
+
+
 def no_positions(_config: Any) -> int:
     """Of a suite that uses no KV cache."""
     return 0
@@ -138,7 +154,10 @@ class Suite:
     config     its settings: a plain dataclass whose types OmegaConf knows.
     run        measures one model.
     table      what it adds to reports (harness.report.columns).
+    complete   complete(config, the model's configuration, the configurations of the other suites):
+               the settings with what was left open filled in; before anything else sees them.
     check      raises ConfigError, in one sentence, for what cannot work.
+    remarks    sentences for the plan: what of it cannot be measured, though the rest can.
     inputs     hashes of what it reads besides the model; in the key.
     semantics  the settings that go into key and record.
     streams    can measure a model that is never whole in memory (SuiteContext.streamed).
@@ -154,7 +173,9 @@ class Suite:
     config: type
     run: Callable[[SuiteContext, Any], SuiteResult]
     table: SuiteTable = field(default_factory=SuiteTable)
+    complete: Callable[[Any, ModelConfig, Sequence[Any]], Any] = as_given
     check: Callable[[Any, Facts], None] = accept_all
+    remarks: Callable[[Any], list[str]] = nothing_to_remark
     inputs: Callable[[Any, Facts], dict[str, str]] = no_inputs
     semantics: Callable[[Any], dict[str, Any]] = plain_semantics
     streams: bool = False

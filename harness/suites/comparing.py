@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.data import protocols
+from harness.data import protocols, vocabulary
 from harness.data.protocols import TokenWindows
 from harness.errors import BitsweepError
 from harness.records.record import Metric
@@ -146,7 +146,7 @@ def run(context: SuiteContext, config: Texts) -> SuiteResult:
 
 
 def _windows(context: SuiteContext, config: Texts, name: str) -> TokenWindows:
-    return protocols.windows(
+    found = protocols.windows(
         name,
         context.tokenizer,
         protocols.context_length(context.model.config, context.context_length),
@@ -155,6 +155,8 @@ def _windows(context: SuiteContext, config: Texts, name: str) -> TokenWindows:
         documents=config.documents,
         sequences=config.max_windows,
     )
+    vocabulary.check_windows(found, context.tokenizer, context.model)
+    return found
 
 
 def _logits(model: Any, device: str) -> Logits:
@@ -197,6 +199,7 @@ def _metrics(
         "protocol": f"{protocol.id} v{protocol.version}: {protocol.summary}",
         "text": text.source,
         "token_hash": text.token_hash,
+        "special_tokens": text.special,
         "windows": str(len(text.windows)),
         "stderr": "over windows",
     }

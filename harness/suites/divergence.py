@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import MISSING
 
@@ -12,18 +13,35 @@ from harness.data.config import DocumentsConfig
 from harness.report.columns import FigureColumn, Place, Shown, SuiteTable
 from harness.report.rows import Figure, FigureKey, Row
 from harness.report.table import Cell, Note, measured, small
-from harness.suites import reading
+from harness.suites import perplexity, reading
 from harness.suites.base import Suite, SuiteContext, SuiteResult
+
+if TYPE_CHECKING:
+    from harness.config.schema import ModelConfig
 
 
 @dataclass
 class Config:
-    """The texts whose windows are compared."""
+    """The texts whose windows are compared; a file that suite=perplexity has is used here too."""
 
     protocols: list[str] = MISSING  # names known to harness/data/protocols.py
     paths: dict[str, str] = field(default_factory=dict)  # protocol name -> local file or folder
     max_windows: int | None = None
     documents: DocumentsConfig = field(default_factory=DocumentsConfig)
+
+
+def complete(config: Config, _model: ModelConfig, others: Sequence[Any]) -> Config:
+    """With the files of the perplexity suite for texts that have none of their own here.
+
+    A range of documents comes along with its file.
+    """
+    beside = next((each for each in others if isinstance(each, perplexity.Config)), None)
+    found = {} if beside is None else beside.paths
+    taken = {n: p for n, p in found.items() if n in config.protocols and n not in config.paths}
+    if beside is None or not taken:
+        return config
+    ours = config.documents if config.documents != DocumentsConfig() else beside.documents
+    return replace(config, paths={**config.paths, **taken}, documents=ours)
 
 
 def run(context: SuiteContext, config: Config) -> SuiteResult:
@@ -122,6 +140,7 @@ SUITE = Suite(
     version=1,
     config=Config,
     run=run,
+    complete=complete,
     check=reading.check,
     inputs=reading.inputs,
     semantics=reading.semantics,

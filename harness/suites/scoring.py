@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from harness.data import protocols
+from harness.data import protocols, vocabulary
 from harness.data.protocols import TokenWindows
 from harness.errors import BitsweepError
 from harness.records.record import Metric
@@ -102,7 +102,7 @@ def score(context: SuiteContext, found: TokenWindows, batch_size: int) -> Score:
     Every token but the first of a window is predicted from those before it in the window.
     """
     name = found.protocol.id
-    _check_vocabulary(context.model, found)
+    vocabulary.check_windows(found, context.tokenizer, context.model)
     nll = [0.0] * len(found.windows)
     done = 0
     context.progress(done, len(nll), name)
@@ -176,6 +176,7 @@ def _metrics(found: TokenWindows, result: Score, length: int, batch_size: int) -
         "text": found.source,
         "windows": f"{len(found.windows)} of {'at most ' * (not protocol.one_length)}{length}",
         "token_hash": found.token_hash,
+        "special_tokens": found.special,
         "batch_size": str(batch_size),
         "stderr": "over windows",
     }
@@ -192,16 +193,6 @@ def _metrics(found: TokenWindows, result: Score, length: int, batch_size: int) -
             n_unit="tokens",
             stderr=None if error is None else error * scale,
             notes=notes,
-        )
-
-
-def _check_vocabulary(model: Any, found: TokenWindows) -> None:
-    size = model.get_input_embeddings().num_embeddings
-    largest = max(int(window.max()) for window in found.windows)
-    if largest >= size:
-        raise ScoreError(
-            f"the tokenizer gives the id {largest}, but the model knows only {size} tokens; "
-            "use the tokenizer that belongs to the model"
         )
 
 

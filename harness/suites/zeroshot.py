@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
-
-from omegaconf import MISSING
+from typing import TYPE_CHECKING, Any
 
 from harness.data import texts
 from harness.data.sources import generator_hash
@@ -15,29 +15,47 @@ from harness.report.columns import ACCURACY, AgainstBits, FigureColumn, SuiteTab
 from harness.suites import zeroshot_tasks
 from harness.suites.base import Facts, Suite, SuiteContext, SuiteResult, at_least_one
 
+if TYPE_CHECKING:
+    from harness.config.schema import ModelConfig
+
 
 @dataclass
 class Config:
     """The tasks and how they are asked."""
 
-    tasks: list[str] = MISSING  # lm-eval task names, or embedded_last_word, embedded_choice
+    # lm-eval task names, or embedded_last_word, embedded_choice. None: those of files alone, or
+    # without files the model's.
+    tasks: list[str] | None = None
     files: dict[str, str] = field(default_factory=dict)  # task name -> jsonl file
     limit: int | None = None  # documents a task
     batch_size: int = 16
     num_fewshot: int = 0
 
 
+def complete(config: Config, model: ModelConfig, _others: Sequence[Any]) -> Config:
+    """With the tasks that belong to the model, where neither tasks nor files are given."""
+    if config.tasks is not None:
+        return config
+    return replace(config, tasks=[] if config.files else list(model.tasks))
+
+
 def check(config: Config, facts: Facts) -> None:
     """ConfigError for a task that cannot be run, or a number that is too small."""
-    key = facts.key
-    if not config.tasks and not config.files:
+    key, tasks = facts.key, config.tasks or []
+    if not tasks and not config.files:
         raise ConfigError(f"{key}.tasks is empty: name a task, for example {key}.tasks=[piqa].")
     at_least_one(f"{key}.batch_size", config.batch_size)
     at_least_one(f"{key}.limit", config.limit)
     try:
-        zeroshot_tasks.check_tasks(config.tasks, config.files, facts.data_dir)
+        zeroshot_tasks.check_tasks(tasks, config.files, facts.data_dir)
     except (zeroshot_tasks.TaskError, texts.TextError) as error:
         raise ConfigError(f"{key}: {error}.") from error
+
+
+def remarks(config: Config) -> list[str]:
+    """The tasks that cannot be had here, while others can."""
+    lacking = zeroshot_tasks.lacking(config.tasks or [], config.files)
+    return [f"suite.zeroshot without task {name}: {why}." for name, why in lacking.items()]
 
 
 def inputs(config: Config, facts: Facts) -> dict[str, str]:
@@ -46,7 +64,7 @@ def inputs(config: Config, facts: Facts) -> dict[str, str]:
         f"task {task}": file_sha256(texts.locate(path, facts.data_dir))
         for task, path in config.files.items()
     }
-    if not set(zeroshot_tasks.EMBEDDED_TASKS).isdisjoint(config.tasks):
+    if not set(zeroshot_tasks.EMBEDDED_TASKS).isdisjoint(config.tasks or []):
         found["stories"] = generator_hash()
     return found
 
@@ -77,10 +95,12 @@ TABLE = SuiteTable(
 
 SUITE = Suite(
     name="zeroshot",
-    version=1,
+    version=2,
     config=Config,
     run=run,
+    complete=complete,
     check=check,
+    remarks=remarks,
     inputs=inputs,
     preload=("harness.suites.zeroshot_scoring", "harness.suites.zeroshot_model"),
     table=TABLE,

@@ -9,9 +9,12 @@ import copy
 import math
 from typing import Any
 
+import torch
 from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 
+from harness.data import vocabulary
+from harness.data.specials import Specials, Tally
 from harness.suites.base import SuiteContext
 from harness.suites.zeroshot_tasks import TaskError
 
@@ -53,6 +56,10 @@ class Scorer(HFLM):
         self._context = context
         self._done = self._total = 0
         self.requests = self.truncated = self.shared = 0
+        self._rolling = False
+        self._specials = Specials.of(self.tokenizer)
+        self._size = vocabulary.size_of(context.model)
+        self.special = Tally(self.tokenizer, self._specials)
         bos = self.tokenizer.bos_token_id
         self.begins_with_bos = bos is not None and self.tok_encode("a")[:1] == [bos]
 
@@ -60,8 +67,87 @@ class Scorer(HFLM):
         """Return nothing: our records say what the model is."""
         return {}
 
+    def tok_encode(
+        self,
+        string: str,
+        add_special_tokens: bool | None = None,
+        left_truncate_len: int | None = None,
+        **_: Any,
+    ) -> list[int]:
+        """Return the ids of a text by the rule of `harness.data.specials`."""
+        if add_special_tokens is False:
+            ids = list(self.tokenizer.encode(string, add_special_tokens=False))
+        else:
+            ids = self._specials.trim(self.tokenizer.encode(string))
+        if self._rolling and ids[:1] == self._specials.blank_prompt(self.tokenizer.eos_token_id):
+            del ids[0]
+        return ids[-left_truncate_len:] if left_truncate_len else ids
+
+    def tok_batch_encode(
+        self,
+        strings: Any,
+        padding_side: str = "left",
+        left_truncate_len: int | None = None,
+        truncation: bool = False,  # noqa: ARG002
+    ) -> tuple[Tensor, Tensor]:
+        """Return ids and attention mask of prompts that are continued, by the same rule."""
+        rows = [self.tok_encode(text, left_truncate_len=left_truncate_len) for text in strings]
+        width = max(map(len, rows))
+        ids = torch.full((len(rows), width), self.tokenizer.pad_token_id)
+        mask = torch.zeros_like(ids)
+        for number, row in enumerate(rows):
+            place = slice(width - len(row), width) if padding_side == "left" else slice(len(row))
+            ids[number, place] = torch.tensor(row)
+            mask[number, place] = 1
+        return ids, mask
+
     def loglikelihood(self, requests: Any, disable_tqdm: bool = True) -> list[tuple[float, bool]]:
-        return super().loglikelihood(requests, disable_tqdm=disable_tqdm)
+        """As lm-eval's, but a prompt of white space alone is empty."""
+        encoded = []
+        for request in requests:
+            prompt, target = request.args
+            ids = self._encode_pair(prompt, target) if prompt.strip() else self._behind_bos(target)
+            self._require_known(request, prompt + target, [*ids[0], *ids[1]])
+            encoded.append(((prompt, target), *ids))
+        return self._loglikelihood_tokens(encoded, disable_tqdm=disable_tqdm)
+
+    def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = True) -> list[float]:
+        """As lm-eval's, which puts BOS before a text itself: one that is there is no second one."""
+        for request in requests:
+            self._require_known(request, request.args[0], self.tok_encode(request.args[0]))
+        self._rolling = True
+        try:
+            return super().loglikelihood_rolling(requests, disable_tqdm=disable_tqdm)
+        finally:
+            self._rolling = False
+
+    def generate_until(self, requests: Any, disable_tqdm: bool = True) -> list[str]:
+        """As lm-eval's, behind a check of all prompts."""
+        for request in requests:
+            ids = self.tok_encode(request.args[0])
+            self._require_known(request, request.args[0], ids)
+            self.special.add([ids])
+        return super().generate_until(requests, disable_tqdm=disable_tqdm)
+
+    def _behind_bos(self, target: str) -> tuple[list[int], list[int]]:
+        """The ids of an empty prompt and of its target, which may bring BOS along."""
+        bos = self._specials.blank_prompt(self.tokenizer.eos_token_id)
+        if not bos:
+            raise TaskError(
+                f"the prompt of {target[:40]!r} is empty and the tokenizer has neither BOS nor EOS "
+                "to stand in its place; correct the item or leave it out of the task's file"
+            )
+        ids = self.tok_encode(target, add_special_tokens=False)
+        return bos, ids[1:] if ids[:1] == bos else ids
+
+    def _require_known(self, request: Any, text: str, ids: list[int]) -> None:
+        if vocabulary.unknown(ids, self._size):
+            task = getattr(request, "task_name", None) or "without a name"
+            try:
+                where = f"task {task}, {text[-80:]!r}"
+                vocabulary.require_known(ids, self.tokenizer, self._size, where)
+            except vocabulary.VocabularyError as error:
+                raise TaskError(str(error)) from error
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         """Return the ids of a prompt and of its target.
@@ -99,23 +185,25 @@ class Scorer(HFLM):
         override_bs: int | None = None,
     ) -> list[tuple[float, bool]]:
         del disable_tqdm  # never a bar: progress goes to the suite's context
-        for (prompt, target), prompt_ids, target_ids in requests:
+        for pair, prompt_ids, target_ids in requests:
+            prompt, target = pair or ("", "a text")  # rolling windows have ids alone
             if not (prompt_ids and 0 < len(target_ids) <= self.max_length):
                 raise TaskError(
                     f"the continuation {target[:40]!r} of {prompt[-40:]!r} has {len(target_ids)} "
                     f"tokens of its own, but must have 1 to {self.max_length}; correct the item or "
                     "leave it out of the task's file"
                 )
+            self.special.add([[*prompt_ids, *target_ids]])
             self.truncated += len(prompt_ids) + len(target_ids) > self.max_length + 1
         self.requests += len(requests)
         self._done, self._total = 0, len(requests)
         scores = super()._loglikelihood_tokens(requests, True, override_bs)
         self._context.progress(self._total, self._total, "zero-shot requests")
-        for ((prompt, _), _, _), (score, _) in zip(requests, scores, strict=True):
+        for (pair, _, _), (score, _) in zip(requests, scores, strict=True):
             if not math.isfinite(score):
                 raise TaskError(
-                    f"the model gives the continuation of {prompt[-60:]!r} no finite likelihood "
-                    f"({score}); if its weights are finite, run in another type than "
+                    f"the model gives the continuation of {(pair or ('',))[0][-60:]!r} no finite "
+                    f"likelihood ({score}); if its weights are finite, run in another type than "
                     f"{self._context.dtype} (model.dtype=float32)"
                 )
         return scores

@@ -9,6 +9,7 @@ import statistics
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any, Protocol
 
 from harness.data import protocols, texts
@@ -25,7 +26,7 @@ UNITS = {"target_perplexity": "ppl"}
 class Asking(Protocol):
     """The settings that say which tasks are scored, on how many documents, and how."""
 
-    tasks: list[str]
+    tasks: list[str] | None
     files: dict[str, str]
     limit: int | None
     batch_size: int
@@ -35,17 +36,26 @@ class Asking(Protocol):
 def run(context: SuiteContext, config: Asking) -> SuiteResult:
     """Return the scores of each task with standard errors, and those of every document.
 
-    The model is scored as it is: neither moved nor changed. Raises TaskError for a task that is
-    unknown, has no data or does not fit the model.
+    The model is scored as it is: neither moved nor changed. A task that is unknown or cannot be had
+    fails alone. Raises TaskError when none is left, and for one that does not fit the model.
     """
-    names = zeroshot_tasks.wanted(config.tasks, config.files)
-    local = {name: _local(context, config, name) for name in names if not _standard(config, name)}
+    names = zeroshot_tasks.wanted(config.tasks or [], config.files)
+    failures: dict[str, str] = {}
+    local: dict[str, LocalTask] = {}
+    paths: dict[str, list[Path]] = {}
+    for name in names:
+        try:
+            if _standard(config, name):
+                paths[name] = zeroshot_tasks.find_tasks([name])
+            else:
+                local[name] = _local(context, config, name)
+        except (TaskError, texts.TextError) as error:
+            failures[name] = str(error)
     if local and config.num_fewshot:
         raise TaskError(
             f"task {next(iter(local))} has only documents to be scored on and none for examples; "
             "set suite.zeroshot.num_fewshot=0"
         )
-    paths = zeroshot_tasks.find_tasks(name for name in names if name not in local)
     with _quiet():
         import lm_eval
 
@@ -53,10 +63,13 @@ def run(context: SuiteContext, config: Asking) -> SuiteResult:
 
         length = protocols.context_length(context.model.config, context.context_length)
         model = Scorer(context, length, config.batch_size)
-        folders = sorted({str(path.parent) for path in paths})
+        folders = sorted({str(path.parent) for found in paths.values() for path in found})
+        tasks = _tasks([n for n in names if n not in failures], local, folders, failures)
+        if not tasks:
+            raise TaskError("; ".join(failures.values()))
         results = lm_eval.simple_evaluate(
             model=model,
-            tasks=_tasks(names, local, folders),
+            tasks=tasks,
             task_manager=_manager(folders),
             num_fewshot=config.num_fewshot,
             limit=config.limit,
@@ -68,11 +81,12 @@ def run(context: SuiteContext, config: Asking) -> SuiteResult:
         "batch_size": str(config.batch_size),
         "num_fewshot": str(config.num_fewshot),
         "bos": "yes" if model.begins_with_bos else "no",
+        "special_tokens": model.special.said(),
         "truncated": f"{model.truncated} of {model.requests} requests, to {length} tokens",
     }
     if model.shared:
         notes["shared_token"] = f"in {model.shared} of {model.requests} requests prompt and target"
-    return _result(results, local, notes)
+    return _result(results, local, notes, failures)
 
 
 def _standard(config: Asking, name: str) -> bool:
@@ -100,8 +114,16 @@ def _manager(folders: Sequence[str]) -> Any:
     return manager
 
 
-def _tasks(names: Sequence[str], local: dict[str, LocalTask], folders: Sequence[str]) -> list[Any]:
-    """Return lm-eval's task and group objects of `names`, with their data."""
+def _tasks(
+    names: Sequence[str],
+    local: dict[str, LocalTask],
+    folders: Sequence[str],
+    failures: dict[str, str],
+) -> list[Any]:
+    """Return lm-eval's task and group objects of `names`, with their data.
+
+    Why the data of one cannot be had is added to `failures`.
+    """
     manager = _manager(folders)
     tasks: list[Any] = []
     for name in names:
@@ -113,9 +135,9 @@ def _tasks(names: Sequence[str], local: dict[str, LocalTask], folders: Sequence[
         except (OSError, ValueError) as error:  # what `datasets` raises for data it cannot get
             entry = manager.task_index.get(name)
             dataset = (entry.cfg or {}).get("dataset_path", name) if entry else name
-            raise TaskError(
-                f"{zeroshot_tasks.missing_data(name, str(dataset))} ({type(error).__name__})"
-            ) from error
+            missing = zeroshot_tasks.missing_data(name, str(dataset))
+            failures[name] = f"{missing} ({type(error).__name__})"
+            continue
         group = loaded.get("groups", {}).get(name)
         tasks += [group] if group else list(loaded["tasks"].values())
     return tasks
@@ -164,7 +186,9 @@ def local_task(task: LocalTask) -> Any:
     )
 
 
-def _result(results: Any, local: dict[str, LocalTask], notes: dict[str, str]) -> SuiteResult:
+def _result(
+    results: Any, local: dict[str, LocalTask], notes: dict[str, str], failures: dict[str, str]
+) -> SuiteResult:
     metrics: list[Metric] = []
     samples: list[dict[str, Any]] = []
     inputs: dict[str, str] = {}
@@ -176,7 +200,7 @@ def _result(results: Any, local: dict[str, LocalTask], notes: dict[str, str]) ->
         inputs[f"task:{name}"] = _documents_hash(logged)
     for name in results.get("group_subtasks", {}):
         metrics += _group_metrics(name, results, metrics, notes)
-    return SuiteResult(metrics, inputs, samples)
+    return SuiteResult(metrics, inputs, samples, failures)
 
 
 def _metrics(name: str, results: Any, notes: dict[str, str]) -> Iterator[Metric]:

@@ -58,8 +58,10 @@ def wanted(names: Sequence[str], files: Mapping[str, str]) -> list[str]:
 def check_tasks(
     names: Sequence[str], files: Mapping[str, str], data_dir: str | Path | None = None
 ) -> None:
-    """Raise TaskError or TextError for a task that cannot be run; loads neither model nor lm-eval.
+    """Raise TaskError or TextError for tasks that cannot be run; loads neither model nor lm-eval.
 
+    Data of lm-eval's tasks that are not here are no error as long as another task can be had: that
+    task alone fails then (`lacking`).
     names  of lm-eval's tasks, groups and tags, of `files`, or of `EMBEDDED_TASKS`.
     files  task name -> jsonl file, which takes the place of a task of lm-eval.
     """
@@ -67,7 +69,23 @@ def check_tasks(
         if name in files:
             read_local(name, texts.locate(files[name], data_dir), limit=1)
         elif name not in EMBEDDED_TASKS:
+            find_tasks([name])
+    missing = lacking(names, files)
+    if missing and len(missing) == len(wanted(names, files)):
+        raise TaskError(next(iter(missing.values())))
+
+
+def lacking(names: Sequence[str], files: Mapping[str, str]) -> dict[str, str]:
+    """Return why the data of tasks cannot be had, by task, as far as that shows beforehand."""
+    found = {}
+    for name in wanted(names, files):
+        if name in files or name in EMBEDDED_TASKS:
+            continue
+        try:
             _check_data(name, find_tasks([name]))
+        except TaskError as error:
+            found[name] = str(error)
+    return found
 
 
 def read_local(name: str, file: Path, limit: int | None = None) -> LocalTask:
@@ -79,16 +97,16 @@ def read_local(name: str, file: Path, limit: int | None = None) -> LocalTask:
     kind = ""
     if not file.is_file():
         raise TaskError(f"task {name}: {file} is a folder; name its jsonl file")
-    with file.open(encoding="utf-8") as stream:
+    with file.open("rb") as stream:
         for number, line in enumerate(stream, start=1):
             if not line.strip():
                 continue
             try:
-                item = json.loads(line)
+                item = json.loads(line.decode("utf-8"))
                 kind = kind or _kind(item)
                 documents.append(normalise(kind, item))
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                reason = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+                reason = _reason(error)
                 raise TaskError(
                     f"task {name}: line {number} of {file} is wrong: {reason}"
                 ) from error
@@ -97,6 +115,16 @@ def read_local(name: str, file: Path, limit: int | None = None) -> LocalTask:
     if not documents:
         raise TaskError(f"task {name}: {file} has no items; name a jsonl file with some")
     return LocalTask(name, kind, documents, file.name)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, KeyError):
+        return f"it has no {error}"
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply for JSON"
+    if isinstance(error, UnicodeDecodeError):
+        return f"it is not UTF-8 (byte {error.start + 1} is 0x{error.object[error.start]:02x})"
+    return str(error)
 
 
 def embedded(name: str, limit: int | None) -> LocalTask:
@@ -334,8 +362,12 @@ def _check_data(name: str, files: Sequence[Path]) -> None:
 
 def missing_data(name: str, dataset: str) -> str:
     """Return the message for a task whose data set cannot be had."""
+    from huggingface_hub import constants
+
+    way = "connect to a network"
+    if constants.HF_HUB_OFFLINE:
+        way = "unset HF_HUB_OFFLINE on a machine with a network"
     return (
         f"the data of task {name} (dataset {dataset}) are not on this machine and could not be "
-        "downloaded; unset HF_HUB_OFFLINE on a machine with a network, or give a jsonl file: "
-        f"suite.zeroshot.files.{name}=<file>"
+        f"downloaded; {way}, or give a jsonl file: suite.zeroshot.files.{name}=<file>"
     )

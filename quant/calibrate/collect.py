@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from quant.blocks import linear_layers, weight_matrix
 from quant.calibrate.devices import Lanes, assign
 from quant.calibrate.windows import Batch
 from quant.errors import NonFiniteError
+from quant.experts import routed_groups
 from quant.hessian import Hessian
 
 
@@ -33,7 +34,6 @@ class Collector:
         groups: Sequence[tuple[str, ...]],
         single_pass: bool,
         lanes: Lanes,
-        routed: Collection[tuple[str, ...]] = (),
     ) -> None:
         self.hessians: dict[tuple[str, ...], Hessian] = {}
         self.lane_of = dict(zip(groups, spread(block, groups, len(lanes)), strict=True))
@@ -41,7 +41,8 @@ class Collector:
         self._waiting: set[str] = set()
         self._single_pass = single_pass
         self._lanes = lanes
-        self._routed = [group for group in self.lane_of if group in routed]
+        mixtures = {group for stage in routed_groups(block) for group in stage}
+        self._routed = [group for group in self.lane_of if group in mixtures]
         self._handles = []
         linears = linear_layers(block)
         for group, lane in self.lane_of.items():
@@ -50,7 +51,7 @@ class Collector:
             layer = f"{name}.{group[0]}"
             hessian = Hessian(weight_matrix(leader).shape[1], layer=layer, device=device)
             self.hessians[group] = hessian
-            hook = self._feeder(hessian, lane, group in routed)
+            hook = self._feeder(hessian, lane, group in mixtures)
             self._handles.append(leader.register_forward_pre_hook(hook))
 
     def begin(self, batch: Batch) -> None:

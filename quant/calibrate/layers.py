@@ -20,6 +20,7 @@ from quant.config import QuantizationConfig
 from quant.errors import QuantizationError
 from quant.experts import routed_groups
 from quant.hessian import Hessian
+from quant.input_operator import operator_bits
 from quant.scheme import Scheme
 from quant.solvers import rtn
 from quant.solvers.base import Layer, Solution, Solver
@@ -31,6 +32,7 @@ class LayerResult:
     """What the solver did to one linear layer; the fields of harness.records.record.LayerReport.
 
     loss, damping, dead_columns  see quant.solvers.base.Solution.
+    bits_per_weight              stored: codes, the tensors of the grid, an operator in front.
     weight_error                 ||W - Q||_F / ||W||_F in float32; 0 for an all-zero weight. W is
                                  the weight that the transforms made.
     tokens                       calibration tokens that reached the layer; 0 without calibration.
@@ -147,7 +149,8 @@ class BlockSolver:
             scheme=solution.weight.scheme.name,
             outputs=weight.shape[0],
             inputs=weight.shape[1],
-            bits_per_weight=scheme.bits_per_weight(weight.shape[1]),
+            bits_per_weight=scheme.bits_per_weight(weight.shape[1])
+            + operator_bits(module) / weight.numel(),
             loss=solution.loss,
             weight_error=error,
             damping=solution.damping,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -14,6 +14,8 @@ from torch import Tensor
 
 from quant.calibrate.cost import StageCost, StageMeter
 from quant.calibrate.layers import LayerResult
+from quant.input_operator import InputOperator
+from quant.transforms.base import Transform
 from quant.weight import QuantizedWeight
 
 STAGE = "write"
@@ -54,6 +56,9 @@ class BlockSink(Protocol):
     def beside(self, index: int) -> dict[str, Tensor]:
         """What else a finished block holds, by full name, as it was put."""
 
+    def operators(self, index: int, transforms: Sequence[Transform]) -> dict[str, InputOperator]:
+        """By full name, what is kept in front of layers of a finished block by the transforms."""
+
 
 @dataclass
 class Kept:
@@ -73,6 +78,9 @@ class Kept:
         raise NotImplementedError("nothing is finished before a run in memory begins")
 
     def beside(self, index: int) -> dict[str, Tensor]:
+        raise NotImplementedError("nothing is finished before a run in memory begins")
+
+    def operators(self, index: int, transforms: Sequence[Transform]) -> dict[str, InputOperator]:
         raise NotImplementedError("nothing is finished before a run in memory begins")
 
 

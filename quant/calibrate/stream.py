@@ -21,9 +21,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -40,7 +38,7 @@ from quant.calibrate.capture import (
 )
 from quant.calibrate.collect import Collected, Collector, require_finite
 from quant.calibrate.cost import StageCost, StageMeter
-from quant.calibrate.devices import Lanes
+from quant.calibrate.devices import Lanes, Workplace
 from quant.calibrate.few import require_tokens
 from quant.calibrate.layers import BlockSolver, LayerResult, Solved, solve_groups
 from quant.calibrate.layout import BlockStructure, Layout, evaluation
@@ -49,7 +47,7 @@ from quant.calibrate.operators import calibration_products
 from quant.calibrate.sink import STAGE, BlockSink, Finished, Kept, WriteBehind
 from quant.calibrate.source import BlockSource, LoadedModel, each_block
 from quant.calibrate.survey import survey
-from quant.calibrate.transform import BlockTransformer, Changed, require_changes
+from quant.calibrate.transform import BlockTransformer, Changed, require_changes, restore
 from quant.calibrate.windows import Batch, check_windows, make_batches
 from quant.config import QuantizationConfig
 from quant.coverage import Coverage
@@ -71,21 +69,6 @@ __all__ = [
 ]
 
 Progress = Callable[[int, int, str], None]
-
-
-@dataclass(frozen=True)
-class Workplace:
-    """Where the work is done. None of it changes a bit of the result.
-
-    devices      over which Hessians and solves are spread; the first is where blocks run. None:
-                 the device of the model.
-    activations  where calibration activations wait between blocks: "cuda", "cpu" or "disk".
-    folder       for activations on disk.
-    """
-
-    devices: tuple[torch.device, ...] | None = None
-    activations: str = "cpu"
-    folder: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -174,8 +157,8 @@ def quantize_blocks(
             _calibrate(run, calibration)
         writer.settle()
         require_changes(config.transforms, run.layers)
-    costs, peak = meter.costs(), meter.host_peak_bytes
-    return QuantizationResult({}, run.layers, costs, covered, peak, resumed)
+    host = meter.host_peak_bytes
+    return QuantizationResult({}, run.layers, meter.costs(), covered, host, resumed)
 
 
 @dataclass
@@ -331,8 +314,7 @@ def _quantize_stage(
     solver, lanes = run.solver(index), run.lanes
     block = solver.block
     with run.passing("hessian"):
-        one_pass, routed = structure.single_pass, solver.routed
-        collector = Collector(block, solver.name, groups, one_pass, lanes, routed)
+        collector = Collector(block, solver.name, groups, structure.single_pass, lanes)
         try:
             for position, batch in enumerate(batches):
                 collector.begin(batch)
@@ -379,9 +361,8 @@ def _put_back(run: _Run, index: int) -> None:
         for name, weight in weights.items():
             set_weight_matrix(model.get_submodule(name), weight.dequantize(), name)
         if run.config.transforms:  # nothing else changes what is beside the layers
-            for name, value in run.sink.beside(index).items():
-                path, _, attribute = name.rpartition(".")
-                getattr(model.get_submodule(path), attribute).copy_(value)
+            transforms = [transform for transform, _ in run.config.transforms]
+            restore(model, run.sink.beside(index), run.sink.operators(index, transforms))
 
 
 def _advance(

@@ -1,7 +1,8 @@
 """What a model does with its linear layers, found out before anything is quantized.
 
-Some weights are read although their layer never runs (Mamba's dt_proj), and some layers give more
-than their product (a router that chooses experts): a packed layer cannot take their place.
+Some weights are read although their layer never runs (Mamba's dt_proj) or beside it (RWKV rescales
+them), and some layers give more than their product (a router that chooses experts): a packed layer
+cannot take their place.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from quant.calibrate.source import BlockSource, blocks_in_place
 from quant.coverage import Coverage, coverage, pattern, require_coverage
 from quant.rules import STRICT, Rules
 
-NEVER_CALLED = "never called: the model reads its weight"
+NEVER_CALLED = "never called"
+WEIGHT_READ = "the model reads its weight"
 NO_PRODUCT = "gives more than its product"
 _TOKENS = 4
 
@@ -35,40 +37,66 @@ def survey(source: BlockSource, rules: Rules = STRICT) -> Coverage:
     """
     require_quantizable(source.blocks)
     require_coverage(coverage(source.blocks), type(source.model).__name__, rules)
-    called, broken = _observed(source)
+    reasons = _observed(source)
     for block in source.blocks.modules:
         for name, module in linear_layers(block).items():
-            if pattern(name) in broken:
-                keep_precision(module, NO_PRODUCT)
-            elif pattern(name) not in called:
-                keep_precision(module, NEVER_CALLED)
+            if pattern(name) in reasons:
+                keep_precision(module, reasons[pattern(name)])
     found = coverage(source.blocks)
     require_coverage(found, type(source.model).__name__, rules)
     return found
 
 
-def _observed(source: BlockSource) -> tuple[set[str], set[str]]:
-    """Names in a block, numbers as *, of layers that ran, and of those that gave no product."""
-    called: set[str] = set()
-    broken: set[str] = set()
-
-    def noted(name: str, outputs: int) -> Callable[..., None]:
-        def note(_: nn.Module, __: Any, output: Any) -> None:
-            called.add(name)
-            if not isinstance(output, Tensor) or output.shape[-1] != outputs:
-                broken.add(name)
-
-        return note
-
-    handles = [
-        module.register_forward_hook(noted(pattern(name), weight_matrix(module).shape[0]))
+def _observed(source: BlockSource) -> dict[str, str]:
+    """Names in a block, numbers as *, of layers that cannot be replaced, and why."""
+    layers = [
+        (pattern(name), module)
         for block in source.blocks.modules
         for name, module in linear_layers(block).items()
     ]
+    outputs = {module: weight_matrix(module).shape[0] for _, module in layers}
+    called: set[str] = set()
+    found: dict[str, str] = {}
+    running: set[nn.Module] = set()
+
+    def watched(name: str, module: nn.Module) -> list[Any]:
+        def enter(*_: Any) -> None:
+            running.add(module)
+
+        def leave(_: nn.Module, __: Any, output: Any) -> None:
+            running.discard(module)
+            called.add(name)
+            if not isinstance(output, Tensor) or output.shape[-1] != outputs[module]:
+                found[name] = NO_PRODUCT
+
+        def read() -> None:
+            if module not in running:
+                found.setdefault(name, WEIGHT_READ)
+
+        _tell_reads(module, read)
+        return [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
+
+    classes = [(module, type(module)) for _, module in layers]
+    handles = [handle for name, module in layers for handle in watched(name, module)]
     try:
         with blocks_in_place(source, blank=True), evaluation(source.model):
             run_model(source.model, torch.zeros(1, _TOKENS, dtype=torch.int64))
     finally:
         for handle in handles:
             handle.remove()
-    return called, broken
+        for module, kind in classes:
+            module.__class__ = kind
+    idle = {name: NEVER_CALLED for name, _ in layers if name not in called}
+    return {**found, **idle}
+
+
+def _tell_reads(module: nn.Module, tell: Callable[[], None]) -> None:
+    """Call tell() whenever the weight of a module is looked up; its class is another one then."""
+    kind = type(module)
+
+    def look_up(self: nn.Module, name: str) -> Any:
+        if name == "weight":
+            tell()
+        return kind.__getattr__(self, name)
+
+    module.__class__ = type(kind.__name__, (kind,), {"__getattr__": look_up})

@@ -13,11 +13,15 @@ from quant.blocks import LINEAR_TYPES, linear_layers, set_weight_matrix, weight_
 from quant.calibrate.neighbours import Maker, Names, find_neighbours
 from quant.errors import QuantizationError
 from quant.hessian import Hessian
+from quant.input_operator import InputOperator, KeptChange, attach
 from quant.transforms.base import (
+    ALWAYS,
+    NEVER,
     Change,
     Group,
     Transform,
     applied_note,
+    kept_note,
     read_note,
     unapplied_note,
 )
@@ -64,7 +68,8 @@ def require_changes(transforms: Sequence[tuple[Transform, Any]], layers: Sequenc
             why = "; ".join(sorted(filter(None, reasons))) or "no layer ran"
             raise QuantizationError(
                 f"transform {transform.name} changed no layer of this model ({why}): leave it out, "
-                "or use a model whose norms feed its layers alone."
+                "let it keep its changes in front of the layers, or use a model whose norms feed "
+                "its layers alone."
             )
 
 
@@ -87,8 +92,9 @@ class BlockTransformer:
     run: Callable[[], Tensor]
 
     def apply(self, hessians: Mapping[Names, Hessian]) -> dict[Names, Changed]:
-        """Change the coordinates of every group whose input one module makes for it alone.
+        """Change the coordinates of groups whose input one module makes for them alone, and others.
 
+        Where no module takes the change in, or none shall, it is kept in front of the layers.
         The Hessians stay those of the untransformed inputs (see Changed.hessian). Raises
         QuantizationError, naming the block, when its output is no longer what it was.
         """
@@ -103,7 +109,8 @@ class BlockTransformer:
 
     def _group(self, names: Names, hessian: Hessian, maker: Maker | str) -> Changed:
         maker = maker if isinstance(maker, str) else self._changeable(names, maker)
-        if isinstance(maker, str):
+        may_keep = any(each.keeps(options) != NEVER for each, options in self.transforms)
+        if isinstance(maker, str) and (not may_keep or hessian.tokens == 0):
             return Changed(notes=[unapplied_note(each.name, maker) for each, _ in self.transforms])
         linears = linear_layers(self.block)
         matrix = hessian.matrix()
@@ -115,16 +122,43 @@ class BlockTransformer:
             change = transform.change(Group(hessian.layer, layers, weights, matrix), options)
             if change is None:
                 notes.append(unapplied_note(transform.name, "it finds nothing to change"))
-            elif not fold(maker.module, change, maker.args, maker.kwargs):
-                why = f"{maker.name} cannot take the change in"
-                notes.append(unapplied_note(transform.name, why))
-            else:
-                for name, layer, weight in zip(names, layers, weights, strict=True):
-                    set_weight_matrix(linears[name], change.weight(weight), layer)
-                matrix = change.hessian(matrix)
-                changes.append(change)
-                notes.append(applied_note(transform.name, maker.name))
+                continue
+            change, kept, note = self._apply(
+                transform, transform.keeps(options), change, names, maker
+            )
+            notes.append(note)
+            if change is None:
+                continue
+            if kept:  # a module before it would change x, not x T
+                maker = f"{transform.name} is kept in front of it"
+            for name, layer, weight in zip(names, layers, weights, strict=True):
+                set_weight_matrix(linears[name], change.weight(weight), layer)
+            matrix = change.hessian(matrix)
+            changes.append(change)
         return Changed(tuple(changes), notes)
+
+    def _apply(
+        self, transform: Transform, keep: str, change: Change, names: Names, maker: Maker | str
+    ) -> tuple[Change | None, bool, str]:
+        """Make x T of the input of layers: the change that was made, whether it is kept, a note.
+
+        The change is None when nothing could be done.
+        """
+        why = maker if isinstance(maker, str) else f"{maker.name} cannot take the change in"
+        taker = None if keep == ALWAYS or isinstance(maker, str) else maker
+        if taker is not None and fold(taker.module, change, taker.args, taker.kwargs):
+            return change, False, applied_note(transform.name, taker.name)
+        if keep == NEVER:
+            return None, False, unapplied_note(transform.name, why)
+        linears = [linear_layers(self.block)[name] for name in names]
+        if self._shared(linears):
+            return None, False, unapplied_note(transform.name, "it shares parameters with others")
+        tensors = _tensors(transform, change)
+        for linear in linears:
+            attach(linear, InputOperator([KeptChange(transform, tensors)]))
+        # The very change that the artifact will hold, whatever rounding its tensors took.
+        made = KeptChange(transform, tensors).change
+        return made, True, kept_note(transform.name, names)
 
     def _changeable(self, names: Names, maker: Maker) -> Maker | str:
         """The maker, unless somebody else would feel the change of its parameters or weights."""
@@ -133,17 +167,20 @@ class BlockTransformer:
         if isinstance(maker.module, LINEAR_TYPES) and f"{self.name}.{maker.name}" in self.solved:
             return f"{maker.name}, which makes its input, is quantized already"
         linears = linear_layers(self.block)
-        touched = [maker.module, *(linears[name] for name in names)]
-        ours = {id(value) for module in touched for value in module.parameters()}
+        if self._shared([maker.module, *(linears[name] for name in names)]):
+            return f"it or {maker.name}, which makes its input, shares parameters with others"
+        return maker
+
+    def _shared(self, modules: Sequence[nn.Module]) -> bool:
+        """Whether parameters of these modules belong to others too, or to two of them."""
+        ours = {id(value) for module in modules for value in module.parameters()}
         held = [
             id(value)
             for _, module in self.model.named_modules(remove_duplicate=False)
             for value in module._parameters.values()
             if id(value) in ours
         ]
-        if len(held) > len(ours):
-            return f"it or {maker.name}, which makes its input, shares parameters with others"
-        return maker
+        return len(held) > len(ours)
 
     def _require_same(self, before: Tensor, after: Tensor) -> None:
         """Raise unless the block's output is what it was, as far as rounding allows."""
@@ -160,6 +197,30 @@ class BlockTransformer:
                 "on them in a way that was not seen; quantize this model without transforms, and "
                 "report the model class."
             )
+
+
+@torch.no_grad()
+def restore(
+    model: nn.Module, beside: Mapping[str, Tensor], operators: Mapping[str, InputOperator]
+) -> None:
+    """Put back what transforms changed beside the weights of layers, tensors by full name."""
+    for name, value in beside.items():
+        path, _, attribute = name.rpartition(".")
+        getattr(model.get_submodule(path), attribute).copy_(value)
+    for layer, operator in operators.items():
+        attach(model.get_submodule(layer), operator)
+
+
+def _tensors(transform: Transform, change: Any) -> dict[str, Tensor]:
+    """What a change is made of; QuantizationError for one that does not say it."""
+    say = getattr(change, "tensors", None)
+    tensors = say() if callable(say) else None
+    if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):
+        raise QuantizationError(
+            f"transform {transform.name} keeps its changes, but its {type(change).__name__} does "
+            "not say the tensors that it is made of: give it tensors() -> {name: tensor}."
+        )
+    return tensors
 
 
 def _working(weight: Tensor) -> Tensor:

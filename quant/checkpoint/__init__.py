@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         load_weights,
         read_format,
         read_scheme,
+        runnable,
     )
     from quant.checkpoint.writer import save
 
@@ -29,6 +30,7 @@ __all__ = [
     "read_format",
     "read_layer",
     "read_scheme",
+    "runnable",
     "save",
     "verify",
 ]
@@ -41,6 +43,7 @@ _HOME = {
     "read_format": "loader",
     "read_layer": "layers",
     "read_scheme": "loader",
+    "runnable": "loader",
     "save": "writer",
     "verify": "folder",
 }

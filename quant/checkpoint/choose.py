@@ -6,6 +6,7 @@ is a new format.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import pkgutil
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ from functools import lru_cache
 from typing import Any
 
 from quant.checkpoint import formats as package
+from quant.checkpoint import operators
 from quant.checkpoint.formats.base import CheckpointFormat, Format, Writer
 from quant.errors import ArtifactError
 from quant.scheme import Scheme
@@ -31,6 +33,7 @@ def parse(config: Mapping[str, Any], source: str) -> CheckpointFormat:
     source names the checkpoint in messages.
     """
     where = f"{source}: quantization_config"
+    config, kept = operators.unwrap(config, where)
     found = [format for format in formats() if format.matches(config)]
     if not found:
         readable = ", ".join(format.configuration for format in formats())
@@ -43,7 +46,7 @@ def parse(config: Mapping[str, Any], source: str) -> CheckpointFormat:
             f"{where} is {' and '.join(format.title for format in found)} at once; correct "
             "`matches` of these formats."
         )
-    return found[0].parse(config, where)
+    return dataclasses.replace(found[0].parse(config, where), operators=kept)
 
 
 def config_files() -> dict[str, str]:

@@ -18,6 +18,7 @@ from quant.checkpoint.formats.base import CheckpointFormat, StoredLayer, Writer
 from quant.checkpoint.layers import quantized_layers, read_weight
 from quant.checkpoint.loader import read_format, read_quantization
 from quant.checkpoint.names import names_of
+from quant.checkpoint.operators import summary
 from quant.checkpoint.skeleton import build_skeleton
 from quant.checkpoint.tensors import Entry, TensorReader, write_tensors
 from quant.checkpoint.writer import (
@@ -82,6 +83,11 @@ def export(
     if not overwrite:
         _refuse_overwriting(target)
     checkpoint = read_format(source, verify_files=verify_files)
+    if checkpoint.operators:
+        raise ArtifactError(
+            f"{source} has {summary(checkpoint.operators)}, and {format} holds weights alone: "
+            "quantize again with changes that are folded (those of Bitsweep are with keep=never)."
+        )
     reason = writer.refuses(checkpoint.scheme("float16"), None)
     if reason is not None:
         raise ArtifactError(f"{source} {reason}")

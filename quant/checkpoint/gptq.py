@@ -118,13 +118,13 @@ def parse(
 def zero_points(parsed: CheckpointFormat, version: str) -> str:
     """How sure it is that zero-points are stored as `version` (in words) stores them."""
     if not parsed.declared:
-        return (
-            "checkpoint_format not declared: read from the symmetric zero-points"
-            if parsed.symmetric
-            else f"{version} assumed: checkpoint_format not declared, nothing confirms it"
-        )
-    sure = "the symmetric ones confirm it" if parsed.symmetric else "asymmetric: trusted"
-    return f"{version} declared, {sure}"
+        return "checkpoint_format not declared"
+    if parsed.evidence:
+        said = f"{version}, found in the tensors: checkpoint_format not declared"
+    else:
+        sure = "the symmetric ones confirm it" if parsed.symmetric else "asymmetric: trusted"
+        said = f"{version} declared, {sure}"
+    return f"{said}; some are stored as -1 and read as 0" if parsed.wraps else said
 
 
 def entries(scheme: Scheme, layer: StoredLayer) -> Entries:

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from cuda_ext.layout import pack_codes, unpack_codes
-from quant.checkpoint.formats.base import CheckpointFormat, scale_dtypes
+from quant.checkpoint.formats.base import CheckpointFormat, check_scales, scale_dtypes
 from quant.checkpoint.gptq import V1, V2, Version
+from quant.checkpoint.gptq_zeros import COARSE_BITS, CONSTANT
 from quant.errors import ArtifactError
 from quant.linear import Packed, packed_shapes
 from quant.scheme import Scheme
@@ -17,11 +18,6 @@ from quant.weight import QuantizedWeight
 
 if TYPE_CHECKING:
     from quant.checkpoint.formats.base import Read, Shape, Tensors
-
-# Equal zero-points that an asymmetric layer does not have by chance; at 2 bits, with four values
-# and weights that lean to one side, it may.
-_CONSTANT = 128
-_COARSE_BITS = 2
 
 
 def read_version(
@@ -75,7 +71,9 @@ def read(
     outputs, inputs = shape or (scales.shape[1], _inputs(packed, checkpoint))
     _check_shapes(packed, scheme, inputs, outputs, layer)
     for name in ("scales", "scales_negative"):
-        if name in packed and not bool(torch.isfinite(packed[name]).all()):
+        if name in packed and grid == "qzeros":
+            check_scales(packed[name], checkpoint, f"{layer}.{name}")
+        elif name in packed and not bool(torch.isfinite(packed[name]).all()):
             raise ArtifactError(f"{layer}.{name} holds NaN or infinite values; make it again.")
     _settle_groups(packed, checkpoint, scheme, layer)
     return packed, scheme, inputs
@@ -145,19 +143,17 @@ def _true_zeros(
     low, high = (int(value) for value in zeros.aminmax())
     other = V2 if version == V1 else V1
     if low == high == other.symmetric_zero(bits) and (
-        checkpoint.symmetric or (zeros.numel() >= _CONSTANT and bits > _COARSE_BITS)
+        checkpoint.symmetric or (zeros.numel() >= CONSTANT and bits > COARSE_BITS)
     ):
-        if checkpoint.declared or not checkpoint.symmetric:
-            raise ArtifactError(
-                f"{layer}.qzeros holds {low} everywhere, the symmetric zero-point of "
-                f"checkpoint_format={other.checkpoint_format!r}, but quantization_config "
-                f"{'says' if checkpoint.declared else 'without one means'} "
-                f"{version.checkpoint_format!r}, where it is stored as "
-                f"{version.symmetric_zero(bits)}: set checkpoint_format to "
-                f"{other.checkpoint_format!r} and sym to true in config.json."
-            )
-        version = other
-    elif checkpoint.symmetric and not low == high == version.symmetric_zero(bits):
+        said = "and other layers show" if checkpoint.evidence else "says"
+        raise ArtifactError(
+            f"{layer}.qzeros holds {low} everywhere, the symmetric zero-point of "
+            f"checkpoint_format={other.checkpoint_format!r}, but quantization_config {said} "
+            f"{version.checkpoint_format!r}, where it is stored as "
+            f"{version.symmetric_zero(bits)}: set checkpoint_format to "
+            f"{other.checkpoint_format!r} and sym to true in config.json."
+        )
+    if checkpoint.symmetric and not low == high == version.symmetric_zero(bits):
         raise ArtifactError(
             f"{layer}.qzeros holds {low} to {high}, but quantization_config says sym=true, where "
             f"every stored zero-point is {V1.symmetric_zero(bits)} (checkpoint_format "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,11 +13,15 @@ from torch import Tensor
 from quant.checkpoint.choose import parse
 from quant.checkpoint.folder import remake
 from quant.checkpoint.formats.base import CheckpointFormat
+from quant.checkpoint.operators import tensor_names
 from quant.checkpoint.tensors import TensorReader
 from quant.errors import ArtifactError
 from quant.linear import Packed, unpack
 from quant.scheme import Scheme
 from quant.weight import QuantizedWeight
+
+# Layers whose tensors are looked at for what a configuration does not say.
+LOOKED_AT = 8
 
 
 class Tensors(Protocol):
@@ -43,11 +48,46 @@ def quantized_layers(reader: TensorReader, checkpoint: CheckpointFormat) -> dict
             f"{reader.folder} holds no quantized layer (no tensor ends in {suffix}), although its "
             f"config.json has a quantization_config. {remake(reader.folder)}"
         )
+    lacking = next((name for name in checkpoint.operators if name not in layers), None)
+    if lacking is not None:
+        raise ArtifactError(
+            f"{reader.folder}: config.json has an operator in front of {lacking}, of which the "
+            f"files hold no {checkpoint.format.codes}. {remake(reader.folder)}"
+        )
+    lacking = next((n for n in operator_tensors(checkpoint) if n not in reader.names), None)
+    if lacking is not None:
+        raise ArtifactError(
+            f"{reader.folder}: tensor {lacking} is in none of its files. {remake(reader.folder)}"
+        )
     for name in reader.names:
         layer, _, part = name.rpartition(".")
         if layer in layers and part in checkpoint.format.parts:
             layers[layer].append(part)
     return layers
+
+
+def look_at(folder: Path, checkpoint: CheckpointFormat) -> CheckpointFormat:
+    """What a quantization_config left open, from layers spread over the checkpoint (`settle`)."""
+    with TensorReader(folder) as reader:
+        layers = quantized_layers(reader, checkpoint)
+        names = list(layers)[:: -(-len(layers) // LOOKED_AT)]
+        parts = {n: {p: reader.mapped(f"{n}.{p}") for p in layers[n]} for n in names}
+        return settle(checkpoint, parts, str(folder))
+
+
+def settle(
+    checkpoint: CheckpointFormat, layers: Mapping[str, Mapping[str, Tensor]], where: str
+) -> CheckpointFormat:
+    """The same with what its configuration does not say, found from the tensors of some layers.
+
+    That is the version of GPTQ, and whether scales are negative. ArtifactError when they fit
+    several versions; `where` names the checkpoint.
+    """
+    if checkpoint.format.settle is not None:
+        checkpoint = checkpoint.format.settle(checkpoint, layers, where)
+    scales = [parts.get(checkpoint.format.scales) for parts in layers.values()]
+    signed = any(bool((each < 0).any()) for each in scales if each is not None)
+    return replace(checkpoint, signed=signed)
 
 
 def read_layer(
@@ -61,10 +101,11 @@ def read_layer(
 
     tensors maps the names of the layer's parts (qweight, scales, ...) to what the file holds;
     without a shape (outputs, inputs) it is taken from them. The values are scale * (code - zero) in
-    float32, so `.dequantize(torch.bfloat16)` rounds once. Raises ArtifactError naming the layer,
+    float32, so `.dequantize(torch.bfloat16)` rounds once. What stands in front of a layer is no
+    part of it: the weight is that of the changed input. Raises ArtifactError naming the layer,
     the tensor and what was expected.
     """
-    parsed = parse(quantization_config, layer)
+    parsed = settle(parse(quantization_config, layer), {layer: tensors}, layer)
     return unpack(*parsed.format.read_layer(tensors, parsed, layer, shape))
 
 
@@ -101,6 +142,17 @@ def read_weight(
 ) -> QuantizedWeight:
     """As read_packed, unpacked."""
     return unpack(*read_packed(reader, checkpoint, layer, parts, shape))
+
+
+def operator_tensors(checkpoint: CheckpointFormat) -> list[str]:
+    """Full names of the tensors of all that stands in front of layers."""
+    operators = checkpoint.operators.items()
+    return [f"{layer}.{part}" for layer, changes in operators for part in tensor_names(changes)]
+
+
+def operator_bits(reader: TensorReader, checkpoint: CheckpointFormat) -> int:
+    """Stored bits of all that stands in front of layers."""
+    return sum(8 * reader.mapped(name).nbytes for name in operator_tensors(checkpoint))
 
 
 @contextlib.contextmanager

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,23 @@ from cuda_ext.ops import resolve_kernel
 from quant.checkpoint.choose import config_files, parse
 from quant.checkpoint.folder import MANIFEST, read_json, remake, verify
 from quant.checkpoint.formats.base import CheckpointFormat
-from quant.checkpoint.layers import Tensors, quantized_layers, read_packed, read_weight
+from quant.checkpoint.layers import (
+    Tensors,
+    look_at,
+    quantized_layers,
+    read_packed,
+    read_weight,
+)
 from quant.checkpoint.names import names_of
+from quant.checkpoint.operators import build, find_transforms, tensor_names
 from quant.checkpoint.skeleton import build_skeleton
 from quant.checkpoint.tensors import TensorReader
 from quant.checkpoint.writer import layer_shape
 from quant.errors import ArtifactError
+from quant.input_operator import KeptChange, attach
 from quant.linear import QuantLinear
 from quant.scheme import Scheme
+from quant.transforms.base import Transform
 from quant.weight import QuantizedWeight
 
 
@@ -33,6 +43,7 @@ def load(
     dtype: torch.dtype | None = None,
     *,
     verify_files: bool = True,
+    transforms: Sequence[Transform] = (),
     **options: Any,
 ) -> PreTrainedModel:
     """The model of a quantized checkpoint of any format that Bitsweep reads, in eval mode.
@@ -40,14 +51,15 @@ def load(
     Quantized layers become QuantLinear modules that run `kernel`; all other tensors are cast to
     dtype, or keep the type they are stored in. No weight is initialised only to be overwritten.
     verify_files compares every file with the sha256 in artifact.json (checkpoints of other
-    producers have none). options go to transformers, for example attn_implementation="eager".
+    producers have none). transforms are the specs of those in front of layers that are not
+    Bitsweep's own. options go to transformers, for example attn_implementation="eager".
 
     Raises ArtifactError naming the file and the tensor for a folder that is missing, incomplete,
     damaged, of an unknown format, or that does not fit its config.json; KernelUnavailable.
     """
     folder = Path(folder)
     resolve_kernel(kernel, device)
-    checkpoint = read_format(folder, verify_files=verify_files)
+    checkpoint = runnable(read_format(folder, verify_files=verify_files), transforms, folder)
     with TensorReader(folder) as reader:
         model = build_skeleton(folder, dtype, options)
         reader.rename(names_of(model).to_model)
@@ -63,7 +75,10 @@ def load(
 
 
 def load_weights(folder: str | Path, *, verify_files: bool = True) -> dict[str, QuantizedWeight]:
-    """The quantized weights of a checkpoint by full layer name, without building the model."""
+    """The quantized weights of a checkpoint by full layer name, without building the model.
+
+    Of a layer with an operator in front, the weight that is multiplied by what the operator makes.
+    """
     folder = Path(folder)
     checkpoint = read_format(folder, verify_files=verify_files)
     with TensorReader(folder) as reader:
@@ -71,6 +86,14 @@ def load_weights(folder: str | Path, *, verify_files: bool = True) -> dict[str, 
             layer: read_weight(reader, checkpoint, layer, parts)
             for layer, parts in quantized_layers(reader, checkpoint).items()
         }
+
+
+def runnable(
+    checkpoint: CheckpointFormat, transforms: Sequence[Transform], folder: Path
+) -> CheckpointFormat:
+    """The format with the transforms of its operators; ArtifactError for one that is unknown."""
+    operators = find_transforms(checkpoint.operators, transforms, str(folder))
+    return dataclasses.replace(checkpoint, operators=operators)
 
 
 def read_format(folder: Path, *, verify_files: bool = True) -> CheckpointFormat:
@@ -83,11 +106,12 @@ def read_format(folder: Path, *, verify_files: bool = True) -> CheckpointFormat:
         )
     checkpoint = parse(read_quantization(folder), str(folder))
     sealed = verify_files and verify(folder)
-    if verify_files and not sealed and checkpoint.producer.startswith("bitsweep"):
+    own = checkpoint.producer.startswith("bitsweep")
+    if verify_files and not sealed and own:
         raise ArtifactError(
             f"{folder / MANIFEST} is missing, so the files cannot be checked. {remake(folder)}"
         )
-    return checkpoint
+    return checkpoint if own else look_at(folder, checkpoint)
 
 
 def read_quantization(folder: Path) -> dict[str, Any]:
@@ -132,6 +156,8 @@ def dequantize_layers(model: nn.Module, dtype: torch.dtype) -> None:
         dense.weight = nn.Parameter(module.dequantize(dtype), requires_grad=False)
         if module.bias is not None:
             dense.bias = nn.Parameter(module.bias, requires_grad=False)
+        if module.input_operator is not None:
+            attach(dense, module.input_operator)
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, dense)
 
@@ -165,11 +191,16 @@ def replace_layer(
         used.add(f"{layer}.bias")
         if tuple(bias.shape) != (outputs,):
             raise _shape_error(reader, f"{layer}.bias", bias, (outputs,))
+        require_kind(reader, f"{layer}.bias", bias, torch.float32)
     elif getattr(module, "bias", None) is not None:
         raise _missing(reader, f"{layer}.bias")
+    kept, operator = checkpoint.operators.get(layer, ()), None
+    if kept:
+        operator = build(kept, reader.read, inputs, layer)
+        used |= {f"{layer}.{part}" for part in tensor_names(kept)}
     # The kernel is that of the device, so the buffers go there before it lays them out.
     packed = {name: tensor.to(device) for name, tensor in packed.items()}
-    quantized = QuantLinear(packed, scheme, inputs, bias, kernel).to(device)
+    quantized = QuantLinear(packed, scheme, inputs, bias, kernel, operator).to(device)
     parent, _, child = layer.rpartition(".")
     setattr(model.get_submodule(parent), child, quantized)
     return used
@@ -192,11 +223,7 @@ def _fill(
         expected = tensor_of(model, names[0])
         if tensor.shape != expected.shape:
             raise _shape_error(reader, held[0], tensor, tuple(expected.shape))
-        if tensor.is_floating_point() != expected.is_floating_point():
-            raise ArtifactError(
-                f"{reader.file_of(held[0])}: {held[0]} is {tensor.dtype}, but the model has "
-                f"{expected.dtype} there. {remake(reader.folder)}"
-            )
+        require_kind(reader, held[0], tensor, expected.dtype)
         parameter = isinstance(expected, nn.Parameter)
         value = nn.Parameter(tensor, requires_grad=False) if parameter else tensor
         for name in names:
@@ -207,10 +234,13 @@ def _fill(
 
 
 def parameters_and_buffers(model: PreTrainedModel) -> Iterator[list[str]]:
-    """Names of the parameters and persistent buffers outside QuantLinear; tied ones together."""
+    """Names of the parameters and persistent buffers outside QuantLinear; tied ones together.
+
+    Operators in front of layers are none of the model's own, packed or not.
+    """
     groups: dict[int, list[str]] = {}
     for path, module in model.named_modules():
-        if isinstance(module, QuantLinear):
+        if isinstance(module, QuantLinear | KeptChange):
             continue
         here: dict[str, Tensor | None] = dict(module._parameters)
         here |= {
@@ -237,11 +267,22 @@ def refuse_unexpected(model: PreTrainedModel, reader: TensorReader, used: set[st
 def tensor_of(model: nn.Module, name: str) -> Tensor:
     """The parameter or buffer of this full name."""
     path, _, attribute = name.rpartition(".")
-    return getattr(model.get_submodule(path), attribute)
+    module = model.get_submodule(path)
+    held = module._parameters.get(attribute)
+    return getattr(module, attribute) if held is None else held
 
 
 def _cast(tensor: Tensor, device: str | torch.device, dtype: torch.dtype | None) -> Tensor:
     return tensor.to(device, dtype if tensor.is_floating_point() else None)
+
+
+def require_kind(reader: Tensors, name: str, tensor: Tensor, expected: torch.dtype) -> None:
+    """ArtifactError for integers where the model has floating point, and the reverse: no cast."""
+    if tensor.is_floating_point() != expected.is_floating_point:
+        raise ArtifactError(
+            f"{reader.file_of(name)}: {name} is {tensor.dtype}, but the model has {expected} "
+            f"there. {remake(reader.folder)}"
+        )
 
 
 def _missing(reader: Tensors, name: str) -> ArtifactError:

@@ -20,7 +20,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from quant.calibrate.sink import Finished
 from quant.calibrate.source import BlockSource
 from quant.checkpoint.folder import make_room, publish, sha256, sync, writing
 from quant.checkpoint.names import names_of
+from quant.checkpoint.operators import read_operators, stored_operators
 from quant.checkpoint.tensors import Entry, shard_names, write_index, write_shard
 from quant.checkpoint.writer import (
     SLACK_BYTES,
@@ -49,8 +50,10 @@ from quant.checkpoint.writer import (
     write_beside,
 )
 from quant.errors import ArtifactError
+from quant.input_operator import InputOperator
 from quant.linear import packed_shapes, unpack
 from quant.scheme import SCALE_DTYPES, Scheme
+from quant.transforms.base import Transform
 from quant.weight import QuantizedWeight
 
 ACTIVATIONS = "activations"
@@ -122,7 +125,8 @@ class PartialArtifact:
         )
         # The block runs on, and leaves the device, before these are written.
         entries = [*quantized(weights), *map(_copied, beside)]
-        return functools.partial(self._keep, index, entries, weights, made)
+        operators = stored_operators(model, weights)
+        return functools.partial(self._keep, index, entries, weights, made, operators)
 
     def _keep(
         self,
@@ -130,10 +134,12 @@ class PartialArtifact:
         entries: list[Entry],
         weights: dict[str, QuantizedWeight],
         made: Finished,
+        operators: Mapping[str, Any],
     ) -> None:
         """Write a block and note that it is finished."""
         note = self._write(self._shards[index], entries)
         note["scattered"] = [n for n, weight in weights.items() if weight.group_index is not None]
+        note["operators"] = dict(operators)
         note["layers"] = [dataclasses.asdict(layer) for layer in made.layers]
         note["stages"] = [dataclasses.asdict(stage) for stage in made.stages]
         with writing(self._making.target, self._needed):
@@ -170,6 +176,13 @@ class PartialArtifact:
             if name in biases or not name.startswith(packed)
         }
 
+    def operators(self, index: int, transforms: Sequence[Transform]) -> dict[str, InputOperator]:
+        """Build again what stands in front of layers of a finished block."""
+        note = self._notes[index]
+        inputs = {layer["name"]: layer["inputs"] for layer in note["layers"]}
+        tensors = self._read(note)
+        return read_operators(note["operators"], transforms, tensors, inputs, note["file"])
+
     def complete(self) -> None:
         """Write what is not in a block and let the artifact appear at its place, all at once."""
         making, model = self._making, self._source.model
@@ -179,12 +192,16 @@ class PartialArtifact:
             making.target, model, layers, lambda name: not name.startswith(inside)
         )
         scattered = any(note["scattered"] for note in self._notes)
-        config = config_json(making.target, model, layers, making.scheme, scattered, making.method)
+        kept = {layer: said for note in self._notes for layer, said in note["operators"].items()}
+        config = config_json(
+            making.target, model, layers, making.scheme, scattered, making.method, kept
+        )
         notes = [*self._notes, self._write(self._shards[-1], rest)]
         with writing(making.target, self._needed):
             placed = {name: note["file"] for note in notes for name in note["tensors"]}
             total = sum(note["tensor_bytes"] for note in notes)
-            write_index(self._folder, stem_of(making.scheme), placed, total)
+            # Its name alone tells other readers to stop: the shards had theirs before anybody knew.
+            write_index(self._folder, stem_of(making.scheme, bool(kept)), placed, total)
             copied = tokenizer_to_copy(making.target, making.tokenizer)
             write_beside(self._folder, config, model, copied)
             known = {n["file"]: {key: n[key] for key in ("bytes", "sha256")} for n in notes}
@@ -247,7 +264,7 @@ def partial_artifact(making: Making, source: BlockSource) -> Iterator[PartialArt
     artifact, when something else is in its place, or when the disk is too small.
     """
     # What does not fit into a message later should be said before the work.
-    config_json(making.target, source.model, [], making.scheme, False, making.method)
+    config_json(making.target, source.model, [], making.scheme, False, making.method, {})
     copied = tokenizer_to_copy(making.target, making.tokenizer)
     needed = artifact_bytes(source, making.scheme) + sum(path.stat().st_size for path in copied)
     with writing(making.target, needed):

@@ -3,34 +3,37 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
 from cuda_ext.ops import resolve_kernel
 from quant.blocks import find_blocks
 from quant.calibrate.source import Weights
-from quant.checkpoint.layers import quantized_layers
+from quant.checkpoint.layers import operator_bits, quantized_layers
 from quant.checkpoint.loader import (
     parameters_and_buffers,
     read_format,
     refuse_unexpected,
     replace_layer,
+    require_kind,
+    runnable,
     tensor_of,
 )
-from quant.checkpoint.names import names_of
+from quant.checkpoint.names import names_of, stored_names
+from quant.checkpoint.operators import tensor_names
 from quant.checkpoint.skeleton import build_causal_lm, build_skeleton
 from quant.checkpoint.tensors import TensorReader
 from quant.checkpoint.writer import layer_shape
 from quant.errors import ArtifactError
 from quant.experts import fused_parts
+from quant.input_operator import detach
 from quant.memory.heaps import give_back, keep_freed_memory, own_copy, own_zeros
+from quant.transforms.base import Transform
 
 log = logging.getLogger(__name__)
 
@@ -91,6 +94,7 @@ class SkeletonSource:
         )
 
     def release(self, index: int) -> None:
+        detach(self.blocks.modules[index])
         for names in self._of_block[index]:
             for name in names:
                 if name in self._meta:
@@ -237,12 +241,14 @@ class ArtifactSource(SkeletonSource):
         dtype: torch.dtype | None = None,
         *,
         verify_files: bool = True,
+        transforms: Sequence[Transform] = (),
         **options: Any,
     ) -> None:
         self.folder = Path(folder)
         resolve_kernel(kernel, device)
         self._kernel, self._dtype = kernel, dtype
-        self._format = read_format(self.folder, verify_files=verify_files)
+        found = read_format(self.folder, verify_files=verify_files)
+        self._format = runnable(found, transforms, self.folder)
         self._reader = TensorReader(self.folder, mapped=False)
         self._reader.__enter__()
         try:
@@ -262,7 +268,7 @@ class ArtifactSource(SkeletonSource):
         weights = {
             f"{layer}.{part}": self._reader.read(f"{layer}.{part}")
             for layer in packed
-            for part in (*self._layers[layer], "bias")
+            for part in (*self._layers[layer], "bias", *self._operator(layer))
             if f"{layer}.{part}" in self._reader.names
         }
         for names in self._of_block[index]:
@@ -293,6 +299,13 @@ class ArtifactSource(SkeletonSource):
         """(outputs, inputs) of every quantized layer, by its name."""
         return {name: layer_shape(self.model.get_submodule(name), name) for name in self._layers}
 
+    def operator_bits(self) -> int:
+        """Stored bits of all that stands in front of layers."""
+        return operator_bits(self._reader, self._format)
+
+    def _operator(self, layer: str) -> list[str]:
+        return tensor_names(self._format.operators.get(layer, ()))
+
     def _layers_of(self, index: int) -> list[str]:
         return [n for n in self._layers if n.startswith(f"{self.blocks.block_name(index)}.")]
 
@@ -310,6 +323,7 @@ class ArtifactSource(SkeletonSource):
                 f"{self._reader.file_of(name)}: {name} is {list(tensor.shape)}, but config.json "
                 f"makes it {list(expected.shape)}. {self._reader.advice}"
             )
+        require_kind(self._reader, name, tensor, expected.dtype)
         return tensor.to(self._dtype) if tensor.is_floating_point() and self._dtype else tensor
 
     def _tied(self, name: str) -> list[str]:
@@ -324,7 +338,7 @@ class ArtifactSource(SkeletonSource):
                 "cannot be streamed; load the model whole (runtime.stream=never)."
             )
         used = {f"{layer}.{part}" for layer, parts in self._layers.items() for part in parts}
-        used |= {f"{layer}.bias" for layer in self._layers}
+        used |= {f"{n}.{part}" for n in self._layers for part in ("bias", *self._operator(n))}
         used |= {name for names in parameters_and_buffers(self.model) for name in names}
         refuse_unexpected(self.model, self._reader, used)
 
@@ -335,45 +349,6 @@ class _Fetched:
     def __init__(self, reader: TensorReader, tensors: Weights) -> None:
         self.folder, self.names, self.file_of = reader.folder, set(tensors), reader.file_of
         self.read = tensors.__getitem__
-
-
-def stored_names(model: PreTrainedModel, stored: Iterable[str], advice: str = "") -> dict[str, str]:
-    """Names of the model's parameters and buffers to the names in its files that belong to them.
-
-    By the conventions of transformers: renamed keys, and the prefix of the base model added or
-    removed. Names that belong to nothing are ignored, as there. Raises ArtifactError for tensors
-    that transformers makes of several stored ones.
-    """
-    mapping = get_model_conversion_mapping(model)
-    renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
-    converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
-    state, prefix = model.state_dict(), model.base_model_prefix
-    inside: dict[str, list[str]] = {}  # of a fused tensor those that it is taken apart into
-    for part_name, part in fused_parts(model).items():
-        inside.setdefault(part.fused, []).append(part_name)
-        state[part.fused] = state[part_name]  # so that the prefix of the base model is found
-    found: dict[str, str] = {}
-    for name in sorted(stored):
-        alone, _ = rename_source_key(name, renamings, [], prefix, state)
-        if alone in inside:
-            found |= dict.fromkeys(inside[alone], name)
-            continue
-        renamed, pattern = rename_source_key(name, renamings, converters, prefix, state)
-        if renamed in inside and alone in state:  # an expert's own tensor, which is one here too
-            renamed, pattern = alone, None
-        if renamed not in state and name in state:
-            renamed, pattern = rename_source_key(name, [], [], prefix, state)
-        if renamed not in state:
-            log.info("%s of the checkpoint belongs to nothing in %s", name, type(model).__name__)
-            continue
-        if pattern is not None:
-            raise ArtifactError(
-                f"{renamed} of {type(model).__name__} is put together from several stored tensors "
-                f"(such as {name}), which cannot be read block by block; use a dense model. "
-                f"{advice}"
-            )
-        found[renamed] = name
-    return found
 
 
 def _require_safetensors(folder: Path) -> None:

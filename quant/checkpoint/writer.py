@@ -19,8 +19,10 @@ from quant.checkpoint.choose import artifact_format
 from quant.checkpoint.folder import replace_folder
 from quant.checkpoint.formats.base import QuantizedModel, StoredLayer, Writer
 from quant.checkpoint.names import Names, names_of
+from quant.checkpoint.operators import STEM, stored_operators, wrap
 from quant.checkpoint.tensors import Entry, write_tensors
 from quant.errors import ArtifactError
+from quant.input_operator import NAME as OPERATOR
 from quant.linear import Packed
 from quant.scheme import Scheme
 from quant.weight import QuantizedWeight
@@ -66,12 +68,13 @@ def save(
     entries = full_precision(folder, model, weights) + quantized(weights)
     entries = as_stored(entries, names_of(model))
     scattered = any(weight.group_index is not None for weight in weights.values())
-    config = config_json(folder, model, weights, scheme, scattered, method)
+    operators = stored_operators(model, weights)
+    config = config_json(folder, model, weights, scheme, scattered, method, operators)
     copied = tokenizer_to_copy(folder, tokenizer)
     needed = sum(entry.nbytes for entry in entries) + SLACK_BYTES
     needed += sum(path.stat().st_size for path in copied)
     with replace_folder(folder, needed) as partial:
-        write_tensors(partial, entries, max_shard_bytes, stem_of(scheme))
+        write_tensors(partial, entries, max_shard_bytes, stem_of(scheme, bool(operators)))
         write_beside(partial, config, model, copied)
         if isinstance(tokenizer, PreTrainedTokenizerBase):
             tokenizer.save_pretrained(partial)
@@ -83,9 +86,9 @@ def as_stored(entries: list[Entry], names: Names) -> list[Entry]:
     return [dataclasses.replace(entry, name=names.to_stored(entry.name)) for entry in entries]
 
 
-def stem_of(scheme: Scheme) -> str:
-    """What the names of the files of tensors begin with."""
-    return artifact_format(scheme)[1].stem
+def stem_of(scheme: Scheme, operators: bool = False) -> str:
+    """What the names of the files of tensors begin with; operators stand in front of layers."""
+    return STEM if operators else artifact_format(scheme)[1].stem
 
 
 def write_beside(folder: Path, config: str, model: PreTrainedModel, copied: list[Path]) -> None:
@@ -139,7 +142,7 @@ def full_precision(
     layers: Iterable[str],
     among: Callable[[str], bool] = lambda _: True,
 ) -> list[Entry]:
-    """The tensors that stay as they are: all but those of quantized `layers`, whose bias stays.
+    """The tensors that stay as they are: all but the weights of quantized `layers`.
 
     among  tells by its name whether a tensor is one of those to be written.
     """
@@ -151,7 +154,8 @@ def full_precision(
     entries: dict[Any, Entry] = {}
     # Names that are tied to others come last, so that the others are the ones written.
     for name in sorted(state, key=lambda name: name in tied):
-        if (name.startswith(replaced) and name not in kept) or not among(name):
+        stays = name in kept or f".{OPERATOR}." in name or not name.startswith(replaced)
+        if not stays or not among(name):
             continue
         tensor = state[name]
         if tensor.is_meta:
@@ -255,13 +259,18 @@ def config_json(
     scheme: Scheme,
     scattered: bool,
     method: Mapping[str, Any],
+    operators: Mapping[str, Any],
 ) -> str:
-    """config.json of a model whose `layers` are quantized; scattered: groups are not neighbours."""
+    """config.json of a model whose `layers` are quantized; scattered: groups are not neighbours.
+
+    operators  in front of layers, as `stored_operators` gives them.
+    """
     config = json.loads(model.config.to_json_string())
     config["architectures"] = [type(model).__name__]
     config["dtype"] = str(model.dtype).removeprefix("torch.")
     _, writer = artifact_format(scheme)
-    config["quantization_config"] = describe(writer, model, layers, scheme, scattered, method)
+    quantization = describe(writer, model, layers, scheme, scattered, method)
+    config["quantization_config"] = wrap(quantization, operators)
     try:
         return json.dumps(config, indent=2, sort_keys=True) + "\n"
     except TypeError as error:

@@ -23,6 +23,7 @@ from cuda_ext.tiles import TILE_ROWS, units_for
 from quant.blocks import find_blocks, linear_layers
 from quant.checkpoint.skeleton import parameters_on_meta
 from quant.errors import QuantizationError, SchemeError
+from quant.experts import unfuse
 from quant.linear import Packed, QuantLinear, pack_grid, packed_bytes, packed_shapes, takes_kernels
 from quant.scheme import SCALE_DTYPES, Scheme
 

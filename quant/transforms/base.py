@@ -8,11 +8,14 @@ W' x' = W x: a diagonal T scales columns, an orthogonal one rotates them. Somebo
 the module whose output x is (a norm or a linear layer), which is found by watching the block run
 and whose own parameters take T in (quant.calibrate.neighbours, quant.transforms.fold). What the
 model computes stays the same; what a solver has to round does not.
+
+Where no module can take T in, or a transform wants it so, x' is made at run time: T is kept as an
+operator in front of each of the layers (quant.input_operator), and the artifact holds it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -26,12 +29,21 @@ from quant.solvers.base import (
 if TYPE_CHECKING:
     from torch import Tensor
 
+# When a change is kept in front of its layers: in no case, where no module takes it in, in all.
+NEVER, WHERE_NEEDED, ALWAYS = "never", "where_needed", "always"
+KEEP = (NEVER, WHERE_NEEDED, ALWAYS)
+
 _NOT_APPLIED = "not applied: "
 
 
 def applied_note(transform: str, maker: str) -> str:
     """What a layer's result says of a transform that `maker`, a module's name, took in."""
     return f"{transform} into {maker}"
+
+
+def kept_note(transform: str, layers: Sequence[str]) -> str:
+    """What a layer's result says of a transform whose change stands in front of these layers."""
+    return f"{transform} kept in front of {', '.join(layers)}"
 
 
 def unapplied_note(transform: str, why: str) -> str:
@@ -76,14 +88,28 @@ class Change(Protocol):
         """T^T H T: the Hessian of x', for H [in, in]."""
 
 
+class Keepable(Change, Protocol):
+    """A change that can be kept: it is made of tensors."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that it is made of, by names that are identifiers; they are stored as they are."""
+
+
 @dataclass(frozen=True)
 class Scaling:
     """x' = x / scale: input j is divided, column j of the weights multiplied, by scale[j] > 0.
 
-    scale is float64 [in].
+    scale is float64 [in], or float32 once it is kept.
     """
 
     scale: Tensor
+
+    @classmethod
+    def rebuild(cls, tensors: Mapping[str, Tensor]) -> Scaling:
+        return cls(tensors["scale"])
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"scale": self.scale.float()}
 
     def inputs(self, x: Tensor) -> Tensor:
         return x / self.scale.to(x.device)
@@ -96,15 +122,25 @@ class Scaling:
         return matrix / (scale * scale[:, None])
 
 
+def _never(_options: Any) -> str:
+    return NEVER
+
+
 @dataclass(frozen=True)
 class Transform:
     """A change of coordinates for the layers of a block, chosen before they are solved.
+
+    Unless `keep` says otherwise a change is folded, or left where it cannot be.
 
     name, label, version, describe  as of a solver (quant.solvers.base.Solver).
     change   change(group: Group, options) -> Change, for every group of layers whose input can be
              changed; None leaves the group as it is. The Hessian comes from calibration, so a
              transform needs calibration data whatever the solver needs.
     options  frozen dataclass; it refuses what cannot be with a ValueError of one sentence.
+    rebuild  rebuild(tensors) -> the change that these tensors of one stand for, in the types and on
+             the device that they have. It is called in every pass of a layer, so it should compute
+             nothing. None: changes can only be folded.
+    keep     keep(options) -> "never", "where_needed" (no module takes the change in) or "always".
     """
 
     name: str
@@ -113,6 +149,8 @@ class Transform:
     options: type = NoOptions
     version: int = 1
     describe: Callable[[Any], list[str]] = nothing_to_say
+    rebuild: Callable[[Mapping[str, Tensor]], Keepable] | None = None
+    keep: Callable[[Any], str] = _never
 
     def __post_init__(self) -> None:
         require_names(self.name, self.label, "transform")
@@ -122,3 +160,22 @@ class Transform:
                 "change(group, options) -> Change or None."
             )
         require_options_type(self.options, f"transform {self.name}")
+        if self.rebuild is not None and not callable(self.rebuild):
+            raise ValueError(
+                f"transform {self.name}: rebuild={self.rebuild!r} is no function; give "
+                "rebuild(tensors) -> Change, or None if changes are only folded."
+            )
+
+    def keeps(self, options: Any) -> str:
+        """When changes are kept in front of layers; ValueError for what cannot be."""
+        word = self.keep(options)
+        if word not in KEEP:
+            raise ValueError(
+                f"transform {self.name}: keep gave {word!r}; it gives one of {', '.join(KEEP)}."
+            )
+        if word != NEVER and self.rebuild is None:
+            raise ValueError(
+                f"transform {self.name} keeps changes ({word}), but has no rebuild that makes a "
+                "change of its tensors again: add rebuild= to its spec."
+            )
+        return word

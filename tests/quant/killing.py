@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import rotating
 import torch
 from architectures import random_windows
 
@@ -36,12 +37,19 @@ CONTEXT.set_forkserver_preload(
 )
 
 SCHEME = Scheme(4, group_size=16)
+KEPT = equalize.Options(keep="where_needed", powers_of_two=False)
 OPTIONS = gptq.Options(act_order=True, damping=0.1)
 CONFIGS = {
     "rtn": QuantizationConfig(rtn.SOLVER, SCHEME, batch_tokens=50),
     "gptq": QuantizationConfig(gptq.SOLVER, SCHEME, OPTIONS, batch_tokens=50),
     "equalized": QuantizationConfig(
         gptq.SOLVER, SCHEME, OPTIONS, ((equalize.TRANSFORM, None),), batch_tokens=50
+    ),
+    "kept": QuantizationConfig(
+        gptq.SOLVER, SCHEME, OPTIONS, ((equalize.TRANSFORM, KEPT),), batch_tokens=50
+    ),
+    "rotated": QuantizationConfig(
+        gptq.SOLVER, SCHEME, OPTIONS, ((rotating.TRANSFORM, None),), batch_tokens=50
     ),
 }
 

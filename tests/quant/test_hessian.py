@@ -181,3 +181,16 @@ def test_large_finite_activations_are_not_mistaken_for_infinite_ones():
     check = Hessian(4)
     check._require_finite(torch.full((4, 4), 3e38))
     assert torch.isfinite(hessian.matrix()).all()
+
+
+def test_a_hessian_that_is_not_symmetric_is_refused():
+    x = torch.randn(64, 6, generator=torch.Generator().manual_seed(0))
+    hessian = x.T @ x
+    factorize(hessian * (1 + 1e-5 * torch.randn(6, 6)))  # rounding
+    hessian[1, 4] += 9
+    with pytest.raises(
+        ValueError, match=r"proj: a Hessian is symmetric.* at \[1, 4\] and .*\[4, 1\]"
+    ):
+        factorize(hessian, layer="proj")
+    with pytest.raises(ValueError, match="a Hessian is symmetric"):
+        factorize(torch.triu(x.T @ x), layer="proj")

@@ -12,6 +12,7 @@ from quant.checkpoint.formats.base import (
     CheckpointFormat,
     Config,
     Format,
+    check_scales,
     read_flag,
     read_group_size,
     read_meta,
@@ -100,8 +101,7 @@ def read_layer(tensors: Tensors, parsed: CheckpointFormat, layer: str, _: Shape)
                 f"{list(shape)}{'' if name == 'scales' else ' int32'} for {inputs} inputs, "
                 f"{outputs} outputs and groups of {parsed.group_size or inputs}."
             )
-    if not bool(torch.isfinite(scales).all()):
-        raise ArtifactError(f"{layer}.scales holds NaN or infinite values; make it again.")
+    check_scales(scales, parsed, f"{layer}.scales")
     weight = QuantizedWeight(
         codes=_in_order(qweight, outputs).t().contiguous(),
         scale=scales.t().contiguous(),

@@ -7,7 +7,7 @@ listed, and configurations read, at once.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from quant.errors import ArtifactError
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from quant.checkpoint.operators import Operators
     from quant.linear import Packed
     from quant.weight import QuantizedWeight
 
@@ -51,6 +52,8 @@ class Format:
     writer        None for a format that is only read.
     config_file   a file beside config.json in which early checkpoints say their quantization.
     zeros_of_0    what to know of stored zero-points that stand for 0, where readers disagree.
+    settle        (what parse gave, tensors of some layers by part, how errors name the checkpoint)
+                  to the same with what its configuration left open found from the tensors.
     """
 
     name: str
@@ -68,6 +71,7 @@ class Format:
     writer: Writer | None = None
     config_file: str | None = None
     zeros_of_0: str = ""
+    settle: Callable[[CheckpointFormat, Mapping[str, Tensors], str], CheckpointFormat] | None = None
 
     @property
     def configuration(self) -> str:
@@ -147,6 +151,10 @@ class CheckpointFormat:
     grid        "minmax" or "mse", from Bitsweep's own metadata; "minmax" when it is not said.
     producer    who wrote it, empty when it is not said.
     declared    whether the file says what its zero-points mean, where formats can be mistaken.
+    evidence    what showed it, where the file does not say.
+    signed      layers that were looked at hold negative scales, which turn their grids around.
+    wraps       they hold zero-points of 0 that are stored as -1 (Format.zeros_of_0).
+    operators   by layer, what stands in front of it (quant.checkpoint.operators).
     """
 
     format: Format
@@ -158,11 +166,15 @@ class CheckpointFormat:
     grid: str = "minmax"
     producer: str = ""
     declared: bool = True
+    evidence: str = ""
+    signed: bool = False
+    wraps: bool = False
+    operators: Operators = field(default_factory=dict)
 
     @property
     def name(self) -> str:
         """The format as people call it: "GPTQ v1"."""
-        return self.format.title
+        return f"{self.format.title}, input operators" if self.operators else self.format.title
 
     @property
     def zero_points(self) -> str:
@@ -239,6 +251,32 @@ def refuse_levels(scheme: Scheme, name: str) -> str | None:
         "zero), evenly spaced. They live in Bitsweep's own artifact alone; quantize with a uniform "
         "scheme such as w2g64 to export."
     )
+
+
+def check_scales(scales: Tensor, parsed: CheckpointFormat, name: str) -> None:
+    """ArtifactError for scales that are not finite or 0, and for negative ones that nobody said.
+
+    A scale of 0 makes all codes of its group one value: the weights underflowed when it was
+    written. A negative one turns its grid around, which is well defined; some producers (AutoRound)
+    write them, and tables mark such a checkpoint.
+    """
+    import torch
+
+    if not bool(torch.isfinite(scales).all()):
+        raise ArtifactError(f"{name} holds NaN or infinite values; make it again.")
+    zero = int((scales == 0).sum())
+    if zero:
+        raise ArtifactError(
+            f"{name}: {zero} of {scales.numel()} scales are 0, which makes every weight of their "
+            "groups 0: the file is damaged, or they were too small for their type; get the file "
+            "again, or quantize the original with scale_dtype=float32."
+        )
+    negative = int((scales < 0).sum())
+    if negative and not parsed.signed:
+        raise ArtifactError(
+            f"{name}: {negative} of {scales.numel()} scales are negative, and those of other "
+            "layers are not: the file is damaged; get it again."
+        )
 
 
 def dtype_name(dtype: torch.dtype | str) -> str:

@@ -26,6 +26,7 @@ from quant.checkpoint.formats.base import (
     QuantizedModel,
     StoredLayer,
     Writer,
+    check_scales,
     dtype_name,
     read_bits,
     read_flag,
@@ -162,8 +163,7 @@ def read_layer(tensors: Tensors, parsed: CheckpointFormat, layer: str, _: Shape)
         )
     _check(tensors, "weight_packed", (outputs, words), torch.int32, layer)
     _check(tensors, "weight_scale", (outputs, groups), scale.dtype, layer)
-    if not bool(torch.isfinite(scale).all()):
-        raise ArtifactError(f"{layer}.weight_scale holds NaN or infinite values; make it again.")
+    check_scales(scale, parsed, f"{layer}.weight_scale")
     weight = QuantizedWeight(
         codes=unpack_codes(tensors["weight_packed"], scheme.bits, inputs),
         scale=scale.contiguous(),

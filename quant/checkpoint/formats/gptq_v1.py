@@ -1,11 +1,13 @@
 """GPTQ version 1, what AutoGPTQ writes: zero-points are stored minus one.
 
-A configuration that does not say its version is one of version 1, unless symmetric zero-points
-show that it is version 2 (quant.checkpoint.gptq_layers).
+A configuration that does not say its version is read as one of version 1 until the tensors show
+which it is (quant.checkpoint.gptq_zeros).
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from quant.checkpoint import gptq
@@ -41,6 +43,20 @@ def parse(config: Config, where: str) -> CheckpointFormat:
 
 def zero_points(parsed: CheckpointFormat) -> str:
     return gptq.zero_points(parsed, "version 1 (stored minus one)")
+
+
+def settle(parsed: CheckpointFormat, layers: Mapping[str, Tensors], where: str) -> CheckpointFormat:
+    """The same of the version that the tensors show, where the configuration says none."""
+    from quant.checkpoint.formats import gptq_v2
+    from quant.checkpoint.gptq_zeros import find_version, wraps
+
+    found = None if parsed.declared else find_version(parsed, layers, where)
+    if found is not None:
+        version, evidence = found
+        parsed = replace(parsed, declared=True, evidence=evidence)
+        if version == OTHER:
+            return replace(parsed, format=gptq_v2.FORMAT)
+    return replace(parsed, wraps=not parsed.symmetric and wraps(layers, parsed.bits))
 
 
 def read_layer(tensors: Tensors, parsed: CheckpointFormat, layer: str, shape: Shape) -> Read:
@@ -91,5 +107,6 @@ FORMAT = Format(
         notes=gptq.notes,
     ),
     config_file="quantize_config.json",
+    settle=settle,
     zeros_of_0="stored as -1: tools decode these in different ways; here they wrap",
 )

@@ -179,6 +179,12 @@ REFUSED = [
     ("suite.latency.decode_tokens=9999", "context of 512", "smaller"),
     ("suite.perplexity.protocols=[]", "is empty", "[wikitext2]"),
     ("suite.perplexity.batch_size=0", "too small", "1 or more"),
+    ("method.damping=nan", "method.damping=nan is no number", "use a finite one"),
+    ("method.damping_ladder=[nan]", "damping_ladder=[nan] does not rise", "larger shares"),
+    ("runtime.timeout_s=nan", "runtime.timeout_s=nan is no number", "use a finite one"),
+    ("model.expected.embedded=inf", "model.expected.embedded=inf", "use a finite one"),
+    ("seed=9223372036854775808", "random numbers", "use 0 to 9223372036854775807"),
+    ("calib.seed=99999999999999999999", "random numbers", "use 0 to 9223372036854775807"),
     # missing things
     ("model=local", "needs a folder", "model.path=FOLDER"),
     ("model=local model.path=/nowhere", "is not a folder", "config.json"),

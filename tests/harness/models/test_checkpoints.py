@@ -224,8 +224,9 @@ def test_a_configuration_of_its_own_is_found_and_hashed(
         assert cell.identity.scheme == "w4g16_sym"
         keys.add(cell.keys.cell)
         assert cell.keys.semantic["checkpoint"]["zero_points"] == (
-            "checkpoint_format not declared: read from the symmetric zero-points"
+            "version 1 (stored minus one), found in the tensors: checkpoint_format not declared"
         )
+        assert "stored as 7, the symmetric 8 in this" in cell.model.checkpoint.describe()
     assert len(keys) == 2
 
 
@@ -328,3 +329,17 @@ def test_wrong_requests_are_one_sentence(
     assert out == ""
     assert words in err
     assert err.count("\n") == 1
+
+
+def test_weights_that_are_stored_as_integers_are_refused(tmp_path: Path, tiny_model: Path) -> None:
+    """Cast to floating point they would be codes without scales."""
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path / "codes"
+    shutil.copytree(tiny_model, folder)
+    tensors = load_file(folder / "model.safetensors")
+    name = next(name for name in tensors if name.endswith("fc1.weight"))
+    tensors[name] = (tensors[name] * 100).int()
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=rf"{name} is stored as integers \(I32\), but config.json"):
+        find_checkpoint(folder)

@@ -41,14 +41,14 @@ def failures(config: CellConfig) -> list[Failed]:
     return [event for event in events if isinstance(event, Failed)]
 
 
-def test_a_mixture_runs_from_plan_to_table(
-    mixture: Path, tiny_cell: Make, tmp_path: Path
-) -> None:
+def test_a_mixture_runs_from_plan_to_table(mixture: Path, tiny_cell: Make, tmp_path: Path) -> None:
     # 128 tokens to 2 of 8 experts: 32 each on average, some get fewer.
     given = (f"model.path={mixture}", "method=gptq", "scheme=w4g32")
     (failed,) = failures(tiny_cell(*given, latency=False))
     assert failed.stage == "quantization"
-    assert "too few calibration tokens were routed to experts (model.layers.0.mlp." in failed.message
+    assert (
+        "too few calibration tokens were routed to experts (model.layers.0.mlp." in failed.message
+    )
 
     config = tiny_cell(*given, "method.few_tokens=rtn")
     assert failures(config) == []

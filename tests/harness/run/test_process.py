@@ -4,13 +4,16 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from cells import cell_of, plan_of
 
-from harness.cell.plan import CellPlan
+from harness.cell.plan import DONE, CellPlan
 from harness.config.schema import CellConfig
+from harness.run import process
 from harness.run.events import Event, Failed, Finished, Started
 from harness.run.process import run_in_process
 
@@ -64,6 +67,56 @@ def test_a_cell_runs_in_a_process_of_its_own_and_prints_to_its_log(
     assert record.environment["threads"] == 1, "runtime.threads reaches the process"
     assert record.peak_memory_bytes is not None
     assert record.peak_memory_bytes > 50e6
+
+
+IN_A_CELL = """
+import gc
+from harness.records.environment import commit, machine, package_versions
+from quant.checkpoint.partial import code_hash
+from transformers import conversion_mapping
+known = [each.cache_info().currsize for each in (commit, machine, package_versions, code_hash)]
+table = conversion_mapping._checkpoint_conversion_mapping_cache
+told.send((known, table is not None, gc.get_freeze_count(), len(gc.get_objects())))
+"""
+
+
+def test_a_cell_finds_what_all_cells_need_to_know() -> None:
+    """And a collection in it looks at few objects: it would copy all those of the server."""
+    told, theirs = process.context().Pipe()
+    child = process.context().Process(target=exec, args=(IN_A_CELL, {"told": theirs}))
+    child.start()
+    assert told.poll(120)
+    known, renames, aside, own = told.recv()
+    child.join()
+    assert known == [1, 1, 1, 1]
+    assert renames
+    assert aside > 100_000
+    assert own < aside / 10
+
+
+def test_the_server_imports_parts_of_ours_and_not_those_of_others(
+    tiny_cell: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = plan_of(tiny_cell())
+    foreign = [
+        replace(each, part=replace(each.part, sha256="0" * 64))
+        if each.suite.name == "latency"
+        else each
+        for each in plan.cell.choices.suites
+    ]
+    choices = replace(plan.cell.choices, suites=tuple(foreign))
+    asked: list[list[str]] = []
+    server = SimpleNamespace(set_forkserver_preload=asked.append)
+    monkeypatch.setattr(process, "context", lambda: server)
+    process.prepare([replace(plan, cell=replace(plan.cell, choices=choices))])
+    done = dict.fromkeys(plan.stages, DONE)
+    process.prepare([replace(plan, stages=done)])
+    names, nothing = asked
+    assert {"quant.solvers.rtn", "harness.suites.perplexity"} <= set(names)
+    assert "harness.suites.latency" not in names
+    assert (names[0], names[-1]) == ("harness.run.preload", "harness.run.warm")
+    assert len(names) == len(set(names))
+    assert nothing == [*process.PRELOAD, "harness.run.warm"]
 
 
 def test_a_killed_suite_is_recorded_with_the_likely_cause_and_the_rest_goes_on(

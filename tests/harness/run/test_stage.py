@@ -243,3 +243,36 @@ def test_the_kernel_is_part_of_what_gptq_is_and_not_of_rounding(tiny_cell: Make)
 
     assert key("gptq", "reference") != key("gptq", "cpu")
     assert key("rtn", "reference") == key("rtn", "cpu")
+
+
+def test_a_suite_without_one_of_its_tasks_keeps_the_figures_of_the_others(
+    tiny_cell: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lm_eval.tasks import TaskManager
+
+    from harness.report.frame import from_records
+    from harness.report.rows import read_rows
+
+    load = TaskManager.load
+
+    def no_data(self: object, tasks: list[object]) -> object:
+        if "piqa" in tasks:
+            raise ConnectionError("no route to the hub")
+        return load(self, tasks)
+
+    task = tmp_path / "mine.jsonl"
+    task.write_text(json.dumps({"context": "Tom had", "continuation": "apples"}))
+    config = tiny_cell("method=none", "scheme=w16", latency=False)
+    settings = {"files": {"mine": str(task)}, "tasks": ["piqa"]}
+    config.suite = {"zeroshot": {"module": "harness.suites.zeroshot", **settings}}
+    monkeypatch.setattr(TaskManager, "load", no_data)
+    assert "task piqa: the data of task piqa" in failed(run(config))["zeroshot"]
+    plan = plan_of(config)
+    assert plan.todo == ["zeroshot"], "tried again"
+    made = plan.cell.find("zeroshot")
+    assert made is not None
+    assert made.status == "failed"
+    assert {metric.task for metric in made.metrics} == {"mine"}
+    (row,) = read_rows(from_records([made])).rows
+    assert ("zeroshot", "mine", "accuracy") in row.figures
+    assert "task piqa" in row.failures["zeroshot"]

@@ -21,6 +21,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from harness.data.config import DocumentsConfig
 from harness.data.protocols import ProtocolError
+from harness.data.vocabulary import VocabularyError
 from harness.suites import scoring
 from harness.suites.base import SuiteContext, SuiteResult
 from harness.suites.perplexity import Config
@@ -190,7 +191,7 @@ def test_a_perplexity_beyond_numbers_is_an_error(model: LlamaForCausalLM, text: 
 def test_a_foreign_tokenizer_is_recognised(model: LlamaForCausalLM, tmp_path: Path) -> None:
     file = tmp_path / "text.txt"
     file.write_text("naïve " * 40, encoding="utf-8")
-    with pytest.raises(ScoreError, match=r"gives the id 195, but the model knows only 128 tokens"):
+    with pytest.raises(VocabularyError, match=r"gives '195' \(id 195\), .* only 128 tokens"):
         scoring.run(context(model), Config(["text"], {"text": str(file)}))
 
 

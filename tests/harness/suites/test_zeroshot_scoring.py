@@ -30,6 +30,9 @@ class Parrot:
     device = torch.device("cpu")
     config = LlamaConfig(vocab_size=257, max_position_embeddings=64)
 
+    def get_input_embeddings(self) -> Any:
+        return torch.nn.Embedding(257, 1)
+
     def __call__(self, input_ids: torch.Tensor, **_: Any) -> Any:
         space, q = byte_tokenizer().encode(" q")[1:]
         expected = torch.where(input_ids == space, q, space)
@@ -175,3 +178,29 @@ def test_lm_eval_draws_no_bars_and_logs_nothing(
     assert output.out == ""
     assert "requests" not in output.err
     assert "it/s" not in output.err
+
+
+def test_a_task_that_cannot_be_had_fails_alone(
+    model: LlamaForCausalLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lm_eval.tasks import TaskManager
+
+    load = TaskManager.load
+
+    def no_data(self: Any, tasks: Any) -> Any:
+        if "piqa" in tasks:
+            raise ConnectionError("no route to the hub")
+        return load(self, tasks)
+
+    monkeypatch.setattr(TaskManager, "load", no_data)
+    mine = write(tmp_path / "mine.jsonl", CHOICES)
+    files = {"mine": mine, "gone": str(tmp_path / "gone.jsonl")}
+    alone = zeroshot_scoring.run(context(model), Config([], {"mine": mine}))
+    result = zeroshot_scoring.run(context(model), Config(["piqa", "no_such_task"], files))
+    assert result.metrics == alone.metrics
+    assert result.failures.keys() == {"piqa", "no_such_task", "gone"}
+    assert "data of task piqa (dataset baber/piqa)" in result.failures["piqa"]
+    assert "there is no zero-shot task 'no_such_task'" in result.failures["no_such_task"]
+    assert "gone.jsonl; correct the path" in result.failures["gone"]
+    with pytest.raises(TaskError, match=r"data of task piqa .*ConnectionError"):
+        zeroshot_scoring.run(context(model), Config(["piqa"]))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from harness.data.texts import TextError
-from harness.suites import zeroshot_scoring, zeroshot_tasks
+from harness.suites import zeroshot, zeroshot_scoring, zeroshot_tasks
 from harness.suites.zeroshot_tasks import TaskError, normalise
 
 
@@ -156,3 +156,40 @@ def test_embedded_tasks_have_items_without_a_file() -> None:
     for item in choices.documents:
         assert not any(choice[0].isspace() for choice in item["choices"])
         assert len(item["choices"]) >= 3
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (b'{"context": "caf\xe9", "continuation": "b"}', r"is not UTF-8 \(byte 17 is 0xe9\)"),
+        (b"[" * 100_000 + b"]" * 100_000, "it is nested too deeply for JSON"),
+        (b'{"context": ' * 100_000, "it is nested too deeply for JSON"),
+    ],
+    ids=["latin-1", "lists", "objects"],
+)
+def test_lines_that_are_no_text_or_too_deep(tmp_path: Path, line: bytes, reason: str) -> None:
+    file = tmp_path / "mine.jsonl"
+    file.write_bytes(b'{"context": "a", "continuation": "b"}\n' + line + b"\n")
+    with pytest.raises(TaskError, match=f"task mine: line 2 of .*mine.jsonl is wrong: .*{reason}"):
+        zeroshot_tasks.read_local("mine", file)
+
+
+def test_data_that_are_not_here_are_said_beforehand(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """One of two tasks is a remark, all of them are an error."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    zeroshot_tasks.check_tasks(["piqa", "embedded_choice"], {})
+    config = zeroshot.Config(["piqa", "embedded_choice"])
+    (remark,) = zeroshot.SUITE.remarks(config)
+    assert remark.startswith("suite.zeroshot without task piqa: the data of task piqa")
+    assert "unset HF_HUB_OFFLINE" in remark
+    with pytest.raises(TaskError, match="the data of task piqa"):
+        zeroshot_tasks.check_tasks(["piqa"], {})
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    assert zeroshot.SUITE.remarks(config) == []
+    assert "HF_HUB_OFFLINE" not in zeroshot_tasks.missing_data("piqa", "piqa")

@@ -10,6 +10,7 @@ from tiny_checkpoints import METHOD, edit_config, edit_tensors, pack_awq, quanti
 from torch import Tensor
 
 import quant
+from quant.checkpoint import read_format
 from quant.checkpoint.folder import MANIFEST
 from quant.errors import ArtifactError
 from quant.scheme import Scheme
@@ -119,6 +120,10 @@ def test_missing_parts_are_named(
         ("gptq-v1", "scales", torch.inf, "holds NaN or infinite"),
         ("awq", "scales", torch.nan, "holds NaN or infinite"),
         ("compressed-tensors", "weight_scale", -torch.inf, "holds NaN or infinite"),
+        ("gptq-v2", "scales", 0, "scales: 1 of 360 scales are 0, which makes every weight of"),
+        ("gptq-v1", "scales", 0, "scales: 1 of 360 scales are 0"),
+        ("awq", "scales", 0, "scales: 1 of 360 scales are 0"),
+        ("compressed-tensors", "weight_scale", 0, "weight_scale: 1 of 360 scales are 0"),
         ("gptq-v2", "g_idx", 9, "goes from 0 to 9, but the layer has groups 0 to 8"),
         ("gptq-v2", "g_idx", -1, "goes from -1 to 8"),
         ("gptq-v2", "g_idx", 3, "scatters the groups, but .* desc_act=false"),
@@ -224,4 +229,43 @@ def test_layers_that_do_not_fit_the_model(folders: dict[str, Path], tmp_path: Pa
     folder = damaged(folders, "compressed-tensors", tmp_path)
     edit_config(lambda c: c.update(intermediate_size=64))(folder)
     with pytest.raises(ArtifactError, match=r"mlp.*_proj.* codes, but config.json makes it"):
+        quant.load(folder)
+
+
+@pytest.mark.parametrize("format", ODD)
+def test_negative_scales_turn_a_grid_around_and_are_said(
+    folders: dict[str, Path], tmp_path: Path, format: str
+) -> None:
+    """AutoRound writes them; a single one that no other layer has is damage."""
+    part = "weight_scale" if format == "compressed-tensors" else "scales"
+    before = quant.load_weights(folders[format])
+    folder = damaged(folders, format, tmp_path)
+
+    def turn(tensors: dict[str, Tensor]) -> None:
+        for name in [name for name in tensors if name.endswith(f".{part}")]:
+            tensors[name] = -tensors[name]
+
+    edit_tensors(turn)(folder)
+    assert read_format(folder).signed
+    assert not read_format(folders[format]).signed
+    for name, weight in quant.load_weights(folder).items():
+        assert torch.equal(weight.dequantize(), -before[name].dequantize())
+    x = torch.randn(3, 72, generator=torch.Generator().manual_seed(0))
+    layers = [quant.load(folder, kernel=k).get_submodule(LAYER) for k in ("auto", "reference")]
+    torch.testing.assert_close(*(layer(x) for layer in layers))
+    alone = damaged(folders, format, tmp_path / "0")
+    other = "model.layers.1.mlp.gate_proj"  # not one of those that are looked at
+    edit_tensors(lambda t: t.update({f"{other}.{part}": -t[f"{other}.{part}"]}))(alone)
+    if not read_format(alone).signed:
+        with pytest.raises(ArtifactError, match=rf"{other}.{part}: .* are negative, and those of"):
+            quant.load_weights(alone)
+
+
+@pytest.mark.parametrize("name", ["model.norm.weight", f"{LAYER}.bias"])
+def test_integers_in_the_place_of_numbers_are_not_cast(
+    folders: dict[str, Path], tmp_path: Path, name: str
+) -> None:
+    folder = damaged(folders, "gptq-v2", tmp_path)
+    edit_tensors(lambda t: t.update({name: torch.ones(40, dtype=torch.int32)}))(folder)
+    with pytest.raises(ArtifactError, match=rf"{name} is torch.int32, but the model has"):
         quant.load(folder)

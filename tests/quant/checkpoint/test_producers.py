@@ -33,6 +33,7 @@ def test_checkpoints_of_other_producers_load(artifact: Path) -> None:
         lambda c: c.update(
             quantization_config={
                 "quant_method": "gptq", "bits": 3, "group_size": 8, "sym": False, "desc_act": False,
+                "checkpoint_format": "gptq",
             }
         )
     )(artifact)  # fmt: skip

@@ -14,10 +14,11 @@ from random_weights import random_weight, same
 from stored_layers import write
 from torch import Tensor
 
-from cuda_ext.layout import pack_codes
+from cuda_ext.layout import pack_codes, unpack_codes
 from quant.checkpoint import read_layer
 from quant.checkpoint.choose import parse
 from quant.checkpoint.formats.awq import NIBBLES
+from quant.checkpoint.layers import settle
 from quant.errors import ArtifactError
 from quant.linear import QuantLinear, pack
 from quant.scheme import Scheme
@@ -69,6 +70,33 @@ def test_published_gptq_values_are_reproduced_exactly(shared: Path, bits: int) -
 
 
 @pytest.mark.realdata
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_a_published_checkpoint_shows_its_version(shared: Path, bits: int, symmetric: bool) -> None:
+    """By its constant zero-points, and by its weights where single zero-points are moved."""
+    path = shared / f"interop/falcon3-1b-gptq-awq/gptq_falcon3_1b_int{bits}.bin"
+    _, (qweight, scales, qzeros, g_idx, _) = blobs(path, 11)
+    zeros = unpack_codes(tensor(qzeros, torch.int32, 256 * bits // 32), bits, 256)
+    if not symmetric:
+        zeros[0, :2] += torch.tensor([1, 255], dtype=torch.uint8)
+    tensors = {
+        "qweight": tensor(qweight, torch.int32, 256),
+        "scales": tensor(scales, torch.float16, 256),
+        "g_idx": tensor(g_idx, torch.int32, 256)[0],
+    }
+    config = {**CONFIG, "bits": bits, "group_size": 128, "sym": symmetric, "desc_act": True}
+    for added, name in ((0, "GPTQ v1"), (1, "GPTQ v2")):
+        held = {**tensors, "qzeros": pack_codes(zeros + added, bits)}
+        if bits == 8 and not symmetric:  # a step is little beside 65,536 weights' own lean
+            with pytest.raises(ArtifactError, match="does not say checkpoint_format"):
+                settle(parse(config, "folder"), {"layer": held}, "folder")
+            continue
+        found = settle(parse(config, "folder"), {"layer": held}, "folder")
+        assert found.name == name
+        assert ("all 512 zero-points" in found.evidence) == symmetric
+
+
+@pytest.mark.realdata
 def test_published_awq_values_are_reproduced_exactly(shared: Path) -> None:
     path = shared / "interop/falcon3-1b-gptq-awq/awq_falcon3_1b_awq.bin"
     header, (qweight, scales, qzeros, expected) = blobs(path, 9)
@@ -93,6 +121,9 @@ def test_autogptq_kernel_outputs(shared: Path, size: int, tolerance: float) -> N
     names = ("qweight", "scales", "qzeros", "g_idx")
     tensors = {name: torch.from_numpy(data[name]) for name in names}
     config = {**CONFIG, "bits": int(data["bits"]), "group_size": int(data["group_size"])}
+    with pytest.raises(ArtifactError, match="does not say checkpoint_format"):
+        read_layer(tensors, config)  # drawn at random: no reading of them looks like weights
+    config["checkpoint_format"] = "gptq"
     layer = QuantLinear.from_quantized(read_layer(tensors, config))
     y = layer(torch.from_numpy(data["x"]).float())
     for name in data.files:

@@ -14,7 +14,8 @@ import quant
 from quant.calibrate.capture import check_streaming, streamed_logits
 from quant.calibrate.source import BlockSource, each_block
 from quant.calibrate.stream import quantize_model
-from quant.checkpoint.source import ArtifactSource, CheckpointSource, stored_names
+from quant.checkpoint.names import stored_names
+from quant.checkpoint.source import ArtifactSource, CheckpointSource
 from quant.config import QuantizationConfig
 from quant.errors import ArtifactError
 from quant.linear import QuantLinear

@@ -12,9 +12,11 @@ from torch import Tensor
 from cuda_ext.layout import pack_codes
 from quant.checkpoint import read_layer
 from quant.checkpoint.choose import parse
+from quant.checkpoint.layers import settle
 from quant.errors import ArtifactError
 from quant.linear import pack
 from quant.scheme import Scheme
+from quant.solvers import rtn
 
 CONFIG = {"quant_method": "gptq", "bits": 4, "group_size": 8, "sym": False, "desc_act": False}
 VERSIONS = ("gptq", "gptq_v2")
@@ -43,11 +45,58 @@ def test_both_versions(bits: int, version: str) -> None:
     assert not same(read_layer(tensors, config, shape=(6, 24)), weight)
 
 
-def test_version_one_is_assumed_when_asymmetric_files_do_not_say() -> None:
-    tensors, weight = layer(4, "gptq")
-    assert same(read_layer(tensors, CONFIG), weight)
+def rounded(bits: int, version: str, lean: float = 0.0) -> Any:
+    """As `layer`, of Gaussian weights rounded to nearest; `lean` moves them by so many steps."""
+    torch.manual_seed(bits)
+    weight = torch.randn(128, 8192 if bits == 8 else 128)  # 256 steps need many to be sure
+    scheme = Scheme(bits, group_size=16)
+    first = rtn.solve(weight, scheme).weight
+    found = rtn.solve(weight + lean * first.scale.float().mean(), scheme).weight
+    tensors = pack(found)
+    if version == "gptq":
+        stored = (found.zero.int() - 1) % 2**bits
+        tensors["qzeros"] = pack_codes(stored.t().to(torch.uint8), bits)
+    return tensors, found
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("version", VERSIONS)
+def test_dequantized_rows_tell_the_version_of_asymmetric_files(bits: int, version: str) -> None:
+    tensors, weight = rounded(bits, version)
+    config = {**CONFIG, "bits": bits, "group_size": 16}
+    if bits == 2 and version == "gptq_v2":
+        config["checkpoint_format"] = None  # as if it were missing
+    assert same(read_layer(tensors, config), weight)
+    parsed = settle(parse(config, "folder"), {"layer": tensors}, "folder")
+    assert parsed.name == {"gptq": "GPTQ v1", "gptq_v2": "GPTQ v2"}[version]
+    assert "found in the tensors: checkpoint_format not declared" in parsed.zero_points
+    assert re.fullmatch(
+        r"weights of 1 layer average [+-]0\.\d\d ± .* steps from 0, in the other version "
+        r"[+-](0\.[89]|1\.\d).*",
+        parsed.evidence,
+    )
+
+
+def test_what_fits_both_versions_is_refused_with_the_key_that_decides() -> None:
+    """Weights that lean by half a step lie halfway between the two readings."""
+    config = {**CONFIG, "group_size": 16}
+    tensors, weight = rounded(4, "gptq_v2", lean=-0.5)
+    sentence = r"proj: .* does not say checkpoint_format, and 1 layer do not show it: .*; add "
+    with pytest.raises(ArtifactError, match=sentence + "checkpoint_format to quantization_config"):
+        read_layer(tensors, config, layer="proj")
+    assert same(read_layer(tensors, {**config, "checkpoint_format": "gptq_v2"}), weight)
+    few, _ = layer(4, "gptq")  # too little to be sure of anything
+    with pytest.raises(ArtifactError, match="does not say checkpoint_format"):
+        read_layer(few, CONFIG)
+
+
+def test_zero_points_of_0_in_version_one_wrap_and_are_said() -> None:
+    tensors, _ = layer(4, "gptq")
+    config = {**CONFIG, "checkpoint_format": "gptq"}
     wraps = pack_codes(torch.full((3, 6), 15, dtype=torch.uint8), 4)
-    assert not read_layer({**tensors, "qzeros": wraps}, CONFIG).zero.any()
+    assert not read_layer({**tensors, "qzeros": wraps}, config).zero.any()
+    parsed = settle(parse(config, "f"), {"a": {**tensors, "qzeros": wraps}}, "f")
+    assert parsed.zero_points.endswith("trusted; some are stored as -1 and read as 0")
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -91,9 +140,9 @@ def test_constant_zero_points_betray_a_symmetric_file_that_says_it_is_not() -> N
             read_layer(tensors, {**CONFIG, "checkpoint_format": other})
         few, _ = layer(4, version, 6, symmetric=True)
         read_layer(few, {**CONFIG, "checkpoint_format": other})
-    tensors, _ = layer(4, "gptq_v2", 64, symmetric=True)
-    with pytest.raises(ArtifactError, match=r"without one means 'gptq'.*set checkpoint_format to"):
-        read_layer(tensors, CONFIG)
+    for version in VERSIONS:
+        tensors, weight = layer(4, version, 64, symmetric=True)
+        assert torch.equal(read_layer(tensors, CONFIG).zero, weight.zero), "the file does not say"
     coarse, _ = layer(2, "gptq", 64, symmetric=True)
     read_layer(coarse, {**CONFIG, "bits": 2, "checkpoint_format": "gptq_v2"}, shape=(64, 24))
 
@@ -111,8 +160,7 @@ def test_contradictions_of_the_configuration() -> None:
     [
         ({"checkpoint_format": "gptq", "sym": True}, "version 1 .* declared, the symmetric ones"),
         ({"checkpoint_format": "gptq_v2"}, "version 2 .* declared, asymmetric: trusted"),
-        ({}, "version 1 .* assumed: checkpoint_format not declared, nothing confirms it"),
-        ({"sym": True}, "not declared: read from the symmetric zero-points"),
+        ({}, "^checkpoint_format not declared$"),
     ],
 )
 def test_how_sure_it_is_is_said(changes: dict[str, Any], sentence: str) -> None:

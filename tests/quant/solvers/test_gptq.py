@@ -12,7 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from solving import solve
 
-from quant.errors import NonFiniteError, QuantizationError, SingularHessianError
+from quant.errors import (
+    CalibrationError,
+    NonFiniteError,
+    QuantizationError,
+    SingularHessianError,
+)
 from quant.hessian import Hessian
 from quant.scheme import Scheme
 from quant.solvers import gptq, rtn
@@ -209,13 +214,15 @@ def test_rows_do_not_see_each_other():
     assert torch.equal(together.codes[2:3], alone.codes)
 
 
-def test_a_layer_without_any_live_input_becomes_zero():
+@pytest.mark.parametrize("size", [0.0, 1e-25])
+def test_a_layer_without_any_live_input_is_refused(size):
+    """All its weights would become 0, without a word; also when the squares underflow."""
     weight, _ = layer(3, 16)
+    inputs = Hessian(16, "proj")
+    inputs.update(torch.full((40, 16), size))
     for scheme in (Scheme(4), Scheme(2, 8, levels="ternary")):
-        solution = solve(weight, torch.zeros(16, 16), scheme)
-        assert solution.dead_columns == 16
-        assert solution.loss == 0
-        assert not solution.weight.dequantize().any()
+        with pytest.raises(CalibrationError, match=r"layer: every input is 0.*use method=rtn"):
+            solve(weight, inputs.matrix(), scheme)
 
 
 def test_layers_with_the_same_inputs_can_share_a_factor():

@@ -1,0 +1,235 @@
+"""Operators in front of layers, as a checkpoint of any of Bitsweep's own formats says them.
+
+A reader that knows nothing of them would multiply by the right weights and get wrong products. So
+the quantization_config of a model that has some is another one, with a quant_method of its own, and
+holds that of its layers inside:
+
+    {"quant_method": "bitsweep_operators",
+     "layers": {"quant_method": "gptq", ...},
+     "operators": {"model.layers.0.mlp.down_proj":
+         [{"transform": "equalize", "version": 1, "module": "quant.transforms.equalize",
+           "tensors": ["scale"]}]}}
+
+The tensors stand below their layer: `down_proj.input_operator.0.scale`. No module is imported
+because a checkpoint names it: what is not a transform of Bitsweep is given by the caller.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from quant import transforms as package
+from quant.errors import ArtifactError
+from quant.transforms.base import Transform
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from quant.input_operator import InputOperator
+
+METHOD = "bitsweep_operators"
+# transformers only warns about a quant_method that it does not know, and would go on with what it
+# can read: files of another name make it stop.
+STEM = "bitsweep-operators"
+
+
+@dataclass(frozen=True)
+class StoredChange:
+    """One change of an operator, as config.json says it.
+
+    module   of a transform of Bitsweep; None for one of somebody else.
+    tensors  names of what it is made of.
+    spec     the transform, once it is found (`find_transforms`).
+    """
+
+    transform: str
+    version: int
+    module: str | None
+    tensors: tuple[str, ...]
+    spec: Transform | None = None
+
+
+Operators = Mapping[str, tuple[StoredChange, ...]]
+
+
+def stored_operators(model: nn.Module, layers: Iterable[str]) -> dict[str, list[dict[str, Any]]]:
+    """What config.json says of the operators in front of those `layers` that have one."""
+    from quant.input_operator import operator_of
+
+    found = {}
+    for layer in layers:
+        operator = operator_of(model.get_submodule(layer))
+        if operator is not None:
+            found[layer] = [
+                _say(each.transform, tuple(each.tensors())) for each in operator.changes()
+            ]
+    return found
+
+
+def wrap(layers: Mapping[str, Any], operators: Mapping[str, Any]) -> dict[str, Any]:
+    """The quantization_config of a model; `layers` is that of its layers alone."""
+    if not operators:
+        return dict(layers)
+    return {"quant_method": METHOD, "layers": dict(layers), "operators": dict(operators)}
+
+
+def unwrap(config: Mapping[str, Any], where: str) -> tuple[Mapping[str, Any], Operators]:
+    """The quantization_config of the layers, and the operators by layer; ArtifactError."""
+    if config.get("quant_method") != METHOD:
+        return config, {}
+    layers, operators = config.get("layers"), config.get("operators")
+    if not isinstance(layers, Mapping) or layers.get("quant_method") == METHOD:
+        raise ArtifactError(f"{where}.layers is not the quantization_config of layers.")
+    if not isinstance(operators, Mapping) or not operators:
+        raise ArtifactError(f"{where}.operators names no operator, although {METHOD} has some.")
+    return layers, {
+        name: _read(said, f"{where}.operators.{name}") for name, said in operators.items()
+    }
+
+
+def _read(said: Any, where: str) -> tuple[StoredChange, ...]:
+    """The changes of one operator; ArtifactError names the configuration that cannot be read."""
+    try:
+        changes = tuple(
+            StoredChange(**{**each, "tensors": tuple(each["tensors"])}) for each in said
+        )
+    except (TypeError, KeyError) as error:
+        raise ArtifactError(
+            f"{where} cannot be read ({error}); it lists transform, version, module and tensors "
+            "of every change."
+        ) from error
+    texts = [t for each in changes for t in (each.transform, *each.tensors, each.module or "")]
+    if not changes or any(each.spec for each in changes) or not all(map(_is_text, texts)):
+        raise ArtifactError(f"{where}={said!r} lists no changes of a transform that can be read.")
+    return changes
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def find_transforms(operators: Operators, given: Sequence[Transform], where: str) -> Operators:
+    """The operators with their transforms: Bitsweep's own, else those that the caller has `given`.
+
+    ArtifactError names the transform that is unknown, or of another version.
+    """
+    found: dict[tuple[str, int, str | None], Transform] = {}
+
+    def find(stored: StoredChange) -> StoredChange:
+        key = (stored.transform, stored.version, stored.module)
+        if key not in found:
+            found[key] = _find(stored, given, where)
+        return replace(stored, spec=found[key])
+
+    return {layer: tuple(map(find, changes)) for layer, changes in operators.items()}
+
+
+def tensor_names(changes: Sequence[StoredChange]) -> list[str]:
+    """Names of the tensors of an operator below its layer."""
+    from quant.input_operator import NAME
+
+    return [f"{NAME}.{i}.{name}" for i, each in enumerate(changes) for name in each.tensors]
+
+
+def build(
+    changes: Sequence[StoredChange], read: Callable[[str], Tensor], inputs: int, layer: str
+) -> InputOperator:
+    """The operator of a layer of so many inputs; read(name) gives a tensor by its full name.
+
+    ArtifactError when the transform cannot be made of them.
+    """
+    import torch
+
+    from quant.errors import QuantizationError
+    from quant.input_operator import NAME, InputOperator, KeptChange
+
+    made = []
+    for index, each in enumerate(changes):
+        assert each.spec is not None  # find_transforms comes first
+        try:
+            tensors = {name: read(f"{layer}.{NAME}.{index}.{name}") for name in each.tensors}
+            made.append(KeptChange(each.spec, tensors))
+            shape = made[-1](torch.zeros(1, inputs)).shape
+        except (RuntimeError, TypeError, ValueError, KeyError, QuantizationError) as error:
+            if isinstance(error, ArtifactError):
+                raise
+            raise ArtifactError(
+                f"{layer}.{NAME}.{index}: transform {each.transform} cannot be made of its tensors "
+                f"({' '.join(str(error).split())}); the file is damaged, or of another version."
+            ) from error
+        if shape != (1, inputs):
+            raise ArtifactError(
+                f"{layer}.{NAME}.{index}: transform {each.transform} makes {shape[-1]} of {inputs} "
+                "inputs; the file is damaged, or config.json belongs to another model."
+            )
+    return InputOperator(made)
+
+
+def read_operators(
+    said: Mapping[str, Any],
+    transforms: Sequence[Transform],
+    tensors: Mapping[str, Tensor],
+    inputs: Mapping[str, int],
+    where: str,
+) -> dict[str, InputOperator]:
+    """The operators that `stored_operators` said, of tensors by full name, by layer."""
+    operators = {layer: _read(changes, where) for layer, changes in said.items()}
+    return {
+        layer: build(changes, tensors.__getitem__, inputs[layer], layer)
+        for layer, changes in find_transforms(operators, transforms, where).items()
+    }
+
+
+def summary(operators: Mapping[str, Collection[StoredChange]]) -> str:
+    """Who stands in front of how many layers: "equalize in front of 14 layers, such as q_proj"."""
+    names = ", ".join(sorted({each.transform for said in operators.values() for each in said}))
+    some = "1 layer" if len(operators) == 1 else f"{len(operators)} layers"
+    return f"{names} in front of {some}, such as {next(iter(operators))}"
+
+
+def _say(transform: Transform, tensors: tuple[str, ...]) -> dict[str, Any]:
+    module = f"{package.__name__}.{transform.name}"
+    stored = StoredChange(
+        transform.name,
+        transform.version,
+        module if _built_in(module) == transform else None,
+        tensors,
+    )
+    said = asdict(stored)
+    del said["spec"]
+    return said
+
+
+def _find(stored: StoredChange, given: Sequence[Transform], where: str) -> Transform:
+    if stored.module is None:
+        spec = next((each for each in given if each.name == stored.transform), None)
+        advice = "give its spec: quant.load(folder, transforms=[TRANSFORM])"
+    else:
+        spec = _built_in(stored.module)
+        advice = "use the version of Bitsweep that made it"
+    if spec is None or spec.rebuild is None:
+        known = stored.module or f"{stored.transform}, which is not Bitsweep's own,"
+        raise ArtifactError(
+            f"{where}: the transform {known} stands in front of its layers and is not known here; "
+            f"{advice}."
+        )
+    if spec.version != stored.version:
+        raise ArtifactError(
+            f"{where} was made by version {stored.version} of transform {spec.name}, and this is "
+            f"version {spec.version}, which may read its tensors otherwise: quantize again."
+        )
+    return spec
+
+
+def _built_in(module: str) -> Transform | None:
+    """A transform of this package by its module; nothing else is ever imported."""
+    folder, _, name = module.rpartition(".")
+    known = {each.name for each in pkgutil.iter_modules(package.__path__)}
+    if folder != package.__name__ or name not in known:
+        return None
+    spec = getattr(importlib.import_module(module), "TRANSFORM", None)
+    return spec if isinstance(spec, Transform) else None

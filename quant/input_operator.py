@@ -1,0 +1,122 @@
+"""InputOperator: a change of coordinates of a linear layer's input that is made at run time.
+
+It is a child module of the layer, NAME, and its tensors stand in the state dict below the layer's:
+`q_proj.input_operator.0.scale` is the tensor `scale` of the first change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Self, cast
+
+import torch
+from torch import Tensor, nn
+
+from quant.errors import QuantizationError
+from quant.transforms.base import Change, Transform
+
+NAME = "input_operator"
+
+
+class KeptChange(nn.Module):
+    """One change x' = x T, made of its tensors by the transform that they come from.
+
+    Tensors move between devices with the module, and keep their types whatever the module is cast
+    to: other values would be another T, and W' would not undo it.
+    """
+
+    def __init__(self, transform: Transform, tensors: Mapping[str, Tensor]) -> None:
+        """Hold copies of the tensors; QuantizationError for names that a module cannot hold."""
+        super().__init__()
+        self.transform = transform
+        self._names = tuple(tensors)
+        for name, tensor in tensors.items():
+            if not name.isidentifier() or hasattr(self, name):
+                raise QuantizationError(
+                    f"transform {transform.name}: a tensor of its change is called {name!r}, which "
+                    "a module cannot hold; give it another name, of letters, digits and _."
+                )
+            self.register_buffer(name, tensor.detach().clone())
+
+    @property
+    def change(self) -> Change:
+        """The change that the tensors stand for, as they are now."""
+        assert self.transform.rebuild is not None  # QuantizationConfig and the loader see to it
+        return self.transform.rebuild(self.tensors())
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {name: cast(Tensor, self._buffers[name]) for name in self._names}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x T for x [..., in]; of a wider type than x where the change computes in one."""
+        return self.change.inputs(x)
+
+    def extra_repr(self) -> str:
+        held = [
+            f"{name} {str(each.dtype).removeprefix('torch.')} {list(each.shape)}"
+            for name, each in self.tensors().items()
+        ]
+        return ", ".join([self.transform.name, *held])
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        held = self.tensors()
+        super()._apply(fn, recurse)
+        for name, moved in self.tensors().items():
+            if moved.dtype != held[name].dtype:
+                self._buffers[name] = held[name].to(moved.device)
+        return self
+
+
+class InputOperator(nn.ModuleList):
+    """Changes of a layer's input, one after the other; rounded once, to the type of the input."""
+
+    def __init__(self, changes: list[KeptChange]) -> None:
+        super().__init__(changes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., in] in the coordinates of the layer's weight, in the type of x."""
+        changed = x
+        for each in self:
+            changed = each(changed)
+        return changed.to(x.dtype)
+
+    def changes(self) -> list[KeptChange]:
+        return [cast(KeptChange, each) for each in self]
+
+
+def operator_of(module: nn.Module) -> InputOperator | None:
+    """The operator in front of a layer, packed or not."""
+    return cast(InputOperator | None, module._modules.get(NAME))
+
+
+def operator_bits(module: nn.Module) -> int:
+    """Stored bits of the operators in a module, its own and those of the layers in it."""
+    kept = (each for each in module.modules() if isinstance(each, KeptChange))
+    return sum(8 * tensor.nbytes for each in kept for tensor in each.tensors().values())
+
+
+@torch.no_grad()
+def attach(linear: nn.Module, operator: InputOperator) -> None:
+    """Put an operator in front of an nn.Linear or Conv1D, behind one that is there already."""
+    operator = operator.to(next(linear.parameters()).device)
+    present = operator_of(linear)
+    if present is not None:
+        present.extend(operator)
+        return
+    linear.add_module(NAME, operator)
+    linear.register_forward_pre_hook(_operate)
+
+
+def detach(block: nn.Module) -> None:
+    """Take the operators away from the nn.Linear and Conv1D of a block."""
+    for module in list(block.modules()):
+        hooks = module._forward_pre_hooks
+        for key in [key for key, hook in hooks.items() if hook is _operate]:
+            del hooks[key], module._modules[NAME]
+
+
+def _operate(linear: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """A forward pre-hook; it comes before those that see what reaches the weight."""
+    operator = operator_of(linear)
+    assert operator is not None
+    return (operator(args[0]), *args[1:])

@@ -1,0 +1,57 @@
+"""YAML files of a user's folder that cannot be read: refused by name, at once."""
+
+import re
+import time
+from pathlib import Path
+
+import pytest
+
+from harness.cell.parts import suites_in
+from harness.config.compose import compose_cells
+from harness.config.own import read_mapping
+from harness.errors import ConfigError
+
+BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12)
+)
+BROKEN = {
+    "unclosed": (b"solver: [quant.solvers.rtn\n", "expected ',' or ']'"),
+    "python": (b'solver: !!python/object/apply:os.system ["true"]\n', "tag .*python/object/apply"),
+    "tagged": (b"solver: !mine quant.solvers.rtn\n", "tag '!mine'"),
+    "bytes": (b"solver: \xff\xfe\n", "its byte 9 is not UTF-8"),
+    "deep": (b"solver: " + b"[" * 5000 + b"]" * 5000, "it is nested too deeply"),
+    "deep lines": (b"a: \n  " + b"- " * 5000 + b"b\n", "it is nested too deeply"),
+    "itself": (b"a: &a [*a]\n", "more than 10000 values"),
+    "bomb": (BOMB.encode(), "more than 10000 values"),
+    "list": (b"- a\n", "holds a list, not a mapping"),
+    "text": (b"a\n", "holds a str, not a mapping"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_file_is_refused_by_name(tmp_path: Path, name: str) -> None:
+    content, reason = BROKEN[name]
+    for group in ("method", "suite"):
+        (tmp_path / group).mkdir()
+        (tmp_path / group / "mine.yaml").write_bytes(content)
+    begin = time.perf_counter()
+    file = rf"{re.escape(str(tmp_path))}/\w+/mine.yaml"
+    sentence = rf"{file} cannot be read: [^\n]*{reason}[^\n]*; correct it"
+    for attempt in (lambda: compose_cells([], extra=tmp_path), lambda: suites_in(tmp_path)):
+        with pytest.raises(ConfigError, match=sentence):
+            attempt()
+    assert time.perf_counter() - begin < 5
+
+
+def test_a_folder_in_the_place_of_a_file(tmp_path: Path) -> None:
+    (tmp_path / "suite" / "mine.yaml").mkdir(parents=True)
+    with pytest.raises(ConfigError, match=r"mine.yaml cannot be read: .*Is a directory"):
+        suites_in(tmp_path)
+
+
+def test_an_empty_file_and_numbers_as_keys(tmp_path: Path) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text("# nothing\n")
+    assert read_mapping(file) == {}
+    file.write_text("1: a\n")
+    assert read_mapping(file) == {"1": "a"}

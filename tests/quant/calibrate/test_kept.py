@@ -1,0 +1,255 @@
+"""Changes kept in front of layers: the model computes the same, later layers see the same."""
+
+import copy
+import re
+from dataclasses import replace
+
+import pytest
+import rotating
+import torch
+from architectures import BLOCKS, random_windows, tiny_model, uneven_model
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from quant.calibrate.stream import Workplace, check_streaming, quantize_model
+from quant.config import QuantizationConfig
+from quant.errors import QuantizationError
+from quant.input_operator import operator_bits, operator_of
+from quant.scheme import Scheme
+from quant.solvers import gptq, rtn
+from quant.solvers.base import Layer
+from quant.transforms import equalize
+from quant.transforms.base import Change, Group, Scaling, Transform
+
+W8G16 = Scheme(8, group_size=16, scale_dtype="float32")
+CPU = torch.device("cpu")
+ROTATE = (rotating.TRANSFORM, None)
+
+
+def equalizing(keep: str, **options: object) -> tuple[Transform, equalize.Options]:
+    return equalize.TRANSFORM, equalize.Options(keep=keep, **options)
+
+
+def logits(model: nn.Module, tokens: Tensor) -> Tensor:
+    with torch.no_grad():
+        return model(tokens).logits
+
+
+def exact_solver() -> tuple[object, dict[str, Tensor], dict[str, Tensor]]:
+    """GPTQ that notes the Hessian of each group and the weight of each layer."""
+    hessians: dict[str, Tensor] = {}
+    weights: dict[str, Tensor] = {}
+
+    def prepare(matrix: Tensor, options: gptq.Options, layer: Layer) -> object:
+        hessians[layer.name] = matrix.clone()
+        return gptq.prepare(matrix, options, layer)
+
+    def solve(weight: Tensor, scheme: Scheme, factor, options, layer: Layer) -> object:
+        weights[layer.name] = weight.clone()
+        return gptq.solve(weight, scheme, factor, options, layer)
+
+    return replace(gptq.SOLVER, prepare=prepare, solve=solve), hessians, weights
+
+
+def hessian_oracle(model: PreTrainedModel, layer: str, windows: list[Tensor]) -> Tensor:
+    """2/n sum x x^T in float64 of what reaches the weight of a layer, its operator applied."""
+    total, seen = 0.0, []
+    hook = model.get_submodule(layer).register_forward_pre_hook(
+        lambda _, args: seen.append(args[0].double())
+    )
+    for window in windows:
+        logits(model, window[None])
+        x = seen.pop().flatten(0, -2)
+        total = total + x.T @ x
+    hook.remove()
+    return total * (2 / len(windows))
+
+
+@pytest.mark.parametrize("name", ["opt-350m", "llama", "gpt2"])
+def test_a_kept_rotation_on_a_fine_grid_gives_the_output_back(name: str) -> None:
+    model, tokens = uneven_model(name), torch.stack(random_windows(2, seed=5))
+    before, original = logits(model, tokens), copy.deepcopy(model)
+    config = QuantizationConfig(rtn.SOLVER, W8G16, transforms=(ROTATE,))
+    result = quantize_model(model, random_windows(3), config)
+    apart = (logits(model, tokens) - before).norm() / before.norm()
+    assert apart < 0.05
+    for layer in result.layers:
+        linear = model.get_submodule(layer.name)
+        moved = linear.weight - original.get_submodule(layer.name).weight
+        assert moved.norm() > 0.5 * linear.weight.norm(), "the weight itself was rotated"
+        said, _, those = layer.transforms[0].partition(" kept in front of ")
+        assert said == "rotate"
+        assert layer.name.split(f".{layer.block}.", 1)[1] in those.split(", ")
+        stored = W8G16.bits_per_weight(layer.inputs) + 64 * layer.inputs / layer.outputs
+        assert layer.bits_per_weight == pytest.approx(stored, rel=1e-12)
+    check_streaming(model, *random_windows(2, seed=7))  # raises unless it is the plain pass
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize("transform", [ROTATE, equalizing("always", powers_of_two=False)])
+@pytest.mark.parametrize("name", ["opt", "llama"])
+def test_the_solver_sees_the_hessian_of_what_reaches_the_weight(
+    name: str, transform: tuple[Transform, object], devices: int
+) -> None:
+    """In stages: every layer, whatever is kept in front of those before it."""
+    model, windows = uneven_model(name), random_windows(4)
+    solver, hessians, weights = exact_solver()
+    original = copy.deepcopy(model)
+    config = QuantizationConfig(
+        solver, W8G16, gptq.Options(true_sequential=True), (transform,)
+    )  # fmt: skip
+    result = quantize_model(model, windows, config, None, Workplace((CPU,) * devices))
+    assert len(result.layers) == len(weights)
+    for layer, hessian in hessians.items():
+        expected = hessian_oracle(model, layer, windows)
+        torch.testing.assert_close(hessian.double(), expected, rtol=2e-3, atol=2e-3)
+        operator = operator_of(model.get_submodule(layer))
+        assert operator is not None
+        x = torch.randn(3, hessian.shape[0], dtype=torch.float64)
+        torch.testing.assert_close(  # x W^T = x' W'^T, by the operator alone
+            operator(x) @ weights[layer].double().T,
+            x @ original.get_submodule(layer).weight.double().reshape(weights[layer].shape).T,
+            rtol=1e-4, atol=1e-4,
+        )  # fmt: skip
+    first = next(iter(hessians))
+    plain = hessian_oracle(original, first, windows)
+    assert (plain - hessians[first]).norm() > 0.1 * plain.norm()
+
+
+def test_where_needed_folds_what_norms_take_in_and_keeps_the_rest() -> None:
+    model, tokens = uneven_model("llama"), torch.stack(random_windows(2, seed=5))
+    found = {}
+    for keep in ("never", "where_needed", "always"):
+        same = copy.deepcopy(model)
+        config = QuantizationConfig(rtn.SOLVER, W8G16, transforms=(equalizing(keep),))
+        result = quantize_model(same, random_windows(3), config)
+        found[keep] = {layer.name.split(".")[-1]: layer.transforms[0] for layer in result.layers}
+        apart = (logits(same, tokens) - logits(model, tokens)).norm()
+        assert apart < 0.05 * logits(model, tokens).norm()
+    assert found["never"]["q_proj"] == "equalize into input_layernorm"
+    assert "equalize not applied" in found["never"]["down_proj"]
+    assert found["where_needed"]["q_proj"] == "equalize into input_layernorm"
+    assert found["where_needed"]["down_proj"] == "equalize kept in front of mlp.down_proj"
+    every = {f"self_attn.{each}_proj" for each in "qkv"}
+    said = found["always"]["q_proj"].removeprefix("equalize kept in front of ")
+    assert set(said.split(", ")) == every
+    assert found["always"]["k_proj"] == found["always"]["v_proj"] == found["always"]["q_proj"]
+
+
+def test_after_a_kept_change_nothing_is_folded() -> None:
+    """Folded into the norm it would come before the rotation, which is another change."""
+    any_scale = {"powers_of_two": False}
+    order = (
+        ROTATE, equalizing("never", **any_scale), equalizing("where_needed", **any_scale)
+    )  # fmt: skip
+    model, tokens = uneven_model("llama"), torch.stack(random_windows(2, seed=5))
+    before = logits(model, tokens)
+    config = QuantizationConfig(rtn.SOLVER, W8G16, transforms=order)
+    result = quantize_model(model, random_windows(3), config)
+    for layer in result.layers:
+        assert layer.transforms[1] == "equalize not applied: rotate is kept in front of it"
+        assert "equalize kept in front of " in layer.transforms[2]
+        operator = operator_of(model.get_submodule(layer.name))
+        assert [each.transform.name for each in operator.changes()] == ["rotate", "equalize"]
+    assert (logits(model, tokens) - before).norm() < 0.05 * before.norm()
+
+
+def test_a_model_without_a_norm_of_its_own_is_equalized_by_operators() -> None:
+    """OPT-350M: every norm feeds the residual too."""
+    model = uneven_model("opt-350m")
+    config = QuantizationConfig(
+        rtn.SOLVER, W8G16, transforms=(equalizing("where_needed"),)
+    )  # fmt: skip
+    result = quantize_model(model, random_windows(3), config)
+    kept = [layer for layer in result.layers if " kept in front of " in layer.transforms[0]]
+    assert len(kept) >= 5 * BLOCKS
+    assert operator_bits(model) == sum(32 * layer.inputs for layer in kept)
+
+
+def test_shared_weights_get_no_operator() -> None:
+    model = uneven_model("llama")
+    layers = model.model.layers
+    layers[2].mlp.up_proj.weight = layers[1].mlp.up_proj.weight
+    config = QuantizationConfig(rtn.SOLVER, W8G16, transforms=(equalizing("always"),))
+    result = quantize_model(model, random_windows(3), config)
+    left = {n.name for n in result.layers if "shares parameters" in n.transforms[0]}
+    assert left == {f"model.layers.{i}.mlp.{n}_proj" for i in (1, 2) for n in ("gate", "up")}
+
+
+def test_bfloat16_models_keep_scales_to_the_bit() -> None:
+    """Powers of two change no bit; the operator's scale stays float32 when the model is cast."""
+    model = uneven_model("opt-350m").to(torch.bfloat16)
+    tokens = torch.stack(random_windows(2, seed=5))
+    config = QuantizationConfig(gptq.SOLVER, W8G16, transforms=(equalizing("always"),))
+    quantize_model(model, random_windows(3), config)
+    operator = next(o for m in model.modules() if (o := operator_of(m)) is not None)
+    scale = operator.changes()[0].tensors()["scale"].clone()
+    expected = logits(model.float(), tokens)
+    model.half().to(torch.bfloat16)
+    found = operator.changes()[0].tensors()["scale"]
+    assert found.dtype == torch.float32
+    assert torch.equal(found, scale)
+    assert torch.isfinite(logits(model, tokens)).all()
+    assert (logits(model, tokens) - expected).norm() < 0.05 * expected.norm()
+
+
+class Silent(Scaling):
+    """A change that does not say what it is made of."""
+
+    tensors = None  # type: ignore[assignment]
+
+
+def silent(group: Group, _: object) -> Change:
+    return Silent(torch.full((group.hessian.shape[0],), 2.0).double())
+
+
+class Misnamed(Scaling):
+    def tensors(self) -> dict[str, Tensor]:
+        return {"in.out": self.scale}
+
+
+def misnamed(group: Group, _: object) -> Change:
+    return Misnamed(torch.full((group.hessian.shape[0],), 2.0).double())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (silent, "Silent does not say the tensors that it is made of: give it tensors()"),
+        (misnamed, "a tensor of its change is called 'in.out', which a module cannot hold"),
+    ],
+)
+def test_what_cannot_be_kept_is_refused(change: object, message: str) -> None:
+    toy = replace(rotating.TRANSFORM, name="toy", change=change)
+    config = QuantizationConfig(rtn.SOLVER, W8G16, transforms=((toy, None),))
+    with pytest.raises(QuantizationError, match=re.escape(message)):
+        quantize_model(tiny_model("llama"), random_windows(3), config)
+
+
+class Asymmetric(rotating.Rotation):
+    """Rotates the inputs and leaves the weights."""
+
+    def weight(self, weight: Tensor) -> Tensor:
+        return weight
+
+
+def test_an_operator_that_changes_the_output_is_refused() -> None:
+    toy = replace(rotating.TRANSFORM, rebuild=lambda tensors: Asymmetric(tensors["matrix"]))
+    config = QuantizationConfig(rtn.SOLVER, W8G16, transforms=((toy, None),))
+    with pytest.raises(QuantizationError, match=r"its output moved by .* when rotate changed"):
+        quantize_model(tiny_model("llama"), random_windows(3), config)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rebuild": None}, r"rotate keeps changes \(always\), but has no rebuild"),
+        ({"keep": lambda _: "often"}, "keep gave 'often'; it gives one of never, where_needed"),
+    ],
+)
+def test_a_spec_that_cannot_keep_is_refused_with_the_configuration(
+    changes: dict[str, object], message: str
+) -> None:
+    toy = replace(rotating.TRANSFORM, **changes)
+    with pytest.raises(QuantizationError, match=message):
+        QuantizationConfig(rtn.SOLVER, W8G16, transforms=((toy, None),))

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from harness.errors import ConfigError
+from quant.levels import uniform
+from quant.parts import Part, PartError, find_part
 
 
 class _Parser(argparse.ArgumentParser):
@@ -26,7 +28,28 @@ def inspect_parser() -> argparse.ArgumentParser:
         "scheme and zero-points. Every tensor is read and checked.",
     )
     parser.add_argument("folder", type=Path, help="the folder of a quantized model")
+    _add_levels(parser)
     return parser
+
+
+def _add_levels(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--levels",
+        metavar="MODULE",
+        help="an installed module, or a file with its folder, of levels that are not built in",
+    )
+
+
+def _levels(module: str | None) -> tuple[Part, ...]:
+    """The module that was named; a file is one of its folder."""
+    if module is None:
+        return ()
+    file = Path(module)
+    try:
+        found = find_part(file.stem, [file.parent]) if file.is_file() else find_part(module)
+    except PartError as error:
+        raise ConfigError(f"--levels: {error}") from error
+    return (found,)
 
 
 def export_parser() -> argparse.ArgumentParser:
@@ -49,23 +72,26 @@ def export_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--overwrite", action="store_true", help="replace a model that Bitsweep wrote to OUT before"
     )
+    _add_levels(parser)
     return parser
 
 
-def export_to(artifact: Path, out: Path, format: str, overwrite: bool = False) -> None:
+def export_to(
+    artifact: Path, out: Path, format: str, overwrite: bool = False, levels: str | None = None
+) -> None:
     """Export and say what was written; ConfigError, one sentence, for what cannot be."""
     _quiet()
     with _sentences():
         from quant import export
 
-        done = export(artifact, out, format, overwrite=overwrite)
+        done = export(artifact, out, format, overwrite=overwrite, levels=_levels(levels))
     size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
     print(f"{out}: {done.layers} quantized layers in {format}, {size:,} bytes, checksums included")
     for note in done.notes:
         print(f"note: {note}")
 
 
-def inspect(folder: Path) -> None:
+def inspect(folder: Path, levels: str | None = None) -> None:
     """Print format, producer, scheme and zero-points of a checkpoint, every tensor checked."""
     _quiet()
     with _sentences():
@@ -74,9 +100,10 @@ def inspect(folder: Path) -> None:
         from quant.checkpoint.operators import summary
         from quant.checkpoint.tensors import TensorReader
 
-        checkpoint, scheme = read_scheme(folder)
+        known = _levels(levels)
+        checkpoint, scheme = read_scheme(folder, known)
         checked = verify(folder)
-        weights = load_weights(folder, verify_files=False)
+        weights = load_weights(folder, verify_files=False, levels=known)
         with TensorReader(folder) as reader:
             kept = operator_bits(reader, checkpoint)
     figures = _figures(weights.values())
@@ -124,7 +151,7 @@ def _figures(weights: Any) -> _Figures:
         total.weights += outputs * inputs
         total.bits += weight.scheme.bits_per_weight(inputs) * outputs * inputs
         total.scattered += weight.group_index is not None
-        if weight.zero is not None:
+        if weight.zero is not None and weight.scheme.kind == uniform.LEVELS:
             zeros = weight.zero[:, weight.column_groups()]
             difference = weight.codes.double().sum() - zeros.double().sum()
             total.offset = (total.offset or 0.0) + float(difference)

@@ -189,14 +189,15 @@ def _export(arguments: Sequence[str]) -> int:
     from harness.checkpoint_verbs import export_parser, export_to
 
     options = export_parser().parse_args(arguments)
-    export_to(options.artifact, options.out, options.format, options.overwrite)
+    export_to(options.artifact, options.out, options.format, options.overwrite, options.levels)
     return OK
 
 
 def _inspect(arguments: Sequence[str]) -> int:
     from harness.checkpoint_verbs import inspect, inspect_parser
 
-    inspect(inspect_parser().parse_args(arguments).folder)
+    options = inspect_parser().parse_args(arguments)
+    inspect(options.folder, options.levels)
     return OK
 
 

@@ -13,15 +13,18 @@ import torch
 from torch import Tensor
 
 from quant.errors import NonFiniteError, QuantizationError
+from quant.levels.base import GridTensor
 from quant.scheme import Scheme
 from quant.weight import QuantizedWeight
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Grids of many rows: tensors of one shape by the names that the scheme's levels give them.
+    """Grids of many rows: tensors by the names that the scheme's levels give them.
 
-    In the dtype that the weights are computed in, and exactly as they will be stored.
+    In the dtype that the weights are computed in, and exactly as they will be stored. Every group
+    has its own numbers here, also where several share an entry: all tensors have one shape, but for
+    a last dimension where an entry holds several numbers.
     """
 
     tensors: Mapping[str, Tensor]
@@ -29,9 +32,9 @@ class Grid:
     def __getitem__(self, name: str) -> Tensor:
         return self.tensors[name]
 
-    @property
-    def shape(self) -> torch.Size:
-        return next(iter(self.tensors.values())).shape
+    def __len__(self) -> int:
+        """The size of the first dimension."""
+        return len(next(iter(self.tensors.values())))
 
     def apply(self, change: Callable[[Tensor], Tensor]) -> Grid:
         """The grid with every tensor changed in the same way."""
@@ -44,49 +47,72 @@ def stack_grids(grids: Sequence[Grid | None]) -> Grid:
     return Grid({name: torch.stack([grid[name] for grid in found]) for name in found[0].tensors})
 
 
-def find_grid(weight: Tensor, scheme: Scheme, layer: str = "this layer") -> Grid:
-    """The grid [rows] of every row of weight [rows, columns], in float32 (float64 if given).
-
-    A group of columns is quantized by handing in just these columns. Raises NonFiniteError for
-    weights that are not finite and QuantizationError for scales beyond scheme.scale_dtype.
-    """
-    grid = Grid(scheme.kind.find(working(weight), scheme, layer))
-    expected = {tensor.name for tensor in scheme.kind.tensors}
-    if grid.tensors.keys() != expected:
-        raise QuantizationError(
-            f"{layer}: levels={scheme.kind.name} found a grid of {', '.join(grid.tensors)}, but "
-            f"declare {', '.join(sorted(expected))}; correct LEVELS.tensors or its find."
-        )
-    return grid
-
-
 def find_groups(weight: Tensor, scheme: Scheme, layer: str = "this layer") -> Grid:
-    """The grids [out, groups] of weight [out, in], groups being neighbours; else as `find_grid`."""
+    """The grids [out, groups] of weight [out, in], groups being neighbours.
+
+    In float32 (float64 if given). Grids that the levels find together need all of their columns
+    (scheme.span) at once: a solver that comes to them one by one hands these in when it reaches the
+    first. Raises NonFiniteError for weights that are not finite and QuantizationError for scales
+    beyond their type and for levels that find something else than they declare.
+    """
     found = []
-    for rows, count in _grid_rows(working(weight), scheme):
+    outputs, inputs = weight.shape
+    for rows, count in _parts(working(weight), scheme.span(inputs)):
         tensors = find_grid(rows, scheme, layer).tensors
-        found.append({name: part.reshape(-1, count) for name, part in tensors.items()})
+        groups = scheme.groups(rows.shape[1])
+        part = {}
+        for each in scheme.kind.tensors:
+            tensor = tensors[each.name]
+            if each.span != 1:
+                entry = torch.arange(groups, device=tensor.device) // (each.span or groups)
+                tensor = tensor[:, entry]
+            part[each.name] = tensor.reshape(outputs, count * groups, *each.behind(scheme))
+        found.append(part)
     if len(found) == 1:
         return Grid(found[0])
     return Grid({name: torch.cat([part[name] for part in found], 1) for name in found[0]})
+
+
+def find_grid(weight: Tensor, scheme: Scheme, layer: str = "this layer") -> Grid:
+    """What the levels find for every row of weight [rows, columns], groups found together."""
+    kind = scheme.kind
+    found = kind.find(working(weight), scheme, layer)
+    rows, groups = len(weight), scheme.groups(weight.shape[1])
+    together = kind.span != 1
+    expected = {
+        each.name: (rows, *[each.entries(groups)] * together, *each.behind(scheme))
+        for each in kind.tensors
+    }
+    if found.keys() != expected.keys():
+        raise QuantizationError(
+            f"{layer}: levels={kind.name} found a grid of {', '.join(found)}, but "
+            f"declare {', '.join(sorted(expected))}; correct LEVELS.tensors or its find."
+        )
+    for name, shape in expected.items():
+        if found[name].shape != shape:
+            raise QuantizationError(
+                f"{layer}: levels={kind.name} found a {name} of shape {list(found[name].shape)} "
+                f"for {rows} rows and {groups} groups; return {list(shape)} as LEVELS.tensors "
+                "declare, or correct these."
+            )
+    return Grid(found)
 
 
 def quantize_groups(weight: Tensor, grid: Grid, scheme: Scheme) -> Tensor:
     """Codes uint8 [out, in] of the levels nearest to weight, on grids that `find_groups` found."""
     codes = []
     first = 0
-    for rows, count in _grid_rows(working(weight), scheme):
+    for rows, count in _parts(working(weight), scheme.group_size or weight.shape[1]):
         groups = slice(first, first + count)
-        part = {name: each[:, groups].reshape(-1) for name, each in grid.tensors.items()}
-        codes.append(quantize(rows, Grid(part), scheme).view(len(weight), -1))
+        part = grid.apply(lambda each, groups=groups: each[:, groups].flatten(0, 1))  # type: ignore[misc]
+        codes.append(quantize(rows, part, scheme).view(len(weight), -1))
         first += count
     return codes[0] if len(codes) == 1 else torch.cat(codes, 1)
 
 
-def _grid_rows(weight: Tensor, scheme: Scheme) -> list[tuple[Tensor, int]]:
-    """weight [out, in] as [out * groups, columns] and the groups: the whole ones, the short one."""
+def _parts(weight: Tensor, size: int) -> list[tuple[Tensor, int]]:
+    """weight [out, in] as [out * count, columns] and the count: those of `size`, the short one."""
     inputs = weight.shape[1]
-    size = scheme.group_size or inputs
     whole = inputs // size
     parts = []
     if whole:
@@ -123,14 +149,31 @@ def decode(codes: Tensor, grid: Grid, scheme: Scheme) -> Tensor:
 def assemble(
     codes: Tensor, grid: Grid, scheme: Scheme, group_index: Tensor | None = None
 ) -> QuantizedWeight:
-    """codes uint8 [out, in] and their grids [out, groups] as a QuantizedWeight."""
-    scale_dtype = getattr(torch, scheme.scale_dtype)
+    """codes uint8 [out, in] and their grids [out, groups] as a QuantizedWeight.
+
+    Raises QuantizationError for numbers that the type in which they are stored does not hold.
+    """
     stored = {}
-    for tensor in scheme.kind.tensors:
-        # As one line first: .contiguous() would leave a single transposed group its strides.
-        values = grid[tensor.name].reshape(-1).view(codes.shape[0], -1)
-        stored[tensor.name] = values.to(torch.uint8 if tensor.code else scale_dtype)
+    for each in scheme.kind.tensors:
+        # Memory in the order of its shape, whatever the strides of a single transposed group were.
+        values = shared(grid[each.name], each, 1)
+        values = values.reshape(-1).view(values.shape)
+        kept = values.to(getattr(torch, each.storage(scheme)))
+        if not torch.equal(kept.to(values.dtype), values):
+            raise QuantizationError(
+                f"levels={scheme.kind.name} found a {each.name} that {each.storage(scheme)} does "
+                "not hold exactly; let find round it (quant.scales.round_scale), so that weights "
+                "are quantized on the grid that is stored."
+            )
+        stored[each.name] = kept
     return QuantizedWeight(codes, scheme, group_index, stored)
+
+
+def shared(tensor: Tensor, declared: GridTensor, dim: int) -> Tensor:
+    """What is stored of numbers that every group has along `dim`: the first of each entry's."""
+    groups = tensor.shape[dim]
+    step = groups if declared.span is None else declared.span
+    return tensor if step == 1 else tensor[(slice(None),) * dim + (slice(None, None, step),)]
 
 
 def working(weight: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from cuda_ext.layout import pack_codes, unpack_codes, words_for
 from cuda_ext.tiles import can_tile
 from quant.input_operator import NAME as OPERATOR
 from quant.input_operator import InputOperator
-from quant.scheme import SCALE_DTYPES, Scheme
+from quant.scheme import Scheme
 from quant.weight import QuantizedWeight
 
 Packed = dict[str, Tensor]
@@ -29,11 +29,11 @@ def pack(weight: QuantizedWeight) -> Packed:
 
     qweight int32 [ceil(in * bits / 32), out]; for uniform levels scales [groups, out] in the
     scheme's scale_dtype and qzeros int32 [groups, ceil(out * bits / 32)], the true zero-points; for
-    ternary ones scales and scales_negative [groups, out]; others as quant.levels names them. g_idx
-    int32 [in] only when the groups are not neighbours.
+    ternary ones scales and scales_negative [groups, out]; others as quant.levels.base.GridTensor
+    declares them. g_idx int32 [in] only when the groups are not neighbours.
     """
     packed = {"qweight": pack_codes(weight.codes.t(), weight.scheme.bits, dim=0)}
-    grid = {name: part.t().contiguous() for name, part in weight.grid.items()}
+    grid = {name: part.transpose(0, 1).contiguous() for name, part in weight.grid.items()}
     packed |= pack_grid(grid, weight.scheme)
     if weight.group_index is not None:
         packed["g_idx"] = weight.group_index.int()
@@ -41,9 +41,14 @@ def pack(weight: QuantizedWeight) -> Packed:
 
 
 def pack_grid(grid: Mapping[str, Tensor], scheme: Scheme) -> Packed:
-    """The buffers of a grid [groups, out]: codes packed along the outputs, scales as they are."""
+    """The buffers of a grid [entries, out]: integers packed along the outputs, others as they are.
+
+    Where an entry holds several numbers, [entries, out, values], integers are packed along both.
+    """
     return {
-        each.buffer: pack_codes(grid[each.name], scheme.bits) if each.code else grid[each.name]
+        each.buffer: pack_codes(grid[each.name].flatten(1), each.bits(scheme))
+        if each.code
+        else grid[each.name]
         for each in scheme.kind.tensors
     }
 
@@ -55,12 +60,15 @@ def unpack(packed: Packed, scheme: Scheme, in_features: int) -> QuantizedWeight:
     grid = {}
     for each in scheme.kind.tensors:
         part = packed[each.buffer]
-        grid[each.name] = unpack_codes(part, bits, outputs) if each.code else part
+        if each.code:
+            part = unpack_codes(part, each.bits(scheme), outputs * each.count(scheme))
+            part = part.reshape(len(part), outputs, *each.behind(scheme))
+        grid[each.name] = part
     return QuantizedWeight(
         codes=codes.t().contiguous(),
         scheme=scheme,
         group_index=packed.get("g_idx"),
-        grid={name: part.t().contiguous() for name, part in grid.items()},
+        grid={name: part.transpose(0, 1).contiguous() for name, part in grid.items()},
     )
 
 
@@ -73,22 +81,31 @@ def packed_shapes(
         "qweight": (words_for(in_features, scheme.bits), out_features)
     }
     for each in scheme.kind.tensors:
-        width = words_for(out_features, scheme.bits) if each.code else out_features
-        shapes[each.buffer] = (groups, width)
+        numbers = out_features * each.count(scheme)
+        held = (out_features, *each.behind(scheme))
+        words = (words_for(numbers, each.bits(scheme)),)
+        shapes[each.buffer] = (each.entries(groups), *(words if each.code else held))
     if g_idx:
         shapes["g_idx"] = (in_features,)
     return shapes
+
+
+def packed_dtypes(scheme: Scheme) -> dict[str, torch.dtype]:
+    """Name and type of every buffer that a layer of this scheme may have; bias not included."""
+    grid = {
+        each.buffer: torch.int32 if each.code else getattr(torch, each.storage(scheme))
+        for each in scheme.kind.tensors
+    }
+    return {"qweight": torch.int32, **grid, "g_idx": torch.int32}
 
 
 def packed_bytes(
     scheme: Scheme, in_features: int, out_features: int, *, g_idx: bool = False
 ) -> int:
     """Bytes of the buffers in `packed_shapes`."""
-    scales = {each.buffer for each in scheme.kind.tensors if not each.code}
-    return sum(
-        math.prod(shape) * (SCALE_DTYPES[scheme.scale_dtype] // 8 if name in scales else 4)
-        for name, shape in packed_shapes(scheme, in_features, out_features, g_idx=g_idx).items()
-    )
+    dtypes = packed_dtypes(scheme)
+    shapes = packed_shapes(scheme, in_features, out_features, g_idx=g_idx)
+    return sum(math.prod(shape) * dtypes[name].itemsize for name, shape in shapes.items())
 
 
 def takes_kernels(scheme: Scheme, in_features: int, g_idx: Tensor | None = None) -> bool:

@@ -8,35 +8,41 @@ import torch
 from torch import Tensor
 
 from quant.errors import NonFiniteError, QuantizationError
-from quant.scheme import Scheme
+from quant.scheme import SCALE_DTYPES, Scheme
 
-# float16 keeps scales below its smallest normal number as multiples of this step.
-FLOAT16_STEP = 2.0**-24
+# What these types keep below their smallest normal number: multiples of a step.
+STEPS = {"float16": 2.0**-24, "float8_e4m3fn": 2.0**-9, "float8_e5m2": 2.0**-16}
 
 
 def round_scale(
-    scale: Tensor, scheme: Scheme, layer: str = "this layer", *, may_be_zero: bool = False
+    scale: Tensor,
+    scheme: Scheme,
+    layer: str = "this layer",
+    *,
+    may_be_zero: bool = False,
+    dtype: str | None = None,
 ) -> Tensor:
-    """scale as scheme.scale_dtype holds it, refusing what it cannot hold.
+    """scale as `dtype` (None: scheme.scale_dtype) holds it, refusing what it cannot hold.
 
     Below the smallest normal number of float16 (rows with tiny weights at 8 bits get there) the
     rounding is relative no more: nearest could cut off a third of the range or give 0. There the
-    next multiple of 2^-24 above is taken, so the grid always covers the row. A scale is never 0
-    unless it may be (an outer level of a ternary grid).
+    next multiple of 2^-24 above is taken, so the grid always covers the row; with 8-bit types
+    alike. A scale is never 0 unless it may be (an outer level of a ternary grid).
 
     Raises NonFiniteError for scales that are not finite and QuantizationError for those beyond
-    scheme.scale_dtype.
+    the type.
     """
-    stored = getattr(torch, scheme.scale_dtype)
+    name = dtype or scheme.scale_dtype
+    stored = getattr(torch, name)
     single = scale.float()  # so that float64 takes the same road: torch goes over float32 anyway
     rounded = single.to(stored).float()
     if not torch.isfinite(rounded).all():
-        _refuse(scale, rounded, scheme, layer)
+        _refuse(scale, rounded, name, layer)
     smallest = torch.finfo(stored).tiny
-    if scheme.scale_dtype == "float16":
-        upward = (single / FLOAT16_STEP).ceil_().mul_(FLOAT16_STEP)
+    if name in STEPS:
+        upward = (single / STEPS[name]).ceil_().mul_(STEPS[name])
         rounded = torch.where(single < smallest, upward, rounded)
-        smallest = FLOAT16_STEP
+        smallest = STEPS[name]
     return (rounded if may_be_zero else rounded.clamp_(min=smallest)).to(scale.dtype)
 
 
@@ -55,16 +61,20 @@ def draw_scale(
     return (unit / (spread * math.sqrt(inputs))).to(getattr(torch, scheme.scale_dtype))
 
 
-def _refuse(scale: Tensor, rounded: Tensor, scheme: Scheme, layer: str) -> None:
+def _refuse(scale: Tensor, rounded: Tensor, dtype: str, layer: str) -> None:
     layer = layer or "this layer"
-    row = int((~torch.isfinite(rounded)).nonzero()[0, 0])
-    value = float(scale[row])
+    place = (~torch.isfinite(rounded)).nonzero()[0]
+    row, value = int(place[0]), float(scale[tuple(place)])
     if value != value or value == float("inf"):
         raise NonFiniteError(
             f"{layer}: the weights of grid row {row} are NaN, infinite or span more than float32 "
             "holds; look for non-finite values in the checkpoint and in the calibration data."
         )
+    way_out = (
+        "use scale_dtype=bfloat16 or float32"
+        if dtype in SCALE_DTYPES
+        else "let the levels' find make it smaller"
+    )
     raise QuantizationError(
-        f"{layer}: the scale of grid row {row} is {value:.4g}, more than {scheme.scale_dtype} "
-        "holds; use scale_dtype=bfloat16 or float32."
+        f"{layer}: the scale of grid row {row} is {value:.4g}, more than {dtype} holds; {way_out}."
     )

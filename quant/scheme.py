@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from quant.errors import SchemeError
-from quant.levels.base import Levels, built_in_levels, load_levels
+from quant.levels.base import WIDTHS, Levels, built_in_levels, load_levels
+from quant.parts import Part
 
-BITS = (2, 3, 4, 5, 6, 7, 8)
+BITS = WIDTHS
 GRIDS = ("minmax", "mse")
 SCALE_DTYPES = {"float16": 16, "bfloat16": 16, "float32": 32}
 
@@ -28,7 +29,7 @@ class Scheme:
     symmetric   zero-point fixed at 2^(bits-1) instead of searched (uniform levels only).
     levels      "uniform": scale * (code - zero); "ternary": {row minimum, 0, row maximum} as in
                 the appendix of the paper, a grid that is not uniform. Others by a dotted module
-                that ends in LEVELS, or as that object (quant.levels.base).
+                that ends in LEVELS, as a Part or as that object (quant.levels.base).
     grid        "minmax": the range of the weights, forced to hold 0 (the paper's quantizer);
                 "mse": that range shrunk to the smallest squared error.
     scale_dtype storage type of the scales. Grids are rounded to it *before* weights are quantized,
@@ -40,7 +41,7 @@ class Scheme:
     bits: int
     group_size: int | None = None
     symmetric: bool = False
-    levels: str | Levels = "uniform"
+    levels: str | Part | Levels = "uniform"
     grid: str = "minmax"
     scale_dtype: str = "float16"
 
@@ -72,11 +73,16 @@ class Scheme:
                 f"{kind.about}: use bits={_or(widths)}{symmetry} and grid={_or(kind.grids)} with "
                 f"levels={kind.name}."
             )
+        if self.scale_dtype != "float16" and not kind.scaled:
+            raise SchemeError(
+                f"scale_dtype={self.scale_dtype} changes nothing, because {kind.name} levels say "
+                "themselves how every number is stored: leave it out."
+            )
         if kind.check is not None:
             kind.check(self)
 
     @classmethod
-    def parse(cls, name: str, levels: Iterable[str | Levels] = ()) -> Self:
+    def parse(cls, name: str, levels: Iterable[str | Part | Levels] = ()) -> Self:
         """The scheme of a name: the inverse of `name`.
 
             w4  w5g64  w3g64_sym  w2g32_mse  w4g128_bf16  w4_fp32  ternary_g8
@@ -111,10 +117,6 @@ class Scheme:
         return load_levels(self.levels)
 
     @property
-    def ternary(self) -> bool:
-        return self.levels == "ternary"
-
-    @property
     def max_code(self) -> int:
         """Largest code: 2^bits - 1, or 2 for ternary (0 minimum, 1 zero, 2 maximum)."""
         return (self.kind.codes or 2**self.bits) - 1
@@ -138,20 +140,30 @@ class Scheme:
         """Whether the last group has fewer columns than group_size, which not all formats hold."""
         return self.group_size is not None and inputs % self.group_size != 0
 
-    @property
-    def overhead(self) -> int:
-        """Stored bits of one group of one output row besides its codes."""
-        scale = SCALE_DTYPES[self.scale_dtype]
-        return sum(self.bits if tensor.code else scale for tensor in self.kind.tensors)
+    def span(self, inputs: int) -> int:
+        """Columns whose grids are found together, of a weight with `inputs`: one group or more."""
+        together, size = self.kind.span, self.group_size
+        return inputs if together is None or size is None else min(together * size, inputs)
+
+    def overhead(self, inputs: int) -> int:
+        """Stored bits of one output row with `inputs` columns besides its codes."""
+        groups = self.groups(inputs)
+        return sum(
+            each.entries(groups) * each.count(self) * each.bits(self) for each in self.kind.tensors
+        )
 
     def bits_per_weight(self, inputs: int) -> float:
         """Stored bits a weight of a row with `inputs` columns, scales and zero-points included."""
-        return self.bits + self.overhead * self.groups(inputs) / inputs
+        return self.bits + self.overhead(inputs) / inputs
 
 
-def _beginning(name: str, others: Iterable[str | Levels]) -> tuple[str | Levels, Levels, str]:
+def _beginning(
+    name: str, others: Iterable[str | Part | Levels]
+) -> tuple[str | Part | Levels, Levels, str]:
     """The levels that a name begins with, as given and as found, and the rest of the name."""
-    known: list[tuple[str | Levels, Levels]] = [(each.name, each) for each in built_in_levels()]
+    known: list[tuple[str | Part | Levels, Levels]] = [
+        (each.name, each) for each in built_in_levels()
+    ]
     known += [(given, load_levels(given)) for given in others]
     # The longest first, so that one prefix may begin another.
     for given, kind in sorted(known, key=lambda pair: -len(pair[1].prefix)):

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from quant.scheme import Scheme
 
+MOST_AT_ONCE = 1 << 24  # numbers of codebooks, 64 MiB
+
 
 @dataclass(frozen=True, init=False)
 class QuantizedWeight:
@@ -17,10 +19,12 @@ class QuantizedWeight:
 
     codes        uint8 [out, in], 0 .. scheme.max_code.
     scheme       says what the tensors of the grid are (quant.levels).
-    grid         by name, [out, groups]: codes as uint8, all else in scheme.scale_dtype. Uniform
-                 levels have scale, finite and > 0, and zero, 0 .. scheme.max_code; ternary ones
-                 scale, the value of code 2 (row maximum, may be 0), and negative_scale, the
-                 magnitude of code 0 (-row minimum).
+    grid         by name, as the levels declare it: [out, groups] or, where groups share an entry,
+                 [out, super-blocks] or [out, 1], with one dimension more where an entry holds
+                 several numbers (a codebook: [out, 1, 2^bits]). Integers as uint8, other numbers in
+                 the declared type or scheme.scale_dtype. Uniform levels have scale, finite and > 0,
+                 and zero, 0 .. scheme.max_code; ternary ones scale, the value of code 2 (row
+                 maximum, may be 0), and negative_scale, the magnitude of code 0 (-row minimum).
     group_index  int32 [in], the group of each column; None when column j is in group
                  j // group_size. Only act-order with moving groups makes one.
     """
@@ -91,6 +95,20 @@ class QuantizedWeight:
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The weight [out, in] that the codes stand for, computed in float32, given as dtype."""
-        groups = self.column_groups()
-        grid = {name: part.float()[:, groups] for name, part in self.grid.items()}
-        return self.scheme.kind.decode(self.codes.float(), grid, self.scheme).to(dtype)
+        kind, groups = self.scheme.kind, self.column_groups()
+        entries = {
+            each.name: groups if each.span == 1 else groups // (each.span or len(groups))
+            for each in kind.tensors
+        }
+        # Codebooks become one for every weight: some rows at a time.
+        wide = max(each.count(self.scheme) for each in kind.tensors)
+        step = max(1, MOST_AT_ONCE // (wide * len(groups))) if wide > 1 else len(self.codes)
+        values = []
+        for rows in (slice(at, at + step) for at in range(0, len(self.codes), step)):
+            grid = {name: part[rows].float() for name, part in self.grid.items()}
+            grid = {
+                name: part if part.shape[1] == 1 else part[:, entries[name]]
+                for name, part in grid.items()
+            }
+            values.append(kind.decode(self.codes[rows].float(), grid, self.scheme).to(dtype))
+        return values[0] if len(values) == 1 else torch.cat(values)

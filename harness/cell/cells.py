@@ -75,7 +75,8 @@ class ResolvedCell:
         positions = max((each.positions for each in self.choices.suites), default=0)
         # What "auto" was found to be is in the keys: a process must not find something else.
         kernel = self.kernel if self.quantized else runtime.kernel
-        return Place(runtime.device, kernel, self.choices.seed, positions)
+        seed, levels = self.choices.seed, self.choices.levels
+        return Place(runtime.device, kernel, seed, positions, levels)
 
     @property
     def quantization(self) -> QuantizationConfig:

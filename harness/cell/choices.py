@@ -19,7 +19,7 @@ class Choices:
 
     solving      None: the weights are measured as they are.
     scheme       what is quantized to; None: full precision.
-    levels       the module of the scheme's levels, if it is not one of ours.
+    levels       the module of the levels, the scheme's or the model's, if it is not one of ours.
     calibration  None when nothing that was chosen sees calibration text.
     """
 

@@ -5,6 +5,9 @@ figures have the same key, so a finished stage is never repeated; anything that 
 (batch size, dtype, device, kernel, attention) is in the key, while how the work is carried out
 (threads, time limits, folders, trackers, names of reports) is not.
 
+What only names a thing, in tables or on the disk, is in no key: model.name, calib.name, the names
+of files whose contents are hashed.
+
 A solver and a suite bear a version, which is in the key: it is raised when they compute something
 else from the same input. Their old records then stay on disk but no longer answer. Of a part that
 is not ours the hash of its source is in the key too.
@@ -24,6 +27,8 @@ from harness.models.model import Model
 from harness.records.hashes import digest
 from harness.records.record import FULL_PRECISION, LOADED, QUANTIZATION, SCHEMA_VERSION
 from harness.suites.base import Facts, require_own_inputs
+from quant.levels.base import module_of
+from quant.scheme import Scheme
 
 # Of full precision: the fields of a scheme, for the record.
 NO_SCHEME = {
@@ -34,8 +39,10 @@ NO_SCHEME = {
     "grid": "minmax",
     "scale_dtype": "float16",
 }
-# Where a model came from: the hash of its files says what it is.
-PLACES = ("source", "id", "revision", "architecture")
+# Raise it when the keys of the same cells and stages change.
+KEYS_VERSION = 2
+# What a model is called and where it came from: the hash of its files says what it is.
+NAMES = ("name", "source", "id", "revision", "architecture")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +74,14 @@ def cell_keys(
     code = {part.module: part.sha256 for part in choices.weight_parts if part.sha256 is not None}
     if code:
         semantic["code"] = code
-    cell = digest({"cell": _content(semantic), "model": model.fingerprint, **text})
+    cell = digest(
+        {
+            "keys": KEYS_VERSION,
+            "cell": _content(semantic),
+            "model": model.fingerprint,
+            **text,
+        }
+    )
     execution = {"device": choices.runtime.device, "kernel": kernel}
     keys = StageKeys(cell, {}, semantic, {}, {})
 
@@ -82,7 +96,7 @@ def cell_keys(
                 "stage": stage,
                 "version": version,
                 "cell": cell,
-                "suite": suite,
+                "suite": _unnamed(suite, inputs),
                 "inputs": keys.inputs[stage],
                 "execution": on,
             }
@@ -115,7 +129,7 @@ def _semantics(choices: Choices, model: Model) -> dict[str, Any]:
     semantic: dict[str, Any] = {
         "model": model.semantics(),
         "method": _method(choices),
-        "scheme": NO_SCHEME if scheme is None else dataclasses.asdict(scheme),
+        "scheme": NO_SCHEME if scheme is None else _scheme(scheme),
         "calib": None if calib is None else without_folders(dataclasses.asdict(calib)),
         "seed": choices.seed,
     }
@@ -134,6 +148,12 @@ def _semantics(choices: Choices, model: Model) -> dict[str, Any]:
     return semantic
 
 
+def _scheme(scheme: Scheme) -> dict[str, Any]:
+    """The fields of a scheme, levels by the name under which they are asked for."""
+    found = {field.name: getattr(scheme, field.name) for field in dataclasses.fields(scheme)}
+    return {**found, "levels": module_of(scheme.levels)}
+
+
 def _method(choices: Choices) -> dict[str, Any]:
     if choices.solving is None:
         return {"name": FULL_PRECISION}
@@ -143,11 +163,28 @@ def _method(choices: Choices) -> dict[str, Any]:
 
 
 def _content(semantic: dict[str, Any]) -> dict[str, Any]:
-    model = {key: value for key, value in semantic["model"].items() if key not in PLACES}
+    model = {key: value for key, value in semantic["model"].items() if key not in NAMES}
     found = {**semantic, "model": model}
+    if semantic["calib"] is not None:  # its text is hashed
+        named = ("name", "path")
+        found["calib"] = {k: v for k, v in semantic["calib"].items() if k not in named}
+    if "code" in semantic:
+        found["code"] = sorted(semantic["code"].values())
     if "checkpoint" in found:  # figures that were rounded on this machine
         said = found["checkpoint"].items()
         found["checkpoint"] = {key: value for key, value in said if key != "evidence"}
+    return found
+
+
+def _unnamed(suite: dict[str, Any], inputs: dict[str, str]) -> dict[str, Any]:
+    """The configuration of a suite without the names of files whose contents are in `inputs`."""
+    hashed = {label.partition(" ")[2] for label in inputs}
+    found = dict(suite)
+    for key in ("paths", "files"):
+        if isinstance(suite.get(key), dict):
+            found[key] = {
+                name: None if name in hashed else file for name, file in suite[key].items()
+            }
     return found
 
 

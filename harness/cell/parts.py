@@ -86,7 +86,7 @@ def suites_in(folder: Path | None) -> dict[str, Suite]:
         for file in sorted(root.glob("suite/**/*.yaml")):
             for name, given in read_mapping(file).items():
                 if isinstance(given, dict) and MODULE in given:
-                    _, found[name] = _load(str(file), given[MODULE], "SUITE", Suite, folder)
+                    _, found[name] = load_part(str(file), given[MODULE], "SUITE", Suite, folder)
     return found
 
 
@@ -107,7 +107,7 @@ def build_part(
     spec does not have or that it refuses.
     """
     module = given[MODULE]
-    loaded = _load(key, module, attribute, kind, folder)
+    loaded = load_part(key, module, attribute, kind, folder)
     part, spec = loaded[0], cast(Any, loaded[1])
     named = {name: value for name, value in given.items() if name != MODULE}
     options: type = spec.config if isinstance(spec, Suite) else spec.options
@@ -128,7 +128,7 @@ def build_part(
     return part, built
 
 
-def _load(
+def load_part(
     where: str, module: Any, attribute: str, kind: type[Spec], folder: Path | None
 ) -> tuple[Part, Spec]:
     """The part in a module and its spec.

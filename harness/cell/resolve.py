@@ -16,14 +16,22 @@ from harness.cell import checks
 from harness.cell.cells import PendingCell, ResolvedCell
 from harness.cell.choices import Choices
 from harness.cell.keys import cell_keys
-from harness.cell.parts import MODULE, Measuring, Solving, Transforming, build_part
+from harness.cell.parts import (
+    MODULE,
+    Measuring,
+    Solving,
+    Transforming,
+    build_part,
+    load_part,
+)
 from harness.config.help import options_with
 from harness.config.options import build_options
 from harness.config.schema import CellConfig, RuntimeConfig, SchemeConfig
 from harness.errors import ConfigError
 from harness.models.model import AbsentModel, Model, find_model
 from harness.suites.base import Facts, Suite
-from quant.parts import Part, PartError, find_part
+from quant.levels.base import Levels, built_in_levels
+from quant.parts import Part
 from quant.rules import RULES, TOKEN_RULES, Rules
 from quant.scheme import Scheme, SchemeError
 from quant.solvers.base import Solver
@@ -41,8 +49,10 @@ def resolve(
     download  fetch a model of the hub first.
     """
     checks.values(config)
-    model = find_model(config.model, download)  # a wrong model comes first: all else depends on it
-    choices = _choices(config, model, folder)
+    measured = _levels("model.levels", config.model.levels, folder)
+    # A wrong model comes first: all else depends on it.
+    model = find_model(config.model, download, measured)
+    choices = _choices(config, model, folder, measured)
     checks.method_and_scheme(choices.solving, choices.scheme, model)
     checks.random_weights(config, choices.solving, choices.suites, model)
     checks.suites(choices.suites)
@@ -61,8 +71,11 @@ def resolve(
     return ResolvedCell(choices, model, kernel, keys, dict(config.model.expected))
 
 
-def make_scheme(config: SchemeConfig) -> Scheme | None:
-    """The quant.Scheme of a cell; None when bits=16. ConfigError for one that cannot exist."""
+def make_scheme(config: SchemeConfig, levels: Part | None = None) -> Scheme | None:
+    """The quant.Scheme of a cell; None when bits=16. ConfigError for one that cannot exist.
+
+    levels is the module that the configuration names for them, None if they are built in.
+    """
     if config.bits == NOT_QUANTIZED:
         if config != SchemeConfig(bits=NOT_QUANTIZED):
             raise ConfigError(
@@ -71,12 +84,33 @@ def make_scheme(config: SchemeConfig) -> Scheme | None:
             )
         return None
     try:
-        return Scheme(**dataclasses.asdict(config))
+        fields = dataclasses.asdict(config)
+        scheme = Scheme(**fields if levels is None else {**fields, "levels": levels})
     except SchemeError as error:
         raise ConfigError(f"scheme: {error}") from error
+    if levels is not None:
+        _require_own_scheme(scheme, levels)
+    return scheme
 
 
-def _choices(config: CellConfig, model: Model | AbsentModel, folder: Path | None) -> Choices:
+def _require_own_scheme(scheme: Scheme, levels: Part) -> None:
+    """Refuse a scheme of somebody else's levels under a name of ours: it would stand as ours."""
+    try:
+        Scheme.parse(scheme.name)
+    except SchemeError:
+        return
+    raise ConfigError(
+        f"scheme.levels: {levels.where} calls a scheme {scheme.name}, which is the name of one of "
+        "Bitsweep: give its LEVELS another prefix, because tables name schemes by it."
+    )
+
+
+def _choices(
+    config: CellConfig,
+    model: Model | AbsentModel,
+    folder: Path | None,
+    measured: Part | None,
+) -> Choices:
     solving = _solving(config.method, folder)
     transforms = tuple(
         Transforming(*_selected("transform", name, given, "TRANSFORM", Transform, folder))
@@ -93,7 +127,8 @@ def _choices(config: CellConfig, model: Model | AbsentModel, folder: Path | None
         measuring[index] = dataclasses.replace(each, config=completed)
     # Suites that are timed come last: whoever waits for a figure wants accuracy first.
     measuring.sort(key=lambda each: each.suite.timing)
-    scheme = make_scheme(config.scheme)
+    levels = _levels("scheme.levels", config.scheme.levels, folder)
+    scheme = make_scheme(config.scheme, levels)
     checks.transforms(transforms, solving)
     # Transforms are made from what reaches a layer.
     sees_text = solving is not None and (solving.solver.needs_calibration or bool(transforms))
@@ -103,7 +138,7 @@ def _choices(config: CellConfig, model: Model | AbsentModel, folder: Path | None
         solving=solving,
         transforms=transforms,
         scheme=scheme if model.checkpoint is None else model.checkpoint.scheme,
-        levels=_levels(config.scheme.levels),
+        levels=levels if model.checkpoint is None else measured,
         calibration=config.calib if sees_text else None,
         suites=tuple(measuring),
         runtime=config.runtime,
@@ -176,14 +211,17 @@ def _selected(
     return part, options
 
 
-def _levels(name: str) -> Part | None:
-    """The module of levels of somebody else; ours are named without dots."""
-    if "." not in name:
+def _levels(key: str, name: str | None, folder: Path | None) -> Part | None:
+    """The module of levels of somebody else, which `key` names; None for ours."""
+    ours = [each.name for each in built_in_levels()]
+    if name is None or name in ours:
         return None
     try:
-        return find_part(name)
-    except PartError as error:
-        raise ConfigError(f"scheme.levels: {error}") from error
+        part, _ = load_part(key, name, "LEVELS", Levels, folder)
+    except ConfigError as error:
+        said = str(error).removesuffix(".")
+        raise ConfigError(f"{said}; levels of Bitsweep itself are {', '.join(ours)}.") from error
+    return part
 
 
 def _facts(config: CellConfig, model: Model | AbsentModel) -> Callable[[str], Facts]:

@@ -22,8 +22,9 @@ class ModelConfig:
     dummy (random weights of an architecture: a name in quant.measure.architectures or a
     config.json).
 
-    protocols and tasks are what suites measure unless they are told otherwise; expected holds
-    published full-precision perplexities by protocol.
+    trust_remote_code runs the Python files that the model's folder brings. protocols and tasks are
+    what suites measure unless they are told otherwise; expected holds published full-precision
+    perplexities by protocol.
     """
 
     name: str = MISSING
@@ -35,6 +36,8 @@ class ModelConfig:
     dtype: str = "float32"
     context: Optional[int] = None  # tokens; None: the model's own maximum
     attention: str = "sdpa"  # attention implementation of transformers: sdpa or eager
+    trust_remote_code: bool = False  # run Python that comes with the model: read it first
+    levels: Optional[str] = None  # module of the levels of a quantized model, if not built in
     protocols: List[str] = field(default_factory=list)
     tasks: List[str] = field(default_factory=list)
     expected: Dict[str, float] = field(default_factory=dict)
@@ -60,6 +63,7 @@ class RuntimeConfig:
     stream: str = "auto"  # measure block by block: auto (if it does not fit), always, never
     threads: Optional[int] = None
     timeout_s: Optional[float] = None  # of one cell
+    record_host: bool = False  # write the machine's name into records
 
 
 @dataclass

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import ModelError
-from harness.models.folders import QUANTIZATION_CONFIGS
+from harness.models.folders import chosen_weights
+from quant.checkpoint.files import QUANTIZATION_FILES
+from quant.parts import Part
 
 if TYPE_CHECKING:
     from quant.scheme import Scheme
@@ -62,27 +64,28 @@ class Checkpoint:
         )
 
 
-def find_checkpoint(folder: Path) -> Checkpoint | None:
+def find_checkpoint(folder: Path, levels: Part | None = None) -> Checkpoint | None:
     """The quantized checkpoint in a model's folder; None for full precision.
 
-    ModelError for a quantization that cannot be read.
+    levels are those that it may have besides the built-in ones. ModelError for a quantization that
+    cannot be read.
     """
     status = (folder / "config.json").stat()
-    return _examine(folder, status.st_mtime_ns, status.st_size)
+    return _examine(folder, levels, status.st_mtime_ns, status.st_size)
 
 
 @lru_cache(maxsize=64)
-def _examine(folder: Path, _mtime_ns: int, _size: int) -> Checkpoint | None:
+def _examine(folder: Path, levels: Part | None, _mtime_ns: int, _size: int) -> Checkpoint | None:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     said = isinstance(config, dict) and config.get("quantization_config")
-    if not said and not any((folder / name).is_file() for name in QUANTIZATION_CONFIGS):
+    if not said and not any((folder / name).is_file() for name in QUANTIZATION_FILES):
         _refuse_integers(folder)
         return None
     from quant import ArtifactError
     from quant.checkpoint import read_scheme, runnable
 
     try:
-        checkpoint, scheme = read_scheme(folder)
+        checkpoint, scheme = read_scheme(folder, _known(levels))
         runnable(checkpoint, (), folder)
     except ArtifactError as error:
         raise ModelError(str(error)) from error
@@ -102,7 +105,8 @@ def _refuse_integers(folder: Path) -> None:
     Loaded, each would be cast to a floating-point number, as if it had never had a scale. Only the
     headers are read.
     """
-    for file in sorted(folder.glob("*.safetensors")):
+    chosen = chosen_weights(folder)
+    for file in [] if chosen.pickled else chosen.paths:
         for name, entry in _header(file).items():
             kind = str(entry.get("dtype", "")) if isinstance(entry, dict) else ""
             if name.endswith((".weight", ".bias")) and kind.startswith(("I", "U")):
@@ -126,6 +130,10 @@ def _header(file: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+def _known(levels: Part | None) -> tuple[Part, ...]:
+    return () if levels is None else (levels,)
+
+
 def load_packed(
     folder: Path,
     kernel: str,
@@ -133,10 +141,15 @@ def load_packed(
     dtype: str,
     attention: str,
     transforms: Sequence[Transform] = (),
+    levels: Part | None = None,
+    *,
+    trust: bool = False,
 ) -> Any:
     """The model of a quantized folder, its layers on `kernel`.
 
     transforms  that the configuration names: they may stand in front of layers.
+    levels      that it names: layers may have them.
+    trust       whether the Python files of the folder are run.
     """
     import torch
 
@@ -147,18 +160,29 @@ def load_packed(
         kernel=kernel,
         device=device,
         dtype=getattr(torch, dtype),
+        levels=_known(levels),
         transforms=transforms,
         attn_implementation=attention,
+        trust_remote_code=trust,
     )
 
 
-def load_dequantized(folder: Path, kernel: str, device: str, dtype: str, attention: str) -> Any:
+def load_dequantized(
+    folder: Path,
+    kernel: str,
+    device: str,
+    dtype: str,
+    attention: str,
+    levels: Part | None = None,
+    *,
+    trust: bool = False,
+) -> Any:
     """The same model with its weights dequantized: the twin where no original is at hand."""
     import torch
 
     from quant.checkpoint import dequantize_layers
 
-    model = load_packed(folder, kernel, device, dtype, attention)
+    model = load_packed(folder, kernel, device, dtype, attention, levels=levels, trust=trust)
     dequantize_layers(model, getattr(torch, dtype))
     return model
 

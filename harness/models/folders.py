@@ -10,18 +10,22 @@ from typing import Any
 from harness.config.schema import ModelConfig
 from harness.errors import ModelError
 from harness.records.hashes import file_sha256
-
-WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
-TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
-# What early quantized checkpoints have instead of a quantization_config in config.json.
-QUANTIZATION_CONFIGS = ("quantize_config.json", "quant_config.json")
-IDENTITY = (
-    "config.json",
-    *QUANTIZATION_CONFIGS,
-    *TOKENIZERS,
-    "merges.txt",
-    "tokenizer_config.json",
+from quant.checkpoint.files import (
+    QUANTIZATION_FILES,
+    TOKENIZER_FILES,
+    WeightFiles,
+    weight_files,
 )
+from quant.errors import ArtifactError
+
+# One of these is what a tokenizer is made from.
+TOKENIZERS = tuple(
+    name
+    for name in TOKENIZER_FILES
+    if name.startswith(("tokenizer.", "vocab.", "tekken", "tiktoken")) or name.endswith(".model")
+)
+IDENTITY = ("config.json", *QUANTIZATION_FILES, *TOKENIZER_FILES)
+LISTED = 3  # names in an error; the rest are counted
 
 
 def check_folder(folder: Path, what: str) -> Path:
@@ -43,11 +47,7 @@ def check_folder(folder: Path, what: str) -> Path:
         raise ModelError(
             f"{what}: config.json is not valid JSON ({error}); copy it again from the source."
         ) from error
-    if not weight_files(folder):
-        raise ModelError(
-            f"{what} has no weights (*.safetensors or pytorch_model*.bin): copy them beside "
-            "config.json."
-        )
+    chosen_weights(folder)
     if not any((folder / name).is_file() for name in TOKENIZERS):
         raise ModelError(
             f"{what} has no tokenizer (tokenizer.json, tokenizer.model or vocab.json): copy the "
@@ -56,19 +56,23 @@ def check_folder(folder: Path, what: str) -> Path:
     return folder
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """The files of the weights, in the order of their names."""
-    for pattern in WEIGHTS:  # safetensors win over .bin, as in transformers
-        files = sorted(folder.glob(pattern))
-        if files:
-            return files
-    return []
+def chosen_weights(folder: Path) -> WeightFiles:
+    """The files that hold the weights, as quant.checkpoint.files chooses; ModelError."""
+    try:
+        return weight_files(folder)
+    except ArtifactError as error:
+        raise ModelError(str(error)) from error
 
 
-def folder_fingerprint(folder: Path) -> str:
-    """sha256 over the names and contents of the files that decide what a model computes."""
+def folder_fingerprint(folder: Path, trust_remote_code: bool = False) -> str:
+    """sha256 over the names and contents of the files that decide what a model computes.
+
+    trust_remote_code  the model's Python files are among them.
+    """
     files = [folder / name for name in IDENTITY if (folder / name).is_file()]
-    files += weight_files(folder)
+    files += chosen_weights(folder).paths
+    if trust_remote_code:
+        files += folder.glob("*.py")
     digest = hashlib.sha256()
     for file in sorted(files, key=lambda path: path.name):
         digest.update(f"{file.name} {file_sha256(file)}\n".encode())
@@ -83,23 +87,32 @@ def text_config(folder: Path) -> dict[str, Any]:
 
 
 def load_model(folder: Path, config: ModelConfig, device: str = "cpu") -> Any:
-    """The causal LM in eval mode, in config.dtype, on `device`, attention as configured."""
+    """The causal LM in eval mode, in config.dtype, on `device`, attention as configured.
+
+    ModelError that names them for tensors that the files lack or have besides.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=getattr(torch, config.dtype),
             attn_implementation=config.attention,
             local_files_only=True,
+            trust_remote_code=config.trust_remote_code,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # so that they are told, and refused here by name
         )
     except Exception as error:
+        _refuse_code(folder, error)
         raise ModelError(
             f"model={config.name}: the weights could not be read ({first_line(error)}); the files "
             "may be incomplete, fetch or copy them again."
         ) from error
-    return model.to(device).eval()  # type: ignore[arg-type]
+    model, info = loaded
+    _require_all(folder, model, info)
+    return model.to(device).eval()
 
 
 def load_tokenizer(folder: Path, config: ModelConfig) -> Any:
@@ -107,12 +120,67 @@ def load_tokenizer(folder: Path, config: ModelConfig) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        return AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=config.trust_remote_code
+        )
     except Exception as error:
+        _refuse_code(folder, error)
         raise ModelError(
             f"model={config.name}: the tokenizer could not be read ({first_line(error)}); "
             "copy the tokenizer files of the original model beside the weights."
         ) from error
+
+
+def weights_read(folder: Path, model: Any) -> dict[str, Any]:
+    """What a record says of the files that a loaded model was read from.
+
+    read is the file, or the index of the shards; unread are other weights beside it; keys are
+    tensors that only the files or only the model have, and why that changes nothing.
+    """
+    from quant.checkpoint.matching import differences
+
+    chosen = chosen_weights(folder)
+    return {
+        "read": chosen.index or chosen.names[0],
+        "unread": list(chosen.unread),
+        "keys": differences(model, folder).summary(),
+    }
+
+
+def _require_all(folder: Path, model: Any, info: dict[str, Any]) -> None:
+    """ModelError for what the loader filled with random values, or left out.
+
+    transformers only warns of both.
+    """
+    from quant.checkpoint.matching import differences
+
+    lost = sorted(info["unexpected_keys"])
+    if lost:
+        lost = sorted(set(lost) - set(differences(model, folder).harmless))
+    kind = type(model).__name__
+    for names, what in (
+        (sorted(info["missing_keys"]), f"the files hold no values for {{}} of {kind}"),
+        (
+            [f"{name} {list(stored)}" for name, stored, _ in sorted(info["mismatched_keys"])],
+            "the files hold {}, which is another shape than config.json makes",
+        ),
+        (lost, f"the files hold {{}}, which {kind} does not have"),
+    ):
+        if names:
+            more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+            said = what.format(", ".join(names[:LISTED]) + more)
+            raise ModelError(
+                f"{folder}: {said}: config.json and weights are not of one whole causal language "
+                "model; fetch or copy them again."
+            )
+
+
+def _refuse_code(folder: Path, error: Exception) -> None:
+    """Raise what to do when transformers asks for trust in code of the model's own."""
+    if "trust_remote_code" in str(error):
+        from quant.checkpoint.skeleton import refusal_of_code
+
+        raise ModelError(refusal_of_code(folder)) from error
 
 
 def first_line(error: Exception) -> str:

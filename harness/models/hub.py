@@ -7,10 +7,15 @@ from pathlib import Path
 
 from harness.errors import ModelError
 from harness.models.folders import check_folder, first_line
+from quant.checkpoint.files import INDEX_SUFFIX, TOKENIZER_FILES, choose
 
 
-def hub_folder(repository: str, revision: str | None, download: bool) -> Path | None:
+def hub_folder(
+    repository: str, revision: str | None, download: bool, code: bool = False
+) -> Path | None:
     """The folder of a complete snapshot; None for one that is not here and not to be fetched.
+
+    code  fetch the model's own Python files too.
 
     Raises ModelError when it cannot be fetched.
     """
@@ -27,7 +32,9 @@ def hub_folder(repository: str, revision: str | None, download: bool) -> Path | 
     try:
         return Path(
             snapshot_download(
-                repository, revision=revision, allow_patterns=_patterns(repository, revision)
+                repository,
+                revision=revision,
+                allow_patterns=[*_patterns(repository, revision), *["*.py"] * code],
             )
         )
     except Exception as error:
@@ -51,10 +58,18 @@ def _cached_snapshot(repository: str, revision: str | None) -> Path | None:
 
 
 def _patterns(repository: str, revision: str | None) -> list[str]:
-    """Files worth fetching: one format of weights, tokenizer and configuration."""
-    from huggingface_hub import HfApi
+    """Files worth fetching: the weights that are read, tokenizer and configuration."""
+    import json
+
+    from huggingface_hub import HfApi, hf_hub_download
 
     names = [s.rfilename for s in HfApi().model_info(repository, revision=revision).siblings or []]
-    safetensors = any("/" not in n and n.endswith(".safetensors") for n in names)
-    weights = ["*.safetensors"] if safetensors else ["pytorch_model*.bin"]
-    return [*weights, "*.json", "*.model", "*.txt"]
+    chosen = choose(names)
+    if chosen is None:  # a quantized checkpoint with names of its own
+        weights = [n for n in names if "/" not in n and n.endswith((".safetensors", ".bin"))]
+    elif chosen.endswith(INDEX_SUFFIX):
+        index = Path(hf_hub_download(repository, chosen, revision=revision))
+        weights = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    else:
+        weights = [chosen]
+    return [*weights, "*.json", "*.model", "*.txt", *TOKENIZER_FILES]

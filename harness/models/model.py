@@ -23,6 +23,8 @@ from harness.models.folders import (
     text_config,
 )
 from harness.models.hub import hub_folder
+from quant.checkpoint.files import weight_files
+from quant.parts import Part
 
 if TYPE_CHECKING:
     from quant.scheme import Scheme
@@ -34,12 +36,14 @@ class Place:
 
     kernel     that packed layers run: "cpu", "cuda", "reference", or "auto" for the best there is.
     positions  tokens that will stand in the KV cache.
+    levels     the module of levels that packed layers may have besides the built-in ones.
     """
 
     device: str
     kernel: str
     seed: int = 0
     positions: int = 0
+    levels: Part | None = None
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,10 @@ class StoredModel:
     def semantics(self) -> dict[str, Any]:
         """What a record says of the model."""
         return _semantics(self.config)
+
+    def ambiguity(self) -> str | None:
+        """What is read of several files of weights; None where there is no choice."""
+        return weight_files(self.folder).ambiguity()
 
     def load(self, place: Place) -> Any:
         """The model in full precision, in eval mode."""
@@ -105,15 +113,19 @@ class QuantizedModel:
         """What a record says of the model."""
         return _semantics(self.config)
 
+    def ambiguity(self) -> str | None:
+        """What is read of several files of weights; None where there is no choice."""
+        return weight_files(self.folder).ambiguity()
+
     def load(self, place: Place) -> Any:
         """The packed model on the kernel of the place."""
-        dtype, attention = self.config.dtype, self.config.attention
-        return load_packed(self.folder, place.kernel, place.device, dtype, attention)
+        options = {**_options(self.config), "levels": place.levels}
+        return load_packed(self.folder, place.kernel, place.device, **options)
 
     def baseline(self, place: Place) -> Any:
         """Its own weights, dequantized: the original is not at hand."""
-        dtype, attention = self.config.dtype, self.config.attention
-        return load_dequantized(self.folder, place.kernel, place.device, dtype, attention)
+        options = {**_options(self.config), "levels": place.levels}
+        return load_dequantized(self.folder, place.kernel, place.device, **options)
 
     def tokenizer(self) -> Any:
         return load_tokenizer(self.folder, self.config)
@@ -142,6 +154,9 @@ class RandomModel:
         """The architecture's configuration."""
         found: dict[str, Any] = dummy.architecture(self.config).to_dict()
         return found
+
+    def ambiguity(self) -> None:
+        """It has no files."""
 
     def semantics(self) -> dict[str, Any]:
         """What a record says of the model."""
@@ -185,49 +200,55 @@ class AbsentModel:
     def name(self) -> str:
         return self.config.name
 
+    def ambiguity(self) -> None:
+        """Its files are not here."""
+
 
 Model = StoredModel | QuantizedModel | RandomModel
 
 
-def find_model(config: ModelConfig, download: bool = False) -> Model | AbsentModel:
+def find_model(
+    config: ModelConfig, download: bool = False, levels: Part | None = None
+) -> Model | AbsentModel:
     """The model that a configuration names; with download a model of the hub is fetched first.
 
-    ModelError says what is missing.
+    levels are those that a quantized one may have besides the built-in ones. ModelError says what
+    is missing.
     """
-    return SOURCES[config.source](config, download)
+    return SOURCES[config.source](config, download, levels)
 
 
-def _embedded(config: ModelConfig, _download: bool) -> Model:
+def _embedded(config: ModelConfig, _download: bool, _levels: Part | None) -> Model:
     folder = Path(__file__).resolve().parents[1] / "embedded" / "model"
     return _in_folder(config, check_folder(folder, "the embedded model"))
 
 
-def _local(config: ModelConfig, _download: bool) -> Model:
+def _local(config: ModelConfig, _download: bool, levels: Part | None) -> Model:
     if config.path is None:
         raise ModelError(
             "model=local needs a folder: add model.path=FOLDER (config.json, weights, tokenizer)."
         )
-    return _in_folder(config, check_folder(Path(config.path), f"model.path={config.path}"))
+    return _in_folder(config, check_folder(Path(config.path), f"model.path={config.path}"), levels)
 
 
-def _hub(config: ModelConfig, download: bool) -> Model | AbsentModel:
+def _hub(config: ModelConfig, download: bool, levels: Part | None) -> Model | AbsentModel:
     if config.id is None:
         raise ModelError(
             "model=hub needs to know which: add model.id=OWNER/NAME, for example "
             "model.id=EleutherAI/pythia-160m."
         )
-    folder = hub_folder(config.id, config.revision, download)
+    folder = hub_folder(config.id, config.revision, download, config.trust_remote_code)
     if folder is None:
         return AbsentModel(config)
-    return _in_folder(config, check_folder(folder, f"model.id={config.id}"))
+    return _in_folder(config, check_folder(folder, f"model.id={config.id}"), levels)
 
 
-def _random(config: ModelConfig, _download: bool) -> Model:
+def _random(config: ModelConfig, _download: bool, _levels: Part | None) -> Model:
     return RandomModel(config, dummy.fingerprint(config))
 
 
 # By the name in the configuration, model.source.
-SOURCES: dict[str, Callable[[ModelConfig, bool], Model | AbsentModel]] = {
+SOURCES: dict[str, Callable[[ModelConfig, bool, Part | None], Model | AbsentModel]] = {
     "embedded": _embedded,
     "hub": _hub,
     "local": _local,
@@ -235,16 +256,26 @@ SOURCES: dict[str, Callable[[ModelConfig, bool], Model | AbsentModel]] = {
 }
 
 
-def _in_folder(config: ModelConfig, folder: Path) -> Model:
-    checkpoint = find_checkpoint(folder)
-    fingerprint = folder_fingerprint(folder)
+def _in_folder(config: ModelConfig, folder: Path, levels: Part | None = None) -> Model:
+    checkpoint = find_checkpoint(folder, levels)
+    fingerprint = folder_fingerprint(folder, config.trust_remote_code)
     if checkpoint is None:
         return StoredModel(config, folder, fingerprint)
     return QuantizedModel(config, folder, fingerprint, checkpoint)
 
 
-def _semantics(model: ModelConfig) -> dict[str, Any]:
+def _options(config: ModelConfig) -> dict[str, Any]:
     return {
+        "dtype": config.dtype,
+        "attention": config.attention,
+        "trust": config.trust_remote_code,
+    }
+
+
+def _semantics(model: ModelConfig) -> dict[str, Any]:
+    trusted = {"trust_remote_code": True} if model.trust_remote_code else {}
+    return {
+        **trusted,
         "name": model.name,
         "source": model.source,
         "id": model.id,

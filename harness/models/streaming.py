@@ -12,6 +12,7 @@ from harness.config.schema import RuntimeConfig
 from harness.data import protocols
 from harness.data.config import CalibConfig
 from harness.errors import ModelError
+from harness.models.folders import chosen_weights
 from harness.models.model import Model, Place, StoredModel
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ def open_source(model: StoredModel, device: str, results: Path) -> CheckpointSou
         getattr(torch, model.config.dtype),
         device,
         attn_implementation=model.config.attention,
+        trust_remote_code=model.config.trust_remote_code,
     )
 
 
@@ -57,8 +59,10 @@ def open_packed(
         kernel=place.kernel,
         device=place.device,
         dtype=getattr(torch, model.config.dtype),
+        levels=() if place.levels is None else (place.levels,),
         transforms=transforms,
         attn_implementation=model.config.attention,
+        trust_remote_code=model.config.trust_remote_code,
     )
 
 
@@ -163,7 +167,7 @@ def measured_shape(model: Model, artifact: Path | None) -> tuple[ModelShape, Mod
     """Shape of, and what is known of, the model that suites measure; packed blocks are smaller."""
     shape, model_config = _shape(model)
     if artifact is not None:
-        stored = sum(file.stat().st_size for file in artifact.glob("*.safetensors"))
+        stored = sum(file.stat().st_size for file in chosen_weights(artifact).paths)
         block = max(0, stored - shape.outside_bytes) // shape.blocks
         shape = replace(shape, block_bytes=block)
     return shape, model_config
@@ -189,18 +193,23 @@ def refuse_whole_model(
 
 def _shape(model: Model) -> tuple[ModelShape, ModelFacts]:
     assert model.folder is not None  # random weights are never streamed
-    facts = _facts_of(model.folder, model.config.dtype, model.checkpoint is not None)
+    dtype, trust = model.config.dtype, model.config.trust_remote_code
+    facts = _facts_of(model.folder, dtype, model.checkpoint is not None, trust)
     return facts.shape, facts
 
 
 @lru_cache(maxsize=8)
-def _facts_of(folder: Path, dtype: str, quantized: bool) -> ModelFacts:
+def _facts_of(folder: Path, dtype: str, quantized: bool, trust: bool) -> ModelFacts:
     from quant.memory.shapes import cached_facts
 
-    return cached_facts(folder, dtype, quantized, lambda: _find_facts(folder, dtype, quantized))
+    def find() -> ModelFacts:
+        return _find_facts(folder, dtype, quantized, trust)
+
+    # What a model's own code builds does not depend on its config.json alone.
+    return find() if trust else cached_facts(folder, dtype, quantized, find)
 
 
-def _find_facts(folder: Path, dtype: str, quantized: bool) -> ModelFacts:
+def _find_facts(folder: Path, dtype: str, quantized: bool, trust: bool) -> ModelFacts:
     import torch
 
     from quant.blocks import find_blocks
@@ -209,11 +218,12 @@ def _find_facts(folder: Path, dtype: str, quantized: bool) -> ModelFacts:
     from quant.memory.plan import model_shape
     from quant.memory.shapes import ModelFacts
 
+    options = {"trust_remote_code": trust}
     if quantized:
-        model = build_skeleton(folder, getattr(torch, dtype), {})
+        model = build_skeleton(folder, getattr(torch, dtype), options)
     else:
         advice = "Copy it again from where it came from."
-        model = build_causal_lm(folder, getattr(torch, dtype), {}, advice)
+        model = build_causal_lm(folder, getattr(torch, dtype), options, advice)
     length = protocols.stated_length(model.config)
     covered = coverage(find_blocks(model))
     return ModelFacts(model_shape(model), model.config.model_type, length, covered)
@@ -222,11 +232,11 @@ def _find_facts(folder: Path, dtype: str, quantized: bool) -> ModelFacts:
 def _readable_folder(model: StoredModel, results: Path) -> Path:
     """The model's folder; for pickled weights (.bin) a converted copy in the results folder."""
     folder = model.folder
-    if any(folder.glob("*.safetensors")) or not any(folder.glob("pytorch_model*.bin")):
+    if not chosen_weights(folder).pickled:
         return folder
     from quant.checkpoint.convert import convert
 
-    converted = results / "converted" / f"{model.name}-{model.fingerprint[:12]}"
+    converted = results / "converted" / model.fingerprint[:12]
     if not (converted / "config.json").is_file():
-        convert(folder, converted)
+        convert(folder, converted, code=model.config.trust_remote_code)
     return converted

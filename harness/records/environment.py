@@ -1,6 +1,6 @@
 """What machine, what versions, what commit: the part of a record that no key depends on.
 
-Never in it: host names, user names, absolute paths.
+Never in it: user names, absolute paths and, unless runtime.record_host asks for it, the host.
 """
 
 from __future__ import annotations
@@ -28,9 +28,16 @@ PACKAGES = (
 GIB = 2**30
 
 
-def environment(threads: int | None = None, device: str = "cpu") -> dict[str, Any]:
-    """Everything about this machine and its software that a reader may need to repeat a figure."""
+def environment(
+    threads: int | None = None, device: str = "cpu", host: bool = False
+) -> dict[str, Any]:
+    """Everything about this machine and its software that a reader may need to repeat a figure.
+
+    host  its name too, for who keeps the records of several machines.
+    """
+    named = {"host": platform.node()} if host else {}
     return {
+        **named,
         "machine": machine(),
         "gpu": gpu(device),
         "os": f"{platform.system()} {platform.release()}",

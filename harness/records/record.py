@@ -84,6 +84,14 @@ class CellIdentity(_Model):
         default=None, description="options of the method that are not its defaults (act-order)"
     )
 
+    def measured(self) -> dict[str, Any]:
+        """What is no name: it was found when the weights were made."""
+        return {
+            "bits_per_weight": self.bits_per_weight,
+            "coverage": self.coverage,
+            "outside": self.outside,
+        }
+
     @property
     def full_precision(self) -> bool:
         """The weights are as they were."""
@@ -115,6 +123,11 @@ class Record(_Model):
     config: dict[str, Any] = Field(description="the resolved semantic configuration")
     inputs: dict[str, str] = Field(
         default_factory=dict, description="hashes: model, artifact, token streams, data files"
+    )
+    weights: dict[str, Any] = Field(
+        default_factory=dict,
+        description="of a model's own files: which were read, which lie beside them unread, and "
+        "which tensors differ harmlessly between files and model",
     )
     environment: dict[str, Any] = Field(default_factory=dict)
     started_at: str = Field(description="UTC, ISO 8601")

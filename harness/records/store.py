@@ -41,20 +41,26 @@ class Store:
 
     def record_path(self, cell: CellIdentity, cell_key: str, stage: str, key: str) -> Path:
         """Where the record of a stage belongs."""
-        folder = f"{cell_name(cell)}-{cell_key[:KEY_DIGITS]}"
-        return self.root / "cells" / folder / f"{stage}-{key[:KEY_DIGITS]}.json"
+        folder = _named_folder(self.root / "cells", cell, cell_key)
+        return folder / f"{stage}-{key[:KEY_DIGITS]}.json"
 
     def artifact_path(self, cell: CellIdentity, key: str) -> Path:
         """Where the quantized model of a quantization key belongs."""
-        return self.root / "artifacts" / f"{cell_name(cell)}-{key[:KEY_DIGITS]}"
+        return _named_folder(self.root / "artifacts", cell, key)
 
     def find(self, cell: CellIdentity, cell_key: str, stage: str, key: str) -> Record | None:
-        """The record of a stage, ok or failed; None when there is none yet."""
+        """The record of a stage, ok or failed; None when there is none yet.
+
+        It bears the names of `cell`, whatever the cell was called when it was made.
+        """
         path = self.record_path(cell, cell_key, stage, key)
         if not path.exists():
             return None
         record = read_record(path)
-        return record if record.key == key else None
+        if record.key != key:
+            return None
+        named = cell.model_copy(update=record.cell.measured())
+        return record.model_copy(update={"cell": named})
 
     def write(self, record: Record, samples: list[dict[str, Any]] | None = None) -> Path:
         """Write a record, and the scores of its documents beside it, atomically.
@@ -100,6 +106,15 @@ _DISK_REASONS = {
     errno.EACCES: "it is not yours to write: choose another folder with paths.results=FOLDER",
     errno.ENOTDIR: "a file is in the way: choose another folder with paths.results=FOLDER",
 }
+
+
+def _named_folder(parent: Path, cell: CellIdentity, key: str) -> Path:
+    """The folder of a key: the one that is there, under whatever name, or that of the cell."""
+    digits = key[:KEY_DIGITS]
+    named = parent / f"{cell_name(cell)}-{digits}"
+    if named.exists():
+        return named
+    return min(parent.glob(f"*-{digits}"), default=named)
 
 
 def load_records(results: Path) -> list[Record]:

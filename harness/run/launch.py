@@ -16,6 +16,7 @@ from harness.cell.resolve import resolve
 from harness.config.schema import Cell, as_yaml
 from harness.records.record import QUANTIZATION, Record
 from harness.records.store import cell_name, file_name, write_atomically
+from harness.run.recording import roots_of
 from harness.run.sweep import Outcome, run_sweep
 from harness.run.tables import memory_table, plan_table
 from harness.suites.base import Suite
@@ -94,7 +95,11 @@ def run(cells: Sequence[Cell], config_dir: Path | None = None) -> int:
     screen = _console(stderr=True)
     _print_plan(plans, screen)
     if any(plan.todo for plan in plans):
-        write_atomically(diary / "cells.yaml", "---\n".join(as_yaml(cell) for cell in cells))
+        configurations = (
+            roots_of(plan.cell).shown(as_yaml(cell))
+            for cell, plan in zip(cells, plans, strict=True)
+        )
+        write_atomically(diary / "cells.yaml", "---\n".join(configurations))
         outcome = _carry_out(cells, plans, diary, screen, config_dir)
     else:
         outcome = Outcome(cached=sum(len(plan.stages) for plan in plans))
@@ -221,7 +226,8 @@ def _summary(outcome: Outcome, diary: Path, screen: Console) -> None:
 
 def _print_plan(plans: Sequence[CellPlan | PendingPlan], console: Console) -> None:
     console.print(plan_table(plans))
-    for line in dict.fromkeys(filter(None, map(_checkpoint_line, plans))):
+    lines = [line for plan in plans for line in (_checkpoint_line(plan), _weights_line(plan))]
+    for line in dict.fromkeys(filter(None, lines)):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     suites = [each for plan in plans for each in plan.cell.choices.suites]
     remarks = [text for each in suites for text in each.suite.remarks(each.config)]
@@ -237,6 +243,12 @@ def _checkpoint_line(plan: CellPlan | PendingPlan) -> str | None:
         return None
     place = model.config.path or model.config.id or model.name
     return f"{place}: {model.checkpoint.describe()}"
+
+
+def _weights_line(plan: CellPlan | PendingPlan) -> str | None:
+    """Of a folder with several files of weights: which is read, and which is not."""
+    said = plan.cell.model.ambiguity()
+    return None if said is None else f"{plan.cell.model.name}: {said}"
 
 
 def _counts(plans: Sequence[CellPlan | PendingPlan]) -> str:

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from harness.cell.cells import ResolvedCell
 from harness.errors import StoreError
 from harness.records.environment import environment
 from harness.records.record import CellIdentity, Failure, LayerReport, Metric, Record
+from harness.records.roots import Roots
 
 
 @dataclass(frozen=True)
 class StageResult:
     """What a stage found.
 
+    weights    of the model's own files: harness.models.folders.weights_read.
     placement  where the work was done, which changes none of its figures but time and memory.
     samples    scores of the documents, kept beside the record.
     failures   why there are no figures of a task, by its name.
@@ -25,6 +28,7 @@ class StageResult:
     layers: list[LayerReport] = field(default_factory=list)
     inputs: dict[str, str] = field(default_factory=dict)
     samples: list[dict[str, Any]] = field(default_factory=list)
+    weights: dict[str, Any] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
     placement: dict[str, str] = field(default_factory=dict)
     peak_memory_bytes: int | None = None
@@ -52,24 +56,46 @@ def make_record(cell: ResolvedCell, stage: str, result: StageResult, timing: Tim
         update={name: getattr(result, name) for name in ("bits_per_weight", "coverage", "outside")}
     )
     _require_own_layers(identity, result.layers)
-    return Record(
+    record = Record(
         status="failed" if result.failures else "ok",
         error=_lacking(stage, result.failures) if result.failures else None,
         cell=identity,
         metrics=result.metrics,
         layers=result.layers,
+        weights=result.weights,
         peak_memory_bytes=result.peak_memory_bytes,
         **_shared(cell, stage, timing, result.inputs, result.kernel, result.placement),
     )
+    return roots_of(cell).clean(record)
 
 
 def failed_record(cell: ResolvedCell, failure: Failure, timing: Timing) -> Record:
     """The record of a stage that has no figures."""
-    return Record(
+    record = Record(
         status="failed",
         cell=cell.identity,
         error=failure,
         **_shared(cell, failure.stage, timing, {}, None, {}),
+    )
+    return roots_of(cell).clean(record)
+
+
+def roots_of(cell: ResolvedCell) -> Roots:
+    """The folders that a cell names: its records name them so too."""
+    choices = cell.choices
+    texts = [] if choices.calibration is None else [choices.calibration.path]
+    for each in choices.suites:
+        settings = vars(each.config)
+        texts += [settings.get("path"), *settings.get("paths", {}).values()]
+        texts += settings.get("files", {}).values()
+    return Roots.of(
+        [
+            ("results", choices.results),
+            ("model", cell.model.folder),
+            ("data", None if choices.data is None else Path(choices.data)),
+            *(("config-dir", Path(part.file).parent) for part in choices.parts if part.file),
+            *(("texts", Path(text).expanduser().parent) for text in texts if text is not None),
+        ]
     )
 
 
@@ -105,7 +131,7 @@ def _shared(
         },
         "inputs": {**cell.keys.inputs[stage], **inputs},
         "environment": {
-            **environment(timing.threads, runtime.device),
+            **environment(timing.threads, runtime.device, runtime.record_host),
             "kernel": kernel,
             **placement,
         },

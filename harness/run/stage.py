@@ -20,13 +20,14 @@ from harness.cell.parts import Measuring
 from harness.cell.plan import plan_cell
 from harness.data import protocols, vocabulary
 from harness.errors import StoreError
+from harness.models.folders import weights_read
 from harness.models.streaming import (
     StreamedModel,
     measured_shape,
     open_source,
     refuse_whole_model,
 )
-from harness.records.record import QUANTIZATION, Failure, LayerReport, Record
+from harness.records.record import QUANTIZATION, Failure, LayerReport
 from harness.records.store import KEY_DIGITS, artifact_digest, disk_errors
 from harness.run.events import Advanced, Failed, Finished, Listener, Planned, Started
 from harness.run.memory import planned_memory
@@ -80,7 +81,7 @@ def _attempt(cell: ResolvedCell, stage: str, subject: Subject, listen: Listener)
     except Exception as error:
         traceback.print_exc()
         failure = Failure(stage=stage, type=type(error).__name__, message=_message(error))
-        _record_failure(cell, failed_record(cell, failure, timing()), listen)
+        _record_failure(cell, failure, timing(), listen)
         return False
     if record.error is not None:
         listen(Failed(stage, record.error.type, record.error.message))
@@ -126,12 +127,14 @@ def quantize(cell: ResolvedCell, progress: Any, listen: Listener) -> StageResult
             workplace=Workplace(devices, memory.activations),
         )
         resuming.tell(result.resumed)
+        weights = weights_read(model.folder, source.model)
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     peaks = [stage.peak_bytes for stage in result.stages if stage.peak_bytes is not None]
     return StageResult(
         metrics=quantization_cost.metrics(result, size, clock.seconds),
         layers=[LayerReport(**asdict(layer)) for layer in result.layers],
         inputs={**inputs, "artifact": artifact_digest(folder)},
+        weights=weights,
         placement={
             "activations": memory.activations,
             "devices": ", ".join(str(device) for device in devices),
@@ -217,6 +220,7 @@ def _run_suite(
         metrics=found[0].metrics,
         inputs={**subject.inputs, **found[0].inputs},
         samples=found[0].samples,
+        weights=subject.weights(model),
         failures=found[0].failures,
         peak_memory_bytes=peak.bytes,
         bits_per_weight=subject.bits_per_weight,
@@ -226,14 +230,13 @@ def _run_suite(
     )
 
 
-def _record_failure(cell: ResolvedCell, record: Record, listen: Listener) -> None:
-    """Write that a stage failed; on a full disk the listener still learns about it."""
-    assert record.error is not None
+def _record_failure(cell: ResolvedCell, failure: Failure, timing: Timing, listen: Listener) -> None:
+    """Write that a stage failed; the listener learns about it on a full disk too, and of places."""
     try:
-        cell.store.write(record)
+        cell.store.write(failed_record(cell, failure, timing))
     except (StoreError, OSError):
         traceback.print_exc()
-    listen(Failed(record.suite, record.error.type, record.error.message))
+    listen(Failed(failure.stage, failure.type, failure.message))
 
 
 def _message(error: Exception) -> str:

@@ -13,6 +13,7 @@ from harness.models.checkpoints import (
     operator_bits,
     packed_shapes,
 )
+from harness.models.folders import weights_read
 from harness.models.model import Model, RandomModel, StoredModel
 from harness.models.streaming import open_packed, open_source, streams
 from harness.records.record import QUANTIZATION, Record
@@ -34,6 +35,7 @@ class Subject:
         self._model: Any = None
         self._streams: bool | None = None
         self._tokenizer: Any = None
+        self._weights: dict[str, Any] | None = None
         self.inputs: dict[str, str] = {}
         self.bits_per_weight: float | None = None
         self.coverage: float | None = None
@@ -77,6 +79,18 @@ class Subject:
             kept = source.operator_bits()
             self._count(source.model, scheme, shapes.values(), kept, set(shapes))
         return source
+
+    def weights(self, model: Any) -> dict[str, Any]:
+        """What the record says of the files that `model` was read from; of own artifacts nothing.
+
+        The quantization's record says it of those: their source is what may hold something else.
+        """
+        folder = self._cell.model.folder
+        if folder is None or self._cell.artifact is not None:
+            return {}
+        if self._weights is None:
+            self._weights = weights_read(folder, model)
+        return self._weights
 
     def tokenizer(self) -> Any:
         """The tokenizer, None for random weights."""
@@ -163,8 +177,17 @@ class Subject:
         if cell.model.checkpoint is not None:
             return cell.model.load(replace(cell.place, kernel=kernel))
         config = cell.model.config
-        device = cell.choices.runtime.device
-        return load_packed(folder, kernel, device, config.dtype, config.attention, self._transforms)
+        device, levels = cell.choices.runtime.device, cell.choices.levels
+        return load_packed(
+            folder,
+            kernel,
+            device,
+            config.dtype,
+            config.attention,
+            self._transforms,
+            levels,
+            trust=config.trust_remote_code,
+        )
 
 
 def _check_artifact(folder: Path, made: Record) -> None:

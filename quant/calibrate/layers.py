@@ -21,6 +21,7 @@ from quant.errors import QuantizationError
 from quant.experts import routed_groups
 from quant.hessian import Hessian
 from quant.input_operator import operator_bits
+from quant.levels.base import GridTensor
 from quant.scheme import Scheme
 from quant.solvers import rtn
 from quant.solvers.base import Layer, Solution, Solver
@@ -188,15 +189,30 @@ def require_solution(solution: Any, weight: Tensor, scheme: Scheme, who: str) ->
             f"{who} gave the code {int(found.codes.max())}, but {scheme.name} has 0 to "
             f"{scheme.max_code}."
         )
-    for name, part in found.grid.items():
-        groups = (weight.shape[0], scheme.groups(weight.shape[1]))
-        if part.shape != groups or (part.is_floating_point() and not bool(part.isfinite().all())):
+    groups = scheme.groups(weight.shape[1])
+    for each in scheme.kind.tensors:
+        part, dtype = found.grid[each.name], getattr(torch, each.storage(scheme))
+        shape = (weight.shape[0], each.entries(groups), *each.behind(scheme))
+        below = 2 ** each.bits(scheme) if each.code else math.inf
+        if (
+            part.shape != shape
+            or part.dtype != dtype
+            or not bool((part.float().abs() < below).all())
+        ):
+            numbers = f"values below {below}" if each.code else "finite values"
             raise QuantizationError(
-                f"{who} gave a {name} of shape {list(part.shape)}; return finite values "
-                f"{list(groups)} (outputs, groups)."
+                f"{who} gave a {each.name} {part.dtype} of shape {list(part.shape)}; return "
+                f"{numbers} {dtype} {list(shape)} (outputs, {_entries(each)})."
             )
     if solution.loss is not None and not math.isfinite(solution.loss):
         raise QuantizationError(f"{who} gave the loss {solution.loss}; return a number or None.")
+
+
+def _entries(tensor: GridTensor) -> str:
+    """What the dimensions of a tensor behind the outputs are."""
+    shared = "row" if tensor.span is None else f"super-blocks of {tensor.span} groups"
+    along = "groups" if tensor.span == 1 else shared
+    return along if tensor.values == 1 else f"{along}, values"
 
 
 def solve_groups(

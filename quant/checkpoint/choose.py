@@ -9,14 +9,16 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
 from quant.checkpoint import formats as package
 from quant.checkpoint import operators
-from quant.checkpoint.formats.base import CheckpointFormat, Format, Writer
+from quant.checkpoint.formats.base import CheckpointFormat, Format, Writer, declaration, validated
 from quant.errors import ArtifactError
+from quant.levels.base import Levels, built_in_levels, load_levels
+from quant.parts import Part
 from quant.scheme import Scheme
 
 _NO_FORMAT = ("base",)
@@ -27,10 +29,13 @@ def formats() -> tuple[Format, ...]:
     return _load(tuple(package.__path__))
 
 
-def parse(config: Mapping[str, Any], source: str) -> CheckpointFormat:
+def parse(
+    config: Mapping[str, Any], source: str, levels: Sequence[str | Part | Levels] = ()
+) -> CheckpointFormat:
     """Read a quantization_config; ArtifactError naming the field, its value and what is readable.
 
-    source names the checkpoint in messages.
+    source names the checkpoint in messages. levels are kinds that it may name besides the built-in
+    ones: no module is imported because a checkpoint names it.
     """
     where = f"{source}: quantization_config"
     config, kept = operators.unwrap(config, where)
@@ -46,7 +51,25 @@ def parse(config: Mapping[str, Any], source: str) -> CheckpointFormat:
             f"{where} is {' and '.join(format.title for format in found)} at once; correct "
             "`matches` of these formats."
         )
-    return dataclasses.replace(found[0].parse(config, where), operators=kept)
+    parsed = dataclasses.replace(found[0].parse(config, where), operators=kept)
+    if found[0].parts is not None:
+        return parsed
+    known: list[str | Part | Levels] = [*built_in_levels(), *levels]
+    kind = next((each for each in known if load_levels(each).name == parsed.levels), None)
+    if kind is None:
+        module = config.get("levels_module")
+        raise ArtifactError(
+            f"{where}.levels={parsed.levels!r} are none of Bitsweep's own, and no code is imported "
+            "because a checkpoint names it: if you trust it, name the module that has them "
+            f"(here it was {module!r}) with model.levels=MODULE, --levels MODULE or, in Python, "
+            "levels=[...]."
+        )
+    if declaration(load_levels(kind)) != config.get("tensors"):
+        raise ArtifactError(
+            f"{where}.tensors are not those that the {parsed.levels} levels of this reader "
+            "declare: name the module that the checkpoint was made with, or make it again."
+        )
+    return validated(dataclasses.replace(parsed, levels=kind), where)
 
 
 def config_files() -> dict[str, str]:

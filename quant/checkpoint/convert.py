@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import json
 import pickle
 import shutil
 import sys
@@ -19,25 +20,44 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from quant.checkpoint.files import (
+    QUANTIZATION_FILES,
+    TOKENIZER_FILES,
+    copy_files,
+    copyable,
+    weight_files,
+)
 from quant.checkpoint.folder import make_room, read_json, sync, writing
-from quant.checkpoint.tensors import STANDARD_STEM, Entry, shard_names, write_index, write_shard
+from quant.checkpoint.tensors import (
+    STANDARD_STEM,
+    Entry,
+    TensorReader,
+    shard_names,
+    write_index,
+    write_shard,
+)
 from quant.errors import ArtifactError, QuantizationError
 
-# Weights in any format: not copied along.
-_WEIGHTS = "*.bin *.bin.index.json *.safetensors *.safetensors.index.json *.pt *.pth *.h5 *.msgpack"
+# What is copied along: no other weights, no code, nothing that is not the model's.
+BESIDE = ("config.json", "generation_config.json", *QUANTIZATION_FILES, *TOKENIZER_FILES)
 
 
-def convert(folder: str | Path, out: str | Path) -> Path:
-    """Write the model of `folder` to `out` as safetensors files, the files beside it copied.
+def convert(folder: str | Path, out: str | Path, *, code: bool = False) -> Path:
+    """Write the model of `folder` to `out` as safetensors files; configuration and tokenizer too.
 
-    Tensors that share memory, such as tied embeddings, are written once. OUT appears whole or not
-    at all. Raises ArtifactError for a folder that is missing, a file or without .bin files, for an
-    OUT that is a file or holds something, and naming a file that is missing or no state dict.
+    Tensors that share memory, such as tied embeddings, are written once; where the files hold
+    another head than config.json ties, the new config.json says so. OUT appears whole or not at
+    all; code copies the model's own Python files too.
+
+    Raises ArtifactError for a folder that is missing, a file or without .bin files, for an OUT that
+    is a file or holds something, and naming a file that is missing or no state dict.
     """
     folder, out = Path(folder), Path(out).absolute()
     files = _bin_files(folder)
     _check_out(out)
-    needed = sum(path.stat().st_size for path in files)
+    own = [path.name for path in folder.glob("*.py")] if code else []
+    beside = copyable(folder, (*BESIDE, *own))
+    needed = sum(path.stat().st_size for path in (*files, *beside))
     partial = out.with_name(f".{out.name}.converting")
     try:
         with writing(out, needed):
@@ -45,9 +65,8 @@ def convert(folder: str | Path, out: str | Path) -> Path:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir()
             _write(files, partial)
-            for path in sorted(folder.iterdir()):
-                if path.is_file() and not any(path.match(pattern) for pattern in _WEIGHTS.split()):
-                    shutil.copyfile(path, partial / path.name)
+            copy_files(beside, partial)
+            _say_what_is_tied(partial)
             for path in (*partial.iterdir(), partial):
                 sync(path)
             if out.exists():
@@ -56,6 +75,25 @@ def convert(folder: str | Path, out: str | Path) -> Path:
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return out
+
+
+def _say_what_is_tied(folder: Path) -> None:
+    """Correct config.json where it ties what the files hold with other values."""
+    from quant.checkpoint.matching import model_names, say_untied, untie_as_stored
+    from quant.checkpoint.skeleton import build_skeleton
+
+    try:
+        model = build_skeleton(folder, None, {})
+    except ArtifactError:
+        return  # no model that transformers knows, so nothing says what would be tied
+    with TensorReader(folder, mapped=False) as reader:
+        stored = {mine: name for mine, name, _ in model_names(model, reader.names) if mine}
+        untied = untie_as_stored(model, stored, lambda name: reader.mapped(stored[name]))
+    if not untied:
+        return
+    config = read_json(folder / "config.json")
+    say_untied(config)
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def _write(files: list[Path], out: Path) -> None:
@@ -128,22 +166,10 @@ def _bin_files(folder: Path) -> list[Path]:
             f"{folder} {what}; name the folder of the model, with config.json and its "
             "pytorch_model*.bin files."
         )
-    index = folder / "pytorch_model.bin.index.json"
-    if index.is_file():
-        names = sorted(set(read_json(index).get("weight_map", {}).values()))
-        files = [folder / name for name in names]
-    else:
-        files = sorted(folder.glob("pytorch_model*.bin"))
-    if not files:
-        if any(folder.glob("*.safetensors")):
-            raise ArtifactError(f"{folder} holds safetensors already; use it as it is.")
-        raise ArtifactError(
-            f"{folder} holds no pytorch_model*.bin file; name the folder that they are in."
-        )
-    missing = [path for path in files if not path.is_file()]
-    if missing:
-        raise ArtifactError(f"{missing[0]} is missing, but {index.name} names it; copy it again.")
-    return files
+    chosen = weight_files(folder)
+    if not chosen.pickled:
+        raise ArtifactError(f"{folder} holds safetensors already; use it as it is.")
+    return chosen.paths
 
 
 def main() -> int:

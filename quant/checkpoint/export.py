@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,12 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from quant.checkpoint.choose import written_format
+from quant.checkpoint.files import TOKENIZER_FILES, copy_files, copyable
 from quant.checkpoint.folder import MANIFEST, read_json, recover, remake, replace_folder
 from quant.checkpoint.formats.base import CheckpointFormat, StoredLayer, Writer
-from quant.checkpoint.layers import quantized_layers, read_weight
+from quant.checkpoint.layers import quantized_layers, read_weight, scheme_of
 from quant.checkpoint.loader import read_format, read_quantization
+from quant.checkpoint.matching import say_untied, ties_hold, untie_as_stored
 from quant.checkpoint.names import names_of
 from quant.checkpoint.operators import summary
 from quant.checkpoint.skeleton import build_skeleton
@@ -29,9 +30,10 @@ from quant.checkpoint.writer import (
     kind_of,
     layer_entries,
     layer_shape,
-    tokenizer_files,
 )
 from quant.errors import ArtifactError
+from quant.levels.base import Levels
+from quant.parts import Part
 from quant.scheme import Scheme
 from quant.weight import QuantizedWeight
 
@@ -62,13 +64,14 @@ def export(
     overwrite: bool = False,
     max_shard_bytes: int = MAX_SHARD_BYTES,
     verify_files: bool = True,
+    levels: Sequence[str | Part | Levels] = (),
 ) -> Exported:
     """Write the checkpoint in `source` to the folder `target` in the format of that name.
 
     format is one that can be written: quant.checkpoint.choose.written. source is any checkpoint
-    that `load` reads, whoever made it. Codes and zero-points stay as they are; scales too, but in
-    compressed-tensors they take the type of the model where that holds them exactly (its readers
-    compute with scales of that type). All other tensors, the tokenizer and
+    that `load` reads, whoever made it; levels are as there. Codes and zero-points stay as they are;
+    scales too, but in compressed-tensors they take the type of the model where that holds them
+    exactly (its readers compute with scales of that type). All other tensors, the tokenizer and
     generation_config.json are copied. The folder appears whole or not at all, with the sha256 of
     every file in artifact.json; one layer at a time is in memory, and one shard. With overwrite it
     takes the place of a model that Bitsweep wrote there, once it is complete.
@@ -82,13 +85,13 @@ def export(
         raise ArtifactError(f"{target} is the checkpoint itself; write the export elsewhere.")
     if not overwrite:
         _refuse_overwriting(target)
-    checkpoint = read_format(source, verify_files=verify_files)
+    checkpoint = read_format(source, verify_files=verify_files, levels=levels)
     if checkpoint.operators:
         raise ArtifactError(
             f"{source} has {summary(checkpoint.operators)}, and {format} holds weights alone: "
             "quantize again with changes that are folded (those of Bitsweep are with keep=never)."
         )
-    reason = writer.refuses(checkpoint.scheme("float16"), None)
+    reason = writer.refuses(checkpoint.scheme(checkpoint.scale_dtype), None)
     if reason is not None:
         raise ArtifactError(f"{source} {reason}")
     with TensorReader(source) as reader:
@@ -96,6 +99,7 @@ def export(
         names = names_of(model)
         reader.rename(names.to_model)
         layers = _layers(reader, checkpoint, model)
+        untie_as_stored(model, reader.names, reader.mapped)
         entries = [
             entry
             for layer in layers
@@ -106,14 +110,13 @@ def export(
         entries += [_copied(reader, name) for name in _biases(reader, layers, model)]
         entries = as_stored(entries, names)
         config = _config(source, writer, checkpoint, layers, model)
-        files = [*tokenizer_files(source), *source.glob("generation_config.json")]
+        files = copyable(source, (*TOKENIZER_FILES, "generation_config.json"))
         needed = sum(entry.nbytes for entry in entries) + SLACK_BYTES
         needed += sum(path.stat().st_size for path in files)
         with replace_folder(target, needed) as partial:
             write_tensors(partial, entries, max_shard_bytes, writer.stem)
             (partial / "config.json").write_text(config, encoding="utf-8")
-            for path in files:
-                shutil.copyfile(path, partial / path.name)
+            copy_files(files, partial)
     notes = writer.notes(layers[0].scheme, [layer.stored for layer in layers])
     return Exported(target, len(layers), tuple(notes))
 
@@ -138,7 +141,6 @@ def _layers(
     reader: TensorReader, checkpoint: CheckpointFormat, model: PreTrainedModel
 ) -> list[_Layer]:
     """The quantized layers with the shapes that the model gives them."""
-    scales = checkpoint.format.scales
     found = []
     for name, parts in quantized_layers(reader, checkpoint).items():
         try:
@@ -150,9 +152,9 @@ def _layers(
             ) from error
         shape = layer_shape(module, name)
         read = functools.partial(read_weight, reader, checkpoint, name, parts, shape)
-        if scales not in parts:
+        if checkpoint.format.scales not in (None, *parts):
             read()  # says what is missing
-        scheme = checkpoint.scheme(reader.mapped(f"{name}.{scales}").dtype)
+        scheme = scheme_of(reader, checkpoint, name)
         stored = StoredLayer(name, *shape, module=kind_of(module), dtype=model.dtype)
         found.append(_Layer(scheme, stored, read))
     return found
@@ -192,6 +194,8 @@ def _config(
     """config.json of the source with another quantization_config."""
     config = read_json(source / "config.json")
     names = [layer.stored.name for layer in layers]
+    if not ties_hold(model, names):
+        say_untied(config)
     method = _method(read_quantization(source), checkpoint)
     config["quantization_config"] = describe(
         writer, model, names, layers[0].scheme, checkpoint.act_order, method

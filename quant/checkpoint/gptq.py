@@ -1,4 +1,4 @@
-"""What the versions of GPTQ, and Bitsweep's ternary, share: configurations and written tensors."""
+"""What GPTQ's versions and Bitsweep's own formats share: configurations and written tensors."""
 
 from __future__ import annotations
 
@@ -129,13 +129,11 @@ def zero_points(parsed: CheckpointFormat, version: str) -> str:
 
 def entries(scheme: Scheme, layer: StoredLayer) -> Entries:
     """Shape and type of every tensor of a layer; g_idx always, because other loaders want it."""
-    import torch
+    from quant.linear import packed_dtypes, packed_shapes
 
-    from quant.linear import packed_shapes
-
-    scales = getattr(torch, scheme.scale_dtype)
+    dtypes = packed_dtypes(scheme)
     return {
-        name: (shape, scales if name.startswith("scales") else torch.int32)
+        name: (shape, dtypes[name])
         for name, shape in packed_shapes(scheme, layer.inputs, layer.outputs, g_idx=True).items()
     }
 

@@ -1,4 +1,4 @@
-"""The tensors of GPTQ: one layer of any version, checked and made into packed buffers."""
+"""The tensors of GPTQ and of Bitsweep: one layer, checked and made into packed buffers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from quant.checkpoint.formats.base import CheckpointFormat, check_scales, scale_
 from quant.checkpoint.gptq import V1, V2, Version
 from quant.checkpoint.gptq_zeros import COARSE_BITS, CONSTANT
 from quant.errors import ArtifactError
-from quant.linear import Packed, packed_shapes
+from quant.linear import Packed, packed_dtypes, packed_shapes
 from quant.scheme import Scheme
 from quant.weight import QuantizedWeight
 
@@ -32,7 +32,7 @@ def read_version(
     Version 1 stores them minus one modulo 2^bits (a zero-point of 0 as 2^bits - 1): 1 is added,
     modulo 2^bits.
     """
-    packed, scheme, inputs = read(tensors, checkpoint, layer, shape, "qzeros")
+    packed, scheme, inputs = read(tensors, checkpoint, layer, shape)
     outputs = packed["scales"].shape[1]
     packed["qzeros"] = _true_zeros(packed["qzeros"], checkpoint, version, outputs, layer)
     return packed, scheme, inputs
@@ -43,38 +43,42 @@ def read(
     checkpoint: CheckpointFormat,
     layer: str,
     shape: Shape,
-    grid: str,
 ) -> Read:
     """Check the tensors of one layer and give them as quant.linear.pack names them.
 
-    tensors: qweight int32 [ceil(in * bits / 32), out], scales [groups, out], `grid`, which is
-    qzeros int32 [groups, ceil(out * bits / 32)] or scales_negative [groups, out], and optionally
-    g_idx int32 [in], which is dropped when it only says j // group_size. Without a shape (outputs,
-    inputs) the inputs are taken from g_idx, or from the rows of qweight.
+    tensors: qweight int32 [ceil(in * bits / 32), out], the grid's as the levels declare them (of
+    uniform ones scales [groups, out] and qzeros int32 [groups, ceil(out * bits / 32)]), and
+    optionally g_idx int32 [in], which is dropped when it only says j // group_size. Without a shape
+    (outputs, inputs) the inputs are taken from g_idx, or from the rows of qweight.
 
     Raises ArtifactError for missing tensors, wrong shapes and types, scales that are not finite,
     and a g_idx that contradicts desc_act.
     """
-    _require(tensors, ("qweight", "scales", grid), layer)
-    scales = tensors["scales"]
-    if scales.dtype not in scale_dtypes():
-        raise ArtifactError(f"{layer}.scales are {scales.dtype}; expected float16, 32 or bfloat16.")
-    for name in ("qweight", "scales"):
+    telling = checkpoint.format.scales
+    kind = checkpoint.scheme(checkpoint.scale_dtype).kind
+    names = ("qweight", *(each.buffer for each in kind.tensors))
+    _require(tensors, names, layer)
+    widest = "qweight" if telling is None else telling
+    scale_dtype = checkpoint.scale_dtype if telling is None else tensors[telling].dtype
+    if telling is not None and scale_dtype not in scale_dtypes():
+        raise ArtifactError(f"{layer}.scales are {scale_dtype}; expected float16, 32 or bfloat16.")
+    for name in dict.fromkeys(("qweight", widest)):
         if tensors[name].dim() != 2:
             raise ArtifactError(
                 f"{layer}.{name} is {list(tensors[name].shape)}; expected a matrix."
             )
-    scheme = checkpoint.scheme(scales.dtype)
-    packed = {name: tensors[name] for name in ("qweight", "scales", grid)}
+    scheme = checkpoint.scheme(scale_dtype)
+    packed = {name: tensors[name] for name in names}
     if "g_idx" in tensors:
         packed["g_idx"] = tensors["g_idx"]
-    outputs, inputs = shape or (scales.shape[1], _inputs(packed, checkpoint))
+    outputs, inputs = shape or (packed[widest].shape[1], _inputs(packed, checkpoint))
     _check_shapes(packed, scheme, inputs, outputs, layer)
-    for name in ("scales", "scales_negative"):
-        if name in packed and grid == "qzeros":
-            check_scales(packed[name], checkpoint, f"{layer}.{name}")
-        elif name in packed and not bool(torch.isfinite(packed[name]).all()):
-            raise ArtifactError(f"{layer}.{name} holds NaN or infinite values; make it again.")
+    for each in (each for each in kind.tensors if not each.code):
+        name = f"{layer}.{each.buffer}"
+        if "qzeros" in packed:
+            check_scales(packed[each.buffer], checkpoint, name)
+        elif not bool(torch.isfinite(packed[each.buffer].float()).all()):
+            raise ArtifactError(f"{name} holds NaN or infinite values; make it again.")
     _settle_groups(packed, checkpoint, scheme, layer)
     return packed, scheme, inputs
 
@@ -116,7 +120,7 @@ def _check_shapes(
     packed: Packed, scheme: Scheme, in_features: int, out_features: int, layer: str
 ) -> None:
     shapes = packed_shapes(scheme, in_features, out_features, g_idx="g_idx" in packed)
-    floating = {"scales", "scales_negative"}
+    dtypes = packed_dtypes(scheme)
     for name, tensor in packed.items():
         if tuple(tensor.shape) != shapes[name]:
             raise ArtifactError(
@@ -124,9 +128,8 @@ def _check_shapes(
                 f"outputs and scheme {scheme.name} make {list(shapes[name])}; the checkpoint "
                 "does not fit its config.json."
             )
-        expected = packed["scales"].dtype if name in floating else torch.int32
-        if tensor.dtype != expected:
-            raise ArtifactError(f"{layer}.{name} is {tensor.dtype}; expected {expected}.")
+        if tensor.dtype != dtypes[name]:
+            raise ArtifactError(f"{layer}.{name} is {tensor.dtype}; expected {dtypes[name]}.")
 
 
 def _true_zeros(
@@ -177,7 +180,7 @@ def _settle_groups(
                 "desc_act=true; without it the groups of the columns are unknown."
             )
         return
-    groups = packed["scales"].shape[0]
+    groups = scheme.groups(len(index))
     low, high = (int(value) for value in index.aminmax())
     if low < 0 or high >= groups:
         raise ArtifactError(

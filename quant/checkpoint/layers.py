@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,7 +16,9 @@ from quant.checkpoint.formats.base import CheckpointFormat
 from quant.checkpoint.operators import tensor_names
 from quant.checkpoint.tensors import TensorReader
 from quant.errors import ArtifactError
+from quant.levels.base import Levels
 from quant.linear import Packed, unpack
+from quant.parts import Part
 from quant.scheme import Scheme
 from quant.weight import QuantizedWeight
 
@@ -59,9 +61,10 @@ def quantized_layers(reader: TensorReader, checkpoint: CheckpointFormat) -> dict
         raise ArtifactError(
             f"{reader.folder}: tensor {lacking} is in none of its files. {remake(reader.folder)}"
         )
+    parts = checkpoint.parts
     for name in reader.names:
         layer, _, part = name.rpartition(".")
-        if layer in layers and part in checkpoint.format.parts:
+        if layer in layers and part in parts:
             layers[layer].append(part)
     return layers
 
@@ -96,16 +99,18 @@ def read_layer(
     *,
     shape: tuple[int, int] | None = None,
     layer: str = "this layer",
+    levels: Sequence[str | Part | Levels] = (),
 ) -> QuantizedWeight:
     """The quantized weight of one layer of a checkpoint of any format.
 
     tensors maps the names of the layer's parts (qweight, scales, ...) to what the file holds;
-    without a shape (outputs, inputs) it is taken from them. The values are scale * (code - zero) in
-    float32, so `.dequantize(torch.bfloat16)` rounds once. What stands in front of a layer is no
-    part of it: the weight is that of the changed input. Raises ArtifactError naming the layer,
+    without a shape (outputs, inputs) it is taken from them. levels are kinds that it may have
+    besides the built-in ones. The values are scale * (code - zero) in float32, so
+    `.dequantize(torch.bfloat16)` rounds once. What stands in front of a layer is no part of it: the
+    weight is that of the changed input. Raises ArtifactError naming the layer,
     the tensor and what was expected.
     """
-    parsed = settle(parse(quantization_config, layer), {layer: tensors}, layer)
+    parsed = settle(parse(quantization_config, layer, levels), {layer: tensors}, layer)
     return unpack(*parsed.format.read_layer(tensors, parsed, layer, shape))
 
 
@@ -124,13 +129,26 @@ def read_packed(
     with _in_file(reader, checkpoint, layer):
         tensors = {part: reader.read(f"{layer}.{part}") for part in parts}
         packed, scheme, inputs = checkpoint.format.read_layer(tensors, checkpoint, layer, shape)
-        held = (packed["scales"].shape[1], inputs)
+        held = (packed["qweight"].shape[1], inputs)
         if shape is not None and held != shape:
             raise ArtifactError(
                 f"{layer}.{checkpoint.format.codes} holds {list(held)} codes, but config.json "
                 f"makes it {list(shape)} (outputs, inputs). {remake(reader.folder)}"
             )
         return packed, scheme, inputs
+
+
+def scheme_of(reader: TensorReader, checkpoint: CheckpointFormat, layer: str) -> Scheme:
+    """The scheme of a layer, from the header of the file that holds its scales if need be."""
+    part = checkpoint.format.scales
+    if part is None:
+        return checkpoint.scheme(checkpoint.scale_dtype)
+    if f"{layer}.{part}" not in reader.names:
+        raise ArtifactError(
+            f"{reader.folder}: tensor {layer}.{part} is in none of its files. "
+            f"{remake(reader.folder)}"
+        )
+    return checkpoint.scheme(reader.mapped(f"{layer}.{part}").dtype)
 
 
 def read_weight(

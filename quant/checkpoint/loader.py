@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,14 @@ from quant.checkpoint.layers import (
     quantized_layers,
     read_packed,
     read_weight,
+    scheme_of,
+)
+from quant.checkpoint.matching import (
+    compare,
+    keep_computed,
+    parameters_and_buffers,
+    tensor_of,
+    untie_as_stored,
 )
 from quant.checkpoint.names import names_of
 from quant.checkpoint.operators import build, find_transforms, tensor_names
@@ -29,8 +36,10 @@ from quant.checkpoint.skeleton import build_skeleton
 from quant.checkpoint.tensors import TensorReader
 from quant.checkpoint.writer import layer_shape
 from quant.errors import ArtifactError
-from quant.input_operator import KeptChange, attach
+from quant.input_operator import attach
+from quant.levels.base import Levels
 from quant.linear import QuantLinear
+from quant.parts import Part
 from quant.scheme import Scheme
 from quant.transforms.base import Transform
 from quant.weight import QuantizedWeight
@@ -44,6 +53,7 @@ def load(
     *,
     verify_files: bool = True,
     transforms: Sequence[Transform] = (),
+    levels: Sequence[str | Part | Levels] = (),
     **options: Any,
 ) -> PreTrainedModel:
     """The model of a quantized checkpoint of any format that Bitsweep reads, in eval mode.
@@ -52,14 +62,17 @@ def load(
     dtype, or keep the type they are stored in. No weight is initialised only to be overwritten.
     verify_files compares every file with the sha256 in artifact.json (checkpoints of other
     producers have none). transforms are the specs of those in front of layers that are not
-    Bitsweep's own. options go to transformers, for example attn_implementation="eager".
+    Bitsweep's own, levels the kinds that layers may have besides the built-in ones: modules are
+    imported because you name them here, never because a file does. options go to transformers, for
+    example attn_implementation="eager".
 
     Raises ArtifactError naming the file and the tensor for a folder that is missing, incomplete,
     damaged, of an unknown format, or that does not fit its config.json; KernelUnavailable.
     """
     folder = Path(folder)
     resolve_kernel(kernel, device)
-    checkpoint = runnable(read_format(folder, verify_files=verify_files), transforms, folder)
+    found = read_format(folder, verify_files=verify_files, levels=levels)
+    checkpoint = runnable(found, transforms, folder)
     with TensorReader(folder) as reader:
         model = build_skeleton(folder, dtype, options)
         reader.rename(names_of(model).to_model)
@@ -74,13 +87,18 @@ def load(
     return model.to(device).eval()  # type: ignore[arg-type]
 
 
-def load_weights(folder: str | Path, *, verify_files: bool = True) -> dict[str, QuantizedWeight]:
+def load_weights(
+    folder: str | Path,
+    *,
+    verify_files: bool = True,
+    levels: Sequence[str | Part | Levels] = (),
+) -> dict[str, QuantizedWeight]:
     """The quantized weights of a checkpoint by full layer name, without building the model.
 
     Of a layer with an operator in front, the weight that is multiplied by what the operator makes.
     """
     folder = Path(folder)
-    checkpoint = read_format(folder, verify_files=verify_files)
+    checkpoint = read_format(folder, verify_files=verify_files, levels=levels)
     with TensorReader(folder) as reader:
         return {
             layer: read_weight(reader, checkpoint, layer, parts)
@@ -96,7 +114,9 @@ def runnable(
     return dataclasses.replace(checkpoint, operators=operators)
 
 
-def read_format(folder: Path, *, verify_files: bool = True) -> CheckpointFormat:
+def read_format(
+    folder: Path, *, verify_files: bool = True, levels: Sequence[str | Part | Levels] = ()
+) -> CheckpointFormat:
     """What a checkpoint says about its quantization, its files compared with their checksums."""
     if not folder.is_dir():
         aside = sorted(folder.parent.glob(f".{folder.name}.replaced-*"))
@@ -104,7 +124,7 @@ def read_format(folder: Path, *, verify_files: bool = True) -> CheckpointFormat:
         raise ArtifactError(
             f"{folder} is not a folder; quantize a model into it, or correct the path.{hint}"
         )
-    checkpoint = parse(read_quantization(folder), str(folder))
+    checkpoint = parse(read_quantization(folder), str(folder), levels)
     sealed = verify_files and verify(folder)
     own = checkpoint.producer.startswith("bitsweep")
     if verify_files and not sealed and own:
@@ -134,16 +154,15 @@ def read_quantization(folder: Path) -> dict[str, Any]:
     )
 
 
-def read_scheme(folder: str | Path) -> tuple[CheckpointFormat, Scheme]:
+def read_scheme(
+    folder: str | Path, levels: Sequence[str | Part | Levels] = ()
+) -> tuple[CheckpointFormat, Scheme]:
     """Format and scheme of a checkpoint from its config.json and one header; checks no checksum."""
     folder = Path(folder)
-    checkpoint = read_format(folder, verify_files=False)
-    part = checkpoint.format.scales
+    checkpoint = read_format(folder, verify_files=False, levels=levels)
     with TensorReader(folder) as reader:
         layer = next(iter(quantized_layers(reader, checkpoint)))
-        if f"{layer}.{part}" not in reader.names:
-            raise _missing(reader, f"{layer}.{part}")
-        return checkpoint, checkpoint.scheme(reader.mapped(f"{layer}.{part}").dtype)
+        return checkpoint, scheme_of(reader, checkpoint, layer)
 
 
 def dequantize_layers(model: nn.Module, dtype: torch.dtype) -> None:
@@ -214,11 +233,14 @@ def _fill(
 ) -> set[str]:
     """Read every parameter and stored buffer that is left; gives the names of those read."""
     stored = set(reader.names)
+    untie_as_stored(model, stored, reader.mapped)
+    missing = compare(model, stored, (), reader.shape).missing
+    if missing:
+        raise _missing(reader, missing[0])
+    keep_computed(model, stored)
     used = set()
     for names in parameters_and_buffers(model):
         held = [name for name in names if name in stored]
-        if not held:
-            raise _missing(reader, names[0])
         tensor = _cast(reader.read(held[0]), device, dtype)
         expected = tensor_of(model, names[0])
         if tensor.shape != expected.shape:
@@ -233,43 +255,14 @@ def _fill(
     return used
 
 
-def parameters_and_buffers(model: PreTrainedModel) -> Iterator[list[str]]:
-    """Names of the parameters and persistent buffers outside QuantLinear; tied ones together.
-
-    Operators in front of layers are none of the model's own, packed or not.
-    """
-    groups: dict[int, list[str]] = {}
-    for path, module in model.named_modules():
-        if isinstance(module, QuantLinear | KeptChange):
-            continue
-        here: dict[str, Tensor | None] = dict(module._parameters)
-        here |= {
-            n: b for n, b in module._buffers.items() if n not in module._non_persistent_buffers_set
-        }
-        for name, tensor in here.items():
-            if tensor is not None:
-                groups.setdefault(id(tensor), []).append(f"{path}.{name}" if path else name)
-    return iter(groups.values())
-
-
 def refuse_unexpected(model: PreTrainedModel, reader: TensorReader, used: set[str]) -> None:
-    # Buffers that a version of transformers once stored and now computes are not used.
-    ignored = list(getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ())
-    computed = {name for name, _ in model.named_buffers()}
-    for name in sorted(set(reader.names) - used - computed):
-        if not any(re.search(pattern, name) for pattern in ignored):
-            raise ArtifactError(
-                f"{reader.file_of(name)} holds {name}, which {type(model).__name__} does not have: "
-                f"config.json belongs to another model. {remake(reader.folder)}"
-            )
-
-
-def tensor_of(model: nn.Module, name: str) -> Tensor:
-    """The parameter or buffer of this full name."""
-    path, _, attribute = name.rpartition(".")
-    module = model.get_submodule(path)
-    held = module._parameters.get(attribute)
-    return getattr(module, attribute) if held is None else held
+    """ArtifactError for tensors that belong to nothing in the model."""
+    left = sorted(set(reader.names) - used)
+    for name in compare(model, reader.names, left, reader.shape).unexpected:
+        raise ArtifactError(
+            f"{reader.file_of(name)} holds {name}, which {type(model).__name__} does not have: "
+            f"config.json belongs to another model. {remake(reader.folder)}"
+        )
 
 
 def _cast(tensor: Tensor, device: str | torch.device, dtype: torch.dtype | None) -> Tensor:

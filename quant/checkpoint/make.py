@@ -19,6 +19,7 @@ from quant.calibrate.stream import (
     quantize_blocks,
 )
 from quant.calibrate.survey import survey
+from quant.checkpoint.files import weight_files
 from quant.checkpoint.folder import sha256
 from quant.checkpoint.partial import ACTIVATIONS, Making, partial_artifact
 from quant.config import QuantizationConfig
@@ -66,7 +67,7 @@ def quantize_to(
 def files_hash(folder: Path) -> str:
     """sha256 over names and contents of config.json and the weights of a model's folder."""
     digest = hashlib.sha256()
-    for path in sorted([folder / "config.json", *folder.glob("*.safetensors")]):
+    for path in sorted([folder / "config.json", *weight_files(folder).paths]):
         digest.update(f"{path.name} {sha256(path)}\n".encode())
     return digest.hexdigest()
 

@@ -51,8 +51,8 @@ from quant.checkpoint.writer import (
 )
 from quant.errors import ArtifactError
 from quant.input_operator import InputOperator
-from quant.linear import packed_shapes, unpack
-from quant.scheme import SCALE_DTYPES, Scheme
+from quant.linear import packed_bytes, packed_shapes, unpack
+from quant.scheme import Scheme
 from quant.transforms.base import Transform
 from quant.weight import QuantizedWeight
 
@@ -287,9 +287,7 @@ def artifact_bytes(source: BlockSource, scheme: Scheme) -> int:
         for name, module in linear_layers(block).items():
             outputs, inputs = weight_matrix(module).shape
             packed.add(f"{source.blocks.block_name(index)}.{name}.weight")
-            for part, shape in packed_shapes(scheme, inputs, outputs, g_idx=True).items():
-                width = SCALE_DTYPES[scheme.scale_dtype] // 8 if part.startswith("scales") else 4
-                total += torch.Size(shape).numel() * width
+            total += packed_bytes(scheme, inputs, outputs, g_idx=True)
     for entry in _plain(source.model, packed):
         total += entry
     return total

@@ -6,6 +6,7 @@ Fused experts are taken apart (quant.experts), in every skeleton alike.
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ import transformers
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from quant.checkpoint.folder import remake
+from quant.checkpoint.files import copyable
+from quant.checkpoint.folder import read_json, remake
 from quant.errors import ArtifactError
 from quant.experts import unfuse
 
@@ -27,11 +29,15 @@ def build_skeleton(
 
     Buffers that the model computes for itself (rotary frequencies, masks) have their values, made
     as `from_pretrained` makes them in dtype (None: config.json's). options go to transformers, for
-    example attn_implementation. Raises ArtifactError for a config that transformers cannot read.
+    example attn_implementation; trust_remote_code=True runs the Python files of the folder.
+
+    Raises ArtifactError for a config that transformers cannot read.
     """
-    config = _read_config(folder, remake(folder))
-    with parameters_on_meta():
-        model = _model_class(folder, config)(config, dtype=dtype or config.dtype, **options)
+    options, trust = _trust(options)
+    config = _read_config(folder, remake(folder), trust)
+    make = _model_class(folder, config, trust)
+    with _no_foreign_code(folder), parameters_on_meta():
+        model = make(config, dtype=dtype or config.dtype, **options)
         unfuse(model)
     return model.eval()
 
@@ -44,10 +50,13 @@ def build_causal_lm(
     As `build_skeleton`, also where config.json names the base model without its head. advice is the
     next step that errors end with. Raises ArtifactError for a quantized model too.
     """
-    config = _read_config(folder, advice, unquantized=True)
+    options, trust = _trust(options)
+    config = _read_config(folder, advice, trust, unquantized=True)
     try:
-        with parameters_on_meta():
-            model = AutoModelForCausalLM.from_config(config, dtype=dtype, **options)
+        with _no_foreign_code(folder), parameters_on_meta():
+            model = AutoModelForCausalLM.from_config(
+                config, dtype=dtype, trust_remote_code=trust, **options
+            )
             unfuse(model)
     except ValueError as error:
         raise ArtifactError(
@@ -74,9 +83,67 @@ def parameters_on_meta() -> Iterator[None]:
         nn.Module.register_parameter = register  # type: ignore[method-assign]
 
 
-def _read_config(folder: Path, advice: str, unquantized: bool = False) -> PreTrainedConfig:
+def local_code(folder: Path) -> list[Path]:
+    """The Python files of a model that brings its own code; they decide what it computes.
+
+    Raises ArtifactError when its configuration names code of another repository: what that holds
+    is in no hash of this folder.
+    """
+    for name in ("config.json", "tokenizer_config.json"):
+        if not (folder / name).is_file():
+            continue
+        for place in _texts(read_json(folder / name).get("auto_map")):
+            if "--" in place:
+                raise ArtifactError(
+                    f"{folder / name}: auto_map names code of another repository ({place}): copy "
+                    "its files into the folder and name them there."
+                )
+    return copyable(folder, (path.name for path in folder.glob("*.py")))
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from _texts(each)
+
+
+def _trust(options: dict[str, Any]) -> tuple[dict[str, Any], bool]:
+    """The options without trust_remote_code, and its value: only True trusts."""
+    others = {name: value for name, value in options.items() if name != "trust_remote_code"}
+    return others, options.get("trust_remote_code") is True
+
+
+@contextlib.contextmanager
+def _no_foreign_code(folder: Path) -> Iterator[None]:
+    """Say which key runs the code of a model, where transformers refuses to."""
     try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        yield
+    except ValueError as error:
+        if "trust_remote_code" not in str(error):
+            raise
+        raise ArtifactError(refusal_of_code(folder)) from error
+
+
+def refusal_of_code(folder: Path) -> str:
+    """What to say of a model that cannot be read without running its own Python files."""
+    return (
+        f"{folder} needs Python code of its own, which is not run unasked: read its .py files, and "
+        "if you trust them add model.trust_remote_code=true (in Python trust_remote_code=True)."
+    )
+
+
+def _read_config(
+    folder: Path, advice: str, trust: bool, unquantized: bool = False
+) -> PreTrainedConfig:
+    if trust:
+        local_code(folder)
+    try:
+        with _no_foreign_code(folder):
+            config = AutoConfig.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=trust
+            )
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise ArtifactError(
             f"{folder / 'config.json'} does not describe a model that transformers "
@@ -93,10 +160,11 @@ def _read_config(folder: Path, advice: str, unquantized: bool = False) -> PreTra
     return config
 
 
-def _model_class(folder: Path, config: PreTrainedConfig) -> Any:
+def _model_class(folder: Path, config: PreTrainedConfig, trust: bool) -> Any:
     names = config.architectures or []
-    if not names:
-        return AutoModelForCausalLM.from_config
+    own = trust and "AutoModelForCausalLM" in getattr(config, "auto_map", {})
+    if not names or own:
+        return functools.partial(AutoModelForCausalLM.from_config, trust_remote_code=trust)
     found = getattr(transformers, names[0], None)
     if not (isinstance(found, type) and issubclass(found, PreTrainedModel)):
         raise ArtifactError(

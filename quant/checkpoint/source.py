@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,15 +15,21 @@ from quant.blocks import find_blocks
 from quant.calibrate.source import Weights
 from quant.checkpoint.layers import operator_bits, quantized_layers
 from quant.checkpoint.loader import (
-    parameters_and_buffers,
     read_format,
     refuse_unexpected,
     replace_layer,
     require_kind,
     runnable,
-    tensor_of,
 )
-from quant.checkpoint.names import names_of, stored_names
+from quant.checkpoint.matching import (
+    compare,
+    keep_computed,
+    model_names,
+    parameters_and_buffers,
+    tensor_of,
+    untie_as_stored,
+)
+from quant.checkpoint.names import names_of
 from quant.checkpoint.operators import tensor_names
 from quant.checkpoint.skeleton import build_causal_lm, build_skeleton
 from quant.checkpoint.tensors import TensorReader
@@ -32,10 +37,10 @@ from quant.checkpoint.writer import layer_shape
 from quant.errors import ArtifactError
 from quant.experts import fused_parts
 from quant.input_operator import detach
+from quant.levels.base import Levels
 from quant.memory.heaps import give_back, keep_freed_memory, own_copy, own_zeros
+from quant.parts import Part
 from quant.transforms.base import Transform
-
-log = logging.getLogger(__name__)
 
 
 class SkeletonSource:
@@ -142,13 +147,11 @@ class CheckpointSource(SkeletonSource):
     ) -> None:
         self.folder = Path(folder)
         advice = f"Copy {folder} again from where it came from."
-        _require_safetensors(self.folder)
         model = build_causal_lm(self.folder, dtype, options, advice)
         self._reader = TensorReader(self.folder, mapped=False, advice=advice)
         self._reader.__enter__()
         try:
             self._stored = stored_names(model, self._reader.names, advice)
-            self._dtypes = _dtypes(model, dtype)
             self._parts = {  # of the experts' tensors those that the files hold fused
                 name: part
                 for name, part in fused_parts(model).items()
@@ -156,6 +159,13 @@ class CheckpointSource(SkeletonSource):
                 and len(self._reader.shape(self._stored[name])) > tensor_of(model, name).dim()
             }
             self._check(model)
+            keep_computed(model, self._stored)
+            untie_as_stored(model, self._stored, self._read_mapped)
+            for names in parameters_and_buffers(model):
+                held = [name for name in names if name in self._stored]
+                for name in names if held else ():
+                    self._stored.setdefault(name, self._stored[held[0]])
+            self._dtypes = _dtypes(model, dtype)
             super().__init__(model, self._read_stored, device)
         except BaseException:
             self._reader.__exit__()
@@ -180,25 +190,31 @@ class CheckpointSource(SkeletonSource):
             return whole
         return tuple(part.of(torch.empty(whole[1:], device="meta")).shape)
 
+    def _read_mapped(self, name: str) -> Tensor:
+        return self._reader.mapped(self._stored[name])
+
     def _check(self, model: PreTrainedModel) -> None:
-        """Every tensor that the model needs is there, in the right shape; ties are what is stored.
+        """Every tensor that the model needs is there, in the right shape, and no other.
 
         Buffers that an older version did not store keep what the model computed.
         """
+        left = sorted(set(self._reader.names) - set(self._stored.values()))
+        found = compare(model, self._stored, left, self._reader.shape)
+        if found.missing:
+            raise ArtifactError(
+                f"{self.folder}: tensor {found.missing[0]} of {type(model).__name__} is in none of "
+                "its files; save the whole causal language model (AutoModelForCausalLM), not its "
+                f"base model. {self._reader.advice}"
+            )
+        if found.unexpected:
+            name = found.unexpected[0]
+            raise ArtifactError(
+                f"{self._reader.file_of(name)} holds {name}, which {type(model).__name__} does not "
+                f"have: config.json belongs to another model. {self._reader.advice}"
+            )
         for names in parameters_and_buffers(model):
-            held = [name for name in names if name in self._stored]
             expected = tensor_of(model, names[0])
-            if not held:
-                if not isinstance(expected, nn.Parameter):
-                    module, attribute = _owner(model, names[0])
-                    module._non_persistent_buffers_set.add(attribute)
-                    continue
-                raise ArtifactError(
-                    f"{self.folder}: tensor {names[0]} of {type(model).__name__} is in none of its "
-                    "files; save the whole causal language model (AutoModelForCausalLM), not its "
-                    f"base model. {self._reader.advice}"
-                )
-            for name in held:
+            for name in (name for name in names if name in self._stored):
                 shape = self._shape(name)
                 if shape != tuple(expected.shape):
                     raise ArtifactError(
@@ -206,25 +222,6 @@ class CheckpointSource(SkeletonSource):
                         f"{list(shape)}, but config.json makes it {list(expected.shape)}. "
                         f"{self._reader.advice}"
                     )
-            self._tie_as_stored(model, names, held)
-
-    def _tie_as_stored(self, model: PreTrainedModel, names: list[str], held: list[str]) -> None:
-        """As transformers does: names that are stored with other values are not tied."""
-        for name in names:
-            self._stored.setdefault(name, self._stored[held[0]])
-        for name in held[1:]:
-            first, other = (self._reader.read(self._stored[each]) for each in (held[0], name))
-            if torch.equal(first, other):
-                continue
-            log.warning(
-                "%s: config.json ties %s and %s, but the files hold different values: not tied.",
-                self.folder, held[0], name,
-            )  # fmt: skip
-            module, attribute = _owner(model, name)
-            present = module._parameters[attribute]
-            assert present is not None
-            module._parameters[attribute] = nn.Parameter(present.detach(), requires_grad=False)
-            getattr(model, "all_tied_weights_keys", {}).pop(name, None)
 
 
 class ArtifactSource(SkeletonSource):
@@ -242,12 +239,13 @@ class ArtifactSource(SkeletonSource):
         *,
         verify_files: bool = True,
         transforms: Sequence[Transform] = (),
+        levels: Sequence[str | Part | Levels] = (),
         **options: Any,
     ) -> None:
         self.folder = Path(folder)
         resolve_kernel(kernel, device)
         self._kernel, self._dtype = kernel, dtype
-        found = read_format(self.folder, verify_files=verify_files)
+        found = read_format(self.folder, verify_files=verify_files, levels=levels)
         self._format = runnable(found, transforms, self.folder)
         self._reader = TensorReader(self.folder, mapped=False)
         self._reader.__enter__()
@@ -255,6 +253,8 @@ class ArtifactSource(SkeletonSource):
             model = build_skeleton(self.folder, dtype, options)
             self._reader.rename(names_of(model).to_model)
             self._layers = quantized_layers(self._reader, self._format)
+            self._require_complete(model)
+            untie_as_stored(model, self._reader.names, self._reader.mapped)
             super().__init__(model, self._read_plain, device)
             self._require_layers_in_blocks()
         except BaseException:
@@ -329,6 +329,16 @@ class ArtifactSource(SkeletonSource):
     def _tied(self, name: str) -> list[str]:
         return next(group for group in parameters_and_buffers(self.model) if name in group)
 
+    def _require_complete(self, model: PreTrainedModel) -> None:
+        held = set(self._reader.names) | {f"{layer}.weight" for layer in self._layers}
+        found = compare(model, held, (), self._reader.shape)
+        if found.missing:
+            raise ArtifactError(
+                f"{self.folder}: tensor {found.missing[0]} is in none of its files. "
+                f"{self._reader.advice}"
+            )
+        keep_computed(model, held)
+
     def _require_layers_in_blocks(self) -> None:
         inside = {name for index in range(len(self.blocks)) for name in self._layers_of(index)}
         outside = sorted(set(self._layers) - inside)
@@ -351,16 +361,23 @@ class _Fetched:
         self.read = tensors.__getitem__
 
 
-def _require_safetensors(folder: Path) -> None:
-    if any(folder.glob("*.safetensors")):
-        return
-    if any(folder.glob("pytorch_model*.bin")):
-        raise ArtifactError(
-            f"{folder} holds pytorch_model*.bin files, which cannot be read tensor by tensor; "
-            f"convert them once with `python -m quant.checkpoint.convert {folder} OUT` and use the "
-            "folder OUT."
-        )
-    raise ArtifactError(f"{folder} holds no .safetensors file; point to the model's folder.")
+def stored_names(model: PreTrainedModel, stored: Iterable[str], advice: str = "") -> dict[str, str]:
+    """Names of the model's parameters and buffers to the names in its files that belong to them.
+
+    Names that belong to nothing are left out. Raises ArtifactError for tensors that transformers
+    makes of several stored ones.
+    """
+    found: dict[str, str] = {}
+    for renamed, name, together in model_names(model, stored):
+        if together and renamed:
+            raise ArtifactError(
+                f"{renamed} of {type(model).__name__} is put together from several stored tensors "
+                f"(such as {name}), which cannot be read block by block; use another model. "
+                f"{advice}"
+            )
+        if renamed:
+            found[renamed] = name
+    return found
 
 
 def _dtypes(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, torch.dtype]:

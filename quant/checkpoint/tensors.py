@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -15,7 +15,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from quant.checkpoint.folder import read_json, remake
+from quant.checkpoint.files import weight_files
+from quant.checkpoint.folder import remake
 from quant.errors import ArtifactError
 from quant.memory.heaps import own_copy
 
@@ -100,14 +101,22 @@ class TensorReader:
         self._backend = "mmap" if mapped else "pread"
         self._files: dict[str, Any] = {}
         self._place: dict[str, str] = {}
-        self._expected: dict[str, str] = {}
+        self._expected: Mapping[str, str] = {}
         self._index = ""
         self._stored: dict[str, str] = {}  # names in the files that `rename` changed
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
         try:
-            for file in self._file_names():
+            chosen = weight_files(self.folder)
+            if chosen.pickled:
+                raise ArtifactError(
+                    f"{self.folder} holds {chosen.names[0]}, a pickle, which cannot be read tensor "
+                    "by tensor; convert it once with `python -m quant.checkpoint.convert "
+                    f"{self.folder} OUT` and use the folder OUT."
+                )
+            self._index, self._expected = chosen.index or "", chosen.placed
+            for file in chosen.names:
                 self._open(file)
         except BaseException:
             self._stack.close()
@@ -152,28 +161,8 @@ class TensorReader:
     def _slice(self, name: str) -> Any:
         return self._files[self._place[name]].get_slice(self._stored.get(name, name))
 
-    def _file_names(self) -> list[str]:
-        indexes = sorted(self.folder.glob(f"*{INDEX_SUFFIX}"))
-        if len(indexes) == 1:
-            self._index = indexes[0].name
-            mapping = read_json(indexes[0]).get("weight_map")
-            if not isinstance(mapping, dict) or not mapping:
-                raise ArtifactError(f"{indexes[0]} has no weight_map. {self.advice}")
-            self._expected = mapping
-            return sorted(set(mapping.values()))
-        found = sorted(path.name for path in self.folder.glob("*.safetensors"))
-        if len(found) == 1:  # also AutoGPTQ's names, such as gptq_model-4bit-128g.safetensors
-            return found
-        raise ArtifactError(
-            f"{self.folder} holds {len(found)} .safetensors files and {len(indexes)} indexes of "
-            f"shards (*{INDEX_SUFFIX}); expected one file, or shards with one index. "
-            f"{self.advice}"
-        )
-
     def _open(self, file: str) -> None:
         path = self.folder / file
-        if not path.is_file():
-            raise ArtifactError(f"{path} is missing, but {self._index} names it. {self.advice}")
         try:
             opened = self._stack.enter_context(safe_open(path, "pt", backend=self._backend))
             names = list(opened.keys())

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import importlib.metadata
 import json
-import shutil
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from quant.checkpoint.choose import artifact_format
+from quant.checkpoint.files import copy_files, tokenizer_files
 from quant.checkpoint.folder import replace_folder
 from quant.checkpoint.formats.base import QuantizedModel, StoredLayer, Writer
+from quant.checkpoint.matching import say_untied, ties_hold
 from quant.checkpoint.names import Names, names_of
 from quant.checkpoint.operators import STEM, stored_operators, wrap
 from quant.checkpoint.tensors import Entry, write_tensors
@@ -28,16 +30,6 @@ from quant.scheme import Scheme
 from quant.weight import QuantizedWeight
 
 MAX_SHARD_BYTES = 5_000_000_000
-TOKENIZER_FILES = (
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template*",
-    "vocab.*",
-    "merges.txt",
-    "spiece.model",
-    "sentencepiece*.model",
-)
 # Room for config.json, the manifest, the headers of the shards and the file system's own use.
 SLACK_BYTES = 1_000_000
 
@@ -96,8 +88,16 @@ def write_beside(folder: Path, config: str, model: PreTrainedModel, copied: list
     (folder / "config.json").write_text(config, encoding="utf-8")
     if model.can_generate() and model.generation_config is not None:
         model.generation_config.to_json_file(folder / "generation_config.json")
-    for path in copied:
-        shutil.copyfile(path, folder / path.name)
+    copy_files([*copied, *own_code(model)], folder)
+
+
+def own_code(model: PreTrainedModel) -> list[Path]:
+    """The Python files of a model that brings its own and was trusted; others have none."""
+    module = type(model).__module__
+    if not module.startswith("transformers_modules."):
+        return []
+    place = Path(str(sys.modules[module].__file__)).parent
+    return sorted(path for path in place.glob("*.py") if path.name != "__init__.py")
 
 
 def _check_weights(
@@ -268,6 +268,9 @@ def config_json(
     config = json.loads(model.config.to_json_string())
     config["architectures"] = [type(model).__name__]
     config["dtype"] = str(model.dtype).removeprefix("torch.")
+    layers = list(layers)
+    if not ties_hold(model, layers):
+        say_untied(config)
     _, writer = artifact_format(scheme)
     quantization = describe(writer, model, layers, scheme, scattered, method)
     config["quantization_config"] = wrap(quantization, operators)
@@ -300,9 +303,3 @@ def tokenizer_to_copy(
             "the folder of the model's tokenizer, or tokenizer=None to write none."
         )
     return found
-
-
-def tokenizer_files(folder: Path) -> list[Path]:
-    """The files of the tokenizer in a folder of a model."""
-    found = {path for pattern in TOKENIZER_FILES for path in folder.glob(pattern) if path.is_file()}
-    return sorted(found)

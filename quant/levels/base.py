@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import pkgutil
 import re
 from collections.abc import Callable, Mapping
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import quant.levels
 from quant.errors import SchemeError
+from quant.parts import Part, PartError
 
 if TYPE_CHECKING:
     import torch
@@ -21,21 +23,69 @@ if TYPE_CHECKING:
 
 # The tensors of a grid by their names.
 Tensors = Mapping[str, "Tensor"]
+# Types that the numbers of a grid may be stored in, and their bits.
+FLOATS = {"float8_e4m3fn": 8, "float8_e5m2": 8, "float16": 16, "bfloat16": 16, "float32": 32}
+WIDTHS = (2, 3, 4, 5, 6, 7, 8)  # bits of a packed integer
+# What a layer has besides its grid.
+RESERVED = ("qweight", "g_idx", "bias", "weight", "input_operator")
 
 
 @dataclass(frozen=True)
 class GridTensor:
-    """One tensor of a grid: a number for every output row and group.
+    """One tensor of a grid: an entry for every output row and group, super-block or whole row.
 
     name    in Grid and QuantizedWeight: "scale".
     buffer  in the packed layout, as checkpoints call it: "scales".
-    code    stored in as many bits as a weight (uint8 in QuantizedWeight, packed in the buffer);
-            else a floating-point number in scheme.scale_dtype.
+    code    holds integers (uint8 in QuantizedWeight, packed in the buffer); else floating-point
+            numbers.
+    width   bits of such an integer; None: as many as a weight's code.
+    dtype   type of such a number, one of FLOATS; None: scheme.scale_dtype.
+    span    groups that share an entry: 1; N, a super-block (the last may have fewer); None: all
+            groups of a row.
+    values  numbers in an entry; None: one for every code, a codebook. Unless it is 1 they are one
+            dimension more, the last.
     """
 
     name: str
     buffer: str
     code: bool = False
+    width: int | None = None
+    dtype: str | None = None
+    span: int | None = 1
+    values: int | None = 1
+
+    def __post_init__(self) -> None:
+        of_the_other = self.dtype if self.code else self.width
+        wrong = (
+            (of_the_other is not None, "width is for code=True, and dtype for code=False"),
+            (self.width not in (None, *WIDTHS), f"width={self.width} is none of {WIDTHS}"),
+            (self.dtype not in (None, *FLOATS), f"dtype={self.dtype!r} is none of {list(FLOATS)}"),
+            (self.span is not None and self.span < 1, f"span={self.span} is no number of groups"),
+            (self.values is not None and self.values < 1, f"values={self.values} is below 1"),
+            (self.buffer in RESERVED, f"a layer has another buffer called {self.buffer}"),
+        )
+        for _, sentence in (each for each in wrong if each[0]):
+            raise ValueError(f"grid tensor {self.name}: {sentence}; correct its GridTensor.")
+
+    def entries(self, groups: int) -> int:
+        """Entries of a row that has so many groups."""
+        return 1 if self.span is None else -(-groups // self.span)
+
+    def count(self, scheme: Scheme) -> int:
+        """Numbers in an entry."""
+        return scheme.max_code + 1 if self.values is None else self.values
+
+    def bits(self, scheme: Scheme) -> int:
+        """Stored bits of a number."""
+        return (self.width or scheme.bits) if self.code else FLOATS[self.storage(scheme)]
+
+    def storage(self, scheme: Scheme) -> str:
+        """The type of its numbers in QuantizedWeight."""
+        return "uint8" if self.code else self.dtype or scheme.scale_dtype
+
+    def behind(self, scheme: Scheme) -> tuple[int, ...]:
+        """The sizes of the dimensions behind that of the entries: none, or the numbers in one."""
+        return () if self.values == 1 else (self.count(scheme),)
 
 
 @dataclass(frozen=True)
@@ -46,11 +96,14 @@ class Levels:
     prefix     how the names of its schemes begin: "w" in w4g128.
     about      what its levels are, in a few words, for messages.
     tensors    of a grid, in the order in which they are packed.
-    find       (weight [rows, columns], scheme, layer) -> tensors [rows] of each row's grid, in the
-               dtype of weight and exactly as they will be stored. A group of columns is quantized
-               by handing in just these columns.
+    find       (weight [rows, columns], scheme, layer) -> tensors of each row's grid, in the dtype
+               of weight and exactly as they will be stored. The columns are one group, and tensors
+               [rows]. If a tensor has a span, they are the groups that are found together, of
+               scheme.group_size columns each (the last may be short, and there may be fewer), and
+               tensors [rows, entries]. Numbers of an entry come last: [rows, values].
     encode     (values, tensors, scheme) -> the code nearest to each value, as floating-point
-               numbers. The tensors broadcast against the values.
+               numbers. The tensors broadcast against the values; those with several numbers in an
+               entry have these as one dimension more, the last.
     decode     (codes, tensors, scheme) -> values; the inverse of encode on the levels. In the dtype
                of the tensors.
     bits       widths of a code that there are; None: all. A kind with one is named without it.
@@ -64,9 +117,10 @@ class Levels:
     operators  whether the operators of cuda_ext multiply with these levels, from the same buffers;
                else layers are decoded before every product.
     draw       (words, shape, inputs, scheme, generator) -> random tensors of `shape` [groups, out]
-               for a weight of `inputs` columns with mean 0 and variance 1 / inputs. `words` are its
-               packed codes, all bits random; those that are no codes are mended in place. None:
-               there are no random weights of these levels.
+               for a weight of `inputs` columns with mean 0 and variance 1 / inputs; of groups that
+               share an entry the first is taken. `words` are its packed codes, all bits random;
+               those that are no codes are mended in place. None: there are no random weights of
+               these levels.
     """
 
     name: str
@@ -95,6 +149,25 @@ class Levels:
                 f"levels {self.name}: prefix={self.prefix!r} cannot begin the name of a scheme; "
                 "use small letters and digits, and no digit at the end where a width follows."
             )
+        if self.operators and any(
+            (each.span, each.values, each.width, each.dtype) != (1, 1, None, None)
+            for each in self.tensors
+        ):
+            raise ValueError(
+                f"levels {self.name}: the operators of cuda_ext know one number for every row and "
+                "group, in the type of scales or as a code; leave operators=False."
+            )
+
+    @property
+    def span(self) -> int | None:
+        """Groups whose grids are found together; None: all groups of a row."""
+        spans = [each.span for each in self.tensors]
+        return None if None in spans else math.lcm(*filter(None, spans))
+
+    @property
+    def scaled(self) -> bool:
+        """Whether a tensor is in scheme.scale_dtype."""
+        return any(not each.code and each.dtype is None for each in self.tensors)
 
     @property
     def one_width(self) -> bool:
@@ -102,12 +175,20 @@ class Levels:
         return self.bits is not None and len(self.bits) == 1
 
 
-def load_levels(levels: str | Levels) -> Levels:
-    """A kind of levels by its name: a built-in one, or a dotted module that ends in LEVELS.
+def load_levels(levels: str | Part | Levels) -> Levels:
+    """A kind of levels: a built-in one by its name, or the module that ends in LEVELS.
 
-    An object is given back. SchemeError, naming what there is, for any other name.
+    A module is given by its dotted name, or as a Part where it lies in a user's folder. An object
+    is given back. SchemeError, naming what there is, for anything else.
     """
     return levels if isinstance(levels, Levels) else _load(levels)
+
+
+def module_of(levels: str | Part | Levels) -> str:
+    """The name under which a configuration asks for a kind: the built-in name or the module."""
+    if isinstance(levels, Part):
+        return levels.module
+    return levels.find.__module__ if isinstance(levels, Levels) else levels
 
 
 def built_in_levels() -> tuple[Levels, ...]:
@@ -116,7 +197,12 @@ def built_in_levels() -> tuple[Levels, ...]:
 
 
 @cache
-def _load(name: str) -> Levels:
+def _load(name: str | Part) -> Levels:
+    if isinstance(name, Part):
+        try:
+            return name.load("LEVELS", Levels)
+        except PartError as error:
+            raise SchemeError(f"levels: {error}") from error
     outside = "." in name and all(piece.isidentifier() for piece in name.split("."))
     if not outside and name not in _built_in_names():
         raise SchemeError(

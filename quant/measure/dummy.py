@@ -24,6 +24,7 @@ from quant.blocks import find_blocks, linear_layers
 from quant.checkpoint.skeleton import parameters_on_meta
 from quant.errors import QuantizationError, SchemeError
 from quant.experts import unfuse
+from quant.grid import shared
 from quant.linear import Packed, QuantLinear, pack_grid, packed_bytes, packed_shapes, takes_kernels
 from quant.scheme import SCALE_DTYPES, Scheme
 
@@ -180,7 +181,8 @@ def random_packed(scheme: Scheme, inputs: int, outputs: int, generator: torch.Ge
     if used:  # no code lies in the end of the last word
         words[-1] &= (1 << used) - 1
     grid = draw(words, (scheme.groups(inputs), outputs), inputs, scheme, generator)
-    return {"qweight": words} | pack_grid(grid, scheme)
+    kept = {each.name: shared(grid[each.name], each, 0) for each in scheme.kind.tensors}
+    return {"qweight": words} | pack_grid(kept, scheme)
 
 
 def _skeleton(
@@ -189,7 +191,10 @@ def _skeleton(
     """A model on meta; apart: with experts that can be packed."""
     with parameters_on_meta():
         model = AutoModelForCausalLM.from_config(
-            config, dtype=dtype, attn_implementation=attn_implementation
+            config,
+            dtype=dtype,
+            attn_implementation=attn_implementation,
+            trust_remote_code=False,
         )
         if apart:
             unfuse(model)

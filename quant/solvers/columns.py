@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from cuda_ext.sweep import gptq_sweep
-from quant.grid import Grid, decode, encode, find_grid, stack_grids
+from quant.grid import Grid, decode, encode, find_groups, stack_grids
 from quant.hessian import Factor
 from quant.products import product
 from quant.scheme import Scheme
@@ -42,7 +42,7 @@ class Groups:
     grids   of each group, its tensors [rows]; None until the sweep has found it.
     index   the group of every sweep step.
     stale   grids come from the weights as they were when the current block began.
-    size    columns of a group; the last may have fewer.
+    size    columns whose grids are found at once, groups of them; the last may have fewer.
     """
 
     grids: list[Grid | None]
@@ -54,6 +54,12 @@ class Groups:
     def found(self) -> bool:
         """Every grid is known; else groups are neighbours in the sweep."""
         return all(grid is not None for grid in self.grids)
+
+    def find(self, group: int, columns: Tensor, scheme: Scheme, layer: str) -> None:
+        """The grids of the groups that columns [columns, rows] are, from `group` on."""
+        grids = find_groups(columns.T, scheme, layer)
+        for at in range(scheme.groups(len(columns))):
+            self.grids[group + at] = grids.apply(lambda part, at=at: part[:, at])  # type: ignore[misc]
 
 
 def sweep(
@@ -159,8 +165,8 @@ def _sweep_block(
         group = groups.index[first + at]
         if groups.grids[group] is None:
             # _blocks never cuts a group that begins inside a block, unless grids are stale.
-            groups.grids[group] = find_grid(began[at : at + size].T, scheme, layer)
-        end = min((group + 1) * size - first, count)
+            groups.find(group, began[at : at + size], scheme, layer)
+        end = min((first + at) // size * size + size - first, count)
         grids, index = _grids(groups, first + at, first + end)
         parts.append(run(block[at:count], upper[at:, at:], grids, index, scheme))
         at = end
@@ -177,7 +183,7 @@ def plain_columns(
     codes = torch.empty_like(block[: len(index)], dtype=torch.uint8)
     errors = torch.empty_like(block[: len(index)])
     diagonal = upper.diagonal()
-    rows = [grids.apply(lambda part, at=at: part[at]) for at in range(grids.shape[0])]  # type: ignore[misc]
+    rows = [grids.apply(lambda part, at=at: part[at]) for at in range(len(grids))]  # type: ignore[misc]
     for j, group in enumerate(index):
         column, grid = block[j], rows[group]
         code = encode(column, grid, scheme)
@@ -197,7 +203,7 @@ def fused_columns(
     arguments = scheme.kind.sweep
     assert arguments is not None
     group = None
-    if grids.shape[0] > 1:
+    if len(grids) > 1:
         group = torch.tensor(index, dtype=torch.int32, device=block.device)
     return gptq_sweep(
         block,
@@ -220,9 +226,9 @@ def _grids(groups: Groups, first: int, end: int) -> tuple[Grid, list[int]]:
 def _blocks(columns: int, block_size: int, group_size: int | None) -> list[tuple[int, int]]:
     """Where lazy blocks begin and end: every block_size columns.
 
-    With a group_size a block ends early rather than in the middle of a group that began inside
-    it, so that such a group is up to date when its grid is found. The last group is whole with the
-    last column.
+    With a group_size (columns whose grids are found at once) a block ends early rather than in the
+    middle of a group that began inside it, so that such a group is up to date when its grid is
+    found. The last group is whole with the last column.
     """
     blocks = []
     start = 0

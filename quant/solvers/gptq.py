@@ -136,7 +136,7 @@ def solve(
         if groups > 1 and not options.static_groups:
             swept = torch.tensor(groups_of.index, dtype=torch.int32, device=codes.device)
             group_index = torch.empty_like(swept).index_copy_(0, factor.order, swept)
-    grid = stack_grids(groups_of.grids).apply(lambda part: part.T)
+    grid = stack_grids(groups_of.grids).apply(lambda part: part.transpose(0, 1))
     quantized = assemble(codes.T.contiguous(), grid, scheme, group_index)
     notes = [note for note in (_fallback(factor), plain_reason(kernel, scheme)) if note]
     fallback = "; ".join(notes) or None
@@ -225,15 +225,19 @@ def _plan_groups(
     stale = options.group_grid == "stale"
     inputs = weight.shape[1]
     size = min(scheme.group_size or inputs, inputs)
-    if groups > 1 and not options.static_groups:
-        return Groups([None] * groups, [step // size for step in range(inputs)], stale, size)
-    whole = find_groups(weight, scheme, layer)
+    together = scheme.span(inputs)  # found at once
+    moving = groups > 1 and not options.static_groups
+    in_sweep = [step // size for step in range(inputs)]
+    if moving and together < inputs:
+        return Groups([None] * groups, in_sweep, stale, together)
+    whole = find_groups(weight[:, order] if moving and order is not None else weight, scheme, layer)
     grids: list[Grid | None] = [
         whole.apply(lambda part, group=group: part[:, group].contiguous())  # type: ignore[misc]
         for group in range(groups)
     ]
-    swept = range(inputs) if order is None else order.tolist()
-    return Groups(grids, [column // size for column in swept], stale, size)
+    if moving or order is None:
+        return Groups(grids, in_sweep, stale, together)
+    return Groups(grids, [column // size for column in order.tolist()], stale, together)
 
 
 SOLVER = Solver(

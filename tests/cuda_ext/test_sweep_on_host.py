@@ -53,7 +53,7 @@ def run(library, weight, upper, grids, index, scheme):
     codes = torch.full((count, rows), 77, dtype=torch.uint8)
     errors = torch.full((count, rows), float("nan"))
     group = torch.tensor(index, dtype=torch.int32)
-    other = grids["negative_scale" if scheme.ternary else "zero"]
+    other = grids["negative_scale" if scheme.levels == "ternary" else "zero"]
     library.sweep_on_host(
         ctypes.byref(
             Sweep(
@@ -63,7 +63,7 @@ def run(library, weight, upper, grids, index, scheme):
                 grids["scale"].data_ptr(),
                 other.data_ptr(),
                 group.data_ptr() if len(grids["scale"]) > 1 else None,
-                scheme.ternary,
+                scheme.levels == "ternary",
                 scheme.max_code,
                 weight.shape[0],
                 count,

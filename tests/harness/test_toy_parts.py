@@ -22,6 +22,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "extending.md"
 FILES = dict(re.findall(r"^`mine/([\w/.]+)`:\n\n```\w+\n(.*?)```", PAGE.read_text(), re.M | re.S))
 SOLVER, SUITE = FILES["halve.py"], FILES["toy.py"]
 METHOD, CHOICE = FILES["method/halve.yaml"], FILES["suite/toy.yaml"]
+LEVELS, SCHEME = FILES["quantiles.py"], FILES["scheme/qt3.yaml"]
 
 
 def write_files(root: Path) -> Path:
@@ -137,6 +138,71 @@ def test_a_spec_travels_to_the_process_of_its_cell_with_a_lambda_in_it(
     (folder / "halve.py").write_text(text)
     done = run("method=halve", "scheme=w8", "suite=[toy]")
     assert done.status == cli.OK, done.stderr
+
+
+def test_levels_of_the_user_reach_the_table(
+    run: Run, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From weights to an artifact that is measured, told apart by code, and read when trusted."""
+    done = run("method=rtn", "scheme=qt3", "suite=[toy]")
+    assert done.status == cli.OK, done.stderr
+    assert "qt3" in done.stdout
+    found = records(tmp_path)
+    made = found["rtn", "quantization"]
+    assert made.config["scheme"]["levels"] == "quantiles"
+    for layer in made.layers:
+        assert layer.scheme == "qt3"
+        assert layer.bits_per_weight == 3 + 8 * 16 / layer.inputs
+    (artifact,) = (tmp_path / "results" / "artifacts").iterdir()
+    model = [f"model.path={artifact}", "model.name=again", "method=none", "scheme=w16"]
+    read = run(*model, "suite=[toy]", "model.levels=quantiles")
+    assert read.status == cli.OK, read.stderr
+    loaded = records(tmp_path)["loaded", "toy"]
+    assert loaded.cell.scheme == "qt3"
+    assert loaded.metrics[0].value == found["rtn", "toy"].metrics[0].value
+    plan = ["plan", "model=local", *model, "suite=[toy]", "--config-dir", str(folder)]
+    export = ["export", str(artifact), str(tmp_path / "out"), "--format", "gptq-v2"]
+    trusted = ["--levels", str(folder / "quantiles.py")]
+    for arguments, sentence in (
+        (plan, "levels='quantiles' are none of Bitsweep's own"),
+        (["inspect", str(artifact)], "--levels MODULE"),
+        ([*export, *trusted], "has quantiles levels, which gptq-v2 cannot hold"),
+    ):
+        assert cli.main(arguments) == cli.IMPOSSIBLE
+        assert sentence in capsys.readouterr().err
+    assert cli.main(["inspect", str(artifact), *trusted]) == cli.OK
+    assert "qt3, float16 scales" in capsys.readouterr().out
+    (folder / "quantiles.py").write_text(LEVELS.replace("values=None", "values=8"))
+    assert cli.main(["inspect", str(artifact), *trusted]) == cli.IMPOSSIBLE
+    assert "tensors are not those that the quantiles levels" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "sentence"),
+    [
+        ("scheme/qt3.yaml", SCHEME.replace("quantiles\n", "nothing\n"), "no module nothing"),
+        ("quantiles.py", "LEVELS = 3\n", "LEVELS is a int, not a Levels"),
+        ("quantiles.py", LEVELS.replace('"quantiles"', '"uniform"'), "a part of Bitsweep"),
+        ("quantiles.py", LEVELS.replace('prefix="qt"', 'prefix="w"'), "calls a scheme w3, which"),
+        ("quantiles.py", LEVELS.replace("values=None", "values=0"), "values=0 is below 1"),
+    ],
+)
+def test_levels_that_cannot_be_are_refused_in_one_sentence(
+    file: str,
+    text: str,
+    sentence: str,
+    place: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shutil.rmtree(place / "mine", ignore_errors=True)
+    folder = write_files(place / "mine")
+    (folder / file).write_text(text)
+    arguments = ["plan", "--config-dir", str(folder), "method=rtn", "scheme=qt3", "suite=[toy]"]
+    assert cli.main([*arguments, f"paths.results={place / 'results'}"]) == cli.IMPOSSIBLE
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert sentence in err
+    assert err.count("\n") == 1
 
 
 def lines_of(text: str) -> str:

@@ -22,7 +22,7 @@ def random_weight(
         values = torch.rand(outputs, groups, generator=generator) * 0.2 + 0.01
         return values.to(getattr(torch, scheme.scale_dtype))
 
-    zero = None if scheme.ternary else codes(outputs, groups)
+    zero = None if scheme.levels == "ternary" else codes(outputs, groups)
     if scheme.symmetric:
         zero = torch.full((outputs, groups), 2 ** (scheme.bits - 1), dtype=torch.uint8)
     index = torch.arange(inputs) // (scheme.group_size or inputs)
@@ -31,7 +31,7 @@ def random_weight(
         scale=scales(),
         zero=zero,
         scheme=scheme,
-        negative_scale=scales() if scheme.ternary else None,
+        negative_scale=scales() if scheme.levels == "ternary" else None,
         group_index=index[torch.randperm(inputs, generator=generator)].int() if scattered else None,
     )
 

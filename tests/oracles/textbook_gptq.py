@@ -107,12 +107,15 @@ def solve(
     static_groups: bool = False,
     stale_block: int | None = None,
     own: Callable[[np.ndarray], Levels] | None = None,
+    together: Callable[[np.ndarray], list[Levels]] | None = None,
+    span: int = 1,
 ) -> Answer:
     """Quantize weight [out, in] against hessian [in, in].
 
     The last group holds the columns that are left. stale_block: group grids come from the weights
     at the last multiple of so many sweep steps. own: finds the levels of one row (or group of one)
-    in place of what the other arguments describe.
+    in place of what the other arguments describe. together: those of `span` neighbouring groups of
+    one row at once.
     """
     weight = np.array(weight, dtype=np.float64)
     hessian = np.array(hessian, dtype=np.float64)
@@ -128,18 +131,27 @@ def solve(
     size = group_size or columns
     moving = size < columns and not static_groups
 
-    def find(source: np.ndarray, members: np.ndarray) -> list[Levels]:
-        return [
+    levels: dict[int, list[Levels]] = {}
+
+    def find(source: np.ndarray, group: int, among: np.ndarray) -> None:
+        if together:
+            begin = group // span * span
+            members = among[begin * size : (begin + span) * size]
+            of_rows = [together(source[row, members]) for row in range(rows)]
+            for at in range(len(of_rows[0])):
+                levels[begin + at] = [of_row[at] for of_row in of_rows]
+            return
+        members = among[group * size : (group + 1) * size]
+        levels[group] = [
             own(source[row, members])
             if own
             else find_levels(source[row, members], bits, symmetric, ternary, mse, dtype)
             for row in range(rows)
         ]
 
-    levels: dict[int, list[Levels]] = {}
     if not moving:
         for first in range(0, columns, size):
-            levels[first // size] = find(weight, np.arange(first, min(first + size, columns)))
+            find(weight, first // size, np.arange(columns))
 
     current = weight.copy()
     outer = weight.copy()
@@ -153,8 +165,7 @@ def solve(
         group = step // size if moving else j // size
         group_of[j] = group
         if group not in levels:
-            members = order[group * size : (group + 1) * size]
-            levels[group] = find(outer if stale_block else current, members)
+            find(outer if stale_block else current, group, order)
         for row in range(rows):
             codes[row, j] = code_of(current[row, j], levels[group][row])
             values[row, j] = levels[group][row].values[codes[row, j]]

@@ -39,7 +39,7 @@ def test_codes_stay_in_range_and_zero_is_exact(values, magnitude, scheme):
     assert int(codes.max()) <= scheme.max_code
     zeros = torch.zeros_like(weight)
     assert torch.equal(dequantize(quantize(zeros, grid, scheme), grid, scheme), zeros)
-    if not scheme.ternary:
+    if scheme.levels != "ternary":
         zero = grid["zero"]
         assert torch.equal(zero, zero.round())
         assert 0 <= int(zero.min()) <= int(zero.max()) <= scheme.max_code
@@ -88,7 +88,7 @@ def test_codes_equal_the_oracle(values, magnitude, scheme):
             numbers,
             scheme.bits,
             scheme.symmetric,
-            scheme.ternary,
+            scheme.levels == "ternary",
             scheme.grid == "mse",
             scheme.scale_dtype,
         )

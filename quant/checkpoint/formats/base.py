@@ -7,11 +7,13 @@ listed, and configurations read, at once.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from quant.errors import ArtifactError
 from quant.levels import uniform
+from quant.levels.base import Levels
+from quant.parts import Part
 from quant.scheme import BITS, GRIDS, SCALE_DTYPES, Scheme, SchemeError
 
 if TYPE_CHECKING:
@@ -39,9 +41,10 @@ class Format:
     quant_method  the value in a quantization_config that stands for it (several formats may share
                   one), and `variant` what else is said there, for messages: "version gemm".
     readers       who loads such a checkpoint, for `bitsweep export --help`.
-    parts         names of the tensors of a layer, without the layer's. `codes` is the one that
-                  every quantized layer has and no other, `scales` the one whose type is that of
-                  the scales.
+    parts         names of the tensors of a layer, without the layer's; None: those of the levels
+                  as quant.linear.pack names them. `codes` is the one that every quantized layer has
+                  and no other, `scales` the one whose type is that of the scales; None: parse says
+                  their type.
     matches       whether a quantization_config is of this format; only one format may say so.
     parse         matches' configuration to what it says; the text is how errors name the
                   configuration. ArtifactError names the field, its value and what can be read.
@@ -60,9 +63,9 @@ class Format:
     title: str
     quant_method: str
     readers: str
-    parts: tuple[str, ...]
+    parts: tuple[str, ...] | None
     codes: str
-    scales: str
+    scales: str | None
     matches: Callable[[Config], bool]
     parse: Callable[[Config, str], CheckpointFormat]
     zero_points: Callable[[CheckpointFormat], str]
@@ -89,7 +92,8 @@ class Writer:
     write_layer   the tensors of one layer; ArtifactError for values that the format cannot hold.
     describe      the quantization_config of a model.
     notes         what its readers make of such layers that a user must know; one sentence each.
-    own           Bitsweep's artifacts may have this format.
+    own           Bitsweep's artifacts may have this format; its tensors are those of
+                  quant.linear.pack, and may be read back as such before the artifact is complete.
     stem          what the names of the files of tensors begin with.
     """
 
@@ -147,8 +151,10 @@ class CheckpointFormat:
 
     group_size  columns a group; None is one group per row (-1 in the file).
     act_order   the columns of a group may lie apart, and a tensor says where.
-    levels      as in Scheme.
-    grid        "minmax" or "mse", from Bitsweep's own metadata; "minmax" when it is not said.
+    levels      as in Scheme; of a format for any levels the name of the kind, which
+                quant.checkpoint.choose replaces by the kind that the reader knows.
+    grid        as in Scheme, from Bitsweep's own metadata; "minmax" when it is not said.
+    scale_dtype as in Scheme, where the format has no tensor that tells it.
     producer    who wrote it, empty when it is not said.
     declared    whether the file says what its zero-points mean, where formats can be mistaken.
     evidence    what showed it, where the file does not say.
@@ -162,8 +168,9 @@ class CheckpointFormat:
     group_size: int | None
     symmetric: bool
     act_order: bool
-    levels: str = uniform.LEVELS.name
+    levels: str | Part | Levels = uniform.LEVELS.name
     grid: str = "minmax"
+    scale_dtype: str = "float16"
     producer: str = ""
     declared: bool = True
     evidence: str = ""
@@ -181,6 +188,14 @@ class CheckpointFormat:
         """How sure the meaning of the stored zero-points is, in words, for records and people."""
         return self.format.zero_points(self)
 
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Names of the tensors of a layer, without the layer's."""
+        if self.format.parts is not None:
+            return self.format.parts
+        grid = (each.buffer for each in self.scheme(self.scale_dtype).kind.tensors)
+        return (self.format.codes, *grid, "g_idx")
+
     def scheme(self, scale_dtype: torch.dtype | str) -> Scheme:
         """The scheme of a layer whose scales are stored as scale_dtype."""
         return Scheme(
@@ -196,7 +211,7 @@ class CheckpointFormat:
 def validated(parsed: CheckpointFormat, where: str) -> CheckpointFormat:
     """The same format; ArtifactError when its values make no scheme."""
     try:
-        parsed.scheme("float16")
+        parsed.scheme(parsed.scale_dtype)
     except SchemeError as error:
         raise ArtifactError(f"{where} makes no scheme: {error}") from error
     return parsed
@@ -240,6 +255,11 @@ def read_meta(config: Config) -> tuple[str, str]:
     # GPTQModel has a list of quantizers ("gptqmodel:4.2.5").
     found = meta.get("producer") or meta.get("quantizer") or ""
     return grid, ", ".join(map(str, found)) if isinstance(found, list) else str(found)
+
+
+def declaration(kind: Levels) -> list[dict[str, Any]]:
+    """The tensors of a grid as JSON, for a configuration that holds any levels."""
+    return [asdict(each) for each in kind.tensors]
 
 
 def refuse_levels(scheme: Scheme, name: str) -> str | None:

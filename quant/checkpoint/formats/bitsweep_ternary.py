@@ -46,7 +46,7 @@ def zero_points(_parsed: CheckpointFormat) -> str:
 def read_layer(tensors: Tensors, parsed: CheckpointFormat, layer: str, shape: Shape) -> Read:
     from quant.checkpoint.gptq_layers import read
 
-    packed, scheme, inputs = read(tensors, parsed, layer, shape, "scales_negative")
+    packed, scheme, inputs = read(tensors, parsed, layer, shape)
     qweight = packed["qweight"]
     if bool((qweight & (qweight >> 1) & _LOW_BITS).any()):
         raise ArtifactError(

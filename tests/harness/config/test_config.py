@@ -144,7 +144,7 @@ REFUSED = [
     ("method.act_order=maybe", "method.act_order", "true or false"),
     ("model.dtype=float8", "model.dtype=float8 is unknown", "bfloat16"),
     ("scheme.bits=9", "bits=9 is not a bit width", "2, 3, 4, 5, 6, 7, 8"),
-    ("scheme.levels=five", "levels='five' is unknown", "ternary"),
+    ("scheme.levels=five", "scheme.levels: there is no module five", "ternary"),
     ("seed=-1", "seed=-1 is too small", "0 or more"),
     ("runtime.timeout_s=0", "leaves no time", "null"),
     ("runtime.device=tpu", "runtime.device=tpu is unknown", "cuda"),

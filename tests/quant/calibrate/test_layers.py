@@ -38,11 +38,11 @@ def test_what_fits_is_taken() -> None:
         (changed(codes=GOOD.weight.codes + 9), "gave the code 2[0-9], but w4g16 has 0 to 15"),
         (
             changed(grid={**GOOD.weight.grid, "scale": torch.ones(6, 1)}),
-            r"gave a scale of shape \[6, 1\]",
+            r"gave a scale torch.float32 of shape \[6, 1\]; return finite values torch.float16",
         ),
         (
-            changed(grid={**GOOD.weight.grid, "scale": torch.full((6, 2), torch.nan)}),
-            r"gave a scale of shape \[6, 2\]; return finite values",
+            changed(grid={**GOOD.weight.grid, "scale": torch.full((6, 2), torch.nan).half()}),
+            r"gave a scale torch.float16 of shape \[6, 2\]; return finite values",
         ),
         (replace(GOOD, loss=float("nan")), "gave the loss nan"),
     ],

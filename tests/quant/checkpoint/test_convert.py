@@ -111,7 +111,7 @@ def test_a_wrong_folder_is_one_sentence_with_the_next_step(
     for arguments, sentence in (
         ((missing, "new"), f"{missing} does not exist; name the folder of the model, with "),
         ((file, "new"), f"{file} is a file; name the folder of the model, with "),
-        ((empty, "new"), f"{empty} holds no pytorch_model*.bin file; name the folder that "),
+        ((empty, "new"), f"{empty} has no weights (model.safetensors or pytorch_model.bin"),
         ((safe, "new"), f"{safe} holds safetensors already; use it as it is."),
         ((source, full), f"{full} holds something already (notes.txt, ...), which is not "),
         ((source, file), f"{file} is a file; name a folder that is not there yet."),

@@ -76,7 +76,7 @@ DAMAGES = {
     ),
     "no tensors": (
         lambda folder: (folder / "model.safetensors").unlink(),
-        "holds 0 .safetensors files",
+        "has no weights",
     ),
 }
 

@@ -165,7 +165,7 @@ def test_what_formats_cannot_hold(tmp_path: Path) -> None:
     zeros = quant.save(tmp_path / "zeros", model, weights, method=METHOD)
     with pytest.raises(ArtifactError, match=r"qzeros: \d+ zero-points are 0.*: export to gptq-v2"):
         quant.export(zeros, tmp_path / "out", "gptq-v1")
-    known = "bitsweep-ternary, compressed-tensors, gptq-v1, gptq-v2"
+    known = "bitsweep, bitsweep-ternary, compressed-tensors, gptq-v1, gptq-v2"
     with pytest.raises(ArtifactError, match=rf"'gguf' is unknown; choose one of {known}\."):
         quant.export(zeros, tmp_path / "out", "gguf")
     with pytest.raises(ArtifactError, match="is the checkpoint itself; write the export elsewhere"):

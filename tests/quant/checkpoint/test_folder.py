@@ -253,4 +253,4 @@ def test_shards_that_are_missing_or_damaged(tmp_path: Path) -> None:
     index.write_text("{}")
     opening(r"index.json has no weight_map")
     index.unlink()
-    opening(r"holds 2 .safetensors files and 0 indexes of shards")
+    opening(r"no weights under a name that transformers reads .*: rename the right one")

@@ -137,14 +137,14 @@ def test_a_configuration_belongs_to_one_format(add: Add) -> None:
 
 def test_what_is_there() -> None:
     assert [format.name for format in formats()] == [
-        "awq", "bitsweep-ternary", "compressed-tensors", "gptq-v1", "gptq-v2",
+        "awq", "bitsweep", "bitsweep-ternary", "compressed-tensors", "gptq-v1", "gptq-v2",
     ]  # fmt: skip
     assert set(written()) == {format.name for format in formats()} - {"awq"}
     assert [name for name, (_, writer) in written().items() if writer.own] == [
-        "bitsweep-ternary", "gptq-v2",
+        "bitsweep", "bitsweep-ternary", "gptq-v2",
     ]  # fmt: skip
     for format in formats():
-        assert {format.codes, format.scales} <= set(format.parts)
+        assert format.parts is None or {format.codes, format.scales} <= set(format.parts)
         assert pickle.loads(pickle.dumps(format)) == format
 
 

@@ -95,7 +95,7 @@ def test_panels_equal_the_textbook_in_float64(monkeypatch, scheme, mode):
         scheme.bits,
         group_size=scheme.group_size,
         symmetric=scheme.symmetric,
-        ternary=scheme.ternary,
+        ternary=scheme.levels == "ternary",
         mse=scheme.grid == "mse",
         act_order=options.act_order,
         static_groups=options.static_groups,

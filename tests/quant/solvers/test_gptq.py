@@ -74,7 +74,7 @@ def oracle(weight, hessian, scheme, options):
         scheme.bits,
         group_size=scheme.group_size,
         symmetric=scheme.symmetric,
-        ternary=scheme.ternary,
+        ternary=scheme.levels == "ternary",
         mse=scheme.grid == "mse",
         dtype=scheme.scale_dtype,
         damping=options.damping,

@@ -41,7 +41,7 @@ def test_groups_equal_the_oracle(fields, size):
                 numbers,
                 scheme.bits,
                 scheme.symmetric,
-                scheme.ternary,
+                scheme.levels == "ternary",
                 scheme.grid == "mse",
                 scheme.scale_dtype,
             )

@@ -56,7 +56,7 @@ def oracle(weight, hessian, scheme, options=None):
         scheme.bits,
         group_size=scheme.group_size,
         symmetric=scheme.symmetric,
-        ternary=scheme.ternary,
+        ternary=scheme.levels == "ternary",
         mse=scheme.grid == "mse",
         dtype=scheme.scale_dtype,
         act_order=options.act_order,

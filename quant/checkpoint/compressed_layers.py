@@ -1,0 +1,140 @@
+"""The tensors of compressed-tensors: one layer, checked and unpacked."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from cuda_ext.layout import unpack_codes, words_for
+from quant.checkpoint.formats.base import CheckpointFormat, check_scales, scale_dtypes
+from quant.errors import ArtifactError
+from quant.scheme import Scheme
+from quant.weight import QuantizedWeight
+
+if TYPE_CHECKING:
+    from quant.checkpoint.formats.base import Tensors
+
+
+def read(
+    tensors: Tensors, parsed: CheckpointFormat, layer: str, library_version: str
+) -> QuantizedWeight:
+    """One layer; ArtifactError naming the tensor that is missing, damaged or does not fit.
+
+    library_version is the release that files of older ones can be saved with again.
+    """
+    _require(tensors, parsed, layer)
+    outputs, inputs = _shape(tensors["weight_shape"], layer)
+    scale = tensors["weight_scale"]
+    if scale.dtype not in scale_dtypes():
+        raise ArtifactError(f"{layer}.weight_scale is {scale.dtype}; expected floating point.")
+    scheme = parsed.scheme(scale.dtype)
+    groups = scheme.groups(inputs)
+    words = words_for(inputs, scheme.bits)
+    packed = tensors["weight_packed"]
+    if scheme.bits == 3 and packed.shape[-1:] == (-(-inputs // 10),) != (words,):
+        raise ArtifactError(
+            f"{layer}.weight_packed holds ten 3-bit codes a word, as early versions of the library "
+            f"packed them; read and save the checkpoint with version {library_version}."
+        )
+    _check(tensors, "weight_packed", (outputs, words), torch.int32, layer)
+    _check(tensors, "weight_scale", (outputs, groups), scale.dtype, layer)
+    check_scales(scale, parsed, f"{layer}.weight_scale")
+    return QuantizedWeight(
+        codes=unpack_codes(packed, scheme.bits, inputs),
+        scale=scale.contiguous(),
+        zero=_zero_points(tensors, scheme, outputs, groups, layer),
+        scheme=scheme,
+        group_index=_group_index(tensors, parsed, groups, inputs, layer),
+    )
+
+
+def _require(tensors: Tensors, parsed: CheckpointFormat, layer: str) -> None:
+    needed = ["weight_packed", "weight_scale", "weight_shape"]
+    needed += [] if parsed.symmetric else ["weight_zero_point"]
+    needed += ["weight_g_idx"] if parsed.act_order and parsed.group_size else []
+    for name in needed:
+        if name not in tensors:
+            raise ArtifactError(
+                f"{layer}: tensor {layer}.{name} is missing; the layer has "
+                f"{', '.join(sorted(tensors)) or 'none'}. The checkpoint is incomplete, or its "
+                "quantization_config does not belong to it."
+            )
+
+
+def _shape(stored: Tensor, layer: str) -> tuple[int, int]:
+    if tuple(stored.shape) != (2,) or stored.is_floating_point() or int(stored.min()) < 1:
+        raise ArtifactError(
+            f"{layer}.weight_shape is {stored.dtype} {list(stored.shape)}; expected the two "
+            "positive integers outputs and inputs."
+        )
+    return int(stored[0]), int(stored[1])
+
+
+def _check(
+    tensors: Tensors, name: str, shape: tuple[int, ...], dtype: torch.dtype, layer: str
+) -> None:
+    tensor = tensors[name]
+    if tuple(tensor.shape) != shape or tensor.dtype != dtype:
+        raise ArtifactError(
+            f"{layer}.{name} is {tensor.dtype} {list(tensor.shape)}; its config.json and "
+            f"weight_shape {tensors['weight_shape'].tolist()} make it {dtype} {list(shape)}."
+        )
+
+
+def _zero_points(tensors: Tensors, scheme: Scheme, outputs: int, groups: int, layer: str) -> Tensor:
+    """uint8 [outputs, groups]; packed, or int8 as early versions of the library stored them."""
+    middle = 2 ** (scheme.bits - 1)
+    stored = tensors.get("weight_zero_point")
+    if stored is None:
+        return torch.full((outputs, groups), middle, dtype=torch.uint8)
+    if stored.dtype == torch.int8:
+        _check(tensors, "weight_zero_point", (outputs, groups), torch.int8, layer)
+        low, high = (int(value) for value in stored.aminmax())
+        if low < -middle or high >= middle:
+            raise ArtifactError(
+                f"{layer}.weight_zero_point goes from {low} to {high}, but {scheme.bits} bits "
+                f"hold {-middle} to {middle - 1}."
+            )
+        zero = (stored.int() + middle).to(torch.uint8)
+    else:
+        shape = (words_for(outputs, scheme.bits), groups)
+        _check(tensors, "weight_zero_point", shape, torch.int32, layer)
+        zero = unpack_codes(stored, scheme.bits, outputs, dim=0)
+    if scheme.symmetric and bool((zero != middle).any()):
+        raise ArtifactError(
+            f"{layer}.weight_zero_point holds {int(zero[zero != middle][0]) - middle}, but "
+            "quantization_config says symmetric=true, where it is 0. One of the two is wrong: set "
+            "symmetric to false in config.json, or get the matching files."
+        )
+    return zero
+
+
+def _group_index(
+    tensors: Tensors,
+    parsed: CheckpointFormat,
+    groups: int,
+    inputs: int,
+    layer: str,
+) -> Tensor | None:
+    """int32 [inputs], or None when the groups are neighbours."""
+    index = tensors.get("weight_g_idx")
+    if index is None or parsed.group_size is None:
+        return None
+    _check(tensors, "weight_g_idx", (inputs,), torch.int32, layer)
+    low, high = (int(value) for value in index.aminmax())
+    if low < 0 or high >= groups:
+        raise ArtifactError(
+            f"{layer}.weight_g_idx goes from {low} to {high}, but the layer has groups 0 to "
+            f"{groups - 1}."
+        )
+    if torch.equal(index, (torch.arange(inputs) // parsed.group_size).int()):
+        return None
+    if not parsed.act_order:
+        raise ArtifactError(
+            f"{layer}.weight_g_idx scatters the groups, but quantization_config does not say "
+            "actorder='group'. One of the two is wrong: correct it in config.json, or get the "
+            "matching files."
+        )
+    return index

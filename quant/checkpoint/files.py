@@ -1,0 +1,252 @@
+"""Which files of a model's folder hold its weights, and which beside them may be copied.
+
+Everything that reads weights asks `weight_files`: fingerprints, loading in full precision, sources
+of blocks, converting, exporting. Its order is that of transformers (modeling_utils'
+`_get_resolved_checkpoint_files`, held to it by a test), so all of them read what that reads.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from quant.checkpoint.folder import remake
+from quant.errors import ArtifactError
+
+INDEX_SUFFIX = ".index.json"
+# The first of these that is there decides.
+ORDER = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+# What early quantized checkpoints have instead of a quantization_config in config.json.
+QUANTIZATION_FILES = ("quantize_config.json", "quant_config.json")
+TOKENIZER_FILES = (
+    "added_tokens.json",
+    "bpe.codes",
+    "chat_template.jinja",
+    "chat_template.json",
+    "merges.txt",
+    "sentencepiece.bpe.model",
+    "sentencepiece.model",
+    "special_tokens_map.json",
+    "spiece.model",
+    "spm.model",
+    "tekken.json",
+    "tiktoken.model",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.bpe",
+    "vocab.json",
+    "vocab.model",
+    "vocab.txt",
+)
+_WEIGHTS = (
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "pytorch_model*.bin",
+    "pytorch_model*.bin.index.json",
+)
+# A folder of these is read by transformers before anything else, whole ones only on several ranks.
+_DISTRIBUTED = re.compile(r"shard-[0-9]{5}-model-[0-9]{5}-of-[0-9]{5}\.safetensors")
+_KINDS = "model.safetensors or pytorch_model.bin, or shards with an index"
+
+
+@dataclass(frozen=True)
+class WeightFiles:
+    """The files of a folder that hold the weights.
+
+    names   relative to the folder, in the order in which they are read.
+    index   the file that lists them as shards; None for a single file.
+    placed  tensor to file as the index says it; empty without one.
+    unread  other files of weights in the folder: nothing reads them.
+    """
+
+    folder: Path
+    names: tuple[str, ...]
+    index: str | None = None
+    placed: Mapping[str, str] = field(default_factory=dict)
+    unread: tuple[str, ...] = ()
+
+    @property
+    def pickled(self) -> bool:
+        """Whether they are .bin files, which cannot be read tensor by tensor."""
+        return self.names[0].endswith(".bin")
+
+    @property
+    def paths(self) -> list[Path]:
+        """The files with their folder."""
+        return [self.folder / name for name in self.names]
+
+    def ambiguity(self) -> str | None:
+        """In one sentence what is read and what is not; None where only one choice is there."""
+        if not self.unread:
+            return None
+        chosen = self.index or self.names[0]
+        return (
+            f"weights are read from {chosen}, as transformers does; not read: "
+            f"{_listed(self.unread)}"
+        )
+
+
+def weight_files(folder: Path) -> WeightFiles:
+    """The files that hold the weights of the model in `folder`, in transformers' order.
+
+    A quantized checkpoint may have files of other names (gptq_model-4bit-128g.safetensors), one or
+    one index, where none of the usual ones is there. Raises ArtifactError when there is nothing to
+    choose, too much of it, or when a shard is missing.
+    """
+    config = _config(folder)
+    present = {path.name for pattern in _WEIGHTS for path in folder.glob(pattern)}
+    _refuse_other_kinds(folder, present)
+    chosen = _explicit(folder, config) or choose(present) or _other_name(folder, config, present)
+    names: tuple[str, ...] = (chosen,)
+    placed: dict[str, str] = {}
+    if chosen.endswith(INDEX_SUFFIX):
+        placed = _placed(folder / chosen)
+        names = tuple(sorted(set(placed.values())))
+    for name in names:
+        _require_inside(folder, name)
+        if not (folder / name).is_file():
+            raise ArtifactError(
+                f"{folder / name} is missing, but {chosen} names it. {remake(folder)}"
+            )
+    index = chosen if placed else None
+    unread = tuple(sorted(present - set(names) - {chosen}))
+    return WeightFiles(folder, names, index, placed, unread)
+
+
+def choose(names: Collection[str]) -> str | None:
+    """The name that decides among the files of a folder; None without a usual one."""
+    return next((name for name in ORDER if name in names), None)
+
+
+def copyable(folder: Path, names: Iterable[str]) -> list[Path]:
+    """Those of `names` that are files of `folder`, sorted.
+
+    Links may lead into the folder, or into the blobs of the hub's cache that it lies in. Raises
+    ArtifactError for one that leads elsewhere: what it points to is not part of the model.
+    """
+    found = [folder / name for name in sorted(set(names)) if (folder / name).is_file()]
+    for path in found:
+        _require_own(folder, path)
+    return found
+
+
+def copy_files(paths: Iterable[Path], target: Path) -> None:
+    """Copy files that `copyable` gave, their contents alone, into the folder `target`."""
+    for path in paths:
+        shutil.copyfile(path, target / path.name)
+
+
+def tokenizer_files(folder: Path) -> list[Path]:
+    """The files of the tokenizer in a folder of a model; ArtifactError as in `copyable`."""
+    return copyable(folder, TOKENIZER_FILES)
+
+
+def _require_own(folder: Path, path: Path) -> None:
+    home, place = folder.resolve(), path.resolve()
+    allowed = [home]
+    if home.parent.name == "snapshots":  # models--OWNER--NAME/{snapshots/REVISION,blobs}
+        allowed.append(home.parents[1] / "blobs")
+    if not any(place.is_relative_to(root) for root in allowed):
+        raise ArtifactError(
+            f"{path} is a link to {place}, outside of the model's folder, and is not copied: put "
+            "the file itself there, or remove the link."
+        )
+
+
+def _config(folder: Path) -> Mapping[str, Any]:
+    try:
+        found = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}  # whoever reads the configuration says what is wrong with it
+    return found if isinstance(found, dict) else {}
+
+
+def _refuse_other_kinds(folder: Path, present: Collection[str]) -> None:
+    distributed = sorted(name for name in present if _DISTRIBUTED.fullmatch(name))
+    if distributed:
+        raise ArtifactError(
+            f"{folder / distributed[0]} is a shard of a distributed checkpoint: write the model "
+            "with save_pretrained into another folder and use that."
+        )
+    if (folder / "adapter_config.json").is_file():
+        raise ArtifactError(
+            f"{folder} holds adapter_config.json, an adapter that transformers adds to the weights "
+            "where peft is installed and leaves out elsewhere: merge it into the model "
+            "(merge_and_unload) or move it away."
+        )
+
+
+def _explicit(folder: Path, config: Mapping[str, Any]) -> str | None:
+    """The file that config.json names itself."""
+    name = config.get("transformers_weights")
+    if name is None:
+        return None
+    if not isinstance(name, str) or not name.endswith((".safetensors", ".safetensors.index.json")):
+        raise ArtifactError(
+            f"{folder / 'config.json'}: transformers_weights={name!r} is no safetensors file: "
+            "correct it or leave it out."
+        )
+    _require_inside(folder, name)
+    if not (folder / name).is_file():
+        raise ArtifactError(f"{folder / name} is missing, but config.json names it; copy it again.")
+    return name
+
+
+def _require_inside(folder: Path, name: str) -> None:
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts:
+        raise ArtifactError(
+            f"{folder}: its files name the weights {name}, which leads out of the folder: copy the "
+            "model again from where it came from."
+        )
+
+
+def _other_name(folder: Path, config: Mapping[str, Any], present: Collection[str]) -> str:
+    """The only file or index of a quantized checkpoint that has names of its own."""
+    said = isinstance(config.get("quantization_config"), dict)
+    quantized = said or any((folder / name).is_file() for name in QUANTIZATION_FILES)
+    indexes = sorted(name for name in present if name.endswith(f".safetensors{INDEX_SUFFIX}"))
+    single = sorted(name for name in present if name.endswith(".safetensors"))
+    for found in (indexes, single) if quantized else ():
+        if len(found) == 1:
+            return found[0]
+    there = [*indexes, *single, *sorted(name for name in present if name.endswith(".bin"))]
+    if not there:
+        raise ArtifactError(f"{folder} has no weights ({_KINDS}): copy them beside config.json.")
+    raise ArtifactError(
+        f"{folder} has no weights under a name that transformers reads ({_KINDS}), but "
+        f"{_listed(there)}: rename the right one, or copy the index that belongs to the shards."
+    )
+
+
+def _placed(index: Path) -> dict[str, str]:
+    try:
+        placed = json.loads(index.read_text(encoding="utf-8")).get("weight_map")
+    except (OSError, ValueError, AttributeError) as error:
+        raise ArtifactError(
+            f"{index} cannot be read as JSON: {error}. Copy it again from where it came from."
+        ) from error
+    if not isinstance(placed, dict) or not placed or not all(map(_is_text, placed.values())):
+        raise ArtifactError(f"{index} has no weight_map. Copy it again from where it came from.")
+    return placed
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _listed(names: Collection[str], most: int = 4) -> str:
+    shown = list(names)[:most]
+    more = len(names) - len(shown)
+    return ", ".join(shown) + (f" and {more} more" if more else "")

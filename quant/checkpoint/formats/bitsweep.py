@@ -1,0 +1,146 @@
+"""Any levels in the tensors of quant.linear.pack: number formats of others, of a user's folder.
+
+The configuration holds the fields of the scheme, the name of the kind of levels, what its tensors
+are and which module had it. A reader takes the kind from its own (quant.checkpoint.choose.parse).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from quant.checkpoint import gptq
+from quant.checkpoint.formats.base import (
+    CheckpointFormat,
+    Config,
+    Format,
+    QuantizedModel,
+    StoredLayer,
+    Writer,
+    declaration,
+    read_bits,
+    read_flag,
+    read_group_size,
+    read_meta,
+)
+from quant.errors import ArtifactError
+from quant.levels import ternary, uniform
+from quant.levels.base import module_of
+from quant.scheme import SCALE_DTYPES, Scheme
+
+if TYPE_CHECKING:
+    from quant.checkpoint.formats.base import Read, Shape, Tensors
+
+# A quant_method of its own, so that no loader takes the codes for another grid.
+METHOD = "bitsweep"
+VERSION = 1
+
+
+def matches(config: Config) -> bool:
+    return config.get("quant_method") == METHOD
+
+
+def parse(config: Config, where: str) -> CheckpointFormat:
+    if config.get("version") != VERSION:
+        raise ArtifactError(
+            f"{where}.version={config.get('version')!r} cannot be read; only {VERSION} can."
+        )
+    for key in ("levels", "grid"):
+        if not isinstance(config.get(key), str):
+            raise ArtifactError(f"{where}.{key}={config.get(key)!r} cannot be read; it is a name.")
+    if config.get("scale_dtype") not in SCALE_DTYPES:
+        raise ArtifactError(
+            f"{where}.scale_dtype={config.get('scale_dtype')!r} cannot be read; expected one of "
+            f"{', '.join(SCALE_DTYPES)}."
+        )
+    return CheckpointFormat(
+        format=FORMAT,
+        bits=read_bits(config, where),
+        group_size=read_group_size(config, where),
+        symmetric=read_flag(config, "sym", where, default=None),
+        act_order=read_flag(config, "desc_act", where, default=None),
+        levels=config["levels"],
+        grid=config["grid"],
+        scale_dtype=config["scale_dtype"],
+        producer=read_meta(config)[1],
+    )
+
+
+def zero_points(_parsed: CheckpointFormat) -> str:
+    return "as the levels have them"
+
+
+def read_layer(tensors: Tensors, parsed: CheckpointFormat, layer: str, shape: Shape) -> Read:
+    from cuda_ext.layout import unpack_codes
+    from quant.checkpoint.gptq_layers import read
+
+    packed, scheme, inputs = read(tensors, parsed, layer, shape)
+    if scheme.max_code < 2**scheme.bits - 1:
+        largest = int(unpack_codes(packed["qweight"], scheme.bits, inputs, dim=0).max())
+        if largest > scheme.max_code:
+            raise ArtifactError(
+                f"{layer}.qweight holds code {largest}; {parsed.scheme(scheme.scale_dtype).name} "
+                f"has 0 to {scheme.max_code}. The file is damaged."
+            )
+    return packed, scheme, inputs
+
+
+def refuses(scheme: Scheme, _layer: StoredLayer | None) -> str | None:
+    if scheme.kind not in (uniform.LEVELS, ternary.LEVELS):
+        return None
+    return (
+        f"has {scheme.kind.name} levels, and {FORMAT.name} is for those that no other format "
+        "holds: export to gptq-v2."
+    )
+
+
+def describe(model: QuantizedModel) -> dict[str, Any]:
+    scheme = model.scheme
+    return {
+        "quant_method": METHOD,
+        "version": VERSION,
+        "bits": scheme.bits,
+        "group_size": scheme.group_size or -1,
+        "sym": scheme.symmetric,
+        "desc_act": model.act_order,
+        "grid": scheme.grid,
+        "scale_dtype": scheme.scale_dtype,
+        "levels": scheme.kind.name,
+        "levels_module": module_of(scheme.levels),
+        "tensors": declaration(scheme.kind),
+        "meta": model.meta(),
+    }
+
+
+def notes(scheme: Scheme, _layers: Sequence[StoredLayer]) -> list[str]:
+    return [
+        f"only Bitsweep reads {scheme.kind.name} levels, with the module {module_of(scheme.levels)}"
+        "; other tools stop at the names of the files."
+    ]
+
+
+FORMAT = Format(
+    name="bitsweep",
+    title="Bitsweep",
+    quant_method=METHOD,
+    variant=f"version {VERSION}",
+    readers="Bitsweep, with the module of the levels",
+    parts=None,
+    codes="qweight",
+    scales=None,
+    matches=matches,
+    parse=parse,
+    zero_points=zero_points,
+    read_layer=read_layer,
+    # transformers only warns about a quant_method that it does not know, and would go on with
+    # random weights: files of another name make it stop.
+    writer=Writer(
+        refuses=refuses,
+        entries=gptq.entries,
+        write_layer=gptq.write_layer,
+        describe=describe,
+        notes=notes,
+        own=True,
+        stem="bitsweep",
+    ),
+)

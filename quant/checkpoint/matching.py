@@ -1,0 +1,263 @@
+"""What the files of a model hold and what the model has: names that differ, ties that do not hold.
+
+A tensor that is missing would be random, and one that belongs to nothing means that another model
+was stored; both are errors that name it. What is known to be harmless is listed for the record:
+weights tied to others, what the model computes for itself, what its class says it ignores.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+from quant.checkpoint.files import weight_files
+from quant.checkpoint.names import names_of
+from quant.checkpoint.tensors import TensorReader
+from quant.experts import fused_parts
+from quant.input_operator import KeptChange
+from quant.linear import QuantLinear
+
+log = logging.getLogger(__name__)
+
+TIED, COMPUTED, IGNORED = "tied to", "computed by the model", "ignored by the model's class"
+MARK = "a mark of its converter"
+APART = "stored with other values than"
+# Buffers that versions of transformers stored and that the model computes: rotary frequencies,
+# positions, causal masks. The last are called bias, so their shape [1, 1, n, n] is asked for too.
+_COMPUTED = re.compile(r"(^|\.)(inv_freq|position_ids|masked_bias)$")
+_MASK = re.compile(r"(^|\.)(attn|attention)\.bias$")
+_MARK = re.compile(r"(^|\.)decoder\.version$")  # fairseq's, in early OPT checkpoints
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
+
+
+@dataclass(frozen=True)
+class Differences:
+    """Names that only the model (missing) or only the files (unexpected) have.
+
+    harmless  the reason for each that changes nothing.
+    """
+
+    missing: tuple[str, ...] = ()
+    unexpected: tuple[str, ...] = ()
+    harmless: Mapping[str, str] = field(default_factory=dict)
+
+    def summary(self) -> dict[str, str]:
+        """The harmless ones with one line for all blocks: model.layers.*.inv_freq."""
+        found: dict[str, tuple[str, int]] = {}
+        for name, reason in self.harmless.items():
+            pattern = _NUMBER.sub("*", name)
+            found[pattern] = (reason, found.get(pattern, (reason, 0))[1] + 1)
+        return {
+            name: reason if count == 1 else f"{reason} ({count} tensors)"
+            for name, (reason, count) in sorted(found.items())
+        }
+
+
+def model_names(model: PreTrainedModel, stored: Iterable[str]) -> Iterator[tuple[str, str, bool]]:
+    """(name in the model, name in the files, put together) by the conventions of transformers.
+
+    Keys are renamed, the prefix of the base model is added or removed; put together says that the
+    model's tensor is made of several stored ones. The first name is "" for what belongs to nothing.
+    A stored tensor of all experts comes once for each tensor of an expert (quant.experts).
+    """
+    mapping = get_model_conversion_mapping(model)
+    renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
+    converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
+    state, prefix = model.state_dict(), model.base_model_prefix
+    inside: dict[str, list[str]] = {}  # of a fused tensor those of its experts in the model
+    for part_name, part in fused_parts(model).items():
+        inside.setdefault(part.fused, []).append(part_name)
+    known = {**state, **{fused: state[names[0]] for fused, names in inside.items()}}
+    for name in sorted(stored):
+        if inside:  # experts apart: what transformers puts together is one tensor here too
+            alone, _ = rename_source_key(name, renamings, [], prefix, known)
+            if alone in inside or alone in state:
+                yield from ((mine, name, False) for mine in inside.get(alone, [alone]))
+                continue
+        renamed, pattern = rename_source_key(name, renamings, converters, prefix, state)
+        if renamed not in state and name in state:
+            renamed, pattern = rename_source_key(name, [], [], prefix, state)
+        yield renamed if renamed in state else "", name, pattern is not None
+
+
+def compare(
+    model: PreTrainedModel,
+    held: Collection[str],
+    left: Iterable[str],
+    shape_of: Callable[[str], tuple[int, ...]],
+) -> Differences:
+    """Sort what differs into harmful and harmless.
+
+    held  names of the model's parameters and buffers that the files hold.
+    left  names in the files that belong to nothing in the model; shape_of gives their shapes.
+    """
+    missing, unexpected, harmless = [], [], {}
+    buffers = {name for name, _ in model.named_buffers()}
+    ignored = _patterns(model, "_keys_to_ignore_on_load_missing")
+    for names in parameters_and_buffers(model):
+        present = [name for name in names if name in held]
+        for name in (name for name in names if name not in held):
+            if present:
+                harmless[name] = f"{TIED} {present[0]}"
+            # A parameter that is in no file would be random, whatever its class says.
+            elif name in buffers and ignored(name):
+                harmless[name] = IGNORED
+            elif name in buffers and (_COMPUTED.search(name) or _MASK.search(name)):
+                harmless[name] = COMPUTED
+            else:
+                missing.append(name)
+    ignored = _patterns(model, "_keys_to_ignore_on_load_unexpected")
+    for name in left:
+        if name in buffers or _COMPUTED.search(name) or _is_mask(name, shape_of):
+            harmless[name] = COMPUTED
+        elif ignored(name):
+            harmless[name] = IGNORED
+        elif _MARK.search(name):
+            harmless[name] = MARK
+        else:
+            unexpected.append(name)
+    for name, source in _ties_of_class(model).items():
+        if {name, source} <= set(held) and not _same(model, name, source):
+            harmless[name] = f"{APART} {source}, so not tied"
+    return Differences(tuple(missing), tuple(unexpected), harmless)
+
+
+def differences(model: PreTrainedModel, folder: Path) -> Differences:
+    """What the files of `folder` and the model that was loaded from them do not share."""
+    with contextlib.ExitStack() as stack:
+        if weight_files(folder).pickled:
+            shapes = _pickled_shapes(folder)
+        else:
+            reader = stack.enter_context(TensorReader(folder))
+            reader.rename(names_of(model).to_model)
+            shapes = {name: reader.shape(name) for name in reader.names}
+    packed = tuple(f"{name}." for name, m in model.named_modules() if isinstance(m, QuantLinear))
+    plain = [name for name in shapes if not name.startswith(packed)]
+    pairs = list(model_names(model, plain))
+    left = [name for mine, name, _ in pairs if not mine]
+    return compare(model, {mine for mine, _, _ in pairs}, left, shapes.__getitem__)
+
+
+def _pickled_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    found: dict[str, tuple[int, ...]] = {}
+    for path in weight_files(folder).paths:
+        state = torch.load(path, map_location="meta", weights_only=True)
+        found |= {name: tuple(tensor.shape) for name, tensor in state.items()}
+    return found
+
+
+def parameters_and_buffers(model: nn.Module) -> Iterator[list[str]]:
+    """Names of the parameters and persistent buffers outside QuantLinear; tied ones together.
+
+    Operators in front of layers are none of the model's own, packed or not.
+    """
+    groups: dict[int, list[str]] = {}
+    for path, module in model.named_modules():
+        if isinstance(module, QuantLinear | KeptChange):
+            continue
+        here: dict[str, Tensor | None] = dict(module._parameters)
+        here |= {
+            n: b for n, b in module._buffers.items() if n not in module._non_persistent_buffers_set
+        }
+        for name, tensor in here.items():
+            if tensor is not None:
+                groups.setdefault(id(tensor), []).append(f"{path}.{name}" if path else name)
+    return iter(groups.values())
+
+
+def tensor_of(model: nn.Module, name: str) -> Tensor:
+    """The parameter or buffer of this full name."""
+    path, _, attribute = name.rpartition(".")
+    module = model.get_submodule(path)
+    held = module._parameters.get(attribute)  # looked up so, a weight is not taken to be read
+    return getattr(module, attribute) if held is None else held
+
+
+def untie_as_stored(
+    model: PreTrainedModel, held: Collection[str], read: Callable[[str], Tensor]
+) -> list[str]:
+    """Untie what the files hold with other values than what it is tied to, as transformers does.
+
+    held  names of the model's tensors that the files hold; read gives their values.
+    Gives the names that have a parameter of their own now: what is stored wins over config.json.
+    """
+    untied = []
+    for names in list(parameters_and_buffers(model)):
+        first, *others = [name for name in names if name in held] or [""]
+        for name in others:
+            dtype = tensor_of(model, name).dtype
+            values, other = read(first).to(dtype), read(name).to(dtype)
+            if values.shape == other.shape and torch.equal(values, other):
+                continue
+            log.warning(
+                "config.json ties %s and %s, but the files hold different values: not tied.",
+                first, name,
+            )  # fmt: skip
+            path, _, attribute = name.rpartition(".")
+            present = tensor_of(model, name)
+            alone = nn.Parameter(present.detach(), requires_grad=False)
+            model.get_submodule(path)._parameters[attribute] = alone
+            getattr(model, "all_tied_weights_keys", {}).pop(name, None)
+            untied.append(name)
+    return untied
+
+
+def keep_computed(model: PreTrainedModel, held: Collection[str]) -> None:
+    """Let buffers that no file holds keep what the model computed: they are not read."""
+    buffers = {name for name, _ in model.named_buffers()}
+    for names in list(parameters_and_buffers(model)):
+        if names[0] in buffers and not any(name in held for name in names):
+            path, _, attribute = names[0].rpartition(".")
+            model.get_submodule(path)._non_persistent_buffers_set.add(attribute)
+
+
+def ties_hold(model: PreTrainedModel, quantized: Collection[str] = ()) -> bool:
+    """Whether everything is tied that the model's configuration says is.
+
+    quantized  layers that are stored packed, so apart from what they were tied to.
+    """
+    packed = {f"{layer}.weight" for layer in quantized}
+    return all(
+        not {name, source} & packed and _same(model, name, source)
+        for name, source in _ties_of_class(model).items()
+    )
+
+
+def say_untied(config: dict[str, Any]) -> None:
+    """Let a config.json say that the head is stored apart from the embedding."""
+    config["tie_word_embeddings"] = False
+    nested = config.get("text_config")
+    if isinstance(nested, dict) and "tie_word_embeddings" in nested:
+        nested["tie_word_embeddings"] = False
+
+
+def _ties_of_class(model: PreTrainedModel) -> dict[str, str]:
+    """What is tied (target to source) by the class and the configuration, whatever is stored."""
+    return dict(model.get_expanded_tied_weights_keys(all_submodels=True))
+
+
+def _same(model: PreTrainedModel, name: str, source: str) -> bool:
+    try:
+        return tensor_of(model, name) is tensor_of(model, source)
+    except AttributeError:  # a packed layer has no such weight
+        return False
+
+
+def _patterns(model: PreTrainedModel, attribute: str) -> Callable[[str], bool]:
+    patterns = list(getattr(model, attribute, None) or ())
+    return lambda name: any(re.search(pattern, name) for pattern in patterns)
+
+
+def _is_mask(name: str, shape_of: Callable[[str], tuple[int, ...]]) -> bool:
+    return bool(_MASK.search(name)) and shape_of(name)[:2] == (1, 1)

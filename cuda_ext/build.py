@@ -10,7 +10,9 @@ The cache is the folder kernels in that of cuda_ext.cache. An entry is named by 
 from: the sources, the C++ compiler with its flags and torch, and nvcc with its flags and
 architectures. A library that is there already is taken if it was made from these sources by these
 compilers and has code for the GPUs seen. A compiler that is missing here is not asked for: a
-library from another machine of the cluster does.
+library from another machine of the cluster does. build.json holds the size and sha256 of the
+library; an entry that does not agree with it is built again and never loaded, because loading a
+library that was cut short ends the process by a signal.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import json
 import logging
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -35,7 +38,7 @@ from pathlib import Path
 from typing import Any
 
 from cuda_ext import installed, proven, toolchain
-from cuda_ext.cache import cache_root
+from cuda_ext.cache import cache_root, replace_durably, write_atomically
 from cuda_ext.toolchain import BuildError, Capability, Unit
 
 LIBRARY = "libbitsweep_kernels.so"
@@ -146,14 +149,14 @@ def build(tools: Tools, *, again: bool = False, verbose: bool = False) -> Librar
     folder = tools.folder()
     library, failure = folder / LIBRARY, folder / "failed.txt"
     made = Library(library, tools.architectures, tools.without_cuda)
-    if library.is_file() and not again:
+    if not again and _notes(folder) is not None:
         return made
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(folder / "lock"):
             if again:
                 failure.unlink(missing_ok=True)
-            elif library.is_file():  # another process built it meanwhile
+            elif _notes(folder) is not None:  # another process built it meanwhile
                 return made
             if failure.is_file():
                 raise BuildError(failure.read_text())
@@ -222,7 +225,6 @@ def load() -> Library:
 
     library = find_or_build()
     try:
-        proven.check_whole(library.path)
         sha256 = proven.digest(library.path)  # before: what is put in its place now is not loaded
         torch.ops.load_library(str(library.path))
     except OSError as error:
@@ -266,6 +268,7 @@ def _make(tools: Tools, folder: Path, verbose: bool) -> None:
     _log.warning("building the %s", what)
     start, planned = time.monotonic(), tools.units
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        _sweep(folder, Path(scratch))
         objects = [str(Path(scratch) / f"{index}.o") for index in range(len(planned))]
         commands = [
             (*unit.command, "-c", str(toolchain.SOURCES / unit.source), "-o", target)
@@ -287,9 +290,19 @@ def _make(tools: Tools, folder: Path, verbose: bool) -> None:
             "nvcc": toolchain.version(tools.nvcc) if tools.nvcc else None,
             "architectures": tools.architectures,
             "commands": {unit.source: shlex.join(unit.command) for unit in planned},
+            "bytes": made.stat().st_size,
+            "sha256": proven.digest(made),
         }
-        (folder / "build.json").write_text(json.dumps(notes, indent=1) + "\n")
-        os.replace(made, folder / LIBRARY)
+        # The library first: between the two the entry is one that is built again.
+        replace_durably(made, folder / LIBRARY)
+        write_atomically(folder / "build.json", json.dumps(notes, indent=1) + "\n")
+
+
+def _sweep(folder: Path, scratch: Path) -> None:
+    """Remove the objects of builds that were killed; the entry is locked."""
+    for left in folder.glob("tmp*"):
+        if left != scratch and left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _run(command: tuple[str, ...], verbose: bool) -> None:
@@ -335,12 +348,18 @@ def _digest(parts: Sequence[str]) -> str:
 
 
 def _notes(folder: Path) -> dict[str, Any] | None:
-    """The notes of a whole entry of the cache; None for one that failed or is being made."""
+    """The notes of a whole entry of the cache; None for one that failed, is being made, or whose
+    library is not the one that was built.
+    """
     try:
-        notes = json.loads((folder / "build.json").read_text())
-    except (OSError, ValueError):
+        notes = json.loads((folder / "build.json").read_text(encoding="utf-8"))
+        library = folder / LIBRARY
+        size, sha256 = notes["bytes"], notes["sha256"]
+        whole = library.stat().st_size == size and proven.digest(library) == sha256
+        tuple(notes["architectures"]), notes["nvcc"]
+    except (OSError, ValueError, TypeError, KeyError):
         return None
-    return notes if (folder / LIBRARY).is_file() else None
+    return notes if whole else None
 
 
 def _found(find: Callable[[], str]) -> str | None:

@@ -5,9 +5,14 @@ It is BITSWEEP_CACHE, or bitsweep in XDG_CACHE_HOME, or ~/.cache/bitsweep.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
+import time
 from pathlib import Path
+
+_SUFFIX = ".tmp"
+_ABANDONED_SECONDS = 3600.0
 
 
 def cache_root() -> Path:
@@ -20,11 +25,27 @@ def cache_root() -> Path:
 def write_atomically(path: Path, text: str) -> None:
     """Write a file so that readers see the old text or the new one; OSError where it cannot be."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    _sweep(path.parent)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-", suffix=_SUFFIX)
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text)
-        os.replace(name, path)
+        replace_durably(Path(name), path)
     except BaseException:
         os.unlink(name)
         raise
+
+
+def replace_durably(made: Path, path: Path) -> None:
+    """Give a finished file its name once its content is on the disk; OSError."""
+    with made.open("rb+") as file:
+        os.fsync(file.fileno())
+    os.replace(made, path)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what killed writers left; a writer takes no hour."""
+    for left in folder.glob(f".*{_SUFFIX}"):
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime > _ABANDONED_SECONDS:
+                left.unlink()

@@ -11,14 +11,12 @@ import hashlib
 import logging
 import os
 import platform
-import struct
 from functools import cache
 from pathlib import Path
 
 from cuda_ext import installed
 from cuda_ext.cache import write_atomically
 
-_ELF_HEADER = 64  # bytes
 _CPUINFO = Path("/proc/cpuinfo")
 
 _log = logging.getLogger("cuda_ext")
@@ -28,18 +26,6 @@ def digest(library: Path) -> str:
     """sha256 of the library; OSError when it cannot be read."""
     with library.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def check_whole(library: Path) -> None:
-    """OSError for a library that was cut short: to load it would end the process by a signal."""
-    with library.open("rb") as file:
-        header = file.read(_ELF_HEADER)
-        size = file.seek(0, os.SEEK_END)
-    if len(header) == _ELF_HEADER and header.startswith(b"\x7fELF\x02\x01"):  # 64 bits, little
-        (start,) = struct.unpack_from("<Q", header, 40)  # e_shoff: the table at the end of the file
-        length, count = struct.unpack_from("<HH", header, 58)  # e_shentsize, e_shnum
-        if start + length * count > size:
-            raise OSError(f"{size} bytes of at least {start + length * count} are there")
 
 
 def loaded_before(library: Path) -> bool:

@@ -2,7 +2,7 @@
 
 Nothing heavy is imported before a verb needs it, so that help is instant. Exit status: 0 all went
 well, 1 something failed (and the summary says what), 2 the request itself is impossible, 130 the
-user interrupted.
+user interrupted, 143 the process was told to end (SIGTERM).
 """
 
 from __future__ import annotations
@@ -15,12 +15,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from harness import streams
 from harness.errors import BitsweepError, ConfigError
+from harness.run.signals import INTERRUPTED, as_interrupts, exit_status
+from quant.errors import QuantizationError
 
 if TYPE_CHECKING:
     from harness.config.schema import Cell
 
-OK, FAILED, IMPOSSIBLE, INTERRUPTED = 0, 1, 2, 130
+__all__ = ["FAILED", "IMPOSSIBLE", "INTERRUPTED", "OK", "main"]
+
+OK, FAILED, IMPOSSIBLE = 0, 1, 2
 
 HELP = """\
 usage: bitsweep VERB [arguments]
@@ -43,8 +48,32 @@ What does it cost, in accuracy, time and memory, to run a language model at a gi
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a verb and return the exit status; errors of the user are one sentence on stderr."""
+    """Run a verb and return the exit status; errors of the user are one sentence on stderr.
+
+    argv  None: those of this process, whose output streams are made safe to write to.
+    """
+    if argv is None:
+        streams.prepare()
     arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        with as_interrupts():
+            status = _main(arguments)
+            sys.stdout.flush()
+            return status
+    except streams.OutputError as error:
+        if not error.closed:  # a reader that has seen enough, such as head, needs no word
+            _say(error)
+        return FAILED
+    except (BitsweepError, QuantizationError) as error:
+        _say(error)
+        return IMPOSSIBLE
+    except KeyboardInterrupt as error:
+        kept = ": finished stages are kept; run the same command again to go on from here"
+        print(f"bitsweep: interrupted{kept * (arguments[:1] == ['run'])}.", file=sys.stderr)
+        return exit_status(error)
+
+
+def _main(arguments: list[str]) -> int:
     verbs = {
         "run": _run,
         "plan": _plan,
@@ -62,16 +91,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"bitsweep {version('bitsweep')}")
         return OK
     verb, rest = arguments[0], arguments[1:]
-    try:
-        if verb not in verbs:
-            raise ConfigError(f"{verb} is not a verb: use one of {', '.join(verbs)}.")
-        return verbs[verb](rest)
-    except BitsweepError as error:
-        _say(error)
-        return IMPOSSIBLE
-    except KeyboardInterrupt:
-        print("bitsweep: interrupted before anything was started.", file=sys.stderr)
-        return INTERRUPTED
+    if verb not in verbs:
+        raise ConfigError(f"{verb} is not a verb: use one of {', '.join(verbs)}.")
+    return verbs[verb](rest)
 
 
 @dataclass
@@ -171,10 +193,12 @@ def _report(arguments: Sequence[str]) -> int:
     parser.add_argument("--config-dir", type=Path, help="a folder of yours whose suites were run")
     options = parser.parse_args(arguments)
     from harness.cell.parts import suites_in
-    from harness.records.store import load_records
+    from harness.records.store import scan_records
     from harness.run.launch import report
 
-    records = load_records(options.results)
+    records, notes = scan_records(options.results)
+    for note in notes:
+        print(f"bitsweep: {note}", file=sys.stderr)
     if not records:
         raise ConfigError(
             f"{options.results} holds no records: make some with `bitsweep run`, or name the "

@@ -36,19 +36,21 @@ class Blocks:
 
 
 def find_blocks(model: PreTrainedModel) -> Blocks:
-    """The ModuleList of config.num_hidden_layers modules of one class that hold linear layers.
+    """The ModuleList of config.num_hidden_layers modules that hold linear layers.
 
-    Where there is none of one class, the blocks of a hybrid may be of several (Jamba's are).
-
+    Of several lists the one of a single class; the blocks of a hybrid may be of more (Jamba's are).
     Raises ModelLayoutError, listing every ModuleList seen, when there is none or more than one.
     """
     config = model.config.get_text_config(decoder=True)
     count = getattr(config, "num_hidden_layers", None)
     lists = {n: m for n, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m)}
-    like = {n: m for n, m in lists.items() if len(m) == count and all(map(_has_layers, m))}
-    found = {n: m for n, m in like.items() if len({type(block) for block in m}) == 1} or like
+    found = {n: m for n, m in lists.items() if len(m) == count and all(map(_has_layers, m))}
     # A list inside a block (experts, adapters) may be as long by chance: keep the outermost.
     outer = [n for n in found if not any(n.startswith(f"{other}.") for other in found)]
+    if len(outer) > 1:  # a vision tower may be as deep as the text decoder
+        outer = [n for n in outer if not any(n.startswith(f"{tower}.") for tower in _towers(model))]
+    if len(outer) > 1:
+        outer = [n for n in outer if len({type(each) for each in found[n]}) == 1] or outer
     if len(outer) == 1:
         return Blocks(outer[0], found[outer[0]])
     seen = "; ".join(f"{name}: {_describe(modules)}" for name, modules in lists.items()) or "none"
@@ -58,6 +60,19 @@ def find_blocks(model: PreTrainedModel) -> Blocks:
         f"num_hidden_layers={count} members that hold linear layers. ModuleLists of "
         f"the model: {seen}. Use a decoder-only model (AutoModelForCausalLM) with uniform blocks."
     )
+
+
+def _towers(model: PreTrainedModel) -> list[str]:
+    """Names of the models in a multimodal model that are beside its text decoder."""
+    decoder = model.get_decoder()
+    inside = set(map(id, decoder.modules()))
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, PreTrainedModel)
+        and id(module) not in inside
+        and all(part is not decoder for part in module.modules())
+    ]
 
 
 def linear_layers(block: nn.Module) -> dict[str, nn.Module]:

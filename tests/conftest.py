@@ -1,6 +1,7 @@
 """Fixtures shared by all rooms: the folder of real models and texts kept outside the repository."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,11 @@ import pytest
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("GOMP_SPINCOUNT", "20000")  # two pytest workers share two cores
+
+# A shell ignores it in what it runs in the background, and every process of a test would inherit
+# that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

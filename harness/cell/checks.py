@@ -6,6 +6,7 @@ Types and key names are checked by OmegaConf; what one part alone can say, the p
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -191,7 +192,7 @@ def runtime(config: CellConfig, chosen: Sequence[Measuring]) -> None:
         except (KernelUnavailable, ValueError) as error:
             raise ConfigError(f"runtime.kernel={runtime.kernel}: {error}") from error
     results = Path(config.paths.results)
-    if results.exists() and not results.is_dir():
+    if os.path.isfile(results):
         raise ConfigError(f"paths.results={results} is a file: give a folder for the results.")
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cuda_ext.kernels import resolve_kernel
-from harness.cell import checks
+from harness.cell import checks, fits
 from harness.cell.cells import PendingCell, ResolvedCell
 from harness.cell.choices import Choices
 from harness.cell.keys import cell_keys
@@ -28,7 +28,15 @@ from harness.config.help import options_with
 from harness.config.options import build_options
 from harness.config.schema import CellConfig, RuntimeConfig, SchemeConfig
 from harness.errors import ConfigError
-from harness.models.model import AbsentModel, Model, find_model
+from harness.models.model import (
+    AbsentModel,
+    Model,
+    QuantizedModel,
+    RandomModel,
+    StoredModel,
+    find_model,
+)
+from harness.models.streaming import with_attention
 from harness.suites.base import Facts, Suite
 from quant.levels.base import Levels, built_in_levels
 from quant.parts import Part
@@ -52,6 +60,8 @@ def resolve(
     measured = _levels("model.levels", config.model.levels, folder)
     # A wrong model comes first: all else depends on it.
     model = find_model(config.model, download, measured)
+    if isinstance(model, StoredModel | QuantizedModel):
+        model = with_attention(model)
     choices = _choices(config, model, folder, measured)
     checks.method_and_scheme(choices.solving, choices.scheme, model)
     checks.random_weights(config, choices.solving, choices.suites, model)
@@ -66,6 +76,8 @@ def resolve(
     checks.runtime(config, choices.suites)
     if isinstance(model, AbsentModel):
         return PendingCell(choices, model)
+    if not isinstance(model, RandomModel):
+        fits.check(choices, model)
     kernel = _kernel(config.runtime, choices.solving is not None or model.checkpoint is not None)
     keys = cell_keys(choices, model, kernel, facts)
     return ResolvedCell(choices, model, kernel, keys, dict(config.model.expected))

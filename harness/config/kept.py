@@ -26,8 +26,9 @@ from cuda_ext.cache import cache_root, write_atomically
 from harness.config.help import conf_dir
 from harness.config.schema import Cell, CellConfig
 
-# What is not in the files and words: resolvers (${oc.env:HOME}), other folders and plugins.
-_ELSEWHERE = re.compile(r"\$\{[^{}]*:|searchpath|\bhydra[./]")
+# What is not in the files and words: resolvers (${oc.env:HOME}), other folders and plugins. Only
+# oc.select reads nothing but the configuration itself.
+_ELSEWHERE = re.compile(r"\$\{(?!oc\.select:)[^{}]*:|searchpath|\bhydra[./]")
 _MOST_FILES = 2000  # of a user's folder, which may be anything
 
 _log = logging.getLogger("harness")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -100,7 +101,7 @@ def locate(path: str | Path, data_dir: str | Path | None = None) -> Path:
     given = Path(path).expanduser()
     tried = [given] if given.is_absolute() else [Path(data_dir or ".") / given, given]
     for candidate in tried:
-        if candidate.exists():
+        if os.path.exists(candidate):  # False for a name that is too long, and for a loop of links
             return candidate
     places = " or ".join(dict.fromkeys(str(candidate.absolute()) for candidate in tried))
     raise TextError(
@@ -141,14 +142,24 @@ def hub_file(source: str, option: str) -> Path:
             hf_hub_download(text.dataset, text.file, repo_type="dataset", revision=text.revision)
         )
     except (OSError, ValueError) as error:  # every error of the hub client is one of these
-        raise TextError(_unreachable(source, option)) from error
+        raise TextError(_unreachable(source, option, error)) from error
 
 
-def _unreachable(source: str, option: str) -> str:
+def _unreachable(source: str, option: str, error: Exception | None = None) -> str:
+    from huggingface_hub import constants
+    from huggingface_hub.errors import GatedRepoError
+
     text = HUB_TEXTS[source]
+    if constants.HF_HUB_OFFLINE:
+        why, step = "HF_HUB_OFFLINE is set", "unset it on a machine with a network"
+    elif isinstance(error, GatedRepoError):
+        why, step = "its owner grants access", "ask for it on the hub and log in (hf auth login)"
+    else:
+        why = f"the hub did not give it ({type(error).__name__})"
+        step = "check the network and try again"
     return (
         f"{text.file} of the dataset {text.dataset} (revision {text.revision[:12]}) is not on this "
-        f"machine and could not be downloaded; unset HF_HUB_OFFLINE on a machine with a network, "
+        f"machine and could not be downloaded, because {why}; {step}, "
         f"or give a local copy: {option}=<file or folder>"
     )
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from harness.config.schema import ModelConfig
 from harness.errors import ModelError
+from harness.models.described import require_described
 from harness.records.hashes import file_sha256
 from quant.checkpoint.files import (
     QUANTIZATION_FILES,
@@ -41,12 +42,7 @@ def check_folder(folder: Path, what: str) -> Path:
             f"{what} has no config.json, so it is not a Hugging Face model folder: "
             "point to the folder that save_pretrained wrote."
         )
-    try:
-        json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelError(
-            f"{what}: config.json is not valid JSON ({error}); copy it again from the source."
-        ) from error
+    require_described(file, what)
     chosen_weights(folder)
     if not any((folder / name).is_file() for name in TOKENIZERS):
         raise ModelError(

@@ -15,6 +15,7 @@ from harness.config.schema import ModelConfig
 from harness.errors import ModelError
 from harness.models import dummy
 from harness.models.checkpoints import Checkpoint, find_checkpoint, load_dequantized, load_packed
+from harness.models.described import readable
 from harness.models.folders import (
     check_folder,
     folder_fingerprint,
@@ -215,7 +216,9 @@ def find_model(
     levels are those that a quantized one may have besides the built-in ones. ModelError says what
     is missing.
     """
-    return SOURCES[config.source](config, download, levels)
+    place = config.path or config.id
+    with readable(f"model={config.name}" if place is None else f"model {place}"):
+        return SOURCES[config.source](config, download, levels)
 
 
 def _embedded(config: ModelConfig, _download: bool, _levels: Part | None) -> Model:
@@ -244,7 +247,7 @@ def _hub(config: ModelConfig, download: bool, levels: Part | None) -> Model | Ab
 
 
 def _random(config: ModelConfig, _download: bool, _levels: Part | None) -> Model:
-    return RandomModel(config, dummy.fingerprint(config))
+    return RandomModel(dummy.with_attention(config), dummy.fingerprint(config))
 
 
 # By the name in the configuration, model.source.

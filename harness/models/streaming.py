@@ -12,8 +12,9 @@ from harness.config.schema import RuntimeConfig
 from harness.data import protocols
 from harness.data.config import CalibConfig
 from harness.errors import ModelError
+from harness.models.described import encoder_decoder
 from harness.models.folders import chosen_weights
-from harness.models.model import Model, Place, StoredModel
+from harness.models.model import Model, Place, QuantizedModel, StoredModel
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,6 +27,18 @@ if TYPE_CHECKING:
     from quant.transforms.base import Transform
 
 ALWAYS, NEVER, AUTO = "always", "never", "auto"
+
+
+def with_attention(model: StoredModel | QuantizedModel) -> StoredModel | QuantizedModel:
+    """The model with the attention that its architecture has: eager where it has no sdpa."""
+    if model.config.attention == "eager" or model_facts(model).sdpa:
+        return model
+    return replace(model, config=replace(model.config, attention="eager"))
+
+
+def model_facts(model: StoredModel | QuantizedModel) -> ModelFacts:
+    """What is known of a model from its config.json; ModelError for one that cannot be built."""
+    return _shape(model)[1]
 
 
 def open_source(model: StoredModel, device: str, results: Path) -> CheckpointSource:
@@ -211,22 +224,53 @@ def _facts_of(folder: Path, dtype: str, quantized: bool, trust: bool) -> ModelFa
 
 def _find_facts(folder: Path, dtype: str, quantized: bool, trust: bool) -> ModelFacts:
     import torch
+    import transformers
 
     from quant.blocks import find_blocks
     from quant.checkpoint.skeleton import build_causal_lm, build_skeleton
     from quant.coverage import coverage
+    from quant.errors import QuantizationError
     from quant.memory.plan import model_shape
     from quant.memory.shapes import ModelFacts
 
+    file = folder / "config.json"
     options = {"trust_remote_code": trust}
-    if quantized:
-        model = build_skeleton(folder, getattr(torch, dtype), options)
-    else:
-        advice = "Copy it again from where it came from."
-        model = build_causal_lm(folder, getattr(torch, dtype), options, advice)
+    try:
+        if quantized:
+            model = build_skeleton(folder, getattr(torch, dtype), options)
+        else:
+            advice = "Use a decoder-only model that this version of transformers knows."
+            model = build_causal_lm(folder, getattr(torch, dtype), options, advice)
+        if getattr(model.config, "is_encoder_decoder", False):
+            raise ModelError(encoder_decoder(str(folder), model.config.model_type))
+        shape = model_shape(model)
+    except QuantizationError as error:
+        kind = _encoder_decoder_kind(folder)
+        raise ModelError(encoder_decoder(str(folder), kind) if kind else str(error)) from error
+    except ModelError:
+        raise
+    except Exception as error:  # whatever a constructor of transformers comes upon
+        said = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ModelError(
+            f"{file} describes no model that transformers {transformers.__version__} can build "
+            f"({said[:200]}): correct its sizes, as the original model has them."
+        ) from error
+    parts = [each for each in model.modules() if isinstance(each, transformers.PreTrainedModel)]
+    sdpa = all(type(each)._supports_sdpa for each in parts)
     length = protocols.stated_length(model.config)
     covered = coverage(find_blocks(model))
-    return ModelFacts(model_shape(model), model.config.model_type, length, covered)
+    return ModelFacts(shape, model.config.model_type, length, covered, sdpa)
+
+
+def _encoder_decoder_kind(folder: Path) -> str | None:
+    """The architecture of a model that is an encoder-decoder by its defaults; None for others."""
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception:  # what is wrong with it is said already
+        return None
+    return str(config.model_type) if getattr(config, "is_encoder_decoder", False) else None
 
 
 def _readable_folder(model: StoredModel, results: Path) -> Path:

@@ -14,12 +14,15 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
+import platform
 import re
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +30,22 @@ from pydantic import ValidationError
 
 from harness.errors import StoreError
 from harness.models.folders import file_sha256
+from harness.records.hashes import digest
+from harness.records.migrate import migrated, newer_version
 from harness.records.record import CellIdentity, Record
+from harness.records.temporary import make_temporary
 
 PROBE_BYTES = 2**16
+LONGEST_NAME = 120  # of a file or folder that a user names; file systems take 255 bytes
+LONGEST_ROOT = 3500  # characters of the results folder's path; Linux takes 4096 bytes of a path
+TAKEN_NAMES = {"all"}  # the report that `bitsweep report` writes
 KEY_DIGITS = 12  # of the 64 in a file name; the whole key is inside the record and is compared
+
+_log = logging.getLogger("harness")
+
+
+class DamagedRecord(StoreError):
+    """A file in the place of a record that holds none of this version."""
 
 
 @dataclass(frozen=True)
@@ -49,15 +64,13 @@ class Store:
         return _named_folder(self.root / "artifacts", cell, key)
 
     def find(self, cell: CellIdentity, cell_key: str, stage: str, key: str) -> Record | None:
-        """The record of a stage, ok or failed; None when there is none yet.
+        """The record of a stage, ok or failed; None when there is none yet, or a damaged one.
 
-        It bears the names of `cell`, whatever the cell was called when it was made.
+        It bears the names of `cell`, whatever the cell was called when it was made. StoreError for
+        what is in the way of a record and cannot be written over.
         """
-        path = self.record_path(cell, cell_key, stage, key)
-        if not path.exists():
-            return None
-        record = read_record(path)
-        if record.key != key:
+        record = _replaceable(self.record_path(cell, cell_key, stage, key))
+        if record is None or record.key != key:
             return None
         named = cell.model_copy(update=record.cell.measured())
         return record.model_copy(update={"cell": named})
@@ -68,7 +81,8 @@ class Store:
         A record that says failed never replaces one that says ok.
         """
         path = self.record_path(record.cell, record.cell_key, record.suite, record.key)
-        if record.status == "failed" and path.exists() and read_record(path).status == "ok":
+        found = _replaceable(path) if record.status == "failed" else None
+        if found is not None and found.status == "ok":
             return path
         if samples:
             lines = "".join(json.dumps(s, ensure_ascii=False) + "\n" for s in samples)
@@ -82,29 +96,63 @@ class Store:
         return path
 
     @contextmanager
-    def lock(self, cell_key: str) -> Iterator[None]:
-        """Held while a process works on a cell; the system releases it when that process dies."""
-        from filelock import FileLock
+    def lock(
+        self, cell_key: str, waiting: Callable[[str], None] = lambda _: None
+    ) -> Iterator[None]:
+        """Held while a process works on a cell; the system releases it when that process dies.
 
-        folder = self.root / ".locks"
-        with disk_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / f"{cell_key[:KEY_DIGITS]}.lock"):
+        waiting(who) is called once where another process holds it; who names that process.
+        """
+        from filelock import FileLock, Timeout
+
+        file = self.root / ".locks" / f"{cell_key[:KEY_DIGITS]}.lock"
+        holder = file.with_suffix(".json")
+        with disk_errors(file):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(file)
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                waiting(_who(holder))
+                lock.acquire()
+        try:
+            # For those who wait. It is not published, so it may name the machine.
+            holder.write_text(json.dumps([os.getpid(), platform.node(), _now()]))
             yield
+        finally:
+            holder.unlink(missing_ok=True)
+            lock.release()
 
     def check_writable(self) -> None:
         """Raise StoreError when nothing can be written (full, read-only or foreign disk)."""
-        probe = self.root / ".locks" / f"probe-{os.getpid()}"
+        probe = self.root / ".locks" / "probe"
         write_atomically(probe, "." * PROBE_BYTES)
         probe.unlink(missing_ok=True)
 
+    def check_place(self) -> None:
+        """Raise StoreError where no results can be written, as far as a look tells."""
+        with disk_errors(self.root):
+            if len(str(self.root)) > LONGEST_ROOT:
+                raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+            place = next(path for path in (self.root, *self.root.parents) if path.exists())
+            if not place.is_dir():
+                raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+            if not os.access(place, os.W_OK | os.X_OK):
+                raise OSError(errno.EACCES, os.strerror(errno.EACCES))
 
+
+_ELSEWHERE = "choose another folder with paths.results=FOLDER"
 _DISK_REASONS = {
     errno.ENOSPC: "the disk is full: free some space",
     errno.EDQUOT: "your disk quota is used up: free some space",
-    errno.EROFS: "the disk is read-only: choose another folder with paths.results=FOLDER",
-    errno.EACCES: "it is not yours to write: choose another folder with paths.results=FOLDER",
-    errno.ENOTDIR: "a file is in the way: choose another folder with paths.results=FOLDER",
+    errno.EROFS: f"the disk is read-only: {_ELSEWHERE}",
+    errno.EACCES: f"it is not yours to write: {_ELSEWHERE}",
+    errno.EPERM: f"it is not yours to write: {_ELSEWHERE}",
+    errno.ENOTDIR: f"a file is in the way: {_ELSEWHERE}",
+    errno.EEXIST: f"a file is in the way: {_ELSEWHERE}",
+    errno.EISDIR: "a folder of that name is in the way: move it elsewhere",
+    errno.ENAMETOOLONG: f"the path is too long: {_ELSEWHERE}",
+    errno.ELOOP: f"its links go in a circle: {_ELSEWHERE}",
 }
 
 
@@ -118,21 +166,76 @@ def _named_folder(parent: Path, cell: CellIdentity, key: str) -> Path:
 
 
 def load_records(results: Path) -> list[Record]:
-    """All records under a results folder, in the order of their paths."""
-    return [read_record(path) for path in sorted((results / "cells").glob("*/*.json"))]
+    """All records under a results folder, in the order of their paths; others are left out."""
+    return scan_records(results)[0]
+
+
+def scan_records(results: Path) -> tuple[list[Record], list[str]]:
+    """The records under a results folder, and a sentence for each file that is none."""
+    records, notes = [], []
+    for path in sorted((results / "cells").glob("*/*.json")):
+        try:
+            records.append(read_record(path))
+        except StoreError as error:
+            notes.append(f"left out: {error}")
+    return records, notes
 
 
 def read_record(path: Path) -> Record:
-    """One validated record; StoreError says what is wrong with the file."""
+    """One validated record, an older one in today's form; StoreError says what the file is."""
     try:
-        return Record.model_validate_json(path.read_text(encoding="utf-8"))
-    except (ValidationError, UnicodeDecodeError) as error:
-        first = str(error).splitlines()
-        detail = "; ".join(line.strip() for line in first[1:3]) or str(error)
-        raise StoreError(
-            f"{path} is not a valid record ({detail}): delete this file and run the same command "
-            "again to make it anew; the others stay as they are."
-        ) from error
+        text = path.read_text(encoding="utf-8")
+        try:
+            return Record.model_validate_json(text)
+        except ValidationError:
+            return Record.model_validate(migrated(text))
+    except OSError as error:
+        raise StoreError(f"{path} cannot be read ({error.strerror}).") from error
+    except (ValidationError, ValueError, RecursionError) as error:
+        said = f"{path} is not a record of this version ({_detail(error)})."
+        raise DamagedRecord(said) from error
+
+
+def _detail(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        newer = newer_version(error)
+        lines = [line.strip() for line in str(error).splitlines()[1:3]]
+        return newer or "; ".join(lines)
+    return str(error).splitlines()[0][:200]
+
+
+def _replaceable(path: Path) -> Record | None:
+    """The record at `path`; None where none is, or a damaged one, which the log then says.
+
+    StoreError for what is there and cannot be read or written over.
+    """
+    with disk_errors(path):
+        if not os.path.lexists(path):
+            return None
+        if not path.is_file():
+            raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
+    try:
+        return read_record(path)
+    except DamagedRecord as error:
+        _say_once(f"{error} It is made anew.")
+        return None
+
+
+@cache
+def _say_once(message: str) -> None:
+    _log.warning(message)
+
+
+def _who(holder: Path) -> str:
+    try:
+        number, machine, since = json.loads(holder.read_text())
+        return f"process {number} on {machine}, since {since} UTC,"
+    except (OSError, ValueError, TypeError):  # it has just begun, or ended
+        return "another process"
+
+
+def _now() -> str:
+    return f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S}"
 
 
 def cell_name(cell: CellIdentity) -> str:
@@ -142,8 +245,19 @@ def cell_name(cell: CellIdentity) -> str:
 
 
 def file_name(name: str) -> str:
-    """`name` with "_" for whatever is not safe in a file name everywhere."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "_", name)
+    """`name` with "_" for whatever is not safe in a file name everywhere, cut if it is long."""
+    safe = re.sub(r"[^A-Za-z0-9._-]+", "_", name)
+    if len(safe) <= LONGEST_NAME:
+        return safe
+    return f"{safe[: LONGEST_NAME - 9]}-{digest(name)[:8]}"
+
+
+def unique_name(name: str) -> str:
+    """A file name that no other name has: part of the hash is added where `name` cannot be kept."""
+    safe = file_name(name)
+    if safe == name and re.match(r"[A-Za-z0-9_]", name) and name not in TAKEN_NAMES:
+        return name
+    return f"{safe.strip('.')[: LONGEST_NAME - 9] or 'report'}-{digest(name)[:8]}"
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -151,7 +265,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     data = content.encode() if isinstance(content, str) else content
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        handle, temporary = make_temporary(path.parent, path.name)
         try:
             with os.fdopen(handle, "wb") as file:
                 file.write(data)
@@ -174,11 +288,11 @@ def disk_errors(path: Path) -> Iterator[None]:
         number = error.errno if isinstance(error, OSError) else None
         if "No space left on device" in str(error):  # safetensors has no errno
             number = errno.ENOSPC
-        reason = _DISK_REASONS.get(number or 0)
-        if reason is None:
+        if number is None:
             raise
+        reason = _DISK_REASONS.get(number) or f"{os.strerror(number)}: {_ELSEWHERE}"
         raise StoreError(
-            f"{path} could not be written, {reason}, then run the same command again "
+            f"{_short(path)} could not be written, {reason}, then run the same command again "
             "(finished stages are kept)."
         ) from error
 
@@ -186,6 +300,12 @@ def disk_errors(path: Path) -> Iterator[None]:
 def artifact_digest(folder: Path) -> str:
     """sha256 of an artifact's manifest, which holds the sha256 of each of its files."""
     return file_sha256(folder / "artifact.json")
+
+
+def _short(path: Path) -> str:
+    """A path for a sentence; the middle of one that is too long is left out."""
+    text = str(path)
+    return text if len(text) <= 300 else f"{text[:150]}...{text[-100:]}"
 
 
 def _sync_folder(folder: Path) -> None:

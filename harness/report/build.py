@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.records.record import Record
-from harness.records.store import file_name, write_atomically
+from harness.records.store import file_name, unique_name, write_atomically
 from harness.report.frame import INTERNAL, from_records
 from harness.report.plots import Drawn, draw_all
 from harness.report.render import to_csv, to_latex, to_markdown
@@ -40,16 +41,16 @@ def build_report(
     frame = from_records(records)
     tables = summary_tables(frame, suites)
     plots = _plots(frame, suites)
-    single = len({record.cell.model for record in records}) == 1
+    ends = _endings({record.cell.model for record in records})
     files: dict[str, bytes] = {}
     for table in tables:
-        name = table.name if single else f"{table.name}-{file_name(table.model)}"
+        name = f"{table.name}{ends[table.model]}"
         files[f"tables/{name}.csv"] = to_csv(table).encode()
         files[f"tables/{name}.tex"] = to_latex(table).encode()
     pictures: list[tuple[str, str]] = []
     for model, drawn in plots.items():
         for plot in drawn:
-            name = plot.name if single else f"{plot.name}-{file_name(model)}"
+            name = f"{plot.name}{ends[model]}"
             pictures.append((f"{plot.title}, {model}", f"plots/{name}.png"))
             files |= {f"plots/{name}.{kind}": data for kind, data in plot.files.items()}
     files["metrics.csv"] = _metrics_csv(frame).encode()
@@ -58,6 +59,17 @@ def build_report(
     for name, data in files.items():
         write_atomically(out / name, data)
     return [out / name for name in files]
+
+
+def _endings(models: set[str]) -> dict[str, str]:
+    """What tells the files of each model apart: nothing for one model alone, else its name."""
+    if len(models) == 1:
+        return dict.fromkeys(models, "")
+    alike = Counter(file_name(model).lower() for model in models)
+    return {
+        model: f"-{(file_name if alike[file_name(model).lower()] == 1 else unique_name)(model)}"
+        for model in models
+    }
 
 
 def _plots(frame: pd.DataFrame, suites: Mapping[str, Suite]) -> dict[str, list[Drawn]]:

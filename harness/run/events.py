@@ -7,6 +7,13 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
+class Waiting:
+    """Another process works on the cell; nothing of this one's is done meanwhile."""
+
+    who: str
+
+
+@dataclass(frozen=True)
 class Started:
     """A stage begins."""
 
@@ -70,5 +77,5 @@ class Broken:
     message: str
 
 
-Event = Started | Planned | Resumed | Advanced | Finished | Failed | Broken
+Event = Waiting | Started | Planned | Resumed | Advanced | Finished | Failed | Broken
 Listener = Callable[[Event], None]

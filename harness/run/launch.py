@@ -11,11 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.cell.cells import PendingCell, ResolvedCell
+from harness.cell.fits import attention_note
 from harness.cell.plan import CellPlan, PendingPlan, plan_cell
 from harness.cell.resolve import resolve
 from harness.config.schema import Cell, as_yaml
+from harness.errors import BitsweepError
+from harness.models.model import QuantizedModel, StoredModel
 from harness.records.record import QUANTIZATION, Record
-from harness.records.store import cell_name, file_name, write_atomically
+from harness.records.store import Store, cell_name, file_name, unique_name, write_atomically
+from harness.records.temporary import sweep as sweep_temporary
 from harness.run.recording import roots_of
 from harness.run.sweep import Outcome, run_sweep
 from harness.run.tables import memory_table, plan_table
@@ -25,7 +29,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-OK, FAILED, INTERRUPTED = 0, 1, 130
+OK, FAILED = 0, 1
 
 
 def resolve_all(cells: Sequence[Cell]) -> list[ResolvedCell | PendingCell]:
@@ -52,8 +56,15 @@ def show_plan(cells: Sequence[ResolvedCell | PendingCell]) -> None:
     """Print cells and stages, how much of them is done, and the memory of what is not."""
     console = _console()
     plans = [_look_up(cell) for cell in cells]
+    _check_place(plans)
     _print_plan(plans, console)
     _show_memory([plan for plan in plans if isinstance(plan, CellPlan)], console)
+
+
+def _check_place(plans: Sequence[CellPlan | PendingPlan]) -> None:
+    """StoreError where the results of what is to be run cannot be written."""
+    for results in {plan.cell.choices.results for plan in plans if plan.todo}:
+        Store(results).check_place()
 
 
 def _look_up(cell: ResolvedCell | PendingCell) -> CellPlan | PendingPlan:
@@ -89,11 +100,13 @@ def _show_memory(plans: Sequence[CellPlan], console: Console) -> None:
 def run(cells: Sequence[Cell], config_dir: Path | None = None) -> int:
     """Resolve, run what is to be run, then table, report and tracking; the exit status."""
     plans = [plan_cell(cell) for cell in fetch_all(cells)]
+    _check_place(plans)
     choices = plans[0].cell.choices
     results, name = choices.results, choices.name
     diary = results / "runs" / f"{datetime.now():%Y%m%d-%H%M%S}-{file_name(name)}-{os.getpid()}"
     screen = _console(stderr=True)
     _print_plan(plans, screen)
+    sweep_temporary(results)
     if any(plan.todo for plan in plans):
         configurations = (
             roots_of(plan.cell).shown(as_yaml(cell))
@@ -103,15 +116,18 @@ def run(cells: Sequence[Cell], config_dir: Path | None = None) -> int:
         outcome = _carry_out(cells, plans, diary, screen, config_dir)
     else:
         outcome = Outcome(cached=sum(len(plan.stages) for plan in plans))
-    records = _records(plans)
-    good = [record for record in records if record.metrics or record.status == "ok"]
-    status = _status(outcome)
-    if good:
-        folder = results / "reports" / file_name(name)
-        whole = not (outcome.interrupted or outcome.stopped)
-        report(records, folder, name, suites_of(plans), causes=not whole)
-        status = max(status, _track(plans, folder, screen))
-    _summary(outcome, diary, screen)
+    status, trouble = _status(outcome), None
+    try:
+        records = _records(plans)
+        if any(record.metrics or record.status == "ok" for record in records):
+            folder = results / "reports" / unique_name(name)
+            whole = not (outcome.interrupted or outcome.stopped)
+            report(records, folder, name, suites_of(plans), causes=not whole)
+            status = max(status, _track(plans, folder, screen))
+    except BitsweepError as error:
+        status, trouble = max(status, FAILED), f"no report: {error}"
+    finally:  # whatever happened since, this is what the stages have found
+        _summary(outcome, diary, screen, trouble)
     return status
 
 
@@ -134,14 +150,17 @@ def report(
     causes  whether the printed table says why something failed.
     """
     from harness.report.build import build_report
+    from harness.report.held import said_of_replaced
     from harness.report.tables import summary_table
 
+    replaced = said_of_replaced(records, folder)
     files = build_report(records, folder, title, suites)
     console = _console()
     console.print(summary_table(records, console.width, causes, suites))
-    console.print(
-        f"\nreport: {_shown(files[0])} (tables, plots and CSV beside it)", highlight=False
-    )
+    said = f"\nreport: {_shown(files[0])} (tables, plots and CSV beside it)"
+    console.print(said, highlight=False, markup=False, soft_wrap=True)
+    if replaced:
+        console.print(replaced, highlight=False, markup=False, soft_wrap=True)
 
 
 def _carry_out(
@@ -196,11 +215,11 @@ def _tracked(plan: CellPlan) -> dict[str, Any]:
 
 def _status(outcome: Outcome) -> int:
     if outcome.interrupted:
-        return INTERRUPTED
+        return outcome.interrupted
     return FAILED if outcome.failures or outcome.stopped else OK
 
 
-def _summary(outcome: Outcome, diary: Path, screen: Console) -> None:
+def _summary(outcome: Outcome, diary: Path, screen: Console, trouble: str | None) -> None:
     """What happened, and what to do next when not all of it was good."""
     lines = [
         f"{_stages(outcome.finished)} run, {outcome.cached} found finished, "
@@ -216,6 +235,8 @@ def _summary(outcome: Outcome, diary: Path, screen: Console) -> None:
         lines.append(f"logs: {_shown(diary)}; run the same command again to retry what failed")
     if outcome.stopped:
         lines.append(f"stopped: {outcome.stopped}")
+    if trouble:
+        lines.append(trouble)
     if outcome.interrupted:
         lines.append(
             "interrupted: finished stages are kept; run the same command again to go on from here"
@@ -226,7 +247,8 @@ def _summary(outcome: Outcome, diary: Path, screen: Console) -> None:
 
 def _print_plan(plans: Sequence[CellPlan | PendingPlan], console: Console) -> None:
     console.print(plan_table(plans))
-    lines = [line for plan in plans for line in (_checkpoint_line(plan), _weights_line(plan))]
+    sayings = (_checkpoint_line, _weights_line, _attention_line)
+    lines = [say(plan) for plan in plans for say in sayings]
     for line in dict.fromkeys(filter(None, lines)):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     suites = [each for plan in plans for each in plan.cell.choices.suites]
@@ -251,6 +273,13 @@ def _weights_line(plan: CellPlan | PendingPlan) -> str | None:
     return None if said is None else f"{plan.cell.model.name}: {said}"
 
 
+def _attention_line(plan: CellPlan | PendingPlan) -> str | None:
+    model = plan.cell.model
+    if not isinstance(model, StoredModel | QuantizedModel) or model.config.attention != "eager":
+        return None
+    return attention_note(model)
+
+
 def _counts(plans: Sequence[CellPlan | PendingPlan]) -> str:
     stages = sum(len(plan.stages) for plan in plans)
     todo = sum(len(plan.todo) for plan in plans)
@@ -268,7 +297,7 @@ def _console(stderr: bool = False) -> Console:
     stream = sys.stderr if stderr else sys.stdout
     # Without a terminal rich assumes 80 columns and would fold the tables in logs.
     width = None if stream.isatty() else 120
-    return Console(stderr=stderr, width=width)
+    return Console(stderr=stderr, width=width, emoji=False)  # ":x:" in a name is no picture
 
 
 def _shown(path: Path) -> str:

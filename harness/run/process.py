@@ -26,7 +26,18 @@ from typing import Any
 from harness.cell.cells import ResolvedCell
 from harness.cell.plan import CellPlan, plan_cell
 from harness.records.record import QUANTIZATION, Failure
-from harness.run.events import Broken, Event, Failed, Finished, Listener, Planned, Resumed, Started
+from harness.run import signals
+from harness.run.events import (
+    Broken,
+    Event,
+    Failed,
+    Finished,
+    Listener,
+    Planned,
+    Resumed,
+    Started,
+    Waiting,
+)
 from harness.run.recording import Timing, failed_record, now
 from quant.parts import Part
 
@@ -40,7 +51,6 @@ QUANTIZING = [
     "quant.memory.plan",
     "quant.memory.shapes",
 ]
-STOP_SECONDS = 5.0  # given to a process to end by itself before it is killed
 LIKELY = {
     signal.SIGKILL: "most likely out of memory: use a smaller batch size or model, or more memory",
     signal.SIGSEGV: "a crash in native code: see the log, and report it with the log",
@@ -91,15 +101,12 @@ def run_in_process(cell: ResolvedCell, listen: Listener, log: Path) -> None:
     What libraries print goes to the file `log`. Raises KeyboardInterrupt after having stopped the
     process when the user interrupts, StoreError when not even a failure can be recorded.
     """
-    deadline = None
-    timeout = cell.choices.runtime.timeout_s
-    if timeout is not None:
-        deadline = time.monotonic() + timeout
+    allowance = _Allowance(cell.choices.runtime.timeout_s)
     skip: frozenset[str] = frozenset()
     while True:
         process = _Process(cell, skip, log)
         try:
-            failure = process.follow(listen, deadline)
+            failure = process.follow(listen, allowance)
         finally:
             process.stop()
         if failure is None:
@@ -112,6 +119,27 @@ def run_in_process(cell: ResolvedCell, listen: Listener, log: Path) -> None:
             return
         if skip >= set(plan_cell(cell).todo):
             return
+
+
+class _Allowance:
+    """The seconds that a cell may still work; waiting for another process takes none of them."""
+
+    def __init__(self, seconds: float | None) -> None:
+        self._seconds, self._since = seconds, time.monotonic()
+        self._waiting = False
+
+    def left(self) -> float | None:
+        """Seconds left, 0 or more; None without a limit, and while the cell waits."""
+        if self._seconds is None or self._waiting:
+            return None
+        return max(0.0, self._seconds - (time.monotonic() - self._since))
+
+    def hear(self, event: Event) -> None:
+        """The clock stands from Waiting to the next event."""
+        if isinstance(event, Waiting) and not self._waiting:
+            self._seconds, self._waiting = self.left(), True
+        elif self._waiting and not isinstance(event, Waiting):
+            self._since, self._waiting = time.monotonic(), False
 
 
 class _Process:
@@ -130,26 +158,32 @@ class _Process:
             args=(theirs, cell.choices.parts, pickle.dumps(cell), skip, str(log)),
             name="bitsweep-cell",
         )
-        self._process.start()
-        theirs.close()
+        try:
+            _start(self._process)
+        except BaseException:
+            self.stop()
+            raise
+        finally:
+            theirs.close()
 
-    def follow(self, listen: Listener, deadline: float | None) -> Failure | None:
+    def follow(self, listen: Listener, allowance: _Allowance) -> Failure | None:
         """Pass events on until the process ends; what killed it, if something did."""
         sentinel = self._process.sentinel
+
+        def hear(event: Event) -> None:
+            allowance.hear(event)
+            listen(event)
+
         while True:
-            left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            ready = wait([self._events, sentinel], left)
+            ready = wait([self._events, sentinel], allowance.left())
             if not ready:
                 return self._failure("Timeout", self._timed_out())
-            if not self._drain(listen) or sentinel in ready:
+            if not self._drain(hear) or sentinel in ready:
                 self._process.join()
                 return self._cause_of_death()
 
     def stop(self) -> None:
         """End the process if it still runs; it holds nothing that a kill could damage."""
-        if self._process.is_alive():
-            self._process.terminate()
-            self._process.join(STOP_SECONDS)
         if self._process.is_alive():
             self._process.kill()
             self._process.join()
@@ -202,6 +236,37 @@ class _Process:
         )
 
 
+def _start(process: Any) -> None:
+    """Start a process. An interrupt meanwhile leaves none behind, and no server in the making.
+
+    The server imports libraries for seconds before it answers; whoever interrupts that would see
+    its traceback, and wait. So another thread waits for it, and an interrupt ends the server.
+    """
+    trouble: list[BaseException] = []
+
+    def start() -> None:
+        signals.block()
+        try:
+            process.start()
+        except BaseException as error:
+            trouble.append(error)
+
+    thread = threading.Thread(target=start, daemon=True)
+    thread.start()
+    try:
+        thread.join()
+    except KeyboardInterrupt:
+        from multiprocessing import forkserver  # where there is one
+
+        server = getattr(forkserver._forkserver, "_forkserver_pid", None)
+        if process.pid is None and server is not None:
+            os.kill(server, signal.SIGKILL)
+        thread.join()
+        raise
+    if trouble:
+        raise trouble[0]
+
+
 def _child(
     events: Connection, parts: Sequence[Part], pickled: bytes, skip: frozenset[str], log: str
 ) -> None:
@@ -210,7 +275,7 @@ def _child(
     parts  the modules that the pickled cell refers to: those of a user's folder cannot be found by
            their names alone.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which decides
+    signals.ignore()  # they reach the parent, which decides
     _redirect_output(log)
     threading.Thread(target=_end_with_parent, args=(events,), daemon=True).start()
     try:
@@ -242,7 +307,7 @@ def _sender(events: Connection, every: float = 0.1) -> Callable[[Event], None]:
 
     def send(event: Event) -> None:
         nonlocal last
-        if isinstance(event, Started | Planned | Resumed | Finished | Failed):
+        if isinstance(event, Waiting | Started | Planned | Resumed | Finished | Failed):
             events.send(event)
         elif time.monotonic() - last >= every:
             last = time.monotonic()

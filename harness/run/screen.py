@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING
 
 from harness.cell.plan import CellPlan
-from harness.run.events import Advanced, Event, Failed, Finished, Planned, Resumed, Started
+from harness.run.events import Advanced, Event, Failed, Finished, Planned, Resumed, Started, Waiting
 from harness.run.tables import memory_line, memory_table
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class Screen:
         self._name, self._left, self._model = "", 0, ""
         self._shown: set[tuple[str, object]] = set()  # kinds of memory plans
         self._bars = Progress(
-            TextColumn("{task.description}", justify="left"),
+            TextColumn("{task.description}", justify="left", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
@@ -62,6 +62,8 @@ class Screen:
         """Something happened in the current cell."""
         if isinstance(event, Started):
             self._bars.reset(self._stage, total=None, description=f"  {event.stage}", visible=True)
+        elif isinstance(event, Waiting):
+            self._print(f"waits: {event.who} works on this cell")
         elif isinstance(event, Planned):
             self._show_memory(event)
         elif isinstance(event, Resumed):
@@ -80,7 +82,7 @@ class Screen:
             self._advance(f"{event.stage} {event.seconds:.1f} s")
         elif isinstance(event, Failed):
             # Why is said once, in the summary, which stands where the eye ends.
-            self._advance(f"[red]{event.stage} failed[/red] ({event.type})")
+            self._advance(f"{event.stage} failed ({event.type})", style="red")
 
     def _show_memory(self, event: Planned) -> None:
         """The memory plan: in full for the first cell of its kind, in a line for the others."""
@@ -91,16 +93,18 @@ class Screen:
         else:
             self._print(memory_line(event.rows))
 
-    def _advance(self, text: str) -> None:
+    def _advance(self, text: str, style: str = "") -> None:
         self._left -= 1
         self._bars.advance(self._sweep)
         self._bars.update(self._stage, visible=False)
-        if not self._console.is_terminal or "failed" in text:
-            self._print(text)
+        if not self._console.is_terminal or style:
+            self._print(text, style)
 
-    def _print(self, text: str) -> None:
-        """A line on the current cell."""
-        self._console.print(f"{_markup(self._name)} {text}", highlight=False, soft_wrap=True)
+    def _print(self, text: str, style: str = "") -> None:
+        """A line on the current cell. Names may hold brackets and colons, which are no markup."""
+        from rich.text import Text
+
+        self._console.print(Text.assemble(f"{self._name} ", (text, style)), soft_wrap=True)
 
     def _settle(self) -> None:
         """Stages that a failed quantization left untouched count as dealt with."""
@@ -114,9 +118,3 @@ def _duration(seconds: float) -> str:
         return f"{seconds:.1f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
-
-
-def _markup(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)

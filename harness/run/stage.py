@@ -29,7 +29,7 @@ from harness.models.streaming import (
 )
 from harness.records.record import QUANTIZATION, Failure, LayerReport
 from harness.records.store import KEY_DIGITS, artifact_digest, disk_errors
-from harness.run.events import Advanced, Failed, Finished, Listener, Planned, Started
+from harness.run.events import Advanced, Failed, Finished, Listener, Planned, Started, Waiting
 from harness.run.memory import planned_memory
 from harness.run.recording import StageResult, Timing, failed_record, make_record, now
 from harness.run.resuming import Resuming
@@ -46,7 +46,7 @@ def run_cell(cell: ResolvedCell, listen: Listener, skip: frozenset[str] = frozen
     skip names stages that must not be tried (they killed the process before). Failures of stages
     are told to `listen` and recorded; only a store that cannot be locked raises.
     """
-    with cell.store.lock(cell.keys.cell):
+    with cell.store.lock(cell.keys.cell, lambda who: listen(Waiting(who))):
         todo = plan_cell(cell).todo  # another process may have worked on it meanwhile
         subject = Subject(cell)
         for stage in cell.keys.stages:

@@ -12,6 +12,7 @@ from harness.records.store import cell_name
 from harness.run.events import Event, Failed, Finished
 from harness.run.process import prepare, run_in_process
 from harness.run.screen import Screen
+from harness.run.signals import exit_status
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -21,20 +22,21 @@ if TYPE_CHECKING:
 class Outcome:
     """What became of a sweep.
 
-    stopped  the sentence that says why it ended early.
+    stopped      the sentence that says why it ended early.
+    interrupted  exit status of the signal that ended it; 0 for none.
     """
 
     finished: int = 0
     cached: int = 0
     failures: list[tuple[str, Failed]] = field(default_factory=list)
     stopped: str | None = None
-    interrupted: bool = False
+    interrupted: int = 0
 
 
 def run_sweep(plans: list[CellPlan], logs: Path, console: Console) -> Outcome:
     """Run every stage that has no record yet, each cell in processes of its own.
 
-    One failed cell does not stop the others. A disk that takes nothing more, or Ctrl-C, does.
+    One failed cell does not stop the others; a full disk, Ctrl-C or SIGTERM does.
     """
     outcome = Outcome()
     prepare(plans)
@@ -54,8 +56,8 @@ def run_sweep(plans: list[CellPlan], logs: Path, console: Console) -> Outcome:
             except StoreError as error:
                 outcome.stopped = str(error)
                 break
-            except KeyboardInterrupt:
-                outcome.interrupted = True
+            except KeyboardInterrupt as error:
+                outcome.interrupted = exit_status(error)
                 break
     return outcome
 

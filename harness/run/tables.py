@@ -14,27 +14,28 @@ if TYPE_CHECKING:
 def plan_table(plans: Sequence[CellPlan | PendingPlan]) -> Table:
     """The plan as a table: one row a cell, one column a stage."""
     from rich.table import Table
+    from rich.text import Text
 
     names = list(dict.fromkeys(name for plan in plans for name in plan.stages))
     table = Table(title="plan", title_justify="left", box=None, pad_edge=False)
     for column in ("model", "method", "scheme", "calibration", "seed", *names):
-        table.add_column(column)
+        table.add_column(Text(column))
     for plan in plans:
         cell, stages = plan.identity, plan.stages
         states = [stages.get(name, "-") for name in names]
-        table.add_row(
-            cell.model, cell.method, cell.scheme, cell.calibration or "-", str(cell.seed), *states
-        )
+        words = (cell.model, cell.method, cell.scheme, cell.calibration or "-", str(cell.seed))
+        table.add_row(*map(Text, (*words, *states)))  # brackets in a name are no markup
     return table
 
 
 def memory_table(title: str, rows: Sequence[tuple[str, str, int]]) -> Table:
     """A memory plan (quant.memory.plan): what is held, where, and how many bytes at most."""
     from rich.table import Table
+    from rich.text import Text
 
     from quant.memory.plan import size
 
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    table = Table(title=Text(title, "table.title"), title_justify="left", box=None, pad_edge=False)
     table.add_column("what")
     table.add_column("where")
     table.add_column("bytes", justify="right")

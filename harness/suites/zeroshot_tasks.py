@@ -364,10 +364,10 @@ def missing_data(name: str, dataset: str) -> str:
     """Return the message for a task whose data set cannot be had."""
     from huggingface_hub import constants
 
-    way = "connect to a network"
+    step = "check the network and, if it is gated, your access to it"
     if constants.HF_HUB_OFFLINE:
-        way = "unset HF_HUB_OFFLINE on a machine with a network"
+        step = "unset HF_HUB_OFFLINE on a machine with a network"
     return (
         f"the data of task {name} (dataset {dataset}) are not on this machine and could not be "
-        f"downloaded; {way}, or give a jsonl file: suite.zeroshot.files.{name}=<file>"
+        f"downloaded; {step}, or give a jsonl file: suite.zeroshot.files.{name}=<file>"
     )

@@ -88,8 +88,9 @@ def settle(
     """
     if checkpoint.format.settle is not None:
         checkpoint = checkpoint.format.settle(checkpoint, layers, where)
-    scales = [parts.get(checkpoint.format.scales) for parts in layers.values()]
-    signed = any(bool((each < 0).any()) for each in scales if each is not None)
+    name = checkpoint.format.scales
+    scales = [parts[name] for parts in layers.values() if name in parts] if name else []
+    signed = any(bool((each < 0).any()) for each in scales)
     return replace(checkpoint, signed=signed)
 
 

@@ -59,8 +59,9 @@ def build_causal_lm(
             )
             unfuse(model)
     except ValueError as error:
+        where = folder / "config.json"
         raise ArtifactError(
-            f"{folder / 'config.json'} describes no causal language model: {error}. {advice}"
+            f"{where} describes no causal language model: {_brief(error)}. {advice}"
         ) from error
     return model.eval()
 
@@ -147,7 +148,7 @@ def _read_config(
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise ArtifactError(
             f"{folder / 'config.json'} does not describe a model that transformers "
-            f"{transformers.__version__} knows: {error}. {advice}"
+            f"{transformers.__version__} knows: {_brief(error)}. {advice}"
         ) from error
     if unquantized and getattr(config, "quantization_config", None) is not None:
         raise ArtifactError(
@@ -158,6 +159,12 @@ def _read_config(
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     return config
+
+
+def _brief(error: Exception) -> str:
+    """What transformers says, without its pages of advice and lists of classes."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:200].rstrip(". ")
 
 
 def _model_class(folder: Path, config: PreTrainedConfig, trust: bool) -> Any:

@@ -22,7 +22,7 @@ from quant.coverage import Coverage
 from quant.memory.plan import ModelShape
 
 # Raise it when quant.memory.plan.model_shape finds another shape, or when other facts are kept.
-VERSION = 2
+VERSION = 3
 
 _log = logging.getLogger("quant")
 
@@ -35,12 +35,14 @@ class ModelFacts:
                              model runs.
     max_position_embeddings  tokens that it was made for, whatever its own config calls them; None:
                              it does not say.
+    sdpa                     whether it can run with torch's scaled_dot_product_attention.
     """
 
     shape: ModelShape
     model_type: str
     max_position_embeddings: int | None
     coverage: Coverage
+    sdpa: bool = True
 
 
 def cached_facts(
@@ -75,6 +77,8 @@ def _parse(found: Any) -> ModelFacts:
     covered = found["coverage"]
     if not isinstance(found["model_type"], str):
         raise TypeError("model_type is no text")
+    if type(found["sdpa"]) is not bool:
+        raise TypeError("sdpa is neither true nor false")
     layers = tuple((_count(outputs), _count(inputs)) for outputs, inputs in shape["layers"])
     if not layers:
         raise ValueError("no layers")
@@ -95,6 +99,7 @@ def _parse(found: Any) -> ModelFacts:
             {str(name): _count(value) for name, value in covered["kept"].items()},
             int(covered["kept_bits"]),
         ),
+        sdpa=found["sdpa"],
     )
 
 

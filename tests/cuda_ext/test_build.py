@@ -107,6 +107,37 @@ def test_built_once_and_again_for_other_sources(
     assert build.find_or_build().path != first.path
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        (build.LIBRARY, b"\x7fELF"),
+        (build.LIBRARY, None),
+        ("build.json", b"{"),
+        ("build.json", b"[]"),
+        ("build.json", b'{"architectures": []}'),
+        ("build.json", None),
+    ],
+)
+def test_an_entry_that_does_not_agree_with_itself_is_built_again(
+    own_cache: Path, tiny_sources: Path, compiler: str, name: str, content: bytes | None
+) -> None:
+    found = build.find_or_build()
+    folder, whole = found.path.parent, found.path.read_bytes()
+    (folder / "tmpkilled").mkdir()
+    if content is None:
+        (folder / name).unlink()
+    else:
+        (folder / name).write_bytes(content)
+    assert build.status().library is None
+    assert build.find_or_build() == found
+    assert found.path.stat().st_size == len(whole)
+    assert json.loads((folder / "build.json").read_text())["bytes"] == len(whole)
+    assert not list(folder.glob("tmp*")), "the objects of a killed build"
+    made = found.path.stat().st_mtime_ns
+    assert build.build(build.first_use_tools()) == found
+    assert found.path.stat().st_mtime_ns == made
+
+
 def test_a_failure_says_why_and_is_not_repeated(
     own_cache: Path, tiny_sources: Path, compiler: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

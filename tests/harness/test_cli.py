@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from cuda_ext.ops import KERNELS
@@ -169,7 +170,43 @@ def test_one_failing_cell_does_not_stop_the_others(
     assert "¹ quantization: ProtocolError: 400 calibration" in out, "no summary would say it"
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_a_worker_is_made_leaves_no_traceback_and_no_process(
+    tiny_overrides: list[str], tmp_path: Path, number: signal.Signals
+) -> None:
+    """The server of workers imports for seconds before it answers."""
+    running = start(["run", *tiny_overrides], tmp_path)
+    assert running.stderr is not None
+    said = ""
+    while "to run, 0 done" not in said:
+        said += running.stderr.readline()
+        assert running.poll() is None, said
+    time.sleep(0.5)
+    os.killpg(running.pid, number)
+    _, err = running.communicate(timeout=60)
+    assert running.returncode == 128 + number
+    assert "Traceback" not in err
+    assert "finished stages are kept; run the same command again" in err
+    deadline = time.monotonic() + 20
+    while _group(running.pid):
+        assert time.monotonic() < deadline, "a process is left"
+        time.sleep(0.05)
+
+
+def _group(number: int) -> bool:
+    """Whether any process of a group is left; those that ended do not count."""
+    members = [p for p in psutil.process_iter(["status"]) if _group_of(p.pid) == number]
+    return any(p.info["status"] != psutil.STATUS_ZOMBIE for p in members)
+
+
+def _group_of(process: int) -> int | None:
+    try:
+        return os.getpgid(process)
+    except OSError:
+        return None
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_sweep_goes_on_where_it_stopped(
     tiny_overrides: list[str], tmp_path: Path, number: signal.Signals
 ) -> None:
@@ -182,10 +219,10 @@ def test_an_interrupted_sweep_goes_on_where_it_stopped(
         assert first.poll() is None, first.communicate()[1]
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    if number == signal.SIGINT:  # a terminal sends it to the whole group
+    if number != signal.SIGKILL:  # a terminal sends it to the whole group, and so do clusters
         os.killpg(first.pid, number)
         _, err = first.communicate(timeout=120)
-        assert first.returncode == cli.INTERRUPTED
+        assert first.returncode == (cli.INTERRUPTED if number == signal.SIGINT else 143)
         assert "run the same command again" in err
         assert "Traceback" not in err
     else:
@@ -193,6 +230,8 @@ def test_an_interrupted_sweep_goes_on_where_it_stopped(
         first.communicate(timeout=120)
     before = {path: path.stat().st_mtime_ns for path in cells.glob("*/*.json")}
     assert 2 <= len(before) < 9
+    if number == signal.SIGTERM:
+        return
     second = start(arguments, tmp_path)
     out, err = second.communicate(timeout=600)
     assert second.returncode == cli.OK, err
@@ -200,6 +239,8 @@ def test_an_interrupted_sweep_goes_on_where_it_stopped(
     assert len(list(cells.glob("*/*.json"))) == 9
     assert all(path.stat().st_mtime_ns == time_ns for path, time_ns in before.items())
     assert "RTN" in out
+    if number == signal.SIGINT:
+        return
     third = start(arguments, tmp_path)
     out, err = third.communicate(timeout=600)
     assert "0 stages run, 9 found finished, 0 failed" in err

@@ -6,6 +6,7 @@ import pytest
 import torch
 from architectures import BLOCKS, CONFIGS, LINEARS_PER_BLOCK, tiny_model
 from torch import nn
+from transformers import AutoModelForCausalLM, Gemma3Config
 from transformers.pytorch_utils import Conv1D
 
 from quant.blocks import (
@@ -99,6 +100,16 @@ def test_a_list_inside_a_block_is_not_taken_for_the_blocks() -> None:
     for block in model.model.decoder.layers:
         block.experts = nn.ModuleList(nn.Linear(4, 4) for _ in range(BLOCKS))
     assert find_blocks(model).name == "model.decoder.layers"
+
+
+def test_the_text_decoder_wins_over_a_vision_tower_of_the_same_depth() -> None:
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2}
+    vision = {**sizes, "num_attention_heads": 2, "image_size": 28, "patch_size": 14}
+    text = {**sizes, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8}
+    config = Gemma3Config(text_config={**text, "vocab_size": 32}, vision_config=vision)
+    model = AutoModelForCausalLM.from_config(config)
+    assert len(model.model.vision_tower.encoder.layers) == 2
+    assert find_blocks(model).modules is model.model.language_model.layers
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -24,10 +24,10 @@ BESIDE = {
     "method/none": ["scheme=w16"],
     "scheme/w16": ["method=none"],
     "calib/none": ["method=rtn"],
-    "calib/c4": ["calib.path={text}"],
-    "calib/wikitext2": ["calib.path={text}"],
+    "calib/c4": ["calib.path={text}", "calib.length=null"],
+    "calib/wikitext2": ["calib.path={text}", "calib.length=null"],
     "calib/documents": ["calib.path={text}"],
-    "calib/text": ["calib.path={text}"],
+    "calib/text": ["calib.path={text}", "calib.length=null"],
     "suite/perplexity_documents": ["suite.perplexity.paths.documents={text}"],
     "suite/perplexity_paper": [
         "suite.perplexity.paths.wikitext2={text}",

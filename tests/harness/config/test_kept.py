@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.config import help as options
 from harness.config import kept
 from harness.config.compose import compose_cells
 from harness.config.schema import Cell
@@ -179,3 +180,9 @@ def test_kept_cells_need_no_hydra(cache: Path) -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, env=dict(os.environ)
     )
     assert done.stdout.split() == [str(len(cells)), "False", "False"], done.stderr
+
+
+@pytest.mark.parametrize("option", options.options("experiment"))
+def test_what_conf_itself_holds_is_kept(option: str) -> None:
+    """A resolver in one file of conf/ would have every plan composed anew, for seconds."""
+    assert kept._key([f"experiment={option}"], False, None) is not None

@@ -141,3 +141,33 @@ def test_wikitext2_rows_joined_are_the_text_of_the_paper(shared: Path) -> None:
     joined = "\n\n".join(rows)
     assert len(rows) == 4358
     assert joined.encode() == (folder / "test.joined.txt").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("offline", "error", "words"),
+    [
+        (True, OSError("no route"), "HF_HUB_OFFLINE is set; unset it"),
+        (False, OSError("no route"), "the hub did not give it (OSError); check the network"),
+        (False, None, "its owner grants access; ask for it on the hub and log in"),
+    ],
+)
+def test_the_advice_for_a_missing_text_fits_the_cause(
+    monkeypatch: pytest.MonkeyPatch, offline: bool, error: Exception | None, words: str
+) -> None:
+    import httpx
+    import huggingface_hub
+    from huggingface_hub.errors import GatedRepoError
+
+    from harness.suites.zeroshot_tasks import missing_data
+
+    refused = httpx.Response(403, request=httpx.Request("GET", "https://hub"))
+
+    def download(*_: object, **__: object) -> None:
+        raise error or GatedRepoError("gated", response=refused)
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", offline)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    with pytest.raises(texts.TextError) as caught:
+        texts.hub_file("wikitext2-test", "suite.perplexity.paths.wikitext2")
+    assert words in str(caught.value)
+    assert ("unset HF_HUB_OFFLINE" in missing_data("piqa", "piqa")) == offline

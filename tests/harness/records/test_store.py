@@ -10,8 +10,20 @@ from pathlib import Path
 import pytest
 
 from harness.errors import StoreError
-from harness.records.record import CellIdentity, Failure, Metric, Record
-from harness.records.store import Store, load_records, read_record, write_atomically
+from harness.records.migrate import STEPS, migrated
+from harness.records.record import SCHEMA_VERSION, CellIdentity, Failure, Metric, Record
+from harness.records.store import (
+    LONGEST_NAME,
+    DamagedRecord,
+    Store,
+    file_name,
+    load_records,
+    read_record,
+    scan_records,
+    unique_name,
+    write_atomically,
+)
+from harness.records.temporary import make_temporary, sweep
 
 CELL = CellIdentity(model="tiny", method="rtn", scheme="w4", calibration=None, seed=0)
 
@@ -63,20 +75,60 @@ def test_a_result_replaces_a_failure(tmp_path: Path) -> None:
     assert read_record(store.write(record(3.0))).status == "ok"
 
 
-@pytest.mark.parametrize("damage", ["", "{", "[]", '{"schema_version": 1}', "\xff\xfe"])
-def test_a_damaged_record_is_named_with_the_next_step(tmp_path: Path, damage: str) -> None:
-    path = Store(tmp_path).write(record())
-    path.write_text(damage, encoding="latin-1")
-    with pytest.raises(StoreError, match="delete this file") as caught:
-        load_records(tmp_path)
-    assert str(path) in str(caught.value)
+@pytest.mark.parametrize("damage", ["", "{", "[]", '{"schema_version": 1}', "\xff\xfe", "["])
+def test_a_damaged_record_is_left_out_of_reports_and_made_anew(
+    tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = Store(tmp_path)
+    path = store.write(record())
+    path.write_text(damage * (100_000 if damage == "[" else 1), encoding="latin-1")
+    assert load_records(tmp_path) == []
+    (note,) = scan_records(tmp_path)[1]
+    assert note.startswith(f"left out: {path} is not a record of this version (")
+    assert "delete" not in note
+    assert store.find(CELL, "c" * 64, "perplexity", "k" * 64) is None
+    assert "It is made anew." in caplog.text
+    store.write(record(status="failed"))
+    assert read_record(path).status == "failed"
 
 
-def test_a_record_of_another_schema_version_is_refused(tmp_path: Path) -> None:
+def test_one_foreign_record_costs_no_other(tmp_path: Path) -> None:
+    """Of a later version, a folder, a link to itself: each is left out and said."""
     path = Store(tmp_path).write(record())
-    path.write_text(path.read_text().replace('"schema_version": 1', '"schema_version": 99'))
-    with pytest.raises(StoreError, match="schema_version"):
-        read_record(path)
+    text = path.read_text()
+    newer = path.with_name("a.json")
+    newer.write_text(text.replace('"schema_version": 1', '"schema_version": 99'))
+    path.with_name("b.json").mkdir()
+    path.with_name("c.json").symlink_to("c.json")
+    records, notes = scan_records(tmp_path)
+    assert [each.key for each in records] == ["k" * 64]
+    version, folder, loop = notes
+    assert "schema_version 99" in version
+    assert "read it with the version that wrote it" in version
+    assert "Is a directory" in folder
+    assert "symbolic links" in loop
+    with pytest.raises(DamagedRecord, match="schema_version 99"):
+        read_record(newer)
+
+
+def test_a_folder_in_the_place_of_a_record_is_said_before_the_work(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    path = store.write(record())
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(StoreError, match="a folder of that name is in the way"):
+        store.find(CELL, "c" * 64, "perplexity", "k" * 64)
+
+
+def test_older_records_are_read_in_today_s_form() -> None:
+    steps = {
+        1: lambda values: {**values, "two": values["one"]},
+        2: lambda values: {key: value for key, value in values.items() if key != "one"},
+    }
+    assert migrated('{"one": 7}', steps, 3) == {"two": 7, "schema_version": 3}
+    assert migrated('{"schema_version": 2, "one": 7}', steps, 3) == {"schema_version": 3}
+    assert migrated('{"schema_version": 9}', steps, 3) == {"schema_version": 9}
+    assert set(STEPS) == set(range(1, SCHEMA_VERSION)), "every version that was left has a step"
 
 
 @pytest.mark.parametrize(
@@ -114,8 +166,37 @@ def test_a_write_that_the_kernel_refuses(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_a_file_in_the_place_of_the_results_folder(tmp_path: Path) -> None:
     (tmp_path / "results").write_text("not a folder")
-    with pytest.raises((StoreError, FileExistsError)):
+    with pytest.raises(StoreError, match="a file is in the way"):
         Store(tmp_path / "results").write(record())
+    with pytest.raises(StoreError, match="a file is in the way"):
+        Store(tmp_path / "results").check_place()
+
+
+@pytest.mark.parametrize("name", ["r" * 300, "/".join(["r" * 200] * 30)])
+def test_a_results_folder_that_cannot_be_is_one_sentence(tmp_path: Path, name: str) -> None:
+    store = Store(tmp_path / name)
+    for attempt in (store.check_place, store.check_writable, lambda: store.write(record())):
+        with pytest.raises(StoreError, match="the path is too long: choose another") as caught:
+            attempt()
+        assert len(str(caught.value)) < 500
+
+
+def test_a_results_folder_of_somebody_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.access", lambda *_: False)  # root may write everywhere
+    with pytest.raises(StoreError, match="it is not yours to write: choose another folder"):
+        Store(tmp_path / "results").check_place()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_names_of_any_length_and_content_make_files_of_their_own() -> None:
+    assert file_name("opt-125m") == unique_name("opt-125m") == "opt-125m"
+    assert len(file_name("n" * 300)) <= LONGEST_NAME
+    assert file_name("n" * 300) != file_name("n" * 301)
+    names = ["a/b", "a b", "a_b", "..", ".", "", "/", "all", ".hidden", "n" * 300, "n" * 301, "ü"]
+    found = [unique_name(name) for name in names]
+    assert len({each.lower() for each in found}) == len(names)
+    assert all(each and each[0] != "." and "/" not in each for each in found)
+    assert "all" not in found, "what `bitsweep report` writes"
 
 
 def _write_many(root: str, value: float, count: int) -> None:
@@ -139,6 +220,44 @@ def test_readers_never_see_half_a_record_while_others_write(tmp_path: Path) -> N
     assert [each.name for each in path.parent.iterdir()] == [path.name]
 
 
+def _write_and_stop(root: str, half: bool) -> None:
+    handle, path = make_temporary(Path(root) / "cells" / "x", "record.json")
+    os.write(handle, b"half")
+    Path(root, "path").write_text(path)
+    if half:
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(60)
+
+
+def test_temporary_files_of_killed_writers_are_swept_and_no_others(tmp_path: Path) -> None:
+    cells = tmp_path / "cells" / "x"
+    cells.mkdir(parents=True)
+    context = multiprocessing.get_context("fork")
+    killed = context.Process(target=_write_and_stop, args=(str(tmp_path), True))
+    killed.start()
+    killed.join()
+    (left,) = cells.iterdir()
+    (tmp_path / "path").unlink()
+    writing = context.Process(target=_write_and_stop, args=(str(tmp_path), False))
+    writing.start()
+    while not (tmp_path / "path").exists():
+        time.sleep(0.01)
+    (cells / "record.json").write_text("{}")
+    old, new = (tmp_path / "scratch" / name for name in ("old", "new"))
+    for folder in (old, new):
+        folder.mkdir(parents=True)
+        (folder / "000000").write_bytes(b"states")
+    for path in (old, old / "000000"):
+        os.utime(path, (0, 0))
+    assert sorted(sweep(tmp_path)) == sorted([left, old])
+    assert writing.is_alive()
+    assert new.is_dir()
+    assert len(list(cells.iterdir())) == 2
+    writing.kill()
+    writing.join()
+    assert len(sweep(tmp_path)) == 1
+
+
 def _hold(root: str, ready: Path) -> None:
     with Store(Path(root)).lock("c" * 64):
         ready.touch()
@@ -156,3 +275,26 @@ def test_a_killed_process_gives_its_lock_back(tmp_path: Path) -> None:
     holder.join()
     with Store(tmp_path).lock("c" * 64):
         pass
+
+
+def test_a_held_lock_says_who_holds_it(tmp_path: Path) -> None:
+    ready = tmp_path / "ready"
+    holder = multiprocessing.get_context("fork").Process(target=_hold, args=(str(tmp_path), ready))
+    holder.start()
+    while not ready.exists():
+        time.sleep(0.01)
+    heard: list[str] = []
+
+    def waiting(who: str) -> None:
+        heard.append(who)
+        holder.kill()
+
+    with Store(tmp_path).lock("c" * 64, waiting):
+        pass
+    (who,) = heard
+    assert who.startswith(f"process {holder.pid} on ")
+    assert " since 20" in who
+    with Store(tmp_path).lock("c" * 64, waiting):
+        assert len(heard) == 1, "nobody to wait for"
+    assert not list((tmp_path / ".locks").glob("*.json"))
+    holder.join()

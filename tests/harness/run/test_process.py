@@ -1,5 +1,6 @@
 """Cells in processes of their own: what kills one is recorded and costs nothing else."""
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -14,7 +15,7 @@ from cells import cell_of, plan_of
 from harness.cell.plan import DONE, CellPlan
 from harness.config.schema import CellConfig
 from harness.run import process
-from harness.run.events import Event, Failed, Finished, Started
+from harness.run.events import Advanced, Event, Failed, Finished, Started, Waiting
 from harness.run.process import run_in_process
 
 Make = Callable[..., CellConfig]
@@ -166,6 +167,46 @@ def test_an_interrupt_stops_the_process_and_keeps_what_is_finished(
         run_in_process(cell_of(config), interrupt, tmp_path / "cell.log")
     assert multiprocessing.active_children() == []
     assert plan_of(config).todo == ["latency"]
+
+
+def test_waiting_for_another_process_is_said(tiny_cell: Make, tmp_path: Path) -> None:
+    config = tiny_cell("method=none", "scheme=w16", latency=False)
+    cell = cell_of(config)
+    heard: list[Event] = []
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(cell.store.lock(cell.keys.cell))
+
+        def listen(event: Event) -> None:
+            heard.append(event)
+            if isinstance(event, Waiting):
+                stack.close()
+
+        run_in_process(cell, listen, tmp_path / "cell.log")
+    assert isinstance(heard[0], Waiting)
+    assert heard[0].who.startswith(f"process {os.getpid()} on ")
+    assert [type(event) for event in heard if not isinstance(event, Advanced)] == [
+        Waiting,
+        Started,
+        Finished,
+    ]
+
+
+def test_waiting_takes_none_of_the_cell_s_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(process.time, "monotonic", lambda: now)
+    allowance = process._Allowance(10.0)
+    now += 4
+    assert allowance.left() == 6
+    allowance.hear(Waiting("another process"))
+    now += 1000
+    assert allowance.left() is None
+    allowance.hear(Started("perplexity"))
+    now += 5
+    allowance.hear(Advanced("perplexity", 1, 2, "text"))
+    assert allowance.left() == 1
+    now += 5
+    assert allowance.left() == 0
+    assert process._Allowance(None).left() is None
 
 
 PLUGIN = """

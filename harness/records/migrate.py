@@ -1,0 +1,45 @@
+"""Records of older versions in today's form.
+
+A step for every version that was left behind: raise SCHEMA_VERSION (harness.records.record) and add
+the step that makes the new form of the old one. Keys stay as they were, so an old record shows in
+reports and is measured again when its cell is run.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from harness.records.record import SCHEMA_VERSION
+
+Step = Callable[[dict[str, Any]], dict[str, Any]]
+
+# By the version that a step starts from.
+STEPS: Mapping[int, Step] = {}
+
+
+def migrated(text: str, steps: Mapping[int, Step] = STEPS, newest: int = SCHEMA_VERSION) -> Any:
+    """The values of a record's JSON, of an older version made those of `newest`; ValueError."""
+    values = json.loads(text)
+    if not isinstance(values, dict):
+        raise ValueError("it is JSON, but no object")
+    version = values.get("schema_version", 1)
+    while type(version) is int and version < newest and version in steps:
+        version += 1
+        values = {**steps[version - 1](values), "schema_version": version}
+    return values
+
+
+def newer_version(error: ValidationError) -> str | None:
+    """What to say of a record whose version is the reason why it does not fit; None of others."""
+    for each in error.errors():
+        version = each["input"]
+        if each["loc"] == ("schema_version",) and type(version) is int and version > SCHEMA_VERSION:
+            return (
+                f"schema_version {version}, and this Bitsweep knows up to {SCHEMA_VERSION}: "
+                "read it with the version that wrote it"
+            )
+    return None

@@ -1,0 +1,60 @@
+"""Ctrl-C and SIGTERM: both end a verb in the same way.
+
+A cluster that takes a machine back sends SIGTERM. A signal that is ignored when the process begins
+(a shell does that to what it runs in the background) stays ignored.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+INTERRUPTED, TERMINATED = 130, 143  # exit status
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came."""
+
+
+def exit_status(error: KeyboardInterrupt) -> int:
+    """The exit status that a signal asks for."""
+    return TERMINATED if isinstance(error, Terminated) else INTERRUPTED
+
+
+@contextmanager
+def as_interrupts() -> Iterator[None]:
+    """SIGINT and SIGTERM raise KeyboardInterrupt and Terminated inside, in the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    before = {number: signal.getsignal(number) for number in usual}
+    ours = [number for number, handler in usual.items() if before[number] is handler]
+    for number in ours:
+        signal.signal(number, _arrived)
+    try:
+        yield
+    finally:
+        for number in ours:
+            signal.signal(number, before[number])
+
+
+def block() -> None:
+    """For a thread that starts processes: they get neither signal, from their first moment on."""
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+
+
+def ignore() -> None:
+    """For a worker: its parent hears the signals and decides."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
+
+
+def _arrived(number: int, _frame: Any) -> None:
+    raise Terminated if number == signal.SIGTERM else KeyboardInterrupt

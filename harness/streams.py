@@ -1,0 +1,92 @@
+"""Standard output and error that may be closed, full or unable to show what is written.
+
+A character that a terminal's encoding lacks is written in others; a stream that is closed takes
+everything; what goes wrong on standard output is one sentence, and on standard error nothing.
+"""
+
+from __future__ import annotations
+
+import codecs
+import errno
+import os
+import sys
+from typing import Any
+
+from harness.errors import BitsweepError
+
+_PLAIN = {
+    "–": "-", "—": "-", "−": "-", "…": "...", "×": "x", "±": "+/-", "≤": "<=", "≥": ">=",
+    "≈": "~", "→": "->", "‖": "||", "·": "*", "•": "*", "‘": "'", "’": "'", "“": '"', "”": '"',
+}  # fmt: skip
+# A figure's mark must not become one of its digits.
+_RAISED = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹", "0123456789", strict=True))
+
+
+class OutputError(BitsweepError):
+    """Standard output takes nothing more."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(f"the output could not be written ({error.strerror}).")
+        self.closed = error.errno == errno.EPIPE
+
+
+class _Stream:
+    """A text stream whose errors of writing are OutputError, or nothing at all."""
+
+    def __init__(self, stream: Any, quiet: bool) -> None:
+        self._stream, self._quiet = stream, quiet
+
+    def write(self, text: str) -> int:
+        return self._try(self._stream.write, text) or len(text)
+
+    def flush(self) -> None:
+        self._try(self._stream.flush)
+
+    def _try(self, act: Any, *values: str) -> Any:
+        try:
+            return act(*values)
+        except OSError as error:
+            _drop(self._stream)
+            if not self._quiet:
+                raise OutputError(error) from error
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def prepare() -> None:
+    """Make both streams of this process safe to write to."""
+    for number in (0, 1, 2):  # a file that is opened later must not become one of them
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    codecs.register_error("bitsweep", _spelled)
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name) or open(os.devnull, "w")  # noqa: SIM115 - as long as we live
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="bitsweep")
+        setattr(sys, name, _Stream(stream, quiet=name == "stderr"))
+
+
+def _drop(stream: Any) -> None:
+    """Let what is still buffered go nowhere, or Python complains about it when it ends."""
+    try:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())
+        os.close(null)
+    except (OSError, ValueError):
+        pass
+
+
+def _spelled(error: UnicodeError) -> tuple[str, int]:
+    """Characters that the encoding lacks in others that every encoding has."""
+    assert isinstance(error, UnicodeEncodeError)
+    found, raised = "", False
+    for character in error.object[error.start : error.end]:
+        if character in _RAISED:
+            found += ("" if raised else "^") + _RAISED[character]
+        else:
+            found += _PLAIN.get(character, "?")
+        raised = character in _RAISED
+    return found, error.end

@@ -1,0 +1,129 @@
+"""What a run says: names as they are, and what happened, whatever happens to the report."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from cells import cell_of, plan_of
+
+from harness.config.schema import Cell, CellConfig
+from harness.errors import StoreError
+from harness.records.record import Failure
+from harness.records.store import unique_name
+from harness.run import launch
+from harness.run.events import Failed
+from harness.run.recording import StageResult, Timing, failed_record, make_record
+from harness.run.sweep import Outcome
+
+Make = Callable[..., CellConfig]
+
+
+def write(config: CellConfig, *stages: str) -> None:
+    """Records of stages as a run leaves them."""
+    from harness.records.record import Metric
+
+    cell = cell_of(config)
+    metric = Metric(name="perplexity", task="t", value=2.0, unit="ppl", n=1, n_unit="tokens")
+    for stage in stages:
+        result = StageResult(metrics=[metric])
+        cell.store.write(make_record(cell, stage, result, Timing("2026-01-01T00:00:00", 1.0)))
+
+
+@pytest.mark.parametrize("name", ["a[/red]b", "[bold]x", ":smile:", "n" * 300])
+def test_a_plan_shows_names_as_they_are(
+    tiny_cell: Make, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    config = tiny_cell("method=gptq")
+    config.model.name = name
+    launch.show_plan([cell_of(config)])
+    said = capsys.readouterr().out
+    assert name in said.replace("\n", "") or len(name) > 100
+    assert "to run" in said
+
+
+def test_the_screen_shows_names_as_they_are(
+    tiny_cell: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from harness.run.events import Advanced, Waiting
+    from harness.run.screen import Screen
+
+    plan = plan_of(tiny_cell())
+    screen = Screen(launch._console(stderr=True), [plan])
+    with screen:
+        screen.cell(1, "tiny[/red]", plan)
+        screen.show(Waiting("process 7 on node3"))
+        screen.show(Advanced("perplexity", 1, 2, "[/b]"))
+        screen.show(Failed("perplexity", "OSError", "m"))
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [
+        "[1/1] tiny[/red] waits: process 7 on node3 works on this cell",
+        "[1/1] tiny[/red] perplexity failed (OSError)",
+    ]
+
+
+@pytest.mark.parametrize("trouble", [StoreError("the disk is full"), KeyboardInterrupt()])
+def test_the_summary_is_printed_whatever_happens_to_the_report(
+    tiny_cell: Make,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    trouble: BaseException,
+) -> None:
+    config = tiny_cell()
+    write(config, "perplexity")
+    failure = Failure(stage="latency", type="OSError", message="no clock")
+    cell = cell_of(config)
+    cell.store.write(failed_record(cell, failure, Timing("2026-01-01T00:00:00", 1.0)))
+
+    def broken(*_: object, **__: object) -> None:
+        raise trouble
+
+    outcome = Outcome(finished=1, failures=[("tiny", Failed("latency", "OSError", "no clock"))])
+    monkeypatch.setattr(launch, "run_sweep", lambda *_: outcome)
+    monkeypatch.setattr(launch, "report", broken)
+    try:
+        assert launch.run([Cell(config, ())]) == launch.FAILED
+    except KeyboardInterrupt:
+        assert isinstance(trouble, KeyboardInterrupt)
+    said = capsys.readouterr().err
+    assert "1 stage run, 0 found finished, 1 failed" in said
+    assert "  tiny: latency failed: no clock" in said
+    assert ("no report: the disk is full" in said) == isinstance(trouble, StoreError)
+
+
+def test_reports_of_other_names_have_other_folders_and_one_name_says_what_it_replaces(
+    tiny_cell: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, other = tiny_cell("scheme=w4"), tiny_cell("scheme=w3")
+    for config in (first, other):
+        write(config, "quantization", "perplexity", "latency")
+    for config, name in ((first, ".."), (other, "."), (first, "a b"), (other, "a/b")):
+        config.name = name
+        assert launch.run([Cell(config, ())]) == launch.OK
+        assert "took the place" not in capsys.readouterr().out
+    reports = tmp_path / "results" / "reports"
+    found = {path.name for path in reports.iterdir()}
+    assert found == {unique_name(name) for name in ("..", ".", "a b", "a/b")}
+    assert len(found) == 4
+    other.name = "a b"
+    launch.run([Cell(other, ())])
+    said = " ".join(capsys.readouterr().out.split())
+    assert (
+        "a report of the same name with 1 cell that this one does not show (tiny-rtn-w4-s0)" in said
+    )
+    assert "add name=NAME for a report of its own" in said
+    launch.run([Cell(other, ())])
+    assert "took the place" not in capsys.readouterr().out
+
+
+def test_results_that_cannot_be_written_are_refused_by_plan_and_run(
+    tiny_cell: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_cell()
+    monkeypatch.setattr("os.access", lambda *_: False)
+    for attempt in (
+        lambda: launch.show_plan([cell_of(config)]),
+        lambda: launch.run([Cell(config, ())]),
+    ):
+        with pytest.raises(StoreError, match="it is not yours to write"):
+            attempt()
+    assert not (tmp_path / "results").exists()

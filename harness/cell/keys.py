@@ -159,7 +159,10 @@ def _method(choices: Choices) -> dict[str, Any]:
         return {"name": FULL_PRECISION}
     solving = choices.solving
     options = dataclasses.asdict(solving.options)
-    return {"name": solving.solver.name, **options, **solving.rules.given()}
+    method = {"name": solving.solver.name, **options, **solving.rules.given()}
+    if choices.calibration is None:  # rounding alone is the same in every arithmetic
+        return method
+    return {**method, "arithmetic": solving.arithmetic}
 
 
 def _content(semantic: dict[str, Any]) -> dict[str, Any]:

@@ -176,6 +176,11 @@ def streams(model: Model, artifact: Path | None, runtime: RuntimeConfig, batch: 
     return not fits_whole(shape, window, batch, free_memory(runtime.device))
 
 
+def parameters(model: StoredModel) -> int:
+    """Numbers in the model, from its config.json; no weight is read."""
+    return _shape(model)[0].parameters
+
+
 def measured_shape(model: Model, artifact: Path | None) -> tuple[ModelShape, ModelFacts]:
     """Shape of, and what is known of, the model that suites measure; packed blocks are smaller."""
     shape, model_config = _shape(model)

@@ -303,6 +303,15 @@ def artifact_digest(folder: Path) -> str:
     return file_sha256(folder / "artifact.json")
 
 
+def weights_digest(folder: Path) -> str:
+    """sha256 over the names and hashes of the tensor files of an artifact, as its manifest says.
+
+    Codes, grids and all other weights, and nothing that only describes them.
+    """
+    files = json.loads((folder / "artifact.json").read_text(encoding="utf-8"))["files"]
+    return digest({name: files[name]["sha256"] for name in files if name.endswith(".safetensors")})
+
+
 def _short(path: Path) -> str:
     """A path for a sentence; the middle of one that is too long is left out."""
     text = str(path)

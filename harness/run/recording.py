@@ -133,6 +133,7 @@ def _shared(
         "environment": {
             **environment(timing.threads, runtime.device, runtime.record_host),
             "kernel": kernel,
+            "arithmetic": cell.arithmetic,
             **placement,
         },
         "started_at": timing.started_at,

@@ -28,7 +28,7 @@ from harness.models.streaming import (
     refuse_whole_model,
 )
 from harness.records.record import QUANTIZATION, Failure, LayerReport
-from harness.records.store import KEY_DIGITS, artifact_digest, disk_errors
+from harness.records.store import KEY_DIGITS, artifact_digest, disk_errors, weights_digest
 from harness.run.events import Advanced, Failed, Finished, Listener, Planned, Started, Waiting
 from harness.run.memory import planned_memory
 from harness.run.recording import StageResult, Timing, failed_record, make_record, now
@@ -133,7 +133,11 @@ def quantize(cell: ResolvedCell, progress: Any, listen: Listener) -> StageResult
     return StageResult(
         metrics=quantization_cost.metrics(result, size, clock.seconds),
         layers=[LayerReport(**asdict(layer)) for layer in result.layers],
-        inputs={**inputs, "artifact": artifact_digest(folder)},
+        inputs={
+            **inputs,
+            "artifact": artifact_digest(folder),
+            "weights": weights_digest(folder),
+        },
         weights=weights,
         placement={
             "activations": memory.activations,

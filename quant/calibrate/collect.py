@@ -22,9 +22,9 @@ class Collected(Exception):
 class Collector:
     """Hooks that feed one Hessian per group of layers with equal inputs while a block runs.
 
-    Groups are spread over the lanes; each Hessian lives on the device of its lane. With single_pass
-    the block is stopped (by Collected) once every group has been fed: what comes after, such as the
-    last and largest product of an MLP, would be computed for nothing.
+    Groups are spread over the lanes; each Hessian, of `dtype`, lives on the device of its lane.
+    With single_pass the block is stopped (by Collected) once every group has been fed: what comes
+    after, such as the last and largest product of an MLP, would be computed for nothing.
     """
 
     def __init__(
@@ -34,6 +34,7 @@ class Collector:
         groups: Sequence[tuple[str, ...]],
         single_pass: bool,
         lanes: Lanes,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         self.hessians: dict[tuple[str, ...], Hessian] = {}
         self.lane_of = dict(zip(groups, spread(block, groups, len(lanes)), strict=True))
@@ -49,9 +50,11 @@ class Collector:
             leader = linears[group[0]]
             device = lanes.devices[lane] if lane else weight_matrix(leader).device
             layer = f"{name}.{group[0]}"
-            hessian = Hessian(weight_matrix(leader).shape[1], layer=layer, device=device)
+            inputs = weight_matrix(leader).shape[1]
+            hessian = Hessian(inputs, layer=layer, dtype=dtype, device=device)
             self.hessians[group] = hessian
-            hook = self._feeder(hessian, lane, group in mixtures)
+            own = weight_matrix(leader).dtype
+            hook = self._feeder(hessian, lane, own, group in mixtures)
             self._handles.append(leader.register_forward_pre_hook(hook))
 
     def begin(self, batch: Batch) -> None:
@@ -67,11 +70,12 @@ class Collector:
             handle.remove()
 
     def _feeder(
-        self, hessian: Hessian, lane: int, routed: bool
+        self, hessian: Hessian, lane: int, own: torch.dtype, routed: bool
     ) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def feed(_: nn.Module, args: tuple[Tensor, ...]) -> None:
             assert self._batch is not None
             batch, inputs, shape = self._batch, args[0], self._batch.tokens.shape
+            require_fits(inputs, own, batch, f"the input of {hessian.layer}")
             # Some models (OPT) flatten [batch, tokens] before a layer; the Hessian counts
             # sequences by the first dimension.
             if not routed and inputs.numel() == shape.numel() * inputs.shape[-1]:
@@ -96,6 +100,17 @@ def update(hessian: Hessian, inputs: Tensor, batch: Batch, sequences: int | None
     except NonFiniteError:
         require_finite(inputs, batch, f"the input of {hessian.layer}")
         raise
+
+
+def require_fits(values: Tensor, dtype: torch.dtype, batch: Batch, what: str) -> None:
+    """As require_finite, for values that were computed in more than the model's dtype.
+
+    What the model itself cannot hold would be NaN wherever it is used.
+    """
+    most = torch.finfo(dtype).max
+    if values.dtype == dtype or not values.is_floating_point() or values.abs().amax() <= most:
+        return
+    require_finite(torch.where(values.abs() <= most, values, torch.inf), batch, what)
 
 
 def spread(block: nn.Module, groups: Sequence[tuple[str, ...]], lanes: int) -> list[int]:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from quant.arithmetic import PORTABLE
 from quant.blocks import linear_layers, set_weight_matrix, weight_matrix
 from quant.calibrate.devices import Lanes
 from quant.calibrate.few import Few, few_tokens
@@ -34,8 +35,8 @@ class LayerResult:
 
     loss, damping, dead_columns  see quant.solvers.base.Solution.
     bits_per_weight              stored: codes, the tensors of the grid, an operator in front.
-    weight_error                 ||W - Q||_F / ||W||_F in float32; 0 for an all-zero weight. W is
-                                 the weight that the transforms made.
+    weight_error                 ||W - Q||_F / ||W||_F; 0 for an all-zero weight. W is the weight
+                                 that the transforms made.
     tokens                       calibration tokens that reached the layer; 0 without calibration.
     seconds                      the solver alone; the Hessian and its factor, which layers share,
                                  are in the stages.
@@ -67,7 +68,7 @@ Solved = list[tuple[LayerResult, QuantizedWeight]]
 class BlockSolver:
     """Quantizes the layers of one block; any of its methods may run in any thread.
 
-    solved(layer) is called after every layer.
+    config.arithmetic is resolved; solved(layer) is called after every layer.
     """
 
     config: QuantizationConfig
@@ -80,6 +81,12 @@ class BlockSolver:
     def routed(self) -> frozenset[tuple[str, ...]]:
         """The groups that see only tokens routed to an expert."""
         return frozenset(group for stage in routed_groups(self.block) for group in stage)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That layers are solved in. Rounding alone is elementwise, the same bits everywhere."""
+        summed = self.config.solver.needs_calibration and self.config.arithmetic == PORTABLE
+        return torch.float64 if summed else torch.float32
 
     def group(
         self,
@@ -136,7 +143,7 @@ class BlockSolver:
     ) -> tuple[LayerResult, QuantizedWeight]:
         scheme = self.config.scheme
         begin = time.perf_counter()
-        weight = weight_matrix(module).to(device).float()
+        weight = weight_matrix(module).to(device, self.dtype)
         solution = solver.solve(weight, scheme, prepared, options, layer)
         seconds = time.perf_counter() - begin
         require_solution(solution, weight, scheme, f"{layer.name}: solver {solver.name}")

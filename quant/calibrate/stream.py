@@ -16,19 +16,21 @@ activations per block, 600 GB for OPT-175B, to save that.
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import partial
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from cuda_ext.ops import resolve_kernel
+from quant.arithmetic import resolve_arithmetic
 from quant.blocks import linear_layers, require_sound, set_weight_matrix
 from quant.calibrate.activations import activation_store
 from quant.calibrate.capture import (
+    Call,
     Capture,
     capture,
     check_streaming,
@@ -36,24 +38,26 @@ from quant.calibrate.capture import (
     run_block,
     streamed_logits,
 )
-from quant.calibrate.collect import Collected, Collector, require_finite
+from quant.calibrate.collect import Collected, Collector, require_finite, require_fits
 from quant.calibrate.cost import StageCost, StageMeter
 from quant.calibrate.devices import Lanes, Workplace
 from quant.calibrate.few import require_tokens
-from quant.calibrate.layers import BlockSolver, LayerResult, Solved, solve_groups
+from quant.calibrate.layers import LayerResult, Solved, solve_groups
 from quant.calibrate.layout import BlockStructure, Layout, evaluation
 from quant.calibrate.neighbours import Names
-from quant.calibrate.operators import calibration_products
-from quant.calibrate.sink import STAGE, BlockSink, Finished, Kept, WriteBehind
-from quant.calibrate.source import BlockSource, LoadedModel, each_block
+from quant.calibrate.run import Progress, Run
+from quant.calibrate.sink import BlockSink, Kept, WriteBehind
+from quant.calibrate.source import BlockSource, LoadedModel
 from quant.calibrate.survey import survey
 from quant.calibrate.transform import BlockTransformer, Changed, require_changes, restore
+from quant.calibrate.wide import WIDE, narrowed
 from quant.calibrate.windows import Batch, check_windows, make_batches
 from quant.config import QuantizationConfig
 from quant.coverage import Coverage
 from quant.experts import unfuse
 from quant.hessian import Hessian
 from quant.memory.heaps import give_back, memory_kept
+from quant.memory.plan import model_shape
 from quant.products import torch_alone
 from quant.weight import QuantizedWeight
 
@@ -67,8 +71,6 @@ __all__ = [
     "quantize_model",
     "streamed_logits",
 ]
-
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)
@@ -141,6 +143,9 @@ def quantize_blocks(
     resumed = sink.finished
     devices = workplace.devices or (source.device,)
     kernel = resolve_kernel(config.kernel, source.device)
+    parameters = model_shape(source.model).parameters
+    arithmetic = resolve_arithmetic(config.arithmetic, str(source.device), parameters)
+    config = replace(config, arithmetic=arithmetic)
     with (
         memory_kept(),
         StageMeter(source.device) as meter,
@@ -149,7 +154,7 @@ def quantize_blocks(
         Lanes(devices) as lanes,
         WriteBehind(meter, one_thread=source.device.type == "cpu") as writer,
     ):
-        run = _Run(source, config, kernel, sink, meter, lanes, workplace, progress, writer, resumed)
+        run = Run(source, config, kernel, sink, meter, lanes, workplace, progress, writer, resumed)
         run.recall()
         if not config.needs_calibration:
             _solve_blocks(run)
@@ -161,77 +166,7 @@ def quantize_blocks(
     return QuantizationResult({}, run.layers, meter.costs(), covered, host, resumed)
 
 
-@dataclass
-class _Run:
-    """One quantization under way."""
-
-    source: BlockSource
-    config: QuantizationConfig
-    kernel: str
-    sink: BlockSink
-    meter: StageMeter
-    lanes: Lanes
-    workplace: Workplace
-    progress: Progress | None
-    writer: WriteBehind
-    resumed: int  # the sink's own count grows meanwhile, in another thread
-    layers: list[LayerResult] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self._total = sum(len(linear_layers(block)) for block in self.source.blocks.modules)
-        self._done = 0
-        self._lock = threading.Lock()
-
-    def recall(self) -> None:
-        """Take over what earlier runs found and spent on the blocks that they finished."""
-        for index in range(self.resumed):
-            _, made = self.sink.get(index)
-            self.layers += made.layers
-            self.meter.add(made.stages)
-        self._done = len(self.layers)
-
-    @contextmanager
-    def passing(self, stage: str) -> Iterator[None]:
-        """A stage that runs blocks. Solving is none: its many small calls need no redirection."""
-        on_cpu = self.source.device.type == "cpu"
-        with (
-            self.meter.stage(stage),
-            calibration_products(self.kernel) if on_cpu else nullcontext(),
-        ):
-            yield
-
-    def count(self, layer: str) -> None:
-        """A layer is solved; called from any thread."""
-        with self._lock:
-            self._done += 1
-            if self.progress is not None:
-                self.progress(self._done, self._total, layer)
-
-    def solver(self, index: int) -> BlockSolver:
-        blocks = self.source.blocks
-        name = blocks.block_name(index)
-        return BlockSolver(self.config, blocks.modules[index], index, name, self.count)
-
-    def hand_over(self, index: int, solved: Solved) -> None:
-        """Give a finished block to the sink, with what it cost since the last one.
-
-        The block before it is kept first; keeping this one has begun when this returns.
-        """
-        layers = [layer for layer, _ in solved]
-        self.writer.settle()
-        with self.meter.stage(STAGE):
-            weights = {layer.name: weight for layer, weight in solved}
-            made = Finished(layers, self.meter.since_last())
-            keep = self.sink.put(index, weights, made)
-        self.writer.begin(keep)
-        self.layers += layers
-
-    def blocks(self, first: int = 0) -> closing[Generator[int]]:
-        """Numbers of blocks that have their weights in place; the wait for them is a stage."""
-        return closing(each_block(self.source, first, partial(self.meter.stage, "read")))
-
-
-def _solve_blocks(run: _Run) -> None:
+def _solve_blocks(run: Run) -> None:
     """Without calibration: every block on its own."""
     with run.blocks(run.resumed) as blocks:
         for index in blocks:
@@ -242,7 +177,7 @@ def _solve_blocks(run: _Run) -> None:
             run.hand_over(index, solved)
 
 
-def _calibrate(run: _Run, calibration: Sequence[Tensor]) -> None:
+def _calibrate(run: Run, calibration: Sequence[Tensor]) -> None:
     """Every block on the outputs of the quantized blocks before it."""
     source, place = run.source, run.workplace
     with run.passing("layout"):
@@ -250,7 +185,7 @@ def _calibrate(run: _Run, calibration: Sequence[Tensor]) -> None:
     give_back()
     batches = make_batches(calibration, run.config.batch_tokens)
     with activation_store(place.activations, source.device, place.folder) as store:
-        with run.passing("capture"):
+        with run.calibrating("capture"):
             tokens = [batch.tokens for batch in batches]
             captured = capture(source.model, layout, tokens, store)
             for position, batch in enumerate(batches):
@@ -267,7 +202,7 @@ def _calibrate(run: _Run, calibration: Sequence[Tensor]) -> None:
                     _advance(run, index, layout.structures[index], batches, captured)
 
 
-def _layout(run: _Run, calibration: Sequence[Tensor]) -> Layout:
+def _layout(run: Run, calibration: Sequence[Tensor]) -> Layout:
     """How blocks are called; checked against the model's own forward pass when a run begins."""
     source, first = run.source, calibration[0]
     if run.resumed:
@@ -284,7 +219,7 @@ def _layout(run: _Run, calibration: Sequence[Tensor]) -> Layout:
 
 
 def _quantize_block(
-    run: _Run,
+    run: Run,
     index: int,
     structure: BlockStructure,
     batches: list[Batch],
@@ -299,7 +234,7 @@ def _quantize_block(
 
 
 def _quantize_stage(
-    run: _Run,
+    run: Run,
     index: int,
     structure: BlockStructure,
     groups: tuple[tuple[str, ...], ...],
@@ -313,8 +248,9 @@ def _quantize_stage(
     """
     solver, lanes = run.solver(index), run.lanes
     block = solver.block
-    with run.passing("hessian"):
-        collector = Collector(block, solver.name, groups, structure.single_pass, lanes)
+    with run.calibrating("hessian"):
+        dtype = WIDE if run.wide else torch.float32
+        collector = Collector(block, solver.name, groups, structure.single_pass, lanes, dtype)
         try:
             for position, batch in enumerate(batches):
                 collector.begin(batch)
@@ -334,7 +270,7 @@ def _quantize_stage(
 
 
 def _transform(
-    run: _Run,
+    run: Run,
     index: int,
     structure: BlockStructure,
     captured: Capture,
@@ -346,14 +282,21 @@ def _transform(
         return {}
     block, name = run.source.blocks.modules[index], run.source.blocks.block_name(index)
     with run.passing("transform"):
-        hidden = captured.hidden[0]
-        again = partial(run_block, block, structure, captured.calls[index][0], hidden)
+        # What is folded where is found out in the model's dtype, whose rounding the checks allow.
+        hidden, call = captured.hidden[0], captured.calls[index][0]
+        if run.wide:
+            own = run.source.model.dtype
+            hidden, call = (
+                narrowed(hidden, own),
+                Call(narrowed(call.args, own), narrowed(call.kwargs, own)),
+            )
+        again = partial(run_block, block, structure, call, hidden)
         transforms, model = run.config.transforms, run.source.model
         worker = BlockTransformer(transforms, model, block, name, solved, hidden, again)
         return worker.apply(hessians)
 
 
-def _put_back(run: _Run, index: int) -> None:
+def _put_back(run: Run, index: int) -> None:
     """Give block `index` the values that an earlier run found, quantized and beside them."""
     model = run.source.model
     with run.meter.stage("resume"):
@@ -366,7 +309,7 @@ def _put_back(run: _Run, index: int) -> None:
 
 
 def _advance(
-    run: _Run,
+    run: Run,
     index: int,
     structure: BlockStructure,
     batches: list[Batch],
@@ -375,11 +318,12 @@ def _advance(
     """Replace the inputs of block `index`, batch by batch, by its outputs, and free its calls."""
     name = run.source.blocks.block_name(index)
     block = run.source.blocks.modules[index]
-    with run.passing("resume" if index < run.resumed - 1 else "forward"):
+    with run.calibrating("resume" if index < run.resumed - 1 else "forward"):
         for position, batch in enumerate(batches):
             call = captured.calls[index][position]
             output = run_block(block, structure, call, captured.hidden[position])
             require_finite(output, batch, f"the output of {name}")
+            require_fits(output, run.source.model.dtype, batch, f"the output of {name}")
             captured.hidden[position] = output
     captured.calls[index].clear()
     # The pass that collects the next block's Hessians takes the same memory again: it is kept.

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from quant.arithmetic import PORTABLE, resolve_arithmetic
 from quant.errors import QuantizationError
 from quant.memory.limits import PLACES, Limits
 from quant.scheme import Scheme
@@ -60,6 +61,11 @@ class ModelShape:
     @property
     def whole_bytes(self) -> int:
         return self.blocks * self.block_bytes + self.outside_bytes
+
+    @property
+    def parameters(self) -> int:
+        """Numbers in the model, as if all blocks were as large as the largest."""
+        return self.whole_bytes // self.itemsize
 
     @property
     def widest(self) -> int:
@@ -165,7 +171,15 @@ def plan_quantization(
     items = list(_quantization_items(shape, config, window, limits.device is not None))
     if not config.needs_calibration:
         tokens = 0
-    return _place(items, tokens * shape.hidden * shape.itemsize, limits, activations)
+    wide = arithmetic_of(shape, config, limits.device is not None) == PORTABLE
+    itemsize = 8 if wide else shape.itemsize
+    return _place(items, tokens * shape.hidden * itemsize, limits, activations)
+
+
+def arithmetic_of(shape: ModelShape, config: QuantizationConfig, on_gpu: bool) -> str:
+    """What the arithmetic of a configuration is for this model."""
+    device = "cuda" if on_gpu else "cpu"
+    return resolve_arithmetic(config.arithmetic, device, shape.parameters)
 
 
 def plan_evaluation(
@@ -213,26 +227,34 @@ def _quantization_items(
     yield from _weights(shape, on_gpu)
     yield from _quantized(shape, config.scheme)
     memory = config.solver.memory
-    solver = 4 * max(memory.weights * m * n + memory.prepared * n * n for m, n in shape.layers)
+    wide = arithmetic_of(shape, config, on_gpu) == PORTABLE
+    number = 8 if wide else 4
+    solver = (number if config.solver.needs_calibration else 4) * max(
+        memory.weights * m * n + memory.prepared * n * n for m, n in shape.layers
+    )
     yield Item("the largest layer in the solver", solver, here, ("sweep",))
     if not config.needs_calibration:
         return
-    if not on_gpu and config.kernel != "reference":
+    if not on_gpu and config.kernel != "reference" and not wide:
         compiled = min(_product_shapes(shape), PRODUCTS_KEPT)
         yield Item("kernels that oneDNN compiles", compiled * PRODUCT_BYTES, IN_HOST)
     inputs = [inputs for _, inputs in shape.layers]
     at_once = max(window, config.batch_tokens)
     # Layers with one input share a Hessian, which shows only when the model runs.
-    hessians = [4 * n * n for n in inputs]
-    mixtures = [sum(4 * n * n for n, _ in stage) for stage in shape.routed]
-    shared = sum(4 * n * n * (layers - 1) for stage in shape.routed for n, layers in stage)
+    hessians = [number * n * n for n in inputs]
+    mixtures = [sum(number * n * n for n, _ in stage) for stage in shape.routed]
+    shared = sum(number * n * n * (layers - 1) for stage in shape.routed for n, layers in stage)
     held = max([*hessians, *mixtures]) if config.sequential else sum(hessians) - shared
-    preparing = 4 * memory.preparing * max(inputs) ** 2
+    preparing = number * memory.preparing * max(inputs) ** 2
     yield Item("Hessians of a block (q, k, v share one)", held, here, ("factor", "sweep"))
     yield Item("the largest factorization", preparing, here, ("factor",))
     yield Item("Hessians of a block, being collected", held, here, ("collect",))
-    yield Item("a batch inside a block", _inside(shape, at_once), here, ("collect",))
-    yield Item("product of the widest inputs", 4 * max(inputs) ** 2, here, ("collect",))
+    inside = _inside(shape, at_once) * number // max(shape.itemsize, 4)
+    yield Item("a batch inside a block", inside, here, ("collect",))
+    yield Item("product of the widest inputs", number * max(inputs) ** 2, here, ("collect",))
+    if wide:
+        largest = max(map(math.prod, shape.layers))
+        yield Item("the largest layer, in float64", number * largest, here, ("collect",))
     yield Item("logits of a window, twice", 2 * _logits(shape, window), here, ("check",))
     if config.transforms:
         # What every module of a block makes is kept while the block is watched.

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 QUANTILES = ("p10", "p50", "p90", "p99")
 # What rows are made of and metrics.csv leaves to the records.
-INTERNAL = ("label", "full_precision", "cell_config", "transforms", "coverage")
+INTERNAL = ("label", "full_precision", "cell_config", "artifact", "transforms", "coverage")
 
 COLUMNS = (
     # what was measured on: the cell
@@ -102,6 +102,7 @@ def _rows(record: Record) -> list[dict[str, Any]]:
         "label": record.cell.label,
         "full_precision": record.cell.full_precision,
         "cell_config": cell_config(record),
+        "artifact": record.inputs.get("artifact"),
         "transforms": "; ".join(partly_applied(record.layers)),
         "coverage": partly_covered(record.cell),
     }

@@ -56,6 +56,8 @@ def run_cell(cell: ResolvedCell, listen: Listener, skip: frozenset[str] = frozen
                 listen(Finished(stage, 0.0, cached=True))
             elif not _attempt(cell, stage, subject, listen) and stage == QUANTIZATION:
                 return
+            elif stage == QUANTIZATION:
+                todo = plan_cell(cell).todo  # older figures may be of another artifact
 
 
 def _attempt(cell: ResolvedCell, stage: str, subject: Subject, listen: Listener) -> bool:

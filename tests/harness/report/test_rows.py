@@ -119,3 +119,16 @@ def test_methods_that_see_no_data_stand_before_those_that_do(made_up) -> None:
         for method, label in (("gptq", "AAA"), ("rtn", "ZZZ"), ("other", "MMM"))
     ]
     assert [row.label for row in rows_of(records).rows] == ["MMM", "ZZZ", "AAA"]
+
+
+def test_artifacts_of_one_key_are_told_apart(made_up) -> None:
+    one, other = (
+        record.model_copy(update={"inputs": {"artifact": digit * 64}})
+        for record, digit in (
+            (made_up.record(metrics=[made_up.perplexity(6.0)], key="a" * 64), "1"),
+            (made_up.record(metrics=[made_up.accuracy("piqa", 0.5)], key="b" * 64), "2"),
+        )
+    )
+    (note,) = rows_of([one, other]).notes
+    assert "figures are of 2 artifacts of one key (11111111, 22222222)" in note
+    assert rows_of([one]).notes == []

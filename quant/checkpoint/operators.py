@@ -102,8 +102,13 @@ def _read(said: Any, where: str) -> tuple[StoredChange, ...]:
             f"{where} cannot be read ({error}); it lists transform, version, module and tensors "
             "of every change."
         ) from error
-    texts = [t for each in changes for t in (each.transform, *each.tensors, each.module or "")]
-    if not changes or any(each.spec for each in changes) or not all(map(_is_text, texts)):
+    texts = [text for each in changes for text in (each.transform, *each.tensors)]
+    texts += [each.module for each in changes if each.module is not None]
+    if (
+        not changes
+        or any(each.spec is not None or type(each.version) is not int for each in changes)
+        or not all(map(_is_text, texts))
+    ):
         raise ArtifactError(f"{where}={said!r} lists no changes of a transform that can be read.")
     return changes
 
@@ -152,6 +157,7 @@ def build(
         assert each.spec is not None  # find_transforms comes first
         try:
             tensors = {name: read(f"{layer}.{NAME}.{index}.{name}") for name in each.tensors}
+            _require_finite(tensors, f"{layer}.{NAME}.{index}")
             made.append(KeptChange(each.spec, tensors))
             shape = made[-1](torch.zeros(1, inputs)).shape
         except (RuntimeError, TypeError, ValueError, KeyError, QuantizationError) as error:
@@ -167,6 +173,12 @@ def build(
                 "inputs; the file is damaged, or config.json belongs to another model."
             )
     return InputOperator(made)
+
+
+def _require_finite(tensors: Mapping[str, Tensor], where: str) -> None:
+    for name, tensor in tensors.items():
+        if not bool(tensor.isfinite().all()):
+            raise ArtifactError(f"{where}.{name} holds NaN or infinite values; make it again.")
 
 
 def read_operators(

@@ -27,14 +27,13 @@ Tensors = Mapping[str, "Tensor"]
 FLOATS = {"float8_e4m3fn": 8, "float8_e5m2": 8, "float16": 16, "bfloat16": 16, "float32": 32}
 WIDTHS = (2, 3, 4, 5, 6, 7, 8)  # bits of a packed integer
 # What a layer (quant.linear.QuantLinear) has besides its grid: tensors, then its other attributes.
-RESERVED = frozenset(
-    """
-    qweight g_idx bias weight input_operator tiles tile_scales tile_zeros tile_negative
-    scheme in_features out_features requested kernel tiled way packed quantized_weight
-    from_quantized dequantize training forward type to half float double apply train eval buffers
-    children modules parameters state_dict
-    """.split()
-)
+RESERVED = (
+    "qweight", "g_idx", "bias", "weight", "input_operator", "tiles", "tile_scales", "tile_zeros",
+    "tile_negative", "scheme", "in_features", "out_features", "requested", "kernel", "tiled",
+    "way", "packed", "quantized_weight", "from_quantized", "dequantize", "training", "forward",
+    "type", "to", "half", "float", "double", "apply", "train", "eval", "buffers", "children",
+    "modules", "parameters", "state_dict",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

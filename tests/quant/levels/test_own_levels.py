@@ -217,9 +217,9 @@ def test_a_prefix_that_makes_names_ambiguous_is_refused():
 
 
 def test_a_kind_is_not_called_as_one_of_ours():
-    """An artifact says its levels by name: it would be read as the built-in ones, without a word."""
+    """An artifact says its levels by name: it would be read as ours without a word."""
     twice = replace(load_levels("uniform"), prefix="mw", decode=lambda *given: 2 * given[0])
-    with pytest.raises(SchemeError, match="levels=uniform is what Bitsweep's own levels are calle"):
+    with pytest.raises(SchemeError, match="levels=uniform is what Bitsweep's own levels are"):
         Scheme(4, 16, levels=twice)
     assert Scheme(4, 16, levels=load_levels("uniform")).name == Scheme(4, 16).name
 

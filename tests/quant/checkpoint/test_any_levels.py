@@ -119,6 +119,9 @@ def test_no_code_is_imported_because_a_checkpoint_names_it(folder: Path, tmp_pat
         ):
             quant.load(broken, levels=levels, verify_files=False)
     assert quant.load(broken, levels=[SCHEMES[3].kind], verify_files=False)
+    other = replace(SCHEMES[3].kind, decode=lambda *given: 2 * given[0])
+    with pytest.raises(ArtifactError, match="levels='scaled' is what 2 of the given kinds"):
+        quant.load(broken, levels=[other, SCHEMES[3].kind], verify_files=False)
 
 
 @pytest.mark.parametrize(

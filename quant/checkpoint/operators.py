@@ -157,7 +157,6 @@ def build(
         assert each.spec is not None  # find_transforms comes first
         try:
             tensors = {name: read(f"{layer}.{NAME}.{index}.{name}") for name in each.tensors}
-            _require_finite(tensors, f"{layer}.{NAME}.{index}")
             made.append(KeptChange(each.spec, tensors))
             shape = made[-1](torch.zeros(1, inputs)).shape
         except (RuntimeError, TypeError, ValueError, KeyError, QuantizationError) as error:
@@ -173,12 +172,6 @@ def build(
                 "inputs; the file is damaged, or config.json belongs to another model."
             )
     return InputOperator(made)
-
-
-def _require_finite(tensors: Mapping[str, Tensor], where: str) -> None:
-    for name, tensor in tensors.items():
-        if not bool(tensor.isfinite().all()):
-            raise ArtifactError(f"{where}.{name} holds NaN or infinite values; make it again.")
 
 
 def read_operators(

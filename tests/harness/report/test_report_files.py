@@ -7,6 +7,7 @@ import struct
 import matplotlib
 import pytest
 
+from harness import cli
 from harness.errors import StoreError
 from harness.report import build_report
 from harness.report.frame import from_records
@@ -120,3 +121,15 @@ def test_many_methods_schemes_and_tasks_are_drawn(made_up) -> None:
             config = {"method.act_order": act_order}
             records += made_up.cell("gptq", scheme, 5.5, config=config)[1:]
     assert drawn(records) == {"accuracy", "latency"}
+
+
+def test_a_report_that_cannot_be_written_asks_for_another_folder(tmp_path, made_up, capsys) -> None:
+    cell = tmp_path / "cells" / "a"
+    cell.mkdir(parents=True)
+    (cell / "perplexity.json").write_text(
+        made_up.record(metrics=[made_up.perplexity(5.0)]).model_dump_json()
+    )
+    (tmp_path / "reports").write_text("in the way")
+    assert cli.main(["report", str(tmp_path)]) == cli.IMPOSSIBLE
+    assert "--out FOLDER" in capsys.readouterr().err
+    assert cli.main(["report", str(tmp_path), "--out", str(tmp_path / "x")]) == cli.OK

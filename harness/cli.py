@@ -210,7 +210,13 @@ def _report(arguments: Sequence[str]) -> int:
         raise ConfigError(
             f"{folder} cannot be written: name another folder for the report with --out FOLDER."
         )
-    report(records, folder, options.title, suites_in(options.config_dir))
+    report(
+        records,
+        folder,
+        options.title,
+        suites_in(options.config_dir),
+        own_folder=options.out is None,
+    )
     return OK
 
 

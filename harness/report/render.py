@@ -11,7 +11,6 @@ from harness.report.table import Cell, Column, Table, on_screen
 from harness.streams import shown
 
 if TYPE_CHECKING:
-    import rich.table
     from rich.console import Group
     from rich.text import Text
 
@@ -64,14 +63,13 @@ def to_rich(table: Table, width: int = SCREEN_WIDTH, causes: bool = True) -> Gro
     return Group(*parts, *notes)
 
 
-def _rich_panel(table: Table, columns: list[int]) -> rich.table.Table:
+def _rich_panel(table: Table, columns: list[int]) -> Group:
     from rich import box
+    from rich.console import Group
     from rich.table import Table as RichTable
     from rich.text import Text
 
     panel = RichTable(
-        title=Text(shown(table.title), style="bold"),
-        title_justify="left",
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
         pad_edge=False,
@@ -82,7 +80,8 @@ def _rich_panel(table: Table, columns: list[int]) -> rich.table.Table:
         panel.add_column(header, justify="right" if column.numeric else "left", no_wrap=True)
     for row in table.rows:
         panel.add_row(*(_rich_cell(row[index]) for index in columns))
-    return panel
+    # As a title of the panel it would be folded to the width of a narrow one.
+    return Group(Text(shown(table.title), style="bold"), panel)
 
 
 def _rich_cell(cell: Cell) -> Text:

@@ -133,3 +133,18 @@ def test_a_report_that_cannot_be_written_asks_for_another_folder(tmp_path, made_
     assert cli.main(["report", str(tmp_path)]) == cli.IMPOSSIBLE
     assert "--out FOLDER" in capsys.readouterr().err
     assert cli.main(["report", str(tmp_path), "--out", str(tmp_path / "x")]) == cli.OK
+
+
+def test_a_report_leaves_no_tables_of_the_one_before(tmp_path, made_up) -> None:
+    cell = tmp_path / "cells" / "a"
+    cell.mkdir(parents=True)
+    record = made_up.record(metrics=[made_up.perplexity(5.0)])
+    (cell / "perplexity.json").write_text(record.model_dump_json())
+    for folder, kept in ((tmp_path / "reports" / "all", False), (tmp_path / "mine", True)):
+        for name in ("tables/toy.csv", "plots/toy.png"):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text("old")
+        assert cli.main(["report", str(tmp_path), *(["--out", str(folder)] if kept else [])]) == 0
+        assert (folder / "tables/accuracy.csv").exists()
+        assert (folder / "tables/toy.csv").exists() is kept
+        assert (folder / "plots/toy.png").exists() is kept

@@ -119,3 +119,15 @@ def test_methods_that_see_no_data_stand_before_those_that_do(made_up) -> None:
         for method, label in (("gptq", "AAA"), ("rtn", "ZZZ"), ("other", "MMM"))
     ]
     assert [row.label for row in rows_of(records).rows] == ["MMM", "ZZZ", "AAA"]
+
+
+def test_two_models_of_one_name_keep_their_figures(made_up) -> None:
+    def record(model: str, name: str = "local", value: float = 5.0):
+        figures, hashes = [made_up.perplexity(value)], {"model": model * 64}
+        return made_up.record(model=name, metrics=figures, inputs=hashes, cell_key=model * 64)
+
+    found = rows_of([record("a"), record("b", value=9.0), record("c", "mine")])
+    shown = [(row.model, row.figures[KEY].value) for row in found.rows]
+    assert shown == [("local-aaaaaaaa", 5.0), ("local-bbbbbbbb", 9.0), ("mine", 5.0)]
+    assert found.notes == []
+    assert [row.model for row in rows_of([record("a"), record("a")]).rows] == ["local"]

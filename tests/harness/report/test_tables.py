@@ -72,6 +72,13 @@ def test_columns_stay_aligned_where_the_encoding_lacks_characters(sweep, monkeyp
     assert "ppl v" in text
 
 
+def test_the_title_of_a_narrow_table_is_not_folded() -> None:
+    table = Table(
+        "x", "m", "Time and memory of a-model-of-a-long-name", [Column("s", "s")], [[Cell("1")]]
+    )
+    assert table.title in on_screen(to_rich(table))
+
+
 def test_csv_keeps_every_digit(sweep) -> None:
     rows = list(csv.DictReader(io.StringIO(to_csv(tables_of(sweep)["accuracy"]))))
     row = next(row for row in rows if (row["method"], row["scheme"]) == ("GPTQ", "w3"))

@@ -111,7 +111,7 @@ def inspect(folder: Path, levels: str | None = None) -> None:
     rows = {
         "format": checkpoint.name,
         "producer": checkpoint.producer or "not named",
-        "scheme": f"{scheme.name}, {scheme.scale_dtype} scales",
+        "scheme": scheme.name + (f", {scheme.scale_dtype} scales" if scheme.kind.scaled else ""),
         "bits per weight": f"{figures.bits / figures.weights:.3f}",
         "layers": f"{len(weights)}, {figures.weights:,} weights",
         "act-order": f"{figures.scattered} layers with scattered groups",
@@ -162,11 +162,11 @@ def _figures(weights: Any) -> _Figures:
 @contextmanager
 def _sentences() -> Iterator[None]:
     """Errors of quant as errors of the request."""
-    from quant import ArtifactError
+    from quant.errors import ArtifactError, SchemeError
 
     try:
         yield
-    except ArtifactError as error:
+    except (ArtifactError, SchemeError) as error:  # a module of levels may have no right LEVELS
         raise ConfigError(str(error)) from error
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from quant.arithmetic import ARITHMETIC, AUTO
 from quant.errors import QuantizationError
+from quant.rules import STRICT, Rules
 from quant.scheme import Scheme
 from quant.solvers.base import Solver
 from quant.transforms.base import Transform
@@ -29,6 +30,7 @@ class QuantizationConfig:
                   the device where it can be had, with a line in the log where it cannot).
     batch_tokens  calibration tokens that run through a block at a time; a matter of speed and
                   memory (results change only by rounding, portable ones not at all).
+    rules         what it may do otherwise than asked.
     arithmetic    "portable", "fast" or "auto", which quantize_model resolves (quant.arithmetic).
 
     Raises QuantizationError, one sentence with the way out, for parts that do not fit together.
@@ -40,6 +42,7 @@ class QuantizationConfig:
     transforms: tuple[tuple[Transform, Any], ...] = ()
     kernel: str = "auto"
     batch_tokens: int = 2048
+    rules: Rules = STRICT
     arithmetic: str = AUTO
 
     def __post_init__(self) -> None:
@@ -82,6 +85,7 @@ class QuantizationConfig:
             "transforms": [_identity(each, each.change, opts) for each, opts in self.transforms],
             "kernel": self.kernel,
             "batch_tokens": self.batch_tokens,
+            **self.rules.given(),
             "arithmetic": self.arithmetic,
         }
 

@@ -17,8 +17,11 @@ from quant.memory.heaps import own_zeros
 from quant.products import add_gram, mirror, product
 from quant.tiling import BLOCKS
 
-# Of two entries that mirror each other, as a share of sqrt(H_ii H_jj), which bounds both.
+# Of two entries that mirror each other, as a share of sqrt(H_ii H_jj), which bounds both; and what
+# a change of coordinates may round, in units of its type, as a share of the trace, which bounds H:
+# where few tokens leave directions without any, both entries are such rounding and nothing else.
 ASYMMETRY = 1e-3
+ROUNDING = 8
 
 
 class Hessian:
@@ -46,10 +49,11 @@ class Hessian:
         self._sum = own_zeros((inputs, inputs), dtype, device)
 
     @torch.no_grad()
-    def update(self, inputs: Tensor) -> None:
+    def update(self, inputs: Tensor, sequences: int | None = None) -> None:
         """Add what the layer saw: inputs [..., in] of any float dtype.
 
         With three dimensions or more the first one counts sequences; [tokens, in] is one sequence.
+        `sequences` says how many there are where the tokens do not: a router chose them.
         Raises NonFiniteError for NaN or infinite activations and leaves the sum untouched.
         """
         if inputs.shape[-1] != self.inputs:
@@ -67,7 +71,8 @@ class Hessian:
             rows = rows.to(self._sum.dtype)
         add_gram(self._sum, rows)
         self.tokens += rows.shape[0]
-        self.sequences += inputs.shape[0] if inputs.dim() > 2 else 1
+        counted = inputs.shape[0] if inputs.dim() > 2 else 1
+        self.sequences += counted if sequences is None else sequences
 
     def matrix(self) -> Tensor:
         """H [in, in], in the accumulator's dtype; CalibrationError when no token was seen."""
@@ -256,11 +261,12 @@ def _check_matrix(hessian: Tensor, layer: str) -> None:
 
 def _check_symmetric(hessian: Tensor, layer: str) -> None:
     """ValueError unless H_ij and H_ji agree to rounding; by blocks, so that no copy is made."""
-    scale = hessian.diagonal().abs().sqrt()
+    diagonal = hessian.diagonal().abs()
+    scale, rounding = diagonal.sqrt(), ROUNDING * torch.finfo(hessian.dtype).eps * diagonal.sum()
     for start in range(0, len(hessian), 1024):
         rows = slice(start, start + 1024)
         apart = (hessian[rows] - hessian[:, rows].T).abs_()
-        wrong = apart > ASYMMETRY * scale[rows, None] * scale
+        wrong = apart > ASYMMETRY * scale[rows, None] * scale + rounding
         if bool(wrong.any()):
             row, column = (int(place) for place in wrong.nonzero()[0])
             row += start

@@ -26,7 +26,10 @@ class KeptChange(nn.Module):
     """
 
     def __init__(self, transform: Transform, tensors: Mapping[str, Tensor]) -> None:
-        """Hold copies of the tensors; QuantizationError for names that a module cannot hold."""
+        """Hold copies of the tensors.
+
+        QuantizationError for names that a module cannot hold, and for values that are not finite.
+        """
         super().__init__()
         self.transform = transform
         self._names = tuple(tensors)
@@ -35,6 +38,12 @@ class KeptChange(nn.Module):
                 raise QuantizationError(
                     f"transform {transform.name}: a tensor of its change is called {name!r}, which "
                     "a module cannot hold; give it another name, of letters, digits and _."
+                )
+            narrow = tensor.dtype.itemsize == 1  # torch asks no float8 whether it is finite
+            if not bool((tensor.float() if narrow else tensor).isfinite().all()):
+                raise QuantizationError(
+                    f"transform {transform.name}: {name} of its change holds NaN or infinite "
+                    "values; correct change, or look for damage in what it was made from."
                 )
             self.register_buffer(name, tensor.detach().clone())
 

@@ -54,6 +54,11 @@ class Scheme:
                 "use null for one grid per row, or 1 or more."
             )
         kind = self.kind
+        if any(each.name == kind.name and each != kind for each in built_in_levels()):
+            raise SchemeError(
+                f"levels={kind.name} is what Bitsweep's own levels are called, and checkpoints say "
+                "levels by their name: give your LEVELS another one."
+            )
         for field, allowed in (
             ("grid", tuple(dict.fromkeys((*GRIDS, *kind.grids)))),
             ("scale_dtype", tuple(SCALE_DTYPES)),

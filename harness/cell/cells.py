@@ -98,6 +98,7 @@ class ResolvedCell:
             options=solving.options,
             transforms=tuple((t.transform, t.options) for t in self.choices.transforms),
             kernel=self.kernel,
+            rules=solving.rules,
             arithmetic=solving.arithmetic,
         )
 

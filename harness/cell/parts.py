@@ -17,6 +17,7 @@ from harness.records.record import FULL_PRECISION, LOADED, QUANTIZATION
 from harness.suites.base import Suite
 from quant.arithmetic import AUTO
 from quant.parts import Part, PartError, find_part
+from quant.rules import RULES, STRICT, Rules
 from quant.solvers.base import Solver, words_of
 from quant.transforms.base import Transform
 
@@ -25,7 +26,7 @@ ARITHMETIC_KEY = "arithmetic"  # of a method, beside the options of its solver
 # Keys that stand beside the options of a part, in configurations (the first ones), in records and
 # in artifacts: an option of that name would overwrite them, or be overwritten.
 RESERVED: Mapping[type, frozenset[str]] = {
-    Solver: frozenset({MODULE, "solver", ARITHMETIC_KEY, "name", "calib", "transform"}),
+    Solver: frozenset({MODULE, "solver", ARITHMETIC_KEY, "name", "calib", "transform", *RULES}),
     Transform: frozenset({MODULE, "solver", "name", "version"}),
     Suite: frozenset({MODULE, "solver"}),
 }
@@ -35,7 +36,7 @@ Spec = TypeVar("Spec")
 
 @dataclass(frozen=True)
 class Solving:
-    """A solver and its options.
+    """A solver, its options, and what it is allowed to do otherwise.
 
     arithmetic  what it is solved in: as it was asked for, and what that stands for once the model
                 is known (quant.arithmetic).
@@ -44,6 +45,7 @@ class Solving:
 
     part: Part
     options: Any
+    rules: Rules = STRICT
     arithmetic: str = AUTO
     said: tuple[str, ...] = ()
 

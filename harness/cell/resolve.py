@@ -26,6 +26,7 @@ from harness.cell.parts import (
     load_part,
 )
 from harness.config.help import options_with
+from harness.config.options import build_options
 from harness.config.schema import CellConfig, RuntimeConfig, SchemeConfig
 from harness.errors import ConfigError
 from harness.models.model import (
@@ -41,6 +42,7 @@ from harness.suites.base import Facts, Suite
 from quant.arithmetic import AUTO, resolve_arithmetic
 from quant.levels.base import Levels, built_in_levels
 from quant.parts import Part
+from quant.rules import RULES, TOKEN_RULES, Rules
 from quant.scheme import Scheme, SchemeError
 from quant.solvers.base import Solver
 from quant.transforms.base import Transform
@@ -179,11 +181,21 @@ def _solving(method: Mapping[str, Any], folder: Path | None) -> Solving | None:
             f"method.{MODULE}={method[MODULE]} is not a key of a method: its module is named by "
             "method.solver."
         )
-    given = {MODULE if key == "solver" else key: value for key, value in method.items()}
+    given = {MODULE if key == "solver" else key: v for key, v in method.items() if key not in RULES}
     arithmetic = given.pop(ARITHMETIC_KEY, AUTO)
     others = lambda key: options_with("method", key, folder)  # noqa: E731
-    solving = Solving(*build_part("method", given, "SOLVER", Solver, folder, others), arithmetic)
+    allowed = {key: value for key, value in method.items() if key in RULES}
+    rules = build_options(Rules, allowed, "method", "quant.rules")
+    built = build_part("method", given, "SOLVER", Solver, folder, others)
+    solving = Solving(*built, rules, arithmetic)
     checks.arithmetic(arithmetic, solving.solver, ARITHMETIC_KEY in method)
+    unread = [key for key in TOKEN_RULES if key in allowed]
+    if unread and not solving.solver.needs_calibration:
+        raise ConfigError(
+            f"method.{unread[0]}={allowed[unread[0]]} is about calibration tokens, which "
+            f"{solving.solver.label} does not see: leave it out, or use "
+            f"{_methods_with(unread[0], folder)}."
+        )
     return solving
 
 

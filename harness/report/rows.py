@@ -70,6 +70,7 @@ class Row:
     failures: dict[str, str] = field(default_factory=dict)  # suite -> cause
     fallbacks: tuple[str, ...] = ()
     transforms: tuple[str, ...] = ()  # those that left some layers as they were
+    coverage: tuple[str, ...] = ()  # what of the blocks' matrices stays in full precision
 
     @property
     def scheme_label(self) -> str:
@@ -249,6 +250,7 @@ def _row(group: list[dict[str, Any]]) -> Row:
         failures={suite: "; ".join(sorted(set(errors))) for suite, errors in failures.items()},
         fallbacks=_different(entry["fallbacks"] for entry in group),
         transforms=_different(entry["transforms"] for entry in group),
+        coverage=_different(entry["coverage"] for entry in group),
     )
 
 

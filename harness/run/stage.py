@@ -147,7 +147,9 @@ def quantize(cell: ResolvedCell, progress: Any, listen: Listener) -> StageResult
             "blocks resumed": str(result.resumed),
         },
         peak_memory_bytes=max(peaks, default=None),
-        bits_per_weight=quantization_cost.bits_per_weight(result.layers),
+        bits_per_weight=quantization_cost.bits_per_weight(result),
+        coverage=result.coverage.share,
+        outside=result.coverage.outside(),
         kernel=cell.kernel if cell.quantization.solver.uses_kernel else None,
     )
 
@@ -228,6 +230,8 @@ def _run_suite(
         failures=found[0].failures,
         peak_memory_bytes=peak.bytes,
         bits_per_weight=subject.bits_per_weight,
+        coverage=subject.coverage,
+        outside=subject.outside,
         kernel=cell.kernel,
     )
 

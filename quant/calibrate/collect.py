@@ -11,6 +11,7 @@ from quant.blocks import linear_layers, weight_matrix
 from quant.calibrate.devices import Lanes, assign
 from quant.calibrate.windows import Batch
 from quant.errors import NonFiniteError
+from quant.experts import routed_groups
 from quant.hessian import Hessian
 
 
@@ -41,6 +42,8 @@ class Collector:
         self._waiting: set[str] = set()
         self._single_pass = single_pass
         self._lanes = lanes
+        mixtures = {group for stage in routed_groups(block) for group in stage}
+        self._routed = [group for group in self.lane_of if group in mixtures]
         self._handles = []
         linears = linear_layers(block)
         for group, lane in self.lane_of.items():
@@ -50,20 +53,24 @@ class Collector:
             inputs = weight_matrix(leader).shape[1]
             hessian = Hessian(inputs, layer=layer, dtype=dtype, device=device)
             self.hessians[group] = hessian
-            hook = self._feeder(hessian, lane, weight_matrix(leader).dtype)
+            own = weight_matrix(leader).dtype
+            hook = self._feeder(hessian, lane, own, group in mixtures)
             self._handles.append(leader.register_forward_pre_hook(hook))
 
     def begin(self, batch: Batch) -> None:
         """What is fed from now on belongs to this batch."""
         self._batch = batch
         self._waiting = {hessian.layer for hessian in self.hessians.values()}
+        # Every sequence counts for every expert, also one of which it saw nothing: n is a scale.
+        for group in self._routed:
+            self.hessians[group].sequences += batch.tokens.shape[0]
 
     def close(self) -> None:
         for handle in self._handles:
             handle.remove()
 
     def _feeder(
-        self, hessian: Hessian, lane: int, own: torch.dtype
+        self, hessian: Hessian, lane: int, own: torch.dtype, routed: bool
     ) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def feed(_: nn.Module, args: tuple[Tensor, ...]) -> None:
             assert self._batch is not None
@@ -71,13 +78,14 @@ class Collector:
             require_fits(inputs, own, batch, f"the input of {hessian.layer}")
             # Some models (OPT) flatten [batch, tokens] before a layer; the Hessian counts
             # sequences by the first dimension.
-            if inputs.numel() == shape.numel() * inputs.shape[-1]:
+            if not routed and inputs.numel() == shape.numel() * inputs.shape[-1]:
                 inputs = inputs.reshape(*shape, inputs.shape[-1])
             if lane:
                 # A copy made now, in the order of the model's own work: the block may go on to
                 # change its tensor in place while the other lane still reads.
                 inputs = inputs.detach().to(self._lanes.devices[lane], copy=True)
-            self._lanes.send(lane, lambda: update(hessian, inputs, batch))
+            sequences = 0 if routed else None
+            self._lanes.send(lane, lambda: update(hessian, inputs, batch, sequences))
             self._waiting.discard(hessian.layer)
             if self._single_pass and not self._waiting:
                 raise Collected
@@ -85,10 +93,10 @@ class Collector:
         return feed
 
 
-def update(hessian: Hessian, inputs: Tensor, batch: Batch) -> None:
+def update(hessian: Hessian, inputs: Tensor, batch: Batch, sequences: int | None = None) -> None:
     """Add inputs [batch, tokens, in] to a Hessian; NonFiniteError names the window."""
     try:
-        hessian.update(inputs)
+        hessian.update(inputs, sequences)
     except NonFiniteError:
         require_finite(inputs, batch, f"the input of {hessian.layer}")
         raise

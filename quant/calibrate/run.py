@@ -7,14 +7,11 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
-
-import torch
 
 from quant.arithmetic import PORTABLE
 from quant.blocks import linear_layers
 from quant.calibrate.cost import StageMeter
-from quant.calibrate.devices import Lanes
+from quant.calibrate.devices import Lanes, Workplace
 from quant.calibrate.layers import BlockSolver, LayerResult, Solved
 from quant.calibrate.operators import calibration_products
 from quant.calibrate.sink import STAGE, BlockSink, Finished, WriteBehind
@@ -23,21 +20,6 @@ from quant.calibrate.wide import WideCalls, wide_buffers
 from quant.config import QuantizationConfig
 
 Progress = Callable[[int, int, str], None]
-
-
-@dataclass(frozen=True)
-class Workplace:
-    """Where the work is done. None of it changes a bit of the result.
-
-    devices      over which Hessians and solves are spread; the first is where blocks run. None:
-                 the device of the model.
-    activations  where calibration activations wait between blocks: "cuda", "cpu" or "disk".
-    folder       for activations on disk.
-    """
-
-    devices: tuple[torch.device, ...] | None = None
-    activations: str = "cpu"
-    folder: Path | None = None
 
 
 @dataclass

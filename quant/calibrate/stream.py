@@ -27,12 +27,7 @@ from transformers import PreTrainedModel
 
 from cuda_ext.ops import resolve_kernel
 from quant.arithmetic import resolve_arithmetic
-from quant.blocks import (
-    linear_layers,
-    require_quantizable,
-    require_sound,
-    set_weight_matrix,
-)
+from quant.blocks import linear_layers, require_sound, set_weight_matrix
 from quant.calibrate.activations import activation_store
 from quant.calibrate.capture import (
     Call,
@@ -45,17 +40,21 @@ from quant.calibrate.capture import (
 )
 from quant.calibrate.collect import Collected, Collector, require_finite, require_fits
 from quant.calibrate.cost import StageCost, StageMeter
-from quant.calibrate.devices import Lanes
+from quant.calibrate.devices import Lanes, Workplace
+from quant.calibrate.few import require_tokens
 from quant.calibrate.layers import LayerResult, Solved, solve_groups
 from quant.calibrate.layout import BlockStructure, Layout, evaluation
 from quant.calibrate.neighbours import Names
-from quant.calibrate.run import Progress, Run, Workplace
+from quant.calibrate.run import Progress, Run
 from quant.calibrate.sink import BlockSink, Kept, WriteBehind
 from quant.calibrate.source import BlockSource, LoadedModel
+from quant.calibrate.survey import survey
 from quant.calibrate.transform import BlockTransformer, Changed, require_changes, restore
 from quant.calibrate.wide import WIDE, narrowed
 from quant.calibrate.windows import Batch, check_windows, make_batches
 from quant.config import QuantizationConfig
+from quant.coverage import Coverage
+from quant.experts import unfuse
 from quant.hessian import Hessian
 from quant.memory.heaps import give_back, memory_kept
 from quant.memory.plan import model_shape
@@ -82,12 +81,14 @@ class QuantizationResult:
                      caller took them.
     host_peak_bytes  highest resident memory of this process during the run; None where the platform
                      gives no figure.
+    coverage         of the blocks' matrices by quantized layers.
     resumed          blocks that an earlier, interrupted run had finished.
     """
 
     weights: dict[str, QuantizedWeight]
     layers: list[LayerResult]
     stages: list[StageCost]
+    coverage: Coverage
     host_peak_bytes: int | None = None
     resumed: int = 0
 
@@ -102,18 +103,20 @@ def quantize_model(
     """Quantize every linear layer in the blocks of a `model` in memory; nothing else is touched.
 
     The model is modified in place: its weights become the dequantized values in their own dtype, so
-    it is also the simulated quantized model. After an error it may be partly quantized.
-    calibration holds windows of token ids [tokens], any lengths; none where nothing needs them.
+    it is also the simulated quantized model; fused experts become modules (quant.experts). After an
+    error it may be partly quantized. calibration holds windows of token ids [tokens], any lengths;
+    none where nothing needs them.
     progress(done, total, name) is called after every layer.
 
     Raises ModelLayoutError, SchemeError, NonFiniteError and CalibrationError before anything is
     changed; NonFiniteError, SingularHessianError and CalibrationError for a layer while it runs.
     """
+    unfuse(model)
     source, kept = LoadedModel(model), Kept()
     for index, block in enumerate(source.blocks.modules):
         require_sound(block, source.blocks.block_name(index))
     result = quantize_blocks(source, calibration, config, kept, progress, workplace)
-    return QuantizationResult(kept.weights, result.layers, result.stages, result.host_peak_bytes)
+    return replace(result, weights=kept.weights)
 
 
 def quantize_blocks(
@@ -123,6 +126,7 @@ def quantize_blocks(
     sink: BlockSink,
     progress: Progress | None = None,
     workplace: Workplace | None = None,
+    covered: Coverage | None = None,
 ) -> QuantizationResult:
     """Quantize every linear layer in the blocks of `source`, handing each block to `sink`.
 
@@ -130,9 +134,9 @@ def quantize_blocks(
     be quantized is an error when it is reached; what the sink took before stays there, the block
     that is being written included. An error of the sink is raised when the next block is handed
     over, or at the end. The stage "write" is what the run waited for the sink; what the sink's
-    thread worked is `StageCost.behind`.
+    thread worked is `StageCost.behind`. covered is what `survey` found, if it was asked already.
     """
-    require_quantizable(source.blocks)
+    covered = covered or survey(source, config.rules)
     if config.needs_calibration:
         check_windows(calibration, source.model)
     workplace = workplace or Workplace()
@@ -158,7 +162,8 @@ def quantize_blocks(
             _calibrate(run, calibration)
         writer.settle()
         require_changes(config.transforms, run.layers)
-    return QuantizationResult({}, run.layers, meter.costs(), meter.host_peak_bytes, resumed)
+    host = meter.host_peak_bytes
+    return QuantizationResult({}, run.layers, meter.costs(), covered, host, resumed)
 
 
 def _solve_blocks(run: Run) -> None:
@@ -220,9 +225,7 @@ def _quantize_block(
     batches: list[Batch],
     captured: Capture,
 ) -> None:
-    stages: list[tuple[tuple[str, ...], ...]] = [structure.groups]
-    if run.config.sequential:
-        stages = [(group,) for group in structure.groups]
+    stages = structure.stages() if run.config.sequential else [structure.groups]
     solved: Solved = []
     for groups in stages:
         before = frozenset(layer.name for layer, _ in solved)
@@ -258,6 +261,7 @@ def _quantize_stage(
         finally:
             collector.close()
     give_back()
+    require_tokens(collector.hessians, solver.routed, run.config)
     changed = _transform(run, index, structure, captured, collector.hessians, before)
     with run.meter.stage("solve"):
         solved = solve_groups(solver, lanes, collector.lane_of, collector.hessians, changed)

@@ -55,7 +55,13 @@ def parse(
     if found[0].parts is not None:
         return parsed
     known: list[str | Part | Levels] = [*built_in_levels(), *levels]
-    kind = next((each for each in known if load_levels(each).name == parsed.levels), None)
+    named = [each for each in known if load_levels(each).name == parsed.levels]
+    if any(load_levels(each) != load_levels(named[0]) for each in named[1:]):
+        raise ArtifactError(
+            f"{where}.levels={parsed.levels!r} is what {len(named)} of the given kinds of levels "
+            "are called: give only the one that the checkpoint was made with."
+        )
+    kind = named[0] if named else None
     if kind is None:
         module = config.get("levels_module")
         raise ArtifactError(

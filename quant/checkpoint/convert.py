@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from quant.checkpoint.files import (
     QUANTIZATION_FILES,
@@ -45,9 +46,9 @@ BESIDE = ("config.json", "generation_config.json", *QUANTIZATION_FILES, *TOKENIZ
 def convert(folder: str | Path, out: str | Path, *, code: bool = False) -> Path:
     """Write the model of `folder` to `out` as safetensors files; configuration and tokenizer too.
 
-    Tensors that share memory, such as tied embeddings, are written once; where the files hold
-    another head than config.json ties, the new config.json says so. OUT appears whole or not at
-    all; code copies the model's own Python files too.
+    Tensors that share memory are written once if the model ties them, such as embeddings; where
+    the files hold another head than config.json ties, the new config.json says so. OUT appears
+    whole or not at all; code copies the model's own Python files too.
 
     Raises ArtifactError for a folder that is missing, a file or without .bin files, for an OUT that
     is a file or holds something, and naming a file that is missing or no state dict.
@@ -58,15 +59,17 @@ def convert(folder: str | Path, out: str | Path, *, code: bool = False) -> Path:
     own = [path.name for path in folder.glob("*.py")] if code else []
     beside = copyable(folder, (*BESIDE, *own))
     needed = sum(path.stat().st_size for path in (*files, *beside))
+    model = _model(folder)
     partial = out.with_name(f".{out.name}.converting")
     try:
         with writing(out, needed):
             make_room(out, needed)
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir()
-            _write(files, partial)
+            _write(files, partial, model)
             copy_files(beside, partial)
-            _say_what_is_tied(partial)
+            if model is not None:
+                _say_what_is_tied(partial, model)
             for path in (*partial.iterdir(), partial):
                 sync(path)
             if out.exists():
@@ -77,15 +80,30 @@ def convert(folder: str | Path, out: str | Path, *, code: bool = False) -> Path:
     return out
 
 
-def _say_what_is_tied(folder: Path) -> None:
-    """Correct config.json where it ties what the files hold with other values."""
-    from quant.checkpoint.matching import model_names, say_untied, untie_as_stored
+def _model(folder: Path) -> PreTrainedModel | None:
+    """The model without its weights; None where transformers knows none, so nothing says ties."""
     from quant.checkpoint.skeleton import build_skeleton
 
     try:
-        model = build_skeleton(folder, None, {})
+        return build_skeleton(folder, None, {})
     except ArtifactError:
-        return  # no model that transformers knows, so nothing says what would be tied
+        return None
+
+
+def _apart(model: PreTrainedModel | None, name: str, other: str) -> bool:
+    """Whether the model has two tensors where a file has one: then it needs both."""
+    from quant.checkpoint.matching import model_names, parameters_and_buffers
+
+    if model is None:
+        return True
+    names = {mine for mine, _, _ in model_names(model, (name, other)) if mine}
+    return len(names) == 2 and not any(names <= set(tied) for tied in parameters_and_buffers(model))
+
+
+def _say_what_is_tied(folder: Path, model: PreTrainedModel) -> None:
+    """Correct config.json where it ties what the files hold with other values."""
+    from quant.checkpoint.matching import model_names, say_untied, untie_as_stored
+
     with TensorReader(folder, mapped=False) as reader:
         stored = {mine: name for mine, name, _ in model_names(model, reader.names) if mine}
         untied = untie_as_stored(model, stored, lambda name: reader.mapped(stored[name]))
@@ -96,11 +114,11 @@ def _say_what_is_tied(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def _write(files: list[Path], out: Path) -> None:
+def _write(files: list[Path], out: Path, model: PreTrainedModel | None) -> None:
     placed: dict[str, str] = {}
     total = 0
     for path, name in zip(files, shard_names(STANDARD_STEM, len(files)), strict=True):
-        entries = _entries(path, placed)
+        entries = _entries(path, placed, model)
         write_shard(out / name, entries)
         placed |= {entry.name: name for entry in entries}
         total += sum(entry.nbytes for entry in entries)
@@ -108,17 +126,17 @@ def _write(files: list[Path], out: Path) -> None:
         write_index(out, STANDARD_STEM, placed, total)
 
 
-def _entries(path: Path, placed: dict[str, str]) -> list[Entry]:
-    """The tensors of one file; of those that are one and the same tensor, the first."""
+def _entries(path: Path, placed: dict[str, str], model: PreTrainedModel | None) -> list[Entry]:
+    """The tensors of one file; of those that are one tensor, in the model too, the first."""
     entries: list[Entry] = []
-    seen: set[tuple[object, ...]] = set()
+    seen: dict[tuple[object, ...], str] = {}
     for name, tensor in _state_dict(path).items():
         if name in placed:
             raise ArtifactError(f"{path} holds {name}, which another file holds too.")
         key = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
-        if tensor.numel() and key in seen:
+        first = seen.setdefault(key, name)
+        if tensor.numel() and first != name and not _apart(model, name, first):
             continue
-        seen.add(key)
         make = functools.partial(_alone, tensor)
         entries.append(Entry(name, tuple(tensor.shape), tensor.dtype, make))
     return entries

@@ -12,6 +12,7 @@ from quant.checkpoint.formats.base import CheckpointFormat, check_scales, scale_
 from quant.checkpoint.gptq import V1, V2, Version
 from quant.checkpoint.gptq_zeros import COARSE_BITS, CONSTANT
 from quant.errors import ArtifactError
+from quant.levels import uniform
 from quant.linear import Packed, packed_dtypes, packed_shapes
 from quant.scheme import Scheme
 from quant.weight import QuantizedWeight
@@ -75,7 +76,7 @@ def read(
     _check_shapes(packed, scheme, inputs, outputs, layer)
     for each in (each for each in kind.tensors if not each.code):
         name = f"{layer}.{each.buffer}"
-        if "qzeros" in packed:
+        if kind == uniform.LEVELS:  # others may have scales of 0, and of both signs
             check_scales(packed[each.buffer], checkpoint, name)
         elif not bool(torch.isfinite(packed[each.buffer].float()).all()):
             raise ArtifactError(f"{name} holds NaN or infinite values; make it again.")

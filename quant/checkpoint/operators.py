@@ -102,8 +102,13 @@ def _read(said: Any, where: str) -> tuple[StoredChange, ...]:
             f"{where} cannot be read ({error}); it lists transform, version, module and tensors "
             "of every change."
         ) from error
-    texts = [t for each in changes for t in (each.transform, *each.tensors, each.module or "")]
-    if not changes or any(each.spec for each in changes) or not all(map(_is_text, texts)):
+    texts = [text for each in changes for text in (each.transform, *each.tensors)]
+    texts += [each.module for each in changes if each.module is not None]
+    if (
+        not changes
+        or any(each.spec is not None or type(each.version) is not int for each in changes)
+        or not all(map(_is_text, texts))
+    ):
         raise ArtifactError(f"{where}={said!r} lists no changes of a transform that can be read.")
     return changes
 

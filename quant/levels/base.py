@@ -26,8 +26,14 @@ Tensors = Mapping[str, "Tensor"]
 # Types that the numbers of a grid may be stored in, and their bits.
 FLOATS = {"float8_e4m3fn": 8, "float8_e5m2": 8, "float16": 16, "bfloat16": 16, "float32": 32}
 WIDTHS = (2, 3, 4, 5, 6, 7, 8)  # bits of a packed integer
-# What a layer has besides its grid.
-RESERVED = ("qweight", "g_idx", "bias", "weight", "input_operator")
+# What a layer (quant.linear.QuantLinear) has besides its grid: tensors, then its other attributes.
+RESERVED = (
+    "qweight", "g_idx", "bias", "weight", "input_operator", "tiles", "tile_scales", "tile_zeros",
+    "tile_negative", "scheme", "in_features", "out_features", "requested", "kernel", "tiled",
+    "way", "packed", "quantized_weight", "from_quantized", "dequantize", "training", "forward",
+    "type", "to", "half", "float", "double", "apply", "train", "eval", "buffers", "children",
+    "modules", "parameters", "state_dict",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -62,7 +68,8 @@ class GridTensor:
             (self.dtype not in (None, *FLOATS), f"dtype={self.dtype!r} is none of {list(FLOATS)}"),
             (self.span is not None and self.span < 1, f"span={self.span} is no number of groups"),
             (self.values is not None and self.values < 1, f"values={self.values} is below 1"),
-            (self.buffer in RESERVED, f"a layer has another buffer called {self.buffer}"),
+            (not self.buffer.isidentifier(), f"buffer={self.buffer!r} is no name of a tensor"),
+            (self.buffer in RESERVED, f"a layer has something else called {self.buffer}"),
         )
         for _, sentence in (each for each in wrong if each[0]):
             raise ValueError(f"grid tensor {self.name}: {sentence}; correct its GridTensor.")
@@ -149,6 +156,14 @@ class Levels:
                 f"levels {self.name}: prefix={self.prefix!r} cannot begin the name of a scheme; "
                 "use small letters and digits, and no digit at the end where a width follows."
             )
+        for field in ("name", "buffer"):
+            called = [getattr(each, field) for each in self.tensors]
+            if not called or len(set(called)) < len(called):
+                raise ValueError(
+                    f"levels {self.name}: the tensors of a grid have the {field}s "
+                    f"{', '.join(called) or 'of nothing'}; declare one tensor or more, each with "
+                    f"a {field} of its own."
+                )
         if self.operators and any(
             (each.span, each.values, each.width, each.dtype) != (1, 1, None, None)
             for each in self.tensors

@@ -45,6 +45,8 @@ class ModelShape:
     layers       (outputs, inputs) of the linear layers of a block, the largest block.
     block_bytes  of the largest block, in the dtype that it runs in (or packed).
     outside_bytes  of everything outside the blocks; tied tensors count once.
+    routed       (inputs, layers that share it) of the Hessians of experts in the largest block: the
+                 gates and ups of a mixture, then its downs; each of these is collected in one pass.
     """
 
     layers: tuple[tuple[int, int], ...]
@@ -54,6 +56,7 @@ class ModelShape:
     hidden: int
     vocabulary: int
     itemsize: int
+    routed: tuple[tuple[tuple[int, int], ...], ...] = ()
 
     @property
     def whole_bytes(self) -> int:
@@ -127,13 +130,19 @@ class MemoryPlan:
 def model_shape(model: PreTrainedModel) -> ModelShape:
     """The shape of a model, which may be a skeleton."""
     from quant.blocks import find_blocks, linear_layers, weight_matrix
+    from quant.experts import routed_groups
 
     blocks = find_blocks(model)
     largest = max(blocks.modules, key=lambda block: _bytes(list(block.parameters())))
     inside = {id(tensor) for tensor in blocks.modules.parameters()}
     outside = [tensor for tensor in model.parameters() if id(tensor) not in inside]
     table: Tensor = model.get_input_embeddings().weight  # type: ignore[assignment]
-    layers = [weight_matrix(module).shape for module in linear_layers(largest).values()]
+    linears = linear_layers(largest)
+    layers = [weight_matrix(module).shape for module in linears.values()]
+    routed = [
+        tuple((int(weight_matrix(linears[group[0]]).shape[1]), len(group)) for group in stage)
+        for stage in routed_groups(largest)
+    ]
     return ModelShape(
         layers=tuple((int(outputs), int(inputs)) for outputs, inputs in layers),
         blocks=len(blocks),
@@ -142,6 +151,7 @@ def model_shape(model: PreTrainedModel) -> ModelShape:
         hidden=int(model.config.get_text_config(decoder=True).hidden_size),
         vocabulary=table.shape[0],
         itemsize=table.element_size(),
+        routed=tuple(routed),
     )
 
 
@@ -232,7 +242,9 @@ def _quantization_items(
     at_once = max(window, config.batch_tokens)
     # Layers with one input share a Hessian, which shows only when the model runs.
     hessians = [number * n * n for n in inputs]
-    held = max(hessians) if config.sequential else sum(hessians)
+    mixtures = [sum(number * n * n for n, _ in stage) for stage in shape.routed]
+    shared = sum(number * n * n * (layers - 1) for stage in shape.routed for n, layers in stage)
+    held = max([*hessians, *mixtures]) if config.sequential else sum(hessians) - shared
     preparing = number * memory.preparing * max(inputs) ** 2
     yield Item("Hessians of a block (q, k, v share one)", held, here, ("factor", "sweep"))
     yield Item("the largest factorization", preparing, here, ("factor",))
@@ -276,6 +288,8 @@ def _weights(shape: ModelShape, on_gpu: bool) -> Iterator[Item]:
 
 def _product_shapes(shape: ModelShape) -> int:
     """Shapes of the products of a block: its layers, and for each number of inputs the rest."""
+    if shape.routed:
+        return PRODUCTS_KEPT  # every batch gives an expert another number of tokens
     count = 2 * len(set(shape.layers))  # a last batch may be smaller
     for inputs in {inputs for _, inputs in shape.layers}:
         heights = {outputs for outputs, n in shape.layers if n == inputs}

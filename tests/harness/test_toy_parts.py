@@ -172,9 +172,14 @@ def test_levels_of_the_user_reach_the_table(
         assert sentence in capsys.readouterr().err
     assert cli.main(["inspect", str(artifact), *trusted]) == cli.OK
     assert "qt3, float16 scales" in capsys.readouterr().out
-    (folder / "quantiles.py").write_text(LEVELS.replace("values=None", "values=8"))
-    assert cli.main(["inspect", str(artifact), *trusted]) == cli.IMPOSSIBLE
-    assert "tensors are not those that the quantiles levels" in capsys.readouterr().err
+    for text, sentence in (
+        (LEVELS.replace("values=None", "values=8"), "tensors are not those that the quantiles"),
+        ("LEVELS = 3\n", "LEVELS is a int, not a Levels"),
+        ("raise ValueError('no')\n", "cannot be imported (ValueError: no)"),
+    ):
+        (folder / "quantiles.py").write_text(text)
+        assert cli.main(["inspect", str(artifact), *trusted]) == cli.IMPOSSIBLE
+        assert sentence in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -194,3 +194,17 @@ def test_a_hessian_that_is_not_symmetric_is_refused():
         factorize(hessian, layer="proj")
     with pytest.raises(ValueError, match="a Hessian is symmetric"):
         factorize(torch.triu(x.T @ x), layer="proj")
+
+
+def test_what_a_rotation_rounds_is_not_refused_as_asymmetric():
+    """Fewer tokens than inputs: the entries of empty directions are rounding, and do not mirror."""
+    x = torch.randn(64, 256, generator=torch.Generator().manual_seed(0))
+    x[:, :4] *= 50
+    hessian = x.T @ x
+    rotation = torch.linalg.eigh(hessian.double())[1].float()
+    rotated = rotation.T @ hessian @ rotation
+    scale = rotated.diagonal().abs().sqrt()
+    assert ((rotated - rotated.T).abs() > 1e-3 * scale * scale[:, None]).any()
+    factor = factorize(rotated)
+    damped = rotated + 0.01 * rotated.diagonal().mean() * torch.eye(256)
+    assert (factor.root @ factor.root.T - damped).norm() < 1e-5 * damped.norm()

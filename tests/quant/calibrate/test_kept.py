@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from quant.calibrate.stream import Workplace, check_streaming, quantize_model
 from quant.config import QuantizationConfig
 from quant.errors import QuantizationError
-from quant.input_operator import operator_bits, operator_of
+from quant.input_operator import KeptChange, operator_bits, operator_of
 from quant.scheme import Scheme
 from quant.solvers import gptq, rtn
 from quant.solvers.base import Layer
@@ -212,9 +212,15 @@ def misnamed(group: Group, _: object) -> Change:
     return Misnamed(torch.full((group.hessian.shape[0],), 2.0).double())
 
 
+def endless(group: Group, _: object) -> Change:
+    """Finite as it is; it is kept in float32."""
+    return Scaling(torch.full((group.hessian.shape[0],), 1e300, dtype=torch.float64))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (endless, "toy: scale of its change holds NaN or infinite values"),
         (silent, "Silent does not say the tensors that it is made of: give it tensors()"),
         (misnamed, "a tensor of its change is called 'in.out', which a module cannot hold"),
     ],
@@ -224,6 +230,12 @@ def test_what_cannot_be_kept_is_refused(change: object, message: str) -> None:
     config = QuantizationConfig(rtn.SOLVER, W8G16, transforms=((toy, None),))
     with pytest.raises(QuantizationError, match=re.escape(message)):
         quantize_model(tiny_model("llama"), random_windows(3), config)
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.bool, torch.int64, torch.float64])
+def test_tensors_of_any_type_are_kept_as_they_are(dtype: torch.dtype) -> None:
+    kept = KeptChange(rotating.TRANSFORM, {"matrix": torch.ones(3).to(dtype)}).half()
+    assert kept.tensors()["matrix"].dtype == dtype
 
 
 class Asymmetric(rotating.Rotation):

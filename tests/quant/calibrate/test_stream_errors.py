@@ -63,11 +63,14 @@ def test_a_batch_of_no_token_is_refused() -> None:
         gptq_plan(batch_tokens=0)
 
 
-def test_a_layer_that_saw_no_token_is_an_error() -> None:
+def test_a_layer_that_saw_no_token_stays_and_is_named() -> None:
     model = tiny_model("opt")
     model.model.decoder.layers[0].spare = nn.Linear(32, 32)
-    with pytest.raises(CalibrationError, match=r"layers\.0\.spare: no calibration token"):
-        quantize_model(model, random_windows(2), gptq_plan())
+    before = model.model.decoder.layers[0].spare.weight.clone()
+    found = quantize_model(model, random_windows(2), gptq_plan()).coverage
+    assert torch.equal(model.model.decoder.layers[0].spare.weight, before)
+    (line,) = found.outside()
+    assert line.startswith("model.decoder.layers.*.spare.weight (")
 
 
 def test_non_finite_embeddings_are_found_in_their_window() -> None:

@@ -77,6 +77,23 @@ def test_written_and_read_back(scheme: Scheme, tmp_path: Path) -> None:
         assert len(source.blocks) == 2
 
 
+def test_scales_may_have_both_signs_beside_zero_points(tmp_path: Path) -> None:
+    """Only uniform levels say otherwise, however the buffers of others are called."""
+    table, scale = SCALED_CODEBOOK.tensors
+
+    def find(*given: object) -> dict[str, torch.Tensor]:
+        found = SCALED_CODEBOOK.find(*given)
+        return {**found, "scale": -found["scale"]}
+
+    tensors = (replace(table, buffer="qzeros"), scale)
+    model, weights = rounded(
+        Scheme(3, 16, levels=replace(SCALED_CODEBOOK, find=find, tensors=tensors))
+    )
+    folder = quant.save(tmp_path / "a", model, weights, method=METHOD)
+    loaded = quant.load(folder, levels=[next(iter(weights.values())).scheme.kind])
+    torch.testing.assert_close(logits(loaded), logits(model), rtol=1e-4, atol=1e-5)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model, weights = rounded(SCHEMES[3])
@@ -102,6 +119,9 @@ def test_no_code_is_imported_because_a_checkpoint_names_it(folder: Path, tmp_pat
         ):
             quant.load(broken, levels=levels, verify_files=False)
     assert quant.load(broken, levels=[SCHEMES[3].kind], verify_files=False)
+    other = replace(SCHEMES[3].kind, decode=lambda *given: 2 * given[0])
+    with pytest.raises(ArtifactError, match="levels='scaled' is what 2 of the given kinds"):
+        quant.load(broken, levels=[other, SCHEMES[3].kind], verify_files=False)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from architectures import tiny_model
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -64,6 +65,21 @@ def test_the_command_of_the_error_makes_a_folder_that_streams(
     assert not list(out.glob("*.bin*"))
     assert (out / "tokenizer.json").is_file()
     assert len(list(out.glob("*.safetensors"))) == files
+    with CheckpointSource(out, torch.float32):
+        pass
+
+
+def test_two_tensors_of_the_model_that_share_memory_stay_two(tmp_path: Path) -> None:
+    """A head that was tied when it was saved, in a model that says it is not."""
+    model = tiny_model("llama")
+    assert not model.config.tie_word_embeddings
+    source = bin_folder(model, tmp_path / "old")
+    shared = model.state_dict()
+    shared["lm_head.weight"] = shared["model.embed_tokens.weight"]
+    torch.save(shared, source / "pytorch_model.bin")
+    out = convert(source, tmp_path / "new")
+    assert load_file(out / "model.safetensors").keys() == shared.keys()
+    assert all(torch.equal(tensor, shared[key]) for key, tensor in state(out).items())
     with CheckpointSource(out, torch.float32):
         pass
 

@@ -208,6 +208,9 @@ def edited(folder: Path, copy_to: Path, change: Callable[[dict[str, Any]], Any])
         (lambda c: c["operators"][DOWN][0].pop("version"), "cannot be read"),
         (lambda c: c["operators"][DOWN][0].update(transform=4), "lists no changes"),
         (lambda c: c["operators"][DOWN][0].update(version=9), "made by version 9"),
+        (lambda c: c["operators"][DOWN][0].update(version=[1]), "lists no changes"),
+        (lambda c: c["operators"][DOWN][0].update(version=True), "lists no changes"),
+        (lambda c: c["operators"][DOWN][0].update(module=0), "lists no changes"),
         (lambda c: c["operators"][DOWN][0].update(tensors=["shift"]), r"input_operator\.0\.shift"),
         (lambda c: c["operators"].update(x=c["operators"].pop(DOWN)), "in front of x"),
         (lambda c: c["operators"].pop(DOWN), r"holds .*down_proj\.input_operator\.0\.scale, which"),
@@ -228,6 +231,10 @@ def test_tensors_of_another_layer_are_refused(llama: tuple[Any, Path], tmp_path:
     tensors[f"{DOWN}.input_operator.0.scale"] = torch.ones(5)
     save_file(tensors, file)
     with pytest.raises(ArtifactError, match="transform equalize cannot be made of its tensors"):
+        quant.load(folder, "reference", verify_files=False)
+    tensors[f"{DOWN}.input_operator.0.scale"] = torch.full((48,), torch.nan)
+    save_file(tensors, file)
+    with pytest.raises(ArtifactError, match=r"operator\.0: .*scale of its change holds NaN"):
         quant.load(folder, "reference", verify_files=False)
 
 

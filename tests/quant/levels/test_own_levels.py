@@ -16,7 +16,7 @@ from torch.nn import functional
 from cuda_ext.ops import resolve_kernel
 from quant.errors import QuantizationError, SchemeError
 from quant.hessian import Hessian
-from quant.levels.base import GridTensor, Levels, built_in_levels
+from quant.levels.base import GridTensor, Levels, built_in_levels, load_levels
 from quant.linear import QuantLinear, pack, packed_bytes, packed_shapes, unpack
 from quant.scales import round_scale
 from quant.scheme import Scheme
@@ -214,6 +214,14 @@ def test_a_prefix_that_makes_names_ambiguous_is_refused():
     assert Scheme.parse("nf3g64", [several]) == Scheme(3, 64, levels=several)
     with pytest.raises(SchemeError, match="5 is not a bit width; choose one of nf3, nf4"):
         Scheme.parse("nf5g64", [several])
+
+
+def test_a_kind_is_not_called_as_one_of_ours():
+    """An artifact says its levels by name: it would be read as ours without a word."""
+    twice = replace(load_levels("uniform"), prefix="mw", decode=lambda *given: 2 * given[0])
+    with pytest.raises(SchemeError, match="levels=uniform is what Bitsweep's own levels are"):
+        Scheme(4, 16, levels=twice)
+    assert Scheme(4, 16, levels=load_levels("uniform")).name == Scheme(4, 16).name
 
 
 def test_a_module_is_named_by_its_dots(tmp_path, monkeypatch):

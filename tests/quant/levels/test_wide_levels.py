@@ -11,6 +11,7 @@ import pytest
 import textbook_gptq as textbook
 import torch
 from solving import solve
+from torch import nn
 from torch.nn import functional
 from wide_levels import CODEBOOK, E2M1, NVFP4, Q4K, Q4K_OF_3, Q4K_OF_ROWS, SCALED_CODEBOOK
 
@@ -244,12 +245,34 @@ def test_a_type_that_nothing_is_stored_in_is_refused():
         ({"dtype": "float64"}, "dtype='float64' is none of"),
         ({"span": 0}, "span=0 is no number of groups"),
         ({"values": 0}, "values=0 is below 1"),
-        ({"buffer": "qweight"}, "another buffer called qweight"),
+        ({"buffer": "qweight"}, "something else called qweight"),
+        ({"buffer": "a.scale"}, "buffer='a.scale' is no name of a tensor"),
     ],
 )
 def test_declarations_that_cannot_be_are_refused(wrong, sentence):
     with pytest.raises(ValueError, match=sentence):
         GridTensor(**{"name": "scale", "buffer": "scales", **wrong})
+
+
+def test_no_buffer_is_called_as_something_else_of_a_layer():
+    """It could be written, and no layer could be made of it."""
+    packed = QuantLinear.from_quantized(rtn.solve(layer()[0], Scheme(4, 16)).weight)
+    own = set(dir(packed)) - set(dir(nn.Module())) - {"scales", "qzeros"}
+    own = {name for name in own if not name.startswith("_")}
+    assert {"scheme", "kernel", "bias"} <= own
+    for name in own:
+        with pytest.raises(ValueError, match=f"something else called {name}"):
+            GridTensor("scale", name)
+
+
+@pytest.mark.parametrize("field", ["name", "buffer"])
+def test_tensors_of_a_grid_have_names_of_their_own(field):
+    """One would be stored in the place of the other, and both be read back as it."""
+    first, second, *rest = Q4K.tensors
+    with pytest.raises(ValueError, match=f"q4k: the tensors of a grid have the {field}s"):
+        replace(Q4K, tensors=(first, replace(second, **{field: getattr(first, field)}), *rest))
+    with pytest.raises(ValueError, match="q4k: the tensors of a grid have the names of nothing"):
+        replace(Q4K, tensors=())
 
 
 def test_operators_know_none_of_this():

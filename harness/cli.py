@@ -205,7 +205,18 @@ def _report(arguments: Sequence[str]) -> int:
             "results folder of a run, as in `bitsweep report my/results`."
         )
     folder = options.out or options.results / "reports" / "all"
-    report(records, folder, options.title, suites_in(options.config_dir))
+    place = next(path for path in (folder, *folder.parents) if path.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        raise ConfigError(
+            f"{folder} cannot be written: name another folder for the report with --out FOLDER."
+        )
+    report(
+        records,
+        folder,
+        options.title,
+        suites_in(options.config_dir),
+        own_folder=options.out is None,
+    )
     return OK
 
 

@@ -16,8 +16,10 @@ from harness.errors import BitsweepError
 
 _PLAIN = {
     "–": "-", "—": "-", "−": "-", "…": "...", "×": "x", "±": "+/-", "≤": "<=", "≥": ">=",
-    "≈": "~", "→": "->", "‖": "||", "·": "*", "•": "*", "‘": "'", "’": "'", "“": '"', "”": '"',
+    "≈": "~", "→": "->", "↓": "v", "↑": "^", "‖": "||", "·": "*", "•": "*", "‘": "'", "’": "'",
+    "“": '"', "”": '"',
 }  # fmt: skip
+ERRORS = "bitsweep"  # how this module spells what an encoding lacks, by its name in codecs
 # A figure's mark must not become one of its digits.
 _RAISED = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹", "0123456789", strict=True))
 
@@ -61,12 +63,17 @@ def prepare() -> None:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDWR)
-    codecs.register_error("bitsweep", _spelled)
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name) or open(os.devnull, "w")  # noqa: SIM115 - as long as we live
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="bitsweep")
+            stream.reconfigure(errors=ERRORS)
         setattr(sys, name, _Stream(stream, quiet=name == "stderr"))
+
+
+def shown(text: str) -> str:
+    """`text` as standard output will show it: a table must know how wide that is."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    return text.encode(encoding, ERRORS).decode(encoding)
 
 
 def _drop(stream: Any) -> None:
@@ -90,3 +97,6 @@ def _spelled(error: UnicodeError) -> tuple[str, int]:
             found += _PLAIN.get(character, "?")
         raised = character in _RAISED
     return found, error.end
+
+
+codecs.register_error(ERRORS, _spelled)

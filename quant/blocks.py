@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 from quant.errors import ModelLayoutError, NonFiniteError
 
 LINEAR_TYPES = (nn.Linear, Conv1D)
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_KEPT = "keeps_precision"  # attribute of a linear layer that stays as it is: the reason
 
 
 @dataclass(frozen=True)
@@ -35,25 +36,28 @@ class Blocks:
 
 
 def find_blocks(model: PreTrainedModel) -> Blocks:
-    """The ModuleList of config.num_hidden_layers modules of one class that hold linear layers.
+    """The ModuleList of config.num_hidden_layers modules that hold linear layers.
 
+    Of several lists the one of a single class; the blocks of a hybrid may be of more (Jamba's are).
     Raises ModelLayoutError, listing every ModuleList seen, when there is none or more than one.
     """
     config = model.config.get_text_config(decoder=True)
     count = getattr(config, "num_hidden_layers", None)
     lists = {n: m for n, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m)}
-    found = {n: m for n, m in lists.items() if len(m) == count and _looks_like_blocks(m)}
+    found = {n: m for n, m in lists.items() if len(m) == count and all(map(_has_layers, m))}
     # A list inside a block (experts, adapters) may be as long by chance: keep the outermost.
     outer = [n for n in found if not any(n.startswith(f"{other}.") for other in found)]
     if len(outer) > 1:  # a vision tower may be as deep as the text decoder
         outer = [n for n in outer if not any(n.startswith(f"{tower}.") for tower in _towers(model))]
+    if len(outer) > 1:
+        outer = [n for n in outer if len({type(each) for each in found[n]}) == 1] or outer
     if len(outer) == 1:
         return Blocks(outer[0], found[outer[0]])
     seen = "; ".join(f"{name}: {_describe(modules)}" for name, modules in lists.items()) or "none"
     problem = "several lists of modules" if outer else "no list of modules"
     raise ModelLayoutError(
         f"{type(model).__name__}: {problem} could be the decoder blocks: expected exactly one with "
-        f"num_hidden_layers={count} members of one class that hold linear layers. ModuleLists of "
+        f"num_hidden_layers={count} members that hold linear layers. ModuleLists of "
         f"the model: {seen}. Use a decoder-only model (AutoModelForCausalLM) with uniform blocks."
     )
 
@@ -72,8 +76,28 @@ def _towers(model: PreTrainedModel) -> list[str]:
 
 
 def linear_layers(block: nn.Module) -> dict[str, nn.Module]:
-    """The nn.Linear and Conv1D modules of a block by name in the block, in definition order."""
-    return {n: m for n, m in block.named_modules() if isinstance(m, LINEAR_TYPES)}
+    """The nn.Linear and Conv1D modules of a block by name in the block, in definition order.
+
+    Without those that `keep_precision` was called for.
+    """
+    return {n: m for n, m in _linears(block) if not hasattr(m, _KEPT)}
+
+
+def kept_layers(block: nn.Module) -> dict[str, str]:
+    """The linear layers of a block that stay in full precision by name, and why."""
+    return {n: getattr(m, _KEPT) for n, m in _linears(block) if hasattr(m, _KEPT)}
+
+
+def keep_precision(module: nn.Module, why: str) -> None:
+    """Leave a linear layer in full precision from now on, wherever layers are looked for.
+
+    Its model says so itself, because the one that quantizes it and the one that writes it both ask.
+    """
+    setattr(module, _KEPT, why)
+
+
+def _linears(block: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    return ((n, m) for n, m in block.named_modules() if isinstance(m, LINEAR_TYPES))
 
 
 def weight_matrix(module: nn.Module) -> Tensor:
@@ -107,12 +131,10 @@ def set_weight_matrix(module: nn.Module, matrix: Tensor, layer: str = "this laye
 def require_quantizable(blocks: Blocks) -> None:
     """Check that every linear layer in the blocks can be quantized; reads no values.
 
-    Raises ModelLayoutError for weights that are not floating point (already quantized) or fused
-    into tensors that belong to no linear layer (experts in one 3-D parameter).
+    Raises ModelLayoutError for weights that are not floating point (already quantized).
     """
     for index, block in enumerate(blocks.modules):
         name = blocks.block_name(index)
-        _require_no_fused_weights(block, name)
         for layer, module in linear_layers(block).items():
             weight = weight_matrix(module)
             if not weight.is_floating_point() or weight.dim() != 2:
@@ -154,22 +176,9 @@ def _require_sound_weight(module: nn.Module, layer: str) -> None:
         )
 
 
-def _require_no_fused_weights(block: nn.Module, name: str) -> None:
-    for path, module in block.named_modules():
-        if isinstance(module, _CONVOLUTIONS):
-            continue
-        for parameter, value in module.named_parameters(recurse=False):
-            if value.dim() >= 3:
-                full = ".".join(part for part in (name, path, parameter) if part)
-                raise ModelLayoutError(
-                    f"{full}: a parameter of shape {tuple(value.shape)} in {type(module).__name__} "
-                    "belongs to no linear layer (experts fused into one tensor), so it would stay "
-                    "unquantized; use a dense model."
-                )
-
-
-def _looks_like_blocks(modules: nn.ModuleList) -> bool:
-    return len({type(m) for m in modules}) == 1 and all(linear_layers(m) for m in modules)
+def _has_layers(block: nn.Module) -> bool:
+    """Whether a block holds linear layers, or packed ones in their place."""
+    return any(isinstance(m, LINEAR_TYPES) or hasattr(m, "in_features") for m in block.modules())
 
 
 def _describe(modules: nn.ModuleList) -> str:

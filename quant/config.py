@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from quant.arithmetic import ARITHMETIC, AUTO
 from quant.errors import QuantizationError
+from quant.rules import STRICT, Rules
 from quant.scheme import Scheme
 from quant.solvers.base import Solver
 from quant.transforms.base import Transform
@@ -27,7 +29,9 @@ class QuantizationConfig:
     kernel        what carries out the work: "reference", "cpu", "cuda" or "auto" (the operator of
                   the device where it can be had, with a line in the log where it cannot).
     batch_tokens  calibration tokens that run through a block at a time; a matter of speed and
-                  memory (results change only by rounding).
+                  memory (results change only by rounding, portable ones not at all).
+    rules         what it may do otherwise than asked.
+    arithmetic    "portable", "fast" or "auto", which quantize_model resolves (quant.arithmetic).
 
     Raises QuantizationError, one sentence with the way out, for parts that do not fit together.
     """
@@ -38,6 +42,8 @@ class QuantizationConfig:
     transforms: tuple[tuple[Transform, Any], ...] = ()
     kernel: str = "auto"
     batch_tokens: int = 2048
+    rules: Rules = STRICT
+    arithmetic: str = AUTO
 
     def __post_init__(self) -> None:
         if not isinstance(self.solver, Solver):
@@ -55,6 +61,10 @@ class QuantizationConfig:
         if self.batch_tokens < 1:
             raise QuantizationError(
                 f"batch_tokens={self.batch_tokens} is not a number of tokens; use 1 or more."
+            )
+        if self.arithmetic not in ARITHMETIC:
+            raise QuantizationError(
+                f"arithmetic={self.arithmetic!r} is unknown; choose one of {', '.join(ARITHMETIC)}."
             )
 
     @property
@@ -75,6 +85,8 @@ class QuantizationConfig:
             "transforms": [_identity(each, each.change, opts) for each, opts in self.transforms],
             "kernel": self.kernel,
             "batch_tokens": self.batch_tokens,
+            **self.rules.given(),
+            "arithmetic": self.arithmetic,
         }
 
 

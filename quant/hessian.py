@@ -49,10 +49,11 @@ class Hessian:
         self._sum = own_zeros((inputs, inputs), dtype, device)
 
     @torch.no_grad()
-    def update(self, inputs: Tensor) -> None:
+    def update(self, inputs: Tensor, sequences: int | None = None) -> None:
         """Add what the layer saw: inputs [..., in] of any float dtype.
 
         With three dimensions or more the first one counts sequences; [tokens, in] is one sequence.
+        `sequences` says how many there are where the tokens do not: a router chose them.
         Raises NonFiniteError for NaN or infinite activations and leaves the sum untouched.
         """
         if inputs.shape[-1] != self.inputs:
@@ -70,7 +71,8 @@ class Hessian:
             rows = rows.to(self._sum.dtype)
         add_gram(self._sum, rows)
         self.tokens += rows.shape[0]
-        self.sequences += inputs.shape[0] if inputs.dim() > 2 else 1
+        counted = inputs.shape[0] if inputs.dim() > 2 else 1
+        self.sequences += counted if sequences is None else sequences
 
     def matrix(self) -> Tensor:
         """H [in, in], in the accumulator's dtype; CalibrationError when no token was seen."""

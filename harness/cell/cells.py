@@ -69,6 +69,14 @@ class ResolvedCell:
         return self.model
 
     @property
+    def arithmetic(self) -> str | None:
+        """What its calibration is computed in; None for a cell that sees no text."""
+        solving = self.choices.solving
+        if solving is None or self.choices.calibration is None:
+            return None
+        return solving.arithmetic
+
+    @property
     def place(self) -> Place:
         """Where its models are loaded."""
         runtime = self.choices.runtime
@@ -90,6 +98,8 @@ class ResolvedCell:
             options=solving.options,
             transforms=tuple((t.transform, t.options) for t in self.choices.transforms),
             kernel=self.kernel,
+            rules=solving.rules,
+            arithmetic=solving.arithmetic,
         )
 
     def measuring(self, stage: str) -> Measuring:
@@ -110,7 +120,7 @@ def name_cell(choices: Choices, model: Model | AbsentModel) -> CellIdentity:
         method, label, options = FULL_PRECISION, "full prec.", ""
     else:
         method, label = solving.solver.name, solving.solver.label
-        said = words_of(solving.solver, solving.options)
+        said = [*words_of(solving.solver, solving.options), *solving.said]
         said += [word for each in choices.transforms for word in each.words]
         options = ", ".join(said)
     return CellIdentity(

@@ -19,7 +19,9 @@ from harness.errors import ConfigError
 from harness.models.model import SOURCES, AbsentModel, Model, RandomModel
 from harness.models.streaming import ALWAYS, AUTO, NEVER
 from harness.tracking import TRACKERS
+from quant.arithmetic import ARITHMETIC
 from quant.scheme import Scheme
+from quant.solvers.base import Solver
 
 DTYPES = ("float32", "float16", "bfloat16")
 ATTENTION = ("sdpa", "eager")
@@ -58,6 +60,19 @@ def values(config: CellConfig) -> None:
                 f"{key}={seed} is more than a generator of random numbers takes; use 0 to "
                 f"{MOST_SEED}."
             )
+
+
+def arithmetic(name: object, solver: Solver, given: bool) -> None:
+    """An arithmetic that there is, of a solver that computes."""
+    if name not in ARITHMETIC:
+        raise ConfigError(
+            f"method.arithmetic={name} is unknown; choose one of {', '.join(ARITHMETIC)}."
+        )
+    if given and not solver.reads_weights:
+        raise ConfigError(
+            f"method.arithmetic={name} is read by no solver, because method={solver.name} solves "
+            "nothing: leave it out."
+        )
 
 
 def method_and_scheme(

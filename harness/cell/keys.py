@@ -157,7 +157,12 @@ def _scheme(scheme: Scheme) -> dict[str, Any]:
 def _method(choices: Choices) -> dict[str, Any]:
     if choices.solving is None:
         return {"name": FULL_PRECISION}
-    return {"name": choices.solving.solver.name, **dataclasses.asdict(choices.solving.options)}
+    solving = choices.solving
+    options = dataclasses.asdict(solving.options)
+    method = {"name": solving.solver.name, **options, **solving.rules.given()}
+    if choices.calibration is None:  # rounding alone is the same in every arithmetic
+        return method
+    return {**method, "arithmetic": solving.arithmetic}
 
 
 def _content(semantic: dict[str, Any]) -> dict[str, Any]:

@@ -15,15 +15,18 @@ from harness.config.own import read_mapping
 from harness.errors import ConfigError
 from harness.records.record import FULL_PRECISION, LOADED, QUANTIZATION
 from harness.suites.base import Suite
+from quant.arithmetic import AUTO
 from quant.parts import Part, PartError, find_part
+from quant.rules import RULES, STRICT, Rules
 from quant.solvers.base import Solver, words_of
 from quant.transforms.base import Transform
 
 MODULE = "module"  # the key of a configuration that names the module of a part
-# Keys that stand beside the options of a part, in configurations (the first two), in records and in
-# artifacts: an option of that name would overwrite them, or be overwritten.
+ARITHMETIC_KEY = "arithmetic"  # of a method, beside the options of its solver
+# Keys that stand beside the options of a part, in configurations (the first ones), in records and
+# in artifacts: an option of that name would overwrite them, or be overwritten.
 RESERVED: Mapping[type, frozenset[str]] = {
-    Solver: frozenset({MODULE, "solver", "name", "calib", "transform"}),
+    Solver: frozenset({MODULE, "solver", ARITHMETIC_KEY, "name", "calib", "transform", *RULES}),
     Transform: frozenset({MODULE, "solver", "name", "version"}),
     Suite: frozenset({MODULE, "solver"}),
 }
@@ -33,10 +36,18 @@ Spec = TypeVar("Spec")
 
 @dataclass(frozen=True)
 class Solving:
-    """A solver and its options."""
+    """A solver, its options, and what it is allowed to do otherwise.
+
+    arithmetic  what it is solved in: as it was asked for, and what that stands for once the model
+                is known (quant.arithmetic).
+    said        for tables: an arithmetic that is not the one that the rule would take.
+    """
 
     part: Part
     options: Any
+    rules: Rules = STRICT
+    arithmetic: str = AUTO
+    said: tuple[str, ...] = ()
 
     @property
     def solver(self) -> Solver:

@@ -47,8 +47,13 @@ class PendingPlan:
 
 
 def plan_cell(cell: ResolvedCell) -> CellPlan:
-    """Look up what is done. StoreError for a damaged record."""
-    states = {name: _state(cell.find(name)) for name in cell.keys.stages}
+    """Look up what is done. StoreError for a damaged record.
+
+    What was measured on another artifact than the one that is there now is to be run again.
+    """
+    records = {name: cell.find(name) for name in cell.keys.stages}
+    made = records.get(QUANTIZATION)
+    states = {name: _state(record, made) for name, record in records.items()}
     if (
         states.get(QUANTIZATION) == DONE
         and any(state != DONE for state in states.values())
@@ -59,7 +64,10 @@ def plan_cell(cell: ResolvedCell) -> CellPlan:
     return CellPlan(cell, states)
 
 
-def _state(record: Record | None) -> str:
+def _state(record: Record | None, made: Record | None) -> str:
     if record is None:
         return TO_RUN
+    measured = record.inputs.get("artifact")
+    if made is not None and measured and made.inputs.get("artifact", measured) != measured:
+        return TO_RUN  # of one key, so by another machine, or in other versions of libraries
     return DONE if record.status == "ok" else FAILED

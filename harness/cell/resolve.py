@@ -17,6 +17,7 @@ from harness.cell.cells import PendingCell, ResolvedCell
 from harness.cell.choices import Choices
 from harness.cell.keys import cell_keys
 from harness.cell.parts import (
+    ARITHMETIC_KEY,
     MODULE,
     Measuring,
     Solving,
@@ -25,6 +26,7 @@ from harness.cell.parts import (
     load_part,
 )
 from harness.config.help import options_with
+from harness.config.options import build_options
 from harness.config.schema import CellConfig, RuntimeConfig, SchemeConfig
 from harness.errors import ConfigError
 from harness.models.model import (
@@ -35,10 +37,12 @@ from harness.models.model import (
     StoredModel,
     find_model,
 )
-from harness.models.streaming import with_attention
+from harness.models.streaming import parameters, with_attention
 from harness.suites.base import Facts, Suite
+from quant.arithmetic import AUTO, resolve_arithmetic
 from quant.levels.base import Levels, built_in_levels
 from quant.parts import Part
+from quant.rules import RULES, TOKEN_RULES, Rules
 from quant.scheme import Scheme, SchemeError
 from quant.solvers.base import Solver
 from quant.transforms.base import Transform
@@ -76,6 +80,7 @@ def resolve(
         return PendingCell(choices, model)
     if not isinstance(model, RandomModel):
         fits.check(choices, model)
+    choices = _with_arithmetic(choices, model)
     kernel = _kernel(config.runtime, choices.solving is not None or model.checkpoint is not None)
     keys = cell_keys(choices, model, kernel, facts)
     return ResolvedCell(choices, model, kernel, keys, dict(config.model.expected))
@@ -176,9 +181,36 @@ def _solving(method: Mapping[str, Any], folder: Path | None) -> Solving | None:
             f"method.{MODULE}={method[MODULE]} is not a key of a method: its module is named by "
             "method.solver."
         )
-    given = {MODULE if key == "solver" else key: value for key, value in method.items()}
+    given = {MODULE if key == "solver" else key: v for key, v in method.items() if key not in RULES}
+    arithmetic = given.pop(ARITHMETIC_KEY, AUTO)
     others = lambda key: options_with("method", key, folder)  # noqa: E731
-    return Solving(*build_part("method", given, "SOLVER", Solver, folder, others))
+    allowed = {key: value for key, value in method.items() if key in RULES}
+    rules = build_options(Rules, allowed, "method", "quant.rules")
+    built = build_part("method", given, "SOLVER", Solver, folder, others)
+    solving = Solving(*built, rules, arithmetic)
+    checks.arithmetic(arithmetic, solving.solver, ARITHMETIC_KEY in method)
+    unread = [key for key in TOKEN_RULES if key in allowed]
+    if unread and not solving.solver.needs_calibration:
+        raise ConfigError(
+            f"method.{unread[0]}={allowed[unread[0]]} is about calibration tokens, which "
+            f"{solving.solver.label} does not see: leave it out, or use "
+            f"{_methods_with(unread[0], folder)}."
+        )
+    return solving
+
+
+def _with_arithmetic(choices: Choices, model: Model) -> Choices:
+    """Choices that say which arithmetic calibration uses: a rule, unless one was asked for."""
+    solving = choices.solving
+    if solving is None or choices.calibration is None or not isinstance(model, StoredModel):
+        return choices
+    device = choices.runtime.device
+    by_rule = resolve_arithmetic(AUTO, device, parameters(model))
+    found = by_rule if solving.arithmetic == AUTO else solving.arithmetic
+    said = () if found == by_rule else (f"{found} arithmetic",)
+    return dataclasses.replace(
+        choices, solving=dataclasses.replace(solving, arithmetic=found, said=said)
+    )
 
 
 def _methods_with(key: str, folder: Path | None) -> str:

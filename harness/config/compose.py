@@ -24,7 +24,6 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 
-from harness.config.aliases import require_modest
 from harness.config.errors import as_sentences
 from harness.config.help import conf_dir, groups, options, user_folders
 from harness.config.own import check_files
@@ -72,7 +71,6 @@ def session(extra: Path | None = None) -> Iterator[list[str]]:
     ConfigStore.instance().store(name=SCHEMA_NAME, node=SweepConfig)
     folders = user_folders(extra)
     for folder in folders:
-        require_modest(folder)
         _refuse_names_twice(folder)
         check_files(folder, (group.name for group in groups()))
     searchpath = [f"hydra.searchpath=['file://{folder.absolute()}']" for folder in folders]

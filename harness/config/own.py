@@ -7,6 +7,7 @@ file that is nested too deeply or that aliases blow up.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,42 +15,74 @@ import yaml
 
 from harness.errors import ConfigError
 
-# Values of one file, aliases counted as often as they stand for something: conf/ has dozens.
+MOST_FILES = 2_000  # of a user's folder, which may be anything
+MOST_BYTES = 100_000
+# Values of one file, aliases counted as often as they stand for something: conf/ has dozens. Nine
+# lines can stand for 10^9 values, and OmegaConf would copy every one.
 MOST_VALUES = 10_000
 # PyYAML looks at every open bracket for each token: thousands of them take it minutes.
 MOST_BRACKETS = 1_000
 
 
+class _TooMuch(Exception):
+    """What is no configuration, whoever reads it."""
+
+
 def check_files(folder: Path, groups: Iterable[str]) -> None:
-    """Raise ConfigError for a file of these groups that is no mapping of keys in plain YAML."""
-    for group in groups:
-        for file in sorted((folder / group).glob("**/*.yaml")):
+    """Raise ConfigError for a file of these groups that is no mapping of keys in plain YAML.
+
+    Files elsewhere in the folder may be anything, as long as reading them ends at once.
+    """
+    files = sorted(folder.rglob("*.yaml"))
+    if len(files) > MOST_FILES:
+        raise ConfigError(
+            f"--config-dir {folder} holds more than {MOST_FILES} YAML files: give a folder that is "
+            "laid out like conf/ and holds no others."
+        )
+    inside = {folder / group for group in groups}
+    for file in files:
+        if inside & set(file.parents):
             read_mapping(file)
+            continue
+        with suppress(yaml.YAMLError, OSError, UnicodeDecodeError):
+            try:
+                _load(file)
+            except _TooMuch as error:
+                raise ConfigError(f"{file} cannot be read: {error}; correct it.") from error
 
 
 def read_mapping(file: Path) -> dict[str, Any]:
     """The keys of a YAML file; ConfigError, in one sentence, for anything else."""
     try:
-        text = file.read_bytes().decode("utf-8")
-        if max(text.count("["), text.count("{")) > MOST_BRACKETS:
-            raise RecursionError
-        content = yaml.safe_load(text)
+        content = _load(file)
     except UnicodeDecodeError as error:
         reason = f"its byte {error.start + 1} is not UTF-8"
-    except RecursionError:
-        reason = "it is nested too deeply"
+    except _TooMuch as error:
+        reason = str(error)
     except (yaml.YAMLError, OSError) as error:
         reason = " ".join(str(error).replace('"<unicode string>", ', "").split())
     else:
         if content is None:
             return {}
-        if not isinstance(content, dict):
-            reason = f"it holds a {type(content).__name__}, not a mapping such as KEY: VALUE"
-        elif _too_many(content):
-            reason = f"with its aliases it has more than {MOST_VALUES} values"
-        else:
+        if isinstance(content, dict):
             return {str(key): value for key, value in content.items()}
+        reason = f"it holds a {type(content).__name__}, not a mapping such as KEY: VALUE"
     raise ConfigError(f"{file} cannot be read: {reason}; correct it.")
+
+
+def _load(file: Path) -> Any:
+    if file.stat().st_size > MOST_BYTES:
+        raise _TooMuch(f"it has more than {MOST_BYTES} bytes")
+    text = file.read_bytes().decode("utf-8")
+    try:
+        if max(text.count("["), text.count("{")) > MOST_BRACKETS:
+            raise RecursionError
+        content = yaml.safe_load(text)
+    except RecursionError:
+        raise _TooMuch("it is nested too deeply") from None
+    if _too_many(content):
+        raise _TooMuch(f"with its aliases it has more than {MOST_VALUES} values")
+    return content
 
 
 def _too_many(content: Any) -> bool:

@@ -90,12 +90,15 @@ def quantization_memory(
 
     calib  None for a solver that sees no text.
 
-    Raises MemoryPlanError, with the figures, when it does not fit.
+    Raises MemoryPlanError, with the figures, when it does not fit, and ModelLayoutError when too
+    little of the model can be quantized.
     """
+    from quant.coverage import require_coverage
     from quant.memory.limits import free_memory
     from quant.memory.plan import plan_quantization
 
     shape, model_config = _shape(model)
+    require_coverage(model_config.coverage, model.name, quantization.rules)
     window = sequences = 0
     if calib is not None:
         context = model.config.context
@@ -173,6 +176,11 @@ def streams(model: Model, artifact: Path | None, runtime: RuntimeConfig, batch: 
     return not fits_whole(shape, window, batch, free_memory(runtime.device))
 
 
+def parameters(model: StoredModel) -> int:
+    """Numbers in the model, from its config.json; no weight is read."""
+    return _shape(model)[0].parameters
+
+
 def measured_shape(model: Model, artifact: Path | None) -> tuple[ModelShape, ModelFacts]:
     """Shape of, and what is known of, the model that suites measure; packed blocks are smaller."""
     shape, model_config = _shape(model)
@@ -223,7 +231,9 @@ def _find_facts(folder: Path, dtype: str, quantized: bool, trust: bool) -> Model
     import torch
     import transformers
 
+    from quant.blocks import find_blocks
     from quant.checkpoint.skeleton import build_causal_lm, build_skeleton
+    from quant.coverage import coverage
     from quant.errors import QuantizationError
     from quant.memory.plan import model_shape
     from quant.memory.shapes import ModelFacts
@@ -253,7 +263,8 @@ def _find_facts(folder: Path, dtype: str, quantized: bool, trust: bool) -> Model
     parts = [each for each in model.modules() if isinstance(each, transformers.PreTrainedModel)]
     sdpa = all(type(each)._supports_sdpa for each in parts)
     length = protocols.stated_length(model.config)
-    return ModelFacts(shape, model.config.model_type, length, sdpa)
+    covered = coverage(find_blocks(model))
+    return ModelFacts(shape, model.config.model_type, length, covered, sdpa)
 
 
 def _encoder_decoder_kind(folder: Path) -> str | None:

@@ -8,7 +8,9 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import re
 import subprocess
+import sys
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,13 @@ PACKAGES = (
     "hydra-core",
     "omegaconf",
     "numpy",
+)
+ROUNDING_SETTINGS = (
+    "ATEN_CPU_CAPABILITY",
+    "BITSWEEP_CPU_ISA",
+    "MKL_CBWR",
+    "MKL_ENABLE_INSTRUCTIONS",
+    "ONEDNN_MAX_CPU_ISA",
 )
 GIB = 2**30
 
@@ -45,7 +54,46 @@ def environment(
         "packages": package_versions(),
         "commit": commit(),
         "threads": threads,
+        "computing": computing(),
     }
+
+
+def computing() -> dict[str, Any] | None:
+    """What decides how sums are rounded; None in a process that computes nothing.
+
+    torch, kernels   instruction sets that torch's loops and our kernels use; kernels is None where
+                     none were loaded.
+    blas, onednn     the libraries that multiply, as this torch was built.
+    settings         environment variables that choose among instruction sets, where they are set.
+    """
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return None
+    libc = " ".join(platform.libc_ver()).strip()
+    settings = {name: os.environ[name] for name in ROUNDING_SETTINGS if name in os.environ}
+    built = torch.__config__.show()
+    return {
+        "torch": torch.backends.cpu.get_cpu_capability(),
+        "kernels": _kernels_isa(),
+        "blas": _built_with(built, r"(oneAPI Math Kernel Library Version \S+|OpenBLAS\S*)"),
+        "onednn": _built_with(built, r"MKL-DNN (v\S+)"),
+        "libc": libc or None,
+        **({"settings": settings} if settings else {}),
+    }
+
+
+def _kernels_isa() -> str | None:
+    """The instruction set of our kernels; nothing is built or loaded for the answer."""
+    packed = sys.modules.get("cuda_ext.packed")
+    if packed is None or not packed.load.cache_info().currsize:
+        return None
+    isa: str = packed.cpu_isa()
+    return isa
+
+
+def _built_with(built: str, pattern: str) -> str | None:
+    found = re.search(pattern, built)
+    return None if found is None else found[1]
 
 
 @lru_cache(maxsize=1)

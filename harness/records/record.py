@@ -66,7 +66,16 @@ class CellIdentity(_Model):
     calibration: str | None
     seed: int
     bits_per_weight: float | None = Field(
-        default=None, description="stored bits per quantized weight, scales and zeros included"
+        default=None,
+        description="stored bits per weight of the blocks' matrices, scales and zeros included; of "
+        "those that are not quantized the bits of their type",
+    )
+    coverage: float | None = Field(
+        default=None,
+        description="share of the weights of the blocks' matrices that is in quantized layers",
+    )
+    outside: list[str] = Field(
+        default_factory=list, description="matrices of the blocks that stay in full precision"
     )
     label: str | None = Field(
         default=None, description="what tables call the method (GPTQ); null: its name"
@@ -74,6 +83,14 @@ class CellIdentity(_Model):
     options: str | None = Field(
         default=None, description="options of the method that are not its defaults (act-order)"
     )
+
+    def measured(self) -> dict[str, Any]:
+        """What is no name: it was found when the weights were made."""
+        return {
+            "bits_per_weight": self.bits_per_weight,
+            "coverage": self.coverage,
+            "outside": self.outside,
+        }
 
     @property
     def full_precision(self) -> bool:

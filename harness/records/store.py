@@ -72,7 +72,7 @@ class Store:
         record = _replaceable(self.record_path(cell, cell_key, stage, key))
         if record is None or record.key != key:
             return None
-        named = cell.model_copy(update={"bits_per_weight": record.cell.bits_per_weight})
+        named = cell.model_copy(update=record.cell.measured())
         return record.model_copy(update={"cell": named})
 
     def write(self, record: Record, samples: list[dict[str, Any]] | None = None) -> Path:
@@ -160,7 +160,8 @@ def _named_folder(parent: Path, cell: CellIdentity, key: str) -> Path:
     """The folder of a key: the one that is there, under whatever name, or that of the cell."""
     digits = key[:KEY_DIGITS]
     named = parent / f"{cell_name(cell)}-{digits}"
-    if named.exists():
+    # Not Path.exists, which raises for a path that is too long: whoever writes says so.
+    if os.path.exists(named) or not os.path.isdir(parent):
         return named
     return min(parent.glob(f"*-{digits}"), default=named)
 
@@ -300,6 +301,15 @@ def disk_errors(path: Path) -> Iterator[None]:
 def artifact_digest(folder: Path) -> str:
     """sha256 of an artifact's manifest, which holds the sha256 of each of its files."""
     return file_sha256(folder / "artifact.json")
+
+
+def weights_digest(folder: Path) -> str:
+    """sha256 over the names and hashes of the tensor files of an artifact, as its manifest says.
+
+    Codes, grids and all other weights, and nothing that only describes them.
+    """
+    files = json.loads((folder / "artifact.json").read_text(encoding="utf-8"))["files"]
+    return digest({name: files[name]["sha256"] for name in files if name.endswith(".safetensors")})
 
 
 def _short(path: Path) -> str:

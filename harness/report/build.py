@@ -41,7 +41,7 @@ def build_report(
     frame = from_records(records)
     tables = summary_tables(frame, suites)
     plots = _plots(frame, suites)
-    ends = _endings({record.cell.model for record in records})
+    ends = _endings(set(frame["model"]))
     files: dict[str, bytes] = {}
     for table in tables:
         name = f"{table.name}{ends[table.model]}"

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from harness.report.rows import Figure, FigureKey, Row
-from harness.report.table import Cell, Column, Note, Table, measured
+from harness.report.table import Cell, Column, Note, Table, measured, small
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,10 @@ def quantity(figure: Figure) -> Cell:
     """A figure to the digits of its standard error, fractions in per cent; (spread over seeds)."""
     factor, least, most = (100.0, 1, 1) if figure.unit == "fraction" else (1.0, 2, 6)
     error = None if figure.stderr is None else factor * figure.stderr
-    text = measured(factor * figure.value, error, least, most)
+    if error is None and figure.unit != "fraction" and abs(figure.value) < 1:
+        text = small(figure.value, 3)  # nothing says how many decimals count: "0.00" would be none
+    else:
+        text = measured(factor * figure.value, error, least, most)
     if figure.spread is not None:
         text += f" ({measured(factor * figure.spread, None, least, most)})"
     return Cell(text, figure.value, figure.stderr)

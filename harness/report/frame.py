@@ -7,15 +7,16 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from harness.records.record import LayerReport, Metric, Record
+from harness.records.record import CellIdentity, LayerReport, Metric, Record
 from quant.transforms.base import read_note
 
 if TYPE_CHECKING:
     import pandas as pd
 
+MODEL_DIGITS = 8  # of its hash, behind a name that several models have
 QUANTILES = ("p10", "p50", "p90", "p99")
 # What rows are made of and metrics.csv leaves to the records.
-INTERNAL = ("label", "full_precision", "cell_config", "transforms")
+INTERNAL = ("label", "full_precision", "cell_config", "artifact", "transforms", "coverage")
 
 COLUMNS = (
     # what was measured on: the cell
@@ -62,12 +63,12 @@ def from_records(records: Iterable[Record]) -> pd.DataFrame:
     """One row a metric with the columns COLUMNS; a failed stage has a row without a metric.
 
     A figure measured several times on the same cell (the same suite with other settings that
-    leave its name as it is) appears once for every record. Missing numbers are NaN, missing
-    texts None. Sorted, so that the order of the records does not matter.
+    leave its name as it is) appears once for every record. Models of one name are told apart.
+    Missing numbers are NaN, missing texts None. Sorted: the order of the records does not matter.
     """
     import pandas as pd
 
-    rows = [row for record in records for row in _rows(record)]
+    rows = [row for record in told_apart(records) for row in _rows(record)]
     frame = pd.DataFrame(rows, columns=list(COLUMNS))
     numbers = ["bits", "group_size", "bits_per_weight", "value", "stderr", *QUANTILES]
     frame[numbers] = frame[numbers].astype("float64")
@@ -75,6 +76,28 @@ def from_records(records: Iterable[Record]) -> pd.DataFrame:
     by = [frame[column].astype(object).fillna("").astype(str) for column in order]
     position = pd.concat(by, axis=1).sort_values(order, kind="stable").index
     return frame.loc[position].reset_index(drop=True)
+
+
+def told_apart(records: Iterable[Record]) -> list[Record]:
+    """The records, with part of the model's hash in its name where one name stands for several."""
+    records = list(records)
+    known: dict[str, set[str]] = {}
+    for record in records:
+        known.setdefault(record.cell.model, set()).update(_model_hash(record))
+    return [
+        _renamed(record, digest) if len(known[record.cell.model]) > 1 else record
+        for record in records
+        for digest in (_model_hash(record) or [""])
+    ]
+
+
+def _model_hash(record: Record) -> list[str]:
+    return [record.inputs["model"]] if "model" in record.inputs else []
+
+
+def _renamed(record: Record, digest: str) -> Record:
+    name = f"{record.cell.model}-{digest[:MODEL_DIGITS]}".removesuffix("-")
+    return record.model_copy(update={"cell": record.cell.model_copy(update={"model": name})})
 
 
 def _rows(record: Record) -> list[dict[str, Any]]:
@@ -102,7 +125,9 @@ def _rows(record: Record) -> list[dict[str, Any]]:
         "label": record.cell.label,
         "full_precision": record.cell.full_precision,
         "cell_config": cell_config(record),
+        "artifact": record.inputs.get("artifact"),
         "transforms": "; ".join(partly_applied(record.layers)),
+        "coverage": partly_covered(record.cell),
     }
     figures = [shared | _metric(metric, record) for metric in record.metrics]
     return [shared, *figures] if record.status == "failed" or not figures else figures
@@ -138,6 +163,16 @@ def partly_applied(layers: Sequence[LayerReport]) -> list[str]:
         if rest:
             said.append("; ".join([f"{name}: applied to {applied} of {total} layers", *rest]))
     return said
+
+
+def partly_covered(cell: CellIdentity) -> str:
+    """What of the blocks' matrices is not quantized; empty where nothing is said, or all is."""
+    if not cell.outside or cell.coverage is None:
+        return ""
+    return (
+        f"{100 * cell.coverage:.1f} % of the weights of the blocks' matrices are quantized; not "
+        f"{', '.join(cell.outside)}"
+    )
 
 
 def _section(record: Record, name: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from harness.records.record import Record
 
 MOST_NAMED = 4
+WRITTEN = ("tables/*.csv", "tables/*.tex", "plots/*.png", "plots/*.svg")
 
 
 def said_of_replaced(records: Sequence[Record], folder: Path) -> str | None:
@@ -27,6 +28,18 @@ def said_of_replaced(records: Sequence[Record], folder: Path) -> str | None:
         f"It took the place of a report of the same name with {cells} that this one does not show "
         f"({named}): their records are kept; add name=NAME for a report of its own."
     )
+
+
+def remove_others(folder: Path, files: Sequence[Path]) -> None:
+    """Remove the tables and plots of the report that `files` took the place of in `folder`.
+
+    Only for a folder that belongs to reports: they would stand, or be logged, beside the new ones.
+    """
+    written = {file.resolve() for file in files}
+    for pattern in WRITTEN:
+        for file in folder.glob(pattern):
+            if file.resolve() not in written:
+                file.unlink(missing_ok=True)
 
 
 def _held(folder: Path) -> dict[str, str]:

@@ -39,7 +39,7 @@ def name_columns(rows: Sequence[Row]) -> list[Column]:
 
 
 def name_cells(row: Row, rows: Sequence[Row], footnotes: Footnotes) -> list[Cell]:
-    said = [*row.transforms, *(f"fallback in {text}" for text in row.fallbacks)]
+    said = [*row.coverage, *row.transforms, *(f"fallback in {text}" for text in row.fallbacks)]
     marks = tuple(footnotes.mark(text) for text in said)
     cells = [Cell(row.label, row.label, marks=marks), Cell(row.scheme_label, row.scheme_label)]
     if len(calibrations(rows)) > 1:

@@ -8,9 +8,9 @@ import re
 from typing import TYPE_CHECKING
 
 from harness.report.table import Cell, Column, Table, on_screen
+from harness.streams import shown
 
 if TYPE_CHECKING:
-    import rich.table
     from rich.console import Group
     from rich.text import Text
 
@@ -59,36 +59,40 @@ def to_rich(table: Table, width: int = SCREEN_WIDTH, causes: bool = True) -> Gro
 
     table = on_screen(table, causes)
     parts = [_rich_panel(table, columns) for columns in _fit(table, width)]
-    notes = [Padding(Text(note, style="dim"), (0, 1)) for note in all_notes(table)]
+    notes = [Padding(Text(shown(note), style="dim"), (0, 1)) for note in all_notes(table)]
     return Group(*parts, *notes)
 
 
-def _rich_panel(table: Table, columns: list[int]) -> rich.table.Table:
+def _rich_panel(table: Table, columns: list[int]) -> Group:
     from rich import box
+    from rich.console import Group
     from rich.table import Table as RichTable
     from rich.text import Text
 
     panel = RichTable(
-        title=Text(table.title, style="bold"),
-        title_justify="left",
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
         pad_edge=False,
     )
     for index in columns:
         column = table.columns[index]
-        header = Text("\n".join(_header_lines(column)))
+        header = Text(shown("\n".join(_header_lines(column))))
         panel.add_column(header, justify="right" if column.numeric else "left", no_wrap=True)
     for row in table.rows:
         panel.add_row(*(_rich_cell(row[index]) for index in columns))
-    return panel
+    # As a title of the panel it would be folded to the width of a narrow one.
+    return Group(Text(shown(table.title), style="bold"), panel)
 
 
 def _rich_cell(cell: Cell) -> Text:
     from rich.text import Text
 
     style = "bold" if cell.best else ("red" if cell.text == "failed" else "")
-    return Text(cell.text + superscript(cell.marks), style=style)
+    return Text(_screen_text(cell), style=style)
+
+
+def _screen_text(cell: Cell) -> str:
+    return shown(cell.text + superscript(cell.marks))
 
 
 def _header_lines(column: Column) -> list[str]:
@@ -114,9 +118,8 @@ def _fit(table: Table, width: int) -> list[list[int]]:
 
 
 def _width(table: Table, index: int) -> int:
-    cells = (row[index] for row in table.rows)
-    bodies = [len(cell.text) + len(superscript(cell.marks)) for cell in cells]
-    return max([len(line) for line in _header_lines(table.columns[index])] + bodies)
+    bodies = [len(_screen_text(row[index])) for row in table.rows]
+    return max([len(shown(line)) for line in _header_lines(table.columns[index])] + bodies)
 
 
 def to_markdown(table: Table) -> str:

@@ -70,6 +70,7 @@ class Row:
     failures: dict[str, str] = field(default_factory=dict)  # suite -> cause
     fallbacks: tuple[str, ...] = ()
     transforms: tuple[str, ...] = ()  # those that left some layers as they were
+    coverage: tuple[str, ...] = ()  # what of the blocks' matrices stays in full precision
 
     @property
     def scheme_label(self) -> str:
@@ -115,7 +116,23 @@ def read_rows(frame: pd.DataFrame) -> Rows:
             f"{replaced} older {'figure' if replaced == 1 else 'figures'} of the same cells, "
             "measured again since: not shown."
         )
-    return Rows(rows, notes)
+    return Rows(rows, [*notes, *_several_artifacts(latest)])
+
+
+def _several_artifacts(entries: list[dict[str, Any]]) -> list[str]:
+    """A sentence for each cell whose figures come from more than one artifact."""
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for entry in entries:
+        if entry["artifact"]:
+            found.setdefault(entry["cell_key"], {})[entry["artifact"]] = entry
+    return [
+        f"{entry['label']} {entry['scheme']}, seed {entry['seed']}: its figures are of "
+        f"{len(of)} artifacts of one key ({', '.join(sorted(each[:8] for each in of))}), which "
+        "differ by the machines that made them: measure them again in one place."
+        for of in found.values()
+        if len(of) > 1
+        for entry in [next(iter(of.values()))]
+    ]
 
 
 def _plain(entry: dict[Any, Any]) -> dict[str, Any]:
@@ -233,6 +250,7 @@ def _row(group: list[dict[str, Any]]) -> Row:
         failures={suite: "; ".join(sorted(set(errors))) for suite, errors in failures.items()},
         fallbacks=_different(entry["fallbacks"] for entry in group),
         transforms=_different(entry["transforms"] for entry in group),
+        coverage=_different(entry["coverage"] for entry in group),
     )
 
 

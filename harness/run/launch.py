@@ -20,6 +20,7 @@ from harness.models.model import QuantizedModel, StoredModel
 from harness.records.record import QUANTIZATION, Record
 from harness.records.store import Store, cell_name, file_name, unique_name, write_atomically
 from harness.records.temporary import sweep as sweep_temporary
+from harness.report.frame import MODEL_DIGITS
 from harness.run.recording import roots_of
 from harness.run.sweep import Outcome, run_sweep
 from harness.run.tables import memory_table, plan_table
@@ -77,14 +78,15 @@ def _show_memory(plans: Sequence[CellPlan], console: Console) -> None:
     if not plans:
         return  # transformers, which knows the shapes of models, takes seconds to import
     from harness.run.memory import planned_memory
-    from quant.memory.plan import WORST, MemoryPlanError
+    from quant.errors import QuantizationError
+    from quant.memory.plan import WORST
 
     tables: dict[tuple[str, str], tuple[int, Table]] = {}
     for plan in plans:
         name = cell_name(plan.identity)
         try:
             memory = planned_memory(plan.cell)
-        except MemoryPlanError as error:
+        except QuantizationError as error:
             console.print(f"\n{name}: {error}", highlight=False, markup=False, soft_wrap=True)
             continue
         rows = tuple(memory.rows())
@@ -142,18 +144,22 @@ def report(
     title: str,
     suites: Mapping[str, Suite],
     causes: bool = True,
+    own_folder: bool = True,
 ) -> None:
     """Write the report and print its table and where it is.
 
+    own_folder  whether the folder is for reports alone: what an earlier one left in it is removed.
     suites  by name: what they add to tables is in them; of others as far as it is known.
     causes  whether the printed table says why something failed.
     """
     from harness.report.build import build_report
-    from harness.report.held import said_of_replaced
+    from harness.report.held import remove_others, said_of_replaced
     from harness.report.tables import summary_table
 
     replaced = said_of_replaced(records, folder)
     files = build_report(records, folder, title, suites)
+    if own_folder:
+        remove_others(folder, files)
     console = _console()
     console.print(summary_table(records, console.width, causes, suites))
     said = f"\nreport: {_shown(files[0])} (tables, plots and CSV beside it)"
@@ -247,7 +253,7 @@ def _summary(outcome: Outcome, diary: Path, screen: Console, trouble: str | None
 def _print_plan(plans: Sequence[CellPlan | PendingPlan], console: Console) -> None:
     console.print(plan_table(plans))
     sayings = (_checkpoint_line, _weights_line, _attention_line)
-    lines = [say(plan) for plan in plans for say in sayings]
+    lines = [say(plan) for plan in plans for say in sayings] + _shared_names(plans)
     for line in dict.fromkeys(filter(None, lines)):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     suites = [each for plan in plans for each in plan.cell.choices.suites]
@@ -255,6 +261,21 @@ def _print_plan(plans: Sequence[CellPlan | PendingPlan], console: Console) -> No
     for line in dict.fromkeys(remarks):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     console.print(f"\n{_counts(plans)}", highlight=False)
+
+
+def _shared_names(plans: Sequence[CellPlan | PendingPlan]) -> list[str | None]:
+    """Of models that have one name: how tables will tell them apart, and how to do it better."""
+    models: dict[str, set[str]] = {}
+    for plan in plans:
+        if isinstance(plan, CellPlan):
+            models.setdefault(plan.identity.model, set()).add(plan.cell.model.fingerprint)
+    return [
+        f"{len(found)} models are called {name}: tables add part of their hash "
+        f"({', '.join(sorted(each[:MODEL_DIGITS] for each in found))}); "
+        "model.name=NAME gives one a name of its own"
+        for name, found in models.items()
+        if len(found) > 1
+    ]
 
 
 def _checkpoint_line(plan: CellPlan | PendingPlan) -> str | None:

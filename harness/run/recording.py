@@ -33,6 +33,8 @@ class StageResult:
     placement: dict[str, str] = field(default_factory=dict)
     peak_memory_bytes: int | None = None
     bits_per_weight: float | None = None
+    coverage: float | None = None
+    outside: list[str] = field(default_factory=list)
     kernel: str | None = None
 
 
@@ -50,7 +52,9 @@ def make_record(cell: ResolvedCell, stage: str, result: StageResult, timing: Tim
 
     Raises StoreError for layers that another method or scheme made than the cell is named after.
     """
-    identity = cell.identity.model_copy(update={"bits_per_weight": result.bits_per_weight})
+    identity = cell.identity.model_copy(
+        update={name: getattr(result, name) for name in ("bits_per_weight", "coverage", "outside")}
+    )
     _require_own_layers(identity, result.layers)
     record = Record(
         status="failed" if result.failures else "ok",
@@ -129,6 +133,7 @@ def _shared(
         "environment": {
             **environment(timing.threads, runtime.device, runtime.record_host),
             "kernel": kernel,
+            "arithmetic": cell.arithmetic,
             **placement,
         },
         "started_at": timing.started_at,
@@ -137,9 +142,13 @@ def _shared(
 
 
 def _require_own_layers(cell: CellIdentity, layers: list[LayerReport]) -> None:
-    """Refuse layers that were not made by the method, or to the scheme, that names the cell."""
+    """Refuse layers that were not made by the method, or to the scheme, that names the cell.
+
+    A fallback that was allowed may be another method (rounding of experts without tokens): tables
+    mark it.
+    """
     for what, named, found in (
-        ("method", cell.method, {layer.method for layer in layers}),
+        ("method", cell.method, {layer.method for layer in layers if layer.fallback is None}),
         ("scheme", cell.scheme, {layer.scheme for layer in layers}),
     ):
         if found - {named}:

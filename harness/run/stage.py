@@ -28,7 +28,7 @@ from harness.models.streaming import (
     refuse_whole_model,
 )
 from harness.records.record import QUANTIZATION, Failure, LayerReport
-from harness.records.store import KEY_DIGITS, artifact_digest, disk_errors
+from harness.records.store import KEY_DIGITS, artifact_digest, disk_errors, weights_digest
 from harness.run.events import Advanced, Failed, Finished, Listener, Planned, Started, Waiting
 from harness.run.memory import planned_memory
 from harness.run.recording import StageResult, Timing, failed_record, make_record, now
@@ -56,6 +56,8 @@ def run_cell(cell: ResolvedCell, listen: Listener, skip: frozenset[str] = frozen
                 listen(Finished(stage, 0.0, cached=True))
             elif not _attempt(cell, stage, subject, listen) and stage == QUANTIZATION:
                 return
+            elif stage == QUANTIZATION:
+                todo = plan_cell(cell).todo  # older figures may be of another artifact
 
 
 def _attempt(cell: ResolvedCell, stage: str, subject: Subject, listen: Listener) -> bool:
@@ -133,7 +135,11 @@ def quantize(cell: ResolvedCell, progress: Any, listen: Listener) -> StageResult
     return StageResult(
         metrics=quantization_cost.metrics(result, size, clock.seconds),
         layers=[LayerReport(**asdict(layer)) for layer in result.layers],
-        inputs={**inputs, "artifact": artifact_digest(folder)},
+        inputs={
+            **inputs,
+            "artifact": artifact_digest(folder),
+            "weights": weights_digest(folder),
+        },
         weights=weights,
         placement={
             "activations": memory.activations,
@@ -141,7 +147,9 @@ def quantize(cell: ResolvedCell, progress: Any, listen: Listener) -> StageResult
             "blocks resumed": str(result.resumed),
         },
         peak_memory_bytes=max(peaks, default=None),
-        bits_per_weight=quantization_cost.bits_per_weight(result.layers),
+        bits_per_weight=quantization_cost.bits_per_weight(result),
+        coverage=result.coverage.share,
+        outside=result.coverage.outside(),
         kernel=cell.kernel if cell.quantization.solver.uses_kernel else None,
     )
 
@@ -222,6 +230,8 @@ def _run_suite(
         failures=found[0].failures,
         peak_memory_bytes=peak.bytes,
         bits_per_weight=subject.bits_per_weight,
+        coverage=subject.coverage,
+        outside=subject.outside,
         kernel=cell.kernel,
     )
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from harness.cell.cells import ResolvedCell
 from harness.errors import StoreError
 from harness.models.checkpoints import (
-    bits_per_weight,
     load_packed,
     operator_bits,
     packed_shapes,
@@ -21,7 +20,10 @@ from harness.records.record import QUANTIZATION, Record
 from harness.records.store import artifact_digest
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable
+
     from quant.checkpoint.source import ArtifactSource, CheckpointSource
+    from quant.scheme import Scheme
     from quant.transforms.base import Transform
 
 
@@ -36,6 +38,8 @@ class Subject:
         self._weights: dict[str, Any] | None = None
         self.inputs: dict[str, str] = {}
         self.bits_per_weight: float | None = None
+        self.coverage: float | None = None
+        self.outside: list[str] = []
         self.quantized = cell.quantized
         self.has_original = cell.model.checkpoint is None
         # The packed weights that are measured, made here or elsewhere; None: full precision, or
@@ -71,8 +75,9 @@ class Subject:
             return open_source(cell.model, cell.place.device, cell.choices.results)
         source = open_packed(cell.model, self.packed, cell.place, self._transforms)
         if cell.model.checkpoint is not None:
-            shapes, kept = source.layer_shapes().values(), source.operator_bits()
-            self.bits_per_weight = bits_per_weight(cell.model.checkpoint.scheme, shapes, kept)
+            shapes, scheme = source.layer_shapes(), cell.model.checkpoint.scheme
+            kept = source.operator_bits()
+            self._count(source.model, scheme, shapes.values(), kept, set(shapes))
         return source
 
     def weights(self, model: Any) -> dict[str, Any]:
@@ -113,6 +118,31 @@ class Subject:
         _check_artifact(folder, made)
         self.inputs = {"artifact": made.inputs["artifact"]}
         self.bits_per_weight = made.cell.bits_per_weight
+        self.coverage, self.outside = made.cell.coverage, made.cell.outside
+
+    def _count(
+        self,
+        model: Any,
+        scheme: Scheme,
+        shapes: Iterable[tuple[int, int]],
+        operators: int,
+        layers: Collection[str] = (),
+    ) -> None:
+        """What a checkpoint from elsewhere is, counted as of one that is made here.
+
+        operators  bits of what stands in front of layers.
+        layers     full names of those that are quantized and not in the model yet.
+        """
+        from quant.blocks import find_blocks
+        from quant.coverage import coverage_of
+
+        found = coverage_of(find_blocks(model), layers)
+        each = [(m * n, m * n * scheme.bits_per_weight(n)) for m, n in shapes]
+        # A checkpoint may have packed layers outside of the blocks too: they count here.
+        weights = sum(count for count, _ in each) + sum(found.kept.values())
+        stored = sum((bits for _, bits in each), float(operators))
+        self.bits_per_weight = (stored + found.kept_bits) / weights
+        self.coverage, self.outside = found.share, found.outside()
 
     @property
     def _transforms(self) -> list[Transform]:
@@ -123,13 +153,12 @@ class Subject:
         if self.packed is not None:
             loaded = self._from_packed(self.packed, place.kernel)
             if model.checkpoint is not None:
-                shapes = packed_shapes(loaded)
                 kept = operator_bits(loaded)
-                self.bits_per_weight = bits_per_weight(model.checkpoint.scheme, shapes, kept)
+                self._count(loaded, model.checkpoint.scheme, packed_shapes(loaded), kept)
             return loaded
         if isinstance(model, RandomModel) and scheme is not None:
             loaded = model.packed(place, scheme)
-            self.bits_per_weight = bits_per_weight(scheme, packed_shapes(loaded))
+            self._count(loaded, scheme, packed_shapes(loaded), 0)
             return loaded
         return self._full_precision(model)
 

@@ -64,11 +64,14 @@ def metrics(
     return found + _layer_means(result.layers)
 
 
-def bits_per_weight(layers: list[LayerResult]) -> float:
-    """Stored bits per quantized weight over all layers, scales and zero-points included."""
-    weights = sum(layer.outputs * layer.inputs for layer in layers)
+def bits_per_weight(result: QuantizationResult) -> float:
+    """Stored bits per weight of the blocks' matrices, scales and zero-points included.
+
+    Matrices that stay in full precision count with the bits of their type.
+    """
+    layers = result.layers
     bits = sum(layer.bits_per_weight * layer.outputs * layer.inputs for layer in layers)
-    return bits / weights
+    return result.coverage.bits_per_weight(bits)
 
 
 def _layer_means(layers: list[LayerResult]) -> list[Metric]:

@@ -12,6 +12,7 @@ from harness.data.sources import generator_hash
 from harness.errors import ConfigError
 from harness.records.hashes import file_sha256
 from harness.report.columns import ACCURACY, AgainstBits, FigureColumn, SuiteTable
+from harness.report.rows import FigureKey, Row
 from harness.suites import zeroshot_tasks
 from harness.suites.base import Facts, Suite, SuiteContext, SuiteResult, at_least_one
 
@@ -76,14 +77,22 @@ def run(context: SuiteContext, config: Config) -> SuiteResult:
     return zeroshot_scoring.run(context, config)
 
 
+def _ties(row: Row, key: FigureKey, _rows: Sequence[Row]) -> list[str]:
+    figure = row.figures[key]
+    ties = figure.note(zeroshot_tasks.TIES)
+    if ties in ("", "0"):
+        return []
+    return [f"{ties} of {figure.n} documents have two best choices within 0.0001 nat"]
+
+
 PLOT = AgainstBits("accuracy", "Accuracy against bits per weight")
 
 _column = partial(FigureColumn, plot=PLOT, optional=True)  # tasks differ in what they score
 
 TABLE = SuiteTable(
     columns=(
-        _column("accuracy", detail="acc."),
-        _column("acc_norm", detail="norm. acc."),
+        _column("accuracy", detail="acc.", footnotes=_ties),
+        _column("acc_norm", detail="norm. acc.", footnotes=_ties),
         # LAMBADA's, of the last word given its passage. Papers print the accuracy on these words.
         _column("target_perplexity", detail="target ppl", on_screen=False),
     ),

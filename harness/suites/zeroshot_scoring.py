@@ -16,11 +16,12 @@ from harness.data import protocols, texts
 from harness.records.record import Metric
 from harness.suites import zeroshot_tasks
 from harness.suites.base import SuiteContext, SuiteResult
-from harness.suites.zeroshot_tasks import EMBEDDED_TASKS, LocalTask, TaskError
+from harness.suites.zeroshot_tasks import EMBEDDED_TASKS, TIES, LocalTask, TaskError
 
 # Names and units of lm-eval's metrics in our records; others keep their names.
 NAMES = {"acc": "accuracy", "perplexity": "target_perplexity"}
 UNITS = {"target_perplexity": "ppl"}
+CLOSE = 1e-4  # nats
 
 
 class Asking(Protocol):
@@ -208,8 +209,33 @@ def _metrics(name: str, results: Any, notes: dict[str, str]) -> Iterator[Metric]
         metric, comma, kind = key.partition(",")
         if not comma or metric.endswith("_stderr") or not isinstance(value, (int, float)):
             continue
-        scores = [one[metric] for one in results["samples"][name] if one["filter"] == kind]
-        yield _metric(name, metric, kind, float(value), scores, results, notes)
+        logged = [one for one in results["samples"][name] if one["filter"] == kind]
+        scores = [one[metric] for one in logged]
+        found = count_ties(metric, logged)
+        said = notes if found is None else notes | {TIES: str(found)}
+        yield _metric(name, metric, kind, float(value), scores, results, said)
+
+
+def count_ties(metric: str, logged: Sequence[dict[str, Any]]) -> int | None:
+    """Documents whose two best choices are closer than CLOSE; None for what is no choice.
+
+    Sums are rounded otherwise on another machine, by less than that: there either may win.
+    """
+    if metric not in ("acc", "acc_norm"):
+        return None
+    ties = choices = 0
+    for one in logged:
+        answers = one["filtered_resps"]
+        if len(answers) < 2 or not all(isinstance(each, tuple | list) for each in answers):
+            continue
+        choices += 1
+        lengths = [1.0] * len(answers)
+        if metric == "acc_norm":  # divided by the characters of the choice, as lm-eval does
+            lengths = [float(len(text.removeprefix(" ")) or 1) for _, text in one["arguments"]]
+        pairs = zip(answers, lengths, strict=False)
+        best, second = sorted(((float(a[0]) / n, n) for a, n in pairs), reverse=True)[:2]
+        ties += (best[0] - second[0]) * min(best[1], second[1]) < CLOSE
+    return ties if choices else None
 
 
 def _metric(

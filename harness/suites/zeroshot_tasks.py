@@ -24,6 +24,7 @@ from harness.errors import BitsweepError
 EMBEDDED_TASKS = ("embedded_last_word", "embedded_choice")
 EMBEDDED_DOCUMENTS = 500
 """Documents of an embedded task when no limit is set."""
+TIES = "ties"  # the note of a metric that counts documents whose two best choices are too close
 
 _NAMING = re.compile(
     rb"^[\"']?(task|group|tag)[\"']?[ \t]*:[ \t]*(.*?)[ \t]*(?:#.*)?\r?$", re.MULTILINE

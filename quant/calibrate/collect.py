@@ -11,6 +11,7 @@ from quant.blocks import linear_layers, weight_matrix
 from quant.calibrate.devices import Lanes, assign
 from quant.calibrate.windows import Batch
 from quant.errors import NonFiniteError
+from quant.experts import routed_groups
 from quant.hessian import Hessian
 
 
@@ -21,9 +22,9 @@ class Collected(Exception):
 class Collector:
     """Hooks that feed one Hessian per group of layers with equal inputs while a block runs.
 
-    Groups are spread over the lanes; each Hessian lives on the device of its lane. With single_pass
-    the block is stopped (by Collected) once every group has been fed: what comes after, such as the
-    last and largest product of an MLP, would be computed for nothing.
+    Groups are spread over the lanes; each Hessian, of `dtype`, lives on the device of its lane.
+    With single_pass the block is stopped (by Collected) once every group has been fed: what comes
+    after, such as the last and largest product of an MLP, would be computed for nothing.
     """
 
     def __init__(
@@ -33,6 +34,7 @@ class Collector:
         groups: Sequence[tuple[str, ...]],
         single_pass: bool,
         lanes: Lanes,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         self.hessians: dict[tuple[str, ...], Hessian] = {}
         self.lane_of = dict(zip(groups, spread(block, groups, len(lanes)), strict=True))
@@ -40,41 +42,50 @@ class Collector:
         self._waiting: set[str] = set()
         self._single_pass = single_pass
         self._lanes = lanes
+        mixtures = {group for stage in routed_groups(block) for group in stage}
+        self._routed = [group for group in self.lane_of if group in mixtures]
         self._handles = []
         linears = linear_layers(block)
         for group, lane in self.lane_of.items():
             leader = linears[group[0]]
             device = lanes.devices[lane] if lane else weight_matrix(leader).device
             layer = f"{name}.{group[0]}"
-            hessian = Hessian(weight_matrix(leader).shape[1], layer=layer, device=device)
+            inputs = weight_matrix(leader).shape[1]
+            hessian = Hessian(inputs, layer=layer, dtype=dtype, device=device)
             self.hessians[group] = hessian
-            hook = self._feeder(hessian, lane)
+            own = weight_matrix(leader).dtype
+            hook = self._feeder(hessian, lane, own, group in mixtures)
             self._handles.append(leader.register_forward_pre_hook(hook))
 
     def begin(self, batch: Batch) -> None:
         """What is fed from now on belongs to this batch."""
         self._batch = batch
         self._waiting = {hessian.layer for hessian in self.hessians.values()}
+        # Every sequence counts for every expert, also one of which it saw nothing: n is a scale.
+        for group in self._routed:
+            self.hessians[group].sequences += batch.tokens.shape[0]
 
     def close(self) -> None:
         for handle in self._handles:
             handle.remove()
 
     def _feeder(
-        self, hessian: Hessian, lane: int
+        self, hessian: Hessian, lane: int, own: torch.dtype, routed: bool
     ) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def feed(_: nn.Module, args: tuple[Tensor, ...]) -> None:
             assert self._batch is not None
             batch, inputs, shape = self._batch, args[0], self._batch.tokens.shape
+            require_fits(inputs, own, batch, f"the input of {hessian.layer}")
             # Some models (OPT) flatten [batch, tokens] before a layer; the Hessian counts
             # sequences by the first dimension.
-            if inputs.numel() == shape.numel() * inputs.shape[-1]:
+            if not routed and inputs.numel() == shape.numel() * inputs.shape[-1]:
                 inputs = inputs.reshape(*shape, inputs.shape[-1])
             if lane:
                 # A copy made now, in the order of the model's own work: the block may go on to
                 # change its tensor in place while the other lane still reads.
                 inputs = inputs.detach().to(self._lanes.devices[lane], copy=True)
-            self._lanes.send(lane, lambda: update(hessian, inputs, batch))
+            sequences = 0 if routed else None
+            self._lanes.send(lane, lambda: update(hessian, inputs, batch, sequences))
             self._waiting.discard(hessian.layer)
             if self._single_pass and not self._waiting:
                 raise Collected
@@ -82,13 +93,24 @@ class Collector:
         return feed
 
 
-def update(hessian: Hessian, inputs: Tensor, batch: Batch) -> None:
+def update(hessian: Hessian, inputs: Tensor, batch: Batch, sequences: int | None = None) -> None:
     """Add inputs [batch, tokens, in] to a Hessian; NonFiniteError names the window."""
     try:
-        hessian.update(inputs)
+        hessian.update(inputs, sequences)
     except NonFiniteError:
         require_finite(inputs, batch, f"the input of {hessian.layer}")
         raise
+
+
+def require_fits(values: Tensor, dtype: torch.dtype, batch: Batch, what: str) -> None:
+    """As require_finite, for values that were computed in more than the model's dtype.
+
+    What the model itself cannot hold would be NaN wherever it is used.
+    """
+    most = torch.finfo(dtype).max
+    if values.dtype == dtype or not values.is_floating_point() or values.abs().amax() <= most:
+        return
+    require_finite(torch.where(values.abs() <= most, values, torch.inf), batch, what)
 
 
 def spread(block: nn.Module, groups: Sequence[tuple[str, ...]], lanes: int) -> list[int]:

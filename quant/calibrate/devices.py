@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Self, TypeVar
 
 import torch
@@ -36,6 +38,21 @@ def assign(costs: Sequence[float], lanes: int, home: float = 0.0) -> list[int]:
         chosen[task] = lane
         load[lane] += costs[task]
     return chosen
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """Where the work is done. None of it changes a bit of the result.
+
+    devices      over which Hessians and solves are spread; the first is where blocks run. None:
+                 the device of the model.
+    activations  where calibration activations wait between blocks: "cuda", "cpu" or "disk".
+    folder       for activations on disk.
+    """
+
+    devices: tuple[torch.device, ...] | None = None
+    activations: str = "cpu"
+    folder: Path | None = None
 
 
 class Lanes:

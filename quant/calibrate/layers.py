@@ -5,23 +5,27 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from quant.arithmetic import PORTABLE
 from quant.blocks import linear_layers, set_weight_matrix, weight_matrix
 from quant.calibrate.devices import Lanes
+from quant.calibrate.few import Few, few_tokens
 from quant.calibrate.transform import UNCHANGED, Changed
 from quant.config import QuantizationConfig
 from quant.errors import QuantizationError
+from quant.experts import routed_groups
 from quant.hessian import Hessian
 from quant.input_operator import operator_bits
 from quant.levels.base import GridTensor
 from quant.scheme import Scheme
-from quant.solvers.base import Layer, Solution
+from quant.solvers import rtn
+from quant.solvers.base import Layer, Solution, Solver
 from quant.weight import QuantizedWeight
 
 
@@ -31,8 +35,8 @@ class LayerResult:
 
     loss, damping, dead_columns  see quant.solvers.base.Solution.
     bits_per_weight              stored: codes, the tensors of the grid, an operator in front.
-    weight_error                 ||W - Q||_F / ||W||_F in float32; 0 for an all-zero weight. W is
-                                 the weight that the transforms made.
+    weight_error                 ||W - Q||_F / ||W||_F; 0 for an all-zero weight. W is the weight
+                                 that the transforms made.
     tokens                       calibration tokens that reached the layer; 0 without calibration.
     seconds                      the solver alone; the Hessian and its factor, which layers share,
                                  are in the stages.
@@ -64,7 +68,7 @@ Solved = list[tuple[LayerResult, QuantizedWeight]]
 class BlockSolver:
     """Quantizes the layers of one block; any of its methods may run in any thread.
 
-    solved(layer) is called after every layer.
+    config.arithmetic is resolved; solved(layer) is called after every layer.
     """
 
     config: QuantizationConfig
@@ -72,6 +76,17 @@ class BlockSolver:
     index: int
     name: str
     solved: Callable[[str], None]
+
+    @cached_property
+    def routed(self) -> frozenset[tuple[str, ...]]:
+        """The groups that see only tokens routed to an expert."""
+        return frozenset(group for stage in routed_groups(self.block) for group in stage)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That layers are solved in. Rounding alone is elementwise, the same bits everywhere."""
+        summed = self.config.solver.needs_calibration and self.config.arithmetic == PORTABLE
+        return torch.float64 if summed else torch.float32
 
     def group(
         self,
@@ -85,21 +100,32 @@ class BlockSolver:
         Their weights become the quantized values, and those come back on the CPU. The Hessian is
         that of the inputs before transforms `changed` them.
         """
-        prepared, tokens = None, None
+        prepared, tokens, few = None, None, None
+        solver, options = self.config.solver, self.config.options
         if hessian is not None:
             tokens = hessian.tokens
-            if self.config.solver.needs_calibration:
-                prepared = self._prepare(hessian, changed)
+            if solver.needs_calibration:
+                few = few_tokens(hessian, names in self.routed, self.config.rules)
+                if few is not None and few.rounded:
+                    solver, options = rtn.SOLVER, rtn.SOLVER.options()
+                else:
+                    prepared = self._prepare(hessian, changed, few)
         linears = linear_layers(self.block)
         found = []
         for name in names:
             layer = Layer(f"{self.name}.{name}", tokens, self.config.kernel)
-            found.append(self._layer(layer, linears[name], prepared, device, changed.notes))
+            result, weight = self._layer(
+                layer, linears[name], solver, options, prepared, device, changed.notes
+            )
+            said = [note for note in (few and few.said, result.fallback) if note]
+            found.append((replace(result, fallback="; ".join(said) or None), weight))
             self.solved(layer.name)
         return found
 
-    def _prepare(self, hessian: Hessian, changed: Changed) -> Any:
+    def _prepare(self, hessian: Hessian, changed: Changed, few: Few | None) -> Any:
         matrix = changed.hessian(hessian.matrix())
+        if few is not None:
+            matrix = few.shrunk(matrix)
         if self.config.solver.prepare is None:
             return matrix
         layer = Layer(hessian.layer, hessian.tokens, self.config.kernel)
@@ -109,14 +135,16 @@ class BlockSolver:
         self,
         layer: Layer,
         module: nn.Module,
+        solver: Solver,
+        options: Any,
         prepared: Any,
         device: torch.device | None,
         notes: list[str],
     ) -> tuple[LayerResult, QuantizedWeight]:
-        solver, scheme = self.config.solver, self.config.scheme
+        scheme = self.config.scheme
         begin = time.perf_counter()
-        weight = weight_matrix(module).to(device).float()
-        solution = solver.solve(weight, scheme, prepared, self.config.options, layer)
+        weight = weight_matrix(module).to(device, self.dtype)
+        solution = solver.solve(weight, scheme, prepared, options, layer)
         seconds = time.perf_counter() - begin
         require_solution(solution, weight, scheme, f"{layer.name}: solver {solver.name}")
         quantized = solution.weight.dequantize()

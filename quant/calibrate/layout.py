@@ -6,7 +6,7 @@ between versions of transformers, and a replay that guesses them computes wrong 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from quant.blocks import Blocks, find_blocks, linear_layers
 from quant.errors import ModelLayoutError
+from quant.experts import Names, routed_groups
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class BlockStructure:
     groups           linear layers of the block that read the very same input, in the order of
                      execution: q, k and v together, then the output projection, ...
     single_pass      no linear layer of the block runs more than once in a forward pass.
+    routed           the groups among them that see only tokens routed to an expert, by what they
+                     read: all gates and ups of a mixture, all downs (quant.experts).
     """
 
     hidden_argument: int | str
@@ -37,6 +40,17 @@ class BlockStructure:
     output_template: tuple[Any, ...] | list[Any] | None
     groups: tuple[tuple[str, ...], ...]
     single_pass: bool
+    routed: tuple[tuple[tuple[str, ...], ...], ...] = ()
+
+    def stages(self) -> list[tuple[tuple[str, ...], ...]]:
+        """Groups that can be solved together, in the order of execution: a mixture's are one."""
+        stages: list[tuple[tuple[str, ...], ...]] = []
+        together = {group: stage for stage in self.routed for group in stage}
+        for group in self.groups:
+            stage = together.get(group, (group,))
+            if stage not in stages:
+                stages.append(stage)
+        return stages
 
     def hidden_of(self, output: Any) -> Tensor:
         """The hidden states in what the block returned."""
@@ -151,11 +165,19 @@ class _Observer:
         return all(len(keys) == 1 for keys in self._keys.values())
 
     def groups(self) -> tuple[tuple[str, ...], ...]:
-        """Layers with equal inputs; layers that did not run stand alone at the end."""
+        """Layers with equal inputs; layers that did not run stand alone at the end.
+
+        Those of experts are known from the structure and stand where the first of them ran.
+        """
         found: dict[tuple[Any, ...], list[str]] = {}
+        mixture = _mixture_of(routed_groups(self.block))
         for name, keys in self._keys.items():
-            found.setdefault(tuple(keys), []).append(name)
-        idle = [(name,) for name in linear_layers(self.block) if name not in self._keys]
+            for group in mixture.get(name, ()):
+                found.setdefault(group, list(group))
+            if name not in mixture:
+                found.setdefault(tuple(keys), []).append(name)
+        met = {name for names in found.values() for name in names}
+        idle = [(name,) for name in linear_layers(self.block) if name not in met]
         return (*map(tuple, found.values()), *idle)
 
 
@@ -205,6 +227,7 @@ class _Chain:
                 output_template=observer.template,
                 groups=observer.groups(),
                 single_pass=observer.single_pass(),
+                routed=tuple(routed_groups(observer.block)),
             )
             for argument, output_index, observer in zip(
                 self._arguments, [*indices, like], self.observers, strict=True
@@ -213,6 +236,15 @@ class _Chain:
 
     def _only_output(self, only: _Observer) -> int | None:
         return _only_hidden_output(only, self._arguments[0], self._blocks.block_name(0))
+
+
+def _mixture_of(stages: Sequence[tuple[Names, ...]]) -> dict[str, list[Names]]:
+    """All groups of the mixture that a layer belongs to, by the layer: downs come last."""
+    found: dict[str, list[Names]] = {}
+    for first, down in zip(stages[::2], stages[1::2], strict=True):
+        groups = [*first, *down]
+        found |= {name: groups for group in groups for name in group}
+    return found
 
 
 def _link(output: Any, target: _Observer, name: str) -> tuple[int | None, int | str]:

@@ -16,26 +16,21 @@ activations per block, 600 GB for OPT-175B, to save that.
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from cuda_ext.ops import resolve_kernel
-from quant.blocks import (
-    linear_layers,
-    require_quantizable,
-    require_sound,
-    set_weight_matrix,
-)
+from quant.arithmetic import resolve_arithmetic
+from quant.blocks import linear_layers, require_sound, set_weight_matrix
 from quant.calibrate.activations import activation_store
 from quant.calibrate.capture import (
+    Call,
     Capture,
     capture,
     check_streaming,
@@ -43,20 +38,26 @@ from quant.calibrate.capture import (
     run_block,
     streamed_logits,
 )
-from quant.calibrate.collect import Collected, Collector, require_finite
+from quant.calibrate.collect import Collected, Collector, require_finite, require_fits
 from quant.calibrate.cost import StageCost, StageMeter
-from quant.calibrate.devices import Lanes
-from quant.calibrate.layers import BlockSolver, LayerResult, Solved, solve_groups
+from quant.calibrate.devices import Lanes, Workplace
+from quant.calibrate.few import require_tokens
+from quant.calibrate.layers import LayerResult, Solved, solve_groups
 from quant.calibrate.layout import BlockStructure, Layout, evaluation
 from quant.calibrate.neighbours import Names
-from quant.calibrate.operators import calibration_products
-from quant.calibrate.sink import STAGE, BlockSink, Finished, Kept, WriteBehind
-from quant.calibrate.source import BlockSource, LoadedModel, each_block
+from quant.calibrate.run import Progress, Run
+from quant.calibrate.sink import BlockSink, Kept, WriteBehind
+from quant.calibrate.source import BlockSource, LoadedModel
+from quant.calibrate.survey import survey
 from quant.calibrate.transform import BlockTransformer, Changed, require_changes, restore
+from quant.calibrate.wide import WIDE, narrowed
 from quant.calibrate.windows import Batch, check_windows, make_batches
 from quant.config import QuantizationConfig
+from quant.coverage import Coverage
+from quant.experts import unfuse
 from quant.hessian import Hessian
 from quant.memory.heaps import give_back, memory_kept
+from quant.memory.plan import model_shape
 from quant.products import torch_alone
 from quant.weight import QuantizedWeight
 
@@ -71,23 +72,6 @@ __all__ = [
     "streamed_logits",
 ]
 
-Progress = Callable[[int, int, str], None]
-
-
-@dataclass(frozen=True)
-class Workplace:
-    """Where the work is done. None of it changes a bit of the result.
-
-    devices      over which Hessians and solves are spread; the first is where blocks run. None:
-                 the device of the model.
-    activations  where calibration activations wait between blocks: "cuda", "cpu" or "disk".
-    folder       for activations on disk.
-    """
-
-    devices: tuple[torch.device, ...] | None = None
-    activations: str = "cpu"
-    folder: Path | None = None
-
 
 @dataclass(frozen=True)
 class QuantizationResult:
@@ -97,12 +81,14 @@ class QuantizationResult:
                      caller took them.
     host_peak_bytes  highest resident memory of this process during the run; None where the platform
                      gives no figure.
+    coverage         of the blocks' matrices by quantized layers.
     resumed          blocks that an earlier, interrupted run had finished.
     """
 
     weights: dict[str, QuantizedWeight]
     layers: list[LayerResult]
     stages: list[StageCost]
+    coverage: Coverage
     host_peak_bytes: int | None = None
     resumed: int = 0
 
@@ -117,18 +103,20 @@ def quantize_model(
     """Quantize every linear layer in the blocks of a `model` in memory; nothing else is touched.
 
     The model is modified in place: its weights become the dequantized values in their own dtype, so
-    it is also the simulated quantized model. After an error it may be partly quantized.
-    calibration holds windows of token ids [tokens], any lengths; none where nothing needs them.
+    it is also the simulated quantized model; fused experts become modules (quant.experts). After an
+    error it may be partly quantized. calibration holds windows of token ids [tokens], any lengths;
+    none where nothing needs them.
     progress(done, total, name) is called after every layer.
 
     Raises ModelLayoutError, SchemeError, NonFiniteError and CalibrationError before anything is
     changed; NonFiniteError, SingularHessianError and CalibrationError for a layer while it runs.
     """
+    unfuse(model)
     source, kept = LoadedModel(model), Kept()
     for index, block in enumerate(source.blocks.modules):
         require_sound(block, source.blocks.block_name(index))
     result = quantize_blocks(source, calibration, config, kept, progress, workplace)
-    return QuantizationResult(kept.weights, result.layers, result.stages, result.host_peak_bytes)
+    return replace(result, weights=kept.weights)
 
 
 def quantize_blocks(
@@ -138,6 +126,7 @@ def quantize_blocks(
     sink: BlockSink,
     progress: Progress | None = None,
     workplace: Workplace | None = None,
+    covered: Coverage | None = None,
 ) -> QuantizationResult:
     """Quantize every linear layer in the blocks of `source`, handing each block to `sink`.
 
@@ -145,15 +134,18 @@ def quantize_blocks(
     be quantized is an error when it is reached; what the sink took before stays there, the block
     that is being written included. An error of the sink is raised when the next block is handed
     over, or at the end. The stage "write" is what the run waited for the sink; what the sink's
-    thread worked is `StageCost.behind`.
+    thread worked is `StageCost.behind`. covered is what `survey` found, if it was asked already.
     """
-    require_quantizable(source.blocks)
+    covered = covered or survey(source, config.rules)
     if config.needs_calibration:
         check_windows(calibration, source.model)
     workplace = workplace or Workplace()
     resumed = sink.finished
     devices = workplace.devices or (source.device,)
     kernel = resolve_kernel(config.kernel, source.device)
+    parameters = model_shape(source.model).parameters
+    arithmetic = resolve_arithmetic(config.arithmetic, str(source.device), parameters)
+    config = replace(config, arithmetic=arithmetic)
     with (
         memory_kept(),
         StageMeter(source.device) as meter,
@@ -162,7 +154,7 @@ def quantize_blocks(
         Lanes(devices) as lanes,
         WriteBehind(meter, one_thread=source.device.type == "cpu") as writer,
     ):
-        run = _Run(source, config, kernel, sink, meter, lanes, workplace, progress, writer, resumed)
+        run = Run(source, config, kernel, sink, meter, lanes, workplace, progress, writer, resumed)
         run.recall()
         if not config.needs_calibration:
             _solve_blocks(run)
@@ -170,80 +162,11 @@ def quantize_blocks(
             _calibrate(run, calibration)
         writer.settle()
         require_changes(config.transforms, run.layers)
-    return QuantizationResult({}, run.layers, meter.costs(), meter.host_peak_bytes, resumed)
+    host = meter.host_peak_bytes
+    return QuantizationResult({}, run.layers, meter.costs(), covered, host, resumed)
 
 
-@dataclass
-class _Run:
-    """One quantization under way."""
-
-    source: BlockSource
-    config: QuantizationConfig
-    kernel: str
-    sink: BlockSink
-    meter: StageMeter
-    lanes: Lanes
-    workplace: Workplace
-    progress: Progress | None
-    writer: WriteBehind
-    resumed: int  # the sink's own count grows meanwhile, in another thread
-    layers: list[LayerResult] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self._total = sum(len(linear_layers(block)) for block in self.source.blocks.modules)
-        self._done = 0
-        self._lock = threading.Lock()
-
-    def recall(self) -> None:
-        """Take over what earlier runs found and spent on the blocks that they finished."""
-        for index in range(self.resumed):
-            _, made = self.sink.get(index)
-            self.layers += made.layers
-            self.meter.add(made.stages)
-        self._done = len(self.layers)
-
-    @contextmanager
-    def passing(self, stage: str) -> Iterator[None]:
-        """A stage that runs blocks. Solving is none: its many small calls need no redirection."""
-        on_cpu = self.source.device.type == "cpu"
-        with (
-            self.meter.stage(stage),
-            calibration_products(self.kernel) if on_cpu else nullcontext(),
-        ):
-            yield
-
-    def count(self, layer: str) -> None:
-        """A layer is solved; called from any thread."""
-        with self._lock:
-            self._done += 1
-            if self.progress is not None:
-                self.progress(self._done, self._total, layer)
-
-    def solver(self, index: int) -> BlockSolver:
-        blocks = self.source.blocks
-        name = blocks.block_name(index)
-        return BlockSolver(self.config, blocks.modules[index], index, name, self.count)
-
-    def hand_over(self, index: int, solved: Solved) -> None:
-        """Give a finished block to the sink, with what it cost since the last one.
-
-        The block before it is kept first; keeping this one has begun when this returns.
-        """
-        layers = [layer for layer, _ in solved]
-        self.writer.settle()
-        with self.meter.stage(STAGE):
-            weights = {layer.name: weight for layer, weight in solved}
-            made = Finished(layers, self.meter.since_last())
-            keep = self.sink.put(index, weights, made)
-        self.writer.begin(keep)
-        self.layers += layers
-
-    def blocks(self, first: int = 0) -> closing[Generator[int]]:
-        """Numbers of blocks that have their weights in place; the wait for them is a stage."""
-        return closing(each_block(self.source, first, partial(self.meter.stage, "read")))
-
-
-def _solve_blocks(run: _Run) -> None:
+def _solve_blocks(run: Run) -> None:
     """Without calibration: every block on its own."""
     with run.blocks(run.resumed) as blocks:
         for index in blocks:
@@ -254,7 +177,7 @@ def _solve_blocks(run: _Run) -> None:
             run.hand_over(index, solved)
 
 
-def _calibrate(run: _Run, calibration: Sequence[Tensor]) -> None:
+def _calibrate(run: Run, calibration: Sequence[Tensor]) -> None:
     """Every block on the outputs of the quantized blocks before it."""
     source, place = run.source, run.workplace
     with run.passing("layout"):
@@ -262,7 +185,7 @@ def _calibrate(run: _Run, calibration: Sequence[Tensor]) -> None:
     give_back()
     batches = make_batches(calibration, run.config.batch_tokens)
     with activation_store(place.activations, source.device, place.folder) as store:
-        with run.passing("capture"):
+        with run.calibrating("capture"):
             tokens = [batch.tokens for batch in batches]
             captured = capture(source.model, layout, tokens, store)
             for position, batch in enumerate(batches):
@@ -279,7 +202,7 @@ def _calibrate(run: _Run, calibration: Sequence[Tensor]) -> None:
                     _advance(run, index, layout.structures[index], batches, captured)
 
 
-def _layout(run: _Run, calibration: Sequence[Tensor]) -> Layout:
+def _layout(run: Run, calibration: Sequence[Tensor]) -> Layout:
     """How blocks are called; checked against the model's own forward pass when a run begins."""
     source, first = run.source, calibration[0]
     if run.resumed:
@@ -296,15 +219,13 @@ def _layout(run: _Run, calibration: Sequence[Tensor]) -> Layout:
 
 
 def _quantize_block(
-    run: _Run,
+    run: Run,
     index: int,
     structure: BlockStructure,
     batches: list[Batch],
     captured: Capture,
 ) -> None:
-    stages: list[tuple[tuple[str, ...], ...]] = [structure.groups]
-    if run.config.sequential:
-        stages = [(group,) for group in structure.groups]
+    stages = structure.stages() if run.config.sequential else [structure.groups]
     solved: Solved = []
     for groups in stages:
         before = frozenset(layer.name for layer, _ in solved)
@@ -313,7 +234,7 @@ def _quantize_block(
 
 
 def _quantize_stage(
-    run: _Run,
+    run: Run,
     index: int,
     structure: BlockStructure,
     groups: tuple[tuple[str, ...], ...],
@@ -327,8 +248,9 @@ def _quantize_stage(
     """
     solver, lanes = run.solver(index), run.lanes
     block = solver.block
-    with run.passing("hessian"):
-        collector = Collector(block, solver.name, groups, structure.single_pass, lanes)
+    with run.calibrating("hessian"):
+        dtype = WIDE if run.wide else torch.float32
+        collector = Collector(block, solver.name, groups, structure.single_pass, lanes, dtype)
         try:
             for position, batch in enumerate(batches):
                 collector.begin(batch)
@@ -339,6 +261,7 @@ def _quantize_stage(
         finally:
             collector.close()
     give_back()
+    require_tokens(collector.hessians, solver.routed, run.config)
     changed = _transform(run, index, structure, captured, collector.hessians, before)
     with run.meter.stage("solve"):
         solved = solve_groups(solver, lanes, collector.lane_of, collector.hessians, changed)
@@ -347,7 +270,7 @@ def _quantize_stage(
 
 
 def _transform(
-    run: _Run,
+    run: Run,
     index: int,
     structure: BlockStructure,
     captured: Capture,
@@ -359,14 +282,21 @@ def _transform(
         return {}
     block, name = run.source.blocks.modules[index], run.source.blocks.block_name(index)
     with run.passing("transform"):
-        hidden = captured.hidden[0]
-        again = partial(run_block, block, structure, captured.calls[index][0], hidden)
+        # What is folded where is found out in the model's dtype, whose rounding the checks allow.
+        hidden, call = captured.hidden[0], captured.calls[index][0]
+        if run.wide:
+            own = run.source.model.dtype
+            hidden, call = (
+                narrowed(hidden, own),
+                Call(narrowed(call.args, own), narrowed(call.kwargs, own)),
+            )
+        again = partial(run_block, block, structure, call, hidden)
         transforms, model = run.config.transforms, run.source.model
         worker = BlockTransformer(transforms, model, block, name, solved, hidden, again)
         return worker.apply(hessians)
 
 
-def _put_back(run: _Run, index: int) -> None:
+def _put_back(run: Run, index: int) -> None:
     """Give block `index` the values that an earlier run found, quantized and beside them."""
     model = run.source.model
     with run.meter.stage("resume"):
@@ -379,7 +309,7 @@ def _put_back(run: _Run, index: int) -> None:
 
 
 def _advance(
-    run: _Run,
+    run: Run,
     index: int,
     structure: BlockStructure,
     batches: list[Batch],
@@ -388,11 +318,12 @@ def _advance(
     """Replace the inputs of block `index`, batch by batch, by its outputs, and free its calls."""
     name = run.source.blocks.block_name(index)
     block = run.source.blocks.modules[index]
-    with run.passing("resume" if index < run.resumed - 1 else "forward"):
+    with run.calibrating("resume" if index < run.resumed - 1 else "forward"):
         for position, batch in enumerate(batches):
             call = captured.calls[index][position]
             output = run_block(block, structure, call, captured.hidden[position])
             require_finite(output, batch, f"the output of {name}")
+            require_fits(output, run.source.model.dtype, batch, f"the output of {name}")
             captured.hidden[position] = output
     captured.calls[index].clear()
     # The pass that collects the next block's Hessians takes the same memory again: it is kept.

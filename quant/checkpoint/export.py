@@ -18,12 +18,14 @@ from quant.checkpoint.formats.base import CheckpointFormat, StoredLayer, Writer
 from quant.checkpoint.layers import quantized_layers, read_weight, scheme_of
 from quant.checkpoint.loader import read_format, read_quantization, refuse_unexpected
 from quant.checkpoint.matching import say_untied, ties_hold, untie_as_stored
+from quant.checkpoint.names import names_of
 from quant.checkpoint.operators import summary
 from quant.checkpoint.skeleton import build_skeleton
 from quant.checkpoint.tensors import Entry, TensorReader, write_tensors
 from quant.checkpoint.writer import (
     MAX_SHARD_BYTES,
     SLACK_BYTES,
+    as_stored,
     describe,
     kind_of,
     layer_entries,
@@ -94,6 +96,8 @@ def export(
         raise ArtifactError(f"{source} {reason}")
     with TensorReader(source) as reader:
         model = build_skeleton(source, None, {})
+        names = names_of(model)
+        reader.rename(names.to_model)
         layers = _layers(reader, checkpoint, model)
         untie_as_stored(model, reader.names, reader.mapped)
         entries = [
@@ -105,6 +109,7 @@ def export(
         _refuse_left_out(reader, checkpoint, model, replaced)
         entries += [_copied(reader, name) for name in reader.names if not name.startswith(replaced)]
         entries += [_copied(reader, name) for name in _biases(reader, layers, model)]
+        entries = as_stored(entries, names)
         config = _config(source, writer, checkpoint, layers, model)
         files = copyable(source, (*TOKENIZER_FILES, "generation_config.json"))
         needed = sum(entry.nbytes for entry in entries) + SLACK_BYTES

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -19,6 +20,8 @@ from quant.errors import ArtifactError
 MANIFEST = "artifact.json"
 MANIFEST_VERSION = 1
 _CHUNK = 1 << 20
+# What more free space may help against.
+OF_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextlib.contextmanager
@@ -167,6 +170,13 @@ def _check_space(target: Path, needed: int) -> None:
 
 
 def _write_error(target: Path, needed: int, error: Exception) -> ArtifactError:
+    number = error.errno if isinstance(error, OSError) else None
+    if number is not None and number not in OF_SPACE:
+        reason = getattr(error, "strerror", None) or os.strerror(number)
+        return ArtifactError(
+            f"{target} could not be written: {reason}; choose another folder, then run again. What "
+            "was there before is untouched."
+        )
     # A missing parent cannot be asked for its free space: ask the closest folder that exists.
     existing = next(parent for parent in target.parents if parent.exists())
     free = shutil.disk_usage(existing).free

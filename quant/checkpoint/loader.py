@@ -30,6 +30,7 @@ from quant.checkpoint.matching import (
     tensor_of,
     untie_as_stored,
 )
+from quant.checkpoint.names import names_of
 from quant.checkpoint.operators import build, find_transforms, tensor_names
 from quant.checkpoint.skeleton import build_skeleton
 from quant.checkpoint.tensors import TensorReader
@@ -74,6 +75,7 @@ def load(
     checkpoint = runnable(found, transforms, folder)
     with TensorReader(folder) as reader:
         model = build_skeleton(folder, dtype, options)
+        reader.rename(names_of(model).to_model)
         layers = quantized_layers(reader, checkpoint)
         used = set()
         for layer, names in layers.items():

@@ -18,6 +18,7 @@ from quant.calibrate.stream import (
     Workplace,
     quantize_blocks,
 )
+from quant.calibrate.survey import survey
 from quant.checkpoint.files import weight_files
 from quant.checkpoint.folder import sha256
 from quant.checkpoint.partial import ACTIVATIONS, Making, partial_artifact
@@ -58,8 +59,9 @@ def quantize_to(
     folder = None if tokenizer is None else Path(tokenizer)
     making = Making(Path(target), config.scheme, identity, method, folder)
     workplace = dataclasses.replace(workplace, folder=making.folder / ACTIVATIONS)
+    covered = survey(source, config.rules)  # what is refused leaves nothing on the disk
     with partial_artifact(making, source) as partial:
-        return quantize_blocks(source, calibration, config, partial, progress, workplace)
+        return quantize_blocks(source, calibration, config, partial, progress, workplace, covered)
 
 
 def files_hash(folder: Path) -> str:

@@ -22,7 +22,9 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
 from quant.checkpoint.files import weight_files
+from quant.checkpoint.names import names_of
 from quant.checkpoint.tensors import TensorReader
+from quant.experts import fused_parts
 from quant.input_operator import KeptChange
 from quant.linear import QuantLinear
 
@@ -67,12 +69,22 @@ def model_names(model: PreTrainedModel, stored: Iterable[str]) -> Iterator[tuple
 
     Keys are renamed, the prefix of the base model is added or removed; put together says that the
     model's tensor is made of several stored ones. The first name is "" for what belongs to nothing.
+    A stored tensor of all experts comes once for each tensor of an expert (quant.experts).
     """
     mapping = get_model_conversion_mapping(model)
     renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
     converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
     state, prefix = model.state_dict(), model.base_model_prefix
+    inside: dict[str, list[str]] = {}  # of a fused tensor those of its experts in the model
+    for part_name, part in fused_parts(model).items():
+        inside.setdefault(part.fused, []).append(part_name)
+    known = {**state, **{fused: state[names[0]] for fused, names in inside.items()}}
     for name in sorted(stored):
+        if inside:  # experts apart: what transformers puts together is one tensor here too
+            alone, _ = rename_source_key(name, renamings, [], prefix, known)
+            if alone in inside or alone in state:
+                yield from ((mine, name, False) for mine in inside.get(alone, [alone]))
+                continue
         renamed, pattern = rename_source_key(name, renamings, converters, prefix, state)
         if renamed not in state and name in state:
             renamed, pattern = rename_source_key(name, [], [], prefix, state)
@@ -128,6 +140,7 @@ def differences(model: PreTrainedModel, folder: Path) -> Differences:
             shapes = _pickled_shapes(folder)
         else:
             reader = stack.enter_context(TensorReader(folder))
+            reader.rename(names_of(model).to_model)
             shapes = {name: reader.shape(name) for name in reader.names}
     packed = tuple(f"{name}." for name, m in model.named_modules() if isinstance(m, QuantLinear))
     plain = [name for name in shapes if not name.startswith(packed)]
@@ -166,7 +179,9 @@ def parameters_and_buffers(model: nn.Module) -> Iterator[list[str]]:
 def tensor_of(model: nn.Module, name: str) -> Tensor:
     """The parameter or buffer of this full name."""
     path, _, attribute = name.rpartition(".")
-    return getattr(model.get_submodule(path), attribute)
+    module = model.get_submodule(path)
+    held = module._parameters.get(attribute)  # looked up so, a weight is not taken to be read
+    return getattr(module, attribute) if held is None else held
 
 
 def untie_as_stored(

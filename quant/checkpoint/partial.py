@@ -36,10 +36,12 @@ from quant.calibrate.layers import LayerResult
 from quant.calibrate.sink import Finished
 from quant.calibrate.source import BlockSource
 from quant.checkpoint.folder import make_room, publish, sha256, sync, writing
+from quant.checkpoint.names import names_of
 from quant.checkpoint.operators import read_operators, stored_operators
 from quant.checkpoint.tensors import Entry, shard_names, write_index, write_shard
 from quant.checkpoint.writer import (
     SLACK_BYTES,
+    as_stored,
     config_json,
     full_precision,
     quantized,
@@ -105,6 +107,7 @@ class PartialArtifact:
         self._shards = shard_names(stem_of(making.scheme), len(source.blocks) + 1)
         self._folder = making.folder / _ARTIFACT
         self._notes: list[dict[str, Any]] = []
+        self._names = names_of(source.model)
         self._take_over()
 
     @property
@@ -150,7 +153,7 @@ class PartialArtifact:
             [LayerResult(**layer) for layer in note["layers"]],
             [StageCost(**stage) for stage in note["stages"]],
         )
-        tensors = load_file(self._folder / note["file"])
+        tensors = self._read(note)
         weights = {}
         for layer in made.layers:
             parts = packed_shapes(self._making.scheme, layer.inputs, layer.outputs)
@@ -166,7 +169,7 @@ class PartialArtifact:
         layers = [layer["name"] for layer in note["layers"]]
         packed = tuple(f"{layer}." for layer in layers)
         biases = {f"{layer}.bias" for layer in layers}
-        tensors = load_file(self._folder / note["file"])
+        tensors = self._read(note)
         return {
             name: tensor
             for name, tensor in tensors.items()
@@ -177,7 +180,7 @@ class PartialArtifact:
         """Build again what stands in front of layers of a finished block."""
         note = self._notes[index]
         inputs = {layer["name"]: layer["inputs"] for layer in note["layers"]}
-        tensors = load_file(self._folder / note["file"])
+        tensors = self._read(note)
         return read_operators(note["operators"], transforms, tensors, inputs, note["file"])
 
     def complete(self) -> None:
@@ -231,9 +234,15 @@ class PartialArtifact:
     def _note_file(self, index: int) -> Path:
         return note_file(self._making.folder, index)
 
+    def _read(self, note: Mapping[str, Any]) -> dict[str, Tensor]:
+        """The tensors of a finished block by their names in the model."""
+        stored = load_file(self._folder / note["file"])
+        return {self._names.to_model(name): tensor for name, tensor in stored.items()}
+
     def _write(self, name: str, entries: list[Entry]) -> dict[str, Any]:
         """Write a shard to the disk; what must be known about it."""
         path = self._folder / name
+        entries = as_stored(entries, self._names)
         with writing(self._making.target, self._needed):
             write_shard(path, entries)
             sync(path)

@@ -1,4 +1,7 @@
-"""A model without weights: parameters on the meta device, computed buffers with their values."""
+"""A model without weights: parameters on the meta device, computed buffers with their values.
+
+Fused experts are taken apart (quant.experts), in every skeleton alike.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 from quant.checkpoint.files import copyable
 from quant.checkpoint.folder import read_json, remake
 from quant.errors import ArtifactError
+from quant.experts import unfuse
 
 
 def build_skeleton(
@@ -34,6 +38,7 @@ def build_skeleton(
     make = _model_class(folder, config, trust)
     with _no_foreign_code(folder), parameters_on_meta():
         model = make(config, dtype=dtype or config.dtype, **options)
+        unfuse(model)
     return model.eval()
 
 
@@ -52,6 +57,7 @@ def build_causal_lm(
             model = AutoModelForCausalLM.from_config(
                 config, dtype=dtype, trust_remote_code=trust, **options
             )
+            unfuse(model)
     except ValueError as error:
         where = folder / "config.json"
         raise ArtifactError(

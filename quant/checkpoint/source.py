@@ -29,11 +29,13 @@ from quant.checkpoint.matching import (
     tensor_of,
     untie_as_stored,
 )
+from quant.checkpoint.names import names_of
 from quant.checkpoint.operators import tensor_names
 from quant.checkpoint.skeleton import build_causal_lm, build_skeleton
 from quant.checkpoint.tensors import TensorReader
 from quant.checkpoint.writer import layer_shape
 from quant.errors import ArtifactError
+from quant.experts import fused_parts
 from quant.input_operator import detach
 from quant.levels.base import Levels
 from quant.memory.heaps import give_back, keep_freed_memory, own_copy, own_zeros
@@ -150,6 +152,12 @@ class CheckpointSource(SkeletonSource):
         self._reader.__enter__()
         try:
             self._stored = stored_names(model, self._reader.names, advice)
+            self._parts = {  # of the experts' tensors those that the files hold fused
+                name: part
+                for name, part in fused_parts(model).items()
+                if name in self._stored
+                and len(self._reader.shape(self._stored[name])) > tensor_of(model, name).dim()
+            }
             self._check(model)
             keep_computed(model, self._stored)
             untie_as_stored(model, self._stored, self._read_mapped)
@@ -170,7 +178,17 @@ class CheckpointSource(SkeletonSource):
     def _read_stored(self, name: str) -> Tensor:
         # Always a copy of our own: its memory is aligned, and how fast and in which order a product
         # is computed may depend on that.
-        return own_copy(self._reader.mapped(self._stored[name]), self._dtypes[name])
+        stored, part = self._stored[name], self._parts.get(name)
+        if part is not None:
+            return own_copy(part.of(self._reader.row(stored, part.expert)), self._dtypes[name])
+        return own_copy(self._reader.mapped(stored), self._dtypes[name])
+
+    def _shape(self, name: str) -> tuple[int, ...]:
+        """The shape of what is stored for a name of the model."""
+        whole, part = self._reader.shape(self._stored[name]), self._parts.get(name)
+        if part is None:
+            return whole
+        return tuple(part.of(torch.empty(whole[1:], device="meta")).shape)
 
     def _read_mapped(self, name: str) -> Tensor:
         return self._reader.mapped(self._stored[name])
@@ -197,7 +215,7 @@ class CheckpointSource(SkeletonSource):
         for names in parameters_and_buffers(model):
             expected = tensor_of(model, names[0])
             for name in (name for name in names if name in self._stored):
-                shape = self._reader.shape(self._stored[name])
+                shape = self._shape(name)
                 if shape != tuple(expected.shape):
                     raise ArtifactError(
                         f"{self._reader.file_of(self._stored[name])}: {self._stored[name]} is "
@@ -233,6 +251,7 @@ class ArtifactSource(SkeletonSource):
         self._reader.__enter__()
         try:
             model = build_skeleton(self.folder, dtype, options)
+            self._reader.rename(names_of(model).to_model)
             self._layers = quantized_layers(self._reader, self._format)
             self._require_complete(model)
             untie_as_stored(model, self._reader.names, self._reader.mapped)
@@ -353,7 +372,7 @@ def stored_names(model: PreTrainedModel, stored: Iterable[str], advice: str = ""
         if together and renamed:
             raise ArtifactError(
                 f"{renamed} of {type(model).__name__} is put together from several stored tensors "
-                f"(such as {name}), which cannot be read block by block; use a dense model. "
+                f"(such as {name}), which cannot be read block by block; use another model. "
                 f"{advice}"
             )
         if renamed:

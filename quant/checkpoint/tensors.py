@@ -103,6 +103,7 @@ class TensorReader:
         self._place: dict[str, str] = {}
         self._expected: Mapping[str, str] = {}
         self._index = ""
+        self._stored: dict[str, str] = {}  # names in the files that `rename` changed
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
@@ -131,6 +132,12 @@ class TensorReader:
         """Names of all tensors."""
         return list(self._place)
 
+    def rename(self, to_model: Callable[[str], str]) -> None:
+        """Call tensors from now on what to_model makes of their names."""
+        renamed = {to_model(name): name for name in self._place}
+        self._stored = {name: stored for name, stored in renamed.items() if name != stored}
+        self._place = {name: self._place[stored] for name, stored in renamed.items()}
+
     def file_of(self, name: str) -> Path:
         """The file that holds a tensor."""
         return self.folder / self._place[name]
@@ -141,11 +148,18 @@ class TensorReader:
 
     def mapped(self, name: str) -> Tensor:
         """The tensor in the mapped file: nothing is read before its values are, none may be set."""
-        return self._files[self._place[name]].get_tensor(name)
+        return self._files[self._place[name]].get_tensor(self._stored.get(name, name))
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a tensor, from the header of its file."""
-        return tuple(self._files[self._place[name]].get_slice(name).get_shape())
+        return tuple(self._slice(name).get_shape())
+
+    def row(self, name: str, index: int) -> Tensor:
+        """tensor[index] along the first dimension; nothing else of it is read."""
+        return self._slice(name)[index]
+
+    def _slice(self, name: str) -> Any:
+        return self._files[self._place[name]].get_slice(self._stored.get(name, name))
 
     def _open(self, file: str) -> None:
         path = self.folder / file

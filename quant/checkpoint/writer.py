@@ -20,6 +20,7 @@ from quant.checkpoint.files import copy_files, tokenizer_files
 from quant.checkpoint.folder import replace_folder
 from quant.checkpoint.formats.base import QuantizedModel, StoredLayer, Writer
 from quant.checkpoint.matching import say_untied, ties_hold
+from quant.checkpoint.names import Names, names_of
 from quant.checkpoint.operators import STEM, stored_operators, wrap
 from quant.checkpoint.tensors import Entry, write_tensors
 from quant.errors import ArtifactError
@@ -57,6 +58,7 @@ def save(
     folder = Path(folder)
     scheme = _check_weights(folder, model, weights)
     entries = full_precision(folder, model, weights) + quantized(weights)
+    entries = as_stored(entries, names_of(model))
     scattered = any(weight.group_index is not None for weight in weights.values())
     operators = stored_operators(model, weights)
     config = config_json(folder, model, weights, scheme, scattered, method, operators)
@@ -69,6 +71,11 @@ def save(
         if isinstance(tokenizer, PreTrainedTokenizerBase):
             tokenizer.save_pretrained(partial)
     return folder
+
+
+def as_stored(entries: list[Entry], names: Names) -> list[Entry]:
+    """The same tensors under the names that files have for them."""
+    return [dataclasses.replace(entry, name=names.to_stored(entry.name)) for entry in entries]
 
 
 def stem_of(scheme: Scheme, operators: bool = False) -> str:
@@ -222,8 +229,9 @@ def describe(
     method: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The quantization_config of a model whose `layers` are quantized."""
-    chosen = dict.fromkeys(layers)
-    linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    stored = names_of(model).to_stored
+    chosen = dict.fromkeys(map(stored, layers))
+    linears = [stored(n) for n, module in model.named_modules() if isinstance(module, nn.Linear)]
     kept = tuple(name for name in linears if name not in chosen)
     return writer.describe(
         QuantizedModel(scheme, tuple(chosen), kept, scattered, method, producer())

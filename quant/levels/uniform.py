@@ -105,11 +105,12 @@ def _shrink(
 
     columns = weight.T
     best = grid
-    best_error = torch.full_like(grid["scale"], float("inf"))
+    best_error = torch.full_like(grid["scale"], float("inf"), dtype=torch.float64)
     for share in MSE_SHRINK:
         candidate = _grid(low * share, high * share, scheme, layer)
         value = decode(encode(columns, candidate, scheme), candidate, scheme)
-        error = value.sub_(columns).square_().sum(dim=0)
+        # In float64, else which of two close candidates wins is up to the order of the sum.
+        error = value.sub_(columns).square_().sum(dim=0, dtype=torch.float64)
         better = error < best_error
         best_error = torch.where(better, error, best_error)
         best = {name: torch.where(better, candidate[name], best[name]) for name in best}

@@ -23,6 +23,7 @@ from cuda_ext.tiles import TILE_ROWS, units_for
 from quant.blocks import find_blocks, linear_layers
 from quant.checkpoint.skeleton import parameters_on_meta
 from quant.errors import QuantizationError, SchemeError
+from quant.experts import unfuse
 from quant.grid import shared
 from quant.linear import Packed, QuantLinear, pack_grid, packed_bytes, packed_shapes, takes_kernels
 from quant.scheme import SCALE_DTYPES, Scheme
@@ -78,7 +79,7 @@ def build_dummy(
     """
     device = torch.device(device)
     kernel = resolve_kernel(kernel, device)
-    model = _skeleton(config, dtype, attn_implementation)
+    model = _skeleton(config, dtype, attn_implementation, scheme is not None)
     need = memory_need(model, scheme, kernel)
     require_memory(need, device, beside, type(model).__name__)
     generator = torch.Generator(device).manual_seed(seed)
@@ -100,7 +101,7 @@ def predict_memory(
     kernel: str,
 ) -> MemoryNeed:
     """What `build_dummy` will need; kernel is a resolved name. Allocates nothing."""
-    return memory_need(_skeleton(config, dtype, None), scheme, kernel)
+    return memory_need(_skeleton(config, dtype, None, scheme is not None), scheme, kernel)
 
 
 def memory_need(model: PreTrainedModel, scheme: Scheme | None, kernel: str) -> MemoryNeed:
@@ -185,15 +186,19 @@ def random_packed(scheme: Scheme, inputs: int, outputs: int, generator: torch.Ge
 
 
 def _skeleton(
-    config: PreTrainedConfig, dtype: torch.dtype, attn_implementation: str | None
+    config: PreTrainedConfig, dtype: torch.dtype, attn_implementation: str | None, apart: bool
 ) -> PreTrainedModel:
+    """A model on meta; apart: with experts that can be packed."""
     with parameters_on_meta():
-        return AutoModelForCausalLM.from_config(
+        model = AutoModelForCausalLM.from_config(
             config,
             dtype=dtype,
             attn_implementation=attn_implementation,
             trust_remote_code=False,
         )
+        if apart:
+            unfuse(model)
+    return model
 
 
 def _pack_blocks(

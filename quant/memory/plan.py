@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from quant.arithmetic import PORTABLE, resolve_arithmetic
 from quant.errors import QuantizationError
 from quant.memory.limits import PLACES, Limits
 from quant.scheme import Scheme
@@ -44,6 +45,8 @@ class ModelShape:
     layers       (outputs, inputs) of the linear layers of a block, the largest block.
     block_bytes  of the largest block, in the dtype that it runs in (or packed).
     outside_bytes  of everything outside the blocks; tied tensors count once.
+    routed       (inputs, layers that share it) of the Hessians of experts in the largest block: the
+                 gates and ups of a mixture, then its downs; each of these is collected in one pass.
     """
 
     layers: tuple[tuple[int, int], ...]
@@ -53,10 +56,16 @@ class ModelShape:
     hidden: int
     vocabulary: int
     itemsize: int
+    routed: tuple[tuple[tuple[int, int], ...], ...] = ()
 
     @property
     def whole_bytes(self) -> int:
         return self.blocks * self.block_bytes + self.outside_bytes
+
+    @property
+    def parameters(self) -> int:
+        """Numbers in the model, as if all blocks were as large as the largest."""
+        return self.whole_bytes // self.itemsize
 
     @property
     def widest(self) -> int:
@@ -121,13 +130,19 @@ class MemoryPlan:
 def model_shape(model: PreTrainedModel) -> ModelShape:
     """The shape of a model, which may be a skeleton."""
     from quant.blocks import find_blocks, linear_layers, weight_matrix
+    from quant.experts import routed_groups
 
     blocks = find_blocks(model)
     largest = max(blocks.modules, key=lambda block: _bytes(list(block.parameters())))
     inside = {id(tensor) for tensor in blocks.modules.parameters()}
     outside = [tensor for tensor in model.parameters() if id(tensor) not in inside]
     table: Tensor = model.get_input_embeddings().weight  # type: ignore[assignment]
-    layers = [weight_matrix(module).shape for module in linear_layers(largest).values()]
+    linears = linear_layers(largest)
+    layers = [weight_matrix(module).shape for module in linears.values()]
+    routed = [
+        tuple((int(weight_matrix(linears[group[0]]).shape[1]), len(group)) for group in stage)
+        for stage in routed_groups(largest)
+    ]
     return ModelShape(
         layers=tuple((int(outputs), int(inputs)) for outputs, inputs in layers),
         blocks=len(blocks),
@@ -136,6 +151,7 @@ def model_shape(model: PreTrainedModel) -> ModelShape:
         hidden=int(model.config.get_text_config(decoder=True).hidden_size),
         vocabulary=table.shape[0],
         itemsize=table.element_size(),
+        routed=tuple(routed),
     )
 
 
@@ -155,7 +171,15 @@ def plan_quantization(
     items = list(_quantization_items(shape, config, window, limits.device is not None))
     if not config.needs_calibration:
         tokens = 0
-    return _place(items, tokens * shape.hidden * shape.itemsize, limits, activations)
+    wide = arithmetic_of(shape, config, limits.device is not None) == PORTABLE
+    itemsize = 8 if wide else shape.itemsize
+    return _place(items, tokens * shape.hidden * itemsize, limits, activations)
+
+
+def arithmetic_of(shape: ModelShape, config: QuantizationConfig, on_gpu: bool) -> str:
+    """What the arithmetic of a configuration is for this model."""
+    device = "cuda" if on_gpu else "cpu"
+    return resolve_arithmetic(config.arithmetic, device, shape.parameters)
 
 
 def plan_evaluation(
@@ -203,24 +227,34 @@ def _quantization_items(
     yield from _weights(shape, on_gpu)
     yield from _quantized(shape, config.scheme)
     memory = config.solver.memory
-    solver = 4 * max(memory.weights * m * n + memory.prepared * n * n for m, n in shape.layers)
+    wide = arithmetic_of(shape, config, on_gpu) == PORTABLE
+    number = 8 if wide else 4
+    solver = (number if config.solver.needs_calibration else 4) * max(
+        memory.weights * m * n + memory.prepared * n * n for m, n in shape.layers
+    )
     yield Item("the largest layer in the solver", solver, here, ("sweep",))
     if not config.needs_calibration:
         return
-    if not on_gpu and config.kernel != "reference":
+    if not on_gpu and config.kernel != "reference" and not wide:
         compiled = min(_product_shapes(shape), PRODUCTS_KEPT)
         yield Item("kernels that oneDNN compiles", compiled * PRODUCT_BYTES, IN_HOST)
     inputs = [inputs for _, inputs in shape.layers]
     at_once = max(window, config.batch_tokens)
     # Layers with one input share a Hessian, which shows only when the model runs.
-    hessians = [4 * n * n for n in inputs]
-    held = max(hessians) if config.sequential else sum(hessians)
-    preparing = 4 * memory.preparing * max(inputs) ** 2
+    hessians = [number * n * n for n in inputs]
+    mixtures = [sum(number * n * n for n, _ in stage) for stage in shape.routed]
+    shared = sum(number * n * n * (layers - 1) for stage in shape.routed for n, layers in stage)
+    held = max([*hessians, *mixtures]) if config.sequential else sum(hessians) - shared
+    preparing = number * memory.preparing * max(inputs) ** 2
     yield Item("Hessians of a block (q, k, v share one)", held, here, ("factor", "sweep"))
     yield Item("the largest factorization", preparing, here, ("factor",))
     yield Item("Hessians of a block, being collected", held, here, ("collect",))
-    yield Item("a batch inside a block", _inside(shape, at_once), here, ("collect",))
-    yield Item("product of the widest inputs", 4 * max(inputs) ** 2, here, ("collect",))
+    inside = _inside(shape, at_once) * number // max(shape.itemsize, 4)
+    yield Item("a batch inside a block", inside, here, ("collect",))
+    yield Item("product of the widest inputs", number * max(inputs) ** 2, here, ("collect",))
+    if wide:
+        largest = max(map(math.prod, shape.layers))
+        yield Item("the largest layer, in float64", number * largest, here, ("collect",))
     yield Item("logits of a window, twice", 2 * _logits(shape, window), here, ("check",))
     if config.transforms:
         # What every module of a block makes is kept while the block is watched.
@@ -252,6 +286,8 @@ def _weights(shape: ModelShape, on_gpu: bool) -> Iterator[Item]:
 
 def _product_shapes(shape: ModelShape) -> int:
     """Shapes of the products of a block: its layers, and for each number of inputs the rest."""
+    if shape.routed:
+        return PRODUCTS_KEPT  # every batch gives an expert another number of tokens
     count = 2 * len(set(shape.layers))  # a last batch may be smaller
     for inputs in {inputs for _, inputs in shape.layers}:
         heights = {outputs for outputs, n in shape.layers if n == inputs}

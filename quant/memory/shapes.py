@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from cuda_ext.cache import cache_root, write_atomically
+from quant.coverage import Coverage
 from quant.memory.plan import ModelShape
 
 # Raise it when quant.memory.plan.model_shape finds another shape, or when other facts are kept.
-VERSION = 2
+VERSION = 3
 
 _log = logging.getLogger("quant")
 
@@ -30,6 +31,8 @@ _log = logging.getLogger("quant")
 class ModelFacts:
     """What is known of a model from its config.json.
 
+    coverage                 of its blocks' matrices by linear layers, as far as it shows before the
+                             model runs.
     max_position_embeddings  tokens that it was made for, whatever its own config calls them; None:
                              it does not say.
     sdpa                     whether it can run with torch's scaled_dot_product_attention.
@@ -38,6 +41,7 @@ class ModelFacts:
     shape: ModelShape
     model_type: str
     max_position_embeddings: int | None
+    coverage: Coverage
     sdpa: bool = True
 
 
@@ -58,7 +62,7 @@ def cached_facts(
     file = cache_root() / "shapes" / f"{key.hexdigest()[:32]}.json"
     try:
         return _parse(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError, KeyError):  # not there yet, or damaged
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):  # not there yet, or damaged
         facts = make()
     try:
         write_atomically(file, json.dumps(asdict(facts)) + "\n")
@@ -68,8 +72,9 @@ def cached_facts(
 
 
 def _parse(found: Any) -> ModelFacts:
-    """ValueError, TypeError or KeyError for what asdict of facts would not make."""
+    """ValueError, TypeError, KeyError or AttributeError for what asdict of facts would not make."""
     shape, positions = found["shape"], found["max_position_embeddings"]
+    covered = found["coverage"]
     if not isinstance(found["model_type"], str):
         raise TypeError("model_type is no text")
     if type(found["sdpa"]) is not bool:
@@ -79,9 +84,21 @@ def _parse(found: Any) -> ModelFacts:
         raise ValueError("no layers")
     names = ("blocks", "block_bytes", "outside_bytes", "hidden", "vocabulary", "itemsize")
     return ModelFacts(
-        shape=ModelShape(layers=layers, **{name: _count(shape[name]) for name in names}),
+        shape=ModelShape(
+            layers=layers,
+            **{name: _count(shape[name]) for name in names},
+            routed=tuple(
+                tuple((_count(inputs), _count(layers)) for inputs, layers in stage)
+                for stage in shape["routed"]
+            ),
+        ),
         model_type=found["model_type"],
         max_position_embeddings=None if positions is None else _count(positions),
+        coverage=Coverage(
+            _count(covered["quantized"]),
+            {str(name): _count(value) for name, value in covered["kept"].items()},
+            int(covered["kept_bits"]),
+        ),
         sdpa=found["sdpa"],
     )
 

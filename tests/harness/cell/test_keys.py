@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from cells import cell_of
 
+from harness.cell.cells import ResolvedCell
 from harness.cell.resolve import resolve
 from harness.config.schema import CellConfig
 from harness.errors import ConfigError
@@ -70,3 +71,36 @@ def test_an_input_of_a_suite_cannot_stand_for_the_model(tiny_cell: Make, tmp_pat
     config.suite["toy"] = {"module": "toy"}
     with pytest.raises(ConfigError, match=r"suite.toy: .* has an input called model, under which"):
         resolve(config, tmp_path)
+
+
+def test_arithmetic_is_in_the_key_of_what_is_calibrated(tiny_cell: Make) -> None:
+    def cell(method: str, **given: str) -> ResolvedCell:
+        config = tiny_cell(f"method={method}")
+        config.method.update(given)
+        return cell_of(config)
+
+    auto, portable, fast = (cell("gptq", arithmetic=a) for a in ("auto", "portable", "fast"))
+    assert auto.keys == portable.keys, "what the rule stands for is the same cell"
+    assert auto.keys.cell != fast.keys.cell
+    assert (auto.arithmetic, fast.arithmetic) == ("portable", "fast")
+    assert auto.quantization.arithmetic == "portable"
+    assert (auto.identity.options, fast.identity.options) == (None, "fast arithmetic")
+    rounded = [cell("rtn", arithmetic=a) for a in ("auto", "fast")]
+    assert rounded[0].keys == rounded[1].keys
+    assert "arithmetic" not in rounded[0].keys.semantic["method"]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"method": "gptq", "arithmetic": "slow"}, "choose one of auto, portable, fast"),
+        ({"method": "none", "arithmetic": "fast"}, "use method=gptq or .*method=rtn"),
+    ],
+)
+def test_an_arithmetic_that_nothing_uses_is_refused(
+    tiny_cell: Make, given: dict[str, str], message: str
+) -> None:
+    config = tiny_cell(f"method={given['method']}")
+    config.method["arithmetic"] = given["arithmetic"]
+    with pytest.raises(ConfigError, match=message):
+        resolve(config)

@@ -23,6 +23,7 @@ BROKEN = {
     "deep lines": (b"a: \n  " + b"- " * 5000 + b"b\n", "it is nested too deeply"),
     "itself": (b"a: &a [*a]\n", "more than 10000 values"),
     "bomb": (BOMB.encode(), "more than 10000 values"),
+    "large": (b"a: " + b"x" * 2_000_000, "more than 100000 bytes"),
     "list": (b"- a\n", "holds a list, not a mapping"),
     "text": (b"a\n", "holds a str, not a mapping"),
 }
@@ -55,3 +56,13 @@ def test_an_empty_file_and_numbers_as_keys(tmp_path: Path) -> None:
     assert read_mapping(file) == {}
     file.write_text("1: a\n")
     assert read_mapping(file) == {"1": "a"}
+
+
+def test_files_that_are_in_no_group_may_be_anything_that_is_read_at_once(tmp_path: Path) -> None:
+    (tmp_path / "notes").mkdir()
+    for name, content in (("list", "- a"), ("broken", "a: ["), ("alias", "a: &a [1, 2]\nb: *a\n")):
+        (tmp_path / "notes" / f"{name}.yaml").write_text(content)
+    compose_cells([], extra=tmp_path)
+    (tmp_path / "notes" / "bomb.yaml").write_text(BOMB)
+    with pytest.raises(ConfigError, match=r"bomb\.yaml cannot be read: with its aliases"):
+        compose_cells([], extra=tmp_path)

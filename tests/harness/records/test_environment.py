@@ -3,9 +3,21 @@
 import getpass
 import json
 import platform
+import subprocess
+import sys
 from pathlib import Path
 
-from harness.records.environment import commit, environment, machine, package_versions
+import pytest
+
+from harness.records.environment import (
+    commit,
+    computing,
+    environment,
+    machine,
+    package_versions,
+)
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def test_versions_machine_and_commit_are_there() -> None:
@@ -16,6 +28,31 @@ def test_versions_machine_and_commit_are_there() -> None:
     assert found["machine"]["memory_gib"] >= 1
     assert found["threads"] == 2
     assert found["gpu"] is None
+
+
+def test_what_rounds_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    monkeypatch.setenv("MKL_CBWR", "COMPATIBLE")
+    found = computing()
+    assert found is not None
+    assert found["torch"] == torch.backends.cpu.get_cpu_capability()
+    assert found["settings"]["MKL_CBWR"] == "COMPATIBLE"
+    assert found["kernels"] in (None, "portable", "avx2", "avx512")
+    if torch.backends.mkl.is_available():
+        assert found["blas"].startswith("oneAPI Math Kernel Library Version 20")
+    if torch.backends.mkldnn.is_available():
+        assert found["onednn"].startswith("v3")
+    if platform.libc_ver()[0]:
+        assert found["libc"] == " ".join(platform.libc_ver())
+
+
+def test_a_process_that_computes_nothing_loads_nothing_to_say_so() -> None:
+    code = (
+        "import sys; from harness.records.environment import environment; "
+        "assert environment()['computing'] is None; assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
 def test_no_names_of_people_hosts_or_folders() -> None:

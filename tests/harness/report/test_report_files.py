@@ -7,6 +7,7 @@ import struct
 import matplotlib
 import pytest
 
+from harness import cli
 from harness.errors import StoreError
 from harness.report import build_report
 from harness.report.frame import from_records
@@ -120,3 +121,30 @@ def test_many_methods_schemes_and_tasks_are_drawn(made_up) -> None:
             config = {"method.act_order": act_order}
             records += made_up.cell("gptq", scheme, 5.5, config=config)[1:]
     assert drawn(records) == {"accuracy", "latency"}
+
+
+def test_a_report_that_cannot_be_written_asks_for_another_folder(tmp_path, made_up, capsys) -> None:
+    cell = tmp_path / "cells" / "a"
+    cell.mkdir(parents=True)
+    (cell / "perplexity.json").write_text(
+        made_up.record(metrics=[made_up.perplexity(5.0)]).model_dump_json()
+    )
+    (tmp_path / "reports").write_text("in the way")
+    assert cli.main(["report", str(tmp_path)]) == cli.IMPOSSIBLE
+    assert "--out FOLDER" in capsys.readouterr().err
+    assert cli.main(["report", str(tmp_path), "--out", str(tmp_path / "x")]) == cli.OK
+
+
+def test_a_report_leaves_no_tables_of_the_one_before(tmp_path, made_up) -> None:
+    cell = tmp_path / "cells" / "a"
+    cell.mkdir(parents=True)
+    record = made_up.record(metrics=[made_up.perplexity(5.0)])
+    (cell / "perplexity.json").write_text(record.model_dump_json())
+    for folder, kept in ((tmp_path / "reports" / "all", False), (tmp_path / "mine", True)):
+        for name in ("tables/toy.csv", "plots/toy.png"):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text("old")
+        assert cli.main(["report", str(tmp_path), *(["--out", str(folder)] if kept else [])]) == 0
+        assert (folder / "tables/accuracy.csv").exists()
+        assert (folder / "tables/toy.csv").exists() is kept
+        assert (folder / "plots/toy.png").exists() is kept

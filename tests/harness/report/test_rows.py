@@ -119,3 +119,28 @@ def test_methods_that_see_no_data_stand_before_those_that_do(made_up) -> None:
         for method, label in (("gptq", "AAA"), ("rtn", "ZZZ"), ("other", "MMM"))
     ]
     assert [row.label for row in rows_of(records).rows] == ["MMM", "ZZZ", "AAA"]
+
+
+def test_artifacts_of_one_key_are_told_apart(made_up) -> None:
+    one, other = (
+        record.model_copy(update={"inputs": {"artifact": digit * 64}})
+        for record, digit in (
+            (made_up.record(metrics=[made_up.perplexity(6.0)], key="a" * 64), "1"),
+            (made_up.record(metrics=[made_up.accuracy("piqa", 0.5)], key="b" * 64), "2"),
+        )
+    )
+    (note,) = rows_of([one, other]).notes
+    assert "figures are of 2 artifacts of one key (11111111, 22222222)" in note
+    assert rows_of([one]).notes == []
+
+
+def test_two_models_of_one_name_keep_their_figures(made_up) -> None:
+    def record(model: str, name: str = "local", value: float = 5.0):
+        figures, hashes = [made_up.perplexity(value)], {"model": model * 64}
+        return made_up.record(model=name, metrics=figures, inputs=hashes, cell_key=model * 64)
+
+    found = rows_of([record("a"), record("b", value=9.0), record("c", "mine")])
+    shown = [(row.model, row.figures[KEY].value) for row in found.rows]
+    assert shown == [("local-aaaaaaaa", 5.0), ("local-bbbbbbbb", 9.0), ("mine", 5.0)]
+    assert found.notes == []
+    assert [row.model for row in rows_of([record("a"), record("a")]).rows] == ["local"]

@@ -229,3 +229,17 @@ def test_notes_on_replaced_figures_are_under_the_first_table(made_up) -> None:
     table = tables_of(records)["toy"]
     assert [cell.value for cell in table.rows[0][3:]] == [3]
     assert "1 older figure of the same cells" in table.notes[-1].text
+
+
+def test_a_small_figure_without_an_error_keeps_its_digits(made_up) -> None:
+    suite = a_suite("toy", SuiteTable((FigureColumn("toy_score", "score"),)))
+    figures = [
+        Metric(name="toy_score", task=f"t{value}", value=value, unit="1", n=1, n_unit="layers")
+        for value in (0.0198, 0.00012, 0.0, 1.5, -0.25)
+    ]
+    (table,) = summary_tables(
+        from_records([made_up.record(suite="toy", metrics=figures)]), {"toy": suite}
+    )
+    shown = {cell.value: cell.text for cell in table.rows[0] if isinstance(cell.value, float)}
+    expected = {0.0198: "0.0198", 0.00012: "1.20e-04", 0.0: "0", 1.5: "1.50", -0.25: "-0.250"}
+    assert shown.items() >= expected.items()

@@ -6,6 +6,7 @@ BITSWEEP_UPDATE_GOLDEN=1 writes the golden files anew; look at the difference be
 import csv
 import io
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,23 @@ def test_a_wide_table_is_split_and_loses_no_column(sweep, width) -> None:
     assert "…" not in text
     for column in table.columns:
         assert not column.on_screen or column.header in text
+
+
+def test_columns_stay_aligned_where_the_encoding_lacks_characters(sweep, monkeypatch) -> None:
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
+    (panel, *_) = to_rich(tables_of(sweep)["accuracy"]).renderables
+    text = on_screen(panel)
+    assert "+/-" in text
+    # rich laid out what will stand there, so nothing grows when it is written.
+    assert all(line.isascii() for line in text.splitlines() if "─" not in line)
+    assert "ppl v" in text
+
+
+def test_the_title_of_a_narrow_table_is_not_folded() -> None:
+    table = Table(
+        "x", "m", "Time and memory of a-model-of-a-long-name", [Column("s", "s")], [[Cell("1")]]
+    )
+    assert table.title in on_screen(to_rich(table))
 
 
 def test_csv_keeps_every_digit(sweep) -> None:

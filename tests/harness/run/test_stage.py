@@ -276,3 +276,19 @@ def test_a_suite_without_one_of_its_tasks_keeps_the_figures_of_the_others(
     (row,) = read_rows(from_records([made])).rows
     assert ("zeroshot", "mine", "accuracy") in row.figures
     assert "task piqa" in row.failures["zeroshot"]
+
+
+def test_figures_of_another_artifact_are_stale_and_measured_again(tiny_cell: Make) -> None:
+    config = tiny_cell("method=rtn", latency=False)
+    run(config)
+    plan = plan_of(config)
+    store, keys = plan.cell.store, plan.cell.keys
+    measured = plan.cell.find("perplexity")
+    assert measured is not None
+    # As if another machine had made another artifact of the same key before this one.
+    store.write(measured.model_copy(update={"inputs": {**measured.inputs, "artifact": "0" * 64}}))
+    assert plan_of(config).stages == {"quantization": "done", "perplexity": "to run"}
+    assert finished(run(config)) == ["perplexity"]
+    again = plan.cell.find("perplexity")
+    assert again is not None
+    assert (again.inputs, again.key) == (measured.inputs, keys.stages["perplexity"])

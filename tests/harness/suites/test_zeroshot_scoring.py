@@ -66,6 +66,47 @@ def test_multiple_choice_is_scored_as_in_the_paper(model: LlamaForCausalLM, tmp_
     assert accuracy.notes["bos"] == "yes"
 
 
+@pytest.mark.parametrize(
+    ("metric", "scores", "choices", "ties"),
+    [
+        ("acc", [(-5.0, -5.00005, -9.0), (-5.0, -5.0002, -9.0)], ("a", "b", "c"), 1),
+        ("acc", [(-9.0, -9.0, -5.0)], ("a", "b", "c"), 0),  # the best stands alone
+        # -1 and -1.00004 a character; a hundredth of a nat apart as sums
+        ("acc_norm", [(-2.0, -4.00008, -9.0)], ("ab", "abcd", "c"), 1),
+        ("acc_norm", [(-2.0, -2.00005, -9.0)], ("ab", "abcd", "c"), 0),
+        ("acc", [(-5.0,)], ("a",), None),
+        ("perplexity", [(-5.0, -5.0)], ("a", "b"), None),
+    ],
+)
+def test_choices_that_another_machine_could_change_are_counted(
+    metric: str, scores: list[tuple[float, ...]], choices: tuple[str, ...], ties: int | None
+) -> None:
+    logged = [
+        {
+            "filtered_resps": [(score, False) for score in each],
+            "arguments": [("prompt", f" {choice}") for choice in choices],
+        }
+        for each in scores
+    ]
+    assert zeroshot_scoring.count_ties(metric, logged) == ties
+
+
+def test_ties_are_in_the_notes_of_choices_and_below_the_table(tmp_path: Path) -> None:
+    class Even(LlamaForCausalLM):
+        """Every token is as likely as any other."""
+
+        def forward(self, input_ids: torch.Tensor, **others: Any) -> Any:
+            found = super().forward(input_ids, **others)
+            found.logits = torch.zeros_like(found.logits)
+            return found
+
+    even = Even(byte_model().config)
+    documents = [{"query": "q", "choices": ["ab", "cd"], "gold": 0}] * 2
+    file = write(tmp_path / "mine.jsonl", documents)
+    result = zeroshot_scoring.run(context(even.eval()), Config(["mine"], {"mine": file}))
+    assert metric(result, "accuracy").notes["ties"] == "2"
+
+
 def test_last_words_are_scored_by_greedy_match_and_perplexity(tmp_path: Path) -> None:
     items = [
         {"context": "The box is", "continuation": "q"},

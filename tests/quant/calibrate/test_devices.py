@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -120,8 +121,9 @@ def test_the_first_error_of_another_device_is_raised_and_nothing_is_left_running
     model.model.layers[0].post_attention_layernorm.weight.data[0] = 3e38
     model.model.layers[0].self_attn.o_proj.weight.data[0] = 0
     before = threading.active_count()
+    fast = replace(PLAN, arithmetic="fast")  # in float64 the norm holds what it makes
     with pytest.raises(NonFiniteError, match=r"mlp\.gate_proj holds .* in calibration window 2 "):
-        quantize_model(model, windows, PLAN, None, Workplace((CPU, CPU, CPU, CPU)))
+        quantize_model(model, windows, fast, None, Workplace((CPU, CPU, CPU, CPU)))
     assert threading.active_count() == before
     assert not any(module._forward_pre_hooks for module in model.modules())
 

@@ -10,6 +10,7 @@ from architectures import random_windows, tiny_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from quant.arithmetic import FAST, PORTABLE
 from quant.calibrate import collect
 from quant.calibrate.stream import quantize_model
 from quant.config import QuantizationConfig
@@ -62,11 +63,14 @@ def test_a_batch_of_no_token_is_refused() -> None:
         gptq_plan(batch_tokens=0)
 
 
-def test_a_layer_that_saw_no_token_is_an_error() -> None:
+def test_a_layer_that_saw_no_token_stays_and_is_named() -> None:
     model = tiny_model("opt")
     model.model.decoder.layers[0].spare = nn.Linear(32, 32)
-    with pytest.raises(CalibrationError, match=r"layers\.0\.spare: no calibration token"):
-        quantize_model(model, random_windows(2), gptq_plan())
+    before = model.model.decoder.layers[0].spare.weight.clone()
+    found = quantize_model(model, random_windows(2), gptq_plan()).coverage
+    assert torch.equal(model.model.decoder.layers[0].spare.weight, before)
+    (line,) = found.outside()
+    assert line.startswith("model.decoder.layers.*.spare.weight (")
 
 
 def test_non_finite_embeddings_are_found_in_their_window() -> None:
@@ -78,7 +82,8 @@ def test_non_finite_embeddings_are_found_in_their_window() -> None:
     refused(model, NonFiniteError, message, windows=windows)
 
 
-def test_the_first_layer_with_non_finite_inputs_is_named() -> None:
+@pytest.mark.parametrize("arithmetic", [FAST, PORTABLE])
+def test_the_first_layer_with_non_finite_inputs_is_named(arithmetic: str) -> None:
     model = tiny_model("llama")
     windows = random_windows(5)
     windows[2][4] = 2
@@ -91,7 +96,7 @@ def test_the_first_layer_with_non_finite_inputs_is_named() -> None:
         r"the input of model\.layers\.0\.mlp\.gate_proj holds \d+ NaN .* in calibration window 2 "
     )
     with pytest.raises(NonFiniteError, match=where + ".*float32 or bfloat16"):
-        quantize_model(model, windows, gptq_plan(batch_tokens=50))
+        quantize_model(model, windows, gptq_plan(batch_tokens=50, arithmetic=arithmetic))
 
 
 def test_a_block_whose_output_overflows_is_named() -> None:

@@ -8,6 +8,7 @@ import resident
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from quant.arithmetic import FAST, PORTABLE
 from quant.config import QuantizationConfig
 from quant.memory import limits as memory_limits
 from quant.memory.limits import Limits, free_host_memory, free_memory
@@ -134,6 +135,28 @@ def test_kernels_that_products_compile_are_counted_where_they_are_compiled() -> 
     assert compiled(small, device=10**13, host=10**13) == 0
 
 
+def test_portable_arithmetic_counts_float64() -> None:
+    shape = replace(OPT_175B, blocks=1, itemsize=4)
+    fast, wide = (
+        {item.name: item.bytes for item in plan_quantization(
+            shape, replace(GPTQ, arithmetic=arithmetic), 4096, 2048, Limits()
+        ).items}
+        for arithmetic in (FAST, PORTABLE)
+    )  # fmt: skip
+    assert wide["the largest layer, in float64"] == 8 * 12288 * 49152
+    doubled = [
+        "Hessians of a block (q, k, v share one)", "the largest factorization",
+        "the largest layer in the solver", "a batch inside a block",
+        "product of the widest inputs", "activations between blocks",
+    ]  # fmt: skip
+    assert [wide[name] / fast[name] for name in doubled] == [2] * len(doubled)
+    assert "kernels that oneDNN compiles" not in wide
+    rounding = replace(GPTQ, solver=rtn.SOLVER, options=None, arithmetic=PORTABLE)
+    largest = "the largest layer in the solver"
+    plain = plan_quantization(shape, rounding, 0, 2048, Limits())
+    assert {i.name: i.bytes for i in plain.items}[largest] == 4 * 5 * 12288 * 49152
+
+
 def test_whether_a_model_fits_whole() -> None:
     limits = Limits(device=141 * GB, host=1000 * GB)
     assert not fits_whole(OPT_175B, 2048, 1, limits)
@@ -165,7 +188,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def measured(checkpoint: Path) -> resident.Measured:
     generator = torch.Generator().manual_seed(0)
     windows = [torch.randint(0, 256, (256,), generator=generator) for _ in range(8)]
-    plan = QuantizationConfig(gptq.SOLVER, Scheme(4, 128), batch_tokens=1024)
+    plan = QuantizationConfig(gptq.SOLVER, Scheme(4, 128), batch_tokens=1024, arithmetic=FAST)
     found = resident.measure(checkpoint, plan, windows)
     if found is None:
         pytest.skip("memory of this C library stays with the process")

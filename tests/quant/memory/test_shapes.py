@@ -10,12 +10,15 @@ import pytest
 import torch
 from architectures import CONFIGS, tiny_model
 
+from quant.blocks import find_blocks
 from quant.checkpoint.skeleton import build_causal_lm
+from quant.coverage import Coverage, coverage
 from quant.memory import shapes
 from quant.memory.plan import ModelShape, model_shape
 from quant.memory.shapes import ModelFacts, cached_facts
 
-FACTS = ModelFacts(ModelShape(((8, 4), (4, 8)), 2, 1000, 500, 4, 96, 4), "opt", 64)
+COVERED = Coverage(64, {"h.*.router": 4}, 128)
+FACTS = ModelFacts(ModelShape(((8, 4), (4, 8)), 2, 1000, 500, 4, 96, 4), "opt", 64, COVERED)
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +51,9 @@ def test_what_is_kept_is_what_was_computed(name: str, tmp_path: Path) -> None:
     tiny_model(name).config.save_pretrained(tmp_path)
     model = build_causal_lm(tmp_path, torch.bfloat16, {}, "")
     positions = getattr(model.config, "max_position_embeddings", None)
-    facts = ModelFacts(model_shape(model), model.config.model_type, positions)
+    facts = ModelFacts(
+        model_shape(model), model.config.model_type, positions, coverage(find_blocks(model))
+    )
     assert cached_facts(tmp_path, "bfloat16", False, lambda: facts) == facts
     assert cached_facts(tmp_path, "bfloat16", False, never) == facts
 

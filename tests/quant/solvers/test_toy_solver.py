@@ -80,7 +80,9 @@ def test_it_quantizes_saves_and_loads(stages: bool, tmp_path: Path) -> None:
 
 def test_its_figures_are_those_of_the_memory_plan() -> None:
     shape = model_shape(tiny_model("llama"))
-    plan = plan_quantization(shape, QuantizationConfig(TOY, SCHEME), 96, 24, Limits())
-    parts = {item.name: item.bytes for item in plan.items}
-    assert parts["the largest layer in the solver"] == 4 * (7 * 32 * 48 + 48 * 48)
-    assert parts["the largest factorization"] == 4 * 2 * 48 * 48
+    for arithmetic, number in (("fast", 4), ("portable", 8)):
+        config = QuantizationConfig(TOY, SCHEME, arithmetic=arithmetic)
+        plan = plan_quantization(shape, config, 96, 24, Limits())
+        parts = {item.name: item.bytes for item in plan.items}
+        assert parts["the largest layer in the solver"] == number * (7 * 32 * 48 + 48 * 48)
+        assert parts["the largest factorization"] == number * 2 * 48 * 48

@@ -1,0 +1,84 @@
+"""Experts that too few calibration tokens were routed to, and the rule that they follow."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from quant.config import QuantizationConfig
+from quant.errors import CalibrationError
+from quant.hessian import Hessian
+from quant.rules import DAMP, REFUSE, RTN, Rules
+
+_SHOWN = 8  # experts that an error names
+
+
+@dataclass(frozen=True)
+class Few:
+    """An expert that saw `tokens` of the `least` that are enough, and what is done.
+
+    rounded  to nearest; otherwise its Hessian is shrunk.
+    """
+
+    tokens: int
+    least: int
+    rounded: bool
+
+    @property
+    def said(self) -> str:
+        """The fallback of a record."""
+        done = "rounded to nearest" if self.rounded else "its Hessian was shrunk"
+        return f"{self.tokens} calibration tokens were routed to it, under {self.least}: {done}"
+
+    def shrunk(self, hessian: Tensor) -> Tensor:
+        """s H + (1 - s) mean(diag H) I with s the share of tokens that are there, in place."""
+        share = self.tokens / self.least
+        mean = hessian.diagonal().mean()
+        return hessian.mul_(share).add_(
+            torch.eye(len(hessian), dtype=hessian.dtype, device=hessian.device),
+            alpha=float((1 - share) * mean),
+        )
+
+
+def few_tokens(hessian: Hessian, routed: bool, rules: Rules) -> Few | None:
+    """What is done with layers of this Hessian; None where it is enough, or no router chose."""
+    least = rules.min_tokens or hessian.inputs
+    if not routed or hessian.tokens >= least:
+        return None
+    return Few(hessian.tokens, least, rules.few_tokens == RTN)
+
+
+def require_tokens(
+    hessians: Mapping[tuple[str, ...], Hessian],
+    routed: Collection[tuple[str, ...]],
+    config: QuantizationConfig,
+) -> None:
+    """Raise CalibrationError, naming them with their counts, for experts that no rule allows.
+
+    One that saw no token at all can only be rounded.
+    """
+    if not config.solver.needs_calibration:
+        return
+    rules = config.rules
+    few_of = partial(few_tokens, rules=rules)
+    found = {h.layer: few_of(h, names in routed) for names, h in hessians.items()}
+    few = {layer: each for layer, each in found.items() if each is not None}
+    none = {layer: each for layer, each in few.items() if not each.tokens}
+    if rules.few_tokens == REFUSE and few:
+        _refuse(few, f"{DAMP} (shrink their Hessians) or method.few_tokens={RTN} (round them)")
+    if rules.few_tokens == DAMP and none:
+        _refuse(none, f"{RTN} (round them), because no token says anything of them")
+
+
+def _refuse(few: Mapping[str, Few], way: str) -> None:
+    named = [f"{layer} {each.tokens} of {each.least}" for layer, each in few.items()]
+    more = f" and {len(named) - _SHOWN} more" if len(named) > _SHOWN else ""
+    raise CalibrationError(
+        f"too few calibration tokens were routed to experts ({', '.join(named[:_SHOWN])}{more}): "
+        "use more calibration text (calib.sequences), lower method.min_tokens, or allow "
+        f"method.few_tokens={way}."
+    )

@@ -1,0 +1,110 @@
+"""One quantization under way: what its parts share while blocks pass by."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+
+from quant.arithmetic import PORTABLE
+from quant.blocks import linear_layers
+from quant.calibrate.cost import StageMeter
+from quant.calibrate.devices import Lanes, Workplace
+from quant.calibrate.layers import BlockSolver, LayerResult, Solved
+from quant.calibrate.operators import calibration_products
+from quant.calibrate.sink import STAGE, BlockSink, Finished, WriteBehind
+from quant.calibrate.source import BlockSource, each_block
+from quant.calibrate.wide import WideCalls, wide_buffers
+from quant.config import QuantizationConfig
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass
+class Run:
+    """One quantization under way."""
+
+    source: BlockSource
+    config: QuantizationConfig
+    kernel: str
+    sink: BlockSink
+    meter: StageMeter
+    lanes: Lanes
+    workplace: Workplace
+    progress: Progress | None
+    writer: WriteBehind
+    resumed: int  # the sink's own count grows meanwhile, in another thread
+    layers: list[LayerResult] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._total = sum(len(linear_layers(block)) for block in self.source.blocks.modules)
+        self._done = 0
+        self._lock = threading.Lock()
+
+    def recall(self) -> None:
+        """Take over what earlier runs found and spent on the blocks that they finished."""
+        for index in range(self.resumed):
+            _, made = self.sink.get(index)
+            self.layers += made.layers
+            self.meter.add(made.stages)
+        self._done = len(self.layers)
+
+    @property
+    def wide(self) -> bool:
+        """Whether calibration runs in float64."""
+        return self.config.arithmetic == PORTABLE
+
+    @contextmanager
+    def passing(self, stage: str) -> Iterator[None]:
+        """A stage that runs blocks in the model's dtype.
+
+        Solving is none: its many small calls need no redirection.
+        """
+        on_cpu = self.source.device.type == "cpu"
+        with (
+            self.meter.stage(stage),
+            calibration_products(self.kernel) if on_cpu else nullcontext(),
+        ):
+            yield
+
+    @contextmanager
+    def calibrating(self, stage: str) -> Iterator[None]:
+        """A stage whose values decide codes: in float64 where the arithmetic is portable."""
+        if not self.wide:
+            with self.passing(stage):
+                yield
+            return
+        with self.meter.stage(stage), wide_buffers(self.source.model), WideCalls():
+            yield
+
+    def count(self, layer: str) -> None:
+        """A layer is solved; called from any thread."""
+        with self._lock:
+            self._done += 1
+            if self.progress is not None:
+                self.progress(self._done, self._total, layer)
+
+    def solver(self, index: int) -> BlockSolver:
+        blocks = self.source.blocks
+        name = blocks.block_name(index)
+        return BlockSolver(self.config, blocks.modules[index], index, name, self.count)
+
+    def hand_over(self, index: int, solved: Solved) -> None:
+        """Give a finished block to the sink, with what it cost since the last one.
+
+        The block before it is kept first; keeping this one has begun when this returns.
+        """
+        layers = [layer for layer, _ in solved]
+        self.writer.settle()
+        with self.meter.stage(STAGE):
+            weights = {layer.name: weight for layer, weight in solved}
+            made = Finished(layers, self.meter.since_last())
+            keep = self.sink.put(index, weights, made)
+        self.writer.begin(keep)
+        self.layers += layers
+
+    def blocks(self, first: int = 0) -> closing[Generator[int]]:
+        """Numbers of blocks that have their weights in place; the wait for them is a stage."""
+        return closing(each_block(self.source, first, partial(self.meter.stage, "read")))

@@ -1,0 +1,102 @@
+"""What a model does with its linear layers, found out before anything is quantized.
+
+Some weights are read although their layer never runs (Mamba's dt_proj) or beside it (RWKV rescales
+them), and some layers give more than their product (a router that chooses experts): a packed layer
+cannot take their place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from quant.blocks import keep_precision, linear_layers, require_quantizable, weight_matrix
+from quant.calibrate.layout import evaluation, run_model
+from quant.calibrate.source import BlockSource, blocks_in_place
+from quant.coverage import Coverage, coverage, pattern, require_coverage
+from quant.rules import STRICT, Rules
+
+NEVER_CALLED = "never called"
+WEIGHT_READ = "the model reads its weight"
+NO_PRODUCT = "gives more than its product"
+_TOKENS = 4
+
+
+def survey(source: BlockSource, rules: Rules = STRICT) -> Coverage:
+    """Find the layers that stay in full precision, mark them, and give the coverage.
+
+    One short forward pass, of blocks that hold zeros where they would be read. A layer is taken to
+    be never called when none of that name is in any block: an expert that no token was routed to
+    has siblings that ran.
+
+    Raises ModelLayoutError for weights that are quantized already, and for less coverage than
+    `rules` allow.
+    """
+    require_quantizable(source.blocks)
+    require_coverage(coverage(source.blocks), type(source.model).__name__, rules)
+    reasons = _observed(source)
+    for block in source.blocks.modules:
+        for name, module in linear_layers(block).items():
+            if pattern(name) in reasons:
+                keep_precision(module, reasons[pattern(name)])
+    found = coverage(source.blocks)
+    require_coverage(found, type(source.model).__name__, rules)
+    return found
+
+
+def _observed(source: BlockSource) -> dict[str, str]:
+    """Names in a block, numbers as *, of layers that cannot be replaced, and why."""
+    layers = [
+        (pattern(name), module)
+        for block in source.blocks.modules
+        for name, module in linear_layers(block).items()
+    ]
+    outputs = {module: weight_matrix(module).shape[0] for _, module in layers}
+    called: set[str] = set()
+    found: dict[str, str] = {}
+    running: set[nn.Module] = set()
+
+    def watched(name: str, module: nn.Module) -> list[Any]:
+        def enter(*_: Any) -> None:
+            running.add(module)
+
+        def leave(_: nn.Module, __: Any, output: Any) -> None:
+            running.discard(module)
+            called.add(name)
+            if not isinstance(output, Tensor) or output.shape[-1] != outputs[module]:
+                found[name] = NO_PRODUCT
+
+        def read() -> None:
+            if module not in running:
+                found.setdefault(name, WEIGHT_READ)
+
+        _tell_reads(module, read)
+        return [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
+
+    classes = [(module, type(module)) for _, module in layers]
+    handles = [handle for name, module in layers for handle in watched(name, module)]
+    try:
+        with blocks_in_place(source, blank=True), evaluation(source.model):
+            run_model(source.model, torch.zeros(1, _TOKENS, dtype=torch.int64))
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, kind in classes:
+            module.__class__ = kind
+    idle = {name: NEVER_CALLED for name, _ in layers if name not in called}
+    return {**found, **idle}
+
+
+def _tell_reads(module: nn.Module, tell: Callable[[], None]) -> None:
+    """Call tell() whenever the weight of a module is looked up; its class is another one then."""
+    kind = type(module)
+
+    def look_up(self: nn.Module, name: str) -> Any:
+        if name == "weight":
+            tell()
+        return kind.__getattr__(self, name)
+
+    module.__class__ = type(kind.__name__, (kind,), {"__getattr__": look_up})

@@ -1,0 +1,240 @@
+"""Experts of a mixture, taken out of the tensors that transformers fuses them into.
+
+transformers holds the experts of a block as 3-D parameters (modules decorated with
+use_experts_implementation, transformers/integrations/moe.py). Here each expert is a module of its
+own with linear layers, so that it is quantized, stored and loaded like any other layer, under the
+names that checkpoints on a hub have. What a token is worth does not change: the same products, gate
+and routing weights, summed in the order of the experts as in the model's eager forward pass.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter
+
+Names = tuple[str, ...]
+_FLAGS = ("num_experts", "has_gate", "has_bias", "is_transposed", "is_concatenated", "_apply_gate")
+_SOURCE = re.compile(r"experts\W*\.\*\.(\w+)\.weight$")
+
+
+@dataclass(frozen=True)
+class LayerNames:
+    """What the linear layers of an expert are called; gate is None without one."""
+
+    gate: str | None
+    up: str
+    down: str
+
+    @property
+    def first(self) -> Names:
+        """Those that read the tokens that were routed to the expert."""
+        return (self.up,) if self.gate is None else (self.gate, self.up)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Where a tensor of one expert lies in a fused one [experts, ...].
+
+    fused   full name of the fused tensor.
+    expert  index in its first dimension.
+    rows    outputs that are the tensor's, of those in the fused one.
+    transposed  whether outputs are the last dimension of a fused weight.
+    """
+
+    fused: str
+    expert: int
+    rows: slice
+    transposed: bool
+
+    def of(self, one: Tensor) -> Tensor:
+        """The tensor from what the fused one holds for its expert: a view."""
+        return (one.t() if self.transposed and one.dim() == 2 else one)[self.rows]
+
+
+class Expert(nn.Module):
+    """One expert: gate and up read its tokens, down what the gate makes of both."""
+
+    def __init__(self, names: LayerNames, layers: dict[str, nn.Linear], gate: Gate) -> None:
+        super().__init__()
+        self.names, self.gate = names, gate
+        for name, layer in layers.items():
+            self.add_module(name, layer)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        made = [getattr(self, name)(tokens) for name in self.names.first]
+        return getattr(self, self.names.down)(self.gate(*made))
+
+
+class Gate:
+    """What an expert makes of gate and up [tokens, intermediate], by the model's own function.
+
+    shell  the fused module without its weights, which knows the activation and its limits.
+    """
+
+    def __init__(self, shell: nn.Module) -> None:
+        self._shell = shell
+
+    def __call__(self, *made: Tensor) -> Tensor:
+        shell: Any = self._shell
+        if not shell.has_gate:
+            return shell.act_fn(made[0])
+        if shell.is_concatenated:
+            return shell._apply_gate(torch.cat(made, dim=-1))
+        return shell._apply_gate(torch.stack(made, dim=-1).flatten(-2))
+
+
+class Experts(nn.ModuleList):
+    """The experts of a block, called as the fused module was.
+
+    parts  by its name in the module ("3.up_proj.weight") where each tensor was in the fused ones.
+    """
+
+    def __init__(self, experts: list[Expert], names: LayerNames, parts: dict[str, Part]) -> None:
+        super().__init__(experts)
+        self.names, self.parts = names, parts
+
+    def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+        """Weighted outputs [tokens, hidden] of the experts that each token was routed to.
+
+        top_k_index and top_k_weights [tokens, k]; an index that is no expert's adds nothing.
+        """
+        total = torch.zeros_like(hidden_states)
+        chosen = top_k_index.t()
+        for index in sorted(set(top_k_index.unique().tolist()) & set(range(len(self)))):
+            position, token = torch.where(chosen == index)
+            made = self[index](hidden_states[token])
+            made = made * top_k_weights[token, position, None]
+            total.index_add_(0, token, made.to(total.dtype))
+        return total
+
+
+def unfuse(model: PreTrainedModel) -> None:
+    """Put `Experts` in the place of every module of fused experts; weights may be on meta.
+
+    Modules that do more than the interface says (a norm behind every expert, further parameters)
+    stay as they are.
+    """
+    fused = {name: module for name, module in model.named_modules() if _is_fused(module)}
+    if not fused:
+        return
+    names = _layer_names(model)
+    for name, module in fused.items():
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, _unfused(module, name, names))
+
+
+def fused_parts(model: nn.Module) -> dict[str, Part]:
+    """Where every tensor of an expert lies in the model's fused tensors, by its full name."""
+    return {
+        f"{path}.{name}": part
+        for path, module in model.named_modules()
+        if isinstance(module, Experts)
+        for name, part in module.parts.items()
+    }
+
+
+def routed_groups(block: nn.Module) -> list[tuple[Names, ...]]:
+    """Layers of a block that see only tokens routed to their expert, by what they read.
+
+    For every mixture a stage of all gates and ups, one group an expert, and one of all downs. They
+    are known from the structure, because a short window does not reach every expert.
+    """
+    stages: list[tuple[Names, ...]] = []
+    for path, module in block.named_modules():
+        if isinstance(module, Experts):
+            for layers in (module.names.first, (module.names.down,)):
+                stages.append(
+                    tuple(
+                        tuple(f"{path}.{expert}.{layer}" for layer in layers)
+                        for expert in range(len(module))
+                    )
+                )
+    return stages
+
+
+def _is_fused(module: nn.Module) -> bool:
+    """A module of the interface whose parameters are exactly the fused ones."""
+    if not all(hasattr(module, flag) for flag in _FLAGS) or isinstance(module, Experts):
+        return False
+    parameters = dict(module.named_parameters())
+    return (
+        set(parameters) == set(_fused_names(module))
+        and all(value.shape[0] == module.num_experts for value in parameters.values())
+        and not getattr(module, "has_post_expert_norm", False)
+        and not any(True for _ in module.buffers())
+    )
+
+
+def _fused_names(module: Any) -> list[str]:
+    weights = ["gate_up_proj" if module.has_gate else "up_proj", "down_proj"]
+    return weights + [f"{name}_bias" for name in weights if module.has_bias]
+
+
+def _layer_names(model: PreTrainedModel) -> LayerNames:
+    """The names of an expert's layers in the checkpoints that transformers converts; else ours."""
+    found: dict[str, list[str]] = {}
+    for entry in get_model_conversion_mapping(model, add_legacy=False):
+        if isinstance(entry, WeightConverter):
+            sources = [_SOURCE.search(source) for source in entry.source_patterns]
+            target = entry.target_patterns[0].rpartition(".")[2]
+            if all(sources):
+                found[target] = [match.group(1) for match in sources if match]
+    first, down = found.get("gate_up_proj", []), found.get("down_proj", ["down_proj"])
+    if len(first) == 2:
+        return LayerNames(first[0], first[1], down[0])
+    return LayerNames("gate_proj", "up_proj", down[0])
+
+
+def _unfused(module: Any, path: str, names: LayerNames) -> Experts:
+    if not module.has_gate:
+        names = LayerNames(None, "up_proj", "down_proj")
+    shell = copy.copy(module)
+    shell._parameters = {}
+    gate = Gate(shell)
+    parts: dict[str, Part] = {}
+    experts = []
+    for expert in range(module.num_experts):
+        layers = {}
+        for layer, fused, rows in _slices(module, names):
+            tensors: dict[str, nn.Parameter] = {}
+            for kind, suffix in (("weight", ""), ("bias", "_bias"))[: 1 + module.has_bias]:
+                part = Part(f"{path}.{fused}{suffix}", expert, rows, module.is_transposed)
+                parts[f"{expert}.{layer}.{kind}"] = part
+                whole = getattr(module, f"{fused}{suffix}").detach()
+                own = part.of(whole[expert]).clone(memory_format=torch.contiguous_format)
+                tensors[kind] = nn.Parameter(own, requires_grad=False)
+            layers[layer] = _linear(**tensors)
+        experts.append(Expert(names, layers, gate))
+    return Experts(experts, names, parts).train(module.training)
+
+
+def _slices(module: Any, names: LayerNames) -> Iterator[tuple[str, str, slice]]:
+    """Layer, the fused parameter that it lies in, and which of its outputs are the layer's."""
+    if names.gate is None:
+        yield names.up, "up_proj", slice(None)
+    else:
+        fused = module.gate_up_proj
+        half = fused.shape[-1 if module.is_transposed else -2] // 2
+        for number, layer in enumerate(names.first):
+            cut = slice(number * half, (number + 1) * half)
+            yield layer, "gate_up_proj", cut if module.is_concatenated else slice(number, None, 2)
+    yield names.down, "down_proj", slice(None)
+
+
+def _linear(weight: nn.Parameter, bias: nn.Parameter | None = None) -> nn.Linear:
+    """A layer of these parameters; nothing is initialised only to be overwritten."""
+    with torch.device("meta"):
+        layer = nn.Linear(weight.shape[1], weight.shape[0], bias is not None)
+    layer.weight = weight
+    if bias is not None:
+        layer.bias = bias
+    return layer

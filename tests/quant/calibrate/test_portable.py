@@ -1,0 +1,281 @@
+"""Portable arithmetic: one artifact, whatever the instruction set, the threads and the batches."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from architectures import CONFIGS, random_windows, tiny_model, uneven_model
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+from quant.arithmetic import AUTO, FAST, PORTABLE, resolve_arithmetic
+from quant.calibrate.capture import capture, observe, run_block
+from quant.calibrate.source import as_source
+from quant.calibrate.stream import quantize_model
+from quant.calibrate.wide import WideCalls, narrowed, wide_buffers, widened
+from quant.config import QuantizationConfig
+from quant.errors import QuantizationError
+from quant.scheme import Scheme
+from quant.solvers import gptq
+
+ROOT = Path(__file__).resolve().parents[3]
+EMBEDDED = ROOT / "harness" / "embedded" / "model"
+# What decides instruction sets: torch's own loops, MKL, oneDNN and our kernels.
+PLAIN = {
+    "ATEN_CPU_CAPABILITY": "default",
+    "MKL_CBWR": "COMPATIBLE",
+    "ONEDNN_MAX_CPU_ISA": "SSE41",
+    "BITSWEEP_CPU_ISA": "portable",
+}
+LEVELS = ("default", "avx2", "avx512")
+
+
+def in_setting(environment: dict[str, str], runs: list[dict[str, Any]], folder: Path) -> Any:
+    """What runs give in a process with this environment."""
+    file = folder / "runs.json"
+    file.write_text(json.dumps(runs))
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "quant")])
+    kept = {name: value for name, value in os.environ.items() if name not in PLAIN}
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "tests" / "quant" / "one_setting.py"), str(file)],
+        env={**kept, "PYTHONPATH": path, "GOMP_SPINCOUNT": "0", **environment},
+        capture_output=True,
+        text=True,
+        timeout=1200,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def levels_here() -> list[str]:
+    """Instruction sets of torch's loops that this processor has."""
+    best = torch.backends.cpu.get_cpu_capability().lower()
+    return list(LEVELS[: LEVELS.index(best) + 1]) if best in LEVELS else ["default"]
+
+
+def ids(vocabulary: int, count: int, length: int) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(3, vocabulary, (count, length), generator=generator).tolist()
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Models as files: drawn anew in each setting, random weights would differ in the last bit."""
+    root = tmp_path_factory.mktemp("models")
+    short = AutoModelForCausalLM.from_pretrained(EMBEDDED, num_hidden_layers=2)
+    short.save_pretrained(root / "embedded")
+    uneven_model("qwen3").save_pretrained(root / "qwen3")
+    return {name: root / name for name in ("embedded", "qwen3")}
+
+
+def runs_of(folders: dict[str, Path], threads: int, batch_tokens: int) -> list[dict[str, Any]]:
+    how = {"threads": threads, "batch_tokens": batch_tokens}
+    embedded = {"model": str(folders["embedded"]), "windows": ids(1472, 8, 128)}
+    qwen = {"model": str(folders["qwen3"]), "windows": ids(96, 12, 60)}
+    return [
+        {**embedded, **how, "scheme": {"bits": 2, "group_size": 128}},
+        {**embedded, **how, "scheme": {"bits": 3, "grid": "mse"}, "solver": "rtn"},
+        {**qwen, **how, "scheme": {"bits": 4, "group_size": 16}, "options": {"act_order": True}},
+        {**qwen, **how, "scheme": {"bits": 3}, "transforms": True},
+    ]
+
+
+def test_three_settings_give_one_artifact(folders: dict[str, Path], tmp_path: Path) -> None:
+    settings: list[tuple[dict[str, str], int, int]] = [
+        ({}, 1, 512),
+        ({}, 2, 2048),
+        (PLAIN, 1, 2048),
+    ]
+    found = [
+        in_setting(environment, runs_of(folders, threads, batch), tmp_path)
+        for environment, threads, batch in settings
+    ]
+    for first, *others in zip(*found, strict=True):
+        for other in others:
+            assert other["artifact"] == first["artifact"]
+            # The sum of what was lost shows how far the numbers behind the codes are apart.
+            assert other["loss"] == pytest.approx(first["loss"], rel=1e-12)
+
+
+@pytest.mark.realdata
+def test_every_setting_gives_one_artifact(
+    folders: dict[str, Path], shared: Path, tmp_path: Path
+) -> None:
+    """All of the matrix, whole models: a quarter of an hour, so only where it is asked for."""
+    if not os.environ.get("BITSWEEP_LONG"):
+        pytest.skip("long; .ci/long sets BITSWEEP_LONG=1 and runs it")
+    models = {
+        "embedded": (EMBEDDED, ids(1472, 16, 512)),
+        "tinystories-656k": (shared / "models" / "tinystories-656k", ids(2048, 16, 256)),
+        "qwen3": (folders["qwen3"], ids(96, 12, 60)),
+    }
+    cases = list(itertools.product(models, ({"bits": 2, "group_size": 32}, {"bits": 4})))
+    hashes: dict[str, set[str]] = {}
+    for level, mkl, isa in settings():
+        runs = [
+            {
+                "model": str(models[name][0]),
+                "windows": models[name][1],
+                "scheme": scheme,
+                "threads": threads,
+                "batch_tokens": batch,
+                "kernel": kernel,
+            }
+            for name, scheme in cases
+            for threads, batch in itertools.product((1, 2), (512, 2048))
+            for kernel in ("auto", "reference")
+        ]
+        environment = {"ATEN_CPU_CAPABILITY": level, "BITSWEEP_CPU_ISA": isa} | mkl
+        for wanted, made in zip(runs, in_setting(environment, runs, tmp_path), strict=True):
+            what = f"{Path(wanted['model']).name} {wanted['scheme']}"
+            hashes.setdefault(what, set()).add(made["artifact"])
+    for what, found in hashes.items():
+        print(what, *sorted(found))
+    assert {what: len(found) for what, found in hashes.items()} == dict.fromkeys(hashes, 1)
+
+
+def settings() -> Iterator[tuple[str, dict[str, str], str]]:
+    """torch's loops, MKL and oneDNN, our kernels: those of this processor, together and mixed."""
+    ours = {"default": "portable"}
+    plain = {name: PLAIN[name] for name in ("MKL_CBWR", "ONEDNN_MAX_CPU_ISA")}
+    for level in levels_here():
+        yield level, {}, ours.get(level, level)
+    yield "default", plain, "portable"
+    yield levels_here()[-1], plain, "portable"
+
+
+@pytest.mark.parametrize("name", ["opt", "gpt2", "bloom", "gpt-neox"])
+def test_blocks_compute_what_the_model_in_float64_does(name: str) -> None:
+    """The model cast to float64 is the oracle; two kinds compute positions in float32 even so."""
+    model = tiny_model(name)
+    windows = torch.stack(random_windows(2))
+    source = as_source(model)
+    layout = observe(source, windows[0])
+    with torch.no_grad(), wide_buffers(model), WideCalls():
+        captured = capture(model, layout, [windows])
+        hidden = captured.hidden[0]
+        for index, structure in enumerate(layout.structures):
+            call = captured.calls[index][0]
+            hidden = run_block(layout.blocks.modules[index], structure, call, hidden)
+    assert hidden.dtype == torch.float64
+    oracle = tiny_model(name).double()
+    seen: list[torch.Tensor] = []
+    last = observe(as_source(oracle), windows[0])
+    after = lambda _m, _a, out: seen.append(last.structures[-1].hidden_of(out))  # noqa: E731
+    last.blocks.modules[-1].register_forward_hook(after)
+    with torch.no_grad():
+        oracle(windows)
+    bound = 1e-6 if name in ("gpt-neox", "bloom") else 1e-13  # angles and alibi of the oracle
+    torch.testing.assert_close(hidden, seen[0], rtol=bound, atol=bound)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_no_float32_is_left_in_any_architecture(name: str, monkeypatch: Any) -> None:
+    """Every result of a call of torch while blocks run is float64, but for parameters' views."""
+    model = tiny_model(name)
+    narrow: list[str] = []
+    plain = WideCalls.__torch_function__
+
+    def watched(self: Any, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = plain(self, func, types, args, kwargs)
+        mine = {p.untyped_storage().data_ptr() for p in model.parameters()}
+        for each in result if isinstance(result, tuple | list) else [result]:
+            if not isinstance(each, torch.Tensor) or each.is_meta or each.dtype == torch.float64:
+                continue
+            if each.is_floating_point() and each.untyped_storage().data_ptr() not in mine:
+                narrow.append(func.__name__)
+        return result
+
+    monkeypatch.setattr(WideCalls, "__torch_function__", watched)
+    windows = torch.stack(random_windows(2))
+    layout = observe(as_source(model), windows[0])
+    with torch.no_grad(), wide_buffers(model), WideCalls():
+        captured = capture(model, layout, [windows])
+        call = captured.calls[0][0]
+        run_block(layout.blocks.modules[0], layout.structures[0], call, captured.hidden[0])
+    assert narrow == []
+    assert all(p.dtype == torch.float32 for p in model.parameters())
+
+
+def test_rotary_frequencies_are_computed_again_and_put_back() -> None:
+    model = tiny_model("qwen3")
+    rotary = model.model.rotary_emb
+    before = rotary.inv_freq
+    dim, base = model.config.head_dim, model.config.rope_parameters["rope_theta"]
+    exact = torch.tensor([base ** (-2 * i / dim) for i in range(dim // 2)], dtype=torch.float64)
+    with wide_buffers(model):
+        torch.testing.assert_close(rotary.inv_freq, exact, rtol=1e-15, atol=0)
+    assert rotary.inv_freq is before
+    rotary._buffers["inv_freq"] = before * 2  # what somebody set stays, to float32's last bit
+    with wide_buffers(model):
+        assert torch.equal(rotary.inv_freq, (before * 2).double())
+
+
+def test_weights_stay_what_the_dtype_of_the_model_holds() -> None:
+    config = QuantizationConfig(gptq.SOLVER, Scheme(4, 16), arithmetic=PORTABLE)
+    for dtype in (torch.float32, torch.bfloat16):
+        model = tiny_model("llama").to(dtype)
+        outside = {n: p.clone() for n, p in model.named_parameters() if "layers" not in n}
+        result = quantize_model(model, random_windows(8), config)
+        name, weight = next(iter(result.weights.items()))
+        module = model.get_submodule(name)
+        assert isinstance(module, nn.Linear)
+        assert torch.equal(module.weight, weight.dequantize().to(dtype))
+        for other, value in outside.items():
+            assert torch.equal(model.get_parameter(other), value)
+
+
+def test_transforms_are_folded_as_in_fast_arithmetic() -> None:
+    from quant.transforms import equalize
+
+    notes = []
+    for arithmetic in (FAST, PORTABLE):
+        model = uneven_model("llama")
+        config = QuantizationConfig(
+            gptq.SOLVER,
+            Scheme(4, 16),
+            transforms=((equalize.TRANSFORM, equalize.Options(powers_of_two=False)),),
+            arithmetic=arithmetic,
+        )
+        layers = quantize_model(model, random_windows(8), config).layers
+        notes.append([layer.transforms for layer in layers])
+    assert notes[0] == notes[1]
+
+
+@pytest.mark.parametrize(
+    ("wish", "device", "parameters", "found"),
+    [
+        (AUTO, "cpu", 10**9 - 1, PORTABLE),
+        (AUTO, "cpu", 10**9, FAST),
+        (AUTO, "cuda:0", 10**6, FAST),
+        (PORTABLE, "cuda", 10**12, PORTABLE),
+        (FAST, "cpu", 1, FAST),
+    ],
+)
+def test_the_rule_needs_no_machine(wish: str, device: str, parameters: int, found: str) -> None:
+    assert resolve_arithmetic(wish, device, parameters) == found
+
+
+def test_an_unknown_arithmetic_is_refused_and_each_is_another_identity() -> None:
+    config = QuantizationConfig(gptq.SOLVER, Scheme(4))
+    with pytest.raises(QuantizationError, match="choose one of auto, portable, fast"):
+        replace(config, arithmetic="exact")
+    assert replace(config, arithmetic=FAST).identity() != config.identity()
+
+
+def test_only_floating_point_changes_its_width() -> None:
+    given = {"a": [torch.ones(2), torch.ones(2, dtype=torch.int64)], "b": None, "c": (1.5, True)}
+    wide = widened(given)
+    assert [each.dtype for each in wide["a"]] == [torch.float64, torch.int64]
+    assert (wide["b"], wide["c"]) == (None, (1.5, True))
+    assert narrowed(wide, torch.bfloat16)["a"][0].dtype == torch.bfloat16

@@ -108,7 +108,10 @@ def require_fits(values: Tensor, dtype: torch.dtype, batch: Batch, what: str) ->
     What the model itself cannot hold would be NaN wherever it is used.
     """
     most = torch.finfo(dtype).max
-    if values.dtype == dtype or not values.is_floating_point() or values.abs().amax() <= most:
+    if values.dtype == dtype or not values.numel():
+        return
+    low, high = values.aminmax()  # no copy of the values; NaN fails the comparisons
+    if low >= -most and high <= most:
         return
     require_finite(torch.where(values.abs() <= most, values, torch.inf), batch, what)
 

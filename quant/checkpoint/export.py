@@ -16,7 +16,7 @@ from quant.checkpoint.files import TOKENIZER_FILES, copy_files, copyable
 from quant.checkpoint.folder import MANIFEST, read_json, recover, remake, replace_folder
 from quant.checkpoint.formats.base import CheckpointFormat, StoredLayer, Writer
 from quant.checkpoint.layers import quantized_layers, read_weight, scheme_of
-from quant.checkpoint.loader import read_format, read_quantization
+from quant.checkpoint.loader import read_format, read_quantization, refuse_unexpected
 from quant.checkpoint.matching import say_untied, ties_hold, untie_as_stored
 from quant.checkpoint.names import names_of
 from quant.checkpoint.operators import summary
@@ -106,6 +106,7 @@ def export(
             for entry in layer_entries(writer, layer.scheme, layer.stored, layer.read)
         ]
         replaced = tuple(f"{layer.stored.name}." for layer in layers)
+        _refuse_left_out(reader, checkpoint, model, replaced)
         entries += [_copied(reader, name) for name in reader.names if not name.startswith(replaced)]
         entries += [_copied(reader, name) for name in _biases(reader, layers, model)]
         entries = as_stored(entries, names)
@@ -158,6 +159,18 @@ def _layers(
         stored = StoredLayer(name, *shape, module=kind_of(module), dtype=model.dtype)
         found.append(_Layer(scheme, stored, read))
     return found
+
+
+def _refuse_left_out(
+    reader: TensorReader,
+    checkpoint: CheckpointFormat,
+    model: PreTrainedModel,
+    layers: tuple[str, ...],
+) -> None:
+    """ArtifactError, as loading gives it, for tensors of layers that nothing reads."""
+    known = {layer + part for layer in layers for part in (*checkpoint.parts, "bias")}
+    used = {name for name in reader.names if name in known or not name.startswith(layers)}
+    refuse_unexpected(model, reader, used)
 
 
 def _copied(reader: TensorReader, name: str) -> Entry:

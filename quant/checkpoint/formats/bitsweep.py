@@ -88,9 +88,10 @@ def read_layer(tensors: Tensors, parsed: CheckpointFormat, layer: str, shape: Sh
 def refuses(scheme: Scheme, _layer: StoredLayer | None) -> str | None:
     if scheme.kind not in (uniform.LEVELS, ternary.LEVELS):
         return None
+    fitting = "gptq-v2" if scheme.kind == uniform.LEVELS else "bitsweep-ternary"
     return (
         f"has {scheme.kind.name} levels, and {FORMAT.name} is for those that no other format "
-        "holds: export to gptq-v2."
+        f"holds: export to {fitting}."
     )
 
 

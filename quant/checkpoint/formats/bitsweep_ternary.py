@@ -19,7 +19,7 @@ from quant.checkpoint.formats.base import (
     Writer,
 )
 from quant.errors import ArtifactError
-from quant.levels import ternary
+from quant.levels import ternary, uniform
 from quant.scheme import Scheme
 
 if TYPE_CHECKING:
@@ -58,9 +58,10 @@ def read_layer(tensors: Tensors, parsed: CheckpointFormat, layer: str, shape: Sh
 def refuses(scheme: Scheme, _layer: StoredLayer | None) -> str | None:
     if scheme.kind == ternary.LEVELS:
         return None
+    fitting = "gptq-v2" if scheme.kind == uniform.LEVELS else "bitsweep"
     return (
         f"has {scheme.kind.name} levels, and {FORMAT.name} holds ternary ones alone: export to "
-        "gptq-v2, or quantize with a ternary scheme."
+        f"{fitting}, or quantize with a ternary scheme."
     )
 
 

@@ -1,6 +1,7 @@
 """What a run says: names as they are, and what happened, whatever happens to the report."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -127,3 +128,16 @@ def test_results_that_cannot_be_written_are_refused_by_plan_and_run(
         with pytest.raises(StoreError, match="it is not yours to write"):
             attempt()
     assert not (tmp_path / "results").exists()
+
+
+def test_a_plan_says_when_two_models_have_one_name(tiny_cell: Make) -> None:
+    plan = plan_of(tiny_cell())
+    other = replace(
+        plan, cell=replace(plan.cell, model=replace(plan.cell.model, fingerprint="f" * 64))
+    )
+    assert launch._shared_names([plan, plan]) == []
+    (said,) = launch._shared_names([plan, other])
+    assert said is not None
+    assert plan.cell.model.fingerprint[:8] in said
+    assert "ffffffff" in said
+    assert "model.name=NAME" in said

@@ -1,6 +1,7 @@
 """The format for any levels: what is declared is written, and read by who names the kind."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from tiny_checkpoints import METHOD, Model, edit_config, logits, quantized
 from wide_levels import CODEBOOK, NVFP4, Q4K_OF_3, SCALED_CODEBOOK
 
 import quant
-from quant.checkpoint.choose import artifact_format
+from quant.checkpoint.choose import artifact_format, written_format
 from quant.checkpoint.folder import MANIFEST
 from quant.checkpoint.make import quantize_to
 from quant.checkpoint.partial import artifact_bytes
@@ -208,3 +209,19 @@ def test_a_quantization_that_was_interrupted_goes_on(tmp_path: Path) -> None:
 
 def load_files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.glob("*.safetensors")}
+
+
+@pytest.mark.parametrize(
+    ("scheme", "format", "fitting"),
+    [
+        (SCHEMES[0], "bitsweep-ternary", "bitsweep"),
+        (Scheme(4), "bitsweep-ternary", "gptq-v2"),
+        (Scheme(4), "bitsweep", "gptq-v2"),
+        (Scheme(2, levels="ternary"), "bitsweep", "bitsweep-ternary"),
+    ],
+)
+def test_who_does_not_hold_levels_says_who_does(scheme: Scheme, format: str, fitting: str) -> None:
+    said = written_format(format)[1].refuses(scheme, None)
+    assert said is not None
+    assert re.search(rf"export to {fitting}[.,]", said)
+    assert written_format(fitting)[1].refuses(scheme, None) is None

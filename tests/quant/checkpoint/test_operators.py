@@ -224,6 +224,19 @@ def test_a_configuration_that_does_not_fit_is_refused(
         quant.load(folder, "reference", verify_files=False)
 
 
+def test_no_export_leaves_out_what_the_configuration_does_not_say(
+    llama: tuple[Any, Path], tmp_path: Path
+) -> None:
+    """Loading refuses it: the weights are those behind an operator."""
+    folder = edited(llama[1], tmp_path / "edited", lambda _: None)
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = config["quantization_config"]["layers"]
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ArtifactError, match=r"holds .*down_proj\.input_operator\.0\.scale, which"):
+        quant.export(folder, tmp_path / "out", "gptq-v1", verify_files=False)
+    assert not (tmp_path / "out").exists()
+
+
 def test_tensors_of_another_layer_are_refused(llama: tuple[Any, Path], tmp_path: Path) -> None:
     folder = edited(llama[1], tmp_path / "edited", lambda _: None)
     file = folder / "bitsweep-operators.safetensors"

@@ -233,7 +233,7 @@ def lines_of(text: str) -> str:
         ("toy.py", SUITE.replace("@dataclass\n", ""), [], "is no dataclass"),
         ("suite/toy.yaml", "# A toy.\ntoy:\n  scale: 1.0\n", [], "suite toy is not selected"),
         ("suite/toy.yaml", "# A toy.\ntoy: 5\n", [], "suite.toy=5 names no module"),
-        ("suite/toy.yaml", "# A toy.\ntoy: [\n", [], "a YAML file cannot be read"),
+        ("suite/toy.yaml", "# A toy.\ntoy: [\n", [], "toy.yaml cannot be read"),
         ("halve.py", SOLVER.replace('"halve"', '"gptq"'), [], "the name of a part of Bitsweep"),
         ("halve.py", SOLVER.replace('"halve"', '"none"'), [], "the name of a part of Bitsweep"),
         ("halve.py", SOLVER.replace('"halve"', '""'), [], "use letters, digits and _"),

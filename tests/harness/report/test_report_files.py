@@ -10,6 +10,7 @@ import pytest
 from harness import cli
 from harness.errors import StoreError
 from harness.report import build_report
+from harness.report.build import provenance
 from harness.report.frame import from_records
 from harness.report.plots import bits_figure, draw_all
 from harness.report.rows import read_rows
@@ -52,6 +53,11 @@ def test_summary_links_what_was_written_and_says_where_it_was_made(sweep, tmp_pa
     assert "](plots/perplexity.png)" in text
     assert "Made-up CPU, 2 cores, Python 3.11.7, torch 2.13.0" in text
     assert "commit 0123456789ab" in text
+
+
+def test_the_instruction_set_stands_beside_the_processor(made_up) -> None:
+    environment = {"machine": {"cpu": "A CPU", "cores": 2}, "computing": {"torch": "AVX2"}}
+    assert provenance([made_up.record(environment=environment)]) == ["A CPU (AVX2), 2 cores"]
 
 
 def test_several_models_have_files_of_their_own(made_up, tmp_path) -> None:

@@ -70,7 +70,14 @@ def parse(
             f"(here it was {module!r}) with model.levels=MODULE, --levels MODULE or, in Python, "
             "levels=[...]."
         )
-    if declaration(load_levels(kind)) != config.get("tensors"):
+    ours = load_levels(kind)
+    if config.get("levels_version") != ours.version:
+        raise ArtifactError(
+            f"{where}.levels_version={config.get('levels_version')!r}, but the {parsed.levels} "
+            f"levels of this reader are version {ours.version}, whose codes may stand for other "
+            "values: name the module that the checkpoint was made with, or make it again."
+        )
+    if declaration(ours) != config.get("tensors"):
         raise ArtifactError(
             f"{where}.tensors are not those that the {parsed.levels} levels of this reader "
             "declare: name the module that the checkpoint was made with, or make it again."

@@ -128,6 +128,8 @@ class Levels:
                share an entry the first is taken. `words` are its packed codes, all bits random;
                those that are no codes are mended in place. None: there are no random weights of
                these levels.
+    version    raised when the same codes and tensors come to stand for other values: artifacts
+               of another version are refused.
     """
 
     name: str
@@ -147,6 +149,7 @@ class Levels:
     draw: (
         Callable[[Tensor, tuple[int, ...], int, Scheme, torch.Generator], dict[str, Tensor]] | None
     ) = None
+    version: int = 1
 
     def __post_init__(self) -> None:
         # Else a name such as w4g128 could be read in two ways.

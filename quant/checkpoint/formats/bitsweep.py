@@ -108,6 +108,7 @@ def describe(model: QuantizedModel) -> dict[str, Any]:
         "scale_dtype": scheme.scale_dtype,
         "levels": scheme.kind.name,
         "levels_module": module_of(scheme.levels),
+        "levels_version": scheme.kind.version,
         "tensors": declaration(scheme.kind),
         "meta": model.meta(),
     }

@@ -134,6 +134,7 @@ def test_no_code_is_imported_because_a_checkpoint_names_it(folder: Path, tmp_pat
         ({"sym": None}, "sym=None cannot be read"),
         ({"sym": True}, "makes no scheme: codebooks of a row"),
         ({"tensors": []}, "tensors are not those that the scaled levels"),
+        ({"levels_version": 2}, "levels_version=2, but the scaled levels of this reader are versi"),
         ({"bits": 2}, "qweight is"),
     ],
 )

@@ -62,13 +62,17 @@ def test_help_of_a_group_explains_its_options(capsys: pytest.CaptureFixture[str]
     assert cli.main(["run", "--help", "shceme"]) == cli.IMPOSSIBLE
 
 
+WRITTEN = {None: "null", False: "false", True: "true"}  # as YAML has them
+
+
 def test_help_of_runtime_has_its_keys_with_their_values(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["run", "--help", "runtime"]) == 0
     lines = capsys.readouterr().out.splitlines()
     said = {line.strip(): lines[at + 1] for at, line in enumerate(lines) if "runtime." in line}
     assert set(said) == {
-        f"runtime.{field.name}={getattr(RuntimeConfig(), field.name)}".replace("None", "null")
+        f"runtime.{field.name}={WRITTEN.get(value, value)}"
         for field in dataclasses.fields(RuntimeConfig)
+        for value in [getattr(RuntimeConfig(), field.name)]
     }
     for key, values in (("activations", ACTIVATIONS), ("stream", STREAM), ("kernel", KERNELS)):
         assert all(value in said[f"runtime.{key}=auto"] for value in values)

@@ -66,7 +66,7 @@ def test_hessians_and_solves_run_in_the_thread_of_their_device(
 
     update, group = Hessian.update, layers.BlockSolver.group
     monkeypatch.setattr(
-        Hessian, "update", lambda self, x: note("update", self.layer) or update(self, x)
+        Hessian, "update", lambda self, *x: note("update", self.layer) or update(self, *x)
     )
     monkeypatch.setattr(
         layers.BlockSolver,
@@ -90,11 +90,11 @@ def test_inputs_that_a_block_changes_afterwards_were_copied(
     release = threading.Event()
     update, seen = Hessian.update, []
 
-    def slow(self: Hessian, inputs: torch.Tensor) -> None:
+    def slow(self: Hessian, inputs: torch.Tensor, sequences: int | None) -> None:
         if threading.current_thread() is not threading.main_thread():
             release.wait(10)
             seen.append(inputs.clone())
-        update(self, inputs)
+        update(self, inputs, sequences)
 
     monkeypatch.setattr(Hessian, "update", slow)
     block = torch.nn.ModuleDict({"a": torch.nn.Linear(8, 8), "b": torch.nn.Linear(8, 8)})

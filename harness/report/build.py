@@ -109,9 +109,10 @@ def _environment(environment: dict[str, Any]) -> str:
     packages = environment.get("packages") or {}
     gpu = environment.get("gpu") or {}
     computing = environment.get("computing") or {}
-    parts = [gpu.get("name"), machine.get("cpu")]
-    if machine.get("cpu") and computing.get("torch"):  # two processors of one name may differ in it
-        parts[-1] += f" ({computing['torch']})"
+    cpu = machine.get("cpu")
+    if cpu and computing.get("torch"):  # two processors of one name may differ in it
+        cpu = f"{cpu} ({computing['torch']})"
+    parts = [gpu.get("name"), cpu]
     if machine.get("cores"):
         parts.append(f"{machine['cores']} cores")
     if environment.get("threads"):

@@ -145,9 +145,7 @@ def _wide(value: Any) -> Any:
     """As `widened`, and dtypes that a call asks for too."""
     if isinstance(value, torch.dtype):
         return WIDE if value in _NARROW else value
-    if isinstance(value, Tensor):
-        return value.to(WIDE) if value.dtype in _NARROW else value
-    return _mapped_inside(value, _wide)
+    return widened(value) if isinstance(value, Tensor) else _mapped_inside(value, _wide)
 
 
 def _mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:

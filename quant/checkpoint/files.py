@@ -237,13 +237,14 @@ def _placed(index: Path) -> dict[str, str]:
         raise ArtifactError(
             f"{index} cannot be read as JSON: {error}. Copy it again from where it came from."
         ) from error
-    if not isinstance(placed, dict) or not placed or not all(map(_is_text, placed.values())):
+    if not isinstance(placed, dict) or not placed or not are_texts(placed.values()):
         raise ArtifactError(f"{index} has no weight_map. Copy it again from where it came from.")
     return placed
 
 
-def _is_text(value: object) -> bool:
-    return isinstance(value, str)
+def are_texts(values: Iterable[object]) -> bool:
+    """Whether all of what a configuration holds somewhere are texts."""
+    return all(isinstance(value, str) for value in values)
 
 
 def _listed(names: Collection[str], most: int = 4) -> str:

@@ -58,9 +58,7 @@ def quantized_layers(reader: TensorReader, checkpoint: CheckpointFormat) -> dict
         )
     lacking = next((n for n in operator_tensors(checkpoint) if n not in reader.names), None)
     if lacking is not None:
-        raise ArtifactError(
-            f"{reader.folder}: tensor {lacking} is in none of its files. {remake(reader.folder)}"
-        )
+        raise missing_tensor(reader, lacking)
     parts = checkpoint.parts
     for name in reader.names:
         layer, _, part = name.rpartition(".")
@@ -145,10 +143,7 @@ def scheme_of(reader: TensorReader, checkpoint: CheckpointFormat, layer: str) ->
     if part is None:
         return checkpoint.scheme(checkpoint.scale_dtype)
     if f"{layer}.{part}" not in reader.names:
-        raise ArtifactError(
-            f"{reader.folder}: tensor {layer}.{part} is in none of its files. "
-            f"{remake(reader.folder)}"
-        )
+        raise missing_tensor(reader, f"{layer}.{part}")
     return checkpoint.scheme(reader.mapped(f"{layer}.{part}").dtype)
 
 
@@ -172,6 +167,13 @@ def operator_tensors(checkpoint: CheckpointFormat) -> list[str]:
 def operator_bits(reader: TensorReader, checkpoint: CheckpointFormat) -> int:
     """Stored bits of all that stands in front of layers."""
     return sum(8 * reader.mapped(name).nbytes for name in operator_tensors(checkpoint))
+
+
+def missing_tensor(reader: Tensors, name: str) -> ArtifactError:
+    """What to raise for a tensor of a checkpoint that none of its files holds."""
+    return ArtifactError(
+        f"{reader.folder}: tensor {name} is in none of its files. {remake(reader.folder)}"
+    )
 
 
 @contextlib.contextmanager

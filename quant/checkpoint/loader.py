@@ -18,6 +18,7 @@ from quant.checkpoint.formats.base import CheckpointFormat
 from quant.checkpoint.layers import (
     Tensors,
     look_at,
+    missing_tensor,
     quantized_layers,
     read_packed,
     read_weight,
@@ -212,7 +213,7 @@ def replace_layer(
             raise _shape_error(reader, f"{layer}.bias", bias, (outputs,))
         require_kind(reader, f"{layer}.bias", bias, torch.float32)
     elif getattr(module, "bias", None) is not None:
-        raise _missing(reader, f"{layer}.bias")
+        raise missing_tensor(reader, f"{layer}.bias")
     kept, operator = checkpoint.operators.get(layer, ()), None
     if kept:
         operator = build(kept, reader.read, inputs, layer)
@@ -236,7 +237,7 @@ def _fill(
     untie_as_stored(model, stored, reader.mapped)
     missing = compare(model, stored, (), reader.shape).missing
     if missing:
-        raise _missing(reader, missing[0])
+        raise missing_tensor(reader, missing[0])
     keep_computed(model, stored)
     used = set()
     for names in parameters_and_buffers(model):
@@ -276,12 +277,6 @@ def require_kind(reader: Tensors, name: str, tensor: Tensor, expected: torch.dty
             f"{reader.file_of(name)}: {name} is {tensor.dtype}, but the model has {expected} "
             f"there. {remake(reader.folder)}"
         )
-
-
-def _missing(reader: Tensors, name: str) -> ArtifactError:
-    return ArtifactError(
-        f"{reader.folder}: tensor {name} is in none of its files. {remake(reader.folder)}"
-    )
 
 
 def _shape_error(

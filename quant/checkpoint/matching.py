@@ -24,6 +24,7 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, ren
 from quant.checkpoint.files import weight_files
 from quant.checkpoint.names import names_of
 from quant.checkpoint.tensors import TensorReader
+from quant.coverage import pattern
 from quant.experts import fused_parts
 from quant.input_operator import KeptChange
 from quant.linear import QuantLinear
@@ -38,7 +39,6 @@ APART = "stored with other values than"
 _COMPUTED = re.compile(r"(^|\.)(inv_freq|position_ids|masked_bias)$")
 _MASK = re.compile(r"(^|\.)(attn|attention)\.bias$")
 _MARK = re.compile(r"(^|\.)decoder\.version$")  # fairseq's, in early OPT checkpoints
-_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,8 @@ class Differences:
         """The harmless ones with one line for all blocks: model.layers.*.inv_freq."""
         found: dict[str, tuple[str, int]] = {}
         for name, reason in self.harmless.items():
-            pattern = _NUMBER.sub("*", name)
-            found[pattern] = (reason, found.get(pattern, (reason, 0))[1] + 1)
+            general = pattern(name)
+            found[general] = (reason, found.get(general, (reason, 0))[1] + 1)
         return {
             name: reason if count == 1 else f"{reason} ({count} tensors)"
             for name, (reason, count) in sorted(found.items())

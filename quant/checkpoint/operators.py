@@ -23,6 +23,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from quant import transforms as package
+from quant.checkpoint.files import are_texts
 from quant.errors import ArtifactError
 from quant.transforms.base import Transform
 
@@ -107,14 +108,10 @@ def _read(said: Any, where: str) -> tuple[StoredChange, ...]:
     if (
         not changes
         or any(each.spec is not None or type(each.version) is not int for each in changes)
-        or not all(map(_is_text, texts))
+        or not are_texts(texts)
     ):
         raise ArtifactError(f"{where}={said!r} lists no changes of a transform that can be read.")
     return changes
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
 
 
 def find_transforms(operators: Operators, given: Sequence[Transform], where: str) -> Operators:

@@ -13,7 +13,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from cuda_ext.ops import resolve_kernel
 from quant.blocks import find_blocks
 from quant.calibrate.source import Weights
-from quant.checkpoint.layers import operator_bits, quantized_layers
+from quant.checkpoint.layers import missing_tensor, operator_bits, quantized_layers
 from quant.checkpoint.loader import (
     read_format,
     refuse_unexpected,
@@ -313,9 +313,7 @@ class ArtifactSource(SkeletonSource):
         if name not in self._reader.names:
             tied = next((t for t in self._tied(name) if t in self._reader.names), None)
             if tied is None:
-                raise ArtifactError(
-                    f"{self.folder}: tensor {name} is in none of its files. {self._reader.advice}"
-                )
+                raise missing_tensor(self._reader, name)
             name = tied
         tensor, expected = self._reader.read(name), tensor_of(self.model, name)
         if tensor.shape != expected.shape:
@@ -333,10 +331,7 @@ class ArtifactSource(SkeletonSource):
         held = set(self._reader.names) | {f"{layer}.weight" for layer in self._layers}
         found = compare(model, held, (), self._reader.shape)
         if found.missing:
-            raise ArtifactError(
-                f"{self.folder}: tensor {found.missing[0]} is in none of its files. "
-                f"{self._reader.advice}"
-            )
+            raise missing_tensor(self._reader, found.missing[0])
         keep_computed(model, held)
 
     def _require_layers_in_blocks(self) -> None:

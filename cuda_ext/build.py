@@ -24,7 +24,6 @@ import json
 import logging
 import os
 import shlex
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -38,7 +37,7 @@ from pathlib import Path
 from typing import Any
 
 from cuda_ext import installed, proven, toolchain
-from cuda_ext.cache import cache_root, replace_durably, write_atomically
+from cuda_ext.cache import cache_root, replace_durably, sweep_scratch, write_atomically
 from cuda_ext.toolchain import BuildError, Capability, Unit
 
 LIBRARY = "libbitsweep_kernels.so"
@@ -268,7 +267,7 @@ def _make(tools: Tools, folder: Path, verbose: bool) -> None:
     _log.warning("building the %s", what)
     start, planned = time.monotonic(), tools.units
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        _sweep(folder, Path(scratch))
+        sweep_scratch(folder, Path(scratch))
         objects = [str(Path(scratch) / f"{index}.o") for index in range(len(planned))]
         commands = [
             (*unit.command, "-c", str(toolchain.SOURCES / unit.source), "-o", target)
@@ -296,13 +295,6 @@ def _make(tools: Tools, folder: Path, verbose: bool) -> None:
         # The library first: between the two the entry is one that is built again.
         replace_durably(made, folder / LIBRARY)
         write_atomically(folder / "build.json", json.dumps(notes, indent=1) + "\n")
-
-
-def _sweep(folder: Path, scratch: Path) -> None:
-    """Remove the objects of builds that were killed; the entry is locked."""
-    for left in folder.glob("tmp*"):
-        if left != scratch and left.is_dir():
-            shutil.rmtree(left, ignore_errors=True)
 
 
 def _run(command: tuple[str, ...], verbose: bool) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import tempfile
 import time
 from pathlib import Path
@@ -41,6 +42,13 @@ def replace_durably(made: Path, path: Path) -> None:
     with made.open("rb+") as file:
         os.fsync(file.fileno())
     os.replace(made, path)
+
+
+def sweep_scratch(folder: Path, scratch: Path) -> None:
+    """Remove the objects of builds that were killed, all but `scratch`; the entry is locked."""
+    for left in folder.glob("tmp*"):
+        if left != scratch and left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _sweep(folder: Path) -> None:

@@ -193,7 +193,7 @@ def _report(arguments: Sequence[str]) -> int:
     parser.add_argument("--config-dir", type=Path, help="a folder of yours whose suites were run")
     options = parser.parse_args(arguments)
     from harness.cell.parts import suites_in
-    from harness.records.store import scan_records
+    from harness.records.store import require_place, scan_records
     from harness.run.launch import report
 
     records, notes = scan_records(options.results)
@@ -205,11 +205,12 @@ def _report(arguments: Sequence[str]) -> int:
             "results folder of a run, as in `bitsweep report my/results`."
         )
     folder = options.out or options.results / "reports" / "all"
-    place = next(path for path in (folder, *folder.parents) if path.exists())
-    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+    try:
+        require_place(folder)
+    except OSError as error:
         raise ConfigError(
             f"{folder} cannot be written: name another folder for the report with --out FOLDER."
-        )
+        ) from error
     report(
         records,
         folder,

@@ -132,13 +132,18 @@ class Store:
     def check_place(self) -> None:
         """Raise StoreError where no results can be written, as far as a look tells."""
         with disk_errors(self.root):
-            if len(str(self.root)) > LONGEST_ROOT:
-                raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
-            place = next(path for path in (self.root, *self.root.parents) if path.exists())
-            if not place.is_dir():
-                raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-            if not os.access(place, os.W_OK | os.X_OK):
-                raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+            require_place(self.root)
+
+
+def require_place(folder: Path) -> None:
+    """OSError where no files of a folder can be written, as far as a look tells."""
+    if len(str(folder)) > LONGEST_ROOT:
+        raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+    place = next(path for path in (folder, *folder.parents) if path.exists())
+    if not place.is_dir():
+        raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise OSError(errno.EACCES, os.strerror(errno.EACCES))
 
 
 _ELSEWHERE = "choose another folder with paths.results=FOLDER"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -193,22 +193,3 @@ def packed_shapes(model: Any) -> list[tuple[int, int]]:
 
     layers = [module for module in model.modules() if isinstance(module, QuantLinear)]
     return [(layer.out_features, layer.in_features) for layer in layers]
-
-
-def operator_bits(model: Any) -> int:
-    """Stored bits of what stands in front of the packed layers of a model."""
-    from quant.input_operator import operator_bits as bits
-
-    return bits(model)
-
-
-def bits_per_weight(scheme: Scheme, shapes: Iterable[tuple[int, int]], operators: int = 0) -> float:
-    """Stored bits per quantized weight of layers [outputs, inputs], scales and zeros included.
-
-    operators  bits of what stands in front of them.
-    """
-    weights, stored = 0.0, float(operators)
-    for outputs, inputs in shapes:
-        weights += outputs * inputs
-        stored += outputs * inputs * scheme.bits_per_weight(inputs)
-    return stored / weights

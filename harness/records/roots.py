@@ -70,12 +70,9 @@ class Roots:
 
     def clean(self, record: Record) -> Record:
         """The record with all of its texts so; environment.host is what the user asked for."""
-        content = record.model_dump()
-        environment = content.pop("environment")
-        host = {name: environment.pop(name) for name in ("host",) if name in environment}
-        content["environment"] = environment
-        cleaned = self._every(content)
-        cleaned["environment"] |= host
+        cleaned = self._every(record.model_dump())
+        if "host" in record.environment:
+            cleaned["environment"]["host"] = record.environment["host"]
         return Record.model_validate(cleaned)
 
     def _every(self, value: Any) -> Any:

@@ -83,20 +83,14 @@ def told_apart(records: Iterable[Record]) -> list[Record]:
     records = list(records)
     known: dict[str, set[str]] = {}
     for record in records:
-        known.setdefault(record.cell.model, set()).update(_model_hash(record))
-    return [
-        _renamed(record, digest) if len(known[record.cell.model]) > 1 else record
-        for record in records
-        for digest in (_model_hash(record) or [""])
-    ]
+        if "model" in record.inputs:
+            known.setdefault(record.cell.model, set()).add(record.inputs["model"])
+    several = {name for name, hashes in known.items() if len(hashes) > 1}
+    return [_renamed(each) if each.cell.model in several else each for each in records]
 
 
-def _model_hash(record: Record) -> list[str]:
-    return [record.inputs["model"]] if "model" in record.inputs else []
-
-
-def _renamed(record: Record, digest: str) -> Record:
-    name = f"{record.cell.model}-{digest[:MODEL_DIGITS]}".removesuffix("-")
+def _renamed(record: Record) -> Record:
+    name = f"{record.cell.model}-{record.inputs.get('model', '')[:MODEL_DIGITS]}".removesuffix("-")
     return record.model_copy(update={"cell": record.cell.model_copy(update={"model": name})})
 
 

@@ -121,17 +121,19 @@ def read_rows(frame: pd.DataFrame) -> Rows:
 
 def _several_artifacts(entries: list[dict[str, Any]]) -> list[str]:
     """A sentence for each cell whose figures come from more than one artifact."""
-    found: dict[str, dict[str, dict[str, Any]]] = {}
+    found: dict[str, set[str]] = {}
+    names: dict[str, str] = {}
     for entry in entries:
         if entry["artifact"]:
-            found.setdefault(entry["cell_key"], {})[entry["artifact"]] = entry
+            key = entry["cell_key"]
+            found.setdefault(key, set()).add(entry["artifact"])
+            names[key] = f"{entry['label']} {entry['scheme']}, seed {entry['seed']}"
     return [
-        f"{entry['label']} {entry['scheme']}, seed {entry['seed']}: its figures are of "
-        f"{len(of)} artifacts of one key ({', '.join(sorted(each[:8] for each in of))}), which "
-        "differ by the machines that made them: measure them again in one place."
-        for of in found.values()
-        if len(of) > 1
-        for entry in [next(iter(of.values()))]
+        f"{names[key]}: its figures are of {len(artifacts)} artifacts of one key "
+        f"({', '.join(sorted(each[:8] for each in artifacts))}), which differ by the machines that "
+        "made them: measure them again in one place."
+        for key, artifacts in found.items()
+        if len(artifacts) > 1
     ]
 
 

@@ -8,11 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.cell.cells import ResolvedCell
 from harness.errors import StoreError
-from harness.models.checkpoints import (
-    load_packed,
-    operator_bits,
-    packed_shapes,
-)
+from harness.models.checkpoints import load_packed, packed_shapes
 from harness.models.folders import weights_read
 from harness.models.model import Model, RandomModel, StoredModel
 from harness.models.streaming import open_packed, open_source, streams
@@ -153,6 +149,8 @@ class Subject:
         if self.packed is not None:
             loaded = self._from_packed(self.packed, place.kernel)
             if model.checkpoint is not None:
+                from quant.input_operator import operator_bits
+
                 kept = operator_bits(loaded)
                 self._count(loaded, model.checkpoint.scheme, packed_shapes(loaded), kept)
             return loaded

@@ -107,9 +107,9 @@ def cut(root: Path, version: str, date: str) -> dict[str, str]:
             texts["pyproject.toml"], r'^version = ".*"$', f'version = "{version}"'
         ),
         "CITATION.cff": _replaced(
-            _replaced(texts["CITATION.cff"], r"^version: .*$", f"version: {version}"),
-            r"^date-released: .*$",
-            f"date-released: {date}",
+            re.sub(r"^date-released: .*\n", "", texts["CITATION.cff"], flags=re.MULTILINE),
+            r"^version: .*$",
+            f"version: {version}\ndate-released: {date}",
         ),
     }
 

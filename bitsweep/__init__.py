@@ -69,7 +69,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import a name on first use; BitsweepError, with the pip command, where an extra is missing."""
+    """Import a name on first use; a missing extra is a BitsweepError with the pip command."""
     if name == "__version__":
         from importlib.metadata import version
 

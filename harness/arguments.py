@@ -49,9 +49,7 @@ class Parser(argparse.ArgumentParser):
     """
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(
-            allow_abbrev=False, add_help=False, formatter_class=Formatter, **options
-        )
+        super().__init__(allow_abbrev=False, add_help=False, formatter_class=Formatter, **options)
         self.late: Callable[[], str] | None = None
 
     def format_help(self) -> str:
@@ -86,9 +84,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         values = "" if overrides is None else "; values are set with KEY=VALUE, without dashes"
         place = PROGRAM if verb is None else f"{PROGRAM} {verb}"
         of = "bitsweep" if verb is None else "this verb"
-        raise ConfigError(
-            f"{word} is not an option of {of}: `{place} --help` lists them{values}."
-        )
+        raise ConfigError(f"{word} is not an option of {of}: `{place} --help` lists them{values}.")
     if overrides is not None:
         options.overrides = [*overrides, *rest]  # what stands behind an option comes apart
     elif rest:
@@ -102,7 +98,9 @@ def build() -> tuple[Parser, dict[str, Parser]]:
     parser.epilog = FIRST_STEPS
     _add_help(parser)
     parser.add_argument("-V", "--version", action=_Version, help="print the version")
-    verbs = parser.add_subparsers(dest="verb", title="verbs", metavar="VERB", prog=PROGRAM, parser_class=Parser)
+    verbs = parser.add_subparsers(
+        dest="verb", title="verbs", metavar="VERB", prog=PROGRAM, parser_class=Parser
+    )
     adders: dict[str, tuple[str, Callable[[Parser], None]]] = {
         "run": (
             "quantize, measure, print the table; never repeat finished work",

@@ -21,7 +21,7 @@ def answer(parser: ArgumentParser) -> None:
     argcomplete.autocomplete(parser, default_completer=argcomplete.FilesCompleter())
 
 
-def group_names(prefix: str = "", parsed_args: Namespace | None = None, **_: object) -> list[str]:
+def group_names(parsed_args: Namespace | None = None, **_: object) -> list[str]:
     """The groups, for `--help GROUP`."""
     from harness.config.help import groups
 

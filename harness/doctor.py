@@ -45,6 +45,7 @@ def _software() -> list[Finding]:
     found = package_versions()
     needed = ("torch", "transformers", "safetensors")
     lines = [(n in found, n, found.get(n, "not installed: pip install bitsweep")) for n in needed]
+    lines += [(True, name, found[name]) for name in ("lm-eval", "hydra-core") if name in found]
     lines += [_extra(name) for name in EXTRAS]
     here = commit()
     where = "installed package" if here is None else f"checkout at {here['id'][:12]}"

@@ -14,6 +14,7 @@ from harness.errors import BitsweepError
 EXTRAS = {
     "harness": (
         "accelerate",
+        "argcomplete",
         "datasets",
         "filelock",
         "hydra",

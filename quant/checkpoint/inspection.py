@@ -29,7 +29,7 @@ class Inspection:
     weights          weights in them.
     scattered        layers whose groups are not neighbours (act-order).
     zero_points      how they are stored, and how sure that is.
-    mean_offset      mean of code - zero-point, near 0 when zero-points are read right; None without.
+    mean_offset      mean of code - zero-point: near 0 when zero-points are read right.
     zeros_of_0       zero-points of 0 in a format that cannot say whether they are: how many, and
                      what readers make of them.
     operators        in front of layers; None: there are none.

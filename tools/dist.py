@@ -39,6 +39,10 @@ PACKAGED = {
 # Patterns: each must match a file.
 INSIDE = {
     "wheel": (
+        "bitsweep/py.typed",
+        "harness/py.typed",
+        "quant/py.typed",
+        "cuda_ext/py.typed",
         "harness/conf/config.yaml",
         "harness/embedded/model/*.safetensors",
         "harness/embedded/model/tokenizer.json",

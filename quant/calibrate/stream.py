@@ -40,7 +40,7 @@ from quant.calibrate.capture import (
 )
 from quant.calibrate.collect import Collected, Collector, require_finite, require_fits
 from quant.calibrate.cost import StageCost, StageMeter
-from quant.calibrate.devices import Lanes, Workplace
+from quant.calibrate.devices import DeviceWorkers, Workplace
 from quant.calibrate.few import require_tokens
 from quant.calibrate.layers import LayerResult, Solved, solve_groups
 from quant.calibrate.layout import BlockStructure, Layout, evaluation
@@ -56,7 +56,7 @@ from quant.config import QuantizationConfig
 from quant.coverage import Coverage
 from quant.experts import unfuse
 from quant.hessian import Hessian
-from quant.memory.heaps import give_back, memory_kept
+from quant.memory.heaps import memory_kept, trim_heap
 from quant.memory.plan import model_shape
 from quant.products import torch_alone
 from quant.weight import QuantizedWeight
@@ -151,10 +151,12 @@ def quantize_blocks(
         StageMeter(source.device) as meter,
         evaluation(source.model),
         torch_alone(kernel == "reference"),
-        Lanes(devices) as lanes,
+        DeviceWorkers(devices) as workers,
         WriteBehind(meter, one_thread=source.device.type == "cpu") as writer,
     ):
-        run = Run(source, config, kernel, sink, meter, lanes, workplace, progress, writer, resumed)
+        run = Run(
+            source, config, kernel, sink, meter, workers, workplace, progress, writer, resumed
+        )
         run.recall()
         if not config.needs_calibration:
             _solve_blocks(run)
@@ -182,7 +184,7 @@ def _calibrate(run: Run, calibration: Sequence[Tensor]) -> None:
     source, place = run.source, run.workplace
     with run.passing("layout"):
         layout = _layout(run, calibration)
-    give_back()
+    trim_heap()
     batches = make_batches(calibration, run.config.batch_tokens)
     with activation_store(place.activations, source.device, place.folder) as store:
         with run.calibrating("capture"):
@@ -191,7 +193,7 @@ def _calibrate(run: Run, calibration: Sequence[Tensor]) -> None:
             for position, batch in enumerate(batches):
                 what = "the input of the first block (the embeddings)"
                 require_finite(store[position], batch, what)
-        give_back()
+        trim_heap()
         with run.blocks() as blocks:
             for index in blocks:
                 if index < run.resumed:
@@ -213,7 +215,7 @@ def _layout(run: Run, calibration: Sequence[Tensor]) -> Layout:
 
     def inspect(index: int) -> None:
         require_sound(source.blocks.modules[index], source.blocks.block_name(index))
-        give_back()  # else what many blocks leave behind adds up
+        trim_heap()  # else what many blocks leave behind adds up
 
     return check_streaming(source, first, other, inspect)
 
@@ -246,26 +248,26 @@ def _quantize_stage(
 
     before  full names of the layers of the block that are solved already.
     """
-    solver, lanes = run.solver(index), run.lanes
+    solver, workers = run.solver(index), run.workers
     block = solver.block
     with run.calibrating("hessian"):
         dtype = WIDE if run.wide else torch.float32
-        collector = Collector(block, solver.name, groups, structure.single_pass, lanes, dtype)
+        collector = Collector(block, solver.name, groups, structure.single_pass, workers, dtype)
         try:
             for position, batch in enumerate(batches):
                 collector.begin(batch)
                 call = captured.calls[index][position]
                 with suppress(Collected):
                     run_block(block, structure, call, captured.hidden[position])
-                lanes.settle()
+                workers.settle()
         finally:
             collector.close()
-    give_back()
+    trim_heap()
     require_tokens(collector.hessians, solver.routed, run.config)
     changed = _transform(run, index, structure, captured, collector.hessians, before)
     with run.meter.stage("solve"):
-        solved = solve_groups(solver, lanes, collector.lane_of, collector.hessians, changed)
-    give_back()
+        solved = solve_groups(solver, workers, collector.worker_of, collector.hessians, changed)
+    trim_heap()
     return solved
 
 

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 import quant
 from quant.calibrate.capture import capture, run_block
 from quant.calibrate.collect import Collector
-from quant.calibrate.devices import Lanes
+from quant.calibrate.devices import DeviceWorkers
 from quant.calibrate.layout import evaluation, learn_layout
 from quant.calibrate.stream import Workplace, quantize_model
 from quant.calibrate.transform import BlockTransformer, Changed
@@ -44,16 +44,16 @@ def transform(
     windows, found = random_windows(4), {}
     (batch,) = make_batches(windows, 1000)
     layout = learn_layout(model, windows[0])
-    with evaluation(model), Lanes([CPU]) as lanes:
+    with evaluation(model), DeviceWorkers([CPU]) as workers:
         captured = capture(model, layout, [batch.tokens])
         hidden = captured.hidden[0]
         for index, structure in enumerate(layout.structures):
             block, name = layout.blocks.modules[index], layout.blocks.block_name(index)
             call = captured.calls[index][0]
-            collector = Collector(block, name, structure.groups, False, lanes)
+            collector = Collector(block, name, structure.groups, False, workers)
             collector.begin(batch)
             run_block(block, structure, call, hidden)
-            lanes.settle()
+            workers.settle()
             collector.close()
 
             def again(block=block, structure=structure, call=call, hidden=hidden) -> Tensor:

@@ -26,7 +26,7 @@ from quant.config import QuantizationConfig
 from quant.scheme import Scheme
 from quant.solvers import gptq
 
-STAGES = ("layout", "capture", "read", "hessian", "solve", "write", "forward")
+STAGES = ("structure", "capture", "read", "hessian", "solve", "write", "forward")
 OF_A_BLOCK = ("read", "hessian", "solve", "write")
 
 
@@ -117,7 +117,7 @@ def timing(shape: Shape, blocks: int, result: QuantizationResult) -> Timing:
     # The last block makes no inputs for another: it has no forward stage.
     forward = seconds.get("forward", 0.0) / max(blocks - 1, 1)
     block = sum(seconds.get(stage, 0.0) for stage in OF_A_BLOCK) / blocks + forward
-    once = seconds.get("layout", 0.0) + seconds.get("capture", 0.0)
+    once = seconds.get("structure", 0.0) + seconds.get("capture", 0.0)
     whole = blocks == shape.blocks
     return Timing(
         stages={stage: seconds.get(stage, 0.0) for stage in STAGES},

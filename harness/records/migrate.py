@@ -18,8 +18,8 @@ from harness.records.record import SCHEMA_VERSION
 Step = Callable[[dict[str, Any]], dict[str, Any]]
 
 
-def _name_the_baseline(record: dict[str, Any]) -> dict[str, Any]:
-    """Version 1 called the full-precision model that latency is compared with a twin."""
+def _newer_words(record: dict[str, Any]) -> dict[str, Any]:
+    """Version 1 had other words: twin for a baseline, layout for a model's structure."""
 
     def renamed(metric: Any) -> Any:
         if not isinstance(metric, dict):
@@ -31,6 +31,8 @@ def _name_the_baseline(record: dict[str, Any]) -> dict[str, Any]:
             reason = notes["full-precision twin"]
             rest = {name: note for name, note in notes.items() if name != "full-precision twin"}
             metric["notes"] = {**rest, "full-precision baseline": reason}
+        if metric.get("name") in ("seconds", "peak_memory") and metric.get("task") == "layout":
+            metric["task"] = "structure"
         return metric
 
     metrics = record.get("metrics")
@@ -40,7 +42,7 @@ def _name_the_baseline(record: dict[str, Any]) -> dict[str, Any]:
 
 
 # By the version that a step starts from.
-STEPS: Mapping[int, Step] = {1: _name_the_baseline}
+STEPS: Mapping[int, Step] = {1: _newer_words}
 
 
 def migrated(text: str, steps: Mapping[int, Step] = STEPS, newest: int = SCHEMA_VERSION) -> Any:

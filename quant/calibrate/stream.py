@@ -43,11 +43,11 @@ from quant.calibrate.cost import StageCost, StageMeter
 from quant.calibrate.devices import DeviceWorkers, Workplace
 from quant.calibrate.few import require_tokens
 from quant.calibrate.layers import LayerResult, Solved, solve_groups
-from quant.calibrate.layout import BlockStructure, Layout, evaluation
 from quant.calibrate.neighbours import Names
 from quant.calibrate.run import Progress, Run
 from quant.calibrate.sink import BlockSink, Kept, WriteBehind
 from quant.calibrate.source import BlockSource, LoadedModel
+from quant.calibrate.structure import BlockStructure, ModelStructure, evaluation
 from quant.calibrate.survey import survey
 from quant.calibrate.transform import BlockTransformer, Changed, require_changes, restore
 from quant.calibrate.wide import WIDE, narrowed
@@ -108,7 +108,7 @@ def quantize_model(
     none where nothing needs them.
     progress(done, total, name) is called after every layer.
 
-    Raises ModelLayoutError, SchemeError, NonFiniteError and CalibrationError before anything is
+    Raises ModelStructureError, SchemeError, NonFiniteError and CalibrationError before anything is
     changed; NonFiniteError, SingularHessianError and CalibrationError for a layer while it runs.
     """
     unfuse(model)
@@ -182,14 +182,14 @@ def _solve_blocks(run: Run) -> None:
 def _calibrate(run: Run, calibration: Sequence[Tensor]) -> None:
     """Every block on the outputs of the quantized blocks before it."""
     source, place = run.source, run.workplace
-    with run.passing("layout"):
-        layout = _layout(run, calibration)
+    with run.passing("structure"):
+        model_structure = _structure(run, calibration)
     trim_heap()
     batches = make_batches(calibration, run.config.batch_tokens)
     with activation_store(place.activations, source.device, place.folder) as store:
         with run.calibrating("capture"):
             tokens = [batch.tokens for batch in batches]
-            captured = capture(source.model, layout, tokens, store)
+            captured = capture(source.model, model_structure, tokens, store)
             for position, batch in enumerate(batches):
                 what = "the input of the first block (the embeddings)"
                 require_finite(store[position], batch, what)
@@ -199,17 +199,19 @@ def _calibrate(run: Run, calibration: Sequence[Tensor]) -> None:
                 if index < run.resumed:
                     _put_back(run, index)
                 else:
-                    _quantize_block(run, index, layout.structures[index], batches, captured)
-                if index + 1 < len(layout.structures):
-                    _advance(run, index, layout.structures[index], batches, captured)
+                    _quantize_block(
+                        run, index, model_structure.structures[index], batches, captured
+                    )
+                if index + 1 < len(model_structure.structures):
+                    _advance(run, index, model_structure.structures[index], batches, captured)
 
 
-def _layout(run: Run, calibration: Sequence[Tensor]) -> Layout:
+def _structure(run: Run, calibration: Sequence[Tensor]) -> ModelStructure:
     """How blocks are called; checked against the model's own forward pass when a run begins."""
     source, first = run.source, calibration[0]
     if run.resumed:
         return observe(source, first)
-    # Another window than the one that the layout is learned from: else what belongs to the
+    # Another window than the one that the structure is learned from: else what belongs to the
     # window could pass for what belongs to the model.
     other = calibration[1] if len(calibration) > 1 else first.flip(0)
 

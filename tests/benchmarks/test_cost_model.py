@@ -14,7 +14,7 @@ from benchmarks.cost_model import BlockShape, Model
 from benchmarks.scaling_time import Case
 from quant import hessian, products
 from quant.blocks import find_blocks
-from quant.calibrate.layout import learn_layout, run_model
+from quant.calibrate.structure import learn_structure, run_model
 from quant.grid import find_grid
 from quant.scheme import Scheme
 from quant.solvers import columns as column_loop
@@ -98,7 +98,7 @@ def test_operations_of_a_look_back_are_those_that_torch_counts() -> None:
 
 def test_the_groups_are_those_that_a_model_shows() -> None:
     model = tiny_model("opt")
-    layout = learn_layout(model, torch.arange(3, 20))
+    layout = learn_structure(model, torch.arange(3, 20))
     shapes = {n: tuple(m.weight.shape) for n, m in find_blocks(model).modules[0].named_modules()
               if isinstance(m, torch.nn.Linear)}  # fmt: skip
     seen = tuple(

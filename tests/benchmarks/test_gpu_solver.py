@@ -28,7 +28,7 @@ def test_the_tiny_shape_runs_on_the_cpu_and_says_what_is_extrapolated(capsys, tm
     every = [stages[name] for name in ("read", "hessian", "solve", "write")]
     block = sum(every) / 2 + stages["forward"]
     assert timing["block_s"] == pytest.approx(block)
-    once = stages["layout"] + stages["capture"]
+    once = stages["structure"] + stages["capture"]
     assert timing["total_s"] == pytest.approx(once + 6 * block)
     assert gpu_solver.main([*TINY, "--blocks", "6", "--json", str(file)]) == 0
     assert "measured; published" in capsys.readouterr().out

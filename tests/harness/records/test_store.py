@@ -132,17 +132,19 @@ def test_older_records_are_read_in_today_s_form() -> None:
     assert set(STEPS) == set(range(1, SCHEMA_VERSION)), "every version that was left has a step"
 
 
-def test_the_twin_of_version_1_is_the_baseline() -> None:
+def test_words_of_version_1_are_read_as_today_s() -> None:
     metric = {"name": "twin_decode_ms", "value": 3, "notes": {"kernel": "cpu"}}
     missing = {
         "name": "decode_ms",
         "notes": {"full-precision twin": "needs 9 GiB", "kernel": "cpu"},
     }
-    found = migrated(json.dumps({"schema_version": 1, "metrics": [metric, missing, 7]}))
+    stage = {"name": "seconds", "task": "layout"}
+    found = migrated(json.dumps({"schema_version": 1, "metrics": [metric, missing, stage, 7]}))
     assert found["schema_version"] == SCHEMA_VERSION
     assert found["metrics"] == [
         {**metric, "name": "baseline_decode_ms"},
         {"name": "decode_ms", "notes": {"kernel": "cpu", "full-precision baseline": "needs 9 GiB"}},
+        {"name": "seconds", "task": "structure"},
         7,
     ]
 

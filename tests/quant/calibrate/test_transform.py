@@ -14,8 +14,8 @@ import quant
 from quant.calibrate.capture import capture, run_block
 from quant.calibrate.collect import Collector
 from quant.calibrate.devices import DeviceWorkers
-from quant.calibrate.layout import evaluation, learn_layout
 from quant.calibrate.stream import Workplace, quantize_model
+from quant.calibrate.structure import evaluation, learn_structure
 from quant.calibrate.transform import BlockTransformer, Changed
 from quant.calibrate.windows import make_batches
 from quant.config import QuantizationConfig
@@ -43,12 +43,15 @@ def transform(
     """Only transform the blocks of a model, all layers of a block at once."""
     windows, found = random_windows(4), {}
     (batch,) = make_batches(windows, 1000)
-    layout = learn_layout(model, windows[0])
+    model_structure = learn_structure(model, windows[0])
     with evaluation(model), DeviceWorkers([CPU]) as workers:
-        captured = capture(model, layout, [batch.tokens])
+        captured = capture(model, model_structure, [batch.tokens])
         hidden = captured.hidden[0]
-        for index, structure in enumerate(layout.structures):
-            block, name = layout.blocks.modules[index], layout.blocks.block_name(index)
+        for index, structure in enumerate(model_structure.structures):
+            block, name = (
+                model_structure.blocks.modules[index],
+                model_structure.blocks.block_name(index),
+            )
             call = captured.calls[index][0]
             collector = Collector(block, name, structure.groups, False, workers)
             collector.begin(batch)

@@ -89,7 +89,8 @@ BARE = """
 import json, os, subprocess, sys
 from pathlib import Path
 from harness.extras import EXTRAS
-HIDDEN = {name.partition(".")[0] for names in EXTRAS.values() for name in names} - {"filelock", "yaml"}
+HIDDEN = {name.partition(".")[0] for names in EXTRAS.values() for name in names}
+HIDDEN -= {"filelock", "yaml"}
 
 class Hiding:
     def __init__(self, finder):

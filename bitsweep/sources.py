@@ -73,6 +73,11 @@ def windows_of(
     name = calibration if isinstance(calibration, str) else "text"
     (cell,) = cells_of([f"calib={name}", f"calib.sequences={sequences}", f"seed={seed}"], False)
     config = cell.config.calib
+    if config.protocol == "none":
+        raise CalibrationError(
+            f"calibration={name!r} has no text: name another, such as 'embedded' or 'c4', or use a "
+            "method that needs none (method='rtn')."
+        )
     if isinstance(calibration, Path):
         config.path = str(calibration)
     own = protocols.stated_length(model.config)

@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv  None: those of this process, whose output streams are made safe to write to.
     """
     if argv is None:
-        completion.answer(arguments.build()[0])
+        completion.answer(lambda: arguments.build()[0])
         streams.prepare()
     words = list(sys.argv[1:] if argv is None else argv)
     try:

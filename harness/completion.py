@@ -7,18 +7,21 @@ argcomplete (docs/decisions/0018) asks these functions, each with what was typed
 from __future__ import annotations
 
 import os
+import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 
-def answer(parser: ArgumentParser) -> None:
+def answer(build: Callable[[], ArgumentParser]) -> None:
     """Answer the shell, if it is the shell that asks, and exit; else return at once."""
     if "_ARGCOMPLETE" not in os.environ:
         return
-    import argcomplete
-
-    argcomplete.autocomplete(parser, default_completer=argcomplete.FilesCompleter())
+    try:
+        import argcomplete
+    except ModuleNotFoundError:  # the shell has it from another environment
+        sys.exit(1)
+    argcomplete.autocomplete(build())
 
 
 def group_names(parsed_args: Namespace | None = None, **_: object) -> list[str]:

@@ -9,12 +9,11 @@ from importlib.util import find_spec
 
 from harness.errors import BitsweepError
 
-# Top-level modules that come with an extra; those of the base (torch, transformers, safetensors and
-# what they need) are not among them.
+# Top-level modules that an extra must bring; of those that transformers brings too, some may not be
+# there in its next version. argcomplete is none of them: only the shell asks for it.
 EXTRAS = {
     "harness": (
         "accelerate",
-        "argcomplete",
         "datasets",
         "filelock",
         "hydra",

@@ -73,6 +73,8 @@ INSIDE = {
         "harness/embedded/model/*.safetensors",
         "cuda_ext/csrc/cuda/*.cu",
         "docs/README.md",
+        "docs/architecture.svg",
+        "examples/quickstart.ipynb",
         "tests/conftest.py",
         "tools/dist.py",
     ),

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tomllib
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -78,7 +79,7 @@ def test_the_base_needs_three_packages_and_nothing_is_pinned() -> None:
     assert base == ["torch", "transformers", "safetensors"]
     extras = project["optional-dependencies"]
     assert set(extras) == {"harness", "wandb", "slurm", "ray", "dev"}
-    for each in [*project["dependencies"], *sum(extras.values(), [])]:
+    for each in [*project["dependencies"], *chain.from_iterable(extras.values())]:
         assert "==" not in each
         assert ">=" in each or each.startswith("bitsweep["), each
 

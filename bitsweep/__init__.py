@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from quant.checkpoint.inspection import inspect as inspect
     from quant.checkpoint.loader import load as load
     from quant.errors import QuantizationError as QuantizationError
+    from quant.errors import SchemeError as SchemeError
     from quant.scheme import Scheme as Scheme
-    from quant.scheme import SchemeError as SchemeError
 
     __version__: str
 
@@ -37,7 +37,7 @@ _HOME = {
     "QuantizationResult": "quant.calibrate.stream",
     "Record": "harness.records.record",
     "Scheme": "quant.scheme",
-    "SchemeError": "quant.scheme",
+    "SchemeError": "quant.errors",
     "build_report": "bitsweep.sweeps",
     "export": "quant.checkpoint.export",
     "inspect": "quant.checkpoint.inspection",

@@ -14,9 +14,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from bitsweep.sources import find_model, windows_of
 from quant.arithmetic import AUTO
 from quant.calibrate.devices import visible_devices
+from quant.calibrate.run import Progress
 from quant.calibrate.sink import Kept
 from quant.calibrate.stream import (
-    Progress,
     QuantizationResult,
     Workplace,
     quantize_blocks,

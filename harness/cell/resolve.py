@@ -169,8 +169,11 @@ def _solving(method: Mapping[str, Any], folder: Path | None) -> Solving | None:
             "method has no solver: give the module of one, as in method.solver=quant.solvers.gptq, "
             "or null for full precision, in the file that method=NAME chooses."
         )
+    arithmetic = method.get(ARITHMETIC_KEY, AUTO)
+    checks.arithmetic(arithmetic)
     if method["solver"] is None:
-        for key in (key for key in method if key != "solver"):
+        # One for all methods of an experiment: those that compute nothing have no use for it.
+        for key in (key for key in method if key not in ("solver", ARITHMETIC_KEY)):
             raise ConfigError(
                 f"method.{key}={method[key]} is read by no solver, because method.solver is null "
                 f"(full precision): leave it out, or use {_methods_with(key, folder)}."
@@ -182,13 +185,12 @@ def _solving(method: Mapping[str, Any], folder: Path | None) -> Solving | None:
             "method.solver."
         )
     given = {MODULE if key == "solver" else key: v for key, v in method.items() if key not in RULES}
-    arithmetic = given.pop(ARITHMETIC_KEY, AUTO)
+    given.pop(ARITHMETIC_KEY, None)
     others = lambda key: options_with("method", key, folder)  # noqa: E731
     allowed = {key: value for key, value in method.items() if key in RULES}
     rules = build_options(Rules, allowed, "method", "quant.rules")
     built = build_part("method", given, "SOLVER", Solver, folder, others)
     solving = Solving(*built, rules, arithmetic)
-    checks.arithmetic(arithmetic, solving.solver, ARITHMETIC_KEY in method)
     unread = [key for key in TOKEN_RULES if key in allowed]
     if unread and not solving.solver.needs_calibration:
         raise ConfigError(

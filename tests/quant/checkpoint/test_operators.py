@@ -21,7 +21,7 @@ from cuda_ext.ops import resolve_kernel
 from quant.calibrate.capture import streamed_logits
 from quant.calibrate.stream import quantize_model
 from quant.checkpoint.choose import written
-from quant.checkpoint.loader import dequantize_layers, read_scheme
+from quant.checkpoint.loader import dequantize_layers, load_weights, read_scheme
 from quant.checkpoint.source import ArtifactSource
 from quant.config import QuantizationConfig
 from quant.errors import ArtifactError
@@ -213,7 +213,10 @@ def edited(folder: Path, copy_to: Path, change: Callable[[dict[str, Any]], Any])
         (lambda c: c["operators"][DOWN][0].update(module=0), "lists no changes"),
         (lambda c: c["operators"][DOWN][0].update(tensors=["shift"]), r"input_operator\.0\.shift"),
         (lambda c: c["operators"].update(x=c["operators"].pop(DOWN)), "in front of x"),
-        (lambda c: c["operators"].pop(DOWN), r"holds .*down_proj\.input_operator\.0\.scale, which"),
+        (
+            lambda c: c["operators"].pop(DOWN),
+            r"holds .*down_proj\.input_operator\.0\.scale, which stand in front of layers and which",
+        ),
     ],
 )
 def test_a_configuration_that_does_not_fit_is_refused(
@@ -222,6 +225,24 @@ def test_a_configuration_that_does_not_fit_is_refused(
     folder = edited(llama[1], tmp_path / "edited", change)
     with pytest.raises(ArtifactError, match=message):
         quant.load(folder, "reference", verify_files=False)
+
+
+def test_operators_that_the_configuration_does_not_name_are_noticed_without_a_model(
+    rotated: tuple[Any, Path], tmp_path: Path
+) -> None:
+    """The weights behind them are those of another input: nobody may take them for the layer's."""
+    folder = edited(rotated[1], tmp_path / "edited", lambda c: c["operators"].pop(DOWN))
+    message = rf"holds {DOWN}\.input_operator\.0\.matrix, which stand in front of layers"
+    with pytest.raises(ArtifactError, match=message):
+        load_weights(folder, verify_files=False)
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = config["quantization_config"]["layers"]
+    (folder / "config.json").write_text(json.dumps(config))
+    for read in (load_weights, ArtifactSource):
+        with pytest.raises(ArtifactError, match=r"matrix and 18 more, which stand in front"):
+            read(folder, verify_files=False)
+    with pytest.raises(ArtifactError, match=r"matrix and 18 more, which stand in front"):
+        read_scheme(folder)
 
 
 def test_no_export_leaves_out_what_the_configuration_does_not_say(

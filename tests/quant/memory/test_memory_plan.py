@@ -5,11 +5,16 @@ from pathlib import Path
 
 import pytest
 import resident
+import rotating
 import torch
+from architectures import random_windows, tiny_model
+from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from quant.arithmetic import FAST, PORTABLE
+from quant.calibrate.stream import quantize_model
 from quant.config import QuantizationConfig
+from quant.input_operator import operator_bits, operator_of
 from quant.memory import limits as memory_limits
 from quant.memory.limits import Limits, free_host_memory, free_memory
 from quant.memory.plan import (
@@ -28,6 +33,8 @@ from quant.memory.plan import (
 )
 from quant.scheme import Scheme
 from quant.solvers import gptq, rtn
+from quant.transforms import equalize
+from quant.transforms.base import Transform
 
 GPTQ = QuantizationConfig(gptq.SOLVER, Scheme(4, 128))
 OPT_175B = ModelShape(
@@ -156,6 +163,54 @@ def test_portable_arithmetic_counts_float64() -> None:
     largest = "the largest layer in the solver"
     plain = plan_quantization(shape, rounding, 0, 2048, Limits())
     assert {i.name: i.bytes for i in plain.items}[largest] == 4 * 5 * 12288 * 49152
+
+
+@pytest.mark.parametrize(
+    ("transform", "options", "matrices"),
+    [
+        (rotating.TRANSFORM, None, 8 * (5 * 12288**2 + 49152**2)),
+        (equalize.TRANSFORM, equalize.Options(keep="where_needed"), 4 * (5 * 12288 + 49152)),
+        (equalize.TRANSFORM, None, 0),
+        (
+            Transform("toy", "toy", len, rebuild=dict, keep=lambda _: "always"),
+            None,
+            4 * (5 * 12288**2 + 49152**2),
+        ),
+    ],
+)
+def test_operators_are_counted_for_every_layer_and_for_the_block_before(
+    transform: Transform, options: object, matrices: int
+) -> None:
+    """A transform that says nothing of the size of its tensors may keep a matrix."""
+    kept = QuantizationConfig(gptq.SOLVER, Scheme(4, 128), transforms=((transform, options),))
+    limits = Limits(device=10**13, host=10**13, disk=10**13)
+    on_gpu, on_cpu = (
+        plan_quantization(OPT_175B, kept, 2048, 2048, each) for each in (limits, Limits(host=10**13))
+    )
+    parts = {item.name: item for item in on_gpu.items}
+    here = parts["operators in front of a block's layers"]
+    before = parts["operators of the block before it"]
+    assert (here.bytes, here.where, here.phases) == (matrices, ON_DEVICE, ())
+    assert (before.bytes, before.where, before.phases) == (matrices, IN_HOST, ())
+    folded = replace(kept, transforms=((equalize.TRANSFORM, None),))
+    without = plan_quantization(OPT_175B, folded, 2048, 2048, Limits(host=10**13))
+    assert on_cpu.needed(IN_HOST) - without.needed(IN_HOST) == 2 * matrices
+
+
+@pytest.mark.parametrize("keep", ["where_needed", "always"])
+def test_what_is_kept_is_as_large_as_its_transform_says(keep: str) -> None:
+    options = equalize.Options(keep=keep, powers_of_two=False)
+    for transform in ((rotating.TRANSFORM, None), (equalize.TRANSFORM, options)):
+        model = tiny_model("llama")
+        config = QuantizationConfig(rtn.SOLVER, Scheme(4, 16), transforms=(transform,))
+        quantize_model(model, random_windows(2), config)
+        sizes = {
+            module.weight.shape[1]: operator_bits(module) // 8
+            for module in model.modules()
+            if isinstance(module, nn.Linear) and operator_of(module) is not None
+        }
+        assert sizes == {inputs: transform[0].kept_bytes(inputs) for inputs in sizes}
+        assert sizes
 
 
 def test_whether_a_model_fits_whole() -> None:

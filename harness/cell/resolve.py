@@ -38,6 +38,7 @@ from harness.models.model import (
     find_model,
 )
 from harness.models.streaming import parameters, with_attention
+from harness.models.whole import require_whole
 from harness.suites.base import Facts, Suite
 from quant.arithmetic import AUTO, resolve_arithmetic
 from quant.levels.base import Levels, built_in_levels
@@ -80,6 +81,7 @@ def resolve(
         return PendingCell(choices, model)
     if not isinstance(model, RandomModel):
         fits.check(choices, model)
+        require_whole(model, measured)
     choices = _with_arithmetic(choices, model)
     kernel = _kernel(config.runtime, choices.solving is not None or model.checkpoint is not None)
     keys = cell_keys(choices, model, kernel, facts)

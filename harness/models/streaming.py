@@ -18,6 +18,7 @@ from harness.models.model import Model, Place, QuantizedModel, StoredModel
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from transformers import PreTrainedModel
 
     from quant.calibrate.source import BlockSource
     from quant.checkpoint.source import ArtifactSource, CheckpointSource
@@ -227,25 +228,31 @@ def _facts_of(folder: Path, dtype: str, quantized: bool, trust: bool) -> ModelFa
     return find() if trust else cached_facts(folder, dtype, quantized, find)
 
 
-def _find_facts(folder: Path, dtype: str, quantized: bool, trust: bool) -> ModelFacts:
+def skeleton(folder: Path, dtype: str, quantized: bool, trust: bool) -> PreTrainedModel:
+    """The model that config.json describes, without weights; ArtifactError."""
     import torch
+
+    from quant.checkpoint.skeleton import build_causal_lm, build_skeleton
+
+    options = {"trust_remote_code": trust}
+    if quantized:
+        return build_skeleton(folder, getattr(torch, dtype), options)
+    advice = "Use a decoder-only model that this version of transformers knows."
+    return build_causal_lm(folder, getattr(torch, dtype), options, advice)
+
+
+def _find_facts(folder: Path, dtype: str, quantized: bool, trust: bool) -> ModelFacts:
     import transformers
 
     from quant.blocks import find_blocks
-    from quant.checkpoint.skeleton import build_causal_lm, build_skeleton
     from quant.coverage import coverage
     from quant.errors import QuantizationError
     from quant.memory.plan import model_shape
     from quant.memory.shapes import ModelFacts
 
     file = folder / "config.json"
-    options = {"trust_remote_code": trust}
     try:
-        if quantized:
-            model = build_skeleton(folder, getattr(torch, dtype), options)
-        else:
-            advice = "Use a decoder-only model that this version of transformers knows."
-            model = build_causal_lm(folder, getattr(torch, dtype), options, advice)
+        model = skeleton(folder, dtype, quantized, trust)
         if getattr(model.config, "is_encoder_decoder", False):
             raise ModelError(encoder_decoder(str(folder), model.config.model_type))
         shape = model_shape(model)

@@ -199,9 +199,9 @@ class BlockTransformer:
         if not apart <= allowed:
             raise QuantizationError(
                 f"{self.name}: its output moved by {apart:.3g} (allowed {allowed:.3g}, of "
-                f"{size:.3g}) when {self._names} changed the inputs of its layers, so the block depends "
-                "on them in a way that was not seen; quantize this model without transforms, and "
-                "report the model class."
+                f"{size:.3g}) when {self._names} changed the inputs of its layers, so the "
+                "block depends on them in a way that was not seen; quantize this model without "
+                "transforms, and report the model class."
             )
 
 

@@ -21,6 +21,7 @@ from harness.models.folders import (
 )
 from harness.models.model import AbsentModel, StoredModel, find_model
 from harness.models.streaming import open_source
+from harness.models.whole import require_whole
 from harness.records import hashes
 from harness.records.hashes import file_sha256
 from quant.checkpoint.make import quantize_to
@@ -152,8 +153,13 @@ def test_what_the_loader_would_make_up_or_drop_is_named(copy: Path) -> None:
     ):
         changed = {key: value for key, value in {**tensors, **change}.items() if value is not None}
         save_file(changed, file, {"format": "pt"})
-        with pytest.raises(ModelError, match=said):
+        with pytest.raises(ModelError, match=said) as loaded:
             load_model(copy, local(copy))
+        with pytest.raises(ModelError) as planned:
+            require_whole(find_model(local(copy)))
+        with pytest.raises(ArtifactError) as streamed:
+            open_source(find_model(local(copy)), "cpu", copy)
+        assert str(loaded.value) == str(planned.value) == str(streamed.value)
     save_file({**tensors, "model.decoder.version": torch.ones(1)}, file, {"format": "pt"})
     keys = weights_read(copy, load_model(copy, local(copy)))["keys"]
     head, embedding = "lm_head.weight", "model.decoder.embed_tokens.weight"

@@ -35,7 +35,7 @@ DAMAGES = {
     ),
     "other width": (
         edit_config(lambda c: c.update(ffn_dim=64)),
-        r"fc1.qweight is \[4, 72\], but 40 inputs, 64 outputs",
+        r"fc1.bias is \[72\], but config.json makes it \[64\]",
     ),
     "fewer blocks": (
         edit_config(lambda c: c.update(num_hidden_layers=1)),

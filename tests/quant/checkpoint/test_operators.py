@@ -215,7 +215,7 @@ def edited(folder: Path, copy_to: Path, change: Callable[[dict[str, Any]], Any])
         (lambda c: c["operators"].update(x=c["operators"].pop(DOWN)), "in front of x"),
         (
             lambda c: c["operators"].pop(DOWN),
-            r"holds .*down_proj\.input_operator\.0\.scale, which stand in front of layers and which",
+            r"holds .*down_proj\.input_operator\.0\.scale, which stand in front of layers",
         ),
     ],
 )
@@ -253,7 +253,7 @@ def test_no_export_leaves_out_what_the_configuration_does_not_say(
     config = json.loads((folder / "config.json").read_text())
     config["quantization_config"] = config["quantization_config"]["layers"]
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ArtifactError, match=r"holds .*down_proj\.input_operator\.0\.scale, which"):
+    with pytest.raises(ArtifactError, match=r"operator\.0\.scale and 3 more, which stand"):
         quant.export(folder, tmp_path / "out", "gptq-v1", verify_files=False)
     assert not (tmp_path / "out").exists()
 

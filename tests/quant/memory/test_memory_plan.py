@@ -183,10 +183,8 @@ def test_operators_are_counted_for_every_layer_and_for_the_block_before(
 ) -> None:
     """A transform that says nothing of the size of its tensors may keep a matrix."""
     kept = QuantizationConfig(gptq.SOLVER, Scheme(4, 128), transforms=((transform, options),))
-    limits = Limits(device=10**13, host=10**13, disk=10**13)
-    on_gpu, on_cpu = (
-        plan_quantization(OPT_175B, kept, 2048, 2048, each) for each in (limits, Limits(host=10**13))
-    )
+    places = (Limits(device=10**13, host=10**13, disk=10**13), Limits(host=10**13))
+    on_gpu, on_cpu = (plan_quantization(OPT_175B, kept, 2048, 2048, each) for each in places)
     parts = {item.name: item for item in on_gpu.items}
     here = parts["operators in front of a block's layers"]
     before = parts["operators of the block before it"]

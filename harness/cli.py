@@ -225,7 +225,14 @@ def _export(arguments: Sequence[str]) -> int:
     from harness.checkpoint_verbs import export_parser, export_to
 
     options = export_parser().parse_args(arguments)
-    export_to(options.artifact, options.out, options.format, options.overwrite, options.levels)
+    export_to(
+        options.artifact,
+        options.out,
+        options.format,
+        options.overwrite,
+        options.levels,
+        options.trust_remote_code,
+    )
     return OK
 
 

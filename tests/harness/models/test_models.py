@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from harness import cli
 from harness.config.schema import ModelConfig
 from harness.errors import ModelError
 from harness.models.checkpoints import load_packed
@@ -192,7 +193,10 @@ class OwnForCausalLM(OPTForCausalLM):
 
 
 def test_code_of_a_model_runs_only_when_its_key_says_so(
-    copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    copy: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked on stdin"))
     ran = tmp_path / "ran"
@@ -229,6 +233,13 @@ def test_code_of_a_model_runs_only_when_its_key_says_so(
         load_packed(artifact, "reference", "cpu", "float32", "sdpa")
     packed = load_packed(artifact, "reference", "cpu", "float32", "sdpa", trust=True)
     assert type(packed).__name__ == "OwnForCausalLM"
+    verbs = [str(artifact), str(tmp_path / "out"), "--format", "gptq-v1"]
+    assert cli.main(["inspect", str(artifact)]) == cli.OK, "it needs no model"
+    assert cli.main(["export", *verbs]) == cli.IMPOSSIBLE
+    assert "bitsweep export --trust-remote-code" in capsys.readouterr().err
+    assert cli.main(["export", *verbs, "--trust-remote-code"]) == cli.OK
+    exported = load_packed(tmp_path / "out", "reference", "cpu", "float32", "sdpa", trust=True)
+    assert type(exported).__name__ == "OwnForCausalLM"
     (copy / "own.py").write_text(CODE.format(ran=str(ran)) + "# changed")
     changed = find_model(chosen)
     assert isinstance(changed, StoredModel)

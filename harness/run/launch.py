@@ -15,6 +15,7 @@ from harness.cell.fits import attention_note
 from harness.cell.plan import CellPlan, PendingPlan, plan_cell
 from harness.cell.resolve import resolve
 from harness.config.schema import Cell, as_yaml
+from harness.data import hub
 from harness.errors import BitsweepError
 from harness.models.model import QuantizedModel, StoredModel
 from harness.records.record import QUANTIZATION, Record
@@ -34,7 +35,8 @@ OK, FAILED = 0, 1
 
 
 def resolve_all(cells: Sequence[Cell]) -> list[ResolvedCell | PendingCell]:
-    """Every composed cell resolved; nothing is fetched."""
+    """Every composed cell resolved; nothing is fetched, but the hub is asked what it has."""
+    hub.forget()
     return [resolve(cell.config, cell.folder) for cell in cells]
 
 
@@ -257,7 +259,7 @@ def _print_plan(plans: Sequence[CellPlan | PendingPlan], console: Console) -> No
     for line in dict.fromkeys(filter(None, lines)):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     suites = [each for plan in plans for each in plan.cell.choices.suites]
-    remarks = [text for each in suites for text in each.suite.remarks(each.config)]
+    remarks = [text for each in suites for text in each.suite.remarks(each.config)] + hub.said()
     for line in dict.fromkeys(remarks):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     console.print(f"\n{_counts(plans)}", highlight=False)

@@ -10,7 +10,7 @@ from typing import Any
 from harness.config.schema import ModelConfig
 from harness.errors import ModelError
 from harness.models.described import require_described
-from harness.records.hashes import file_sha256
+from harness.records.hashes import files_sha256
 from quant.checkpoint.files import (
     QUANTIZATION_FILES,
     TOKENIZER_FILES,
@@ -69,8 +69,9 @@ def folder_fingerprint(folder: Path, trust_remote_code: bool = False) -> str:
     if trust_remote_code:
         files += folder.glob("*.py")
     digest = hashlib.sha256()
-    for file in sorted(files, key=lambda path: path.name):
-        digest.update(f"{file.name} {file_sha256(file)}\n".encode())
+    files.sort(key=lambda path: path.name)
+    for file, found in zip(files, files_sha256(folder.name, files), strict=True):
+        digest.update(f"{file.name} {found}\n".encode())
     return digest.hexdigest()
 
 

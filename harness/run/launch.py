@@ -22,6 +22,7 @@ from harness.records.record import QUANTIZATION, Record
 from harness.records.store import Store, cell_name, file_name, unique_name, write_atomically
 from harness.records.temporary import sweep as sweep_temporary
 from harness.report.frame import MODEL_DIGITS
+from harness.run.hashing import hashing_shown
 from harness.run.recording import roots_of
 from harness.run.sweep import Outcome, run_sweep
 from harness.run.tables import memory_table, plan_table
@@ -37,7 +38,8 @@ OK, FAILED = 0, 1
 def resolve_all(cells: Sequence[Cell]) -> list[ResolvedCell | PendingCell]:
     """Every composed cell resolved; nothing is fetched, but the hub is asked what it has."""
     hub.forget()
-    return [resolve(cell.config, cell.folder) for cell in cells]
+    with hashing_shown(_console(stderr=True)):
+        return [resolve(cell.config, cell.folder) for cell in cells]
 
 
 def fetch_all(cells: Sequence[Cell]) -> list[ResolvedCell]:
@@ -49,7 +51,8 @@ def fetch_all(cells: Sequence[Cell]) -> list[ResolvedCell]:
     fetched = []
     for cell, found in zip(cells, resolve_all(cells), strict=True):
         if isinstance(found, PendingCell):
-            found = resolve(cell.config, cell.folder, download=True)
+            with hashing_shown(_console(stderr=True)):
+                found = resolve(cell.config, cell.folder, download=True)
         assert isinstance(found, ResolvedCell)
         fetched.append(found)
     return fetched

@@ -237,7 +237,7 @@ def skeleton(folder: Path, dtype: str, quantized: bool, trust: bool) -> PreTrain
     options = {"trust_remote_code": trust}
     if quantized:
         return build_skeleton(folder, getattr(torch, dtype), options)
-    advice = "Use a decoder-only model that this version of transformers knows."
+    advice = "Correct it, or use a decoder-only model that this version of transformers knows."
     return build_causal_lm(folder, getattr(torch, dtype), options, advice)
 
 
@@ -265,7 +265,7 @@ def _find_facts(folder: Path, dtype: str, quantized: bool, trust: bool) -> Model
         said = " ".join(f"{type(error).__name__}: {error}".split())
         raise ModelError(
             f"{file} describes no model that transformers {transformers.__version__} can build "
-            f"({said[:200]}): correct its sizes, as the original model has them."
+            f"({said[:200]}): correct it, as the original model has it."
         ) from error
     parts = [each for each in model.modules() if isinstance(each, transformers.PreTrainedModel)]
     sdpa = all(type(each)._supports_sdpa for each in parts)

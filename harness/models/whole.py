@@ -27,6 +27,7 @@ _log = logging.getLogger("harness")
 def require_whole(model: StoredModel | QuantizedModel, levels: Part | None = None) -> None:
     """ModelError that names tensors which only the model or only its files have, or of other shape.
 
+    The tokenizer is loaded too, to hear of it now if it cannot be.
     levels  of a quantized model, besides the built-in ones.
 
     That nothing is wrong is kept in the folder shapes of the cache, for the fingerprint of the
@@ -38,6 +39,7 @@ def require_whole(model: StoredModel | QuantizedModel, levels: Part | None = Non
     fault = _fault(model, levels)
     if fault is not None:
         raise ModelError(fault)
+    model.tokenizer()
     try:
         write_atomically(kept, "")
     except OSError as error:

@@ -140,6 +140,12 @@ def read_quantization(folder: Path) -> dict[str, Any]:
     quantization = read_json(folder / "config.json").get("quantization_config")
     if isinstance(quantization, dict):
         return quantization
+    if quantization:
+        raise ArtifactError(
+            f"{folder / 'config.json'}: quantization_config={str(quantization)[:40]!r} is no "
+            "object, so nobody knows how the weights were quantized: use the config.json of the "
+            "original checkpoint."
+        )
     files = config_files()
     found = [name for name in files if (folder / name).is_file()]
     if len(found) > 1:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
+import zipfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from quant.checkpoint.files import weight_files
 from quant.checkpoint.names import names_of
 from quant.checkpoint.tensors import TensorReader
 from quant.coverage import pattern
+from quant.errors import ArtifactError
 from quant.experts import fused_parts
 from quant.input_operator import KeptChange
 from quant.linear import QuantLinear
@@ -191,14 +193,24 @@ def match(model: PreTrainedModel, shapes: Mapping[str, tuple[int, ...]]) -> Diff
     return replace(found, mismatched=mismatched)
 
 
+def _unpickled(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file, without their values where it is no older than torch 1.6."""
+    mapped = zipfile.is_zipfile(path)
+    state: dict[str, Tensor] = torch.load(path, map_location="meta", weights_only=True, mmap=mapped)
+    return state
+
+
 def _pickled_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     found: dict[str, tuple[int, ...]] = {}
     for path in weight_files(folder).paths:
-        try:  # without reading the values
-            state = torch.load(path, map_location="meta", weights_only=True, mmap=True)
-        except RuntimeError:  # of a torch before 1.6
-            state = torch.load(path, map_location="meta", weights_only=True)
-        found |= {name: tuple(tensor.shape) for name, tensor in state.items()}
+        try:
+            found |= {name: tuple(tensor.shape) for name, tensor in _unpickled(path).items()}
+        except Exception as error:  # whatever damage makes of a pickle
+            said = " ".join(str(error).split())[:150]
+            raise ArtifactError(
+                f"{path} holds no pickled weights that can be read ({type(error).__name__}"
+                f"{f': {said}' if said else ''}). Copy {folder} again from where it came from."
+            ) from error
     return found
 
 

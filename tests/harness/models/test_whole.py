@@ -1,5 +1,6 @@
 """Tensors that model and files do not share are refused in the plan, once and for good."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -114,6 +115,41 @@ def test_what_was_found_whole_is_not_compared_again(
     for _ in range(2):
         with pytest.raises(ModelError, match=f"no values for {NORM}"):
             resolve(tiny_cell(f"model.path={moved}"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("tokenizer.json", b"{", "the tokenizer could not be read"),
+        ("model.safetensors", b"", r"model.safetensors cannot be read: .*It was cut short"),
+        ("model.safetensors", b"version https://git-lfs.github.com/spec/v1\n", "`git lfs pull`"),
+        ("pytorch_model.bin", b"", r"holds no pickled weights that can be read \(EOFError\)"),
+        ("pytorch_model.bin", b"no pickle", r"can be read \(UnpicklingError: .*Copy .* again"),
+    ],
+)
+def test_damaged_files_are_a_sentence_of_the_plan(
+    copy: Path, tiny_cell: Make, name: str, content: bytes, words: str
+) -> None:
+    if name.endswith(".bin"):
+        (copy / "model.safetensors").unlink()
+    (copy / name).write_bytes(content)
+    with pytest.raises(ModelError, match=words):
+        resolve(tiny_cell(f"model.path={copy}"))
+
+
+def test_a_pickle_of_something_else_is_a_sentence_too(copy: Path, tiny_cell: Make) -> None:
+    (copy / "model.safetensors").unlink()
+    for something in ([1, 2], {"a": 3}):
+        torch.save(something, copy / "pytorch_model.bin")
+        with pytest.raises(ModelError, match="holds no pickled weights that can be read"):
+            resolve(tiny_cell(f"model.path={copy}"))
+
+
+def test_a_quantization_config_that_is_no_object(copy: Path, tiny_cell: Make) -> None:
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**config, "quantization_config": "gptq"}))
+    with pytest.raises(ModelError, match=r"quantization_config='gptq' is no object"):
+        resolve(tiny_cell(f"model.path={copy}"))
 
 
 def test_a_cache_that_cannot_be_written_is_no_error(

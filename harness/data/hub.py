@@ -141,17 +141,18 @@ def _size(wanted: Wanted) -> int | None:
         )
         return get_hf_file_metadata(url, token=get_token(), timeout=TIMEOUT).size
     api = HfApi()
+    sizes: dict[str, int | None] = {}
     if wanted.kind == DATASET:
-        info = api.dataset_info(wanted.repository, revision=wanted.revision, timeout=TIMEOUT)
-        files = []
+        gated = api.dataset_info(wanted.repository, revision=wanted.revision, timeout=TIMEOUT).gated
     else:
         info = api.model_info(
             wanted.repository, revision=wanted.revision, timeout=TIMEOUT, files_metadata=True
         )
-        files = info.siblings or []
-    if info.gated:
+        gated = info.gated
+        sizes = {each.rfilename: each.size for each in info.siblings or []}
+    if gated:
         api.auth_check(wanted.repository, repo_type=wanted.kind)
-    return _of_weights({each.rfilename: each.size for each in files})
+    return _of_weights(sizes)
 
 
 def _of_weights(sizes: dict[str, int | None]) -> int | None:

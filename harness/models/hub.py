@@ -70,10 +70,9 @@ def _cached_snapshot(repository: str, revision: str | None) -> Path | None:
         folder = Path(snapshot_download(repository, revision=revision, local_files_only=True))
         return check_folder(folder, repository)
     except HFValidationError as error:
-        why = " ".join(str(error).split())
         raise ModelError(
-            f"model.id={repository} is no name of a repository ({why}): use OWNER/NAME, or "
-            "model=local model.path=FOLDER."
+            f"model.id={repository} is no name of a repository: use OWNER/NAME, or model=local "
+            "model.path=FOLDER."
         ) from error
     except (LocalEntryNotFoundError, ModelError):
         return None

@@ -18,9 +18,10 @@ mkdir "$work/empty" && cd "$work/empty"
 "$work/venv/bin/python" - "$repo" <<'PY'
 import sys
 from pathlib import Path
-import harness, quant, cuda_ext
+import bitsweep, harness, quant, cuda_ext
 repo = Path(sys.argv[1])
-for package in (harness, quant, cuda_ext):
+for package in (bitsweep, harness, quant, cuda_ext):
+    assert Path(package.__file__).with_name("py.typed").is_file(), package.__file__
     assert repo not in Path(package.__file__).parents or ".venv" in package.__file__, package.__file__
     assert "site-packages" in package.__file__, package.__file__
 PY

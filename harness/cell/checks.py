@@ -16,6 +16,7 @@ from harness.config.schema import CellConfig
 from harness.data import protocols, texts
 from harness.data.config import CalibConfig
 from harness.errors import ConfigError
+from harness.extras import EXTRAS, missing, pip_command
 from harness.models.model import SOURCES, AbsentModel, Model, RandomModel
 from harness.models.streaming import ALWAYS, AUTO, NEVER
 from harness.tracking import TRACKERS
@@ -41,6 +42,11 @@ def values(config: CellConfig) -> None:
     ):
         if value not in allowed:
             raise ConfigError(f"{key}={value} is unknown; choose one of {', '.join(allowed)}.")
+    if config.tracker.name in EXTRAS and missing(config.tracker.name):
+        raise ConfigError(
+            f"tracker={config.tracker.name} needs a package that is not installed: "
+            f"{pip_command(config.tracker.name)}, or use tracker=none."
+        )
     for key, number, least in (
         ("seed", config.seed, 0),
         ("calib.seed", config.calib.seed, 0),

@@ -6,6 +6,7 @@ import os
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -103,14 +104,37 @@ def _show_memory(plans: Sequence[CellPlan], console: Console) -> None:
         console.print(table)
 
 
+@dataclass(frozen=True)
+class Ran:
+    """What a run came to.
+
+    status   exit status: 0, 1 for anything that failed, or that of a signal.
+    records  of all cells, found or made, failed ones among them; stages in order, cell by cell.
+    trouble  why there is no report; None: there is one, or nothing to report.
+    """
+
+    status: int
+    records: list[Record]
+    outcome: Outcome
+    trouble: str | None
+
+
 def run(cells: Sequence[Cell], config_dir: Path | None = None) -> int:
-    """Resolve, run what is to be run, then table, report and tracking; the exit status."""
+    """As `run_cells`; the exit status."""
+    return run_cells(cells, config_dir).status
+
+
+def run_cells(cells: Sequence[Cell], config_dir: Path | None = None, quiet: bool = False) -> Ran:
+    """Resolve, run what is to be run, then table, report and tracking.
+
+    quiet  nothing is printed; the report is written all the same.
+    """
     plans = [plan_cell(cell) for cell in fetch_all(cells)]
     _check_place(plans)
     choices = plans[0].cell.choices
     results, name = choices.results, choices.name
     diary = results / "runs" / f"{datetime.now():%Y%m%d-%H%M%S}-{file_name(name)}-{os.getpid()}"
-    screen = _console(stderr=True)
+    screen = _console(stderr=True, quiet=quiet)
     _print_plan(plans, screen)
     remove_abandoned(results)
     if any(plan.todo for plan in plans):
@@ -123,18 +147,20 @@ def run(cells: Sequence[Cell], config_dir: Path | None = None) -> int:
     else:
         outcome = Outcome(cached=sum(len(plan.stages) for plan in plans))
     status, trouble = _status(outcome), None
+    records: list[Record] = []
     try:
         records = _records(plans)
         if any(record.metrics or record.status == "ok" for record in records):
             folder = results / "reports" / unique_name(name)
             whole = not (outcome.interrupted or outcome.stopped)
-            report(records, folder, name, suites_of(plans), causes=not whole)
+            suites = suites_of(plans)
+            report(records, folder, name, suites, causes=not whole, console=_console(quiet=quiet))
             status = max(status, _track(plans, folder, screen))
     except BitsweepError as error:
         status, trouble = max(status, FAILED), f"no report: {error}"
     finally:  # whatever happened since, this is what the stages have found
         _summary(outcome, diary, screen, trouble)
-    return status
+    return Ran(status, records, outcome, trouble)
 
 
 def suites_of(plans: Sequence[CellPlan]) -> dict[str, Suite]:
@@ -150,12 +176,14 @@ def report(
     suites: Mapping[str, Suite],
     causes: bool = True,
     own_folder: bool = True,
+    console: Console | None = None,
 ) -> None:
     """Write the report and print its table and where it is.
 
     own_folder  whether the folder is for reports alone: what an earlier one left in it is removed.
     suites  by name: what they add to tables is in them; of others as far as it is known.
     causes  whether the printed table says why something failed.
+    console  that is printed to; None: standard output.
     """
     from harness.report.build import build_report
     from harness.report.held import remove_others, said_of_replaced
@@ -165,7 +193,7 @@ def report(
     files = build_report(records, folder, title, suites)
     if own_folder:
         remove_others(folder, files)
-    console = _console()
+    console = console or _console()
     console.print(summary_table(records, console.width, causes, suites))
     said = f"\nreport: {_shown(files[0])} (tables, plots and CSV beside it)"
     console.print(said, highlight=False, markup=False, soft_wrap=True)
@@ -316,13 +344,14 @@ def _stages(count: int) -> str:
     return "1 stage" if count == 1 else f"{count} stages"
 
 
-def _console(stderr: bool = False) -> Console:
+def _console(stderr: bool = False, quiet: bool = False) -> Console:
     from rich.console import Console
 
     stream = sys.stderr if stderr else sys.stdout
     # Without a terminal rich assumes 80 columns and would fold the tables in logs.
     width = None if stream.isatty() else 120
-    return Console(stderr=stderr, width=width, emoji=False)  # ":x:" in a name is no picture
+    # ":x:" in a name is no picture.
+    return Console(stderr=stderr, width=width, emoji=False, quiet=quiet)
 
 
 def _shown(path: Path) -> str:

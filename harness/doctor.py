@@ -92,9 +92,13 @@ def _kernels() -> list[Finding]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     lines: list[Finding] = [(True, "kernel auto", f"{resolve_kernel('auto', device)} on {device}")]
     for name in ("cpu", "cuda"):
-        reason = why_unavailable(torch.device(name))
-        text = f"instruction set {packed.cpu_isa()}" if name == "cpu" else "float16 and bfloat16"
-        lines.append((True, f"kernel {name}", text if reason is None else f"not here: {reason}"))
+        if reason := why_unavailable(torch.device(name)):
+            text = f"not here: {reason}"
+        elif name == "cpu":  # asking for the instruction set loads the library
+            text = f"instruction set {packed.cpu_isa()}"
+        else:
+            text = "float16 and bfloat16"
+        lines.append((True, f"kernel {name}", text))
     lines.append((True, "kernel reference", "plain PyTorch"))
     found, driver = build.status(), toolchain.driver()
     lines += [

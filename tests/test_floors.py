@@ -4,10 +4,12 @@ import ast
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+
+from tools.import_graph import module_graph
 
 ROOT = Path(__file__).resolve().parents[1]
 ALLOWED = {
@@ -65,38 +67,6 @@ PACKAGES = ("bitsweep", "harness", "quant", "cuda_ext")
 TIED_BY_TYPES = [["quant.levels.base", "quant.scheme"]]
 
 
-def imports(tree: ast.AST, types: bool) -> Iterator[ast.Import | ast.ImportFrom]:
-    """Import statements, late ones too; without `types` not those that only a type checker sees."""
-    for node in ast.iter_child_nodes(tree):
-        if isinstance(node, ast.Import | ast.ImportFrom):
-            yield node
-        elif isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
-            for other in [*node.orelse, *(node.body if types else [])]:
-                yield from imports(ast.Module([other], []), types)
-        else:
-            yield from imports(node, types)
-
-
-def imported_modules(
-    module: str, source: str, modules: Mapping[str, Path], types: bool
-) -> dict[str, int]:
-    """Those of `modules` that one of them imports, each with the line that does so first."""
-    package = module if modules[module].name == "__init__.py" else module.rpartition(".")[0]
-    found: dict[str, int] = {}
-    for node in imports(ast.parse(source), types):
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        else:
-            parts = package.split(".")[: len(package.split(".")) - node.level + 1]
-            base = ".".join([*(parts if node.level else []), *filter(None, [node.module])])
-            whole = [f"{base}.{alias.name}" for alias in node.names]
-            names = [name if name in modules else base for name in whole]
-        for name in names:
-            if name in modules and name != module:
-                found.setdefault(name, node.lineno)
-    return found
-
-
 def circles(graph: Mapping[str, Mapping[str, int]]) -> list[list[str]]:
     """The modules of every circle: each of them reaches all others, and is reached by them."""
     reached: dict[str, set[str]] = {}
@@ -115,22 +85,10 @@ def circles(graph: Mapping[str, Mapping[str, int]]) -> list[list[str]]:
     return sorted(sorted(circle) for circle in found)
 
 
-def module_graph(root: Path, types: bool = False) -> dict[str, dict[str, int]]:
-    """Every module of the packages with the modules that it imports, for types alone if asked."""
-    modules = {}
-    for path in sorted(file for package in PACKAGES for file in (root / package).rglob("*.py")):
-        parts = path.relative_to(root).with_suffix("").parts
-        modules[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
-    return {
-        name: imported_modules(name, path.read_text(), modules, types)
-        for name, path in modules.items()
-    }
-
-
 @pytest.mark.parametrize("types", [False, True])
 def test_no_modules_import_each_other_in_a_circle(types: bool) -> None:
     """A late import, or one for types, hides a circle from Python, not from whoever changes it."""
-    graph = module_graph(ROOT, types)
+    graph = module_graph(ROOT, PACKAGES, types)
     said = []
     for circle in circles(graph):
         if types and circle in TIED_BY_TYPES:
@@ -151,7 +109,7 @@ def made(folder: Path, types: bool = False, **sources: str) -> dict[str, dict[st
         file = folder / "quant" / f"{name}.py"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(source)
-    return module_graph(folder, types)
+    return module_graph(folder, PACKAGES, types)
 
 
 @pytest.mark.parametrize(

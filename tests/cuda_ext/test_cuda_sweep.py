@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from packed_layers import poison
-from sweep_blocks import SCHEMES, block
 
 from cuda_ext.sweep import gptq_sweep
+from tests.oracles.packed_layers import poison
+from tests.oracles.sweep_blocks import SCHEMES, block
 
 pytestmark = pytest.mark.gpu
 # One group a row, 300 rows: more than four thread blocks, the last one not full.

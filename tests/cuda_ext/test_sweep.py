@@ -8,12 +8,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sweep_blocks import FUSED, SCHEMES, block
 
 from cuda_ext import ops
 from cuda_ext.sweep import gptq_sweep
 from quant.scheme import Scheme
 from quant.solvers.columns import plain_columns
+from tests.oracles.sweep_blocks import FUSED, SCHEMES, block
 
 pytestmark = pytest.mark.skipif(
     ops.why_unavailable(torch.device("cpu")) is not None, reason="no compiler: no kernels"

@@ -7,8 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from architectures import random_windows
-from mixtures import EXPERTS, HIDDEN, MIXTURES, fused_modules, tiny_mixture
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -31,6 +29,8 @@ from quant.rules import Rules
 from quant.scheme import Scheme
 from quant.solvers import gptq, rtn
 from quant.solvers.base import Solution, Solver
+from tests.quant.architectures import random_windows
+from tests.quant.mixtures import EXPERTS, HIDDEN, MIXTURES, fused_modules, tiny_mixture
 
 WINDOWS = random_windows(8, 24)
 W8 = Scheme(bits=8, group_size=16)

@@ -4,12 +4,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from cells import cell_of
 
 from harness.cell.cells import ResolvedCell
 from harness.cell.resolve import resolve
 from harness.config.schema import CellConfig
 from harness.errors import ConfigError
+from tests.harness.cells import cell_of
 
 Make = Callable[..., CellConfig]
 

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import yaml
-from cells import cell_of
 
 from harness.cell.resolve import resolve
 from harness.config import help as options
 from harness.config.compose import compose_cells
 from harness.config.schema import CellConfig
 from harness.embedded import MODEL_DIR
+from tests.harness.cells import cell_of
 
 CONF = options.conf_dir()
 FILES = sorted(CONF.rglob("*.yaml"))

@@ -3,13 +3,13 @@
 from pathlib import Path
 
 import pytest
-from cells import cell_of
 
 from harness.cell.resolve import make_scheme, resolve
 from harness.config.compose import compose_cells
 from harness.config.schema import SchemeConfig
 from harness.errors import BitsweepError, ConfigError
 from quant.scheme import Scheme
+from tests.harness.cells import cell_of
 
 
 def overrides(*given: str, multirun: bool = False) -> list[tuple[str, ...]]:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cells import cell_of
 
 from harness.cell import fits
 from harness.cell.cells import ResolvedCell
@@ -17,6 +16,7 @@ from harness.config.schema import CellConfig
 from harness.errors import BitsweepError, ConfigError, ModelError
 from harness.models.dummy import WITHOUT_SDPA
 from harness.models.folders import check_folder
+from tests.harness.cells import cell_of
 
 Make = Callable[..., CellConfig]
 Change = Callable[[str, Any], Path]

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from cells import cell_of, plan_of
 from safetensors.torch import load_file, save_file
 
 from harness.config.schema import Cell, CellConfig
@@ -17,6 +16,7 @@ from harness.run.events import Event, Failed, Finished
 from harness.run.launch import run
 from harness.run.stage import run_cell
 from quant.checkpoint.folder import verify
+from tests.harness.cells import cell_of, plan_of
 
 Make = Callable[..., CellConfig]
 

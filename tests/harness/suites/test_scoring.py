@@ -16,7 +16,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from suite_context import Ascii, suite_context
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from harness.data.config import DocumentsConfig
@@ -26,6 +25,7 @@ from harness.suites import scoring
 from harness.suites.base import SuiteContext, SuiteResult
 from harness.suites.perplexity import Config
 from harness.suites.scoring import ScoreError
+from tests.harness.suites.suite_context import Ascii, suite_context
 
 VOCABULARY = 128
 GOLDEN = Path(__file__).parents[2] / "golden" / "perplexity_values.json"

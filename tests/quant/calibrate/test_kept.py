@@ -5,9 +5,7 @@ import re
 from dataclasses import replace
 
 import pytest
-import rotating
 import torch
-from architectures import BLOCKS, random_windows, tiny_model, uneven_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -20,6 +18,8 @@ from quant.solvers import gptq, rtn
 from quant.solvers.base import Layer
 from quant.transforms import equalize
 from quant.transforms.base import Change, Group, Scaling, Transform
+from tests.quant import rotating
+from tests.quant.architectures import BLOCKS, random_windows, tiny_model, uneven_model
 
 W8G16 = Scheme(8, group_size=16, scale_dtype="float32")
 CPU = torch.device("cpu")

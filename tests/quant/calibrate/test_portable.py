@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 import torch
-from architectures import CONFIGS, random_windows, tiny_model, uneven_model
 from torch import nn
 from transformers import AutoModelForCausalLM
 
@@ -27,6 +26,7 @@ from quant.config import QuantizationConfig
 from quant.errors import QuantizationError
 from quant.scheme import Scheme
 from quant.solvers import gptq
+from tests.quant.architectures import CONFIGS, random_windows, tiny_model, uneven_model
 
 ROOT = Path(__file__).resolve().parents[3]
 EMBEDDED = ROOT / "harness" / "embedded" / "model"
@@ -44,11 +44,10 @@ def in_setting(environment: dict[str, str], runs: list[dict[str, Any]], folder: 
     """What runs give in a process with this environment."""
     file = folder / "runs.json"
     file.write_text(json.dumps(runs))
-    path = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "quant")])
     kept = {name: value for name, value in os.environ.items() if name not in PLAIN}
     done = subprocess.run(
-        [sys.executable, str(ROOT / "tests" / "quant" / "one_setting.py"), str(file)],
-        env={**kept, "PYTHONPATH": path, "GOMP_SPINCOUNT": "0", **environment},
+        [sys.executable, "-m", "tests.quant.one_setting", str(file)],
+        env={**kept, "GOMP_SPINCOUNT": "0", **environment},
         capture_output=True,
         text=True,
         timeout=1200,

@@ -4,7 +4,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import resident
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
@@ -28,6 +27,7 @@ from quant.memory.plan import (
 )
 from quant.scheme import Scheme
 from quant.solvers import gptq, rtn
+from tests.quant import resident
 
 GPTQ = QuantizationConfig(gptq.SOLVER, Scheme(4, 128))
 OPT_175B = ModelShape(

@@ -31,7 +31,7 @@ Stages = dict[str, float]
 BATCH_TOKENS = 1024
 ROUNDS, BLOCKS = 2, 3
 # Stages whose rates are fitted together, since they share terms.
-FITTED = (("hessian", "forward"), ("factor",), ("sweep",), ("write",))
+FITTED = (("hessian", "forward"), ("factor",), ("loop",), ("write",))
 # What no CPU second is spent on: another thread reads, nothing is copied, the disk is waited for.
 FREE = {"disk": math.inf, "attach": math.inf, "stored": math.inf}
 UNITS = {
@@ -40,7 +40,7 @@ UNITS = {
     "element": "activations and sums read or written",
     "factor": "operations of factorizations",
     "weight": "weights copied, dequantized, compared",
-    "lookback": "operations of products in the sweep",
+    "lookback": "operations of products in the column loop",
     "panel": "panels of 128 columns of a layer",
     "packed": "weights packed, hashed, written",
     "layer": "layers written",
@@ -100,8 +100,8 @@ class BlockSeconds:
     ) -> Callable[[], None]:
         # Writing a block, and its pass forward, are told with the block after it.
         found = {stage.name: stage.seconds + stage.behind for stage in made.stages}
-        found["sweep"] = sum(layer.seconds for layer in made.layers)
-        found["factor"] = found.pop("solve") - found["sweep"]
+        found["loop"] = sum(layer.seconds for layer in made.layers)
+        found["factor"] = found.pop("solve") - found["loop"]
         self.blocks.append(found)
         return self.kept.put(index, weights, made)
 

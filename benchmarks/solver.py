@@ -73,8 +73,8 @@ def solve(runs: int = 5) -> None:
     for scheme in SCHEMES:
         plain_factor, fused_factor = (_factor(hessian, each) for each in (PLAIN, FUSED))
         assert plain_factor.upper is not None  # the reference makes its inverse once
-        plain = partial(_sweep, weight, scheme, plain_factor, PLAIN)
-        fused = partial(_sweep, weight, scheme, fused_factor, FUSED)
+        plain = partial(_column_loop, weight, scheme, plain_factor, PLAIN)
+        fused = partial(_column_loop, weight, scheme, fused_factor, FUSED)
         show(f"{scheme.name}: layer, factor given", in_turn((plain, fused), runs), None)
         plain = partial(_solve, weight, hessian, scheme, PLAIN)
         fused = partial(_solve, weight, hessian, scheme, FUSED)
@@ -100,7 +100,7 @@ def inner_loop(weight: torch.Tensor, hessian: torch.Tensor, runs: int) -> None:
                 loop(columns[block[0] : block[1]].clone(), upper, grid, index, scheme)
 
         loops = partial(run, column_loop.plain_columns), partial(run, column_loop.fused_columns)
-        show(f"{scheme.name}: column sweep, grids given", in_turn(loops, runs), 8)
+        show(f"{scheme.name}: column loop, grids given", in_turn(loops, runs), 8)
 
 
 def embedded(runs: int = 2) -> None:
@@ -161,12 +161,12 @@ def _factor(hessian: torch.Tensor, layer: Layer) -> Factor:
     return gptq.prepare(hessian, OPTIONS, layer)
 
 
-def _sweep(weight: torch.Tensor, scheme: Scheme, factor: Factor, layer: Layer) -> Solution:
+def _column_loop(weight: torch.Tensor, scheme: Scheme, factor: Factor, layer: Layer) -> Solution:
     return gptq.solve(weight, scheme, factor, OPTIONS, layer)
 
 
 def _solve(weight: torch.Tensor, hessian: torch.Tensor, scheme: Scheme, layer: Layer) -> Solution:
-    return _sweep(weight, scheme, _factor(hessian, layer), layer)
+    return _column_loop(weight, scheme, _factor(hessian, layer), layer)
 
 
 def _static(scheme: Scheme) -> gptq.Options:

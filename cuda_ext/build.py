@@ -37,10 +37,10 @@ from pathlib import Path
 from typing import Any
 
 from cuda_ext import installed, proven, toolchain
-from cuda_ext.cache import cache_root, replace_durably, sweep_scratch, write_atomically
+from cuda_ext.cache import cache_root, remove_killed_builds, replace_durably, write_atomically
 from cuda_ext.toolchain import BuildError, Capability, Unit
 
-LIBRARY = "libbitsweep_kernels.so"
+LIBRARY = "libbitloop_kernels.so"
 HEADERS = (".h", ".cuh")
 TIMEOUT_S = 1800
 
@@ -267,7 +267,7 @@ def _make(tools: Tools, folder: Path, verbose: bool) -> None:
     _log.warning("building the %s", what)
     start, planned = time.monotonic(), tools.units
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        sweep_scratch(folder, Path(scratch))
+        remove_killed_builds(folder, Path(scratch))
         objects = [str(Path(scratch) / f"{index}.o") for index in range(len(planned))]
         commands = [
             (*unit.command, "-c", str(toolchain.SOURCES / unit.source), "-o", target)

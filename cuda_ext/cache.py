@@ -26,7 +26,7 @@ def cache_root() -> Path:
 def write_atomically(path: Path, text: str) -> None:
     """Write a file so that readers see the old text or the new one; OSError where it cannot be."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(path.parent)
+    _remove_leftovers(path.parent)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-", suffix=_SUFFIX)
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
@@ -44,14 +44,14 @@ def replace_durably(made: Path, path: Path) -> None:
     os.replace(made, path)
 
 
-def sweep_scratch(folder: Path, scratch: Path) -> None:
+def remove_killed_builds(folder: Path, scratch: Path) -> None:
     """Remove the objects of builds that were killed, all but `scratch`; the entry is locked."""
     for left in folder.glob("tmp*"):
         if left != scratch and left.is_dir():
             shutil.rmtree(left, ignore_errors=True)
 
 
-def _sweep(folder: Path) -> None:
+def _remove_leftovers(folder: Path) -> None:
     """Remove what killed writers left; a writer takes no hour."""
     for left in folder.glob(f".*{_SUFFIX}"):
         with contextlib.suppress(OSError):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from quant.errors import ModelLayoutError, NonFiniteError
+from quant.errors import ModelStructureError, NonFiniteError
 
 LINEAR_TYPES = (nn.Linear, Conv1D)
 _KEPT = "keeps_precision"  # attribute of a linear layer that stays as it is: the reason
@@ -39,7 +39,7 @@ def find_blocks(model: PreTrainedModel) -> Blocks:
     """The ModuleList of config.num_hidden_layers modules that hold linear layers.
 
     Of several lists the one of a single class; the blocks of a hybrid may be of more (Jamba's are).
-    Raises ModelLayoutError, listing every ModuleList seen, when there is none or more than one.
+    Raises ModelStructureError, listing every ModuleList seen, when there is none or more than one.
     """
     config = model.config.get_text_config(decoder=True)
     count = getattr(config, "num_hidden_layers", None)
@@ -55,7 +55,7 @@ def find_blocks(model: PreTrainedModel) -> Blocks:
         return Blocks(outer[0], found[outer[0]])
     seen = "; ".join(f"{name}: {_describe(modules)}" for name, modules in lists.items()) or "none"
     problem = "several lists of modules" if outer else "no list of modules"
-    raise ModelLayoutError(
+    raise ModelStructureError(
         f"{type(model).__name__}: {problem} could be the decoder blocks: expected exactly one with "
         f"num_hidden_layers={count} members that hold linear layers. ModuleLists of "
         f"the model: {seen}. Use a decoder-only model (AutoModelForCausalLM) with uniform blocks."
@@ -109,12 +109,12 @@ def weight_matrix(module: nn.Module) -> Tensor:
 def set_weight_matrix(module: nn.Module, matrix: Tensor, layer: str = "this layer") -> None:
     """Write matrix [out, in] into the module's weight in place, rounded to the weight's dtype.
 
-    Raises ModelLayoutError for another shape and NonFiniteError when a finite value does not fit
+    Raises ModelStructureError for another shape and NonFiniteError when a finite value does not fit
     the dtype (float16 ends at 65504).
     """
     view = weight_matrix(module)
     if matrix.shape != view.shape:
-        raise ModelLayoutError(
+        raise ModelStructureError(
             f"{layer}: a weight [out, in] of shape {tuple(matrix.shape)} does not fit a "
             f"{type(module).__name__} of shape {tuple(view.shape)}."
         )
@@ -131,14 +131,14 @@ def set_weight_matrix(module: nn.Module, matrix: Tensor, layer: str = "this laye
 def require_quantizable(blocks: Blocks) -> None:
     """Check that every linear layer in the blocks can be quantized; reads no values.
 
-    Raises ModelLayoutError for weights that are not floating point (already quantized).
+    Raises ModelStructureError for weights that are not floating point (already quantized).
     """
     for index, block in enumerate(blocks.modules):
         name = blocks.block_name(index)
         for layer, module in linear_layers(block).items():
             weight = weight_matrix(module)
             if not weight.is_floating_point() or weight.dim() != 2:
-                raise ModelLayoutError(
+                raise ModelStructureError(
                     f"{name}.{layer}: its weight is {weight.dtype} of shape {tuple(weight.shape)}, "
                     "not a matrix of floating-point numbers; start from a model that is not "
                     "quantized."
@@ -149,7 +149,7 @@ def require_sound(block: nn.Module, name: str) -> None:
     """Check the values of every weight matrix in a block.
 
     Raises NonFiniteError with the layer and the number of NaN or infinite values, and
-    ModelLayoutError for a weight without values (meta device).
+    ModelStructureError for a weight without values (meta device).
     """
     for layer, module in linear_layers(block).items():
         _require_sound_weight(module, f"{name}.{layer}")
@@ -164,7 +164,7 @@ def _not_finite(values: Tensor) -> int:
 def _require_sound_weight(module: nn.Module, layer: str) -> None:
     weight = weight_matrix(module)
     if weight.is_meta:
-        raise ModelLayoutError(
+        raise ModelStructureError(
             f"{layer}: its weight is on the meta device; load the model with its weights and "
             "without offloading (no device_map) before quantizing it."
         )

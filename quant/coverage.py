@@ -13,7 +13,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from quant.errors import ModelLayoutError
+from quant.errors import ModelStructureError
 from quant.rules import LEAST_COVERAGE, STRICT, Rules
 
 if TYPE_CHECKING:
@@ -112,12 +112,12 @@ def is_matrix(tensor: Tensor) -> bool:
 
 
 def require_coverage(found: Coverage, model: str, rules: Rules = STRICT) -> None:
-    """Raise ModelLayoutError, naming what would stay, below 95 % unless `rules` allow it."""
+    """Raise ModelStructureError, naming what would stay, below 95 % unless `rules` allow it."""
     if found.share >= LEAST_COVERAGE or rules.partial:
         return
     lines = found.outside()
     more = f" and {len(lines) - _SHOWN} more" if len(lines) > _SHOWN else ""
-    raise ModelLayoutError(
+    raise ModelStructureError(
         f"{model}: only {100 * found.share:.1f} % of the weights of its blocks are in linear "
         f"layers that can be quantized; {', '.join(lines[:_SHOWN])}{more} would stay in full "
         "precision: use another model, or allow it with method.partial=true (in Python "

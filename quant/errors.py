@@ -27,5 +27,5 @@ class ArtifactError(QuantizationError):
     """A quantized checkpoint that is corrupt, truncated or of an unknown format."""
 
 
-class ModelLayoutError(QuantizationError):
+class ModelStructureError(QuantizationError):
     """A model whose decoder blocks or linear layers cannot be found or replaced."""

@@ -136,7 +136,7 @@ def dequantize(codes: Tensor, grid: Grid, scheme: Scheme) -> Tensor:
 def encode(columns: Tensor, grid: Grid, scheme: Scheme) -> Tensor:
     """Codes, as floating-point numbers, of weights [..., rows]: columns first, rows last.
 
-    Solvers sweep over columns, and in this layout a column is contiguous.
+    Solvers go through the columns, and in this layout a column is contiguous.
     """
     return scheme.kind.encode(columns, grid.tensors, scheme)
 

@@ -104,9 +104,9 @@ class Hessian:
 class Factor:
     """A conditioned, factored Hessian; layers with the same inputs (q, k, v) can share one.
 
-    root     R [in, in], upper triangular with H = R R^T, columns in sweep order. Its inverse is the
-             U of the paper, H^-1 = U^T U (`upper`).
-    order    int64 [in], the input swept at each step (act-order); None for natural order.
+    root     R [in, in], upper triangular with H = R R^T, columns in the order of the loop.
+             Its inverse is the U of the paper, H^-1 = U^T U (`upper`).
+    order    int64 [in], the input of each step (act-order); None for natural order.
     dead     bool [in], inputs that were 0 on all of the calibration data, natural order.
     damping  absolute value that was added to the diagonal.
     share    the same as a share of the mean of the diagonal, as it was asked for.
@@ -182,7 +182,7 @@ def factorize(
 def _condition(
     hessian: Tensor, dead: Tensor, share: float, act_order: bool
 ) -> tuple[Tensor, Tensor | None, float]:
-    """A damped copy of H in sweep order, that order, and what was added to the diagonal."""
+    """A damped copy of H in the loop's order, that order, and what was added to the diagonal."""
     dtype = torch.promote_types(hessian.dtype, torch.float32)
     matrix = hessian.detach().to(dtype, copy=True)
     diagonal = matrix.diagonal()

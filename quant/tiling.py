@@ -4,7 +4,7 @@ from __future__ import annotations
 
 # Columns of a block of the factorization (measured on the CPU; not yet on a GPU).
 BLOCKS = {"cpu": 256, "cuda": 2048}
-# Panels of columns in the sweep are no narrower than this: products with fewer columns are slow.
+# Panels of columns are no narrower than this: products with fewer columns are slow.
 PANEL = 128
 STRIPS = 8
 SMALLEST_STRIP = 128

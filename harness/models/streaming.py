@@ -90,7 +90,7 @@ def quantization_memory(
 
     calib  None for a solver that sees no text.
 
-    Raises MemoryPlanError, with the figures, when it does not fit, and ModelLayoutError when too
+    Raises MemoryPlanError, with the figures, when it does not fit, and ModelStructureError when too
     little of the model can be quantized.
     """
     from quant.coverage import require_coverage
@@ -152,11 +152,13 @@ class StreamedModel:
         )
         self.activations = plan.activations
         first, last = batches[0][0], batches[-1][-1]
-        layout = check_streaming(self.source, first, last.flip(0) if last is first else last)
+        model_structure = check_streaming(
+            self.source, first, last.flip(0) if last is first else last
+        )
         count = len(self.source.blocks)
         with activation_store(plan.activations, device, self.folder) as store:
             yield from stream_logits(
-                self.source, layout, batches, store, lambda block: done(block, count)
+                self.source, model_structure, batches, store, lambda block: done(block, count)
             )
 
 

@@ -19,7 +19,7 @@ from harness.errors import BitsweepError
 from harness.models.model import QuantizedModel, StoredModel
 from harness.records.record import QUANTIZATION, Record
 from harness.records.store import Store, cell_name, file_name, unique_name, write_atomically
-from harness.records.temporary import sweep as sweep_temporary
+from harness.records.temporary import remove_abandoned
 from harness.report.frame import MODEL_DIGITS
 from harness.run.recording import roots_of
 from harness.run.sweep import Outcome, run_sweep
@@ -107,7 +107,7 @@ def run(cells: Sequence[Cell], config_dir: Path | None = None) -> int:
     diary = results / "runs" / f"{datetime.now():%Y%m%d-%H%M%S}-{file_name(name)}-{os.getpid()}"
     screen = _console(stderr=True)
     _print_plan(plans, screen)
-    sweep_temporary(results)
+    remove_abandoned(results)
     if any(plan.todo for plan in plans):
         configurations = (
             roots_of(plan.cell).shown(as_yaml(cell))

@@ -124,7 +124,7 @@ def run(context: SuiteContext, config: Texts) -> SuiteResult:
 
     model = _logits(context.model, context.device)
     if context.quantized and context.has_original:
-        full = _logits(context.load_twin(), context.device)
+        full = _logits(context.load_baseline(), context.device)
         for name, each in texts.items():
             found[name]["quantized"] = _pass(full, model, each.windows, name, advance)
         del full  # three models need not fit at once

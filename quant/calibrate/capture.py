@@ -16,9 +16,15 @@ from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 
 from quant.calibrate.activations import Activations
-from quant.calibrate.layout import BlockStructure, Layout, evaluation, learn_layout, run_model
 from quant.calibrate.source import BlockSource, as_source, blocks_in_place, each_block
-from quant.errors import ModelLayoutError
+from quant.calibrate.structure import (
+    BlockStructure,
+    ModelStructure,
+    evaluation,
+    learn_structure,
+    run_model,
+)
+from quant.errors import ModelStructureError
 
 # Different tensors of one shape that are kept to look for equals (a mask per layer type, ...).
 _POOL_DEPTH = 8
@@ -50,7 +56,7 @@ class Capture:
 
 def capture(
     model: PreTrainedModel,
-    layout: Layout,
+    model_structure: ModelStructure,
     batches: Iterable[Tensor],
     store: Activations | None = None,
 ) -> Capture:
@@ -61,25 +67,25 @@ def capture(
     is given).
     """
     kept: Activations = [] if store is None else store
-    result = Capture(hidden=kept, calls=[[] for _ in layout.structures])
+    result = Capture(hidden=kept, calls=[[] for _ in model_structure.structures])
     pool = _TensorPool()
 
     def recorder(index: int) -> Callable[..., Any]:
-        structure = layout.structures[index]
+        structure = model_structure.structures[index]
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             hidden, call = _split(structure, args, kwargs)
             if index == 0:
                 result.hidden.append(hidden)
             result.calls[index].append(Call(pool.share(call.args), pool.share(call.kwargs)))
-            if index == len(layout.structures) - 1:
+            if index == len(model_structure.structures) - 1:
                 raise _BlocksPassed  # the norm and the head after the blocks are not needed
             return structure.output_with(hidden)
 
         return forward
 
-    forwards = [recorder(index) for index in range(len(layout.structures))]
-    with evaluation(model), _forwards_replaced(layout.blocks.modules, forwards):
+    forwards = [recorder(index) for index in range(len(model_structure.structures))]
+    with evaluation(model), _forwards_replaced(model_structure.blocks.modules, forwards):
         for batch in batches:
             pool.next_batch()
             try:
@@ -100,19 +106,21 @@ def run_block(block: nn.Module, structure: BlockStructure, call: Call, hidden: T
 
 
 def streamed_logits(
-    model: PreTrainedModel | BlockSource, tokens: Tensor, layout: Layout | None = None
+    model: PreTrainedModel | BlockSource,
+    tokens: Tensor,
+    model_structure: ModelStructure | None = None,
 ) -> Tensor:
     """Logits [(batch,) tokens, vocabulary] of ids [(batch,) tokens], block after block."""
     source = as_source(model)
     batch = tokens if tokens.dim() == 2 else tokens[None]
-    layout = layout or observe(source, batch[0])
-    (logits,) = stream_logits(source, layout, [batch], [])
+    model_structure = model_structure or observe(source, batch[0])
+    (logits,) = stream_logits(source, model_structure, [batch], [])
     return logits if tokens.dim() == 2 else logits[0]
 
 
 def stream_logits(
     source: BlockSource,
-    layout: Layout,
+    model_structure: ModelStructure,
     batches: Sequence[Tensor],
     store: Activations,
     done: Callable[[int], None] = lambda _: None,
@@ -123,22 +131,25 @@ def stream_logits(
     their hidden states meanwhile. done(blocks) is called after every block.
     """
     model = source.model
-    captured = capture(model, layout, batches, store)
+    captured = capture(model, model_structure, batches, store)
     with evaluation(model), closing(each_block(source)) as blocks:
         for index in blocks:
-            block, structure = layout.blocks.modules[index], layout.structures[index]
+            block, structure = (
+                model_structure.blocks.modules[index],
+                model_structure.structures[index],
+            )
             for position, call in enumerate(captured.calls[index]):
                 store[position] = run_block(block, structure, call, store[position])
             captured.calls[index].clear()
             done(index + 1)
     for position, batch in enumerate(batches):
-        yield _logits_after_blocks(model, layout, batch, store[position])
+        yield _logits_after_blocks(model, model_structure, batch, store[position])
 
 
-def observe(source: BlockSource, window: Tensor) -> Layout:
+def observe(source: BlockSource, window: Tensor) -> ModelStructure:
     """How the model calls its blocks on window [tokens]; nothing is read from disk for it."""
     with blocks_in_place(source, blank=True):
-        return learn_layout(source.model, window)
+        return learn_structure(source.model, window)
 
 
 def check_streaming(
@@ -146,28 +157,28 @@ def check_streaming(
     window_a: Tensor,
     window_b: Tensor,
     inspect: Callable[[int], None] = lambda _: None,
-) -> Layout:
-    """Learn the layout on window_a [tokens], check it on window_b [tokens], and return it.
+) -> ModelStructure:
+    """Learn the structure on window_a [tokens], check it on window_b [tokens], and return it.
 
     Streamed logits must equal those of a plain forward pass within 4 units in the last place of
     the largest logit (they run the same operators and are normally identical). Both passes run
     side by side, so that every block is read once; inspect(index) is called when block `index` has
     its weights.
-    Raises ModelLayoutError with the largest difference otherwise.
+    Raises ModelStructureError with the largest difference otherwise.
     """
     source = as_source(model)
-    layout = observe(source, window_a)
-    streamed, plain = _both_logits(source, layout, window_b, inspect)
+    model_structure = observe(source, window_a)
+    streamed, plain = _both_logits(source, model_structure, window_b, inspect)
     difference, scale = _largest_difference(streamed, plain)
     allowed = _TOLERANCE_ULPS * torch.finfo(plain.dtype).eps * scale
     if not difference <= allowed:
-        raise ModelLayoutError(
+        raise ModelStructureError(
             f"{type(source.model).__name__}: logits of the block-by-block replay differ by up to "
             f"{difference:.3g} from a plain forward pass (allowed {allowed:.3g}), so calibration "
             "would see wrong inputs; the blocks depend on more than their recorded arguments. "
             "Report the model class; method=rtn needs no replay."
         )
-    return layout
+    return model_structure
 
 
 def _largest_difference(streamed: Tensor, plain: Tensor) -> tuple[float, float]:
@@ -187,11 +198,14 @@ def _largest_difference(streamed: Tensor, plain: Tensor) -> tuple[float, float]:
 
 
 def _both_logits(
-    source: BlockSource, layout: Layout, window: Tensor, inspect: Callable[[int], None]
+    source: BlockSource,
+    model_structure: ModelStructure,
+    window: Tensor,
+    inspect: Callable[[int], None],
 ) -> tuple[Tensor, Tensor]:
     """Streamed and plain logits [tokens, vocabulary] of window [tokens], in one pass of blocks."""
     model, batch = source.model, window[None]
-    captured = capture(model, layout, [batch])
+    captured = capture(model, model_structure, [batch])
     hidden = captured.hidden[0]
     replaying = False
 
@@ -202,20 +216,22 @@ def _both_logits(
                 return
             inspect(index)
             replaying = True
-            hidden = run_block(block, layout.structures[index], captured.calls[index][0], hidden)
+            hidden = run_block(
+                block, model_structure.structures[index], captured.calls[index][0], hidden
+            )
             replaying = False
 
         return after
 
     with blocks_in_place(source), evaluation(model):
-        blocks = enumerate(layout.blocks.modules)
+        blocks = enumerate(model_structure.blocks.modules)
         handles = [block.register_forward_hook(follow(index)) for index, block in blocks]
         try:
             plain = run_model(model, batch).logits[0]
         finally:
             for handle in handles:
                 handle.remove()
-    return _logits_after_blocks(model, layout, batch, hidden)[0], plain
+    return _logits_after_blocks(model, model_structure, batch, hidden)[0], plain
 
 
 class _BlocksPassed(Exception):
@@ -255,7 +271,7 @@ class _TensorPool:
         if type(value) in (tuple, list):
             return type(value)(self.share(part) for part in value)
         if isinstance(value, Cache):
-            raise ModelLayoutError(
+            raise ModelStructureError(
                 f"a block was given a {type(value).__name__} although use_cache=False; replaying "
                 "it would append to the cache again; such a model cannot be calibrated so."
             )
@@ -290,13 +306,13 @@ def _forwards_replaced(
 
 
 def _logits_after_blocks(
-    model: PreTrainedModel, layout: Layout, batch: Tensor, hidden: Tensor
+    model: PreTrainedModel, model_structure: ModelStructure, batch: Tensor, hidden: Tensor
 ) -> Tensor:
     """What the model does after its blocks (norm, head, soft capping), given their output."""
-    last = len(layout.structures) - 1
+    last = len(model_structure.structures) - 1
 
     def stand_in(index: int) -> Callable[..., Any]:
-        structure = layout.structures[index]
+        structure = model_structure.structures[index]
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             passed = hidden if index == last else _split(structure, args, kwargs)[0]
@@ -305,5 +321,5 @@ def _logits_after_blocks(
         return forward
 
     forwards = [stand_in(index) for index in range(last + 1)]
-    with evaluation(model), _forwards_replaced(layout.blocks.modules, forwards):
+    with evaluation(model), _forwards_replaced(model_structure.blocks.modules, forwards):
         return run_model(model, batch).logits

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from quant.blocks import linear_layers, weight_matrix
-from quant.calibrate.devices import Lanes, assign
+from quant.calibrate.devices import DeviceWorkers, assign
 from quant.calibrate.windows import Batch
 from quant.errors import NonFiniteError
 from quant.experts import routed_groups
@@ -22,7 +22,7 @@ class Collected(Exception):
 class Collector:
     """Hooks that feed one Hessian per group of layers with equal inputs while a block runs.
 
-    Groups are spread over the lanes; each Hessian, of `dtype`, lives on the device of its lane.
+    Groups are spread over the workers; each Hessian, of `dtype`, lives on the device of its worker.
     With single_pass the block is stopped (by Collected) once every group has been fed: what comes
     after, such as the last and largest product of an MLP, would be computed for nothing.
     """
@@ -33,28 +33,28 @@ class Collector:
         name: str,
         groups: Sequence[tuple[str, ...]],
         single_pass: bool,
-        lanes: Lanes,
+        workers: DeviceWorkers,
         dtype: torch.dtype = torch.float32,
     ) -> None:
         self.hessians: dict[tuple[str, ...], Hessian] = {}
-        self.lane_of = dict(zip(groups, spread(block, groups, len(lanes)), strict=True))
+        self.worker_of = dict(zip(groups, spread(block, groups, len(workers)), strict=True))
         self._batch: Batch | None = None
         self._waiting: set[str] = set()
         self._single_pass = single_pass
-        self._lanes = lanes
+        self._workers = workers
         mixtures = {group for stage in routed_groups(block) for group in stage}
-        self._routed = [group for group in self.lane_of if group in mixtures]
+        self._routed = [group for group in self.worker_of if group in mixtures]
         self._handles = []
         linears = linear_layers(block)
-        for group, lane in self.lane_of.items():
+        for group, worker in self.worker_of.items():
             leader = linears[group[0]]
-            device = lanes.devices[lane] if lane else weight_matrix(leader).device
+            device = workers.devices[worker] if worker else weight_matrix(leader).device
             layer = f"{name}.{group[0]}"
             inputs = weight_matrix(leader).shape[1]
             hessian = Hessian(inputs, layer=layer, dtype=dtype, device=device)
             self.hessians[group] = hessian
             own = weight_matrix(leader).dtype
-            hook = self._feeder(hessian, lane, own, group in mixtures)
+            hook = self._feeder(hessian, worker, own, group in mixtures)
             self._handles.append(leader.register_forward_pre_hook(hook))
 
     def begin(self, batch: Batch) -> None:
@@ -70,7 +70,7 @@ class Collector:
             handle.remove()
 
     def _feeder(
-        self, hessian: Hessian, lane: int, own: torch.dtype, routed: bool
+        self, hessian: Hessian, worker: int, own: torch.dtype, routed: bool
     ) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def feed(_: nn.Module, args: tuple[Tensor, ...]) -> None:
             assert self._batch is not None
@@ -80,12 +80,12 @@ class Collector:
             # sequences by the first dimension.
             if not routed and inputs.numel() == shape.numel() * inputs.shape[-1]:
                 inputs = inputs.reshape(*shape, inputs.shape[-1])
-            if lane:
+            if worker:
                 # A copy made now, in the order of the model's own work: the block may go on to
-                # change its tensor in place while the other lane still reads.
-                inputs = inputs.detach().to(self._lanes.devices[lane], copy=True)
+                # change its tensor in place while the other worker still reads.
+                inputs = inputs.detach().to(self._workers.devices[worker], copy=True)
             sequences = 0 if routed else None
-            self._lanes.send(lane, lambda: update(hessian, inputs, batch, sequences))
+            self._workers.send(worker, lambda: update(hessian, inputs, batch, sequences))
             self._waiting.discard(hessian.layer)
             if self._single_pass and not self._waiting:
                 raise Collected
@@ -116,18 +116,18 @@ def require_fits(values: Tensor, dtype: torch.dtype, batch: Batch, what: str) ->
     require_finite(torch.where(values.abs() <= most, values, torch.inf), batch, what)
 
 
-def spread(block: nn.Module, groups: Sequence[tuple[str, ...]], lanes: int) -> list[int]:
-    """The lane of each group, by the work of its factorization and sweeps (and of its Hessian).
+def spread(block: nn.Module, groups: Sequence[tuple[str, ...]], workers: int) -> list[int]:
+    """The device worker of each group, by the work of its factorization and column loops.
 
-    Factoring n inputs takes about n^3 operations, sweeping m outputs m n^2; the Hessian, n^2 a
-    token, goes along in proportion.
+    Factoring n inputs takes about n^3 operations and the column loop over m outputs m n^2; the
+    Hessian, n^2 a token, is in proportion.
     """
     shapes = {name: weight_matrix(module).shape for name, module in linear_layers(block).items()}
     costs = []
     for group in groups:
         inputs = shapes[group[0]][1]
         costs.append(float(inputs) ** 2 * (inputs + sum(shapes[name][0] for name in group)))
-    return assign(costs, lanes)
+    return assign(costs, workers)
 
 
 def require_finite(values: Tensor, batch: Batch, what: str) -> None:

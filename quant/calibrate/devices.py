@@ -1,4 +1,4 @@
-"""Work spread over devices: one ordered lane of tasks per device, the same results as on one."""
+"""Work spread over devices, an ordered queue of tasks for each: the same results as on one."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ def visible_devices(device: torch.device | str) -> tuple[torch.device, ...]:
     return tuple(torch.device("cuda", index) for index in range(torch.cuda.device_count()))
 
 
-def assign(costs: Sequence[float], lanes: int, home: float = 0.0) -> list[int]:
-    """The lane of each task: the largest task first, always to the lane with the least work.
+def assign(costs: Sequence[float], workers: int, home: float = 0.0) -> list[int]:
+    """The worker of each task: the largest task first, always to the worker with the least work.
 
-    home is the work that lane 0 has anyway. Equal choices go to the lower number, so that the
+    home is the work that worker 0 has anyway. Equal choices go to the lower number, so that the
     assignment depends on the numbers alone.
     """
-    load = [home] + [0.0] * (lanes - 1)
+    load = [home] + [0.0] * (workers - 1)
     chosen = [0] * len(costs)
     for task in sorted(range(len(costs)), key=lambda task: (-costs[task], task)):
-        lane = load.index(min(load))
-        chosen[task] = lane
-        load[lane] += costs[task]
+        worker = load.index(min(load))
+        chosen[task] = worker
+        load[worker] += costs[task]
     return chosen
 
 
@@ -55,40 +55,40 @@ class Workplace:
     folder: Path | None = None
 
 
-class Lanes:
-    """One worker per device; the tasks of a lane run in the order in which they were given.
+class DeviceWorkers:
+    """One worker a device; the tasks of a worker run in the order in which they were given.
 
-    Lane 0 is the caller's own: its tasks run at once, in the caller's thread, on the home device.
-    A context manager: leaving it waits for the workers.
+    Worker 0 is the caller's own: its tasks run at once, in the caller's thread, on the home device.
+    A context manager: leaving it waits for them.
     """
 
     def __init__(self, devices: Sequence[torch.device]) -> None:
         self.devices = tuple(devices)
-        self._workers = [ThreadPoolExecutor(1, f"lane-{d}") for d in self.devices[1:]]
+        self._pools = [ThreadPoolExecutor(1, f"worker-{d}") for d in self.devices[1:]]
         self._pending: list[Future[None]] = []
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for worker in self._workers:
-            worker.shutdown(cancel_futures=True)
+        for pool in self._pools:
+            pool.shutdown(cancel_futures=True)
 
     def __len__(self) -> int:
         return len(self.devices)
 
-    def run(self, lane: int, task: Callable[[], T]) -> Future[T]:
-        """Start a task; in lane 0 it is finished on return, and its error raised at once."""
-        if lane == 0:
+    def run(self, worker: int, task: Callable[[], T]) -> Future[T]:
+        """Start a task; on worker 0 it is finished on return, and its error raised at once."""
+        if worker == 0:
             future: Future[T] = Future()
             future.set_result(self._on(0, task))
             return future
-        return self._workers[lane - 1].submit(self._on, lane, task)
+        return self._pools[worker - 1].submit(self._on, worker, task)
 
-    def send(self, lane: int, task: Callable[[], None]) -> None:
-        """As `run`, for tasks that `settle` waits for; an error comes from there in lane 0 too."""
+    def send(self, worker: int, task: Callable[[], None]) -> None:
+        """As `run`, for tasks that `settle` waits for and whose errors it raises."""
         try:
-            self._pending.append(self.run(lane, task))
+            self._pending.append(self.run(worker, task))
         except Exception as error:
             failed: Future[None] = Future()
             failed.set_exception(error)
@@ -100,8 +100,8 @@ class Lanes:
         for future in pending:
             future.result()
 
-    def _on(self, lane: int, task: Callable[[], T]) -> T:
-        device = self.devices[lane]
+    def _on(self, worker: int, task: Callable[[], T]) -> T:
+        device = self.devices[worker]
         here: AbstractContextManager[object] = nullcontext()
         if device.type == "cuda":
             here = torch.cuda.device(device)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from quant.arithmetic import PORTABLE
 from quant.blocks import linear_layers, set_weight_matrix, weight_matrix
-from quant.calibrate.devices import Lanes
+from quant.calibrate.devices import DeviceWorkers
 from quant.calibrate.few import Few, few_tokens
 from quant.calibrate.transform import UNCHANGED, Changed
 from quant.config import QuantizationConfig
@@ -224,24 +224,25 @@ def _entries(tensor: GridTensor) -> str:
 
 def solve_groups(
     solver: BlockSolver,
-    lanes: Lanes,
-    lane_of: Mapping[tuple[str, ...], int],
+    workers: DeviceWorkers,
+    worker_of: Mapping[tuple[str, ...], int],
     hessians: dict[tuple[str, ...], Hessian],
     changed: Mapping[tuple[str, ...], Changed],
 ) -> Solved:
-    """Solve groups, each on its lane; results in the order of the groups."""
+    """Solve groups, each on its worker; results in the order of the groups."""
 
-    def task(names: tuple[str, ...], lane: int) -> Solved:
+    def task(names: tuple[str, ...], worker: int) -> Solved:
         # Taken out of the dictionary, so that it is freed as soon as its layers are solved.
-        hessian, device = hessians.pop(names), lanes.devices[lane] if lane else None
+        hessian, device = hessians.pop(names), workers.devices[worker] if worker else None
         return solver.group(names, hessian, device, changed.get(names, UNCHANGED))
 
-    # Lane 0 works in this thread: the others get their tasks before it begins.
-    order = sorted(lane_of, key=lambda names: lane_of[names] == 0)
+    # Worker 0 works in this thread: the others get their tasks before it begins.
+    order = sorted(worker_of, key=lambda names: worker_of[names] == 0)
     futures = {
-        names: lanes.run(lane_of[names], partial(task, names, lane_of[names])) for names in order
+        names: workers.run(worker_of[names], partial(task, names, worker_of[names]))
+        for names in order
     }
-    return [each for names in lane_of for each in futures[names].result()]
+    return [each for names in worker_of for each in futures[names].result()]
 
 
 def _relative_error(weight: Tensor, quantized: Tensor) -> float:

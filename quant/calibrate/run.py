@@ -11,7 +11,7 @@ from functools import partial
 from quant.arithmetic import PORTABLE
 from quant.blocks import linear_layers
 from quant.calibrate.cost import StageMeter
-from quant.calibrate.devices import Lanes, Workplace
+from quant.calibrate.devices import DeviceWorkers, Workplace
 from quant.calibrate.layers import BlockSolver, LayerResult, Solved
 from quant.calibrate.operators import calibration_products
 from quant.calibrate.sink import STAGE, BlockSink, Finished, WriteBehind
@@ -31,7 +31,7 @@ class Run:
     kernel: str
     sink: BlockSink
     meter: StageMeter
-    lanes: Lanes
+    workers: DeviceWorkers
     workplace: Workplace
     progress: Progress | None
     writer: WriteBehind

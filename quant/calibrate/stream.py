@@ -40,14 +40,14 @@ from quant.calibrate.capture import (
 )
 from quant.calibrate.collect import Collected, Collector, require_finite, require_fits
 from quant.calibrate.cost import StageCost, StageMeter
-from quant.calibrate.devices import Lanes, Workplace
+from quant.calibrate.devices import DeviceWorkers, Workplace
 from quant.calibrate.few import require_tokens
 from quant.calibrate.layers import LayerResult, Solved, solve_groups
-from quant.calibrate.layout import BlockStructure, Layout, evaluation
 from quant.calibrate.neighbours import Names
 from quant.calibrate.run import Progress, Run
 from quant.calibrate.sink import BlockSink, Kept, WriteBehind
 from quant.calibrate.source import BlockSource, LoadedModel
+from quant.calibrate.structure import BlockStructure, ModelStructure, evaluation
 from quant.calibrate.survey import survey
 from quant.calibrate.transform import BlockTransformer, Changed, require_changes, restore
 from quant.calibrate.wide import WIDE, narrowed
@@ -56,7 +56,7 @@ from quant.config import QuantizationConfig
 from quant.coverage import Coverage
 from quant.experts import unfuse
 from quant.hessian import Hessian
-from quant.memory.heaps import give_back, memory_kept
+from quant.memory.heaps import memory_kept, trim_heap
 from quant.memory.plan import model_shape
 from quant.products import torch_alone
 from quant.weight import QuantizedWeight
@@ -108,7 +108,7 @@ def quantize_model(
     none where nothing needs them.
     progress(done, total, name) is called after every layer.
 
-    Raises ModelLayoutError, SchemeError, NonFiniteError and CalibrationError before anything is
+    Raises ModelStructureError, SchemeError, NonFiniteError and CalibrationError before anything is
     changed; NonFiniteError, SingularHessianError and CalibrationError for a layer while it runs.
     """
     unfuse(model)
@@ -151,10 +151,12 @@ def quantize_blocks(
         StageMeter(source.device) as meter,
         evaluation(source.model),
         torch_alone(kernel == "reference"),
-        Lanes(devices) as lanes,
+        DeviceWorkers(devices) as workers,
         WriteBehind(meter, one_thread=source.device.type == "cpu") as writer,
     ):
-        run = Run(source, config, kernel, sink, meter, lanes, workplace, progress, writer, resumed)
+        run = Run(
+            source, config, kernel, sink, meter, workers, workplace, progress, writer, resumed
+        )
         run.recall()
         if not config.needs_calibration:
             _solve_blocks(run)
@@ -180,40 +182,42 @@ def _solve_blocks(run: Run) -> None:
 def _calibrate(run: Run, calibration: Sequence[Tensor]) -> None:
     """Every block on the outputs of the quantized blocks before it."""
     source, place = run.source, run.workplace
-    with run.passing("layout"):
-        layout = _layout(run, calibration)
-    give_back()
+    with run.passing("structure"):
+        model_structure = _structure(run, calibration)
+    trim_heap()
     batches = make_batches(calibration, run.config.batch_tokens)
     with activation_store(place.activations, source.device, place.folder) as store:
         with run.calibrating("capture"):
             tokens = [batch.tokens for batch in batches]
-            captured = capture(source.model, layout, tokens, store)
+            captured = capture(source.model, model_structure, tokens, store)
             for position, batch in enumerate(batches):
                 what = "the input of the first block (the embeddings)"
                 require_finite(store[position], batch, what)
-        give_back()
+        trim_heap()
         with run.blocks() as blocks:
             for index in blocks:
                 if index < run.resumed:
                     _put_back(run, index)
                 else:
-                    _quantize_block(run, index, layout.structures[index], batches, captured)
-                if index + 1 < len(layout.structures):
-                    _advance(run, index, layout.structures[index], batches, captured)
+                    _quantize_block(
+                        run, index, model_structure.structures[index], batches, captured
+                    )
+                if index + 1 < len(model_structure.structures):
+                    _advance(run, index, model_structure.structures[index], batches, captured)
 
 
-def _layout(run: Run, calibration: Sequence[Tensor]) -> Layout:
+def _structure(run: Run, calibration: Sequence[Tensor]) -> ModelStructure:
     """How blocks are called; checked against the model's own forward pass when a run begins."""
     source, first = run.source, calibration[0]
     if run.resumed:
         return observe(source, first)
-    # Another window than the one that the layout is learned from: else what belongs to the
+    # Another window than the one that the structure is learned from: else what belongs to the
     # window could pass for what belongs to the model.
     other = calibration[1] if len(calibration) > 1 else first.flip(0)
 
     def inspect(index: int) -> None:
         require_sound(source.blocks.modules[index], source.blocks.block_name(index))
-        give_back()  # else what many blocks leave behind adds up
+        trim_heap()  # else what many blocks leave behind adds up
 
     return check_streaming(source, first, other, inspect)
 
@@ -246,26 +250,26 @@ def _quantize_stage(
 
     before  full names of the layers of the block that are solved already.
     """
-    solver, lanes = run.solver(index), run.lanes
+    solver, workers = run.solver(index), run.workers
     block = solver.block
     with run.calibrating("hessian"):
         dtype = WIDE if run.wide else torch.float32
-        collector = Collector(block, solver.name, groups, structure.single_pass, lanes, dtype)
+        collector = Collector(block, solver.name, groups, structure.single_pass, workers, dtype)
         try:
             for position, batch in enumerate(batches):
                 collector.begin(batch)
                 call = captured.calls[index][position]
                 with suppress(Collected):
                     run_block(block, structure, call, captured.hidden[position])
-                lanes.settle()
+                workers.settle()
         finally:
             collector.close()
-    give_back()
+    trim_heap()
     require_tokens(collector.hessians, solver.routed, run.config)
     changed = _transform(run, index, structure, captured, collector.hessians, before)
     with run.meter.stage("solve"):
-        solved = solve_groups(solver, lanes, collector.lane_of, collector.hessians, changed)
-    give_back()
+        solved = solve_groups(solver, workers, collector.worker_of, collector.hessians, changed)
+    trim_heap()
     return solved
 
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from quant.blocks import keep_precision, linear_layers, require_quantizable, weight_matrix
-from quant.calibrate.layout import evaluation, run_model
 from quant.calibrate.source import BlockSource, blocks_in_place
+from quant.calibrate.structure import evaluation, run_model
 from quant.coverage import Coverage, coverage, pattern, require_coverage
 from quant.rules import STRICT, Rules
 
@@ -32,7 +32,7 @@ def survey(source: BlockSource, rules: Rules = STRICT) -> Coverage:
     be never called when none of that name is in any block: an expert that no token was routed to
     has siblings that ran.
 
-    Raises ModelLayoutError for weights that are quantized already, and for less coverage than
+    Raises ModelStructureError for weights that are quantized already, and for less coverage than
     `rules` allow.
     """
     require_quantizable(source.blocks)

@@ -38,7 +38,7 @@ from quant.errors import ArtifactError
 from quant.experts import fused_parts
 from quant.input_operator import detach
 from quant.levels.base import Levels
-from quant.memory.heaps import give_back, keep_freed_memory, own_copy, own_zeros
+from quant.memory.heaps import keep_freed_memory, own_copy, own_zeros, trim_heap
 from quant.parts import Part
 from quant.transforms.base import Transform
 
@@ -81,7 +81,7 @@ class SkeletonSource:
 
     def __exit__(self, *_: object) -> None:
         self._reader.__exit__()
-        give_back()
+        trim_heap()
 
     def fetch(self, index: int) -> Weights:
         return {names[0]: self._read(names[0]) for names in self._of_block[index]}

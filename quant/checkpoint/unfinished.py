@@ -14,7 +14,7 @@ from quant.checkpoint.partial import note_file, working_folder
 
 # What a run that continues does again: with calibration it runs the finished blocks once more
 # (quant.calibrate.stream).
-_DONE_AGAIN = ("layout", "capture", "read", "forward", "resume")
+_DONE_AGAIN = ("structure", "capture", "read", "forward", "resume")
 
 
 @dataclass(frozen=True)

@@ -118,8 +118,8 @@ class Levels:
     symmetric  whether schemes may ask for symmetric grids.
     grids      searches of a grid that schemes may ask for.
     check      (scheme): raises SchemeError for what else cannot be.
-    sweep      tensors [groups, rows] -> arguments of the compiled column loop of GPTQ
-               (cuda_ext.sweep.gptq_sweep): scale, zero, negative. None: it has no code for these
+    loop_arguments  tensors [groups, rows] -> arguments of the compiled column loop of GPTQ
+               (cuda_ext.column_loop): scale, zero, negative. None: it has no code for these
                levels and the plain loop runs.
     operators  whether the operators of cuda_ext multiply with these levels, from the same buffers;
                else layers are decoded before every product.
@@ -144,7 +144,7 @@ class Levels:
     symmetric: bool = False
     grids: tuple[str, ...] = ("minmax",)
     check: Callable[[Scheme], None] | None = None
-    sweep: Callable[[Tensors], dict[str, Tensor]] | None = None
+    loop_arguments: Callable[[Tensors], dict[str, Tensor]] | None = None
     operators: bool = False
     draw: (
         Callable[[Tensor, tuple[int, ...], int, Scheme, torch.Generator], dict[str, Tensor]] | None

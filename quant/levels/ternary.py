@@ -41,7 +41,7 @@ def decode(codes: Tensor, grid: Tensors, scheme: Scheme) -> Tensor:  # noqa: ARG
     return level.clamp(min=0) * grid["scale"] + level.clamp(max=0) * grid["negative_scale"]
 
 
-def sweep(grid: Tensors) -> dict[str, Tensor]:
+def loop_arguments(grid: Tensors) -> dict[str, Tensor]:
     """Arguments of the compiled column loop."""
     return {"scale": grid["scale"], "negative": grid["negative_scale"]}
 
@@ -76,7 +76,7 @@ LEVELS = Levels(
     decode=decode,
     bits=(2,),
     codes=3,
-    sweep=sweep,
+    loop_arguments=loop_arguments,
     operators=True,
     draw=draw,
 )

@@ -52,7 +52,7 @@ def decode(codes: Tensor, grid: Tensors, scheme: Scheme) -> Tensor:  # noqa: ARG
     return (codes - grid["zero"]).mul_(grid["scale"])
 
 
-def sweep(grid: Tensors) -> dict[str, Tensor]:
+def loop_arguments(grid: Tensors) -> dict[str, Tensor]:
     """Arguments of the compiled column loop."""
     return {"scale": grid["scale"], "zero": grid["zero"]}
 
@@ -127,7 +127,7 @@ LEVELS = Levels(
     decode=decode,
     symmetric=True,
     grids=("minmax", "mse"),
-    sweep=sweep,
+    loop_arguments=loop_arguments,
     operators=True,
     draw=draw,
 )

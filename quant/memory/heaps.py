@@ -5,7 +5,7 @@ torch takes the memory of every result anew. What glibc does by default is wrong
 tensors here: the intermediate values of a block, which have the same sizes in every batch, go back
 to the system and are taken again (measured: half of the time of a calibration), while the weights
 of block after block come to lie in heaps, one a thread, in which they leave holes. So heaps keep
-what is freed until `give_back`, and weights get memory of their own, which leaves with them.
+what is freed until `trim_heap`, and weights get memory of their own, which leaves with them.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def keep_freed_memory() -> bool:
     """Let glibc keep freed memory for the next result of that size; True where that was done.
 
     A setting of the whole process; elsewhere than on glibc nothing is done. What is kept counts as
-    resident until `give_back`.
+    resident until `trim_heap`.
     """
     library = _glibc()
     if library is None:
@@ -48,15 +48,15 @@ def keep_freed_memory() -> bool:
 
 @contextlib.contextmanager
 def memory_kept() -> Iterator[None]:
-    """keep_freed_memory, and at the end, also that of an error, give_back."""
+    """keep_freed_memory, and at the end, also that of an error, trim_heap."""
     keep_freed_memory()
     try:
         yield
     finally:
-        give_back()
+        trim_heap()
 
 
-def give_back() -> None:
+def trim_heap() -> None:
     """Return what is freed and kept to the system, wherever in a heap it lies."""
     library = _glibc()
     if library is not None:

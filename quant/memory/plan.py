@@ -232,7 +232,7 @@ def _quantization_items(
     solver = (number if config.solver.needs_calibration else 4) * max(
         memory.weights * m * n + memory.prepared * n * n for m, n in shape.layers
     )
-    yield Item("the largest layer in the solver", solver, here, ("sweep",))
+    yield Item("the largest layer in the solver", solver, here, ("solve",))
     if not config.needs_calibration:
         return
     if not on_gpu and config.kernel != "reference" and not wide:
@@ -246,7 +246,7 @@ def _quantization_items(
     shared = sum(number * n * n * (layers - 1) for stage in shape.routed for n, layers in stage)
     held = max([*hessians, *mixtures]) if config.sequential else sum(hessians) - shared
     preparing = number * memory.preparing * max(inputs) ** 2
-    yield Item("Hessians of a block (q, k, v share one)", held, here, ("factor", "sweep"))
+    yield Item("Hessians of a block (q, k, v share one)", held, here, ("factor", "solve"))
     yield Item("the largest factorization", preparing, here, ("factor",))
     yield Item("Hessians of a block, being collected", held, here, ("collect",))
     inside = _inside(shape, at_once)
@@ -271,8 +271,8 @@ def _quantized(shape: ModelShape, scheme: Scheme) -> Iterator[Item]:
     # Measured: what is stored, and the largest layer of it once more.
     packed = sum(stored) + max(stored)
     beside = max(0, shape.block_bytes - sum(codes) * shape.itemsize)
-    yield Item("quantized weights of a block", held, IN_HOST, ("factor", "sweep"))
-    everywhere = ("collect", "factor", "sweep")
+    yield Item("quantized weights of a block", held, IN_HOST, ("factor", "solve"))
+    everywhere = ("collect", "factor", "solve")
     yield Item("the block before it, being written", held + packed + beside, IN_HOST, everywhere)
 
 

@@ -1,4 +1,4 @@
-"""The sweep of GPTQ over the columns of a layer: Algorithm 1 of the paper, and the same by panels.
+"""GPTQ's loop over the columns of a layer: Algorithm 1 of the paper, and the same by panels.
 
 Both quantize column j, divide its error by U_jj and subtract the error times U_jk from the later
 columns k (H^-1 = U^T U, arXiv 2210.17323, equations 2 and 3). kernel="reference" is Algorithm 1 to
@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cuda_ext.sweep import gptq_sweep
+from cuda_ext.column_loop import gptq_column_loop
 from quant.grid import Grid, decode, encode, find_groups, stack_grids
 from quant.hessian import Factor
 from quant.products import product
@@ -39,8 +39,8 @@ Columns = Callable[[Tensor, Tensor, Grid, list[int], Scheme], tuple[Tensor, Tens
 class Groups:
     """The groups of a layer's columns.
 
-    grids   of each group, its tensors [rows]; None until the sweep has found it.
-    index   the group of every sweep step.
+    grids   of each group, its tensors [rows]; None until the loop has found it.
+    index   the group of every step of the loop.
     stale   grids come from the weights as they were when the current block began.
     size    columns whose grids are found at once, groups of them; the last may have fewer.
     """
@@ -52,7 +52,7 @@ class Groups:
 
     @property
     def found(self) -> bool:
-        """Every grid is known; else groups are neighbours in the sweep."""
+        """Every grid is known; else groups are neighbours in the loop."""
         return all(grid is not None for grid in self.grids)
 
     def find(self, group: int, columns: Tensor, scheme: Scheme, layer: str) -> None:
@@ -62,7 +62,7 @@ class Groups:
             self.grids[group + at] = grids.apply(lambda part, at=at: part[:, at])  # type: ignore[misc]
 
 
-def sweep(
+def column_loop(
     columns: Tensor,
     factor: Factor,
     groups: Groups,
@@ -71,7 +71,7 @@ def sweep(
     kernel: str,
     layer: str,
 ) -> tuple[Tensor, float]:
-    """Codes uint8 [in, out] and the loss of columns [in, out], both in sweep order.
+    """Codes uint8 [in, out] and the loss of columns [in, out], both in the loop's order.
 
     A column of the weight is a row here: contiguous, as everything in the loop is per column.
     kernel is "reference", "cpu" or "cuda"; float64, which no kernel has, keeps the plain loop
@@ -81,9 +81,9 @@ def sweep(
     size = None if groups.found else groups.size
     blocks = _blocks(len(columns), block_size, None if groups.stale else size)
     whole = kernel == "reference"
-    fused = not whole and columns.dtype == torch.float32 and scheme.kind.sweep is not None
+    fused = not whole and columns.dtype == torch.float32 and scheme.kind.loop_arguments is not None
     panels = [blocks] if whole else _panels(blocks, size)
-    return _sweep_panels(
+    return _loop_over_panels(
         columns, factor, groups, scheme, panels, fused_columns if fused else plain_columns, layer
     )
 
@@ -93,12 +93,12 @@ def plain_reason(kernel: str, scheme: Scheme) -> str | None:
 
     A sentence for Solution.fallback, so that every table marks such a layer.
     """
-    if kernel == "reference" or scheme.kind.sweep is not None:
+    if kernel == "reference" or scheme.kind.loop_arguments is not None:
         return None
     return f"plain column loop: the {kernel} kernel has none for {scheme.kind.name} levels"
 
 
-def _sweep_panels(
+def _loop_over_panels(
     columns: Tensor,
     factor: Factor,
     groups: Groups,
@@ -118,7 +118,7 @@ def _sweep_panels(
         panel = _look_back(columns, missing, factor, start, upper) if start else panel.clone()
         for first, last in blocks:
             block, inner = panel[first - start :], upper[first - start :, first - start :]
-            found, errors = _sweep_block(
+            found, errors = _loop_over_block(
                 block, last - first, inner, groups, first, scheme, run, layer
             )
             codes[first:last] = found
@@ -139,7 +139,7 @@ def _look_back(
     return columns[start:end] + product(product(upper.T, back.T), missing[:start])
 
 
-def _sweep_block(
+def _loop_over_block(
     block: Tensor,
     count: int,
     upper: Tensor,
@@ -149,7 +149,7 @@ def _sweep_block(
     run: Columns,
     layer: str,
 ) -> tuple[Tensor, Tensor]:
-    """Quantize the first `count` rows of block [columns, out], which begins at sweep step `first`.
+    """Quantize the first `count` rows of block [columns, out], from step `first` of the loop on.
 
     They become their values; what comes after them is read (a group may reach beyond the block) but
     not updated. Returns codes and errors [count, out].
@@ -179,7 +179,7 @@ def _sweep_block(
 def plain_columns(
     block: Tensor, upper: Tensor, grids: Grid, index: list[int], scheme: Scheme
 ) -> tuple[Tensor, Tensor]:
-    """cuda_ext.sweep.gptq_sweep in plain PyTorch, any dtype and device: its oracle."""
+    """cuda_ext.column_loop.gptq_column_loop in plain PyTorch, any dtype and device: its oracle."""
     codes = torch.empty_like(block[: len(index)], dtype=torch.uint8)
     errors = torch.empty_like(block[: len(index)])
     diagonal = upper.diagonal()
@@ -200,12 +200,12 @@ def fused_columns(
     block: Tensor, upper: Tensor, grids: Grid, index: list[int], scheme: Scheme
 ) -> tuple[Tensor, Tensor]:
     """The same by the operator of cuda_ext, float32 on its devices."""
-    arguments = scheme.kind.sweep
+    arguments = scheme.kind.loop_arguments
     assert arguments is not None
     group = None
     if len(grids) > 1:
         group = torch.tensor(index, dtype=torch.int32, device=block.device)
-    return gptq_sweep(
+    return gptq_column_loop(
         block,
         upper,
         **arguments(grids.tensors),

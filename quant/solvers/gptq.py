@@ -38,8 +38,8 @@ class Options:
                    was needed is the Solution's `fallback`.
     block_size     columns between two lazy batch updates; changes speed, not results (except with
                    stale grids).
-    act_order      sweep over inputs by descending H_jj. Groups are then made of columns that are
-                   neighbours in the sweep, and the weight carries a group_index.
+    act_order      loop over inputs by descending H_jj. Groups are then made of columns that are
+                   neighbours in the loop, and the weight carries a group_index.
     static_groups  compute all group grids up front, from the weights as they were: groups stay
                    neighbours in the layer under act_order too, and no group_index is needed.
     group_grid     "current": the grid of a group comes from weights that hold every update so far.
@@ -103,7 +103,7 @@ def solve(
     """Quantize weight [out, in] against the Hessian that `prepare` factored, with these options.
 
     Computed in float32, or in float64 if weight or Hessian is; weight is left as it is. Weights of
-    dead inputs become 0 before any grid is computed. layer.kernel carries out the sweep:
+    dead inputs become 0 before any grid is computed. layer.kernel carries out the column loop:
     "reference" is Algorithm 1 of the paper in plain PyTorch; "cpu" and "cuda" are the fused
     operator of cuda_ext, whose results differ by rounding (quant.solvers.columns). Raises
     NonFiniteError, SingularHessianError and QuantizationError (a scale beyond scheme.scale_dtype),
@@ -113,7 +113,7 @@ def solve(
 
     from cuda_ext.ops import resolve_kernel
     from quant.grid import assemble, check_finite, stack_grids, working
-    from quant.solvers.columns import plain_reason, sweep
+    from quant.solvers.columns import column_loop, plain_reason
 
     factor, inputs = prepared, weight.shape[1]
     groups = scheme.groups(inputs)
@@ -129,13 +129,15 @@ def solve(
     columns = weight.T if factor.order is None else weight.T[factor.order]
     kernel = resolve_kernel(layer.kernel, weight.device)
     columns = columns.contiguous()
-    codes, loss = sweep(columns, factor, groups_of, scheme, options.block_size, kernel, layer.name)
+    codes, loss = column_loop(
+        columns, factor, groups_of, scheme, options.block_size, kernel, layer.name
+    )
     group_index = None
     if factor.order is not None:
         codes = torch.empty_like(codes).index_copy_(0, factor.order, codes)
         if groups > 1 and not options.static_groups:
-            swept = torch.tensor(groups_of.index, dtype=torch.int32, device=codes.device)
-            group_index = torch.empty_like(swept).index_copy_(0, factor.order, swept)
+            steps = torch.tensor(groups_of.index, dtype=torch.int32, device=codes.device)
+            group_index = torch.empty_like(steps).index_copy_(0, factor.order, steps)
     grid = stack_grids(groups_of.grids).apply(lambda part: part.transpose(0, 1))
     quantized = assemble(codes.T.contiguous(), grid, scheme, group_index)
     notes = [note for note in (_fallback(factor), plain_reason(kernel, scheme)) if note]
@@ -218,7 +220,7 @@ def _plan_groups(
     options: Options,
     layer: str,
 ) -> Groups:
-    """The grid of each group (None: to be found during the sweep) and the group of each step."""
+    """The grid of each group (None: to be found during the loop) and the group of each step."""
     from quant.grid import find_groups
     from quant.solvers.columns import Groups
 
@@ -227,16 +229,16 @@ def _plan_groups(
     size = min(scheme.group_size or inputs, inputs)
     together = scheme.span(inputs)  # found at once
     moving = groups > 1 and not options.static_groups
-    in_sweep = [step // size for step in range(inputs)]
+    in_order = [step // size for step in range(inputs)]
     if moving and together < inputs:
-        return Groups([None] * groups, in_sweep, stale, together)
+        return Groups([None] * groups, in_order, stale, together)
     whole = find_groups(weight[:, order] if moving and order is not None else weight, scheme, layer)
     grids: list[Grid | None] = [
         whole.apply(lambda part, group=group: part[:, group].contiguous())  # type: ignore[misc]
         for group in range(groups)
     ]
     if moving or order is None:
-        return Groups(grids, in_sweep, stale, together)
+        return Groups(grids, in_order, stale, together)
     return Groups(grids, [column // size for column in order.tolist()], stale, together)
 
 

@@ -60,7 +60,7 @@ def test_bytes_are_those_of_weight_and_activations(tiny: None) -> None:
 
 
 def test_the_contenders_agree(tiny: None) -> None:
-    """What is timed is the product: the packed ones and their bfloat16 twin give the same."""
+    """What is timed is the product: the packed ones and their bfloat16 layer give the same."""
     rivals = {rival.name: rival for rival in contenders(256, 64, 3, 128, (4,))}
     ours = rivals["packed 4 bits"].steps[0]()
     half = rivals["packed 4 bits bfloat16"].steps[0]()

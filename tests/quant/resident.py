@@ -16,7 +16,7 @@ from quant.calibrate.cost import _resident_bytes
 from quant.checkpoint.make import quantize_to
 from quant.checkpoint.source import CheckpointSource
 from quant.config import QuantizationConfig
-from quant.memory.heaps import give_back, keep_freed_memory
+from quant.memory.heaps import keep_freed_memory, trim_heap
 from quant.memory.limits import Limits
 from quant.memory.plan import IN_HOST, MemoryPlan, ModelShape, model_shape, plan_quantization
 from tests.quant.killing import CONTEXT
@@ -65,7 +65,7 @@ def _measure(
         return
     with tempfile.TemporaryDirectory() as folder:
         _quantize(model, Path(folder) / "warm", config, windows)  # libraries take memory once
-        give_back()
+        trim_heap()
         before = _resident_bytes()
         forget_peak()
         stages = _quantize(model, Path(folder) / "measured", config, windows)

@@ -21,7 +21,7 @@ from quant.checkpoint import dequantize_layers
 from quant.checkpoint.make import quantize_to
 from quant.checkpoint.source import ArtifactSource, CheckpointSource
 from quant.config import QuantizationConfig
-from quant.errors import CalibrationError, ModelLayoutError
+from quant.errors import CalibrationError, ModelStructureError
 from quant.experts import fused_parts, unfuse
 from quant.memory.limits import Limits
 from quant.memory.plan import model_shape, plan_quantization
@@ -326,6 +326,6 @@ def test_experts_that_do_more_than_the_interface_says_are_refused_by_name() -> N
     for module in fused_modules(model).values():
         module.has_post_expert_norm = True
     with pytest.raises(
-        ModelLayoutError, match=r"model\.layers\.\*\.mlp\.experts\.gate_up_proj \(\d+ %\)"
+        ModelStructureError, match=r"model\.layers\.\*\.mlp\.experts\.gate_up_proj \(\d+ %\)"
     ):
         quantize_model(model, [], QuantizationConfig(rtn.SOLVER, W4))

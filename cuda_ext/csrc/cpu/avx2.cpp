@@ -135,7 +135,7 @@ struct Isa::Table<3> : Isa::Values<3> {
   Table(Values<3> values) : Values<3>(values) {}
 };
 
-// Rows of the column sweep.
+// Rows of the column loop.
 struct Lanes {
   using V = __m256;
   static constexpr int kWidth = 8, kSlab = 32, kTogether = 2;
@@ -203,9 +203,9 @@ struct Wide {
 
 #include "attention_template.h"
 #include "kernel_template.h"
-#include "sweep_template.h"
+#include "column_loop_template.h"
 
 namespace bitsweep {
-Kernels avx2_kernels() { return {linear, dequantize, sweep, Lanes::kSlab, attend, kStrip}; }
+Kernels avx2_kernels() { return {linear, dequantize, column_loop, Lanes::kSlab, attend, kStrip}; }
 }  // namespace bitsweep
 #endif

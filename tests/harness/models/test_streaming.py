@@ -189,7 +189,7 @@ def test_a_killed_cell_is_continued_by_the_same_command(tiny_cell: Make, tmp_pat
     events, records = run(config)
     (told,) = [event for event in events if isinstance(event, Resumed)]
     assert (told.stage, told.blocks, told.total) == ("quantization", 1, 2)
-    saved = stages.keys() - {"layout", "capture", "read", "forward"}
+    saved = stages.keys() - {"structure", "capture", "read", "forward"}
     assert {"hessian", "solve"} <= saved, "the others are done again"
     assert told.seconds == pytest.approx(sum(stages[name] for name in saved))
     assert not [event for event in run(config)[0] if isinstance(event, Resumed)]

@@ -1,6 +1,7 @@
 """Records appear whole or not at all, whatever happens while they are written."""
 
 import errno
+import json
 import multiprocessing
 import os
 import signal
@@ -23,7 +24,7 @@ from harness.records.store import (
     unique_name,
     write_atomically,
 )
-from harness.records.temporary import make_temporary, sweep
+from harness.records.temporary import make_temporary, remove_abandoned
 
 CELL = CellIdentity(model="tiny", method="rtn", scheme="w4", calibration=None, seed=0)
 
@@ -97,7 +98,7 @@ def test_one_foreign_record_costs_no_other(tmp_path: Path) -> None:
     path = Store(tmp_path).write(record())
     text = path.read_text()
     newer = path.with_name("a.json")
-    newer.write_text(text.replace('"schema_version": 1', '"schema_version": 99'))
+    newer.write_text(text.replace(f'"schema_version": {SCHEMA_VERSION}', '"schema_version": 99'))
     path.with_name("b.json").mkdir()
     path.with_name("c.json").symlink_to("c.json")
     records, notes = scan_records(tmp_path)
@@ -129,6 +130,23 @@ def test_older_records_are_read_in_today_s_form() -> None:
     assert migrated('{"schema_version": 2, "one": 7}', steps, 3) == {"schema_version": 3}
     assert migrated('{"schema_version": 9}', steps, 3) == {"schema_version": 9}
     assert set(STEPS) == set(range(1, SCHEMA_VERSION)), "every version that was left has a step"
+
+
+def test_words_of_version_1_are_read_as_today_s() -> None:
+    metric = {"name": "twin_decode_ms", "value": 3, "notes": {"kernel": "cpu"}}
+    missing = {
+        "name": "decode_ms",
+        "notes": {"full-precision twin": "needs 9 GiB", "kernel": "cpu"},
+    }
+    stage = {"name": "seconds", "task": "layout"}
+    found = migrated(json.dumps({"schema_version": 1, "metrics": [metric, missing, stage, 7]}))
+    assert found["schema_version"] == SCHEMA_VERSION
+    assert found["metrics"] == [
+        {**metric, "name": "baseline_decode_ms"},
+        {"name": "decode_ms", "notes": {"kernel": "cpu", "full-precision baseline": "needs 9 GiB"}},
+        {"name": "seconds", "task": "structure"},
+        7,
+    ]
 
 
 @pytest.mark.parametrize(
@@ -249,13 +267,13 @@ def test_temporary_files_of_killed_writers_are_swept_and_no_others(tmp_path: Pat
         (folder / "000000").write_bytes(b"states")
     for path in (old, old / "000000"):
         os.utime(path, (0, 0))
-    assert sorted(sweep(tmp_path)) == sorted([left, old])
+    assert sorted(remove_abandoned(tmp_path)) == sorted([left, old])
     assert writing.is_alive()
     assert new.is_dir()
     assert len(list(cells.iterdir())) == 2
     writing.kill()
     writing.join()
-    assert len(sweep(tmp_path)) == 1
+    assert len(remove_abandoned(tmp_path)) == 1
 
 
 def _hold(root: str, ready: Path) -> None:

@@ -159,13 +159,13 @@ def test_blocks_compute_what_the_model_in_float64_does(name: str) -> None:
     model = tiny_model(name)
     windows = torch.stack(random_windows(2))
     source = as_source(model)
-    layout = observe(source, windows[0])
+    model_structure = observe(source, windows[0])
     with torch.no_grad(), wide_buffers(model), WideCalls():
-        captured = capture(model, layout, [windows])
+        captured = capture(model, model_structure, [windows])
         hidden = captured.hidden[0]
-        for index, structure in enumerate(layout.structures):
+        for index, structure in enumerate(model_structure.structures):
             call = captured.calls[index][0]
-            hidden = run_block(layout.blocks.modules[index], structure, call, hidden)
+            hidden = run_block(model_structure.blocks.modules[index], structure, call, hidden)
     assert hidden.dtype == torch.float64
     oracle = tiny_model(name).double()
     seen: list[torch.Tensor] = []
@@ -197,11 +197,16 @@ def test_no_float32_is_left_in_any_architecture(name: str, monkeypatch: Any) -> 
 
     monkeypatch.setattr(WideCalls, "__torch_function__", watched)
     windows = torch.stack(random_windows(2))
-    layout = observe(as_source(model), windows[0])
+    model_structure = observe(as_source(model), windows[0])
     with torch.no_grad(), wide_buffers(model), WideCalls():
-        captured = capture(model, layout, [windows])
+        captured = capture(model, model_structure, [windows])
         call = captured.calls[0][0]
-        run_block(layout.blocks.modules[0], layout.structures[0], call, captured.hidden[0])
+        run_block(
+            model_structure.blocks.modules[0],
+            model_structure.structures[0],
+            call,
+            captured.hidden[0],
+        )
     assert narrow == []
     assert all(p.dtype == torch.float32 for p in model.parameters())
 

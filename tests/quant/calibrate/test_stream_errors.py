@@ -15,7 +15,7 @@ from quant.calibrate.stream import quantize_model
 from quant.config import QuantizationConfig
 from quant.errors import (
     CalibrationError,
-    ModelLayoutError,
+    ModelStructureError,
     NonFiniteError,
     QuantizationError,
     SingularHessianError,
@@ -117,7 +117,7 @@ def test_the_replay_is_checked_before_anything_changes() -> None:
         return output + len(calls) * torch.arange(output.shape[-1])
 
     block.register_forward_hook(drift)
-    refused(model, ModelLayoutError, "differ by up to")
+    refused(model, ModelStructureError, "differ by up to")
 
 
 def test_hooks_are_removed_when_a_block_fails(monkeypatch: pytest.MonkeyPatch) -> None:

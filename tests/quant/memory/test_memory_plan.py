@@ -53,11 +53,11 @@ def test_the_plan_of_a_large_model_is_the_sum_of_its_parts() -> None:
     assert parts["Hessians of a block (q, k, v share one)"].bytes == hessians
     always = sum(i.bytes for i in plan.items if i.where == ON_DEVICE and not i.phases)
     factor = hessians + parts["the largest factorization"].bytes
-    sweep = hessians + parts["the largest layer in the solver"].bytes
+    solve = hessians + parts["the largest layer in the solver"].bytes
     collect = hessians + sum(
         parts[name].bytes for name in ("a batch inside a block", "product of the widest inputs")
     )
-    assert plan.needed(ON_DEVICE) == always + max(factor, sweep, collect)
+    assert plan.needed(ON_DEVICE) == always + max(factor, solve, collect)
     rows = list(plan.rows())
     assert ("at most at one time", ON_DEVICE, plan.needed(ON_DEVICE)) in rows
     assert ("may be taken", IN_HOST, int(60 * GB * USABLE)) in rows
@@ -73,7 +73,7 @@ def test_the_block_that_is_being_written_is_counted_beside_the_one_being_made() 
     packed = codes // 2 + grids + largest // 2 + largest // 128 * (16 + 4) // 8
     written = parts["the block before it, being written"]
     assert written.bytes == codes + grids + packed
-    assert (written.where, written.phases) == (IN_HOST, ("collect", "factor", "sweep"))
+    assert (written.where, written.phases) == (IN_HOST, ("collect", "factor", "solve"))
     # A block may hold more than its layers: norms, or experts that stay as they are.
     more = replace(OPT_175B, block_bytes=OPT_175B.block_bytes + GB)
     rounding = QuantizationConfig(rtn.SOLVER, Scheme(4, 128))

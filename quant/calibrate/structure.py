@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from quant.blocks import Blocks, find_blocks, linear_layers
-from quant.errors import ModelLayoutError
+from quant.errors import ModelStructureError
 from quant.experts import Names, routed_groups
 
 
@@ -66,7 +66,7 @@ class BlockStructure:
 
 
 @dataclass(frozen=True)
-class Layout:
+class ModelStructure:
     """The blocks of a model and how each is called."""
 
     blocks: Blocks
@@ -92,10 +92,10 @@ def run_model(model: PreTrainedModel, batch: Tensor) -> Any:
     return model(input_ids=batch.to(table.device), use_cache=False, return_dict=True)
 
 
-def learn_layout(model: PreTrainedModel, window: Tensor) -> Layout:
+def learn_structure(model: PreTrainedModel, window: Tensor) -> ModelStructure:
     """Run the model once on window [tokens] and observe how it calls its blocks.
 
-    Raises ModelLayoutError when the blocks do not form one chain of hidden states.
+    Raises ModelStructureError when the blocks do not form one chain of hidden states.
     """
     blocks = find_blocks(model)
     chain = _Chain(blocks)
@@ -110,11 +110,11 @@ def learn_layout(model: PreTrainedModel, window: Tensor) -> Layout:
         for handle in handles:
             handle.remove()
     if chain.order != list(range(len(blocks))):
-        raise ModelLayoutError(
+        raise ModelStructureError(
             f"{type(model).__name__} ran the blocks of {blocks.name} in the order {chain.order}, "
             "not each once from first to last, so they cannot be calibrated one after the other."
         )
-    return Layout(blocks, chain.structures())
+    return ModelStructure(blocks, chain.structures())
 
 
 class _Observer:
@@ -193,7 +193,7 @@ class _Chain:
         self._blocks = blocks
         self._arguments: list[int | str] = []
         self._indices: list[int | None] = []
-        self._problem: ModelLayoutError | None = None
+        self._problem: ModelStructureError | None = None
 
     def enter(self, index: int) -> None:
         """Block `index` is about to run. A problem is kept: a wrong order is the plainer one."""
@@ -204,7 +204,7 @@ class _Chain:
                 self._arguments.append(first)
             elif self.order[-2:] == [index - 1, index]:
                 self._follow(self.observers[index - 1], self.observers[index], index - 1)
-        except ModelLayoutError as error:
+        except ModelStructureError as error:
             self._problem = self._problem or error
 
     def _follow(self, source: _Observer, target: _Observer, index: int) -> None:
@@ -254,7 +254,7 @@ def _link(output: Any, target: _Observer, name: str) -> tuple[int | None, int | 
     elif type(output) in (tuple, list):
         parts = list(enumerate(output))
     else:
-        raise ModelLayoutError(
+        raise ModelStructureError(
             f"{name} returns a {type(output).__name__}; only a tensor or a tuple can be replayed."
         )
     arguments: list[tuple[int | str, Any]] = [*enumerate(target.args), *target.kwargs.items()]
@@ -271,7 +271,7 @@ def _link(output: Any, target: _Observer, name: str) -> tuple[int | None, int | 
         if not links
         else f"reaches the next block in {len(links)} arguments ({[a for _, a in links]})"
     )
-    raise ModelLayoutError(
+    raise ModelStructureError(
         f"the output of {name} {problem}; a chain of one tensor of hidden states is needed to "
         "calibrate block by block. method=rtn needs no such chain."
     )
@@ -282,7 +282,7 @@ def _first_hidden_argument(observer: _Observer, name: str) -> int | str:
         return 0
     if isinstance(observer.kwargs.get("hidden_states"), Tensor):
         return "hidden_states"
-    raise ModelLayoutError(
+    raise ModelStructureError(
         f"{name} is called without a first tensor or a hidden_states argument "
         f"(keywords: {', '.join(observer.kwargs)}), so its hidden states cannot be told."
     )
@@ -297,7 +297,7 @@ def _only_hidden_output(observer: _Observer, argument: int | str, name: str) -> 
     for index, part in enumerate(parts):
         if isinstance(part, Tensor) and part.shape == source.shape and part.dtype == source.dtype:
             return index
-    raise ModelLayoutError(
+    raise ModelStructureError(
         f"{name} returns no tensor of the shape of its hidden states {tuple(source.shape)}."
     )
 

@@ -1,29 +1,29 @@
-// Checks of bitsweep::gptq_sweep, the same on every device: errors name the argument and its value.
+// Checks of bitsweep::gptq_column_loop, the same on every device: errors name the argument and its value.
 #pragma once
 
 #include <optional>
 #include <vector>
 
 #include "operators.h"
-#include "shared/sweep.h"
+#include "shared/column_loop.h"
 
 namespace bitsweep {
 
-constexpr const char* kSweepName = "gptq_sweep";
+constexpr const char* kColumnLoopName = "gptq_column_loop";
 
 // The arguments as the kernels take them, and the tensors that they fill.
-struct PlannedSweep {
-  Sweep sweep;
+struct PlannedColumnLoop {
+  ColumnLoop loop;
   Tensor codes;
   Tensor errors;
 };
 
 // Checks the arguments and makes the tensors of codes and errors.
-inline PlannedSweep plan_sweep(
+inline PlannedColumnLoop plan_column_loop(
     const Tensor& weight, const Tensor& upper, const Tensor& scale,
     const std::optional<Tensor>& zero, const std::optional<Tensor>& negative,
     const std::optional<Tensor>& group, int64_t count, int64_t max_code) {
-  constexpr const char* op = kSweepName;
+  constexpr const char* op = kColumnLoopName;
   const Place place{"weight", device_of(weight)};
   STD_TORCH_CHECK(
       weight.dim() == 2, op, ": weight is ", text_of(sizes_of(weight)),
@@ -57,21 +57,21 @@ inline PlannedSweep plan_sweep(
   if (group) check(op, "group", *group, ScalarType::Int, {count}, place);
   const Tensor codes = torch::stable::new_empty(weight, {count, rows}, ScalarType::Byte);
   const Tensor errors = torch::stable::new_empty(weight, {count, rows}, ScalarType::Float);
-  Sweep sweep{};
-  sweep.weight = static_cast<float*>(weight.data_ptr());
-  sweep.upper = static_cast<const float*>(upper.data_ptr());
-  sweep.upper_stride = upper.stride(0);
-  sweep.scale = static_cast<const float*>(scale.data_ptr());
-  sweep.other = static_cast<const float*>((zero ? *zero : *negative).data_ptr());
-  sweep.group = group ? static_cast<const int32_t*>(group->data_ptr()) : nullptr;
-  sweep.ternary = negative.has_value();
-  sweep.max_code = static_cast<float>(max_code);
-  sweep.columns = columns;
-  sweep.count = count;
-  sweep.rows = rows;
-  sweep.codes = static_cast<uint8_t*>(codes.data_ptr());
-  sweep.errors = static_cast<float*>(errors.data_ptr());
-  return {sweep, codes, errors};
+  ColumnLoop loop{};
+  loop.weight = static_cast<float*>(weight.data_ptr());
+  loop.upper = static_cast<const float*>(upper.data_ptr());
+  loop.upper_stride = upper.stride(0);
+  loop.scale = static_cast<const float*>(scale.data_ptr());
+  loop.other = static_cast<const float*>((zero ? *zero : *negative).data_ptr());
+  loop.group = group ? static_cast<const int32_t*>(group->data_ptr()) : nullptr;
+  loop.ternary = negative.has_value();
+  loop.max_code = static_cast<float>(max_code);
+  loop.columns = columns;
+  loop.count = count;
+  loop.rows = rows;
+  loop.codes = static_cast<uint8_t*>(codes.data_ptr());
+  loop.errors = static_cast<float*>(errors.data_ptr());
+  return {loop, codes, errors};
 }
 
 }  // namespace bitsweep

@@ -1,4 +1,4 @@
-"""GPTQ's inner column loop as one operator, bitsweep::gptq_sweep, on the CPU and on CUDA."""
+"""GPTQ's inner column loop as one operator, bitsweep::gptq_column_loop, on the CPU and on CUDA."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from cuda_ext import build
 def load() -> None:
     """Build and load the library and register the fake implementation; build.BuildError if not."""
     build.load()
-    torch.library.register_fake("bitsweep::gptq_sweep")(_fake_sweep)
+    torch.library.register_fake("bitsweep::gptq_column_loop")(_fake_column_loop)
 
 
-def gptq_sweep(
+def gptq_column_loop(
     weight: Tensor,
     upper: Tensor,
     scale: Tensor,
@@ -30,26 +30,26 @@ def gptq_sweep(
 ) -> tuple[Tensor, Tensor]:
     """Quantize the first `count` columns of a block one after the other (GPTQ, Algorithm 1).
 
-    weight    float32 [columns, rows], contiguous: columns of a layer's weight in sweep order. The
-              first `count` become their quantized values, the others take up every error.
+    weight    float32 [columns, rows], contiguous: columns of a layer's weight in the loop's order.
+              The first `count` become their quantized values, the others take up every error.
     upper     float32 [columns, columns], this block of U with H^-1 = U^T U; rows may be strided.
     scale     float32 [groups, rows]; zero alike, the zero-points; for ternary levels negative
               instead, the magnitude of code 0.
     group     int32 [count], the group of each column; None: there is one.
 
     Returns codes uint8 [count, rows] and errors float32 [count, rows], (w - q) / U_jj, for the
-    update of columns beyond the block. Every step rounds as csrc/shared/sweep.h writes it, on every
-    device alike, so the result is that of the plain PyTorch loop on the CPU, bit for bit where its
-    addcmul_ is a fused product (x86 with AVX2; on CUDA torch rounds the product first). Raises
-    RuntimeError naming the argument that does not fit; on CUDA group is not read back, so its range
-    is the caller's care.
+    update of columns beyond the block. Every step rounds as csrc/shared/column_loop.h writes it, on
+    every device alike, so the result is that of the plain PyTorch loop on the CPU, bit for bit
+    where its addcmul_ is a fused product (x86 with AVX2; on CUDA torch rounds the product first).
+    Raises RuntimeError naming the argument that does not fit; on CUDA group is not read back, so
+    its range is the caller's care.
     """
     load()
-    return torch.ops.bitsweep.gptq_sweep(
+    return torch.ops.bitsweep.gptq_column_loop(
         weight, upper, scale, zero, negative, group, count, max_code
     )
 
 
-def _fake_sweep(weight, upper, scale, zero, negative, group, count, max_code):  # noqa: ARG001
+def _fake_column_loop(weight, upper, scale, zero, negative, group, count, max_code):  # noqa: ARG001
     rows = weight.shape[1]
     return weight.new_empty((count, rows), dtype=torch.uint8), weight.new_empty((count, rows))

@@ -1,7 +1,7 @@
 """GPTQ's inner column loop: the operator against the plain PyTorch loop, and what it refuses.
 
-The yardstick is the loop on the CPU, for CUDA too: csrc/shared/sweep.h fixes every rounding, so
-all devices give the same bits. (torch's own addcmul_ on CUDA rounds the product before it adds.)
+The yardstick is the loop on the CPU, for CUDA too: csrc/shared/column_loop.h fixes every rounding,
+so all devices give the same bits. (torch's own addcmul_ on CUDA rounds the product before it adds.)
 """
 
 import pytest
@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cuda_ext import ops
-from cuda_ext.sweep import gptq_sweep
+from cuda_ext.column_loop import gptq_column_loop
 from quant.scheme import Scheme
 from quant.solvers.columns import plain_columns
-from tests.oracles.sweep_blocks import FUSED, SCHEMES, block
+from tests.oracles.column_blocks import FUSED, SCHEMES, block
 
 pytestmark = pytest.mark.skipif(
     ops.why_unavailable(torch.device("cpu")) is not None, reason="no compiler: no kernels"
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(
 
 
 def fused(weight, upper, grids, index, scheme):
-    return gptq_sweep(
+    return gptq_column_loop(
         weight,
         upper,
         grids["scale"],
@@ -128,7 +128,9 @@ def test_fake_tensors_and_opcheck(device):
     weight, upper, grids = block(8, 20, device=device)
     arguments = (weight, upper, grids["scale"], grids["zero"], None, None, 8, 3)
     torch.library.opcheck(
-        torch.ops.bitsweep.gptq_sweep, arguments, test_utils=("test_schema", "test_faketensor")
+        torch.ops.bitsweep.gptq_column_loop,
+        arguments,
+        test_utils=("test_schema", "test_faketensor"),
     )
 
 
@@ -145,7 +147,7 @@ def call(device, **changes):
         "max_code": 3,
         **changes,
     }
-    return gptq_sweep(
+    return gptq_column_loop(
         **{
             name: value.to(device) if isinstance(value, torch.Tensor) else value
             for name, value in arguments.items()
@@ -172,7 +174,7 @@ WRONG = [
 
 @pytest.mark.parametrize(("changes", "message"), WRONG, ids=[case[1][:24] for case in WRONG])
 def test_wrong_arguments_are_named(device, changes, message):
-    with pytest.raises(RuntimeError, match=f"gptq_sweep: .*{message}"):
+    with pytest.raises(RuntimeError, match=f"gptq_column_loop: .*{message}"):
         call(device, **changes)
     call(device)
 

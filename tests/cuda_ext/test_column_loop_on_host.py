@@ -1,4 +1,4 @@
-"""The code of the CUDA column sweep, compiled for the host and run by a loop over its threads."""
+"""The code of the CUDA column loop, compiled for the host and run by a loop over its threads."""
 
 import ctypes
 import subprocess
@@ -9,13 +9,13 @@ import torch
 
 from cuda_ext import toolchain
 from quant.solvers.columns import plain_columns
-from tests.oracles.sweep_blocks import FUSED, SCHEMES, block
+from tests.oracles.column_blocks import FUSED, SCHEMES, block
 
 HERE = Path(__file__).parent
 
 
-class Sweep(ctypes.Structure):
-    """bitsweep::Sweep of csrc/shared/sweep.h."""
+class ColumnLoop(ctypes.Structure):
+    """bitsweep::ColumnLoop of csrc/shared/column_loop.h."""
 
     _fields_ = [
         ("weight", ctypes.c_void_p),
@@ -40,9 +40,9 @@ def library(tmp_path_factory):
         compiler = toolchain.find_compiler()
     except toolchain.BuildError as error:
         pytest.skip(str(error))
-    made = tmp_path_factory.mktemp("sweep") / "sweep_on_host.so"
+    made = tmp_path_factory.mktemp("loop") / "column_loop_on_host.so"
     flags = ("-std=c++20", "-O1", "-shared", "-fPIC", "-ffp-contract=off", "-w")
-    source = HERE / "sweep_on_host.cpp"
+    source = HERE / "column_loop_on_host.cpp"
     command = (compiler, *flags, "-I", str(toolchain.SOURCES), str(source), "-o", str(made))
     subprocess.run(command, check=True)
     return ctypes.CDLL(str(made))
@@ -54,9 +54,9 @@ def run(library, weight, upper, grids, index, scheme):
     errors = torch.full((count, rows), float("nan"))
     group = torch.tensor(index, dtype=torch.int32)
     other = grids["negative_scale" if scheme.levels == "ternary" else "zero"]
-    library.sweep_on_host(
+    library.column_loop_on_host(
         ctypes.byref(
-            Sweep(
+            ColumnLoop(
                 weight.data_ptr(),
                 upper.data_ptr(),
                 upper.stride(0),
@@ -82,9 +82,7 @@ def run(library, weight, upper, grids, index, scheme):
     ("columns", "rows", "count", "groups"),
     [(128, 200, 128, 1), (128, 64, 128, 3), (15, 65, 15, 2), (17, 1, 17, 1), (40, 130, 33, 4)],
 )
-def test_the_cuda_sweep_is_the_plain_loop_bit_for_bit(
-    library, scheme, columns, rows, count, groups
-):
+def test_the_cuda_loop_is_the_plain_loop_bit_for_bit(library, scheme, columns, rows, count, groups):
     weight, upper, grids = block(columns, rows, groups, scheme)
     index = [(7 * step) % groups for step in range(count)]
     expected, found = weight.clone(), weight.clone()

@@ -16,8 +16,8 @@
 
 namespace bitsweep {
 
-// A block of columns (rows of these arrays are columns of the layer's weight, in sweep order).
-struct Sweep {
+// A block of columns (rows of these arrays are columns of the layer's weight, in the loop's order).
+struct ColumnLoop {
   float* weight;         // [columns, rows]; values of the first `count`, the others up to date
   const float* upper;    // U of the block, `upper_stride` floats from row to row
   int64_t upper_stride;
@@ -85,7 +85,7 @@ BITSWEEP_HD Rounded round_ternary(float w, float positive, float negative) {
   return {1.0f, 0.0f};
 }
 
-BITSWEEP_HD float sweep_error(float w, float value, float diagonal) {
+BITSWEEP_HD float loop_error(float w, float value, float diagonal) {
   return exact_divide(w - value, diagonal);
 }
 

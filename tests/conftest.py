@@ -14,7 +14,9 @@ os.environ["PYTHONPATH"] = os.pathsep.join(
 )
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
-os.environ.setdefault("GOMP_SPINCOUNT", "20000")  # two pytest workers share two cores
+# Two pytest workers share two cores; a test of threads asks for them itself.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
 # A shell ignores it in what it runs in the background, and every process of a test would inherit
 # that.

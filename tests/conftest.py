@@ -18,8 +18,8 @@ os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
-# A shell ignores it in what it runs in the background, and every process of a test would inherit
-# that.
+# A shell has SIGINT ignored in what it runs in the background, and every process of a test would
+# inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 

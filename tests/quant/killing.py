@@ -81,7 +81,7 @@ def kill(model: Path, target: Path, when: str, block: int, *more: str) -> None:
     """
     process = CONTEXT.Process(target=_make_and_die, args=(model, target, when, block, *more))
     process.start()
-    process.join(60)
+    process.join(300)
     assert process.exitcode == -signal.SIGKILL
 
 

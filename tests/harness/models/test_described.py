@@ -56,10 +56,10 @@ def changed(tiny_model: Path, tmp_path: Path) -> Change:
     ],
 )
 def test_sizes_that_no_model_has(changed: Change, key: str, value: Any, words: str) -> None:
-    began = time.monotonic()
+    began = time.process_time()
     with pytest.raises(ModelError) as caught:
         check_folder(changed(key, value), "model.path=x")
-    assert time.monotonic() - began < 1
+    assert time.process_time() - began < 1
     said = str(caught.value)
     assert words in said
     assert said.startswith("model.path=x")

@@ -30,11 +30,12 @@ import transformers
 
 from cuda_ext.ops import KernelUnavailable, resolve_kernel
 from harness.suites.published import Published, published_latencies
+from quant.errors import SchemeError
 from quant.measure import roofline
 from quant.measure.architectures import ARCHITECTURES, ArchitectureError, architecture_config
 from quant.measure.decode import Decoder, make_decoder
 from quant.measure.dummy import GIB, MemoryNeed, NotEnoughMemory, build_dummy, predict_memory
-from quant.scheme import Scheme, SchemeError
+from quant.scheme import Scheme
 
 FULL = 16
 WARM_TOKENS = 8
@@ -59,7 +60,8 @@ class Settings:
 
     @property
     def torch_dtype(self) -> torch.dtype:
-        return getattr(torch, self.dtype)
+        found: torch.dtype = getattr(torch, self.dtype)
+        return found
 
     def scheme(self, bits: int) -> Scheme | None:
         return None if bits == FULL else Scheme(bits, self.group_size)
@@ -92,9 +94,10 @@ class Row:
 def kv_bytes(config: Any, settings: Settings) -> int:
     """Keys and values of all positions, twice: the static cache and the one it is checked with."""
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    width = heads * (config.hidden_size // config.num_attention_heads)
+    width: int = heads * (config.hidden_size // config.num_attention_heads)
     positions = settings.prompt + settings.tokens
-    return 4 * positions * config.num_hidden_layers * width * settings.torch_dtype.itemsize
+    layers: int = config.num_hidden_layers
+    return 4 * positions * layers * width * settings.torch_dtype.itemsize
 
 
 def time_width(settings: Settings, bits: int, bandwidth: float) -> Row:
@@ -184,7 +187,8 @@ def _milliseconds(step: Any, device: str) -> float:
     step()
     end.record()
     end.synchronize()
-    return start.elapsed_time(end)
+    taken: float = start.elapsed_time(end)
+    return taken
 
 
 def free() -> None:

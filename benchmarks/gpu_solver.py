@@ -69,7 +69,8 @@ def random_model(shape: Shape, blocks: int, device: str, dtype: torch.dtype) -> 
     torch.set_default_dtype(dtype)
     try:
         with torch.device(device):
-            return OPTForCausalLM(config).eval()
+            model: PreTrainedModel = OPTForCausalLM(config).eval()
+            return model
     finally:
         torch.set_default_dtype(before)
 

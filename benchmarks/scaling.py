@@ -172,7 +172,7 @@ def make_checkpoint(folder: Path, case: Case) -> None:
         def make() -> torch.Tensor:
             if len(shape) == 1:
                 return torch.ones(shape)
-            return torch.randn(shape, generator=generator) * shape[1] ** -0.5
+            return torch.randn(shape, generator=generator) * float(shape[1] ** -0.5)
 
         return Entry(name, shape, torch.float32, make)
 

@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
@@ -95,7 +96,9 @@ def inner_loop(weight: torch.Tensor, hessian: torch.Tensor, runs: int) -> None:
         groups = gptq._plan_groups(weight, None, count, scheme, _static(scheme), "")
         grids = [column_loop._grids(groups, *block) for block in blocks]
 
-        def run(loop: column_loop.Columns, scheme: Scheme = scheme, grids: list = grids) -> None:
+        def run(
+            loop: column_loop.Columns, scheme: Scheme = scheme, grids: list[Any] = grids
+        ) -> None:
             for block, upper, (grid, index) in zip(blocks, inverses, grids, strict=True):
                 loop(columns[block[0] : block[1]].clone(), upper, grid, index, scheme)
 

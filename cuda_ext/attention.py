@@ -44,9 +44,10 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor, scale: float) ->
                 f"causal_attention: {name} is on {tensor.device}; this operator is for the CPU, "
                 "use torch.nn.functional.scaled_dot_product_attention there."
             )
-    return torch.ops.bitsweep.causal_attention(query, key, value, scale)
+    result: Tensor = torch.ops.bitsweep.causal_attention(query, key, value, scale)
+    return result
 
 
-def _fake_attention(query, key, value, scale):  # noqa: ARG001
+def _fake_attention(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:  # noqa: ARG001
     batch, heads, tokens, width = query.shape
     return query.new_empty((batch, tokens, heads, width)).transpose(1, 2)

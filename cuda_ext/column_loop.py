@@ -45,11 +45,21 @@ def gptq_column_loop(
     its range is the caller's care.
     """
     load()
-    return torch.ops.bitsweep.gptq_column_loop(
+    result: tuple[Tensor, Tensor] = torch.ops.bitsweep.gptq_column_loop(
         weight, upper, scale, zero, negative, group, count, max_code
     )
+    return result
 
 
-def _fake_column_loop(weight, upper, scale, zero, negative, group, count, max_code):  # noqa: ARG001
+def _fake_column_loop(
+    weight: Tensor,
+    upper: Tensor,  # noqa: ARG001
+    scale: Tensor,  # noqa: ARG001
+    zero: Tensor | None,  # noqa: ARG001
+    negative: Tensor | None,  # noqa: ARG001
+    group: Tensor | None,  # noqa: ARG001
+    count: int,
+    max_code: int,  # noqa: ARG001
+) -> tuple[Tensor, Tensor]:
     rows = weight.shape[1]
     return weight.new_empty((count, rows), dtype=torch.uint8), weight.new_empty((count, rows))

@@ -71,7 +71,7 @@ def why_unavailable(device: str, load: Callable[[], build.Library]) -> str | Non
         return f"no GPU: PyTorch sees no CUDA device here (torch {version})."
     try:
         library = load()
-    except build.BuildError as error:
+    except toolchain.BuildError as error:
         return str(error)
     return None if kind == "cpu" else _why_not_on_gpu(library, device)
 

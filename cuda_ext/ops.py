@@ -70,9 +70,10 @@ def dequantize(
     argument and its value.
     """
     size = in_features if group_size is None else group_size
-    return torch.ops.bitsweep.dequantize(
+    result: Tensor = torch.ops.bitsweep.dequantize(
         qweight, scales, qzeros, scales_negative, g_idx, bits, in_features, size, dtype
     )
+    return result
 
 
 def linear(
@@ -93,9 +94,10 @@ def linear(
     for the whole row; bias is [out]. Raises like `dequantize`.
     """
     size = x.shape[-1] if group_size is None else group_size
-    return torch.ops.bitsweep.linear(
+    result: Tensor = torch.ops.bitsweep.linear(
         x, qweight, scales, qzeros, scales_negative, g_idx, bias, bits, size
     )
+    return result
 
 
 @torch.library.custom_op("bitsweep::dequantize", mutates_args=())
@@ -125,7 +127,17 @@ def _dequantize(
 
 
 @_dequantize.register_fake
-def _(qweight, scales, qzeros, scales_negative, g_idx, bits, in_features, group_size, dtype):
+def _(
+    qweight: Tensor,
+    scales: Tensor,
+    qzeros: Tensor | None,
+    scales_negative: Tensor | None,
+    g_idx: Tensor | None,
+    bits: int,
+    in_features: int,
+    group_size: int,
+    dtype: torch.dtype,
+) -> Tensor:
     buffers = (qweight, scales, qzeros, scales_negative, g_idx)
     _check_weight("dequantize", buffers, bits, in_features, group_size)
     return scales.new_empty((scales.shape[1], in_features), dtype=dtype)
@@ -151,7 +163,17 @@ def _linear(
 
 
 @_linear.register_fake
-def _(x, qweight, scales, qzeros, scales_negative, g_idx, bias, bits, group_size):
+def _(
+    x: Tensor,
+    qweight: Tensor,
+    scales: Tensor,
+    qzeros: Tensor | None,
+    scales_negative: Tensor | None,
+    g_idx: Tensor | None,
+    bias: Tensor | None,
+    bits: int,
+    group_size: int,
+) -> Tensor:
     buffers = (qweight, scales, qzeros, scales_negative, g_idx)
     _check_input(x, bias, buffers, bits, group_size)
     return x.new_empty((*x.shape[:-1], scales.shape[1]))

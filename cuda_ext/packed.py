@@ -122,7 +122,7 @@ def linear(
             packed, bits=bits, in_features=x.shape[-1], out_features=out_features, group_size=size
         )
         return functional.linear(x, weight.double(), None if bias is None else bias.double())
-    return torch.ops.bitsweep.packed_linear(
+    result: Tensor = torch.ops.bitsweep.packed_linear(
         x,
         packed.tiles,
         packed.scales,
@@ -133,6 +133,7 @@ def linear(
         out_features,
         size,
     )
+    return result
 
 
 @cache
@@ -162,27 +163,38 @@ def dequantize(
         in_features if group_size is None else group_size,
         kernel_dtype,
     )
-    return weight.to(dtype)
+    result: Tensor = weight.to(dtype)
+    return result
 
 
-def _fake_linear(x, tiles, scales, zeros, negative, bias, bits, out_features, group_size):  # noqa: ARG001
+def _fake_linear(
+    x: Tensor,
+    tiles: Tensor,  # noqa: ARG001
+    scales: Tensor,  # noqa: ARG001
+    zeros: Tensor | None,  # noqa: ARG001
+    negative: Tensor | None,  # noqa: ARG001
+    bias: Tensor | None,  # noqa: ARG001
+    bits: int,  # noqa: ARG001
+    out_features: int,
+    group_size: int,  # noqa: ARG001
+) -> Tensor:
     return x.new_empty((*x.shape[:-1], out_features))
 
 
 def _fake_dequantize(
-    tiles,
-    scales,  # noqa: ARG001
-    zeros,  # noqa: ARG001
-    negative,  # noqa: ARG001
-    bits,  # noqa: ARG001
-    in_features,
-    out_features,
-    group_size,  # noqa: ARG001
-    dtype,
-):
+    tiles: Tensor,
+    scales: Tensor,  # noqa: ARG001
+    zeros: Tensor | None,  # noqa: ARG001
+    negative: Tensor | None,  # noqa: ARG001
+    bits: int,  # noqa: ARG001
+    in_features: int,
+    out_features: int,
+    group_size: int,  # noqa: ARG001
+    dtype: torch.dtype,
+) -> Tensor:
     return tiles.new_empty((out_features, in_features), dtype=dtype)
 
 
-def _fake_repack(qweight, bits, in_features):
+def _fake_repack(qweight: Tensor, bits: int, in_features: int) -> Tensor:
     tiles = -(-qweight.shape[1] // TILE_ROWS)
     return qweight.new_empty((tiles, units_for(in_features, bits), TILE_ROWS, LANES))

@@ -11,9 +11,9 @@ if TYPE_CHECKING:
     from quant.checkpoint.loader import load, load_weights
     from quant.checkpoint.writer import save
     from quant.config import QuantizationConfig
-    from quant.errors import ArtifactError, QuantizationError
+    from quant.errors import ArtifactError, QuantizationError, SchemeError
     from quant.linear import QuantLinear
-    from quant.scheme import Scheme, SchemeError
+    from quant.scheme import Scheme
     from quant.solvers.base import Solver
     from quant.transforms.base import Transform
     from quant.weight import QuantizedWeight

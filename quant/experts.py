@@ -71,7 +71,8 @@ class Expert(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         made = [getattr(self, name)(tokens) for name in self.names.first]
-        return getattr(self, self.names.down)(self.gate(*made))
+        result: Tensor = getattr(self, self.names.down)(self.gate(*made))
+        return result
 
 
 class Gate:
@@ -86,10 +87,12 @@ class Gate:
     def __call__(self, *made: Tensor) -> Tensor:
         shell: Any = self._shell
         if not shell.has_gate:
-            return shell.act_fn(made[0])
-        if shell.is_concatenated:
-            return shell._apply_gate(torch.cat(made, dim=-1))
-        return shell._apply_gate(torch.stack(made, dim=-1).flatten(-2))
+            result: Tensor = shell.act_fn(made[0])
+        elif shell.is_concatenated:
+            result = shell._apply_gate(torch.cat(made, dim=-1))
+        else:
+            result = shell._apply_gate(torch.stack(made, dim=-1).flatten(-2))
+        return result
 
 
 class Experts(nn.ModuleList):

@@ -129,7 +129,8 @@ class Factor:
         """U[start:end, start:end]: the inverse of a diagonal block is that block of the inverse."""
         block = self.root[start:end, start:end]
         identity = torch.eye(end - start, dtype=block.dtype, device=block.device)
-        return torch.linalg.solve_triangular(block, identity, upper=True).contiguous()
+        result: Tensor = torch.linalg.solve_triangular(block, identity, upper=True).contiguous()
+        return result
 
 
 @torch.no_grad()
@@ -206,7 +207,7 @@ def plain_root(matrix: Tensor) -> Tensor:
     lower, info = torch.linalg.cholesky_ex(matrix.flip(0, 1))
     if int(info):
         raise SingularHessianError("is not positive definite")
-    root = lower.flip(0, 1).contiguous()
+    root: Tensor = lower.flip(0, 1).contiguous()
     _check_pivots(root, matrix.diagonal())
     return root
 

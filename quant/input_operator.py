@@ -69,7 +69,7 @@ class KeptChange(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         held = self.tensors()
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch's own has no types
         for name, moved in self.tensors().items():
             if moved.dtype != held[name].dtype:
                 self._buffers[name] = held[name].to(moved.device)

@@ -318,7 +318,7 @@ class QuantLinear(nn.Module):
         scales = [each.buffer for each in self.scheme.kind.tensors if not each.code]
         # Rounding these changes every weight.
         held = {name: self._buffers.get(name) for name in (*scales, *KERNEL_SCALES)}
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch's own has no types
         for name, exact in held.items():
             moved = self._buffers.get(name)
             if exact is not None and moved is not None and moved.dtype != exact.dtype:

@@ -120,7 +120,8 @@ def _why_no_onednn() -> str | None:
 
 def _onednn_linear(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """rows [m, k] @ weight [n, k].T + bias [n], and no function of the result."""
-    return torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
+    result: Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
+    return result
 
 
 @cache

@@ -81,7 +81,8 @@ class _Replay:
         self.graph.replay()
         end.record()
         end.synchronize()
-        return begin.elapsed_time(end)
+        result: float = begin.elapsed_time(end)
+        return result
 
 
 def _measure_by_graph(rivals: Sequence[Contender], seconds: float) -> dict[str, list[float]]:
@@ -128,4 +129,5 @@ def _pass_ms(rival: Contender) -> float:
         step()
     end.record()
     end.synchronize()
-    return begin.elapsed_time(end)
+    result: float = begin.elapsed_time(end)
+    return result

@@ -177,7 +177,7 @@ def calibration(
         )
     try:
         protocols.check(calib.protocol, protocols.CALIBRATION, path=calib.path, data_dir=data)
-    except (protocols.ProtocolError, texts.TextError) as error:
+    except (texts.ProtocolError, texts.TextError) as error:
         raise ConfigError(f"calib.protocol={calib.protocol}: {error}.") from error
 
 

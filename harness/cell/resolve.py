@@ -40,10 +40,11 @@ from harness.models.model import (
 from harness.models.streaming import parameters, with_attention
 from harness.suites.base import Facts, Suite
 from quant.arithmetic import AUTO, resolve_arithmetic
+from quant.errors import SchemeError
 from quant.levels.base import Levels, built_in_levels
 from quant.parts import Part
 from quant.rules import RULES, TOKEN_RULES, Rules
-from quant.scheme import Scheme, SchemeError
+from quant.scheme import Scheme
 from quant.solvers.base import Solver
 from quant.transforms.base import Transform
 

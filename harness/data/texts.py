@@ -220,7 +220,8 @@ def _json_row(line: str, field: str, number: int) -> str:
         raise ValueError(f"line {number} is not JSON ({error})") from error
     if not isinstance(row, dict) or not isinstance(row.get(field), str):
         raise ValueError(f'line {number} is not an object with a text under "{field}"')
-    return row[field]
+    result: str = row[field]
+    return result
 
 
 def _parquet_rows(file: Path, field: str) -> Iterator[str]:

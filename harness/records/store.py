@@ -29,8 +29,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from harness.errors import StoreError
-from harness.models.folders import file_sha256
-from harness.records.hashes import digest
+from harness.records.hashes import digest, file_sha256
 from harness.records.migrate import migrated, newer_version
 from harness.records.record import CellIdentity, Record
 from harness.records.temporary import make_temporary

@@ -164,7 +164,8 @@ def _logits(model: Any, device: str) -> Logits:
 
     @torch.inference_mode()
     def of(tokens: Tensor) -> Tensor:
-        return model(input_ids=tokens.to(device), use_cache=False).logits
+        result: Tensor = model(input_ids=tokens.to(device), use_cache=False).logits
+        return result
 
     return of
 

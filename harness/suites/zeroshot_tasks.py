@@ -309,11 +309,11 @@ def _config(file: Path) -> dict[str, Any]:
     """Return a task's YAML with what it includes; Python functions in it are left out."""
     import yaml
 
-    class Loader(yaml.SafeLoader):
+    class Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
         pass
 
     Loader.add_multi_constructor("!", lambda *_: None)
-    config = yaml.load(file.read_bytes(), Loader=Loader)
+    config: dict[str, Any] = yaml.load(file.read_bytes(), Loader=Loader)
     includes = config.pop("include", None) or []
     merged: dict[str, Any] = {}
     for name in [includes] if isinstance(includes, str) else includes:

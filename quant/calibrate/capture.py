@@ -322,4 +322,5 @@ def _logits_after_blocks(
 
     forwards = [stand_in(index) for index in range(last + 1)]
     with evaluation(model), _forwards_replaced(model_structure.blocks.modules, forwards):
-        return run_model(model, batch).logits
+        result: Tensor = run_model(model, batch).logits
+        return result

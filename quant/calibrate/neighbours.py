@@ -69,7 +69,7 @@ class _Watch(TorchDispatchMode):
     """
 
     def __init__(self, block: nn.Module) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's modes have no types
         self._block = block
         self._made: dict[int, Maker] = {}
         self._calls: dict[str, int] = {}

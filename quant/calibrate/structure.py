@@ -54,7 +54,8 @@ class BlockStructure:
 
     def hidden_of(self, output: Any) -> Tensor:
         """The hidden states in what the block returned."""
-        return output if self.output_index is None else output[self.output_index]
+        result: Tensor = output if self.output_index is None else output[self.output_index]
+        return result
 
     def output_with(self, hidden: Tensor) -> Any:
         """What the block would return for these hidden states."""
@@ -305,4 +306,7 @@ def _only_hidden_output(observer: _Observer, argument: int | str, name: str) -> 
 def _template(output: Any) -> tuple[Any, ...] | list[Any] | None:
     if isinstance(output, Tensor):
         return None
-    return type(output)(None if isinstance(part, Tensor) else part for part in output)
+    result: tuple[Any, ...] | list[Any] | None = type(output)(
+        None if isinstance(part, Tensor) else part for part in output
+    )
+    return result

@@ -97,7 +97,7 @@ def _zero_points(tensors: Tensors, scheme: Scheme, outputs: int, groups: int, la
                 f"{layer}.weight_zero_point goes from {low} to {high}, but {scheme.bits} bits "
                 f"hold {-middle} to {middle - 1}."
             )
-        zero = (stored.int() + middle).to(torch.uint8)
+        zero: Tensor = (stored.int() + middle).to(torch.uint8)
     else:
         shape = (words_for(outputs, scheme.bits), groups)
         _check(tensors, "weight_zero_point", shape, torch.int32, layer)

@@ -43,7 +43,8 @@ class Version:
 
     def symmetric_zero(self, bits: int) -> int:
         """The zero-point of symmetric grids as the version stores it."""
-        return 2 ** (bits - 1) - self.subtracted
+        result: int = 2 ** (bits - 1) - self.subtracted
+        return result
 
 
 V1 = Version("gptq", 1)

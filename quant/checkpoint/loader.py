@@ -85,7 +85,8 @@ def load(
         refuse_unexpected(model, reader, used)
     if (folder / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
-    return model.to(device).eval()  # type: ignore[arg-type]
+    result: PreTrainedModel = model.to(device).eval()  # type: ignore[arg-type]
+    return result
 
 
 def load_weights(

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from quant.calibrate.run import Progress
 from quant.calibrate.source import BlockSource
 from quant.calibrate.stream import (
-    Progress,
     QuantizationResult,
     Workplace,
     quantize_blocks,

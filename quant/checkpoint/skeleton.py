@@ -39,7 +39,8 @@ def build_skeleton(
     with _no_foreign_code(folder), parameters_on_meta():
         model = make(config, dtype=dtype or config.dtype, **options)
         unfuse(model)
-    return model.eval()
+    result: PreTrainedModel = model.eval()
+    return result
 
 
 def build_causal_lm(
@@ -63,7 +64,8 @@ def build_causal_lm(
         raise ArtifactError(
             f"{where} describes no causal language model: {_brief(error)}. {advice}"
         ) from error
-    return model.eval()
+    result: PreTrainedModel = model.eval()
+    return result
 
 
 @contextlib.contextmanager
@@ -142,7 +144,7 @@ def _read_config(
         local_code(folder)
     try:
         with _no_foreign_code(folder):
-            config = AutoConfig.from_pretrained(
+            config: PreTrainedConfig = AutoConfig.from_pretrained(
                 folder, local_files_only=True, trust_remote_code=trust
             )
     except (ValueError, KeyError, TypeError, OSError) as error:

@@ -148,7 +148,8 @@ class TensorReader:
 
     def mapped(self, name: str) -> Tensor:
         """The tensor in the mapped file: nothing is read before its values are, none may be set."""
-        return self._files[self._place[name]].get_tensor(self._stored.get(name, name))
+        result: Tensor = self._files[self._place[name]].get_tensor(self._stored.get(name, name))
+        return result
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a tensor, from the header of its file."""
@@ -156,7 +157,8 @@ class TensorReader:
 
     def row(self, name: str, index: int) -> Tensor:
         """tensor[index] along the first dimension; nothing else of it is read."""
-        return self._slice(name)[index]
+        result: Tensor = self._slice(name)[index]
+        return result
 
     def _slice(self, name: str) -> Any:
         return self._files[self._place[name]].get_slice(self._stored.get(name, name))

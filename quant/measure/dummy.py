@@ -90,7 +90,8 @@ def build_dummy(
         if buffer.device != device:
             parent, _, child = name.rpartition(".")
             model.get_submodule(parent)._buffers[child] = buffer.to(device)
-    return model.eval()
+    result: PreTrainedModel = model.eval()
+    return result
 
 
 def predict_memory(
@@ -190,7 +191,7 @@ def _skeleton(
 ) -> PreTrainedModel:
     """A model on meta; apart: with experts that can be packed."""
     with parameters_on_meta():
-        model = AutoModelForCausalLM.from_config(
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(
             config,
             dtype=dtype,
             attn_implementation=attn_implementation,

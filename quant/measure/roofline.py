@@ -72,7 +72,8 @@ def _sum_seconds(array: Tensor) -> float:
         array.sum()
         end_event.record()
         end_event.synchronize()
-    return start_event.elapsed_time(end_event) / 1e3
+    result: float = start_event.elapsed_time(end_event) / 1e3
+    return result
 
 
 def _tables(model: Any) -> list[Tensor]:

@@ -116,7 +116,8 @@ def _in_order(words: Tensor, outputs: int) -> Tensor:
     from cuda_ext.layout import unpack_codes
 
     nibbles = unpack_codes(words, BITS, outputs).unflatten(1, (-1, 8))
-    return nibbles[..., list(NIBBLES)].flatten(1)
+    result: Tensor = nibbles[..., list(NIBBLES)].flatten(1)
+    return result
 
 
 FORMAT = Format(

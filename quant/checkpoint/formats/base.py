@@ -10,11 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from quant.errors import ArtifactError
+from quant.errors import ArtifactError, SchemeError
 from quant.levels import uniform
 from quant.levels.base import Levels
 from quant.parts import Part
-from quant.scheme import BITS, GRIDS, SCALE_DTYPES, Scheme, SchemeError
+from quant.scheme import BITS, GRIDS, SCALE_DTYPES, Scheme
 
 if TYPE_CHECKING:
     import torch

@@ -24,6 +24,12 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("long") and not os.environ.get("BITSWEEP_LONG"):
+        pytest.skip("long; .ci/long sets BITSWEEP_LONG=1 and runs it")
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder with real data (BITSWEEP_SHARED, or ../shared beside the repository)."""

@@ -243,7 +243,12 @@ def tinystories(shared: Path) -> tuple[Any, Any]:
 @pytest.mark.realdata
 @pytest.mark.parametrize(
     ("bits", "expected", "tolerance"),
-    [(None, 18.945, 0.01), (8, 18.96, 0.01), (4, 20.39, 0.02), (3, 28.05, 0.05)],
+    [
+        (None, 18.945, 0.01),
+        pytest.param(8, 18.96, 0.01, marks=pytest.mark.long),
+        pytest.param(4, 20.39, 0.02, marks=pytest.mark.long),
+        (3, 28.05, 0.05),
+    ],
 )
 def test_tinystories_at_every_width(
     shared: Path,

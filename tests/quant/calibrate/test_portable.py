@@ -74,8 +74,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def runs_of(folders: dict[str, Path], threads: int, batch_tokens: int) -> list[dict[str, Any]]:
     how = {"threads": threads, "batch_tokens": batch_tokens}
-    embedded = {"model": str(folders["embedded"]), "windows": ids(1472, 8, 128)}
-    qwen = {"model": str(folders["qwen3"]), "windows": ids(96, 12, 60)}
+    embedded = {"model": str(folders["embedded"]), "windows": ids(1472, 4, 128)}
+    qwen = {"model": str(folders["qwen3"]), "windows": ids(96, 8, 60)}
     return [
         {**embedded, **how, "scheme": {"bits": 2, "group_size": 128}},
         {**embedded, **how, "scheme": {"bits": 3, "grid": "mse"}, "solver": "rtn"},
@@ -86,7 +86,7 @@ def runs_of(folders: dict[str, Path], threads: int, batch_tokens: int) -> list[d
 
 def test_three_settings_give_one_artifact(folders: dict[str, Path], tmp_path: Path) -> None:
     settings: list[tuple[dict[str, str], int, int]] = [
-        ({}, 1, 512),
+        ({}, 1, 256),  # 2 windows a batch; all of them in the others
         ({}, 2, 2048),
         (PLAIN, 1, 2048),
     ]
@@ -101,13 +101,12 @@ def test_three_settings_give_one_artifact(folders: dict[str, Path], tmp_path: Pa
             assert other["loss"] == pytest.approx(first["loss"], rel=1e-12)
 
 
+@pytest.mark.long
 @pytest.mark.realdata
 def test_every_setting_gives_one_artifact(
     folders: dict[str, Path], shared: Path, tmp_path: Path
 ) -> None:
-    """All of the matrix, whole models: a quarter of an hour, so only where it is asked for."""
-    if not os.environ.get("BITSWEEP_LONG"):
-        pytest.skip("long; .ci/long sets BITSWEEP_LONG=1 and runs it")
+    """All of the matrix, whole models: a quarter of an hour."""
     models = {
         "embedded": (EMBEDDED, ids(1472, 16, 512)),
         "tinystories-656k": (shared / "models" / "tinystories-656k", ids(2048, 16, 256)),

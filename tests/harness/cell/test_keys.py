@@ -4,13 +4,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from cells import cell_of
 
 from harness.cell.cells import ResolvedCell
 from harness.cell.resolve import resolve
 from harness.config.compose import compose_cells
 from harness.config.schema import CellConfig
 from harness.errors import ConfigError
+from tests.harness.cells import cell_of
 
 Make = Callable[..., CellConfig]
 

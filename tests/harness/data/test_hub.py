@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from hub_server import Hub, serving
 from huggingface_hub import constants
 
 from harness.config.schema import CellConfig, ModelConfig
@@ -15,6 +14,7 @@ from harness.data.texts import HUB_TEXTS
 from harness.errors import BitsweepError, ConfigError, ModelError
 from harness.models.model import AbsentModel, find_model
 from harness.suites import zeroshot, zeroshot_tasks
+from tests.harness.hub_server import Hub, serving
 
 Make = Callable[..., CellConfig]
 ROOT = Path(__file__).resolve().parents[3]

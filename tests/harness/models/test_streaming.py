@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from cells import cell_of, plan_of
 from safetensors.torch import load_file
 
 from harness.config.schema import CellConfig
@@ -27,6 +26,7 @@ from harness.run.process import run_in_process
 from harness.run.stage import run_cell
 from quant.memory.limits import Limits
 from quant.memory.plan import MemoryPlanError
+from tests.harness.cells import cell_of, plan_of
 
 Make = Callable[..., CellConfig]
 

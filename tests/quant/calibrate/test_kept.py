@@ -6,9 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-import rotating
 import torch
-from architectures import BLOCKS, random_windows, tiny_model, uneven_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -21,6 +19,8 @@ from quant.solvers import gptq, rtn
 from quant.solvers.base import Layer
 from quant.transforms import equalize
 from quant.transforms.base import Change, Group, Scaling, Transform
+from tests.quant import rotating
+from tests.quant.architectures import BLOCKS, random_windows, tiny_model, uneven_model
 
 W8G16 = Scheme(8, group_size=16, scale_dtype="float32")
 CPU = torch.device("cpu")

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_checkpoints import edit_config, edit_tensors
 
 import quant
 from quant.checkpoint.folder import MANIFEST
 from quant.errors import ArtifactError
+from tests.quant.tiny_checkpoints import edit_config, edit_tensors
 
 FC1 = "model.decoder.layers.0.fc1"
 NORM = "model.decoder.final_layer_norm.weight"

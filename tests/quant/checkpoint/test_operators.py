@@ -7,11 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import killing
 import pytest
-import rotating
 import torch
-from architectures import random_windows, uneven_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
@@ -30,6 +27,8 @@ from quant.linear import QuantLinear
 from quant.scheme import Scheme
 from quant.solvers import gptq
 from quant.transforms import equalize
+from tests.quant import killing, rotating
+from tests.quant.architectures import random_windows, uneven_model
 
 W4G16 = Scheme(4, group_size=16)
 TOKENS = torch.stack(random_windows(2, seed=5))

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from architectures import BLOCKS, CONFIGS, random_windows, tiny_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -20,6 +19,7 @@ from quant.errors import ArtifactError
 from quant.linear import QuantLinear
 from quant.scheme import Scheme
 from quant.solvers import rtn
+from tests.quant.architectures import BLOCKS, CONFIGS, random_windows, tiny_model
 
 TIED = ["opt", "opt-350m", "bloom", "gpt2", "gemma", "gemma2", "falcon", "falcon-alibi"]
 

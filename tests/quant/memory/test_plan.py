@@ -4,10 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import resident
-import rotating
 import torch
-from architectures import random_windows, tiny_model
 from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig
 
@@ -15,8 +12,7 @@ from quant.arithmetic import FAST, PORTABLE
 from quant.calibrate.stream import quantize_model
 from quant.config import QuantizationConfig
 from quant.input_operator import operator_bits, operator_of
-from quant.memory import limits as memory_limits
-from quant.memory.limits import Limits, free_host_memory, free_memory
+from quant.memory.limits import Limits
 from quant.memory.plan import (
     IN_HOST,
     ON_DEVICE,
@@ -35,6 +31,8 @@ from quant.scheme import Scheme
 from quant.solvers import gptq, rtn
 from quant.transforms import equalize
 from quant.transforms.base import Transform
+from tests.quant import resident, rotating
+from tests.quant.architectures import random_windows, tiny_model
 
 GPTQ = QuantizationConfig(gptq.SOLVER, Scheme(4, 128))
 OPT_175B = ModelShape(
@@ -268,43 +266,3 @@ def test_passes_hold_two_blocks_and_activations(measured: resident.Measured) -> 
 
 def test_runs_leave_no_memory_behind(measured: resident.Measured) -> None:
     assert measured.grown < resident.REPEATS * measured.shape.block_bytes / 2
-
-
-def test_limits_of_control_groups_and_the_process_are_seen(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    names = tmp_path / "cgroup"
-    monkeypatch.setattr(memory_limits, "_CGROUPS", names)
-    group = tmp_path / "jobs" / "mine"
-    group.mkdir(parents=True)
-    found = memory_limits._control_groups
-    names.write_text("0::/jobs/mine\n")
-    (group / "memory.max").write_text("max\n")
-    (group / "memory.current").write_text("700\n")
-    assert list(found(tmp_path)) == []
-    (group.parent / "memory.max").write_text("1000\n")
-    (group.parent / "memory.current").write_text("800\n")
-    (group.parent / "memory.stat").write_text("anon 5\ninactive_file 60\n")
-    assert list(found(tmp_path)) == [260]
-    old = tmp_path / "memory" / "box"
-    old.mkdir(parents=True)
-    names.write_text("4:memory:/box\n3:cpuset:/\n0::/\n")
-    (old / "memory.limit_in_bytes").write_text("5000\n")
-    (old / "memory.usage_in_bytes").write_text("1500\n")
-    (tmp_path / "memory" / "memory.limit_in_bytes").write_text(f"{2**63 - 4096}\n")
-    assert list(found(tmp_path)) == [3500]
-
-
-def test_a_resource_limit_lowers_what_is_free() -> None:
-    import resource
-
-    free = free_host_memory()
-    assert free is not None
-    before = resource.getrlimit(resource.RLIMIT_AS)
-    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    try:
-        resource.setrlimit(resource.RLIMIT_AS, (used + 300_000_000, before[1]))
-        assert free_host_memory() <= 300_000_000
-        assert free_memory(torch.device("cpu"), Path("nowhere") / "yet").disk is not None
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, before)

@@ -197,6 +197,11 @@ def _add_export(parser: Parser) -> None:
     parser.add_argument(
         "--overwrite", action="store_true", help="replace a model that Bitsweep wrote to OUT before"
     )
+    parser.add_argument(
+        "--trust-remote-code",
+        action="store_true",
+        help="run the Python files that come with the model: read them first",
+    )
     _add_levels(parser)
     _add_help(parser)
 

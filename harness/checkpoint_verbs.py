@@ -19,14 +19,26 @@ def format_readers() -> dict[str, str]:
 
 
 def export_to(
-    artifact: Path, out: Path, format: str, overwrite: bool = False, levels: str | None = None
+    artifact: Path,
+    out: Path,
+    format: str,
+    overwrite: bool = False,
+    levels: str | None = None,
+    trust: bool = False,
 ) -> None:
     """Export and say what was written; ConfigError, one sentence, for what cannot be."""
     _quiet()
     with _sentences():
         from quant import export
 
-        done = export(artifact, out, format, overwrite=overwrite, levels=_levels(levels))
+        done = export(
+            artifact,
+            out,
+            format,
+            overwrite=overwrite,
+            levels=_levels(levels),
+            trust_remote_code=trust,
+        )
     size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
     print(f"{out}: {done.layers} quantized layers in {format}, {size:,} bytes, checksums included")
     for note in done.notes:

@@ -149,7 +149,14 @@ def _report(options: Namespace) -> int:
 def _export(options: Namespace) -> int:
     from harness.checkpoint_verbs import export_to
 
-    export_to(options.artifact, options.out, options.format, options.overwrite, options.levels)
+    export_to(
+        options.artifact,
+        options.out,
+        options.format,
+        options.overwrite,
+        options.levels,
+        options.trust_remote_code,
+    )
     return OK
 
 

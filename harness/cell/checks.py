@@ -22,7 +22,6 @@ from harness.models.streaming import ALWAYS, AUTO, NEVER
 from harness.tracking import TRACKERS
 from quant.arithmetic import ARITHMETIC
 from quant.scheme import Scheme
-from quant.solvers.base import Solver
 
 DTYPES = ("float32", "float16", "bfloat16")
 ATTENTION = ("sdpa", "eager")
@@ -68,16 +67,11 @@ def values(config: CellConfig) -> None:
             )
 
 
-def arithmetic(name: object, solver: Solver, given: bool) -> None:
-    """An arithmetic that there is, of a solver that computes."""
+def arithmetic(name: object) -> None:
+    """An arithmetic that there is."""
     if name not in ARITHMETIC:
         raise ConfigError(
             f"method.arithmetic={name} is unknown; choose one of {', '.join(ARITHMETIC)}."
-        )
-    if given and not solver.reads_weights:
-        raise ConfigError(
-            f"method.arithmetic={name} is read by no solver, because method={solver.name} solves "
-            "nothing: leave it out."
         )
 
 

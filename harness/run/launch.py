@@ -16,12 +16,14 @@ from harness.cell.fits import attention_note
 from harness.cell.plan import CellPlan, PendingPlan, plan_cell
 from harness.cell.resolve import resolve
 from harness.config.schema import Cell, as_yaml
+from harness.data import hub
 from harness.errors import BitsweepError
 from harness.models.model import QuantizedModel, StoredModel
 from harness.records.record import QUANTIZATION, Record
 from harness.records.store import Store, cell_name, file_name, unique_name, write_atomically
 from harness.records.temporary import remove_abandoned
 from harness.report.frame import MODEL_DIGITS
+from harness.run.hashing import hashing_shown
 from harness.run.recording import roots_of
 from harness.run.sweep import Outcome, run_sweep
 from harness.run.tables import memory_table, plan_table
@@ -35,8 +37,10 @@ OK, FAILED = 0, 1
 
 
 def resolve_all(cells: Sequence[Cell]) -> list[ResolvedCell | PendingCell]:
-    """Every composed cell resolved; nothing is fetched."""
-    return [resolve(cell.config, cell.folder) for cell in cells]
+    """Every composed cell resolved; nothing is fetched, but the hub is asked what it has."""
+    hub.forget()
+    with hashing_shown(_console(stderr=True)):
+        return [resolve(cell.config, cell.folder) for cell in cells]
 
 
 def fetch_all(cells: Sequence[Cell]) -> list[ResolvedCell]:
@@ -48,7 +52,8 @@ def fetch_all(cells: Sequence[Cell]) -> list[ResolvedCell]:
     fetched = []
     for cell, found in zip(cells, resolve_all(cells), strict=True):
         if isinstance(found, PendingCell):
-            found = resolve(cell.config, cell.folder, download=True)
+            with hashing_shown(_console(stderr=True)):
+                found = resolve(cell.config, cell.folder, download=True)
         assert isinstance(found, ResolvedCell)
         fetched.append(found)
     return fetched
@@ -285,7 +290,7 @@ def _print_plan(plans: Sequence[CellPlan | PendingPlan], console: Console) -> No
     for line in dict.fromkeys(filter(None, lines)):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     suites = [each for plan in plans for each in plan.cell.choices.suites]
-    remarks = [text for each in suites for text in each.suite.remarks(each.config)]
+    remarks = [text for each in suites for text in each.suite.remarks(each.config)] + hub.said()
     for line in dict.fromkeys(remarks):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     console.print(f"\n{_counts(plans)}", highlight=False)

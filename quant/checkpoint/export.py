@@ -30,6 +30,7 @@ from quant.checkpoint.writer import (
     kind_of,
     layer_entries,
     layer_shape,
+    own_code,
 )
 from quant.errors import ArtifactError
 from quant.levels.base import Levels
@@ -65,6 +66,7 @@ def export(
     max_shard_bytes: int = MAX_SHARD_BYTES,
     verify_files: bool = True,
     levels: Sequence[str | Part | Levels] = (),
+    trust_remote_code: bool = False,
 ) -> Exported:
     """Write the checkpoint in `source` to the folder `target` in the format of that name.
 
@@ -74,7 +76,9 @@ def export(
     exactly (its readers compute with scales of that type). All other tensors, the tokenizer and
     generation_config.json are copied. The folder appears whole or not at all, with the sha256 of
     every file in artifact.json; one layer at a time is in memory, and one shard. With overwrite it
-    takes the place of a model that Bitsweep wrote there, once it is complete.
+    takes the place of a model that Bitsweep wrote there, once it is complete. trust_remote_code
+    runs the Python files that the model brings, which are copied then; a model of such a class
+    cannot be exported without.
 
     Raises ArtifactError for an unknown format, a target that holds something, a source that cannot
     be read, and what the format cannot hold: `refuses` and `write_layer` of its file say what.
@@ -95,7 +99,7 @@ def export(
     if reason is not None:
         raise ArtifactError(f"{source} {reason}")
     with TensorReader(source) as reader:
-        model = build_skeleton(source, None, {})
+        model = build_skeleton(source, None, {"trust_remote_code": trust_remote_code})
         names = names_of(model)
         reader.rename(names.to_model)
         layers = _layers(reader, checkpoint, model)
@@ -112,6 +116,7 @@ def export(
         entries = as_stored(entries, names)
         config = _config(source, writer, checkpoint, layers, model)
         files = copyable(source, (*TOKENIZER_FILES, "generation_config.json"))
+        files += own_code(model)
         needed = sum(entry.nbytes for entry in entries) + SLACK_BYTES
         needed += sum(path.stat().st_size for path in files)
         with replace_folder(target, needed) as partial:

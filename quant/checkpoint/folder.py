@@ -20,8 +20,20 @@ from quant.errors import ArtifactError
 MANIFEST = "artifact.json"
 MANIFEST_VERSION = 1
 _CHUNK = 1 << 20
+_WORKING = (".", ".partial")
 # What more free space may help against.
 OF_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def working_folder(target: Path) -> Path:
+    """Where the artifact `target` is made; it is named after it."""
+    target = target.absolute()
+    return target.with_name(f"{_WORKING[0]}{target.name}{_WORKING[1]}")
+
+
+def made_in(working: Path) -> Path:
+    """The artifact that a working folder is for."""
+    return working.with_name(working.name.removeprefix(_WORKING[0]).removesuffix(_WORKING[1]))
 
 
 @contextlib.contextmanager

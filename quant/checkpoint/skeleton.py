@@ -133,7 +133,8 @@ def refusal_of_code(folder: Path) -> str:
     """What to say of a model that cannot be read without running its own Python files."""
     return (
         f"{folder} needs Python code of its own, which is not run unasked: read its .py files, and "
-        "if you trust them add model.trust_remote_code=true (in Python trust_remote_code=True)."
+        "if you trust them add model.trust_remote_code=true (to bitsweep export "
+        "--trust-remote-code, in Python trust_remote_code=True)."
     )
 
 

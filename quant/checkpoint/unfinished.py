@@ -10,7 +10,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from quant.checkpoint.partial import note_file, working_folder
+from quant.checkpoint.folder import working_folder
+from quant.checkpoint.partial import note_file
 
 # What a run that continues does again: with calibration it runs the finished blocks once more
 # (quant.calibrate.stream).

@@ -104,6 +104,10 @@ class Scaling:
 
     scale: Tensor
 
+    @staticmethod
+    def kept_bytes(inputs: int) -> int:
+        return 4 * inputs
+
     @classmethod
     def rebuild(cls, tensors: Mapping[str, Tensor]) -> Scaling:
         return cls(tensors["scale"])
@@ -126,6 +130,10 @@ def _never(_options: Any) -> str:
     return NEVER
 
 
+def _a_matrix(inputs: int) -> int:
+    return 4 * inputs * inputs
+
+
 @dataclass(frozen=True)
 class Transform:
     """A change of coordinates for the layers of a block, chosen before they are solved.
@@ -141,6 +149,8 @@ class Transform:
              the device that they have. It is called in every pass of a layer, so it should compute
              nothing. None: changes can only be folded.
     keep     keep(options) -> "never", "where_needed" (no module takes the change in) or "always".
+    kept_bytes  kept_bytes(inputs) -> bytes of the tensors of one kept change of so many inputs, at
+             most, for the memory plan; of a float32 matrix [in, in] unless the spec says otherwise.
     """
 
     name: str
@@ -151,6 +161,7 @@ class Transform:
     describe: Callable[[Any], list[str]] = nothing_to_say
     rebuild: Callable[[Mapping[str, Tensor]], Keepable] | None = None
     keep: Callable[[Any], str] = _never
+    kept_bytes: Callable[[int], int] = _a_matrix
 
     def __post_init__(self) -> None:
         require_names(self.name, self.label, "transform")

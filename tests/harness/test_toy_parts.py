@@ -220,8 +220,13 @@ def lines_of(text: str) -> str:
     [
         ("halve.py", lines_of(SOLVER), [], "has no SOLVER; add SOLVER = Solver(...)"),
         ("halve.py", SOLVER + "SOLVER = 3\n", [], "SOLVER is a int, not a Solver"),
-        ("halve.py", SOLVER.replace("solve=solve", "solve=None"), [], "solve=None is no function"),
-        ("halve.py", SOLVER.replace("frozen=True", ""), [], "is no frozen dataclass"),
+        (
+            "halve.py",
+            SOLVER.replace("solve=solve", "solve=None"),
+            [],
+            "solve=None is not a function",
+        ),
+        ("halve.py", SOLVER.replace("frozen=True", ""), [], "is not a frozen dataclass"),
         ("halve.py", "import nothing_like_it\n", [], "No module named 'nothing_like_it'"),
         ("halve.py", SOLVER, ["method.factr=1"], "did you mean factor"),
         ("halve.py", SOLVER, ["method.factor=half"], "method.factor"),

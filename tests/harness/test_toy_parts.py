@@ -164,9 +164,9 @@ def test_levels_of_the_user_reach_the_table(
     export = ["export", str(artifact), str(tmp_path / "out"), "--format", "gptq-v2"]
     trusted = ["--levels", str(folder / "quantiles.py")]
     for arguments, sentence in (
-        (plan, "levels='quantiles' are none of Bitsweep's own"),
+        (plan, "levels='quantiles' are not Bitsweep's own"),
         (["inspect", str(artifact)], "--levels MODULE"),
-        ([*export, *trusted], "has quantiles levels, which gptq-v2 cannot hold"),
+        ([*export, *trusted], "has quantiles levels, which gptq-v2 cannot store"),
     ):
         assert cli.main(arguments) == cli.IMPOSSIBLE
         assert sentence in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""GPTQ version 2: zero-points are stored as they are. The format of Bitsweep's artifacts."""
+"""GPTQ version 2: zero-points are stored unchanged. The format of Bitsweep's artifacts."""
 
 from __future__ import annotations
 

@@ -131,7 +131,7 @@ def test_an_incomplete_file_is_refused(add: Add, text: str, message: str) -> Non
 
 def test_a_configuration_belongs_to_one_format(add: Add) -> None:
     add("bytewise", BYTEWISE.replace('== "bytewise"', '== "awq"'))
-    with pytest.raises(ArtifactError, match="is AWQ gemm and Bytewise at once"):
+    with pytest.raises(ArtifactError, match="matches both AWQ gemm and Bytewise"):
         parse({"quant_method": "awq"}, "folder")
 
 

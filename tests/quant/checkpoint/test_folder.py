@@ -202,7 +202,7 @@ def test_every_change_is_found(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match=r"artifact.json cannot be read as JSON"):
         verify(target)
     (target / MANIFEST).write_text("[]")
-    with pytest.raises(ArtifactError, match=r"artifact.json holds no JSON object"):
+    with pytest.raises(ArtifactError, match=r"artifact.json is not a JSON object"):
         verify(target)
     (target / MANIFEST).write_text('{"files": {"a": 3}}')
     with pytest.raises(ArtifactError, match=r"artifact.json does not list files"):

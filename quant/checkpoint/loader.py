@@ -263,7 +263,7 @@ def refuse_unexpected(model: PreTrainedModel, reader: TensorReader, used: set[st
     left = sorted(set(reader.names) - used)
     for name in compare(model, reader.names, left, reader.shape).unexpected:
         raise ArtifactError(
-            f"{reader.file_of(name)} contains {name}, which {type(model).__name__} does not have: "
+            f"{reader.file_of(name)} holds {name}, which {type(model).__name__} does not have: "
             f"config.json belongs to another model. {remake(reader.folder)}"
         )
 

@@ -151,7 +151,9 @@ def test_what_is_there() -> None:
 def test_no_artifact_holds_the_scheme(monkeypatch: pytest.MonkeyPatch) -> None:
     own = {name: each for name, each in written().items() if name == "bitsweep-ternary"}
     monkeypatch.setattr("quant.checkpoint.choose.written", lambda: own)
-    with pytest.raises(ArtifactError, match=r"artifacts \(bitsweep-ternary\) holds w4g8; add one"):
+    with pytest.raises(
+        ArtifactError, match=r"artifacts \(bitsweep-ternary\) supports w4g8; add one"
+    ):
         artifact_format(Scheme(4, group_size=8))
 
 

@@ -170,7 +170,7 @@ def test_ternary_levels_have_no_other_format() -> None:
     for format in ("gptq-v1", "gptq-v2", CT):
         with pytest.raises(ArtifactError, match=f"has ternary levels, which {format} cannot store"):
             write(format, weight)
-    with pytest.raises(ArtifactError, match="has uniform levels, and bitsweep-ternary holds"):
+    with pytest.raises(ArtifactError, match="has uniform levels, and bitsweep-ternary stores"):
         write("bitsweep-ternary", random_weight(Scheme(4), 6, 24))
 
 
@@ -190,5 +190,7 @@ def test_bits_that_other_tools_do_not_have(bits: int) -> None:
     assert notes == [
         f"only Bitsweep reads {bits} bits in this format; other tools read 2, 3, 4, 8."
     ]
-    with pytest.raises(ArtifactError, match=f"has {bits} bits, which no reader of gptq-v1 knows"):
+    with pytest.raises(
+        ArtifactError, match=f"has {bits} bits, which no reader of gptq-v1 supports"
+    ):
         write("gptq-v1", weight)

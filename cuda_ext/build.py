@@ -155,7 +155,7 @@ def build(tools: Tools, *, again: bool = False, verbose: bool = False) -> Librar
         with _locked(folder / "lock"):
             if again:
                 failure.unlink(missing_ok=True)
-            elif _notes(folder) is not None:  # another process built it meanwhile
+            elif _notes(folder) is not None:  # another process has built it
                 return made
             if failure.is_file():
                 raise BuildError(failure.read_text())
@@ -219,10 +219,7 @@ def _why_cpu_alone() -> str:
 
 @cache
 def load() -> Library:
-    """Find or build the library and register its operators with torch, once per process.
-
-    Raises BuildError if that fails.
-    """
+    """Find or build the library and register its operators once per process; raises BuildError."""
     import torch
 
     library = find_or_build()
@@ -343,10 +340,7 @@ def _digest(parts: Sequence[str]) -> str:
 
 
 def _notes(folder: Path) -> dict[str, Any] | None:
-    """Return the notes of an intact cache entry.
-
-    None if the entry failed, is being built, or has another library than the one that was built.
-    """
+    """Return the notes of a cache entry; None if it failed, is being built or does not match."""
     try:
         notes = json.loads((folder / "build.json").read_text(encoding="utf-8"))
         library = folder / LIBRARY

@@ -67,7 +67,7 @@ def find_groups(weight: Tensor, scheme: Scheme, layer: str = "this layer") -> Gr
             if each.span != 1:
                 entry = torch.arange(groups, device=tensor.device) // (each.span or groups)
                 tensor = tensor[:, entry]
-            part[each.name] = tensor.reshape(outputs, count * groups, *each.behind(scheme))
+            part[each.name] = tensor.reshape(outputs, count * groups, *each.entry_shape(scheme))
         found.append(part)
     if len(found) == 1:
         return Grid(found[0])
@@ -81,7 +81,7 @@ def find_grid(weight: Tensor, scheme: Scheme, layer: str = "this layer") -> Grid
     rows, groups = len(weight), scheme.groups(weight.shape[1])
     together = kind.span != 1
     expected = {
-        each.name: (rows, *[each.entries(groups)] * together, *each.behind(scheme))
+        each.name: (rows, *[each.entries(groups)] * together, *each.entry_shape(scheme))
         for each in kind.tensors
     }
     if found.keys() != expected.keys():

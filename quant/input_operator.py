@@ -51,7 +51,7 @@ class KeptChange(nn.Module):
     @property
     def change(self) -> Change:
         """The change that the current tensors define."""
-        assert self.transform.rebuild is not None  # QuantizationConfig and the loader see to it
+        assert self.transform.rebuild is not None  # QuantizationConfig and the loader check it
         return self.transform.rebuild(self.tensors())
 
     def tensors(self) -> dict[str, Tensor]:

@@ -60,7 +60,7 @@ def unpack(packed: Packed, scheme: Scheme, in_features: int) -> QuantizedWeight:
         part = packed[each.buffer]
         if each.code:
             part = unpack_codes(part, each.bits(scheme), outputs * each.count(scheme))
-            part = part.reshape(len(part), outputs, *each.behind(scheme))
+            part = part.reshape(len(part), outputs, *each.entry_shape(scheme))
         grid[each.name] = part
     return QuantizedWeight(
         codes=codes.t().contiguous(),
@@ -80,7 +80,7 @@ def packed_shapes(
     }
     for each in scheme.kind.tensors:
         numbers = out_features * each.count(scheme)
-        held = (out_features, *each.behind(scheme))
+        held = (out_features, *each.entry_shape(scheme))
         words = (words_for(numbers, each.bits(scheme)),)
         shapes[each.buffer] = (each.entries(groups), *(words if each.code else held))
     if g_idx:

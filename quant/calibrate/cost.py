@@ -27,7 +27,7 @@ class StageCost:
     memory      what peak_bytes is: "cuda allocator peak", "resident set, sampled every 10 ms" or
                 "resident set, high-water mark of the process" (which earlier stages, or the process
                 before the run, may have set).
-    behind      seconds that a background thread worked for the stage, during other stages or while
+    background  seconds that a background thread worked for the stage, during other stages or while
                 the run waited for it; only the waiting is in `seconds`.
     """
 
@@ -35,7 +35,7 @@ class StageCost:
     seconds: float
     peak_bytes: int | None
     memory: str
-    behind: float = 0.0
+    background: float = 0.0
 
 
 class StageMeter:
@@ -50,8 +50,8 @@ class StageMeter:
         self._device = device
         self._seconds: dict[str, float] = {}
         self._peak: dict[str, int] = {}
-        self._behind: dict[str, float] = {}
-        self._told: dict[str, StageCost] = {}
+        self._background: dict[str, float] = {}
+        self._reported: dict[str, StageCost] = {}
         self._host_peak: int | None = None
         self._stage: str | None = None
         self._stop = threading.Event()
@@ -98,7 +98,7 @@ class StageMeter:
         """Return the stages in the order in which they first began."""
         source = _memory_source(self._device)
         return [
-            StageCost(name, seconds, self._peak.get(name), source, self._behind.get(name, 0.0))
+            StageCost(name, seconds, self._peak.get(name), source, self._background.get(name, 0.0))
             for name, seconds in self._seconds.items()
         ]
 
@@ -109,22 +109,25 @@ class StageMeter:
 
     def since_last(self) -> list[StageCost]:
         """Return the costs added since the last call; peaks are those of the whole run."""
-        costs, told = self.costs(), self._told
-        self._told = {cost.name: cost for cost in costs}
-        return [_less(cost, told[cost.name]) if cost.name in told else cost for cost in costs]
+        costs, reported = self.costs(), self._reported
+        self._reported = {cost.name: cost for cost in costs}
+        return [
+            _difference(cost, reported[cost.name]) if cost.name in reported else cost
+            for cost in costs
+        ]
 
-    def behind(self, stage: str, seconds: float) -> None:
+    def add_background(self, stage: str, seconds: float) -> None:
         """Add background seconds to a stage; call it from the thread of the stages."""
-        self._behind[stage] = self._behind.get(stage, 0.0) + seconds
+        self._background[stage] = self._background.get(stage, 0.0) + seconds
 
     def add(self, costs: Iterable[StageCost]) -> None:
         """Add the costs of an earlier run; `since_last` does not report them again."""
         for cost in costs:
             self._seconds[cost.name] = self._seconds.get(cost.name, 0.0) + cost.seconds
-            self.behind(cost.name, cost.behind)
+            self.add_background(cost.name, cost.background)
             if cost.peak_bytes is not None:
                 self._peak[cost.name] = max(self._peak.get(cost.name, 0), cost.peak_bytes)
-        self._told = {cost.name: cost for cost in self.costs()}
+        self._reported = {cost.name: cost for cost in self.costs()}
 
     def _note(self, stage: str) -> None:
         bytes_now = _peak_now(self._device)
@@ -139,8 +142,12 @@ class StageMeter:
                 self._note(stage)
 
 
-def _less(cost: StageCost, told: StageCost) -> StageCost:
-    return replace(cost, seconds=cost.seconds - told.seconds, behind=cost.behind - told.behind)
+def _difference(cost: StageCost, reported: StageCost) -> StageCost:
+    return replace(
+        cost,
+        seconds=cost.seconds - reported.seconds,
+        background=cost.background - reported.background,
+    )
 
 
 def _peak_now(device: torch.device) -> int | None:

@@ -18,7 +18,7 @@ _SHOWN = 8  # experts that an error names
 
 
 @dataclass(frozen=True)
-class Few:
+class FewTokens:
     """An expert that received `tokens` calibration tokens, fewer than `least`.
 
     rounded  whether it is rounded to nearest; if not, its Hessian is shrunk.
@@ -29,7 +29,7 @@ class Few:
     rounded: bool
 
     @property
-    def said(self) -> str:
+    def fallback(self) -> str:
         """Return the `fallback` text of the layer's record."""
         done = "rounded to nearest" if self.rounded else "its Hessian was shrunk"
         return f"{self.tokens} calibration tokens were routed to it, under {self.least}: {done}"
@@ -44,12 +44,12 @@ class Few:
         )
 
 
-def few_tokens(hessian: Hessian, routed: bool, rules: Rules) -> Few | None:
+def few_tokens(hessian: Hessian, routed: bool, rules: Rules) -> FewTokens | None:
     """Return how to treat layers of this Hessian; None if it has enough tokens or is not routed."""
     least = rules.min_tokens or hessian.inputs
     if not routed or hessian.tokens >= least:
         return None
-    return Few(hessian.tokens, least, rules.few_tokens == RTN)
+    return FewTokens(hessian.tokens, least, rules.few_tokens == RTN)
 
 
 def require_tokens(
@@ -74,7 +74,7 @@ def require_tokens(
         _refuse(none, f"{RTN} (round them), because they received no token at all")
 
 
-def _refuse(few: Mapping[str, Few], way: str) -> None:
+def _refuse(few: Mapping[str, FewTokens], way: str) -> None:
     named = [f"{layer} {each.tokens} of {each.least}" for layer, each in few.items()]
     more = f" and {len(named) - _SHOWN} more" if len(named) > _SHOWN else ""
     raise CalibrationError(

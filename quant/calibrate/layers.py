@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from quant.arithmetic import PORTABLE
 from quant.blocks import linear_layers, set_weight_matrix, weight_matrix
 from quant.calibrate.devices import DeviceWorkers
-from quant.calibrate.few import Few, few_tokens
+from quant.calibrate.few import FewTokens, few_tokens
 from quant.calibrate.transform import UNCHANGED, Changed
 from quant.config import QuantizationConfig
 from quant.errors import QuantizationError
@@ -97,10 +97,10 @@ class BlockSolver:
         device: torch.device | None = None,
         changed: Changed = UNCHANGED,
     ) -> Solved:
-        """Quantize layers that share one Hessian, on `device` (None: where they are).
+        """Quantize layers that share one Hessian, on `device` (None: their own device).
 
-        Their weights become the quantized values, and those come back on the CPU. The Hessian is
-        that of the inputs before transforms `changed` them.
+        The modules get the quantized values; the quantized weights are returned on the CPU.
+        `hessian` is that of the original inputs, before the transforms in `changed`.
         """
         prepared, tokens, few = None, None, None
         solver, options = self.config.solver, self.config.options
@@ -119,12 +119,12 @@ class BlockSolver:
             result, weight = self._layer(
                 layer, linears[name], solver, options, prepared, device, changed.notes
             )
-            said = [note for note in (few and few.said, result.fallback) if note]
-            found.append((replace(result, fallback="; ".join(said) or None), weight))
+            fallbacks = [note for note in (few and few.fallback, result.fallback) if note]
+            found.append((replace(result, fallback="; ".join(fallbacks) or None), weight))
             self.solved(layer.name)
         return found
 
-    def _prepare(self, hessian: Hessian, changed: Changed, few: Few | None) -> Any:
+    def _prepare(self, hessian: Hessian, changed: Changed, few: FewTokens | None) -> Any:
         matrix = changed.hessian(hessian.matrix())
         if few is not None:
             matrix = few.shrunk(matrix)
@@ -201,7 +201,7 @@ def require_solution(solution: Any, weight: Tensor, scheme: Scheme, who: str) ->
     groups = scheme.groups(weight.shape[1])
     for each in scheme.kind.tensors:
         part, dtype = found.grid[each.name], getattr(torch, each.storage(scheme))
-        shape = (weight.shape[0], each.entries(groups), *each.behind(scheme))
+        shape = (weight.shape[0], each.entries(groups), *each.entry_shape(scheme))
         below = 2 ** each.bits(scheme) if each.code else math.inf
         if (
             part.shape != shape

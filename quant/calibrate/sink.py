@@ -54,7 +54,7 @@ class BlockSink(Protocol):
     def get(self, index: int) -> tuple[dict[str, QuantizedWeight], Finished]:
         """Return a finished block, as it was put."""
 
-    def beside(self, index: int) -> dict[str, Tensor]:
+    def other_tensors(self, index: int) -> dict[str, Tensor]:
         """Return the other tensors of a finished block (not quantized weights), by full name."""
 
     def operators(self, index: int, transforms: Sequence[Transform]) -> dict[str, InputOperator]:
@@ -62,7 +62,7 @@ class BlockSink(Protocol):
 
 
 @dataclass
-class Kept:
+class InMemorySink:
     """A sink in memory."""
 
     weights: dict[str, QuantizedWeight] = field(default_factory=dict)
@@ -78,7 +78,7 @@ class Kept:
     def get(self, index: int) -> tuple[dict[str, QuantizedWeight], Finished]:
         raise NotImplementedError("a run in memory cannot be resumed")
 
-    def beside(self, index: int) -> dict[str, Tensor]:
+    def other_tensors(self, index: int) -> dict[str, Tensor]:
         raise NotImplementedError("a run in memory cannot be resumed")
 
     def operators(self, index: int, transforms: Sequence[Transform]) -> dict[str, InputOperator]:
@@ -131,14 +131,14 @@ class WriteBehind:
         """Wait for the write under way, if there is one, and raise its error.
 
         The waiting time is added to the seconds of stage "write", the thread's working time to its
-        `behind`.
+        `background`.
         """
         if self._under_way is None:
             return
         with self._meter.stage(STAGE):
             wait([self._under_way])  # after an interrupt here, __exit__ still waits for it
         done, self._under_way = self._under_way, None
-        self._meter.behind(STAGE, done.result())
+        self._meter.add_background(STAGE, done.result())
 
 
 def _limit_threads() -> None:

@@ -44,7 +44,7 @@ from quant.calibrate.few import require_tokens
 from quant.calibrate.layers import LayerResult, Solved, solve_groups
 from quant.calibrate.neighbours import Names
 from quant.calibrate.run import Progress, Run
-from quant.calibrate.sink import BlockSink, Kept, WriteBehind
+from quant.calibrate.sink import BlockSink, InMemorySink, WriteBehind
 from quant.calibrate.source import BlockSource, LoadedModel
 from quant.calibrate.structure import BlockStructure, ModelStructure, evaluation
 from quant.calibrate.survey import survey
@@ -110,7 +110,7 @@ def quantize_model(
     modified; NonFiniteError, SingularHessianError and CalibrationError for a layer during the run.
     """
     unfuse(model)
-    source, kept = LoadedModel(model), Kept()
+    source, kept = LoadedModel(model), InMemorySink()
     for index, block in enumerate(source.blocks.modules):
         require_sound(block, source.blocks.block_name(index))
     result = quantize_blocks(source, calibration, config, kept, progress, workplace)
@@ -132,7 +132,8 @@ def quantize_blocks(
     cannot be quantized raises an error when the run reaches it; the blocks before it stay in the
     sink, including the one being written. An error of the sink is raised at the next block or at
     the end. The stage "write" is the time that the run waited for the sink; the working time of the
-    sink's thread is `StageCost.behind`. covered is the result of `survey`, if the caller has it.
+    sink's thread is `StageCost.background`. covered is the result of `survey`, if the caller has
+    it.
     """
     covered = covered or survey(source, config.rules)
     if config.needs_calibration:
@@ -307,7 +308,7 @@ def _put_back(run: Run, index: int) -> None:
             set_weight_matrix(model.get_submodule(name), weight.dequantize(), name)
         if run.config.transforms:  # only transforms change other parameters of a block
             transforms = [transform for transform, _ in run.config.transforms]
-            restore(model, run.sink.beside(index), run.sink.operators(index, transforms))
+            restore(model, run.sink.other_tensors(index), run.sink.operators(index, transforms))
 
 
 def _advance(

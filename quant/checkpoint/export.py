@@ -167,7 +167,7 @@ def _refuse_left_out(
     model: PreTrainedModel,
     layers: tuple[str, ...],
 ) -> None:
-    """ArtifactError, as loading gives it, for tensors of layers that nothing reads."""
+    """Raise ArtifactError, as loading does, for tensors of layers that would not be read."""
     known = {layer + part for layer in layers for part in (*checkpoint.parts, "bias")}
     used = {name for name in reader.names if name in known or not name.startswith(layers)}
     refuse_unexpected(model, reader, used)

@@ -56,7 +56,7 @@ def method_of(config: Config) -> Any:
     return config.get("quant_method", METHOD if "checkpoint_format" in config else None)
 
 
-def said_versions(config: Config) -> dict[str, Any]:
+def declared_versions(config: Config) -> dict[str, Any]:
     """Return the declared version by key; transformers writes two keys."""
     return {key: config[key] for key in ("checkpoint_format", "format") if config.get(key)}
 
@@ -76,18 +76,18 @@ def parse(
     versions are the accepted values of the version keys; symmetric is the meaning of a missing sym.
     The result is `declared` if one of several versions is present.
     """
-    said = said_versions(config)
-    for key, value in said.items():
+    declared = declared_versions(config)
+    for key, value in declared.items():
         if value not in versions:
             raise ArtifactError(
                 f"{where}.{key}={value!r} with quant_method={format.quant_method!r} cannot be "
                 f"read; only {' and '.join(versions)} can."
             )
-    if len(set(said.values())) > 1:
+    if len(set(declared.values())) > 1:
         raise ArtifactError(
-            f"{where} has checkpoint_format={said['checkpoint_format']!r} and format="
-            f"{said['format']!r}, which store zero-points differently: remove the wrong one from "
-            "config.json."
+            f"{where} has checkpoint_format={declared['checkpoint_format']!r} and format="
+            f"{declared['format']!r}, which store zero-points differently: remove the wrong one "
+            "from config.json."
         )
     if str(config.get("pack_dtype", "int32")).removeprefix("torch.") != "int32":
         raise ArtifactError(
@@ -112,7 +112,7 @@ def parse(
         levels=levels,
         grid=grid,
         producer=producer,
-        declared=bool(said) or len(versions) == 1,
+        declared=bool(declared) or len(versions) == 1,
     )
     return validated(parsed, where)
 

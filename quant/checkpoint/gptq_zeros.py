@@ -48,7 +48,7 @@ class Reading:
     middle: float
     spread: float
 
-    def said(self) -> str:
+    def description(self) -> str:
         return f"{self.mean:+.2f} ± {self.error:.2f} (middle of the range {self.middle:+.2f})"
 
 
@@ -84,13 +84,13 @@ def find_version(
             and beside < SURE * right.spread
         ):
             return version, (
-                f"weights of {_layers(len(found))} average {right.said()} steps from 0, in the "
-                f"other version {wrong.said()}"
+                f"weights of {_layers(len(found))} average {right.description()} steps from 0, "
+                f"in the other version {wrong.description()}"
             )
     raise ArtifactError(
         f"{where}: quantization_config does not say checkpoint_format, and {_layers(len(found))} "
-        f"do not show it: their weights average {one.said()} steps from 0 in version 1 and "
-        f"{two.said()} in version 2; add checkpoint_format to quantization_config, 'gptq' "
+        f"do not show it: their weights average {one.description()} steps from 0 in version 1 and "
+        f"{two.description()} in version 2; add checkpoint_format to quantization_config, 'gptq' "
         "(version 1, AutoGPTQ's) or 'gptq_v2'."
     )
 

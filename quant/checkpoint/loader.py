@@ -112,7 +112,7 @@ def load_weights(
 def runnable(
     checkpoint: CheckpointFormat, transforms: Sequence[Transform], folder: Path
 ) -> CheckpointFormat:
-    """The format with the transforms of its operators; ArtifactError for one that is unknown."""
+    """Add the transforms to the format's operators; ArtifactError for an unknown transform."""
     operators = find_transforms(checkpoint.operators, transforms, str(folder))
     return dataclasses.replace(checkpoint, operators=operators)
 

@@ -65,11 +65,12 @@ class Differences:
 
 
 def model_names(model: PreTrainedModel, stored: Iterable[str]) -> Iterator[tuple[str, str, bool]]:
-    """(name in the model, name in the files, put together) by the conventions of transformers.
+    """Yield (name in the model, name in the files, combined) by the conventions of transformers.
 
-    Keys are renamed, the prefix of the base model is added or removed; put together says that the
-    model's tensor is made of several stored ones. The first name is "" for what belongs to nothing.
-    A stored tensor of all experts comes once for each tensor of an expert (quant.experts).
+    Keys are renamed, and the prefix of the base model is added or removed. `combined` means that
+    the model's tensor is made from several stored ones. The first name is "" for a stored tensor
+    that belongs to nothing. A stored tensor of all experts is yielded once for each tensor of an
+    expert (quant.experts).
     """
     mapping = get_model_conversion_mapping(model)
     renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
@@ -80,7 +81,7 @@ def model_names(model: PreTrainedModel, stored: Iterable[str]) -> Iterator[tuple
         inside.setdefault(part.fused, []).append(part_name)
     known = {**state, **{fused: state[names[0]] for fused, names in inside.items()}}
     for name in sorted(stored):
-        if inside:  # experts apart: what transformers puts together is one tensor here too
+        if inside:  # split experts: a tensor that transformers combines is also one tensor here
             alone, _ = rename_source_key(name, renamings, [], prefix, known)
             if alone in inside or alone in state:
                 yield from ((mine, name, False) for mine in inside.get(alone, [alone]))
@@ -97,10 +98,10 @@ def compare(
     left: Iterable[str],
     shape_of: Callable[[str], tuple[int, ...]],
 ) -> Differences:
-    """Sort what differs into harmful and harmless.
+    """Divide differing names into harmful and harmless ones.
 
-    held  names of the model's parameters and buffers that the files hold.
-    left  names in the files that belong to nothing in the model; shape_of gives their shapes.
+    held  names of the model's parameters and buffers that the files have.
+    left  names in the files that belong to nothing in the model; shape_of returns their shapes.
     """
     missing, unexpected, harmless = [], [], {}
     buffers = {name for name, _ in model.named_buffers()}
@@ -244,7 +245,7 @@ def say_untied(config: dict[str, Any]) -> None:
 
 
 def _ties_of_class(model: PreTrainedModel) -> dict[str, str]:
-    """What is tied (target to source) by the class and the configuration, whatever is stored."""
+    """Return tied tensors (target to source) of class and configuration, whatever is stored."""
     return dict(model.get_expanded_tied_weights_keys(all_submodels=True))
 
 

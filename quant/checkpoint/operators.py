@@ -115,9 +115,9 @@ def _read(said: Any, where: str) -> tuple[StoredChange, ...]:
 
 
 def find_transforms(operators: Operators, given: Sequence[Transform], where: str) -> Operators:
-    """The operators with their transforms: Bitsweep's own, else those that the caller has `given`.
+    """Return the operators with their transforms: built-in ones, or those in `given`.
 
-    ArtifactError names the transform that is unknown, or of another version.
+    Raises ArtifactError that names a transform that is unknown or has another version.
     """
     found: dict[tuple[str, int, str | None], Transform] = {}
 
@@ -151,7 +151,7 @@ def build(
 
     made = []
     for index, each in enumerate(changes):
-        assert each.spec is not None  # find_transforms comes first
+        assert each.spec is not None  # set by find_transforms
         try:
             tensors = {name: read(f"{layer}.{NAME}.{index}.{name}") for name in each.tensors}
             made.append(KeptChange(each.spec, tensors))

@@ -47,7 +47,7 @@ from quant.checkpoint.writer import (
     quantized,
     stem_of,
     tokenizer_to_copy,
-    write_beside,
+    write_other_files,
 )
 from quant.errors import ArtifactError
 from quant.input_operator import InputOperator
@@ -164,7 +164,7 @@ class PartialArtifact:
             weights[layer.name] = unpack(packed, self._making.scheme, layer.inputs)
         return weights, made
 
-    def beside(self, index: int) -> dict[str, Tensor]:
+    def other_tensors(self, index: int) -> dict[str, Tensor]:
         """Read back the tensors of a finished block that are not quantized weights."""
         note = self._notes[index]
         layers = [layer["name"] for layer in note["layers"]]
@@ -205,7 +205,7 @@ class PartialArtifact:
             # whether there are operators.
             write_index(self._folder, stem_of(making.scheme, bool(kept)), placed, total)
             copied = tokenizer_to_copy(making.target, making.tokenizer)
-            write_beside(self._folder, config, model, copied)
+            write_other_files(self._folder, config, model, copied)
             known = {n["file"]: {key: n[key] for key in ("bytes", "sha256")} for n in notes}
             publish(self._folder, making.target.absolute(), known)
 

@@ -195,9 +195,9 @@ class CheckpointSource(SkeletonSource):
         return self._reader.mapped(self._stored[name])
 
     def _check(self, model: PreTrainedModel) -> None:
-        """Every tensor that the model needs is there, in the right shape, and no other.
+        """Check that the files have every tensor of the model, with the right shape, and no others.
 
-        Buffers that an older version did not store keep what the model computed.
+        Buffers that an older version did not store keep their computed values.
         """
         left = sorted(set(self._reader.names) - set(self._stored.values()))
         found = compare(model, self._stored, left, self._reader.shape)
@@ -301,7 +301,7 @@ class ArtifactSource(SkeletonSource):
         return {name: layer_shape(self.model.get_submodule(name), name) for name in self._layers}
 
     def operator_bits(self) -> int:
-        """Stored bits of all that stands in front of layers."""
+        """Return the stored bits of all operators."""
         return operator_bits(self._reader, self._format)
 
     def _operator(self, layer: str) -> list[str]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from quant.checkpoint.partial import note_file, working_folder
 
-# What a run that continues does again: with calibration it runs the finished blocks once more
+# Stages that a resumed run repeats: with calibration it runs the finished blocks again
 # (quant.calibrate.stream).
 _DONE_AGAIN = ("structure", "capture", "read", "forward", "resume")
 

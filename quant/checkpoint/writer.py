@@ -67,7 +67,7 @@ def save(
     needed += sum(path.stat().st_size for path in copied)
     with replace_folder(folder, needed) as partial:
         write_tensors(partial, entries, max_shard_bytes, stem_of(scheme, bool(operators)))
-        write_beside(partial, config, model, copied)
+        write_other_files(partial, config, model, copied)
         if isinstance(tokenizer, PreTrainedTokenizerBase):
             tokenizer.save_pretrained(partial)
     return folder
@@ -83,7 +83,9 @@ def stem_of(scheme: Scheme, operators: bool = False) -> str:
     return STEM if operators else artifact_format(scheme)[1].stem
 
 
-def write_beside(folder: Path, config: str, model: PreTrainedModel, copied: list[Path]) -> None:
+def write_other_files(
+    folder: Path, config: str, model: PreTrainedModel, copied: list[Path]
+) -> None:
     """Write the other files: config.json, generation_config.json, the tokenizer's."""
     (folder / "config.json").write_text(config, encoding="utf-8")
     if model.can_generate() and model.generation_config is not None:

@@ -93,7 +93,7 @@ class GridTensor:
         """Return the name of the dtype of its numbers in QuantizedWeight."""
         return "uint8" if self.code else self.dtype or scheme.scale_dtype
 
-    def behind(self, scheme: Scheme) -> tuple[int, ...]:
+    def entry_shape(self, scheme: Scheme) -> tuple[int, ...]:
         """Return the dimensions after that of the entries: (), or (numbers per entry,)."""
         return () if self.values == 1 else (self.count(scheme),)
 

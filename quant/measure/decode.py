@@ -207,7 +207,7 @@ class StaticDecoder:
 
     def _where_tokens_are(self) -> dict[str, Tensor]:
         """Return position and mask of the step, computed from the length on the device."""
-        if self._alibi:  # the bias comes from the mask of all positions, causality from the cache
+        if self._alibi:  # alibi needs the mask of all positions; the cache makes it causal
             return {"attention_mask": self._all}
         dtype = self._model.dtype
         seen = self._places <= self._length

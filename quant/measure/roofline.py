@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-READ_BYTES = {"cpu": 2**28, "cuda": 2**31}  # far beyond every cache
+READ_BYTES = {"cpu": 2**28, "cuda": 2**31}  # much larger than any cache
 READ_TURNS = 7
 
 

@@ -251,7 +251,7 @@ def _quantization_items(
     yield Item("the largest factorization", preparing, here, ("factor",))
     yield Item("Hessians of a block, being collected", held, here, ("collect",))
     inside = _inside(shape, at_once)
-    if wide:  # torch's own attention and functions keep more than our operators (measured: 1.4)
+    if wide:  # torch's attention and functions use more than our operators (measured: 1.4)
         inside = inside * 3 * number // (2 * max(shape.itemsize, 4))
     yield Item("a batch inside a block", inside, here, ("collect",))
     yield Item("product of the widest inputs", number * max(inputs) ** 2, here, ("collect",))

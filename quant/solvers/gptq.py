@@ -228,7 +228,7 @@ def _plan_groups(
     stale = options.group_grid == "stale"
     inputs = weight.shape[1]
     size = min(scheme.group_size or inputs, inputs)
-    together = scheme.span(inputs)  # found at once
+    together = scheme.span(inputs)  # columns whose grids are found at once
     moving = groups > 1 and not options.static_groups
     in_order = [step // size for step in range(inputs)]
     if moving and together < inputs:

@@ -32,8 +32,8 @@ VERSION, OTHER = gptq.V1, gptq.V2
 
 def matches(config: Config) -> bool:
     """Whether it is GPTQ and not declared as version 2; parse refuses other versions by name."""
-    said = gptq.said_versions(config).values()
-    return gptq.method_of(config) == gptq.METHOD and OTHER.checkpoint_format not in said
+    declared = gptq.declared_versions(config).values()
+    return gptq.method_of(config) == gptq.METHOD and OTHER.checkpoint_format not in declared
 
 
 def parse(config: Config, where: str) -> CheckpointFormat:

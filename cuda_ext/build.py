@@ -40,7 +40,7 @@ from cuda_ext import installed, proven, toolchain
 from cuda_ext.cache import cache_root, remove_killed_builds, replace_durably, write_atomically
 from cuda_ext.toolchain import BuildError, Capability, Unit
 
-LIBRARY = "libbitloop_kernels.so"
+LIBRARY = "libbitsweep_kernels.so"
 HEADERS = (".h", ".cuh")
 TIMEOUT_S = 1800
 

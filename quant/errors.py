@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class SchemeError(ValueError):
     """An impossible scheme, or a string that is not the name of a scheme."""
@@ -29,3 +32,25 @@ class ArtifactError(QuantizationError):
 
 class ModelStructureError(QuantizationError):
     """The decoder blocks or linear layers of a model cannot be found or replaced."""
+
+
+@contextmanager
+def failures_of(who: str) -> Iterator[None]:
+    """Convert exceptions of a part's code to a QuantizationError that names the part (`who`).
+
+    Out-of-memory errors and Bitsweep's own errors pass unchanged.
+    """
+    try:
+        yield
+    except (QuantizationError, SchemeError, MemoryError):
+        raise
+    except Exception as error:
+        import torch
+
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        said = " ".join(str(error).split())[:300]
+        raise QuantizationError(
+            f"{who} ended in {type(error).__name__}{f' ({said})' if said else ''}; correct its "
+            "module, or leave it out."
+        ) from error

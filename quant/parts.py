@@ -16,7 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TypeVar
 
-OWN_PACKAGES = ("quant", "harness", "cuda_ext")
+OWN_PACKAGES = ("bitsweep", "harness", "quant", "cuda_ext")
 # Modules of a user's folder get a prefix, so that a file random.py does not hide another module.
 _PREFIX = "bitsweep_part_"
 

@@ -18,7 +18,7 @@ from quant.calibrate.devices import DeviceWorkers
 from quant.calibrate.few import FewTokens, few_tokens
 from quant.calibrate.transform import UNCHANGED, Changed
 from quant.config import QuantizationConfig
-from quant.errors import QuantizationError
+from quant.errors import QuantizationError, failures_of
 from quant.experts import routed_groups
 from quant.hessian import Hessian
 from quant.input_operator import operator_bits
@@ -131,7 +131,8 @@ class BlockSolver:
         if self.config.solver.prepare is None:
             return matrix
         layer = Layer(hessian.layer, hessian.tokens, self.config.kernel)
-        return self.config.solver.prepare(matrix, self.config.options, layer)
+        with failures_of(f"{layer.name}: solver {self.config.solver.name}"):
+            return self.config.solver.prepare(matrix, self.config.options, layer)
 
     def _layer(
         self,
@@ -146,7 +147,8 @@ class BlockSolver:
         scheme = self.config.scheme
         begin = time.perf_counter()
         weight = weight_matrix(module).to(device, self.dtype)
-        solution = solver.solve(weight, scheme, prepared, options, layer)
+        with failures_of(f"{layer.name}: solver {solver.name}"):
+            solution = solver.solve(weight, scheme, prepared, options, layer)
         seconds = time.perf_counter() - begin
         require_solution(solution, weight, scheme, f"{layer.name}: solver {solver.name}")
         quantized = solution.weight.dequantize()

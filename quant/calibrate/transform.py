@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from quant.blocks import LINEAR_TYPES, linear_layers, set_weight_matrix, weight_matrix
 from quant.calibrate.neighbours import Maker, Names, find_neighbours
-from quant.errors import QuantizationError
+from quant.errors import QuantizationError, failures_of
 from quant.hessian import Hessian
 from quant.input_operator import InputOperator, KeptChange, attach
 from quant.transforms.base import (
@@ -105,8 +105,14 @@ class BlockTransformer:
             for names, hessian in hessians.items()
         }
         if any(changed.changes for changed in done.values()):
-            self._require_same(found.output, self.run())
+            with failures_of(f"{self.name}, changed by {self._names},"):
+                output = self.run()
+            self._require_same(found.output, output)
         return done
+
+    @property
+    def _names(self) -> str:
+        return ", ".join(transform.name for transform, _ in self.transforms)
 
     def _group(self, names: Names, hessian: Hessian, maker: Maker | str) -> Changed:
         maker = maker if isinstance(maker, str) else self._changeable(names, maker)
@@ -120,22 +126,23 @@ class BlockTransformer:
         for transform, options in self.transforms:
             weights = tuple(_working(weight_matrix(linears[name])) for name in names)
             layers = tuple(f"{self.name}.{name}" for name in names)
-            change = transform.change(Group(hessian.layer, layers, weights, matrix), options)
-            if change is None:
-                notes.append(unapplied_note(transform.name, "it finds nothing to change"))
-                continue
-            change, kept, note = self._apply(
-                transform, transform.keeps(options), change, names, maker
-            )
-            notes.append(note)
-            if change is None:
-                continue
-            if kept:  # folding into a module would change x, but the layers now read x T
-                maker = f"{transform.name} is kept in front of it"
-            for name, layer, weight in zip(names, layers, weights, strict=True):
-                set_weight_matrix(linears[name], change.weight(weight), layer)
-            matrix = change.hessian(matrix)
-            changes.append(change)
+            with failures_of(f"{layers[0]}: transform {transform.name}"):
+                change = transform.change(Group(hessian.layer, layers, weights, matrix), options)
+                if change is None:
+                    notes.append(unapplied_note(transform.name, "it finds nothing to change"))
+                    continue
+                change, kept, note = self._apply(
+                    transform, transform.keeps(options), change, names, maker
+                )
+                notes.append(note)
+                if change is None:
+                    continue
+                if kept:  # folding into a module would change x, but the layers now read x T
+                    maker = f"{transform.name} is kept in front of it"
+                for name, layer, weight in zip(names, layers, weights, strict=True):
+                    set_weight_matrix(linears[name], change.weight(weight), layer)
+                matrix = change.hessian(matrix)
+                changes.append(change)
         return Changed(tuple(changes), notes)
 
     def _apply(
@@ -191,12 +198,11 @@ class BlockTransformer:
         # The block's own contribution may be small compared with the residual; both round.
         allowed = eps**0.5 * made + 4 * eps * size
         if not apart <= allowed:
-            names = ", ".join(transform.name for transform, _ in self.transforms)
             raise QuantizationError(
                 f"{self.name}: its output moved by {apart:.3g} (allowed {allowed:.3g}, of "
-                f"{size:.3g}) when {names} changed the inputs of its layers, so the block depends "
-                "on them in a way that was not detected; quantize this model without transforms, "
-                "and report the model class."
+                f"{size:.3g}) when {self._names} changed the inputs of its layers, so the "
+                "block depends on them in a way that was not detected; quantize this model without "
+                "transforms, and report the model class."
             )
 
 

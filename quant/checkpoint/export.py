@@ -30,6 +30,7 @@ from quant.checkpoint.writer import (
     kind_of,
     layer_entries,
     layer_shape,
+    own_code,
 )
 from quant.errors import ArtifactError
 from quant.levels.base import Levels
@@ -65,6 +66,7 @@ def export(
     max_shard_bytes: int = MAX_SHARD_BYTES,
     verify_files: bool = True,
     levels: Sequence[str | Part | Levels] = (),
+    trust_remote_code: bool = False,
 ) -> Exported:
     """Write the checkpoint in `source` to the folder `target` in the format with that name.
 
@@ -75,6 +77,8 @@ def export(
     tokenizer and generation_config.json are copied. The folder appears complete or not at all, with
     the sha256 of every file in artifact.json. One layer and one shard are in memory at a time.
     overwrite=True replaces a model that Bitsweep wrote to `target`, once the new one is complete.
+    trust_remote_code=True runs the model's own Python files and copies them; a model with its own
+    code cannot be exported without it.
 
     Raises ArtifactError for an unknown format, a target that is not empty, a source that cannot be
     read, and for layers that the format cannot store (its `refuses` and `write_layer` say why).
@@ -95,7 +99,7 @@ def export(
     if reason is not None:
         raise ArtifactError(f"{source} {reason}")
     with TensorReader(source) as reader:
-        model = build_skeleton(source, None, {})
+        model = build_skeleton(source, None, {"trust_remote_code": trust_remote_code})
         names = names_of(model)
         reader.rename(names.to_model)
         layers = _layers(reader, checkpoint, model)
@@ -112,6 +116,7 @@ def export(
         entries = as_stored(entries, names)
         config = _config(source, writer, checkpoint, layers, model)
         files = copyable(source, (*TOKENIZER_FILES, "generation_config.json"))
+        files += own_code(model)
         needed = sum(entry.nbytes for entry in entries) + SLACK_BYTES
         needed += sum(path.stat().st_size for path in files)
         with replace_folder(target, needed) as partial:

@@ -20,8 +20,20 @@ from quant.errors import ArtifactError
 MANIFEST = "artifact.json"
 MANIFEST_VERSION = 1
 _CHUNK = 1 << 20
+_WORKING = (".", ".partial")
 # Errors that more free space may solve.
 OF_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def working_folder(target: Path) -> Path:
+    """Return the folder where the artifact `target` is made, beside the artifact."""
+    target = target.absolute()
+    return target.with_name(f"{_WORKING[0]}{target.name}{_WORKING[1]}")
+
+
+def made_in(working: Path) -> Path:
+    """Return the path of the artifact that is made in a working folder."""
+    return working.with_name(working.name.removeprefix(_WORKING[0]).removesuffix(_WORKING[1]))
 
 
 @contextlib.contextmanager

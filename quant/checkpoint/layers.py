@@ -16,6 +16,7 @@ from quant.checkpoint.formats.base import CheckpointFormat
 from quant.checkpoint.operators import tensor_names
 from quant.checkpoint.tensors import TensorReader
 from quant.errors import ArtifactError
+from quant.input_operator import NAME
 from quant.levels.base import Levels
 from quant.linear import Packed, unpack
 from quant.parts import Part
@@ -24,6 +25,7 @@ from quant.weight import QuantizedWeight
 
 # Layers whose tensors are examined for properties that the configuration does not declare.
 LOOKED_AT = 8
+LISTED = 3  # names in an error; the rest are counted
 
 
 class Tensors(Protocol):
@@ -56,15 +58,35 @@ def quantized_layers(reader: TensorReader, checkpoint: CheckpointFormat) -> dict
             f"{reader.folder}: config.json has an operator in front of {lacking}, but the files "
             f"have no {checkpoint.format.codes} for it. {remake(reader.folder)}"
         )
-    lacking = next((n for n in operator_tensors(checkpoint) if n not in reader.names), None)
+    operators = operator_tensors(checkpoint)
+    lacking = next((n for n in operators if n not in reader.names), None)
     if lacking is not None:
         raise missing_tensor(reader, lacking)
+    _refuse_unnamed(reader, layers, operators)
     parts = checkpoint.parts
     for name in reader.names:
         layer, _, part = name.rpartition(".")
         if layer in layers and part in parts:
             layers[layer].append(part)
     return layers
+
+
+def _refuse_unnamed(
+    reader: TensorReader, layers: Collection[str], operators: Collection[str]
+) -> None:
+    """ArtifactError for tensors of operators of which config.json says nothing.
+
+    The weights behind them are those of a changed input, so nothing can be made of them alone.
+    """
+    mark = f".{NAME}."
+    found = [n for n in reader.names if mark in n and n.partition(mark)[0] in layers]
+    unnamed = sorted(set(found) - set(operators))
+    if unnamed:
+        more = f" and {len(unnamed) - LISTED} more" if len(unnamed) > LISTED else ""
+        raise ArtifactError(
+            f"{reader.file_of(unnamed[0])} holds {', '.join(unnamed[:LISTED])}{more}, which stand "
+            f"in front of layers and which config.json does not name. {remake(reader.folder)}"
+        )
 
 
 def look_at(folder: Path, checkpoint: CheckpointFormat) -> CheckpointFormat:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from quant.checkpoint.layers import (
     Tensors,
     look_at,
     missing_tensor,
+    operator_tensors,
     quantized_layers,
     read_packed,
     read_weight,
@@ -32,7 +33,7 @@ from quant.checkpoint.matching import (
     untie_as_stored,
 )
 from quant.checkpoint.names import names_of
-from quant.checkpoint.operators import build, find_transforms, tensor_names
+from quant.checkpoint.operators import build, find_transforms
 from quant.checkpoint.skeleton import build_skeleton
 from quant.checkpoint.tensors import TensorReader
 from quant.checkpoint.writer import layer_shape
@@ -79,11 +80,10 @@ def load(
         model = build_skeleton(folder, dtype, options)
         reader.rename(names_of(model).to_model)
         layers = quantized_layers(reader, checkpoint)
-        used = set()
+        require_tensors(model, reader, checkpoint, layers)
         for layer, names in layers.items():
-            used |= replace_layer(model, reader, checkpoint, layer, names, kernel, device, dtype)
-        used |= _fill(model, reader, device, dtype)
-        refuse_unexpected(model, reader, used)
+            replace_layer(model, reader, checkpoint, layer, names, kernel, device, dtype)
+        _fill(model, reader, device, dtype)
     if (folder / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
     result: PreTrainedModel = model.to(device).eval()  # type: ignore[arg-type]
@@ -142,6 +142,12 @@ def read_quantization(folder: Path) -> dict[str, Any]:
     quantization = read_json(folder / "config.json").get("quantization_config")
     if isinstance(quantization, dict):
         return quantization
+    if quantization:
+        raise ArtifactError(
+            f"{folder / 'config.json'}: quantization_config={str(quantization)[:40]!r} is no "
+            "object, so nobody knows how the weights were quantized: use the config.json of the "
+            "original checkpoint."
+        )
     files = config_files()
     found = [name for name in files if (folder / name).is_file()]
     if len(found) > 1:
@@ -193,39 +199,26 @@ def replace_layer(
     kernel: str,
     device: str | torch.device,
     dtype: torch.dtype | None,
-) -> set[str]:
-    """Replace one layer by a QuantLinear; return the names of the tensors that were used."""
-    try:
-        module = model.get_submodule(layer)
-    except AttributeError as error:
-        codes = f"{layer}.{checkpoint.format.codes}"
-        raise ArtifactError(
-            f"{reader.file_of(codes)} holds {codes}, but "
-            f"{type(model).__name__} has no such layer. {remake(reader.folder)}"
-        ) from error
+) -> None:
+    """Replace one layer by a QuantLinear."""
+    module = model.get_submodule(layer)
     outputs, inputs = layer_shape(module, layer)
     packed, scheme, _ = read_packed(reader, checkpoint, layer, parts, (outputs, inputs))
-    used = {f"{layer}.{part}" for part in parts}
     bias = None
     # AutoGPTQ stores a bias for every layer, even if the model has none; a stored bias is used.
     if f"{layer}.bias" in reader.names:
         bias = _cast(reader.read(f"{layer}.bias"), device, dtype)
-        used.add(f"{layer}.bias")
         if tuple(bias.shape) != (outputs,):
-            raise _shape_error(reader, f"{layer}.bias", bias, (outputs,))
+            raise _shape_error(reader, f"{layer}.bias", (outputs,), tuple(bias.shape))
         require_kind(reader, f"{layer}.bias", bias, torch.float32)
-    elif getattr(module, "bias", None) is not None:
-        raise missing_tensor(reader, f"{layer}.bias")
     kept, operator = checkpoint.operators.get(layer, ()), None
     if kept:
         operator = build(kept, reader.read, inputs, layer)
-        used |= {f"{layer}.{part}" for part in tensor_names(kept)}
     # The device's kernel converts the buffers to its layout, so move them there first.
     packed = {name: tensor.to(device) for name, tensor in packed.items()}
     quantized = QuantLinear(packed, scheme, inputs, bias, kernel, operator).to(device)
     parent, _, child = layer.rpartition(".")
     setattr(model.get_submodule(parent), child, quantized)
-    return used
 
 
 def _fill(
@@ -233,29 +226,67 @@ def _fill(
     reader: TensorReader,
     device: str | torch.device,
     dtype: torch.dtype | None,
-) -> set[str]:
-    """Read all remaining parameters and stored buffers; return the names that were read."""
+) -> None:
+    """Read all remaining parameters and stored buffers."""
     stored = set(reader.names)
     untie_as_stored(model, stored, reader.mapped)
-    missing = compare(model, stored, (), reader.shape).missing
-    if missing:
-        raise missing_tensor(reader, missing[0])
     keep_computed(model, stored)
-    used = set()
     for names in parameters_and_buffers(model):
         held = [name for name in names if name in stored]
         tensor = _cast(reader.read(held[0]), device, dtype)
         expected = tensor_of(model, names[0])
-        if tensor.shape != expected.shape:
-            raise _shape_error(reader, held[0], tensor, tuple(expected.shape))
         require_kind(reader, held[0], tensor, expected.dtype)
         parameter = isinstance(expected, nn.Parameter)
         value = nn.Parameter(tensor, requires_grad=False) if parameter else tensor
         for name in names:
             path, _, attribute = name.rpartition(".")
             setattr(model.get_submodule(path), attribute, value)
-        used |= set(held)
-    return used
+
+
+def require_whole(
+    folder: Path, skeleton: PreTrainedModel, levels: Sequence[str | Part | Levels] = ()
+) -> None:
+    """`require_tensors` of a checkpoint that is not open: as `load` would say it."""
+    checkpoint = read_format(folder, verify_files=False, levels=levels)
+    with TensorReader(folder) as reader:
+        reader.rename(names_of(skeleton).to_model)
+        require_tensors(skeleton, reader, checkpoint, quantized_layers(reader, checkpoint))
+
+
+def require_tensors(
+    model: PreTrainedModel,
+    reader: TensorReader,
+    checkpoint: CheckpointFormat,
+    layers: Mapping[str, Sequence[str]],
+) -> None:
+    """ArtifactError for tensors that only the skeleton or only the files have, or of other shapes.
+
+    Headers alone are read. What is inside the tensors of a layer (`layers`: its parts), and whether
+    they fit its shape, shows when they are read.
+    """
+    stored, kind = set(reader.names), type(model).__name__
+    for layer in layers:
+        try:
+            model.get_submodule(layer)
+        except AttributeError as error:
+            codes = f"{layer}.{checkpoint.format.codes}"
+            raise ArtifactError(
+                f"{reader.file_of(codes)} holds {codes}, but {kind} has no such layer. "
+                f"{remake(reader.folder)}"
+            ) from error
+    packed = {f"{layer}.weight" for layer in layers}
+    missing = compare(model, stored | packed, (), reader.shape).missing
+    if missing:
+        raise missing_tensor(reader, missing[0])
+    used = {f"{layer}.{part}" for layer, parts in layers.items() for part in (*parts, "bias")}
+    used |= set(operator_tensors(checkpoint))
+    for names in parameters_and_buffers(model):
+        for name in (name for name in names if name in stored - packed):
+            used.add(name)
+            expected = tuple(tensor_of(model, name).shape)
+            if (found := reader.shape(name)) != expected:
+                raise _shape_error(reader, name, expected, found)
+    refuse_unexpected(model, reader, used)
 
 
 def refuse_unexpected(model: PreTrainedModel, reader: TensorReader, used: set[str]) -> None:
@@ -282,9 +313,12 @@ def require_kind(reader: Tensors, name: str, tensor: Tensor, expected: torch.dty
 
 
 def _shape_error(
-    reader: Tensors, name: str, tensor: Tensor, expected: tuple[int, ...]
+    reader: Tensors,
+    name: str,
+    expected: tuple[int, ...],
+    found: tuple[int, ...],
 ) -> ArtifactError:
     return ArtifactError(
-        f"{reader.file_of(name)}: {name} is {list(tensor.shape)}, but config.json makes it "
+        f"{reader.file_of(name)}: {name} is {list(found)}, but config.json makes it "
         f"{list(expected)}. {remake(reader.folder)}"
     )

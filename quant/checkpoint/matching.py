@@ -10,8 +10,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
+import zipfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from quant.checkpoint.files import weight_files
 from quant.checkpoint.names import names_of
 from quant.checkpoint.tensors import TensorReader
 from quant.coverage import pattern
+from quant.errors import ArtifactError
 from quant.experts import fused_parts
 from quant.input_operator import KeptChange
 from quant.linear import QuantLinear
@@ -41,16 +43,41 @@ _MASK = re.compile(r"(^|\.)(attn|attention)\.bias$")
 _MARK = re.compile(r"(^|\.)decoder\.version$")  # fairseq's, in early OPT checkpoints
 
 
+LISTED = 3  # names in an error; the rest are counted
+
+
 @dataclass(frozen=True)
 class Differences:
     """Names that only the model (missing) or only the files (unexpected) have.
 
-    harmless  the reason for each difference that changes nothing.
+    mismatched  stored shapes of names that both have, if they differ from the model's.
+    harmless    the reason for each difference that changes nothing.
     """
 
     missing: tuple[str, ...] = ()
     unexpected: tuple[str, ...] = ()
     harmless: Mapping[str, str] = field(default_factory=dict)
+    mismatched: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def fault(self, kind: str) -> str | None:
+        """Return why a folder cannot be loaded as a model of class `kind`; None if it can.
+
+        It is the end of a sentence that begins with the folder.
+        """
+        shapes = [f"{name} {list(shape)}" for name, shape in self.mismatched.items()]
+        for names, what in (
+            (self.missing, f"the files hold no values for {{}} of {kind}"),
+            (shapes, "the files hold {}, which is another shape than config.json makes"),
+            (self.unexpected, f"the files hold {{}}, which {kind} does not have"),
+        ):
+            if names:
+                more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+                said = what.format(", ".join(sorted(names)[:LISTED]) + more)
+                return (
+                    f"{said}: config.json and weights are not of one whole causal language model; "
+                    "save the whole model (AutoModelForCausalLM), or fetch or copy its files again."
+                )
+        return None
 
     def summary(self) -> dict[str, str]:
         """Return the harmless differences, one for all blocks: model.layers.*.inv_freq."""
@@ -135,26 +162,56 @@ def compare(
 
 
 def differences(model: PreTrainedModel, folder: Path) -> Differences:
-    """Return the differences between the files of `folder` and the model loaded from them."""
+    """Return the differences between the files of `folder` and the model, loaded or a skeleton.
+
+    Only names and shapes are compared, so only file headers are read.
+    """
     with contextlib.ExitStack() as stack:
         if weight_files(folder).pickled:
             shapes = _pickled_shapes(folder)
         else:
-            reader = stack.enter_context(TensorReader(folder))
+            advice = f"Copy {folder} again from where it came from."
+            reader = stack.enter_context(TensorReader(folder, advice=advice))
             reader.rename(names_of(model).to_model)
             shapes = {name: reader.shape(name) for name in reader.names}
     packed = tuple(f"{name}." for name, m in model.named_modules() if isinstance(m, QuantLinear))
-    plain = [name for name in shapes if not name.startswith(packed)]
-    pairs = list(model_names(model, plain))
+    return match(model, {n: shape for n, shape in shapes.items() if not n.startswith(packed)})
+
+
+def match(model: PreTrainedModel, shapes: Mapping[str, tuple[int, ...]]) -> Differences:
+    """What a model does not share with files that hold tensors of these names and shapes."""
+    pairs = list(model_names(model, shapes))
     left = [name for mine, name, _ in pairs if not mine]
-    return compare(model, {mine for mine, _, _ in pairs}, left, shapes.__getitem__)
+    found = compare(model, {mine for mine, _, _ in pairs}, left, shapes.__getitem__)
+    parts, mismatched = fused_parts(model), {}
+    for mine, name, together in pairs:
+        if mine and not together:
+            expected, stored = tensor_of(model, mine).shape, shapes[name]
+            if mine in parts and len(stored) > len(expected):  # of all experts together
+                stored = tuple(parts[mine].of(torch.empty(stored[1:], device="meta")).shape)
+            if stored != tuple(expected):
+                mismatched[name] = shapes[name]
+    return replace(found, mismatched=mismatched)
+
+
+def _unpickled(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file, without their values where it is no older than torch 1.6."""
+    mapped = zipfile.is_zipfile(path)
+    state: dict[str, Tensor] = torch.load(path, map_location="meta", weights_only=True, mmap=mapped)
+    return state
 
 
 def _pickled_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     found: dict[str, tuple[int, ...]] = {}
     for path in weight_files(folder).paths:
-        state = torch.load(path, map_location="meta", weights_only=True)
-        found |= {name: tuple(tensor.shape) for name, tensor in state.items()}
+        try:
+            found |= {name: tuple(tensor.shape) for name, tensor in _unpickled(path).items()}
+        except Exception as error:  # whatever damage makes of a pickle
+            said = " ".join(str(error).split())[:150]
+            raise ArtifactError(
+                f"{path} holds no pickled weights that can be read ({type(error).__name__}"
+                f"{f': {said}' if said else ''}). Copy {folder} again from where it came from."
+            ) from error
     return found
 
 

@@ -146,7 +146,6 @@ def build(
     """
     import torch
 
-    from quant.errors import QuantizationError
     from quant.input_operator import NAME, InputOperator, KeptChange
 
     made = []
@@ -156,9 +155,9 @@ def build(
             tensors = {name: read(f"{layer}.{NAME}.{index}.{name}") for name in each.tensors}
             made.append(KeptChange(each.spec, tensors))
             shape = made[-1](torch.zeros(1, inputs)).shape
-        except (RuntimeError, TypeError, ValueError, KeyError, QuantizationError) as error:
-            if isinstance(error, ArtifactError):
-                raise
+        except (ArtifactError, MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # whatever a transform of anybody comes upon
             raise ArtifactError(
                 f"{layer}.{NAME}.{index}: transform {each.transform} cannot be made of its tensors "
                 f"({' '.join(str(error).split())}); the file is damaged, or of another version."

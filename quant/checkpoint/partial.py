@@ -35,7 +35,7 @@ from quant.calibrate.cost import StageCost
 from quant.calibrate.layers import LayerResult
 from quant.calibrate.sink import Finished
 from quant.calibrate.source import BlockSource
-from quant.checkpoint.folder import make_room, publish, sha256, sync, writing
+from quant.checkpoint.folder import make_room, publish, sha256, sync, working_folder, writing
 from quant.checkpoint.names import names_of
 from quant.checkpoint.operators import read_operators, stored_operators
 from quant.checkpoint.tensors import Entry, shard_names, write_index, write_shard
@@ -58,12 +58,6 @@ from quant.weight import QuantizedWeight
 
 ACTIVATIONS = "activations"
 _KEY, _ARTIFACT, _BLOCKS = "key.json", "artifact", "blocks"
-
-
-def working_folder(target: Path) -> Path:
-    """Return the folder where the artifact `target` is made."""
-    target = target.absolute()
-    return target.with_name(f".{target.name}.partial")
 
 
 def note_file(folder: Path, index: int) -> Path:

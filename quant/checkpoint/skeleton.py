@@ -133,7 +133,8 @@ def refusal_of_code(folder: Path) -> str:
     """Return the error text for a model that needs its own Python files to be read."""
     return (
         f"{folder} needs its own Python code, which is not run by default: read its .py files, and "
-        "if you trust them add model.trust_remote_code=true (in Python trust_remote_code=True)."
+        "if you trust them add model.trust_remote_code=true (to bitsweep export "
+        "--trust-remote-code, in Python trust_remote_code=True)."
     )
 
 

@@ -16,14 +16,14 @@ from quant.calibrate.source import Weights
 from quant.checkpoint.layers import missing_tensor, operator_bits, quantized_layers
 from quant.checkpoint.loader import (
     read_format,
-    refuse_unexpected,
     replace_layer,
     require_kind,
+    require_tensors,
     runnable,
 )
 from quant.checkpoint.matching import (
-    compare,
     keep_computed,
+    match,
     model_names,
     parameters_and_buffers,
     tensor_of,
@@ -184,13 +184,6 @@ class CheckpointSource(SkeletonSource):
             return own_copy(part.of(self._reader.row(stored, part.expert)), self._dtypes[name])
         return own_copy(self._reader.mapped(stored), self._dtypes[name])
 
-    def _shape(self, name: str) -> tuple[int, ...]:
-        """Return the stored shape of a tensor by its name in the model."""
-        whole, part = self._reader.shape(self._stored[name]), self._parts.get(name)
-        if part is None:
-            return whole
-        return tuple(part.of(torch.empty(whole[1:], device="meta")).shape)
-
     def _read_mapped(self, name: str) -> Tensor:
         return self._reader.mapped(self._stored[name])
 
@@ -199,30 +192,10 @@ class CheckpointSource(SkeletonSource):
 
         Buffers that an older version did not store keep their computed values.
         """
-        left = sorted(set(self._reader.names) - set(self._stored.values()))
-        found = compare(model, self._stored, left, self._reader.shape)
-        if found.missing:
-            raise ArtifactError(
-                f"{self.folder}: tensor {found.missing[0]} of {type(model).__name__} is in none of "
-                "its files; save the whole causal language model (AutoModelForCausalLM), not its "
-                f"base model. {self._reader.advice}"
-            )
-        if found.unexpected:
-            name = found.unexpected[0]
-            raise ArtifactError(
-                f"{self._reader.file_of(name)} holds {name}, which {type(model).__name__} does not "
-                f"have: config.json belongs to another model. {self._reader.advice}"
-            )
-        for names in parameters_and_buffers(model):
-            expected = tensor_of(model, names[0])
-            for name in (name for name in names if name in self._stored):
-                shape = self._shape(name)
-                if shape != tuple(expected.shape):
-                    raise ArtifactError(
-                        f"{self._reader.file_of(self._stored[name])}: {self._stored[name]} is "
-                        f"{list(shape)}, but config.json makes it {list(expected.shape)}. "
-                        f"{self._reader.advice}"
-                    )
+        shapes = {name: self._reader.shape(name) for name in self._reader.names}
+        fault = match(model, shapes).fault(type(model).__name__)
+        if fault is not None:
+            raise ArtifactError(f"{self.folder}: {fault}")
 
 
 class ArtifactSource(SkeletonSource):
@@ -254,7 +227,9 @@ class ArtifactSource(SkeletonSource):
             model = build_skeleton(self.folder, dtype, options)
             self._reader.rename(names_of(model).to_model)
             self._layers = quantized_layers(self._reader, self._format)
-            self._require_complete(model)
+            require_tensors(model, self._reader, self._format, self._layers)
+            held = {f"{layer}.weight" for layer in self._layers}
+            keep_computed(model, held | set(self._reader.names))
             untie_as_stored(model, self._reader.names, self._reader.mapped)
             super().__init__(model, self._read_plain, device)
             self._require_layers_in_blocks()
@@ -328,13 +303,6 @@ class ArtifactSource(SkeletonSource):
     def _tied(self, name: str) -> list[str]:
         return next(group for group in parameters_and_buffers(self.model) if name in group)
 
-    def _require_complete(self, model: PreTrainedModel) -> None:
-        held = set(self._reader.names) | {f"{layer}.weight" for layer in self._layers}
-        found = compare(model, held, (), self._reader.shape)
-        if found.missing:
-            raise missing_tensor(self._reader, found.missing[0])
-        keep_computed(model, held)
-
     def _require_layers_in_blocks(self) -> None:
         inside = {name for index in range(len(self.blocks)) for name in self._layers_of(index)}
         outside = sorted(set(self._layers) - inside)
@@ -343,10 +311,6 @@ class ArtifactSource(SkeletonSource):
                 f"{self.folder}: {outside[0]} is quantized and is outside the blocks, so it "
                 "cannot be streamed; load the whole model (runtime.stream=never)."
             )
-        used = {f"{layer}.{part}" for layer, parts in self._layers.items() for part in parts}
-        used |= {f"{n}.{part}" for n in self._layers for part in ("bias", *self._operator(n))}
-        used |= {name for names in parameters_and_buffers(self.model) for name in names}
-        refuse_unexpected(self.model, self._reader, used)
 
 
 class _Fetched:

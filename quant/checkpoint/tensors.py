@@ -22,6 +22,7 @@ from quant.memory.heaps import own_copy
 
 STANDARD_STEM = "model"
 INDEX_SUFFIX = ".safetensors.index.json"
+_POINTER = b"version https://git-lfs."
 
 
 @dataclass(frozen=True)
@@ -169,6 +170,11 @@ class TensorReader:
             opened = self._stack.enter_context(safe_open(path, "pt", backend=self._backend))
             names = list(opened.keys())
         except (SafetensorError, OSError) as error:
+            if path.is_file() and path.open("rb").read(len(_POINTER)) == _POINTER:
+                raise ArtifactError(
+                    f"{path} is a pointer of Git LFS, which stands for weights that were not "
+                    f"fetched: run `git lfs pull` in {self.folder}."
+                ) from error
             raise ArtifactError(
                 f"{path} cannot be read: {error}. It was cut short or is damaged. {self.advice}"
             ) from error

@@ -10,7 +10,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from quant.checkpoint.partial import note_file, working_folder
+from quant.checkpoint.folder import working_folder
+from quant.checkpoint.partial import note_file
 
 # Stages that a resumed run repeats: with calibration it runs the finished blocks again
 # (quant.calibrate.stream).

@@ -17,6 +17,7 @@ from quant.errors import QuantizationError
 from quant.memory.limits import PLACES, Limits
 from quant.scheme import Scheme
 from quant.tiling import BLOCKS, PANEL, strips
+from quant.transforms.base import NEVER
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -227,6 +228,7 @@ def _quantization_items(
     here = ON_DEVICE if on_gpu else IN_HOST
     yield from _weights(shape, on_gpu)
     yield from _quantized(shape, config.scheme)
+    yield from _operators(shape, config, here)
     memory = config.solver.memory
     wide = arithmetic_of(shape, config, on_gpu) == PORTABLE
     number = 8 if wide else 4
@@ -275,6 +277,14 @@ def _quantized(shape: ModelShape, scheme: Scheme) -> Iterator[Item]:
     yield Item("quantized weights of a block", held, IN_HOST, ("factor", "solve"))
     everywhere = ("collect", "factor", "solve")
     yield Item("the block before it, being written", held + packed + beside, IN_HOST, everywhere)
+
+
+def _operators(shape: ModelShape, config: QuantizationConfig, here: str) -> Iterator[Item]:
+    """What transforms may keep in front of the layers of a block: a copy for each layer."""
+    kept = [each for each, options in config.transforms if each.keeps(options) != NEVER]
+    count = sum(each.kept_bytes(inputs) for each in kept for _, inputs in shape.layers)
+    yield Item("operators in front of a block's layers", count, here)
+    yield Item("operators of the block before it", count, IN_HOST)
 
 
 def _weights(shape: ModelShape, on_gpu: bool) -> Iterator[Item]:

@@ -104,6 +104,10 @@ class Scaling:
 
     scale: Tensor
 
+    @staticmethod
+    def kept_bytes(inputs: int) -> int:
+        return 4 * inputs
+
     @classmethod
     def rebuild(cls, tensors: Mapping[str, Tensor]) -> Scaling:
         return cls(tensors["scale"])
@@ -126,6 +130,10 @@ def _never(_options: Any) -> str:
     return NEVER
 
 
+def _a_matrix(inputs: int) -> int:
+    return 4 * inputs * inputs
+
+
 @dataclass(frozen=True)
 class Transform:
     """A change of coordinates for the layers of a block, chosen before they are solved.
@@ -145,6 +153,9 @@ class Transform:
                                     folded.
     keep                            keep(options) -> "never", "where_needed" (if no module can
                                     absorb the change) or "always".
+    kept_bytes                      kept_bytes(inputs) -> maximum bytes of the tensors of one kept
+                                    change with `inputs` inputs, for the memory plan; by default
+                                    those of a float32 matrix [in, in].
     """
 
     name: str
@@ -155,6 +166,7 @@ class Transform:
     describe: Callable[[Any], list[str]] = nothing_to_say
     rebuild: Callable[[Mapping[str, Tensor]], Keepable] | None = None
     keep: Callable[[Any], str] = _never
+    kept_bytes: Callable[[int], int] = _a_matrix
 
     def __post_init__(self) -> None:
         require_names(self.name, self.label, "transform")

@@ -86,4 +86,5 @@ TRANSFORM = Transform(
     describe=describe,
     rebuild=Scaling.rebuild,
     keep=keep,
+    kept_bytes=Scaling.kept_bytes,
 )

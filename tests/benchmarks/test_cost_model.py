@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from architectures import tiny_model
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import cost_model, scaling, scaling_time
@@ -20,6 +19,7 @@ from quant.scheme import Scheme
 from quant.solvers import columns as column_loop
 from quant.solvers.columns import Groups
 from quant.tiling import PANEL
+from tests.quant.architectures import tiny_model
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "scaling.md"
 

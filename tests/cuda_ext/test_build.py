@@ -71,6 +71,10 @@ def see(monkeypatch: pytest.MonkeyPatch, *capabilities: toolchain.Capability) ->
     monkeypatch.setattr(toolchain, "visible_capabilities", lambda: capabilities)
 
 
+def test_the_library_has_the_product_s_name() -> None:
+    assert build.LIBRARY == "libbitsweep_kernels.so"
+
+
 def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("BITSWEEP_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))

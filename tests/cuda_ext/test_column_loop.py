@@ -6,7 +6,6 @@ so all devices give the same bits. (torch's own addcmul_ on CUDA rounds the prod
 
 import pytest
 import torch
-from column_blocks import FUSED, SCHEMES, block
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,6 +13,7 @@ from cuda_ext import ops
 from cuda_ext.column_loop import gptq_column_loop
 from quant.scheme import Scheme
 from quant.solvers.columns import plain_columns
+from tests.oracles.column_blocks import FUSED, SCHEMES, block
 
 pytestmark = pytest.mark.skipif(
     ops.why_unavailable(torch.device("cpu")) is not None, reason="no compiler: no kernels"

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from column_blocks import FUSED, SCHEMES, block
 
 from cuda_ext import toolchain
 from quant.solvers.columns import plain_columns
+from tests.oracles.column_blocks import FUSED, SCHEMES, block
 
 HERE = Path(__file__).parent
 

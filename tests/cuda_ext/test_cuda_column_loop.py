@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from column_blocks import SCHEMES, block
-from packed_layers import poison
 
 from cuda_ext.column_loop import gptq_column_loop
+from tests.oracles.column_blocks import SCHEMES, block
+from tests.oracles.packed_layers import poison
 
 pytestmark = pytest.mark.gpu
 # One group a row, 300 rows: more than four thread blocks, the last one not full.

@@ -3,19 +3,17 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from cuda_ext import build, toolchain
 
-ROOT = Path(__file__).resolve().parents[2]
 # Built, loaded and used as a user would; a process of its own, since a process loads one library.
 SCRIPT = """
 import ctypes
 import torch
 from cuda_ext import ops, packed
-from packed_layers import Layer, check_error, random_x
+from tests.oracles.packed_layers import Layer, check_error, random_x
 
 library = packed.load()
 assert library.architectures == ("sm_90",), library
@@ -68,12 +66,10 @@ def environment() -> dict[str, str]:
         toolchain.find_nvcc()
     except build.BuildError as error:
         pytest.skip(str(error))
-    paths = [str(ROOT), str(ROOT / "tests" / "oracles")]
     return {
         **os.environ,
         "BITSWEEP_CACHE": str(build.cache_folder().parent / "nvcc-test"),
         "BITSWEEP_CUDA_ARCHS": "sm_90",
-        "PYTHONPATH": os.pathsep.join(paths),
     }
 
 

@@ -11,7 +11,6 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
-from killing import CONTEXT
 
 from quant.calibrate.cost import _resident_bytes
 from quant.checkpoint.make import quantize_to
@@ -20,6 +19,7 @@ from quant.config import QuantizationConfig
 from quant.memory.heaps import keep_freed_memory, trim_heap
 from quant.memory.limits import Limits
 from quant.memory.plan import IN_HOST, MemoryPlan, ModelShape, model_shape, plan_quantization
+from tests.quant.killing import CONTEXT
 
 REPEATS = 3
 

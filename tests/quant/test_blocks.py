@@ -4,7 +4,6 @@ import copy
 
 import pytest
 import torch
-from architectures import BLOCKS, CONFIGS, LINEARS_PER_BLOCK, tiny_model
 from torch import nn
 from transformers import AutoModelForCausalLM, Gemma3Config
 from transformers.pytorch_utils import Conv1D
@@ -18,6 +17,7 @@ from quant.blocks import (
     weight_matrix,
 )
 from quant.errors import ModelStructureError, NonFiniteError
+from tests.quant.architectures import BLOCKS, CONFIGS, LINEARS_PER_BLOCK, tiny_model
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
-from architectures import tiny_model
 
 from quant.calibrate.stream import quantize_model
 from quant.config import QuantizationConfig
@@ -16,6 +15,7 @@ from quant.solvers import gptq, random, rtn
 from quant.solvers.base import NoOptions, Solver
 from quant.transforms import equalize
 from quant.transforms.base import Transform
+from tests.quant.architectures import tiny_model
 
 W4 = Scheme(4)
 

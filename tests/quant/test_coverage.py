@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from architectures import CONFIGS, random_windows, tiny_model
 from torch import nn
 from transformers import AutoModelForCausalLM, DbrxConfig, MambaConfig, PhimoeConfig, RwkvConfig
 
@@ -21,6 +20,7 @@ from quant.errors import ModelStructureError
 from quant.rules import Rules
 from quant.scheme import Scheme
 from quant.solvers import gptq, rtn
+from tests.quant.architectures import CONFIGS, random_windows, tiny_model
 
 W4 = Scheme(bits=4)
 

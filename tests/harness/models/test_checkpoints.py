@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from cells import cell_of
 from transformers import AutoModelForCausalLM
 
 import quant
@@ -23,6 +22,7 @@ from quant.calibrate.stream import quantize_model
 from quant.config import QuantizationConfig
 from quant.scheme import Scheme
 from quant.solvers import rtn
+from tests.harness.cells import cell_of
 
 Make = Callable[..., CellConfig]
 

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from cells import cell_of, plan_of
 
 from harness.config.compose import compose_cells
 from harness.config.schema import CellConfig
@@ -15,6 +14,7 @@ from harness.run.events import Failed, Finished
 from harness.run.stage import run_cell
 from quant.measure.architectures import ARCHITECTURES
 from quant.measure.dummy import NotEnoughMemory
+from tests.harness.cells import cell_of, plan_of
 
 TINY = {
     "model_type": "llama",

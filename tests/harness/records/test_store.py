@@ -1,7 +1,6 @@
 """Records appear whole or not at all, whatever happens while they are written."""
 
 import errno
-import json
 import multiprocessing
 import os
 import signal
@@ -11,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from harness.errors import StoreError
-from harness.records.migrate import STEPS, migrated
 from harness.records.record import SCHEMA_VERSION, CellIdentity, Failure, Metric, Record
 from harness.records.store import (
     LONGEST_NAME,
@@ -24,7 +22,6 @@ from harness.records.store import (
     unique_name,
     write_atomically,
 )
-from harness.records.temporary import make_temporary, remove_abandoned
 
 CELL = CellIdentity(model="tiny", method="rtn", scheme="w4", calibration=None, seed=0)
 
@@ -121,34 +118,6 @@ def test_a_folder_in_the_place_of_a_record_is_said_before_the_work(tmp_path: Pat
         store.find(CELL, "c" * 64, "perplexity", "k" * 64)
 
 
-def test_older_records_are_read_in_today_s_form() -> None:
-    steps = {
-        1: lambda values: {**values, "two": values["one"]},
-        2: lambda values: {key: value for key, value in values.items() if key != "one"},
-    }
-    assert migrated('{"one": 7}', steps, 3) == {"two": 7, "schema_version": 3}
-    assert migrated('{"schema_version": 2, "one": 7}', steps, 3) == {"schema_version": 3}
-    assert migrated('{"schema_version": 9}', steps, 3) == {"schema_version": 9}
-    assert set(STEPS) == set(range(1, SCHEMA_VERSION)), "every version that was left has a step"
-
-
-def test_words_of_version_1_are_read_as_today_s() -> None:
-    metric = {"name": "twin_decode_ms", "value": 3, "notes": {"kernel": "cpu"}}
-    missing = {
-        "name": "decode_ms",
-        "notes": {"full-precision twin": "needs 9 GiB", "kernel": "cpu"},
-    }
-    stage = {"name": "seconds", "task": "layout"}
-    found = migrated(json.dumps({"schema_version": 1, "metrics": [metric, missing, stage, 7]}))
-    assert found["schema_version"] == SCHEMA_VERSION
-    assert found["metrics"] == [
-        {**metric, "name": "baseline_decode_ms"},
-        {"name": "decode_ms", "notes": {"kernel": "cpu", "full-precision baseline": "needs 9 GiB"}},
-        {"name": "seconds", "task": "structure"},
-        7,
-    ]
-
-
 @pytest.mark.parametrize(
     ("number", "words"),
     [(errno.ENOSPC, "free some space"), (errno.EROFS, "paths.results=FOLDER")],
@@ -236,44 +205,6 @@ def test_readers_never_see_half_a_record_while_others_write(tmp_path: Path) -> N
         assert writer.exitcode == 0
     assert read_record(path).metrics[0].value in (2.0, 3.0)
     assert [each.name for each in path.parent.iterdir()] == [path.name]
-
-
-def _write_and_stop(root: str, half: bool) -> None:
-    handle, path = make_temporary(Path(root) / "cells" / "x", "record.json")
-    os.write(handle, b"half")
-    Path(root, "path").write_text(path)
-    if half:
-        os.kill(os.getpid(), signal.SIGKILL)
-    time.sleep(60)
-
-
-def test_temporary_files_of_killed_writers_are_swept_and_no_others(tmp_path: Path) -> None:
-    cells = tmp_path / "cells" / "x"
-    cells.mkdir(parents=True)
-    context = multiprocessing.get_context("fork")
-    killed = context.Process(target=_write_and_stop, args=(str(tmp_path), True))
-    killed.start()
-    killed.join()
-    (left,) = cells.iterdir()
-    (tmp_path / "path").unlink()
-    writing = context.Process(target=_write_and_stop, args=(str(tmp_path), False))
-    writing.start()
-    while not (tmp_path / "path").exists():
-        time.sleep(0.01)
-    (cells / "record.json").write_text("{}")
-    old, new = (tmp_path / "scratch" / name for name in ("old", "new"))
-    for folder in (old, new):
-        folder.mkdir(parents=True)
-        (folder / "000000").write_bytes(b"states")
-    for path in (old, old / "000000"):
-        os.utime(path, (0, 0))
-    assert sorted(remove_abandoned(tmp_path)) == sorted([left, old])
-    assert writing.is_alive()
-    assert new.is_dir()
-    assert len(list(cells.iterdir())) == 2
-    writing.kill()
-    writing.join()
-    assert len(remove_abandoned(tmp_path)) == 1
 
 
 def _hold(root: str, ready: Path) -> None:

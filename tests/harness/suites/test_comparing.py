@@ -9,7 +9,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from suite_context import Ascii, suite_context
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from harness.suites import comparing
@@ -19,6 +18,7 @@ from harness.suites.divergence import Config
 from quant import QuantizationConfig, Scheme, load, quantize_model, save
 from quant.linear import QuantLinear
 from quant.solvers import rtn
+from tests.harness.suites.suite_context import Ascii, suite_context
 
 VOCABULARY = 128
 

@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from suite_context import suite_context
 from transformers import GPT2Config, GPT2LMHeadModel, OPTConfig, OPTForCausalLM
 
 from harness.suites import latency_metrics, timing_tokens
@@ -15,6 +14,7 @@ from harness.suites.timing import host_stopwatch
 from quant.measure import decode, roofline
 from quant.measure.decode import make_decoder
 from quant.measure.dummy import NotEnoughMemory
+from tests.harness.suites.suite_context import suite_context
 
 VOCABULARY = 97
 SPECIAL = [0, 1, 2, 96]

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from architectures import CONFIGS, random_windows, tiny_model
 from torch import Tensor, nn
 
 from quant.calibrate.capture import capture, check_streaming, streamed_logits
 from quant.calibrate.structure import learn_structure
 from quant.errors import ModelStructureError
+from tests.quant.architectures import CONFIGS, random_windows, tiny_model
 
 
 def plain_logits(model: nn.Module, tokens: Tensor) -> Tensor:

@@ -44,6 +44,7 @@ def test_a_failing_stage_is_still_counted_and_ends() -> None:
 
 def test_work_of_another_thread_is_told_once_and_added_to_an_earlier_run_s() -> None:
     earlier = StageCost("write", 2.0, None, "", background=30.0)
+    begin = time.perf_counter()
     with StageMeter(torch.device("cpu")) as meter:
         meter.add([earlier])
         with meter.stage("write"):
@@ -56,7 +57,7 @@ def test_work_of_another_thread_is_told_once_and_added_to_an_earlier_run_s() -> 
     assert told.background == pytest.approx(5.0)
     (whole,) = meter.costs()
     assert whole.background == pytest.approx(39.0)
-    assert 2.0 < whole.seconds < 2.1
+    assert 2.0 < whole.seconds < 2.0 + time.perf_counter() - begin
 
 
 def test_stages_do_not_nest() -> None:

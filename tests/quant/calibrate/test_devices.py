@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from architectures import CONFIGS, random_windows, tiny_model
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,6 +17,7 @@ from quant.errors import NonFiniteError
 from quant.hessian import Hessian
 from quant.scheme import Scheme
 from quant.solvers import gptq
+from tests.quant.architectures import CONFIGS, random_windows, tiny_model
 
 CPU = torch.device("cpu")
 PLAN = QuantizationConfig(gptq.SOLVER, Scheme(4, group_size=16), batch_tokens=50)

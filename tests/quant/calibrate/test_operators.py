@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from architectures import tiny_model
 from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
@@ -18,6 +17,7 @@ from quant.calibrate.stream import quantize_model
 from quant.config import QuantizationConfig
 from quant.scheme import Scheme
 from quant.solvers import gptq
+from tests.quant.architectures import tiny_model
 
 attend = functional.scaled_dot_product_attention
 

@@ -7,10 +7,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import killing
 import pytest
 import torch
-from architectures import BLOCKS, random_windows, tiny_model
 
 from quant.calibrate import sink
 from quant.calibrate.cost import StageMeter
@@ -23,6 +21,8 @@ from quant.errors import ArtifactError
 from quant.scheme import Scheme
 from quant.solvers import gptq, rtn
 from quant.weight import QuantizedWeight
+from tests.quant import killing
+from tests.quant.architectures import BLOCKS, random_windows, tiny_model
 
 SCHEME = Scheme(4, group_size=16)
 SOLVERS = {"rtn": rtn.SOLVER, "gptq": gptq.SOLVER}

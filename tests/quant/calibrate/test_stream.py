@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from architectures import BLOCKS, CONFIGS, LINEARS_PER_BLOCK, random_windows, tiny_model
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
@@ -21,6 +20,7 @@ from quant.config import QuantizationConfig
 from quant.scheme import Scheme
 from quant.solvers import gptq, rtn
 from quant.solvers.base import Layer, Solver
+from tests.quant.architectures import BLOCKS, CONFIGS, LINEARS_PER_BLOCK, random_windows, tiny_model
 
 STAGES = ["structure", "capture", "read", "hessian", "solve", "write", "forward"]
 SOLVERS = {"rtn": rtn.SOLVER, "gptq": gptq.SOLVER}

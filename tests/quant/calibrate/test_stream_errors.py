@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from architectures import random_windows, tiny_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -23,6 +22,7 @@ from quant.errors import (
 )
 from quant.scheme import Scheme
 from quant.solvers import gptq
+from tests.quant.architectures import random_windows, tiny_model
 
 W4G16 = Scheme(bits=4, group_size=16)
 

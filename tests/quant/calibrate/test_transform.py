@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from architectures import BLOCKS, CONFIGS, random_windows, tiny_model, uneven_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -25,6 +24,7 @@ from quant.solvers import gptq, rtn
 from quant.solvers.base import Layer
 from quant.transforms import equalize
 from quant.transforms.base import Change, Group, Scaling, Transform
+from tests.quant.architectures import BLOCKS, CONFIGS, random_windows, tiny_model, uneven_model
 
 W4G16 = Scheme(4, group_size=16, scale_dtype="float32")
 EQUALIZE = ((equalize.TRANSFORM, equalize.Options()),)

@@ -7,10 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from architectures import BLOCKS, tiny_model
 from safetensors.torch import load_file, save_file
-from tiny_checkpoints import METHOD, Model, edit_config, logits, quantized
-from wide_levels import CODEBOOK, NVFP4, Q4K_OF_3, SCALED_CODEBOOK
 
 import quant
 from quant.checkpoint.choose import artifact_format, written_format
@@ -22,6 +19,9 @@ from quant.config import QuantizationConfig
 from quant.errors import ArtifactError
 from quant.scheme import Scheme
 from quant.solvers import rtn
+from tests.quant.architectures import BLOCKS, tiny_model
+from tests.quant.tiny_checkpoints import METHOD, Model, edit_config, logits, quantized
+from tests.quant.wide_levels import CODEBOOK, NVFP4, Q4K_OF_3, SCALED_CODEBOOK
 
 # 40 and 72 inputs: the last group is short, and so is the last super-block.
 SCHEMES = [

@@ -13,7 +13,6 @@ from compressed_tensors.quantization import (
     QuantizationScheme,
     apply_quantization_config,
 )
-from tiny_checkpoints import CONFIGS, METHOD, logits, quantized
 from torch import nn
 from transformers import AutoModelForCausalLM, CompressedTensorsConfig, PreTrainedModel
 
@@ -24,6 +23,7 @@ from quant.checkpoint import dequantize_layers
 from quant.linear import QuantLinear
 from quant.scheme import BITS, Scheme
 from quant.solvers import rtn
+from tests.quant.tiny_checkpoints import CONFIGS, METHOD, logits, quantized
 
 # Said whenever dequantize=True is asked for, which is how asymmetric files are read.
 pytestmark = pytest.mark.filterwarnings("ignore:You passed `quantization_config`:UserWarning")

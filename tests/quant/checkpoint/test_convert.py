@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from architectures import tiny_model
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -16,6 +15,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from quant.checkpoint.convert import convert, main
 from quant.checkpoint.source import CheckpointSource
 from quant.errors import ArtifactError
+from tests.quant.architectures import tiny_model
 
 
 def bin_folder(model: PreTrainedModel, folder: Path, files: int = 1) -> Path:

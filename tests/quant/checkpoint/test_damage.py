@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_checkpoints import edit_config, edit_tensors
 
 import quant
 from quant.checkpoint.folder import MANIFEST
 from quant.errors import ArtifactError
+from tests.quant.tiny_checkpoints import edit_config, edit_tensors
 
 FC1 = "model.decoder.layers.0.fc1"
 NORM = "model.decoder.final_layer_norm.weight"
@@ -35,7 +35,7 @@ DAMAGES = {
     ),
     "other width": (
         edit_config(lambda c: c.update(ffn_dim=64)),
-        r"fc1.qweight is \[4, 72\], but 40 inputs, 64 outputs",
+        r"fc1.bias is \[72\], but config.json makes it \[64\]",
     ),
     "fewer blocks": (
         edit_config(lambda c: c.update(num_hidden_layers=1)),

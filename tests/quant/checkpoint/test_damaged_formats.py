@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_checkpoints import METHOD, edit_config, edit_tensors, pack_awq, quantized
 from torch import Tensor
 
 import quant
@@ -14,6 +13,7 @@ from quant.checkpoint import read_format
 from quant.checkpoint.folder import MANIFEST
 from quant.errors import ArtifactError
 from quant.scheme import Scheme
+from tests.quant.tiny_checkpoints import METHOD, edit_config, edit_tensors, pack_awq, quantized
 
 LAYER = "model.layers.1.mlp.down_proj"  # [40, 72]
 SCHEME = Scheme(4, group_size=8)

@@ -11,9 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from random_weights import same
 from safetensors.torch import load_file
-from tiny_checkpoints import METHOD, edit_config, edit_tensors, logits, pack_awq, quantized
 
 import quant
 from quant.checkpoint import verify
@@ -21,6 +19,15 @@ from quant.checkpoint.folder import MANIFEST
 from quant.errors import ArtifactError
 from quant.scheme import Scheme
 from quant.weight import QuantizedWeight
+from tests.oracles.random_weights import same
+from tests.quant.tiny_checkpoints import (
+    METHOD,
+    edit_config,
+    edit_tensors,
+    logits,
+    pack_awq,
+    quantized,
+)
 
 Weights = dict[str, QuantizedWeight]
 FORMATS = ("gptq-v1", "gptq-v2", "compressed-tensors")

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from architectures import random_windows, tiny_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -21,6 +20,7 @@ from quant.config import QuantizationConfig
 from quant.errors import ArtifactError
 from quant.scheme import Scheme
 from quant.solvers import rtn
+from tests.quant.architectures import random_windows, tiny_model
 
 W8 = QuantizationConfig(rtn.SOLVER, Scheme(8))
 INDEX = {"metadata": {}, "weight_map": {"a": "x-1.safetensors", "b": "x-2.safetensors"}}

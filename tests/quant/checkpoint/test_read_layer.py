@@ -8,10 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import textbook_unpack as textbook
 import torch
-from random_weights import random_weight, same
-from stored_layers import write
 from torch import Tensor
 
 from cuda_ext.layout import pack_codes, unpack_codes
@@ -22,6 +19,9 @@ from quant.checkpoint.layers import settle
 from quant.errors import ArtifactError
 from quant.linear import QuantLinear, pack
 from quant.scheme import Scheme
+from tests.oracles import textbook_unpack as textbook
+from tests.oracles.random_weights import random_weight, same
+from tests.quant.stored_layers import write
 
 CONFIG = {"quant_method": "gptq", "bits": 4, "group_size": 8, "sym": False, "desc_act": False}
 V2 = {**CONFIG, "checkpoint_format": "gptq_v2"}

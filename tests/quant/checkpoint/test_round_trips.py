@@ -1,12 +1,9 @@
 """Any layer through any format comes back bit for bit, and means what the format's text says."""
 
 import pytest
-import textbook_unpack as textbook
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from random_weights import random_weight, same
-from stored_layers import described, stored_layer, write
 from torch import Tensor
 
 from quant.checkpoint import read_layer
@@ -14,6 +11,9 @@ from quant.checkpoint.choose import artifact_format, written_format
 from quant.errors import ArtifactError
 from quant.scheme import BITS, Scheme
 from quant.weight import QuantizedWeight
+from tests.oracles import textbook_unpack as textbook
+from tests.oracles.random_weights import random_weight, same
+from tests.quant.stored_layers import described, stored_layer, write
 
 CT = "compressed-tensors"
 TERNARY = Scheme(2, group_size=8, levels="ternary")

@@ -8,9 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import textbook_gptq as textbook
 import torch
-from solving import solve
 from torch.nn import functional
 
 from cuda_ext.ops import resolve_kernel
@@ -24,6 +22,8 @@ from quant.solvers import rtn
 from quant.solvers.base import Layer
 from quant.solvers.gptq import Options
 from quant.weight import QuantizedWeight
+from tests.oracles import textbook_gptq as textbook
+from tests.quant.solving import solve
 
 # The values of e2m1 (FP4) by their codes: a sign, two bits of exponent, one of fraction.
 E2M1 = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])

@@ -8,12 +8,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import textbook_gptq as textbook
 import torch
-from solving import solve
 from torch import nn
 from torch.nn import functional
-from wide_levels import CODEBOOK, E2M1, NVFP4, Q4K, Q4K_OF_3, Q4K_OF_ROWS, SCALED_CODEBOOK
 
 from quant.errors import QuantizationError, SchemeError
 from quant.hessian import Hessian
@@ -24,6 +21,17 @@ from quant.scheme import Scheme
 from quant.solvers import rtn
 from quant.solvers.base import Layer
 from quant.solvers.gptq import Options
+from tests.oracles import textbook_gptq as textbook
+from tests.quant.solving import solve
+from tests.quant.wide_levels import (
+    CODEBOOK,
+    E2M1,
+    NVFP4,
+    Q4K,
+    Q4K_OF_3,
+    Q4K_OF_ROWS,
+    SCALED_CODEBOOK,
+)
 
 # 44 inputs: 2 super-blocks of 3 groups of 6, then one whole group and a short one of 2.
 INPUTS = 44

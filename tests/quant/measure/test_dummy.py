@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from architectures import BLOCKS, CONFIGS, LINEARS_PER_BLOCK, VOCABULARY
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,6 +16,7 @@ from quant.measure import dummy, roofline
 from quant.measure.architectures import ARCHITECTURES, ArchitectureError, architecture_config
 from quant.measure.dummy import NotEnoughMemory, build_dummy, predict_memory, random_packed
 from quant.scheme import Scheme
+from tests.quant.architectures import BLOCKS, CONFIGS, LINEARS_PER_BLOCK, VOCABULARY
 
 SCHEMES = (
     Scheme(3),

@@ -4,11 +4,11 @@ from multiprocessing.connection import Connection
 
 import pytest
 import torch
-from killing import CONTEXT
 
 from quant.calibrate.cost import _resident_bytes
 from quant.memory import heaps as allocator
 from quant.memory.heaps import LARGE, OWN, keep_freed_memory, own_copy, own_zeros, trim_heap
+from tests.quant.killing import CONTEXT
 
 MEBIBYTE = 1 << 20
 

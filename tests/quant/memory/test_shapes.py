@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from architectures import CONFIGS, tiny_model
 
 from quant.blocks import find_blocks
 from quant.checkpoint.skeleton import build_causal_lm
@@ -16,6 +15,7 @@ from quant.coverage import Coverage, coverage
 from quant.memory import shapes
 from quant.memory.plan import ModelShape, model_shape
 from quant.memory.shapes import ModelFacts, cached_facts
+from tests.quant.architectures import CONFIGS, tiny_model
 
 COVERED = Coverage(64, {"h.*.router": 4}, 128)
 FACTS = ModelFacts(ModelShape(((8, 4), (4, 8)), 2, 1000, 500, 4, 96, 4), "opt", 64, COVERED)

@@ -4,12 +4,9 @@ import json
 from dataclasses import replace
 
 import pytest
-import textbook_gptq as textbook
 import torch
-from column_blocks import FUSED
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from solving import solve
 
 from cuda_ext import ops
 from quant.errors import SingularHessianError
@@ -17,6 +14,9 @@ from quant.hessian import Hessian, factorize
 from quant.scheme import Scheme
 from quant.solvers import columns as loops
 from quant.solvers import gptq
+from tests.oracles import textbook_gptq as textbook
+from tests.oracles.column_blocks import FUSED
+from tests.quant.solving import solve
 
 compiled = pytest.mark.skipif(
     ops.why_unavailable(torch.device("cpu")) is not None, reason="no compiler: no kernels"

@@ -4,17 +4,17 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import textbook_gptq as textbook
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from solving import solve
 
 from quant.hessian import Hessian
 from quant.scheme import Scheme
 from quant.solvers import columns as loops
 from quant.solvers import rtn
 from quant.solvers.gptq import Options
+from tests.oracles import textbook_gptq as textbook
+from tests.quant.solving import solve
 
 SCHEMES = [
     Scheme(3, 32),

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_checkpoints import METHOD, edit_config, edit_tensors, logits, quantized
 from torch import Tensor
 
 import quant
@@ -19,6 +18,7 @@ from quant.checkpoint.folder import MANIFEST
 from quant.checkpoint.formats.base import Format
 from quant.errors import ArtifactError
 from quant.scheme import Scheme
+from tests.quant.tiny_checkpoints import METHOD, edit_config, edit_tensors, logits, quantized
 
 ROOT = Path(__file__).resolve().parents[3]
 # One byte a code, scales beside it; no zero-points: code 8 stands for 0.

@@ -5,8 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from random_weights import random_weight, same
-from stored_layers import write
 from torch import Tensor
 
 from cuda_ext.layout import pack_codes
@@ -17,6 +15,8 @@ from quant.errors import ArtifactError
 from quant.linear import pack
 from quant.scheme import Scheme
 from quant.solvers import rtn
+from tests.oracles.random_weights import random_weight, same
+from tests.quant.stored_layers import write
 
 CONFIG = {"quant_method": "gptq", "bits": 4, "group_size": 8, "sym": False, "desc_act": False}
 VERSIONS = ("gptq", "gptq_v2")

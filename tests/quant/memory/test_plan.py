@@ -4,14 +4,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import resident
 import torch
+from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from quant.arithmetic import FAST, PORTABLE
+from quant.calibrate.stream import quantize_model
 from quant.config import QuantizationConfig
-from quant.memory import limits as memory_limits
-from quant.memory.limits import Limits, free_host_memory, free_memory
+from quant.input_operator import operator_bits, operator_of
+from quant.memory.limits import Limits
 from quant.memory.plan import (
     IN_HOST,
     ON_DEVICE,
@@ -28,6 +29,10 @@ from quant.memory.plan import (
 )
 from quant.scheme import Scheme
 from quant.solvers import gptq, rtn
+from quant.transforms import equalize
+from quant.transforms.base import Transform
+from tests.quant import resident, rotating
+from tests.quant.architectures import random_windows, tiny_model
 
 GPTQ = QuantizationConfig(gptq.SOLVER, Scheme(4, 128))
 OPT_175B = ModelShape(
@@ -158,6 +163,52 @@ def test_portable_arithmetic_counts_float64() -> None:
     assert {i.name: i.bytes for i in plain.items}[largest] == 4 * 5 * 12288 * 49152
 
 
+@pytest.mark.parametrize(
+    ("transform", "options", "matrices"),
+    [
+        (rotating.TRANSFORM, None, 8 * (5 * 12288**2 + 49152**2)),
+        (equalize.TRANSFORM, equalize.Options(keep="where_needed"), 4 * (5 * 12288 + 49152)),
+        (equalize.TRANSFORM, None, 0),
+        (
+            Transform("toy", "toy", len, rebuild=dict, keep=lambda _: "always"),
+            None,
+            4 * (5 * 12288**2 + 49152**2),
+        ),
+    ],
+)
+def test_operators_are_counted_for_every_layer_and_for_the_block_before(
+    transform: Transform, options: object, matrices: int
+) -> None:
+    """A transform that says nothing of the size of its tensors may keep a matrix."""
+    kept = QuantizationConfig(gptq.SOLVER, Scheme(4, 128), transforms=((transform, options),))
+    places = (Limits(device=10**13, host=10**13, disk=10**13), Limits(host=10**13))
+    on_gpu, on_cpu = (plan_quantization(OPT_175B, kept, 2048, 2048, each) for each in places)
+    parts = {item.name: item for item in on_gpu.items}
+    here = parts["operators in front of a block's layers"]
+    before = parts["operators of the block before it"]
+    assert (here.bytes, here.where, here.phases) == (matrices, ON_DEVICE, ())
+    assert (before.bytes, before.where, before.phases) == (matrices, IN_HOST, ())
+    folded = replace(kept, transforms=((equalize.TRANSFORM, None),))
+    without = plan_quantization(OPT_175B, folded, 2048, 2048, Limits(host=10**13))
+    assert on_cpu.needed(IN_HOST) - without.needed(IN_HOST) == 2 * matrices
+
+
+@pytest.mark.parametrize("keep", ["where_needed", "always"])
+def test_what_is_kept_is_as_large_as_its_transform_says(keep: str) -> None:
+    options = equalize.Options(keep=keep, powers_of_two=False)
+    for transform in ((rotating.TRANSFORM, None), (equalize.TRANSFORM, options)):
+        model = tiny_model("llama")
+        config = QuantizationConfig(rtn.SOLVER, Scheme(4, 16), transforms=(transform,))
+        quantize_model(model, random_windows(2), config)
+        sizes = {
+            module.weight.shape[1]: operator_bits(module) // 8
+            for module in model.modules()
+            if isinstance(module, nn.Linear) and operator_of(module) is not None
+        }
+        assert sizes == {inputs: transform[0].kept_bytes(inputs) for inputs in sizes}
+        assert sizes
+
+
 def test_whether_a_model_fits_whole() -> None:
     limits = Limits(device=141 * GB, host=1000 * GB)
     assert not fits_whole(OPT_175B, 2048, 1, limits)
@@ -215,43 +266,3 @@ def test_passes_hold_two_blocks_and_activations(measured: resident.Measured) -> 
 
 def test_runs_leave_no_memory_behind(measured: resident.Measured) -> None:
     assert measured.grown < resident.REPEATS * measured.shape.block_bytes / 2
-
-
-def test_limits_of_control_groups_and_the_process_are_seen(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    names = tmp_path / "cgroup"
-    monkeypatch.setattr(memory_limits, "_CGROUPS", names)
-    group = tmp_path / "jobs" / "mine"
-    group.mkdir(parents=True)
-    found = memory_limits._control_groups
-    names.write_text("0::/jobs/mine\n")
-    (group / "memory.max").write_text("max\n")
-    (group / "memory.current").write_text("700\n")
-    assert list(found(tmp_path)) == []
-    (group.parent / "memory.max").write_text("1000\n")
-    (group.parent / "memory.current").write_text("800\n")
-    (group.parent / "memory.stat").write_text("anon 5\ninactive_file 60\n")
-    assert list(found(tmp_path)) == [260]
-    old = tmp_path / "memory" / "box"
-    old.mkdir(parents=True)
-    names.write_text("4:memory:/box\n3:cpuset:/\n0::/\n")
-    (old / "memory.limit_in_bytes").write_text("5000\n")
-    (old / "memory.usage_in_bytes").write_text("1500\n")
-    (tmp_path / "memory" / "memory.limit_in_bytes").write_text(f"{2**63 - 4096}\n")
-    assert list(found(tmp_path)) == [3500]
-
-
-def test_a_resource_limit_lowers_what_is_free() -> None:
-    import resource
-
-    free = free_host_memory()
-    assert free is not None
-    before = resource.getrlimit(resource.RLIMIT_AS)
-    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    try:
-        resource.setrlimit(resource.RLIMIT_AS, (used + 300_000_000, before[1]))
-        assert free_host_memory() <= 300_000_000
-        assert free_memory(torch.device("cpu"), Path("nowhere") / "yet").disk is not None
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, before)

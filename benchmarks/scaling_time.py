@@ -99,7 +99,7 @@ class BlockSeconds:
         self, index: int, weights: dict[str, QuantizedWeight], made: Finished, /
     ) -> Callable[[], None]:
         # Writing a block, and its pass forward, are told with the block after it.
-        found = {stage.name: stage.seconds + stage.behind for stage in made.stages}
+        found = {stage.name: stage.seconds + stage.background for stage in made.stages}
         found["loop"] = sum(layer.seconds for layer in made.layers)
         found["factor"] = found.pop("solve") - found["loop"]
         self.blocks.append(found)
@@ -108,8 +108,8 @@ class BlockSeconds:
     def get(self, index: int) -> tuple[dict[str, QuantizedWeight], Finished]:
         return self.kept.get(index)
 
-    def beside(self, index: int) -> dict[str, torch.Tensor]:
-        return self.kept.beside(index)
+    def other_tensors(self, index: int) -> dict[str, torch.Tensor]:
+        return self.kept.other_tensors(index)
 
     def operators(self, index: int, transforms: Sequence[Transform]) -> dict[str, InputOperator]:
         return self.kept.operators(index, transforms)

@@ -15,7 +15,7 @@ from bitsweep.sources import find_model, windows_of
 from quant.arithmetic import AUTO
 from quant.calibrate.devices import visible_devices
 from quant.calibrate.run import Progress
-from quant.calibrate.sink import Kept
+from quant.calibrate.sink import InMemorySink
 from quant.calibrate.stream import (
     QuantizationResult,
     Workplace,
@@ -155,7 +155,7 @@ def _folder(
         )
         place = Workplace(visible_devices(device), memory.activations)
         if out is None:
-            sink = Kept()
+            sink = InMemorySink()
             result = quantize_blocks(source, seen, config, sink, progress, place)
             return dataclasses.replace(result, weights=sink.weights)
         return quantize_to(

@@ -12,7 +12,7 @@ from cuda_ext import build
 
 @cache
 def load() -> None:
-    """Build and load the library and register the fake implementation; build.BuildError if not."""
+    """Build and load the library and register the fake implementation; raises build.BuildError."""
     build.load()
     torch.library.register_fake("bitsweep::gptq_column_loop")(_fake_column_loop)
 
@@ -30,19 +30,20 @@ def gptq_column_loop(
 ) -> tuple[Tensor, Tensor]:
     """Quantize the first `count` columns of a block one after the other (GPTQ, Algorithm 1).
 
-    weight    float32 [columns, rows], contiguous: columns of a layer's weight in the loop's order.
-              The first `count` become their quantized values, the others take up every error.
-    upper     float32 [columns, columns], this block of U with H^-1 = U^T U; rows may be strided.
-    scale     float32 [groups, rows]; zero alike, the zero-points; for ternary levels negative
-              instead, the magnitude of code 0.
-    group     int32 [count], the group of each column; None: there is one.
+    weight  float32 [columns, rows], contiguous: columns of a layer's weight in loop order. The
+            first `count` are replaced by their quantized values; the later ones are updated with
+            every error.
+    upper   float32 [columns, columns], this block of U with H^-1 = U^T U; rows may be strided.
+    scale   float32 [groups, rows]; zero has the same shape, with the zero-points. Ternary levels
+            have `negative` instead, the magnitude of code 0.
+    group   int32 [count], the group of each column; None means a single group.
 
     Returns codes uint8 [count, rows] and errors float32 [count, rows], (w - q) / U_jj, for the
-    update of columns beyond the block. Every step rounds as csrc/shared/column_loop.h writes it, on
-    every device alike, so the result is that of the plain PyTorch loop on the CPU, bit for bit
-    where its addcmul_ is a fused product (x86 with AVX2; on CUDA torch rounds the product first).
-    Raises RuntimeError naming the argument that does not fit; on CUDA group is not read back, so
-    its range is the caller's care.
+    update of columns after the block. Every step rounds as defined in csrc/shared/column_loop.h, on
+    every device. The result therefore equals the plain PyTorch loop on the CPU bit for bit, if
+    addcmul_ is fused there (x86 with AVX2; on CUDA torch rounds the product first). Raises
+    RuntimeError that names the argument that does not fit. On CUDA the values of `group` are not
+    checked; the caller must ensure their range.
     """
     load()
     result: tuple[Tensor, Tensor] = torch.ops.bitsweep.gptq_column_loop(

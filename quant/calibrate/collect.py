@@ -1,4 +1,4 @@
-"""Hessians of a block's layers, collected by hooks while calibration runs through the block."""
+"""Collect the Hessians of a block's layers with hooks while calibration data runs through it."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from quant.hessian import Hessian
 
 
 class Collected(Exception):
-    """Ends the forward pass of a block whose Hessians have all they need from the batch."""
+    """Stops the forward pass of a block once all of its Hessians have the batch."""
 
 
 class Collector:
-    """Hooks that feed one Hessian per group of layers with equal inputs while a block runs.
+    """Hooks that update one Hessian per group of layers with equal inputs while a block runs.
 
-    Groups are spread over the workers; each Hessian, of `dtype`, lives on the device of its worker.
-    With single_pass the block is stopped (by Collected) once every group has been fed: what comes
-    after, such as the last and largest product of an MLP, would be computed for nothing.
+    Groups are distributed over the workers; each Hessian has `dtype` and is on the device of its
+    worker. With single_pass the block is stopped (by Collected) once every group has its inputs:
+    the rest, such as the last and largest product of an MLP, is not needed.
     """
 
     def __init__(
@@ -58,10 +58,10 @@ class Collector:
             self._handles.append(leader.register_forward_pre_hook(hook))
 
     def begin(self, batch: Batch) -> None:
-        """What is fed from now on belongs to this batch."""
+        """Set the batch to which the following inputs belong."""
         self._batch = batch
         self._waiting = {hessian.layer for hessian in self.hessians.values()}
-        # Every sequence counts for every expert, also one of which it saw nothing: n is a scale.
+        # Every sequence counts for every expert, even without tokens for it: n is only a scale.
         for group in self._routed:
             self.hessians[group].sequences += batch.tokens.shape[0]
 
@@ -81,8 +81,7 @@ class Collector:
             if not routed and inputs.numel() == shape.numel() * inputs.shape[-1]:
                 inputs = inputs.reshape(*shape, inputs.shape[-1])
             if worker:
-                # A copy made now, in the order of the model's own work: the block may go on to
-                # change its tensor in place while the other worker still reads.
+                # Copy now: the block may change this tensor in place while the worker still reads.
                 inputs = inputs.detach().to(self._workers.devices[worker], copy=True)
             sequences = 0 if routed else None
             self._workers.send(worker, lambda: update(hessian, inputs, batch, sequences))
@@ -103,9 +102,9 @@ def update(hessian: Hessian, inputs: Tensor, batch: Batch, sequences: int | None
 
 
 def require_fits(values: Tensor, dtype: torch.dtype, batch: Batch, what: str) -> None:
-    """As require_finite, for values that were computed in more than the model's dtype.
+    """Apply require_finite to values computed in a wider dtype than the model's.
 
-    What the model itself cannot hold would be NaN wherever it is used.
+    A value beyond the range of the model's dtype would be inf or NaN when the model is used.
     """
     most = torch.finfo(dtype).max
     if values.dtype == dtype or not values.numel():
@@ -117,10 +116,10 @@ def require_fits(values: Tensor, dtype: torch.dtype, batch: Batch, what: str) ->
 
 
 def spread(block: nn.Module, groups: Sequence[tuple[str, ...]], workers: int) -> list[int]:
-    """The device worker of each group, by the work of its factorization and column loops.
+    """Return the device worker of each group, balanced by factorization and column-loop work.
 
-    Factoring n inputs takes about n^3 operations and the column loop over m outputs m n^2; the
-    Hessian, n^2 a token, is in proportion.
+    Factoring n inputs takes about n^3 operations and the column loop over m outputs m n^2. The
+    Hessian, n^2 per token, is proportional.
     """
     shapes = {name: weight_matrix(module).shape for name, module in linear_layers(block).items()}
     costs = []
@@ -131,14 +130,14 @@ def spread(block: nn.Module, groups: Sequence[tuple[str, ...]], workers: int) ->
 
 
 def require_finite(values: Tensor, batch: Batch, what: str) -> None:
-    """Raise NonFiniteError naming `what` and the first window with NaN or infinite values."""
+    """Raise NonFiniteError, naming `what` and the first window with NaN or infinite values."""
     if torch.isfinite(values.sum()):  # one pass; NaN and infinity survive a sum
         return
     broken = ~torch.isfinite(values)
     if not broken.any():  # only the sum overflowed
         return
     where = f"one of the calibration windows {list(batch.windows)}"
-    if values.dim() > 2:  # [batch, ...], not tokens of any window that a router chose
+    if values.dim() > 2:  # [batch, ...]; routed tokens may be of any window
         row = int(broken.flatten(1).any(dim=1).nonzero()[0])
         where = f"calibration window {batch.windows[row]}"
     raise NonFiniteError(

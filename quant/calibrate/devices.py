@@ -1,4 +1,4 @@
-"""Work spread over devices, an ordered queue of tasks for each: the same results as on one."""
+"""Distribute work over devices, one ordered task queue each; results equal those of one device."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ T = TypeVar("T")
 
 
 def visible_devices(device: torch.device | str) -> tuple[torch.device, ...]:
-    """The devices that work for `device` may be spread over, the home device first.
+    """Return the devices over which work for `device` may be distributed, the home device first.
 
-    "cuda" means every visible GPU; "cuda:1" and "cpu" mean that one alone.
+    "cuda" means every visible GPU; "cuda:1" and "cpu" mean that device only.
     """
     home = torch.device(device)
     if home.type != "cuda" or home.index is not None:
@@ -26,10 +26,10 @@ def visible_devices(device: torch.device | str) -> tuple[torch.device, ...]:
 
 
 def assign(costs: Sequence[float], workers: int, home: float = 0.0) -> list[int]:
-    """The worker of each task: the largest task first, always to the worker with the least work.
+    """Return the worker of each task: largest task first, always to the least loaded worker.
 
-    home is the work that worker 0 has anyway. Equal choices go to the lower number, so that the
-    assignment depends on the numbers alone.
+    home is work that worker 0 has anyway. Ties go to the lower number, so that the assignment
+    depends only on the arguments.
     """
     load = [home] + [0.0] * (workers - 1)
     chosen = [0] * len(costs)
@@ -42,12 +42,12 @@ def assign(costs: Sequence[float], workers: int, home: float = 0.0) -> list[int]
 
 @dataclass(frozen=True)
 class Workplace:
-    """Where the work is done. None of it changes a bit of the result.
+    """Where a quantization runs; none of these settings changes a bit of the result.
 
-    devices      over which Hessians and solves are spread; the first is where blocks run. None:
-                 the device of the model.
-    activations  where calibration activations wait between blocks: "cuda", "cpu" or "disk".
-    folder       for activations on disk.
+    devices      devices over which Hessians and solves are distributed; blocks run on the first.
+                 None means the device of the model.
+    activations  where calibration activations are stored between blocks: "cuda", "cpu" or "disk".
+    folder       directory for activations on disk.
     """
 
     devices: tuple[torch.device, ...] | None = None
@@ -56,10 +56,10 @@ class Workplace:
 
 
 class DeviceWorkers:
-    """One worker a device; the tasks of a worker run in the order in which they were given.
+    """One worker per device; each runs its tasks in the order of submission.
 
-    Worker 0 is the caller's own: its tasks run at once, in the caller's thread, on the home device.
-    A context manager: leaving it waits for them.
+    Worker 0 runs tasks immediately in the caller's thread, on the home device. As a context manager
+    it waits for all tasks on exit.
     """
 
     def __init__(self, devices: Sequence[torch.device]) -> None:
@@ -78,7 +78,7 @@ class DeviceWorkers:
         return len(self.devices)
 
     def run(self, worker: int, task: Callable[[], T]) -> Future[T]:
-        """Start a task; on worker 0 it is finished on return, and its error raised at once."""
+        """Start a task; worker 0 finishes it, or raises its error, before returning."""
         if worker == 0:
             future: Future[T] = Future()
             future.set_result(self._on(0, task))
@@ -86,7 +86,7 @@ class DeviceWorkers:
         return self._pools[worker - 1].submit(self._on, worker, task)
 
     def send(self, worker: int, task: Callable[[], None]) -> None:
-        """As `run`, for tasks that `settle` waits for and whose errors it raises."""
+        """Start a task without a result; `settle` waits for it and raises its error."""
         try:
             self._pending.append(self.run(worker, task))
         except Exception as error:
@@ -105,5 +105,5 @@ class DeviceWorkers:
         here: AbstractContextManager[object] = nullcontext()
         if device.type == "cuda":
             here = torch.cuda.device(device)
-        with here, torch.no_grad():  # gradient mode belongs to a thread
+        with here, torch.no_grad():  # gradient mode is per thread
             return task()

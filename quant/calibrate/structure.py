@@ -1,7 +1,7 @@
-"""How a model calls its blocks, observed while it runs.
+"""Observe how a model calls its blocks while it runs.
 
-Nothing is assumed about a block's signature or about what it returns: signatures and outputs change
-between versions of transformers, and a replay that guesses them computes wrong numbers silently.
+Nothing is assumed about a block's signature or return value: they change between versions of
+transformers, and a replay that guesses them would silently compute wrong numbers.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ class BlockStructure:
     """How one block is called and what it returns, observed on one window.
 
     hidden_argument  position or keyword of the hidden states among the block's arguments.
-    output_index     where the hidden states are in the returned tuple; None for a bare tensor.
+    output_index     index of the hidden states in the returned tuple; None for a bare tensor.
     output_template  the returned tuple with None for its tensors; None for a bare tensor.
-    groups           linear layers of the block that read the very same input, in the order of
+    groups           linear layers of the block that read the same input tensor, in the order of
                      execution: q, k and v together, then the output projection, ...
-    single_pass      no linear layer of the block runs more than once in a forward pass.
-    routed           the groups among them that see only tokens routed to an expert, by what they
-                     read: all gates and ups of a mixture, all downs (quant.experts).
+    single_pass      whether every linear layer of the block runs at most once per forward pass.
+    routed           the groups that receive only tokens routed to an expert, by input: all gates
+                     and ups of a mixture, all downs (quant.experts).
     """
 
     hidden_argument: int | str
@@ -43,7 +43,7 @@ class BlockStructure:
     routed: tuple[tuple[tuple[str, ...], ...], ...] = ()
 
     def stages(self) -> list[tuple[tuple[str, ...], ...]]:
-        """Groups that can be solved together, in the order of execution: a mixture's are one."""
+        """Return groups that can be solved together, in execution order (a mixture's are one)."""
         stages: list[tuple[tuple[str, ...], ...]] = []
         together = {group: stage for stage in self.routed for group in stage}
         for group in self.groups:
@@ -53,12 +53,12 @@ class BlockStructure:
         return stages
 
     def hidden_of(self, output: Any) -> Tensor:
-        """The hidden states in what the block returned."""
+        """Return the hidden states in the block's return value."""
         result: Tensor = output if self.output_index is None else output[self.output_index]
         return result
 
     def output_with(self, hidden: Tensor) -> Any:
-        """What the block would return for these hidden states."""
+        """Return what the block would return for these hidden states."""
         if self.output_index is None or self.output_template is None:
             return hidden
         output = list(self.output_template)
@@ -68,7 +68,7 @@ class BlockStructure:
 
 @dataclass(frozen=True)
 class ModelStructure:
-    """The blocks of a model and how each is called."""
+    """The blocks of a model and how each one is called."""
 
     blocks: Blocks
     structures: tuple[BlockStructure, ...]
@@ -76,7 +76,7 @@ class ModelStructure:
 
 @contextmanager
 def evaluation(model: nn.Module) -> Iterator[None]:
-    """Dropout off and no gradients inside; every module's training flag is restored after."""
+    """Disable dropout and gradients inside; restore every module's training flag afterwards."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
@@ -88,7 +88,7 @@ def evaluation(model: nn.Module) -> Iterator[None]:
 
 
 def run_model(model: PreTrainedModel, batch: Tensor) -> Any:
-    """The model's own forward pass on ids [batch, tokens], without a key-value cache."""
+    """Run the model's own forward pass on ids [batch, tokens], without a KV cache."""
     table: Tensor = model.get_input_embeddings().weight  # type: ignore[assignment]
     return model(input_ids=batch.to(table.device), use_cache=False, return_dict=True)
 
@@ -96,7 +96,7 @@ def run_model(model: PreTrainedModel, batch: Tensor) -> Any:
 def learn_structure(model: PreTrainedModel, window: Tensor) -> ModelStructure:
     """Run the model once on window [tokens] and observe how it calls its blocks.
 
-    Raises ModelStructureError when the blocks do not form one chain of hidden states.
+    Raises ModelStructureError if the blocks do not form one chain of hidden states.
     """
     blocks = find_blocks(model)
     chain = _Chain(blocks)
@@ -104,7 +104,7 @@ def learn_structure(model: PreTrainedModel, window: Tensor) -> ModelStructure:
     try:
         for index, observer in enumerate(chain.observers):
             handles += observer.attach(partial(chain.enter, index))
-        # Tensors of inference mode have no version, by which changed inputs are told apart.
+        # Changed inputs are detected by tensor versions, which inference mode does not have.
         with torch.inference_mode(False), evaluation(model):
             run_model(model, window[None].clone())
     finally:
@@ -119,7 +119,7 @@ def learn_structure(model: PreTrainedModel, window: Tensor) -> ModelStructure:
 
 
 class _Observer:
-    """Notes, during one real forward pass, a block's arguments, output and linear inputs."""
+    """Records a block's arguments, output and linear inputs during one real forward pass."""
 
     def __init__(self, block: nn.Module) -> None:
         self.block = block
@@ -128,7 +128,7 @@ class _Observer:
         self.output: Any = None
         self.template: tuple[Any, ...] | list[Any] | None = None
         # Keys of inputs by layer. The tensors are kept alive while the block runs, so that an
-        # address cannot come back for another tensor.
+        # address is not reused.
         self._keys: dict[str, list[tuple[Any, ...]]] = {}
         self._alive: list[Tensor] = []
 
@@ -150,7 +150,7 @@ class _Observer:
         return handles
 
     def forget(self) -> None:
-        """Drop the tensors; what was learned of them stays."""
+        """Drop the tensors and keep the recorded facts."""
         self.args, self.kwargs, self.output = (), {}, None
 
     def _reader(self, name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
@@ -166,9 +166,9 @@ class _Observer:
         return all(len(keys) == 1 for keys in self._keys.values())
 
     def groups(self) -> tuple[tuple[str, ...], ...]:
-        """Layers with equal inputs; layers that did not run stand alone at the end.
+        """Group layers with equal inputs; layers that did not run are single groups at the end.
 
-        Those of experts are known from the structure and stand where the first of them ran.
+        The groups of experts follow from the structure; they stand where the first of them ran.
         """
         found: dict[tuple[Any, ...], list[str]] = {}
         mixture = _mixture_of(routed_groups(self.block))
@@ -185,7 +185,7 @@ class _Observer:
 class _Chain:
     """Follows the hidden states from block to block while the model runs.
 
-    Only those of one block are kept, so that a deep model takes no more memory than a shallow one.
+    It keeps only the hidden states of one block, so that memory does not grow with depth.
     """
 
     def __init__(self, blocks: Blocks) -> None:
@@ -197,7 +197,10 @@ class _Chain:
         self._problem: ModelStructureError | None = None
 
     def enter(self, index: int) -> None:
-        """Block `index` is about to run. A problem is kept: a wrong order is the plainer one."""
+        """Note that block `index` is about to run.
+
+        A problem is stored, not raised, because a wrong order of blocks is reported first.
+        """
         self.order.append(index)
         try:
             if self.order == [0]:
@@ -216,7 +219,7 @@ class _Chain:
         source.forget()
 
     def structures(self) -> tuple[BlockStructure, ...]:
-        """Of blocks that ran each once, from first to last."""
+        """Return the structures of the blocks, if each ran once, from first to last."""
         if self._problem is not None:
             raise self._problem
         last, indices = self.observers[-1], self._indices
@@ -240,7 +243,7 @@ class _Chain:
 
 
 def _mixture_of(stages: Sequence[tuple[Names, ...]]) -> dict[str, list[Names]]:
-    """All groups of the mixture that a layer belongs to, by the layer: downs come last."""
+    """Return, for every layer of a mixture, all groups of that mixture (downs last)."""
     found: dict[str, list[Names]] = {}
     for first, down in zip(stages[::2], stages[1::2], strict=True):
         groups = [*first, *down]
@@ -249,7 +252,7 @@ def _mixture_of(stages: Sequence[tuple[Names, ...]]) -> dict[str, list[Names]]:
 
 
 def _link(output: Any, target: _Observer, name: str) -> tuple[int | None, int | str]:
-    """Which part of a block's output is which argument of the next block."""
+    """Find which part of a block's output is which argument of the next block."""
     if isinstance(output, Tensor):
         parts: list[tuple[int | None, Any]] = [(None, output)]
     elif type(output) in (tuple, list):
@@ -285,12 +288,12 @@ def _first_hidden_argument(observer: _Observer, name: str) -> int | str:
         return "hidden_states"
     raise ModelStructureError(
         f"{name} is called without a first tensor or a hidden_states argument "
-        f"(keywords: {', '.join(observer.kwargs)}), so its hidden states cannot be told."
+        f"(keywords: {', '.join(observer.kwargs)}), so its hidden states cannot be identified."
     )
 
 
 def _only_hidden_output(observer: _Observer, argument: int | str, name: str) -> int | None:
-    """Where a model's single block, with no next block to look at, returns its hidden states."""
+    """Return the index of the hidden states in the output of a model's only block."""
     if isinstance(observer.output, Tensor):
         return None
     source = observer.args[argument] if isinstance(argument, int) else observer.kwargs[argument]

@@ -1,4 +1,4 @@
-"""Load a quantized checkpoint: a model whose quantized layers are QuantLinear modules."""
+"""Load a quantized checkpoint as a model whose quantized layers are QuantLinear modules."""
 
 from __future__ import annotations
 
@@ -58,18 +58,19 @@ def load(
     levels: Sequence[str | Part | Levels] = (),
     **options: Any,
 ) -> PreTrainedModel:
-    """The model of a quantized checkpoint of any format that Bitsweep reads, in eval mode.
+    """Return the model of a quantized checkpoint in any supported format, in eval mode.
 
     Quantized layers become QuantLinear modules that run `kernel`; all other tensors are cast to
-    dtype, or keep the type they are stored in. No weight is initialised only to be overwritten.
-    verify_files compares every file with the sha256 in artifact.json (checkpoints of other
-    producers have none). transforms are the specs of those in front of layers that are not
-    Bitsweep's own, levels the kinds that layers may have besides the built-in ones: modules are
-    imported because you name them here, never because a file does. options go to transformers, for
-    example attn_implementation="eager".
+    dtype (None: their stored dtype). No weight is initialised before it is loaded. verify_files
+    compares every file with its sha256 in artifact.json (checkpoints of other producers have none).
+    transforms are the specs of external transforms whose operators the checkpoint has; levels are
+    kinds of levels that it may use besides the built-in ones. Modules are imported because you name
+    them here, never because a file does. options are passed to transformers, for example
+    attn_implementation="eager".
 
-    Raises ArtifactError naming the file and the tensor for a folder that is missing, incomplete,
-    damaged, of an unknown format, or that does not fit its config.json; KernelUnavailable.
+    Raises ArtifactError, naming the file and the tensor, for a folder that is missing, incomplete,
+    damaged, in an unknown format or does not fit its config.json; KernelUnavailable if the kernel
+    cannot run.
     """
     folder = Path(folder)
     resolve_kernel(kernel, device)
@@ -95,9 +96,9 @@ def load_weights(
     verify_files: bool = True,
     levels: Sequence[str | Part | Levels] = (),
 ) -> dict[str, QuantizedWeight]:
-    """The quantized weights of a checkpoint by full layer name, without building the model.
+    """Return the quantized weights of a checkpoint by full layer name, without building the model.
 
-    Of a layer with an operator in front, the weight that is multiplied by what the operator makes.
+    The weight of a layer with an operator is the one that multiplies the operator's output.
     """
     folder = Path(folder)
     checkpoint = read_format(folder, verify_files=verify_files, levels=levels)
@@ -111,7 +112,7 @@ def load_weights(
 def runnable(
     checkpoint: CheckpointFormat, transforms: Sequence[Transform], folder: Path
 ) -> CheckpointFormat:
-    """The format with the transforms of its operators; ArtifactError for one that is unknown."""
+    """Add the transforms to the format's operators; ArtifactError for an unknown transform."""
     operators = find_transforms(checkpoint.operators, transforms, str(folder))
     return dataclasses.replace(checkpoint, operators=operators)
 
@@ -119,10 +120,10 @@ def runnable(
 def read_format(
     folder: Path, *, verify_files: bool = True, levels: Sequence[str | Part | Levels] = ()
 ) -> CheckpointFormat:
-    """What a checkpoint says about its quantization, its files compared with their checksums."""
+    """Read the format of a checkpoint from its configuration, after checking its files."""
     if not folder.is_dir():
         aside = sorted(folder.parent.glob(f".{folder.name}.replaced-*"))
-        hint = f" A writer that was killed left it at {aside[0]}: move it back." if aside else ""
+        hint = f" A killed writer left it at {aside[0]}: move it back." if aside else ""
         raise ArtifactError(
             f"{folder} is not a folder; quantize a model into it, or correct the path.{hint}"
         )
@@ -137,7 +138,7 @@ def read_format(
 
 
 def read_quantization(folder: Path) -> dict[str, Any]:
-    """The quantization_config of config.json, or the file of its own that some formats have."""
+    """Read the quantization_config of config.json, or the separate file that early formats have."""
     quantization = read_json(folder / "config.json").get("quantization_config")
     if isinstance(quantization, dict):
         return quantization
@@ -151,8 +152,8 @@ def read_quantization(folder: Path) -> dict[str, Any]:
     found = [name for name in files if (folder / name).is_file()]
     if len(found) > 1:
         raise ArtifactError(
-            f"{folder} holds {' and '.join(found)}, which say different formats: remove the wrong "
-            "one."
+            f"{folder} contains {' and '.join(found)}, which declare different formats: remove the "
+            "wrong one."
         )
     if found:
         return {"quant_method": files[found[0]], **read_json(folder / found[0])}
@@ -165,7 +166,7 @@ def read_quantization(folder: Path) -> dict[str, Any]:
 def read_scheme(
     folder: str | Path, levels: Sequence[str | Part | Levels] = ()
 ) -> tuple[CheckpointFormat, Scheme]:
-    """Format and scheme of a checkpoint from its config.json and one header; checks no checksum."""
+    """Read format and scheme from config.json and one file header, without checking checksums."""
     folder = Path(folder)
     checkpoint = read_format(folder, verify_files=False, levels=levels)
     with TensorReader(folder) as reader:
@@ -174,7 +175,7 @@ def read_scheme(
 
 
 def dequantize_layers(model: nn.Module, dtype: torch.dtype) -> None:
-    """Put an nn.Linear with the dequantized weight in the place of every QuantLinear of a model."""
+    """Replace every QuantLinear of a model by an nn.Linear with the dequantized weight."""
     for name, module in list(model.named_modules()):
         if not isinstance(module, QuantLinear):
             continue
@@ -199,12 +200,12 @@ def replace_layer(
     device: str | torch.device,
     dtype: torch.dtype | None,
 ) -> None:
-    """Put a QuantLinear in place of one layer."""
+    """Replace one layer by a QuantLinear."""
     module = model.get_submodule(layer)
     outputs, inputs = layer_shape(module, layer)
     packed, scheme, _ = read_packed(reader, checkpoint, layer, parts, (outputs, inputs))
     bias = None
-    # AutoGPTQ gives every layer a bias, also where the model has none: what is stored is used.
+    # AutoGPTQ stores a bias for every layer, even if the model has none; a stored bias is used.
     if f"{layer}.bias" in reader.names:
         bias = _cast(reader.read(f"{layer}.bias"), device, dtype)
         if tuple(bias.shape) != (outputs,):
@@ -213,7 +214,7 @@ def replace_layer(
     kept, operator = checkpoint.operators.get(layer, ()), None
     if kept:
         operator = build(kept, reader.read, inputs, layer)
-    # The kernel is that of the device, so the buffers go there before it lays them out.
+    # The device's kernel converts the buffers to its layout, so move them there first.
     packed = {name: tensor.to(device) for name, tensor in packed.items()}
     quantized = QuantLinear(packed, scheme, inputs, bias, kernel, operator).to(device)
     parent, _, child = layer.rpartition(".")
@@ -226,7 +227,7 @@ def _fill(
     device: str | torch.device,
     dtype: torch.dtype | None,
 ) -> None:
-    """Read every parameter and stored buffer that is left."""
+    """Read all remaining parameters and stored buffers."""
     stored = set(reader.names)
     untie_as_stored(model, stored, reader.mapped)
     keep_computed(model, stored)
@@ -289,7 +290,7 @@ def require_tensors(
 
 
 def refuse_unexpected(model: PreTrainedModel, reader: TensorReader, used: set[str]) -> None:
-    """ArtifactError for tensors that belong to nothing in the model."""
+    """Raise ArtifactError for stored tensors that do not belong to the model."""
     left = sorted(set(reader.names) - used)
     for name in compare(model, reader.names, left, reader.shape).unexpected:
         raise ArtifactError(
@@ -303,7 +304,7 @@ def _cast(tensor: Tensor, device: str | torch.device, dtype: torch.dtype | None)
 
 
 def require_kind(reader: Tensors, name: str, tensor: Tensor, expected: torch.dtype) -> None:
-    """ArtifactError for integers where the model has floating point, and the reverse: no cast."""
+    """Raise ArtifactError for integers where the model has floating point, or the reverse."""
     if tensor.is_floating_point() != expected.is_floating_point:
         raise ArtifactError(
             f"{reader.file_of(name)}: {name} is {tensor.dtype}, but the model has {expected} "

@@ -1,4 +1,4 @@
-"""Checkpoints on disk as sources of blocks: full precision, and quantized artifacts."""
+"""Block sources that read checkpoints on disk: full precision, and quantized artifacts."""
 
 from __future__ import annotations
 
@@ -46,8 +46,9 @@ from quant.transforms.base import Transform
 class SkeletonSource:
     """A model on the meta device whose tensors are read by name, the blocks one at a time.
 
-    read(name) gives a tensor by its name in the model, on the CPU, in the dtype that the model has
-    there; it is called by one thread at a time. Everything outside the blocks is read at once.
+    read(name) returns a tensor by its name in the model, on the CPU, in the dtype that the model
+    has there; only one thread calls it at a time. Everything outside the blocks is read
+    immediately.
     """
 
     reads = True
@@ -71,7 +72,7 @@ class SkeletonSource:
             (resident if index is None else self._of_block[index]).append(names)
         for names in resident:
             self._set(names, read(names[0]))
-        for module in model.modules():  # what the model computed for itself, such as frequencies
+        for module in model.modules():  # buffers that the model computes, such as frequencies
             for name, buffer in module._buffers.items():
                 if buffer is not None:
                     module._buffers[name] = buffer.to(self.device)
@@ -93,7 +94,7 @@ class SkeletonSource:
 
     def blank(self, index: int) -> None:
         like = {names[0]: tensor_of(self.model, names[0]) for names in self._of_block[index]}
-        # On the CPU, pages that are only read as zeros take no memory.
+        # On the CPU, zero pages that are only read take no memory.
         self.attach(
             index, {name: own_zeros(t.shape, t.dtype, self.device) for name, t in like.items()}
         )
@@ -107,7 +108,7 @@ class SkeletonSource:
                     module._parameters[attribute] = self._meta[name]
 
     def _block_of(self, names: list[str]) -> int | None:
-        """The block that holds all of these (tied) names; None outside, and across blocks."""
+        """Return the block that has all of these (tied) names; None outside or across blocks."""
         owners = set()
         for name in names:
             rest = name.removeprefix(f"{self.blocks.name}.")
@@ -132,10 +133,10 @@ class SkeletonSource:
 class CheckpointSource(SkeletonSource):
     """A full-precision Hugging Face folder of safetensors files; a context manager.
 
-    The model is the one that AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **options)
-    gives, tensor by tensor: names are translated, dtypes cast and tied weights tied in the same
-    way. Raises ArtifactError for a folder of pytorch .bin files (with the command that converts
-    them) and for tensors that are missing or have another shape.
+    The model equals AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **options), tensor by
+    tensor: names are mapped, dtypes cast and weights tied in the same way. Raises ArtifactError for
+    a folder of PyTorch .bin files (with the command that converts them) and for tensors that are
+    missing or have another shape.
     """
 
     def __init__(
@@ -176,8 +177,8 @@ class CheckpointSource(SkeletonSource):
             )
 
     def _read_stored(self, name: str) -> Tensor:
-        # Always a copy of our own: its memory is aligned, and how fast and in which order a product
-        # is computed may depend on that.
+        # Always a copy, whose memory is aligned: the speed of a product and its order of summation
+        # may depend on the alignment.
         stored, part = self._stored[name], self._parts.get(name)
         if part is not None:
             return own_copy(part.of(self._reader.row(stored, part.expert)), self._dtypes[name])
@@ -187,9 +188,9 @@ class CheckpointSource(SkeletonSource):
         return self._reader.mapped(self._stored[name])
 
     def _check(self, model: PreTrainedModel) -> None:
-        """Every tensor that the model needs is there, in the right shape, and no other.
+        """Check that the files have every tensor of the model, with the right shape, and no others.
 
-        Buffers that an older version did not store keep what the model computed.
+        Buffers that an older version did not store keep their computed values.
         """
         shapes = {name: self._reader.shape(name) for name in self._reader.names}
         fault = match(model, shapes).fault(type(model).__name__)
@@ -200,7 +201,7 @@ class CheckpointSource(SkeletonSource):
 class ArtifactSource(SkeletonSource):
     """A quantized checkpoint whose blocks run packed weights; a context manager.
 
-    The model is the one that `quant.load` gives with the same arguments; the same errors.
+    The model equals that of `quant.load` with the same arguments; the same errors are raised.
     """
 
     def __init__(
@@ -271,11 +272,11 @@ class ArtifactSource(SkeletonSource):
         super().release(index)
 
     def layer_shapes(self) -> dict[str, tuple[int, int]]:
-        """(outputs, inputs) of every quantized layer, by its name."""
+        """Return (outputs, inputs) of every quantized layer, by its name."""
         return {name: layer_shape(self.model.get_submodule(name), name) for name in self._layers}
 
     def operator_bits(self) -> int:
-        """Stored bits of all that stands in front of layers."""
+        """Return the stored bits of all operators."""
         return operator_bits(self._reader, self._format)
 
     def _operator(self, layer: str) -> list[str]:
@@ -307,13 +308,13 @@ class ArtifactSource(SkeletonSource):
         outside = sorted(set(self._layers) - inside)
         if outside:
             raise ArtifactError(
-                f"{self.folder}: {outside[0]} is quantized and lies outside of the blocks, so it "
-                "cannot be streamed; load the model whole (runtime.stream=never)."
+                f"{self.folder}: {outside[0]} is quantized and is outside the blocks, so it "
+                "cannot be streamed; load the whole model (runtime.stream=never)."
             )
 
 
 class _Fetched:
-    """The tensors of one block that were read already, in the place of their reader."""
+    """Tensors of one block that were already read, with the interface of their reader."""
 
     def __init__(self, reader: TensorReader, tensors: Weights) -> None:
         self.folder, self.names, self.file_of = reader.folder, set(tensors), reader.file_of
@@ -321,10 +322,10 @@ class _Fetched:
 
 
 def stored_names(model: PreTrainedModel, stored: Iterable[str], advice: str = "") -> dict[str, str]:
-    """Names of the model's parameters and buffers to the names in its files that belong to them.
+    """Map names of the model's parameters and buffers to their names in the files.
 
-    Names that belong to nothing are left out. Raises ArtifactError for tensors that transformers
-    makes of several stored ones.
+    Stored names that belong to nothing are left out. Raises ArtifactError for tensors that
+    transformers makes from several stored ones.
     """
     found: dict[str, str] = {}
     for renamed, name, together in model_names(model, stored):
@@ -340,7 +341,7 @@ def stored_names(model: PreTrainedModel, stored: Iterable[str], advice: str = ""
 
 
 def _dtypes(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, torch.dtype]:
-    """The dtype of every tensor after loading: the model's own, float32 where its class insists."""
+    """Return the dtype of every tensor after loading: dtype, or float32 where its class insists."""
     exact = list(model._get_dtype_plan(dtype))
     return {
         name: torch.float32

@@ -1,9 +1,10 @@
-"""Greedy decoding at batch 1 with a KV cache: static inside a CUDA graph where that is possible.
+"""Greedy decoding at batch size 1 with a KV cache, in a CUDA graph if possible.
 
-A decode step of a large model is hundreds of small kernels between a few large ones; launched one
-by one from Python they cost more than the weights take to read. With a static cache every tensor of
-a step keeps its address and shape, so the step can be captured once as a CUDA graph and replayed.
-`make_decoder` picks the best of three modes that is right for a model and says which and why.
+A decode step of a large model is hundreds of small kernels between a few large ones. Launched one
+by one from Python, the small kernels take longer than reading the weights. With a static cache
+every tensor of a step keeps its address and shape, so the step can be captured once as a CUDA graph
+and replayed. `make_decoder` selects the fastest of three modes that is correct for a model, and
+reports the mode and the reason.
 """
 
 from __future__ import annotations
@@ -21,28 +22,28 @@ GRAPH = "static cache, CUDA graph"
 STATIC = "static cache, eager"
 DYNAMIC = "dynamic cache"
 
-WARM_STEPS = 3  # before a capture: kernels load, workspaces are allocated
-ALIGNED = 16  # positions; attention on CUDA copies masks of another length before every use
+WARM_STEPS = 3  # before a capture: loads kernels and allocates workspaces
+ALIGNED = 16  # positions; attention on CUDA copies masks of other lengths before every use
 # Largest difference of logits between the two caches, in standard deviations of the logits. A wrong
-# mask or position moves them by about one; rounding by far less than these.
+# mask or position changes logits by about 1; rounding changes them by far less than these values.
 AGREEMENT = {torch.float32: 1e-3, torch.float64: 1e-6}
 AGREEMENT_16_BITS = 0.1
 
 Step = Callable[[], None]
-# record(warm, step) gives what repeats `step`; warm() runs it and takes its effect back.
+# record(warm, step) returns a function that repeats `step`; warm() runs it and undoes its effect.
 Recorder = Callable[[Step, Step], Step]
 
 
 class Unsupported(Exception):
-    """Why a model cannot be decoded in some mode, one clause."""
+    """A model cannot be decoded in some mode; the message is a clause that says why."""
 
 
 class Decoder(Protocol):
-    """One sequence: `prefill` reads the prompt, every `step` feeds a token and makes the next.
+    """Decodes one sequence: `prefill` reads the prompt, and every `step` adds a token.
 
     token   int64 [1, 1], the newest token; overwritten by the next step.
-    logits  [1, vocabulary] that it was taken from.
-    mode    GRAPH, STATIC or DYNAMIC; reason says why it is not the first, "" for the first.
+    logits  [1, vocabulary], from which token was selected.
+    mode    GRAPH, STATIC or DYNAMIC; reason says why it is not GRAPH ("" if it is).
     """
 
     token: Tensor
@@ -51,20 +52,20 @@ class Decoder(Protocol):
     reason: str
 
     def prefill(self, prompt: Tensor) -> None:
-        """Start anew with prompt int64 [1, tokens]."""
+        """Start a new sequence with prompt int64 [1, tokens]."""
         ...
 
     def step(self) -> None:
-        """One token more."""
+        """Decode one more token."""
         ...
 
     def kv_bytes(self) -> int:
-        """Bytes of keys and values that the next step would read."""
+        """Return the bytes of keys and values that the next step would read."""
         ...
 
 
 class DynamicDecoder:
-    """A cache that grows by concatenation, as `generate` does by default."""
+    """Decoder with a cache that grows by concatenation, the default of `generate`."""
 
     def __init__(self, model: Any, reason: str = "") -> None:
         self.mode, self.reason = DYNAMIC, reason
@@ -72,7 +73,7 @@ class DynamicDecoder:
 
     @torch.inference_mode()
     def prefill(self, prompt: Tensor) -> None:
-        """RuntimeError when the model returns no cache."""
+        """Start a new sequence; RuntimeError if the model returns no cache."""
         output = self._model(input_ids=prompt, use_cache=True, **last_only(self._model))
         self._take(output)
         if self._cache is None:
@@ -95,9 +96,9 @@ class DynamicDecoder:
 
 
 class SharedLengthLayer(StaticLayer):
-    """transformers' static layer with one length for all layers, which the decoder moves on.
+    """transformers' static cache layer with one length for all layers, updated by the decoder.
 
-    Every layer of its parent counts for itself, which is three small kernels a layer and token.
+    The parent class counts in every layer, which takes three small kernels per layer and token.
     """
 
     def __init__(self, max_cache_len: int, length: Tensor) -> None:
@@ -107,9 +108,9 @@ class SharedLengthLayer(StaticLayer):
     def update(
         self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any
     ) -> tuple[Tensor, Tensor]:
-        """Write keys and values [1, heads, tokens, dim] behind what is held; give all positions.
+        """Write keys and values [1, heads, tokens, dim] after the cached ones; return all of them.
 
-        More than one token is a prompt: it starts at position 0.
+        More than one token is a prompt, which starts at position 0.
         """
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
@@ -126,10 +127,10 @@ class SharedLengthLayer(StaticLayer):
 
 
 class StaticDecoder:
-    """Keys and values in buffers of `positions` tokens; a step reads and writes fixed addresses."""
+    """Decoder with a cache of fixed size (`positions` tokens); steps use fixed addresses."""
 
     def __init__(self, model: Any, positions: int) -> None:
-        """Unsupported for a model whose cache is not keys and values of all positions."""
+        """Raise Unsupported if the model's cache is not keys and values of all positions."""
         self.mode, self.reason = STATIC, ""
         self._model = model
         layers = _layer_count(model, positions)
@@ -166,22 +167,22 @@ class StaticDecoder:
         self._replay()
 
     def kv_bytes(self) -> int:
-        """Of the whole buffers: attention reads them to the end and masks what is not there yet."""
+        """Return the bytes of the whole buffers, which attention reads (unused parts masked)."""
         return _cache_bytes(self._cache)
 
     @torch.inference_mode()
     def capture(self, record: Recorder) -> None:
-        """From now on a step is one replay. Call after a prefill, and prefill again afterwards."""
+        """Make each step one replay. Call after a prefill, and prefill again afterwards."""
         start = self._length.clone()
 
         def warm() -> None:
-            # Always the same position: warming up must not run past the end of the buffers.
+            # Always the same position, so that warming up stays within the buffers.
             self._step()
             self._length.copy_(start)
 
         replay = record(warm, self._step)
-        # A replay runs no Python: it writes to the logits of the captured step, which a prefill has
-        # meanwhile replaced by its own.
+        # A replay runs no Python: it writes to the logits of the captured step, and a prefill
+        # replaces self.logits.
         captured = self.logits
 
         def step() -> None:
@@ -193,7 +194,7 @@ class StaticDecoder:
         self.mode = GRAPH
 
     def _step(self) -> None:
-        """What a graph holds: nothing here looks at a value on the host or makes a tensor of it."""
+        """The body of the graph: nothing here reads a value on the host or copies one there."""
         output = self._model(
             input_ids=self.token,
             past_key_values=self._cache,
@@ -205,8 +206,8 @@ class StaticDecoder:
         self._length.add_(1)
 
     def _where_tokens_are(self) -> dict[str, Tensor]:
-        """Position and mask of the step, made from the length on the device."""
-        if self._alibi:  # the bias comes from the mask of all positions, causality from the cache
+        """Return position and mask of the step, computed from the length on the device."""
+        if self._alibi:  # alibi needs the mask of all positions; the cache makes it causal
             return {"attention_mask": self._all}
         dtype = self._model.dtype
         seen = self._places <= self._length
@@ -221,11 +222,11 @@ class StaticDecoder:
 def make_decoder(
     model: Any, prompt: Tensor, tokens: int, record: Recorder | None = None
 ) -> Decoder:
-    """The fastest decoder that gives the model's own logits for prompt [1, T] and `tokens` steps.
+    """Return the fastest decoder with the model's own logits for prompt [1, T] and `tokens` steps.
 
-    A static cache is tried on the prompt and one step against the dynamic one. On CUDA the step is
-    then captured (record is for tests). What could not be done is the decoder's `reason`.
-    torch.OutOfMemoryError is raised, everything else that a mode may raise makes it unsupported.
+    A static cache is compared with the dynamic one on the prompt and one step. On CUDA the step is
+    then captured (record is for tests). The decoder's `reason` says what was not possible.
+    torch.OutOfMemoryError is raised; any other exception of a mode makes the mode unsupported.
     """
     if record is None and prompt.device.type == "cuda":
         record = cuda_graph(prompt.device)
@@ -251,7 +252,7 @@ def make_decoder(
 
 
 def cuda_graph(device: torch.device) -> Recorder:
-    """Capture as torch's documentation asks: warmed up on a side stream, then replayed."""
+    """Return a recorder that captures as torch's documentation requires, after a warm-up."""
 
     def record(warm: Step, step: Step) -> Step:
         with torch.cuda.device(device):
@@ -266,8 +267,8 @@ def cuda_graph(device: torch.device) -> Recorder:
                 with torch.cuda.graph(graph):
                     step()
             except RuntimeError as error:
-                # Ending a broken capture is an error of its own: torch raises it in the place of
-                # the cause, and leaves the stream of the capture current.
+                # Ending a broken capture raises another error, which hides the cause, and leaves
+                # the stream of the capture current.
                 torch.cuda.set_stream(before)
                 cause = error.__context__
                 raise cause if isinstance(cause, RuntimeError) else error from None
@@ -277,13 +278,13 @@ def cuda_graph(device: torch.device) -> Recorder:
 
 
 def last_only(model: Any) -> dict[str, int]:
-    """generate() asks a prefill for the last position's logits alone, where the model can."""
+    """Return generate()'s argument for logits of the last position only, if the model has it."""
     takes = "logits_to_keep" in inspect.signature(model.forward).parameters
     return {"logits_to_keep": 1} if takes else {}
 
 
 def _require_agreement(static: StaticDecoder, dynamic: DynamicDecoder, prompt: Tensor) -> None:
-    """Unsupported when the two caches give other logits for the prompt or the token after it."""
+    """Raise Unsupported if the caches give different logits for the prompt or the next token."""
     dynamic.prefill(prompt)
     static.prefill(prompt)
     _require_close(static.logits, dynamic.logits, "prompt")
@@ -300,12 +301,12 @@ def _require_close(found: Tensor, expected: Tensor, where: str) -> None:
     if worst > allowed:
         raise Unsupported(
             f"its logits at the {where} are {worst:.2g} standard deviations from those with the "
-            f"dynamic cache (at most {allowed:g} are taken for rounding)"
+            f"dynamic cache (rounding explains at most {allowed:g})"
         )
 
 
 def _layer_count(model: Any, positions: int) -> int:
-    """Layers of the cache; Unsupported for other states than keys and values of all positions."""
+    """Return the number of cache layers; Unsupported unless all are keys and values."""
     config = model.config.get_text_config(decoder=True)
     for layer in StaticCache(config=config, max_cache_len=positions).layers:
         if not isinstance(layer, StaticLayer):
@@ -319,7 +320,7 @@ def _layer_count(model: Any, positions: int) -> int:
 
 
 def _has_alibi(model: Any) -> bool:
-    """Position biases instead of position ids: BLOOM, and Falcon where it is so configured."""
+    """Whether the model has position biases instead of position ids: BLOOM, some Falcon models."""
     takes = "position_ids" in inspect.signature(model.forward).parameters
     return not takes or bool(getattr(model.config, "alibi", False))
 

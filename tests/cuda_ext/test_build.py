@@ -245,9 +245,9 @@ def test_the_environment_overrides_the_architectures(
     assert found.architectures == ()
     assert found.without_cuda == "BITSWEEP_CUDA_ARCHS=none leaves it out."
     monkeypatch.setenv("BITSWEEP_CUDA_ARCHS", "9.0")
-    with pytest.raises(build.BuildError, match=r"BITSWEEP_CUDA_ARCHS=9.0: '9.0' is no archit"):
+    with pytest.raises(build.BuildError, match=r"BITSWEEP_CUDA_ARCHS=9.0: '9.0' is not an archit"):
         build.find_or_build()
-    assert "is no architecture" in build.status().reason
+    assert "is not an architecture" in build.status().reason
 
 
 def test_nvcc_that_fails_leaves_the_cpu_kernels(

@@ -68,7 +68,7 @@ REFUSED = [
     ("suite.latency.repeats=few", "suite.latency.repeats", "a whole number"),
     ("suite.mine.module=harness.suites.kernels suite.mine.batches=[1]", "called kernels", "rename"),
     ("method.damping_ladder=[0.1,0.05]", "does not rise", "[0.1, 1.0]"),
-    ("method.static_groups=true method.group_grid=stale", "cannot act", "static_groups=false"),
+    ("method.static_groups=true method.group_grid=stale", "has no effect", "static_groups=false"),
     ("scheme=ternary_g8 scheme.symmetric=true", "ternary levels", "symmetric=false"),
     ("suite=[]", "nothing to measure", "suite=[perplexity,latency]"),
     ("suite=[latency] suite.perplexity.batch_size=2", "suite", "suite"),

@@ -272,7 +272,7 @@ def test_export_does_not_overwrite_a_model_unasked(
     assert cli.main([*arguments, "gptq-v2"]) == cli.IMPOSSIBLE
     said = capsys.readouterr().err
     assert said.startswith(
-        f"bitsweep: {out} holds a quantized model (GPTQ v1, 4 bits, by bitsweep "
+        f"bitsweep: {out} already contains a quantized model (GPTQ v1, 4 bits, by bitsweep "
     )
     assert "choose another folder, or add --overwrite" in said
     assert contents(out) == before

@@ -69,10 +69,10 @@ def test_experts_without_enough_tokens_follow_the_rule_that_is_allowed() -> None
 
 
 def test_a_shrunk_hessian_is_between_its_own_and_the_identity() -> None:
-    from quant.calibrate.few import Few
+    from quant.calibrate.few import FewTokens
 
     x = torch.randn(7, HIDDEN, generator=torch.Generator().manual_seed(2)).double()
     hessian = x.T @ x
     mean = hessian.diagonal().mean()
     expected = 0.25 * hessian + 0.75 * mean * torch.eye(HIDDEN, dtype=torch.float64)
-    torch.testing.assert_close(Few(8, 32, rounded=False).shrunk(hessian.clone()), expected)
+    torch.testing.assert_close(FewTokens(8, 32, rounded=False).shrunk(hessian.clone()), expected)

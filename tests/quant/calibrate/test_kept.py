@@ -221,9 +221,9 @@ def endless(group: Group, _: object) -> Change:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (endless, "toy: scale of its change holds NaN or infinite values"),
-        (silent, "Silent does not say the tensors that it is made of: give it tensors()"),
-        (misnamed, "a tensor of its change is called 'in.out', which a module cannot hold"),
+        (endless, "toy: scale of its change has NaN or infinite values"),
+        (silent, "Silent does not provide its tensors: add a method tensors()"),
+        (misnamed, "a tensor of its change is called 'in.out', which a module cannot have"),
     ],
 )
 def test_what_cannot_be_kept_is_refused(change: object, message: str) -> None:
@@ -314,7 +314,7 @@ def test_an_operator_that_changes_the_output_is_refused() -> None:
     ("changes", "message"),
     [
         ({"rebuild": None}, r"rotate keeps changes \(always\), but has no rebuild"),
-        ({"keep": lambda _: "often"}, "keep gave 'often'; it gives one of never, where_needed"),
+        ({"keep": lambda _: "often"}, "keep returned 'often'; return one of never, where_needed"),
     ],
 )
 def test_a_spec_that_cannot_keep_is_refused_with_the_configuration(

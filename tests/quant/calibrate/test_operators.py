@@ -175,7 +175,7 @@ def assert_said_once(caplog: pytest.LogCaptureFixture, reason: str) -> None:
                 assert torch.equal(attend(query, key, value, is_causal=True), expected)
     (message,) = caplog.messages
     assert message.startswith(
-        f"causal attention is torch's, not bitsweep::causal_attention: {reason}"
+        f"causal attention runs in torch, not in bitsweep::causal_attention: {reason}"
     )
     assert message.endswith("Results differ by rounding only.")
 

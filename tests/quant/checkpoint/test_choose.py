@@ -131,7 +131,7 @@ def test_an_incomplete_file_is_refused(add: Add, text: str, message: str) -> Non
 
 def test_a_configuration_belongs_to_one_format(add: Add) -> None:
     add("bytewise", BYTEWISE.replace('== "bytewise"', '== "awq"'))
-    with pytest.raises(ArtifactError, match="is AWQ gemm and Bytewise at once"):
+    with pytest.raises(ArtifactError, match="matches both AWQ gemm and Bytewise"):
         parse({"quant_method": "awq"}, "folder")
 
 
@@ -151,7 +151,9 @@ def test_what_is_there() -> None:
 def test_no_artifact_holds_the_scheme(monkeypatch: pytest.MonkeyPatch) -> None:
     own = {name: each for name, each in written().items() if name == "bitsweep-ternary"}
     monkeypatch.setattr("quant.checkpoint.choose.written", lambda: own)
-    with pytest.raises(ArtifactError, match=r"artifacts \(bitsweep-ternary\) holds w4g8; add one"):
+    with pytest.raises(
+        ArtifactError, match=r"artifacts \(bitsweep-ternary\) supports w4g8; add one"
+    ):
         artifact_format(Scheme(4, group_size=8))
 
 

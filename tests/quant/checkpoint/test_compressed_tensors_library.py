@@ -91,7 +91,7 @@ def test_scales_that_readers_will_round_are_named(tmp_path: Path) -> None:
     assert "readers will round the float16 scales" in notes[0]
     assert "scheme.scale_dtype=bfloat16" in notes[0]
     assert "dequantize=True" in notes[1]
-    assert "vLLM reads 4 and 8 alone" in notes[2]
+    assert "vLLM reads only 4 and 8" in notes[2]
     assert quant.export(artifact, tmp_path / "c", "gptq-v2").notes == ()
     model, weights = quantized("llama", Scheme(3, scale_dtype="float32"))
     artifact = quant.save(tmp_path / "a", model, weights, method=METHOD)

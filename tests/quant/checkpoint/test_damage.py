@@ -72,7 +72,7 @@ DAMAGES = {
     ),
     "nothing quantized": (
         edit_tensors(lambda t: [t.pop(n) for n in list(t) if n.endswith(".qweight")]),
-        r"holds no quantized layer \(no tensor ends in .qweight\)",
+        r"has no quantized layer \(no tensor ends in .qweight\)",
     ),
     "no tensors": (
         lambda folder: (folder / "model.safetensors").unlink(),
@@ -122,7 +122,7 @@ def test_no_artifact_there(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="is not a folder; quantize a model into it"):
         quant.load(tmp_path / "nowhere")
     (tmp_path / ".gone.replaced-host-1").mkdir()
-    with pytest.raises(ArtifactError, match=r"killed left it at .*\.gone\.replaced-host-1"):
+    with pytest.raises(ArtifactError, match=r"killed writer left it at .*\.gone\.replaced-host-1"):
         quant.load(tmp_path / "gone")
     with pytest.raises(ArtifactError, match=r"config.json does not exist"):
         quant.load(tmp_path)

@@ -116,10 +116,10 @@ def test_missing_parts_are_named(
 @pytest.mark.parametrize(
     ("format", "part", "value", "message"),
     [
-        ("gptq-v2", "scales", torch.nan, "holds NaN or infinite"),
-        ("gptq-v1", "scales", torch.inf, "holds NaN or infinite"),
-        ("awq", "scales", torch.nan, "holds NaN or infinite"),
-        ("compressed-tensors", "weight_scale", -torch.inf, "holds NaN or infinite"),
+        ("gptq-v2", "scales", torch.nan, "has NaN or infinite"),
+        ("gptq-v1", "scales", torch.inf, "has NaN or infinite"),
+        ("awq", "scales", torch.nan, "has NaN or infinite"),
+        ("compressed-tensors", "weight_scale", -torch.inf, "has NaN or infinite"),
         ("gptq-v2", "scales", 0, "scales: 1 of 360 scales are 0, which makes every weight of"),
         ("gptq-v1", "scales", 0, "scales: 1 of 360 scales are 0"),
         ("awq", "scales", 0, "scales: 1 of 360 scales are 0"),

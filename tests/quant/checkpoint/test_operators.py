@@ -152,7 +152,7 @@ def test_no_export_leaves_an_operator_out(
     format: str, llama: tuple[Any, Path], tmp_path: Path
 ) -> None:
     _, folder = llama
-    message = rf"equalize in front of \d+ layers.* and {format} holds weights alone: .*keep=never"
+    message = rf"equalize in front of \d+ layers.* and {format} stores only weights: .*keep=never"
     with pytest.raises(ArtifactError, match=message):
         quant.export(folder, tmp_path / "out", format)
     assert not (tmp_path / "out").exists()
@@ -199,7 +199,7 @@ def edited(folder: Path, copy_to: Path, change: Callable[[dict[str, Any]], Any])
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c: c.pop("operators"), "operators names no operator"),
+        (lambda c: c.pop("operators"), "operators is empty"),
         (lambda c: c.update(layers=3), "layers is not the quantization_config of layers"),
         (lambda c: c.update(layers=dict(c)), "layers is not the quantization_config of layers"),
         (lambda c: c["operators"].update({DOWN: []}), "lists no changes"),
@@ -267,7 +267,7 @@ def test_tensors_of_another_layer_are_refused(llama: tuple[Any, Path], tmp_path:
         quant.load(folder, "reference", verify_files=False)
     tensors[f"{DOWN}.input_operator.0.scale"] = torch.full((48,), torch.nan)
     save_file(tensors, file)
-    with pytest.raises(ArtifactError, match=r"operator\.0: .*scale of its change holds NaN"):
+    with pytest.raises(ArtifactError, match=r"operator\.0: .*scale of its change has NaN"):
         quant.load(folder, "reference", verify_files=False)
 
 

@@ -175,7 +175,7 @@ def changed(name: str, value: Any) -> dict[str, Tensor]:
         (changed("scales", torch.ones(2, 6)), r"proj.scales is \[2, 6\], but 24 inputs, 6 outputs"),
         (changed("qweight", torch.zeros(3, 5).int()), r"proj.qweight is \[3, 5\].*make \[3, 6\]"),
         (changed("qweight", torch.zeros(3, 6)), "proj.qweight is torch.float32; expected"),
-        (changed("scales", torch.full((3, 6), torch.nan)), "proj.scales holds NaN"),
+        (changed("scales", torch.full((3, 6), torch.nan)), "proj.scales has NaN"),
     ],
 )
 def test_damaged_tensors_are_named(tensors: dict[str, Tensor], message: str) -> None:
@@ -258,7 +258,7 @@ def test_awq_as_others_describe_it() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"version": "gemv"}, "version='gemv' is another packing"),
+        ({"version": "gemv"}, "version='gemv' is another AWQ packing"),
         ({"bits": 8}, "bits=8: AWQ is read with 4 bits only"),
         ({"zero_point": False}, "zero_point=false cannot be read"),
         ({"group_size": 12}, r"proj.qzeros is torch.int32 \[3, 2\]; expected \[2, 2\] int32"),

@@ -190,7 +190,7 @@ def test_quantized_models_are_not_quantized_again(tmp_path: Path) -> None:
     model = tiny_model("opt")
     result = quantize_model(model, [], QuantizationConfig(rtn.SOLVER, Scheme(4)))
     quant.save(tmp_path / "a", model, result.weights, method={"name": "rtn"})
-    with pytest.raises(ArtifactError, match="the model is quantized already"):
+    with pytest.raises(ArtifactError, match="the model is already quantized"):
         CheckpointSource(tmp_path / "a", torch.float32)
 
 

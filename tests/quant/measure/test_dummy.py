@@ -185,7 +185,7 @@ def test_a_config_file_is_taken(tmp_path: Path) -> None:
     ("content", "sentence"),
     [
         ("{", "is not valid JSON"),
-        ("[]", "holds no JSON object"),
+        ("[]", "is not a JSON object"),
         (json.dumps({"hidden_size": 8}), "model_type=None is not a model"),
         (json.dumps({"model_type": "gtp"}), "model_type='gtp' is not a model"),
         (None, "neither a name .*opt-175b.* nor a config.json"),
@@ -201,5 +201,5 @@ def test_bad_architectures_are_named(tmp_path: Path, content, sentence) -> None:
 
 def test_levels_without_random_weights_are_refused() -> None:
     silent = replace(load_levels("uniform"), name="silent", draw=None)
-    with pytest.raises(SchemeError, match="silent levels say of no random weights"):
+    with pytest.raises(SchemeError, match="silent levels have no random weights"):
         build_dummy(tiny_config("opt"), Scheme(4, levels=silent))

@@ -1,4 +1,4 @@
-"""Cells: one that can run, and one whose model is not on this machine yet."""
+"""Resolved cells, which can run, and pending ones, whose model is not on this machine."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from quant.solvers.base import words_of
 
 @dataclass(frozen=True)
 class PendingCell:
-    """A cell whose model is not on this machine yet: it can be planned, not run."""
+    """A cell whose model is not on this machine yet: it can be planned but not run."""
 
     choices: Choices
     model: AbsentModel
@@ -30,10 +30,10 @@ class PendingCell:
 
 @dataclass(frozen=True)
 class ResolvedCell:
-    """A cell that can run: picklable, and complete.
+    """A cell that can run; complete and picklable.
 
-    kernel     that it runs on; "torch" for full precision.
-    expected   published full-precision perplexities by protocol.
+    kernel    name of the kernel that it runs on; "torch" for full precision.
+    expected  published full-precision perplexities by protocol.
     """
 
     choices: Choices
@@ -59,18 +59,18 @@ class ResolvedCell:
 
     @property
     def quantized(self) -> bool:
-        """Whether what suites measure is quantized, here or elsewhere."""
+        """Whether the model under test is quantized, here or elsewhere."""
         return self.choices.solving is not None or self.model.checkpoint is not None
 
     @property
     def stored_model(self) -> StoredModel:
-        """The full-precision model that is quantized; only of a cell that quantizes."""
+        """The full-precision model to quantize; only for a cell that quantizes."""
         assert isinstance(self.model, StoredModel)
         return self.model
 
     @property
     def arithmetic(self) -> str | None:
-        """What its calibration is computed in; None for a cell that sees no text."""
+        """The arithmetic of its calibration; None for a cell without calibration."""
         solving = self.choices.solving
         if solving is None or self.choices.calibration is None:
             return None
@@ -78,17 +78,17 @@ class ResolvedCell:
 
     @property
     def place(self) -> Place:
-        """Where its models are loaded."""
+        """Device, kernel and dtype for loading its models."""
         runtime = self.choices.runtime
         positions = max((each.positions for each in self.choices.suites), default=0)
-        # What "auto" was found to be is in the keys: a process must not find something else.
+        # The keys contain what "auto" resolved to; another process must not resolve it differently.
         kernel = self.kernel if self.quantized else runtime.kernel
         seed, levels = self.choices.seed, self.choices.levels
         return Place(runtime.device, kernel, seed, positions, levels)
 
     @property
     def quantization(self) -> QuantizationConfig:
-        """How the model is quantized; only of a cell that is."""
+        """How the model is quantized; only for a cell that quantizes."""
         solving, scheme = self.choices.solving, self.choices.scheme
         assert solving is not None
         assert scheme is not None
@@ -107,7 +107,7 @@ class ResolvedCell:
         return next(each for each in self.choices.suites if each.suite.name == stage)
 
     def find(self, stage: str) -> Record | None:
-        """The record of a stage, ok or failed, if there is one."""
+        """The record of a stage, ok or failed; None if there is none."""
         return self.store.find(self.identity, self.keys.cell, stage, self.keys.stages[stage])
 
 

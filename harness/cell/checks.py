@@ -1,6 +1,6 @@
-"""What cannot be, across the choices of a cell: one sentence with the next step, nothing loaded.
+"""Checks of a cell's choices against each other; each failure is a ConfigError with the next step.
 
-Types and key names are checked by OmegaConf; what one part alone can say, the part says itself.
+Nothing is loaded. OmegaConf checks types and names of keys; a part checks its own options.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ STREAM = (AUTO, ALWAYS, NEVER)
 
 
 def values(config: CellConfig) -> None:
-    """Keys that have few values, and numbers that have a least one."""
+    """Check keys with a fixed set of values, and the ranges of numbers."""
     for key, value, allowed in (
         ("model.source", config.model.source, tuple(SOURCES)),
         ("model.dtype", config.model.dtype, DTYPES),
@@ -58,17 +58,16 @@ def values(config: CellConfig) -> None:
     numbers = {f"model.expected.{name}": value for name, value in config.model.expected.items()}
     for key, share in {"runtime.timeout_s": config.runtime.timeout_s, **numbers}.items():
         if share is not None and not math.isfinite(share):
-            raise ConfigError(f"{key}={share} is no number; use a finite one.")
+            raise ConfigError(f"{key}={share} is not finite; use a finite number.")
     for key, seed in (("seed", config.seed), ("calib.seed", config.calib.seed)):
         if seed > MOST_SEED:
             raise ConfigError(
-                f"{key}={seed} is more than a generator of random numbers takes; use 0 to "
-                f"{MOST_SEED}."
+                f"{key}={seed} is too large for the random number generator; use 0 to {MOST_SEED}."
             )
 
 
 def arithmetic(name: object) -> None:
-    """An arithmetic that there is."""
+    """Check that the arithmetic exists."""
     if name not in ARITHMETIC:
         raise ConfigError(
             f"method.arithmetic={name} is unknown; choose one of {', '.join(ARITHMETIC)}."
@@ -78,7 +77,7 @@ def arithmetic(name: object) -> None:
 def method_and_scheme(
     solving: Solving | None, scheme: Scheme | None, model: Model | AbsentModel
 ) -> None:
-    """A solver needs a scheme and weights that are not quantized yet; without one neither."""
+    """Check that a solver has a scheme and unquantized weights, and method=none neither."""
     if model.checkpoint is not None:
         if solving is not None:
             found, name = model.checkpoint, solving.solver.name
@@ -90,12 +89,12 @@ def method_and_scheme(
         return
     if solving is None and scheme is not None:
         raise ConfigError(
-            f"method=none leaves the weights alone, but the scheme has {scheme.bits} bits: "
+            f"method=none does not quantize, but the scheme has {scheme.bits} bits: "
             "use scheme=w16, or method=rtn or method=gptq."
         )
     if solving is not None and scheme is None:
         raise ConfigError(
-            f"method={solving.solver.name} needs something to quantize to, but scheme.bits=16 is "
+            f"method={solving.solver.name} needs a scheme to quantize to, but scheme.bits=16 is "
             "full precision: use a scheme such as w4, or method=none."
         )
 
@@ -106,25 +105,23 @@ def random_weights(
     chosen: Sequence[Measuring],
     model: Model | AbsentModel,
 ) -> None:
-    """Random weights can be timed and nothing else."""
+    """Check that a model with random weights is only timed."""
     makes_up = solving is not None and not solving.solver.reads_weights
     if not isinstance(model, RandomModel):
         if makes_up:
             assert solving is not None
             raise ConfigError(
-                f"method={solving.solver.name} makes weights up, but model={model.name} has its "
+                f"method={solving.solver.name} makes random weights, but model={model.name} has its "
                 "own: use model=dummy, or method=rtn or method=gptq."
             )
         if config.model.architecture is not None:
             raise ConfigError(
-                f"model.architecture={config.model.architecture} is read with model=dummy alone "
+                f"model.architecture={config.model.architecture} applies to model=dummy only "
                 f"and model={model.name} would ignore it: leave it out."
             )
         return
     if "/" in model.name:
-        raise ConfigError(
-            f"model.name={model.name} holds a path: add model.name=NAME for the tables."
-        )
+        raise ConfigError(f"model.name={model.name} is a path: add model.name=NAME for the tables.")
     if solving is not None and not makes_up:
         raise ConfigError(
             f"method={solving.solver.name} needs weights to quantize, and model=dummy has none: "
@@ -139,17 +136,17 @@ def random_weights(
 
 
 def transforms(chosen: Sequence[Transforming], solving: Solving | None) -> None:
-    """Transforms come before a solver that reads weights."""
+    """Check that transforms are followed by a solver that reads weights."""
     if chosen and (solving is None or not solving.solver.reads_weights):
         names = ",".join(each.transform.name for each in chosen)
         raise ConfigError(
-            f"transform=[{names}] changes weights before they are solved, but nothing is solved "
-            "here: leave it out, or use method=rtn or method=gptq."
+            f"transform=[{names}] prepares weights for a solver, but the cell has none: "
+            "leave it out, or use method=rtn or method=gptq."
         )
 
 
 def suites(chosen: Sequence[Measuring]) -> None:
-    """There is something to measure."""
+    """Check that a suite is chosen."""
     if not chosen:
         raise ConfigError(
             "suite is empty, so there is nothing to measure: choose some, for example "
@@ -160,7 +157,7 @@ def suites(chosen: Sequence[Measuring]) -> None:
 def calibration(
     calib: CalibConfig, solving: Solving | None, chosen: Sequence[Transforming], data: str | None
 ) -> None:
-    """The text that a solver or transform sees."""
+    """Check the calibration text that a solver or transform needs."""
     if calib.protocol == "none" or calib.sequences < 1:
         name = "" if solving is None else f"method={solving.solver.name}"
         if solving is not None and not solving.solver.needs_calibration:
@@ -182,7 +179,7 @@ def calibration(
 
 
 def runtime(config: CellConfig, chosen: Sequence[Measuring]) -> None:
-    """Device, kernel, streaming and folders."""
+    """Check device, kernel, streaming and folders."""
     runtime = config.runtime
     if runtime.timeout_s is not None and runtime.timeout_s <= 0:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""What a cell is made of: the parts that were chosen, with their options."""
+"""The parts of a cell with their options."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from quant.scheme import Scheme
 
 @dataclass(frozen=True)
 class Choices:
-    """What a cell is made of, whether its model is here or not.
+    """The parts of a cell with their options, whether or not its model is here.
 
     solving      None: the weights are measured as they are.
-    scheme       what is quantized to; None: full precision.
-    levels       the module of the levels, the scheme's or the model's, if it is not one of ours.
-    calibration  None when nothing that was chosen sees calibration text.
+    scheme       None: full precision.
+    levels       the user's module of levels, of the scheme or the model; None for built-in ones.
+    calibration  None if no solver or transform needs calibration text.
     """
 
     name: str
@@ -38,22 +38,22 @@ class Choices:
 
     @property
     def weight_parts(self) -> tuple[Part, ...]:
-        """The modules that decide the weights under test: solver, transforms, kind of levels."""
+        """The modules that determine the weights under test: solver, transforms and levels."""
         solving = () if self.solving is None else (self.solving,)
         levels = () if self.levels is None else (self.levels,)
         return (*(chosen.part for chosen in (*solving, *self.transforms)), *levels)
 
     @property
     def parts(self) -> tuple[Part, ...]:
-        """All modules that the cell's parts are in."""
+        """All modules of the cell's parts."""
         return (*self.weight_parts, *(chosen.part for chosen in self.suites))
 
     @property
     def quantizes(self) -> bool:
-        """Whether the cell has the stage that solves layers; random codes need none."""
+        """Whether the cell has a quantization stage; random codes need none."""
         return self.solving is not None and self.solving.solver.reads_weights
 
     @property
     def stage_names(self) -> list[str]:
-        """The stages in order: the quantization, if there is one, and the suites."""
+        """The stages in order: the quantization, if there is one, then the suites."""
         return [QUANTIZATION] * self.quantizes + [each.suite.name for each in self.suites]

@@ -1,6 +1,6 @@
-"""What does not fit the model that a cell names: said before any weight is read.
+"""Checks of a cell against its model's config, before any weight is read.
 
-It takes what transformers knows of the model (quant.memory.shapes), found once and kept.
+The facts come from transformers (quant.memory.shapes), found once and cached.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from harness.models.streaming import model_facts
 
 
 def check(choices: Choices, model: StoredModel | QuantizedModel) -> None:
-    """Windows of calibration and of suites against the model's context; ConfigError."""
+    """Raise ConfigError for calibration or suite windows longer than the model's context."""
     facts, calib = model_facts(model), choices.calibration
     reads = calib is not None or any(each.suite.streams for each in choices.suites)
     if model.config.context is None and not reads:
-        return  # nothing is cut to the model's context
+        return  # no window depends on the model's context
     try:
         context = protocols.context_length(facts, model.config.context)
     except texts.ProtocolError as error:
@@ -30,7 +30,7 @@ def check(choices: Choices, model: StoredModel | QuantizedModel) -> None:
 
 
 def attention_note(model: StoredModel | QuantizedModel) -> str | None:
-    """What the plan says of a model that cannot run with sdpa."""
+    """A note for the plan on a model that does not support sdpa; None for others."""
     facts = model_facts(model)
     if facts.sdpa:
         return None

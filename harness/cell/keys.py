@@ -1,16 +1,14 @@
-"""Content keys: the sha256 of everything that the figures of a stage depend on, and nothing else.
+"""Keys of stages: the sha256 of everything that the figures of a stage depend on, and nothing else.
 
-A stage is a suite, or the quantization that comes before them. Two runs that must give the same
-figures have the same key, so a finished stage is never repeated; anything that could move a digit
-(batch size, dtype, device, kernel, attention) is in the key, while how the work is carried out
-(threads, time limits, folders, trackers, names of reports) is not.
+A stage is the quantization or a suite. Two runs that must give the same figures have the same key,
+so a finished stage is never repeated. Anything that could change a digit (batch size, dtype,
+device, kernel, attention) is in the key. How the work is carried out (threads, time limits,
+folders, trackers, names of reports) is not, and neither are mere names (model.name, calib.name,
+names of files whose contents are hashed).
 
-What only names a thing, in tables or on the disk, is in no key: model.name, calib.name, the names
-of files whose contents are hashed.
-
-A solver and a suite bear a version, which is in the key: it is raised when they compute something
-else from the same input. Their old records then stay on disk but no longer answer. Of a part that
-is not ours the hash of its source is in the key too.
+The version of a solver or suite is in the key. It is raised when the same input gives other
+figures; the old records stay on disk but are no longer found. For a user's part, the hash of its
+source is in the key too.
 """
 
 from __future__ import annotations
@@ -30,7 +28,7 @@ from harness.suites.base import Facts, require_own_inputs
 from quant.levels.base import module_of
 from quant.scheme import Scheme
 
-# Of full precision: the fields of a scheme, for the record.
+# The scheme fields in records of full precision.
 NO_SCHEME = {
     "bits": 16,
     "group_size": None,
@@ -41,7 +39,7 @@ NO_SCHEME = {
 }
 # Raise it when the keys of the same cells and stages change.
 KEYS_VERSION = 2
-# What a model is called and where it came from: the hash of its files says what it is.
+# Names and origin of a model; the hash of its files identifies it.
 NAMES = ("name", "source", "id", "revision", "architecture")
 
 
@@ -49,10 +47,10 @@ NAMES = ("name", "source", "id", "revision", "architecture")
 class StageKeys:
     """The keys of one cell.
 
-    stages    key of every stage, in order.
-    semantic  the configuration that decides the weights under test, for the record.
-    inputs    of every stage the hashes of the files that it reads.
-    suites    of every suite its configuration, for the record.
+    stages    keys by stage, in order.
+    semantic  the configuration that determines the weights under test, for the record.
+    inputs    hashes of the files that a stage reads, by stage.
+    suites    configurations by suite, for the record.
     """
 
     cell: str
@@ -68,7 +66,7 @@ def cell_keys(
     kernel: str,
     facts: Callable[[str], Facts],
 ) -> StageKeys:
-    """Keys of the cell and of its stages in order."""
+    """The keys of a cell's stages, in order, with what they were made from."""
     text = _calibration_inputs(choices)
     semantic = _semantics(choices, model)
     code = {part.module: part.sha256 for part in choices.weight_parts if part.sha256 is not None}
@@ -88,7 +86,7 @@ def cell_keys(
     def add(stage: str, version: int, suite: dict[str, Any], inputs: dict[str, str]) -> None:
         on = execution
         if stage == QUANTIZATION and not _solves_on_kernel(choices):
-            on = {"device": execution["device"]}  # the same key whatever the suites run on
+            on = {"device": execution["device"]}  # independent of the kernel that the suites use
         keys.inputs[stage] = {"model": model.fingerprint, **text, **inputs}
         keys.stages[stage] = digest(
             {
@@ -123,7 +121,7 @@ def _solves_on_kernel(choices: Choices) -> bool:
 
 
 def _semantics(choices: Choices, model: Model) -> dict[str, Any]:
-    """The part of the configuration that decides the weights under test."""
+    """The part of the configuration that determines the weights under test."""
     scheme, calib = choices.scheme, choices.calibration
     semantic: dict[str, Any] = {
         "model": model.semantics(),
@@ -133,7 +131,7 @@ def _semantics(choices: Choices, model: Model) -> dict[str, Any]:
         "seed": choices.seed,
     }
     if choices.transforms:
-        semantic["transform"] = [  # in their order, which matters
+        semantic["transform"] = [  # their order matters
             {
                 "name": each.transform.name,
                 "version": each.transform.version,
@@ -148,7 +146,7 @@ def _semantics(choices: Choices, model: Model) -> dict[str, Any]:
 
 
 def _scheme(scheme: Scheme) -> dict[str, Any]:
-    """The fields of a scheme, levels by the name under which they are asked for."""
+    """The fields of a scheme; levels by the name that a configuration uses."""
     found = {field.name: getattr(scheme, field.name) for field in dataclasses.fields(scheme)}
     return {**found, "levels": module_of(scheme.levels)}
 
@@ -159,7 +157,7 @@ def _method(choices: Choices) -> dict[str, Any]:
     solving = choices.solving
     options = dataclasses.asdict(solving.options)
     method = {"name": solving.solver.name, **options, **solving.rules.given()}
-    if choices.calibration is None:  # rounding alone is the same in every arithmetic
+    if choices.calibration is None:  # plain rounding gives the same codes in every arithmetic
         return method
     return {**method, "arithmetic": solving.arithmetic}
 
@@ -167,12 +165,12 @@ def _method(choices: Choices) -> dict[str, Any]:
 def _content(semantic: dict[str, Any]) -> dict[str, Any]:
     model = {key: value for key, value in semantic["model"].items() if key not in NAMES}
     found = {**semantic, "model": model}
-    if semantic["calib"] is not None:  # its text is hashed
+    if semantic["calib"] is not None:  # its text is hashed, so names do not matter
         named = ("name", "path")
         found["calib"] = {k: v for k, v in semantic["calib"].items() if k not in named}
     if "code" in semantic:
         found["code"] = sorted(semantic["code"].values())
-    if "checkpoint" in found:  # figures that were rounded on this machine
+    if "checkpoint" in found:  # without its figures, which this machine's rounding affects
         said = found["checkpoint"].items()
         found["checkpoint"] = {key: value for key, value in said if key != "evidence"}
     return found
@@ -191,7 +189,7 @@ def _unnamed(suite: dict[str, Any], inputs: dict[str, str]) -> dict[str, Any]:
 
 
 def _calibration_inputs(choices: Choices) -> dict[str, str]:
-    """Hash of the calibration text; empty when nothing reads it."""
+    """Hashes of the calibration text; empty if nothing reads it."""
     calib = choices.calibration
     if calib is None:
         return {}

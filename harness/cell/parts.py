@@ -1,4 +1,4 @@
-"""The parts that a cell has chosen: a module each, with the options that it was given."""
+"""The chosen parts of a cell, each a module with its options."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from quant.rules import RULES, STRICT, Rules
 from quant.solvers.base import Solver, words_of
 from quant.transforms.base import Transform
 
-MODULE = "module"  # the key of a configuration that names the module of a part
-ARITHMETIC_KEY = "arithmetic"  # of a method, beside the options of its solver
-# Keys that stand beside the options of a part, in configurations (the first ones), in records and
-# in artifacts: an option of that name would overwrite them, or be overwritten.
+MODULE = "module"  # configuration key with the module of a part
+ARITHMETIC_KEY = "arithmetic"  # key of a method beside its solver's options
+# Keys beside the options of a part in configurations (listed first), records and artifacts. An
+# option of the same name would overwrite them, or be overwritten.
 RESERVED: Mapping[type, frozenset[str]] = {
     Solver: frozenset({MODULE, "solver", ARITHMETIC_KEY, "name", "calib", "transform", *RULES}),
     Transform: frozenset({MODULE, "solver", "name", "version"}),
@@ -36,11 +36,10 @@ Spec = TypeVar("Spec")
 
 @dataclass(frozen=True)
 class Solving:
-    """A solver, its options, and what it is allowed to do otherwise.
+    """A solver with its options and allowed fallbacks.
 
-    arithmetic  what it is solved in: as it was asked for, and what that stands for once the model
-                is known (quant.arithmetic).
-    said        for tables: an arithmetic that is not the one that the rule would take.
+    arithmetic  as configured; once the model is known, what "auto" resolved to (quant.arithmetic).
+    said        words for tables if the arithmetic is not the one that the rule would choose.
     """
 
     part: Part
@@ -56,7 +55,7 @@ class Solving:
 
 @dataclass(frozen=True)
 class Transforming:
-    """A transform and its options."""
+    """A transform with its options."""
 
     part: Part
     options: Any
@@ -67,13 +66,13 @@ class Transforming:
 
     @property
     def words(self) -> list[str]:
-        """How tables name it: its label and the options that are not the usual ones."""
+        """Its name in tables: the label and the options that differ from the defaults."""
         return [self.transform.label, *words_of(self.transform, self.options)]
 
 
 @dataclass(frozen=True)
 class Measuring:
-    """A suite and its configuration."""
+    """A suite with its configuration."""
 
     part: Part
     config: Any
@@ -84,12 +83,12 @@ class Measuring:
 
     @property
     def positions(self) -> int:
-        """Tokens that it puts into the KV cache."""
+        """Tokens that the suite puts into the KV cache."""
         return self.suite.positions(self.config)
 
 
 def suites_in(folder: Path | None) -> dict[str, Suite]:
-    """The suites that a user's folder, laid out like conf/, names in its YAML files, by name."""
+    """The suites, by name, in the YAML files of a user's folder, which is laid out like conf/."""
     found: dict[str, Suite] = {}
     for root in user_folders(folder):
         for file in sorted(root.glob("suite/**/*.yaml")):
@@ -107,13 +106,12 @@ def build_part(
     folder: Path | None,
     others: Callable[[str], Sequence[str]] = lambda _: (),
 ) -> tuple[Part, Any]:
-    """The part that a configuration names under `module`, and its options from the other keys.
+    """Load the part that a configuration names under `module`; return it with its options.
 
-    key     of the configuration that chooses the part, for messages.
-    others  the overrides that choose parts which have an option, by its name.
+    key     the configuration key that chooses the part, for messages.
+    others  maps the name of an option to the overrides that choose a part which has it.
 
-    Raises ConfigError for a module that is not there or has no such spec, and for options that the
-    spec does not have or that it refuses.
+    Raises ConfigError for a missing module or spec, and for unknown or invalid options.
     """
     module = given[MODULE]
     loaded = load_part(key, module, attribute, kind, folder)
@@ -123,8 +121,8 @@ def build_part(
     known = {field.name for field in dataclasses.fields(options)}
     if taken := known & RESERVED[kind]:
         raise ConfigError(
-            f"{key}: {part.where} has an option called {min(taken)}, a key that configurations and "
-            "records keep beside the options: call it otherwise."
+            f"{key}: {part.where} has an option named {min(taken)}, which is a reserved key of "
+            "configurations and records: rename the option."
         )
     unknown = [name for name in named if name not in known]
     elsewhere = others(unknown[0]) if unknown else ()
@@ -140,9 +138,10 @@ def build_part(
 def load_part(
     where: str, module: Any, attribute: str, kind: type[Spec], folder: Path | None
 ) -> tuple[Part, Spec]:
-    """The part in a module and its spec.
+    """Load a part and its spec from a module.
 
-    ConfigError, which begins with `where`, for one that cannot be had or has a name of ours.
+    Raises ConfigError, beginning with `where`, if the module cannot be loaded or the part has the
+    name of a built-in one.
     """
     try:
         part = find_part(str(module), user_folders(folder))
@@ -154,12 +153,12 @@ def load_part(
 
 
 def _require_own_name(where: str, part: Part, name: str, package: str) -> None:
-    """Refuse a part of somebody else under a name of ours: its figures would stand as ours."""
+    """Refuse a user's part with the name of a built-in one: tables could not tell them apart."""
     if part.sha256 is None:
         return
     ours = importlib.util.find_spec(f"{package}.{name}") is not None
     if ours or name in (FULL_PRECISION, LOADED, QUANTIZATION):
         raise ConfigError(
-            f"{where}: {part.where} calls itself {name}, which is the name of a part of Bitsweep: "
-            "call it otherwise, because records and tables are kept under that name."
+            f"{where}: {part.where} is named {name}, which is the name of a part of Bitsweep: "
+            "rename it, because records and tables are kept under that name."
         )

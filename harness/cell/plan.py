@@ -1,4 +1,4 @@
-"""The plan of a sweep: what is done already, by a look into the store. Loads no weights."""
+"""The plan of a sweep: the state of every stage, from the records in the store."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ DONE, FAILED, TO_RUN = "done", "failed before", "to run"
 
 @dataclass(frozen=True)
 class CellPlan:
-    """One cell that can run, and the state of each of its stages in order."""
+    """A cell that can run, with the states of its stages in order."""
 
     cell: ResolvedCell
     stages: dict[str, str]
@@ -23,13 +23,13 @@ class CellPlan:
 
     @property
     def todo(self) -> list[str]:
-        """Stages that a run would carry out, in order."""
+        """The stages to run, in order."""
         return [name for name, state in self.stages.items() if state != DONE]
 
 
 @dataclass(frozen=True)
 class PendingPlan:
-    """A cell whose model is not here: all of its stages are to be run, once it is."""
+    """A cell whose model is not on this machine: all of its stages are to be run."""
 
     cell: PendingCell
 
@@ -47,9 +47,9 @@ class PendingPlan:
 
 
 def plan_cell(cell: ResolvedCell) -> CellPlan:
-    """Look up what is done. StoreError for a damaged record.
+    """Look up the state of every stage. Raises StoreError for a damaged record.
 
-    What was measured on another artifact than the one that is there now is to be run again.
+    A suite that was measured on an earlier artifact than the present one is to be run again.
     """
     records = {name: cell.find(name) for name in cell.keys.stages}
     made = records.get(QUANTIZATION)
@@ -60,7 +60,7 @@ def plan_cell(cell: ResolvedCell) -> CellPlan:
         and cell.artifact is not None
         and not cell.artifact.is_dir()
     ):
-        states[QUANTIZATION] = TO_RUN  # the artifact was deleted, and a suite needs it
+        states[QUANTIZATION] = TO_RUN  # the artifact was deleted but a suite needs it
     return CellPlan(cell, states)
 
 
@@ -69,5 +69,5 @@ def _state(record: Record | None, made: Record | None) -> str:
         return TO_RUN
     measured = record.inputs.get("artifact")
     if made is not None and measured and made.inputs.get("artifact", measured) != measured:
-        return TO_RUN  # of one key, so by another machine, or in other versions of libraries
+        return TO_RUN  # same key, so another machine or other library versions
     return DONE if record.status == "ok" else FAILED

@@ -1,7 +1,7 @@
-"""From a configuration to a resolved cell: parts imported, options typed, model found, keys made.
+"""Resolve a configuration to a cell: import parts, type options, find the model, make keys.
 
-After this nobody reads the configuration again. What is impossible is a ConfigError in one
-sentence, before any weight is read.
+Nothing reads the configuration afterwards. An impossible one is a ConfigError before any weight is
+read.
 """
 
 from __future__ import annotations
@@ -55,14 +55,16 @@ NOT_QUANTIZED = 16  # bits
 def resolve(
     config: CellConfig, folder: Path | None = None, download: bool = False
 ) -> ResolvedCell | PendingCell:
-    """The cell that a configuration stands for; pending while its model is not here.
+    """Resolve a configuration to its cell; pending if its model is not on this machine.
 
-    folder    of the user, whose modules the configuration may name.
-    download  fetch a model of the hub first.
+    folder    the user's configuration folder, whose modules the configuration may name.
+    download  download a model of the hub first.
+
+    Raises ConfigError, and ModelError for a model that cannot be found or downloaded.
     """
     checks.values(config)
     measured = _levels("model.levels", config.model.levels, folder)
-    # A wrong model comes first: all else depends on it.
+    # The model is checked first: everything else depends on it.
     model = find_model(config.model, download, measured)
     if isinstance(model, StoredModel | QuantizedModel):
         model = with_attention(model)
@@ -90,9 +92,9 @@ def resolve(
 
 
 def make_scheme(config: SchemeConfig, levels: Part | None = None) -> Scheme | None:
-    """The quant.Scheme of a cell; None when bits=16. ConfigError for one that cannot exist.
+    """The quant.Scheme of a cell; None if bits=16. Raises ConfigError for an impossible scheme.
 
-    levels is the module that the configuration names for them, None if they are built in.
+    levels  the user's module that the configuration names; None for built-in levels.
     """
     if config.bits == NOT_QUANTIZED:
         if config != SchemeConfig(bits=NOT_QUANTIZED):
@@ -112,14 +114,14 @@ def make_scheme(config: SchemeConfig, levels: Part | None = None) -> Scheme | No
 
 
 def _require_own_scheme(scheme: Scheme, levels: Part) -> None:
-    """Refuse a scheme of somebody else's levels under a name of ours: it would stand as ours."""
+    """Refuse a scheme of a user's levels that has the name of a built-in scheme."""
     try:
         Scheme.parse(scheme.name)
     except SchemeError:
         return
     raise ConfigError(
-        f"scheme.levels: {levels.where} calls a scheme {scheme.name}, which is the name of one of "
-        "Bitsweep: give its LEVELS another prefix, because tables name schemes by it."
+        f"scheme.levels: {levels.where} names a scheme {scheme.name}, which is a name of Bitsweep's: "
+        "give its LEVELS another prefix, because tables name schemes by it."
     )
 
 
@@ -143,12 +145,12 @@ def _choices(
         others = configs[:index] + configs[index + 1 :]
         completed = each.suite.complete(each.config, config.model, others)
         measuring[index] = dataclasses.replace(each, config=completed)
-    # Suites that are timed come last: whoever waits for a figure wants accuracy first.
+    # Timed suites run last, because users want accuracy first.
     measuring.sort(key=lambda each: each.suite.timing)
     levels = _levels("scheme.levels", config.scheme.levels, folder)
     scheme = make_scheme(config.scheme, levels)
     checks.transforms(transforms, solving)
-    # Transforms are made from what reaches a layer.
+    # Transforms are computed from the inputs of layers.
     sees_text = solving is not None and (solving.solver.needs_calibration or bool(transforms))
     return Choices(
         name=config.name,
@@ -175,10 +177,10 @@ def _solving(method: Mapping[str, Any], folder: Path | None) -> Solving | None:
     arithmetic = method.get(ARITHMETIC_KEY, AUTO)
     checks.arithmetic(arithmetic)
     if method["solver"] is None:
-        # One for all methods of an experiment: those that compute nothing have no use for it.
+        # An experiment may set one arithmetic for all methods; method=none ignores it.
         for key in (key for key in method if key not in ("solver", ARITHMETIC_KEY)):
             raise ConfigError(
-                f"method.{key}={method[key]} is read by no solver, because method.solver is null "
+                f"method.{key}={method[key]} has no effect, because method.solver is null "
                 f"(full precision): leave it out, or use {_methods_with(key, folder)}."
             )
         return None
@@ -197,15 +199,15 @@ def _solving(method: Mapping[str, Any], folder: Path | None) -> Solving | None:
     unread = [key for key in TOKEN_RULES if key in allowed]
     if unread and not solving.solver.needs_calibration:
         raise ConfigError(
-            f"method.{unread[0]}={allowed[unread[0]]} is about calibration tokens, which "
-            f"{solving.solver.label} does not see: leave it out, or use "
+            f"method.{unread[0]}={allowed[unread[0]]} applies to calibration tokens, which "
+            f"{solving.solver.label} does not use: leave it out, or use "
             f"{_methods_with(unread[0], folder)}."
         )
     return solving
 
 
 def _with_arithmetic(choices: Choices, model: Model) -> Choices:
-    """Choices that say which arithmetic calibration uses: a rule, unless one was asked for."""
+    """Choices with the arithmetic of calibration: the configured one, or by the rule."""
     solving = choices.solving
     if solving is None or choices.calibration is None or not isinstance(model, StoredModel):
         return choices
@@ -225,7 +227,7 @@ def _methods_with(key: str, folder: Path | None) -> str:
 def _selected(
     group: str, name: str, given: Any, attribute: str, kind: type, folder: Path | None
 ) -> tuple[Part, Any]:
-    """One of several parts of a group: its key is the name of its spec."""
+    """Load one of several parts of a group, whose key must be the name of its spec."""
     key = f"{group}.{name}"
     if not isinstance(given, Mapping):
         raise ConfigError(
@@ -249,7 +251,7 @@ def _selected(
 
 
 def _levels(key: str, name: str | None, folder: Path | None) -> Part | None:
-    """The module of levels of somebody else, which `key` names; None for ours."""
+    """The user's module of levels that `key` names; None for built-in levels."""
     ours = [each.name for each in built_in_levels()]
     if name is None or name in ours:
         return None
@@ -276,7 +278,7 @@ def _facts(config: CellConfig, model: Model | AbsentModel) -> Callable[[str], Fa
 
 
 def _kernel(runtime: RuntimeConfig, quantized: bool) -> str:
-    """The kernel that the cell runs on, solver and suites: what "auto" stands for here."""
+    """The kernel of the cell's solver and suites, with "auto" resolved."""
     if not quantized:
         return "torch"
     return resolve_kernel(runtime.kernel, runtime.device)

@@ -1,10 +1,10 @@
-"""From conf/ and the command line to cells; Hydra ends here (and in harness.run.launchers).
+"""Compose conf/ and the command line into cells. Only this and harness.run.launchers use Hydra.
 
-Hydra's compose API turns overrides into one typed configuration (harness.config.schema.SweepConfig
-is the schema, so a wrong key or type is an error). The cells of a sweep are a union of products,
-which Hydra's sweepers cannot say: the product of the swept overrides on the command line, and for
-each of its points the union of the products in the configuration's `sweep` list. A key given on the
-command line wins over the same key in `sweep`; cells that come out equal are kept once.
+Hydra's compose API turns overrides into one configuration, typed by
+harness.config.schema.SweepConfig, so a wrong key or type is an error. The cells of a sweep are a
+union of products, which Hydra's sweepers do not support: the product of the swept overrides on the
+command line and, at each of its points, the union of the products in the configuration's `sweep`
+list. A key on the command line wins over the same key in `sweep`. Equal cells are kept once.
 """
 
 from __future__ import annotations
@@ -35,19 +35,21 @@ from quant.scheme import Scheme
 VERSION_BASE = "1.3"
 CONFIG_NAME = "config"
 SCHEMA_NAME = "bitsweep_schema"
-SCHEMES = "scheme"  # the group whose options are names of a grammar as well as files
+SCHEMES = "scheme"  # the group whose options may also be names such as w4g128
 LISTS = ("suite", "tasks", "protocols")  # keys that hold a list
-# Keys below these are added to mappings: what a part has, its module says (harness.config.options).
+# Keys below these go into mappings; modules of parts define them (harness.config.options).
 MAPPINGS = ("method.", "transform.", "suite.", "model.expected.")
 
 
 def compose_cells(
     overrides: Sequence[str], multirun: bool = False, extra: Path | None = None
 ) -> list[Cell]:
-    """The cells that a command line stands for, in order, each once; at least one.
+    """Compose the cells of a command line, in order and without duplicates; at least one.
 
-    multirun allows overrides with several values (scheme=w4,w3). extra is a folder laid out like
-    conf/ that is searched too. ConfigError, in one sentence, for anything that Hydra refuses.
+    multirun  allow overrides with several values (scheme=w4,w3).
+    extra     a user's folder, laid out like conf/, that is searched too.
+
+    Raises ConfigError for anything that Hydra refuses.
     """
     with session(extra) as searchpath, as_sentences(extra):
         parsed = parse(overrides)
@@ -68,7 +70,7 @@ def compose_cells(
 
 @contextmanager
 def session(extra: Path | None = None) -> Iterator[list[str]]:
-    """Hydra, initialised on conf/; gives the overrides that add the user's own folder to it."""
+    """Context: Hydra initialised on conf/; yields the overrides that add the user's folder."""
     ConfigStore.instance().store(name=SCHEMA_NAME, node=SweepConfig)
     folders = user_folders(extra)
     for folder in folders:
@@ -80,18 +82,18 @@ def session(extra: Path | None = None) -> Iterator[list[str]]:
 
 
 def _refuse_names_twice(extra: Path) -> None:
-    """A user's option of a name that conf/ has would never be read."""
+    """Refuse a user's option with the name of one in conf/, because Hydra would never read it."""
     for group in groups():
         for name in options(group.name):
             if (extra / group.name / f"{name}.yaml").exists():
                 raise ConfigError(
-                    f"--config-dir {extra} holds {group.name}/{name}.yaml, a name that conf/ has "
-                    "already: call the file otherwise."
+                    f"--config-dir {extra} has {group.name}/{name}.yaml, but conf/ has a file of "
+                    "that name too: rename yours."
                 )
 
 
 def compose_one(overrides: Sequence[str]) -> DictConfig:
-    """One composed configuration; a scheme without a file is read from its name."""
+    """Compose one configuration; a scheme without a file is parsed from its name."""
     while True:
         try:
             return compose(CONFIG_NAME, [into_mapping(each) for each in overrides])
@@ -107,14 +109,14 @@ def compose_one(overrides: Sequence[str]) -> DictConfig:
 
 
 def parse(overrides: Sequence[str]) -> list[Override]:
-    """Overrides in Hydra's grammar; a later one replaces an earlier one of the same key."""
+    """Parse overrides by Hydra's grammar; the last one of a key wins."""
     loader = GlobalHydra.instance().config_loader()
     parser = OverridesParser.create(config_loader=loader)
     parsed = parser.parse_overrides(list(overrides))
     for override in parsed:
         if override.is_add() and not override.is_force_add():
             raise ConfigError(
-                f"{override.input_line} would add a key that nothing reads: leave the + out; "
+                f"{override.input_line} would add a key that nothing reads: remove the +; "
                 "every key and group that exists can be set without it."
             )
     latest = {override.get_key_element(): override for override in parsed}
@@ -139,7 +141,7 @@ def product(parsed: Sequence[Override]) -> list[tuple[str, ...]]:
 
 
 def to_cell(composed: DictConfig) -> CellConfig:
-    """The plain dataclasses of one composed configuration, with absolute folders."""
+    """Convert a composed configuration to plain dataclasses, with absolute folders."""
     config = OmegaConf.to_object(composed)
     assert isinstance(config, SweepConfig)
     cell = CellConfig(**{field.name: getattr(config, field.name) for field in fields(CellConfig)})
@@ -152,7 +154,7 @@ def to_cell(composed: DictConfig) -> CellConfig:
 
 
 def into_mapping(override: str) -> str:
-    """An override for Hydra: mappings (options of parts, a file per text) take new names."""
+    """An override for Hydra, with ++ if it may add a new key to a mapping."""
     return f"++{override}" if override.startswith(MAPPINGS) else override
 
 

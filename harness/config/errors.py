@@ -1,4 +1,4 @@
-"""Hydra's and OmegaConf's errors as one sentence with the next step."""
+"""Translate errors of Hydra and OmegaConf into one sentence with the next step."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from harness.errors import ConfigError
 from harness.extras import pip_command
 
 LAUNCHERS = "hydra/launcher/"
-BRINGS = {  # launchers of the plugins that are extras of ours
+BRINGS = {  # launchers by the extra of Bitsweep that installs them
     "slurm": ("submitit_slurm", "submitit_local"),
     "ray": ("ray", "ray_aws"),
 }
@@ -29,7 +29,7 @@ HELP = "`bitsweep run --help` lists them all"
 
 @contextmanager
 def as_sentences(extra: Path | None = None) -> Iterator[None]:
-    """Turn what Hydra raises into ConfigError; the original stays the cause."""
+    """Context: turn errors of Hydra into ConfigError, with the original as its cause."""
     try:
         yield
     except MissingConfigException as error:
@@ -48,7 +48,7 @@ def as_sentences(extra: Path | None = None) -> Iterator[None]:
 
 
 def _missing_option(error: MissingConfigException, extra: Path | None) -> str:
-    """A group option that does not exist: what there is, and the closest."""
+    """The sentence for a missing group option: the known ones, and the closest."""
     missing = (error.missing_cfg_file or "").removesuffix(".yaml")
     if missing.startswith(LAUNCHERS):
         return _missing_launcher(missing.removeprefix(LAUNCHERS))
@@ -57,20 +57,20 @@ def _missing_option(error: MissingConfigException, extra: Path | None) -> str:
     if not known:
         return f"{missing or 'a configuration file'} is not in conf/: {_first_line(error)}; {HELP}."
     said = f"{group}={name} is not an option{did_you_mean(name, known)}"
-    if isinstance(error.__cause__, ValueError):  # a name that could have been read, but was not
-        return f"{said}, and as a name {error.__cause__}"
+    if isinstance(error.__cause__, ValueError):  # the name of a scheme, which could not be parsed
+        return f"{said}, and not the name of a scheme either: {error.__cause__}"
     return f"{said}: {_choose(group, known)}."
 
 
 def _missing_launcher(name: str) -> str:
-    """A launcher that no installed plugin of Hydra brings."""
+    """The sentence for a launcher that no installed plugin of Hydra provides."""
     extra = next((extra for extra in ("slurm", "ray") if name in BRINGS[extra]), None)
     if extra is not None:
         return f"hydra/launcher={name} needs a plugin of Hydra: {pip_command(extra)}."
     known = ", ".join(f"{' and '.join(names)} ({pip_command(e)})" for e, names in BRINGS.items())
     return (
-        f"hydra/launcher={name} is not installed: there are {known}, and others that are plugins "
-        f"of Hydra, such as joblib (pip install hydra-joblib-launcher)."
+        f"hydra/launcher={name} is not installed: use {known}, or another launcher plugin of "
+        "Hydra, such as joblib (pip install hydra-joblib-launcher)."
     )
 
 
@@ -101,7 +101,7 @@ def _sentence(error: Exception) -> str:
 
 
 def _unknown_key(key: str) -> str:
-    """A key that is not in the schema: its neighbours, and the closest."""
+    """The sentence for a key that is not in the schema: the known ones, and the closest."""
     parent, _, last = key.rpartition(".")
     known = _keys(parent)
     if parent and not known:
@@ -131,7 +131,7 @@ def _node(dotted: str) -> type | None:
 
 
 def _kind(key: str) -> str:
-    """What a key takes, in words."""
+    """The type of a key in words."""
     parent, _, last = key.rpartition(".")
     node = _node(parent)
     return words_for(get_type_hints(node).get(last) if node is not None else None)

@@ -1,4 +1,4 @@
-"""What conf/ offers, read from its file names and head comments without Hydra (help, errors)."""
+"""Groups, options and keys of conf/ for help and errors, from its YAML files without Hydra."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ _DEFAULT = re.compile(r"^  - (\w+): *(\S*)? *# (.*)$")
 _KEY = re.compile(r"^( *)(\w+):(?: +([^\s#].*?))?(?: +# (.*))?$")
 
 RUN_HELP = """\
-Quantize a model, measure it, print the table. What is finished is never repeated: run the same
-command again after an interruption and it goes on from there.
+Quantize a model, measure it, print the table. Finished work is never repeated: after an
+interruption, run the same command again to continue.
 
 examples:
   bitsweep run                                        GPTQ at 4 bits on the embedded model
@@ -36,19 +36,19 @@ keys often set:
   paths.results=results       where records, artifacts and reports go
   paths.data=null             root of relative text and task files
   runtime.threads=2           threads of PyTorch
-  runtime.activations=disk    calibration's place between blocks: auto, cuda, cpu or disk
+  runtime.activations=disk    where activations are kept between blocks: auto, cuda, cpu or disk
   runtime.stream=always       perplexity block by block: auto, always or never
   calib.sequences=128         calibration windows
-  suite.zeroshot.limit=100    documents a task
+  suite.zeroshot.limit=100    documents per task
   tracker=wandb               log every cell to Weights & Biases, offline
 
-bitsweep plan takes the same arguments, and says what would run and what is done already.
+bitsweep plan takes the same arguments, and shows what would run and what is done already.
 """
 
 
 @dataclass(frozen=True)
 class Group:
-    """One choice that a user can make. default is empty when nothing is chosen."""
+    """A configuration group; `default` is empty if nothing is chosen by default."""
 
     name: str
     about: str
@@ -70,7 +70,7 @@ def conf_dir() -> Path:
 
 
 def user_folders(extra: Path | None) -> list[Path]:
-    """The user's folder, if one was given, as those to look in; ConfigError unless it is one."""
+    """The user's folder in a list, empty if none was given; ConfigError if it is not a folder."""
     if extra is None:
         return []
     if not extra.is_dir():
@@ -91,11 +91,11 @@ def groups(extra: Path | None = None) -> list[Group]:
             default = "[" + ",".join(_items(lines[number + 1 :])) + "]"
         default = "" if default == "null" else default
         found.append(Group(name, about, default, options(name, extra)))
-    return list(reversed(found))  # the file lists what matters most last
+    return list(reversed(found))  # the file lists the most important groups last
 
 
 def options(group: str, extra: Path | None = None) -> tuple[str, ...]:
-    """Names of the options of a group; with slashes for files in folders."""
+    """Names of the options of a group; a file in a subfolder is FOLDER/NAME."""
     names: set[str] = set()
     for root in (conf_dir(), extra):
         if root is not None and (root / group).is_dir():
@@ -118,7 +118,7 @@ def options_with(group: str, key: str, extra: Path | None = None) -> list[str]:
 
 
 def run_help(extra: Path | None = None) -> str:
-    """What `bitsweep run --help` says of groups and keys, before the options of the verb.
+    """The text of `bitsweep run --help` on groups and keys, which precedes the options.
 
     extra  a user's folder laid out like conf/.
     """
@@ -146,16 +146,16 @@ def group_help(name: str, extra: Path | None = None) -> str:
         parts.append(f"  {option}\n{_wrapped(text, 6, width)}")
     found = keys(name, known[name].default)
     if found:
-        parts.append(f"\nkeys of {name}, each as one of these options sets it:\n\n")
+        parts.append(f"\nkeys of {name}, each with the value that one of these options sets:\n\n")
     for key, (value, about) in found.items():
         parts.append(f"  {key}={value}\n{_wrapped(about, 6, width)}")
     return "".join(parts)
 
 
 def keys(group: str, default: str = "") -> dict[str, tuple[str, str]]:
-    """The keys that the options of a group explain: a value, and the comment beside it.
+    """The keys of a group's options: {key: (value, comment)}.
 
-    Of several options that have a key the default one speaks, otherwise the first.
+    If several options have a key, it is read from the default one, otherwise from the first.
     """
     found: dict[str, tuple[str, str]] = {}
     for option in sorted(options(group), key=lambda option: option != default):

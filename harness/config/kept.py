@@ -1,9 +1,9 @@
-"""Composed cells, kept on the disk: Hydra takes 0.16 s of the processor for every cell of a sweep.
+"""Cache of composed cells on disk: Hydra takes 0.16 s of CPU time for every cell of a sweep.
 
-What cells a command line stands for depends on the words, on the YAML files of conf/ and of the
-user's folder, on the folders that relative paths start from, and on the code that composes. All of
-that is in the key, so what is kept needs no date. Configurations that ask for something else (an
-environment variable, the time, another search path) are composed every time.
+The cells of a command line depend on its words, the YAML files of conf/ and of the user's folder,
+the folders that relative paths start from, and the code that composes. All of that is in the cache
+key, so entries never expire. Configurations that depend on anything else (environment variables,
+time, another search path) are composed every time.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from cuda_ext.cache import cache_root, write_atomically
 from harness.config.help import conf_dir
 from harness.config.schema import Cell, CellConfig
 
-# What is not in the files and words: resolvers (${oc.env:HOME}), other folders and plugins. Only
-# oc.select reads nothing but the configuration itself.
+# Dependencies outside files and words: resolvers (${oc.env:HOME}), other folders and plugins. Only
+# oc.select reads the configuration alone.
 _ELSEWHERE = re.compile(r"\$\{(?!oc\.select:)[^{}]*:|searchpath|\bhydra[./]")
-_MOST_FILES = 2000  # of a user's folder, which may be anything
+_MOST_FILES = 2000  # in a user's folder, which may be any folder
 
 _log = logging.getLogger("harness")
 
@@ -40,9 +40,9 @@ def kept_cells(
     extra: Path | None,
     compose: Callable[[], list[Cell]],
 ) -> list[Cell]:
-    """The cells that compose() makes, from the disk if it made them before of the same files.
+    """The cells that compose() returns, from the cache if the same inputs were composed before.
 
-    The arguments are those of harness.config.compose.compose_cells, whose errors are not kept.
+    Arguments as in harness.config.compose.compose_cells; its errors are not cached.
     """
     key = _key(overrides, multirun, extra)
     if key is None:
@@ -54,7 +54,7 @@ def kept_cells(
         cells = compose()
     text = json.dumps([[dataclasses.asdict(cell.config), cell.overrides] for cell in cells])
     text = f"{_sha256(text.encode())}\n{text}\n"
-    if repr(_cells(text, extra)) == repr(cells):  # a value that JSON changes is composed every time
+    if repr(_cells(text, extra)) == repr(cells):  # not cached if JSON changes a value
         try:
             write_atomically(file, text)
         except OSError as error:
@@ -63,9 +63,9 @@ def kept_cells(
 
 
 def cells_of(overrides: Sequence[str], multirun: bool, extra: Path | None = None) -> list[Cell]:
-    """The cells that a command line stands for, from the disk or by Hydra.
+    """The cells of a command line, from the cache or composed by Hydra.
 
-    The arguments and errors are those of harness.config.compose.compose_cells.
+    Arguments and errors as in harness.config.compose.compose_cells.
     """
 
     def compose() -> list[Cell]:
@@ -77,7 +77,7 @@ def cells_of(overrides: Sequence[str], multirun: bool, extra: Path | None = None
 
 
 def _key(overrides: Sequence[str], multirun: bool, extra: Path | None) -> str | None:
-    """A digest of all that decides which cells come out; None when something else does too."""
+    """A digest of everything that the cells depend on; None if they depend on anything else."""
     if any(_ELSEWHERE.search(each) for each in overrides) or find_spec("hydra_plugins"):
         return None
     files: list[list[str]] = []
@@ -89,7 +89,7 @@ def _key(overrides: Sequence[str], multirun: bool, extra: Path | None) -> str | 
                 content = path.read_bytes()
             except OSError:  # a link to nowhere
                 return None
-            # The file of the root sets what launchers need below its key `hydra`.
+            # conf/config.yaml may use `hydra`: its settings are for launchers only.
             if path != conf_dir() / "config.yaml" and _ELSEWHERE.search(content.decode("latin-1")):
                 return None
             files.append([str(path.relative_to(folder)), _sha256(content)])
@@ -106,7 +106,7 @@ def _key(overrides: Sequence[str], multirun: bool, extra: Path | None) -> str | 
 
 
 def _files(folder: Path, suffix: str) -> Iterator[Path | None]:
-    """The files below a folder in order; None where there are too many to look at."""
+    """The files below a folder in order; yields None if there are too many."""
     seen = 0
     for place, folders, names in os.walk(folder, followlinks=True):
         folders.sort()
@@ -119,7 +119,7 @@ def _files(folder: Path, suffix: str) -> Iterator[Path | None]:
 
 
 def _code() -> list[str]:
-    """The modules that composing may run, by content: they change when bitsweep does."""
+    """Paths and hashes of the modules that composing may run."""
     root = Path(__file__).resolve().parents[2]
     folders = (Path(__file__).resolve().parent, root / "quant")
     files = [path for folder in folders for path in _files(folder, ".py") if path is not None]
@@ -128,7 +128,7 @@ def _code() -> list[str]:
 
 
 def _cells(text: str, extra: Path | None) -> list[Cell]:
-    """ValueError, TypeError or KeyError for text that `kept_cells` did not write."""
+    """Read cached cells; ValueError, TypeError or KeyError for any other text."""
     digest, _, rest = text.partition("\n")
     if digest != _sha256(rest.rstrip("\n").encode()):
         raise ValueError("damaged")
@@ -138,7 +138,7 @@ def _cells(text: str, extra: Path | None) -> list[Cell]:
 
 
 def _filled(kind: Any, values: Any) -> Any:
-    """The dataclass that asdict made `values` of."""
+    """Inverse of dataclasses.asdict: the `kind` whose fields are `values`."""
     (given, *_) = [each for each in get_args(kind) if each is not NoneType] or [kind]
     if values is None or not dataclasses.is_dataclass(given):
         return values

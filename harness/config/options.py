@@ -1,4 +1,4 @@
-"""Options of parts: from the keys of a configuration to the dataclass of a solver or suite."""
+"""Options of parts: build the options dataclass of a solver or suite from configuration keys."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ def build_options(
 ) -> Any:
     """The dataclass `kind` with the values in `given`, types checked by OmegaConf.
 
-    key     the configuration key that holds them, such as "method" or "suite.latency".
-    where   the module that the dataclass is from, for messages.
-    others  overrides that choose parts which know an option that this one does not.
+    key     the configuration key of the options, such as "method" or "suite.latency".
+    where   the module of the dataclass, for messages.
+    others  overrides that choose parts which have an option that this one lacks, for messages.
 
-    Raises ConfigError for a key that the dataclass does not have, a value of another type, and what
-    the dataclass itself refuses.
+    Raises ConfigError for an unknown key, a value of a wrong type, and values that the dataclass
+    refuses.
     """
     known = [field.name for field in dataclasses.fields(kind)]
     for name, value in given.items():
@@ -42,7 +42,7 @@ def build_options(
         raise ConfigError(_wrong_type(error, kind, key)) from error
     for name, value in values.items():
         if isinstance(value, float) and not math.isfinite(value):
-            raise ConfigError(f"{key}.{name}={value} is no number; use a finite one.")
+            raise ConfigError(f"{key}.{name}={value} is not finite; use a finite number.")
     hints = get_type_hints(kind)
     tuples = {name: tuple(v) for name, v in values.items() if get_origin(hints[name]) is tuple}
     try:
@@ -52,7 +52,7 @@ def build_options(
 
 
 def words_for(hint: Any) -> str:
-    """What a value of this type is, in words."""
+    """A type in words, such as "it takes a whole number or null"."""
     from typing import get_args
 
     if get_origin(hint) in (list, tuple):
@@ -66,7 +66,7 @@ def words_for(hint: Any) -> str:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """ " (did you mean NAME?)" for the closest of the known names; nothing without a close one."""
+    """ " (did you mean NAME?)" for the closest known name; "" if none is close."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f" (did you mean {close[0]}?)" if close else ""
 
@@ -76,7 +76,7 @@ def _plain(value: Any) -> Any:
 
 
 def _with_key(message: str, known: list[str], key: str) -> str:
-    """A dataclass names its fields; the user knows them below their key."""
+    """Put the key before a message that begins with the name of a field."""
     first = message.partition("=")[0]
     return f"{key}.{message}" if first in known else message
 

@@ -1,7 +1,7 @@
-"""YAML files of a user's own folder (--config-dir), read before Hydra reads them.
+"""Check the YAML files of a user's folder (--config-dir) before Hydra reads them.
 
-Hydra's composer names no file for some of what can be wrong with one, and ends in a traceback for a
-file that is nested too deeply or that aliases blow up.
+For some faults Hydra's error does not name the file, and it ends in a traceback for a file that is
+nested too deeply or that aliases expand to millions of values.
 """
 
 from __future__ import annotations
@@ -15,29 +15,29 @@ import yaml
 
 from harness.errors import ConfigError
 
-MOST_FILES = 2_000  # of a user's folder, which may be anything
+MOST_FILES = 2_000  # in a user's folder, which may be any folder
 MOST_BYTES = 100_000
-# Values of one file, aliases counted as often as they stand for something: conf/ has dozens. Nine
-# lines can stand for 10^9 values, and OmegaConf would copy every one.
+# Values of one file with its aliases expanded; files of conf/ have dozens. Nine lines can expand to
+# 10^9 values, and OmegaConf would copy each.
 MOST_VALUES = 10_000
-# PyYAML looks at every open bracket for each token: thousands of them take it minutes.
+# PyYAML scans every open bracket for each token: thousands of them take minutes.
 MOST_BRACKETS = 1_000
 
 
 class _TooMuch(Exception):
-    """What is no configuration, whoever reads it."""
+    """A file is too large or too deep for a configuration."""
 
 
 def check_files(folder: Path, groups: Iterable[str]) -> None:
-    """Raise ConfigError for a file of these groups that is no mapping of keys in plain YAML.
+    """Raise ConfigError for a file of these groups that is not a YAML mapping.
 
-    Files elsewhere in the folder may be anything, as long as reading them ends at once.
+    Other files in the folder may hold any YAML, within the limits on size and depth.
     """
     files = sorted(folder.rglob("*.yaml"))
     if len(files) > MOST_FILES:
         raise ConfigError(
-            f"--config-dir {folder} holds more than {MOST_FILES} YAML files: give a folder that is "
-            "laid out like conf/ and holds no others."
+            f"--config-dir {folder} holds more than {MOST_FILES} YAML files: give a folder laid "
+            "out like conf/, without other YAML files."
         )
     inside = {folder / group for group in groups}
     for file in files:
@@ -52,7 +52,7 @@ def check_files(folder: Path, groups: Iterable[str]) -> None:
 
 
 def read_mapping(file: Path) -> dict[str, Any]:
-    """The keys of a YAML file; ConfigError, in one sentence, for anything else."""
+    """Read a YAML file that is a mapping; ConfigError for anything else."""
     try:
         content = _load(file)
     except UnicodeDecodeError as error:

@@ -1,8 +1,8 @@
 """The schema of conf/: plain dataclasses that Hydra composes YAML into.
 
-Hydra composes YAML into these types (unknown keys and wrong types are refused there); everything
-below the command line sees only these dataclasses. Field types stay within what OmegaConf 2.3
-knows: no Literal, no unions except with None.
+Hydra refuses unknown keys and wrong types. Everything below the command line sees only these
+dataclasses. Field types are limited to those of OmegaConf 2.3: no Literal, no unions except with
+None.
 """
 
 # No `from __future__ import annotations`: OmegaConf reads the annotations as types.
@@ -18,13 +18,11 @@ from harness.data.config import CalibConfig
 
 @dataclass
 class ModelConfig:
-    """Where a model comes from: embedded, hub (id is a repository), local (path is a folder) or
-    dummy (random weights of an architecture: a name in quant.measure.architectures or a
-    config.json).
+    """The model and where it comes from.
 
-    trust_remote_code runs the Python files that the model's folder brings. protocols and tasks are
-    what suites measure unless they are told otherwise; expected holds published full-precision
-    perplexities by protocol.
+    source is embedded, hub (id is a repository), local (path is a folder) or dummy (random weights;
+    architecture is a name in quant.measure.architectures or a config.json). protocols and tasks are
+    the defaults of suites. expected has published full-precision perplexities by protocol.
     """
 
     name: str = MISSING
@@ -36,7 +34,7 @@ class ModelConfig:
     dtype: str = "float32"
     context: Optional[int] = None  # tokens; None: the model's own maximum
     attention: str = "sdpa"  # attention implementation of transformers: sdpa or eager
-    trust_remote_code: bool = False  # run Python that comes with the model: read it first
+    trust_remote_code: bool = False  # run the model's own Python files: read them first
     levels: Optional[str] = None  # module of the levels of a quantized model, if not built in
     protocols: List[str] = field(default_factory=list)
     tasks: List[str] = field(default_factory=list)
@@ -45,7 +43,7 @@ class ModelConfig:
 
 @dataclass
 class SchemeConfig:
-    """What a weight may be; bits 16 is not quantized."""
+    """The quantization scheme; bits=16 is full precision."""
 
     bits: int = MISSING
     group_size: Optional[int] = None
@@ -84,12 +82,12 @@ class PathsConfig:
 class CellConfig:
     """One cell of a sweep: model x method x scheme x calibration x seed, and its suites.
 
-    method     `solver` names the module of the solver, or is null for full precision; the other
-               keys are the solver's options.
-    transform  name -> `module` and options of what is done to a block before its layers are solved.
-    suite      name -> `module` and options of what is measured.
+    method     `solver` is the module of the solver, or null for full precision; the other keys are
+               the solver's options.
+    transform  name -> `module` and options of a transform.
+    suite      name -> `module` and options of a suite.
 
-    The types of the options are in the modules (harness.config.options reads them there).
+    The modules define the types of their options (harness.config.options).
     """
 
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -107,9 +105,9 @@ class CellConfig:
 
 @dataclass
 class SweepConfig(CellConfig):
-    """What Hydra composes: one cell's values, and the products whose union a sweep runs.
+    """The values of one cell, and the products whose union is a sweep: the schema for Hydra.
 
-    Every entry of `sweep` maps overrides, as on the command line, to one value or a list of them.
+    Every entry of `sweep` maps the keys of overrides to one value or a list of values.
     """
 
     sweep: List[Dict[str, Any]] = field(default_factory=list)
@@ -117,9 +115,9 @@ class SweepConfig(CellConfig):
 
 @dataclass(frozen=True)
 class Cell:
-    """One composed cell and the overrides that make it.
+    """One composed cell and its overrides.
 
-    folder  of the user, laid out like conf/, whose files may name modules that lie beside them.
+    folder  the user's folder, laid out like conf/, whose files may name modules beside them.
     """
 
     config: CellConfig
@@ -128,6 +126,6 @@ class Cell:
 
 
 def as_yaml(cell: Cell) -> str:
-    """One cell as YAML, headed by the overrides that make it."""
+    """One cell as YAML, with its overrides in the first line."""
     text = OmegaConf.to_yaml(OmegaConf.structured(cell.config))
     return f"# {' '.join(cell.overrides)}\n{text}"

@@ -1,4 +1,4 @@
-"""What a cell tells while it works; plain values that travel between processes."""
+"""Events of a running cell: plain values that its process sends to the parent."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Waiting:
-    """Another process works on the cell; nothing of this one's is done meanwhile."""
+    """Another process holds the lock of the cell, and this one waits for it."""
 
     who: str
 
@@ -22,7 +22,7 @@ class Started:
 
 @dataclass(frozen=True)
 class Planned:
-    """What a stage will hold in memory: rows of what, where (device, host, disk) and bytes."""
+    """The memory plan of a stage: rows of (what, device | host | disk, bytes)."""
 
     stage: str
     rows: tuple[tuple[str, str, int], ...]
@@ -30,9 +30,9 @@ class Planned:
 
 @dataclass(frozen=True)
 class Resumed:
-    """A stage goes on where an interrupted run stopped, after so many finished blocks of all.
+    """A stage resumes an interrupted run, after `blocks` of `total` blocks.
 
-    seconds  what those blocks took that is not done again.
+    seconds  that the finished blocks took and that are saved now.
     """
 
     stage: str
@@ -43,7 +43,7 @@ class Resumed:
 
 @dataclass(frozen=True)
 class Advanced:
-    """A stage has done so many of its steps; `what` is the step (a layer, a text, a task)."""
+    """A stage has finished `done` of `total` steps; `what` names the step (layer, text, task)."""
 
     stage: str
     done: int
@@ -53,7 +53,7 @@ class Advanced:
 
 @dataclass(frozen=True)
 class Finished:
-    """A stage has its record. cached: it had it already."""
+    """A stage has its record; `cached` if an earlier run made it."""
 
     stage: str
     seconds: float
@@ -62,7 +62,7 @@ class Finished:
 
 @dataclass(frozen=True)
 class Failed:
-    """A stage has no figures; the record says so too unless it could not be written."""
+    """A stage failed; its record says so too, unless it could not be written."""
 
     stage: str
     type: str
@@ -71,7 +71,7 @@ class Failed:
 
 @dataclass(frozen=True)
 class Broken:
-    """The cell could not go on, outside of any stage."""
+    """The cell stopped with an error outside any stage."""
 
     type: str
     message: str

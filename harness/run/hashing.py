@@ -1,6 +1,6 @@
-"""Says that the files of a model are being read, where that takes longer than a moment.
+"""Progress of hashing a model's files, shown if it takes more than two seconds.
 
-Their hash is a part of every key, and kept (harness.records.hashes): this is seen once a model.
+The hash is part of every key. It is cached (harness.records.hashes), so this shows once per model.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ PATIENCE_SECONDS = 2.0
 
 @contextmanager
 def hashing_shown(console: Console) -> Iterator[None]:
-    """Inside, a bar on a terminal, and one line elsewhere, for what takes more than two seconds."""
+    """Context: show hashing that takes over two seconds, as a bar on a terminal, else as a line."""
     screen = _Screen(console)
     try:
         with told(screen.tell):
@@ -39,7 +39,7 @@ class _Screen:
         self._bar: Progress | None = None
 
     def tell(self, what: str, done: int, total: int) -> None:
-        """So many bytes of a model are read."""
+        """Report that `done` of `total` bytes of a model have been read."""
         now = time.monotonic()
         if what != self._what or done < self._last:
             self.close()

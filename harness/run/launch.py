@@ -37,17 +37,17 @@ OK, FAILED = 0, 1
 
 
 def resolve_all(cells: Sequence[Cell]) -> list[ResolvedCell | PendingCell]:
-    """Every composed cell resolved; nothing is fetched, but the hub is asked what it has."""
+    """Resolve every composed cell. Nothing is downloaded; the hub is only asked what it has."""
     hub.forget()
     with hashing_shown(_console(stderr=True)):
         return [resolve(cell.config, cell.folder) for cell in cells]
 
 
 def fetch_all(cells: Sequence[Cell]) -> list[ResolvedCell]:
-    """Every composed cell resolved, models of the hub fetched.
+    """Resolve every composed cell and download the models that are not here.
 
-    What is wrong with any cell is said before the first model is fetched. ModelError for a model
-    that cannot be.
+    All cells are checked before the first download. Raises ModelError for a model that cannot be
+    downloaded.
     """
     fetched = []
     for cell, found in zip(cells, resolve_all(cells), strict=True):
@@ -60,7 +60,7 @@ def fetch_all(cells: Sequence[Cell]) -> list[ResolvedCell]:
 
 
 def show_plan(cells: Sequence[ResolvedCell | PendingCell]) -> None:
-    """Print cells and stages, how much of them is done, and the memory of what is not."""
+    """Print the cells, the state of their stages, and the memory that the open ones need."""
     console = _console()
     plans = [_look_up(cell) for cell in cells]
     _check_place(plans)
@@ -69,7 +69,7 @@ def show_plan(cells: Sequence[ResolvedCell | PendingCell]) -> None:
 
 
 def _check_place(plans: Sequence[CellPlan | PendingPlan]) -> None:
-    """StoreError where the results of what is to be run cannot be written."""
+    """Raise StoreError if the results folder of a cell to run cannot be written."""
     for results in {plan.cell.choices.results for plan in plans if plan.todo}:
         Store(results).check_place()
 
@@ -79,7 +79,7 @@ def _look_up(cell: ResolvedCell | PendingCell) -> CellPlan | PendingPlan:
 
 
 def _show_memory(plans: Sequence[CellPlan], console: Console) -> None:
-    """The memory of quantizations that are to be run: the largest of each model and method."""
+    """Print the memory plans of quantizations to run: the largest of each model and method."""
     plans = [plan for plan in plans if QUANTIZATION in plan.todo]
     if not plans:
         return  # transformers, which knows the shapes of models, takes seconds to import
@@ -106,11 +106,11 @@ def _show_memory(plans: Sequence[CellPlan], console: Console) -> None:
 
 @dataclass(frozen=True)
 class Ran:
-    """What a run came to.
+    """The result of a run.
 
-    status   exit status: 0, 1 for anything that failed, or that of a signal.
-    records  of all cells, found or made, failed ones among them; stages in order, cell by cell.
-    trouble  why there is no report; None: there is one, or nothing to report.
+    status   exit status: 0, 1 if anything failed, or that of a signal.
+    records  of all cells, new, cached and failed, in the order of cells and their stages.
+    trouble  why there is no report; None if there is one, or nothing to report.
     """
 
     status: int
@@ -120,14 +120,14 @@ class Ran:
 
 
 def run(cells: Sequence[Cell], config_dir: Path | None = None) -> int:
-    """As `run_cells`; the exit status."""
+    """Run cells as `run_cells` does; return the exit status."""
     return run_cells(cells, config_dir).status
 
 
 def run_cells(cells: Sequence[Cell], config_dir: Path | None = None, quiet: bool = False) -> Ran:
-    """Resolve, run what is to be run, then table, report and tracking.
+    """Resolve the cells, run their open stages, then write the table, the report and tracking.
 
-    quiet  nothing is printed; the report is written all the same.
+    quiet  print nothing; the report is written all the same.
     """
     plans = [plan_cell(cell) for cell in fetch_all(cells)]
     _check_place(plans)
@@ -158,13 +158,13 @@ def run_cells(cells: Sequence[Cell], config_dir: Path | None = None, quiet: bool
             status = max(status, _track(plans, folder, screen))
     except BitsweepError as error:
         status, trouble = max(status, FAILED), f"no report: {error}"
-    finally:  # whatever happened since, this is what the stages have found
+    finally:  # the summary of the stages is printed even if the report failed
         _summary(outcome, diary, screen, trouble)
     return Ran(status, records, outcome, trouble)
 
 
 def suites_of(plans: Sequence[CellPlan]) -> dict[str, Suite]:
-    """The suites of all cells by their names, for the report."""
+    """The suites of all cells by name, for the report."""
     chosen = (each for plan in plans for each in plan.cell.choices.suites)
     return {each.suite.name: each.suite for each in chosen}
 
@@ -178,12 +178,13 @@ def report(
     own_folder: bool = True,
     console: Console | None = None,
 ) -> None:
-    """Write the report and print its table and where it is.
+    """Write the report; print its table and its path.
 
-    own_folder  whether the folder is for reports alone: what an earlier one left in it is removed.
-    suites  by name: what they add to tables is in them; of others as far as it is known.
-    causes  whether the printed table says why something failed.
-    console  that is printed to; None: standard output.
+    suites      by name, for the columns of their figures. A suite that is missing here is looked
+                up among the built-in ones.
+    causes      print the causes of failures below the table.
+    own_folder  the folder is for reports alone, so files of an earlier report are removed.
+    console     to print to; None: standard output.
     """
     from harness.report.build import build_report
     from harness.report.held import remove_others, said_of_replaced
@@ -208,7 +209,7 @@ def _carry_out(
     screen: Console,
     config_dir: Path | None,
 ) -> Outcome:
-    """Here, or through the Hydra launcher plugin that was chosen."""
+    """Run the plans in this process, or through the Hydra launcher plugin that was chosen."""
     from harness.run import launchers as launcher
 
     if launcher.is_chosen(cells):
@@ -222,7 +223,7 @@ def _records(plans: Sequence[CellPlan]) -> list[Record]:
 
 
 def _track(plans: Sequence[CellPlan], folder: Path, screen: Console) -> int:
-    """Hand the records of cells with news to the tracker: a sink, so trouble costs no results."""
+    """Pass the records of cells that changed to the tracker; its errors cost no results."""
     choices = plans[0].cell.choices
     settings, results = choices.tracker, choices.results
     if settings.name == "none":
@@ -236,7 +237,7 @@ def _track(plans: Sequence[CellPlan], folder: Path, screen: Console) -> int:
             records = _records([plan])
             if not records:
                 continue
-            # `plan` is from before the run: what it still had to do is news now.
+            # `plan` was made before the run: the stages that were open then are new now.
             if plan.todo or not any((results / "wandb").glob(f"*-{run_id(records[0])}")):
                 log_cell(_tracked(plan), records, figures, settings, results, choices.name)
     sentences = [str(w.message) for w in trouble if issubclass(w.category, TrackingWarning)]
@@ -246,7 +247,7 @@ def _track(plans: Sequence[CellPlan], folder: Path, screen: Console) -> int:
 
 
 def _tracked(plan: CellPlan) -> dict[str, Any]:
-    """The configuration of a cell as a tracker may publish it: without folders of this machine."""
+    """The configuration of a cell as a tracker may publish it: without local paths."""
     keys = plan.cell.keys
     return {**keys.semantic, "suite": keys.suites}
 
@@ -258,7 +259,7 @@ def _status(outcome: Outcome) -> int:
 
 
 def _summary(outcome: Outcome, diary: Path, screen: Console, trouble: str | None) -> None:
-    """What happened, and what to do next when not all of it was good."""
+    """Print what was run, what failed, and what to do next."""
     lines = [
         f"{_stages(outcome.finished)} run, {outcome.cached} found finished, "
         f"{len(outcome.failures)} failed"
@@ -277,7 +278,7 @@ def _summary(outcome: Outcome, diary: Path, screen: Console, trouble: str | None
         lines.append(trouble)
     if outcome.interrupted:
         lines.append(
-            "interrupted: finished stages are kept; run the same command again to go on from here"
+            "interrupted: finished stages are kept; run the same command again to continue"
         )
     for line in lines:
         screen.print(line, highlight=False, markup=False, soft_wrap=True)
@@ -297,7 +298,7 @@ def _print_plan(plans: Sequence[CellPlan | PendingPlan], console: Console) -> No
 
 
 def _shared_names(plans: Sequence[CellPlan | PendingPlan]) -> list[str | None]:
-    """Of models that have one name: how tables will tell them apart, and how to do it better."""
+    """Notes on different models of one name: how tables mark them, and how to rename them."""
     models: dict[str, set[str]] = {}
     for plan in plans:
         if isinstance(plan, CellPlan):
@@ -312,7 +313,7 @@ def _shared_names(plans: Sequence[CellPlan | PendingPlan]) -> list[str | None]:
 
 
 def _checkpoint_line(plan: CellPlan | PendingPlan) -> str | None:
-    """Of a model that is quantized already: where it is, and what it says of itself."""
+    """For a model that is quantized already: its folder and what its config says."""
     model = plan.cell.model
     if model.checkpoint is None:
         return None
@@ -321,7 +322,7 @@ def _checkpoint_line(plan: CellPlan | PendingPlan) -> str | None:
 
 
 def _weights_line(plan: CellPlan | PendingPlan) -> str | None:
-    """Of a folder with several files of weights: which is read, and which is not."""
+    """For a folder with several weight files: which is read and which is ignored."""
     said = plan.cell.model.ambiguity()
     return None if said is None else f"{plan.cell.model.name}: {said}"
 
@@ -348,14 +349,14 @@ def _console(stderr: bool = False, quiet: bool = False) -> Console:
     from rich.console import Console
 
     stream = sys.stderr if stderr else sys.stdout
-    # Without a terminal rich assumes 80 columns and would fold the tables in logs.
+    # Without a terminal, rich assumes 80 columns, which would wrap the tables in logs.
     width = None if stream.isatty() else 120
-    # ":x:" in a name is no picture.
+    # rich would turn ":x:" in a name into an emoji.
     return Console(stderr=stderr, width=width, emoji=False, quiet=quiet)
 
 
 def _shown(path: Path) -> str:
-    """A path as short as it can be said from here."""
+    """A path, relative to the working directory if it is below it."""
     try:
         return str(path.relative_to(Path.cwd()))
     except ValueError:

@@ -1,7 +1,7 @@
-"""Cells through a Hydra launcher plugin (hydra/launcher=submitit_slurm, joblib, ...).
+"""Run cells through a Hydra launcher plugin (hydra/launcher=submitit_slurm, joblib, ...).
 
-Results go to the shared results folder, where the caller finds them; what comes back from a job is
-only how many stages it finished and what failed.
+Jobs write their records to the shared results folder. A job returns only the number of stages it
+finished and the failures.
 """
 
 from __future__ import annotations
@@ -50,11 +50,11 @@ def run_with_launcher(
 def run_job(
     composed: DictConfig, folder: Path | None = None
 ) -> tuple[int, list[tuple[str, Failed]]]:
-    """One job, wherever the launcher runs it: finished stages and failures.
+    """Run one job where the launcher put it; return (finished stages, failures).
 
-    folder  of the user, whose modules the configuration may name.
+    folder  the user's configuration folder, whose modules the configuration may name.
     """
-    # joblib's workers name a start method that only they know, and children would ask for it.
+    # joblib's workers set a start method that is registered only in them; their children lack it.
     multiprocessing.set_start_method(context().get_start_method(), force=True)
     cell = resolve(to_cell(composed), folder, download=True)
     assert not isinstance(cell, PendingCell)
@@ -67,7 +67,7 @@ def run_job(
 
 
 def _launch(jobs: list[list[str]], config_dir: Path | None) -> Sequence[Any]:
-    """Hydra's own steps of a multirun with our list of jobs in the place of its sweeper's."""
+    """Take Hydra's steps of a multirun, with our list of jobs instead of its sweeper's."""
     from hydra._internal.callbacks import Callbacks
     from hydra.core.global_hydra import GlobalHydra
     from hydra.core.plugins import Plugins

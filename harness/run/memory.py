@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 
 def planned_memory(cell: ResolvedCell) -> MemoryPlan:
-    """What quantizing will hold, and where; no weight is read.
+    """Plan the memory of a cell's quantization without reading weights.
 
-    Raises MemoryPlanError, with the figures, when it does not fit, and ModelStructureError for a
-    model of which too little can be quantized.
+    Raises MemoryPlanError, with the figures, if it does not fit, and ModelStructureError if too
+    small a share of the model can be quantized.
     """
     choices = cell.choices
     return quantization_memory(

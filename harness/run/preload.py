@@ -1,7 +1,6 @@
-"""Imported once by the server that cells are forked from; see harness.run.process.
+"""Imports of the fork server (harness.run.process), shared by all cells.
 
-Imports only. Anything that starts threads, opens files or touches a GPU would be inherited by every
-cell in a broken state.
+Imports only: threads, open files and CUDA contexts would be broken in the forked processes.
 """
 
 from __future__ import annotations
@@ -14,6 +13,6 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 logging.getLogger("transformers").setLevel(logging.ERROR)
 
-# Lazily loaded parts of transformers that every cell would otherwise import for itself.
+# Lazily loaded modules of transformers that every cell would otherwise import again.
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel  # noqa: E402, F401
 from transformers.models.opt import modeling_opt  # noqa: E402, F401

@@ -1,9 +1,9 @@
-"""A fresh process for every cell: honest memory figures, and a crash costs one cell.
+"""Run every cell in a fresh process, so that memory figures are its own and a crash costs one cell.
 
-Processes are forked from a server that has imported the heavy libraries once (but has run nothing
-and touched no GPU), so a cell starts in a few milliseconds. A cell that kills its process (out of
-memory, a crash in a kernel) or runs out of time is stopped, the stage it was in is recorded as
-failed with the likely cause, and a new process goes on with the cell's other stages.
+Processes are forked from a server that has imported the heavy libraries (but has run nothing and
+touched no GPU), so a cell starts in a few milliseconds. If the process of a cell dies (out of
+memory, a crash in a kernel) or exceeds its time limit, its current stage is recorded as failed with
+the likely cause, and a new process runs the other stages of the cell.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ from harness.run.recording import Timing, failed_record, now
 from quant.parts import Part
 
 PRELOAD = ["harness.run.preload", "harness.run.stage"]  # the first sets the environment
-WARM = "harness.run.warm"  # after all others, which it shares with the cells
-# What quantizing needs besides; a suite says itself what it needs.
+WARM = "harness.run.warm"  # last: it freezes what the others imported
+# Imports of the quantization; a suite lists its own.
 QUANTIZING = [
     "quant.checkpoint.make",
     "quant.checkpoint.source",
@@ -56,15 +56,15 @@ LIKELY = {
     signal.SIGKILL: "most likely out of memory: use a smaller batch size or model, or more memory",
     signal.SIGSEGV: "a crash in native code: see the log, and report it with the log",
     signal.SIGBUS: "a file shrank or the disk is full: check the disk and run again",
-    signal.SIGABRT: "native code gave up: see the log",
+    signal.SIGABRT: "native code aborted: see the log",
 }
 
 
 def prepare(plans: Sequence[CellPlan]) -> None:
-    """Say what the server imports in advance: our parts, and libraries that stages to run need.
+    """Choose what the fork server imports: built-in parts, and libraries of the stages to run.
 
-    Only the first call before the first cell counts; what is missing a cell imports itself, as it
-    does the code of others, which may do more than define things.
+    Only the call before the first cell has an effect. A cell imports anything else itself. User
+    modules are never imported by the server, because their import may have side effects.
     """
     names: dict[str, None] = {}
     for plan in plans:
@@ -85,11 +85,11 @@ def context() -> Any:
     """The multiprocessing context that all cells start from."""
     if sys.platform == "win32":
         return multiprocessing.get_context("spawn")
-    # Asking CUDA whether it exists would make it unusable after the fork; NVML may be asked.
+    # torch.cuda.is_available would initialize CUDA, which breaks it after a fork; NVML does not.
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
-    # OpenMP threads that spin for long while they wait make a busy machine tens of times slower
-    # (measured: 66 to 182 s for what takes 1.5 s alone). Not to spin at all
-    # (OMP_WAIT_POLICY=PASSIVE) makes decoding 2 to 4 times slower; a short spin does not.
+    # OpenMP threads that spin for long make a busy machine tens of times slower (measured: 66 to
+    # 182 s instead of 1.5 s). No spinning at all (OMP_WAIT_POLICY=PASSIVE) makes decoding 2 to 4
+    # times slower; a short spin does not.
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     chosen = multiprocessing.get_context("forkserver")
     chosen.set_forkserver_preload([*PRELOAD, WARM])
@@ -99,8 +99,8 @@ def context() -> Any:
 def run_in_process(cell: ResolvedCell, listen: Listener, log: Path) -> None:
     """Run a cell in processes of its own until each of its stages is finished or failed.
 
-    What libraries print goes to the file `log`. Raises KeyboardInterrupt after having stopped the
-    process when the user interrupts, StoreError when not even a failure can be recorded.
+    Output of libraries goes to the file `log`. On an interrupt, stops the process and raises
+    KeyboardInterrupt. Raises StoreError if a failure cannot be recorded.
     """
     allowance = _Allowance(cell.choices.runtime.timeout_s)
     skip: frozenset[str] = frozenset()
@@ -123,20 +123,20 @@ def run_in_process(cell: ResolvedCell, listen: Listener, log: Path) -> None:
 
 
 class _Allowance:
-    """The seconds that a cell may still work; waiting for another process takes none of them."""
+    """The time left to a cell, in seconds; waiting for another process does not count."""
 
     def __init__(self, seconds: float | None) -> None:
         self._seconds, self._since = seconds, time.monotonic()
         self._waiting = False
 
     def left(self) -> float | None:
-        """Seconds left, 0 or more; None without a limit, and while the cell waits."""
+        """Seconds left, at least 0; None without a limit or while the cell waits."""
         if self._seconds is None or self._waiting:
             return None
         return max(0.0, self._seconds - (time.monotonic() - self._since))
 
     def hear(self, event: Event) -> None:
-        """The clock stands from Waiting to the next event."""
+        """Stop the clock at Waiting, and start it again at the next event."""
         if isinstance(event, Waiting) and not self._waiting:
             self._seconds, self._waiting = self.left(), True
         elif self._waiting and not isinstance(event, Waiting):
@@ -168,7 +168,7 @@ class _Process:
             theirs.close()
 
     def follow(self, listen: Listener, allowance: _Allowance) -> Failure | None:
-        """Pass events on until the process ends; what killed it, if something did."""
+        """Pass on events until the process ends; return the failure if it was killed."""
         sentinel = self._process.sentinel
 
         def hear(event: Event) -> None:
@@ -184,7 +184,7 @@ class _Process:
                 return self._cause_of_death()
 
     def stop(self) -> None:
-        """End the process if it still runs; it holds nothing that a kill could damage."""
+        """Kill the process if it still runs; files are written so that a kill damages none."""
         if self._process.is_alive():
             self._process.kill()
             self._process.join()
@@ -194,7 +194,7 @@ class _Process:
         return time.monotonic() - self._since
 
     def _drain(self, listen: Listener) -> bool:
-        """Pass on what has arrived; False at the end of the stream."""
+        """Pass on the events that have arrived; return False at the end of the stream."""
         try:
             while self._events.poll():
                 self._note(self._events.recv(), listen)
@@ -239,10 +239,9 @@ class _Process:
 
 @contextlib.contextmanager
 def _without_main() -> Iterator[None]:
-    """Inside, `__main__` is nothing that a new process would import.
+    """Context: hide the file of `__main__`, so that a new process does not import it.
 
-    It would run the user's script again, which would run its sweep again; a cell needs nothing of
-    it.
+    Importing the user's script would start its sweep again, and a cell does not need it.
     """
     main = sys.modules["__main__"]
     sys.modules["__main__"] = ModuleType("__main__")
@@ -253,10 +252,10 @@ def _without_main() -> Iterator[None]:
 
 
 def _start(process: Any) -> None:
-    """Start a process. An interrupt meanwhile leaves none behind, and no server in the making.
+    """Start a process; an interrupt meanwhile ends the process and a fork server that is starting.
 
-    The server imports libraries for seconds before it answers; whoever interrupts that would see
-    its traceback, and wait. So another thread waits for it, and an interrupt ends the server.
+    The server imports libraries for seconds before it answers. A thread waits for it, so that an
+    interrupt can end the server at once and without its traceback.
     """
     trouble: list[BaseException] = []
 
@@ -273,7 +272,7 @@ def _start(process: Any) -> None:
     try:
         thread.join()
     except KeyboardInterrupt:
-        from multiprocessing import forkserver  # where there is one
+        from multiprocessing import forkserver  # does not exist on all platforms
 
         server = getattr(forkserver._forkserver, "_forkserver_pid", None)
         if process.pid is None and server is not None:
@@ -287,12 +286,12 @@ def _start(process: Any) -> None:
 def _child(
     events: Connection, parts: Sequence[Part], pickled: bytes, skip: frozenset[str], log: str
 ) -> None:
-    """The process of a cell: output to the log, ends with its parent, runs the stages.
+    """Entry point of a cell's process: redirect output, watch the parent, run the stages.
 
-    parts  the modules that the pickled cell refers to: those of a user's folder cannot be found by
-           their names alone.
+    parts  the modules that the pickled cell refers to: modules in a user's folder cannot be
+           imported by name alone, so they are loaded before unpickling.
     """
-    signals.ignore()  # they reach the parent, which decides
+    signals.ignore()  # the parent handles them
     _redirect_output(log)
     threading.Thread(target=_end_with_parent, args=(events,), daemon=True).start()
     try:
@@ -304,7 +303,7 @@ def _child(
         cell: ResolvedCell = pickle.loads(pickled)
         _bars_without_semaphores()
         _set_threads(cell.choices.runtime.threads)
-        # A quantization sets this for its process: so every cell does, to be measured alike.
+        # A quantization sets this for its process; every cell does, so that timings compare.
         keep_freed_memory()
         run_cell(cell, _sender(events), skip)
         status = 0
@@ -315,11 +314,11 @@ def _child(
     with contextlib.suppress(OSError):
         sys.stdout.flush()
         sys.stderr.flush()
-    os._exit(status)  # nothing is left to save, and some libraries hang while they shut down
+    os._exit(status)  # everything is saved, and some libraries hang at shutdown
 
 
 def _sender(events: Connection, every: float = 0.1) -> Callable[[Event], None]:
-    """Send events; of those that only move a progress bar at most ten a second."""
+    """A function that sends events; progress events at most once per `every` seconds."""
     last = 0.0
 
     def send(event: Event) -> None:
@@ -334,14 +333,14 @@ def _sender(events: Connection, every: float = 0.1) -> Callable[[Event], None]:
 
 
 def _end_with_parent(events: Connection) -> None:
-    """The parent never sends anything, so this returns only when it is gone (kill -9 included)."""
+    """Exit when the parent is gone. It sends nothing, so only its end ends the read."""
     with contextlib.suppress(EOFError, OSError):
         events.recv()
     os._exit(1)
 
 
 def _redirect_output(log: str) -> None:
-    """Send what this process and its libraries print to the log file."""
+    """Redirect stdout and stderr of this process and its libraries to the log file."""
     handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(handle, 1)
     os.dup2(handle, 2)
@@ -352,7 +351,7 @@ def _redirect_output(log: str) -> None:
 
 
 def _bars_without_semaphores() -> None:
-    """Give tqdm a lock of this process: its usual one is a named semaphore, left behind at exit."""
+    """Give tqdm a thread lock: its default is a named semaphore, which would leak at exit."""
     from tqdm import tqdm
 
     tqdm.set_lock(threading.RLock())

@@ -1,4 +1,4 @@
-"""From figures to records: beside every number stands what is needed to repeat it."""
+"""Records made from figures, each with what is needed to repeat it."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from harness.records.roots import Roots
 
 @dataclass(frozen=True)
 class StageResult:
-    """What a stage found.
+    """The result of a stage.
 
-    weights    of the model's own files: harness.models.folders.weights_read.
-    placement  where the work was done, which changes none of its figures but time and memory.
-    samples    scores of the documents, kept beside the record.
-    failures   why there are no figures of a task, by its name.
+    weights    entries on the model's weight files: harness.models.folders.weights_read.
+    placement  where the work was done; it affects only the figures of time and memory.
+    samples    scores of single documents, stored in a file beside the record.
+    failures   causes of tasks without figures, by name of the task.
     """
 
     metrics: list[Metric] = field(default_factory=list)
@@ -40,7 +40,7 @@ class StageResult:
 
 @dataclass(frozen=True)
 class Timing:
-    """When a stage began, how long it took, and on how many threads of PyTorch."""
+    """Start of a stage, its seconds, and the number of PyTorch threads."""
 
     started_at: str
     seconds: float
@@ -48,9 +48,9 @@ class Timing:
 
 
 def make_record(cell: ResolvedCell, stage: str, result: StageResult, timing: Timing) -> Record:
-    """The record of a finished stage; of one without all of its tasks, failed with their causes.
+    """The record of a finished stage; its status is "failed" if any task has no figures.
 
-    Raises StoreError for layers that another method or scheme made than the cell is named after.
+    Raises StoreError if the layers were made by another method or scheme than the cell's.
     """
     identity = cell.identity.model_copy(
         update={name: getattr(result, name) for name in ("bits_per_weight", "coverage", "outside")}
@@ -70,7 +70,7 @@ def make_record(cell: ResolvedCell, stage: str, result: StageResult, timing: Tim
 
 
 def failed_record(cell: ResolvedCell, failure: Failure, timing: Timing) -> Record:
-    """The record of a stage that has no figures."""
+    """The record of a failed stage."""
     record = Record(
         status="failed",
         cell=cell.identity,
@@ -81,7 +81,7 @@ def failed_record(cell: ResolvedCell, failure: Failure, timing: Timing) -> Recor
 
 
 def roots_of(cell: ResolvedCell) -> Roots:
-    """The folders that a cell names: its records name them so too."""
+    """The folders that a cell names, which its records name in the same way."""
     choices = cell.choices
     texts = [] if choices.calibration is None else [choices.calibration.path]
     for each in choices.suites:
@@ -142,10 +142,10 @@ def _shared(
 
 
 def _require_own_layers(cell: CellIdentity, layers: list[LayerReport]) -> None:
-    """Refuse layers that were not made by the method, or to the scheme, that names the cell.
+    """Raise StoreError for layers that were made by another method or scheme than the cell's.
 
-    A fallback that was allowed may be another method (rounding of experts without tokens): tables
-    mark it.
+    An allowed fallback may use another method (rounding for experts without tokens): tables mark
+    it.
     """
     for what, named, found in (
         ("method", cell.method, {layer.method for layer in layers if layer.fallback is None}),
@@ -153,7 +153,7 @@ def _require_own_layers(cell: CellIdentity, layers: list[LayerReport]) -> None:
     ):
         if found - {named}:
             raise StoreError(
-                f"layers of this cell say {what} {', '.join(sorted(found - {named}))}, but the "
-                f"cell is named {named}: no figure is written under a name that did not make it; "
+                f"layers of this cell have {what} {', '.join(sorted(found - {named}))}, but the "
+                f"cell has {named}: a record must name the {what} that made its weights; "
                 "correct the solver's spec or its solve function."
             )

@@ -1,4 +1,4 @@
-"""Says, once, that a quantization goes on from blocks that an interrupted run has finished."""
+"""The event Resumed, sent once if a quantization continues an interrupted run."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ Progress = Callable[[int, int, str], None]
 
 
 class Resuming:
-    """Made before a quantization begins, because its working folder does not outlive it.
+    """Sends Resumed before the first progress step of a quantization.
 
-    Which blocks are taken over shows in the first step that is counted: the layers of those blocks
-    are counted already.
+    Create it before the quantization starts: it reads the partial artifact, which the quantization
+    removes. The count of the first step shows which blocks were reused: it includes their layers.
     """
 
     def __init__(self, artifact: Path, blocks: int, listen: Listener) -> None:
@@ -27,7 +27,7 @@ class Resuming:
         self._begun = self._told = False
 
     def watch(self, progress: Progress) -> Progress:
-        """The same progress, with the event Resumed before the first step."""
+        """Wrap `progress` to send Resumed before the first step."""
         layers = list(accumulate((block.layers for block in self._found), initial=0))
 
         def step(done: int, total: int, what: str) -> None:
@@ -39,7 +39,7 @@ class Resuming:
         return step
 
     def tell(self, taken: int) -> None:
-        """So many blocks were taken over; told only once, and not when it was none."""
+        """Send Resumed for `taken` reused blocks, at most once and only if there are any."""
         if taken and not self._told:
             seconds = sum(block.seconds for block in self._found[:taken])
             self._listen(Resumed(QUANTIZATION, taken, self._blocks, seconds))

@@ -1,4 +1,4 @@
-"""Progress of a sweep: two bars on a terminal, one line a stage elsewhere."""
+"""Progress of a sweep: two bars on a terminal, one line per stage elsewhere."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Screen:
-    """Two bars on a terminal; one line a stage elsewhere."""
+    """Shows the events of cells as two progress bars, or as one line per stage."""
 
     def __init__(self, console: Console, plans: list[CellPlan]) -> None:
         from rich.progress import (
@@ -59,16 +59,16 @@ class Screen:
         self._bars.update(self._sweep, description=self._name)
 
     def show(self, event: Event) -> None:
-        """Something happened in the current cell."""
+        """Show an event of the current cell."""
         if isinstance(event, Started):
             self._bars.reset(self._stage, total=None, description=f"  {event.stage}", visible=True)
         elif isinstance(event, Waiting):
-            self._print(f"waits: {event.who} works on this cell")
+            self._print(f"waiting: {event.who} works on this cell")
         elif isinstance(event, Planned):
             self._show_memory(event)
         elif isinstance(event, Resumed):
             self._print(
-                f"{event.stage} goes on after {event.blocks} of {event.total} blocks that an "
+                f"{event.stage} continues after {event.blocks} of {event.total} blocks that an "
                 f"interrupted run finished, which saves {_duration(event.seconds)}"
             )
         elif isinstance(event, Advanced):
@@ -81,11 +81,11 @@ class Screen:
         elif isinstance(event, Finished) and not event.cached:
             self._advance(f"{event.stage} {event.seconds:.1f} s")
         elif isinstance(event, Failed):
-            # Why is said once, in the summary, which stands where the eye ends.
+            # The cause is printed once, in the summary at the end.
             self._advance(f"{event.stage} failed ({event.type})", style="red")
 
     def _show_memory(self, event: Planned) -> None:
-        """The memory plan: in full for the first cell of its kind, in a line for the others."""
+        """Print the memory plan: as a table for the first cell of its kind, then as a line."""
         kind = tuple(row[:2] for row in event.rows)
         if (self._model, kind) not in self._shown:
             self._shown.add((self._model, kind))
@@ -101,13 +101,13 @@ class Screen:
             self._print(text, style)
 
     def _print(self, text: str, style: str = "") -> None:
-        """A line on the current cell. Names may hold brackets and colons, which are no markup."""
+        """Print a line on the current cell; brackets and colons in names are not markup."""
         from rich.text import Text
 
         self._console.print(Text.assemble(f"{self._name} ", (text, style)), soft_wrap=True)
 
     def _settle(self) -> None:
-        """Stages that a failed quantization left untouched count as dealt with."""
+        """Count the stages that a failed quantization skipped as done."""
         self._bars.advance(self._sweep, max(0, self._left))
         self._left = 0
 

@@ -1,7 +1,7 @@
-"""Ctrl-C and SIGTERM: both end a verb in the same way.
+"""Ctrl-C and SIGTERM, which end a command in the same way.
 
-A cluster that takes a machine back sends SIGTERM. A signal that is ignored when the process begins
-(a shell does that to what it runs in the background) stays ignored.
+A cluster sends SIGTERM to preempt a job. A signal that is ignored when the process starts (a shell
+ignores SIGINT for background jobs) stays ignored.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ class Terminated(KeyboardInterrupt):
 
 
 def exit_status(error: KeyboardInterrupt) -> int:
-    """The exit status that a signal asks for."""
+    """The exit status for the signal that raised `error`."""
     return TERMINATED if isinstance(error, Terminated) else INTERRUPTED
 
 
 @contextmanager
 def as_interrupts() -> Iterator[None]:
-    """SIGINT and SIGTERM raise KeyboardInterrupt and Terminated inside, in the main thread."""
+    """Context: SIGINT raises KeyboardInterrupt and SIGTERM Terminated in the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -43,13 +43,13 @@ def as_interrupts() -> Iterator[None]:
 
 
 def block() -> None:
-    """For a thread that starts processes: they get neither signal, from their first moment on."""
+    """Block both signals in this thread, so that processes it starts never receive them."""
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
 
 
 def ignore() -> None:
-    """For a worker: its parent hears the signals and decides."""
+    """Ignore both signals in a worker, whose parent handles them."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "pthread_sigmask"):

@@ -1,7 +1,7 @@
-"""The stages of one cell: quantize (or reuse the artifact), load the packed result, run suites.
+"""The stages of one cell: quantize (or reuse the artifact), load the packed weights, run suites.
 
-Runs inside the process that harness.run.process makes for it. Every stage ends with a record, also
-one that failed; a failed suite does not stop the others, a failed quantization stops the cell.
+Runs in the process that harness.run.process starts. Every stage ends with a record, even if it
+failed. A failed suite does not stop the others; a failed quantization stops the cell.
 """
 
 from __future__ import annotations
@@ -41,10 +41,12 @@ from quant.memory.heaps import trim_heap
 
 
 def run_cell(cell: ResolvedCell, listen: Listener, skip: frozenset[str] = frozenset()) -> None:
-    """Carry out the stages of a cell that have no record yet, under the cell's lock.
+    """Run the stages of a cell that have no record yet, under the cell's lock.
 
-    skip names stages that must not be tried (they killed the process before). Failures of stages
-    are told to `listen` and recorded; only a store that cannot be locked raises.
+    skip  stages that must not be tried, because they killed the process before.
+
+    Failures of stages are recorded and sent to `listen`. Raises StoreError only if the store cannot
+    be locked.
     """
     with cell.store.lock(cell.keys.cell, lambda who: listen(Waiting(who))):
         todo = plan_cell(cell).todo  # another process may have worked on it meanwhile
@@ -57,13 +59,13 @@ def run_cell(cell: ResolvedCell, listen: Listener, skip: frozenset[str] = frozen
             elif not _attempt(cell, stage, subject, listen) and stage == QUANTIZATION:
                 return
             elif stage == QUANTIZATION:
-                todo = plan_cell(cell).todo  # older figures may be of another artifact
+                todo = plan_cell(cell).todo  # figures of an earlier artifact do not count
 
 
 def _attempt(cell: ResolvedCell, stage: str, subject: Subject, listen: Listener) -> bool:
-    """One stage from start to record; False when it failed."""
+    """Run one stage and write its record; return False if it failed."""
     listen(Started(stage))
-    trim_heap()  # what stages before it freed is none of its memory
+    trim_heap()  # memory freed by earlier stages does not count
     started_at, started = now(), time.perf_counter()
     _seed(cell.choices.seed)
 
@@ -93,9 +95,9 @@ def _attempt(cell: ResolvedCell, stage: str, subject: Subject, listen: Listener)
 
 
 def quantize(cell: ResolvedCell, progress: Any, listen: Listener) -> StageResult:
-    """Quantize the model of a cell into its artifact.
+    """Quantize the model of a cell into its artifact, or continue an interrupted quantization.
 
-    The memory plan is told first. A quantization that was interrupted is continued, which is told.
+    Sends the memory plan first (Planned), and Resumed if it continues.
     """
     from quant.calibrate.devices import visible_devices
     from quant.calibrate.stream import Workplace
@@ -155,7 +157,7 @@ def quantize(cell: ResolvedCell, progress: Any, listen: Listener) -> StageResult
 
 
 def calibration(cell: ResolvedCell, model: Any, tokenizer: Any) -> tuple[list[Any], dict[str, str]]:
-    """Calibration windows and their hashes; none for a cell that sees no text."""
+    """Calibration windows and their hashes; both empty for a cell without calibration."""
     calib = cell.choices.calibration
     if calib is None:
         return [], {}
@@ -173,7 +175,7 @@ def calibration(cell: ResolvedCell, model: Any, tokenizer: Any) -> tuple[list[An
 def _measure(
     cell: ResolvedCell, measuring: Measuring, subject: Subject, progress: Any
 ) -> StageResult:
-    """Run one suite on the loaded model, or block by block on one that does not fit."""
+    """Run one suite on the loaded model, or block by block if the model does not fit."""
     streaming = [each for each in cell.choices.suites if each.suite.streams]
     batch = max((getattr(each.config, "batch_size", 1) for each in streaming), default=1)
     if not subject.streams(batch):
@@ -237,7 +239,7 @@ def _run_suite(
 
 
 def _record_failure(cell: ResolvedCell, failure: Failure, timing: Timing, listen: Listener) -> None:
-    """Write that a stage failed; the listener learns about it on a full disk too, and of places."""
+    """Record the failure of a stage and send it, even if the record cannot be written."""
     try:
         cell.store.write(failed_record(cell, failure, timing))
     except (StoreError, OSError):
@@ -249,7 +251,7 @@ def _message(error: Exception) -> str:
     text = str(error).strip()
     if isinstance(error, torch.OutOfMemoryError):
         text = f"{text.splitlines()[0]} Use a smaller batch size, a smaller model or runtime=cpu."
-    # What else went wrong beside it, such as the block before it that could not be written.
+    # Notes are other errors at the same time, such as a block that could not be written.
     return " ".join([text or type(error).__name__, *getattr(error, "__notes__", ())])
 
 

@@ -1,4 +1,4 @@
-"""The model under test of a cell: where it comes from, and what it is compared with."""
+"""The model under test of a cell, and the models that it is compared with."""
 
 from __future__ import annotations
 
@@ -38,20 +38,20 @@ class Subject:
         self.outside: list[str] = []
         self.quantized = cell.quantized
         self.has_original = cell.model.checkpoint is None
-        # The packed weights that are measured, made here or elsewhere; None: full precision, or
-        # random weights.
+        # Folder of the packed weights under test, made here or elsewhere; None for full precision
+        # or random weights.
         self.packed = cell.artifact if self.has_original else cell.model.folder
 
     def model(self) -> Any:
-        """The model under test, whole."""
+        """The model under test, loaded as a whole."""
         if self._model is None:
             self._model = self._load()
         return self._model
 
     def streams(self, batch: int) -> bool:
-        """Whether the model is measured block by block; decided once, before anything is loaded.
+        """Whether the model is measured block by block; decided once, before it is loaded.
 
-        batch  windows that the suites which can stream measure at a time.
+        batch  windows per forward pass of the suites that can stream.
         """
         if self._streams is None:
             model = self._cell.model
@@ -63,7 +63,7 @@ class Subject:
         return self._streams
 
     def open(self) -> CheckpointSource | ArtifactSource:
-        """The model under test as a source of blocks, a context manager."""
+        """The model under test as a source of blocks, to be used as a context manager."""
         self.check()
         cell = self._cell
         if self.packed is None:
@@ -77,9 +77,9 @@ class Subject:
         return source
 
     def weights(self, model: Any) -> dict[str, Any]:
-        """What the record says of the files that `model` was read from; of own artifacts nothing.
+        """Record entries on the files that `model` was read from; empty for our own artifact.
 
-        The quantization's record says it of those: their source is what may hold something else.
+        For an artifact, the record of its quantization has the entries of the source model.
         """
         folder = self._cell.model.folder
         if folder is None or self._cell.artifact is not None:
@@ -89,23 +89,23 @@ class Subject:
         return self._weights
 
     def tokenizer(self) -> Any:
-        """The tokenizer, None for random weights."""
+        """The tokenizer; None for random weights."""
         if self._tokenizer is None:
             self._tokenizer = self._cell.model.tokenizer()
         return self._tokenizer
 
     def baseline(self) -> Any:
-        """The full-precision model to compare with; the model itself where there is none."""
+        """The full-precision baseline; the model under test itself if there is none."""
         return self._cell.model.baseline(self._cell.place) if self.quantized else self.model()
 
     def reference(self) -> Any:
-        """The quantized model from the same files, dequantized by the reference kernel."""
+        """The quantized model of the same files, run by the reference kernel."""
         if self.packed is None:
             raise ValueError(f"{self._cell.identity.method} leaves no artifact to load again.")
         return self._from_packed(self.packed, "reference")
 
     def check(self) -> None:
-        """Hold the artifact, if there is one, against the record of its making."""
+        """Raise StoreError if the artifact is not the one that its record describes."""
         folder = self._cell.artifact
         if folder is None:
             return
@@ -124,17 +124,17 @@ class Subject:
         operators: int,
         layers: Collection[str] = (),
     ) -> None:
-        """What a checkpoint from elsewhere is, counted as of one that is made here.
+        """Set bits per weight and coverage of a checkpoint from elsewhere, counted as for our own.
 
-        operators  bits of what stands in front of layers.
-        layers     full names of those that are quantized and not in the model yet.
+        operators  total bits of the operators in front of layers.
+        layers     full names of quantized layers that are not in `model` yet.
         """
         from quant.blocks import find_blocks
         from quant.coverage import coverage_of
 
         found = coverage_of(find_blocks(model), layers)
         each = [(m * n, m * n * scheme.bits_per_weight(n)) for m, n in shapes]
-        # A checkpoint may have packed layers outside of the blocks too: they count here.
+        # A checkpoint from elsewhere may have packed layers outside the blocks; they count too.
         weights = sum(count for count, _ in each) + sum(found.kept.values())
         stored = sum((bits for _, bits in each), float(operators))
         self.bits_per_weight = (stored + found.kept_bits) / weights
@@ -161,11 +161,11 @@ class Subject:
         return self._full_precision(model)
 
     def _full_precision(self, model: Model) -> Any:
-        """Only of a cell that quantizes nothing: else another model would bear its name."""
+        """Load the full-precision model; StoreError if the cell's method is not none."""
         if self.quantized:
             raise StoreError(
-                f"{self._cell.identity.method} left no packed weights to measure, and full "
-                "precision is not measured under its name: quantize again."
+                f"{self._cell.identity.method} left no packed weights to measure, and the full-"
+                "precision model must not be measured under its name: quantize again."
             )
         return model.load(self._cell.place)
 
@@ -189,10 +189,10 @@ class Subject:
 
 
 def _check_artifact(folder: Path, made: Record) -> None:
-    """What is measured is what was made; quant.load checks every file against the manifest."""
+    """Compare the manifest with the record; quant.load checks the files against the manifest."""
     whole = (folder / "artifact.json").is_file()
     if not whole or artifact_digest(folder) != made.inputs["artifact"]:
         raise StoreError(
-            f"the artifact {folder} is not the one that was written when it was quantized: delete "
+            f"the artifact {folder} is not the one that its quantization wrote: delete "
             "that folder and run the same command again to quantize anew."
         )

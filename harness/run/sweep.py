@@ -1,4 +1,4 @@
-"""Run the cells of a plan one after the other; failures are collected."""
+"""Run the cells of a plan one after another, collecting their failures."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 @dataclass
 class Outcome:
-    """What became of a sweep.
+    """The result of a sweep.
 
-    stopped      the sentence that says why it ended early.
+    stopped      one sentence on why the sweep ended early; None if it did not.
     interrupted  exit status of the signal that ended it; 0 for none.
     """
 
@@ -34,9 +34,9 @@ class Outcome:
 
 
 def run_sweep(plans: list[CellPlan], logs: Path, console: Console) -> Outcome:
-    """Run every stage that has no record yet, each cell in processes of its own.
+    """Run every stage that has no record yet, each cell in its own process.
 
-    One failed cell does not stop the others; a full disk, Ctrl-C or SIGTERM does.
+    A failed cell does not stop the others; a full disk, Ctrl-C or SIGTERM does.
     """
     outcome = Outcome()
     prepare(plans)

@@ -1,4 +1,4 @@
-"""The plan on screen: cells with the state of their stages, and what a run will hold in memory."""
+"""Tables of the plan: cells with the states of their stages, and memory plans."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def plan_table(plans: Sequence[CellPlan | PendingPlan]) -> Table:
-    """The plan as a table: one row a cell, one column a stage."""
+    """The plan as a table: one row per cell, one column per stage."""
     from rich.table import Table
     from rich.text import Text
 
@@ -24,12 +24,12 @@ def plan_table(plans: Sequence[CellPlan | PendingPlan]) -> Table:
         cell, stages = plan.identity, plan.stages
         states = [stages.get(name, "-") for name in names]
         words = (cell.model, cell.method, cell.scheme, cell.calibration or "-", str(cell.seed))
-        table.add_row(*map(Text, (*words, *states)))  # brackets in a name are no markup
+        table.add_row(*map(Text, (*words, *states)))  # brackets in a name are not markup
     return table
 
 
 def memory_table(title: str, rows: Sequence[tuple[str, str, int]]) -> Table:
-    """A memory plan (quant.memory.plan): what is held, where, and how many bytes at most."""
+    """A memory plan (quant.memory.plan) as a table: what, where, and the most bytes."""
     from rich.table import Table
     from rich.text import Text
 

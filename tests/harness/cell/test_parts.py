@@ -79,7 +79,7 @@ def test_an_option_that_would_overwrite_what_a_record_keeps_is_refused(
         build_part("the key", {"module": "toy"}, attribute, kind, tmp_path)
     said = str(raised.value)
     assert said.startswith("the key: ")
-    assert f"toy.py has an option called {option}, a key that" in said
+    assert f"toy.py has an option named {option}, which is a reserved key" in said
     assert said.count(". ") == 0, "one sentence"
 
 
@@ -92,7 +92,7 @@ def test_suites_of_a_folder_are_held_to_what_those_of_a_cell_are(tmp_path: Path)
     (tmp_path / "toy.py").write_text(SUITE)
     assert suites_in(tmp_path)["toy"].name == "toy"
     (tmp_path / "toy.py").write_text(SUITE.replace('name="toy"', 'name="perplexity"'))
-    with pytest.raises(ConfigError, match=r"toy.yaml: .*calls itself perplexity"):
+    with pytest.raises(ConfigError, match=r"toy.yaml: .*is named perplexity"):
         suites_in(tmp_path)
     assert suites_in(None) == {}
     with pytest.raises(ConfigError, match=r"--config-dir .*gone is not a folder: give one laid"):

@@ -34,7 +34,7 @@ REFUSED = [
     ("suite=[perplexity,nope]", "suite=nope is not an option", "latency"),
     ("model.dtyp=float16", "model.dtyp is not a key", "did you mean dtype"),
     ("quant.bits=3", "quant is not a key", "scheme"),
-    ("+model.x=1", "nothing reads", "leave the + out"),
+    ("+model.x=1", "nothing reads", "remove the +"),
     # wrong values
     ("model.context=abc", "model.context", "whole number or null"),
     ("method.act_order=maybe", "method.act_order", "true or false"),
@@ -49,8 +49,8 @@ REFUSED = [
     ("seed=[1", "cannot be read", "quotes"),
     ("scheme=w4,w3", "gives several values", "add -m"),
     # impossible combinations
-    ("method=none", "leaves the weights alone", "scheme=w16"),
-    ("scheme=w16", "needs something to quantize to", "method=none"),
+    ("method=none", "does not quantize", "scheme=w16"),
+    ("scheme=w16", "needs a scheme to quantize to", "method=none"),
     ("calib=none", "needs calibration text", "calib=embedded"),
     ("calib.sequences=0", "calib.sequences=0", "method=rtn"),
     ("calib.length=1", "too short", "null"),
@@ -75,10 +75,10 @@ REFUSED = [
     ("suite.latency.decode_tokens=9999", "context of 512", "smaller"),
     ("suite.perplexity.protocols=[]", "is empty", "[wikitext2]"),
     ("suite.perplexity.batch_size=0", "too small", "1 or more"),
-    ("method.damping=nan", "method.damping=nan is no number", "use a finite one"),
+    ("method.damping=nan", "method.damping=nan is not finite", "use a finite number"),
     ("method.damping_ladder=[nan]", "damping_ladder=[nan] does not rise", "larger shares"),
-    ("runtime.timeout_s=nan", "runtime.timeout_s=nan is no number", "use a finite one"),
-    ("model.expected.embedded=inf", "model.expected.embedded=inf", "use a finite one"),
+    ("runtime.timeout_s=nan", "runtime.timeout_s=nan is not finite", "use a finite number"),
+    ("model.expected.embedded=inf", "model.expected.embedded=inf", "use a finite number"),
     ("seed=9223372036854775808", "random numbers", "use 0 to 9223372036854775807"),
     ("calib.seed=99999999999999999999", "random numbers", "use 0 to 9223372036854775807"),
     # missing things

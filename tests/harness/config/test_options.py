@@ -49,7 +49,7 @@ def test_values_take_the_types_of_the_dataclass() -> None:
             "damping, order, steps, ladder, names.",
         ),
         ({"damping": -1}, "method: method.damping=-1.0 is negative; use 0 or more."),
-        ({"damping": float("nan")}, "method.damping=nan is no number; use a finite one."),
+        ({"damping": float("nan")}, "method.damping=nan is not finite; use a finite number."),
     ],
 )
 def test_what_is_refused(given: dict[str, object], sentence: str) -> None:

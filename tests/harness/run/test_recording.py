@@ -50,5 +50,5 @@ def test_full_precision_is_not_measured_for_a_quantized_cell(
     """Whatever went wrong before: a cell with a method and no packed weights has no model."""
     subject = Subject(cell_of(tiny_cell("method=rtn", "scheme=w4")))
     subject.packed = None
-    with pytest.raises(StoreError, match="full precision is not measured under its name"):
+    with pytest.raises(StoreError, match="full-precision model must not be measured"):
         subject.model()

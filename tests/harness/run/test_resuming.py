@@ -74,7 +74,7 @@ def test_the_screen_says_it_in_a_line() -> None:
     with console.capture() as capture:
         screen.show(Resumed("quantization", 33, 96, 4321.0))
     assert capture.get().strip() == (
-        "[1/2] opt-gptq-w4-s0 quantization goes on after 33 of 96 blocks that an interrupted run "
+        "[1/2] opt-gptq-w4-s0 quantization continues after 33 of 96 blocks that an interrupted run "
         "finished, which saves 72 min"
     )
 

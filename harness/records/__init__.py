@@ -1,1 +1,1 @@
-"""Records: what a stage found, kept under its key."""
+"""Records: the figures of stages, stored under their keys."""

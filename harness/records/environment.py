@@ -1,6 +1,6 @@
-"""What machine, what versions, what commit: the part of a record that no key depends on.
+"""The environment of a record: machine, versions and commit; no key depends on it.
 
-Never in it: user names, absolute paths and, unless runtime.record_host asks for it, the host.
+It never holds user names, absolute paths or, without runtime.record_host, the host name.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ GIB = 2**30
 def environment(
     threads: int | None = None, device: str = "cpu", host: bool = False
 ) -> dict[str, Any]:
-    """Everything about this machine and its software that a reader may need to repeat a figure.
+    """Facts on this machine and its software that are needed to repeat a figure.
 
-    host  its name too, for who keeps the records of several machines.
+    host  include the host name, for records of several machines.
     """
     named = {"host": platform.node()} if host else {}
     return {
@@ -59,12 +59,12 @@ def environment(
 
 
 def computing() -> dict[str, Any] | None:
-    """What decides how sums are rounded; None in a process that computes nothing.
+    """Facts that determine how sums are rounded; None in a process that computes nothing.
 
-    torch, kernels   instruction sets that torch's loops and our kernels use; kernels is None where
-                     none were loaded.
-    blas, onednn     the libraries that multiply, as this torch was built.
-    settings         environment variables that choose among instruction sets, where they are set.
+    torch, kernels   instruction sets of torch's loops and our kernels; kernels is None if none were
+                     loaded.
+    blas, onednn     the matrix libraries that this torch was built with.
+    settings         environment variables that choose instruction sets, if they are set.
     """
     torch = sys.modules.get("torch")
     if torch is None:
@@ -83,7 +83,7 @@ def computing() -> dict[str, Any] | None:
 
 
 def _kernels_isa() -> str | None:
-    """The instruction set of our kernels; nothing is built or loaded for the answer."""
+    """The instruction set of our kernels; builds and loads nothing."""
     packed = sys.modules.get("cuda_ext.packed")
     if packed is None or not packed.load.cache_info().currsize:
         return None
@@ -123,9 +123,9 @@ def package_versions() -> dict[str, str]:
 
 @lru_cache(maxsize=1)
 def commit() -> dict[str, Any] | None:
-    """Commit of the checkout this package runs from, and whether tracked files differ from it.
+    """Commit of the checkout that this package runs from, and whether tracked files differ.
 
-    None when it does not run from its own git checkout (an installed wheel).
+    None if it does not run from its own git checkout (an installed wheel).
     """
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
@@ -164,7 +164,7 @@ def _usable_cores() -> int:
 
 
 def gpu(device: str) -> dict[str, Any] | None:
-    """The GPU that `device` names; None for the processor."""
+    """The GPU that `device` names; None for the CPU."""
     if not device.startswith("cuda"):
         return None
     import torch

@@ -1,4 +1,4 @@
-"""The two hashes that keys are made of: of a value, and of a file."""
+"""The hashes of values and files, of which keys are made."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from typing import Any
 from cuda_ext.cache import cache_root, write_atomically
 
 SHA256_DIGITS = 64
-KEPT_BYTES = 2**20  # smaller files are read as quickly as what is kept of them
-SETTLED_SECONDS = 3.0  # FAT counts in steps of two
+KEPT_BYTES = 2**20  # a smaller file is read as quickly as its cache entry
+SETTLED_SECONDS = 3.0  # time stamps of FAT have a resolution of 2 s
 CHUNK_BYTES = 2**22
 
 Listener = Callable[[str, int, int], None]
 _listener: ContextVar[Listener | None] = ContextVar("listener", default=None)
-# What is called with the bytes that were read of a file.
+# Called with the number of bytes read from a file.
 _step: ContextVar[Callable[[int], None]] = ContextVar("step", default=lambda _: None)
 
 
@@ -32,13 +32,12 @@ def digest(value: Any) -> str:
 
 
 def file_sha256(path: Path) -> str:
-    """sha256 of what a file holds; a link is followed, whatever its target is called.
+    """sha256 of a file's content; links are followed.
 
-    A file that is unchanged is not read twice: its hash is kept in this process and, of a large
-    one, in the folder hashes of the cache (cuda_ext.cache), under its place with its size, time of
-    modification, time of change and inode. That is safe where one of these changes with the
-    content; the clock of some file systems stands still for two seconds, so a file that was
-    written just now is read again.
+    The hash is cached in this process and, for a large file, on disk (folder `hashes` of
+    cuda_ext.cache), by path, size, modification time, change time and inode. A change of content
+    changes one of these, except within the resolution of the file system's clock (up to 2 s);
+    therefore the hash of a file that was just written is not cached.
     """
     place, status = str(path.resolve()), path.stat()
     identity = (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
@@ -52,18 +51,18 @@ def _kept(place: str, identity: tuple[int, ...]) -> str:
     if identity[0] < KEPT_BYTES:
         return _read(place)
     file = cache_root() / "hashes" / f"{digest(place)[:32]}.json"
-    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):  # not there, or damaged
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):  # missing or damaged
         said = json.loads(file.read_text(encoding="utf-8"))
         if said["identity"] == list(identity) and len(said["sha256"]) == SHA256_DIGITS:
             return str(said["sha256"])
     found = _read(place)
-    with contextlib.suppress(OSError):  # then it is read again next time
+    with contextlib.suppress(OSError):  # the file is read again next time
         write_atomically(file, json.dumps({"identity": identity, "sha256": found}) + "\n")
     return found
 
 
 def files_sha256(what: str, paths: Sequence[Path]) -> list[str]:
-    """file_sha256 of several files; whoever listens (`told`) is told how far it is, as `what`."""
+    """file_sha256 of several files; reports progress to the listener of `told`, as `what`."""
     total, done, found = sum(path.stat().st_size for path in paths), 0, []
     tell = _listener.get()
     for path in paths:
@@ -78,7 +77,7 @@ def files_sha256(what: str, paths: Sequence[Path]) -> list[str]:
 
 @contextlib.contextmanager
 def told(listener: Listener) -> Iterator[None]:
-    """Inside, listener(what, bytes done, of all) is called while `files_sha256` reads files."""
+    """Context: `files_sha256` calls listener(what, bytes done, total bytes) while it reads."""
     token = _listener.set(listener)
     try:
         yield

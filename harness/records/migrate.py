@@ -1,8 +1,9 @@
-"""Records of older versions in today's form.
+"""Migrate records of older schema versions.
 
-A step for every version that was left behind: raise SCHEMA_VERSION (harness.records.record) and add
-the step that makes the new form of the old one. Keys stay as they were, so an old record shows in
-reports and answers for its cell: what changes a figure is a version in the keys, not this one.
+There is one step per old version. To change the schema, raise SCHEMA_VERSION
+(harness.records.record) and add the step from the previous version. Keys do not change, so old
+records still count for their cells and show in reports: a change of figures is a version in the
+keys, not a schema version.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ def _newer_words(record: dict[str, Any]) -> dict[str, Any]:
 
     def renamed(metric: Any) -> Any:
         if not isinstance(metric, dict):
-            return metric  # the schema says what is wrong with it
+            return metric  # validation reports it
         metric = dict(metric)
         if str(metric.get("name", "")).startswith("twin_"):
             metric["name"] = f"baseline_{metric['name'].removeprefix('twin_')}"
@@ -41,15 +42,15 @@ def _newer_words(record: dict[str, Any]) -> dict[str, Any]:
     return record
 
 
-# By the version that a step starts from.
+# Steps by the version that they start from.
 STEPS: Mapping[int, Step] = {1: _newer_words}
 
 
 def migrated(text: str, steps: Mapping[int, Step] = STEPS, newest: int = SCHEMA_VERSION) -> Any:
-    """The values of a record's JSON, of an older version made those of `newest`; ValueError."""
+    """Parse a record's JSON and migrate it to version `newest`; ValueError if it is not one."""
     values = json.loads(text)
     if not isinstance(values, dict):
-        raise ValueError("it is JSON, but no object")
+        raise ValueError("its JSON is not an object")
     version = values.get("schema_version", 1)
     while type(version) is int and version < newest and version in steps:
         version += 1
@@ -58,7 +59,7 @@ def migrated(text: str, steps: Mapping[int, Step] = STEPS, newest: int = SCHEMA_
 
 
 def newer_version(error: ValidationError) -> str | None:
-    """What to say of a record whose version is the reason why it does not fit; None of others."""
+    """The reason if validation failed because the record's version is too new; else None."""
     for each in error.errors():
         version = each["input"]
         if each["loc"] == ("schema_version",) and type(version) is int and version > SCHEMA_VERSION:

@@ -1,7 +1,7 @@
 """The record: one JSON file per cell and suite, validated when written and when read.
 
-Everything needed to repeat a number stands beside it. Bump SCHEMA_VERSION with any change of
-meaning and describe it in docs/records.md.
+A record holds everything needed to repeat its figures. Raise SCHEMA_VERSION with any change of
+meaning, and describe the change in docs/records.md.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 SCHEMA_VERSION: Final = 2
 QUANTIZATION: Final = "quantization"  # the stage before the suites, in Record.suite
-FULL_PRECISION: Final = "none"  # CellIdentity.method of weights that are left as they are
+FULL_PRECISION: Final = "none"  # CellIdentity.method of full-precision weights
 LOADED: Final = "loaded"  # CellIdentity.method of a checkpoint that was quantized elsewhere
 
 
@@ -23,12 +23,14 @@ class _Model(BaseModel):
 class Metric(_Model):
     """One measured figure with its unit and uncertainty."""
 
-    name: str = Field(description="what was measured: perplexity, accuracy, decode_ms, ...")
-    task: str = Field(description="on what: protocol id, zero-shot task, stage or layer shape")
+    name: str = Field(description="the quantity: perplexity, accuracy, decode_ms, ...")
+    task: str = Field(
+        description="what it was measured on: protocol, zero-shot task, stage or layer shape"
+    )
     value: float
     unit: str = Field(description="ppl, fraction, nat, ms, s, tokens/s, bytes, bits, ratio, ...")
-    n: int = Field(ge=0, description="how many observations stand behind the value")
-    n_unit: str = Field(description="what was counted: tokens, documents, repeats, ...")
+    n: int = Field(ge=0, description="number of observations")
+    n_unit: str = Field(description="unit of n: tokens, documents, repeats, ...")
     stderr: float | None = Field(default=None, description="standard error, same unit")
     higher_is_better: bool = False
     quantiles: dict[str, float] | None = Field(default=None, description="p10, p50, p90, p99, ...")
@@ -36,7 +38,7 @@ class Metric(_Model):
 
 
 class LayerReport(_Model):
-    """What the solver did to one linear layer."""
+    """The result of the solver for one linear layer."""
 
     name: str
     block: int
@@ -53,7 +55,7 @@ class LayerReport(_Model):
     seconds: float
     fallback: str | None = None
     transforms: list[str] = Field(
-        default_factory=list, description="what each transform did, or why it could do nothing"
+        default_factory=list, description="what each transform changed, or why it was not applied"
     )
 
 
@@ -67,8 +69,8 @@ class CellIdentity(_Model):
     seed: int
     bits_per_weight: float | None = Field(
         default=None,
-        description="stored bits per weight of the blocks' matrices, scales and zeros included; of "
-        "those that are not quantized the bits of their type",
+        description="stored bits per weight of the blocks' matrices, scales and zero-points "
+        "included; matrices that are not quantized count with the bits of their dtype",
     )
     coverage: float | None = Field(
         default=None,
@@ -78,14 +80,14 @@ class CellIdentity(_Model):
         default_factory=list, description="matrices of the blocks that stay in full precision"
     )
     label: str | None = Field(
-        default=None, description="what tables call the method (GPTQ); null: its name"
+        default=None, description="name of the method in tables (GPTQ); null: `method`"
     )
     options: str | None = Field(
-        default=None, description="options of the method that are not its defaults (act-order)"
+        default=None, description="options of the method that differ from the defaults (act-order)"
     )
 
     def measured(self) -> dict[str, Any]:
-        """What is no name: it was found when the weights were made."""
+        """The measured fields, which were found when the weights were made."""
         return {
             "bits_per_weight": self.bits_per_weight,
             "coverage": self.coverage,
@@ -94,7 +96,7 @@ class CellIdentity(_Model):
 
     @property
     def full_precision(self) -> bool:
-        """The weights are as they were."""
+        """Whether the weights are not quantized."""
         return self.method == FULL_PRECISION
 
 
@@ -126,8 +128,8 @@ class Record(_Model):
     )
     weights: dict[str, Any] = Field(
         default_factory=dict,
-        description="of a model's own files: which were read, which lie beside them unread, and "
-        "which tensors differ harmlessly between files and model",
+        description="the model's weight files: which were read, which were not, and which tensors "
+        "differ harmlessly between files and model",
     )
     environment: dict[str, Any] = Field(default_factory=dict)
     started_at: str = Field(description="UTC, ISO 8601")

@@ -1,9 +1,8 @@
-"""Paths in what people publish: relative to named roots, never places of one machine.
+"""Replace local paths in records, which people publish, by paths relative to named roots.
 
-Errors, inputs and configurations hold paths in the middle of their sentences; each known folder is
-written as <results>, <model>, <data>, <texts>, <config-dir>, <cache>, <hub>, <code>, <python>,
-<temporary>, <here> or <home>, and a path to anywhere else keeps its last name alone:
-<elsewhere>/file.txt.
+Errors, inputs and configurations contain paths within their text. Known folders are written as
+<results>, <model>, <data>, <texts>, <config-dir>, <cache>, <hub>, <code>, <python>, <temporary>,
+<here> or <home>. Of any other path only the last name is kept: <elsewhere>/file.txt.
 """
 
 from __future__ import annotations
@@ -21,20 +20,20 @@ from typing import Any, Self
 from cuda_ext.cache import cache_root
 from harness.records.record import Record
 
-# An absolute path of two names or more: not part of a URL, a ratio or another path.
+# An absolute path of two or more names that is not part of a URL, a ratio or another path.
 _ELSEWHERE = re.compile(r"(?<![\w:/.<>*~-])(?:/[\w.@+~=-]+)+/([\w.@+~=-]+)")
-_LONG_ENOUGH = 4  # a host called "a" would be found everywhere
+_LONG_ENOUGH = 4  # a host named "a" would match everywhere
 
 
 @dataclass(frozen=True)
 class Roots:
-    """Absolute folders and their names, the longest first."""
+    """Absolute folders with their names, longest path first."""
 
     folders: tuple[tuple[str, str], ...]
 
     @classmethod
     def of(cls, named: Iterable[tuple[str, Path | None]]) -> Self:
-        """The folders that are given, and those of every process."""
+        """Roots of the given folders and of those that every process has."""
         hub = os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface"
         known: list[tuple[str, Path | None]] = [
             *named,
@@ -57,7 +56,7 @@ class Roots:
         return cls(tuple((path, name) for path, name in ordered))
 
     def shown(self, text: str) -> str:
-        """The text without places, and without this machine's name, which temporary files bear."""
+        """The text without local paths and without the host name (in names of temporary files)."""
         if "/" not in text:
             return text
         for path, name in self.folders:
@@ -69,7 +68,7 @@ class Roots:
         return re.sub(rf"(?<![\w]){re.escape(host)}(?!\w)", "<host>", text)
 
     def clean(self, record: Record) -> Record:
-        """The record with all of its texts so; environment.host is what the user asked for."""
+        """The record with `shown` applied to all texts except a recorded environment.host."""
         cleaned = self._every(record.model_dump())
         if "host" in record.environment:
             cleaned["environment"]["host"] = record.environment["host"]

@@ -1,13 +1,13 @@
-"""Content-addressed results: records and artifacts that are written whole or not at all.
+"""Content-addressed results: records and artifacts, written atomically.
 
     results/cells/<model>-<method>-<scheme>-s<seed>-<cell key>/<stage>-<key>.json
                                                                <stage>-<key>.samples.jsonl
     results/artifacts/<model>-<method>-<scheme>-s<seed>-<key>/   a Hugging Face folder
     results/reports/, results/runs/                              tables and plots; logs
 
-A file appears under its name only when it is complete and on disk (temporary file, fsync, rename),
-so a process killed at any moment leaves either the old state or the new one. Several processes may
-share a results folder: work on a cell is done under its lock.
+A file gets its name only when it is complete and on disk (temporary file, fsync, rename), so a
+process killed at any moment leaves either the old state or the new one. Several processes may share
+a results folder: each cell has a lock.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ from harness.records.temporary import make_temporary
 from quant.checkpoint.folder import made_in, working_folder
 
 PROBE_BYTES = 2**16
-LONGEST_NAME = 120  # of a file or folder that a user names; file systems take 255 bytes
-LONGEST_ROOT = 3500  # characters of the results folder's path; Linux takes 4096 bytes of a path
+LONGEST_NAME = 120  # for names that a user chooses; file systems allow 255 bytes
+LONGEST_ROOT = 3500  # characters of the results folder's path; Linux allows 4096 bytes for a path
 TAKEN_NAMES = {"all"}  # the report that `bitsweep report` writes
-KEY_DIGITS = 12  # of the 64 in a file name; the whole key is inside the record and is compared
+KEY_DIGITS = 12  # of 64, in file names; the record holds the whole key, which is compared
 
 _log = logging.getLogger("harness")
 
 
 class DamagedRecord(StoreError):
-    """A file in the place of a record that holds none of this version."""
+    """A file at the path of a record that is not a valid record of this version."""
 
 
 @dataclass(frozen=True)
@@ -55,12 +55,12 @@ class Store:
     root: Path
 
     def record_path(self, cell: CellIdentity, cell_key: str, stage: str, key: str) -> Path:
-        """Where the record of a stage belongs."""
+        """The path of a stage's record."""
         folder = _named_folder(self.root / "cells", cell, cell_key)
         return folder / f"{stage}-{key[:KEY_DIGITS]}.json"
 
     def artifact_path(self, cell: CellIdentity, key: str) -> Path:
-        """Where the quantized model of a quantization key belongs, or is half made already."""
+        """The folder of the quantized model of a quantization key, finished or partial."""
         named = _named_folder(self.root / "artifacts", cell, key)
         if os.path.exists(named) or os.path.exists(working_folder(named)):
             return named
@@ -68,10 +68,10 @@ class Store:
         return min(map(made_in, begun), default=named)
 
     def find(self, cell: CellIdentity, cell_key: str, stage: str, key: str) -> Record | None:
-        """The record of a stage, ok or failed; None when there is none yet, or a damaged one.
+        """The record of a stage, ok or failed; None if it is missing or damaged.
 
-        It bears the names of `cell`, whatever the cell was called when it was made. StoreError for
-        what is in the way of a record and cannot be written over.
+        The record gets the names of `cell`, which may have had others when it was written. Raises
+        StoreError for a path that can be neither read nor overwritten.
         """
         record = _replaceable(self.record_path(cell, cell_key, stage, key))
         if record is None or record.key != key:
@@ -80,9 +80,9 @@ class Store:
         return record.model_copy(update={"cell": named})
 
     def write(self, record: Record, samples: list[dict[str, Any]] | None = None) -> Path:
-        """Write a record, and the scores of its documents beside it, atomically.
+        """Write a record atomically, with the scores of its documents in a file beside it.
 
-        A record that says failed never replaces one that says ok.
+        A failed record never replaces an ok one.
         """
         path = self.record_path(record.cell, record.cell_key, record.suite, record.key)
         found = _replaceable(path) if record.status == "failed" else None
@@ -93,7 +93,7 @@ class Store:
             beside = path.with_suffix(".samples.jsonl")
             write_atomically(beside, lines)
             record = record.model_copy(update={"samples_file": beside.name})
-        # Validated once more from its own JSON: what is on disk can always be read back.
+        # Validate the JSON once more, so that the file can always be read back.
         text = record.model_dump_json(indent=1)
         Record.model_validate_json(text)
         write_atomically(path, text + "\n")
@@ -103,9 +103,9 @@ class Store:
     def lock(
         self, cell_key: str, waiting: Callable[[str], None] = lambda _: None
     ) -> Iterator[None]:
-        """Held while a process works on a cell; the system releases it when that process dies.
+        """Context: the lock of a cell. The system releases it if the process dies.
 
-        waiting(who) is called once where another process holds it; who names that process.
+        waiting(who) is called once if another process, described by `who`, holds the lock.
         """
         from filelock import FileLock, Timeout
 
@@ -120,7 +120,7 @@ class Store:
                 waiting(_who(holder))
                 lock.acquire()
         try:
-            # For those who wait. It is not published, so it may name the machine.
+            # Read by processes that wait. It is not published, so it may name the host.
             holder.write_text(json.dumps([os.getpid(), platform.node(), _now()]))
             yield
         finally:
@@ -128,19 +128,19 @@ class Store:
             lock.release()
 
     def check_writable(self) -> None:
-        """Raise StoreError when nothing can be written (full, read-only or foreign disk)."""
+        """Raise StoreError if a probe file cannot be written (full or read-only disk)."""
         probe = self.root / ".locks" / "probe"
         write_atomically(probe, "." * PROBE_BYTES)
         probe.unlink(missing_ok=True)
 
     def check_place(self) -> None:
-        """Raise StoreError where no results can be written, as far as a look tells."""
+        """Raise StoreError if the results folder cannot be written, checked without writing."""
         with disk_errors(self.root):
             require_place(self.root)
 
 
 def require_place(folder: Path) -> None:
-    """OSError where no files of a folder can be written, as far as a look tells."""
+    """Raise OSError if files in a folder cannot be written, checked without writing."""
     if len(str(folder)) > LONGEST_ROOT:
         raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
     place = next(path for path in (folder, *folder.parents) if path.exists())
@@ -155,33 +155,33 @@ _DISK_REASONS = {
     errno.ENOSPC: "the disk is full: free some space",
     errno.EDQUOT: "your disk quota is used up: free some space",
     errno.EROFS: f"the disk is read-only: {_ELSEWHERE}",
-    errno.EACCES: f"it is not yours to write: {_ELSEWHERE}",
-    errno.EPERM: f"it is not yours to write: {_ELSEWHERE}",
+    errno.EACCES: f"you have no permission to write it: {_ELSEWHERE}",
+    errno.EPERM: f"you have no permission to write it: {_ELSEWHERE}",
     errno.ENOTDIR: f"a file is in the way: {_ELSEWHERE}",
     errno.EEXIST: f"a file is in the way: {_ELSEWHERE}",
     errno.EISDIR: "a folder of that name is in the way: move it elsewhere",
     errno.ENAMETOOLONG: f"the path is too long: {_ELSEWHERE}",
-    errno.ELOOP: f"its links go in a circle: {_ELSEWHERE}",
+    errno.ELOOP: f"its links form a loop: {_ELSEWHERE}",
 }
 
 
 def _named_folder(parent: Path, cell: CellIdentity, key: str) -> Path:
-    """The folder of a key: the one that is there, under whatever name, or that of the cell."""
+    """The folder of a key: an existing one under any name, or one with the name of the cell."""
     digits = key[:KEY_DIGITS]
     named = parent / f"{cell_name(cell)}-{digits}"
-    # Not Path.exists, which raises for a path that is too long: whoever writes says so.
+    # Not Path.exists, which raises for a path that is too long; writing reports that.
     if os.path.exists(named) or not os.path.isdir(parent):
         return named
     return min(parent.glob(f"*-{digits}"), default=named)
 
 
 def load_records(results: Path) -> list[Record]:
-    """All records under a results folder, in the order of their paths; others are left out."""
+    """All valid records under a results folder, in the order of their paths."""
     return scan_records(results)[0]
 
 
 def scan_records(results: Path) -> tuple[list[Record], list[str]]:
-    """The records under a results folder, and a sentence for each file that is none."""
+    """The valid records under a results folder, and a sentence for each invalid file."""
     records, notes = [], []
     for path in sorted((results / "cells").glob("*/*.json")):
         try:
@@ -192,7 +192,7 @@ def scan_records(results: Path) -> tuple[list[Record], list[str]]:
 
 
 def read_record(path: Path) -> Record:
-    """One validated record, an older one in today's form; StoreError says what the file is."""
+    """Read and validate one record, migrating an older version; StoreError if it is not valid."""
     try:
         text = path.read_text(encoding="utf-8")
         try:
@@ -215,9 +215,9 @@ def _detail(error: Exception) -> str:
 
 
 def _replaceable(path: Path) -> Record | None:
-    """The record at `path`; None where none is, or a damaged one, which the log then says.
+    """The record at `path`; None if it is missing or damaged (logged).
 
-    StoreError for what is there and cannot be read or written over.
+    Raises StoreError if the path can be neither read nor overwritten.
     """
     with disk_errors(path):
         if not os.path.lexists(path):
@@ -227,7 +227,7 @@ def _replaceable(path: Path) -> Record | None:
     try:
         return read_record(path)
     except DamagedRecord as error:
-        _say_once(f"{error} It is made anew.")
+        _say_once(f"{error} It will be made again.")
         return None
 
 
@@ -240,7 +240,7 @@ def _who(holder: Path) -> str:
     try:
         number, machine, since = json.loads(holder.read_text())
         return f"process {number} on {machine}, since {since} UTC,"
-    except (OSError, ValueError, TypeError):  # it has just begun, or ended
+    except (OSError, ValueError, TypeError):  # the holder is just starting or ending
         return "another process"
 
 
@@ -255,7 +255,7 @@ def cell_name(cell: CellIdentity) -> str:
 
 
 def file_name(name: str) -> str:
-    """`name` with "_" for whatever is not safe in a file name everywhere, cut if it is long."""
+    """`name` with "_" for characters that are unsafe in file names, shortened if it is long."""
     safe = re.sub(r"[^A-Za-z0-9._-]+", "_", name)
     if len(safe) <= LONGEST_NAME:
         return safe
@@ -263,7 +263,7 @@ def file_name(name: str) -> str:
 
 
 def unique_name(name: str) -> str:
-    """A file name that no other name has: part of the hash is added where `name` cannot be kept."""
+    """A unique file name: part of the hash of `name` is added if characters had to be replaced."""
     safe = file_name(name)
     if safe == name and re.match(r"[A-Za-z0-9_]", name) and name not in TAKEN_NAMES:
         return name
@@ -271,7 +271,7 @@ def unique_name(name: str) -> str:
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file under its name only when it is complete and on disk; text as UTF-8."""
+    """Write a file atomically: temporary file, fsync, rename. Text is UTF-8."""
     data = content.encode() if isinstance(content, str) else content
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -291,7 +291,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Say what a full or read-only disk means for the results."""
+    """Context: turn OSErrors of writing `path` into StoreErrors with the next step."""
     try:
         yield
     except Exception as error:
@@ -315,20 +315,20 @@ def artifact_digest(folder: Path) -> str:
 def weights_digest(folder: Path) -> str:
     """sha256 over the names and hashes of the tensor files of an artifact, as its manifest says.
 
-    Codes, grids and all other weights, and nothing that only describes them.
+    They hold codes, grids and all other weights, but no metadata.
     """
     files = json.loads((folder / "artifact.json").read_text(encoding="utf-8"))["files"]
     return digest({name: files[name]["sha256"] for name in files if name.endswith(".safetensors")})
 
 
 def _short(path: Path) -> str:
-    """A path for a sentence; the middle of one that is too long is left out."""
+    """A path for a message; the middle of a long one is left out."""
     text = str(path)
     return text if len(text) <= 300 else f"{text[:150]}...{text[-100:]}"
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a rename durable; not every platform can open a folder."""
+    """Sync a folder to make a rename durable, if the platform can open folders."""
     try:
         handle = os.open(folder, os.O_RDONLY)
     except OSError:

@@ -1,7 +1,7 @@
-"""Temporary files beside the results: who still writes one, and which a killed writer left.
+"""Temporary files beside the results, and removal of those that killed processes left.
 
-A writer holds a lock on its file, which the system releases when the process ends, however it ends.
-So a file that nobody holds is waste, on every machine that shares the folder.
+A writer locks its file, and the system releases the lock when the process ends in any way. So an
+unlocked file is abandoned, on every machine that shares the folder.
 """
 
 from __future__ import annotations
@@ -16,29 +16,29 @@ from pathlib import Path
 
 try:
     import fcntl
-except ImportError:  # Windows: nothing is held there, so nothing is swept
+except ImportError:  # Windows has no locks, so nothing is removed
     fcntl = None  # type: ignore[assignment]
 
 SUFFIX = ".tmp"
-YOUNG_SECONDS = 60.0  # between a file's making and its lock a moment passes
-SCRATCH_SECONDS = 24 * 3600.0  # hidden states on disk are written again with every block
+YOUNG_SECONDS = 60.0  # a file is locked a moment after it was created
+SCRATCH_SECONDS = 24 * 3600.0  # hidden states are rewritten with every block
 PATTERNS = (".locks/.*", "cells/*/.*", "reports/*/.*", "reports/*/*/.*", "runs/*/.*")
 
 
 def make_temporary(folder: Path, name: str) -> tuple[int, str]:
-    """An open, empty and held file in `folder`: its descriptor and path. OSError."""
+    """Create, open and lock an empty file in `folder`: (descriptor, path). Raises OSError."""
     prefix = f".{name[:100]}."
     handle, path = tempfile.mkstemp(dir=folder, prefix=prefix, suffix=SUFFIX)
     if fcntl is not None:
-        with contextlib.suppress(OSError):  # without locks, a file system's files are never swept
+        with contextlib.suppress(OSError):  # without locks, files are never removed
             fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
     return handle, path
 
 
 def remove_abandoned(root: Path) -> list[Path]:
-    """Remove what killed processes left under a results folder; what was removed.
+    """Remove the files of killed processes under a results folder; return their paths.
 
-    Working folders of unfinished artifacts stay: a quantization goes on from them.
+    Partial artifacts stay, because a quantization resumes from them.
     """
     files = [path for path in _temporary(root) if _abandoned(path)]
     for path in files:
@@ -59,7 +59,7 @@ def _abandoned(path: Path) -> bool:
         return False
     try:
         handle = os.open(path, os.O_RDONLY)
-    except OSError:  # renamed meanwhile, or not ours to read
+    except OSError:  # renamed meanwhile, or not readable
         return False
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -85,7 +85,7 @@ def test_a_damaged_record_is_left_out_of_reports_and_made_anew(
     assert note.startswith(f"left out: {path} is not a record of this version (")
     assert "delete" not in note
     assert store.find(CELL, "c" * 64, "perplexity", "k" * 64) is None
-    assert "It is made anew." in caplog.text
+    assert "It will be made again." in caplog.text
     store.write(record(status="failed"))
     assert read_record(path).status == "failed"
 
@@ -170,7 +170,9 @@ def test_a_results_folder_that_cannot_be_is_one_sentence(tmp_path: Path, name: s
 
 def test_a_results_folder_of_somebody_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.access", lambda *_: False)  # root may write everywhere
-    with pytest.raises(StoreError, match="it is not yours to write: choose another folder"):
+    with pytest.raises(
+        StoreError, match="you have no permission to write it: choose another folder"
+    ):
         Store(tmp_path / "results").check_place()
     assert list(tmp_path.iterdir()) == []
 

@@ -111,13 +111,13 @@ def random_weights(
         if makes_up:
             assert solving is not None
             raise ConfigError(
-                f"method={solving.solver.name} makes random weights, but model={model.name} has its "
-                "own: use model=dummy, or method=rtn or method=gptq."
+                f"method={solving.solver.name} makes random weights, but model={model.name} has "
+                "its own: use model=dummy, or method=rtn or method=gptq."
             )
         if config.model.architecture is not None:
             raise ConfigError(
-                f"model.architecture={config.model.architecture} applies to model=dummy only "
-                f"and model={model.name} would ignore it: leave it out."
+                f"model.architecture={config.model.architecture} applies to model=dummy only; "
+                f"model={model.name} would ignore it: leave it out."
             )
         return
     if "/" in model.name:

@@ -120,7 +120,7 @@ def _require_own_scheme(scheme: Scheme, levels: Part) -> None:
     except SchemeError:
         return
     raise ConfigError(
-        f"scheme.levels: {levels.where} names a scheme {scheme.name}, which is a name of Bitsweep's: "
+        f"scheme.levels: {levels.where} names a scheme {scheme.name}, which Bitsweep has already: "
         "give its LEVELS another prefix, because tables name schemes by it."
     )
 

@@ -1,1 +1,1 @@
-"""Text to token windows: where texts come from, how they are cut, named protocols."""
+"""From texts to token windows: sources of texts, ways to cut windows, named protocols."""

@@ -1,4 +1,4 @@
-"""What a configuration says of texts: which documents of a file, and what calibrates a solver."""
+"""Configuration of texts: the documents of a file, and the calibration."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from omegaconf import MISSING
 
 @dataclass
 class DocumentsConfig:
-    """Which documents of a local file the protocols for documents take: `count` from `start` on."""
+    """The documents that document protocols take from a local file: `count` from `start` on."""
 
     start: int = 0  # documents are counted from 0
     count: int | None = None  # None: to the end of the file
@@ -18,12 +18,12 @@ class DocumentsConfig:
 
 @dataclass
 class CalibConfig:
-    """What the solver sees. protocol: the way text becomes windows (harness/data/protocols.py)."""
+    """The calibration text. protocol: how it becomes windows (harness/data/protocols.py)."""
 
     name: str = MISSING
     protocol: str = MISSING
     path: str | None = None  # a local file or folder instead of the hub
     sequences: int = 128
-    length: int | None = 2048  # tokens a sequence; None: the model's context
+    length: int | None = 2048  # tokens per sequence; None: the model's context
     seed: int = 0
     documents: DocumentsConfig = field(default_factory=DocumentsConfig)

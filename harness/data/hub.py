@@ -1,7 +1,7 @@
-"""The Hugging Face hub, asked beforehand whether what is not on this machine can be had.
+"""Ask the Hugging Face hub, in the plan, whether missing files can be downloaded.
 
-One question for each repository or file in a plan, whatever number of cells need it: answers are
-kept until `forget`. Nothing is downloaded here, and nothing is asked about what is cached.
+Each repository or file is asked about once, however many cells need it: answers are kept until
+`forget`. Nothing is downloaded here, and cached files are not asked about.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ _SHOWN = 12  # digits of a commit
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is to be downloaded.
+    """A model or dataset to be downloaded.
 
     kind        "model" or "dataset".
     revision    None: the latest.
-    file        of the repository; None: as much of it as is needed.
+    file        of the repository; None: all files that are needed.
     """
 
     kind: str
@@ -36,11 +36,11 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Answer:
-    """What the hub said.
+    """The answer of the hub.
 
-    refused  why it will not be had, and what to do about it: "there is no ... ; correct ...".
-    bytes    to be downloaded; None: unknown.
-    silent   why the hub gave no answer, so that the download may fail; None: it gave one.
+    refused  (reason, next step) if it cannot be downloaded; None if it can.
+    bytes    size of the download; None if unknown.
+    silent   why the hub did not answer, so that the download may fail; None if it answered.
     """
 
     refused: tuple[str, str] | None = None
@@ -52,14 +52,14 @@ _answers: dict[Wanted, Answer] = {}
 
 
 def offline() -> bool:
-    """Whether HF_HUB_OFFLINE forbids to ask."""
+    """Whether HF_HUB_OFFLINE is set."""
     from huggingface_hub import constants
 
     return bool(constants.HF_HUB_OFFLINE)
 
 
 def forget(fetched: Wanted | None = None) -> None:
-    """Ask again from now on: a new plan begins, or this has been fetched meanwhile."""
+    """Drop all answers (for a new plan), or the answer on what has been downloaded."""
     if fetched is None:
         _answers.clear()
     else:
@@ -67,7 +67,7 @@ def forget(fetched: Wanted | None = None) -> None:
 
 
 def ask(wanted: Wanted) -> Answer:
-    """Whether the hub has it for us; asked once a plan, and not at all once the hub was silent."""
+    """Whether the hub can provide it; asked once, and no more after the hub did not answer."""
     if wanted not in _answers:
         silent = next((each.silent for each in _answers.values() if each.silent), None)
         _answers[wanted] = _ask(wanted) if silent is None else Answer(silent=silent)
@@ -87,8 +87,8 @@ def said() -> list[str]:
             lines.append(f"to be downloaded: {wanted.name}{known}")
     silent = {each.silent for each in _answers.values() if each.silent}
     lines += [
-        f"{why}, so whether that can be had shows only when it is fetched: give local files, or "
-        "set HF_HUB_OFFLINE=1 on a machine without a network to hear of it now"
+        f"{why}, so the download may fail: give local files, or set HF_HUB_OFFLINE=1 on a machine "
+        "without a network to get the error now"
         for why in sorted(silent)
     ]
     return lines
@@ -123,7 +123,9 @@ def _ask(wanted: Wanted) -> Answer:
         return Answer((f"the {named} has no such file", "name a local copy"))
     except HFValidationError as error:
         why = " ".join(str(error).split())
-        return Answer((f"{wanted.repository} is no name of a repository ({why})", "correct it"))
+        return Answer(
+            (f"{wanted.repository} is not the name of a repository ({why})", "correct it")
+        )
     except HfHubHTTPError as error:  # it may be overloaded, or not a hub
         status = getattr(error.response, "status_code", None)
         return Answer(silent=f"{place} gave no answer (HTTP status {status})")
@@ -132,7 +134,7 @@ def _ask(wanted: Wanted) -> Answer:
 
 
 def _size(wanted: Wanted) -> int | None:
-    """Bytes of what would be fetched; the errors of the hub's client."""
+    """Bytes to download; raises the errors of the hub's client."""
     from huggingface_hub import HfApi, get_hf_file_metadata, get_token, hf_hub_url
 
     if wanted.file is not None:
@@ -156,7 +158,7 @@ def _size(wanted: Wanted) -> int | None:
 
 
 def _of_weights(sizes: dict[str, int | None]) -> int | None:
-    """Bytes of the weights of a model that are read, by the names of its files."""
+    """Bytes of the weight files that are read, from the sizes of a model's files by name."""
     from quant.checkpoint.files import INDEX_SUFFIX, choose
 
     chosen = choose(sizes)

@@ -1,4 +1,4 @@
-"""What keys say about texts: a hash of what a protocol reads, and settings without folders."""
+"""Texts in keys: the hash of what a protocol reads, and settings without folders."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from harness.records.hashes import digest
 
 
 def protocol_hash(protocol: Protocol, path: str | None, data_dir: str | None) -> str:
-    """Hash of a protocol and of what it reads, from `path` instead of its own source if given."""
+    """Hash of a protocol and of the text it reads, which is at `path` if that is given."""
     read = content(protocol, path, data_dir)
     return digest([protocol.id, protocol.version, read, specials.VERSION])
 
 
 def without_folders(settings: dict[str, Any]) -> dict[str, Any]:
-    """Paths as file names: where a file lies does not change what is in it.
+    """Settings with paths reduced to file names, because a folder does not affect a file's content.
 
-    Of the keys `path` (one path), `paths` and `files` (name -> path).
+    Applies to the keys `path` (one path), `paths` and `files` (name -> path).
     """
     cleaned = dict(settings)
     if cleaned.get("path") is not None:

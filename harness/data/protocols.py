@@ -1,8 +1,8 @@
-"""Named protocols: how a text becomes the token windows that are scored or calibrated on.
+"""Named protocols: how a text becomes the token windows for evaluation or calibration.
 
-A perplexity is only a number with its protocol: text, join, tokenizer, BOS and window. Every
-protocol has an id that tables print and a version, and its windows have a hash; docs/protocols.md
-says which table of which paper each belongs to.
+A perplexity is only comparable within one protocol: text, join, tokenizer, BOS and window. Every
+protocol has an id, which tables print, and a version, and its windows have a hash.
+docs/protocols.md lists the tables of papers that each belongs to.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ EVALUATION, CALIBRATION = "evaluation", "calibration"
 class Protocol:
     """How a text becomes windows.
 
-    source    where the rows come from (harness.data.sources).
-    windowing disjoint: rows joined, tokenized once, consecutive windows, the incomplete tail
-              dropped; crops: the same tokens, windows at random places; document-crops: one
-              random window of a random row that is long enough; documents: each row its own
-              sequence, cut at the window; packed: documents behind each other, each window
-              beginning with one.
-    join      what stands between two rows (disjoint, crops, packed).
-    rows      only the first so many rows are read.
-    windows   how many windows there are; None: as many as the text gives, or as asked for.
-    seed      of the draws, where the protocol fixes it.
+    source    source of the rows (harness.data.sources).
+    windowing disjoint: join the rows, tokenize once, take consecutive windows, drop the
+              incomplete last one; crops: the same tokens, windows at random places;
+              document-crops: a random window of a random row that is long enough; documents:
+              one sequence per row, truncated to the window; packed: windows filled with whole
+              documents from their beginning, the last one truncated.
+    join      text between two rows (disjoint, crops, packed).
+    rows      number of rows to read, from the first on; None: all.
+    windows   number of windows; None: as many as the text gives, or as requested.
+    seed      of the random draws, if the protocol fixes it.
     """
 
     id: str
@@ -58,7 +58,7 @@ class Protocol:
 
     @property
     def one_length(self) -> bool:
-        """Whether all its windows are of the length that was asked for; else at most so long."""
+        """Whether all windows have exactly the requested length; otherwise at most that length."""
         return self.windowing != "documents"
 
 
@@ -66,8 +66,8 @@ class Protocol:
 class TokenWindows:
     """The windows of one protocol under one tokenizer.
 
-    windows     int64 tensors of shape [tokens]; their lengths differ for documents alone.
-    token_hash  SHA-256 over the windows: of each its length and its ids, as 8-byte little-endian.
+    windows     int64 tensors of shape [tokens]; lengths differ only for documents.
+    token_hash  SHA-256 over the length and ids of every window, as 8-byte little-endian.
     text_hash   SHA-256 over the rows that were read (`texts.text_hash`).
     source      the dataset with its revision and file, or the name of the local file.
     special     which special tokens are in the windows, in words.
@@ -82,12 +82,12 @@ class TokenWindows:
 
     @property
     def tokens(self) -> int:
-        """All tokens, the first of each window included, which is never scored."""
+        """Number of all tokens, including the first of each window, which is never scored."""
         return sum(len(window) for window in self.windows)
 
     @property
     def scored(self) -> int:
-        """The tokens that are predicted from others: all but the first of each window."""
+        """Number of predicted tokens: all but the first of each window."""
         return self.tokens - len(self.windows)
 
 
@@ -134,7 +134,7 @@ PROTOCOLS: dict[str, Protocol] = {
 
 
 def find(name: str, use: str = EVALUATION) -> Protocol:
-    """Return the protocol of an id; ProtocolError names the ones that come closest."""
+    """Return the protocol of an id; ProtocolError, with the closest ids, if there is none."""
     known = [protocol.id for protocol in PROTOCOLS.values() if protocol.use == use]
     if name in known:
         return PROTOCOLS[name]
@@ -158,16 +158,16 @@ def check(
     data_dir: str | Path | None = None,
     option: str | None = None,
 ) -> None:
-    """Raise ProtocolError or TextError if protocol `name` cannot be run: nothing is loaded.
+    """Raise ProtocolError or TextError if protocol `name` cannot be run. Loads nothing.
 
-    option  the setting that names a local file for it, quoted in messages.
+    option  the setting that gives a local file for it, for messages.
     """
     protocol = find(name, use)
     protocol.source.check(_wanted(protocol, path, data_dir, option))
 
 
 def content(protocol: Protocol, path: str | None, data_dir: str | Path | None) -> str:
-    """What a protocol reads, for keys: a hash of a local file or our generator, or a pin."""
+    """Identity of a protocol's text, for keys: hash of a local file or our generator, or a pin."""
     return protocol.source.content(_wanted(protocol, path, data_dir))
 
 
@@ -194,15 +194,15 @@ def _wanted(
 
 
 def default_option(protocol: Protocol) -> str:
-    """Return the setting of the command line that names a local file for `protocol`."""
+    """Return the command-line setting that gives a local file for `protocol`."""
     return "calib.path" if protocol.calibrates else f"suite.perplexity.paths.{protocol.id}"
 
 
 def context_length(config: Any, asked: int | None = None) -> int:
     """Return the tokens of a window: `asked`, or the maximum in a Hugging Face model config.
 
-    Raises ProtocolError when the config states none and nothing was asked for (BLOOM: the papers
-    use 2048), or when more was asked for than the model has positions.
+    Raises ProtocolError if both are missing (BLOOM's config has none; the papers use 2048), or if
+    `asked` is more than the model's positions.
     """
     own = stated_length(config)
     if asked is None and own is None:
@@ -221,7 +221,7 @@ def context_length(config: Any, asked: int | None = None) -> int:
 
 
 def stated_length(config: Any) -> int | None:
-    """The tokens that a Hugging Face model config was made for; None when it states none."""
+    """The context length that a Hugging Face model config states; None if it states none."""
     names = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len")
     text_config = config.get_text_config() if hasattr(config, "get_text_config") else config
     return next((v for n in names if isinstance(v := getattr(text_config, n, None), int)), None)
@@ -242,16 +242,17 @@ def windows(
     """Return the token windows of protocol `name`, `context` tokens long.
 
     path, data_dir  a local file or folder instead of the hub.
-    documents       which documents of a local file; read by the protocols for documents alone.
-    sequences       evaluation: at most so many windows; calibration: exactly so many.
-    seed            of the draws of calibration protocols.
-    Raises ProtocolError if the text is too short, TextError if it cannot be had.
+    documents       range of documents in a local file; only for document protocols.
+    sequences       number of windows: the maximum for evaluation, exact for calibration.
+    seed            of the random draws of calibration protocols.
+
+    Raises ProtocolError if the text is too short, TextError if it is not available.
     """
     protocol = find(name, use)
     if use == CALIBRATION and sequences is None:
         raise ProtocolError(f"the calibration protocol {name} needs a number of sequences")
     if sequences is not None and sequences < 1:
-        raise ProtocolError(f"protocol {name}: ask for 1 window or more, not {sequences}")
+        raise ProtocolError(f"protocol {name}: {sequences} windows were requested; use 1 or more")
     asked = min((n for n in (protocol.windows, sequences) if n is not None), default=None)
     wanted = _wanted(protocol, path, data_dir, None, documents, asked, seed)
     text = protocol.source.read(wanted)
@@ -268,7 +269,7 @@ def windows(
 def calibration_windows(
     config: CalibConfig, tokenizer: Any, context: int, data_dir: str | Path | None = None
 ) -> TokenWindows:
-    """Return the windows a calibration config asks for; `context` is the model's own length."""
+    """Return the windows of a calibration config; `context` is the model's context length."""
     length = context if config.length is None else config.length
     if not 2 <= length <= context:
         raise ProtocolError(
@@ -289,7 +290,7 @@ def calibration_windows(
 
 
 def token_hash(found: list[Tensor]) -> str:
-    """Return the SHA-256 of windows: of each its length and ids, 8-byte little-endian."""
+    """Return the SHA-256 over the length and ids of every window, as 8-byte little-endian."""
     digest = hashlib.sha256()
     for window in found:
         digest.update(len(window).to_bytes(8, "little"))

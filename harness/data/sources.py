@@ -1,7 +1,7 @@
-"""The sources of protocols: our own stories, pinned files of the hub, and local files.
+"""Sources of protocols: the embedded stories, pinned files of the hub, and local files.
 
-A source says of a request whether it can be had, what it reads (for keys), and reads it. Protocols
-name their source in one place (harness.data.protocols.PROTOCOLS) and know no more of it.
+A source checks whether a text is available, identifies it for keys, and reads it. Protocols name
+their source in one place, harness.data.protocols.PROTOCOLS.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from harness.records.hashes import digest, file_sha256
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is asked of a source.
+    """A request to a source.
 
-    protocol        the id of the protocol that asks, for messages.
-    option          the setting that names a local file for it, for messages.
-    calibrates      random rows by `seed`, as many as are asked for; False: the first ones.
-    rows            only the first so many rows are read; None: all.
-    path, data_dir  a local file or folder, and where a relative one is looked for first.
-    documents       which documents of a local file.
-    asked           windows that are wanted at most (calibrating: exactly).
+    protocol        id of the protocol, for messages.
+    option          the setting that gives a local file for it, for messages.
+    calibrates      True: random rows by `seed`; False: the first rows.
+    rows            number of rows to read, from the first on; None: all.
+    path, data_dir  a local file or folder, and the folder in which a relative path is tried first.
+    documents       range of documents in a local file.
+    asked           number of windows: the maximum for evaluation, exact for calibration.
     """
 
     protocol: str
@@ -48,7 +48,7 @@ class Text:
     """Rows that were read.
 
     source   the dataset with its revision and file, or the name of the local file.
-    numbers  of the rows in their file, where not all were taken.
+    numbers  positions of the rows in their file, if not all were taken.
     """
 
     rows: Iterable[str]
@@ -58,11 +58,11 @@ class Text:
 
 @dataclass(frozen=True)
 class Source:
-    """Where rows come from.
+    """A source of rows.
 
-    check    raises ProtocolError or TextError if they cannot be had; nothing is loaded.
-    content  what is read, in a word or a hash, for keys: the same content gives the same figures.
-    read     the rows.
+    check    raises ProtocolError or TextError if they are not available; loads nothing.
+    content  identifies the text for keys, by a hash or a pin.
+    read     reads the rows.
     """
 
     check: Callable[[Wanted], object]
@@ -90,7 +90,7 @@ def _stories(wanted: Wanted) -> Text:
     from harness.embedded import stories
 
     if wanted.calibrates:
-        # Endless: as many as the windows take, other ones for every seed.
+        # Unlimited: as many as the windows need, different for every seed.
         split = "calibration"
         found = stories.stories(split, sys.maxsize, wanted.seed)
     else:
@@ -131,7 +131,7 @@ def _hub_copy(name: str, path: str, wanted: Wanted) -> Path:
 
 
 def _file(wanted: Wanted) -> Path:
-    """The local file that a protocol reads."""
+    """The local file that a protocol reads; ProtocolError if none was given."""
     if wanted.path is None:
         raise ProtocolError(
             f"the protocol {wanted.protocol} reads a local file; set {wanted.option}=<file>"
@@ -152,11 +152,11 @@ def _file_rows(wanted: Wanted) -> Text:
 
 
 def _file_documents(wanted: Wanted) -> Text:
-    """The documents of a range: the first `asked` of them or, calibrating, random ones."""
+    """Documents of a range: the first `asked`, or random ones for calibration."""
     file, chosen = _file(wanted), wanted.documents
     rows = texts.read_documents(file, chosen.separator)
     if not rows[-1]:
-        rows.pop()  # a separator at the end of the file ends a document and begins none
+        rows.pop()  # a separator at the end of the file does not start a document
     stop = len(rows) if chosen.count is None else chosen.start + chosen.count
     if chosen.start < 0 or stop > len(rows) or stop <= chosen.start:
         raise ProtocolError(
@@ -184,5 +184,5 @@ DOCUMENTS = Source(_file, _file_content, _file_documents)
 
 
 def hub(name: str) -> Source:
-    """A text of `texts.HUB_TEXTS`: the pinned file of the hub, or a local copy of it."""
+    """The source of a text in `texts.HUB_TEXTS`: the pinned hub file, or a local copy of it."""
     return Source(partial(_check_hub, name), partial(_hub_content, name), partial(_hub_rows, name))

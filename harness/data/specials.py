@@ -1,16 +1,16 @@
-"""Special tokens: the one rule for every stream of ids that is scored, continued or calibrated on.
+"""Special tokens: the one rule for all ids that are scored, continued or used for calibration.
 
-1. What the tokenizer puts before a text by itself stands there, once: a text that spells BOS out
-   does not get a second one.
-2. What the tokenizer puts behind a text (EOS, SEP) is left out. It is not text: scored, it would be
-   part of a continuation or document, and in a prompt or a window it would stand in the middle.
-3. Documents, and windows that are packed from documents, begin with BOS wherever the tokenizer has
-   one (`encode(..., bos=True)`).
-4. A prompt of white space alone is empty, and what follows stands behind BOS, or behind EOS where
-   there is no BOS (`blank_prompt`).
+1. Tokens that the tokenizer adds before a text stay, once: a text that spells out BOS gets no
+   second one.
+2. Tokens that the tokenizer adds after a text (EOS, SEP) are removed. They are not text: they would
+   be scored as part of a continuation or document, or stand in the middle of a prompt or window.
+3. Documents, and windows packed from documents, begin with BOS if the tokenizer has one
+   (`encode(..., bos=True)`).
+4. A prompt of white space alone is empty, and is replaced by BOS, or by EOS if there is no BOS
+   (`blank_prompt`).
 
-Special tokens that a text spells out inside are part of the text and stay. `Tally` says which
-special tokens a stream held, for records.
+Special tokens that are spelled out within a text are part of the text and stay. `Tally` counts the
+special tokens of streams, for records.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-# In every key of a text: raised when the rule gives other ids for the same text.
+# Part of every text's key: raise it if the rule gives other ids for the same text.
 VERSION = 2
 
 _PROBE = "a"
@@ -28,7 +28,7 @@ _PROBE = "a"
 
 @dataclass(frozen=True)
 class Specials:
-    """What a tokenizer puts around every text by itself, and its BOS; ids."""
+    """Ids that a tokenizer adds before and after every text, and its BOS."""
 
     before: tuple[int, ...]
     behind: tuple[int, ...]
@@ -36,12 +36,12 @@ class Specials:
 
     @classmethod
     def of(cls, tokenizer: Any) -> Specials:
-        """Found by encoding one letter with and without special tokens."""
+        """Determine them by encoding one letter with and without special tokens."""
         whole = list(tokenizer(_PROBE, verbose=False)["input_ids"])
         text = list(tokenizer(_PROBE, verbose=False, add_special_tokens=False)["input_ids"])
         places = range(len(whole) - len(text), -1, -1)
         start = next((n for n in places if text and whole[n : n + len(text)] == text), None)
-        if start is None:  # the letter is another token there: what is special says its name
+        if start is None:  # the letter became another token: go by the special ids
             special = set(getattr(tokenizer, "all_special_ids", ()))
             known = [n for n, token in enumerate(whole) if token not in special]
             start, end = (known[0], known[-1] + 1) if known else (len(whole), len(whole))
@@ -50,7 +50,7 @@ class Specials:
         return cls(tuple(whole[:start]), tuple(whole[end:]), tokenizer.bos_token_id)
 
     def trim(self, ids: Sequence[int]) -> list[int]:
-        """The ids of a text, which the tokenizer gave with its special tokens, by the rule."""
+        """Apply the rule to the ids of a text that was encoded with special tokens."""
         found = list(ids)
         if self.behind and tuple(found[-len(self.behind) :]) == self.behind:
             del found[-len(self.behind) :]
@@ -61,14 +61,14 @@ class Specials:
         return found
 
     def encode(self, tokenizer: Any, text: str, *, bos: bool = False) -> list[int]:
-        """The ids of a text; with bos behind BOS, if the tokenizer has one but omits it."""
+        """The ids of a text; with `bos`, BOS is put first if the tokenizer has one but omits it."""
         ids = self.trim(tokenizer(text, verbose=False)["input_ids"])
         if not bos or self.bos is None or ids[:1] == [self.bos]:
             return ids
         return [self.bos, *ids]
 
     def blank_prompt(self, eos: int | None) -> list[int]:
-        """What stands in the place of an empty prompt: BOS, or else EOS; empty without either."""
+        """The ids that replace an empty prompt: BOS, else EOS, else none."""
         return [token for token in (self.bos, eos) if token is not None][:1]
 
 
@@ -86,13 +86,13 @@ class Tally:
         self._special = own | set(getattr(self.tokenizer, "all_special_ids", None) or ())
 
     def add(self, streams: Iterable[Sequence[int]]) -> None:
-        """Count those of more streams of ids."""
+        """Count the special tokens of more streams of ids."""
         for ids in streams:
             self._times.update(token for token in ids if token in self._special)
             self._first.update(token for token in ids[:1] if token in self._special)
 
     def said(self) -> str:
-        """In words: "<s> 200 times (200 first)", "none"."""
+        """The counts in words: "<s> 200 times (200 first)", "none"."""
         parts = [
             f"{spelled(self.tokenizer, token)} {count} time{'s' * (count != 1)}"
             f" ({self._first[token]} first)"
@@ -104,6 +104,6 @@ class Tally:
 
 
 def spelled(tokenizer: Any, token: int) -> str:
-    """A token as its tokenizer writes it; its id where it has no name."""
+    """A token as its tokenizer writes it, or its id if it has no name."""
     name = getattr(tokenizer, "convert_ids_to_tokens", lambda _: None)(token)
     return name if isinstance(name, str) else str(token)

@@ -1,8 +1,8 @@
-"""Where texts come from: pinned files of hub datasets, local files of the same content, or ours.
+"""Read texts from pinned files of hub datasets, or from local files.
 
-A text is a list of rows, as the dataset has them; `harness.data.protocols` joins, crops and
-tokenizes them. Files are read directly (parquet, JSON lines, plain text, gzipped or not): no
-dataset scripts.
+A text is a list of rows, as in the dataset; `harness.data.protocols` joins, crops and tokenizes
+them. Files are read directly (parquet, JSON lines, plain text, gzipped or not), without dataset
+scripts.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ STORY_SEPARATOR = "<|endoftext|>"
 
 
 class TextError(BitsweepError):
-    """A text cannot be had; the message names it and says what to do next."""
+    """A text is not available."""
 
 
 class ProtocolError(BitsweepError):
-    """A protocol is unknown or its text does not give the windows that were asked for."""
+    """A protocol is unknown, or its text does not give the requested windows."""
 
 
 @dataclass(frozen=True)
 class HubText:
     """One file of a hub dataset.
 
-    dataset, revision, file  where it is; the revision is a commit wherever the hub has one.
-    field    the column that holds the text.
-    names    file names under which a local copy of the same split is looked for in a folder.
-    clean    what the dataset's builder does to a line of the original plain-text file.
+    dataset, revision, file  its place; the revision is a commit if the hub has one.
+    field    the column with the text.
+    names    file names of local copies of the same split.
+    clean    the dataset builder's function on a line of the original plain-text file.
     """
 
     dataset: str
@@ -49,13 +49,13 @@ class HubText:
 
 
 def wikitext_row(line: str) -> str:
-    """Return a line of a WikiText file as its dataset row: blank ones are empty, others stay."""
+    """Return the dataset row of a WikiText line: blank lines become empty, others stay."""
     return line if line.strip() else ""
 
 
 _WIKITEXT = ("Salesforce/wikitext", "b08601e04326c79dfdd32d625aee71d232d685c3")
 _C4 = ("allenai/c4", "1588ec454efa1a09f29cd18ddd04fe05fc8653a2")
-# The dataset is a script, which nothing runs any more; this branch holds its rows as parquet.
+# The dataset is a script, which `datasets` no longer runs; this branch has its rows as parquet.
 _PTB = ("ptb-text-only/ptb_text_only", "refs/convert/parquet")
 
 
@@ -95,9 +95,9 @@ HUB_TEXTS: dict[str, HubText] = {
 
 
 def locate(path: str | Path, data_dir: str | Path | None = None) -> Path:
-    """Return the existing file or folder `path`; a relative one is looked for in `data_dir` first.
+    """Return the existing file or folder `path`; a relative path is tried in `data_dir` first.
 
-    Raises TextError when there is none.
+    Raises TextError if there is none.
     """
     given = Path(path).expanduser()
     tried = [given] if given.is_absolute() else [Path(data_dir or ".") / given, given]
@@ -112,9 +112,9 @@ def locate(path: str | Path, data_dir: str | Path | None = None) -> Path:
 
 
 def local_file(source: str, path: Path) -> Path:
-    """Return the file of text `source` at `path`: the file itself or, in a folder, the copy there.
+    """Return the file of text `source` at `path`, which is a file, or a folder with a copy.
 
-    Raises TextError when the folder does not contain one under any of the names it is known by.
+    Raises TextError if the folder has no file under any of the names of the text.
     """
     if path.is_file():
         return path
@@ -132,8 +132,8 @@ def local_file(source: str, path: Path) -> Path:
 def hub_file(source: str, option: str) -> Path:
     """Return the hub's file of text `source`, downloaded unless it is in the cache.
 
-    option  the setting that takes a local file instead, for the error message.
-    Raises TextError when it is neither in the cache nor reachable.
+    option  the setting that takes a local file instead, for messages.
+    Raises TextError if it is neither cached nor can be downloaded.
     """
     from huggingface_hub import hf_hub_download
 
@@ -154,7 +154,7 @@ def _unreachable(source: str, option: str, error: Exception | None = None) -> st
     elif isinstance(error, GatedRepoError):
         why, step = "its owner grants access", "ask for it on the hub and log in (hf auth login)"
     else:
-        why = f"the hub did not give it ({type(error).__name__})"
+        why = f"the hub did not provide it ({type(error).__name__})"
         step = "check the network and try again"
     return _cannot(source, option, why, step)
 
@@ -171,7 +171,7 @@ def _cannot(source: str, option: str, why: str, step: str) -> str:
 def check_hub(source: str, option: str) -> None:
     """Raise TextError for a text whose file is not cached and cannot be downloaded.
 
-    That is so if the hub is switched off, or says that it does not give it.
+    The hub may be switched off (HF_HUB_OFFLINE) or refuse the file.
     """
     from huggingface_hub import try_to_load_from_cache
 
@@ -197,7 +197,7 @@ def read_rows(
 ) -> list[str]:
     """Return the first `limit` rows of a parquet, JSON-lines or text file, gzipped or not.
 
-    A row of a text file is a line with its line end, after `clean`. Raises TextError for a file
+    In a text file, a row is a line with its line end, after `clean`. Raises TextError for a file
     that cannot be read that way.
     """
     try:
@@ -249,14 +249,16 @@ def _parquet_rows(file: Path, field: str) -> Iterator[str]:
 
 
 def read_documents(file: Path, separator: str = STORY_SEPARATOR, field: str = "text") -> list[str]:
-    """Return the documents of a file, stripped of white space around them, empty ones included.
+    """Return the documents of a file, including empty ones, without surrounding white space.
 
     Text files are split at `separator`; each row of a JSON-lines or parquet file is a document.
     """
     if file.name.removesuffix(".gz").endswith((".json", ".jsonl", ".parquet")):
         return [row.strip() for row in read_rows(file, field)]
     if not separator:
-        raise TextError("the separator of documents is empty; set it to what stands between two")
+        raise TextError(
+            "the separator of documents is empty; set it to the text between two documents"
+        )
     return [part.strip() for part in "".join(read_rows(file)).split(separator)]
 
 

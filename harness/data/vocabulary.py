@@ -1,7 +1,7 @@
-"""Ids that a tokenizer gives and a model does not have: found before the model is called.
+"""Check token ids against the vocabulary of a model before the model is called.
 
-A model looks ids up in its embedding; beyond its end that is an IndexError without a name, and on a
-GPU an assertion that ends the process.
+An id beyond the embedding is an IndexError without a cause, and on a GPU an assertion that ends the
+process.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ if TYPE_CHECKING:
 
 
 class VocabularyError(BitsweepError):
-    """A tokenizer gives ids that the model does not have."""
+    """A token id is not in the model's vocabulary."""
 
 
 def size_of(model: Any) -> int:
-    """How many ids a Hugging Face causal LM has."""
+    """Vocabulary size of a Hugging Face causal LM."""
     return int(model.get_input_embeddings().num_embeddings)
 
 
 def check_windows(found: TokenWindows, tokenizer: Any, model: Any) -> None:
-    """VocabularyError naming the first token of the windows that the model does not have."""
+    """Raise VocabularyError for the first token of the windows that the model does not have."""
     where = f"protocol {found.protocol.id}, {found.source}"
     size = size_of(model)
     for window in found.windows:
@@ -35,7 +35,7 @@ def check_windows(found: TokenWindows, tokenizer: Any, model: Any) -> None:
 
 
 def require_known(ids: Iterable[int], tokenizer: Any, size: int, where: str) -> None:
-    """VocabularyError naming `where` and the first of the ids that is not below `size`."""
+    """Raise VocabularyError, beginning with `where`, for the first id that is not below `size`."""
     wrong = unknown(ids, size)
     if wrong:
         raise VocabularyError(
@@ -45,5 +45,5 @@ def require_known(ids: Iterable[int], tokenizer: Any, size: int, where: str) -> 
 
 
 def unknown(ids: Iterable[int], size: int) -> Sequence[int]:
-    """The ids that an embedding of `size` rows does not have."""
+    """The ids that are not below `size`."""
     return [token for token in ids if not 0 <= token < size]

@@ -1,8 +1,8 @@
-"""The ways rows of text become token windows; `harness.data.protocols` names combinations of them.
+"""Functions that turn rows of text into token windows; protocols (harness.data.protocols) use them.
 
-Each is a pure function of rows, tokenizer, window length and seed. Random windows use Python's
-`random.Random` in the order of the GPTQ authors' code, which is part of the protocol: another order
-of the same draws gives other windows. Special tokens follow `harness.data.specials`.
+Each is a pure function of rows, tokenizer, window length and seed. Random windows are drawn by
+Python's `random.Random` in the order of the GPTQ authors' code. The order is part of the protocol:
+another one gives other windows. Special tokens follow `harness.data.specials`.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from harness.data.specials import Specials
 from harness.data.texts import ProtocolError
 
 Cut = tuple[list[torch.Tensor], list[str]]
-"""Windows, int64 of shape [tokens], and the rows they depend on."""
+"""(windows, rows): windows are int64 of shape [tokens], made from these rows."""
 
 
 def disjoint(
     rows: Sequence[str], tokenizer: Any, length: int, *, join: str, most: int | None = None
 ) -> Cut:
-    """Return consecutive windows of all rows joined and tokenized once, without the short tail.
+    """Join all rows, tokenize once, return consecutive windows without the incomplete last one.
 
-    most  keep only the first so many windows. Raises ProtocolError when not even one is filled.
+    most  maximum number of windows. Raises ProtocolError if the text fills none.
     """
     ids = _stream(rows, tokenizer, join)
     count = len(ids) // length
@@ -41,7 +41,7 @@ def disjoint(
 def crops(
     rows: Sequence[str], tokenizer: Any, length: int, *, join: str, number: int, seed: int
 ) -> Cut:
-    """Return `number` windows at random places of all rows joined and tokenized once.
+    """Join all rows, tokenize once, return `number` windows at random places.
 
     Raises ProtocolError for a text of fewer than length + 1 tokens.
     """
@@ -61,9 +61,9 @@ def document_crops(
 ) -> Cut:
     """Return `number` windows, each at a random place of a random row of more than `length` tokens.
 
-    Rows are drawn until one is long enough, then the place: row, row, ..., place, row, ... A row
-    of exactly `length` tokens is drawn again (the authors' code stops with an error on one).
-    Raises ProtocolError when no row is long enough.
+    Draws rows until one is long enough, then a place: row, row, ..., place, row, ... A row of
+    exactly `length` tokens is too short (the authors' code fails on one).
+    Raises ProtocolError if no row is long enough.
     """
     rng = random.Random(seed)
     specials = Specials.of(tokenizer)
@@ -94,10 +94,11 @@ def document_crops(
 def documents(
     rows: Sequence[str], tokenizer: Any, length: int, *, numbers: Sequence[int] | None = None
 ) -> Cut:
-    """Return each row as a sequence of its own, BOS first, cut at `length` tokens.
+    """Return each row as one sequence, with BOS first, truncated to `length` tokens.
 
-    numbers  the numbers of the rows in their file, for messages. Raises ProtocolError for a row
-    that leaves no token to predict.
+    numbers  positions of the rows in their file, for messages.
+
+    Raises ProtocolError for a row without a token to predict.
     """
     found = []
     specials = Specials.of(tokenizer)
@@ -105,7 +106,7 @@ def documents(
         ids = specials.encode(tokenizer, row, bos=True)[:length]
         if len(ids) < 2:
             raise ProtocolError(
-                f"document {number} ({row[:40]!r}) leaves no token to predict; "
+                f"document {number} ({row[:40]!r}) has no token to predict; "
                 "choose a range of documents without it"
             )
         found.append(torch.tensor(ids, dtype=torch.int64))
@@ -113,10 +114,10 @@ def documents(
 
 
 def packed(rows: Iterable[str], tokenizer: Any, length: int, *, join: str, number: int) -> Cut:
-    """Return `number` windows, each beginning with BOS and a whole row and filled with the next.
+    """Return `number` windows of consecutive rows, each beginning with BOS and a row's first token.
 
-    What does not fit into a window is left out; the next one begins with the next row. Raises
-    ProtocolError when the rows run out.
+    The last row of a window is truncated; the next window begins with the next row. Raises
+    ProtocolError if there are too few rows.
     """
     found: list[torch.Tensor] = []
     used: list[str] = []
@@ -139,6 +140,6 @@ def packed(rows: Iterable[str], tokenizer: Any, length: int, *, join: str, numbe
 
 
 def _stream(rows: Sequence[str], tokenizer: Any, join: str) -> torch.Tensor:
-    """All rows joined and tokenized once."""
+    """Join all rows and tokenize them once."""
     ids = Specials.of(tokenizer).encode(tokenizer, join.join(rows))
     return torch.tensor(ids, dtype=torch.int64)

@@ -1,7 +1,6 @@
-"""Models that are quantized already: what a checkpoint of any format says of itself, and loading.
+"""Quantized checkpoints from elsewhere: reading their metadata, and loading.
 
-Such a cell has method=none: its weights are measured as they are. Its scheme is what the files say,
-and the record names format and producer.
+Their cells have method=none and the scheme of the files; the record has format and producer.
 """
 
 from __future__ import annotations
@@ -25,10 +24,11 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """What a quantized checkpoint is. zero_points says how sure their meaning is.
+    """The metadata of a quantized checkpoint.
 
-    evidence  what shows it, where the files do not say.
-    signed    it holds negative scales.
+    zero_points  meaning of the stored zero-points, and how certain it is.
+    evidence     how the meaning was found, if the files do not state it.
+    signed       it has negative scales.
     """
 
     format: str
@@ -40,11 +40,11 @@ class Checkpoint:
 
     @property
     def label(self) -> str:
-        """As tables call it: "GPTQ v1"."""
+        """Its name in tables, such as "GPTQ v1"."""
         return f"{self.format}, negative scales" if self.signed else self.format
 
     def semantics(self) -> dict[str, str]:
-        """The part of a record that names it."""
+        """Its entry in the configuration of a record."""
         return {
             "format": self.format,
             "producer": self.producer,
@@ -67,8 +67,9 @@ class Checkpoint:
 def find_checkpoint(folder: Path, levels: Part | None = None) -> Checkpoint | None:
     """The quantized checkpoint in a model's folder; None for full precision.
 
-    levels are those that it may have besides the built-in ones. ModelError for a quantization that
-    cannot be read.
+    levels  a user's module of levels, allowed besides the built-in ones.
+
+    Raises ModelError for a quantization that cannot be read.
     """
     status = (folder / "config.json").stat()
     return _examine(folder, levels, status.st_mtime_ns, status.st_size)
@@ -100,10 +101,9 @@ def _examine(folder: Path, levels: Part | None, _mtime_ns: int, _size: int) -> C
 
 
 def _refuse_integers(folder: Path) -> None:
-    """ModelError for weights that are stored as integers although nothing says they are quantized.
+    """Raise ModelError for integer weights in a checkpoint without a quantization config.
 
-    Loaded, each would be cast to a floating-point number, as if it had never had a scale. Only the
-    headers are read.
+    The loader would cast them to floating point without their scales. Reads only the headers.
     """
     chosen = chosen_weights(folder)
     for file in [] if chosen.pickled else chosen.paths:
@@ -111,14 +111,14 @@ def _refuse_integers(folder: Path) -> None:
             kind = str(entry.get("dtype", "")) if isinstance(entry, dict) else ""
             if name.endswith((".weight", ".bias")) and kind.startswith(("I", "U")):
                 raise ModelError(
-                    f"{file}: {name} is stored as integers ({kind}), but config.json says nothing "
-                    "of a quantization, so nobody knows their scales: get the full-precision "
+                    f"{file}: {name} is stored as integers ({kind}), but config.json has no "
+                    "quantization_config, so their scales are unknown: get the full-precision "
                     "original, or a checkpoint with its quantization_config."
                 )
 
 
 def _header(file: Path) -> dict[str, Any]:
-    """What a safetensors file says of its tensors; of a damaged one, nothing."""
+    """The header of a safetensors file; empty for a damaged file."""
     with file.open("rb") as stream:
         size = int.from_bytes(stream.read(8), "little")
         if size > file.stat().st_size:
@@ -145,11 +145,11 @@ def load_packed(
     *,
     trust: bool = False,
 ) -> Any:
-    """The model of a quantized folder, its layers on `kernel`.
+    """Load a quantized folder with its layers on `kernel`.
 
-    transforms  that the configuration names: they may stand in front of layers.
-    levels      that it names: layers may have them.
-    trust       whether the Python files of the folder are run.
+    transforms  of the configuration, whose operators may stand in front of layers.
+    levels      the user's module of levels of the configuration.
+    trust       run the Python files of the folder.
     """
     import torch
 
@@ -177,7 +177,7 @@ def load_dequantized(
     *,
     trust: bool = False,
 ) -> Any:
-    """The same model with its weights dequantized: the baseline where no original is at hand."""
+    """The model with dequantized weights: the baseline if the original is not available."""
     import torch
 
     from quant.checkpoint import dequantize_layers

@@ -1,7 +1,7 @@
-"""What config.json says of a model, judged before transformers reads it.
+"""Checks of a model's config.json before transformers reads it.
 
-It must be an object that names its architecture, and its sizes must be some that a model can have:
-transformers builds whatever it is told, or ends in a traceback.
+It must be an object that names its architecture and has possible sizes; transformers would build
+any size, or end in a traceback.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from harness.errors import ModelError
 
 MOST_LAYERS = 10_000
 MOST_OF_ANYTHING = 2**31
-# By the names that architectures give to their sizes. null and lists (a size for every layer) are
-# left to transformers.
+# Names that architectures use for their sizes. null and lists (one size per layer) are left to
+# transformers.
 LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads", "num_key_value_heads")
 SIZES = (
@@ -31,9 +31,9 @@ EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
 
 
 def require_described(file: Path, what: str) -> None:
-    """ModelError for a config.json that describes no model we could load; `what` names its folder.
+    """Raise ModelError for a config.json that cannot be loaded; `what` names its folder.
 
-    What needs the architecture's own code to be seen is not seen here.
+    Faults that only the code of the architecture can detect are not found here.
     """
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
@@ -43,7 +43,7 @@ def require_described(file: Path, what: str) -> None:
         ) from error
     except RecursionError as error:
         raise ModelError(
-            f"{what}: config.json is nested too deeply to be one; use the original model's."
+            f"{what}: config.json is nested too deeply; use that of the original model."
         ) from error
     if not isinstance(config, dict):
         raise ModelError(
@@ -64,7 +64,7 @@ def require_described(file: Path, what: str) -> None:
 
 
 def encoder_decoder(what: str, kind: str) -> str:
-    """What to say of a model that does not predict the next token of one text."""
+    """The error message for an encoder-decoder model of type `kind`."""
     return (
         f"{what} is an encoder-decoder model ({kind}), and Bitsweep measures models that predict "
         "the next token: use a decoder-only model, such as OPT, Llama or Qwen."
@@ -73,11 +73,11 @@ def encoder_decoder(what: str, kind: str) -> str:
 
 @contextmanager
 def readable(what: str) -> Iterator[None]:
-    """Say in one sentence what the file system has against the folder that `what` names."""
+    """Context: turn errors of the file system into ModelErrors that name `what`."""
     try:
         yield
     except (OSError, RuntimeError) as error:
-        # Python 3.11 has a RuntimeError for links that go in a circle.
+        # Python 3.11 raises RuntimeError for a loop of links.
         loop = isinstance(error, RuntimeError) and "Symlink loop" in str(error)
         if not loop and not (isinstance(error, OSError) and error.errno):
             raise
@@ -86,8 +86,8 @@ def readable(what: str) -> Iterator[None]:
         named = f" ({file})" if loop or 0 < len(file) < 100 else ""
         said = what if len(what) < 300 else f"{what[:150]}...{what[-60:]}"
         raise ModelError(
-            f"{said} cannot be read: {os.strerror(number)}{named}; correct the path, or what it "
-            "leads to."
+            f"{said} cannot be read: {os.strerror(number)}{named}; correct the path or the file "
+            "it points to."
         ) from error
 
 
@@ -104,8 +104,8 @@ def _require_sizes(what: str, part: str, config: Mapping[str, Any]) -> None:
             if type(value) is not int or not least <= value <= most:
                 shown = json.dumps(value)[:40]
                 raise ModelError(
-                    f"{what}: config.json has {part}{name}={shown}, and a model has {least} to "
-                    f"{most} of them; correct it, as the original model has it."
+                    f"{what}: config.json has {part}{name}={shown}, which must be {least} to "
+                    f"{most}; correct it to the value of the original model."
                 )
 
 

@@ -1,4 +1,4 @@
-"""model=dummy: random weights of any architecture, for timing what cannot be downloaded."""
+"""model=dummy: random weights of any architecture, to time models that cannot be downloaded."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ if TYPE_CHECKING:
     from quant.scheme import Scheme
 
 VERSION = 1  # raise it when the same seed gives other weights
-# Architectures of transformers that have no sdpa (a test holds this against their classes, which
-# take seconds to import). Of stored models the class says it itself.
+# Architectures of transformers without sdpa. A test compares them with the classes, which take
+# seconds to import; for stored models the class is asked.
 WITHOUT_SDPA = ("bloom", "codegen", "gemma2", "gpt_oss", "gptj", "mpt")
-WORKSPACE = {"cuda": 2**30, "cpu": 2**26}  # bytes beside model and cache: library workspaces
+WORKSPACE = {"cuda": 2**30, "cpu": 2**26}  # bytes for workspaces of libraries
 
 
 def architecture(model: ModelConfig) -> Any:
-    """The transformers config of model.architecture; ModelError naming what is wrong with it."""
+    """The transformers config of model.architecture; ModelError if there is none."""
     from quant.measure.architectures import ARCHITECTURES, ArchitectureError, architecture_config
 
     if model.architecture is None:
         raise ModelError(
-            "model=dummy needs to know which model to imitate: add model.architecture=NAME "
+            "model=dummy needs an architecture: add model.architecture=NAME "
             f"({', '.join(ARCHITECTURES)}) or the path of a config.json."
         )
     try:
@@ -36,14 +36,14 @@ def architecture(model: ModelConfig) -> Any:
 
 
 def with_attention(model: ModelConfig) -> ModelConfig:
-    """The model with the attention that its architecture has: eager where it has no other."""
+    """The model with eager attention if its architecture has no sdpa."""
     if model.attention == "eager" or architecture(model).model_type not in WITHOUT_SDPA:
         return model
     return replace(model, attention="eager")
 
 
 def fingerprint(model: ModelConfig) -> str:
-    """sha256 over the dimensions and the version of the generator; seeds are in the cell's key."""
+    """sha256 over dimensions and generator version; the seed is in the cell's key."""
     dimensions = architecture(model).to_dict()
     dimensions.pop("transformers_version", None)
     text = json.dumps([VERSION, dimensions], sort_keys=True, default=str)
@@ -59,11 +59,11 @@ def load(
     seed: int,
     positions: int,
 ) -> Any:
-    """The random model: packed in `scheme`, or in full precision (its baseline) without one.
+    """Make the random model: packed in `scheme`, or in full precision (its baseline) if it is None.
 
-    positions  tokens that will stand in the KV cache, for which room is kept.
+    positions  tokens in the KV cache, for which memory is reserved.
 
-    Raises quant.measure.dummy.NotEnoughMemory with figures before anything is allocated.
+    Raises quant.measure.dummy.NotEnoughMemory, with figures, before anything is allocated.
     """
     import torch
 
@@ -72,7 +72,7 @@ def load(
     dtype = getattr(torch, model.dtype)
     shape = architecture(model)
     workspace = WORKSPACE["cuda" if device.startswith("cuda") else "cpu"]
-    # Two caches: the static one, and the dynamic one that it is checked against.
+    # Two caches: the static one, and the dynamic one that checks it.
     cache = 4 * positions * shape.num_hidden_layers * shape.hidden_size * dtype.itemsize
     return build_dummy(
         shape,

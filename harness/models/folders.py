@@ -1,4 +1,4 @@
-"""Folders of models: what must be in one, its fingerprint, and loading it in full precision."""
+"""Model folders: required files, the fingerprint, and loading in full precision."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from quant.checkpoint.files import (
 )
 from quant.errors import ArtifactError
 
-# One of these is what a tokenizer is made from.
+# A tokenizer needs one of these files.
 TOKENIZERS = tuple(
     name
     for name in TOKENIZER_FILES
@@ -29,9 +29,9 @@ IDENTITY = ("config.json", *QUANTIZATION_FILES, *TOKENIZER_FILES)
 
 
 def check_folder(folder: Path, what: str) -> Path:
-    """The same folder when it holds a complete model; ModelError says what is missing.
+    """Return the folder if it has a complete model; else raise ModelError on what is missing.
 
-    what  names the folder in messages.
+    what  the name of the folder in messages.
     """
     if not folder.is_dir():
         raise ModelError(f"{what} is not a folder: give one with config.json, weights, tokenizer.")
@@ -52,7 +52,7 @@ def check_folder(folder: Path, what: str) -> Path:
 
 
 def chosen_weights(folder: Path) -> WeightFiles:
-    """The files that hold the weights, as quant.checkpoint.files chooses; ModelError."""
+    """The weight files that quant.checkpoint.files chooses; ModelError if there are none."""
     try:
         return weight_files(folder)
     except ArtifactError as error:
@@ -60,9 +60,9 @@ def chosen_weights(folder: Path) -> WeightFiles:
 
 
 def folder_fingerprint(folder: Path, trust_remote_code: bool = False) -> str:
-    """sha256 over the names and contents of the files that decide what a model computes.
+    """sha256 over the names and contents of the files that determine what a model computes.
 
-    trust_remote_code  the model's Python files are among them.
+    trust_remote_code  include the model's Python files.
     """
     files = [folder / name for name in IDENTITY if (folder / name).is_file()]
     files += chosen_weights(folder).paths
@@ -76,16 +76,16 @@ def folder_fingerprint(folder: Path, trust_remote_code: bool = False) -> str:
 
 
 def text_config(folder: Path) -> dict[str, Any]:
-    """config.json of the model; the text part of a multimodal one."""
+    """config.json of the model; its text part for a multimodal model."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     nested = config.get("text_config")
     return nested if isinstance(nested, dict) else config
 
 
 def load_model(folder: Path, config: ModelConfig, device: str = "cpu") -> Any:
-    """The causal LM in eval mode, in config.dtype, on `device`, attention as configured.
+    """Load the causal LM in eval mode, in config.dtype, on `device`, with the configured attention.
 
-    ModelError that names them for tensors that the files lack or have besides.
+    Raises ModelError, with their names, for missing or unexpected tensors in the files.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -98,13 +98,13 @@ def load_model(folder: Path, config: ModelConfig, device: str = "cpu") -> Any:
             local_files_only=True,
             trust_remote_code=config.trust_remote_code,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # so that they are told, and refused here by name
+            ignore_mismatched_sizes=True,  # mismatches are reported, and refused below by name
         )
     except Exception as error:
         _refuse_code(folder, error)
         raise ModelError(
             f"model={config.name}: the weights could not be read ({first_line(error)}); the files "
-            "may be incomplete, fetch or copy them again."
+            "may be incomplete: download or copy them again."
         ) from error
     model, info = loaded
     _require_all(folder, model, info)
@@ -112,7 +112,7 @@ def load_model(folder: Path, config: ModelConfig, device: str = "cpu") -> Any:
 
 
 def load_tokenizer(folder: Path, config: ModelConfig) -> Any:
-    """The tokenizer of the model in `folder`."""
+    """Load the tokenizer in `folder`; ModelError if it cannot be read."""
     from transformers import AutoTokenizer
 
     try:
@@ -128,10 +128,11 @@ def load_tokenizer(folder: Path, config: ModelConfig) -> Any:
 
 
 def weights_read(folder: Path, model: Any) -> dict[str, Any]:
-    """What a record says of the files that a loaded model was read from.
+    """Record entries on the weight files of a loaded model.
 
-    read is the file, or the index of the shards; unread are other weights beside it; keys are
-    tensors that only the files or only the model have, and why that changes nothing.
+    read    the file, or the index of the shards.
+    unread  other weight files beside it.
+    keys    tensors that only the files or only the model have, and why that is harmless.
     """
     from quant.checkpoint.matching import differences
 
@@ -144,9 +145,9 @@ def weights_read(folder: Path, model: Any) -> dict[str, Any]:
 
 
 def _require_all(folder: Path, model: Any, info: dict[str, Any]) -> None:
-    """ModelError for what the loader filled with random values, or left out.
+    """Raise ModelError for tensors that the loader initialized at random or ignored.
 
-    transformers only warns of both.
+    transformers only warns about both.
     """
     from quant.checkpoint.matching import Differences, differences
 
@@ -161,7 +162,7 @@ def _require_all(folder: Path, model: Any, info: dict[str, Any]) -> None:
 
 
 def _refuse_code(folder: Path, error: Exception) -> None:
-    """Raise what to do when transformers asks for trust in code of the model's own."""
+    """Raise ModelError with the next step if transformers asks to trust the model's own code."""
     if "trust_remote_code" in str(error):
         from quant.checkpoint.skeleton import refusal_of_code
 

@@ -1,4 +1,4 @@
-"""Models of the Hugging Face hub: the snapshot in its local cache, fetched when asked for."""
+"""Models of the Hugging Face hub: snapshots in its local cache, downloaded on request."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from quant.checkpoint.files import INDEX_SUFFIX, TOKENIZER_FILES, choose
 def hub_folder(
     repository: str, revision: str | None, download: bool, code: bool = False
 ) -> Path | None:
-    """The folder of a complete snapshot; None for one that is not here and not to be fetched.
+    """The folder of a complete snapshot; None if it is not cached and `download` is False.
 
-    code  fetch the model's own Python files too.
+    code  download the model's own Python files too.
 
-    Raises ModelError when it cannot be fetched, or when the hub says that it will not be.
+    Raises ModelError if the download fails, or if the hub says that it would.
     """
     from huggingface_hub import snapshot_download
 
@@ -42,8 +42,8 @@ def hub_folder(
         )
     except Exception as error:
         raise ModelError(
-            f"model.id={repository} could not be fetched from the hub ({first_line(error)}): check "
-            "the name, the network and, for gated models, your login; or use model=local "
+            f"model.id={repository} could not be downloaded from the hub ({first_line(error)}): "
+            "check the name, the network and, for gated models, your login; or use model=local "
             "model.path=FOLDER."
         ) from error
     hub.forget(wanted)
@@ -51,7 +51,7 @@ def hub_folder(
 
 
 def _require(wanted: hub.Wanted) -> None:
-    """ModelError for a model that the hub says it does not give."""
+    """Raise ModelError for a model that the hub refuses."""
     refused = hub.ask(wanted).refused
     if refused is not None:
         why, step = refused
@@ -71,22 +71,22 @@ def _cached_snapshot(repository: str, revision: str | None) -> Path | None:
         return check_folder(folder, repository)
     except HFValidationError as error:
         raise ModelError(
-            f"model.id={repository} is no name of a repository: use OWNER/NAME, or model=local "
-            "model.path=FOLDER."
+            f"model.id={repository} is not the name of a repository: use OWNER/NAME, or "
+            "model=local model.path=FOLDER."
         ) from error
     except (LocalEntryNotFoundError, ModelError):
         return None
 
 
 def _patterns(repository: str, revision: str | None) -> list[str]:
-    """Files worth fetching: the weights that are read, tokenizer and configuration."""
+    """Patterns of the files to download: the weights that are read, tokenizer, configuration."""
     import json
 
     from huggingface_hub import HfApi, hf_hub_download
 
     names = [s.rfilename for s in HfApi().model_info(repository, revision=revision).siblings or []]
     chosen = choose(names)
-    if chosen is None:  # a quantized checkpoint with names of its own
+    if chosen is None:  # a quantized checkpoint with other file names
         weights = [n for n in names if "/" not in n and n.endswith((".safetensors", ".bin"))]
     elif chosen.endswith(INDEX_SUFFIX):
         index = Path(hf_hub_download(repository, chosen, revision=revision))

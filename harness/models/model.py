@@ -1,6 +1,6 @@
-"""The model of a cell: a stored one, one quantized elsewhere, random weights, or one not here yet.
+"""The model of a cell: stored, quantized elsewhere, random weights, or absent from this machine.
 
-The four answer the same questions, so that nothing asks where a model came from.
+The four classes have the same interface, so that callers need not know where a model comes from.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a model is loaded, and what random weights need to know.
+    """Where a model is loaded, and the sizes that random weights need.
 
-    kernel     that packed layers run: "cpu", "cuda", "reference", or "auto" for the best there is.
-    positions  tokens that will stand in the KV cache.
-    levels     the module of levels that packed layers may have besides the built-in ones.
+    kernel     of packed layers: "cpu", "cuda", "reference", or "auto" for the best available.
+    positions  tokens in the KV cache.
+    levels     a user's module of levels for packed layers, besides the built-in ones.
     """
 
     device: str
@@ -51,7 +51,7 @@ class Place:
 class StoredModel:
     """A complete Hugging Face folder of full-precision weights.
 
-    fingerprint  sha256 over the files that decide what the model computes.
+    fingerprint  sha256 over the files that determine what the model computes.
     """
 
     config: ModelConfig
@@ -83,7 +83,7 @@ class StoredModel:
         return load_model(self.folder, self.config, place.device)
 
     def baseline(self, place: Place) -> Any:
-        """What quantized weights are compared with: the model in full precision."""
+        """The full-precision model, with which quantized weights are compared."""
         return self.load(place)
 
     def tokenizer(self) -> Any:
@@ -92,7 +92,7 @@ class StoredModel:
 
 @dataclass(frozen=True)
 class QuantizedModel:
-    """A folder of weights that were quantized elsewhere, measured as they are."""
+    """A checkpoint that was quantized elsewhere, measured as it is."""
 
     config: ModelConfig
     folder: Path
@@ -119,12 +119,12 @@ class QuantizedModel:
         return weight_files(self.folder).ambiguity()
 
     def load(self, place: Place) -> Any:
-        """The packed model on the kernel of the place."""
+        """The packed model on the kernel of `place`."""
         options = {**_options(self.config), "levels": place.levels}
         return load_packed(self.folder, place.kernel, place.device, **options)
 
     def baseline(self, place: Place) -> Any:
-        """Its own weights, dequantized: the original is not at hand."""
+        """Its own weights, dequantized, because the original is not available."""
         options = {**_options(self.config), "levels": place.levels}
         return load_dequantized(self.folder, place.kernel, place.device, **options)
 
@@ -134,7 +134,7 @@ class QuantizedModel:
 
 @dataclass(frozen=True)
 class RandomModel:
-    """Random weights of an architecture: it can be timed, and nothing else.
+    """Random weights of an architecture, which can only be timed.
 
     fingerprint  sha256 over the dimensions.
     """
@@ -189,7 +189,7 @@ class RandomModel:
 
 @dataclass(frozen=True)
 class AbsentModel:
-    """A model of the hub that is not on this machine yet: it has a name, and no fingerprint."""
+    """A model of the hub that is not on this machine yet, so it has no fingerprint."""
 
     config: ModelConfig
 
@@ -211,10 +211,12 @@ Model = StoredModel | QuantizedModel | RandomModel
 def find_model(
     config: ModelConfig, download: bool = False, levels: Part | None = None
 ) -> Model | AbsentModel:
-    """The model that a configuration names; with download a model of the hub is fetched first.
+    """Find the model of a configuration.
 
-    levels are those that a quantized one may have besides the built-in ones. ModelError says what
-    is missing.
+    download  download a model of the hub first.
+    levels    a user's module of levels for a quantized model, besides the built-in ones.
+
+    Raises ModelError on what is missing.
     """
     place = config.path or config.id
     with readable(f"model={config.name}" if place is None else f"model {place}"):
@@ -237,7 +239,7 @@ def _local(config: ModelConfig, _download: bool, levels: Part | None) -> Model:
 def _hub(config: ModelConfig, download: bool, levels: Part | None) -> Model | AbsentModel:
     if config.id is None:
         raise ModelError(
-            "model=hub needs to know which: add model.id=OWNER/NAME, for example "
+            "model=hub needs a repository: add model.id=OWNER/NAME, for example "
             "model.id=EleutherAI/pythia-160m."
         )
     folder = hub_folder(config.id, config.revision, download, config.trust_remote_code)
@@ -250,7 +252,7 @@ def _random(config: ModelConfig, _download: bool, _levels: Part | None) -> Model
     return RandomModel(dummy.with_attention(config), dummy.fingerprint(config))
 
 
-# By the name in the configuration, model.source.
+# By the value of model.source.
 SOURCES: dict[str, Callable[[ModelConfig, bool, Part | None], Model | AbsentModel]] = {
     "embedded": _embedded,
     "hub": _hub,

@@ -1,4 +1,4 @@
-"""A model that is worked on block by block: its source of blocks, its shape, and what it takes."""
+"""Models that run block by block: the source of blocks, the shape, and the memory needed."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ ALWAYS, NEVER, AUTO = "always", "never", "auto"
 
 
 def with_attention(model: StoredModel | QuantizedModel) -> StoredModel | QuantizedModel:
-    """The model with the attention that its architecture has: eager where it has no sdpa."""
+    """The model with eager attention if its architecture has no sdpa."""
     if model.config.attention == "eager" or model_facts(model).sdpa:
         return model
     return replace(model, config=replace(model.config, attention="eager"))
 
 
 def model_facts(model: StoredModel | QuantizedModel) -> ModelFacts:
-    """What is known of a model from its config.json; ModelError for one that cannot be built."""
+    """Facts of a model from its config.json; ModelError if it cannot be built."""
     return _shape(model)[1]
 
 
@@ -87,12 +87,12 @@ def quantization_memory(
     runtime: RuntimeConfig,
     results: Path,
 ) -> MemoryPlan:
-    """The memory that quantizing takes, from the model's config.json; no weight is read.
+    """Plan the memory of a quantization from the model's config.json, without reading weights.
 
-    calib  None for a solver that sees no text.
+    calib  None for a solver without calibration.
 
-    Raises MemoryPlanError, with the figures, when it does not fit, and ModelStructureError when too
-    little of the model can be quantized.
+    Raises MemoryPlanError, with the figures, if it does not fit, and ModelStructureError if too
+    small a share of the model can be quantized.
     """
     from quant.coverage import require_coverage
     from quant.memory.limits import free_memory
@@ -117,11 +117,11 @@ def quantization_memory(
 
 @dataclass
 class StreamedModel:
-    """Logits of a model that is never whole in memory, for suites that can work so.
+    """Logits of a model that is processed block by block, for suites that support it.
 
-    wish         where hidden states shall wait: "auto", "cuda", "cpu" or "disk".
-    folder       of those that wait on disk.
-    activations  where they waited, once logits were asked for.
+    wish         where to store hidden states between blocks: "auto", "cuda", "cpu" or "disk".
+    folder       for hidden states on disk.
+    activations  where they were stored; set by `logits`.
     """
 
     source: BlockSource
@@ -133,9 +133,9 @@ class StreamedModel:
     def logits(
         self, batches: Sequence[Tensor], done: Callable[[int, int], None]
     ) -> Iterator[Tensor]:
-        """Logits [batch, tokens, vocabulary] of every batch of ids, in their order.
+        """Yield the logits [batch, tokens, vocabulary] of every batch of ids, in order.
 
-        done(blocks, of all) is called after every block. Raises MemoryPlanError.
+        done(blocks, total) is called after every block. Raises MemoryPlanError if it does not fit.
         """
         from quant.calibrate.activations import activation_store
         from quant.calibrate.capture import check_streaming, stream_logits
@@ -164,10 +164,10 @@ class StreamedModel:
 
 
 def streams(model: Model, artifact: Path | None, runtime: RuntimeConfig, batch: int) -> bool:
-    """Whether a model is measured block by block: as asked for, or because of its size.
+    """Whether a model is measured block by block: as configured, or because it does not fit.
 
-    artifact  the packed weights that are measured; None: full precision.
-    batch     windows that a suite measures at a time.
+    artifact  folder of the packed weights under test; None for full precision.
+    batch     windows per forward pass of the suite.
     """
     from quant.memory.limits import free_memory
     from quant.memory.plan import fits_whole
@@ -180,12 +180,12 @@ def streams(model: Model, artifact: Path | None, runtime: RuntimeConfig, batch: 
 
 
 def parameters(model: StoredModel) -> int:
-    """Numbers in the model, from its config.json; no weight is read."""
+    """Number of parameters, from the model's config.json."""
     return _shape(model)[0].parameters
 
 
 def measured_shape(model: Model, artifact: Path | None) -> tuple[ModelShape, ModelFacts]:
-    """Shape of, and what is known of, the model that suites measure; packed blocks are smaller."""
+    """Shape and facts of the model under test, with packed blocks if it is quantized."""
     shape, model_config = _shape(model)
     if artifact is not None:
         stored = sum(file.stat().st_size for file in chosen_weights(artifact).paths)
@@ -197,9 +197,9 @@ def measured_shape(model: Model, artifact: Path | None) -> tuple[ModelShape, Mod
 def refuse_whole_model(
     suite: str, streaming: Sequence[str], model: Model, artifact: Path | None, device: str
 ) -> ModelError:
-    """What to say when a suite needs the whole model in memory and may not have it.
+    """The error for a suite that needs the whole model in memory although it does not fit.
 
-    streaming  the suites of the cell that do not.
+    streaming  the suites of the cell that can stream.
     """
     from quant.memory.plan import size
 
@@ -207,7 +207,7 @@ def refuse_whole_model(
     alone = f"measure only suite=[{','.join(streaming)}], which streams, " if streaming else ""
     return ModelError(
         f"suite {suite} needs the whole model in memory, but model={model.name} takes "
-        f"{size(shape.whole_bytes)}, more than there is on {device}: {alone}use a larger device, "
+        f"{size(shape.whole_bytes)}, more than {device} has: {alone}use a larger device, "
         "or runtime.stream=never to try all the same."
     )
 
@@ -226,7 +226,7 @@ def _facts_of(folder: Path, dtype: str, quantized: bool, trust: bool) -> ModelFa
     def find() -> ModelFacts:
         return _find_facts(folder, dtype, quantized, trust)
 
-    # What a model's own code builds does not depend on its config.json alone.
+    # The model's own code may depend on more than its config.json, so it is not cached.
     return find() if trust else cached_facts(folder, dtype, quantized, find)
 
 
@@ -263,11 +263,11 @@ def _find_facts(folder: Path, dtype: str, quantized: bool, trust: bool) -> Model
         raise ModelError(encoder_decoder(str(folder), kind) if kind else str(error)) from error
     except ModelError:
         raise
-    except Exception as error:  # whatever a constructor of transformers comes upon
+    except Exception as error:  # constructors of transformers raise any type
         said = " ".join(f"{type(error).__name__}: {error}".split())
         raise ModelError(
-            f"{file} describes no model that transformers {transformers.__version__} can build "
-            f"({said[:200]}): correct it, as the original model has it."
+            f"transformers {transformers.__version__} cannot build a model from {file} "
+            f"({said[:200]}): correct it to that of the original model."
         ) from error
     parts = [each for each in model.modules() if isinstance(each, transformers.PreTrainedModel)]
     sdpa = all(type(each)._supports_sdpa for each in parts)
@@ -282,7 +282,7 @@ def _encoder_decoder_kind(folder: Path) -> str | None:
 
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception:  # what is wrong with it is said already
+    except Exception:  # the error is reported by the caller
         return None
     return str(config.model_type) if getattr(config, "is_encoder_decoder", False) else None
 

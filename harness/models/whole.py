@@ -1,7 +1,7 @@
-"""Whether a model and its files are of one another: the tensors of both, compared in the plan.
+"""Compare the tensors of a model with those of its files, before anything is loaded.
 
-Names and shapes decide, by the rules of whoever loads them (quant.checkpoint.matching), so only the
-headers of the files are read; transformers' own loader reads every value, also on the meta device.
+Names and shapes are compared by the rules of the loaders (quant.checkpoint.matching), so only the
+headers of the files are read; transformers' loader would read every value, even on the meta device.
 """
 
 from __future__ import annotations
@@ -18,20 +18,19 @@ from harness.records.hashes import digest
 from quant.errors import ArtifactError
 from quant.parts import Part
 
-# Raise it when the rules of quant.checkpoint.matching refuse what they allowed.
+# Raise it if the rules of quant.checkpoint.matching become stricter.
 VERSION = 1
 
 _log = logging.getLogger("harness")
 
 
 def require_whole(model: StoredModel | QuantizedModel, levels: Part | None = None) -> None:
-    """ModelError that names tensors which only the model or only its files have, or of other shape.
+    """Raise ModelError, with names, for missing, unexpected or differently shaped tensors.
 
-    The tokenizer is loaded too, to hear of it now if it cannot be.
-    levels  of a quantized model, besides the built-in ones.
+    levels  a user's module of levels for a quantized model, besides the built-in ones.
 
-    That nothing is wrong is kept in the folder shapes of the cache, for the fingerprint of the
-    files: it is found once, because the model has to be built for it.
+    Loads the tokenizer too, so that its errors show in the plan. A good result is cached (folder
+    `shapes`, by the fingerprint of the files), because the check has to build the model.
     """
     kept = _kept(model.fingerprint)
     if kept.is_file():
@@ -52,7 +51,7 @@ def _kept(fingerprint: str) -> Path:
 
 
 def _fault(model: StoredModel | QuantizedModel, levels: Part | None) -> str | None:
-    """The sentence about what is wrong; None where nothing is."""
+    """A sentence on the first fault; None if there is none."""
     folder, config = model.folder, model.config
     quantized = isinstance(model, QuantizedModel)
     try:

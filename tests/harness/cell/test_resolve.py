@@ -84,7 +84,7 @@ REFUSED = [
     # missing things
     ("model=local", "needs a folder", "model.path=FOLDER"),
     ("model=local model.path=/nowhere", "is not a folder", "config.json"),
-    ("model=hub", "needs to know which", "model.id="),
+    ("model=hub", "needs a repository", "model.id="),
     ("calib=documents", "reads a local file", "calib.path=<file>"),
     ("calib=text calib.path=/nowhere.txt", "no file or folder /nowhere.txt", "correct the path"),
     ("suite.perplexity.protocols=[wikitex2]", "wikitex2", "did you mean wikitext2"),

@@ -110,7 +110,7 @@ def test_a_task_that_the_hub_does_not_give_fails_alone(online: Hub) -> None:
         ("some/model", "v2", "the model some/model has no revision v2; name a branch, a tag"),
         ("some/gated", None, "its owner grants access; ask for it on the hub and log in"),
         ("nobody/nothing", None, "has no model nobody/nothing, or hides it from you"),
-        ("a/b/c", None, "a/b/c is no name of a repository"),
+        ("a/b/c", None, "a/b/c is not the name of a repository"),
     ],
 )
 def test_a_model_is_asked_for_before_it_is_fetched(
@@ -154,7 +154,7 @@ def test_a_hub_that_does_not_answer_is_a_sentence_and_is_not_asked_again(
     assert len(downloads) == 3
     why = "gave no answer (HTTP status 503)" if broken else "could not be reached (ConnectError)"
     assert why in silent
-    assert "shows only when it is fetched: give local files" in silent
+    assert "so the download may fail: give local files" in silent
     assert len(online.asked) == int(broken)
 
 

@@ -169,7 +169,7 @@ def test_an_empty_document_is_named(tmp_path: Path) -> None:
     file = tmp_path / "a.txt"
     file.write_text("one|two| |four")
     wanted = DocumentsConfig(start=1, separator="|")
-    with pytest.raises(ProtocolError, match=r"document 2 \(''\) leaves no token"):
+    with pytest.raises(ProtocolError, match=r"document 2 \(''\) has no token"):
         protocols.windows("documents", Characters(), 6, path=str(file), documents=wanted)
 
 

@@ -147,7 +147,7 @@ def test_wikitext2_rows_joined_are_the_text_of_the_paper(shared: Path) -> None:
     ("offline", "error", "words"),
     [
         (True, OSError("no route"), "HF_HUB_OFFLINE is set; unset it"),
-        (False, OSError("no route"), "the hub did not give it (OSError); check the network"),
+        (False, OSError("no route"), "the hub did not provide it (OSError); check the network"),
         (False, None, "its owner grants access; ask for it on the hub and log in"),
     ],
 )

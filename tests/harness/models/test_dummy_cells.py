@@ -154,7 +154,7 @@ def test_a_model_that_does_not_fit_fails_with_figures(cell: Make, monkeypatch) -
         (["suite=[divergence,latency]"], "suite divergence measures accuracy"),
         (["method=gptq"], "method=gptq needs weights to quantize, and model=dummy has none: use m"),
         (["method=rtn"], "method=rtn needs weights"),
-        (["model.architecture=null"], "model=dummy needs to know which model to imitate"),
+        (["model.architecture=null"], "model=dummy needs an architecture"),
         (["model.architecture=opt-3b"], "model.architecture=opt-3b is neither a name"),
         (["suite.latency.prompt_tokens=64"], "a context of 64"),
         (["model=embedded"], "method=random makes random weights, but model=tiny has its own"),

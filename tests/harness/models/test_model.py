@@ -47,7 +47,7 @@ def test_the_embedded_model_is_found_without_importing_it() -> None:
 def test_truncated_weights_are_refused_with_the_next_step(copy: Path) -> None:
     file = copy / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-50])
-    with pytest.raises(ModelError, match="fetch or copy them again"):
+    with pytest.raises(ModelError, match="download or copy them again"):
         load_model(copy, local(copy))
 
 

@@ -125,7 +125,7 @@ def test_results_that_cannot_be_written_are_refused_by_plan_and_run(
         lambda: launch.show_plan([cell_of(config)]),
         lambda: launch.run([Cell(config, ())]),
     ):
-        with pytest.raises(StoreError, match="it is not yours to write"):
+        with pytest.raises(StoreError, match="you have no permission to write it"):
             attempt()
     assert not (tmp_path / "results").exists()
 

@@ -1,5 +1,5 @@
-"""Suites: a module each that ends in SUITE, its table included, and what they measure with.
+"""Suites: one module each, which ends in SUITE, and the modules that do their measurements.
 
-harness.suites.base says what a suite is. perplexity, divergence, zeroshot, latency and kernels load
-no heavy library; what their `run` calls (scoring, comparing, timing_tokens, ...) does.
+harness.suites.base defines a suite. perplexity, divergence, zeroshot, latency and kernels load no
+heavy library; the modules that their `run` imports (scoring, comparing, timing_tokens, ...) do.
 """

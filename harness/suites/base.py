@@ -1,7 +1,7 @@
-"""What a suite is: a spec that says what it reads, measures and adds to tables.
+"""The interface of suites: a spec of what a suite reads, measures and adds to tables.
 
-A suite is one module that ends in `SUITE = Suite(...)`. Reading the module loads no library that
-takes long: torch and its like are imported by what `run` calls.
+A suite is one module that ends in `SUITE = Suite(...)`. Importing it loads no heavy library: `run`
+imports torch and the like.
 """
 
 from __future__ import annotations
@@ -29,30 +29,30 @@ if TYPE_CHECKING:
 
 
 def _no_reference() -> Any:
-    raise ValueError("this model was not quantized, so there are no packed weights to load again.")
+    raise ValueError("this model is not quantized, so there are no packed weights to load again.")
 
 
-# Inputs of a stage that are not the suite's to name: its own would overwrite them in the record.
+# Reserved names of a stage's inputs: a suite's input of the same name would overwrite them.
 OWN_INPUTS = frozenset({"model", "calibration", "code", "artifact"})
 
 
 @dataclass(frozen=True)
 class SuiteContext:
-    """The packed model under test and what is needed to compare it with full precision.
+    """The packed model under test, and access to its full-precision baseline.
 
     model       the loaded Hugging Face causal LM, in eval mode, on `device`.
     tokenizer   its tokenizer.
-    load_baseline   loads the full-precision model the cell started from (same dtype and device);
-                returns `model` itself when the cell is not quantized.
-    data_dir    folder in which relative paths of texts and task files are looked for first.
+    load_baseline   loads the full-precision model of the cell (same dtype and device); returns
+                `model` itself if the cell is not quantized.
+    data_dir    folder in which relative paths of texts and task files are tried first.
     context_length  tokens of a window; None: the model's own maximum.
-    streamed    set when the model is not whole in memory: streamed(batches, done) yields the logits
-                of batches of ids in their order; `model` is then without weights in its blocks.
-    progress    called as progress(done, total, what) from time to time; never None.
-    has_original  load_baseline gives the model from before quantization; False for a checkpoint
-                that was quantized elsewhere, whose baseline is its own weights, dequantized.
-    load_reference  loads the quantized model again with the reference kernel; ValueError without
-                an artifact to load.
+    streamed    set if the model runs block by block: streamed(batches, done) yields the logits of
+                batches of ids in order; the blocks of `model` then have no weights.
+    progress    to be called as progress(done, total, what) from time to time; never None.
+    has_original  whether load_baseline returns the original model; False for a checkpoint that was
+                quantized elsewhere, whose baseline is its own weights, dequantized.
+    load_reference  loads the quantized model again with the reference kernel; ValueError if there
+                is no artifact.
     """
 
     model: Any
@@ -73,10 +73,10 @@ class SuiteContext:
 
 @dataclass(frozen=True)
 class SuiteResult:
-    """Figures, the hashes of what they were measured on, and the score of every document.
+    """Figures, hashes of the data they were measured on, and scores of single documents.
 
-    failures  why there are no figures of a task, by its name: the others have theirs, and the suite
-              counts as failed, so that it is tried again.
+    failures  causes of tasks without figures, by name of the task. The figures of other tasks are
+              kept, and the suite counts as failed, so that it is tried again.
     """
 
     metrics: list[Metric]
@@ -87,11 +87,11 @@ class SuiteResult:
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of a cell before anything is loaded.
+    """Facts of a cell that are known before anything is loaded.
 
-    key       the key of the suite's configuration, as messages name it: "suite.perplexity".
+    key       the key of the suite's configuration, for messages: "suite.perplexity".
     model     the model's name.
-    shape     its config.json (the text part of a multimodal one); None while it is not here.
+    shape     its config.json (its text part if multimodal); None if it is not on this machine.
     data_dir  folder of relative paths (paths.data).
     device    cpu, cuda or cuda:N; threads: runtime.threads.
     """
@@ -105,67 +105,67 @@ class Facts:
 
 
 def accept_all(_config: Any, _facts: Facts) -> None:
-    """The check of a suite whose configuration can hold nothing impossible."""
+    """The check of a suite for which every configuration is valid."""
 
 
 def no_inputs(_config: Any, _facts: Facts) -> dict[str, str]:
-    """The inputs of a suite that reads nothing but the model."""
+    """The inputs of a suite that reads only the model."""
     return {}
 
 
 def machine_inputs(_config: Any, facts: Facts) -> dict[str, str]:
-    """The inputs of a suite that measures time, which belongs to the machine it was taken on."""
+    """The inputs of a suite that measures time: the machine, on which times depend."""
     threads = facts.threads if facts.device == "cpu" else None
     return {"machine": digest([machine(), gpu(facts.device), threads])}
 
 
 def as_given(config: Any, _model: ModelConfig, _others: Sequence[Any]) -> Any:
-    """Of a suite that takes nothing from its model's configuration or from other suites."""
+    """`complete` of a suite that needs no settings of its model or other suites."""
     return config
 
 
 def nothing_to_remark(_config: Any) -> list[str]:
-    """Of a suite that either can measure all it was asked or nothing."""
+    """`remarks` of a suite that has none."""
     return []
 
 
 def no_positions(_config: Any) -> int:
-    """Of a suite that uses no KV cache."""
+    """`positions` of a suite without a KV cache."""
     return 0
 
 
 def plain_semantics(config: Any) -> dict[str, Any]:
-    """Every setting, with paths (of the keys path, paths and files) as file names."""
+    """All settings, with the paths in keys path, paths and files reduced to file names."""
     return without_folders(dataclasses.asdict(config))
 
 
 def at_least_one(key: str, value: int | None) -> None:
-    """ConfigError for a number below 1; None is no number."""
+    """Raise ConfigError for a number below 1; None passes."""
     if value is not None and value < 1:
         raise ConfigError(f"{key}={value} is too small; use 1 or more.")
 
 
 @dataclass(frozen=True)
 class Suite:
-    """A suite: what it may be asked, what it measures, and how reports show it.
+    """A suite: its settings, its measurement, and its columns in reports.
 
-    name       of its records and of its key below `suite`; a Python identifier.
-    version    raised when it computes something else from the same input; in the key.
-    config     its settings: a plain dataclass whose types OmegaConf knows.
+    name       its name in records and its key below `suite`; a Python identifier.
+    version    part of the key; raised when the same input gives other figures.
+    config     the settings: a plain dataclass with types that OmegaConf supports.
     run        measures one model.
-    table      what it adds to reports (harness.report.columns).
-    complete   complete(config, the model's configuration, the configurations of the other suites):
-               the settings with what was left open filled in; before anything else sees them.
-    check      raises ConfigError, in one sentence, for what cannot work.
-    remarks    sentences for the plan: what of it cannot be measured, though the rest can.
-    inputs     hashes of what it reads besides the model; in the key.
+    table      its columns in reports (harness.report.columns).
+    complete   complete(config, configuration of the model, configurations of the other suites):
+               the settings with defaults filled in; called before anything else reads them.
+    check      raises ConfigError, in one sentence, for impossible settings.
+    remarks    sentences for the plan on parts that cannot be measured while others can.
+    inputs     hashes of the data it reads besides the model; part of the key.
     semantics  the settings that go into key and record.
-    streams    can measure a model that is never whole in memory (SuiteContext.streamed).
-    timing     its figures belong to the machine, and random weights will do.
-    preload    modules that are imported once for all cells.
-    positions  tokens that stand in the KV cache at most; random weights leave room for them.
+    streams    whether it can measure a model block by block (SuiteContext.streamed).
+    timing     whether it measures time: figures depend on the machine, random weights suffice.
+    preload    modules to import once for all cells.
+    positions  maximum of tokens in the KV cache; random weights reserve memory for them.
 
-    ValueError when a part of it is missing.
+    Raises ValueError for an invalid or incomplete spec.
     """
 
     name: str
@@ -186,40 +186,42 @@ class Suite:
     def __post_init__(self) -> None:
         if not callable(self.run):
             raise ValueError(
-                f"suite {self.name}: run={self.run!r} is no function; give it "
+                f"suite {self.name}: run={self.run!r} is not a function; use "
                 "run(context, config) -> SuiteResult."
             )
         if not self.name.isidentifier():
-            raise ValueError(f"suite name {self.name!r} is no identifier: use letters, digits, _.")
+            raise ValueError(
+                f"suite name {self.name!r} is not an identifier: use letters, digits, _."
+            )
         if self.version < 1:
             raise ValueError(f"suite {self.name}: version={self.version} is too small; use 1.")
         if not (isinstance(self.config, type) and dataclasses.is_dataclass(self.config)):
             raise ValueError(
-                f"suite {self.name}: config={self.config!r} is no dataclass; give the class that "
+                f"suite {self.name}: config={self.config!r} is not a dataclass; use the class that "
                 "holds its settings, with a default for each."
             )
         if self.timing and self.inputs is no_inputs:
             raise ValueError(
-                f"suite {self.name} measures time, which belongs to a machine: add "
-                "inputs=machine_inputs, so that another machine measures anew."
+                f"suite {self.name} measures time, which depends on the machine: add "
+                "inputs=machine_inputs, so that every machine has figures of its own."
             )
         reads = {f.name for f in dataclasses.fields(self.config)} & {"path", "paths", "files"}
         if reads and self.inputs is no_inputs:
             raise ValueError(
-                f"suite {self.name} has the setting {min(reads)}, of which the key holds names "
-                "alone: add inputs=..., the hashes of the files that it reads."
+                f"suite {self.name} has the setting {min(reads)}, whose contents are not in the "
+                "key: add inputs=..., the hashes of the files that it reads."
             )
         if self.table.empty:
             raise ValueError(
-                f"suite {self.name} has no table, so no report would show its figures: add "
+                f"suite {self.name} has no table, so reports could not show its figures: add "
                 "table=SuiteTable(columns=(FigureColumn(METRIC, HEADER, UNIT),))."
             )
 
 
 def require_figures(suite: Suite, result: object) -> None:
-    """Raise ValueError for a result that no table could show as the suite declares it.
+    """Raise ValueError for a result that does not match the suite's columns.
 
-    No figures, two of one name, none of a column's name, or inputs with names of the record's own.
+    That is: no figures, two of one name, none for a column, or inputs with reserved names.
     """
     if not isinstance(result, SuiteResult) or not result.metrics:
         raise ValueError(
@@ -229,8 +231,8 @@ def require_figures(suite: Suite, result: object) -> None:
     (task, name), count = names.most_common(1)[0]
     if count > 1:
         raise ValueError(
-            f"suite {suite.name} returned {count} figures called {name} of {task}: give each a "
-            "name or a task of its own."
+            f"suite {suite.name} returned {count} figures named {name} of task {task}: give each "
+            "a name or a task of its own."
         )
     for column in suite.table.columns:
         found = {name for task, name in names if column.task in (None, task)}
@@ -238,16 +240,16 @@ def require_figures(suite: Suite, result: object) -> None:
             of = "" if column.task is None else f" of {column.task}"
             raise ValueError(
                 f"suite {suite.name} has a column of {column.metric}{of}, but returned "
-                f"{', '.join(sorted(found)) or 'no figure of it'}: correct one of the two, or say "
+                f"{', '.join(sorted(found)) or 'no figure of it'}: correct one of the two, or use "
                 "FigureColumn(..., optional=True) if some runs have no such figure."
             )
     require_own_inputs(suite, result.inputs)
 
 
 def require_own_inputs(suite: Suite, inputs: Mapping[str, str]) -> None:
-    """Raise ValueError for a suite's input that has a name of the record's own."""
+    """Raise ValueError for an input of a suite with a reserved name."""
     if taken := OWN_INPUTS & inputs.keys():
         raise ValueError(
-            f"suite {suite.name} has an input called {min(taken)}, under which records keep "
-            "another hash: call it otherwise."
+            f"suite {suite.name} has an input named {min(taken)}, a name that records reserve for "
+            "another hash: rename it."
         )

@@ -1,11 +1,11 @@
-"""What divergence measures: what quantization changed, and what the kernel changed besides.
+"""Measurements of the divergence suite: the effect of quantization, and that of the kernel.
 
-Perplexity asks how likely a text is; two models can agree on that while they disagree on everything
-else. Here the next-token distributions themselves are compared, position by position on the same
-windows: KL(full precision || quantized) with the share of positions whose most likely token is
-another one, and KL(reference kernel || kernel) of the same packed weights, which says how far what
-is measured is from what is stored. The latter has a bound by dtype; above it the figure is marked.
-KL is a sum over the vocabulary in float64 of log-softmaxes taken in float64.
+Two models can give a text the same perplexity and still differ in their predictions. Here the
+next-token distributions are compared, position by position on the same windows:
+KL(full precision || quantized), with the share of positions whose most likely token differs; and
+KL(reference kernel || kernel) of the same packed weights, the error of the kernel. The latter has a
+bound per dtype; a figure above it is marked. Log-softmax and the sum over the vocabulary are
+computed in float64.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from harness.suites.base import SuiteContext, SuiteResult
 from harness.suites.reading import Texts
 from harness.suites.scoring import Score
 
-# Positions whose distributions are held in float64 at once.
+# Number of positions whose distributions are in float64 at a time.
 POSITIONS_AT_ONCE = 128
 LEVELS = {"p10": 0.10, "p50": 0.50, "p90": 0.90, "p99": 0.99}
-# Mean KL between kernel and dequantized logits that rounding can explain, nats. The embedded model
-# at 4 bits gives 1.4e-13, 5.0e-7 and 2.2e-5 here; the rest is room for deeper models and other
-# kernels. A wrong scale or code is far above.
+# Largest mean KL between kernel and dequantized logits that rounding explains, in nats. The
+# embedded model at 4 bits has 1.4e-13, 5.0e-7 and 2.2e-5; the margin is for deeper models and other
+# kernels. A wrong scale or code gives far more.
 PARITY_BOUND = {"float32": 1e-9, "float16": 5e-5, "bfloat16": 2e-3}
 
 Logits = Callable[[Tensor], Tensor]
@@ -49,14 +49,14 @@ class Comparison:
     flips: list[int] = field(default_factory=list)
 
     def add(self, first: Tensor, second: Tensor) -> None:
-        """Logits [positions, vocabulary] of both on one more window."""
+        """Add the logits [positions, vocabulary] of both models on one window."""
         values, flips = compare(first, second)
         self.divergence.append(values)
         self.flips.append(flips)
 
     @property
     def mean(self) -> Score:
-        """Mean KL a position with its standard error over windows."""
+        """Mean KL per position, with its standard error over windows."""
         return Score([float(each.sum()) for each in self.divergence], self._positions)
 
     @property
@@ -78,10 +78,10 @@ class Comparison:
 
 
 def compare(first: Tensor, second: Tensor) -> tuple[Tensor, int]:
-    """KL(first || second) of logits [positions, vocabulary]: float64 [positions] in nats, and in
-    how many positions the most likely token differs.
+    """Compare logits [positions, vocabulary] of two models.
 
-    Raises DivergenceError for logits that are not finite or not of one shape.
+    Returns KL(first || second), float64 [positions] in nats, and the number of positions whose most
+    likely token differs. Raises DivergenceError for logits that are not finite or differ in shape.
     """
     if first.shape != second.shape:
         raise DivergenceError(
@@ -97,7 +97,7 @@ def compare(first: Tensor, second: Tensor) -> tuple[Tensor, int]:
             bad = int((~value.isfinite()).sum())
             raise DivergenceError(
                 f"{bad} of {len(value)} positions have no finite divergence: logits are NaN or "
-                "infinite; run in another type (model.dtype=float32)"
+                "infinite; use another dtype (model.dtype=float32)"
             )
         parts.append(value.cpu())
         flips += int((one.argmax(-1) != other.argmax(-1)).sum())
@@ -105,11 +105,11 @@ def compare(first: Tensor, second: Tensor) -> tuple[Tensor, int]:
 
 
 def run(context: SuiteContext, config: Texts) -> SuiteResult:
-    """Compare on every protocol; a full-precision model with itself alone, for the noise floor.
+    """Compare on every protocol; a full-precision model only with itself, for the noise floor.
 
-    A checkpoint that was quantized elsewhere has no original here: only its kernel is compared.
+    A checkpoint that was quantized elsewhere has no original, so only its kernel is compared.
 
-    Raises ProtocolError or TextError if a text cannot be had, DivergenceError.
+    Raises ProtocolError or TextError if a text is not available, DivergenceError as in `compare`.
     """
     texts = {name: _windows(context, config, name) for name in config.protocols}
     found: dict[str, dict[str, Comparison]] = {name: {} for name in texts}
@@ -127,7 +127,7 @@ def run(context: SuiteContext, config: Texts) -> SuiteResult:
         full = _logits(context.load_baseline(), context.device)
         for name, each in texts.items():
             found[name]["quantized"] = _pass(full, model, each.windows, name, advance)
-        del full  # three models need not fit at once
+        del full  # three models need not fit into memory at once
     if context.quantized:
         reference = _logits(context.load_reference(), context.device)
         for name, each in texts.items():
@@ -185,7 +185,7 @@ def _pass(
 
 
 def _floor(model: Logits, windows: Sequence[Tensor]) -> Comparison:
-    """The first window alone against the same window beside itself: rounding, nothing else."""
+    """The first window alone against the same window twice in a batch: differences are rounding."""
     window = windows[0]
     comparison = Comparison()
     comparison.add(model(window[None])[0], model(torch.stack([window, window]))[1])
@@ -222,7 +222,7 @@ def _metrics(
 
 
 def _verdict(context: SuiteContext, kernel: Comparison) -> dict[str, str]:
-    """What the parity is between, its bound, and whether it holds."""
+    """Notes on the parity: what is compared, the bound, and whether it holds."""
     bound = PARITY_BOUND[context.dtype]
     held = kernel.mean.mean <= bound
     return {

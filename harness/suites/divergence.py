@@ -1,4 +1,4 @@
-"""Kullback-Leibler divergence from full precision, and of the kernel from what is stored."""
+"""Kullback-Leibler divergence from full precision, and of the kernel from the stored weights."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Config:
-    """The texts whose windows are compared; a file that suite=perplexity has is used here too."""
+    """The texts whose windows are compared; files of suite=perplexity are used here too."""
 
     protocols: list[str] = MISSING  # names known to harness/data/protocols.py
     paths: dict[str, str] = field(default_factory=dict)  # protocol name -> local file or folder
@@ -31,10 +31,7 @@ class Config:
 
 
 def complete(config: Config, _model: ModelConfig, others: Sequence[Any]) -> Config:
-    """With the files of the perplexity suite for texts that have none of their own here.
-
-    A range of documents comes along with its file.
-    """
+    """Take files, with their document ranges, from the perplexity suite for texts without one."""
     beside = next((each for each in others if isinstance(each, perplexity.Config)), None)
     found = {} if beside is None else beside.paths
     taken = {n: p for n, p in found.items() if n in config.protocols and n not in config.paths}
@@ -45,7 +42,7 @@ def complete(config: Config, _model: ModelConfig, others: Sequence[Any]) -> Conf
 
 
 def run(context: SuiteContext, config: Config) -> SuiteResult:
-    """Divergences on each protocol, and those of every window."""
+    """Measure the divergences on each protocol, and of every window."""
     from harness.suites import comparing
 
     return comparing.run(context, config)
@@ -78,7 +75,7 @@ def _agreement(figure: Figure) -> Cell:
 
 
 def _none_of_itself(row: Row, _key: FigureKey) -> str | None:
-    """A full-precision row has nothing to be compared with but itself: empty, not failed."""
+    """A full-precision row has no baseline but itself: empty, not failed."""
     return "" if row.full_precision else None
 
 

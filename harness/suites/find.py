@@ -1,4 +1,4 @@
-"""The tables of suites by the names that records bear: of a spec at hand, built in, or generic."""
+"""Find the tables of suites by their names in records: given, built-in, or generic."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ PACKAGE = "harness.suites"
 
 
 def declared_tables(rows: Iterable[Row], suites: Mapping[str, Suite]) -> dict[str, SuiteTable]:
-    """What every suite of the rows adds to reports."""
+    """The tables of all suites in the rows."""
     names = sorted({name for row in rows for name in row.suites})
     return {name: find_table(name, suites) for name in names}
 
 
 def find_table(name: str, suites: Mapping[str, Suite]) -> SuiteTable:
-    """The table of the spec in `suites`, else of the built-in suite; else one of all its metrics.
+    """The table of the spec in `suites`, else of the built-in suite, else of all metrics.
 
-    A record may be of a suite whose code is elsewhere, so an unknown name is no error.
+    An unknown name is not an error, because the code of a record's suite may be elsewhere.
     """
     if name in suites:
         return suites[name].table
@@ -34,7 +34,7 @@ def find_table(name: str, suites: Mapping[str, Suite]) -> SuiteTable:
 
 
 def _built_in(name: str) -> Suite | None:
-    """The suite of that name in this package; only a name without dots is looked for."""
+    """The suite of that name in this package; names with dots are never built in."""
     module = f"{PACKAGE}.{name}"
     if not name.isidentifier() or importlib.util.find_spec(module) is None:
         return None

@@ -1,4 +1,4 @@
-"""Products of a model's layers, packed beside full precision: a line for every layer shape."""
+"""Time the products of a model's layers, packed and full precision, by layer shape."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ NAME = "kernels"
 
 @dataclass
 class Config:
-    """At how many rows of activations the products are timed, and how long."""
+    """Batch sizes, and the time of measurement."""
 
-    batches: list[int] = MISSING  # rows of activations (tokens) at a time
-    seconds: float = 0.5  # of measuring for each layer shape and batch
+    batches: list[int] = MISSING  # rows of activations (tokens) per product
+    seconds: float = 0.5  # of measurement for each layer shape and batch
 
 
 def check(config: Config, facts: Facts) -> None:
@@ -44,7 +44,7 @@ def check(config: Config, facts: Facts) -> None:
 
 
 def run(context: SuiteContext, config: Config) -> SuiteResult:
-    """Milliseconds, GB/s, share of the read bandwidth and speed-up for every shape and batch."""
+    """Measure ms, GB/s, share of the read bandwidth and speed-up for every shape and batch."""
     from harness.suites import timing_products
 
     return timing_products.run(context, config)
@@ -73,7 +73,7 @@ Shape = tuple[int, int]  # inputs, outputs
 
 
 def products_table(model: str, rows: list[Row]) -> Table | None:
-    """The table of one model's rows; None when the suite was not run."""
+    """The table of one model's rows; None if the suite was not run."""
     footnotes, measured = Footnotes(), _measured(rows)
     batches = sorted({batch for by_batch in measured.values() for batch in by_batch})
     columns = [
@@ -91,7 +91,7 @@ def products_table(model: str, rows: list[Row]) -> Table | None:
                 table.append([Cell(row.scheme_label, row.scheme_label), *[failed] * (width - 1)])
             continue
         for shape in shapes:
-            # Methods share their kernels: one line for a scheme.
+            # Kernels do not depend on the method: one line per scheme.
             by_batch = measured.pop((row.scheme_label, shape))
             lines.append(_line(shape, by_batch, batches))
             every += [_csv_line(each, shape, batch) for batch, each in sorted(by_batch.items())]
@@ -103,7 +103,7 @@ def products_table(model: str, rows: list[Row]) -> Table | None:
 
 
 def _measured(rows: list[Row]) -> dict[tuple[str, Shape], dict[int, Row]]:
-    """For every scheme and shape the row that has the figures of each batch."""
+    """By scheme and shape: the row with the figures of each batch."""
     found: dict[tuple[str, Shape], dict[int, Row]] = {}
     for row in rows:
         for task in _tasks(row):
@@ -118,7 +118,7 @@ def _tasks(row: Row) -> list[str]:
 
 
 def _line(shape: Shape, by_batch: dict[int, Row], batches: list[int]) -> list[Cell]:
-    """Times at the least batch of the table, speed-ups at all of them."""
+    """Times at the smallest batch of the table, speed-ups at all batches."""
     row, least = next(iter(by_batch.values())), batches[0]
     return [
         *_names(row, shape, min(by_batch)),

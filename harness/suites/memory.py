@@ -1,4 +1,4 @@
-"""How high memory rises while a step works."""
+"""Measure the peak memory of a step."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ class MemoryPeak:
     notes: dict[str, str]
 
 
-# High-water marks that measurements under way have seen, outermost first: one that begins inside
-# another makes the system forget the mark, which the outer one would then miss.
+# High-water marks seen by the running measurements, outermost first. An inner measurement resets
+# the system's mark, which the outer one would otherwise miss.
 _seen: list[int] = []
 
 
 def measure_peak(step: Callable[[], object], device: str) -> MemoryPeak:
-    """Run `step` and say how high memory rose: of the device on CUDA, of the process otherwise.
+    """Run `step` and measure its peak memory: of the device on CUDA, else of the process.
 
-    Measurements may be nested; every one sees what happens inside the others.
+    Measurements may be nested; an outer one includes the peaks of the inner ones.
     """
     if torch.device(device).type == "cuda":
         return _device_peak(step, device)
@@ -39,7 +39,7 @@ def measure_peak(step: Callable[[], object], device: str) -> MemoryPeak:
 
 
 def _watch(step: Callable[[], object], mark: Callable[[], int]) -> int:
-    """Run `step` and give the highest mark, the marks of measurements inside it included."""
+    """Run `step` and return the highest mark, including those of nested measurements."""
     _seen.append(0)
     try:
         step()
@@ -51,7 +51,7 @@ def _watch(step: Callable[[], object], mark: Callable[[], int]) -> int:
 
 
 def _note(mark: int) -> None:
-    """Keep a mark that is about to be forgotten for the measurement around this one."""
+    """Keep a mark that is about to be reset, for the enclosing measurement."""
     if _seen:
         _seen[-1] = max(_seen[-1], mark)
 
@@ -71,7 +71,7 @@ def _device_peak(step: Callable[[], object], device: str) -> MemoryPeak:
 
 
 def _process_peak(step: Callable[[], object]) -> MemoryPeak:
-    """Linux can forget the old high-water mark of a process; elsewhere it is of its whole life."""
+    """Linux can reset the high-water mark of a process; elsewhere it covers its whole life."""
     if sys.platform == "linux" and _forget_high_water_mark():
         before = psutil.Process().memory_info().rss
         peak = max(_watch(step, _high_water_mark), before)

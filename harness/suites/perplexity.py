@@ -24,13 +24,13 @@ class Config:
 
 
 def check(config: Config, facts: Facts) -> None:
-    """ConfigError for a text that cannot be had, or a number that is too small."""
+    """Raise ConfigError for a text that is not available, or a number that is too small."""
     reading.check(config, facts)
     at_least_one(f"{facts.key}.batch_size", config.batch_size)
 
 
 def run(context: SuiteContext, config: Config) -> SuiteResult:
-    """Perplexity and negative log-likelihood of each protocol, and every window's score."""
+    """Measure perplexity and negative log-likelihood of each protocol, and every window's score."""
     from harness.suites import scoring
 
     return scoring.run(context, config)

@@ -1,4 +1,4 @@
-"""Published decode times beside ours; what was not measured here says so."""
+"""A table of published decode times beside measured ones."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Published:
 
 @lru_cache(maxsize=1)
 def published_latencies() -> tuple[Published, ...]:
-    """The published decode times; BitsweepError when the file of this project is not there."""
+    """The published decode times; BitsweepError if the file is missing."""
     with published_file("latency.csv").open(encoding="utf-8", newline="") as file:
         return tuple(
             Published(
@@ -60,7 +60,7 @@ def published_latencies() -> tuple[Published, ...]:
 
 
 def published_file(name: str) -> Path:
-    """A file of results/published: inside the package when installed, in the checkout else."""
+    """A file of results/published, in the installed package or in the checkout."""
     package = Path(__file__).resolve().parents[1]
     for folder in (package / "published", package.parent / "results" / "published"):
         if (folder / name).is_file():
@@ -72,9 +72,9 @@ def published_file(name: str) -> Path:
 
 
 def published_table(suite: str, model: str, rows: list[Row]) -> Table | None:
-    """Published lines that stand beside `model`, then ours; None for a model that has none.
+    """Published times for `model`, then the measured ones; None if none are published.
 
-    suite  whose decode times are ours.
+    suite  name of the suite that measured our decode times.
     """
     name = model.removeprefix("dummy-")
     lines = [each for each in published_latencies() if name in each.beside]
@@ -141,5 +141,5 @@ def _figure(suite: str, row: Row, metric: str) -> Figure | None:
 
 
 def _device(figure: Figure) -> str:
-    """From the notes of a timing: the GPU, or that it was a processor."""
+    """The device of a timing, from its notes."""
     return figure.note("gpu") or f"processor, {figure.note('threads') or '?'} threads"

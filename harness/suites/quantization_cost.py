@@ -1,7 +1,7 @@
-"""What quantizing cost: seconds and peak memory of every stage, size and error of the result.
+"""The cost of a quantization: seconds and peak memory of its stages, size and error of the result.
 
-Unlike its neighbours this suite measures nothing anew. It turns what quant.calibrate.stream
-observed while the weights were made into metrics of the record "quantization".
+Measures nothing itself. Converts the figures that quant.calibrate.stream took during the
+quantization to metrics of the record "quantization".
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def _seconds(figure: Figure) -> Cell:
     return Cell(significant(figure.value), figure.value)
 
 
-# The quantization is a stage and no suite, but adds to reports as suites do.
+# The quantization is not a suite, but has a table as suites do.
 TABLE = SuiteTable(
     columns=(FigureColumn("seconds", "quant.", "s", _seconds, name="quantization_s", task=TOTAL),),
     joins=COST,
@@ -36,13 +36,13 @@ TABLE = SuiteTable(
 def metrics(
     result: QuantizationResult, artifact_bytes: int, other: dict[str, float]
 ) -> list[Metric]:
-    """Figures of one quantization.
+    """The metrics of one quantization.
 
     artifact_bytes  size of the written checkpoint.
-    other           seconds of stages outside of quant.calibrate.stream (loading, calibration text).
+    other           seconds of stages outside quant.calibrate.stream (loading, calibration text).
 
-    "seconds" of the stages add up to the total: of writing, what the run waited for it. What a
-    thread beside the run worked is "background_seconds", and in no sum.
+    "seconds" of the stages add up to the total; for writing, they count the time that the run
+    waited. "background_seconds" is the time of the writer thread and is not part of the total.
     """
     seconds = {**other, **{stage.name: stage.seconds for stage in result.stages}}
     found = [_once("seconds", name, value, "s") for name, value in seconds.items()]

@@ -1,4 +1,4 @@
-"""What suites that read texts share: the check of their texts, and what keys say of them."""
+"""Functions shared by suites that read texts: checks, input hashes and settings for keys."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from harness.suites.base import Facts, at_least_one, plain_semantics
 
 
 class Texts(Protocol):
-    """The settings that say which texts are read: windows of `protocols`, some of local `paths`."""
+    """Settings that choose texts: `protocols`, and local `paths` for some of them."""
 
     protocols: list[str]
     paths: dict[str, str]
@@ -21,7 +21,7 @@ class Texts(Protocol):
 
 
 def check(config: Texts, facts: Facts) -> None:
-    """Every protocol exists and its text is here or can be fetched; ConfigError otherwise."""
+    """Raise ConfigError unless all protocols exist and their texts are available."""
     key = facts.key
     if not config.protocols:
         raise ConfigError(
@@ -31,7 +31,7 @@ def check(config: Texts, facts: Facts) -> None:
         if name not in config.protocols:
             raise ConfigError(
                 f"{key}.paths.{name} is a file for a text that is not measured: add "
-                f"{name} to {key}.protocols=[{','.join(config.protocols)}], or drop it."
+                f"{name} to {key}.protocols=[{','.join(config.protocols)}], or remove it."
             )
     at_least_one(f"{key}.max_windows", config.max_windows)
     for name in config.protocols:
@@ -48,7 +48,7 @@ def check(config: Texts, facts: Facts) -> None:
 
 
 def inputs(config: Texts, facts: Facts) -> dict[str, str]:
-    """A hash of every text by "text PROTOCOL"."""
+    """Hashes of the texts, by "text PROTOCOL"."""
     return {
         f"text {name}": protocol_hash(protocols.find(name), config.paths.get(name), facts.data_dir)
         for name in config.protocols
@@ -56,7 +56,7 @@ def inputs(config: Texts, facts: Facts) -> dict[str, str]:
 
 
 def semantics(config: Any) -> dict[str, Any]:
-    """The settings, with the paths of those texts alone that are read."""
+    """The settings, with the paths of only those texts that are read."""
     settings = plain_semantics(config)
     read = {name: path for name, path in settings["paths"].items() if name in config.protocols}
     return {**settings, "paths": read}

@@ -1,4 +1,4 @@
-"""What perplexity measures: windows scored one by one, no padding, no sliding context."""
+"""Perplexity: score windows independently, without padding or sliding context."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from harness.records.record import Metric
 from harness.suites.base import SuiteContext, SuiteResult
 from harness.suites.reading import Texts
 
-# Logits are turned into float32 probabilities for so many positions at once: of a vocabulary of
-# 250,000 that is half a gigabyte.
+# Positions whose logits are converted to float32 at a time: half a gigabyte for a vocabulary of
+# 250,000.
 POSITIONS_AT_ONCE = 512
 
 
 class Scoring(Texts, Protocol):
-    """The texts that are scored, and how many windows at a time."""
+    """The texts to score, and the number of windows per batch."""
 
     batch_size: int
 
 
 class ScoreError(BitsweepError):
-    """A model gave a window no finite likelihood."""
+    """The likelihood of a window is not finite."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Score:
 
     @property
     def mean(self) -> float:
-        """Negative log-likelihood a token, nats."""
+        """Negative log-likelihood per token, nats."""
         return math.fsum(self.nll) / sum(self.tokens)
 
     @property
@@ -54,9 +54,9 @@ class Score:
         """Standard error of `mean` with windows as the sampling unit; None for a single window.
 
         The mean is a ratio of two sums over windows; its variance is that of the residuals
-        nll - mean * tokens (delta method). Tokens of one window are correlated, so counting them
-        as independent would promise too much. For windows of one length this is the standard
-        deviation of the window means over the square root of their number.
+        nll - mean * tokens (delta method). Tokens of one window are correlated, so treating them
+        as independent would underestimate the error. For windows of one length this is the
+        standard deviation of the window means over the square root of their number.
         """
         count = len(self.nll)
         if count < 2:
@@ -67,9 +67,9 @@ class Score:
 
 
 def run(context: SuiteContext, config: Scoring) -> SuiteResult:
-    """Return perplexity and negative log-likelihood of each protocol, and every window's score.
+    """Measure perplexity and negative log-likelihood of each protocol, and every window's score.
 
-    Raises ProtocolError or TextError if a text cannot be had, ScoreError for non-finite results.
+    Raises ProtocolError or TextError if a text is not available, ScoreError if not finite.
     """
     metrics: list[Metric] = []
     inputs: dict[str, str] = {}
@@ -97,9 +97,9 @@ def run(context: SuiteContext, config: Scoring) -> SuiteResult:
 
 @torch.inference_mode()
 def score(context: SuiteContext, found: TokenWindows, batch_size: int) -> Score:
-    """Return the likelihood of every window, in their order.
+    """Return the likelihood of every window, in order.
 
-    Every token but the first of a window is predicted from those before it in the window.
+    Each token except the first of a window is predicted from the earlier tokens of the window.
     """
     name = found.protocol.id
     vocabulary.check_windows(found, context.tokenizer, context.model)
@@ -120,7 +120,7 @@ def score(context: SuiteContext, found: TokenWindows, batch_size: int) -> Score:
 
 
 def _logits(context: SuiteContext, ids: list[Tensor], name: str) -> Iterator[Tensor]:
-    """Logits of every batch of ids: of the model whole, or block by block, bit for bit the same."""
+    """Logits of every batch of ids; running block by block gives identical bits."""
     if context.streamed is None:
         for tokens in ids:
             yield context.model(input_ids=tokens.to(context.device), use_cache=False).logits
@@ -130,10 +130,10 @@ def _logits(context: SuiteContext, ids: list[Tensor], name: str) -> Iterator[Ten
 
 
 def batches(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
-    """Yield the numbers of windows in batches of at most `size` and of one length: no padding.
+    """Yield indices of windows in batches of at most `size` and of one length, without padding.
 
-    Windows of one length stay in their order; longer ones come first, so that a lack of memory
-    shows at once.
+    Longer windows come first, so that a lack of memory shows at once; windows of one length stay in
+    order.
     """
     groups: dict[int, list[int]] = {}
     for number, length in enumerate(lengths):
@@ -146,8 +146,8 @@ def batches(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
 def window_nll(logits: Tensor, tokens: Tensor) -> Tensor:
     """Return the summed negative log-likelihood of each row: float64 [batch], nats.
 
-    logits [batch, length, vocabulary] of any floating type, tokens int64 [batch, length]. The
-    log-softmax is taken in float32, the sum over positions in float64.
+    logits [batch, length, vocabulary] of any float dtype, tokens int64 [batch, length].
+    Log-softmax is computed in float32, the sum over positions in float64.
     """
     batch, length = tokens.shape
     total = torch.zeros(batch, dtype=torch.float64, device=logits.device)
@@ -168,8 +168,8 @@ def _metrics(found: TokenWindows, result: Score, length: int, batch_size: int) -
         perplexity = math.exp(mean)
     except OverflowError:
         raise ScoreError(
-            f"protocol {protocol.id}: the model gives {mean:.0f} nats a token, whose exponential "
-            "is no number; its weights or its tokenizer are broken"
+            f"protocol {protocol.id}: the model gives {mean:.0f} nats per token, too many for a "
+            "finite perplexity; its weights or its tokenizer are broken"
         ) from None
     notes = {
         "protocol": f"{protocol.id} v{protocol.version}: {protocol.summary}",
@@ -202,5 +202,5 @@ def _not_finite(context: SuiteContext, name: str, window: int, logits: Tensor) -
     return (
         f"window {window} of protocol {name} has no finite likelihood under {model} "
         f"({bad} of the {logits.numel()} logits of its batch are not finite); if the weights are "
-        f"finite, run in another type than {context.dtype} (model.dtype=float32)"
+        f"finite, use another dtype than {context.dtype} (model.dtype=float32)"
     )

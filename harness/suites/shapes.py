@@ -1,4 +1,4 @@
-"""The names under which the kernels suite files its figures: a layer's shape and a batch."""
+"""Task names of the kernels suite: a layer's shape and a batch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Clocks and the statistics of timings: what a step took, medians, percentiles, paired ratios."""
+"""Clocks, and statistics of timings: medians, percentiles, paired ratios."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ import torch
 
 T = TypeVar("T")
 
-P99_SAMPLES = 100  # fewer observations than this have no 99th percentile worth printing
+P99_SAMPLES = 100  # fewest observations for a 99th percentile
 
 
 class Stopwatch(Protocol):
-    """Runs a step and says how many milliseconds it took."""
+    """Runs a step and returns (result, milliseconds)."""
 
     def __call__(self, step: Callable[[], T]) -> tuple[T, float]: ...
 
 
 def host_stopwatch(clock: Callable[[], int] = time.perf_counter_ns) -> Stopwatch:
-    """Wall time of a step on the CPU; `clock` gives nanoseconds."""
+    """A stopwatch of wall time for the CPU; `clock` returns nanoseconds."""
 
     def measure(step: Callable[[], T]) -> tuple[T, float]:
         start = clock()
@@ -33,10 +33,10 @@ def host_stopwatch(clock: Callable[[], int] = time.perf_counter_ns) -> Stopwatch
 
 
 def device_stopwatch(device: str) -> Stopwatch:
-    """Time between two CUDA events around a step that starts on an idle device.
+    """A stopwatch with two CUDA events around a step.
 
-    The device is idle before and after, as in generation that looks at every token, so the
-    interval holds the launches too.
+    The device is idle before and after, as in generation that reads every token, so the interval
+    includes the launches.
     """
 
     def measure(step: Callable[[], T]) -> tuple[T, float]:
@@ -63,7 +63,7 @@ def on_cuda(device: str) -> bool:
 
 
 def conditions(device: str, dtype: str) -> dict[str, str]:
-    """What a timing depends on besides its subject, for the notes of a metric."""
+    """Conditions of a timing, for the notes of a metric."""
     found = {"dtype": dtype, "device": device}
     if on_cuda(device):
         return found | {"clock": "CUDA events", "gpu": torch.cuda.get_device_name()}
@@ -81,13 +81,13 @@ def summarise(values: list[float]) -> tuple[float, dict[str, float]]:
 
 
 def paired_ratio(numerator: list[float], denominator: list[float]) -> list[float]:
-    """Repeat by repeat, so that what slowed both in one repeat cancels."""
+    """Ratios by repeat, so that a disturbance of both in one repeat cancels."""
     return [a / b for a, b in zip(numerator, denominator, strict=True)]
 
 
 @contextmanager
 def no_garbage_collection() -> Iterator[None]:
-    """A collection in the middle of a 10 ms step would be measured as the model's."""
+    """Context: no garbage collection, which would distort the time of a 10 ms step."""
     enabled = gc.isenabled()
     gc.collect()
     gc.disable()

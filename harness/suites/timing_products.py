@@ -1,9 +1,9 @@
-"""What kernels measures: packed products of a model's layer shapes beside full-precision ones.
+"""Measurements of the kernels suite: packed and full-precision products by layer shape.
 
-Every shape of a linear layer inside the model's blocks is measured once with random codes of the
-cell's scheme, through the module that the model runs. Contenders take turns in one process over
-copies of the weight that together are larger than the last-level cache (cuda_ext.bench), and the
-read bandwidth of the device is measured in the same turns.
+Each shape of a linear layer in the model's blocks is measured once with random codes of the cell's
+scheme, through the module that the model runs. The contenders take turns in one process, on copies
+of the weight that together exceed the last-level cache (cuda_ext.bench); the read bandwidth of the
+device is measured in the same turns.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ FULL, PACKED = "full", "packed"
 
 
 class Batches(Protocol):
-    """Rows of activations at which products are timed, and seconds for each shape and batch."""
+    """Batch sizes (rows of activations), and seconds of measurement per shape and batch."""
 
     batches: list[int]
     seconds: float
@@ -40,7 +40,7 @@ class Batches(Protocol):
 
 @dataclass(frozen=True)
 class Shape:
-    """Layers of one shape and how many of them the model has."""
+    """A layer shape, and the number of layers that have it."""
 
     inputs: int
     outputs: int
@@ -48,9 +48,9 @@ class Shape:
 
 
 def run(context: SuiteContext, config: Batches) -> SuiteResult:
-    """Milliseconds, GB/s, share of the read bandwidth and speed-up for every shape and batch.
+    """Measure ms, GB/s, share of the read bandwidth and speed-up for every shape and batch.
 
-    A full-precision cell has the full-precision product alone. ValueError for a model that has no
+    A full-precision cell has only the full-precision product. Raises ValueError for a model without
     linear layers in its blocks.
     """
     layers = layers_of(context.model)
@@ -73,20 +73,20 @@ def run(context: SuiteContext, config: Batches) -> SuiteResult:
 
 
 def layers_of(model: Any) -> list[nn.Module]:
-    """The linear layers of a model without its output layer, packed or not."""
+    """The linear layers of a model, packed or not, except its output layer."""
     output = model.get_output_embeddings()
     kinds = (*LINEAR_TYPES, QuantLinear)
     return [each for each in model.modules() if isinstance(each, kinds) and each is not output]
 
 
 def shapes_of(layers: list[nn.Module]) -> list[Shape]:
-    """Every different shape once, in the order in which the model comes to them."""
+    """The distinct shapes, in the order of the model."""
     counts = Counter(layer_shape(layer) for layer in layers)
     return [Shape(inputs, outputs, count) for (inputs, outputs), count in counts.items()]
 
 
 class _Weights:
-    """Copies of one shape's weight in full precision and packed, made once for all batches."""
+    """Copies of a weight, full precision and packed, made once for all batches."""
 
     def __init__(
         self, shape: Shape, scheme: Scheme | None, context: SuiteContext, dtype: torch.dtype
@@ -106,11 +106,11 @@ class _Weights:
 
     @property
     def way(self) -> str:
-        """How packed layers are multiplied: the kernel, and whether it dequantizes first."""
+        """The kernel of packed products, and whether it dequantizes first."""
         return self._packed[0].way
 
     def contenders(self, batch: int) -> list[Contender]:
-        """Reading, the full-precision product and the packed one of `batch` rows."""
+        """Contenders: a read, and the full-precision and packed products of `batch` rows."""
         x = torch.randn(
             batch, self._shape.inputs, device=self._device, generator=self._generator
         ).to(self._dtype)
@@ -122,7 +122,7 @@ class _Weights:
         return found
 
     def moved(self, name: str, batch: int) -> int:
-        """Bytes of one product: the weight, and the activations in and out."""
+        """Bytes that one product moves: the weight, input and output activations."""
         ends = self._shape.inputs + self._shape.outputs
         return self.bytes[name] + batch * ends * self._dtype.itemsize
 
@@ -138,7 +138,7 @@ class _Weights:
 
 
 def _reader(device: str) -> Contender:
-    """One read of an array that no cache holds (quant.measure.roofline)."""
+    """A read of an array larger than all caches (quant.measure.roofline)."""
     kind = torch.device(device).type
     array = torch.ones(READ_BYTES.get(kind, READ_BYTES["cpu"]) // 4, device=device)
     return Contender("read", [array.sum], array.nbytes)

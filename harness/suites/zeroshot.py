@@ -1,4 +1,4 @@
-"""Zero-shot accuracy on lm-eval's tasks, on local files and on our stories."""
+"""Zero-shot accuracy on lm-eval's tasks, local files and the embedded stories."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ if TYPE_CHECKING:
 
 @dataclass
 class Config:
-    """The tasks and how they are asked."""
+    """The tasks, and how they are scored."""
 
-    # lm-eval task names, or embedded_last_word, embedded_choice. None: those of files alone, or
-    # without files the model's.
+    # lm-eval task names, embedded_last_word or embedded_choice. None: the tasks of `files`, or
+    # without files those of the model.
     tasks: list[str] | None = None
     files: dict[str, str] = field(default_factory=dict)  # task name -> jsonl file
-    limit: int | None = None  # documents a task
+    limit: int | None = None  # documents per task
     batch_size: int = 16
     num_fewshot: int = 0
 
 
 def complete(config: Config, model: ModelConfig, _others: Sequence[Any]) -> Config:
-    """With the tasks that belong to the model, where neither tasks nor files are given."""
+    """Take the tasks of the model if neither tasks nor files are given."""
     if config.tasks is not None:
         return config
     return replace(config, tasks=[] if config.files else list(model.tasks))
 
 
 def check(config: Config, facts: Facts) -> None:
-    """ConfigError for a task that cannot be run, or a number that is too small."""
+    """Raise ConfigError for a task that cannot be run, or a number that is too small."""
     key, tasks = facts.key, config.tasks or []
     if not tasks and not config.files:
         raise ConfigError(f"{key}.tasks is empty: name a task, for example {key}.tasks=[piqa].")
@@ -54,13 +54,13 @@ def check(config: Config, facts: Facts) -> None:
 
 
 def remarks(config: Config) -> list[str]:
-    """The tasks that cannot be had here, while others can."""
+    """Sentences on tasks whose data are not available, while others are."""
     lacking = zeroshot_tasks.lacking(config.tasks or [], config.files)
     return [f"suite.zeroshot without task {name}: {why}." for name, why in lacking.items()]
 
 
 def inputs(config: Config, facts: Facts) -> dict[str, str]:
-    """Hashes of the task files, and of our generator when its stories are asked for."""
+    """Hashes of the task files, and of the story generator for embedded tasks."""
     found = {
         f"task {task}": file_sha256(texts.locate(path, facts.data_dir))
         for task, path in config.files.items()
@@ -71,7 +71,7 @@ def inputs(config: Config, facts: Facts) -> dict[str, str]:
 
 
 def run(context: SuiteContext, config: Config) -> SuiteResult:
-    """The scores of each task with standard errors, and those of every document."""
+    """Measure the scores of each task, with standard errors, and of every document."""
     from harness.suites import zeroshot_scoring
 
     return zeroshot_scoring.run(context, config)

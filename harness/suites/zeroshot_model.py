@@ -1,6 +1,6 @@
-"""lm-eval's Hugging Face model over one that is already loaded, which it leaves as it is.
+"""Adapter of a loaded model to lm-eval's Hugging Face model; the loaded model is not changed.
 
-Imports lm-eval and transformers: only imported when a zero-shot suite runs.
+Imports lm-eval and transformers, so it is imported only when a zero-shot suite runs.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from harness.suites.zeroshot_tasks import TaskError
 
 
 class View:
-    """What lm-eval may see of a model: it can be called and asked, not moved, tied or changed.
+    """A read-only view of a model for lm-eval: it can be called, but not moved or changed.
 
-    lm-eval ties the weights of a torch module that it is given and tries to make a quantizer from
-    a `quantization_config`; this is not a module, and its config has none.
+    lm-eval ties the weights of a torch module, and builds a quantizer from a
+    `quantization_config`. This is not a module, and its config has no quantization_config.
     """
 
     def __init__(self, model: Any) -> None:
@@ -45,10 +45,10 @@ class Scorer(HFLM):  # type: ignore[misc]  # lm-eval has no types
     """HFLM that reports progress, counts what it truncates and refuses non-finite scores."""
 
     def __init__(self, context: SuiteContext, length: int, batch_size: int) -> None:
-        # Truncation from the left is lm-eval's; log-softmax in float32 whatever the model's type.
+        # lm-eval truncates from the left; log-softmax is in float32 for every dtype.
         super().__init__(
             pretrained=View(context.model),
-            tokenizer=copy.deepcopy(context.tokenizer),  # lm-eval may give it a padding token
+            tokenizer=copy.deepcopy(context.tokenizer),  # lm-eval may add a padding token
             backend="causal",
             batch_size=batch_size,
             max_length=length,
@@ -65,7 +65,7 @@ class Scorer(HFLM):  # type: ignore[misc]  # lm-eval has no types
         self.begins_with_bos = bos is not None and self.tok_encode("a")[:1] == [bos]
 
     def get_model_info(self) -> dict[str, Any]:
-        """Return nothing: our records say what the model is."""
+        """Return nothing, because our records describe the model."""
         return {}
 
     def tok_encode(
@@ -91,7 +91,7 @@ class Scorer(HFLM):  # type: ignore[misc]  # lm-eval has no types
         left_truncate_len: int | None = None,
         truncation: bool = False,  # noqa: ARG002
     ) -> tuple[Tensor, Tensor]:
-        """Return ids and attention mask of prompts that are continued, by the same rule."""
+        """Return ids and attention mask of prompts, by the same rule."""
         rows = [self.tok_encode(text, left_truncate_len=left_truncate_len) for text in strings]
         width = max(map(len, rows))
         ids = torch.full((len(rows), width), self.tokenizer.pad_token_id)
@@ -103,7 +103,7 @@ class Scorer(HFLM):  # type: ignore[misc]  # lm-eval has no types
         return ids, mask
 
     def loglikelihood(self, requests: Any, disable_tqdm: bool = True) -> list[tuple[float, bool]]:
-        """As lm-eval's, but a prompt of white space alone is empty."""
+        """As in lm-eval, but a prompt of white space alone counts as empty."""
         encoded = []
         for request in requests:
             prompt, target = request.args
@@ -113,7 +113,7 @@ class Scorer(HFLM):  # type: ignore[misc]  # lm-eval has no types
         return self._loglikelihood_tokens(encoded, disable_tqdm=disable_tqdm)
 
     def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = True) -> list[float]:
-        """As lm-eval's, which puts BOS before a text itself: one that is there is no second one."""
+        """As in lm-eval, but a text that begins with BOS gets no second one."""
         for request in requests:
             self._require_known(request, request.args[0], self.tok_encode(request.args[0]))
         self._rolling = True
@@ -124,7 +124,7 @@ class Scorer(HFLM):  # type: ignore[misc]  # lm-eval has no types
             self._rolling = False
 
     def generate_until(self, requests: Any, disable_tqdm: bool = True) -> list[str]:
-        """As lm-eval's, behind a check of all prompts."""
+        """As in lm-eval, after a check of all prompts."""
         for request in requests:
             ids = self.tok_encode(request.args[0])
             self._require_known(request, request.args[0], ids)
@@ -133,12 +133,12 @@ class Scorer(HFLM):  # type: ignore[misc]  # lm-eval has no types
         return result
 
     def _behind_bos(self, target: str) -> tuple[list[int], list[int]]:
-        """The ids of an empty prompt and of its target, which may bring BOS along."""
+        """The ids of an empty prompt and of its target, which may begin with BOS."""
         bos = self._specials.blank_prompt(self.tokenizer.eos_token_id)
         if not bos:
             raise TaskError(
                 f"the prompt of {target[:40]!r} is empty and the tokenizer has neither BOS nor EOS "
-                "to stand in its place; correct the item or leave it out of the task's file"
+                "to replace it; correct the item or leave it out of the task's file"
             )
         ids = self.tok_encode(target, add_special_tokens=False)
         return bos, ids[1:] if ids[:1] == bos else ids
@@ -155,11 +155,11 @@ class Scorer(HFLM):  # type: ignore[misc]  # lm-eval has no types
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         """Return the ids of a prompt and of its target.
 
-        As in lm-eval: both are encoded together, and what goes beyond the prompt's own ids is the
-        target. But where the prompt's ids do not begin the whole, because a token spans the border
-        (a tokenizer whose words end in their space), lm-eval would cut the target at a wrong
-        token. Then the white space between them goes to the prompt or, if a token still spans the
-        border, that token goes to the target. `shared` counts these requests.
+        As in lm-eval, both are encoded together, and the ids after the prompt's own are the target.
+        If a token spans the border (a tokenizer whose words end in their space), the joint ids do
+        not begin with the prompt's, and lm-eval would split at a wrong token. In that case the
+        white space between them goes to the prompt or, if a token still spans the border, that
+        token goes to the target. `shared` counts these requests.
         """
         text = context + continuation
         context = context.rstrip()
@@ -187,9 +187,9 @@ class Scorer(HFLM):  # type: ignore[misc]  # lm-eval has no types
         disable_tqdm: bool = False,
         override_bs: int | None = None,
     ) -> list[tuple[float, bool]]:
-        del disable_tqdm  # never a bar: progress goes to the suite's context
+        del disable_tqdm  # progress is reported to the suite's context
         for pair, prompt_ids, target_ids in requests:
-            prompt, target = pair or ("", "a text")  # rolling windows have ids alone
+            prompt, target = pair or ("", "a text")  # rolling windows have only ids
             if not (prompt_ids and 0 < len(target_ids) <= self.max_length):
                 raise TaskError(
                     f"the continuation {target[:40]!r} of {prompt[-40:]!r} has {len(target_ids)} "
@@ -207,8 +207,8 @@ class Scorer(HFLM):  # type: ignore[misc]  # lm-eval has no types
         for (pair, _, _), (score, _) in zip(requests, scores, strict=True):
             if not math.isfinite(score):
                 raise TaskError(
-                    f"the model gives the continuation of {(pair or ('',))[0][-60:]!r} no finite "
-                    f"likelihood ({score}); if its weights are finite, run in another type than "
-                    f"{self._context.dtype} (model.dtype=float32)"
+                    "the likelihood of the continuation of "
+                    f"{(pair or ('',))[0][-60:]!r} is not finite ({score}); if the weights are "
+                    f"finite, use another dtype than {self._context.dtype} (model.dtype=float32)"
                 )
         return scores

@@ -1,4 +1,4 @@
-"""What zeroshot measures: accuracy through lm-eval's own API, on its tasks, files and stories."""
+"""Measurements of the zeroshot suite, through lm-eval's API."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from harness.suites import zeroshot_tasks
 from harness.suites.base import SuiteContext, SuiteResult
 from harness.suites.zeroshot_tasks import EMBEDDED_TASKS, TIES, LocalTask, TaskError
 
-# Names and units of lm-eval's metrics in our records; others keep their names.
+# Names of lm-eval's metrics in our records; others keep their names.
 NAMES = {"acc": "accuracy", "perplexity": "target_perplexity"}
 UNITS = {"target_perplexity": "ppl"}
 CLOSE = 1e-4  # nats
 
 
 class Asking(Protocol):
-    """The settings that say which tasks are scored, on how many documents, and how."""
+    """Settings that choose the tasks, the number of documents, and how to score them."""
 
     tasks: list[str] | None
     files: dict[str, str]
@@ -35,10 +35,10 @@ class Asking(Protocol):
 
 
 def run(context: SuiteContext, config: Asking) -> SuiteResult:
-    """Return the scores of each task with standard errors, and those of every document.
+    """Measure the scores of each task, with standard errors, and of every document.
 
-    The model is scored as it is: neither moved nor changed. A task that is unknown or cannot be had
-    fails alone. Raises TaskError when none is left, and for one that does not fit the model.
+    The model is neither moved nor changed. A task that is unknown or not available fails alone.
+    Raises TaskError if no task is left, and for a task that does not fit the model.
     """
     names = zeroshot_tasks.wanted(config.tasks or [], config.files)
     failures: dict[str, str] = {}
@@ -54,7 +54,7 @@ def run(context: SuiteContext, config: Asking) -> SuiteResult:
             failures[name] = str(error)
     if local and config.num_fewshot:
         raise TaskError(
-            f"task {next(iter(local))} has only documents to be scored on and none for examples; "
+            f"task {next(iter(local))} has documents to score but none for few-shot examples; "
             "set suite.zeroshot.num_fewshot=0"
         )
     with _quiet():
@@ -102,7 +102,7 @@ def _local(context: SuiteContext, config: Asking, name: str) -> LocalTask:
 
 
 def _manager(folders: Sequence[str]) -> Any:
-    """Return an lm-eval task manager that knows the tasks of these folders and no others."""
+    """Return an lm-eval task manager for the tasks of these folders only."""
     from lm_eval.tasks import TaskManager
 
     manager = TaskManager(include_defaults=False)
@@ -110,7 +110,7 @@ def _manager(folders: Sequence[str]) -> Any:
         found = TaskManager(include_path=folder, include_defaults=False).task_index
         for name, entry in found.items():
             known = manager.task_index.setdefault(name, entry)
-            # Given all folders at once, lm-eval would keep of a tag only the last folder's tasks.
+            # Given all folders at once, lm-eval would keep only the last folder's tasks of a tag.
             known.tags.update(entry.tags)
     return manager
 
@@ -123,7 +123,7 @@ def _tasks(
 ) -> list[Any]:
     """Return lm-eval's task and group objects of `names`, with their data.
 
-    Why the data of one cannot be had is added to `failures`.
+    If the data of a task are not available, the cause is added to `failures`.
     """
     manager = _manager(folders)
     tasks: list[Any] = []
@@ -133,7 +133,7 @@ def _tasks(
             continue
         try:
             loaded = manager.load([name])
-        except (OSError, ValueError) as error:  # what `datasets` raises for data it cannot get
+        except (OSError, ValueError) as error:  # raised by `datasets` for missing data
             entry = manager.task_index.get(name)
             dataset = (entry.cfg or {}).get("dataset_path", name) if entry else name
             missing = zeroshot_tasks.missing_data(name, str(dataset))
@@ -145,7 +145,7 @@ def _tasks(
 
 
 def local_task(task: LocalTask) -> Any:
-    """Return an lm-eval task over local documents; its own code formats and scores them."""
+    """Return an lm-eval task over local documents; lm-eval formats and scores them."""
     from datasets import Dataset
     from lm_eval.api.task import ConfigurableTask
 
@@ -166,7 +166,7 @@ def local_task(task: LocalTask) -> Any:
             "doc_to_target": "gold",
             "metric_list": [metric("acc"), metric("acc_norm")],
         },
-        # lm-eval's form for one continuation behind several contexts (WinoGrande).
+        # lm-eval's form for one continuation after several contexts (WinoGrande).
         "contexts": {
             "output_type": "multiple_choice",
             "doc_to_text": "gold",
@@ -217,9 +217,9 @@ def _metrics(name: str, results: Any, notes: dict[str, str]) -> Iterator[Metric]
 
 
 def count_ties(metric: str, logged: Sequence[dict[str, Any]]) -> int | None:
-    """Documents whose two best choices are closer than CLOSE; None for what is no choice.
+    """Number of documents whose two best choices differ by less than CLOSE; None if not a choice.
 
-    Sums are rounded otherwise on another machine, by less than that: there either may win.
+    Rounding differs between machines by less than CLOSE, so either choice may win elsewhere.
     """
     if metric not in ("acc", "acc_norm"):
         return None
@@ -264,11 +264,11 @@ def _metric(
 
 
 def standard_error(metric: str, value: float, scores: Sequence[Any]) -> float | None:
-    """Return the standard error of a task's figure over its documents; None where there is none.
+    """Return the standard error of a task's figure over its documents; None if there is none.
 
-    For a mean it is the sample deviation over the square root of n, as in lm-eval (of an accuracy:
-    the binomial one). For LAMBADA's perplexity, exp of the mean negative log-likelihood of the
-    targets, it is that of the mean times the value. Other aggregates have none.
+    For a mean, it is the sample standard deviation over the square root of n, as in lm-eval (for an
+    accuracy, the binomial one). For LAMBADA's perplexity, exp of the mean negative log-likelihood
+    of the targets, it is the error of the mean times the value. Other aggregates have none.
     """
     if len(scores) < 2 or not all(isinstance(score, (int, float)) for score in scores):
         return None
@@ -282,7 +282,7 @@ def standard_error(metric: str, value: float, scores: Sequence[Any]) -> float | 
 def _group_metrics(
     group: str, results: Any, metrics: Sequence[Metric], notes: dict[str, str]
 ) -> Iterator[Metric]:
-    """Yield what lm-eval aggregates over a group; the error is that of a mean over documents."""
+    """Yield lm-eval's aggregates of a group, with the standard error over documents."""
     below = set(_leaves(group, results["group_subtasks"]))
     for key, value in results["results"].get(group, {}).items():
         metric, comma, kind = key.partition(",")
@@ -319,7 +319,7 @@ def _leaves(group: str, subtasks: dict[str, list[str]]) -> Iterator[str]:
 
 
 def _sample(task: str, logged: dict[str, Any]) -> dict[str, Any]:
-    """Return the score of one document: what a paired comparison of two models needs."""
+    """Return the score of one document, for paired comparisons of models."""
     sample: dict[str, Any] = {
         "task": task,
         "doc_id": logged["doc_id"],
@@ -329,7 +329,7 @@ def _sample(task: str, logged: dict[str, Any]) -> dict[str, Any]:
         sample["filter"] = logged["filter"]
     answers = logged["filtered_resps"]
     scored = all(isinstance(answer, (tuple, list)) and len(answer) == 2 for answer in answers)
-    if scored and len(answers) == 1:  # one continuation: were all its tokens the first guesses?
+    if scored and len(answers) == 1:  # one continuation: whether greedy decoding gives it
         sample["loglikelihoods"] = [float(answers[0][0])]
         sample |= {"prediction": int(answers[0][1]), "gold": 1}
     elif scored:
@@ -344,12 +344,12 @@ def _sample(task: str, logged: dict[str, Any]) -> dict[str, Any]:
     if "acc" in plain:
         sample["correct"] = bool(plain.pop("acc"))
     if scored:
-        plain.pop("perplexity", None)  # the log-likelihood once more
+        plain.pop("perplexity", None)  # equals the log-likelihood
     return sample | {name: float(value) for name, value in plain.items()}
 
 
 def _documents_hash(logged: Sequence[dict[str, Any]]) -> str:
-    """Return the SHA-256 over the hashes of every document, prompt and target, in their order."""
+    """Return the SHA-256 over the hashes of all documents, prompts and targets, in order."""
     digest = hashlib.sha256()
     for one in logged:
         for part in ("doc_hash", "prompt_hash", "target_hash"):

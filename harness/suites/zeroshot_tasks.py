@@ -1,8 +1,8 @@
-"""Where zero-shot tasks come from: lm-eval's own, found without its index, or local files.
+"""Find zero-shot tasks: those of lm-eval, without its index, and local files.
 
-lm-eval parses some 14,000 YAML files to know its tasks, which takes many seconds. Here a task is
-found by the name of its file, or else by a search for the lines that name tasks; only the folders
-of the tasks that were asked for are given to lm-eval. Nothing here imports it.
+lm-eval parses some 14,000 YAML files for its index, which takes many seconds. Here a task is found
+by the name of its file, or else by a search for the lines that name tasks; lm-eval then gets only
+the folders of the requested tasks. This module does not import lm-eval.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from harness.errors import BitsweepError
 EMBEDDED_TASKS = ("embedded_last_word", "embedded_choice")
 EMBEDDED_DOCUMENTS = 500
 """Documents of an embedded task when no limit is set."""
-TIES = "ties"  # the note of a metric that counts documents whose two best choices are too close
+TIES = "ties"  # note with the number of documents whose two best choices are too close
 
 _NAMING = re.compile(
     rb"^[\"']?(task|group|tag)[\"']?[ \t]*:[ \t]*(.*?)[ \t]*(?:#.*)?\r?$", re.MULTILINE
@@ -33,12 +33,12 @@ _ITEM = re.compile(rb"\s*\n[ \t]*-[ \t]+([^\n:{]+?)[ \t]*\r?(?=\n|$)")
 
 
 class TaskError(BitsweepError):
-    """A task is unknown, its file is wrong or its data are not there."""
+    """A task is unknown, its file is invalid, or its data are not available."""
 
 
 @dataclass(frozen=True)
 class LocalTask:
-    """The documents of a task that is not lm-eval's.
+    """The documents of a task outside lm-eval.
 
     kind       continuation: documents {context, continuation}; choice: {query, choices, gold};
                contexts: {context_options, continuation, gold}, one context for each option.
@@ -52,19 +52,20 @@ class LocalTask:
 
 
 def wanted(names: Sequence[str], files: Mapping[str, str]) -> list[str]:
-    """Return the tasks of a run: those named, then those that only have a file."""
+    """Return the tasks of a run: the named ones, then those that only have a file."""
     return list(dict.fromkeys([*names, *files]))
 
 
 def check_tasks(
     names: Sequence[str], files: Mapping[str, str], data_dir: str | Path | None = None
 ) -> None:
-    """Raise TaskError or TextError for tasks that cannot be run; loads neither model nor lm-eval.
+    """Raise TaskError or TextError for tasks that cannot be run. Loads neither model nor lm-eval.
 
-    Data of lm-eval's tasks that are not here are no error as long as another task can be had: that
-    task alone fails then (`lacking`).
-    names  of lm-eval's tasks, groups and tags, of `files`, or of `EMBEDDED_TASKS`.
-    files  task name -> jsonl file, which takes the place of a task of lm-eval.
+    Missing data of an lm-eval task are not an error if another task is available: then that task
+    fails alone (`lacking`).
+
+    names  tasks, groups and tags of lm-eval, tasks of `files`, or of `EMBEDDED_TASKS`.
+    files  task name -> jsonl file, which replaces a task of lm-eval of that name.
     """
     for name in wanted(names, files):
         if name in files:
@@ -77,7 +78,7 @@ def check_tasks(
 
 
 def lacking(names: Sequence[str], files: Mapping[str, str]) -> dict[str, str]:
-    """Return why the data of tasks cannot be had, by task, as far as that shows beforehand."""
+    """Return the causes of tasks whose data are known to be unavailable, by task."""
     found = {}
     for name in wanted(names, files):
         if name in files or name in EMBEDDED_TASKS:
@@ -92,7 +93,7 @@ def lacking(names: Sequence[str], files: Mapping[str, str]) -> dict[str, str]:
 def read_local(name: str, file: Path, limit: int | None = None) -> LocalTask:
     """Return the first `limit` items of a jsonl task file, normalised.
 
-    All items must have the form of the first. Raises TaskError naming the line that is wrong.
+    All items must have the form of the first. Raises TaskError, with the line, for a wrong item.
     """
     documents: list[dict[str, Any]] = []
     kind = ""
@@ -157,12 +158,12 @@ def _kind(item: Any) -> str:
 
 
 def normalise(kind: str, item: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an item as lm-eval's tasks have it.
+    """Return an item in the form of lm-eval's tasks.
 
-    A continuation begins with a space unless it or its context brings white space already. A
-    query loses white space at its end and choices one space at their beginning, because lm-eval
-    puts one space between them; a query "Question: ..." gets the line "Answer:" that PIQA and ARC
-    have in the paper and in lm-eval. Raises ValueError, KeyError or TypeError for a wrong item.
+    A continuation gets a leading space unless it or its context has white space there. A query
+    loses trailing white space, and choices one leading space, because lm-eval puts one space
+    between them. A query "Question: ..." gets the line "Answer:", as PIQA and ARC have in the paper
+    and in lm-eval. Raises ValueError, KeyError or TypeError for a wrong item.
     """
     if kind == "continuation":
         context, continuation = _text(item, "context"), _text(item, "continuation")
@@ -202,7 +203,7 @@ def _text(item: Mapping[str, Any], key: str) -> str:
 def find_tasks(names: Iterable[str]) -> list[Path]:
     """Return the YAML files of lm-eval that define these tasks, groups or tags and their members.
 
-    Raises TaskError with the closest names for one that lm-eval does not have.
+    Raises TaskError, with the closest names, for a name that lm-eval does not have.
     """
     found: dict[Path, None] = {}
     seen: set[str] = set()
@@ -236,7 +237,7 @@ def _yaml_files() -> tuple[Path, ...]:
     for folder, folders, names in os.walk(tasks_folder()):
         folders[:] = [name for name in folders if name not in ("__pycache__", ".ipynb_checkpoints")]
         files += [Path(folder, name) for name in names if name.endswith(".yaml")]
-    return tuple(sorted(files, key=Path.as_posix))  # the order decides between duplicates
+    return tuple(sorted(files, key=Path.as_posix))  # of duplicates, the first counts
 
 
 @cache
@@ -272,7 +273,7 @@ def _names(content: bytes, keys: Sequence[str]) -> list[str]:
 
 @cache
 def _all_names() -> dict[str, tuple[Path, ...]]:
-    """Return task, group or tag -> the files that define it (of a tag: all with that tag)."""
+    """Return the defining files by task, group or tag (for a tag: all files with it)."""
     defined: dict[str, tuple[Path, ...]] = {}
     tagged: dict[str, list[Path]] = {}
     for file in _yaml_files():
@@ -301,12 +302,12 @@ def _unknown(name: str) -> str:
     return (
         f"there is no zero-shot task {name!r} in lm-eval; "
         + (f"did you mean {' or '.join(close)}? " if close else "")
-        + f"A file of your own is run with suite.zeroshot.files.{name}=<jsonl>"
+        + f"To run a file of your own, set suite.zeroshot.files.{name}=<jsonl>"
     )
 
 
 def _config(file: Path) -> dict[str, Any]:
-    """Return a task's YAML with what it includes; Python functions in it are left out."""
+    """Return a task's YAML with its includes, without Python functions."""
     import yaml
 
     class Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
@@ -322,7 +323,7 @@ def _config(file: Path) -> dict[str, Any]:
 
 
 def _members(file: Path, name: str) -> list[str]:
-    """Return the names that group `name` lists; nothing for a task."""
+    """Return the members of group `name`; empty for a task."""
     if b"group" not in file.read_bytes():
         return []
     config = _config(file)
@@ -342,9 +343,9 @@ def _listed(tasks: Any) -> Iterable[str]:
 
 
 def _check_data(name: str, files: Sequence[Path]) -> None:
-    """Raise TaskError if a task's data set was never downloaded and cannot be.
+    """Raise TaskError if a task's data set is not cached and cannot be downloaded.
 
-    That is so if the hub is switched off, or says that it does not give it.
+    The hub may be switched off (HF_HUB_OFFLINE) or refuse the data set.
     """
     from huggingface_hub import constants
 
@@ -368,9 +369,9 @@ def _check_data(name: str, files: Sequence[Path]) -> None:
 
 
 def missing_data(name: str, dataset: str, refused: tuple[str, str] | None = None) -> str:
-    """Return the message for a task whose data set cannot be had.
+    """Return the message for a task whose data set is not available.
 
-    refused  why the hub does not give it, and the next step, where it was asked.
+    refused  (reason, next step) if the hub refused it.
     """
     why, step = "", "check the network and, if it is gated, your access to it"
     if hub.offline():

@@ -235,7 +235,7 @@ def lines_of(text: str) -> str:
         ("method/halve.yaml", "# Wrong.\nsolver: helve\n", [], "there is no module helve"),
         ("toy.py", lines_of(SUITE), [], "has no SUITE; add SUITE = Suite(...)"),
         ("toy.py", SUITE.replace(", table=TABLE", ""), [], "table"),
-        ("toy.py", SUITE.replace("@dataclass\n", ""), [], "is no dataclass"),
+        ("toy.py", SUITE.replace("@dataclass\n", ""), [], "is not a dataclass"),
         ("suite/toy.yaml", "# A toy.\ntoy:\n  scale: 1.0\n", [], "suite toy is not selected"),
         ("suite/toy.yaml", "# A toy.\ntoy: 5\n", [], "suite.toy=5 names no module"),
         ("suite/toy.yaml", "# A toy.\ntoy: [\n", [], "toy.yaml cannot be read"),
@@ -259,7 +259,7 @@ def lines_of(text: str) -> str:
             [],
             "add inputs=",
         ),
-        ("toy.py", SUITE.replace("run=run", "run=None"), [], "run=None is no function"),
+        ("toy.py", SUITE.replace("run=run", "run=None"), [], "run=None is not a function"),
         ("suite/toy.yaml", CHOICE.replace("toy:\n", "toys:\n"), [], "called toy: rename"),
     ],
 )

@@ -70,7 +70,9 @@ def test_an_input_of_a_suite_cannot_stand_for_the_model(tiny_cell: Make, tmp_pat
     (tmp_path / "toy.py").write_text(text)
     config = tiny_cell("method=rtn")
     config.suite["toy"] = {"module": "toy"}
-    with pytest.raises(ConfigError, match=r"suite.toy: .* has an input called model, under which"):
+    with pytest.raises(
+        ConfigError, match=r"suite.toy: .* has an input named model, a name that records"
+    ):
         resolve(config, tmp_path)
 
 

@@ -138,7 +138,7 @@ REFUSED = [
         perplexity,
         perplexity.Config(["embedded"], {"ptb": "x"}),
         "suite.perplexity.paths.ptb is a file for a text that is not measured: add ptb to "
-        "suite.perplexity.protocols=[embedded], or drop it.",
+        "suite.perplexity.protocols=[embedded], or remove it.",
     ),
     (perplexity, perplexity.Config(["embedded"], batch_size=0), "batch_size=0 is too small"),
     (perplexity, perplexity.Config(["embedded"], max_windows=0), "max_windows=0 is too small"),
@@ -201,10 +201,10 @@ def test_a_suite_needs_little() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"table": SuiteTable()}, "suite toy has no table, so no report would show its figures"),
-        ({"name": "to-y"}, "suite name 'to-y' is no identifier"),
+        ({"table": SuiteTable()}, "suite toy has no table, so reports could not show its figures"),
+        ({"name": "to-y"}, "suite name 'to-y' is not an identifier"),
         ({"version": 0}, "version=0 is too small"),
-        ({"config": dict}, "is no dataclass"),
+        ({"config": dict}, "is not a dataclass"),
         ({"timing": True}, "add inputs=machine_inputs"),
     ],
 )
@@ -239,7 +239,7 @@ TOTAL = FigureColumn("score", "total", task="total")
         ((TABLE.columns[0], SPARE), [figure(), figure(task="rest")], None),
         ((TOTAL,), [figure(task="total"), figure("other")], None),
         ((SPARE,), [], "suite toy returned no figures"),
-        ((SPARE,), [figure(), figure()], "returned 2 figures called score of all"),
+        ((SPARE,), [figure(), figure()], "returned 2 figures named score of task all"),
         ((TABLE.columns[0],), [figure("scor")], "has a column of score, but returned scor:"),
         (
             (TABLE.columns[0], FigureColumn("size", "size")),
@@ -263,7 +263,9 @@ def test_a_result_has_what_the_columns_of_its_suite_show(columns, metrics, said)
 def test_a_suite_cannot_name_an_input_as_the_record_names_its_own() -> None:
     suite = Suite("toy", 1, Settings, run, TABLE)
     require_figures(suite, SuiteResult([figure()], {"text": "0f"}))
-    with pytest.raises(ValueError, match="suite toy has an input called artifact, under which"):
+    with pytest.raises(
+        ValueError, match="suite toy has an input named artifact, a name that records"
+    ):
         require_figures(suite, SuiteResult([figure()], {"artifact": "0f"}))
 
 

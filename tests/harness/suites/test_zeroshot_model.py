@@ -47,7 +47,7 @@ def test_non_finite_scores_name_the_document(model: LlamaForCausalLM, tmp_path: 
     with torch.no_grad():
         broken.model.layers[0].self_attn.v_proj.weight[0, 0] = math.inf
     file = write(tmp_path / "mine.jsonl", CHOICES)
-    with pytest.raises(TaskError, match=r"continuation of '.*Answer:' no finite likelihood .nan."):
+    with pytest.raises(TaskError, match=r"continuation of '.*Answer:' is not finite .nan."):
         zeroshot_scoring.run(context(broken), Config(["m"], {"m": file}))
 
 

@@ -1,7 +1,7 @@
 """The grammar of the command line: one parser for all verbs, with the text of their help.
 
-What is wrong with a command line is a ConfigError of one sentence. Overrides (KEY=VALUE) pass
-through as they are: Hydra reads them. Nothing heavy is imported, so that help is instant.
+A wrong command line is a ConfigError of one sentence. Overrides (KEY=VALUE) are passed to Hydra
+unchanged. Nothing heavy is imported, so that help is instant.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ class Formatter(argparse.RawDescriptionHelpFormatter):
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are sentences.
+    """A parser whose errors are ConfigErrors of one sentence.
 
-    late  makes a text that the help ends with, when it is shown.
+    late  makes the text at the end of the help; called only if the help is shown.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -67,9 +67,9 @@ class Parser(argparse.ArgumentParser):
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """The verb and its arguments; `verb` is None where there is none.
+    """Parse the verb and its arguments; `verb` is None if there is none.
 
-    ConfigError for what cannot be read; SystemExit(0) after help or the version was printed.
+    Raises ConfigError for a wrong command line, SystemExit(0) after printing help or the version.
     """
     parser, verbs = build()
     words = list(arguments)
@@ -86,14 +86,14 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         of = "bitsweep" if verb is None else "this verb"
         raise ConfigError(f"{word} is not an option of {of}: `{place} --help` lists them{values}.")
     if overrides is not None:
-        options.overrides = [*overrides, *rest]  # what stands behind an option comes apart
+        options.overrides = [*overrides, *rest]  # overrides after an option are in `rest`
     elif rest:
         raise ConfigError(_too_many(verbs[str(verb)], rest))
     return options
 
 
 def build() -> tuple[Parser, dict[str, Parser]]:
-    """The parser of the whole command line, and that of each verb."""
+    """The parser of the whole command line, and the parsers of verbs by name."""
     parser = Parser(prog=PROGRAM, description=ABOUT, usage="%(prog)s VERB [arguments]")
     parser.epilog = FIRST_STEPS
     _add_help(parser)
@@ -107,7 +107,7 @@ def build() -> tuple[Parser, dict[str, Parser]]:
             _add_request,
         ),
         "plan": (
-            "say what run would do, and what is done already",
+            "show what run would do, and what is done already",
             _add_request,
         ),
         "report": (
@@ -131,7 +131,7 @@ def _add_help(parser: Parser) -> None:
 
 
 def _add_request(parser: Parser) -> None:
-    """What run and plan take; cli prints their help, because a user's folder is in it."""
+    """Add the arguments of run and plan; cli prints their help, which includes a user's folder."""
     parser.set_defaults(parser=parser)
     overrides = parser.add_argument(
         "overrides", nargs="*", metavar="KEY=VALUE", help="a value, or GROUP=OPTION"
@@ -143,7 +143,7 @@ def _add_request(parser: Parser) -> None:
         action="store_true",
         help="sweep over overrides with several values (scheme=w4,w3)",
     )
-    _add_config_dir(parser, "a folder of yours laid out like conf/; its options add to these")
+    _add_config_dir(parser, "a folder of yours laid out like conf/, whose options are added")
     parser.add_argument(
         "--cfg",
         action="store_true",
@@ -176,7 +176,7 @@ def _add_report(parser: Parser) -> None:
         help="a folder for the report; RESULTS/reports/all is the usual one",
     )
     parser.add_argument("--title", default="Bitsweep report", help="a heading")
-    _add_config_dir(parser, "a folder of yours laid out like conf/; its suites were run")
+    _add_config_dir(parser, "a folder of yours laid out like conf/, with suites that were run")
     _add_help(parser)
 
 
@@ -231,7 +231,7 @@ def _add_levels(parser: Parser) -> None:
     parser.add_argument(
         "--levels",
         metavar="MODULE",
-        help="an installed module, or a file with its folder; of levels that are not built in",
+        help="an installed module, or a file, with levels that are not built in",
     )
 
 
@@ -240,7 +240,7 @@ def _add_config_dir(parser: Parser, help: str) -> None:
 
 
 def _complete(action: argparse.Action, completer: Callable[..., Any]) -> None:
-    """Let argcomplete ask `completer` for the words that an argument may be."""
+    """Set the completer that argcomplete asks for the values of an argument."""
     action.completer = completer  # type: ignore[attr-defined]
 
 
@@ -249,13 +249,13 @@ def _too_many(parser: Parser, words: Sequence[str]) -> str:
     if not takes:
         return f"{parser.prog} takes no arguments, but got {' '.join(words)}."
     return (
-        f"{' '.join(words)} is more than {parser.prog} takes; `{parser.prog} --help` shows how it "
-        "is used."
+        f"{parser.prog} takes no further argument {' '.join(words)}; `{parser.prog} --help` shows "
+        "how it is used."
     )
 
 
 class _Version(argparse.Action):
-    """Print the version, which is looked up only then."""
+    """Print the version, looked up only on request."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(nargs=0, **options)

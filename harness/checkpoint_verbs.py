@@ -1,4 +1,4 @@
-"""`bitsweep export` and `bitsweep inspect`: checkpoints written again, and looked into."""
+"""`bitsweep export` and `bitsweep inspect`: convert and examine checkpoints."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from quant.parts import Part, PartError, find_part
 
 
 def format_readers() -> dict[str, str]:
-    """The formats that `export` writes, and who reads each."""
+    """The formats that `export` writes, with the tools that read them."""
     from quant.checkpoint.choose import written
 
     return {name: format.readers for name, (format, _) in written().items()}
@@ -26,7 +26,7 @@ def export_to(
     levels: str | None = None,
     trust: bool = False,
 ) -> None:
-    """Export and say what was written; ConfigError, one sentence, for what cannot be."""
+    """Export and print what was written; ConfigError if it is not possible."""
     _quiet()
     with _sentences():
         from quant import export
@@ -46,7 +46,7 @@ def export_to(
 
 
 def inspect(folder: Path, levels: str | None = None) -> None:
-    """Print format, producer, scheme and zero-points of a checkpoint, every tensor checked."""
+    """Check every tensor of a checkpoint; print format, producer, scheme and zero-points."""
     _quiet()
     with _sentences():
         from quant.checkpoint.inspection import inspect
@@ -67,7 +67,7 @@ def inspect(folder: Path, levels: str | None = None) -> None:
         else "no artifact.json to check them with",
     }
     if found.mean_offset is not None:
-        # Weights lie around 0, so a version read as the other is off by one code.
+        # Weights are centred on 0; a version read as the other is off by one code.
         said = f"{found.mean_offset:+.3f} (near 0 when zero-points are read right)"
         rows["mean code - zero"] = said
     if found.zeros_of_0 is not None:
@@ -77,7 +77,7 @@ def inspect(folder: Path, levels: str | None = None) -> None:
 
 
 def _levels(module: str | None) -> tuple[Part, ...]:
-    """The module that was named; a file is one of its folder."""
+    """The named module of levels; a file is imported from its folder."""
     if module is None:
         return ()
     file = Path(module)
@@ -90,12 +90,12 @@ def _levels(module: str | None) -> tuple[Part, ...]:
 
 @contextmanager
 def _sentences() -> Iterator[None]:
-    """Errors of quant as errors of the request."""
+    """Context: turn errors of quant into ConfigErrors."""
     from quant.errors import ArtifactError, SchemeError
 
     try:
         yield
-    except (ArtifactError, SchemeError) as error:  # a module of levels may have no right LEVELS
+    except (ArtifactError, SchemeError) as error:  # a module may have invalid LEVELS
         raise ConfigError(str(error)) from error
 
 

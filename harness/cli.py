@@ -1,8 +1,8 @@
 """The command line: `bitsweep run|plan|report|export|inspect|doctor`.
 
-harness.arguments has its grammar and help. Nothing heavy is imported before a verb needs it. Exit
-status: 0 all went well, 1 something failed (and the summary says what), 2 the request itself is
-impossible, 130 the user interrupted, 143 the process was told to end (SIGTERM).
+harness.arguments has its grammar and help. Heavy libraries are imported only by verbs that need
+them. Exit status: 0 success, 1 something failed (see the summary), 2 the request is impossible, 130
+interrupted by the user, 143 terminated (SIGTERM).
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ OK, FAILED, IMPOSSIBLE = 0, 1, 2
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a verb and return the exit status; errors of the user are one sentence on stderr.
+    """Run a verb and return the exit status; the user's errors are one sentence on stderr.
 
-    argv  None: those of this process, whose output streams are made safe to write to.
+    argv  None: the arguments of this process, whose output streams are then made safe to write to.
     """
     if argv is None:
         completion.answer(lambda: arguments.build()[0])
@@ -43,14 +43,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
             return status
     except streams.OutputError as error:
-        if not error.closed:  # a reader that has seen enough, such as head, needs no word
+        if not error.closed:  # a reader such as head that closed the pipe needs no message
             _say(error)
         return FAILED
     except (BitsweepError, QuantizationError) as error:
         _say(error)
         return IMPOSSIBLE
     except KeyboardInterrupt as error:
-        kept = ": finished stages are kept; run the same command again to go on from here"
+        kept = ": finished stages are kept; run the same command again to continue"
         print(f"bitsweep: interrupted{kept * (words[:1] == ['run'])}.", file=sys.stderr)
         return exit_status(error)
 
@@ -86,7 +86,7 @@ def _plan(options: Namespace) -> int:
 
 
 def _cells(options: Namespace) -> list[Cell] | None:
-    """The composed cells; None when help or the configuration was printed."""
+    """The composed cells; None if help or the configuration was printed."""
     if options.help is not None:
         _print_help(options)
         return None
@@ -98,14 +98,14 @@ def _cells(options: Namespace) -> list[Cell] | None:
     if options.cfg:
         from harness.run.launch import resolve_all
 
-        resolve_all(cells)  # a configuration that is shown is one that could run
+        resolve_all(cells)  # show only a configuration that could run
         print("---\n".join(as_yaml(cell) for cell in cells), end="")
         return None
     return cells
 
 
 def _print_help(options: Namespace) -> None:
-    """The help of run and plan, or of the group that was named behind --help."""
+    """Print the help of run or plan, or of the group after --help."""
     from harness.config.help import group_help, run_help
 
     if options.help.isidentifier():
@@ -184,7 +184,7 @@ VERBS: dict[str, Callable[[Namespace], int]] = {
 
 
 def _say(error: BaseException) -> None:
-    """One sentence; the traceback only for those who ask."""
+    """Print an error as one sentence, or with its traceback if that is requested."""
     if os.environ.get("BITSWEEP_DEBUG") or os.environ.get("HYDRA_FULL_ERROR"):
         traceback.print_exception(error)
     print(f"bitsweep: {error}", file=sys.stderr)

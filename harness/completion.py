@@ -1,7 +1,7 @@
-"""What the shell offers behind a TAB: experiments, groups, their options, keys.
+"""Shell completion of experiments, groups, their options, and keys.
 
-argcomplete (docs/decisions/0018) asks these functions, each with what was typed of the word
-(`prefix`) and the arguments before it (`parsed_args`), and keeps the words that begin alike.
+argcomplete (docs/decisions/0018) calls these functions with the typed part of the word (`prefix`)
+and the arguments before it (`parsed_args`), and keeps the words that begin with the prefix.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from pathlib import Path
 
 
 def answer(build: Callable[[], ArgumentParser]) -> None:
-    """Answer the shell, if it is the shell that asks, and exit; else return at once."""
+    """Answer a completion request of the shell and exit; return at once if there is none."""
     if "_ARGCOMPLETE" not in os.environ:
         return
     try:
         import argcomplete
-    except ModuleNotFoundError:  # the shell has it from another environment
+    except ModuleNotFoundError:  # the shell uses argcomplete of another environment
         sys.exit(1)
     argcomplete.autocomplete(build())
 
@@ -39,9 +39,9 @@ def formats(**_: object) -> list[str]:
 
 
 def overrides(prefix: str, parsed_args: Namespace | None = None, **_: object) -> list[str]:
-    """GROUP=OPTION and KEY=VALUE: groups first, the options of one behind its =, keys behind a dot.
+    """GROUP=OPTION and KEY=VALUE: groups first, a group's options after =, its keys after a dot.
 
-    In a list of values or in brackets, the next one: scheme=w4,w3 and suite=[perplexity,latency].
+    Completes the next value of a list too: scheme=w4,w3 and suite=[perplexity,latency].
     """
     return list(_overrides(prefix, _folder(parsed_args)))
 
@@ -69,6 +69,6 @@ def _overrides(prefix: str, extra: Path | None) -> Iterator[str]:
 
 
 def _folder(parsed_args: Namespace | None) -> Path | None:
-    """The user's folder, if one was given that is there."""
+    """The user's folder, if one was given and exists."""
     folder: Path | None = getattr(parsed_args, "config_dir", None)
     return folder if folder is not None and folder.is_dir() else None

@@ -1,4 +1,4 @@
-"""`bitsweep doctor`: what this machine has, and what would be missing in a run."""
+"""`bitsweep doctor`: what this machine has, and what a run would lack."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SUPPORTED = ((3, 11), (3, 13))  # Hydra 1.3 does not run on 3.14
 
 
 def examine() -> bool:
-    """Print one line per finding; False when something a run needs is missing."""
+    """Print one line per finding; return False if a run would lack something."""
     lines = [*_python(), *_software(), *_hardware(), *_kernels(), *_files()]
     width = max(len(name) for _, name, _ in lines)
     for good, name, text in lines:
@@ -54,7 +54,7 @@ def _software() -> list[Finding]:
 
 
 def _extra(name: str) -> Finding:
-    """An extra of the distribution; without harness nothing can be measured."""
+    """An extra of the distribution; only `harness` is required."""
     absent = missing(name)
     if not absent:
         return True, f"[{name}]", ABOUT[name]
@@ -66,7 +66,7 @@ def _hardware() -> list[Finding]:
     import torch
 
     lines: list[Finding] = []
-    if not missing("harness"):  # psutil knows
+    if not missing("harness"):  # psutil is in this extra
         here = machine()
         size = f"{here['cores']} cores, {here['memory_gib']} GiB"
         lines.append((True, "processor", f"{here['cpu']}, {size}"))

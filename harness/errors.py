@@ -1,6 +1,6 @@
-"""Errors that a user can act on: printed as one sentence with the next step, without a traceback.
+"""Errors that a user can fix: printed as one sentence with the next step, without a traceback.
 
-Errors of other floors (quant.errors, quant.scheme.SchemeError) follow the same rule.
+Errors of quant (quant.errors, quant.scheme.SchemeError) follow the same rule.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ class ConfigError(BitsweepError):
 
 
 class ModelError(BitsweepError):
-    """A model or tokenizer that cannot be found, fetched or read."""
+    """A model or tokenizer that cannot be found, downloaded or read."""
 
 
 class StoreError(BitsweepError):

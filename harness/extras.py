@@ -1,6 +1,6 @@
-"""What the extras of the distribution install, and how to say that one of them is missing.
+"""The extras of the distribution, and the error for a missing one.
 
-The base of `pip install bitsweep` is what quant needs. Imports nothing but the standard library.
+`pip install bitsweep` without extras installs what quant needs. Imports only the standard library.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from importlib.util import find_spec
 
 from harness.errors import BitsweepError
 
-# Top-level modules that an extra must bring; of those that transformers brings too, some may not be
-# there in its next version. argcomplete is none of them: only the shell asks for it.
+# Top-level modules that an extra installs, including some that today's transformers installs too.
+# argcomplete is not listed: only the shell needs it.
 EXTRAS = {
     "harness": (
         "accelerate",
@@ -31,7 +31,7 @@ EXTRAS = {
     "slurm": ("submitit", "hydra_plugins.hydra_submitit_launcher"),
     "ray": ("ray", "hydra_plugins.hydra_ray_launcher"),
 }
-# What each brings, for those who look what there is.
+# What each extra is for, for `doctor`.
 ABOUT = {
     "harness": "sweeps, suites, reports",
     "wandb": "tracker=wandb",
@@ -41,7 +41,7 @@ ABOUT = {
 
 
 class MissingExtra(BitsweepError):
-    """A function that needs packages which an extra of the distribution installs."""
+    """A function needs packages of an extra that is not installed."""
 
 
 def missing(extra: str) -> list[str]:
@@ -55,7 +55,7 @@ def pip_command(extra: str) -> str:
 
 
 def require(extra: str, what: str) -> None:
-    """MissingExtra, which begins with `what`, unless every module of an extra is installed."""
+    """Raise MissingExtra, beginning with `what`, unless all modules of an extra are installed."""
     absent = missing(extra)
     if absent:
         packages = "packages that are" if len(absent) > 1 else "a package that is"
@@ -67,5 +67,5 @@ def require(extra: str, what: str) -> None:
 def _found(module: str) -> bool:
     try:
         return find_spec(module) is not None
-    except ImportError:  # of the package above it
+    except ImportError:  # its parent package is missing
         return False

@@ -1,7 +1,7 @@
-"""Standard output and error that may be closed, full or unable to show what is written.
+"""Make stdout and stderr safe: they may be closed, full, or lack characters.
 
-A character that a terminal's encoding lacks is written in others; a stream that is closed takes
-everything; what goes wrong on standard output is one sentence, and on standard error nothing.
+Characters that the encoding lacks are replaced by others. A closed stream accepts everything. An
+error of stdout is reported in one sentence; an error of stderr is ignored.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ _PLAIN = {
     "≈": "~", "→": "->", "↓": "v", "↑": "^", "‖": "||", "·": "*", "•": "*", "‘": "'", "’": "'",
     "“": '"', "”": '"',
 }  # fmt: skip
-ERRORS = "bitsweep"  # how this module spells what an encoding lacks, by its name in codecs
-# A figure's mark must not become one of its digits.
+ERRORS = "bitsweep"  # name of our error handler in codecs
+# The footnote mark of a figure must not become one of its digits.
 _RAISED = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹", "0123456789", strict=True))
 
 
 class OutputError(BitsweepError):
-    """Standard output takes nothing more."""
+    """Standard output cannot be written."""
 
     def __init__(self, error: OSError) -> None:
         super().__init__(f"the output could not be written ({error.strerror}).")
@@ -33,7 +33,7 @@ class OutputError(BitsweepError):
 
 
 class _Stream:
-    """A text stream whose errors of writing are OutputError, or nothing at all."""
+    """A text stream that turns write errors into OutputError, or ignores them if `quiet`."""
 
     def __init__(self, stream: Any, quiet: bool) -> None:
         self._stream, self._quiet = stream, quiet
@@ -58,7 +58,7 @@ class _Stream:
 
 def prepare() -> None:
     """Make both streams of this process safe to write to."""
-    for number in (0, 1, 2):  # a file that is opened later must not become one of them
+    for number in (0, 1, 2):  # files opened later must not get these numbers
         try:
             os.fstat(number)
         except OSError:
@@ -71,13 +71,13 @@ def prepare() -> None:
 
 
 def shown(text: str) -> str:
-    """`text` as standard output will show it: a table must know how wide that is."""
+    """`text` as standard output will show it, to measure its width."""
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     return text.encode(encoding, ERRORS).decode(encoding)
 
 
 def _drop(stream: Any) -> None:
-    """Let what is still buffered go nowhere, or Python complains about it when it ends."""
+    """Discard the buffer, because Python would report an error for it at exit."""
     try:
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, stream.fileno())
@@ -87,7 +87,7 @@ def _drop(stream: Any) -> None:
 
 
 def _spelled(error: UnicodeError) -> tuple[str, int]:
-    """Characters that the encoding lacks in others that every encoding has."""
+    """Replacement of characters that an encoding lacks, as an error handler of codecs."""
     assert isinstance(error, UnicodeEncodeError)
     found, raised = "", False
     for character in error.object[error.start : error.end]:

@@ -1,7 +1,7 @@
-"""Weights & Biases as a sink: one run a cell, offline unless asked otherwise.
+"""Log to Weights & Biases: one run per cell, offline by default.
 
-Nothing in Bitsweep reads back from it; the records under results/ are the truth, and a tracker that
-fails costs a warning, never a result.
+Bitsweep never reads from it; the records under results/ are authoritative. A tracker that fails
+causes a warning and costs no results.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ LAYER_COLUMNS = [
 
 
 class TrackingWarning(UserWarning):
-    """The tracker did not take a cell; its records are safe on disk."""
+    """A cell could not be logged; its records are safe on disk."""
 
 
 def log_cell(
@@ -52,28 +52,27 @@ def log_cell(
     directory: Path,
     group: str = "run",
 ) -> Path | None:
-    """Log the records of one cell as one run; the run's folder, or None when there is none.
+    """Log the records of one cell as one run; return the run's folder, or None if there is none.
 
-    config     what decides the cell's figures, as its records say it.
+    config     the configuration in the cell's records.
     figures    PNG files to log beside the tables.
-    directory  the results folder: runs go to directory/wandb, and so do all of wandb's caches.
-               A run is whole on disk after close().
+    directory  the results folder; runs and all caches of wandb go to directory/wandb. A run is
+               complete on disk after close().
     group      name of the experiment.
 
-    With settings.name "none" nothing happens. Whatever wandb raises becomes a TrackingWarning that
-    says where the records are; ValueError only for settings that are no tracker or mode, and
-    records that are not of one cell.
+    Does nothing if settings.name is "none". Any error of wandb becomes a TrackingWarning. Raises
+    ValueError only for an unknown tracker or mode, and for records of several cells.
     """
     _check(settings, records)
     if settings.name == "none" or not records:
         return None
     try:
         return _log(config, records, figures, settings, directory, group)
-    except Exception as error:  # a sink must not lose what was measured
+    except Exception as error:  # logging must not cost results
         reason = " ".join(str(error).split()) or type(error).__name__
         warnings.warn(
-            f"wandb did not take the run {run_name(records[0])} ({reason}); nothing is lost, its "
-            f"records are in {directory / 'cells'}. Use tracker=none to run without wandb.",
+            f"wandb could not log the run {run_name(records[0])} ({reason}); its records are safe "
+            f"in {directory / 'cells'}. Use tracker=none to run without wandb.",
             TrackingWarning,
             stacklevel=2,
         )
@@ -81,9 +80,9 @@ def log_cell(
 
 
 def close() -> None:
-    """Wait until every run is whole on disk; Python does so too when the process ends normally.
+    """Wait until all runs are complete on disk, as Python does at a normal exit.
 
-    wandb writes in a process of its own, which log_cell does not wait for.
+    wandb writes in a separate process, which log_cell does not wait for.
     """
     module = sys.modules.get("wandb")
     if module is not None:
@@ -91,7 +90,7 @@ def close() -> None:
 
 
 def run_id(record: Record) -> str:
-    """The same cell has the same id on every machine, so a second upload replaces the first."""
+    """The run id, equal for a cell on every machine, so that a second upload replaces the first."""
     return record.cell_key[:ID_DIGITS]
 
 
@@ -101,7 +100,7 @@ def run_name(record: Record) -> str:
 
 
 def summary_metrics(records: Sequence[Record]) -> dict[str, float | str]:
-    """suite/task/metric -> value (and .../stderr), and the state of every suite."""
+    """suite/task/metric -> value (and .../stderr), and the status of every suite."""
     summary: dict[str, float | str] = {}
     for record in records:
         summary[f"{record.suite}/status"] = record.status
@@ -126,7 +125,7 @@ def _check(settings: TrackerConfig, records: Sequence[Record]) -> None:
             raise ValueError(f"{name}={value} is unknown; choose one of {', '.join(allowed)}.")
     cells = {record.cell_key for record in records}
     if len(cells) > 1:
-        raise ValueError(f"one run holds one cell, but these records are of {len(cells)} cells.")
+        raise ValueError(f"a run has the records of one cell, but these are of {len(cells)} cells.")
 
 
 def _log(
@@ -211,7 +210,7 @@ def _result_row(record: Record, metric: Metric) -> list[Any]:
 
 
 def _quiet(directory: Path) -> wandb.Settings:
-    """No console output, no look around the machine, no prompt for a login."""
+    """Settings: no console output, no system information, no login prompt."""
     import wandb
 
     return wandb.Settings(
@@ -231,7 +230,7 @@ def _quiet(directory: Path) -> wandb.Settings:
 
 
 def _folders(home: Path) -> dict[str, str]:
-    """Where wandb keeps what belongs to no run: beside the runs, so that copying them is enough."""
+    """Folders of wandb's data that belong to no run: beside the runs, so that copying is enough."""
     return {
         "WANDB_CACHE_DIR": str(home / "cache"),
         "WANDB_DATA_DIR": str(home / "data"),
@@ -240,8 +239,8 @@ def _folders(home: Path) -> dict[str, str]:
 
 @contextmanager
 def _environment(values: dict[str, str]) -> Iterator[None]:
-    """Variables for the time of a run; what the user had set comes back."""
-    # Error reports to the makers of wandb are no part of an offline run.
+    """Context: set environment variables, and restore the user's afterwards."""
+    # An offline run must not send error reports to wandb.
     values = {**values, "WANDB_ERROR_REPORTING": "false"}
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)

@@ -1,4 +1,4 @@
-"""Records into tables and plots. Everything heavy (pandas, matplotlib) is imported when used."""
+"""Tables and plots from records. Heavy libraries (pandas, matplotlib) are imported when used."""
 
 from __future__ import annotations
 

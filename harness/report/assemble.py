@@ -1,6 +1,6 @@
-"""Tables from the columns that suites declare: names of the cells, then the columns of each suite.
+"""Assemble tables from the columns that suites declare, after the columns of cell names.
 
-Nothing here knows a suite or a metric; harness.report.columns says what a suite declares.
+Nothing here depends on a certain suite or metric; harness.report.columns has the declarations.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from harness.report.table import Cell, Column, Note, Table
 def tables_of_model(
     model: str, rows: list[Row], declared: Mapping[str, SuiteTable], notes: Sequence[str] = ()
 ) -> list[Table]:
-    """The tables of one model's rows in their order; those without any figure or failure are not.
+    """The tables of one model's rows in order, without those that have no figure and no failure.
 
-    declared  what each suite of the rows adds.
+    declared  tables of the suites in the rows, by suite.
     notes     sentences about the rows, for the first table.
     """
     made: list[tuple[Place, Table]] = []
@@ -39,7 +39,7 @@ def tables_of_model(
 
 
 def columns_in_order(rows: Sequence[Row], declared: Mapping[str, SuiteTable]) -> list[Shown]:
-    """All columns of one model's rows, in the order of the tables that they stand in."""
+    """All columns of one model's rows, in the order of their tables."""
     return [
         shown
         for _, suites in sorted(_places(declared), key=lambda each: (each[0].rank, each[0].name))
@@ -49,7 +49,7 @@ def columns_in_order(rows: Sequence[Row], declared: Mapping[str, SuiteTable]) ->
 
 
 def shown_columns(suite: str, table: SuiteTable, rows: Sequence[Row]) -> list[Shown]:
-    """The columns of one suite that have something to show, in their order."""
+    """The columns of one suite that have something to show, in order."""
     pairs = _pairs(suite, table, rows)
     count = {id(declared): 0 for declared, _ in pairs}
     for declared, _ in pairs:
@@ -61,7 +61,7 @@ def shown_columns(suite: str, table: SuiteTable, rows: Sequence[Row]) -> list[Sh
 
 
 def _places(declared: Mapping[str, SuiteTable]) -> list[tuple[Place, dict[str, SuiteTable]]]:
-    """Every table that columns join, with its suites in their order."""
+    """All tables, each with its suites in order."""
     found: dict[str, tuple[Place, dict[str, SuiteTable]]] = {}
     for name, table in sorted(declared.items(), key=lambda each: (each[1].rank, each[0])):
         if table.columns or table.others:
@@ -75,7 +75,7 @@ def _places(declared: Mapping[str, SuiteTable]) -> list[tuple[Place, dict[str, S
 def _joined(
     place: Place, model: str, rows: list[Row], suites: Mapping[str, SuiteTable]
 ) -> Table | None:
-    """The table that some suites share; None when no row has a figure or a failure of theirs."""
+    """A table that suites share; None if no row has a figure or a failure of theirs."""
     shown = _distinct({name: shown_columns(name, table, rows) for name, table in suites.items()})
     failed = [
         name for name in suites if not shown[name] and any(name in row.failures for row in rows)
@@ -110,7 +110,7 @@ def _joined(
 def _pairs(
     suite: str, table: SuiteTable, rows: Sequence[Row]
 ) -> list[tuple[FigureColumn, FigureKey]]:
-    """Declared columns with the figures that each is about."""
+    """Declared columns with the keys of their figures."""
     found = {key for row in rows for key in row.figures if key[0] == suite}
     if not found and not (table.every_column and any(suite in row.failures for row in rows)):
         return []
@@ -132,7 +132,7 @@ def _pairs(
 
 
 def _column(declared: FigureColumn, key: FigureKey, rows: Sequence[Row], several: bool) -> Column:
-    """Its head and its name: of the task where it is about one of several."""
+    """The column's header and name, which include the task if there are several."""
     _, task, metric = key
     name, shown = declared.name or metric, declared.on_screen
     if not declared.header:
@@ -147,12 +147,12 @@ def _column(declared: FigureColumn, key: FigureKey, rows: Sequence[Row], several
 
 
 def _direction(figure: Figure) -> str:
-    """ "% ↑" for a fraction of which more is better."""
+    """Unit and direction, such as "% ↑" for a fraction where more is better."""
     return "% " * (figure.unit == "fraction") + ("↑" if figure.higher_is_better else "↓")
 
 
 def _distinct(shown: Mapping[str, list[Shown]]) -> dict[str, list[Shown]]:
-    """The same, but a column that has the name of an earlier one bears its suite's name too."""
+    """Add the suite to the names of columns that repeat an earlier name."""
     names: set[str] = set()
     found: dict[str, list[Shown]] = {suite: [] for suite in shown}
     for suite, columns in shown.items():

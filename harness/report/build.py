@@ -1,4 +1,4 @@
-"""The report of a set of records as files: summary.md, tables as CSV and LaTeX, plots."""
+"""Write the report of records: summary.md, tables as CSV and LaTeX, plots."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def build_report(
     title: str = "Bitsweep report",
     suites: Mapping[str, Suite] = NO_SPECS,
 ) -> list[Path]:
-    """Write the report of `records` into the folder `out`; the paths, summary.md first.
+    """Write the report of `records` into the folder `out`; return the paths, summary.md first.
 
     suites  specs by name, for suites that are not built in.
 
-    The same records give the same bytes. Files are replaced one by one and only when complete;
-    ValueError without records, StoreError when the disk is full or not writable.
+        The same records give the same bytes. Each file is replaced atomically. Raises ValueError
+        without records, StoreError if the disk is full or not writable.
     """
     records = list(records)
     if not records:
@@ -62,7 +62,7 @@ def build_report(
 
 
 def _endings(models: set[str]) -> dict[str, str]:
-    """What tells the files of each model apart: nothing for one model alone, else its name."""
+    """Suffixes of file names by model: empty for a single model, else its name."""
     if len(models) == 1:
         return dict.fromkeys(models, "")
     alike = Counter(file_name(model).lower() for model in models)
@@ -82,7 +82,7 @@ def _plots(frame: pd.DataFrame, suites: Mapping[str, Suite]) -> dict[str, list[D
 
 
 def _metrics_csv(frame: pd.DataFrame) -> str:
-    """Every metric of every record, one a line; the configurations stay in the records."""
+    """All metrics of all records as CSV, one per line, without configurations."""
     result: str = frame.drop(columns=list(INTERNAL)).to_csv(index=False, lineterminator="\n")
     return result
 
@@ -101,7 +101,7 @@ def _summary(
 
 
 def provenance(records: list[Record]) -> list[str]:
-    """One line for every environment that any record was made in."""
+    """One line for every environment in the records."""
     return sorted({line for record in records if (line := _environment(record.environment))})
 
 
@@ -111,7 +111,7 @@ def _environment(environment: dict[str, Any]) -> str:
     gpu = environment.get("gpu") or {}
     computing = environment.get("computing") or {}
     cpu = machine.get("cpu")
-    if cpu and computing.get("torch"):  # two processors of one name may differ in it
+    if cpu and computing.get("torch"):  # processors of one name may differ in it
         cpu = f"{cpu} ({computing['torch']})"
     parts = [gpu.get("name"), cpu]
     if machine.get("cores"):

@@ -1,12 +1,12 @@
-"""What a suite declares to reports: columns of tables, tables of its own, plots.
+"""Declarations of suites for reports: columns of tables, whole tables, plots.
 
-Plain data and functions of rows; harness.report.assemble makes tables of it. A suite with one
-figure needs one line:
+Plain data and functions of rows; harness.report.assemble makes the tables. A suite with one figure
+needs one line:
 
     table = SuiteTable(columns=(FigureColumn("toy_score", "score", "points"),))
 
-is a table of its own with a column "score, points". `joins=ACCURACY` puts the column into the table
-of accuracies instead.
+makes a table with a column "score, points". `joins=ACCURACY` puts the column into the table of
+accuracies instead.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from harness.report.table import Cell, Column, Note, Table, measured, small
 
 @dataclass(frozen=True)
 class Place:
-    """A table of the report. Suites that name the same one share its lines.
+    """A table of the report, which several suites may share.
 
-    title  "{model}" in it stands for the model.
-    rank   tables stand in this order.
+    title  with "{model}" for the name of the model.
+    rank   tables are sorted by it.
     """
 
     name: str
@@ -37,9 +37,9 @@ COST = Place("cost", "Time and memory of {model}", 30)
 
 @dataclass(frozen=True)
 class AgainstBits:
-    """A plot of figures against bits per weight, a panel for each column that names it.
+    """A plot of figures against bits per weight, with one panel per column.
 
-    clip  figures over so many times full precision are arrows at the upper edge.
+    clip  figures above this multiple of full precision are drawn as arrows at the upper edge.
     """
 
     name: str
@@ -50,10 +50,10 @@ class AgainstBits:
 
 @dataclass(frozen=True)
 class ByRow:
-    """A plot with a line for each row: the figure with its p10 to p90, and another metric beside.
+    """A plot with a line per row: the figure with p10 to p90, and a second metric.
 
-    axis    what the horizontal axis says.
-    beside  metric of the hollow marker, and what the legend calls it.
+    axis    label of the horizontal axis.
+    beside  the second metric (hollow marker), and its name in the legend.
     """
 
     name: str
@@ -63,11 +63,11 @@ class ByRow:
 
 
 def quantity(figure: Figure) -> Cell:
-    """A figure to the digits of its standard error, fractions in per cent; (spread over seeds)."""
+    """A figure to the digits of its standard error, fractions in per cent, (spread over seeds)."""
     factor, least, most = (100.0, 1, 1) if figure.unit == "fraction" else (1.0, 2, 6)
     error = None if figure.stderr is None else factor * figure.stderr
     if error is None and figure.unit != "fraction" and abs(figure.value) < 1:
-        text = small(figure.value, 3)  # nothing says how many decimals count: "0.00" would be none
+        text = small(figure.value, 3)  # fixed decimals would give "0.00" for small figures
     else:
         text = measured(factor * figure.value, error, least, most)
     if figure.spread is not None:
@@ -85,21 +85,21 @@ def is_missing(_row: Row, _key: FigureKey) -> str | None:
 
 @dataclass(frozen=True)
 class FigureColumn:
-    """How the figures of one metric stand in a table.
+    """The column of one metric's figures in a table.
 
     metric     its name in records.
-    header     the first line of the column's head; "": the task, and `detail` gets the direction.
-    detail     the second line: quantity and unit. Of several tasks, each has a column.
-    write      the figure as a cell.
-    name       of the CSV column; "": the metric.
-    task       the only task that the column is about; None: every one.
-    on_screen  False: in files alone.
-    footnotes  what a reader must know about the figure of a row: (row, key, all rows) -> sentences.
-    absent     what a row without the figure says: None, that its suite failed or was not run; ""
-               nothing; other text, a footnote.
-    plot       where the figures are drawn.
-    optional   some runs leave the figure out (no baseline, another task). Of the others a run is
-               refused that has no figure of this name: a column would be missing without a word.
+    header     first line of the header; "": the task, and `detail` gets the direction.
+    detail     second line: quantity and unit. With several tasks, each has its column.
+    write      formats the figure as a cell.
+    name       name of the CSV column; "": the metric.
+    task       the only task of the column; None: all tasks.
+    on_screen  False: in files only.
+    footnotes  caveats on the figure of a row: (row, key, all rows) -> sentences.
+    absent     text for a row without the figure: None for failed or not run, "" for an empty
+               cell, other text for a footnote.
+    plot       the plot that shows the figures.
+    optional   True: some runs have no such figure (no baseline, another task). Otherwise a result
+               without it is an error, because the column would silently be missing.
     """
 
     metric: str
@@ -117,7 +117,7 @@ class FigureColumn:
 
 @dataclass(frozen=True)
 class Shown:
-    """A column that stands in a table: of which figures, declared how."""
+    """A column of a table: its figures and its declaration."""
 
     key: FigureKey
     declared: FigureColumn
@@ -129,14 +129,14 @@ def no_notes(_rows: Sequence[Row], _shown: Sequence[Shown]) -> list[Note]:
 
 
 def condition_notes(figures: Iterable[Figure], without: Sequence[str]) -> list[Note]:
-    """Under what conditions figures were taken, `without` the notes that are shown elsewhere."""
+    """Notes on the conditions of figures, `without` those that are shown elsewhere."""
     found = sorted({figure.notes_without(without) for figure in figures})
     return [Note(f"Conditions: {text}.") for text in found if text]
 
 
 @dataclass(frozen=True)
 class OwnTable:
-    """A table that a suite makes as a whole: make(model, rows), None without figures."""
+    """A table that a suite makes itself: make(model, rows), which returns None without figures."""
 
     place: Place
     make: Callable[[str, list[Row]], Table | None]
@@ -144,19 +144,19 @@ class OwnTable:
 
 @dataclass(frozen=True)
 class SuiteTable:
-    """What a suite adds to reports.
+    """The columns and tables of a suite in reports.
 
-    columns    its columns, in their order.
-    joins      the table that they join; None: one of the suite's own.
-    rank       suites of one table stand in this order.
-    task_by_task  all columns of a task, then of the next; False: a metric for all tasks, then the
-               next metric.
-    every_column  the columns stand there also where no row has their figure.
-    others     how metrics of tasks that have none of `columns` stand there; None: not at all.
-    compared   the figures of a column are compared: the best of a bit width is bold, one that was
-               measured on something else is marked, and notes say on what they were measured.
+    columns    its columns, in order.
+    joins      the table that they join; None: a table of the suite's own.
+    rank       suites of one table are sorted by it.
+    task_by_task  True: all columns of a task, then of the next; False: a metric for all tasks, then
+               the next metric.
+    every_column  show columns even if no row has their figure.
+    others     column for metrics of tasks that have none of `columns`; None: not shown.
+    compared   the figures of a column are comparable: the best of a bit width is bold, figures on
+               another sample are marked, and notes name the samples.
     notes      sentences under the table.
-    tables     whole tables besides.
+    tables     further tables that the suite makes itself.
     """
 
     columns: tuple[FigureColumn, ...] = ()
@@ -175,5 +175,5 @@ class SuiteTable:
         return not self.columns and self.others is None and not self.tables
 
 
-# The table of a suite whose code is not at hand: all its metrics.
+# The table of a suite whose code is not available: all its metrics.
 GENERIC = SuiteTable(others=FigureColumn(metric=""))

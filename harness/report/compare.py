@@ -1,4 +1,4 @@
-"""Columns whose figures are compared: the best of a bit width, and figures on another sample."""
+"""Compare the figures of a column: the best of a bit width, and figures on another sample."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from harness.report.table import Note
 
 
 def best_figures(rows: Sequence[Row], shown: Sequence[Shown]) -> set[tuple[int, FigureKey]]:
-    """(row, key) of the best figure of a bit width, where the figures of that width differ."""
+    """(row, key) of the best figure of each bit width whose figures differ."""
     best = set()
     for key in [each.key for each in shown]:
         for bits in {row.bits for row in rows}:
@@ -31,7 +31,7 @@ def best_figures(rows: Sequence[Row], shown: Sequence[Shown]) -> set[tuple[int, 
 
 
 def other_sample(figure: Figure, key: FigureKey, rows: Sequence[Row]) -> list[str]:
-    """A footnote for a figure that was not measured on what most of its column was."""
+    """A footnote for a figure on another sample than most of its column."""
     if _sample(figure) == _usual_sample(rows, key):
         return []
     return [f"on {figure.n} {figure.n_unit} that are not those of the column: do not compare"]
@@ -40,7 +40,7 @@ def other_sample(figure: Figure, key: FigureKey, rows: Sequence[Row]) -> list[st
 def compared_notes(
     rows: Sequence[Row], shown: Sequence[Shown], best: set[tuple[int, FigureKey]]
 ) -> list[Note]:
-    """What the figures were measured on, what ± and bold mean, and what calibrated them."""
+    """Notes on the samples, the meaning of ± and bold, and the calibration."""
     notes = []
     measured_on: dict[str, list[str]] = {}
     for each in shown:
@@ -72,7 +72,7 @@ def compared_notes(
 
 
 def _sample(figure: Figure) -> tuple[int, str | None]:
-    """What figures must share to be compared: how many observations, of which tokens."""
+    """The sample of a figure: number of observations, token hash."""
     return figure.n, figure.token_hash
 
 

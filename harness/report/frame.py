@@ -1,4 +1,4 @@
-"""Records as one tidy pandas frame: a row a metric, and one row for a stage that failed."""
+"""Records as one tidy pandas frame: one row per metric, and one per failed stage."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from quant.transforms.base import read_note
 if TYPE_CHECKING:
     import pandas as pd
 
-MODEL_DIGITS = 8  # of its hash, behind a name that several models have
+MODEL_DIGITS = 8  # of its hash, after a name that several models share
 QUANTILES = ("p10", "p50", "p90", "p99")
-# What rows are made of and metrics.csv leaves to the records.
+# Columns for rows that metrics.csv leaves out.
 INTERNAL = ("label", "full_precision", "cell_config", "artifact", "transforms", "coverage")
 
 COLUMNS = (
@@ -60,11 +60,11 @@ FLOAT_BITS = {"float64": 64, "float32": 32, "float16": 16, "bfloat16": 16}
 
 
 def from_records(records: Iterable[Record]) -> pd.DataFrame:
-    """One row a metric with the columns COLUMNS; a failed stage has a row without a metric.
+    """One row per metric, with the columns COLUMNS; a failed stage has a row without a metric.
 
-    A figure measured several times on the same cell (the same suite with other settings that
-    leave its name as it is) appears once for every record. Models of one name are told apart.
-    Missing numbers are NaN, missing texts None. Sorted: the order of the records does not matter.
+    A figure that several records of a cell have (the same suite with other settings) appears once
+    per record. Different models of one name get different names. Missing numbers are NaN, missing
+    texts None. Rows are sorted, so the order of the records does not matter.
     """
     import pandas as pd
 
@@ -79,7 +79,7 @@ def from_records(records: Iterable[Record]) -> pd.DataFrame:
 
 
 def told_apart(records: Iterable[Record]) -> list[Record]:
-    """The records, with part of the model's hash in its name where one name stands for several."""
+    """The records, with part of the model's hash added to names that several models share."""
     records = list(records)
     known: dict[str, set[str]] = {}
     for record in records:
@@ -146,7 +146,7 @@ def _metric(metric: Metric, record: Record) -> dict[str, Any]:
 
 
 def partly_applied(layers: Sequence[LayerReport]) -> list[str]:
-    """A sentence for each transform that left some layers as they were: how many, and why."""
+    """A sentence for each transform that was not applied to some layers: how many, and why."""
     found: dict[str, Counter[str | None]] = {}
     for name, why in (read_note(note) for layer in layers for note in layer.transforms):
         found.setdefault(name, Counter())[why] += 1
@@ -160,7 +160,7 @@ def partly_applied(layers: Sequence[LayerReport]) -> list[str]:
 
 
 def partly_covered(cell: CellIdentity) -> str:
-    """What of the blocks' matrices is not quantized; empty where nothing is said, or all is."""
+    """A sentence on matrices of the blocks that are not quantized; "" if none or unknown."""
     if not cell.outside or cell.coverage is None:
         return ""
     return (
@@ -175,7 +175,7 @@ def _section(record: Record, name: str) -> dict[str, Any]:
 
 
 def _bits_per_weight(record: Record) -> float | None:
-    """Of the record; in full precision, the bits of the type that the weights have."""
+    """Bits per weight of the record; in full precision, the bits of the dtype."""
     if record.cell.bits_per_weight is not None or not record.cell.full_precision:
         return record.cell.bits_per_weight
     return FLOAT_BITS.get(str(_section(record, "model").get("dtype")))
@@ -188,7 +188,7 @@ def _error(record: Record) -> str | None:
 
 
 def cell_config(record: Record) -> str:
-    """The configuration of a cell without its seeds, as JSON: what its name may not say."""
+    """The configuration of a cell without its seeds, as JSON, to distinguish cells of one name."""
     names = ("model", "method", "transform", "scheme", "calib", "checkpoint", "code")
     parts = {name: record.config[name] for name in names if name in record.config}
     if isinstance(parts.get("calib"), dict):

@@ -1,4 +1,4 @@
-"""What a report's folder holds already: a report of the same name takes its place, and says so."""
+"""An earlier report in the same folder: a note on its cells, and removal of its files."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ WRITTEN = ("tables/*.csv", "tables/*.tex", "plots/*.png", "plots/*.svg")
 
 
 def said_of_replaced(records: Sequence[Record], folder: Path) -> str | None:
-    """One sentence on the cells of the report in `folder` that one of `records` will not show.
+    """A sentence on cells of the earlier report in `folder` that are not in `records`.
 
-    None where it shows them all, or where there is no report yet.
+    None if there are none, or no earlier report.
     """
     coming = {record.cell_key for record in records}
     gone = {key: name for key, name in _held(folder).items() if key not in coming}
@@ -25,15 +25,15 @@ def said_of_replaced(records: Sequence[Record], folder: Path) -> str | None:
     named = ", ".join(names[:MOST_NAMED]) + ", ..." * (len(names) > MOST_NAMED)
     cells = "1 cell" if len(gone) == 1 else f"{len(gone)} cells"
     return (
-        f"It took the place of a report of the same name with {cells} that this one does not show "
-        f"({named}): their records are kept; add name=NAME for a report of its own."
+        f"It replaced a report of the same name with {cells} that this one does not show "
+        f"({named}): their records are kept; add name=NAME for a separate report."
     )
 
 
 def remove_others(folder: Path, files: Sequence[Path]) -> None:
-    """Remove the tables and plots of the report that `files` took the place of in `folder`.
+    """Remove the tables and plots of an earlier report in `folder`, except the new `files`.
 
-    Only for a folder that belongs to reports: they would stand, or be logged, beside the new ones.
+    Only for a folder that is for reports alone.
     """
     written = {file.resolve() for file in files}
     for pattern in WRITTEN:
@@ -43,7 +43,7 @@ def remove_others(folder: Path, files: Sequence[Path]) -> None:
 
 
 def _held(folder: Path) -> dict[str, str]:
-    """Names by key of the cells in a folder's report; empty where none can be read."""
+    """Names of the cells in a folder's report by key; empty if none can be read."""
     try:
         with (folder / "metrics.csv").open(encoding="utf-8", newline="") as file:
             return {

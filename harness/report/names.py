@@ -1,4 +1,4 @@
-"""The first columns of every table: which cell a row is, and the marks that go with it."""
+"""The first columns of every table: the names of a row, with footnote marks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from harness.report.table import Cell, Column
 
 
 class Footnotes:
-    """Numbers footnotes in the order in which the table comes to them; one text, one number."""
+    """Numbers footnotes in the order of their first use; equal texts share a number."""
 
     def __init__(self) -> None:
         self.texts: list[str] = []
@@ -22,14 +22,14 @@ class Footnotes:
         return self.texts.index(text) + 1
 
     def cause(self, text: str) -> int:
-        """The mark of a footnote that says why something failed."""
+        """The mark of a footnote with the cause of a failure."""
         mark = self.mark(text)
         self.causes.add(mark)
         return mark
 
 
 def name_columns(rows: Sequence[Row]) -> list[Column]:
-    """Method and scheme; the calibration and the seeds only where rows differ in them."""
+    """Method and scheme; calibration and seeds only if rows differ in them."""
     columns = [Column("method", "method", numeric=False), Column("scheme", "scheme", numeric=False)]
     if len(calibrations(rows)) > 1:
         columns.append(Column("calibration", "calibration", numeric=False))
@@ -59,7 +59,7 @@ def several_seeds(rows: Sequence[Row]) -> bool:
 
 
 def missing(row: Row, suite: str, footnotes: Footnotes) -> Cell:
-    """No figure: "failed" with the cause when the suite, or the quantization before it, failed."""
+    """The cell of a missing figure: "failed", with its cause, or not run."""
     for stage in (suite, QUANTIZATION):
         if stage in row.failures:
             return Cell("failed", marks=(footnotes.cause(row.failures[stage]),))
@@ -67,7 +67,7 @@ def missing(row: Row, suite: str, footnotes: Footnotes) -> Cell:
 
 
 def failed_seeds(row: Row, suite: str, footnotes: Footnotes) -> tuple[int, ...]:
-    """Marks a figure that some seeds or tasks have while others failed."""
+    """Marks of a figure for which some seeds or tasks failed."""
     cause = row.failures.get(suite)
     if cause is None:
         return ()

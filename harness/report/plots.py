@@ -1,7 +1,6 @@
-"""The plots that columns ask for: figures against bits per weight, or by row with their spread.
+"""The plots of columns: figures against bits per weight, or by row with their spread.
 
-No pyplot, no global state: figures are made, saved as PNG and SVG with the same bytes for the same
-rows, and forgotten.
+Uses no pyplot and no global state. The same rows give the same bytes of PNG and SVG.
 """
 
 from __future__ import annotations
@@ -27,8 +26,8 @@ DPI = 160
 PANEL = (4.6, 3.5)  # inches
 PANELS_A_ROW = 3
 
-# Okabe and Ito's palette, told apart by colour-blind readers too. The first method that sees no
-# data and the first one that does keep theirs in every plot.
+# Okabe and Ito's palette, which colour-blind readers can distinguish too. The first method without
+# calibration and the first one with it have fixed colours in all plots.
 UNCALIBRATED, CALIBRATED = "#D55E00", "#0072B2"
 MORE_COLOURS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*")
@@ -62,7 +61,7 @@ class Drawn:
 
 
 def draw_all(rows: list[Row], declared: Mapping[str, SuiteTable]) -> list[Drawn]:
-    """Every plot that the columns ask for and the rows of one model have figures for."""
+    """All plots of the columns for which the rows of one model have figures."""
     wanted: dict[AgainstBits | ByRow, list[FigureKey]] = {}
     for each in columns_in_order(rows, declared):
         plot = each.declared.plot
@@ -81,9 +80,9 @@ def draw_all(rows: list[Row], declared: Mapping[str, SuiteTable]) -> list[Drawn]
 
 
 def bits_figure(rows: list[Row], keys: list[FigureKey], plot: AgainstBits) -> Figure:
-    """One panel a figure: a line a method, a marker a kind of scheme, bars of one error.
+    """One panel per figure, one line per method, one marker per kind of scheme, bars of ± 1 error.
 
-    Full precision is the dashed line with its error as a band.
+    Full precision is a dashed line with its error as a band.
     """
     from matplotlib.figure import Figure
 
@@ -170,7 +169,7 @@ def _axis_of_bits(panel: Axes, bits: list[float]) -> None:
 
 
 def _logarithmic(panel: Axes, values: list[float], ceiling: float) -> None:
-    """A logarithmic scale for values far apart, with room for the arrows of clipped ones."""
+    """Use a logarithmic scale if values are far apart, with room for arrows of clipped ones."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     shown = [value for value in values if value <= ceiling]
@@ -211,7 +210,7 @@ def _bits_legend(figure: Figure, rows: list[Row], keys: list[FigureKey]) -> None
 
 
 def by_row_figure(rows: list[Row], keys: Sequence[FigureKey], plot: ByRow) -> Figure:
-    """A line a row: the figure (filled, p10 to p90) and the one beside it (hollow)."""
+    """One line per row: the figure (filled, p10 to p90) and the second metric (hollow)."""
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
@@ -249,7 +248,7 @@ def by_row_figure(rows: list[Row], keys: Sequence[FigureKey], plot: ByRow) -> Fi
 def _measured(
     rows: list[Row], keys: Sequence[FigureKey], plot: ByRow
 ) -> list[tuple[Row, Measured, Measured | None]]:
-    """Rows with the figure, it, and the one beside it."""
+    """(row, its figure, its second metric) of all rows with the figure."""
     measured = []
     for row in rows:
         key = next((key for key in keys if key in row.figures), None)
@@ -260,7 +259,7 @@ def _measured(
 
 
 def _against_bits(rows: list[Row], keys: Sequence[FigureKey]) -> bool:
-    """Whether any quantized row has one of the figures: full precision alone is no plot."""
+    """Whether any quantized row has one of the figures; full precision alone is not plotted."""
     return any(
         key in row.figures and row.bits_per_weight and not row.full_precision
         for row in rows
@@ -269,7 +268,7 @@ def _against_bits(rows: list[Row], keys: Sequence[FigureKey]) -> bool:
 
 
 def _series(rows: list[Row]) -> dict[tuple[str, str], list[Row]]:
-    """Points that one line joins: of one method and one kind of scheme, by bits per weight."""
+    """Rows of each line: one method and one kind of scheme, sorted by bits per weight."""
     series: dict[tuple[str, str], list[Row]] = {}
     for row in sorted(rows, key=lambda row: row.bits_per_weight or 0):
         if not row.full_precision:
@@ -298,7 +297,7 @@ def _marker(kind: str, rows: list[Row]) -> str:
 
 
 def _colour(label: str, rows: list[Row]) -> str:
-    """The first method of each kind in the rows has its colour; others get the next free one."""
+    """The colour of a method: fixed for the first of each kind, else the next free one."""
     quantized = [row for row in rows if not row.full_precision]
     colours: dict[str, str] = {}
     for colour, seeing in ((UNCALIBRATED, False), (CALIBRATED, True)):
@@ -311,7 +310,7 @@ def _colour(label: str, rows: list[Row]) -> str:
 
 @contextmanager
 def _style() -> Iterator[None]:
-    """Our own settings, whatever matplotlibrc the user has."""
+    """Context: our own settings, independent of the user's matplotlibrc."""
     import matplotlib
 
     with matplotlib.rc_context():

@@ -49,9 +49,9 @@ def all_notes(table: Table) -> list[str]:
 
 
 def to_rich(table: Table, width: int = SCREEN_WIDTH, causes: bool = True) -> Group:
-    """Panels that fit `width` columns: a table too wide is repeated with its other columns.
+    """Panels of at most `width` characters; a wider table is split by columns.
 
-    causes  whether footnotes say why something failed.
+    causes  show footnotes with the causes of failures.
     """
     from rich.console import Group
     from rich.padding import Padding
@@ -80,7 +80,7 @@ def _rich_panel(table: Table, columns: list[int]) -> Group:
         panel.add_column(header, justify="right" if column.numeric else "left", no_wrap=True)
     for row in table.rows:
         panel.add_row(*(_rich_cell(row[index]) for index in columns))
-    # As a title of the panel it would be folded to the width of a narrow one.
+    # As a title of the panel, it would be wrapped to the width of a narrow one.
     return Group(Text(shown(table.title), style="bold"), panel)
 
 
@@ -100,7 +100,7 @@ def _header_lines(column: Column) -> list[str]:
 
 
 def _fit(table: Table, width: int) -> list[list[int]]:
-    """Indices of the columns of each panel: the names, and as many figures as fit."""
+    """Indices of the columns of each panel: the names, and as many others as fit."""
     widths = [_width(table, index) + 2 for index in range(len(table.columns))]
     numbered = list(enumerate(table.columns))
     names = [i for i, column in numbered if not column.numeric]
@@ -145,7 +145,7 @@ def _markdown(text: str) -> str:
 
 
 def to_csv(table: Table) -> str:
-    """Every figure with all its digits, its standard error and percentiles in columns of theirs."""
+    """CSV with all digits of figures, and columns for standard errors and percentiles."""
     table = table.csv or table
     extras = {
         index: [
@@ -181,7 +181,7 @@ def _exact(value: float | str | None) -> str:
 
 
 def to_latex(table: Table) -> str:
-    """A table environment for \\usepackage{booktabs}, everything escaped."""
+    """A LaTeX table for \\usepackage{booktabs}, with all text escaped."""
     layout = "".join("r" if column.numeric else "l" for column in table.columns)
     top = " & ".join(_latex(column.header) for column in table.columns)
     lines = [
@@ -210,7 +210,7 @@ def to_latex(table: Table) -> str:
 
 
 def _latex_cell(cell: Cell) -> str:
-    # Bold math as well: "20.39 ± 0.32" is partly math.
+    # Bold for math too, because "20.39 ± 0.32" is partly math.
     text = f"\\textbf{{\\boldmath {_latex(cell.text)}}}" if cell.best else _latex(cell.text)
     marks = ",".join(str(mark) for mark in cell.marks)
     return text + (f"$^{{{marks}}}$" if marks else "")

@@ -1,4 +1,4 @@
-"""What tables and plots show: one row a model, method and scheme, seeds taken together."""
+"""Rows of tables and plots: one per model, method and scheme, with seeds combined."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FigureKey = tuple[str, str, str]  # suite, task, metric
 
 @dataclass(frozen=True)
 class Figure:
-    """One figure of a row; with several seeds the mean of all and their standard deviation."""
+    """One figure of a row; with several seeds, their mean and standard deviation."""
 
     value: float
     stderr: float | None
@@ -38,7 +38,7 @@ class Figure:
     p99: float | None = None
 
     def note(self, name: str) -> str:
-        """One of the notes of the metric, "" for one that it does not have."""
+        """A note of the metric by name; "" if it has none of that name."""
         for part in self.notes.split("; "):
             if part.startswith(f"{name}: "):
                 return part.removeprefix(f"{name}: ")
@@ -52,13 +52,13 @@ class Figure:
 
 @dataclass(frozen=True)
 class Row:
-    """A model x method x scheme: its figures, its failures by suite, and what was allowed."""
+    """A model x method x scheme: its figures, failures by suite, and fallbacks."""
 
     model: str
     method: str
     method_label: str
     full_precision: bool
-    variant: str  # options and settings that tell two rows of one method and scheme apart
+    variant: str  # options and settings that distinguish rows of one method and scheme
     scheme: str
     dtype: str | None  # of the weights that are not quantized
     calibration: str | None
@@ -69,12 +69,12 @@ class Row:
     figures: dict[FigureKey, Figure] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)  # suite -> cause
     fallbacks: tuple[str, ...] = ()
-    transforms: tuple[str, ...] = ()  # those that left some layers as they were
-    coverage: tuple[str, ...] = ()  # what of the blocks' matrices stays in full precision
+    transforms: tuple[str, ...] = ()  # those that were not applied to some layers
+    coverage: tuple[str, ...] = ()  # matrices of the blocks in full precision
 
     @property
     def scheme_label(self) -> str:
-        """The scheme; in full precision the type of the weights."""
+        """The scheme; in full precision, the dtype of the weights."""
         return (self.dtype or self.scheme) if self.full_precision else self.scheme
 
     @property
@@ -84,23 +84,23 @@ class Row:
 
     @property
     def suites(self) -> set[str]:
-        """Suites that have a figure or a failure here, the quantization among them."""
+        """Suites with a figure or a failure, including the quantization."""
         return {suite for suite, _, _ in self.figures} | set(self.failures)
 
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows in the order of the tables, and what a reader must know about their choice."""
+    """The rows in the order of the tables, with notes on how they were chosen."""
 
     rows: list[Row]
     notes: list[str]
 
 
 def read_rows(frame: pd.DataFrame) -> Rows:
-    """Choose and combine what frame.from_records gives: full precision first, then bits downward.
+    """Make rows from the frame of frame.from_records: full precision first, then descending bits.
 
-    A figure measured again later replaces the earlier one (a note says how many), and several
-    seeds become one row.
+    The newest of repeated figures counts (a note gives the number of older ones), and seeds are
+    combined in one row.
     """
     entries = [_plain(entry) for entry in frame.to_dict("records")]
     _complete_names(entries)
@@ -120,7 +120,7 @@ def read_rows(frame: pd.DataFrame) -> Rows:
 
 
 def _several_artifacts(entries: list[dict[str, Any]]) -> list[str]:
-    """A sentence for each cell whose figures come from more than one artifact."""
+    """A sentence for each cell with figures of more than one artifact."""
     found: dict[str, set[str]] = {}
     names: dict[str, str] = {}
     for entry in entries:
@@ -138,7 +138,7 @@ def _several_artifacts(entries: list[dict[str, Any]]) -> list[str]:
 
 
 def _plain(entry: dict[Any, Any]) -> dict[str, Any]:
-    """NaN (pandas' missing) becomes None."""
+    """Replace NaN (missing in pandas) by None."""
     return {
         key: None if isinstance(value, float) and math.isnan(value) else value
         for key, value in entry.items()
@@ -146,9 +146,9 @@ def _plain(entry: dict[Any, Any]) -> dict[str, Any]:
 
 
 def _complete_names(entries: list[dict[str, Any]]) -> None:
-    """Set "label" and "options" where a record has none, written before records had them.
+    """Set "label" and "options" for old records without them.
 
-    Another record of the same cell may say them; else the method's name is its label.
+    They are taken from another record of the cell; otherwise the label is the method's name.
     """
     named = {entry["cell_config"]: entry for entry in entries if entry["label"]}
     labels = {entry["method"]: entry["label"] for entry in entries if entry["label"]}
@@ -164,7 +164,7 @@ def _row_key(entry: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _name_variants(entries: list[dict[str, Any]]) -> None:
-    """Set "variant": the options, and where two configurations share a name, what differs."""
+    """Set "variant": the options and, if configurations share a name, their differences."""
     same_name: dict[tuple[str, ...], set[str]] = {}
     for entry in entries:
         entry["variant"] = entry["options"] or ""
@@ -176,7 +176,7 @@ def _name_variants(entries: list[dict[str, Any]]) -> None:
 
 
 def _difference(config: str, others: set[str]) -> str:
-    """The settings of `config` on which `others` do not agree: "sequences=16"."""
+    """The settings of `config` that differ in any of `others`, such as "sequences=16"."""
     flat = {text: _flatten(json.loads(text)) for text in others}
     mine = flat[config]
     paths = sorted({path for each in flat.values() for path in each})
@@ -185,7 +185,7 @@ def _difference(config: str, others: set[str]) -> str:
 
 
 def _short(value: Any) -> str:
-    """A value as a label holds it; of a hash the first digits."""
+    """A value for a label; only the first digits of a hash."""
     text = str(value)
     return text[:8] if len(text) == SHA256_DIGITS and text.isalnum() else text
 
@@ -204,7 +204,7 @@ def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
 def _latest(entries: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], int]:
     """The newest entry of every figure, and how many older ones there were.
 
-    A failure counts until its suite succeeds on that cell, and hides what was measured before.
+    A failure counts until its suite succeeds on that cell, and hides earlier figures.
     """
     newest_failure: dict[tuple[Any, ...], str] = {}
     newest_success: dict[tuple[Any, ...], str] = {}
@@ -230,7 +230,7 @@ def _row(group: list[dict[str, Any]]) -> Row:
     figures: dict[FigureKey, list[dict[str, Any]]] = {}
     failures: dict[str, list[str]] = {}
     for entry in group:
-        if entry["metric"] is not None:  # also of a suite that failed for some of its tasks
+        if entry["metric"] is not None:  # also for a suite that failed for some of its tasks
             key = (entry["suite"], entry["task"], entry["metric"])
             figures.setdefault(key, []).append(entry)
         elif entry["status"] == "failed":
@@ -265,7 +265,7 @@ def _known(values: Iterable[float | None]) -> float | None:
 
 
 def _combine(entries: list[dict[str, Any]]) -> Figure:
-    """Mean over seeds. The seeds share their texts, so the standard error does not shrink."""
+    """Mean over seeds. Seeds share their texts, so the standard error is not reduced."""
     values = [entry["value"] for entry in entries]
     errors = [entry["stderr"] for entry in entries if entry["stderr"] is not None]
     first = entries[0]
@@ -294,12 +294,12 @@ def _combine(entries: list[dict[str, Any]]) -> Figure:
 
 
 def _order(row: Row) -> tuple[Any, ...]:
-    """Full precision, then bits downward; methods that see no data before those that do."""
+    """Full precision, then descending bits; methods without calibration before those with it."""
     return (
         row.model,
         not row.full_precision,
         -(row.bits or 0),
-        -(row.group_size or math.inf),  # a grid a row, then ever smaller groups
+        -(row.group_size or math.inf),  # one grid per row, then descending group sizes
         row.scheme,
         row.calibration is not None,
         row.method_label,

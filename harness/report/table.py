@@ -1,4 +1,4 @@
-"""A table as plain values, and how its numbers are written: digits follow the standard error."""
+"""Tables as plain values, and number formats whose digits follow the standard error."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ NARROW_NO_VALUE = "–"
 
 @dataclass(frozen=True)
 class Column:
-    """header is what it is about (a task, "method"); detail its quantity and unit, or nothing."""
+    """A column. header: its subject (a task, "method"); detail: quantity and unit, or ""."""
 
     name: str  # of the CSV column: bits_per_weight, c4:score
     header: str
     detail: str = ""
     numeric: bool = True
-    on_screen: bool = True  # what follows from other columns is left to the files
+    on_screen: bool = True  # False: in files only, such as what follows from other columns
 
 
 @dataclass(frozen=True)
 class Cell:
-    """What is printed, and the figure behind it for the CSV; marks number the footnotes."""
+    """The printed text, the figure for the CSV, and the marks of footnotes."""
 
     text: str = NARROW_NO_VALUE
     value: float | str | None = None
@@ -34,7 +34,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Note:
-    """A sentence under a table; one about columns stands only where one of them is shown."""
+    """A sentence under a table; one about columns is shown only with one of them."""
 
     text: str
     columns: tuple[str, ...] = ()
@@ -42,10 +42,10 @@ class Note:
 
 @dataclass(frozen=True)
 class Table:
-    """Pure content; harness.report.render writes it. footnotes[0] is mark 1.
+    """The content of a table; harness.report.render formats it. footnotes[0] has mark 1.
 
-    causes  the marks of the footnotes that say why something failed.
-    csv     what the CSV holds instead, where it has more lines than anyone reads.
+    causes  marks of footnotes with causes of failures.
+    csv     another table for the CSV, which may have more lines.
     """
 
     name: str  # accuracy or cost
@@ -60,10 +60,10 @@ class Table:
 
 
 def on_screen(table: Table, causes: bool = True) -> Table:
-    """The table without the columns that are left to the files, and without what is said of them.
+    """The table without columns that are in files only, and without their notes.
 
-    Footnotes that only those columns refer to go too, and without `causes` those that say why
-    something failed; the others are numbered anew.
+    Footnotes of only those columns are removed too and, if `causes` is False, those with causes of
+    failures. The others are renumbered.
     """
     shown = [index for index, column in enumerate(table.columns) if column.on_screen]
     names = {table.columns[index].name for index in shown}
@@ -91,7 +91,7 @@ def decimals_for(stderr: float | None, least: int) -> int:
 
 
 def measured(value: float, stderr: float | None = None, least: int = 2, most: int = 6) -> str:
-    """ "20.39 ± 0.32"; "1.2e+06 ± 3e+04" for what no one reads digit by digit."""
+    """ "20.39 ± 0.32"; "1.2e+06 ± 3e+04" for large numbers."""
     if abs(value) >= 1e5:
         return f"{value:.2e}" + (f" ± {stderr:.0e}" if stderr is not None else "")
     decimals = min(decimals_for(stderr, least), most)
@@ -102,7 +102,7 @@ def measured(value: float, stderr: float | None = None, least: int = 2, most: in
 
 
 def significant(value: float, digits: int = 3) -> str:
-    """Plain decimals with so many significant digits: 1234, 12.3, 0.0123."""
+    """Plain decimals with `digits` significant digits: 1234, 12.3, 0.0123."""
     if value == 0:
         return "0"
     decimals = digits - 1 - math.floor(math.log10(abs(value)))
@@ -110,7 +110,7 @@ def significant(value: float, digits: int = 3) -> str:
 
 
 def small(value: float, digits: int = 2) -> str:
-    """ "0.0016", "1.4e-13": plain from a thousandth on, in powers of ten below."""
+    """ "0.0016", "1.4e-13": plain decimals from 0.001 on, exponents below."""
     if value == 0:
         return "0"
     return significant(value, digits) if abs(value) >= 1e-3 else f"{value:.{digits - 1}e}"

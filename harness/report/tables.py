@@ -1,4 +1,4 @@
-"""The summary tables of a set of records: what bits cost in accuracy, and in time and memory."""
+"""The summary tables of records: accuracy, time and memory by scheme."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NO_SPECS: Mapping[str, Suite] = {}
 def summary_tables(frame: pd.DataFrame, suites: Mapping[str, Suite] = NO_SPECS) -> list[Table]:
     """The tables of every model, each with the columns that its suites declare.
 
-    frame   what harness.report.frame.from_records gives.
+        frame   from harness.report.frame.from_records.
     suites  specs by name, for suites that are not built in.
     """
     selection = read_rows(frame)
@@ -43,9 +43,9 @@ def summary_table(
     causes: bool = True,
     suites: Mapping[str, Suite] = NO_SPECS,
 ) -> Group:
-    """What a run prints at its end: the tables as a rich renderable at most `width` wide.
+    """The tables that a run prints at its end, as a rich renderable of at most `width` characters.
 
-    causes  whether the tables say why something failed; a run says it once, below them.
+    causes  show causes of failures in the tables; a run prints them once, below the tables.
     suites  specs by name, for suites that are not built in.
     """
     from rich.console import Group

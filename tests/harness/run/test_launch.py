@@ -111,7 +111,7 @@ def test_reports_of_other_names_have_other_folders_and_one_name_says_what_it_rep
     assert (
         "a report of the same name with 1 cell that this one does not show (tiny-rtn-w4-s0)" in said
     )
-    assert "add name=NAME for a report of its own" in said
+    assert "add name=NAME for a separate report" in said
     launch.run([Cell(other, ())])
     assert "took the place" not in capsys.readouterr().out
 

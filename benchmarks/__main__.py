@@ -4,10 +4,10 @@
   python -m benchmarks solve pack only these
   python -m benchmarks harness --checkout OLD --checkout NEW   two commits in turn
 
-Others are commands of their own (--help says what they take): python -m benchmarks.decode,
-benchmarks.scaling, benchmarks.gpu_solver; kernels: python -m cuda_ext.bench.
+Separate commands, each with --help: python -m benchmarks.decode, benchmarks.scaling,
+benchmarks.gpu_solver; for kernels, python -m cuda_ext.bench.
 
-Times belong to this machine and this moment: compare lines of one run.
+Times depend on the machine and its load: compare only lines of one run.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ RUNS = 5
 
 
 def timed(run: Callable[[], object], runs: int = RUNS) -> list[float]:
-    """Seconds of `runs` calls after one that is not counted."""
+    """Seconds of `runs` calls, after one that is not counted."""
     run()
     seconds = []
     for _ in range(runs):
@@ -42,7 +42,7 @@ def timed(run: Callable[[], object], runs: int = RUNS) -> list[float]:
 
 
 def show(what: str, seconds: list[float]) -> None:
-    """One line: median [fastest, slowest]."""
+    """Print one line: median [fastest, slowest]."""
     middle, least, most = (1e3 * f(seconds) for f in (statistics.median, min, max))
     print(f"{what:<52} {middle:10.2f} ms [{least:.2f}, {most:.2f}]", flush=True)
 
@@ -144,7 +144,7 @@ def main() -> None:
             parser.error(f"{name} is not a benchmark: choose from {known}.")
     from transformers.utils.logging import disable_progress_bar
 
-    disable_progress_bar()  # of files being read: it would run through the figures
+    disable_progress_bar()  # the bar of files being read would mix with the figures
     machine = environment.machine()
     print(f"{machine['cpu']}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     for name in names:

@@ -1,7 +1,7 @@
-"""What streamed GPTQ costs: operations and elements of every stage, and seconds at given rates.
+"""Cost model of streamed GPTQ: operations and elements of every stage, and seconds at given rates.
 
-Counted for one block and `tokens` calibration tokens in windows of `window`, as the code works. A
-stage is a sum of terms, and every term has a rate:
+Counts are for one block and `tokens` calibration tokens in windows of `window`, and follow the
+code. A stage is a sum of terms, and every term has a rate:
 
   read      disk: bytes of a block, hidden behind the work on the block before it;
             attach: bytes copied to the device
@@ -14,10 +14,10 @@ stage is a sum of terms, and every term has a rate:
             panel: panels of 128 columns: a fixed cost, the column loop included
   forward   product, attention, element: the quantized block once
   write     packed: weights packed and hashed, on the host; layer: a fixed cost of each layer;
-            stored: bytes put on the disk. By a thread of its own, hidden behind the block after it
+            stored: bytes put on the disk. Done by a thread, hidden behind the next block
 
-An operation is a multiplication or an addition. The column loop takes 128 multiply-adds a weight in
-the first-level cache; measured it cannot be told from the fixed cost of a panel.
+An operation is a multiplication or an addition. The column loop takes 128 multiply-adds per weight
+in the first-level cache; measurements cannot separate it from the fixed cost of a panel.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from quant.tiling import BLOCKS, PANEL, strips
 
 STAGES = ("read", "hessian", "factor", "loop", "forward", "write")
-# Stage -> term -> how much of it.
+# Stage -> term -> amount.
 Work = dict[str, dict[str, float]]
 
 
@@ -48,14 +48,14 @@ class BlockShape:
 
     @property
     def last(self) -> int:
-        """Weights of the last group, which a pass that only collects inputs leaves out."""
+        """Weights of the last group, which a pass that only collects inputs skips."""
         inputs, outputs = self.groups[-1]
         return inputs * sum(outputs)
 
 
 @dataclass(frozen=True)
 class Model:
-    """A whole model: its block, how many, and the weights outside of them."""
+    """A whole model: its block, the number of blocks, and the weights outside blocks."""
 
     name: str
     block: BlockShape
@@ -103,10 +103,10 @@ def work(
     device: str = "cpu",
 ) -> Work:
     """The terms of every stage of one block; itemsize in bytes, bits those of a packed weight."""
-    # Scores and their sum over values, of half of the pairs: what comes later is masked.
+    # Scores and weighted values for half of the pairs: later positions are masked.
     attention = 2.0 * tokens * window * block.hidden
     ends = [inputs + sum(outputs) for inputs, outputs in block.groups]
-    unused = sum(block.groups[-1][1])  # outputs of the last layer, which the first pass leaves out
+    unused = sum(block.groups[-1][1])  # outputs of the last layer, which the first pass skips
     halves = [gram_elements(inputs) for inputs, _ in block.groups]
     batches = -(-tokens // max(window, batch_tokens))
     transposed = tokens * sum(inputs for inputs, _ in block.groups)
@@ -147,9 +147,9 @@ def root_operations(inputs: int, block: int) -> float:
     for end in range(inputs, 0, -block):
         start = max(end - block, 0)
         width = end - start
-        total += 2 * end * width * (inputs - end)  # what the finished columns take away
+        total += 2 * end * width * (inputs - end)  # updates by the finished columns
         total += 2 * width**3 / 3  # the diagonal block's root and inverse
-        total += 2 * start * width**2  # what is above it, times the inverse
+        total += 2 * start * width**2  # the part above it, times the inverse
     return total
 
 
@@ -163,9 +163,9 @@ def lookback_operations(inputs: int, rows: int) -> float:
 
 
 def seconds(work_of_block: Work, rates: Mapping[str, float]) -> dict[str, float]:
-    """Seconds of each stage of one block; the disk counts only beyond what it is hidden behind.
+    """Seconds of each stage of one block; reading counts only the time that is not hidden.
 
-    "write" is what its own thread works, see `together`.
+    "write" is the time of the writer thread, see `together`.
     """
     found = {
         stage: sum(amount / rates[term] for term, amount in terms.items() if term != "disk")
@@ -176,15 +176,15 @@ def seconds(work_of_block: Work, rates: Mapping[str, float]) -> dict[str, float]
 
 
 def together(stages: Mapping[str, float]) -> float:
-    """Seconds from block to block: a block is written while all else of the next one is done."""
+    """Seconds per block: writing a block overlaps all other stages of the next one."""
     return max(stages["write"], sum(stages.values()) - stages["write"])
 
 
 def whole(stages: Mapping[str, float], blocks: int) -> float:
-    """Seconds of all blocks: nothing hides the first one's work or the last one's writing."""
+    """Seconds of all blocks: the first block's work and the last one's writing are not hidden."""
     return together(stages) * (blocks - 1) + sum(stages.values())
 
 
 def activation_bytes(block: BlockShape, tokens: int, itemsize: int) -> int:
-    """Hidden states between two blocks."""
+    """Bytes of hidden states between two blocks."""
     return tokens * block.hidden * itemsize

@@ -4,11 +4,11 @@
   python -m benchmarks.decode --architecture opt-175b --bits 3
   python -m benchmarks.decode        both of these
 
-Random weights, made on the device in packed form, so nothing is downloaded; needs torch and
-transformers alone. Every width is built, timed and freed in turn in one process; one that does not
-fit is refused with the figures of its memory, and the others go on (exit status 1). Times are of
-greedy decode steps at batch 1 with a static KV cache, in a CUDA graph on a GPU, from an idle
-device, as in generation that looks at every token.
+Weights are random and made on the device in packed form, so nothing is downloaded; only torch and
+transformers are needed. The widths are built, timed and freed in turn in one process. A width that
+does not fit is refused with its memory figures, and the others are timed (exit status 1). Times are
+of greedy decode steps at batch 1 with a static KV cache, in a CUDA graph on a GPU, from an idle
+device, as in generation that reads every token.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ WORKSPACE = 2**30  # bytes beside model and cache: library workspaces, the array
 
 @dataclass(frozen=True)
 class Settings:
-    """What is timed; group_size None is one grid a row."""
+    """What is timed; group_size None is one grid per row."""
 
     architecture: str
     device: str
@@ -69,8 +69,8 @@ class Settings:
 
 @dataclass(frozen=True)
 class Row:
-    """One width. Milliseconds a token (median, p10, p90); bytes that a token reads; GB/s that the
-    device was seen to read; the share of that roofline; and the speed-up over full precision."""
+    """One width: milliseconds per token (median, p10, p90), bytes that a token reads, measured read
+    bandwidth in GB/s, share of that roofline, and speed-up over full precision."""
 
     architecture: str
     bits: int
@@ -92,7 +92,7 @@ class Row:
 
 
 def kv_bytes(config: Any, settings: Settings) -> int:
-    """Keys and values of all positions, twice: the static cache and the one it is checked with."""
+    """Bytes of keys and values, twice: the static cache, and the dynamic one that checks it."""
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width: int = heads * (config.hidden_size // config.num_attention_heads)
     positions = settings.prompt + settings.tokens
@@ -101,7 +101,7 @@ def kv_bytes(config: Any, settings: Settings) -> int:
 
 
 def time_width(settings: Settings, bits: int, bandwidth: float) -> Row:
-    """Build one width, time it and let it go. NotEnoughMemory before anything is allocated."""
+    """Build, time and free one width. Raises NotEnoughMemory before anything is allocated."""
     began = time.perf_counter()
     model = _build(settings, bits)
     build_s = time.perf_counter() - began
@@ -192,7 +192,7 @@ def _milliseconds(step: Any, device: str) -> float:
 
 
 def free() -> None:
-    """Give back what a width held before the next one is built."""
+    """Free the memory of a width before the next one is built."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -209,12 +209,12 @@ def with_speedups(rows: Sequence[Row]) -> list[Row]:
 
 
 def published(architecture: str) -> list[Published]:
-    """What others published that stands beside an architecture."""
+    """Published results for an architecture."""
     return [line for line in published_latencies() if architecture in line.beside]
 
 
 def plan(settings: Settings, widths: Sequence[int]) -> dict[int, MemoryNeed]:
-    """Memory of every width, said before anything is built."""
+    """Memory of every width, before anything is built."""
     config = architecture_config(settings.architecture)
     kernel = resolve_kernel(settings.kernel, settings.device)
     needs = {}
@@ -225,7 +225,7 @@ def plan(settings: Settings, widths: Sequence[int]) -> dict[int, MemoryNeed]:
 
 
 def describe(rows: Sequence[Row], architecture: str) -> str:
-    """The table: ours, then what others published, with their hardware."""
+    """The table: measured results, then published ones with their hardware."""
     lines = [
         f"{'weights':<16}{'ms/token':>10}{'p10':>9}{'p90':>9}{'GB/token':>10}{'of roof':>9}"
         f"{'speed-up':>10}  decode mode"
@@ -260,7 +260,7 @@ def machine(device: str) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """0 when every width was timed, 1 when one was not, 2 for a wrong command line."""
+    """Return 0 if all widths were timed, 1 if one was not, 2 for a wrong command line."""
     parser = _parser()
     options = parser.parse_args(arguments)
     runs: tuple[tuple[str, str], ...] = DEFAULT_RUNS
@@ -289,7 +289,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run(settings: Settings, widths: Sequence[int], bandwidth: float) -> dict[str, Any]:
-    """Time the widths of one architecture, print their table; what the JSON file says of them."""
+    """Time the widths of an architecture, print their table, return the entry for the JSON file."""
     rows: list[Row] = []
     refused: dict[str, str] = {}
     for bits in widths:
@@ -314,7 +314,7 @@ def _widths(bits: str) -> list[int]:
 
 
 def _settings(options: argparse.Namespace, architecture: str) -> Settings:
-    """ValueError for a number of tokens that measures nothing."""
+    """Settings from the options; ValueError for too few tokens or repeats."""
     if min(options.prompt, options.tokens, options.repeats) < 1:
         raise ValueError("--prompt, --tokens and --repeats are at least 1.")
     if options.tokens * options.repeats < 2:
@@ -359,7 +359,7 @@ def _cuda(device: str) -> bool:
 
 
 def _held(device: str) -> float | None:
-    """GiB at the highest, where the device counts them."""
+    """Peak memory in GiB, if the device counts it."""
     return torch.cuda.max_memory_allocated(device) / GIB if _cuda(device) else None
 
 

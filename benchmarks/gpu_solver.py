@@ -3,9 +3,9 @@
   python -m benchmarks.gpu_solver --shape opt-175b     two of its 96 blocks, the rest extrapolated
   python -m benchmarks.gpu_solver --shape opt-13b      all 40 blocks, measured
 
-Needs torch and transformers alone. Weights and calibration tokens are random: the work, not the
-result, is that of the real model. Published times: Table 2 of the GPTQ paper (arXiv 2210.17323), on
-one A100 of 80 GB.
+Needs only torch and transformers. Weights and calibration tokens are random: the work is that of
+the real model, the result is not. Published times: Table 2 of the GPTQ paper (arXiv 2210.17323),
+on one A100 of 80 GB.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ OF_A_BLOCK = ("read", "hessian", "solve", "write")
 
 @dataclass(frozen=True)
 class Shape:
-    """An OPT model: sizes, calibration (sequences x tokens), and how many blocks are run."""
+    """An OPT model: sizes, calibration (sequences x tokens), and the number of blocks to run."""
 
     width: int
     feed_forward: int
@@ -78,7 +78,7 @@ def random_model(shape: Shape, blocks: int, device: str, dtype: torch.dtype) -> 
 def quantize(
     shape: Shape, blocks: int, device: str, config: QuantizationConfig
 ) -> QuantizationResult:
-    """Quantize a random model; prints a line a layer of its first block as it goes."""
+    """Quantize a random model; print one line per layer of its first block."""
     dtype = torch.float16 if device == "cuda" else torch.float32
     model = random_model(shape, blocks, device, dtype)
     generator = torch.Generator().manual_seed(1)
@@ -96,10 +96,10 @@ def quantize(
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of the blocks that ran, by stage, and of the whole model: measured, or extrapolated.
+    """Seconds by stage, of the blocks that ran, and of the whole model, measured or extrapolated.
 
-    column_loop_s and factor_s are parts of the stage "solve": column loops, and factorizations with
-    writing back.
+    column_loop_s and factor_s are parts of the stage "solve": column loops, and factorizations
+    including the write-back.
     """
 
     stages: dict[str, float]
@@ -112,10 +112,10 @@ class Timing:
 
 
 def timing(shape: Shape, blocks: int, result: QuantizationResult) -> Timing:
-    """What a run of `blocks` of the shape's blocks took."""
+    """The timing of a run of `blocks` blocks."""
     seconds = {cost.name: cost.seconds for cost in result.stages}
     loop = sum(layer.seconds for layer in result.layers)
-    # The last block makes no inputs for another: it has no forward stage.
+    # The last block has no forward stage, because no block needs its outputs.
     forward = seconds.get("forward", 0.0) / max(blocks - 1, 1)
     block = sum(seconds.get(stage, 0.0) for stage in OF_A_BLOCK) / blocks + forward
     once = seconds.get("structure", 0.0) + seconds.get("capture", 0.0)
@@ -134,7 +134,7 @@ def timing(shape: Shape, blocks: int, result: QuantizationResult) -> Timing:
 
 
 def show(name: str, shape: Shape, found: Timing) -> None:
-    """Seconds by stage, of one block, and of the whole model, said to be extrapolated if it is."""
+    """Print seconds by stage, of one block, and of the whole model, marked if extrapolated."""
     for stage, seconds in found.stages.items():
         print(f"{stage:<10} {seconds:10.2f} s")
     print(
@@ -168,7 +168,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(command: Sequence[str] | None = None) -> int:
-    """0, or 2 with one sentence where there is no GPU."""
+    """Return 0, or 2 with one sentence if there is no GPU."""
     arguments = _parser().parse_args(command)
     if arguments.device == "cuda" and not torch.cuda.is_available():
         print(

@@ -1,16 +1,20 @@
-"""What the harness costs beside the work: start-up, planning, and the time around every cell.
+"""Overhead of the harness: start-up, planning, and the time around every cell.
 
   python -m benchmarks harness                                  this checkout
   python -m benchmarks harness --checkout OLD --checkout NEW    both in turn, and their ratio
 
-Whole processes are timed, as a user sees them. The stages of a cell are trivial: rounding and one
-window of text on a random model of one block. A sweep says on stderr when a stage is finished, so a
-cell that is run takes from the last line of the cell before it to its own last line, which leaves
-start-up and report out; its overhead is that time without the seconds that its records say its
-stages took: a process, locks, records. Of a cell that is done it is what a sweep of nine takes
-beyond one of one cell, divided by eight. Wall time says little on a busy machine, so there is the
-processor's time too, of all processes: of a cell that is run, with its stages, from its first line
-to the next cell's. Nothing of the harness is imported, so any commit can be measured.
+Times whole processes, as a user sees them. The stages of a cell are trivial: rounding and one window
+of text on a random model of one block.
+
+A cell that is run: a sweep prints a line on stderr when a stage is finished. The time of a cell is
+from the last line of the previous cell to its own last line, without start-up and report. Its
+overhead (process, locks, records) is that time minus the seconds of its stages in the records.
+A cell that is done: the overhead is the time of a sweep of nine cells minus that of one cell,
+divided by eight.
+
+Wall time is unreliable on a busy machine, so CPU time of all processes is measured too: for a cell
+that is run, with its stages, from its first line to that of the next cell. The harness is not
+imported, so any commit can be measured.
 """
 
 from __future__ import annotations
@@ -49,10 +53,10 @@ _FINISHED = re.compile(r"\[(\d+)/\d+\] (\S+) \w+ [\d.]+ s\s*$")  # "[2/9] tiny-r
 
 @dataclass(frozen=True)
 class Said:
-    """A line of stderr: when it came, and what its process and those below it had used by then.
+    """A line of stderr, with its time and the CPU time used until then.
 
     at         seconds since the process began.
-    processor  seconds of all of them; 0 for a line that is not of a finished stage.
+    processor  CPU seconds of the process and its descendants; 0 if the line is not of a finished stage.
     """
 
     at: float
@@ -62,7 +66,7 @@ class Said:
 
 @dataclass(frozen=True)
 class Timed:
-    """A command that has ended: seconds of the wall clock and of the processor, and its stderr."""
+    """A finished command: wall seconds, CPU seconds, and its stderr."""
 
     wall: float
     processor: float
@@ -71,16 +75,13 @@ class Timed:
 
 @dataclass(frozen=True)
 class Site:
-    """A checkout, and a folder for what its runs leave."""
+    """A checkout, and a folder for the files of its runs."""
 
     checkout: Path
     folder: Path
 
     def prepare(self) -> None:
-        """Make the tiny model and text; keep bytecode, and the composed cells of the first sweep.
-
-        (Those of the longer sweep are kept when it is run afresh.)
-        """
+        """Make the tiny model and text; fill the caches of bytecode and of composed cells."""
         save_tiny_model(self.checkout, self.folder / "tiny")
         (self.folder / "story.txt").write_text(STORY, encoding="utf-8")
         self.timed("--help")
@@ -88,7 +89,7 @@ class Site:
         self._sweep(1, "plan")
 
     def measure(self) -> dict[str, list[float]]:
-        """Seconds of everything, once; of a cell that is run as many as there are."""
+        """Seconds of everything, measured once; for a cell that is run, one value per cell."""
         found = {HELP: [self.timed("--help").wall], PLAN: [self._plan().wall]}
         results = self.folder / "results"
         shutil.rmtree(results, ignore_errors=True)
@@ -103,12 +104,12 @@ class Site:
         return found
 
     def timed(self, *arguments: str) -> Timed:
-        """One command; CalledProcessError when it fails."""
+        """Run and time one command; CalledProcessError if it fails."""
         environment = {
             **os.environ,
             "PYTHONPATH": str(self.checkout),
             "HF_HUB_OFFLINE": "1",
-            # As on a machine that has run it before, and nothing is written into the checkout.
+            # Bytecode is cached, as after a first run, but not in the checkout.
             "PYTHONPYCACHEPREFIX": str(self.folder / "bytecode"),
         }
         environment.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -173,9 +174,9 @@ def save_tiny_model(checkout: Path, folder: Path) -> None:
 
 
 def cell_seconds(said: Iterable[Said], cells: int) -> dict[str, float]:
-    """By its name, what each cell took from the end of the one before it; not of the first one.
+    """Seconds of each cell, by name, since the end of the previous one; without the first cell.
 
-    RuntimeError when stderr does not say of every cell when its stages were finished.
+    Raises RuntimeError if stderr lacks a line for a stage.
     """
     ends: dict[int, tuple[str, float]] = {}
     lines = 0
@@ -185,8 +186,8 @@ def cell_seconds(said: Iterable[Said], cells: int) -> dict[str, float]:
             lines += 1
     if lines != cells * STAGES or sorted(ends) != list(range(1, cells + 1)):
         raise RuntimeError(
-            f"the sweep told of {lines} finished stages of {len(ends)} cells where {cells} cells "
-            f"have {cells * STAGES}: run it by hand, and see what it prints."
+            f"the sweep printed {lines} finished stages of {len(ends)} cells, but {cells} cells "
+            f"have {cells * STAGES}: run it by hand to see its output."
         )
     return {
         ends[number][0]: ends[number][1] - ends[number - 1][1] for number in range(2, cells + 1)
@@ -194,9 +195,9 @@ def cell_seconds(said: Iterable[Said], cells: int) -> dict[str, float]:
 
 
 def cell_processor(said: Iterable[Said]) -> list[float]:
-    """What all processes used from the first line of each cell to that of the next.
+    """CPU seconds of all processes from the first line of each cell to that of the next.
 
-    Then the cell's own process is at work and the one before it is waited for, so that nothing is
+    At the first line, the process of the previous cell has been waited for, so that no time is
     missed or counted twice.
     """
     firsts: dict[int, float] = {}
@@ -207,7 +208,7 @@ def cell_processor(said: Iterable[Said]) -> list[float]:
 
 
 def processor_of(pid: int) -> float:
-    """Seconds of the processor that a process, those below it and those it waited for have used."""
+    """CPU seconds of a process, its descendants, and the children it waited for."""
     import psutil
 
     used = 0.0
@@ -219,7 +220,7 @@ def processor_of(pid: int) -> float:
 
 
 def stage_seconds(results: Path, cell: str) -> float:
-    """Seconds that the records of a cell say its stages took."""
+    """Seconds of the stages in the records of a cell."""
     files = list(results.glob(f"cells/{cell}-*/*.json"))
     if len(files) != STAGES:
         raise RuntimeError(
@@ -230,21 +231,21 @@ def stage_seconds(results: Path, cell: str) -> float:
 
 
 def per_cell(one: float, many: float) -> float:
-    """What each further cell costs, from one sweep of one cell and one of CELLS."""
+    """Seconds per further cell, from a sweep of one cell and one of CELLS."""
     return (many - one) / (CELLS - 1)
 
 
 def turns(sites: int, runs: int) -> Iterator[list[int]]:
-    """Who is measured in which order: A B, B A, ..., so that a machine that warms up is fair."""
+    """The order of measurement: A B, B A, ..., so that warming up affects both equally."""
     for run in range(runs):
         order = list(range(sites))
         yield order if run % 2 == 0 else order[::-1]
 
 
 def table(found: Sequence[dict[str, list[float]]]) -> list[str]:
-    """A line a figure: median [fastest, slowest] of every checkout, the ratio of two, the goal.
+    """One line per figure: median [fastest, slowest] of every checkout, the ratio, the goal.
 
-    The ratio is the median of those of one round each, the last checkout over the first.
+    The ratio, last checkout over first, is the median of the ratios of single rounds.
     """
     lines = []
     for name in found[0]:
@@ -271,7 +272,7 @@ def harness(checkouts: Sequence[Path] = (), runs: int = RUNS) -> None:
             for number in order:
                 for name, seconds in sites[number].measure().items():
                     found[number].setdefault(name, []).extend(seconds)
-    # Others' work beside it is in all of these figures: on a busy machine they say little.
+    # Other processes affect all of these figures, so print the load.
     load = f"load {os.getloadavg()[1]:.1f} on {os.cpu_count()} cores"
     print(f"median [fastest, slowest] of {runs} runs in ms; {load}", flush=True)
     print("\n".join(table(found)), flush=True)

@@ -1,10 +1,10 @@
-"""What writing a block costs, and what a run gains by leaving it to a thread.
+"""The cost of writing a block, and the gain from writing it in a thread.
 
   python -m benchmarks.packing
 
-Layers: 4 bits in groups of 128, packed, hashed and written by one thread; CPU seconds, the least of
-some rounds. Runs: whole quantizations with the thread and without, in turn in this process; wall
-seconds, the least of some rounds, with as many threads as torch has.
+Layers: 4 bits in groups of 128, packed, hashed and written by one thread; minimum of CPU seconds
+over several rounds. Runs: whole quantizations with and without the thread, in turn in this process,
+with all threads of torch; minimum of wall seconds over several rounds.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def layer_seconds(path: Path, width: int) -> float:
 
 
 def run_seconds(folder: Path, solver: Solver, case: Case) -> tuple[float, float]:
-    """Wall seconds of a whole quantization: written by the run itself, and by a thread."""
+    """Wall seconds of a quantization that writes by itself, and of one with a writer thread."""
     make_checkpoint(folder / "model", case)
     config = QuantizationConfig(solver, SCHEME, batch_tokens=BATCH_TOKENS)
     windows = scaling_time.calibration(case) if solver.needs_calibration else []

@@ -1,4 +1,4 @@
-"""What the cost model says of large models on one H200: predictions, nothing is measured here."""
+"""Predictions of the cost model for large models on one H200; measures nothing."""
 
 from __future__ import annotations
 

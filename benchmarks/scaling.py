@@ -1,13 +1,13 @@
-"""Memory and time of streamed quantization as the model grows, and what the cost model says.
+"""Memory and time of streamed quantization by model size, compared with the cost model.
 
-  python -m benchmarks.scaling                    measure, and hold the cost model against it
-  python -m benchmarks.scaling --predict          the predictions for large models; measures nothing
-  python -m benchmarks.scaling --write FILE       as without, and write both into docs/scaling.md
+  python -m benchmarks.scaling                    measure, and compare with the cost model
+  python -m benchmarks.scaling --predict          predict large models; measures nothing
+  python -m benchmarks.scaling --write FILE       measure, and write the tables into docs/scaling.md
 
-Checkpoints of 4 to 128 blocks are made of random weights and quantized, each in a fresh
-process whose memory is limited (RLIMIT_DATA: private writable memory) to what the memory plan asks
-for: several times less than the largest checkpoint. Peak memory is the kernel's own high-water mark
-of the resident set (VmHWM, reset before the work), minus what the process held before it.
+Checkpoints of 4 to 128 blocks with random weights are quantized, each in a fresh process whose
+memory limit (RLIMIT_DATA: private writable memory) is the memory plan's figure: several times less
+than the largest checkpoint. Peak memory is the high-water mark of the resident set (VmHWM, reset
+before the work) minus the resident set before it.
 """
 
 from __future__ import annotations
@@ -39,11 +39,12 @@ SLACK = 32_000_000
 
 @dataclass(frozen=True)
 class Measured:
-    """What one process measured; bytes above what it held before, and seconds of the whole run.
+    """The figures of one process: bytes above its memory at the start, and seconds of the whole run.
 
-    peak         of the whole run, the kernel's own high-water mark.
-    passes       of the passes through quantized blocks, sampled every 10 ms: no Hessian, no solver.
-    activations  between blocks, and of a batch inside one.
+    peak         the high-water mark of the whole run.
+    passes       peak during passes through quantized blocks (no Hessians, no solver), sampled
+                 every 10 ms.
+    activations  between blocks, and of a batch inside a block.
     """
 
     base: int
@@ -82,7 +83,7 @@ def main() -> None:
 
 
 def measurements() -> str:
-    """Memory against depth, each depth in a process of its own; seconds against the cost model."""
+    """Measure memory by depth, each in its own process, and compare seconds with the cost model."""
     import torch
 
     from harness.records import environment
@@ -111,7 +112,7 @@ def depth(blocks: int) -> Case:
 
 
 def memory_table(results: dict[Case, Measured]) -> list[str]:
-    """Peak memory and its parts in MB; a line a depth."""
+    """Peak memory and its parts in MB, one line per depth."""
     rows = [
         "| blocks | weights | process before | limit above | planned | two blocks + activations | "
         "peak of the passes | peak with Hessians and solver | wall s a block |",

@@ -3,9 +3,9 @@
   python tools/dist.py                 what `make dist` runs
   python tools/dist.py --outdir DIR    leave them elsewhere
 
-The wheel is built from the unpacked sdist, where there is no git, and once more from the checkout:
-both must be the same to the byte. `twine check --strict` reads the metadata. INSIDE and OUTSIDE say
-what must be in an archive and what must not. Nothing reaches dist/ unless every check passes, and
+The wheel is built from the unpacked sdist, where there is no git, and again from the checkout: both
+must have the same bytes. `twine check --strict` checks the metadata. INSIDE and OUTSIDE list what
+an archive must and must not contain. Nothing is put into dist/ unless every check passes, and
 nothing is uploaded.
 """
 
@@ -27,7 +27,7 @@ from pathlib import Path
 from tools import release
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-# Folders of the checkout and where the wheel holds them: every file of theirs must be in it.
+# Folders of the checkout and their places in the wheel, which must have all of their files.
 PACKAGED = {
     "bitsweep": "bitsweep",
     "harness": "harness",
@@ -93,7 +93,7 @@ OUTSIDE = {
     ),
     "sdist": ("results/reference/*", "results/cells/*", "results/artifacts/*", ".github/*"),
 }
-# What a run, a build or a tool leaves behind, in either.
+# Files left by runs, builds and tools, which neither archive may contain.
 LEFT_BEHIND = (
     "*.pyc",
     "*/__pycache__/*",
@@ -113,14 +113,14 @@ def wheel_names(path: Path) -> list[str]:
 
 
 def sdist_names(path: Path) -> list[str]:
-    """The files of an sdist, without the folder that holds them all."""
+    """The files of an sdist, without its top-level folder."""
     with tarfile.open(path) as archive:
         files = [member.name for member in archive.getmembers() if member.isfile()]
     return sorted(name.partition("/")[2] for name in files)
 
 
 def packaged(root: Path) -> list[str]:
-    """What the wheel must hold: every file that git tracks or would track in PACKAGED folders."""
+    """Files that the wheel must contain: all that git tracks or would track in PACKAGED folders."""
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "--", *PACKAGED]
     listed = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
     found = []
@@ -132,7 +132,7 @@ def packaged(root: Path) -> list[str]:
 
 
 def complaints(kind: str, names: Sequence[str], needed: Iterable[str] = ()) -> list[str]:
-    """One sentence for each thing that a wheel or an sdist lacks, or holds and must not."""
+    """One sentence for each missing or forbidden file of a wheel or an sdist."""
     found = set(names)
     lacks = [name for name in needed if name not in found]
     lacks += [
@@ -151,7 +151,7 @@ def complaints(kind: str, names: Sequence[str], needed: Iterable[str] = ()) -> l
 
 
 def metadata_complaints(wheel: Path, version: str) -> list[str]:
-    """What is wrong with the wheel's own description."""
+    """One sentence for each fault in the wheel's metadata."""
     with zipfile.ZipFile(wheel) as archive:
         (name,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
         metadata = email.message_from_bytes(archive.read(name))

@@ -1,12 +1,12 @@
 """Draw docs/architecture.svg: the packages as floors, their folders as rooms, imports as arrows.
 
   python -m tools.draw_architecture           draw it
-  python -m tools.draw_architecture --check   exit 1 when it is not what the imports give
+  python -m tools.draw_architecture --check   exit 1 if it is out of date
 
-Everything in the picture is read from the source: rooms and their words from the packages' own
-docstrings, arrows from the import statements. A room that reaches another through a third has no
-arrow of its own to it. Where two rooms import each other, the heavier direction is drawn. Between
-two floors there is one arrow: a room may import any room of a lower floor.
+Everything is read from the source: rooms and their texts from docstrings of packages, arrows from
+import statements. A room that reaches another through a third has no direct arrow to it. If two
+rooms import each other, the direction with more imports is drawn. There is one arrow between two
+floors, because a room may import any room of a lower floor.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ FLOORS = ("bitsweep", "harness", "quant", "cuda_ext")  # from top to bottom
 
 MARGIN, ROOM_WIDTH, ROOM_HEIGHT, GAP = 20, 226, 74, 18
 HEAD, BETWEEN_ROWS, BETWEEN_FLOORS, LINE, LETTERS = 46, 30, 40, 14, 34
-LANE = 16  # the width that an arrow takes where it passes a row between rooms
+LANE = 16  # width of an arrow that passes a row between rooms
 
 STYLE = """
   svg { font-family: system-ui, "Segoe UI", "DejaVu Sans", sans-serif; }
@@ -59,7 +59,7 @@ STYLE = """
 
 @dataclass(frozen=True)
 class Room:
-    """A folder of a package, or modules that lie in the package itself."""
+    """A folder of a package, or modules directly in the package."""
 
     floor: str
     name: str
@@ -68,7 +68,7 @@ class Room:
 
 @dataclass(frozen=True)
 class Lane:
-    """Where an arrow passes a row on its way from one room to another."""
+    """The place in a row where an arrow between two other rows passes."""
 
     start: Room
     end: Room
@@ -76,7 +76,7 @@ class Lane:
 
 @dataclass(frozen=True)
 class House:
-    """The rows of every floor, which room has an arrow to which, and which floor to which."""
+    """The rows of every floor, the arrows between rooms, and those between floors."""
 
     rows: Mapping[str, Sequence[Sequence[Room | Lane]]]
     arrows: Sequence[tuple[Room, Room]]
@@ -84,10 +84,10 @@ class House:
 
 
 def room_names(graph: Mapping[str, Iterable[str]]) -> dict[str, tuple[str, str]]:
-    """The floor and the room of every module.
+    """The (floor, room) of every module.
 
-    Modules that lie in the package itself are two rooms: "entry" for those that no folder reaches
-    and that reach folders or other packages, such as the command line, and "base" for the others.
+    Modules directly in a package form two rooms: "entry" for those that import folders or other
+    packages and that no folder imports, such as the command line, and "base" for the others.
     """
     folders = {".".join(name.split(".")[:2]) for name in graph if name.count(".") >= 2}
 
@@ -115,9 +115,9 @@ def room_names(graph: Mapping[str, Iterable[str]]) -> dict[str, tuple[str, str]]
 
 
 def thinned(weights: Mapping[tuple[str, str], int]) -> list[tuple[str, str]]:
-    """Arrows without circles and without those that a longer way makes superfluous.
+    """The arrows without cycles, and without those that a longer path makes superfluous.
 
-    In every circle the lightest arrow is left out, ties by name.
+    In every cycle the arrow of the fewest imports is left out, ties by name.
     """
     kept: dict[str, set[str]] = {}
     for start, end in sorted(weights, key=lambda pair: (-weights[pair], pair)):
@@ -133,7 +133,7 @@ def thinned(weights: Mapping[tuple[str, str], int]) -> list[tuple[str, str]]:
 
 
 def reach(arrows: Mapping[str, Iterable[str]], start: str) -> set[str]:
-    """Whatever can be reached from `start`, itself left out."""
+    """Everything reachable from `start`, except itself."""
     found: set[str] = set()
     left = list(arrows.get(start, ()))
     while left:
@@ -145,9 +145,9 @@ def reach(arrows: Mapping[str, Iterable[str]], start: str) -> set[str]:
 
 
 def layers(rooms: Sequence[Room], arrows: Sequence[tuple[Room, Room]]) -> list[list[Room | Lane]]:
-    """Rows from top to bottom: every arrow leads to a lower row, and rows are as high as can be.
+    """Rows from top to bottom: every arrow leads downward, and rooms are as high as possible.
 
-    An arrow that passes a row has a lane in it.
+    An arrow that passes a row gets a lane in it.
     """
     depth = dict.fromkeys(rooms, 0)
     for _ in rooms:
@@ -165,7 +165,7 @@ def layers(rooms: Sequence[Room], arrows: Sequence[tuple[Room, Room]]) -> list[l
 def ordered(
     rows: Sequence[Sequence[Room | Lane]], arrows: Sequence[tuple[Room, Room]]
 ) -> list[list[Room | Lane]]:
-    """Rows with everything near the middle of what leads to it from above."""
+    """The rows, each sorted so that items are below the sources of their arrows."""
     placed: dict[Room | Lane, float] = {}
     result = []
     for row in rows:
@@ -184,7 +184,7 @@ def ordered(
 
 
 def house(root: Path = REPOSITORY) -> House:
-    """What the picture shows, from the import statements and docstrings under `root`."""
+    """The content of the picture, from the import statements and docstrings under `root`."""
     graph = module_graph(root, FLOORS)
     rooms = room_names(graph)
     present = [floor for floor in FLOORS if (root / floor).is_dir()]
@@ -212,7 +212,7 @@ def house(root: Path = REPOSITORY) -> House:
 
 
 def described(root: Path, floor: str, room: str, rooms: Mapping[str, tuple[str, str]]) -> Room:
-    """A room with its words: its docstring, or the names of its modules."""
+    """A room with its text: its docstring, or the names of its modules."""
     if room in ("base", "entry"):
         own = [name for name, place in rooms.items() if place == (floor, room)]
         modules = [name.partition(".")[2] for name in own if "." in name]
@@ -229,7 +229,7 @@ def sentence(path: Path) -> str:
 
 
 def wide(thing: Room | Lane) -> int:
-    """How much of a row something takes."""
+    """The width of a room or lane."""
     return ROOM_WIDTH if isinstance(thing, Room) else LANE
 
 
@@ -300,7 +300,7 @@ def arrow(
     """A curve from the lower edge of one room to the upper edge of another, through its lanes."""
 
     def port(room: Room, down: bool) -> float:
-        """Where on the room's edge this arrow ends: in the order of where arrows come from."""
+        """The end of an arrow on the room's edge, in the order of the arrows' sources."""
         own = [Lane(*pair) for pair in arrows if pair[0 if down else 1] == room]
 
         def beside(lane: Lane) -> tuple[float, str]:
@@ -325,7 +325,7 @@ def arrow(
 
 
 def box(room: Room, x: float, y: float) -> str:
-    """A room with its name and up to three lines of words."""
+    """A room with its name and up to three lines of text."""
     lines = textwrap.wrap(room.words, LETTERS)
     if len(lines) > 3:
         lines = [*lines[:2], textwrap.shorten(" ".join(lines[2:]), LETTERS, placeholder=" …")]

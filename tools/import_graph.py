@@ -1,4 +1,4 @@
-"""Which module imports which, read from the source, for tests and the architecture's picture.
+"""The import graph of the packages, read from the source, for tests and the architecture picture.
 
 Late imports count like those at the top of a file. A module is named as Python imports it, a
 package by its own name alone.
@@ -12,7 +12,7 @@ from pathlib import Path
 
 
 def statements(tree: ast.AST, types: bool) -> Iterator[ast.Import | ast.ImportFrom]:
-    """Import statements, late ones too; without `types` not those that only a type checker sees."""
+    """All import statements, including late ones; those for type checkers only if `types`."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.Import | ast.ImportFrom):
             yield node
@@ -26,7 +26,7 @@ def statements(tree: ast.AST, types: bool) -> Iterator[ast.Import | ast.ImportFr
 def imported_modules(
     module: str, source: str, modules: Mapping[str, Path], types: bool
 ) -> dict[str, int]:
-    """Those of `modules` that one of them imports, each with the line that does so first."""
+    """The `modules` that a module imports, each with its first line."""
     package = module if modules[module].name == "__init__.py" else module.rpartition(".")[0]
     found: dict[str, int] = {}
     for node in statements(ast.parse(source), types):
@@ -46,7 +46,7 @@ def imported_modules(
 def module_graph(
     root: Path, packages: Sequence[str], types: bool = False
 ) -> dict[str, dict[str, int]]:
-    """Every module of the packages with the modules that it imports, for types alone if asked."""
+    """All modules of the packages with their imports; `types` includes those for type checkers."""
     modules = {}
     for path in sorted(file for package in packages for file in (root / package).rglob("*.py")):
         parts = path.relative_to(root).with_suffix("").parts

@@ -1,9 +1,9 @@
-"""Keep what benchmarks print, with command and machine, in results/reference/benchmarks.
+"""Store the output of benchmarks, with command and machine, in results/reference/benchmarks.
 
-  python tools/keep_benchmarks.py             all of them, for minutes on an idle machine
+    python tools/keep_benchmarks.py             all of them; takes minutes, needs an idle machine
   python tools/keep_benchmarks.py solver start  some of them
 
-Timings belong to the machine that a file names; ratios within one file were measured in turn.
+Timings depend on the machine named in the file; ratios within a file were measured in turn.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ COMMANDS = {
 
 
 def header(command: str) -> str:
-    """The lines above a benchmark's own: what was run, where and when."""
+    """The header of a benchmark's output: command, machine, commit and date."""
     machine = environment.machine()
     where = f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB"
     commit = environment.commit()
@@ -41,7 +41,7 @@ def header(command: str) -> str:
 
 
 def keep(name: str) -> None:
-    """Run one benchmark and keep its output; CalledProcessError when it fails."""
+    """Run one benchmark and store its output; CalledProcessError if it fails."""
     module, *arguments = shlex.split(COMMANDS[name])
     print(f"{name}: python -m {COMMANDS[name]}", flush=True)
     done = subprocess.run(
@@ -57,7 +57,7 @@ def keep(name: str) -> None:
 
 
 def main() -> int:
-    """0; the exit status of the first benchmark that fails."""
+    """Return 0, or the exit status of the first benchmark that fails."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )

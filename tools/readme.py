@@ -1,10 +1,10 @@
 """Write the generated parts of README.md from results/reference, or check that they are current.
 
   python tools/readme.py           rewrite them
-  python tools/readme.py --check   exit 1 and say which part is stale
+  python tools/readme.py --check   exit 1 and print the parts that are out of date
 
-A part stands between `<!-- begin: NAME -->` and `<!-- end: NAME -->`. The report in
-results/reference is made again from its records as well, so its files cannot be edited by hand.
+A part is between `<!-- begin: NAME -->` and `<!-- end: NAME -->`. The report in results/reference
+is generated from its records too, so its files cannot be edited by hand.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ def parts(records: list[Record]) -> dict[str, str]:
 
 
 def rewritten(text: str, generated: dict[str, str]) -> str:
-    """`text` with every generated part in its place; KeyError for a part that has no place."""
+    """`text` with all generated parts inserted; KeyError for a part without markers."""
     for name, part in generated.items():
         begin, end = f"<!-- begin: {name} -->", f"<!-- end: {name} -->"
         pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
         if not pattern.search(text):
-            raise KeyError(f"README.md has no place for {name}: add {begin} and {end}.")
+            raise KeyError(f"README.md has no markers for {name}: add {begin} and {end}.")
         body = f"{begin}\n{part.strip()}\n{end}"
         text = pattern.sub(lambda _, body=body: body, text)  # type: ignore[misc]
     return text
 
 
 def stale_report(records: list[Record]) -> list[str]:
-    """Text files of the report that differ from what the records give."""
+    """Text files of the report that differ from those made from the records."""
     with tempfile.TemporaryDirectory() as folder:
         fresh = build_report(records, Path(folder), "Quickstart")
         # Pictures depend on the versions of matplotlib and its fonts; text does not.

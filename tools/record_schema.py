@@ -1,4 +1,4 @@
-"""The record schema as Markdown, from the models in harness.records.record themselves.
+"""The record schema as Markdown, generated from the models in harness.records.record.
 
 python -m tools.record_schema docs/records.md    write the generated part of that page
 """
@@ -27,7 +27,7 @@ MODELS = (
 
 
 def markdown() -> str:
-    """Schema version and one table per model: key, type, whether it may be left out, meaning."""
+    """The schema version and one table per model: key, type, default, meaning."""
     parts = [f"Schema version {record.SCHEMA_VERSION}.\n"]
     for model in MODELS:
         about = (model.__doc__ or "").strip().splitlines()[0]
@@ -39,7 +39,7 @@ def markdown() -> str:
 
 
 def update(page: str) -> str:
-    """A page with its generated part made anew. ValueError when it has no place for it."""
+    """A page with its generated part updated; ValueError if it has no markers for it."""
     if BEGIN not in page or END not in page:
         raise ValueError(f"the page has no part between {BEGIN!r} and {END!r}.")
     before, _, rest = page.partition(BEGIN)

@@ -1,14 +1,14 @@
 """Make the reference run that the README quotes, or compare a run with it.
 
-  python tools/reference.py                    run the quickstart afresh and keep it
-  python tools/reference.py --compare RESULTS  hold the records in RESULTS against the kept ones
+  python tools/reference.py                    run the quickstart and store its records
+  python tools/reference.py --compare RESULTS  compare the records in RESULTS with the stored ones
 
-What does not depend on the machine's speed must agree: the quantized weights to the bit, figures in
-every digit that tables print (an accuracy may differ by its documents that are ties). Where one of
-the two was calibrated in fast arithmetic, whose codes follow the rounding of the machine's matrix
-products, bands are allowed: 3 % of a perplexity, 0.05 of an accuracy, 35 % of a KL divergence from
-full precision, 0.03 of the flips. The KL divergence between kernel and dequantized logits must be
-within its own bound in both.
+Everything except timings must agree: quantized weights in every bit, figures in every digit that
+tables print (an accuracy may differ by its tied documents). If one of the two was calibrated in
+fast arithmetic, whose codes depend on the rounding of the machine's matrix products, tolerances
+apply: 3 % of a perplexity, 0.05 of an accuracy, 35 % of a KL divergence from full precision, 0.03
+of the flips. The KL divergence between kernel and dequantized logits must be within its bound in
+both.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from quant.arithmetic import PORTABLE
 REPOSITORY = Path(__file__).resolve().parents[1]
 REFERENCE = REPOSITORY / "results" / "reference" / "quickstart"
 TITLE = "Quickstart"
-# Allowed for codes that follow the rounding of the machine.
+# Tolerances for codes that depend on the rounding of the machine.
 RELATIVE = {"perplexity": 0.03, "kl_divergence": 0.35}
 ABSOLUTE = {"accuracy": 0.05, "top1_flip_rate": 0.03}
 PARITY = "kernel_kl"
 
 
 def make() -> None:
-    """Run the quickstart in an empty results folder and keep its records and report."""
+    """Run the quickstart in an empty results folder and store its records and report."""
     with tempfile.TemporaryDirectory() as folder:
         arguments = ["experiment=quickstart", "tracker=none", f"paths.results={folder}"]
         subprocess.run([sys.executable, "-m", "harness", "run", *arguments], check=True)
@@ -50,7 +50,7 @@ def make() -> None:
 
 
 def compare(results: Path) -> list[str]:
-    """What in `results` does not agree with the reference; empty when all does."""
+    """Differences of `results` from the reference, one sentence each."""
     ours, reference = _figures(results), _figures(REFERENCE)
     loose = _rounded(results) | _rounded(REFERENCE)
     problems = _other_weights(results, loose)
@@ -82,7 +82,7 @@ def compare(results: Path) -> list[str]:
 
 
 def _rounded(folder: Path) -> set[tuple[str, ...]]:
-    """Cells whose codes follow the rounding of the machine: calibrated, and not in portable."""
+    """Cells whose codes depend on the machine's rounding: calibrated in fast arithmetic."""
     return {
         _cell(record)
         for record in load_records(folder)
@@ -91,7 +91,7 @@ def _rounded(folder: Path) -> set[tuple[str, ...]]:
 
 
 def _other_weights(results: Path, loose: set[tuple[str, ...]]) -> list[str]:
-    """Cells whose quantized weights are not those of the reference, to the bit."""
+    """Cells whose quantized weights differ from the reference in any bit."""
     ours, reference = _weights(results), _weights(REFERENCE)
     return [
         f"{' '.join(cell)}: other weights than the reference ({ours[cell][:12]}, not "
@@ -107,7 +107,7 @@ def _weights(folder: Path) -> dict[tuple[str, ...], str]:
 
 
 def _print(metric: Metric) -> str:
-    """The figure in the digits of tables."""
+    """The figure with the digits of tables."""
     if metric.name == "kl_divergence":
         return small(metric.value)
     scale = 100 if metric.unit == "fraction" else 1
@@ -116,7 +116,7 @@ def _print(metric: Metric) -> str:
 
 
 def _ties(*metrics: Metric) -> float:
-    """By how much choices that are too close to call may move an accuracy."""
+    """The largest difference of an accuracy that tied choices explain."""
     return max(int(m.notes.get("ties", 0)) / m.n if m.n else 0.0 for m in metrics)
 
 

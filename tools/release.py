@@ -1,11 +1,11 @@
 """Cut a release: the changelog's "Unreleased" becomes a version with its date.
 
   python tools/release.py 0.2.0     cut it (what `make release VERSION=0.2.0` does first)
-  python tools/release.py --check   say whether a release could be cut now (part of `make dist`)
+    python tools/release.py --check   check whether a release could be cut now (part of `make dist`)
 
-The version is in pyproject.toml alone; everything else reads the installed package's metadata.
-CITATION.cff repeats it for those who cite. The three files are written together or not at all.
-Nothing is committed, tagged, pushed or uploaded: the commands for it are printed.
+The version is in pyproject.toml, and CITATION.cff repeats it; everything else reads the metadata of
+the installed package. The changelog and these two files are written together or not at all. Nothing
+is committed, tagged, pushed or uploaded: the commands are printed.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ FILES = ("CHANGELOG.md", "pyproject.toml", "CITATION.cff")
 
 
 class ReleaseError(ValueError):
-    """A release cannot be cut; the message says why and what to do."""
+    """A release cannot be cut; the message has the reason and the next step."""
 
 
 @dataclass(frozen=True)
 class Section:
-    """One version of the changelog; date is None for what is unreleased."""
+    """One version of the changelog; date is None for "Unreleased"."""
 
     name: str
     date: str | None
@@ -42,12 +42,12 @@ class Section:
 
 
 def sections(changelog: str) -> list[Section]:
-    """The changelog's versions, newest first; ReleaseError for a heading that is not one."""
+    """The changelog's versions, newest first; ReleaseError for an invalid heading."""
     found = list(HEADING.finditer(changelog))
     lines = re.findall(r"^## .*$", changelog, re.MULTILINE)
     if wrong := [line for line in lines if not HEADING.match(line)]:
         raise ReleaseError(
-            f"CHANGELOG.md: {wrong[0]!r} is no heading of a version: write '## [1.2.3] - "
+            f"CHANGELOG.md: {wrong[0]!r} is not the heading of a version: write '## [1.2.3] - "
             "2026-01-31'."
         )
     ends = [match.start() for match in found[1:]] + [len(changelog)]
@@ -58,13 +58,13 @@ def sections(changelog: str) -> list[Section]:
 
 
 def current_version(root: Path) -> str:
-    """The version that pyproject.toml gives."""
+    """The version in pyproject.toml."""
     with (root / "pyproject.toml").open("rb") as file:
         return str(tomllib.load(file)["project"]["version"])
 
 
 def ready(root: Path) -> str:
-    """The version that a build has, once changelog and citation agree with it; ReleaseError."""
+    """The version of a build; ReleaseError if changelog or citation disagree with it."""
     version, text = current_version(root), (root / "CHANGELOG.md").read_text(encoding="utf-8")
     found = sections(text)
     if not found or found[0].name != "Unreleased":
@@ -74,8 +74,8 @@ def ready(root: Path) -> str:
         raise ReleaseError("CHANGELOG.md has a version without a date or without any change.")
     if released and released[0].name != version:
         raise ReleaseError(
-            f"pyproject.toml says {version}, the newest version of CHANGELOG.md is "
-            f"{released[0].name}: versions are cut with `make release VERSION=...`."
+            f"pyproject.toml has version {version}, but the newest of CHANGELOG.md is "
+            f"{released[0].name}: cut versions with `make release VERSION=...`."
         )
     citation = (root / "CITATION.cff").read_text(encoding="utf-8")
     if f"\nversion: {version}\n" not in citation:
@@ -84,7 +84,7 @@ def ready(root: Path) -> str:
 
 
 def cut(root: Path, version: str, date: str) -> dict[str, str]:
-    """The new text of every file by name, nothing written yet; ReleaseError when refused."""
+    """The new texts of the files by name, without writing them; ReleaseError if refused."""
     texts = {name: (root / name).read_text(encoding="utf-8") for name in FILES}
     found, before = sections(texts["CHANGELOG.md"]), ready(root)
     names = [section.name for section in found]
@@ -93,13 +93,15 @@ def cut(root: Path, version: str, date: str) -> dict[str, str]:
     try:
         parsed = Version(version)
     except InvalidVersion:
-        raise ReleaseError(f"{version} is no version: write it like 1.2.3 or 1.2.3rc1.") from None
+        raise ReleaseError(
+            f"{version} is not a version: write it like 1.2.3 or 1.2.3rc1."
+        ) from None
     if str(parsed) != version:
         raise ReleaseError(f"{version} is not in its normal form: write {parsed}.")
     if parsed < Version(before):
         raise ReleaseError(f"{version} is before {before}, the version of pyproject.toml.")
     if not found[0].body:
-        raise ReleaseError(f"CHANGELOG.md has nothing under {UNRELEASED!r}: there is no release.")
+        raise ReleaseError(f"CHANGELOG.md has nothing under {UNRELEASED!r}: describe the changes.")
     heading = f"{UNRELEASED}\n\n## [{version}] - {date}"
     return {
         "CHANGELOG.md": texts["CHANGELOG.md"].replace(UNRELEASED, heading, 1),
@@ -117,12 +119,12 @@ def cut(root: Path, version: str, date: str) -> dict[str, str]:
 def _replaced(text: str, pattern: str, line: str) -> str:
     changed, count = re.subn(pattern, line, text, flags=re.MULTILINE)
     if count != 1:
-        raise ReleaseError(f"{count} lines are like {line.partition(' ')[0]!r}, not one.")
+        raise ReleaseError(f"{count} lines begin with {line.partition(' ')[0]!r} instead of one.")
     return changed
 
 
 def git_complaint(root: Path, version: str) -> str | None:
-    """Why git is not ready for a release: the tag exists, or files have changed."""
+    """Why git is not ready for a release: the tag exists, or files are not committed."""
     if _git(root, "tag", "--list", f"v{version}"):
         return f"the tag v{version} exists already: choose a later version."
     if changed := _git(root, "status", "--porcelain"):

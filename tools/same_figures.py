@@ -3,16 +3,15 @@
   python tools/same_figures.py take OUT.json [--checkout DIR] [--shared DIR] [--only RUN]
   python tools/same_figures.py compare BEFORE.json AFTER.json [--allow PATTERN]
 
-For changes that must not move a figure: take before, take after, compare. `take` runs the
-quickstart and sweeps of a small trained model (SHARED/models/tinystories-656k) that reach every
-method, kind of scheme and format, through the command line of the checkout. It keeps keys, hashes,
-layers and metrics of each record, and the sha256 of every file of each artifact and export. What a
-clock or the memory in use of a process says is left out. `compare` prints one line for whatever is
-not equal to the last bit and ends with 1 when there is any; --allow leaves out differences that are
-announced, a pattern such as "*/perplexity/key" for what stands before the colon. Both commits must
-be taken on one machine.
+For changes that must not change a figure: take before, take after, compare. `take` runs the
+quickstart and sweeps of a small trained model (SHARED/models/tinystories-656k) that cover all
+methods, kinds of scheme and formats, through the command line of the checkout. It stores keys,
+hashes, layers and metrics of each record, and the sha256 of all files of each artifact and export,
+without figures of time and of a process's memory. `compare` prints one line for each difference in
+any bit, and exits with 1 if there are any. --allow excludes announced differences by a pattern for
+the text before the colon, such as "*/perplexity/key". Both commits must be taken on one machine.
 
-Nothing of the packages is imported, so any commit can be taken from here, an older one too.
+The packages are not imported, so figures of any commit can be taken, including older ones.
 """
 
 from __future__ import annotations
@@ -34,16 +33,16 @@ from typing import Any
 REPOSITORY = Path(__file__).resolve().parents[1]
 MODEL = "models/tinystories-656k"
 TEXT = "data/tinystories-valid/tinystories_valid_1M.txt"
-THREADS = 2  # a number of its own: sums are added in another order by another number of threads
+THREADS = 2  # fixed, because the order of sums depends on the number of threads
 
-# Kept of a record as they are; what says when, where and how fast is left out.
+# Fields of a record that are stored; those on time, place and speed are left out.
 KEPT = ("key", "cell_key", "schema_version", "status", "error", "config", "inputs")
 CLOCK_UNITS = ("s", "ms", "us", "ns", "tokens/s", "GB/s")
 CLOCK_NAMES = ("*speedup", "*_share")  # ratios of times
 MEMORY_NAMES = ("*peak_memory*", "*working_memory*")
 MISSING = object()
 
-# A model.name tells apart cells whose method and scheme are called the same.
+# model.name distinguishes cells whose method and scheme have the same names.
 PRODUCTS: list[dict[str, Any]] = [
     {"method": "none", "scheme": "w16"},
     {"method": ["rtn", "gptq"], "scheme": ["w8", "w4", "w3", "w2", "w2g128", "ternary_g8"]},
@@ -63,14 +62,14 @@ EXPORTED = f"{NAME}-gptq-w4g128-s0-*"
 
 @dataclass(frozen=True)
 class Place:
-    """Where figures are taken: whose command line, whose model and text, and where results go."""
+    """The checkout, the shared folder of model and text, and the results folder."""
 
     checkout: Path
     shared: Path
     results: Path
 
     def harness(self, *arguments: str) -> None:
-        """Run a verb of the command line; SystemExit when it fails."""
+        """Run a verb of the command line; SystemExit if it fails."""
         environment = {
             "PYTHONPATH": str(self.checkout),
             "HF_HUB_OFFLINE": "1",
@@ -82,8 +81,8 @@ class Place:
         )
         if done.returncode != 0:
             raise SystemExit(
-                f"same_figures: {' '.join(command)} ended with {done.returncode} in "
-                f"{self.checkout}; figures are taken of runs without a failure: repair it first."
+                f"same_figures: {' '.join(command)} exited with {done.returncode} in "
+                f"{self.checkout}; figures need a run without failures: repair it first."
             )
 
     def run(self, name: str, *overrides: str) -> None:
@@ -92,7 +91,7 @@ class Place:
         self.harness("run", *overrides, "tracker=none", f"runtime.threads={THREADS}", folder)
 
     def tinystories(self, name: str, products: list[dict[str, Any]], *overrides: str) -> None:
-        """Run products of cells of the small trained model, a few windows of text for each."""
+        """Run products of cells of the small trained model, on a few windows of text."""
         named = [{"model.name": NAME, **product} for product in products]
         text = self.shared / TEXT
         self.run(
@@ -115,7 +114,7 @@ def quickstart(place: Place) -> None:
 
 
 def tinystories(place: Place) -> None:
-    """Every method and kind of scheme; then one result in other formats, one of them measured."""
+    """Run all methods and kinds of scheme; then export one result, and measure an export."""
     text = f"suite.divergence.paths.documents={place.shared / TEXT}"
     suites = ("suite=[perplexity_documents,divergence]", "suite.divergence.max_windows=4")
     measured = (*suites, "suite.divergence.protocols=[documents]", text)
@@ -129,7 +128,7 @@ def tinystories(place: Place) -> None:
 
 
 def streamed(place: Place) -> None:
-    """A quantization with activations on disk, measured block by block."""
+    """Run a quantization with activations on disk, measured block by block."""
     placement = ("runtime.stream=always", "runtime.activations=disk")
     cells = [{"method": "gptq", "scheme": "w3"}]
     place.tinystories("streamed", cells, *placement, "suite=[perplexity_documents]")
@@ -143,7 +142,7 @@ RUNS: dict[str, Callable[[Place], None]] = {
 
 
 def take(checkout: Path, shared: Path, runs: Sequence[str] = tuple(RUNS)) -> dict[str, Any]:
-    """Run everything in a temporary folder; the figures by what they are of."""
+    """Run everything in a temporary folder; return the figures by record and artifact."""
     with tempfile.TemporaryDirectory() as folder:
         for name in runs:
             RUNS[name](Place(checkout.resolve(), shared.resolve(), Path(folder)))
@@ -151,7 +150,7 @@ def take(checkout: Path, shared: Path, runs: Sequence[str] = tuple(RUNS)) -> dic
 
 
 def figures(results: Path) -> dict[str, Any]:
-    """What is kept of the records and artifacts in the folders of `results`, by their names."""
+    """The stored figures of records and artifacts in the folders of `results`, by name."""
     found: dict[str, Any] = {}
     for path in sorted(results.glob("*/cells/*/*.json")):
         record = json.loads(path.read_text(encoding="utf-8"))
@@ -163,14 +162,14 @@ def figures(results: Path) -> dict[str, Any]:
             for file in sorted(path.rglob("*"))
             if file.is_file()
         }
-        # The key at the end of the name is a record's: a key that changes is said once.
+        # The key at the end of the name is in the record too: report a changed key only once.
         name = re.sub(r"-[0-9a-f]{12}$", "", "/".join(path.relative_to(results).parts))
         _add(found, name, hashes)
     return found
 
 
 def differences(before: Any, after: Any, what: tuple[str, ...] = ()) -> Iterator[tuple[str, str]]:
-    """(what, before -> after) of everything that is not the same to the last bit."""
+    """Yield (name, "before -> after") of everything that differs in any bit."""
     if isinstance(before, dict) and isinstance(after, dict):
         for name in (*before, *(name for name in after if name not in before)):
             pair = before.get(name, MISSING), after.get(name, MISSING)
@@ -180,7 +179,7 @@ def differences(before: Any, after: Any, what: tuple[str, ...] = ()) -> Iterator
 
 
 def compare(before: Any, after: Any, allowed: Sequence[str] = ()) -> list[str]:
-    """The differences, a line each, without those whose name fits a pattern of `allowed`."""
+    """The differences, one line each, except those whose name matches a pattern of `allowed`."""
     return [
         f"{what}: {change}"
         for what, change in differences(before, after)
@@ -213,7 +212,7 @@ def _kept(record: dict[str, Any], path: Path) -> dict[str, Any]:
 
 
 def _kept_of_metric(metric: dict[str, Any]) -> Any:
-    """All of it; of one that a clock measured only that it is there."""
+    """The whole metric, or only its presence if it depends on the clock."""
     if _by_the_clock(metric):
         return {"unit": metric["unit"]}
     return {name: value for name, value in metric.items() if name not in ("name", "task")}
@@ -225,9 +224,9 @@ def _by_the_clock(metric: dict[str, Any]) -> bool:
 
 
 def _add(found: dict[str, Any], name: str, value: Any) -> None:
-    """Keep a value under a name that must be new, or one of two would go unseen."""
+    """Store a value under a new name; SystemExit for a name that exists."""
     if name in found:
-        raise SystemExit(f"same_figures: {name} is there twice; give one of them another name.")
+        raise SystemExit(f"same_figures: {name} exists twice; rename one of them.")
     found[name] = value
 
 
@@ -246,7 +245,7 @@ def _text(value: Any) -> str:
 
 
 def _brief(value: Any) -> str:
-    """A value in a line; of a whole record or layer only that it is there."""
+    """A value for one line; a record or layer is abbreviated."""
     return "there" if isinstance(value, dict) else _text(value)
 
 

@@ -5,8 +5,8 @@
   python tools/sanitize.py --launch              the launches alone, without the sanitizer
   python tools/sanitize.py --launch --device cpu the same calls to the CPU's kernels
 
-Results are compared with plain PyTorch, too. The exit status is 1 when a tool or a comparison finds
-something, 2 when there is no GPU or no compute-sanitizer.
+Results are compared with plain PyTorch too. The exit status is 1 if a tool or a comparison finds an
+error, 2 without a GPU or compute-sanitizer.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ ALL_TOOLS = (*TOOLS, "initcheck")
 # Inputs, outputs, group: ragged everywhere; a row that several blocks share; whole tiles.
 SHAPES = ((37, 13, None), (544, 19, 32), (4096, 72, 128), (1024, 136, 256))
 BATCHES = (1, 3, 8, 17, 33, 64)
-# Columns, rows, columns to quantize: ragged; the common block; shared memory that is asked for.
+# Columns, rows, columns to quantize: ragged; the usual block; more shared memory than the default.
 LOOPS = ((7, 65, 5), (128, 200, 128), (300, 70, 290))
-FOUND = 7  # the status that compute-sanitizer gives when it found something
+FOUND = 7  # exit status of compute-sanitizer after an error
 
 
 def launch(device: str = "cuda") -> int:
-    """Run every kind of kernel once for every shape; the number of wrong results."""
+    """Run every kind of kernel once for every shape; return the number of wrong results."""
     torch.manual_seed(0)
     wrong = 0
     for levels, shape in itertools.product(("2", "3", "4", "8", "ternary"), SHAPES):
@@ -52,7 +52,7 @@ def launch(device: str = "cuda") -> int:
 
 
 def _column_loop(columns: int, rows: int, count: int, ternary: bool, device: str) -> int:
-    """GPTQ's column loop, in three groups, has the bits of the CPU's."""
+    """Compare GPTQ's column loop, in three groups, with the CPU's, bit by bit; return 0 or 1."""
     upper = (torch.randn(columns, columns) * 0.1).triu() + torch.eye(columns)
     weight, scale = torch.randn(columns, rows), torch.rand(3, rows) + 0.1
     other = scale + 0.1 if ternary else torch.full_like(scale, 2.0)
@@ -73,7 +73,7 @@ def _column_loop(columns: int, rows: int, count: int, ternary: bool, device: str
 def launch_layer(
     bits: int, ternary: bool, shape: tuple[int, int, int | None], device: str = "cuda"
 ) -> int:
-    """Repack, dequantize and multiply a random layer; the number of wrong results."""
+    """Repack, dequantize and multiply a random layer; return the number of wrong results."""
     inputs, outputs, group = shape
     size = group or inputs
     grid, column = (-(-inputs // size), outputs), torch.arange(inputs) // size
@@ -123,7 +123,7 @@ def main() -> int:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     options = parser.parse_args()
     if options.device == "cpu" and not options.launch:
-        parser.error("the sanitizer knows GPUs only; use --launch with --device cpu.")
+        parser.error("the sanitizer needs a GPU; use --launch with --device cpu.")
     reason = why_unavailable(torch.device(options.device))
     if reason is not None:
         print(f"sanitize: {reason}", file=sys.stderr)
@@ -142,7 +142,7 @@ def main() -> int:
 
 
 def _check(program: str, tool: str) -> int:
-    # Without torch's cache every tensor is an allocation of its own, whose end memcheck knows.
+    # Without torch's cache every tensor is a separate allocation, whose bounds memcheck checks.
     environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     command = [program, "--tool", tool, "--error-exitcode", str(FOUND), sys.executable]
     done = subprocess.run([*command, str(Path(__file__)), "--launch"], env=environment)

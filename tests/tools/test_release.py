@@ -92,7 +92,7 @@ def test_the_first_release_may_have_the_version_that_is_there(root: Path) -> Non
     [
         ("0.1.0", "0.1.0 is in CHANGELOG.md already"),
         ("0.0.9", "0.0.9 is before 0.1.0"),
-        ("two", "two is no version"),
+        ("two", "two is not a version"),
         ("v0.2.0", "write 0.2.0"),
         ("0.02.0", "write 0.2.0"),
         ("Unreleased", "is in CHANGELOG.md already"),
@@ -129,7 +129,7 @@ def test_a_tag_and_uncommitted_files_are_in_the_way(
         ("CHANGELOG.md", "[0.1.0]", "[0.1.1]", "the newest version of CHANGELOG.md is 0.1.1"),
         ("pyproject.toml", '"0.1.0"', '"0.1.2"', "pyproject.toml says 0.1.2"),
         ("CITATION.cff", "version: 0.1.0", "version: 0.1.1", "does not say 'version: 0.1.0'"),
-        ("pyproject.toml", "python_version", "version", "2 lines are like"),
+        ("pyproject.toml", "python_version", "version", "2 lines begin with"),
     ],
 )
 def test_files_that_disagree_are_named(

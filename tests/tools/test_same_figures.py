@@ -162,7 +162,7 @@ def test_missing_and_additional_records_are_found(taken: Callable[..., Any]) -> 
 
 def test_two_records_of_one_name_are_refused(taken: Callable[..., Any]) -> None:
     """Only one of them would be compared."""
-    with pytest.raises(SystemExit, match=f"{CELL}/perplexity is there twice"):
+    with pytest.raises(SystemExit, match=f"{CELL}/perplexity exists twice"):
         taken(record("perplexity", [{}]), record("perplexity", [{}], key="9" * 64))
 
 

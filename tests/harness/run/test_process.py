@@ -3,7 +3,10 @@
 import contextlib
 import multiprocessing
 import os
+import re
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from multiprocessing import forkserver
@@ -102,6 +105,28 @@ def test_a_cell_finds_what_all_cells_need_to_know() -> None:
     assert renames
     assert aside > 100_000
     assert own < aside / 10
+
+
+SERVER_S_SIGNALS = """
+import multiprocessing.forkserver as forkserver
+from harness.run import process
+process.context().set_forkserver_preload([])
+child = process.context().Process(target=print, args=("",))
+process._start(child)
+child.join()
+print(open(f"/proc/{forkserver._forkserver._forkserver_pid}/status").read())
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="no /proc")
+def test_the_server_hears_no_signal_while_it_imports() -> None:
+    """It would print a traceback on Ctrl-C, which reaches the whole group of a terminal."""
+    command = [sys.executable, "-c", SERVER_S_SIGNALS]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=True)
+    (blocked,) = re.findall(r"^SigBlk:\s*(\w+)$", done.stdout, re.MULTILINE)
+    mask = int(blocked, 16)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        assert mask & 1 << number - 1, number
 
 
 def test_the_server_imports_parts_of_ours_and_not_those_of_others(

@@ -1,6 +1,7 @@
 """The floors: bitsweep knows harness, harness quant, quant cuda_ext; no arrow points upward."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -52,10 +53,39 @@ def test_the_harness_does_not_know_the_face() -> None:
 
 @pytest.mark.parametrize("floor", ["cuda_ext", "quant", "oracles"])
 def test_what_is_below_the_harness_is_tested_without_it(floor: str) -> None:
-    """So that it can be tested, and carried on, by itself."""
+    """So that it can be tested, and carried on, by itself; helpers of its tests alike."""
     for file in sorted((ROOT / "tests" / floor).rglob("*.py")):
-        found = "harness" in imported_packages(file.read_text())
+        source = file.read_text()
+        found = "harness" in imported_packages(source) or re.search(r"\btests\.harness\b", source)
         assert not found, f"{file.relative_to(ROOT)} imports harness"
+
+
+# What decides figures, keys, refusals or tables has a test file of its name, where people look.
+DECIDING = [
+    "harness/cell/fits", "harness/cell/keys", "harness/cell/parts", "harness/cell/plan",
+    "harness/cell/resolve", "harness/config/compose", "harness/config/kept",
+    "harness/config/options", "harness/data/protocols", "harness/data/texts",
+    "harness/models/folders", "harness/models/hub", "harness/models/model",
+    "harness/models/streaming", "harness/records/hashes", "harness/records/migrate",
+    "harness/records/roots", "harness/records/store", "harness/records/temporary",
+    "harness/report/columns", "harness/report/compare", "harness/report/frame",
+    "harness/report/rows", "harness/run/launch", "harness/run/process", "harness/run/resuming",
+    "harness/run/signals", "harness/run/stage", "harness/run/sweep", "harness/suites/comparing",
+    "harness/suites/scoring", "quant/arithmetic", "quant/blocks", "quant/calibrate/capture",
+    "quant/calibrate/few", "quant/calibrate/layers", "quant/calibrate/stream",
+    "quant/calibrate/wide", "quant/checkpoint/choose", "quant/checkpoint/files",
+    "quant/checkpoint/gptq_zeros", "quant/config", "quant/experts", "quant/grid", "quant/hessian",
+    "quant/memory/limits", "quant/memory/plan", "quant/rules", "quant/scheme",
+    "quant/solvers/columns", "quant/solvers/gptq", "quant/solvers/rtn",
+    "quant/transforms/equalize",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("module", DECIDING)
+def test_what_decides_has_a_test_file_of_its_name(module: str) -> None:
+    path = Path(module)
+    assert (ROOT / path.with_suffix(".py")).is_file()
+    assert (ROOT / "tests" / path.with_name(f"test_{path.name}.py")).is_file()
 
 
 PACKAGES = ("bitsweep", "harness", "quant", "cuda_ext")

@@ -21,7 +21,7 @@ from quant.memory.limits import Limits
 from quant.memory.plan import IN_HOST, MemoryPlan, ModelShape, model_shape, plan_quantization
 from tests.quant.killing import CONTEXT
 
-REPEATS = 3
+REPEATS = 2
 
 
 @dataclass(frozen=True)

@@ -85,16 +85,13 @@ def runs_of(folders: dict[str, Path], threads: int, batch_tokens: int) -> list[d
 
 
 def test_three_settings_give_one_artifact(folders: dict[str, Path], tmp_path: Path) -> None:
-    settings: list[tuple[dict[str, str], int, int]] = [
-        ({}, 1, 256),  # 2 windows a batch; all of them in the others
-        ({}, 2, 2048),
-        (PLAIN, 1, 2048),
-    ]
-    found = [
-        in_setting(environment, runs_of(folders, threads, batch), tmp_path)
-        for environment, threads, batch in settings
-    ]
-    for first, *others in zip(*found, strict=True):
+    # One and two threads, two windows a batch and all of them; then the plainest instructions.
+    usual = [*runs_of(folders, 1, 256), *runs_of(folders, 2, 2048)]
+    plain = runs_of(folders, 1, 2048)
+    found = [*in_setting({}, usual, tmp_path), *in_setting(PLAIN, plain, tmp_path)]
+    assert len(found) == 3 * len(plain)
+    for number in range(len(plain)):
+        first, *others = found[number :: len(plain)]
         for other in others:
             assert other["artifact"] == first["artifact"]
             # The sum of what was lost shows how far the numbers behind the codes are apart.

@@ -229,7 +229,7 @@ def test_sizes_are_readable() -> None:
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model")
     config = LlamaConfig(
-        vocab_size=256, hidden_size=512, intermediate_size=768, num_hidden_layers=10,
+        vocab_size=256, hidden_size=512, intermediate_size=768, num_hidden_layers=8,
         num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=256,
     )  # fmt: skip
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)

@@ -15,7 +15,6 @@ struct Isa {
   struct I {
     __m256i low, high;
   };
-  static constexpr int kAccumulators = 4;
 
   static F zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
   static F load(const float* at) { return {_mm256_loadu_ps(at), _mm256_loadu_ps(at + 8)}; }
@@ -202,6 +201,7 @@ struct Wide {
 }  // namespace bitsweep
 
 #include "attention_template.h"
+#include "avx2_linear.h"
 #include "kernel_template.h"
 #include "sweep_template.h"
 

@@ -175,6 +175,7 @@ struct Wide {
 
 #include "attention_template.h"
 #include "kernel_template.h"
+#include "linear_template.h"
 #include "sweep_template.h"
 
 namespace bitsweep {

@@ -1,0 +1,272 @@
+// Products of AVX2: one pass over a tile's words, all 8 rows together.
+//
+// Sums of the 8 rows stay in the first-level cache (at most 8 KiB) between two steps, so memory is
+// read as one stream and no register holds what is not in use: a step is up to 4 blocks of one
+// group, and within it a row has its sums, its grid and its words in registers. The order of a sum
+// is that of linear_template.h, product by product: 16 chains over the inputs, put aside every
+// kFoldBlocks blocks.
+//
+// A code becomes its value, scale * (code - zero) rounded once, as follows:
+//   2 bits  shift, look-up among 4 floats within a quarter of the register (1 operation each)
+//   3 bits  shift, look-up among 8 floats
+//   4 bits  nibbles of a byte apart once a word; then one byte shuffle, conversion, difference, product
+//   8 bits  one byte shuffle, conversion, difference, product
+
+#include <utility>
+
+#include "kernels.h"
+
+namespace bitsweep {
+namespace {
+
+#define BITSWEEP_INLINE inline __attribute__((always_inline))
+
+template <int N, class Body>
+BITSWEEP_INLINE void each_of(Body&& body) {
+  [&]<int... index>(std::integer_sequence<int, index...>) __attribute__((always_inline)) {
+    (body(std::integral_constant<int, index>{}), ...);
+  }(std::make_integer_sequence<int, N>{});
+}
+
+// Values of 8 rows for one group after the other.
+template <int Bits>
+struct Levels {
+  static constexpr bool kTable = Bits < 4;
+  static constexpr int kEntries = Bits == 2 ? 4 : Bits == 3 ? 8 : 1;
+  alignas(32) float level[kTileRows][kEntries];  // of every code; 4 and 8 bits: the scale
+  alignas(32) float zero[kTileRows];
+  const Weight& weight;
+  int64_t index;  // of the next group of this tile
+  int64_t left = 0;  // blocks until the next group begins
+
+  Levels(const Weight& weight, int64_t tile)
+      : weight(weight), index(tile * weight.groups * kTileRows) {}
+
+  // Blocks counted in steps of `count`, which divides the blocks of a group.
+  BITSWEEP_INLINE void advance(int64_t count) {
+    if (left == 0) {
+      next();
+      left = weight.group_blocks;
+    }
+    left -= count;
+  }
+
+  void next() {
+    alignas(32) float scale[kTileRows];
+    Isa::scales8(weight.scales, weight.scale_storage, index, scale);
+    if constexpr (Bits == 2) {
+      if (weight.negative != nullptr) {
+        Isa::scales8(weight.negative, weight.scale_storage, index, zero);
+        for (int r = 0; r < kTileRows; r++) {
+          level[r][0] = -zero[r];
+          level[r][1] = 0.0f;
+          level[r][2] = scale[r];
+          level[r][3] = 0.0f;
+        }
+        index += kTileRows;
+        return;
+      }
+    }
+    Isa::zeros8(weight.zeros + index, zero);
+    for (int r = 0; r < kTileRows; r++)
+      for (int code = 0; code < kEntries; code++)
+        level[r][code] = kTable ? scale[r] * (static_cast<float>(code) - zero[r]) : scale[r];
+    index += kTileRows;
+  }
+};
+
+// A step's words of one row, 8 of its 16 lanes.
+BITSWEEP_INLINE __m256i words_at(const uint32_t* at) {
+  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at));
+}
+
+// What turns the codes of one row into values.
+template <int Bits>
+struct RowLevels {
+  __m256 scale, zero;  // 2 and 3 bits: scale is the look-up table
+
+  BITSWEEP_INLINE RowLevels(const Levels<Bits>& levels, int row) {
+    if constexpr (Bits == 2) {
+      scale = _mm256_broadcast_ps(reinterpret_cast<const __m128*>(levels.level[row]));
+    } else if constexpr (Bits == 3) {
+      scale = _mm256_load_ps(levels.level[row]);
+    } else {
+      scale = _mm256_broadcast_ss(levels.level[row]);
+      zero = _mm256_broadcast_ss(levels.zero + row);
+    }
+  }
+
+  // 8 values of block B of a chunk.
+  template <int B, int Odd>
+  BITSWEEP_INLINE __m256 values(const uint32_t* chunk) const {
+    constexpr int bit = shift_of(Bits, B) + 16 * Odd;
+    if constexpr (straddles(Bits, B)) {
+      const __m256i code = Isa::template straddled<Odd>(
+          words_at(chunk), words_at(chunk + kUnitWords), words_at(chunk + 2 * kUnitWords));
+      return _mm256_permutevar8x32_ps(scale, code);
+    } else if constexpr (Bits < 4) {
+      const __m256i code = _mm256_srli_epi32(words_at(chunk + unit_of(Bits, B) * kUnitWords), bit);
+      if constexpr (Bits == 2) return _mm256_permutevar_ps(scale, code);
+      else return _mm256_permutevar8x32_ps(scale, code);
+    } else {
+      __m256i part = words_at(chunk);
+      if constexpr (Bits == 4) {
+        if constexpr (bit % 8 != 0) part = _mm256_srli_epi32(part, 4);
+        part = _mm256_and_si256(part, _mm256_set1_epi32(0x0f0f0f0f));
+      }
+      // Byte `bit / 8` of every word, alone.
+      constexpr int first = static_cast<int>(0x80808000u) + bit / 8;
+      const __m256i bytes = _mm256_setr_epi32(
+          first, first + 4, first + 8, first + 12, first, first + 4, first + 8, first + 12);
+      const __m256 code = _mm256_cvtepi32_ps(_mm256_shuffle_epi8(part, bytes));
+      return _mm256_mul_ps(scale, _mm256_sub_ps(code, zero));
+    }
+  }
+};
+
+// M rows of x times a tile. Sums: [row][m][16 lanes].
+template <int Bits, int S, int M>
+struct TileProduct {
+  static constexpr int kCount = kTileRows * M * kLanes;
+  alignas(64) float sum[kCount] = {};
+  alignas(64) float total[kCount] = {};
+
+  void fold() {
+    for (int i = 0; i < kCount; i += 8) {
+      _mm256_store_ps(total + i, _mm256_add_ps(_mm256_load_ps(total + i), _mm256_load_ps(sum + i)));
+      _mm256_store_ps(sum + i, _mm256_setzero_ps());
+    }
+  }
+
+  // Blocks [B0, B0 + S) of a chunk for all rows; x is at the chunk's first block. R rows and H halves
+  // of a vector advance together, so that R * H * M sums are under way.
+  template <int B0, int R, int H>
+  BITSWEEP_INLINE void step(
+      const uint32_t* chunk, const Levels<Bits>& levels, const float* x, int64_t stride) {
+    for (int row = 0; row < kTileRows; row += R) {
+      for (int half = 0; half < kLanes; half += 8 * H) {
+        float* at = sum + row * M * kLanes + half;
+        const uint32_t* words = chunk + row * kLanes + half;
+        const auto grid = [&]<int... r>(std::integer_sequence<int, r...>)
+            __attribute__((always_inline)) {
+          struct { RowLevels<Bits> of[R]; } found = {RowLevels<Bits>(levels, row + r)...};
+          return found;
+        }(std::make_integer_sequence<int, R>{});
+        __m256 part[R][H][M];
+        for (int r = 0; r < R; r++)
+          for (int h = 0; h < H; h++)
+            for (int m = 0; m < M; m++)
+              part[r][h][m] = _mm256_load_ps(at + (r * M + m) * kLanes + 8 * h);
+        each_of<2 * S>([&](auto index) __attribute__((always_inline)) {
+          constexpr int B = B0 + decltype(index)::value / 2, odd = decltype(index)::value % 2;
+          const float* from = x + B * kBlock + odd * kLanes + half;
+          for (int r = 0; r < R; r++) {
+            for (int h = 0; h < H; h++) {
+              const __m256 value =
+                  grid.of[r].template values<B, odd>(words + r * kLanes + 8 * h);
+              for (int m = 0; m < M; m++)
+                part[r][h][m] = _mm256_fmadd_ps(
+                    value, _mm256_load_ps(from + m * stride + 8 * h), part[r][h][m]);
+            }
+          }
+        });
+        for (int r = 0; r < R; r++)
+          for (int h = 0; h < H; h++)
+            for (int m = 0; m < M; m++)
+              _mm256_store_ps(at + (r * M + m) * kLanes + 8 * h, part[r][h][m]);
+      }
+    }
+  }
+
+  // The first `count` blocks of a chunk.
+  void chunk(
+      const uint32_t* words, Levels<Bits>& levels, const float* x, int64_t stride, int64_t count) {
+    each_of<chunk_blocks(Bits) / S>([&](auto index) __attribute__((always_inline)) {
+      constexpr int B0 = decltype(index)::value * S;
+      if (B0 >= count) return;
+      levels.advance(S);
+      // Enough sums under way to hide what a product takes (4), few enough for the registers.
+      step<B0, M == 1 ? 2 : 1, M == 8 ? 1 : 2>(words, levels, x, stride);
+    });
+  }
+};
+
+// Bytes of a tile that are fetched ahead of their use.
+constexpr int64_t kAheadBytes = 2048;
+
+template <int Bits, int S, int M>
+void multiply_tile(const Product& product, int64_t tile, int64_t m0) {
+  constexpr int blocks = chunk_blocks(Bits);
+  const Weight& weight = product.weight;
+  const int64_t stride = product.x_stride;
+  const float* x = product.x + m0 * stride;
+  const uint32_t* chunk = weight.tiles + tile * weight.units * kUnitWords;
+  Levels<Bits> levels(weight, tile);
+  TileProduct<Bits, S, M> work;
+  for (int64_t b = 0; b < weight.blocks; b += blocks) {
+    if (b % kFoldBlocks == 0 && b > 0) work.fold();
+    // The address may lie past the end; a prefetch does not mind.
+    const uint32_t* ahead = chunk + kAheadBytes / sizeof(uint32_t);
+    for (int line = 0; line < chunk_units(Bits) * kTileRows; line++)
+      __builtin_prefetch(ahead + line * kLanes);
+    work.chunk(chunk, levels, x, stride, weight.blocks - b);
+    x += blocks * kBlock;
+    chunk += chunk_units(Bits) * kUnitWords;
+  }
+  work.fold();
+  for (int r = 0; r < kTileRows; r++) {
+    const int64_t n = tile * kTileRows + r;
+    if (n >= weight.outputs) break;
+    const float bias =
+        product.bias ? load_as_float(product.bias, product.bias_storage, n) : 0.0f;
+    for (int m = 0; m < M; m++) {
+      const float y = Isa::sum(Isa::load(work.total + (r * M + m) * kLanes)) + bias;
+      store_float(product.y, product.y_storage, (m0 + m) * weight.outputs + n, y);
+    }
+  }
+}
+
+// Blocks of a step where groups allow it.
+constexpr int largest_step(int bits) { return bits == 8 ? 2 : 4; }
+
+template <int Bits, int S>
+void linear_tiles(const Product& product, int64_t first, int64_t end) {
+  // A few tiles stay in the second-level cache while the rows of x pass by.
+  constexpr int64_t together = 8;
+  for (int64_t begin = first; begin < end; begin += together) {
+    const int64_t stop = begin + together < end ? begin + together : end;
+    for (int64_t m0 = 0; m0 < product.batch;) {
+      const int64_t left = product.batch - m0;
+      const int rows = left >= 8 ? 8 : left >= 4 ? 4 : 1;
+      for (int64_t tile = begin; tile < stop; tile++) {
+        if (rows == 8) multiply_tile<Bits, S, 8>(product, tile, m0);
+        else if (rows == 4) multiply_tile<Bits, S, 4>(product, tile, m0);
+        else multiply_tile<Bits, S, 1>(product, tile, m0);
+      }
+      m0 += rows;
+    }
+  }
+}
+
+// A step divides the blocks of a group and those of the whole row, so none is cut short.
+template <int Bits>
+void linear_of(const Product& product, int64_t first, int64_t end) {
+  constexpr int largest = largest_step(Bits);
+  const Weight& weight = product.weight;
+  const int64_t both = weight.group_blocks | weight.blocks;
+  if (both % largest == 0) return linear_tiles<Bits, largest>(product, first, end);
+  if (both % 2 == 0) return linear_tiles<Bits, 2>(product, first, end);
+  return linear_tiles<Bits, 1>(product, first, end);
+}
+
+void linear(const Product& product, int64_t first, int64_t end) {
+  switch (product.weight.bits) {
+    case 2: return linear_of<2>(product, first, end);
+    case 3: return linear_of<3>(product, first, end);
+    case 4: return linear_of<4>(product, first, end);
+    default: return linear_of<8>(product, first, end);
+  }
+}
+
+}  // namespace
+}  // namespace bitsweep

@@ -203,9 +203,10 @@ struct Wide {
 #include "attention_template.h"
 #include "avx2_linear.h"
 #include "kernel_template.h"
+#include "step_template.h"
 #include "sweep_template.h"
 
 namespace bitsweep {
-Kernels avx2_kernels() { return {linear, dequantize, sweep, Lanes::kSlab, attend, kStrip}; }
+Kernels avx2_kernels() { return {linear, dequantize, sweep, Lanes::kSlab, attend, kStrip, step_kernels()}; }
 }  // namespace bitsweep
 #endif

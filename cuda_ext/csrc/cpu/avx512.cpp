@@ -176,9 +176,10 @@ struct Wide {
 #include "attention_template.h"
 #include "kernel_template.h"
 #include "linear_template.h"
+#include "step_template.h"
 #include "sweep_template.h"
 
 namespace bitsweep {
-Kernels avx512_kernels() { return {linear, dequantize, sweep, Lanes::kSlab, attend, kStrip}; }
+Kernels avx512_kernels() { return {linear, dequantize, sweep, Lanes::kSlab, attend, kStrip, step_kernels()}; }
 }  // namespace bitsweep
 #endif

@@ -5,6 +5,7 @@
 
 #include "../shared/sweep.h"
 #include "../shared/weight.h"
+#include "step.h"
 
 namespace bitsweep {
 
@@ -60,6 +61,7 @@ struct Kernels {
   // Causal attention on strips of attention_rows queries each: those of a head, head by head.
   void (*attention)(const Attention&, int64_t first_strip, int64_t end_strip);
   int64_t attention_rows;
+  StepKernels step;
 };
 
 Kernels portable_kernels();

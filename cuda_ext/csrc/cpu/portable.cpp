@@ -126,8 +126,9 @@ struct Wide {
 }  // namespace bitsweep
 
 #include "attention_template.h"
+#include "step_template.h"
 #include "sweep_template.h"
 
 namespace bitsweep {
-Kernels portable_kernels() { return {linear, dequantize, sweep, Lanes::kSlab, attend, kStrip}; }
+Kernels portable_kernels() { return {linear, dequantize, sweep, Lanes::kSlab, attend, kStrip, step_kernels()}; }
 }  // namespace bitsweep

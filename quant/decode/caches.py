@@ -1,9 +1,7 @@
-"""Greedy decoding at batch 1 with a KV cache: static inside a CUDA graph where that is possible.
+"""Greedy decoding at batch 1 through the model's own forward: a cache that grows, or a static one.
 
-A decode step of a large model is hundreds of small kernels between a few large ones; launched one
-by one from Python they cost more than the weights take to read. With a static cache every tensor of
-a step keeps its address and shape, so the step can be captured once as a CUDA graph and replayed.
-`make_decoder` picks the best of three modes that is right for a model and says which and why.
+With a static cache every tensor of a step keeps its address and shape, so the step can be captured
+once as a CUDA graph and replayed.
 """
 
 from __future__ import annotations
@@ -17,24 +15,19 @@ from torch import Tensor
 from transformers import Cache, StaticCache
 from transformers.cache_utils import StaticLayer
 
+from quant.decode.llama import Unsupported
+
+FUSED = "fused step"
 GRAPH = "static cache, CUDA graph"
 STATIC = "static cache, eager"
 DYNAMIC = "dynamic cache"
+GROWING = (FUSED, DYNAMIC)  # attention reads the positions that are held and no others
 
-WARM_STEPS = 3  # before a capture: kernels load, workspaces are allocated
 ALIGNED = 16  # positions; attention on CUDA copies masks of another length before every use
-# Largest difference of logits between the two caches, in standard deviations of the logits. A wrong
-# mask or position moves them by about one; rounding by far less than these.
-AGREEMENT = {torch.float32: 1e-3, torch.float64: 1e-6}
-AGREEMENT_16_BITS = 0.1
 
 Step = Callable[[], None]
 # record(warm, step) gives what repeats `step`; warm() runs it and takes its effect back.
 Recorder = Callable[[Step, Step], Step]
-
-
-class Unsupported(Exception):
-    """Why a model cannot be decoded in some mode, one clause."""
 
 
 class Decoder(Protocol):
@@ -42,7 +35,7 @@ class Decoder(Protocol):
 
     token   int64 [1, 1], the newest token; overwritten by the next step.
     logits  [1, vocabulary] that it was taken from.
-    mode    GRAPH, STATIC or DYNAMIC; reason says why it is not the first, "" for the first.
+    mode    FUSED, GRAPH, STATIC or DYNAMIC; reason says why it is none of the first two, else "".
     """
 
     token: Tensor
@@ -60,6 +53,14 @@ class Decoder(Protocol):
 
     def kv_bytes(self) -> int:
         """Bytes of keys and values that the next step would read."""
+        ...
+
+    def spared_bytes(self) -> int:
+        """Bytes of the model's weights that a step does not read, since it reads a shorter form."""
+        ...
+
+    def parts_ms(self) -> dict[str, float] | None:
+        """Milliseconds of the last step by what they went to; None where that is not known."""
         ...
 
 
@@ -87,7 +88,13 @@ class DynamicDecoder:
         self._take(self._model(input_ids=self.token, past_key_values=self._cache, use_cache=True))
 
     def kv_bytes(self) -> int:
-        return _cache_bytes(self._cache)
+        return cache_bytes(self._cache)
+
+    def spared_bytes(self) -> int:
+        return 0
+
+    def parts_ms(self) -> dict[str, float] | None:
+        return None
 
     def _take(self, output: Any) -> None:
         self.logits, self._cache = output.logits[:, -1], output.past_key_values
@@ -133,7 +140,7 @@ class StaticDecoder:
         self.mode, self.reason = STATIC, ""
         self._model = model
         layers = _layer_count(model, positions)
-        positions = -(-positions // ALIGNED) * ALIGNED
+        self.positions = positions = -(-positions // ALIGNED) * ALIGNED
         with torch.inference_mode():
             device = model.get_input_embeddings().weight.device
             self._length = torch.zeros((), dtype=torch.int64, device=device)
@@ -145,6 +152,15 @@ class StaticDecoder:
         )
         self._alibi = _has_alibi(model)
         self._replay: Step = self._step
+
+    def allocate(self, heads: int, width: int) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values of every layer, [1, heads, positions, width]; a forward fills them."""
+        shape = self._all.new_empty((1, heads, 1, width), dtype=self._model.dtype)
+        buffers = []
+        for layer in self._cache.layers:
+            layer.lazy_initialization(shape, shape)
+            buffers.append((layer.keys, layer.values))
+        return buffers
 
     @torch.inference_mode()
     def prefill(self, prompt: Tensor) -> None:
@@ -167,7 +183,13 @@ class StaticDecoder:
 
     def kv_bytes(self) -> int:
         """Of the whole buffers: attention reads them to the end and masks what is not there yet."""
-        return _cache_bytes(self._cache)
+        return cache_bytes(self._cache)
+
+    def spared_bytes(self) -> int:
+        return 0
+
+    def parts_ms(self) -> dict[str, float] | None:
+        return None
 
     @torch.inference_mode()
     def capture(self, record: Recorder) -> None:
@@ -218,90 +240,10 @@ class StaticDecoder:
         }
 
 
-def make_decoder(
-    model: Any, prompt: Tensor, tokens: int, record: Recorder | None = None
-) -> Decoder:
-    """The fastest decoder that gives the model's own logits for prompt [1, T] and `tokens` steps.
-
-    A static cache is tried on the prompt and one step against the dynamic one. On CUDA the step is
-    then captured (record is for tests). What could not be done is the decoder's `reason`.
-    torch.OutOfMemoryError is raised, everything else that a mode may raise makes it unsupported.
-    """
-    if record is None and prompt.device.type == "cuda":
-        record = cuda_graph(prompt.device)
-    try:
-        static = StaticDecoder(model, prompt.shape[1] + tokens)
-        _require_agreement(static, DynamicDecoder(model), prompt)
-    except torch.OutOfMemoryError:
-        raise
-    except (Unsupported, RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
-        return DynamicDecoder(model, f"no static cache: {_short(error)}")
-    if record is None:
-        static.reason = f"no CUDA graph on {prompt.device.type}"
-        return static
-    try:
-        static.prefill(prompt)
-        static.capture(record)
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError as error:
-        static = StaticDecoder(model, prompt.shape[1] + tokens)
-        static.reason = f"no CUDA graph: {_short(error)}"
-    return static
-
-
-def cuda_graph(device: torch.device) -> Recorder:
-    """Capture as torch's documentation asks: warmed up on a side stream, then replayed."""
-
-    def record(warm: Step, step: Step) -> Step:
-        with torch.cuda.device(device):
-            side = torch.cuda.Stream(device)
-            side.wait_stream(torch.cuda.current_stream(device))
-            with torch.cuda.stream(side):
-                for _ in range(WARM_STEPS):
-                    warm()
-            torch.cuda.current_stream(device).wait_stream(side)
-            graph, before = torch.cuda.CUDAGraph(), torch.cuda.current_stream(device)
-            try:
-                with torch.cuda.graph(graph):
-                    step()
-            except RuntimeError as error:
-                # Ending a broken capture is an error of its own: torch raises it in the place of
-                # the cause, and leaves the stream of the capture current.
-                torch.cuda.set_stream(before)
-                cause = error.__context__
-                raise cause if isinstance(cause, RuntimeError) else error from None
-        return graph.replay
-
-    return record
-
-
 def last_only(model: Any) -> dict[str, int]:
     """generate() asks a prefill for the last position's logits alone, where the model can."""
     takes = "logits_to_keep" in inspect.signature(model.forward).parameters
     return {"logits_to_keep": 1} if takes else {}
-
-
-def _require_agreement(static: StaticDecoder, dynamic: DynamicDecoder, prompt: Tensor) -> None:
-    """Unsupported when the two caches give other logits for the prompt or the token after it."""
-    dynamic.prefill(prompt)
-    static.prefill(prompt)
-    _require_close(static.logits, dynamic.logits, "prompt")
-    dynamic.token = static.token.clone()
-    dynamic.step()
-    static.step()
-    _require_close(static.logits, dynamic.logits, "first token")
-
-
-def _require_close(found: Tensor, expected: Tensor, where: str) -> None:
-    spread = expected.double().std()
-    worst = float(((found.double() - expected.double()).abs().max() / spread).nan_to_num(torch.inf))
-    allowed = AGREEMENT.get(expected.dtype, AGREEMENT_16_BITS)
-    if worst > allowed:
-        raise Unsupported(
-            f"its logits at the {where} are {worst:.2g} standard deviations from those with the "
-            f"dynamic cache (at most {allowed:g} are taken for rounding)"
-        )
 
 
 def _layer_count(model: Any, positions: int) -> int:
@@ -324,12 +266,6 @@ def _has_alibi(model: Any) -> bool:
     return not takes or bool(getattr(model.config, "alibi", False))
 
 
-def _cache_bytes(cache: Any) -> int:
+def cache_bytes(cache: Any) -> int:
     tensors = [part for layer in cache.layers for part in (layer.keys, layer.values)]
     return sum(part.numel() * part.element_size() for part in tensors)
-
-
-def _short(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    text = lines[0][:200] if lines else type(error).__name__
-    return text if isinstance(error, Unsupported) else f"{type(error).__name__}: {text}"

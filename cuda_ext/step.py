@@ -116,8 +116,9 @@ class Step:
         """A matrix [out, in] as it is: float32, or bfloat16 that stands for the same numbers."""
         torch.ops.bitsweep.step_dense(self._number, layer, int(place), weight, bias)
 
-    def run(self, tokens: Tensor, position: int, logits: Tensor) -> None:
-        """Take tokens int64 [1, n] at `position` and behind it; logits [1, vocabulary] of the last.
+    def run(self, tokens: Tensor, position: int, logits: Tensor | None) -> None:
+        """Take tokens int64 [1, n] at `position` and behind it; logits [1, vocabulary] of the last,
+        None where nobody asks for them.
 
         Their keys and values are written to the buffers; those of positions before are read.
         """

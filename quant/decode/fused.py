@@ -43,10 +43,11 @@ class FusedDecoder:
 
     @torch.inference_mode()
     def prefill(self, prompt: Tensor) -> None:
-        for first in range(0, prompt.shape[1], TOGETHER):
+        length = self._length = prompt.shape[1]
+        for first in range(0, length, TOGETHER):
             part = prompt[:, first : first + TOGETHER].contiguous()
-            self._step.run(part, first, self.logits)
-        self._length = prompt.shape[1]
+            last = first + TOGETHER >= length
+            self._step.run(part, first, self.logits if last else None)
         self._choose()
 
     @torch.inference_mode()

@@ -1,16 +1,17 @@
 // Products of AVX2: one pass over a tile's words, all 8 rows together.
 //
 // Sums of the 8 rows stay in the first-level cache (at most 8 KiB) between two steps, so memory is
-// read as one stream and no register holds what is not in use: a step is up to 4 blocks of one
-// group, and within it a row has its sums, its grid and its words in registers. The order of a sum
+// read as one stream and no register holds what is not in use: a step is up to 4 blocks, and
+// within it a row has its sums, its grid and its words in registers. The order of a sum
 // is that of linear_template.h, product by product: 16 chains over the inputs, put aside every
 // kFoldBlocks blocks.
 //
 // A code becomes its value, scale * (code - zero) rounded once, as follows:
 //   2 bits  shift, look-up among 4 floats within a quarter of the register (1 operation each)
 //   3 bits  shift, look-up among 8 floats
-//   4 bits  nibbles of a byte apart once a word; then one byte shuffle, conversion, difference, product
-//   8 bits  one byte shuffle, conversion, difference, product
+//   4 bits  nibbles of a byte apart once a word; then a byte shuffle, a conversion, a fused product
+//   8 bits  a byte shuffle, a conversion, a fused product
+// (two operations in place of the fused product where scales are float32, to round once.)
 
 #include <utility>
 
@@ -28,49 +29,64 @@ BITSWEEP_INLINE void each_of(Body&& body) {
   }(std::make_integer_sequence<int, N>{});
 }
 
-// Values of 8 rows for one group after the other.
-template <int Bits>
+// Blocks of a step.
+constexpr int largest_step(int bits) { return bits == 8 ? 2 : 4; }
+
+// What turns the codes of 8 rows into values, for as many groups as a step has.
+template <int Bits, int Slots>
 struct Levels {
   static constexpr bool kTable = Bits < 4;
   static constexpr int kEntries = Bits == 2 ? 4 : Bits == 3 ? 8 : 1;
-  alignas(32) float level[kTileRows][kEntries];  // of every code; 4 and 8 bits: the scale
-  alignas(32) float zero[kTileRows];
+  struct Slot {
+    alignas(32) float level[kTileRows][kEntries];  // of every code; 4 and 8 bits: the scale
+    alignas(32) float zero[kTileRows];             // 16-bit scales: -scale * zero
+  };
+  Slot slot[Slots];
   const Weight& weight;
-  int64_t index;  // of the next group of this tile
+  int64_t index;     // of the next group of this tile
   int64_t left = 0;  // blocks until the next group begins
 
   Levels(const Weight& weight, int64_t tile)
       : weight(weight), index(tile * weight.groups * kTileRows) {}
 
-  // Blocks counted in steps of `count`, which divides the blocks of a group.
-  BITSWEEP_INLINE void advance(int64_t count) {
+  // The next `count` blocks, which are of one group, are those of a slot.
+  BITSWEEP_INLINE void advance(int at, int64_t count) {
     if (left == 0) {
-      next();
+      next(slot[at]);
       left = weight.group_blocks;
+    } else if (at > 0) {
+      slot[at] = slot[at - 1];
     }
     left -= count;
   }
 
-  void next() {
+  // Between two steps: a group that goes on is that of the first slot.
+  BITSWEEP_INLINE void keep_last() {
+    if (Slots > 1 && left > 0) slot[0] = slot[Slots - 1];
+  }
+
+  void next(Slot& to) {
     alignas(32) float scale[kTileRows];
     Isa::scales8(weight.scales, weight.scale_storage, index, scale);
     if constexpr (Bits == 2) {
       if (weight.negative != nullptr) {
-        Isa::scales8(weight.negative, weight.scale_storage, index, zero);
+        Isa::scales8(weight.negative, weight.scale_storage, index, to.zero);
         for (int r = 0; r < kTileRows; r++) {
-          level[r][0] = -zero[r];
-          level[r][1] = 0.0f;
-          level[r][2] = scale[r];
-          level[r][3] = 0.0f;
+          to.level[r][0] = -to.zero[r];
+          to.level[r][1] = 0.0f;
+          to.level[r][2] = scale[r];
+          to.level[r][3] = 0.0f;
         }
         index += kTileRows;
         return;
       }
     }
-    Isa::zeros8(weight.zeros + index, zero);
+    Isa::zeros8(weight.zeros + index, to.zero);
     for (int r = 0; r < kTileRows; r++)
       for (int code = 0; code < kEntries; code++)
-        level[r][code] = kTable ? scale[r] * (static_cast<float>(code) - zero[r]) : scale[r];
+        to.level[r][code] = kTable ? scale[r] * (static_cast<float>(code) - to.zero[r]) : scale[r];
+    if (!kTable && weight.scale_storage != Storage::kFloat32)
+      for (int r = 0; r < kTileRows; r++) to.zero[r] = -(scale[r] * to.zero[r]);
     index += kTileRows;
   }
 };
@@ -80,12 +96,14 @@ BITSWEEP_INLINE __m256i words_at(const uint32_t* at) {
   return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at));
 }
 
-// What turns the codes of one row into values.
-template <int Bits>
+// What turns the codes of one row into values. Exact: scales have 16 bits, so that scale * code and
+// scale * zero are exact in float32 and one fused product makes the value.
+template <int Bits, bool Exact>
 struct RowLevels {
   __m256 scale, zero;  // 2 and 3 bits: scale is the look-up table
 
-  BITSWEEP_INLINE RowLevels(const Levels<Bits>& levels, int row) {
+  template <class Slot>
+  BITSWEEP_INLINE RowLevels(const Slot& levels, int row) {
     if constexpr (Bits == 2) {
       scale = _mm256_broadcast_ps(reinterpret_cast<const __m128*>(levels.level[row]));
     } else if constexpr (Bits == 3) {
@@ -94,6 +112,20 @@ struct RowLevels {
       scale = _mm256_broadcast_ss(levels.level[row]);
       zero = _mm256_broadcast_ss(levels.zero + row);
     }
+  }
+
+  // 8 values of codes at a bit that is known only when it runs; none that straddles words.
+  BITSWEEP_INLINE __m256 shifted(const uint32_t* words, int bit) const {
+    const __m256i code = _mm256_srl_epi32(words_at(words), _mm_cvtsi32_si128(bit));
+    if constexpr (Bits == 2) return _mm256_permutevar_ps(scale, code);
+    if constexpr (Bits == 3) return _mm256_permutevar8x32_ps(scale, code);
+    return of_code(_mm256_and_si256(code, _mm256_set1_epi32((1 << Bits) - 1)));
+  }
+
+  BITSWEEP_INLINE __m256 of_code(__m256i word) const {
+    const __m256 code = _mm256_cvtepi32_ps(word);
+    if constexpr (Exact) return _mm256_fmadd_ps(code, scale, zero);
+    else return _mm256_mul_ps(scale, _mm256_sub_ps(code, zero));
   }
 
   // 8 values of block B of a chunk.
@@ -118,16 +150,18 @@ struct RowLevels {
       constexpr int first = static_cast<int>(0x80808000u) + bit / 8;
       const __m256i bytes = _mm256_setr_epi32(
           first, first + 4, first + 8, first + 12, first, first + 4, first + 8, first + 12);
-      const __m256 code = _mm256_cvtepi32_ps(_mm256_shuffle_epi8(part, bytes));
-      return _mm256_mul_ps(scale, _mm256_sub_ps(code, zero));
+      return of_code(_mm256_shuffle_epi8(part, bytes));
     }
   }
 };
 
-// M rows of x times a tile. Sums: [row][m][16 lanes].
-template <int Bits, int S, int M>
+// M rows of x times a tile; G blocks that are neighbours share a group. Sums: [row][m][16 lanes].
+template <int Bits, int G, int M, bool Exact>
 struct TileProduct {
+  static constexpr int kSpan = largest_step(Bits);
   static constexpr int kCount = kTileRows * M * kLanes;
+  using Grid = Levels<Bits, kSpan / G>;
+  using Row = RowLevels<Bits, Exact>;
   alignas(64) float sum[kCount] = {};
   alignas(64) float total[kCount] = {};
 
@@ -138,37 +172,36 @@ struct TileProduct {
     }
   }
 
-  // Blocks [B0, B0 + S) of a chunk for all rows; x is at the chunk's first block. R rows and H halves
-  // of a vector advance together, so that R * H * M sums are under way.
-  template <int B0, int R, int H>
-  BITSWEEP_INLINE void step(
-      const uint32_t* chunk, const Levels<Bits>& levels, const float* x, int64_t stride) {
+  // Blocks [B0, B0 + S) of a chunk for all rows; x is at the chunk's first block. R rows and H
+  // halves of a vector advance together, so that R * H * M sums are under way.
+  template <int B0, int S, int R, int H>
+  BITSWEEP_INLINE void step(const uint32_t* chunk, const Grid& grid, const float* x, int64_t stride) {
     for (int row = 0; row < kTileRows; row += R) {
       for (int half = 0; half < kLanes; half += 8 * H) {
         float* at = sum + row * M * kLanes + half;
         const uint32_t* words = chunk + row * kLanes + half;
-        const auto grid = [&]<int... r>(std::integer_sequence<int, r...>)
-            __attribute__((always_inline)) {
-          struct { RowLevels<Bits> of[R]; } found = {RowLevels<Bits>(levels, row + r)...};
-          return found;
-        }(std::make_integer_sequence<int, R>{});
         __m256 part[R][H][M];
         for (int r = 0; r < R; r++)
           for (int h = 0; h < H; h++)
             for (int m = 0; m < M; m++)
               part[r][h][m] = _mm256_load_ps(at + (r * M + m) * kLanes + 8 * h);
-        each_of<2 * S>([&](auto index) __attribute__((always_inline)) {
-          constexpr int B = B0 + decltype(index)::value / 2, odd = decltype(index)::value % 2;
-          const float* from = x + B * kBlock + odd * kLanes + half;
-          for (int r = 0; r < R; r++) {
-            for (int h = 0; h < H; h++) {
-              const __m256 value =
-                  grid.of[r].template values<B, odd>(words + r * kLanes + 8 * h);
-              for (int m = 0; m < M; m++)
-                part[r][h][m] = _mm256_fmadd_ps(
-                    value, _mm256_load_ps(from + m * stride + 8 * h), part[r][h][m]);
+        each_of<S / G>([&](auto group) __attribute__((always_inline)) {
+          const auto& slot = grid.slot[decltype(group)::value];
+          const Row first(slot, row), last(slot, row + R - 1);  // R is 1 or 2
+          each_of<2 * G>([&](auto index) __attribute__((always_inline)) {
+            constexpr int B = B0 + decltype(group)::value * G + decltype(index)::value / 2;
+            constexpr int odd = decltype(index)::value % 2;
+            const float* from = x + B * kBlock + odd * kLanes + half;
+            for (int r = 0; r < R; r++) {
+              for (int h = 0; h < H; h++) {
+                const __m256 value =
+                    (r == 0 ? first : last).template values<B, odd>(words + r * kLanes + 8 * h);
+                for (int m = 0; m < M; m++)
+                  part[r][h][m] = _mm256_fmadd_ps(
+                      value, _mm256_load_ps(from + m * stride + 8 * h), part[r][h][m]);
+              }
             }
-          }
+          });
         });
         for (int r = 0; r < R; r++)
           for (int h = 0; h < H; h++)
@@ -178,15 +211,46 @@ struct TileProduct {
     }
   }
 
+  // One block of an unfinished last chunk.
+  void block(
+      int64_t b, const uint32_t* chunk, const Grid& grid, const float* x, int64_t stride) {
+    const uint32_t* words = chunk + unit_of(Bits, b) * kUnitWords;
+    for (int i = 0; i < 2 * kTileRows; i++) {  // halves of the rows
+      const Row row(grid.slot[0], i / 2);
+      const int half = i % 2 * 8;
+      float* at = sum + i / 2 * M * kLanes + half;
+      for (int odd = 0; odd < 2; odd++) {
+        const __m256 value =
+            row.shifted(words + i / 2 * kLanes + half, shift_of(Bits, b) + 16 * odd);
+        const float* from = x + b * kBlock + odd * kLanes + half;
+        for (int m = 0; m < M; m++)
+          _mm256_store_ps(
+              at + m * kLanes,
+              _mm256_fmadd_ps(
+                  value, _mm256_load_ps(from + m * stride), _mm256_load_ps(at + m * kLanes)));
+      }
+    }
+  }
+
   // The first `count` blocks of a chunk.
   void chunk(
-      const uint32_t* words, Levels<Bits>& levels, const float* x, int64_t stride, int64_t count) {
-    each_of<chunk_blocks(Bits) / S>([&](auto index) __attribute__((always_inline)) {
-      constexpr int B0 = decltype(index)::value * S;
+      const uint32_t* words, Grid& grid, const float* x, int64_t stride, int64_t count) {
+    // Enough sums under way to hide what a product takes (4), few enough for the registers.
+    constexpr int R = M == 1 ? 2 : 1, H = M == 8 ? 1 : 2;
+    each_of<chunk_blocks(Bits) / kSpan>([&](auto index) __attribute__((always_inline)) {
+      constexpr int B0 = decltype(index)::value * kSpan;
       if (B0 >= count) return;
-      levels.advance(S);
-      // Enough sums under way to hide what a product takes (4), few enough for the registers.
-      step<B0, M == 1 ? 2 : 1, M == 8 ? 1 : 2>(words, levels, x, stride);
+      if (B0 + kSpan <= count) {
+        grid.keep_last();
+        for (int slot = 0; slot < kSpan / G; slot++) grid.advance(slot, G);
+        step<B0, kSpan, R, H>(words, grid, x, stride);
+        return;
+      }
+      grid.keep_last();
+      for (int64_t b = B0; b < count; b++) {
+        grid.advance(0, 1);
+        block(b, words, grid, x, stride);
+      }
     });
   }
 };
@@ -194,22 +258,23 @@ struct TileProduct {
 // Bytes of a tile that are fetched ahead of their use.
 constexpr int64_t kAheadBytes = 2048;
 
-template <int Bits, int S, int M>
+template <int Bits, int G, int M, bool Exact>
 void multiply_tile(const Product& product, int64_t tile, int64_t m0) {
   constexpr int blocks = chunk_blocks(Bits);
   const Weight& weight = product.weight;
   const int64_t stride = product.x_stride;
   const float* x = product.x + m0 * stride;
   const uint32_t* chunk = weight.tiles + tile * weight.units * kUnitWords;
-  Levels<Bits> levels(weight, tile);
-  TileProduct<Bits, S, M> work;
+  using Work = TileProduct<Bits, G, M, Exact>;
+  typename Work::Grid grid(weight, tile);
+  Work work;
   for (int64_t b = 0; b < weight.blocks; b += blocks) {
     if (b % kFoldBlocks == 0 && b > 0) work.fold();
     // The address may lie past the end; a prefetch does not mind.
     const uint32_t* ahead = chunk + kAheadBytes / sizeof(uint32_t);
     for (int line = 0; line < chunk_units(Bits) * kTileRows; line++)
       __builtin_prefetch(ahead + line * kLanes);
-    work.chunk(chunk, levels, x, stride, weight.blocks - b);
+    work.chunk(chunk, grid, x, stride, weight.blocks - b);
     x += blocks * kBlock;
     chunk += chunk_units(Bits) * kUnitWords;
   }
@@ -226,10 +291,7 @@ void multiply_tile(const Product& product, int64_t tile, int64_t m0) {
   }
 }
 
-// Blocks of a step where groups allow it.
-constexpr int largest_step(int bits) { return bits == 8 ? 2 : 4; }
-
-template <int Bits, int S>
+template <int Bits, int G, bool Exact = true>
 void linear_tiles(const Product& product, int64_t first, int64_t end) {
   // A few tiles stay in the second-level cache while the rows of x pass by.
   constexpr int64_t together = 8;
@@ -239,23 +301,25 @@ void linear_tiles(const Product& product, int64_t first, int64_t end) {
       const int64_t left = product.batch - m0;
       const int rows = left >= 8 ? 8 : left >= 4 ? 4 : 1;
       for (int64_t tile = begin; tile < stop; tile++) {
-        if (rows == 8) multiply_tile<Bits, S, 8>(product, tile, m0);
-        else if (rows == 4) multiply_tile<Bits, S, 4>(product, tile, m0);
-        else multiply_tile<Bits, S, 1>(product, tile, m0);
+        if (rows == 8) multiply_tile<Bits, G, 8, Exact>(product, tile, m0);
+        else if (rows == 4) multiply_tile<Bits, G, 4, Exact>(product, tile, m0);
+        else multiply_tile<Bits, G, 1, Exact>(product, tile, m0);
       }
       m0 += rows;
     }
   }
 }
 
-// A step divides the blocks of a group and those of the whole row, so none is cut short.
+// G divides the blocks of a group.
 template <int Bits>
 void linear_of(const Product& product, int64_t first, int64_t end) {
   constexpr int largest = largest_step(Bits);
   const Weight& weight = product.weight;
-  const int64_t both = weight.group_blocks | weight.blocks;
-  if (both % largest == 0) return linear_tiles<Bits, largest>(product, first, end);
-  if (both % 2 == 0) return linear_tiles<Bits, 2>(product, first, end);
+  const int64_t blocks = weight.group_blocks;
+  if (Bits >= 4 && weight.scale_storage == Storage::kFloat32)  // rare: one instance does
+    return linear_tiles<Bits, 1, false>(product, first, end);
+  if (blocks % largest == 0) return linear_tiles<Bits, largest>(product, first, end);
+  if (blocks % 2 == 0) return linear_tiles<Bits, 2>(product, first, end);
   return linear_tiles<Bits, 1>(product, first, end);
 }
 

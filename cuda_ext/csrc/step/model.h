@@ -62,7 +62,7 @@ struct Times {
   double products = 0, attention = 0, rest = 0;
 };
 
-// Tokens at positions [position, position + count); logits [vocabulary] of the last one.
+// Tokens at positions [position, position + count); logits [vocabulary] of the last one, null: none.
 Times run(
     Model& model, const Kernels& kernels, const int64_t* tokens, int64_t count, int64_t position,
     float* logits);

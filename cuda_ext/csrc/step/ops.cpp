@@ -183,7 +183,7 @@ void check_whole(const char* op, const Model& model) {
 }
 
 void step_run(
-    int64_t step, const Tensor& tokens, int64_t position, const Tensor& logits,
+    int64_t step, const Tensor& tokens, int64_t position, const std::optional<Tensor>& logits,
     const Tensor& times) {
   constexpr const char* op = "step_run";
   const auto model = find(op, step);
@@ -192,7 +192,7 @@ void step_run(
   const bitsweep::Place& cpu = on_cpu;
   const int64_t count = tokens.numel();
   check(op, "tokens", tokens, ScalarType::Long, {1, count}, cpu);
-  check(op, "logits", logits, ScalarType::Float, {1, sizes.vocabulary}, cpu);
+  if (logits) check(op, "logits", *logits, ScalarType::Float, {1, sizes.vocabulary}, cpu);
   check(op, "times", times, ScalarType::Double, {3}, cpu);
   STD_TORCH_CHECK(
       count > 0 && count <= sizes.most_tokens, op, ": ", count, " tokens; pass 1 to ",
@@ -206,8 +206,8 @@ void step_run(
         token[m] >= 0 && token[m] < sizes.vocabulary, op, ": token ", token[m],
         " is none of the vocabulary of ", sizes.vocabulary, ".");
   check_whole(op, *model);
-  const Times took =
-      run(*model, chosen_kernels(), token, count, position, static_cast<float*>(logits.data_ptr()));
+  float* scores = logits ? static_cast<float*>(logits->data_ptr()) : nullptr;
+  const Times took = run(*model, chosen_kernels(), token, count, position, scores);
   auto* out = static_cast<double*>(times.data_ptr());
   out[0] = took.products;
   out[1] = took.attention;
@@ -233,7 +233,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(bitsweep, m) {
       "int group_size) -> ()");
   m.def("step_dense(int step, int layer, int place, Tensor weight, Tensor? bias) -> ()");
   m.def(
-      "step_run(int step, Tensor tokens, int position, Tensor(a!) logits, Tensor(b!) times) -> ()");
+      "step_run(int step, Tensor tokens, int position, Tensor(a!)? logits, Tensor(b!) times) -> ()");
   m.def("step_close(int step) -> ()");
 }
 

@@ -191,7 +191,7 @@ class Run {
       attend(layer, l * kStagesOfLayer, products, attention);
       feed(layer, l * kStagesOfLayer + 3, next, products);
     }
-    score(depth * kStagesOfLayer, products);
+    if (logits_ != nullptr) score(depth * kStagesOfLayer, products);
   }
 
   void attend(const Layer& layer, int64_t index, double* products, double* attention) {

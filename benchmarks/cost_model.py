@@ -10,7 +10,7 @@ stage is a sum of terms, and every term has a rate:
             n^2); attention; element: activations read or written, and sums of strips
   factor    factor: operations of the block columns that make R of n inputs (n^3 / 3 and some);
             weight: copies, dequantized values and their distance, by the weight
-  sweep     lookback: the products that bring a panel up to date and invert its triangle;
+  loop      lookback: the products that bring a panel up to date and invert its triangle;
             panel: panels of 128 columns: a fixed cost, the column loop included
   forward   product, attention, element: the quantized block once
   write     packed: weights packed and hashed, on the host; layer: a fixed cost of each layer;
@@ -27,7 +27,7 @@ from dataclasses import dataclass
 
 from quant.tiling import BLOCKS, PANEL, strips
 
-STAGES = ("read", "hessian", "factor", "sweep", "forward", "write")
+STAGES = ("read", "hessian", "factor", "loop", "forward", "write")
 # Stage -> term -> how much of it.
 Work = dict[str, dict[str, float]]
 
@@ -123,7 +123,7 @@ def work(
             "factor": sum(root_operations(inputs, BLOCKS[device]) for inputs, _ in block.groups),
             "weight": weights,
         },
-        "sweep": {
+        "loop": {
             "lookback": sum(lookback_operations(*layer) for layer in solved),
             "panel": float(sum(-(-inputs // PANEL) for inputs, _ in solved)),
         },
@@ -154,7 +154,7 @@ def root_operations(inputs: int, block: int) -> float:
 
 
 def lookback_operations(inputs: int, rows: int) -> float:
-    """Operations of the products of a sweep: rows n^2, n^2 128, and the triangles' inverses."""
+    """Operations of a column loop's products: rows n^2, n^2 128, and the triangles' inverses."""
     total = 0.0
     for start in range(0, inputs, PANEL):
         width = min(PANEL, inputs - start)

@@ -32,10 +32,11 @@ from cuda_ext.ops import KernelUnavailable, resolve_kernel
 from harness.suites.published import Published, published_latencies
 from quant.decode.caches import Decoder
 from quant.decode.choose import make_decoder
+from quant.errors import SchemeError
 from quant.measure import roofline
 from quant.measure.architectures import ARCHITECTURES, ArchitectureError, architecture_config
 from quant.measure.dummy import GIB, MemoryNeed, NotEnoughMemory, build_dummy, predict_memory
-from quant.scheme import Scheme, SchemeError
+from quant.scheme import Scheme
 
 FULL = 16
 WARM_TOKENS = 8
@@ -60,7 +61,8 @@ class Settings:
 
     @property
     def torch_dtype(self) -> torch.dtype:
-        return getattr(torch, self.dtype)
+        found: torch.dtype = getattr(torch, self.dtype)
+        return found
 
     def scheme(self, bits: int) -> Scheme | None:
         return None if bits == FULL else Scheme(bits, self.group_size)
@@ -93,9 +95,10 @@ class Row:
 def kv_bytes(config: Any, settings: Settings) -> int:
     """Keys and values of all positions, twice: the static cache and the one it is checked with."""
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    width = heads * (config.hidden_size // config.num_attention_heads)
+    width: int = heads * (config.hidden_size // config.num_attention_heads)
     positions = settings.prompt + settings.tokens
-    return 4 * positions * config.num_hidden_layers * width * settings.torch_dtype.itemsize
+    layers: int = config.num_hidden_layers
+    return 4 * positions * layers * width * settings.torch_dtype.itemsize
 
 
 def time_width(settings: Settings, bits: int, bandwidth: float) -> Row:
@@ -185,7 +188,8 @@ def _milliseconds(step: Any, device: str) -> float:
     step()
     end.record()
     end.synchronize()
-    return start.elapsed_time(end)
+    taken: float = start.elapsed_time(end)
+    return taken
 
 
 def free() -> None:

@@ -26,7 +26,7 @@ from quant.config import QuantizationConfig
 from quant.scheme import Scheme
 from quant.solvers import gptq
 
-STAGES = ("layout", "capture", "read", "hessian", "solve", "write", "forward")
+STAGES = ("structure", "capture", "read", "hessian", "solve", "write", "forward")
 OF_A_BLOCK = ("read", "hessian", "solve", "write")
 
 
@@ -69,7 +69,8 @@ def random_model(shape: Shape, blocks: int, device: str, dtype: torch.dtype) -> 
     torch.set_default_dtype(dtype)
     try:
         with torch.device(device):
-            return OPTForCausalLM(config).eval()
+            model: PreTrainedModel = OPTForCausalLM(config).eval()
+            return model
     finally:
         torch.set_default_dtype(before)
 
@@ -97,12 +98,12 @@ def quantize(
 class Timing:
     """Seconds of the blocks that ran, by stage, and of the whole model: measured, or extrapolated.
 
-    sweep_s and factor_s are parts of the stage "solve": column sweeps, and factorizations with
+    column_loop_s and factor_s are parts of the stage "solve": column loops, and factorizations with
     writing back.
     """
 
     stages: dict[str, float]
-    sweep_s: float
+    column_loop_s: float
     factor_s: float
     block_s: float
     total_s: float
@@ -113,16 +114,16 @@ class Timing:
 def timing(shape: Shape, blocks: int, result: QuantizationResult) -> Timing:
     """What a run of `blocks` of the shape's blocks took."""
     seconds = {cost.name: cost.seconds for cost in result.stages}
-    sweep = sum(layer.seconds for layer in result.layers)
+    loop = sum(layer.seconds for layer in result.layers)
     # The last block makes no inputs for another: it has no forward stage.
     forward = seconds.get("forward", 0.0) / max(blocks - 1, 1)
     block = sum(seconds.get(stage, 0.0) for stage in OF_A_BLOCK) / blocks + forward
-    once = seconds.get("layout", 0.0) + seconds.get("capture", 0.0)
+    once = seconds.get("structure", 0.0) + seconds.get("capture", 0.0)
     whole = blocks == shape.blocks
     return Timing(
         stages={stage: seconds.get(stage, 0.0) for stage in STAGES},
-        sweep_s=sweep,
-        factor_s=seconds["solve"] - sweep,
+        column_loop_s=loop,
+        factor_s=seconds["solve"] - loop,
         block_s=block,
         total_s=sum(seconds.values()) if whole else once + block * shape.blocks,
         extrapolated_from=None if whole else blocks,
@@ -137,7 +138,7 @@ def show(name: str, shape: Shape, found: Timing) -> None:
     for stage, seconds in found.stages.items():
         print(f"{stage:<10} {seconds:10.2f} s")
     print(
-        f"  of solve: sweeps {found.sweep_s:.2f} s, factorizations and writing back "
+        f"  of solve: column loops {found.column_loop_s:.2f} s, factorizations and writing back "
         f"{found.factor_s:.2f} s"
     )
     if found.peak_bytes is not None:

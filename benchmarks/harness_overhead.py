@@ -226,7 +226,7 @@ def stage_seconds(results: Path, cell: str) -> float:
             f"{results} holds {len(files)} records of {cell}, which has {STAGES} stages: see its "
             "runs/ for the log of what failed."
         )
-    return sum(json.loads(file.read_text(encoding="utf-8"))["seconds"] for file in files)
+    return sum(float(json.loads(file.read_text(encoding="utf-8"))["seconds"]) for file in files)
 
 
 def per_cell(one: float, many: float) -> float:

@@ -172,7 +172,7 @@ def make_checkpoint(folder: Path, case: Case) -> None:
         def make() -> torch.Tensor:
             if len(shape) == 1:
                 return torch.ones(shape)
-            return torch.randn(shape, generator=generator) * shape[1] ** -0.5
+            return torch.randn(shape, generator=generator) * float(shape[1] ** -0.5)
 
         return Entry(name, shape, torch.float32, make)
 
@@ -239,12 +239,12 @@ def warm_up(folder: Path, case: Case, config: QuantizationConfig) -> None:
 
     So two blocks of the same shapes go all the way first.
     """
-    from quant.memory.heaps import give_back
+    from quant.memory.heaps import trim_heap
 
     case = replace(case, blocks=2)
     make_checkpoint(folder / "model", case)
     quantize(folder, case, config, "cpu")
-    give_back()
+    trim_heap()
 
 
 def quantize(

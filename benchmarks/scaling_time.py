@@ -31,7 +31,7 @@ Stages = dict[str, float]
 BATCH_TOKENS = 1024
 ROUNDS, BLOCKS = 2, 3
 # Stages whose rates are fitted together, since they share terms.
-FITTED = (("hessian", "forward"), ("factor",), ("sweep",), ("write",))
+FITTED = (("hessian", "forward"), ("factor",), ("loop",), ("write",))
 # What no CPU second is spent on: another thread reads, nothing is copied, the disk is waited for.
 FREE = {"disk": math.inf, "attach": math.inf, "stored": math.inf}
 UNITS = {
@@ -40,7 +40,7 @@ UNITS = {
     "element": "activations and sums read or written",
     "factor": "operations of factorizations",
     "weight": "weights copied, dequantized, compared",
-    "lookback": "operations of products in the sweep",
+    "lookback": "operations of products in the column loop",
     "panel": "panels of 128 columns of a layer",
     "packed": "weights packed, hashed, written",
     "layer": "layers written",
@@ -99,17 +99,17 @@ class BlockSeconds:
         self, index: int, weights: dict[str, QuantizedWeight], made: Finished, /
     ) -> Callable[[], None]:
         # Writing a block, and its pass forward, are told with the block after it.
-        found = {stage.name: stage.seconds + stage.behind for stage in made.stages}
-        found["sweep"] = sum(layer.seconds for layer in made.layers)
-        found["factor"] = found.pop("solve") - found["sweep"]
+        found = {stage.name: stage.seconds + stage.background for stage in made.stages}
+        found["loop"] = sum(layer.seconds for layer in made.layers)
+        found["factor"] = found.pop("solve") - found["loop"]
         self.blocks.append(found)
         return self.kept.put(index, weights, made)
 
     def get(self, index: int) -> tuple[dict[str, QuantizedWeight], Finished]:
         return self.kept.get(index)
 
-    def beside(self, index: int) -> dict[str, torch.Tensor]:
-        return self.kept.beside(index)
+    def other_tensors(self, index: int) -> dict[str, torch.Tensor]:
+        return self.kept.other_tensors(index)
 
     def operators(self, index: int, transforms: Sequence[Transform]) -> dict[str, InputOperator]:
         return self.kept.operators(index, transforms)

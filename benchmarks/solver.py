@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
@@ -73,8 +74,8 @@ def solve(runs: int = 5) -> None:
     for scheme in SCHEMES:
         plain_factor, fused_factor = (_factor(hessian, each) for each in (PLAIN, FUSED))
         assert plain_factor.upper is not None  # the reference makes its inverse once
-        plain = partial(_sweep, weight, scheme, plain_factor, PLAIN)
-        fused = partial(_sweep, weight, scheme, fused_factor, FUSED)
+        plain = partial(_column_loop, weight, scheme, plain_factor, PLAIN)
+        fused = partial(_column_loop, weight, scheme, fused_factor, FUSED)
         show(f"{scheme.name}: layer, factor given", in_turn((plain, fused), runs), None)
         plain = partial(_solve, weight, hessian, scheme, PLAIN)
         fused = partial(_solve, weight, hessian, scheme, FUSED)
@@ -95,12 +96,14 @@ def inner_loop(weight: torch.Tensor, hessian: torch.Tensor, runs: int) -> None:
         groups = gptq._plan_groups(weight, None, count, scheme, _static(scheme), "")
         grids = [column_loop._grids(groups, *block) for block in blocks]
 
-        def run(loop: column_loop.Columns, scheme: Scheme = scheme, grids: list = grids) -> None:
+        def run(
+            loop: column_loop.Columns, scheme: Scheme = scheme, grids: list[Any] = grids
+        ) -> None:
             for block, upper, (grid, index) in zip(blocks, inverses, grids, strict=True):
                 loop(columns[block[0] : block[1]].clone(), upper, grid, index, scheme)
 
         loops = partial(run, column_loop.plain_columns), partial(run, column_loop.fused_columns)
-        show(f"{scheme.name}: column sweep, grids given", in_turn(loops, runs), 8)
+        show(f"{scheme.name}: column loop, grids given", in_turn(loops, runs), 8)
 
 
 def embedded(runs: int = 2) -> None:
@@ -161,12 +164,12 @@ def _factor(hessian: torch.Tensor, layer: Layer) -> Factor:
     return gptq.prepare(hessian, OPTIONS, layer)
 
 
-def _sweep(weight: torch.Tensor, scheme: Scheme, factor: Factor, layer: Layer) -> Solution:
+def _column_loop(weight: torch.Tensor, scheme: Scheme, factor: Factor, layer: Layer) -> Solution:
     return gptq.solve(weight, scheme, factor, OPTIONS, layer)
 
 
 def _solve(weight: torch.Tensor, hessian: torch.Tensor, scheme: Scheme, layer: Layer) -> Solution:
-    return _sweep(weight, scheme, _factor(hessian, layer), layer)
+    return _column_loop(weight, scheme, _factor(hessian, layer), layer)
 
 
 def _static(scheme: Scheme) -> gptq.Options:

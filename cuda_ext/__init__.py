@@ -1,1 +1,1 @@
-"""Packed low-bit operators on plain torch; import the module you need (layout, ops, reference)."""
+"""Operators on packed low-bit weights for plain torch; import modules (layout, ops, reference)."""

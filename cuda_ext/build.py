@@ -1,18 +1,18 @@
-"""Builds the shared library of the packed operators once, keeps it in a cache, and says why not.
+"""Build the shared library of the operators once, cache it, and report why it cannot be built.
 
-`python -m cuda_ext.build` builds ahead of time (for a cluster, or to see the compilers' messages),
-with CUDA for every architecture if nvcc is there; otherwise the first kernel that is asked for
-builds, with CUDA only for the GPUs that it sees. BITSWEEP_CUDA_ARCHS names other architectures, or
-"none". The library is bound through LibTorch's stable ABI, so it serves every Python and every
-torch from toolchain.TORCH_TARGET on.
+`python -m cuda_ext.build` builds ahead of time (for a cluster, or to see compiler messages), with
+CUDA for every supported architecture if nvcc is installed. Otherwise the first use of a kernel
+builds, with CUDA only for the visible GPUs. BITSWEEP_CUDA_ARCHS selects other architectures, or
+"none". The library uses LibTorch's stable ABI, so it works with every Python, and with every torch
+from toolchain.TORCH_TARGET on.
 
-The cache is the folder kernels in that of cuda_ext.cache. An entry is named by what it was made
-from: the sources, the C++ compiler with its flags and torch, and nvcc with its flags and
-architectures. A library that is there already is taken if it was made from these sources by these
-compilers and has code for the GPUs seen. A compiler that is missing here is not asked for: a
-library from another machine of the cluster does. build.json holds the size and sha256 of the
-library; an entry that does not agree with it is built again and never loaded, because loading a
-library that was cut short ends the process by a signal.
+The cache is the folder `kernels` in that of cuda_ext.cache. The name of an entry is a hash of its
+inputs: the sources, the C++ compiler with its flags and torch, and nvcc with its flags and
+architectures. An existing library is used if it was made from the same sources by the same
+compilers and has code for the visible GPUs. A compiler that is not installed is ignored: a library
+built on another machine of the cluster is used. build.json has the size and sha256 of the library;
+an entry that does not match it is built again and never loaded, because loading a truncated library
+kills the process.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from pathlib import Path
 from typing import Any
 
 from cuda_ext import installed, proven, toolchain
-from cuda_ext.cache import cache_root, replace_durably, sweep_scratch, write_atomically
+from cuda_ext.cache import cache_root, remove_killed_builds, replace_durably, write_atomically
 from cuda_ext.toolchain import BuildError, Capability, Unit
 
 LIBRARY = "libbitsweep_kernels.so"
@@ -49,7 +49,7 @@ _log = logging.getLogger("cuda_ext")
 
 @dataclass(frozen=True)
 class Library:
-    """A built library: where it is, the GPU architectures in it, and if none, why."""
+    """A built library: its path, its GPU architectures, and if it has none, why."""
 
     path: Path
     architectures: tuple[str, ...]
@@ -58,7 +58,7 @@ class Library:
 
 @dataclass(frozen=True)
 class Tools:
-    """The compilers to build with, and what to build for; no architectures: the CPU part alone."""
+    """Compilers and GPU architectures of a build; no architectures means the CPU part only."""
 
     compiler: str
     nvcc: str | None
@@ -70,7 +70,7 @@ class Tools:
         return toolchain.units(self.compiler, self.nvcc, self.architectures)
 
     def folder(self) -> Path:
-        """The entry of the cache that these tools make."""
+        """Return the cache entry of a build with these tools."""
         host = _host_key(self.compiler)
         device = "cpu"
         if self.architectures:
@@ -81,9 +81,9 @@ class Tools:
 
 @dataclass(frozen=True)
 class Status:
-    """What is there, for `bitsweep doctor`: the library, or why there is none, and the compilers.
+    """State for `bitsweep doctor`: the library, or why there is none, and the compilers.
 
-    compiler and nvcc are the program with its version, or the reason why there is none.
+    compiler and nvcc are the program with its version, or the reason why it is missing.
     """
 
     library: Library | None
@@ -94,12 +94,12 @@ class Status:
 
 
 def cache_folder() -> Path:
-    """Where built libraries are kept."""
+    """Return the folder of built libraries."""
     return cache_root() / "kernels"
 
 
 def sources_key() -> str:
-    """Twelve hexadecimal digits for every source file and header."""
+    """Return twelve hexadecimal digits of the hash of all source files and headers."""
     parts = []
     for path in sorted(toolchain.SOURCES.rglob("*")):
         if path.suffix in (".cpp", ".cu", *HEADERS):
@@ -109,7 +109,7 @@ def sources_key() -> str:
 
 
 def first_use_tools() -> Tools:
-    """What the first use builds: CUDA for the GPUs that are seen here; BuildError without C++."""
+    """Return the tools of a first-use build: CUDA for visible GPUs; BuildError without C++."""
     compiler, requested = toolchain.find_compiler(), toolchain.requested_architectures()
     seen = toolchain.visible_capabilities()
     if requested is None and not seen:
@@ -118,7 +118,7 @@ def first_use_tools() -> Tools:
 
 
 def ahead_of_time_tools() -> Tools:
-    """What `python -m cuda_ext.build` builds: CUDA for all architectures, if nvcc is there."""
+    """Return the tools of `python -m cuda_ext.build`: CUDA for all architectures, with nvcc."""
     compiler, requested = toolchain.find_compiler(), toolchain.requested_architectures()
     return _cuda_tools(compiler, requested or toolchain.ALL_ARCHITECTURES, ())
 
@@ -140,10 +140,10 @@ def _cuda_tools(
 
 
 def build(tools: Tools, *, again: bool = False, verbose: bool = False) -> Library:
-    """The library that these tools make, from the cache or built; BuildError saying what is wrong.
+    """Return the library that these tools make, cached or built now; BuildError if that fails.
 
-    Processes that ask at the same time wait for one of them to build. A build that failed is not
-    tried again for the same sources and compilers, unless `again`.
+    Processes that call it at the same time wait for one of them to build. A failed build is not
+    repeated for the same sources and compilers, unless `again`.
     """
     folder = tools.folder()
     library, failure = folder / LIBRARY, folder / "failed.txt"
@@ -155,7 +155,7 @@ def build(tools: Tools, *, again: bool = False, verbose: bool = False) -> Librar
         with _locked(folder / "lock"):
             if again:
                 failure.unlink(missing_ok=True)
-            elif _notes(folder) is not None:  # another process built it meanwhile
+            elif _notes(folder) is not None:  # another process has built it
                 return made
             if failure.is_file():
                 raise BuildError(failure.read_text())
@@ -169,9 +169,9 @@ def build(tools: Tools, *, again: bool = False, verbose: bool = False) -> Librar
 
 
 def find_or_build() -> Library:
-    """The library for this machine: one that is there already, or built now; BuildError if not.
+    """Return a library for this machine, cached or built now; BuildError if that fails.
 
-    When the CUDA part does not build, the CPU part does alone, and the library says why.
+    If the CUDA part does not build, only the CPU part is built, and the library says why.
     """
     _supported()
     if found := prebuilt():
@@ -187,7 +187,7 @@ def find_or_build() -> Library:
 
 
 def prebuilt() -> Library | None:
-    """The library in the cache for most architectures that has code for every GPU seen here."""
+    """Return the cached library with most architectures that covers every visible GPU."""
     seen = [c for c in toolchain.visible_capabilities() if c >= toolchain.OLDEST_CAPABILITY]
     requested = toolchain.requested_architectures()
     compiler, nvcc = _found(toolchain.find_compiler), _found(toolchain.find_nvcc)
@@ -199,7 +199,7 @@ def prebuilt() -> Library | None:
             continue
         architectures = tuple(notes["architectures"])
         same_nvcc = not (nvcc and architectures) or notes["nvcc"] == toolchain.version(nvcc)
-        # Without nvcc nothing better can be made here, so the CPU part alone does as well.
+        # Without nvcc nothing better can be built here, so a library without CUDA is accepted.
         enough = all(toolchain.covers(architectures, c) for c in seen) or not nvcc
         if same_nvcc and (enough if requested is None else architectures == requested):
             found.append((architectures, folder / LIBRARY))
@@ -219,12 +219,12 @@ def _why_cpu_alone() -> str:
 
 @cache
 def load() -> Library:
-    """Find or build, and register the operators with torch, once a process; BuildError if not."""
+    """Find or build the library and register its operators once per process; raises BuildError."""
     import torch
 
     library = find_or_build()
     try:
-        sha256 = proven.digest(library.path)  # before: what is put in its place now is not loaded
+        sha256 = proven.digest(library.path)  # before loading: the file may be replaced later
         torch.ops.load_library(str(library.path))
     except OSError as error:
         raise BuildError(
@@ -237,13 +237,13 @@ def load() -> Library:
 
 @cache
 def loadable() -> Library:
-    """What `load` gives, without importing torch for a library that was loaded here before."""
+    """Return what `load` does, but do not import torch if this library was loaded here before."""
     library = find_or_build()
     return library if proven.loaded_before(library.path) else load()
 
 
 def status() -> Status:
-    """What there is, without compiling anything: for `bitsweep doctor`."""
+    """Return the state for `bitsweep doctor`, without compiling anything."""
     compiler, nvcc = (_described(find) for find in (toolchain.find_compiler, toolchain.find_nvcc))
     library, folder, reason = None, cache_folder(), ""
     try:
@@ -267,7 +267,7 @@ def _make(tools: Tools, folder: Path, verbose: bool) -> None:
     _log.warning("building the %s", what)
     start, planned = time.monotonic(), tools.units
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        sweep_scratch(folder, Path(scratch))
+        remove_killed_builds(folder, Path(scratch))
         objects = [str(Path(scratch) / f"{index}.o") for index in range(len(planned))]
         commands = [
             (*unit.command, "-c", str(toolchain.SOURCES / unit.source), "-o", target)
@@ -292,7 +292,7 @@ def _make(tools: Tools, folder: Path, verbose: bool) -> None:
             "bytes": made.stat().st_size,
             "sha256": proven.digest(made),
         }
-        # The library first: between the two the entry is one that is built again.
+        # The library first: an entry without matching notes is built again.
         replace_durably(made, folder / LIBRARY)
         write_atomically(folder / "build.json", json.dumps(notes, indent=1) + "\n")
 
@@ -331,7 +331,7 @@ def _host_key(compiler: str) -> str:
 
 
 def _without_paths(command: Sequence[str]) -> str:
-    # The versions of torch's headers and of the compilers are in the key instead of their folders.
+    # The key has the versions of torch's headers and of the compilers instead of their paths.
     return shlex.join(word for word in command if not word.startswith("/"))
 
 
@@ -340,9 +340,7 @@ def _digest(parts: Sequence[str]) -> str:
 
 
 def _notes(folder: Path) -> dict[str, Any] | None:
-    """The notes of a whole entry of the cache; None for one that failed, is being made, or whose
-    library is not the one that was built.
-    """
+    """Return the notes of a cache entry; None if it failed, is being built or does not match."""
     try:
         notes = json.loads((folder / "build.json").read_text(encoding="utf-8"))
         library = folder / LIBRARY
@@ -371,14 +369,14 @@ def _described(find: Callable[[], str]) -> str:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Hold a file lock; the system lets go of it when the process ends, however it ends."""
+    """Hold a file lock; the system releases it when the process ends, however it ends."""
     with path.open("w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
 
 
 def main(arguments: Sequence[str] = ()) -> int:
-    """Build ahead of time, showing every command; 1 when that fails."""
+    """Build ahead of time and show every command; return 1 if that fails."""
     argparse.ArgumentParser(
         prog="python -m cuda_ext.build",
         description="Build the kernels now, for every GPU of BITSWEEP_CUDA_ARCHS (default: all "

@@ -1,6 +1,6 @@
-"""The folder of this user where what was made once is kept: libraries, shapes of models.
+"""The user's cache folder, for built libraries and model shapes.
 
-It is BITSWEEP_CACHE, or bitsweep in XDG_CACHE_HOME, or ~/.cache/bitsweep.
+It is $BITSWEEP_CACHE, or $XDG_CACHE_HOME/bitsweep, or ~/.cache/bitsweep.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ _ABANDONED_SECONDS = 3600.0
 
 
 def cache_root() -> Path:
-    """The folder of the cache, which need not be there yet."""
+    """Return the cache folder, which may not exist yet."""
     if named := os.environ.get("BITSWEEP_CACHE"):
         return Path(named)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bitsweep"
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a file so that readers see the old text or the new one; OSError where it cannot be."""
+    """Write a file so that readers see the old or the new text; raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(path.parent)
+    _remove_leftovers(path.parent)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-", suffix=_SUFFIX)
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
@@ -38,21 +38,21 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def replace_durably(made: Path, path: Path) -> None:
-    """Give a finished file its name once its content is on the disk; OSError."""
+    """Rename a finished file to `path` once its content is on disk; raises OSError."""
     with made.open("rb+") as file:
         os.fsync(file.fileno())
     os.replace(made, path)
 
 
-def sweep_scratch(folder: Path, scratch: Path) -> None:
-    """Remove the objects of builds that were killed, all but `scratch`; the entry is locked."""
+def remove_killed_builds(folder: Path, scratch: Path) -> None:
+    """Remove the objects of killed builds, except `scratch`; the entry must be locked."""
     for left in folder.glob("tmp*"):
         if left != scratch and left.is_dir():
             shutil.rmtree(left, ignore_errors=True)
 
 
-def _sweep(folder: Path) -> None:
-    """Remove what killed writers left; a writer takes no hour."""
+def _remove_leftovers(folder: Path) -> None:
+    """Remove old files of killed writers; no writer takes an hour."""
     for left in folder.glob(f".*{_SUFFIX}"):
         with contextlib.suppress(OSError):
             if time.time() - left.stat().st_mtime > _ABANDONED_SECONDS:

@@ -1,7 +1,7 @@
-"""The choice of a kernel, without torch where what is on the disk decides it.
+"""Resolve a kernel's name, without importing torch if files on disk are sufficient.
 
-`resolve_kernel` answers for plans. A process that runs kernels asks cuda_ext.ops.resolve_kernel,
-which loads the library whatever was noted before.
+`resolve_kernel` is for plans. A process that runs kernels calls cuda_ext.ops.resolve_kernel, which
+always loads the library.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ _log = logging.getLogger("cuda_ext")
 
 
 class KernelUnavailable(RuntimeError):
-    """A kernel that was asked for by name and does not exist on this machine."""
+    """A kernel that was requested by name is not available on this machine."""
 
 
 def resolve_kernel(name: str, device: str = "cpu") -> str:
-    """The kernel that `name` stands for on `device`: "cpu", "cuda" or "reference".
+    """Resolve `name` to the kernel on `device`: "cpu", "cuda" or "reference".
 
-    "auto" is the compiled kernel of the device when there is one that loads here (built first if it
-    must be) and "reference" otherwise, with the reason in the log. A library that was loaded here
-    before counts as one that loads, and torch is not imported for it. Raises KernelUnavailable for
-    a kernel asked for by name that is not there, ValueError for an unknown name.
+    "auto" is the device's compiled kernel if it can be loaded (it is built first if necessary), and
+    otherwise "reference", with the reason in the log. A library that was loaded on this machine
+    before is assumed to load, without importing torch. Raises KernelUnavailable for a kernel that
+    was requested by name and is missing, ValueError for an unknown name.
     """
     return choose(name, device, _why_unavailable)
 
 
 def choose(name: str, device: str, why_not: Callable[[str], str | None]) -> str:
-    """As `resolve_kernel`; why_not(device) is why no kernel runs there, None where one does."""
+    """Resolve like `resolve_kernel`; why_not(device) is why no kernel runs there, or None."""
     if name not in KERNELS:
         raise ValueError(f"kernel={name!r} is unknown; choose one of {', '.join(KERNELS)}.")
     if name == "reference":
@@ -42,7 +42,7 @@ def choose(name: str, device: str, why_not: Callable[[str], str | None]) -> str:
     if name == "auto":
         reason = why_not(device)
         if reason is not None:
-            _say_once(f"kernel=auto is the reference kernel on {kind}: {reason}")
+            _say_once(f"kernel=auto uses the reference kernel on {kind}: {reason}")
             return "reference"
         return kind
     here = kind == name
@@ -51,17 +51,17 @@ def choose(name: str, device: str, why_not: Callable[[str], str | None]) -> str:
         reason = f"the layer is on {device}; move it to {name}."
     if reason is not None:
         raise KernelUnavailable(
-            f"kernel={name!r} is not here: {reason} Or use kernel=reference, plain PyTorch, or "
-            "kernel=auto for the best that is there."
+            f"kernel={name!r} is not available: {reason} Or use kernel=reference (plain PyTorch), "
+            "or kernel=auto for the best available kernel."
         )
     return name
 
 
 def why_unavailable(device: str, load: Callable[[], build.Library]) -> str | None:
-    """Why the compiled kernels cannot run on a device, one sentence; None when they can.
+    """Return why the compiled kernels cannot run on a device, in one sentence; None if they can.
 
-    load gives the library or raises BuildError; it is not called where no device of the kind is
-    there at all.
+    load returns the library or raises BuildError; it is not called if the machine has no device of
+    that kind.
     """
     kind = _kind(device)
     if kind not in ("cpu", "cuda"):
@@ -71,13 +71,13 @@ def why_unavailable(device: str, load: Callable[[], build.Library]) -> str | Non
         return f"no GPU: PyTorch sees no CUDA device here (torch {version})."
     try:
         library = load()
-    except build.BuildError as error:
+    except toolchain.BuildError as error:
         return str(error)
     return None if kind == "cpu" else _why_not_on_gpu(library, device)
 
 
 def _why_unavailable(device: str) -> str | None:
-    # What a GPU can do only torch says, so nothing is saved there.
+    # The capability of a GPU needs torch anyway, so nothing is saved by avoiding its import.
     return why_unavailable(device, build.loadable if _kind(device) == "cpu" else build.load)
 
 

@@ -1,4 +1,4 @@
-"""How codes lie in memory: a little-endian bit stream in int32 words, exactly as GPTQ stores it."""
+"""Pack codes as a little-endian bit stream in int32 words, exactly as GPTQ stores them."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from torch.nn.functional import pad
 
 WORD_BITS = 32
 BIT_WIDTHS = (2, 3, 4, 5, 6, 7, 8)
-# Codes unpacked at a time: temporaries of a chunk stay in the cache and in the allocator's heap,
-# where those of a whole layer would be mapped, faulted in and unmapped again on every call.
+# Codes unpacked at a time: temporaries of a chunk stay in the cache and in the allocator's heap;
+# those of a whole layer would be mapped, faulted in and unmapped again in every call.
 _CHUNK = 1 << 17
-# The same for codes packed at a time, which are often read across the rows of the matrix: more at
-# a time reads longer pieces of them. Measured: the fastest for matrices of 1024 to 12288 rows.
+# Codes packed at a time. They are often read across the rows of the matrix, and a larger chunk
+# reads longer pieces. Measured: the fastest for matrices of 1024 to 12288 rows.
 _PACKED_AT_ONCE = 1 << 20
 
 
 def words_for(codes: int, bits: int) -> int:
-    """Number of int32 words that hold `codes` codes of `bits` bits: ceil(codes * bits / 32)."""
+    """Return the count of int32 words for `codes` codes of `bits` bits: ceil(codes * bits / 32)."""
     return -(-codes * bits // WORD_BITS)
 
 
 def pack_codes(codes: Tensor, bits: int, *, dim: int = -1) -> Tensor:
     """Pack uint8 codes [..., n, ...] into int32 words [..., ceil(n * bits / 32), ...] along `dim`.
 
-    Code i takes bits i * bits .. (i + 1) * bits - 1 of the stream; bit b of the stream is bit
-    b mod 32 of word b // 32, so a code of 3, 5, 6 or 7 bits may straddle two words. The last word
-    is padded with zero bits. With dim=0 on codes [in, out] this is the qweight of a GPTQ
-    checkpoint, and with dim=-1 on zeros [groups, out] its qzeros.
+    Code i has bits i * bits .. (i + 1) * bits - 1 of the stream; bit b of the stream is bit b mod
+    32 of word b // 32, so a code of 3, 5, 6 or 7 bits may straddle two words. The last word is
+    padded with zero bits. With dim=0 on codes [in, out] the result is the qweight of a GPTQ
+    checkpoint, with dim=-1 on zeros [groups, out] its qzeros.
 
-    Raises TypeError unless codes are uint8, ValueError for a bit width other than 2 to 8 or a code
+    Raises TypeError unless codes are uint8, ValueError for a bit width outside 2 to 8 or a code
     that does not fit.
     """
     period, stride = _period(bits)
@@ -59,7 +59,7 @@ def pack_codes(codes: Tensor, bits: int, *, dim: int = -1) -> Tensor:
 
 
 def _add_codes(words: Tensor, codes: Tensor, bits: int) -> None:
-    """Put codes [before, blocks, period, after] into zeros [before, blocks, stride, after]."""
+    """Write codes [before, blocks, period, after] into zeros [before, blocks, stride, after]."""
     for phase in range(codes.shape[2]):
         word, shift = divmod(phase * bits, WORD_BITS)
         code = codes[:, :, phase].int()
@@ -71,13 +71,13 @@ def _add_codes(words: Tensor, codes: Tensor, bits: int) -> None:
 def unpack_codes(
     words: Tensor, bits: int, n: int, *, dim: int = -1, dtype: torch.dtype = torch.uint8
 ) -> Tensor:
-    """Unpack n codes along `dim` from the words that pack_codes made; its exact inverse.
+    """Unpack n codes along `dim` from words of pack_codes; the exact inverse.
 
-    words is int32 with ceil(n * bits / 32) words along `dim`; the codes come as `dtype`, so that a
-    kernel that wants float32 codes does not pay for a second pass. Works on tracing tensors too.
+    words is int32 with ceil(n * bits / 32) words along `dim`. The codes have `dtype`, so that a
+    kernel that needs float32 codes does not convert them in a second pass. Works on fake (tracing)
+    tensors.
 
-    Raises TypeError unless words are int32, ValueError for an unknown bit width or when the number
-    of words is not the one that n codes take.
+    Raises TypeError unless words are int32, ValueError for an invalid bit width or number of words.
     """
     period, stride = _period(bits)
     if words.dtype != torch.int32:
@@ -86,8 +86,8 @@ def unpack_codes(
     before, after = math.prod(lead), math.prod(trail)
     if held != words_for(n, bits):
         raise ValueError(
-            f"unpack_codes: {held} words along dim {dim} are not what {n} codes of {bits} bits "
-            f"take; expected {words_for(n, bits)}."
+            f"unpack_codes: {held} words along dim {dim} do not match {n} codes of {bits} bits; "
+            f"expected {words_for(n, bits)}."
         )
     blocks = -(-n // period)
     flat = words.reshape(before, held, after)
@@ -116,18 +116,18 @@ def _unpack_blocks(words: Tensor, bits: int, codes: Tensor) -> None:
             dtype=torch.int32,
             device=words.device,
         )
-        # One broadcast for all codes that lie whole in this word. >> copies the sign bit
-        # downwards: the mask removes it, together with the other codes.
+        # One broadcast for all codes that are entirely in this word. >> copies the sign bit
+        # downwards; the mask removes it, together with the other codes.
         whole = words[:, :, word, None] >> shifts[:, None]
         codes[:, :, first:end] = whole.bitwise_and_(mask)
         low = (word + 1) * WORD_BITS - end * bits
-        if low:  # the next code straddles: `low` bits here, the others open the next word
+        if low:  # the next code straddles: `low` bits here, the others begin the next word
             start = (words[:, :, word] >> (WORD_BITS - low)) & (2**low - 1)
             codes[:, :, end] = (start | (words[:, :, word + 1] << low)) & mask
 
 
 def _period(bits: int) -> tuple[int, int]:
-    """(codes, words) after which the stream is aligned to a word again: 3 bits, (32, 3)."""
+    """Return (codes, words) after which the stream is word-aligned again; (32, 3) for 3 bits."""
     if bits not in BIT_WIDTHS:
         raise ValueError(f"bits={bits} is not a bit width; choose one of 2 to 8.")
     codes = WORD_BITS // math.gcd(WORD_BITS, bits)
@@ -135,7 +135,7 @@ def _period(bits: int) -> tuple[int, int]:
 
 
 def _split(tensor: Tensor, dim: int) -> tuple[torch.Size, int, torch.Size]:
-    """The sizes before `dim`, its own size, and the sizes after it."""
+    """Return the sizes before `dim`, the size of `dim`, and the sizes after it."""
     if not -tensor.dim() <= dim < tensor.dim():
         raise ValueError(f"dim={dim} is out of range for a tensor with {tensor.dim()} dimensions.")
     axis = dim % tensor.dim()

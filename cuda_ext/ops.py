@@ -1,15 +1,16 @@
-"""The checked choice of a kernel, and the operators on GPTQ's own buffers: schema, fake, checks.
+"""Operators on GPTQ's own buffers (schema, fake implementation, checks), and kernel resolution.
 
-Kernels read their own layout through cuda_ext.packed. `bitsweep::dequantize` and `bitsweep::linear`
-here are the reference kernel, by name, and the way of layers that kernels do not take (scattered or
-small groups, 5 to 7 bits): the weight is dequantized, then multiplied. Both take the buffers of one
-layer with `in` inputs, `out` outputs and `groups` groups:
+Compiled kernels read their own layout through cuda_ext.packed. `bitsweep::dequantize` and
+`bitsweep::linear` are the reference kernel, which also runs layers that compiled kernels do not
+support (scattered or small groups, 5 to 7 bits): it dequantizes the weight, then multiplies. Both
+take the buffers of one layer with `in` inputs, `out` outputs and `groups` groups:
 
-qweight          int32 [ceil(in * bits / 32), out], the codes down the rows (cuda_ext.layout).
+qweight          int32 [ceil(in * bits / 32), out], the codes, packed along the inputs
+                 (cuda_ext.layout).
 scales           floating point [groups, out].
 qzeros           int32 [groups, ceil(out * bits / 32)], the true zero-points (v2); None if ternary.
-scales_negative  ternary only, [groups, out] like scales: code 0 is -scales_negative, 1 is 0, 2 is
-                 scales.
+scales_negative  ternary only, [groups, out] like scales: code 0 means -scales_negative, 1 means 0,
+                 2 means scales.
 g_idx            int32 [in], the group of every input; None: input i is in group i // group_size.
 """
 
@@ -35,9 +36,9 @@ FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def resolve_kernel(name: str, device: str | torch.device = "cpu") -> str:
-    """The kernel that `name` stands for on `device`, as cuda_ext.kernels.resolve_kernel has it.
+    """Resolve `name` like cuda_ext.kernels.resolve_kernel, but always load the library.
 
-    For processes that run kernels: the library is loaded, whatever was noted before.
+    For processes that run kernels.
     """
     return kernels.choose(
         name, str(torch.device(device)), lambda where: why_unavailable(torch.device(where))
@@ -45,9 +46,9 @@ def resolve_kernel(name: str, device: str | torch.device = "cpu") -> str:
 
 
 def why_unavailable(device: torch.device) -> str | None:
-    """Why the compiled kernels cannot run on a device, one sentence; None when they can.
+    """Return why the compiled kernels cannot run on a device, in one sentence; None if they can.
 
-    Finds or builds the library and loads it, except where no device of the kind is there at all.
+    Finds or builds the library and loads it, unless the machine has no device of that kind.
     """
     return kernels.why_unavailable(str(device), packed.load)
 
@@ -64,15 +65,16 @@ def dequantize(
     g_idx: Tensor | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """The weight [out, in] of packed buffers, computed in float32 and rounded once to dtype.
+    """Return the weight [out, in] of packed buffers, computed in float32 and rounded once to dtype.
 
-    group_size None is one group for the whole row. Raises TypeError or ValueError naming the
+    group_size None means one group for the whole row. Raises TypeError or ValueError that names the
     argument and its value.
     """
     size = in_features if group_size is None else group_size
-    return torch.ops.bitsweep.dequantize(
+    result: Tensor = torch.ops.bitsweep.dequantize(
         qweight, scales, qzeros, scales_negative, g_idx, bits, in_features, size, dtype
     )
+    return result
 
 
 def linear(
@@ -87,15 +89,16 @@ def linear(
     g_idx: Tensor | None = None,
     bias: Tensor | None = None,
 ) -> Tensor:
-    """x [..., in] @ weight.T + bias over packed buffers: [..., out] in the dtype of x.
+    """Return x [..., in] @ weight.T + bias for packed buffers: [..., out] in the dtype of x.
 
-    Dequantizes, then multiplies in float32 (float64 for float64 x). group_size None is one group
+    Dequantizes, then multiplies in float32 (float64 for float64 x). group_size None means one group
     for the whole row; bias is [out]. Raises like `dequantize`.
     """
     size = x.shape[-1] if group_size is None else group_size
-    return torch.ops.bitsweep.linear(
+    result: Tensor = torch.ops.bitsweep.linear(
         x, qweight, scales, qzeros, scales_negative, g_idx, bias, bits, size
     )
+    return result
 
 
 @torch.library.custom_op("bitsweep::dequantize", mutates_args=())
@@ -125,7 +128,17 @@ def _dequantize(
 
 
 @_dequantize.register_fake
-def _(qweight, scales, qzeros, scales_negative, g_idx, bits, in_features, group_size, dtype):
+def _(
+    qweight: Tensor,
+    scales: Tensor,
+    qzeros: Tensor | None,
+    scales_negative: Tensor | None,
+    g_idx: Tensor | None,
+    bits: int,
+    in_features: int,
+    group_size: int,
+    dtype: torch.dtype,
+) -> Tensor:
     buffers = (qweight, scales, qzeros, scales_negative, g_idx)
     _check_weight("dequantize", buffers, bits, in_features, group_size)
     return scales.new_empty((scales.shape[1], in_features), dtype=dtype)
@@ -151,7 +164,17 @@ def _linear(
 
 
 @_linear.register_fake
-def _(x, qweight, scales, qzeros, scales_negative, g_idx, bias, bits, group_size):
+def _(
+    x: Tensor,
+    qweight: Tensor,
+    scales: Tensor,
+    qzeros: Tensor | None,
+    scales_negative: Tensor | None,
+    g_idx: Tensor | None,
+    bias: Tensor | None,
+    bits: int,
+    group_size: int,
+) -> Tensor:
     buffers = (qweight, scales, qzeros, scales_negative, g_idx)
     _check_input(x, bias, buffers, bits, group_size)
     return x.new_empty((*x.shape[:-1], scales.shape[1]))
@@ -163,7 +186,7 @@ Buffers = tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]
 def _check_input(
     x: Tensor, bias: Tensor | None, buffers: Buffers, bits: int, group_size: int
 ) -> None:
-    """What `linear` needs of x and bias; TypeError or ValueError that names the argument."""
+    """Check x and bias of `linear`; TypeError or ValueError names the argument."""
     op = "linear"
     if x.dtype not in FLOATS:
         raise TypeError(f"{op}: x is {x.dtype}; pass one of {_names(FLOATS)}.")
@@ -178,7 +201,7 @@ def _check_input(
 
 
 def _check_weight(op: str, buffers: Buffers, bits: int, in_features: int, group_size: int) -> None:
-    """What both operators need of the packed buffers."""
+    """Check the packed buffers, for both operators."""
     qweight, scales, qzeros, negative, g_idx = buffers
     if bits not in BIT_WIDTHS:
         raise ValueError(f"{op}: bits={bits} is not a bit width; choose one of 2 to 8.")

@@ -1,16 +1,16 @@
-"""The operators of the kernel layout (cuda_ext.tiles), as the compiled library registers them.
+"""Operators on the kernel layout (cuda_ext.tiles), registered by the compiled library.
 
 bitsweep::packed_linear, bitsweep::packed_dequantize and bitsweep::repack have one schema for all
-devices; the library brings their CPU kernels and, where it was built with nvcc, their CUDA kernels,
-and fake implementations here let torch.compile trace them. The layout is the same on every device.
+devices. The library has their CPU kernels and, if it was built with nvcc, their CUDA kernels; the
+fake implementations here let torch.compile trace them. The layout is the same on every device.
 Buffers of one layer with `in` inputs, `out` outputs and `groups` groups:
 
 tiles     int32 [ceil(out / 8), units, 8, 16], the codes.
 scales    float32, float16 or bfloat16 [ceil(out / 8), groups, 8].
 zeros     uint8 like scales, the zero-points; None for ternary levels.
-negative  like scales, ternary only: code 0 is -negative, 1 is 0, 2 is scales.
+negative  like scales, ternary only: code 0 means -negative, 1 means 0, 2 means scales.
 
-Groups are the whole row or a multiple of 32 inputs, neighbours in order (tiles.can_tile).
+A group is the whole row or a multiple of 32 adjacent inputs (tiles.can_tile).
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Packed:
 
 @cache
 def load() -> build.Library:
-    """Build and load the library and register the fake implementations; build.BuildError if not."""
+    """Build and load the library and register the fake implementations; raises build.BuildError."""
     library = build.load()
     torch.library.register_fake("bitsweep::packed_linear")(_fake_linear)
     torch.library.register_fake("bitsweep::packed_dequantize")(_fake_dequantize)
@@ -53,9 +53,9 @@ def load() -> build.Library:
 
 
 def cpu_isa() -> str:
-    """Instruction set of the CPU kernels: the best one here, or the one of BITSWEEP_CPU_ISA.
+    """Return the instruction set of the CPU kernels: the best here, or BITSWEEP_CPU_ISA.
 
-    Raises RuntimeError for an instruction set that is unknown or not here.
+    Raises RuntimeError for an instruction set that is unknown or not available.
     """
     load()
     return ISAS[torch.ops.bitsweep.cpu_isa()]
@@ -70,7 +70,7 @@ def pack(
     bits: int,
     in_features: int,
 ) -> Packed:
-    """The kernel layout of GPTQ-format buffers (cuda_ext.ops), on their device."""
+    """Convert GPTQ buffers (cuda_ext.ops) to the kernel layout, on their device."""
     load()
     tiles = torch.ops.bitsweep.repack(qweight.contiguous(), bits, in_features)
     zeros = None
@@ -81,7 +81,7 @@ def pack(
 
 
 def unpack(packed: Packed, *, bits: int, in_features: int, out_features: int) -> dict[str, Tensor]:
-    """The GPTQ-format buffers of `pack`, by their names; its exact inverse."""
+    """Convert back to the GPTQ buffers, by name; the exact inverse of `pack`."""
     codes = untile_codes(packed.tiles, bits, in_features, out_features)
     found = {
         "qweight": pack_codes(codes.t(), bits, dim=0),
@@ -103,13 +103,13 @@ def linear(
     group_size: int | None = None,
     bias: Tensor | None = None,
 ) -> Tensor:
-    """x [..., in] @ weight.T + bias: [..., out] in the dtype of x, products summed in float32.
+    """Return x [..., in] @ weight.T + bias: [..., out] in the dtype of x, summed in float32.
 
     x is float32, bfloat16 or float16. On the CPU up to 512 rows of float32 (192 of the others) are
-    multiplied from the codes, on CUDA up to 64 of float16 or bfloat16; above that the weight is
-    dequantized to the dtype of x first, and so it is for every float32 x on CUDA, where no kernel
-    takes it (the log says so once). float64, which no kernel has, is multiplied in float64 by the
-    dequantized weight. Raises RuntimeError naming the argument that does not fit.
+    multiplied directly from the codes, on CUDA up to 64 rows of float16 or bfloat16. More rows are
+    multiplied by the weight dequantized to the dtype of x, and so is every float32 x on CUDA, which
+    has no kernel for it (logged once). float64, which no kernel supports, is multiplied in float64
+    by the dequantized weight. Raises RuntimeError that names the argument that does not fit.
     """
     size = x.shape[-1] if group_size is None else group_size
     if x.is_cuda and x.dtype == torch.float32 and not torch.compiler.is_compiling():
@@ -122,7 +122,7 @@ def linear(
             packed, bits=bits, in_features=x.shape[-1], out_features=out_features, group_size=size
         )
         return functional.linear(x, weight.double(), None if bias is None else bias.double())
-    return torch.ops.bitsweep.packed_linear(
+    result: Tensor = torch.ops.bitsweep.packed_linear(
         x,
         packed.tiles,
         packed.scales,
@@ -133,6 +133,7 @@ def linear(
         out_features,
         size,
     )
+    return result
 
 
 @cache
@@ -149,7 +150,7 @@ def dequantize(
     group_size: int | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """The weight [out, in], computed in float32 and rounded once to dtype."""
+    """Return the weight [out, in], computed in float32 and rounded once to dtype."""
     kernel_dtype = torch.float32 if dtype == torch.float64 else dtype
     weight = torch.ops.bitsweep.packed_dequantize(
         packed.tiles,
@@ -162,27 +163,38 @@ def dequantize(
         in_features if group_size is None else group_size,
         kernel_dtype,
     )
-    return weight.to(dtype)
+    result: Tensor = weight.to(dtype)
+    return result
 
 
-def _fake_linear(x, tiles, scales, zeros, negative, bias, bits, out_features, group_size):  # noqa: ARG001
+def _fake_linear(
+    x: Tensor,
+    tiles: Tensor,  # noqa: ARG001
+    scales: Tensor,  # noqa: ARG001
+    zeros: Tensor | None,  # noqa: ARG001
+    negative: Tensor | None,  # noqa: ARG001
+    bias: Tensor | None,  # noqa: ARG001
+    bits: int,  # noqa: ARG001
+    out_features: int,
+    group_size: int,  # noqa: ARG001
+) -> Tensor:
     return x.new_empty((*x.shape[:-1], out_features))
 
 
 def _fake_dequantize(
-    tiles,
-    scales,  # noqa: ARG001
-    zeros,  # noqa: ARG001
-    negative,  # noqa: ARG001
-    bits,  # noqa: ARG001
-    in_features,
-    out_features,
-    group_size,  # noqa: ARG001
-    dtype,
-):
+    tiles: Tensor,
+    scales: Tensor,  # noqa: ARG001
+    zeros: Tensor | None,  # noqa: ARG001
+    negative: Tensor | None,  # noqa: ARG001
+    bits: int,  # noqa: ARG001
+    in_features: int,
+    out_features: int,
+    group_size: int,  # noqa: ARG001
+    dtype: torch.dtype,
+) -> Tensor:
     return tiles.new_empty((out_features, in_features), dtype=dtype)
 
 
-def _fake_repack(qweight, bits, in_features):
+def _fake_repack(qweight: Tensor, bits: int, in_features: int) -> Tensor:
     tiles = -(-qweight.shape[1] // TILE_ROWS)
     return qweight.new_empty((tiles, units_for(in_features, bits), TILE_ROWS, LANES))

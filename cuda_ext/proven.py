@@ -1,8 +1,8 @@
-"""Markers beside a built library: that it was loaded here before, so that a plan need not load it.
+"""Markers that a built library was loaded here before, so that a plan need not load it.
 
-Loading takes an import of torch, which takes seconds. A marker holds the sha256 of the library, so
-another one in its place has to be loaded again; it is named by what else decides whether loading
-succeeds: this torch, the processor's instruction sets and the C library.
+Loading requires importing torch, which takes seconds. A marker has the sha256 of the library, so
+that a replaced library is loaded again. Its name covers everything else that determines whether
+loading succeeds: the torch version, the processor's instruction sets and the C library.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ _log = logging.getLogger("cuda_ext")
 
 
 def digest(library: Path) -> str:
-    """sha256 of the library; OSError when it cannot be read."""
+    """Return the sha256 of the library; OSError if it cannot be read."""
     with library.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def loaded_before(library: Path) -> bool:
-    """Whether this very library was loaded by this torch on a machine like this one."""
+    """Whether this library was loaded by this torch on a machine like this one."""
     try:
         return _marker(library).read_text(encoding="utf-8") == digest(library)
     except (OSError, UnicodeDecodeError):
@@ -37,7 +37,7 @@ def loaded_before(library: Path) -> bool:
 
 
 def note_loaded(library: Path, sha256: str) -> None:
-    """Say that the library with this digest was loaded here. A cache for reading only stays so."""
+    """Record that the library with this digest was loaded here; ignored in a read-only cache."""
     marker = _marker(library)
     try:
         if not marker.is_file() or marker.read_bytes() != sha256.encode():
@@ -52,7 +52,7 @@ def _marker(library: Path) -> Path:
 
 @cache
 def _here() -> str:
-    """Sixteen hexadecimal digits for this torch on this kind of machine."""
+    """Return sixteen hexadecimal digits for this torch on this kind of machine."""
     facts = [
         installed.torch_version(),
         str(installed.torch_folder()),
@@ -64,7 +64,7 @@ def _here() -> str:
 
 
 def _instruction_sets() -> str:
-    """The flags of the first processor; empty where the system does not say."""
+    """Return the flags of the first processor; "" if unknown."""
     try:
         with _CPUINFO.open(encoding="utf-8") as file:
             return next((line for line in file if line.startswith(("flags", "Features"))), "")

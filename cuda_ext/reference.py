@@ -1,4 +1,4 @@
-"""The packed operators in plain PyTorch: the oracle of the kernels, and a path to ask for."""
+"""The packed operators in plain PyTorch: kernel="reference" and the oracle of the kernels."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ def weight_columns(
     in_features: int,
     group_size: int,
 ) -> Tensor:
-    """The weight that packed buffers stand for, float32 [in, out] (GPTQ's orientation).
+    """Return the weight of packed buffers as float32 [in, out] (GPTQ's orientation).
 
-    Buffers as in cuda_ext.ops. Uniform: scale * (code - zero), the difference exact and the
-    product rounded once; ternary: {-scales_negative, 0, scales} for codes {0, 1, 2}.
+    Buffers as in cuda_ext.ops. Uniform: scale * (code - zero), where the difference is exact and
+    the product is rounded once. Ternary: {-scales_negative, 0, scales} for codes {0, 1, 2}.
     """
     outputs = scales.shape[1]
     codes = unpack_codes(qweight, bits, in_features, dim=0, dtype=torch.float32)
     zeros = None if qzeros is None else unpack_codes(qzeros, bits, outputs, dtype=torch.float32)
     grid = [None if part is None else part.float() for part in (scales, zeros, scales_negative)]
     if g_idx is None and in_features == group_size * scales.shape[0]:
-        # Groups of neighbours: a view lets one row of the grid broadcast over its whole group.
+        # Adjacent columns: a view broadcasts one row of the grid over its whole group.
         codes = codes.view(scales.shape[0], group_size, outputs)
         grid = [None if part is None else part.unsqueeze(1) for part in grid]
     else:
@@ -58,7 +58,7 @@ def dequantize(
     group_size: int,
     dtype: torch.dtype,
 ) -> Tensor:
-    """The weight [out, in], computed in float32 and rounded once to dtype."""
+    """Return the weight [out, in], computed in float32 and rounded once to dtype."""
     columns = weight_columns(
         qweight, scales, qzeros, scales_negative, g_idx, bits, in_features, group_size
     )
@@ -76,9 +76,9 @@ def linear(
     bits: int,
     group_size: int,
 ) -> Tensor:
-    """x [..., in] times the weight, plus bias, computed in float32 (float64 for float64 x).
+    """Return x [..., in] times the weight plus bias, in float32 (float64 for float64 x).
 
-    Returns [..., out] in the dtype of x.
+    The result is [..., out] in the dtype of x.
     """
     columns = weight_columns(
         qweight, scales, qzeros, scales_negative, g_idx, bits, x.shape[-1], group_size

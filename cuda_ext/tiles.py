@@ -1,7 +1,8 @@
-"""The kernel layout in plain PyTorch: codes and grids to the tiles that kernels read, and back.
+"""The kernel layout in plain PyTorch: convert codes and grids to tiles and back.
 
-csrc/shared/layout.h says where each code lies and why. The operator bitsweep::repack makes the same
-tiles from GPTQ's words faster; these functions are what it is tested against, and the way back.
+csrc/shared/layout.h defines where each code is stored, and why. The operator bitsweep::repack makes
+the same tiles from GPTQ's words faster; these functions are its oracle in the tests, and the
+conversion back.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-# The widths that kernels have code for; cuda_ext.layout packs more.
+# Bit widths that kernels support; cuda_ext.layout packs more.
 KERNEL_BITS = (2, 3, 4, 8)
 LANES = 16
 TILE_ROWS = 8
@@ -20,9 +21,9 @@ BLOCK = 32
 def can_tile(
     bits: int, in_features: int, group_size: int | None, g_idx: Tensor | None = None
 ) -> bool:
-    """Whether kernels take a layer: 2, 3, 4 or 8 bits, and groups of neighbours.
+    """Whether kernels support a layer: 2, 3, 4 or 8 bits, and groups of adjacent columns.
 
-    Groups are whole rows or multiples of 32 inputs; the last one may be short.
+    A group must be the whole row or a multiple of 32 inputs; the last group may be short.
     """
     if bits not in KERNEL_BITS or g_idx is not None:
         return False
@@ -30,21 +31,21 @@ def can_tile(
 
 
 def chunk_shape(bits: int) -> tuple[int, int]:
-    """(blocks of 32 inputs, units of 16 words) of one chunk of a row."""
+    """Return (blocks of 32 inputs, units of 16 words) of one chunk of a row."""
     if bits not in KERNEL_BITS:
-        raise ValueError(f"bits={bits}: the kernels have no code for it; choose 2, 3, 4 or 8.")
+        raise ValueError(f"bits={bits} is not supported by the kernels; choose 2, 3, 4 or 8.")
     return (16, 3) if bits == 3 else (16 // bits, 1)
 
 
 def units_for(in_features: int, bits: int) -> int:
-    """Units of 64 bytes that one row takes; an unfinished 3-bit chunk may leave some out."""
+    """Return the 64-byte units of one row; an incomplete 3-bit chunk may omit some."""
     blocks, units = chunk_shape(bits)
     whole, rest = divmod(-(-in_features // BLOCK), blocks)
     return whole * units + (min(-(-rest // 5), 3) if bits == 3 else int(rest > 0))
 
 
 def tile_codes(codes: Tensor, bits: int) -> Tensor:
-    """uint8 codes [out, in] to int32 tiles [ceil(out / 8), units, 8, 16]."""
+    """Convert uint8 codes [out, in] to int32 tiles [ceil(out / 8), units, 8, 16]."""
     outputs, inputs = codes.shape
     blocks, units = chunk_shape(bits)
     chunks = -(-inputs // (BLOCK * blocks))
@@ -63,7 +64,7 @@ def tile_codes(codes: Tensor, bits: int) -> Tensor:
 
 
 def untile_codes(tiles: Tensor, bits: int, in_features: int, out_features: int) -> Tensor:
-    """The uint8 codes [out, in] of tiles; inverse of `tile_codes`."""
+    """Convert tiles to uint8 codes [out, in]; the inverse of `tile_codes`."""
     blocks, units = chunk_shape(bits)
     chunks = -(-in_features // (BLOCK * blocks))
     missing = chunks * units - tiles.shape[1]
@@ -80,20 +81,20 @@ def untile_codes(tiles: Tensor, bits: int, in_features: int, out_features: int) 
 
 
 def tile_grid(grid: Tensor) -> Tensor:
-    """Scales or zeros [groups, out] to [ceil(out / 8), groups, 8], the rows of a tile together."""
+    """Convert scales or zeros [groups, out] to [ceil(out / 8), groups, 8], by tile."""
     groups, outputs = grid.shape
     padded = pad(grid, (0, -outputs % TILE_ROWS))
     return padded.view(groups, -1, TILE_ROWS).transpose(0, 1).contiguous()
 
 
 def untile_grid(tiled: Tensor, out_features: int) -> Tensor:
-    """Inverse of `tile_grid`: [groups, out]."""
+    """Convert back to [groups, out]; the inverse of `tile_grid`."""
     groups = tiled.shape[1]
     return tiled.transpose(0, 1).reshape(groups, -1)[:, :out_features].contiguous()
 
 
 def _places(bits: int, block: int, odd: int) -> list[tuple[int, int, int, int]]:
-    """Where a code lies: (its bit, number of bits, unit, bit of the word) of each piece."""
+    """Return the position of a code: (bit of the code, bits, unit, bit of the word) per piece."""
     high = 16 * odd
     if bits != 3:
         return [(0, bits, 0, bits * block + high)]

@@ -1,8 +1,8 @@
-"""The compilers of this machine, the GPUs that code is for, and the command of every source file.
+"""Compilers, target GPU architectures, and the compile command of every source file.
 
-Files below csrc/cuda are compiled by nvcc, all others by the C++ compiler. GPU architectures bear
-nvcc's own names: sm_90 is machine code for compute capability 9.0, compute_90 is PTX that the
-driver compiles for that capability and every later one.
+Files below csrc/cuda are compiled by nvcc, all others by the C++ compiler. GPU architectures have
+nvcc's names: sm_90 is machine code for compute capability 9.0, compute_90 is PTX that the driver
+compiles for that capability and every later one.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ TORCH_TARGET = (2, 10)  # the oldest torch whose stable ABI the library uses
 HOST = ("-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-w")
 AVX2 = ("-mavx2", "-mfma", "-mf16c")
 AVX512 = (*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl")
-# Instruction sets are chosen at run time: only the file of a set may be compiled for it.
+# Instruction sets are selected at run time: only these files may be compiled for them.
 X86_FLAGS = {"cpu/avx2.cpp": AVX2, "cpu/avx512.cpp": AVX512}
-# What `python -m cuda_ext.build` compiles for; the PTX serves whatever comes after.
+# Targets of `python -m cuda_ext.build`; the PTX is for later architectures.
 ALL_ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90", "compute_90")
-OVERLAPPING = (9, 0)  # from here on a kernel may be launched before the one it waits for has ended
+OVERLAPPING = (9, 0)  # from here on a kernel may start before its predecessor ends
 OLDEST_CAPABILITY = (8, 0)  # the kernels need asynchronous copies and bfloat16 tensor cores
 ARCHITECTURE = re.compile(r"(sm|compute)_(\d+)(\d)([af]?)")
 
@@ -43,14 +43,14 @@ class BuildError(RuntimeError):
 
 @dataclass(frozen=True)
 class Unit:
-    """One source file (relative to csrc) and the full command that compiles it, less its output."""
+    """One source file (relative to csrc) and its compile command without the output."""
 
     source: str
     command: tuple[str, ...]
 
 
 def find_compiler() -> str:
-    """The C++ compiler: CXX, or the first of g++, clang++ and c++; BuildError if there is none."""
+    """Return the C++ compiler: $CXX, or the first of g++, clang++ and c++; raises BuildError."""
     if named := os.environ.get("CXX"):
         found = shutil.which(shlex.split(named)[0])
         if found is None:
@@ -66,7 +66,7 @@ def find_compiler() -> str:
 
 
 def find_nvcc() -> str:
-    """nvcc: NVCC, then that of CUDA_HOME, PATH or /usr/local/cuda; BuildError if there is none."""
+    """Return nvcc: $NVCC, or the one in CUDA_HOME, PATH or /usr/local/cuda; raises BuildError."""
     if named := os.environ.get("NVCC"):
         found = shutil.which(named)
         if found is None:
@@ -85,7 +85,7 @@ def find_nvcc() -> str:
 
 @cache
 def version(compiler: str) -> str:
-    """What a compiler says about itself; BuildError when it does not run."""
+    """Return the version text of a compiler; BuildError if it does not run."""
     try:
         done = subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired) as error:
@@ -94,13 +94,13 @@ def version(compiler: str) -> str:
 
 
 def short_version(compiler: str) -> str:
-    """The line of `version` that names the release: the first, or nvcc's "release" line."""
+    """Return the line of `version` with the release: the first, or nvcc's "release" line."""
     lines = version(compiler).splitlines()
     return next((line for line in lines if "release" in line), lines[0]).strip()
 
 
 def driver() -> str | None:
-    """The CUDA version that the NVIDIA driver here supports, "13.0"; None without a driver."""
+    """Return the CUDA version of the NVIDIA driver, "13.0"; None without a driver."""
     try:
         library = ctypes.CDLL("libcuda.so.1")
     except OSError:
@@ -112,7 +112,7 @@ def driver() -> str | None:
 
 
 def visible_capabilities() -> tuple[Capability, ...]:
-    """Compute capabilities of the NVIDIA GPUs that PyTorch sees here, each once, in order."""
+    """Return the distinct compute capabilities of the GPUs that PyTorch sees, in order."""
     if installed.torch_cuda() is None or driver() is None:  # without importing torch
         return ()
     import torch
@@ -124,7 +124,7 @@ def visible_capabilities() -> tuple[Capability, ...]:
 
 
 def requested_architectures() -> tuple[str, ...] | None:
-    """What BITSWEEP_CUDA_ARCHS asks for, () for "none"; None when it is not set.
+    """Return the architectures of BITSWEEP_CUDA_ARCHS, () for "none"; None if it is not set.
 
     Raises BuildError for a name that is not one of nvcc's.
     """
@@ -137,16 +137,16 @@ def requested_architectures() -> tuple[str, ...] | None:
     for name in names:
         if not ARCHITECTURE.fullmatch(name):
             raise BuildError(
-                f"BITSWEEP_CUDA_ARCHS={text}: {name!r} is no architecture; write sm_90 (machine "
-                "code), compute_90 (PTX), several with commas, or none."
+                f"BITSWEEP_CUDA_ARCHS={text}: {name!r} is not an architecture; write sm_90 "
+                "(machine code), compute_90 (PTX), several with commas, or none."
             )
     return tuple(sorted(set(names), key=_order))
 
 
 def architectures_for(capabilities: Sequence[Capability], nvcc: str) -> tuple[str, ...]:
-    """The architectures to compile for these GPUs, those that are too old for the kernels left out.
+    """Return the architectures to compile for these GPUs, without those that are too old.
 
-    A GPU newer than nvcc gets the newest PTX that this nvcc makes.
+    A GPU newer than nvcc gets the newest PTX that this nvcc supports.
     """
     known = _listed(nvcc, "--list-gpu-code")
     virtual = {capability_of(name): name for name in _listed(nvcc, "--list-gpu-arch")}
@@ -163,9 +163,9 @@ def architectures_for(capabilities: Sequence[Capability], nvcc: str) -> tuple[st
 def covers(architectures: Sequence[str], capability: Capability) -> bool:
     """Whether code for these architectures runs on a GPU of this capability.
 
-    Machine code runs on later minor versions of its major version, PTX on everything later, and
-    what is specific to one architecture (sm_90a) on that alone. PTX older than 9.0 is not counted
-    for GPUs of 9.0 and later: there launches overlap, and only code made for 9.0 or later waits.
+    Machine code runs on later minor versions of its major version, PTX on every later version, and
+    architecture-specific code (sm_90a) only on its own. PTX older than 9.0 does not count for GPUs
+    from 9.0 on: kernels overlap there, and only code compiled for 9.0 or later waits correctly.
     """
     for name in architectures:
         own, kind, suffix = capability_of(name), name.partition("_")[0], name[-1] in "af"
@@ -179,15 +179,15 @@ def covers(architectures: Sequence[str], capability: Capability) -> bool:
 
 
 def capability_of(architecture: str) -> Capability:
-    """(9, 0) for sm_90, sm_90a and compute_90; ValueError for another name."""
+    """Return (9, 0) for sm_90, sm_90a and compute_90; ValueError for other names."""
     matched = ARCHITECTURE.fullmatch(architecture)
     if matched is None:
-        raise ValueError(f"{architecture!r} is no architecture; expected sm_90 or compute_90.")
+        raise ValueError(f"{architecture!r} is not an architecture; expected sm_90 or compute_90.")
     return int(matched[2]), int(matched[3])
 
 
 def units(compiler: str, nvcc: str | None, architectures: Sequence[str]) -> list[Unit]:
-    """What has to be compiled, in a fixed order; without architectures the CPU part alone."""
+    """Return the units to compile, in a fixed order; without architectures only the CPU part."""
     include = ("-isystem", str(installed.torch_folder() / "include"))
     x86 = platform.machine().lower() in ("x86_64", "amd64")
     found = []
@@ -205,7 +205,7 @@ def units(compiler: str, nvcc: str | None, architectures: Sequence[str]) -> list
 
 
 def nvcc_flags(compiler: str, architectures: Sequence[str]) -> tuple[str, ...]:
-    """How nvcc compiles a file, its host part by the same C++ compiler."""
+    """Return nvcc's flags; the host part is compiled by the same C++ compiler."""
     code = []
     for name in architectures:
         kind, _, number = name.partition("_")
@@ -217,16 +217,16 @@ def nvcc_flags(compiler: str, architectures: Sequence[str]) -> tuple[str, ...]:
 def link_command(
     compiler: str, nvcc: str | None, architectures: Sequence[str], objects: Sequence[str]
 ) -> tuple[str, ...]:
-    """The command that links the library, less its output."""
+    """Return the command that links the library, without the output."""
     libraries = installed.torch_folder() / "lib"
-    # torch is in the process already: its libraries are found by name, without a path. libtorch
-    # holds nothing that the library calls, but with a CUDA build of torch it leads to libtorch_cuda
-    # and so to the symbol of the current stream; a linker that drops it as unneeded would cut that.
+    # torch is already loaded in the process, so its libraries are found by name, without a path.
+    # The library calls nothing in libtorch, but in a CUDA build libtorch depends on libtorch_cuda,
+    # which has the symbol of the current stream; the linker must not drop it as unneeded.
     torch_libraries = (f"-L{libraries}", "-ltorch", "-ltorch_cpu", "-lc10")
     if not architectures:
         return (compiler, "-shared", *objects, "-Wl,--no-as-needed", *torch_libraries)
-    # The runtime is linked in, so that no CUDA library is needed where there is no GPU; its names
-    # stay inside, or torch's own copy of the runtime would take them over.
+    # The CUDA runtime is linked statically, so that machines without a GPU need no CUDA library.
+    # Its symbols are hidden, because torch's own copy of the runtime would replace them.
     words = ("-Xlinker", "--no-as-needed", "-Xlinker", "--exclude-libs=ALL")
     start = (str(nvcc), "-shared", "-cudart=static", "-ccbin", compiler)
     return (*start, *objects, *words, *torch_libraries)
@@ -238,7 +238,7 @@ def _common() -> tuple[str, ...]:
         "-std=c++20",
         "-O3",
         f"-DTORCH_TARGET_VERSION=0x{major:02x}{minor:02x}000000000000ULL",
-        # As every torch for Linux since before TORCH_TARGET. Only functions in C are called across.
+        # The ABI of every torch for Linux from TORCH_TARGET on. Only C functions cross it.
         "-D_GLIBCXX_USE_CXX11_ABI=1",
     )
 

@@ -1,8 +1,8 @@
 """The command line: `bitsweep run|plan|report|export|inspect|doctor`.
 
-Nothing heavy is imported before a verb needs it, so that help is instant. Exit status: 0 all went
-well, 1 something failed (and the summary says what), 2 the request itself is impossible, 130 the
-user interrupted, 143 the process was told to end (SIGTERM).
+harness.arguments has its grammar and help. Nothing heavy is imported before a verb needs it. Exit
+status: 0 all went well, 1 something failed (and the summary says what), 2 the request itself is
+impossible, 130 the user interrupted, 143 the process was told to end (SIGTERM).
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from argparse import Namespace
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from harness import streams
+from harness import arguments, completion, streams
 from harness.errors import BitsweepError, ConfigError
+from harness.extras import require
 from harness.run.signals import INTERRUPTED, as_interrupts, exit_status
 from quant.errors import QuantizationError
 
@@ -27,25 +27,6 @@ __all__ = ["FAILED", "IMPOSSIBLE", "INTERRUPTED", "OK", "main"]
 
 OK, FAILED, IMPOSSIBLE = 0, 1, 2
 
-HELP = """\
-usage: bitsweep VERB [arguments]
-
-What does it cost, in accuracy, time and memory, to run a language model at a given bit width?
-
-  run     quantize, measure and print the table; finished work is never repeated
-  plan    say what run would do with the same arguments, and what is done already
-  report  make tables and plots again from the records in a results folder
-  export  write a quantized model again in a format that other tools load
-  inspect show what a quantized checkpoint holds, whoever made it
-  doctor  show what this machine has: versions, threads, devices, kernels
-
-  bitsweep run experiment=quickstart     the first sweep, under three minutes on two cores
-  bitsweep run --help                    every choice a run has
-
-  -h, --help     this text
-  --version      the version
-"""
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a verb and return the exit status; errors of the user are one sentence on stderr.
@@ -53,11 +34,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv  None: those of this process, whose output streams are made safe to write to.
     """
     if argv is None:
+        completion.answer(lambda: arguments.build()[0])
         streams.prepare()
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    words = list(sys.argv[1:] if argv is None else argv)
     try:
         with as_interrupts():
-            status = _main(arguments)
+            status = _main(words)
             sys.stdout.flush()
             return status
     except streams.OutputError as error:
@@ -69,89 +51,32 @@ def main(argv: Sequence[str] | None = None) -> int:
         return IMPOSSIBLE
     except KeyboardInterrupt as error:
         kept = ": finished stages are kept; run the same command again to go on from here"
-        print(f"bitsweep: interrupted{kept * (arguments[:1] == ['run'])}.", file=sys.stderr)
+        print(f"bitsweep: interrupted{kept * (words[:1] == ['run'])}.", file=sys.stderr)
         return exit_status(error)
 
 
-def _main(arguments: list[str]) -> int:
-    verbs = {
-        "run": _run,
-        "plan": _plan,
-        "report": _report,
-        "export": _export,
-        "inspect": _inspect,
-        "doctor": _doctor,
-    }
-    if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(HELP, end="")
-        return OK if arguments else IMPOSSIBLE
-    if arguments[0] in ("-V", "--version"):
-        from importlib.metadata import version
-
-        print(f"bitsweep {version('bitsweep')}")
+def _main(words: list[str]) -> int:
+    try:
+        options = arguments.parse(words)
+    except SystemExit:  # help or the version was printed
         return OK
-    verb, rest = arguments[0], arguments[1:]
-    if verb not in verbs:
-        raise ConfigError(f"{verb} is not a verb: use one of {', '.join(verbs)}.")
-    return verbs[verb](rest)
+    if options.verb is None:
+        print(arguments.build()[0].format_help(), end="")
+        return IMPOSSIBLE
+    return VERBS[options.verb](options)
 
 
-@dataclass
-class Request:
-    """The arguments of run and plan."""
-
-    overrides: list[str] = field(default_factory=list)
-    multirun: bool = False
-    show_config: bool = False
-    config_dir: Path | None = None
-    help: str | None = None  # "" for all of it, or the name of a group
-
-    @classmethod
-    def parse(cls, arguments: Sequence[str]) -> Request:
-        """Split flags from overrides. ConfigError for a flag that does not exist."""
-        request, rest = cls(), list(arguments)
-        while rest:
-            word = rest.pop(0)
-            if word in ("-h", "--help"):
-                request.help = rest.pop(0) if rest and rest[0].isidentifier() else ""
-            elif word in ("-m", "--multirun"):
-                request.multirun = True
-            elif word == "--cfg":
-                request.show_config = True
-            elif word == "--config-dir":
-                if not rest:
-                    raise ConfigError("--config-dir needs a folder laid out like conf/.")
-                request.config_dir = Path(rest.pop(0))
-            elif word.startswith("--config-dir="):
-                request.config_dir = Path(word.partition("=")[2])
-            elif word.startswith("-"):
-                raise ConfigError(
-                    f"{word} is not an option of this verb: `bitsweep run --help` lists them; "
-                    "values are set with KEY=VALUE, without dashes."
-                )
-            else:
-                request.overrides.append(word)
-        return request
-
-    def compose(self) -> list[Cell]:
-        """The cells that the arguments stand for, by Hydra."""
-        from harness.config.compose import compose_cells
-
-        return compose_cells(self.overrides, self.multirun, self.config_dir)
-
-
-def _run(arguments: Sequence[str]) -> int:
-    request = Request.parse(arguments)
-    cells = _cells(request)
+def _run(options: Namespace) -> int:
+    cells = _cells(options)
     if cells is None:
         return OK
     from harness.run import launch
 
-    return launch.run(cells, request.config_dir)
+    return launch.run(cells, options.config_dir)
 
 
-def _plan(arguments: Sequence[str]) -> int:
-    cells = _cells(Request.parse(arguments))
+def _plan(options: Namespace) -> int:
+    cells = _cells(options)
     if cells is None:
         return OK
     from harness.run import launch
@@ -160,19 +85,17 @@ def _plan(arguments: Sequence[str]) -> int:
     return OK
 
 
-def _cells(request: Request) -> list[Cell] | None:
+def _cells(options: Namespace) -> list[Cell] | None:
     """The composed cells; None when help or the configuration was printed."""
-    if request.help is not None:
-        from harness.config.help import group_help, run_help
-
-        extra = request.config_dir
-        print(group_help(request.help, extra) if request.help else run_help(extra), end="")
+    if options.help is not None:
+        _print_help(options)
         return None
-    from harness.config.kept import kept_cells
+    require("harness", f"bitsweep {options.verb}")
+    from harness.config.kept import cells_of
     from harness.config.schema import as_yaml
 
-    cells = kept_cells(request.overrides, request.multirun, request.config_dir, request.compose)
-    if request.show_config:
+    cells = cells_of(options.overrides, options.multirun, options.config_dir)
+    if options.cfg:
         from harness.run.launch import resolve_all
 
         resolve_all(cells)  # a configuration that is shown is one that could run
@@ -181,17 +104,19 @@ def _cells(request: Request) -> list[Cell] | None:
     return cells
 
 
-def _report(arguments: Sequence[str]) -> int:
-    import argparse
+def _print_help(options: Namespace) -> None:
+    """The help of run and plan, or of the group that was named behind --help."""
+    from harness.config.help import group_help, run_help
 
-    parser = argparse.ArgumentParser(
-        prog="bitsweep report", description="Tables and plots from the records of earlier runs."
-    )
-    parser.add_argument("results", nargs="?", type=Path, default=Path("results"))
-    parser.add_argument("--out", type=Path, help="folder of the report (RESULTS/reports/all)")
-    parser.add_argument("--title", default="Bitsweep report", help="its heading")
-    parser.add_argument("--config-dir", type=Path, help="a folder of yours whose suites were run")
-    options = parser.parse_args(arguments)
+    if options.help.isidentifier():
+        print(group_help(options.help, options.config_dir), end="")
+        return
+    options.parser.description = run_help(options.config_dir)
+    print(options.parser.format_help(), end="")
+
+
+def _report(options: Namespace) -> int:
+    require("harness", "bitsweep report")
     from harness.cell.parts import suites_in
     from harness.records.store import require_place, scan_records
     from harness.run.launch import report
@@ -221,28 +146,41 @@ def _report(arguments: Sequence[str]) -> int:
     return OK
 
 
-def _export(arguments: Sequence[str]) -> int:
-    from harness.checkpoint_verbs import export_parser, export_to
+def _export(options: Namespace) -> int:
+    from harness.checkpoint_verbs import export_to
 
-    options = export_parser().parse_args(arguments)
-    export_to(options.artifact, options.out, options.format, options.overwrite, options.levels)
+    export_to(
+        options.artifact,
+        options.out,
+        options.format,
+        options.overwrite,
+        options.levels,
+        options.trust_remote_code,
+    )
     return OK
 
 
-def _inspect(arguments: Sequence[str]) -> int:
-    from harness.checkpoint_verbs import inspect, inspect_parser
+def _inspect(options: Namespace) -> int:
+    from harness.checkpoint_verbs import inspect
 
-    options = inspect_parser().parse_args(arguments)
     inspect(options.folder, options.levels)
     return OK
 
 
-def _doctor(arguments: Sequence[str]) -> int:
-    if arguments:
-        raise ConfigError(f"bitsweep doctor takes no arguments, but got {' '.join(arguments)}.")
+def _doctor(_: Namespace) -> int:
     from harness.doctor import examine
 
     return OK if examine() else FAILED
+
+
+VERBS: dict[str, Callable[[Namespace], int]] = {
+    "run": _run,
+    "plan": _plan,
+    "report": _report,
+    "export": _export,
+    "inspect": _inspect,
+    "doctor": _doctor,
+}
 
 
 def _say(error: BaseException) -> None:

@@ -9,9 +9,8 @@ import sys
 from pathlib import Path
 
 from harness.config.help import conf_dir
-from harness.config.schema import ModelConfig
 from harness.errors import BitsweepError
-from harness.models.model import find_model
+from harness.extras import ABOUT, EXTRAS, missing, pip_command
 from harness.records.environment import commit, machine, package_versions
 
 SUPPORTED = ((3, 11), (3, 13))  # Hydra 1.3 does not run on 3.14
@@ -44,20 +43,34 @@ def _python() -> list[Finding]:
 
 def _software() -> list[Finding]:
     found = package_versions()
-    needed = ("torch", "transformers", "safetensors", "lm-eval", "hydra-core")
+    needed = ("torch", "transformers", "safetensors")
     lines = [(n in found, n, found.get(n, "not installed: pip install bitsweep")) for n in needed]
+    lines += [(True, name, found[name]) for name in ("lm-eval", "hydra-core") if name in found]
+    lines += [_extra(name) for name in EXTRAS]
     here = commit()
     where = "installed package" if here is None else f"checkout at {here['id'][:12]}"
     changed = " with local changes" if here is not None and here["dirty"] else ""
     return [(True, "bitsweep", f"{found.get('bitsweep', '?')}, {where}{changed}"), *lines]
 
 
+def _extra(name: str) -> Finding:
+    """An extra of the distribution; without harness nothing can be measured."""
+    absent = missing(name)
+    if not absent:
+        return True, f"[{name}]", ABOUT[name]
+    said = f"not installed ({', '.join(absent)}), for {ABOUT[name]}: {pip_command(name)}"
+    return name != "harness", f"[{name}]", said
+
+
 def _hardware() -> list[Finding]:
     import torch
 
-    here = machine()
-    lines = [
-        (True, "processor", f"{here['cpu']}, {here['cores']} cores, {here['memory_gib']} GiB"),
+    lines: list[Finding] = []
+    if not missing("harness"):  # psutil knows
+        here = machine()
+        size = f"{here['cores']} cores, {here['memory_gib']} GiB"
+        lines.append((True, "processor", f"{here['cpu']}, {size}"))
+    lines += [
         (True, "threads", f"{torch.get_num_threads()} (runtime.threads changes it)"),
     ]
     if torch.cuda.is_available():
@@ -79,9 +92,13 @@ def _kernels() -> list[Finding]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     lines: list[Finding] = [(True, "kernel auto", f"{resolve_kernel('auto', device)} on {device}")]
     for name in ("cpu", "cuda"):
-        reason = why_unavailable(torch.device(name))
-        text = f"instruction set {packed.cpu_isa()}" if name == "cpu" else "float16 and bfloat16"
-        lines.append((True, f"kernel {name}", text if reason is None else f"not here: {reason}"))
+        if reason := why_unavailable(torch.device(name)):
+            text = f"not here: {reason}"
+        elif name == "cpu":  # asking for the instruction set loads the library
+            text = f"instruction set {packed.cpu_isa()}"
+        else:
+            text = "float16 and bfloat16"
+        lines.append((True, f"kernel {name}", text))
     lines.append((True, "kernel reference", "plain PyTorch"))
     found, driver = build.status(), toolchain.driver()
     lines += [
@@ -98,13 +115,21 @@ def _kernels() -> list[Finding]:
 
 def _files() -> list[Finding]:
     lines: list[Finding] = [(True, "conf", f"{len(list(conf_dir().rglob('*.yaml')))} files")]
-    try:
-        find_model(ModelConfig(name="embedded", source="embedded"))
-        lines.append((True, "embedded model", "complete"))
-    except BitsweepError as error:
-        lines.append((False, "embedded model", str(error)))
+    if not missing("harness"):
+        lines.append(_embedded_model())
     offline = os.environ.get("HF_HUB_OFFLINE", "")
     lines.append((True, "hub", "switched off (HF_HUB_OFFLINE)" if offline else "asked when needed"))
     free = shutil.disk_usage(Path.cwd()).free / 2**30
     lines.append((free > 1, "disk", f"{free:.0f} GiB free here"))
     return lines
+
+
+def _embedded_model() -> Finding:
+    from harness.config.schema import ModelConfig
+    from harness.models.model import find_model
+
+    try:
+        find_model(ModelConfig(name="embedded", source="embedded"))
+    except BitsweepError as error:
+        return False, "embedded model", str(error)
+    return True, "embedded model", "complete"

@@ -11,9 +11,9 @@ if TYPE_CHECKING:
     from quant.checkpoint.loader import load, load_weights
     from quant.checkpoint.writer import save
     from quant.config import QuantizationConfig
-    from quant.errors import ArtifactError, QuantizationError
+    from quant.errors import ArtifactError, QuantizationError, SchemeError
     from quant.linear import QuantLinear
-    from quant.scheme import Scheme, SchemeError
+    from quant.scheme import Scheme
     from quant.solvers.base import Solver
     from quant.transforms.base import Transform
     from quant.weight import QuantizedWeight
@@ -56,7 +56,7 @@ _HOME = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import on first use: `import quant` loads neither torch nor transformers."""
+    """Import a public name on first use: `import quant` loads neither torch nor transformers."""
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(_HOME[name]), name)

@@ -1,4 +1,4 @@
-"""Where the decoder blocks of a Hugging Face model are, and the linear layers inside them."""
+"""Find the decoder blocks of a Hugging Face model and the linear layers inside them."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from quant.errors import ModelLayoutError, NonFiniteError
+from quant.errors import ModelStructureError, NonFiniteError
 
 LINEAR_TYPES = (nn.Linear, Conv1D)
-_KEPT = "keeps_precision"  # attribute of a linear layer that stays as it is: the reason
+_KEPT = "keeps_precision"  # attribute with the reason why a layer stays in full precision
 
 
 @dataclass(frozen=True)
@@ -21,14 +21,14 @@ class Blocks:
     """The decoder blocks of a model, in order of execution.
 
     name     dotted name of their ModuleList, such as "model.decoder.layers".
-    modules  the ModuleList itself.
+    modules  the ModuleList.
     """
 
     name: str
     modules: nn.ModuleList
 
     def block_name(self, index: int) -> str:
-        """Dotted name of block `index` in the model."""
+        """Return the dotted name of block `index` in the model."""
         return f"{self.name}.{index}"
 
     def __len__(self) -> int:
@@ -36,10 +36,11 @@ class Blocks:
 
 
 def find_blocks(model: PreTrainedModel) -> Blocks:
-    """The ModuleList of config.num_hidden_layers modules that hold linear layers.
+    """Find the ModuleList of config.num_hidden_layers modules that contain linear layers.
 
-    Of several lists the one of a single class; the blocks of a hybrid may be of more (Jamba's are).
-    Raises ModelLayoutError, listing every ModuleList seen, when there is none or more than one.
+    If several lists match, the one whose modules have a single class is taken; a hybrid's blocks
+    may have several classes (Jamba). Raises ModelStructureError, listing every ModuleList of the
+    model, if no list or more than one list remains.
     """
     config = model.config.get_text_config(decoder=True)
     count = getattr(config, "num_hidden_layers", None)
@@ -55,7 +56,7 @@ def find_blocks(model: PreTrainedModel) -> Blocks:
         return Blocks(outer[0], found[outer[0]])
     seen = "; ".join(f"{name}: {_describe(modules)}" for name, modules in lists.items()) or "none"
     problem = "several lists of modules" if outer else "no list of modules"
-    raise ModelLayoutError(
+    raise ModelStructureError(
         f"{type(model).__name__}: {problem} could be the decoder blocks: expected exactly one with "
         f"num_hidden_layers={count} members that hold linear layers. ModuleLists of "
         f"the model: {seen}. Use a decoder-only model (AutoModelForCausalLM) with uniform blocks."
@@ -63,7 +64,7 @@ def find_blocks(model: PreTrainedModel) -> Blocks:
 
 
 def _towers(model: PreTrainedModel) -> list[str]:
-    """Names of the models in a multimodal model that are beside its text decoder."""
+    """Return the names of the submodels of a multimodal model other than its text decoder."""
     decoder = model.get_decoder()
     inside = set(map(id, decoder.modules()))
     return [
@@ -76,22 +77,22 @@ def _towers(model: PreTrainedModel) -> list[str]:
 
 
 def linear_layers(block: nn.Module) -> dict[str, nn.Module]:
-    """The nn.Linear and Conv1D modules of a block by name in the block, in definition order.
+    """Return the nn.Linear and Conv1D modules of a block by name, in definition order.
 
-    Without those that `keep_precision` was called for.
+    Layers that `keep_precision` marked are left out.
     """
     return {n: m for n, m in _linears(block) if not hasattr(m, _KEPT)}
 
 
 def kept_layers(block: nn.Module) -> dict[str, str]:
-    """The linear layers of a block that stay in full precision by name, and why."""
+    """Return the linear layers of a block that stay in full precision, with the reason."""
     return {n: getattr(m, _KEPT) for n, m in _linears(block) if hasattr(m, _KEPT)}
 
 
 def keep_precision(module: nn.Module, why: str) -> None:
-    """Leave a linear layer in full precision from now on, wherever layers are looked for.
+    """Mark a linear layer to stay in full precision, with the reason.
 
-    Its model says so itself, because the one that quantizes it and the one that writes it both ask.
+    The mark is an attribute of the module, because both quantization and export read it.
     """
     setattr(module, _KEPT, why)
 
@@ -101,7 +102,7 @@ def _linears(block: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def weight_matrix(module: nn.Module) -> Tensor:
-    """The weight as [out, in] in its own dtype: a view without gradient (transposed for Conv1D)."""
+    """Return the weight as a view [out, in] in its own dtype, detached (transposed for Conv1D)."""
     weight = module.weight.detach()  # type: ignore[operator]
     return weight.t() if isinstance(module, Conv1D) else weight
 
@@ -109,12 +110,12 @@ def weight_matrix(module: nn.Module) -> Tensor:
 def set_weight_matrix(module: nn.Module, matrix: Tensor, layer: str = "this layer") -> None:
     """Write matrix [out, in] into the module's weight in place, rounded to the weight's dtype.
 
-    Raises ModelLayoutError for another shape and NonFiniteError when a finite value does not fit
-    the dtype (float16 ends at 65504).
+    Raises ModelStructureError for a wrong shape and NonFiniteError if a finite value exceeds the
+    dtype's range (65504 for float16).
     """
     view = weight_matrix(module)
     if matrix.shape != view.shape:
-        raise ModelLayoutError(
+        raise ModelStructureError(
             f"{layer}: a weight [out, in] of shape {tuple(matrix.shape)} does not fit a "
             f"{type(module).__name__} of shape {tuple(view.shape)}."
         )
@@ -131,14 +132,14 @@ def set_weight_matrix(module: nn.Module, matrix: Tensor, layer: str = "this laye
 def require_quantizable(blocks: Blocks) -> None:
     """Check that every linear layer in the blocks can be quantized; reads no values.
 
-    Raises ModelLayoutError for weights that are not floating point (already quantized).
+    Raises ModelStructureError for weights that are not floating point (already quantized).
     """
     for index, block in enumerate(blocks.modules):
         name = blocks.block_name(index)
         for layer, module in linear_layers(block).items():
             weight = weight_matrix(module)
             if not weight.is_floating_point() or weight.dim() != 2:
-                raise ModelLayoutError(
+                raise ModelStructureError(
                     f"{name}.{layer}: its weight is {weight.dtype} of shape {tuple(weight.shape)}, "
                     "not a matrix of floating-point numbers; start from a model that is not "
                     "quantized."
@@ -149,22 +150,22 @@ def require_sound(block: nn.Module, name: str) -> None:
     """Check the values of every weight matrix in a block.
 
     Raises NonFiniteError with the layer and the number of NaN or infinite values, and
-    ModelLayoutError for a weight without values (meta device).
+    ModelStructureError for a weight without values (on the meta device).
     """
     for layer, module in linear_layers(block).items():
         _require_sound_weight(module, f"{name}.{layer}")
 
 
 def _not_finite(values: Tensor) -> int:
-    """How many values are NaN or infinite, without a mask of their size where none is."""
-    # NaN and infinity survive a sum; finite values may overflow in it.
+    """Return the number of NaN or infinite values; builds no mask if there are none."""
+    # A sum propagates NaN and infinity, but finite values may overflow in it.
     return 0 if torch.isfinite(values.sum()) else int((~torch.isfinite(values)).sum())
 
 
 def _require_sound_weight(module: nn.Module, layer: str) -> None:
     weight = weight_matrix(module)
     if weight.is_meta:
-        raise ModelLayoutError(
+        raise ModelStructureError(
             f"{layer}: its weight is on the meta device; load the model with its weights and "
             "without offloading (no device_map) before quantizing it."
         )
@@ -177,7 +178,7 @@ def _require_sound_weight(module: nn.Module, layer: str) -> None:
 
 
 def _has_layers(block: nn.Module) -> bool:
-    """Whether a block holds linear layers, or packed ones in their place."""
+    """Whether a block contains linear layers or packed layers."""
     return any(isinstance(m, LINEAR_TYPES) or hasattr(m, "in_features") for m in block.modules())
 
 

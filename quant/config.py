@@ -1,4 +1,4 @@
-"""QuantizationConfig: how to quantize a model, as one value."""
+"""QuantizationConfig: solver, scheme, transforms, kernel and arithmetic of a quantization."""
 
 from __future__ import annotations
 
@@ -22,18 +22,19 @@ from quant.transforms.base import Transform
 
 @dataclass(frozen=True)
 class QuantizationConfig:
-    """How to quantize a model: transforms, then the solver, on the grids of the scheme.
+    """How to quantize a model: apply the transforms, then run the solver on the scheme's grids.
 
-    options       of the solver; None: its defaults.
-    transforms    with their options (None: the defaults), in the order in which they are applied.
-    kernel        what carries out the work: "reference", "cpu", "cuda" or "auto" (the operator of
-                  the device where it can be had, with a line in the log where it cannot).
-    batch_tokens  calibration tokens that run through a block at a time; a matter of speed and
-                  memory (results change only by rounding, portable ones not at all).
-    rules         what it may do otherwise than asked.
+    options       options of the solver; None means its defaults.
+    transforms    pairs of a transform and its options (None: its defaults), in the order of
+                  application.
+    kernel        "reference", "cpu", "cuda" or "auto". "auto" is the compiled operator of the
+                  device if it is available; if not, a message is logged.
+    batch_tokens  calibration tokens that run through a block at a time. It affects speed and
+                  memory; results change by rounding only, and portable results not at all.
+    rules         deviations from the request that the user allows (quant.rules).
     arithmetic    "portable", "fast" or "auto", which quantize_model resolves (quant.arithmetic).
 
-    Raises QuantizationError, one sentence with the way out, for parts that do not fit together.
+    Raises QuantizationError, with a sentence that says what to change, for parts that do not fit.
     """
 
     solver: Solver
@@ -48,12 +49,12 @@ class QuantizationConfig:
     def __post_init__(self) -> None:
         if not isinstance(self.solver, Solver):
             raise QuantizationError(
-                f"solver={self.solver!r} is no Solver; give SOLVER of a solver's module, such as "
-                "quant.solvers.gptq."
+                f"solver={self.solver!r} is not a Solver; pass the SOLVER of a solver module, such "
+                "as quant.solvers.gptq."
             )
         if not isinstance(self.scheme, Scheme):
             raise QuantizationError(
-                f"scheme={self.scheme!r} is no Scheme; use quant.Scheme(bits=4, group_size=128)."
+                f"scheme={self.scheme!r} is not a Scheme; use quant.Scheme(bits=4, group_size=128)."
             )
         options = _options(self.solver, self.options, f"solver {self.solver.name}")
         object.__setattr__(self, "options", options)
@@ -69,16 +70,16 @@ class QuantizationConfig:
 
     @property
     def needs_calibration(self) -> bool:
-        """Whether calibration data must run through the blocks."""
+        """Whether the solver or a transform needs calibration data."""
         return self.solver.needs_calibration or bool(self.transforms)
 
     @property
     def sequential(self) -> bool:
-        """Whether the layers of a block are done stage by stage, in the order of execution."""
+        """Whether the layers of a block are solved stage by stage, in the order of execution."""
         return self.solver.sequential(self.options)
 
     def identity(self) -> dict[str, Any]:
-        """Everything that decides the result, as JSON: names, versions, options."""
+        """Return everything that determines the result (names, versions, options), as JSON."""
         return {
             "solver": _identity(self.solver, self.solver.solve, self.options),
             "scheme": _scheme(self.scheme),
@@ -94,8 +95,9 @@ def _transform(given: Any) -> tuple[Transform, Any]:
     pair = given if isinstance(given, tuple) else (given,)
     if len(pair) != 2 or not isinstance(pair[0], Transform):
         raise QuantizationError(
-            f"transforms holds {given!r}, which is no pair of a Transform and its options; give "
-            "(TRANSFORM, None) of a transform's module, such as quant.transforms.equalize."
+            f"transforms contains {given!r}, which is not a pair of a Transform and its options; "
+            "pass (TRANSFORM, None) with the TRANSFORM of a module such as "
+            "quant.transforms.equalize."
         )
     transform, options = pair[0], _options(pair[0], pair[1], f"transform {pair[0].name}")
     try:
@@ -106,21 +108,22 @@ def _transform(given: Any) -> tuple[Transform, Any]:
 
 
 def _options(part: Solver | Transform, given: Any, owner: str) -> Any:
-    """The options of a part, or its defaults; QuantizationError unless they are its own, in JSON.
+    """Return the options of a part, or its defaults.
 
-    JSON, because artifacts and the keys of interrupted runs name them.
+    Raises QuantizationError unless they have the part's own type and can be written as JSON,
+    because artifacts and the keys of interrupted runs contain them.
     """
     if given is None:
         try:
             given = part.options()
         except TypeError as error:
             raise QuantizationError(
-                f"{owner} has options without a default ({error}); give its options."
+                f"{owner} has options without a default ({error}); pass its options."
             ) from error
     if not isinstance(given, part.options):
         raise QuantizationError(
             f"{owner} takes options of type {part.options.__module__}.{part.options.__qualname__}, "
-            f"not {given!r}; give these, or None for the defaults."
+            f"not {given!r}; pass these, or None for the defaults."
         )
     try:
         json.dumps(_plain(given))
@@ -148,13 +151,13 @@ def _identity(
 
 
 def _scheme(scheme: Scheme) -> dict[str, Any]:
-    """The fields of a scheme; levels may be an object, and of somebody else."""
+    """Return the fields of a scheme as JSON, with levels as their name and code hash."""
     found = {field.name: getattr(scheme, field.name) for field in dataclasses.fields(scheme)}
     return {**found, "levels": scheme.kind.name, "levels code": _foreign_code(scheme.kind.find)}
 
 
 def _foreign_code(function: Callable[..., Any]) -> str | None:
-    """sha256 of the file that a part from elsewhere lies in; None for ours (see code_hash)."""
+    """Return the sha256 of the file of an external part; None for a built-in one (code_hash)."""
     plain = inspect.unwrap(function)
     name = getattr(plain, "__module__", "") or type(plain).__module__
     module = sys.modules.get(name)

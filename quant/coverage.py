@@ -1,9 +1,9 @@
-"""How much of a model's blocks is in quantized layers, and what is not.
+"""Coverage: the share of a model's block weights that is in quantized layers.
 
-What counts is matrices: the parameters of the decoder blocks that have at least two dimensions
-larger than 1. Norms, biases and vectors such as [1, 1, hidden] do not count.
+Only matrices count: parameters of the decoder blocks with at least two dimensions larger than 1.
+Norms, biases and vectors such as [1, 1, hidden] do not.
 
-Importing this module does not import torch: a plan holds models against their coverage.
+Importing this module does not import torch, because plans check the coverage of models.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from quant.errors import ModelLayoutError
+from quant.errors import ModelStructureError
 from quant.rules import LEAST_COVERAGE, STRICT, Rules
 
 if TYPE_CHECKING:
@@ -26,12 +26,12 @@ _SHOWN = 4  # parameters that an error names
 
 @dataclass(frozen=True)
 class Coverage:
-    """The weights of the matrices of a model's blocks.
+    """The weights in the matrices of a model's blocks.
 
-    quantized  those in layers that are, or will be, quantized.
-    kept       the others by parameter, with * for the numbers in its name.
-    kept_bits  what the others take, in the type that they have.
-    reasons    why linear layers are among them, by parameter.
+    quantized  number of weights in layers that are, or will be, quantized.
+    kept       number of other weights by parameter, with * for the numbers in its name.
+    kept_bits  stored bits of the other weights, in their own dtype.
+    reasons    why a linear layer stays in full precision, by parameter.
     """
 
     quantized: int
@@ -45,11 +45,11 @@ class Coverage:
 
     @property
     def share(self) -> float:
-        """Of the weights that are in quantized layers."""
+        """Share of the weights that are in quantized layers."""
         return self.quantized / self.total if self.total else 0.0
 
     def outside(self) -> list[str]:
-        """A line for every parameter that stays in full precision, the largest first."""
+        """Return one line for every parameter that stays in full precision, the largest first."""
         order = sorted(self.kept, key=lambda name: (-self.kept[name], name))
         whole = max(self.total, 1)
         return [
@@ -59,12 +59,12 @@ class Coverage:
         ]
 
     def bits_per_weight(self, stored_bits: float) -> float:
-        """Stored bits per weight of the blocks' matrices; stored_bits of the quantized layers."""
+        """Stored bits per weight of the blocks' matrices, given those of the quantized layers."""
         return (stored_bits + self.kept_bits) / self.total
 
 
 def coverage(blocks: Blocks) -> Coverage:
-    """The coverage of a model whose linear layers will all be quantized; reads no values."""
+    """Return the coverage of a model whose linear layers will all be quantized; reads no values."""
     from quant.blocks import linear_layers
 
     names = {
@@ -76,9 +76,9 @@ def coverage(blocks: Blocks) -> Coverage:
 
 
 def coverage_of(blocks: Blocks, names: Collection[str] = ()) -> Coverage:
-    """The coverage of a model by its packed layers, and by the linear layers of these full names.
+    """Return the coverage of a model by its packed layers and the linear layers called `names`.
 
-    Reads no values. Packed layers that lie outside of the blocks do not count.
+    Reads no values. Packed layers outside the blocks do not count.
     """
     from quant.blocks import kept_layers, weight_matrix
     from quant.linear import QuantLinear
@@ -112,12 +112,12 @@ def is_matrix(tensor: Tensor) -> bool:
 
 
 def require_coverage(found: Coverage, model: str, rules: Rules = STRICT) -> None:
-    """Raise ModelLayoutError, naming what would stay, below 95 % unless `rules` allow it."""
+    """Raise ModelStructureError, listing what would stay, below 95 % unless `rules` allow it."""
     if found.share >= LEAST_COVERAGE or rules.partial:
         return
     lines = found.outside()
     more = f" and {len(lines) - _SHOWN} more" if len(lines) > _SHOWN else ""
-    raise ModelLayoutError(
+    raise ModelStructureError(
         f"{model}: only {100 * found.share:.1f} % of the weights of its blocks are in linear "
         f"layers that can be quantized; {', '.join(lines[:_SHOWN])}{more} would stay in full "
         "precision: use another model, or allow it with method.partial=true (in Python "
@@ -126,5 +126,5 @@ def require_coverage(found: Coverage, model: str, rules: Rules = STRICT) -> None
 
 
 def pattern(name: str) -> str:
-    """A name with * for every number that is a part of it: "model.layers.*.mlp"."""
+    """Replace every number in a dotted name by *: "model.layers.*.mlp"."""
     return ".".join("*" if re.fullmatch(r"\d+", part) else part for part in name.split("."))

@@ -1,10 +1,10 @@
-"""Experts of a mixture, taken out of the tensors that transformers fuses them into.
+"""Split the fused expert tensors of a mixture of experts into one module per expert.
 
-transformers holds the experts of a block as 3-D parameters (modules decorated with
-use_experts_implementation, transformers/integrations/moe.py). Here each expert is a module of its
-own with linear layers, so that it is quantized, stored and loaded like any other layer, under the
-names that checkpoints on a hub have. What a token is worth does not change: the same products, gate
-and routing weights, summed in the order of the experts as in the model's eager forward pass.
+transformers stores the experts of a block as 3-D parameters (modules decorated with
+use_experts_implementation, transformers/integrations/moe.py). Here each expert is a module with its
+own linear layers, so that it is quantized, stored and loaded like any other layer, under the names
+of checkpoints on the hub. The computation is the same: the same products, gate and routing weights,
+summed in the order of the experts as in the model's eager forward pass.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _SOURCE = re.compile(r"experts\W*\.\*\.(\w+)\.weight$")
 
 @dataclass(frozen=True)
 class LayerNames:
-    """What the linear layers of an expert are called; gate is None without one."""
+    """Names of the linear layers of an expert; gate is None for an expert without one."""
 
     gate: str | None
     up: str
@@ -36,18 +36,18 @@ class LayerNames:
 
     @property
     def first(self) -> Names:
-        """Those that read the tokens that were routed to the expert."""
+        """The layers that read the tokens routed to the expert."""
         return (self.up,) if self.gate is None else (self.gate, self.up)
 
 
 @dataclass(frozen=True)
 class Part:
-    """Where a tensor of one expert lies in a fused one [experts, ...].
+    """Position of one expert's tensor in a fused tensor [experts, ...].
 
-    fused   full name of the fused tensor.
-    expert  index in its first dimension.
-    rows    outputs that are the tensor's, of those in the fused one.
-    transposed  whether outputs are the last dimension of a fused weight.
+    fused       full name of the fused tensor.
+    expert      index in its first dimension.
+    rows        the tensor's outputs among those of the fused tensor.
+    transposed  whether the outputs are the last dimension of a fused weight.
     """
 
     fused: str
@@ -56,12 +56,12 @@ class Part:
     transposed: bool
 
     def of(self, one: Tensor) -> Tensor:
-        """The tensor from what the fused one holds for its expert: a view."""
+        """Return the tensor as a view of `one`, the expert's slice of the fused tensor."""
         return (one.t() if self.transposed and one.dim() == 2 else one)[self.rows]
 
 
 class Expert(nn.Module):
-    """One expert: gate and up read its tokens, down what the gate makes of both."""
+    """One expert: gate and up read its tokens, down reads the gated product."""
 
     def __init__(self, names: LayerNames, layers: dict[str, nn.Linear], gate: Gate) -> None:
         super().__init__()
@@ -71,13 +71,14 @@ class Expert(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         made = [getattr(self, name)(tokens) for name in self.names.first]
-        return getattr(self, self.names.down)(self.gate(*made))
+        result: Tensor = getattr(self, self.names.down)(self.gate(*made))
+        return result
 
 
 class Gate:
-    """What an expert makes of gate and up [tokens, intermediate], by the model's own function.
+    """Combine the outputs of gate and up [tokens, intermediate] with the model's own function.
 
-    shell  the fused module without its weights, which knows the activation and its limits.
+    shell  the fused module without its weights; it has the activation and its limits.
     """
 
     def __init__(self, shell: nn.Module) -> None:
@@ -86,16 +87,19 @@ class Gate:
     def __call__(self, *made: Tensor) -> Tensor:
         shell: Any = self._shell
         if not shell.has_gate:
-            return shell.act_fn(made[0])
-        if shell.is_concatenated:
-            return shell._apply_gate(torch.cat(made, dim=-1))
-        return shell._apply_gate(torch.stack(made, dim=-1).flatten(-2))
+            result: Tensor = shell.act_fn(made[0])
+        elif shell.is_concatenated:
+            result = shell._apply_gate(torch.cat(made, dim=-1))
+        else:
+            result = shell._apply_gate(torch.stack(made, dim=-1).flatten(-2))
+        return result
 
 
 class Experts(nn.ModuleList):
-    """The experts of a block, called as the fused module was.
+    """The experts of a block, with the call signature of the fused module.
 
-    parts  by its name in the module ("3.up_proj.weight") where each tensor was in the fused ones.
+    parts  position in the fused tensors of each tensor, by its name in the module
+           ("3.up_proj.weight").
     """
 
     def __init__(self, experts: list[Expert], names: LayerNames, parts: dict[str, Part]) -> None:
@@ -103,9 +107,9 @@ class Experts(nn.ModuleList):
         self.names, self.parts = names, parts
 
     def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
-        """Weighted outputs [tokens, hidden] of the experts that each token was routed to.
+        """Return the weighted sum [tokens, hidden] of the outputs of each token's experts.
 
-        top_k_index and top_k_weights [tokens, k]; an index that is no expert's adds nothing.
+        top_k_index and top_k_weights are [tokens, k]; an index outside the experts adds nothing.
         """
         total = torch.zeros_like(hidden_states)
         chosen = top_k_index.t()
@@ -118,10 +122,10 @@ class Experts(nn.ModuleList):
 
 
 def unfuse(model: PreTrainedModel) -> None:
-    """Put `Experts` in the place of every module of fused experts; weights may be on meta.
+    """Replace every module of fused experts by `Experts`; weights may be on the meta device.
 
-    Modules that do more than the interface says (a norm behind every expert, further parameters)
-    stay as they are.
+    Modules that do more than the interface defines (a norm after every expert, other parameters)
+    are left unchanged.
     """
     fused = {name: module for name, module in model.named_modules() if _is_fused(module)}
     if not fused:
@@ -133,7 +137,7 @@ def unfuse(model: PreTrainedModel) -> None:
 
 
 def fused_parts(model: nn.Module) -> dict[str, Part]:
-    """Where every tensor of an expert lies in the model's fused tensors, by its full name."""
+    """Return the position in the fused tensors of every expert tensor, by its full name."""
     return {
         f"{path}.{name}": part
         for path, module in model.named_modules()
@@ -143,10 +147,10 @@ def fused_parts(model: nn.Module) -> dict[str, Part]:
 
 
 def routed_groups(block: nn.Module) -> list[tuple[Names, ...]]:
-    """Layers of a block that see only tokens routed to their expert, by what they read.
+    """Return the layers of a block that receive only routed tokens, as stages of groups.
 
-    For every mixture a stage of all gates and ups, one group an expert, and one of all downs. They
-    are known from the structure, because a short window does not reach every expert.
+    Each mixture has two stages: all gates and ups (one group per expert), then all downs. They
+    follow from the module structure, because a short window does not reach every expert.
     """
     stages: list[tuple[Names, ...]] = []
     for path, module in block.named_modules():
@@ -162,7 +166,7 @@ def routed_groups(block: nn.Module) -> list[tuple[Names, ...]]:
 
 
 def _is_fused(module: nn.Module) -> bool:
-    """A module of the interface whose parameters are exactly the fused ones."""
+    """Whether a module implements the interface and has exactly the fused parameters."""
     if not all(hasattr(module, flag) for flag in _FLAGS) or isinstance(module, Experts):
         return False
     parameters = dict(module.named_parameters())
@@ -180,7 +184,7 @@ def _fused_names(module: Any) -> list[str]:
 
 
 def _layer_names(model: PreTrainedModel) -> LayerNames:
-    """The names of an expert's layers in the checkpoints that transformers converts; else ours."""
+    """Return the layer names in checkpoints that transformers converts, or the default names."""
     found: dict[str, list[str]] = {}
     for entry in get_model_conversion_mapping(model, add_legacy=False):
         if isinstance(entry, WeightConverter):
@@ -218,7 +222,7 @@ def _unfused(module: Any, path: str, names: LayerNames) -> Experts:
 
 
 def _slices(module: Any, names: LayerNames) -> Iterator[tuple[str, str, slice]]:
-    """Layer, the fused parameter that it lies in, and which of its outputs are the layer's."""
+    """Yield layer, fused parameter, and the slice of its outputs that belongs to the layer."""
     if names.gate is None:
         yield names.up, "up_proj", slice(None)
     else:
@@ -231,7 +235,7 @@ def _slices(module: Any, names: LayerNames) -> Iterator[tuple[str, str, slice]]:
 
 
 def _linear(weight: nn.Parameter, bias: nn.Parameter | None = None) -> nn.Linear:
-    """A layer of these parameters; nothing is initialised only to be overwritten."""
+    """Return a linear layer with these parameters, without initialising any."""
     with torch.device("meta"):
         layer = nn.Linear(weight.shape[1], weight.shape[0], bias is not None)
     layer.weight = weight

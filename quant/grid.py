@@ -1,7 +1,7 @@
-"""Grids: what every row or group of rows is quantized on, and the codes that weights get there.
+"""Grid: the scale and offset tensors of many rows, and the codes of weights on them.
 
-What a grid holds, how it is found and how weights become codes on it is the business of the
-scheme's levels (quant.levels); here is what is the same for all of them.
+The scheme's levels (quant.levels) define what a grid contains, how it is found and how weights are
+encoded; this module has what is common to all levels.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from quant.weight import QuantizedWeight
 
 @dataclass(frozen=True)
 class Grid:
-    """Grids of many rows: tensors by the names that the scheme's levels give them.
+    """Grids of many rows: tensors by the names that the scheme's levels declare.
 
-    In the dtype that the weights are computed in, and exactly as they will be stored. Every group
-    has its own numbers here, also where several share an entry: all tensors have one shape, but for
-    a last dimension where an entry holds several numbers.
+    They are in the dtype of the computation and hold exactly the values that will be stored. Every
+    group has its own numbers here, even if several groups share a stored entry, so all tensors have
+    the same shape, with one more dimension if an entry has several numbers.
     """
 
     tensors: Mapping[str, Tensor]
@@ -37,23 +37,24 @@ class Grid:
         return len(next(iter(self.tensors.values())))
 
     def apply(self, change: Callable[[Tensor], Tensor]) -> Grid:
-        """The grid with every tensor changed in the same way."""
+        """Return the grid with `change` applied to every tensor."""
         return Grid({name: change(tensor) for name, tensor in self.tensors.items()})
 
 
 def stack_grids(grids: Sequence[Grid | None]) -> Grid:
-    """The grids [rows] of several groups as one [groups, rows]; those not found are left out."""
+    """Stack the grids [rows] of several groups into one [groups, rows], skipping None entries."""
     found = [grid for grid in grids if grid is not None]
     return Grid({name: torch.stack([grid[name] for grid in found]) for name in found[0].tensors})
 
 
 def find_groups(weight: Tensor, scheme: Scheme, layer: str = "this layer") -> Grid:
-    """The grids [out, groups] of weight [out, in], groups being neighbours.
+    """Return the grids [out, groups] of weight [out, in]; the columns of a group are adjacent.
 
-    In float32 (float64 if given). Grids that the levels find together need all of their columns
-    (scheme.span) at once: a solver that comes to them one by one hands these in when it reaches the
-    first. Raises NonFiniteError for weights that are not finite and QuantizationError for scales
-    beyond their type and for levels that find something else than they declare.
+    Computed in float32 (float64 for float64 weights). Grids that the levels find together need all
+    of their columns (scheme.span) at once: a solver that reaches groups one by one passes all these
+    columns when it reaches the first. Raises NonFiniteError for weights that are not finite,
+    QuantizationError for scales that exceed their type and for levels that find other tensors than
+    they declare.
     """
     found = []
     outputs, inputs = weight.shape
@@ -66,7 +67,7 @@ def find_groups(weight: Tensor, scheme: Scheme, layer: str = "this layer") -> Gr
             if each.span != 1:
                 entry = torch.arange(groups, device=tensor.device) // (each.span or groups)
                 tensor = tensor[:, entry]
-            part[each.name] = tensor.reshape(outputs, count * groups, *each.behind(scheme))
+            part[each.name] = tensor.reshape(outputs, count * groups, *each.entry_shape(scheme))
         found.append(part)
     if len(found) == 1:
         return Grid(found[0])
@@ -74,13 +75,13 @@ def find_groups(weight: Tensor, scheme: Scheme, layer: str = "this layer") -> Gr
 
 
 def find_grid(weight: Tensor, scheme: Scheme, layer: str = "this layer") -> Grid:
-    """What the levels find for every row of weight [rows, columns], groups found together."""
+    """Return the grid that the levels find for every row of weight [rows, columns]."""
     kind = scheme.kind
     found = kind.find(working(weight), scheme, layer)
     rows, groups = len(weight), scheme.groups(weight.shape[1])
     together = kind.span != 1
     expected = {
-        each.name: (rows, *[each.entries(groups)] * together, *each.behind(scheme))
+        each.name: (rows, *[each.entries(groups)] * together, *each.entry_shape(scheme))
         for each in kind.tensors
     }
     if found.keys() != expected.keys():
@@ -93,13 +94,13 @@ def find_grid(weight: Tensor, scheme: Scheme, layer: str = "this layer") -> Grid
             raise QuantizationError(
                 f"{layer}: levels={kind.name} found a {name} of shape {list(found[name].shape)} "
                 f"for {rows} rows and {groups} groups; return {list(shape)} as LEVELS.tensors "
-                "declare, or correct these."
+                "declare, or correct LEVELS.tensors."
             )
     return Grid(found)
 
 
 def quantize_groups(weight: Tensor, grid: Grid, scheme: Scheme) -> Tensor:
-    """Codes uint8 [out, in] of the levels nearest to weight, on grids that `find_groups` found."""
+    """Return codes uint8 [out, in] of the levels nearest to weight, on grids from `find_groups`."""
     codes = []
     first = 0
     for rows, count in _parts(working(weight), scheme.group_size or weight.shape[1]):
@@ -111,7 +112,10 @@ def quantize_groups(weight: Tensor, grid: Grid, scheme: Scheme) -> Tensor:
 
 
 def _parts(weight: Tensor, size: int) -> list[tuple[Tensor, int]]:
-    """weight [out, in] as [out * count, columns] and the count: those of `size`, the short one."""
+    """Split weight [out, in] into pieces of `size` columns: ([out * count, columns], count) each.
+
+    The whole pieces come as one tensor, then the short last piece if there is one.
+    """
     inputs = weight.shape[1]
     whole = inputs // size
     parts = []
@@ -123,67 +127,67 @@ def _parts(weight: Tensor, size: int) -> list[tuple[Tensor, int]]:
 
 
 def quantize(weight: Tensor, grid: Grid, scheme: Scheme) -> Tensor:
-    """Codes uint8 [rows, columns] of the levels nearest to weight, one grid a row."""
+    """Return codes uint8 [rows, columns] of the levels nearest to weight, with one grid per row."""
     return encode(working(weight).T, grid, scheme).T.to(torch.uint8).contiguous()
 
 
 def dequantize(codes: Tensor, grid: Grid, scheme: Scheme) -> Tensor:
-    """The values [rows, columns] of codes, in the dtype of the grid (float32 as a rule)."""
+    """Return the values [rows, columns] of codes in the dtype of the grid (usually float32)."""
     dtype = next(iter(grid.tensors.values())).dtype
     return decode(codes.T.to(dtype), grid, scheme).T.contiguous()
 
 
 def encode(columns: Tensor, grid: Grid, scheme: Scheme) -> Tensor:
-    """Codes, as floating-point numbers, of weights [..., rows]: columns first, rows last.
+    """Return codes, as floating-point numbers, of weights [..., rows]: columns first, rows last.
 
-    Solvers sweep over columns, and in this layout a column is contiguous.
+    Solvers iterate over columns, and a column is contiguous in this order.
     """
     return scheme.kind.encode(columns, grid.tensors, scheme)
 
 
 def decode(codes: Tensor, grid: Grid, scheme: Scheme) -> Tensor:
-    """The values of floating-point codes [..., rows]; inverse of encode on the grid's levels."""
+    """Return the values of floating-point codes [..., rows]; inverse of encode on the levels."""
     return scheme.kind.decode(codes, grid.tensors, scheme)
 
 
 def assemble(
     codes: Tensor, grid: Grid, scheme: Scheme, group_index: Tensor | None = None
 ) -> QuantizedWeight:
-    """codes uint8 [out, in] and their grids [out, groups] as a QuantizedWeight.
+    """Return codes uint8 [out, in] and their grids [out, groups] as a QuantizedWeight.
 
-    Raises QuantizationError for numbers that the type in which they are stored does not hold.
+    Raises QuantizationError for numbers that their storage type cannot represent exactly.
     """
     stored = {}
     for each in scheme.kind.tensors:
-        # Memory in the order of its shape, whatever the strides of a single transposed group were.
+        # Make it contiguous, whatever the strides of a single transposed group were.
         values = shared(grid[each.name], each, 1)
         values = values.reshape(-1).view(values.shape)
         kept = values.to(getattr(torch, each.storage(scheme)))
         if not torch.equal(kept.to(values.dtype), values):
             raise QuantizationError(
                 f"levels={scheme.kind.name} found a {each.name} that {each.storage(scheme)} does "
-                "not hold exactly; let find round it (quant.scales.round_scale), so that weights "
-                "are quantized on the grid that is stored."
+                "not represent exactly; round it in find (quant.scales.round_scale), so that "
+                "weights are quantized on the grid that is stored."
             )
         stored[each.name] = kept
     return QuantizedWeight(codes, scheme, group_index, stored)
 
 
 def shared(tensor: Tensor, declared: GridTensor, dim: int) -> Tensor:
-    """What is stored of numbers that every group has along `dim`: the first of each entry's."""
+    """Return the stored entries of numbers per group along `dim`: the first of each entry."""
     groups = tensor.shape[dim]
     step = groups if declared.span is None else declared.span
     return tensor if step == 1 else tensor[(slice(None),) * dim + (slice(None, None, step),)]
 
 
 def working(weight: Tensor) -> Tensor:
-    """weight without its graph, in the dtype to compute in: float64 if it is, else float32."""
+    """Return weight, detached, in the dtype of the computation: float64 if it is, else float32."""
     weight = weight.detach()
     return weight if weight.dtype == torch.float64 else weight.float()
 
 
 def check_finite(weight: Tensor, layer: str = "this layer") -> None:
-    """Raise NonFiniteError, naming layer, count and first place, unless weight is all finite."""
+    """Raise NonFiniteError, with layer, count and first position, if weight is not all finite."""
     if torch.isfinite(weight.sum()):  # one pass; NaN and infinity survive a sum
         return
     bad = (~torch.isfinite(weight)).nonzero()
@@ -192,5 +196,5 @@ def check_finite(weight: Tensor, layer: str = "this layer") -> None:
     raise NonFiniteError(
         f"{layer or 'this layer'}: {len(bad)} of {weight.numel()} weights are NaN or infinite, the "
         f"first at row {int(bad[0, 0])}, column {int(bad[0, 1])}; load the model in float32 or "
-        "bfloat16 if it was cast to float16, else fetch its checkpoint again."
+        "bfloat16 if it was cast to float16, else download its checkpoint again."
     )

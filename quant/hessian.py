@@ -1,6 +1,6 @@
-"""The layer Hessian H = 2/n * sum x x^T: accumulated, conditioned and factored.
+"""The layer Hessian H = 2/n * sum x x^T: accumulate, damp and factor it.
 
-Equations and numbering of the GPTQ paper, arXiv 2210.17323 (section 3.1 and 3.3, step 3).
+Equations and numbering follow the GPTQ paper, arXiv 2210.17323 (section 3.1 and 3.3, step 3).
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from quant.memory.heaps import own_zeros
 from quant.products import add_gram, mirror, product
 from quant.tiling import BLOCKS
 
-# Of two entries that mirror each other, as a share of sqrt(H_ii H_jj), which bounds both; and what
-# a change of coordinates may round, in units of its type, as a share of the trace, which bounds H:
-# where few tokens leave directions without any, both entries are such rounding and nothing else.
+# Allowed difference of H_ij and H_ji: a share of sqrt(H_ii H_jj), which bounds both; plus rounding
+# of a change of coordinates, in units of the dtype's epsilon, as a share of the trace, which bounds
+# H. With few tokens some directions have no data, and both entries are nothing but such rounding.
 ASYMMETRY = 1e-3
 ROUNDING = 8
 
@@ -27,7 +27,7 @@ ROUNDING = 8
 class Hessian:
     """Accumulator of 2/n * sum over tokens x x^T for one linear layer with `inputs` inputs.
 
-    n counts sequences, not tokens, as in the authors' code: the solver does not depend on it, the
+    n counts sequences, not tokens, as in the authors' code. The solver does not depend on n; the
     printed losses do.
     """
 
@@ -42,19 +42,19 @@ class Hessian:
         self.layer = layer
         self.tokens = 0
         self.sequences = 0
-        # Only the upper half is kept up to date (add_gram). A plain sum, scaled once in matrix(): a
-        # running mean would rescale and round all that came before with every batch (measured: 1.4
-        # to 2 times the error). It cannot overflow in practice: 10^9 tokens with activations of
-        # 10^4 sum to 10^17 of float32's 10^38.
+        # Only the upper triangle is updated (add_gram). It is a plain sum, scaled once in matrix():
+        # a running mean would rescale and round the earlier sum with every batch (measured: 1.4 to
+        # 2 times the error). It does not overflow in practice: 10^9 tokens with activations of 10^4
+        # sum to 10^17, and float32 ends at 10^38.
         self._sum = own_zeros((inputs, inputs), dtype, device)
 
     @torch.no_grad()
     def update(self, inputs: Tensor, sequences: int | None = None) -> None:
-        """Add what the layer saw: inputs [..., in] of any float dtype.
+        """Add a batch of layer inputs [..., in] of any float dtype.
 
         With three dimensions or more the first one counts sequences; [tokens, in] is one sequence.
-        `sequences` says how many there are where the tokens do not: a router chose them.
-        Raises NonFiniteError for NaN or infinite activations and leaves the sum untouched.
+        `sequences` overrides that count for tokens that a router selected. Raises NonFiniteError
+        for NaN or infinite activations and leaves the sum unchanged.
         """
         if inputs.shape[-1] != self.inputs:
             raise ValueError(
@@ -65,7 +65,7 @@ class Hessian:
         self._require_finite(rows)
         rows = rows.to(self._sum.device)
         # Products of float16 or bfloat16 numbers are exact in float32; only the sum rounds. Tensor
-        # cores take them as they are, elsewhere they are widened.
+        # cores take these types directly; elsewhere they are converted first.
         exact = rows.device.type == "cuda" and self._sum.dtype == torch.float32
         if not (exact and rows.dtype in (torch.float16, torch.bfloat16)):
             rows = rows.to(self._sum.dtype)
@@ -75,7 +75,7 @@ class Hessian:
         self.sequences += counted if sequences is None else sequences
 
     def matrix(self) -> Tensor:
-        """H [in, in], in the accumulator's dtype; CalibrationError when no token was seen."""
+        """Return H [in, in] in the accumulator's dtype; CalibrationError if no token was added."""
         if self.tokens == 0:
             raise CalibrationError(
                 f"{self.layer}: no calibration token reached this layer; use more calibration "
@@ -86,7 +86,7 @@ class Hessian:
         return matrix
 
     def _require_finite(self, rows: Tensor) -> None:
-        # One pass, nothing kept: NaN and infinity survive a sum. Halves would overflow in theirs.
+        # One pass without a mask: a sum propagates NaN and infinity. A float16 sum would overflow.
         if torch.isfinite(rows.sum(dtype=self._sum.dtype)):
             return
         finite = torch.isfinite(rows)
@@ -102,15 +102,16 @@ class Hessian:
 
 @dataclass(frozen=True)
 class Factor:
-    """A conditioned, factored Hessian; layers with the same inputs (q, k, v) can share one.
+    """A damped, factored Hessian; layers with the same inputs (q, k, v) can share one.
 
-    root     R [in, in], upper triangular with H = R R^T, columns in sweep order. Its inverse is the
-             U of the paper, H^-1 = U^T U (`upper`).
-    order    int64 [in], the input swept at each step (act-order); None for natural order.
-    dead     bool [in], inputs that were 0 on all of the calibration data, natural order.
+    root     R [in, in], upper triangular with H = R R^T, columns in the order of the column loop.
+             Its inverse is the paper's U with H^-1 = U^T U (`upper`).
+    order    int64 [in], the input of each step (act-order); None means natural order.
+    dead     bool [in], inputs that were 0 on all calibration data, in natural order.
     damping  absolute value that was added to the diagonal.
-    share    the same as a share of the mean of the diagonal, as it was asked for.
-    used     the share that was used: `share`, or the step of the ladder that was needed.
+    share    requested damping, as a share of the mean of the diagonal.
+    used     damping share that was used: `share`, or the step of the damping ladder that was
+             needed.
     """
 
     root: Tensor
@@ -122,14 +123,15 @@ class Factor:
 
     @cached_property
     def upper(self) -> Tensor:
-        """U [in, in] = R^-1, made on first use."""
+        """U [in, in] = R^-1, computed on first use."""
         return self.inverse(0, len(self.root))
 
     def inverse(self, start: int, end: int) -> Tensor:
-        """U[start:end, start:end]: the inverse of a diagonal block is that block of the inverse."""
+        """Return U[start:end, start:end], which equals the inverse of that diagonal block of R."""
         block = self.root[start:end, start:end]
         identity = torch.eye(end - start, dtype=block.dtype, device=block.device)
-        return torch.linalg.solve_triangular(block, identity, upper=True).contiguous()
+        result: Tensor = torch.linalg.solve_triangular(block, identity, upper=True).contiguous()
+        return result
 
 
 @torch.no_grad()
@@ -143,14 +145,14 @@ def factorize(
     ladder: Sequence[float] = (),
     blocked: bool = True,
 ) -> Factor:
-    """Condition H [in, in] and factor it, in float32 (float64 if H is).
+    """Damp H [in, in] and factor it, in float32 (float64 if H is).
 
-    In this order, as in the authors' code: H_jj = 1 for dead inputs; columns sorted by descending
-    H_jj (act_order; equal ones stay in natural order); damping * mean(diag H) added to the
-    diagonal; triangular factor. `tokens`, how many were seen, makes errors say more. A Hessian that
-    is singular with `damping` is tried again with every step of `ladder`; Factor.used says which
-    one it took. blocked=False leaves the factorization to LAPACK as a whole (the reference).
-    Raises NonFiniteError and SingularHessianError; nothing is repaired behind the caller's back.
+    The order of steps is that of the authors' code: set H_jj = 1 for dead inputs; sort columns by
+    descending H_jj (act_order; ties keep natural order); add damping * mean(diag H) to the
+    diagonal; compute the triangular factor. `tokens`, the number of calibration tokens, is used in
+    errors. A Hessian that is singular with `damping` is factored again with each step of `ladder`;
+    Factor.used says which step succeeded. blocked=False uses LAPACK for the whole factorization
+    (the reference). Raises NonFiniteError and SingularHessianError; nothing is repaired silently.
     """
     layer = layer or "this layer"
     _check_matrix(hessian, layer)
@@ -160,15 +162,15 @@ def factorize(
         seen = "" if tokens is None else f" on all of its {tokens} calibration tokens"
         raise CalibrationError(
             f"{layer}: every input is 0{seen}, or so small (below 1e-22) that its square is 0 in "
-            "float32: nothing says what its weights should be, and all of them would become 0; use "
-            "other calibration text, look for damage in the layers before, or use method=rtn."
+            "float32, so all of its weights would be quantized to 0; use other calibration text, "
+            "look for damage in the layers before, or use method=rtn."
         )
     shares = (damping, *ladder)
     for share in shares:
         matrix, order, absolute = _condition(hessian, dead, share, act_order)
         try:
             if share == 0 and tokens is not None and tokens < live:
-                raise SingularHessianError("is singular")  # rounding could hide what counting shows
+                raise SingularHessianError("is singular")  # rounding could hide it from Cholesky
             root = blocked_root(matrix) if blocked else plain_root(matrix)
         except SingularHessianError as error:
             if share == shares[-1]:
@@ -182,7 +184,7 @@ def factorize(
 def _condition(
     hessian: Tensor, dead: Tensor, share: float, act_order: bool
 ) -> tuple[Tensor, Tensor | None, float]:
-    """A damped copy of H in sweep order, that order, and what was added to the diagonal."""
+    """Return a damped copy of H in column-loop order, that order, and the absolute damping."""
     dtype = torch.promote_types(hessian.dtype, torch.float32)
     matrix = hessian.detach().to(dtype, copy=True)
     diagonal = matrix.diagonal()
@@ -198,25 +200,25 @@ def _condition(
 
 
 def plain_root(matrix: Tensor) -> Tensor:
-    """R [in, in], upper triangular with matrix = R R^T, for a positive definite matrix.
+    """Return R [in, in], upper triangular with matrix = R R^T, for a positive definite matrix.
 
-    Raises SingularHessianError, saying only how the matrix fails: the caller knows of what layer.
+    Raises SingularHessianError whose message is only the predicate; the caller adds the layer.
     """
     # With J the reversal of the columns, J H J = L L^T gives R = J L J.
     lower, info = torch.linalg.cholesky_ex(matrix.flip(0, 1))
     if int(info):
         raise SingularHessianError("is not positive definite")
-    root = lower.flip(0, 1).contiguous()
+    root: Tensor = lower.flip(0, 1).contiguous()
     _check_pivots(root, matrix.diagonal())
     return root
 
 
 def blocked_root(matrix: Tensor, block: int | None = None) -> Tensor:
-    """The same as plain_root, in place: `matrix` becomes R.
+    """Compute the same as plain_root in place: `matrix` becomes R.
 
-    Block columns from the last to the first; all but the small diagonal blocks is matrix products,
-    which run several times closer to the processor's limit than LAPACK's factorization (measured),
-    and no second matrix is needed (9.7 GB at 49152 inputs).
+    Block columns are factored from the last to the first. All but the small diagonal blocks is
+    matrix products, which run several times closer to the processor's peak than LAPACK's
+    factorization (measured), and no second matrix is needed (9.7 GB at 49152 inputs).
     """
     size = block or BLOCKS.get(matrix.device.type, BLOCKS["cpu"])
     diagonal = matrix.diagonal().clone()
@@ -237,8 +239,8 @@ def blocked_root(matrix: Tensor, block: int | None = None) -> Tensor:
 
 
 def _check_pivots(root: Tensor, diagonal: Tensor) -> None:
-    # A pivot below the rounding error of its own column is noise: the factor would exist, the
-    # answer would not. (NaN fails the comparison too.)
+    # A pivot below the rounding error of its own column is noise: a factor computed from it would
+    # be meaningless. (NaN fails the comparison too.)
     noise = torch.finfo(root.dtype).eps * diagonal
     if not bool((root.diagonal().square() > noise).all()):
         raise SingularHessianError("is singular to working precision")
@@ -246,7 +248,7 @@ def _check_pivots(root: Tensor, diagonal: Tensor) -> None:
 
 def _check_matrix(hessian: Tensor, layer: str) -> None:
     if hessian.dim() != 2 or hessian.shape[0] != hessian.shape[1]:
-        raise ValueError(f"{layer}: a Hessian is square, this one is {list(hessian.shape)}.")
+        raise ValueError(f"{layer}: the Hessian is {list(hessian.shape)}; it must be square.")
     if torch.isfinite(hessian.sum()):  # one pass; NaN and infinity survive a sum
         _check_symmetric(hessian, layer)
         return
@@ -260,7 +262,7 @@ def _check_matrix(hessian: Tensor, layer: str) -> None:
 
 
 def _check_symmetric(hessian: Tensor, layer: str) -> None:
-    """ValueError unless H_ij and H_ji agree to rounding; by blocks, so that no copy is made."""
+    """Raise ValueError unless H_ij and H_ji agree to rounding; block by block, to avoid a copy."""
     diagonal = hessian.diagonal().abs()
     scale, rounding = diagonal.sqrt(), ROUNDING * torch.finfo(hessian.dtype).eps * diagonal.sum()
     for start in range(0, len(hessian), 1024):
@@ -271,7 +273,7 @@ def _check_symmetric(hessian: Tensor, layer: str) -> None:
             row, column = (int(place) for place in wrong.nonzero()[0])
             row += start
             raise ValueError(
-                f"{layer}: a Hessian is symmetric, this one holds {float(hessian[row, column]):.6g}"
+                f"{layer}: the Hessian is not symmetric: it is {float(hessian[row, column]):.6g}"
                 f" at [{row}, {column}] and {float(hessian[column, row]):.6g} at [{column}, {row}]."
             )
 

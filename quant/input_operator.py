@@ -1,7 +1,7 @@
-"""InputOperator: a change of coordinates of a linear layer's input that is made at run time.
+"""InputOperator: changes of coordinates that are applied to a linear layer's input at run time.
 
-It is a child module of the layer, NAME, and its tensors stand in the state dict below the layer's:
-`q_proj.input_operator.0.scale` is the tensor `scale` of the first change.
+It is a child module of the layer, called NAME. Its tensors are in the state dict under the layer's
+name: `q_proj.input_operator.0.scale` is the tensor `scale` of the first change.
 """
 
 from __future__ import annotations
@@ -19,16 +19,17 @@ NAME = "input_operator"
 
 
 class KeptChange(nn.Module):
-    """One change x' = x T, made of its tensors by the transform that they come from.
+    """One change x' = x T, rebuilt from its tensors by the transform that made it.
 
-    Tensors move between devices with the module, and keep their types whatever the module is cast
-    to: other values would be another T, and W' would not undo it.
+    The tensors move between devices with the module but keep their dtypes, because rounding them
+    would make another T, which W' does not undo.
     """
 
     def __init__(self, transform: Transform, tensors: Mapping[str, Tensor]) -> None:
-        """Hold copies of the tensors.
+        """Copy the tensors.
 
-        QuantizationError for names that a module cannot hold, and for values that are not finite.
+        Raises QuantizationError for names that a module cannot have and for values that are not
+        finite.
         """
         super().__init__()
         self.transform = transform
@@ -37,27 +38,27 @@ class KeptChange(nn.Module):
             if not name.isidentifier() or hasattr(self, name):
                 raise QuantizationError(
                     f"transform {transform.name}: a tensor of its change is called {name!r}, which "
-                    "a module cannot hold; give it another name, of letters, digits and _."
+                    "a module cannot have; choose a name of letters, digits and _."
                 )
-            narrow = tensor.dtype.itemsize == 1  # torch asks no float8 whether it is finite
+            narrow = tensor.dtype.itemsize == 1  # torch.isfinite does not support float8
             if not bool((tensor.float() if narrow else tensor).isfinite().all()):
                 raise QuantizationError(
-                    f"transform {transform.name}: {name} of its change holds NaN or infinite "
-                    "values; correct change, or look for damage in what it was made from."
+                    f"transform {transform.name}: {name} of its change has NaN or infinite values; "
+                    "correct the function change, or look for damage in its weights and Hessian."
                 )
             self.register_buffer(name, tensor.detach().clone())
 
     @property
     def change(self) -> Change:
-        """The change that the tensors stand for, as they are now."""
-        assert self.transform.rebuild is not None  # QuantizationConfig and the loader see to it
+        """The change that the current tensors define."""
+        assert self.transform.rebuild is not None  # QuantizationConfig and the loader check it
         return self.transform.rebuild(self.tensors())
 
     def tensors(self) -> dict[str, Tensor]:
         return {name: cast(Tensor, self._buffers[name]) for name in self._names}
 
     def forward(self, x: Tensor) -> Tensor:
-        """x T for x [..., in]; of a wider type than x where the change computes in one."""
+        """Return x T for x [..., in]; wider than x if the change computes in a wider dtype."""
         return self.change.inputs(x)
 
     def extra_repr(self) -> str:
@@ -69,7 +70,7 @@ class KeptChange(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         held = self.tensors()
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch's own has no types
         for name, moved in self.tensors().items():
             if moved.dtype != held[name].dtype:
                 self._buffers[name] = held[name].to(moved.device)
@@ -77,13 +78,13 @@ class KeptChange(nn.Module):
 
 
 class InputOperator(nn.ModuleList):
-    """Changes of a layer's input, one after the other; rounded once, to the type of the input."""
+    """Changes of a layer's input, applied in order and rounded once, to the dtype of the input."""
 
     def __init__(self, changes: list[KeptChange]) -> None:
         super().__init__(changes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [..., in] in the coordinates of the layer's weight, in the type of x."""
+        """Return x [..., in] in the coordinates of the layer's weight, in the dtype of x."""
         changed = x
         for each in self:
             changed = each(changed)
@@ -94,19 +95,19 @@ class InputOperator(nn.ModuleList):
 
 
 def operator_of(module: nn.Module) -> InputOperator | None:
-    """The operator in front of a layer, packed or not."""
+    """Return the operator in front of a layer, packed or not; None if it has none."""
     return cast(InputOperator | None, module._modules.get(NAME))
 
 
 def operator_bits(module: nn.Module) -> int:
-    """Stored bits of the operators in a module, its own and those of the layers in it."""
+    """Return the stored bits of all operators in a module and its submodules."""
     kept = (each for each in module.modules() if isinstance(each, KeptChange))
     return sum(8 * tensor.nbytes for each in kept for tensor in each.tensors().values())
 
 
 @torch.no_grad()
 def attach(linear: nn.Module, operator: InputOperator) -> None:
-    """Put an operator in front of an nn.Linear or Conv1D, behind one that is there already."""
+    """Put an operator in front of an nn.Linear or Conv1D, after the one that it already has."""
     operator = operator.to(next(linear.parameters()).device)
     present = operator_of(linear)
     if present is not None:
@@ -117,7 +118,7 @@ def attach(linear: nn.Module, operator: InputOperator) -> None:
 
 
 def detach(block: nn.Module) -> None:
-    """Take the operators away from the nn.Linear and Conv1D of a block."""
+    """Remove the operators of the nn.Linear and Conv1D layers of a block."""
     for module in list(block.modules()):
         hooks = module._forward_pre_hooks
         for key in [key for key, hook in hooks.items() if hook is _operate]:
@@ -125,7 +126,7 @@ def detach(block: nn.Module) -> None:
 
 
 def _operate(linear: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """A forward pre-hook; it comes before those that see what reaches the weight."""
+    """Apply the operator as a forward pre-hook, before the hooks that observe the layer's input."""
     operator = operator_of(linear)
     assert operator is not None
     return (operator(args[0]), *args[1:])

@@ -1,4 +1,4 @@
-"""QuantLinear: a linear layer that holds packed buffers and runs through cuda_ext's operators."""
+"""QuantLinear: a linear layer with packed weights that runs cuda_ext's operators."""
 
 from __future__ import annotations
 
@@ -25,12 +25,13 @@ KERNEL_SCALES = ("tile_scales", "tile_negative")
 
 
 def pack(weight: QuantizedWeight) -> Packed:
-    """The packed buffers of a quantized weight, as GPTQ v2 names and stores them.
+    """Return the packed buffers of a quantized weight, named and stored as in GPTQ v2.
 
-    qweight int32 [ceil(in * bits / 32), out]; for uniform levels scales [groups, out] in the
-    scheme's scale_dtype and qzeros int32 [groups, ceil(out * bits / 32)], the true zero-points; for
-    ternary ones scales and scales_negative [groups, out]; others as quant.levels.base.GridTensor
-    declares them. g_idx int32 [in] only when the groups are not neighbours.
+    qweight is int32 [ceil(in * bits / 32), out]. Uniform levels have scales [groups, out] in the
+    scheme's scale_dtype and qzeros int32 [groups, ceil(out * bits / 32)], the true zero-points.
+    Ternary levels have scales and scales_negative [groups, out]. Other levels have the tensors that
+    quant.levels.base.GridTensor declares. g_idx int32 [in] is present only if the columns of a
+    group are not adjacent.
     """
     packed = {"qweight": pack_codes(weight.codes.t(), weight.scheme.bits, dim=0)}
     grid = {name: part.transpose(0, 1).contiguous() for name, part in weight.grid.items()}
@@ -41,10 +42,7 @@ def pack(weight: QuantizedWeight) -> Packed:
 
 
 def pack_grid(grid: Mapping[str, Tensor], scheme: Scheme) -> Packed:
-    """The buffers of a grid [entries, out]: integers packed along the outputs, others as they are.
-
-    Where an entry holds several numbers, [entries, out, values], integers are packed along both.
-    """
+    """Return the buffers of a grid [entries, out]: integers packed along the outputs."""
     return {
         each.buffer: pack_codes(grid[each.name].flatten(1), each.bits(scheme))
         if each.code
@@ -54,7 +52,7 @@ def pack_grid(grid: Mapping[str, Tensor], scheme: Scheme) -> Packed:
 
 
 def unpack(packed: Packed, scheme: Scheme, in_features: int) -> QuantizedWeight:
-    """The quantized weight that `pack` packed, exactly; for v2 zeros, as `pack` makes them."""
+    """Return the quantized weight that `pack` packed (exactly); zero-points must be those of v2."""
     bits, outputs = scheme.bits, packed["qweight"].shape[1]
     codes = unpack_codes(packed["qweight"], bits, in_features, dim=0)
     grid = {}
@@ -62,7 +60,7 @@ def unpack(packed: Packed, scheme: Scheme, in_features: int) -> QuantizedWeight:
         part = packed[each.buffer]
         if each.code:
             part = unpack_codes(part, each.bits(scheme), outputs * each.count(scheme))
-            part = part.reshape(len(part), outputs, *each.behind(scheme))
+            part = part.reshape(len(part), outputs, *each.entry_shape(scheme))
         grid[each.name] = part
     return QuantizedWeight(
         codes=codes.t().contiguous(),
@@ -75,14 +73,14 @@ def unpack(packed: Packed, scheme: Scheme, in_features: int) -> QuantizedWeight:
 def packed_shapes(
     scheme: Scheme, in_features: int, out_features: int, *, g_idx: bool = False
 ) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every buffer that a layer of this scheme has; bias not included."""
+    """Return the name and shape of every buffer of a layer with this scheme, without the bias."""
     groups = scheme.groups(in_features)
     shapes: dict[str, tuple[int, ...]] = {
         "qweight": (words_for(in_features, scheme.bits), out_features)
     }
     for each in scheme.kind.tensors:
         numbers = out_features * each.count(scheme)
-        held = (out_features, *each.behind(scheme))
+        held = (out_features, *each.entry_shape(scheme))
         words = (words_for(numbers, each.bits(scheme)),)
         shapes[each.buffer] = (each.entries(groups), *(words if each.code else held))
     if g_idx:
@@ -91,7 +89,7 @@ def packed_shapes(
 
 
 def packed_dtypes(scheme: Scheme) -> dict[str, torch.dtype]:
-    """Name and type of every buffer that a layer of this scheme may have; bias not included."""
+    """Return the name and dtype of every buffer of a layer with this scheme, without the bias."""
     grid = {
         each.buffer: torch.int32 if each.code else getattr(torch, each.storage(scheme))
         for each in scheme.kind.tensors
@@ -102,35 +100,37 @@ def packed_dtypes(scheme: Scheme) -> dict[str, torch.dtype]:
 def packed_bytes(
     scheme: Scheme, in_features: int, out_features: int, *, g_idx: bool = False
 ) -> int:
-    """Bytes of the buffers in `packed_shapes`."""
+    """Return the total size in bytes of the buffers in `packed_shapes`."""
     dtypes = packed_dtypes(scheme)
     shapes = packed_shapes(scheme, in_features, out_features, g_idx=g_idx)
     return sum(math.prod(shape) * dtypes[name].itemsize for name, shape in shapes.items())
 
 
 def takes_kernels(scheme: Scheme, in_features: int, g_idx: Tensor | None = None) -> bool:
-    """Whether the compiled kernels multiply with a layer of this scheme straight from its codes.
+    """Whether the compiled kernels multiply with a layer of this scheme directly from its codes.
 
-    They take the levels that they know, in 2, 3, 4 or 8 bits and groups that `can_tile` admits.
+    They support the built-in levels with 2, 3, 4 or 8 bits and the groups that `can_tile` accepts.
     Other layers are dequantized before every product.
     """
     return scheme.kind.operators and can_tile(scheme.bits, in_features, scheme.group_size, g_idx)
 
 
 class QuantLinear(nn.Module):
-    """y = x @ dequantize().T + bias over the buffers that `pack` makes.
+    """y = x @ dequantize().T + bias, computed from the buffers that `pack` makes.
 
-    The layer is for inference: bias (None without one) and the weight are buffers. A compiled
-    kernel reads the weight from its own layout (cuda_ext.tiles), and then only that is held; the
-    names of GPTQ's buffers (qweight, scales, qzeros or scales_negative, g_idx) still read as what
-    `pack` made, and the state dict holds those. What kernels do not take (`takes_kernels`:
-    scattered groups or groups that are no multiple of 32, 5, 6 or 7 bits, levels of others) stays
-    in GPTQ's buffers and is dequantized before every product; `way` says so.
+    The layer is for inference: the weight and the bias (None if there is none) are buffers.
+    Compiled kernels read the weight in their own layout (cuda_ext.tiles); a layer that runs a
+    kernel stores only that layout. GPTQ's buffers (qweight, scales, qzeros or scales_negative,
+    g_idx) can still be read as attributes, are the ones in the state dict, and equal what `pack`
+    made. Layers that kernels do not support (`takes_kernels`: scattered groups, group sizes that
+    are not a multiple of 32, 5, 6 or 7 bits, external levels) keep GPTQ's buffers and are
+    dequantized before every product; `way` says so.
 
-    Scales keep their storage dtype through .to(dtype), .half() and .float(), because rounding them
-    changes every weight; the bias follows the model. `requested` is the kernel that was asked for
-    and `kernel` the one that it stands for on the layer's device: moving the layer to another kind
-    of device resolves it again, and KernelUnavailable says what is missing there.
+    Scales keep their storage dtype through .to(dtype), .half() and .float(), because rounding a
+    scale changes every weight of its group; the bias is cast with the model. `requested` is the
+    kernel that was asked for, `kernel` is the one that it resolves to on the layer's device. Moving
+    the layer to another kind of device resolves it again and raises KernelUnavailable if that
+    device has no such kernel.
     """
 
     bias: Tensor | None
@@ -145,15 +145,15 @@ class QuantLinear(nn.Module):
         kernel: str,
         input_operator: InputOperator | None = None,
     ) -> None:
-        """Hold the buffers of `packed`; ValueError naming the buffer that does not fit.
+        """Create the layer from `packed` buffers; raises ValueError for a buffer that does not fit.
 
-        What the input_operator makes of x is multiplied, on the device and kernel of the layer.
+        If an input_operator is given, it is applied to x before the product, on the layer's device.
         """
         super().__init__()
         self.scheme = scheme
         self.in_features = in_features
         self.out_features = packed["qweight"].shape[1]
-        # Looked up once: a product, which torch.compile may trace, asks for neither.
+        # Looked up once, because torch.compile may trace forward.
         grid = (each.buffer for each in scheme.kind.tensors)
         self._names = ("qweight", *grid, "g_idx")
         self._decodes = not scheme.kind.operators
@@ -165,12 +165,12 @@ class QuantLinear(nn.Module):
 
     @property
     def tiled(self) -> bool:
-        """Whether products are taken straight from the codes, by a compiled kernel."""
+        """Whether a compiled kernel computes products directly from the codes."""
         return self._buffers.get("tiles") is not None
 
     @property
     def way(self) -> str:
-        """The kernel, and whether it is given a dequantized weight: "cpu (dequantizes first)"."""
+        """The kernel, and whether the weight is dequantized for it: "cpu (dequantizes first)"."""
         plain = self.tiled or self.kernel == "reference"
         return self.kernel if plain else f"{self.kernel} (dequantizes first)"
 
@@ -211,11 +211,11 @@ class QuantLinear(nn.Module):
     def from_quantized(
         cls, weight: QuantizedWeight, bias: Tensor | None = None, kernel: str = "auto"
     ) -> Self:
-        """The layer of a quantized weight [out, in] and an optional bias [out]."""
+        """Create the layer of a quantized weight [out, in] and an optional bias [out]."""
         return cls(pack(weight), weight.scheme, weight.shape[1], bias, kernel)
 
     def packed(self) -> Packed:
-        """The packed buffers of this layer as `pack` makes them, by name; bias not included."""
+        """Return the packed buffers of this layer by name, as `pack` makes them (no bias)."""
         if self.tiled:
             return kernel_layout.unpack(
                 self.kernel_buffers(),
@@ -227,7 +227,7 @@ class QuantLinear(nn.Module):
         return {name: buffer for name, buffer in held.items() if buffer is not None}
 
     def __getattr__(self, name: str) -> Any:
-        # Called for what is not held: with a kernel, GPTQ's buffers are made when they are read.
+        # Called for missing attributes: a layer with a kernel makes GPTQ's buffers on demand.
         if name in self.__dict__.get("_names", ()) and self.tiled:
             return self.packed().get(name)
         return super().__getattr__(name)
@@ -254,11 +254,11 @@ class QuantLinear(nn.Module):
         super()._load_from_state_dict(others, prefix, *rest)
 
     def quantized_weight(self) -> QuantizedWeight:
-        """The quantized weight that the buffers hold, unpacked; inverse of `from_quantized`."""
+        """Return the quantized weight, unpacked from the buffers; inverse of `from_quantized`."""
         return unpack(self.packed(), self.scheme, self.in_features)
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        """The weight [out, in], computed in float32 and rounded once to dtype."""
+        """Return the weight [out, in], computed in float32 and rounded once to dtype."""
         if self.tiled:
             return kernel_layout.dequantize(
                 self.kernel_buffers(),
@@ -279,7 +279,7 @@ class QuantLinear(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [..., in] to [..., out], in the dtype of x."""
+        """Map x [..., in] to [..., out] in the dtype of x."""
         if self.input_operator is not None:
             x = self.input_operator(x)
         if self.tiled:
@@ -302,7 +302,7 @@ class QuantLinear(nn.Module):
         )
 
     def _decoded_product(self, x: Tensor) -> Tensor:
-        """As ops.linear: in float32, or float64 for float64 x."""
+        """Multiply by the dequantized weight in float32 (float64 for float64 x), as ops.linear."""
         compute = torch.promote_types(x.dtype, torch.float32)
         bias = None if self.bias is None else self.bias.to(compute)
         weight = self.dequantize().to(compute)
@@ -317,9 +317,9 @@ class QuantLinear(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         before = self._device()
         scales = [each.buffer for each in self.scheme.kind.tensors if not each.code]
-        # Rounding these changes every weight.
+        # Scales keep their dtype: rounding them would change every weight.
         held = {name: self._buffers.get(name) for name in (*scales, *KERNEL_SCALES)}
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch's own has no types
         for name, exact in held.items():
             moved = self._buffers.get(name)
             if exact is not None and moved is not None and moved.dtype != exact.dtype:
@@ -333,7 +333,7 @@ class QuantLinear(nn.Module):
         return held.device  # type: ignore[union-attr]
 
     def _follow(self) -> None:
-        """Take the kernel of the device that the buffers have moved to, and the layout it reads."""
+        """Resolve the kernel for the device of the moved buffers, and convert their layout."""
         kernel = ops.resolve_kernel(self.requested, self._device())
         packed = self.packed() if (kernel == "reference") == self.tiled else None
         self.kernel = kernel

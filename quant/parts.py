@@ -1,7 +1,7 @@
-"""Parts: a solver, transform or suite is one module that ends in its spec and is imported by name.
+"""Parts: solvers, transforms and suites, each a module that ends in its spec, imported by name.
 
-Nothing registers itself. A module is imported when the user's configuration names it, from the
-installed packages or from a folder of the user's, and only its spec is used.
+There is no registry. A module is imported when the user's configuration names it, from the
+installed packages or from the user's folder, and only its spec is used.
 """
 
 from __future__ import annotations
@@ -16,24 +16,25 @@ from pathlib import Path
 from types import ModuleType
 from typing import TypeVar
 
-OWN_PACKAGES = ("quant", "harness", "cuda_ext")
-# Modules of a user's folder get names of their own, so that a file random.py hides no other module.
+OWN_PACKAGES = ("bitsweep", "harness", "quant", "cuda_ext")
+# Modules of a user's folder get a prefix, so that a file random.py does not hide another module.
 _PREFIX = "bitsweep_part_"
 
 Spec = TypeVar("Spec")
 
 
 class PartError(ValueError):
-    """A part that cannot be had: no such module, or one without its spec."""
+    """A part cannot be loaded: its module is missing, cannot be imported or has no spec."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """A reference to a module that ends in a spec; it travels between processes by name.
+    """A reference to a module that ends in a spec; it is pickled by name.
 
     module  dotted name, as the configuration gives it.
-    file    where the module lies in a user's folder; None for an installed one.
-    sha256  of its source when it was found; None for a module of ours, whose spec has a version.
+    file    the module's file in a user's folder; None for an installed module.
+    sha256  sha256 of the source when the part was found; None for a built-in module, whose spec has
+            a version.
     """
 
     module: str
@@ -42,18 +43,18 @@ class Part:
 
     @property
     def import_name(self) -> str:
-        """The name of the module in sys.modules; its own for every file and content."""
+        """Name of the module in sys.modules, unique for every file and content."""
         if self.file is None:
             return self.module
         return _PREFIX + hashlib.sha256(f"{self.file} {self.sha256}".encode()).hexdigest()[:16]
 
     @property
     def where(self) -> str:
-        """The module as messages name it."""
+        """The module's name and file, for messages."""
         return self.module if self.file is None else str(self.file)
 
     def load(self, attribute: str, kind: type[Spec]) -> Spec:
-        """The spec in `attribute` of the module; PartError unless it is there and a `kind`."""
+        """Return the spec in `attribute` of the module; PartError if missing or not a `kind`."""
         spec = getattr(self.import_module(), attribute, None)
         if spec is None:
             raise PartError(
@@ -68,9 +69,10 @@ class Part:
         return spec
 
     def import_module(self) -> ModuleType:
-        """Import the module as it was found; PartError, with the cause, when that fails.
+        """Import the module; PartError, with the cause, if that fails.
 
-        A source that has changed since is refused: its figures would bear the key of the old one.
+        A source that has changed since the part was found is refused, because its results would be
+        stored under the key of the old source.
         """
         if self.import_name in sys.modules:
             return sys.modules[self.import_name]
@@ -81,8 +83,8 @@ class Part:
             raise PartError(f"{self.where} cannot be read ({error}); put it back.") from error
         if self.sha256 is not None and hashlib.sha256(content).hexdigest() != self.sha256:
             raise PartError(
-                f"{self.where} was changed after the run was planned, and figures of the new code "
-                "would be kept under the old: run the same command again."
+                f"{self.where} was changed after the run was planned, so figures of the new code "
+                "would be stored under the key of the old: run the same command again."
             )
         try:
             if self.file is None:
@@ -97,10 +99,10 @@ class Part:
 
 
 def find_part(module: str, folders: Sequence[Path] = ()) -> Part:
-    """The part that a configuration names: a file in one of the folders, or an installed module.
+    """Find the part that a configuration names: a file in one of `folders`, or an installed module.
 
-    Names of our own packages are never looked for in folders. PartError when there is neither.
-    Nothing but the packages above the module is imported.
+    Modules of Bitsweep's own packages are not looked up in folders. Only the parent packages of the
+    module are imported. Raises PartError if there is neither a file nor an installed module.
     """
     if not all(piece.isidentifier() for piece in module.split(".")):
         raise PartError(
@@ -123,12 +125,12 @@ def find_part(module: str, folders: Sequence[Path] = ()) -> Part:
 
 
 def _source(module: str) -> Path | None:
-    """The file of an installed module; None when there is none."""
+    """Return the file of an installed module; None if there is none."""
     try:
         found = importlib.util.find_spec(module)
     except (ImportError, ValueError):
         return None
-    except (Exception, SystemExit) as error:  # what a package above it does when it is imported
+    except (Exception, SystemExit) as error:  # a parent package may raise anything on import
         text = " ".join(str(error).split())
         raise PartError(
             f"the package of {module} cannot be imported ({type(error).__name__}: {text}); "
@@ -138,7 +140,7 @@ def _source(module: str) -> Path | None:
 
 
 def _execute(name: str, file: Path, content: bytes) -> ModuleType:
-    """A module made of exactly this content: no bytecode of another version is taken for it."""
+    """Return a module made from exactly this content; cached bytecode is not used."""
     module = ModuleType(name)
     module.__file__ = str(file)
     sys.modules[name] = module

@@ -1,9 +1,10 @@
-"""Large float32 products of the solver: which library multiplies them, and which half is needed.
+"""Large float32 matrix products of the solver: choice of library, and symmetric products.
 
-torch.mm on the CPU is MKL's, which takes its AVX2 path on processors that are not Intel's; oneDNN,
-which torch ships too, takes AVX-512 wherever it is (measured on a Zen 5: 2.1 times as fast). torch
-offers it for plain tensors through one operator only, a private one that its own compiler calls.
-Where that is not there torch.mm multiplies, and the log says so once; only the rounding differs.
+On the CPU torch.mm calls MKL, which uses only AVX2 on processors that are not made by Intel.
+oneDNN, which torch also ships, uses AVX-512 wherever it exists (measured on a Zen 5: 2.1 times as
+fast). torch offers oneDNN for plain tensors through one operator only, a private one that its
+compiler calls. If that operator is missing, torch.mm multiplies and the log says so once; results
+differ by rounding only.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from quant.tiling import strips
 
 _log = logging.getLogger("quant")
 
-# Below this many products a call costs more than it saves.
+# With fewer multiplications, a call of oneDNN costs more than it saves.
 ONEDNN_PRODUCTS = 1 << 21
 
 _torch_alone: ContextVar[bool] = ContextVar("torch_alone", default=False)
@@ -30,7 +31,7 @@ _torch_alone: ContextVar[bool] = ContextVar("torch_alone", default=False)
 
 @contextmanager
 def torch_alone(alone: bool) -> Iterator[None]:
-    """Whether torch.mm multiplies everything inside, as kernel="reference" has it."""
+    """If `alone`, use torch.mm for every product inside (kernel="reference" does)."""
     token = _torch_alone.set(alone)
     try:
         yield
@@ -39,43 +40,44 @@ def torch_alone(alone: bool) -> Iterator[None]:
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
-    """a [m, k] @ b [k, n] in their dtype (float32 or float64), without reduced precision."""
+    """Return a [m, k] @ b [k, n] in their dtype (float32 or float64), without reduced precision."""
     if not _by_onednn(a, b):
         return a @ b
-    # oneDNN multiplies by the transpose and wants dense operands; others take a slow road there.
+    # oneDNN multiplies by the transpose; operands that are not dense are slow there.
     weight = b.T if b.is_contiguous() or b.T.is_contiguous() else b.T.contiguous()
     return _onednn_linear(a.contiguous(), weight, None)
 
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """torch.nn.functional.linear, multiplied as `product` does where no gradient is wanted."""
+    """torch.nn.functional.linear with the product of `product`, if no gradient is required."""
     if torch.is_grad_enabled() or input.device.type != "cpu" or weight.dim() != 2:
         return functional.linear(input, weight, bias)
     rows = input.reshape(-1, input.shape[-1])
     if not _by_onednn(rows, weight.T):
         return functional.linear(input, weight, bias)
-    # Whatever is not dense takes a slow road in oneDNN.
+    # Operands that are not dense are slow in oneDNN.
     found = _onednn_linear(rows.contiguous(), weight.contiguous(), bias)
     return found.view(*input.shape[:-1], len(weight))
 
 
 def add_gram(total: Tensor, rows: Tensor) -> None:
-    """total [n, n] += rows.T @ rows for rows [tokens, n], above the diagonal (and a bit below).
+    """Add rows.T @ rows for rows [tokens, n] to the upper triangle of total [n, n], in place.
 
     rows are float16 or bfloat16 on CUDA, where tensor cores multiply them exactly and sum in
-    float32, else in total's dtype. `mirror` makes the other half: strips of rows that begin at the
-    diagonal cost a little over half of the whole product.
+    float32; otherwise they have total's dtype. Strips of rows that begin at the diagonal are
+    computed, which costs a little over half of the full product (and touches some entries below the
+    diagonal). `mirror` fills the lower triangle.
     """
     inputs = rows.shape[1]
     if _torch_alone.get():
         total += rows.T @ rows
         return
-    # Contiguous along the tokens, both factors are dense whatever strip is cut.
+    # Contiguous along the tokens: both factors of every strip are then dense.
     columns = rows.T.contiguous() if rows.device.type == "cpu" else rows.T
     for start, end in strips(inputs):
         left, right = columns[start:end], columns[start:].T
-        # The product is made apart: added to the large sum term by term, inside one addmm_, each
-        # token rounds at the size of the sum (measured: 2 to 4 times the error).
+        # The product is computed separately: addmm_ would add each token to the large sum and
+        # round at the size of that sum (measured: 2 to 4 times the error).
         if left.dtype == total.dtype:
             total[start:end, start:] += product(left, right)
         else:
@@ -83,10 +85,10 @@ def add_gram(total: Tensor, rows: Tensor) -> None:
 
 
 def mirror(total: Tensor) -> None:
-    """Copy what is above the diagonal of total [n, n] below it, in place."""
+    """Copy the upper triangle of total [n, n] to the lower one, in place."""
     for start, end in strips(len(total)):
         total[end:, start:end] = total[start:end, end:].T
-        square = total[start:end, start:end]  # not every library makes it symmetric to the bit
+        square = total[start:end, start:end]  # not bit-symmetric with every library
         square.copy_(square.triu() + square.triu(1).T)
 
 
@@ -102,7 +104,7 @@ def _by_onednn(a: Tensor, b: Tensor) -> bool:
     reason = _why_no_onednn()
     if reason is not None:
         say_once(
-            f"large float32 products are torch.mm's, not oneDNN's: {reason}. Results differ by "
+            f"large float32 products run in torch.mm, not in oneDNN: {reason}. Results differ by "
             "rounding only."
         )
     return reason is None
@@ -119,11 +121,12 @@ def _why_no_onednn() -> str | None:
 
 
 def _onednn_linear(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """rows [m, k] @ weight [n, k].T + bias [n], and no function of the result."""
-    return torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
+    """Return rows [m, k] @ weight [n, k].T + bias [n], without an activation function."""
+    result: Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
+    return result
 
 
 @cache
 def say_once(message: str) -> None:
-    """Log a warning, the same one once a process."""
+    """Log a warning, each message once per process."""
     _log.warning(message)

@@ -1,4 +1,4 @@
-"""What a user allows a quantization to do otherwise than asked; without leave each is an error.
+"""Rules: the deviations from a requested quantization that a user allows; others are errors.
 
 Importing this module does not import torch.
 """
@@ -10,25 +10,27 @@ from typing import Any
 
 REFUSE, DAMP, RTN = "refuse", "damp", "rtn"
 FEW_TOKENS = (REFUSE, DAMP, RTN)
-# Of the weights of the blocks' matrices: what else stays in full precision beside quantized layers
-# (routers, the small matrices of state-space mixers) is less than the rest in every model seen.
+# Least share of the weights of the blocks' matrices that must be quantized. What normally stays in
+# full precision (routers, small matrices of state-space mixers) is less than the rest in every
+# model tested.
 LEAST_COVERAGE = 0.95
 
 
 @dataclass(frozen=True)
 class Rules:
-    """Keys that stand beside a solver's options, whichever solver it is.
+    """Settings that apply to every solver.
 
-    partial     quantize also where less than 95 % of the weights of the blocks' matrices are in
-                layers that can be quantized.
-    few_tokens  what to do with an expert that fewer than min_tokens calibration tokens were routed
-                to. "refuse" is an error that names it. "damp" shrinks its Hessian toward the mean
-                of its diagonal by the share of tokens that are missing (GPTQ with a multiple of
-                the identity is RTN). "rtn" rounds it to nearest, as is needed for an expert that
-                saw none.
-    min_tokens  None: as many as the layer has inputs, below which its Hessian is singular.
+    partial     quantize even if less than 95 % of the weights of the blocks' matrices are in layers
+                that can be quantized.
+    few_tokens  what to do with an expert that received fewer than min_tokens calibration tokens.
+                "refuse" raises an error that names it. "damp" shrinks its Hessian toward the mean
+                of its diagonal by the share of missing tokens (GPTQ with a multiple of the identity
+                is RTN). "rtn" rounds it to nearest, which is the only choice for an expert without
+                tokens.
+    min_tokens  None means the number of inputs of the layer; with fewer tokens its Hessian is
+                singular.
 
-    Raises ValueError, one sentence with the way out, for what cannot be.
+    Raises ValueError, with a sentence that says what to change, for invalid values.
     """
 
     partial: bool = False
@@ -47,11 +49,11 @@ class Rules:
             )
 
     def given(self) -> dict[str, Any]:
-        """Those that are not the defaults: what records, keys and artifacts name."""
+        """Return the settings that differ from the defaults, for records, keys and artifacts."""
         found = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: value for name, value in found.items() if value != getattr(STRICT, name)}
 
 
 STRICT = Rules()
-TOKEN_RULES = ("few_tokens", "min_tokens")  # of solvers that see calibration text
+TOKEN_RULES = ("few_tokens", "min_tokens")  # apply only to solvers that use calibration text
 RULES = tuple(field.name for field in fields(Rules))

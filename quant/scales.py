@@ -1,4 +1,4 @@
-"""Scales of a grid: as a scheme's scale_dtype holds them, and drawn at random."""
+"""Round the scales of a grid to a scheme's scale_dtype, and draw random scales."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from quant.errors import NonFiniteError, QuantizationError
 from quant.scheme import SCALE_DTYPES, Scheme
 
-# What these types keep below their smallest normal number: multiples of a step.
+# Spacing of the subnormal numbers of these types.
 STEPS = {"float16": 2.0**-24, "float8_e4m3fn": 2.0**-9, "float8_e5m2": 2.0**-16}
 
 
@@ -22,19 +22,20 @@ def round_scale(
     may_be_zero: bool = False,
     dtype: str | None = None,
 ) -> Tensor:
-    """scale as `dtype` (None: scheme.scale_dtype) holds it, refusing what it cannot hold.
+    """Round scale to `dtype` (None: scheme.scale_dtype).
 
-    Below the smallest normal number of float16 (rows with tiny weights at 8 bits get there) the
-    rounding is relative no more: nearest could cut off a third of the range or give 0. There the
-    next multiple of 2^-24 above is taken, so the grid always covers the row; with 8-bit types
-    alike. A scale is never 0 unless it may be (an outer level of a ternary grid).
+    Below the smallest normal number of float16 (8-bit grids of rows with tiny weights reach it) the
+    spacing is constant, so rounding to nearest could cut off a third of the range or give 0. There,
+    and for the 8-bit float types, the scale is rounded up to the next multiple of the step (2^-24
+    for float16), so that the grid always covers the row. A scale is never 0 unless may_be_zero is
+    set (an outer level of a ternary grid).
 
-    Raises NonFiniteError for scales that are not finite and QuantizationError for those beyond
-    the type.
+    Raises NonFiniteError for scales that are not finite and QuantizationError for scales that
+    exceed the type.
     """
     name = dtype or scheme.scale_dtype
     stored = getattr(torch, name)
-    single = scale.float()  # so that float64 takes the same road: torch goes over float32 anyway
+    single = scale.float()  # torch casts float64 to float16 through float32 anyway
     rounded = single.to(stored).float()
     if not torch.isfinite(rounded).all():
         _refuse(scale, rounded, name, layer)
@@ -53,9 +54,9 @@ def draw_scale(
     scheme: Scheme,
     generator: torch.Generator,
 ) -> Tensor:
-    """Random scales for codes of standard deviation `spread`, in scheme.scale_dtype.
+    """Draw random scales of `shape` in scheme.scale_dtype for codes of standard deviation `spread`.
 
-    Their products with the codes have a variance of about 1 / inputs.
+    The products of scales and codes have a variance of about 1 / inputs.
     """
     unit = torch.rand(shape, device=generator.device, generator=generator) * 0.5 + 0.75
     return (unit / (spread * math.sqrt(inputs))).to(getattr(torch, scheme.scale_dtype))
@@ -67,8 +68,8 @@ def _refuse(scale: Tensor, rounded: Tensor, dtype: str, layer: str) -> None:
     row, value = int(place[0]), float(scale[tuple(place)])
     if value != value or value == float("inf"):
         raise NonFiniteError(
-            f"{layer}: the weights of grid row {row} are NaN, infinite or span more than float32 "
-            "holds; look for non-finite values in the checkpoint and in the calibration data."
+            f"{layer}: the weights of grid row {row} are NaN, infinite or exceed the range of "
+            "float32; look for non-finite values in the checkpoint and in the calibration data."
         )
     way_out = (
         "use scale_dtype=bfloat16 or float32"
@@ -76,5 +77,5 @@ def _refuse(scale: Tensor, rounded: Tensor, dtype: str, layer: str) -> None:
         else "let the levels' find make it smaller"
     )
     raise QuantizationError(
-        f"{layer}: the scale of grid row {row} is {value:.4g}, more than {dtype} holds; {way_out}."
+        f"{layer}: the scale of grid row {row} is {value:.4g}, beyond {dtype}'s range; {way_out}."
     )

@@ -1,4 +1,4 @@
-"""What a quantized weight may be: bits, groups, symmetry, levels and how its grid is searched."""
+"""Scheme: bit width, group size, symmetry, levels and grid search of a quantized weight."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BITS = WIDTHS
 GRIDS = ("minmax", "mse")
 SCALE_DTYPES = {"float16": 16, "bfloat16": 16, "float32": 32}
 
-# Endings of names; a scheme without one has float16 scales.
+# Suffixes of scheme names; a name without one has float16 scales.
 _SCALE_WORDS = {"bf16": "bfloat16", "fp32": "float32"}
 
 
@@ -23,19 +23,21 @@ _SCALE_WORDS = {"bf16": "bfloat16", "fp32": "float32"}
 class Scheme:
     """The set of values that a weight matrix [out, in] may take after quantization.
 
-    bits        2 to 8 bits a code. Ternary codes are stored in 2 bits.
-    group_size  input columns that share one grid; None is one grid per output row. Where it does
-                not divide the inputs, the last group is shorter than the others.
-    symmetric   zero-point fixed at 2^(bits-1) instead of searched (uniform levels only).
-    levels      "uniform": scale * (code - zero); "ternary": {row minimum, 0, row maximum} as in
-                the appendix of the paper, a grid that is not uniform. Others by a dotted module
-                that ends in LEVELS, as a Part or as that object (quant.levels.base).
-    grid        "minmax": the range of the weights, forced to hold 0 (the paper's quantizer);
-                "mse": that range shrunk to the smallest squared error.
-    scale_dtype storage type of the scales. Grids are rounded to it *before* weights are quantized,
-                so the solver optimises exactly the values that are shipped.
+    bits         2 to 8 bits per code. Ternary codes are stored in 2 bits.
+    group_size   input columns that share one grid; None means one grid per output row. If it does
+                 not divide the number of inputs, the last group is shorter than the others.
+    symmetric    whether the zero-point is fixed at 2^(bits-1) instead of searched (uniform levels
+                 only).
+    levels       "uniform": scale * (code - zero); "ternary": {row minimum, 0, row maximum} as in
+                 the appendix of the paper, which is not a uniform grid. Other levels are given as
+                 the dotted name of a module that ends in LEVELS, as a Part, or as a Levels object
+                 (quant.levels.base).
+    grid         "minmax": the range of the weights, extended to contain 0 (the paper's quantizer);
+                 "mse": that range, shrunk to minimise the squared error.
+    scale_dtype  storage type of the scales. Grids are rounded to it *before* weights are quantized,
+                 so the solver optimises exactly the values that are stored.
 
-    Raises SchemeError, one sentence with the way out, for a combination that cannot exist.
+    Raises SchemeError, with a sentence that says what to change, for an impossible combination.
     """
 
     bits: int
@@ -56,8 +58,8 @@ class Scheme:
         kind = self.kind
         if any(each.name == kind.name and each != kind for each in built_in_levels()):
             raise SchemeError(
-                f"levels={kind.name} is what Bitsweep's own levels are called, and checkpoints say "
-                "levels by their name: give your LEVELS another one."
+                f"levels={kind.name} is the name of Bitsweep's own levels, and checkpoints store "
+                "levels by name: give your LEVELS another name."
             )
         for field, allowed in (
             ("grid", tuple(dict.fromkeys((*GRIDS, *kind.grids)))),
@@ -80,22 +82,22 @@ class Scheme:
             )
         if self.scale_dtype != "float16" and not kind.scaled:
             raise SchemeError(
-                f"scale_dtype={self.scale_dtype} changes nothing, because {kind.name} levels say "
-                "themselves how every number is stored: leave it out."
+                f"scale_dtype={self.scale_dtype} has no effect, because {kind.name} levels define "
+                "the storage type of every number themselves: leave it out."
             )
         if kind.check is not None:
             kind.check(self)
 
     @classmethod
     def parse(cls, name: str, levels: Iterable[str | Part | Levels] = ()) -> Self:
-        """The scheme of a name: the inverse of `name`.
+        """Parse the name of a scheme; the inverse of the property `name`.
 
             w4  w5g64  w3g64_sym  w2g32_mse  w4g128_bf16  w4_fp32  ternary_g8
 
-        w and the bits, or the name of other levels; g and the columns of a group; then, in any
-        order, _sym for symmetric grids, _mse for the searched ones and _bf16 or _fp32 for scales
-        in another type than float16. `levels` are kinds that a name may begin with besides the
-        built-in ones. Raises SchemeError naming the part that is wrong and what would fit.
+        A name is w and the bit width (or the name of other levels), then g and the group size, then
+        options in any order: _sym for symmetric grids, _mse for searched grids, _bf16 or _fp32 for
+        scales that are not float16. `levels` adds kinds of levels to the built-in ones. Raises
+        SchemeError that names the wrong part of the name and the valid ones.
         """
         given, kind, rest = _beginning(name, levels)
         fields: dict[str, Any] = {"levels": given, "grid": kind.grids[0]}
@@ -118,7 +120,7 @@ class Scheme:
 
     @property
     def kind(self) -> Levels:
-        """The kind of levels: what finds grids, encodes and decodes."""
+        """The kind of levels, which finds grids, encodes weights and decodes codes."""
         return load_levels(self.levels)
 
     @property
@@ -138,39 +140,39 @@ class Scheme:
         return "_".join([name, *["sym"] * self.symmetric, *searched, *words])
 
     def groups(self, inputs: int) -> int:
-        """Number of groups for a weight with `inputs` columns; the last may be short."""
+        """Number of groups of a weight with `inputs` columns; the last group may be short."""
         return -(-inputs // (self.group_size or inputs))
 
     def short_group(self, inputs: int) -> bool:
-        """Whether the last group has fewer columns than group_size, which not all formats hold."""
+        """Whether the last group is shorter than group_size; not every format can store that."""
         return self.group_size is not None and inputs % self.group_size != 0
 
     def span(self, inputs: int) -> int:
-        """Columns whose grids are found together, of a weight with `inputs`: one group or more."""
+        """Columns whose grids are found together, for a weight with `inputs`: one group or more."""
         together, size = self.kind.span, self.group_size
         return inputs if together is None or size is None else min(together * size, inputs)
 
     def overhead(self, inputs: int) -> int:
-        """Stored bits of one output row with `inputs` columns besides its codes."""
+        """Stored bits of one output row with `inputs` columns, without its codes."""
         groups = self.groups(inputs)
         return sum(
             each.entries(groups) * each.count(self) * each.bits(self) for each in self.kind.tensors
         )
 
     def bits_per_weight(self, inputs: int) -> float:
-        """Stored bits a weight of a row with `inputs` columns, scales and zero-points included."""
+        """Stored bits per weight of a row with `inputs` columns, with scales and zero-points."""
         return self.bits + self.overhead(inputs) / inputs
 
 
 def _beginning(
     name: str, others: Iterable[str | Part | Levels]
 ) -> tuple[str | Part | Levels, Levels, str]:
-    """The levels that a name begins with, as given and as found, and the rest of the name."""
+    """Return the levels that a name begins with (as given, and loaded) and the rest of the name."""
     known: list[tuple[str | Part | Levels, Levels]] = [
         (each.name, each) for each in built_in_levels()
     ]
     known += [(given, load_levels(given)) for given in others]
-    # The longest first, so that one prefix may begin another.
+    # Longest prefix first, so that one prefix may be the beginning of another.
     for given, kind in sorted(known, key=lambda pair: -len(pair[1].prefix)):
         rest = name.removeprefix(kind.prefix)
         if rest == name:
@@ -179,7 +181,7 @@ def _beginning(
             return given, kind, rest
     words = [kind.prefix if kind.one_width else f"{kind.prefix}4" for _, kind in known]
     raise SchemeError(
-        f"{name!r} is not the name of a scheme: it begins with none of {_list(sorted(words))}."
+        f"{name!r} is not the name of a scheme: it must begin with one of {_list(sorted(words))}."
     )
 
 
@@ -205,7 +207,7 @@ def _group(name: str, begun: str, digits: str) -> int:
 
 
 def _options(name: str, begun: str, kind: Levels, rest: str) -> dict[str, Any]:
-    """The fields that the words after the group set."""
+    """Return the fields that the words after the group set."""
     words = {"sym": ("symmetric", True)} if kind.symmetric else {}
     words |= {grid: ("grid", grid) for grid in kind.grids[1:]}  # type: ignore[misc]
     words |= {word: ("scale_dtype", dtype) for word, dtype in _SCALE_WORDS.items()}  # type: ignore[misc]
@@ -213,13 +215,13 @@ def _options(name: str, begun: str, kind: Levels, rest: str) -> dict[str, Any]:
     first, *given = rest.split("_")
     if first:
         raise SchemeError(
-            f"{name!r}: {first!r} cannot follow {begun}; a group is written "
-            f"{begun}{_separator(begun)}g128, and other words begin with _."
+            f"{name!r}: {first!r} cannot follow {begun}; write a group as "
+            f"{begun}{_separator(begun)}g128, and begin other options with _."
         )
     for word in given:
         if word not in words:
             raise SchemeError(
-                f"{name!r}: _{word} is unknown; choose of {_list(f'_{each}' for each in words)}"
+                f"{name!r}: _{word} is unknown; choose from {_list(f'_{each}' for each in words)}"
                 f"{_where_a_group_stands(word, begun)}."
             )
         field, value = words[word]
@@ -232,11 +234,11 @@ def _options(name: str, begun: str, kind: Levels, rest: str) -> dict[str, Any]:
 def _where_a_group_stands(word: str, begun: str) -> str:
     if not re.fullmatch(r"g[0-9]*", word):
         return ""
-    return f"; a group stands right behind {begun}, as in {begun}{_separator(begun)}g128"
+    return f"; a group comes directly after {begun}, as in {begun}{_separator(begun)}g128"
 
 
 def _separator(begun: str) -> str:
-    """What stands before the group: nothing behind a digit, as in w4g128; else _ (ternary_g8)."""
+    """Return the separator in front of the group: "" after a digit (w4g128), else "_"."""
     return "" if begun[-1].isdigit() else "_"
 
 

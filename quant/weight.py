@@ -1,4 +1,4 @@
-"""QuantizedWeight: the one currency between solver, packer, checkpoint and module."""
+"""QuantizedWeight: codes and grid of one layer, passed between solver, packer and checkpoint."""
 
 from __future__ import annotations
 
@@ -10,23 +10,24 @@ from torch import Tensor
 
 from quant.scheme import Scheme
 
-MOST_AT_ONCE = 1 << 24  # numbers of codebooks, 64 MiB
+MOST_AT_ONCE = 1 << 24  # codebook numbers expanded at a time, 64 MiB in float32
 
 
 @dataclass(frozen=True, init=False)
 class QuantizedWeight:
-    """Integer codes and the grid that gives them back their values.
+    """Integer codes and the grid that maps them to values.
 
     codes        uint8 [out, in], 0 .. scheme.max_code.
-    scheme       says what the tensors of the grid are (quant.levels).
-    grid         by name, as the levels declare it: [out, groups] or, where groups share an entry,
-                 [out, super-blocks] or [out, 1], with one dimension more where an entry holds
-                 several numbers (a codebook: [out, 1, 2^bits]). Integers as uint8, other numbers in
-                 the declared type or scheme.scale_dtype. Uniform levels have scale, finite and > 0,
-                 and zero, 0 .. scheme.max_code; ternary ones scale, the value of code 2 (row
-                 maximum, may be 0), and negative_scale, the magnitude of code 0 (-row minimum).
-    group_index  int32 [in], the group of each column; None when column j is in group
-                 j // group_size. Only act-order with moving groups makes one.
+    scheme       defines the tensors of the grid (quant.levels).
+    grid         tensors by name, as the levels declare them: [out, groups] or, if groups share an
+                 entry, [out, super-blocks] or [out, 1]; with one more dimension if an entry has
+                 several numbers (a codebook: [out, 1, 2^bits]). Integers are uint8; other numbers
+                 have the declared type or scheme.scale_dtype. Uniform levels have scale (finite and
+                 > 0) and zero (0 .. scheme.max_code). Ternary levels have scale, the value of code
+                 2 (row maximum, may be 0), and negative_scale, the magnitude of code 0 (-row
+                 minimum).
+    group_index  int32 [in], the group of each column; None if column j is in group j // group_size.
+                 Only act-order without static groups sets it.
     """
 
     codes: Tensor
@@ -42,9 +43,9 @@ class QuantizedWeight:
         grid: Mapping[str, Tensor] | None = None,
         **tensors: Tensor | None,
     ) -> None:
-        """The grid's tensors come as one mapping, or by their names; None is one that is not there.
+        """Create a weight from grid tensors, given as one mapping or by name (None: not present).
 
-        Raises ValueError unless they are those of the scheme's levels.
+        Raises ValueError unless they are exactly the tensors of the scheme's levels.
         """
         named = {name: part for name, part in tensors.items() if part is not None}
         found = {**(grid or {}), **named}
@@ -52,7 +53,7 @@ class QuantizedWeight:
         if found.keys() != set(expected):
             raise ValueError(
                 f"{scheme.name} has a grid of {', '.join(expected)}, not of "
-                f"{', '.join(found) or 'nothing'}; pass just these."
+                f"{', '.join(found) or 'nothing'}; pass exactly these tensors."
             )
         for field, value in (
             ("codes", codes),
@@ -80,13 +81,13 @@ class QuantizedWeight:
         return self.codes.shape[0], self.codes.shape[1]
 
     def to(self, device: torch.device | str) -> QuantizedWeight:
-        """The same weight with all its tensors on a device."""
+        """Return the same weight with all tensors on `device`."""
         index = None if self.group_index is None else self.group_index.to(device)
         grid = {name: part.to(device) for name, part in self.grid.items()}
         return QuantizedWeight(self.codes.to(device), self.scheme, index, grid)
 
     def column_groups(self) -> Tensor:
-        """int64 [in]: the group of every column."""
+        """Return int64 [in]: the group of every column."""
         inputs = self.codes.shape[1]
         if self.group_index is not None:
             return self.group_index.long()
@@ -94,13 +95,13 @@ class QuantizedWeight:
         return torch.arange(inputs, device=self.codes.device) // size
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        """The weight [out, in] that the codes stand for, computed in float32, given as dtype."""
+        """Return the weight [out, in] of the codes, computed in float32 and rounded to dtype."""
         kind, groups = self.scheme.kind, self.column_groups()
         entries = {
             each.name: groups if each.span == 1 else groups // (each.span or len(groups))
             for each in kind.tensors
         }
-        # Codebooks become one for every weight: some rows at a time.
+        # A codebook is expanded to one per weight, so only some rows are decoded at a time.
         wide = max(each.count(self.scheme) for each in kind.tensors)
         step = max(1, MOST_AT_ONCE // (wide * len(groups))) if wide > 1 else len(self.codes)
         values = []

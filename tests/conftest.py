@@ -6,20 +6,34 @@ from pathlib import Path
 
 import pytest
 
+# pytest puts the folder above the package `tests` first on sys.path. A process that a test starts
+# reads the same checkout, wherever it runs.
+ROOT = Path(__file__).resolve().parents[1]
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+)
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
-os.environ.setdefault("GOMP_SPINCOUNT", "20000")  # two pytest workers share two cores
+# Two pytest workers share two cores; a test of threads asks for them itself.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
-# A shell ignores it in what it runs in the background, and every process of a test would inherit
-# that.
+# A shell has SIGINT ignored in what it runs in the background, and every process of a test would
+# inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("long") and not os.environ.get("BITSWEEP_LONG"):
+        pytest.skip("long; .ci/long sets BITSWEEP_LONG=1 and runs it")
 
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder with real data (BITSWEEP_SHARED, or ../shared beside the repository)."""
-    default = Path(__file__).resolve().parents[2] / "shared"
+    default = ROOT.parent / "shared"
     folder = Path(os.environ.get("BITSWEEP_SHARED", default))
     if not (folder / "data").is_dir():
         pytest.skip(f"no real data at {folder}; set BITSWEEP_SHARED to the folder that holds it")

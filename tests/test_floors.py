@@ -1,16 +1,19 @@
-"""The floors: harness knows quant, quant knows cuda_ext, no arrow points upward or in a circle."""
+"""The floors: bitsweep knows harness, harness quant, quant cuda_ext; no arrow points upward."""
 
 import ast
-import os
+import re
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
+from tools.import_graph import module_graph
+
 ROOT = Path(__file__).resolve().parents[1]
 ALLOWED = {
+    "bitsweep": {"torch", "transformers", "quant", "harness"},
     "cuda_ext": {"torch"},
     "quant": {"torch", "transformers", "safetensors", "cuda_ext"},
 }
@@ -43,52 +46,54 @@ def test_arrows_point_downward_only(module: Path) -> None:
     assert not foreign, f"{module} may import {sorted(ALLOWED[floor])} and imports {foreign}"
 
 
-@pytest.mark.parametrize("floor", [*ALLOWED, "oracles"])
+def test_the_harness_does_not_know_the_face() -> None:
+    for file in sorted((ROOT / "harness").rglob("*.py")):
+        assert "bitsweep" not in imported_packages(file.read_text()), file
+
+
+@pytest.mark.parametrize("floor", ["cuda_ext", "quant", "oracles"])
 def test_what_is_below_the_harness_is_tested_without_it(floor: str) -> None:
-    """So that it can be tested, and carried on, by itself."""
+    """So that it can be tested, and carried on, by itself; helpers of its tests alike."""
     for file in sorted((ROOT / "tests" / floor).rglob("*.py")):
-        found = "harness" in imported_packages(file.read_text())
+        source = file.read_text()
+        found = "harness" in imported_packages(source) or re.search(r"\btests\.harness\b", source)
         assert not found, f"{file.relative_to(ROOT)} imports harness"
 
 
-PACKAGES = ("harness", "quant", "cuda_ext")
+# What decides figures, keys, refusals or tables has a test file of its name, where people look.
+DECIDING = [
+    "harness/cell/fits", "harness/cell/keys", "harness/cell/parts", "harness/cell/plan",
+    "harness/cell/resolve", "harness/config/compose", "harness/config/kept",
+    "harness/config/options", "harness/data/protocols", "harness/data/texts",
+    "harness/models/folders", "harness/models/hub", "harness/models/model",
+    "harness/models/streaming", "harness/records/hashes", "harness/records/migrate",
+    "harness/records/roots", "harness/records/store", "harness/records/temporary",
+    "harness/report/columns", "harness/report/compare", "harness/report/frame",
+    "harness/report/rows", "harness/run/launch", "harness/run/process", "harness/run/resuming",
+    "harness/run/signals", "harness/run/stage", "harness/run/sweep", "harness/suites/comparing",
+    "harness/suites/scoring", "quant/arithmetic", "quant/blocks", "quant/calibrate/capture",
+    "quant/calibrate/few", "quant/calibrate/layers", "quant/calibrate/stream",
+    "quant/calibrate/wide", "quant/checkpoint/choose", "quant/checkpoint/files",
+    "quant/checkpoint/gptq_zeros", "quant/config", "quant/experts", "quant/grid", "quant/hessian",
+    "quant/memory/limits", "quant/memory/plan", "quant/rules", "quant/scheme",
+    "quant/solvers/columns", "quant/solvers/gptq", "quant/solvers/rtn",
+    "quant/transforms/equalize",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("module", DECIDING)
+def test_what_decides_has_a_test_file_of_its_name(module: str) -> None:
+    path = Path(module)
+    assert (ROOT / path.with_suffix(".py")).is_file()
+    assert (ROOT / "tests" / path.with_name(f"test_{path.name}.py")).is_file()
+
+
+PACKAGES = ("bitsweep", "harness", "quant", "cuda_ext")
 
 
 # Circles of which one tie is for the type checker alone: a kind of levels is told the scheme, which
 # looks its kind up.
 TIED_BY_TYPES = [["quant.levels.base", "quant.scheme"]]
-
-
-def imports(tree: ast.AST, types: bool) -> Iterator[ast.Import | ast.ImportFrom]:
-    """Import statements, late ones too; without `types` not those that only a type checker sees."""
-    for node in ast.iter_child_nodes(tree):
-        if isinstance(node, ast.Import | ast.ImportFrom):
-            yield node
-        elif isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
-            for other in [*node.orelse, *(node.body if types else [])]:
-                yield from imports(ast.Module([other], []), types)
-        else:
-            yield from imports(node, types)
-
-
-def imported_modules(
-    module: str, source: str, modules: Mapping[str, Path], types: bool
-) -> dict[str, int]:
-    """Those of `modules` that one of them imports, each with the line that does so first."""
-    package = module if modules[module].name == "__init__.py" else module.rpartition(".")[0]
-    found: dict[str, int] = {}
-    for node in imports(ast.parse(source), types):
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        else:
-            parts = package.split(".")[: len(package.split(".")) - node.level + 1]
-            base = ".".join([*(parts if node.level else []), *filter(None, [node.module])])
-            whole = [f"{base}.{alias.name}" for alias in node.names]
-            names = [name if name in modules else base for name in whole]
-        for name in names:
-            if name in modules and name != module:
-                found.setdefault(name, node.lineno)
-    return found
 
 
 def circles(graph: Mapping[str, Mapping[str, int]]) -> list[list[str]]:
@@ -109,22 +114,10 @@ def circles(graph: Mapping[str, Mapping[str, int]]) -> list[list[str]]:
     return sorted(sorted(circle) for circle in found)
 
 
-def module_graph(root: Path, types: bool = False) -> dict[str, dict[str, int]]:
-    """Every module of the packages with the modules that it imports, for types alone if asked."""
-    modules = {}
-    for path in sorted(file for package in PACKAGES for file in (root / package).rglob("*.py")):
-        parts = path.relative_to(root).with_suffix("").parts
-        modules[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
-    return {
-        name: imported_modules(name, path.read_text(), modules, types)
-        for name, path in modules.items()
-    }
-
-
 @pytest.mark.parametrize("types", [False, True])
 def test_no_modules_import_each_other_in_a_circle(types: bool) -> None:
     """A late import, or one for types, hides a circle from Python, not from whoever changes it."""
-    graph = module_graph(ROOT, types)
+    graph = module_graph(ROOT, PACKAGES, types)
     said = []
     for circle in circles(graph):
         if types and circle in TIED_BY_TYPES:
@@ -145,7 +138,7 @@ def made(folder: Path, types: bool = False, **sources: str) -> dict[str, dict[st
         file = folder / "quant" / f"{name}.py"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(source)
-    return module_graph(folder, types)
+    return module_graph(folder, PACKAGES, types)
 
 
 @pytest.mark.parametrize(
@@ -229,7 +222,7 @@ for name in ("pandas", "harness"):
 import torch
 import quant
 from quant.solvers import gptq, rtn
-from architectures import random_windows, tiny_model
+from tests.quant.architectures import random_windows, tiny_model
 
 folder = sys.argv[1]
 tokens = torch.stack(random_windows(2, seed=3))
@@ -254,10 +247,8 @@ print("quantized, saved and loaded")
 
 
 def test_quant_runs_with_torch_transformers_and_safetensors_alone(tmp_path: Path) -> None:
-    paths = [str(ROOT), str(ROOT / "tests" / "quant")]
     completed = subprocess.run(
         [sys.executable, "-c", BARE_MACHINE, str(tmp_path)],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "HF_HUB_OFFLINE": "1"},
         capture_output=True,
         text=True,
         timeout=300,

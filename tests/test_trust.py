@@ -30,6 +30,6 @@ def calls_without_trust(source: str) -> list[int]:
 def test_every_auto_class_is_told_whether_to_trust() -> None:
     assert calls_without_trust("a = 1\nm = AutoModel.from_config(c, dtype=d)") == [2]
     assert not calls_without_trust("AutoModel.from_config(\n  c, trust_remote_code=False)")
-    for package in ("harness", "quant", "cuda_ext", "benchmarks", "tools"):
+    for package in ("bitsweep", "harness", "quant", "cuda_ext", "benchmarks", "tools"):
         for file in sorted((ROOT / package).rglob("*.py")):
             assert calls_without_trust(file.read_text(encoding="utf-8")) == [], file

@@ -22,9 +22,9 @@ from pathlib import Path
 import torch
 
 from cuda_ext import packed
+from cuda_ext.column_loop import gptq_column_loop
 from cuda_ext.layout import pack_codes
 from cuda_ext.ops import why_unavailable
-from cuda_ext.sweep import gptq_sweep
 
 TOOLS = ("memcheck", "racecheck", "synccheck")
 ALL_TOOLS = (*TOOLS, "initcheck")
@@ -32,7 +32,7 @@ ALL_TOOLS = (*TOOLS, "initcheck")
 SHAPES = ((37, 13, None), (544, 19, 32), (4096, 72, 128), (1024, 136, 256))
 BATCHES = (1, 3, 8, 17, 33, 64)
 # Columns, rows, columns to quantize: ragged; the common block; shared memory that is asked for.
-SWEEPS = ((7, 65, 5), (128, 200, 128), (300, 70, 290))
+LOOPS = ((7, 65, 5), (128, 200, 128), (300, 70, 290))
 FOUND = 7  # the status that compute-sanitizer gives when it found something
 
 
@@ -43,14 +43,16 @@ def launch(device: str = "cuda") -> int:
     for levels, shape in itertools.product(("2", "3", "4", "8", "ternary"), SHAPES):
         bits = 2 if levels == "ternary" else int(levels)
         wrong += launch_layer(bits, levels == "ternary", shape, device)
-    wrong += sum(_sweep(*shape, ternary, device) for shape in SWEEPS for ternary in (False, True))
+    wrong += sum(
+        _column_loop(*shape, ternary, device) for shape in LOOPS for ternary in (False, True)
+    )
     if device == "cuda":
         torch.cuda.synchronize()
     return wrong
 
 
-def _sweep(columns: int, rows: int, count: int, ternary: bool, device: str) -> int:
-    """GPTQ's column sweep, in three groups, has the bits of the CPU's."""
+def _column_loop(columns: int, rows: int, count: int, ternary: bool, device: str) -> int:
+    """GPTQ's column loop, in three groups, has the bits of the CPU's."""
     upper = (torch.randn(columns, columns) * 0.1).triu() + torch.eye(columns)
     weight, scale = torch.randn(columns, rows), torch.rand(3, rows) + 0.1
     other = scale + 0.1 if ternary else torch.full_like(scale, 2.0)
@@ -59,12 +61,12 @@ def _sweep(columns: int, rows: int, count: int, ternary: bool, device: str) -> i
     def run(device: str) -> list[torch.Tensor]:
         work, kind = weight.to(device, copy=True), "negative" if ternary else "zero"
         grids = {"scale": scale.to(device), kind: other.to(device), "group": group.to(device)}
-        made = gptq_sweep(work, upper.to(device), **grids, count=count, max_code=3 - ternary)
+        made = gptq_column_loop(work, upper.to(device), **grids, count=count, max_code=3 - ternary)
         return [tensor.cpu() for tensor in (*made, work)]
 
     if all(torch.equal(a, b) for a, b in zip(run(device), run("cpu"), strict=True)):
         return 0
-    print(f"gptq_sweep, {columns} x {rows}, ternary {ternary}: not the bits of the CPU")
+    print(f"gptq_column_loop, {columns} x {rows}, ternary {ternary}: not the bits of the CPU")
     return 1
 
 

@@ -1,9 +1,9 @@
-"""Packed products beside torch's own, with the machine's roofline: `python -m cuda_ext.bench`.
+"""Benchmark packed products against torch's own, with the machine's roofline.
 
-Needs torch alone. Contenders run in turn in one process, each round every one of them once, over
-copies of the weight that together are larger than the last-level cache, so that none finds its
-weight there. The read bandwidth is measured in the same rounds. Times are medians, with the fastest
-and the slowest tenth beside them, because other work on the machine shows there.
+Run `python -m cuda_ext.bench`; it needs only torch. Contenders run in turn in one process, each
+once per round, over copies of the weight that together exceed the last-level cache, so that no
+weight is cached. The read bandwidth is measured in the same rounds. Times are medians, with the
+10th and 90th percentile, which show the effect of other work on the machine.
 """
 
 from cuda_ext.bench.compare import Row, bench, clocks, machine

@@ -1,4 +1,4 @@
-"""`python -m cuda_ext.bench`: print the tables; --json keeps them with what machine it was."""
+"""Command line of `python -m cuda_ext.bench`: print tables; --json stores them as well."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ HEADER = f"{'':26}{'ms':>9}{'p10':>9}{'p90':>9}{'GB/s':>8}{'share':>8}{'speedup'
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """0, or 1 with one sentence when the kernels of the device are not there."""
+    """Run the benchmark; return 0, or 1 with one sentence if the device has no kernels."""
     options = _options(arguments)
     try:
         resolve_kernel(options.device, options.device)

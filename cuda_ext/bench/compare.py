@@ -1,4 +1,4 @@
-"""One shape and batch: every contender's row, with the bandwidth of the same rounds."""
+"""Compare the contenders for one shape and batch size, with the bandwidth of the same rounds."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ SMI_FIELDS = ("clocks.sm", "clocks.mem", "temperature.gpu", "power.draw")
 
 @dataclass(frozen=True)
 class Row:
-    """Milliseconds of one contender (median, 10th and 90th percentile) and what they mean.
+    """Milliseconds of one contender (median, 10th and 90th percentile) and derived figures.
 
-    share is of the read bandwidth measured in the same rounds; speedup is over full precision,
-    float32 on the CPU and float16 on CUDA, the median of ratios taken round by round.
+    share is relative to the read bandwidth measured in the same rounds. speedup is relative to full
+    precision (float32 on the CPU, float16 on CUDA), the median of the ratios of each round.
     """
 
     shape: str
@@ -53,9 +53,9 @@ def bench(
     device: str = "cpu",
     by_isa: bool = False,
 ) -> tuple[list[Row], float]:
-    """The rows of one shape and batch, and the read bandwidth of the same rounds in GB/s.
+    """Return the rows of one shape and batch size, and the read bandwidth in GB/s.
 
-    shape is one that shapes.sizes knows or (inputs, outputs); device is "cpu" or "cuda"; by_isa
+    shape is a name that shapes.sizes knows, or (inputs, outputs); device is "cpu" or "cuda"; by_isa
     compares the instruction sets of the CPU instead.
     """
     inputs, outputs = sizes(shape) if isinstance(shape, str) else shape
@@ -67,7 +67,7 @@ def bench(
     reading = readers(device)
     times = measure([*reading, *rivals], seconds, device)
     baseline = full_precision_name(device)
-    # The best turn of anything of torch's that reads: a sum, a copy, or the full product.
+    # Bandwidth is the best turn of torch's reads: a sum, a copy, or the full-precision product.
     known = [*reading, *(rival for rival in rivals if rival.name == baseline)]
     bandwidth = max(r.bytes / min(times[r.name]) / 1e6 for r in known)
     rows = [
@@ -91,7 +91,7 @@ def _row(
 
 
 def machine(device: str) -> dict[str, Any]:
-    """What a table needs to be read: the machine, its caches and versions, never its name."""
+    """Return what a table needs to be interpreted: processor, caches, versions; no host name."""
     found: dict[str, Any] = {"device": device, "torch": torch.__version__}
     if device == "cpu":
         name = platform.processor() or platform.machine()
@@ -108,7 +108,7 @@ def machine(device: str) -> dict[str, Any]:
 
 
 def clocks() -> dict[str, str]:
-    """Clocks, temperature and power of the first GPU by nvidia-smi; empty without it."""
+    """Return clocks, temperature and power of the first GPU from nvidia-smi; {} without it."""
     values = _smi(",".join(SMI_FIELDS))
     return dict(zip(SMI_FIELDS, values, strict=False))
 

@@ -1,4 +1,4 @@
-"""From how many rows of x on dequantizing first is faster than multiplying from the codes."""
+"""Find the number of rows of x from which dequantizing first is faster than the packed product."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ DTYPES = {"cpu": (torch.float32, torch.bfloat16), "cuda": (torch.float16, torch.
 
 @dataclass(frozen=True)
 class Crossing:
-    """Milliseconds of both ways for one dtype and number of rows, medians of turns."""
+    """Milliseconds of both methods for one dtype and number of rows, medians of turns."""
 
     shape: str
     bits: int
@@ -36,16 +36,16 @@ class Crossing:
 
 
 def most_rows(dtype: torch.dtype, device: str) -> int:
-    """Rows that one packed product takes (csrc/ops.cpp, csrc/cuda/kernels.h)."""
+    """Return the rows that one packed product takes (csrc/ops.cpp, csrc/cuda/kernels.h)."""
     if device != "cpu":
         return 64
     return 512 if dtype == torch.float32 else 192
 
 
 def crossover(shape: str, bits: int, group: int, seconds: float, device: str) -> list[Crossing]:
-    """Both ways for every dtype and number of rows, over copies of the weight that no cache holds.
+    """Time both methods for every dtype and number of rows, with weights that are not cached.
 
-    More rows than a packed product takes are cut into several.
+    More rows than one packed product takes are split into several products.
     """
     inputs, outputs = sizes(shape)
     weights = packed_copies(bits, inputs, outputs, group, device)
@@ -67,7 +67,7 @@ def crossover(shape: str, bits: int, group: int, seconds: float, device: str) ->
 
 
 def meeting(found: Sequence[Crossing], dtype: str) -> int | None:
-    """The fewest rows from which on the dequantized way won at every number of rows measured."""
+    """Return the fewest rows from which dequantizing won at every measured number of rows."""
     best = None
     for crossing in sorted((c for c in found if c.dtype == dtype), key=lambda c: -c.rows):
         if crossing.packed_ms <= crossing.dequantized_ms:

@@ -1,4 +1,4 @@
-"""Who runs: torch's full-precision product, the packed ones, and torch's own int4 product."""
+"""The contenders: torch's full-precision product, packed products, torch's int4 product."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ INT4_GROUPS = (32, 64, 128, 256)  # groups that torch's int4 products take
 
 
 def full_precision_name(device: str) -> str:
-    """What the full-precision contender is called."""
+    """Return the name of the full-precision contender."""
     return f"{str(FULL[device]).removeprefix('torch.')} linear"
 
 
 def random_packed(
     bits: int, inputs: int, outputs: int, group: int, seed: int, device: str = "cpu"
 ) -> Packed:
-    """A layer of random codes, made in the kernel layout."""
+    """Return a layer of random codes in the kernel layout."""
     generator = torch.Generator(device).manual_seed(seed)
     tiles = -(-outputs // TILE_ROWS)
     grid = (tiles, -(-inputs // group), TILE_ROWS)
@@ -40,7 +40,7 @@ def random_packed(
 
 
 def packed_copies(bits: int, inputs: int, outputs: int, group: int, device: str) -> list[Packed]:
-    """Layers of random codes that together are larger than the last-level cache."""
+    """Return layers of random codes that together exceed the last-level cache."""
     first = random_packed(bits, inputs, outputs, group, 0, device)
     size = bytes_of(first.tiles, first.scales, first.zeros)
     seeds = range(1, copies_for(size, last_level_cache(device)))
@@ -49,7 +49,7 @@ def packed_copies(bits: int, inputs: int, outputs: int, group: int, device: str)
 
 
 def readers(device: str) -> list[Contender]:
-    """What measures the bandwidth: a sum, and on CUDA a copy, which reads and writes."""
+    """Return the contenders that measure bandwidth: a sum, and on CUDA a copy (read and write)."""
     array = torch.ones(READ_BYTES[device] // 4, device=device)
     found = [Contender("read", [array.sum], READ_BYTES[device])]
     if device != "cpu":
@@ -61,7 +61,7 @@ def readers(device: str) -> list[Contender]:
 def contenders(
     inputs: int, outputs: int, batch: int, group: int, bits: Sequence[int], device: str = "cpu"
 ) -> list[Contender]:
-    """Full precision first, then the packed products, and beside 4 bits torch's own product."""
+    """Return full precision, then the packed products; for 4 bits also torch's int4 product."""
     x = _random_x(batch, inputs, device)
     found = [_full_precision(x, outputs, device)]
     for width in bits:
@@ -77,7 +77,7 @@ def contenders(
 def isa_contenders(
     inputs: int, outputs: int, batch: int, group: int, bits: Sequence[int]
 ) -> list[Contender]:
-    """float32 linear and the packed products of every instruction set of this processor."""
+    """Return float32 linear and the packed products of every instruction set of this processor."""
     x = _random_x(batch, inputs, "cpu")
     best = packed.ISAS.index(packed.cpu_isa())
     found = [_full_precision(x, outputs, "cpu")]
@@ -91,12 +91,12 @@ def isa_contenders(
 
 
 def bytes_of(*tensors: Tensor | None) -> int:
-    """Bytes that the tensors take together."""
+    """Return the total bytes of the tensors."""
     return sum(t.numel() * t.element_size() for t in tensors if t is not None)
 
 
 def packed_step(x: Tensor, weight: Packed, bits: int, outputs: int, group: int) -> Step:
-    """One packed product."""
+    """Return a step that computes one packed product."""
     return lambda: packed.linear(x, weight, bits=bits, out_features=outputs, group_size=group)
 
 
@@ -140,7 +140,7 @@ def _with_isa(isa: str, step: Step) -> Step:
 
 
 def _torch_int4(x: Tensor, outputs: int, group: int, device: str) -> Contender:
-    """torch's int4 product, which takes bfloat16."""
+    """Return torch's int4 product, which takes bfloat16."""
     inputs, aten = x.shape[1], torch.ops.aten
     if device == "cpu":
         codes = torch.randint(0, 16, (outputs, inputs), dtype=torch.int32)

@@ -1,4 +1,4 @@
-"""Layers that are timed: inputs and outputs of each, by name."""
+"""Layers that are timed: inputs and outputs by name."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ _SIZES = re.compile(r"([1-9]\d*)x([1-9]\d*)")
 
 
 def sizes(shape: str) -> tuple[int, int]:
-    """Inputs and outputs of a name in SHAPES, or of a shape that says them ("512x256")."""
+    """Return inputs and outputs of a name in SHAPES, or of a literal shape ("512x256")."""
     match = _SIZES.fullmatch(shape)
     return SHAPES[shape] if match is None else (int(match[1]), int(match[2]))
 
 
 def chosen(text: str) -> list[str]:
-    """Shapes with commas: a name, all that begin with it ("opt-175b"), "all", or "512x256".
+    """Parse comma-separated shapes: a name, a prefix ("opt-175b"), "all", or "512x256".
 
-    Raises ValueError naming what is unknown.
+    Raises ValueError that names the unknown shape.
     """
     found: list[str] = []
     for part in text.split(","):
@@ -48,6 +48,6 @@ def chosen(text: str) -> list[str]:
             matching = [part]
         matching = matching or [name for name in SHAPES if name.startswith(f"{part}-")]
         if not matching:
-            raise ValueError(f"shape {part!r} is unknown; choose of {', '.join(SHAPES)}, or all.")
+            raise ValueError(f"shape {part!r} is unknown; choose from {', '.join(SHAPES)}, or all.")
         found += [name for name in matching if name not in found]
     return found

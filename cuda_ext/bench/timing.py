@@ -1,4 +1,4 @@
-"""How contenders are timed in turn: by the clock on the CPU, by replayed graphs on CUDA."""
+"""Time contenders in turn: by the clock on the CPU, by replayed graphs on CUDA."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 
 MIN_ROUNDS = 5
-MIN_MS = 200.0  # of each contender, on CUDA
-REPLAY_MS = 5.0  # long beside the resolution of an event, short beside a round
+MIN_MS = 200.0  # per contender, on CUDA
+REPLAY_MS = 5.0  # long compared with the resolution of an event, short compared with a round
 MAX_LAUNCHES = 4000
 
 Step = Callable[[], object]
@@ -19,7 +19,7 @@ Step = Callable[[], object]
 
 @dataclass(frozen=True)
 class Contender:
-    """One way to multiply: a step for each copy of the weight, and the bytes that a step moves."""
+    """One way to multiply: a step for each copy of the weight, and the bytes moved per step."""
 
     name: str
     steps: Sequence[Step]
@@ -27,7 +27,7 @@ class Contender:
 
 
 def last_level_cache(device: str = "cpu") -> int:
-    """Bytes of the GPU's L2, or of the largest cache that Linux names; 64 MiB where it has none."""
+    """Return the bytes of the GPU's L2, or of the largest CPU cache; 64 MiB if unknown."""
     if device != "cpu":
         return int(torch.cuda.get_device_properties(device).L2_cache_size)
     sizes = []
@@ -39,15 +39,15 @@ def last_level_cache(device: str = "cpu") -> int:
 
 
 def copies_for(size: int, cache: int) -> int:
-    """Copies of a weight that make four times the cache, at least two."""
+    """Return how many copies of a weight exceed four times the cache; at least two."""
     return max(2, -(-4 * cache // size))
 
 
 def measure(rivals: Sequence[Contender], seconds: float, device: str) -> dict[str, list[float]]:
-    """Milliseconds of a step of every contender, in turn, for about `seconds`.
+    """Return milliseconds per step of every contender, measured in turn for about `seconds`.
 
-    On the CPU a value is one step, at least five of each. On CUDA it is the mean step of one replay
-    of a graph that runs through all copies, at least five replays and 200 ms of each.
+    On the CPU a value is one step, at least five per contender. On CUDA it is the mean step of one
+    replay of a graph that runs through all copies, at least five replays and 200 ms per contender.
     """
     if device == "cpu":
         return _measure_by_clock(rivals, seconds)
@@ -81,12 +81,13 @@ class _Replay:
         self.graph.replay()
         end.record()
         end.synchronize()
-        return begin.elapsed_time(end)
+        result: float = begin.elapsed_time(end)
+        return result
 
 
 def _measure_by_graph(rivals: Sequence[Contender], seconds: float) -> dict[str, list[float]]:
     replays = [_captured(rival) for rival in rivals]
-    for replay in replays:  # clocks rise, and the driver uploads the graph
+    for replay in replays:  # warm-up: clocks rise, and the driver uploads the graph
         replay.milliseconds()
     times: dict[str, list[float]] = {replay.name: [] for replay in replays}
     least = min(MIN_MS, 1e3 * seconds)
@@ -98,16 +99,16 @@ def _measure_by_graph(rivals: Sequence[Contender], seconds: float) -> dict[str, 
             times[replay.name].append(ms / replay.launches)
         rounds += 1
         if rounds >= MIN_ROUNDS and time.perf_counter() - start > 10 * seconds:
-            break  # a contender that is far slower than the others
+            break  # this contender is far slower than the others
     return times
 
 
 def _captured(rival: Contender) -> _Replay:
-    """A graph of all steps in turn, over and over until it takes about five milliseconds."""
+    """Return a graph of all steps in turn, repeated until it takes about five milliseconds."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        once = _pass_ms(rival)  # of a first pass, which loads kernels, and a second
+        once = _pass_ms(rival)  # repeated, because the first pass loads kernels
     torch.cuda.current_stream().wait_stream(stream)
     most = max(1, MAX_LAUNCHES // len(rival.steps))
     passes = min(most, max(1, round(REPLAY_MS / max(once, 1e-3))))
@@ -128,4 +129,5 @@ def _pass_ms(rival: Contender) -> float:
         step()
     end.record()
     end.synchronize()
-    return begin.elapsed_time(end)
+    result: float = begin.elapsed_time(end)
+    return result

@@ -16,12 +16,12 @@ from harness.config.schema import CellConfig
 from harness.data import protocols, texts
 from harness.data.config import CalibConfig
 from harness.errors import ConfigError
+from harness.extras import EXTRAS, missing, pip_command
 from harness.models.model import SOURCES, AbsentModel, Model, RandomModel
 from harness.models.streaming import ALWAYS, AUTO, NEVER
 from harness.tracking import TRACKERS
 from quant.arithmetic import ARITHMETIC
 from quant.scheme import Scheme
-from quant.solvers.base import Solver
 
 DTYPES = ("float32", "float16", "bfloat16")
 ATTENTION = ("sdpa", "eager")
@@ -42,6 +42,11 @@ def values(config: CellConfig) -> None:
     ):
         if value not in allowed:
             raise ConfigError(f"{key}={value} is unknown; choose one of {', '.join(allowed)}.")
+    if config.tracker.name in EXTRAS and missing(config.tracker.name):
+        raise ConfigError(
+            f"tracker={config.tracker.name} needs a package that is not installed: "
+            f"{pip_command(config.tracker.name)}, or use tracker=none."
+        )
     for key, number, least in (
         ("seed", config.seed, 0),
         ("calib.seed", config.calib.seed, 0),
@@ -62,16 +67,11 @@ def values(config: CellConfig) -> None:
             )
 
 
-def arithmetic(name: object, solver: Solver, given: bool) -> None:
-    """An arithmetic that there is, of a solver that computes."""
+def arithmetic(name: object) -> None:
+    """An arithmetic that there is."""
     if name not in ARITHMETIC:
         raise ConfigError(
             f"method.arithmetic={name} is unknown; choose one of {', '.join(ARITHMETIC)}."
-        )
-    if given and not solver.reads_weights:
-        raise ConfigError(
-            f"method.arithmetic={name} is read by no solver, because method={solver.name} solves "
-            "nothing: leave it out."
         )
 
 
@@ -177,7 +177,7 @@ def calibration(
         )
     try:
         protocols.check(calib.protocol, protocols.CALIBRATION, path=calib.path, data_dir=data)
-    except (protocols.ProtocolError, texts.TextError) as error:
+    except (texts.ProtocolError, texts.TextError) as error:
         raise ConfigError(f"calib.protocol={calib.protocol}: {error}.") from error
 
 

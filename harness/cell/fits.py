@@ -6,7 +6,7 @@ It takes what transformers knows of the model (quant.memory.shapes), found once 
 from __future__ import annotations
 
 from harness.cell.choices import Choices
-from harness.data import protocols
+from harness.data import protocols, texts
 from harness.errors import ConfigError
 from harness.models.model import QuantizedModel, StoredModel
 from harness.models.streaming import model_facts
@@ -20,7 +20,7 @@ def check(choices: Choices, model: StoredModel | QuantizedModel) -> None:
         return  # nothing is cut to the model's context
     try:
         context = protocols.context_length(facts, model.config.context)
-    except protocols.ProtocolError as error:
+    except texts.ProtocolError as error:
         raise ConfigError(f"model={model.name}: {error}.") from error
     if calib is not None and calib.length is not None and calib.length > context:
         raise ConfigError(

@@ -25,7 +25,7 @@ from harness.data.inputs import protocol_hash, without_folders
 from harness.errors import ConfigError
 from harness.models.model import Model
 from harness.records.hashes import digest
-from harness.records.record import FULL_PRECISION, LOADED, QUANTIZATION, SCHEMA_VERSION
+from harness.records.record import FULL_PRECISION, LOADED, QUANTIZATION
 from harness.suites.base import Facts, require_own_inputs
 from quant.levels.base import module_of
 from quant.scheme import Scheme
@@ -92,7 +92,6 @@ def cell_keys(
         keys.inputs[stage] = {"model": model.fingerprint, **text, **inputs}
         keys.stages[stage] = digest(
             {
-                "schema": SCHEMA_VERSION,
                 "stage": stage,
                 "version": version,
                 "cell": cell,

@@ -38,12 +38,14 @@ from harness.models.model import (
     find_model,
 )
 from harness.models.streaming import parameters, with_attention
+from harness.models.whole import require_whole
 from harness.suites.base import Facts, Suite
 from quant.arithmetic import AUTO, resolve_arithmetic
+from quant.errors import SchemeError
 from quant.levels.base import Levels, built_in_levels
 from quant.parts import Part
 from quant.rules import RULES, TOKEN_RULES, Rules
-from quant.scheme import Scheme, SchemeError
+from quant.scheme import Scheme
 from quant.solvers.base import Solver
 from quant.transforms.base import Transform
 
@@ -80,6 +82,7 @@ def resolve(
         return PendingCell(choices, model)
     if not isinstance(model, RandomModel):
         fits.check(choices, model)
+        require_whole(model, measured)
     choices = _with_arithmetic(choices, model)
     kernel = _kernel(config.runtime, choices.solving is not None or model.checkpoint is not None)
     keys = cell_keys(choices, model, kernel, facts)
@@ -169,8 +172,11 @@ def _solving(method: Mapping[str, Any], folder: Path | None) -> Solving | None:
             "method has no solver: give the module of one, as in method.solver=quant.solvers.gptq, "
             "or null for full precision, in the file that method=NAME chooses."
         )
+    arithmetic = method.get(ARITHMETIC_KEY, AUTO)
+    checks.arithmetic(arithmetic)
     if method["solver"] is None:
-        for key in (key for key in method if key != "solver"):
+        # One for all methods of an experiment: those that compute nothing have no use for it.
+        for key in (key for key in method if key not in ("solver", ARITHMETIC_KEY)):
             raise ConfigError(
                 f"method.{key}={method[key]} is read by no solver, because method.solver is null "
                 f"(full precision): leave it out, or use {_methods_with(key, folder)}."
@@ -182,13 +188,12 @@ def _solving(method: Mapping[str, Any], folder: Path | None) -> Solving | None:
             "method.solver."
         )
     given = {MODULE if key == "solver" else key: v for key, v in method.items() if key not in RULES}
-    arithmetic = given.pop(ARITHMETIC_KEY, AUTO)
+    given.pop(ARITHMETIC_KEY, None)
     others = lambda key: options_with("method", key, folder)  # noqa: E731
     allowed = {key: value for key, value in method.items() if key in RULES}
     rules = build_options(Rules, allowed, "method", "quant.rules")
     built = build_part("method", given, "SOLVER", Solver, folder, others)
     solving = Solving(*built, rules, arithmetic)
-    checks.arithmetic(arithmetic, solving.solver, ARITHMETIC_KEY in method)
     unread = [key for key in TOKEN_RULES if key in allowed]
     if unread and not solving.solver.needs_calibration:
         raise ConfigError(

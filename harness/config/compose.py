@@ -29,7 +29,8 @@ from harness.config.help import conf_dir, groups, options, user_folders
 from harness.config.own import check_files
 from harness.config.schema import Cell, CellConfig, SweepConfig
 from harness.errors import ConfigError
-from quant.scheme import Scheme, SchemeError
+from quant.errors import SchemeError
+from quant.scheme import Scheme
 
 VERSION_BASE = "1.3"
 CONFIG_NAME = "config"

@@ -17,7 +17,13 @@ from harness.config.help import groups, options
 from harness.config.options import did_you_mean, words_for
 from harness.config.schema import SweepConfig
 from harness.errors import ConfigError
+from harness.extras import pip_command
 
+LAUNCHERS = "hydra/launcher/"
+BRINGS = {  # launchers of the plugins that are extras of ours
+    "slurm": ("submitit_slurm", "submitit_local"),
+    "ray": ("ray", "ray_aws"),
+}
 HELP = "`bitsweep run --help` lists them all"
 
 
@@ -44,6 +50,8 @@ def as_sentences(extra: Path | None = None) -> Iterator[None]:
 def _missing_option(error: MissingConfigException, extra: Path | None) -> str:
     """A group option that does not exist: what there is, and the closest."""
     missing = (error.missing_cfg_file or "").removesuffix(".yaml")
+    if missing.startswith(LAUNCHERS):
+        return _missing_launcher(missing.removeprefix(LAUNCHERS))
     group, _, name = missing.partition("/")
     known = list(options(group, extra))
     if not known:
@@ -52,6 +60,18 @@ def _missing_option(error: MissingConfigException, extra: Path | None) -> str:
     if isinstance(error.__cause__, ValueError):  # a name that could have been read, but was not
         return f"{said}, and as a name {error.__cause__}"
     return f"{said}: {_choose(group, known)}."
+
+
+def _missing_launcher(name: str) -> str:
+    """A launcher that no installed plugin of Hydra brings."""
+    extra = next((extra for extra in ("slurm", "ray") if name in BRINGS[extra]), None)
+    if extra is not None:
+        return f"hydra/launcher={name} needs a plugin of Hydra: {pip_command(extra)}."
+    known = ", ".join(f"{' and '.join(names)} ({pip_command(e)})" for e, names in BRINGS.items())
+    return (
+        f"hydra/launcher={name} is not installed: there are {known}, and others that are plugins "
+        f"of Hydra, such as joblib (pip install hydra-joblib-launcher)."
+    )
 
 
 def _choose(group: str, known: list[str]) -> str:

@@ -15,8 +15,6 @@ _DEFAULT = re.compile(r"^  - (\w+): *(\S*)? *# (.*)$")
 _KEY = re.compile(r"^( *)(\w+):(?: +([^\s#].*?))?(?: +# (.*))?$")
 
 RUN_HELP = """\
-usage: bitsweep run [-m] [--config-dir DIR] [--cfg] [GROUP=OPTION ...] [KEY=VALUE ...]
-
 Quantize a model, measure it, print the table. What is finished is never repeated: run the same
 command again after an interruption and it goes on from there.
 
@@ -28,7 +26,7 @@ examples:
   bitsweep run model=local model.path=/models/mine    a model folder of yours
   bitsweep run scheme=w4 scheme.group_size=64         one value of an option
 
-groups (bitsweep run --help GROUP says what each option is):
+groups, each as GROUP=OPTION (bitsweep run --help GROUP says what each option is):
 """
 
 RUN_KEYS = """\
@@ -42,13 +40,7 @@ keys often set:
   runtime.stream=always       perplexity block by block: auto, always or never
   calib.sequences=128         calibration windows
   suite.zeroshot.limit=100    documents a task
-  tracker=none                no wandb
-
-options:
-  -m, --multirun      sweep over overrides with several values (scheme=w4,w3)
-  --config-dir DIR    a folder of yours laid out like conf/; its options add to these
-  --cfg               print the composed configuration of every cell and stop
-  -h, --help [GROUP]  this text, or the options and keys of one group
+  tracker=wandb               log every cell to Weights & Biases, offline
 
 bitsweep plan takes the same arguments, and says what would run and what is done already.
 """
@@ -126,7 +118,10 @@ def options_with(group: str, key: str, extra: Path | None = None) -> list[str]:
 
 
 def run_help(extra: Path | None = None) -> str:
-    """The text of `bitsweep run --help`; extra is a user's folder laid out like conf/."""
+    """What `bitsweep run --help` says of groups and keys, before the options of the verb.
+
+    extra  a user's folder laid out like conf/.
+    """
     width = min(100, shutil.get_terminal_size().columns)
     parts = [RUN_HELP]
     for group in groups(extra):

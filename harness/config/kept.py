@@ -62,6 +62,20 @@ def kept_cells(
     return cells
 
 
+def cells_of(overrides: Sequence[str], multirun: bool, extra: Path | None = None) -> list[Cell]:
+    """The cells that a command line stands for, from the disk or by Hydra.
+
+    The arguments and errors are those of harness.config.compose.compose_cells.
+    """
+
+    def compose() -> list[Cell]:
+        from harness.config.compose import compose_cells
+
+        return compose_cells(overrides, multirun, extra)
+
+    return kept_cells(overrides, multirun, extra, compose)
+
+
 def _key(overrides: Sequence[str], multirun: bool, extra: Path | None) -> str | None:
     """A digest of all that decides which cells come out; None when something else does too."""
     if any(_ELSEWHERE.search(each) for each in overrides) or find_spec("hydra_plugins"):

@@ -30,7 +30,7 @@ class Protocol:
     """How a text becomes windows.
 
     source    where the rows come from (harness.data.sources).
-    cut       disjoint: rows joined, tokenized once, consecutive windows, the incomplete tail
+    windowing disjoint: rows joined, tokenized once, consecutive windows, the incomplete tail
               dropped; crops: the same tokens, windows at random places; document-crops: one
               random window of a random row that is long enough; documents: each row its own
               sequence, cut at the window; packed: documents behind each other, each window
@@ -44,7 +44,7 @@ class Protocol:
     id: str
     use: str
     source: Source
-    cut: str
+    windowing: str
     summary: str
     join: str = ""
     rows: int | None = None
@@ -59,7 +59,7 @@ class Protocol:
     @property
     def one_length(self) -> bool:
         """Whether all its windows are of the length that was asked for; else at most so long."""
-        return self.cut != "documents"
+        return self.windowing != "documents"
 
 
 @dataclass(frozen=True)
@@ -256,7 +256,7 @@ def windows(
     wanted = _wanted(protocol, path, data_dir, None, documents, asked, seed)
     text = protocol.source.read(wanted)
     try:
-        found, rows = _cut(protocol, text, tokenizer, context, asked, seed)
+        found, rows = _windows(protocol, text, tokenizer, context, asked, seed)
     except ProtocolError as error:
         raise ProtocolError(f"protocol {name}, {text.source}: {error}") from error
     tally = Tally(tokenizer, Specials.of(tokenizer))
@@ -297,22 +297,22 @@ def token_hash(found: list[Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _cut(
+def _windows(
     protocol: Protocol, text: Text, tokenizer: Any, length: int, asked: int | None, seed: int
 ) -> tuple[list[Tensor], list[str]]:
-    from harness.data import windows as cuts
+    from harness.data import windows
 
     join = protocol.join
-    if protocol.cut == "packed":
+    if protocol.windowing == "packed":
         assert asked is not None
-        return cuts.packed(text.rows, tokenizer, length, join=join, number=asked)
+        return windows.packed(text.rows, tokenizer, length, join=join, number=asked)
     rows = list(text.rows)
-    if protocol.cut == "disjoint":
-        return cuts.disjoint(rows, tokenizer, length, join=join, most=asked)
-    if protocol.cut == "documents":
-        return cuts.documents(rows, tokenizer, length, numbers=text.numbers)
+    if protocol.windowing == "disjoint":
+        return windows.disjoint(rows, tokenizer, length, join=join, most=asked)
+    if protocol.windowing == "documents":
+        return windows.documents(rows, tokenizer, length, numbers=text.numbers)
     assert asked is not None
     draw_seed = seed if protocol.seed is None else protocol.seed
-    if protocol.cut == "crops":
-        return cuts.crops(rows, tokenizer, length, join=join, number=asked, seed=draw_seed)
-    return cuts.document_crops(rows, tokenizer, length, number=asked, seed=draw_seed)
+    if protocol.windowing == "crops":
+        return windows.crops(rows, tokenizer, length, join=join, number=asked, seed=draw_seed)
+    return windows.document_crops(rows, tokenizer, length, number=asked, seed=draw_seed)

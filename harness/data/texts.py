@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+from harness.data import hub
 from harness.errors import BitsweepError
 
 STORY_SEPARATOR = "<|endoftext|>"
@@ -146,17 +147,20 @@ def hub_file(source: str, option: str) -> Path:
 
 
 def _unreachable(source: str, option: str, error: Exception | None = None) -> str:
-    from huggingface_hub import constants
     from huggingface_hub.errors import GatedRepoError
 
-    text = HUB_TEXTS[source]
-    if constants.HF_HUB_OFFLINE:
+    if hub.offline():
         why, step = "HF_HUB_OFFLINE is set", "unset it on a machine with a network"
     elif isinstance(error, GatedRepoError):
         why, step = "its owner grants access", "ask for it on the hub and log in (hf auth login)"
     else:
         why = f"the hub did not give it ({type(error).__name__})"
         step = "check the network and try again"
+    return _cannot(source, option, why, step)
+
+
+def _cannot(source: str, option: str, why: str, step: str) -> str:
+    text = HUB_TEXTS[source]
     return (
         f"{text.file} of the dataset {text.dataset} (revision {text.revision[:12]}) is not on this "
         f"machine and could not be downloaded, because {why}; {step}, "
@@ -165,17 +169,24 @@ def _unreachable(source: str, option: str, error: Exception | None = None) -> st
 
 
 def check_hub(source: str, option: str) -> None:
-    """Raise TextError if the hub is switched off and the file of text `source` is not cached."""
-    from huggingface_hub import constants, try_to_load_from_cache
+    """Raise TextError for a text whose file is not cached and cannot be downloaded.
 
-    if not constants.HF_HUB_OFFLINE:
-        return
+    That is so if the hub is switched off, or says that it does not give it.
+    """
+    from huggingface_hub import try_to_load_from_cache
+
     text = HUB_TEXTS[source]
     cached = try_to_load_from_cache(
         text.dataset, text.file, revision=text.revision, repo_type="dataset"
     )
-    if not isinstance(cached, str):
+    if isinstance(cached, str):
+        return
+    if hub.offline():
         raise TextError(_unreachable(source, option))
+    wanted = hub.Wanted(hub.DATASET, text.dataset, text.revision, text.file)
+    refused = hub.ask(wanted).refused
+    if refused is not None:
+        raise TextError(_cannot(source, option, *refused))
 
 
 def read_rows(
@@ -220,7 +231,8 @@ def _json_row(line: str, field: str, number: int) -> str:
         raise ValueError(f"line {number} is not JSON ({error})") from error
     if not isinstance(row, dict) or not isinstance(row.get(field), str):
         raise ValueError(f'line {number} is not an object with a text under "{field}"')
-    return row[field]
+    result: str = row[field]
+    return result
 
 
 def _parquet_rows(file: Path, field: str) -> Iterator[str]:

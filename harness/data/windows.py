@@ -1,8 +1,8 @@
 """The ways rows of text become token windows; `harness.data.protocols` names combinations of them.
 
-Each cut is a pure function of rows, tokenizer, window length and seed. Random cuts use Python's
-`random.Random` in the order of the GPTQ authors' code, which is part of the protocol: another
-order of the same draws gives other windows. Special tokens follow `harness.data.specials`.
+Each is a pure function of rows, tokenizer, window length and seed. Random windows use Python's
+`random.Random` in the order of the GPTQ authors' code, which is part of the protocol: another order
+of the same draws gives other windows. Special tokens follow `harness.data.specials`.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ class Checkpoint:
             "zero_points": self.zero_points,
             **({"evidence": self.evidence} if self.evidence else {}),
             **({"scales": "some negative"} if self.signed else {}),
-            "twin": "its own weights, dequantized",
+            "baseline": "its own weights, dequantized",
         }
 
     def describe(self) -> str:
@@ -177,7 +177,7 @@ def load_dequantized(
     *,
     trust: bool = False,
 ) -> Any:
-    """The same model with its weights dequantized: the twin where no original is at hand."""
+    """The same model with its weights dequantized: the baseline where no original is at hand."""
     import torch
 
     from quant.checkpoint import dequantize_layers

@@ -59,7 +59,7 @@ def load(
     seed: int,
     positions: int,
 ) -> Any:
-    """The random model: packed in `scheme`, or in full precision (its twin) without one.
+    """The random model: packed in `scheme`, or in full precision (its baseline) without one.
 
     positions  tokens that will stand in the KV cache, for which room is kept.
 

@@ -10,7 +10,7 @@ from typing import Any
 from harness.config.schema import ModelConfig
 from harness.errors import ModelError
 from harness.models.described import require_described
-from harness.records.hashes import file_sha256
+from harness.records.hashes import files_sha256
 from quant.checkpoint.files import (
     QUANTIZATION_FILES,
     TOKENIZER_FILES,
@@ -26,7 +26,6 @@ TOKENIZERS = tuple(
     if name.startswith(("tokenizer.", "vocab.", "tekken", "tiktoken")) or name.endswith(".model")
 )
 IDENTITY = ("config.json", *QUANTIZATION_FILES, *TOKENIZER_FILES)
-LISTED = 3  # names in an error; the rest are counted
 
 
 def check_folder(folder: Path, what: str) -> Path:
@@ -70,8 +69,9 @@ def folder_fingerprint(folder: Path, trust_remote_code: bool = False) -> str:
     if trust_remote_code:
         files += folder.glob("*.py")
     digest = hashlib.sha256()
-    for file in sorted(files, key=lambda path: path.name):
-        digest.update(f"{file.name} {file_sha256(file)}\n".encode())
+    files.sort(key=lambda path: path.name)
+    for file, found in zip(files, files_sha256(folder.name, files), strict=True):
+        digest.update(f"{file.name} {found}\n".encode())
     return digest.hexdigest()
 
 
@@ -148,27 +148,16 @@ def _require_all(folder: Path, model: Any, info: dict[str, Any]) -> None:
 
     transformers only warns of both.
     """
-    from quant.checkpoint.matching import differences
+    from quant.checkpoint.matching import Differences, differences
 
     lost = sorted(info["unexpected_keys"])
     if lost:
         lost = sorted(set(lost) - set(differences(model, folder).harmless))
-    kind = type(model).__name__
-    for names, what in (
-        (sorted(info["missing_keys"]), f"the files hold no values for {{}} of {kind}"),
-        (
-            [f"{name} {list(stored)}" for name, stored, _ in sorted(info["mismatched_keys"])],
-            "the files hold {}, which is another shape than config.json makes",
-        ),
-        (lost, f"the files hold {{}}, which {kind} does not have"),
-    ):
-        if names:
-            more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
-            said = what.format(", ".join(names[:LISTED]) + more)
-            raise ModelError(
-                f"{folder}: {said}: config.json and weights are not of one whole causal language "
-                "model; fetch or copy them again."
-            )
+    mismatched = {name: tuple(stored) for name, stored, _ in sorted(info["mismatched_keys"])}
+    found = Differences(tuple(sorted(info["missing_keys"])), tuple(lost), {}, mismatched)
+    fault = found.fault(type(model).__name__)
+    if fault is not None:
+        raise ModelError(f"{folder}: {fault}")
 
 
 def _refuse_code(folder: Path, error: Exception) -> None:

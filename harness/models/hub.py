@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
+from harness.data import hub
 from harness.errors import ModelError
 from harness.models.folders import check_folder, first_line
 from quant.checkpoint.files import INDEX_SUFFIX, TOKENIZER_FILES, choose
@@ -17,25 +17,28 @@ def hub_folder(
 
     code  fetch the model's own Python files too.
 
-    Raises ModelError when it cannot be fetched.
+    Raises ModelError when it cannot be fetched, or when the hub says that it will not be.
     """
     from huggingface_hub import snapshot_download
 
     cached = _cached_snapshot(repository, revision)
-    if cached is not None or not download:
+    if cached is not None:
         return cached
-    if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
+    wanted = hub.Wanted(hub.MODEL, repository, revision)
+    if not hub.offline():
+        _require(wanted)
+    if not download:
+        return None
+    if hub.offline():
         raise ModelError(
             f"model.id={repository} is not on this machine and HF_HUB_OFFLINE is set: unset it to "
             "download, or use model=local model.path=FOLDER."
         )
     try:
-        return Path(
-            snapshot_download(
-                repository,
-                revision=revision,
-                allow_patterns=[*_patterns(repository, revision), *["*.py"] * code],
-            )
+        folder = snapshot_download(
+            repository,
+            revision=revision,
+            allow_patterns=[*_patterns(repository, revision), *["*.py"] * code],
         )
     except Exception as error:
         raise ModelError(
@@ -43,16 +46,34 @@ def hub_folder(
             "the name, the network and, for gated models, your login; or use model=local "
             "model.path=FOLDER."
         ) from error
+    hub.forget(wanted)
+    return Path(folder)
+
+
+def _require(wanted: hub.Wanted) -> None:
+    """ModelError for a model that the hub says it does not give."""
+    refused = hub.ask(wanted).refused
+    if refused is not None:
+        why, step = refused
+        raise ModelError(
+            f"model.id={wanted.repository} is not on this machine and could not be downloaded, "
+            f"because {why}; {step}, or use model=local model.path=FOLDER."
+        )
 
 
 def _cached_snapshot(repository: str, revision: str | None) -> Path | None:
     """The snapshot in the hub's local cache, if it is complete enough to load."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
         folder = Path(snapshot_download(repository, revision=revision, local_files_only=True))
         return check_folder(folder, repository)
+    except HFValidationError as error:
+        raise ModelError(
+            f"model.id={repository} is no name of a repository: use OWNER/NAME, or model=local "
+            "model.path=FOLDER."
+        ) from error
     except (LocalEntryNotFoundError, ModelError):
         return None
 

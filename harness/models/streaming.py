@@ -18,6 +18,7 @@ from harness.models.model import Model, Place, QuantizedModel, StoredModel
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from transformers import PreTrainedModel
 
     from quant.calibrate.source import BlockSource
     from quant.checkpoint.source import ArtifactSource, CheckpointSource
@@ -90,7 +91,7 @@ def quantization_memory(
 
     calib  None for a solver that sees no text.
 
-    Raises MemoryPlanError, with the figures, when it does not fit, and ModelLayoutError when too
+    Raises MemoryPlanError, with the figures, when it does not fit, and ModelStructureError when too
     little of the model can be quantized.
     """
     from quant.coverage import require_coverage
@@ -152,11 +153,13 @@ class StreamedModel:
         )
         self.activations = plan.activations
         first, last = batches[0][0], batches[-1][-1]
-        layout = check_streaming(self.source, first, last.flip(0) if last is first else last)
+        model_structure = check_streaming(
+            self.source, first, last.flip(0) if last is first else last
+        )
         count = len(self.source.blocks)
         with activation_store(plan.activations, device, self.folder) as store:
             yield from stream_logits(
-                self.source, layout, batches, store, lambda block: done(block, count)
+                self.source, model_structure, batches, store, lambda block: done(block, count)
             )
 
 
@@ -227,25 +230,31 @@ def _facts_of(folder: Path, dtype: str, quantized: bool, trust: bool) -> ModelFa
     return find() if trust else cached_facts(folder, dtype, quantized, find)
 
 
-def _find_facts(folder: Path, dtype: str, quantized: bool, trust: bool) -> ModelFacts:
+def skeleton(folder: Path, dtype: str, quantized: bool, trust: bool) -> PreTrainedModel:
+    """The model that config.json describes, without weights; ArtifactError."""
     import torch
+
+    from quant.checkpoint.skeleton import build_causal_lm, build_skeleton
+
+    options = {"trust_remote_code": trust}
+    if quantized:
+        return build_skeleton(folder, getattr(torch, dtype), options)
+    advice = "Correct it, or use a decoder-only model that this version of transformers knows."
+    return build_causal_lm(folder, getattr(torch, dtype), options, advice)
+
+
+def _find_facts(folder: Path, dtype: str, quantized: bool, trust: bool) -> ModelFacts:
     import transformers
 
     from quant.blocks import find_blocks
-    from quant.checkpoint.skeleton import build_causal_lm, build_skeleton
     from quant.coverage import coverage
     from quant.errors import QuantizationError
     from quant.memory.plan import model_shape
     from quant.memory.shapes import ModelFacts
 
     file = folder / "config.json"
-    options = {"trust_remote_code": trust}
     try:
-        if quantized:
-            model = build_skeleton(folder, getattr(torch, dtype), options)
-        else:
-            advice = "Use a decoder-only model that this version of transformers knows."
-            model = build_causal_lm(folder, getattr(torch, dtype), options, advice)
+        model = skeleton(folder, dtype, quantized, trust)
         if getattr(model.config, "is_encoder_decoder", False):
             raise ModelError(encoder_decoder(str(folder), model.config.model_type))
         shape = model_shape(model)
@@ -258,7 +267,7 @@ def _find_facts(folder: Path, dtype: str, quantized: bool, trust: bool) -> Model
         said = " ".join(f"{type(error).__name__}: {error}".split())
         raise ModelError(
             f"{file} describes no model that transformers {transformers.__version__} can build "
-            f"({said[:200]}): correct its sizes, as the original model has them."
+            f"({said[:200]}): correct it, as the original model has it."
         ) from error
     parts = [each for each in model.modules() if isinstance(each, transformers.PreTrainedModel)]
     sdpa = all(type(each)._supports_sdpa for each in parts)

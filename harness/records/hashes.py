@@ -6,7 +6,9 @@ import contextlib
 import hashlib
 import json
 import time
-from functools import lru_cache
+from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,12 @@ from cuda_ext.cache import cache_root, write_atomically
 SHA256_DIGITS = 64
 KEPT_BYTES = 2**20  # smaller files are read as quickly as what is kept of them
 SETTLED_SECONDS = 3.0  # FAT counts in steps of two
+CHUNK_BYTES = 2**22
+
+Listener = Callable[[str, int, int], None]
+_listener: ContextVar[Listener | None] = ContextVar("listener", default=None)
+# What is called with the bytes that were read of a file.
+_step: ContextVar[Callable[[int], None]] = ContextVar("step", default=lambda _: None)
 
 
 def digest(value: Any) -> str:
@@ -54,6 +62,41 @@ def _kept(place: str, identity: tuple[int, ...]) -> str:
     return found
 
 
+def files_sha256(what: str, paths: Sequence[Path]) -> list[str]:
+    """file_sha256 of several files; whoever listens (`told`) is told how far it is, as `what`."""
+    total, done, found = sum(path.stat().st_size for path in paths), 0, []
+    tell = _listener.get()
+    for path in paths:
+        token = _step.set(partial(_tell, tell, what, done, total))
+        try:
+            found.append(file_sha256(path))
+        finally:
+            _step.reset(token)
+        done += path.stat().st_size
+    return found
+
+
+@contextlib.contextmanager
+def told(listener: Listener) -> Iterator[None]:
+    """Inside, listener(what, bytes done, of all) is called while `files_sha256` reads files."""
+    token = _listener.set(listener)
+    try:
+        yield
+    finally:
+        _listener.reset(token)
+
+
+def _tell(listener: Listener | None, what: str, before: int, total: int, done: int) -> None:
+    if listener is not None:
+        listener(what, before + done, total)
+
+
 def _read(place: str) -> str:
-    with open(place, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    digest, buffer, done = hashlib.sha256(), memoryview(bytearray(CHUNK_BYTES)), 0
+    step = _step.get()
+    with open(place, "rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            digest.update(buffer[:count])
+            done += count
+            step(done)
+    return digest.hexdigest()

@@ -10,7 +10,7 @@ from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 QUANTIZATION: Final = "quantization"  # the stage before the suites, in Record.suite
 FULL_PRECISION: Final = "none"  # CellIdentity.method of weights that are left as they are
 LOADED: Final = "loaded"  # CellIdentity.method of a checkpoint that was quantized elsewhere
@@ -109,7 +109,7 @@ class Failure(_Model):
 class Record(_Model):
     """One suite (or the quantization itself, suite="quantization") on one cell."""
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[2] = SCHEMA_VERSION
     key: str = Field(description="sha256 over everything the figures depend on")
     cell_key: str = Field(
         description="sha256 of the cell: model, method, scheme, calibration, seed"

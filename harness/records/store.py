@@ -29,11 +29,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from harness.errors import StoreError
-from harness.models.folders import file_sha256
-from harness.records.hashes import digest
+from harness.records.hashes import digest, file_sha256
 from harness.records.migrate import migrated, newer_version
 from harness.records.record import CellIdentity, Record
 from harness.records.temporary import make_temporary
+from quant.checkpoint.folder import made_in, working_folder
 
 PROBE_BYTES = 2**16
 LONGEST_NAME = 120  # of a file or folder that a user names; file systems take 255 bytes
@@ -60,8 +60,12 @@ class Store:
         return folder / f"{stage}-{key[:KEY_DIGITS]}.json"
 
     def artifact_path(self, cell: CellIdentity, key: str) -> Path:
-        """Where the quantized model of a quantization key belongs."""
-        return _named_folder(self.root / "artifacts", cell, key)
+        """Where the quantized model of a quantization key belongs, or is half made already."""
+        named = _named_folder(self.root / "artifacts", cell, key)
+        if os.path.exists(named) or os.path.exists(working_folder(named)):
+            return named
+        begun = named.parent.glob(working_folder(named.with_name(f"*-{key[:KEY_DIGITS]}")).name)
+        return min(map(made_in, begun), default=named)
 
     def find(self, cell: CellIdentity, cell_key: str, stage: str, key: str) -> Record | None:
         """The record of a stage, ok or failed; None when there is none yet, or a damaged one.

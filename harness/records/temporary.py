@@ -35,7 +35,7 @@ def make_temporary(folder: Path, name: str) -> tuple[int, str]:
     return handle, path
 
 
-def sweep(root: Path) -> list[Path]:
+def remove_abandoned(root: Path) -> list[Path]:
     """Remove what killed processes left under a results folder; what was removed.
 
     Working folders of unfinished artifacts stay: a quantization goes on from them.

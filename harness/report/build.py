@@ -83,7 +83,8 @@ def _plots(frame: pd.DataFrame, suites: Mapping[str, Suite]) -> dict[str, list[D
 
 def _metrics_csv(frame: pd.DataFrame) -> str:
     """Every metric of every record, one a line; the configurations stay in the records."""
-    return frame.drop(columns=list(INTERNAL)).to_csv(index=False, lineterminator="\n")
+    result: str = frame.drop(columns=list(INTERNAL)).to_csv(index=False, lineterminator="\n")
+    return result
 
 
 def _summary(

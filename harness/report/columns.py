@@ -98,7 +98,7 @@ class FigureColumn:
     absent     what a row without the figure says: None, that its suite failed or was not run; ""
                nothing; other text, a footnote.
     plot       where the figures are drawn.
-    optional   some runs leave the figure out (no twin, another task). Of the others a run is
+    optional   some runs leave the figure out (no baseline, another task). Of the others a run is
                refused that has no figure of this name: a column would be missing without a word.
     """
 

@@ -6,6 +6,7 @@ import os
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,12 +16,14 @@ from harness.cell.fits import attention_note
 from harness.cell.plan import CellPlan, PendingPlan, plan_cell
 from harness.cell.resolve import resolve
 from harness.config.schema import Cell, as_yaml
+from harness.data import hub
 from harness.errors import BitsweepError
 from harness.models.model import QuantizedModel, StoredModel
 from harness.records.record import QUANTIZATION, Record
 from harness.records.store import Store, cell_name, file_name, unique_name, write_atomically
-from harness.records.temporary import sweep as sweep_temporary
+from harness.records.temporary import remove_abandoned
 from harness.report.frame import MODEL_DIGITS
+from harness.run.hashing import hashing_shown
 from harness.run.recording import roots_of
 from harness.run.sweep import Outcome, run_sweep
 from harness.run.tables import memory_table, plan_table
@@ -34,8 +37,10 @@ OK, FAILED = 0, 1
 
 
 def resolve_all(cells: Sequence[Cell]) -> list[ResolvedCell | PendingCell]:
-    """Every composed cell resolved; nothing is fetched."""
-    return [resolve(cell.config, cell.folder) for cell in cells]
+    """Every composed cell resolved; nothing is fetched, but the hub is asked what it has."""
+    hub.forget()
+    with hashing_shown(_console(stderr=True)):
+        return [resolve(cell.config, cell.folder) for cell in cells]
 
 
 def fetch_all(cells: Sequence[Cell]) -> list[ResolvedCell]:
@@ -47,7 +52,8 @@ def fetch_all(cells: Sequence[Cell]) -> list[ResolvedCell]:
     fetched = []
     for cell, found in zip(cells, resolve_all(cells), strict=True):
         if isinstance(found, PendingCell):
-            found = resolve(cell.config, cell.folder, download=True)
+            with hashing_shown(_console(stderr=True)):
+                found = resolve(cell.config, cell.folder, download=True)
         assert isinstance(found, ResolvedCell)
         fetched.append(found)
     return fetched
@@ -98,16 +104,39 @@ def _show_memory(plans: Sequence[CellPlan], console: Console) -> None:
         console.print(table)
 
 
+@dataclass(frozen=True)
+class Ran:
+    """What a run came to.
+
+    status   exit status: 0, 1 for anything that failed, or that of a signal.
+    records  of all cells, found or made, failed ones among them; stages in order, cell by cell.
+    trouble  why there is no report; None: there is one, or nothing to report.
+    """
+
+    status: int
+    records: list[Record]
+    outcome: Outcome
+    trouble: str | None
+
+
 def run(cells: Sequence[Cell], config_dir: Path | None = None) -> int:
-    """Resolve, run what is to be run, then table, report and tracking; the exit status."""
+    """As `run_cells`; the exit status."""
+    return run_cells(cells, config_dir).status
+
+
+def run_cells(cells: Sequence[Cell], config_dir: Path | None = None, quiet: bool = False) -> Ran:
+    """Resolve, run what is to be run, then table, report and tracking.
+
+    quiet  nothing is printed; the report is written all the same.
+    """
     plans = [plan_cell(cell) for cell in fetch_all(cells)]
     _check_place(plans)
     choices = plans[0].cell.choices
     results, name = choices.results, choices.name
     diary = results / "runs" / f"{datetime.now():%Y%m%d-%H%M%S}-{file_name(name)}-{os.getpid()}"
-    screen = _console(stderr=True)
+    screen = _console(stderr=True, quiet=quiet)
     _print_plan(plans, screen)
-    sweep_temporary(results)
+    remove_abandoned(results)
     if any(plan.todo for plan in plans):
         configurations = (
             roots_of(plan.cell).shown(as_yaml(cell))
@@ -118,18 +147,20 @@ def run(cells: Sequence[Cell], config_dir: Path | None = None) -> int:
     else:
         outcome = Outcome(cached=sum(len(plan.stages) for plan in plans))
     status, trouble = _status(outcome), None
+    records: list[Record] = []
     try:
         records = _records(plans)
         if any(record.metrics or record.status == "ok" for record in records):
             folder = results / "reports" / unique_name(name)
             whole = not (outcome.interrupted or outcome.stopped)
-            report(records, folder, name, suites_of(plans), causes=not whole)
+            suites = suites_of(plans)
+            report(records, folder, name, suites, causes=not whole, console=_console(quiet=quiet))
             status = max(status, _track(plans, folder, screen))
     except BitsweepError as error:
         status, trouble = max(status, FAILED), f"no report: {error}"
     finally:  # whatever happened since, this is what the stages have found
         _summary(outcome, diary, screen, trouble)
-    return status
+    return Ran(status, records, outcome, trouble)
 
 
 def suites_of(plans: Sequence[CellPlan]) -> dict[str, Suite]:
@@ -145,12 +176,14 @@ def report(
     suites: Mapping[str, Suite],
     causes: bool = True,
     own_folder: bool = True,
+    console: Console | None = None,
 ) -> None:
     """Write the report and print its table and where it is.
 
     own_folder  whether the folder is for reports alone: what an earlier one left in it is removed.
     suites  by name: what they add to tables is in them; of others as far as it is known.
     causes  whether the printed table says why something failed.
+    console  that is printed to; None: standard output.
     """
     from harness.report.build import build_report
     from harness.report.held import remove_others, said_of_replaced
@@ -160,7 +193,7 @@ def report(
     files = build_report(records, folder, title, suites)
     if own_folder:
         remove_others(folder, files)
-    console = _console()
+    console = console or _console()
     console.print(summary_table(records, console.width, causes, suites))
     said = f"\nreport: {_shown(files[0])} (tables, plots and CSV beside it)"
     console.print(said, highlight=False, markup=False, soft_wrap=True)
@@ -257,7 +290,7 @@ def _print_plan(plans: Sequence[CellPlan | PendingPlan], console: Console) -> No
     for line in dict.fromkeys(filter(None, lines)):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     suites = [each for plan in plans for each in plan.cell.choices.suites]
-    remarks = [text for each in suites for text in each.suite.remarks(each.config)]
+    remarks = [text for each in suites for text in each.suite.remarks(each.config)] + hub.said()
     for line in dict.fromkeys(remarks):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     console.print(f"\n{_counts(plans)}", highlight=False)
@@ -311,13 +344,14 @@ def _stages(count: int) -> str:
     return "1 stage" if count == 1 else f"{count} stages"
 
 
-def _console(stderr: bool = False) -> Console:
+def _console(stderr: bool = False, quiet: bool = False) -> Console:
     from rich.console import Console
 
     stream = sys.stderr if stderr else sys.stdout
     # Without a terminal rich assumes 80 columns and would fold the tables in logs.
     width = None if stream.isatty() else 120
-    return Console(stderr=stderr, width=width, emoji=False)  # ":x:" in a name is no picture
+    # ":x:" in a name is no picture.
+    return Console(stderr=stderr, width=width, emoji=False, quiet=quiet)
 
 
 def _shown(path: Path) -> str:

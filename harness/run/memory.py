@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 def planned_memory(cell: ResolvedCell) -> MemoryPlan:
     """What quantizing will hold, and where; no weight is read.
 
-    Raises MemoryPlanError, with the figures, when it does not fit, and ModelLayoutError for a model
-    of which too little can be quantized.
+    Raises MemoryPlanError, with the figures, when it does not fit, and ModelStructureError for a
+    model of which too little can be quantized.
     """
     choices = cell.choices
     return quantization_memory(

@@ -17,10 +17,11 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from harness.cell.cells import ResolvedCell
@@ -236,6 +237,21 @@ class _Process:
         )
 
 
+@contextlib.contextmanager
+def _without_main() -> Iterator[None]:
+    """Inside, `__main__` is nothing that a new process would import.
+
+    It would run the user's script again, which would run its sweep again; a cell needs nothing of
+    it.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+
+
 def _start(process: Any) -> None:
     """Start a process. An interrupt meanwhile leaves none behind, and no server in the making.
 
@@ -247,7 +263,8 @@ def _start(process: Any) -> None:
     def start() -> None:
         signals.block()
         try:
-            process.start()
+            with _without_main():
+                process.start()
         except BaseException as error:
             trouble.append(error)
 

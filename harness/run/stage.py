@@ -37,7 +37,7 @@ from harness.run.subject import Subject
 from harness.suites import quantization_cost
 from harness.suites.base import SuiteContext, SuiteResult, require_figures
 from harness.suites.memory import measure_peak
-from quant.memory.heaps import give_back
+from quant.memory.heaps import trim_heap
 
 
 def run_cell(cell: ResolvedCell, listen: Listener, skip: frozenset[str] = frozenset()) -> None:
@@ -63,7 +63,7 @@ def run_cell(cell: ResolvedCell, listen: Listener, skip: frozenset[str] = frozen
 def _attempt(cell: ResolvedCell, stage: str, subject: Subject, listen: Listener) -> bool:
     """One stage from start to record; False when it failed."""
     listen(Started(stage))
-    give_back()  # what stages before it freed is none of its memory
+    trim_heap()  # what stages before it freed is none of its memory
     started_at, started = now(), time.perf_counter()
     _seed(cell.choices.seed)
 
@@ -204,7 +204,7 @@ def _run_suite(
     context = SuiteContext(
         model=model,
         tokenizer=subject.tokenizer(),
-        load_twin=subject.twin,
+        load_baseline=subject.baseline,
         load_reference=subject.reference,
         quantized=subject.quantized,
         has_original=subject.has_original,

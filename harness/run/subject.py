@@ -94,7 +94,7 @@ class Subject:
             self._tokenizer = self._cell.model.tokenizer()
         return self._tokenizer
 
-    def twin(self) -> Any:
+    def baseline(self) -> Any:
         """The full-precision model to compare with; the model itself where there is none."""
         return self._cell.model.baseline(self._cell.place) if self.quantized else self.model()
 

@@ -42,22 +42,22 @@ class SuiteContext:
 
     model       the loaded Hugging Face causal LM, in eval mode, on `device`.
     tokenizer   its tokenizer.
-    load_twin   loads the full-precision model the cell started from (same dtype and device);
+    load_baseline   loads the full-precision model the cell started from (same dtype and device);
                 returns `model` itself when the cell is not quantized.
     data_dir    folder in which relative paths of texts and task files are looked for first.
     context_length  tokens of a window; None: the model's own maximum.
     streamed    set when the model is not whole in memory: streamed(batches, done) yields the logits
                 of batches of ids in their order; `model` is then without weights in its blocks.
     progress    called as progress(done, total, what) from time to time; never None.
-    has_original  load_twin gives the model from before quantization; False for a checkpoint that
-                was quantized elsewhere, whose twin is its own weights, dequantized.
+    has_original  load_baseline gives the model from before quantization; False for a checkpoint
+                that was quantized elsewhere, whose baseline is its own weights, dequantized.
     load_reference  loads the quantized model again with the reference kernel; ValueError without
                 an artifact to load.
     """
 
     model: Any
     tokenizer: Any
-    load_twin: Callable[[], Any]
+    load_baseline: Callable[[], Any]
     quantized: bool
     kernel: str
     device: str

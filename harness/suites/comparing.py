@@ -124,7 +124,7 @@ def run(context: SuiteContext, config: Texts) -> SuiteResult:
 
     model = _logits(context.model, context.device)
     if context.quantized and context.has_original:
-        full = _logits(context.load_twin(), context.device)
+        full = _logits(context.load_baseline(), context.device)
         for name, each in texts.items():
             found[name]["quantized"] = _pass(full, model, each.windows, name, advance)
         del full  # three models need not fit at once
@@ -164,7 +164,8 @@ def _logits(model: Any, device: str) -> Logits:
 
     @torch.inference_mode()
     def of(tokens: Tensor) -> Tensor:
-        return model(input_ids=tokens.to(device), use_cache=False).logits
+        result: Tensor = model(input_ids=tokens.to(device), use_cache=False).logits
+        return result
 
     return of
 

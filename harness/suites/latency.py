@@ -1,4 +1,4 @@
-"""Latency at batch 1: prefill and decode with the KV cache, beside the full-precision twin."""
+"""Latency at batch 1: prefill and decode with the KV cache, beside the full-precision baseline."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ DEQUANTIZED = (
     "these bits or groups"
 )
 # Notes of a timing that are shown elsewhere.
-NOT_CONDITIONS = ("kernel", "decode mode", "full-precision twin")
+NOT_CONDITIONS = ("kernel", "decode mode", "full-precision baseline")
 
 
 @dataclass
@@ -75,7 +75,7 @@ def positions(config: Config) -> int:
 
 
 def run(context: SuiteContext, config: Config) -> SuiteResult:
-    """Times of the model and, when it is quantized, of its twin; every repeat, token by token."""
+    """Times of the model and, when it is quantized, of its baseline: every repeat and token."""
     from harness.suites import timing_tokens
 
     return timing_tokens.run(context, config)
@@ -121,13 +121,13 @@ def _usual_mode(rows: Sequence[Row]) -> str:
 
 
 def _no_speedup(row: Row, _key: FigureKey) -> str | None:
-    """A full-precision row has no twin to be compared with; one too large for memory is said."""
+    """A full-precision row has no other baseline; one too large for memory is said."""
     if row.full_precision:
         return ""
     for (suite, _, metric), figure in row.figures.items():
-        reason = figure.note("full-precision twin")
+        reason = figure.note("full-precision baseline")
         if reason and (suite, metric) == (NAME, "decode_ms"):
-            return f"full-precision twin {reason}"
+            return f"full-precision baseline {reason}"
     return None
 
 
@@ -139,7 +139,7 @@ def _notes(rows: Sequence[Row], shown: Sequence[Shown]) -> list[Note]:
     notes = [
         Note(
             f"Medians [p10–p90] at batch 1 with the KV cache, {tasks}. Speed-up: the "
-            "time of the full-precision twin, measured in turn in the same process, over this "
+            "time of the full-precision baseline, measured in turn in the same process, over this "
             "one's."
         )
     ]
@@ -189,7 +189,7 @@ PLOT = ByRow(
     name="latency",
     title="Decode time",
     axis="decode, ms per token at batch 1 (median, p10 to p90)",
-    beside=("twin_decode_ms", "full-precision twin, measured in turn"),
+    beside=("baseline_decode_ms", "full-precision baseline, measured in turn"),
 )
 
 # In files alone is what follows from other columns, or (peak memory on a processor) is mostly the

@@ -102,30 +102,30 @@ def all_metrics(
     subjects: dict[str, Subject],
     peak: MemoryPeak,
     bandwidth: float,
-    why_no_twin: str,
+    why_no_baseline: str,
 ) -> list[Metric]:
-    """Metrics of the model and, with the prefix "twin_", of its full-precision twin.
+    """Metrics of the model and, with the prefix "baseline_", of its full-precision baseline.
 
     bandwidth    bytes a second that the device was seen to read in this run.
-    why_no_twin  "" when the twin was measured or the model is full precision itself.
+    why_no_baseline  "" when the baseline was measured or the model is full precision itself.
     """
     task = f"prompt{config.prompt_tokens}_decode{config.decode_tokens}"
     shared = conditions(context.device, context.dtype) | {"batch": "1"}
     metrics = []
     for name, subject in subjects.items():
-        prefix = "" if name == "model" else "twin_"
+        prefix = "" if name == "model" else "baseline_"
         kernel = "torch"
         if context.quantized and name == "model":
             kernel = ways_of(subject.model) or context.kernel
         notes = shared | {"kernel": kernel}
-        if name == "model" and why_no_twin:
-            notes["full-precision twin"] = why_no_twin
+        if name == "model" and why_no_baseline:
+            notes["full-precision baseline"] = why_no_baseline
         metrics += _speed(prefix, task, subject, config, notes)
         metrics += _parts(prefix, task, subject.timings)
         metrics += _weights(prefix, subject)
         moved = token_bytes(subject, config, context.dtype)
         metrics += _roofline(prefix, task, subject, moved, bandwidth)
-    if "twin" in subjects:
+    if "baseline" in subjects:
         kernel = ways_of(subjects["model"].model) or context.kernel
         metrics += _speed_up(task, subjects, shared | {"kernel": kernel})
     metrics.append(
@@ -248,11 +248,11 @@ def _roofline(
 
 
 def _speed_up(task: str, subjects: dict[str, Subject], notes: dict[str, str]) -> list[Metric]:
-    """Time of the full-precision twin over the quantized model's: above 1 is faster than it."""
-    model, twin = subjects["model"].timings, subjects["twin"].timings
+    """Time of the full-precision baseline over the quantized model's: above 1 is faster than it."""
+    model, baseline = subjects["model"].timings, subjects["baseline"].timings
     pairs = {
-        "prefill_speedup": paired_ratio(twin.prefill_ms, model.prefill_ms),
-        "decode_speedup": paired_ratio(twin.repeats_ms, model.repeats_ms),
+        "prefill_speedup": paired_ratio(baseline.prefill_ms, model.prefill_ms),
+        "decode_speedup": paired_ratio(baseline.repeats_ms, model.repeats_ms),
     }
     metrics = []
     for name, ratios in pairs.items():

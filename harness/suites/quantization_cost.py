@@ -48,9 +48,9 @@ def metrics(
     found = [_once("seconds", name, value, "s") for name, value in seconds.items()]
     found.append(_once("seconds", TOTAL, sum(seconds.values()), "s"))
     found += [
-        _once("background_seconds", stage.name, stage.behind, "s")
+        _once("background_seconds", stage.name, stage.background, "s")
         for stage in result.stages
-        if stage.behind
+        if stage.background
     ]
     for stage in result.stages:
         if stage.peak_bytes is not None:

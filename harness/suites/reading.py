@@ -43,7 +43,7 @@ def check(config: Texts, facts: Facts) -> None:
                 data_dir=facts.data_dir,
                 option=f"{key}.paths.{name}",
             )
-        except (protocols.ProtocolError, texts.TextError) as error:
+        except (texts.ProtocolError, texts.TextError) as error:
             raise ConfigError(f"{key}.protocols={name}: {error}.") from error
 
 

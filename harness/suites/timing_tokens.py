@@ -1,4 +1,4 @@
-"""What latency measures: prefill and decode at batch 1, beside the full-precision twin.
+"""What latency measures: prefill and decode at batch 1, beside the full-precision baseline.
 
 A generation server that answers one user waits once for the prompt (prefill, the time to the first
 token) and then once a token (decode). Both are timed here the way `generate` spends them: greedy,
@@ -43,7 +43,7 @@ def run(
     stopwatch: Stopwatch | None = None,
     bandwidth: Bandwidth | None = None,
 ) -> SuiteResult:
-    """Measure the model and, when it is quantized, its twin; ValueError for an impossible setting.
+    """Measure the model and, when quantized, its baseline; ValueError for an impossible setting.
 
     `stopwatch` and `bandwidth` are for tests; the device's own otherwise.
     """
@@ -57,13 +57,13 @@ def run(
         generate(decoders["model"], prompt, config.decode_tokens, host_stopwatch())
 
     with torch.inference_mode():
-        # The memory of the model alone: before the twin is there and before anything is warm.
+        # The memory of the model alone: before the baseline is there and before anything is warm.
         peak = measure_peak(first, context.device)
         models = {"model": context.model}
-        twin, why_no_twin = _twin(context)
-        if twin is not None:
-            models["twin"] = twin
-            decoders["twin"] = make_decoder(twin, prompt, config.decode_tokens)
+        baseline, why_no_baseline = _baseline(context)
+        if baseline is not None:
+            models["baseline"] = baseline
+            decoders["baseline"] = make_decoder(baseline, prompt, config.decode_tokens)
         for decoder in decoders.values():
             for _ in range(config.warmup):
                 generate(decoder, prompt, 1, host_stopwatch())
@@ -73,7 +73,7 @@ def run(
         }
         speed = (bandwidth or read_bandwidth)(context.device)
     return SuiteResult(
-        metrics=all_metrics(context, config, subjects, peak, speed, why_no_twin),
+        metrics=all_metrics(context, config, subjects, peak, speed, why_no_baseline),
         inputs={f"latency/prompt_{config.prompt_tokens}": _prompt_hash(prompt)},
         samples=_samples(timings),
     )
@@ -134,12 +134,12 @@ def generate(decoder: Decoder, prompt: Tensor, tokens: int, stopwatch: Stopwatch
     return Generation(torch.cat(answer, 1)[0].tolist(), prefill_ms, decode_ms, parts_ms)
 
 
-def _twin(context: SuiteContext) -> tuple[Any, str]:
+def _baseline(context: SuiteContext) -> tuple[Any, str]:
     """The full-precision model, or None and why there is none."""
     if not context.quantized:
         return None, ""
     try:
-        return context.load_twin(), ""
+        return context.load_baseline(), ""
     except NotEnoughMemory as error:
         return None, f"not measured here: {error}"
     except torch.OutOfMemoryError as error:

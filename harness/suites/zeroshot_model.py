@@ -37,10 +37,11 @@ class View:
         return self._model(input_ids=tokens, use_cache=False)
 
     def generate(self, **options: Any) -> Tensor:
-        return self._model.generate(**options)
+        result: Tensor = self._model.generate(**options)
+        return result
 
 
-class Scorer(HFLM):
+class Scorer(HFLM):  # type: ignore[misc]  # lm-eval has no types
     """HFLM that reports progress, counts what it truncates and refuses non-finite scores."""
 
     def __init__(self, context: SuiteContext, length: int, batch_size: int) -> None:
@@ -117,7 +118,8 @@ class Scorer(HFLM):
             self._require_known(request, request.args[0], self.tok_encode(request.args[0]))
         self._rolling = True
         try:
-            return super().loglikelihood_rolling(requests, disable_tqdm=disable_tqdm)
+            result: list[float] = super().loglikelihood_rolling(requests, disable_tqdm=disable_tqdm)
+            return result
         finally:
             self._rolling = False
 
@@ -127,7 +129,8 @@ class Scorer(HFLM):
             ids = self.tok_encode(request.args[0])
             self._require_known(request, request.args[0], ids)
             self.special.add([ids])
-        return super().generate_until(requests, disable_tqdm=disable_tqdm)
+        result: list[str] = super().generate_until(requests, disable_tqdm=disable_tqdm)
+        return result
 
     def _behind_bos(self, target: str) -> tuple[list[int], list[int]]:
         """The ids of an empty prompt and of its target, which may bring BOS along."""
@@ -173,7 +176,7 @@ class Scorer(HFLM):
         return whole[:common], whole[common:]
 
     def _model_call(self, inps: Tensor, attn_mask: Any = None, labels: Any = None) -> Tensor:
-        logits = super()._model_call(inps, attn_mask, labels)
+        logits: Tensor = super()._model_call(inps, attn_mask, labels)
         self._done = min(self._done + len(inps), self._total)
         self._context.progress(self._done, self._total, "zero-shot requests")
         return logits
@@ -197,7 +200,9 @@ class Scorer(HFLM):
             self.truncated += len(prompt_ids) + len(target_ids) > self.max_length + 1
         self.requests += len(requests)
         self._done, self._total = 0, len(requests)
-        scores = super()._loglikelihood_tokens(requests, True, override_bs)
+        scores: list[tuple[float, bool]] = super()._loglikelihood_tokens(
+            requests, True, override_bs
+        )
         self._context.progress(self._total, self._total, "zero-shot requests")
         for (pair, _, _), (score, _) in zip(requests, scores, strict=True):
             if not math.isfinite(score):

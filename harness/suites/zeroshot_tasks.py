@@ -18,7 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from harness.data import texts
+from harness.data import hub, texts
 from harness.errors import BitsweepError
 
 EMBEDDED_TASKS = ("embedded_last_word", "embedded_choice")
@@ -309,11 +309,11 @@ def _config(file: Path) -> dict[str, Any]:
     """Return a task's YAML with what it includes; Python functions in it are left out."""
     import yaml
 
-    class Loader(yaml.SafeLoader):
+    class Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
         pass
 
     Loader.add_multi_constructor("!", lambda *_: None)
-    config = yaml.load(file.read_bytes(), Loader=Loader)
+    config: dict[str, Any] = yaml.load(file.read_bytes(), Loader=Loader)
     includes = config.pop("include", None) or []
     merged: dict[str, Any] = {}
     for name in [includes] if isinstance(includes, str) else includes:
@@ -342,11 +342,12 @@ def _listed(tasks: Any) -> Iterable[str]:
 
 
 def _check_data(name: str, files: Sequence[Path]) -> None:
-    """Raise TaskError if the hub is switched off and a task's data set was never downloaded."""
+    """Raise TaskError if a task's data set was never downloaded and cannot be.
+
+    That is so if the hub is switched off, or says that it does not give it.
+    """
     from huggingface_hub import constants
 
-    if not constants.HF_HUB_OFFLINE:
-        return
     datasets_cache = os.environ.get("HF_DATASETS_CACHE") or Path(constants.HF_HOME) / "datasets"
     for file in files:
         dataset = _config(file).get("dataset_path")
@@ -357,18 +358,26 @@ def _check_data(name: str, files: Sequence[Path]) -> None:
             Path(datasets_cache) / dataset.replace("/", "___"),
             Path(constants.HF_HUB_CACHE) / f"datasets--{dataset.replace('/', '--')}",
         )
-        if not any(place.is_dir() for place in places):
+        if os.path.isdir(dataset) or any(place.is_dir() for place in places):
+            continue
+        if hub.offline():
             raise TaskError(missing_data(name, dataset))
+        refused = hub.ask(hub.Wanted(hub.DATASET, dataset)).refused
+        if refused is not None:
+            raise TaskError(missing_data(name, dataset, refused))
 
 
-def missing_data(name: str, dataset: str) -> str:
-    """Return the message for a task whose data set cannot be had."""
-    from huggingface_hub import constants
+def missing_data(name: str, dataset: str, refused: tuple[str, str] | None = None) -> str:
+    """Return the message for a task whose data set cannot be had.
 
-    step = "check the network and, if it is gated, your access to it"
-    if constants.HF_HUB_OFFLINE:
+    refused  why the hub does not give it, and the next step, where it was asked.
+    """
+    why, step = "", "check the network and, if it is gated, your access to it"
+    if hub.offline():
         step = "unset HF_HUB_OFFLINE on a machine with a network"
+    if refused is not None:
+        why, step = f", because {refused[0]}", refused[1]
     return (
         f"the data of task {name} (dataset {dataset}) are not on this machine and could not be "
-        f"downloaded; {step}, or give a jsonl file: suite.zeroshot.files.{name}=<file>"
+        f"downloaded{why}; {step}, or give a jsonl file: suite.zeroshot.files.{name}=<file>"
     )

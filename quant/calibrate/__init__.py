@@ -1,1 +1,1 @@
-"""The block-by-block stream: load, collect, solve, pack, write, free."""
+"""Quantize block by block: load, collect Hessians, solve, pack, write, free."""

@@ -1,4 +1,4 @@
-"""The hidden states between two blocks by batch: on the device, in host memory or on disk."""
+"""Stores for the hidden states between two blocks: on the device, in host memory or on disk."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from quant.memory.limits import PLACES
 
 
 class Activations(Protocol):
-    """Hidden states by the number of their batch; a plain list is one."""
+    """Hidden states, indexed by batch number; a plain list implements it."""
 
     def append(self, hidden: Tensor, /) -> None:
-        """Keep the hidden states of the next batch."""
+        """Store the hidden states of the next batch."""
 
     def __getitem__(self, batch: int, /) -> Tensor: ...
 
@@ -33,14 +33,14 @@ class Activations(Protocol):
 def activation_store(
     place: str, device: torch.device, folder: Path | None
 ) -> Iterator[Activations]:
-    """A store at `place`, one of PLACES; what it gives back is on `device`, bit for bit.
+    """Yield an empty store at `place`, one of PLACES; it returns tensors on `device`, bit for bit.
 
-    folder is where disk keeps its files: made here, and removed at the end. Raises
-    QuantizationError for a place that this device does not have.
+    folder is the directory for files of place="disk"; it is created here and removed at the end.
+    Raises QuantizationError if `device` does not have that place.
     """
     if place not in PLACES or (place == "cuda" and device.type != "cuda"):
         raise QuantizationError(
-            f"activations={place} is no place for activations on {device}; choose one of "
+            f"activations={place} is not possible for blocks on {device}; choose one of "
             f"{', '.join(p for p in PLACES if p != 'cuda' or device.type == 'cuda')}."
         )
     if place == "disk":
@@ -59,7 +59,7 @@ def activation_store(
 
 
 class _InHostMemory:
-    """Copies in host memory, each in memory of its own, which later values of its batch reuse."""
+    """Copies in host memory; later values of a batch reuse the memory of its copy."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -83,10 +83,11 @@ class _InHostMemory:
 
 
 class _OnDisk:
-    """One file a batch. Plain reads and writes: pages of a mapped file would count as memory of
-    the process, and how long they stay is not ours to say.
+    """One file per batch, with plain reads and writes.
 
-    Nothing is synced: a quantization that is killed makes them again (quant.calibrate.stream).
+    Pages of a memory-mapped file would count as memory of the process for as long as the system
+    keeps them. Files are not synced: a quantization that was killed computes them again
+    (quant.calibrate.stream).
     """
 
     def __init__(self, folder: Path, device: torch.device) -> None:

@@ -1,7 +1,7 @@
-"""Replay a model block by block, exactly as its own forward pass would run the blocks.
+"""Replay a model block by block, exactly as its own forward pass runs the blocks.
 
-The model's forward pass runs with every block replaced by one that only notes its arguments (masks,
-positions, rotary embeddings, alibi, ...); each block is then replayed with its own arguments.
+First the model's forward pass runs with every block replaced by a stub that records its arguments
+(masks, positions, rotary embeddings, alibi, ...). Then each block is called with its own arguments.
 """
 
 from __future__ import annotations
@@ -16,20 +16,26 @@ from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 
 from quant.calibrate.activations import Activations
-from quant.calibrate.layout import BlockStructure, Layout, evaluation, learn_layout, run_model
 from quant.calibrate.source import BlockSource, as_source, blocks_in_place, each_block
-from quant.errors import ModelLayoutError
+from quant.calibrate.structure import (
+    BlockStructure,
+    ModelStructure,
+    evaluation,
+    learn_structure,
+    run_model,
+)
+from quant.errors import ModelStructureError
 
-# Different tensors of one shape that are kept to look for equals (a mask per layer type, ...).
+# Tensors of one shape that are kept for the comparison (one mask per layer type, ...).
 _POOL_DEPTH = 8
-# Streamed and plain logits run the same operators on the same numbers: they are equal, bit by bit,
-# wherever the operators are deterministic. The allowance is for devices where they are not.
+# Streamed and plain logits come from the same operators on the same numbers, so they are bit-equal
+# if the operators are deterministic. The tolerance is for devices where they are not.
 _TOLERANCE_ULPS = 4
 
 
 @dataclass(frozen=True)
 class Call:
-    """The arguments of one block for one batch, without its hidden states."""
+    """Arguments of one block for one batch, without the hidden states."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
@@ -37,11 +43,11 @@ class Call:
 
 @dataclass
 class Capture:
-    """What entered the blocks: hidden states before block 0 and every block's other arguments.
+    """The inputs of the blocks: hidden states before block 0, and every block's other arguments.
 
-    hidden  per batch, [batch, tokens, hidden size]; in the store that `capture` was given.
-    calls   [block][batch]; equal tensors are stored once, so masks and positions take the memory
-            of one batch however many batches there are.
+    hidden  per batch, [batch, tokens, hidden size], in the store that was passed to `capture`.
+    calls   [block][batch]; equal tensors are stored once, so masks and positions take the memory of
+            one batch, however many batches there are.
     """
 
     hidden: Activations
@@ -50,36 +56,35 @@ class Capture:
 
 def capture(
     model: PreTrainedModel,
-    layout: Layout,
+    model_structure: ModelStructure,
     batches: Iterable[Tensor],
     store: Activations | None = None,
 ) -> Capture:
-    """Run everything that comes before and around the blocks on batches [batch, tokens] of ids.
+    """Run everything before and around the blocks on batches [batch, tokens] of token ids.
 
-    The blocks themselves do not run, so they need no weights: each notes its arguments and passes
-    the hidden states on. Those that enter the first block are appended to `store` (a list if none
-    is given).
+    The blocks do not run, so they need no weights: each records its arguments and passes the hidden
+    states on. The hidden states at the input of block 0 are appended to `store` (None: a list).
     """
     kept: Activations = [] if store is None else store
-    result = Capture(hidden=kept, calls=[[] for _ in layout.structures])
+    result = Capture(hidden=kept, calls=[[] for _ in model_structure.structures])
     pool = _TensorPool()
 
     def recorder(index: int) -> Callable[..., Any]:
-        structure = layout.structures[index]
+        structure = model_structure.structures[index]
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             hidden, call = _split(structure, args, kwargs)
             if index == 0:
                 result.hidden.append(hidden)
             result.calls[index].append(Call(pool.share(call.args), pool.share(call.kwargs)))
-            if index == len(layout.structures) - 1:
+            if index == len(model_structure.structures) - 1:
                 raise _BlocksPassed  # the norm and the head after the blocks are not needed
             return structure.output_with(hidden)
 
         return forward
 
-    forwards = [recorder(index) for index in range(len(layout.structures))]
-    with evaluation(model), _forwards_replaced(layout.blocks.modules, forwards):
+    forwards = [recorder(index) for index in range(len(model_structure.structures))]
+    with evaluation(model), _forwards_replaced(model_structure.blocks.modules, forwards):
         for batch in batches:
             pool.next_batch()
             try:
@@ -90,7 +95,7 @@ def capture(
 
 
 def run_block(block: nn.Module, structure: BlockStructure, call: Call, hidden: Tensor) -> Tensor:
-    """The hidden states that a block makes of `hidden`, called as the model called it."""
+    """Return the output hidden states of a block for `hidden`, called as the model calls it."""
     args, kwargs = list(call.args), dict(call.kwargs)
     if isinstance(structure.hidden_argument, int):
         args[structure.hidden_argument] = hidden
@@ -100,45 +105,50 @@ def run_block(block: nn.Module, structure: BlockStructure, call: Call, hidden: T
 
 
 def streamed_logits(
-    model: PreTrainedModel | BlockSource, tokens: Tensor, layout: Layout | None = None
+    model: PreTrainedModel | BlockSource,
+    tokens: Tensor,
+    model_structure: ModelStructure | None = None,
 ) -> Tensor:
-    """Logits [(batch,) tokens, vocabulary] of ids [(batch,) tokens], block after block."""
+    """Return logits [(batch,) tokens, vocabulary] of ids [(batch,) tokens], block after block."""
     source = as_source(model)
     batch = tokens if tokens.dim() == 2 else tokens[None]
-    layout = layout or observe(source, batch[0])
-    (logits,) = stream_logits(source, layout, [batch], [])
+    model_structure = model_structure or observe(source, batch[0])
+    (logits,) = stream_logits(source, model_structure, [batch], [])
     return logits if tokens.dim() == 2 else logits[0]
 
 
 def stream_logits(
     source: BlockSource,
-    layout: Layout,
+    model_structure: ModelStructure,
     batches: Sequence[Tensor],
     store: Activations,
     done: Callable[[int], None] = lambda _: None,
 ) -> Iterator[Tensor]:
-    """Logits [batch, tokens, vocabulary] of every batch of ids [batch, tokens], in their order.
+    """Yield logits [batch, tokens, vocabulary] of every batch of ids [batch, tokens], in order.
 
-    All batches go through a block before the next block is read; `store`, empty at first, holds
-    their hidden states meanwhile. done(blocks) is called after every block.
+    All batches run through a block before the next block is read; `store`, empty at first, holds
+    their hidden states in between. done(blocks) is called after every block.
     """
     model = source.model
-    captured = capture(model, layout, batches, store)
+    captured = capture(model, model_structure, batches, store)
     with evaluation(model), closing(each_block(source)) as blocks:
         for index in blocks:
-            block, structure = layout.blocks.modules[index], layout.structures[index]
+            block, structure = (
+                model_structure.blocks.modules[index],
+                model_structure.structures[index],
+            )
             for position, call in enumerate(captured.calls[index]):
                 store[position] = run_block(block, structure, call, store[position])
             captured.calls[index].clear()
             done(index + 1)
     for position, batch in enumerate(batches):
-        yield _logits_after_blocks(model, layout, batch, store[position])
+        yield _logits_after_blocks(model, model_structure, batch, store[position])
 
 
-def observe(source: BlockSource, window: Tensor) -> Layout:
-    """How the model calls its blocks on window [tokens]; nothing is read from disk for it."""
+def observe(source: BlockSource, window: Tensor) -> ModelStructure:
+    """Learn how the model calls its blocks on window [tokens], without reading block weights."""
     with blocks_in_place(source, blank=True):
-        return learn_layout(source.model, window)
+        return learn_structure(source.model, window)
 
 
 def check_streaming(
@@ -146,34 +156,36 @@ def check_streaming(
     window_a: Tensor,
     window_b: Tensor,
     inspect: Callable[[int], None] = lambda _: None,
-) -> Layout:
-    """Learn the layout on window_a [tokens], check it on window_b [tokens], and return it.
+) -> ModelStructure:
+    """Learn the structure on window_a [tokens], check it on window_b [tokens], and return it.
 
-    Streamed logits must equal those of a plain forward pass within 4 units in the last place of
-    the largest logit (they run the same operators and are normally identical). Both passes run
-    side by side, so that every block is read once; inspect(index) is called when block `index` has
-    its weights.
-    Raises ModelLayoutError with the largest difference otherwise.
+    Streamed logits must equal those of a plain forward pass within 4 units in the last place of the
+    largest logit (they run the same operators and are normally identical). Both passes run side by
+    side, so that every block is read once; inspect(index) is called when block `index` has its
+    weights.
+
+    Raises ModelStructureError, with the largest difference, if they differ more.
     """
     source = as_source(model)
-    layout = observe(source, window_a)
-    streamed, plain = _both_logits(source, layout, window_b, inspect)
+    model_structure = observe(source, window_a)
+    streamed, plain = _both_logits(source, model_structure, window_b, inspect)
     difference, scale = _largest_difference(streamed, plain)
     allowed = _TOLERANCE_ULPS * torch.finfo(plain.dtype).eps * scale
     if not difference <= allowed:
-        raise ModelLayoutError(
+        raise ModelStructureError(
             f"{type(source.model).__name__}: logits of the block-by-block replay differ by up to "
             f"{difference:.3g} from a plain forward pass (allowed {allowed:.3g}), so calibration "
             "would see wrong inputs; the blocks depend on more than their recorded arguments. "
             "Report the model class; method=rtn needs no replay."
         )
-    return layout
+    return model_structure
 
 
 def _largest_difference(streamed: Tensor, plain: Tensor) -> tuple[float, float]:
-    """The largest difference of logits [tokens, vocabulary], and the largest plain logit.
+    """Return the largest difference of logits [tokens, vocabulary], and the largest plain logit.
 
-    A model that makes NaN is not a replay that went wrong: compared where plain logits are finite.
+    Positions where the plain logits are not finite are skipped: NaN from the model itself is not an
+    error of the replay.
     """
     difference = scale = 0.0
     for one, other in zip(streamed.split(64), plain.split(64), strict=True):
@@ -181,17 +193,20 @@ def _largest_difference(streamed: Tensor, plain: Tensor) -> tuple[float, float]:
         if finite.any():
             scale = max(scale, other[finite].abs().max().item())
             apart = (one.double() - other.double())[finite].abs().max().item()
-            # Comparisons with NaN are false: what streamed alone made must not be lost here.
+            # `not <=` keeps a NaN that only the streamed logits have.
             difference = apart if not apart <= difference else difference
     return difference, scale
 
 
 def _both_logits(
-    source: BlockSource, layout: Layout, window: Tensor, inspect: Callable[[int], None]
+    source: BlockSource,
+    model_structure: ModelStructure,
+    window: Tensor,
+    inspect: Callable[[int], None],
 ) -> tuple[Tensor, Tensor]:
-    """Streamed and plain logits [tokens, vocabulary] of window [tokens], in one pass of blocks."""
+    """Return streamed and plain logits [tokens, vocabulary] of window [tokens] in one pass."""
     model, batch = source.model, window[None]
-    captured = capture(model, layout, [batch])
+    captured = capture(model, model_structure, [batch])
     hidden = captured.hidden[0]
     replaying = False
 
@@ -202,24 +217,26 @@ def _both_logits(
                 return
             inspect(index)
             replaying = True
-            hidden = run_block(block, layout.structures[index], captured.calls[index][0], hidden)
+            hidden = run_block(
+                block, model_structure.structures[index], captured.calls[index][0], hidden
+            )
             replaying = False
 
         return after
 
     with blocks_in_place(source), evaluation(model):
-        blocks = enumerate(layout.blocks.modules)
+        blocks = enumerate(model_structure.blocks.modules)
         handles = [block.register_forward_hook(follow(index)) for index, block in blocks]
         try:
             plain = run_model(model, batch).logits[0]
         finally:
             for handle in handles:
                 handle.remove()
-    return _logits_after_blocks(model, layout, batch, hidden)[0], plain
+    return _logits_after_blocks(model, model_structure, batch, hidden)[0], plain
 
 
 class _BlocksPassed(Exception):
-    """Ends a capturing forward pass after the last block."""
+    """Stops a capturing forward pass after the last block."""
 
 
 def _split(
@@ -232,20 +249,20 @@ def _split(
 
 
 class _TensorPool:
-    """Keeps equal tensors once."""
+    """Replaces equal tensors by one shared tensor."""
 
     def __init__(self) -> None:
         self._known: dict[tuple[Any, ...], list[Tensor]] = {}
-        # The blocks of one pass mostly get the same object: compare its numbers only once. The
-        # object is kept with its replacement so that its id stays its own.
+        # The blocks of one pass mostly get the same object, whose numbers are compared only once.
+        # The object is kept with its replacement, so that its id is not reused.
         self._seen: dict[int, tuple[Tensor, Tensor]] = {}
 
     def next_batch(self) -> None:
-        """Forget the identities (not the numbers) of the tensors of the last pass."""
+        """Forget the object ids of the last pass; the tensors stay."""
         self._seen.clear()
 
     def share(self, value: Any) -> Any:
-        """The same structure with every tensor replaced by an equal one that is already kept."""
+        """Return the same structure with every tensor replaced by an equal tensor of the pool."""
         if isinstance(value, Tensor):
             if id(value) not in self._seen:
                 self._seen[id(value)] = (value, self._shared(value))
@@ -255,9 +272,9 @@ class _TensorPool:
         if type(value) in (tuple, list):
             return type(value)(self.share(part) for part in value)
         if isinstance(value, Cache):
-            raise ModelLayoutError(
-                f"a block was given a {type(value).__name__} although use_cache=False; replaying "
-                "it would append to the cache again; such a model cannot be calibrated so."
+            raise ModelStructureError(
+                f"a block received a {type(value).__name__} although use_cache=False, and a replay "
+                "would append to it twice; this model cannot be calibrated, so use method=rtn."
             )
         return value
 
@@ -275,7 +292,7 @@ class _TensorPool:
 def _forwards_replaced(
     modules: Iterable[nn.Module], forwards: Sequence[Callable[..., Any]]
 ) -> Iterator[None]:
-    """Give modules another forward. The modules stay in place: models read attributes of them."""
+    """Replace the forward functions of modules; models can still read the modules' attributes."""
     before: list[Any] = [module.__dict__.get("forward") for module in modules]
     try:
         for module, forward in zip(modules, forwards, strict=True):
@@ -290,13 +307,13 @@ def _forwards_replaced(
 
 
 def _logits_after_blocks(
-    model: PreTrainedModel, layout: Layout, batch: Tensor, hidden: Tensor
+    model: PreTrainedModel, model_structure: ModelStructure, batch: Tensor, hidden: Tensor
 ) -> Tensor:
-    """What the model does after its blocks (norm, head, soft capping), given their output."""
-    last = len(layout.structures) - 1
+    """Run the part of the model after its blocks (norm, head, soft capping) on their output."""
+    last = len(model_structure.structures) - 1
 
     def stand_in(index: int) -> Callable[..., Any]:
-        structure = layout.structures[index]
+        structure = model_structure.structures[index]
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             passed = hidden if index == last else _split(structure, args, kwargs)[0]
@@ -305,5 +322,6 @@ def _logits_after_blocks(
         return forward
 
     forwards = [stand_in(index) for index in range(last + 1)]
-    with evaluation(model), _forwards_replaced(layout.blocks.modules, forwards):
-        return run_model(model, batch).logits
+    with evaluation(model), _forwards_replaced(model_structure.blocks.modules, forwards):
+        result: Tensor = run_model(model, batch).logits
+        return result

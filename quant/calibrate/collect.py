@@ -1,4 +1,4 @@
-"""Hessians of a block's layers, collected by hooks while calibration runs through the block."""
+"""Collect the Hessians of a block's layers with hooks while calibration data runs through it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from quant.blocks import linear_layers, weight_matrix
-from quant.calibrate.devices import Lanes, assign
+from quant.calibrate.devices import DeviceWorkers, assign
 from quant.calibrate.windows import Batch
 from quant.errors import NonFiniteError
 from quant.experts import routed_groups
@@ -16,15 +16,15 @@ from quant.hessian import Hessian
 
 
 class Collected(Exception):
-    """Ends the forward pass of a block whose Hessians have all they need from the batch."""
+    """Stops the forward pass of a block once all of its Hessians have the batch."""
 
 
 class Collector:
-    """Hooks that feed one Hessian per group of layers with equal inputs while a block runs.
+    """Hooks that update one Hessian per group of layers with equal inputs while a block runs.
 
-    Groups are spread over the lanes; each Hessian, of `dtype`, lives on the device of its lane.
-    With single_pass the block is stopped (by Collected) once every group has been fed: what comes
-    after, such as the last and largest product of an MLP, would be computed for nothing.
+    Groups are distributed over the workers; each Hessian has `dtype` and is on the device of its
+    worker. With single_pass the block is stopped (by Collected) once every group has its inputs:
+    the rest, such as the last and largest product of an MLP, is not needed.
     """
 
     def __init__(
@@ -33,35 +33,35 @@ class Collector:
         name: str,
         groups: Sequence[tuple[str, ...]],
         single_pass: bool,
-        lanes: Lanes,
+        workers: DeviceWorkers,
         dtype: torch.dtype = torch.float32,
     ) -> None:
         self.hessians: dict[tuple[str, ...], Hessian] = {}
-        self.lane_of = dict(zip(groups, spread(block, groups, len(lanes)), strict=True))
+        self.worker_of = dict(zip(groups, spread(block, groups, len(workers)), strict=True))
         self._batch: Batch | None = None
         self._waiting: set[str] = set()
         self._single_pass = single_pass
-        self._lanes = lanes
+        self._workers = workers
         mixtures = {group for stage in routed_groups(block) for group in stage}
-        self._routed = [group for group in self.lane_of if group in mixtures]
+        self._routed = [group for group in self.worker_of if group in mixtures]
         self._handles = []
         linears = linear_layers(block)
-        for group, lane in self.lane_of.items():
+        for group, worker in self.worker_of.items():
             leader = linears[group[0]]
-            device = lanes.devices[lane] if lane else weight_matrix(leader).device
+            device = workers.devices[worker] if worker else weight_matrix(leader).device
             layer = f"{name}.{group[0]}"
             inputs = weight_matrix(leader).shape[1]
             hessian = Hessian(inputs, layer=layer, dtype=dtype, device=device)
             self.hessians[group] = hessian
             own = weight_matrix(leader).dtype
-            hook = self._feeder(hessian, lane, own, group in mixtures)
+            hook = self._feeder(hessian, worker, own, group in mixtures)
             self._handles.append(leader.register_forward_pre_hook(hook))
 
     def begin(self, batch: Batch) -> None:
-        """What is fed from now on belongs to this batch."""
+        """Set the batch to which the following inputs belong."""
         self._batch = batch
         self._waiting = {hessian.layer for hessian in self.hessians.values()}
-        # Every sequence counts for every expert, also one of which it saw nothing: n is a scale.
+        # Every sequence counts for every expert, even without tokens for it: n is only a scale.
         for group in self._routed:
             self.hessians[group].sequences += batch.tokens.shape[0]
 
@@ -70,7 +70,7 @@ class Collector:
             handle.remove()
 
     def _feeder(
-        self, hessian: Hessian, lane: int, own: torch.dtype, routed: bool
+        self, hessian: Hessian, worker: int, own: torch.dtype, routed: bool
     ) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def feed(_: nn.Module, args: tuple[Tensor, ...]) -> None:
             assert self._batch is not None
@@ -80,12 +80,11 @@ class Collector:
             # sequences by the first dimension.
             if not routed and inputs.numel() == shape.numel() * inputs.shape[-1]:
                 inputs = inputs.reshape(*shape, inputs.shape[-1])
-            if lane:
-                # A copy made now, in the order of the model's own work: the block may go on to
-                # change its tensor in place while the other lane still reads.
-                inputs = inputs.detach().to(self._lanes.devices[lane], copy=True)
+            if worker:
+                # Copy now: the block may change this tensor in place while the worker still reads.
+                inputs = inputs.detach().to(self._workers.devices[worker], copy=True)
             sequences = 0 if routed else None
-            self._lanes.send(lane, lambda: update(hessian, inputs, batch, sequences))
+            self._workers.send(worker, lambda: update(hessian, inputs, batch, sequences))
             self._waiting.discard(hessian.layer)
             if self._single_pass and not self._waiting:
                 raise Collected
@@ -103,9 +102,9 @@ def update(hessian: Hessian, inputs: Tensor, batch: Batch, sequences: int | None
 
 
 def require_fits(values: Tensor, dtype: torch.dtype, batch: Batch, what: str) -> None:
-    """As require_finite, for values that were computed in more than the model's dtype.
+    """Apply require_finite to values computed in a wider dtype than the model's.
 
-    What the model itself cannot hold would be NaN wherever it is used.
+    A value beyond the range of the model's dtype would be inf or NaN when the model is used.
     """
     most = torch.finfo(dtype).max
     if values.dtype == dtype or not values.numel():
@@ -116,29 +115,29 @@ def require_fits(values: Tensor, dtype: torch.dtype, batch: Batch, what: str) ->
     require_finite(torch.where(values.abs() <= most, values, torch.inf), batch, what)
 
 
-def spread(block: nn.Module, groups: Sequence[tuple[str, ...]], lanes: int) -> list[int]:
-    """The lane of each group, by the work of its factorization and sweeps (and of its Hessian).
+def spread(block: nn.Module, groups: Sequence[tuple[str, ...]], workers: int) -> list[int]:
+    """Return the device worker of each group, balanced by factorization and column-loop work.
 
-    Factoring n inputs takes about n^3 operations, sweeping m outputs m n^2; the Hessian, n^2 a
-    token, goes along in proportion.
+    Factoring n inputs takes about n^3 operations and the column loop over m outputs m n^2. The
+    Hessian, n^2 per token, is proportional.
     """
     shapes = {name: weight_matrix(module).shape for name, module in linear_layers(block).items()}
     costs = []
     for group in groups:
         inputs = shapes[group[0]][1]
         costs.append(float(inputs) ** 2 * (inputs + sum(shapes[name][0] for name in group)))
-    return assign(costs, lanes)
+    return assign(costs, workers)
 
 
 def require_finite(values: Tensor, batch: Batch, what: str) -> None:
-    """Raise NonFiniteError naming `what` and the first window with NaN or infinite values."""
+    """Raise NonFiniteError, naming `what` and the first window with NaN or infinite values."""
     if torch.isfinite(values.sum()):  # one pass; NaN and infinity survive a sum
         return
     broken = ~torch.isfinite(values)
     if not broken.any():  # only the sum overflowed
         return
     where = f"one of the calibration windows {list(batch.windows)}"
-    if values.dim() > 2:  # [batch, ...], not tokens of any window that a router chose
+    if values.dim() > 2:  # [batch, ...]; routed tokens may be of any window
         row = int(broken.flatten(1).any(dim=1).nonzero()[0])
         where = f"calibration window {batch.windows[row]}"
     raise NonFiniteError(

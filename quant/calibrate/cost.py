@@ -1,4 +1,4 @@
-"""Seconds and peak memory of the stages of a quantization."""
+"""Measure the seconds and peak memory of the stages of a quantization."""
 
 from __future__ import annotations
 
@@ -18,39 +18,40 @@ _STATM = Path("/proc/self/statm")
 
 @dataclass(frozen=True)
 class StageCost:
-    """What one stage cost, summed over all of its turns.
+    """Cost of one stage, summed over all of its turns.
 
-    seconds     wall clock of the run; stages follow one another, so their sum is the run's.
-    peak_bytes  highest memory in use while the stage ran, the model included, and what a thread
-                beside it held; None where the platform gives no figure.
+    seconds     wall time of the run's thread; stages do not overlap, so their sum is the run's wall
+                time.
+    peak_bytes  highest memory use while the stage ran, including the model and a background thread;
+                None if the platform reports none.
     memory      what peak_bytes is: "cuda allocator peak", "resident set, sampled every 10 ms" or
-                "resident set, high-water mark of the process" (a mark that earlier stages, or
-                whatever the process did before, may have set).
-    behind      seconds that another thread worked for the stage while the run did something else
-                or waited for it; the waiting alone is in `seconds`.
+                "resident set, high-water mark of the process" (which earlier stages, or the process
+                before the run, may have set).
+    background  seconds that a background thread worked for the stage, during other stages or while
+                the run waited for it; only the waiting is in `seconds`.
     """
 
     name: str
     seconds: float
     peak_bytes: int | None
     memory: str
-    behind: float = 0.0
+    background: float = 0.0
 
 
 class StageMeter:
-    """Measures named stages; a context manager around the whole run.
+    """Context manager around a run that measures its named stages.
 
-    On a CUDA device memory is the allocator's own peak. On the CPU a thread samples the resident
-    set of the process, and every stage also reads it when it begins and ends. Stages do not nest.
-    The resident set of the whole run is sampled on every device (host_peak_bytes).
+    On a CUDA device memory is the allocator's peak. On the CPU a thread samples the resident set of
+    the process, and every stage reads it at its begin and end. Stages do not nest. The resident set
+    of the whole run is sampled on every device (host_peak_bytes).
     """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._seconds: dict[str, float] = {}
         self._peak: dict[str, int] = {}
-        self._behind: dict[str, float] = {}
-        self._told: dict[str, StageCost] = {}
+        self._background: dict[str, float] = {}
+        self._reported: dict[str, StageCost] = {}
         self._host_peak: int | None = None
         self._stage: str | None = None
         self._stop = threading.Event()
@@ -74,7 +75,7 @@ class StageMeter:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Count the time and memory of the body towards stage `name`."""
+        """Add the time and memory of the body to stage `name`."""
         if self._stage is not None:
             raise RuntimeError(f"stage {name!r} cannot begin inside stage {self._stage!r}.")
         cuda = self._device.type == "cuda"
@@ -94,36 +95,39 @@ class StageMeter:
             self._stage = None
 
     def costs(self) -> list[StageCost]:
-        """The stages in the order in which they first began."""
+        """Return the stages in the order in which they first began."""
         source = _memory_source(self._device)
         return [
-            StageCost(name, seconds, self._peak.get(name), source, self._behind.get(name, 0.0))
+            StageCost(name, seconds, self._peak.get(name), source, self._background.get(name, 0.0))
             for name, seconds in self._seconds.items()
         ]
 
     @property
     def host_peak_bytes(self) -> int | None:
-        """Highest resident set of this process so far; None where there is no figure."""
+        """Return the highest resident set of this process so far; None if unknown."""
         return self._host_peak if _STATM.exists() else _high_water_bytes()
 
     def since_last(self) -> list[StageCost]:
-        """The costs that were added since the last call; peaks are those of all of the run."""
-        costs, told = self.costs(), self._told
-        self._told = {cost.name: cost for cost in costs}
-        return [_less(cost, told[cost.name]) if cost.name in told else cost for cost in costs]
+        """Return the costs added since the last call; peaks are those of the whole run."""
+        costs, reported = self.costs(), self._reported
+        self._reported = {cost.name: cost for cost in costs}
+        return [
+            _difference(cost, reported[cost.name]) if cost.name in reported else cost
+            for cost in costs
+        ]
 
-    def behind(self, stage: str, seconds: float) -> None:
-        """Count what another thread worked for a stage; call it from the thread of the stages."""
-        self._behind[stage] = self._behind.get(stage, 0.0) + seconds
+    def add_background(self, stage: str, seconds: float) -> None:
+        """Add background seconds to a stage; call it from the thread of the stages."""
+        self._background[stage] = self._background.get(stage, 0.0) + seconds
 
     def add(self, costs: Iterable[StageCost]) -> None:
-        """Count what an earlier run spent; `since_last` does not tell it again."""
+        """Add the costs of an earlier run; `since_last` does not report them again."""
         for cost in costs:
             self._seconds[cost.name] = self._seconds.get(cost.name, 0.0) + cost.seconds
-            self.behind(cost.name, cost.behind)
+            self.add_background(cost.name, cost.background)
             if cost.peak_bytes is not None:
                 self._peak[cost.name] = max(self._peak.get(cost.name, 0), cost.peak_bytes)
-        self._told = {cost.name: cost for cost in self.costs()}
+        self._reported = {cost.name: cost for cost in self.costs()}
 
     def _note(self, stage: str) -> None:
         bytes_now = _peak_now(self._device)
@@ -138,8 +142,12 @@ class StageMeter:
                 self._note(stage)
 
 
-def _less(cost: StageCost, told: StageCost) -> StageCost:
-    return replace(cost, seconds=cost.seconds - told.seconds, behind=cost.behind - told.behind)
+def _difference(cost: StageCost, reported: StageCost) -> StageCost:
+    return replace(
+        cost,
+        seconds=cost.seconds - reported.seconds,
+        background=cost.background - reported.background,
+    )
 
 
 def _peak_now(device: torch.device) -> int | None:

@@ -1,4 +1,4 @@
-"""Work spread over devices: one ordered lane of tasks per device, the same results as on one."""
+"""Distribute work over devices, one ordered task queue each; results equal those of one device."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ T = TypeVar("T")
 
 
 def visible_devices(device: torch.device | str) -> tuple[torch.device, ...]:
-    """The devices that work for `device` may be spread over, the home device first.
+    """Return the devices over which work for `device` may be distributed, the home device first.
 
-    "cuda" means every visible GPU; "cuda:1" and "cpu" mean that one alone.
+    "cuda" means every visible GPU; "cuda:1" and "cpu" mean that device only.
     """
     home = torch.device(device)
     if home.type != "cuda" or home.index is not None:
@@ -25,29 +25,29 @@ def visible_devices(device: torch.device | str) -> tuple[torch.device, ...]:
     return tuple(torch.device("cuda", index) for index in range(torch.cuda.device_count()))
 
 
-def assign(costs: Sequence[float], lanes: int, home: float = 0.0) -> list[int]:
-    """The lane of each task: the largest task first, always to the lane with the least work.
+def assign(costs: Sequence[float], workers: int, home: float = 0.0) -> list[int]:
+    """Return the worker of each task: largest task first, always to the least loaded worker.
 
-    home is the work that lane 0 has anyway. Equal choices go to the lower number, so that the
-    assignment depends on the numbers alone.
+    home is work that worker 0 has anyway. Ties go to the lower number, so that the assignment
+    depends only on the arguments.
     """
-    load = [home] + [0.0] * (lanes - 1)
+    load = [home] + [0.0] * (workers - 1)
     chosen = [0] * len(costs)
     for task in sorted(range(len(costs)), key=lambda task: (-costs[task], task)):
-        lane = load.index(min(load))
-        chosen[task] = lane
-        load[lane] += costs[task]
+        worker = load.index(min(load))
+        chosen[task] = worker
+        load[worker] += costs[task]
     return chosen
 
 
 @dataclass(frozen=True)
 class Workplace:
-    """Where the work is done. None of it changes a bit of the result.
+    """Where a quantization runs; none of these settings changes a bit of the result.
 
-    devices      over which Hessians and solves are spread; the first is where blocks run. None:
-                 the device of the model.
-    activations  where calibration activations wait between blocks: "cuda", "cpu" or "disk".
-    folder       for activations on disk.
+    devices      devices over which Hessians and solves are distributed; blocks run on the first.
+                 None means the device of the model.
+    activations  where calibration activations are stored between blocks: "cuda", "cpu" or "disk".
+    folder       directory for activations on disk.
     """
 
     devices: tuple[torch.device, ...] | None = None
@@ -55,40 +55,40 @@ class Workplace:
     folder: Path | None = None
 
 
-class Lanes:
-    """One worker per device; the tasks of a lane run in the order in which they were given.
+class DeviceWorkers:
+    """One worker per device; each runs its tasks in the order of submission.
 
-    Lane 0 is the caller's own: its tasks run at once, in the caller's thread, on the home device.
-    A context manager: leaving it waits for the workers.
+    Worker 0 runs tasks immediately in the caller's thread, on the home device. As a context manager
+    it waits for all tasks on exit.
     """
 
     def __init__(self, devices: Sequence[torch.device]) -> None:
         self.devices = tuple(devices)
-        self._workers = [ThreadPoolExecutor(1, f"lane-{d}") for d in self.devices[1:]]
+        self._pools = [ThreadPoolExecutor(1, f"worker-{d}") for d in self.devices[1:]]
         self._pending: list[Future[None]] = []
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for worker in self._workers:
-            worker.shutdown(cancel_futures=True)
+        for pool in self._pools:
+            pool.shutdown(cancel_futures=True)
 
     def __len__(self) -> int:
         return len(self.devices)
 
-    def run(self, lane: int, task: Callable[[], T]) -> Future[T]:
-        """Start a task; in lane 0 it is finished on return, and its error raised at once."""
-        if lane == 0:
+    def run(self, worker: int, task: Callable[[], T]) -> Future[T]:
+        """Start a task; worker 0 finishes it, or raises its error, before returning."""
+        if worker == 0:
             future: Future[T] = Future()
             future.set_result(self._on(0, task))
             return future
-        return self._workers[lane - 1].submit(self._on, lane, task)
+        return self._pools[worker - 1].submit(self._on, worker, task)
 
-    def send(self, lane: int, task: Callable[[], None]) -> None:
-        """As `run`, for tasks that `settle` waits for; an error comes from there in lane 0 too."""
+    def send(self, worker: int, task: Callable[[], None]) -> None:
+        """Start a task without a result; `settle` waits for it and raises its error."""
         try:
-            self._pending.append(self.run(lane, task))
+            self._pending.append(self.run(worker, task))
         except Exception as error:
             failed: Future[None] = Future()
             failed.set_exception(error)
@@ -100,10 +100,10 @@ class Lanes:
         for future in pending:
             future.result()
 
-    def _on(self, lane: int, task: Callable[[], T]) -> T:
-        device = self.devices[lane]
+    def _on(self, worker: int, task: Callable[[], T]) -> T:
+        device = self.devices[worker]
         here: AbstractContextManager[object] = nullcontext()
         if device.type == "cuda":
             here = torch.cuda.device(device)
-        with here, torch.no_grad():  # gradient mode belongs to a thread
+        with here, torch.no_grad():  # gradient mode is per thread
             return task()

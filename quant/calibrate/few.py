@@ -1,4 +1,4 @@
-"""Experts that too few calibration tokens were routed to, and the rule that they follow."""
+"""Experts with too few calibration tokens, and how the rules treat them."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _SHOWN = 8  # experts that an error names
 
 
 @dataclass(frozen=True)
-class Few:
-    """An expert that saw `tokens` of the `least` that are enough, and what is done.
+class FewTokens:
+    """An expert that received `tokens` calibration tokens, fewer than `least`.
 
-    rounded  to nearest; otherwise its Hessian is shrunk.
+    rounded  whether it is rounded to nearest; if not, its Hessian is shrunk.
     """
 
     tokens: int
@@ -29,13 +29,13 @@ class Few:
     rounded: bool
 
     @property
-    def said(self) -> str:
-        """The fallback of a record."""
+    def fallback(self) -> str:
+        """Return the `fallback` text of the layer's record."""
         done = "rounded to nearest" if self.rounded else "its Hessian was shrunk"
         return f"{self.tokens} calibration tokens were routed to it, under {self.least}: {done}"
 
     def shrunk(self, hessian: Tensor) -> Tensor:
-        """s H + (1 - s) mean(diag H) I with s the share of tokens that are there, in place."""
+        """Return s H + (1 - s) mean(diag H) I, in place, with s = tokens / least."""
         share = self.tokens / self.least
         mean = hessian.diagonal().mean()
         return hessian.mul_(share).add_(
@@ -44,12 +44,12 @@ class Few:
         )
 
 
-def few_tokens(hessian: Hessian, routed: bool, rules: Rules) -> Few | None:
-    """What is done with layers of this Hessian; None where it is enough, or no router chose."""
+def few_tokens(hessian: Hessian, routed: bool, rules: Rules) -> FewTokens | None:
+    """Return how to treat layers of this Hessian; None if it has enough tokens or is not routed."""
     least = rules.min_tokens or hessian.inputs
     if not routed or hessian.tokens >= least:
         return None
-    return Few(hessian.tokens, least, rules.few_tokens == RTN)
+    return FewTokens(hessian.tokens, least, rules.few_tokens == RTN)
 
 
 def require_tokens(
@@ -57,9 +57,9 @@ def require_tokens(
     routed: Collection[tuple[str, ...]],
     config: QuantizationConfig,
 ) -> None:
-    """Raise CalibrationError, naming them with their counts, for experts that no rule allows.
+    """Raise CalibrationError, with names and counts, for experts that no rule allows.
 
-    One that saw no token at all can only be rounded.
+    An expert that received no token can only be rounded.
     """
     if not config.solver.needs_calibration:
         return
@@ -71,10 +71,10 @@ def require_tokens(
     if rules.few_tokens == REFUSE and few:
         _refuse(few, f"{DAMP} (shrink their Hessians) or method.few_tokens={RTN} (round them)")
     if rules.few_tokens == DAMP and none:
-        _refuse(none, f"{RTN} (round them), because no token says anything of them")
+        _refuse(none, f"{RTN} (round them), because they received no token at all")
 
 
-def _refuse(few: Mapping[str, Few], way: str) -> None:
+def _refuse(few: Mapping[str, FewTokens], way: str) -> None:
     named = [f"{layer} {each.tokens} of {each.least}" for layer, each in few.items()]
     more = f" and {len(named) - _SHOWN} more" if len(named) > _SHOWN else ""
     raise CalibrationError(

@@ -1,4 +1,4 @@
-"""Solve the linear layers of a block, group by group, and write their quantized values back."""
+"""Solve the linear layers of a block group by group, and write the quantized values back."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from quant.arithmetic import PORTABLE
 from quant.blocks import linear_layers, set_weight_matrix, weight_matrix
-from quant.calibrate.devices import Lanes
-from quant.calibrate.few import Few, few_tokens
+from quant.calibrate.devices import DeviceWorkers
+from quant.calibrate.few import FewTokens, few_tokens
 from quant.calibrate.transform import UNCHANGED, Changed
 from quant.config import QuantizationConfig
-from quant.errors import QuantizationError
+from quant.errors import QuantizationError, failures_of
 from quant.experts import routed_groups
 from quant.hessian import Hessian
 from quant.input_operator import operator_bits
@@ -31,17 +31,19 @@ from quant.weight import QuantizedWeight
 
 @dataclass(frozen=True)
 class LayerResult:
-    """What the solver did to one linear layer; the fields of harness.records.record.LayerReport.
+    """Result of the solver for one linear layer; the fields of harness.records.record.LayerReport.
 
     loss, damping, dead_columns  see quant.solvers.base.Solution.
-    bits_per_weight              stored: codes, the tensors of the grid, an operator in front.
-    weight_error                 ||W - Q||_F / ||W||_F; 0 for an all-zero weight. W is the weight
-                                 that the transforms made.
+    bits_per_weight              stored bits: codes, tensors of the grid, operator in front of the
+                                 layer.
+    weight_error                 ||W - Q||_F / ||W||_F, 0 for an all-zero weight; W is the weight
+                                 after the transforms.
     tokens                       calibration tokens that reached the layer; 0 without calibration.
-    seconds                      the solver alone; the Hessian and its factor, which layers share,
-                                 are in the stages.
-    fallback                     what was done differently, as the options allowed; None: nothing.
-    transforms                   what each transform did, or why it could do nothing.
+    seconds                      time of the solver alone; the Hessian and its factor, which layers
+                                 share, are in the stages.
+    fallback                     deviation from the options that the rules allowed; None if there
+                                 was none.
+    transforms                   for each transform, what it did or why it did nothing.
     """
 
     name: str
@@ -66,7 +68,7 @@ Solved = list[tuple[LayerResult, QuantizedWeight]]
 
 @dataclass(frozen=True)
 class BlockSolver:
-    """Quantizes the layers of one block; any of its methods may run in any thread.
+    """Quantizes the layers of one block; its methods may be called from any thread.
 
     config.arithmetic is resolved; solved(layer) is called after every layer.
     """
@@ -79,12 +81,12 @@ class BlockSolver:
 
     @cached_property
     def routed(self) -> frozenset[tuple[str, ...]]:
-        """The groups that see only tokens routed to an expert."""
+        """The groups that receive only tokens routed to an expert."""
         return frozenset(group for stage in routed_groups(self.block) for group in stage)
 
     @property
     def dtype(self) -> torch.dtype:
-        """That layers are solved in. Rounding alone is elementwise, the same bits everywhere."""
+        """Dtype of the solver; rounding alone is elementwise, with the same bits everywhere."""
         summed = self.config.solver.needs_calibration and self.config.arithmetic == PORTABLE
         return torch.float64 if summed else torch.float32
 
@@ -95,10 +97,10 @@ class BlockSolver:
         device: torch.device | None = None,
         changed: Changed = UNCHANGED,
     ) -> Solved:
-        """Quantize layers that share one Hessian, on `device` (None: where they are).
+        """Quantize layers that share one Hessian, on `device` (None: their own device).
 
-        Their weights become the quantized values, and those come back on the CPU. The Hessian is
-        that of the inputs before transforms `changed` them.
+        The modules get the quantized values; the quantized weights are returned on the CPU.
+        `hessian` is that of the original inputs, before the transforms in `changed`.
         """
         prepared, tokens, few = None, None, None
         solver, options = self.config.solver, self.config.options
@@ -117,19 +119,20 @@ class BlockSolver:
             result, weight = self._layer(
                 layer, linears[name], solver, options, prepared, device, changed.notes
             )
-            said = [note for note in (few and few.said, result.fallback) if note]
-            found.append((replace(result, fallback="; ".join(said) or None), weight))
+            fallbacks = [note for note in (few and few.fallback, result.fallback) if note]
+            found.append((replace(result, fallback="; ".join(fallbacks) or None), weight))
             self.solved(layer.name)
         return found
 
-    def _prepare(self, hessian: Hessian, changed: Changed, few: Few | None) -> Any:
+    def _prepare(self, hessian: Hessian, changed: Changed, few: FewTokens | None) -> Any:
         matrix = changed.hessian(hessian.matrix())
         if few is not None:
             matrix = few.shrunk(matrix)
         if self.config.solver.prepare is None:
             return matrix
         layer = Layer(hessian.layer, hessian.tokens, self.config.kernel)
-        return self.config.solver.prepare(matrix, self.config.options, layer)
+        with failures_of(f"{layer.name}: solver {self.config.solver.name}"):
+            return self.config.solver.prepare(matrix, self.config.options, layer)
 
     def _layer(
         self,
@@ -144,7 +147,8 @@ class BlockSolver:
         scheme = self.config.scheme
         begin = time.perf_counter()
         weight = weight_matrix(module).to(device, self.dtype)
-        solution = solver.solve(weight, scheme, prepared, options, layer)
+        with failures_of(f"{layer.name}: solver {solver.name}"):
+            solution = solver.solve(weight, scheme, prepared, options, layer)
         seconds = time.perf_counter() - begin
         require_solution(solution, weight, scheme, f"{layer.name}: solver {solver.name}")
         quantized = solution.weight.dequantize()
@@ -172,9 +176,9 @@ class BlockSolver:
 
 
 def require_solution(solution: Any, weight: Tensor, scheme: Scheme, who: str) -> None:
-    """Raise QuantizationError unless a solver gave what it was asked for; `who` begins messages.
+    """Raise QuantizationError unless a solver returned what it was asked for.
 
-    Solvers of anybody run here: what they give is checked before anything is made of it.
+    Solvers may be external code, so their results are checked before use. `who` begins messages.
     """
     if not isinstance(solution, Solution):
         raise QuantizationError(
@@ -183,23 +187,23 @@ def require_solution(solution: Any, weight: Tensor, scheme: Scheme, who: str) ->
     found = solution.weight
     if found.scheme != scheme:
         raise QuantizationError(
-            f"{who} was asked for {scheme.name} and gave {found.scheme.name}; quantize to the "
-            "scheme that it is given."
+            f"{who} was asked for {scheme.name} and returned {found.scheme.name}; quantize to the "
+            "scheme that is passed."
         )
     if found.codes.dtype != torch.uint8 or found.codes.shape != weight.shape:
         raise QuantizationError(
-            f"{who} gave codes {found.codes.dtype} {list(found.codes.shape)}; return uint8 "
+            f"{who} returned codes {found.codes.dtype} {list(found.codes.shape)}; return uint8 "
             f"{list(weight.shape)}."
         )
     if int(found.codes.max()) > scheme.max_code:
         raise QuantizationError(
-            f"{who} gave the code {int(found.codes.max())}, but {scheme.name} has 0 to "
+            f"{who} returned the code {int(found.codes.max())}, but {scheme.name} has 0 to "
             f"{scheme.max_code}."
         )
     groups = scheme.groups(weight.shape[1])
     for each in scheme.kind.tensors:
         part, dtype = found.grid[each.name], getattr(torch, each.storage(scheme))
-        shape = (weight.shape[0], each.entries(groups), *each.behind(scheme))
+        shape = (weight.shape[0], each.entries(groups), *each.entry_shape(scheme))
         below = 2 ** each.bits(scheme) if each.code else math.inf
         if (
             part.shape != shape
@@ -208,15 +212,17 @@ def require_solution(solution: Any, weight: Tensor, scheme: Scheme, who: str) ->
         ):
             numbers = f"values below {below}" if each.code else "finite values"
             raise QuantizationError(
-                f"{who} gave a {each.name} {part.dtype} of shape {list(part.shape)}; return "
+                f"{who} returned a {each.name} {part.dtype} of shape {list(part.shape)}; return "
                 f"{numbers} {dtype} {list(shape)} (outputs, {_entries(each)})."
             )
     if solution.loss is not None and not math.isfinite(solution.loss):
-        raise QuantizationError(f"{who} gave the loss {solution.loss}; return a number or None.")
+        raise QuantizationError(
+            f"{who} returned the loss {solution.loss}; return a number or None."
+        )
 
 
 def _entries(tensor: GridTensor) -> str:
-    """What the dimensions of a tensor behind the outputs are."""
+    """Describe the dimensions of a tensor after the outputs."""
     shared = "row" if tensor.span is None else f"super-blocks of {tensor.span} groups"
     along = "groups" if tensor.span == 1 else shared
     return along if tensor.values == 1 else f"{along}, values"
@@ -224,24 +230,25 @@ def _entries(tensor: GridTensor) -> str:
 
 def solve_groups(
     solver: BlockSolver,
-    lanes: Lanes,
-    lane_of: Mapping[tuple[str, ...], int],
+    workers: DeviceWorkers,
+    worker_of: Mapping[tuple[str, ...], int],
     hessians: dict[tuple[str, ...], Hessian],
     changed: Mapping[tuple[str, ...], Changed],
 ) -> Solved:
-    """Solve groups, each on its lane; results in the order of the groups."""
+    """Solve groups, each on its worker; return the results in the order of the groups."""
 
-    def task(names: tuple[str, ...], lane: int) -> Solved:
-        # Taken out of the dictionary, so that it is freed as soon as its layers are solved.
-        hessian, device = hessians.pop(names), lanes.devices[lane] if lane else None
+    def task(names: tuple[str, ...], worker: int) -> Solved:
+        # Popped, so that the Hessian is freed as soon as its layers are solved.
+        hessian, device = hessians.pop(names), workers.devices[worker] if worker else None
         return solver.group(names, hessian, device, changed.get(names, UNCHANGED))
 
-    # Lane 0 works in this thread: the others get their tasks before it begins.
-    order = sorted(lane_of, key=lambda names: lane_of[names] == 0)
+    # Worker 0 runs in this thread, so the others get their tasks first.
+    order = sorted(worker_of, key=lambda names: worker_of[names] == 0)
     futures = {
-        names: lanes.run(lane_of[names], partial(task, names, lane_of[names])) for names in order
+        names: workers.run(worker_of[names], partial(task, names, worker_of[names]))
+        for names in order
     }
-    return [each for names in lane_of for each in futures[names].result()]
+    return [each for names in worker_of for each in futures[names].result()]
 
 
 def _relative_error(weight: Tensor, quantized: Tensor) -> float:

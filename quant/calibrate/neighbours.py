@@ -1,7 +1,7 @@
-"""Which module of a block makes the input of its linear layers, and who else reads it.
+"""Find the module of a block that computes the input of its linear layers, and all its readers.
 
-Nothing is told by names. The block runs once; every operator that reads the output of a module is
-seen by a dispatch mode, so that a residual connection or a second reader cannot be missed.
+Names are not used. The block runs once under a dispatch mode, which sees every operator that reads
+the output of a module, so that it detects residual connections and other readers.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ OUTPUT = "the output of the block"
 
 @dataclass
 class Maker:
-    """A module, what it was called with, and who read the tensor that it made.
+    """A module, the arguments of its call, and the readers of its output.
 
-    name  in the block.
+    name  name in the block.
     """
 
     name: str
@@ -37,8 +37,9 @@ class Maker:
 
 @dataclass(frozen=True)
 class Neighbours:
-    """By group of layers with one input: the module that makes it, or why there is none to change.
+    """For every group of layers with one input: the module that computes it.
 
+    makers  the module, or why no module can be changed.
     output  what the block returned.
     """
 
@@ -49,7 +50,7 @@ class Neighbours:
 def find_neighbours(
     block: nn.Module, groups: Sequence[Names], run: Callable[[], Tensor]
 ) -> Neighbours:
-    """Run the block once and see who makes the input of each group, and that nobody else reads it.
+    """Run the block once and find the maker of each group's input, unless it has other readers.
 
     run() calls the block and returns its hidden states.
     """
@@ -63,13 +64,13 @@ def find_neighbours(
 
 
 class _Watch(TorchDispatchMode):
-    """Follows the tensors that the modules of a block make, by their memory.
+    """Follows the outputs of the modules of a block by their memory address.
 
-    The tensors are kept while the block runs, so that an address cannot come back for another.
+    It keeps the tensors while the block runs, so that an address is not reused.
     """
 
     def __init__(self, block: nn.Module) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's modes have no types
         self._block = block
         self._made: dict[int, Maker] = {}
         self._calls: dict[str, int] = {}
@@ -83,13 +84,13 @@ class _Watch(TorchDispatchMode):
         views = {_memory(tensor) for tensor in _tensors(result)}
         for tensor in _tensors((args, kwargs)):
             made = self._made.get(_memory(tensor))
-            # Another view of the same memory is not a reader; who reads the view will be.
+            # Making a view is not reading; an operator that reads the view is a reader.
             if made is not None and (func._schema.is_mutable or views != {_memory(tensor)}):
                 made.readers.add(self._inside[-1] if self._inside else str(func))
         return result
 
     def attach(self) -> Iterator[Any]:
-        """The handles of the hooks."""
+        """Attach the hooks; yields their handles."""
         linears = linear_layers(self._block)
         for name, module in self._block.named_modules():
             if name in linears:
@@ -101,7 +102,7 @@ class _Watch(TorchDispatchMode):
         yield self._block.register_forward_hook(self._returned)
 
     def maker(self, names: Names) -> Maker | str:
-        """Who makes the input of these layers, or why it cannot be changed."""
+        """Return the module that computes these layers' input, or why it cannot be changed."""
         inputs = self._inputs.get(names[0], [])
         if len(inputs) != 1:
             return f"{names[0]} runs {len(inputs)} times in a pass"
@@ -133,7 +134,7 @@ class _Watch(TorchDispatchMode):
             self._calls[name] = self._calls.get(name, 0) + 1
             given = {_memory(tensor) for tensor in _tensors((args, kwargs))}
             for tensor in _tensors(output):
-                # What a module hands on is made by the one inside or before it.
+                # A tensor that a module only passes on belongs to the module that computed it.
                 if tensor.numel() and _memory(tensor) not in given | self._made.keys():
                     self._made[_memory(tensor)] = Maker(name, module, args, dict(kwargs), tensor)
 
@@ -151,7 +152,7 @@ def _memory(tensor: Tensor) -> int:
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
-    """The tensors in nested tuples, lists and dictionaries."""
+    """Yield the tensors in nested tuples, lists and dictionaries."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, dict):

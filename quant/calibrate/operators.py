@@ -1,9 +1,9 @@
-"""Which code runs the blocks of a model during calibration, where that is not torch's own.
+"""Faster operators for running blocks during calibration on the CPU.
 
-Linear layers in float32 on the CPU go to oneDNN (quant.products says why) and causal attention to
-cuda_ext.attention: torch's kernel computes masked scores too and multiplies by MKL, which leaves
-AVX-512 unused on processors that are not Intel's. Results differ from those of a forward pass
-outside by rounding only.
+Float32 linear layers run in oneDNN (see quant.products) and causal attention in cuda_ext.attention:
+torch's kernel computes the masked scores too and multiplies with MKL, which does not use AVX-512 on
+processors that are not made by Intel. Results differ from those of a normal forward pass by
+rounding only.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from quant.products import linear, say_once, torch_alone
 
 @contextmanager
 def calibration_products(kernel: str) -> Iterator[None]:
-    """How blocks are run and products multiplied inside: kernel="reference" leaves all to torch."""
+    """Use the faster operators inside; kernel="reference" leaves everything to torch."""
     alone = kernel == "reference"
     with torch_alone(alone), nullcontext() if alone else _FasterCalls():
         yield
 
 
 class _FasterCalls(TorchFunctionMode):
-    """Sends functional.linear and functional.scaled_dot_product_attention to faster code."""
+    """Redirects functional.linear and functional.scaled_dot_product_attention to faster code."""
 
     def __torch_function__(
         self,
@@ -77,20 +77,20 @@ class _FasterCalls(TorchFunctionMode):
 
     @cached_property
     def _here(self) -> bool:
-        """Whether the operator is there and worth it; the log says so if not."""
+        """Whether the operator is available and faster; logs the reason if not."""
         reason = ops.why_unavailable(torch.device("cpu"))
         if reason is None and packed.cpu_isa() == "portable":
             reason = "without AVX2 this operator is slower (docs/solver.md)."
         if reason is not None:
             say_once(
-                f"causal attention is torch's, not bitsweep::causal_attention: {reason} Results "
-                "differ by rounding only."
+                f"causal attention runs in torch, not in bitsweep::causal_attention: {reason} "
+                "Results differ by rounding only."
             )
         return reason is None
 
 
 def _takes(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool) -> bool:
-    """Whether the operator computes this attention of a whole sequence to itself."""
+    """Whether the operator supports this attention: causal, of a whole sequence to itself."""
     tensors = (query, key, value)
     if any(t.device.type != "cpu" or t.dtype != torch.float32 or t.dim() != 4 for t in tensors):
         return False

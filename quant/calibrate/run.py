@@ -1,4 +1,4 @@
-"""One quantization under way: what its parts share while blocks pass by."""
+"""Run: the state of one quantization, shared by its parts while blocks are processed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from functools import partial
 from quant.arithmetic import PORTABLE
 from quant.blocks import linear_layers
 from quant.calibrate.cost import StageMeter
-from quant.calibrate.devices import Lanes, Workplace
+from quant.calibrate.devices import DeviceWorkers, Workplace
 from quant.calibrate.layers import BlockSolver, LayerResult, Solved
 from quant.calibrate.operators import calibration_products
 from quant.calibrate.sink import STAGE, BlockSink, Finished, WriteBehind
@@ -24,18 +24,18 @@ Progress = Callable[[int, int, str], None]
 
 @dataclass
 class Run:
-    """One quantization under way."""
+    """The state of one quantization: its inputs, its results so far and its meters."""
 
     source: BlockSource
     config: QuantizationConfig
     kernel: str
     sink: BlockSink
     meter: StageMeter
-    lanes: Lanes
+    workers: DeviceWorkers
     workplace: Workplace
     progress: Progress | None
     writer: WriteBehind
-    resumed: int  # the sink's own count grows meanwhile, in another thread
+    resumed: int  # read at the start, because the sink's count grows in another thread
     layers: list[LayerResult] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -44,7 +44,7 @@ class Run:
         self._lock = threading.Lock()
 
     def recall(self) -> None:
-        """Take over what earlier runs found and spent on the blocks that they finished."""
+        """Load the results and costs of the blocks that earlier runs finished."""
         for index in range(self.resumed):
             _, made = self.sink.get(index)
             self.layers += made.layers
@@ -58,9 +58,9 @@ class Run:
 
     @contextmanager
     def passing(self, stage: str) -> Iterator[None]:
-        """A stage that runs blocks in the model's dtype.
+        """Measure a stage that runs blocks in the model's dtype, with faster operators.
 
-        Solving is none: its many small calls need no redirection.
+        Solving is not such a stage: its many small calls need no redirection.
         """
         on_cpu = self.source.device.type == "cpu"
         with (
@@ -71,7 +71,7 @@ class Run:
 
     @contextmanager
     def calibrating(self, stage: str) -> Iterator[None]:
-        """A stage whose values decide codes: in float64 where the arithmetic is portable."""
+        """Measure a stage whose values determine codes; float64 if the arithmetic is portable."""
         if not self.wide:
             with self.passing(stage):
                 yield
@@ -80,7 +80,7 @@ class Run:
             yield
 
     def count(self, layer: str) -> None:
-        """A layer is solved; called from any thread."""
+        """Report a solved layer as progress; may be called from any thread."""
         with self._lock:
             self._done += 1
             if self.progress is not None:
@@ -92,9 +92,9 @@ class Run:
         return BlockSolver(self.config, blocks.modules[index], index, name, self.count)
 
     def hand_over(self, index: int, solved: Solved) -> None:
-        """Give a finished block to the sink, with what it cost since the last one.
+        """Pass a finished block to the sink, with the costs since the previous one.
 
-        The block before it is kept first; keeping this one has begun when this returns.
+        Waits until the previous block is stored; storing this one continues after the return.
         """
         layers = [layer for layer, _ in solved]
         self.writer.settle()
@@ -106,5 +106,5 @@ class Run:
         self.layers += layers
 
     def blocks(self, first: int = 0) -> closing[Generator[int]]:
-        """Numbers of blocks that have their weights in place; the wait for them is a stage."""
+        """Iterate over the blocks that have their weights; waiting for a read is a stage."""
         return closing(each_block(self.source, first, partial(self.meter.stage, "read")))

@@ -1,4 +1,4 @@
-"""Where finished blocks go, and the thread that keeps one while the next one is made."""
+"""Sinks for finished blocks, and the background thread that stores them."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ STAGE = "write"
 
 @dataclass(frozen=True)
 class Finished:
-    """What making a block found and cost.
+    """Results and costs of one finished block.
 
-    The costs of earlier, shared work count to block 0; what comes after the hand-over of a block
-    (keeping it, its pass forward) counts to the block after it.
+    Costs of earlier, shared work count towards block 0. Costs after the hand-over of a block
+    (storing it, its forward pass) count towards the next block.
     """
 
     layers: list[LayerResult]
@@ -34,34 +34,35 @@ class Finished:
 
 
 class BlockSink(Protocol):
-    """Takes the quantized weights of block after block, and may hold some from an earlier run."""
+    """Stores the quantized weights of the blocks, in order; may have blocks of an earlier run."""
 
     @property
     def finished(self) -> int:
-        """Blocks 0 .. finished - 1 are there already."""
+        """Number of blocks stored so far: blocks 0 .. finished - 1."""
 
     def put(
         self, index: int, weights: dict[str, QuantizedWeight], made: Finished, /
     ) -> Callable[[], None]:
-        """Take a block while its module has its weights; the call that this returns keeps it.
+        """Accept a block while its module still has its weights; return a function that stores it.
 
-        Once that call has returned, the block is never made again. Another thread makes it, when
-        the module may have lost its weights. Calls are made in the order of the blocks, and each
-        has returned before the next block is put.
+        put must copy whatever it needs from the module. The returned function is called once, in
+        another thread, when the module may have lost its weights; when it returns, the block is
+        final and a resumed run will not compute it again. Blocks are put in order, and each one's
+        function has returned before the next put.
         """
 
     def get(self, index: int) -> tuple[dict[str, QuantizedWeight], Finished]:
-        """A finished block, as it was put."""
+        """Return a finished block, as it was put."""
 
-    def beside(self, index: int) -> dict[str, Tensor]:
-        """What else a finished block holds, by full name, as it was put."""
+    def other_tensors(self, index: int) -> dict[str, Tensor]:
+        """Return the other tensors of a finished block (not quantized weights), by full name."""
 
     def operators(self, index: int, transforms: Sequence[Transform]) -> dict[str, InputOperator]:
-        """By full name, what is kept in front of layers of a finished block by the transforms."""
+        """Return the operators that the transforms kept in a finished block, by layer name."""
 
 
 @dataclass
-class Kept:
+class InMemorySink:
     """A sink in memory."""
 
     weights: dict[str, QuantizedWeight] = field(default_factory=dict)
@@ -75,24 +76,24 @@ class Kept:
         return lambda: None
 
     def get(self, index: int) -> tuple[dict[str, QuantizedWeight], Finished]:
-        raise NotImplementedError("nothing is finished before a run in memory begins")
+        raise NotImplementedError("a run in memory cannot be resumed")
 
-    def beside(self, index: int) -> dict[str, Tensor]:
-        raise NotImplementedError("nothing is finished before a run in memory begins")
+    def other_tensors(self, index: int) -> dict[str, Tensor]:
+        raise NotImplementedError("a run in memory cannot be resumed")
 
     def operators(self, index: int, transforms: Sequence[Transform]) -> dict[str, InputOperator]:
-        raise NotImplementedError("nothing is finished before a run in memory begins")
+        raise NotImplementedError("a run in memory cannot be resumed")
 
 
 class WriteBehind:
-    """One call at a time in a thread of its own; a context manager around the run that begins them.
+    """A background thread that runs one write at a time; a context manager around the run.
 
-    Leaving it waits for the call under way, whatever the reason, so that nothing computed is lost.
-    An error of a call is raised by `settle`, so before the next call begins. When the run ends with
-    an error of its own that one is raised, and carries the other as a note.
+    Leaving the context waits for the write under way, even after an error, so that no finished
+    block is lost. `settle` raises the error of a write, so at the latest the next `begin` does. If
+    the run itself ends with an error, that one is raised, with the write's error as a note.
 
-    one_thread  torch's operators use the thread of the calls alone: a second team of threads on the
-                cores of a run that uses all of them only has both wait for each other.
+    one_thread  limit torch's operators in this thread to one CPU thread: a second team of threads
+                on cores that the run already uses would slow down both.
     """
 
     def __init__(self, meter: StageMeter, one_thread: bool) -> None:
@@ -104,7 +105,7 @@ class WriteBehind:
         if self._one_thread:
             threads = torch.get_num_threads()
             self._thread.submit(_limit_threads).result()
-            # A count belongs to the thread that sets it, and to those that start later: undo that.
+            # The limit also applies to threads that are started later, so restore it.
             torch.set_num_threads(threads)
         return self
 
@@ -122,25 +123,26 @@ class WriteBehind:
             error.add_note(f"The block before it could not be written: {failure}")
 
     def begin(self, write: Callable[[], None]) -> None:
-        """Let the thread call `write`, after what is under way has been settled."""
+        """Settle the write under way, then start `write` in the background thread."""
         self.settle()
         self._under_way = self._thread.submit(_timed, write)
 
     def settle(self) -> None:
-        """Wait for the call under way, if there is one, and raise its error.
+        """Wait for the write under way, if there is one, and raise its error.
 
-        The waiting is seconds of the stage "write"; what the thread worked is added behind it.
+        The waiting time is added to the seconds of stage "write", the thread's working time to its
+        `background`.
         """
         if self._under_way is None:
             return
         with self._meter.stage(STAGE):
-            wait([self._under_way])  # interrupted here, it stays under way until __exit__
+            wait([self._under_way])  # after an interrupt here, __exit__ still waits for it
         done, self._under_way = self._under_way, None
-        self._meter.behind(STAGE, done.result())
+        self._meter.add_background(STAGE, done.result())
 
 
 def _limit_threads() -> None:
-    torch.get_num_threads()  # the first call in a thread takes the count of the process
+    torch.get_num_threads()  # the first call in a thread resets the count to the process's
     torch.set_num_threads(1)
 
 

@@ -1,7 +1,7 @@
-"""Where the weights of a model's blocks come from, one block at a time.
+"""Sources of a model's blocks, which load and free the weights of one block at a time.
 
-The model is a skeleton: what lies outside the blocks is in memory, the blocks get their weights
-only while they are worked on, and a thread reads the next block meanwhile.
+The model is a skeleton: everything outside the blocks is in memory, a block has weights only while
+it is processed, and a thread reads the next block in the meantime.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ Weights = dict[str, Tensor]
 
 
 class BlockSource(Protocol):
-    """A model whose blocks can be given their weights and lose them again.
+    """A model whose blocks can be given weights and freed again.
 
     model   in eval mode; everything outside the blocks has its values on `device`.
     blocks  the decoder blocks of the model.
-    device  where blocks are put.
-    reads   whether blocks are read from somewhere else; False for a model that is whole in memory.
+    device  device of the blocks.
+    reads   whether blocks are read from elsewhere; False for a model that is completely in memory.
     """
 
     model: PreTrainedModel
@@ -36,20 +36,20 @@ class BlockSource(Protocol):
     reads: bool
 
     def fetch(self, index: int) -> Weights:
-        """Read the tensors of a block into host memory; called by a thread."""
+        """Read the tensors of a block into host memory; called from a thread."""
 
     def attach(self, index: int, weights: Weights) -> None:
-        """Put fetched tensors into the block, on `device`."""
+        """Set fetched tensors in the block, on `device`."""
 
     def blank(self, index: int) -> None:
-        """Give the block zeros of the right shapes: enough to observe how it is called."""
+        """Set zeros of the right shapes in the block, to observe how the model calls it."""
 
     def release(self, index: int) -> None:
-        """Take the weights from the block, so that their memory is free."""
+        """Remove the weights from the block, so that their memory is freed."""
 
 
 class LoadedModel:
-    """A model that is whole in memory as a source: nothing is read, nothing is freed."""
+    """A source for a model that is completely in memory: nothing is read or freed."""
 
     reads = False
 
@@ -72,7 +72,7 @@ class LoadedModel:
 
 
 def as_source(model: PreTrainedModel | BlockSource) -> BlockSource:
-    """A model in memory as a source; a source as it is."""
+    """Wrap a model in memory as a source; return a source unchanged."""
     return LoadedModel(model) if isinstance(model, PreTrainedModel) else model
 
 
@@ -81,11 +81,12 @@ def each_block(
     first: int = 0,
     waiting: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Generator[int]:
-    """Yield the numbers of the blocks from `first` on, each block with its weights in place.
+    """Yield the block numbers from `first` on, each while its block has its weights.
 
-    While the caller works on a block, a thread reads the next one: two blocks are in memory. The
-    caller's work on a block ends when it asks for the next. `waiting` is entered while a read is
-    waited for. Close the iterator (contextlib.closing) when it may not be run to its end.
+    A thread reads the next block while the caller processes the current one, so two blocks are in
+    memory. A block is released when the caller asks for the next one. `waiting` is a context that
+    is entered while waiting for a read. Close the iterator (contextlib.closing) if it may not be
+    exhausted.
     """
     count = len(source.blocks)
     with ThreadPoolExecutor(1, "read-block") as reader:
@@ -97,7 +98,7 @@ def each_block(
             try:
                 with waiting():
                     source.attach(index, ahead.result())
-                # The future holds the tensors as long as it lives: drop it with the next one.
+                # A future keeps its tensors alive, so it is replaced here.
                 ahead = reader.submit(source.fetch, index + 1) if index + 1 < count else None
                 yield index
             finally:
@@ -106,16 +107,16 @@ def each_block(
 
 @contextmanager
 def blocks_in_place(source: BlockSource, blank: bool = False) -> Iterator[None]:
-    """Inside, the model's own forward pass finds the weights of every block when it comes to it.
+    """Load every block when the model's own forward pass reaches it, and release it afterwards.
 
-    For one forward pass, which must run the blocks in order. With blank=True they are zeros:
-    nothing is read, and the order is free.
+    Valid for one forward pass, which must run the blocks in order. With blank=True weights are
+    zeros: nothing is read, and the order is free.
     """
     if not source.reads:
         yield
         return
     arriving = None if blank else each_block(source)
-    current = -1  # a hook of somebody else may run the current block again
+    current = -1  # another hook may run the current block again
     handles = []
     for index, block in enumerate(source.blocks.modules):
 

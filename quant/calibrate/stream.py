@@ -1,17 +1,16 @@
-"""Quantize a model block by block, each block calibrated on the quantized blocks before it.
+"""Quantize a model block by block, calibrating each block on the quantized blocks before it.
 
-Order of work (section 4 of the paper, "Setup"): the embeddings run once and leave the inputs of
-block 0. For every block: collect the Hessians of its linear layers, solve them, write the quantized
-weights back, hand them on, and run the quantized block to make the inputs of the next one. With
-true-sequential order the layers of a block are done in stages too (q k v, output, up and gate,
-down), each stage on the quantized stages before it.
+Order of work (section 4 of the paper, "Setup"): the embeddings run once and give the inputs of
+block 0. Then, for every block: collect the Hessians of its linear layers, solve them, write the
+quantized weights back, pass them to the sink, and run the quantized block to compute the inputs of
+the next one. With true_sequential the layers of a block are also solved in stages (q k v, output,
+up and gate, down), each after the quantized stages before it.
 
-Weights are in memory one block at a time (and the next one, which is read meanwhile); what is
-finished is handed to a sink at once, and a thread packs and writes it while the next block is made
-(quant.calibrate.sink). A run that was killed goes on from the first unfinished block: the inputs of
-that block are made again by running the finished blocks, which costs one forward pass through each
-(docs/scaling.md) and only then. Keeping them on disk instead would cost every run a write of all
-activations per block, 600 GB for OPT-175B, to save that.
+Weights of one block are in memory, and those of the next, which is read ahead. Each finished block
+goes to a sink; a thread packs and writes it while the next block is solved (quant.calibrate.sink).
+A run that was killed resumes at the first unfinished block. It computes that block's inputs by
+running the finished blocks again, one forward pass through each (docs/scaling.md). Storing the
+inputs instead would make every run write all activations once per block, 600 GB each for OPT-175B.
 """
 
 from __future__ import annotations
@@ -40,14 +39,14 @@ from quant.calibrate.capture import (
 )
 from quant.calibrate.collect import Collected, Collector, require_finite, require_fits
 from quant.calibrate.cost import StageCost, StageMeter
-from quant.calibrate.devices import Lanes, Workplace
+from quant.calibrate.devices import DeviceWorkers, Workplace
 from quant.calibrate.few import require_tokens
 from quant.calibrate.layers import LayerResult, Solved, solve_groups
-from quant.calibrate.layout import BlockStructure, Layout, evaluation
 from quant.calibrate.neighbours import Names
 from quant.calibrate.run import Progress, Run
-from quant.calibrate.sink import BlockSink, Kept, WriteBehind
+from quant.calibrate.sink import BlockSink, InMemorySink, WriteBehind
 from quant.calibrate.source import BlockSource, LoadedModel
+from quant.calibrate.structure import BlockStructure, ModelStructure, evaluation
 from quant.calibrate.survey import survey
 from quant.calibrate.transform import BlockTransformer, Changed, require_changes, restore
 from quant.calibrate.wide import WIDE, narrowed
@@ -56,7 +55,7 @@ from quant.config import QuantizationConfig
 from quant.coverage import Coverage
 from quant.experts import unfuse
 from quant.hessian import Hessian
-from quant.memory.heaps import give_back, memory_kept
+from quant.memory.heaps import memory_kept, trim_heap
 from quant.memory.plan import model_shape
 from quant.products import torch_alone
 from quant.weight import QuantizedWeight
@@ -75,14 +74,14 @@ __all__ = [
 
 @dataclass(frozen=True)
 class QuantizationResult:
-    """What was made, and what making it cost.
+    """Results and costs of a quantization.
 
-    weights          quantized weights (on the CPU) by full module name; empty when a sink of the
-                     caller took them.
-    host_peak_bytes  highest resident memory of this process during the run; None where the platform
-                     gives no figure.
-    coverage         of the blocks' matrices by quantized layers.
-    resumed          blocks that an earlier, interrupted run had finished.
+    weights          quantized weights (on the CPU) by full module name; empty if the caller passed
+                     a sink.
+    host_peak_bytes  highest resident memory of this process during the run; None if the platform
+                     reports none.
+    coverage         share of the blocks' matrices in quantized layers.
+    resumed          number of blocks that an earlier, interrupted run had finished.
     """
 
     weights: dict[str, QuantizedWeight]
@@ -100,19 +99,18 @@ def quantize_model(
     progress: Progress | None = None,
     workplace: Workplace | None = None,
 ) -> QuantizationResult:
-    """Quantize every linear layer in the blocks of a `model` in memory; nothing else is touched.
+    """Quantize every linear layer in the blocks of a `model` in memory, and nothing else.
 
     The model is modified in place: its weights become the dequantized values in their own dtype, so
-    it is also the simulated quantized model; fused experts become modules (quant.experts). After an
-    error it may be partly quantized. calibration holds windows of token ids [tokens], any lengths;
-    none where nothing needs them.
-    progress(done, total, name) is called after every layer.
+    it is the simulated quantized model; fused experts become modules (quant.experts). After an
+    error it may be partly quantized. calibration has windows of token ids [tokens] of any length;
+    it may be empty if config needs none. progress(done, total, name) is called after every layer.
 
-    Raises ModelLayoutError, SchemeError, NonFiniteError and CalibrationError before anything is
-    changed; NonFiniteError, SingularHessianError and CalibrationError for a layer while it runs.
+    Raises ModelStructureError, SchemeError, NonFiniteError and CalibrationError before the model is
+    modified; NonFiniteError, SingularHessianError and CalibrationError for a layer during the run.
     """
     unfuse(model)
-    source, kept = LoadedModel(model), Kept()
+    source, kept = LoadedModel(model), InMemorySink()
     for index, block in enumerate(source.blocks.modules):
         require_sound(block, source.blocks.block_name(index))
     result = quantize_blocks(source, calibration, config, kept, progress, workplace)
@@ -128,13 +126,14 @@ def quantize_blocks(
     workplace: Workplace | None = None,
     covered: Coverage | None = None,
 ) -> QuantizationResult:
-    """Quantize every linear layer in the blocks of `source`, handing each block to `sink`.
+    """Quantize every linear layer in the blocks of `source`, passing each block to `sink`.
 
-    As `quantize_model`; blocks that the sink holds already are not made again. A block that cannot
-    be quantized is an error when it is reached; what the sink took before stays there, the block
-    that is being written included. An error of the sink is raised when the next block is handed
-    over, or at the end. The stage "write" is what the run waited for the sink; what the sink's
-    thread worked is `StageCost.behind`. covered is what `survey` found, if it was asked already.
+    As `quantize_model`, but blocks that the sink already has are not computed again. A block that
+    cannot be quantized raises an error when the run reaches it; the blocks before it stay in the
+    sink, including the one being written. An error of the sink is raised at the next block or at
+    the end. The stage "write" is the time that the run waited for the sink; the working time of the
+    sink's thread is `StageCost.background`. covered is the result of `survey`, if the caller has
+    it.
     """
     covered = covered or survey(source, config.rules)
     if config.needs_calibration:
@@ -151,10 +150,12 @@ def quantize_blocks(
         StageMeter(source.device) as meter,
         evaluation(source.model),
         torch_alone(kernel == "reference"),
-        Lanes(devices) as lanes,
+        DeviceWorkers(devices) as workers,
         WriteBehind(meter, one_thread=source.device.type == "cpu") as writer,
     ):
-        run = Run(source, config, kernel, sink, meter, lanes, workplace, progress, writer, resumed)
+        run = Run(
+            source, config, kernel, sink, meter, workers, workplace, progress, writer, resumed
+        )
         run.recall()
         if not config.needs_calibration:
             _solve_blocks(run)
@@ -167,7 +168,7 @@ def quantize_blocks(
 
 
 def _solve_blocks(run: Run) -> None:
-    """Without calibration: every block on its own."""
+    """Quantize every block on its own, without calibration."""
     with run.blocks(run.resumed) as blocks:
         for index in blocks:
             solver = run.solver(index)
@@ -178,42 +179,44 @@ def _solve_blocks(run: Run) -> None:
 
 
 def _calibrate(run: Run, calibration: Sequence[Tensor]) -> None:
-    """Every block on the outputs of the quantized blocks before it."""
+    """Quantize every block on the outputs of the quantized blocks before it."""
     source, place = run.source, run.workplace
-    with run.passing("layout"):
-        layout = _layout(run, calibration)
-    give_back()
+    with run.passing("structure"):
+        model_structure = _structure(run, calibration)
+    trim_heap()
     batches = make_batches(calibration, run.config.batch_tokens)
     with activation_store(place.activations, source.device, place.folder) as store:
         with run.calibrating("capture"):
             tokens = [batch.tokens for batch in batches]
-            captured = capture(source.model, layout, tokens, store)
+            captured = capture(source.model, model_structure, tokens, store)
             for position, batch in enumerate(batches):
                 what = "the input of the first block (the embeddings)"
                 require_finite(store[position], batch, what)
-        give_back()
+        trim_heap()
         with run.blocks() as blocks:
             for index in blocks:
                 if index < run.resumed:
                     _put_back(run, index)
                 else:
-                    _quantize_block(run, index, layout.structures[index], batches, captured)
-                if index + 1 < len(layout.structures):
-                    _advance(run, index, layout.structures[index], batches, captured)
+                    _quantize_block(
+                        run, index, model_structure.structures[index], batches, captured
+                    )
+                if index + 1 < len(model_structure.structures):
+                    _advance(run, index, model_structure.structures[index], batches, captured)
 
 
-def _layout(run: Run, calibration: Sequence[Tensor]) -> Layout:
-    """How blocks are called; checked against the model's own forward pass when a run begins."""
+def _structure(run: Run, calibration: Sequence[Tensor]) -> ModelStructure:
+    """Return how blocks are called, checked against the model's own forward pass in a new run."""
     source, first = run.source, calibration[0]
     if run.resumed:
         return observe(source, first)
-    # Another window than the one that the layout is learned from: else what belongs to the
-    # window could pass for what belongs to the model.
+    # The check needs another window than the structure was learned from; otherwise values that
+    # depend on the window would be taken for properties of the model.
     other = calibration[1] if len(calibration) > 1 else first.flip(0)
 
     def inspect(index: int) -> None:
         require_sound(source.blocks.modules[index], source.blocks.block_name(index))
-        give_back()  # else what many blocks leave behind adds up
+        trim_heap()  # freed memory of many blocks would add up
 
     return check_streaming(source, first, other, inspect)
 
@@ -242,30 +245,30 @@ def _quantize_stage(
     captured: Capture,
     before: frozenset[str],
 ) -> Solved:
-    """Collect the Hessians of some layers of a block in one pass, then solve those layers.
+    """Collect the Hessians of some layers of a block in one pass, then solve these layers.
 
-    before  full names of the layers of the block that are solved already.
+    before  full names of the layers of the block that are already solved.
     """
-    solver, lanes = run.solver(index), run.lanes
+    solver, workers = run.solver(index), run.workers
     block = solver.block
     with run.calibrating("hessian"):
         dtype = WIDE if run.wide else torch.float32
-        collector = Collector(block, solver.name, groups, structure.single_pass, lanes, dtype)
+        collector = Collector(block, solver.name, groups, structure.single_pass, workers, dtype)
         try:
             for position, batch in enumerate(batches):
                 collector.begin(batch)
                 call = captured.calls[index][position]
                 with suppress(Collected):
                     run_block(block, structure, call, captured.hidden[position])
-                lanes.settle()
+                workers.settle()
         finally:
             collector.close()
-    give_back()
+    trim_heap()
     require_tokens(collector.hessians, solver.routed, run.config)
     changed = _transform(run, index, structure, captured, collector.hessians, before)
     with run.meter.stage("solve"):
-        solved = solve_groups(solver, lanes, collector.lane_of, collector.hessians, changed)
-    give_back()
+        solved = solve_groups(solver, workers, collector.worker_of, collector.hessians, changed)
+    trim_heap()
     return solved
 
 
@@ -277,12 +280,12 @@ def _transform(
     hessians: Mapping[Names, Hessian],
     solved: frozenset[str],
 ) -> dict[Names, Changed]:
-    """Apply the transforms to layers whose Hessians are there; the first batch shows how."""
+    """Apply the transforms to layers that have Hessians; checks use the first batch."""
     if not run.config.transforms:
         return {}
     block, name = run.source.blocks.modules[index], run.source.blocks.block_name(index)
     with run.passing("transform"):
-        # What is folded where is found out in the model's dtype, whose rounding the checks allow.
+        # Folding is tried in the model's dtype, because the checks allow for its rounding.
         hidden, call = captured.hidden[0], captured.calls[index][0]
         if run.wide:
             own = run.source.model.dtype
@@ -297,15 +300,15 @@ def _transform(
 
 
 def _put_back(run: Run, index: int) -> None:
-    """Give block `index` the values that an earlier run found, quantized and beside them."""
+    """Restore the values of block `index` from an earlier run: quantized weights and others."""
     model = run.source.model
     with run.meter.stage("resume"):
         weights, _ = run.sink.get(index)
         for name, weight in weights.items():
             set_weight_matrix(model.get_submodule(name), weight.dequantize(), name)
-        if run.config.transforms:  # nothing else changes what is beside the layers
+        if run.config.transforms:  # only transforms change other parameters of a block
             transforms = [transform for transform, _ in run.config.transforms]
-            restore(model, run.sink.beside(index), run.sink.operators(index, transforms))
+            restore(model, run.sink.other_tensors(index), run.sink.operators(index, transforms))
 
 
 def _advance(
@@ -315,7 +318,7 @@ def _advance(
     batches: list[Batch],
     captured: Capture,
 ) -> None:
-    """Replace the inputs of block `index`, batch by batch, by its outputs, and free its calls."""
+    """Replace the inputs of block `index` by its outputs, batch by batch, and free its calls."""
     name = run.source.blocks.block_name(index)
     block = run.source.blocks.modules[index]
     with run.calibrating("resume" if index < run.resumed - 1 else "forward"):
@@ -326,4 +329,4 @@ def _advance(
             require_fits(output, run.source.model.dtype, batch, f"the output of {name}")
             captured.hidden[position] = output
     captured.calls[index].clear()
-    # The pass that collects the next block's Hessians takes the same memory again: it is kept.
+    # Keep the freed memory: the pass that collects the next block's Hessians reuses it.

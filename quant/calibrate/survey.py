@@ -1,8 +1,8 @@
-"""What a model does with its linear layers, found out before anything is quantized.
+"""Find the layers of a model that cannot be quantized, before anything is quantized.
 
-Some weights are read although their layer never runs (Mamba's dt_proj) or beside it (RWKV rescales
-them), and some layers give more than their product (a router that chooses experts): a packed layer
-cannot take their place.
+The weight of some layers is read although the layer never runs (Mamba's dt_proj) or in addition to
+its runs (RWKV rescales it), and some layers return more than their product (a router that selects
+experts). A packed layer cannot replace these.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from quant.blocks import keep_precision, linear_layers, require_quantizable, weight_matrix
-from quant.calibrate.layout import evaluation, run_model
 from quant.calibrate.source import BlockSource, blocks_in_place
+from quant.calibrate.structure import evaluation, run_model
 from quant.coverage import Coverage, coverage, pattern, require_coverage
 from quant.rules import STRICT, Rules
 
@@ -26,14 +26,14 @@ _TOKENS = 4
 
 
 def survey(source: BlockSource, rules: Rules = STRICT) -> Coverage:
-    """Find the layers that stay in full precision, mark them, and give the coverage.
+    """Find and mark the layers that stay in full precision, and return the coverage.
 
-    One short forward pass, of blocks that hold zeros where they would be read. A layer is taken to
-    be never called when none of that name is in any block: an expert that no token was routed to
+    It takes one short forward pass; blocks that would have to be read have zeros. A layer counts as
+    never called only if its namesakes in all blocks are not called either: an expert without tokens
     has siblings that ran.
 
-    Raises ModelLayoutError for weights that are quantized already, and for less coverage than
-    `rules` allow.
+    Raises ModelStructureError for weights that are already quantized, and if the coverage is less
+    than `rules` allow.
     """
     require_quantizable(source.blocks)
     require_coverage(coverage(source.blocks), type(source.model).__name__, rules)
@@ -48,7 +48,7 @@ def survey(source: BlockSource, rules: Rules = STRICT) -> Coverage:
 
 
 def _observed(source: BlockSource) -> dict[str, str]:
-    """Names in a block, numbers as *, of layers that cannot be replaced, and why."""
+    """Return the layers that cannot be replaced, by name in a block (numbers as *), and why."""
     layers = [
         (pattern(name), module)
         for block in source.blocks.modules
@@ -91,7 +91,7 @@ def _observed(source: BlockSource) -> dict[str, str]:
 
 
 def _tell_reads(module: nn.Module, tell: Callable[[], None]) -> None:
-    """Call tell() whenever the weight of a module is looked up; its class is another one then."""
+    """Call tell() whenever the weight of a module is read; changes the module's class for that."""
     kind = type(module)
 
     def look_up(self: nn.Module, name: str) -> Any:

@@ -1,4 +1,4 @@
-"""Apply transforms to the layers of a block before they are solved: block, weights and Hessians."""
+"""Apply transforms to the layers of a block before they are solved: parameters and Hessians."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from quant.blocks import LINEAR_TYPES, linear_layers, set_weight_matrix, weight_matrix
 from quant.calibrate.neighbours import Maker, Names, find_neighbours
-from quant.errors import QuantizationError
+from quant.errors import QuantizationError, failures_of
 from quant.hessian import Hessian
 from quant.input_operator import InputOperator, KeptChange, attach
 from quant.transforms.base import (
@@ -30,17 +30,17 @@ from quant.transforms.fold import fold
 
 @dataclass(frozen=True)
 class Changed:
-    """What was done to a group of layers with one input.
+    """The changes of a group of layers with one input.
 
-    changes  in this order, of the input's coordinates; block and weights have them already.
-    notes    for the records of the layers.
+    changes  changes of the input's coordinates, in order, already applied to block and weights.
+    notes    one note per transform, for the records of the layers.
     """
 
     changes: tuple[Change, ...] = ()
     notes: list[str] = field(default_factory=list)
 
     def hessian(self, matrix: Tensor) -> Tensor:
-        """A Hessian [in, in] of the untransformed input in the coordinates that layers have now."""
+        """Convert a Hessian [in, in] of the original input to the layers' current coordinates."""
         for change in self.changes:
             matrix = change.hessian(matrix)
         return matrix
@@ -50,7 +50,7 @@ UNCHANGED = Changed()
 
 
 class Noted(Protocol):
-    """A layer's result, as far as transforms go."""
+    """A layer's result with its notes of transforms."""
 
     @property
     def transforms(self) -> list[str]: ...
@@ -59,7 +59,7 @@ class Noted(Protocol):
 def require_changes(transforms: Sequence[tuple[Transform, Any]], layers: Sequence[Noted]) -> None:
     """Raise QuantizationError for a transform that changed no layer of the whole model.
 
-    Its figures would be those without it, under its name.
+    The figures would be the same as without the transform, under its name.
     """
     notes = [read_note(note) for layer in layers for note in layer.transforms]
     for transform, _ in transforms:
@@ -77,10 +77,10 @@ def require_changes(transforms: Sequence[tuple[Transform, Any]], layers: Sequenc
 class BlockTransformer:
     """Transforms the layers of one block.
 
-    name    of the block in the model.
-    solved  layers of the block that are quantized already, by their full names.
-    inputs  hidden states of one batch of the calibration data.
-    run     gives what the block makes of them.
+    name    name of the block in the model.
+    solved  full names of the layers of the block that are already quantized.
+    inputs  hidden states of one calibration batch.
+    run     run() returns the output of the block for these inputs.
     """
 
     transforms: Sequence[tuple[Transform, Any]]
@@ -92,11 +92,12 @@ class BlockTransformer:
     run: Callable[[], Tensor]
 
     def apply(self, hessians: Mapping[Names, Hessian]) -> dict[Names, Changed]:
-        """Change the coordinates of groups whose input one module makes for them alone, and others.
+        """Change the coordinates of every group whose input can be changed.
 
-        Where no module takes the change in, or none shall, it is kept in front of the layers.
-        The Hessians stay those of the untransformed inputs (see Changed.hessian). Raises
-        QuantizationError, naming the block, when its output is no longer what it was.
+        If no module can absorb the change, or the transform requests it, the change is kept in
+        front of the layers. `hessians` stay those of the untransformed inputs (see
+        Changed.hessian). Raises QuantizationError, naming the block, if its output changes beyond
+        rounding.
         """
         found = find_neighbours(self.block, list(hessians), self.run)
         done = {
@@ -104,8 +105,14 @@ class BlockTransformer:
             for names, hessian in hessians.items()
         }
         if any(changed.changes for changed in done.values()):
-            self._require_same(found.output, self.run())
+            with failures_of(f"{self.name}, changed by {self._names},"):
+                output = self.run()
+            self._require_same(found.output, output)
         return done
+
+    @property
+    def _names(self) -> str:
+        return ", ".join(transform.name for transform, _ in self.transforms)
 
     def _group(self, names: Names, hessian: Hessian, maker: Maker | str) -> Changed:
         maker = maker if isinstance(maker, str) else self._changeable(names, maker)
@@ -119,30 +126,31 @@ class BlockTransformer:
         for transform, options in self.transforms:
             weights = tuple(_working(weight_matrix(linears[name])) for name in names)
             layers = tuple(f"{self.name}.{name}" for name in names)
-            change = transform.change(Group(hessian.layer, layers, weights, matrix), options)
-            if change is None:
-                notes.append(unapplied_note(transform.name, "it finds nothing to change"))
-                continue
-            change, kept, note = self._apply(
-                transform, transform.keeps(options), change, names, maker
-            )
-            notes.append(note)
-            if change is None:
-                continue
-            if kept:  # a module before it would change x, not x T
-                maker = f"{transform.name} is kept in front of it"
-            for name, layer, weight in zip(names, layers, weights, strict=True):
-                set_weight_matrix(linears[name], change.weight(weight), layer)
-            matrix = change.hessian(matrix)
-            changes.append(change)
+            with failures_of(f"{layers[0]}: transform {transform.name}"):
+                change = transform.change(Group(hessian.layer, layers, weights, matrix), options)
+                if change is None:
+                    notes.append(unapplied_note(transform.name, "it finds nothing to change"))
+                    continue
+                change, kept, note = self._apply(
+                    transform, transform.keeps(options), change, names, maker
+                )
+                notes.append(note)
+                if change is None:
+                    continue
+                if kept:  # folding into a module would change x, but the layers now read x T
+                    maker = f"{transform.name} is kept in front of it"
+                for name, layer, weight in zip(names, layers, weights, strict=True):
+                    set_weight_matrix(linears[name], change.weight(weight), layer)
+                matrix = change.hessian(matrix)
+                changes.append(change)
         return Changed(tuple(changes), notes)
 
     def _apply(
         self, transform: Transform, keep: str, change: Change, names: Names, maker: Maker | str
     ) -> tuple[Change | None, bool, str]:
-        """Make x T of the input of layers: the change that was made, whether it is kept, a note.
+        """Apply one change to the input of layers: return the change, whether it is kept, a note.
 
-        The change is None when nothing could be done.
+        The change is None if it could not be applied.
         """
         why = maker if isinstance(maker, str) else f"{maker.name} cannot take the change in"
         taker = None if keep == ALWAYS or isinstance(maker, str) else maker
@@ -156,12 +164,12 @@ class BlockTransformer:
         tensors = _tensors(transform, change)
         for linear in linears:
             attach(linear, InputOperator([KeptChange(transform, tensors)]))
-        # The very change that the artifact will hold, whatever rounding its tensors took.
+        # The change as it will be stored, with the rounding of its tensors.
         made = KeptChange(transform, tensors).change
         return made, True, kept_note(transform.name, names)
 
     def _changeable(self, names: Names, maker: Maker) -> Maker | str:
-        """The maker, unless somebody else would feel the change of its parameters or weights."""
+        """Return the maker, or why changing its parameters would affect other modules."""
         if next(maker.module.parameters(), None) is None:
             return f"{maker.name}, which makes its input, has no parameters"
         if isinstance(maker.module, LINEAR_TYPES) and f"{self.name}.{maker.name}" in self.solved:
@@ -172,7 +180,7 @@ class BlockTransformer:
         return maker
 
     def _shared(self, modules: Sequence[nn.Module]) -> bool:
-        """Whether parameters of these modules belong to others too, or to two of them."""
+        """Whether other modules, or two of these, share parameters of these modules."""
         ours = {id(value) for module in modules for value in module.parameters()}
         held = [
             id(value)
@@ -183,19 +191,18 @@ class BlockTransformer:
         return len(held) > len(ours)
 
     def _require_same(self, before: Tensor, after: Tensor) -> None:
-        """Raise unless the block's output is what it was, as far as rounding allows."""
+        """Raise QuantizationError unless the block's output is the same within rounding."""
         eps = torch.finfo(before.dtype).eps
         size, made = _norm(before), _norm(before.double() - self.inputs.double())
         apart = _norm(after.double() - before.double())
-        # What a block adds may be small beside what passes through it; both round.
+        # The block's own contribution may be small compared with the residual; both round.
         allowed = eps**0.5 * made + 4 * eps * size
         if not apart <= allowed:
-            names = ", ".join(transform.name for transform, _ in self.transforms)
             raise QuantizationError(
                 f"{self.name}: its output moved by {apart:.3g} (allowed {allowed:.3g}, of "
-                f"{size:.3g}) when {names} changed the inputs of its layers, so the block depends "
-                "on them in a way that was not seen; quantize this model without transforms, and "
-                "report the model class."
+                f"{size:.3g}) when {self._names} changed the inputs of its layers, so the "
+                "block depends on them in a way that was not detected; quantize this model without "
+                "transforms, and report the model class."
             )
 
 
@@ -203,7 +210,7 @@ class BlockTransformer:
 def restore(
     model: nn.Module, beside: Mapping[str, Tensor], operators: Mapping[str, InputOperator]
 ) -> None:
-    """Put back what transforms changed beside the weights of layers, tensors by full name."""
+    """Restore the parameters and operators that transforms changed, tensors by full name."""
     for name, value in beside.items():
         path, _, attribute = name.rpartition(".")
         getattr(model.get_submodule(path), attribute).copy_(value)
@@ -212,13 +219,13 @@ def restore(
 
 
 def _tensors(transform: Transform, change: Any) -> dict[str, Tensor]:
-    """What a change is made of; QuantizationError for one that does not say it."""
+    """Return the tensors that define a change; QuantizationError if it does not provide them."""
     say = getattr(change, "tensors", None)
     tensors = say() if callable(say) else None
     if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):
         raise QuantizationError(
             f"transform {transform.name} keeps its changes, but its {type(change).__name__} does "
-            "not say the tensors that it is made of: give it tensors() -> {name: tensor}."
+            "not provide its tensors: add a method tensors() -> {name: tensor}."
         )
     return tensors
 

@@ -1,8 +1,9 @@
-"""Calibration in float64: whatever a model asks for, its blocks compute in double precision.
+"""Calibration in float64: blocks compute in double precision, whatever dtype the model requests.
 
-Sums of float64 differ between instruction sets, numbers of threads and batches by 1e-15 or so, and
-so do functions such as exp. Nothing in between is rounded to less, which would turn some of these
-differences into large ones: a model that asks for float32 (a norm, rotary angles) gets float64.
+Float64 sums, and functions such as exp, differ between instruction sets, thread counts and batch
+sizes by about 1e-15. Rounding an intermediate value to a narrower dtype would turn some of these
+differences into large ones, so a model that requests float32 (in a norm, for rotary angles) gets
+float64.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ WIDE = torch.float64
 _NARROW = (torch.float32, torch.bfloat16, torch.float16)
 _CASTS = (Tensor.float, Tensor.half, Tensor.bfloat16)
 _LOOK_UPS = (functional.embedding, torch.embedding)
-# These compute nothing. What they give may be written to, so it must stay the same memory.
+# These compute nothing. Their results may be written to, so they must keep the same memory.
 _VIEWS = """
     detach data view view_as reshape t T mT transpose permute movedim squeeze unsqueeze expand
     expand_as narrow select chunk split unbind flatten unflatten diagonal contiguous clone copy_
@@ -35,10 +36,10 @@ _NAMES_OF_VIEWS = frozenset(_VIEWS.split())
 
 
 class WideCalls(TorchFunctionMode):
-    """Calls of torch inside compute in float64.
+    """Makes calls of torch inside the context compute in float64.
 
-    Parameters keep their dtype and are widened where they are used, so that weights stay what the
-    model's dtype holds.
+    Parameters keep their dtype and are converted where they are used, so that weights stay exactly
+    representable in the model's dtype.
     """
 
     def __torch_function__(
@@ -52,11 +53,11 @@ class WideCalls(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if func in _CASTS:
             return Tensor.to(args[0], WIDE)
-        if func in _LOOK_UPS:  # a table is not widened for the few rows that are read
+        if func in _LOOK_UPS:  # convert the rows that are read, not the whole table
             return widened(func(*args, **kwargs))
         if name in _NAMES_OF_VIEWS:
             return func(*args, **kwargs)
-        # In place: the first argument is what is written to.
+        # In-place functions write to their first argument.
         kept = args[:1] if name.endswith("_") and not name.endswith("__") else ()
         kept = args[:1] if name in ("__setitem__", "__iadd__", "__imul__", "__isub__") else kept
         out = {"out": kwargs["out"]} if "out" in kwargs else {}
@@ -66,22 +67,22 @@ class WideCalls(TorchFunctionMode):
 
 
 def widened(value: Any) -> Any:
-    """value with every floating-point tensor in it as float64; everything else as it is."""
+    """Return value with every floating-point tensor in it as float64, and all else unchanged."""
     return _mapped(value, lambda tensor: tensor.to(WIDE) if tensor.dtype in _NARROW else tensor)
 
 
 def narrowed(value: Any, dtype: torch.dtype) -> Any:
-    """value with every float64 tensor in it in `dtype`."""
+    """Return value with every float64 tensor in it as `dtype`."""
     return _mapped(value, lambda tensor: tensor.to(dtype) if tensor.dtype == WIDE else tensor)
 
 
 @contextmanager
 def wide_buffers(model: PreTrainedModel) -> Iterator[None]:
-    """Inside, buffers that the model computed for itself (rotary frequencies) are float64.
+    """Recompute in float64 the buffers that the model computes itself (rotary frequencies).
 
-    They come from functions such as pow, whose float32 results differ between instruction sets,
-    and angles multiply that by the position: they are computed again. Persistent buffers are part
-    of the checkpoint and stay.
+    They come from functions such as pow, whose float32 results differ between instruction sets, and
+    rotary angles multiply the difference by the position. Persistent buffers are part of the
+    checkpoint and stay unchanged.
     """
     replaced: list[tuple[nn.Module, dict[str, Tensor]]] = []
     for name, module in model.named_modules():
@@ -105,10 +106,10 @@ def wide_buffers(model: PreTrainedModel) -> Iterator[None]:
 def _computed_again(
     model: PreTrainedModel, name: str, module: nn.Module, made: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Buffers as transformers makes them for a model without weights, but in float64.
+    """Compute buffers in float64 as transformers does for a model without weights.
 
-    The function of the model that does so would fill parameters with random numbers: it sees a
-    module without children, whose parameters are on the meta device.
+    The model's function for that would also fill parameters with random numbers, so it gets a
+    module without children whose parameters are on the meta device.
     """
     wide = {key: buffer.to(WIDE) for key, buffer in made.items()}
     shell = object.__new__(type(module))
@@ -122,9 +123,9 @@ def _computed_again(
     try:
         with torch.no_grad(), WideCalls():
             model._init_weights(shell)
-    except Exception as error:  # code of any model
+    except Exception as error:  # the model's own code may raise anything
         say_once(
-            f"buffers of {name} ({type(module).__name__}) are widened, not computed again "
+            f"buffers of {name} ({type(module).__name__}) are converted to float64, not recomputed "
             f"({type(error).__name__}: {error}): codes may depend on the machine."
         )
         return wide
@@ -134,7 +135,7 @@ def _computed_again(
 
 
 def _the_same(found: Tensor | None, expected: Tensor, dtype: torch.dtype) -> Tensor:
-    """What was computed, unless the model has other values than it would have made."""
+    """Return the recomputed buffer, unless the model's own values differ from it."""
     if found is None or found.shape != expected.shape or found.dtype != WIDE:
         return expected
     allowed = 32 * torch.finfo(dtype).eps
@@ -142,7 +143,7 @@ def _the_same(found: Tensor | None, expected: Tensor, dtype: torch.dtype) -> Ten
 
 
 def _wide(value: Any) -> Any:
-    """As `widened`, and dtypes that a call asks for too."""
+    """Apply `widened`, and replace dtypes in arguments by float64."""
     if isinstance(value, torch.dtype):
         return WIDE if value in _NARROW else value
     return widened(value) if isinstance(value, Tensor) else _mapped_inside(value, _wide)

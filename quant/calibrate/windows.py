@@ -1,4 +1,4 @@
-"""Calibration windows: is this text usable for this model, and which windows run together."""
+"""Check calibration windows against a model, and group them into batches."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class Batch:
 def check_windows(windows: Sequence[Tensor], model: PreTrainedModel) -> None:
     """Check that every window is a vector of at least 2 token ids that the model can read.
 
-    Raises CalibrationError naming the first window (counted from 0) that is not, or that there is
-    none at all.
+    Raises CalibrationError, naming the first invalid window (counted from 0), or if there is no
+    window.
     """
     if not windows:
         raise CalibrationError(
@@ -68,10 +68,10 @@ def check_windows(windows: Sequence[Tensor], model: PreTrainedModel) -> None:
 
 
 def make_batches(windows: Sequence[Tensor], batch_tokens: int) -> list[Batch]:
-    """Put windows of equal length together, up to batch_tokens tokens (at least one window).
+    """Group windows of equal length into batches of up to batch_tokens tokens (or one window).
 
-    Nothing is padded: a padding token would be calibrated on. Batches are in the order of their
-    first windows.
+    Windows are not padded, because padding tokens would be part of the calibration. Batches are in
+    the order of their first windows.
     """
     by_length: dict[int, list[int]] = {}
     for index, window in enumerate(windows):

@@ -1,6 +1,6 @@
-"""QuantizedWeight and the files that other tools load, in the formats of quant.checkpoint.formats.
+"""Checkpoints: save, load, inspect and export quantized models (quant.checkpoint.formats).
 
-docs/checkpoints.md says which format holds what, and who loads it.
+docs/checkpoints.md says which format stores what, and which tools read it.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _HOME = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import on first use, because these modules import transformers."""
+    """Import a public name on first use, because these modules import transformers."""
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)

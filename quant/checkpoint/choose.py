@@ -1,6 +1,6 @@
-"""Which format: of a checkpoint by its configuration, of an artifact by its scheme, by its name.
+"""Choose a format: of a checkpoint from its configuration, of an artifact from its scheme.
 
-Formats are the modules of quant.checkpoint.formats, in the order of their names; a new file there
+Formats are the modules of quant.checkpoint.formats, in the order of their names; a new module there
 is a new format.
 """
 
@@ -25,17 +25,17 @@ _NO_FORMAT = ("base",)
 
 
 def formats() -> tuple[Format, ...]:
-    """All formats, in the order of their names; ArtifactError for a file without its FORMAT."""
+    """Return all formats in the order of their names; ArtifactError for a module without FORMAT."""
     return _load(tuple(package.__path__))
 
 
 def parse(
     config: Mapping[str, Any], source: str, levels: Sequence[str | Part | Levels] = ()
 ) -> CheckpointFormat:
-    """Read a quantization_config; ArtifactError naming the field, its value and what is readable.
+    """Parse a quantization_config; ArtifactError names the field, its value and the valid values.
 
-    source names the checkpoint in messages. levels are kinds that it may name besides the built-in
-    ones: no module is imported because a checkpoint names it.
+    source names the checkpoint in messages. levels are kinds of levels that the checkpoint may use
+    besides the built-in ones; no module is imported because a checkpoint names it.
     """
     where = f"{source}: quantization_config"
     config, kept = operators.unwrap(config, where)
@@ -48,7 +48,7 @@ def parse(
         )
     if len(found) > 1:
         raise ArtifactError(
-            f"{where} is {' and '.join(format.title for format in found)} at once; correct "
+            f"{where} matches both {' and '.join(format.title for format in found)}; correct "
             "`matches` of these formats."
         )
     parsed = dataclasses.replace(found[0].parse(config, where), operators=kept)
@@ -58,16 +58,16 @@ def parse(
     named = [each for each in known if load_levels(each).name == parsed.levels]
     if any(load_levels(each) != load_levels(named[0]) for each in named[1:]):
         raise ArtifactError(
-            f"{where}.levels={parsed.levels!r} is what {len(named)} of the given kinds of levels "
-            "are called: give only the one that the checkpoint was made with."
+            f"{where}.levels={parsed.levels!r} is the name of {len(named)} of the given kinds of "
+            "levels: pass only the one that the checkpoint was made with."
         )
     kind = named[0] if named else None
     if kind is None:
         module = config.get("levels_module")
         raise ArtifactError(
-            f"{where}.levels={parsed.levels!r} are none of Bitsweep's own, and no code is imported "
-            "because a checkpoint names it: if you trust it, name the module that has them "
-            f"(here it was {module!r}) with model.levels=MODULE, --levels MODULE or, in Python, "
+            f"{where}.levels={parsed.levels!r} are not Bitsweep's own, and no code is imported "
+            "because a checkpoint names it: if you trust the module that defines them (here "
+            f"{module!r}), pass it with model.levels=MODULE, --levels MODULE or, in Python, "
             "levels=[...]."
         )
     ours = load_levels(kind)
@@ -86,17 +86,17 @@ def parse(
 
 
 def config_files() -> dict[str, str]:
-    """What early checkpoints have instead of a quantization_config, and the quant_method of it."""
+    """Return the config files that early checkpoints have, with the quant_method of each."""
     return {each.config_file: each.quant_method for each in formats() if each.config_file}
 
 
 def written() -> dict[str, tuple[Format, Writer]]:
-    """The formats that can be written, by name."""
+    """Return the formats that can be written, by name."""
     return {each.name: (each, each.writer) for each in formats() if each.writer is not None}
 
 
 def written_format(name: str) -> tuple[Format, Writer]:
-    """The format of this name; ArtifactError that lists what can be written."""
+    """Return a writable format by name; ArtifactError lists the writable formats."""
     known = written()
     if name not in known:
         raise ArtifactError(f"format {name!r} is unknown; choose one of {', '.join(known)}.")
@@ -104,13 +104,13 @@ def written_format(name: str) -> tuple[Format, Writer]:
 
 
 def artifact_format(scheme: Scheme) -> tuple[Format, Writer]:
-    """The first of Bitsweep's own formats that holds a scheme; ArtifactError when none does."""
+    """Return the first of Bitsweep's own formats that supports a scheme; ArtifactError if none."""
     own = [(format, writer) for format, writer in written().values() if writer.own]
     for format, writer in own:
         if writer.refuses(scheme, None) is None:
             return format, writer
     raise ArtifactError(
-        f"No format of artifacts ({', '.join(format.name for format, _ in own)}) holds "
+        f"No format of artifacts ({', '.join(format.name for format, _ in own)}) supports "
         f"{scheme.name}; add one that does to quant/checkpoint/formats (docs/checkpoints.md)."
     )
 
@@ -126,7 +126,7 @@ def _load(folders: tuple[str, ...]) -> tuple[Format, ...]:
         if not isinstance(format, Format) or format.name != expected:
             raise ArtifactError(
                 f"{package.__name__}.{name} does not end with FORMAT = Format(name={expected!r}, "
-                "...); a file in its folder is a checkpoint format: complete it, or move it away."
+                "...); every module in that folder must be a format: complete it, or move it away."
             )
         found.append(format)
     return tuple(found)

@@ -1,4 +1,4 @@
-"""The tensors of compressed-tensors: one layer, checked and unpacked."""
+"""Read and check the tensors of one layer in the compressed-tensors format."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 def read(
     tensors: Tensors, parsed: CheckpointFormat, layer: str, library_version: str
 ) -> QuantizedWeight:
-    """One layer; ArtifactError naming the tensor that is missing, damaged or does not fit.
+    """Read one layer; ArtifactError names a tensor that is missing, damaged or does not fit.
 
-    library_version is the release that files of older ones can be saved with again.
+    library_version is the release of the library that can convert files of older releases.
     """
     _require(tensors, parsed, layer)
     outputs, inputs = _shape(tensors["weight_shape"], layer)
@@ -84,7 +84,7 @@ def _check(
 
 
 def _zero_points(tensors: Tensors, scheme: Scheme, outputs: int, groups: int, layer: str) -> Tensor:
-    """uint8 [outputs, groups]; packed, or int8 as early versions of the library stored them."""
+    """Return uint8 [outputs, groups]; stored packed, or as int8 by early library versions."""
     middle = 2 ** (scheme.bits - 1)
     stored = tensors.get("weight_zero_point")
     if stored is None:
@@ -97,7 +97,7 @@ def _zero_points(tensors: Tensors, scheme: Scheme, outputs: int, groups: int, la
                 f"{layer}.weight_zero_point goes from {low} to {high}, but {scheme.bits} bits "
                 f"hold {-middle} to {middle - 1}."
             )
-        zero = (stored.int() + middle).to(torch.uint8)
+        zero: Tensor = (stored.int() + middle).to(torch.uint8)
     else:
         shape = (words_for(outputs, scheme.bits), groups)
         _check(tensors, "weight_zero_point", shape, torch.int32, layer)
@@ -118,7 +118,7 @@ def _group_index(
     inputs: int,
     layer: str,
 ) -> Tensor | None:
-    """int32 [inputs], or None when the groups are neighbours."""
+    """Return int32 [inputs], or None if the columns of each group are adjacent."""
     index = tensors.get("weight_g_idx")
     if index is None or parsed.group_size is None:
         return None

@@ -1,9 +1,9 @@
-"""Convert a folder of pytorch_model*.bin files to safetensors, which can be read by name.
+"""Convert a folder of pytorch_model*.bin files to safetensors, which can be read tensor by tensor.
 
   python -m quant.checkpoint.convert FOLDER OUT
 
-A .bin file is a pickle: only all of it can be read. Each one becomes one safetensors file, so that
-no more than one of them is in memory. Names, dtypes and values stay as they are.
+A .bin file is a pickle and can only be read completely. Each .bin file becomes one safetensors
+file, so that only one is in memory at a time. Names, dtypes and values do not change.
 """
 
 from __future__ import annotations
@@ -39,19 +39,19 @@ from quant.checkpoint.tensors import (
 )
 from quant.errors import ArtifactError, QuantizationError
 
-# What is copied along: no other weights, no code, nothing that is not the model's.
+# Files that are copied too: no other weights, no code, nothing that is not part of the model.
 BESIDE = ("config.json", "generation_config.json", *QUANTIZATION_FILES, *TOKENIZER_FILES)
 
 
 def convert(folder: str | Path, out: str | Path, *, code: bool = False) -> Path:
-    """Write the model of `folder` to `out` as safetensors files; configuration and tokenizer too.
+    """Write the model of `folder` to `out` as safetensors files, with configuration and tokenizer.
 
-    Tensors that share memory are written once if the model ties them, such as embeddings; where
-    the files hold another head than config.json ties, the new config.json says so. OUT appears
-    whole or not at all; code copies the model's own Python files too.
+    Tensors that share memory are written once if the model ties them (embeddings). If the files
+    have another head than the one that config.json ties, the new config.json unties it. `out`
+    appears complete or not at all. code=True copies the model's own Python files too.
 
-    Raises ArtifactError for a folder that is missing, a file or without .bin files, for an OUT that
-    is a file or holds something, and naming a file that is missing or no state dict.
+    Raises ArtifactError if `folder` is missing, a file or without .bin files, if `out` is a file or
+    not empty, and for a .bin file that is missing or not a state dict.
     """
     folder, out = Path(folder), Path(out).absolute()
     files = _bin_files(folder)
@@ -81,7 +81,7 @@ def convert(folder: str | Path, out: str | Path, *, code: bool = False) -> Path:
 
 
 def _model(folder: Path) -> PreTrainedModel | None:
-    """The model without its weights; None where transformers knows none, so nothing says ties."""
+    """Return the model without weights; None if transformers does not know it (no known ties)."""
     from quant.checkpoint.skeleton import build_skeleton
 
     try:
@@ -91,7 +91,7 @@ def _model(folder: Path) -> PreTrainedModel | None:
 
 
 def _apart(model: PreTrainedModel | None, name: str, other: str) -> bool:
-    """Whether the model has two tensors where a file has one: then it needs both."""
+    """Whether the model has two tensors where a file has one, so that both must be written."""
     from quant.checkpoint.matching import model_names, parameters_and_buffers
 
     if model is None:
@@ -101,7 +101,7 @@ def _apart(model: PreTrainedModel | None, name: str, other: str) -> bool:
 
 
 def _say_what_is_tied(folder: Path, model: PreTrainedModel) -> None:
-    """Correct config.json where it ties what the files hold with other values."""
+    """Correct config.json if it ties tensors that have different values in the files."""
     from quant.checkpoint.matching import model_names, say_untied, untie_as_stored
 
     with TensorReader(folder, mapped=False) as reader:
@@ -127,12 +127,12 @@ def _write(files: list[Path], out: Path, model: PreTrainedModel | None) -> None:
 
 
 def _entries(path: Path, placed: dict[str, str], model: PreTrainedModel | None) -> list[Entry]:
-    """The tensors of one file; of those that are one tensor, in the model too, the first."""
+    """Return the tensors of one file; of those that share memory and are tied, only the first."""
     entries: list[Entry] = []
     seen: dict[tuple[object, ...], str] = {}
     for name, tensor in _state_dict(path).items():
         if name in placed:
-            raise ArtifactError(f"{path} holds {name}, which another file holds too.")
+            raise ArtifactError(f"{path} contains {name}, which another file contains too.")
         key = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
         first = seen.setdefault(key, name)
         if tensor.numel() and first != name and not _apart(model, name, first):
@@ -143,8 +143,8 @@ def _entries(path: Path, placed: dict[str, str], model: PreTrainedModel | None) 
 
 
 def _state_dict(path: Path) -> dict[str, Tensor]:
-    # Mapped, so that tensors come from the disk as they are written; files from before torch 1.6
-    # are no zip archives and cannot be.
+    # Memory-mapped, so that tensors are read while they are written; files from before torch 1.6
+    # are not zip archives and cannot be mapped.
     mapped = zipfile.is_zipfile(path)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
@@ -156,7 +156,7 @@ def _state_dict(path: Path) -> dict[str, Tensor]:
         ) from error
     if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
         raise ArtifactError(
-            f"{path} holds no plain state dict (names to tensors); save one with "
+            f"{path} is not a plain state dict (names to tensors); save one with "
             "torch.save(model.state_dict(), ...)."
         )
     return state
@@ -168,16 +168,16 @@ def _alone(tensor: Tensor) -> Tensor:
 
 def _check_out(out: Path) -> None:
     if out.exists() and not out.is_dir():
-        raise ArtifactError(f"{out} is a file; name a folder that is not there yet.")
+        raise ArtifactError(f"{out} is a file; name a folder that does not exist yet.")
     if out.is_dir() and any(out.iterdir()):
         raise ArtifactError(
-            f"{out} holds something already ({min(out.iterdir()).name}, ...), which is not "
-            "overwritten; name a folder that is not there yet."
+            f"{out} is not empty ({min(out.iterdir()).name}, ...) and is not overwritten; name a "
+            "folder that does not exist yet."
         )
 
 
 def _bin_files(folder: Path) -> list[Path]:
-    """The .bin files of a model; ArtifactError for a folder that has none or not all of them."""
+    """Return the .bin files of a model; ArtifactError if there are none or some are missing."""
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "does not exist"
         raise ArtifactError(
@@ -186,12 +186,12 @@ def _bin_files(folder: Path) -> list[Path]:
         )
     chosen = weight_files(folder)
     if not chosen.pickled:
-        raise ArtifactError(f"{folder} holds safetensors already; use it as it is.")
+        raise ArtifactError(f"{folder} already has safetensors files; use it unchanged.")
     return chosen.paths
 
 
 def main() -> int:
-    """The command; 0, or 2 with one sentence."""
+    """Run the command; return 0, or 2 after printing one sentence."""
     parser = argparse.ArgumentParser(
         prog="python -m quant.checkpoint.convert",
         description="Convert a folder of pytorch_model*.bin files to safetensors.",

@@ -1,4 +1,4 @@
-"""Write a quantized checkpoint again in another format, layer by layer, bit for bit the same."""
+"""Export a quantized checkpoint to another format, layer by layer, with identical weights."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ from quant.checkpoint.writer import (
     kind_of,
     layer_entries,
     layer_shape,
+    own_code,
 )
 from quant.errors import ArtifactError
 from quant.levels.base import Levels
@@ -40,7 +41,7 @@ from quant.weight import QuantizedWeight
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written, and what its readers make of it that a user must know."""
+    """The result of an export; notes are limitations of the format's readers, one sentence each."""
 
     folder: Path
     layers: int
@@ -49,7 +50,7 @@ class Exported:
 
 @dataclass(frozen=True)
 class _Layer:
-    """One quantized layer of the source, whose codes are read when they are written."""
+    """One quantized layer of the source; its codes are read when they are written."""
 
     scheme: Scheme
     stored: StoredLayer
@@ -65,19 +66,22 @@ def export(
     max_shard_bytes: int = MAX_SHARD_BYTES,
     verify_files: bool = True,
     levels: Sequence[str | Part | Levels] = (),
+    trust_remote_code: bool = False,
 ) -> Exported:
-    """Write the checkpoint in `source` to the folder `target` in the format of that name.
+    """Write the checkpoint in `source` to the folder `target` in the format with that name.
 
-    format is one that can be written: quant.checkpoint.choose.written. source is any checkpoint
-    that `load` reads, whoever made it; levels are as there. Codes and zero-points stay as they are;
-    scales too, but in compressed-tensors they take the type of the model where that holds them
-    exactly (its readers compute with scales of that type). All other tensors, the tokenizer and
-    generation_config.json are copied. The folder appears whole or not at all, with the sha256 of
-    every file in artifact.json; one layer at a time is in memory, and one shard. With overwrite it
-    takes the place of a model that Bitsweep wrote there, once it is complete.
+    format is one of quant.checkpoint.choose.written. source is any checkpoint that `load` reads,
+    from any producer; levels has the same meaning as there. Codes and zero-points do not change.
+    Scales do not change either, except that compressed-tensors stores them in the dtype of the
+    model if that is exact (its readers compute with scales of that dtype). All other tensors, the
+    tokenizer and generation_config.json are copied. The folder appears complete or not at all, with
+    the sha256 of every file in artifact.json. One layer and one shard are in memory at a time.
+    overwrite=True replaces a model that Bitsweep wrote to `target`, once the new one is complete.
+    trust_remote_code=True runs the model's own Python files and copies them; a model with its own
+    code cannot be exported without it.
 
-    Raises ArtifactError for an unknown format, a target that holds something, a source that cannot
-    be read, and what the format cannot hold: `refuses` and `write_layer` of its file say what.
+    Raises ArtifactError for an unknown format, a target that is not empty, a source that cannot be
+    read, and for layers that the format cannot store (its `refuses` and `write_layer` say why).
     """
     source, target = Path(source), Path(target)
     _, writer = written_format(format)
@@ -88,14 +92,14 @@ def export(
     checkpoint = read_format(source, verify_files=verify_files, levels=levels)
     if checkpoint.operators:
         raise ArtifactError(
-            f"{source} has {summary(checkpoint.operators)}, and {format} holds weights alone: "
-            "quantize again with changes that are folded (those of Bitsweep are with keep=never)."
+            f"{source} has {summary(checkpoint.operators)}, and {format} stores only weights: "
+            "quantize again with folded changes (keep=never for Bitsweep's transforms)."
         )
     reason = writer.refuses(checkpoint.scheme(checkpoint.scale_dtype), None)
     if reason is not None:
         raise ArtifactError(f"{source} {reason}")
     with TensorReader(source) as reader:
-        model = build_skeleton(source, None, {})
+        model = build_skeleton(source, None, {"trust_remote_code": trust_remote_code})
         names = names_of(model)
         reader.rename(names.to_model)
         layers = _layers(reader, checkpoint, model)
@@ -112,6 +116,7 @@ def export(
         entries = as_stored(entries, names)
         config = _config(source, writer, checkpoint, layers, model)
         files = copyable(source, (*TOKENIZER_FILES, "generation_config.json"))
+        files += own_code(model)
         needed = sum(entry.nbytes for entry in entries) + SLACK_BYTES
         needed += sum(path.stat().st_size for path in files)
         with replace_folder(target, needed) as partial:
@@ -123,7 +128,7 @@ def export(
 
 
 def _refuse_overwriting(target: Path) -> None:
-    """ArtifactError that says which model is at target; other things there are never replaced."""
+    """Raise ArtifactError that names the model at target; other contents are never replaced."""
     recover(target.absolute())  # a killed writer may have moved the model aside
     if not (target / MANIFEST).is_file():
         return
@@ -133,28 +138,28 @@ def _refuse_overwriting(target: Path) -> None:
     except ArtifactError:
         what = f"an artifact of Bitsweep ({MANIFEST}) that cannot be read"
     raise ArtifactError(
-        f"{target} holds {what} already, and it is not overwritten unasked: choose another folder, "
-        "or add --overwrite (in Python overwrite=True) to replace it."
+        f"{target} already contains {what}, which is not overwritten by default: choose another "
+        "folder, or add --overwrite (in Python overwrite=True) to replace it."
     )
 
 
 def _layers(
     reader: TensorReader, checkpoint: CheckpointFormat, model: PreTrainedModel
 ) -> list[_Layer]:
-    """The quantized layers with the shapes that the model gives them."""
+    """Return the quantized layers, with the shapes that the model gives them."""
     found = []
     for name, parts in quantized_layers(reader, checkpoint).items():
         try:
             module = model.get_submodule(name)
         except AttributeError as error:
             raise ArtifactError(
-                f"{reader.folder} holds a quantized layer {name}, but {type(model).__name__} has "
+                f"{reader.folder} has a quantized layer {name}, but {type(model).__name__} has "
                 f"no such layer. {remake(reader.folder)}"
             ) from error
         shape = layer_shape(module, name)
         read = functools.partial(read_weight, reader, checkpoint, name, parts, shape)
         if checkpoint.format.scales not in (None, *parts):
-            read()  # says what is missing
+            read()  # its error says what is missing
         scheme = scheme_of(reader, checkpoint, name)
         stored = StoredLayer(name, *shape, module=kind_of(module), dtype=model.dtype)
         found.append(_Layer(scheme, stored, read))
@@ -167,7 +172,7 @@ def _refuse_left_out(
     model: PreTrainedModel,
     layers: tuple[str, ...],
 ) -> None:
-    """ArtifactError, as loading gives it, for tensors of layers that nothing reads."""
+    """Raise ArtifactError, as loading does, for tensors of layers that would not be read."""
     known = {layer + part for layer in layers for part in (*checkpoint.parts, "bias")}
     used = {name for name in reader.names if name in known or not name.startswith(layers)}
     refuse_unexpected(model, reader, used)
@@ -179,9 +184,9 @@ def _copied(reader: TensorReader, name: str) -> Entry:
 
 
 def _biases(reader: TensorReader, layers: list[_Layer], model: PreTrainedModel) -> list[str]:
-    """The biases of the quantized layers that the model has.
+    """Return the names of those biases of the quantized layers that the model has.
 
-    AutoGPTQ gives every layer a bias, zeros where the model has none; a reader would ignore those.
+    AutoGPTQ stores a bias for every layer, zeros if the model has none; readers would ignore those.
     """
     names = []
     for name in (f"{layer.stored.name}.bias" for layer in layers):
@@ -204,7 +209,7 @@ def _config(
     layers: list[_Layer],
     model: PreTrainedModel,
 ) -> str:
-    """config.json of the source with another quantization_config."""
+    """Return the source's config.json with another quantization_config."""
     config = read_json(source / "config.json")
     names = [layer.stored.name for layer in layers]
     if not ties_hold(model, names):
@@ -217,7 +222,7 @@ def _config(
 
 
 def _method(quantization: Mapping[str, Any], checkpoint: CheckpointFormat) -> dict[str, Any]:
-    """What made the weights, as the source says it; for other producers their name."""
+    """Return the method that the source names; for other producers their name."""
     meta = quantization.get("meta")
     said = meta.get("method") if isinstance(meta, Mapping) else None
     if isinstance(said, Mapping):

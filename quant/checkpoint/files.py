@@ -1,8 +1,9 @@
-"""Which files of a model's folder hold its weights, and which beside them may be copied.
+"""Find the files of a model's folder that contain its weights, and the files that may be copied.
 
-Everything that reads weights asks `weight_files`: fingerprints, loading in full precision, sources
-of blocks, converting, exporting. Its order is that of transformers (modeling_utils'
-`_get_resolved_checkpoint_files`, held to it by a test), so all of them read what that reads.
+Everything that reads weights uses `weight_files`: fingerprints, loading in full precision, block
+sources, converting, exporting. It has the search order of transformers (modeling_utils'
+`_get_resolved_checkpoint_files`, compared by a test), so all of them read the same files as
+transformers.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ from quant.checkpoint.folder import remake
 from quant.errors import ArtifactError
 
 INDEX_SUFFIX = ".index.json"
-# The first of these that is there decides.
+# The first of these files that exists is used.
 ORDER = (
     "model.safetensors",
     "model.safetensors.index.json",
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
-# What early quantized checkpoints have instead of a quantization_config in config.json.
+# Config files that early quantized checkpoints have instead of a quantization_config.
 QUANTIZATION_FILES = ("quantize_config.json", "quant_config.json")
 TOKENIZER_FILES = (
     "added_tokens.json",
@@ -55,19 +56,19 @@ _WEIGHTS = (
     "pytorch_model*.bin",
     "pytorch_model*.bin.index.json",
 )
-# A folder of these is read by transformers before anything else, whole ones only on several ranks.
+# transformers prefers these files to all others, and reads complete sets only on several ranks.
 _DISTRIBUTED = re.compile(r"shard-[0-9]{5}-model-[0-9]{5}-of-[0-9]{5}\.safetensors")
 _KINDS = "model.safetensors or pytorch_model.bin, or shards with an index"
 
 
 @dataclass(frozen=True)
 class WeightFiles:
-    """The files of a folder that hold the weights.
+    """The files of a folder that contain the weights.
 
-    names   relative to the folder, in the order in which they are read.
+    names   relative to the folder, in reading order.
     index   the file that lists them as shards; None for a single file.
-    placed  tensor to file as the index says it; empty without one.
-    unread  other files of weights in the folder: nothing reads them.
+    placed  tensor to file, from the index; empty without one.
+    unread  other weight files in the folder, which are not read.
     """
 
     folder: Path
@@ -83,11 +84,11 @@ class WeightFiles:
 
     @property
     def paths(self) -> list[Path]:
-        """The files with their folder."""
+        """Return the paths of the files."""
         return [self.folder / name for name in self.names]
 
     def ambiguity(self) -> str | None:
-        """In one sentence what is read and what is not; None where only one choice is there."""
+        """Return a sentence that says what is read and what is not; None if there is no choice."""
         if not self.unread:
             return None
         chosen = self.index or self.names[0]
@@ -98,11 +99,11 @@ class WeightFiles:
 
 
 def weight_files(folder: Path) -> WeightFiles:
-    """The files that hold the weights of the model in `folder`, in transformers' order.
+    """Find the files with the weights of the model in `folder`, in transformers' search order.
 
-    A quantized checkpoint may have files of other names (gptq_model-4bit-128g.safetensors), one or
-    one index, where none of the usual ones is there. Raises ArtifactError when there is nothing to
-    choose, too much of it, or when a shard is missing.
+    If none of the usual files exists, a quantized checkpoint may have a single file or index with
+    another name (gptq_model-4bit-128g.safetensors). Raises ArtifactError if there is no candidate
+    or more than one, or if a shard is missing.
     """
     config = _config(folder)
     present = {path.name for pattern in _WEIGHTS for path in folder.glob(pattern)}
@@ -125,15 +126,15 @@ def weight_files(folder: Path) -> WeightFiles:
 
 
 def choose(names: Collection[str]) -> str | None:
-    """The name that decides among the files of a folder; None without a usual one."""
+    """Return the file that is used among `names` of a folder; None without a usual name."""
     return next((name for name in ORDER if name in names), None)
 
 
 def copyable(folder: Path, names: Iterable[str]) -> list[Path]:
-    """Those of `names` that are files of `folder`, sorted.
+    """Return the paths of those `names` that exist as files in `folder`, sorted.
 
-    Links may lead into the folder, or into the blobs of the hub's cache that it lies in. Raises
-    ArtifactError for one that leads elsewhere: what it points to is not part of the model.
+    A symbolic link may point into the folder, or into the blobs of the hub cache that contains the
+    folder. Raises ArtifactError for a link to another place, which is not part of the model.
     """
     found = [folder / name for name in sorted(set(names)) if (folder / name).is_file()]
     for path in found:
@@ -142,13 +143,13 @@ def copyable(folder: Path, names: Iterable[str]) -> list[Path]:
 
 
 def copy_files(paths: Iterable[Path], target: Path) -> None:
-    """Copy files that `copyable` gave, their contents alone, into the folder `target`."""
+    """Copy files from `copyable` (contents only) into the folder `target`."""
     for path in paths:
         shutil.copyfile(path, target / path.name)
 
 
 def tokenizer_files(folder: Path) -> list[Path]:
-    """The files of the tokenizer in a folder of a model; ArtifactError as in `copyable`."""
+    """Return the tokenizer files in the folder of a model; ArtifactError as in `copyable`."""
     return copyable(folder, TOKENIZER_FILES)
 
 
@@ -159,8 +160,8 @@ def _require_own(folder: Path, path: Path) -> None:
         allowed.append(home.parents[1] / "blobs")
     if not any(place.is_relative_to(root) for root in allowed):
         raise ArtifactError(
-            f"{path} is a link to {place}, outside of the model's folder, and is not copied: put "
-            "the file itself there, or remove the link."
+            f"{path} is a link to {place}, outside the model's folder, and is not copied: replace "
+            "it by the file itself, or remove the link."
         )
 
 
@@ -168,7 +169,7 @@ def _config(folder: Path) -> Mapping[str, Any]:
     try:
         found = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return {}  # whoever reads the configuration says what is wrong with it
+        return {}  # the code that parses the configuration reports what is wrong with it
     return found if isinstance(found, dict) else {}
 
 
@@ -181,20 +182,19 @@ def _refuse_other_kinds(folder: Path, present: Collection[str]) -> None:
         )
     if (folder / "adapter_config.json").is_file():
         raise ArtifactError(
-            f"{folder} holds adapter_config.json, an adapter that transformers adds to the weights "
-            "where peft is installed and leaves out elsewhere: merge it into the model "
-            "(merge_and_unload) or move it away."
+            f"{folder} contains adapter_config.json, an adapter that transformers applies only if "
+            "peft is installed: merge it into the model (merge_and_unload) or move it away."
         )
 
 
 def _explicit(folder: Path, config: Mapping[str, Any]) -> str | None:
-    """The file that config.json names itself."""
+    """Return the weight file that config.json names, if it names one."""
     name = config.get("transformers_weights")
     if name is None:
         return None
     if not isinstance(name, str) or not name.endswith((".safetensors", ".safetensors.index.json")):
         raise ArtifactError(
-            f"{folder / 'config.json'}: transformers_weights={name!r} is no safetensors file: "
+            f"{folder / 'config.json'}: transformers_weights={name!r} is not a safetensors file: "
             "correct it or leave it out."
         )
     _require_inside(folder, name)
@@ -207,13 +207,13 @@ def _require_inside(folder: Path, name: str) -> None:
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts:
         raise ArtifactError(
-            f"{folder}: its files name the weights {name}, which leads out of the folder: copy the "
+            f"{folder}: its files name the weights {name}, which is outside the folder: copy the "
             "model again from where it came from."
         )
 
 
 def _other_name(folder: Path, config: Mapping[str, Any], present: Collection[str]) -> str:
-    """The only file or index of a quantized checkpoint that has names of its own."""
+    """Return the only weight file or index of a quantized checkpoint with an unusual name."""
     said = isinstance(config.get("quantization_config"), dict)
     quantized = said or any((folder / name).is_file() for name in QUANTIZATION_FILES)
     indexes = sorted(name for name in present if name.endswith(f".safetensors{INDEX_SUFFIX}"))
@@ -243,7 +243,7 @@ def _placed(index: Path) -> dict[str, str]:
 
 
 def are_texts(values: Iterable[object]) -> bool:
-    """Whether all of what a configuration holds somewhere are texts."""
+    """Whether all values are str."""
     return all(isinstance(value, str) for value in values)
 
 

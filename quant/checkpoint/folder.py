@@ -1,4 +1,4 @@
-"""Folders that appear whole or not at all, and that know the checksum of every file in them."""
+"""Write folders atomically, with a checksum for every file in them."""
 
 from __future__ import annotations
 
@@ -20,20 +20,32 @@ from quant.errors import ArtifactError
 MANIFEST = "artifact.json"
 MANIFEST_VERSION = 1
 _CHUNK = 1 << 20
-# What more free space may help against.
+_WORKING = (".", ".partial")
+# Errors that more free space may solve.
 OF_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def working_folder(target: Path) -> Path:
+    """Return the folder where the artifact `target` is made, beside the artifact."""
+    target = target.absolute()
+    return target.with_name(f"{_WORKING[0]}{target.name}{_WORKING[1]}")
+
+
+def made_in(working: Path) -> Path:
+    """Return the path of the artifact that is made in a working folder."""
+    return working.with_name(working.name.removeprefix(_WORKING[0]).removesuffix(_WORKING[1]))
 
 
 @contextlib.contextmanager
 def replace_folder(target: Path, needed_bytes: int) -> Iterator[Path]:
-    """Yield an empty folder beside target that takes its place when the block ends well.
+    """Yield an empty folder that replaces `target` when the block ends without an error.
 
-    What is at target stays as it is until the new folder is complete and on disk; when the block
-    fails or is interrupted the new one is removed. Leavings of processes that were killed are
-    removed too, and a folder that one of them had moved aside is put back.
+    The old content of target stays until the new folder is complete and on disk; if the block fails
+    or is interrupted, the new folder is removed. Leftovers of killed processes are removed too, and
+    a folder that such a process had moved aside is put back.
 
-    Raises ArtifactError when target holds something that is not an artifact, when the disk has
-    fewer than needed_bytes (checked before anything is written), or when writing fails.
+    Raises ArtifactError if target is something other than an artifact, if the disk has fewer than
+    needed_bytes free (checked before anything is written), or if writing fails.
     """
     target = target.absolute()
     with writing(target, needed_bytes):
@@ -50,9 +62,9 @@ def replace_folder(target: Path, needed_bytes: int) -> Iterator[Path]:
 
 
 def make_room(target: Path, needed_bytes: int) -> None:
-    """Check that an artifact may be written at target and fits the disk; tidy up around it.
+    """Check that an artifact may be written at target and fits on the disk; remove leftovers.
 
-    ArtifactError as in `replace_folder`; OSError for a folder that cannot be made.
+    Raises ArtifactError as in `replace_folder`, and OSError for a folder that cannot be created.
     """
     _check_target(target)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -63,9 +75,9 @@ def make_room(target: Path, needed_bytes: int) -> None:
 def publish(
     partial: Path, target: Path, known: Mapping[str, Mapping[str, Any]] | None = None
 ) -> None:
-    """Seal a complete folder with its manifest and let it take the place of target at once.
+    """Write the manifest of a complete folder and rename the folder to target.
 
-    known holds bytes and sha256 of files (by name) that were summed up when they were written.
+    known has bytes and sha256 of files (by name) that were computed while they were written.
     """
     _write_manifest(partial, known or {})
     _sync(partial)
@@ -74,7 +86,7 @@ def publish(
 
 @contextlib.contextmanager
 def writing(target: Path, needed_bytes: int) -> Iterator[None]:
-    """Turn trouble with the disk into an ArtifactError that says what is needed and free."""
+    """Convert disk errors inside to an ArtifactError with the needed and free bytes."""
     try:
         yield
     except (OSError, SafetensorError) as error:
@@ -82,7 +94,7 @@ def writing(target: Path, needed_bytes: int) -> Iterator[None]:
 
 
 def recover(target: Path) -> None:
-    """Undo what killed writers of target left: put a moved folder back, remove partial ones."""
+    """Clean up after killed writers of target: put a moved folder back, remove partial ones."""
     for role in ("replaced", "partial"):
         for leaving in sorted(target.parent.glob(f".{target.name}.{role}-*")):
             if _alive(leaving.name.rsplit("-", 1)[-1], leaving.name):
@@ -94,9 +106,9 @@ def recover(target: Path) -> None:
 
 
 def verify(folder: Path) -> bool:
-    """Compare every file of an artifact with its size and sha256; False when it has no manifest.
+    """Compare every file of an artifact with its size and sha256; False if it has no manifest.
 
-    Raises ArtifactError naming the first file that is missing, cut short or changed.
+    Raises ArtifactError that names the first file that is missing, truncated or changed.
     """
     if not (folder / MANIFEST).is_file():
         return False
@@ -123,7 +135,7 @@ def verify(folder: Path) -> bool:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; ArtifactError when it is missing, damaged or no object."""
+    """Read a JSON object from a file; ArtifactError if it is missing, damaged or not an object."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -135,18 +147,18 @@ def read_json(path: Path) -> dict[str, Any]:
             f"{path} cannot be read as JSON: {error}. {remake(path.parent)}"
         ) from error
     if not isinstance(content, dict):
-        raise ArtifactError(f"{path} holds no JSON object. {remake(path.parent)}")
+        raise ArtifactError(f"{path} is not a JSON object. {remake(path.parent)}")
     return content
 
 
 def sha256(path: Path) -> str:
-    """Hexadecimal sha256 of a file."""
+    """Return the hexadecimal sha256 of a file."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def remake(folder: Path) -> str:
-    """The next step that every message about a damaged artifact ends with."""
+    """Return the next step that ends every message about a damaged artifact."""
     return f"Delete {folder} and quantize again, or copy it again from where it came from."
 
 
@@ -174,16 +186,16 @@ def _write_error(target: Path, needed: int, error: Exception) -> ArtifactError:
     if number is not None and number not in OF_SPACE:
         reason = getattr(error, "strerror", None) or os.strerror(number)
         return ArtifactError(
-            f"{target} could not be written: {reason}; choose another folder, then run again. What "
-            "was there before is untouched."
+            f"{target} could not be written: {reason}; choose another folder, then run again. Its "
+            "previous content is unchanged."
         )
-    # A missing parent cannot be asked for its free space: ask the closest folder that exists.
+    # Free space can be read only of a folder that exists: take the closest parent.
     existing = next(parent for parent in target.parents if parent.exists())
     free = shutil.disk_usage(existing).free
     return ArtifactError(
         f"{target} could not be written: {error}. It needs {_size(needed)} and the disk has "
-        f"{_size(free)} free; free some space or choose another folder, then run again. What was "
-        "there before is untouched."
+        f"{_size(free)} free; free some space or choose another folder, then run again. Its "
+        "previous content is unchanged."
     )
 
 
@@ -202,7 +214,7 @@ def _write_manifest(folder: Path, known: Mapping[str, Mapping[str, Any]]) -> Non
 
 
 def _swap(partial: Path, target: Path) -> None:
-    """Rename partial to target; an old target is moved aside first and put back on failure."""
+    """Rename partial to target; move an old target aside first, and back on failure."""
     if not target.exists():
         partial.rename(target)
     else:
@@ -223,9 +235,9 @@ def _sync(folder: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on disk."""
+    """Wait until a file, or the entries of a folder, are on disk."""
     if path.is_dir() and os.name == "nt":
-        return  # Windows cannot open folders; its renames are journalled
+        return  # Windows cannot open folders, and journals renames
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -238,7 +250,7 @@ def _sibling(target: Path, role: str) -> Path:
 
 
 def _alive(pid: str, name: str) -> bool:
-    """Whether the writer that a leaving is named after may still run (elsewhere: assume so)."""
+    """Whether the writer that left a folder may still run (on other platforms: assume so)."""
     if not name.endswith(f"-{platform.node()}-{pid}") or not pid.isdigit():
         return True
     if int(pid) == os.getpid():

@@ -1,4 +1,4 @@
-"""What GPTQ's versions and Bitsweep's own formats share: configurations and written tensors."""
+"""Configurations and tensors that the GPTQ versions and Bitsweep's own formats share."""
 
 from __future__ import annotations
 
@@ -30,20 +30,21 @@ if TYPE_CHECKING:
 
 METHOD = "gptq"
 PARTS = ("qweight", "qzeros", "scales", "g_idx")
-# What AutoGPTQ, GPTQModel and vLLM unpack.
+# Bit widths that AutoGPTQ, GPTQModel and vLLM read.
 READERS_BITS = (2, 3, 4, 8)
 
 
 @dataclass(frozen=True)
 class Version:
-    """A version of GPTQ: its name in the file, and what is taken off zero-points in storage."""
+    """A version of GPTQ: its name in the file, and the number subtracted from zero-points."""
 
     checkpoint_format: str
     subtracted: int
 
     def symmetric_zero(self, bits: int) -> int:
-        """The zero-point of symmetric grids as the version stores it."""
-        return 2 ** (bits - 1) - self.subtracted
+        """Return the stored zero-point of symmetric grids in this version."""
+        result: int = 2 ** (bits - 1) - self.subtracted
+        return result
 
 
 V1 = Version("gptq", 1)
@@ -51,12 +52,12 @@ V2 = Version("gptq_v2", 0)
 
 
 def method_of(config: Config) -> Any:
-    """quant_method; early configurations have a checkpoint_format alone."""
+    """Return quant_method; early configurations have only a checkpoint_format."""
     return config.get("quant_method", METHOD if "checkpoint_format" in config else None)
 
 
-def said_versions(config: Config) -> dict[str, Any]:
-    """What the file says its version is, by key: transformers writes both."""
+def declared_versions(config: Config) -> dict[str, Any]:
+    """Return the declared version by key; transformers writes two keys."""
     return {key: config[key] for key in ("checkpoint_format", "format") if config.get(key)}
 
 
@@ -70,22 +71,23 @@ def parse(
     symmetric: bool | None = None,
     levels: str = uniform.LEVELS.name,
 ) -> CheckpointFormat:
-    """Read the configuration; `versions` may stand there, `symmetric` is what a missing sym means.
+    """Parse a GPTQ configuration.
 
-    declared is whether one of several versions stands there.
+    versions are the accepted values of the version keys; symmetric is the meaning of a missing sym.
+    The result is `declared` if one of several versions is present.
     """
-    said = said_versions(config)
-    for key, value in said.items():
+    declared = declared_versions(config)
+    for key, value in declared.items():
         if value not in versions:
             raise ArtifactError(
                 f"{where}.{key}={value!r} with quant_method={format.quant_method!r} cannot be "
                 f"read; only {' and '.join(versions)} can."
             )
-    if len(set(said.values())) > 1:
+    if len(set(declared.values())) > 1:
         raise ArtifactError(
-            f"{where} says checkpoint_format={said['checkpoint_format']!r} and format="
-            f"{said['format']!r}, which store zero-points differently: remove the wrong one from "
-            "config.json."
+            f"{where} has checkpoint_format={declared['checkpoint_format']!r} and format="
+            f"{declared['format']!r}, which store zero-points differently: remove the wrong one "
+            "from config.json."
         )
     if str(config.get("pack_dtype", "int32")).removeprefix("torch.") != "int32":
         raise ArtifactError(
@@ -93,11 +95,11 @@ def parse(
             "into int32."
         )
     # GPTQModel's "dynamic" overrides settings per layer: "+:pattern" or "pattern". "-:pattern"
-    # only leaves layers in full precision, which the names of the tensors say as well.
+    # leaves layers in full precision, which the names of the tensors also show.
     overrides = [key for key in config.get("dynamic") or {} if not key.startswith("-:")]
     if overrides:
         raise ArtifactError(
-            f"{where}.dynamic gives layers settings of their own ({overrides[0]!r}); only "
+            f"{where}.dynamic overrides the settings of some layers ({overrides[0]!r}); only "
             "checkpoints with one setting for all layers can be read."
         )
     grid, producer = read_meta(config)
@@ -110,13 +112,13 @@ def parse(
         levels=levels,
         grid=grid,
         producer=producer,
-        declared=bool(said) or len(versions) == 1,
+        declared=bool(declared) or len(versions) == 1,
     )
     return validated(parsed, where)
 
 
 def zero_points(parsed: CheckpointFormat, version: str) -> str:
-    """How sure it is that zero-points are stored as `version` (in words) stores them."""
+    """Describe how the version of the stored zero-points is known; `version` is its description."""
     if not parsed.declared:
         return "checkpoint_format not declared"
     if parsed.evidence:
@@ -128,7 +130,7 @@ def zero_points(parsed: CheckpointFormat, version: str) -> str:
 
 
 def entries(scheme: Scheme, layer: StoredLayer) -> Entries:
-    """Shape and type of every tensor of a layer; g_idx always, because other loaders want it."""
+    """Return shape and dtype of every tensor of a layer, with g_idx, which readers require."""
     from quant.linear import packed_dtypes, packed_shapes
 
     dtypes = packed_dtypes(scheme)
@@ -139,14 +141,14 @@ def entries(scheme: Scheme, layer: StoredLayer) -> Entries:
 
 
 def write_layer(weight: QuantizedWeight, _layer: StoredLayer) -> Packed:
-    """The tensors of a layer, zero-points as they are."""
+    """Return the tensors of a layer, with zero-points unchanged."""
     from quant.linear import pack
 
     return {**pack(weight), "g_idx": weight.column_groups().int()}
 
 
 def describe(model: QuantizedModel, quant_method: str, checkpoint_format: str) -> dict[str, Any]:
-    """The quantization_config of a model."""
+    """Return the quantization_config of a model."""
     # "model.layers.3.mlp.down_proj" is "mlp.down_proj" inside its block: each name once, in order.
     inside = dict.fromkeys(re.sub(r"^.*?\.\d+\.", "", layer) for layer in model.layers)
     return {
@@ -166,16 +168,16 @@ def describe(model: QuantizedModel, quant_method: str, checkpoint_format: str) -
 
 
 def notes(scheme: Scheme, layers: Sequence[StoredLayer]) -> list[str]:
-    """What readers of GPTQ do with such layers."""
+    """Return the limitations of GPTQ's readers for such layers, one sentence each."""
     found = []
     if scheme.scale_dtype != "float16":
         found.append(
-            f"readers of GPTQ hold scales as float16 and will round these {scheme.scale_dtype} "
-            "ones; scheme.scale_dtype=float16 makes scales that they keep."
+            f"readers of GPTQ store scales as float16 and will round these {scheme.scale_dtype} "
+            "scales; scheme.scale_dtype=float16 makes scales that they keep."
         )
     if scheme.bits not in READERS_BITS:
         found.append(
-            f"only Bitsweep reads {scheme.bits} bits in this format; other tools know "
+            f"only Bitsweep reads {scheme.bits} bits in this format; other tools read "
             f"{', '.join(map(str, READERS_BITS))}."
         )
     short = [layer for layer in layers if scheme.short_group(layer.inputs)]

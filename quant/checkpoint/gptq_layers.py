@@ -1,4 +1,4 @@
-"""The tensors of GPTQ and of Bitsweep: one layer, checked and made into packed buffers."""
+"""Read and check the tensors of one layer in GPTQ's and Bitsweep's formats."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def read_version(
     shape: Shape,
     version: Version,
 ) -> Read:
-    """As `read`, with the true zero-points. ArtifactError for those that contradict version or sym.
+    """Read one layer like `read`, and convert its zero-points to the true ones.
 
-    Version 1 stores them minus one modulo 2^bits (a zero-point of 0 as 2^bits - 1): 1 is added,
-    modulo 2^bits.
+    Version 1 stores zero-points minus one modulo 2^bits (0 as 2^bits - 1), so 1 is added modulo
+    2^bits. Raises ArtifactError if the zero-points contradict the version or sym.
     """
     packed, scheme, inputs = read(tensors, checkpoint, layer, shape)
     outputs = packed["scales"].shape[1]
@@ -45,14 +45,14 @@ def read(
     layer: str,
     shape: Shape,
 ) -> Read:
-    """Check the tensors of one layer and give them as quant.linear.pack names them.
+    """Check the tensors of one layer and return them with the names of quant.linear.pack.
 
-    tensors: qweight int32 [ceil(in * bits / 32), out], the grid's as the levels declare them (of
-    uniform ones scales [groups, out] and qzeros int32 [groups, ceil(out * bits / 32)]), and
-    optionally g_idx int32 [in], which is dropped when it only says j // group_size. Without a shape
-    (outputs, inputs) the inputs are taken from g_idx, or from the rows of qweight.
+    tensors: qweight int32 [ceil(in * bits / 32), out]; the grid's tensors as the levels declare
+    them (uniform: scales [groups, out] and qzeros int32 [groups, ceil(out * bits / 32)]);
+    optionally g_idx int32 [in], which is dropped if it equals j // group_size. If shape (outputs,
+    inputs) is None, the inputs are derived from g_idx, or from the rows of qweight.
 
-    Raises ArtifactError for missing tensors, wrong shapes and types, scales that are not finite,
+    Raises ArtifactError for missing tensors, wrong shapes and dtypes, scales that are not finite,
     and a g_idx that contradicts desc_act.
     """
     telling = checkpoint.format.scales
@@ -76,19 +76,19 @@ def read(
     _check_shapes(packed, scheme, inputs, outputs, layer)
     for each in (each for each in kind.tensors if not each.code):
         name = f"{layer}.{each.buffer}"
-        if kind == uniform.LEVELS:  # others may have scales of 0, and of both signs
+        if kind == uniform.LEVELS:  # other levels may have scales that are 0 or negative
             check_scales(packed[each.buffer], checkpoint, name)
         elif not bool(torch.isfinite(packed[each.buffer].float()).all()):
-            raise ArtifactError(f"{name} holds NaN or infinite values; make it again.")
+            raise ArtifactError(f"{name} has NaN or infinite values; quantize again.")
     _settle_groups(packed, checkpoint, scheme, layer)
     return packed, scheme, inputs
 
 
 def subtract_one(packed: Packed, weight: QuantizedWeight, layer: str) -> Packed:
-    """The tensors with zero-points as version 1 stores them.
+    """Return the tensors with zero-points as version 1 stores them.
 
-    Raises ArtifactError for a zero-point of 0: stored minus one it is -1, which its writers and
-    readers treat in different ways (some wrap it, some spill into the next one).
+    Raises ArtifactError for a zero-point of 0: minus one it is -1, which writers and readers treat
+    differently (some wrap it, some carry into the next zero-point).
     """
     assert weight.zero is not None
     if not bool(weight.zero.all()):
@@ -101,7 +101,7 @@ def subtract_one(packed: Packed, weight: QuantizedWeight, layer: str) -> Packed:
 
 
 def _inputs(packed: Packed, checkpoint: CheckpointFormat) -> int:
-    """Number of inputs of a layer: the length of g_idx, or what the rows of qweight hold."""
+    """Return the inputs of a layer: the length of g_idx, or the codes in a column of qweight."""
     if "g_idx" in packed:
         return len(packed["g_idx"])
     return packed["qweight"].shape[0] * 32 // checkpoint.bits
@@ -136,11 +136,11 @@ def _check_shapes(
 def _true_zeros(
     qzeros: Tensor, checkpoint: CheckpointFormat, version: Version, outputs: int, layer: str
 ) -> Tensor:
-    """qzeros with true zero-points, checked against the version of the format where they tell it.
+    """Return qzeros with true zero-points, checked against the version where they reveal it.
 
     Symmetric zero-points are all 2^(bits-1), stored minus one in version 1. A layer whose stored
-    zero-points are all that constant of the *other* version is a mix-up, also when the checkpoint
-    calls itself asymmetric: no search of a grid gives hundreds of equal zero-points.
+    zero-points all equal that constant of the *other* version is a mix-up, even if the checkpoint
+    says that it is asymmetric: no grid search returns hundreds of equal zero-points.
     """
     bits = checkpoint.bits
     zeros = unpack_codes(qzeros, bits, outputs)
@@ -172,7 +172,7 @@ def _true_zeros(
 def _settle_groups(
     packed: Packed, checkpoint: CheckpointFormat, scheme: Scheme, layer: str
 ) -> None:
-    """Check g_idx against desc_act and drop it when the groups are neighbours anyway."""
+    """Check g_idx against desc_act, and drop it if the columns of each group are adjacent."""
     index = packed.get("g_idx")
     if index is None:
         if checkpoint.act_order and scheme.group_size is not None:

@@ -1,10 +1,10 @@
-"""Which version of GPTQ a checkpoint is that does not say it: both readings, tried on its tensors.
+"""Detect the GPTQ version of a checkpoint that does not declare it, from its tensors.
 
-Version 1 stores zero-points minus one, version 2 as they are; read in the wrong one, every weight
-of a layer moves by one step of its grid. Symmetric checkpoints hold one constant, which is 2^(b-1)
-in one reading only. Of asymmetric ones the dequantized rows tell: the weights of a layer average to
-nearly 0, and the range of its rows lies around 0, in steps of the grid; in the wrong reading both
-lie a whole step beside it.
+Version 1 stores zero-points minus one, version 2 stores them unchanged. Reading with the wrong
+version shifts every weight of a layer by one step of its grid. Symmetric checkpoints have one
+constant, which is 2^(b-1) in one version only. Asymmetric ones are decided by their dequantized
+weights: the weights of a layer average to nearly 0, and the range of its rows is centred near 0, in
+steps of the grid; read with the wrong version, both are a whole step off.
 """
 
 from __future__ import annotations
@@ -24,22 +24,23 @@ from quant.errors import ArtifactError
 if TYPE_CHECKING:
     from quant.checkpoint.formats.base import CheckpointFormat, Tensors
 
-# Outputs of a layer that are looked at: whole words of codes of any width.
+# Outputs of a layer that are examined: whole words of codes of any width.
 OUTPUTS = 256
-# Equal zero-points that an asymmetric checkpoint does not have by chance; at 2 bits, with four
-# values and weights that lean to one side, it may.
+# Number of equal zero-points that an asymmetric checkpoint does not have by chance. At 2 bits, with
+# four values and skewed weights, it may.
 CONSTANT = 128
 COARSE_BITS = 2
-# Standard errors by which a mean must lie on its side of half a step.
+# Standard errors that must separate a mean from half a step.
 SURE = 4.0
 
 
 @dataclass(frozen=True)
 class Reading:
-    """The dequantized weights as one version reads them, in steps of their grids.
+    """Statistics of the dequantized weights read as one version, in steps of their grids.
 
-    mean    of code - zero over groups, with its standard `error`: what the weights average to.
-    middle  of the levels of a grid, on the average; its standard error is `spread`.
+    mean    mean of code - zero over groups, the average of the weights; `error` is its standard
+            error.
+    middle  mean centre of the levels of a grid; `spread` is its standard error.
     """
 
     mean: float
@@ -47,17 +48,17 @@ class Reading:
     middle: float
     spread: float
 
-    def said(self) -> str:
+    def description(self) -> str:
         return f"{self.mean:+.2f} ± {self.error:.2f} (middle of the range {self.middle:+.2f})"
 
 
 def find_version(
     checkpoint: CheckpointFormat, layers: Mapping[str, Tensors], where: str
 ) -> tuple[Version, str] | None:
-    """The version that the tensors of some layers show, and what shows it.
+    """Return the version that the tensors of some layers show, and the evidence.
 
-    None when they are incomplete or contradict the configuration, which reading them says by name.
-    ArtifactError, naming the key that decides, when they fit both versions.
+    None if they are incomplete or contradict the configuration; reading them reports that by name.
+    Raises ArtifactError, naming the key to set, if they fit both versions.
     """
     bits = checkpoint.bits
     found = [each for each in map(lambda t: _parts(t, bits), layers.values()) if each is not None]
@@ -83,13 +84,13 @@ def find_version(
             and beside < SURE * right.spread
         ):
             return version, (
-                f"weights of {_layers(len(found))} average {right.said()} steps from 0, in the "
-                f"other version {wrong.said()}"
+                f"weights of {_layers(len(found))} average {right.description()} steps from 0, "
+                f"in the other version {wrong.description()}"
             )
     raise ArtifactError(
         f"{where}: quantization_config does not say checkpoint_format, and {_layers(len(found))} "
-        f"do not show it: their weights average {one.said()} steps from 0 in version 1 and "
-        f"{two.said()} in version 2; add checkpoint_format to quantization_config, 'gptq' "
+        f"do not show it: their weights average {one.description()} steps from 0 in version 1 and "
+        f"{two.description()} in version 2; add checkpoint_format to quantization_config, 'gptq' "
         "(version 1, AutoGPTQ's) or 'gptq_v2'."
     )
 
@@ -97,7 +98,7 @@ def find_version(
 def wraps(layers: Mapping[str, Tensors], bits: int) -> bool:
     """Whether version 1 stores a zero-point of 0 in one of these layers, as 2^bits - 1.
 
-    Read without wrapping it is 2^bits, beyond every code: a grid that does not hold 0.
+    Without wrapping it would be read as 2^bits, beyond every code: a grid that does not contain 0.
     """
     found = (_parts(tensors, bits) for tensors in layers.values())
     return any(bool((each[1] == 2**bits - 1).any()) for each in found if each is not None)
@@ -108,9 +109,9 @@ def _layers(count: int) -> str:
 
 
 def _parts(tensors: Tensors, bits: int) -> tuple[Tensor, Tensor, Tensor] | None:
-    """Codes [in, out], stored zero-points [groups, out] and the group of each input.
+    """Return codes [in, out], stored zero-points [groups, out] and the group of each input.
 
-    Of the first outputs; None for tensors that do not belong together.
+    Only of the first outputs; None for tensors that do not belong together.
     """
     words, packed = tensors.get("qweight"), tensors.get("qzeros")
     if words is None or packed is None or not words.dtype == packed.dtype == torch.int32:

@@ -1,4 +1,4 @@
-"""The quantized layers of a checkpoint of any format: found by name, read into one form."""
+"""Find the quantized layers of a checkpoint in any format, and read them into one form."""
 
 from __future__ import annotations
 
@@ -16,18 +16,20 @@ from quant.checkpoint.formats.base import CheckpointFormat
 from quant.checkpoint.operators import tensor_names
 from quant.checkpoint.tensors import TensorReader
 from quant.errors import ArtifactError
+from quant.input_operator import NAME
 from quant.levels.base import Levels
 from quant.linear import Packed, unpack
 from quant.parts import Part
 from quant.scheme import Scheme
 from quant.weight import QuantizedWeight
 
-# Layers whose tensors are looked at for what a configuration does not say.
+# Layers whose tensors are examined for properties that the configuration does not declare.
 LOOKED_AT = 8
+LISTED = 3  # names in an error; the rest are counted
 
 
 class Tensors(Protocol):
-    """Where a layer's tensors come from: a TensorReader, or what was read from one."""
+    """Source of a layer's tensors: a TensorReader, or tensors that were already read from one."""
 
     folder: Path
 
@@ -40,25 +42,27 @@ class Tensors(Protocol):
 
 
 def quantized_layers(reader: TensorReader, checkpoint: CheckpointFormat) -> dict[str, list[str]]:
-    """Layer name to the parts (qweight, scales, ...) that the files hold of it."""
+    """Map each layer name to the tensors (qweight, scales, ...) that the files have of it."""
     suffix = f".{checkpoint.format.codes}"
     layers: dict[str, list[str]] = {
         name.removesuffix(suffix): [] for name in reader.names if name.endswith(suffix)
     }
     if not layers:
         raise ArtifactError(
-            f"{reader.folder} holds no quantized layer (no tensor ends in {suffix}), although its "
+            f"{reader.folder} has no quantized layer (no tensor ends in {suffix}), although its "
             f"config.json has a quantization_config. {remake(reader.folder)}"
         )
     lacking = next((name for name in checkpoint.operators if name not in layers), None)
     if lacking is not None:
         raise ArtifactError(
-            f"{reader.folder}: config.json has an operator in front of {lacking}, of which the "
-            f"files hold no {checkpoint.format.codes}. {remake(reader.folder)}"
+            f"{reader.folder}: config.json has an operator in front of {lacking}, but the files "
+            f"have no {checkpoint.format.codes} for it. {remake(reader.folder)}"
         )
-    lacking = next((n for n in operator_tensors(checkpoint) if n not in reader.names), None)
+    operators = operator_tensors(checkpoint)
+    lacking = next((n for n in operators if n not in reader.names), None)
     if lacking is not None:
         raise missing_tensor(reader, lacking)
+    _refuse_unnamed(reader, layers, operators)
     parts = checkpoint.parts
     for name in reader.names:
         layer, _, part = name.rpartition(".")
@@ -67,8 +71,26 @@ def quantized_layers(reader: TensorReader, checkpoint: CheckpointFormat) -> dict
     return layers
 
 
+def _refuse_unnamed(
+    reader: TensorReader, layers: Collection[str], operators: Collection[str]
+) -> None:
+    """ArtifactError for tensors of operators of which config.json says nothing.
+
+    The weights behind them are those of a changed input, so nothing can be made of them alone.
+    """
+    mark = f".{NAME}."
+    found = [n for n in reader.names if mark in n and n.partition(mark)[0] in layers]
+    unnamed = sorted(set(found) - set(operators))
+    if unnamed:
+        more = f" and {len(unnamed) - LISTED} more" if len(unnamed) > LISTED else ""
+        raise ArtifactError(
+            f"{reader.file_of(unnamed[0])} holds {', '.join(unnamed[:LISTED])}{more}, which stand "
+            f"in front of layers and which config.json does not name. {remake(reader.folder)}"
+        )
+
+
 def look_at(folder: Path, checkpoint: CheckpointFormat) -> CheckpointFormat:
-    """What a quantization_config left open, from layers spread over the checkpoint (`settle`)."""
+    """Complete a format from layers spread over the checkpoint (see `settle`)."""
     with TensorReader(folder) as reader:
         layers = quantized_layers(reader, checkpoint)
         names = list(layers)[:: -(-len(layers) // LOOKED_AT)]
@@ -79,10 +101,10 @@ def look_at(folder: Path, checkpoint: CheckpointFormat) -> CheckpointFormat:
 def settle(
     checkpoint: CheckpointFormat, layers: Mapping[str, Mapping[str, Tensor]], where: str
 ) -> CheckpointFormat:
-    """The same with what its configuration does not say, found from the tensors of some layers.
+    """Complete a format with what its configuration does not declare, from some layers' tensors.
 
-    That is the version of GPTQ, and whether scales are negative. ArtifactError when they fit
-    several versions; `where` names the checkpoint.
+    That is the version of GPTQ, and whether scales are negative. Raises ArtifactError if the
+    tensors fit several versions; `where` names the checkpoint.
     """
     if checkpoint.format.settle is not None:
         checkpoint = checkpoint.format.settle(checkpoint, layers, where)
@@ -100,14 +122,14 @@ def read_layer(
     layer: str = "this layer",
     levels: Sequence[str | Part | Levels] = (),
 ) -> QuantizedWeight:
-    """The quantized weight of one layer of a checkpoint of any format.
+    """Return the quantized weight of one layer of a checkpoint in any format.
 
-    tensors maps the names of the layer's parts (qweight, scales, ...) to what the file holds;
-    without a shape (outputs, inputs) it is taken from them. levels are kinds that it may have
-    besides the built-in ones. The values are scale * (code - zero) in float32, so
-    `.dequantize(torch.bfloat16)` rounds once. What stands in front of a layer is no part of it: the
-    weight is that of the changed input. Raises ArtifactError naming the layer,
-    the tensor and what was expected.
+    tensors maps the names of the layer's parts (qweight, scales, ...) to the tensors in the file.
+    If shape (outputs, inputs) is None, it is derived from them. levels are kinds of levels that the
+    layer may use besides the built-in ones. The values are scale * (code - zero) in float32, so
+    `.dequantize(torch.bfloat16)` rounds once. An operator in front of the layer is not included:
+    the weight is that of the changed input. Raises ArtifactError that names the layer, the tensor
+    and the expected value.
     """
     parsed = settle(parse(quantization_config, layer, levels), {layer: tensors}, layer)
     return unpack(*parsed.format.read_layer(tensors, parsed, layer, shape))
@@ -120,10 +142,10 @@ def read_packed(
     parts: list[str],
     shape: tuple[int, int] | None = None,
 ) -> tuple[Packed, Scheme, int]:
-    """The buffers of QuantLinear, the scheme and the inputs of one layer.
+    """Return the buffers of QuantLinear, the scheme and the number of inputs of one layer.
 
-    shape is (outputs, inputs) of the module that the layer takes the place of. Raises ArtifactError
-    naming the file and the tensor that is missing, damaged or does not fit.
+    shape is (outputs, inputs) of the module that the layer replaces. Raises ArtifactError that
+    names the file and the tensor that is missing, damaged or does not fit.
     """
     with _in_file(reader, checkpoint, layer):
         tensors = {part: reader.read(f"{layer}.{part}") for part in parts}
@@ -138,7 +160,7 @@ def read_packed(
 
 
 def scheme_of(reader: TensorReader, checkpoint: CheckpointFormat, layer: str) -> Scheme:
-    """The scheme of a layer, from the header of the file that holds its scales if need be."""
+    """Return the scheme of a layer; reads a file header if the dtype of its scales is needed."""
     part = checkpoint.format.scales
     if part is None:
         return checkpoint.scheme(checkpoint.scale_dtype)
@@ -154,23 +176,23 @@ def read_weight(
     parts: list[str],
     shape: tuple[int, int] | None = None,
 ) -> QuantizedWeight:
-    """As read_packed, unpacked."""
+    """Read a layer like read_packed, and unpack it."""
     return unpack(*read_packed(reader, checkpoint, layer, parts, shape))
 
 
 def operator_tensors(checkpoint: CheckpointFormat) -> list[str]:
-    """Full names of the tensors of all that stands in front of layers."""
+    """Return the full names of the tensors of all operators."""
     operators = checkpoint.operators.items()
     return [f"{layer}.{part}" for layer, changes in operators for part in tensor_names(changes)]
 
 
 def operator_bits(reader: TensorReader, checkpoint: CheckpointFormat) -> int:
-    """Stored bits of all that stands in front of layers."""
+    """Return the stored bits of all operators."""
     return sum(8 * reader.mapped(name).nbytes for name in operator_tensors(checkpoint))
 
 
 def missing_tensor(reader: Tensors, name: str) -> ArtifactError:
-    """What to raise for a tensor of a checkpoint that none of its files holds."""
+    """Return the error for a tensor that is in none of the checkpoint's files."""
     return ArtifactError(
         f"{reader.folder}: tensor {name} is in none of its files. {remake(reader.folder)}"
     )
@@ -178,7 +200,7 @@ def missing_tensor(reader: Tensors, name: str) -> ArtifactError:
 
 @contextlib.contextmanager
 def _in_file(reader: Tensors, checkpoint: CheckpointFormat, layer: str) -> Iterator[None]:
-    """Put the file before a message that names a tensor of the layer."""
+    """Prefix messages that name a tensor of the layer with its file."""
     try:
         yield
     except ArtifactError as error:

@@ -1,9 +1,9 @@
-"""Load a quantized checkpoint: a model whose quantized layers are QuantLinear modules."""
+"""Load a quantized checkpoint as a model whose quantized layers are QuantLinear modules."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from quant.checkpoint.layers import (
     Tensors,
     look_at,
     missing_tensor,
+    operator_tensors,
     quantized_layers,
     read_packed,
     read_weight,
@@ -32,7 +33,7 @@ from quant.checkpoint.matching import (
     untie_as_stored,
 )
 from quant.checkpoint.names import names_of
-from quant.checkpoint.operators import build, find_transforms, tensor_names
+from quant.checkpoint.operators import build, find_transforms
 from quant.checkpoint.skeleton import build_skeleton
 from quant.checkpoint.tensors import TensorReader
 from quant.checkpoint.writer import layer_shape
@@ -57,18 +58,19 @@ def load(
     levels: Sequence[str | Part | Levels] = (),
     **options: Any,
 ) -> PreTrainedModel:
-    """The model of a quantized checkpoint of any format that Bitsweep reads, in eval mode.
+    """Return the model of a quantized checkpoint in any supported format, in eval mode.
 
     Quantized layers become QuantLinear modules that run `kernel`; all other tensors are cast to
-    dtype, or keep the type they are stored in. No weight is initialised only to be overwritten.
-    verify_files compares every file with the sha256 in artifact.json (checkpoints of other
-    producers have none). transforms are the specs of those in front of layers that are not
-    Bitsweep's own, levels the kinds that layers may have besides the built-in ones: modules are
-    imported because you name them here, never because a file does. options go to transformers, for
-    example attn_implementation="eager".
+    dtype (None: their stored dtype). No weight is initialised before it is loaded. verify_files
+    compares every file with its sha256 in artifact.json (checkpoints of other producers have none).
+    transforms are the specs of external transforms whose operators the checkpoint has; levels are
+    kinds of levels that it may use besides the built-in ones. Modules are imported because you name
+    them here, never because a file does. options are passed to transformers, for example
+    attn_implementation="eager".
 
-    Raises ArtifactError naming the file and the tensor for a folder that is missing, incomplete,
-    damaged, of an unknown format, or that does not fit its config.json; KernelUnavailable.
+    Raises ArtifactError, naming the file and the tensor, for a folder that is missing, incomplete,
+    damaged, in an unknown format or does not fit its config.json; KernelUnavailable if the kernel
+    cannot run.
     """
     folder = Path(folder)
     resolve_kernel(kernel, device)
@@ -78,14 +80,14 @@ def load(
         model = build_skeleton(folder, dtype, options)
         reader.rename(names_of(model).to_model)
         layers = quantized_layers(reader, checkpoint)
-        used = set()
+        require_tensors(model, reader, checkpoint, layers)
         for layer, names in layers.items():
-            used |= replace_layer(model, reader, checkpoint, layer, names, kernel, device, dtype)
-        used |= _fill(model, reader, device, dtype)
-        refuse_unexpected(model, reader, used)
+            replace_layer(model, reader, checkpoint, layer, names, kernel, device, dtype)
+        _fill(model, reader, device, dtype)
     if (folder / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
-    return model.to(device).eval()  # type: ignore[arg-type]
+    result: PreTrainedModel = model.to(device).eval()  # type: ignore[arg-type]
+    return result
 
 
 def load_weights(
@@ -94,9 +96,9 @@ def load_weights(
     verify_files: bool = True,
     levels: Sequence[str | Part | Levels] = (),
 ) -> dict[str, QuantizedWeight]:
-    """The quantized weights of a checkpoint by full layer name, without building the model.
+    """Return the quantized weights of a checkpoint by full layer name, without building the model.
 
-    Of a layer with an operator in front, the weight that is multiplied by what the operator makes.
+    The weight of a layer with an operator is the one that multiplies the operator's output.
     """
     folder = Path(folder)
     checkpoint = read_format(folder, verify_files=verify_files, levels=levels)
@@ -110,7 +112,7 @@ def load_weights(
 def runnable(
     checkpoint: CheckpointFormat, transforms: Sequence[Transform], folder: Path
 ) -> CheckpointFormat:
-    """The format with the transforms of its operators; ArtifactError for one that is unknown."""
+    """Add the transforms to the format's operators; ArtifactError for an unknown transform."""
     operators = find_transforms(checkpoint.operators, transforms, str(folder))
     return dataclasses.replace(checkpoint, operators=operators)
 
@@ -118,10 +120,10 @@ def runnable(
 def read_format(
     folder: Path, *, verify_files: bool = True, levels: Sequence[str | Part | Levels] = ()
 ) -> CheckpointFormat:
-    """What a checkpoint says about its quantization, its files compared with their checksums."""
+    """Read the format of a checkpoint from its configuration, after checking its files."""
     if not folder.is_dir():
         aside = sorted(folder.parent.glob(f".{folder.name}.replaced-*"))
-        hint = f" A writer that was killed left it at {aside[0]}: move it back." if aside else ""
+        hint = f" A killed writer left it at {aside[0]}: move it back." if aside else ""
         raise ArtifactError(
             f"{folder} is not a folder; quantize a model into it, or correct the path.{hint}"
         )
@@ -136,16 +138,22 @@ def read_format(
 
 
 def read_quantization(folder: Path) -> dict[str, Any]:
-    """The quantization_config of config.json, or the file of its own that some formats have."""
+    """Read the quantization_config of config.json, or the separate file that early formats have."""
     quantization = read_json(folder / "config.json").get("quantization_config")
     if isinstance(quantization, dict):
         return quantization
+    if quantization:
+        raise ArtifactError(
+            f"{folder / 'config.json'}: quantization_config={str(quantization)[:40]!r} is no "
+            "object, so nobody knows how the weights were quantized: use the config.json of the "
+            "original checkpoint."
+        )
     files = config_files()
     found = [name for name in files if (folder / name).is_file()]
     if len(found) > 1:
         raise ArtifactError(
-            f"{folder} holds {' and '.join(found)}, which say different formats: remove the wrong "
-            "one."
+            f"{folder} contains {' and '.join(found)}, which declare different formats: remove the "
+            "wrong one."
         )
     if found:
         return {"quant_method": files[found[0]], **read_json(folder / found[0])}
@@ -158,7 +166,7 @@ def read_quantization(folder: Path) -> dict[str, Any]:
 def read_scheme(
     folder: str | Path, levels: Sequence[str | Part | Levels] = ()
 ) -> tuple[CheckpointFormat, Scheme]:
-    """Format and scheme of a checkpoint from its config.json and one header; checks no checksum."""
+    """Read format and scheme from config.json and one file header, without checking checksums."""
     folder = Path(folder)
     checkpoint = read_format(folder, verify_files=False, levels=levels)
     with TensorReader(folder) as reader:
@@ -167,7 +175,7 @@ def read_scheme(
 
 
 def dequantize_layers(model: nn.Module, dtype: torch.dtype) -> None:
-    """Put an nn.Linear with the dequantized weight in the place of every QuantLinear of a model."""
+    """Replace every QuantLinear of a model by an nn.Linear with the dequantized weight."""
     for name, module in list(model.named_modules()):
         if not isinstance(module, QuantLinear):
             continue
@@ -191,39 +199,26 @@ def replace_layer(
     kernel: str,
     device: str | torch.device,
     dtype: torch.dtype | None,
-) -> set[str]:
-    """Put a QuantLinear in place of one layer; gives the names of the tensors it took."""
-    try:
-        module = model.get_submodule(layer)
-    except AttributeError as error:
-        codes = f"{layer}.{checkpoint.format.codes}"
-        raise ArtifactError(
-            f"{reader.file_of(codes)} holds {codes}, but "
-            f"{type(model).__name__} has no such layer. {remake(reader.folder)}"
-        ) from error
+) -> None:
+    """Replace one layer by a QuantLinear."""
+    module = model.get_submodule(layer)
     outputs, inputs = layer_shape(module, layer)
     packed, scheme, _ = read_packed(reader, checkpoint, layer, parts, (outputs, inputs))
-    used = {f"{layer}.{part}" for part in parts}
     bias = None
-    # AutoGPTQ gives every layer a bias, also where the model has none: what is stored is used.
+    # AutoGPTQ stores a bias for every layer, even if the model has none; a stored bias is used.
     if f"{layer}.bias" in reader.names:
         bias = _cast(reader.read(f"{layer}.bias"), device, dtype)
-        used.add(f"{layer}.bias")
         if tuple(bias.shape) != (outputs,):
-            raise _shape_error(reader, f"{layer}.bias", bias, (outputs,))
+            raise _shape_error(reader, f"{layer}.bias", (outputs,), tuple(bias.shape))
         require_kind(reader, f"{layer}.bias", bias, torch.float32)
-    elif getattr(module, "bias", None) is not None:
-        raise missing_tensor(reader, f"{layer}.bias")
     kept, operator = checkpoint.operators.get(layer, ()), None
     if kept:
         operator = build(kept, reader.read, inputs, layer)
-        used |= {f"{layer}.{part}" for part in tensor_names(kept)}
-    # The kernel is that of the device, so the buffers go there before it lays them out.
+    # The device's kernel converts the buffers to its layout, so move them there first.
     packed = {name: tensor.to(device) for name, tensor in packed.items()}
     quantized = QuantLinear(packed, scheme, inputs, bias, kernel, operator).to(device)
     parent, _, child = layer.rpartition(".")
     setattr(model.get_submodule(parent), child, quantized)
-    return used
 
 
 def _fill(
@@ -231,33 +226,71 @@ def _fill(
     reader: TensorReader,
     device: str | torch.device,
     dtype: torch.dtype | None,
-) -> set[str]:
-    """Read every parameter and stored buffer that is left; gives the names of those read."""
+) -> None:
+    """Read all remaining parameters and stored buffers."""
     stored = set(reader.names)
     untie_as_stored(model, stored, reader.mapped)
-    missing = compare(model, stored, (), reader.shape).missing
-    if missing:
-        raise missing_tensor(reader, missing[0])
     keep_computed(model, stored)
-    used = set()
     for names in parameters_and_buffers(model):
         held = [name for name in names if name in stored]
         tensor = _cast(reader.read(held[0]), device, dtype)
         expected = tensor_of(model, names[0])
-        if tensor.shape != expected.shape:
-            raise _shape_error(reader, held[0], tensor, tuple(expected.shape))
         require_kind(reader, held[0], tensor, expected.dtype)
         parameter = isinstance(expected, nn.Parameter)
         value = nn.Parameter(tensor, requires_grad=False) if parameter else tensor
         for name in names:
             path, _, attribute = name.rpartition(".")
             setattr(model.get_submodule(path), attribute, value)
-        used |= set(held)
-    return used
+
+
+def require_whole(
+    folder: Path, skeleton: PreTrainedModel, levels: Sequence[str | Part | Levels] = ()
+) -> None:
+    """`require_tensors` of a checkpoint that is not open: as `load` would say it."""
+    checkpoint = read_format(folder, verify_files=False, levels=levels)
+    with TensorReader(folder) as reader:
+        reader.rename(names_of(skeleton).to_model)
+        require_tensors(skeleton, reader, checkpoint, quantized_layers(reader, checkpoint))
+
+
+def require_tensors(
+    model: PreTrainedModel,
+    reader: TensorReader,
+    checkpoint: CheckpointFormat,
+    layers: Mapping[str, Sequence[str]],
+) -> None:
+    """ArtifactError for tensors that only the skeleton or only the files have, or of other shapes.
+
+    Headers alone are read. What is inside the tensors of a layer (`layers`: its parts), and whether
+    they fit its shape, shows when they are read.
+    """
+    stored, kind = set(reader.names), type(model).__name__
+    for layer in layers:
+        try:
+            model.get_submodule(layer)
+        except AttributeError as error:
+            codes = f"{layer}.{checkpoint.format.codes}"
+            raise ArtifactError(
+                f"{reader.file_of(codes)} holds {codes}, but {kind} has no such layer. "
+                f"{remake(reader.folder)}"
+            ) from error
+    packed = {f"{layer}.weight" for layer in layers}
+    missing = compare(model, stored | packed, (), reader.shape).missing
+    if missing:
+        raise missing_tensor(reader, missing[0])
+    used = {f"{layer}.{part}" for layer, parts in layers.items() for part in (*parts, "bias")}
+    used |= set(operator_tensors(checkpoint))
+    for names in parameters_and_buffers(model):
+        for name in (name for name in names if name in stored - packed):
+            used.add(name)
+            expected = tuple(tensor_of(model, name).shape)
+            if (found := reader.shape(name)) != expected:
+                raise _shape_error(reader, name, expected, found)
+    refuse_unexpected(model, reader, used)
 
 
 def refuse_unexpected(model: PreTrainedModel, reader: TensorReader, used: set[str]) -> None:
-    """ArtifactError for tensors that belong to nothing in the model."""
+    """Raise ArtifactError for stored tensors that do not belong to the model."""
     left = sorted(set(reader.names) - used)
     for name in compare(model, reader.names, left, reader.shape).unexpected:
         raise ArtifactError(
@@ -271,7 +304,7 @@ def _cast(tensor: Tensor, device: str | torch.device, dtype: torch.dtype | None)
 
 
 def require_kind(reader: Tensors, name: str, tensor: Tensor, expected: torch.dtype) -> None:
-    """ArtifactError for integers where the model has floating point, and the reverse: no cast."""
+    """Raise ArtifactError for integers where the model has floating point, or the reverse."""
     if tensor.is_floating_point() != expected.is_floating_point:
         raise ArtifactError(
             f"{reader.file_of(name)}: {name} is {tensor.dtype}, but the model has {expected} "
@@ -280,9 +313,12 @@ def require_kind(reader: Tensors, name: str, tensor: Tensor, expected: torch.dty
 
 
 def _shape_error(
-    reader: Tensors, name: str, tensor: Tensor, expected: tuple[int, ...]
+    reader: Tensors,
+    name: str,
+    expected: tuple[int, ...],
+    found: tuple[int, ...],
 ) -> ArtifactError:
     return ArtifactError(
-        f"{reader.file_of(name)}: {name} is {list(tensor.shape)}, but config.json makes it "
+        f"{reader.file_of(name)}: {name} is {list(found)}, but config.json makes it "
         f"{list(expected)}. {remake(reader.folder)}"
     )

@@ -1,4 +1,4 @@
-"""From a source of blocks to an artifact: quantize, write as blocks are finished, resume."""
+"""Quantize a source of blocks into an artifact, block by block, resuming an interrupted run."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from quant.calibrate.run import Progress
 from quant.calibrate.source import BlockSource
 from quant.calibrate.stream import (
-    Progress,
     QuantizationResult,
     Workplace,
     quantize_blocks,
@@ -37,15 +37,15 @@ def quantize_to(
     progress: Progress | None = None,
     workplace: Workplace | None = None,
 ) -> QuantizationResult:
-    """Quantize the blocks of `source` into the artifact `target` (see quant.save for its form).
+    """Quantize the blocks of `source` into the artifact `target` (its form: see quant.save).
 
-    One shard a block and one for the rest. A run that was killed is continued by the next call with
-    the same arguments from the block where it stopped, with the same result bit for bit (on the
-    same machine with the same number of threads: sums are rounded in the order in which threads
-    share them). model_hash stands for the model's files (`files_hash`); what an interrupted run
-    left for other arguments, another version of this code or of torch is thrown away.
+    Each block is one shard, and the rest another. If the run is killed, the next call with the same
+    arguments resumes at the interrupted block, and the result is the same bit for bit (on the same
+    machine with the same thread count: threads determine the order of summation). model_hash
+    identifies the model's files (`files_hash`). A partial result for other arguments, another
+    version of this code or of torch is deleted.
 
-    Raises what quant.calibrate.stream.quantize_blocks and quant.save raise.
+    Raises the errors of quant.calibrate.stream.quantize_blocks and quant.save.
     """
     workplace = workplace or Workplace()
     identity = {
@@ -59,13 +59,13 @@ def quantize_to(
     folder = None if tokenizer is None else Path(tokenizer)
     making = Making(Path(target), config.scheme, identity, method, folder)
     workplace = dataclasses.replace(workplace, folder=making.folder / ACTIVATIONS)
-    covered = survey(source, config.rules)  # what is refused leaves nothing on the disk
+    covered = survey(source, config.rules)  # before anything is written to disk
     with partial_artifact(making, source) as partial:
         return quantize_blocks(source, calibration, config, partial, progress, workplace, covered)
 
 
 def files_hash(folder: Path) -> str:
-    """sha256 over names and contents of config.json and the weights of a model's folder."""
+    """Return the sha256 of the names and contents of a model's config.json and weight files."""
     digest = hashlib.sha256()
     for path in sorted([folder / "config.json", *weight_files(folder).paths]):
         digest.update(f"{path.name} {sha256(path)}\n".encode())
@@ -73,7 +73,7 @@ def files_hash(folder: Path) -> str:
 
 
 def windows_hash(windows: Sequence[Tensor]) -> str:
-    """sha256 over the token ids of calibration windows, in their order."""
+    """Return the sha256 of the token ids of calibration windows, in order."""
     digest = hashlib.sha256()
     for window in windows:
         ids = window.to("cpu", torch.int64).contiguous()

@@ -1,8 +1,8 @@
-"""What the files of a model hold and what the model has: names that differ, ties that do not hold.
+"""Compare the tensors in a model's files with those of the model: differing names, broken ties.
 
-A tensor that is missing would be random, and one that belongs to nothing means that another model
-was stored; both are errors that name it. What is known to be harmless is listed for the record:
-weights tied to others, what the model computes for itself, what its class says it ignores.
+A missing tensor would stay random, and an unexpected one means that another model was stored; both
+are errors that name the tensor. Harmless differences are listed for the record: tied weights,
+buffers that the model computes, and tensors that its class ignores.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
+import zipfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from quant.checkpoint.files import weight_files
 from quant.checkpoint.names import names_of
 from quant.checkpoint.tensors import TensorReader
 from quant.coverage import pattern
+from quant.errors import ArtifactError
 from quant.experts import fused_parts
 from quant.input_operator import KeptChange
 from quant.linear import QuantLinear
@@ -34,26 +36,51 @@ log = logging.getLogger(__name__)
 TIED, COMPUTED, IGNORED = "tied to", "computed by the model", "ignored by the model's class"
 MARK = "a mark of its converter"
 APART = "stored with other values than"
-# Buffers that versions of transformers stored and that the model computes: rotary frequencies,
-# positions, causal masks. The last are called bias, so their shape [1, 1, n, n] is asked for too.
+# Buffers that the model computes and some versions of transformers stored: rotary frequencies,
+# positions, causal masks. The last are called bias, so their shape [1, 1, n, n] is checked too.
 _COMPUTED = re.compile(r"(^|\.)(inv_freq|position_ids|masked_bias)$")
 _MASK = re.compile(r"(^|\.)(attn|attention)\.bias$")
 _MARK = re.compile(r"(^|\.)decoder\.version$")  # fairseq's, in early OPT checkpoints
+
+
+LISTED = 3  # names in an error; the rest are counted
 
 
 @dataclass(frozen=True)
 class Differences:
     """Names that only the model (missing) or only the files (unexpected) have.
 
-    harmless  the reason for each that changes nothing.
+    mismatched  stored shapes of names that both have, if they differ from the model's.
+    harmless    the reason for each difference that changes nothing.
     """
 
     missing: tuple[str, ...] = ()
     unexpected: tuple[str, ...] = ()
     harmless: Mapping[str, str] = field(default_factory=dict)
+    mismatched: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def fault(self, kind: str) -> str | None:
+        """Return why a folder cannot be loaded as a model of class `kind`; None if it can.
+
+        It is the end of a sentence that begins with the folder.
+        """
+        shapes = [f"{name} {list(shape)}" for name, shape in self.mismatched.items()]
+        for names, what in (
+            (self.missing, f"the files hold no values for {{}} of {kind}"),
+            (shapes, "the files hold {}, which is another shape than config.json makes"),
+            (self.unexpected, f"the files hold {{}}, which {kind} does not have"),
+        ):
+            if names:
+                more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+                said = what.format(", ".join(sorted(names)[:LISTED]) + more)
+                return (
+                    f"{said}: config.json and weights are not of one whole causal language model; "
+                    "save the whole model (AutoModelForCausalLM), or fetch or copy its files again."
+                )
+        return None
 
     def summary(self) -> dict[str, str]:
-        """The harmless ones with one line for all blocks: model.layers.*.inv_freq."""
+        """Return the harmless differences, one for all blocks: model.layers.*.inv_freq."""
         found: dict[str, tuple[str, int]] = {}
         for name, reason in self.harmless.items():
             general = pattern(name)
@@ -65,11 +92,12 @@ class Differences:
 
 
 def model_names(model: PreTrainedModel, stored: Iterable[str]) -> Iterator[tuple[str, str, bool]]:
-    """(name in the model, name in the files, put together) by the conventions of transformers.
+    """Yield (name in the model, name in the files, combined) by the conventions of transformers.
 
-    Keys are renamed, the prefix of the base model is added or removed; put together says that the
-    model's tensor is made of several stored ones. The first name is "" for what belongs to nothing.
-    A stored tensor of all experts comes once for each tensor of an expert (quant.experts).
+    Keys are renamed, and the prefix of the base model is added or removed. `combined` means that
+    the model's tensor is made from several stored ones. The first name is "" for a stored tensor
+    that belongs to nothing. A stored tensor of all experts is yielded once for each tensor of an
+    expert (quant.experts).
     """
     mapping = get_model_conversion_mapping(model)
     renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
@@ -80,7 +108,7 @@ def model_names(model: PreTrainedModel, stored: Iterable[str]) -> Iterator[tuple
         inside.setdefault(part.fused, []).append(part_name)
     known = {**state, **{fused: state[names[0]] for fused, names in inside.items()}}
     for name in sorted(stored):
-        if inside:  # experts apart: what transformers puts together is one tensor here too
+        if inside:  # split experts: a tensor that transformers combines is also one tensor here
             alone, _ = rename_source_key(name, renamings, [], prefix, known)
             if alone in inside or alone in state:
                 yield from ((mine, name, False) for mine in inside.get(alone, [alone]))
@@ -97,10 +125,10 @@ def compare(
     left: Iterable[str],
     shape_of: Callable[[str], tuple[int, ...]],
 ) -> Differences:
-    """Sort what differs into harmful and harmless.
+    """Divide differing names into harmful and harmless ones.
 
-    held  names of the model's parameters and buffers that the files hold.
-    left  names in the files that belong to nothing in the model; shape_of gives their shapes.
+    held  names of the model's parameters and buffers that the files have.
+    left  names in the files that belong to nothing in the model; shape_of returns their shapes.
     """
     missing, unexpected, harmless = [], [], {}
     buffers = {name for name, _ in model.named_buffers()}
@@ -134,33 +162,63 @@ def compare(
 
 
 def differences(model: PreTrainedModel, folder: Path) -> Differences:
-    """What the files of `folder` and the model that was loaded from them do not share."""
+    """Return the differences between the files of `folder` and the model, loaded or a skeleton.
+
+    Only names and shapes are compared, so only file headers are read.
+    """
     with contextlib.ExitStack() as stack:
         if weight_files(folder).pickled:
             shapes = _pickled_shapes(folder)
         else:
-            reader = stack.enter_context(TensorReader(folder))
+            advice = f"Copy {folder} again from where it came from."
+            reader = stack.enter_context(TensorReader(folder, advice=advice))
             reader.rename(names_of(model).to_model)
             shapes = {name: reader.shape(name) for name in reader.names}
     packed = tuple(f"{name}." for name, m in model.named_modules() if isinstance(m, QuantLinear))
-    plain = [name for name in shapes if not name.startswith(packed)]
-    pairs = list(model_names(model, plain))
+    return match(model, {n: shape for n, shape in shapes.items() if not n.startswith(packed)})
+
+
+def match(model: PreTrainedModel, shapes: Mapping[str, tuple[int, ...]]) -> Differences:
+    """What a model does not share with files that hold tensors of these names and shapes."""
+    pairs = list(model_names(model, shapes))
     left = [name for mine, name, _ in pairs if not mine]
-    return compare(model, {mine for mine, _, _ in pairs}, left, shapes.__getitem__)
+    found = compare(model, {mine for mine, _, _ in pairs}, left, shapes.__getitem__)
+    parts, mismatched = fused_parts(model), {}
+    for mine, name, together in pairs:
+        if mine and not together:
+            expected, stored = tensor_of(model, mine).shape, shapes[name]
+            if mine in parts and len(stored) > len(expected):  # of all experts together
+                stored = tuple(parts[mine].of(torch.empty(stored[1:], device="meta")).shape)
+            if stored != tuple(expected):
+                mismatched[name] = shapes[name]
+    return replace(found, mismatched=mismatched)
+
+
+def _unpickled(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file, without their values where it is no older than torch 1.6."""
+    mapped = zipfile.is_zipfile(path)
+    state: dict[str, Tensor] = torch.load(path, map_location="meta", weights_only=True, mmap=mapped)
+    return state
 
 
 def _pickled_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     found: dict[str, tuple[int, ...]] = {}
     for path in weight_files(folder).paths:
-        state = torch.load(path, map_location="meta", weights_only=True)
-        found |= {name: tuple(tensor.shape) for name, tensor in state.items()}
+        try:
+            found |= {name: tuple(tensor.shape) for name, tensor in _unpickled(path).items()}
+        except Exception as error:  # whatever damage makes of a pickle
+            said = " ".join(str(error).split())[:150]
+            raise ArtifactError(
+                f"{path} holds no pickled weights that can be read ({type(error).__name__}"
+                f"{f': {said}' if said else ''}). Copy {folder} again from where it came from."
+            ) from error
     return found
 
 
 def parameters_and_buffers(model: nn.Module) -> Iterator[list[str]]:
-    """Names of the parameters and persistent buffers outside QuantLinear; tied ones together.
+    """Yield names of parameters and persistent buffers outside QuantLinear; tied ones together.
 
-    Operators in front of layers are none of the model's own, packed or not.
+    Tensors of operators are left out, because they are not part of the model's class.
     """
     groups: dict[int, list[str]] = {}
     for path, module in model.named_modules():
@@ -177,20 +235,21 @@ def parameters_and_buffers(model: nn.Module) -> Iterator[list[str]]:
 
 
 def tensor_of(model: nn.Module, name: str) -> Tensor:
-    """The parameter or buffer of this full name."""
+    """Return the parameter or buffer with this full name."""
     path, _, attribute = name.rpartition(".")
     module = model.get_submodule(path)
-    held = module._parameters.get(attribute)  # looked up so, a weight is not taken to be read
+    held = module._parameters.get(attribute)  # getattr would count as reading the weight (survey)
     return getattr(module, attribute) if held is None else held
 
 
 def untie_as_stored(
     model: PreTrainedModel, held: Collection[str], read: Callable[[str], Tensor]
 ) -> list[str]:
-    """Untie what the files hold with other values than what it is tied to, as transformers does.
+    """Untie tensors whose stored values differ from what they are tied to, as transformers does.
 
-    held  names of the model's tensors that the files hold; read gives their values.
-    Gives the names that have a parameter of their own now: what is stored wins over config.json.
+    held  names of the model's tensors that the files have; read gives their values.
+
+    Returns the names that now have their own parameter: stored values win over config.json.
     """
     untied = []
     for names in list(parameters_and_buffers(model)):
@@ -214,7 +273,7 @@ def untie_as_stored(
 
 
 def keep_computed(model: PreTrainedModel, held: Collection[str]) -> None:
-    """Let buffers that no file holds keep what the model computed: they are not read."""
+    """Keep the computed values of buffers that no file has, and do not read them."""
     buffers = {name for name, _ in model.named_buffers()}
     for names in list(parameters_and_buffers(model)):
         if names[0] in buffers and not any(name in held for name in names):
@@ -223,9 +282,9 @@ def keep_computed(model: PreTrainedModel, held: Collection[str]) -> None:
 
 
 def ties_hold(model: PreTrainedModel, quantized: Collection[str] = ()) -> bool:
-    """Whether everything is tied that the model's configuration says is.
+    """Whether everything that the model's configuration ties is tied.
 
-    quantized  layers that are stored packed, so apart from what they were tied to.
+    quantized  layers that are stored packed, so no longer tied.
     """
     packed = {f"{layer}.weight" for layer in quantized}
     return all(
@@ -235,7 +294,7 @@ def ties_hold(model: PreTrainedModel, quantized: Collection[str] = ()) -> bool:
 
 
 def say_untied(config: dict[str, Any]) -> None:
-    """Let a config.json say that the head is stored apart from the embedding."""
+    """Set a config.json to say that the head is stored separately from the embedding."""
     config["tie_word_embeddings"] = False
     nested = config.get("text_config")
     if isinstance(nested, dict) and "tie_word_embeddings" in nested:
@@ -243,7 +302,7 @@ def say_untied(config: dict[str, Any]) -> None:
 
 
 def _ties_of_class(model: PreTrainedModel) -> dict[str, str]:
-    """What is tied (target to source) by the class and the configuration, whatever is stored."""
+    """Return tied tensors (target to source) of class and configuration, whatever is stored."""
     return dict(model.get_expanded_tied_weights_keys(all_submodels=True))
 
 

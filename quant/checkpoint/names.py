@@ -1,7 +1,7 @@
-"""Names of tensors in the files of a mixture of experts, where they differ from the model's.
+"""Map the tensor names of mixtures of experts between the model and its files.
 
-transformers holds Mixtral's experts under `mlp`, checkpoints on a hub under `block_sparse_moe`.
-What is written bears the names of the hub, so that other readers find it; both are read.
+transformers stores Mixtral's experts under `mlp`, checkpoints on the hub under `block_sparse_moe`.
+Written files have the hub's names, so that other readers find them; both are read.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from quant.experts import Experts
 
 @dataclass(frozen=True)
 class Names:
-    """to_stored gives the name in the files of a name in the model, to_model the way back."""
+    """to_stored maps a name in the model to the name in the files, to_model maps it back."""
 
     to_stored: Callable[[str], str]
     to_model: Callable[[str], str]
@@ -33,9 +33,9 @@ SAME = Names(_same, _same)
 
 
 def names_of(model: nn.Module) -> Names:
-    """The names of a model's tensors in files; the same for a model without taken-apart experts.
+    """Return the name mapping of a model; the identity for a model without split experts.
 
-    A name that would not come back as it was is kept.
+    A name that would not map back to itself is kept.
     """
     mixture = any(isinstance(module, Experts) for module in model.modules())
     if not mixture or not isinstance(model, PreTrainedModel):

@@ -1,8 +1,8 @@
-"""Operators in front of layers, as a checkpoint of any of Bitsweep's own formats says them.
+"""Operators in front of layers: how checkpoints in Bitsweep's own formats describe them.
 
-A reader that knows nothing of them would multiply by the right weights and get wrong products. So
-the quantization_config of a model that has some is another one, with a quant_method of its own, and
-holds that of its layers inside:
+A reader that does not know operators would multiply with the right weights and get wrong products.
+A model with operators therefore has a quantization_config with a quant_method of its own, which
+contains the quantization_config of its layers:
 
     {"quant_method": "bitsweep_operators",
      "layers": {"quant_method": "gptq", ...},
@@ -10,8 +10,8 @@ holds that of its layers inside:
          [{"transform": "equalize", "version": 1, "module": "quant.transforms.equalize",
            "tensors": ["scale"]}]}}
 
-The tensors stand below their layer: `down_proj.input_operator.0.scale`. No module is imported
-because a checkpoint names it: what is not a transform of Bitsweep is given by the caller.
+The tensors are stored under their layer: `down_proj.input_operator.0.scale`. No module is imported
+because a checkpoint names it: the caller passes the specs of external transforms.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ if TYPE_CHECKING:
     from quant.input_operator import InputOperator
 
 METHOD = "bitsweep_operators"
-# transformers only warns about a quant_method that it does not know, and would go on with what it
-# can read: files of another name make it stop.
+# transformers only warns about an unknown quant_method and loads what it can read; an unusual file
+# name makes it stop.
 STEM = "bitsweep-operators"
 
 
 @dataclass(frozen=True)
 class StoredChange:
-    """One change of an operator, as config.json says it.
+    """One change of an operator, as described in config.json.
 
-    module   of a transform of Bitsweep; None for one of somebody else.
-    tensors  names of what it is made of.
+    module   module of a built-in transform; None for an external one.
+    tensors  names of the tensors that define it.
     spec     the transform, once it is found (`find_transforms`).
     """
 
@@ -58,7 +58,7 @@ Operators = Mapping[str, tuple[StoredChange, ...]]
 
 
 def stored_operators(model: nn.Module, layers: Iterable[str]) -> dict[str, list[dict[str, Any]]]:
-    """What config.json says of the operators in front of those `layers` that have one."""
+    """Return config.json's description of the operators of those `layers` that have one."""
     from quant.input_operator import operator_of
 
     found = {}
@@ -72,28 +72,28 @@ def stored_operators(model: nn.Module, layers: Iterable[str]) -> dict[str, list[
 
 
 def wrap(layers: Mapping[str, Any], operators: Mapping[str, Any]) -> dict[str, Any]:
-    """The quantization_config of a model; `layers` is that of its layers alone."""
+    """Return the quantization_config of a model; `layers` is the one of its layers."""
     if not operators:
         return dict(layers)
     return {"quant_method": METHOD, "layers": dict(layers), "operators": dict(operators)}
 
 
 def unwrap(config: Mapping[str, Any], where: str) -> tuple[Mapping[str, Any], Operators]:
-    """The quantization_config of the layers, and the operators by layer; ArtifactError."""
+    """Return the quantization_config of the layers, and the operators by layer; ArtifactError."""
     if config.get("quant_method") != METHOD:
         return config, {}
     layers, operators = config.get("layers"), config.get("operators")
     if not isinstance(layers, Mapping) or layers.get("quant_method") == METHOD:
         raise ArtifactError(f"{where}.layers is not the quantization_config of layers.")
     if not isinstance(operators, Mapping) or not operators:
-        raise ArtifactError(f"{where}.operators names no operator, although {METHOD} has some.")
+        raise ArtifactError(f"{where}.operators is empty, although quant_method is {METHOD}.")
     return layers, {
         name: _read(said, f"{where}.operators.{name}") for name, said in operators.items()
     }
 
 
 def _read(said: Any, where: str) -> tuple[StoredChange, ...]:
-    """The changes of one operator; ArtifactError names the configuration that cannot be read."""
+    """Parse the changes of one operator; ArtifactError names the invalid configuration."""
     try:
         changes = tuple(
             StoredChange(**{**each, "tensors": tuple(each["tensors"])}) for each in said
@@ -115,9 +115,9 @@ def _read(said: Any, where: str) -> tuple[StoredChange, ...]:
 
 
 def find_transforms(operators: Operators, given: Sequence[Transform], where: str) -> Operators:
-    """The operators with their transforms: Bitsweep's own, else those that the caller has `given`.
+    """Return the operators with their transforms: built-in ones, or those in `given`.
 
-    ArtifactError names the transform that is unknown, or of another version.
+    Raises ArtifactError that names a transform that is unknown or has another version.
     """
     found: dict[tuple[str, int, str | None], Transform] = {}
 
@@ -131,7 +131,7 @@ def find_transforms(operators: Operators, given: Sequence[Transform], where: str
 
 
 def tensor_names(changes: Sequence[StoredChange]) -> list[str]:
-    """Names of the tensors of an operator below its layer."""
+    """Return the names of an operator's tensors, relative to its layer."""
     from quant.input_operator import NAME
 
     return [f"{NAME}.{i}.{name}" for i, each in enumerate(changes) for name in each.tensors]
@@ -140,25 +140,24 @@ def tensor_names(changes: Sequence[StoredChange]) -> list[str]:
 def build(
     changes: Sequence[StoredChange], read: Callable[[str], Tensor], inputs: int, layer: str
 ) -> InputOperator:
-    """The operator of a layer of so many inputs; read(name) gives a tensor by its full name.
+    """Return the operator of a layer with `inputs` inputs; read(name) returns a stored tensor.
 
-    ArtifactError when the transform cannot be made of them.
+    Raises ArtifactError if the transform cannot be made from the tensors.
     """
     import torch
 
-    from quant.errors import QuantizationError
     from quant.input_operator import NAME, InputOperator, KeptChange
 
     made = []
     for index, each in enumerate(changes):
-        assert each.spec is not None  # find_transforms comes first
+        assert each.spec is not None  # set by find_transforms
         try:
             tensors = {name: read(f"{layer}.{NAME}.{index}.{name}") for name in each.tensors}
             made.append(KeptChange(each.spec, tensors))
             shape = made[-1](torch.zeros(1, inputs)).shape
-        except (RuntimeError, TypeError, ValueError, KeyError, QuantizationError) as error:
-            if isinstance(error, ArtifactError):
-                raise
+        except (ArtifactError, MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # whatever a transform of anybody comes upon
             raise ArtifactError(
                 f"{layer}.{NAME}.{index}: transform {each.transform} cannot be made of its tensors "
                 f"({' '.join(str(error).split())}); the file is damaged, or of another version."
@@ -178,7 +177,7 @@ def read_operators(
     inputs: Mapping[str, int],
     where: str,
 ) -> dict[str, InputOperator]:
-    """The operators that `stored_operators` said, of tensors by full name, by layer."""
+    """Build the operators that `stored_operators` described, by layer, from named tensors."""
     operators = {layer: _read(changes, where) for layer, changes in said.items()}
     return {
         layer: build(changes, tensors.__getitem__, inputs[layer], layer)
@@ -187,7 +186,7 @@ def read_operators(
 
 
 def summary(operators: Mapping[str, Collection[StoredChange]]) -> str:
-    """Who stands in front of how many layers: "equalize in front of 14 layers, such as q_proj"."""
+    """Summarise operators for messages: "equalize in front of 14 layers, such as q_proj"."""
     names = ", ".join(sorted({each.transform for said in operators.values() for each in said}))
     some = "1 layer" if len(operators) == 1 else f"{len(operators)} layers"
     return f"{names} in front of {some}, such as {next(iter(operators))}"
@@ -228,7 +227,7 @@ def _find(stored: StoredChange, given: Sequence[Transform], where: str) -> Trans
 
 
 def _built_in(module: str) -> Transform | None:
-    """A transform of this package by its module; nothing else is ever imported."""
+    """Return a built-in transform by its module; nothing else is ever imported."""
     folder, _, name = module.rpartition(".")
     known = {each.name for each in pkgutil.iter_modules(package.__path__)}
     if folder != package.__name__ or name not in known:

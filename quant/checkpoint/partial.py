@@ -1,13 +1,13 @@
-"""An artifact in the making: blocks are kept as they are finished, and survive a kill.
+"""PartialArtifact: an unfinished artifact that stores blocks as they are finished.
 
     .<name>.partial/          beside the artifact, removed when the artifact is complete
-      lock                    held by the process that works here
-      key.json                what is being made; another key makes all that is here worthless
-      artifact/               the shards that are finished, one a block
-      blocks/00000.json       checksum of the shard of a block, and what making it found and cost
-      activations/            scratch of the run (quant.calibrate.activations), worthless after it
+      lock                    held by the process that writes here
+      key.json                identifies the artifact; with another key, everything is deleted
+      artifact/               the finished shards, one per block
+      blocks/00000.json       checksum of a block's shard, with the block's results and costs
+      activations/            scratch files of the run (quant.calibrate.activations)
 
-A block counts as finished when its JSON file is there; that is written last, and atomically.
+A block is finished when its JSON file exists, which is written last and atomically.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from quant.calibrate.cost import StageCost
 from quant.calibrate.layers import LayerResult
 from quant.calibrate.sink import Finished
 from quant.calibrate.source import BlockSource
-from quant.checkpoint.folder import make_room, publish, sha256, sync, writing
+from quant.checkpoint.folder import make_room, publish, sha256, sync, working_folder, writing
 from quant.checkpoint.names import names_of
 from quant.checkpoint.operators import read_operators, stored_operators
 from quant.checkpoint.tensors import Entry, shard_names, write_index, write_shard
@@ -47,7 +47,7 @@ from quant.checkpoint.writer import (
     quantized,
     stem_of,
     tokenizer_to_copy,
-    write_beside,
+    write_other_files,
 )
 from quant.errors import ArtifactError
 from quant.input_operator import InputOperator
@@ -60,24 +60,19 @@ ACTIVATIONS = "activations"
 _KEY, _ARTIFACT, _BLOCKS = "key.json", "artifact", "blocks"
 
 
-def working_folder(target: Path) -> Path:
-    """Where the artifact `target` is made."""
-    target = target.absolute()
-    return target.with_name(f".{target.name}.partial")
-
-
 def note_file(folder: Path, index: int) -> Path:
-    """What is noted of a finished block in a working folder."""
+    """Return the path of the notes on a finished block in a working folder."""
     return folder / _BLOCKS / f"{index:05}.json"
 
 
 @dataclass(frozen=True)
 class Making:
-    """What an artifact is made of besides its blocks.
+    """The definition of an artifact, without its blocks.
 
-    identity  everything that decides the result, as JSON: hashes of model and calibration, the
-              configuration, versions. A run goes on with what another left only if it is the same.
-    method    goes into config.json, see quant.save.
+    identity  everything that determines the result, as JSON: hashes of model and calibration, the
+              configuration, versions. A run continues the work of another only if both are the
+              same.
+    method    written into config.json, see quant.save.
     """
 
     target: Path
@@ -88,19 +83,19 @@ class Making:
 
     @property
     def key(self) -> str:
-        """sha256 of the identity and of the code that makes artifacts."""
+        """Return the sha256 of the identity and of the code that makes artifacts."""
         parts = {"identity": self.identity, "method": self.method, "code": code_hash()}
         text = json.dumps({**parts, "torch": torch.__version__}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
     @property
     def folder(self) -> Path:
-        """Where it is made."""
+        """The working folder."""
         return working_folder(self.target)
 
 
 class PartialArtifact:
-    """A sink of blocks (quant.calibrate.sink.BlockSink) that ends as an artifact."""
+    """A block sink (quant.calibrate.sink.BlockSink) that writes an artifact."""
 
     def __init__(self, making: Making, source: BlockSource, needed_bytes: int) -> None:
         self._making, self._source, self._needed = making, source, needed_bytes
@@ -117,13 +112,13 @@ class PartialArtifact:
     def put(
         self, index: int, weights: dict[str, QuantizedWeight], made: Finished
     ) -> Callable[[], None]:
-        """Take a block: layers to be packed, and what else it holds, in the model's dtype."""
+        """Accept a block: layers to pack, and its other tensors, in the model's dtype."""
         prefix = f"{self._source.blocks.block_name(index)}."
         model = self._source.model
         beside = full_precision(
             self._making.target, model, weights, lambda name: name.startswith(prefix)
         )
-        # The block runs on, and leaves the device, before these are written.
+        # Copy now: the block runs on, and leaves the device, before these are written.
         entries = [*quantized(weights), *map(_copied, beside)]
         operators = stored_operators(model, weights)
         return functools.partial(self._keep, index, entries, weights, made, operators)
@@ -136,7 +131,7 @@ class PartialArtifact:
         made: Finished,
         operators: Mapping[str, Any],
     ) -> None:
-        """Write a block and note that it is finished."""
+        """Write a block, then the notes that mark it as finished."""
         note = self._write(self._shards[index], entries)
         note["scattered"] = [n for n, weight in weights.items() if weight.group_index is not None]
         note["operators"] = dict(operators)
@@ -163,8 +158,8 @@ class PartialArtifact:
             weights[layer.name] = unpack(packed, self._making.scheme, layer.inputs)
         return weights, made
 
-    def beside(self, index: int) -> dict[str, Tensor]:
-        """Read back the tensors of a finished block that are of no quantized weight."""
+    def other_tensors(self, index: int) -> dict[str, Tensor]:
+        """Read back the tensors of a finished block that are not quantized weights."""
         note = self._notes[index]
         layers = [layer["name"] for layer in note["layers"]]
         packed = tuple(f"{layer}." for layer in layers)
@@ -177,14 +172,14 @@ class PartialArtifact:
         }
 
     def operators(self, index: int, transforms: Sequence[Transform]) -> dict[str, InputOperator]:
-        """Build again what stands in front of layers of a finished block."""
+        """Rebuild the operators of a finished block."""
         note = self._notes[index]
         inputs = {layer["name"]: layer["inputs"] for layer in note["layers"]}
         tensors = self._read(note)
         return read_operators(note["operators"], transforms, tensors, inputs, note["file"])
 
     def complete(self) -> None:
-        """Write what is not in a block and let the artifact appear at its place, all at once."""
+        """Write everything outside the blocks, and move the artifact to its place in one step."""
         making, model = self._making, self._source.model
         layers = [layer["name"] for note in self._notes for layer in note["layers"]]
         inside = f"{self._source.blocks.name}."
@@ -200,15 +195,16 @@ class PartialArtifact:
         with writing(making.target, self._needed):
             placed = {name: note["file"] for note in notes for name in note["tensors"]}
             total = sum(note["tensor_bytes"] for note in notes)
-            # Its name alone tells other readers to stop: the shards had theirs before anybody knew.
+            # The name of the index stops other readers; shards were named before it was known
+            # whether there are operators.
             write_index(self._folder, stem_of(making.scheme, bool(kept)), placed, total)
             copied = tokenizer_to_copy(making.target, making.tokenizer)
-            write_beside(self._folder, config, model, copied)
+            write_other_files(self._folder, config, model, copied)
             known = {n["file"]: {key: n[key] for key in ("bytes", "sha256")} for n in notes}
             publish(self._folder, making.target.absolute(), known)
 
     def _take_over(self) -> None:
-        """Count the blocks that are finished and whole; remove everything after them."""
+        """Count the blocks that are finished and intact; remove everything after them."""
         known = _read_json(self._making.folder / _KEY)
         if known.get("key") != self._making.key:
             for leaving in (_ARTIFACT, _BLOCKS):
@@ -235,12 +231,12 @@ class PartialArtifact:
         return note_file(self._making.folder, index)
 
     def _read(self, note: Mapping[str, Any]) -> dict[str, Tensor]:
-        """The tensors of a finished block by their names in the model."""
+        """Return the tensors of a finished block by their names in the model."""
         stored = load_file(self._folder / note["file"])
         return {self._names.to_model(name): tensor for name, tensor in stored.items()}
 
     def _write(self, name: str, entries: list[Entry]) -> dict[str, Any]:
-        """Write a shard to the disk; what must be known about it."""
+        """Write a shard to disk; return its notes."""
         path = self._folder / name
         entries = as_stored(entries, self._names)
         with writing(self._making.target, self._needed):
@@ -257,13 +253,13 @@ class PartialArtifact:
 
 @contextlib.contextmanager
 def partial_artifact(making: Making, source: BlockSource) -> Iterator[PartialArtifact]:
-    """The artifact in the making at its working folder, with what an earlier run finished.
+    """Open the working folder of an artifact, with the blocks that an earlier run finished.
 
-    Ends with the artifact in place when the block ends well; when it does not, finished blocks stay
-    for the next run with the same key. Raises ArtifactError when another process works on the same
-    artifact, when something else is in its place, or when the disk is too small.
+    If the block ends without an error, the artifact is in place; otherwise finished blocks stay for
+    the next run with the same key. Raises ArtifactError if another process is making the same
+    artifact, if target is something other than an artifact, or if the disk is too small.
     """
-    # What does not fit into a message later should be said before the work.
+    # Raise errors of config.json before the work, not after it.
     config_json(making.target, source.model, [], making.scheme, False, making.method, {})
     copied = tokenizer_to_copy(making.target, making.tokenizer)
     needed = artifact_bytes(source, making.scheme) + sum(path.stat().st_size for path in copied)
@@ -280,7 +276,7 @@ def partial_artifact(making: Making, source: BlockSource) -> Iterator[PartialArt
 
 
 def artifact_bytes(source: BlockSource, scheme: Scheme) -> int:
-    """Size of the artifact: packed layers, everything else in the model's dtype, and slack."""
+    """Return the artifact's size: packed layers, other tensors in the model's dtype, and slack."""
     total = SLACK_BYTES
     packed: set[str] = set()
     for index, block in enumerate(source.blocks.modules):
@@ -294,7 +290,7 @@ def artifact_bytes(source: BlockSource, scheme: Scheme) -> int:
 
 
 def _plain(model: PreTrainedModel, packed: set[str]) -> Iterator[int]:
-    """Bytes of the tensors that stay as they are; tied ones once."""
+    """Yield the bytes of the tensors that are not packed; tied ones once."""
     seen: set[int] = set()
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if name not in packed and id(tensor) not in seen:
@@ -304,7 +300,7 @@ def _plain(model: PreTrainedModel, packed: set[str]) -> Iterator[int]:
 
 @functools.lru_cache(maxsize=1)
 def code_hash() -> str:
-    """sha256 over the sources that decide what a quantization computes."""
+    """Return the sha256 of the sources that determine what a quantization computes."""
     root = Path(__file__).resolve().parents[2]
     digest = hashlib.sha256()
     for package in ("quant", "cuda_ext"):
@@ -316,7 +312,7 @@ def code_hash() -> str:
 
 @contextlib.contextmanager
 def _locked(making: Making) -> Iterator[None]:
-    """Held while a process works here; the system releases it when that process dies."""
+    """Hold the lock of the working folder; the system releases it when the process dies."""
     with open(making.folder / "lock", "w") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -329,7 +325,7 @@ def _locked(making: Making) -> Iterator[None]:
 
 
 def _copied(entry: Entry) -> Entry:
-    """The same entry, its values copied to the host now."""
+    """Return the entry with its values copied to the host now."""
     tensor = entry.make().to("cpu")
     return dataclasses.replace(entry, make=lambda: tensor)
 
@@ -341,7 +337,7 @@ def _is_whole(path: Path, note: Mapping[str, Any]) -> bool:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    """The object in a file of the working folder; empty when there is none that can be read."""
+    """Read the JSON object in a file of the working folder; {} if it cannot be read."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -350,7 +346,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a file that is either the old one or, wholly, the new one."""
+    """Replace a file atomically."""
     temporary = path.with_suffix(".new")
     temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     sync(temporary)

@@ -1,6 +1,6 @@
-"""A model without weights: parameters on the meta device, computed buffers with their values.
+"""Build a model without weights: parameters on the meta device, buffers with their values.
 
-Fused experts are taken apart (quant.experts), in every skeleton alike.
+Fused experts are split (quant.experts) in every skeleton.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from quant.experts import unfuse
 def build_skeleton(
     folder: Path, dtype: torch.dtype | None, options: dict[str, Any]
 ) -> PreTrainedModel:
-    """The model that folder/config.json describes, unquantized, with its parameters on meta.
+    """Build the unquantized model of folder/config.json with its parameters on the meta device.
 
-    Buffers that the model computes for itself (rotary frequencies, masks) have their values, made
-    as `from_pretrained` makes them in dtype (None: config.json's). options go to transformers, for
-    example attn_implementation; trust_remote_code=True runs the Python files of the folder.
+    Buffers that the model computes (rotary frequencies, masks) have the values that
+    `from_pretrained` gives them in dtype (None: config.json's). options are passed to transformers,
+    for example attn_implementation; trust_remote_code=True runs the Python files of the folder.
 
     Raises ArtifactError for a config that transformers cannot read.
     """
@@ -39,16 +39,17 @@ def build_skeleton(
     with _no_foreign_code(folder), parameters_on_meta():
         model = make(config, dtype=dtype or config.dtype, **options)
         unfuse(model)
-    return model.eval()
+    result: PreTrainedModel = model.eval()
+    return result
 
 
 def build_causal_lm(
     folder: Path, dtype: torch.dtype, options: dict[str, Any], advice: str
 ) -> PreTrainedModel:
-    """The skeleton of the causal LM that AutoModelForCausalLM.from_pretrained(folder) would load.
+    """Build the skeleton of the causal LM that AutoModelForCausalLM.from_pretrained would load.
 
-    As `build_skeleton`, also where config.json names the base model without its head. advice is the
-    next step that errors end with. Raises ArtifactError for a quantized model too.
+    As `build_skeleton`, but also if config.json names the base model without its head. advice is
+    the next step at the end of errors. Raises ArtifactError for a quantized model too.
     """
     options, trust = _trust(options)
     config = _read_config(folder, advice, trust, unquantized=True)
@@ -63,16 +64,17 @@ def build_causal_lm(
         raise ArtifactError(
             f"{where} describes no causal language model: {_brief(error)}. {advice}"
         ) from error
-    return model.eval()
+    result: PreTrainedModel = model.eval()
+    return result
 
 
 @contextlib.contextmanager
 def parameters_on_meta() -> Iterator[None]:
-    """Modules built inside have every parameter on the meta device; their buffers stay real."""
+    """Create the parameters of modules built inside on the meta device; buffers are real."""
     register = nn.Module.register_parameter
 
     def register_on_meta(module: nn.Module, name: str, param: nn.Parameter | None) -> None:
-        # One that is on meta already may be tied: it must stay the same object.
+        # A parameter that is already on meta may be tied, so it must stay the same object.
         if param is not None and not param.is_meta:
             param = nn.Parameter(param.detach().to("meta"), requires_grad=False)
         register(module, name, param)
@@ -85,10 +87,10 @@ def parameters_on_meta() -> Iterator[None]:
 
 
 def local_code(folder: Path) -> list[Path]:
-    """The Python files of a model that brings its own code; they decide what it computes.
+    """Return the Python files of a model with its own code, which determine what it computes.
 
-    Raises ArtifactError when its configuration names code of another repository: what that holds
-    is in no hash of this folder.
+    Raises ArtifactError if the configuration names code of another repository, because the hashes
+    of this folder do not cover that code.
     """
     for name in ("config.json", "tokenizer_config.json"):
         if not (folder / name).is_file():
@@ -111,14 +113,14 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def _trust(options: dict[str, Any]) -> tuple[dict[str, Any], bool]:
-    """The options without trust_remote_code, and its value: only True trusts."""
+    """Return the options without trust_remote_code, and its value; only True means trust."""
     others = {name: value for name, value in options.items() if name != "trust_remote_code"}
     return others, options.get("trust_remote_code") is True
 
 
 @contextlib.contextmanager
 def _no_foreign_code(folder: Path) -> Iterator[None]:
-    """Say which key runs the code of a model, where transformers refuses to."""
+    """If transformers refuses to run a model's code, raise an error with the key that allows it."""
     try:
         yield
     except ValueError as error:
@@ -128,10 +130,11 @@ def _no_foreign_code(folder: Path) -> Iterator[None]:
 
 
 def refusal_of_code(folder: Path) -> str:
-    """What to say of a model that cannot be read without running its own Python files."""
+    """Return the error text for a model that needs its own Python files to be read."""
     return (
-        f"{folder} needs Python code of its own, which is not run unasked: read its .py files, and "
-        "if you trust them add model.trust_remote_code=true (in Python trust_remote_code=True)."
+        f"{folder} needs its own Python code, which is not run by default: read its .py files, and "
+        "if you trust them add model.trust_remote_code=true (to bitsweep export "
+        "--trust-remote-code, in Python trust_remote_code=True)."
     )
 
 
@@ -142,7 +145,7 @@ def _read_config(
         local_code(folder)
     try:
         with _no_foreign_code(folder):
-            config = AutoConfig.from_pretrained(
+            config: PreTrainedConfig = AutoConfig.from_pretrained(
                 folder, local_files_only=True, trust_remote_code=trust
             )
     except (ValueError, KeyError, TypeError, OSError) as error:
@@ -152,17 +155,17 @@ def _read_config(
         ) from error
     if unquantized and getattr(config, "quantization_config", None) is not None:
         raise ArtifactError(
-            f"{folder / 'config.json'} has a quantization_config: the model is quantized already. "
+            f"{folder / 'config.json'} has a quantization_config: the model is already quantized. "
             "Start from the full-precision model."
         )
-    # Otherwise transformers would look for its own quantizer.
+    # With a quantization_config, transformers would load its own quantizer.
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     return config
 
 
 def _brief(error: Exception) -> str:
-    """What transformers says, without its pages of advice and lists of classes."""
+    """Return transformers' message without its long advice and lists of classes."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0][:200].rstrip(". ")
 

@@ -1,4 +1,4 @@
-"""Checkpoints on disk as sources of blocks: full precision, and quantized artifacts."""
+"""Block sources that read checkpoints on disk: full precision, and quantized artifacts."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from quant.calibrate.source import Weights
 from quant.checkpoint.layers import missing_tensor, operator_bits, quantized_layers
 from quant.checkpoint.loader import (
     read_format,
-    refuse_unexpected,
     replace_layer,
     require_kind,
+    require_tensors,
     runnable,
 )
 from quant.checkpoint.matching import (
-    compare,
     keep_computed,
+    match,
     model_names,
     parameters_and_buffers,
     tensor_of,
@@ -38,7 +38,7 @@ from quant.errors import ArtifactError
 from quant.experts import fused_parts
 from quant.input_operator import detach
 from quant.levels.base import Levels
-from quant.memory.heaps import give_back, keep_freed_memory, own_copy, own_zeros
+from quant.memory.heaps import keep_freed_memory, own_copy, own_zeros, trim_heap
 from quant.parts import Part
 from quant.transforms.base import Transform
 
@@ -46,8 +46,9 @@ from quant.transforms.base import Transform
 class SkeletonSource:
     """A model on the meta device whose tensors are read by name, the blocks one at a time.
 
-    read(name) gives a tensor by its name in the model, on the CPU, in the dtype that the model has
-    there; it is called by one thread at a time. Everything outside the blocks is read at once.
+    read(name) returns a tensor by its name in the model, on the CPU, in the dtype that the model
+    has there; only one thread calls it at a time. Everything outside the blocks is read
+    immediately.
     """
 
     reads = True
@@ -71,7 +72,7 @@ class SkeletonSource:
             (resident if index is None else self._of_block[index]).append(names)
         for names in resident:
             self._set(names, read(names[0]))
-        for module in model.modules():  # what the model computed for itself, such as frequencies
+        for module in model.modules():  # buffers that the model computes, such as frequencies
             for name, buffer in module._buffers.items():
                 if buffer is not None:
                     module._buffers[name] = buffer.to(self.device)
@@ -81,7 +82,7 @@ class SkeletonSource:
 
     def __exit__(self, *_: object) -> None:
         self._reader.__exit__()
-        give_back()
+        trim_heap()
 
     def fetch(self, index: int) -> Weights:
         return {names[0]: self._read(names[0]) for names in self._of_block[index]}
@@ -93,7 +94,7 @@ class SkeletonSource:
 
     def blank(self, index: int) -> None:
         like = {names[0]: tensor_of(self.model, names[0]) for names in self._of_block[index]}
-        # On the CPU, pages that are only read as zeros take no memory.
+        # On the CPU, zero pages that are only read take no memory.
         self.attach(
             index, {name: own_zeros(t.shape, t.dtype, self.device) for name, t in like.items()}
         )
@@ -107,7 +108,7 @@ class SkeletonSource:
                     module._parameters[attribute] = self._meta[name]
 
     def _block_of(self, names: list[str]) -> int | None:
-        """The block that holds all of these (tied) names; None outside, and across blocks."""
+        """Return the block that has all of these (tied) names; None outside or across blocks."""
         owners = set()
         for name in names:
             rest = name.removeprefix(f"{self.blocks.name}.")
@@ -132,10 +133,10 @@ class SkeletonSource:
 class CheckpointSource(SkeletonSource):
     """A full-precision Hugging Face folder of safetensors files; a context manager.
 
-    The model is the one that AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **options)
-    gives, tensor by tensor: names are translated, dtypes cast and tied weights tied in the same
-    way. Raises ArtifactError for a folder of pytorch .bin files (with the command that converts
-    them) and for tensors that are missing or have another shape.
+    The model equals AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **options), tensor by
+    tensor: names are mapped, dtypes cast and weights tied in the same way. Raises ArtifactError for
+    a folder of PyTorch .bin files (with the command that converts them) and for tensors that are
+    missing or have another shape.
     """
 
     def __init__(
@@ -176,58 +177,31 @@ class CheckpointSource(SkeletonSource):
             )
 
     def _read_stored(self, name: str) -> Tensor:
-        # Always a copy of our own: its memory is aligned, and how fast and in which order a product
-        # is computed may depend on that.
+        # Always a copy, whose memory is aligned: the speed of a product and its order of summation
+        # may depend on the alignment.
         stored, part = self._stored[name], self._parts.get(name)
         if part is not None:
             return own_copy(part.of(self._reader.row(stored, part.expert)), self._dtypes[name])
         return own_copy(self._reader.mapped(stored), self._dtypes[name])
 
-    def _shape(self, name: str) -> tuple[int, ...]:
-        """The shape of what is stored for a name of the model."""
-        whole, part = self._reader.shape(self._stored[name]), self._parts.get(name)
-        if part is None:
-            return whole
-        return tuple(part.of(torch.empty(whole[1:], device="meta")).shape)
-
     def _read_mapped(self, name: str) -> Tensor:
         return self._reader.mapped(self._stored[name])
 
     def _check(self, model: PreTrainedModel) -> None:
-        """Every tensor that the model needs is there, in the right shape, and no other.
+        """Check that the files have every tensor of the model, with the right shape, and no others.
 
-        Buffers that an older version did not store keep what the model computed.
+        Buffers that an older version did not store keep their computed values.
         """
-        left = sorted(set(self._reader.names) - set(self._stored.values()))
-        found = compare(model, self._stored, left, self._reader.shape)
-        if found.missing:
-            raise ArtifactError(
-                f"{self.folder}: tensor {found.missing[0]} of {type(model).__name__} is in none of "
-                "its files; save the whole causal language model (AutoModelForCausalLM), not its "
-                f"base model. {self._reader.advice}"
-            )
-        if found.unexpected:
-            name = found.unexpected[0]
-            raise ArtifactError(
-                f"{self._reader.file_of(name)} holds {name}, which {type(model).__name__} does not "
-                f"have: config.json belongs to another model. {self._reader.advice}"
-            )
-        for names in parameters_and_buffers(model):
-            expected = tensor_of(model, names[0])
-            for name in (name for name in names if name in self._stored):
-                shape = self._shape(name)
-                if shape != tuple(expected.shape):
-                    raise ArtifactError(
-                        f"{self._reader.file_of(self._stored[name])}: {self._stored[name]} is "
-                        f"{list(shape)}, but config.json makes it {list(expected.shape)}. "
-                        f"{self._reader.advice}"
-                    )
+        shapes = {name: self._reader.shape(name) for name in self._reader.names}
+        fault = match(model, shapes).fault(type(model).__name__)
+        if fault is not None:
+            raise ArtifactError(f"{self.folder}: {fault}")
 
 
 class ArtifactSource(SkeletonSource):
     """A quantized checkpoint whose blocks run packed weights; a context manager.
 
-    The model is the one that `quant.load` gives with the same arguments; the same errors.
+    The model equals that of `quant.load` with the same arguments; the same errors are raised.
     """
 
     def __init__(
@@ -253,7 +227,9 @@ class ArtifactSource(SkeletonSource):
             model = build_skeleton(self.folder, dtype, options)
             self._reader.rename(names_of(model).to_model)
             self._layers = quantized_layers(self._reader, self._format)
-            self._require_complete(model)
+            require_tensors(model, self._reader, self._format, self._layers)
+            held = {f"{layer}.weight" for layer in self._layers}
+            keep_computed(model, held | set(self._reader.names))
             untie_as_stored(model, self._reader.names, self._reader.mapped)
             super().__init__(model, self._read_plain, device)
             self._require_layers_in_blocks()
@@ -296,11 +272,11 @@ class ArtifactSource(SkeletonSource):
         super().release(index)
 
     def layer_shapes(self) -> dict[str, tuple[int, int]]:
-        """(outputs, inputs) of every quantized layer, by its name."""
+        """Return (outputs, inputs) of every quantized layer, by its name."""
         return {name: layer_shape(self.model.get_submodule(name), name) for name in self._layers}
 
     def operator_bits(self) -> int:
-        """Stored bits of all that stands in front of layers."""
+        """Return the stored bits of all operators."""
         return operator_bits(self._reader, self._format)
 
     def _operator(self, layer: str) -> list[str]:
@@ -327,29 +303,18 @@ class ArtifactSource(SkeletonSource):
     def _tied(self, name: str) -> list[str]:
         return next(group for group in parameters_and_buffers(self.model) if name in group)
 
-    def _require_complete(self, model: PreTrainedModel) -> None:
-        held = set(self._reader.names) | {f"{layer}.weight" for layer in self._layers}
-        found = compare(model, held, (), self._reader.shape)
-        if found.missing:
-            raise missing_tensor(self._reader, found.missing[0])
-        keep_computed(model, held)
-
     def _require_layers_in_blocks(self) -> None:
         inside = {name for index in range(len(self.blocks)) for name in self._layers_of(index)}
         outside = sorted(set(self._layers) - inside)
         if outside:
             raise ArtifactError(
-                f"{self.folder}: {outside[0]} is quantized and lies outside of the blocks, so it "
-                "cannot be streamed; load the model whole (runtime.stream=never)."
+                f"{self.folder}: {outside[0]} is quantized and is outside the blocks, so it "
+                "cannot be streamed; load the whole model (runtime.stream=never)."
             )
-        used = {f"{layer}.{part}" for layer, parts in self._layers.items() for part in parts}
-        used |= {f"{n}.{part}" for n in self._layers for part in ("bias", *self._operator(n))}
-        used |= {name for names in parameters_and_buffers(self.model) for name in names}
-        refuse_unexpected(self.model, self._reader, used)
 
 
 class _Fetched:
-    """The tensors of one block that were read already, in the place of their reader."""
+    """Tensors of one block that were already read, with the interface of their reader."""
 
     def __init__(self, reader: TensorReader, tensors: Weights) -> None:
         self.folder, self.names, self.file_of = reader.folder, set(tensors), reader.file_of
@@ -357,10 +322,10 @@ class _Fetched:
 
 
 def stored_names(model: PreTrainedModel, stored: Iterable[str], advice: str = "") -> dict[str, str]:
-    """Names of the model's parameters and buffers to the names in its files that belong to them.
+    """Map names of the model's parameters and buffers to their names in the files.
 
-    Names that belong to nothing are left out. Raises ArtifactError for tensors that transformers
-    makes of several stored ones.
+    Stored names that belong to nothing are left out. Raises ArtifactError for tensors that
+    transformers makes from several stored ones.
     """
     found: dict[str, str] = {}
     for renamed, name, together in model_names(model, stored):
@@ -376,7 +341,7 @@ def stored_names(model: PreTrainedModel, stored: Iterable[str], advice: str = ""
 
 
 def _dtypes(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, torch.dtype]:
-    """The dtype of every tensor after loading: the model's own, float32 where its class insists."""
+    """Return the dtype of every tensor after loading: dtype, or float32 where its class insists."""
     exact = list(model._get_dtype_plan(dtype))
     return {
         name: torch.float32

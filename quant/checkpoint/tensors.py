@@ -1,4 +1,4 @@
-"""safetensors files of a Hugging Face folder: written in shards, read by name, memory-mapped."""
+"""Write safetensors files in shards, and read their tensors by name, memory-mapped."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ from quant.memory.heaps import own_copy
 
 STANDARD_STEM = "model"
 INDEX_SUFFIX = ".safetensors.index.json"
+_POINTER = b"version https://git-lfs."
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One tensor to write: its size is known before its values are made."""
+    """One tensor to write; its size is known before make() computes its values."""
 
     name: str
     shape: tuple[int, ...]
@@ -43,8 +44,8 @@ def write_tensors(
 ) -> None:
     """Write the tensors as `stem`.safetensors, or as numbered shards with an index.
 
-    A shard holds at least one tensor and otherwise at most max_shard_bytes; its tensors are made
-    when it is written, so that one shard at a time is in memory.
+    A shard has at least one tensor and otherwise at most max_shard_bytes. Its tensors are made when
+    it is written, so that one shard at a time is in memory.
     """
     shards: list[list[Entry]] = [[]]
     for entry in entries:
@@ -60,7 +61,7 @@ def write_tensors(
 
 
 def shard_names(stem: str, count: int) -> list[str]:
-    """File names of `count` shards; a single one has no number."""
+    """Return the file names of `count` shards; a single file has no number."""
     if count == 1:
         return [f"{stem}.safetensors"]
     return [f"{stem}-{i + 1:05}-of-{count:05}.safetensors" for i in range(count)]
@@ -72,27 +73,27 @@ def write_shard(path: Path, entries: list[Entry]) -> None:
     path.touch()
     mode = path.stat().st_mode
     save_file(tensors, path, metadata={"format": "pt"})
-    # save_file leaves a file that only its owner can read: give it the mode of any new file.
+    # save_file makes a file that only its owner can read, so set the mode of a normal new file.
     path.chmod(mode)
 
 
 def write_index(folder: Path, stem: str, placed: dict[str, str], total_bytes: int) -> None:
-    """Write which shard (file name) holds each tensor."""
+    """Write the index: which shard (file name) has each tensor."""
     index = {"metadata": {"total_size": total_bytes}, "weight_map": placed}
     path = folder / f"{stem}{INDEX_SUFFIX}"
     path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
 class TensorReader:
-    """The tensors of a folder by name; a context manager that keeps its files open and mapped.
+    """The tensors of a folder by name; a context manager that keeps the files open and mapped.
 
-    mapped=False reads with plain reads instead: every page of a mapped file that was touched counts
-    as resident memory of the process until the file is closed, so reading a checkpoint block by
-    block would seem to (and under a hard limit does) need room for all of it.
-    advice is the next step that errors end with.
+    mapped=False uses plain reads instead. Every touched page of a memory-mapped file counts as
+    resident memory of the process until the file is closed, so reading a mapped checkpoint block by
+    block would seem to need memory for all of it (and does under a hard limit). advice is the next
+    step at the end of errors.
 
-    Raises ArtifactError when a file is missing, cut short or no safetensors file, and when the
-    index names a tensor that its file does not hold.
+    Raises ArtifactError if a file is missing, truncated or not a safetensors file, and if the index
+    names a tensor that its file does not have.
     """
 
     def __init__(self, folder: Path, *, mapped: bool = True, advice: str | None = None) -> None:
@@ -133,30 +134,32 @@ class TensorReader:
         return list(self._place)
 
     def rename(self, to_model: Callable[[str], str]) -> None:
-        """Call tensors from now on what to_model makes of their names."""
+        """Replace the tensor names by to_model(name) from now on."""
         renamed = {to_model(name): name for name in self._place}
         self._stored = {name: stored for name, stored in renamed.items() if name != stored}
         self._place = {name: self._place[stored] for name, stored in renamed.items()}
 
     def file_of(self, name: str) -> Path:
-        """The file that holds a tensor."""
+        """Return the file of a tensor."""
         return self.folder / self._place[name]
 
     def read(self, name: str) -> Tensor:
-        """The tensor, copied to memory of its own: the model does not depend on the file."""
+        """Return a tensor as a copy in its own memory, independent of the file."""
         return own_copy(self.mapped(name))
 
     def mapped(self, name: str) -> Tensor:
-        """The tensor in the mapped file: nothing is read before its values are, none may be set."""
-        return self._files[self._place[name]].get_tensor(self._stored.get(name, name))
+        """Return a tensor in the mapped file: values are read on access and must not be written."""
+        result: Tensor = self._files[self._place[name]].get_tensor(self._stored.get(name, name))
+        return result
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """The shape of a tensor, from the header of its file."""
+        """Return the shape of a tensor, from the header of its file."""
         return tuple(self._slice(name).get_shape())
 
     def row(self, name: str, index: int) -> Tensor:
-        """tensor[index] along the first dimension; nothing else of it is read."""
-        return self._slice(name)[index]
+        """Return tensor[index] along the first dimension, reading nothing else of it."""
+        result: Tensor = self._slice(name)[index]
+        return result
 
     def _slice(self, name: str) -> Any:
         return self._files[self._place[name]].get_slice(self._stored.get(name, name))
@@ -167,6 +170,11 @@ class TensorReader:
             opened = self._stack.enter_context(safe_open(path, "pt", backend=self._backend))
             names = list(opened.keys())
         except (SafetensorError, OSError) as error:
+            if path.is_file() and path.open("rb").read(len(_POINTER)) == _POINTER:
+                raise ArtifactError(
+                    f"{path} is a pointer of Git LFS, which stands for weights that were not "
+                    f"fetched: run `git lfs pull` in {self.folder}."
+                ) from error
             raise ArtifactError(
                 f"{path} cannot be read: {error}. It was cut short or is damaged. {self.advice}"
             ) from error
@@ -174,7 +182,7 @@ class TensorReader:
         lacking = sorted(set(expected) - set(names))
         if lacking:
             raise ArtifactError(
-                f"{path} does not hold {lacking[0]}, but {self._index} says so. {self.advice}"
+                f"{path} does not contain {lacking[0]}, but {self._index} lists it. {self.advice}"
             )
         self._files[file] = opened
         self._place |= dict.fromkeys(names, file)

@@ -1,7 +1,7 @@
-"""What an interrupted quantization left in its working folder, for those who watch the next one.
+"""Read the progress of an interrupted quantization from its working folder.
 
-The folder is that of quant.checkpoint.partial; it is only read here, and nothing is checked: the
-run that continues decides how many of these blocks it takes over.
+The folder is that of quant.checkpoint.partial. Nothing is written or verified here; the run that
+resumes decides how many of these blocks it uses.
 """
 
 from __future__ import annotations
@@ -10,23 +10,24 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from quant.checkpoint.partial import note_file, working_folder
+from quant.checkpoint.folder import working_folder
+from quant.checkpoint.partial import note_file
 
-# What a run that continues does again: with calibration it runs the finished blocks once more
+# Stages that a resumed run repeats: with calibration it runs the finished blocks again
 # (quant.calibrate.stream).
-_DONE_AGAIN = ("layout", "capture", "read", "forward", "resume")
+_DONE_AGAIN = ("structure", "capture", "read", "forward", "resume")
 
 
 @dataclass(frozen=True)
 class FinishedBlock:
-    """One block that is there: its layers, and the seconds of its work that need no repeating."""
+    """One finished block: its layers, and the seconds of work that are not repeated on resuming."""
 
     layers: int
     seconds: float
 
 
 def finished_blocks(target: str | Path) -> list[FinishedBlock]:
-    """The blocks, from the first on, that earlier runs noted as finished for the artifact."""
+    """Return the consecutive blocks, from block 0 on, that earlier runs finished for `target`."""
     folder = working_folder(Path(target))
     found: list[FinishedBlock] = []
     while True:

@@ -1,4 +1,4 @@
-"""Write a quantized model as a Hugging Face folder, whole or not at all."""
+"""Write a quantized model as a Hugging Face folder, atomically."""
 
 from __future__ import annotations
 
@@ -43,17 +43,17 @@ def save(
     tokenizer: PreTrainedTokenizerBase | str | Path | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> Path:
-    """Write model with `weights` in place of the layers they are named after; gives the folder.
+    """Write model to `folder` with `weights` in place of the layers that they name.
 
     weights maps full module names (nn.Linear, Conv1D or QuantLinear) to quantized weights of one
-    scheme; all other tensors keep their dtype, tied ones are written once. method is what made the
-    weights and must be JSON. tokenizer is an object, or a folder whose tokenizer files are copied
-    unchanged. The format is the first of Bitsweep's own that holds the scheme: GPTQ v2 for uniform
-    levels. artifact.json holds the sha256 of every file.
+    scheme. All other tensors keep their dtype, and tied ones are written once. method describes
+    what made the weights and must be JSON. tokenizer is an object, or a folder whose tokenizer
+    files are copied unchanged. The format is the first of Bitsweep's own that supports the scheme:
+    GPTQ v2 for uniform levels. artifact.json has the sha256 of every file. Returns the folder.
 
-    Raises ArtifactError when the weights do not fit the model or the folder cannot be written (a
-    full disk is noticed before anything is written); an artifact that is there already stays
-    intact until the new one is complete.
+    Raises ArtifactError if the weights do not fit the model or the folder cannot be written (a full
+    disk is detected before anything is written); an existing artifact stays intact until the new
+    one is complete.
     """
     folder = Path(folder)
     scheme = _check_weights(folder, model, weights)
@@ -67,24 +67,26 @@ def save(
     needed += sum(path.stat().st_size for path in copied)
     with replace_folder(folder, needed) as partial:
         write_tensors(partial, entries, max_shard_bytes, stem_of(scheme, bool(operators)))
-        write_beside(partial, config, model, copied)
+        write_other_files(partial, config, model, copied)
         if isinstance(tokenizer, PreTrainedTokenizerBase):
             tokenizer.save_pretrained(partial)
     return folder
 
 
 def as_stored(entries: list[Entry], names: Names) -> list[Entry]:
-    """The same tensors under the names that files have for them."""
+    """Return the same entries with their names in files."""
     return [dataclasses.replace(entry, name=names.to_stored(entry.name)) for entry in entries]
 
 
 def stem_of(scheme: Scheme, operators: bool = False) -> str:
-    """What the names of the files of tensors begin with; operators stand in front of layers."""
+    """Return the beginning of the names of tensor files; operators: whether layers have any."""
     return STEM if operators else artifact_format(scheme)[1].stem
 
 
-def write_beside(folder: Path, config: str, model: PreTrainedModel, copied: list[Path]) -> None:
-    """Write the files beside the tensors: config.json, generation_config.json, the tokenizer's."""
+def write_other_files(
+    folder: Path, config: str, model: PreTrainedModel, copied: list[Path]
+) -> None:
+    """Write the other files: config.json, generation_config.json, the tokenizer's."""
     (folder / "config.json").write_text(config, encoding="utf-8")
     if model.can_generate() and model.generation_config is not None:
         model.generation_config.to_json_file(folder / "generation_config.json")
@@ -92,7 +94,7 @@ def write_beside(folder: Path, config: str, model: PreTrainedModel, copied: list
 
 
 def own_code(model: PreTrainedModel) -> list[Path]:
-    """The Python files of a model that brings its own and was trusted; others have none."""
+    """Return the Python files of a model with its own, trusted code; [] for others."""
     module = type(model).__module__
     if not module.startswith("transformers_modules."):
         return []
@@ -103,7 +105,7 @@ def own_code(model: PreTrainedModel) -> list[Path]:
 def _check_weights(
     folder: Path, model: PreTrainedModel, weights: Mapping[str, QuantizedWeight]
 ) -> Scheme:
-    """The one scheme of the weights, each of which must fit a module of the model."""
+    """Return the only scheme of the weights, each of which must fit a module of the model."""
     if not weights:
         raise ArtifactError(f"{folder}: no quantized weights to write; quantize the model first.")
     first, scheme = next((name, weight.scheme) for name, weight in weights.items())
@@ -126,7 +128,7 @@ def _check_weights(
 
 
 def layer_shape(module: nn.Module, name: str) -> tuple[int, int]:
-    """(outputs, inputs) of an nn.Linear, Conv1D or QuantLinear; ArtifactError for anything else."""
+    """Return (outputs, inputs) of an nn.Linear, Conv1D or QuantLinear; ArtifactError otherwise."""
     if hasattr(module, "in_features") and hasattr(module, "out_features"):
         return int(module.out_features), int(module.in_features)  # type: ignore[arg-type]
     if hasattr(module, "nf") and hasattr(module, "nx"):
@@ -142,9 +144,9 @@ def full_precision(
     layers: Iterable[str],
     among: Callable[[str], bool] = lambda _: True,
 ) -> list[Entry]:
-    """The tensors that stay as they are: all but the weights of quantized `layers`.
+    """Return the tensors that stay unchanged: all but the weights of quantized `layers`.
 
-    among  tells by its name whether a tensor is one of those to be written.
+    among  among(name): whether a tensor is to be written.
     """
     layers = list(layers)
     replaced = tuple(f"{name}." for name in layers)
@@ -152,7 +154,7 @@ def full_precision(
     tied = set(getattr(model, "all_tied_weights_keys", None) or ())
     state = model.state_dict()
     entries: dict[Any, Entry] = {}
-    # Names that are tied to others come last, so that the others are the ones written.
+    # Tied names come last, so that the names that they are tied to are the ones written.
     for name in sorted(state, key=lambda name: name in tied):
         stays = name in kept or f".{OPERATOR}." in name or not name.startswith(replaced)
         if not stays or not among(name):
@@ -168,12 +170,12 @@ def full_precision(
 
 
 def _clone(tensor: Tensor) -> Tensor:
-    # A view into a larger tensor would be refused by safetensors, or written with all of it.
+    # safetensors refuses a view into a larger tensor, or writes all of that tensor.
     return tensor.detach().clone(memory_format=torch.contiguous_format)
 
 
 def quantized(weights: Mapping[str, QuantizedWeight]) -> list[Entry]:
-    """The packed tensors of quantized weights, as an artifact stores them."""
+    """Return the packed tensors of quantized weights, as an artifact stores them."""
     entries = []
     for name, weight in weights.items():
         _, writer = artifact_format(weight.scheme)
@@ -190,9 +192,9 @@ def _as_it_is(weight: QuantizedWeight) -> QuantizedWeight:
 def layer_entries(
     writer: Writer, scheme: Scheme, layer: StoredLayer, read: Callable[[], QuantizedWeight]
 ) -> list[Entry]:
-    """The tensors of one layer, whose weight is read when its first tensor is written.
+    """Return the tensors of one layer; its weight is read when its first tensor is written.
 
-    Raises ArtifactError for what the format cannot hold, as far as it is known without the weight.
+    Raises ArtifactError for what the format cannot store, as far as it is known without the weight.
     """
     _refuse(writer, scheme, layer)
 
@@ -216,7 +218,7 @@ def _refuse(writer: Writer, scheme: Scheme, layer: StoredLayer) -> None:
 
 
 def kind_of(module: nn.Module) -> str:
-    """What StoredLayer calls the module of a layer."""
+    """Return StoredLayer.module for the module of a layer."""
     return "Linear" if isinstance(module, nn.Linear) else type(module).__name__
 
 
@@ -228,7 +230,7 @@ def describe(
     scattered: bool,
     method: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The quantization_config of a model whose `layers` are quantized."""
+    """Return the quantization_config of a model whose `layers` are quantized."""
     stored = names_of(model).to_stored
     chosen = dict.fromkeys(map(stored, layers))
     linears = [stored(n) for n, module in model.named_modules() if isinstance(module, nn.Linear)]
@@ -239,14 +241,14 @@ def describe(
 
 
 class Pending:
-    """Makes the tensors of a layer when its first one is asked for, and holds each until then."""
+    """Makes the tensors of a layer on the first request, and drops each one once it is taken."""
 
     def __init__(self, make: Callable[[], Packed]) -> None:
         self._make = make
         self._made: Packed = {}
 
     def take(self, name: str) -> Tensor:
-        """The tensor of this name; it is not held any longer."""
+        """Return the tensor with this name, and drop it."""
         if name not in self._made:
             self._made = self._make()
         return self._made.pop(name)
@@ -261,9 +263,10 @@ def config_json(
     method: Mapping[str, Any],
     operators: Mapping[str, Any],
 ) -> str:
-    """config.json of a model whose `layers` are quantized; scattered: groups are not neighbours.
+    """Return the config.json of a model whose `layers` are quantized.
 
-    operators  in front of layers, as `stored_operators` gives them.
+    scattered  whether the columns of a group may be not adjacent.
+    operators  description of the operators, from `stored_operators`.
     """
     config = json.loads(model.config.to_json_string())
     config["architectures"] = [type(model).__name__]
@@ -283,7 +286,7 @@ def config_json(
 
 
 def producer() -> str:
-    """Who writes the checkpoint, as its configuration names it."""
+    """Return the producer's name and version for the configuration."""
     try:
         return f"bitsweep {importlib.metadata.version('bitsweep')}"
     except importlib.metadata.PackageNotFoundError:
@@ -293,7 +296,7 @@ def producer() -> str:
 def tokenizer_to_copy(
     folder: Path, tokenizer: PreTrainedTokenizerBase | str | Path | None
 ) -> list[Path]:
-    """The files to copy from the tokenizer's folder; none for an object or None."""
+    """Return the files to copy from the tokenizer's folder; [] for an object or None."""
     if not isinstance(tokenizer, str | Path):
         return []
     found = tokenizer_files(Path(tokenizer))

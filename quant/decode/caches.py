@@ -26,12 +26,12 @@ GROWING = (FUSED, DYNAMIC)  # attention reads the positions that are held and no
 ALIGNED = 16  # positions; attention on CUDA copies masks of another length before every use
 
 Step = Callable[[], None]
-# record(warm, step) gives what repeats `step`; warm() runs it and takes its effect back.
+# record(warm, step) returns a function that repeats `step`; warm() runs it and undoes its effect.
 Recorder = Callable[[Step, Step], Step]
 
 
 class Decoder(Protocol):
-    """One sequence: `prefill` reads the prompt, every `step` feeds a token and makes the next.
+    """Decodes one sequence: `prefill` reads the prompt, and every `step` adds a token.
 
     token   int64 [1, 1], the newest token; overwritten by the next step.
     logits  [1, vocabulary] that it was taken from.
@@ -44,15 +44,15 @@ class Decoder(Protocol):
     reason: str
 
     def prefill(self, prompt: Tensor) -> None:
-        """Start anew with prompt int64 [1, tokens]."""
+        """Start a new sequence with prompt int64 [1, tokens]."""
         ...
 
     def step(self) -> None:
-        """One token more."""
+        """Decode one more token."""
         ...
 
     def kv_bytes(self) -> int:
-        """Bytes of keys and values that the next step would read."""
+        """Return the bytes of keys and values that the next step would read."""
         ...
 
     def spared_bytes(self) -> int:
@@ -65,7 +65,7 @@ class Decoder(Protocol):
 
 
 class DynamicDecoder:
-    """A cache that grows by concatenation, as `generate` does by default."""
+    """Decoder with a cache that grows by concatenation, the default of `generate`."""
 
     def __init__(self, model: Any, reason: str = "") -> None:
         self.mode, self.reason = DYNAMIC, reason
@@ -73,7 +73,7 @@ class DynamicDecoder:
 
     @torch.inference_mode()
     def prefill(self, prompt: Tensor) -> None:
-        """RuntimeError when the model returns no cache."""
+        """Start a new sequence; RuntimeError if the model returns no cache."""
         output = self._model(input_ids=prompt, use_cache=True, **last_only(self._model))
         self._take(output)
         if self._cache is None:
@@ -102,9 +102,9 @@ class DynamicDecoder:
 
 
 class SharedLengthLayer(StaticLayer):
-    """transformers' static layer with one length for all layers, which the decoder moves on.
+    """transformers' static cache layer with one length for all layers, updated by the decoder.
 
-    Every layer of its parent counts for itself, which is three small kernels a layer and token.
+    The parent class counts in every layer, which takes three small kernels per layer and token.
     """
 
     def __init__(self, max_cache_len: int, length: Tensor) -> None:
@@ -114,9 +114,9 @@ class SharedLengthLayer(StaticLayer):
     def update(
         self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any
     ) -> tuple[Tensor, Tensor]:
-        """Write keys and values [1, heads, tokens, dim] behind what is held; give all positions.
+        """Write keys and values [1, heads, tokens, dim] after the cached ones; return all of them.
 
-        More than one token is a prompt: it starts at position 0.
+        More than one token is a prompt, which starts at position 0.
         """
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
@@ -133,10 +133,10 @@ class SharedLengthLayer(StaticLayer):
 
 
 class StaticDecoder:
-    """Keys and values in buffers of `positions` tokens; a step reads and writes fixed addresses."""
+    """Decoder with a cache of fixed size (`positions` tokens); steps use fixed addresses."""
 
     def __init__(self, model: Any, positions: int) -> None:
-        """Unsupported for a model whose cache is not keys and values of all positions."""
+        """Raise Unsupported if the model's cache is not keys and values of all positions."""
         self.mode, self.reason = STATIC, ""
         self._model = model
         layers = _layer_count(model, positions)
@@ -182,28 +182,23 @@ class StaticDecoder:
         self._replay()
 
     def kv_bytes(self) -> int:
-        """Of the whole buffers: attention reads them to the end and masks what is not there yet."""
-        return cache_bytes(self._cache)
-
-    def spared_bytes(self) -> int:
-        return 0
-
-    def parts_ms(self) -> dict[str, float] | None:
-        return None
+    logits  [1, vocabulary], from which token was selected.
+    mode    FUSED, GRAPH, STATIC or DYNAMIC; reason says why it is neither FUSED nor GRAPH ("" if it
+            is one of them).
 
     @torch.inference_mode()
     def capture(self, record: Recorder) -> None:
-        """From now on a step is one replay. Call after a prefill, and prefill again afterwards."""
+        """Make each step one replay. Call after a prefill, and prefill again afterwards."""
         start = self._length.clone()
 
         def warm() -> None:
-            # Always the same position: warming up must not run past the end of the buffers.
+            # Always the same position, so that warming up stays within the buffers.
             self._step()
             self._length.copy_(start)
 
         replay = record(warm, self._step)
-        # A replay runs no Python: it writes to the logits of the captured step, which a prefill has
-        # meanwhile replaced by its own.
+        # A replay runs no Python: it writes to the logits of the captured step, and a prefill
+        # replaces self.logits.
         captured = self.logits
 
         def step() -> None:
@@ -215,7 +210,7 @@ class StaticDecoder:
         self.mode = GRAPH
 
     def _step(self) -> None:
-        """What a graph holds: nothing here looks at a value on the host or makes a tensor of it."""
+        """The body of the graph: nothing here reads a value on the host or copies one there."""
         output = self._model(
             input_ids=self.token,
             past_key_values=self._cache,
@@ -227,8 +222,8 @@ class StaticDecoder:
         self._length.add_(1)
 
     def _where_tokens_are(self) -> dict[str, Tensor]:
-        """Position and mask of the step, made from the length on the device."""
-        if self._alibi:  # the bias comes from the mask of all positions, causality from the cache
+        """Return position and mask of the step, computed from the length on the device."""
+        if self._alibi:  # alibi needs the mask of all positions; the cache makes it causal
             return {"attention_mask": self._all}
         dtype = self._model.dtype
         seen = self._places <= self._length
@@ -241,13 +236,13 @@ class StaticDecoder:
 
 
 def last_only(model: Any) -> dict[str, int]:
-    """generate() asks a prefill for the last position's logits alone, where the model can."""
+    """Return generate()'s argument for logits of the last position only, if the model has it."""
     takes = "logits_to_keep" in inspect.signature(model.forward).parameters
     return {"logits_to_keep": 1} if takes else {}
 
 
 def _layer_count(model: Any, positions: int) -> int:
-    """Layers of the cache; Unsupported for other states than keys and values of all positions."""
+    """Return the number of cache layers; Unsupported unless all are keys and values."""
     config = model.config.get_text_config(decoder=True)
     for layer in StaticCache(config=config, max_cache_len=positions).layers:
         if not isinstance(layer, StaticLayer):
@@ -261,7 +256,7 @@ def _layer_count(model: Any, positions: int) -> int:
 
 
 def _has_alibi(model: Any) -> bool:
-    """Position biases instead of position ids: BLOOM, and Falcon where it is so configured."""
+    """Whether the model has position biases instead of position ids: BLOOM, some Falcon models."""
     takes = "position_ids" in inspect.signature(model.forward).parameters
     return not takes or bool(getattr(model.config, "alibi", False))
 

@@ -1,4 +1,4 @@
-"""The fastest way to decode that is right for a model, and why not a faster one."""
+"""Select the fastest decoder that is correct for a model."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from quant.decode.llama import Unsupported
 
 T = TypeVar("T", bound=Decoder)
 
-WARM_STEPS = 3  # before a capture: kernels load, workspaces are allocated
-# Largest difference of logits between two ways, in standard deviations of the logits. A wrong mask
-# or position moves them by about one; rounding by far less than these.
+WARM_STEPS = 3  # before a capture: loads kernels and allocates workspaces
+# Largest difference of logits between two decoders, in standard deviations of the logits. A wrong
+# mask or position changes logits by about 1; rounding changes them by far less than these values.
 AGREEMENT = {torch.float32: 1e-3, torch.float64: 1e-6}
 AGREEMENT_16_BITS = 0.1
 
@@ -24,12 +24,12 @@ AGREEMENT_16_BITS = 0.1
 def make_decoder(
     model: Any, prompt: Tensor, tokens: int, record: Recorder | None = None, *, fused: bool = True
 ) -> Decoder:
-    """The fastest decoder that gives the model's own logits for prompt [1, T] and `tokens` steps.
+    """Return the fastest decoder with the model's own logits for prompt [1, T] and `tokens` steps.
 
-    On a processor a fused step, and where a model has none a static cache; on CUDA a static cache
-    whose step is captured. Either is tried on the prompt and one step against the dynamic cache.
-    What could not be done is the decoder's `reason`. torch.OutOfMemoryError is raised, everything
-    else that a mode may raise makes it unsupported. record and fused are for tests.
+    On the CPU that is a fused step, or a static cache if the model has no fused step; on CUDA it is
+    a static cache with a captured step. Each is compared with the dynamic cache on the prompt and
+    one step. The decoder's `reason` says what was not possible. torch.OutOfMemoryError is raised;
+    any other exception of a mode makes the mode unsupported. record and fused are for tests.
     """
     if record is None and prompt.device.type == "cuda":
         record = cuda_graph(prompt.device)
@@ -59,7 +59,7 @@ def make_decoder(
 def _try(
     without: str, kind: Callable[[Any, int], T], model: Any, positions: int, prompt: Tensor
 ) -> T | str:
-    """A decoder that gives the logits of a dynamic cache, or why there is none."""
+    """Return a decoder with the logits of a dynamic cache, or the reason there is none."""
     try:
         decoder = kind(model, positions)
         _require_agreement(decoder, DynamicDecoder(model), prompt)
@@ -71,7 +71,7 @@ def _try(
 
 
 def cuda_graph(device: torch.device) -> Recorder:
-    """Capture as torch's documentation asks: warmed up on a side stream, then replayed."""
+    """Return a recorder that captures as torch's documentation requires, after a warm-up."""
 
     def record(warm: Step, step: Step) -> Step:
         with torch.cuda.device(device):
@@ -86,8 +86,8 @@ def cuda_graph(device: torch.device) -> Recorder:
                 with torch.cuda.graph(graph):
                     step()
             except RuntimeError as error:
-                # Ending a broken capture is an error of its own: torch raises it in the place of
-                # the cause, and leaves the stream of the capture current.
+                # Ending a broken capture raises another error, which hides the cause, and leaves
+                # the stream of the capture current.
                 torch.cuda.set_stream(before)
                 cause = error.__context__
                 raise cause if isinstance(cause, RuntimeError) else error from None
@@ -97,7 +97,7 @@ def cuda_graph(device: torch.device) -> Recorder:
 
 
 def _require_agreement(decoder: Decoder, dynamic: DynamicDecoder, prompt: Tensor) -> None:
-    """Unsupported when the two give other logits for the prompt or the token after it."""
+    """Raise Unsupported if the two give different logits for the prompt or the next token."""
     dynamic.prefill(prompt)
     decoder.prefill(prompt)
     _require_close(decoder.logits, dynamic.logits, "prompt")
@@ -114,7 +114,7 @@ def _require_close(found: Tensor, expected: Tensor, where: str) -> None:
     if worst > allowed:
         raise Unsupported(
             f"its logits at the {where} are {worst:.2g} standard deviations from those with the "
-            f"dynamic cache (at most {allowed:g} are taken for rounding)"
+            f"dynamic cache (rounding explains at most {allowed:g})"
         )
 
 

@@ -1,1 +1,1 @@
-"""Kinds of levels, the values that a code may stand for: one file each, ending in LEVELS."""
+"""Levels: the values that codes can stand for; each kind is a module that ends in LEVELS."""

@@ -1,4 +1,4 @@
-"""What a kind of levels says about itself, and how a scheme finds it. Imports no torch."""
+"""Levels and GridTensor: the spec of a kind of levels, and how a scheme loads it. No torch."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
     from quant.scheme import Scheme
 
-# The tensors of a grid by their names.
+# The tensors of a grid by name.
 Tensors = Mapping[str, "Tensor"]
-# Types that the numbers of a grid may be stored in, and their bits.
+# Storage types of floating-point numbers in a grid, and their bits.
 FLOATS = {"float8_e4m3fn": 8, "float8_e5m2": 8, "float16": 16, "bfloat16": 16, "float32": 32}
 WIDTHS = (2, 3, 4, 5, 6, 7, 8)  # bits of a packed integer
-# What a layer (quant.linear.QuantLinear) has besides its grid: tensors, then its other attributes.
+# Names that quant.linear.QuantLinear uses itself: its tensors, then its other attributes.
 RESERVED = (
     "qweight", "g_idx", "bias", "weight", "input_operator", "tiles", "tile_scales", "tile_zeros",
     "tile_negative", "scheme", "in_features", "out_features", "requested", "kernel", "tiled",
@@ -38,18 +38,18 @@ RESERVED = (
 
 @dataclass(frozen=True)
 class GridTensor:
-    """One tensor of a grid: an entry for every output row and group, super-block or whole row.
+    """One tensor of a grid, with an entry per output row and group, super-block or whole row.
 
-    name    in Grid and QuantizedWeight: "scale".
-    buffer  in the packed layout, as checkpoints call it: "scales".
-    code    holds integers (uint8 in QuantizedWeight, packed in the buffer); else floating-point
-            numbers.
-    width   bits of such an integer; None: as many as a weight's code.
-    dtype   type of such a number, one of FLOATS; None: scheme.scale_dtype.
-    span    groups that share an entry: 1; N, a super-block (the last may have fewer); None: all
-            groups of a row.
-    values  numbers in an entry; None: one for every code, a codebook. Unless it is 1 they are one
-            dimension more, the last.
+    name    name in Grid and QuantizedWeight: "scale".
+    buffer  name in the packed layout and in checkpoints: "scales".
+    code    whether it has integers (uint8 in QuantizedWeight, packed in the buffer) instead of
+            floating-point numbers.
+    width   bits of an integer; None means the bit width of the codes.
+    dtype   storage type of a floating-point number, one of FLOATS; None means scheme.scale_dtype.
+    span    number of groups that share an entry: 1; N for a super-block (the last one may be
+            smaller); None for all groups of a row.
+    values  numbers per entry; None means one per code (a codebook). Unless it is 1, they are one
+            more dimension, the last.
     """
 
     name: str
@@ -64,72 +64,77 @@ class GridTensor:
         of_the_other = self.dtype if self.code else self.width
         wrong = (
             (of_the_other is not None, "width is for code=True, and dtype for code=False"),
-            (self.width not in (None, *WIDTHS), f"width={self.width} is none of {WIDTHS}"),
-            (self.dtype not in (None, *FLOATS), f"dtype={self.dtype!r} is none of {list(FLOATS)}"),
-            (self.span is not None and self.span < 1, f"span={self.span} is no number of groups"),
+            (self.width not in (None, *WIDTHS), f"width={self.width} is not one of {WIDTHS}"),
+            (
+                self.dtype not in (None, *FLOATS),
+                f"dtype={self.dtype!r} is not one of {list(FLOATS)}",
+            ),
+            (self.span is not None and self.span < 1, f"span={self.span} is below 1"),
             (self.values is not None and self.values < 1, f"values={self.values} is below 1"),
-            (not self.buffer.isidentifier(), f"buffer={self.buffer!r} is no name of a tensor"),
-            (self.buffer in RESERVED, f"a layer has something else called {self.buffer}"),
+            (not self.buffer.isidentifier(), f"buffer={self.buffer!r} is not a tensor name"),
+            (self.buffer in RESERVED, f"the name {self.buffer} is reserved by QuantLinear"),
         )
         for _, sentence in (each for each in wrong if each[0]):
             raise ValueError(f"grid tensor {self.name}: {sentence}; correct its GridTensor.")
 
     def entries(self, groups: int) -> int:
-        """Entries of a row that has so many groups."""
+        """Return the number of entries of a row with `groups` groups."""
         return 1 if self.span is None else -(-groups // self.span)
 
     def count(self, scheme: Scheme) -> int:
-        """Numbers in an entry."""
+        """Return the count of numbers in an entry."""
         return scheme.max_code + 1 if self.values is None else self.values
 
     def bits(self, scheme: Scheme) -> int:
-        """Stored bits of a number."""
+        """Return the stored bits of one number."""
         return (self.width or scheme.bits) if self.code else FLOATS[self.storage(scheme)]
 
     def storage(self, scheme: Scheme) -> str:
-        """The type of its numbers in QuantizedWeight."""
+        """Return the name of the dtype of its numbers in QuantizedWeight."""
         return "uint8" if self.code else self.dtype or scheme.scale_dtype
 
-    def behind(self, scheme: Scheme) -> tuple[int, ...]:
-        """The sizes of the dimensions behind that of the entries: none, or the numbers in one."""
+    def entry_shape(self, scheme: Scheme) -> tuple[int, ...]:
+        """Return the dimensions after that of the entries: (), or (numbers per entry,)."""
         return () if self.values == 1 else (self.count(scheme),)
 
 
 @dataclass(frozen=True)
 class Levels:
-    """A kind of levels: how grids are found, and weights become codes and values on them.
+    """A kind of levels: how to find grids, encode weights and decode codes.
 
-    name       what a scheme calls it: "uniform".
-    prefix     how the names of its schemes begin: "w" in w4g128.
-    about      what its levels are, in a few words, for messages.
-    tensors    of a grid, in the order in which they are packed.
-    find       (weight [rows, columns], scheme, layer) -> tensors of each row's grid, in the dtype
-               of weight and exactly as they will be stored. The columns are one group, and tensors
-               [rows]. If a tensor has a span, they are the groups that are found together, of
-               scheme.group_size columns each (the last may be short, and there may be fewer), and
-               tensors [rows, entries]. Numbers of an entry come last: [rows, values].
-    encode     (values, tensors, scheme) -> the code nearest to each value, as floating-point
-               numbers. The tensors broadcast against the values; those with several numbers in an
-               entry have these as one dimension more, the last.
-    decode     (codes, tensors, scheme) -> values; the inverse of encode on the levels. In the dtype
-               of the tensors.
-    bits       widths of a code that there are; None: all. A kind with one is named without it.
-    codes      number of codes; None: 2^bits.
-    symmetric  whether schemes may ask for symmetric grids.
-    grids      searches of a grid that schemes may ask for.
-    check      (scheme): raises SchemeError for what else cannot be.
-    sweep      tensors [groups, rows] -> arguments of the compiled column loop of GPTQ
-               (cuda_ext.sweep.gptq_sweep): scale, zero, negative. None: it has no code for these
-               levels and the plain loop runs.
-    operators  whether the operators of cuda_ext multiply with these levels, from the same buffers;
-               else layers are decoded before every product.
-    draw       (words, shape, inputs, scheme, generator) -> random tensors of `shape` [groups, out]
-               for a weight of `inputs` columns with mean 0 and variance 1 / inputs; of groups that
-               share an entry the first is taken. `words` are its packed codes, all bits random;
-               those that are no codes are mended in place. None: there are no random weights of
-               these levels.
-    version    raised when the same codes and tensors come to stand for other values: artifacts
-               of another version are refused.
+    name            name in schemes: "uniform".
+    prefix          beginning of the names of its schemes: "w" in w4g128.
+    about           short description of the levels, for messages.
+    tensors         tensors of a grid, in packing order.
+    find            (weight [rows, columns], scheme, layer) -> tensors of each row's grid, in the
+                    dtype of weight, with exactly the values that will be stored. The columns are
+                    one group and the tensors are [rows]. If a tensor has a span, the columns are
+                    the groups that are found together, of scheme.group_size columns each (the last
+                    may be short, and there may be fewer), and the tensors are [rows, entries].
+                    Several numbers per entry are the last dimension: [rows, values].
+    encode          (values, tensors, scheme) -> the nearest code of each value, as floating-point
+                    numbers. The tensors broadcast against the values; those with several numbers
+                    per entry have them as one more dimension, the last.
+    decode          (codes, tensors, scheme) -> values in the dtype of the tensors; the inverse of
+                    encode on the levels.
+    bits            supported bit widths; None means all. The names of a kind with a single width
+                    omit it.
+    codes           number of codes; None means 2^bits.
+    symmetric       whether schemes may request symmetric grids.
+    grids           supported grid searches.
+    check           (scheme) raises SchemeError for other impossible combinations.
+    loop_arguments  tensors [groups, rows] -> arguments scale, zero and negative of GPTQ's compiled
+                    column loop (cuda_ext.column_loop). None: the compiled loop does not support
+                    these levels, and the plain loop runs.
+    operators       whether cuda_ext's operators multiply with these levels, from the same buffers;
+                    if not, layers are dequantized before every product.
+    draw            (words, shape, inputs, scheme, generator) -> random tensors of `shape` [groups,
+                    out] for a weight of `inputs` columns with mean 0 and variance 1 / inputs; of
+                    groups that share an entry, the first is used. `words` are the packed codes,
+                    random in all bits; draw corrects invalid codes in place. None: no random
+                    weights for these levels.
+    version         increased when the same codes and tensors come to mean other values; artifacts
+                    with another version are refused.
     """
 
     name: str
@@ -144,7 +149,7 @@ class Levels:
     symmetric: bool = False
     grids: tuple[str, ...] = ("minmax",)
     check: Callable[[Scheme], None] | None = None
-    sweep: Callable[[Tensors], dict[str, Tensor]] | None = None
+    loop_arguments: Callable[[Tensors], dict[str, Tensor]] | None = None
     operators: bool = False
     draw: (
         Callable[[Tensor, tuple[int, ...], int, Scheme, torch.Generator], dict[str, Tensor]] | None
@@ -152,12 +157,12 @@ class Levels:
     version: int = 1
 
     def __post_init__(self) -> None:
-        # Else a name such as w4g128 could be read in two ways.
+        # Otherwise a name such as w4g128 would be ambiguous.
         ending = r"[a-z0-9]*" if self.one_width else r"([a-z0-9]*[a-z])?"
         if not re.fullmatch(r"[a-z]" + ending, self.prefix):
             raise ValueError(
                 f"levels {self.name}: prefix={self.prefix!r} cannot begin the name of a scheme; "
-                "use small letters and digits, and no digit at the end where a width follows."
+                "use small letters and digits, and end with a letter if a bit width follows."
             )
         for field in ("name", "buffer"):
             called = [getattr(each, field) for each in self.tensors]
@@ -172,45 +177,45 @@ class Levels:
             for each in self.tensors
         ):
             raise ValueError(
-                f"levels {self.name}: the operators of cuda_ext know one number for every row and "
-                "group, in the type of scales or as a code; leave operators=False."
+                f"levels {self.name}: the operators of cuda_ext support one number per row and "
+                "group, in scheme.scale_dtype or as a code; leave operators=False."
             )
 
     @property
     def span(self) -> int | None:
-        """Groups whose grids are found together; None: all groups of a row."""
+        """Number of groups whose grids are found together; None means all groups of a row."""
         spans = [each.span for each in self.tensors]
         return None if None in spans else math.lcm(*filter(None, spans))
 
     @property
     def scaled(self) -> bool:
-        """Whether a tensor is in scheme.scale_dtype."""
+        """Whether one of the tensors is stored in scheme.scale_dtype."""
         return any(not each.code and each.dtype is None for each in self.tensors)
 
     @property
     def one_width(self) -> bool:
-        """Whether codes have one width, which then is not in the names of schemes."""
+        """Whether there is a single bit width; names of schemes then omit it."""
         return self.bits is not None and len(self.bits) == 1
 
 
 def load_levels(levels: str | Part | Levels) -> Levels:
-    """A kind of levels: a built-in one by its name, or the module that ends in LEVELS.
+    """Return built-in levels by name, or load the LEVELS of a module.
 
-    A module is given by its dotted name, or as a Part where it lies in a user's folder. An object
-    is given back. SchemeError, naming what there is, for anything else.
+    A module is given as its dotted name, or as a Part if it is in a user's folder. A Levels object
+    is returned unchanged. Raises SchemeError, listing the known names, for anything else.
     """
     return levels if isinstance(levels, Levels) else _load(levels)
 
 
 def module_of(levels: str | Part | Levels) -> str:
-    """The name under which a configuration asks for a kind: the built-in name or the module."""
+    """Return the name by which a configuration requests levels: a built-in name or the module."""
     if isinstance(levels, Part):
         return levels.module
     return levels.find.__module__ if isinstance(levels, Levels) else levels
 
 
 def built_in_levels() -> tuple[Levels, ...]:
-    """The kinds that come with Bitsweep."""
+    """Return the levels that are part of Bitsweep."""
     return tuple(_load(name) for name in _built_in_names())
 
 
@@ -237,8 +242,8 @@ def _load(name: str | Part) -> Levels:
     found = getattr(module, "LEVELS", None)
     if not isinstance(found, Levels):
         raise SchemeError(
-            f"levels={name!r}: the module has no LEVELS of quant.levels.base.Levels; let it end in "
-            "LEVELS = Levels(...)."
+            f"levels={name!r}: the module has no LEVELS of type quant.levels.base.Levels; end it "
+            "with LEVELS = Levels(...)."
         )
     return found
 

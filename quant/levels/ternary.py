@@ -1,6 +1,6 @@
-"""Ternary levels {minimum, 0, maximum} as in the appendix of the paper: a grid that is not uniform.
+"""Ternary levels {minimum, 0, maximum} as in the appendix of the paper; the grid is not uniform.
 
-Code 0 is -negative_scale, 1 is 0, 2 is scale; codes are stored in 2 bits.
+Code 0 means -negative_scale, 1 means 0 and 2 means scale; codes are stored in 2 bits.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def find(weight: Tensor, scheme: Scheme, layer: str) -> Tensors:
-    """Minimum and maximum of every row; either may be 0."""
+    """Return minimum and maximum of every row; either may be 0."""
     from quant.scales import round_scale
 
     low = weight.amin(dim=1).clamp_(max=0)
@@ -30,19 +30,19 @@ def find(weight: Tensor, scheme: Scheme, layer: str) -> Tensors:
 
 
 def encode(values: Tensor, grid: Tensors, scheme: Scheme) -> Tensor:  # noqa: ARG001
-    """Values beyond half of an outer level take that level, the others 0."""
+    """Round values beyond half of an outer level to that level, and others to 0."""
     above = (values > grid["scale"] / 2).to(values.dtype)
     return above.sub_((values < grid["negative_scale"] / -2).to(values.dtype)).add_(1)
 
 
 def decode(codes: Tensor, grid: Tensors, scheme: Scheme) -> Tensor:  # noqa: ARG001
-    """One of the two products is 0, the other exact."""
+    """Return the values; exact, because one of the two products is always 0."""
     level = codes - 1
     return level.clamp(min=0) * grid["scale"] + level.clamp(max=0) * grid["negative_scale"]
 
 
-def sweep(grid: Tensors) -> dict[str, Tensor]:
-    """Arguments of the compiled column loop."""
+def loop_arguments(grid: Tensors) -> dict[str, Tensor]:
+    """Return the arguments of the compiled column loop."""
     return {"scale": grid["scale"], "negative": grid["negative_scale"]}
 
 
@@ -53,13 +53,13 @@ def draw(
     scheme: Scheme,
     generator: torch.Generator,
 ) -> dict[str, Tensor]:
-    """Outer levels of about the same size."""
+    """Draw outer levels of about equal size."""
     import math
 
     from quant.scales import draw_scale
 
-    words ^= words & (words >> 1) & 0x55555555  # code 3 is none of ternary's: it becomes 2
-    spread = math.sqrt(0.75)  # of -1, 0, 1, 1
+    words ^= words & (words >> 1) & 0x55555555  # code 3 is invalid and becomes 2
+    spread = math.sqrt(0.75)  # standard deviation of the levels -1, 0, 1, 1
     return {
         "scale": draw_scale(shape, spread, inputs, scheme, generator),
         "negative_scale": draw_scale(shape, spread, inputs, scheme, generator),
@@ -76,7 +76,7 @@ LEVELS = Levels(
     decode=decode,
     bits=(2,),
     codes=3,
-    sweep=sweep,
+    loop_arguments=loop_arguments,
     operators=True,
     draw=draw,
 )

@@ -1,7 +1,7 @@
 """Uniform levels: scale * (code - zero).
 
-The quantizer of the paper (arXiv 2210.17323, section 4 "Setup", and the authors' code) is the
-asymmetric min-max one; symmetric and MSE-searched grids stand beside it.
+The paper's quantizer (arXiv 2210.17323, section 4 "Setup", and the authors' code) is the asymmetric
+min-max grid; symmetric grids and grids searched by squared error are supported too.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ if TYPE_CHECKING:
 
     from quant.scheme import Scheme
 
-# grid="mse" tries these shares of the full range: 1.00, 0.98, ... 0.22. The smallest one is below
-# the best clipping of 2-bit codes on a row of 16384 Gaussian weights (0.37).
+# grid="mse" tries these shares of the full range: 1.00, 0.98, ... 0.22. The smallest is below the
+# best clipping of 2-bit codes on a row of 16384 Gaussian weights (0.37).
 MSE_SHRINK = tuple((50 - step) / 50 for step in range(40))
 
 
 def find(weight: Tensor, scheme: Scheme, layer: str) -> Tensors:
-    """The range of every row, forced to hold 0, so that 0 is exact on every grid.
+    """Find the grid of every row from its range, extended to contain 0, so that 0 is exact.
 
-    A row of zeros gets [-1, 1]. Symmetric grids span [-max|w|, max|w|] with the zero-point at
-    2^(bits-1). Scales are rounded to scheme.scale_dtype first and zero-points follow from the
-    rounded scale.
+    A row of zeros gets the range [-1, 1]. Symmetric grids span [-max|w|, max|w|] with the
+    zero-point at 2^(bits-1). Scales are rounded to scheme.scale_dtype first, and zero-points are
+    computed from the rounded scale.
     """
     import torch
 
@@ -43,17 +43,17 @@ def find(weight: Tensor, scheme: Scheme, layer: str) -> Tensors:
 
 
 def encode(values: Tensor, grid: Tensors, scheme: Scheme) -> Tensor:
-    """The nearest codes, half to even."""
+    """Return the nearest codes (ties to even)."""
     return (values / grid["scale"]).round_().add_(grid["zero"]).clamp_(0, scheme.max_code)
 
 
 def decode(codes: Tensor, grid: Tensors, scheme: Scheme) -> Tensor:  # noqa: ARG001
-    """The difference is exact, the product is rounded once."""
+    """Return the values: the difference is exact, the product is rounded once."""
     return (codes - grid["zero"]).mul_(grid["scale"])
 
 
-def sweep(grid: Tensors) -> dict[str, Tensor]:
-    """Arguments of the compiled column loop."""
+def loop_arguments(grid: Tensors) -> dict[str, Tensor]:
+    """Return the arguments of the compiled column loop."""
     return {"scale": grid["scale"], "zero": grid["zero"]}
 
 
@@ -64,7 +64,7 @@ def draw(
     scheme: Scheme,
     generator: torch.Generator,
 ) -> dict[str, Tensor]:
-    """Zero-points beside the middle of the codes, and scales for the spread of all of them."""
+    """Draw zero-points next to the middle code, and scales for uniformly distributed codes."""
     import math
 
     import torch
@@ -73,7 +73,7 @@ def draw(
 
     levels = 2**scheme.bits
     middle = levels // 2 - 1
-    # The mean of the codes lies halfway between the two middle ones.
+    # The mean of the codes lies halfway between the two middle codes.
     zero = torch.randint(
         0, 2, shape, dtype=torch.uint8, device=generator.device, generator=generator
     )
@@ -96,10 +96,10 @@ def _grid(low: Tensor, high: Tensor, scheme: Scheme, layer: str) -> Tensors:
 def _shrink(
     weight: Tensor, grid: Tensors, low: Tensor, high: Tensor, scheme: Scheme, layer: str
 ) -> Tensors:
-    """For every row the range out of MSE_SHRINK * [low, high] of smallest squared error.
+    """Return, for every row, the range in MSE_SHRINK * [low, high] with the least squared error.
 
-    The full range, tried first, wins ties. Both ends shrink together, as in the authors' code
-    (with the square in place of their exponent 2.4).
+    The full range is tried first and wins ties. Both ends shrink together, as in the authors' code
+    (with the square instead of their exponent 2.4).
     """
     import torch
 
@@ -109,7 +109,7 @@ def _shrink(
     for share in MSE_SHRINK:
         candidate = _grid(low * share, high * share, scheme, layer)
         value = decode(encode(columns, candidate, scheme), candidate, scheme)
-        # In float64, else which of two close candidates wins is up to the order of the sum.
+        # In float64: in float32 the order of summation would decide between close candidates.
         error = value.sub_(columns).square_().sum(dim=0, dtype=torch.float64)
         better = error < best_error
         best_error = torch.where(better, error, best_error)
@@ -127,7 +127,7 @@ LEVELS = Levels(
     decode=decode,
     symmetric=True,
     grids=("minmax", "mse"),
-    sweep=sweep,
+    loop_arguments=loop_arguments,
     operators=True,
     draw=draw,
 )

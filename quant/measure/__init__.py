@@ -1,1 +1,1 @@
-"""What measures models and makes dummy ones: decoding, roofline, random weights."""
+"""Measurement helpers: decoders, roofline, and models with random weights."""

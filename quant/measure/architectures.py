@@ -1,6 +1,6 @@
-"""Dimensions of published models, so that sizes that cannot be downloaded can be built and timed.
+"""Dimensions of published models, to build and time sizes that cannot be downloaded.
 
-Each entry is the part of the model's config.json that decides shapes, under transformers' names.
+Each entry is the part of the model's config.json that determines shapes, under transformers' names.
 Sources: OPT, arXiv 2205.01068, Table 1; BLOOM, arXiv 2211.05100, Table 3; LLaMA, arXiv 2302.13971,
 Table 2, and 2307.09288; Llama 3, arXiv 2407.21783, Table 3; the vocabularies of their tokenizers;
 SmolLM2, the config.json of HuggingFaceTB/SmolLM2-135M.
@@ -89,13 +89,13 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 
 
 class ArchitectureError(QuantizationError):
-    """An architecture that is unknown, or a config.json that describes none."""
+    """An architecture is unknown, or a config.json does not describe one."""
 
 
 def architecture_config(architecture: str) -> PreTrainedConfig:
-    """The config of a name in ARCHITECTURES, or of a path to a config.json (or its folder).
+    """Return the config of a name in ARCHITECTURES, or of a path to a config.json (or its folder).
 
-    Raises ArchitectureError naming the value.
+    Raises ArchitectureError that names the value.
     """
     if architecture in ARCHITECTURES:
         return _make(dict(ARCHITECTURES[architecture]), architecture)
@@ -114,9 +114,9 @@ def architecture_config(architecture: str) -> PreTrainedConfig:
         ) from error
     if not isinstance(dimensions, dict):
         raise ArchitectureError(
-            f"architecture={architecture}: {file} holds no JSON object; give a model's config.json."
+            f"architecture={architecture}: {file} is not a JSON object; pass a model's config.json."
         )
-    # Only shapes count: weights that would be quantized already are made anew.
+    # Only shapes matter: the weights are generated, even if the original is quantized.
     dimensions.pop("quantization_config", None)
     return _make(dimensions, str(file))
 

@@ -1,9 +1,9 @@
-"""Models of any architecture with random weights, made directly in packed form.
+"""Dummy models of any architecture with random weights, made directly in packed form.
 
-For timing sizes that cannot be downloaded: a layer's random codes are drawn on the device where it
-will run, so no full-precision weight ever exists, and what is needed is checked before anything is
-allocated. Values are such that activations keep their size through any depth; they mean nothing
-else.
+They are for timing sizes that cannot be downloaded. A layer's random codes are drawn on its device,
+so full-precision weights never exist, and the needed memory is checked before anything is
+allocated. The values keep activations at the same size through any depth; they have no other
+meaning.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ from quant.linear import Packed, QuantLinear, pack_grid, packed_bytes, packed_sh
 from quant.scheme import SCALE_DTYPES, Scheme
 
 UNIT = 64  # bytes of one unit of the kernel layout
-MARGIN = 0.02  # of the free memory stays free: allocators round up, kernels need workspaces
+MARGIN = 0.02  # share of memory that stays free: allocators round up, kernels need workspaces
 GIB = 2**30
 
 
 class NotEnoughMemory(QuantizationError):
-    """A model that does not fit the device, with both figures."""
+    """A model does not fit on the device; the message has both figures."""
 
 
 @dataclass(frozen=True)
 class MemoryNeed:
-    """Bytes of a model that is to be built.
+    """Bytes that building a model takes.
 
-    packed     codes, scales and zero-points of the quantized layers, as their kernel holds them.
+    packed     codes, scales and zero-points of the quantized layers, in the kernel's layout.
     dense      everything else: embeddings, norms, biases, and all weights without a scheme.
-    transient  beside them while the largest layer is laid out for its kernel.
+    transient  additional bytes while the largest layer is converted to the kernel's layout.
     """
 
     packed: int
@@ -52,7 +52,7 @@ class MemoryNeed:
 
     @property
     def model(self) -> int:
-        """What the finished model holds."""
+        """Bytes of the finished model."""
         return self.packed + self.dense
 
 
@@ -67,15 +67,16 @@ def build_dummy(
     beside: int = 0,
     attn_implementation: str | None = None,
 ) -> PreTrainedModel:
-    """A causal LM of `config` with random weights on `device`, in eval mode.
+    """Return a causal LM of `config` with random weights on `device`, in eval mode.
 
-    scheme   of the linear layers in the blocks, which become QuantLinear; None: all in dtype.
-    seed     the same seed gives the same weights on the same kind of device.
-    beside   bytes that must stay free besides the model, for cache and activations.
-    attn_implementation  of transformers; None: its choice for the architecture.
+    scheme               scheme of the linear layers in the blocks, which become QuantLinear; None:
+                         all weights have dtype.
+    seed                 the same seed gives the same weights on the same kind of device.
+    beside               bytes that must stay free, for cache and activations.
+    attn_implementation  of transformers; None: its default for the architecture.
 
-    Raises NotEnoughMemory with figures before anything is allocated, SchemeError for levels that
-    cannot be drawn, KernelUnavailable.
+    Raises NotEnoughMemory, with figures, before anything is allocated; SchemeError for levels
+    without random weights; KernelUnavailable.
     """
     device = torch.device(device)
     kernel = resolve_kernel(kernel, device)
@@ -90,7 +91,8 @@ def build_dummy(
         if buffer.device != device:
             parent, _, child = name.rpartition(".")
             model.get_submodule(parent)._buffers[child] = buffer.to(device)
-    return model.eval()
+    result: PreTrainedModel = model.eval()
+    return result
 
 
 def predict_memory(
@@ -100,12 +102,12 @@ def predict_memory(
     dtype: torch.dtype,
     kernel: str,
 ) -> MemoryNeed:
-    """What `build_dummy` will need; kernel is a resolved name. Allocates nothing."""
+    """Return the memory that `build_dummy` needs; kernel is a resolved name. Allocates nothing."""
     return memory_need(_skeleton(config, dtype, None, scheme is not None), scheme, kernel)
 
 
 def memory_need(model: PreTrainedModel, scheme: Scheme | None, kernel: str) -> MemoryNeed:
-    """Of a model on the meta device whose linear layers are to be packed."""
+    """Return the memory need of a model on the meta device whose linear layers will be packed."""
     quantized: dict[int, nn.Module] = {}
     if scheme is not None:
         for block in find_blocks(model).modules:
@@ -122,7 +124,7 @@ def memory_need(model: PreTrainedModel, scheme: Scheme | None, kernel: str) -> M
 
 
 def require_memory(need: MemoryNeed, device: torch.device, beside: int, what: str) -> None:
-    """NotEnoughMemory, with what is needed and what is free, when the model does not fit."""
+    """Raise NotEnoughMemory, with needed and free bytes, if the model does not fit."""
     free = free_memory(device)
     total = need.model + need.transient + beside
     if free is not None and total > free * (1 - MARGIN):
@@ -135,7 +137,7 @@ def require_memory(need: MemoryNeed, device: torch.device, beside: int, what: st
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Bytes that can still be allocated on a device; None where the system does not say."""
+    """Return the bytes that can be allocated on a device; None if unknown."""
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + unused
@@ -150,7 +152,7 @@ def free_memory(device: torch.device) -> int | None:
 
 
 def layer_shape(layer: nn.Module) -> tuple[int, int]:
-    """(inputs, outputs) of an nn.Linear, a Conv1D or a QuantLinear."""
+    """Return (inputs, outputs) of an nn.Linear, a Conv1D or a QuantLinear."""
     if isinstance(layer, Conv1D):
         inputs, outputs = layer.weight.shape
         return inputs, outputs
@@ -158,14 +160,14 @@ def layer_shape(layer: nn.Module) -> tuple[int, int]:
 
 
 def random_packed(scheme: Scheme, inputs: int, outputs: int, generator: torch.Generator) -> Packed:
-    """GPTQ buffers (quant.linear.pack) of a layer with random codes, on the generator's device.
+    """Return GPTQ buffers (quant.linear.pack) with random codes, on the generator's device.
 
     Weights have mean 0 and variance 1 / inputs, so that a product keeps the size of its input.
     """
     draw = scheme.kind.draw
     if draw is None:
         raise SchemeError(
-            f"{scheme.name}: {scheme.kind.name} levels say of no random weights; use other levels "
+            f"{scheme.name}: {scheme.kind.name} levels have no random weights; use other levels "
             "for a dummy model, or add draw to their LEVELS."
         )
     shapes = packed_shapes(scheme, inputs, outputs)
@@ -178,7 +180,7 @@ def random_packed(scheme: Scheme, inputs: int, outputs: int, generator: torch.Ge
         generator=generator,
     )
     used = inputs * scheme.bits % 32
-    if used:  # no code lies in the end of the last word
+    if used:  # the end of the last word has no codes
         words[-1] &= (1 << used) - 1
     grid = draw(words, (scheme.groups(inputs), outputs), inputs, scheme, generator)
     kept = {each.name: shared(grid[each.name], each, 0) for each in scheme.kind.tensors}
@@ -188,9 +190,9 @@ def random_packed(scheme: Scheme, inputs: int, outputs: int, generator: torch.Ge
 def _skeleton(
     config: PreTrainedConfig, dtype: torch.dtype, attn_implementation: str | None, apart: bool
 ) -> PreTrainedModel:
-    """A model on meta; apart: with experts that can be packed."""
+    """Return a model on the meta device; apart: split experts, so that they can be packed."""
     with parameters_on_meta():
-        model = AutoModelForCausalLM.from_config(
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(
             config,
             dtype=dtype,
             attn_implementation=attn_implementation,
@@ -209,7 +211,7 @@ def _pack_blocks(
     kernel: str,
     generator: torch.Generator,
 ) -> None:
-    """Replace every linear layer of the blocks, one after the other, by a random packed one."""
+    """Replace the linear layers of the blocks, one after the other, by random packed layers."""
     for block in find_blocks(model).modules:
         for name, layer in linear_layers(block).items():
             inputs, outputs = layer_shape(layer)
@@ -225,7 +227,7 @@ def _pack_blocks(
 def _fill(
     model: PreTrainedModel, device: torch.device, dtype: torch.dtype, generator: torch.Generator
 ) -> None:
-    """Give every parameter on meta its random values in place, tied ones once."""
+    """Give every parameter on the meta device random values in place, tied ones once."""
     made: dict[int, nn.Parameter] = {}
     for path, module in model.named_modules():
         for name, parameter in list(module._parameters.items()):
@@ -244,7 +246,7 @@ def _random_values(
     device: torch.device,
     generator: torch.Generator,
 ) -> Tensor:
-    """Matrices of variance 1 / inputs (tables: 1), scales of one and biases of nought."""
+    """Return matrices of variance 1 / inputs (embedding tables: 1), scales of 1 and biases of 0."""
     values = torch.empty(parameter.shape, dtype=parameter.dtype, device=device)
     if parameter.dim() < 2:
         return values.fill_(0.0 if name.endswith("bias") else 1.0)
@@ -254,7 +256,7 @@ def _random_values(
 
 
 def _packed_bytes(scheme: Scheme, inputs: int, outputs: int, kernel: str) -> int:
-    """Of a layer's buffers as QuantLinear holds them for `kernel`; bias not included."""
+    """Return the bytes of a layer's buffers in QuantLinear with `kernel`, without the bias."""
     if kernel == "reference" or not takes_kernels(scheme, inputs):
         return packed_bytes(scheme, inputs, outputs)
     rows = -(-outputs // TILE_ROWS) * TILE_ROWS

@@ -1,4 +1,4 @@
-"""The roofline of decoding: what one token must read, and how fast the device can read."""
+"""Roofline of decoding: the bytes that one token must read, and the device's read bandwidth."""
 
 from __future__ import annotations
 
@@ -8,31 +8,31 @@ from typing import Any
 import torch
 from torch import Tensor
 
-READ_BYTES = {"cpu": 2**28, "cuda": 2**31}  # far beyond every cache
+READ_BYTES = {"cpu": 2**28, "cuda": 2**31}  # much larger than any cache
 READ_TURNS = 7
 
 
 def weight_bytes(model: Any) -> int:
-    """Bytes of all parameters and buffers as held in memory; shared storage counts once."""
+    """Return the bytes of all parameters and buffers in memory; shared storage counts once."""
     return _unique_bytes([*model.parameters(), *model.buffers()])
 
 
 def embedding_bytes(model: Any) -> int:
-    """Bytes of the embedding tables and the output layer, which stay in full precision."""
+    """Return the bytes of the embedding tables and the output layer (both full precision)."""
     return _unique_bytes([*_tables(model), *_output_layer(model)])
 
 
 def weight_bytes_per_token(model: Any) -> int:
-    """Bytes of weights that one decode step reads: all but the tables it takes one row of."""
+    """Return the bytes of weights that a decode step reads: all except embedding tables."""
     output = _output_layer(model)
     return weight_bytes(model) - (_unique_bytes([*_tables(model), *output]) - _unique_bytes(output))
 
 
 def activation_bytes_per_token(model: Any, dtype: torch.dtype) -> int:
-    """Bytes that the linear layers (packed ones and the output included) read and write a token.
+    """Return the bytes per token that the linear layers (packed ones and the output) move.
 
-    What stands between them (norms, residual sums, attention scores) is of the same order, small
-    beside the weights, and usually fused or in cache; it is not counted.
+    Operations between them (norms, residual sums, attention scores) move about as much, little
+    compared with the weights, and are usually fused or in cache; they are not counted.
     """
     ends = 0
     for module in model.modules():
@@ -45,10 +45,10 @@ def activation_bytes_per_token(model: Any, dtype: torch.dtype) -> int:
 
 
 def read_bandwidth(device: str | torch.device, turns: int = READ_TURNS) -> float:
-    """Bytes a second of the fastest of `turns` sums over an array that no cache holds.
+    """Return bytes per second of the fastest of `turns` sums over an array larger than any cache.
 
-    The array is float32, 256 MiB on a processor and 2 GiB on a GPU (an eighth of what is free
-    there, when that is less).
+    The array is float32, 256 MiB on a CPU and 2 GiB on a GPU (at most an eighth of its free
+    memory).
     """
     device = torch.device(device)
     size = READ_BYTES.get(device.type, READ_BYTES["cpu"])
@@ -72,7 +72,8 @@ def _sum_seconds(array: Tensor) -> float:
         array.sum()
         end_event.record()
         end_event.synchronize()
-    return start_event.elapsed_time(end_event) / 1e3
+    result: float = start_event.elapsed_time(end_event) / 1e3
+    return result
 
 
 def _tables(model: Any) -> list[Tensor]:
@@ -85,7 +86,7 @@ def _output_layer(model: Any) -> list[Tensor]:
 
 
 def _unique_bytes(tensors: list[Tensor]) -> int:
-    """A view of a storage already counted (tied embeddings) adds nothing."""
+    """Sum the bytes of tensors; views of one storage (tied embeddings) count once."""
     storages: dict[int, int] = {}
     for tensor in tensors:
         size = tensor.numel() * tensor.element_size()

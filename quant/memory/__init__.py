@@ -1,1 +1,1 @@
-"""How much memory there is, what a run will take, and heaps that give it back."""
+"""Memory: free memory, the needs of a run, and allocator settings."""

@@ -1,11 +1,12 @@
-"""Where large tensors lie, so that a run over many blocks is neither slow nor grows.
+"""Allocator settings that keep a run over many blocks fast and its memory bounded.
 
-A page that a process takes from the system is cleared and mapped when it is first touched, and
-torch takes the memory of every result anew. What glibc does by default is wrong for both kinds of
-tensors here: the intermediate values of a block, which have the same sizes in every batch, go back
-to the system and are taken again (measured: half of the time of a calibration), while the weights
-of block after block come to lie in heaps, one a thread, in which they leave holes. So heaps keep
-what is freed until `give_back`, and weights get memory of their own, which leaves with them.
+The system clears and maps every new page at its first use, and torch allocates a new tensor for
+every result. glibc's defaults are bad for two kinds of tensors. The intermediate values of a block
+have the same sizes in every batch, but glibc returns them to the system and maps them again
+(measured: half of the time of a calibration). The weights of successive blocks are placed in heaps,
+one per thread, and leave holes there when they are freed. Therefore freed memory is kept in the
+heap until `trim_heap`, and weights get a mapping of their own, which is unmapped when they are
+freed.
 """
 
 from __future__ import annotations
@@ -22,22 +23,21 @@ import torch
 from torch import Tensor
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # <malloc.h>
-# Results of at least this size are mapped one by one: the work on them hides the price of their
-# pages, and the holes that they would leave in a heap are as large as they are. (Older versions of
-# glibc take no larger bound.)
+# Results of at least this size get a mapping of their own: the work on them hides the cost of new
+# pages, and in a heap they would leave large holes. (32 MiB is the maximum of older glibc.)
 LARGE = 32 << 20
-KEPT = (1 << 31) - 1  # as much as the setting, an int, can say
-HUGE = 2 << 20  # pages of 2 MiB are taken 8 times as fast as the same memory in 4 KiB (measured)
-# What is smaller shares pages with others.
+KEPT = (1 << 31) - 1  # maximum of the setting, an int
+HUGE = 2 << 20  # 2 MiB pages are mapped 8 times as fast as the same memory in 4 KiB (measured)
+# Smaller tensors share pages with others.
 OWN = 256 << 10
 
 
 @lru_cache(maxsize=1)
 def keep_freed_memory() -> bool:
-    """Let glibc keep freed memory for the next result of that size; True where that was done.
+    """Let glibc keep freed memory for later results; return whether that was possible.
 
-    A setting of the whole process; elsewhere than on glibc nothing is done. What is kept counts as
-    resident until `give_back`.
+    The setting applies to the whole process and exists only with glibc. Memory that is kept counts
+    as resident until `trim_heap`.
     """
     library = _glibc()
     if library is None:
@@ -48,39 +48,39 @@ def keep_freed_memory() -> bool:
 
 @contextlib.contextmanager
 def memory_kept() -> Iterator[None]:
-    """keep_freed_memory, and at the end, also that of an error, give_back."""
+    """Call keep_freed_memory, and trim_heap at the end (also after an error)."""
     keep_freed_memory()
     try:
         yield
     finally:
-        give_back()
+        trim_heap()
 
 
-def give_back() -> None:
-    """Return what is freed and kept to the system, wherever in a heap it lies."""
+def trim_heap() -> None:
+    """Return all freed memory in the heaps to the system."""
     library = _glibc()
     if library is not None:
         library.malloc_trim(0)
 
 
 def own_copy(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """A copy of a tensor on the CPU, in `dtype`, in pages that go when it does."""
+    """Copy a tensor to the CPU, in `dtype`, into pages that are freed with the copy."""
     return own_zeros(tensor.shape, dtype or tensor.dtype).copy_(tensor)
 
 
 def own_zeros(
     shape: Sequence[int], dtype: torch.dtype, device: torch.device | str = "cpu"
 ) -> Tensor:
-    """Zeros; on the CPU in pages that go when the tensor does, and come when they are written."""
+    """Return zeros; on the CPU in pages that are mapped when written and freed with the tensor."""
     size = math.prod(shape) * dtype.itemsize
     if torch.device(device).type != "cpu" or size < OWN or _glibc() is None:
         return torch.zeros(tuple(shape), dtype=dtype, device=device)
     try:
         pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    except OSError:  # no room, as it seems: torch tries, and says how much was wanted
+    except OSError:  # probably out of memory: torch's own error says how much was requested
         return torch.zeros(tuple(shape), dtype=dtype)
     if size >= HUGE:
-        with contextlib.suppress(OSError):  # a kernel without them
+        with contextlib.suppress(OSError):  # a kernel without huge pages
             pages.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(pages, dtype=dtype).view(tuple(shape))
 

@@ -1,4 +1,4 @@
-"""How much memory there is: what this process may still take before something stops it."""
+"""Find out how much memory this process may still allocate."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-PLACES = ("cuda", "cpu", "disk")  # where hidden states wait between blocks, the fastest first
+PLACES = ("cuda", "cpu", "disk")  # where hidden states are stored between blocks, fastest first
 
 _MEMINFO = Path("/proc/meminfo")
 _STATUS = Path("/proc/self/status")
@@ -23,12 +23,12 @@ _UNLIMITED = 1 << 60  # cgroup v1 writes a huge number for "no limit"
 
 @dataclass(frozen=True)
 class Limits:
-    """Free bytes; None where this platform does not say.
+    """Free bytes; None if unknown on this platform.
 
-    device  of the GPU that blocks run on; None without one.
-    host    that the process may still take: the smallest of the machine's available memory, its
-            control groups' and its own resource limits.
-    disk    of the file system that holds the working folder.
+    device  free memory of the GPU that blocks run on; None without a GPU.
+    host    host memory that the process may still allocate: the minimum of the machine's available
+            memory, the limits of its control groups and its own resource limits.
+    disk    free space of the file system of the working folder.
     """
 
     device: int | None = None
@@ -37,7 +37,7 @@ class Limits:
 
 
 def free_memory(device: str | torch.device, folder: Path | None = None) -> Limits:
-    """What is free now, on `device`, in host memory and on the disk of `folder`."""
+    """Return the free bytes of `device`, of host memory and of the disk of `folder`."""
     on_device = None
     if str(device).partition(":")[0] == "cuda":
         import torch
@@ -51,7 +51,7 @@ def free_memory(device: str | torch.device, folder: Path | None = None) -> Limit
 
 
 def free_host_memory() -> int | None:
-    """Bytes of host memory that the process may still take; None where nothing says so."""
+    """Return the bytes of host memory that the process may still allocate; None if unknown."""
     found = [*_machine(), *_control_groups(), *_resource_limits()]
     return max(0, min(found)) if found else None
 
@@ -67,9 +67,10 @@ def _machine() -> Iterator[int]:
 
 
 def _control_groups(root: Path = Path("/sys/fs/cgroup")) -> Iterator[int]:
-    """Limit minus use of every group that this process is in, versions 1 and 2.
+    """Yield limit minus use of every control group of this process, versions 1 and 2.
 
-    Page cache counts as use there but gives way, so inactive file pages are taken off.
+    Use includes page cache, which the kernel reclaims on demand, so inactive file pages are
+    subtracted.
     """
     for folder, limit, use in _memory_groups(root):
         with contextlib.suppress(OSError, ValueError):
@@ -108,7 +109,7 @@ def _cache(folder: Path) -> int:
 
 
 def _resource_limits() -> Iterator[int]:
-    """What ulimit -v and ulimit -d leave."""
+    """Yield what ulimit -v and ulimit -d leave."""
     try:
         import resource
     except ImportError:  # Windows

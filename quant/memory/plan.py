@@ -1,8 +1,8 @@
-"""What a run will hold in memory, counted before anything is loaded.
+"""Plan the memory of a run before anything is loaded.
 
-Every figure is an upper bound made of shapes: what is always there, and the phase that adds most.
-The bounds are checked against measurement in tests/quant/memory/test_memory_plan.py and by
-`python -m benchmarks.scaling`.
+Every figure is an upper bound computed from shapes: what is always in memory plus the phase that
+adds most. The bounds are compared with measurements in tests/quant/memory/test_memory_plan.py and
+by `python -m benchmarks.scaling`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from quant.errors import QuantizationError
 from quant.memory.limits import PLACES, Limits
 from quant.scheme import Scheme
 from quant.tiling import BLOCKS, PANEL, strips
+from quant.transforms.base import NEVER
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,28 +26,29 @@ if TYPE_CHECKING:
     from quant.config import QuantizationConfig
 
 # oneDNN compiles a kernel for every shape of a product and keeps the last 1024. Measured: 0.5 to
-# 0.8 MB each, flat from 1024 on.
+# 0.8 MB each, constant from 1024 on.
 PRODUCT_BYTES, PRODUCTS_KEPT = 800_000, 1024
-# Of what is free; allocators round up and leave holes.
+# Usable share of free memory; allocators round up and leave holes.
 USABLE = 0.95
 WORST, FREE = "at most at one time", "may be taken"
 ON_DEVICE, IN_HOST, ON_DISK = "device", "host", "disk"
-POSITIONS_AT_ONCE = 512  # of which harness.suites.scoring turns logits into float32
+POSITIONS_AT_ONCE = 512  # harness.suites.scoring converts so many logits to float32 at a time
 
 
 class MemoryPlanError(QuantizationError):
-    """Work that needs more memory than there is."""
+    """The work needs more memory than is available."""
 
 
 @dataclass(frozen=True)
 class ModelShape:
-    """What the memory of a model depends on.
+    """The properties of a model that determine its memory use.
 
-    layers       (outputs, inputs) of the linear layers of a block, the largest block.
-    block_bytes  of the largest block, in the dtype that it runs in (or packed).
-    outside_bytes  of everything outside the blocks; tied tensors count once.
-    routed       (inputs, layers that share it) of the Hessians of experts in the largest block: the
-                 gates and ups of a mixture, then its downs; each of these is collected in one pass.
+    layers         (outputs, inputs) of the linear layers of the largest block.
+    block_bytes    bytes of the largest block, in its dtype (or packed).
+    outside_bytes  bytes of everything outside the blocks; tied tensors count once.
+    routed         (inputs, number of layers that share it) of each Hessian of the experts in the
+                   largest block, in stages that are collected in one pass each: the gates and ups
+                   of a mixture, then its downs.
     """
 
     layers: tuple[tuple[int, int], ...]
@@ -64,7 +66,7 @@ class ModelShape:
 
     @property
     def parameters(self) -> int:
-        """Numbers in the model, as if all blocks were as large as the largest."""
+        """Number of parameters of the model, as if all blocks were as large as the largest."""
         return self.whole_bytes // self.itemsize
 
     @property
@@ -75,7 +77,7 @@ class ModelShape:
 
 @dataclass(frozen=True)
 class Item:
-    """Something held: what, how many bytes, where, and in which phases (none named: always)."""
+    """One line of a plan: what, how many bytes, where, and in which phases (empty: always)."""
 
     name: str
     bytes: int
@@ -85,14 +87,14 @@ class Item:
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """What is held where. activations is one of quant.memory.limits.PLACES."""
+    """What will be in memory and where; activations is one of quant.memory.limits.PLACES."""
 
     items: tuple[Item, ...]
     limits: Limits
     activations: str
 
     def needed(self, where: str) -> int:
-        """Bytes at the worst moment: what is always there, and the largest phase."""
+        """Return the peak bytes: items of all phases plus those of the largest phase."""
         here = [item for item in self.items if item.where == where]
         phases: dict[str, int] = {}
         for item in here:
@@ -102,12 +104,12 @@ class MemoryPlan:
         return always + max(phases.values(), default=0)
 
     def free(self, where: str) -> int | None:
-        """Bytes that may be taken; None: unknown, or no such place."""
+        """Return the bytes that may be used; None if unknown or if there is no such place."""
         found: int | None = getattr(self.limits, where)
         return None if found is None else int(found * USABLE)
 
     def lacking(self) -> str | None:
-        """The first place that is too small; None when all fits."""
+        """Return the first place that is too small; None if everything fits."""
         for where in (ON_DEVICE, IN_HOST, ON_DISK):
             free = self.free(where)
             if free is not None and self.needed(where) > free:
@@ -115,7 +117,7 @@ class MemoryPlan:
         return None
 
     def rows(self) -> Iterator[tuple[str, str, int]]:
-        """Lines of a table: what, where, bytes; the sums and what is free at the end."""
+        """Yield the lines of a table (what, where, bytes), with sums and free bytes at the end."""
         for item in self.items:
             if item.bytes:
                 yield item.name, item.where, item.bytes
@@ -128,7 +130,7 @@ class MemoryPlan:
 
 
 def model_shape(model: PreTrainedModel) -> ModelShape:
-    """The shape of a model, which may be a skeleton."""
+    """Return the shape of a model, which may be a skeleton."""
     from quant.blocks import find_blocks, linear_layers, weight_matrix
     from quant.experts import routed_groups
 
@@ -163,10 +165,10 @@ def plan_quantization(
     limits: Limits,
     activations: str = "auto",
 ) -> MemoryPlan:
-    """Memory of quantizing with `tokens` calibration tokens in windows of up to `window`.
+    """Plan the memory of quantizing with `tokens` calibration tokens in windows of up to `window`.
 
-    limits.device None means that blocks run on the CPU. activations "auto" takes the fastest place
-    with enough room. Raises MemoryPlanError with the figures when nothing fits.
+    limits.device None means that blocks run on the CPU. activations "auto" selects the fastest
+    place with enough room. Raises MemoryPlanError, with the figures, if no place has.
     """
     items = list(_quantization_items(shape, config, window, limits.device is not None))
     if not config.needs_calibration:
@@ -177,7 +179,7 @@ def plan_quantization(
 
 
 def arithmetic_of(shape: ModelShape, config: QuantizationConfig, on_gpu: bool) -> str:
-    """What the arithmetic of a configuration is for this model."""
+    """Resolve the arithmetic of a configuration for this model."""
     device = "cuda" if on_gpu else "cpu"
     return resolve_arithmetic(config.arithmetic, device, shape.parameters)
 
@@ -190,7 +192,7 @@ def plan_evaluation(
     limits: Limits,
     activations: str = "auto",
 ) -> MemoryPlan:
-    """Memory of streamed logits of `tokens` tokens, `batch` windows of up to `window` at a time."""
+    """Plan the memory of streamed logits of `tokens` tokens, in batches of `batch` windows."""
     on_gpu = limits.device is not None
     here = ON_DEVICE if on_gpu else IN_HOST
     at_once, largest = batch * window, max(map(math.prod, shape.layers))
@@ -204,7 +206,7 @@ def plan_evaluation(
 
 
 def fits_whole(shape: ModelShape, window: int, batch: int, limits: Limits) -> bool:
-    """Whether all weights fit beside a batch of `batch` windows; True where nobody knows."""
+    """Whether all weights fit in memory with a batch of `batch` windows; True if unknown."""
     at_once = batch * window
     beside = max(_inside(shape, at_once), _logits(shape, at_once))
     needed = shape.whole_bytes + beside
@@ -213,7 +215,7 @@ def fits_whole(shape: ModelShape, window: int, batch: int, limits: Limits) -> bo
 
 
 def size(count: int) -> str:
-    """Bytes as people read them."""
+    """Format a number of bytes for people."""
     for unit, scale in (("GB", 1e9), ("MB", 1e6)):
         if count >= scale:
             return f"{count / scale:.2f} {unit}"
@@ -226,13 +228,14 @@ def _quantization_items(
     here = ON_DEVICE if on_gpu else IN_HOST
     yield from _weights(shape, on_gpu)
     yield from _quantized(shape, config.scheme)
+    yield from _operators(shape, config, here)
     memory = config.solver.memory
     wide = arithmetic_of(shape, config, on_gpu) == PORTABLE
     number = 8 if wide else 4
     solver = (number if config.solver.needs_calibration else 4) * max(
         memory.weights * m * n + memory.prepared * n * n for m, n in shape.layers
     )
-    yield Item("the largest layer in the solver", solver, here, ("sweep",))
+    yield Item("the largest layer in the solver", solver, here, ("solve",))
     if not config.needs_calibration:
         return
     if not on_gpu and config.kernel != "reference" and not wide:
@@ -240,17 +243,17 @@ def _quantization_items(
         yield Item("kernels that oneDNN compiles", compiled * PRODUCT_BYTES, IN_HOST)
     inputs = [inputs for _, inputs in shape.layers]
     at_once = max(window, config.batch_tokens)
-    # Layers with one input share a Hessian, which shows only when the model runs.
+    # Layers with one input share a Hessian, but that is known only when the model runs.
     hessians = [number * n * n for n in inputs]
     mixtures = [sum(number * n * n for n, _ in stage) for stage in shape.routed]
     shared = sum(number * n * n * (layers - 1) for stage in shape.routed for n, layers in stage)
     held = max([*hessians, *mixtures]) if config.sequential else sum(hessians) - shared
     preparing = number * memory.preparing * max(inputs) ** 2
-    yield Item("Hessians of a block (q, k, v share one)", held, here, ("factor", "sweep"))
+    yield Item("Hessians of a block (q, k, v share one)", held, here, ("factor", "solve"))
     yield Item("the largest factorization", preparing, here, ("factor",))
     yield Item("Hessians of a block, being collected", held, here, ("collect",))
     inside = _inside(shape, at_once)
-    if wide:  # torch's own attention and functions keep more than our operators (measured: 1.4)
+    if wide:  # torch's attention and functions use more than our operators (measured: 1.4)
         inside = inside * 3 * number // (2 * max(shape.itemsize, 4))
     yield Item("a batch inside a block", inside, here, ("collect",))
     yield Item("product of the widest inputs", number * max(inputs) ** 2, here, ("collect",))
@@ -259,21 +262,29 @@ def _quantization_items(
         yield Item("the largest layer, in float64", number * largest, here, ("collect",))
     yield Item("logits of a window, twice", 2 * _logits(shape, window), here, ("check",))
     if config.transforms:
-        # What every module of a block makes is kept while the block is watched.
+        # The outputs of all modules are kept while the block is observed.
         yield Item("a batch inside a block, watched", _inside(shape, at_once), here, ("collect",))
 
 
 def _quantized(shape: ModelShape, scheme: Scheme) -> Iterator[Item]:
-    """The block that is being made, and the one before it, which a thread packs and writes."""
+    """Yield the items of the block being solved and of the one before, being packed and written."""
     codes = [outputs * inputs for outputs, inputs in shape.layers]  # a byte each
     stored = [int(n * m * scheme.bits_per_weight(n) / 8) for m, n in shape.layers]
     held = sum(codes) + sum(stored) - sum(codes) * scheme.bits // 8  # with their grids
-    # Measured: what is stored, and the largest layer of it once more.
+    # Measured: the stored bytes, plus the largest layer once more.
     packed = sum(stored) + max(stored)
     beside = max(0, shape.block_bytes - sum(codes) * shape.itemsize)
-    yield Item("quantized weights of a block", held, IN_HOST, ("factor", "sweep"))
-    everywhere = ("collect", "factor", "sweep")
+    yield Item("quantized weights of a block", held, IN_HOST, ("factor", "solve"))
+    everywhere = ("collect", "factor", "solve")
     yield Item("the block before it, being written", held + packed + beside, IN_HOST, everywhere)
+
+
+def _operators(shape: ModelShape, config: QuantizationConfig, here: str) -> Iterator[Item]:
+    """What transforms may keep in front of the layers of a block: a copy for each layer."""
+    kept = [each for each, options in config.transforms if each.keeps(options) != NEVER]
+    count = sum(each.kept_bytes(inputs) for each in kept for _, inputs in shape.layers)
+    yield Item("operators in front of a block's layers", count, here)
+    yield Item("operators of the block before it", count, IN_HOST)
 
 
 def _weights(shape: ModelShape, on_gpu: bool) -> Iterator[Item]:
@@ -287,9 +298,9 @@ def _weights(shape: ModelShape, on_gpu: bool) -> Iterator[Item]:
 
 
 def _product_shapes(shape: ModelShape) -> int:
-    """Shapes of the products of a block: its layers, and for each number of inputs the rest."""
+    """Number of product shapes in a block: its layers, and the others by number of inputs."""
     if shape.routed:
-        return PRODUCTS_KEPT  # every batch gives an expert another number of tokens
+        return PRODUCTS_KEPT  # an expert gets another number of tokens in every batch
     count = 2 * len(set(shape.layers))  # a last batch may be smaller
     for inputs in {inputs for _, inputs in shape.layers}:
         heights = {outputs for outputs, n in shape.layers if n == inputs}
@@ -299,18 +310,18 @@ def _product_shapes(shape: ModelShape) -> int:
 
 
 def _inside(shape: ModelShape, tokens: int) -> int:
-    """Intermediate values of a block for so many tokens; attention is computed in tiles."""
+    """Bytes of a block's intermediate values for `tokens` tokens; attention is tiled."""
     return tokens * (4 * shape.hidden + 3 * shape.widest) * max(shape.itemsize, 4)
 
 
 def _logits(shape: ModelShape, tokens: int) -> int:
-    """Logits, and the part that is float32 at once for the likelihood."""
+    """Bytes of the logits, and of the part that is float32 at a time for the likelihood."""
     some = min(tokens, POSITIONS_AT_ONCE)
     return shape.vocabulary * (tokens * shape.itemsize + 2 * some * 4)
 
 
 def _place(items: list[Item], nbytes: int, limits: Limits, wish: str) -> MemoryPlan:
-    """Add the activations where they were wished for, or at the fastest place that has room."""
+    """Add the activations at the requested place, or at the fastest place with room."""
     places = [wish] if wish != "auto" else [p for p in PLACES if p != "cuda" or limits.device]
     where = {"cuda": ON_DEVICE, "cpu": IN_HOST, "disk": ON_DISK}
     base = MemoryPlan(tuple(items), limits, places[0])

@@ -1,9 +1,9 @@
-"""Shapes of models, kept on the disk once they are known.
+"""Cache of model shapes on disk.
 
-To find the shape of a model transformers builds it without weights, which takes seconds, most of
-them for imports. It depends on config.json, the dtype and the version of transformers alone, so it
-is kept under these in the folder shapes of the cache (cuda_ext.cache), as JSON. A file that is
-damaged is written again.
+To find the shape of a model, transformers builds it without weights, which takes seconds, most of
+them for imports. The shape depends only on config.json, the dtype and the version of transformers,
+so it is stored as JSON under these in the folder `shapes` of the cache (cuda_ext.cache). A damaged
+file is written again.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from cuda_ext.cache import cache_root, write_atomically
 from quant.coverage import Coverage
 from quant.memory.plan import ModelShape
 
-# Raise it when quant.memory.plan.model_shape finds another shape, or when other facts are kept.
+# Increase it when quant.memory.plan.model_shape or the fields of ModelFacts change.
 VERSION = 3
 
 _log = logging.getLogger("quant")
@@ -29,12 +29,11 @@ _log = logging.getLogger("quant")
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What is known of a model from its config.json.
+    """What the config.json of a model determines.
 
-    coverage                 of its blocks' matrices by linear layers, as far as it shows before the
-                             model runs.
-    max_position_embeddings  tokens that it was made for, whatever its own config calls them; None:
-                             it does not say.
+    coverage                 of its blocks' matrices by linear layers, as far as it is known before
+                             the model runs.
+    max_position_embeddings  context length, whatever its config calls it; None if it does not say.
     sdpa                     whether it can run with torch's scaled_dot_product_attention.
     """
 
@@ -48,15 +47,15 @@ class ModelFacts:
 def cached_facts(
     folder: Path, dtype: str, quantized: bool, make: Callable[[], ModelFacts]
 ) -> ModelFacts:
-    """What make() finds for the model in `folder`, from the disk if it was found before.
+    """Return the facts of the model in `folder` from the cache, or call make() and cache them.
 
     quantized  whether the folder is read as a quantized checkpoint; such a model may be built
-               otherwise from the same config.json.
+               differently from the same config.json.
     """
     try:
         config = (folder / "config.json").read_bytes()
     except OSError:
-        return make()  # which says what is wrong with the folder
+        return make()  # its error says what is wrong with the folder
     known = [str(VERSION), version("transformers"), dtype, str(quantized)]
     key = hashlib.sha256("\n".join([*known, hashlib.sha256(config).hexdigest()]).encode())
     file = cache_root() / "shapes" / f"{key.hexdigest()[:32]}.json"
@@ -67,12 +66,12 @@ def cached_facts(
     try:
         write_atomically(file, json.dumps(asdict(facts)) + "\n")
     except OSError as error:
-        _log.info("the shape of %s will be found again: %s not written (%s)", folder, file, error)
+        _log.info("the shape of %s is not cached: %s cannot be written (%s)", folder, file, error)
     return facts
 
 
 def _parse(found: Any) -> ModelFacts:
-    """ValueError, TypeError, KeyError or AttributeError for what asdict of facts would not make."""
+    """Parse cached facts; ValueError, TypeError, KeyError or AttributeError if they are invalid."""
     shape, positions = found["shape"], found["max_position_embeddings"]
     covered = found["coverage"]
     if not isinstance(found["model_type"], str):

@@ -1,6 +1,6 @@
-"""What a solver is and what it returns.
+"""Solver: the spec of a quantization method, with its inputs and results.
 
-A solver is one module of this package, of another package or of a user's folder that ends with
+A solver is one module (of this package, of another package or in a user's folder) that ends with
 `SOLVER = Solver(...)`. Importing it must be cheap: torch is imported inside its functions.
 """
 
@@ -22,12 +22,12 @@ class NoOptions:
 
 @dataclass(frozen=True)
 class Layer:
-    """What a solver may know about the layer besides its weight.
+    """What a solver is told about the layer besides its weight.
 
-    name    what errors call it.
-    tokens  calibration tokens that went into its Hessian; None when nobody counted.
-    kernel  what carries out the work: "reference", "cpu", "cuda", or "auto" for the operator of the
-            device where it can be had.
+    name    name in errors.
+    tokens  calibration tokens that were added to its Hessian; None if they were not counted.
+    kernel  "reference", "cpu", "cuda", or "auto" for the compiled operator of the device if it is
+            available.
     """
 
     name: str = "this layer"
@@ -37,14 +37,14 @@ class Layer:
 
 @dataclass(frozen=True)
 class Solution:
-    """A quantized layer and what the solver can say about it.
+    """A quantized layer, with the figures that the solver reports.
 
     loss          GPTQ: sum over rows and columns of (w - q)^2 / U_jj^2 / 2 (the figure that the
-                  authors' code prints), U the upper Cholesky factor of the inverse Hessian.
-                  None for a solver that sees no Hessian.
-    damping       absolute value that was added to the Hessian's diagonal; None without Hessian.
-    dead_columns  inputs that were zero on all of the calibration data.
-    fallback      what had to be done differently than asked for, and was allowed; None: nothing.
+                  authors' code prints), where U is the upper Cholesky factor of the inverse
+                  Hessian. None for a solver without a Hessian.
+    damping       absolute value that was added to the Hessian's diagonal; None without a Hessian.
+    dead_columns  number of inputs that were zero on all calibration data.
+    fallback      allowed deviation from the options (such as more damping); None if there was none.
     """
 
     weight: QuantizedWeight
@@ -56,11 +56,11 @@ class Solution:
 
 @dataclass(frozen=True)
 class Memory:
-    """Float32 matrices that live at once, for the memory plan.
+    """Number of float32 matrices in memory at the same time, for the memory plan.
 
-    weights    [outputs, inputs] while a layer is solved and its error is taken.
-    prepared   [inputs, inputs] held while layers are solved.
-    preparing  [inputs, inputs] beside the Hessian's sum while `prepare` works.
+    weights    [outputs, inputs] matrices while a layer is solved and its error is computed.
+    prepared   [inputs, inputs] matrices held while layers are solved.
+    preparing  [inputs, inputs] matrices besides the Hessian's sum while `prepare` runs.
     """
 
     weights: int = 5
@@ -69,35 +69,39 @@ class Memory:
 
 
 def not_sequential(options: Any) -> bool:  # noqa: ARG001
-    """All layers of a block are solved with Hessians from one pass."""
+    """Return False: one pass collects the Hessians of all layers of a block."""
     return False
 
 
 def nothing_to_say(options: Any) -> list[str]:  # noqa: ARG001
-    """No option is worth a word in a table."""
+    """Return no words: tables show none of the options."""
     return []
 
 
 @dataclass(frozen=True)
 class Solver:
-    """How the weights of one layer become codes, and what that takes.
+    """A quantization method: how to quantize the weight of one layer, and what that requires.
 
-    name               in configurations, records and tables' data: "gptq".
-    label              as people write it: "GPTQ".
+    name               name in configurations, records and the data of tables: "gptq".
+    label              name for readers: "GPTQ".
     solve              solve(weight [out, in], scheme, prepared, options, layer: Layer) -> Solution;
-                       computed in float32 (float64 if the weight is), the weight is left as it is.
-    options            frozen dataclass; refuses what cannot be with a ValueError of one sentence.
-    needs_calibration  `prepared` is made from the Hessian of the layer's inputs; else it is None.
-    uses_kernel        results depend on Layer.kernel.
+                       computes in float32 (float64 if the weight is) and does not modify the
+                       weight.
+    options            frozen dataclass that raises a one-sentence ValueError for invalid values.
+    needs_calibration  whether `prepared` is made from the Hessian of the layer's inputs; if not, it
+                       is None.
+    uses_kernel        whether results depend on Layer.kernel.
     prepare            prepare(hessian [in, in], options, layer: Layer) -> prepared, once for all
                        layers with the same inputs; None: `prepared` is the Hessian itself.
-    memory             for the memory plan.
-    version            raised when the solver computes something else; part of every key.
-    reads_weights      False: it makes weights up, for models that have none.
-    sequential         whether Hessians are collected stage by stage inside a block.
-    describe           options that differ from the defaults, for tables: ["act-order", "damp 0.1"].
+    memory             matrices for the memory plan.
+    version            increased when the solver computes something else; part of every key.
+    reads_weights      False if the solver generates weights, for models that have none.
+    sequential         sequential(options): whether Hessians are collected stage by stage inside a
+                       block.
+    describe           describe(options): options that differ from the defaults, for tables:
+                       ["act-order", "damp 0.1"].
 
-    Functions are those of a module, so that a spec travels between processes by name.
+    All functions must be module-level, so that a spec is pickled by name.
     """
 
     name: str
@@ -117,7 +121,7 @@ class Solver:
         require_names(self.name, self.label, "solver")
         if not callable(self.solve):
             raise ValueError(
-                f"solver {self.name}: solve={self.solve!r} is no function; give it "
+                f"solver {self.name}: solve={self.solve!r} is not a function; pass "
                 "solve(weight, scheme, prepared, options, layer) -> Solution."
             )
         require_options_type(self.options, f"solver {self.name}")
@@ -129,7 +133,7 @@ class Solver:
 
 
 def require_names(name: object, label: object, owner: str) -> None:
-    """Raise ValueError unless a part has a name for records and a label for tables."""
+    """Raise ValueError unless a part has a valid name for records and a label for tables."""
     if not isinstance(name, str) or not name.isidentifier():
         raise ValueError(f"{owner} is called {name!r}; use letters, digits and _.")
     if not isinstance(label, str) or not label:
@@ -137,7 +141,7 @@ def require_names(name: object, label: object, owner: str) -> None:
 
 
 def words_of(part: Any, options: Any) -> list[str]:
-    """What `describe` of a part says; ValueError unless it is a list of words."""
+    """Return the words of a part's `describe` for `options`; ValueError unless a list of str."""
     words = part.describe(options)
     if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
         raise ValueError(
@@ -151,6 +155,6 @@ def require_options_type(kind: object, owner: str) -> None:
     frozen = isinstance(kind, type) and dataclasses.is_dataclass(kind)
     if not frozen or not kind.__dataclass_params__.frozen:  # type: ignore[attr-defined]
         raise ValueError(
-            f"{owner}: options={kind!r} is no frozen dataclass; declare its options in a class "
+            f"{owner}: options={kind!r} is not a frozen dataclass; declare options in a class "
             "with @dataclass(frozen=True), or leave options out if it has none."
         )

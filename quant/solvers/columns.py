@@ -1,19 +1,20 @@
-"""The sweep of GPTQ over the columns of a layer: Algorithm 1 of the paper, and the same by panels.
+"""GPTQ's column loop: Algorithm 1 of the paper, and an equivalent loop over panels.
 
 Both quantize column j, divide its error by U_jj and subtract the error times U_jk from the later
 columns k (H^-1 = U^T U, arXiv 2210.17323, equations 2 and 3). kernel="reference" is Algorithm 1 to
-the letter: columns of a block in a plain loop, and a lazy update of everything behind the block.
+the letter: a plain loop over the columns of a block, then a lazy update of all later columns.
 
-The compiled kernels need no inverse of the whole Hessian. With H = R R^T (R upper triangular, so
-U = R^-1) and d_i = w_i - q_i the error that column i was left with, the weights of a panel P that
-begins at column s are, after all the updates of the columns before it,
+The compiled kernels do not need the inverse of the whole Hessian. Let H = R R^T (R upper
+triangular, so U = R^-1) and let d_i = w_i - q_i be the error of the quantized column i. After the
+updates of all columns before column s, the weights of the panel P that begins at s are
 
     w'_P = w_P + d_{<s} R_{<s,P} U_PP,    U_PP = (R_PP)^-1,
 
-the minimum of d H d^T over the columns from s on. So a panel looks back once, in two long matrix
-products, instead of being updated after every block before it; inside a panel Algorithm 1 runs with
-U_PP. In exact arithmetic that is the same; in float32 it rounds differently, no worse (tests hold
-both against the float64 oracle), and it saves the inverse: two thirds of the factorization's work.
+the minimum of d H d^T over the columns from s on. A panel is therefore updated once, by two long
+matrix products, instead of after every earlier block; inside a panel Algorithm 1 runs with U_PP. In
+exact arithmetic the result is the same. In float32 it rounds differently, with no larger error
+(tests compare both with the float64 oracle), and it avoids the inverse, which is two thirds of the
+work of the factorization.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cuda_ext.sweep import gptq_sweep
+from cuda_ext.column_loop import gptq_column_loop
 from quant.grid import Grid, decode, encode, find_groups, stack_grids
 from quant.hessian import Factor
 from quant.products import product
@@ -39,10 +40,11 @@ Columns = Callable[[Tensor, Tensor, Grid, list[int], Scheme], tuple[Tensor, Tens
 class Groups:
     """The groups of a layer's columns.
 
-    grids   of each group, its tensors [rows]; None until the sweep has found it.
-    index   the group of every sweep step.
-    stale   grids come from the weights as they were when the current block began.
-    size    columns whose grids are found at once, groups of them; the last may have fewer.
+    grids  tensors [rows] of each group; None until the loop has found the grid.
+    index  the group of every step of the loop.
+    stale  whether grids are found from the weights as they were when the current block began.
+    size   number of columns whose grids are found at once (several groups; the last piece may be
+           shorter).
     """
 
     grids: list[Grid | None]
@@ -52,17 +54,17 @@ class Groups:
 
     @property
     def found(self) -> bool:
-        """Every grid is known; else groups are neighbours in the sweep."""
+        """Whether every grid is known; if not, the columns of a group are adjacent in the loop."""
         return all(grid is not None for grid in self.grids)
 
     def find(self, group: int, columns: Tensor, scheme: Scheme, layer: str) -> None:
-        """The grids of the groups that columns [columns, rows] are, from `group` on."""
+        """Find the grids of columns [columns, rows], which are the groups from `group` on."""
         grids = find_groups(columns.T, scheme, layer)
         for at in range(scheme.groups(len(columns))):
             self.grids[group + at] = grids.apply(lambda part, at=at: part[:, at])  # type: ignore[misc]
 
 
-def sweep(
+def column_loop(
     columns: Tensor,
     factor: Factor,
     groups: Groups,
@@ -71,34 +73,34 @@ def sweep(
     kernel: str,
     layer: str,
 ) -> tuple[Tensor, float]:
-    """Codes uint8 [in, out] and the loss of columns [in, out], both in sweep order.
+    """Return codes uint8 [in, out] and the loss of columns [in, out], both in loop order.
 
-    A column of the weight is a row here: contiguous, as everything in the loop is per column.
-    kernel is "reference", "cpu" or "cuda"; float64, which no kernel has, keeps the plain loop
-    inside the panels, and so do levels without a compiled loop (`plain_reason`). Fills in the
-    grids that are not found yet.
+    The weight is transposed, so that each column is contiguous: the loop works per column. kernel
+    is "reference", "cpu" or "cuda". Inside the panels, float64 (which no kernel supports) and
+    levels without a compiled loop (`plain_reason`) use the plain loop. Missing grids are found and
+    added to `groups`.
     """
     size = None if groups.found else groups.size
     blocks = _blocks(len(columns), block_size, None if groups.stale else size)
     whole = kernel == "reference"
-    fused = not whole and columns.dtype == torch.float32 and scheme.kind.sweep is not None
+    fused = not whole and columns.dtype == torch.float32 and scheme.kind.loop_arguments is not None
     panels = [blocks] if whole else _panels(blocks, size)
-    return _sweep_panels(
+    return _loop_over_panels(
         columns, factor, groups, scheme, panels, fused_columns if fused else plain_columns, layer
     )
 
 
 def plain_reason(kernel: str, scheme: Scheme) -> str | None:
-    """Why the columns are quantized in a plain loop although a kernel is there; None: they are not.
+    """Return why the plain column loop runs although a kernel was chosen; None if the kernel runs.
 
-    A sentence for Solution.fallback, so that every table marks such a layer.
+    It is recorded as Solution.fallback, so that tables mark the layer.
     """
-    if kernel == "reference" or scheme.kind.sweep is not None:
+    if kernel == "reference" or scheme.kind.loop_arguments is not None:
         return None
-    return f"plain column loop: the {kernel} kernel has none for {scheme.kind.name} levels"
+    return f"plain column loop: the {kernel} kernel does not support {scheme.kind.name} levels"
 
 
-def _sweep_panels(
+def _loop_over_panels(
     columns: Tensor,
     factor: Factor,
     groups: Groups,
@@ -108,7 +110,7 @@ def _sweep_panels(
     layer: str,
 ) -> tuple[Tensor, float]:
     codes = torch.empty_like(columns, dtype=torch.uint8)
-    missing = torch.empty_like(columns) if len(panels) > 1 else columns  # d of the finished columns
+    missing = torch.empty_like(columns) if len(panels) > 1 else columns  # errors d so far
     loss = torch.zeros((), dtype=columns.dtype, device=columns.device)
     for blocks in panels:
         start, end = blocks[0][0], blocks[-1][1]
@@ -118,7 +120,7 @@ def _sweep_panels(
         panel = _look_back(columns, missing, factor, start, upper) if start else panel.clone()
         for first, last in blocks:
             block, inner = panel[first - start :], upper[first - start :, first - start :]
-            found, errors = _sweep_block(
+            found, errors = _loop_over_block(
                 block, last - first, inner, groups, first, scheme, run, layer
             )
             codes[first:last] = found
@@ -133,13 +135,13 @@ def _sweep_panels(
 def _look_back(
     columns: Tensor, missing: Tensor, factor: Factor, start: int, upper: Tensor
 ) -> Tensor:
-    """The columns of a panel, from `start` on, after the updates of all columns before it."""
+    """Return the columns of the panel at `start` after the updates of all columns before it."""
     end = start + len(upper)
     back = factor.root[:start, start:end].to(columns.dtype)
     return columns[start:end] + product(product(upper.T, back.T), missing[:start])
 
 
-def _sweep_block(
+def _loop_over_block(
     block: Tensor,
     count: int,
     upper: Tensor,
@@ -149,10 +151,10 @@ def _sweep_block(
     run: Columns,
     layer: str,
 ) -> tuple[Tensor, Tensor]:
-    """Quantize the first `count` rows of block [columns, out], which begins at sweep step `first`.
+    """Quantize the first `count` rows of block [columns, out], from step `first` of the loop on.
 
-    They become their values; what comes after them is read (a group may reach beyond the block) but
-    not updated. Returns codes and errors [count, out].
+    These rows are replaced by their quantized values. Later rows are read (a group may extend
+    beyond the block) but not updated. Returns codes and errors [count, out].
     """
     upper = upper[:count, :count]
     if groups.found:
@@ -164,7 +166,7 @@ def _sweep_block(
     while at < count:
         group = groups.index[first + at]
         if groups.grids[group] is None:
-            # _blocks never cuts a group that begins inside a block, unless grids are stale.
+            # _blocks never splits a group that begins inside a block, unless grids are stale.
             groups.find(group, began[at : at + size], scheme, layer)
         end = min((first + at) // size * size + size - first, count)
         grids, index = _grids(groups, first + at, first + end)
@@ -179,7 +181,7 @@ def _sweep_block(
 def plain_columns(
     block: Tensor, upper: Tensor, grids: Grid, index: list[int], scheme: Scheme
 ) -> tuple[Tensor, Tensor]:
-    """cuda_ext.sweep.gptq_sweep in plain PyTorch, any dtype and device: its oracle."""
+    """The oracle of cuda_ext.column_loop.gptq_column_loop: plain PyTorch, any dtype and device."""
     codes = torch.empty_like(block[: len(index)], dtype=torch.uint8)
     errors = torch.empty_like(block[: len(index)])
     diagonal = upper.diagonal()
@@ -191,7 +193,7 @@ def plain_columns(
         value = decode(code, grid, scheme)
         error = torch.div(column - value, diagonal[j], out=errors[j])
         column.copy_(value)
-        # On CPUs addcmul_ rounds once (a fused product) for every row alike; addr_ only for some.
+        # On CPUs addcmul_ is a fused multiply-add in every row; addr_ fuses only some rows.
         block[j + 1 :].addcmul_(upper[j, j + 1 :, None], error, value=-1)
     return codes, errors
 
@@ -199,13 +201,13 @@ def plain_columns(
 def fused_columns(
     block: Tensor, upper: Tensor, grids: Grid, index: list[int], scheme: Scheme
 ) -> tuple[Tensor, Tensor]:
-    """The same by the operator of cuda_ext, float32 on its devices."""
-    arguments = scheme.kind.sweep
+    """The same as plain_columns by the operator of cuda_ext, in float32 on its devices."""
+    arguments = scheme.kind.loop_arguments
     assert arguments is not None
     group = None
     if len(grids) > 1:
         group = torch.tensor(index, dtype=torch.int32, device=block.device)
-    return gptq_sweep(
+    return gptq_column_loop(
         block,
         upper,
         **arguments(grids.tensors),
@@ -216,7 +218,7 @@ def fused_columns(
 
 
 def _grids(groups: Groups, first: int, end: int) -> tuple[Grid, list[int]]:
-    """The grids of steps first .. end, and the index of each step's among them."""
+    """Return the grids of steps first .. end, and each step's index among these grids."""
     used = groups.index[first:end]
     names = sorted(set(used))
     position = {name: at for at, name in enumerate(names)}
@@ -224,11 +226,11 @@ def _grids(groups: Groups, first: int, end: int) -> tuple[Grid, list[int]]:
 
 
 def _blocks(columns: int, block_size: int, group_size: int | None) -> list[tuple[int, int]]:
-    """Where lazy blocks begin and end: every block_size columns.
+    """Return (begin, end) of the lazy blocks: block_size columns each.
 
-    With a group_size (columns whose grids are found at once) a block ends early rather than in the
-    middle of a group that began inside it, so that such a group is up to date when its grid is
-    found. The last group is whole with the last column.
+    If group_size (columns whose grids are found at once) is given, a block ends early instead of
+    splitting a group that began inside it, so that the group is up to date when its grid is found.
+    The last group ends at the last column.
     """
     blocks = []
     start = 0
@@ -242,7 +244,7 @@ def _blocks(columns: int, block_size: int, group_size: int | None) -> list[tuple
 
 
 def _panels(blocks: list[tuple[int, int]], group_size: int | None) -> list[list[tuple[int, int]]]:
-    """Runs of blocks, at least PANEL columns each (but the last), that cut no group in two."""
+    """Join blocks into panels of at least PANEL columns (except the last) that split no group."""
     panels: list[list[tuple[int, int]]] = [[]]
     for block in blocks:
         panels[-1].append(block)

@@ -1,10 +1,10 @@
-"""GPTQ (arXiv 2210.17323): columns are quantized in turn, the rest makes up for each error.
+"""GPTQ (arXiv 2210.17323): quantize columns in turn and compensate each error in later columns.
 
-Algorithm 1 of the paper: with H^-1 = U^T U, quantizing column j leaves the error
-e = (w_j - q_j) / U_jj, and subtracting e U_j,k from every later column k is the optimal update of
-equation 2. Later columns are updated at once inside a block and once per block beyond it.
+Algorithm 1 of the paper: with H^-1 = U^T U, quantizing column j leaves the error e = (w_j - q_j) /
+U_jj, and subtracting e U_j,k from every later column k is the optimal update of equation 2. Later
+columns are updated immediately inside a block and once per block beyond it.
 
-Importing this module does not import torch (quant.solvers.base): its functions do.
+Importing this module does not import torch (quant.solvers.base); its functions do.
 """
 
 from __future__ import annotations
@@ -30,26 +30,27 @@ GROUP_GRIDS = ("current", "stale")
 
 @dataclass(frozen=True)
 class Options:
-    """How the solver walks through a layer, and through the layers of a block.
+    """How the solver processes the columns of a layer and the layers of a block.
 
-    damping        times mean(diag H), added to the diagonal; 0.01 in the paper.
-    damping_ladder shares to try, in turn, when the Hessian is singular with `damping`; every step
-                   is larger than the one before. Empty, the default: that is an error. A step that
-                   was needed is the Solution's `fallback`.
-    block_size     columns between two lazy batch updates; changes speed, not results (except with
-                   stale grids).
-    act_order      sweep over inputs by descending H_jj. Groups are then made of columns that are
-                   neighbours in the sweep, and the weight carries a group_index.
-    static_groups  compute all group grids up front, from the weights as they were: groups stay
-                   neighbours in the layer under act_order too, and no group_index is needed.
-    group_grid     "current": the grid of a group comes from weights that hold every update so far.
-                   "stale": from the weights as they were when the current block of block_size
-                   columns began; that is what the authors' code does, and differs from "current"
-                   for groups that begin inside a block (groups smaller than block_size).
+    damping          multiple of mean(diag H) that is added to the diagonal; 0.01 in the paper.
+    damping_ladder   larger and larger damping shares that are tried in turn when the Hessian is
+                     singular with `damping`. Empty, the default: a singular Hessian is an error.
+                     The step that was used is reported as the Solution's `fallback`.
+    block_size       columns between two lazy batch updates; affects speed, not results (except with
+                     stale grids).
+    act_order        process inputs in the order of descending H_jj. Groups are then made of columns
+                     that are adjacent in the loop, and the weight has a group_index.
+    static_groups    compute all group grids first, from the original weights: groups are then
+                     adjacent columns of the layer even with act_order, and no group_index is
+                     needed.
+    group_grid       "current": the grid of a group is found from weights with all updates so far.
+                     "stale": it is found from the weights as they were when the current block of
+                     block_size columns began, as in the authors' code; this differs from "current"
+                     for groups that begin inside a block (groups smaller than block_size).
     true_sequential  collect Hessians stage by stage inside a block instead of all at once: q k v,
-                   output, up and gate, down, each on the quantized layers before it.
+                     output, up and gate, down, each with the quantized layers before it.
 
-    Raises ValueError, one sentence with the way out, for what cannot be.
+    Raises ValueError, with a sentence that says what to change, for invalid values.
     """
 
     damping: float = 0.01
@@ -61,7 +62,7 @@ class Options:
     true_sequential: bool = False
 
     def __post_init__(self) -> None:
-        # A configuration has a list; equal options are to be equal, and hashable.
+        # A configuration passes a list; a tuple makes options hashable and comparable.
         object.__setattr__(self, "damping_ladder", tuple(self.damping_ladder))
         if not (math.isfinite(self.damping) and self.damping >= 0):
             raise ValueError(
@@ -85,7 +86,7 @@ class Options:
             )
         if self.static_groups and self.group_grid == "stale":
             raise ValueError(
-                "static_groups=true computes every grid up front, so group_grid=stale cannot act; "
+                "static_groups=true computes every grid first, so group_grid=stale has no effect; "
                 "use group_grid=current or static_groups=false."
             )
 
@@ -100,20 +101,20 @@ def solve(
     options: Options = DEFAULT_OPTIONS,
     layer: Layer = ANY_LAYER,
 ) -> Solution:
-    """Quantize weight [out, in] against the Hessian that `prepare` factored, with these options.
+    """Quantize weight [out, in] with the Hessian that `prepare` factored with the same options.
 
-    Computed in float32, or in float64 if weight or Hessian is; weight is left as it is. Weights of
-    dead inputs become 0 before any grid is computed. layer.kernel carries out the sweep:
+    Computes in float32, or in float64 if weight or Hessian is float64; weight is not modified.
+    Weights of dead inputs are set to 0 before any grid is found. layer.kernel runs the column loop:
     "reference" is Algorithm 1 of the paper in plain PyTorch; "cpu" and "cuda" are the fused
     operator of cuda_ext, whose results differ by rounding (quant.solvers.columns). Raises
-    NonFiniteError, SingularHessianError and QuantizationError (a scale beyond scheme.scale_dtype),
-    all naming the layer.
+    NonFiniteError, SingularHessianError and QuantizationError (a scale exceeds scheme.scale_dtype);
+    all name the layer.
     """
     import torch
 
     from cuda_ext.ops import resolve_kernel
     from quant.grid import assemble, check_finite, stack_grids, working
-    from quant.solvers.columns import plain_reason, sweep
+    from quant.solvers.columns import column_loop, plain_reason
 
     factor, inputs = prepared, weight.shape[1]
     groups = scheme.groups(inputs)
@@ -129,13 +130,15 @@ def solve(
     columns = weight.T if factor.order is None else weight.T[factor.order]
     kernel = resolve_kernel(layer.kernel, weight.device)
     columns = columns.contiguous()
-    codes, loss = sweep(columns, factor, groups_of, scheme, options.block_size, kernel, layer.name)
+    codes, loss = column_loop(
+        columns, factor, groups_of, scheme, options.block_size, kernel, layer.name
+    )
     group_index = None
     if factor.order is not None:
         codes = torch.empty_like(codes).index_copy_(0, factor.order, codes)
         if groups > 1 and not options.static_groups:
-            swept = torch.tensor(groups_of.index, dtype=torch.int32, device=codes.device)
-            group_index = torch.empty_like(swept).index_copy_(0, factor.order, swept)
+            steps = torch.tensor(groups_of.index, dtype=torch.int32, device=codes.device)
+            group_index = torch.empty_like(steps).index_copy_(0, factor.order, steps)
     grid = stack_grids(groups_of.grids).apply(lambda part: part.transpose(0, 1))
     quantized = assemble(codes.T.contiguous(), grid, scheme, group_index)
     notes = [note for note in (_fallback(factor), plain_reason(kernel, scheme)) if note]
@@ -146,7 +149,7 @@ def solve(
 def _finite(loss: float, layer: str) -> float:
     if not math.isfinite(loss):
         raise NonFiniteError(
-            f"{layer}: the loss of GPTQ is {loss}: its updates grew beyond the dtype; raise "
+            f"{layer}: the loss of GPTQ is {loss}: its updates overflowed the dtype; raise "
             "damping (0.01 is the paper's, 0.1 is strong) or look for huge weights or activations."
         )
     return loss
@@ -161,7 +164,7 @@ def _fallback(factor: Factor) -> str | None:
 def prepare(
     hessian: Tensor, options: Options = DEFAULT_OPTIONS, layer: Layer = ANY_LAYER
 ) -> Factor:
-    """Condition and factor H [in, in] = 2/n * sum x x^T for the layers that see the same inputs."""
+    """Damp and factor H [in, in] = 2/n * sum x x^T for all layers with the same inputs."""
     from cuda_ext.ops import resolve_kernel
     from quant.hessian import factorize
 
@@ -182,7 +185,7 @@ def sequential(options: Options) -> bool:
 
 
 def describe(options: Options) -> list[str]:
-    """The options that are not the defaults, as tables name them."""
+    """Return the options that differ from the defaults, in the words of tables."""
     labels = {
         "damping": f"damp {options.damping}",
         "damping_ladder": f"damp ladder {list(options.damping_ladder)}",
@@ -218,25 +221,25 @@ def _plan_groups(
     options: Options,
     layer: str,
 ) -> Groups:
-    """The grid of each group (None: to be found during the sweep) and the group of each step."""
+    """Return the group of each step and the grid of each group (None: found during the loop)."""
     from quant.grid import find_groups
     from quant.solvers.columns import Groups
 
     stale = options.group_grid == "stale"
     inputs = weight.shape[1]
     size = min(scheme.group_size or inputs, inputs)
-    together = scheme.span(inputs)  # found at once
+    together = scheme.span(inputs)  # columns whose grids are found at once
     moving = groups > 1 and not options.static_groups
-    in_sweep = [step // size for step in range(inputs)]
+    in_order = [step // size for step in range(inputs)]
     if moving and together < inputs:
-        return Groups([None] * groups, in_sweep, stale, together)
+        return Groups([None] * groups, in_order, stale, together)
     whole = find_groups(weight[:, order] if moving and order is not None else weight, scheme, layer)
     grids: list[Grid | None] = [
         whole.apply(lambda part, group=group: part[:, group].contiguous())  # type: ignore[misc]
         for group in range(groups)
     ]
     if moving or order is None:
-        return Groups(grids, in_sweep, stale, together)
+        return Groups(grids, in_order, stale, together)
     return Groups(grids, [column // size for column in order.tolist()], stale, together)
 
 
@@ -248,8 +251,8 @@ SOLVER = Solver(
     needs_calibration=True,
     uses_kernel=True,
     prepare=prepare,
-    # Measured: weights 4.5; preparing 3.2, with act-order 4.0, with the copies of LAPACK
-    # (kernel=reference) 5.0. Held: the root, and with kernel=reference its inverse being made.
+    # Measured: weights 4.5; preparing 3.2, with act-order 4.0, with LAPACK's copies
+    # (kernel=reference) 5.0. Prepared: the root, and its inverse with kernel=reference.
     memory=Memory(weights=5, prepared=3, preparing=5),
     version=2,
     sequential=sequential,

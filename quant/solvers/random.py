@@ -1,4 +1,4 @@
-"""Random codes, for models that have no weights: nothing is solved, packed layers are timed."""
+"""Random codes, for timing the packed layers of models that have no weights."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def solve(
     options: NoOptions = DEFAULT_OPTIONS,  # noqa: ARG001
     layer: Layer = ANY_LAYER,
 ) -> Solution:
-    """Codes, scales and zero-points for a layer of the shape of weight [out, in]; no value is read.
+    """Draw codes, scales and zero-points for a layer of weight's shape [out, in]; no value is read.
 
-    The same numbers as quant.measure.dummy draws: mean 0 and variance 1 / inputs. A layer's name
-    and shape decide them, on one kind of device.
+    They are the numbers that quant.measure.dummy draws: mean 0 and variance 1 / inputs. They depend
+    on the layer's name and shape, and on the kind of device.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""RTN, round to nearest: every weight on its own, the baseline of every table."""
+"""RTN, round to nearest: every weight on its own, the reference method of every table."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def solve(
     options: NoOptions = DEFAULT_OPTIONS,  # noqa: ARG001
     layer: Layer = ANY_LAYER,
 ) -> Solution:
-    """Round weight [out, in] to the nearest levels of its min-max or MSE grids, groups included.
+    """Round weight [out, in] to the nearest levels of its min-max or MSE grids, per row or group.
 
-    Computed in float32 (float64 if weight is). Raises NonFiniteError for weights that are not
-    finite and QuantizationError for scales beyond scheme.scale_dtype.
+    Computes in float32 (float64 if weight is). Raises NonFiniteError for weights that are not
+    finite and QuantizationError for scales that exceed scheme.scale_dtype.
     """
     from quant.grid import assemble, check_finite, find_groups, quantize_groups
 

@@ -1,1 +1,1 @@
-"""Transforms: changes of coordinates between layers that leave what the model computes alone."""
+"""Transforms: changes of coordinates between layers that do not change the model's function."""

@@ -1,10 +1,11 @@
-"""Equalize: inputs of unequal size are divided, and the columns of their weights multiplied.
+"""Equalize: divide inputs of unequal size and multiply the columns of their weights.
 
-A column whose input is large contributes more to the output for the same rounding error. Scaled by
-s_j = (a_j / geometric mean of a)^strength, a_j the root mean square of input j on the calibration
-data, it takes a larger share of the row's grid, and its error shrinks by s_j (AWQ, arXiv
-2306.00978, and SmoothQuant, 2211.10438, scale so; here strength is given, not searched). The
-division goes into the norm in front of the layers, or is kept in front of them.
+A column with a large input contributes more to the output for the same rounding error. Input j is
+scaled by s_j = (a_j / geometric mean of a)^strength, where a_j is its root mean square on the
+calibration data. The column then takes a larger share of the row's grid, and its error shrinks by
+s_j (the scaling of AWQ, arXiv 2306.00978, and SmoothQuant, 2211.10438, but with a given strength
+instead of a search). The division is folded into the norm in front of the layers, or kept in front
+of them.
 """
 
 from __future__ import annotations
@@ -16,15 +17,17 @@ from quant.transforms.base import ALWAYS, KEEP, NEVER, Group, Scaling, Transform
 
 @dataclass(frozen=True)
 class Options:
-    """How far inputs are made equal.
+    """How far to equalize inputs, and where to divide them.
 
-    strength       0 leaves them as they are, 1 makes them all of one size.
-    powers_of_two  scales are rounded to powers of two, so that the changed model computes the same
-                   bits in any dtype (but for float16 under its smallest normal number, 6e-5, and
+    strength       0 leaves the inputs unchanged, 1 makes all of them the same size.
+    powers_of_two  round scales to powers of two, so that the changed model computes the same bits
+                   in any dtype (except for float16 below its smallest normal number, 6e-5, and
                    norms that multiply by 1 + weight). False: the same within rounding.
-    keep           "never": what no module in front of the layers takes in is left as it is;
-                   "where_needed": there an operator in front of each layer divides at run time;
-                   "always": everywhere.
+    keep           "never": inputs that no module in front of the layers can absorb are left
+                   unchanged; "where_needed": for those, an operator in front of each layer divides
+                   at run time; "always": an operator divides everywhere.
+
+    Raises ValueError, with a sentence that says what to change, for invalid values.
     """
 
     strength: float = 0.5
@@ -38,16 +41,16 @@ class Options:
                 "become equal); use 0.5, or any number in between."
             )
         if self.keep not in KEEP:
-            raise ValueError(f"keep={self.keep} is none of {', '.join(KEEP)}; use one of these.")
+            raise ValueError(f"keep={self.keep} is unknown; choose one of {', '.join(KEEP)}.")
 
 
 DEFAULT_OPTIONS = Options()
 
 
 def change(group: Group, options: Options = DEFAULT_OPTIONS) -> Scaling | None:
-    """The scales of a group; inputs that were 0 on all of the calibration data keep 1.
+    """Return the scales of a group; inputs that were 0 on all calibration data get 1.
 
-    None when all scales are 1, so that nothing would change.
+    None if all scales are 1, so that nothing would change.
     """
     import torch
 
@@ -58,12 +61,12 @@ def change(group: Group, options: Options = DEFAULT_OPTIONS) -> Scaling | None:
     if options.powers_of_two:
         logarithms = logarithms.round()
     scale = torch.ones_like(squares)
-    scale[live] = logarithms.exp2().float().double()  # powers to the bit, whatever exp2 rounds
+    scale[live] = logarithms.exp2().float().double()  # exact powers, however exp2 rounds
     return None if bool((scale == 1).all()) else Scaling(scale)
 
 
 def describe(options: Options) -> list[str]:
-    """The options that are not the defaults, as tables name them."""
+    """Return the options that differ from the defaults, in the words of tables."""
     words = [] if options.strength == DEFAULT_OPTIONS.strength else [f"strength {options.strength}"]
     words += [] if options.powers_of_two else ["any scale"]
     if options.keep != NEVER:
@@ -83,4 +86,5 @@ TRANSFORM = Transform(
     describe=describe,
     rebuild=Scaling.rebuild,
     keep=keep,
+    kept_bytes=Scaling.kept_bytes,
 )

@@ -1,7 +1,8 @@
-"""Fold a change of coordinates into the module that makes the changed tensor.
+"""Fold a change of coordinates into the module that computes the changed tensor.
 
-What a module does with its weight is not told by its class: a norm may multiply by it or by 1 + it
-(Gemma). So each way is tried on the module's own input, and kept if the output is the changed one.
+The class of a module does not tell how it uses its weight: a norm may multiply by weight or by 1 +
+weight (Gemma). Each way is therefore tried on the module's own input, and kept if the output
+matches.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ Values = dict[str, Tensor]
 
 @torch.no_grad()
 def fold(module: nn.Module, change: Change, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
-    """Change the parameters of `module` so that module(*args, **kwargs) = y becomes y T.
+    """Change the parameters of `module` so that its output y = module(*args, **kwargs) becomes y T.
 
-    False, and nothing is changed, when no way does it within rounding. A norm takes in a scaling, a
-    linear layer any change.
+    Returns False, with all parameters restored, if no way matches within rounding. A norm can
+    absorb a scaling, a linear layer any change.
     """
     expected = change.inputs(module(*args, **kwargs))
     parameters = {name: value.detach() for name, value in module.named_parameters()}
@@ -40,9 +41,9 @@ def fold(module: nn.Module, change: Change, args: Sequence[Any], kwargs: Mapping
 
 
 def same(found: Tensor, expected: Tensor) -> bool:
-    """Whether every column of found [..., columns] is the expected one within rounding."""
-    # Two roundings of parameters and two of values, and room for sums and for 1 + weight; in half
-    # precision only a little of it, as every unit there is felt.
+    """Whether every column of found [..., columns] equals the expected one within rounding."""
+    # Two roundings of parameters and two of values, with a margin for sums and for 1 + weight. The
+    # margin is small in half precision, where one unit in the last place is large.
     eps = torch.finfo(found.dtype).eps
     allowed = (4 if eps > 1e-5 else 32) * eps * expected.flatten(0, -2).abs().amax(dim=0)
     apart = (found - expected).flatten(0, -2).abs().amax(dim=0)
@@ -50,7 +51,7 @@ def same(found: Tensor, expected: Tensor) -> bool:
 
 
 def _ways(module: nn.Module, change: Change, before: Values) -> Iterator[Values]:
-    """New parameters that may do it."""
+    """Yield new parameters that may produce the changed output."""
     if isinstance(module, LINEAR_TYPES):
         rows = change.inputs(weight_matrix(module).T)
         values = {"weight": rows if isinstance(module, Conv1D) else rows.T}

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from architectures import tiny_model
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import cost_model, scaling, scaling_time
@@ -14,12 +13,13 @@ from benchmarks.cost_model import BlockShape, Model
 from benchmarks.scaling_time import Case
 from quant import hessian, products
 from quant.blocks import find_blocks
-from quant.calibrate.layout import learn_layout, run_model
+from quant.calibrate.structure import learn_structure, run_model
 from quant.grid import find_grid
 from quant.scheme import Scheme
 from quant.solvers import columns as column_loop
 from quant.solvers.columns import Groups
 from quant.tiling import PANEL
+from tests.quant.architectures import tiny_model
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "scaling.md"
 
@@ -88,7 +88,7 @@ def test_operations_of_a_look_back_are_those_that_torch_counts() -> None:
     columns = torch.rand(512, 64)
 
     def run() -> None:
-        column_loop._sweep_panels(
+        column_loop._loop_over_panels(
             columns, factor, groups, Scheme(4), blocks, column_loop.plain_columns, ""
         )
 
@@ -98,7 +98,7 @@ def test_operations_of_a_look_back_are_those_that_torch_counts() -> None:
 
 def test_the_groups_are_those_that_a_model_shows() -> None:
     model = tiny_model("opt")
-    layout = learn_layout(model, torch.arange(3, 20))
+    layout = learn_structure(model, torch.arange(3, 20))
     shapes = {n: tuple(m.weight.shape) for n, m in find_blocks(model).modules[0].named_modules()
               if isinstance(m, torch.nn.Linear)}  # fmt: skip
     seen = tuple(
@@ -115,12 +115,12 @@ def test_work_grows_as_the_page_says() -> None:
         return cost_model.work(cost_model.opt("", width, 1).block, tokens, 2048, 2, 4)
 
     one, wide, long = work(8192, 2**17), work(16384, 2**17), work(8192, 2**18)
-    assert wide["sweep"]["lookback"] == pytest.approx(8 * one["sweep"]["lookback"], rel=0.02)
+    assert wide["loop"]["lookback"] == pytest.approx(8 * one["loop"]["lookback"], rel=0.02)
     assert wide["factor"]["factor"] == pytest.approx(8 * one["factor"]["factor"], rel=0.02)
     assert wide["forward"]["product"] == 4 * one["forward"]["product"]
     for stage in ("hessian", "forward"):
         assert long[stage] == {term: 2 * amount for term, amount in one[stage].items()}
-    for stage in ("read", "factor", "sweep", "write"):
+    for stage in ("read", "factor", "loop", "write"):
         assert long[stage] == one[stage]
 
 

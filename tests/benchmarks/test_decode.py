@@ -122,7 +122,7 @@ def test_the_papers_figures_stand_beside() -> None:
         (["--bits", "four"], "invalid literal"),
         (["--tokens", "0"], "at least 1"),
         (["--tokens", "1", "--repeats", "1"], "at least 2"),
-        (["--kernel", "cuda"], "kernel='cuda' is not here"),
+        (["--kernel", "cuda"], "kernel='cuda' is not available"),
         (["--architecture", "opt-3b"], "architecture=opt-3b is neither a name"),
     ],
 )

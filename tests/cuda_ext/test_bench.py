@@ -29,7 +29,7 @@ def test_shapes_are_chosen_by_name_model_or_all() -> None:
     ]
     assert shapes.chosen("all") == list(shapes.SHAPES)
     assert shapes.SHAPES["opt-175b-fc2"] == (49152, 12288)
-    with pytest.raises(ValueError, match="shape 'opt-17' is unknown; choose of llama-7b-up"):
+    with pytest.raises(ValueError, match="shape 'opt-17' is unknown; choose from llama-7b-up"):
         shapes.chosen("opt-17")
 
 
@@ -60,7 +60,7 @@ def test_bytes_are_those_of_weight_and_activations(tiny: None) -> None:
 
 
 def test_the_contenders_agree(tiny: None) -> None:
-    """What is timed is the product: the packed ones and their bfloat16 twin give the same."""
+    """What is timed is the product: the packed ones and their bfloat16 layer give the same."""
     rivals = {rival.name: rival for rival in contenders(256, 64, 3, 128, (4,))}
     ours = rivals["packed 4 bits"].steps[0]()
     half = rivals["packed 4 bits bfloat16"].steps[0]()
@@ -142,7 +142,7 @@ def test_a_device_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is one")
     assert command.main(["--device", "cuda"]) == 1
-    assert "no benchmark: kernel='cuda' is not here: no GPU" in capsys.readouterr().err
+    assert "no benchmark: kernel='cuda' is not available: no GPU" in capsys.readouterr().err
 
 
 @pytest.mark.gpu

@@ -71,6 +71,10 @@ def see(monkeypatch: pytest.MonkeyPatch, *capabilities: toolchain.Capability) ->
     monkeypatch.setattr(toolchain, "visible_capabilities", lambda: capabilities)
 
 
+def test_the_library_has_the_product_s_name() -> None:
+    assert build.LIBRARY == "libbitsweep_kernels.so"
+
+
 def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("BITSWEEP_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -241,9 +245,9 @@ def test_the_environment_overrides_the_architectures(
     assert found.architectures == ()
     assert found.without_cuda == "BITSWEEP_CUDA_ARCHS=none leaves it out."
     monkeypatch.setenv("BITSWEEP_CUDA_ARCHS", "9.0")
-    with pytest.raises(build.BuildError, match=r"BITSWEEP_CUDA_ARCHS=9.0: '9.0' is no archit"):
+    with pytest.raises(build.BuildError, match=r"BITSWEEP_CUDA_ARCHS=9.0: '9.0' is not an archit"):
         build.find_or_build()
-    assert "is no architecture" in build.status().reason
+    assert "is not an architecture" in build.status().reason
 
 
 def test_nvcc_that_fails_leaves_the_cpu_kernels(

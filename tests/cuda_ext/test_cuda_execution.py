@@ -4,8 +4,9 @@ from functools import partial
 
 import pytest
 import torch
-from packed_layers import BITS, Layer, check_error, poison, random_x
 from torch.nn import functional
+
+from tests.oracles.packed_layers import BITS, Layer, check_error, poison, random_x
 
 pytestmark = pytest.mark.gpu
 BATCHES = (1, 8, 17, 64)

@@ -6,14 +6,14 @@ order of threads. test_kernels.py runs the compiled kernels where there is a GPU
 
 import shutil
 
-import emulated_cuda as emulated
 import pytest
 import torch
-from emulated_cuda import A10, A100, H200, Device, Layer, Packed, random_layer
 from torch import Tensor
 
 from cuda_ext.layout import pack_codes
 from cuda_ext.tiles import tile_codes
+from tests.oracles import emulated_cuda as emulated
+from tests.oracles.emulated_cuda import A10, A100, H200, Device, Layer, Packed, random_layer
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ for the emulator")
 

@@ -2,9 +2,10 @@
 
 import shutil
 
-import emulated_cuda as emulated
 import pytest
 import torch
+
+from tests.oracles import emulated_cuda as emulated
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ for the emulator")
 ORDERS = (0, 1, 2, 3)

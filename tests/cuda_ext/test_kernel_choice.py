@@ -81,7 +81,7 @@ def test_a_library_that_was_cut_short_is_never_loaded(
     for script in (CHECKED, RESOLVE):
         refused = fresh(script)
         assert refused.returncode == 1, "and no signal"
-        assert "KernelUnavailable: kernel='cpu' is not here: CXX=compiler-of" in refused.stderr
+        assert "KernelUnavailable: kernel='cpu' is not available: CXX=compiler-of" in refused.stderr
     library.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     assert build._notes(own_cache) is None, "a bit that turned over, too"
 

@@ -5,10 +5,18 @@ Every test takes the device: on the CPU each instruction set, and CUDA.
 
 import pytest
 import torch
-from packed_layers import BATCHES, BITS, Layer, check_error, kernel_dtypes, poison, random_x
 
 from cuda_ext import packed
 from cuda_ext.tiles import tile_codes
+from tests.oracles.packed_layers import (
+    BATCHES,
+    BITS,
+    Layer,
+    check_error,
+    kernel_dtypes,
+    poison,
+    random_x,
+)
 
 # Above the rows that each device multiplies from the codes, too.
 ALL_BATCHES = (*BATCHES, 192, 193, 513)

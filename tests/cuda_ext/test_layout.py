@@ -130,7 +130,7 @@ def test_bad_input_is_named() -> None:
         pack_codes(torch.tensor([0, 4], dtype=torch.uint8), 2)
     with pytest.raises(TypeError, match=r"torch\.uint8; pass torch\.int32"):
         unpack_codes(codes, 2, 8)
-    with pytest.raises(ValueError, match="1 words along dim -1 are not what 17 codes"):
+    with pytest.raises(ValueError, match="1 words along dim -1 do not match 17 codes"):
         unpack_codes(words, 2, 17)
     with pytest.raises(ValueError, match="dim=2 is out of range"):
         unpack_codes(words, 2, 8, dim=2)

@@ -3,23 +3,21 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from cuda_ext import build, toolchain
 
-ROOT = Path(__file__).resolve().parents[2]
 # Built, loaded and used as a user would; a process of its own, since a process loads one library.
 SCRIPT = """
 import ctypes
 import torch
 from cuda_ext import ops, packed
-from packed_layers import Layer, check_error, random_x
+from tests.oracles.packed_layers import Layer, check_error, random_x
 
 library = packed.load()
 assert library.architectures == ("sm_90",), library
-for name in ("packed_linear", "packed_dequantize", "repack", "gptq_sweep"):
+for name in ("packed_linear", "packed_dequantize", "repack", "gptq_column_loop"):
     found = torch._C._dispatch_has_kernel_for_dispatch_key(f"bitsweep::{name}", "CUDA")
     assert found, f"{name} has no CUDA implementation"
 # The runtime inside stays hidden: a CUDA build of torch brings its own copy of these names.
@@ -44,16 +42,17 @@ assert "bits=5 is not a bit width" in on_cuda(bits=5)
 assert "bias is [20]; expected [21]" in on_cuda(bias=torch.zeros(20))
 assert torch.version.cuda or "this torch has no CUDA" in on_cuda(), on_cuda()
 
-def sweep_on_cuda(**changes):
+def loop_on_cuda(**changes):
     values = dict(weight=torch.ones(4, 3), upper=torch.eye(4), scale=torch.ones(1, 3),
                   zero=torch.zeros(1, 3), negative=None, group=None, count=4, max_code=3) | changes
     try:
-        torch.ops.bitsweep.gptq_sweep.default._op_dk(torch._C.DispatchKey.CUDA, *values.values())
+        operator = torch.ops.bitsweep.gptq_column_loop.default
+        operator._op_dk(torch._C.DispatchKey.CUDA, *values.values())
     except RuntimeError as error:
         return str(error)
 
-assert "gptq_sweep: upper is [3, 3]; expected [4, 4]" in sweep_on_cuda(upper=torch.eye(3))
-assert torch.version.cuda or "gptq_sweep: this torch has no CUDA" in sweep_on_cuda()
+assert "gptq_column_loop: upper is [3, 3]; expected [4, 4]" in loop_on_cuda(upper=torch.eye(3))
+assert torch.version.cuda or "gptq_column_loop: this torch has no CUDA" in loop_on_cuda()
 print(ops.resolve_kernel("auto", "cpu"), ops.resolve_kernel("auto", "cuda"))
 print(ops.why_unavailable(torch.device("cuda")))
 """
@@ -67,12 +66,10 @@ def environment() -> dict[str, str]:
         toolchain.find_nvcc()
     except build.BuildError as error:
         pytest.skip(str(error))
-    paths = [str(ROOT), str(ROOT / "tests" / "oracles")]
     return {
         **os.environ,
         "BITSWEEP_CACHE": str(build.cache_folder().parent / "nvcc-test"),
         "BITSWEEP_CUDA_ARCHS": "sm_90",
-        "PYTHONPATH": os.pathsep.join(paths),
     }
 
 

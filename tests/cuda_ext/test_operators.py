@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 import torch
-from packed_layers import Layer, kernel_dtypes, random_x
 
 from cuda_ext import build, packed
+from tests.oracles.packed_layers import Layer, kernel_dtypes, random_x
 
 
 def test_registration(device: str) -> None:

@@ -174,7 +174,9 @@ def test_dequantize_refuses_an_integer_dtype() -> None:
 def test_kernels() -> None:
     assert ops.resolve_kernel("reference") == "reference"
     assert ops.resolve_kernel("auto", "meta") == "reference"
-    with pytest.raises(ops.KernelUnavailable, match=r"kernel='cuda' is not here.*kernel=reference"):
+    with pytest.raises(
+        ops.KernelUnavailable, match=r"kernel='cuda' is not available.*kernel=reference"
+    ):
         ops.resolve_kernel("cuda")
     with pytest.raises(ValueError, match="kernel='fast' is unknown"):
         ops.resolve_kernel("fast")
@@ -193,7 +195,7 @@ def test_auto_is_the_reference_where_nothing_can_be_built(
     assert ops.resolve_kernel("auto") == "reference"
     assert ops.resolve_kernel("auto") == "reference"
     assert [record.getMessage() for record in caplog.records] == [
-        "kernel=auto is the reference kernel on cpu: no C++ compiler is on PATH; install one."
+        "kernel=auto uses the reference kernel on cpu: no C++ compiler is on PATH; install one."
     ]
 
 

@@ -5,12 +5,12 @@ On the CPU rows of real length with few outputs; on CUDA whole layers of up to 3
 
 import pytest
 import torch
-from packed_layers import Layer, check_error, check_product, kernel_dtypes, random_x
 from torch import Tensor
 
 from cuda_ext import build, packed
 from cuda_ext.packed import Packed
 from cuda_ext.tiles import LANES, TILE_ROWS, units_for, untile_codes, untile_grid
+from tests.oracles.packed_layers import Layer, check_error, check_product, kernel_dtypes, random_x
 
 INPUTS = (768, 1024, 2048, 7168, 11008, 12288, 14336, 18944)
 LAYERS = [  # inputs, outputs

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from harness.config.compose import compose_cells
-from harness.config.schema import CellConfig
+from harness.config.schema import Cell, CellConfig
 
 STORIES = "<|endoftext|>\n".join(
     f"Tom had {n} red apples and put them in a box. Anna looked into the box and saw {n} apples.\n"
@@ -41,6 +41,12 @@ def stories_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("texts") / "stories.txt"
     file.write_text(STORIES)
     return file
+
+
+@pytest.fixture(scope="session")
+def quickstart() -> list[Cell]:
+    """The cells of the quickstart: Hydra composes for seconds. To be read, not changed."""
+    return compose_cells(["experiment=quickstart"])
 
 
 @pytest.fixture

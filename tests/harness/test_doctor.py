@@ -9,6 +9,13 @@ from cuda_ext import build, ops, packed, toolchain
 from harness import doctor
 
 
+def instruction_set(missing: dict[str, str]) -> str:
+    """What packed.cpu_isa does: it loads the library, and cannot where there is none."""
+    if reason := missing.get("cpu"):
+        raise toolchain.BuildError(reason)
+    return "avx2"
+
+
 def kernel_lines(
     monkeypatch: pytest.MonkeyPatch,
     library: build.Library | None,
@@ -18,7 +25,7 @@ def kernel_lines(
     """The lines by name, on a machine that has this library and lacks these kernels."""
     status = build.Status(library, "not built yet.", "/usr/bin/g++ (12)", "no nvcc.", Path("/c"))
     monkeypatch.setattr(build, "status", lambda: status)
-    monkeypatch.setattr(packed, "cpu_isa", lambda: "avx2")
+    monkeypatch.setattr(packed, "cpu_isa", lambda: instruction_set(missing))
     monkeypatch.setattr(toolchain, "driver", lambda: driver)
     monkeypatch.setattr(ops, "why_unavailable", lambda device: missing.get(device.type))
     found = doctor._kernels()

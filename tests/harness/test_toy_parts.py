@@ -164,9 +164,9 @@ def test_levels_of_the_user_reach_the_table(
     export = ["export", str(artifact), str(tmp_path / "out"), "--format", "gptq-v2"]
     trusted = ["--levels", str(folder / "quantiles.py")]
     for arguments, sentence in (
-        (plan, "levels='quantiles' are none of Bitsweep's own"),
+        (plan, "levels='quantiles' are not Bitsweep's own"),
         (["inspect", str(artifact)], "--levels MODULE"),
-        ([*export, *trusted], "has quantiles levels, which gptq-v2 cannot hold"),
+        ([*export, *trusted], "has quantiles levels, which gptq-v2 cannot store"),
     ):
         assert cli.main(arguments) == cli.IMPOSSIBLE
         assert sentence in capsys.readouterr().err
@@ -220,8 +220,13 @@ def lines_of(text: str) -> str:
     [
         ("halve.py", lines_of(SOLVER), [], "has no SOLVER; add SOLVER = Solver(...)"),
         ("halve.py", SOLVER + "SOLVER = 3\n", [], "SOLVER is a int, not a Solver"),
-        ("halve.py", SOLVER.replace("solve=solve", "solve=None"), [], "solve=None is no function"),
-        ("halve.py", SOLVER.replace("frozen=True", ""), [], "is no frozen dataclass"),
+        (
+            "halve.py",
+            SOLVER.replace("solve=solve", "solve=None"),
+            [],
+            "solve=None is not a function",
+        ),
+        ("halve.py", SOLVER.replace("frozen=True", ""), [], "is not a frozen dataclass"),
         ("halve.py", "import nothing_like_it\n", [], "No module named 'nothing_like_it'"),
         ("halve.py", SOLVER, ["method.factr=1"], "did you mean factor"),
         ("halve.py", SOLVER, ["method.factor=half"], "method.factor"),

@@ -113,7 +113,7 @@ def solve(
     """Quantize weight [out, in] against hessian [in, in].
 
     The last group holds the columns that are left. stale_block: group grids come from the weights
-    at the last multiple of so many sweep steps. own: finds the levels of one row (or group of one)
+    at the last multiple of so many steps. own: finds the levels of one row (or group of one)
     in place of what the other arguments describe. together: those of `span` neighbouring groups of
     one row at once.
     """

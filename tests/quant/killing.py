@@ -11,9 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import rotating
 import torch
-from architectures import random_windows
 
 from quant.calibrate.layers import BlockSolver
 from quant.calibrate.stream import QuantizationResult, Workplace
@@ -24,6 +22,8 @@ from quant.config import QuantizationConfig
 from quant.scheme import Scheme
 from quant.solvers import gptq, rtn
 from quant.transforms import equalize
+from tests.quant import rotating
+from tests.quant.architectures import random_windows
 
 CONTEXT = multiprocessing.get_context("forkserver")
 # Heavy ones, and none that only the path of the tests would find.
@@ -81,7 +81,7 @@ def kill(model: Path, target: Path, when: str, block: int, *more: str) -> None:
     """
     process = CONTEXT.Process(target=_make_and_die, args=(model, target, when, block, *more))
     process.start()
-    process.join(60)
+    process.join(300)
     assert process.exitcode == -signal.SIGKILL
 
 

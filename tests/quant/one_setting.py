@@ -1,6 +1,6 @@
 """Quantize models in this process, whose environment decides on instruction sets; say what came.
 
-  python one_setting.py RUNS.json
+  python -m tests.quant.one_setting RUNS.json
 
 RUNS is a list of {"model": folder, "windows": [[id, ...], ...], "scheme": {...}, "options": {...},
 "solver": name, "transforms": bool, "batch_tokens": n, "threads": n, "arithmetic": name,

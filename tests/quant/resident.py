@@ -11,17 +11,17 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
-from killing import CONTEXT
 
 from quant.calibrate.cost import _resident_bytes
 from quant.checkpoint.make import quantize_to
 from quant.checkpoint.source import CheckpointSource
 from quant.config import QuantizationConfig
-from quant.memory.heaps import give_back, keep_freed_memory
+from quant.memory.heaps import keep_freed_memory, trim_heap
 from quant.memory.limits import Limits
 from quant.memory.plan import IN_HOST, MemoryPlan, ModelShape, model_shape, plan_quantization
+from tests.quant.killing import CONTEXT
 
-REPEATS = 3
+REPEATS = 2
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def _measure(
         return
     with tempfile.TemporaryDirectory() as folder:
         _quantize(model, Path(folder) / "warm", config, windows)  # libraries take memory once
-        give_back()
+        trim_heap()
         before = _resident_bytes()
         forget_peak()
         stages = _quantize(model, Path(folder) / "measured", config, windows)

@@ -46,4 +46,10 @@ def keep(_options: object) -> str:
     return "always"
 
 
-TRANSFORM = Transform("rotate", "rotated", change, rebuild=rebuild, keep=keep)
+def kept_bytes(inputs: int) -> int:
+    return 8 * inputs**2
+
+
+TRANSFORM = Transform(
+    "rotate", "rotated", change, rebuild=rebuild, keep=keep, kept_bytes=kept_bytes
+)

@@ -4,7 +4,6 @@ import copy
 
 import pytest
 import torch
-from architectures import BLOCKS, CONFIGS, LINEARS_PER_BLOCK, tiny_model
 from torch import nn
 from transformers import AutoModelForCausalLM, Gemma3Config
 from transformers.pytorch_utils import Conv1D
@@ -17,7 +16,8 @@ from quant.blocks import (
     set_weight_matrix,
     weight_matrix,
 )
-from quant.errors import ModelLayoutError, NonFiniteError
+from quant.errors import ModelStructureError, NonFiniteError
+from tests.quant.architectures import BLOCKS, CONFIGS, LINEARS_PER_BLOCK, tiny_model
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -75,7 +75,7 @@ def test_weights_are_rounded_to_the_dtype_of_the_module_or_refused() -> None:
     with pytest.raises(NonFiniteError, match=r"h\.0: 8 quantized weights .*float16"):
         set_weight_matrix(module, torch.full((2, 4), 1e5), "h.0")
     assert torch.equal(module.weight, matrix.half())  # nothing was written
-    with pytest.raises(ModelLayoutError, match=r"\(4, 2\) does not fit"):
+    with pytest.raises(ModelStructureError, match=r"\(4, 2\) does not fit"):
         set_weight_matrix(module, matrix.T)
 
 
@@ -83,7 +83,7 @@ def test_a_model_without_matching_blocks_lists_what_it_has() -> None:
     model = tiny_model("opt")
     model.config.num_hidden_layers = 7
     with pytest.raises(
-        ModelLayoutError, match=r"no list .*=7.*model\.decoder\.layers: 3 x OPTDecoderLayer"
+        ModelStructureError, match=r"no list .*=7.*model\.decoder\.layers: 3 x OPTDecoderLayer"
     ):
         find_blocks(model)
 
@@ -91,7 +91,9 @@ def test_a_model_without_matching_blocks_lists_what_it_has() -> None:
 def test_two_lists_that_could_be_the_blocks_are_an_error() -> None:
     model = tiny_model("opt")
     model.more_layers = copy.deepcopy(model.model.decoder.layers)
-    with pytest.raises(ModelLayoutError, match=r"several lists .*more_layers: 3 x OPTDecoderLayer"):
+    with pytest.raises(
+        ModelStructureError, match=r"several lists .*more_layers: 3 x OPTDecoderLayer"
+    ):
         find_blocks(model)
 
 
@@ -124,8 +126,8 @@ def test_weights_that_are_not_there_or_not_real_are_refused() -> None:
     model = tiny_model("opt")
     layer = model.model.decoder.layers[0].fc1
     layer.to("meta")
-    with pytest.raises(ModelLayoutError, match=r"layers\.0\.fc1: .*meta device"):
+    with pytest.raises(ModelStructureError, match=r"layers\.0\.fc1: .*meta device"):
         require_sound(model.model.decoder.layers[0], "model.decoder.layers.0")
     layer.weight = nn.Parameter(torch.zeros(64, 32, dtype=torch.int8), requires_grad=False)
-    with pytest.raises(ModelLayoutError, match=r"layers\.0\.fc1: .*torch\.int8"):
+    with pytest.raises(ModelStructureError, match=r"layers\.0\.fc1: .*torch\.int8"):
         require_quantizable(find_blocks(model))

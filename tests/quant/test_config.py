@@ -6,7 +6,6 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
-from architectures import tiny_model
 
 from quant.calibrate.stream import quantize_model
 from quant.config import QuantizationConfig
@@ -16,6 +15,7 @@ from quant.solvers import gptq, random, rtn
 from quant.solvers.base import NoOptions, Solver
 from quant.transforms import equalize
 from quant.transforms.base import Transform
+from tests.quant.architectures import tiny_model
 
 W4 = Scheme(4)
 
@@ -62,14 +62,14 @@ def test_what_a_run_must_do_follows_from_the_parts() -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("gptq", W4), r"solver='gptq' is no Solver; give SOLVER"),
-        ((gptq.SOLVER, "w4"), r"scheme='w4' is no Scheme; use"),
+        (("gptq", W4), r"solver='gptq' is not a Solver; pass the SOLVER"),
+        ((gptq.SOLVER, "w4"), r"scheme='w4' is not a Scheme; use"),
         ((gptq.SOLVER, W4, NoOptions()), r"solver gptq takes options of type .*gptq\.Options, not"),
         ((rtn.SOLVER, W4, gptq.Options()), r"solver rtn takes options of type .*NoOptions, not"),
         ((replace(rtn.SOLVER, options=Required), W4), r"solver rtn has options without a default"),
         ((replace(rtn.SOLVER, options=Opaque), W4), r"solver rtn: its options .* as JSON .*; use"),
-        ((gptq.SOLVER, W4, None, ("equalize",)), r"transforms holds 'equalize', .*; give"),
-        ((gptq.SOLVER, W4, None, (equalize.TRANSFORM,)), r"transforms holds .* no pair"),
+        ((gptq.SOLVER, W4, None, ("equalize",)), r"transforms contains 'equalize', .*; pass"),
+        ((gptq.SOLVER, W4, None, (equalize.TRANSFORM,)), r"transforms contains .* not a pair"),
         (
             (gptq.SOLVER, W4, None, ((equalize.TRANSFORM, gptq.Options()),)),
             r"transform equalize takes options of type .*equalize\.Options, not",
@@ -87,11 +87,11 @@ def test_parts_that_do_not_fit_are_refused_in_one_sentence(arguments, words) -> 
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: Solver("s", "S", "solve"), r"solver s: solve='solve' is no function; give it"),
+        (lambda: Solver("s", "S", "solve"), r"solver s: solve='solve' is not a function; pass"),
         (lambda: replace(rtn.SOLVER, options=Changing), r"solver rtn: options=.*Changing.*frozen"),
-        (lambda: replace(rtn.SOLVER, options=None), r"solver rtn: options=None is no frozen"),
+        (lambda: replace(rtn.SOLVER, options=None), r"solver rtn: options=None is not a frozen"),
         (lambda: replace(rtn.SOLVER, prepare=print), r"rtn has prepare, .*needs_calibration=True"),
-        (lambda: Transform("t", "T", None), r"transform t: change=None is no function; give it"),
+        (lambda: Transform("t", "T", None), r"transform t: change=None is not a function; pass"),
         (lambda: replace(equalize.TRANSFORM, options=Changing), r"transform equalize: options="),
     ],
 )

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from architectures import CONFIGS, random_windows, tiny_model
 from torch import nn
 from transformers import AutoModelForCausalLM, DbrxConfig, MambaConfig, PhimoeConfig, RwkvConfig
 
@@ -17,10 +16,11 @@ from quant.checkpoint.make import quantize_to
 from quant.checkpoint.source import CheckpointSource
 from quant.config import QuantizationConfig
 from quant.coverage import coverage_of, is_matrix
-from quant.errors import ModelLayoutError
+from quant.errors import ModelStructureError
 from quant.rules import Rules
 from quant.scheme import Scheme
 from quant.solvers import gptq, rtn
+from tests.quant.architectures import CONFIGS, random_windows, tiny_model
 
 W4 = Scheme(bits=4)
 
@@ -61,7 +61,7 @@ def test_experts_that_are_no_layers_are_refused_before_anything_is_written(tmp_p
     with (
         CheckpointSource(tmp_path / "model", torch.float32) as source,
         pytest.raises(
-            ModelLayoutError,
+            ModelStructureError,
             match=r"only 20\.. % .*\.\*\.ffn\.experts\.mlp\.\w\w \(26 %\).*method\.partial=true",
         ),
     ):
@@ -137,7 +137,7 @@ def rwkv(**changes: int) -> nn.Module:
 def test_layers_whose_weights_are_read_beside_them_stay() -> None:
     """RWKV divides two weights of every block when it is evaluated: a packed layer has none."""
     with pytest.raises(
-        ModelLayoutError, match=r"attention\.output\.weight \(11 %, the model reads its weight\)"
+        ModelStructureError, match=r"attention\.output\.weight \(11 %, the model reads its weight\)"
     ):
         survey(LoadedModel(rwkv()))
     assert survey(LoadedModel(rwkv(rescale_every=0))).share == 1

@@ -4,10 +4,10 @@ import copy
 
 import pytest
 import torch
-from mixtures import EXPERTS, HIDDEN, MIXTURES, fused_modules, tiny_mixture
 
 from quant.blocks import find_blocks, linear_layers
 from quant.experts import Experts, fused_parts, routed_groups, unfuse
+from tests.quant.mixtures import EXPERTS, HIDDEN, MIXTURES, fused_modules, tiny_mixture
 
 TOKENS = torch.randint(3, 96, (2, 17), generator=torch.Generator().manual_seed(3))
 

@@ -6,11 +6,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
-from textbook_gptq import code_of, find_levels
 
 from quant.errors import NonFiniteError, QuantizationError
 from quant.grid import check_finite, dequantize, find_grid, quantize
 from quant.scheme import Scheme
+from tests.oracles.textbook_gptq import code_of, find_levels
 
 UNIFORM = [
     Scheme(bits, symmetric=symmetric, grid=grid, scale_dtype=dtype)

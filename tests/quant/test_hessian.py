@@ -157,7 +157,7 @@ def test_indefinite_and_broken_hessians_are_refused():
     broken[0, 1] = float("nan")
     with pytest.raises(NonFiniteError, match=r"q_proj: 1 of 9 entries.*bfloat16"):
         factorize(broken, layer="q_proj")
-    with pytest.raises(ValueError, match=r"q_proj: a Hessian is square.*\[2, 3\]"):
+    with pytest.raises(ValueError, match=r"q_proj: the Hessian is \[2, 3\]; it must be square"):
         factorize(torch.zeros(2, 3), layer="q_proj")
 
 
@@ -189,10 +189,10 @@ def test_a_hessian_that_is_not_symmetric_is_refused():
     factorize(hessian * (1 + 1e-5 * torch.randn(6, 6)))  # rounding
     hessian[1, 4] += 9
     with pytest.raises(
-        ValueError, match=r"proj: a Hessian is symmetric.* at \[1, 4\] and .*\[4, 1\]"
+        ValueError, match=r"proj: the Hessian is not symmetric.* at \[1, 4\] and .*\[4, 1\]"
     ):
         factorize(hessian, layer="proj")
-    with pytest.raises(ValueError, match="a Hessian is symmetric"):
+    with pytest.raises(ValueError, match="the Hessian is not symmetric"):
         factorize(torch.triu(x.T @ x), layer="proj")
 
 

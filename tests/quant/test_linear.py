@@ -6,13 +6,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from random_weights import random_weight, same
 from torch.nn import functional
 
 from cuda_ext import ops
 from cuda_ext.ops import KernelUnavailable, resolve_kernel
 from quant.linear import QuantLinear, pack, packed_bytes, packed_shapes
 from quant.scheme import Scheme
+from tests.oracles.random_weights import random_weight, same
 
 SCHEMES = [
     Scheme(2),

@@ -49,7 +49,9 @@ def test_ternary_values_by_hand():
 
 def test_a_grid_of_other_tensors_is_refused():
     codes, scale = torch.zeros(1, 4, dtype=torch.uint8), torch.ones(1, 1)
-    with pytest.raises(ValueError, match="w4 has a grid of scale, zero, not of scale; pass just"):
+    with pytest.raises(
+        ValueError, match="w4 has a grid of scale, zero, not of scale; pass exactly"
+    ):
         QuantizedWeight(codes, Scheme(4), scale=scale)
     with pytest.raises(ValueError, match="ternary has a grid of scale, negative_scale, not of no"):
         QuantizedWeight(codes, Scheme(2, levels="ternary"))

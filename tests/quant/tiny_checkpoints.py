@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from random_weights import random_weight
 from safetensors.torch import load_file, save_file
-from textbook_unpack import AWQ_OUTPUTS
 from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
@@ -24,6 +22,8 @@ from transformers.pytorch_utils import Conv1D
 from cuda_ext.layout import pack_codes
 from quant.scheme import Scheme
 from quant.weight import QuantizedWeight
+from tests.oracles.random_weights import random_weight
+from tests.oracles.textbook_unpack import AWQ_OUTPUTS
 
 SPECIAL = {"vocab_size": 96, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 # 40 inputs and 72 outputs: no multiple of 32 anywhere.

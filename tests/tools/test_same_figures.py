@@ -116,7 +116,7 @@ def test_every_kind_of_figure_is_compared(
         ("decode_tokens_per_s", "tokens/s"),
         ("decode_bandwidth", "GB/s"),
         ("decode_speedup", "ratio"),
-        ("twin_roofline_share", "fraction"),
+        ("baseline_roofline_share", "fraction"),
         ("peak_memory", "bytes"),
         ("working_memory_bytes", "bytes"),
     ],

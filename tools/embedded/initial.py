@@ -101,4 +101,5 @@ def _match_and_copy(
 
 
 def _orthonormal(rows: int, columns: int) -> torch.Tensor:
-    return torch.linalg.qr(torch.randn(rows, columns)).Q
+    basis: torch.Tensor = torch.linalg.qr(torch.randn(rows, columns)).Q
+    return basis

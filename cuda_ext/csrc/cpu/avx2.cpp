@@ -134,7 +134,7 @@ struct Isa::Table<3> : Isa::Values<3> {
   Table(Values<3> values) : Values<3>(values) {}
 };
 
-// Rows of the column sweep.
+// Rows of the column loop.
 struct Lanes {
   using V = __m256;
   static constexpr int kWidth = 8, kSlab = 32, kTogether = 2;
@@ -204,9 +204,9 @@ struct Wide {
 #include "avx2_linear.h"
 #include "kernel_template.h"
 #include "step_template.h"
-#include "sweep_template.h"
+#include "column_loop_template.h"
 
 namespace bitsweep {
-Kernels avx2_kernels() { return {linear, dequantize, sweep, Lanes::kSlab, attend, kStrip, step_kernels()}; }
+Kernels avx2_kernels() { return {linear, dequantize, column_loop, Lanes::kSlab, attend, kStrip, step_kernels()}; }
 }  // namespace bitsweep
 #endif

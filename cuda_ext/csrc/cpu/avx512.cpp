@@ -95,7 +95,7 @@ struct Isa::Table<8> {
   }
 };
 
-// Rows of the column sweep.
+// Rows of the column loop.
 struct Lanes {
   using V = __m512;
   static constexpr int kWidth = 16, kSlab = 64, kTogether = 4;
@@ -177,9 +177,9 @@ struct Wide {
 #include "kernel_template.h"
 #include "linear_template.h"
 #include "step_template.h"
-#include "sweep_template.h"
+#include "column_loop_template.h"
 
 namespace bitsweep {
-Kernels avx512_kernels() { return {linear, dequantize, sweep, Lanes::kSlab, attend, kStrip, step_kernels()}; }
+Kernels avx512_kernels() { return {linear, dequantize, column_loop, Lanes::kSlab, attend, kStrip, step_kernels()}; }
 }  // namespace bitsweep
 #endif

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "../shared/sweep.h"
+#include "../shared/column_loop.h"
 #include "../shared/weight.h"
 #include "step.h"
 
@@ -55,9 +55,9 @@ struct Kernels {
   // Rows of the weight to out [outputs, inputs] of the storage given.
   void (*dequantize)(
       const Weight&, void* out, Storage storage, int64_t first_tile, int64_t end_tile);
-  // GPTQ's inner column loop on slabs of sweep_rows rows each.
-  void (*sweep)(const Sweep&, int64_t first_slab, int64_t end_slab);
-  int64_t sweep_rows;
+  // GPTQ's inner column loop on slabs of loop_rows rows each.
+  void (*column_loop)(const ColumnLoop&, int64_t first_slab, int64_t end_slab);
+  int64_t loop_rows;
   // Causal attention on strips of attention_rows queries each: those of a head, head by head.
   void (*attention)(const Attention&, int64_t first_strip, int64_t end_strip);
   int64_t attention_rows;

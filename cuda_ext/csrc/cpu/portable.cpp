@@ -88,7 +88,7 @@ struct Lanes {
   static V load(const float* at) { return *at; }
   static void store(float* at, V a) { *at = a; }
   static V set(float a) { return a; }
-  static V error(V w, V value, V diagonal) { return sweep_error(w, value, diagonal); }
+  static V error(V w, V value, V diagonal) { return loop_error(w, value, diagonal); }
   static V fnma(V a, V b, V c) { return exact_fma(-a, b, c); }
   static void store_codes(uint8_t* at, V code) { *at = static_cast<uint8_t>(code); }
   static void uniform(V w, V scale, V zero, V max_code, V& code, V& value) {
@@ -127,8 +127,8 @@ struct Wide {
 
 #include "attention_template.h"
 #include "step_template.h"
-#include "sweep_template.h"
+#include "column_loop_template.h"
 
 namespace bitsweep {
-Kernels portable_kernels() { return {linear, dequantize, sweep, Lanes::kSlab, attend, kStrip, step_kernels()}; }
+Kernels portable_kernels() { return {linear, dequantize, column_loop, Lanes::kSlab, attend, kStrip, step_kernels()}; }
 }  // namespace bitsweep

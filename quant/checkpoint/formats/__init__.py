@@ -1,1 +1,1 @@
-"""Checkpoint formats: every module here but base is one, and ends with FORMAT = Format(...)."""
+"""Checkpoint formats: every module except base is one, and ends with FORMAT = Format(...)."""

@@ -1,7 +1,7 @@
-"""The AWQ format (AutoAWQ, version "gemm"): eight 4-bit codes of one row of inputs in a word.
+"""AWQ format (AutoAWQ, version "gemm"): eight 4-bit codes of one input row per word.
 
-A layer is stored as qweight int32 [in, out / 8], qzeros int32 [groups, out / 8], the zero-points
-as they are, and scales [groups, out]. Values are scale * (code - zero).
+A layer has qweight int32 [in, out / 8], qzeros int32 [groups, out / 8] (zero-points unchanged) and
+scales [groups, out]. Values are scale * (code - zero).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 METHOD = "awq"
 PACKING = "gemm"
 BITS = 4
-# Output 8 i + j lies in nibble NIBBLES[j] of word i, counted from the low end.
+# Output 8 i + j is in nibble NIBBLES[j] of word i, counted from the low end.
 NIBBLES = (0, 4, 1, 5, 2, 6, 3, 7)
 
 
@@ -38,12 +38,12 @@ def matches(config: Config) -> bool:
 
 
 def parse(config: Config, where: str) -> CheckpointFormat:
-    # AutoAWQ calls it version, transformers format; AutoAWQ's own quant_config.json has w_bit and
-    # q_group_size for bits and group_size.
+    # AutoAWQ's key is version, that of transformers is format; AutoAWQ's own quant_config.json has
+    # w_bit and q_group_size for bits and group_size.
     version = str(config.get("version") or config.get("format") or PACKING).lower()
     if version != PACKING:
         raise ArtifactError(
-            f"{where}.version={version!r} is another packing of AWQ; only {PACKING!r} can be read."
+            f"{where}.version={version!r} is another AWQ packing; only {PACKING!r} can be read."
         )
     renamed = {"bits": "w_bit", "group_size": "q_group_size"}
     config = {**{new: config[old] for new, old in renamed.items() if old in config}, **config}
@@ -87,7 +87,7 @@ def read_layer(tensors: Tensors, parsed: CheckpointFormat, layer: str, _: Shape)
     if outputs % 8:
         raise ArtifactError(
             f"{layer}.scales are {list(scales.shape)}; AWQ packs eight outputs into a word, so "
-            f"{outputs} outputs cannot be: the tensor is damaged or of another layer."
+            f"{outputs} outputs are impossible: the tensor is damaged or of another layer."
         )
     groups = -(-inputs // (parsed.group_size or inputs))
     for name, tensor, shape in (
@@ -112,11 +112,12 @@ def read_layer(tensors: Tensors, parsed: CheckpointFormat, layer: str, _: Shape)
 
 
 def _in_order(words: Tensor, outputs: int) -> Tensor:
-    """uint8 [rows, outputs] in the order of the outputs."""
+    """Return uint8 [rows, outputs] in the order of the outputs."""
     from cuda_ext.layout import unpack_codes
 
     nibbles = unpack_codes(words, BITS, outputs).unflatten(1, (-1, 8))
-    return nibbles[..., list(NIBBLES)].flatten(1)
+    result: Tensor = nibbles[..., list(NIBBLES)].flatten(1)
+    return result
 
 
 FORMAT = Format(

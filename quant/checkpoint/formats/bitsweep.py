@@ -1,7 +1,8 @@
-"""Any levels in the tensors of quant.linear.pack: number formats of others, of a user's folder.
+"""Format for any levels: the tensors of quant.linear.pack, for external number formats.
 
-The configuration holds the fields of the scheme, the name of the kind of levels, what its tensors
-are and which module had it. A reader takes the kind from its own (quant.checkpoint.choose.parse).
+The configuration has the fields of the scheme, the name of the levels, the declaration of their
+tensors and the module that defined them. A reader uses the levels that it was given or has built in
+(quant.checkpoint.choose.parse).
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from quant.scheme import SCALE_DTYPES, Scheme
 if TYPE_CHECKING:
     from quant.checkpoint.formats.base import Read, Shape, Tensors
 
-# A quant_method of its own, so that no loader takes the codes for another grid.
+# A separate quant_method, so that no loader reads the codes with another grid.
 METHOD = "bitsweep"
 VERSION = 1
 
@@ -47,7 +48,7 @@ def parse(config: Config, where: str) -> CheckpointFormat:
         )
     for key in ("levels", "grid"):
         if not isinstance(config.get(key), str):
-            raise ArtifactError(f"{where}.{key}={config.get(key)!r} cannot be read; it is a name.")
+            raise ArtifactError(f"{where}.{key}={config.get(key)!r} cannot be read; use a name.")
     if config.get("scale_dtype") not in SCALE_DTYPES:
         raise ArtifactError(
             f"{where}.scale_dtype={config.get('scale_dtype')!r} cannot be read; expected one of "
@@ -90,8 +91,8 @@ def refuses(scheme: Scheme, _layer: StoredLayer | None) -> str | None:
         return None
     fitting = "gptq-v2" if scheme.kind == uniform.LEVELS else "bitsweep-ternary"
     return (
-        f"has {scheme.kind.name} levels, and {FORMAT.name} is for those that no other format "
-        f"holds: export to {fitting}."
+        f"has {scheme.kind.name} levels, and {FORMAT.name} is only for levels that no other format "
+        f"supports: export to {fitting}."
     )
 
 
@@ -134,8 +135,8 @@ FORMAT = Format(
     parse=parse,
     zero_points=zero_points,
     read_layer=read_layer,
-    # transformers only warns about a quant_method that it does not know, and would go on with
-    # random weights: files of another name make it stop.
+    # transformers only warns about an unknown quant_method and would continue with random weights;
+    # an unusual file name makes it stop.
     writer=Writer(
         refuses=refuses,
         entries=gptq.entries,

@@ -1,7 +1,7 @@
-"""Bitsweep's ternary levels {row minimum, 0, row maximum} in the tensors of GPTQ.
+"""Format for ternary levels {row minimum, 0, row maximum}, in the tensors of GPTQ.
 
-In the place of zero-points a layer has scales_negative [groups, out]; code 0 is its negative, code
-1 is 0 and code 2 the scale.
+Instead of zero-points a layer has scales_negative [groups, out]: code 0 means -scales_negative,
+code 1 means 0 and code 2 means scales.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from quant.scheme import Scheme
 if TYPE_CHECKING:
     from quant.checkpoint.formats.base import Read, Shape, Tensors
 
-# A quant_method of its own, because a loader of GPTQ would read the codes as a uniform grid.
+# A separate quant_method, because a GPTQ loader would read the codes as a uniform grid.
 METHOD = "bitsweep_ternary"
 # Every second bit of a word of sixteen 2-bit codes.
 _LOW_BITS = 0x55555555
@@ -60,7 +60,7 @@ def refuses(scheme: Scheme, _layer: StoredLayer | None) -> str | None:
         return None
     fitting = "gptq-v2" if scheme.kind == uniform.LEVELS else "bitsweep"
     return (
-        f"has {scheme.kind.name} levels, and {FORMAT.name} holds ternary ones alone: export to "
+        f"has {scheme.kind.name} levels, and {FORMAT.name} stores only ternary ones: export to "
         f"{fitting}, or quantize with a ternary scheme."
     )
 
@@ -85,8 +85,8 @@ FORMAT = Format(
     parse=parse,
     zero_points=zero_points,
     read_layer=read_layer,
-    # transformers only warns about a quant_method that it does not know, and would go on with
-    # random weights: files of another name make it stop.
+    # transformers only warns about an unknown quant_method and would continue with random weights;
+    # an unusual file name makes it stop.
     writer=Writer(
         refuses=refuses,
         entries=gptq.entries,

@@ -10,8 +10,8 @@ A layer [out, in] is stored as
     weight_shape       int64 [2]: out, in
     weight_g_idx       int32 [in]: the group of every column; only in files of early versions
 
-Codes and zero-points are signed for the library (-2^(bits-1) .. 2^(bits-1) - 1) and stored plus
-2^(bits-1), which makes them what QuantizedWeight holds. Values are scale * (code - zero).
+The library's codes and zero-points are signed (-2^(bits-1) .. 2^(bits-1) - 1) and stored plus
+2^(bits-1), which gives the numbers of QuantizedWeight. Values are scale * (code - zero).
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ if TYPE_CHECKING:
 
 METHOD = "compressed-tensors"
 PACKING = "pack-quantized"
-# The release whose packing and configuration are written here and that the tests read it with.
+# The release whose packing and configuration are written; the tests read them with it.
 LIBRARY_VERSION = "0.20.0"
-# Settings of the library that change what a layer computes; empty in what can be read.
+# Settings of the library that change what a layer computes; they must be empty here.
 _OTHER_FEATURES = ("kv_cache_scheme", "sparsity_config", "transform_config", "moe_sparsity_config")
 _VLLM_BITS = (4, 8)
 
@@ -89,15 +89,15 @@ def parse(config: Config, where: str) -> CheckpointFormat:
 
 
 def _only_group(config: Config, where: str) -> tuple[Config, str]:
-    """The one way in which layers are quantized; several groups must agree on it."""
+    """Return the settings of the quantized layers; several groups must have the same settings."""
     groups = config.get("config_groups")
     if not isinstance(groups, Mapping) or not groups:
         raise ArtifactError(f"{where}.config_groups is {groups!r}; expected one group of layers.")
     for name, group in groups.items():
         if not isinstance(group, Mapping) or not isinstance(group.get("weights"), Mapping):
             raise ArtifactError(
-                f"{where}.config_groups.{name} has no weights; presets and activations alone "
-                "cannot be read."
+                f"{where}.config_groups.{name} has no weights; presets, and groups of activations "
+                "only, cannot be read."
             )
     (name, first), *others = groups.items()
     for other, group in others:
@@ -127,7 +127,7 @@ def _parse_weights(weights: Config, where: str, grid: str, producer: str) -> Che
         bits=read_bits(weights, where, "num_bits"),
         group_size=size,
         symmetric=read_flag(weights, "symmetric", where, default=True),
-        # "weight" and "static" only say in which order the solver went; "group" moves columns.
+        # "weight" and "static" only describe the solver's order; "group" moves columns.
         act_order=weights.get("actorder") in (True, "group", "dynamic"),
         grid=grid,
         producer=producer,
@@ -151,18 +151,16 @@ def refuses(scheme: Scheme, layer: StoredLayer | None) -> str | None:
     if layer is None or reason is not None:
         return reason
     if layer.module != "Linear":
-        return (
-            f"is a {layer.module}, and {FORMAT.name} quantizes nn.Linear alone: export to gptq-v2."
-        )
+        return f"is a {layer.module}, and {FORMAT.name} supports only nn.Linear: export to gptq-v2."
     if scheme.short_group(layer.inputs):
         return (
             f"cannot be stored: groups of {scheme.group_size} do not divide its {layer.inputs} "
-            f"inputs, which {FORMAT.name} asks for; export to gptq-v2."
+            f"inputs, which {FORMAT.name} requires; export to gptq-v2."
         )
     if layer.scattered:
         return (
-            f"has groups whose columns act-order has scattered, and {FORMAT.name} reads neighbours "
-            "only: export to gptq-v2, or quantize with method.static_groups=true."
+            f"has groups whose columns act-order has scattered, and {FORMAT.name} requires "
+            "adjacent columns: export to gptq-v2, or quantize with method.static_groups=true."
         )
     return None
 
@@ -202,7 +200,10 @@ def write_layer(weight: QuantizedWeight, layer: StoredLayer) -> Packed:
 
 
 def _scale_dtype(scheme: Scheme, layer: StoredLayer) -> torch.dtype:
-    """The type of the model, which readers compute with, when it holds every scale exactly."""
+    """Return the dtype of the model if it represents every scale exactly, else scale_dtype.
+
+    Readers compute with scales in the dtype of the model.
+    """
     import torch
 
     scales = getattr(torch, scheme.scale_dtype)
@@ -211,7 +212,7 @@ def _scale_dtype(scheme: Scheme, layer: StoredLayer) -> torch.dtype:
 
 
 def describe(model: QuantizedModel) -> dict[str, Any]:
-    """The quantization_config of a model whose nn.Linear are quantized, all but those it names."""
+    """Return the quantization_config of a model, which lists the nn.Linear not quantized."""
     scheme = model.scheme
     weights = {
         "num_bits": scheme.bits,
@@ -255,7 +256,7 @@ def notes(scheme: Scheme, layers: Sequence[StoredLayer]) -> list[str]:
             "quantization_config=CompressedTensorsConfig(dequantize=True)."
         )
     if scheme.bits not in _VLLM_BITS:
-        found.append(f"transformers reads {scheme.bits} bits; vLLM reads 4 and 8 alone.")
+        found.append(f"transformers reads {scheme.bits} bits; vLLM reads only 4 and 8.")
     return found
 
 

@@ -1,7 +1,7 @@
-"""GPTQ version 1, what AutoGPTQ writes: zero-points are stored minus one.
+"""GPTQ version 1, the format of AutoGPTQ: zero-points are stored minus one.
 
-A configuration that does not say its version is read as one of version 1 until the tensors show
-which it is (quant.checkpoint.gptq_zeros).
+A configuration that does not declare its version is read as version 1 until the tensors show which
+one it is (quant.checkpoint.gptq_zeros).
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ VERSION, OTHER = gptq.V1, gptq.V2
 
 
 def matches(config: Config) -> bool:
-    """Any GPTQ that does not say it is version 2; what else it may say is refused by name."""
-    said = gptq.said_versions(config).values()
-    return gptq.method_of(config) == gptq.METHOD and OTHER.checkpoint_format not in said
+    """Whether it is GPTQ and not declared as version 2; parse refuses other versions by name."""
+    declared = gptq.declared_versions(config).values()
+    return gptq.method_of(config) == gptq.METHOD and OTHER.checkpoint_format not in declared
 
 
 def parse(config: Config, where: str) -> CheckpointFormat:
@@ -46,7 +46,7 @@ def zero_points(parsed: CheckpointFormat) -> str:
 
 
 def settle(parsed: CheckpointFormat, layers: Mapping[str, Tensors], where: str) -> CheckpointFormat:
-    """The same of the version that the tensors show, where the configuration says none."""
+    """Return the version that the tensors show, if the configuration declares none."""
     from quant.checkpoint.formats import gptq_v2
     from quant.checkpoint.gptq_zeros import find_version, wraps
 
@@ -68,7 +68,7 @@ def read_layer(tensors: Tensors, parsed: CheckpointFormat, layer: str, shape: Sh
 def refuses(scheme: Scheme, _layer: StoredLayer | None) -> str | None:
     if scheme.bits not in gptq.READERS_BITS:
         return (
-            f"has {scheme.bits} bits, which no reader of {FORMAT.name} knows (they have "
+            f"has {scheme.bits} bits, which no reader of {FORMAT.name} supports (they read "
             f"{', '.join(map(str, gptq.READERS_BITS))}): export to gptq-v2 for Bitsweep, or to "
             "compressed-tensors."
         )
@@ -76,7 +76,7 @@ def refuses(scheme: Scheme, _layer: StoredLayer | None) -> str | None:
 
 
 def write_layer(weight: QuantizedWeight, layer: StoredLayer) -> Packed:
-    """ArtifactError for zero-points of 0, which readers decode in different ways."""
+    """Return the tensors of a layer; ArtifactError for zero-points of 0 (readers disagree)."""
     from quant.checkpoint.gptq_layers import subtract_one
 
     return subtract_one(gptq.write_layer(weight, layer), weight, layer.name)

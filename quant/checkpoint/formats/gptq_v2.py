@@ -1,4 +1,4 @@
-"""GPTQ version 2: zero-points are stored as they are. The format of Bitsweep's artifacts."""
+"""GPTQ version 2: zero-points are stored unchanged. The format of Bitsweep's artifacts."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ VERSION, OTHER = gptq.V2, gptq.V1
 
 
 def matches(config: Config) -> bool:
-    said = gptq.said_versions(config).values()
-    return gptq.method_of(config) == gptq.METHOD and VERSION.checkpoint_format in said
+    declared = gptq.declared_versions(config).values()
+    return gptq.method_of(config) == gptq.METHOD and VERSION.checkpoint_format in declared
 
 
 def parse(config: Config, where: str) -> CheckpointFormat:

@@ -4,12 +4,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from cells import cell_of
 
 from harness.cell.cells import ResolvedCell
 from harness.cell.resolve import resolve
+from harness.config.compose import compose_cells
 from harness.config.schema import CellConfig
 from harness.errors import ConfigError
+from tests.harness.cells import cell_of
 
 Make = Callable[..., CellConfig]
 
@@ -90,17 +91,36 @@ def test_arithmetic_is_in_the_key_of_what_is_calibrated(tiny_cell: Make) -> None
     assert "arithmetic" not in rounded[0].keys.semantic["method"]
 
 
+@pytest.mark.parametrize("method", ["gptq", "rtn", "none"])
+def test_an_arithmetic_that_does_not_exist_is_refused(tiny_cell: Make, method: str) -> None:
+    config = tiny_cell(f"method={method}")
+    config.method["arithmetic"] = "slow"
+    with pytest.raises(ConfigError, match="choose one of auto, portable, fast"):
+        resolve(config)
+
+
 @pytest.mark.parametrize(
-    ("given", "message"),
+    "overrides",
     [
-        ({"method": "gptq", "arithmetic": "slow"}, "choose one of auto, portable, fast"),
-        ({"method": "none", "arithmetic": "fast"}, "use method=gptq or .*method=rtn"),
+        ["model=embedded", "suite=latency", "method=none", "scheme=w16"],
+        ["model=dummy", "model.architecture=opt-125m", "suite=latency", "method=random"],
     ],
 )
-def test_an_arithmetic_that_nothing_uses_is_refused(
-    tiny_cell: Make, given: dict[str, str], message: str
-) -> None:
-    config = tiny_cell(f"method={given['method']}")
-    config.method["arithmetic"] = given["arithmetic"]
-    with pytest.raises(ConfigError, match=message):
-        resolve(config)
+def test_an_arithmetic_moves_no_key_of_what_computes_nothing(overrides: list[str]) -> None:
+    plain, given = (
+        cell_of(compose_cells([*overrides, *more])[0].config)
+        for more in ([], ["method.arithmetic=fast"])
+    )
+    assert given.keys == plain.keys
+    assert given.identity == plain.identity
+
+
+def test_one_arithmetic_is_given_to_a_whole_experiment() -> None:
+    """Quickstart holds full precision, rounding and GPTQ."""
+    cells = compose_cells(["experiment=quickstart", "method.arithmetic=fast"])
+    moved = {}
+    for config in {str(cell.config.method["solver"]): cell.config for cell in cells}.values():
+        given = cell_of(config)
+        config.method["arithmetic"] = "auto"
+        moved[given.identity.method] = given.keys != cell_of(config).keys
+    assert moved == {"none": False, "rtn": False, "gptq": True}

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import yaml
-from cells import cell_of
 
 from harness.cell.resolve import resolve
 from harness.config import help as options
 from harness.config.compose import compose_cells
-from harness.config.schema import CellConfig
+from harness.config.schema import Cell, CellConfig
 from harness.embedded import MODEL_DIR
+from tests.harness.cells import cell_of
 
 CONF = options.conf_dir()
 FILES = sorted(CONF.rglob("*.yaml"))
@@ -77,24 +77,23 @@ def test_every_option_composes_and_is_valid(
 
 
 @pytest.mark.parametrize("option", options.options("experiment"))
-def test_every_experiment_composes(option: str) -> None:
-    cells = compose_cells([f"experiment={option}"])
+def test_every_experiment_composes(option: str, quickstart: list[Cell]) -> None:
+    cells = quickstart if option == "quickstart" else compose_cells([f"experiment={option}"])
     assert len(cells) > 1, "an experiment is a sweep"
     assert len({cell.config.name for cell in cells}) == 1
     assert cells[0].config.method == {"solver": None}, "full precision comes first"
 
 
-def test_the_quickstart_is_what_it_was() -> None:
+def test_the_quickstart_is_what_it_was(quickstart: list[Cell]) -> None:
     """The cells of the quickstart and their keys; a difference means that its figures change.
 
     After a deliberate change: BITSWEEP_UPDATE_GOLDEN=1 pytest tests/harness/config/test_conf.py
     """
     import os
 
-    cells = compose_cells(["experiment=quickstart"])
-    keys = [cell_of(cell.config).keys for cell in cells]
+    keys = [cell_of(cell.config).keys for cell in quickstart]
     found = {
-        "cells": {" ".join(c.overrides): k.cell for c, k in zip(cells, keys, strict=True)},
+        "cells": {" ".join(c.overrides): k.cell for c, k in zip(quickstart, keys, strict=True)},
         "first": {"semantic": keys[0].semantic, "suites": keys[0].suites},
         "last": {"semantic": keys[-1].semantic, "suites": keys[-1].suites},
     }
@@ -104,8 +103,8 @@ def test_the_quickstart_is_what_it_was() -> None:
     assert found == json.loads(GOLDEN.read_text())
 
 
-def test_the_quickstart_has_what_it_promises() -> None:
-    cells = [cell.config for cell in compose_cells(["experiment=quickstart"])]
+def test_the_quickstart_has_what_it_promises(quickstart: list[Cell]) -> None:
+    cells = [cell.config for cell in quickstart]
     quantized = [cell for cell in cells if cell.method["solver"] is not None]
     assert len(quantized) >= 8
     assert {cell.scheme.bits for cell in quantized} == {8, 4, 3, 2}

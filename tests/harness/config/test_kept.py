@@ -54,7 +54,6 @@ def extra(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("overrides", "multirun"),
     [
-        (["experiment=quickstart", "model=embedded"], False),
         (["method=rtn,gptq", "scheme=w4,w3"], True),
         (["runtime.timeout_s=5", "name='a: b'", "model.context=null", "seed=3"], False),
         (["suite=[perplexity_quick]", "model=opt-125m", "paths.results='~/r'"], False),
@@ -67,6 +66,26 @@ def test_the_cells_are_those_that_hydra_composes(overrides: list[str], multirun:
         assert found == cells
         assert repr(found) == repr(cells), "types too"
     assert composer.composed == 1
+
+
+def test_the_cells_of_an_experiment_come_back_and_need_no_hydra(
+    quickstart: list[Cell], cache: Path
+) -> None:
+    found = kept.kept_cells(["experiment=quickstart"], False, None, lambda: quickstart)
+    assert found is quickstart
+    assert len(list(cache.iterdir())) == 1, "what is read back was equal"
+    script = (
+        "import sys; from harness.config.kept import kept_cells;"
+        "cells = kept_cells(['experiment=quickstart'], False, None, lambda: 1 / 0);"
+        "print(len(cells), 'hydra' in sys.modules, 'torch' in sys.modules);"
+        "print(repr(cells))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, env=dict(os.environ)
+    )
+    first, second = done.stdout.splitlines()
+    assert first.split() == [str(len(quickstart)), "False", "False"], done.stderr
+    assert second == repr(quickstart)
 
 
 def test_everything_that_decides_the_cells_is_in_the_key(
@@ -167,19 +186,6 @@ def test_a_cache_that_cannot_be_written_is_no_error(
     assert composer("method=rtn") == composer("method=rtn")
     assert composer.composed == 2
     assert "cells will be composed again" in caplog.text
-
-
-def test_kept_cells_need_no_hydra(cache: Path) -> None:
-    cells = Composer()("experiment=quickstart")
-    script = (
-        "import sys; from harness.config.kept import kept_cells;"
-        "cells = kept_cells(['experiment=quickstart'], False, None, lambda: 1 / 0);"
-        "print(len(cells), 'hydra' in sys.modules, 'torch' in sys.modules)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, env=dict(os.environ)
-    )
-    assert done.stdout.split() == [str(len(cells)), "False", "False"], done.stderr
 
 
 @pytest.mark.parametrize("option", options.options("experiment"))

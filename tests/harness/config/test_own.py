@@ -35,13 +35,13 @@ def test_a_broken_file_is_refused_by_name(tmp_path: Path, name: str) -> None:
     for group in ("method", "suite"):
         (tmp_path / group).mkdir()
         (tmp_path / group / "mine.yaml").write_bytes(content)
-    begin = time.perf_counter()
+    begin = time.process_time()
     file = rf"{re.escape(str(tmp_path))}/\w+/mine.yaml"
     sentence = rf"{file} cannot be read: [^\n]*{reason}[^\n]*; correct it"
     for attempt in (lambda: compose_cells([], extra=tmp_path), lambda: suites_in(tmp_path)):
         with pytest.raises(ConfigError, match=sentence):
             attempt()
-    assert time.perf_counter() - begin < 5
+    assert time.process_time() - begin < 5
 
 
 def test_a_folder_in_the_place_of_a_file(tmp_path: Path) -> None:

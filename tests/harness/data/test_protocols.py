@@ -15,8 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.data import protocols
-from harness.data import windows as cuts
+from harness.data import protocols, windows
 from harness.data.config import CalibConfig, DocumentsConfig
 from harness.data.protocols import CALIBRATION, PROTOCOLS, ProtocolError
 from harness.data.texts import TextError
@@ -252,11 +251,11 @@ def test_embedded_protocols_need_no_file_and_do_not_overlap() -> None:
 
 def test_packed_windows_begin_with_a_row_each() -> None:
     rows = ["abc", "defg", "hi", "jklmnop", "q"]
-    found, used = cuts.packed(iter(rows), Characters(), 7, join="-", number=2)
+    found, used = windows.packed(iter(rows), Characters(), 7, join="-", number=2)
     assert lists(found) == [ids("abc-de", bos=True), ids("hi-jkl", bos=True)]
     assert used == rows[:4]
     with pytest.raises(ProtocolError, match="fills only 2 windows of 7 tokens, not 3"):
-        cuts.packed(iter(rows), Characters(), 7, join="-", number=3)
+        windows.packed(iter(rows), Characters(), 7, join="-", number=3)
 
 
 @settings(deadline=None)
@@ -264,9 +263,9 @@ def test_packed_windows_begin_with_a_row_each() -> None:
 def test_disjoint_windows_are_the_beginning_of_the_text(text: str, length: int, most: int) -> None:
     if len(text) < length:
         with pytest.raises(ProtocolError):
-            cuts.disjoint([text], Characters(), length, join="")
+            windows.disjoint([text], Characters(), length, join="")
         return
-    found, _ = cuts.disjoint([text], Characters(), length, join="", most=most)
+    found, _ = windows.disjoint([text], Characters(), length, join="", most=most)
     assert len(found) == min(most, len(text) // length)
     assert torch.cat(found).tolist() == ids(text)[: len(found) * length]
 
@@ -317,7 +316,7 @@ def test_every_protocol_can_be_described_and_cut() -> None:
     for name, protocol in PROTOCOLS.items():
         assert name == protocol.id
         assert protocol.summary
-        assert protocol.cut in ("disjoint", "crops", "document-crops", "documents", "packed")
+        assert protocol.windowing in ("disjoint", "crops", "document-crops", "documents", "packed")
         if protocol.use == CALIBRATION:
             assert protocol.windows is None
 

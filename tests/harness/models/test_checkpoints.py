@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from cells import cell_of
 from transformers import AutoModelForCausalLM
 
 import quant
@@ -23,6 +22,7 @@ from quant.calibrate.stream import quantize_model
 from quant.config import QuantizationConfig
 from quant.scheme import Scheme
 from quant.solvers import rtn
+from tests.harness.cells import cell_of
 
 Make = Callable[..., CellConfig]
 
@@ -129,7 +129,7 @@ def test_the_record_names_format_and_producer(
     assert said["zero_points"] == (
         "version 1 (stored minus one) declared, the symmetric ones confirm it"
     )
-    assert said["twin"] == "its own weights, dequantized"
+    assert said["baseline"] == "its own weights, dequantized"
     assert record.config["method"] == {"name": "loaded"}
     assert record.config["scheme"]["group_size"] == 16
     for file in Path(config.paths.results).glob("cells/*/*.json"):
@@ -156,16 +156,16 @@ def test_the_table_shows_scheme_and_bits(
     assert all("w4g16_sym" in row and "5.25" in row for row in rows[:2])
 
 
-def test_the_latency_twin_has_the_dequantized_weights(
+def test_the_latency_baseline_has_the_dequantized_weights(
     tiny_cell: Make, checkpoints: dict[str, Path]
 ) -> None:
     config = loaded_cell(tiny_cell, checkpoints["gptq-v2"], "runtime.kernel=reference")
     cell = cell_of(config)
-    packed, twin = cell.model.load(cell.place), cell.model.baseline(cell.place)
-    assert not [m for m in twin.modules() if isinstance(m, quant.QuantLinear)]
+    packed, baseline = cell.model.load(cell.place), cell.model.baseline(cell.place)
+    assert not [m for m in baseline.modules() if isinstance(m, quant.QuantLinear)]
     tokens = torch.arange(3, 40)[None]
     with torch.no_grad():
-        assert torch.equal(packed(tokens).logits, twin(tokens).logits)
+        assert torch.equal(packed(tokens).logits, baseline(tokens).logits)
     record = measure(loaded_cell(tiny_cell, checkpoints["gptq-v2"], latency=True), "latency")
     assert "decode_speedup" in {metric.name for metric in record.metrics}
 
@@ -272,7 +272,7 @@ def test_export_does_not_overwrite_a_model_unasked(
     assert cli.main([*arguments, "gptq-v2"]) == cli.IMPOSSIBLE
     said = capsys.readouterr().err
     assert said.startswith(
-        f"bitsweep: {out} holds a quantized model (GPTQ v1, 4 bits, by bitsweep "
+        f"bitsweep: {out} already contains a quantized model (GPTQ v1, 4 bits, by bitsweep "
     )
     assert "choose another folder, or add --overwrite" in said
     assert contents(out) == before

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from cells import cell_of, plan_of
 
 from harness.config.compose import compose_cells
 from harness.config.schema import CellConfig
@@ -15,6 +14,7 @@ from harness.run.events import Failed, Finished
 from harness.run.stage import run_cell
 from quant.measure.architectures import ARCHITECTURES
 from quant.measure.dummy import NotEnoughMemory
+from tests.harness.cells import cell_of, plan_of
 
 TINY = {
     "model_type": "llama",
@@ -83,7 +83,7 @@ def test_packed_weights_are_timed_beside_full_precision(cell: Make, monkeypatch)
     assert record is not None
     figures = {metric.name: metric.value for metric in record.metrics}
     assert figures["decode_speedup"] > 0
-    assert figures["weight_bytes"] < figures["twin_weight_bytes"]
+    assert figures["weight_bytes"] < figures["baseline_weight_bytes"]
     assert record.cell.method == "random"
     # q, k, v, output, gate and up have 64 inputs, down has 96; a scale and a zero-point a row
     narrow, wide = 64 * (64 + 32 + 32 + 64 + 96 + 96), 96 * 64
@@ -118,7 +118,7 @@ def test_keys_follow_dimensions_and_seeds_and_not_the_file(
     assert key(f"model.architecture={copy}") != key()
 
 
-def test_a_twin_that_does_not_fit_is_said_in_the_record(cell: Make, monkeypatch) -> None:
+def test_a_baseline_that_does_not_fit_is_said_in_the_record(cell: Make, monkeypatch) -> None:
     load = dummy.load
 
     def small(config, scheme, **place):
@@ -132,7 +132,7 @@ def test_a_twin_that_does_not_fit_is_said_in_the_record(cell: Make, monkeypatch)
     record = cell_of(config).find("latency")
     assert record is not None
     notes = {metric.name: metric.notes for metric in record.metrics}
-    assert "needs 122.40 GiB" in notes["decode_ms"]["full-precision twin"]
+    assert "needs 122.40 GiB" in notes["decode_ms"]["full-precision baseline"]
 
 
 def test_a_model_that_does_not_fit_fails_with_figures(cell: Make, monkeypatch) -> None:

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from cells import cell_of, plan_of
 from safetensors.torch import load_file
 
 from harness.config.schema import CellConfig
@@ -27,6 +26,7 @@ from harness.run.process import run_in_process
 from harness.run.stage import run_cell
 from quant.memory.limits import Limits
 from quant.memory.plan import MemoryPlanError
+from tests.harness.cells import cell_of, plan_of
 
 Make = Callable[..., CellConfig]
 
@@ -130,11 +130,14 @@ def test_the_memory_plan_comes_first_and_is_refused_with_figures(
 def test_a_plan_that_quantizes_nothing_does_not_wait_for_imports(
     tiny_cell: Make, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    plain, rounded = (
+        cell_of(tiny_cell(*more)) for more in (("method=none", "scheme=w16"), ("method=rtn",))
+    )
     monkeypatch.setitem(sys.modules, "quant.memory.plan", None)  # importing it fails
-    show_plan([cell_of(tiny_cell("method=none", "scheme=w16"))])
+    show_plan([plain])
     assert "1 cell, 2 stages: 2 to run, 0 done" in capsys.readouterr().out
     with pytest.raises(ImportError):
-        show_plan([cell_of(tiny_cell("method=rtn"))])
+        show_plan([rounded])
 
 
 def test_what_a_quantization_used_is_in_its_record(tiny_cell: Make) -> None:
@@ -175,7 +178,9 @@ run_cell(resolve(pickle.loads(Path(sys.argv[1]).read_bytes())), lambda _: None)
 """
 
 
-def test_a_killed_cell_is_continued_by_the_same_command(tiny_cell: Make, tmp_path: Path) -> None:
+def test_a_killed_cell_is_continued_whatever_its_model_is_called(
+    tiny_cell: Make, tmp_path: Path
+) -> None:
     whole = tiny_cell("method=gptq", f"paths.results={tmp_path / 'whole'}", latency=False)
     run(whole)
     config = tiny_cell("method=gptq", latency=False)
@@ -186,10 +191,12 @@ def test_a_killed_cell_is_continued_by_the_same_command(tiny_cell: Make, tmp_pat
     assert killed.returncode == -signal.SIGKILL
     (note,) = tmp_path.glob("results/artifacts/.*.partial/blocks/*.json")
     stages = {stage["name"]: stage["seconds"] for stage in json.loads(note.read_text())["stages"]}
+    begun = cell_of(config).artifact
+    config = tiny_cell("method=gptq", "model.name=renamed", latency=False)
     events, records = run(config)
     (told,) = [event for event in events if isinstance(event, Resumed)]
     assert (told.stage, told.blocks, told.total) == ("quantization", 1, 2)
-    saved = stages.keys() - {"layout", "capture", "read", "forward"}
+    saved = stages.keys() - {"structure", "capture", "read", "forward"}
     assert {"hessian", "solve"} <= saved, "the others are done again"
     assert told.seconds == pytest.approx(sum(stages[name] for name in saved))
     assert not [event for event in run(config)[0] if isinstance(event, Resumed)]
@@ -197,6 +204,8 @@ def test_a_killed_cell_is_continued_by_the_same_command(tiny_cell: Make, tmp_pat
     one, other = (cell_of(c).artifact for c in (whole, config))
     assert one is not None
     assert other is not None
+    assert other == begun
+    assert [path.name for path in other.parent.iterdir()] == [other.name]
     for path in one.iterdir():
         assert path.read_bytes() == (other / path.name).read_bytes()
 

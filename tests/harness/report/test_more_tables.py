@@ -157,11 +157,13 @@ def test_other_models_and_untimed_ones_have_no_such_table(made_up, sweep) -> Non
     assert all(isinstance(each, Published) for each in published_latencies())
 
 
-def test_a_twin_that_was_too_large_is_a_footnote(made_up) -> None:
+def test_a_baseline_that_was_too_large_is_a_footnote(made_up) -> None:
     (record,) = timed(made_up, "opt-66b", ("random", "w3"))
     metrics = [
         metric.model_copy(
-            update={"notes": metric.notes | {"full-precision twin": "not measured here: 122 GiB"}}
+            update={
+                "notes": metric.notes | {"full-precision baseline": "not measured here: 122 GiB"}
+            }
         )
         if metric.name == "decode_ms"
         else metric
@@ -170,7 +172,7 @@ def test_a_twin_that_was_too_large_is_a_footnote(made_up) -> None:
     ]
     (other,) = timed(made_up, "opt-66b", ("random", "w4"))
     table = tables_of([record.model_copy(update={"metrics": metrics}), other])["cost"]
-    assert "full-precision twin not measured here: 122 GiB" in table.footnotes
+    assert "full-precision baseline not measured here: 122 GiB" in table.footnotes
 
 
 def test_a_row_decoded_otherwise_than_most_is_marked(made_up) -> None:

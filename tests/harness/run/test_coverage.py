@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from cells import cell_of, plan_of
 from transformers import AutoModelForCausalLM, DbrxConfig
 
 from harness.config.schema import CellConfig
@@ -16,6 +15,7 @@ from harness.report import build_report
 from harness.run.events import Event, Failed
 from harness.run.launch import show_plan
 from harness.run.stage import run_cell
+from tests.harness.cells import cell_of, plan_of
 
 Make = Callable[..., CellConfig]
 # Wqkv [64, 32], out_proj [32, 32] and the router [4, 32]; three times [4 * 32, 32] beside them.

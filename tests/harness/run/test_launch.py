@@ -5,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from cells import cell_of, plan_of
 
 from harness.config.schema import Cell, CellConfig
 from harness.errors import StoreError
@@ -15,6 +14,7 @@ from harness.run import launch
 from harness.run.events import Failed
 from harness.run.recording import StageResult, Timing, failed_record, make_record
 from harness.run.sweep import Outcome
+from tests.harness.cells import cell_of, plan_of
 
 Make = Callable[..., CellConfig]
 

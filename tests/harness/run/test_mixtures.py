@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from cells import cell_of, plan_of
 from transformers import AutoModelForCausalLM, Qwen3MoeConfig
 
 from harness.config.schema import CellConfig
@@ -14,6 +13,7 @@ from harness.embedded import MODEL_DIR
 from harness.report import build_report
 from harness.run.events import Event, Failed
 from harness.run.stage import run_cell
+from tests.harness.cells import cell_of, plan_of
 
 Make = Callable[..., CellConfig]
 

@@ -10,13 +10,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from cells import cell_of, plan_of
 
 from harness.cell.plan import DONE, CellPlan
 from harness.config.schema import CellConfig
 from harness.run import process
 from harness.run.events import Advanced, Event, Failed, Finished, Started, Waiting
 from harness.run.process import run_in_process
+from tests.harness.cells import cell_of, plan_of
 
 Make = Callable[..., CellConfig]
 

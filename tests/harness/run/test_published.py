@@ -6,17 +6,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from cells import cell_of, plan_of
 from safetensors.torch import load_file, save_file
 
 from harness.config.schema import Cell, CellConfig
 from harness.records.record import Record
-from harness.records.roots import Roots
 from harness.records.store import load_records
 from harness.run.events import Event, Failed, Finished
 from harness.run.launch import run
 from harness.run.stage import run_cell
 from quant.checkpoint.folder import verify
+from tests.harness.cells import cell_of, plan_of
 
 Make = Callable[..., CellConfig]
 
@@ -78,21 +77,6 @@ def test_a_run_in_an_odd_folder_leaves_no_place_in_its_files(
     made = next(r for r in load_records(odd / "results") if r.suite == "quantization")
     assert made.weights["unread"] == ["consolidated.safetensors"]
     assert "tied to" in made.weights["keys"]["lm_head.weight"]
-
-
-def test_places_become_roots() -> None:
-    roots = Roots.of([("results", Path("/mnt/my disk/results")), ("model", Path("/mnt/models/a"))])
-    for text, shown in (
-        ("/mnt/my disk/results/cells/x.json is", "<results>/cells/x.json is"),
-        ("at /mnt/my disk/results.", "at <results>."),
-        ("/mnt/models/a-b/c.txt", "<elsewhere>/c.txt"),
-        ("'/mnt/models/a/b.bin'", "'<model>/b.bin'"),
-        (f"{Path.home()}/notes", "<home>/notes"),
-        (f"(/mnt/x{Path.home()}/notes)", "(<elsewhere>/notes)"),
-        ("see https://hf.co/docs/x or 3/4/5, and/or/else", None),
-        ("no tokens/s in /one", None),
-    ):
-        assert roots.shown(text) == (shown or text)
 
 
 def test_the_host_is_recorded_only_when_it_is_asked_for(without_clock: Make) -> None:

@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Callable
 
 import pytest
-from cells import cell_of
 
 from harness.config.schema import CellConfig
 from harness.errors import StoreError
@@ -12,6 +11,7 @@ from harness.records.record import LayerReport
 from harness.run.recording import StageResult, Timing, make_record
 from harness.run.subject import Subject
 from quant.calibrate.stream import LayerResult
+from tests.harness.cells import cell_of
 
 TIMING = Timing("2026-01-01T00:00:00+00:00", 1.0, 1)
 

@@ -10,7 +10,7 @@ from harness.run.events import Event, Resumed
 from harness.run.resuming import Resuming
 from harness.run.screen import Screen, _duration
 
-SECONDS = {"layout": 100.0, "capture": 50.0, "read": 20.0, "hessian": 3.0, "solve": 1.5}
+SECONDS = {"structure": 100.0, "capture": 50.0, "read": 20.0, "hessian": 3.0, "solve": 1.5}
 
 
 @pytest.fixture

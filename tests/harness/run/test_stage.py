@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from cells import cell_of, plan_of
 
 from harness.config.schema import CellConfig
 from harness.run.events import Event, Failed, Finished
 from harness.run.stage import run_cell
 from harness.suites import perplexity
+from tests.harness.cells import cell_of, plan_of
 
 Make = Callable[..., CellConfig]
 

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from suite_context import suite_context
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from harness.records.record import Metric
 from harness.suites.base import SuiteContext, SuiteResult
+from tests.harness.suites.suite_context import suite_context
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:

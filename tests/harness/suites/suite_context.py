@@ -15,11 +15,11 @@ class Ascii:
 
 
 def suite_context(model: Any, tokenizer: Any = None, **more: Any) -> SuiteContext:
-    """In full precision, its own twin; `more` are fields of SuiteContext."""
+    """In full precision, its own baseline; `more` are fields of SuiteContext."""
     fields: dict[str, Any] = {
         "model": model,
         "tokenizer": tokenizer,
-        "load_twin": lambda: model,
+        "load_baseline": lambda: model,
         "quantized": False,
         "kernel": "reference",
         "device": "cpu",

@@ -9,7 +9,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from suite_context import Ascii, suite_context
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from harness.suites import comparing
@@ -19,6 +18,7 @@ from harness.suites.divergence import Config
 from quant import QuantizationConfig, Scheme, load, quantize_model, save
 from quant.linear import QuantLinear
 from quant.solvers import rtn
+from tests.harness.suites.suite_context import Ascii, suite_context
 
 VOCABULARY = 128
 
@@ -46,7 +46,7 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def context(model: Any, artifact: Path | None = None, **more: Any) -> SuiteContext:
     fields: dict[str, Any] = {
-        "load_twin": tiny,
+        "load_baseline": tiny,
         "quantized": artifact is not None,
         "kernel": "cpu",
         "context_length": 20,
@@ -168,7 +168,7 @@ def test_bounds_of_16_bits_hold_and_a_wrong_scale_does_not(
     sixteen = replace(
         context(model, artifact),
         dtype=dtype,
-        load_twin=lambda: tiny().to(kind),
+        load_baseline=lambda: tiny().to(kind),
         load_reference=lambda: load(artifact, kernel="reference", dtype=kind),
     )
     figures, _ = run(sixteen, text)

@@ -4,13 +4,13 @@ import pytest
 import torch
 
 from harness.suites import memory
-from quant.memory.heaps import give_back
+from quant.memory.heaps import trim_heap
 
 
 @pytest.fixture(autouse=True)
 def nothing_kept() -> None:
     """What other tests freed may be kept by the process, and a step would be served from it."""
-    give_back()
+    trim_heap()
 
 
 def test_memory_peak_sees_what_a_step_allocates() -> None:

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from byte_model import byte_model, context, metric, write
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from harness.data import protocols
@@ -16,6 +15,7 @@ from harness.suites import comparing, divergence, perplexity, scoring, zeroshot_
 from harness.suites.zeroshot import Config
 from harness.suites.zeroshot_model import Scorer
 from harness.suites.zeroshot_tasks import TaskError
+from tests.harness.suites.byte_model import byte_model, context, metric, write
 
 FORMS = ("$A", "<s> $A", "<s> $A </s>", "$A </s>")
 

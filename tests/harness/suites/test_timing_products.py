@@ -2,10 +2,8 @@
 
 import pytest
 import torch
-from architectures import CONFIGS, LINEARS_PER_BLOCK, VOCABULARY
 from hypothesis import given
 from hypothesis import strategies as st
-from suite_context import suite_context
 
 from harness.suites import timing_products
 from harness.suites.base import SuiteContext
@@ -14,6 +12,8 @@ from harness.suites.shapes import parse_task, task_name
 from quant.linear import QuantLinear
 from quant.measure.dummy import build_dummy
 from quant.scheme import Scheme
+from tests.harness.suites.suite_context import suite_context
+from tests.quant.architectures import CONFIGS, LINEARS_PER_BLOCK, VOCABULARY
 
 CONFIG = Config(batches=[1, 3], seconds=0.001)
 

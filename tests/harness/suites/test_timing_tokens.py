@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from suite_context import suite_context
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
@@ -24,6 +23,7 @@ from quant.decode.caches import DynamicDecoder
 from quant.decode.choose import make_decoder
 from quant.measure import roofline
 from quant.measure.dummy import NotEnoughMemory
+from tests.harness.suites.suite_context import suite_context
 
 VOCABULARY = 97
 SPECIAL = [0, 1, 2, 96]
@@ -52,11 +52,11 @@ def tiny_opt(seed: int = 0) -> OPTForCausalLM:
     return OPTForCausalLM(config).eval()
 
 
-def make_context(model, twin=None, **changes) -> SuiteContext:
+def make_context(model, baseline=None, **changes) -> SuiteContext:
     fields = {
         "tokenizer": Tokenizer(),
-        "load_twin": lambda: model if twin is None else twin,
-        "quantized": twin is not None,
+        "load_baseline": lambda: model if baseline is None else baseline,
+        "quantized": baseline is not None,
         "seed": 3,
     }
     return suite_context(model, **fields | changes)
@@ -120,25 +120,25 @@ def test_the_embedded_model_decodes_statically_as_it_does_dynamically() -> None:
     torch.testing.assert_close(static.logits, dynamic.logits, rtol=1e-4, atol=1e-4)
 
 
-def test_model_and_twin_are_measured_in_turn() -> None:
+def test_model_and_baseline_are_measured_in_turn() -> None:
     calls: list[str] = []
-    model, twin = tiny_opt(0), tiny_opt(1)
-    for name, each in (("model", model), ("twin", twin)):
+    model, baseline = tiny_opt(0), tiny_opt(1)
+    for name, each in (("model", model), ("baseline", baseline)):
         each.register_forward_pre_hook(lambda *_, name=name: calls.append(name))
-    timing_tokens.run(make_context(model, twin), CONFIG)
+    timing_tokens.run(make_context(model, baseline), CONFIG)
     steps = 1 + CONFIG.decode_tokens
     check = 4  # prefill and one step with either cache
     warm = 2 * CONFIG.warmup  # prefill and one decode step
-    ready = ["model"] * (check + steps) + ["twin"] * check  # the memory pass, then the twin
-    ready += ["model"] * warm + ["twin"] * warm
+    ready = ["model"] * (check + steps) + ["baseline"] * check  # the memory pass, then the baseline
+    ready += ["model"] * warm + ["baseline"] * warm
     assert calls[: len(ready)] == ready
     order = calls[len(ready) :: steps]
-    assert order == ["model", "twin", "twin", "model"] * 2
+    assert order == ["model", "baseline", "baseline", "model"] * 2
     assert len(calls) == len(ready) + 2 * CONFIG.repeats * steps
 
 
 def test_figures_are_those_of_the_clock() -> None:
-    """Two repeats of prefill + three tokens, model and twin in the order A B, B A."""
+    """Two repeats of prefill + three tokens, model and baseline in the order A B, B A."""
     config = Config(prompt_tokens=8, decode_tokens=3, warmup=0, repeats=2)
     clock = Clock([10, 1, 2, 3, 20, 4, 4, 4, 30, 4, 5, 6, 12, 2, 3, 13])
     result = timing_tokens.run(make_context(tiny_opt(), tiny_opt(1)), config, host_stopwatch(clock))
@@ -150,9 +150,9 @@ def test_figures_are_those_of_the_clock() -> None:
     assert figures["decode_ms"].n == 6
     assert figures["decode_tokens_per_s"].value == pytest.approx(400)
     assert figures["prefill_tokens_per_s"].value == pytest.approx(8 / 0.011)
-    assert figures["twin_prefill_ms"].value == pytest.approx(25)
-    assert figures["twin_decode_ms"].value == pytest.approx(4)
-    # repeat medians 2, 3 of the model and 4, 5 of its twin
+    assert figures["baseline_prefill_ms"].value == pytest.approx(25)
+    assert figures["baseline_decode_ms"].value == pytest.approx(4)
+    # repeat medians 2, 3 of the model and 4, 5 of its baseline
     assert figures["decode_speedup"].value == pytest.approx((4 / 2 + 5 / 3) / 2)
     assert figures["decode_speedup"].higher_is_better
     assert figures["prefill_speedup"].value == pytest.approx((20 / 10 + 30 / 12) / 2)
@@ -169,24 +169,24 @@ def test_a_real_run_has_all_samples_and_ordered_quantiles() -> None:
     result = timing_tokens.run(make_context(tiny_opt(), tiny_opt(1)), config)
     figures = by_name(result)
     assert len(result.samples) == 2 * config.repeats
-    for name in ("decode_ms", "twin_decode_ms"):
+    for name in ("decode_ms", "baseline_decode_ms"):
         assert figures[name].n == 104
         quantiles = figures[name].quantiles
         assert 0 < quantiles["p10"] <= quantiles["p50"] <= quantiles["p90"] <= quantiles["p99"]
         assert figures[name].value == quantiles["p50"]
     assert "p99" not in figures["prefill_ms"].quantiles  # of four repeats
     assert figures["decode_ms"].notes["kernel"] == "reference"
-    assert figures["twin_decode_ms"].notes["kernel"] == "torch"
+    assert figures["baseline_decode_ms"].notes["kernel"] == "torch"
     assert figures["peak_memory_bytes"].value > figures["weight_bytes"].value
     assert figures["decode_ms"].task == "prompt9_decode26"
 
 
 def test_full_precision_is_measured_alone() -> None:
     def refuse():
-        raise AssertionError("the twin of a full-precision model is itself")
+        raise AssertionError("the baseline of a full-precision model is itself")
 
-    result = timing_tokens.run(make_context(tiny_opt(), load_twin=refuse), CONFIG)
-    assert not [name for name in by_name(result) if "twin" in name or "ratio" in name]
+    result = timing_tokens.run(make_context(tiny_opt(), load_baseline=refuse), CONFIG)
+    assert not [name for name in by_name(result) if "baseline" in name or "ratio" in name]
 
 
 def test_prompt_is_seeded_and_has_no_special_token() -> None:
@@ -228,7 +228,7 @@ def test_gpt2_bounds_its_positions_under_another_name() -> None:
     assert timing_tokens.run(make_context(model), Config(12, 4, 0, 1)).metrics
 
 
-def test_a_twin_that_does_not_fit_is_said_and_the_model_is_measured() -> None:
+def test_a_baseline_that_does_not_fit_is_said_and_the_model_is_measured() -> None:
     def refuse():
         raise NotEnoughMemory("OPTForCausalLM needs 122.40 GiB")
 
@@ -236,10 +236,10 @@ def test_a_twin_that_does_not_fit_is_said_and_the_model_is_measured() -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried 2 GiB.\nmore")
 
     for load, said in ((refuse, "needs 122.40 GiB"), (exhaust, "(CUDA out of memory. Tried 2")):
-        context = make_context(tiny_opt(), quantized=True, load_twin=load)
+        context = make_context(tiny_opt(), quantized=True, load_baseline=load)
         figures = by_name(timing_tokens.run(context, CONFIG))
-        assert not [name for name in figures if "twin" in name or "speedup" in name]
-        assert said in figures["decode_ms"].notes["full-precision twin"]
+        assert not [name for name in figures if "baseline" in name or "speedup" in name]
+        assert said in figures["decode_ms"].notes["full-precision baseline"]
 
 
 def test_garbage_collection_rests_while_timing_and_comes_back() -> None:

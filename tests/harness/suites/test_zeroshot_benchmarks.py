@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from byte_model import by_hand, byte_model, context, metric
 from transformers import LlamaForCausalLM
 
 from harness.records.record import Metric
 from harness.suites import zeroshot_scoring
 from harness.suites.zeroshot import Config
 from harness.suites.zeroshot_tasks import TaskError
+from tests.harness.suites.byte_model import by_hand, byte_model, context, metric
 
 
 @pytest.fixture(scope="module")

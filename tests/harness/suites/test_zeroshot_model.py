@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from byte_model import CHOICES, byte_model, byte_tokenizer, context, write
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from harness.suites import zeroshot_scoring
 from harness.suites.zeroshot import Config
 from harness.suites.zeroshot_tasks import TaskError
+from tests.harness.suites.byte_model import CHOICES, byte_model, byte_tokenizer, context, write
 
 
 @pytest.fixture(scope="module")

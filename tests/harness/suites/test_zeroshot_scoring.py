@@ -10,13 +10,21 @@ from typing import Any
 
 import pytest
 import torch
-from byte_model import CHOICES, by_hand, byte_model, byte_tokenizer, context, metric, write
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from harness.suites import zeroshot_scoring
 from harness.suites.base import SuiteResult
 from harness.suites.zeroshot import Config
 from harness.suites.zeroshot_tasks import TaskError
+from tests.harness.suites.byte_model import (
+    CHOICES,
+    by_hand,
+    byte_model,
+    byte_tokenizer,
+    context,
+    metric,
+    write,
+)
 
 
 @pytest.fixture(scope="module")

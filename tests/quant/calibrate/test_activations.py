@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from architectures import random_windows, tiny_model
 
 from quant.calibrate.activations import Activations, activation_store
 from quant.calibrate.stream import Workplace, quantize_model
@@ -12,6 +11,7 @@ from quant.config import QuantizationConfig
 from quant.errors import QuantizationError
 from quant.scheme import Scheme
 from quant.solvers import gptq
+from tests.quant.architectures import random_windows, tiny_model
 
 CPU = torch.device("cpu")
 

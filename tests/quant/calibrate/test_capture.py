@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from architectures import CONFIGS, random_windows, tiny_model
 from torch import Tensor, nn
 
 from quant.calibrate.capture import capture, check_streaming, streamed_logits
-from quant.calibrate.layout import learn_layout
-from quant.errors import ModelLayoutError
+from quant.calibrate.structure import learn_structure
+from quant.errors import ModelStructureError
+from tests.quant.architectures import CONFIGS, random_windows, tiny_model
 
 
 def plain_logits(model: nn.Module, tokens: Tensor) -> Tensor:
@@ -25,11 +25,12 @@ def plain_logits(model: nn.Module, tokens: Tensor) -> Tensor:
 def test_streamed_logits_equal_a_plain_forward_pass(name: str, attention: str | None) -> None:
     model = tiny_model(name, **({"attn_implementation": attention} if attention else {}))
     window_a, window_b, *more = random_windows(5)
-    layout = check_streaming(model, window_a, window_b)
+    model_structure = check_streaming(model, window_a, window_b)
     batch = torch.stack(more)
-    assert torch.equal(streamed_logits(model, batch, layout), plain_logits(model, batch))
+    assert torch.equal(streamed_logits(model, batch, model_structure), plain_logits(model, batch))
     assert torch.equal(
-        streamed_logits(model, window_b[:9], layout), plain_logits(model, window_b[None, :9])[0]
+        streamed_logits(model, window_b[:9], model_structure),
+        plain_logits(model, window_b[None, :9])[0],
     )
 
 
@@ -56,8 +57,8 @@ def test_half_precision_streams_too() -> None:
 def test_layers_with_the_same_input_share_a_group_in_order_of_execution(
     name: str, groups: list[str]
 ) -> None:
-    layout = learn_layout(tiny_model(name), random_windows(1)[0])
-    for structure in layout.structures:
+    model_structure = learn_structure(tiny_model(name), random_windows(1)[0])
+    for structure in model_structure.structures:
         short = [
             " ".join(layer.split(".")[-1].removesuffix("_proj") for layer in group)
             if name != "gpt2"
@@ -70,9 +71,9 @@ def test_layers_with_the_same_input_share_a_group_in_order_of_execution(
 def test_a_layer_that_does_not_run_stands_alone() -> None:
     model = tiny_model("opt")
     model.model.decoder.layers[1].spare = nn.Linear(32, 32)
-    layout = learn_layout(model, random_windows(1)[0])
-    assert layout.structures[1].groups[-1] == ("spare",)
-    assert ("spare",) not in layout.structures[0].groups
+    model_structure = learn_structure(model, random_windows(1)[0])
+    assert model_structure.structures[1].groups[-1] == ("spare",)
+    assert ("spare",) not in model_structure.structures[0].groups
 
 
 def tensors(value: Any) -> Iterator[Tensor]:
@@ -90,10 +91,10 @@ def tensors(value: Any) -> Iterator[Tensor]:
 def test_masks_and_positions_take_the_memory_of_one_batch(name: str) -> None:
     model = tiny_model(name, attn_implementation="eager")
     windows = random_windows(12)
-    layout = learn_layout(model, windows[0])
+    model_structure = learn_structure(model, windows[0])
 
     def storages(count: int) -> set[int]:
-        captured = capture(model, layout, [window[None] for window in windows[:count]])
+        captured = capture(model, model_structure, [window[None] for window in windows[:count]])
         assert len(captured.hidden) == count
         arguments = [(call.args, call.kwargs) for calls in captured.calls for call in calls]
         found = list(tensors(arguments))
@@ -136,7 +137,7 @@ def test_a_block_that_depends_on_more_than_its_arguments_is_caught() -> None:
         return output + 0.01 * len(calls) * torch.arange(output.shape[-1])
 
     block.register_forward_hook(drift)
-    with pytest.raises(ModelLayoutError, match=r"OPTForCausalLM: .*differ by up to \d\.\d+ "):
+    with pytest.raises(ModelStructureError, match=r"OPTForCausalLM: .*differ by up to \d\.\d+ "):
         check_streaming(model, *random_windows(2))
 
 
@@ -144,7 +145,7 @@ def test_hidden_states_that_change_between_blocks_are_caught() -> None:
     model = tiny_model("opt")
     block = model.model.decoder.layers[2]
     block.register_forward_pre_hook(lambda _, args: (args[0] * 1.5, *args[1:]))
-    with pytest.raises(ModelLayoutError, match=r"layers\.1 \(OPTDecoderLayer\) is not handed"):
+    with pytest.raises(ModelStructureError, match=r"layers\.1 \(OPTDecoderLayer\) is not handed"):
         check_streaming(model, *random_windows(2))
 
 
@@ -152,11 +153,11 @@ def test_blocks_that_run_out_of_order_are_caught() -> None:
     model = tiny_model("opt")
     layers = model.model.decoder.layers
     layers[2].register_forward_pre_hook(lambda *_: [layers[0](torch.zeros(1, 2, 32))] * 0 or None)
-    with pytest.raises(ModelLayoutError, match=r"in the order \[0, 1, .*not each once"):
-        learn_layout(model, random_windows(1)[0])
+    with pytest.raises(ModelStructureError, match=r"in the order \[0, 1, .*not each once"):
+        learn_structure(model, random_windows(1)[0])
 
 
-def test_learning_a_layout_keeps_the_hidden_states_of_one_block() -> None:
+def test_learning_the_structure_keeps_the_hidden_states_of_one_block() -> None:
     model = tiny_model("llama", num_hidden_layers=20)
     (window,) = random_windows(1)
     shape = (1, len(window), model.config.hidden_size)
@@ -168,5 +169,5 @@ def test_learning_a_layout_keeps_the_hidden_states_of_one_block() -> None:
         alive = sum(x.shape == shape for x in found)
 
     model.model.layers[-1].register_forward_pre_hook(count)
-    learn_layout(model, window)
+    learn_structure(model, window)
     assert 0 < alive < 10

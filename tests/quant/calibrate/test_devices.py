@@ -6,18 +6,18 @@ from dataclasses import replace
 
 import pytest
 import torch
-from architectures import CONFIGS, random_windows, tiny_model
 from hypothesis import given
 from hypothesis import strategies as st
 
 from quant.calibrate import collect, layers
-from quant.calibrate.devices import Lanes, assign, visible_devices
+from quant.calibrate.devices import DeviceWorkers, assign, visible_devices
 from quant.calibrate.stream import QuantizationResult, Workplace, quantize_model
 from quant.config import QuantizationConfig
 from quant.errors import NonFiniteError
 from quant.hessian import Hessian
 from quant.scheme import Scheme
 from quant.solvers import gptq
+from tests.quant.architectures import CONFIGS, random_windows, tiny_model
 
 CPU = torch.device("cpu")
 PLAN = QuantizationConfig(gptq.SOLVER, Scheme(4, group_size=16), batch_tokens=50)
@@ -86,7 +86,7 @@ def test_hessians_and_solves_run_in_the_thread_of_their_device(
 def test_inputs_that_a_block_changes_afterwards_were_copied(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A slow lane still sees what entered the layer, not what became of the tensor."""
+    """A slow worker still sees what entered the layer, not what became of the tensor."""
     release = threading.Event()
     update, seen = Hessian.update, []
 
@@ -99,15 +99,15 @@ def test_inputs_that_a_block_changes_afterwards_were_copied(
     monkeypatch.setattr(Hessian, "update", slow)
     block = torch.nn.ModuleDict({"a": torch.nn.Linear(8, 8), "b": torch.nn.Linear(8, 8)})
     batch = collect.Batch((0,), torch.zeros(1, 4, dtype=torch.int64))
-    with Lanes([CPU, CPU]) as lanes, torch.no_grad():
-        collector = collect.Collector(block, "block", [("a",), ("b",)], False, lanes)
+    with DeviceWorkers([CPU, CPU]) as workers, torch.no_grad():
+        collector = collect.Collector(block, "block", [("a",), ("b",)], False, workers)
         collector.begin(batch)
         x = torch.ones(1, 4, 8)
         for name in "ab":
             block[name](x)
         x.zero_()
         release.set()
-        lanes.settle()
+        workers.settle()
         collector.close()
     assert [hessian.matrix().sum().item() for hessian in collector.hessians.values()] == [512, 512]
     assert len(seen) == 1
@@ -130,31 +130,32 @@ def test_the_first_error_of_another_device_is_raised_and_nothing_is_left_running
 
 def test_tasks_of_a_lane_run_in_order_and_errors_come_back() -> None:
     order: list[int] = []
-    with Lanes([CPU, CPU]) as lanes:
+    with DeviceWorkers([CPU, CPU]) as workers:
         for number in range(50):
-            lanes.send(1, lambda number=number: order.append(number))
-        lanes.settle()
+            workers.send(1, lambda number=number: order.append(number))
+        workers.settle()
         assert order == list(range(50))
-        lanes.send(1, lambda: 1 / 0)
-        lanes.send(1, lambda: order.append(50))
+        workers.send(1, lambda: 1 / 0)
+        workers.send(1, lambda: order.append(50))
         with pytest.raises(ZeroDivisionError):
-            lanes.settle()
-        lanes.settle()
+            workers.settle()
+        workers.settle()
         with pytest.raises(ZeroDivisionError):
-            lanes.run(0, lambda: 1 / 0)
+            workers.run(0, lambda: 1 / 0)
     assert not torch.is_inference_mode_enabled()
 
 
 @given(st.lists(st.integers(0, 100), max_size=9), st.integers(1, 4))
-def test_work_is_shared_out_evenly(costs: Sequence[int], lanes: int) -> None:
-    chosen = assign([float(cost) for cost in costs], lanes)
-    assert all(0 <= lane < lanes for lane in chosen)
+def test_work_is_shared_out_evenly(costs: Sequence[int], workers: int) -> None:
+    chosen = assign([float(cost) for cost in costs], workers)
+    assert all(0 <= worker < workers for worker in chosen)
     load = [
-        sum(c for c, lane in zip(costs, chosen, strict=True) if lane == i) for i in range(lanes)
+        sum(c for c, worker in zip(costs, chosen, strict=True) if worker == i)
+        for i in range(workers)
     ]
     # Graham's bound for longest processing time first.
-    assert max(load) <= sum(costs) / lanes + max(costs, default=0) * (1 - 1 / lanes) + 1e-9
-    assert chosen == assign([float(cost) for cost in costs], lanes)
+    assert max(load) <= sum(costs) / workers + max(costs, default=0) * (1 - 1 / workers) + 1e-9
+    assert chosen == assign([float(cost) for cost in costs], workers)
 
 
 def test_which_devices_are_visible() -> None:

@@ -3,11 +3,10 @@
 import copy
 import re
 from dataclasses import replace
+from typing import Any
 
 import pytest
-import rotating
 import torch
-from architectures import BLOCKS, random_windows, tiny_model, uneven_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -20,6 +19,8 @@ from quant.solvers import gptq, rtn
 from quant.solvers.base import Layer
 from quant.transforms import equalize
 from quant.transforms.base import Change, Group, Scaling, Transform
+from tests.quant import rotating
+from tests.quant.architectures import BLOCKS, random_windows, tiny_model, uneven_model
 
 W8G16 = Scheme(8, group_size=16, scale_dtype="float32")
 CPU = torch.device("cpu")
@@ -220,9 +221,9 @@ def endless(group: Group, _: object) -> Change:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (endless, "toy: scale of its change holds NaN or infinite values"),
-        (silent, "Silent does not say the tensors that it is made of: give it tensors()"),
-        (misnamed, "a tensor of its change is called 'in.out', which a module cannot hold"),
+        (endless, "toy: scale of its change has NaN or infinite values"),
+        (silent, "Silent does not provide its tensors: add a method tensors()"),
+        (misnamed, "a tensor of its change is called 'in.out', which a module cannot have"),
     ],
 )
 def test_what_cannot_be_kept_is_refused(change: object, message: str) -> None:
@@ -230,6 +231,63 @@ def test_what_cannot_be_kept_is_refused(change: object, message: str) -> None:
     config = QuantizationConfig(rtn.SOLVER, W8G16, transforms=((toy, None),))
     with pytest.raises(QuantizationError, match=re.escape(message)):
         quantize_model(tiny_model("llama"), random_windows(3), config)
+
+
+def fails(*_: object) -> Any:
+    raise KeyError("matrix")
+
+
+class Short(rotating.Rotation):
+    """Its hessian has a fault of its own."""
+
+    def hessian(self, matrix: Tensor) -> Tensor:
+        return matrix[self.matrix]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"rebuild": fails}, r"KeyError \('matrix'\)"),
+        ({"change": fails}, r"KeyError \('matrix'\)"),
+        ({"rebuild": lambda tensors: Short(tensors["matrix"])}, r"IndexError \(.*\)"),
+    ],
+)
+def test_code_of_a_transform_that_raises_is_named_with_the_layer(
+    changes: dict[str, Any], said: str
+) -> None:
+    toy = replace(rotating.TRANSFORM, **changes)
+    config = QuantizationConfig(rtn.SOLVER, W8G16, transforms=((toy, None),))
+    message = rf"layers\.0\.self_attn\.q_proj: transform rotate ended in {said}; correct its module"
+    with pytest.raises(QuantizationError, match=message):
+        quantize_model(tiny_model("llama"), random_windows(3), config)
+
+
+class Late(rotating.Rotation):
+    """Inputs of a pass cannot be changed."""
+
+    def inputs(self, x: Tensor) -> Tensor:
+        return x.double() @ self.matrix[1:]
+
+
+def test_an_operator_that_raises_in_a_pass_is_named_with_the_block() -> None:
+    toy = replace(rotating.TRANSFORM, rebuild=lambda tensors: Late(tensors["matrix"]))
+    config = QuantizationConfig(rtn.SOLVER, W8G16, transforms=((toy, None),))
+    with pytest.raises(QuantizationError, match=r"layers\.0, changed by rotate, ended in Runtime"):
+        quantize_model(tiny_model("llama"), random_windows(3), config)
+
+
+def test_a_solver_that_raises_is_named_with_the_layer_and_memory_is_not_its_fault() -> None:
+    def given(error: Exception) -> QuantizationConfig:
+        def solve(*_: object) -> Any:
+            raise error
+
+        return QuantizationConfig(replace(rtn.SOLVER, name="toy", solve=solve), W8G16)
+
+    message = r"q_proj: solver toy ended in ZeroDivisionError; correct its module"
+    with pytest.raises(QuantizationError, match=message):
+        quantize_model(tiny_model("llama"), [], given(ZeroDivisionError()))
+    with pytest.raises(torch.OutOfMemoryError):
+        quantize_model(tiny_model("llama"), [], given(torch.OutOfMemoryError("full")))
 
 
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.bool, torch.int64, torch.float64])
@@ -256,7 +314,7 @@ def test_an_operator_that_changes_the_output_is_refused() -> None:
     ("changes", "message"),
     [
         ({"rebuild": None}, r"rotate keeps changes \(always\), but has no rebuild"),
-        ({"keep": lambda _: "often"}, "keep gave 'often'; it gives one of never, where_needed"),
+        ({"keep": lambda _: "often"}, "keep returned 'often'; return one of never, where_needed"),
     ],
 )
 def test_a_spec_that_cannot_keep_is_refused_with_the_configuration(

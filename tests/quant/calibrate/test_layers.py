@@ -29,22 +29,22 @@ def test_what_fits_is_taken() -> None:
     ("given", "sentence"),
     [
         (None, "returned a NoneType; return a quant.solvers.base.Solution"),
-        (rtn.solve(WEIGHT, Scheme(3, 16)), "was asked for w4g16 and gave w3g16"),
+        (rtn.solve(WEIGHT, Scheme(3, 16)), "was asked for w4g16 and returned w3g16"),
         (
             rtn.solve(WEIGHT[:1], SCHEME),
-            r"gave codes torch.uint8 \[1, 32\]; return",
+            r"returned codes torch.uint8 \[1, 32\]; return",
         ),
-        (changed(codes=GOOD.weight.codes.int()), "gave codes torch.int32"),
-        (changed(codes=GOOD.weight.codes + 9), "gave the code 2[0-9], but w4g16 has 0 to 15"),
+        (changed(codes=GOOD.weight.codes.int()), "returned codes torch.int32"),
+        (changed(codes=GOOD.weight.codes + 9), "returned the code 2[0-9], but w4g16 has 0 to 15"),
         (
             changed(grid={**GOOD.weight.grid, "scale": torch.ones(6, 1)}),
-            r"gave a scale torch.float32 of shape \[6, 1\]; return finite values torch.float16",
+            r"returned a scale torch.float32 of shape \[6, 1\]; return finite values torch.float16",
         ),
         (
             changed(grid={**GOOD.weight.grid, "scale": torch.full((6, 2), torch.nan).half()}),
-            r"gave a scale torch.float16 of shape \[6, 2\]; return finite values",
+            r"returned a scale torch.float16 of shape \[6, 2\]; return finite values",
         ),
-        (replace(GOOD, loss=float("nan")), "gave the loss nan"),
+        (replace(GOOD, loss=float("nan")), "returned the loss nan"),
     ],
 )
 def test_what_does_not_is_named(given: Any, sentence: str) -> None:

@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from architectures import tiny_model
 from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
@@ -18,6 +17,7 @@ from quant.calibrate.stream import quantize_model
 from quant.config import QuantizationConfig
 from quant.scheme import Scheme
 from quant.solvers import gptq
+from tests.quant.architectures import tiny_model
 
 attend = functional.scaled_dot_product_attention
 
@@ -175,7 +175,7 @@ def assert_said_once(caplog: pytest.LogCaptureFixture, reason: str) -> None:
                 assert torch.equal(attend(query, key, value, is_causal=True), expected)
     (message,) = caplog.messages
     assert message.startswith(
-        f"causal attention is torch's, not bitsweep::causal_attention: {reason}"
+        f"causal attention runs in torch, not in bitsweep::causal_attention: {reason}"
     )
     assert message.endswith("Results differ by rounding only.")
 

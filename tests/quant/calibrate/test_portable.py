@@ -8,25 +8,20 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from architectures import CONFIGS, random_windows, tiny_model, uneven_model
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from quant.arithmetic import AUTO, FAST, PORTABLE, resolve_arithmetic
-from quant.calibrate.capture import capture, observe, run_block
-from quant.calibrate.source import as_source
+from quant.arithmetic import FAST, PORTABLE
 from quant.calibrate.stream import quantize_model
-from quant.calibrate.wide import WideCalls, narrowed, wide_buffers, widened
 from quant.config import QuantizationConfig
-from quant.errors import QuantizationError
 from quant.scheme import Scheme
 from quant.solvers import gptq
+from tests.quant.architectures import random_windows, tiny_model, uneven_model
 
 ROOT = Path(__file__).resolve().parents[3]
 EMBEDDED = ROOT / "harness" / "embedded" / "model"
@@ -44,11 +39,10 @@ def in_setting(environment: dict[str, str], runs: list[dict[str, Any]], folder: 
     """What runs give in a process with this environment."""
     file = folder / "runs.json"
     file.write_text(json.dumps(runs))
-    path = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "quant")])
     kept = {name: value for name, value in os.environ.items() if name not in PLAIN}
     done = subprocess.run(
-        [sys.executable, str(ROOT / "tests" / "quant" / "one_setting.py"), str(file)],
-        env={**kept, "PYTHONPATH": path, "GOMP_SPINCOUNT": "0", **environment},
+        [sys.executable, "-m", "tests.quant.one_setting", str(file)],
+        env={**kept, "GOMP_SPINCOUNT": "0", **environment},
         capture_output=True,
         text=True,
         timeout=1200,
@@ -80,8 +74,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def runs_of(folders: dict[str, Path], threads: int, batch_tokens: int) -> list[dict[str, Any]]:
     how = {"threads": threads, "batch_tokens": batch_tokens}
-    embedded = {"model": str(folders["embedded"]), "windows": ids(1472, 8, 128)}
-    qwen = {"model": str(folders["qwen3"]), "windows": ids(96, 12, 60)}
+    embedded = {"model": str(folders["embedded"]), "windows": ids(1472, 4, 128)}
+    qwen = {"model": str(folders["qwen3"]), "windows": ids(96, 8, 60)}
     return [
         {**embedded, **how, "scheme": {"bits": 2, "group_size": 128}},
         {**embedded, **how, "scheme": {"bits": 3, "grid": "mse"}, "solver": "rtn"},
@@ -91,29 +85,25 @@ def runs_of(folders: dict[str, Path], threads: int, batch_tokens: int) -> list[d
 
 
 def test_three_settings_give_one_artifact(folders: dict[str, Path], tmp_path: Path) -> None:
-    settings: list[tuple[dict[str, str], int, int]] = [
-        ({}, 1, 512),
-        ({}, 2, 2048),
-        (PLAIN, 1, 2048),
-    ]
-    found = [
-        in_setting(environment, runs_of(folders, threads, batch), tmp_path)
-        for environment, threads, batch in settings
-    ]
-    for first, *others in zip(*found, strict=True):
+    # One and two threads, two windows a batch and all of them; then the plainest instructions.
+    usual = [*runs_of(folders, 1, 256), *runs_of(folders, 2, 2048)]
+    plain = runs_of(folders, 1, 2048)
+    found = [*in_setting({}, usual, tmp_path), *in_setting(PLAIN, plain, tmp_path)]
+    assert len(found) == 3 * len(plain)
+    for number in range(len(plain)):
+        first, *others = found[number :: len(plain)]
         for other in others:
             assert other["artifact"] == first["artifact"]
             # The sum of what was lost shows how far the numbers behind the codes are apart.
             assert other["loss"] == pytest.approx(first["loss"], rel=1e-12)
 
 
+@pytest.mark.long
 @pytest.mark.realdata
 def test_every_setting_gives_one_artifact(
     folders: dict[str, Path], shared: Path, tmp_path: Path
 ) -> None:
-    """All of the matrix, whole models: a quarter of an hour, so only where it is asked for."""
-    if not os.environ.get("BITSWEEP_LONG"):
-        pytest.skip("long; .ci/long sets BITSWEEP_LONG=1 and runs it")
+    """All of the matrix, whole models: a quarter of an hour."""
     models = {
         "embedded": (EMBEDDED, ids(1472, 16, 512)),
         "tinystories-656k": (shared / "models" / "tinystories-656k", ids(2048, 16, 256)),
@@ -154,73 +144,6 @@ def settings() -> Iterator[tuple[str, dict[str, str], str]]:
     yield levels_here()[-1], plain, "portable"
 
 
-@pytest.mark.parametrize("name", ["opt", "gpt2", "bloom", "gpt-neox"])
-def test_blocks_compute_what_the_model_in_float64_does(name: str) -> None:
-    """The model cast to float64 is the oracle; two kinds compute positions in float32 even so."""
-    model = tiny_model(name)
-    windows = torch.stack(random_windows(2))
-    source = as_source(model)
-    layout = observe(source, windows[0])
-    with torch.no_grad(), wide_buffers(model), WideCalls():
-        captured = capture(model, layout, [windows])
-        hidden = captured.hidden[0]
-        for index, structure in enumerate(layout.structures):
-            call = captured.calls[index][0]
-            hidden = run_block(layout.blocks.modules[index], structure, call, hidden)
-    assert hidden.dtype == torch.float64
-    oracle = tiny_model(name).double()
-    seen: list[torch.Tensor] = []
-    last = observe(as_source(oracle), windows[0])
-    after = lambda _m, _a, out: seen.append(last.structures[-1].hidden_of(out))  # noqa: E731
-    last.blocks.modules[-1].register_forward_hook(after)
-    with torch.no_grad():
-        oracle(windows)
-    bound = 1e-6 if name in ("gpt-neox", "bloom") else 1e-13  # angles and alibi of the oracle
-    torch.testing.assert_close(hidden, seen[0], rtol=bound, atol=bound)
-
-
-@pytest.mark.parametrize("name", CONFIGS)
-def test_no_float32_is_left_in_any_architecture(name: str, monkeypatch: Any) -> None:
-    """Every result of a call of torch while blocks run is float64, but for parameters' views."""
-    model = tiny_model(name)
-    narrow: list[str] = []
-    plain = WideCalls.__torch_function__
-
-    def watched(self: Any, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = plain(self, func, types, args, kwargs)
-        mine = {p.untyped_storage().data_ptr() for p in model.parameters()}
-        for each in result if isinstance(result, tuple | list) else [result]:
-            if not isinstance(each, torch.Tensor) or each.is_meta or each.dtype == torch.float64:
-                continue
-            if each.is_floating_point() and each.untyped_storage().data_ptr() not in mine:
-                narrow.append(func.__name__)
-        return result
-
-    monkeypatch.setattr(WideCalls, "__torch_function__", watched)
-    windows = torch.stack(random_windows(2))
-    layout = observe(as_source(model), windows[0])
-    with torch.no_grad(), wide_buffers(model), WideCalls():
-        captured = capture(model, layout, [windows])
-        call = captured.calls[0][0]
-        run_block(layout.blocks.modules[0], layout.structures[0], call, captured.hidden[0])
-    assert narrow == []
-    assert all(p.dtype == torch.float32 for p in model.parameters())
-
-
-def test_rotary_frequencies_are_computed_again_and_put_back() -> None:
-    model = tiny_model("qwen3")
-    rotary = model.model.rotary_emb
-    before = rotary.inv_freq
-    dim, base = model.config.head_dim, model.config.rope_parameters["rope_theta"]
-    exact = torch.tensor([base ** (-2 * i / dim) for i in range(dim // 2)], dtype=torch.float64)
-    with wide_buffers(model):
-        torch.testing.assert_close(rotary.inv_freq, exact, rtol=1e-15, atol=0)
-    assert rotary.inv_freq is before
-    rotary._buffers["inv_freq"] = before * 2  # what somebody set stays, to float32's last bit
-    with wide_buffers(model):
-        assert torch.equal(rotary.inv_freq, (before * 2).double())
-
-
 def test_weights_stay_what_the_dtype_of_the_model_holds() -> None:
     config = QuantizationConfig(gptq.SOLVER, Scheme(4, 16), arithmetic=PORTABLE)
     for dtype in (torch.float32, torch.bfloat16):
@@ -250,32 +173,3 @@ def test_transforms_are_folded_as_in_fast_arithmetic() -> None:
         layers = quantize_model(model, random_windows(8), config).layers
         notes.append([layer.transforms for layer in layers])
     assert notes[0] == notes[1]
-
-
-@pytest.mark.parametrize(
-    ("wish", "device", "parameters", "found"),
-    [
-        (AUTO, "cpu", 10**9 - 1, PORTABLE),
-        (AUTO, "cpu", 10**9, FAST),
-        (AUTO, "cuda:0", 10**6, FAST),
-        (PORTABLE, "cuda", 10**12, PORTABLE),
-        (FAST, "cpu", 1, FAST),
-    ],
-)
-def test_the_rule_needs_no_machine(wish: str, device: str, parameters: int, found: str) -> None:
-    assert resolve_arithmetic(wish, device, parameters) == found
-
-
-def test_an_unknown_arithmetic_is_refused_and_each_is_another_identity() -> None:
-    config = QuantizationConfig(gptq.SOLVER, Scheme(4))
-    with pytest.raises(QuantizationError, match="choose one of auto, portable, fast"):
-        replace(config, arithmetic="exact")
-    assert replace(config, arithmetic=FAST).identity() != config.identity()
-
-
-def test_only_floating_point_changes_its_width() -> None:
-    given = {"a": [torch.ones(2), torch.ones(2, dtype=torch.int64)], "b": None, "c": (1.5, True)}
-    wide = widened(given)
-    assert [each.dtype for each in wide["a"]] == [torch.float64, torch.int64]
-    assert (wide["b"], wide["c"]) == (None, (1.5, True))
-    assert narrowed(wide, torch.bfloat16)["a"][0].dtype == torch.bfloat16

@@ -7,14 +7,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import killing
 import pytest
 import torch
-from architectures import BLOCKS, random_windows, tiny_model
 
 from quant.calibrate import sink
 from quant.calibrate.cost import StageMeter
-from quant.calibrate.sink import Finished, Kept, WriteBehind
+from quant.calibrate.sink import Finished, InMemorySink, WriteBehind
 from quant.calibrate.source import LoadedModel
 from quant.calibrate.stream import QuantizationResult, quantize_blocks
 from quant.checkpoint import partial
@@ -23,13 +21,15 @@ from quant.errors import ArtifactError
 from quant.scheme import Scheme
 from quant.solvers import gptq, rtn
 from quant.weight import QuantizedWeight
+from tests.quant import killing
+from tests.quant.architectures import BLOCKS, random_windows, tiny_model
 
 SCHEME = Scheme(4, group_size=16)
 SOLVERS = {"rtn": rtn.SOLVER, "gptq": gptq.SOLVER}
 Keep = Callable[[int], None]
 
 
-class Watched(Kept):
+class Watched(InMemorySink):
     """A sink that notes what happens to it; keep(index) is what keeping a block takes."""
 
     def __init__(self, keep: Keep) -> None:
@@ -165,15 +165,15 @@ def test_waiting_and_the_work_behind_it_are_told_apart() -> None:
     result = run(watched, "rtn")
     wall = time.perf_counter() - begin
     stages = {stage.name: stage for stage in result.stages}
-    assert stages["write"].behind >= 0.3 * BLOCKS
+    assert stages["write"].background >= 0.3 * BLOCKS
     assert stages["write"].seconds > 0.1  # rounding a small block takes no 0.3 s
     assert sum(stage.seconds for stage in result.stages) <= wall
-    assert {stages[name].behind for name in ("read", "solve")} == {0}
+    assert {stages[name].background for name in ("read", "solve")} == {0}
     # The block after it tells what keeping a block took; nobody tells it of the last one.
-    told = [sum(stage.behind for stage in made.stages) for made in watched.made]
+    told = [sum(stage.background for stage in made.stages) for made in watched.made]
     assert told[0] == 0
     assert all(seconds >= 0.3 for seconds in told[1:])
-    assert sum(told) <= stages["write"].behind - 0.3
+    assert sum(told) <= stages["write"].background - 0.3
 
 
 def test_the_other_thread_brings_no_team_of_its_own_and_changes_no_other_s() -> None:

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from architectures import BLOCKS, CONFIGS, LINEARS_PER_BLOCK, random_windows, tiny_model
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
@@ -21,8 +20,9 @@ from quant.config import QuantizationConfig
 from quant.scheme import Scheme
 from quant.solvers import gptq, rtn
 from quant.solvers.base import Layer, Solver
+from tests.quant.architectures import BLOCKS, CONFIGS, LINEARS_PER_BLOCK, random_windows, tiny_model
 
-STAGES = ["layout", "capture", "read", "hessian", "solve", "write", "forward"]
+STAGES = ["structure", "capture", "read", "hessian", "solve", "write", "forward"]
 SOLVERS = {"rtn": rtn.SOLVER, "gptq": gptq.SOLVER}
 W4G16 = Scheme(bits=4, group_size=16, scale_dtype="float32")
 
@@ -149,7 +149,7 @@ def take_weights(target: PreTrainedModel, source: PreTrainedModel, layers: list[
 
 
 def same_input(model: PreTrainedModel, layers: list[str], other: str, window: Tensor) -> list[str]:
-    """The layers that read the same numbers as `other`, found without quant.calibrate.layout."""
+    """The layers that read the same numbers as `other`, found without quant.calibrate.structure."""
     seen: dict[str, Tensor] = {}
     hooks = [
         model.get_submodule(name).register_forward_pre_hook(

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from architectures import random_windows, tiny_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -16,13 +15,14 @@ from quant.calibrate.stream import quantize_model
 from quant.config import QuantizationConfig
 from quant.errors import (
     CalibrationError,
-    ModelLayoutError,
+    ModelStructureError,
     NonFiniteError,
     QuantizationError,
     SingularHessianError,
 )
 from quant.scheme import Scheme
 from quant.solvers import gptq
+from tests.quant.architectures import random_windows, tiny_model
 
 W4G16 = Scheme(bits=4, group_size=16)
 
@@ -117,7 +117,7 @@ def test_the_replay_is_checked_before_anything_changes() -> None:
         return output + len(calls) * torch.arange(output.shape[-1])
 
     block.register_forward_hook(drift)
-    refused(model, ModelLayoutError, "differ by up to")
+    refused(model, ModelStructureError, "differ by up to")
 
 
 def test_hooks_are_removed_when_a_block_fails(monkeypatch: pytest.MonkeyPatch) -> None:

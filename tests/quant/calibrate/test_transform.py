@@ -6,16 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from architectures import BLOCKS, CONFIGS, random_windows, tiny_model, uneven_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 import quant
 from quant.calibrate.capture import capture, run_block
 from quant.calibrate.collect import Collector
-from quant.calibrate.devices import Lanes
-from quant.calibrate.layout import evaluation, learn_layout
+from quant.calibrate.devices import DeviceWorkers
 from quant.calibrate.stream import Workplace, quantize_model
+from quant.calibrate.structure import evaluation, learn_structure
 from quant.calibrate.transform import BlockTransformer, Changed
 from quant.calibrate.windows import make_batches
 from quant.config import QuantizationConfig
@@ -25,6 +24,7 @@ from quant.solvers import gptq, rtn
 from quant.solvers.base import Layer
 from quant.transforms import equalize
 from quant.transforms.base import Change, Group, Scaling, Transform
+from tests.quant.architectures import BLOCKS, CONFIGS, random_windows, tiny_model, uneven_model
 
 W4G16 = Scheme(4, group_size=16, scale_dtype="float32")
 EQUALIZE = ((equalize.TRANSFORM, equalize.Options()),)
@@ -43,17 +43,20 @@ def transform(
     """Only transform the blocks of a model, all layers of a block at once."""
     windows, found = random_windows(4), {}
     (batch,) = make_batches(windows, 1000)
-    layout = learn_layout(model, windows[0])
-    with evaluation(model), Lanes([CPU]) as lanes:
-        captured = capture(model, layout, [batch.tokens])
+    model_structure = learn_structure(model, windows[0])
+    with evaluation(model), DeviceWorkers([CPU]) as workers:
+        captured = capture(model, model_structure, [batch.tokens])
         hidden = captured.hidden[0]
-        for index, structure in enumerate(layout.structures):
-            block, name = layout.blocks.modules[index], layout.blocks.block_name(index)
+        for index, structure in enumerate(model_structure.structures):
+            block, name = (
+                model_structure.blocks.modules[index],
+                model_structure.blocks.block_name(index),
+            )
             call = captured.calls[index][0]
-            collector = Collector(block, name, structure.groups, False, lanes)
+            collector = Collector(block, name, structure.groups, False, workers)
             collector.begin(batch)
             run_block(block, structure, call, hidden)
-            lanes.settle()
+            workers.settle()
             collector.close()
 
             def again(block=block, structure=structure, call=call, hidden=hidden) -> Tensor:

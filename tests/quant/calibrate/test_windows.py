@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from architectures import VOCABULARY, random_windows, tiny_model
 from hypothesis import given
 from hypothesis import strategies as st
 
 from quant.calibrate.windows import check_windows, make_batches
 from quant.errors import CalibrationError
+from tests.quant.architectures import VOCABULARY, random_windows, tiny_model
 
 GOOD = torch.tensor([3, 4, 5])
 

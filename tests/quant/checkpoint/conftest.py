@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import pytest
-from tiny_checkpoints import METHOD, quantized
 
 import quant
 from quant.scheme import Scheme
+from tests.quant.tiny_checkpoints import METHOD, quantized
 
 
 @pytest.fixture

@@ -7,10 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from architectures import BLOCKS, tiny_model
 from safetensors.torch import load_file, save_file
-from tiny_checkpoints import METHOD, Model, edit_config, logits, quantized
-from wide_levels import CODEBOOK, NVFP4, Q4K_OF_3, SCALED_CODEBOOK
 
 import quant
 from quant.checkpoint.choose import artifact_format, written_format
@@ -22,6 +19,9 @@ from quant.config import QuantizationConfig
 from quant.errors import ArtifactError
 from quant.scheme import Scheme
 from quant.solvers import rtn
+from tests.quant.architectures import BLOCKS, tiny_model
+from tests.quant.tiny_checkpoints import METHOD, Model, edit_config, logits, quantized
+from tests.quant.wide_levels import CODEBOOK, NVFP4, Q4K_OF_3, SCALED_CODEBOOK
 
 # 40 and 72 inputs: the last group is short, and so is the last super-block.
 SCHEMES = [
@@ -115,13 +115,11 @@ def test_no_code_is_imported_because_a_checkpoint_names_it(folder: Path, tmp_pat
     broken = copy(folder, tmp_path / "a")
     edit_config(lambda c: c["quantization_config"].update(levels_module="nobody.has.this"))(broken)
     for levels in ([], [CODEBOOK], ["uniform"]):
-        with pytest.raises(
-            ArtifactError, match=r"levels='scaled' are none of .* 'nobody.has.this'"
-        ):
+        with pytest.raises(ArtifactError, match=r"levels='scaled' are not .* 'nobody.has.this'"):
             quant.load(broken, levels=levels, verify_files=False)
     assert quant.load(broken, levels=[SCHEMES[3].kind], verify_files=False)
     other = replace(SCHEMES[3].kind, decode=lambda *given: 2 * given[0])
-    with pytest.raises(ArtifactError, match="levels='scaled' is what 2 of the given kinds"):
+    with pytest.raises(ArtifactError, match="levels='scaled' is the name of 2 of the given kinds"):
         quant.load(broken, levels=[other, SCHEMES[3].kind], verify_files=False)
 
 
@@ -129,10 +127,10 @@ def test_no_code_is_imported_because_a_checkpoint_names_it(folder: Path, tmp_pat
     ("change", "sentence"),
     [
         ({"version": 2}, "version=2 cannot be read; only 1 can"),
-        ({"levels": None}, "levels=None cannot be read; it is a name"),
+        ({"levels": None}, "levels=None cannot be read; use a name"),
         ({"scale_dtype": "int8"}, "scale_dtype='int8' cannot be read"),
         ({"sym": None}, "sym=None cannot be read"),
-        ({"sym": True}, "makes no scheme: codebooks of a row"),
+        ({"sym": True}, "is not a valid scheme: codebooks of a row"),
         ({"tensors": []}, "tensors are not those that the scaled levels"),
         ({"levels_version": 2}, "levels_version=2, but the scaled levels of this reader are versi"),
         ({"bits": 2}, "qweight is"),
@@ -150,7 +148,7 @@ def test_a_configuration_that_is_wrong_is_named(
 @pytest.mark.parametrize(
     ("part", "change", "sentence"),
     [
-        ("scales", lambda t: t * torch.nan, "scales holds NaN or infinite"),
+        ("scales", lambda t: t * torch.nan, "scales has NaN or infinite"),
         ("scales", lambda t: t.float(), "scales is torch.float32; expected torch.float16"),
         ("tables", lambda t: t[:, 1:].clone(), "tables is"),
         ("tables", None, "tables is missing"),

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from architectures import CONFIGS, VOCABULARY, tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import quant
@@ -13,6 +12,7 @@ from quant.config import QuantizationConfig
 from quant.linear import QuantLinear
 from quant.scheme import Scheme
 from quant.solvers import rtn
+from tests.quant.architectures import CONFIGS, VOCABULARY, tiny_model
 
 SCHEMES = (Scheme(3, group_size=8), Scheme(4), Scheme(2, group_size=8, levels="ternary"))
 

@@ -9,9 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from random_weights import random_weight, same
 from safetensors.torch import load_file
-from tiny_checkpoints import METHOD, logits, quantized
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -22,6 +20,8 @@ from quant.errors import ArtifactError
 from quant.linear import QuantLinear
 from quant.scheme import Scheme
 from quant.weight import QuantizedWeight
+from tests.oracles.random_weights import random_weight, same
+from tests.quant.tiny_checkpoints import METHOD, logits, quantized
 
 SCHEMES = [
     Scheme(2),

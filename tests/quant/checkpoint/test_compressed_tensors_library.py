@@ -13,7 +13,6 @@ from compressed_tensors.quantization import (
     QuantizationScheme,
     apply_quantization_config,
 )
-from tiny_checkpoints import CONFIGS, METHOD, logits, quantized
 from torch import nn
 from transformers import AutoModelForCausalLM, CompressedTensorsConfig, PreTrainedModel
 
@@ -24,6 +23,7 @@ from quant.checkpoint import dequantize_layers
 from quant.linear import QuantLinear
 from quant.scheme import BITS, Scheme
 from quant.solvers import rtn
+from tests.quant.tiny_checkpoints import CONFIGS, METHOD, logits, quantized
 
 # Said whenever dequantize=True is asked for, which is how asymmetric files are read.
 pytestmark = pytest.mark.filterwarnings("ignore:You passed `quantization_config`:UserWarning")
@@ -91,7 +91,7 @@ def test_scales_that_readers_will_round_are_named(tmp_path: Path) -> None:
     assert "readers will round the float16 scales" in notes[0]
     assert "scheme.scale_dtype=bfloat16" in notes[0]
     assert "dequantize=True" in notes[1]
-    assert "vLLM reads 4 and 8 alone" in notes[2]
+    assert "vLLM reads only 4 and 8" in notes[2]
     assert quant.export(artifact, tmp_path / "c", "gptq-v2").notes == ()
     model, weights = quantized("llama", Scheme(3, scale_dtype="float32"))
     artifact = quant.save(tmp_path / "a", model, weights, method=METHOD)

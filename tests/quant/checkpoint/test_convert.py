@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from architectures import tiny_model
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -16,6 +15,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from quant.checkpoint.convert import convert, main
 from quant.checkpoint.source import CheckpointSource
 from quant.errors import ArtifactError
+from tests.quant.architectures import tiny_model
 
 
 def bin_folder(model: PreTrainedModel, folder: Path, files: int = 1) -> Path:
@@ -105,7 +105,7 @@ def test_what_cannot_be_converted_leaves_nothing(tmp_path: Path) -> None:
     (source / "pytorch_model-00002-of-00002.bin").write_bytes(b"PK no archive")
     refused(r"00002-of-00002\.bin cannot be read as a state dict", source)
     torch.save([1, 2], source / "pytorch_model-00002-of-00002.bin")
-    refused("holds no plain state dict", source)
+    refused("is not a plain state dict", source)
     (source / "pytorch_model-00002-of-00002.bin").unlink()
     refused(r"00002-of-00002\.bin is missing", source)
     shutil.rmtree(source)
@@ -128,10 +128,10 @@ def test_a_wrong_folder_is_one_sentence_with_the_next_step(
         ((missing, "new"), f"{missing} does not exist; name the folder of the model, with "),
         ((file, "new"), f"{file} is a file; name the folder of the model, with "),
         ((empty, "new"), f"{empty} has no weights (model.safetensors or pytorch_model.bin"),
-        ((safe, "new"), f"{safe} holds safetensors already; use it as it is."),
-        ((source, full), f"{full} holds something already (notes.txt, ...), which is not "),
-        ((source, file), f"{file} is a file; name a folder that is not there yet."),
-        ((source, source), f"{source} holds something already (config.json, ...), which "),
+        ((safe, "new"), f"{safe} already has safetensors files; use it unchanged."),
+        ((source, full), f"{full} is not empty (notes.txt, ...) and is not "),
+        ((source, file), f"{file} is a file; name a folder that does not exist yet."),
+        ((source, source), f"{source} is not empty (config.json, ...) and "),
     ):
         before = sorted(tmp_path.rglob("*"))
         monkeypatch.setattr("sys.argv", ["convert", *map(str, arguments)])

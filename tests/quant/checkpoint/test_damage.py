@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_checkpoints import edit_config, edit_tensors
 
 import quant
 from quant.checkpoint.folder import MANIFEST
 from quant.errors import ArtifactError
+from tests.quant.tiny_checkpoints import edit_config, edit_tensors
 
 FC1 = "model.decoder.layers.0.fc1"
 NORM = "model.decoder.final_layer_norm.weight"
@@ -35,7 +35,7 @@ DAMAGES = {
     ),
     "other width": (
         edit_config(lambda c: c.update(ffn_dim=64)),
-        r"fc1.qweight is \[4, 72\], but 40 inputs, 64 outputs",
+        r"fc1.bias is \[72\], but config.json makes it \[64\]",
     ),
     "fewer blocks": (
         edit_config(lambda c: c.update(num_hidden_layers=1)),
@@ -72,7 +72,7 @@ DAMAGES = {
     ),
     "nothing quantized": (
         edit_tensors(lambda t: [t.pop(n) for n in list(t) if n.endswith(".qweight")]),
-        r"holds no quantized layer \(no tensor ends in .qweight\)",
+        r"has no quantized layer \(no tensor ends in .qweight\)",
     ),
     "no tensors": (
         lambda folder: (folder / "model.safetensors").unlink(),
@@ -122,7 +122,7 @@ def test_no_artifact_there(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="is not a folder; quantize a model into it"):
         quant.load(tmp_path / "nowhere")
     (tmp_path / ".gone.replaced-host-1").mkdir()
-    with pytest.raises(ArtifactError, match=r"killed left it at .*\.gone\.replaced-host-1"):
+    with pytest.raises(ArtifactError, match=r"killed writer left it at .*\.gone\.replaced-host-1"):
         quant.load(tmp_path / "gone")
     with pytest.raises(ArtifactError, match=r"config.json does not exist"):
         quant.load(tmp_path)

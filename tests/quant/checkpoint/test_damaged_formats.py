@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_checkpoints import METHOD, edit_config, edit_tensors, pack_awq, quantized
 from torch import Tensor
 
 import quant
@@ -14,6 +13,7 @@ from quant.checkpoint import read_format
 from quant.checkpoint.folder import MANIFEST
 from quant.errors import ArtifactError
 from quant.scheme import Scheme
+from tests.quant.tiny_checkpoints import METHOD, edit_config, edit_tensors, pack_awq, quantized
 
 LAYER = "model.layers.1.mlp.down_proj"  # [40, 72]
 SCHEME = Scheme(4, group_size=8)
@@ -116,10 +116,10 @@ def test_missing_parts_are_named(
 @pytest.mark.parametrize(
     ("format", "part", "value", "message"),
     [
-        ("gptq-v2", "scales", torch.nan, "holds NaN or infinite"),
-        ("gptq-v1", "scales", torch.inf, "holds NaN or infinite"),
-        ("awq", "scales", torch.nan, "holds NaN or infinite"),
-        ("compressed-tensors", "weight_scale", -torch.inf, "holds NaN or infinite"),
+        ("gptq-v2", "scales", torch.nan, "has NaN or infinite"),
+        ("gptq-v1", "scales", torch.inf, "has NaN or infinite"),
+        ("awq", "scales", torch.nan, "has NaN or infinite"),
+        ("compressed-tensors", "weight_scale", -torch.inf, "has NaN or infinite"),
         ("gptq-v2", "scales", 0, "scales: 1 of 360 scales are 0, which makes every weight of"),
         ("gptq-v1", "scales", 0, "scales: 1 of 360 scales are 0"),
         ("awq", "scales", 0, "scales: 1 of 360 scales are 0"),

@@ -11,9 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from random_weights import same
 from safetensors.torch import load_file
-from tiny_checkpoints import METHOD, edit_config, edit_tensors, logits, pack_awq, quantized
 
 import quant
 from quant.checkpoint import verify
@@ -21,6 +19,15 @@ from quant.checkpoint.folder import MANIFEST
 from quant.errors import ArtifactError
 from quant.scheme import Scheme
 from quant.weight import QuantizedWeight
+from tests.oracles.random_weights import same
+from tests.quant.tiny_checkpoints import (
+    METHOD,
+    edit_config,
+    edit_tensors,
+    logits,
+    pack_awq,
+    quantized,
+)
 
 Weights = dict[str, QuantizedWeight]
 FORMATS = ("gptq-v1", "gptq-v2", "compressed-tensors")
@@ -159,7 +166,7 @@ def test_what_formats_cannot_hold(tmp_path: Path) -> None:
     model, weights = quantized("llama", Scheme(2, group_size=8, levels="ternary"))
     ternary = quant.save(tmp_path / "ternary", model, weights, method=METHOD)
     for format in FORMATS:
-        with pytest.raises(ArtifactError, match=rf"ternary levels, .*{format} cannot hold.*w2g64"):
+        with pytest.raises(ArtifactError, match=rf"ternary levels, .*{format} cannot store.*w2g64"):
             quant.export(ternary, tmp_path / "out", format)
     model, weights = quantized("llama", Scheme(4))
     zeros = quant.save(tmp_path / "zeros", model, weights, method=METHOD)
@@ -222,7 +229,7 @@ def test_a_model_that_a_killed_writer_moved_aside_is_not_replaced_unasked(tmp_pa
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
     target.rename(tmp_path / f".out.replaced-{platform.node()}-{process.pid}")
-    with pytest.raises(ArtifactError, match=r"holds a quantized model \(GPTQ v1, 4 bits"):
+    with pytest.raises(ArtifactError, match=r"contains a quantized model \(GPTQ v1, 4 bits"):
         quant.export(artifact, target, "gptq-v2")
     assert same_values(quant.load_weights(target), weights)
 

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from architectures import random_windows, tiny_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -21,6 +20,7 @@ from quant.config import QuantizationConfig
 from quant.errors import ArtifactError
 from quant.scheme import Scheme
 from quant.solvers import rtn
+from tests.quant.architectures import random_windows, tiny_model
 
 W8 = QuantizationConfig(rtn.SOLVER, Scheme(8))
 INDEX = {"metadata": {}, "weight_map": {"a": "x-1.safetensors", "b": "x-2.safetensors"}}
@@ -110,7 +110,7 @@ def test_names_of_quantized_checkpoints_and_what_is_refused(tmp_path: Path) -> N
         weight_files(folder)
     away = {"weight_map": {"a": "../x.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(away))
-    with pytest.raises(ArtifactError, match="leads out of the folder"):
+    with pytest.raises(ArtifactError, match="is outside the folder"):
         weight_files(folder)
 
 
@@ -204,7 +204,7 @@ def test_links_out_of_the_folder_are_not_copied(tmp_path: Path) -> None:
     os.symlink(secret, artifact / "merges.txt")
     torch.save(model.state_dict(), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
-    refused = rf"merges\.txt is a link to {secret}, outside of the model's folder"
+    refused = rf"merges\.txt is a link to {secret}, outside the model's folder"
     for attempt in (
         lambda out: quant.save(out, model, weights, method={"name": "x"}, tokenizer=folder),
         lambda out: quant.export(artifact, out, "gptq-v1"),

@@ -202,7 +202,7 @@ def test_every_change_is_found(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match=r"artifact.json cannot be read as JSON"):
         verify(target)
     (target / MANIFEST).write_text("[]")
-    with pytest.raises(ArtifactError, match=r"artifact.json holds no JSON object"):
+    with pytest.raises(ArtifactError, match=r"artifact.json is not a JSON object"):
         verify(target)
     (target / MANIFEST).write_text('{"files": {"a": 3}}')
     with pytest.raises(ArtifactError, match=r"artifact.json does not list files"):
@@ -251,7 +251,7 @@ def test_shards_that_are_missing_or_damaged(tmp_path: Path) -> None:
     second.write_bytes(content)
     mapping["weight_map"]["t9"] = second.name
     index.write_text(json.dumps(mapping))
-    opening(r"00002.safetensors does not hold t9, but .*index.json says so")
+    opening(r"00002.safetensors does not contain t9, but .*index.json lists it")
     index.write_text("{}")
     opening(r"index.json has no weight_map")
     index.unlink()

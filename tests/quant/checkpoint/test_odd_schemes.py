@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from random_weights import same
-from tiny_checkpoints import METHOD, logits, quantized
 
 import quant
 from quant.errors import ArtifactError
 from quant.linear import QuantLinear
 from quant.scheme import Scheme
+from tests.oracles.random_weights import same
+from tests.quant.tiny_checkpoints import METHOD, logits, quantized
 
 # 40 and 72 inputs: groups of 32 leave 8.
 CASES = [

@@ -7,11 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import killing
 import pytest
-import rotating
 import torch
-from architectures import random_windows, uneven_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
@@ -21,7 +18,7 @@ from cuda_ext.ops import resolve_kernel
 from quant.calibrate.capture import streamed_logits
 from quant.calibrate.stream import quantize_model
 from quant.checkpoint.choose import written
-from quant.checkpoint.loader import dequantize_layers, read_scheme
+from quant.checkpoint.loader import dequantize_layers, load_weights, read_scheme
 from quant.checkpoint.source import ArtifactSource
 from quant.config import QuantizationConfig
 from quant.errors import ArtifactError
@@ -30,6 +27,8 @@ from quant.linear import QuantLinear
 from quant.scheme import Scheme
 from quant.solvers import gptq
 from quant.transforms import equalize
+from tests.quant import killing, rotating
+from tests.quant.architectures import random_windows, uneven_model
 
 W4G16 = Scheme(4, group_size=16)
 TOKENS = torch.stack(random_windows(2, seed=5))
@@ -153,7 +152,7 @@ def test_no_export_leaves_an_operator_out(
     format: str, llama: tuple[Any, Path], tmp_path: Path
 ) -> None:
     _, folder = llama
-    message = rf"equalize in front of \d+ layers.* and {format} holds weights alone: .*keep=never"
+    message = rf"equalize in front of \d+ layers.* and {format} stores only weights: .*keep=never"
     with pytest.raises(ArtifactError, match=message):
         quant.export(folder, tmp_path / "out", format)
     assert not (tmp_path / "out").exists()
@@ -200,7 +199,7 @@ def edited(folder: Path, copy_to: Path, change: Callable[[dict[str, Any]], Any])
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c: c.pop("operators"), "operators names no operator"),
+        (lambda c: c.pop("operators"), "operators is empty"),
         (lambda c: c.update(layers=3), "layers is not the quantization_config of layers"),
         (lambda c: c.update(layers=dict(c)), "layers is not the quantization_config of layers"),
         (lambda c: c["operators"].update({DOWN: []}), "lists no changes"),
@@ -213,7 +212,10 @@ def edited(folder: Path, copy_to: Path, change: Callable[[dict[str, Any]], Any])
         (lambda c: c["operators"][DOWN][0].update(module=0), "lists no changes"),
         (lambda c: c["operators"][DOWN][0].update(tensors=["shift"]), r"input_operator\.0\.shift"),
         (lambda c: c["operators"].update(x=c["operators"].pop(DOWN)), "in front of x"),
-        (lambda c: c["operators"].pop(DOWN), r"holds .*down_proj\.input_operator\.0\.scale, which"),
+        (
+            lambda c: c["operators"].pop(DOWN),
+            r"holds .*down_proj\.input_operator\.0\.scale, which stand in front of layers",
+        ),
     ],
 )
 def test_a_configuration_that_does_not_fit_is_refused(
@@ -224,6 +226,24 @@ def test_a_configuration_that_does_not_fit_is_refused(
         quant.load(folder, "reference", verify_files=False)
 
 
+def test_operators_that_the_configuration_does_not_name_are_noticed_without_a_model(
+    rotated: tuple[Any, Path], tmp_path: Path
+) -> None:
+    """The weights behind them are those of another input: nobody may take them for the layer's."""
+    folder = edited(rotated[1], tmp_path / "edited", lambda c: c["operators"].pop(DOWN))
+    message = rf"holds {DOWN}\.input_operator\.0\.matrix, which stand in front of layers"
+    with pytest.raises(ArtifactError, match=message):
+        load_weights(folder, verify_files=False)
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = config["quantization_config"]["layers"]
+    (folder / "config.json").write_text(json.dumps(config))
+    for read in (load_weights, ArtifactSource):
+        with pytest.raises(ArtifactError, match=r"matrix and 18 more, which stand in front"):
+            read(folder, verify_files=False)
+    with pytest.raises(ArtifactError, match=r"matrix and 18 more, which stand in front"):
+        read_scheme(folder)
+
+
 def test_no_export_leaves_out_what_the_configuration_does_not_say(
     llama: tuple[Any, Path], tmp_path: Path
 ) -> None:
@@ -232,7 +252,7 @@ def test_no_export_leaves_out_what_the_configuration_does_not_say(
     config = json.loads((folder / "config.json").read_text())
     config["quantization_config"] = config["quantization_config"]["layers"]
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ArtifactError, match=r"holds .*down_proj\.input_operator\.0\.scale, which"):
+    with pytest.raises(ArtifactError, match=r"operator\.0\.scale and 3 more, which stand"):
         quant.export(folder, tmp_path / "out", "gptq-v1", verify_files=False)
     assert not (tmp_path / "out").exists()
 
@@ -247,7 +267,7 @@ def test_tensors_of_another_layer_are_refused(llama: tuple[Any, Path], tmp_path:
         quant.load(folder, "reference", verify_files=False)
     tensors[f"{DOWN}.input_operator.0.scale"] = torch.full((48,), torch.nan)
     save_file(tensors, file)
-    with pytest.raises(ArtifactError, match=r"operator\.0: .*scale of its change holds NaN"):
+    with pytest.raises(ArtifactError, match=r"operator\.0: .*scale of its change has NaN"):
         quant.load(folder, "reference", verify_files=False)
 
 

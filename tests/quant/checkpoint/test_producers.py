@@ -5,15 +5,22 @@ from pathlib import Path
 
 import pytest
 import torch
-from random_weights import same
 from safetensors.torch import load_file, save_file
-from tiny_checkpoints import METHOD, edit_config, edit_tensors, logits, pack_awq, quantized
 from torch import nn
 
 import quant
 from quant.checkpoint.folder import MANIFEST
 from quant.errors import ArtifactError
 from quant.scheme import Scheme
+from tests.oracles.random_weights import same
+from tests.quant.tiny_checkpoints import (
+    METHOD,
+    edit_config,
+    edit_tensors,
+    logits,
+    pack_awq,
+    quantized,
+)
 
 
 def test_checkpoints_of_other_producers_load(artifact: Path) -> None:

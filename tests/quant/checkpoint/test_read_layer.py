@@ -8,10 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import textbook_unpack as textbook
 import torch
-from random_weights import random_weight, same
-from stored_layers import write
 from torch import Tensor
 
 from cuda_ext.layout import pack_codes, unpack_codes
@@ -22,6 +19,9 @@ from quant.checkpoint.layers import settle
 from quant.errors import ArtifactError
 from quant.linear import QuantLinear, pack
 from quant.scheme import Scheme
+from tests.oracles import textbook_unpack as textbook
+from tests.oracles.random_weights import random_weight, same
+from tests.quant.stored_layers import write
 
 CONFIG = {"quant_method": "gptq", "bits": 4, "group_size": 8, "sym": False, "desc_act": False}
 V2 = {**CONFIG, "checkpoint_format": "gptq_v2"}
@@ -175,7 +175,7 @@ def changed(name: str, value: Any) -> dict[str, Tensor]:
         (changed("scales", torch.ones(2, 6)), r"proj.scales is \[2, 6\], but 24 inputs, 6 outputs"),
         (changed("qweight", torch.zeros(3, 5).int()), r"proj.qweight is \[3, 5\].*make \[3, 6\]"),
         (changed("qweight", torch.zeros(3, 6)), "proj.qweight is torch.float32; expected"),
-        (changed("scales", torch.full((3, 6), torch.nan)), "proj.scales holds NaN"),
+        (changed("scales", torch.full((3, 6), torch.nan)), "proj.scales has NaN"),
     ],
 )
 def test_damaged_tensors_are_named(tensors: dict[str, Tensor], message: str) -> None:
@@ -258,7 +258,7 @@ def test_awq_as_others_describe_it() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"version": "gemv"}, "version='gemv' is another packing"),
+        ({"version": "gemv"}, "version='gemv' is another AWQ packing"),
         ({"bits": 8}, "bits=8: AWQ is read with 4 bits only"),
         ({"zero_point": False}, "zero_point=false cannot be read"),
         ({"group_size": 12}, r"proj.qzeros is torch.int32 \[3, 2\]; expected \[2, 2\] int32"),

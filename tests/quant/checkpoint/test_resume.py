@@ -4,10 +4,8 @@ import json
 import shutil
 from pathlib import Path
 
-import killing
 import pytest
 import torch
-from architectures import BLOCKS, random_windows, tiny_model, uneven_model
 
 import quant
 from quant.calibrate.stream import quantize_model
@@ -18,6 +16,8 @@ from quant.config import QuantizationConfig
 from quant.errors import ArtifactError, QuantizationError
 from quant.scheme import Scheme
 from quant.solvers import gptq, rtn
+from tests.quant import killing
+from tests.quant.architectures import BLOCKS, random_windows, tiny_model, uneven_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

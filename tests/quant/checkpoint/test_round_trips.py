@@ -1,12 +1,9 @@
 """Any layer through any format comes back bit for bit, and means what the format's text says."""
 
 import pytest
-import textbook_unpack as textbook
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from random_weights import random_weight, same
-from stored_layers import described, stored_layer, write
 from torch import Tensor
 
 from quant.checkpoint import read_layer
@@ -14,6 +11,9 @@ from quant.checkpoint.choose import artifact_format, written_format
 from quant.errors import ArtifactError
 from quant.scheme import BITS, Scheme
 from quant.weight import QuantizedWeight
+from tests.oracles import textbook_unpack as textbook
+from tests.oracles.random_weights import random_weight, same
+from tests.quant.stored_layers import described, stored_layer, write
 
 CT = "compressed-tensors"
 TERNARY = Scheme(2, group_size=8, levels="ternary")
@@ -168,9 +168,9 @@ def test_version_one_cannot_hold_zero_points_of_zero() -> None:
 def test_ternary_levels_have_no_other_format() -> None:
     weight = random_weight(TERNARY, 6, 24)
     for format in ("gptq-v1", "gptq-v2", CT):
-        with pytest.raises(ArtifactError, match=f"has ternary levels, which {format} cannot hold"):
+        with pytest.raises(ArtifactError, match=f"has ternary levels, which {format} cannot store"):
             write(format, weight)
-    with pytest.raises(ArtifactError, match="has uniform levels, and bitsweep-ternary holds"):
+    with pytest.raises(ArtifactError, match="has uniform levels, and bitsweep-ternary stores"):
         write("bitsweep-ternary", random_weight(Scheme(4), 6, 24))
 
 
@@ -188,7 +188,9 @@ def test_bits_that_other_tools_do_not_have(bits: int) -> None:
         assert same(read_layer(write(format, weight), config, shape=(6, 24)), weight)
     notes = written_format("gptq-v2")[1].notes(weight.scheme, [stored_layer(weight)])
     assert notes == [
-        f"only Bitsweep reads {bits} bits in this format; other tools know 2, 3, 4, 8."
+        f"only Bitsweep reads {bits} bits in this format; other tools read 2, 3, 4, 8."
     ]
-    with pytest.raises(ArtifactError, match=f"has {bits} bits, which no reader of gptq-v1 knows"):
+    with pytest.raises(
+        ArtifactError, match=f"has {bits} bits, which no reader of gptq-v1 supports"
+    ):
         write("gptq-v1", weight)

@@ -7,12 +7,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 import transformers
-from architectures import CONFIGS, tiny_model
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from quant.decode import caches, choose
 from quant.decode.caches import DynamicDecoder, StaticDecoder
 from quant.decode.choose import make_decoder
+from tests.quant.architectures import CONFIGS, tiny_model
 
 PROMPT, TOKENS = 9, 12
 # What a stream that is being captured refuses: a look at a value on the host, and a tensor made of

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from architectures import CONFIGS, tiny_model
+from tests.quant.architectures import CONFIGS, tiny_model
 
 from quant import QuantizationConfig, Scheme, load, quantize_model, save
 from quant.decode import caches

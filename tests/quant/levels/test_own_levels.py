@@ -8,9 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import textbook_gptq as textbook
 import torch
-from solving import solve
 from torch.nn import functional
 
 from cuda_ext.ops import resolve_kernel
@@ -24,6 +22,8 @@ from quant.solvers import rtn
 from quant.solvers.base import Layer
 from quant.solvers.gptq import Options
 from quant.weight import QuantizedWeight
+from tests.oracles import textbook_gptq as textbook
+from tests.quant.solving import solve
 
 # The values of e2m1 (FP4) by their codes: a sign, two bits of exponent, one of fraction.
 E2M1 = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])
@@ -141,7 +141,7 @@ def test_a_plain_loop_in_place_of_a_kernel_is_noted():
     weight, hessian = (part.float() for part in layer())
     if resolve_kernel("auto") != "reference":
         found = solve(weight, hessian, SCHEME)
-        assert found.fallback == "plain column loop: the cpu kernel has none for fp4 levels"
+        assert found.fallback == "plain column loop: the cpu kernel does not support fp4 levels"
         ladder = Options(damping=0, damping_ladder=(0.1,))
         singular = solve(weight, torch.ones(48, 48), SCHEME, ladder)
         assert singular.fallback.startswith("damping 0.1 instead of 0; plain column loop")
@@ -219,7 +219,7 @@ def test_a_prefix_that_makes_names_ambiguous_is_refused():
 def test_a_kind_is_not_called_as_one_of_ours():
     """An artifact says its levels by name: it would be read as ours without a word."""
     twice = replace(load_levels("uniform"), prefix="mw", decode=lambda *given: 2 * given[0])
-    with pytest.raises(SchemeError, match="levels=uniform is what Bitsweep's own levels are"):
+    with pytest.raises(SchemeError, match="levels=uniform is the name of Bitsweep's own levels"):
         Scheme(4, 16, levels=twice)
     assert Scheme(4, 16, levels=load_levels("uniform")).name == Scheme(4, 16).name
 

@@ -8,12 +8,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import textbook_gptq as textbook
 import torch
-from solving import solve
 from torch import nn
 from torch.nn import functional
-from wide_levels import CODEBOOK, E2M1, NVFP4, Q4K, Q4K_OF_3, Q4K_OF_ROWS, SCALED_CODEBOOK
 
 from quant.errors import QuantizationError, SchemeError
 from quant.hessian import Hessian
@@ -24,6 +21,17 @@ from quant.scheme import Scheme
 from quant.solvers import rtn
 from quant.solvers.base import Layer
 from quant.solvers.gptq import Options
+from tests.oracles import textbook_gptq as textbook
+from tests.quant.solving import solve
+from tests.quant.wide_levels import (
+    CODEBOOK,
+    E2M1,
+    NVFP4,
+    Q4K,
+    Q4K_OF_3,
+    Q4K_OF_ROWS,
+    SCALED_CODEBOOK,
+)
 
 # 44 inputs: 2 super-blocks of 3 groups of 6, then one whole group and a short one of 2.
 INPUTS = 44
@@ -232,7 +240,7 @@ def test_their_costs():
 
 
 def test_a_type_that_nothing_is_stored_in_is_refused():
-    with pytest.raises(SchemeError, match="scale_dtype=bfloat16 changes nothing, because nvfp4"):
+    with pytest.raises(SchemeError, match="scale_dtype=bfloat16 has no effect, because nvfp4"):
         Scheme(4, 16, levels=NVFP4, scale_dtype="bfloat16")
 
 
@@ -241,12 +249,12 @@ def test_a_type_that_nothing_is_stored_in_is_refused():
     [
         ({"width": 6}, "grid tensor scale: width is for code=True"),
         ({"code": True, "dtype": "float32"}, "dtype for code=False"),
-        ({"code": True, "width": 9}, "width=9 is none of"),
-        ({"dtype": "float64"}, "dtype='float64' is none of"),
-        ({"span": 0}, "span=0 is no number of groups"),
+        ({"code": True, "width": 9}, "width=9 is not one of"),
+        ({"dtype": "float64"}, "dtype='float64' is not one of"),
+        ({"span": 0}, "span=0 is below 1"),
         ({"values": 0}, "values=0 is below 1"),
-        ({"buffer": "qweight"}, "something else called qweight"),
-        ({"buffer": "a.scale"}, "buffer='a.scale' is no name of a tensor"),
+        ({"buffer": "qweight"}, "the name qweight is reserved"),
+        ({"buffer": "a.scale"}, "buffer='a.scale' is not a tensor name"),
     ],
 )
 def test_declarations_that_cannot_be_are_refused(wrong, sentence):
@@ -261,7 +269,7 @@ def test_no_buffer_is_called_as_something_else_of_a_layer():
     own = {name for name in own if not name.startswith("_")}
     assert {"scheme", "kernel", "bias"} <= own
     for name in own:
-        with pytest.raises(ValueError, match=f"something else called {name}"):
+        with pytest.raises(ValueError, match=f"the name {name} is reserved"):
             GridTensor("scale", name)
 
 
@@ -276,7 +284,7 @@ def test_tensors_of_a_grid_have_names_of_their_own(field):
 
 
 def test_operators_know_none_of_this():
-    with pytest.raises(ValueError, match="nvfp4: the operators of cuda_ext know one number"):
+    with pytest.raises(ValueError, match="nvfp4: the operators of cuda_ext support one number"):
         replace(NVFP4, operators=True)
 
 
@@ -288,7 +296,9 @@ def test_a_find_that_breaks_its_declaration_is_named():
     ):
         rtn.solve(weight, Scheme(4, 6, levels=flat), layer=Layer("fc1"))
     rough = replace(CODEBOOK, find=lambda weight, scheme, layer: {"table": weight[:, :8].clone()})
-    with pytest.raises(QuantizationError, match="found a table that float16 does not hold exactly"):
+    with pytest.raises(
+        QuantizationError, match="found a table that float16 does not represent exactly"
+    ):
         rtn.solve(weight, Scheme(3, levels=rough))
 
 

@@ -6,16 +6,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from architectures import BLOCKS, CONFIGS, LINEARS_PER_BLOCK, VOCABULARY
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from quant.errors import SchemeError
 from quant.levels.base import load_levels
 from quant.linear import QuantLinear, pack, packed_shapes, unpack
 from quant.measure import dummy, roofline
 from quant.measure.architectures import ARCHITECTURES, ArchitectureError, architecture_config
 from quant.measure.dummy import NotEnoughMemory, build_dummy, predict_memory, random_packed
-from quant.scheme import Scheme, SchemeError
+from quant.scheme import Scheme
+from tests.quant.architectures import BLOCKS, CONFIGS, LINEARS_PER_BLOCK, VOCABULARY
 
 SCHEMES = (
     Scheme(3),
@@ -184,7 +185,7 @@ def test_a_config_file_is_taken(tmp_path: Path) -> None:
     ("content", "sentence"),
     [
         ("{", "is not valid JSON"),
-        ("[]", "holds no JSON object"),
+        ("[]", "is not a JSON object"),
         (json.dumps({"hidden_size": 8}), "model_type=None is not a model"),
         (json.dumps({"model_type": "gtp"}), "model_type='gtp' is not a model"),
         (None, "neither a name .*opt-175b.* nor a config.json"),
@@ -200,5 +201,5 @@ def test_bad_architectures_are_named(tmp_path: Path, content, sentence) -> None:
 
 def test_levels_without_random_weights_are_refused() -> None:
     silent = replace(load_levels("uniform"), name="silent", draw=None)
-    with pytest.raises(SchemeError, match="silent levels say of no random weights"):
+    with pytest.raises(SchemeError, match="silent levels have no random weights"):
         build_dummy(tiny_config("opt"), Scheme(4, levels=silent))

@@ -4,11 +4,11 @@ from multiprocessing.connection import Connection
 
 import pytest
 import torch
-from killing import CONTEXT
 
 from quant.calibrate.cost import _resident_bytes
 from quant.memory import heaps as allocator
-from quant.memory.heaps import LARGE, OWN, give_back, keep_freed_memory, own_copy, own_zeros
+from quant.memory.heaps import LARGE, OWN, keep_freed_memory, own_copy, own_zeros, trim_heap
+from tests.quant.killing import CONTEXT
 
 MEBIBYTE = 1 << 20
 
@@ -52,7 +52,7 @@ def test_without_glibc_nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     keep_freed_memory.cache_clear()
     try:
         assert keep_freed_memory() is False
-        give_back()
+        trim_heap()
     finally:
         keep_freed_memory.cache_clear()
 
@@ -69,7 +69,7 @@ def test_where_nothing_can_be_mapped_torch_is_asked(monkeypatch: pytest.MonkeyPa
 
 def test_memory_is_given_back_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[bool] = []
-    monkeypatch.setattr(allocator, "give_back", lambda: given.append(True))
+    monkeypatch.setattr(allocator, "trim_heap", lambda: given.append(True))
     with pytest.raises(KeyError), allocator.memory_kept():
         raise KeyError
     assert given == [True]
@@ -91,7 +91,7 @@ def _resident_after_each_step(results: Connection) -> None:
     behind = torch.ones(1000, dtype=torch.uint8)  # lies above it in the heap
     del heap
     found["heap, freed"] = _resident_bytes() - start
-    give_back()
+    trim_heap()
     found["heap, given back"] = _resident_bytes() - start
     results.send((kept, found, len(behind)))
 

@@ -1,22 +1,22 @@
-"""The sweep by panels and by the fused operator, against Algorithm 1 in plain PyTorch."""
+"""The loop by panels and by the fused operator, against Algorithm 1 in plain PyTorch."""
 
 import json
 from dataclasses import replace
 
 import pytest
-import textbook_gptq as textbook
 import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from solving import solve
-from sweep_blocks import FUSED
 
 from cuda_ext import ops
 from quant.errors import SingularHessianError
 from quant.hessian import Hessian, factorize
 from quant.scheme import Scheme
-from quant.solvers import columns as sweeps
+from quant.solvers import columns as loops
 from quant.solvers import gptq
+from tests.oracles import textbook_gptq as textbook
+from tests.oracles.column_blocks import FUSED
+from tests.quant.solving import solve
 
 compiled = pytest.mark.skipif(
     ops.why_unavailable(torch.device("cpu")) is not None, reason="no compiler: no kernels"
@@ -68,12 +68,12 @@ def layer(outputs, inputs, seed=0, dead=()):
     panel=st.sampled_from([1, 20, 48, 128]),
 )
 def test_the_operator_changes_no_bit(monkeypatch, scheme, mode, block_size, outputs, panel):
-    monkeypatch.setattr(sweeps, "PANEL", panel)
+    monkeypatch.setattr(loops, "PANEL", panel)
     weight, hessian = (part.float() for part in layer(outputs, 96, seed=block_size, dead=(3, 50)))
     options = gptq.Options(block_size=block_size, **mode)
     found = solve(weight, hessian, scheme, options, kernel="cpu")
     with monkeypatch.context() as patch:
-        patch.setattr(sweeps, "fused_columns", sweeps.plain_columns)
+        patch.setattr(loops, "fused_columns", loops.plain_columns)
         expected = solve(weight, hessian, scheme, options, kernel="cpu")
     assert torch.equal(found.weight.codes, expected.weight.codes)
     assert torch.equal(found.weight.scale, expected.weight.scale)
@@ -86,7 +86,7 @@ def test_the_operator_changes_no_bit(monkeypatch, scheme, mode, block_size, outp
 @pytest.mark.parametrize("scheme", SCHEMES, ids=lambda scheme: scheme.name)
 def test_panels_equal_the_textbook_in_float64(monkeypatch, scheme, mode):
     """Panels as narrow as the groups allow: every look back is exercised."""
-    monkeypatch.setattr(sweeps, "PANEL", 1)
+    monkeypatch.setattr(loops, "PANEL", 1)
     weight, hessian = layer(3, 48, seed=scheme.bits, dead=(7,))
     options = gptq.Options(block_size=16, **mode)
     answer = textbook.solve(
@@ -147,13 +147,13 @@ def test_wide_float32_layers_on_cuda_keep_to_float64(scheme, kernel):
 @given(st.integers(1, 300), st.integers(1, 140), st.sampled_from([None, 4, 12, 50]), st.booleans())
 def test_panels_hold_every_column_once_and_cut_no_group(columns, block_size, size, stale):
     assume(size is None or columns % size == 0)
-    blocks = sweeps._blocks(columns, block_size, None if stale else size)
-    panels = sweeps._panels(blocks, size)
+    blocks = loops._blocks(columns, block_size, None if stale else size)
+    panels = loops._panels(blocks, size)
     assert [block for panel in panels for block in panel] == blocks
     assert blocks[0][0] == 0
     assert blocks[-1][1] == columns
     for panel in panels[:-1]:
-        assert panel[-1][1] - panel[0][0] >= min(sweeps.PANEL, columns)
+        assert panel[-1][1] - panel[0][0] >= min(loops.PANEL, columns)
         assert size is None or panel[-1][1] % size == 0
 
 

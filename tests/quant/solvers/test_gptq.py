@@ -6,11 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import textbook_gptq as textbook
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from solving import solve
 
 from quant.errors import (
     CalibrationError,
@@ -22,6 +20,8 @@ from quant.hessian import Hessian
 from quant.scheme import Scheme
 from quant.solvers import gptq, rtn
 from quant.solvers.base import Layer
+from tests.oracles import textbook_gptq as textbook
+from tests.quant.solving import solve
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden" / "gptq_codes.json"
 

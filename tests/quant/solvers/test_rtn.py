@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from textbook_gptq import code_of, find_levels
 
 from quant.errors import NonFiniteError, QuantizationError
 from quant.scheme import Scheme
 from quant.solvers import rtn
 from quant.solvers.base import Layer
+from tests.oracles.textbook_gptq import code_of, find_levels
 
 WEIGHT = torch.randn(6, 48, generator=torch.Generator().manual_seed(0)) * 0.1
 

@@ -4,17 +4,17 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import textbook_gptq as textbook
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from solving import solve
 
 from quant.hessian import Hessian
 from quant.scheme import Scheme
-from quant.solvers import columns as sweeps
+from quant.solvers import columns as loops
 from quant.solvers import rtn
 from quant.solvers.gptq import Options
+from tests.oracles import textbook_gptq as textbook
+from tests.quant.solving import solve
 
 SCHEMES = [
     Scheme(3, 32),
@@ -85,7 +85,7 @@ def test_rounding_equals_the_oracle(scheme):
 @pytest.mark.parametrize("name", MODES)
 @pytest.mark.parametrize("scheme", SCHEMES, ids=lambda scheme: scheme.name)
 def test_gptq_equals_the_oracle(monkeypatch, scheme, name, kernel):
-    monkeypatch.setattr(sweeps, "PANEL", 1)
+    monkeypatch.setattr(loops, "PANEL", 1)
     options = Options(block_size=16, **MODES[name])
     weight, hessian = layer(4, 48, seed=scheme.bits)
     solution = solve(weight, hessian, scheme, options, kernel=kernel)
@@ -127,8 +127,8 @@ def test_the_block_size_changes_nothing(inputs, size, block_size, name, seed):
 
 @given(st.integers(1, 300), st.integers(1, 140), st.integers(1, 310), st.booleans())
 def test_panels_hold_every_column_once_and_cut_no_group(columns, block_size, size, stale):
-    blocks = sweeps._blocks(columns, block_size, None if stale else size)
-    panels = sweeps._panels(blocks, size)
+    blocks = loops._blocks(columns, block_size, None if stale else size)
+    panels = loops._panels(blocks, size)
     assert [block for panel in panels for block in panel] == blocks
     assert [end for _, end in blocks[:-1]] == [start for start, _ in blocks[1:]]
     assert (blocks[0][0], blocks[-1][1]) == (0, columns)

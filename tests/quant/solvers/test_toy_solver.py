@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from architectures import random_windows, tiny_model
 from torch import Tensor
 
 import quant
@@ -16,6 +15,7 @@ from quant.memory.plan import model_shape, plan_quantization
 from quant.scheme import Scheme
 from quant.solvers import rtn
 from quant.solvers.base import Layer, Memory, Solution, Solver
+from tests.quant.architectures import random_windows, tiny_model
 
 SCHEME = Scheme(4, group_size=16, scale_dtype="float32")
 

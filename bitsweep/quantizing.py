@@ -1,0 +1,209 @@
+"""Quantize a model in memory or a folder, with few words."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from bitsweep.sources import find_model, windows_of
+from quant.arithmetic import AUTO
+from quant.calibrate.devices import visible_devices
+from quant.calibrate.run import Progress
+from quant.calibrate.sink import InMemorySink
+from quant.calibrate.stream import (
+    QuantizationResult,
+    Workplace,
+    quantize_blocks,
+    quantize_model,
+)
+from quant.checkpoint.files import tokenizer_files
+from quant.checkpoint.make import files_hash, quantize_to, windows_hash
+from quant.checkpoint.source import CheckpointSource
+from quant.checkpoint.writer import save
+from quant.config import QuantizationConfig
+from quant.errors import QuantizationError
+from quant.memory.limits import free_memory
+from quant.memory.plan import model_shape, plan_quantization
+from quant.parts import PartError, find_part
+from quant.rules import STRICT, Rules
+from quant.scheme import Scheme
+from quant.solvers.base import Solver
+from quant.transforms.base import Transform
+
+Spec = TypeVar("Spec")
+Tokenizer = PreTrainedTokenizerBase | str | Path
+Windows = Callable[[PreTrainedModel], list[Tensor]]
+
+
+def quantize(
+    model: str | Path | PreTrainedModel,
+    scheme: str | Scheme,
+    calibration: str | Path | Sequence[Tensor] | None = None,
+    *,
+    out: str | Path | None = None,
+    method: str | Solver = "gptq",
+    options: Mapping[str, Any] | None = None,
+    transforms: Sequence[str | Transform] = (),
+    sequences: int = 128,
+    length: int | None = None,
+    seed: int = 0,
+    tokenizer: Tokenizer | None = None,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    kernel: str = "auto",
+    arithmetic: str = AUTO,
+    rules: Rules = STRICT,
+    progress: Progress | None = None,
+) -> QuantizationResult:
+    """Quantize the linear layers in the blocks of a causal language model.
+
+    model        a model folder, whose blocks are read one at a time; "embedded" or another name of
+                 conf/model; "OWNER/NAME" of the hub; or a model in memory, which is changed in
+                 place: its weights become the dequantized values.
+    scheme       "w4g128" or Scheme(4, 128).
+    calibration  windows of token ids [tokens]; the name of a text ("embedded", "c4", "wikitext2";
+                 conf/calib); or the Path of a text file. None for a method that sees no text.
+    out          the folder to write, which `load` reads; a killed run of a model folder goes on
+                 there. None: the weights are in the result alone.
+    method       a solver: "gptq", "rtn", the dotted name of a module, or a Solver; options are
+                 its own, {"act_order": True}.
+    transforms   what is done to weights before: "equalize", or Transform objects.
+    sequences, length, seed
+                 windows of a named text; length None: 2048, or all that a shorter context holds.
+    tokenizer    of a model in memory, or its folder: reads the text, is written to `out`.
+    device       that a folder's blocks run on; None: the CPU.
+    dtype        that a folder is read in; None: that of its files (of a name: conf/model says).
+    rules        what may be done otherwise than asked: Rules(partial=True).
+    progress     progress(done, total, name) after every layer.
+
+    Raises QuantizationError (SchemeError for a scheme), one sentence with the way out, before
+    anything is changed or written where that can be known; BitsweepError for names and texts.
+    """
+    solver = _part(method, "solvers", "SOLVER", Solver)
+    config = QuantizationConfig(
+        solver=solver,
+        scheme=Scheme.parse(scheme) if isinstance(scheme, str) else scheme,
+        options=None if options is None else _options(solver, options),
+        transforms=tuple(
+            (_part(each, "transforms", "TRANSFORM", Transform), None) for each in transforms
+        ),
+        kernel=kernel,
+        rules=rules,
+        arithmetic=arithmetic,
+    )
+    target = None if out is None else Path(out)
+    place = tokenizer
+    if not isinstance(model, PreTrainedModel):
+        found = find_model(model, dtype)
+        place = found.folder if tokenizer is None else tokenizer
+
+    def windows(whole: PreTrainedModel) -> list[Tensor]:
+        if calibration is None or not config.needs_calibration:
+            return []
+        return windows_of(calibration, whole, place, sequences, length, seed)
+
+    if not isinstance(model, PreTrainedModel):
+        on = torch.device("cpu" if device is None else device)
+        return _folder(found.folder, found.dtype, on, config, windows, target, progress)
+    if device is not None or dtype is not None:
+        raise QuantizationError(
+            "a model in memory has its own device and dtype: leave device and dtype out, or move "
+            "the model with model.to(...)."
+        )
+    return _in_memory(model, config, windows, target, tokenizer, progress)
+
+
+def _in_memory(
+    model: PreTrainedModel,
+    config: QuantizationConfig,
+    windows: Windows,
+    out: Path | None,
+    tokenizer: Tokenizer | None,
+    progress: Progress | None,
+) -> QuantizationResult:
+    seen = windows(model)
+    result = quantize_model(model, seen, config, progress)
+    if out is not None:
+        save(out, model, result.weights, method=_described(config, seen), tokenizer=tokenizer)
+    return result
+
+
+def _folder(
+    folder: Path,
+    dtype: torch.dtype,
+    device: torch.device,
+    config: QuantizationConfig,
+    windows: Windows,
+    out: Path | None,
+    progress: Progress | None,
+) -> QuantizationResult:
+    """Block by block; the memory plan says where activations wait, and whether all of it fits."""
+    with CheckpointSource(folder, dtype, device) as source:
+        seen = windows(source.model)
+        memory = plan_quantization(
+            model_shape(source.model),
+            config,
+            tokens=sum(len(window) for window in seen),
+            window=max((len(window) for window in seen), default=0),
+            limits=free_memory(device, out),
+        )
+        place = Workplace(visible_devices(device), memory.activations)
+        if out is None:
+            sink = InMemorySink()
+            result = quantize_blocks(source, seen, config, sink, progress, place)
+            return dataclasses.replace(result, weights=sink.weights)
+        return quantize_to(
+            out,
+            source,
+            seen,
+            config,
+            model_hash=files_hash(folder),
+            method=_described(config, seen),
+            tokenizer=folder if tokenizer_files(folder) else None,
+            progress=progress,
+            workplace=place,
+        )
+
+
+def _described(config: QuantizationConfig, windows: Sequence[Tensor]) -> dict[str, Any]:
+    """What made the weights, as config.json says it."""
+    said = {"name": config.solver.name, **dataclasses.asdict(config.options)}
+    said |= config.rules.given()
+    if windows:
+        said |= {"arithmetic": config.arithmetic, "calib": {"windows": windows_hash(windows)}}
+    if config.transforms:
+        said["transform"] = [
+            {"name": each.name, "version": each.version, **dataclasses.asdict(options)}
+            for each, options in config.transforms
+        ]
+    return said
+
+
+def _part(given: str | Spec, package: str, attribute: str, kind: type[Spec]) -> Spec:
+    """The spec of a part that is named: one of ours by its name, others by a dotted module."""
+    if not isinstance(given, str):
+        return given
+    try:
+        return find_part(given if "." in given else f"quant.{package}.{given}").load(
+            attribute, kind
+        )
+    except PartError as error:
+        raise QuantizationError(str(error)) from error
+
+
+def _options(solver: Solver, given: Mapping[str, Any]) -> Any:
+    known = [field.name for field in dataclasses.fields(solver.options)]
+    for name in given:
+        if name not in known:
+            has = f"it has {', '.join(known)}" if known else "it has none"
+            raise QuantizationError(f"solver {solver.name} has no option {name!r}: {has}.")
+    try:
+        return solver.options(**given)
+    except (TypeError, ValueError) as error:
+        raise QuantizationError(f"solver {solver.name}: {error}") from error

@@ -1,0 +1,267 @@
+"""The grammar of the command line: one parser for all verbs, with the text of their help.
+
+What is wrong with a command line is a ConfigError of one sentence. Overrides (KEY=VALUE) pass
+through as they are: Hydra reads them. Nothing heavy is imported, so that help is instant.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from harness import completion
+from harness.errors import ConfigError
+
+PROGRAM = "bitsweep"
+WIDTH = 100  # of help, at most
+ABOUT = (
+    "What does it cost, in accuracy, time and memory, to run a language model at a given bit width?"
+)
+FIRST_STEPS = """\
+first steps:
+  bitsweep run experiment=quickstart     the first sweep, about four minutes on two cores
+  bitsweep run --help                    every choice a run has
+  bitsweep VERB --help                   what any other verb takes
+"""
+
+
+class Formatter(argparse.RawDescriptionHelpFormatter):
+    """Texts keep their lines; verbs are listed without the word VERB above them."""
+
+    def __init__(self, prog: str) -> None:
+        width = min(WIDTH, shutil.get_terminal_size().columns)
+        super().__init__(prog, max_help_position=30, width=width)
+
+    def _format_action(self, action: argparse.Action) -> str:
+        text = super()._format_action(action)
+        verbs = isinstance(action, argparse._SubParsersAction)
+        return text.partition("\n")[2] if verbs else text
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are sentences.
+
+    late  makes a text that the help ends with, when it is shown.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, add_help=False, formatter_class=Formatter, **options)
+        self.late: Callable[[], str] | None = None
+
+    def format_help(self) -> str:
+        if self.late is not None:
+            self.epilog = self.late()
+        return super().format_help()
+
+    def error(self, message: str) -> NoReturn:
+        wanting = re.fullmatch(r"argument (?:\S+/)?(\S+): expected one argument", message)
+        if wanting:
+            option = wanting[1]
+            needed = str(self._option_string_actions[option].help).partition(";")[0]
+            raise ConfigError(f"{option} needs {needed}.")
+        raise ConfigError(f"{message}; `{self.prog} --help` shows how it is used.")
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The verb and its arguments; `verb` is None where there is none.
+
+    ConfigError for what cannot be read; SystemExit(0) after help or the version was printed.
+    """
+    parser, verbs = build()
+    words = list(arguments)
+    if words[:1] == ["help"]:
+        words = [*words[1:], "--help"]
+    verb = next((word for word in words if not word.startswith("-")), None)
+    if verb is not None and verb not in verbs:
+        raise ConfigError(f"{verb} is not a verb: use one of {', '.join(verbs)}.")
+    options, rest = parser.parse_known_args(words)
+    overrides: list[str] | None = getattr(options, "overrides", None)
+    for word in (each for each in rest if each.startswith("-")):
+        values = "" if overrides is None else "; values are set with KEY=VALUE, without dashes"
+        place = PROGRAM if verb is None else f"{PROGRAM} {verb}"
+        of = "bitsweep" if verb is None else "this verb"
+        raise ConfigError(f"{word} is not an option of {of}: `{place} --help` lists them{values}.")
+    if overrides is not None:
+        options.overrides = [*overrides, *rest]  # what stands behind an option comes apart
+    elif rest:
+        raise ConfigError(_too_many(verbs[str(verb)], rest))
+    return options
+
+
+def build() -> tuple[Parser, dict[str, Parser]]:
+    """The parser of the whole command line, and that of each verb."""
+    parser = Parser(prog=PROGRAM, description=ABOUT, usage="%(prog)s VERB [arguments]")
+    parser.epilog = FIRST_STEPS
+    _add_help(parser)
+    parser.add_argument("-V", "--version", action=_Version, help="print the version")
+    verbs = parser.add_subparsers(
+        dest="verb", title="verbs", metavar="VERB", prog=PROGRAM, parser_class=Parser
+    )
+    adders: dict[str, tuple[str, Callable[[Parser], None]]] = {
+        "run": (
+            "quantize, measure, print the table; never repeat finished work",
+            _add_request,
+        ),
+        "plan": (
+            "say what run would do, and what is done already",
+            _add_request,
+        ),
+        "report": (
+            "make tables and plots again from records",
+            _add_report,
+        ),
+        "export": ("write a quantized model in a format of other tools", _add_export),
+        "inspect": ("show what a quantized checkpoint holds, whoever made it", _add_inspect),
+        "doctor": (
+            "show what this machine has, and what is missing",
+            _add_help,
+        ),
+    }
+    for name, (about, add) in adders.items():
+        add(verbs.add_parser(name, help=about, description=f"{about[0].upper()}{about[1:]}."))
+    return parser, dict(verbs.choices)
+
+
+def _add_help(parser: Parser) -> None:
+    parser.add_argument("-h", "--help", action="help", help="print this text")
+
+
+def _add_request(parser: Parser) -> None:
+    """What run and plan take; cli prints their help, because a user's folder is in it."""
+    parser.set_defaults(parser=parser)
+    overrides = parser.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="a value, or GROUP=OPTION"
+    )
+    _complete(overrides, completion.overrides)
+    parser.add_argument(
+        "-m",
+        "--multirun",
+        action="store_true",
+        help="sweep over overrides with several values (scheme=w4,w3)",
+    )
+    _add_config_dir(parser, "a folder of yours laid out like conf/; its options add to these")
+    parser.add_argument(
+        "--cfg",
+        action="store_true",
+        help="print the composed configuration of every cell and stop",
+    )
+    group = parser.add_argument(
+        "-h",
+        "--help",
+        nargs="?",
+        const="",
+        metavar="GROUP",
+        help="print this text, or the options and keys of one group",
+    )
+    _complete(group, completion.group_names)
+
+
+def _add_report(parser: Parser) -> None:
+    parser.add_argument(
+        "results",
+        nargs="?",
+        type=Path,
+        metavar="RESULTS",
+        default=Path("results"),
+        help="the results folder of earlier runs (results)",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="FOLDER",
+        help="a folder for the report; RESULTS/reports/all is the usual one",
+    )
+    parser.add_argument("--title", default="Bitsweep report", help="a heading")
+    _add_config_dir(parser, "a folder of yours laid out like conf/; its suites were run")
+    _add_help(parser)
+
+
+def _add_export(parser: Parser) -> None:
+    parser.description = (
+        "Write a quantized model again in a format that other tools load: the same codes, scales "
+        "and\nzero-points. docs/checkpoints.md says which format holds what."
+    )
+    parser.late = _formats
+    parser.add_argument(
+        "artifact", type=Path, metavar="ARTIFACT", help="a folder under results/artifacts, or any"
+    )
+    parser.add_argument("out", type=Path, metavar="OUT", help="the folder to write")
+    format = parser.add_argument(
+        "--format", required=True, metavar="FORMAT", help="a format; those below are known"
+    )
+    _complete(format, completion.formats)
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace a model that Bitsweep wrote to OUT before"
+    )
+    parser.add_argument(
+        "--trust-remote-code",
+        action="store_true",
+        help="run the Python files that come with the model: read them first",
+    )
+    _add_levels(parser)
+    _add_help(parser)
+
+
+def _formats() -> str:
+    from harness.checkpoint_verbs import format_readers
+
+    readers = format_readers()
+    width = max(map(len, readers))
+    lines = [f"  {name:{width}}  {who}" for name, who in readers.items()]
+    return "\n".join(["formats, and who reads them:", *lines])
+
+
+def _add_inspect(parser: Parser) -> None:
+    parser.description = (
+        "Show what a quantized checkpoint holds, whoever made it: format, producer, scheme and\n"
+        "zero-points. Every tensor is read and checked."
+    )
+    parser.add_argument(
+        "folder", type=Path, metavar="FOLDER", help="the folder of a quantized model"
+    )
+    _add_levels(parser)
+    _add_help(parser)
+
+
+def _add_levels(parser: Parser) -> None:
+    parser.add_argument(
+        "--levels",
+        metavar="MODULE",
+        help="an installed module, or a file with its folder; of levels that are not built in",
+    )
+
+
+def _add_config_dir(parser: Parser, help: str) -> None:
+    parser.add_argument("--config-dir", type=Path, metavar="DIR", help=help)
+
+
+def _complete(action: argparse.Action, completer: Callable[..., Any]) -> None:
+    """Let argcomplete ask `completer` for the words that an argument may be."""
+    action.completer = completer  # type: ignore[attr-defined]
+
+
+def _too_many(parser: Parser, words: Sequence[str]) -> str:
+    takes = any(not action.option_strings for action in parser._actions)
+    if not takes:
+        return f"{parser.prog} takes no arguments, but got {' '.join(words)}."
+    return (
+        f"{' '.join(words)} is more than {parser.prog} takes; `{parser.prog} --help` shows how it "
+        "is used."
+    )
+
+
+class _Version(argparse.Action):
+    """Print the version, which is looked up only then."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(nargs=0, **options)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any, **__: Any) -> None:
+        from importlib.metadata import version
+
+        print(f"{PROGRAM} {version('bitsweep')}")
+        parser.exit()

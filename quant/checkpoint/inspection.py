@@ -1,0 +1,101 @@
+"""What a quantized checkpoint holds, whoever made it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from quant.checkpoint.folder import verify
+from quant.checkpoint.layers import operator_bits
+from quant.checkpoint.loader import load_weights, read_scheme
+from quant.checkpoint.operators import summary
+from quant.checkpoint.tensors import TensorReader
+from quant.levels import uniform
+from quant.levels.base import Levels
+from quant.parts import Part
+from quant.scheme import Scheme
+from quant.weight import QuantizedWeight
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """A quantized checkpoint, every tensor of it read and checked.
+
+    format           as tables call it: "GPTQ v2".
+    producer         None where the files name none.
+    bits_per_weight  stored bits of a quantized weight; scales, zero-points and operators included.
+    layers           quantized layers.
+    weights          weights in them.
+    scattered        layers whose groups are not neighbours (act-order).
+    zero_points      how they are stored, and how sure that is.
+    mean_offset      mean of code - zero-point: near 0 when zero-points are read right.
+    zeros_of_0       zero-points of 0 in a format that cannot say whether they are: how many, and
+                     what readers make of them.
+    operators        in front of layers; None: there are none.
+    verified         every file is as artifact.json says; False: nothing says what they should be.
+    """
+
+    folder: Path
+    format: str
+    producer: str | None
+    scheme: Scheme
+    bits_per_weight: float
+    layers: int
+    weights: int
+    scattered: int
+    zero_points: str
+    mean_offset: float | None
+    zeros_of_0: str | None
+    operators: str | None
+    verified: bool
+
+
+def inspect(folder: str | Path, levels: Sequence[str | Part | Levels] = ()) -> Inspection:
+    """What the checkpoint in `folder` holds, in any format that `load` reads.
+
+    levels are the kinds that its layers may have besides the built-in ones. Raises ArtifactError
+    for a folder that is no quantized checkpoint, is incomplete or damaged.
+    """
+    folder = Path(folder)
+    checkpoint, scheme = read_scheme(folder, levels)
+    verified = verify(folder)
+    layers = load_weights(folder, verify_files=False, levels=levels)
+    with TensorReader(folder) as reader:
+        kept = operator_bits(reader, checkpoint)
+    count = sum(_size(weight) for weight in layers.values())
+    stored = sum(w.scheme.bits_per_weight(w.shape[1]) * _size(w) for w in layers.values())
+    offset, zeros = _zero_points(layers.values())
+    unsure = checkpoint.format.zeros_of_0 if zeros else None
+    return Inspection(
+        folder=folder,
+        format=checkpoint.name,
+        producer=checkpoint.producer or None,
+        scheme=scheme,
+        bits_per_weight=(stored + kept) / count,
+        layers=len(layers),
+        weights=count,
+        scattered=sum(weight.group_index is not None for weight in layers.values()),
+        zero_points=checkpoint.zero_points,
+        mean_offset=None if offset is None else offset / count,
+        zeros_of_0=f"{zeros}, {unsure}" if unsure else None,
+        operators=summary(checkpoint.operators) if kept else None,
+        verified=verified,
+    )
+
+
+def _size(weight: QuantizedWeight) -> int:
+    outputs, inputs = weight.shape
+    return outputs * inputs
+
+
+def _zero_points(weights: Iterable[QuantizedWeight]) -> tuple[float | None, int]:
+    """Sum of code - zero-point over all weights, and the zero-points of 0; None without any."""
+    offset, zeros = None, 0
+    for weight in weights:
+        if weight.zero is not None and weight.scheme.kind == uniform.LEVELS:
+            of_column = weight.zero[:, weight.column_groups()]
+            difference = weight.codes.double().sum() - of_column.double().sum()
+            offset = (offset or 0.0) + float(difference)
+            zeros += int((weight.zero == 0).sum())
+    return offset, zeros

@@ -1,0 +1,111 @@
+"""What a cell is resolved to, and what is refused in one sentence before anything is loaded."""
+
+import pytest
+
+from harness.cell.resolve import make_scheme, resolve
+from harness.config.compose import compose_cells
+from harness.config.schema import SchemeConfig
+from harness.errors import BitsweepError, ConfigError
+from quant.scheme import Scheme
+from tests.harness.cells import cell_of
+
+
+def test_suites_in_their_order() -> None:
+    (cell,) = compose_cells(["suite=[latency,zeroshot,perplexity]"])
+    names = [each.suite.name for each in cell_of(cell.config).choices.suites]
+    assert names == ["zeroshot", "perplexity", "latency"], "as given, what is timed last"
+
+
+def test_schemes() -> None:
+    assert make_scheme(SchemeConfig(bits=16)) is None
+    assert make_scheme(SchemeConfig(bits=3, group_size=128)) == Scheme(bits=3, group_size=128)
+    with pytest.raises(ConfigError, match="16 is not quantized"):
+        make_scheme(SchemeConfig(bits=16, group_size=128))
+
+
+REFUSED = [
+    # wrong names
+    ("scheme=w9", "scheme=w9 is not an option", "8"),
+    ("scheme=w4g", "scheme=w4g is not an option", "such as w4g128"),
+    ("scheme=w4_nope", "scheme=w4_nope is not an option", "nope"),
+    ("model=opt-126m", "did you mean opt-125m", "--help model"),
+    ("modle=embedded", "modle is not a key", "did you mean model"),
+    ("experiment=quikstart", "did you mean quickstart", "quickstart"),
+    ("suite=[perplexity,nope]", "suite=nope is not an option", "latency"),
+    ("model.dtyp=float16", "model.dtyp is not a key", "did you mean dtype"),
+    ("quant.bits=3", "quant is not a key", "scheme"),
+    ("+model.x=1", "nothing reads", "leave the + out"),
+    # wrong values
+    ("model.context=abc", "model.context", "whole number or null"),
+    ("method.act_order=maybe", "method.act_order", "true or false"),
+    ("model.dtype=float8", "model.dtype=float8 is unknown", "bfloat16"),
+    ("scheme.bits=9", "bits=9 is not a bit width", "2, 3, 4, 5, 6, 7, 8"),
+    ("scheme.levels=five", "scheme.levels: there is no module five", "ternary"),
+    ("seed=-1", "seed=-1 is too small", "0 or more"),
+    ("runtime.timeout_s=0", "leaves no time", "null"),
+    ("runtime.device=tpu", "runtime.device=tpu is unknown", "cuda"),
+    ("runtime.kernel=marlin", "marlin", "reference"),
+    ("runtime.kernel=cuda", "no GPU", "kernel=reference"),
+    ("seed=[1", "cannot be read", "quotes"),
+    ("scheme=w4,w3", "gives several values", "add -m"),
+    # impossible combinations
+    ("method=none", "leaves the weights alone", "scheme=w16"),
+    ("scheme=w16", "needs something to quantize to", "method=none"),
+    ("calib=none", "needs calibration text", "calib=embedded"),
+    ("calib.sequences=0", "calib.sequences=0", "method=rtn"),
+    ("calib.length=1", "too short", "null"),
+    ("method=rtn method.true_sequential=true", "not an option of quant.solvers.rtn", "leave it"),
+    ("method=rtn method.damping=0.1", "not an option of quant.solvers.rtn", "method=gptq"),
+    ("method=rtn method.damping_ladder=[0.1]", "not an option of", "method=gptq"),
+    ("method.dampin=0.1", "method.dampin=0.1 is not an option", "did you mean damping"),
+    ("method.damping=much", "method.damping", "a number"),
+    ("method=none scheme=w16 method.damping=0.1", "no solver", "method=gptq"),
+    ("method.solver=quant.solvers.gptk", "no module quant.solvers.gptk", "--config-dir"),
+    ("method.solver=quant.solvers.base", "no SOLVER", "SOLVER = Solver(...)"),
+    ("method.solver=gp-tq", "not the name of a module", "quant.solvers.gptq"),
+    ("suite.perplexity.module=harness.suites.base", "no SUITE", "SUITE = Suite(...)"),
+    ("suite.latency.repeat=2", "suite.latency.repeat=2 is not an option", "did you mean repeats"),
+    ("suite.latency.repeats=few", "suite.latency.repeats", "a whole number"),
+    ("suite.mine.module=harness.suites.kernels suite.mine.batches=[1]", "called kernels", "rename"),
+    ("method.damping_ladder=[0.1,0.05]", "does not rise", "[0.1, 1.0]"),
+    ("method.static_groups=true method.group_grid=stale", "has no effect", "static_groups=false"),
+    ("scheme=ternary_g8 scheme.symmetric=true", "ternary levels", "symmetric=false"),
+    ("suite=[]", "nothing to measure", "suite=[perplexity,latency]"),
+    ("suite=[latency] suite.perplexity.batch_size=2", "suite", "suite"),
+    ("suite.latency.decode_tokens=9999", "context of 512", "smaller"),
+    ("suite.perplexity.protocols=[]", "is empty", "[wikitext2]"),
+    ("suite.perplexity.batch_size=0", "too small", "1 or more"),
+    ("method.damping=nan", "method.damping=nan is no number", "use a finite one"),
+    ("method.damping_ladder=[nan]", "damping_ladder=[nan] does not rise", "larger shares"),
+    ("runtime.timeout_s=nan", "runtime.timeout_s=nan is no number", "use a finite one"),
+    ("model.expected.embedded=inf", "model.expected.embedded=inf", "use a finite one"),
+    ("seed=9223372036854775808", "random numbers", "use 0 to 9223372036854775807"),
+    ("calib.seed=99999999999999999999", "random numbers", "use 0 to 9223372036854775807"),
+    # missing things
+    ("model=local", "needs a folder", "model.path=FOLDER"),
+    ("model=local model.path=/nowhere", "is not a folder", "config.json"),
+    ("model=hub", "needs to know which", "model.id="),
+    ("calib=documents", "reads a local file", "calib.path=<file>"),
+    ("calib=text calib.path=/nowhere.txt", "no file or folder /nowhere.txt", "correct the path"),
+    ("suite.perplexity.protocols=[wikitex2]", "wikitex2", "did you mean wikitext2"),
+    ("suite.perplexity.protocols=[wikitext2]", "could not be downloaded", "wikitext2=<file"),
+    ("suite.perplexity.paths.c4=/x", "not measured", "suite.perplexity.protocols"),
+    ("suite.zeroshot.files.mine=/nowhere.jsonl", "/nowhere.jsonl", "correct the path"),
+]
+
+
+@pytest.mark.parametrize(("given", "what", "next_step"), REFUSED, ids=[r[0] for r in REFUSED])
+def test_what_is_impossible_is_said_with_the_next_step(
+    given: str, what: str, next_step: str
+) -> None:
+    def attempt() -> None:
+        for cell in compose_cells(given.split(" ")):
+            resolve(cell.config)
+
+    with pytest.raises(BitsweepError) as caught:
+        attempt()
+    message = str(caught.value)
+    assert what in message
+    assert next_step in message
+    assert "\n" not in message, "one sentence on one line"
+    assert message.endswith((".", "?"))

@@ -34,8 +34,9 @@ class Decoder(Protocol):
     """Decodes one sequence: `prefill` reads the prompt, and every `step` adds a token.
 
     token   int64 [1, 1], the newest token; overwritten by the next step.
-    logits  [1, vocabulary] that it was taken from.
-    mode    FUSED, GRAPH, STATIC or DYNAMIC; reason says why it is none of the first two, else "".
+    logits  [1, vocabulary], from which token was selected.
+    mode    FUSED, GRAPH, STATIC or DYNAMIC; reason says why it is neither FUSED nor GRAPH ("" if it
+            is one of them).
     """
 
     token: Tensor
@@ -56,11 +57,11 @@ class Decoder(Protocol):
         ...
 
     def spared_bytes(self) -> int:
-        """Bytes of the model's weights that a step does not read, since it reads a shorter form."""
+        """Return the bytes of weights that a step does not read because it reads a shorter form."""
         ...
 
     def parts_ms(self) -> dict[str, float] | None:
-        """Milliseconds of the last step by what they went to; None where that is not known."""
+        """Return the milliseconds of the last step by part; None if the decoder does not know."""
         ...
 
 
@@ -182,9 +183,14 @@ class StaticDecoder:
         self._replay()
 
     def kv_bytes(self) -> int:
-    logits  [1, vocabulary], from which token was selected.
-    mode    FUSED, GRAPH, STATIC or DYNAMIC; reason says why it is neither FUSED nor GRAPH ("" if it
-            is one of them).
+        """Return the bytes of the whole buffers, which attention reads (unused parts masked)."""
+        return cache_bytes(self._cache)
+
+    def spared_bytes(self) -> int:
+        return 0
+
+    def parts_ms(self) -> dict[str, float] | None:
+        return None
 
     @torch.inference_mode()
     def capture(self, record: Recorder) -> None:

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from packed_layers import Layer
 from torch.nn import functional
 
 from cuda_ext.step import Place, Step
+from tests.oracles.packed_layers import Layer
 
 HIDDEN, HEADS, SHARED, WIDTH, FEED, VOCABULARY, POSITIONS = 64, 4, 2, 16, 88, 41, 24
 ENDS = {

@@ -207,6 +207,8 @@ struct Wide {
 #include "column_loop_template.h"
 
 namespace bitsweep {
-Kernels avx2_kernels() { return {linear, dequantize, column_loop, Lanes::kSlab, attend, kStrip, step_kernels()}; }
+Kernels avx2_kernels() {
+  return {linear, dequantize, column_loop, Lanes::kSlab, attend, kStrip, step_kernels()};
+}
 }  // namespace bitsweep
 #endif

@@ -5,7 +5,8 @@
 //   places  mask, conversion of code * 2^bit, one fused product with a scale that takes the power
 //           of two off: fewest operations, but a load more, which several rows of x do not leave
 //   bytes   a byte shuffle (4 bits: of nibbles that were parted), conversion, one fused product
-// The fused product is exact where scales have 16 bits; float32 ones take a difference and a product.
+// The fused product is exact where scales have 16 bits; float32 ones take a difference and a
+// product.
 #pragma once
 
 #include <utility>

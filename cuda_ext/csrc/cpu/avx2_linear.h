@@ -5,163 +5,21 @@
 // within it a row has its sums, its grid and its words in registers. The order of a sum
 // is that of linear_template.h, product by product: 16 chains over the inputs, put aside every
 // kFoldBlocks blocks.
-//
-// A code becomes its value, scale * (code - zero) rounded once, as follows:
-//   2 bits  shift, look-up among 4 floats within a quarter of the register (1 operation each)
-//   3 bits  shift, look-up among 8 floats
-//   4 bits  nibbles of a byte apart once a word; then a byte shuffle, a conversion, a fused product
-//   8 bits  a byte shuffle, a conversion, a fused product
-// (two operations in place of the fused product where scales are float32, to round once.)
+#pragma once
 
-#include <utility>
-
-#include "kernels.h"
+#include "avx2_levels.h"
 
 namespace bitsweep {
 namespace {
-
-#define BITSWEEP_INLINE inline __attribute__((always_inline))
-
-template <int N, class Body>
-BITSWEEP_INLINE void each_of(Body&& body) {
-  [&]<int... index>(std::integer_sequence<int, index...>) __attribute__((always_inline)) {
-    (body(std::integral_constant<int, index>{}), ...);
-  }(std::make_integer_sequence<int, N>{});
-}
-
-// Blocks of a step.
-constexpr int largest_step(int bits) { return bits == 8 ? 2 : 4; }
-
-// What turns the codes of 8 rows into values, for as many groups as a step has.
-template <int Bits, int Slots>
-struct Levels {
-  static constexpr bool kTable = Bits < 4;
-  static constexpr int kEntries = Bits == 2 ? 4 : Bits == 3 ? 8 : 1;
-  struct Slot {
-    alignas(32) float level[kTileRows][kEntries];  // of every code; 4 and 8 bits: the scale
-    alignas(32) float zero[kTileRows];             // 16-bit scales: -scale * zero
-  };
-  Slot slot[Slots];
-  const Weight& weight;
-  int64_t index;     // of the next group of this tile
-  int64_t left = 0;  // blocks until the next group begins
-
-  Levels(const Weight& weight, int64_t tile)
-      : weight(weight), index(tile * weight.groups * kTileRows) {}
-
-  // The next `count` blocks, which are of one group, are those of a slot.
-  BITSWEEP_INLINE void advance(int at, int64_t count) {
-    if (left == 0) {
-      next(slot[at]);
-      left = weight.group_blocks;
-    } else if (at > 0) {
-      slot[at] = slot[at - 1];
-    }
-    left -= count;
-  }
-
-  // Between two steps: a group that goes on is that of the first slot.
-  BITSWEEP_INLINE void keep_last() {
-    if (Slots > 1 && left > 0) slot[0] = slot[Slots - 1];
-  }
-
-  void next(Slot& to) {
-    alignas(32) float scale[kTileRows];
-    Isa::scales8(weight.scales, weight.scale_storage, index, scale);
-    if constexpr (Bits == 2) {
-      if (weight.negative != nullptr) {
-        Isa::scales8(weight.negative, weight.scale_storage, index, to.zero);
-        for (int r = 0; r < kTileRows; r++) {
-          to.level[r][0] = -to.zero[r];
-          to.level[r][1] = 0.0f;
-          to.level[r][2] = scale[r];
-          to.level[r][3] = 0.0f;
-        }
-        index += kTileRows;
-        return;
-      }
-    }
-    Isa::zeros8(weight.zeros + index, to.zero);
-    for (int r = 0; r < kTileRows; r++)
-      for (int code = 0; code < kEntries; code++)
-        to.level[r][code] = kTable ? scale[r] * (static_cast<float>(code) - to.zero[r]) : scale[r];
-    if (!kTable && weight.scale_storage != Storage::kFloat32)
-      for (int r = 0; r < kTileRows; r++) to.zero[r] = -(scale[r] * to.zero[r]);
-    index += kTileRows;
-  }
-};
-
-// A step's words of one row, 8 of its 16 lanes.
-BITSWEEP_INLINE __m256i words_at(const uint32_t* at) {
-  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at));
-}
-
-// What turns the codes of one row into values. Exact: scales have 16 bits, so that scale * code and
-// scale * zero are exact in float32 and one fused product makes the value.
-template <int Bits, bool Exact>
-struct RowLevels {
-  __m256 scale, zero;  // 2 and 3 bits: scale is the look-up table
-
-  template <class Slot>
-  BITSWEEP_INLINE RowLevels(const Slot& levels, int row) {
-    if constexpr (Bits == 2) {
-      scale = _mm256_broadcast_ps(reinterpret_cast<const __m128*>(levels.level[row]));
-    } else if constexpr (Bits == 3) {
-      scale = _mm256_load_ps(levels.level[row]);
-    } else {
-      scale = _mm256_broadcast_ss(levels.level[row]);
-      zero = _mm256_broadcast_ss(levels.zero + row);
-    }
-  }
-
-  // 8 values of codes at a bit that is known only when it runs; none that straddles words.
-  BITSWEEP_INLINE __m256 shifted(const uint32_t* words, int bit) const {
-    const __m256i code = _mm256_srl_epi32(words_at(words), _mm_cvtsi32_si128(bit));
-    if constexpr (Bits == 2) return _mm256_permutevar_ps(scale, code);
-    if constexpr (Bits == 3) return _mm256_permutevar8x32_ps(scale, code);
-    return of_code(_mm256_and_si256(code, _mm256_set1_epi32((1 << Bits) - 1)));
-  }
-
-  BITSWEEP_INLINE __m256 of_code(__m256i word) const {
-    const __m256 code = _mm256_cvtepi32_ps(word);
-    if constexpr (Exact) return _mm256_fmadd_ps(code, scale, zero);
-    else return _mm256_mul_ps(scale, _mm256_sub_ps(code, zero));
-  }
-
-  // 8 values of block B of a chunk.
-  template <int B, int Odd>
-  BITSWEEP_INLINE __m256 values(const uint32_t* chunk) const {
-    constexpr int bit = shift_of(Bits, B) + 16 * Odd;
-    if constexpr (straddles(Bits, B)) {
-      const __m256i code = Isa::template straddled<Odd>(
-          words_at(chunk), words_at(chunk + kUnitWords), words_at(chunk + 2 * kUnitWords));
-      return _mm256_permutevar8x32_ps(scale, code);
-    } else if constexpr (Bits < 4) {
-      const __m256i code = _mm256_srli_epi32(words_at(chunk + unit_of(Bits, B) * kUnitWords), bit);
-      if constexpr (Bits == 2) return _mm256_permutevar_ps(scale, code);
-      else return _mm256_permutevar8x32_ps(scale, code);
-    } else {
-      __m256i part = words_at(chunk);
-      if constexpr (Bits == 4) {
-        if constexpr (bit % 8 != 0) part = _mm256_srli_epi32(part, 4);
-        part = _mm256_and_si256(part, _mm256_set1_epi32(0x0f0f0f0f));
-      }
-      // Byte `bit / 8` of every word, alone.
-      constexpr int first = static_cast<int>(0x80808000u) + bit / 8;
-      const __m256i bytes = _mm256_setr_epi32(
-          first, first + 4, first + 8, first + 12, first, first + 4, first + 8, first + 12);
-      return of_code(_mm256_shuffle_epi8(part, bytes));
-    }
-  }
-};
 
 // M rows of x times a tile; G blocks that are neighbours share a group. Sums: [row][m][16 lanes].
 template <int Bits, int G, int M, bool Exact>
 struct TileProduct {
   static constexpr int kSpan = largest_step(Bits);
   static constexpr int kCount = kTileRows * M * kLanes;
-  using Grid = Levels<Bits, kSpan / G>;
-  using Row = RowLevels<Bits, Exact>;
+  static constexpr Way kWay = way_of(Bits, M, Exact);
+  using Grid = Levels<Bits, kSpan / G, kWay, Exact>;
+  using Row = RowLevels<Bits, kWay, Exact>;
   alignas(64) float sum[kCount] = {};
   alignas(64) float total[kCount] = {};
 
@@ -175,7 +33,8 @@ struct TileProduct {
   // Blocks [B0, B0 + S) of a chunk for all rows; x is at the chunk's first block. R rows and H
   // halves of a vector advance together, so that R * H * M sums are under way.
   template <int B0, int S, int R, int H>
-  BITSWEEP_INLINE void step(const uint32_t* chunk, const Grid& grid, const float* x, int64_t stride) {
+  BITSWEEP_INLINE void step(
+      const uint32_t* chunk, const Grid& grid, const float* x, int64_t stride) {
     for (int row = 0; row < kTileRows; row += R) {
       for (int half = 0; half < kLanes; half += 8 * H) {
         float* at = sum + row * M * kLanes + half;
@@ -247,9 +106,19 @@ struct TileProduct {
         return;
       }
       grid.keep_last();
-      for (int64_t b = B0; b < count; b++) {
+      int64_t done = B0;
+      if constexpr (M == 1) {  // one row of x is not to pay for short rows of the weight
+        each_of<kSpan / G - 1>([&](auto group) __attribute__((always_inline)) {
+          constexpr int B = B0 + decltype(group)::value * G;
+          if (B + G > count) return;
+          grid.advance(0, G);
+          step<B, G, R, H>(words, grid, x, stride);
+          done = B + G;
+        });
+      }
+      for (; done < count; done++) {
         grid.advance(0, 1);
-        block(b, words, grid, x, stride);
+        block(done, words, grid, x, stride);
       }
     });
   }
@@ -316,7 +185,7 @@ void linear_of(const Product& product, int64_t first, int64_t end) {
   constexpr int largest = largest_step(Bits);
   const Weight& weight = product.weight;
   const int64_t blocks = weight.group_blocks;
-  if (Bits >= 4 && weight.scale_storage == Storage::kFloat32)  // rare: one instance does
+  if (Bits > 2 && weight.scale_storage == Storage::kFloat32)  // rare: one instance does
     return linear_tiles<Bits, 1, false>(product, first, end);
   if (blocks % largest == 0) return linear_tiles<Bits, largest>(product, first, end);
   if (blocks % 2 == 0) return linear_tiles<Bits, 2>(product, first, end);

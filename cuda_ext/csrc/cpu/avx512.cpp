@@ -180,6 +180,8 @@ struct Wide {
 #include "column_loop_template.h"
 
 namespace bitsweep {
-Kernels avx512_kernels() { return {linear, dequantize, column_loop, Lanes::kSlab, attend, kStrip, step_kernels()}; }
+Kernels avx512_kernels() {
+  return {linear, dequantize, column_loop, Lanes::kSlab, attend, kStrip, step_kernels()};
+}
 }  // namespace bitsweep
 #endif

@@ -12,8 +12,8 @@ namespace bitsweep {
 // Blocks of 32 inputs after which a running sum is put aside; a multiple of every chunk.
 constexpr int64_t kFoldBlocks = 64;
 
-// A cache line more than a row holds: rows of 4 KiB, or a multiple, would else all fall into the same
-// sets of the first-level cache.
+// A cache line more than a row holds: rows of 4 KiB, or a multiple, would else all fall into the
+// same sets of the first-level cache.
 constexpr int64_t x_stride_of(int64_t blocks) { return blocks * kBlock + kLanes; }
 
 // y [batch, outputs] = x times the weight, plus bias (null without one).

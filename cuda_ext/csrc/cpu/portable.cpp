@@ -130,5 +130,7 @@ struct Wide {
 #include "column_loop_template.h"
 
 namespace bitsweep {
-Kernels portable_kernels() { return {linear, dequantize, column_loop, Lanes::kSlab, attend, kStrip, step_kernels()}; }
+Kernels portable_kernels() {
+  return {linear, dequantize, column_loop, Lanes::kSlab, attend, kStrip, step_kernels()};
+}
 }  // namespace bitsweep

@@ -29,7 +29,8 @@ struct Matrix {
 
 // Where a matrix stands in a layer; the head stands behind all layers.
 enum Place : int64_t { kQuery, kKey, kValue, kOutput, kGate, kUp, kDown, kPlaces, kHead = kPlaces };
-constexpr const char* kPlaceNames[] = {"query", "key", "value", "output", "gate", "up", "down", "head"};
+constexpr const char* kPlaceNames[] = {
+    "query", "key", "value", "output", "gate", "up", "down", "head"};
 
 struct Layer {
   Matrix matrix[kPlaces];
@@ -62,7 +63,7 @@ struct Times {
   double products = 0, attention = 0, rest = 0;
 };
 
-// Tokens at positions [position, position + count); logits [vocabulary] of the last one, null: none.
+// Tokens at positions [position, position + count); logits [vocabulary] of the last one, or null.
 Times run(
     Model& model, const Kernels& kernels, const int64_t* tokens, int64_t count, int64_t position,
     float* logits);

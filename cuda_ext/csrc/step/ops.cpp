@@ -62,8 +62,8 @@ int64_t step_open(
       " and kv_heads=", kv_heads, "; the second must divide the first.");
   const int64_t width = cosine.size(1);
   STD_TORCH_CHECK(
-      width > 0 && width % kWidthStep == 0, op, ": width=", width, " of a head; pass a multiple of ",
-      kWidthStep, ".");
+      width > 0 && width % kWidthStep == 0, op, ": width=", width,
+      " of a head; pass a multiple of ", kWidthStep, ".");
   STD_TORCH_CHECK(
       feed > 0 && most_tokens > 0, op, ": feed=", feed, " and most_tokens=", most_tokens,
       "; pass at least 1 of each.");
@@ -118,7 +118,8 @@ void check_ends(
 
 Matrix& slot(const char* op, Model& model, int64_t layer, int64_t place) {
   STD_TORCH_CHECK(
-      place >= 0 && place <= kHead, op, ": place=", place, " is none; choose 0 to ", kHead + 0, ".");
+      place >= 0 && place <= kHead, op, ": place=", place, " is none; choose 0 to ",
+      static_cast<int64_t>(kHead), ".");
   if (place == kHead) return model.head;
   STD_TORCH_CHECK(
       layer >= 0 && layer < static_cast<int64_t>(model.layers.size()), op, ": layer=", layer,
@@ -224,8 +225,8 @@ void step_close(int64_t step) {
 
 STABLE_TORCH_LIBRARY_FRAGMENT(bitsweep, m) {
   m.def(
-      "step_open(Tensor embedding, Tensor norm, Tensor cosine, Tensor sine, int heads, int kv_heads, "
-      "int feed, float epsilon, float scale, int most_tokens) -> int");
+      "step_open(Tensor embedding, Tensor norm, Tensor cosine, Tensor sine, int heads, "
+      "int kv_heads, int feed, float epsilon, float scale, int most_tokens) -> int");
   m.def("step_layer(int step, Tensor norm, Tensor feed_norm, Tensor keys, Tensor values) -> ()");
   m.def(
       "step_packed(int step, int layer, int place, Tensor tiles, Tensor scales, Tensor? zeros, "
@@ -233,7 +234,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(bitsweep, m) {
       "int group_size) -> ()");
   m.def("step_dense(int step, int layer, int place, Tensor weight, Tensor? bias) -> ()");
   m.def(
-      "step_run(int step, Tensor tokens, int position, Tensor(a!)? logits, Tensor(b!) times) -> ()");
+      "step_run(int step, Tensor tokens, int position, Tensor(a!)? logits, Tensor(b!) times) "
+      "-> ()");
   m.def("step_close(int step) -> ()");
 }
 

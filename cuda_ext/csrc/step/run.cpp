@@ -1,9 +1,9 @@
-// One decode step in one parallel region. A stage (the products of q, k and v; attention; ...) is cut
-// into items that threads take from a counter, and whoever finishes the last one does the short serial
-// part that follows (rotation, sum, norm) and opens the next stage. Threads wait for work to be
-// done, never for each other: one that the system holds back costs nothing but its help, and any
-// number of threads, one included, goes through. Items are independent and each has a fixed
-// order of sums, so results are the same bits whoever took which.
+// One decode step in one parallel region. A stage (the products of q, k and v; attention; ...) is
+// cut into items that threads take from a counter, and whoever finishes the last one does the short
+// serial part that follows (rotation, sum, norm) and opens the next stage. Threads wait for work to
+// be done, never for each other: one that the system holds back costs nothing but its help, and any
+// number of threads, one included, goes through. Items are independent and each has a fixed order of
+// sums, so results are the same bits whoever took which.
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>

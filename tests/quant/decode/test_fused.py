@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from tests.quant.architectures import CONFIGS, tiny_model
 
 from quant import QuantizationConfig, Scheme, load, quantize_model, save
 from quant.decode import caches
@@ -10,6 +9,7 @@ from quant.decode.choose import make_decoder
 from quant.decode.fused import TOGETHER, FusedDecoder
 from quant.decode.llama import Unsupported, halved
 from quant.solvers import rtn
+from tests.quant.architectures import CONFIGS, tiny_model
 
 PROMPT, TOKENS = 9, 12
 WIDE_HEADS = {"hidden_size": 64, "head_dim": 16, "max_position_embeddings": 128}

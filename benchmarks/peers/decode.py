@@ -12,7 +12,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -142,7 +142,7 @@ def _run(subjects: list[Ours | LlamaCpp]) -> None:
     print(f"{torch.get_num_threads()} threads, {cpu_isa()}; load of the machine {load}")
 
 
-def table(subjects: list[Ours | LlamaCpp]) -> str:
+def table(subjects: Sequence[Subject]) -> str:
     """Medians [fastest, slowest] of the rounds; by the clock, and the processor's time beside."""
     lines = [
         f"{'':<34}{'MB read':>8}{'ms a token':>24}{'processor':>11}{f'prompt of {LONG}, ms':>26}"
@@ -162,7 +162,7 @@ def _spread(values: list[float], digits: int = 2) -> str:
     return f"{middle:.{digits}f} [{least:.{digits}f}, {most:.{digits}f}]"
 
 
-def _timed(run: Any) -> tuple[float, float]:
+def _timed(run: Callable[[], object]) -> tuple[float, float]:
     """Milliseconds by the clock, and of the processor."""
     start, spent = time.perf_counter(), time.process_time()
     run()

@@ -11,6 +11,7 @@ import json
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import xllamacpp
 
@@ -28,7 +29,7 @@ def load(path: Path, threads: int) -> xllamacpp.Server:
     return xllamacpp.Server(parameters)
 
 
-def complete(server: xllamacpp.Server, prompt: str, tokens: int) -> dict:
+def complete(server: xllamacpp.Server, prompt: str, tokens: int) -> dict[str, float]:
     """The server's own timings of one greedy answer, and the processor's time of it in ms."""
     start = time.process_time()
     answer = server.handle_completions(
@@ -40,8 +41,9 @@ def complete(server: xllamacpp.Server, prompt: str, tokens: int) -> dict:
             "ignore_eos": True,
         }
     )
-    found = answer if isinstance(answer, dict) else json.loads(answer)
-    return found["timings"] | {"processor_ms": 1e3 * (time.process_time() - start)}
+    spent = 1e3 * (time.process_time() - start)
+    found: dict[str, Any] = answer if isinstance(answer, dict) else json.loads(answer)
+    return {**found["timings"], "processor_ms": spent}
 
 
 def main() -> None:

@@ -159,7 +159,10 @@ class StaticDecoder:
         shape = self._all.new_empty((1, heads, 1, width), dtype=self._model.dtype)
         buffers = []
         for layer in self._cache.layers:
+            assert isinstance(layer, StaticLayer)
             layer.lazy_initialization(shape, shape)
+            assert layer.keys is not None
+            assert layer.values is not None
             buffers.append((layer.keys, layer.values))
         return buffers
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cuda_ext.build import BuildError
+from cuda_ext.toolchain import BuildError
 from quant.decode.caches import FUSED, StaticDecoder
 from quant.decode.llama import Unsupported, open_step, require_llama
 

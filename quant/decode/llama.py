@@ -92,8 +92,8 @@ def open_step(
         most_tokens=most_tokens,
     )
     for index, (layer, (keys, values)) in enumerate(zip(decoder.layers, cache, strict=True)):
-        norms = (layer.input_layernorm.weight, layer.post_attention_layernorm.weight)
-        step.add_layer(*(norm.detach() for norm in norms), keys, values)
+        norm, feed_norm = layer.input_layernorm.weight, layer.post_attention_layernorm.weight
+        step.add_layer(norm.detach(), feed_norm.detach(), keys, values)
         for name, place in ATTENTION.items():
             _set(step, index, place, getattr(layer.self_attn, name))
         for name, place in FEED.items():

@@ -20,17 +20,17 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-double since(Clock::time_point start) {
-  return std::chrono::duration<double, std::nano>(Clock::now() - start).count();
+double nanoseconds(Clock::time_point start, Clock::time_point end) {
+  return std::chrono::duration<double, std::nano>(end - start).count();
 }
 
-constexpr int64_t kStagesOfLayer = 5;
+constexpr int64_t kStagesOfLayer = 5, kAttentionStage = 1;
 constexpr int kSpins = 4000;  // looks at the counter before the processor is offered to others
 
 struct alignas(64) Stage {
   std::atomic<int64_t> next{0}, done{0};
   std::atomic<bool> ready{false};
-  double serial = 0;  // nanoseconds of its serial part
+  Clock::time_point done_at, ready_at;  // before and after its serial part
 };
 
 inline void breathe() {
@@ -85,9 +85,20 @@ class Run {
     const auto start = Clock::now();
     embed(tokens);
     if (!model_.layers.empty()) norm_rows(model_.layers.front().norm);
-    times_.rest += since(start);
-    torch::stable::parallel_for(0, threads_, 1, [&](int64_t first, int64_t) { work(first == 0); });
-    return times_;
+    const auto begun = Clock::now();
+    torch::stable::parallel_for(0, threads_, 1, [&](int64_t, int64_t) { work(); });
+    // Whoever ended a stage looked at the clock: a thread that came late knows nothing of it.
+    Times times;
+    times.rest = nanoseconds(start, begun);
+    auto last = begun;
+    const int64_t depth = static_cast<int64_t>(model_.layers.size());
+    for (int64_t i = 0; i < depth * kStagesOfLayer + (logits_ != nullptr); i++) {
+      const bool attention = i < depth * kStagesOfLayer && i % kStagesOfLayer == kAttentionStage;
+      (attention ? times.attention : times.products) += nanoseconds(last, stages_[i].done_at);
+      times.rest += nanoseconds(stages_[i].done_at, stages_[i].ready_at);
+      last = stages_[i].ready_at;
+    }
+    return times;
   }
 
  private:
@@ -151,9 +162,9 @@ class Run {
         product, first * kTileRows, last < matrix.outputs ? last : matrix.outputs);
   }
 
-  // Items [0, items) by whoever comes, `last` by whoever ends them; `spent` takes the time.
+  // Items [0, items) by whoever comes, `last` by whoever ends them.
   template <class Body, class Last>
-  void stage(int64_t index, int64_t items, double* spent, Body body, Last last) {
+  void stage(int64_t index, int64_t items, Body body, Last last) {
     Stage& stage = stages_[index];
     const int64_t share = items / (4 * threads_);
     const int64_t grain = share > 1 ? share : 1;
@@ -164,37 +175,29 @@ class Run {
       body(first, end);
       const int64_t done = stage.done.fetch_add(end - first, std::memory_order_acq_rel);
       if (done + end - first < items) continue;
-      const auto start = Clock::now();
+      stage.done_at = Clock::now();
       last();
-      stage.serial = since(start);
+      stage.ready_at = Clock::now();
       stage.ready.store(true, std::memory_order_release);
     }
     for (int spins = 0; !stage.ready.load(std::memory_order_acquire); spins++) {
       if (spins < kSpins) breathe();
       else std::this_thread::yield();
     }
-    if (spent == nullptr) return;
-    const auto now = Clock::now();
-    *spent += std::chrono::duration<double, std::nano>(now - mark_).count() - stage.serial;
-    times_.rest += stage.serial;
-    mark_ = now;
   }
 
-  void work(bool counts) {
-    if (counts) mark_ = Clock::now();
-    double* products = counts ? &times_.products : nullptr;
-    double* attention = counts ? &times_.attention : nullptr;
+  void work() {
     const int64_t depth = static_cast<int64_t>(model_.layers.size());
     for (int64_t l = 0; l < depth; l++) {
       const Layer& layer = model_.layers[l];
       const float* next = l + 1 < depth ? model_.layers[l + 1].norm : model_.norm;
-      attend(layer, l * kStagesOfLayer, products, attention);
-      feed(layer, l * kStagesOfLayer + 3, next, products);
+      attend(layer, l * kStagesOfLayer);
+      feed(layer, l * kStagesOfLayer + 3, next);
     }
-    if (logits_ != nullptr) score(depth * kStagesOfLayer, products);
+    if (logits_ != nullptr) score(depth * kStagesOfLayer);
   }
 
-  void attend(const Layer& layer, int64_t index, double* products, double* attention) {
+  void attend(const Layer& layer, int64_t index) {
     const Matrix* matrix = layer.matrix;
     const Rows normed{buffers_.normed.data(), buffers_.normed_lanes.data()};
     float* const out[] = {buffers_.query.data(), buffers_.key.data(), buffers_.value.data()};
@@ -203,7 +206,7 @@ class Run {
         matrix[kQuery].tiles(), matrix[kQuery].tiles() + matrix[kKey].tiles(),
         matrix[kQuery].tiles() + matrix[kKey].tiles() + matrix[kValue].tiles()};
     stage(
-        index, ends[2], products,
+        index, ends[2],
         [&](int64_t first, int64_t end) {
           for (int64_t i = 0, begin = 0; i < 3; begin = ends[i++]) {
             const int64_t from = first > begin ? first : begin, to = end < ends[i] ? end : ends[i];
@@ -212,12 +215,12 @@ class Run {
         },
         [&] { keep_keys(layer); });
     stage(
-        index + 1, count_ * sizes_.kv_heads, attention,
+        index + kAttentionStage, count_ * sizes_.kv_heads,
         [&](int64_t first, int64_t end) { attend_heads(layer, first, end); },
         [&] { arrange_rows(buffers_.mixed, sizes_.heads * sizes_.width, buffers_.mixed_lanes); });
     const Rows mixed{buffers_.mixed.data(), buffers_.mixed_lanes.data()};
     stage(
-        index + 2, matrix[kOutput].tiles(), products,
+        index + 2, matrix[kOutput].tiles(),
         [&](int64_t first, int64_t end) {
           multiply(matrix[kOutput], mixed, buffers_.sum.data(), first, end);
         },
@@ -263,12 +266,12 @@ class Run {
     }
   }
 
-  void feed(const Layer& layer, int64_t index, const float* next_norm, double* products) {
+  void feed(const Layer& layer, int64_t index, const float* next_norm) {
     const Matrix* matrix = layer.matrix;
     const Rows normed{buffers_.normed.data(), buffers_.normed_lanes.data()};
     float *gates = buffers_.gate.data(), *up = buffers_.up.data(), *out = buffers_.gated.data();
     stage(
-        index, matrix[kGate].tiles(), products,
+        index, matrix[kGate].tiles(),
         [&](int64_t first, int64_t end) {
           multiply(matrix[kGate], normed, gates, first, end);
           multiply(matrix[kUp], normed, up, first, end);
@@ -282,7 +285,7 @@ class Run {
         [&] { arrange_rows(buffers_.gated, sizes_.feed, buffers_.gated_lanes); });
     const Rows gated{buffers_.gated.data(), buffers_.gated_lanes.data()};
     stage(
-        index + 1, matrix[kDown].tiles(), products,
+        index + 1, matrix[kDown].tiles(),
         [&](int64_t first, int64_t end) {
           multiply(matrix[kDown], gated, buffers_.sum.data(), first, end);
         },
@@ -295,10 +298,10 @@ class Run {
   }
 
   // Logits of the last token.
-  void score(int64_t index, double* products) {
+  void score(int64_t index) {
     const Rows normed{buffers_.normed.data(), buffers_.normed_lanes.data()};
     stage(
-        index, model_.head.tiles(), products,
+        index, model_.head.tiles(),
         [&](int64_t first, int64_t end) {
           multiply(model_.head, normed, logits_, first, end, count_ - 1, 1);
         },
@@ -313,8 +316,6 @@ class Run {
   const int64_t count_, position_;
   float* const logits_;
   const int64_t threads_;
-  Times times_;
-  Clock::time_point mark_;
 };
 
 }  // namespace

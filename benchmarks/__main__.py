@@ -24,6 +24,7 @@ from pathlib import Path
 import torch
 
 from benchmarks import harness_overhead, solver
+from benchmarks.peers import decode
 from harness.models.model import Place, StoredModel, find_model
 from harness.records import environment
 
@@ -117,6 +118,7 @@ BENCHMARKS = {
     "solver": solver.solve,
     "embedded": solver.embedded,
     "attention": solver.attention,
+    "decode": decode.decode,
     "harness": harness_overhead.harness,
 }
 

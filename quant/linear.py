@@ -203,7 +203,8 @@ class QuantLinear(nn.Module):
         for name, tensor in zip(KERNEL_BUFFERS, tensors, strict=True):
             self.register_buffer(name, tensor, persistent=False)
 
-    def _kernel_layout(self) -> kernel_layout.Packed:
+    def kernel_buffers(self) -> kernel_layout.Packed:
+        """The tensors that a compiled kernel reads; only for a layer that is `tiled`."""
         return kernel_layout.Packed(*(self._buffers[name] for name in KERNEL_BUFFERS))  # type: ignore[arg-type]
 
     @classmethod
@@ -217,7 +218,7 @@ class QuantLinear(nn.Module):
         """Return the packed buffers of this layer by name, as `pack` makes them (no bias)."""
         if self.tiled:
             return kernel_layout.unpack(
-                self._kernel_layout(),
+                self.kernel_buffers(),
                 bits=self.scheme.bits,
                 in_features=self.in_features,
                 out_features=self.out_features,
@@ -260,7 +261,7 @@ class QuantLinear(nn.Module):
         """Return the weight [out, in], computed in float32 and rounded once to dtype."""
         if self.tiled:
             return kernel_layout.dequantize(
-                self._kernel_layout(),
+                self.kernel_buffers(),
                 bits=self.scheme.bits,
                 in_features=self.in_features,
                 out_features=self.out_features,
@@ -284,7 +285,7 @@ class QuantLinear(nn.Module):
         if self.tiled:
             return kernel_layout.linear(
                 x,
-                self._kernel_layout(),
+                self.kernel_buffers(),
                 bits=self.scheme.bits,
                 out_features=self.out_features,
                 group_size=self.scheme.group_size,

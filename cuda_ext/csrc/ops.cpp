@@ -80,12 +80,12 @@ int64_t tiles_per_thread(const Weight& weight, int64_t batch) {
 // x [batch, inputs] as floats in the order of the lanes, short last blocks filled with zeros.
 void arrange(
     const Tensor& x, Storage storage, int64_t batch, const Weight& weight, const Floats& arranged) {
-  const int64_t padded = weight.blocks * kBlock, inputs = weight.inputs;
+  const int64_t stride = x_stride_of(weight.blocks), inputs = weight.inputs;
   const void* data = x.data_ptr();
   auto rows = [&](int64_t first, int64_t end) {
     float plain[kBlock];
     for (int64_t m = first; m < end; m++) {
-      float* out = arranged.data() + m * padded;
+      float* out = arranged.data() + m * stride;
       for (int64_t k0 = 0; k0 < inputs; k0 += kBlock, out += kBlock) {
         const int64_t count = inputs - k0 < kBlock ? inputs - k0 : kBlock;
         const int64_t at = m * inputs + k0;
@@ -131,11 +131,12 @@ Tensor packed_linear(
 
   const Tensor y = torch::stable::new_empty(x, output_shape(x, out_features));
   if (batch == 0) return y;
-  const Floats arranged(batch * weight.blocks * kBlock);
+  const Floats arranged(batch * x_stride_of(weight.blocks));
   arrange(torch::stable::contiguous(x), call.storage, batch, weight, arranged);
   Product product{};
   product.weight = weight;
   product.x = arranged.data();
+  product.x_stride = x_stride_of(weight.blocks);
   product.batch = batch;
   product.bias = call.bias;
   product.bias_storage = call.bias_storage;

@@ -11,8 +11,8 @@ from harness.records.record import Metric
 from harness.suites.base import SuiteContext
 from harness.suites.memory import MemoryPeak
 from harness.suites.timing import conditions, paired_ratio, summarise
+from quant.decode.caches import GROWING, Decoder
 from quant.linear import QuantLinear
-from quant.measure.decode import DYNAMIC, Decoder
 from quant.measure.roofline import (
     activation_bytes_per_token,
     embedding_bytes,
@@ -35,6 +35,7 @@ class Generation:
     tokens: list[int]
     prefill_ms: float
     decode_ms: list[float]
+    parts_ms: list[dict[str, float]] = field(default_factory=list)  # of every step, where known
 
 
 @dataclass
@@ -43,10 +44,12 @@ class Timings:
 
     prefill_ms: list[float] = field(default_factory=list)
     decode_ms: list[list[float]] = field(default_factory=list)  # [repeat][token]
+    parts_ms: list[dict[str, float]] = field(default_factory=list)
 
     def add(self, generation: Generation) -> None:
         self.prefill_ms.append(generation.prefill_ms)
         self.decode_ms.append(generation.decode_ms)
+        self.parts_ms += generation.parts_ms
 
     @property
     def tokens_ms(self) -> list[float]:
@@ -82,14 +85,15 @@ class TokenBytes:
 
 
 def token_bytes(subject: Subject, config: Lengths, dtype: str) -> TokenBytes:
-    """Of a mean decode step. A dynamic cache grows, so its mean length over the steps counts."""
+    """Of a mean decode step. What is read of a growing cache is its mean length over the steps."""
     kv = subject.decoder.kv_bytes()
-    if subject.decoder.mode == DYNAMIC:
+    if subject.decoder.mode in GROWING:
         last = config.prompt_tokens + config.decode_tokens
         mean = config.prompt_tokens + (config.decode_tokens + 1) / 2
         kv = round(kv * mean / last)
     activations = activation_bytes_per_token(subject.model, getattr(torch, dtype))
-    return TokenBytes(weight_bytes_per_token(subject.model), kv, activations)
+    weights = weight_bytes_per_token(subject.model) - subject.decoder.spared_bytes()
+    return TokenBytes(weights, kv, activations)
 
 
 def all_metrics(
@@ -117,6 +121,7 @@ def all_metrics(
         if name == "model" and why_no_baseline:
             notes["full-precision baseline"] = why_no_baseline
         metrics += _speed(prefix, task, subject, config, notes)
+        metrics += _parts(prefix, task, subject.timings)
         metrics += _weights(prefix, subject)
         moved = token_bytes(subject, config, context.dtype)
         metrics += _roofline(prefix, task, subject, moved, bandwidth)
@@ -181,6 +186,24 @@ def _speed(
             ),
         ]
     return metrics
+
+
+def _parts(prefix: str, task: str, timings: Timings) -> list[Metric]:
+    """What a decode step went to, where the decoder tells: medians over all steps."""
+    names = timings.parts_ms[0] if timings.parts_ms else ()
+    found = {name: summarise([step[name] for step in timings.parts_ms]) for name in names}
+    return [
+        Metric(
+            name=f"{prefix}decode_{name}_ms",
+            task=task,
+            value=median,
+            unit="ms",
+            n=len(timings.parts_ms),
+            n_unit="tokens",
+            quantiles=quantiles,
+        )
+        for name, (median, quantiles) in found.items()
+    ]
 
 
 def _weights(prefix: str, subject: Subject) -> list[Metric]:

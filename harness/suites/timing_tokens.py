@@ -2,10 +2,10 @@
 
 A generation server that answers one user waits once for the prompt (prefill, the time to the first
 token) and then once a token (decode). Both are timed here the way `generate` spends them: greedy,
-one sequence, keys and values cached; on a GPU a step is one CUDA graph (quant.measure.decode says
-when it cannot be). The quantized model and the full-precision model it came from are measured in
-turn in the same process (A B, B A, A B, ...), so that whatever the machine does to one it does to
-the other, and the ratio is taken repeat by repeat.
+one sequence, keys and values cached; on a GPU a step is one CUDA graph, on a processor one operator
+(quant.decode.choose says when it cannot be). The quantized model and the full-precision model it
+came from are measured in turn in the same process (A B, B A, A B, ...), so that whatever the
+machine does to one it does to the other, and the ratio is taken repeat by repeat.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from harness.suites.base import SuiteContext, SuiteResult
 from harness.suites.latency_metrics import Generation, Lengths, Subject, Timings, all_metrics
 from harness.suites.memory import measure_peak
 from harness.suites.timing import Stopwatch, host_stopwatch, no_garbage_collection, stopwatch_of
-from quant.measure.decode import Decoder, make_decoder
+from quant.decode.caches import Decoder
+from quant.decode.choose import make_decoder
 from quant.measure.dummy import NotEnoughMemory
 from quant.measure.roofline import read_bandwidth
 
@@ -121,12 +122,16 @@ def generate(decoder: Decoder, prompt: Tensor, tokens: int, stopwatch: Stopwatch
     """
     _, prefill_ms = stopwatch(lambda: decoder.prefill(prompt))
     # A static decoder overwrites its token; the copy is made between two timed steps.
-    answer, decode_ms = [decoder.token.clone()], []
+    answer, decode_ms, parts_ms = [decoder.token.clone()], [], []
     for _ in range(tokens):
         _, milliseconds = stopwatch(decoder.step)
         answer.append(decoder.token.clone())
         decode_ms.append(milliseconds)
-    return Generation(torch.cat(answer, 1)[0].tolist(), prefill_ms, decode_ms)
+        if parts := decoder.parts_ms():
+            # What the decoder does not know of, Python and its own clock, is the rest too.
+            rest = milliseconds - sum(parts.values()) + parts["rest"]
+            parts_ms.append({**parts, "rest": rest})
+    return Generation(torch.cat(answer, 1)[0].tolist(), prefill_ms, decode_ms, parts_ms)
 
 
 def _baseline(context: SuiteContext) -> tuple[Any, str]:

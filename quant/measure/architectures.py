@@ -2,8 +2,8 @@
 
 Each entry is the part of the model's config.json that determines shapes, under transformers' names.
 Sources: OPT, arXiv 2205.01068, Table 1; BLOOM, arXiv 2211.05100, Table 3; LLaMA, arXiv 2302.13971,
-Table 2, and 2307.09288; Llama 3, arXiv 2407.21783, Table 3; and the vocabularies of their
-tokenizers.
+Table 2, and 2307.09288; Llama 3, arXiv 2407.21783, Table 3; the vocabularies of their tokenizers;
+SmolLM2, the config.json of HuggingFaceTB/SmolLM2-135M.
 """
 
 from __future__ import annotations
@@ -78,6 +78,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "bloom-560m": _bloom(1024, 24, 16),
     "bloom-7b1": _bloom(4096, 30, 32),
     "bloom-176b": _bloom(14336, 70, 112),
+    "smollm2-135m": _llama(576, 1536, 30, 9, kv_heads=3, vocabulary=49152, context=8192),
     "llama-7b": _llama(4096, 11008, 32, 32),
     "llama-65b": _llama(8192, 22016, 80, 64),
     "llama-2-70b": _llama(8192, 28672, 80, 64, kv_heads=8, context=4096),

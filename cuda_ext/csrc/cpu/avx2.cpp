@@ -15,7 +15,6 @@ struct Isa {
   struct I {
     __m256i low, high;
   };
-  static constexpr int kAccumulators = 4;
 
   static F zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
   static F load(const float* at) { return {_mm256_loadu_ps(at), _mm256_loadu_ps(at + 8)}; }
@@ -202,10 +201,14 @@ struct Wide {
 }  // namespace bitsweep
 
 #include "attention_template.h"
+#include "avx2_linear.h"
 #include "kernel_template.h"
+#include "step_template.h"
 #include "column_loop_template.h"
 
 namespace bitsweep {
-Kernels avx2_kernels() { return {linear, dequantize, column_loop, Lanes::kSlab, attend, kStrip}; }
+Kernels avx2_kernels() {
+  return {linear, dequantize, column_loop, Lanes::kSlab, attend, kStrip, step_kernels()};
+}
 }  // namespace bitsweep
 #endif

@@ -175,9 +175,13 @@ struct Wide {
 
 #include "attention_template.h"
 #include "kernel_template.h"
+#include "linear_template.h"
+#include "step_template.h"
 #include "column_loop_template.h"
 
 namespace bitsweep {
-Kernels avx512_kernels() { return {linear, dequantize, column_loop, Lanes::kSlab, attend, kStrip}; }
+Kernels avx512_kernels() {
+  return {linear, dequantize, column_loop, Lanes::kSlab, attend, kStrip, step_kernels()};
+}
 }  // namespace bitsweep
 #endif

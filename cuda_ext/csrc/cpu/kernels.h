@@ -5,16 +5,22 @@
 
 #include "../shared/column_loop.h"
 #include "../shared/weight.h"
+#include "step.h"
 
 namespace bitsweep {
 
 // Blocks of 32 inputs after which a running sum is put aside; a multiple of every chunk.
 constexpr int64_t kFoldBlocks = 64;
 
+// A cache line more than a row holds: rows of 4 KiB, or a multiple, would else all fall into the
+// same sets of the first-level cache.
+constexpr int64_t x_stride_of(int64_t blocks) { return blocks * kBlock + kLanes; }
+
 // y [batch, outputs] = x times the weight, plus bias (null without one).
 struct Product {
   Weight weight;
-  const float* x;  // [batch, blocks * 32]: 16 even inputs of a block, then its 16 odd ones
+  const float* x;    // [batch, blocks * 32]: 16 even inputs of a block, then its 16 odd ones
+  int64_t x_stride;  // floats from one row of x to the next: x_stride_of
   int64_t batch;
   const void* bias;
   Storage bias_storage;
@@ -55,6 +61,7 @@ struct Kernels {
   // Causal attention on strips of attention_rows queries each: those of a head, head by head.
   void (*attention)(const Attention&, int64_t first_strip, int64_t end_strip);
   int64_t attention_rows;
+  StepKernels step;
 };
 
 Kernels portable_kernels();

@@ -33,7 +33,6 @@ void block_values(const Weight& weight, int64_t n, int64_t b, float* value) {
 
 void linear(const Product& product, int64_t first, int64_t end) {
   const Weight& weight = product.weight;
-  const int64_t padded = weight.blocks * kBlock;
   std::vector<float> sums(product.batch * kLanes), totals(product.batch * kLanes);
   const int64_t last = end * kTileRows < weight.outputs ? end * kTileRows : weight.outputs;
   for (int64_t n = first * kTileRows; n < last; n++) {
@@ -48,7 +47,7 @@ void linear(const Product& product, int64_t first, int64_t end) {
       float value[kBlock];
       block_values(weight, n, b, value);
       for (int64_t m = 0; m < product.batch; m++) {
-        const float* x = product.x + m * padded + b * kBlock;
+        const float* x = product.x + m * product.x_stride + b * kBlock;
         float* sum = sums.data() + m * kLanes;
         for (int l = 0; l < kLanes; l++) sum[l] += value[l] * x[l];
         for (int l = 0; l < kLanes; l++) sum[l] += value[kLanes + l] * x[kLanes + l];
@@ -127,8 +126,11 @@ struct Wide {
 }  // namespace bitsweep
 
 #include "attention_template.h"
+#include "step_template.h"
 #include "column_loop_template.h"
 
 namespace bitsweep {
-Kernels portable_kernels() { return {linear, dequantize, column_loop, Lanes::kSlab, attend, kStrip}; }
+Kernels portable_kernels() {
+  return {linear, dequantize, column_loop, Lanes::kSlab, attend, kStrip, step_kernels()};
+}
 }  // namespace bitsweep

@@ -5,14 +5,23 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, OPTConfig, OPTForCausalLM
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+)
 
 from harness.suites import latency_metrics, timing_tokens
 from harness.suites.base import SuiteContext
 from harness.suites.latency import Config
 from harness.suites.timing import host_stopwatch
-from quant.measure import decode, roofline
-from quant.measure.decode import make_decoder
+from quant.decode import caches
+from quant.decode.caches import DynamicDecoder
+from quant.decode.choose import make_decoder
+from quant.measure import roofline
 from quant.measure.dummy import NotEnoughMemory
 from tests.harness.suites.suite_context import suite_context
 
@@ -101,8 +110,8 @@ def test_the_embedded_model_decodes_statically_as_it_does_dynamically() -> None:
 
     model = AutoModelForCausalLM.from_pretrained(MODEL_DIR, dtype=torch.float32).eval()
     prompt = timing_tokens.make_prompt(make_context(model, tokenizer=None), 16)
-    static, dynamic = make_decoder(model, prompt, 12), decode.DynamicDecoder(model)
-    assert static.mode == decode.STATIC
+    static, dynamic = make_decoder(model, prompt, 12), DynamicDecoder(model)
+    assert static.mode == caches.STATIC
     with torch.inference_mode():
         answers = [
             timing_tokens.generate(d, prompt, 12, host_stopwatch()) for d in (static, dynamic)
@@ -279,13 +288,37 @@ def test_roofline_is_bytes_over_time_and_bandwidth() -> None:
     assert figures["roofline_share"].value == pytest.approx(moved / 0.002 / 5e9)
     assert figures["read_bandwidth"].value == 5.0
     assert figures["decode_ms"].notes["decode mode"] == (
-        "static cache, eager (no CUDA graph on cpu)"
+        "static cache, eager (no fused step: OPTModel has no layers)"
     )
 
 
-def test_a_growing_cache_counts_with_its_mean_length() -> None:
-    from quant.measure.decode import DynamicDecoder
+def test_a_fused_step_says_what_it_went_to() -> None:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+    )
+    model = LlamaForCausalLM(config).eval()
+    with torch.no_grad():  # a head stored as bfloat16 is read as such: half of its bytes
+        head = model.lm_head.weight
+        head.copy_(head.bfloat16().float())
+    result = timing_tokens.run(make_context(model), CONFIG)
+    figures = by_name(result)
+    assert figures["decode_ms"].notes["decode mode"] == caches.FUSED
+    parts = [figures[f"decode_{name}_ms"] for name in ("kernels", "attention", "rest")]
+    assert all(each.value > 0 and each.n == figures["decode_ms"].n for each in parts)
+    assert sum(each.value for each in parts) < 3 * figures["decode_ms"].value
+    read = int(figures["bytes_per_token"].notes["weights"])
+    assert read == roofline.weight_bytes_per_token(model) - head.nbytes // 2
+    positions = CONFIG.prompt_tokens + (CONFIG.decode_tokens + 1) / 2
+    assert int(figures["bytes_per_token"].notes["KV cache"]) == round(positions * 2 * 2 * 16 * 4)
 
+
+def test_a_growing_cache_counts_with_its_mean_length() -> None:
     model, config = tiny_opt(), Config(prompt_tokens=4, decode_tokens=3)
     decoder = DynamicDecoder(model)
     prompt = timing_tokens.make_prompt(make_context(model), 4)

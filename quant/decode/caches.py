@@ -1,10 +1,7 @@
-"""Greedy decoding at batch size 1 with a KV cache, in a CUDA graph if possible.
+"""Greedy decoding at batch 1 through the model's own forward: a cache that grows, or a static one.
 
-A decode step of a large model is hundreds of small kernels between a few large ones. Launched one
-by one from Python, the small kernels take longer than reading the weights. With a static cache
-every tensor of a step keeps its address and shape, so the step can be captured once as a CUDA graph
-and replayed. `make_decoder` selects the fastest of three modes that is correct for a model, and
-reports the mode and the reason.
+With a static cache every tensor of a step keeps its address and shape, so the step can be captured
+once as a CUDA graph and replayed.
 """
 
 from __future__ import annotations
@@ -18,24 +15,19 @@ from torch import Tensor
 from transformers import Cache, StaticCache
 from transformers.cache_utils import StaticLayer
 
+from quant.decode.llama import Unsupported
+
+FUSED = "fused step"
 GRAPH = "static cache, CUDA graph"
 STATIC = "static cache, eager"
 DYNAMIC = "dynamic cache"
+GROWING = (FUSED, DYNAMIC)  # attention reads the positions that are held and no others
 
-WARM_STEPS = 3  # before a capture: loads kernels and allocates workspaces
-ALIGNED = 16  # positions; attention on CUDA copies masks of other lengths before every use
-# Largest difference of logits between the two caches, in standard deviations of the logits. A wrong
-# mask or position changes logits by about 1; rounding changes them by far less than these values.
-AGREEMENT = {torch.float32: 1e-3, torch.float64: 1e-6}
-AGREEMENT_16_BITS = 0.1
+ALIGNED = 16  # positions; attention on CUDA copies masks of another length before every use
 
 Step = Callable[[], None]
 # record(warm, step) returns a function that repeats `step`; warm() runs it and undoes its effect.
 Recorder = Callable[[Step, Step], Step]
-
-
-class Unsupported(Exception):
-    """A model cannot be decoded in some mode; the message is a clause that says why."""
 
 
 class Decoder(Protocol):
@@ -43,7 +35,8 @@ class Decoder(Protocol):
 
     token   int64 [1, 1], the newest token; overwritten by the next step.
     logits  [1, vocabulary], from which token was selected.
-    mode    GRAPH, STATIC or DYNAMIC; reason says why it is not GRAPH ("" if it is).
+    mode    FUSED, GRAPH, STATIC or DYNAMIC; reason says why it is neither FUSED nor GRAPH ("" if it
+            is one of them).
     """
 
     token: Tensor
@@ -61,6 +54,14 @@ class Decoder(Protocol):
 
     def kv_bytes(self) -> int:
         """Return the bytes of keys and values that the next step would read."""
+        ...
+
+    def spared_bytes(self) -> int:
+        """Return the bytes of weights that a step does not read because it reads a shorter form."""
+        ...
+
+    def parts_ms(self) -> dict[str, float] | None:
+        """Return the milliseconds of the last step by part; None if the decoder does not know."""
         ...
 
 
@@ -88,7 +89,13 @@ class DynamicDecoder:
         self._take(self._model(input_ids=self.token, past_key_values=self._cache, use_cache=True))
 
     def kv_bytes(self) -> int:
-        return _cache_bytes(self._cache)
+        return cache_bytes(self._cache)
+
+    def spared_bytes(self) -> int:
+        return 0
+
+    def parts_ms(self) -> dict[str, float] | None:
+        return None
 
     def _take(self, output: Any) -> None:
         self.logits, self._cache = output.logits[:, -1], output.past_key_values
@@ -134,7 +141,7 @@ class StaticDecoder:
         self.mode, self.reason = STATIC, ""
         self._model = model
         layers = _layer_count(model, positions)
-        positions = -(-positions // ALIGNED) * ALIGNED
+        self.positions = positions = -(-positions // ALIGNED) * ALIGNED
         with torch.inference_mode():
             device = model.get_input_embeddings().weight.device
             self._length = torch.zeros((), dtype=torch.int64, device=device)
@@ -146,6 +153,18 @@ class StaticDecoder:
         )
         self._alibi = _has_alibi(model)
         self._replay: Step = self._step
+
+    def allocate(self, heads: int, width: int) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values of every layer, [1, heads, positions, width]; a forward fills them."""
+        shape = self._all.new_empty((1, heads, 1, width), dtype=self._model.dtype)
+        buffers = []
+        for layer in self._cache.layers:
+            assert isinstance(layer, StaticLayer)
+            layer.lazy_initialization(shape, shape)
+            assert layer.keys is not None
+            assert layer.values is not None
+            buffers.append((layer.keys, layer.values))
+        return buffers
 
     @torch.inference_mode()
     def prefill(self, prompt: Tensor) -> None:
@@ -168,7 +187,13 @@ class StaticDecoder:
 
     def kv_bytes(self) -> int:
         """Return the bytes of the whole buffers, which attention reads (unused parts masked)."""
-        return _cache_bytes(self._cache)
+        return cache_bytes(self._cache)
+
+    def spared_bytes(self) -> int:
+        return 0
+
+    def parts_ms(self) -> dict[str, float] | None:
+        return None
 
     @torch.inference_mode()
     def capture(self, record: Recorder) -> None:
@@ -219,90 +244,10 @@ class StaticDecoder:
         }
 
 
-def make_decoder(
-    model: Any, prompt: Tensor, tokens: int, record: Recorder | None = None
-) -> Decoder:
-    """Return the fastest decoder with the model's own logits for prompt [1, T] and `tokens` steps.
-
-    A static cache is compared with the dynamic one on the prompt and one step. On CUDA the step is
-    then captured (record is for tests). The decoder's `reason` says what was not possible.
-    torch.OutOfMemoryError is raised; any other exception of a mode makes the mode unsupported.
-    """
-    if record is None and prompt.device.type == "cuda":
-        record = cuda_graph(prompt.device)
-    try:
-        static = StaticDecoder(model, prompt.shape[1] + tokens)
-        _require_agreement(static, DynamicDecoder(model), prompt)
-    except torch.OutOfMemoryError:
-        raise
-    except (Unsupported, RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
-        return DynamicDecoder(model, f"no static cache: {_short(error)}")
-    if record is None:
-        static.reason = f"no CUDA graph on {prompt.device.type}"
-        return static
-    try:
-        static.prefill(prompt)
-        static.capture(record)
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError as error:
-        static = StaticDecoder(model, prompt.shape[1] + tokens)
-        static.reason = f"no CUDA graph: {_short(error)}"
-    return static
-
-
-def cuda_graph(device: torch.device) -> Recorder:
-    """Return a recorder that captures as torch's documentation requires, after a warm-up."""
-
-    def record(warm: Step, step: Step) -> Step:
-        with torch.cuda.device(device):
-            side = torch.cuda.Stream(device)
-            side.wait_stream(torch.cuda.current_stream(device))
-            with torch.cuda.stream(side):
-                for _ in range(WARM_STEPS):
-                    warm()
-            torch.cuda.current_stream(device).wait_stream(side)
-            graph, before = torch.cuda.CUDAGraph(), torch.cuda.current_stream(device)
-            try:
-                with torch.cuda.graph(graph):
-                    step()
-            except RuntimeError as error:
-                # Ending a broken capture raises another error, which hides the cause, and leaves
-                # the stream of the capture current.
-                torch.cuda.set_stream(before)
-                cause = error.__context__
-                raise cause if isinstance(cause, RuntimeError) else error from None
-        return graph.replay
-
-    return record
-
-
 def last_only(model: Any) -> dict[str, int]:
     """Return generate()'s argument for logits of the last position only, if the model has it."""
     takes = "logits_to_keep" in inspect.signature(model.forward).parameters
     return {"logits_to_keep": 1} if takes else {}
-
-
-def _require_agreement(static: StaticDecoder, dynamic: DynamicDecoder, prompt: Tensor) -> None:
-    """Raise Unsupported if the caches give different logits for the prompt or the next token."""
-    dynamic.prefill(prompt)
-    static.prefill(prompt)
-    _require_close(static.logits, dynamic.logits, "prompt")
-    dynamic.token = static.token.clone()
-    dynamic.step()
-    static.step()
-    _require_close(static.logits, dynamic.logits, "first token")
-
-
-def _require_close(found: Tensor, expected: Tensor, where: str) -> None:
-    spread = expected.double().std()
-    worst = float(((found.double() - expected.double()).abs().max() / spread).nan_to_num(torch.inf))
-    allowed = AGREEMENT.get(expected.dtype, AGREEMENT_16_BITS)
-    if worst > allowed:
-        raise Unsupported(
-            f"its logits at the {where} are {worst:.2g} standard deviations from those with the "
-            f"dynamic cache (rounding explains at most {allowed:g})"
-        )
 
 
 def _layer_count(model: Any, positions: int) -> int:
@@ -325,12 +270,6 @@ def _has_alibi(model: Any) -> bool:
     return not takes or bool(getattr(model.config, "alibi", False))
 
 
-def _cache_bytes(cache: Any) -> int:
+def cache_bytes(cache: Any) -> int:
     tensors = [part for layer in cache.layers for part in (layer.keys, layer.values)]
     return sum(part.numel() * part.element_size() for part in tensors)
-
-
-def _short(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    text = lines[0][:200] if lines else type(error).__name__
-    return text if isinstance(error, Unsupported) else f"{type(error).__name__}: {text}"

@@ -9,8 +9,9 @@ import torch
 import transformers
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from quant.measure import decode
-from quant.measure.decode import DynamicDecoder, StaticDecoder, make_decoder
+from quant.decode import caches, choose
+from quant.decode.caches import DynamicDecoder, StaticDecoder
+from quant.decode.choose import make_decoder
 from tests.quant.architectures import CONFIGS, tiny_model
 
 PROMPT, TOKENS = 9, 12
@@ -40,7 +41,7 @@ class FakeGraph:
         self.warmed = self.replayed = 0
 
     def __call__(self, warm: Callable[[], None], step: Callable[[], None]) -> Callable[[], None]:
-        for _ in range(decode.WARM_STEPS):
+        for _ in range(choose.WARM_STEPS):
             warm()
             self.warmed += 1
         with Capturing():
@@ -92,17 +93,18 @@ def without_cache(model, prompt, tokens=TOKENS) -> tuple[list[int], torch.Tensor
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-@pytest.mark.parametrize("mode", [decode.DYNAMIC, decode.STATIC, decode.GRAPH])
+@pytest.mark.parametrize("mode", [caches.DYNAMIC, caches.STATIC, caches.GRAPH])
 def test_every_mode_gives_the_tokens_and_logits_of_full_forward_passes(name, mode) -> None:
     model, prompt = model_of(name), prompt_of()
     graph = FakeGraph()
-    if mode == decode.DYNAMIC:
+    if mode == caches.DYNAMIC:
         decoder = DynamicDecoder(model)
     else:
-        decoder = make_decoder(model, prompt, TOKENS, graph if mode == decode.GRAPH else None)
-    if name == "falcon" and mode == decode.GRAPH:
+        record = graph if mode == caches.GRAPH else None
+        decoder = make_decoder(model, prompt, TOKENS, record, fused=False)
+    if name == "falcon" and mode == caches.GRAPH:
         # Its attention makes a tensor of a number at every step.
-        assert decoder.mode == decode.STATIC
+        assert decoder.mode == caches.STATIC
         assert "no CUDA graph: RuntimeError: operation not permitted" in decoder.reason
         return
     assert decoder.mode == mode
@@ -111,8 +113,8 @@ def test_every_mode_gives_the_tokens_and_logits_of_full_forward_passes(name, mod
     assert found == expected
     assert len(set(found)) > 2  # a model stuck on one token would hide a wrong loop
     torch.testing.assert_close(static_logits, logits, rtol=1e-4, atol=1e-4)
-    if mode == decode.GRAPH:
-        assert (graph.warmed, graph.replayed) == (decode.WARM_STEPS, TOKENS)
+    if mode == caches.GRAPH:
+        assert (graph.warmed, graph.replayed) == (choose.WARM_STEPS, TOKENS)
         assert decoder.reason == ""
 
 
@@ -128,7 +130,7 @@ def test_eager_attention_takes_the_same_masks() -> None:
     model, prompt = model_of("opt"), prompt_of()
     model.set_attn_implementation("eager")
     decoder = make_decoder(model, prompt, TOKENS)
-    assert decoder.mode == decode.STATIC
+    assert decoder.mode == caches.STATIC
     assert run(decoder, prompt)[0] == without_cache(model, prompt)[0]
 
 
@@ -141,14 +143,14 @@ def test_packed_layers_decode_in_a_graph(tmp_path) -> None:
     save(tmp_path / "q", model, result.weights, method={"name": "rtn"})
     packed = load(tmp_path / "q", dtype=torch.float32)
     decoder = make_decoder(packed, prompt, TOKENS, FakeGraph())
-    assert decoder.mode == decode.GRAPH
+    assert decoder.mode == caches.GRAPH
     assert run(decoder, prompt)[0] == without_cache(packed, prompt)[0]
 
 
 def test_a_sliding_window_shorter_than_the_positions_is_said() -> None:
     model, prompt = tiny_model("mistral"), prompt_of()  # a window of 8
-    decoder = make_decoder(model, prompt, TOKENS)
-    assert decoder.mode == decode.DYNAMIC
+    decoder = make_decoder(model, prompt, TOKENS, fused=False)
+    assert decoder.mode == caches.DYNAMIC
     assert decoder.reason == (
         "no static cache: its sliding window of 8 is shorter than the 21 positions"
     )
@@ -166,8 +168,8 @@ def test_a_static_cache_that_gives_other_logits_is_not_used(monkeypatch) -> None
         return forward(self, *args, position_ids=position_ids, **kwargs)
 
     monkeypatch.setattr(type(model), "forward", careless)
-    decoder = make_decoder(model, prompt, TOKENS)
-    assert decoder.mode == decode.DYNAMIC
+    decoder = make_decoder(model, prompt, TOKENS, fused=False)
+    assert decoder.mode == caches.DYNAMIC
     assert "standard deviations from those with the dynamic cache" in decoder.reason
 
 
@@ -206,7 +208,7 @@ def test_a_capture_that_breaks_off_gives_its_cause_and_the_stream_back(monkeypat
         raise RuntimeError("a copy from the host")
 
     with pytest.raises(RuntimeError, match="a copy from the host"):
-        decode.cuda_graph(torch.device("cuda"))(lambda: None, step)
+        choose.cuda_graph(torch.device("cuda"))(lambda: None, step)
     assert streams[-1] is caller
 
 
@@ -225,14 +227,14 @@ def test_a_model_without_a_cache_is_named() -> None:
             return SimpleNamespace(logits=torch.zeros(1, 1, 5), past_key_values=None)
 
     decoder = make_decoder(Forgetful(), torch.zeros(1, 3).long(), 1, None)
-    assert decoder.mode == decode.DYNAMIC
+    assert decoder.mode == caches.DYNAMIC
     with pytest.raises(RuntimeError, match="Forgetful returns no past_key_values"):
         decoder.prefill(torch.zeros(1, 3).long())
 
 
 def test_bytes_of_keys_and_values() -> None:
     model, prompt = model_of("llama"), prompt_of()
-    static, dynamic = make_decoder(model, prompt, TOKENS), DynamicDecoder(model)
+    static, dynamic = make_decoder(model, prompt, TOKENS, fused=False), DynamicDecoder(model)
     run(static, prompt)
     run(dynamic, prompt)
     row = 3 * 2 * 2 * 8 * 4  # blocks, keys and values, heads, dim, float32
@@ -246,11 +248,11 @@ def test_bytes_of_keys_and_values() -> None:
 def test_a_real_cuda_graph_gives_the_same_tokens(name) -> None:
     model, prompt = model_of(name), prompt_of()
     stand_in = make_decoder(model, prompt, TOKENS, FakeGraph())
-    if name == "bloom" and stand_in.mode != decode.GRAPH:
+    if name == "bloom" and stand_in.mode != caches.GRAPH:
         pytest.skip(f"transformers {transformers.__version__}: {stand_in.reason}")
     model, prompt = model.cuda(), prompt.cuda()
     decoder = make_decoder(model, prompt, TOKENS)
-    assert (decoder.mode, decoder.reason) == (decode.GRAPH, "")
+    assert (decoder.mode, decoder.reason) == (caches.GRAPH, "")
     expected, logits = without_cache(model, prompt)
     for _ in range(2):  # again after the first sequence has filled the buffers
         found, graph_logits = run(decoder, prompt)
@@ -270,7 +272,7 @@ def test_packed_layers_are_captured_on_a_gpu() -> None:
     )
     prompt = prompt_of().cuda()
     decoder = make_decoder(model, prompt, TOKENS)
-    assert (decoder.mode, decoder.reason) == (decode.GRAPH, "")
+    assert (decoder.mode, decoder.reason) == (caches.GRAPH, "")
     dynamic = DynamicDecoder(model)
     decoder.prefill(prompt)
     dynamic.prefill(prompt)

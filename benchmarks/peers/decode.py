@@ -1,0 +1,203 @@
+"""Decoding beside llama.cpp: SmolLM2-135M at batch 1 on this processor, in one run.
+
+Ours has random weights, in which times do not differ; its head is packed at 8 bits, as the file of
+llama.cpp has it, and once float32, as artifacts hold it where the head is not quantized.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cuda_ext.packed import cpu_isa
+from quant.decode.caches import Decoder
+from quant.decode.choose import make_decoder
+from quant.linear import QuantLinear
+from quant.measure.architectures import architecture_config
+from quant.measure.dummy import build_dummy, random_packed
+from quant.measure.roofline import weight_bytes_per_token
+from quant.scheme import Scheme
+
+PEER = "BITSWEEP_PEERS"
+ARCHITECTURE = "smollm2-135m"
+HEAD = Scheme(8, 32)
+SCHEMES = (Scheme(4, 64), Scheme(3, 64), Scheme(2, 64))
+PROMPT, TOKENS, LONG, ROUNDS = 16, 32, 512, 9
+HERE = Path(__file__).parent
+
+
+@dataclass
+class Times:
+    """Milliseconds of every round: by the clock, and of the processor (all threads together)."""
+
+    clock: list[float] = field(default_factory=list)
+    processor: list[float] = field(default_factory=list)
+
+    def add(self, clock: float, processor: float) -> None:
+        self.clock.append(clock)
+        self.processor.append(processor)
+
+
+@dataclass
+class Subject:
+    """Something that decodes: its name, the bytes that a token reads, and what it took."""
+
+    name: str
+    read: int
+    decode: Times = field(default_factory=Times)
+    prompt: Times = field(default_factory=Times)
+
+
+class Ours(Subject):
+    """A dummy of SmolLM2-135M through quant.decode."""
+
+    def __init__(self, scheme: Scheme | None, head: Scheme | None) -> None:
+        config = architecture_config(ARCHITECTURE)
+        model = build_dummy(
+            config, scheme, device="cpu", dtype=torch.float32, kernel="auto", seed=0
+        )
+        if head is not None:
+            inputs, generator = config.hidden_size, torch.Generator().manual_seed(0)
+            packed = random_packed(head, inputs, config.vocab_size, generator)
+            model.set_output_embeddings(QuantLinear(packed, head, inputs, None, "auto"))
+        name = f"{scheme.name if scheme else 'float32'}, head {head.name if head else 'float32'}"
+        super().__init__(name, weight_bytes_per_token(model))
+        generator = torch.Generator().manual_seed(1)
+        self._long = torch.randint(0, config.vocab_size, (1, LONG), generator=generator)
+        self._decoder = _fused(model, self._long[:, :PROMPT])
+
+    def round(self) -> None:
+        self._decoder.prefill(self._long[:, :PROMPT])
+        self.decode.add(*(value / TOKENS for value in _timed(self._steps)))
+        self.prompt.add(*_timed(lambda: self._decoder.prefill(self._long)))
+
+    def _steps(self) -> None:
+        for _ in range(TOKENS):
+            self._decoder.step()
+
+
+class LlamaCpp(Subject):
+    """The peer in a process of its own; it waits on a pipe while ours is measured."""
+
+    def __init__(self, child: subprocess.Popen[str]) -> None:
+        self._child = child
+        about = self._read()
+        self.system = about["system"]
+        super().__init__(f"llama.cpp Q4_1 ({about['version']})", about["bytes"])
+
+    def round(self) -> None:
+        for what, number, times in (("decode", TOKENS, self.decode), ("prompt", LONG, self.prompt)):
+            assert self._child.stdin is not None
+            self._child.stdin.write(f"{what} {number}\n")
+            self._child.stdin.flush()
+            found = self._read()
+            times.add(found["ms"], found["processor_ms"])
+
+    def _read(self) -> Any:
+        assert self._child.stdout is not None
+        line = self._child.stdout.readline()
+        if not line:
+            raise RuntimeError(f"the peer ended with status {self._child.wait()}.")
+        return json.loads(line)
+
+
+def decode() -> None:
+    """SmolLM2-135M on the processor: ms a token and of a prompt of 512, beside llama.cpp."""
+    interpreter = _interpreter()
+    ours = [Ours(scheme, HEAD) for scheme in SCHEMES] + [Ours(SCHEMES[0], None), Ours(None, None)]
+    subjects: list[Ours | LlamaCpp] = list(ours)
+    if interpreter is None:
+        print(
+            f"llama.cpp is not measured: {PEER} names no environment. Make one with `python -m "
+            f"venv DIR && DIR/bin/pip install --no-deps -r {HERE.name}/requirements.txt` (in "
+            f"benchmarks) and set {PEER}=DIR."
+        )
+        _run(subjects)
+        return
+    with _peer(interpreter) as peer:
+        _run([peer, *subjects])
+        print(f"llama.cpp: {peer.system}")
+
+
+def _run(subjects: list[Ours | LlamaCpp]) -> None:
+    for turn in range(ROUNDS + 1):
+        if turn == 1:  # the first round warms up
+            for each in subjects:
+                each.decode, each.prompt = Times(), Times()
+        for each in subjects[:: 1 if turn % 2 == 0 else -1]:
+            each.round()
+    print(table(subjects))
+    load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
+    print(f"{torch.get_num_threads()} threads, {cpu_isa()}; load of the machine {load}")
+
+
+def table(subjects: Sequence[Subject]) -> str:
+    """Medians [fastest, slowest] of the rounds; by the clock, and the processor's time beside."""
+    lines = [
+        f"{'':<34}{'MB read':>8}{'ms a token':>24}{'processor':>11}{f'prompt of {LONG}, ms':>26}"
+        f"{'processor':>11}"
+    ]
+    for each in subjects:
+        lines.append(
+            f"{each.name:<34}{each.read / 1e6:>8.1f}{_spread(each.decode.clock):>24}"
+            f"{statistics.median(each.decode.processor):>11.2f}"
+            f"{_spread(each.prompt.clock, 0):>26}{statistics.median(each.prompt.processor):>11.0f}"
+        )
+    return "\n".join(lines)
+
+
+def _spread(values: list[float], digits: int = 2) -> str:
+    middle, least, most = (f(values) for f in (statistics.median, min, max))
+    return f"{middle:.{digits}f} [{least:.{digits}f}, {most:.{digits}f}]"
+
+
+def _timed(run: Callable[[], object]) -> tuple[float, float]:
+    """Milliseconds by the clock, and of the processor."""
+    start, spent = time.perf_counter(), time.process_time()
+    run()
+    return 1e3 * (time.perf_counter() - start), 1e3 * (time.process_time() - spent)
+
+
+def _fused(model: Any, prompt: torch.Tensor) -> Decoder:
+    decoder = make_decoder(model, prompt, LONG)
+    if decoder.reason:
+        raise RuntimeError(f"not the path to be measured: {decoder.mode} ({decoder.reason}).")
+    return decoder
+
+
+def _interpreter() -> Path | None:
+    """The interpreter of the peers' environment; None where none is named."""
+    folder = os.environ.get(PEER)
+    if not folder:
+        return None
+    found = Path(folder) / "bin" / "python"
+    if not found.exists():
+        sys.exit(f"{PEER}={folder} has no bin/python; name an environment (python -m venv).")
+    return found
+
+
+@contextmanager
+def _peer(interpreter: Path) -> Iterator[LlamaCpp]:
+    command = [str(interpreter), str(HERE / "llama_cpp.py"), str(torch.get_num_threads())]
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as child:
+        try:
+            yield LlamaCpp(child)
+        finally:
+            child.terminate()

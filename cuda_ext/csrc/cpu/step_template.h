@@ -1,0 +1,211 @@
+// Norms, gates, rotations, attention of one token and products with plain weights: what a decode
+// step does besides its packed products, written once over `struct Wide` (attention_template.h,
+// which is included before). Sums have a fixed order, whatever the number of threads or tokens.
+#include <cmath>
+
+#include "../shared/layout.h"
+#include "step.h"
+
+namespace bitsweep {
+namespace {
+
+using Halves = uint16_t __attribute__((vector_size(2 * Wide::kWidth)));
+
+inline float sum_of(F a) {
+  float lane[Wide::kWidth];
+  store(lane, a);
+  for (int half = Wide::kWidth / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; i++) lane[i] += lane[i + half];
+  return lane[0];
+}
+
+inline F load_weights(const float* at) { return load(at); }
+inline F load_weights(const uint16_t* at) {
+  Halves halves;
+  std::memcpy(&halves, at, sizeof(Halves));
+  return reinterpret_cast<F>(__builtin_convertvector(halves, Wide::Bits) << 16);
+}
+inline float load_weight(float value) { return value; }
+inline float load_weight(uint16_t bits) { return bfloat16_to_float(bits); }
+
+// R rows times one row of x: two sums a row, which take turns.
+template <int R, class T>
+inline void dense_rows(const DenseProduct& product, const T* weight, const float* x, float* y) {
+  const int64_t inputs = product.inputs, step = 2 * Wide::kWidth;
+  F sum[R][2];
+  for (int r = 0; r < R; r++) sum[r][0] = sum[r][1] = Wide::set(0.0f);
+  int64_t k = 0;
+  for (; k + step <= inputs; k += step) {
+    const F low = load(x + k), high = load(x + k + Wide::kWidth);
+    for (int r = 0; r < R; r++) {
+      const T* at = weight + r * inputs + k;
+      sum[r][0] = Wide::fma(load_weights(at), low, sum[r][0]);
+      sum[r][1] = Wide::fma(load_weights(at + Wide::kWidth), high, sum[r][1]);
+    }
+  }
+  for (int r = 0; r < R; r++) {
+    float found = sum_of(sum[r][0] + sum[r][1]);
+    for (int64_t rest = k; rest < inputs; rest++)
+      found += load_weight(weight[r * inputs + rest]) * x[rest];
+    y[r] = found;
+  }
+}
+
+template <class T>
+void dense_of(const DenseProduct& product, const T* weight, int64_t first, int64_t end) {
+  constexpr int together = 4;
+  for (int64_t n = first; n < end; n += together) {
+    const int64_t rows = end - n < together ? end - n : together;
+    for (int64_t m = 0; m < product.batch; m++) {
+      const float* x = product.x + m * product.inputs;
+      float* y = product.y + m * product.outputs + n;
+      const T* from = weight + n * product.inputs;
+      if (rows == together) {
+        dense_rows<together>(product, from, x, y);
+      } else {
+        for (int64_t r = 0; r < rows; r++)
+          dense_rows<1>(product, from + r * product.inputs, x, y + r);
+      }
+      if (product.bias)
+        for (int64_t r = 0; r < rows; r++) y[r] += product.bias[n + r];
+    }
+  }
+}
+
+void dense(const DenseProduct& product, int64_t first, int64_t end) {
+  if (product.bfloat16)
+    dense_of(product, static_cast<const uint16_t*>(product.weight), first, end);
+  else
+    dense_of(product, static_cast<const float*>(product.weight), first, end);
+}
+
+// Scores of one query, then their weights; returns the sum of these.
+float weigh_keys(const TokenAttention& attention, const float* query, float* scores) {
+  const int64_t width = attention.width, count = attention.count;
+  F largest = Wide::set(-std::numeric_limits<float>::infinity());
+  for (int64_t j = 0; j < count; j++) {
+    const float* key = attention.keys + j * width;
+    F sum = Wide::set(0.0f);
+    for (int64_t i = 0; i < width; i += Wide::kWidth)
+      sum = Wide::fma(load(query + i), load(key + i), sum);
+    scores[j] = sum_of(sum);
+  }
+  const int64_t filled = score_stride(count);
+  for (int64_t j = count; j < filled; j++) scores[j] = -std::numeric_limits<float>::infinity();
+  for (int64_t j = 0; j < filled; j += Wide::kWidth) {
+    const F score = load(scores + j);
+    largest = score > largest ? score : largest;
+  }
+  float lane[Wide::kWidth], top = -std::numeric_limits<float>::infinity();
+  store(lane, largest);
+  for (int i = 0; i < Wide::kWidth; i++) top = lane[i] > top ? lane[i] : top;
+  F total = Wide::set(0.0f);
+  const F highest = Wide::set(top), factor = Wide::set(attention.factor);
+  for (int64_t j = 0; j < filled; j += Wide::kWidth) {
+    const F weight = power_of_two((load(scores + j) - highest) * factor);
+    store(scores + j, weight);
+    total += weight;
+  }
+  return sum_of(total);
+}
+
+void attend_token(const TokenAttention& attention) {
+  constexpr int together = 4;  // vectors of the output that are summed at a time
+  const int64_t width = attention.width;
+  for (int64_t head = 0; head < attention.sharing; head++) {
+    const float total =
+        weigh_keys(attention, attention.query + head * width, attention.scores);
+    const F factor = Wide::set(1.0f / total);
+    for (int64_t at = 0; at < width; at += together * Wide::kWidth) {
+      const int64_t left = (width - at) / Wide::kWidth;
+      const int vectors = left < together ? static_cast<int>(left) : together;
+      F sum[together];
+      for (int v = 0; v < together; v++) sum[v] = Wide::set(0.0f);
+      const float* value = attention.values + at;
+      for (int64_t j = 0; j < attention.count; j++, value += width) {
+        const F weight = Wide::set(attention.scores[j]);
+        if (vectors == together) {
+          for (int v = 0; v < together; v++)
+            sum[v] = Wide::fma(weight, load(value + v * Wide::kWidth), sum[v]);
+        } else {
+          for (int v = 0; v < vectors; v++)
+            sum[v] = Wide::fma(weight, load(value + v * Wide::kWidth), sum[v]);
+        }
+      }
+      for (int v = 0; v < vectors; v++)
+        store(attention.out + head * width + at + v * Wide::kWidth, sum[v] * factor);
+    }
+  }
+}
+
+void norm(const float* x, const float* weight, float epsilon, int64_t count, float* out) {
+  F squares = Wide::set(0.0f);
+  int64_t k = 0;
+  for (; k + Wide::kWidth <= count; k += Wide::kWidth) {
+    const F some = load(x + k);
+    squares = Wide::fma(some, some, squares);
+  }
+  float sum = sum_of(squares);
+  for (; k < count; k++) sum += x[k] * x[k];
+  const float factor = 1.0f / std::sqrt(sum / static_cast<float>(count) + epsilon);
+  for (int64_t i = 0; i < count; i++) out[i] = x[i] * factor * weight[i];
+}
+
+void gate(const float* gates, const float* up, int64_t count, float* out) {
+  const F one = Wide::set(1.0f), zero = Wide::set(0.0f), log2e = Wide::set(1.44269504f);
+  float some[Wide::kWidth], other[Wide::kWidth];
+  for (int64_t k = 0; k < count; k += Wide::kWidth) {
+    const int64_t left = count - k;
+    const bool whole = left >= Wide::kWidth;
+    if (!whole) {
+      for (int i = 0; i < Wide::kWidth; i++) {
+        some[i] = i < left ? gates[k + i] : 0.0f;
+        other[i] = i < left ? up[k + i] : 0.0f;
+      }
+    }
+    const F x = load(whole ? gates + k : some), y = load(whole ? up + k : other);
+    // 2^t is had for t <= 0 alone: 1 / (1 + e^-x) = e^x / (1 + e^x) below 0.
+    const F power = power_of_two((x > zero ? -x : x) * log2e);
+    const F found = x * ((x > zero ? one : power) / (one + power)) * y;
+    store(whole ? out + k : some, found);
+    if (!whole)
+      for (int64_t i = 0; i < left; i++) out[k + i] = some[i];
+  }
+}
+
+void rotate(float* x, const float* cosine, const float* sine, int64_t heads, int64_t width) {
+  const int64_t half = width / 2;
+  for (int64_t head = 0; head < heads; head++, x += width) {
+    for (int64_t i = 0; i < half; i++) {
+      const float low = x[i], high = x[half + i];
+      x[i] = low * cosine[i] - high * sine[i];
+      x[half + i] = high * cosine[half + i] + low * sine[half + i];
+    }
+  }
+}
+
+void add(float* x, const float* y, int64_t count) {
+  for (int64_t i = 0; i < count; i++) x[i] += y[i];
+}
+
+void arrange(const float* x, int64_t count, float* out) {
+  int64_t k = 0;
+  for (; k + kBlock <= count; k += kBlock) {
+    for (int lane = 0; lane < kLanes; lane++) {
+      out[k + lane] = x[k + 2 * lane];
+      out[k + kLanes + lane] = x[k + 2 * lane + 1];
+    }
+  }
+  if (k == count) return;
+  for (int lane = 0; lane < kBlock; lane++) {
+    const int64_t from = k + (lane < kLanes ? 2 * lane : 2 * (lane - kLanes) + 1);
+    out[k + lane] = from < count ? x[from] : 0.0f;
+  }
+}
+
+StepKernels step_kernels() {
+  return {dense, attend_token, norm, gate, rotate, add, arrange};
+}
+
+}  // namespace
+}  // namespace bitsweep

@@ -40,7 +40,7 @@ def test_layers_of_another_method_or_scheme_are_refused(
     good = StageResult(layers=[layer("rtn", "w4")])
     assert make_record(cell, "quantization", good, TIMING).cell.method == "rtn"
     mixed = StageResult(layers=[layer("rtn", "w4"), layer(method, scheme)])
-    with pytest.raises(StoreError, match=rf"{said}, but the cell is named (rtn|w4): no figure"):
+    with pytest.raises(StoreError, match=rf"{said}, but the cell has (rtn|w4): a record"):
         make_record(cell, "quantization", mixed, TIMING)
 
 

@@ -3,8 +3,8 @@
   python -m benchmarks harness                                  this checkout
   python -m benchmarks harness --checkout OLD --checkout NEW    both in turn, and their ratio
 
-Times whole processes, as a user sees them. The stages of a cell are trivial: rounding and one window
-of text on a random model of one block.
+Times whole processes, as a user sees them. The stages of a cell are trivial: rounding and one
+window of text on a random model of one block.
 
 A cell that is run: a sweep prints a line on stderr when a stage is finished. The time of a cell is
 from the last line of the previous cell to its own last line, without start-up and report. Its
@@ -56,7 +56,7 @@ class Said:
     """A line of stderr, with its time and the CPU time used until then.
 
     at         seconds since the process began.
-    processor  CPU seconds of the process and its descendants; 0 if the line is not of a finished stage.
+    processor  CPU seconds of the process and its descendants; 0 unless a stage was finished.
     """
 
     at: float

@@ -39,7 +39,7 @@ SLACK = 32_000_000
 
 @dataclass(frozen=True)
 class Measured:
-    """The figures of one process: bytes above its memory at the start, and seconds of the whole run.
+    """The figures of one process: bytes above its memory at the start, seconds of the whole run.
 
     peak         the high-water mark of the whole run.
     passes       peak during passes through quantized blocks (no Hessians, no solver), sampled

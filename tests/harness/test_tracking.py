@@ -247,7 +247,7 @@ def test_a_failing_tracker_is_a_warning_that_says_where_the_records_are(
 def test_missing_wandb_and_a_folder_that_is_a_file_are_warnings(tmp_path, monkeypatch) -> None:
     blocked = tmp_path / "results"
     blocked.write_text("")
-    with pytest.warns(tracking.TrackingWarning, match="records are in"):
+    with pytest.warns(tracking.TrackingWarning, match="records are safe in"):
         tracking.log_cell({}, make_cell(), [], OFFLINE, blocked)
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.warns(tracking.TrackingWarning, match="wandb"):

@@ -42,8 +42,8 @@ def changed(tiny_model: Path, tmp_path: Path) -> Change:
 @pytest.mark.parametrize(
     ("key", "value", "words"),
     [
-        ("num_hidden_layers", 0, "num_hidden_layers=0, and a model has 1 to 10000"),
-        ("num_hidden_layers", 10**7, "num_hidden_layers=10000000, and a model has 1 to 10000"),
+        ("num_hidden_layers", 0, "num_hidden_layers=0, which must be 1 to 10000"),
+        ("num_hidden_layers", 10**7, "num_hidden_layers=10000000, which must be 1 to 10000"),
         ("num_hidden_layers", "2", 'num_hidden_layers="2"'),
         ("hidden_size", -32, "hidden_size=-32"),
         ("num_attention_heads", 0, "num_attention_heads=0"),
@@ -100,7 +100,7 @@ def test_links_and_names_that_lead_nowhere(changed: Change, tiny_cell: Make) -> 
     ("key", "value", "words"),
     [
         ("num_attention_heads", 3, "embed_dim must be divisible by num_heads"),
-        ("hidden_size", [32], "can build"),
+        ("hidden_size", [32], "cannot build"),
         ("model_type", "frobnicate", "model type `frobnicate`"),
         ("model_type", "t5", "is an encoder-decoder model (t5)"),
     ],

@@ -31,7 +31,7 @@ def test_a_record_has_a_place_for_all_that_is_known_of_a_layer() -> None:
 
 @pytest.mark.parametrize(
     ("method", "scheme", "said"),
-    [("gptq", "w4", "say method gptq"), ("rtn", "w3", "say scheme w3")],
+    [("gptq", "w4", "have method gptq"), ("rtn", "w3", "have scheme w3")],
 )
 def test_layers_of_another_method_or_scheme_are_refused(
     tiny_cell: Callable[..., CellConfig], method: str, scheme: str, said: str
@@ -40,7 +40,7 @@ def test_layers_of_another_method_or_scheme_are_refused(
     good = StageResult(layers=[layer("rtn", "w4")])
     assert make_record(cell, "quantization", good, TIMING).cell.method == "rtn"
     mixed = StageResult(layers=[layer("rtn", "w4"), layer(method, scheme)])
-    with pytest.raises(StoreError, match=rf"{said}, but the cell is named (rtn|w4): no figure"):
+    with pytest.raises(StoreError, match=rf"{said}, but the cell has (rtn|w4): a record"):
         make_record(cell, "quantization", mixed, TIMING)
 
 

@@ -217,7 +217,7 @@ def test_a_suite_that_lacks_a_part_is_refused(changes, message) -> None:
 
 
 def test_a_suite_without_a_table_is_refused() -> None:
-    with pytest.raises(ValueError, match="suite toy has no table, so no report"):
+    with pytest.raises(ValueError, match="suite toy has no table, so reports"):
         Suite("toy", 1, Settings, run)
 
 

@@ -19,6 +19,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from types import ModuleType
@@ -261,6 +262,9 @@ def _start(process: Any) -> None:
     trouble: list[BaseException] = []
 
     def start() -> None:
+        if context().get_start_method() == "forkserver":
+            # Starting it lets SIGINT and SIGTERM through again in the thread that does so.
+            resource_tracker.ensure_running()
         signals.block()
         try:
             with _without_main():

@@ -1,4 +1,4 @@
-"""What a quantized checkpoint holds, whoever made it."""
+"""Inspect a quantized checkpoint from any producer: read and check every tensor."""
 
 from __future__ import annotations
 
@@ -20,20 +20,21 @@ from quant.weight import QuantizedWeight
 
 @dataclass(frozen=True)
 class Inspection:
-    """A quantized checkpoint, every tensor of it read and checked.
+    """The properties of a quantized checkpoint whose tensors were all read and checked.
 
-    format           as tables call it: "GPTQ v2".
-    producer         None where the files name none.
-    bits_per_weight  stored bits of a quantized weight; scales, zero-points and operators included.
-    layers           quantized layers.
-    weights          weights in them.
-    scattered        layers whose groups are not neighbours (act-order).
-    zero_points      how they are stored, and how sure that is.
-    mean_offset      mean of code - zero-point: near 0 when zero-points are read right.
-    zeros_of_0       zero-points of 0 in a format that cannot say whether they are: how many, and
-                     what readers make of them.
-    operators        in front of layers; None: there are none.
-    verified         every file is as artifact.json says; False: nothing says what they should be.
+    format           name in tables: "GPTQ v2".
+    producer         program that wrote it; None if the files name none.
+    bits_per_weight  stored bits per quantized weight, including scales, zero-points and operators.
+    layers           number of quantized layers.
+    weights          number of weights in these layers.
+    scattered        number of layers whose groups are not adjacent columns (act-order).
+    zero_points      how they are stored, and how that is known.
+    mean_offset      mean of code - zero-point, which is near 0 if the zero-points are read
+                     correctly.
+    zeros_of_0       number of zero-points of 0 and how readers treat them, if the format is
+                     ambiguous about them.
+    operators        summary of the operators in front of layers; None if there are none.
+    verified         True if every file matches artifact.json; False if there is no artifact.json.
     """
 
     folder: Path
@@ -52,10 +53,10 @@ class Inspection:
 
 
 def inspect(folder: str | Path, levels: Sequence[str | Part | Levels] = ()) -> Inspection:
-    """What the checkpoint in `folder` holds, in any format that `load` reads.
+    """Inspect the checkpoint in `folder`, in any format that `load` reads.
 
-    levels are the kinds that its layers may have besides the built-in ones. Raises ArtifactError
-    for a folder that is no quantized checkpoint, is incomplete or damaged.
+    levels are kinds of levels that its layers may use besides the built-in ones. Raises
+    ArtifactError for a folder that is not a quantized checkpoint, is incomplete or damaged.
     """
     folder = Path(folder)
     checkpoint, scheme = read_scheme(folder, levels)
@@ -90,7 +91,7 @@ def _size(weight: QuantizedWeight) -> int:
 
 
 def _zero_points(weights: Iterable[QuantizedWeight]) -> tuple[float | None, int]:
-    """Sum of code - zero-point over all weights, and the zero-points of 0; None without any."""
+    """Return the sum of code - zero over all weights (or None), and the number of zeros of 0."""
     offset, zeros = None, 0
     for weight in weights:
         if weight.zero is not None and weight.scheme.kind == uniform.LEVELS:

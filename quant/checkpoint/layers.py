@@ -74,9 +74,9 @@ def quantized_layers(reader: TensorReader, checkpoint: CheckpointFormat) -> dict
 def _refuse_unnamed(
     reader: TensorReader, layers: Collection[str], operators: Collection[str]
 ) -> None:
-    """ArtifactError for tensors of operators of which config.json says nothing.
+    """Raise ArtifactError for tensors of operators that config.json does not name.
 
-    The weights behind them are those of a changed input, so nothing can be made of them alone.
+    The weights of their layers are those of a changed input, which is unknown without the operator.
     """
     mark = f".{NAME}."
     found = [n for n in reader.names if mark in n and n.partition(mark)[0] in layers]

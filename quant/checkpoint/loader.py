@@ -246,7 +246,7 @@ def _fill(
 def require_whole(
     folder: Path, skeleton: PreTrainedModel, levels: Sequence[str | Part | Levels] = ()
 ) -> None:
-    """`require_tensors` of a checkpoint that is not open: as `load` would say it."""
+    """Open a checkpoint and call `require_tensors`, with the errors of `load`."""
     checkpoint = read_format(folder, verify_files=False, levels=levels)
     with TensorReader(folder) as reader:
         reader.rename(names_of(skeleton).to_model)
@@ -259,10 +259,10 @@ def require_tensors(
     checkpoint: CheckpointFormat,
     layers: Mapping[str, Sequence[str]],
 ) -> None:
-    """ArtifactError for tensors that only the skeleton or only the files have, or of other shapes.
+    """Raise ArtifactError for tensors that are missing, unexpected or of another shape.
 
-    Headers alone are read. What is inside the tensors of a layer (`layers`: its parts), and whether
-    they fit its shape, shows when they are read.
+    Only headers are read. `layers` has the parts of each layer; their contents and shapes are
+    checked when they are read.
     """
     stored, kind = set(reader.names), type(model).__name__
     for layer in layers:

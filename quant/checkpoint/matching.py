@@ -179,7 +179,7 @@ def differences(model: PreTrainedModel, folder: Path) -> Differences:
 
 
 def match(model: PreTrainedModel, shapes: Mapping[str, tuple[int, ...]]) -> Differences:
-    """What a model does not share with files that hold tensors of these names and shapes."""
+    """Return the differences between a model and files with tensors of these names and shapes."""
     pairs = list(model_names(model, shapes))
     left = [name for mine, name, _ in pairs if not mine]
     found = compare(model, {mine for mine, _, _ in pairs}, left, shapes.__getitem__)
@@ -195,7 +195,7 @@ def match(model: PreTrainedModel, shapes: Mapping[str, tuple[int, ...]]) -> Diff
 
 
 def _unpickled(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file, without their values where it is no older than torch 1.6."""
+    """Return the tensors of a file, without their values if it is from torch 1.6 or later."""
     mapped = zipfile.is_zipfile(path)
     state: dict[str, Tensor] = torch.load(path, map_location="meta", weights_only=True, mmap=mapped)
     return state

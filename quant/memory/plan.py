@@ -280,7 +280,7 @@ def _quantized(shape: ModelShape, scheme: Scheme) -> Iterator[Item]:
 
 
 def _operators(shape: ModelShape, config: QuantizationConfig, here: str) -> Iterator[Item]:
-    """What transforms may keep in front of the layers of a block: a copy for each layer."""
+    """Yield the operators that transforms may keep in front of a block's layers, one per layer."""
     kept = [each for each, options in config.transforms if each.keeps(options) != NEVER]
     count = sum(each.kept_bytes(inputs) for each in kept for _, inputs in shape.layers)
     yield Item("operators in front of a block's layers", count, here)

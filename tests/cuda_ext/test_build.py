@@ -179,7 +179,7 @@ def test_processes_at_once_build_one_library(
         )
         for _ in range(2)
     ]
-    outputs = [process.communicate(timeout=120) for process in running]
+    outputs = [process.communicate(timeout=600) for process in running]
     assert [process.returncode for process in running] == [0, 0]
     assert outputs[0][0] == outputs[1][0]
     assert sum("building the CPU kernels" in errors for _, errors in outputs) == 1

@@ -24,7 +24,7 @@ print(ops.resolve_kernel("cpu"))
 def fresh(script: str) -> subprocess.CompletedProcess[str]:
     """A new process, for nothing is remembered there and torch is not imported yet."""
     return subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=600, check=False
     )
 
 

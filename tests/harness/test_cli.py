@@ -133,7 +133,7 @@ def test_wrong_requests_are_one_sentence_and_status_2(
     assert words in err
     assert err.startswith("bitsweep: ")
     assert err.count("\n") == 1
-    assert "Traceback" not in err
+    assert "Traceback" not in err, err
 
 
 def test_the_traceback_is_there_for_those_who_ask(
@@ -207,9 +207,9 @@ def test_a_signal_while_a_worker_is_made_leaves_no_traceback_and_no_process(
         assert running.poll() is None, said
     time.sleep(0.5)
     os.killpg(running.pid, number)
-    _, err = running.communicate(timeout=60)
+    _, err = running.communicate(timeout=600)
     assert running.returncode == 128 + number
-    assert "Traceback" not in err
+    assert "Traceback" not in err, err
     assert "finished stages are kept; run the same command again" in err
     deadline = time.monotonic() + 120
     while _group(running.pid):
@@ -245,13 +245,13 @@ def test_an_interrupted_sweep_goes_on_where_it_stopped(
         time.sleep(0.02)
     if number != signal.SIGKILL:  # a terminal sends it to the whole group, and so do clusters
         os.killpg(first.pid, number)
-        _, err = first.communicate(timeout=120)
+        _, err = first.communicate(timeout=600)
         assert first.returncode == (cli.INTERRUPTED if number == signal.SIGINT else 143)
         assert "run the same command again" in err
-        assert "Traceback" not in err
+        assert "Traceback" not in err, err
     else:
         first.kill()
-        first.communicate(timeout=120)
+        first.communicate(timeout=600)
     before = {path: path.stat().st_mtime_ns for path in cells.glob("*/*.json")}
     assert 2 <= len(before) < 9
     if number == signal.SIGTERM:

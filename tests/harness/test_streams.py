@@ -18,7 +18,7 @@ def run(shell: str, **environment: str) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
         env={**os.environ, "B": f"{sys.executable} -m harness", **environment},
-        timeout=120,
+        timeout=600,
         check=False,
     )
 

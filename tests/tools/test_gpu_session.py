@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def run(*command: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHON": sys.executable, "PYTHONPATH": str(ROOT)}
     return subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600
     )
 
 
@@ -55,7 +55,7 @@ def commands(section: str, folder: Path, *flags: str) -> list[list[str]]:
     log.unlink(missing_ok=True)
     environment = {**os.environ, "PYTHON": str(python), "OUT": str(folder)}
     script = ["bash", "tools/gpu_session.sh", *flags, "--section", section]
-    done = subprocess.run(script, cwd=ROOT, env=environment, capture_output=True, timeout=60)
+    done = subprocess.run(script, cwd=ROOT, env=environment, capture_output=True, timeout=600)
     assert done.returncode != 0, "a failure inside a section is not swallowed"
     return [command.split("\037")[:-1] for command in log.read_text().split("\036")[:-1]]
 

@@ -207,7 +207,7 @@ def test_the_exit_status_says_whether_figures_differ(tmp_path: Path) -> None:
     def run(*arguments: object) -> subprocess.CompletedProcess[str]:
         script = Path(same_figures.__file__)
         command = [sys.executable, str(script), "compare", *map(str, arguments)]
-        return subprocess.run(command, capture_output=True, text=True, timeout=60)
+        return subprocess.run(command, capture_output=True, text=True, timeout=600)
 
     differing, same = run(before, after), run(before, before)
     assert (differing.returncode, differing.stdout) == (1, 'run/a/key: "1" -> "2"\n')

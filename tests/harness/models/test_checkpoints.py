@@ -314,8 +314,8 @@ def test_inspect_says_what_is_doubtful(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["inspect"], "arguments are required: folder; `bitsweep inspect --help` shows"),
-        (["export", "/nowhere"], "arguments are required: out, --format; `bitsweep export --help`"),
+        (["inspect"], "arguments are required: FOLDER; `bitsweep inspect --help` shows"),
+        (["export", "/nowhere"], "arguments are required: OUT, --format; `bitsweep export --help`"),
         (["inspect", "/nowhere"], "is not a folder"),
         (["export", "/nowhere", "/tmp/out", "--format", "gptq-v1"], "is not a folder"),
         (["export", "/nowhere", "/tmp/out", "--format", "gguf"], "'gguf' is unknown; choose one"),

@@ -3,9 +3,13 @@
 import contextlib
 import multiprocessing
 import os
+import re
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
+from multiprocessing import forkserver
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -81,18 +85,48 @@ told.send((known, table is not None, gc.get_freeze_count(), len(gc.get_objects()
 """
 
 
+@pytest.fixture
+def own_server() -> None:
+    """A process has one server: one that another room's tests started knows nothing of cells."""
+    forkserver._forkserver._stop()
+    process.context.cache_clear()
+
+
+@pytest.mark.usefixtures("own_server")
 def test_a_cell_finds_what_all_cells_need_to_know() -> None:
     """And a collection in it looks at few objects: it would copy all those of the server."""
     told, theirs = process.context().Pipe()
     child = process.context().Process(target=exec, args=(IN_A_CELL, {"told": theirs}))
     child.start()
-    assert told.poll(120)
+    assert told.poll(600)
     known, renames, aside, own = told.recv()
     child.join()
     assert known == [1, 1, 1, 1]
     assert renames
     assert aside > 100_000
     assert own < aside / 10
+
+
+SERVER_S_SIGNALS = """
+import multiprocessing.forkserver as forkserver
+from harness.run import process
+process.context().set_forkserver_preload([])
+child = process.context().Process(target=print, args=("",))
+process._start(child)
+child.join()
+print(open(f"/proc/{forkserver._forkserver._forkserver_pid}/status").read())
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="no /proc")
+def test_the_server_hears_no_signal_while_it_imports() -> None:
+    """It would print a traceback on Ctrl-C, which reaches the whole group of a terminal."""
+    command = [sys.executable, "-c", SERVER_S_SIGNALS]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=True)
+    (blocked,) = re.findall(r"^SigBlk:\s*(\w+)$", done.stdout, re.MULTILINE)
+    mask = int(blocked, 16)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        assert mask & 1 << number - 1, number
 
 
 def test_the_server_imports_parts_of_ours_and_not_those_of_others(

@@ -111,7 +111,7 @@ def copy(folder: Path, to: Path) -> Path:
 
 def test_no_code_is_imported_because_a_checkpoint_names_it(folder: Path, tmp_path: Path) -> None:
     said = json.loads((folder / "config.json").read_text())["quantization_config"]
-    assert said["levels_module"] == "wide_levels"
+    assert said["levels_module"] == "tests.quant.wide_levels"
     broken = copy(folder, tmp_path / "a")
     edit_config(lambda c: c["quantization_config"].update(levels_module="nobody.has.this"))(broken)
     for levels in ([], [CODEBOOK], ["uniform"]):

@@ -33,7 +33,7 @@ PEER = "BITSWEEP_PEERS"
 ARCHITECTURE = "smollm2-135m"
 HEAD = Scheme(8, 32)
 SCHEMES = (Scheme(4, 64), Scheme(3, 64), Scheme(2, 64))
-PROMPT, TOKENS, LONG, ROUNDS = 16, 32, 512, 9
+PROMPT, TOKENS, LONG, ROUNDS = 16, 32, 512, 5
 HERE = Path(__file__).parent
 
 
@@ -137,6 +137,7 @@ def _run(subjects: list[Ours | LlamaCpp]) -> None:
                 each.decode, each.prompt = Times(), Times()
         for each in subjects[:: 1 if turn % 2 == 0 else -1]:
             each.round()
+        print(f"round {turn} of {ROUNDS}", file=sys.stderr, flush=True)
     print(table(subjects))
     load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
     print(f"{torch.get_num_threads()} threads, {cpu_isa()}; load of the machine {load}")

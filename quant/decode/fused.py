@@ -14,10 +14,14 @@ from torch import Tensor
 
 from cuda_ext.toolchain import BuildError
 from quant.decode.caches import FUSED, StaticDecoder
-from quant.decode.llama import Unsupported, open_step, require_llama
+from quant.decode.llama import Unsupported, all_packed, open_step, require_llama
 
 # Tokens that the step takes at a time. Its activations stay in the second-level cache.
 TOGETHER = 64
+# Tokens of a prompt up to which the step takes layers that are not packed. Its product with plain
+# weights is made for one token: at 16 tokens it is ahead of the model's own forward, at 128 behind
+# (docs/decoding.md), and a baseline is not to be timed on the slower way.
+PLAIN_TOGETHER = 32
 
 
 class FusedDecoder:
@@ -40,10 +44,16 @@ class FusedDecoder:
             self.logits = torch.zeros((1, len(model.get_input_embeddings().weight)))
             self.token = torch.zeros((1, 1), dtype=torch.int64)
         self._length = 0
+        self._longest = positions if all_packed(model) else PLAIN_TOGETHER
 
     @torch.inference_mode()
     def prefill(self, prompt: Tensor) -> None:
         length = self._length = prompt.shape[1]
+        if length > self._longest:
+            self._cache.prefill(prompt)  # writes keys and values where the step reads them
+            self.logits.copy_(self._cache.logits)
+            self._choose()
+            return
         for first in range(0, length, TOGETHER):
             part = prompt[:, first : first + TOGETHER].contiguous()
             last = first + TOGETHER >= length

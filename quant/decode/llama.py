@@ -108,6 +108,11 @@ def open_step(
     return step, weight.nbytes - held.nbytes
 
 
+def all_packed(model: Any) -> bool:
+    """Whether every matrix inside the layers is packed."""
+    return all(isinstance(linear, QuantLinear) for linear in _matrices(model)[:-1])
+
+
 def halved(weight: Tensor) -> Tensor:
     """The same numbers as bfloat16 where it holds them all exactly, as it does for a checkpoint
     that was stored so; else the weight itself.

@@ -6,7 +6,7 @@ import torch
 from quant import QuantizationConfig, Scheme, load, quantize_model, save
 from quant.decode import caches
 from quant.decode.choose import make_decoder
-from quant.decode.fused import TOGETHER, FusedDecoder
+from quant.decode.fused import PLAIN_TOGETHER, TOGETHER, FusedDecoder
 from quant.decode.llama import Unsupported, halved
 from quant.solvers import rtn
 from tests.quant.architectures import CONFIGS, tiny_model
@@ -103,6 +103,21 @@ def test_a_long_prompt_gives_the_bits_of_tokens_one_by_one(tmp_path) -> None:
         single.token = prompt[:, at : at + 1].contiguous()
         single.step()
     assert torch.equal(together.logits, single.logits)
+
+
+def test_a_long_prompt_of_plain_layers_goes_through_the_forward_of_the_model() -> None:
+    """The product with plain weights is slower there, and a baseline must not be."""
+    model, calls = llama(), []
+    decoder = FusedDecoder(model, 80)
+    model.register_forward_pre_hook(lambda *_: calls.append(1))
+    for length, forwards in ((PLAIN_TOGETHER, 0), (PLAIN_TOGETHER + 1, 1)):
+        found = run(decoder, prompt_of(length))
+        assert len(calls) == forwards
+        calls.clear()
+        expected = without_cache(model, prompt_of(length))
+        calls.clear()
+        assert found[0] == expected[0]
+        torch.testing.assert_close(found[1], expected[1], rtol=1e-4, atol=1e-4)
 
 
 def test_any_number_of_threads_gives_the_same_bits(tmp_path) -> None:

@@ -24,7 +24,7 @@ fi
 export PYTHONPATH="$PWD" PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1
 SECTIONS="device build test sanitize bench bench-batches bench-all crossover decode solver"
 # Every test that needs a GPU is in one of these; others import packages that may not be there.
-GPU_TESTS="tests/cuda_ext tests/quant/measure/test_decode.py tests/quant/test_linear.py
+GPU_TESTS="tests/cuda_ext tests/quant/decode/test_decode.py tests/quant/test_linear.py
   tests/quant/test_products.py tests/quant/solvers/test_columns.py"
 PAPER="opt-175b,llama-70b-up,llama-70b-down,llama-8b-up"
 

@@ -67,7 +67,7 @@ def test_a_cell_takes_from_the_end_of_the_one_before_it() -> None:
 def test_a_sweep_that_does_not_tell_of_every_stage_is_refused() -> None:
     said = lines(3, start=7.0, wall=0.25, processor=1.0)
     failed = [each for each in said if "s2 perplexity" not in each.line]
-    with pytest.raises(RuntimeError, match="5 finished stages of 3 cells where 3 cells have 6"):
+    with pytest.raises(RuntimeError, match="5 finished stages of 3 cells, but 3 cells have 6"):
         cell_seconds(failed, cells=3)
 
 

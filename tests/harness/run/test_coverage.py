@@ -80,7 +80,7 @@ def test_allowed_coverage_is_in_every_record_in_the_key_and_in_a_footnote(
 
 
 def test_rules_are_checked(tiny_cell: Make) -> None:
-    with pytest.raises(ConfigError, match=r"which RTN does not see: .*method=gptq"):
+    with pytest.raises(ConfigError, match=r"which RTN does not use: .*method=gptq"):
         cell_of(tiny_cell("method=rtn", "method.few_tokens=rtn"))
     for given, said in (
         ("method.few_tokens=drop", "choose one of refuse, damp, rtn"),

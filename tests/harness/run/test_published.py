@@ -53,13 +53,15 @@ def test_a_run_in_an_odd_folder_leaves_no_place_in_its_files(
     ]
     config = without_clock(*places, "method=gptq")
     assert run([Cell(config, tuple(places))]) == 0
-    # A failure whose message names files.
+    # A failure whose message names files, which change after the plan.
+    broken = cell_of(without_clock(*places, "method=none", "scheme=w16"))
     weights = odd / "models" / "tiny" / "model.safetensors"
     tensors = load_file(weights)
     lost = tensors.pop(next(name for name in tensors if name.endswith("fc1.weight")))
     save_file({**tensors, "x": lost}, weights, {"format": "pt"})
-    broken = without_clock(*places, "method=none", "scheme=w16")
-    (failure,) = [each for each in events_of(broken) if isinstance(each, Failed)]
+    events: list[Event] = []
+    run_cell(broken, events.append)
+    (failure, *_) = [each for each in events if isinstance(each, Failed)]
     assert str(odd) in failure.message, "on the screen the place is needed"
 
     files = [file for file in (odd / "results").rglob("*") if file.is_file()]

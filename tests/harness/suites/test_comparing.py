@@ -195,5 +195,5 @@ def test_progress_counts_every_pass(artifact: Path, text: str) -> None:
 
 
 def test_the_reference_of_a_model_that_has_none_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="was not quantized"):
+    with pytest.raises(ValueError, match="this model is not quantized"):
         run(context(tiny(), quantized=True), text)

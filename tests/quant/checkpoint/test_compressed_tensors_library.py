@@ -96,7 +96,7 @@ def test_scales_that_readers_will_round_are_named(tmp_path: Path) -> None:
     model, weights = quantized("llama", Scheme(3, scale_dtype="float32"))
     artifact = quant.save(tmp_path / "a", model, weights, method=METHOD)
     (note,) = quant.export(artifact, tmp_path / "d", "gptq-v2").notes
-    assert "as float16 and will round these float32 ones" in note
+    assert "as float16 and will round these float32 scales" in note
 
 
 @pytest.mark.parametrize("scheme", [Scheme(4, group_size=128, symmetric=True), Scheme(3)])

@@ -77,7 +77,8 @@ def test_the_operator_changes_no_bit(monkeypatch, scheme, mode, block_size, outp
         expected = solve(weight, hessian, scheme, options, kernel="cpu")
     assert torch.equal(found.weight.codes, expected.weight.codes)
     assert torch.equal(found.weight.scale, expected.weight.scale)
-    assert found.loss == expected.loss
+    # A sum of the same errors, which lie in another order in memory.
+    assert found.loss == pytest.approx(expected.loss, rel=1e-5)
     index, other = found.weight.group_index, expected.weight.group_index
     assert (index is None and other is None) or torch.equal(index, other)
 

@@ -183,7 +183,9 @@ def plain_columns(
 ) -> tuple[Tensor, Tensor]:
     """The oracle of cuda_ext.column_loop.gptq_column_loop: plain PyTorch, any dtype and device."""
     codes = torch.empty_like(block[: len(index)], dtype=torch.uint8)
-    errors = torch.empty_like(block[: len(index)])
+    # Contiguous, as the operator's errors are: with one row, empty_like takes over strides with
+    # which addmm_ sums in another order.
+    errors = block.new_empty((len(index), block.shape[1]))
     diagonal = upper.diagonal()
     rows = [grids.apply(lambda part, at=at: part[at]) for at in range(len(grids))]  # type: ignore[misc]
     for j, group in enumerate(index):

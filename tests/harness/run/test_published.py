@@ -61,7 +61,7 @@ def test_a_run_in_an_odd_folder_leaves_no_place_in_its_files(
     save_file({**tensors, "x": lost}, weights, {"format": "pt"})
     events: list[Event] = []
     run_cell(broken, events.append)
-    (failure, *_) = [each for each in events if isinstance(each, Failed)]
+    (failure,) = [each for each in events if isinstance(each, Failed)]
     assert str(odd) in failure.message, "on the screen the place is needed"
 
     files = [file for file in (odd / "results").rglob("*") if file.is_file()]

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
 from cuda_ext import ops
@@ -67,6 +67,13 @@ def layer(outputs, inputs, seed=0, dead=()):
     outputs=st.sampled_from([1, 3, 65]),
     panel=st.sampled_from([1, 20, 48, 128]),
 )
+@example(
+    scheme=Scheme(8, 48, scale_dtype="float16"),
+    mode={"group_grid": "stale"},
+    block_size=5,
+    outputs=1,
+    panel=1,
+)
 def test_the_operator_changes_no_bit(monkeypatch, scheme, mode, block_size, outputs, panel):
     monkeypatch.setattr(loops, "PANEL", panel)
     weight, hessian = (part.float() for part in layer(outputs, 96, seed=block_size, dead=(3, 50)))
@@ -77,8 +84,7 @@ def test_the_operator_changes_no_bit(monkeypatch, scheme, mode, block_size, outp
         expected = solve(weight, hessian, scheme, options, kernel="cpu")
     assert torch.equal(found.weight.codes, expected.weight.codes)
     assert torch.equal(found.weight.scale, expected.weight.scale)
-    # A sum of the same errors, which lie in another order in memory.
-    assert found.loss == pytest.approx(expected.loss, rel=1e-5)
+    assert found.loss == expected.loss
     index, other = found.weight.group_index, expected.weight.group_index
     assert (index is None and other is None) or torch.equal(index, other)
 

@@ -1,6 +1,5 @@
 """A model so small that a cell takes a second, for the tests of this room."""
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import pytest
 
 from harness.config.compose import compose_cells
 from harness.config.schema import Cell, CellConfig
+from tests.harness.tiny import save_tiny_model
 
 STORIES = "<|endoftext|>\n".join(
     f"Tom had {n} red apples and put them in a box. Anna looked into the box and saw {n} apples.\n"
@@ -18,21 +18,7 @@ STORIES = "<|endoftext|>\n".join(
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random OPT model with the embedded tokenizer: 2 blocks of width 32."""
-    import torch
-    from transformers import OPTConfig, OPTForCausalLM
-
-    from harness.embedded import MODEL_DIR
-
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    config = OPTConfig.from_pretrained(MODEL_DIR)
-    config.hidden_size = config.word_embed_proj_dim = 32
-    config.ffn_dim, config.num_hidden_layers, config.num_attention_heads = 64, 2, 2
-    config.max_position_embeddings = 64
-    torch.manual_seed(0)
-    OPTForCausalLM(config).save_pretrained(folder)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(MODEL_DIR / name, folder / name)
-    return folder
+    return save_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
 
 
 @pytest.fixture(scope="session")

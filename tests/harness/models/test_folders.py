@@ -7,7 +7,6 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from harness.config.schema import ModelConfig
 from harness.errors import ModelError
 from harness.models.folders import (
     folder_fingerprint,
@@ -15,17 +14,7 @@ from harness.models.folders import (
     weights_read,
 )
 from harness.models.model import StoredModel, find_model
-
-
-@pytest.fixture
-def copy(tiny_model: Path, tmp_path: Path) -> Path:
-    folder = tmp_path / "model"
-    shutil.copytree(tiny_model, folder)
-    return folder
-
-
-def local(path: Path | None) -> ModelConfig:
-    return ModelConfig(name="x", source="local", path=None if path is None else str(path))
+from tests.harness.cells import local
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """Models that are complete, incomplete, or not there."""
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -25,17 +24,7 @@ from quant.config import QuantizationConfig
 from quant.errors import ArtifactError
 from quant.scheme import Scheme
 from quant.solvers import rtn
-
-
-@pytest.fixture
-def copy(tiny_model: Path, tmp_path: Path) -> Path:
-    folder = tmp_path / "model"
-    shutil.copytree(tiny_model, folder)
-    return folder
-
-
-def local(path: Path | None) -> ModelConfig:
-    return ModelConfig(name="x", source="local", path=None if path is None else str(path))
+from tests.harness.cells import local
 
 
 def test_the_embedded_model_is_found_without_importing_it() -> None:

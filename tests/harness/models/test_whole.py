@@ -1,7 +1,6 @@
 """Tensors that model and files do not share are refused in the plan, once and for good."""
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -37,11 +36,6 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache of its own for verdicts alone: kernels would be compiled again."""
     monkeypatch.setattr(whole, "cache_root", lambda: tmp_path / "cache")
     return tmp_path / "cache"
-
-
-@pytest.fixture
-def copy(tiny_model: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(tiny_model, tmp_path / "copy"))
 
 
 def edit(folder: Path, change: Change) -> None:

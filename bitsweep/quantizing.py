@@ -33,8 +33,8 @@ from quant.memory.plan import model_shape, plan_quantization
 from quant.parts import PartError, find_part
 from quant.rules import STRICT, Rules
 from quant.scheme import Scheme
-from quant.solvers.base import Solver
-from quant.transforms.base import Transform
+from quant.solvers.base import Solver, method_description
+from quant.transforms.base import Transform, transform_description
 
 Spec = TypeVar("Spec")
 Tokenizer = PreTrainedTokenizerBase | str | Path
@@ -173,14 +173,13 @@ def _folder(
 
 def _described(config: QuantizationConfig, windows: Sequence[Tensor]) -> dict[str, Any]:
     """What made the weights, as config.json says it."""
-    said = {"name": config.solver.name, **dataclasses.asdict(config.options)}
-    said |= config.rules.given()
+    arithmetic = config.arithmetic if windows else None
+    said = method_description(config.solver, config.options, config.rules, arithmetic)
     if windows:
-        said |= {"arithmetic": config.arithmetic, "calib": {"windows": windows_hash(windows)}}
+        said["calib"] = {"windows": windows_hash(windows)}
     if config.transforms:
         said["transform"] = [
-            {"name": each.name, "version": each.version, **dataclasses.asdict(options)}
-            for each, options in config.transforms
+            transform_description(each, options) for each, options in config.transforms
         ]
     return said
 

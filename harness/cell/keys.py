@@ -27,6 +27,8 @@ from harness.records.record import FULL_PRECISION, LOADED, QUANTIZATION
 from harness.suites.base import Facts, require_own_inputs
 from quant.levels.base import module_of
 from quant.scheme import Scheme
+from quant.solvers.base import method_description
+from quant.transforms.base import transform_description
 
 # The scheme fields in records of full precision.
 NO_SCHEME = {
@@ -132,12 +134,7 @@ def _semantics(choices: Choices, model: Model) -> dict[str, Any]:
     }
     if choices.transforms:
         semantic["transform"] = [  # their order matters
-            {
-                "name": each.transform.name,
-                "version": each.transform.version,
-                **dataclasses.asdict(each.options),
-            }
-            for each in choices.transforms
+            transform_description(each.transform, each.options) for each in choices.transforms
         ]
     if model.checkpoint is not None:
         semantic["method"] = {"name": LOADED}
@@ -155,11 +152,8 @@ def _method(choices: Choices) -> dict[str, Any]:
     if choices.solving is None:
         return {"name": FULL_PRECISION}
     solving = choices.solving
-    options = dataclasses.asdict(solving.options)
-    method = {"name": solving.solver.name, **options, **solving.rules.given()}
-    if choices.calibration is None:  # plain rounding gives the same codes in every arithmetic
-        return method
-    return {**method, "arithmetic": solving.arithmetic}
+    arithmetic = None if choices.calibration is None else solving.arithmetic
+    return method_description(solving.solver, solving.options, solving.rules, arithmetic)
 
 
 def _content(semantic: dict[str, Any]) -> dict[str, Any]:

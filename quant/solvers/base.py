@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from quant.rules import Rules
     from quant.weight import QuantizedWeight
 
 
@@ -148,6 +149,17 @@ def words_of(part: Any, options: Any) -> list[str]:
             f"{part.name}: describe returned {words!r}; return a list of words, [] for none."
         )
     return words
+
+
+def method_description(
+    solver: Solver, options: Any, rules: Rules, arithmetic: str | None
+) -> dict[str, Any]:
+    """Return what keys and checkpoints say of a method: name, options, rules, arithmetic.
+
+    arithmetic  None without calibration text: plain rounding has the same codes in each.
+    """
+    found = {"name": solver.name, **dataclasses.asdict(options), **rules.given()}
+    return found if arithmetic is None else {**found, "arithmetic": arithmetic}
 
 
 def require_options_type(kind: object, owner: str) -> None:

@@ -15,6 +15,7 @@ as an operator in front of each of the layers (quant.input_operator) and stored 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -124,6 +125,11 @@ class Scaling:
     def hessian(self, matrix: Tensor) -> Tensor:
         scale = self.scale.to(matrix)
         return matrix / (scale * scale[:, None])
+
+
+def transform_description(transform: Transform, options: Any) -> dict[str, Any]:
+    """Return what keys and checkpoints say of a transform: name, version and options."""
+    return {"name": transform.name, "version": transform.version, **dataclasses.asdict(options)}
 
 
 def _never(_options: Any) -> str:

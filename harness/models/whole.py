@@ -1,7 +1,7 @@
 """Compare the tensors of a model with those of its files, before anything is loaded.
 
-Names and shapes are compared by the rules of the loaders (quant.checkpoint.matching), so only the
-headers of the files are read; transformers' loader would read every value, even on the meta device.
+Names and shapes are compared by the rules of the loaders (quant.checkpoint.matching), and only the
+headers of the files are read.
 """
 
 from __future__ import annotations

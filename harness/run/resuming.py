@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from itertools import accumulate
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from harness.records.record import QUANTIZATION
 from harness.run.events import Listener, Resumed
 
-Progress = Callable[[int, int, str], None]
+if TYPE_CHECKING:
+    from quant.calibrate.run import Progress
 
 
 class Resuming:

@@ -1,1 +1,1 @@
-"""Decoding on a processor with one operator call a token: what a model must be, and the decoder."""
+"""Greedy decoding at batch 1: the fastest decoder that gives a model's own logits."""

@@ -29,7 +29,7 @@ import torch
 import transformers
 
 from cuda_ext.ops import KernelUnavailable, resolve_kernel
-from harness.suites.published import Published, published_latencies
+from harness.suites.published_latency import Published, published_latencies
 from quant.decode.caches import Decoder
 from quant.decode.choose import make_decoder
 from quant.errors import SchemeError

@@ -29,6 +29,7 @@ COLUMNS = (
     "group_size",
     "bits_per_weight",
     "calibration",
+    "calibrated_on",
     "seed",
     # what was measured
     "suite",
@@ -105,6 +106,7 @@ def _rows(record: Record) -> list[dict[str, Any]]:
         "group_size": _section(record, "scheme").get("group_size"),
         "bits_per_weight": _bits_per_weight(record),
         "calibration": record.cell.calibration,
+        "calibrated_on": _calibrated_on(record),
         "seed": record.cell.seed,
         "suite": record.suite,
         "fallbacks": "; ".join(
@@ -125,6 +127,14 @@ def _rows(record: Record) -> list[dict[str, Any]]:
     }
     figures = [shared | _metric(metric, record) for metric in record.metrics]
     return [shared, *figures] if record.status == "failed" or not figures else figures
+
+
+def _calibrated_on(record: Record) -> str | None:
+    """The calibration's text and its windows, such as "c4-train 128 x 2048"; None without one."""
+    text = _section(record, "calib")
+    if record.cell.calibration is None or "protocol" not in text:
+        return None
+    return f"{text['protocol']} {text.get('sequences')} x {text.get('length')}"
 
 
 def _metric(metric: Metric, record: Record) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from harness.suites.base import (
     at_least_one,
     machine_inputs,
 )
-from harness.suites.published import PLACE, published_table
+from harness.suites.published_latency import PLACE, published_table
 
 NAME = "latency"
 

@@ -7,9 +7,18 @@ from dataclasses import dataclass, field
 from omegaconf import MISSING
 
 from harness.data.config import DocumentsConfig
-from harness.report.columns import ACCURACY, AgainstBits, FigureColumn, SuiteTable
+from harness.report.columns import (
+    ACCURACY,
+    AgainstBits,
+    FigureColumn,
+    Place,
+    SuiteTable,
+)
+from harness.report.published import beside_published
 from harness.suites import reading
 from harness.suites.base import Facts, Suite, SuiteContext, SuiteResult, at_least_one
+
+NAME = "perplexity"
 
 
 @dataclass
@@ -36,10 +45,11 @@ def run(context: SuiteContext, config: Config) -> SuiteResult:
     return scoring.run(context, config)
 
 
+PUBLISHED = Place("published_perplexity", "Perplexity of {model} beside published", 11)
 PLOT = AgainstBits("perplexity", "Perplexity against bits per weight", logarithmic=True, clip=12.0)
 
 SUITE = Suite(
-    name="perplexity",
+    name=NAME,
     version=1,
     config=Config,
     run=run,
@@ -53,5 +63,6 @@ SUITE = Suite(
         joins=ACCURACY,
         rank=10,
         compared=True,
+        tables=(beside_published(PUBLISHED, NAME),),
     ),
 )

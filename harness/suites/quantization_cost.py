@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from harness.records.record import QUANTIZATION, Metric
-from harness.report.columns import COST, FigureColumn, SuiteTable
+from harness.report.columns import COST, FigureColumn, Place, SuiteTable
+from harness.report.published import beside_published
 from harness.report.rows import Figure
 from harness.report.table import Cell, significant
 
@@ -24,12 +25,14 @@ def _seconds(figure: Figure) -> Cell:
     return Cell(significant(figure.value), figure.value)
 
 
+PUBLISHED = Place("published_runtime", "Quantization time of {model} beside published", 49)
 # The quantization is not a suite, but has a table as suites do.
 TABLE = SuiteTable(
     columns=(FigureColumn("seconds", "quant.", "s", _seconds, name="quantization_s", task=TOTAL),),
     joins=COST,
     rank=10,
     every_column=True,
+    tables=(beside_published(PUBLISHED, STAGE),),
 )
 
 

@@ -15,6 +15,7 @@ from harness.data import protocols, vocabulary
 from harness.data.protocols import TokenWindows
 from harness.errors import BitsweepError
 from harness.records.record import Metric
+from harness.report.published import LIMIT
 from harness.suites.base import SuiteContext, SuiteResult
 from harness.suites.reading import Texts
 
@@ -86,7 +87,7 @@ def run(context: SuiteContext, config: Scoring) -> SuiteResult:
             sequences=config.max_windows,
         )
         result = score(context, found, config.batch_size)
-        metrics += _metrics(found, result, length, config.batch_size)
+        metrics += _metrics(found, result, length, config)
         inputs |= {f"tokens:{name}": found.token_hash, f"text:{name}": found.text_hash}
         samples += [
             {"protocol": name, "window": window, "tokens": tokens, "nll": nll}
@@ -162,7 +163,7 @@ def window_nll(logits: Tensor, tokens: Tensor) -> Tensor:
     return total
 
 
-def _metrics(found: TokenWindows, result: Score, length: int, batch_size: int) -> Iterator[Metric]:
+def _metrics(found: TokenWindows, result: Score, length: int, config: Scoring) -> Iterator[Metric]:
     protocol, mean, error = found.protocol, result.mean, result.stderr
     try:
         perplexity = math.exp(mean)
@@ -177,9 +178,11 @@ def _metrics(found: TokenWindows, result: Score, length: int, batch_size: int) -
         "windows": f"{len(found.windows)} of {'at most ' * (not protocol.one_length)}{length}",
         "token_hash": found.token_hash,
         "special_tokens": found.special,
-        "batch_size": str(batch_size),
+        "batch_size": str(config.batch_size),
         "stderr": "over windows",
     }
+    if config.max_windows is not None:
+        notes[LIMIT] = f"max_windows={config.max_windows}"
     for name, value, unit, scale in (
         ("perplexity", perplexity, "ppl", perplexity),
         ("nll", mean, "nat", 1.0),

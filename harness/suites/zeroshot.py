@@ -11,13 +11,23 @@ from harness.data import texts
 from harness.data.sources import generator_hash
 from harness.errors import ConfigError
 from harness.records.hashes import file_sha256
-from harness.report.columns import ACCURACY, AgainstBits, FigureColumn, SuiteTable
+from harness.report.columns import (
+    ACCURACY,
+    AgainstBits,
+    FigureColumn,
+    Place,
+    SuiteTable,
+)
+from harness.report.published import beside_published
 from harness.report.rows import FigureKey, Row
 from harness.suites import zeroshot_tasks
 from harness.suites.base import Facts, Suite, SuiteContext, SuiteResult, at_least_one
 
 if TYPE_CHECKING:
     from harness.config.schema import ModelConfig
+
+
+NAME = "zeroshot"
 
 
 @dataclass
@@ -85,6 +95,7 @@ def _ties(row: Row, key: FigureKey, _rows: Sequence[Row]) -> list[str]:
     return [f"{ties} of {figure.n} documents have two best choices within 0.0001 nat"]
 
 
+PUBLISHED = Place("published_accuracy", "Zero-shot accuracy of {model} beside published", 12)
 PLOT = AgainstBits("accuracy", "Accuracy against bits per weight")
 
 _column = partial(FigureColumn, plot=PLOT, optional=True)  # tasks differ in what they score
@@ -100,10 +111,11 @@ TABLE = SuiteTable(
     joins=ACCURACY,
     rank=20,
     compared=True,
+    tables=(beside_published(PUBLISHED, NAME),),
 )
 
 SUITE = Suite(
-    name="zeroshot",
+    name=NAME,
     version=2,
     config=Config,
     run=run,

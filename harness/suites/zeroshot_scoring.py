@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from harness.data import protocols, texts
 from harness.records.record import Metric
+from harness.report.published import LIMIT
 from harness.suites import zeroshot_tasks
 from harness.suites.base import SuiteContext, SuiteResult
 from harness.suites.zeroshot_tasks import EMBEDDED_TASKS, TIES, LocalTask, TaskError
@@ -85,6 +86,8 @@ def run(context: SuiteContext, config: Asking) -> SuiteResult:
         "special_tokens": model.special.said(),
         "truncated": f"{model.truncated} of {model.requests} requests, to {length} tokens",
     }
+    if config.limit is not None:
+        notes[LIMIT] = f"limit={config.limit}"
     if model.shared:
         notes["shared_token"] = f"in {model.shared} of {model.requests} requests prompt and target"
     return _result(results, local, notes, failures)

@@ -14,7 +14,7 @@ from harness.records.record import Failure
 from harness.report import from_records, summary_tables
 from harness.report.render import to_csv, to_markdown, to_rich
 from harness.report.table import Cell, Column, Note, Table, on_screen, small
-from harness.suites.published import (
+from harness.suites.published_latency import (
     NOT_MEASURED,
     Published,
     published_file,

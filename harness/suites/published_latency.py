@@ -5,10 +5,9 @@ from __future__ import annotations
 import csv
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 
-from harness.errors import BitsweepError
 from harness.report.columns import Place
+from harness.report.published import published_file
 from harness.report.rows import Figure, Row
 from harness.report.table import Cell, Column, Note, Table, significant
 
@@ -57,18 +56,6 @@ def published_latencies() -> tuple[Published, ...]:
             )
             for line in csv.DictReader(file)
         )
-
-
-def published_file(name: str) -> Path:
-    """A file of results/published, in the installed package or in the checkout."""
-    package = Path(__file__).resolve().parents[1]
-    for folder in (package / "published", package.parent / "results" / "published"):
-        if (folder / name).is_file():
-            return folder / name
-    raise BitsweepError(
-        f"results/published/{name} is missing beside {package}: the installation is incomplete, "
-        "install bitsweep again."
-    )
 
 
 def published_table(suite: str, model: str, rows: list[Row]) -> Table | None:

@@ -1,0 +1,233 @@
+"""Published figures beside measured ones: published | ours ± sd | delta | band.
+
+The figures are those of results/published/gptq.csv, in this project's names for models, tasks,
+methods and schemes. A measured row stands beside a published figure if model, method, options and
+scheme are equal and the whole text or task was measured.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from harness.errors import BitsweepError
+from harness.records.record import FULL_PRECISION, QUANTIZATION
+from harness.report.columns import OwnTable, Place
+from harness.report.names import Footnotes
+from harness.report.rows import Figure, Row
+from harness.report.table import Cell, Column, Note, Table
+
+# A model that is not quantized, or quantized without calibration, has no source of spread but
+# arithmetic: its perplexity is the published one within this, or something differs.
+EXACT_BAND = 0.02
+SEEDS = 3  # with fewer, the spread over calibration seeds is not known well enough for a band
+NOT_RUN = "not run"
+LIMIT = "limit"  # the note of a figure of a part of its text or task
+# Protocol of the paper: 128 windows of 2048 tokens of C4, and perplexity on windows of 2048 tokens.
+CALIBRATED_ON = "c4-train 128 x 2048"
+WINDOW = "of 2048"
+COLUMNS = (
+    Column("source", "table", numeric=False),
+    Column("task", "task", numeric=False),
+    Column("method", "method", numeric=False),
+    Column("scheme", "scheme", numeric=False),
+    Column("published", "published"),
+    Column("ours", "ours", "± sd"),
+    Column("delta", "delta"),
+    Column("band", "band", "±"),
+    Column("verdict", "verdict", numeric=False),
+)
+
+
+@dataclass(frozen=True)
+class PublishedFigure:
+    """One line of results/published/gptq.csv; scheme is "" where the source states none."""
+
+    table: str
+    model: str
+    task: str
+    metric: str
+    method: str
+    options: str
+    scheme: str
+    value: float
+    unit: str
+    hardware: str
+    remark: str
+    source: str
+
+    @property
+    def label(self) -> str:
+        return f"{self.method} {self.options}".strip()
+
+    def figure_in(self, row: Row) -> Figure | None:
+        """Our figure of the same quantity in a row, if the row has it for all of the text."""
+        if row.model != self.model or (self.scheme and row.scheme != self.scheme):
+            return None
+        full = self.method == FULL_PRECISION
+        if row.full_precision != full:
+            return None
+        if not full and (row.method, row.variant) != (self.method, self.options):
+            return None
+        if row.calibration is not None and row.calibrated_on != CALIBRATED_ON:
+            return None
+        found = [
+            figure
+            for (_, task, metric), figure in row.figures.items()
+            if (task, metric) == (self.task, self.metric) and whole(figure)
+        ]
+        return found[0] if found else None
+
+
+def whole(figure: Figure) -> bool:
+    """Whether a figure is of the whole text or task, in windows as long as the paper's."""
+    windows = figure.note("windows")
+    return not figure.note(LIMIT) and (not windows or windows.endswith(WINDOW))
+
+
+def published_file(name: str) -> Path:
+    """A file of results/published, in the installed package or in the checkout."""
+    package = Path(__file__).resolve().parents[1]
+    for folder in (package / "published", package.parent / "results" / "published"):
+        if (folder / name).is_file():
+            return folder / name
+    raise BitsweepError(
+        f"results/published/{name} is missing beside {package}: the installation is incomplete, "
+        "install bitsweep again."
+    )
+
+
+@lru_cache(maxsize=1)
+def published_figures() -> tuple[PublishedFigure, ...]:
+    """All published figures of the paper; BitsweepError if the file is missing."""
+    with published_file("gptq.csv").open(encoding="utf-8", newline="") as file:
+        lines = csv.DictReader(file)
+        return tuple(PublishedFigure(**{**line, "value": float(line["value"])}) for line in lines)  # type: ignore[arg-type]
+
+
+def beside_published(place: Place, suite: str) -> OwnTable:
+    """A table of the published figures of a suite's tasks and ours."""
+
+    def make(model: str, rows: list[Row]) -> Table | None:
+        return _table(place, suite, model, rows)
+
+    return OwnTable(place, make)
+
+
+def _table(place: Place, suite: str, model: str, rows: Sequence[Row]) -> Table | None:
+    """None if nothing is published for the model, or no published task was measured whole."""
+    measured = {
+        (task, metric)
+        for row in rows
+        for (owner, task, metric), figure in row.figures.items()
+        if owner == suite and whole(figure)
+    }
+    lines = [
+        each
+        for each in published_figures()
+        if each.model == model and (each.task, each.metric) in measured
+    ]
+    if not lines:
+        return None
+    footnotes = Footnotes()
+    cells = [_line(each, rows, suite, footnotes) for each in lines]
+    notes = [
+        Note(
+            f"Band: ± {EXACT_BAND} of perplexity for full precision and rounding, which depend on "
+            "no calibration text; two standard deviations over calibration seeds for calibrated "
+            f"methods (from {SEEDS} seeds on); two standard errors for accuracies."
+        )
+    ]
+    title = place.title.replace("{model}", model)
+    return Table(
+        place.name, model, title, list(COLUMNS), cells, notes, footnotes.texts, footnotes.causes
+    )
+
+
+def _line(
+    published: PublishedFigure, rows: Sequence[Row], suite: str, footnotes: Footnotes
+) -> list[Cell]:
+    marks = (footnotes.mark(published.remark),) if published.remark else ()
+    head = [
+        _text(published.table),
+        _text(published.task),
+        _text(published.label),
+        _text(published.scheme or "–"),
+        Cell(shown(published, published.value), published.value, marks=marks),
+    ]
+    for row in rows:
+        figure = published.figure_in(row)
+        if figure is not None:
+            return [*head, *_compared(published, row, figure, footnotes)]
+    return [*head, _not_available(published, rows, suite, footnotes), Cell(), Cell(), Cell()]
+
+
+def _compared(
+    published: PublishedFigure, row: Row, figure: Figure, footnotes: Footnotes
+) -> list[Cell]:
+    spread = "" if figure.spread is None else f" ± {shown(published, figure.spread)}"
+    ours = Cell(f"{shown(published, figure.value)}{spread}", figure.value, stderr=figure.spread)
+    if published.unit == "s":  # of other hardware: a ratio, and nothing to be within
+        ratio = figure.value / published.value
+        mark = footnotes.mark(f"on {published.hardware}; delta is ours over published")
+        return [ours, Cell(f"{ratio:.2f} x", ratio, marks=(mark,)), Cell(), Cell()]
+    delta = figure.value - published.value
+    cells = [ours, Cell(shown(published, delta, sign=True), delta)]
+    allowed = band(published, row, figure)
+    if allowed is None:
+        mark = footnotes.mark(
+            f"needs {SEEDS} calibration seeds for a band: add -m seed=0,1,2 to the command"
+        )
+        return [*cells, Cell(marks=(mark,)), Cell()]
+    within = abs(delta) <= allowed
+    return [
+        *cells,
+        Cell(shown(published, allowed), allowed),
+        _text("within" if within else "outside"),
+    ]
+
+
+def band(published: PublishedFigure, row: Row, figure: Figure) -> float | None:
+    """The difference that needs no explanation; None if too few seeds were run to know it."""
+    if published.unit == "fraction":
+        return None if figure.stderr is None else 2 * figure.stderr
+    if row.calibration is None:
+        return EXACT_BAND
+    if figure.spread is None or figure.seeds < SEEDS:
+        return None
+    return 2 * figure.spread
+
+
+def shown(published: PublishedFigure, value: float, sign: bool = False) -> str:
+    """A value with the digits that the source prints; fractions as percents."""
+    plus = "+" if sign else ""
+    if published.unit == "fraction":
+        return f"{100 * value:{plus}.2f} %"
+    if published.unit == "s":
+        return f"{value:{plus}.0f} s"
+    if abs(value) >= 1e4:
+        return f"{value:{plus}.1e}"
+    return f"{value:{plus}.2f}"
+
+
+def _not_available(
+    published: PublishedFigure, rows: Sequence[Row], suite: str, footnotes: Footnotes
+) -> Cell:
+    """ "n/a" with the cause of a failure, or "not run"."""
+    for row in rows:
+        same = row.scheme == published.scheme and row.full_precision == (
+            published.method == FULL_PRECISION
+        )
+        if not same or (not row.full_precision and row.method != published.method):
+            continue
+        for stage in (suite, QUANTIZATION):
+            if stage in row.failures:
+                return Cell("n/a", "n/a", marks=(footnotes.cause(row.failures[stage]),))
+    return _text(NOT_RUN)
+
+
+def _text(text: str) -> Cell:
+    return Cell(text, text)

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.peers import environment
 from cuda_ext.packed import cpu_isa
 from quant.decode.caches import Decoder
 from quant.decode.choose import make_decoder
@@ -29,12 +30,10 @@ from quant.measure.dummy import build_dummy, random_packed
 from quant.measure.roofline import weight_bytes_per_token
 from quant.scheme import Scheme
 
-PEER = "BITSWEEP_PEERS"
 ARCHITECTURE = "smollm2-135m"
 HEAD = Scheme(8, 32)
 SCHEMES = (Scheme(4, 64), Scheme(3, 64), Scheme(2, 64))
 PROMPT, TOKENS, LONG, ROUNDS = 16, 32, 512, 5
-HERE = Path(__file__).parent
 
 
 @dataclass
@@ -114,15 +113,10 @@ class LlamaCpp(Subject):
 
 def decode() -> None:
     """SmolLM2-135M on the processor: ms a token and of a prompt of 512, beside llama.cpp."""
-    interpreter = _interpreter()
+    interpreter = environment.interpreter("llama.cpp")
     ours = [Ours(scheme, HEAD) for scheme in SCHEMES] + [Ours(SCHEMES[0], None), Ours(None, None)]
     subjects: list[Ours | LlamaCpp] = list(ours)
     if interpreter is None:
-        print(
-            f"llama.cpp is not measured: {PEER} names no environment. Make one with `python -m "
-            f"venv DIR && DIR/bin/pip install --no-deps -r {HERE.name}/requirements.txt` (in "
-            f"benchmarks) and set {PEER}=DIR."
-        )
         _run(subjects)
         return
     with _peer(interpreter) as peer:
@@ -177,20 +171,13 @@ def _fused(model: Any, prompt: torch.Tensor) -> Decoder:
     return decoder
 
 
-def _interpreter() -> Path | None:
-    """The interpreter of the peers' environment; None where none is named."""
-    folder = os.environ.get(PEER)
-    if not folder:
-        return None
-    found = Path(folder) / "bin" / "python"
-    if not found.exists():
-        sys.exit(f"{PEER}={folder} has no bin/python; name an environment (python -m venv).")
-    return found
-
-
 @contextmanager
 def _peer(interpreter: Path) -> Iterator[LlamaCpp]:
-    command = [str(interpreter), str(HERE / "llama_cpp.py"), str(torch.get_num_threads())]
+    command = [
+        str(interpreter),
+        str(environment.HERE / "llama_cpp.py"),
+        str(torch.get_num_threads()),
+    ]
     with subprocess.Popen(
         command,
         stdin=subprocess.PIPE,

@@ -7,6 +7,7 @@ tensors and the module that defined them. A reader uses the levels that it was g
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -54,7 +55,7 @@ def parse(config: Config, where: str) -> CheckpointFormat:
             f"{where}.scale_dtype={config.get('scale_dtype')!r} cannot be read; expected one of "
             f"{', '.join(SCALE_DTYPES)}."
         )
-    return CheckpointFormat(
+    parsed = CheckpointFormat(
         format=FORMAT,
         bits=read_bits(config, where),
         group_size=read_group_size(config, where),
@@ -65,6 +66,7 @@ def parse(config: Config, where: str) -> CheckpointFormat:
         scale_dtype=config["scale_dtype"],
         producer=read_meta(config)[1],
     )
+    return dataclasses.replace(parsed, head=gptq.read_head(config, where, parsed))
 
 
 def zero_points(_parsed: CheckpointFormat) -> str:
@@ -111,6 +113,7 @@ def describe(model: QuantizedModel) -> dict[str, Any]:
         "levels_module": module_of(scheme.levels),
         "levels_version": scheme.kind.version,
         "tensors": declaration(scheme.kind),
+        **gptq.head_settings(model),
         "meta": model.meta(),
     }
 

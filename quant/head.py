@@ -21,6 +21,8 @@ NAMES = ("lm_head", "embed_out")
 # one more pass through the model. At 8 bits rounding to nearest loses next to nothing.
 SOLVER = rtn.SOLVER
 HOW = "rounded to nearest"
+# Weights rounded at a time: a head may have a tenth of a model's weights, and rows are independent.
+AT_ONCE = 1 << 22
 _PATTERN = re.compile(rf"\^?(\.\*)?(\\?\.)?({'|'.join(NAMES)})(\.\*)?\$?")
 
 

@@ -25,6 +25,7 @@ from harness.models.model import Model
 from harness.records.hashes import digest
 from harness.records.record import FULL_PRECISION, LOADED, QUANTIZATION
 from harness.suites.base import Facts, require_own_inputs
+from quant.head import method_of_head
 from quant.levels.base import module_of
 from quant.scheme import Scheme
 from quant.solvers.base import method_description
@@ -145,6 +146,9 @@ def _semantics(choices: Choices, model: Model) -> dict[str, Any]:
 def _scheme(scheme: Scheme) -> dict[str, Any]:
     """The fields of a scheme; levels by the name that a configuration uses."""
     found = {field.name: getattr(scheme, field.name) for field in dataclasses.fields(scheme)}
+    head = found.pop("head")
+    if head is not None:  # no key for a head that is not quantized: older records have none
+        found["head"] = {**_scheme(head), **method_of_head()}
     return {**found, "levels": module_of(scheme.levels)}
 
 

@@ -12,13 +12,10 @@ from transformers import PreTrainedModel
 from quant.blocks import set_weight_matrix, weight_matrix
 from quant.calibrate.layers import LayerResult, require_solution
 from quant.errors import failures_of
-from quant.head import SOLVER, find_head
+from quant.head import AT_ONCE, SOLVER, find_head
 from quant.scheme import Scheme
 from quant.solvers.base import Layer
 from quant.weight import QuantizedWeight
-
-# Weights rounded at a time: a head may have a tenth of a model's weights, and rows are independent.
-AT_ONCE = 1 << 22
 
 
 def quantize_head(

@@ -116,14 +116,17 @@ def make_scheme(config: SchemeConfig, levels: Part | None = None) -> Scheme | No
 
 
 def _head(config: SchemeConfig, levels: Mapping[str, Part]) -> Scheme | None:
-    """The scheme of the head; None if it is not quantized. SchemeError; ConfigError.
+    """The scheme of the head; None if it is not quantized. Raises ConfigError.
 
     levels  the user's module of levels as a keyword, if the layers have one.
     """
     head = config.head
     if head.bits is not None:
         own = levels if head.levels == config.levels else {}
-        return Scheme(**{**dataclasses.asdict(head), **own})
+        try:
+            return Scheme(**{**dataclasses.asdict(head), **own})
+        except SchemeError as error:
+            raise ConfigError(f"scheme.head: {error}") from error
     if head != HeadConfig():
         raise ConfigError(
             "scheme.head has no bits, so its other keys have no effect: add scheme.head.bits=8, or "

@@ -20,9 +20,15 @@ from quant.checkpoint.loader import read_scheme
 from quant.checkpoint.make import quantize_to
 from quant.checkpoint.source import ArtifactSource, CheckpointSource
 from quant.config import QuantizationConfig
+from quant.decode.caches import FUSED
+from quant.decode.choose import make_decoder
 from quant.errors import ArtifactError, ModelStructureError, NonFiniteError
 from quant.head import find_head, is_head, means_head
 from quant.linear import QuantLinear
+from quant.measure.dummy import build_dummy, predict_memory
+from quant.measure.roofline import embedding_bytes, weight_bytes, weight_bytes_per_token
+from quant.memory.limits import Limits
+from quant.memory.plan import model_shape, plan_quantization
 from quant.scheme import Scheme
 from quant.solvers import gptq, rtn
 from tests.oracles import textbook_unpack
@@ -282,5 +288,63 @@ def test_overrides_of_other_layers_are_refused(tmp_path: Path) -> None:
     config = config_of(folder)
     config["quantization_config"]["dynamic"]["+:.*down_proj"] = {"bits": 8}
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ArtifactError, match=r"dynamic overrides .* '\+:\.\*down_proj'"):
+    with pytest.raises(ArtifactError, match=r"dynamic overrides .*\('\+:\.\*down_proj'\)"):
         quant.load(folder, verify_files=False)
+
+
+def test_decoding_reads_the_packed_head(tmp_path: Path) -> None:
+    sizes = {"num_attention_heads": 2, "num_key_value_heads": 1, "tie_word_embeddings": True}
+    scheme = Scheme(4, group_size=32, head=Scheme(8, group_size=32))
+    found = {}
+    for each in (scheme, scheme.without_head):
+        model = tiny_model("llama", intermediate_size=64, **sizes)
+        result = quantize_model(model, [], QuantizationConfig(rtn.SOLVER, each))
+        folder = quant.save(tmp_path / each.name, model, result.weights, method=METHOD)
+        found[each.name] = quant.load(folder)
+    packed, plain = found.values()
+    decoder = make_decoder(packed, TOKENS[:1], 8)
+    assert (decoder.mode, decoder.reason) == (FUSED, "")
+    # Kernels read rows in units of 64 bytes; 3 bytes are scale and zero-point.
+    dense, stored = VOCABULARY * HIDDEN * 4, VOCABULARY * (64 + 3)
+    read = weight_bytes_per_token(plain) - dense + stored
+    assert weight_bytes_per_token(packed) == read
+    assert embedding_bytes(packed) == dense + stored
+
+
+@pytest.mark.parametrize("name", [TIED, APART])
+def test_the_shape_of_a_model_counts_its_packed_head(name: str) -> None:
+    model = tiny_model(name)
+    shape = model_shape(model)
+    dense, stored = VOCABULARY * HIDDEN * 4, VOCABULARY * HIDDEN * (8 + 3) // 8
+    assert shape.head == (VOCABULARY, HIDDEN)
+    assert shape.head_bytes == (0 if name == TIED else dense)
+    packed = shape.with_head(HEAD)
+    assert packed.outside_bytes == shape.outside_bytes + stored - shape.head_bytes
+    assert shape.with_head(None) == shape
+    items = {
+        scheme: {
+            item.name: item.bytes
+            for item in plan_quantization(
+                shape, QuantizationConfig(rtn.SOLVER, scheme), 0, 0, Limits(host=10**9)
+            ).items
+        }
+        for scheme in (SCHEME, SCHEME.without_head)
+    }
+    more = dict(items[SCHEME].items() - items[SCHEME.without_head].items())
+    assert more == {
+        "rows of the head in the solver": VOCABULARY * HIDDEN * 4 * 5,
+        "quantized weights of the head": VOCABULARY * HIDDEN + 2 * stored,
+    }
+
+
+@pytest.mark.parametrize("name", [TIED, APART])
+def test_random_models_have_a_packed_head(name: str) -> None:
+    config = tiny_model(name).config
+    model = build_dummy(config, SCHEME)
+    head = model.get_output_embeddings()
+    assert isinstance(head, QuantLinear)
+    assert head.scheme == HEAD
+    need = predict_memory(tiny_model(name).config, SCHEME, dtype=torch.float32, kernel=head.kernel)
+    assert weight_bytes(model) == need.model
+    with torch.inference_mode():
+        assert torch.isfinite(model(TOKENS).logits).all()

@@ -72,10 +72,12 @@ def parse(
     bits: Sequence[int] = BITS,
     symmetric: bool | None = None,
     levels: str = uniform.LEVELS.name,
+    of_uniform: Format | None = None,
 ) -> CheckpointFormat:
     """Parse a GPTQ configuration.
 
-    versions are the accepted values of the version keys; symmetric is the meaning of a missing sym.
+    versions are the accepted values of the version keys; symmetric is the meaning of a missing sym;
+    of_uniform is as in `read_head`.
     The result is `declared` if one of several versions is present.
     """
     declared = declared_versions(config)
@@ -108,14 +110,20 @@ def parse(
         producer=producer,
         declared=bool(declared) or len(versions) == 1,
     )
-    return validated(replace(parsed, head=read_head(config, where, parsed, bits)), where)
+    head = read_head(config, where, parsed, bits, of_uniform)
+    return validated(replace(parsed, head=head), where)
 
 
 def read_head(
-    config: Config, where: str, layers: CheckpointFormat, bits: Sequence[int] = BITS
+    config: Config,
+    where: str,
+    layers: CheckpointFormat,
+    bits: Sequence[int] = BITS,
+    of_uniform: Format | None = None,
 ) -> dict[str, Any]:
     """Return the settings of the head that differ from those of `layers`.
 
+    of_uniform is the format of a head with uniform levels, if the layers have others.
     GPTQModel's "dynamic" overrides settings per layer: "+:pattern" or "pattern". "-:pattern" leaves
     layers in full precision, which the names of the tensors also show.
     """
@@ -140,14 +148,12 @@ def read_head(
             "grid": read_head_grid(config),
         }
         if said.get("levels", layers.levels) != layers.levels:
-            from quant.checkpoint.formats import gptq_v2
-
-            if said["levels"] != uniform.LEVELS.name:
+            if said["levels"] != uniform.LEVELS.name or of_uniform is None:
                 raise ArtifactError(
                     f"{where_said}.levels={said['levels']!r} cannot be read; expected "
                     f"{uniform.LEVELS.name!r} or the levels of the layers."
                 )
-            found |= {"format": gptq_v2.FORMAT, "levels": uniform.LEVELS.name}
+            found |= {"format": of_uniform, "levels": uniform.LEVELS.name}
     return found
 
 

@@ -18,6 +18,7 @@ from quant.calibrate.stream import QuantizationResult, quantize_model
 from quant.checkpoint.inspection import inspect
 from quant.checkpoint.loader import read_scheme
 from quant.checkpoint.make import quantize_to
+from quant.checkpoint.partial import PartialArtifact
 from quant.checkpoint.source import ArtifactSource, CheckpointSource
 from quant.config import QuantizationConfig
 from quant.decode.caches import FUSED
@@ -348,3 +349,55 @@ def test_random_models_have_a_packed_head(name: str) -> None:
     assert weight_bytes(model) == need.model
     with torch.inference_mode():
         assert torch.isfinite(model(TOKENS).logits).all()
+
+
+@pytest.mark.parametrize("format", ["gptq-v1", "compressed-tensors"])
+def test_a_head_of_another_producer_is_read(format: str, tmp_path: Path) -> None:
+    """Which declares less, and means the head by another pattern."""
+    scheme = Scheme(4, group_size=16, symmetric=True, head=Scheme(8, group_size=8, symmetric=True))
+    model, folder = saved(tmp_path / "a", TIED, scheme)
+    folder = quant.export(folder, tmp_path / "b", format).folder
+    (folder / "artifact.json").unlink()
+    config = config_of(folder)
+    said = config["quantization_config"]
+    del said["meta"]
+    if format == "gptq-v1":
+        del said["checkpoint_format"]
+        said["dynamic"] = {r"-:.*\.9\..*": {}, r".*lm_head.*": {"bits": 8, "group_size": 8}}
+    else:
+        said["config_groups"]["group_1"]["targets"] = ["re:.*lm_head"]
+    (folder / "config.json").write_text(json.dumps(config))
+    loaded = quant.load(folder)
+    assert loaded.lm_head.scheme.bits == 8
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(TOKENS).logits, model(TOKENS).logits, rtol=0, atol=1e-4)
+
+
+def test_a_run_that_was_killed_before_its_head_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_model(TIED).save_pretrained(tmp_path / "model")
+    config, seen = QuantizationConfig(rtn.SOLVER, SCHEME), []
+
+    def run(target: Path) -> QuantizationResult:
+        with CheckpointSource(tmp_path / "model", torch.float32) as source:
+            return quantize_to(target, source, [], config, model_hash="x", method=METHOD)
+
+    def kill(*_: object) -> None:
+        seen.append("killed")
+        raise KeyboardInterrupt
+
+    whole = run(tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(PartialArtifact, "put_head", kill)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "target")
+    assert seen == ["killed"]
+    resumed = run(tmp_path / "target")
+    assert (whole.resumed, resumed.resumed) == (0, BLOCKS)
+    assert resumed.head is not None
+    files = [
+        {file.name: file.read_bytes() for file in folder.glob("*.safetensors")}
+        for folder in (tmp_path / "whole", tmp_path / "target")
+    ]
+    assert files[0] == files[1]

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from quant.checkpoint import gptq
+from quant.checkpoint.formats import gptq_v2
 from quant.checkpoint.formats.base import (
     CheckpointFormat,
     Config,
@@ -66,7 +67,8 @@ def parse(config: Config, where: str) -> CheckpointFormat:
         scale_dtype=config["scale_dtype"],
         producer=read_meta(config)[1],
     )
-    return dataclasses.replace(parsed, head=gptq.read_head(config, where, parsed))
+    head = gptq.read_head(config, where, parsed, of_uniform=gptq_v2.FORMAT)
+    return dataclasses.replace(parsed, head=head)
 
 
 def zero_points(_parsed: CheckpointFormat) -> str:

@@ -146,7 +146,8 @@ def quantize_blocks(
     it.
     """
     if config.scheme.head is not None:
-        require_sound_weight(*reversed(find_head(source.model)))
+        name, module = find_head(source.model)
+        require_sound_weight(module, name)
     covered = covered or survey(source, config.rules)
     if config.needs_calibration:
         check_windows(calibration, source.model)

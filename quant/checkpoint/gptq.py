@@ -162,7 +162,7 @@ def head_settings(model: QuantizedModel) -> dict[str, Any]:
     if model.own_head is None:
         return {}
     name, scheme = model.own_head
-    settings = {
+    settings: dict[str, Any] = {
         "bits": scheme.bits,
         "group_size": scheme.group_size or -1,
         "sym": scheme.symmetric,

@@ -1,7 +1,7 @@
 """Decoding beside llama.cpp: SmolLM2-135M at batch 1 on this processor, in one run.
 
-Ours has random weights, in which times do not differ; its head is packed at 8 bits, as the file of
-llama.cpp has it, and once float32, as artifacts hold it where the head is not quantized.
+Ours has random weights, in which times do not differ; the scheme packs its head at 8 bits, as the
+file of llama.cpp has it, and once leaves it float32.
 """
 
 from __future__ import annotations
@@ -24,15 +24,13 @@ from benchmarks.peers import environment
 from cuda_ext.packed import cpu_isa
 from quant.decode.caches import Decoder
 from quant.decode.choose import make_decoder
-from quant.linear import QuantLinear
 from quant.measure.architectures import architecture_config
-from quant.measure.dummy import build_dummy, random_packed
+from quant.measure.dummy import build_dummy
 from quant.measure.roofline import weight_bytes_per_token
 from quant.scheme import Scheme
 
 ARCHITECTURE = "smollm2-135m"
-HEAD = Scheme(8, 32)
-SCHEMES = (Scheme(4, 64), Scheme(3, 64), Scheme(2, 64))
+SCHEMES = tuple(Scheme(bits, 64, head=Scheme(8, 32)) for bits in (4, 3, 2))
 PROMPT, TOKENS, LONG, ROUNDS = 16, 32, 512, 5
 
 
@@ -61,17 +59,12 @@ class Subject:
 class Ours(Subject):
     """A dummy of SmolLM2-135M through quant.decode."""
 
-    def __init__(self, scheme: Scheme | None, head: Scheme | None) -> None:
+    def __init__(self, scheme: Scheme | None) -> None:
         config = architecture_config(ARCHITECTURE)
         model = build_dummy(
             config, scheme, device="cpu", dtype=torch.float32, kernel="auto", seed=0
         )
-        if head is not None:
-            inputs, generator = config.hidden_size, torch.Generator().manual_seed(0)
-            packed = random_packed(head, inputs, config.vocab_size, generator)
-            model.set_output_embeddings(QuantLinear(packed, head, inputs, None, "auto"))
-        name = f"{scheme.name if scheme else 'float32'}, head {head.name if head else 'float32'}"
-        super().__init__(name, weight_bytes_per_token(model))
+        super().__init__(scheme.name if scheme else "float32", weight_bytes_per_token(model))
         generator = torch.Generator().manual_seed(1)
         self._long = torch.randint(0, config.vocab_size, (1, LONG), generator=generator)
         self._decoder = _fused(model, self._long[:, :PROMPT])
@@ -114,7 +107,7 @@ class LlamaCpp(Subject):
 def decode() -> None:
     """SmolLM2-135M on the processor: ms a token and of a prompt of 512, beside llama.cpp."""
     interpreter = environment.interpreter("llama.cpp")
-    ours = [Ours(scheme, HEAD) for scheme in SCHEMES] + [Ours(SCHEMES[0], None), Ours(None, None)]
+    ours = [Ours(scheme) for scheme in (*SCHEMES, SCHEMES[0].without_head, None)]
     subjects: list[Ours | LlamaCpp] = list(ours)
     if interpreter is None:
         _run(subjects)

@@ -105,7 +105,14 @@ def compose_one(overrides: Sequence[str]) -> DictConfig:
                 scheme = Scheme.parse(name)
             except SchemeError as reason:
                 raise error from reason
-            ConfigStore.instance().store(group=SCHEMES, name=name, node=asdict(scheme))
+            ConfigStore.instance().store(group=SCHEMES, name=name, node=_node(scheme))
+
+
+def _node(scheme: Scheme) -> dict[str, Any]:
+    """A scheme as a file of conf/scheme has it."""
+    node = asdict(scheme.without_head)
+    del node["head"]
+    return node if scheme.head is None else {**node, "head": _node(scheme.head)}
 
 
 def parse(overrides: Sequence[str]) -> list[Override]:

@@ -42,6 +42,18 @@ class ModelConfig:
 
 
 @dataclass
+class HeadConfig:
+    """The scheme of the language-model head; bits=null keeps it in the dtype of the model."""
+
+    bits: Optional[int] = None
+    group_size: Optional[int] = None
+    symmetric: bool = False
+    levels: str = "uniform"
+    grid: str = "minmax"
+    scale_dtype: str = "float16"
+
+
+@dataclass
 class SchemeConfig:
     """The quantization scheme; bits=16 is full precision."""
 
@@ -51,6 +63,7 @@ class SchemeConfig:
     levels: str = "uniform"
     grid: str = "minmax"
     scale_dtype: str = "float16"
+    head: HeadConfig = field(default_factory=HeadConfig)
 
 
 @dataclass

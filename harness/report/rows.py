@@ -71,6 +71,7 @@ class Row:
     fallbacks: tuple[str, ...] = ()
     transforms: tuple[str, ...] = ()  # those that were not applied to some layers
     coverage: tuple[str, ...] = ()  # matrices of the blocks in full precision
+    head: tuple[str, ...] = ()  # how the head was quantized
 
     @property
     def scheme_label(self) -> str:
@@ -253,6 +254,7 @@ def _row(group: list[dict[str, Any]]) -> Row:
         fallbacks=_different(entry["fallbacks"] for entry in group),
         transforms=_different(entry["transforms"] for entry in group),
         coverage=_different(entry["coverage"] for entry in group),
+        head=_different(entry["head"] for entry in group),
     )
 
 

@@ -37,6 +37,7 @@ from harness.run.subject import Subject
 from harness.suites import quantization_cost
 from harness.suites.base import SuiteContext, SuiteResult, require_figures
 from harness.suites.memory import measure_peak
+from quant.head import method_of_head
 from quant.memory.heaps import trim_heap
 
 
@@ -111,6 +112,8 @@ def quantize(cell: ResolvedCell, progress: Any, listen: Listener) -> StageResult
     method = {**cell.keys.semantic["method"], "calib": cell.keys.semantic["calib"]}
     if choices.transforms:
         method["transform"] = cell.keys.semantic["transform"]
+    if cell.quantization.scheme.head is not None:
+        method["head"] = method_of_head()
     with disk_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
     with open_source(model, choices.runtime.device, choices.results) as source:
@@ -132,11 +135,12 @@ def quantize(cell: ResolvedCell, progress: Any, listen: Listener) -> StageResult
         )
         resuming.tell(result.resumed)
         weights = weights_read(model.folder, source.model)
+    head = () if result.head is None else (result.head,)
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     peaks = [stage.peak_bytes for stage in result.stages if stage.peak_bytes is not None]
     return StageResult(
         metrics=quantization_cost.metrics(result, size, clock.seconds),
-        layers=[LayerReport(**asdict(layer)) for layer in result.layers],
+        layers=[LayerReport(**asdict(layer)) for layer in (*result.layers, *head)],
         inputs={
             **inputs,
             "artifact": artifact_digest(folder),
@@ -180,11 +184,13 @@ def _measure(
     batch = max((getattr(each.config, "batch_size", 1) for each in streaming), default=1)
     if not subject.streams(batch):
         return _run_suite(cell, measuring, subject, progress, subject.model(), None)
-    suite, runtime = measuring.suite, cell.choices.runtime
+    suite, runtime, scheme = measuring.suite, cell.choices.runtime, cell.choices.scheme
     if not suite.streams:
         names = [each.suite.name for each in streaming]
-        raise refuse_whole_model(suite.name, names, cell.model, subject.packed, runtime.device)
-    shape, _ = measured_shape(cell.model, subject.packed)
+        raise refuse_whole_model(
+            suite.name, names, cell.model, subject.packed, runtime.device, scheme
+        )
+    shape, _ = measured_shape(cell.model, subject.packed, scheme)
     key = cell.keys.stages[suite.name][:KEY_DIGITS]
     scratch = cell.store.root / "scratch" / f"{suite.name}-{key}"
     with subject.open() as source:

@@ -67,11 +67,15 @@ def metrics(
 def bits_per_weight(result: QuantizationResult) -> float:
     """Stored bits per weight of the blocks' matrices, scales and zero-points included.
 
-    Matrices that stay in full precision count with the bits of their type.
+    Matrices that stay in full precision count with the bits of their type; a quantized head counts
+    too.
     """
-    layers = result.layers
+    layers, head = result.layers, result.head
     bits = sum(layer.bits_per_weight * layer.outputs * layer.inputs for layer in layers)
-    return result.coverage.bits_per_weight(bits)
+    if head is None:
+        return result.coverage.bits_per_weight(bits)
+    weights = head.outputs * head.inputs
+    return result.coverage.bits_per_weight(bits, weights, head.bits_per_weight * weights)
 
 
 def _layer_means(layers: list[LayerResult]) -> list[Metric]:

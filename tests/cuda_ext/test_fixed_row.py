@@ -5,7 +5,7 @@ Every instruction set must pass: what is asked is the error rule, not a path.
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.oracles.packed_layers import BITS, Layer, check_error, random_x
@@ -50,7 +50,9 @@ def test_what_is_not_finite_stays_so(isa: str, bits: int, bad: float) -> None:
     assert not bool(alone.isfinite().all())
 
 
-@settings(max_examples=60, deadline=None)
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(
     bits=st.sampled_from(BITS),
     inputs=st.integers(1, 1200),

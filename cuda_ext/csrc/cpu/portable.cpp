@@ -131,6 +131,6 @@ struct Wide {
 
 namespace bitsweep {
 Kernels portable_kernels() {
-  return {linear, dequantize, column_loop, Lanes::kSlab, attend, kStrip, step_kernels()};
+  return {linear, dequantize, column_loop, Lanes::kSlab, attend, kStrip, step_kernels(), nullptr};
 }
 }  // namespace bitsweep

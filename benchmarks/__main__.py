@@ -23,7 +23,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import harness_overhead, solver
+from benchmarks import crowded, harness_overhead, solver
 from benchmarks.peers import decode
 from harness.models.model import Place, StoredModel, find_model
 from harness.records import environment
@@ -119,6 +119,7 @@ BENCHMARKS = {
     "embedded": solver.embedded,
     "attention": solver.attention,
     "decode": decode.decode,
+    "crowded": crowded.crowded,
     "harness": harness_overhead.harness,
 }
 

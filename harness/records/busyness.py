@@ -241,8 +241,8 @@ def parse_stat(
         online.add(int(number))
         if int(number) in allowed:
             # user, nice, system, idle, iowait, irq, softirq, steal; guests are in user and nice
-            user, nice, system, _, _, *more = (int(word) for word in rest.split()[:8])
-            irq, softirq, steal = (*more, 0, 0, 0)[:3]
+            found = [*(int(word) for word in rest.split()[:8]), *[0] * 8]  # old kernels: fewer
+            user, nice, system, _, _, irq, softirq, steal = found[:8]
             work += user + nice + system + irq + softirq
             stolen += steal
     rate = ticks_a_second()

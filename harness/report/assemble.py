@@ -10,7 +10,14 @@ from dataclasses import replace
 
 from harness.report.columns import FigureColumn, Place, Shown, SuiteTable
 from harness.report.compare import best_figures, compared_notes, other_sample
-from harness.report.names import Footnotes, failed_seeds, missing, name_cells, name_columns
+from harness.report.names import (
+    Footnotes,
+    failed_seeds,
+    measured_busy,
+    missing,
+    name_cells,
+    name_columns,
+)
 from harness.report.rows import Figure, FigureKey, Row
 from harness.report.table import Cell, Column, Note, Table
 
@@ -177,5 +184,6 @@ def _cell(
     marks = failed_seeds(row, shown.key[0], footnotes)
     texts = other_sample(figure, shown.key, rows) if compared else []
     texts += shown.declared.footnotes(row, shown.key, rows)
+    texts += measured_busy(figure, shown.key[0], rows)
     marks += tuple(footnotes.mark(text) for text in texts)
     return replace(shown.declared.write(figure), marks=marks)

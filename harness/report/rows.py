@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from harness.records.busyness import BUSY
 from harness.records.hashes import SHA256_DIGITS
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ class Figure:
     spread: float | None = None
     median: float | None = None
     p99: float | None = None
+    busy: tuple[str, ...] = ()  # what others took of the machine in a timing, of any seed
 
     def note(self, name: str) -> str:
         """A note of the metric by name; "" if it has none of that name."""
@@ -258,6 +260,16 @@ def _row(group: list[dict[str, Any]]) -> Row:
     )
 
 
+def _busy(notes: str) -> str:
+    found = [part for part in notes.split("; ") if part.startswith(f"{BUSY}: ")]
+    return found[0].removeprefix(f"{BUSY}: ") if found else ""
+
+
+def _without_busy(notes: str) -> str:
+    """What others did is no condition of a timing, and differs from row to row."""
+    return "; ".join(part for part in notes.split("; ") if not part.startswith(f"{BUSY}: "))
+
+
 def _different(texts: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(set(filter(None, texts))))
 
@@ -287,11 +299,12 @@ def _combine(entries: list[dict[str, Any]]) -> Figure:
         token_hash=first["token_hash"],
         higher_is_better=bool(first["higher_is_better"]),
         kernel=first["kernel"],
-        notes=first["notes"] or "",
+        notes=_without_busy(first["notes"] or ""),
         seeds=len(entries),
         spread=statistics.stdev(values) if len(values) > 1 else None,
         median=mean("p50"),
         p99=mean("p99"),
+        busy=_different(_busy(entry["notes"] or "") for entry in entries),
     )
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from omegaconf import MISSING
 
 from harness.errors import ConfigError
 from harness.report.columns import OwnTable, Place, SuiteTable, condition_notes
-from harness.report.names import Footnotes, missing
+from harness.report.names import Footnotes, measured_busy, missing
 from harness.report.rows import Row
 from harness.report.table import Cell, Column, Note, Table, significant
 from harness.suites.base import (
@@ -93,8 +94,11 @@ def products_table(model: str, rows: list[Row]) -> Table | None:
         for shape in shapes:
             # Kernels do not depend on the method: one line per scheme.
             by_batch = measured.pop((row.scheme_label, shape))
-            lines.append(_line(shape, by_batch, batches))
-            every += [_csv_line(each, shape, batch) for batch, each in sorted(by_batch.items())]
+            lines.append(_line(shape, by_batch, batches, footnotes, rows))
+            every += [
+                _csv_line(each, shape, batch, footnotes, rows)
+                for batch, each in sorted(by_batch.items())
+            ]
     if not lines:
         return None
     title, marks = f"Layer products of {model}", (footnotes.texts, footnotes.causes)
@@ -117,25 +121,37 @@ def _tasks(row: Row) -> list[str]:
     return sorted({key[1] for key in row.figures if key[0] == NAME}, key=parse_task)
 
 
-def _line(shape: Shape, by_batch: dict[int, Row], batches: list[int]) -> list[Cell]:
+def _line(
+    shape: Shape,
+    by_batch: dict[int, Row],
+    batches: list[int],
+    footnotes: Footnotes,
+    rows: Sequence[Row],
+) -> list[Cell]:
     """Times at the smallest batch of the table, speed-ups at all batches."""
     row, least = next(iter(by_batch.values())), batches[0]
+
+    def cell(batch: int, name: str, factor: float = 1.0) -> Cell:
+        return _cell(by_batch.get(batch), shape, batch, name, footnotes, rows, factor)
+
     return [
         *_names(row, shape, min(by_batch)),
-        _cell(by_batch.get(least), shape, least, "full_ms"),
-        _cell(by_batch.get(least), shape, least, "packed_ms"),
-        _cell(by_batch.get(least), shape, least, "packed_gb_per_s"),
-        _cell(by_batch.get(least), shape, least, "packed_share", 100),
-        *(_cell(by_batch.get(batch), shape, batch, "packed_speedup") for batch in batches),
+        cell(least, "full_ms"),
+        cell(least, "packed_ms"),
+        cell(least, "packed_gb_per_s"),
+        cell(least, "packed_share", 100),
+        *(cell(batch, "packed_speedup") for batch in batches),
     ]
 
 
-def _csv_line(row: Row, shape: Shape, batch: int) -> list[Cell]:
+def _csv_line(
+    row: Row, shape: Shape, batch: int, footnotes: Footnotes, rows: Sequence[Row]
+) -> list[Cell]:
     figures = [column.name for column in EVERY_BATCH[len(NAME_COLUMNS) + 1 :]]
     return [
         *_names(row, shape, batch),
         Cell(str(batch), float(batch)),
-        *(_cell(row, shape, batch, name) for name in figures),
+        *(_cell(row, shape, batch, name, footnotes, rows) for name in figures),
     ]
 
 
@@ -150,12 +166,21 @@ def _names(row: Row, shape: Shape, batch: int) -> list[Cell]:
     ]
 
 
-def _cell(row: Row | None, shape: Shape, batch: int, name: str, factor: float = 1.0) -> Cell:
+def _cell(
+    row: Row | None,
+    shape: Shape,
+    batch: int,
+    name: str,
+    footnotes: Footnotes,
+    rows: Sequence[Row],
+    factor: float = 1.0,
+) -> Cell:
     found = None if row is None else row.figures.get((NAME, task_name(*shape, batch), name))
     if found is None:
         return Cell()
     text = significant(factor * found.value)
-    return Cell(text, found.value, found.stderr, found.low, found.high)
+    marks = tuple(footnotes.mark(text) for text in measured_busy(found, NAME, rows))
+    return Cell(text, found.value, found.stderr, found.low, found.high, marks)
 
 
 def _notes(rows: list[Row], batches: list[int]) -> list[Note]:

@@ -85,7 +85,8 @@ def test_rows_do_not_depend_on_their_neighbours(device: str) -> None:
     if device == "cpu":
         for rows in (slice(3, 5), slice(7, 30)):
             assert torch.equal(layer.linear(x[rows].contiguous()), together[rows])
-        torch.testing.assert_close(layer.linear(x[:1]), together[:1], rtol=0, atol=1e-4)
+        bound = 1e-4 if packed.cpu_isa() == "avx2" else 0.0
+        torch.testing.assert_close(layer.linear(x[:1]), together[:1], rtol=0, atol=bound)
     shuffled = torch.randperm(64, generator=torch.Generator().manual_seed(0)).to(device)
     assert torch.equal(layer.linear(x[shuffled]), together[shuffled])
 

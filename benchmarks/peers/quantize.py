@@ -116,7 +116,7 @@ def _make(folder: Path, windows: Path) -> None:
     config = architecture_config(ARCHITECTURE)
     model = build_dummy(config, None, device="cpu", dtype=torch.float32, kernel="auto", seed=0)
     model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(MODEL_DIR).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(MODEL_DIR, trust_remote_code=False).save_pretrained(folder)
     generator = torch.Generator().manual_seed(1)
     ids = torch.randint(0, config.vocab_size, (WINDOWS, WINDOW), generator=generator)
     windows.write_text(json.dumps(ids.tolist()), encoding="utf-8")
@@ -138,7 +138,9 @@ def _ours(folder: Path, windows: Path) -> dict[str, Any]:
     from quant.config import QuantizationConfig
     from quant.solvers import gptq
 
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, trust_remote_code=False
+    )
     ids = [torch.tensor(window) for window in json.loads(windows.read_text(encoding="utf-8"))]
     config = QuantizationConfig(gptq.SOLVER, SCHEME, batch_tokens=BATCH_TOKENS, arithmetic="fast")
     rates = [_rate()]

@@ -23,21 +23,12 @@
 #include <immintrin.h>
 
 #include <cstring>
-#include <utility>
 
 #include "avx2_scales.h"
+#include "unrolled.h"
 
 namespace bitsweep {
 namespace {
-
-#define BITSWEEP_INLINE inline __attribute__((always_inline))
-
-template <int N, class Body>
-BITSWEEP_INLINE void each_of(Body&& body) {
-  [&]<int... index>(std::integer_sequence<int, index...>) __attribute__((always_inline)) {
-    (body(std::integral_constant<int, index>{}), ...);
-  }(std::make_integer_sequence<int, N>{});
-}
 
 // Blocks of a unit at most; with 8 bits a chunk has no more.
 constexpr int largest_unit(int bits) { return bits == 8 ? 2 : 4; }
@@ -338,9 +329,7 @@ void fixed_tile(const Product& product, int64_t tile) {
   for (int r = 0; r < kTileRows; r++) {
     const int64_t n = tile * kTileRows + r;
     if (n >= weight.outputs) break;
-    const float bias =
-        product.bias ? load_as_float(product.bias, product.bias_storage, n) : 0.0f;
-    store_float(product.y, product.y_storage, n, y[r] + bias);
+    put_output(product, 0, n, y[r]);
   }
 }
 

@@ -181,7 +181,7 @@ struct Wide {
 
 namespace bitsweep {
 Kernels avx512_kernels() {
-  return {linear, dequantize, column_loop, Lanes::kSlab, attend, kStrip, step_kernels(), nullptr};
+  return {linear, dequantize, column_loop, Lanes::kSlab, attend, kStrip, step_kernels()};
 }
 }  // namespace bitsweep
 #endif

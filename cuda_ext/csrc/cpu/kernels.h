@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "../shared/column_loop.h"
+#include "../shared/dequantize.h"
 #include "../shared/weight.h"
 #include "step.h"
 
@@ -28,6 +29,13 @@ struct Product {
   void* y;
   Storage y_storage;
 };
+
+// Output n of row m of x: its sum plus the bias, rounded once to the storage of y.
+BITSWEEP_HD void put_output(const Product& product, int64_t m, int64_t n, float sum) {
+  const float bias =
+      product.bias ? load_as_float(product.bias, product.bias_storage, n) : 0.0f;
+  store_float(product.y, product.y_storage, m * product.weight.outputs + n, sum + bias);
+}
 
 // Floats from one batch entry, head or token to the next; those of a token lie side by side.
 struct Strides {
@@ -73,7 +81,7 @@ struct Kernels {
   void (*attention)(const Attention&, int64_t first_strip, int64_t end_strip);
   int64_t attention_rows;
   StepKernels step;
-  const FixedPoint* fixed_point;  // null: none
+  const FixedPoint* fixed_point = nullptr;  // null: none
 };
 
 Kernels portable_kernels();

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from harness.records.record import QUANTIZATION
-from harness.report.rows import Figure, Row
+from harness.report.rows import Row
 from harness.report.table import Cell, Column
 
 
@@ -70,10 +70,8 @@ def missing(row: Row, suite: str, footnotes: Footnotes) -> Cell:
     return Cell()
 
 
-def measured_busy(figure: Figure, suite: str, rows: Sequence[Row]) -> list[str]:
-    """The footnote of a timing that others disturbed, with the figures of all rows; or none."""
-    if not figure.busy:
-        return []
+def busy_footnote(suite: str, rows: Sequence[Row]) -> str:
+    """The footnote of a suite's timings that others disturbed, with the figures of all rows."""
     found: dict[str, list[str]] = {}
     timed = (each for row in rows for key, each in row.figures.items() if key[0] == suite)
     for part in sorted({part for each in timed for text in each.busy for part in text.split(", ")}):
@@ -83,7 +81,7 @@ def measured_busy(figure: Figure, suite: str, rows: Sequence[Row]) -> list[str]:
         f"{'–'.join(dict.fromkeys((min(values, key=float), max(values, key=float))))} {rest}"
         for rest, values in sorted(found.items())
     ]
-    return [f"measured while the machine was busy ({', '.join(said)})"]
+    return f"measured while the machine was busy ({', '.join(said)})"
 
 
 def failed_seeds(row: Row, suite: str, footnotes: Footnotes) -> tuple[int, ...]:

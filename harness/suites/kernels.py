@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from omegaconf import MISSING
 
 from harness.errors import ConfigError
 from harness.report.columns import OwnTable, Place, SuiteTable, condition_notes
-from harness.report.names import Footnotes, measured_busy, missing
-from harness.report.rows import Row
+from harness.report.names import Footnotes, busy_footnote, missing
+from harness.report.rows import Figure, Row
 from harness.report.table import Cell, Column, Note, Table, significant
 from harness.suites.base import (
     Facts,
@@ -71,11 +71,16 @@ EVERY_BATCH = (
 )
 
 Shape = tuple[int, int]  # inputs, outputs
+Marks = Callable[[Figure], tuple[int, ...]]  # of the footnotes of a figure
 
 
 def products_table(model: str, rows: list[Row]) -> Table | None:
     """The table of one model's rows; None if the suite was not run."""
-    footnotes, measured = Footnotes(), _measured(rows)
+    footnotes, measured, busy = Footnotes(), _measured(rows), busy_footnote(NAME, rows)
+
+    def marks(figure: Figure) -> tuple[int, ...]:
+        return (footnotes.mark(busy),) if figure.busy else ()
+
     batches = sorted({batch for by_batch in measured.values() for batch in by_batch})
     columns = [
         *NAME_COLUMNS,
@@ -94,16 +99,15 @@ def products_table(model: str, rows: list[Row]) -> Table | None:
         for shape in shapes:
             # Kernels do not depend on the method: one line per scheme.
             by_batch = measured.pop((row.scheme_label, shape))
-            lines.append(_line(shape, by_batch, batches, footnotes, rows))
+            lines.append(_line(shape, by_batch, batches, marks))
             every += [
-                _csv_line(each, shape, batch, footnotes, rows)
-                for batch, each in sorted(by_batch.items())
+                _csv_line(each, shape, batch, marks) for batch, each in sorted(by_batch.items())
             ]
     if not lines:
         return None
-    title, marks = f"Layer products of {model}", (footnotes.texts, footnotes.causes)
-    csv = Table(NAME, model, title, list(EVERY_BATCH), every, [], *marks)
-    return Table(NAME, model, title, columns, lines, _notes(rows, batches), *marks, csv)
+    title, texts = f"Layer products of {model}", (footnotes.texts, footnotes.causes)
+    csv = Table(NAME, model, title, list(EVERY_BATCH), every, [], *texts)
+    return Table(NAME, model, title, columns, lines, _notes(rows, batches), *texts, csv)
 
 
 def _measured(rows: list[Row]) -> dict[tuple[str, Shape], dict[int, Row]]:
@@ -121,18 +125,12 @@ def _tasks(row: Row) -> list[str]:
     return sorted({key[1] for key in row.figures if key[0] == NAME}, key=parse_task)
 
 
-def _line(
-    shape: Shape,
-    by_batch: dict[int, Row],
-    batches: list[int],
-    footnotes: Footnotes,
-    rows: Sequence[Row],
-) -> list[Cell]:
+def _line(shape: Shape, by_batch: dict[int, Row], batches: list[int], marks: Marks) -> list[Cell]:
     """Times at the smallest batch of the table, speed-ups at all batches."""
     row, least = next(iter(by_batch.values())), batches[0]
 
     def cell(batch: int, name: str, factor: float = 1.0) -> Cell:
-        return _cell(by_batch.get(batch), shape, batch, name, footnotes, rows, factor)
+        return _cell(by_batch.get(batch), shape, batch, name, marks, factor)
 
     return [
         *_names(row, shape, min(by_batch)),
@@ -144,14 +142,12 @@ def _line(
     ]
 
 
-def _csv_line(
-    row: Row, shape: Shape, batch: int, footnotes: Footnotes, rows: Sequence[Row]
-) -> list[Cell]:
+def _csv_line(row: Row, shape: Shape, batch: int, marks: Marks) -> list[Cell]:
     figures = [column.name for column in EVERY_BATCH[len(NAME_COLUMNS) + 1 :]]
     return [
         *_names(row, shape, batch),
         Cell(str(batch), float(batch)),
-        *(_cell(row, shape, batch, name, footnotes, rows) for name in figures),
+        *(_cell(row, shape, batch, name, marks) for name in figures),
     ]
 
 
@@ -171,16 +167,14 @@ def _cell(
     shape: Shape,
     batch: int,
     name: str,
-    footnotes: Footnotes,
-    rows: Sequence[Row],
+    marks: Marks,
     factor: float = 1.0,
 ) -> Cell:
     found = None if row is None else row.figures.get((NAME, task_name(*shape, batch), name))
     if found is None:
         return Cell()
     text = significant(factor * found.value)
-    marks = tuple(footnotes.mark(text) for text in measured_busy(found, NAME, rows))
-    return Cell(text, found.value, found.stderr, found.low, found.high, marks)
+    return Cell(text, found.value, found.stderr, found.low, found.high, marks(found))
 
 
 def _notes(rows: list[Row], batches: list[int]) -> list[Note]:

@@ -28,6 +28,7 @@ from quant.checkpoint.source import CheckpointSource
 from quant.checkpoint.writer import save
 from quant.config import QuantizationConfig
 from quant.errors import QuantizationError
+from quant.head import method_of_head
 from quant.memory.limits import free_memory
 from quant.memory.plan import model_shape, plan_quantization
 from quant.parts import PartError, find_part
@@ -61,12 +62,12 @@ def quantize(
     rules: Rules = STRICT,
     progress: Progress | None = None,
 ) -> QuantizationResult:
-    """Quantize the linear layers in the blocks of a causal language model.
+    """Quantize the linear layers in the blocks of a causal language model, and its head if asked.
 
     model        a model folder, whose blocks are read one at a time; "embedded" or another name of
                  conf/model; "OWNER/NAME" of the hub; or a model in memory, which is changed in
                  place: its weights become the dequantized values.
-    scheme       "w4g128" or Scheme(4, 128).
+    scheme       "w4g128" or Scheme(4, 128); "w4g64_head_w8g32" packs the head too.
     calibration  windows of token ids [tokens]; the name of a text ("embedded", "c4", "wikitext2";
                  conf/calib); or the Path of a text file. None for a method that sees no text.
     out          the folder to write, which `load` reads; a killed run of a model folder goes on
@@ -181,6 +182,8 @@ def _described(config: QuantizationConfig, windows: Sequence[Tensor]) -> dict[st
         said["transform"] = [
             transform_description(each, options) for each, options in config.transforms
         ]
+    if config.scheme.head is not None:
+        said["head"] = method_of_head()
     return said
 
 

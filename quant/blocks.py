@@ -153,7 +153,7 @@ def require_sound(block: nn.Module, name: str) -> None:
     ModelStructureError for a weight without values (on the meta device).
     """
     for layer, module in linear_layers(block).items():
-        _require_sound_weight(module, f"{name}.{layer}")
+        require_sound_weight(module, f"{name}.{layer}")
 
 
 def _not_finite(values: Tensor) -> int:
@@ -162,7 +162,8 @@ def _not_finite(values: Tensor) -> int:
     return 0 if torch.isfinite(values.sum()) else int((~torch.isfinite(values)).sum())
 
 
-def _require_sound_weight(module: nn.Module, layer: str) -> None:
+def require_sound_weight(module: nn.Module, layer: str) -> None:
+    """Check the values of one weight matrix, as `require_sound` does."""
     weight = weight_matrix(module)
     if weight.is_meta:
         raise ModelStructureError(

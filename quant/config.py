@@ -14,6 +14,7 @@ from typing import Any
 
 from quant.arithmetic import ARITHMETIC, AUTO
 from quant.errors import QuantizationError
+from quant.head import method_of_head
 from quant.rules import STRICT, Rules
 from quant.scheme import Scheme
 from quant.solvers.base import Solver
@@ -153,6 +154,9 @@ def _identity(
 def _scheme(scheme: Scheme) -> dict[str, Any]:
     """Return the fields of a scheme as JSON, with levels as their name and code hash."""
     found = {field.name: getattr(scheme, field.name) for field in dataclasses.fields(scheme)}
+    head = found.pop("head")
+    if head is not None:
+        found["head"] = {**_scheme(head), **method_of_head()}
     return {**found, "levels": scheme.kind.name, "levels code": _foreign_code(scheme.kind.find)}
 
 

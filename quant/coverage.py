@@ -58,9 +58,15 @@ class Coverage:
             for name in order
         ]
 
-    def bits_per_weight(self, stored_bits: float) -> float:
-        """Stored bits per weight of the blocks' matrices, given those of the quantized layers."""
-        return (stored_bits + self.kept_bits) / self.total
+    def bits_per_weight(
+        self, stored_bits: float, outside: int = 0, outside_bits: float = 0.0
+    ) -> float:
+        """Stored bits per weight of the blocks' matrices, given those of the quantized layers.
+
+        outside, outside_bits  weights of quantized layers outside the blocks (the head), and their
+                               stored bits: they count too, but not in the share.
+        """
+        return (stored_bits + self.kept_bits + outside_bits) / (self.total + outside)
 
 
 def coverage(blocks: Blocks) -> Coverage:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from quant.errors import SchemeError
@@ -17,6 +17,8 @@ SCALE_DTYPES = {"float16": 16, "bfloat16": 16, "float32": 32}
 
 # Suffixes of scheme names; a name without one has float16 scales.
 _SCALE_WORDS = {"bf16": "bfloat16", "fp32": "float32"}
+# Between the name of a scheme and that of its head's.
+_HEAD = "_head_"
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,9 @@ class Scheme:
                  "mse": that range, shrunk to minimise the squared error.
     scale_dtype  storage type of the scales. Grids are rounded to it *before* weights are quantized,
                  so the solver optimises exactly the values that are stored.
+    head         scheme of the model's language-model head (quant.head), which has uniform levels or
+                 those of the layers; None keeps the head in the dtype of the model. The scheme of a
+                 weight matrix has none (`without_head`).
 
     Raises SchemeError, with a sentence that says what to change, for an impossible combination.
     """
@@ -46,6 +51,7 @@ class Scheme:
     levels: str | Part | Levels = "uniform"
     grid: str = "minmax"
     scale_dtype: str = "float16"
+    head: Scheme | None = None
 
     def __post_init__(self) -> None:
         if self.bits not in BITS:
@@ -87,18 +93,39 @@ class Scheme:
             )
         if kind.check is not None:
             kind.check(self)
+        self._check_head(kind)
+
+    def _check_head(self, kind: Levels) -> None:
+        head = self.head
+        if head is None:
+            return
+        if not isinstance(head, Scheme) or head.head is not None:
+            raise SchemeError(
+                f"head={head!r} is not the scheme of one layer; use Scheme(bits=8, group_size=32), "
+                "or None to keep the head in the dtype of the model."
+            )
+        allowed = dict.fromkeys(("uniform", kind.name))
+        if head.kind.name not in allowed or (head.kind.name == kind.name and head.kind != kind):
+            raise SchemeError(
+                f"head.levels={head.kind.name} cannot be stored beside layers with {kind.name} "
+                f"levels: use {_or(allowed)}."
+            )
 
     @classmethod
     def parse(cls, name: str, levels: Iterable[str | Part | Levels] = ()) -> Self:
         """Parse the name of a scheme; the inverse of the property `name`.
 
-            w4  w5g64  w3g64_sym  w2g32_mse  w4g128_bf16  w4_fp32  ternary_g8
+            w4  w5g64  w3g64_sym  w2g32_mse  w4g128_bf16  w4_fp32  ternary_g8  w4g64_head_w8g32
 
         A name is w and the bit width (or the name of other levels), then g and the group size, then
         options in any order: _sym for symmetric grids, _mse for searched grids, _bf16 or _fp32 for
-        scales that are not float16. `levels` adds kinds of levels to the built-in ones. Raises
-        SchemeError that names the wrong part of the name and the valid ones.
+        scales that are not float16. _head_ begins the name of the head's scheme. `levels` adds
+        kinds of levels to the built-in ones. Raises SchemeError that names the wrong part of the
+        name and the valid ones.
         """
+        layers, marked, head = name.partition(_HEAD)
+        if marked:
+            return cls._with_head(name, cls.parse(layers, levels), cls.parse(head, levels))
         given, kind, rest = _beginning(name, levels)
         fields: dict[str, Any] = {"levels": given, "grid": kind.grids[0]}
         if kind.one_width:
@@ -118,6 +145,18 @@ class Scheme:
         except SchemeError as error:
             raise SchemeError(f"{name}: {error}") from error
 
+    @classmethod
+    def _with_head(cls, name: str, layers: Self, head: Scheme) -> Self:
+        try:
+            return replace(layers, head=head)
+        except SchemeError as error:
+            raise SchemeError(f"{name}: {error}") from error
+
+    @property
+    def without_head(self) -> Scheme:
+        """The scheme of the linear layers in the blocks."""
+        return self if self.head is None else replace(self, head=None)
+
     @property
     def kind(self) -> Levels:
         """The kind of levels, which finds grids, encodes weights and decodes codes."""
@@ -130,7 +169,9 @@ class Scheme:
 
     @property
     def name(self) -> str:
-        """Short name for tables and files: w4, w3g128, w4g128_sym, ternary_g8, w3_mse, w4_bf16."""
+        """Short name for tables and files: w4, w3g128_sym, ternary_g8, w4_bf16, w4_head_w8g32."""
+        if self.head is not None:
+            return f"{self.without_head.name}{_HEAD}{self.head.name}"
         kind = self.kind
         name = kind.prefix if kind.one_width else f"{kind.prefix}{self.bits}"
         if self.group_size is not None:

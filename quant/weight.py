@@ -45,10 +45,16 @@ class QuantizedWeight:
     ) -> None:
         """Create a weight from grid tensors, given as one mapping or by name (None: not present).
 
-        Raises ValueError unless they are exactly the tensors of the scheme's levels.
+        Raises ValueError unless they are exactly the tensors of the scheme's levels, and for the
+        scheme of a model (with a head).
         """
         named = {name: part for name, part in tensors.items() if part is not None}
         found = {**(grid or {}), **named}
+        if scheme.head is not None:
+            raise ValueError(
+                f"{scheme.name} is the scheme of a model; one weight has scheme.without_head or "
+                "scheme.head."
+            )
         expected = [tensor.name for tensor in scheme.kind.tensors]
         if found.keys() != set(expected):
             raise ValueError(

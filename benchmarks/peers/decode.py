@@ -1,13 +1,12 @@
 """Decoding beside llama.cpp: SmolLM2-135M at batch 1 on this processor, in one run.
 
-Ours has random weights, in which times do not differ; its head is packed at 8 bits, as the file of
-llama.cpp has it, and once float32, as artifacts hold it where the head is not quantized.
+Ours has random weights, in which times do not differ; the scheme packs its head at 8 bits, as the
+file of llama.cpp has it, and once leaves it float32.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -20,21 +19,18 @@ from typing import Any
 
 import torch
 
-from cuda_ext.packed import cpu_isa
+from benchmarks.peers import environment
+from benchmarks.peers.figures import conditions, spread
 from quant.decode.caches import Decoder
 from quant.decode.choose import make_decoder
-from quant.linear import QuantLinear
 from quant.measure.architectures import architecture_config
-from quant.measure.dummy import build_dummy, random_packed
+from quant.measure.dummy import build_dummy
 from quant.measure.roofline import weight_bytes_per_token
 from quant.scheme import Scheme
 
-PEER = "BITSWEEP_PEERS"
 ARCHITECTURE = "smollm2-135m"
-HEAD = Scheme(8, 32)
-SCHEMES = (Scheme(4, 64), Scheme(3, 64), Scheme(2, 64))
+SCHEMES = tuple(Scheme(bits, 64, head=Scheme(8, 32)) for bits in (4, 3, 2))
 PROMPT, TOKENS, LONG, ROUNDS = 16, 32, 512, 5
-HERE = Path(__file__).parent
 
 
 @dataclass
@@ -62,17 +58,12 @@ class Subject:
 class Ours(Subject):
     """A dummy of SmolLM2-135M through quant.decode."""
 
-    def __init__(self, scheme: Scheme | None, head: Scheme | None) -> None:
+    def __init__(self, scheme: Scheme | None) -> None:
         config = architecture_config(ARCHITECTURE)
         model = build_dummy(
             config, scheme, device="cpu", dtype=torch.float32, kernel="auto", seed=0
         )
-        if head is not None:
-            inputs, generator = config.hidden_size, torch.Generator().manual_seed(0)
-            packed = random_packed(head, inputs, config.vocab_size, generator)
-            model.set_output_embeddings(QuantLinear(packed, head, inputs, None, "auto"))
-        name = f"{scheme.name if scheme else 'float32'}, head {head.name if head else 'float32'}"
-        super().__init__(name, weight_bytes_per_token(model))
+        super().__init__(scheme.name if scheme else "float32", weight_bytes_per_token(model))
         generator = torch.Generator().manual_seed(1)
         self._long = torch.randint(0, config.vocab_size, (1, LONG), generator=generator)
         self._decoder = _fused(model, self._long[:, :PROMPT])
@@ -114,15 +105,10 @@ class LlamaCpp(Subject):
 
 def decode() -> None:
     """SmolLM2-135M on the processor: ms a token and of a prompt of 512, beside llama.cpp."""
-    interpreter = _interpreter()
-    ours = [Ours(scheme, HEAD) for scheme in SCHEMES] + [Ours(SCHEMES[0], None), Ours(None, None)]
+    interpreter = environment.interpreter("llama.cpp")
+    ours = [Ours(scheme) for scheme in (*SCHEMES, SCHEMES[0].without_head, None)]
     subjects: list[Ours | LlamaCpp] = list(ours)
     if interpreter is None:
-        print(
-            f"llama.cpp is not measured: {PEER} names no environment. Make one with `python -m "
-            f"venv DIR && DIR/bin/pip install --no-deps -r {HERE.name}/requirements.txt` (in "
-            f"benchmarks) and set {PEER}=DIR."
-        )
         _run(subjects)
         return
     with _peer(interpreter) as peer:
@@ -139,8 +125,7 @@ def _run(subjects: list[Ours | LlamaCpp]) -> None:
             each.round()
         print(f"round {turn} of {ROUNDS}", file=sys.stderr, flush=True)
     print(table(subjects))
-    load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
-    print(f"{torch.get_num_threads()} threads, {cpu_isa()}; load of the machine {load}")
+    print(conditions())
 
 
 def table(subjects: Sequence[Subject]) -> str:
@@ -151,16 +136,11 @@ def table(subjects: Sequence[Subject]) -> str:
     ]
     for each in subjects:
         lines.append(
-            f"{each.name:<34}{each.read / 1e6:>8.1f}{_spread(each.decode.clock):>24}"
+            f"{each.name:<34}{each.read / 1e6:>8.1f}{spread(each.decode.clock, 2):>24}"
             f"{statistics.median(each.decode.processor):>11.2f}"
-            f"{_spread(each.prompt.clock, 0):>26}{statistics.median(each.prompt.processor):>11.0f}"
+            f"{spread(each.prompt.clock, 0):>26}{statistics.median(each.prompt.processor):>11.0f}"
         )
     return "\n".join(lines)
-
-
-def _spread(values: list[float], digits: int = 2) -> str:
-    middle, least, most = (f(values) for f in (statistics.median, min, max))
-    return f"{middle:.{digits}f} [{least:.{digits}f}, {most:.{digits}f}]"
 
 
 def _timed(run: Callable[[], object]) -> tuple[float, float]:
@@ -177,20 +157,13 @@ def _fused(model: Any, prompt: torch.Tensor) -> Decoder:
     return decoder
 
 
-def _interpreter() -> Path | None:
-    """The interpreter of the peers' environment; None where none is named."""
-    folder = os.environ.get(PEER)
-    if not folder:
-        return None
-    found = Path(folder) / "bin" / "python"
-    if not found.exists():
-        sys.exit(f"{PEER}={folder} has no bin/python; name an environment (python -m venv).")
-    return found
-
-
 @contextmanager
 def _peer(interpreter: Path) -> Iterator[LlamaCpp]:
-    command = [str(interpreter), str(HERE / "llama_cpp.py"), str(torch.get_num_threads())]
+    command = [
+        str(interpreter),
+        str(environment.HERE / "llama_cpp.py"),
+        str(torch.get_num_threads()),
+    ]
     with subprocess.Popen(
         command,
         stdin=subprocess.PIPE,

@@ -13,6 +13,7 @@ from harness.models.model import AbsentModel, Model, Place, StoredModel
 from harness.records.record import FULL_PRECISION, LOADED, QUANTIZATION, CellIdentity, Record
 from harness.records.store import Store
 from quant.config import QuantizationConfig
+from quant.head import HOW
 from quant.solvers.base import words_of
 
 
@@ -131,4 +132,15 @@ def name_cell(choices: Choices, model: Model | AbsentModel) -> CellIdentity:
         scheme="w16" if choices.scheme is None else choices.scheme.name,
         calibration=None if choices.calibration is None else choices.calibration.name,
         seed=choices.seed,
+        head=_head(choices, model),
     )
+
+
+def _head(choices: Choices, model: Model | AbsentModel) -> str | None:
+    """How the head was quantized, for records and tables; None if it is not."""
+    scheme = choices.scheme
+    if scheme is None or scheme.head is None:
+        return None
+    if model.checkpoint is not None:
+        return f"{scheme.head.name}, as stored"
+    return f"{scheme.head.name}, {HOW if choices.quantizes else 'random codes'}"

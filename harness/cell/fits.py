@@ -10,11 +10,21 @@ from harness.data import protocols, texts
 from harness.errors import ConfigError
 from harness.models.model import QuantizedModel, StoredModel
 from harness.models.streaming import model_facts
+from quant.head import NAMES
 
 
 def check(choices: Choices, model: StoredModel | QuantizedModel) -> None:
-    """Raise ConfigError for calibration or suite windows longer than the model's context."""
+    """Raise ConfigError for a head that the model does not have, and for windows longer than its
+    context (of calibration or a suite).
+    """
     facts, calib = model_facts(model), choices.calibration
+    scheme = choices.scheme
+    if choices.quantizes and scheme is not None and scheme.head and facts.shape.head is None:
+        raise ConfigError(
+            f"scheme.head cannot be used with model={model.name}: only a linear layer called "
+            f"{' or '.join(NAMES)} after the blocks can be quantized as the head: leave "
+            "scheme.head out."
+        )
     reads = calib is not None or any(each.suite.streams for each in choices.suites)
     if model.config.context is None and not reads:
         return  # no window depends on the model's context

@@ -25,6 +25,7 @@ from harness.models.model import Model
 from harness.records.hashes import digest
 from harness.records.record import FULL_PRECISION, LOADED, QUANTIZATION
 from harness.suites.base import Facts, require_own_inputs
+from quant.head import method_of_head
 from quant.levels.base import module_of
 from quant.scheme import Scheme
 from quant.solvers.base import method_description
@@ -128,7 +129,7 @@ def _semantics(choices: Choices, model: Model) -> dict[str, Any]:
     semantic: dict[str, Any] = {
         "model": model.semantics(),
         "method": _method(choices),
-        "scheme": NO_SCHEME if scheme is None else _scheme(scheme),
+        "scheme": NO_SCHEME if scheme is None else _scheme(scheme, choices.quantizes),
         "calib": None if calib is None else without_folders(dataclasses.asdict(calib)),
         "seed": choices.seed,
     }
@@ -142,9 +143,16 @@ def _semantics(choices: Choices, model: Model) -> dict[str, Any]:
     return semantic
 
 
-def _scheme(scheme: Scheme) -> dict[str, Any]:
-    """The fields of a scheme; levels by the name that a configuration uses."""
+def _scheme(scheme: Scheme, quantizes: bool) -> dict[str, Any]:
+    """The fields of a scheme; levels by the name that a configuration uses.
+
+    quantizes  whether the cell quantizes the head itself, so that its method matters.
+    """
     found = {field.name: getattr(scheme, field.name) for field in dataclasses.fields(scheme)}
+    head = found.pop("head")
+    if head is not None:  # no key for a head that is not quantized: older records have none
+        how = method_of_head() if quantizes else {}
+        found["head"] = {**_scheme(head, quantizes), **how}
     return {**found, "levels": module_of(scheme.levels)}
 
 

@@ -27,7 +27,7 @@ from harness.cell.parts import (
 )
 from harness.config.help import options_with
 from harness.config.options import build_options
-from harness.config.schema import CellConfig, RuntimeConfig, SchemeConfig
+from harness.config.schema import CellConfig, HeadConfig, RuntimeConfig, SchemeConfig
 from harness.errors import ConfigError
 from harness.models.model import (
     AbsentModel,
@@ -99,18 +99,40 @@ def make_scheme(config: SchemeConfig, levels: Part | None = None) -> Scheme | No
     if config.bits == NOT_QUANTIZED:
         if config != SchemeConfig(bits=NOT_QUANTIZED):
             raise ConfigError(
-                "scheme.bits=16 is not quantized and has no groups, symmetry, levels or grid: "
-                "use scheme=w16 alone, or a scheme of 8 bits or less."
+                "scheme.bits=16 is not quantized and has no groups, symmetry, levels, grid or "
+                "head: use scheme=w16 alone, or a scheme of 8 bits or less."
             )
         return None
     try:
         fields = dataclasses.asdict(config)
-        scheme = Scheme(**fields if levels is None else {**fields, "levels": levels})
+        own = {} if levels is None else {"levels": levels}
+        fields["head"] = _head(config, own)
+        scheme = Scheme(**{**fields, **own})
     except SchemeError as error:
         raise ConfigError(f"scheme: {error}") from error
     if levels is not None:
         _require_own_scheme(scheme, levels)
     return scheme
+
+
+def _head(config: SchemeConfig, levels: Mapping[str, Part]) -> Scheme | None:
+    """The scheme of the head; None if it is not quantized. Raises ConfigError.
+
+    levels  the user's module of levels as a keyword, if the layers have one.
+    """
+    head = config.head
+    if head.bits is not None:
+        own = levels if head.levels == config.levels else {}
+        try:
+            return Scheme(**{**dataclasses.asdict(head), **own})
+        except SchemeError as error:
+            raise ConfigError(f"scheme.head: {error}") from error
+    if head != HeadConfig():
+        raise ConfigError(
+            "scheme.head has no bits, so its other keys have no effect: add scheme.head.bits=8, or "
+            "leave them out."
+        )
+    return None
 
 
 def _require_own_scheme(scheme: Scheme, levels: Part) -> None:

@@ -42,15 +42,23 @@ class ModelConfig:
 
 
 @dataclass
-class SchemeConfig:
-    """The quantization scheme; bits=16 is full precision."""
+class HeadConfig:
+    """The scheme of the language-model head; bits=null keeps it in the dtype of the model."""
 
-    bits: int = MISSING
+    bits: Optional[int] = None
     group_size: Optional[int] = None
     symmetric: bool = False
     levels: str = "uniform"
     grid: str = "minmax"
     scale_dtype: str = "float16"
+
+
+@dataclass
+class SchemeConfig(HeadConfig):
+    """The quantization scheme, and that of the head; bits=16 is full precision."""
+
+    bits: int = MISSING
+    head: HeadConfig = field(default_factory=HeadConfig)
 
 
 @dataclass

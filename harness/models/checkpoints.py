@@ -187,9 +187,13 @@ def load_dequantized(
     return model
 
 
-def packed_shapes(model: Any) -> list[tuple[int, int]]:
-    """(outputs, inputs) of every packed layer of a model."""
+def packed_bits(model: Any) -> list[tuple[int, float]]:
+    """The weights of every packed layer of a model, and their stored bits."""
     from quant import QuantLinear
 
     layers = [module for module in model.modules() if isinstance(module, QuantLinear)]
-    return [(layer.out_features, layer.in_features) for layer in layers]
+    counts = [layer.out_features * layer.in_features for layer in layers]
+    return [
+        (count, count * layer.scheme.bits_per_weight(layer.in_features))
+        for layer, count in zip(layers, counts, strict=True)
+    ]

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from quant.config import QuantizationConfig
     from quant.memory.plan import MemoryPlan, ModelShape
     from quant.memory.shapes import ModelFacts
+    from quant.scheme import Scheme
     from quant.transforms.base import Transform
 
 ALWAYS, NEVER, AUTO = "always", "never", "auto"
@@ -163,18 +164,25 @@ class StreamedModel:
             )
 
 
-def streams(model: Model, artifact: Path | None, runtime: RuntimeConfig, batch: int) -> bool:
+def streams(
+    model: Model,
+    artifact: Path | None,
+    runtime: RuntimeConfig,
+    batch: int,
+    scheme: Scheme | None = None,
+) -> bool:
     """Whether a model is measured block by block: as configured, or because it does not fit.
 
     artifact  folder of the packed weights under test; None for full precision.
     batch     windows per forward pass of the suite.
+    scheme    of the packed weights.
     """
     from quant.memory.limits import free_memory
     from quant.memory.plan import fits_whole
 
     if runtime.stream != AUTO:
         return runtime.stream == ALWAYS
-    shape, model_config = measured_shape(model, artifact)
+    shape, model_config = measured_shape(model, artifact, scheme)
     window = protocols.context_length(model_config, model.config.context)
     return not fits_whole(shape, window, batch, free_memory(runtime.device))
 
@@ -184,10 +192,13 @@ def parameters(model: StoredModel) -> int:
     return _shape(model)[0].parameters
 
 
-def measured_shape(model: Model, artifact: Path | None) -> tuple[ModelShape, ModelFacts]:
-    """Shape and facts of the model under test, with packed blocks if it is quantized."""
+def measured_shape(
+    model: Model, artifact: Path | None, scheme: Scheme | None = None
+) -> tuple[ModelShape, ModelFacts]:
+    """Shape and facts of the model under test, with packed blocks and head if it is quantized."""
     shape, model_config = _shape(model)
     if artifact is not None:
+        shape = shape.with_head(None if scheme is None else scheme.head)
         stored = sum(file.stat().st_size for file in chosen_weights(artifact).paths)
         block = max(0, stored - shape.outside_bytes) // shape.blocks
         shape = replace(shape, block_bytes=block)
@@ -195,7 +206,12 @@ def measured_shape(model: Model, artifact: Path | None) -> tuple[ModelShape, Mod
 
 
 def refuse_whole_model(
-    suite: str, streaming: Sequence[str], model: Model, artifact: Path | None, device: str
+    suite: str,
+    streaming: Sequence[str],
+    model: Model,
+    artifact: Path | None,
+    device: str,
+    scheme: Scheme | None = None,
 ) -> ModelError:
     """The error for a suite that needs the whole model in memory although it does not fit.
 
@@ -203,7 +219,7 @@ def refuse_whole_model(
     """
     from quant.memory.plan import size
 
-    shape, _ = measured_shape(model, artifact)
+    shape, _ = measured_shape(model, artifact, scheme)
     alone = f"measure only suite=[{','.join(streaming)}], which streams, " if streaming else ""
     return ModelError(
         f"suite {suite} needs the whole model in memory, but model={model.name} takes "

@@ -70,7 +70,8 @@ class CellIdentity(_Model):
     bits_per_weight: float | None = Field(
         default=None,
         description="stored bits per weight of the blocks' matrices, scales and zero-points "
-        "included; matrices that are not quantized count with the bits of their dtype",
+        "included; matrices that are not quantized count with the bits of their dtype, a quantized "
+        "head with its own",
     )
     coverage: float | None = Field(
         default=None,
@@ -84,6 +85,10 @@ class CellIdentity(_Model):
     )
     options: str | None = Field(
         default=None, description="options of the method that differ from the defaults (act-order)"
+    )
+    head: str | None = Field(
+        default=None,
+        description="scheme of the language-model head and how it was quantized; null: it is not",
     )
 
     def measured(self) -> dict[str, Any]:

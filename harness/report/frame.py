@@ -16,7 +16,15 @@ if TYPE_CHECKING:
 MODEL_DIGITS = 8  # of its hash, after a name that several models share
 QUANTILES = ("p10", "p50", "p90", "p99")
 # Columns for rows that metrics.csv leaves out.
-INTERNAL = ("label", "full_precision", "cell_config", "artifact", "transforms", "coverage")
+INTERNAL = (
+    "label",
+    "full_precision",
+    "cell_config",
+    "artifact",
+    "transforms",
+    "coverage",
+    "head",
+)
 
 COLUMNS = (
     # what was measured on: the cell
@@ -124,6 +132,7 @@ def _rows(record: Record) -> list[dict[str, Any]]:
         "artifact": record.inputs.get("artifact"),
         "transforms": "; ".join(partly_applied(record.layers)),
         "coverage": partly_covered(record.cell),
+        "head": head_note(record.cell),
     }
     figures = [shared | _metric(metric, record) for metric in record.metrics]
     return [shared, *figures] if record.status == "failed" or not figures else figures
@@ -177,6 +186,11 @@ def partly_covered(cell: CellIdentity) -> str:
         f"{100 * cell.coverage:.1f} % of the weights of the blocks' matrices are quantized; not "
         f"{', '.join(cell.outside)}"
     )
+
+
+def head_note(cell: CellIdentity) -> str:
+    """A sentence on a quantized head; "" if it is not quantized."""
+    return f"head: {cell.head}; counted in bits/weight" if cell.head else ""
 
 
 def _section(record: Record, name: str) -> dict[str, Any]:

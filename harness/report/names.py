@@ -41,7 +41,11 @@ def name_columns(rows: Sequence[Row]) -> list[Column]:
 def name_cells(row: Row, rows: Sequence[Row], footnotes: Footnotes) -> list[Cell]:
     said = [*row.coverage, *row.transforms, *(f"fallback in {text}" for text in row.fallbacks)]
     marks = tuple(footnotes.mark(text) for text in said)
-    cells = [Cell(row.label, row.label, marks=marks), Cell(row.scheme_label, row.scheme_label)]
+    head = tuple(footnotes.mark(text) for text in row.head)
+    cells = [
+        Cell(row.label, row.label, marks=marks),
+        Cell(row.scheme_label, row.scheme_label, marks=head),
+    ]
     if len(calibrations(rows)) > 1:
         cells.append(Cell(row.calibration or "–", row.calibration or ""))
     if several_seeds(rows):
@@ -64,6 +68,20 @@ def missing(row: Row, suite: str, footnotes: Footnotes) -> Cell:
         if stage in row.failures:
             return Cell("failed", marks=(footnotes.cause(row.failures[stage]),))
     return Cell()
+
+
+def busy_footnote(suite: str, rows: Sequence[Row]) -> str:
+    """The footnote of a suite's timings that others disturbed, with the figures of all rows."""
+    found: dict[str, list[str]] = {}
+    timed = (each for row in rows for key, each in row.figures.items() if key[0] == suite)
+    for part in sorted({part for each in timed for text in each.busy for part in text.split(", ")}):
+        value, _, rest = part.partition(" ")
+        found.setdefault(rest, []).append(value)
+    said = [
+        f"{'–'.join(dict.fromkeys((min(values, key=float), max(values, key=float))))} {rest}"
+        for rest, values in sorted(found.items())
+    ]
+    return f"measured while the machine was busy ({', '.join(said)})"
 
 
 def failed_seeds(row: Row, suite: str, footnotes: Footnotes) -> tuple[int, ...]:

@@ -10,8 +10,9 @@ from typing import Any
 from harness.cell.cells import ResolvedCell
 from harness.errors import StoreError
 from harness.records.environment import environment
-from harness.records.record import CellIdentity, Failure, LayerReport, Metric, Record
+from harness.records.record import Failure, LayerReport, Metric, Record
 from harness.records.roots import Roots
+from quant.head import is_head
 
 
 @dataclass(frozen=True)
@@ -40,11 +41,12 @@ class StageResult:
 
 @dataclass(frozen=True)
 class Timing:
-    """Start of a stage, its seconds, and the number of PyTorch threads."""
+    """Start of a stage, its seconds, the threads of PyTorch, and what harness.run.threads says."""
 
     started_at: str
     seconds: float
     threads: int | None = None
+    cores: dict[str, Any] | None = None
 
 
 def make_record(cell: ResolvedCell, stage: str, result: StageResult, timing: Timing) -> Record:
@@ -55,7 +57,7 @@ def make_record(cell: ResolvedCell, stage: str, result: StageResult, timing: Tim
     identity = cell.identity.model_copy(
         update={name: getattr(result, name) for name in ("bits_per_weight", "coverage", "outside")}
     )
-    _require_own_layers(identity, result.layers)
+    _require_own_layers(cell, result.layers)
     record = Record(
         status="failed" if result.failures else "ok",
         error=_lacking(stage, result.failures) if result.failures else None,
@@ -134,6 +136,7 @@ def _shared(
             **environment(timing.threads, runtime.device, runtime.record_host),
             "kernel": kernel,
             "arithmetic": cell.arithmetic,
+            **({} if timing.cores is None else {"cores": timing.cores}),
             **placement,
         },
         "started_at": timing.started_at,
@@ -141,15 +144,20 @@ def _shared(
     }
 
 
-def _require_own_layers(cell: CellIdentity, layers: list[LayerReport]) -> None:
+def _require_own_layers(cell: ResolvedCell, layers: list[LayerReport]) -> None:
     """Raise StoreError for layers that were made by another method or scheme than the cell's.
 
-    An allowed fallback may use another method (rounding for experts without tokens): tables mark
-    it.
+    The head has a scheme and a method of its own. An allowed fallback may use another method
+    (rounding for experts without tokens): tables mark it.
     """
+    scheme = cell.choices.scheme
+    inside = [layer for layer in layers if not is_head(layer.name)]
+    outside = {layer.scheme for layer in layers if is_head(layer.name)}
+    method = cell.identity.method
     for what, named, found in (
-        ("method", cell.method, {layer.method for layer in layers if layer.fallback is None}),
-        ("scheme", cell.scheme, {layer.scheme for layer in layers}),
+        ("method", method, {layer.method for layer in inside if layer.fallback is None}),
+        ("scheme", scheme and scheme.without_head.name, {layer.scheme for layer in inside}),
+        ("head", scheme and scheme.head and scheme.head.name, outside),
     ):
         if found - {named}:
             raise StoreError(

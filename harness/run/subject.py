@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.cell.cells import ResolvedCell
 from harness.errors import StoreError
-from harness.models.checkpoints import load_packed, packed_shapes
+from harness.models.checkpoints import load_packed, packed_bits
 from harness.models.folders import weights_read
 from harness.models.model import Model, RandomModel, StoredModel
 from harness.models.streaming import open_packed, open_source, streams
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
 
     from quant.checkpoint.source import ArtifactSource, CheckpointSource
-    from quant.scheme import Scheme
     from quant.transforms.base import Transform
 
 
@@ -58,7 +57,13 @@ class Subject:
             self._streams = (
                 self._model is None
                 and not isinstance(model, RandomModel)
-                and streams(model, self.packed, self._cell.choices.runtime, batch)
+                and streams(
+                    model,
+                    self.packed,
+                    self._cell.choices.runtime,
+                    batch,
+                    self._cell.choices.scheme,
+                )
             )
         return self._streams
 
@@ -71,9 +76,8 @@ class Subject:
             return open_source(cell.model, cell.place.device, cell.choices.results)
         source = open_packed(cell.model, self.packed, cell.place, self._transforms)
         if cell.model.checkpoint is not None:
-            shapes, scheme = source.layer_shapes(), cell.model.checkpoint.scheme
-            kept = source.operator_bits()
-            self._count(source.model, scheme, shapes.values(), kept, set(shapes))
+            packed = source.layer_bits()
+            self._count(source.model, packed.values(), source.operator_bits(), set(packed))
         return source
 
     def weights(self, model: Any) -> dict[str, Any]:
@@ -119,13 +123,13 @@ class Subject:
     def _count(
         self,
         model: Any,
-        scheme: Scheme,
-        shapes: Iterable[tuple[int, int]],
+        packed: Iterable[tuple[int, float]],
         operators: int,
         layers: Collection[str] = (),
     ) -> None:
         """Set bits per weight and coverage of a checkpoint from elsewhere, counted as for our own.
 
+        packed     weights and stored bits of every packed layer.
         operators  total bits of the operators in front of layers.
         layers     full names of quantized layers that are not in `model` yet.
         """
@@ -133,8 +137,9 @@ class Subject:
         from quant.coverage import coverage_of
 
         found = coverage_of(find_blocks(model), layers)
-        each = [(m * n, m * n * scheme.bits_per_weight(n)) for m, n in shapes]
-        # A checkpoint from elsewhere may have packed layers outside the blocks; they count too.
+        each = list(packed)
+        # The head may be packed, and a checkpoint from elsewhere may have other packed layers
+        # outside the blocks; they count too.
         weights = sum(count for count, _ in each) + sum(found.kept.values())
         stored = sum((bits for _, bits in each), float(operators))
         self.bits_per_weight = (stored + found.kept_bits) / weights
@@ -152,11 +157,11 @@ class Subject:
                 from quant.input_operator import operator_bits
 
                 kept = operator_bits(loaded)
-                self._count(loaded, model.checkpoint.scheme, packed_shapes(loaded), kept)
+                self._count(loaded, packed_bits(loaded), kept)
             return loaded
         if isinstance(model, RandomModel) and scheme is not None:
             loaded = model.packed(place, scheme)
-            self._count(loaded, scheme, packed_shapes(loaded), 0)
+            self._count(loaded, packed_bits(loaded), 0)
             return loaded
         return self._full_precision(model)
 

@@ -208,7 +208,11 @@ def _parts(prefix: str, task: str, timings: Timings) -> list[Metric]:
 
 def _weights(prefix: str, subject: Subject) -> list[Metric]:
     tied = {"counted": "parameters and buffers in memory, tied tensors once"}
-    tables = {"counted": "token, position and output embeddings: not quantized, in weight_bytes"}
+    packed = isinstance(subject.model.get_output_embeddings(), QuantLinear)
+    tables = {
+        "counted": "token, position and output embeddings: "
+        f"{'the output quantized' if packed else 'not quantized'}, in weight_bytes"
+    }
     return [
         _bytes(f"{prefix}weight_bytes", "model", weight_bytes(subject.model), tied),
         _bytes(f"{prefix}embedding_bytes", "model", embedding_bytes(subject.model), tables),

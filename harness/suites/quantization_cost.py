@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from harness.records.busyness import with_note
 from harness.records.record import QUANTIZATION, Metric
 from harness.report.columns import COST, FigureColumn, Place, SuiteTable
 from harness.report.published import beside_published
@@ -37,12 +38,14 @@ TABLE = SuiteTable(
 
 
 def metrics(
-    result: QuantizationResult, artifact_bytes: int, other: dict[str, float]
+    result: QuantizationResult, artifact_bytes: int, other: dict[str, float], busy: str = ""
 ) -> list[Metric]:
     """The metrics of one quantization.
 
     artifact_bytes  size of the written checkpoint.
     other           seconds of stages outside quant.calibrate.stream (loading, calibration text).
+    busy            what others took of the machine meanwhile (harness.records.busyness); a note of
+                    all seconds.
 
     "seconds" of the stages add up to the total; for writing, they count the time that the run
     waited. "background_seconds" is the time of the writer thread and is not part of the total.
@@ -55,6 +58,7 @@ def metrics(
         for stage in result.stages
         if stage.background
     ]
+    found = with_note(found, busy)
     for stage in result.stages:
         if stage.peak_bytes is not None:
             peak = _once("peak_memory", stage.name, stage.peak_bytes, "bytes")
@@ -70,11 +74,15 @@ def metrics(
 def bits_per_weight(result: QuantizationResult) -> float:
     """Stored bits per weight of the blocks' matrices, scales and zero-points included.
 
-    Matrices that stay in full precision count with the bits of their type.
+    Matrices that stay in full precision count with the bits of their type; a quantized head counts
+    too.
     """
-    layers = result.layers
+    layers, head = result.layers, result.head
     bits = sum(layer.bits_per_weight * layer.outputs * layer.inputs for layer in layers)
-    return result.coverage.bits_per_weight(bits)
+    if head is None:
+        return result.coverage.bits_per_weight(bits)
+    weights = head.outputs * head.inputs
+    return result.coverage.bits_per_weight(bits, weights, head.bits_per_weight * weights)
 
 
 def _layer_means(layers: list[LayerResult]) -> list[Metric]:

@@ -33,6 +33,7 @@ from quant.weight import QuantizedWeight
 class LayerResult:
     """Result of the solver for one linear layer; the fields of harness.records.record.LayerReport.
 
+    block                        number of its block; of the head, the number of blocks.
     loss, damping, dead_columns  see quant.solvers.base.Solution.
     bits_per_weight              stored bits: codes, tensors of the grid, operator in front of the
                                  layer.
@@ -144,7 +145,7 @@ class BlockSolver:
         device: torch.device | None,
         notes: list[str],
     ) -> tuple[LayerResult, QuantizedWeight]:
-        scheme = self.config.scheme
+        scheme = self.config.scheme.without_head
         begin = time.perf_counter()
         weight = weight_matrix(module).to(device, self.dtype)
         with failures_of(f"{layer.name}: solver {solver.name}"):

@@ -12,6 +12,7 @@ from quant.arithmetic import PORTABLE
 from quant.blocks import linear_layers
 from quant.calibrate.cost import StageMeter
 from quant.calibrate.devices import DeviceWorkers, Workplace
+from quant.calibrate.head import quantize_head, set_head
 from quant.calibrate.layers import BlockSolver, LayerResult, Solved
 from quant.calibrate.operators import calibration_products
 from quant.calibrate.sink import STAGE, BlockSink, Finished, WriteBehind
@@ -40,6 +41,7 @@ class Run:
 
     def __post_init__(self) -> None:
         self._total = sum(len(linear_layers(block)) for block in self.source.blocks.modules)
+        self._total += self.config.scheme.head is not None
         self._done = 0
         self._lock = threading.Lock()
 
@@ -104,6 +106,24 @@ class Run:
             keep = self.sink.put(index, weights, made)
         self.writer.begin(keep)
         self.layers += layers
+
+    def head(self) -> LayerResult | None:
+        """Quantize the head, if the scheme does, and pass it to the sink.
+
+        A model in memory gets the quantized values, as its blocks do; of one that is read block by
+        block the head keeps its own.
+        """
+        model, scheme = self.source.model, self.config.scheme
+        if scheme.head is None:
+            return None
+        self.writer.settle()
+        with self.meter.stage("solve"):
+            result, weight = quantize_head(model, scheme.head, len(self.source.blocks))
+            if not self.source.reads:
+                set_head(model, weight)
+        self.count(result.name)
+        self.sink.put_head(result.name, weight)
+        return result
 
     def blocks(self, first: int = 0) -> closing[Generator[int]]:
         """Iterate over the blocks that have their weights; waiting for a read is a stage."""

@@ -51,6 +51,9 @@ class BlockSink(Protocol):
         function has returned before the next put.
         """
 
+    def put_head(self, name: str, weight: QuantizedWeight, /) -> None:
+        """Accept the quantized head, after the last block; resumed runs put it again."""
+
     def get(self, index: int) -> tuple[dict[str, QuantizedWeight], Finished]:
         """Return a finished block, as it was put."""
 
@@ -74,6 +77,9 @@ class InMemorySink:
         self.weights |= weights
         self.finished = index + 1
         return lambda: None
+
+    def put_head(self, name: str, weight: QuantizedWeight) -> None:
+        self.weights[name] = weight
 
     def get(self, index: int) -> tuple[dict[str, QuantizedWeight], Finished]:
         raise NotImplementedError("a run in memory cannot be resumed")

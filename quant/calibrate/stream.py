@@ -26,7 +26,12 @@ from transformers import PreTrainedModel
 
 from cuda_ext.ops import resolve_kernel
 from quant.arithmetic import resolve_arithmetic
-from quant.blocks import linear_layers, require_sound, set_weight_matrix
+from quant.blocks import (
+    linear_layers,
+    require_sound,
+    require_sound_weight,
+    set_weight_matrix,
+)
 from quant.calibrate.activations import activation_store
 from quant.calibrate.capture import (
     Call,
@@ -54,6 +59,7 @@ from quant.calibrate.windows import Batch, check_windows, make_batches
 from quant.config import QuantizationConfig
 from quant.coverage import Coverage
 from quant.experts import unfuse
+from quant.head import find_head
 from quant.hessian import Hessian
 from quant.memory.heaps import memory_kept, trim_heap
 from quant.memory.plan import model_shape
@@ -78,10 +84,12 @@ class QuantizationResult:
 
     weights          quantized weights (on the CPU) by full module name; empty if the caller passed
                      a sink.
+    layers           results of the layers in the blocks.
     host_peak_bytes  highest resident memory of this process during the run; None if the platform
                      reports none.
     coverage         share of the blocks' matrices in quantized layers.
     resumed          number of blocks that an earlier, interrupted run had finished.
+    head             result of the head; None if the scheme keeps it.
     """
 
     weights: dict[str, QuantizedWeight]
@@ -90,6 +98,7 @@ class QuantizationResult:
     coverage: Coverage
     host_peak_bytes: int | None = None
     resumed: int = 0
+    head: LayerResult | None = None
 
 
 def quantize_model(
@@ -99,12 +108,13 @@ def quantize_model(
     progress: Progress | None = None,
     workplace: Workplace | None = None,
 ) -> QuantizationResult:
-    """Quantize every linear layer in the blocks of a `model` in memory, and nothing else.
+    """Quantize every linear layer in the blocks of a `model` in memory, and its head if asked.
 
     The model is modified in place: its weights become the dequantized values in their own dtype, so
-    it is the simulated quantized model; fused experts become modules (quant.experts). After an
-    error it may be partly quantized. calibration has windows of token ids [tokens] of any length;
-    it may be empty if config needs none. progress(done, total, name) is called after every layer.
+    it is the simulated quantized model; fused experts become modules (quant.experts). A head that
+    config.scheme quantizes (quant.head) is no longer tied to the embeddings. After an error it may
+    be partly quantized. calibration has windows of token ids [tokens] of any length; it may be
+    empty if config needs none. progress(done, total, name) is called after every layer.
 
     Raises ModelStructureError, SchemeError, NonFiniteError and CalibrationError before the model is
     modified; NonFiniteError, SingularHessianError and CalibrationError for a layer during the run.
@@ -135,6 +145,9 @@ def quantize_blocks(
     sink's thread is `StageCost.background`. covered is the result of `survey`, if the caller has
     it.
     """
+    if config.scheme.head is not None:
+        name, module = find_head(source.model)
+        require_sound_weight(module, name)
     covered = covered or survey(source, config.rules)
     if config.needs_calibration:
         check_windows(calibration, source.model)
@@ -162,9 +175,10 @@ def quantize_blocks(
         elif resumed < len(source.blocks):
             _calibrate(run, calibration)
         writer.settle()
+        head = run.head()
         require_changes(config.transforms, run.layers)
     host = meter.host_peak_bytes
-    return QuantizationResult({}, run.layers, meter.costs(), covered, host, resumed)
+    return QuantizationResult({}, run.layers, meter.costs(), covered, host, resumed, head)
 
 
 def _solve_blocks(run: Run) -> None:

@@ -103,6 +103,15 @@ def written_format(name: str) -> tuple[Format, Writer]:
     return known[name]
 
 
+def writer_of(writer: Writer, scheme: Scheme) -> Writer:
+    """Return the writer of one layer of a model that `writer` describes.
+
+    A head with uniform levels beside layers with others is stored as an artifact of its own levels.
+    """
+    alone = writer.own and writer.refuses(scheme, None) is not None
+    return artifact_format(scheme)[1] if alone else writer
+
+
 def artifact_format(scheme: Scheme) -> tuple[Format, Writer]:
     """Return the first of Bitsweep's own formats that supports a scheme; ArtifactError if none."""
     own = [(format, writer) for format, writer in written().values() if writer.own]

@@ -11,11 +11,11 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from quant.checkpoint.choose import written_format
+from quant.checkpoint.choose import writer_of, written_format
 from quant.checkpoint.files import TOKENIZER_FILES, copy_files, copyable
 from quant.checkpoint.folder import MANIFEST, read_json, recover, remake, replace_folder
 from quant.checkpoint.formats.base import CheckpointFormat, StoredLayer, Writer
-from quant.checkpoint.layers import quantized_layers, read_weight, scheme_of
+from quant.checkpoint.layers import quantized_layers, read_weight, scheme_of, whole_scheme
 from quant.checkpoint.loader import read_format, read_quantization, refuse_unexpected
 from quant.checkpoint.matching import say_untied, ties_hold, untie_as_stored
 from quant.checkpoint.names import names_of
@@ -103,18 +103,21 @@ def export(
         names = names_of(model)
         reader.rename(names.to_model)
         layers = _layers(reader, checkpoint, model)
+        scheme = whole_scheme(reader, checkpoint, [layer.stored.name for layer in layers])
         untie_as_stored(model, reader.names, reader.mapped)
         entries = [
             entry
             for layer in layers
-            for entry in layer_entries(writer, layer.scheme, layer.stored, layer.read)
+            for entry in layer_entries(
+                writer_of(writer, layer.scheme), layer.scheme, layer.stored, layer.read
+            )
         ]
         replaced = tuple(f"{layer.stored.name}." for layer in layers)
         _refuse_left_out(reader, checkpoint, model, replaced)
         entries += [_copied(reader, name) for name in reader.names if not name.startswith(replaced)]
         entries += [_copied(reader, name) for name in _biases(reader, layers, model)]
         entries = as_stored(entries, names)
-        config = _config(source, writer, checkpoint, layers, model)
+        config = _config(source, writer, checkpoint, scheme, layers, model)
         files = copyable(source, (*TOKENIZER_FILES, "generation_config.json"))
         files += own_code(model)
         needed = sum(entry.nbytes for entry in entries) + SLACK_BYTES
@@ -123,7 +126,7 @@ def export(
             write_tensors(partial, entries, max_shard_bytes, writer.stem)
             (partial / "config.json").write_text(config, encoding="utf-8")
             copy_files(files, partial)
-    notes = writer.notes(layers[0].scheme, [layer.stored for layer in layers])
+    notes = writer.notes(scheme, [layer.stored for layer in layers])
     return Exported(target, len(layers), tuple(notes))
 
 
@@ -158,7 +161,7 @@ def _layers(
             ) from error
         shape = layer_shape(module, name)
         read = functools.partial(read_weight, reader, checkpoint, name, parts, shape)
-        if checkpoint.format.scales not in (None, *parts):
+        if checkpoint.of(name).format.scales not in (None, *parts):
             read()  # its error says what is missing
         scheme = scheme_of(reader, checkpoint, name)
         stored = StoredLayer(name, *shape, module=kind_of(module), dtype=model.dtype)
@@ -173,7 +176,11 @@ def _refuse_left_out(
     layers: tuple[str, ...],
 ) -> None:
     """Raise ArtifactError, as loading does, for tensors of layers that would not be read."""
-    known = {layer + part for layer in layers for part in (*checkpoint.parts, "bias")}
+    known = {
+        layer + part
+        for layer in layers
+        for part in (*checkpoint.of(layer.removesuffix(".")).parts, "bias")
+    }
     used = {name for name in reader.names if name in known or not name.startswith(layers)}
     refuse_unexpected(model, reader, used)
 
@@ -206,6 +213,7 @@ def _config(
     source: Path,
     writer: Writer,
     checkpoint: CheckpointFormat,
+    scheme: Scheme,
     layers: list[_Layer],
     model: PreTrainedModel,
 ) -> str:
@@ -216,7 +224,7 @@ def _config(
         say_untied(config)
     method = _method(read_quantization(source), checkpoint)
     config["quantization_config"] = describe(
-        writer, model, names, layers[0].scheme, checkpoint.act_order, method
+        writer, model, names, scheme, checkpoint.act_order, method
     )
     return json.dumps(config, indent=2, sort_keys=True) + "\n"
 

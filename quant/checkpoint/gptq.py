@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from quant.checkpoint.formats.base import (
@@ -16,10 +16,12 @@ from quant.checkpoint.formats.base import (
     read_bits,
     read_flag,
     read_group_size,
+    read_head_grid,
     read_meta,
     validated,
 )
 from quant.errors import ArtifactError
+from quant.head import means_head
 from quant.levels import uniform
 from quant.scheme import BITS, Scheme
 
@@ -70,10 +72,12 @@ def parse(
     bits: Sequence[int] = BITS,
     symmetric: bool | None = None,
     levels: str = uniform.LEVELS.name,
+    of_uniform: Format | None = None,
 ) -> CheckpointFormat:
     """Parse a GPTQ configuration.
 
-    versions are the accepted values of the version keys; symmetric is the meaning of a missing sym.
+    versions are the accepted values of the version keys; symmetric is the meaning of a missing sym;
+    of_uniform is as in `read_head`.
     The result is `declared` if one of several versions is present.
     """
     declared = declared_versions(config)
@@ -94,14 +98,6 @@ def parse(
             f"{where}.pack_dtype={config['pack_dtype']!r} cannot be read; codes must be packed "
             "into int32."
         )
-    # GPTQModel's "dynamic" overrides settings per layer: "+:pattern" or "pattern". "-:pattern"
-    # leaves layers in full precision, which the names of the tensors also show.
-    overrides = [key for key in config.get("dynamic") or {} if not key.startswith("-:")]
-    if overrides:
-        raise ArtifactError(
-            f"{where}.dynamic overrides the settings of some layers ({overrides[0]!r}); only "
-            "checkpoints with one setting for all layers can be read."
-        )
     grid, producer = read_meta(config)
     parsed = CheckpointFormat(
         format=format,
@@ -114,7 +110,67 @@ def parse(
         producer=producer,
         declared=bool(declared) or len(versions) == 1,
     )
-    return validated(parsed, where)
+    head = read_head(config, where, parsed, bits, of_uniform)
+    return validated(replace(parsed, head=head), where)
+
+
+def read_head(
+    config: Config,
+    where: str,
+    layers: CheckpointFormat,
+    bits: Sequence[int] = BITS,
+    of_uniform: Format | None = None,
+) -> dict[str, Any]:
+    """Return the settings of the head that differ from those of `layers`.
+
+    of_uniform is the format of a head with uniform levels, if the layers have others.
+    GPTQModel's "dynamic" overrides settings per layer: "+:pattern" or "pattern". "-:pattern" leaves
+    layers in full precision, which the names of the tensors also show.
+    """
+    found: dict[str, Any] = {}
+    for pattern, said in (config.get("dynamic") or {}).items():
+        if pattern.startswith("-:"):
+            continue
+        where_said = f"{where}.dynamic[{pattern!r}]"
+        if not means_head(pattern.removeprefix("+:")) or not isinstance(said, Mapping):
+            raise ArtifactError(
+                f"{where}.dynamic overrides the settings of some layers ({pattern!r}); only "
+                "checkpoints with one setting for all layers in their blocks can be read."
+            )
+        size = {"group_size": said.get("group_size", layers.group_size or -1)}
+        if found:  # the first pattern counts
+            continue
+        found = {
+            "bits": read_bits({"bits": said.get("bits", layers.bits)}, where_said, allowed=bits),
+            "group_size": read_group_size(size, where_said),
+            "symmetric": read_flag(said, "sym", where_said, default=layers.symmetric),
+            "act_order": read_flag(said, "desc_act", where_said, default=layers.act_order),
+            "grid": read_head_grid(config),
+        }
+        if said.get("levels", layers.levels) != layers.levels:
+            if said["levels"] != uniform.LEVELS.name or of_uniform is None:
+                raise ArtifactError(
+                    f"{where_said}.levels={said['levels']!r} cannot be read; expected "
+                    f"{uniform.LEVELS.name!r} or the levels of the layers."
+                )
+            found |= {"format": of_uniform, "levels": uniform.LEVELS.name}
+    return found
+
+
+def head_settings(model: QuantizedModel) -> dict[str, Any]:
+    """Return the entry "dynamic" for a head with its own settings; {} if it has none."""
+    if model.own_head is None:
+        return {}
+    name, scheme = model.own_head
+    settings: dict[str, Any] = {
+        "bits": scheme.bits,
+        "group_size": scheme.group_size or -1,
+        "sym": scheme.symmetric,
+        "desc_act": False,
+    }
+    if model.scheme.kind != uniform.LEVELS:  # a format that Bitsweep alone reads
+        settings["levels"] = scheme.kind.name
+    return {"dynamic": {f"+:^{re.escape(name)}$": settings}}
 
 
 def zero_points(parsed: CheckpointFormat, version: str) -> str:
@@ -151,6 +207,8 @@ def describe(model: QuantizedModel, quant_method: str, checkpoint_format: str) -
     """Return the quantization_config of a model."""
     # "model.layers.3.mlp.down_proj" is "mlp.down_proj" inside its block: each name once, in order.
     inside = dict.fromkeys(re.sub(r"^.*?\.\d+\.", "", layer) for layer in model.layers)
+    if model.head is not None:  # vLLM reads a quantized head only if this list has it
+        inside[model.head] = None
     return {
         "quant_method": quant_method,
         "checkpoint_format": checkpoint_format,
@@ -160,7 +218,8 @@ def describe(model: QuantizedModel, quant_method: str, checkpoint_format: str) -
         "desc_act": model.act_order,
         "static_groups": bool(model.method.get("static_groups", False)),
         "true_sequential": bool(model.method.get("true_sequential", False)),
-        "lm_head": "lm_head" in model.layers,
+        "lm_head": model.head is not None,
+        **head_settings(model),
         "pack_dtype": "int32",
         "modules_in_block_to_quantize": [list(inside)],
         "meta": model.meta(),
@@ -179,6 +238,11 @@ def notes(scheme: Scheme, layers: Sequence[StoredLayer]) -> list[str]:
         found.append(
             f"only Bitsweep reads {scheme.bits} bits in this format; other tools read "
             f"{', '.join(map(str, READERS_BITS))}."
+        )
+    if scheme.head is not None:
+        found.append(
+            "GPTQModel and vLLM read the quantized head (lm_head, dynamic); transformers through "
+            "optimum reads only layers in blocks."
         )
     short = [layer for layer in layers if scheme.short_group(layer.inputs)]
     if short:

@@ -24,6 +24,7 @@ class Inspection:
 
     format           name in tables: "GPTQ v2".
     producer         program that wrote it; None if the files name none.
+    scheme           that of the layers, with that of the head if it is quantized.
     bits_per_weight  stored bits per quantized weight, including scales, zero-points and operators.
     layers           number of quantized layers.
     weights          number of weights in these layers.

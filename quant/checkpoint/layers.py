@@ -16,6 +16,7 @@ from quant.checkpoint.formats.base import CheckpointFormat
 from quant.checkpoint.operators import tensor_names
 from quant.checkpoint.tensors import TensorReader
 from quant.errors import ArtifactError
+from quant.head import is_head
 from quant.input_operator import NAME
 from quant.levels.base import Levels
 from quant.linear import Packed, unpack
@@ -63,10 +64,10 @@ def quantized_layers(reader: TensorReader, checkpoint: CheckpointFormat) -> dict
     if lacking is not None:
         raise missing_tensor(reader, lacking)
     _refuse_unnamed(reader, layers, operators)
-    parts = checkpoint.parts
+    parts = {layer: checkpoint.of(layer).parts for layer in layers}
     for name in reader.names:
         layer, _, part = name.rpartition(".")
-        if layer in layers and part in parts:
+        if part in parts.get(layer, ()):
             layers[layer].append(part)
     return layers
 
@@ -93,7 +94,8 @@ def look_at(folder: Path, checkpoint: CheckpointFormat) -> CheckpointFormat:
     """Complete a format from layers spread over the checkpoint (see `settle`)."""
     with TensorReader(folder) as reader:
         layers = quantized_layers(reader, checkpoint)
-        names = list(layers)[:: -(-len(layers) // LOOKED_AT)]
+        alike = [name for name in layers if checkpoint.of(name) is checkpoint] or list(layers)
+        names = alike[:: -(-len(alike) // LOOKED_AT)]
         parts = {n: {p: reader.mapped(f"{n}.{p}") for p in layers[n]} for n in names}
         return settle(checkpoint, parts, str(folder))
 
@@ -149,7 +151,8 @@ def read_packed(
     """
     with _in_file(reader, checkpoint, layer):
         tensors = {part: reader.read(f"{layer}.{part}") for part in parts}
-        packed, scheme, inputs = checkpoint.format.read_layer(tensors, checkpoint, layer, shape)
+        own = checkpoint.of(layer)
+        packed, scheme, inputs = own.format.read_layer(tensors, own, layer, shape)
         held = (packed["qweight"].shape[1], inputs)
         if shape is not None and held != shape:
             raise ArtifactError(
@@ -161,12 +164,25 @@ def read_packed(
 
 def scheme_of(reader: TensorReader, checkpoint: CheckpointFormat, layer: str) -> Scheme:
     """Return the scheme of a layer; reads a file header if the dtype of its scales is needed."""
+    checkpoint = checkpoint.of(layer)
     part = checkpoint.format.scales
     if part is None:
         return checkpoint.scheme(checkpoint.scale_dtype)
     if f"{layer}.{part}" not in reader.names:
         raise missing_tensor(reader, f"{layer}.{part}")
     return checkpoint.scheme(reader.mapped(f"{layer}.{part}").dtype)
+
+
+def whole_scheme(
+    reader: TensorReader, checkpoint: CheckpointFormat, layers: Collection[str]
+) -> Scheme:
+    """Return the scheme of the layers in the blocks, with that of the head if it is quantized."""
+    heads = [layer for layer in layers if is_head(layer)]
+    first = next((layer for layer in layers if not is_head(layer)), None)
+    if first is None or not heads:
+        return scheme_of(reader, checkpoint, first or heads[0])
+    head = scheme_of(reader, checkpoint, heads[0])
+    return replace(scheme_of(reader, checkpoint, first), head=head)
 
 
 def read_weight(

@@ -23,7 +23,7 @@ from quant.checkpoint.layers import (
     quantized_layers,
     read_packed,
     read_weight,
-    scheme_of,
+    whole_scheme,
 )
 from quant.checkpoint.matching import (
     compare,
@@ -166,12 +166,15 @@ def read_quantization(folder: Path) -> dict[str, Any]:
 def read_scheme(
     folder: str | Path, levels: Sequence[str | Part | Levels] = ()
 ) -> tuple[CheckpointFormat, Scheme]:
-    """Read format and scheme from config.json and one file header, without checking checksums."""
+    """Read format and scheme from config.json and file headers, without checking checksums.
+
+    The scheme has that of the head, if the head is quantized.
+    """
     folder = Path(folder)
     checkpoint = read_format(folder, verify_files=False, levels=levels)
     with TensorReader(folder) as reader:
-        layer = next(iter(quantized_layers(reader, checkpoint)))
-        return checkpoint, scheme_of(reader, checkpoint, layer)
+        layers = quantized_layers(reader, checkpoint)
+        return checkpoint, whole_scheme(reader, checkpoint, layers)
 
 
 def dequantize_layers(model: nn.Module, dtype: torch.dtype) -> None:

@@ -50,6 +50,7 @@ from quant.checkpoint.writer import (
     write_other_files,
 )
 from quant.errors import ArtifactError
+from quant.head import find_head
 from quant.input_operator import InputOperator
 from quant.linear import packed_bytes, packed_shapes, unpack
 from quant.scheme import Scheme
@@ -103,6 +104,7 @@ class PartialArtifact:
         self._folder = making.folder / _ARTIFACT
         self._notes: list[dict[str, Any]] = []
         self._names = names_of(source.model)
+        self._head: dict[str, QuantizedWeight] = {}
         self._take_over()
 
     @property
@@ -141,6 +143,10 @@ class PartialArtifact:
             _write_json(self._note_file(index), note)
         self._notes.append(note)
 
+    def put_head(self, name: str, weight: QuantizedWeight) -> None:
+        """Accept the head, which is written with everything outside the blocks."""
+        self._head = {name: weight}
+
     def get(self, index: int) -> tuple[dict[str, QuantizedWeight], Finished]:
         """Read back a finished block."""
         note = self._notes[index]
@@ -148,14 +154,14 @@ class PartialArtifact:
             [LayerResult(**layer) for layer in note["layers"]],
             [StageCost(**stage) for stage in note["stages"]],
         )
-        tensors = self._read(note)
+        tensors, scheme = self._read(note), self._making.scheme.without_head
         weights = {}
         for layer in made.layers:
-            parts = packed_shapes(self._making.scheme, layer.inputs, layer.outputs)
+            parts = packed_shapes(scheme, layer.inputs, layer.outputs)
             packed = {part: tensors[f"{layer.name}.{part}"] for part in parts}
             if layer.name in note["scattered"]:
                 packed["g_idx"] = tensors[f"{layer.name}.g_idx"]
-            weights[layer.name] = unpack(packed, self._making.scheme, layer.inputs)
+            weights[layer.name] = unpack(packed, scheme, layer.inputs)
         return weights, made
 
     def other_tensors(self, index: int) -> dict[str, Tensor]:
@@ -182,10 +188,12 @@ class PartialArtifact:
         """Write everything outside the blocks, and move the artifact to its place in one step."""
         making, model = self._making, self._source.model
         layers = [layer["name"] for note in self._notes for layer in note["layers"]]
+        layers += self._head
         inside = f"{self._source.blocks.name}."
         rest = full_precision(
             making.target, model, layers, lambda name: not name.startswith(inside)
         )
+        rest += quantized(self._head)
         scattered = any(note["scattered"] for note in self._notes)
         kept = {layer: said for note in self._notes for layer, said in note["operators"].items()}
         config = config_json(
@@ -284,6 +292,10 @@ def artifact_bytes(source: BlockSource, scheme: Scheme) -> int:
             outputs, inputs = weight_matrix(module).shape
             packed.add(f"{source.blocks.block_name(index)}.{name}.weight")
             total += packed_bytes(scheme, inputs, outputs, g_idx=True)
+    if scheme.head is not None:
+        name, module = find_head(source.model)
+        packed.add(f"{name}.weight")  # a tied one is stored under the name of the embedding
+        total += packed_bytes(scheme.head, module.in_features, module.out_features, g_idx=True)
     for entry in _plain(source.model, packed):
         total += entry
     return total

@@ -13,7 +13,13 @@ from transformers import GenerationConfig, PreTrainedModel
 from cuda_ext.ops import resolve_kernel
 from quant.blocks import find_blocks
 from quant.calibrate.source import Weights
-from quant.checkpoint.layers import missing_tensor, operator_bits, quantized_layers
+from quant.checkpoint.layers import (
+    Tensors,
+    missing_tensor,
+    operator_bits,
+    quantized_layers,
+    scheme_of,
+)
 from quant.checkpoint.loader import (
     read_format,
     replace_layer,
@@ -231,8 +237,11 @@ class ArtifactSource(SkeletonSource):
             held = {f"{layer}.weight" for layer in self._layers}
             keep_computed(model, held | set(self._reader.names))
             untie_as_stored(model, self._reader.names, self._reader.mapped)
+            inside = f"{find_blocks(model).name}."
+            for layer in self._layers:
+                if not layer.startswith(inside):  # the head
+                    self._pack(model, self._reader, layer, torch.device(device))
             super().__init__(model, self._read_plain, device)
-            self._require_layers_in_blocks()
         except BaseException:
             self._reader.__exit__()
             raise
@@ -259,10 +268,7 @@ class ArtifactSource(SkeletonSource):
             if f"{layer}.{self._layers[layer][0]}" not in weights:  # zeros that `blank` made
                 continue
             self._linears[layer] = self.model.get_submodule(layer)
-            replace_layer(
-                self.model, fetched, self._format, layer, self._layers[layer], self._kernel,
-                self.device, self._dtype,
-            )  # fmt: skip
+            self._pack(self.model, fetched, layer, self.device)
 
     def release(self, index: int) -> None:
         for layer in self._layers_of(index):
@@ -271,13 +277,26 @@ class ArtifactSource(SkeletonSource):
                 setattr(self.model.get_submodule(parent), child, self._linears.pop(layer))
         super().release(index)
 
-    def layer_shapes(self) -> dict[str, tuple[int, int]]:
-        """Return (outputs, inputs) of every quantized layer, by its name."""
-        return {name: layer_shape(self.model.get_submodule(name), name) for name in self._layers}
+    def layer_bits(self) -> dict[str, tuple[int, float]]:
+        """Return the weights of every quantized layer and their stored bits, by its name."""
+        found = {}
+        for name in self._layers:
+            outputs, inputs = layer_shape(self.model.get_submodule(name), name)
+            scheme = scheme_of(self._reader, self._format, name)
+            found[name] = (outputs * inputs, outputs * inputs * scheme.bits_per_weight(inputs))
+        return found
 
     def operator_bits(self) -> int:
         """Return the stored bits of all operators."""
         return operator_bits(self._reader, self._format)
+
+    def _pack(
+        self, model: PreTrainedModel, reader: Tensors, layer: str, device: torch.device
+    ) -> None:
+        replace_layer(
+            model, reader, self._format, layer, self._layers[layer], self._kernel, device,
+            self._dtype,
+        )  # fmt: skip
 
     def _operator(self, layer: str) -> list[str]:
         return tensor_names(self._format.operators.get(layer, ()))
@@ -302,15 +321,6 @@ class ArtifactSource(SkeletonSource):
 
     def _tied(self, name: str) -> list[str]:
         return next(group for group in parameters_and_buffers(self.model) if name in group)
-
-    def _require_layers_in_blocks(self) -> None:
-        inside = {name for index in range(len(self.blocks)) for name in self._layers_of(index)}
-        outside = sorted(set(self._layers) - inside)
-        if outside:
-            raise ArtifactError(
-                f"{self.folder}: {outside[0]} is quantized and is outside the blocks, so it "
-                "cannot be streamed; load the whole model (runtime.stream=never)."
-            )
 
 
 class _Fetched:

@@ -24,6 +24,7 @@ from quant.checkpoint.names import Names, names_of
 from quant.checkpoint.operators import STEM, stored_operators, wrap
 from quant.checkpoint.tensors import Entry, write_tensors
 from quant.errors import ArtifactError
+from quant.head import is_head
 from quant.input_operator import NAME as OPERATOR
 from quant.linear import Packed
 from quant.scheme import Scheme
@@ -46,10 +47,11 @@ def save(
     """Write model to `folder` with `weights` in place of the layers that they name.
 
     weights maps full module names (nn.Linear, Conv1D or QuantLinear) to quantized weights of one
-    scheme. All other tensors keep their dtype, and tied ones are written once. method describes
-    what made the weights and must be JSON. tokenizer is an object, or a folder whose tokenizer
-    files are copied unchanged. The format is the first of Bitsweep's own that supports the scheme:
-    GPTQ v2 for uniform levels. artifact.json has the sha256 of every file. Returns the folder.
+    scheme; the head (quant.head) may have its own. All other tensors keep their dtype, and tied
+    ones are written once. method describes what made the weights and must be JSON. tokenizer is an
+    object, or a folder whose tokenizer files are copied unchanged. The format is the first of
+    Bitsweep's own that supports the scheme: GPTQ v2 for uniform levels. artifact.json has the
+    sha256 of every file. Returns the folder.
 
     Raises ArtifactError if the weights do not fit the model or the folder cannot be written (a full
     disk is detected before anything is written); an existing artifact stays intact until the new
@@ -105,13 +107,19 @@ def own_code(model: PreTrainedModel) -> list[Path]:
 def _check_weights(
     folder: Path, model: PreTrainedModel, weights: Mapping[str, QuantizedWeight]
 ) -> Scheme:
-    """Return the only scheme of the weights, each of which must fit a module of the model."""
+    """Return the only scheme of the weights, with that of the head if it is among them.
+
+    Each weight must fit a module of the model.
+    """
     if not weights:
         raise ArtifactError(f"{folder}: no quantized weights to write; quantize the model first.")
-    first, scheme = next((name, weight.scheme) for name, weight in weights.items())
+    first = next((name for name in weights if not is_head(name)), next(iter(weights)))
+    scheme, head = weights[first].scheme, None
     modules = dict(model.named_modules())
     for name, weight in weights.items():
-        if weight.scheme != scheme:
+        if is_head(name) and name != first:
+            head = weight.scheme
+        elif weight.scheme != scheme:
             raise ArtifactError(
                 f"{folder}: {first} is {scheme.name} and {name} is {weight.scheme.name}; a "
                 "checkpoint holds one scheme, so quantize all layers with the same."
@@ -124,7 +132,7 @@ def _check_weights(
                 f"{folder}: the quantized weight of {name} is {list(weight.shape)}, but the layer "
                 f"is [{outputs}, {inputs}] (outputs, inputs)."
             )
-    return scheme
+    return dataclasses.replace(scheme, head=head)
 
 
 def layer_shape(module: nn.Module, name: str) -> tuple[int, int]:
@@ -230,13 +238,18 @@ def describe(
     scattered: bool,
     method: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Return the quantization_config of a model whose `layers` are quantized."""
+    """Return the quantization_config of a model whose `layers` are quantized.
+
+    scheme  that of the layers in the blocks, with that of the head if it is among the layers.
+    """
     stored = names_of(model).to_stored
     chosen = dict.fromkeys(map(stored, layers))
     linears = [stored(n) for n, module in model.named_modules() if isinstance(module, nn.Linear)]
     kept = tuple(name for name in linears if name not in chosen)
+    head = next(filter(is_head, chosen), None) if scheme.head is not None else None
+    blocks = tuple(name for name in chosen if name != head)
     return writer.describe(
-        QuantizedModel(scheme, tuple(chosen), kept, scattered, method, producer())
+        QuantizedModel(scheme, blocks, kept, scattered, method, producer(), head)
     )
 
 

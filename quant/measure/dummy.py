@@ -25,6 +25,7 @@ from quant.checkpoint.skeleton import parameters_on_meta
 from quant.errors import QuantizationError, SchemeError
 from quant.experts import unfuse
 from quant.grid import shared
+from quant.head import find_head
 from quant.linear import Packed, QuantLinear, pack_grid, packed_bytes, packed_shapes, takes_kernels
 from quant.scheme import SCALE_DTYPES, Scheme
 
@@ -69,8 +70,8 @@ def build_dummy(
 ) -> PreTrainedModel:
     """Return a causal LM of `config` with random weights on `device`, in eval mode.
 
-    scheme               scheme of the linear layers in the blocks, which become QuantLinear; None:
-                         all weights have dtype.
+    scheme               scheme of the linear layers in the blocks, which become QuantLinear, as the
+                         head does if it has one; None: all weights have dtype.
     seed                 the same seed gives the same weights on the same kind of device.
     beside               bytes that must stay free, for cache and activations.
     attn_implementation  of transformers; None: its default for the architecture.
@@ -85,7 +86,12 @@ def build_dummy(
     require_memory(need, device, beside, type(model).__name__)
     generator = torch.Generator(device).manual_seed(seed)
     if scheme is not None:
-        _pack_blocks(model, scheme, device, dtype, kernel, generator)
+        _pack_blocks(model, scheme.without_head, dtype, kernel, generator)
+        if scheme.head is not None:
+            model.set_output_embeddings(
+                _packed(find_head(model)[1], scheme.head, dtype, kernel, generator)
+            )
+            model.config.tie_word_embeddings = False
     _fill(model, device, dtype, generator)
     for name, buffer in model.named_buffers():
         if buffer.device != device:
@@ -108,19 +114,30 @@ def predict_memory(
 
 def memory_need(model: PreTrainedModel, scheme: Scheme | None, kernel: str) -> MemoryNeed:
     """Return the memory need of a model on the meta device whose linear layers will be packed."""
-    quantized: dict[int, nn.Module] = {}
+    quantized: dict[int, tuple[Scheme, int, int]] = {}
+    tied: list[tuple[Scheme, int, int]] = []  # the head beside the embedding that it was tied to
     if scheme is not None:
         for block in find_blocks(model).modules:
-            quantized |= {id(layer.weight): layer for layer in linear_layers(block).values()}
-    shapes = [layer_shape(layer) for layer in quantized.values()]
-    sizes = [_packed_bytes(scheme, *shape, kernel) for shape in shapes] if scheme else []
+            quantized |= {
+                id(layer.weight): (scheme, *layer_shape(layer))
+                for layer in linear_layers(block).values()
+            }
+        if scheme.head is not None:
+            head = find_head(model)[1]
+            found = (scheme.head, *layer_shape(head))
+            if head.weight is model.get_input_embeddings().weight:
+                tied.append(found)
+            else:
+                quantized[id(head.weight)] = found
+    layers = [*quantized.values(), *tied]
     dense = {
         id(each): each.numel() * each.element_size()
         for each in (*model.parameters(), *model.buffers())
         if id(each) not in quantized
     }
-    transient = max((packed_bytes(scheme, *shape) for shape in shapes) if scheme else (), default=0)
-    return MemoryNeed(sum(sizes), sum(dense.values()), transient)
+    packed = sum(_packed_bytes(*layer, kernel) for layer in layers)
+    transient = max((packed_bytes(*layer) for layer in layers), default=0)
+    return MemoryNeed(packed, sum(dense.values()), transient)
 
 
 def require_memory(need: MemoryNeed, device: torch.device, beside: int, what: str) -> None:
@@ -206,7 +223,6 @@ def _skeleton(
 def _pack_blocks(
     model: PreTrainedModel,
     scheme: Scheme,
-    device: torch.device,
     dtype: torch.dtype,
     kernel: str,
     generator: torch.Generator,
@@ -214,14 +230,21 @@ def _pack_blocks(
     """Replace the linear layers of the blocks, one after the other, by random packed layers."""
     for block in find_blocks(model).modules:
         for name, layer in linear_layers(block).items():
-            inputs, outputs = layer_shape(layer)
-            packed = random_packed(scheme, inputs, outputs, generator)
-            bias = None
-            if getattr(layer, "bias", None) is not None:
-                bias = torch.zeros(outputs, dtype=dtype, device=device)
             parent, _, child = name.rpartition(".")
             owner = block.get_submodule(parent) if parent else block
-            setattr(owner, child, QuantLinear(packed, scheme, inputs, bias, kernel))
+            setattr(owner, child, _packed(layer, scheme, dtype, kernel, generator))
+
+
+def _packed(
+    layer: nn.Module, scheme: Scheme, dtype: torch.dtype, kernel: str, generator: torch.Generator
+) -> QuantLinear:
+    """Return a random packed layer of the shape of `layer`, on the generator's device."""
+    inputs, outputs = layer_shape(layer)
+    packed = random_packed(scheme, inputs, outputs, generator)
+    bias = None
+    if getattr(layer, "bias", None) is not None:
+        bias = torch.zeros(outputs, dtype=dtype, device=generator.device)
+    return QuantLinear(packed, scheme, inputs, bias, kernel)
 
 
 def _fill(

@@ -18,7 +18,7 @@ def weight_bytes(model: Any) -> int:
 
 
 def embedding_bytes(model: Any) -> int:
-    """Return the bytes of the embedding tables and the output layer (both full precision)."""
+    """Return the bytes of the embedding tables and the output layer, which may be packed."""
     return _unique_bytes([*_tables(model), *_output_layer(model)])
 
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from quant.arithmetic import PORTABLE, resolve_arithmetic
-from quant.errors import QuantizationError
+from quant.errors import ModelStructureError, QuantizationError
+from quant.head import AT_ONCE, SOLVER, find_head
 from quant.memory.limits import PLACES, Limits
 from quant.scheme import Scheme
 from quant.tiling import BLOCKS, PANEL, strips
@@ -49,6 +50,8 @@ class ModelShape:
     routed         (inputs, number of layers that share it) of each Hessian of the experts in the
                    largest block, in stages that are collected in one pass each: the gates and ups
                    of a mixture, then its downs.
+    head           (outputs, inputs) of the head, if it can be quantized (quant.head).
+    head_bytes     bytes of its weight in outside_bytes that no other tensor shares; 0 if tied.
     """
 
     layers: tuple[tuple[int, int], ...]
@@ -59,6 +62,15 @@ class ModelShape:
     vocabulary: int
     itemsize: int
     routed: tuple[tuple[tuple[int, int], ...], ...] = ()
+    head: tuple[int, int] | None = None
+    head_bytes: int = 0
+
+    def with_head(self, scheme: Scheme | None) -> ModelShape:
+        """Return the shape of the model with a head that has this scheme; None changes nothing."""
+        if scheme is None or self.head is None:
+            return self
+        outside = self.outside_bytes - self.head_bytes + _stored(scheme, *self.head)
+        return replace(self, outside_bytes=outside, head_bytes=_stored(scheme, *self.head))
 
     @property
     def whole_bytes(self) -> int:
@@ -145,6 +157,10 @@ def model_shape(model: PreTrainedModel) -> ModelShape:
         tuple((int(weight_matrix(linears[group[0]]).shape[1]), len(group)) for group in stage)
         for stage in routed_groups(largest)
     ]
+    try:
+        head = find_head(model)[1]
+    except ModelStructureError:
+        head = None
     return ModelShape(
         layers=tuple((int(outputs), int(inputs)) for outputs, inputs in layers),
         blocks=len(blocks),
@@ -154,6 +170,8 @@ def model_shape(model: PreTrainedModel) -> ModelShape:
         vocabulary=table.shape[0],
         itemsize=table.element_size(),
         routed=tuple(routed),
+        head=None if head is None else (head.out_features, head.in_features),
+        head_bytes=0 if head is None or head.weight is table else _bytes([head.weight]),
     )
 
 
@@ -236,6 +254,7 @@ def _quantization_items(
         memory.weights * m * n + memory.prepared * n * n for m, n in shape.layers
     )
     yield Item("the largest layer in the solver", solver, here, ("solve",))
+    yield from _head(shape, config.scheme.head, here)
     if not config.needs_calibration:
         return
     if not on_gpu and config.kernel != "reference" and not wide:
@@ -277,6 +296,22 @@ def _quantized(shape: ModelShape, scheme: Scheme) -> Iterator[Item]:
     yield Item("quantized weights of a block", held, IN_HOST, ("factor", "solve"))
     everywhere = ("collect", "factor", "solve")
     yield Item("the block before it, being written", held + packed + beside, IN_HOST, everywhere)
+
+
+def _head(shape: ModelShape, scheme: Scheme | None, here: str) -> Iterator[Item]:
+    """Yield the items of the head, which is rounded last, some rows at a time, and then packed."""
+    if scheme is None or shape.head is None:
+        return
+    count = math.prod(shape.head)
+    at_once = int(min(count, AT_ONCE) * 4 * SOLVER.memory.weights)
+    yield Item("rows of the head in the solver", at_once, here, ("head",))
+    held = count + 2 * _stored(scheme, *shape.head)  # a byte per code; packed and being packed
+    yield Item("quantized weights of the head", held, IN_HOST, ("head",))
+
+
+def _stored(scheme: Scheme, outputs: int, inputs: int) -> int:
+    """Bytes of a packed layer."""
+    return math.ceil(outputs * inputs * scheme.bits_per_weight(inputs) / 8)
 
 
 def _operators(shape: ModelShape, config: QuantizationConfig, here: str) -> Iterator[Item]:

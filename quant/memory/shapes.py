@@ -22,7 +22,7 @@ from quant.coverage import Coverage
 from quant.memory.plan import ModelShape
 
 # Increase it when quant.memory.plan.model_shape or the fields of ModelFacts change.
-VERSION = 3
+VERSION = 4
 
 _log = logging.getLogger("quant")
 
@@ -79,6 +79,7 @@ def _parse(found: Any) -> ModelFacts:
     if type(found["sdpa"]) is not bool:
         raise TypeError("sdpa is neither true nor false")
     layers = tuple((_count(outputs), _count(inputs)) for outputs, inputs in shape["layers"])
+    head = shape["head"]
     if not layers:
         raise ValueError("no layers")
     names = ("blocks", "block_bytes", "outside_bytes", "hidden", "vocabulary", "itemsize")
@@ -90,6 +91,8 @@ def _parse(found: Any) -> ModelFacts:
                 tuple((_count(inputs), _count(layers)) for inputs, layers in stage)
                 for stage in shape["routed"]
             ),
+            head=None if head is None else (_count(head[0]), _count(head[1])),
+            head_bytes=int(shape["head_bytes"]),
         ),
         model_type=found["model_type"],
         max_position_embeddings=None if positions is None else _count(positions),

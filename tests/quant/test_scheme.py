@@ -4,6 +4,7 @@ import dataclasses
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given, settings
@@ -177,3 +178,37 @@ def test_bits_per_weight_counts_scales_and_zeros():
     assert Scheme(2, 8, levels="ternary").bits_per_weight(64) == pytest.approx(2 + 32 / 8)
     for bits in BITS:
         assert bits < Scheme(bits).bits_per_weight(256) < bits + 0.1
+
+
+HEADED = [
+    ("w4g64_head_w8g32", Scheme(4, 64, head=Scheme(8, 32))),
+    (
+        "w3_sym_head_w6_mse_fp32",
+        Scheme(3, symmetric=True, head=Scheme(6, grid="mse", scale_dtype="float32")),
+    ),
+    ("ternary_g8_head_w8", Scheme(2, 8, levels="ternary", head=Scheme(8))),
+]
+
+
+@pytest.mark.parametrize(("name", "scheme"), HEADED)
+def test_a_head_has_a_scheme_of_its_own_in_the_name(name: str, scheme: Scheme) -> None:
+    assert scheme.name == name
+    assert Scheme.parse(name) == scheme
+    assert scheme.without_head.name == name.partition("_head_")[0]
+    assert scheme.without_head.without_head == scheme.without_head
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: Scheme(4, head=Scheme(8, head=Scheme(8))), "is not the scheme of one layer"),
+        (lambda: Scheme(4, head="w8"), r"head='w8' is not the scheme .* Scheme\(bits=8"),
+        (lambda: Scheme(4, head=Scheme(2, levels="ternary")), "use uniform"),
+        (lambda: Scheme.parse("w4_head_ternary"), "w4_head_ternary: head.levels=ternary"),
+        (lambda: Scheme.parse("w4_head_w9"), "'w9': 9 is not a bit width"),
+        (lambda: Scheme.parse("w4_head"), "_head is unknown"),
+    ],
+)
+def test_heads_that_cannot_be(make: Callable[[], Scheme], words: str) -> None:
+    with pytest.raises(SchemeError, match=words):
+        make()

@@ -7,10 +7,11 @@ be listed and configurations parsed quickly.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from quant.errors import ArtifactError, SchemeError
+from quant.head import NAMES, is_head
 from quant.levels import uniform
 from quant.levels.base import Levels
 from quant.parts import Part
@@ -130,10 +131,12 @@ class StoredLayer:
 class QuantizedModel:
     """The properties of a quantized model that its quantization_config describes.
 
-    layers     full names of the quantized layers.
+    scheme     that of the layers in the blocks, with that of the head if it is quantized.
+    layers     full names of the quantized layers, without the head.
     linears    full names of the nn.Linear layers that are not quantized.
     act_order  whether a layer has groups whose columns are not adjacent.
     method     what made the weights, as JSON; producer is the program that wrote them.
+    head       full name of the quantized head; None if it is not quantized.
     """
 
     scheme: Scheme
@@ -142,10 +145,20 @@ class QuantizedModel:
     act_order: bool
     method: Config
     producer: str
+    head: str | None = None
+
+    @property
+    def own_head(self) -> tuple[str, Scheme] | None:
+        """The head and its scheme, if it needs other settings than the layers in the blocks."""
+        scheme = self.scheme.head
+        if self.head is None or scheme is None or scheme == self.scheme.without_head:
+            return None
+        return self.head, scheme
 
     def meta(self) -> dict[str, Any]:
         """Metadata that Bitsweep adds to the configuration of any format."""
-        return {"producer": self.producer, "grid": self.scheme.grid, "method": dict(self.method)}
+        found = {"producer": self.producer, "grid": self.scheme.grid, "method": dict(self.method)}
+        return found if self.own_head is None else {**found, "head_grid": self.own_head[1].grid}
 
 
 @dataclass(frozen=True)
@@ -164,6 +177,7 @@ class CheckpointFormat:
     signed       whether examined layers have negative scales, which reverse their grids.
     wraps        whether they have zero-points of 0 that are stored as -1 (Format.zeros_of_0).
     operators    operators by layer (quant.checkpoint.operators).
+    head         the fields of this class that differ for the head (quant.head).
     """
 
     format: Format
@@ -180,6 +194,11 @@ class CheckpointFormat:
     signed: bool = False
     wraps: bool = False
     operators: Operators = field(default_factory=dict)
+    head: Mapping[str, Any] = field(default_factory=dict)
+
+    def of(self, layer: str) -> CheckpointFormat:
+        """Return the settings of one layer, by its full name."""
+        return replace(self, head={}, **self.head) if self.head and is_head(layer) else self
 
     @property
     def name(self) -> str:
@@ -214,7 +233,9 @@ class CheckpointFormat:
 def validated(parsed: CheckpointFormat, where: str) -> CheckpointFormat:
     """Return the same format; ArtifactError if its values do not form a scheme."""
     try:
-        parsed.scheme(parsed.scale_dtype)
+        for layer in ("", *NAMES[:1]):
+            each = parsed.of(layer)
+            each.scheme(each.scale_dtype)
     except SchemeError as error:
         raise ArtifactError(f"{where} is not a valid scheme: {error}") from error
     return parsed
@@ -254,10 +275,20 @@ def read_meta(config: Config) -> tuple[str, str]:
     """Return grid and producer from Bitsweep's or GPTQModel's metadata; the producer may be ""."""
     meta = config.get("meta")
     meta = meta if isinstance(meta, Mapping) else {}
-    grid = str(meta["grid"]) if meta.get("grid") in GRIDS else "minmax"
+    grid = _known_grid(meta, "grid")
     # GPTQModel writes a list of quantizers ("gptqmodel:4.2.5").
     found = meta.get("producer") or meta.get("quantizer") or ""
     return grid, ", ".join(map(str, found)) if isinstance(found, list) else str(found)
+
+
+def read_head_grid(config: Config) -> str:
+    """Return the grid of the head from Bitsweep's metadata; "minmax" if it is not declared."""
+    meta = config.get("meta")
+    return _known_grid(meta if isinstance(meta, Mapping) else {}, "head_grid")
+
+
+def _known_grid(meta: Config, key: str) -> str:
+    return str(meta[key]) if meta.get(key) in GRIDS else "minmax"
 
 
 def declaration(kind: Levels) -> list[dict[str, Any]]:

@@ -7,10 +7,12 @@ tensors and the module that defined them. A reader uses the levels that it was g
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from quant.checkpoint import gptq
+from quant.checkpoint.formats import gptq_v2
 from quant.checkpoint.formats.base import (
     CheckpointFormat,
     Config,
@@ -54,7 +56,7 @@ def parse(config: Config, where: str) -> CheckpointFormat:
             f"{where}.scale_dtype={config.get('scale_dtype')!r} cannot be read; expected one of "
             f"{', '.join(SCALE_DTYPES)}."
         )
-    return CheckpointFormat(
+    parsed = CheckpointFormat(
         format=FORMAT,
         bits=read_bits(config, where),
         group_size=read_group_size(config, where),
@@ -65,6 +67,8 @@ def parse(config: Config, where: str) -> CheckpointFormat:
         scale_dtype=config["scale_dtype"],
         producer=read_meta(config)[1],
     )
+    head = gptq.read_head(config, where, parsed, of_uniform=gptq_v2.FORMAT)
+    return dataclasses.replace(parsed, head=head)
 
 
 def zero_points(_parsed: CheckpointFormat) -> str:
@@ -111,6 +115,7 @@ def describe(model: QuantizedModel) -> dict[str, Any]:
         "levels_module": module_of(scheme.levels),
         "levels_version": scheme.kind.version,
         "tensors": declaration(scheme.kind),
+        **gptq.head_settings(model),
         "meta": model.meta(),
     }
 

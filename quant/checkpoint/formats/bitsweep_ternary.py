@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from quant.checkpoint import gptq
+from quant.checkpoint.formats import gptq_v2
 from quant.checkpoint.formats.base import (
     CheckpointFormat,
     Config,
@@ -36,7 +37,15 @@ def matches(config: Config) -> bool:
 
 
 def parse(config: Config, where: str) -> CheckpointFormat:
-    return gptq.parse(config, where, FORMAT, (METHOD,), symmetric=False, levels=ternary.LEVELS.name)
+    return gptq.parse(
+        config,
+        where,
+        FORMAT,
+        (METHOD,),
+        symmetric=False,
+        levels=ternary.LEVELS.name,
+        of_uniform=gptq_v2.FORMAT,
+    )
 
 
 def zero_points(_parsed: CheckpointFormat) -> str:

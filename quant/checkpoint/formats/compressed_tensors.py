@@ -17,6 +17,7 @@ The library's codes and zero-points are signed (-2^(bits-1) .. 2^(bits-1) - 1) a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from quant.checkpoint.formats.base import (
@@ -30,11 +31,13 @@ from quant.checkpoint.formats.base import (
     read_bits,
     read_flag,
     read_group_size,
+    read_head_grid,
     read_meta,
     refuse_levels,
     validated,
 )
 from quant.errors import ArtifactError
+from quant.head import means_head
 from quant.scheme import Scheme
 
 if TYPE_CHECKING:
@@ -70,26 +73,21 @@ def parse(config: Config, where: str) -> CheckpointFormat:
             f"{where}.quantization_status={status!r}: the weights are not packed; save the model "
             "compressed (save_pretrained with save_compressed=True)."
         )
-    group, where_group = _only_group(config, where)
-    stored = group.get("format") or config.get("format")
-    if stored != PACKING:
-        raise ArtifactError(f"{where}.format={stored!r} cannot be read; only {PACKING!r} can.")
-    for key in ("input_activations", "output_activations"):
-        if group.get(key):
-            raise ArtifactError(
-                f"{where_group}.{key} quantizes activations; only weights may be quantized."
-            )
     grid, producer = read_meta(config)
     version = config.get("version")
-    library = f"compressed-tensors {version}" if version else ""
-    parsed = _parse_weights(
-        group["weights"], f"{where_group}.weights", grid=grid, producer=producer or library
-    )
+    producer = producer or (f"compressed-tensors {version}" if version else "")
+    groups = _groups(config, where)
+    heads = {name: group for name, group in groups.items() if _is_of_head(group)}
+    layers = {name: group for name, group in groups.items() if name not in heads} or heads
+    parsed = _only(config, where, layers, grid, producer)
+    if heads and layers is not heads:
+        head = _only(config, where, heads, read_head_grid(config), producer)
+        differing = ("bits", "group_size", "symmetric", "act_order", "grid")
+        parsed = replace(parsed, head={name: getattr(head, name) for name in differing})
     return validated(parsed, where)
 
 
-def _only_group(config: Config, where: str) -> tuple[Config, str]:
-    """Return the settings of the quantized layers; several groups must have the same settings."""
+def _groups(config: Config, where: str) -> Mapping[str, Config]:
     groups = config.get("config_groups")
     if not isinstance(groups, Mapping) or not groups:
         raise ArtifactError(f"{where}.config_groups is {groups!r}; expected one group of layers.")
@@ -99,14 +97,35 @@ def _only_group(config: Config, where: str) -> tuple[Config, str]:
                 f"{where}.config_groups.{name} has no weights; presets, and groups of activations "
                 "only, cannot be read."
             )
+    return groups
+
+
+def _is_of_head(group: Config) -> bool:
+    targets = group.get("targets") or ()
+    return bool(targets) and all(means_head(str(each).removeprefix("re:")) for each in targets)
+
+
+def _only(
+    config: Config, where: str, groups: Mapping[str, Config], grid: str, producer: str
+) -> CheckpointFormat:
+    """Return the settings of a kind of layers; several groups must have the same settings."""
     (name, first), *others = groups.items()
     for other, group in others:
         if {**group, "targets": None} != {**first, "targets": None}:
             raise ArtifactError(
                 f"{where}.config_groups {name!r} and {other!r} quantize layers differently; only "
-                "checkpoints with one setting for all layers can be read."
+                "checkpoints with one setting for all layers in their blocks can be read."
             )
-    return first, f"{where}.config_groups.{name}"
+    where_group = f"{where}.config_groups.{name}"
+    stored = first.get("format") or config.get("format")
+    if stored != PACKING:
+        raise ArtifactError(f"{where}.format={stored!r} cannot be read; only {PACKING!r} can.")
+    for key in ("input_activations", "output_activations"):
+        if first.get(key):
+            raise ArtifactError(
+                f"{where_group}.{key} quantizes activations; only weights may be quantized."
+            )
+    return _parse_weights(first["weights"], f"{where_group}.weights", grid, producer)
 
 
 def _parse_weights(weights: Config, where: str, grid: str, producer: str) -> CheckpointFormat:
@@ -213,7 +232,24 @@ def _scale_dtype(scheme: Scheme, layer: StoredLayer) -> torch.dtype:
 
 def describe(model: QuantizedModel) -> dict[str, Any]:
     """Return the quantization_config of a model, which lists the nn.Linear not quantized."""
-    scheme = model.scheme
+    groups = {"group_0": _group("Linear", model.scheme)}
+    if model.own_head is not None:  # the library prefers a name to a class
+        groups["group_1"] = _group(*model.own_head)
+    return {
+        "quant_method": METHOD,
+        "version": LIBRARY_VERSION,
+        "format": PACKING,
+        "quantization_status": "compressed",
+        "config_groups": groups,
+        "ignore": list(model.linears),
+        "kv_cache_scheme": None,
+        "global_compression_ratio": None,
+        "meta": model.meta(),
+    }
+
+
+def _group(target: str, scheme: Scheme) -> dict[str, Any]:
+    """Return the settings of the layers with this name or class."""
     weights = {
         "num_bits": scheme.bits,
         "type": "int",
@@ -222,23 +258,12 @@ def describe(model: QuantizedModel) -> dict[str, Any]:
         "group_size": scheme.group_size,
         "dynamic": False,
     }
-    group = {
-        "targets": ["Linear"],
+    return {
+        "targets": [target],
         "weights": weights,
         "input_activations": None,
         "output_activations": None,
         "format": PACKING,
-    }
-    return {
-        "quant_method": METHOD,
-        "version": LIBRARY_VERSION,
-        "format": PACKING,
-        "quantization_status": "compressed",
-        "config_groups": {"group_0": group},
-        "ignore": list(model.linears),
-        "kv_cache_scheme": None,
-        "global_compression_ratio": None,
-        "meta": model.meta(),
     }
 
 
@@ -254,6 +279,11 @@ def notes(scheme: Scheme, layers: Sequence[StoredLayer]) -> list[str]:
         found.append(
             "transformers loads asymmetric grids of compressed-tensors only with "
             "quantization_config=CompressedTensorsConfig(dequantize=True)."
+        )
+    if scheme.head is not None:
+        found.append(
+            "vLLM reads the quantized head only in releases with its pull request 37291 (March "
+            "2026)."
         )
     if scheme.bits not in _VLLM_BITS:
         found.append(f"transformers reads {scheme.bits} bits; vLLM reads only 4 and 8.")

@@ -1,12 +1,15 @@
 """What does not fit a model is refused in its plan."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
+from harness.cell import fits
 from harness.cell.resolve import resolve
 from harness.config.schema import CellConfig
 from harness.errors import ConfigError
+from harness.models import streaming
 
 Make = Callable[..., CellConfig]
 
@@ -24,3 +27,18 @@ def test_windows_beyond_the_context_are_refused_in_the_plan(
     with pytest.raises(ConfigError, match=words):
         resolve(tiny_cell(*overrides))
     resolve(tiny_cell("method=gptq", "calib.length=64", "model.context=64"))
+
+
+def test_a_head_that_the_model_does_not_have_is_refused_in_the_plan(
+    tiny_cell: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_cell("method=rtn", "scheme=w4_head_w8")
+    resolve(config)
+    facts = streaming.model_facts
+    without = lambda model: replace(  # noqa: E731
+        facts(model), shape=replace(facts(model).shape, head=None)
+    )
+    monkeypatch.setattr(fits, "model_facts", without)
+    with pytest.raises(ConfigError, match="only a linear layer called lm_head or embed_out"):
+        resolve(config)
+    resolve(tiny_cell("method=rtn", "scheme=w4"))

@@ -4,7 +4,7 @@ import pytest
 
 from harness.cell.resolve import make_scheme, resolve
 from harness.config.compose import compose_cells
-from harness.config.schema import SchemeConfig
+from harness.config.schema import HeadConfig, SchemeConfig
 from harness.errors import BitsweepError, ConfigError
 from quant.scheme import Scheme
 from tests.harness.cells import cell_of
@@ -19,8 +19,26 @@ def test_suites_in_their_order() -> None:
 def test_schemes() -> None:
     assert make_scheme(SchemeConfig(bits=16)) is None
     assert make_scheme(SchemeConfig(bits=3, group_size=128)) == Scheme(bits=3, group_size=128)
-    with pytest.raises(ConfigError, match="16 is not quantized"):
-        make_scheme(SchemeConfig(bits=16, group_size=128))
+    headed = SchemeConfig(bits=3, head=HeadConfig(bits=8, group_size=32))
+    assert make_scheme(headed) == Scheme(bits=3, head=Scheme(bits=8, group_size=32))
+    for head in (HeadConfig(), HeadConfig(bits=8)):
+        with pytest.raises(ConfigError, match="16 is not quantized"):
+            make_scheme(SchemeConfig(bits=16, group_size=128, head=head))
+
+
+def test_a_head_is_named_or_set_by_its_keys() -> None:
+    lines = [["scheme=w4g64_head8"], ["scheme=w4g64_head_w8g32"]]
+    lines += [
+        [
+            "scheme=w4",
+            "scheme.group_size=64",
+            *(f"scheme.head.{k}" for k in ("bits=8", "group_size=32")),
+        ]
+    ]
+    found = [cell.config.scheme for line in lines for cell in compose_cells(line)]
+    assert found[0] == found[1] == found[2]
+    made = make_scheme(found[0])
+    assert made == Scheme(4, 64, head=Scheme(8, 32))
 
 
 REFUSED = [
@@ -39,6 +57,8 @@ REFUSED = [
     ("model.context=abc", "model.context", "whole number or null"),
     ("method.act_order=maybe", "method.act_order", "true or false"),
     ("model.dtype=float8", "model.dtype=float8 is unknown", "bfloat16"),
+    ("scheme.head.bits=9", "scheme.head: bits=9 is not a bit width", "8"),
+    ("scheme.head.group_size=8", "scheme.head has no bits", "scheme.head.bits=8"),
     ("scheme.bits=9", "bits=9 is not a bit width", "2, 3, 4, 5, 6, 7, 8"),
     ("scheme.levels=five", "scheme.levels: there is no module five", "ternary"),
     ("seed=-1", "seed=-1 is too small", "0 or more"),

@@ -30,7 +30,14 @@ def test_a_product_on_the_command_line() -> None:
 def test_ranges_and_globs_sweep_too() -> None:
     assert overrides("seed=range(0,3)", multirun=True) == [("seed=0",), ("seed=1",), ("seed=2",)]
     found = {each[0] for each in overrides("scheme=glob(w4*)", multirun=True)}
-    assert found == {"scheme=w4", "scheme=w4g128", "scheme=w4_sym", "scheme=w4_mse"}
+    names = ("w4", "w4g128", "w4_sym", "w4_mse", "w4g64_head8")
+    assert found == {f"scheme={name}" for name in names}
+
+
+def test_a_glob_lists_files_and_no_scheme_that_was_parsed_from_its_name() -> None:
+    before = overrides("scheme=glob(w4*)", multirun=True)
+    compose_cells(["scheme=w4g96"])
+    assert overrides("scheme=glob(w4*)", multirun=True) == before
 
 
 def test_a_union_of_products_from_the_configuration() -> None:

@@ -44,6 +44,21 @@ def test_layers_of_another_method_or_scheme_are_refused(
         make_record(cell, "quantization", mixed, TIMING)
 
 
+def test_the_head_has_a_method_and_a_scheme_of_its_own(
+    tiny_cell: Callable[..., CellConfig],
+) -> None:
+    cell = cell_of(tiny_cell("method=gptq", "scheme=w4_head_w8"))
+    head = layer("rtn", "w8").model_copy(update={"name": "lm_head"})
+    record = make_record(
+        cell, "quantization", StageResult(layers=[layer("gptq", "w4"), head]), TIMING
+    )
+    assert (record.cell.scheme, record.cell.head) == ("w4_head_w8", "w8, rounded to nearest")
+    assert [each.scheme for each in record.layers] == ["w4", "w8"]
+    other = head.model_copy(update={"scheme": "w4"})
+    with pytest.raises(StoreError, match="have head w4, but the cell has w8"):
+        make_record(cell, "quantization", StageResult(layers=[other]), TIMING)
+
+
 def test_full_precision_is_not_measured_for_a_quantized_cell(
     tiny_cell: Callable[..., CellConfig],
 ) -> None:

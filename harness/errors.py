@@ -18,5 +18,9 @@ class ModelError(BitsweepError):
     """A model or tokenizer that cannot be found, downloaded or read."""
 
 
+class Unavailable(ModelError):
+    """A model that cannot be had here: of several cells, those without it have no figures."""
+
+
 class StoreError(BitsweepError):
     """Results that cannot be written, or that are damaged."""

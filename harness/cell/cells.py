@@ -19,10 +19,14 @@ from quant.solvers.base import words_of
 
 @dataclass(frozen=True)
 class PendingCell:
-    """A cell whose model is not on this machine yet: it can be planned but not run."""
+    """A cell whose model is not on this machine yet: it can be planned but not run.
+
+    reason  why the model cannot be had; None if it can be downloaded.
+    """
 
     choices: Choices
     model: AbsentModel
+    reason: str | None = None
 
     @property
     def identity(self) -> CellIdentity:

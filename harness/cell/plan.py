@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from harness.cell.cells import PendingCell, ResolvedCell
-from harness.records.record import QUANTIZATION, CellIdentity, Record
+from harness.records.record import NOT_AVAILABLE, QUANTIZATION, CellIdentity, Record
 
 DONE, FAILED, TO_RUN = "done", "failed before", "to run"
 
@@ -29,7 +29,7 @@ class CellPlan:
 
 @dataclass(frozen=True)
 class PendingPlan:
-    """A cell whose model is not on this machine: all of its stages are to be run."""
+    """A cell whose model is not on this machine: all of its stages are to be run, or none can."""
 
     cell: PendingCell
 
@@ -39,11 +39,12 @@ class PendingPlan:
 
     @property
     def stages(self) -> dict[str, str]:
-        return dict.fromkeys(self.cell.choices.stage_names, TO_RUN)
+        state = TO_RUN if self.cell.reason is None else NOT_AVAILABLE
+        return dict.fromkeys(self.cell.choices.stage_names, state)
 
     @property
     def todo(self) -> list[str]:
-        return list(self.stages)
+        return list(self.stages) if self.cell.reason is None else []
 
 
 def plan_cell(cell: ResolvedCell) -> CellPlan:

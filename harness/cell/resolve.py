@@ -28,7 +28,7 @@ from harness.cell.parts import (
 from harness.config.help import options_with
 from harness.config.options import build_options
 from harness.config.schema import CellConfig, HeadConfig, RuntimeConfig, SchemeConfig
-from harness.errors import ConfigError
+from harness.errors import ConfigError, Unavailable
 from harness.models.model import (
     AbsentModel,
     Model,
@@ -53,19 +53,29 @@ NOT_QUANTIZED = 16  # bits
 
 
 def resolve(
-    config: CellConfig, folder: Path | None = None, download: bool = False
+    config: CellConfig,
+    folder: Path | None = None,
+    download: bool = False,
+    or_reason: bool = False,
 ) -> ResolvedCell | PendingCell:
     """Resolve a configuration to its cell; pending if its model is not on this machine.
 
-    folder    the user's configuration folder, whose modules the configuration may name.
-    download  download a model of the hub first.
+    folder     the user's configuration folder, whose modules the configuration may name.
+    download   download a model of the hub first.
+    or_reason  return a pending cell with its reason for a model that cannot be had here.
 
     Raises ConfigError, and ModelError for a model that cannot be found or downloaded.
     """
     checks.values(config)
     measured = _levels("model.levels", config.model.levels, folder)
     # The model is checked first: everything else depends on it.
-    model = find_model(config.model, download, measured)
+    try:
+        model = find_model(config.model, download, measured)
+    except Unavailable as error:
+        if not or_reason:
+            raise
+        absent = AbsentModel(config.model)
+        return PendingCell(_choices(config, absent, folder, measured), absent, str(error))
     if isinstance(model, StoredModel | QuantizedModel):
         model = with_attention(model)
     choices = _choices(config, model, folder, measured)

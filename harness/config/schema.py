@@ -23,6 +23,8 @@ class ModelConfig:
     source is embedded, hub (id is a repository), local (path is a folder) or dummy (random weights;
     architecture is a name in quant.measure.architectures or a config.json). protocols and tasks are
     the defaults of suites. expected has published full-precision perplexities by protocol.
+    unavailable is one sentence on a model that cannot be had. instead has the texts, tasks and
+    methods that experiments use for this model in place of their own.
     """
 
     name: str = MISSING
@@ -39,6 +41,11 @@ class ModelConfig:
     protocols: List[str] = field(default_factory=list)
     tasks: List[str] = field(default_factory=list)
     expected: Dict[str, float] = field(default_factory=dict)
+    licence: Optional[str] = None
+    gated: bool = False  # the owner grants access to it
+    parameters: Optional[float] = None  # about, for plots against size
+    unavailable: Optional[str] = None
+    instead: Dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -115,10 +122,12 @@ class CellConfig:
 class SweepConfig(CellConfig):
     """The values of one cell, and the products whose union is a sweep: the schema for Hydra.
 
-    Every entry of `sweep` maps the keys of overrides to one value or a list of values.
+    Every entry of `sweep` maps the keys of overrides to one value or a list of values. `published`
+    names the tables of results/published/gptq.csv whose figures the sweep measures.
     """
 
     sweep: List[Dict[str, Any]] = field(default_factory=list)
+    published: List[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from harness.data import hub
-from harness.errors import ModelError
+from harness.errors import ModelError, Unavailable
 from harness.models.folders import check_folder, first_line
 from quant.checkpoint.files import INDEX_SUFFIX, TOKENIZER_FILES, choose
 
@@ -30,7 +30,7 @@ def hub_folder(
     if not download:
         return None
     if hub.offline():
-        raise ModelError(
+        raise Unavailable(
             f"model.id={repository} is not on this machine and HF_HUB_OFFLINE is set: unset it to "
             "download, or use model=local model.path=FOLDER."
         )
@@ -51,11 +51,11 @@ def hub_folder(
 
 
 def _require(wanted: hub.Wanted) -> None:
-    """Raise ModelError for a model that the hub refuses."""
+    """Raise Unavailable for a model that the hub refuses."""
     refused = hub.ask(wanted).refused
     if refused is not None:
         why, step = refused
-        raise ModelError(
+        raise Unavailable(
             f"model.id={wanted.repository} is not on this machine and could not be downloaded, "
             f"because {why}; {step}, or use model=local model.path=FOLDER."
         )

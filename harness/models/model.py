@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.config.schema import ModelConfig
-from harness.errors import ModelError
+from harness.errors import ModelError, Unavailable
 from harness.models import dummy
 from harness.models.checkpoints import Checkpoint, find_checkpoint, load_dequantized, load_packed
 from harness.models.described import readable
@@ -216,8 +216,10 @@ def find_model(
     download  download a model of the hub first.
     levels    a user's module of levels for a quantized model, besides the built-in ones.
 
-    Raises ModelError on what is missing.
+    Raises ModelError on what is missing; Unavailable for a model that cannot be had here.
     """
+    if config.unavailable is not None:
+        raise Unavailable(f"model={config.name} is not available: {config.unavailable}.")
     place = config.path or config.id
     with readable(f"model={config.name}" if place is None else f"model {place}"):
         return SOURCES[config.source](config, download, levels)

@@ -13,6 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field
 SCHEMA_VERSION: Final = 2
 QUANTIZATION: Final = "quantization"  # the stage before the suites, in Record.suite
 FULL_PRECISION: Final = "none"  # CellIdentity.method of full-precision weights
+ABSENT: Final = "Unavailable"  # Failure.type of a model that cannot be had
+NOT_AVAILABLE: Final = "n/a"  # states and figures of a model that cannot be had
 LOADED: Final = "loaded"  # CellIdentity.method of a checkpoint that was quantized elsewhere
 
 

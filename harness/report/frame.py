@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from harness.records.record import CellIdentity, LayerReport, Metric, Record
+from harness.records.record import ABSENT, NOT_AVAILABLE, CellIdentity, LayerReport, Metric, Record
 from quant.transforms.base import read_note
 
 if TYPE_CHECKING:
@@ -208,6 +208,8 @@ def _bits_per_weight(record: Record) -> float | None:
 def _error(record: Record) -> str | None:
     if record.error is None:
         return None
+    if record.error.type == ABSENT:
+        return f"{NOT_AVAILABLE}: {record.error.message}"
     return f"{record.error.stage}: {record.error.type}: {record.error.message}"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from harness.records.record import QUANTIZATION
+from harness.records.record import NOT_AVAILABLE, QUANTIZATION
 from harness.report.rows import Row
 from harness.report.table import Cell, Column
 
@@ -63,10 +63,14 @@ def several_seeds(rows: Sequence[Row]) -> bool:
 
 
 def missing(row: Row, suite: str, footnotes: Footnotes) -> Cell:
-    """The cell of a missing figure: "failed", with its cause, or not run."""
+    """The cell of a missing figure: "failed" or "n/a", with its cause, or not run."""
     for stage in (suite, QUANTIZATION):
-        if stage in row.failures:
-            return Cell("failed", marks=(footnotes.cause(row.failures[stage]),))
+        cause = row.failures.get(stage)
+        if cause is not None:
+            text, _, why = cause.partition(": ")
+            if text != NOT_AVAILABLE:
+                text, why = "failed", cause
+            return Cell(text, marks=(footnotes.cause(why),))
     return Cell()
 
 

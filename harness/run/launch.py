@@ -17,14 +17,14 @@ from harness.cell.plan import CellPlan, PendingPlan, plan_cell
 from harness.cell.resolve import resolve
 from harness.config.schema import Cell, as_yaml
 from harness.data import hub
-from harness.errors import BitsweepError
+from harness.errors import BitsweepError, Unavailable
 from harness.models.model import QuantizedModel, StoredModel
-from harness.records.record import QUANTIZATION, Record
+from harness.records.record import NOT_AVAILABLE, QUANTIZATION, Record
 from harness.records.store import Store, cell_name, file_name, unique_name, write_atomically
 from harness.records.temporary import remove_abandoned
 from harness.report.frame import MODEL_DIGITS
 from harness.run.hashing import hashing_shown
-from harness.run.recording import roots_of
+from harness.run.recording import absent_records, roots_of
 from harness.run.sweep import Outcome, run_sweep
 from harness.run.tables import memory_table, plan_table
 from harness.suites.base import Suite
@@ -37,26 +37,41 @@ OK, FAILED = 0, 1
 
 
 def resolve_all(cells: Sequence[Cell]) -> list[ResolvedCell | PendingCell]:
-    """Resolve every composed cell. Nothing is downloaded; the hub is only asked what it has."""
+    """Resolve every composed cell. Nothing is downloaded; the hub is only asked what it has.
+
+    Cells whose model cannot be had are pending with the reason. Raises Unavailable if all are.
+    """
     hub.forget()
-    with hashing_shown(_console(stderr=True)):
-        return [resolve(cell.config, cell.folder) for cell in cells]
+    return _some_available([_resolved(cell, download=False) for cell in cells])
 
 
-def fetch_all(cells: Sequence[Cell]) -> list[ResolvedCell]:
+def fetch_all(cells: Sequence[Cell]) -> list[ResolvedCell | PendingCell]:
     """Resolve every composed cell and download the models that are not here.
 
-    All cells are checked before the first download. Raises ModelError for a model that cannot be
-    downloaded.
+    All cells are checked before the first download. Pending cells have a reason. Raises Unavailable
+    if all models cannot be had, ModelError for one that cannot be downloaded.
     """
-    fetched = []
+    fetched: list[ResolvedCell | PendingCell] = []
     for cell, found in zip(cells, resolve_all(cells), strict=True):
-        if isinstance(found, PendingCell):
-            with hashing_shown(_console(stderr=True)):
-                found = resolve(cell.config, cell.folder, download=True)
-        assert isinstance(found, ResolvedCell)
+        if isinstance(found, PendingCell) and found.reason is None:
+            found = _resolved(cell, download=True)
         fetched.append(found)
-    return fetched
+    return _some_available(fetched)
+
+
+def _resolved(cell: Cell, download: bool) -> ResolvedCell | PendingCell:
+    with hashing_shown(_console(stderr=True)):
+        return resolve(cell.config, cell.folder, download, or_reason=True)
+
+
+def _some_available(
+    found: list[ResolvedCell | PendingCell],
+) -> list[ResolvedCell | PendingCell]:
+    """The same cells; Unavailable if none of their models can be had."""
+    reasons = [each.reason for each in found if isinstance(each, PendingCell) and each.reason]
+    if reasons and len(reasons) == len(found):
+        raise Unavailable(" ".join(dict.fromkeys(reasons)))
+    return found
 
 
 def show_plan(cells: Sequence[ResolvedCell | PendingCell]) -> None:
@@ -129,13 +144,16 @@ def run_cells(cells: Sequence[Cell], config_dir: Path | None = None, quiet: bool
 
     quiet  print nothing; the report is written all the same.
     """
-    plans = [plan_cell(cell) for cell in fetch_all(cells)]
+    every = [_look_up(cell) for cell in fetch_all(cells)]
+    lacking = [plan.cell for plan in every if isinstance(plan, PendingPlan)]
+    cells = [c for c, plan in zip(cells, every, strict=True) if isinstance(plan, CellPlan)]
+    plans = [plan for plan in every if isinstance(plan, CellPlan)]
     _check_place(plans)
     choices = plans[0].cell.choices
     results, name = choices.results, choices.name
     diary = results / "runs" / f"{datetime.now():%Y%m%d-%H%M%S}-{file_name(name)}-{os.getpid()}"
     screen = _console(stderr=True, quiet=quiet)
-    _print_plan(plans, screen)
+    _print_plan(every, screen)
     remove_abandoned(results)
     if any(plan.todo for plan in plans):
         configurations = (
@@ -146,10 +164,10 @@ def run_cells(cells: Sequence[Cell], config_dir: Path | None = None, quiet: bool
         outcome = _carry_out(cells, plans, diary, screen, config_dir)
     else:
         outcome = Outcome(cached=sum(len(plan.stages) for plan in plans))
-    status, trouble = _status(outcome), None
+    status, trouble = max(_status(outcome), _status_without(lacking)), None
     records: list[Record] = []
     try:
-        records = _records(plans)
+        records = _records(plans) + [each for cell in lacking for each in absent_records(cell)]
         if any(record.metrics or record.status == "ok" for record in records):
             folder = results / "reports" / unique_name(name)
             whole = not (outcome.interrupted or outcome.stopped)
@@ -252,6 +270,11 @@ def _tracked(plan: CellPlan) -> dict[str, Any]:
     return {**keys.semantic, "suite": keys.suites}
 
 
+def _status_without(lacking: Sequence[PendingCell]) -> int:
+    """FAILED for a model that cannot be had now; OK if its file says that nobody can have it."""
+    return FAILED if any(cell.model.config.unavailable is None for cell in lacking) else OK
+
+
 def _status(outcome: Outcome) -> int:
     if outcome.interrupted:
         return outcome.interrupted
@@ -288,6 +311,7 @@ def _print_plan(plans: Sequence[CellPlan | PendingPlan], console: Console) -> No
     console.print(plan_table(plans))
     sayings = (_checkpoint_line, _weights_line, _attention_line)
     lines = [say(plan) for plan in plans for say in sayings] + _shared_names(plans)
+    lines += [plan.cell.reason for plan in plans if isinstance(plan, PendingPlan)]
     for line in dict.fromkeys(filter(None, lines)):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     suites = [each for plan in plans for each in plan.cell.choices.suites]
@@ -337,8 +361,10 @@ def _attention_line(plan: CellPlan | PendingPlan) -> str | None:
 def _counts(plans: Sequence[CellPlan | PendingPlan]) -> str:
     stages = sum(len(plan.stages) for plan in plans)
     todo = sum(len(plan.todo) for plan in plans)
+    absent = sum(state == NOT_AVAILABLE for plan in plans for state in plan.stages.values())
     cells = f"{len(plans)} cell{'s' * (len(plans) != 1)}"
-    return f"{cells}, {_stages(stages)}: {todo} to run, {stages - todo} done"
+    said = f"{cells}, {_stages(stages)}: {todo} to run, {stages - todo - absent} done"
+    return f"{said}, {absent} {NOT_AVAILABLE}" if absent else said
 
 
 def _stages(count: int) -> str:

@@ -7,10 +7,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from harness.cell.cells import ResolvedCell
+from harness.cell.cells import PendingCell, ResolvedCell
 from harness.errors import StoreError
 from harness.records.environment import environment
-from harness.records.record import Failure, LayerReport, Metric, Record
+from harness.records.record import ABSENT, Failure, LayerReport, Metric, Record
 from harness.records.roots import Roots
 from quant.head import is_head
 
@@ -80,6 +80,32 @@ def failed_record(cell: ResolvedCell, failure: Failure, timing: Timing) -> Recor
         **_shared(cell, failure.stage, timing, {}, None, {}),
     )
     return roots_of(cell).clean(record)
+
+
+def absent_records(cell: PendingCell) -> list[Record]:
+    """Records, for reports alone, of the stages of a cell whose model cannot be had."""
+    choices, config = cell.choices, cell.model.config
+    scheme = choices.scheme
+    return [
+        Record(
+            key="",
+            cell_key=cell.identity.model_dump_json(),
+            suite=stage,
+            status="failed",
+            cell=cell.identity,
+            error=Failure(stage=stage, type=ABSENT, message=cell.reason or ""),
+            config={
+                "model": {"dtype": config.dtype},
+                "scheme": {
+                    "bits": 16 if scheme is None else scheme.bits,
+                    "group_size": None if scheme is None else scheme.group_size,
+                },
+            },
+            started_at="",
+            seconds=0.0,
+        )
+        for stage in choices.stage_names
+    ]
 
 
 def roots_of(cell: ResolvedCell) -> Roots:

@@ -113,7 +113,18 @@ def test_models_without_published_figures_have_no_table() -> None:
 
 def test_accuracies_are_percents_with_two_standard_errors() -> None:
     lambada = PublishedFigure(
-        "13", "opt-125m", "lambada_openai", "accuracy", "rtn", "", "w4", 0.3, "fraction", "", "", "x"
+        "13",
+        "opt-125m",
+        "lambada_openai",
+        "accuracy",
+        "rtn",
+        "",
+        "w4",
+        0.3,
+        "fraction",
+        "",
+        "",
+        "x",
     )
     got = figure(0.312, stderr=0.006, unit="fraction", notes="")
     assert published.band(lambada, row("rtn", "w4", None), got) == pytest.approx(0.012)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import MISSING
 
@@ -17,6 +19,9 @@ from harness.report.columns import (
 from harness.report.published import beside_published
 from harness.suites import reading
 from harness.suites.base import Facts, Suite, SuiteContext, SuiteResult, at_least_one
+
+if TYPE_CHECKING:
+    from harness.config.schema import ModelConfig
 
 NAME = "perplexity"
 
@@ -38,6 +43,11 @@ def check(config: Config, facts: Facts) -> None:
     at_least_one(f"{facts.key}.batch_size", config.batch_size)
 
 
+def complete(config: Config, _model: ModelConfig, _others: Sequence[Any]) -> Config:
+    """The settings with each text once: experiments may name one twice for a small model."""
+    return replace(config, protocols=list(dict.fromkeys(config.protocols)))
+
+
 def run(context: SuiteContext, config: Config) -> SuiteResult:
     """Measure perplexity and negative log-likelihood of each protocol, and every window's score."""
     from harness.suites import scoring
@@ -52,6 +62,7 @@ SUITE = Suite(
     name=NAME,
     version=1,
     config=Config,
+    complete=complete,
     run=run,
     check=check,
     inputs=reading.inputs,
@@ -63,6 +74,6 @@ SUITE = Suite(
         joins=ACCURACY,
         rank=10,
         compared=True,
-        tables=(beside_published(PUBLISHED, NAME),),
+        tables=(beside_published(PUBLISHED, NAME, (NAME,)),),
     ),
 )

@@ -33,7 +33,7 @@ TABLE = SuiteTable(
     joins=COST,
     rank=10,
     every_column=True,
-    tables=(beside_published(PUBLISHED, STAGE),),
+    tables=(beside_published(PUBLISHED, STAGE, ("seconds",)),),
 )
 
 

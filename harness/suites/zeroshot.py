@@ -111,7 +111,7 @@ TABLE = SuiteTable(
     joins=ACCURACY,
     rank=20,
     compared=True,
-    tables=(beside_published(PUBLISHED, NAME),),
+    tables=(beside_published(PUBLISHED, NAME, ("accuracy", "acc_norm")),),
 )
 
 SUITE = Suite(

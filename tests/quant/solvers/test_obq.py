@@ -1,0 +1,77 @@
+"""OBQ against the textbook oracle, against GPTQ, and what it refuses."""
+
+import numpy as np
+import pytest
+import torch
+
+from quant.errors import SingularHessianError
+from quant.hessian import Hessian
+from quant.scheme import Scheme
+from quant.solvers import gptq, obq
+from quant.solvers.base import Layer
+from tests.oracles.textbook_gptq import find_levels
+from tests.oracles.textbook_obq import greedy
+
+
+def layer(outputs=5, inputs=12, seed=0):
+    """Weight and Hessian, float64, of correlated inputs of unequal size."""
+    generator = torch.Generator().manual_seed(seed)
+    mixed = torch.randn(inputs, inputs, generator=generator, dtype=torch.float64)
+    sizes = torch.rand(inputs, generator=generator, dtype=torch.float64) * 3
+    x = torch.randn(4 * inputs, inputs, generator=generator, dtype=torch.float64) @ mixed * sizes
+    hessian = Hessian(inputs, dtype=torch.float64)
+    hessian.update(x)
+    weight = torch.randn(outputs, inputs, generator=generator, dtype=torch.float64)
+    return weight, hessian.matrix()
+
+
+@pytest.mark.parametrize("outliers_first", [True, False])
+@pytest.mark.parametrize("scheme", [Scheme(2), Scheme(3), Scheme(2, 4), Scheme(2, 5)])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_it_is_the_textbook(scheme: Scheme, outliers_first: bool, seed: int) -> None:
+    weight, hessian = layer(seed=seed)
+    options = obq.Options(outliers_first=outliers_first)
+    solution = obq.solve(weight, scheme, obq.prepare(hessian, options), options)
+    damped = hessian.numpy() + 0.01 * float(hessian.diagonal().mean()) * np.eye(len(hessian))
+    size, loss = scheme.group_size or weight.shape[1], 0.0
+    for row, found in zip(weight.numpy(), solution.weight.dequantize(), strict=True):
+        starts = range(0, len(row), size)
+        each = [find_levels(row[start : start + size], scheme.bits).values for start in starts]
+        values, part = greedy(
+            row, damped, np.array([each[j // size] for j in range(len(row))]), outliers_first
+        )
+        np.testing.assert_allclose(found.double().numpy(), values, rtol=1e-6)
+        loss += part
+    assert solution.loss == pytest.approx(loss, rel=1e-9)
+
+
+def test_batches_of_rows_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight, hessian = layer(outputs=21)
+    prepared = obq.prepare(hessian)
+    whole = obq.solve(weight, Scheme(3), prepared)
+    monkeypatch.setattr(obq, "BATCH", 1)
+    assert torch.equal(obq.solve(weight, Scheme(3), prepared).weight.codes, whole.weight.codes)
+
+
+def test_it_loses_less_than_columns_in_order() -> None:
+    weight, hessian = layer(outputs=64, inputs=32)
+    weight, hessian = weight.float(), hessian.float()
+    ours = obq.solve(weight, Scheme(3), obq.prepare(hessian))
+    fixed = gptq.solve(weight, Scheme(3), gptq.prepare(hessian))
+    assert ours.loss is not None
+    assert fixed.loss is not None
+    assert ours.loss < fixed.loss
+
+
+def test_dead_inputs_become_zero_and_a_singular_hessian_is_refused() -> None:
+    weight, hessian = layer()
+    hessian[3], hessian[:, 3] = 0, 0
+    solution = obq.solve(weight, Scheme(4), obq.prepare(hessian))
+    assert solution.dead_columns == 1
+    assert not solution.weight.dequantize()[:, 3].any()
+    with pytest.raises(SingularHessianError, match=r"^q: "):
+        obq.prepare(torch.ones(4, 4), obq.Options(damping=0), Layer("q"))
+    with pytest.raises(ValueError, match="damping=-1"):
+        obq.Options(damping=-1)
+    assert obq.describe(obq.Options()) == []
+    assert obq.describe(obq.Options(0.1, False)) == ["damp 0.1", "outliers in turn"]

@@ -28,10 +28,8 @@ def greedy(
             for i, j in enumerate(left)
             if outliers_first and abs(errors[i]) > 0.51 * (levels[j][1] - levels[j][0])
         ]
-        if beyond:
-            chosen = max(beyond, key=lambda i: abs(errors[i]))
-        else:
-            chosen = int(np.argmin(costs))
+        largest = max(beyond, key=lambda i, errors=errors: abs(errors[i]), default=None)
+        chosen = int(np.argmin(costs)) if largest is None else largest
         values[left[chosen]] = nearest[chosen]
         loss += costs[chosen] / 2
         change = errors[chosen] / inverse[chosen, chosen] * inverse[:, chosen]

@@ -17,6 +17,7 @@ from harness import completion
 from harness.errors import ConfigError
 
 PROGRAM = "bitsweep"
+RESULTS = Path("results")
 WIDTH = 100  # of help, at most
 ABOUT = (
     "What does it cost, in accuracy, time and memory, to run a language model at a given bit width?"
@@ -114,6 +115,7 @@ def build() -> tuple[Parser, dict[str, Parser]]:
             "make tables and plots again from records",
             _add_report,
         ),
+        "paper": ("show which published tables are complete, and what the others need", _add_paper),
         "export": ("write a quantized model in a format of other tools", _add_export),
         "inspect": ("show what a quantized checkpoint holds, whoever made it", _add_inspect),
         "doctor": (
@@ -161,14 +163,7 @@ def _add_request(parser: Parser) -> None:
 
 
 def _add_report(parser: Parser) -> None:
-    parser.add_argument(
-        "results",
-        nargs="?",
-        type=Path,
-        metavar="RESULTS",
-        default=Path("results"),
-        help="the results folder of earlier runs (results)",
-    )
+    _add_results(parser)
     parser.add_argument(
         "--out",
         type=Path,
@@ -178,6 +173,26 @@ def _add_report(parser: Parser) -> None:
     parser.add_argument("--title", default="Bitsweep report", help="a heading")
     _add_config_dir(parser, "a folder of yours laid out like conf/, with suites that were run")
     _add_help(parser)
+
+
+def _add_paper(parser: Parser) -> None:
+    parser.description = (
+        "Show which tables of the GPTQ paper this results folder has, and for the others command,\n"
+        "hardware, memory, disk and hours. docs/paper.md says how they are made."
+    )
+    _add_results(parser)
+    _add_help(parser)
+
+
+def _add_results(parser: Parser) -> None:
+    parser.add_argument(
+        "results",
+        nargs="?",
+        type=Path,
+        metavar="RESULTS",
+        default=RESULTS,
+        help="the results folder of earlier runs (results)",
+    )
 
 
 def _add_export(parser: Parser) -> None:

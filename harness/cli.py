@@ -1,4 +1,4 @@
-"""The command line: `bitsweep run|plan|report|export|inspect|doctor`.
+"""The command line: `bitsweep run|plan|report|paper|export|inspect|doctor`.
 
 harness.arguments has its grammar and help. Heavy libraries are imported only by verbs that need
 them. Exit status: 0 success, 1 something failed (see the summary), 2 the request is impossible, 130
@@ -167,6 +167,29 @@ def _inspect(options: Namespace) -> int:
     return OK
 
 
+def _paper(options: Namespace) -> int:
+    require("harness", "bitsweep paper")
+    from harness.records.store import scan_records
+    from harness.report.progress import commands, progress, progress_table
+    from harness.report.render import to_rich
+    from harness.run.screen import open_console
+
+    place = options.results
+    if place.is_file():
+        raise ConfigError(f"{place} is a file: name the results folder of earlier runs.")
+    if not place.is_dir() and place != arguments.RESULTS:
+        raise ConfigError(f"there is no folder {place}: name the results folder of earlier runs.")
+    records, notes = scan_records(place) if place.is_dir() else ([], [])
+    for note in notes:
+        print(f"bitsweep: {note}", file=sys.stderr)
+    found = progress(records)
+    screen = open_console()
+    screen.print(to_rich(progress_table(found, str(place)), screen.width))
+    for line in commands(found):
+        screen.print(line, highlight=False, markup=False, soft_wrap=True)
+    return OK
+
+
 def _doctor(_: Namespace) -> int:
     from harness.doctor import examine
 
@@ -177,6 +200,7 @@ VERBS: dict[str, Callable[[Namespace], int]] = {
     "run": _run,
     "plan": _plan,
     "report": _report,
+    "paper": _paper,
     "export": _export,
     "inspect": _inspect,
     "doctor": _doctor,

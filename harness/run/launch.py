@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from harness.records.temporary import remove_abandoned
 from harness.report.frame import MODEL_DIGITS
 from harness.run.hashing import hashing_shown
 from harness.run.recording import absent_records, roots_of
+from harness.run.screen import open_console
 from harness.run.sweep import Outcome, run_sweep
 from harness.run.tables import memory_table, plan_table
 from harness.suites.base import Suite
@@ -60,7 +60,7 @@ def fetch_all(cells: Sequence[Cell]) -> list[ResolvedCell | PendingCell]:
 
 
 def _resolved(cell: Cell, download: bool) -> ResolvedCell | PendingCell:
-    with hashing_shown(_console(stderr=True)):
+    with hashing_shown(open_console(stderr=True)):
         return resolve(cell.config, cell.folder, download, or_reason=True)
 
 
@@ -76,7 +76,7 @@ def _some_available(
 
 def show_plan(cells: Sequence[ResolvedCell | PendingCell]) -> None:
     """Print the cells, the state of their stages, and the memory that the open ones need."""
-    console = _console()
+    console = open_console()
     plans = [_look_up(cell) for cell in cells]
     _check_place(plans)
     _print_plan(plans, console)
@@ -152,7 +152,7 @@ def run_cells(cells: Sequence[Cell], config_dir: Path | None = None, quiet: bool
     choices = plans[0].cell.choices
     results, name = choices.results, choices.name
     diary = results / "runs" / f"{datetime.now():%Y%m%d-%H%M%S}-{file_name(name)}-{os.getpid()}"
-    screen = _console(stderr=True, quiet=quiet)
+    screen = open_console(stderr=True, quiet=quiet)
     _print_plan(every, screen)
     remove_abandoned(results)
     if any(plan.todo for plan in plans):
@@ -172,7 +172,9 @@ def run_cells(cells: Sequence[Cell], config_dir: Path | None = None, quiet: bool
             folder = results / "reports" / unique_name(name)
             whole = not (outcome.interrupted or outcome.stopped)
             suites = suites_of(plans)
-            report(records, folder, name, suites, causes=not whole, console=_console(quiet=quiet))
+            report(
+                records, folder, name, suites, causes=not whole, console=open_console(quiet=quiet)
+            )
             status = max(status, _track(plans, folder, screen))
     except BitsweepError as error:
         status, trouble = max(status, FAILED), f"no report: {error}"
@@ -212,7 +214,7 @@ def report(
     files = build_report(records, folder, title, suites)
     if own_folder:
         remove_others(folder, files)
-    console = console or _console()
+    console = console or open_console()
     console.print(summary_table(records, console.width, causes, suites))
     said = f"\nreport: {_shown(files[0])} (tables, plots and CSV beside it)"
     console.print(said, highlight=False, markup=False, soft_wrap=True)
@@ -369,16 +371,6 @@ def _counts(plans: Sequence[CellPlan | PendingPlan]) -> str:
 
 def _stages(count: int) -> str:
     return "1 stage" if count == 1 else f"{count} stages"
-
-
-def _console(stderr: bool = False, quiet: bool = False) -> Console:
-    from rich.console import Console
-
-    stream = sys.stderr if stderr else sys.stdout
-    # Without a terminal, rich assumes 80 columns, which would wrap the tables in logs.
-    width = None if stream.isatty() else 120
-    # rich would turn ":x:" in a name into an emoji.
-    return Console(stderr=stderr, width=width, emoji=False, quiet=quiet)
 
 
 def _shown(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,17 @@ from harness.run.tables import memory_line, memory_table
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+
+def open_console(stderr: bool = False, quiet: bool = False) -> Console:
+    """The console of a command, on standard output or error."""
+    from rich.console import Console
+
+    stream = sys.stderr if stderr else sys.stdout
+    # Without a terminal, rich assumes 80 columns, which would wrap the tables in logs.
+    width = None if stream.isatty() else 120
+    # rich would turn ":x:" in a name into an emoji.
+    return Console(stderr=stderr, width=width, emoji=False, quiet=quiet)
 
 
 class Screen:

@@ -46,10 +46,10 @@ def test_the_screen_shows_names_as_they_are(
     tiny_cell: Make, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from harness.run.events import Advanced, Waiting
-    from harness.run.screen import Screen
+    from harness.run.screen import Screen, open_console
 
     plan = plan_of(tiny_cell())
-    screen = Screen(launch._console(stderr=True), [plan])
+    screen = Screen(open_console(stderr=True), [plan])
     with screen:
         screen.cell(1, "tiny[/red]", plan)
         screen.show(Waiting("process 7 on node3"))

@@ -10,6 +10,7 @@ import itertools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,7 @@ def _experiment(name: str, text: str, read: dict[str, Any]) -> Experiment:
     return Experiment(name, published, header(text), suites, cells)
 
 
+@lru_cache(maxsize=64)
 def _top_key(group: str, option: str) -> str:
     """The key of an option's file that is no list of defaults: the name of the suite."""
     read = yaml.safe_load((conf_dir() / group / f"{option}.yaml").read_text(encoding="utf-8"))
@@ -139,6 +141,7 @@ def model_file(name: str) -> dict[str, Any]:
     return _option("model", name)
 
 
+@lru_cache(maxsize=1024)
 def _option(group: str, name: str) -> dict[str, Any]:
     file: Path = conf_dir() / group / f"{name}.yaml"
     return dict(yaml.safe_load(file.read_text(encoding="utf-8"))) if file.is_file() else {}

@@ -13,6 +13,7 @@ from harness.report.frame import INTERNAL, from_records
 from harness.report.plots import Drawn, draw_all
 from harness.report.render import to_csv, to_latex, to_markdown
 from harness.report.rows import read_rows
+from harness.report.sizes import draw_by_size
 from harness.report.table import Table
 from harness.report.tables import NO_SPECS, summary_tables
 from harness.suites.base import Suite
@@ -53,6 +54,10 @@ def build_report(
             name = f"{plot.name}{ends[model]}"
             pictures.append((f"{plot.title}, {model}", f"plots/{name}.png"))
             files |= {f"plots/{name}.{kind}": data for kind, data in plot.files.items()}
+    rows = read_rows(frame).rows
+    for plot in draw_by_size(rows, declared_tables(rows, suites)):
+        pictures.append((plot.title, f"plots/{plot.name}.png"))
+        files |= {f"plots/{plot.name}.{kind}": data for kind, data in plot.files.items()}
     files["metrics.csv"] = _metrics_csv(frame).encode()
     summary = _summary(title, tables, pictures, records)
     files = {"summary.md": summary.encode(), **files}

@@ -24,6 +24,7 @@ INTERNAL = (
     "transforms",
     "coverage",
     "head",
+    "parameters",
 )
 
 COLUMNS = (
@@ -79,7 +80,7 @@ def from_records(records: Iterable[Record]) -> pd.DataFrame:
 
     rows = [row for record in told_apart(records) for row in _rows(record)]
     frame = pd.DataFrame(rows, columns=list(COLUMNS))
-    numbers = ["bits", "group_size", "bits_per_weight", "value", "stderr", *QUANTILES]
+    numbers = ["bits", "group_size", "bits_per_weight", "value", "stderr", "parameters", *QUANTILES]
     frame[numbers] = frame[numbers].astype("float64")
     order = ["model", "suite", "task", "metric", "cell_key", "started_at", "key"]
     by = [frame[column].astype(object).fillna("").astype(str) for column in order]
@@ -133,6 +134,7 @@ def _rows(record: Record) -> list[dict[str, Any]]:
         "transforms": "; ".join(partly_applied(record.layers)),
         "coverage": partly_covered(record.cell),
         "head": head_note(record.cell),
+        "parameters": record.config.get("parameters"),
     }
     figures = [shared | _metric(metric, record) for metric in record.metrics]
     return [shared, *figures] if record.status == "failed" or not figures else figures

@@ -68,14 +68,14 @@ def draw_all(rows: list[Row], declared: Mapping[str, SuiteTable]) -> list[Drawn]
         if plot is not None and each.key not in wanted.setdefault(plot, []):
             wanted[plot].append(each.key)
     drawn = []
-    with _style():
+    with own_style():
         for plot, keys in wanted.items():
             if isinstance(plot, ByRow):
                 figure = by_row_figure(rows, keys, plot) if _measured(rows, keys, plot) else None
             else:
                 figure = bits_figure(rows, keys, plot) if _against_bits(rows, keys) else None
             if figure is not None:
-                drawn.append(Drawn(plot.name, plot.title, _save(figure)))
+                drawn.append(Drawn(plot.name, plot.title, save(figure)))
     return drawn
 
 
@@ -112,12 +112,12 @@ def _bits_panel(panel: Axes, rows: list[Row], key: FigureKey, plot: AgainstBits)
         panel.axhspan(level - error, level + error, color=REFERENCE, alpha=0.13, linewidth=0)
     for (method, kind), series in _series(shown).items():
         points = [(row.bits_per_weight, row.figures[key]) for row in series]
-        style = {"color": _colour(method, rows), "marker": _marker(kind, rows)}
+        style = {"color": colour_of(method, rows), "marker": _marker(kind, rows)}
         _draw_series(panel, points, factor, ceiling, style)
     _axis_of_bits(panel, [row.bits_per_weight or 0 for row in shown if not row.full_precision])
     panel.set_ylabel(f"{key[2]}{', %' * (factor != 1)} ± standard error")
     if plot.logarithmic:
-        _logarithmic(panel, [row.figures[key].value for row in shown], ceiling)
+        logarithmic(panel, [row.figures[key].value for row in shown], ceiling)
     panel.set_title(key[1])
 
 
@@ -168,7 +168,7 @@ def _axis_of_bits(panel: Axes, bits: list[float]) -> None:
     panel.set_xlabel("bits per weight, scales and zeros included")
 
 
-def _logarithmic(panel: Axes, values: list[float], ceiling: float) -> None:
+def logarithmic(panel: Axes, values: list[float], ceiling: float) -> None:
     """Use a logarithmic scale if values are far apart, with room for arrows of clipped ones."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
@@ -192,7 +192,7 @@ def _bits_legend(figure: Figure, rows: list[Row], keys: list[FigureKey]) -> None
     shown = [row for row in rows if any(key in row.figures for key in keys)]
     quantized = [row for row in shown if not row.full_precision]
     handles = [
-        Line2D([], [], color=_colour(method, rows), label=method)
+        Line2D([], [], color=colour_of(method, rows), label=method)
         for method in dict.fromkeys(row.label for row in quantized)
     ]
     if len(quantized) < len(shown):
@@ -218,7 +218,7 @@ def by_row_figure(rows: list[Row], keys: Sequence[FigureKey], plot: ByRow) -> Fi
     figure = Figure(figsize=(6.4, 0.27 * len(lines) + 1.5), layout="constrained")
     panel = figure.subplots()
     for height, (row, found, beside) in enumerate(reversed(lines)):
-        colour = REFERENCE if row.full_precision else _colour(row.label, rows)
+        colour = REFERENCE if row.full_precision else colour_of(row.label, rows)
         low, high = found.low or found.value, found.high or found.value
         panel.plot([low, high], [height, height], color=colour, alpha=0.55, linewidth=3.2)
         panel.plot([found.value], [height], "o", color=colour)
@@ -296,7 +296,7 @@ def _marker(kind: str, rows: list[Row]) -> str:
     return MARKERS[_kinds(rows).index(kind) % len(MARKERS)]
 
 
-def _colour(label: str, rows: list[Row]) -> str:
+def colour_of(label: str, rows: list[Row]) -> str:
     """The colour of a method: fixed for the first of each kind, else the next free one."""
     quantized = [row for row in rows if not row.full_precision]
     colours: dict[str, str] = {}
@@ -309,7 +309,7 @@ def _colour(label: str, rows: list[Row]) -> str:
 
 
 @contextmanager
-def _style() -> Iterator[None]:
+def own_style() -> Iterator[None]:
     """Context: our own settings, independent of the user's matplotlibrc."""
     import matplotlib
 
@@ -320,7 +320,7 @@ def _style() -> Iterator[None]:
         yield
 
 
-def _save(figure: Figure) -> dict[str, bytes]:
+def save(figure: Figure) -> dict[str, bytes]:
     """PNG and SVG bytes without dates or version numbers."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 

@@ -71,6 +71,7 @@ class Row:
     coverage: tuple[str, ...] = ()  # matrices of the blocks in full precision
     calibrated_on: str | None = None  # text and windows: "c4-train 128 x 2048"
     head: tuple[str, ...] = ()  # how the head was quantized
+    parameters: float | None = None  # of the model, about
 
     @property
     def scheme_label(self) -> str:
@@ -255,6 +256,7 @@ def _row(group: list[dict[str, Any]]) -> Row:
         coverage=_different(entry["coverage"] for entry in group),
         calibrated_on=first["calibrated_on"],
         head=_different(entry["head"] for entry in group),
+        parameters=_known(entry["parameters"] for entry in group),
     )
 
 

@@ -156,6 +156,7 @@ def _shared(
             "suite": {stage: cell.keys.suites.get(stage, {})},
             "runtime": {"device": runtime.device, "kernel": runtime.kernel},
             "expected": dict(cell.expected),
+            "parameters": cell.model.config.parameters,
         },
         "inputs": {**cell.keys.inputs[stage], **inputs},
         "environment": {

@@ -1,0 +1,50 @@
+"""Plots against the size of models: what is drawn, and that the same rows give the same bytes."""
+
+from harness.report import from_records
+from harness.report.rows import read_rows
+from harness.report.sizes import draw_by_size, size_figure
+from harness.suites.find import declared_tables
+
+SIZES = {"opt-125m": 125e6, "opt-1.3b": 1.3e9, "bloom-560m": 560e6, "bloom-3b": 3e9}
+
+
+def rows_of(made_up, models=tuple(SIZES)):
+    records = []
+    for model in models:
+        for method, scheme, value in (("none", "w16", 20.0), ("rtn", "w4", 30.0)):
+            metric = made_up.perplexity(value, task="wikitext2")
+            record = made_up.record(method, scheme, model=model, metrics=[metric])
+            config = {**record.config, "parameters": SIZES[model]}
+            records.append(record.model_copy(update={"config": config}))
+    return read_rows(from_records(records)).rows
+
+
+def drawn(rows):
+    return draw_by_size(rows, declared_tables(rows, {}))
+
+
+def test_two_sizes_are_drawn_and_one_is_not(made_up) -> None:
+    (plot,) = drawn(rows_of(made_up))
+    assert plot.name == "perplexity_by_size"
+    assert plot.files.keys() == {"png", "svg"}
+    assert plot.files == drawn(rows_of(made_up))[0].files
+    assert drawn(rows_of(made_up, ["opt-125m"])) == []
+
+
+def test_families_have_lines_of_their_own_and_published_figures_are_hollow(made_up) -> None:
+    from harness.suites.perplexity import PLOT
+
+    key = ("perplexity", "wikitext2", "perplexity")
+    figure = size_figure(rows_of(made_up), [key], PLOT)
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == [
+        "bloom, full precision",
+        "opt, full precision",
+        "bloom, RTN w4",
+        "opt, RTN w4",
+        "published",
+    ]
+    (panel,) = figure.axes
+    hollow = [line for line in panel.lines if line.get_markerfacecolor() == "white"]
+    assert [list(line.get_ydata()) for line in hollow][1] == [27.65, 14.63]
+    assert panel.get_xscale() == "log"

@@ -68,9 +68,9 @@ def missing(row: Row, suite: str, footnotes: Footnotes) -> Cell:
         cause = row.failures.get(stage)
         if cause is not None:
             text, _, why = cause.partition(": ")
-            if text != NOT_AVAILABLE:
-                text, why = "failed", cause
-            return Cell(text, marks=(footnotes.cause(why),))
+            if text == NOT_AVAILABLE:
+                return Cell(text, marks=(footnotes.mark(why),))
+            return Cell("failed", marks=(footnotes.cause(cause),))
     return Cell()
 
 

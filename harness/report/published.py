@@ -254,8 +254,7 @@ def _not_available(
     for row in filter(published.asks_for, rows):
         for stage in (suite, QUANTIZATION):
             if stage in row.failures:
-                cause = row.failures[stage].removeprefix(f"{NOT_AVAILABLE}: ")
-                mark = footnotes.cause(cause)
+                mark = footnotes.mark(row.failures[stage].removeprefix(f"{NOT_AVAILABLE}: "))
                 return Cell(NOT_AVAILABLE, NOT_AVAILABLE, marks=(mark,))
     return _text(NOT_RUN)
 

@@ -101,7 +101,7 @@ def absent_records(cell: PendingCell) -> list[Record]:
                     "group_size": None if scheme is None else scheme.group_size,
                 },
             },
-            started_at="",
+            started_at=now(),
             seconds=0.0,
         )
         for stage in choices.stage_names

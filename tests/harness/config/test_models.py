@@ -5,9 +5,11 @@ import re
 
 import pytest
 import yaml
+from omegaconf import OmegaConf
 
 from harness.config.compose import compose_cells
 from harness.config.help import conf_dir, options
+from harness.config.schema import ModelConfig
 from harness.report.published import published_file
 
 OWN = ("hub", "local", "dummy", "dummy-opt-175b", "embedded")
@@ -29,6 +31,20 @@ def test_every_size_of_every_family_is_there() -> None:
         found[family] = found.get(family, 0) + 1
     assert found == FAMILIES
     assert {"opt-125m", "opt-175b", "bloom-560m", "bloom-176b", "llama-65b"} <= set(MODELS)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_its_keys_and_types_are_those_of_the_schema(name: str) -> None:
+    """What Hydra composes of a file on top of hub.yaml, without Hydra's 0.2 s a file."""
+    root = conf_dir() / "model"
+    parts = [OmegaConf.load(root / f"{each}.yaml") for each in ("hub", name)]
+    for part in parts:
+        del part["defaults"]
+    merged = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ModelConfig), *parts))
+    assert isinstance(merged, ModelConfig)
+    assert merged.source == "hub"
+    assert merged.dtype in ("float16", "bfloat16")
+    assert merged.attention in ("sdpa", "eager")
 
 
 @pytest.mark.parametrize("name", MODELS)

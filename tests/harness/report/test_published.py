@@ -178,3 +178,25 @@ def test_the_file_is_a_plain_table() -> None:
     with published.published_file("gptq.csv").open(encoding="utf-8", newline="") as file:
         lines = list(csv.reader(file))
     assert {len(line) for line in lines} == {12}
+
+
+@pytest.mark.realdata
+def test_every_figure_is_that_of_the_collection_it_was_copied_from(shared) -> None:
+    """Values by table and model of shared/paper/gptq.csv, which is kept outside the repository."""
+    from collections import Counter
+
+    with (shared / "paper" / "gptq.csv").open(encoding="utf-8", newline="") as file:
+        theirs = list(csv.DictReader(file))
+    factors = {"fraction": 100.0, "s": 1.0}
+    found: Counter[tuple[str, float]] = Counter()
+    for each in published_figures():
+        if each.source.startswith(("arXiv:2210.17323v2", "README of")):
+            factor = factors.get(each.unit, 1.0)
+            found[each.table, round(factor * each.value, 3)] += each.unit != "s"
+    expected: Counter[tuple[str, float]] = Counter()
+    for line in theirs:
+        if line["unit"] not in ("min", "h", "s") or "runtime" not in line["metric"]:
+            table = line["table"].removeprefix("T")
+            expected[table, round(float(line["value"]), 3)] += 1
+    missing = expected - found
+    assert not missing

@@ -70,7 +70,9 @@ def _some_available(
     """The same cells; Unavailable if none of their models can be had."""
     reasons = [each.reason for each in found if isinstance(each, PendingCell) and each.reason]
     if reasons and len(reasons) == len(found):
-        raise Unavailable(" ".join(dict.fromkeys(reasons)))
+        first, *others = dict.fromkeys(reasons)
+        alike = f" The same goes for {len(others)} more of its models." * bool(others)
+        raise Unavailable(f"{first}{alike}")
     return found
 
 

@@ -99,7 +99,7 @@ def _experiment(name: str, text: str, read: dict[str, Any]) -> Experiment:
 def _top_key(group: str, option: str) -> str:
     """The key of an option's file that is no list of defaults: the name of the suite."""
     read = yaml.safe_load((conf_dir() / group / f"{option}.yaml").read_text(encoding="utf-8"))
-    return next(key for key in read if key != "defaults")
+    return str(next(key for key in read if key != "defaults"))
 
 
 def _cells(sweep: list[dict[str, Any]], model: str) -> Iterator[Asked]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from harness.report.assemble import columns_in_order
 from harness.report.columns import AgainstBits, SuiteTable
@@ -58,7 +58,7 @@ def size_figure(rows: Sequence[Row], keys: Sequence[FigureKey], plot: AgainstBit
 
     figure = Figure(figsize=(PANEL[0] * len(keys) + 2.2, PANEL[1] + 0.9), layout="constrained")
     panels = figure.subplots(1, len(keys), squeeze=False).flatten()
-    handles: dict[str, Line2D] = {}
+    handles: dict[str, Any] = {}
     for panel, key in zip(panels, keys, strict=True):
         _panel(panel, rows, key, plot, handles)
     if any(handle.get_markerfacecolor() == "white" for panel in panels for handle in panel.lines):
@@ -76,7 +76,7 @@ def _panel(
     rows: Sequence[Row],
     key: FigureKey,
     plot: AgainstBits,
-    handles: dict[str, object],
+    handles: dict[str, Any],
 ) -> None:
     from matplotlib.lines import Line2D
 
@@ -85,7 +85,7 @@ def _panel(
     values = []
     for number, (name, series) in enumerate(_lines(shown).items()):
         first = series[0]
-        style = {
+        style: dict[str, Any] = {
             "color": REFERENCE if first.full_precision else colour_of(first.label, list(rows)),
             "linestyle": "--" if first.full_precision else "-",
             "marker": MARKERS[number % len(MARKERS)],

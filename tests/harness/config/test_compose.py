@@ -117,3 +117,14 @@ def test_results_are_absolute_and_below_the_working_directory(
     monkeypatch.chdir(tmp_path)
     (cell,) = compose_cells([])
     assert cell.config.paths.results == str(tmp_path / "results")
+
+
+def test_cells_that_differ_in_the_seed_alone_are_as_hydra_composes_each() -> None:
+    swept = compose_cells(["model=embedded", "scheme=w3,w4", "seed=0,1,7"], multirun=True)
+    assert [cell.config.seed for cell in swept] == [0, 1, 7] * 2
+    for cell in swept:
+        (alone,) = compose_cells([o for o in cell.overrides if not o.startswith("seed")])
+        alone.config.seed = alone.config.calib.seed = cell.config.seed
+        assert cell.config == alone.config
+    with pytest.raises(ConfigError, match="seed"):
+        compose_cells(["seed=1,x"], multirun=True)

@@ -21,8 +21,10 @@ if TYPE_CHECKING:
     from quant.hessian import Factor
     from quant.scheme import Scheme
 
-BATCH = 2**24  # numbers in the inverse Hessians of the rows that are solved together
-LEAST_ROWS = 8
+# Numbers in the inverse Hessians of the rows that are solved together: few fit into a processor's
+# cache, many keep a GPU busy.
+BATCH = {"cuda": 2**26, "cpu": 2**22}
+LEAST_ROWS = 4
 
 
 @dataclass(frozen=True)
@@ -83,11 +85,12 @@ def solve(
     group = torch.arange(inputs, device=weight.device) // size
     inverse = prepared.upper.T @ prepared.upper
     codes = torch.empty(outputs, inputs, dtype=torch.uint8, device=weight.device)
-    loss, step = 0.0, max(LEAST_ROWS, BATCH // inputs**2)
+    batch = BATCH.get(weight.device.type, BATCH["cpu"])
+    loss, step = 0.0, max(LEAST_ROWS, batch // inputs**2)
     for start in range(0, outputs, step):
         rows = slice(start, start + step)
         # A grid for every weight, because each row takes its weights in an order of its own.
-        grids = grid.apply(lambda part, rows=rows: part[rows][:, group])  # type: ignore[misc]
+        grids = grid.apply(lambda part, rows=rows: part[rows][:, group].clone())  # type: ignore[misc]
         codes[rows], part = _greedy(weight[rows].clone(), inverse, grids, scheme, options)
         loss += part
     return Solution(assemble(codes, grid, scheme), loss, prepared.damping, dead)
@@ -96,7 +99,7 @@ def solve(
 def _greedy(
     weight: Tensor, inverse: Tensor, grids: Grid, scheme: Scheme, options: Options
 ) -> tuple[Tensor, float]:
-    """Return codes [rows, in] and their loss; weight [rows, in] is overwritten.
+    """Return codes [rows, in] and their loss; weight [rows, in] and grids are overwritten.
 
     inverse  H^-1 [in, in].
     grids    one for every weight.
@@ -106,26 +109,31 @@ def _greedy(
     rows, inputs = weight.shape
     each = torch.arange(rows, device=weight.device)
     inverses = inverse.expand(rows, inputs, inputs).clone()
-    done = torch.zeros_like(weight, dtype=torch.bool)
+    place = torch.arange(inputs, device=weight.device).repeat(rows, 1)
     codes = torch.empty_like(weight)
     loss = 0.0
-    for _ in range(inputs):
-        nearest, error, beyond = _round(weight, grids, scheme)
-        diagonal = inverses.diagonal(dim1=1, dim2=2).masked_fill(done, 1)
+    # The weights that are left lie at the front, so that each step works on as few as there are.
+    for left in range(inputs, 0, -1):
+        inner = inverses[:, :left, :left]
+        front = grids.apply(lambda part, left=left: part[:, :left])  # type: ignore[misc]
+        nearest, error, beyond = _round(weight[:, :left], front, scheme)
+        diagonal = inner.diagonal(dim1=1, dim2=2)
         cost = error.square() / diagonal
-        order = cost.masked_fill(done, math.inf)
-        if options.outliers_first:
-            order = torch.where(beyond & ~done, -error.abs(), order)
+        order = torch.where(beyond, -error.abs(), cost) if options.outliers_first else cost
         chosen = order.argmin(1)
-        codes[each, chosen] = nearest[each, chosen]
+        codes[each, place[each, chosen]] = nearest[each, chosen]
         loss += float(cost[each, chosen].sum()) / 2
-        done[each, chosen] = True
-        # Equations 2 and 3 of arXiv 2210.17323: the other weights make up for the error, and the
-        # chosen input leaves the inverse, whose row and column of it become 0.
-        column = inverses[each, chosen]
-        pivot = diagonal[each, chosen, None]
-        weight -= error[each, chosen, None] / pivot * column
-        inverses.baddbmm_((column / pivot)[:, :, None], column[:, None, :], alpha=-1)
+        # Equations 2 and 3 of arXiv 2210.17323: the others make up for the error, and the chosen
+        # input leaves the inverse.
+        column = inner[each, chosen]
+        scaled = column / diagonal[each, chosen, None]
+        weight[:, :left] -= error[each, chosen, None] * scaled
+        inner.addcmul_(scaled[:, :, None], column[:, None, :], value=-1)
+        # The last one takes the place that became free.
+        inner[each, chosen] = inner[:, -1].clone()
+        inner[each, :, chosen] = inner[:, :, -1].clone()
+        for tensor in (weight, place, *grids.tensors.values()):
+            tensor[each, chosen] = tensor[:, left - 1].clone()
     return codes.to(torch.uint8), loss
 
 
@@ -135,7 +143,7 @@ def _round(weight: Tensor, grids: Grid, scheme: Scheme) -> tuple[Tensor, Tensor,
 
     from quant.grid import decode, encode
 
-    flat = grids.apply(lambda part: part.flatten(0, 1))
+    flat = grids.apply(lambda part: part.reshape(-1, *part.shape[2:]))
     codes = encode(weight.reshape(-1), flat, scheme)
     values = decode(codes.clone(), flat, scheme)
     neighbour = decode(torch.where(codes > 0, codes - 1, codes + 1), flat, scheme)

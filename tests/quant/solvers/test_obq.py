@@ -49,7 +49,7 @@ def test_batches_of_rows_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None
     weight, hessian = layer(outputs=21)
     prepared = obq.prepare(hessian)
     whole = obq.solve(weight, Scheme(3), prepared)
-    monkeypatch.setattr(obq, "BATCH", 1)
+    monkeypatch.setattr(obq, "BATCH", {"cpu": 1})
     assert torch.equal(obq.solve(weight, Scheme(3), prepared).weight.codes, whole.weight.codes)
 
 

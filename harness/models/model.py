@@ -192,7 +192,8 @@ class RandomModel:
 class AbsentModel:
     """A model that is not on this machine yet, so it has no fingerprint.
 
-    wanted  what will be brought or made, for the plan; None where the hub says it (harness.data.hub).
+    wanted  what will be brought or made, for the plan; None for a model of the hub, which
+            harness.data.hub says.
     """
 
     config: ModelConfig

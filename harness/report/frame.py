@@ -193,7 +193,7 @@ def by_layer(layers: Sequence[LayerReport]) -> str:
 
 
 def _made_of(record: Record) -> str:
-    """What the weights were in the file that they came from, as JSON; "" if they were not in one."""
+    """What the weights were in the GGUF file that they came from, as JSON; "" without one."""
     found = _section(record, "model").get("made_of")
     return json.dumps(found) if found else ""
 

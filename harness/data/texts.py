@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from harness.data import hub
+from harness.data import hub, lock
 from harness.errors import BitsweepError
 
 STORY_SEPARATOR = "<|endoftext|>"
@@ -138,6 +138,9 @@ def hub_file(source: str, option: str) -> Path:
     from huggingface_hub import hf_hub_download
 
     text = HUB_TEXTS[source]
+    locked = lock.snapshot(_wanted(text))
+    if locked is not None:
+        return locked[1][0]
     try:
         return Path(
             hf_hub_download(text.dataset, text.file, repo_type="dataset", revision=text.revision)
@@ -176,6 +179,9 @@ def check_hub(source: str, option: str) -> None:
     from huggingface_hub import try_to_load_from_cache
 
     text = HUB_TEXTS[source]
+    wanted = hub.need(_wanted(text))
+    if lock.snapshot(wanted) is not None:
+        return
     cached = try_to_load_from_cache(
         text.dataset, text.file, revision=text.revision, repo_type="dataset"
     )
@@ -183,10 +189,13 @@ def check_hub(source: str, option: str) -> None:
         return
     if hub.offline():
         raise TextError(_unreachable(source, option))
-    wanted = hub.Wanted(hub.DATASET, text.dataset, text.revision, text.file)
     refused = hub.ask(wanted).refused
     if refused is not None:
         raise TextError(_cannot(source, option, *refused))
+
+
+def _wanted(text: HubText) -> hub.Wanted:
+    return hub.Wanted(hub.DATASET, text.dataset, text.revision, text.file)
 
 
 def read_rows(

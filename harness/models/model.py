@@ -6,12 +6,13 @@ The four classes have the same interface, so that callers need not know where a 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.config.schema import ModelConfig
+from harness.data import hub, lock
 from harness.errors import ModelError
 from harness.models import dummy, gguf
 from harness.models.checkpoints import Checkpoint, find_checkpoint, load_dequantized, load_packed
@@ -258,6 +259,9 @@ def _hub(config: ModelConfig, download: bool, levels: Part | None) -> Model | Ab
     folder = hub_folder(config.id, config.revision, download, config.trust_remote_code)
     if folder is None:
         return AbsentModel(config)
+    locked = lock.held(hub.Wanted(hub.MODEL, config.id, config.revision))
+    if locked is not None:
+        config = replace(config, revision=locked.revision)  # of which the record tells
     return _in_folder(config, check_folder(folder, f"model.id={config.id}"), levels)
 
 

@@ -132,7 +132,8 @@ def _tasks(
             tasks.append(local_task(local[name]))
             continue
         try:
-            loaded = manager.load([name])
+            with zeroshot_tasks.as_locked(name):
+                loaded = manager.load([name])
         except (OSError, ValueError) as error:  # raised by `datasets` for missing data
             entry = manager.task_index.get(name)
             dataset = (entry.cfg or {}).get("dataset_path", name) if entry else name

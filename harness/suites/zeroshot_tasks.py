@@ -11,14 +11,15 @@ import importlib.util
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from harness.data import hub, texts
+from harness.data import hub, lock, texts
 from harness.errors import BitsweepError
 
 EMBEDDED_TASKS = ("embedded_last_word", "embedded_choice")
@@ -351,9 +352,10 @@ def _check_data(name: str, files: Sequence[Path]) -> None:
 
     datasets_cache = os.environ.get("HF_DATASETS_CACHE") or Path(constants.HF_HOME) / "datasets"
     for file in files:
-        dataset = _config(file).get("dataset_path")
-        if not isinstance(dataset, str) or dataset in ("json", "csv", "text", "parquet"):
+        wanted = _wanted(_config(file))
+        if wanted is None or lock.snapshot(hub.need(wanted)) is not None:
             continue
+        dataset = wanted.repository
         places = (
             Path(datasets_cache) / dataset.replace("/", "___").lower(),
             Path(datasets_cache) / dataset.replace("/", "___"),
@@ -366,6 +368,31 @@ def _check_data(name: str, files: Sequence[Path]) -> None:
         refused = hub.ask(hub.Wanted(hub.DATASET, dataset)).refused
         if refused is not None:
             raise TaskError(missing_data(name, dataset, refused))
+
+
+def _wanted(config: Mapping[str, Any]) -> hub.Wanted | None:
+    """The dataset of a task of lm-eval; None for one of local files."""
+    dataset, part = config.get("dataset_path"), config.get("dataset_name")
+    if not isinstance(dataset, str) or dataset in ("json", "csv", "text", "parquet"):
+        return None
+    return hub.Wanted(hub.DATASET, dataset, part=part)
+
+
+@contextmanager
+def as_locked(name: str) -> Iterator[None]:
+    """Context: the package `datasets` asks nobody for the data of a task, if they are locked."""
+    found = [_wanted(_config(file)) for file in find_tasks([name])]
+    if not found or any(each is None or lock.held(each) is None for each in found):
+        yield
+        return
+    from datasets import config
+
+    before = config.HF_HUB_OFFLINE
+    config.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        config.HF_HUB_OFFLINE = before
 
 
 def missing_data(name: str, dataset: str, refused: tuple[str, str] | None = None) -> str:

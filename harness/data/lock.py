@@ -153,6 +153,27 @@ def _verified(locked: Locked, file: LockedFile) -> Path:
     return Path(found)
 
 
+def require_made(locked: Locked, root: Path) -> None:
+    """Raise LockError unless the files that `datasets` made of the data are those it will read.
+
+    root  its cache. It reads what was made last of a configuration.
+    """
+    for file in locked.made:
+        what = f"{file.name}, made of the dataset {locked.wanted.repository},"
+        path = root / file.name
+        if not path.is_file():
+            raise LockError(f"{what} is in {_file()} and not in {root}: {AGAIN}.")
+        require(path, file, what)
+        mine = path.parent  # CONFIGURATION/VERSION/COMMIT
+        others = (place for place in mine.parents[1].glob("*/*") if place.is_dir())
+        later = [place for place in others if place.stat().st_mtime > mine.stat().st_mtime]
+        if later:
+            raise LockError(
+                f"the dataset {locked.wanted.repository} was made again after {_file()}, of "
+                f"another commit: delete {later[0]}, or {AGAIN} and --update."
+            )
+
+
 def require(path: Path, file: LockedFile, what: str) -> None:
     """Raise LockError unless a file is the locked one. The hash of a large file is cached."""
     size = path.stat().st_size

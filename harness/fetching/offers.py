@@ -13,6 +13,7 @@ from harness.data.lock import Locked
 from harness.errors import BitsweepError
 from harness.models.hub import patterns
 from harness.records.hashes import SHA256_DIGITS
+from quant.checkpoint.folder import OF_SPACE
 
 _HUB = "hf://datasets/"
 
@@ -79,14 +80,25 @@ def explained(wanted: Wanted, locked: bool = False) -> Iterator[None]:
     except BitsweepError:
         raise
     except Exception as error:
-        found = hub.explain(error, wanted)
-        if found.refused is None:
-            why, step = found.silent, "try again; finished files are kept"
-        else:
-            why, step = found.refused
-            if locked and wanted.revision in why:
-                step = "`bitsweep fetch --update` with the same arguments takes what is there now"
+        why, step = _cause(error, wanted, locked)
         raise FetchError(f"{wanted.name} could not be brought, because {why}; {step}.") from error
+
+
+def _cause(error: Exception, wanted: Wanted, locked: bool) -> tuple[str, str]:
+    """Why something does not come, and the next step."""
+    from huggingface_hub.errors import RevisionNotFoundError
+
+    if isinstance(error, OSError) and error.errno in OF_SPACE:
+        return "the disk is full", "make room and try again: what came is kept"
+    found = hub.explain(error, wanted)
+    if found.refused is None:
+        return str(found.silent), "try again: what came is kept"
+    if locked and isinstance(error, RevisionNotFoundError):
+        return (
+            f"the hub has no more the commit {wanted.revision} that the lock names",
+            "`bitsweep fetch --update` with the same arguments takes what is there now",
+        )
+    return found.refused
 
 
 def _offer(wanted: Wanted, code: bool) -> Offer:
@@ -141,7 +153,7 @@ def _of_task(wanted: Wanted) -> Offer:
     outside = [place for place in places if not place.startswith(prefix)]
     if outside:
         raise FetchError(
-            f"the dataset {wanted.repository} reads {outside[0]}, which is not among its own files: "
+            f"the dataset {wanted.repository} reads {outside[0]}, which is not one of its files: "
             "give the documents of its task as a jsonl file, suite.zeroshot.files.TASK=FILE."
         )
     names = sorted(place.removeprefix(prefix) for place in places)

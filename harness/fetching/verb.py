@@ -35,6 +35,8 @@ def fetch(cells: Sequence[Cell], update: bool = False) -> int:
     BitsweepError for cells that cannot run, and before the first download for a disk that is too
     small.
     """
+    if hub.offline():
+        raise FetchError("HF_HUB_OFFLINE is set, so nothing can be brought: unset it.")
     file = Path(cells[0].config.paths.results) / lock.NAME
     earlier = lock.read(file)
     screen = _console()
@@ -62,7 +64,7 @@ def fetch(cells: Sequence[Cell], update: bool = False) -> int:
 
 
 def _make_models(cells: Sequence[Cell]) -> None:
-    """Resolve all cells, which notes what they need, and make the models that are not of the hub."""
+    """Resolve all cells, which notes what they need, and make models that are not of the hub."""
     for cell, found in zip(cells, resolve_all(cells), strict=True):
         if isinstance(found, PendingCell) and found.model.wanted is not None:
             resolve(cell.config, cell.folder, download=True)

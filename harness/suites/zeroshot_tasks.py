@@ -353,7 +353,10 @@ def _check_data(name: str, files: Sequence[Path]) -> None:
     datasets_cache = os.environ.get("HF_DATASETS_CACHE") or Path(constants.HF_HOME) / "datasets"
     for file in files:
         wanted = _wanted(_config(file))
-        if wanted is None or lock.snapshot(hub.need(wanted)) is not None:
+        locked = None if wanted is None else lock.snapshot(hub.need(wanted))
+        if locked is not None:
+            lock.require_made(locked[0], Path(datasets_cache))
+        if wanted is None or locked is not None:
             continue
         dataset = wanted.repository
         places = (

@@ -81,9 +81,8 @@ def _download(offer: Offer, file: OfferedFile, blob: Path, what: str) -> None:
     """Download to a part beside the blob, or continue it, and rename it once it is verified."""
     from huggingface_hub import get_token, hf_hub_url
     from huggingface_hub.file_download import http_get
-    from huggingface_hub.utils import build_hf_headers
 
-    part, wanted = _part(blob), offer.wanted
+    part, wanted, token = _part(blob), offer.wanted, get_token()
     url = hf_hub_url(wanted.repository, file.name, repo_type=wanted.kind, revision=offer.revision)
     blob.parent.mkdir(parents=True, exist_ok=True)
     with part.open("ab") as stream:
@@ -93,7 +92,7 @@ def _download(offer: Offer, file: OfferedFile, blob: Path, what: str) -> None:
             url,
             stream,
             resume_size=stream.tell(),
-            headers=build_hf_headers(token=get_token()),
+            headers={"authorization": f"Bearer {token}"} if token else {},
             expected_size=file.bytes,
             displayed_filename=file.name,
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from fnmatch import fnmatch
 from typing import Any
 
 from harness.data import hub
@@ -108,13 +109,13 @@ def _offer(wanted: Wanted, code: bool) -> Offer:
         commit, file = _described(wanted, wanted.file, wanted.revision)
         return Offer(wanted, commit, (file,))
     from huggingface_hub import HfApi
-    from huggingface_hub.utils import filter_repo_objects
 
     info = HfApi().model_info(wanted.repository, revision=wanted.revision)
     commit = str(info.sha)
     names = [each.rfilename for each in info.siblings or []]
-    chosen = filter_repo_objects(names, allow_patterns=patterns(wanted.repository, commit, code))
-    files = tuple(_described(wanted, name, commit)[1] for name in sorted(chosen))
+    kept = patterns(wanted.repository, commit, code)
+    chosen = sorted(name for name in names if any(fnmatch(name, each) for each in kept))
+    files = tuple(_described(wanted, name, commit)[1] for name in chosen)
     return Offer(wanted, commit, files)
 
 

@@ -85,10 +85,10 @@ def _offers(
 
 def _brought(offers: Sequence[Offer]) -> tuple[dict[Wanted, Locked], list[FetchError]]:
     """Bring every offer; those that fail are named, and the others go on."""
-    from huggingface_hub.utils import disable_progress_bars
+    from huggingface_hub import utils
 
     if not sys.stderr.isatty():
-        disable_progress_bars()
+        utils.disable_progress_bars()  # type: ignore[attr-defined]
     entries: dict[Wanted, Locked] = {}
     troubles = []
     for offer in offers:

@@ -149,6 +149,16 @@ def hub_file(source: str, option: str) -> Path:
         raise TextError(_unreachable(source, option, error)) from error
 
 
+def hub_revision(source: str) -> str:
+    """The revision of text `source` that is read: the commit of the lock, else the pinned one.
+
+    A branch may move (that of Penn Treebank has no commit of its own), which a lock notices.
+    """
+    text = HUB_TEXTS[source]
+    locked = lock.held(_wanted(text))
+    return text.revision if locked is None else locked.revision
+
+
 def _unreachable(source: str, option: str, error: Exception | None = None) -> str:
     from huggingface_hub.errors import GatedRepoError
 

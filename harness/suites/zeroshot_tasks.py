@@ -381,6 +381,21 @@ def _wanted(config: Mapping[str, Any]) -> hub.Wanted | None:
     return hub.Wanted(hub.DATASET, dataset, part=part)
 
 
+def locked_commits(names: Sequence[str], files: Mapping[str, str]) -> dict[str, str]:
+    """The commits of tasks' data in the lock, by "data TASK"; without a lock they are unknown."""
+    if lock.current() is None:
+        return {}
+    found = {}
+    for name in wanted(names, files):
+        if name in files or name in EMBEDDED_TASKS:
+            continue
+        needed = [each for file in find_tasks([name]) if (each := _wanted(_config(file)))]
+        commits = [held.revision for each in needed if (held := lock.held(each))]
+        if commits:
+            found[f"data {name}"] = ",".join(dict.fromkeys(commits))
+    return found
+
+
 @contextmanager
 def as_locked(name: str) -> Iterator[None]:
     """Context: the package `datasets` asks nobody for the data of a task, if they are locked."""

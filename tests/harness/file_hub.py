@@ -51,7 +51,7 @@ class FileHub:
     endpoint: str = ""
 
     def push(self, name: str, files: dict[str, bytes], *, forget: bool = False) -> str:
-        """Make these the files of `main`; forget=True drops the commits before."""
+        """Make these the files of all branches; forget=True drops the commits before."""
         commit = commit_of(files)
         before = {} if forget else self.commits.get(name, {})
         self.commits[name] = {**before, commit: files}
@@ -61,7 +61,7 @@ class FileHub:
 
 def _route(path: str) -> tuple[str, list[str]]:
     """Repository and the rest of a path."""
-    pieces = unquote(urlsplit(path).path).strip("/").split("/")
+    pieces = [unquote(piece) for piece in urlsplit(path).path.strip("/").split("/")]
     if pieces[0] == "api":
         return "/".join(pieces[1:4]), pieces[4:]
     kind = ["datasets"] if pieces[0] == "datasets" else ["models"]
@@ -106,7 +106,8 @@ def serving_files() -> Iterator[FileHub]:
                 self._send(403, X_Error_Code="GatedRepo")
                 return
             revision = rest[1] if len(rest) > 1 else "main"
-            commit = hub.heads[name] if revision == "main" else revision
+            branch = revision == "main" or revision.startswith("refs/")
+            commit = hub.heads[name] if branch else revision
             files = hub.commits[name].get(commit)
             if files is None:
                 self._send(404, X_Error_Code="RevisionNotFound")

@@ -17,6 +17,7 @@ from harness.config.schema import Cell
 from harness.data import hub, lock
 from harness.data.hub import DATASET, Wanted
 from harness.data.lock import Locked, LockedFile, LockError
+from harness.data.texts import HUB_TEXTS
 from harness.errors import BitsweepError, ModelError
 from harness.fetching.offers import FetchError, find_offer
 from harness.fetching.verb import FAILED, OK, fetch
@@ -344,3 +345,23 @@ def test_a_gguf_file_is_made_a_folder(
     assert list(locked(cells)) == [TEXT.dataset], "what is here already is in no lock"
     (cell,) = resolve_all(cells)
     assert isinstance(cell, ResolvedCell)
+
+
+def test_a_text_of_a_branch_is_keyed_by_the_locked_commit(server: FileHub, needing: Make) -> None:
+    """Its figures are not found again after the branch moved and was fetched."""
+    text = HUB_TEXTS["ptb-test"]
+    name = f"datasets/{text.dataset}"
+    rows = [{"sentence": f"tom had {n} red apples in a box by the road"} for n in range(99)]
+
+    def key() -> str:
+        (cell,) = resolve_all(cells)
+        assert isinstance(cell, ResolvedCell)
+        return cell.keys.stages["perplexity"]
+
+    cells = needing("suite.perplexity.protocols=[ptb-new]")
+    found = []
+    for count in (99, 98):
+        server.push(name, {text.file: parquet(rows[:count])})
+        assert fetch(cells, update=True) == OK
+        found.append(key())
+    assert found[0] != found[1]

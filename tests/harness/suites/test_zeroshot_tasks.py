@@ -191,4 +191,4 @@ def test_data_that_are_not_here_are_said_beforehand(
     with pytest.raises(TaskError, match="the data of task piqa"):
         zeroshot_tasks.check_tasks(["piqa"], {})
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    assert "HF_HUB_OFFLINE" not in zeroshot_tasks.missing_data("piqa", "piqa")
+    assert "HF_HUB_OFFLINE" not in zeroshot_data.missing("piqa", "piqa")

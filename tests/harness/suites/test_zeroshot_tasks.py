@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from harness.data.texts import TextError
-from harness.suites import zeroshot, zeroshot_scoring, zeroshot_tasks
+from harness.suites import zeroshot, zeroshot_data, zeroshot_scoring, zeroshot_tasks
 from harness.suites.zeroshot_tasks import TaskError, normalise
 
 

@@ -21,8 +21,10 @@ from typing import Any
 from cuda_ext.cache import cache_root
 from harness.config.schema import ModelConfig
 from harness.errors import ModelError
+from harness.extras import require
 from harness.records.hashes import digest, file_sha256
 
+EXTRA = "gguf"
 SUFFIX = ".gguf"
 ORIGIN = "gguf.json"  # as quant.checkpoint.gguf.unpack writes it
 # Raise it when quant.checkpoint.gguf makes another folder of the same file; a test compares both.
@@ -41,6 +43,7 @@ def local_folder(config: ModelConfig, path: Path, make: bool) -> Path | None:
     folder = _place(path.stem, [found])
     if folder.is_dir():
         return folder
+    require(EXTRA, f"model.path={path}")
     if not make:
         _checked(path)
         return None
@@ -74,6 +77,7 @@ def wheel_folder(config: ModelConfig, make: bool) -> Path | None:
         _require_hash(f"model.path={given}", pinned, file_sha256(given))
     if folder.is_dir():
         return folder
+    require(EXTRA, f"model={config.name}")
     if not make:
         return None
     with _only_one(folder):

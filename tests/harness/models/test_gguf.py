@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from harness import extras
 from harness.cell.resolve import resolve
 from harness.config.schema import CellConfig, ModelConfig
 from harness.errors import ConfigError, ModelError
@@ -155,6 +156,16 @@ def test_a_wrong_wheel_is_refused_by_the_plan(
     with pytest.raises(ModelError) as caught:
         find_model(of_wheel(wheel, **changes))
     assert words in str(caught.value)
+
+
+def test_the_plan_says_the_missing_extra(
+    wheel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(extras, "missing", lambda extra: [extra])
+    local = ModelConfig(name="m", source="local", path=str(write(tmp_path / "m.gguf", llama())))
+    for config in (of_wheel(wheel), local):
+        with pytest.raises(extras.MissingExtra, match=r'\(gguf\): pip install "bitsweep\[gguf\]"'):
+            find_model(config)
 
 
 def test_a_wheel_without_the_file_is_refused(wheel: Path) -> None:

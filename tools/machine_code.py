@@ -77,8 +77,8 @@ def nvdisasm() -> str:
     for folder in (found.submodule_search_locations or []) if found else []:
         for program in sorted(Path(folder).glob("*/bin/nvdisasm")):
             return str(program)
-    if program := shutil.which("nvdisasm"):
-        return program
+    if on_path := shutil.which("nvdisasm"):
+        return on_path
     raise FileNotFoundError("no nvdisasm: pip install nvidia-cuda-nvdisasm")
 
 

@@ -72,6 +72,8 @@ class Row:
     calibrated_on: str | None = None  # text and windows: "c4-train 128 x 2048"
     head: tuple[str, ...] = ()  # how the head was quantized
     parameters: float | None = None  # of the model, about
+    made_of: tuple[str, ...] = ()  # the file that the weights came from, as JSON
+    weight_errors: tuple[str, ...] = ()  # by layer, as JSON, of every seed
 
     @property
     def scheme_label(self) -> str:
@@ -257,6 +259,8 @@ def _row(group: list[dict[str, Any]]) -> Row:
         calibrated_on=first["calibrated_on"],
         head=_different(entry["head"] for entry in group),
         parameters=_known(entry["parameters"] for entry in group),
+        made_of=_different(entry["made_of"] for entry in group),
+        weight_errors=_different(entry["weight_errors"] for entry in group),
     )
 
 

@@ -17,6 +17,7 @@ from harness.errors import BitsweepError
 from harness.records.record import Metric
 from harness.report.published import LIMIT
 from harness.suites.base import SuiteContext, SuiteResult
+from harness.suites.logits import Logits
 from harness.suites.reading import Texts
 
 # Positions whose logits are converted to float32 at a time: half a gigabyte for a vocabulary of
@@ -120,11 +121,11 @@ def score(context: SuiteContext, found: TokenWindows, batch_size: int) -> Score:
     return Score(nll, [len(window) - 1 for window in found.windows])
 
 
-def _logits(context: SuiteContext, ids: list[Tensor], name: str) -> Iterator[Tensor]:
+def _logits(context: SuiteContext, ids: list[Tensor], name: str) -> Iterator[Tensor | Logits]:
     """Logits of every batch of ids; running block by block gives identical bits."""
     if context.streamed is None:
         for tokens in ids:
-            yield context.model(input_ids=tokens.to(context.device), use_cache=False).logits
+            yield Logits(context.model, tokens.to(context.device))
         return
     what = f"{name}: blocks"
     yield from context.streamed(ids, lambda done, count: context.progress(done, count, what))
@@ -144,7 +145,7 @@ def batches(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
         yield from (group[start : start + size] for start in range(0, len(group), size))
 
 
-def window_nll(logits: Tensor, tokens: Tensor) -> Tensor:
+def window_nll(logits: Tensor | Logits, tokens: Tensor) -> Tensor:
     """Return the summed negative log-likelihood of each row: float64 [batch], nats.
 
     logits [batch, length, vocabulary] of any float dtype, tokens int64 [batch, length].
@@ -199,11 +200,14 @@ def _metrics(found: TokenWindows, result: Score, length: int, config: Scoring) -
         )
 
 
-def _not_finite(context: SuiteContext, name: str, window: int, logits: Tensor) -> str:
+def _not_finite(context: SuiteContext, name: str, window: int, logits: Tensor | Logits) -> str:
     model = getattr(context.model.config, "name_or_path", "") or type(context.model).__name__
-    bad = int((~logits.isfinite()).sum())
+    bad = count = 0
+    for start in range(0, logits.shape[1], POSITIONS_AT_ONCE):
+        part = logits[:, start : start + POSITIONS_AT_ONCE]
+        bad, count = bad + int((~part.isfinite()).sum()), count + part.numel()
     return (
         f"window {window} of protocol {name} has no finite likelihood under {model} "
-        f"({bad} of the {logits.numel()} logits of its batch are not finite); if the weights are "
+        f"({bad} of the {count} logits of its batch are not finite); if the weights are "
         f"finite, use another dtype than {context.dtype} (model.dtype=float32)"
     )

@@ -12,7 +12,7 @@ from harness.config.help import conf_dir, options
 from harness.config.schema import ModelConfig
 from harness.report.published import published_file
 
-OWN = ("hub", "local", "dummy", "dummy-opt-175b", "embedded")
+OWN = ("hub", "local", "dummy", "dummy-opt-175b", "embedded", "smollm2-135m-wheel")
 MODELS = [name for name in options("model") if name not in OWN]
 FAMILIES = {
     "opt": 9, "bloom": 6, "llama": 16, "qwen2.5": 7, "qwen3": 7, "mistral": 4, "mixtral": 1,

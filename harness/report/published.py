@@ -120,7 +120,7 @@ def published_file(name: str) -> Path:
 def published_figures() -> tuple[PublishedFigure, ...]:
     """All published figures, of every file of them; BitsweepError if there is none."""
     found: list[PublishedFigure] = []
-    for path in sorted(published_file("README.md").parent.glob("*.csv")):
+    for path in sorted(published_file("tables.csv").parent.glob("*.csv")):
         with path.open(encoding="utf-8", newline="") as file:
             lines = csv.DictReader(file)
             if list(lines.fieldnames or ()) == [each.name for each in fields(PublishedFigure)]:

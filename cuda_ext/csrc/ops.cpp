@@ -17,12 +17,6 @@
 namespace bitsweep {
 namespace {
 
-// Above this many rows of x, unpacking the weight once and multiplying with torch's own product is
-// faster: measured, docs/kernels.md. torch multiplies half types faster than float32.
-constexpr int64_t packed_rows(Storage storage) {
-  return storage == Storage::kFloat32 ? 512 : 192;
-}
-
 enum class IsaLevel : int64_t { kPortable = 0, kAvx2 = 1, kAvx512 = 2 };
 
 IsaLevel best_isa() {
@@ -69,6 +63,13 @@ Kernels kernels() {
   chosen_isa();
   return portable_kernels();
 #endif
+}
+
+// Above this many rows of x, unpacking the weight once and multiplying with torch's own product is
+// faster: measured, docs/kernels.md. torch multiplies half types faster than float32; where its float32
+// product has only AVX2, as on processors with AVX-512 that are not Intel's, so have these kernels not.
+int64_t packed_rows(Storage storage) {
+  return storage == Storage::kFloat32 && chosen_isa() == IsaLevel::kAvx512 ? 512 : 192;
 }
 
 // A share of work that is worth a thread: about 64 thousand products.

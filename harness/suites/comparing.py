@@ -24,8 +24,11 @@ from harness.errors import BitsweepError
 from harness.records.record import Metric
 from harness.suites.base import SuiteContext, SuiteResult
 from harness.suites.reading import Texts
-from harness.suites.scoring import Score
+from harness.suites.scoring import Score, batches, stacked
+from quant.forward_products import forward_products
 
+# Bytes of the measured model's logits that are kept for the second comparison.
+KEPT_BYTES = 1 << 28
 # Number of positions whose distributions are in float64 at a time.
 POSITIONS_AT_ONCE = 128
 LEVELS = {"p10": 0.10, "p50": 0.50, "p90": 0.90, "p99": 0.99}
@@ -111,27 +114,30 @@ def run(context: SuiteContext, config: Texts) -> SuiteResult:
 
     Raises ProtocolError or TextError if a text is not available, DivergenceError as in `compare`.
     """
-    texts = {name: _windows(context, config, name) for name in config.protocols}
+    length = protocols.context_length(context.model.config, context.context_length)
+    texts = {name: _windows(context, config, name, length) for name in config.protocols}
     found: dict[str, dict[str, Comparison]] = {name: {} for name in texts}
     passes = 2 if context.quantized and context.has_original else 1
     total = passes * sum(len(each.windows) for each in texts.values())
     done = 0
 
-    def advance(name: str) -> None:
+    def advance(name: str, windows: int = 1) -> None:
         nonlocal done
-        done += 1
-        context.progress(done, total, name)
+        for _ in range(windows):
+            done += 1
+            context.progress(done, total, name)
 
-    model = _logits(context.model, context.device)
+    model = _logits(context.model, context.device, context.kernel)
+    again = _kept(model, KEPT_BYTES if passes == 2 else 0)
     if context.quantized and context.has_original:
-        full = _logits(context.load_baseline(), context.device)
+        full = _logits(context.load_baseline(), context.device, context.kernel)
         for name, each in texts.items():
-            found[name]["quantized"] = _pass(full, model, each.windows, name, advance)
+            found[name]["quantized"] = _pass(full, again, each.windows, length, name, advance)
         del full  # three models need not fit into memory at once
     if context.quantized:
-        reference = _logits(context.load_reference(), context.device)
+        reference = _logits(context.load_reference(), context.device, "reference")
         for name, each in texts.items():
-            found[name]["kernel"] = _pass(reference, model, each.windows, name, advance)
+            found[name]["kernel"] = _pass(reference, again, each.windows, length, name, advance)
             found[name]["floor"] = _floor(reference, each.windows)
     else:
         for name, each in texts.items():
@@ -145,11 +151,11 @@ def run(context: SuiteContext, config: Texts) -> SuiteResult:
     return SuiteResult(metrics, inputs, list(_samples(found)))
 
 
-def _windows(context: SuiteContext, config: Texts, name: str) -> TokenWindows:
+def _windows(context: SuiteContext, config: Texts, name: str, length: int) -> TokenWindows:
     found = protocols.windows(
         name,
         context.tokenizer,
-        protocols.context_length(context.model.config, context.context_length),
+        length,
         path=config.paths.get(name),
         data_dir=context.data_dir,
         documents=config.documents,
@@ -159,13 +165,33 @@ def _windows(context: SuiteContext, config: Texts, name: str) -> TokenWindows:
     return found
 
 
-def _logits(model: Any, device: str) -> Logits:
-    """Logits [batch, length, vocabulary] of tokens [batch, length]."""
+def _logits(model: Any, device: str, kernel: str) -> Logits:
+    """Logits [batch, length, vocabulary] of tokens [batch, length].
+
+    kernel="reference" leaves attention and full-precision products to torch.
+    """
 
     @torch.inference_mode()
     def of(tokens: Tensor) -> Tensor:
-        result: Tensor = model(input_ids=tokens.to(device), use_cache=False).logits
+        with forward_products(kernel):
+            result: Tensor = model(input_ids=tokens.to(device), use_cache=False).logits
         return result
+
+    return of
+
+
+def _kept(logits: Logits, most: int) -> Logits:
+    """The same logits, of which the first `most` bytes are computed once."""
+    held: dict[bytes, Tensor] = {}
+
+    def of(tokens: Tensor) -> Tensor:
+        name = repr(tuple(tokens.shape)).encode() + tokens.numpy().tobytes()
+        found = held.get(name)
+        if found is None:
+            found = logits(tokens)
+            if sum(each.nbytes for each in held.values()) + found.nbytes <= most:
+                held[name] = found
+        return found
 
     return of
 
@@ -174,14 +200,21 @@ def _pass(
     first: Logits,
     second: Logits,
     windows: Sequence[Tensor],
+    length: int,
     name: str,
-    advance: Callable[[str], None],
+    advance: Callable[[str, int], None],
 ) -> Comparison:
-    comparison = Comparison()
-    for window in windows:
-        comparison.add(first(window[None])[0], second(window[None])[0])
-        advance(name)
-    return comparison
+    """Compare on every window; those of similar lengths share a batch of at most `length` tokens."""
+    found: dict[int, tuple[Tensor, int]] = {}
+    for batch in batches([len(window) for window in windows], length):
+        tokens = stacked([windows[index] for index in batch])
+        one, other = first(tokens), second(tokens)
+        for row, index in enumerate(batch):
+            count = len(windows[index])
+            found[index] = compare(one[row, :count], other[row, :count])
+        advance(name, len(batch))
+    values, flips = zip(*(found[index] for index in range(len(windows))), strict=True)
+    return Comparison(list(values), list(flips))
 
 
 def _floor(model: Logits, windows: Sequence[Tensor]) -> Comparison:

@@ -1,9 +1,10 @@
 """Faster operators for forward passes on the CPU, of calibration and of suites that score text.
 
-Float32 linear layers run in the library that is fast there (see quant.products) and causal attention
-in cuda_ext.attention: torch's kernel computes the masked scores too and multiplies with MKL, which
-does not use AVX-512 on processors that are not made by Intel. Results differ from those of a normal
-forward pass by rounding only. Timing suites do without: they measure what a user gets.
+Float32 linear layers run in the library that is fast on this processor (see quant.products) and
+causal attention in cuda_ext.attention: torch's kernel computes the masked scores too and multiplies
+with MKL, which does not use AVX-512 on processors that are not made by Intel. Results differ from
+those of a normal forward pass by rounding only. Timing suites do without: they measure what a user
+gets.
 """
 
 from __future__ import annotations

@@ -204,7 +204,7 @@ def _pass(
     name: str,
     advance: Callable[[str, int], None],
 ) -> Comparison:
-    """Compare on every window; those of similar lengths share a batch of at most `length` tokens."""
+    """Compare on every window; similar lengths share a batch of at most `length` tokens."""
     found: dict[int, tuple[Tensor, int]] = {}
     for batch in batches([len(window) for window in windows], length):
         tokens = stacked([windows[index] for index in batch])

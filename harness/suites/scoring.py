@@ -1,7 +1,7 @@
 """Perplexity: score windows independently, without sliding context.
 
-Windows of unequal length share a batch, the shorter ones filled up at their end: attention is causal,
-so no token sees what follows it, and what is filled up is not scored.
+Windows of unequal length share a batch, the shorter ones filled up at their end: attention is
+causal, so no token sees what follows it, and what is filled up is not scored.
 """
 
 from __future__ import annotations

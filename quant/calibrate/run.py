@@ -14,11 +14,11 @@ from quant.calibrate.cost import StageMeter
 from quant.calibrate.devices import DeviceWorkers, Workplace
 from quant.calibrate.head import quantize_head, set_head
 from quant.calibrate.layers import BlockSolver, LayerResult, Solved
-from quant.forward_products import forward_products
 from quant.calibrate.sink import STAGE, BlockSink, Finished, WriteBehind
 from quant.calibrate.source import BlockSource, each_block
 from quant.calibrate.wide import WideCalls, wide_buffers
 from quant.config import QuantizationConfig
+from quant.forward_products import forward_products
 
 Progress = Callable[[int, int, str], None]
 

@@ -12,9 +12,9 @@ from transformers import PreTrainedModel
 from cuda_ext import attention, ops, packed
 from quant import products
 from quant.calibrate.capture import check_streaming, streamed_logits
-from quant.forward_products import forward_products
 from quant.calibrate.stream import quantize_model
 from quant.config import QuantizationConfig
+from quant.forward_products import forward_products
 from quant.scheme import Scheme
 from quant.solvers import gptq
 from tests.quant.architectures import tiny_model

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import harness_overhead, solver
+from benchmarks import crowded, harness_overhead, solver
 from benchmarks.peers import decode
 from benchmarks.peers import quantize as producers
 from harness.models.model import Place, StoredModel, find_model
@@ -121,6 +121,7 @@ BENCHMARKS = {
     "attention": solver.attention,
     "decode": decode.decode,
     "producers": producers.quantize,
+    "crowded": crowded.crowded,
     "harness": harness_overhead.harness,
 }
 

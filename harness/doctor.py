@@ -11,6 +11,7 @@ from pathlib import Path
 from harness.config.help import conf_dir
 from harness.errors import BitsweepError
 from harness.extras import ABOUT, EXTRAS, missing, pip_command
+from harness.records.busyness import NOT_KNOWN, Usage, Watch, free_threads, said_busy
 from harness.records.environment import commit, machine, package_versions
 
 SUPPORTED = ((3, 11), (3, 13))  # Hydra 1.3 does not run on 3.14
@@ -18,7 +19,9 @@ SUPPORTED = ((3, 11), (3, 13))  # Hydra 1.3 does not run on 3.14
 
 def examine() -> bool:
     """Print one line per finding; return False if a run would lack something."""
+    watch = Watch()  # what others do while this imports and looks
     lines = [*_python(), *_software(), *_hardware(), *_kernels(), *_files()]
+    lines.append(_others(watch.usage(), _threads()))
     width = max(len(name) for _, name, _ in lines)
     for good, name, text in lines:
         print(f"{_mark(good, text):<8}{name:<{width}}  {text}")
@@ -71,7 +74,7 @@ def _hardware() -> list[Finding]:
         size = f"{here['cores']} cores, {here['memory_gib']} GiB"
         lines.append((True, "processor", f"{here['cpu']}, {size}"))
     lines += [
-        (True, "threads", f"{torch.get_num_threads()} (runtime.threads changes it)"),
+        (True, "threads", f"{_threads()} (runtime.threads changes it)"),
     ]
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
@@ -81,6 +84,24 @@ def _hardware() -> list[Finding]:
     else:
         lines.append((True, "cuda", "no device (only runtime=cuda needs one)"))
     return lines
+
+
+def _threads() -> int:
+    """The threads that torch would use."""
+    import torch
+
+    return torch.get_num_threads()
+
+
+def _others(usage: Usage | None, configured: int) -> Finding:
+    """What others do here now, and how many threads a measurement would use."""
+    if usage is None:
+        return True, "other work", NOT_KNOWN
+    threads = f"a measurement would use {free_threads(configured, usage)} of {configured} threads"
+    busy = said_busy(usage)
+    if busy:
+        return True, "other work", f"busy ({busy}): {threads}, and timings are marked"
+    return True, "other work", f"{usage.others:.1f} of {usage.cores:g} cores: {threads}"
 
 
 def _kernels() -> list[Finding]:

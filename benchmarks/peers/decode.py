@@ -7,7 +7,6 @@ file of llama.cpp has it, and once leaves it float32.
 from __future__ import annotations
 
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -21,7 +20,7 @@ from typing import Any
 import torch
 
 from benchmarks.peers import environment
-from cuda_ext.packed import cpu_isa
+from benchmarks.peers.figures import conditions, spread
 from quant.decode.caches import Decoder
 from quant.decode.choose import make_decoder
 from quant.measure.architectures import architecture_config
@@ -126,8 +125,7 @@ def _run(subjects: list[Ours | LlamaCpp]) -> None:
             each.round()
         print(f"round {turn} of {ROUNDS}", file=sys.stderr, flush=True)
     print(table(subjects))
-    load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
-    print(f"{torch.get_num_threads()} threads, {cpu_isa()}; load of the machine {load}")
+    print(conditions())
 
 
 def table(subjects: Sequence[Subject]) -> str:
@@ -138,16 +136,11 @@ def table(subjects: Sequence[Subject]) -> str:
     ]
     for each in subjects:
         lines.append(
-            f"{each.name:<34}{each.read / 1e6:>8.1f}{_spread(each.decode.clock):>24}"
+            f"{each.name:<34}{each.read / 1e6:>8.1f}{spread(each.decode.clock, 2):>24}"
             f"{statistics.median(each.decode.processor):>11.2f}"
-            f"{_spread(each.prompt.clock, 0):>26}{statistics.median(each.prompt.processor):>11.0f}"
+            f"{spread(each.prompt.clock, 0):>26}{statistics.median(each.prompt.processor):>11.0f}"
         )
     return "\n".join(lines)
-
-
-def _spread(values: list[float], digits: int = 2) -> str:
-    middle, least, most = (f(values) for f in (statistics.median, min, max))
-    return f"{middle:.{digits}f} [{least:.{digits}f}, {most:.{digits}f}]"
 
 
 def _timed(run: Callable[[], object]) -> tuple[float, float]:

@@ -9,7 +9,7 @@ from pathlib import Path
 VARIABLE = "BITSWEEP_PEERS"
 HERE = Path(__file__).parent
 HOW_TO = (
-    f"Make one with `python -m venv DIR && DIR/bin/pip install torch==2.13.0 && DIR/bin/pip "
+    "Make one with `python -m venv DIR && DIR/bin/pip install torch==2.13.0 && DIR/bin/pip "
     f"install --no-deps -r benchmarks/peers/requirements.txt` and set {VARIABLE}=DIR."
 )
 

@@ -23,8 +23,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 def main() -> None:
     folder, windows, bits, group = sys.argv[1:5]
     ids = json.loads(Path(windows).read_text(encoding="utf-8"))
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, trust_remote_code=False
+    )
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     grid = QuantizationArgs(
         num_bits=int(bits), group_size=int(group), strategy="group", symmetric=False
     )

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -25,7 +24,7 @@ import torch
 
 from benchmarks import cost_model
 from benchmarks.peers import environment
-from cuda_ext.packed import cpu_isa
+from benchmarks.peers.figures import conditions, spread
 from quant.scheme import Scheme
 
 ARCHITECTURE, SCHEME = "smollm2-135m", Scheme(4, 64)
@@ -75,8 +74,7 @@ def quantize() -> None:
                 runs.append(_run(who, command))
                 print(f"round {turn + 1} of {ROUNDS}: {who}", file=sys.stderr, flush=True)
     print(table(runs))
-    load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
-    print(f"{torch.get_num_threads()} threads, {cpu_isa()}; load of the machine {load}")
+    print(conditions())
 
 
 def table(runs: Sequence[Run]) -> str:
@@ -86,11 +84,11 @@ def table(runs: Sequence[Run]) -> str:
     for who in dict.fromkeys(run.who for run in runs):
         own = [run for run in runs if run.who == who]
         seconds = [run.seconds for run in own]
-        middle = statistics.median(seconds)
-        spread = f"{middle:.1f} [{min(seconds):.1f}, {max(seconds):.1f}]"
+        processor = statistics.median(run.processor for run in own)
+        peak = statistics.median(run.peak for run in own) / 1e6
         lines.append(
-            f"{who:<26}{spread:>24}{statistics.median(run.processor for run in own):>14.1f}"
-            f"{statistics.median(run.peak for run in own) / 1e6:>26.0f}{middle / ours:>8.2f}"
+            f"{who:<26}{spread(seconds, 1):>24}{processor:>14.1f}{peak:>26.0f}"
+            f"{statistics.median(seconds) / ours:>8.2f}"
         )
     needed = needed_operations()
     for run in runs:
@@ -116,7 +114,7 @@ def _make(folder: Path, windows: Path) -> None:
     config = architecture_config(ARCHITECTURE)
     model = build_dummy(config, None, device="cpu", dtype=torch.float32, kernel="auto", seed=0)
     model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(MODEL_DIR).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(MODEL_DIR, trust_remote_code=False).save_pretrained(folder)
     generator = torch.Generator().manual_seed(1)
     ids = torch.randint(0, config.vocab_size, (WINDOWS, WINDOW), generator=generator)
     windows.write_text(json.dumps(ids.tolist()), encoding="utf-8")
@@ -138,7 +136,9 @@ def _ours(folder: Path, windows: Path) -> dict[str, Any]:
     from quant.config import QuantizationConfig
     from quant.solvers import gptq
 
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, trust_remote_code=False
+    )
     ids = [torch.tensor(window) for window in json.loads(windows.read_text(encoding="utf-8"))]
     config = QuantizationConfig(gptq.SOLVER, SCHEME, batch_tokens=BATCH_TOKENS, arithmetic="fast")
     rates = [_rate()]

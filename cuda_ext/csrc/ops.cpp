@@ -9,6 +9,7 @@
 #include <optional>
 #include <vector>
 
+#include "cpu/fixed_row.h"
 #include "cpu/floats.h"
 #include "cpu/kernels.h"
 #include "cpu/repack.h"
@@ -144,6 +145,11 @@ Tensor packed_linear(
   product.y = y.data_ptr();
   product.y_storage = call.storage;
   const Kernels run = kernels();
+  FixedRow fixed;
+  if (batch == 1) {
+    fixed.make(run, weight, product.x);
+    product.fixed = fixed.find(run, weight);
+  }
   torch::stable::parallel_for(
       0, tiles_for(out_features), tiles_per_thread(weight, batch),
       [&](int64_t first, int64_t end) { run.linear(product, first, end); });

@@ -94,18 +94,25 @@ def _refuse_names_twice(extra: Path) -> None:
 
 def compose_one(overrides: Sequence[str]) -> DictConfig:
     """Compose one configuration; a scheme without a file is parsed from its name."""
-    while True:
-        try:
-            return compose(CONFIG_NAME, [into_mapping(each) for each in overrides])
-        except MissingConfigException as error:
-            group, _, name = (error.missing_cfg_file or "").removesuffix(".yaml").partition("/")
-            if group != SCHEMES:
-                raise
+    store, parsed = ConfigStore.instance(), []
+    try:
+        while True:
             try:
-                scheme = Scheme.parse(name)
-            except SchemeError as reason:
-                raise error from reason
-            ConfigStore.instance().store(group=SCHEMES, name=name, node=_node(scheme))
+                return compose(CONFIG_NAME, [into_mapping(each) for each in overrides])
+            except MissingConfigException as error:
+                missing = (error.missing_cfg_file or "").removesuffix(".yaml")
+                group, _, name = missing.partition("/")
+                if group != SCHEMES:
+                    raise
+                try:
+                    scheme = Scheme.parse(name)
+                except SchemeError as reason:
+                    raise error from reason
+                store.store(group=SCHEMES, name=name, node=_node(scheme))
+                parsed.append(f"{name}.yaml")
+    finally:
+        for file in parsed:  # a later scheme=glob(...) is of files only
+            del store.repo[SCHEMES][file]
 
 
 def _node(scheme: Scheme) -> dict[str, Any]:

@@ -54,15 +54,10 @@ class HeadConfig:
 
 
 @dataclass
-class SchemeConfig:
-    """The quantization scheme; bits=16 is full precision."""
+class SchemeConfig(HeadConfig):
+    """The quantization scheme, and that of the head; bits=16 is full precision."""
 
     bits: int = MISSING
-    group_size: Optional[int] = None
-    symmetric: bool = False
-    levels: str = "uniform"
-    grid: str = "minmax"
-    scale_dtype: str = "float16"
     head: HeadConfig = field(default_factory=HeadConfig)
 
 

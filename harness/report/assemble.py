@@ -10,7 +10,14 @@ from dataclasses import replace
 
 from harness.report.columns import FigureColumn, Place, Shown, SuiteTable
 from harness.report.compare import best_figures, compared_notes, other_sample
-from harness.report.names import Footnotes, failed_seeds, missing, name_cells, name_columns
+from harness.report.names import (
+    Footnotes,
+    busy_footnote,
+    failed_seeds,
+    missing,
+    name_cells,
+    name_columns,
+)
 from harness.report.rows import Figure, FigureKey, Row
 from harness.report.table import Cell, Column, Note, Table
 
@@ -86,10 +93,12 @@ def _joined(
     compared = [each for name in suites if suites[name].compared for each in shown[name]]
     best = best_figures(rows, compared)
     footnotes, cells = Footnotes(), []
+    busy = {name: busy_footnote(name, rows) for name in suites}
     for index, row in enumerate(rows):
         line = name_cells(row, rows, footnotes)
         for each in every:
-            cell = _cell(row, each, rows, footnotes, suites[each.key[0]].compared)
+            suite = each.key[0]
+            cell = _cell(row, each, rows, footnotes, suites[suite].compared, busy[suite])
             line.append(replace(cell, best=(index, each.key) in best))
         line += [missing(row, name, footnotes) for name in failed]
         cells.append(line)
@@ -166,7 +175,12 @@ def _distinct(shown: Mapping[str, list[Shown]]) -> dict[str, list[Shown]]:
 
 
 def _cell(
-    row: Row, shown: Shown, rows: Sequence[Row], footnotes: Footnotes, compared: bool
+    row: Row,
+    shown: Shown,
+    rows: Sequence[Row],
+    footnotes: Footnotes,
+    compared: bool,
+    busy: str,
 ) -> Cell:
     figure = row.figures.get(shown.key)
     if figure is None:
@@ -177,5 +191,6 @@ def _cell(
     marks = failed_seeds(row, shown.key[0], footnotes)
     texts = other_sample(figure, shown.key, rows) if compared else []
     texts += shown.declared.footnotes(row, shown.key, rows)
+    texts += [busy] if figure.busy else []
     marks += tuple(footnotes.mark(text) for text in texts)
     return replace(shown.declared.write(figure), marks=marks)

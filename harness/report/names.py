@@ -70,6 +70,20 @@ def missing(row: Row, suite: str, footnotes: Footnotes) -> Cell:
     return Cell()
 
 
+def busy_footnote(suite: str, rows: Sequence[Row]) -> str:
+    """The footnote of a suite's timings that others disturbed, with the figures of all rows."""
+    found: dict[str, list[str]] = {}
+    timed = (each for row in rows for key, each in row.figures.items() if key[0] == suite)
+    for part in sorted({part for each in timed for text in each.busy for part in text.split(", ")}):
+        value, _, rest = part.partition(" ")
+        found.setdefault(rest, []).append(value)
+    said = [
+        f"{'–'.join(dict.fromkeys((min(values, key=float), max(values, key=float))))} {rest}"
+        for rest, values in sorted(found.items())
+    ]
+    return f"measured while the machine was busy ({', '.join(said)})"
+
+
 def failed_seeds(row: Row, suite: str, footnotes: Footnotes) -> tuple[int, ...]:
     """Marks of a figure for which some seeds or tasks failed."""
     cause = row.failures.get(suite)

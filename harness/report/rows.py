@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from harness.records.busyness import BUSY
 from harness.records.hashes import SHA256_DIGITS
 
 if TYPE_CHECKING:
@@ -36,18 +37,15 @@ class Figure:
     spread: float | None = None
     median: float | None = None
     p99: float | None = None
+    busy: tuple[str, ...] = ()  # what others took of the machine in a timing, of any seed
 
     def note(self, name: str) -> str:
         """A note of the metric by name; "" if it has none of that name."""
-        for part in self.notes.split("; "):
-            if part.startswith(f"{name}: "):
-                return part.removeprefix(f"{name}: ")
-        return ""
+        return _note(self.notes, name)
 
     def notes_without(self, names: Sequence[str]) -> str:
         """All notes but some, as one line: "clock: perf_counter_ns, dtype: float32"."""
-        heads = tuple(f"{name}:" for name in names)
-        return ", ".join(part for part in self.notes.split("; ") if not part.startswith(heads))
+        return ", ".join(_parts_without(self.notes, names))
 
 
 @dataclass(frozen=True)
@@ -258,6 +256,19 @@ def _row(group: list[dict[str, Any]]) -> Row:
     )
 
 
+def _note(notes: str, name: str) -> str:
+    """A note by name, of notes joined by "; "; "" if there is none of that name."""
+    for part in notes.split("; "):
+        if part.startswith(f"{name}: "):
+            return part.removeprefix(f"{name}: ")
+    return ""
+
+
+def _parts_without(notes: str, names: Sequence[str]) -> list[str]:
+    heads = tuple(f"{name}:" for name in names)
+    return [part for part in notes.split("; ") if not part.startswith(heads)]
+
+
 def _different(texts: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(set(filter(None, texts))))
 
@@ -287,11 +298,13 @@ def _combine(entries: list[dict[str, Any]]) -> Figure:
         token_hash=first["token_hash"],
         higher_is_better=bool(first["higher_is_better"]),
         kernel=first["kernel"],
-        notes=first["notes"] or "",
+        # What others did is no condition of a timing, and differs from row to row.
+        notes="; ".join(_parts_without(first["notes"] or "", [BUSY])),
         seeds=len(entries),
         spread=statistics.stdev(values) if len(values) > 1 else None,
         median=mean("p50"),
         p99=mean("p99"),
+        busy=_different(_note(entry["notes"] or "", BUSY) for entry in entries),
     )
 
 

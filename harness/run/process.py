@@ -88,10 +88,12 @@ def context() -> Any:
         return multiprocessing.get_context("spawn")
     # torch.cuda.is_available would initialize CUDA, which breaks it after a fork; NVML does not.
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
-    # OpenMP threads that spin for long make a busy machine tens of times slower (measured: 66 to
-    # 182 s instead of 1.5 s). No spinning at all (OMP_WAIT_POLICY=PASSIVE) makes decoding 2 to 4
-    # times slower; a short spin does not.
-    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+    # Where another process holds a core, the system leaves both threads of a pair on the other one,
+    # and each parallel region waits for as long as libgomp spins: about 55 ns a count, so 1.1 ms at
+    # 20000 (a layer of 576 x 1536: 1.2 ms instead of 0.11) and 0.1 ms here. No spinning at all
+    # (OMP_WAIT_POLICY=PASSIVE) makes decoding 2 to 4 times slower on a quiet machine: 0.1 ms
+    # outlasts what Python does between two layers. A user's own setting stays.
+    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
     chosen = multiprocessing.get_context("forkserver")
     chosen.set_forkserver_preload([*PRELOAD, WARM])
     return chosen

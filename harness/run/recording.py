@@ -41,11 +41,12 @@ class StageResult:
 
 @dataclass(frozen=True)
 class Timing:
-    """Start of a stage, its seconds, and the number of PyTorch threads."""
+    """Start of a stage, its seconds, the threads of PyTorch, and what harness.run.threads says."""
 
     started_at: str
     seconds: float
     threads: int | None = None
+    cores: dict[str, Any] | None = None
 
 
 def make_record(cell: ResolvedCell, stage: str, result: StageResult, timing: Timing) -> Record:
@@ -135,6 +136,7 @@ def _shared(
             **environment(timing.threads, runtime.device, runtime.record_host),
             "kernel": kernel,
             "arithmetic": cell.arithmetic,
+            **({} if timing.cores is None else {"cores": timing.cores}),
             **placement,
         },
         "started_at": timing.started_at,

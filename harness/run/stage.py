@@ -27,6 +27,7 @@ from harness.models.streaming import (
     open_source,
     refuse_whole_model,
 )
+from harness.records.busyness import Watch, said_busy
 from harness.records.record import QUANTIZATION, Failure, LayerReport
 from harness.records.store import KEY_DIGITS, artifact_digest, disk_errors, weights_digest
 from harness.run.events import Advanced, Failed, Finished, Listener, Planned, Started, Waiting
@@ -34,6 +35,7 @@ from harness.run.memory import planned_memory
 from harness.run.recording import StageResult, Timing, failed_record, make_record, now
 from harness.run.resuming import Resuming
 from harness.run.subject import Subject
+from harness.run.threads import Threads
 from harness.suites import quantization_cost
 from harness.suites.base import SuiteContext, SuiteResult, require_figures
 from harness.suites.memory import measure_peak
@@ -51,36 +53,40 @@ def run_cell(cell: ResolvedCell, listen: Listener, skip: frozenset[str] = frozen
     """
     with cell.store.lock(cell.keys.cell, lambda who: listen(Waiting(who))):
         todo = plan_cell(cell).todo  # another process may have worked on it meanwhile
-        subject = Subject(cell)
+        subject, threads = Subject(cell), Threads(cell.choices.runtime.threads)
         for stage in cell.keys.stages:
             if stage in skip:
                 continue
             if stage not in todo:
                 listen(Finished(stage, 0.0, cached=True))
-            elif not _attempt(cell, stage, subject, listen) and stage == QUANTIZATION:
+            elif not _attempt(cell, stage, subject, threads, listen) and stage == QUANTIZATION:
                 return
             elif stage == QUANTIZATION:
                 todo = plan_cell(cell).todo  # figures of an earlier artifact do not count
 
 
-def _attempt(cell: ResolvedCell, stage: str, subject: Subject, listen: Listener) -> bool:
+def _attempt(
+    cell: ResolvedCell, stage: str, subject: Subject, threads: Threads, listen: Listener
+) -> bool:
     """Run one stage and write its record; return False if it failed."""
     listen(Started(stage))
     trim_heap()  # memory freed by earlier stages does not count
     started_at, started = now(), time.perf_counter()
     _seed(cell.choices.seed)
+    threads.begin()
 
     def progress(done: int, total: int, what: str) -> None:
         listen(Advanced(stage, done, total, what))
 
     def timing() -> Timing:
-        return Timing(started_at, time.perf_counter() - started, torch.get_num_threads())
+        seconds = time.perf_counter() - started
+        return Timing(started_at, seconds, torch.get_num_threads(), threads.entries())
 
     try:
         if stage == QUANTIZATION:
             result = quantize(cell, progress, listen)
         else:
-            result = _measure(cell, cell.measuring(stage), subject, progress)
+            result = _measure(cell, cell.measuring(stage), subject, threads, progress)
         record = make_record(cell, stage, result, timing())
         cell.store.write(record, result.samples)
     except Exception as error:
@@ -105,6 +111,7 @@ def quantize(cell: ResolvedCell, progress: Any, listen: Listener) -> StageResult
     from quant.checkpoint.make import quantize_to
 
     choices, model, folder, clock = cell.choices, cell.stored_model, cell.artifact, _Clock()
+    watch = Watch()
     assert folder is not None
     memory = planned_memory(cell)
     listen(Planned(QUANTIZATION, tuple(memory.rows())))
@@ -135,11 +142,12 @@ def quantize(cell: ResolvedCell, progress: Any, listen: Listener) -> StageResult
         )
         resuming.tell(result.resumed)
         weights = weights_read(model.folder, source.model)
+    busy = said_busy(watch.usage())
     head = () if result.head is None else (result.head,)
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     peaks = [stage.peak_bytes for stage in result.stages if stage.peak_bytes is not None]
     return StageResult(
-        metrics=quantization_cost.metrics(result, size, clock.seconds),
+        metrics=quantization_cost.metrics(result, size, clock.seconds, busy),
         layers=[LayerReport(**asdict(layer)) for layer in (*result.layers, *head)],
         inputs={
             **inputs,
@@ -177,13 +185,13 @@ def calibration(cell: ResolvedCell, model: Any, tokenizer: Any) -> tuple[list[An
 
 
 def _measure(
-    cell: ResolvedCell, measuring: Measuring, subject: Subject, progress: Any
+    cell: ResolvedCell, measuring: Measuring, subject: Subject, threads: Threads, progress: Any
 ) -> StageResult:
     """Run one suite on the loaded model, or block by block if the model does not fit."""
     streaming = [each for each in cell.choices.suites if each.suite.streams]
     batch = max((getattr(each.config, "batch_size", 1) for each in streaming), default=1)
     if not subject.streams(batch):
-        return _run_suite(cell, measuring, subject, progress, subject.model(), None)
+        return _run_suite(cell, measuring, subject, threads, progress, subject.model(), None)
     suite, runtime, scheme = measuring.suite, cell.choices.runtime, cell.choices.scheme
     if not suite.streams:
         names = [each.suite.name for each in streaming]
@@ -195,7 +203,7 @@ def _measure(
     scratch = cell.store.root / "scratch" / f"{suite.name}-{key}"
     with subject.open() as source:
         streamed = StreamedModel(source, shape, runtime.activations, scratch)
-        result = _run_suite(cell, measuring, subject, progress, source.model, streamed)
+        result = _run_suite(cell, measuring, subject, threads, progress, source.model, streamed)
     placement = {"streamed": "block by block", "activations": streamed.activations or "none"}
     return replace(result, placement=placement)
 
@@ -204,6 +212,7 @@ def _run_suite(
     cell: ResolvedCell,
     measuring: Measuring,
     subject: Subject,
+    threads: Threads,
     progress: Any,
     model: Any,
     streamed: StreamedModel | None,
@@ -225,6 +234,7 @@ def _run_suite(
         context_length=cell.model.config.context,
         streamed=None if streamed is None else streamed.logits,
     )
+    threads.follow()  # the model is loaded, so that loading tells how busy others are
     found: list[SuiteResult] = []
     peak = measure_peak(
         lambda: found.append(measuring.suite.run(context, measuring.config)), device

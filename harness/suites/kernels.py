@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from omegaconf import MISSING
 
 from harness.errors import ConfigError
 from harness.report.columns import OwnTable, Place, SuiteTable, condition_notes
-from harness.report.names import Footnotes, missing
-from harness.report.rows import Row
+from harness.report.names import Footnotes, busy_footnote, missing
+from harness.report.rows import Figure, Row
 from harness.report.table import Cell, Column, Note, Table, significant
 from harness.suites.base import (
     Facts,
@@ -70,11 +71,16 @@ EVERY_BATCH = (
 )
 
 Shape = tuple[int, int]  # inputs, outputs
+Marks = Callable[[Figure], tuple[int, ...]]  # of the footnotes of a figure
 
 
 def products_table(model: str, rows: list[Row]) -> Table | None:
     """The table of one model's rows; None if the suite was not run."""
-    footnotes, measured = Footnotes(), _measured(rows)
+    footnotes, measured, busy = Footnotes(), _measured(rows), busy_footnote(NAME, rows)
+
+    def marks(figure: Figure) -> tuple[int, ...]:
+        return (footnotes.mark(busy),) if figure.busy else ()
+
     batches = sorted({batch for by_batch in measured.values() for batch in by_batch})
     columns = [
         *NAME_COLUMNS,
@@ -93,13 +99,15 @@ def products_table(model: str, rows: list[Row]) -> Table | None:
         for shape in shapes:
             # Kernels do not depend on the method: one line per scheme.
             by_batch = measured.pop((row.scheme_label, shape))
-            lines.append(_line(shape, by_batch, batches))
-            every += [_csv_line(each, shape, batch) for batch, each in sorted(by_batch.items())]
+            lines.append(_line(shape, by_batch, batches, marks))
+            every += [
+                _csv_line(each, shape, batch, marks) for batch, each in sorted(by_batch.items())
+            ]
     if not lines:
         return None
-    title, marks = f"Layer products of {model}", (footnotes.texts, footnotes.causes)
-    csv = Table(NAME, model, title, list(EVERY_BATCH), every, [], *marks)
-    return Table(NAME, model, title, columns, lines, _notes(rows, batches), *marks, csv)
+    title, texts = f"Layer products of {model}", (footnotes.texts, footnotes.causes)
+    csv = Table(NAME, model, title, list(EVERY_BATCH), every, [], *texts)
+    return Table(NAME, model, title, columns, lines, _notes(rows, batches), *texts, csv)
 
 
 def _measured(rows: list[Row]) -> dict[tuple[str, Shape], dict[int, Row]]:
@@ -117,25 +125,29 @@ def _tasks(row: Row) -> list[str]:
     return sorted({key[1] for key in row.figures if key[0] == NAME}, key=parse_task)
 
 
-def _line(shape: Shape, by_batch: dict[int, Row], batches: list[int]) -> list[Cell]:
+def _line(shape: Shape, by_batch: dict[int, Row], batches: list[int], marks: Marks) -> list[Cell]:
     """Times at the smallest batch of the table, speed-ups at all batches."""
     row, least = next(iter(by_batch.values())), batches[0]
+
+    def cell(batch: int, name: str, factor: float = 1.0) -> Cell:
+        return _cell(by_batch.get(batch), shape, batch, name, marks, factor)
+
     return [
         *_names(row, shape, min(by_batch)),
-        _cell(by_batch.get(least), shape, least, "full_ms"),
-        _cell(by_batch.get(least), shape, least, "packed_ms"),
-        _cell(by_batch.get(least), shape, least, "packed_gb_per_s"),
-        _cell(by_batch.get(least), shape, least, "packed_share", 100),
-        *(_cell(by_batch.get(batch), shape, batch, "packed_speedup") for batch in batches),
+        cell(least, "full_ms"),
+        cell(least, "packed_ms"),
+        cell(least, "packed_gb_per_s"),
+        cell(least, "packed_share", 100),
+        *(cell(batch, "packed_speedup") for batch in batches),
     ]
 
 
-def _csv_line(row: Row, shape: Shape, batch: int) -> list[Cell]:
+def _csv_line(row: Row, shape: Shape, batch: int, marks: Marks) -> list[Cell]:
     figures = [column.name for column in EVERY_BATCH[len(NAME_COLUMNS) + 1 :]]
     return [
         *_names(row, shape, batch),
         Cell(str(batch), float(batch)),
-        *(_cell(row, shape, batch, name) for name in figures),
+        *(_cell(row, shape, batch, name, marks) for name in figures),
     ]
 
 
@@ -150,12 +162,19 @@ def _names(row: Row, shape: Shape, batch: int) -> list[Cell]:
     ]
 
 
-def _cell(row: Row | None, shape: Shape, batch: int, name: str, factor: float = 1.0) -> Cell:
+def _cell(
+    row: Row | None,
+    shape: Shape,
+    batch: int,
+    name: str,
+    marks: Marks,
+    factor: float = 1.0,
+) -> Cell:
     found = None if row is None else row.figures.get((NAME, task_name(*shape, batch), name))
     if found is None:
         return Cell()
     text = significant(factor * found.value)
-    return Cell(text, found.value, found.stderr, found.low, found.high)
+    return Cell(text, found.value, found.stderr, found.low, found.high, marks(found))
 
 
 def _notes(rows: list[Row], batches: list[int]) -> list[Note]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from harness.records.busyness import with_note
 from harness.records.record import QUANTIZATION, Metric
 from harness.report.columns import COST, FigureColumn, SuiteTable
 from harness.report.rows import Figure
@@ -34,12 +35,14 @@ TABLE = SuiteTable(
 
 
 def metrics(
-    result: QuantizationResult, artifact_bytes: int, other: dict[str, float]
+    result: QuantizationResult, artifact_bytes: int, other: dict[str, float], busy: str = ""
 ) -> list[Metric]:
     """The metrics of one quantization.
 
     artifact_bytes  size of the written checkpoint.
     other           seconds of stages outside quant.calibrate.stream (loading, calibration text).
+    busy            what others took of the machine meanwhile (harness.records.busyness); a note of
+                    all seconds.
 
     "seconds" of the stages add up to the total; for writing, they count the time that the run
     waited. "background_seconds" is the time of the writer thread and is not part of the total.
@@ -52,6 +55,7 @@ def metrics(
         for stage in result.stages
         if stage.background
     ]
+    found = with_note(found, busy)
     for stage in result.stages:
         if stage.peak_bytes is not None:
             peak = _once("peak_memory", stage.name, stage.peak_bytes, "bytes")

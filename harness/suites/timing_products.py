@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cuda_ext.bench import Contender, copies_for, last_level_cache, measure
+from harness.records.busyness import Watch, said_busy, with_note
 from harness.records.record import Metric
 from harness.suites.base import SuiteContext, SuiteResult
 from harness.suites.shapes import task_name
@@ -60,14 +61,17 @@ def run(context: SuiteContext, config: Batches) -> SuiteResult:
             "suite.kernels out for this model."
         )
     scheme = next((each.scheme for each in layers if isinstance(each, QuantLinear)), None)
-    found, metrics = shapes_of(layers), []
+    found = shapes_of(layers)
+    metrics: list[Metric] = []
     dtype = getattr(torch, context.dtype)
     for done, shape in enumerate(found):
         context.progress(done, len(found), f"{shape.inputs} x {shape.outputs}")
         weights = _Weights(shape, scheme, context, dtype)
         for batch in config.batches:
-            times = measure(weights.contenders(batch), config.seconds, context.device)
-            metrics += list(_metrics(context, shape, batch, times, weights))
+            contenders, watch = weights.contenders(batch), Watch()
+            times = measure(contenders, config.seconds, context.device)
+            made = list(_metrics(context, shape, batch, times, weights))
+            metrics += with_note(made, said_busy(watch.usage()))
     context.progress(len(found), len(found), "kernels")
     return SuiteResult(metrics)
 

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from harness.records.busyness import Watch, said_busy, with_note
 from harness.suites.base import SuiteContext, SuiteResult
 from harness.suites.latency_metrics import Generation, Lengths, Subject, Timings, all_metrics
 from harness.suites.memory import measure_peak
@@ -67,13 +68,17 @@ def run(
         for decoder in decoders.values():
             for _ in range(config.warmup):
                 generate(decoder, prompt, 1, host_stopwatch())
-        timings = _measure_in_turn(decoders, prompt, config, stopwatch, context.progress)
+        watch = Watch()
+        timings = _measure_in_turn(decoders, prompt, config, stopwatch, context.progress, watch)
+        busy = said_busy(watch.usage())
         subjects = {
             name: Subject(model, decoders[name], timings[name]) for name, model in models.items()
         }
         speed = (bandwidth or read_bandwidth)(context.device)
     return SuiteResult(
-        metrics=all_metrics(context, config, subjects, peak, speed, why_no_baseline),
+        metrics=with_note(
+            all_metrics(context, config, subjects, peak, speed, why_no_baseline), busy
+        ),
         inputs={f"latency/prompt_{config.prompt_tokens}": _prompt_hash(prompt)},
         samples=_samples(timings),
     )
@@ -156,11 +161,13 @@ def _measure_in_turn(
     config: Repeats,
     stopwatch: Stopwatch,
     progress: Callable[[int, int, str], None],
+    watch: Watch,
 ) -> dict[str, Timings]:
     timings = {name: Timings() for name in decoders}
     with no_garbage_collection():
         for repeat in range(config.repeats):
             progress(repeat, config.repeats, "latency")
+            watch.look()
             # Who goes first alternates: neither always finds the caches the other left.
             for name in list(decoders)[:: 1 if repeat % 2 == 0 else -1]:
                 timings[name].add(generate(decoders[name], prompt, config.decode_tokens, stopwatch))

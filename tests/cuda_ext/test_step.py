@@ -126,15 +126,20 @@ def test_a_layer_against_float64_from_the_packed_bytes(isa, head_type, monkeypat
         pytest.skip(str(error))
     wanted = expected(parts, TOKENS)
     assert (logits - wanted).abs().max() < 1e-5 * wanted.abs().max()
-    # One by one, and in two parts: the same bits.
+    # In parts of several tokens the same bits; one by one within rounding: AVX2 then sums whole
+    # numbers. The keys of a first part are in the cache either way.
     for cuts in ([1] * TOKENS.shape[1], [4, 3]):
         again = make(head_type)
         found, at = torch.full_like(logits, math.nan), 0
         for count in cuts:
             again.step.run(TOKENS[:, at : at + count].contiguous(), at, found)
             at += count
-        assert torch.equal(found, logits)
-        assert torch.equal(again.keys, parts.keys)
+        if isa == "avx2" and 1 in cuts:
+            assert (found - wanted).abs().max() < 1e-5 * wanted.abs().max()
+            torch.testing.assert_close(again.keys, parts.keys, rtol=0, atol=1e-4)
+        else:
+            assert torch.equal(found, logits)
+            assert torch.equal(again.keys, parts.keys)
 
 
 def test_what_does_not_fit_is_named() -> None:

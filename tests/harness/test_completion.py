@@ -23,14 +23,14 @@ def test_groups_come_first_then_their_options_then_keys() -> None:
     assert {f"{group.name}=" for group in options.groups()} <= set(offered(""))
     assert offered("exp") == ["experiment="]
     assert offered("experiment=") == [f"experiment={e}" for e in options.options("experiment")]
-    assert offered("scheme=w4g") == ["scheme=w4g128"]
+    assert offered("scheme=w4g1") == ["scheme=w4g128"]
     assert offered("runtime.th") == ["runtime.threads="]
     assert offered("runtime.stream=") == ["runtime.stream=auto"]
     assert offered("nothing=") == offered("nothing.") == []
 
 
 def test_the_next_of_several_values() -> None:
-    assert offered("scheme=w4,w4g") == ["scheme=w4,w4g128"]
+    assert offered("scheme=w4,w4g1") == ["scheme=w4,w4g128"]
     assert "suite=[perplexity,latency" in offered("suite=[perplexity,lat")
 
 
@@ -45,7 +45,7 @@ def test_options_of_a_folder_of_the_users_are_among_them(tmp_path: Path) -> None
     ("line", "words"),
     [
         ("bitsweep ins", {"inspect"}),
-        ("bitsweep plan -m scheme=w4g", {"scheme=w4g128"}),
+        ("bitsweep plan -m scheme=w4g1", {"scheme=w4g128"}),
         ("bitsweep run --help exp", {"experiment", "experiment="}),
         ("bitsweep export a b --format gptq-", {"gptq-v1", "gptq-v2"}),
         ("bitsweep report --conf", {"--config-dir"}),

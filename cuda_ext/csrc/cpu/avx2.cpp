@@ -3,7 +3,8 @@
 #if defined(__x86_64__)
 #include <immintrin.h>
 
-#include "../shared/dequantize.h"
+#include "avx2_fixed.h"
+#include "avx2_scales.h"
 
 namespace bitsweep {
 namespace {
@@ -71,17 +72,7 @@ struct Isa {
   }
 
   static void scales8(const void* data, Storage storage, int64_t at, float* out) {
-    __m256 value;
-    if (storage == Storage::kFloat32) {
-      value = _mm256_loadu_ps(static_cast<const float*>(data) + at);
-    } else {
-      const auto* bits = static_cast<const uint16_t*>(data) + at;
-      const __m128i eight = _mm_loadu_si128(reinterpret_cast<const __m128i*>(bits));
-      value = storage == Storage::kFloat16
-          ? _mm256_cvtph_ps(eight)
-          : _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(eight), 16));
-    }
-    _mm256_storeu_ps(out, value);
+    _mm256_storeu_ps(out, tile_scales(data, storage, at));
   }
   static void zeros8(const uint8_t* at, float* out) {
     const __m128i eight = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(at));
@@ -208,7 +199,9 @@ struct Wide {
 
 namespace bitsweep {
 Kernels avx2_kernels() {
-  return {linear, dequantize, column_loop, Lanes::kSlab, attend, kStrip, step_kernels()};
+  return {
+      linear, dequantize, column_loop, Lanes::kSlab, attend, kStrip, step_kernels(),
+      &avx2_fixed_point};
 }
 }  // namespace bitsweep
 #endif

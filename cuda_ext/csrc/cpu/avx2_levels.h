@@ -9,21 +9,11 @@
 // product.
 #pragma once
 
-#include <utility>
-
 #include "kernels.h"
+#include "unrolled.h"
 
 namespace bitsweep {
 namespace {
-
-#define BITSWEEP_INLINE inline __attribute__((always_inline))
-
-template <int N, class Body>
-BITSWEEP_INLINE void each_of(Body&& body) {
-  [&]<int... index>(std::integer_sequence<int, index...>) __attribute__((always_inline)) {
-    (body(std::integral_constant<int, index>{}), ...);
-  }(std::make_integer_sequence<int, N>{});
-}
 
 // Blocks of a step.
 constexpr int largest_step(int bits) { return bits == 8 ? 2 : 4; }

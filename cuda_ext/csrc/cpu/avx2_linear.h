@@ -151,12 +151,8 @@ void multiply_tile(const Product& product, int64_t tile, int64_t m0) {
   for (int r = 0; r < kTileRows; r++) {
     const int64_t n = tile * kTileRows + r;
     if (n >= weight.outputs) break;
-    const float bias =
-        product.bias ? load_as_float(product.bias, product.bias_storage, n) : 0.0f;
-    for (int m = 0; m < M; m++) {
-      const float y = Isa::sum(Isa::load(work.total + (r * M + m) * kLanes)) + bias;
-      store_float(product.y, product.y_storage, (m0 + m) * weight.outputs + n, y);
-    }
+    for (int m = 0; m < M; m++)
+      put_output(product, m0 + m, n, Isa::sum(Isa::load(work.total + (r * M + m) * kLanes)));
   }
 }
 
@@ -193,6 +189,7 @@ void linear_of(const Product& product, int64_t first, int64_t end) {
 }
 
 void linear(const Product& product, int64_t first, int64_t end) {
+  if (product.fixed != nullptr) return avx2_fixed_linear(product, first, end);
   switch (product.weight.bits) {
     case 2: return linear_of<2>(product, first, end);
     case 3: return linear_of<3>(product, first, end);

@@ -6,21 +6,11 @@
 // shift(n), straddled<odd>, scales8, Table<bits> with uniform, ternary and lookup.
 #pragma once
 
-#include <utility>
-
 #include "kernels.h"
+#include "unrolled.h"
 
 namespace bitsweep {
 namespace {
-
-#define BITSWEEP_INLINE inline __attribute__((always_inline))
-
-template <int N, class Body>
-BITSWEEP_INLINE void static_for(Body&& body) {
-  [&]<int... index>(std::integer_sequence<int, index...>) __attribute__((always_inline)) {
-    (body(std::integral_constant<int, index>{}), ...);
-  }(std::make_integer_sequence<int, N>{});
-}
 
 // The value tables of R rows for one group after the other.
 template <int Bits, int R>

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "../shared/column_loop.h"
+#include "../shared/dequantize.h"
 #include "../shared/weight.h"
 #include "step.h"
 
@@ -22,11 +23,19 @@ struct Product {
   const float* x;    // [batch, blocks * 32]: 16 even inputs of a block, then its 16 odd ones
   int64_t x_stride;  // floats from one row of x to the next: x_stride_of
   int64_t batch;
+  const int32_t* fixed;  // the one row of x in fixed-point (FixedPoint); null: x is read
   const void* bias;
   Storage bias_storage;
   void* y;
   Storage y_storage;
 };
+
+// Output n of row m of x: its sum plus the bias, rounded once to the storage of y.
+BITSWEEP_HD void put_output(const Product& product, int64_t m, int64_t n, float sum) {
+  const float bias =
+      product.bias ? load_as_float(product.bias, product.bias_storage, n) : 0.0f;
+  store_float(product.y, product.y_storage, m * product.weight.outputs + n, sum + bias);
+}
 
 // Floats from one batch entry, head or token to the next; those of a token lie side by side.
 struct Strides {
@@ -50,6 +59,16 @@ struct Attention {
   float factor;     // scale * log2(e): weights are powers of two
 };
 
+// One row of x in fixed-point, for weights that are multiplied by sums of whole numbers.
+struct FixedPoint {
+  // Words that x of a weight takes; 0: this weight has no such product.
+  int64_t (*words)(const Weight&);
+  // Whether x that was made for one weight serves the other, of as many inputs.
+  bool (*same)(const Weight&, const Weight&);
+  // Makes it of a row of Product::x, at 32 bytes; false if a number is not finite.
+  bool (*make)(const Weight&, const float* x, int32_t* out);
+};
+
 struct Kernels {
   void (*linear)(const Product&, int64_t first_tile, int64_t end_tile);
   // Rows of the weight to out [outputs, inputs] of the storage given.
@@ -62,6 +81,7 @@ struct Kernels {
   void (*attention)(const Attention&, int64_t first_strip, int64_t end_strip);
   int64_t attention_rows;
   StepKernels step;
+  const FixedPoint* fixed_point = nullptr;  // null: none
 };
 
 Kernels portable_kernels();

@@ -58,7 +58,7 @@ void multiply(const Product& product, int64_t tile, int row, int64_t m0) {
         for (int line = 0; line < chunk_units(Bits) * kTileRows; line++)
           __builtin_prefetch(ahead + line * kLanes);
       }
-      static_for<2 * blocks>([&](auto index) __attribute__((always_inline)) {
+      each_of<2 * blocks>([&](auto index) __attribute__((always_inline)) {
         constexpr int B = decltype(index)::value / 2, odd = decltype(index)::value % 2;
         if constexpr (odd == 0 && B % step == 0) grid.advance(step);
         F value[R];
@@ -89,12 +89,8 @@ void multiply(const Product& product, int64_t tile, int row, int64_t m0) {
   for (int r = 0; r < R; r++) {
     const int64_t n = tile * kTileRows + row + r;
     if (n >= weight.outputs) break;
-    const float bias =
-        product.bias ? load_as_float(product.bias, product.bias_storage, n) : 0.0f;
-    for (int m = 0; m < M; m++) {
-      const float y = Isa::sum(Isa::add(total[m][r], sum[m][r])) + bias;
-      store_float(product.y, product.y_storage, (m0 + m) * weight.outputs + n, y);
-    }
+    for (int m = 0; m < M; m++)
+      put_output(product, m0 + m, n, Isa::sum(Isa::add(total[m][r], sum[m][r])));
   }
 }
 

@@ -53,14 +53,12 @@ void linear(const Product& product, int64_t first, int64_t end) {
         for (int l = 0; l < kLanes; l++) sum[l] += value[kLanes + l] * x[kLanes + l];
       }
     }
-    const float bias =
-        product.bias ? load_as_float(product.bias, product.bias_storage, n) : 0.0f;
     for (int64_t m = 0; m < product.batch; m++) {
       float* sum = sums.data() + m * kLanes;
       for (int l = 0; l < kLanes; l++) sum[l] += totals[m * kLanes + l];
       for (int half = kLanes / 2; half > 0; half /= 2)
         for (int l = 0; l < half; l++) sum[l] += sum[l + half];
-      store_float(product.y, product.y_storage, m * weight.outputs + n, sum[0] + bias);
+      put_output(product, m, n, sum[0]);
     }
   }
 }

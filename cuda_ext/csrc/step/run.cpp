@@ -9,9 +9,11 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <initializer_list>
 #include <memory>
 #include <thread>
 
+#include "../cpu/fixed_row.h"
 #include "../cpu/floats.h"
 #include "model.h"
 
@@ -62,10 +64,11 @@ struct Buffers {
         gated_lanes(count * lanes_of(s.feed)) {}
 };
 
-// Activations of `inputs` numbers a token, in both orders.
+// Activations of `inputs` numbers a token, in both orders, and in fixed-point if it is one token.
 struct Rows {
   const float* plain;
   const float* lanes;
+  const FixedRow* fixed;
 };
 
 class Run {
@@ -85,6 +88,7 @@ class Run {
     const auto start = Clock::now();
     embed(tokens);
     if (!model_.layers.empty()) norm_rows(model_.layers.front().norm);
+    fix_normed(0);
     const auto begun = Clock::now();
     torch::stable::parallel_for(0, threads_, 1, [&](int64_t, int64_t) { work(); });
     // Whoever ended a stage looked at the clock: a thread that came late knows nothing of it.
@@ -118,6 +122,31 @@ class Run {
       kernels_.step.arrange(from.data() + m * inputs, inputs, lanes.data() + m * lanes_of(inputs));
   }
 
+  // For the products with one token that come next; nothing reads what was there.
+  void fix_row(FixedRow& fixed, const float* lanes, std::initializer_list<const Matrix*> readers) {
+    fixed.forget();
+    for (const Matrix* matrix : readers)
+      if (matrix->packed) fixed.make(kernels_, matrix->weight, lanes);
+  }
+
+  void fix_rows(
+      FixedRow& fixed, const Floats& lanes, std::initializer_list<const Matrix*> readers) {
+    if (count_ == 1) fix_row(fixed, lanes.data(), readers);
+  }
+
+  // What reads the norm before layer l, or before the head, which takes the last token alone.
+  void fix_normed(int64_t l) {
+    if (l < static_cast<int64_t>(model_.layers.size())) {
+      const Matrix* matrix = model_.layers[l].matrix;
+      fix_rows(
+          fixed_normed_, buffers_.normed_lanes,
+          {matrix + kQuery, matrix + kKey, matrix + kValue});
+    } else if (logits_ != nullptr) {
+      const int64_t last = (count_ - 1) * lanes_of(sizes_.hidden);
+      fix_row(fixed_normed_, buffers_.normed_lanes.data() + last, {&model_.head});
+    }
+  }
+
   void norm_rows(const float* weight) {
     const int64_t hidden = sizes_.hidden;
     for (int64_t m = 0; m < count_; m++)
@@ -141,6 +170,7 @@ class Run {
       product.x_stride = lanes_of(matrix.inputs);
       product.x = rows.lanes + token * product.x_stride;
       product.batch = tokens;
+      if (tokens == 1) product.fixed = rows.fixed->find(kernels_, matrix.weight);
       product.bias = matrix.bias;
       product.bias_storage = matrix.bias_storage;
       product.y = y;
@@ -189,17 +219,15 @@ class Run {
   void work() {
     const int64_t depth = static_cast<int64_t>(model_.layers.size());
     for (int64_t l = 0; l < depth; l++) {
-      const Layer& layer = model_.layers[l];
-      const float* next = l + 1 < depth ? model_.layers[l + 1].norm : model_.norm;
-      attend(layer, l * kStagesOfLayer);
-      feed(layer, l * kStagesOfLayer + 3, next);
+      attend(model_.layers[l], l * kStagesOfLayer);
+      feed(l, l * kStagesOfLayer + 3);
     }
     if (logits_ != nullptr) score(depth * kStagesOfLayer);
   }
 
   void attend(const Layer& layer, int64_t index) {
     const Matrix* matrix = layer.matrix;
-    const Rows normed{buffers_.normed.data(), buffers_.normed_lanes.data()};
+    const Rows normed{buffers_.normed.data(), buffers_.normed_lanes.data(), &fixed_normed_};
     float* const out[] = {buffers_.query.data(), buffers_.key.data(), buffers_.value.data()};
     // Tiles of q, k and v one after the other.
     const int64_t ends[] = {
@@ -217,14 +245,20 @@ class Run {
     stage(
         index + kAttentionStage, count_ * sizes_.kv_heads,
         [&](int64_t first, int64_t end) { attend_heads(layer, first, end); },
-        [&] { arrange_rows(buffers_.mixed, sizes_.heads * sizes_.width, buffers_.mixed_lanes); });
-    const Rows mixed{buffers_.mixed.data(), buffers_.mixed_lanes.data()};
+        [&] {
+          arrange_rows(buffers_.mixed, sizes_.heads * sizes_.width, buffers_.mixed_lanes);
+          fix_rows(fixed_mixed_, buffers_.mixed_lanes, {matrix + kOutput});
+        });
+    const Rows mixed{buffers_.mixed.data(), buffers_.mixed_lanes.data(), &fixed_mixed_};
     stage(
         index + 2, matrix[kOutput].tiles(),
         [&](int64_t first, int64_t end) {
           multiply(matrix[kOutput], mixed, buffers_.sum.data(), first, end);
         },
-        [&] { add_and_norm(layer.feed_norm); });
+        [&] {
+          add_and_norm(layer.feed_norm);
+          fix_rows(fixed_normed_, buffers_.normed_lanes, {matrix + kGate, matrix + kUp});
+        });
   }
 
   // Queries and keys turned to their positions; keys and values behind those of earlier tokens.
@@ -266,9 +300,11 @@ class Run {
     }
   }
 
-  void feed(const Layer& layer, int64_t index, const float* next_norm) {
-    const Matrix* matrix = layer.matrix;
-    const Rows normed{buffers_.normed.data(), buffers_.normed_lanes.data()};
+  void feed(int64_t l, int64_t index) {
+    const Matrix* matrix = model_.layers[l].matrix;
+    const bool last_layer = l + 1 == static_cast<int64_t>(model_.layers.size());
+    const float* next_norm = last_layer ? model_.norm : model_.layers[l + 1].norm;
+    const Rows normed{buffers_.normed.data(), buffers_.normed_lanes.data(), &fixed_normed_};
     float *gates = buffers_.gate.data(), *up = buffers_.up.data(), *out = buffers_.gated.data();
     stage(
         index, matrix[kGate].tiles(),
@@ -282,14 +318,20 @@ class Run {
             kernels_.step.gate(gates + at, up + at, to - from, out + at);
           }
         },
-        [&] { arrange_rows(buffers_.gated, sizes_.feed, buffers_.gated_lanes); });
-    const Rows gated{buffers_.gated.data(), buffers_.gated_lanes.data()};
+        [&] {
+          arrange_rows(buffers_.gated, sizes_.feed, buffers_.gated_lanes);
+          fix_rows(fixed_gated_, buffers_.gated_lanes, {matrix + kDown});
+        });
+    const Rows gated{buffers_.gated.data(), buffers_.gated_lanes.data(), &fixed_gated_};
     stage(
         index + 1, matrix[kDown].tiles(),
         [&](int64_t first, int64_t end) {
           multiply(matrix[kDown], gated, buffers_.sum.data(), first, end);
         },
-        [&] { add_and_norm(next_norm); });
+        [&] {
+          add_and_norm(next_norm);
+          fix_normed(l + 1);
+        });
   }
 
   void add_and_norm(const float* weight) {
@@ -299,7 +341,7 @@ class Run {
 
   // Logits of the last token.
   void score(int64_t index) {
-    const Rows normed{buffers_.normed.data(), buffers_.normed_lanes.data()};
+    const Rows normed{buffers_.normed.data(), buffers_.normed_lanes.data(), &fixed_normed_};
     stage(
         index, model_.head.tiles(),
         [&](int64_t first, int64_t end) {
@@ -312,6 +354,7 @@ class Run {
   const Sizes& sizes_;
   const Kernels& kernels_;
   const Buffers buffers_;
+  FixedRow fixed_normed_, fixed_mixed_, fixed_gated_;
   const std::unique_ptr<Stage[]> stages_;
   const int64_t count_, position_;
   float* const logits_;

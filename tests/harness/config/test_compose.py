@@ -34,6 +34,12 @@ def test_ranges_and_globs_sweep_too() -> None:
     assert found == {f"scheme={name}" for name in names}
 
 
+def test_a_glob_lists_files_and_no_scheme_that_was_parsed_from_its_name() -> None:
+    before = overrides("scheme=glob(w4*)", multirun=True)
+    compose_cells(["scheme=w4g96"])
+    assert overrides("scheme=glob(w4*)", multirun=True) == before
+
+
 def test_a_union_of_products_from_the_configuration() -> None:
     sweep = "sweep=[{method:none,scheme:w16},{method:[rtn,gptq],scheme:[w4,w3]}]"
     found = [each[1:] for each in overrides(sweep)]

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from cuda_ext import packed as packed_kernels
 from quant import QuantizationConfig, Scheme, load, quantize_model, save
 from quant.decode import caches
 from quant.decode.choose import make_decoder
@@ -94,7 +95,8 @@ def test_shapes_and_settings(changes) -> None:
     assert found == expected
 
 
-def test_a_long_prompt_gives_the_bits_of_tokens_one_by_one(tmp_path) -> None:
+def test_a_long_prompt_gives_the_logits_of_tokens_one_by_one(tmp_path) -> None:
+    """The same bits, but for AVX2, where one token alone is multiplied by sums of whole numbers."""
     model, prompt = packed(llama(), Scheme(4, 32), tmp_path / "q"), prompt_of(TOGETHER + 9)
     together, single = (FusedDecoder(model, 100) for _ in range(2))
     together.prefill(prompt)
@@ -102,7 +104,9 @@ def test_a_long_prompt_gives_the_bits_of_tokens_one_by_one(tmp_path) -> None:
     for at in range(1, prompt.shape[1]):
         single.token = prompt[:, at : at + 1].contiguous()
         single.step()
-    assert torch.equal(together.logits, single.logits)
+    torch.testing.assert_close(single.logits, together.logits, rtol=0, atol=1e-4)
+    if packed_kernels.cpu_isa() != "avx2":
+        assert torch.equal(together.logits, single.logits)
 
 
 def test_a_long_prompt_of_plain_layers_goes_through_the_forward_of_the_model() -> None:

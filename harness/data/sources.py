@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from harness.data import texts
+from harness.data import texts, told
 from harness.data.config import DocumentsConfig
 from harness.data.texts import ProtocolError
 from harness.records.hashes import file_sha256
@@ -75,13 +75,10 @@ def _stories_read_no_file(wanted: Wanted) -> None:
 
 
 def _stories_content(_wanted: Wanted) -> str:
-    from harness.data import told
-
     return told.generator_hash()
 
 
 def _stories(wanted: Wanted) -> Text:
-    from harness.data import told
     from harness.embedded import stories
 
     if wanted.calibrates:

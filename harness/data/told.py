@@ -1,30 +1,27 @@
-"""Embedded stories from the cache: five of six drafts belong to other splits and are thrown away.
+"""Embedded stories as the cache keeps them, because telling them takes longer than reading them.
 
-Stories depend only on the sources of the generator, so those that were told once are kept as JSON
-lines under its hash in the folder `stories` of the cache (cuda_ext.cache). A damaged file is written
-again.
+Four of five drafts of a story belong to other splits and are thrown away. Stories depend on the
+sources of the generator only, so what was told once stays as JSON under their hash in the folder
+`stories` of the cache (cuda_ext.cache). What is missing or damaged there is told again.
 """
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 import json
-import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
 from cuda_ext.cache import cache_root, write_atomically
-from harness.embedded import stories
 from harness.records.hashes import digest, file_sha256
 
-# The first rows of a stream that are kept; about a megabyte.
-MOST = 2000
+# Stories of one file.
+BLOCK = 100
 
 
-@cache
 def generator_hash() -> str:
     """sha256 of the sources of the story generator."""
     folder = Path(__file__).parents[1] / "embedded"
@@ -32,64 +29,47 @@ def generator_hash() -> str:
     return digest([file_sha256(folder / name) for name in names if (folder / name).is_file()])
 
 
-def texts(split: str, count: int | None = None, seed: int = 0) -> Iterator[str]:
-    """Yield the texts of the first `count` stories of a split (None: without end)."""
-
-    def tell(start: int) -> Iterator[str]:
-        return (story.text for story in stories.stories(split, sys.maxsize, seed, start))
-
-    return islice(_kept(f"{split}-{seed}", tell), count)
+def texts(split: str, number: int | None = None, seed: int = 0) -> Iterator[str]:
+    """Yield the texts of the first `number` stories of a split (None: without end)."""
+    return islice(_endless(split, seed), number)
 
 
-def last_word_items(count: int) -> list[Any]:
-    """Return the first `count` LAMBADA-like items (harness.embedded.stories)."""
-    return _items("last-word", count, stories.last_word_items)
+def last_word_items(number: int) -> list[dict[str, Any]]:
+    """Return the first `number` LAMBADA-like items (harness.embedded.stories)."""
+    return _kept(f"last-word-{number}", lambda: _generator()[0].last_word_items(number))
 
 
-def choice_items(count: int) -> list[Any]:
-    """Return the first `count` multiple-choice items (harness.embedded.stories)."""
-    return _items("choices", count, stories.choice_items)
+def choice_items(number: int) -> list[dict[str, Any]]:
+    """Return the first `number` multiple-choice items (harness.embedded.stories)."""
+    return _kept(f"choices-{number}", lambda: _generator()[0].choice_items(number))
 
 
-def _items(name: str, count: int, tell: Callable[[int], Iterable[Any]]) -> list[Any]:
-    return list(islice(_kept(name, lambda start: islice(tell(count), start, None)), count))
+def _endless(split: str, seed: int) -> Iterator[str]:
+    for start in count(0, BLOCK):
+
+        def tell(start: int = start) -> list[str]:
+            return [story.text for story in _generator()[0].stories(split, BLOCK, seed, start)]
+
+        yield from _kept(f"{split}-seed{seed}-from{start}", tell)
 
 
-def _kept(name: str, tell: Callable[[int], Iterable[Any]]) -> Iterator[Any]:
-    """Yield the rows of a stream: kept ones, then those of tell(how many there were)."""
-    file = cache_root() / "stories" / f"{generator_hash()[:16]}-{name}.jsonl"
-    held = _read(file)
-    yield from held
-    if len(held) >= MOST:
-        yield from tell(len(held))
-        return
-    fresh: list[Any] = []
-    try:
-        for row in tell(len(held)):
-            fresh.append(row)
-            yield row
-    finally:  # the reader stops when it has enough
-        if fresh:
-            _write(file, [*held, *fresh[: MOST - len(held)]])
+def _kept(name: str, tell: Callable[[], list[Any]]) -> list[Any]:
+    """Return the rows of a file of the cache, which tell() makes if it is missing or damaged."""
+    file = cache_root() / "stories" / f"{_generator()[1][:16]}-{name}.json"
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):  # missing or damaged
+        read = json.loads(file.read_text(encoding="utf-8"))
+        if read["sha256"] == digest(read["rows"]):
+            return list(read["rows"])
+    rows = tell()
+    with contextlib.suppress(OSError):  # they are told again next time
+        write_atomically(file, json.dumps({"sha256": digest(rows), "rows": rows}) + "\n")
+    return rows
 
 
-def _read(file: Path) -> list[Any]:
-    try:
-        checksum, _, lines = file.read_text(encoding="utf-8").partition("\n")
-    except (OSError, ValueError):
-        return []
-    if checksum != _checksum(lines):
-        return []
-    return [json.loads(line) for line in lines.splitlines()]
+@cache
+def _generator() -> tuple[Any, str]:
+    """The generator, and the hash of its sources as they were when this process imported it."""
+    sources = generator_hash()
+    from harness.embedded import stories
 
-
-def _write(file: Path, rows: list[Any]) -> None:
-    lines = "".join(json.dumps(row) + "\n" for row in rows)
-    try:
-        write_atomically(file, f"{_checksum(lines)}\n{lines}")
-    except OSError:  # they are told again next time
-        return
-
-
-def _checksum(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+    return stories, sources

@@ -25,7 +25,6 @@ from harness.records.record import Metric
 from harness.suites.base import SuiteContext, SuiteResult
 from harness.suites.reading import Texts
 from harness.suites.scoring import Score, batches, stacked
-from quant.forward_products import forward_products
 
 # Bytes of the measured model's logits that are kept for the second comparison.
 KEPT_BYTES = 1 << 28
@@ -127,15 +126,15 @@ def run(context: SuiteContext, config: Texts) -> SuiteResult:
             done += 1
             context.progress(done, total, name)
 
-    model = _logits(context.model, context.device, context.kernel)
+    model = _logits(context.model, context.device)
     again = _kept(model, KEPT_BYTES if passes == 2 else 0)
     if context.quantized and context.has_original:
-        full = _logits(context.load_baseline(), context.device, context.kernel)
+        full = _logits(context.load_baseline(), context.device)
         for name, each in texts.items():
             found[name]["quantized"] = _pass(full, again, each.windows, length, name, advance)
         del full  # three models need not fit into memory at once
     if context.quantized:
-        reference = _logits(context.load_reference(), context.device, "reference")
+        reference = _logits(context.load_reference(), context.device)
         for name, each in texts.items():
             found[name]["kernel"] = _pass(reference, again, each.windows, length, name, advance)
             found[name]["floor"] = _floor(reference, each.windows)
@@ -165,16 +164,15 @@ def _windows(context: SuiteContext, config: Texts, name: str, length: int) -> To
     return found
 
 
-def _logits(model: Any, device: str, kernel: str) -> Logits:
+def _logits(model: Any, device: str) -> Logits:
     """Logits [batch, length, vocabulary] of tokens [batch, length].
 
-    kernel="reference" leaves attention and full-precision products to torch.
+    Attention and full-precision products are torch's own, so that kernels alone differ.
     """
 
     @torch.inference_mode()
     def of(tokens: Tensor) -> Tensor:
-        with forward_products(kernel):
-            result: Tensor = model(input_ids=tokens.to(device), use_cache=False).logits
+        result: Tensor = model(input_ids=tokens.to(device), use_cache=False).logits
         return result
 
     return of

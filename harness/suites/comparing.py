@@ -24,9 +24,9 @@ from harness.errors import BitsweepError
 from harness.records.record import Metric
 from harness.suites.base import SuiteContext, SuiteResult
 from harness.suites.reading import Texts
-from harness.suites.scoring import Score, batches, stacked
+from harness.suites.scoring import Score
 
-# Bytes of the measured model's logits that are kept for the second comparison.
+# Bytes of the measured model's logits that are kept from the first comparison for the second.
 KEPT_BYTES = 1 << 28
 # Number of positions whose distributions are in float64 at a time.
 POSITIONS_AT_ONCE = 128
@@ -113,30 +113,27 @@ def run(context: SuiteContext, config: Texts) -> SuiteResult:
 
     Raises ProtocolError or TextError if a text is not available, DivergenceError as in `compare`.
     """
-    length = protocols.context_length(context.model.config, context.context_length)
-    texts = {name: _windows(context, config, name, length) for name in config.protocols}
+    texts = {name: _windows(context, config, name) for name in config.protocols}
     found: dict[str, dict[str, Comparison]] = {name: {} for name in texts}
     passes = 2 if context.quantized and context.has_original else 1
     total = passes * sum(len(each.windows) for each in texts.values())
     done = 0
 
-    def advance(name: str, windows: int = 1) -> None:
+    def advance(name: str) -> None:
         nonlocal done
-        for _ in range(windows):
-            done += 1
-            context.progress(done, total, name)
+        done += 1
+        context.progress(done, total, name)
 
-    model = _logits(context.model, context.device)
-    again = _kept(model, KEPT_BYTES if passes == 2 else 0)
+    model = _kept(_logits(context.model, context.device), KEPT_BYTES if passes == 2 else 0)
     if context.quantized and context.has_original:
         full = _logits(context.load_baseline(), context.device)
         for name, each in texts.items():
-            found[name]["quantized"] = _pass(full, again, each.windows, length, name, advance)
+            found[name]["quantized"] = _pass(full, model, each.windows, name, advance)
         del full  # three models need not fit into memory at once
     if context.quantized:
         reference = _logits(context.load_reference(), context.device)
         for name, each in texts.items():
-            found[name]["kernel"] = _pass(reference, again, each.windows, length, name, advance)
+            found[name]["kernel"] = _pass(reference, model, each.windows, name, advance)
             found[name]["floor"] = _floor(reference, each.windows)
     else:
         for name, each in texts.items():
@@ -150,11 +147,11 @@ def run(context: SuiteContext, config: Texts) -> SuiteResult:
     return SuiteResult(metrics, inputs, list(_samples(found)))
 
 
-def _windows(context: SuiteContext, config: Texts, name: str, length: int) -> TokenWindows:
+def _windows(context: SuiteContext, config: Texts, name: str) -> TokenWindows:
     found = protocols.windows(
         name,
         context.tokenizer,
-        length,
+        protocols.context_length(context.model.config, context.context_length),
         path=config.paths.get(name),
         data_dir=context.data_dir,
         documents=config.documents,
@@ -165,10 +162,7 @@ def _windows(context: SuiteContext, config: Texts, name: str, length: int) -> To
 
 
 def _logits(model: Any, device: str) -> Logits:
-    """Logits [batch, length, vocabulary] of tokens [batch, length].
-
-    Attention and full-precision products are torch's own, so that kernels alone differ.
-    """
+    """Logits [batch, length, vocabulary] of tokens [batch, length]."""
 
     @torch.inference_mode()
     def of(tokens: Tensor) -> Tensor:
@@ -179,11 +173,11 @@ def _logits(model: Any, device: str) -> Logits:
 
 
 def _kept(logits: Logits, most: int) -> Logits:
-    """The same logits, of which the first `most` bytes are computed once."""
+    """The same logits; the first `most` bytes of them are computed once for each window."""
     held: dict[bytes, Tensor] = {}
 
     def of(tokens: Tensor) -> Tensor:
-        name = repr(tuple(tokens.shape)).encode() + tokens.numpy().tobytes()
+        name = tokens.numpy().tobytes()
         found = held.get(name)
         if found is None:
             found = logits(tokens)
@@ -198,21 +192,14 @@ def _pass(
     first: Logits,
     second: Logits,
     windows: Sequence[Tensor],
-    length: int,
     name: str,
-    advance: Callable[[str, int], None],
+    advance: Callable[[str], None],
 ) -> Comparison:
-    """Compare on every window; similar lengths share a batch of at most `length` tokens."""
-    found: dict[int, tuple[Tensor, int]] = {}
-    for batch in batches([len(window) for window in windows], length):
-        tokens = stacked([windows[index] for index in batch])
-        one, other = first(tokens), second(tokens)
-        for row, index in enumerate(batch):
-            count = len(windows[index])
-            found[index] = compare(one[row, :count], other[row, :count])
-        advance(name, len(batch))
-    values, flips = zip(*(found[index] for index in range(len(windows))), strict=True)
-    return Comparison(list(values), list(flips))
+    comparison = Comparison()
+    for window in windows:
+        comparison.add(first(window[None])[0], second(window[None])[0])
+        advance(name)
+    return comparison
 
 
 def _floor(model: Logits, windows: Sequence[Tensor]) -> Comparison:

@@ -23,7 +23,7 @@ from quant.forward_products import forward_products
 
 
 class View:
-    """A read-only view of a model for lm-eval: it can be called, but not moved or changed.
+    """A read-only view of a model for lm-eval: it scores and generates, but nothing changes it.
 
     lm-eval ties the weights of a torch module, and builds a quantizer from a
     `quantization_config`. This is not a module, and its config has no quantization_config.
@@ -37,10 +37,6 @@ class View:
         self.config = copy.deepcopy(model.config)
         if getattr(self.config, "quantization_config", None) is not None:
             del self.config.quantization_config
-
-    def __call__(self, tokens: Tensor) -> Any:
-        with forward_products(self._kernel):
-            return self._model(input_ids=tokens, use_cache=False)
 
     def last_logits(self, tokens: Tensor, count: int) -> Tensor:
         """Logits [batch, count, vocabulary] of the last positions; of all if it cannot choose."""

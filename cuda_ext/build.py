@@ -9,7 +9,8 @@ from toolchain.TORCH_TARGET on.
 The cache is the folder `kernels` in that of cuda_ext.cache. The name of an entry is a hash of its
 inputs: the sources, the C++ compiler with its flags and torch, and nvcc with its flags and
 architectures. An existing library is used if it was made from the same sources by the same
-compilers and has code for the visible GPUs. A compiler that is not installed is ignored: a library
+compilers and has code for the visible GPUs. Libraries for different GPUs share the objects of the
+C++ sources. A compiler that is not installed is ignored: a library
 built on another machine of the cluster is used. build.json has the size and sha256 of the library;
 an entry that does not match it is built again and never loaded, because loading a truncated library
 kills the process.
@@ -22,27 +23,23 @@ import fcntl
 import hashlib
 import json
 import logging
-import os
 import shlex
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from cuda_ext import installed, proven, toolchain
+from cuda_ext import installed, objects, proven, toolchain
 from cuda_ext.cache import cache_root, remove_killed_builds, replace_durably, write_atomically
 from cuda_ext.toolchain import BuildError, Capability, Unit
 
 LIBRARY = "libbitsweep_kernels.so"
 HEADERS = (".h", ".cuh")
-TIMEOUT_S = 1800
 
 _log = logging.getLogger("cuda_ext")
 
@@ -159,7 +156,7 @@ def build(tools: Tools, *, again: bool = False, verbose: bool = False) -> Librar
                 return made
             if failure.is_file():
                 raise BuildError(failure.read_text())
-            _make(tools, folder, verbose)
+            _make(tools, folder, again, verbose)
     except OSError as error:
         raise BuildError(
             f"the cache {folder} cannot be written ({error}); set BITSWEEP_CACHE to a folder that "
@@ -259,7 +256,7 @@ def status() -> Status:
     return Status(library, reason if library is None else "", compiler, nvcc, folder)
 
 
-def _make(tools: Tools, folder: Path, verbose: bool) -> None:
+def _make(tools: Tools, folder: Path, again: bool, verbose: bool) -> None:
     what = "CPU kernels, once for this machine: about half a minute"
     if tools.architectures:
         names = ", ".join(tools.architectures)
@@ -268,17 +265,14 @@ def _make(tools: Tools, folder: Path, verbose: bool) -> None:
     start, planned = time.monotonic(), tools.units
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         remove_killed_builds(folder, Path(scratch))
-        objects = [str(Path(scratch) / f"{index}.o") for index in range(len(planned))]
-        commands = [
-            (*unit.command, "-c", str(toolchain.SOURCES / unit.source), "-o", target)
-            for unit, target in zip(planned, objects, strict=True)
-        ]
+        kept = cache_folder() / "objects" / f"{sources_key()}-{_host_key(tools.compiler)}"
         try:
-            with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-                list(pool.map(lambda command: _run(command, verbose), commands))
+            made_of = objects.compile_units(
+                planned, Path(scratch), kept, again=again, verbose=verbose
+            )
             made = Path(scratch) / LIBRARY
-            link = toolchain.link_command(tools.compiler, tools.nvcc, tools.architectures, objects)
-            _run((*link, "-o", str(made)), verbose)
+            link = toolchain.link_command(tools.compiler, tools.nvcc, tools.architectures, made_of)
+            objects.run((*link, "-o", str(made)), verbose)
         except BuildError as error:
             (folder / "failed.txt").write_text(str(error))
             raise
@@ -295,24 +289,6 @@ def _make(tools: Tools, folder: Path, verbose: bool) -> None:
         # The library first: an entry without matching notes is built again.
         replace_durably(made, folder / LIBRARY)
         write_atomically(folder / "build.json", json.dumps(notes, indent=1) + "\n")
-
-
-def _run(command: tuple[str, ...], verbose: bool) -> None:
-    if verbose:
-        print(shlex.join(command), flush=True)
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S)
-    except subprocess.TimeoutExpired as error:
-        raise BuildError(f"`{shlex.join(command)}` ran for over {TIMEOUT_S} s.") from error
-    if verbose and done.stderr:
-        print(done.stderr, file=sys.stderr)
-    if done.returncode:
-        lines = (done.stderr or done.stdout).splitlines()
-        errors = [line for line in lines if "error" in line] or lines[-5:]
-        raise BuildError(
-            f"{Path(command[0]).name} failed: {' / '.join(errors[:5])}. "
-            "`python -m cuda_ext.build` tries again and shows everything."
-        )
 
 
 def _supported() -> None:

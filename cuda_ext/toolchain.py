@@ -186,6 +186,11 @@ def capability_of(architecture: str) -> Capability:
     return int(matched[2]), int(matched[3])
 
 
+def for_gpu(source: str) -> bool:
+    """Whether nvcc compiles this source file, named relative to csrc."""
+    return source.startswith("cuda/")
+
+
 def units(compiler: str, nvcc: str | None, architectures: Sequence[str]) -> list[Unit]:
     """Return the units to compile, in a fixed order; without architectures only the CPU part."""
     include = ("-isystem", str(installed.torch_folder() / "include"))
@@ -193,10 +198,9 @@ def units(compiler: str, nvcc: str | None, architectures: Sequence[str]) -> list
     found = []
     for path in sorted(SOURCES.rglob("*.c[pu]*")):
         name = path.relative_to(SOURCES).as_posix()
-        for_gpu = name.startswith("cuda/")
-        if path.suffix not in (".cpp", ".cu") or (for_gpu and not architectures):
+        if path.suffix not in (".cpp", ".cu") or (for_gpu(name) and not architectures):
             continue
-        if for_gpu:
+        if for_gpu(name):
             command = (str(nvcc), *nvcc_flags(compiler, architectures))
         else:
             command = (compiler, *_common(), *HOST, *(X86_FLAGS.get(name, ()) if x86 else ()))

@@ -1,5 +1,6 @@
 """The build: one library for one set of sources, and the exact reason where there is none."""
 
+import ctypes
 import json
 import subprocess
 import sys
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cuda_ext import build, toolchain
+from cuda_ext import build, objects, toolchain
 
 
 @pytest.fixture
@@ -140,6 +141,28 @@ def test_an_entry_that_does_not_agree_with_itself_is_built_again(
     made = found.path.stat().st_mtime_ns
     assert build.build(build.first_use_tools()) == found
     assert found.path.stat().st_mtime_ns == made
+
+
+def test_libraries_share_the_objects_of_the_cpu(
+    own_cache: Path, tiny_sources: Path, fake_nvcc: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, started = objects.run, []
+    monkeypatch.setattr(objects, "run", lambda c, verbose: (started.append(c), run(c, verbose)))
+
+    def compiled(*, again: bool = False) -> list[str]:
+        started.clear()
+        library = build.build(build.ahead_of_time_tools(), again=again)
+        assert ctypes.CDLL(str(library.path))
+        words = [word for command in started for word in command]
+        return sorted(Path(word).name for word in words if word.endswith((".cpp", ".cu")))
+
+    monkeypatch.setenv("BITSWEEP_CUDA_ARCHS", "none")
+    assert compiled() == ["one.cpp"]
+    monkeypatch.setenv("BITSWEEP_CUDA_ARCHS", "sm_90")
+    assert compiled() == ["two.cu"]
+    assert compiled(again=True) == ["one.cpp", "two.cu"]
+    (tiny_sources / "two.h").write_text("// may be included\n")
+    assert compiled() == ["one.cpp", "two.cu"]
 
 
 def test_a_failure_says_why_and_is_not_repeated(

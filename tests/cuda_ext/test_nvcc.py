@@ -1,5 +1,6 @@
 """The real CUDA sources through the real nvcc, on a machine that may have no GPU."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -60,15 +61,24 @@ print(ops.why_unavailable(torch.device("cuda")))
 
 @pytest.fixture(scope="module")
 def environment() -> dict[str, str]:
-    """A cache of its own, kept between runs: an nvcc build beside it would serve everyone else."""
+    """A cache of its own, kept between runs: an nvcc build beside it would serve everyone else.
+
+    It shares the objects of the C++ sources, which are most of the work.
+    """
     try:
         toolchain.find_compiler()
         toolchain.find_nvcc()
     except build.BuildError as error:
         pytest.skip(str(error))
+    own = build.cache_folder().parent / "nvcc-test"
+    shared = build.cache_folder() / "objects"
+    for folder in (shared, own / "kernels"):
+        folder.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        (own / "kernels" / "objects").symlink_to(shared)
     return {
         **os.environ,
-        "BITSWEEP_CACHE": str(build.cache_folder().parent / "nvcc-test"),
+        "BITSWEEP_CACHE": str(own),
         "BITSWEEP_CUDA_ARCHS": "sm_90",
         # No kernel runs on a GPU here: nvcc need not make them fast, which is most of its time.
         "NVCC_APPEND_FLAGS": "-Xcicc -O0 -Xptxas -O0",

@@ -230,41 +230,45 @@ def _group_of(process: int) -> int | None:
         return None
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_sweep_goes_on_where_it_stopped(
-    tiny_overrides: list[str], tmp_path: Path, number: signal.Signals
+    tiny_overrides: list[str], tmp_path: Path
 ) -> None:
-    """kill -9 or Ctrl-C in the middle, then the same command: finished records stay untouched."""
+    """Ctrl-C, SIGTERM and kill -9, each in the middle: the same command goes on, nothing is redone.
+
+    A terminal sends a signal to the whole group, and so do clusters; kill -9 meets one process.
+    """
     arguments = ["run", "-m", *tiny_overrides, "scheme=w4,w3,w2"]
-    first = start(arguments, tmp_path)
     cells = tmp_path / "results" / "cells"
-    deadline = time.monotonic() + 300
-    while len(list(cells.glob("*/*.json"))) < 2:
-        assert first.poll() is None, first.communicate()[1]
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    if number != signal.SIGKILL:  # a terminal sends it to the whole group, and so do clusters
-        os.killpg(first.pid, number)
-        _, err = first.communicate(timeout=600)
-        assert first.returncode == (cli.INTERRUPTED if number == signal.SIGINT else 143)
-        assert "run the same command again" in err
+    before: dict[Path, int] = {}
+
+    def finished() -> dict[Path, int]:
+        found = {path: path.stat().st_mtime_ns for path in cells.glob("*/*.json")}
+        assert before.items() <= found.items(), "a finished record was written again"
+        return found
+
+    ends = {signal.SIGINT: cli.INTERRUPTED, signal.SIGTERM: 143, signal.SIGKILL: -signal.SIGKILL}
+    for number, status in ends.items():
+        running = start(arguments, tmp_path)
+        deadline = time.monotonic() + 300
+        while len(list(cells.glob("*/*.json"))) < len(before) + 1:
+            assert running.poll() is None, running.communicate()[1]
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        (running.kill if number == signal.SIGKILL else lambda: os.killpg(running.pid, number))()
+        _, err = running.communicate(timeout=600)
+        assert running.returncode == status
         assert "Traceback" not in err, err
-    else:
-        first.kill()
-        first.communicate(timeout=600)
-    before = {path: path.stat().st_mtime_ns for path in cells.glob("*/*.json")}
-    assert 2 <= len(before) < 9
-    if number == signal.SIGTERM:
-        return
-    second = start(arguments, tmp_path)
-    out, err = second.communicate(timeout=600)
-    assert second.returncode == cli.OK, err
+        assert number == signal.SIGKILL or "run the same command again" in err
+        before = finished()
+        assert len(before) < 9
+    last = start(arguments, tmp_path)
+    out, err = last.communicate(timeout=600)
+    assert last.returncode == cli.OK, err
     assert "0 failed" in err
-    assert len(list(cells.glob("*/*.json"))) == 9
-    assert all(path.stat().st_mtime_ns == time_ns for path, time_ns in before.items())
     assert "RTN" in out
-    if number == signal.SIGINT:
-        return
-    third = start(arguments, tmp_path)
-    out, err = third.communicate(timeout=600)
+    before = finished()
+    assert len(before) == 9
+    again = start(arguments, tmp_path)
+    _, err = again.communicate(timeout=600)
     assert "0 stages run, 9 found finished, 0 failed" in err
+    assert finished() == before

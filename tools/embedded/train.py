@@ -28,6 +28,7 @@ from harness.embedded.stories import GENERATOR_VERSION, SEPARATOR, stories
 from harness.embedded.tokenizer import train_tokenizer
 from tools.embedded.evaluate import rounded, score
 from tools.embedded.initial import initialize
+from tools.embedded.smooth import smooth
 
 
 @dataclass(frozen=True)
@@ -243,10 +244,11 @@ class Run:
         print(f"continuing at step {self.step}", flush=True)
 
     def write(self, folder: Path) -> None:
-        """Write the model (float16), its tokenizer and `training.json` to a folder."""
+        """Write the model (smoothed, float16), its tokenizer and `training.json` to a folder."""
         folder.mkdir(parents=True, exist_ok=True)
         model = OPTForCausalLM(self.model.config)
         model.load_state_dict(self.model.state_dict())
+        smooth(model, self.recipe.seed)
         model.half().save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         # The figures are those of the file: loaded again, computed in float32.

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import math
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, OPTForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, OPTConfig, OPTForCausalLM
 
 from harness.embedded import MODEL_DIR, TOKENIZER_DIR, lexicon
 from harness.embedded.stories import last_word_items, stories
 from tools.embedded.evaluate import rounded, score
+from tools.embedded.smooth import smooth
 from tools.embedded.train import Recipe, new_model, rows
 
 README = MODEL_DIR.parent / "README.md"
@@ -72,9 +74,38 @@ def test_perplexity_is_near_the_generators_and_rounding_hurts(
     items = list(stories("test", 60, seed=1))
     full = score(model, tokenizer, items)
     assert 0.97 < full.perplexity / full.generator_perplexity < 1.06
-    three = score(rounded(model, 3), tokenizer, items[:30])
-    two = score(rounded(model, 2), tokenizer, items[:30])
-    assert full.perplexity * 1.5 < three.perplexity < two.perplexity / 1.2
+    four, three, two = (
+        score(rounded(model, bits), tokenizer, items).perplexity for bits in (4, 3, 2)
+    )
+    assert full.perplexity < four < three < two
+    assert three > full.perplexity * 1.015
+    assert two > full.perplexity * 2
+
+
+def test_smoothing_changes_no_logit_and_evens_out_columns() -> None:
+    """Gains and biases of the norms are not 0 and 1; the last norm's gains are all the same."""
+    generator = torch.Generator().manual_seed(3)
+    config = OPTConfig(
+        vocab_size=64, hidden_size=32, ffn_dim=48, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=16, word_embed_proj_dim=32, activation_function="relu",
+    )  # fmt: skip
+    plain = OPTForCausalLM(config).double().eval()
+    for name, parameter in plain.named_parameters():
+        parameter.data.normal_(1.0 if "norm.weight" in name else 0.0, 0.3, generator=generator)
+    plain.model.decoder.final_layer_norm.weight.data.fill_(1.3)
+    plain.model.decoder.layers[0].self_attn.k_proj.weight.data[:, :4] *= 20
+    smoothed = copy.deepcopy(plain)
+    smooth(smoothed, 0)
+    ids = torch.randint(0, 64, (3, 16), generator=generator)
+    torch.testing.assert_close(smoothed(ids).logits, plain(ids).logits, rtol=1e-5, atol=1e-5)
+    ratios = []
+    for model in (plain, smoothed):
+        sizes = model.model.decoder.layers[0].self_attn.k_proj.weight.detach().norm(dim=0)
+        ratios.append(float(sizes.max() / sizes.median()))
+    assert ratios[1] < ratios[0] / 2
+    again = copy.deepcopy(plain)
+    smooth(again, 0)
+    assert torch.equal(again.lm_head.weight, smoothed.lm_head.weight)
 
 
 def test_training_rows_are_full_and_seeded(tokenizer) -> None:

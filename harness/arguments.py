@@ -110,6 +110,10 @@ def build() -> tuple[Parser, dict[str, Parser]]:
             "show what run would do, and what is done already",
             _add_request,
         ),
+        "fetch": (
+            "bring and verify all that a plan needs, so that runs are offline",
+            _add_fetch,
+        ),
         "report": (
             "make tables and plots again from records",
             _add_report,
@@ -158,6 +162,15 @@ def _add_request(parser: Parser) -> None:
         help="print this text, or the options and keys of one group",
     )
     _complete(group, completion.group_names)
+
+
+def _add_fetch(parser: Parser) -> None:
+    _add_request(parser)
+    parser.add_argument(
+        "--update",
+        action="store_true",
+        help="take what the hub has now, not the commits of the lock file",
+    )
 
 
 def _add_report(parser: Parser) -> None:

@@ -1,4 +1,4 @@
-"""The command line: `bitsweep run|plan|report|export|inspect|doctor`.
+"""The command line: `bitsweep run|plan|fetch|report|export|inspect|doctor`.
 
 harness.arguments has its grammar and help. Heavy libraries are imported only by verbs that need
 them. Exit status: 0 success, 1 something failed (see the summary), 2 the request is impossible, 130
@@ -83,6 +83,15 @@ def _plan(options: Namespace) -> int:
 
     launch.show_plan(launch.resolve_all(cells))
     return OK
+
+
+def _fetch(options: Namespace) -> int:
+    cells = _cells(options)
+    if cells is None:
+        return OK
+    from harness.fetching.verb import fetch
+
+    return fetch(cells, options.update)
 
 
 def _cells(options: Namespace) -> list[Cell] | None:
@@ -176,6 +185,7 @@ def _doctor(_: Namespace) -> int:
 VERBS: dict[str, Callable[[Namespace], int]] = {
     "run": _run,
     "plan": _plan,
+    "fetch": _fetch,
     "report": _report,
     "export": _export,
     "inspect": _inspect,

@@ -27,6 +27,7 @@ EXTRAS = {
         "rich",
         "yaml",
     ),
+    "gguf": ("gguf",),
     "wandb": ("wandb",),
     "slurm": ("submitit", "hydra_plugins.hydra_submitit_launcher"),
     "ray": ("ray", "hydra_plugins.hydra_ray_launcher"),
@@ -34,6 +35,7 @@ EXTRAS = {
 # What each extra is for, for `doctor`.
 ABOUT = {
     "harness": "sweeps, suites, reports",
+    "gguf": "models in GGUF files (quant.checkpoint.gguf)",
     "wandb": "tracker=wandb",
     "slurm": "hydra/launcher=submitit_slurm",
     "ray": "hydra/launcher=ray",

@@ -43,7 +43,7 @@ NO_SCHEME = {
 # Raise it when the keys of the same cells and stages change.
 KEYS_VERSION = 2
 # Names and origin of a model; the hash of its files identifies it.
-NAMES = ("name", "source", "id", "revision", "architecture")
+NAMES = ("name", "source", "id", "revision", "architecture", "made_of")
 
 
 @dataclasses.dataclass(frozen=True)

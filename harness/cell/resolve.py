@@ -28,6 +28,7 @@ from harness.cell.parts import (
 from harness.config.help import options_with
 from harness.config.options import build_options
 from harness.config.schema import CellConfig, HeadConfig, RuntimeConfig, SchemeConfig
+from harness.data import lock
 from harness.errors import ConfigError
 from harness.models.model import (
     AbsentModel,
@@ -63,6 +64,7 @@ def resolve(
     Raises ConfigError, and ModelError for a model that cannot be found or downloaded.
     """
     checks.values(config)
+    lock.use(Path(config.paths.results))
     measured = _levels("model.levels", config.model.levels, folder)
     # The model is checked first: everything else depends on it.
     model = find_model(config.model, download, measured)

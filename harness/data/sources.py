@@ -103,7 +103,7 @@ def _check_hub(name: str, wanted: Wanted) -> None:
 def _hub_content(name: str, wanted: Wanted) -> str:
     text = texts.HUB_TEXTS[name]
     if wanted.path is None:
-        return f"{text.dataset}@{text.revision}/{text.file}"
+        return f"{text.dataset}@{texts.hub_revision(name)}/{text.file}"
     return file_sha256(_hub_copy(name, wanted.path, wanted))
 
 
@@ -111,7 +111,7 @@ def _hub_rows(name: str, wanted: Wanted) -> Text:
     text = texts.HUB_TEXTS[name]
     if wanted.path is None:
         file = texts.hub_file(name, wanted.option)
-        source = f"{text.dataset}@{text.revision} {text.file}"
+        source = f"{text.dataset}@{texts.hub_revision(name)} {text.file}"
     else:
         file = _hub_copy(name, wanted.path, wanted)
         source = file.name

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from harness.data import hub
+from harness.data import hub, lock
 from harness.errors import BitsweepError
 
 STORY_SEPARATOR = "<|endoftext|>"
@@ -138,12 +138,25 @@ def hub_file(source: str, option: str) -> Path:
     from huggingface_hub import hf_hub_download
 
     text = HUB_TEXTS[source]
+    locked = lock.snapshot(_wanted(text))
+    if locked is not None:
+        return locked[1][0]
     try:
         return Path(
             hf_hub_download(text.dataset, text.file, repo_type="dataset", revision=text.revision)
         )
     except (OSError, ValueError) as error:  # every error of the hub client is one of these
         raise TextError(_unreachable(source, option, error)) from error
+
+
+def hub_revision(source: str) -> str:
+    """The revision of text `source` that is read: the commit of the lock, else the pinned one.
+
+    A branch may move (that of Penn Treebank has no commit of its own), which a lock notices.
+    """
+    text = HUB_TEXTS[source]
+    locked = lock.held(_wanted(text))
+    return text.revision if locked is None else locked.revision
 
 
 def _unreachable(source: str, option: str, error: Exception | None = None) -> str:
@@ -176,6 +189,9 @@ def check_hub(source: str, option: str) -> None:
     from huggingface_hub import try_to_load_from_cache
 
     text = HUB_TEXTS[source]
+    wanted = hub.need(_wanted(text))
+    if lock.snapshot(wanted) is not None:
+        return
     cached = try_to_load_from_cache(
         text.dataset, text.file, revision=text.revision, repo_type="dataset"
     )
@@ -183,10 +199,13 @@ def check_hub(source: str, option: str) -> None:
         return
     if hub.offline():
         raise TextError(_unreachable(source, option))
-    wanted = hub.Wanted(hub.DATASET, text.dataset, text.revision, text.file)
     refused = hub.ask(wanted).refused
     if refused is not None:
         raise TextError(_cannot(source, option, *refused))
+
+
+def _wanted(text: HubText) -> hub.Wanted:
+    return hub.Wanted(hub.DATASET, text.dataset, text.revision, text.file)
 
 
 def read_rows(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from harness.data import hub
+from harness.data import hub, lock
 from harness.errors import ModelError
 from harness.models.folders import check_folder, first_line
 from quant.checkpoint.files import INDEX_SUFFIX, TOKENIZER_FILES, choose
@@ -21,10 +21,13 @@ def hub_folder(
     """
     from huggingface_hub import snapshot_download
 
+    wanted = hub.need(hub.Wanted(hub.MODEL, repository, revision))
+    locked = lock.snapshot(wanted)
+    if locked is not None:
+        return _locked_snapshot(repository, locked[0].revision)
     cached = _cached_snapshot(repository, revision)
     if cached is not None:
         return cached
-    wanted = hub.Wanted(hub.MODEL, repository, revision)
     if not hub.offline():
         _require(wanted)
     if not download:
@@ -38,7 +41,7 @@ def hub_folder(
         folder = snapshot_download(
             repository,
             revision=revision,
-            allow_patterns=[*_patterns(repository, revision), *["*.py"] * code],
+            allow_patterns=patterns(repository, revision, code),
         )
     except Exception as error:
         raise ModelError(
@@ -48,6 +51,14 @@ def hub_folder(
         ) from error
     hub.forget(wanted)
     return Path(folder)
+
+
+def _locked_snapshot(repository: str, commit: str) -> Path:
+    """The snapshot of a commit in the hub's local cache; ModelError if it is not complete."""
+    from huggingface_hub import snapshot_download
+
+    folder = snapshot_download(repository, revision=commit, local_files_only=True)
+    return check_folder(Path(folder), f"model.id={repository}")
 
 
 def _require(wanted: hub.Wanted) -> None:
@@ -78,8 +89,11 @@ def _cached_snapshot(repository: str, revision: str | None) -> Path | None:
         return None
 
 
-def _patterns(repository: str, revision: str | None) -> list[str]:
-    """Patterns of the files to download: the weights that are read, tokenizer, configuration."""
+def patterns(repository: str, revision: str | None, code: bool = False) -> list[str]:
+    """Patterns of the files to download: the weights that are read, tokenizer, configuration.
+
+    code  the model's own Python files too.
+    """
     import json
 
     from huggingface_hub import HfApi, hf_hub_download
@@ -93,4 +107,5 @@ def _patterns(repository: str, revision: str | None) -> list[str]:
         weights = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     else:
         weights = [chosen]
-    return [*weights, "*.json", "*.model", "*.txt", *TOKENIZER_FILES]
+    own = ["*.py"] * code
+    return [*weights, "*.json", "*.model", "*.txt", *TOKENIZER_FILES, *own]

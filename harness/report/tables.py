@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from harness.records.record import Record
 from harness.report.assemble import tables_of_model
 from harness.report.frame import from_records
+from harness.report.origin import error_table, origin_notes
 from harness.report.render import SCREEN_WIDTH, to_csv, to_latex, to_markdown, to_rich
 from harness.report.rows import read_rows
 from harness.report.table import Table
@@ -33,7 +35,10 @@ def summary_tables(frame: pd.DataFrame, suites: Mapping[str, Suite] = NO_SPECS) 
     tables = []
     for model in sorted({row.model for row in selection.rows}):
         rows = [row for row in selection.rows if row.model == model]
-        tables += tables_of_model(model, rows, declared_tables(rows, suites), selection.notes)
+        made = tables_of_model(model, rows, declared_tables(rows, suites), selection.notes)
+        made += filter(None, [error_table(model, rows)])
+        said = origin_notes(rows)
+        tables += [replace(table, notes=[*table.notes, *said]) for table in made]
     return tables
 
 

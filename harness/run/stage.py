@@ -18,7 +18,7 @@ import torch
 from harness.cell.cells import ResolvedCell
 from harness.cell.parts import Measuring
 from harness.cell.plan import plan_cell
-from harness.data import protocols, vocabulary
+from harness.data import lock, protocols, vocabulary
 from harness.errors import StoreError
 from harness.models.folders import weights_read
 from harness.models.streaming import (
@@ -51,6 +51,7 @@ def run_cell(cell: ResolvedCell, listen: Listener, skip: frozenset[str] = frozen
     Failures of stages are recorded and sent to `listen`. Raises StoreError only if the store cannot
     be locked.
     """
+    lock.use(cell.choices.results)
     with cell.store.lock(cell.keys.cell, lambda who: listen(Waiting(who))):
         todo = plan_cell(cell).todo  # another process may have worked on it meanwhile
         subject, threads = Subject(cell), Threads(cell.choices.runtime.threads)

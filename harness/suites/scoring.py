@@ -20,6 +20,7 @@ from harness.data.protocols import TokenWindows
 from harness.errors import BitsweepError
 from harness.records.record import Metric
 from harness.suites.base import SuiteContext, SuiteResult
+from harness.suites.logits import Logits
 from harness.suites.reading import Texts
 from quant.forward_products import forward_products
 
@@ -132,11 +133,11 @@ def score(context: SuiteContext, found: TokenWindows, batch_size: int) -> Score:
     return Score(nll, [length - 1 for length in lengths])
 
 
-def _logits(context: SuiteContext, ids: list[Tensor], name: str) -> Iterator[Tensor]:
+def _logits(context: SuiteContext, ids: list[Tensor], name: str) -> Iterator[Tensor | Logits]:
     """Logits of every batch of ids; running block by block gives identical bits."""
     if context.streamed is None:
         for tokens in ids:
-            yield context.model(input_ids=tokens.to(context.device), use_cache=False).logits
+            yield Logits(context.model, tokens.to(context.device))
         return
     what = f"{name}: blocks"
     yield from context.streamed(ids, lambda done, count: context.progress(done, count, what))
@@ -167,7 +168,9 @@ def stacked(windows: Sequence[Tensor]) -> Tensor:
     return torch.stack(rows)
 
 
-def window_nll(logits: Tensor, tokens: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
+def window_nll(
+    logits: Tensor | Logits, tokens: Tensor, lengths: Sequence[int] | None = None
+) -> Tensor:
     """Return the summed negative log-likelihood of each row: float64 [batch], nats.
 
     logits [batch, length, vocabulary] of any float dtype, tokens int64 [batch, length]; `lengths`
@@ -227,11 +230,14 @@ def _metrics(found: TokenWindows, result: Score, length: int, batch_size: int) -
         )
 
 
-def _not_finite(context: SuiteContext, name: str, window: int, logits: Tensor) -> str:
+def _not_finite(context: SuiteContext, name: str, window: int, logits: Tensor | Logits) -> str:
     model = getattr(context.model.config, "name_or_path", "") or type(context.model).__name__
-    bad = int((~logits.isfinite()).sum())
+    bad = count = 0
+    for start in range(0, logits.shape[1], POSITIONS_AT_ONCE):
+        part = logits[:, start : start + POSITIONS_AT_ONCE]
+        bad, count = bad + int((~part.isfinite()).sum()), count + part.numel()
     return (
         f"window {window} of protocol {name} has no finite likelihood under {model} "
-        f"({bad} of the {logits.numel()} logits of its batch are not finite); if the weights are "
+        f"({bad} of the {count} logits of its batch are not finite); if the weights are "
         f"finite, use another dtype than {context.dtype} (model.dtype=float32)"
     )

@@ -60,14 +60,14 @@ def remarks(config: Config) -> list[str]:
 
 
 def inputs(config: Config, facts: Facts) -> dict[str, str]:
-    """Hashes of the task files, and of the story generator for embedded tasks."""
+    """Hashes of the task files and of the story generator, commits of data that are locked."""
     found = {
         f"task {task}": file_sha256(texts.locate(path, facts.data_dir))
         for task, path in config.files.items()
     }
     if not set(zeroshot_tasks.EMBEDDED_TASKS).isdisjoint(config.tasks or []):
         found["stories"] = generator_hash()
-    return found
+    return found | zeroshot_tasks.locked_commits(config.tasks or [], config.files)
 
 
 def run(context: SuiteContext, config: Config) -> SuiteResult:

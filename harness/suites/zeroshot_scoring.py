@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from harness.data import protocols, texts
 from harness.records.record import Metric
-from harness.suites import zeroshot_tasks
+from harness.suites import zeroshot_data, zeroshot_tasks
 from harness.suites.base import SuiteContext, SuiteResult
 from harness.suites.zeroshot_tasks import EMBEDDED_TASKS, TIES, LocalTask, TaskError
 
@@ -132,11 +132,12 @@ def _tasks(
             tasks.append(local_task(local[name]))
             continue
         try:
-            loaded = manager.load([name])
+            with zeroshot_tasks.as_locked(name):
+                loaded = manager.load([name])
         except (OSError, ValueError) as error:  # raised by `datasets` for missing data
             entry = manager.task_index.get(name)
             dataset = (entry.cfg or {}).get("dataset_path", name) if entry else name
-            missing = zeroshot_tasks.missing_data(name, str(dataset))
+            missing = zeroshot_data.missing(name, str(dataset))
             failures[name] = f"{missing} ({type(error).__name__})"
             continue
         group = loaded.get("groups", {}).get(name)

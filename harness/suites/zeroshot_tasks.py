@@ -12,14 +12,16 @@ import json
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from harness.data import hub, texts
+from harness.data import lock, texts
 from harness.errors import BitsweepError
+from harness.suites import zeroshot_data
 
 EMBEDDED_TASKS = ("embedded_last_word", "embedded_choice")
 EMBEDDED_DOCUMENTS = 500
@@ -344,42 +346,26 @@ def _listed(tasks: Any) -> Iterable[str]:
 
 
 def _check_data(name: str, files: Sequence[Path]) -> None:
-    """Raise TaskError if a task's data set is not cached and cannot be downloaded.
-
-    The hub may be switched off (HF_HUB_OFFLINE) or refuse the data set.
-    """
-    from huggingface_hub import constants
-
-    datasets_cache = os.environ.get("HF_DATASETS_CACHE") or Path(constants.HF_HOME) / "datasets"
-    for file in files:
-        dataset = _config(file).get("dataset_path")
-        if not isinstance(dataset, str) or dataset in ("json", "csv", "text", "parquet"):
-            continue
-        places = (
-            Path(datasets_cache) / dataset.replace("/", "___").lower(),
-            Path(datasets_cache) / dataset.replace("/", "___"),
-            Path(constants.HF_HUB_CACHE) / f"datasets--{dataset.replace('/', '--')}",
-        )
-        if os.path.isdir(dataset) or any(place.is_dir() for place in places):
-            continue
-        if hub.offline():
-            raise TaskError(missing_data(name, dataset))
-        refused = hub.ask(hub.Wanted(hub.DATASET, dataset)).refused
-        if refused is not None:
-            raise TaskError(missing_data(name, dataset, refused))
+    """Raise TaskError if a task's data set is not cached and cannot be downloaded."""
+    said = zeroshot_data.unavailable(name, [_config(file) for file in files])
+    if said is not None:
+        raise TaskError(said)
 
 
-def missing_data(name: str, dataset: str, refused: tuple[str, str] | None = None) -> str:
-    """Return the message for a task whose data set is not available.
+def locked_commits(names: Sequence[str], files: Mapping[str, str]) -> dict[str, str]:
+    """The commits of tasks' data in the lock, by "data TASK"; without a lock they are unknown."""
+    if lock.current() is None:
+        return {}
+    ours = {*files, *EMBEDDED_TASKS}
+    theirs = (name for name in wanted(names, files) if name not in ours)
+    commits = {name: zeroshot_data.commits(_configs(name)) for name in theirs}
+    return {f"data {name}": commit for name, commit in commits.items() if commit}
 
-    refused  (reason, next step) if the hub refused it.
-    """
-    why, step = "", "check the network and, if it is gated, your access to it"
-    if hub.offline():
-        step = "unset HF_HUB_OFFLINE on a machine with a network"
-    if refused is not None:
-        why, step = f", because {refused[0]}", refused[1]
-    return (
-        f"the data of task {name} (dataset {dataset}) are not on this machine and could not be "
-        f"downloaded{why}; {step}, or give a jsonl file: suite.zeroshot.files.{name}=<file>"
-    )
+
+def as_locked(name: str) -> AbstractContextManager[None]:
+    """Context: the package `datasets` asks nobody for the data of a task, if they are locked."""
+    return zeroshot_data.as_locked(_configs(name))
+
+
+def _configs(name: str) -> list[dict[str, Any]]:
+    return [_config(file) for file in find_tasks([name])]

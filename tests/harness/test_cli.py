@@ -254,7 +254,8 @@ def test_an_interrupted_sweep_goes_on_where_it_stopped(
             assert running.poll() is None, running.communicate()[1]
             assert time.monotonic() < deadline
             time.sleep(0.02)
-        (running.kill if number == signal.SIGKILL else lambda: os.killpg(running.pid, number))()
+        kill = os.kill if number == signal.SIGKILL else os.killpg
+        kill(running.pid, number)
         _, err = running.communicate(timeout=600)
         assert running.returncode == status
         assert "Traceback" not in err, err

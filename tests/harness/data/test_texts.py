@@ -158,7 +158,7 @@ def test_the_advice_for_a_missing_text_fits_the_cause(
     import huggingface_hub
     from huggingface_hub.errors import GatedRepoError
 
-    from harness.suites.zeroshot_tasks import missing_data
+    from harness.suites.zeroshot_data import missing
 
     refused = httpx.Response(403, request=httpx.Request("GET", "https://hub"))
 
@@ -170,4 +170,4 @@ def test_the_advice_for_a_missing_text_fits_the_cause(
     with pytest.raises(texts.TextError) as caught:
         texts.hub_file("wikitext2-test", "suite.perplexity.paths.wikitext2")
     assert words in str(caught.value)
-    assert ("unset HF_HUB_OFFLINE" in missing_data("piqa", "piqa")) == offline
+    assert ("unset HF_HUB_OFFLINE" in missing("piqa", "piqa")) == offline

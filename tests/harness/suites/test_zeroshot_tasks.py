@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from harness.data.texts import TextError
-from harness.suites import zeroshot, zeroshot_scoring, zeroshot_tasks
+from harness.suites import zeroshot, zeroshot_data, zeroshot_scoring, zeroshot_tasks
 from harness.suites.zeroshot_tasks import TaskError, normalise
 
 
@@ -191,4 +191,4 @@ def test_data_that_are_not_here_are_said_beforehand(
     with pytest.raises(TaskError, match="the data of task piqa"):
         zeroshot_tasks.check_tasks(["piqa"], {})
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    assert "HF_HUB_OFFLINE" not in zeroshot_tasks.missing_data("piqa", "piqa")
+    assert "HF_HUB_OFFLINE" not in zeroshot_data.missing("piqa", "piqa")

@@ -1,0 +1,115 @@
+"""Make a Hugging Face folder of a GGUF file: config.json, safetensors in float32, tokenizer."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from quant.checkpoint.folder import replace_folder
+from quant.checkpoint.gguf import llama
+from quant.checkpoint.gguf.architecture import Placed
+from quant.checkpoint.gguf.file import GgufFile, read_gguf
+from quant.checkpoint.gguf.tokenizer import token_ids, tokenizer_files
+from quant.checkpoint.tensors import Entry, write_tensors
+from quant.errors import ArtifactError
+
+# Raise it when the same file gives another folder.
+VERSION = 1
+# In the folder: what its weights were in the file.
+ORIGIN = "gguf.json"
+ARCHITECTURES = {each.name: each for each in (llama.ARCHITECTURE,)}
+SHARD_BYTES = 4 * 2**30
+
+
+def unpack(
+    path: str | Path,
+    out: str | Path,
+    *,
+    sha256: str | None = None,
+    done: Callable[[int, int], None] = lambda _done, _total: None,
+) -> Path:
+    """Write the model of a GGUF file to the folder `out`, which appears complete or not at all.
+
+    Weights are the dequantized values, float32: multiples of float16 scales are not exact in
+    float16. gguf.json in the folder says what the file held; `sha256` of the file is kept there.
+    done(tensors, total) is called after every tensor.
+
+    Raises ArtifactError, before anything is written, for a file that cannot be read, an
+    architecture or tokenizer that is not known, tensors that are missing or unexpected, and a disk
+    that is too small.
+    """
+    file, out = read_gguf(Path(path)), Path(out)
+    config, placed, texts = _read(file)
+    entries = [_entry(file, name, each) for name, each in placed.items()]
+    total = len(entries)
+    entries = [_counted(entry, index, total, done) for index, entry in enumerate(entries, 1)]
+    origin = {
+        "version": VERSION,
+        "file": file.path.name,
+        "sha256": sha256,
+        "architecture": file.architecture,
+        "weights": file.weights_by_kind(),
+        "bits_per_weight": round(file.bits_per_weight, 4),
+    }
+    texts = {"config.json": config, **texts, ORIGIN: origin}
+    written = {name: json.dumps(text, indent=1, ensure_ascii=False) for name, text in texts.items()}
+    needed = sum(entry.nbytes for entry in entries) + sum(4 * len(t) for t in written.values())
+    with replace_folder(out, needed) as partial:
+        write_tensors(partial, entries, SHARD_BYTES)
+        for name, text in written.items():
+            (partial / name).write_text(text + "\n", encoding="utf-8")
+    return out
+
+
+def check(path: str | Path) -> GgufFile:
+    """The parsed file; ArtifactError if `unpack` would refuse it. Reads no values."""
+    file = read_gguf(Path(path))
+    _read(file)
+    return file
+
+
+def _read(file: GgufFile) -> tuple[dict[str, Any], dict[str, Placed], dict[str, dict[str, Any]]]:
+    """config.json, tensors by name, tokenizer files by name."""
+    known = ARCHITECTURES.get(file.architecture)
+    if known is None:
+        raise ArtifactError(
+            f"{file.path} has the architecture {file.architecture or 'without a name'}, and only "
+            f"{', '.join(ARCHITECTURES)} is read from GGUF: use the Hugging Face folder of the "
+            "model (model=hub or model=local)."
+        )
+    placed = dict(known.tensors(file))
+    texts = tokenizer_files(file)
+    config = {**known.config(file), **token_ids(file), "dtype": "float32"}
+    tokens = len(file.required("tokenizer.ggml.tokens"))
+    if tokens > config["vocab_size"]:
+        raise ArtifactError(
+            f"{file.path} has {tokens} tokens and an embedding of {config['vocab_size']}: it is "
+            "damaged; download it again."
+        )
+    return config, placed, texts
+
+
+def _entry(file: GgufFile, name: str, placed: Placed) -> Entry:
+    stored = file.tensors[placed.stored]
+
+    def make() -> Tensor:
+        values = stored.values()
+        return values if placed.change is None else placed.change(values)
+
+    return Entry(name, stored.shape, torch.float32, make)
+
+
+def _counted(entry: Entry, index: int, total: int, done: Callable[[int, int], None]) -> Entry:
+    @functools.wraps(entry.make)
+    def make() -> Tensor:
+        values = entry.make()
+        done(index, total)
+        return values
+
+    return Entry(entry.name, entry.shape, entry.dtype, make)

@@ -24,7 +24,7 @@ ABOUT = (
 )
 FIRST_STEPS = """\
 first steps:
-  bitsweep run experiment=quickstart     the first sweep, about four minutes on two cores
+  bitsweep run experiment=quickstart     the first sweep, about three minutes on two cores
   bitsweep run --help                    every choice a run has
   bitsweep VERB --help                   what any other verb takes
 """

@@ -6,6 +6,7 @@
 
 #include <cstdlib>
 #include <cstring>
+#include <limits>
 #include <optional>
 #include <vector>
 
@@ -17,12 +18,6 @@
 
 namespace bitsweep {
 namespace {
-
-// Above this many rows of x, unpacking the weight once and multiplying with torch's own product is
-// faster: measured, docs/kernels.md. torch multiplies half types faster than float32.
-constexpr int64_t packed_rows(Storage storage) {
-  return storage == Storage::kFloat32 ? 512 : 192;
-}
 
 enum class IsaLevel : int64_t { kPortable = 0, kAvx2 = 1, kAvx512 = 2 };
 
@@ -70,6 +65,18 @@ Kernels kernels() {
   chosen_isa();
   return portable_kernels();
 #endif
+}
+
+// Above this many rows of x, unpacking the weight once and multiplying with torch's own product is
+// faster: measured, docs/kernels.md. With AVX-512 torch multiplies half types faster than float32;
+// without it four to five times slower than these kernels, which take them with any number of rows.
+int64_t packed_rows(Storage storage) {
+  const bool halves = storage != Storage::kFloat32;
+  switch (chosen_isa()) {
+    case IsaLevel::kAvx512: return halves ? 192 : 512;
+    case IsaLevel::kAvx2: return halves ? std::numeric_limits<int64_t>::max() : 192;
+    default: return 192;
+  }
 }
 
 // A share of work that is worth a thread: about 64 thousand products.

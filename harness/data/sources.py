@@ -7,16 +7,15 @@ their source in one place, harness.data.protocols.PROTOCOLS.
 from __future__ import annotations
 
 import random
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from harness.data import texts
+from harness.data import texts, told
 from harness.data.config import DocumentsConfig
 from harness.data.texts import ProtocolError
-from harness.records.hashes import digest, file_sha256
+from harness.records.hashes import file_sha256
 
 
 @dataclass(frozen=True)
@@ -70,20 +69,13 @@ class Source:
     read: Callable[[Wanted], Text]
 
 
-def generator_hash() -> str:
-    """sha256 of the sources of the story generator."""
-    folder = Path(__file__).parents[1] / "embedded"
-    names = ("stories.py", "lexicon.py")
-    return digest([file_sha256(folder / name) for name in names if (folder / name).is_file()])
-
-
 def _stories_read_no_file(wanted: Wanted) -> None:
     if wanted.path is not None:
         raise ProtocolError(f"the protocol {wanted.protocol} reads no file; remove {wanted.option}")
 
 
 def _stories_content(_wanted: Wanted) -> str:
-    return generator_hash()
+    return told.generator_hash()
 
 
 def _stories(wanted: Wanted) -> Text:
@@ -92,13 +84,13 @@ def _stories(wanted: Wanted) -> Text:
     if wanted.calibrates:
         # Unlimited: as many as the windows need, different for every seed.
         split = "calibration"
-        found = stories.stories(split, sys.maxsize, wanted.seed)
+        found = told.texts(split, seed=wanted.seed)
     else:
         split, count = "test", wanted.rows or wanted.asked
         assert count is not None
-        found = stories.stories(split, count)
+        found = told.texts(split, count)
     source = f"embedded stories {stories.GENERATOR_VERSION}, {split} split"
-    return Text((story.text for story in found), source)
+    return Text(found, source)
 
 
 def _check_hub(name: str, wanted: Wanted) -> None:

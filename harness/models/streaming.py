@@ -144,11 +144,13 @@ class StreamedModel:
         from quant.memory.plan import plan_evaluation
 
         device = self.source.device
+        window = max(batch.shape[1] for batch in batches)
+        largest = max(batch.numel() for batch in batches)  # many short windows, or few long ones
         plan = plan_evaluation(
             self.shape,
             tokens=sum(batch.numel() for batch in batches),
-            window=max(batch.shape[1] for batch in batches),
-            batch=max(batch.shape[0] for batch in batches),
+            window=window,
+            batch=-(-largest // window),
             limits=free_memory(device, self.folder),
             activations=self.wish,
         )

@@ -1,4 +1,8 @@
-"""Perplexity: score windows independently, without padding or sliding context."""
+"""Perplexity: score windows independently, without sliding context.
+
+Windows of unequal length share a batch, the shorter ones filled up at their end: attention is
+causal, so no token sees what follows it, and what is filled up is not scored.
+"""
 
 from __future__ import annotations
 
@@ -19,14 +23,19 @@ from harness.report.published import LIMIT
 from harness.suites.base import SuiteContext, SuiteResult
 from harness.suites.logits import Logits
 from harness.suites.reading import Texts
+from quant.forward_products import forward_products
 
+# Target of a position that is not scored, for functional.cross_entropy.
+UNSCORED = -100
+# A window shares a batch with longer ones if it has at least 7/8 of their tokens.
+ALIKE = (7, 8)
 # Positions whose logits are converted to float32 at a time: half a gigabyte for a vocabulary of
 # 250,000.
 POSITIONS_AT_ONCE = 512
 
 
 class Scoring(Texts, Protocol):
-    """The texts to score, and the number of windows per batch."""
+    """The texts to score, and the number of full windows per batch."""
 
     batch_size: int
 
@@ -108,17 +117,21 @@ def score(context: SuiteContext, found: TokenWindows, batch_size: int) -> Score:
     nll = [0.0] * len(found.windows)
     done = 0
     context.progress(done, len(nll), name)
-    chosen = list(batches([len(window) for window in found.windows], batch_size))
-    ids = [torch.stack([found.windows[index] for index in batch]) for batch in chosen]
-    for batch, tokens, logits in zip(chosen, ids, _logits(context, ids, name), strict=True):
-        tokens = tokens.to(context.device)
-        for index, value in zip(batch, window_nll(logits, tokens).tolist(), strict=True):
-            if not math.isfinite(value):
-                raise ScoreError(_not_finite(context, name, index, logits))
-            nll[index] = value
-        done += len(batch)
-        context.progress(done, len(nll), name)
-    return Score(nll, [len(window) - 1 for window in found.windows])
+    lengths = [len(window) for window in found.windows]
+    context_length = protocols.context_length(context.model.config, context.context_length)
+    chosen = list(batches(lengths, batch_size * context_length))
+    ids = [stacked([found.windows[index] for index in batch]) for batch in chosen]
+    with forward_products(context.kernel):
+        for batch, tokens, logits in zip(chosen, ids, _logits(context, ids, name), strict=True):
+            counts = [lengths[index] for index in batch]
+            values = window_nll(logits, tokens.to(context.device), counts).tolist()
+            for index, value in zip(batch, values, strict=True):
+                if not math.isfinite(value):
+                    raise ScoreError(_not_finite(context, name, index, logits))
+                nll[index] = value
+            done += len(batch)
+            context.progress(done, len(nll), name)
+    return Score(nll, [length - 1 for length in lengths])
 
 
 def _logits(context: SuiteContext, ids: list[Tensor], name: str) -> Iterator[Tensor | Logits]:
@@ -131,34 +144,54 @@ def _logits(context: SuiteContext, ids: list[Tensor], name: str) -> Iterator[Ten
     yield from context.streamed(ids, lambda done, count: context.progress(done, count, what))
 
 
-def batches(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
-    """Yield indices of windows in batches of at most `size` and of one length, without padding.
+def batches(lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:
+    """Yield indices of windows in batches of at most `tokens` tokens, or of one window.
 
     Longer windows come first, so that a lack of memory shows at once; windows of one length stay in
-    order.
+    order. All windows of a batch are about as long as its first (ALIKE), so little is filled up.
     """
-    groups: dict[int, list[int]] = {}
-    for number, length in enumerate(lengths):
-        groups.setdefault(length, []).append(number)
-    for length in sorted(groups, reverse=True):
-        group = groups[length]
-        yield from (group[start : start + size] for start in range(0, len(group), size))
+    batch: list[int] = []
+    for number in sorted(range(len(lengths)), key=lambda number: -lengths[number]):
+        longest = lengths[batch[0]] if batch else 0
+        alike = lengths[number] * ALIKE[1] >= longest * ALIKE[0]
+        if batch and ((len(batch) + 1) * longest > tokens or not alike):
+            yield batch
+            batch = []
+        batch.append(number)
+    if batch:
+        yield batch
 
 
-def window_nll(logits: Tensor | Logits, tokens: Tensor) -> Tensor:
+def stacked(windows: Sequence[Tensor]) -> Tensor:
+    """Return windows as int64 [batch, tokens]; shorter ones repeat their last token at the end."""
+    longest = max(map(len, windows))
+    rows = [torch.cat([each, each[-1:].expand(longest - len(each))]) for each in windows]
+    return torch.stack(rows)
+
+
+def window_nll(
+    logits: Tensor | Logits, tokens: Tensor, lengths: Sequence[int] | None = None
+) -> Tensor:
     """Return the summed negative log-likelihood of each row: float64 [batch], nats.
 
-    logits [batch, length, vocabulary] of any float dtype, tokens int64 [batch, length].
+    logits [batch, length, vocabulary] of any float dtype, tokens int64 [batch, length]; `lengths`
+    are the tokens of each row that count (None: all).
     Log-softmax is computed in float32, the sum over positions in float64.
     """
     batch, length = tokens.shape
+    targets = tokens[:, 1:].clone()
+    for row, count in enumerate(lengths or ()):
+        targets[row, max(0, count - 1) :] = UNSCORED
     total = torch.zeros(batch, dtype=torch.float64, device=logits.device)
     step = max(1, POSITIONS_AT_ONCE // batch)
     for start in range(0, length - 1, step):
         stop = min(start + step, length - 1)
         part = logits[:, start:stop].float()
         loss = functional.cross_entropy(
-            part.flatten(0, 1), tokens[:, start + 1 : stop + 1].flatten(), reduction="none"
+            part.flatten(0, 1),
+            targets[:, start:stop].flatten(),
+            reduction="none",
+            ignore_index=UNSCORED,
         )
         total += loss.view(batch, stop - start).double().sum(1)
     return total

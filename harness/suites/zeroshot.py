@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from harness.data import texts
-from harness.data.sources import generator_hash
+from harness.data.told import generator_hash
 from harness.errors import ConfigError
 from harness.records.hashes import file_sha256
 from harness.report.columns import (
@@ -123,6 +123,12 @@ SUITE = Suite(
     check=check,
     remarks=remarks,
     inputs=inputs,
-    preload=("harness.suites.zeroshot_scoring", "harness.suites.zeroshot_model"),
+    # Most of lm-eval is imported where it is first used.
+    preload=(
+        "harness.suites.zeroshot_scoring",
+        "harness.suites.zeroshot_model",
+        "lm_eval.api.task",
+        "lm_eval.evaluator",
+    ),
     table=TABLE,
 )

@@ -6,6 +6,7 @@ Imports lm-eval and transformers, so it is imported only when a zero-shot suite 
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 from typing import Any
 
@@ -16,25 +17,33 @@ from torch import Tensor
 from harness.data import vocabulary
 from harness.data.specials import Specials, Tally
 from harness.suites.base import SuiteContext
+from harness.suites.zeroshot_likelihoods import asked, likelihoods
 from harness.suites.zeroshot_tasks import TaskError
+from quant.forward_products import forward_products
 
 
 class View:
-    """A read-only view of a model for lm-eval: it can be called, but not moved or changed.
+    """A read-only view of a model for lm-eval: it scores and generates, but nothing changes it.
 
     lm-eval ties the weights of a torch module, and builds a quantizer from a
     `quantization_config`. This is not a module, and its config has no quantization_config.
     """
 
-    def __init__(self, model: Any) -> None:
-        self._model = model
+    def __init__(self, model: Any, kernel: str) -> None:
+        self._model, self._kernel = model, kernel
+        forward = inspect.signature(getattr(model, "forward", model))
+        self._keeps = "logits_to_keep" in forward.parameters
         self.device = model.device
         self.config = copy.deepcopy(model.config)
         if getattr(self.config, "quantization_config", None) is not None:
             del self.config.quantization_config
 
-    def __call__(self, tokens: Tensor) -> Any:
-        return self._model(input_ids=tokens, use_cache=False)
+    def last_logits(self, tokens: Tensor, count: int) -> Tensor:
+        """Logits [batch, count, vocabulary] of the last positions; of all if it cannot choose."""
+        options = {"logits_to_keep": count} if self._keeps else {}
+        with forward_products(self._kernel):
+            logits: Tensor = self._model(input_ids=tokens, use_cache=False, **options).logits
+        return logits
 
     def generate(self, **options: Any) -> Tensor:
         result: Tensor = self._model.generate(**options)
@@ -47,7 +56,7 @@ class Scorer(HFLM):  # type: ignore[misc]  # lm-eval has no types
     def __init__(self, context: SuiteContext, length: int, batch_size: int) -> None:
         # lm-eval truncates from the left; log-softmax is in float32 for every dtype.
         super().__init__(
-            pretrained=View(context.model),
+            pretrained=View(context.model, context.kernel),
             tokenizer=copy.deepcopy(context.tokenizer),  # lm-eval may add a padding token
             backend="causal",
             batch_size=batch_size,
@@ -55,9 +64,9 @@ class Scorer(HFLM):  # type: ignore[misc]  # lm-eval has no types
             softmax_dtype="float32",
         )
         self._context = context
-        self._done = self._total = 0
         self.requests = self.truncated = self.shared = 0
         self._rolling = False
+        self._prompts: dict[str, list[int]] = {}  # ids of prompts, which choices share
         self._specials = Specials.of(self.tokenizer)
         self._size = vocabulary.size_of(context.model)
         self.special = Tally(self.tokenizer, self._specials)
@@ -105,6 +114,7 @@ class Scorer(HFLM):  # type: ignore[misc]  # lm-eval has no types
     def loglikelihood(self, requests: Any, disable_tqdm: bool = True) -> list[tuple[float, bool]]:
         """As in lm-eval, but a prompt of white space alone counts as empty."""
         encoded = []
+        self._prompts.clear()
         for request in requests:
             prompt, target = request.args
             ids = self._encode_pair(prompt, target) if prompt.strip() else self._behind_bos(target)
@@ -166,7 +176,8 @@ class Scorer(HFLM):  # type: ignore[misc]  # lm-eval has no types
         words = text[len(context) :].lstrip()
         whole = self.tok_encode(text)
         for prompt in (context, text[: len(text) - len(words)]):
-            ids = self.tok_encode(prompt)
+            ids = self._prompts.get(prompt) or self.tok_encode(prompt)
+            self._prompts[prompt] = ids
             if whole[: len(ids)] == ids and len(whole) > len(ids):
                 self.shared += prompt != context
                 return ids, whole[len(ids) :]
@@ -174,12 +185,6 @@ class Scorer(HFLM):  # type: ignore[misc]  # lm-eval has no types
         pairs = enumerate(zip(whole, ids, strict=False))
         common = next((n for n, (a, b) in pairs if a != b), min(len(whole), len(ids)))
         return whole[:common], whole[common:]
-
-    def _model_call(self, inps: Tensor, attn_mask: Any = None, labels: Any = None) -> Tensor:
-        logits: Tensor = super()._model_call(inps, attn_mask, labels)
-        self._done = min(self._done + len(inps), self._total)
-        self._context.progress(self._done, self._total, "zero-shot requests")
-        return logits
 
     def _loglikelihood_tokens(
         self,
@@ -199,11 +204,13 @@ class Scorer(HFLM):  # type: ignore[misc]  # lm-eval has no types
             self.special.add([[*prompt_ids, *target_ids]])
             self.truncated += len(prompt_ids) + len(target_ids) > self.max_length + 1
         self.requests += len(requests)
-        self._done, self._total = 0, len(requests)
-        scores: list[tuple[float, bool]] = super()._loglikelihood_tokens(
-            requests, True, override_bs
-        )
-        self._context.progress(self._total, self._total, "zero-shot requests")
+        asking = [asked(prompt, target, self.max_length) for _, prompt, target in requests]
+        scores: list[tuple[float, bool]] = [(math.nan, False)] * len(requests)
+        size = override_bs or self.batch_size
+        found = likelihoods(self.model.last_logits, asking, size, str(self.device))
+        for done, (number, score, greedy) in enumerate(found, start=1):
+            scores[number] = score, greedy
+            self._context.progress(done, len(requests), "zero-shot requests")
         for (pair, _, _), (score, _) in zip(requests, scores, strict=True):
             if not math.isfinite(score):
                 raise TaskError(

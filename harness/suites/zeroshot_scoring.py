@@ -363,20 +363,30 @@ def _documents_hash(logged: Sequence[dict[str, Any]]) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence lm-eval's bars and warnings; progress is reported through the suite's context."""
+    """Silence lm-eval's bars and warnings; progress is reported through the suite's context.
+
+    It also describes the machine no more, which runs pip and git (a second); records have their own
+    description (harness.records.environment).
+    """
     import lm_eval.api.model
     import lm_eval.api.task
+    import lm_eval.evaluator
 
     logger = logging.getLogger("lm_eval")
-    modules: tuple[Any, ...] = (lm_eval.api.task, lm_eval.api.model)
     level = logger.level
-    bars: list[Callable[..., Any]] = [module.tqdm for module in modules]
+    replaced: list[tuple[Any, str, Callable[..., Any]]] = [
+        (lm_eval.evaluator, "add_env_info", lambda _results: None),
+        (lm_eval.evaluator, "get_git_commit_hash", lambda: None),
+    ]
+    for module in (lm_eval.api.task, lm_eval.api.model):
+        replaced.append((module, "tqdm", partial(module.tqdm, disable=True)))
+    before = [(module, name, getattr(module, name)) for module, name, _ in replaced]
     logger.setLevel(logging.ERROR)
-    for module, bar in zip(modules, bars, strict=True):
-        module.tqdm = partial(bar, disable=True)
+    for module, name, other in replaced:
+        setattr(module, name, other)
     try:
         yield
     finally:
         logger.setLevel(level)
-        for module, bar in zip(modules, bars, strict=True):
-            module.tqdm = bar
+        for module, name, own in before:
+            setattr(module, name, own)

@@ -133,14 +133,15 @@ def _reason(error: Exception) -> str:
 
 def embedded(name: str, limit: int | None) -> LocalTask:
     """Return `limit` items (500 by default) of one of `EMBEDDED_TASKS`."""
+    from harness.data import told
     from harness.embedded import stories
 
     count = limit or EMBEDDED_DOCUMENTS
     items: Sequence[Mapping[str, Any]]
     if name == "embedded_last_word":
-        kind, items = "continuation", stories.last_word_items(count)
+        kind, items = "continuation", told.last_word_items(count)
     else:
-        kind, items = "choice", stories.choice_items(count)
+        kind, items = "choice", told.choice_items(count)
     documents = [normalise(kind, item) for item in items]
     return LocalTask(name, kind, documents, f"embedded stories {stories.GENERATOR_VERSION}")
 

@@ -14,11 +14,11 @@ from quant.calibrate.cost import StageMeter
 from quant.calibrate.devices import DeviceWorkers, Workplace
 from quant.calibrate.head import quantize_head, set_head
 from quant.calibrate.layers import BlockSolver, LayerResult, Solved
-from quant.calibrate.operators import calibration_products
 from quant.calibrate.sink import STAGE, BlockSink, Finished, WriteBehind
 from quant.calibrate.source import BlockSource, each_block
 from quant.calibrate.wide import WideCalls, wide_buffers
 from quant.config import QuantizationConfig
+from quant.forward_products import forward_products
 
 Progress = Callable[[int, int, str], None]
 
@@ -67,7 +67,7 @@ class Run:
         on_cpu = self.source.device.type == "cpu"
         with (
             self.meter.stage(stage),
-            calibration_products(self.kernel) if on_cpu else nullcontext(),
+            forward_products(self.kernel) if on_cpu else nullcontext(),
         ):
             yield
 

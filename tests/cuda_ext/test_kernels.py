@@ -91,6 +91,19 @@ def test_rows_do_not_depend_on_their_neighbours(device: str) -> None:
     assert torch.equal(layer.linear(x[shuffled]), together[shuffled])
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_types_are_never_dequantized_where_torch_is_slow_with_them(
+    device: str, dtype: torch.dtype
+) -> None:
+    if device != "cpu" or packed.cpu_isa() != "avx2":
+        pytest.skip("a rule of AVX2")
+    layer = Layer(4, 640, 21, 128, device)
+    x = random_x(600, 640, dtype, device)
+    parts = [layer.linear(part.contiguous()) for part in x.split(150)]
+    assert torch.equal(layer.linear(x), torch.cat(parts))  # the kernels' sums, at every batch
+    check_error(layer, x)
+
+
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("end", ["zero", "maximum"])
 def test_extreme_codes(device: str, bits: int, end: str) -> None:

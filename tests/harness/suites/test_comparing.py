@@ -194,6 +194,21 @@ def test_progress_counts_every_pass(artifact: Path, text: str) -> None:
     assert seen == [(n, 10) for n in range(1, 11)]
 
 
+@pytest.mark.parametrize(("windows_kept", "passes"), [(5, 5), (2, 8), (0, 10)])
+def test_logits_that_fit_are_computed_once_for_both_comparisons(
+    artifact: Path, text: str, monkeypatch: pytest.MonkeyPatch, windows_kept: int, passes: int
+) -> None:
+    model, seen = packed(artifact), []
+    expected = {
+        name: figure.value for name, figure in run(context(model, artifact), text)[0].items()
+    }
+    model.register_forward_hook(lambda *_: seen.append(1))
+    monkeypatch.setattr(comparing, "KEPT_BYTES", windows_kept * 20 * VOCABULARY * 4)
+    found, _ = run(context(model, artifact), text)
+    assert len(seen) == passes
+    assert {name: figure.value for name, figure in found.items()} == expected
+
+
 def test_the_reference_of_a_model_that_has_none_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="this model is not quantized"):
         run(context(tiny(), quantized=True), text)

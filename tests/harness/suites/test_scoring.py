@@ -141,14 +141,61 @@ def test_the_size_of_chunks_changes_nothing(batch: int, length: int, chunk: int)
 
 
 @settings(deadline=None)
-@given(st.lists(st.integers(2, 6), max_size=20), st.integers(1, 4))
-def test_batches_are_of_one_length_and_lose_nothing(lengths: list[int], size: int) -> None:
-    found = list(scoring.batches(lengths, size))
+@given(st.lists(st.integers(2, 60), max_size=30), st.integers(1, 300))
+def test_batches_waste_little_and_lose_nothing(lengths: list[int], tokens: int) -> None:
+    found = list(scoring.batches(lengths, tokens))
     assert sorted(number for batch in found for number in batch) == list(range(len(lengths)))
-    assert all(1 <= len(batch) <= size for batch in found)
-    assert all(len({lengths[number] for number in batch}) == 1 for batch in found)
+    for batch in found:
+        longest = max(lengths[number] for number in batch)
+        assert len(batch) == 1 or len(batch) * longest <= tokens
+        assert all(8 * lengths[number] >= 7 * longest for number in batch)
     firsts = [lengths[batch[0]] for batch in found]
     assert firsts == sorted(firsts, reverse=True)
+    if len(set(lengths)) == 1:  # as many as fit, in order
+        size = max(1, tokens // lengths[0])
+        numbers = list(range(len(lengths)))
+        assert found == [numbers[at : at + size] for at in range(0, len(numbers), size)]
+
+
+def test_windows_of_unequal_length_share_a_batch(
+    model: LlamaForCausalLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes = []
+    forward = model.forward
+
+    def seen(input_ids: torch.Tensor, **more: Any) -> Any:
+        shapes.append(tuple(input_ids.shape))
+        return forward(input_ids=input_ids, **more)
+
+    monkeypatch.setattr(model, "forward", seen)
+    file = tmp_path / "documents.txt"
+    parts = ["a document", "another11", "short", "a document, too", "and one more", "sharp"]
+    file.write_text("|".join(parts))
+    config = Config(
+        ["documents"], {"documents": str(file)}, documents=DocumentsConfig(separator="|")
+    )
+    result = scoring.run(context(model, context_length=32), config)
+    # 1 + 15; 1 + 12 shares with 1 + 10 no more, which shares with 1 + 9; the short ones.
+    assert shapes == [(1, 16), (1, 13), (2, 11), (2, 6)]
+    monkeypatch.undo()
+    losses = [by_hand(model, [1, *part.encode()]) for part in parts]
+    assert [sample["nll"] for sample in result.samples] == pytest.approx(losses, rel=1e-5)
+    assert [sample["tokens"] for sample in result.samples] == [len(part) for part in parts]
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_what_is_filled_up_is_not_scored(kind: torch.dtype) -> None:
+    rng = torch.Generator().manual_seed(1)
+    logits = torch.randn(3, 9, 7, generator=rng).to(kind)
+    windows = [torch.randint(0, 7, (length,), generator=rng) for length in (9, 8, 2)]
+    tokens = scoring.stacked(windows)
+    assert tokens[2].tolist() == [*windows[2].tolist(), *[int(windows[2][-1])] * 7]
+    logits[1, 8] = logits[2, 2:] = math.nan  # behind the end of their windows
+    found = scoring.window_nll(logits, tokens, [9, 8, 2])
+    for row, window, value in zip(logits, windows, found.tolist(), strict=True):
+        scores = row.double().log_softmax(-1)
+        pairs = zip(scores, window[1:].tolist(), strict=False)
+        assert value == pytest.approx(-sum(float(at[token]) for at, token in pairs), rel=1e-5)
 
 
 def test_a_model_that_knows_nothing_has_the_vocabulary_as_perplexity(

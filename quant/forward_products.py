@@ -1,9 +1,10 @@
-"""Faster operators for running blocks during calibration on the CPU.
+"""Faster operators for forward passes on the CPU, of calibration and of suites that score text.
 
-Float32 linear layers run in oneDNN (see quant.products) and causal attention in cuda_ext.attention:
-torch's kernel computes the masked scores too and multiplies with MKL, which does not use AVX-512 on
-processors that are not made by Intel. Results differ from those of a normal forward pass by
-rounding only.
+Float32 linear layers run in the library that is fast on this processor (see quant.products) and
+causal attention in cuda_ext.attention: torch's kernel computes the masked scores too and multiplies
+with MKL, which does not use AVX-512 on processors that are not made by Intel. Results differ from
+those of a normal forward pass by rounding only. Timing suites do without: they measure what a user
+gets.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from quant.products import linear, say_once, torch_alone
 
 
 @contextmanager
-def calibration_products(kernel: str) -> Iterator[None]:
+def forward_products(kernel: str) -> Iterator[None]:
     """Use the faster operators inside; kernel="reference" leaves everything to torch."""
     alone = kernel == "reference"
     with torch_alone(alone), nullcontext() if alone else _FasterCalls():

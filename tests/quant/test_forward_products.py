@@ -12,9 +12,9 @@ from transformers import PreTrainedModel
 from cuda_ext import attention, ops, packed
 from quant import products
 from quant.calibrate.capture import check_streaming, streamed_logits
-from quant.calibrate.operators import calibration_products
 from quant.calibrate.stream import quantize_model
 from quant.config import QuantizationConfig
+from quant.forward_products import forward_products
 from quant.scheme import Scheme
 from quant.solvers import gptq
 from tests.quant.architectures import tiny_model
@@ -33,14 +33,14 @@ needs_kernels = pytest.mark.skipif(
 
 @pytest.mark.parametrize("bias", [None, random(300, seed=3)], ids=["plain", "bias"])
 @pytest.mark.parametrize("shape", [(64, 256), (4, 32, 256), (2, 3, 256)])
-def test_linear_layers_inside_calibration_products(shape, bias):
+def test_linear_layers_inside_forward_products(shape, bias):
     x, weight = random(*shape, seed=1), random(300, 256, seed=2)
     with torch.no_grad():
         expected = functional.linear(x, weight, bias)
-        with calibration_products("reference"):
+        with forward_products("reference"):
             assert torch.equal(functional.linear(x, weight, bias), expected)
             assert not products._by_onednn(random(200, 200), random(200, 200))
-        with calibration_products("cpu"):
+        with forward_products("cpu"):
             found = functional.linear(x, weight, bias)
             halves = functional.linear(x.bfloat16(), weight.bfloat16())
     assert found.shape == expected.shape
@@ -51,7 +51,7 @@ def test_linear_layers_inside_calibration_products(shape, bias):
 
 def test_gradients_keep_torchs_own_linear():
     x, weight = random(64, 256), random(300, 256, seed=2).requires_grad_()
-    with calibration_products("cpu"):
+    with forward_products("cpu"):
         functional.linear(x, weight).sum().backward()
     assert weight.grad is not None
 
@@ -86,10 +86,10 @@ def test_causal_attention_goes_to_the_operator(calls):
     query, key, value = qkv(shared=2)
     expected = attend(query, key, value, is_causal=True, enable_gqa=True)
     fixed = attend(query, key, value, None, 0.0, True, scale=0.5, enable_gqa=True)
-    with calibration_products("reference"):
+    with forward_products("reference"):
         assert torch.equal(attend(query, key, value, is_causal=True, enable_gqa=True), expected)
     assert calls == []
-    with calibration_products("cpu"):
+    with forward_products("cpu"):
         found = attend(query, key, value, is_causal=True, enable_gqa=True)
         torch.testing.assert_close(
             attend(query, key, value, None, 0.0, True, scale=0.5, enable_gqa=True), fixed
@@ -127,7 +127,7 @@ def test_everything_else_is_torchs_bit_for_bit(calls, other):
     torch.manual_seed(0)
     expected = other()
     torch.manual_seed(0)
-    with calibration_products("cpu"):
+    with forward_products("cpu"):
         found = other()
     # torch answers a negative scale with NaN.
     torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
@@ -136,7 +136,7 @@ def test_everything_else_is_torchs_bit_for_bit(calls, other):
 
 @needs_kernels
 def test_torchs_own_errors_stay(calls):
-    with torch.no_grad(), calibration_products("cpu"), pytest.raises(RuntimeError):
+    with torch.no_grad(), forward_products("cpu"), pytest.raises(RuntimeError):
         attend(*qkv(shared=2), is_causal=True)  # grouped heads without enable_gqa
     assert calls == []
 
@@ -145,7 +145,7 @@ def test_torchs_own_errors_stay(calls):
 def test_gradients_keep_torchs_own_attention(calls):
     query, key, value = qkv()
     query.requires_grad_()
-    with calibration_products("cpu"):
+    with forward_products("cpu"):
         attend(query, key, value, is_causal=True).sum().backward()
         assert query.grad is not None
         with torch.no_grad():
@@ -170,7 +170,7 @@ def assert_said_once(caplog: pytest.LogCaptureFixture, reason: str) -> None:
     with torch.no_grad():
         expected = attend(query, key, value, is_causal=True)
         for _ in range(2):
-            with calibration_products("cpu"):
+            with forward_products("cpu"):
                 assert torch.equal(attend(query, key, value, is_causal=True), expected)
                 assert torch.equal(attend(query, key, value, is_causal=True), expected)
     (message,) = caplog.messages
@@ -201,7 +201,7 @@ def test_streamed_blocks_agree_with_torchs(calls, name):
     model, batch = heads_of_16(name), torch.stack(windows(3))
     expected = streamed_logits(model, batch)
     assert calls == []
-    with calibration_products("cpu"):
+    with forward_products("cpu"):
         check_streaming(model, *windows(2))
         found = streamed_logits(model, batch)
     assert {call[1:5] for call in calls} == {(4, 40, 16, SHARED[name])}

@@ -15,7 +15,8 @@ from harness.config.experiments import Asked, Experiment, experiments, model_fil
 from harness.records.record import FULL_PRECISION, NOT_AVAILABLE, QUANTIZATION, Record
 from harness.report.frame import from_records
 from harness.report.names import Footnotes
-from harness.report.published import published_figures, published_file
+from harness.report.published import published_figures
+from harness.report.published_files import published_file
 from harness.report.rows import Row, read_rows
 from harness.report.table import Cell, Column, Note, Table, significant
 

@@ -11,12 +11,11 @@ import csv
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
-from pathlib import Path
 
-from harness.errors import BitsweepError
 from harness.records.record import FULL_PRECISION, NOT_AVAILABLE, QUANTIZATION
 from harness.report.columns import OwnTable, Place
 from harness.report.names import Footnotes
+from harness.report.published_files import published_file
 from harness.report.rows import Figure, Row
 from harness.report.table import Cell, Column, Note, Table
 
@@ -102,18 +101,6 @@ def whole(figure: Figure) -> bool:
     """Whether a figure is of the whole text or task, in windows as long as the paper's."""
     windows = figure.note("windows")
     return not figure.note(LIMIT) and (not windows or windows.endswith(WINDOW))
-
-
-def published_file(name: str) -> Path:
-    """A file of results/published, in the installed package or in the checkout."""
-    package = Path(__file__).resolve().parents[1]
-    for folder in (package / "published", package.parent / "results" / "published"):
-        if (folder / name).is_file():
-            return folder / name
-    raise BitsweepError(
-        f"results/published/{name} is missing beside {package}: the installation is incomplete, "
-        "install bitsweep again."
-    )
 
 
 @lru_cache(maxsize=1)

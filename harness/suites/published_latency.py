@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from harness.report.columns import Place
-from harness.report.published import published_file
+from harness.report.published_files import published_file
 from harness.report.rows import Figure, Row
 from harness.report.table import Cell, Column, Note, Table, significant
 

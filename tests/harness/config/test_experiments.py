@@ -8,7 +8,8 @@ import pytest
 from harness.config.compose import compose_cells
 from harness.config.experiments import Asked, experiments, header
 from harness.config.help import conf_dir, options
-from harness.report.published import published_figures, published_file
+from harness.report.published import published_figures
+from harness.report.published_files import published_file
 from quant.scheme import Scheme
 
 ALL = experiments()

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from harness.config.compose import compose_cells
 from harness.config.help import conf_dir, options
 from harness.config.schema import ModelConfig
-from harness.report.published import published_file
+from harness.report.published_files import published_file
 
 OWN = ("hub", "local", "dummy", "dummy-opt-175b", "embedded", "smollm2-135m-wheel")
 MODELS = [name for name in options("model") if name not in OWN]

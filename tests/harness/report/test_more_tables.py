@@ -12,12 +12,12 @@ from rich.console import Console
 
 from harness.records.record import Failure
 from harness.report import from_records, summary_tables
+from harness.report.published_files import published_file
 from harness.report.render import to_csv, to_markdown, to_rich
 from harness.report.table import Cell, Column, Note, Table, on_screen, small
 from harness.suites.published_latency import (
     NOT_MEASURED,
     Published,
-    published_file,
     published_latencies,
 )
 

@@ -8,6 +8,7 @@ import pytest
 from harness.report import published
 from harness.report.columns import Place
 from harness.report.published import PublishedFigure, beside_published, published_figures
+from harness.report.published_files import published_file
 from harness.report.rows import Figure, Row
 
 PLACE = Place("published_perplexity", "Perplexity of {model} beside published", 11)
@@ -175,7 +176,7 @@ def test_accuracies_are_percents_with_two_standard_errors() -> None:
 
 
 def test_the_file_is_a_plain_table() -> None:
-    with published.published_file("gptq.csv").open(encoding="utf-8", newline="") as file:
+    with published_file("gptq.csv").open(encoding="utf-8", newline="") as file:
         lines = list(csv.reader(file))
     assert {len(line) for line in lines} == {12}
 

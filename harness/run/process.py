@@ -274,8 +274,12 @@ def _start(process: Any) -> None:
             trouble.append(error)
 
     thread = threading.Thread(target=start, daemon=True)
+    # An interrupt inside Thread.start would leave a thread that nobody waits for: it dies with this
+    # process, perhaps between the fork and what the forked process is to read.
+    before = signals.block()
     thread.start()
     try:
+        signals.unblock(before)
         thread.join()
     except KeyboardInterrupt:
         from multiprocessing import forkserver  # does not exist on all platforms

@@ -42,10 +42,22 @@ def as_interrupts() -> Iterator[None]:
             signal.signal(number, before[number])
 
 
-def block() -> None:
-    """Block both signals in this thread, so that processes it starts never receive them."""
+def block() -> set[int]:
+    """Block both signals in this thread, and in threads and processes that it starts from now on.
+
+    Returns what was blocked before, for `unblock`.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        return set()
+    return {
+        int(n) for n in signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    }
+
+
+def unblock(before: set[int]) -> None:
+    """Block what was blocked before in this thread; a signal that came meanwhile is handled now."""
     if hasattr(signal, "pthread_sigmask"):
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def ignore() -> None:

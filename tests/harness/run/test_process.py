@@ -7,6 +7,8 @@ import re
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from multiprocessing import forkserver
@@ -20,6 +22,7 @@ from harness.config.schema import CellConfig
 from harness.run import process
 from harness.run.events import Advanced, Event, Failed, Finished, Started, Waiting
 from harness.run.process import run_in_process
+from harness.run.signals import as_interrupts
 from tests.harness.cells import cell_of, plan_of
 
 Make = Callable[..., CellConfig]
@@ -285,3 +288,29 @@ def test_cells_through_a_launcher_plugin_of_hydra(
     assert log.read_text() == "scheme=w4\nscheme=w3\n"
     assert [plan_of(cell.config).todo for cell in cells] == [[], []]
     assert (tmp_path / "results" / "runs" / "multirun").is_dir()
+
+
+def test_an_interrupt_while_the_starting_thread_begins_leaves_no_thread(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What it has begun is finished: a forked process would complain of the end of its pipe."""
+    ended: list[bool] = []
+
+    class Slow:
+        pid = 1
+
+        def start(self) -> None:
+            time.sleep(0.3)
+            ended.append(True)
+
+    begin = threading.Thread.start
+
+    def interrupted(thread: threading.Thread) -> None:
+        begin(thread)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    with as_interrupts(), pytest.raises(KeyboardInterrupt):
+        process._start(Slow())
+    assert ended == [True]
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())

@@ -274,12 +274,11 @@ def _start(process: Any) -> None:
             trouble.append(error)
 
     thread = threading.Thread(target=start, daemon=True)
-    # An interrupt inside Thread.start would leave a thread that nobody waits for: it dies with this
-    # process, perhaps between the fork and what the forked process is to read.
-    before = signals.block()
-    thread.start()
     try:
-        signals.unblock(before)
+        # An interrupt inside Thread.start would leave a thread that nobody waits for: it dies with
+        # this process, perhaps between the fork and what the forked process is to read.
+        with signals.deferred():
+            thread.start()
         thread.join()
     except KeyboardInterrupt:
         from multiprocessing import forkserver  # does not exist on all platforms

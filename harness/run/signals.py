@@ -14,6 +14,8 @@ from typing import Any
 
 INTERRUPTED, TERMINATED = 130, 143  # exit status
 
+_came: list[int] | None = None  # signals that wait for the end of `deferred`
+
 
 class Terminated(KeyboardInterrupt):
     """SIGTERM came."""
@@ -42,22 +44,30 @@ def as_interrupts() -> Iterator[None]:
             signal.signal(number, before[number])
 
 
-def block() -> set[int]:
-    """Block both signals in this thread, and in threads and processes that it starts from now on.
-
-    Returns what was blocked before, for `unblock`.
-    """
-    if not hasattr(signal, "pthread_sigmask"):
-        return set()
-    return {
-        int(n) for n in signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
-    }
-
-
-def unblock(before: set[int]) -> None:
-    """Block what was blocked before in this thread; a signal that came meanwhile is handled now."""
+def block() -> None:
+    """Block both signals in this thread, so that processes it starts never receive them."""
     if hasattr(signal, "pthread_sigmask"):
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+
+
+@contextmanager
+def deferred() -> Iterator[None]:
+    """Context inside `as_interrupts`: a signal that comes within raises at its end.
+
+    A mask would not do: any other thread may take the signal, and Python calls the handler in the
+    main thread all the same.
+    """
+    global _came
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    _came = []
+    try:
+        yield
+    finally:
+        came, _came = _came, None
+    if came:
+        _arrived(came[0], None)
 
 
 def ignore() -> None:
@@ -69,4 +79,7 @@ def ignore() -> None:
 
 
 def _arrived(number: int, _frame: Any) -> None:
+    if _came is not None:
+        _came.append(number)
+        return
     raise Terminated if number == signal.SIGTERM else KeyboardInterrupt

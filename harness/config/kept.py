@@ -1,4 +1,4 @@
-"""Cache of composed cells on disk: Hydra takes 0.16 s of CPU time for every cell of a sweep.
+"""Cache of composed cells on disk: Hydra takes 0.16 s of CPU time for every choice of a sweep.
 
 The cells of a command line depend on its words, the YAML files of conf/ and of the user's folder,
 the folders that relative paths start from, and the code that composes. All of that is in the cache

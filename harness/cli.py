@@ -127,12 +127,14 @@ def _print_help(options: Namespace) -> None:
 def _report(options: Namespace) -> int:
     require("harness", "bitsweep report")
     from harness.cell.parts import suites_in
+    from harness.records.absent import absent_beside
     from harness.records.store import require_place, scan_records
     from harness.run.launch import report
 
     records, notes = scan_records(options.results)
     for note in notes:
         print(f"bitsweep: {note}", file=sys.stderr)
+    records += absent_beside(options.results, records)
     if not records:
         raise ConfigError(
             f"{options.results} holds no records: make some with `bitsweep run`, or name the "

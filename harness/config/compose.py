@@ -61,11 +61,11 @@ def compose_cells(
         composer = Composer(partial(_compose_entry, searchpath), SWAPPED, user_folders(extra))
         cells: dict[str, Cell] = {}
         for point in product(parsed):
-            _, sweep = composer.cell(point)
-            for entry in _sweep_entries(sweep, point):
-                config, _ = composer.cell(entry)
+            for entry in _sweep_entries(composer.configuration(point).sweep, point):
+                found = composer.configuration(entry)
+                config = _cell(found)
                 # Compared by content: entries may reach the same cell in two ways.
-                cells.setdefault(repr(config), Cell(config, entry, extra))
+                cells.setdefault(repr(config), Cell(config, entry, extra, tuple(found.published)))
     return list(cells.values())
 
 
@@ -119,8 +119,7 @@ def compose_one(overrides: Sequence[str]) -> DictConfig:
 def _compose_entry(searchpath: Sequence[str], entry: Entry) -> Composed:
     found = compose_one([*searchpath, *entry])
     values: Any = OmegaConf.to_container(found, resolve=False)
-    values["sweep"] = OmegaConf.to_container(found.sweep, resolve=True)
-    return composed(to_cell(found), values)
+    return composed(_resolved(found), values)
 
 
 def _node(scheme: Scheme) -> dict[str, Any]:
@@ -164,8 +163,16 @@ def product(parsed: Sequence[Override]) -> list[tuple[str, ...]]:
 
 def to_cell(composed: DictConfig) -> CellConfig:
     """Convert a composed configuration to plain dataclasses, with absolute folders."""
+    return _cell(_resolved(composed))
+
+
+def _resolved(composed: DictConfig) -> SweepConfig:
     config = OmegaConf.to_object(composed)
     assert isinstance(config, SweepConfig)
+    return config
+
+
+def _cell(config: SweepConfig) -> CellConfig:
     cell = CellConfig(**{field.name: getattr(config, field.name) for field in fields(CellConfig)})
     cell.paths.results = str(Path(cell.paths.results).expanduser().absolute())
     if cell.paths.data is not None:

@@ -28,7 +28,7 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from harness.config.help import conf_dir
-from harness.config.schema import CellConfig
+from harness.config.schema import SweepConfig
 
 Entry = tuple[str, ...]  # the overrides of a cell
 SEED = "seed"
@@ -39,13 +39,12 @@ _CHOICE = re.compile(r"(\w+)=([\w.+-]+)")
 class Composed:
     """A composed configuration.
 
-    config, sweep  its values, interpolations resolved.
-    raw            by top-level key: the text of its values, interpolations as they are written.
-    named          words in the interpolations of each of these keys.
+    config  its values, interpolations resolved.
+    raw     by top-level key: the text of its values, interpolations as they are written.
+    named   words in the interpolations of each of these keys.
     """
 
-    config: CellConfig
-    sweep: list[dict[str, Any]]
+    config: SweepConfig
     raw: dict[str, str]
     named: dict[str, frozenset[str]]
 
@@ -54,14 +53,10 @@ class Composed:
         return {key for key in self.raw | other.raw if self.raw.get(key) != other.raw.get(key)}
 
 
-def composed(config: CellConfig, values: dict[str, Any]) -> Composed:
-    """A composition from its cell and its values.
-
-    values  by top-level key; interpolations as they are written, but for those in `sweep`.
-    """
+def composed(config: SweepConfig, values: dict[str, Any]) -> Composed:
+    """A composition from its values: with interpolations resolved, and as they are written."""
     return Composed(
         config,
-        values["sweep"],
         {key: repr(value) for key, value in values.items()},
         {key: frozenset(_named(value)) for key, value in values.items()},
     )
@@ -91,8 +86,8 @@ class Composer:
         self._whole: dict[Entry, Composed] = {}
         self._first: dict[tuple[object, ...], Entry] = {}
 
-    def cell(self, entry: Entry) -> tuple[CellConfig, list[dict[str, Any]]]:
-        """The cell of an entry, and its `sweep`."""
+    def configuration(self, entry: Entry) -> SweepConfig:
+        """The configuration of an entry, interpolations resolved."""
         chosen = self._chosen(entry)
         others = tuple(each for each in entry if _key(each) not in chosen)
         frame = (others, frozenset(chosen.keys() - {SEED}))
@@ -101,10 +96,7 @@ class Composer:
             found = self._derived(first, chosen)
         except (HydraException, OmegaConfBaseException):  # of a combination that nobody asked for
             found = None
-        if found is None:
-            whole = self._compose(entry)
-            found = whole.config, whole.sweep
-        return found
+        return found or self._compose(entry).config
 
     def _compose(self, entry: Entry) -> Composed:
         if entry not in self._whole:
@@ -118,10 +110,8 @@ class Composer:
         keys = [_key(each) for each in entry]
         return {key: value for key, value in found.items() if keys.count(key) == 1}
 
-    def _derived(
-        self, first: Entry, chosen: dict[str, str]
-    ) -> tuple[CellConfig, list[dict[str, Any]]] | None:
-        """The cell with the values of `chosen`, from changes of `first`; None if it must be whole."""
+    def _derived(self, first: Entry, chosen: dict[str, str]) -> SweepConfig | None:
+        """`first` with the values of `chosen`, put together; None if it must be composed whole."""
         given = self._chosen(first)
         if given.keys() - chosen.keys():
             return None  # a seed
@@ -136,7 +126,7 @@ class Composer:
         if len(including) > 1:
             return None
         named = _merged([base, *parts.values()])
-        values, sweep = dict(vars(base.config)), base.sweep
+        values = dict(vars(base.config))
         seen: set[str] = set()
         for key, part in parts.items():
             reached = _reached({key, *part.changed(base)}, named)
@@ -144,8 +134,7 @@ class Composer:
                 return None
             seen |= reached
             values |= {each: getattr(part.config, each) for each in reached & values.keys()}
-            sweep = part.sweep if "sweep" in reached else sweep
-        return copy.deepcopy(CellConfig(**values)), sweep
+        return copy.deepcopy(SweepConfig(**values))
 
     def _local(self, group: str, option: str) -> bool:
         """Whether the file of an option includes none but files of its group."""

@@ -16,12 +16,12 @@ def plan_table(plans: Sequence[CellPlan | PendingPlan]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    names = list(dict.fromkeys(name for plan in plans for name in plan.stages))
+    names = list(dict.fromkeys(name for plan in plans for name in plan.shown))
     table = Table(title="plan", title_justify="left", box=None, pad_edge=False)
     for column in ("model", "method", "scheme", "calibration", "seed", *names):
         table.add_column(Text(column))
     for plan in plans:
-        cell, stages = plan.identity, plan.stages
+        cell, stages = plan.identity, plan.shown
         states = [stages.get(name, "-") for name in names]
         words = (cell.model, cell.method, cell.scheme, cell.calibration or "-", str(cell.seed))
         table.add_row(*map(Text, (*words, *states)))  # brackets in a name are not markup

@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from harness.data import protocols, vocabulary
 from harness.data.protocols import TokenWindows
+from harness.data.texts import AbsentText
 from harness.errors import BitsweepError
 from harness.records.record import Metric
 from harness.report.published import LIMIT
@@ -80,22 +81,30 @@ class Score:
 def run(context: SuiteContext, config: Scoring) -> SuiteResult:
     """Measure perplexity and negative log-likelihood of each protocol, and every window's score.
 
-    Raises ProtocolError or TextError if a text is not available, ScoreError if not finite.
+    A text of the hub that cannot be had fails alone, if another can. Raises ProtocolError or
+    TextError if no text is available, ScoreError if not finite.
     """
     metrics: list[Metric] = []
+    failures: dict[str, str] = {}
     inputs: dict[str, str] = {}
     samples: list[dict[str, Any]] = []
     length = protocols.context_length(context.model.config, context.context_length)
     for name in config.protocols:
-        found = protocols.windows(
-            name,
-            context.tokenizer,
-            length,
-            path=config.paths.get(name),
-            data_dir=context.data_dir,
-            documents=config.documents,
-            sequences=config.max_windows,
-        )
+        try:
+            found = protocols.windows(
+                name,
+                context.tokenizer,
+                length,
+                path=config.paths.get(name),
+                data_dir=context.data_dir,
+                documents=config.documents,
+                sequences=config.max_windows,
+            )
+        except AbsentText as error:
+            failures[name] = str(error)
+            if len(failures) == len(config.protocols):
+                raise
+            continue
         result = score(context, found, config.batch_size)
         metrics += _metrics(found, result, length, config)
         inputs |= {f"tokens:{name}": found.token_hash, f"text:{name}": found.text_hash}
@@ -103,7 +112,7 @@ def run(context: SuiteContext, config: Scoring) -> SuiteResult:
             {"protocol": name, "window": window, "tokens": tokens, "nll": nll}
             for window, (nll, tokens) in enumerate(zip(result.nll, result.tokens, strict=True))
         ]
-    return SuiteResult(metrics, inputs, samples)
+    return SuiteResult(metrics, inputs, samples, failures)
 
 
 @torch.inference_mode()

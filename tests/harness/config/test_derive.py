@@ -56,9 +56,11 @@ FILES = {
     "method/reaches.yaml": "# @package _global_\nmethod:\n  solver: quant.solvers.rtn\n"
     "calib:\n  sequences: 7\n",
     "method/names.yaml": "solver: quant.solvers.rtn\nnote: ${model.name}-${scheme.bits}\n",
-    "method/includes.yaml": "defaults:\n  - rtn\n  - override /calib@_global_.calib: documents\n  - _self_\n",
+    "method/includes.yaml": "defaults:\n  - rtn\n"
+    "  - override /calib@_global_.calib: documents\n  - _self_\n",
     "scheme/named.yaml": "bits: 4\ngroup_size: ${calib.sequences}\n",
-    "calib/follows.yaml": "defaults:\n  - embedded\n  - _self_\nseed: ${seed}\nlength: ${scheme.bits}\n",
+    "calib/follows.yaml": "defaults:\n  - embedded\n  - _self_\n"
+    "seed: ${seed}\nlength: ${scheme.bits}\n",
 }
 
 

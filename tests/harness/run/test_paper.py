@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from harness import cli
 from harness.config.compose import compose_cells
 from harness.config.experiments import experiments
 from harness.config.schema import Cell, CellConfig
-from harness.errors import Unavailable
+from harness.errors import MissingData, Unavailable
 from harness.records.record import QUANTIZATION
 from harness.run import launch
 
@@ -114,3 +115,82 @@ def test_a_model_that_is_not_here_now_makes_the_others_run_and_the_status_one(
     (record,) = (record for record in ran.records if record.cell.model == "absent")
     assert record.error is not None
     assert "HF_HUB_OFFLINE is set" in record.error.message
+
+
+@pytest.fixture
+def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_, **__: None)
+
+
+def with_text(config: CellConfig, *protocols: str) -> CellConfig:
+    changed = copy.deepcopy(config)
+    suite = changed.suite["perplexity"]
+    suite["protocols"] = list(protocols)
+    suite["paths"] = {name: path for name, path in suite["paths"].items() if name in protocols}
+    return changed
+
+
+def test_without_its_text_a_cell_of_a_published_table_is_n_a_and_any_other_is_refused(
+    tiny_cell: Make, no_hub: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = with_text(tiny_cell("method=rtn", latency=False), "wikitext2")
+    config.model.name = "opt-125m"
+    with pytest.raises(MissingData, match="HF_HUB_OFFLINE is set"):
+        launch.resolve_all([Cell(config, ())])
+    cell = Cell(config, (), published=("3",))
+    launch.show_plan(launch.resolve_all([cell]))
+    assert "1 cell, 2 stages: 0 to run, 0 done, 2 n/a" in capsys.readouterr().out
+    ran = launch.run_cells([cell])
+    said = capsys.readouterr().out
+    assert ran.status == 1
+    assert [record.suite for record in ran.records] == [QUANTIZATION, "perplexity"]
+    assert not any((tmp_path / "results" / "cells").glob("*"))
+    for text in (said, reported(config, capsys)):
+        (row,) = (line for line in text.splitlines() if "rtn" in line and "37.28" in line)
+        assert "n/a" in row
+        assert "HF_HUB_OFFLINE is set" in text
+
+
+def reported(config: CellConfig, capsys: pytest.CaptureFixture[str]) -> str:
+    assert cli.main(["report", config.paths.results]) == 0
+    return capsys.readouterr().out
+
+
+def test_other_suites_run_and_a_figure_takes_the_place_of_n_a(
+    tiny_cell: Make, no_hub: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    here = tiny_cell("method=none", "scheme=w16", latency=True)
+    gone = with_text(here, "wikitext2")
+    ran = launch.run_cells([Cell(gone, (), published=("3",))])
+    assert ran.status == 1
+    assert {r.suite: r.status for r in ran.records} == {"latency": "ok", "perplexity": "failed"}
+    assert "n/a" in reported(gone, capsys)
+    assert launch.run_cells([Cell(here, (), published=("3",))]).status == 0
+    assert "n/a" not in reported(gone, capsys)
+
+
+def test_without_its_calibration_text_a_cell_is_n_a_beside_those_that_need_none(
+    tiny_cell: Make, no_hub: None
+) -> None:
+    config = tiny_cell("method=gptq", latency=False)
+    config.calib.protocol, config.calib.path = "c4-train", None
+    rounded = tiny_cell("method=rtn", latency=False)
+    cells = [Cell(each, (), published=("3",)) for each in (rounded, config)]
+    found = launch.resolve_all(cells)
+    assert not found[0].absent
+    assert list(found[1].absent) == [QUANTIZATION, "perplexity"]
+
+
+def test_one_of_two_texts_fails_alone(tiny_cell: Make, no_hub: None) -> None:
+    here = tiny_cell("method=none", "scheme=w16", latency=False)
+    texts = here.suite["perplexity"]["protocols"]
+    config = with_text(here, *texts, "ptb-new")
+    ran = launch.run_cells([Cell(config, ())], quiet=True)
+    (record,) = ran.records
+    assert (ran.status, record.status) == (1, "failed")
+    assert {metric.task for metric in record.metrics} == set(texts)
+    assert record.error is not None
+    assert "task ptb-new: penn_treebank/test/0000.parquet" in record.error.message

@@ -23,12 +23,11 @@ from quant.calibrate.stream import (
     quantize_model,
 )
 from quant.checkpoint.files import tokenizer_files
-from quant.checkpoint.make import files_hash, quantize_to, windows_hash
+from quant.checkpoint.make import described, files_hash, quantize_to, windows_hash
 from quant.checkpoint.source import CheckpointSource
 from quant.checkpoint.writer import save
 from quant.config import QuantizationConfig
 from quant.errors import QuantizationError
-from quant.head import method_of_head
 from quant.memory.limits import free_memory
 from quant.memory.plan import model_shape, plan_quantization
 from quant.parts import PartError, find_part
@@ -131,7 +130,8 @@ def _in_memory(
     seen = windows(model)
     result = quantize_model(model, seen, config, progress)
     if out is not None:
-        save(out, model, result.weights, method=_described(config, seen), tokenizer=tokenizer)
+        said = described(_described(config, seen), config.scheme)
+        save(out, model, result.weights, method=said, tokenizer=tokenizer)
     return result
 
 
@@ -182,8 +182,6 @@ def _described(config: QuantizationConfig, windows: Sequence[Tensor]) -> dict[st
         said["transform"] = [
             transform_description(each, options) for each, options in config.transforms
         ]
-    if config.scheme.head is not None:
-        said["head"] = method_of_head()
     return said
 
 

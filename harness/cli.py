@@ -114,13 +114,13 @@ def _cells(options: Namespace) -> list[Cell] | None:
 
 
 def _print_help(options: Namespace) -> None:
-    """Print the help of run or plan, or of the group after --help."""
+    """Print the help of run, plan or fetch, or of the group after --help."""
     from harness.config.help import group_help, run_help
 
     if options.help.isidentifier():
         print(group_help(options.help, options.config_dir), end="")
         return
-    options.parser.description = run_help(options.config_dir)
+    options.parser.description = run_help(options.config_dir, options.verb)
     print(options.parser.format_help(), end="")
 
 

@@ -329,7 +329,8 @@ def _print_plan(plans: Sequence[CellPlan | PendingPlan], console: Console) -> No
     lines += [reason for plan in plans for reason in plan.cell.absent.values()]
     for line in dict.fromkeys(filter(None, lines)):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
-    suites = [each for plan in plans for each in plan.cell.choices.suites]
+    can_run = [plan for plan in plans if plan.todo or not plan.cell.absent]
+    suites = [each for plan in can_run for each in plan.cell.choices.suites]
     remarks = [text for each in suites for text in each.suite.remarks(each.config)] + hub.said()
     for line in dict.fromkeys(remarks):
         console.print(line, highlight=False, markup=False, soft_wrap=True)

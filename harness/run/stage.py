@@ -39,7 +39,6 @@ from harness.run.threads import Threads
 from harness.suites import quantization_cost
 from harness.suites.base import SuiteContext, SuiteResult, require_figures
 from harness.suites.memory import measure_peak
-from quant.head import method_of_head
 from quant.memory.heaps import trim_heap
 
 
@@ -120,8 +119,6 @@ def quantize(cell: ResolvedCell, progress: Any, listen: Listener) -> StageResult
     method = {**cell.keys.semantic["method"], "calib": cell.keys.semantic["calib"]}
     if choices.transforms:
         method["transform"] = cell.keys.semantic["transform"]
-    if cell.quantization.scheme.head is not None:
-        method["head"] = method_of_head()
     with disk_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
     with open_source(model, choices.runtime.device, choices.results) as source:

@@ -89,7 +89,7 @@ def resolve(
     facts = _facts(config, model)
     checks.runtime(config, choices.suites)
     try:
-        absent = _absent_suites(choices, facts, without_data)
+        lacking = _absent_suites(choices, facts, without_data)
         if choices.calibration is not None:
             checks.calibration(
                 choices.calibration, choices.solving, choices.transforms, config.paths.data
@@ -98,7 +98,7 @@ def resolve(
         if not without_data:
             raise
         return PendingCell(choices, AbsentModel(config.model), str(error))
-    kept = tuple(each for each in choices.suites if each.suite.name not in absent)
+    kept = tuple(each for each in choices.suites if each.suite.name not in lacking)
     choices = dataclasses.replace(choices, suites=kept)
     if isinstance(model, AbsentModel):
         return PendingCell(choices, model)
@@ -108,7 +108,7 @@ def resolve(
     choices = _with_arithmetic(choices, model)
     kernel = _kernel(config.runtime, choices.solving is not None or model.checkpoint is not None)
     keys = cell_keys(choices, model, kernel, facts)
-    return ResolvedCell(choices, model, kernel, keys, dict(config.model.expected), absent)
+    return ResolvedCell(choices, model, kernel, keys, dict(config.model.expected), lacking)
 
 
 def _absent_suites(

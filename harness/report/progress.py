@@ -182,7 +182,7 @@ def _missing(owner: Experiment, rows: Sequence[Row]) -> list[Asked]:
 
 def disk_bytes(cells: Sequence[Asked]) -> float:
     """About what the models of cells and their quantized models take; 0 for unknown sizes."""
-    # Random weights have the sizes of an architecture, and are not stored.
+    # Made-up weights have the sizes of an architecture, and are not stored.
     cells = [cell for cell in cells if "architecture" not in model_file(cell.model)]
     models = dict.fromkeys(cell.model for cell in cells)
     whole = sum(2 * (_parameters(model) or 0.0) for model in models)

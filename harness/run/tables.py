@@ -17,8 +17,8 @@ def plan_table(plans: Sequence[CellPlan | PendingPlan]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    stages = dict.fromkeys(name for plan in plans for name in plan.shown)
-    names = sorted(stages, key=lambda name: name != QUANTIZATION)  # the first stage of a cell
+    every = dict.fromkeys(name for plan in plans for name in plan.shown)
+    names = sorted(every, key=lambda name: name != QUANTIZATION)  # the first stage of a cell
     table = Table(title="plan", title_justify="left", box=None, pad_edge=False)
     for column in ("model", "method", "scheme", "calibration", "seed", *names):
         table.add_column(Text(column))

@@ -23,11 +23,12 @@ from quant.calibrate.stream import (
     quantize_model,
 )
 from quant.checkpoint.files import tokenizer_files
-from quant.checkpoint.make import described, files_hash, quantize_to, windows_hash
+from quant.checkpoint.make import files_hash, quantize_to, windows_hash
 from quant.checkpoint.source import CheckpointSource
 from quant.checkpoint.writer import save
 from quant.config import QuantizationConfig
 from quant.errors import QuantizationError
+from quant.head import with_head
 from quant.memory.limits import free_memory
 from quant.memory.plan import model_shape, plan_quantization
 from quant.parts import PartError, find_part
@@ -130,8 +131,7 @@ def _in_memory(
     seen = windows(model)
     result = quantize_model(model, seen, config, progress)
     if out is not None:
-        said = described(_described(config, seen), config.scheme)
-        save(out, model, result.weights, method=said, tokenizer=tokenizer)
+        save(out, model, result.weights, method=_described(config, seen), tokenizer=tokenizer)
     return result
 
 
@@ -182,7 +182,7 @@ def _described(config: QuantizationConfig, windows: Sequence[Tensor]) -> dict[st
         said["transform"] = [
             transform_description(each, options) for each, options in config.transforms
         ]
-    return said
+    return with_head(said, config.scheme)
 
 
 def _part(given: str | Spec, package: str, attribute: str, kind: type[Spec]) -> Spec:

@@ -193,7 +193,7 @@ def main() -> int:
     options = parser.parse_args()
     if options.keep is not None:
         problems = keep(options.keep)
-        print("\n".join(problems))
+        print(*problems, sep="\n", end="\n" if problems else "")
         return 1 if problems else 0
     if options.compare is None:
         make()

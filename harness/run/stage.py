@@ -39,6 +39,7 @@ from harness.run.threads import Threads
 from harness.suites import quantization_cost
 from harness.suites.base import SuiteContext, SuiteResult, require_figures
 from harness.suites.memory import measure_peak
+from quant.head import with_head
 from quant.memory.heaps import trim_heap
 
 
@@ -133,7 +134,7 @@ def quantize(cell: ResolvedCell, progress: Any, listen: Listener) -> StageResult
             windows,
             cell.quantization,
             model_hash=model.fingerprint,
-            method=method,
+            method=with_head(method, cell.quantization.scheme),
             tokenizer=model.folder,
             progress=resuming.watch(progress),
             workplace=Workplace(devices, memory.activations),

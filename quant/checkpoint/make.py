@@ -23,8 +23,6 @@ from quant.checkpoint.files import weight_files
 from quant.checkpoint.folder import sha256
 from quant.checkpoint.partial import ACTIVATIONS, Making, partial_artifact
 from quant.config import QuantizationConfig
-from quant.head import method_of_head
-from quant.scheme import Scheme
 
 
 def quantize_to(
@@ -59,17 +57,11 @@ def quantize_to(
         "calibration": windows_hash(calibration),
     }
     folder = None if tokenizer is None else Path(tokenizer)
-    said = described(method, config.scheme)
-    making = Making(Path(target), config.scheme, identity, said, folder)
+    making = Making(Path(target), config.scheme, identity, method, folder)
     workplace = dataclasses.replace(workplace, folder=making.folder / ACTIVATIONS)
     covered = survey(source, config.rules)  # before anything is written to disk
     with partial_artifact(making, source) as partial:
         return quantize_blocks(source, calibration, config, partial, progress, workplace, covered)
-
-
-def described(method: Mapping[str, Any], scheme: Scheme) -> dict[str, Any]:
-    """What config.json says of the method: with what quantized the head, if the scheme has one."""
-    return {**method, **({} if scheme.head is None else {"head": method_of_head()})}
 
 
 def files_hash(folder: Path) -> str:

@@ -83,7 +83,7 @@ class QuantizationResult:
     """Results and costs of a quantization.
 
     weights          quantized weights (on the CPU) by full module name; empty if the caller passed
-                     a sink.
+                     a sink. Codes are kept packed, and unpacked at every access.
     layers           results of the layers in the blocks.
     host_peak_bytes  highest resident memory of this process during the run; None if the platform
                      reports none.
@@ -92,7 +92,7 @@ class QuantizationResult:
     head             result of the head; None if the scheme keeps it.
     """
 
-    weights: dict[str, QuantizedWeight]
+    weights: Mapping[str, QuantizedWeight]
     layers: list[LayerResult]
     stages: list[StageCost]
     coverage: Coverage

@@ -7,7 +7,8 @@ same process measures before and after the run.
 
 Memory is the peak of the resident set above what it is once every weight has been read: weights are
 mapped from the file when a model is loaded, so that those which the run reads first would count as
-its own. Both sides have multiplied large matrices before, which leaves buffers behind.
+its own. Both sides have multiplied large matrices before, which leaves buffers behind. Both leave
+the model with its quantized values; the codes, which only ours gives, wait in a file.
 """
 
 from __future__ import annotations
@@ -138,7 +139,7 @@ def _ours(folder: Path, windows: Path) -> dict[str, Any]:
 
     from benchmarks.scaling import reset_high_water_mark, status
     from bitsweep import __version__
-    from quant.calibrate.stream import quantize_model
+    from quant.calibrate.stream import Workplace, quantize_model
     from quant.solvers import gptq
 
     model = AutoModelForCausalLM.from_pretrained(
@@ -151,7 +152,9 @@ def _ours(folder: Path, windows: Path) -> dict[str, Any]:
         parameter.detach().sum()  # into memory: see above
     before = reset_high_water_mark()
     clock, processor = time.perf_counter(), time.process_time()
-    result = quantize_model(model, ids, config)
+    # The peer keeps no codes beside the model, whose values both leave in memory.
+    place = Workplace(results=windows.parent)
+    result = quantize_model(model, ids, config, workplace=place)
     seconds, spent = time.perf_counter() - clock, time.process_time() - processor
     peak = status("VmHWM") - before
     rates.append(_rate())

@@ -48,6 +48,7 @@ from quant.calibrate.devices import DeviceWorkers, Workplace
 from quant.calibrate.few import require_tokens
 from quant.calibrate.layers import LayerResult, Solved, solve_groups
 from quant.calibrate.neighbours import Names
+from quant.calibrate.results import KeptWeights
 from quant.calibrate.run import Progress, Run
 from quant.calibrate.sink import BlockSink, InMemorySink, WriteBehind
 from quant.calibrate.source import BlockSource, LoadedModel
@@ -120,7 +121,8 @@ def quantize_model(
     modified; NonFiniteError, SingularHessianError and CalibrationError for a layer during the run.
     """
     unfuse(model)
-    source, kept = LoadedModel(model), InMemorySink()
+    folder = None if workplace is None else workplace.results
+    source, kept = LoadedModel(model), InMemorySink(KeptWeights(folder))
     for index, block in enumerate(source.blocks.modules):
         require_sound(block, source.blocks.block_name(index))
     result = quantize_blocks(source, calibration, config, kept, progress, workplace)

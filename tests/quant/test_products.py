@@ -55,7 +55,9 @@ def test_the_faster_library_is_that_of_the_instruction_set(monkeypatch):
     monkeypatch.undo()
     for capability, expected in (("AVX2", False), ("AVX512", True), ("DEFAULT", True)):
         products._onednn_is_faster.cache_clear()
-        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda found=capability: found)
+        monkeypatch.setattr(
+            torch.backends.cpu, "get_cpu_capability", lambda found=capability: found
+        )
         assert products._onednn_is_faster() is expected
     products._onednn_is_faster.cache_clear()
 

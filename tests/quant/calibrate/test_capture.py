@@ -48,7 +48,11 @@ class _Largest(TorchDispatchMode):
     ) -> Any:
         result = function(*args, **(kwargs or {}))
         for each in tensors(result):
-            if each._base is None and "detach" not in str(function) and "alias" not in str(function):
+            if (
+                each._base is None
+                and "detach" not in str(function)
+                and "alias" not in str(function)
+            ):
                 self.numbers = max(self.numbers, each.numel())
         return result
 

@@ -18,7 +18,14 @@ def rounded(scheme: Scheme, inputs: int = 96) -> QuantizedWeight:
 
 @pytest.mark.parametrize(
     "scheme",
-    [Scheme(2, 32), Scheme(3, 32), Scheme(4, 32), Scheme(5), Scheme(8), Scheme(2, levels="ternary")],
+    [
+        Scheme(2, 32),
+        Scheme(3, 32),
+        Scheme(4, 32),
+        Scheme(5),
+        Scheme(8),
+        Scheme(2, levels="ternary"),
+    ],
     ids=lambda scheme: scheme.name,
 )
 @pytest.mark.parametrize("on_disk", [False, True], ids=["memory", "disk"])

@@ -105,7 +105,7 @@ class KeptWeights(Mapping[str, QuantizedWeight]):
             return _InMemory(own_copy(tensor))
         offset = self._file.seek(0, 2)
         # Plain writes: pages of a mapped file would count as memory of the process.
-        view = memoryview(tensor.contiguous().view(-1).view(torch.uint8).numpy())
+        view = tensor.contiguous().view(-1).view(torch.uint8).numpy().data
         while len(view):  # one write takes at most 2 GiB
             view = view[self._file.write(view) :]
         return _InFile(self._file, offset, tensor.shape, tensor.dtype)

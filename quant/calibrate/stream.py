@@ -48,6 +48,7 @@ from quant.calibrate.devices import DeviceWorkers, Workplace
 from quant.calibrate.few import require_tokens
 from quant.calibrate.layers import BlockSolver, LayerResult, Solved, solve_groups
 from quant.calibrate.neighbours import Names
+from quant.calibrate.results import KeptWeights
 from quant.calibrate.run import Progress, Run
 from quant.calibrate.sink import BlockSink, InMemorySink, WriteBehind
 from quant.calibrate.source import BlockSource, LoadedModel
@@ -83,7 +84,7 @@ class QuantizationResult:
     """Results and costs of a quantization.
 
     weights          quantized weights (on the CPU) by full module name; empty if the caller passed
-                     a sink.
+                     a sink. Codes are kept packed, and unpacked at every access.
     layers           results of the layers in the blocks.
     host_peak_bytes  highest resident memory of this process during the run; None if the platform
                      reports none.
@@ -92,7 +93,7 @@ class QuantizationResult:
     head             result of the head; None if the scheme keeps it.
     """
 
-    weights: dict[str, QuantizedWeight]
+    weights: Mapping[str, QuantizedWeight]
     layers: list[LayerResult]
     stages: list[StageCost]
     coverage: Coverage
@@ -120,7 +121,8 @@ def quantize_model(
     modified; NonFiniteError, SingularHessianError and CalibrationError for a layer during the run.
     """
     unfuse(model)
-    source, kept = LoadedModel(model), InMemorySink()
+    folder = None if workplace is None else workplace.results
+    source, kept = LoadedModel(model), InMemorySink(KeptWeights(folder))
     for index, block in enumerate(source.blocks.modules):
         require_sound(block, source.blocks.block_name(index))
     result = quantize_blocks(source, calibration, config, kept, progress, workplace)

@@ -1,5 +1,6 @@
 """A warm process is the one that `python ARGUMENTS` would be."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -151,10 +152,16 @@ if __name__ == "__main__":
     lines = [line.rsplit(maxsplit=1) for line in done.stdout.splitlines()]
     assert [line for line, _ in lines] == ["True True True 0"] * 2
     (server,) = {int(server) for _, server in lines}
+    await_end(server)
+
+
+def await_end(process: int) -> None:
+    """Wait until a process has ended, whether or not its parent has noticed."""
     deadline = time.monotonic() + 60
-    while psutil.pid_exists(server):
-        assert time.monotonic() < deadline, "the fork server is left"
-        time.sleep(0.01)
+    with contextlib.suppress(psutil.NoSuchProcess):
+        while psutil.Process(process).status() != psutil.STATUS_ZOMBIE:
+            assert time.monotonic() < deadline, f"process {process} is left"
+            time.sleep(0.01)
 
 
 def child(pipe: object) -> None:
@@ -169,19 +176,19 @@ def test_a_variable_that_comes_too_late_is_refused() -> None:
 def test_nothing_is_left_when_pytest_is_killed(tmp_path: Path) -> None:
     """The server and what it started end with the process that asked for them."""
     code = f"""
-import pathlib, time
+import pathlib, psutil, time
 from tests import warm
 warm.use(pathlib.Path({str(tmp_path)!r}))
 process = warm.start(["-c", "import time; time.sleep(600)"])
 print(process.pid, psutil.Process(process.pid).ppid(), flush=True)
 time.sleep(600)
-""".replace("import pathlib", "import pathlib, psutil")
+"""
     asks = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert asks.stdout is not None
-    both = [psutil.Process(int(pid)) for pid in asks.stdout.readline().split()]
+    both = [int(process) for process in asks.stdout.readline().split()]
     asks.kill()
     asks.communicate()
-    gone, left = psutil.wait_procs(both, 60)
-    assert len(gone) == 2
-    assert not left
+    assert len(both) == 2
+    for process in both:
+        await_end(process)
     assert not os.path.exists((tmp_path / "warm.address").read_text())

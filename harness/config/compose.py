@@ -62,7 +62,7 @@ def compose_cells(
         known: dict[tuple[str, ...], DictConfig] = {}
         for point in product(parsed):
             composed = _compose_entry(searchpath, point, known)
-            # Keys of the command line replace those of the list, which leaves entries that are equal.
+            # Keys of the command line replace those of the list, so that entries become equal.
             entries = list(dict.fromkeys(_sweep_entries(composed, point)))
             for entry in entries:
                 if len(entries) > 1 or entry != point:

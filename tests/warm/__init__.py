@@ -2,7 +2,7 @@
 
 `run` and `start` do what subprocess.run and subprocess.Popen do with [sys.executable, *arguments],
 except that the process is forked from one that has imported torch, transformers, Hydra and the
-packages already: 0.2 s of processor time instead of 3 to 8. From there on the process is the
+packages already: 0.3 s of processor time instead of 3 to 8. From there on the process is the
 interpreter's own: `__main__`, sys.argv, exit status, tracebacks, signals, working folder,
 environment and output are those of `python ARGUMENTS`, and it leads a process group of its own.
 Where it starts a fork server (harness.run.process), that is forked as well.
@@ -17,11 +17,9 @@ started ends with the test process that asked for it.
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import os
 import select
-import signal
 import socket
 import subprocess
 import sys
@@ -127,8 +125,7 @@ class Process:
     def kill(self) -> None:
         """Kill the process and its group, if it runs, and wait for its end."""
         if self.poll() is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.pid, signal.SIGKILL)
+            messages.kill(self.pid)
             self.wait()
 
     def _wait(self, timeout: float | None) -> int | None:

@@ -1,9 +1,11 @@
-"""Messages between test processes and the server: JSON behind its length, and open files."""
+"""What test processes and the server share: messages (JSON behind its length, and open files)."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import socket
 import struct
 from collections.abc import Sequence
@@ -42,3 +44,10 @@ def receive(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
             os.close(file)
         raise
     return json.loads(b"".join(parts)), files
+
+
+def kill(process: int) -> None:
+    """Kill a process that leads a group, with the group, or is about to lead one."""
+    for send in (os.killpg, os.kill):
+        with contextlib.suppress(ProcessLookupError):
+            send(process, signal.SIGKILL)

@@ -107,6 +107,8 @@ def _serve(listener: socket.socket, environments: list[dict[str, str]]) -> Reque
                     # Holders and those who asked say nothing more: they are gone.
                     gone = key.fileobj
                     assert isinstance(gone, socket.socket)
+                    if gone.fileno() == -1:  # its process has ended as well, and it was told
+                        continue
                     _forget(gone, children, ready)
                     holders.discard(gone)
                     if not holders and not children:
@@ -163,8 +165,7 @@ def _forget(
     ready.unregister(gone)
     for process in [process for process, client in children.items() if client is gone]:
         del children[process]
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process, signal.SIGKILL)
+        messages.kill(process)
         os.waitpid(process, 0)
     gone.close()
 

@@ -185,7 +185,7 @@ def test_two_processes_make_one_folder(wheel: Path, cache: Path, tmp_path: Path)
     )
     fields = json.dumps({k: v for k, v in vars(of_wheel(wheel)).items() if v})
     running = [warm.start(["-c", code, fields]) for _ in range(2)]
-    said = [process.communicate(timeout=120)[0].split() for process in running]
+    said = [process.communicate(timeout=600)[0].split() for process in running]
     assert [process.returncode for process in running] == [0, 0]
     assert sorted(len(lines) for lines in said) == [1, 2], "one of them made it"
     assert said[0][-1] == said[1][-1]

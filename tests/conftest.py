@@ -3,7 +3,7 @@
 import gc
 import os
 import signal
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -52,6 +52,19 @@ def _warm(tmp_path_factory: pytest.TempPathFactory) -> None:
     """One server of warm processes for all workers of this run; it starts where one is wanted."""
     folder = tmp_path_factory.getbasetemp()
     warm.use(folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder)
+
+
+@pytest.fixture(autouse=True)
+def _environment() -> Iterator[None]:
+    """What a test sets in the environment, or code that it calls, ends with it.
+
+    `bitsweep inspect` sets TRANSFORMERS_VERBOSITY for its process, which here is that of all tests.
+    """
+    before = dict(os.environ)
+    yield
+    if os.environ != before:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 @pytest.fixture(scope="session")

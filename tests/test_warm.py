@@ -173,6 +173,12 @@ def test_a_variable_that_comes_too_late_is_refused() -> None:
         warm.run(["-c", ""], env={**os.environ, "OMP_NUM_THREADS": "7"})
 
 
+@pytest.mark.parametrize("turn", [1, 2])
+def test_what_code_under_test_sets_is_gone_before_the_next_test(turn: int) -> None:
+    assert "TRANSFORMERS_VERBOSITY" not in os.environ
+    os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+
+
 def test_nothing_is_left_when_pytest_is_killed(tmp_path: Path) -> None:
     """The server and what it started end with the process that asked for them."""
     code = f"""

@@ -79,7 +79,7 @@ def parameters_on_meta() -> Iterator[None]:
             param = nn.Parameter(param.detach().to("meta"), requires_grad=False)
             # transformers leaves it alone: torch draws numbers for a tensor without any in Python,
             # which was two thirds of the time for a model.
-            param._is_hf_initialized = True
+            param._is_hf_initialized = True  # type: ignore[attr-defined]
         register(module, name, param)
 
     nn.Module.register_parameter = register_on_meta  # type: ignore[assignment]

@@ -61,7 +61,9 @@ def compose_cells(
         composer = Composer(partial(_compose_entry, searchpath), SWAPPED, user_folders(extra))
         cells: dict[str, Cell] = {}
         for point in product(parsed):
-            for entry in _sweep_entries(composer.configuration(point).sweep, point):
+            # Keys of the command line replace those of the list, so that entries become equal.
+            entries = _sweep_entries(composer.configuration(point).sweep, point)
+            for entry in dict.fromkeys(entries):
                 found = composer.configuration(entry)
                 config = _cell(found)
                 # Compared by content: entries may reach the same cell in two ways.
@@ -72,7 +74,9 @@ def compose_cells(
 @contextmanager
 def session(extra: Path | None = None) -> Iterator[list[str]]:
     """Context: Hydra initialised on conf/; yields the overrides that add the user's folder."""
-    ConfigStore.instance().store(name=SCHEMA_NAME, node=SweepConfig)
+    store = ConfigStore.instance()
+    if f"{SCHEMA_NAME}.yaml" not in store.repo:  # making it takes a tenth of the time for a cell
+        store.store(name=SCHEMA_NAME, node=SweepConfig)
     folders = user_folders(extra)
     for folder in folders:
         _refuse_names_twice(folder)

@@ -106,5 +106,5 @@ def _data(rows: list[dict[str, Any]]) -> Iterator[None]:
 
     split = datasets.Dataset.from_list(rows)
     whole = datasets.DatasetDict({"train": split, "validation": split, "test": split})
-    with mock.patch.object(datasets, "load_dataset", lambda *_, **__: whole):
+    with mock.patch.object(datasets, "load_dataset", return_value=whole):
         yield

@@ -1,8 +1,8 @@
-"""The command line: `bitsweep run|plan|fetch|report|paper|export|inspect|doctor`.
+"""The command line: `bitsweep run|plan|fetch|report|paper|export|inspect|audit|doctor`.
 
 harness.arguments has its grammar and help. Heavy libraries are imported only by verbs that need
 them. Exit status: 0 success, 1 something failed (see the summary), 2 the request is impossible, 130
-interrupted by the user, 143 terminated (SIGTERM).
+interrupted by the user, 143 terminated (SIGTERM); of audit 3: layers contradict the claim.
 """
 
 from __future__ import annotations
@@ -176,6 +176,21 @@ def _inspect(options: Namespace) -> int:
     return OK
 
 
+def _audit(options: Namespace) -> int:
+    require("harness", "bitsweep audit")
+    from harness.auditing.verb import audit
+
+    return audit(
+        options.checkpoint,
+        options.base,
+        options.calib,
+        options.text,
+        options.sequences,
+        options.length,
+        options.results,
+    )
+
+
 def _paper(options: Namespace) -> int:
     require("harness", "bitsweep paper")
     from harness.records.store import scan_records
@@ -213,6 +228,7 @@ VERBS: dict[str, Callable[[Namespace], int]] = {
     "paper": _paper,
     "export": _export,
     "inspect": _inspect,
+    "audit": _audit,
     "doctor": _doctor,
 }
 

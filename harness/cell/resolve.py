@@ -306,6 +306,7 @@ def _facts(config: CellConfig, model: Model | AbsentModel) -> Callable[[str], Fa
             data_dir=config.paths.data,
             device=config.runtime.device,
             threads=config.runtime.threads,
+            has_original=model.checkpoint is None,
         )
 
     return facts

@@ -189,6 +189,9 @@ def _measure(
     cell: ResolvedCell, measuring: Measuring, subject: Subject, threads: Threads, progress: Any
 ) -> StageResult:
     """Run one suite on the loaded model, or block by block if the model does not fit."""
+    if not measuring.suite.loads and subject.packed is not None:
+        with subject.open() as source:  # for its structure and its stored bits
+            return _run_suite(cell, measuring, subject, threads, progress, source.model, None)
     streaming = [each for each in cell.choices.suites if each.suite.streams]
     batch = max((getattr(each.config, "batch_size", 1) for each in streaming), default=1)
     if not subject.streams(batch):
@@ -233,6 +236,8 @@ def _run_suite(
         data_dir=None if choices.data is None else Path(choices.data),
         progress=progress,
         context_length=cell.model.config.context,
+        packed=subject.packed,
+        source=cell.model.folder if subject.has_original else None,
         streamed=None if streamed is None else streamed.logits,
     )
     threads.follow()  # the model is loaded, so that loading tells how busy others are

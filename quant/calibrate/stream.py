@@ -15,7 +15,7 @@ inputs instead would make every run write all activations once per block, 600 GB
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -46,7 +46,7 @@ from quant.calibrate.collect import Collected, Collector, require_finite, requir
 from quant.calibrate.cost import StageCost, StageMeter
 from quant.calibrate.devices import DeviceWorkers, Workplace
 from quant.calibrate.few import require_tokens
-from quant.calibrate.layers import LayerResult, Solved, solve_groups
+from quant.calibrate.layers import BlockSolver, LayerResult, Solved, solve_groups
 from quant.calibrate.neighbours import Names
 from quant.calibrate.run import Progress, Run
 from quant.calibrate.sink import BlockSink, InMemorySink, WriteBehind
@@ -135,6 +135,7 @@ def quantize_blocks(
     progress: Progress | None = None,
     workplace: Workplace | None = None,
     covered: Coverage | None = None,
+    solvers: Callable[..., BlockSolver] = BlockSolver,
 ) -> QuantizationResult:
     """Quantize every linear layer in the blocks of `source`, passing each block to `sink`.
 
@@ -143,7 +144,7 @@ def quantize_blocks(
     sink, including the one being written. An error of the sink is raised at the next block or at
     the end. The stage "write" is the time that the run waited for the sink; the working time of the
     sink's thread is `StageCost.background`. covered is the result of `survey`, if the caller has
-    it.
+    it. solvers makes what treats the layers of a block; an audit (quant.audit) has its own.
     """
     if config.scheme.head is not None:
         name, module = find_head(source.model)
@@ -167,8 +168,9 @@ def quantize_blocks(
         WriteBehind(meter, one_thread=source.device.type == "cpu") as writer,
     ):
         run = Run(
-            source, config, kernel, sink, meter, workers, workplace, progress, writer, resumed
-        )
+            source, config, kernel, sink, meter, workers, workplace, progress, writer, resumed,
+            solvers,
+        )  # fmt: skip
         run.recall()
         if not config.needs_calibration:
             _solve_blocks(run)

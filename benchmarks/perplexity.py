@@ -16,7 +16,7 @@ from harness.data.protocols import TokenWindows
 from harness.models.model import Place, StoredModel, find_model
 from harness.suites import scoring
 from harness.suites.base import SuiteContext
-from quant.blocks import find_blocks, linear_layers
+from quant.blocks import find_blocks, linear_layers, weight_matrix
 from quant.memory.heaps import keep_freed_memory
 from quant.products import product
 
@@ -71,7 +71,7 @@ def operations(model: Any, lengths: list[int]) -> int:
     """
     blocks = find_blocks(model).modules
     layers = [layer for block in blocks for layer in linear_layers(block).values()]
-    weights = sum(layer.weight.numel() for layer in layers)
+    weights = sum(weight_matrix(layer).numel() for layer in layers)
     text = model.config.get_text_config()
     width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     pairs = 4 * len(blocks) * text.num_attention_heads * width
@@ -107,7 +107,7 @@ def _lm_eval(model: Any, tokenizer: Any, found: TokenWindows, length: int) -> Ca
 
     def run() -> float:
         scores = scorer._loglikelihood_tokens(windows, disable_tqdm=True, override_bs=1)
-        return -sum(score for score, _ in scores)
+        return -float(sum(score for score, _ in scores))
 
     return run
 

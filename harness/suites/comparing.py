@@ -119,7 +119,7 @@ def run(context: SuiteContext, config: Texts) -> SuiteResult:
 
     Raises ProtocolError or TextError if a text is not available, DivergenceError as in `compare`.
     """
-    texts = {name: _windows(context, config, name) for name in config.protocols}
+    texts = {name: windows_of(context, config, name) for name in config.protocols}
     found: dict[str, dict[str, Comparison]] = {name: {} for name in texts}
     passes = 2 if context.quantized and context.has_original else 1
     total = passes * sum(len(each.windows) for each in texts.values())
@@ -134,12 +134,12 @@ def run(context: SuiteContext, config: Texts) -> SuiteResult:
     if context.quantized and context.has_original:
         full = _logits(context.load_baseline(), context.device)
         for name, each in texts.items():
-            found[name]["quantized"] = _pass(full, model, each.windows, name, advance)
+            found[name]["quantized"] = compare_windows(full, model, each.windows, name, advance)
         del full  # three models need not fit into memory at once
     if context.quantized:
         reference = _logits(context.load_reference(), context.device)
         for name, each in texts.items():
-            found[name]["kernel"] = _pass(reference, model, each.windows, name, advance)
+            found[name]["kernel"] = compare_windows(reference, model, each.windows, name, advance)
             found[name]["floor"] = _floor(reference, each.windows)
     else:
         for name, each in texts.items():
@@ -153,7 +153,7 @@ def run(context: SuiteContext, config: Texts) -> SuiteResult:
     return SuiteResult(metrics, inputs, list(_samples(found)))
 
 
-def _windows(context: SuiteContext, config: Texts, name: str) -> TokenWindows:
+def windows_of(context: SuiteContext, config: Texts, name: str) -> TokenWindows:
     found = protocols.windows(
         name,
         context.tokenizer,
@@ -193,7 +193,7 @@ def _kept(logits: LogitsOf, most: int) -> LogitsOf:
 
 
 @torch.inference_mode()
-def _pass(
+def compare_windows(
     first: LogitsOf,
     second: LogitsOf,
     windows: Sequence[Tensor],
@@ -231,18 +231,18 @@ def _metrics(
     floor = {"floor": f"{max(found['floor'].mean.mean, 0.0):.2g} nat from rounding alone"}
     if "quantized" in found:
         against = {"of": "full precision || quantized"} | floor
-        yield from _figures(protocol.id, "kl_divergence", found["quantized"], notes | against)
-        yield _rate(protocol.id, "top1_flip_rate", found["quantized"].flip_rate, notes | against)
+        yield from figures(protocol.id, "kl_divergence", found["quantized"], notes | against)
+        yield rate(protocol.id, "top1_flip_rate", found["quantized"].flip_rate, notes | against)
     if "kernel" in found:
         said = notes | floor | _verdict(context, found["kernel"])
-        yield from _figures(protocol.id, "kernel_kl", found["kernel"], said)
+        yield from figures(protocol.id, "kernel_kl", found["kernel"], said)
         flips = found["kernel"].flip_rate
         agreement = Score(
             [t - f for f, t in zip(flips.nll, flips.tokens, strict=True)], flips.tokens
         )
-        yield _rate(protocol.id, "kernel_top1_agreement", agreement, said, higher=True)
+        yield rate(protocol.id, "kernel_top1_agreement", agreement, said, higher=True)
     note = {"of": "one window alone || the same beside itself"}
-    yield next(_figures(protocol.id, "kl_floor", found["floor"], notes | note))
+    yield next(figures(protocol.id, "kl_floor", found["floor"], notes | note))
 
 
 def _verdict(context: SuiteContext, kernel: Comparison) -> dict[str, str]:
@@ -257,7 +257,7 @@ def _verdict(context: SuiteContext, kernel: Comparison) -> dict[str, str]:
     }
 
 
-def _figures(
+def figures(
     task: str, name: str, comparison: Comparison, notes: dict[str, str]
 ) -> Iterator[Metric]:
     """Mean with standard error and percentiles, then the largest."""
@@ -285,9 +285,7 @@ def _figures(
     )
 
 
-def _rate(
-    task: str, name: str, score: Score, notes: dict[str, str], higher: bool = False
-) -> Metric:
+def rate(task: str, name: str, score: Score, notes: dict[str, str], higher: bool = False) -> Metric:
     return Metric(
         name=name,
         task=task,

@@ -122,12 +122,12 @@ def moments(matrix: Tensor, tokens: int) -> Moments:
 
 def audit_layer(
     weight: Tensor, found: QuantizedWeight, inputs: Moments, kernel: str, layer: str
-) -> tuple[Evidence, Tensor, QuantizedWeight]:
+) -> tuple[Evidence, QuantizedWeight, Coordinates]:
     """Hold the quantized weight of a layer against its base weight [out, in] in float32.
 
-    Returns the evidence, the checkpoint's weight in the coordinates of the base, and the solver's
-    codes on the checkpoint's grids. Raises SingularHessianError and CalibrationError for inputs
-    that no solver could use.
+    Returns the evidence, the solver's codes on the checkpoint's grids, and the coordinates of both
+    (`unscaled` of a dequantized weight is beside the base's). Raises SingularHessianError and
+    CalibrationError for inputs that no solver could use.
     """
     quantized = found.dequantize()
     coordinates = find_coordinates(weight, quantized)
@@ -170,7 +170,7 @@ def audit_layer(
         rank=inputs.rank,
         condition=inputs.condition,
     )
-    return evidence, coordinates.unscaled(quantized), solutions[best]
+    return evidence, solutions[best], coordinates
 
 
 def _most_alike(

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from cuda_ext.ops import resolve_kernel
 from quant.audit.checkpoint import AuditedCheckpoint, Claim
+from quant.audit.coordinates import Coordinates
 from quant.audit.layer import Evidence, Moments, audit_layer, moments
 from quant.audit.verdict import NOT_JUDGED, NOT_QUANTIZED, Verdict, judge
 from quant.blocks import linear_layers, set_weight_matrix, weight_matrix
@@ -35,6 +36,9 @@ from quant.rules import RTN, Rules
 from quant.scheme import Scheme
 from quant.solvers import gptq
 from quant.weight import QuantizedWeight
+
+# The solver's codes on a checkpoint's grids, and their coordinates, by full layer name.
+Resolved = dict[str, tuple[QuantizedWeight, Coordinates]]
 
 
 @dataclass(frozen=True)
@@ -79,12 +83,12 @@ def audit(
     base: str | Path,
     calibration: Sequence[Tensor],
     progress: Progress | None = None,
-    resolved: Callable[[str, QuantizedWeight], None] | None = None,
+    resolved: Resolved | None = None,
 ) -> Audit:
     """Audit the checkpoint in `folder` against the base model of `source`, whose folder is `base`.
 
     calibration  windows of token ids [tokens].
-    resolved     called with the name of every quantized layer and the solver's codes on its grids.
+    resolved     filled with the solver's codes of every quantized layer: a byte for every weight.
 
     Raises ArtifactError for a checkpoint that cannot be read or is of another model, and the errors
     of quant.calibrate.stream.quantize_blocks.
@@ -115,7 +119,7 @@ class BlockAuditor(BlockSolver):
     checkpoint: AuditedCheckpoint = field(kw_only=True)
     found: list[LayerAudit] = field(kw_only=True)
     on: str = field(kw_only=True)
-    resolved: Callable[[str, QuantizedWeight], None] | None = field(kw_only=True)
+    resolved: Resolved | None = field(kw_only=True)
 
     def group(
         self,
@@ -155,10 +159,10 @@ class BlockAuditor(BlockSolver):
             set_weight_matrix(module, found.dequantize(), name)
             verdict = Verdict(NOT_JUDGED, "no token of the text reached it: use more text")
             return LayerAudit(name, self.index, outputs, inputs, verdict, found.scheme.name, bits)
-        evidence, values, better = audit_layer(weight, found, seen, self.on, name)
-        set_weight_matrix(module, values, name)
+        evidence, better, coordinates = audit_layer(weight, found, seen, self.on, name)
+        set_weight_matrix(module, coordinates.unscaled(found.dequantize()), name)
         if self.resolved is not None:
-            self.resolved(name, better)
+            self.resolved[name] = (better, coordinates)
         return LayerAudit(
             name, self.index, outputs, inputs, judge(evidence), found.scheme.name, bits, evidence
         )

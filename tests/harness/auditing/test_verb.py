@@ -67,6 +67,23 @@ def test_an_honest_rtn_checkpoint_contradicts_nothing(made, tmp_path, capsys):
     assert "this layer is RTN" in capsys.readouterr().out
 
 
+def test_the_whole_is_compared_with_what_the_solver_would_have_made(made, tmp_path):
+    more = ["--evaluate", "text", "--evaluate-text", str(made["text"])]
+    for method in ("rtn", "gptq"):
+        assert run(made, made[method], tmp_path / method, *more) == cli.OK
+    found = {}
+    for method in ("rtn", "gptq"):
+        (record,) = (tmp_path / method).glob("cells/*/audit-*.json")
+        figures = {m["name"]: m for m in json.loads(record.read_text())["metrics"]}
+        found[method] = {name: each["value"] for name, each in figures.items()}
+        assert figures["kl_divergence"]["notes"]["of"] == "base || checkpoint"
+        assert 0 <= found[method]["resolved_top1_flip_rate"] <= 1
+    # A solver on this text leaves less than rounding does, and nothing to a solved checkpoint.
+    assert found["rtn"]["resolved_kl_divergence"] < 0.9 * found["rtn"]["kl_divergence"]
+    one, other = (found["gptq"][f"{name}kl_divergence"] for name in ("", "resolved_"))
+    assert one == pytest.approx(other, rel=0.15)
+
+
 def test_rtn_under_the_name_of_gptq_is_status_3(made, tmp_path, capsys):
     folder = tmp_path / "pretends"
     shutil.copytree(made["rtn"], folder)

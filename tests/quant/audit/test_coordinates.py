@@ -57,7 +57,8 @@ def test_a_weight_rounded_in_scaled_columns_is_called_rounded():
     text = torch.randn(300, 64, generator=DRAW)
     hessian = text.T @ text
     made = rtn.solve(WEIGHT * COLUMNS, Scheme(4, 32)).weight
-    seen, values, _ = audit_layer(WEIGHT, made, moments(hessian, 300), "auto", "layer")
+    seen, _, found = audit_layer(WEIGHT, made, moments(hessian, 300), "auto", "layer")
+    values = found.unscaled(made.dequantize())
     assert seen.scaled == "columns"
     assert judge(seen).name == ROUNDED
     assert (values - WEIGHT).norm() / WEIGHT.norm() < 0.3  # back beside the base

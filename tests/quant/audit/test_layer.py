@@ -12,7 +12,7 @@ from tests.quant.audit.synthetic import make
 @pytest.mark.parametrize("seed", range(4))
 def test_errors_equal_those_of_plain_float64(seed):
     made = make("solved on other text", seed)
-    seen, values, better = audit_layer(
+    seen, better, found = audit_layer(
         made.weight, made.quantized, moments(made.hessian, made.tokens), "auto", "layer"
     )
     weight, hessian = made.weight.double(), made.hessian.double()
@@ -25,7 +25,7 @@ def test_errors_equal_those_of_plain_float64(seed):
     assert seen.error == pytest.approx(error(made.quantized.dequantize()), rel=1e-3)
     assert seen.solver_error == pytest.approx(error(better.dequantize()), rel=1e-3)
     assert seen.solver_error < seen.rounding_error
-    assert torch.equal(values, made.quantized.dequantize())
+    assert found.words is None
     apart = (weight - made.quantized.dequantize().double()).norm() / weight.norm()
     assert seen.weight_error == pytest.approx(float(apart), rel=1e-5)
 

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import crowded, harness_overhead, solver
+from benchmarks import crowded, harness_overhead, perplexity, solver
 from benchmarks.peers import decode
 from benchmarks.peers import quantize as producers
 from harness.models.model import Place, StoredModel, find_model
@@ -119,6 +119,7 @@ BENCHMARKS = {
     "solver": solver.solve,
     "embedded": solver.embedded,
     "attention": solver.attention,
+    "perplexity": perplexity.perplexity,
     "decode": decode.decode,
     "producers": producers.quantize,
     "crowded": crowded.crowded,

@@ -28,7 +28,7 @@ from quant.checkpoint.source import CheckpointSource
 from quant.checkpoint.writer import save
 from quant.config import QuantizationConfig
 from quant.errors import QuantizationError
-from quant.head import method_of_head
+from quant.head import with_head
 from quant.memory.limits import free_memory
 from quant.memory.plan import model_shape, plan_quantization
 from quant.parts import PartError, find_part
@@ -182,9 +182,7 @@ def _described(config: QuantizationConfig, windows: Sequence[Tensor]) -> dict[st
         said["transform"] = [
             transform_description(each, options) for each, options in config.transforms
         ]
-    if config.scheme.head is not None:
-        said["head"] = method_of_head()
-    return said
+    return with_head(said, config.scheme)
 
 
 def _part(given: str | Spec, package: str, attribute: str, kind: type[Spec]) -> Spec:

@@ -122,6 +122,10 @@ def build() -> tuple[Parser, dict[str, Parser]]:
         "paper": ("show which published tables are complete, and what the others need", _add_paper),
         "export": ("write a quantized model in a format of other tools", _add_export),
         "inspect": ("show what a quantized checkpoint holds, whoever made it", _add_inspect),
+        "audit": (
+            "hold a quantized checkpoint against its base: what was really done to it",
+            _add_audit,
+        ),
         "doctor": (
             "show what this machine has, and what is missing",
             _add_help,
@@ -252,6 +256,43 @@ def _add_inspect(parser: Parser) -> None:
         "folder", type=Path, metavar="FOLDER", help="the folder of a quantized model"
     )
     _add_levels(parser)
+    _add_help(parser)
+
+
+def _add_audit(parser: Parser) -> None:
+    parser.description = (
+        "Hold every layer of a quantized checkpoint, whoever made it, against its base: its codes\n"
+        "beside rounding to nearest and beside GPTQ on the same grids, on the Hessians of a text.\n"
+        "docs/audit.md says what the verdicts mean. Exit status 3: layers contradict the claim."
+    )
+    parser.add_argument(
+        "checkpoint", type=Path, metavar="CHECKPOINT", help="the folder of a quantized model"
+    )
+    parser.add_argument(
+        "--base",
+        required=True,
+        metavar="MODEL",
+        help="the folder of the full-precision model, or a name of conf/model",
+    )
+    parser.add_argument(
+        "--calib", default="c4", metavar="NAME", help="a calibration text of conf/calib (c4)"
+    )
+    parser.add_argument(
+        "--text", type=Path, metavar="FILE", help="a file of text, for --calib text and others"
+    )
+    parser.add_argument(
+        "--sequences", type=int, metavar="N", help="a number of windows; that of --calib otherwise"
+    )
+    parser.add_argument(
+        "--length", type=int, metavar="N", help="a number of tokens in a window; else of --calib"
+    )
+    parser.add_argument(
+        "--results",
+        type=Path,
+        metavar="RESULTS",
+        default=RESULTS,
+        help="a folder for record and page (results)",
+    )
     _add_help(parser)
 
 

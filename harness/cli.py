@@ -1,8 +1,8 @@
-"""The command line: `bitsweep run|plan|fetch|report|paper|export|inspect|doctor`.
+"""The command line: `bitsweep run|plan|fetch|report|paper|export|inspect|audit|doctor`.
 
 harness.arguments has its grammar and help. Heavy libraries are imported only by verbs that need
 them. Exit status: 0 success, 1 something failed (see the summary), 2 the request is impossible, 130
-interrupted by the user, 143 terminated (SIGTERM).
+interrupted by the user, 143 terminated (SIGTERM); of audit 3: layers contradict the claim.
 """
 
 from __future__ import annotations
@@ -114,25 +114,27 @@ def _cells(options: Namespace) -> list[Cell] | None:
 
 
 def _print_help(options: Namespace) -> None:
-    """Print the help of run or plan, or of the group after --help."""
+    """Print the help of run, plan or fetch, or of the group after --help."""
     from harness.config.help import group_help, run_help
 
     if options.help.isidentifier():
         print(group_help(options.help, options.config_dir), end="")
         return
-    options.parser.description = run_help(options.config_dir)
+    options.parser.description = run_help(options.config_dir, options.verb)
     print(options.parser.format_help(), end="")
 
 
 def _report(options: Namespace) -> int:
     require("harness", "bitsweep report")
     from harness.cell.parts import suites_in
+    from harness.records.absent import absent_beside
     from harness.records.store import require_place, scan_records
     from harness.run.launch import report
 
     records, notes = scan_records(options.results)
     for note in notes:
         print(f"bitsweep: {note}", file=sys.stderr)
+    records += absent_beside(options.results, records)
     if not records:
         raise ConfigError(
             f"{options.results} holds no records: make some with `bitsweep run`, or name the "
@@ -176,6 +178,21 @@ def _inspect(options: Namespace) -> int:
     return OK
 
 
+def _audit(options: Namespace) -> int:
+    require("harness", "bitsweep audit")
+    from harness.auditing.verb import audit
+
+    return audit(
+        options.checkpoint,
+        options.base,
+        options.calib,
+        options.text,
+        options.sequences,
+        options.length,
+        options.results,
+    )
+
+
 def _paper(options: Namespace) -> int:
     require("harness", "bitsweep paper")
     from harness.records.store import scan_records
@@ -213,6 +230,7 @@ VERBS: dict[str, Callable[[Namespace], int]] = {
     "paper": _paper,
     "export": _export,
     "inspect": _inspect,
+    "audit": _audit,
     "doctor": _doctor,
 }
 

@@ -14,6 +14,14 @@ class ConfigError(BitsweepError):
     """A wrong key, value, combination or missing file, found before anything is loaded."""
 
 
+class MissingData(ConfigError):
+    """A text, or the data of a task, that is not here and cannot be brought.
+
+    Cells of an experiment that regenerates published tables have no figures without it; any other
+    run is refused.
+    """
+
+
 class ModelError(BitsweepError):
     """A model or tokenizer that cannot be found, downloaded or read."""
 

@@ -17,6 +17,7 @@ EXTRAS = {
         "datasets",
         "filelock",
         "hydra",
+        "jinja2",
         "lm_eval",
         "matplotlib",
         "omegaconf",

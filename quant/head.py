@@ -6,7 +6,8 @@ A scheme with `head` quantizes it too. Importing this module does not import tor
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from quant.errors import ModelStructureError
 from quant.solvers import rtn
@@ -14,6 +15,8 @@ from quant.solvers import rtn
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
+
+    from quant.scheme import Scheme
 
 # What models of transformers call it. Checkpoints have other settings for it under these names.
 NAMES = ("lm_head", "embed_out")
@@ -52,6 +55,11 @@ def find_head(model: PreTrainedModel) -> tuple[str, nn.Linear]:
         f"{type(model).__name__} has {what}; only an nn.Linear called {' or '.join(NAMES)} can be "
         "quantized as the head: leave scheme.head out."
     )
+
+
+def with_head(method: Mapping[str, Any], scheme: Scheme) -> dict[str, Any]:
+    """What config.json says of a method: with what quantized the head, if the scheme has one."""
+    return {**method, **({} if scheme.head is None else {"head": method_of_head()})}
 
 
 def method_of_head() -> dict[str, object]:

@@ -22,6 +22,7 @@ from quant.tiling import BLOCKS
 # H. With few tokens some directions have no data, and both entries are nothing but such rounding.
 ASYMMETRY = 1e-3
 ROUNDING = 8
+CHECKED_ROWS = 256  # compared at a time, with the columns from the first of them on
 
 
 class Hessian:
@@ -76,12 +77,22 @@ class Hessian:
 
     def matrix(self) -> Tensor:
         """Return H [in, in] in the accumulator's dtype; CalibrationError if no token was added."""
+        return self._scaled(self._sum.clone())
+
+    def take(self) -> Tensor:
+        """As `matrix`, in the memory of the sum: nothing can be added or returned afterwards."""
+        if self._sum.numel() == 0 < self.inputs:
+            raise RuntimeError(f"{self.layer}: its Hessian was already taken.")
+        taken, self._sum = self._sum, self._sum.new_empty(0, 0)
+        return self._scaled(taken)
+
+    def _scaled(self, matrix: Tensor) -> Tensor:
         if self.tokens == 0:
             raise CalibrationError(
                 f"{self.layer}: no calibration token reached this layer; use more calibration "
                 "text, or leave the layer out of quantization."
             )
-        matrix = self._sum * (2.0 / self.sequences)
+        matrix.mul_(2.0 / self.sequences)
         mirror(matrix)
         return matrix
 
@@ -265,13 +276,12 @@ def _check_symmetric(hessian: Tensor, layer: str) -> None:
     """Raise ValueError unless H_ij and H_ji agree to rounding; block by block, to avoid a copy."""
     diagonal = hessian.diagonal().abs()
     scale, rounding = diagonal.sqrt(), ROUNDING * torch.finfo(hessian.dtype).eps * diagonal.sum()
-    for start in range(0, len(hessian), 1024):
-        rows = slice(start, start + 1024)
-        apart = (hessian[rows] - hessian[:, rows].T).abs_()
-        wrong = apart > ASYMMETRY * scale[rows, None] * scale + rounding
+    for start in range(0, len(hessian), CHECKED_ROWS):
+        rows, rest = slice(start, start + CHECKED_ROWS), slice(start, None)
+        apart = (hessian[rows, rest] - hessian[rest, rows].T).abs_()
+        wrong = apart > ASYMMETRY * scale[rows, None] * scale[rest] + rounding
         if bool(wrong.any()):
-            row, column = (int(place) for place in wrong.nonzero()[0])
-            row += start
+            row, column = (start + int(place) for place in wrong.nonzero()[0])
             raise ValueError(
                 f"{layer}: the Hessian is not symmetric: it is {float(hessian[row, column]):.6g}"
                 f" at [{row}, {column}] and {float(hessian[column, row]):.6g} at [{column}, {row}]."

@@ -8,6 +8,8 @@ BLOCKS = {"cpu": 256, "cuda": 2048}
 PANEL = 128
 STRIPS = 8
 SMALLEST_STRIP = 128
+# Positions whose logits are compared before a calibration; the inputs of the head are at all.
+CHECKED_LOGITS = 64
 
 
 def strips(inputs: int) -> list[tuple[int, int]]:

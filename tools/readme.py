@@ -14,15 +14,18 @@ import sys
 import tempfile
 from pathlib import Path
 
+from harness.records.absent import absent_beside
 from harness.records.record import Record
 from harness.records.store import load_records
 from harness.report.build import build_report, provenance
 from harness.report.frame import from_records
 from harness.report.tables import summary_tables, to_markdown
+from tools.real_table import NAME, measured_on, real_table
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 README = REPOSITORY / "README.md"
 REFERENCE = REPOSITORY / "results" / "reference" / "quickstart"
+REAL = REPOSITORY / "results" / "reference" / "real-smollm2"
 
 
 def parts(records: list[Record]) -> dict[str, str]:
@@ -32,13 +35,20 @@ def parts(records: list[Record]) -> dict[str, str]:
     return {table.name: f"{to_markdown(table)}\n{made}" for table in tables}
 
 
+def real_part(folder: Path) -> str:
+    """The text of the real model's table, from the records kept in a folder."""
+    records = load_records(folder)
+    records += absent_beside(folder, records)
+    return f"{to_markdown(real_table(records))}\n{measured_on(records)}"
+
+
 def rewritten(text: str, generated: dict[str, str]) -> str:
-    """`text` with all generated parts inserted; KeyError for a part without markers."""
+    """A page with all generated parts inserted; KeyError for a part without markers."""
     for name, part in generated.items():
         begin, end = f"<!-- begin: {name} -->", f"<!-- end: {name} -->"
         pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
         if not pattern.search(text):
-            raise KeyError(f"README.md has no markers for {name}: add {begin} and {end}.")
+            raise KeyError(f"the page has no markers for {name}: add {begin} and {end}.")
         body = f"{begin}\n{part.strip()}\n{end}"
         text = pattern.sub(lambda _, body=body: body, text)  # type: ignore[misc]
     return text
@@ -64,7 +74,7 @@ def main() -> int:
         print(f"no records in {REFERENCE}: make them with `make reference`")
         return 1
     text = README.read_text(encoding="utf-8")
-    fresh = rewritten(text, parts(records))
+    fresh = rewritten(text, {**parts(records), NAME: real_part(REAL)})
     if "--check" not in sys.argv[1:]:
         README.write_text(fresh, encoding="utf-8")
         return 0

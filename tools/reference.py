@@ -2,6 +2,8 @@
 
   python tools/reference.py                    run the quickstart and store its records
   python tools/reference.py --compare RESULTS  compare the records in RESULTS with the stored ones
+  python tools/reference.py --keep RESULTS     store the records of experiment=real/smollm2 that
+                                               RESULTS has, finished or not, for the README
 
 Everything except timings must agree: quantized weights in every bit, figures in every digit that
 tables print (an accuracy may differ by its tied documents). If one of the two was calibrated in
@@ -20,15 +22,20 @@ import sys
 import tempfile
 from pathlib import Path
 
+from harness.config.experiments import experiment
+from harness.records.absent import FOLDER
 from harness.records.record import Metric, Record
-from harness.records.store import load_records
+from harness.records.roots import Roots
+from harness.records.store import load_records, read_record, write_atomically
 from harness.report.build import build_report
 from harness.report.table import measured, small
 from quant.arithmetic import PORTABLE
+from tools.real_table import EXPERIMENT
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 REFERENCE = REPOSITORY / "results" / "reference" / "quickstart"
 TITLE = "Quickstart"
+REAL = REPOSITORY / "results" / "reference" / "real-smollm2"
 # Tolerances for codes that depend on the rounding of the machine.
 RELATIVE = {"perplexity": 0.03, "kl_divergence": 0.35}
 ABSOLUTE = {"accuracy": 0.05, "top1_flip_rate": 0.03}
@@ -41,12 +48,56 @@ def make() -> None:
         arguments = ["experiment=quickstart", "tracker=none", f"paths.results={folder}"]
         subprocess.run([sys.executable, "-m", "harness", "run", *arguments], check=True)
         shutil.rmtree(REFERENCE, ignore_errors=True)
-        for record in sorted(Path(folder).glob("cells/*/*.json")):
-            kept = REFERENCE / record.relative_to(folder)
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(record, kept)
+        _copy(Path(folder), REFERENCE)
     build_report(load_records(REFERENCE), REFERENCE, TITLE)
     print(f"kept {REFERENCE.relative_to(REPOSITORY)}; now run: make readme")
+
+
+def keep(results: Path) -> list[str]:
+    """Store the records of the real model in a results folder; sentences on what stands against it.
+
+    Records of other models and methods than the experiment's are left out, and nothing is stored if
+    one names a folder of this machine, or one of another sweep's cell has the place of one.
+    """
+    asked = experiment(EXPERIMENT)
+    wanted = {(cell.model, cell.method, cell.scheme, cell.seed) for cell in asked.cells}
+    found = {
+        path: read_record(path)
+        for folder in ("cells", FOLDER)
+        for path in sorted((results / folder).glob("*/*.json"))
+    }
+    kept = {path: record for path, record in found.items() if _asked(record) in wanted}
+    if not kept:
+        return [f"{results} has no record of experiment={EXPERIMENT}: run it with paths.results"]
+    roots = Roots.of([("results", results)])
+    problems = [
+        f"{path} names a folder of this machine: it was written by hand or by an older version"
+        for path, record in kept.items()
+        if roots.clean(record) != record
+    ]
+    if not problems:
+        shutil.rmtree(REAL, ignore_errors=True)
+        for path, record in kept.items():
+            # Without the scores of single documents, which are not stored.
+            shared = record.model_copy(update={"samples_file": None})
+            write_atomically(
+                REAL / path.relative_to(results), shared.model_dump_json(indent=1) + "\n"
+            )
+        done = len({_asked(record) for record in kept.values()})
+        print(f"kept {len(kept)} records of {done} of {len(wanted)} cells; now run: make readme")
+    return problems
+
+
+def _asked(record: Record) -> tuple[str, str, str, int]:
+    cell = record.cell
+    return cell.model, cell.method, cell.scheme, cell.seed
+
+
+def _copy(results: Path, reference: Path) -> None:
+    for record in sorted(results.glob("cells/*/*.json")):
+        kept = reference / record.relative_to(results)
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(record, kept)
 
 
 def compare(results: Path) -> list[str]:
@@ -138,7 +189,12 @@ def _cell(record: Record) -> tuple[str, ...]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--compare", type=Path, metavar="RESULTS", help="a results folder")
+    parser.add_argument("--keep", type=Path, metavar="RESULTS", help="of experiment=real/smollm2")
     options = parser.parse_args()
+    if options.keep is not None:
+        problems = keep(options.keep)
+        print(*problems, sep="\n", end="\n" if problems else "")
+        return 1 if problems else 0
     if options.compare is None:
         make()
         return 0

@@ -4,6 +4,11 @@ Ours and each peer get the same folder (random weights of the model's shapes, in
 differ) and the same windows of tokens, and run in turn in a process of their own. Ours reports the
 operations that its passes need (benchmarks.cost_model) over the rate of float32 products that the
 same process measures before and after the run.
+
+Memory is the peak of the resident set above what it is once every weight has been read: weights are
+mapped from the file when a model is loaded, so that those which the run reads first would count as
+its own. Both sides have multiplied large matrices before, which leaves buffers behind. Both leave
+the model with its quantized values; the codes, which only ours gives, wait in a file.
 """
 
 from __future__ import annotations
@@ -25,11 +30,13 @@ import torch
 from benchmarks import cost_model
 from benchmarks.peers import environment
 from benchmarks.peers.figures import conditions, spread
+from quant.config import QuantizationConfig
 from quant.scheme import Scheme
 
 ARCHITECTURE, SCHEME = "smollm2-135m", Scheme(4, 64)
 MODEL = cost_model.llama("SmolLM2-135M", 576, 1536, 192, 30, 49152)
-WINDOWS, WINDOW, BATCH_TOKENS = 32, 512, 2048
+WINDOWS, WINDOW = 32, 512
+BATCH_TOKENS = QuantizationConfig.batch_tokens
 ROUNDS = 3
 # What of a stage runs in products of large float32 matrices.
 TERMS = ("product", "attention", "factor", "lookback")
@@ -132,8 +139,7 @@ def _ours(folder: Path, windows: Path) -> dict[str, Any]:
 
     from benchmarks.scaling import reset_high_water_mark, status
     from bitsweep import __version__
-    from quant.calibrate.stream import quantize_model
-    from quant.config import QuantizationConfig
+    from quant.calibrate.stream import Workplace, quantize_model
     from quant.solvers import gptq
 
     model = AutoModelForCausalLM.from_pretrained(
@@ -142,9 +148,13 @@ def _ours(folder: Path, windows: Path) -> dict[str, Any]:
     ids = [torch.tensor(window) for window in json.loads(windows.read_text(encoding="utf-8"))]
     config = QuantizationConfig(gptq.SOLVER, SCHEME, batch_tokens=BATCH_TOKENS, arithmetic="fast")
     rates = [_rate()]
+    for parameter in model.parameters():
+        parameter.detach().sum()  # into memory: see above
     before = reset_high_water_mark()
     clock, processor = time.perf_counter(), time.process_time()
-    result = quantize_model(model, ids, config)
+    # The peer keeps no codes beside the model, whose values both leave in memory.
+    place = Workplace(results=windows.parent)
+    result = quantize_model(model, ids, config, workplace=place)
     seconds, spent = time.perf_counter() - clock, time.process_time() - processor
     peak = status("VmHWM") - before
     rates.append(_rate())

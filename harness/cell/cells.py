@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from harness.cell.choices import Choices
@@ -21,7 +21,8 @@ from quant.solvers.base import words_of
 class PendingCell:
     """A cell whose model is not on this machine yet: it can be planned but not run.
 
-    reason  why the model cannot be had; None if it can be downloaded.
+    reason  why its model, its calibration text or all that it measures cannot be had; None if the
+            model can be downloaded.
     """
 
     choices: Choices
@@ -32,6 +33,11 @@ class PendingCell:
     def identity(self) -> CellIdentity:
         return name_cell(self.choices, self.model)
 
+    @property
+    def absent(self) -> dict[str, str]:
+        """The reason, by stage, if the cell cannot run."""
+        return {} if self.reason is None else dict.fromkeys(self.choices.stage_names, self.reason)
+
 
 @dataclass(frozen=True)
 class ResolvedCell:
@@ -39,6 +45,7 @@ class ResolvedCell:
 
     kernel    name of the kernel that it runs on; "torch" for full precision.
     expected  published full-precision perplexities by protocol.
+    absent    reasons, by name, of further suites whose data cannot be had.
     """
 
     choices: Choices
@@ -46,6 +53,7 @@ class ResolvedCell:
     kernel: str
     keys: StageKeys
     expected: Mapping[str, float]
+    absent: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def identity(self) -> CellIdentity:

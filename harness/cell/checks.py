@@ -15,7 +15,7 @@ from harness.cell.parts import Measuring, Solving, Transforming
 from harness.config.schema import CellConfig
 from harness.data import protocols, texts
 from harness.data.config import CalibConfig
-from harness.errors import ConfigError
+from harness.errors import ConfigError, MissingData
 from harness.extras import EXTRAS, missing, pip_command
 from harness.models.model import SOURCES, AbsentModel, Model, RandomModel
 from harness.models.streaming import ALWAYS, AUTO, NEVER
@@ -174,6 +174,8 @@ def calibration(
         )
     try:
         protocols.check(calib.protocol, protocols.CALIBRATION, path=calib.path, data_dir=data)
+    except texts.AbsentText as error:
+        raise MissingData(f"calib.protocol={calib.protocol}: {error}.") from error
     except (texts.ProtocolError, texts.TextError) as error:
         raise ConfigError(f"calib.protocol={calib.protocol}: {error}.") from error
 

@@ -22,6 +22,11 @@ class CellPlan:
         return self.cell.identity
 
     @property
+    def shown(self) -> dict[str, str]:
+        """The states of all stages, also of those whose data cannot be had."""
+        return self.stages | dict.fromkeys(self.cell.absent, NOT_AVAILABLE)
+
+    @property
     def todo(self) -> list[str]:
         """The stages to run, in order."""
         return [name for name, state in self.stages.items() if state != DONE]
@@ -41,6 +46,8 @@ class PendingPlan:
     def stages(self) -> dict[str, str]:
         state = TO_RUN if self.cell.reason is None else NOT_AVAILABLE
         return dict.fromkeys(self.cell.choices.stage_names, state)
+
+    shown = stages
 
     @property
     def todo(self) -> list[str]:

@@ -29,7 +29,7 @@ from harness.config.help import options_with
 from harness.config.options import build_options
 from harness.config.schema import CellConfig, HeadConfig, RuntimeConfig, SchemeConfig
 from harness.data import lock
-from harness.errors import ConfigError, Unavailable
+from harness.errors import ConfigError, MissingData, Unavailable
 from harness.models.model import (
     AbsentModel,
     Model,
@@ -58,12 +58,14 @@ def resolve(
     folder: Path | None = None,
     download: bool = False,
     or_reason: bool = False,
+    without_data: bool = False,
 ) -> ResolvedCell | PendingCell:
     """Resolve a configuration to its cell; pending if its model is not on this machine.
 
     folder     the user's configuration folder, whose modules the configuration may name.
     download   download a model of the hub first.
     or_reason  return a pending cell with its reason for a model that cannot be had here.
+    without_data  the same for a calibration text, and leave out suites whose data cannot be had.
 
     Raises ConfigError, and ModelError for a model that cannot be found or downloaded.
     """
@@ -85,13 +87,19 @@ def resolve(
     checks.random_weights(config, choices.solving, choices.suites, model)
     checks.suites(choices.suites)
     facts = _facts(config, model)
-    for each in choices.suites:
-        each.suite.check(each.config, facts(f"suite.{each.suite.name}"))
-    if choices.calibration is not None:
-        checks.calibration(
-            choices.calibration, choices.solving, choices.transforms, config.paths.data
-        )
     checks.runtime(config, choices.suites)
+    try:
+        lacking = _absent_suites(choices, facts, without_data)
+        if choices.calibration is not None:
+            checks.calibration(
+                choices.calibration, choices.solving, choices.transforms, config.paths.data
+            )
+    except MissingData as error:
+        if not without_data:
+            raise
+        return PendingCell(choices, AbsentModel(config.model), str(error))
+    kept = tuple(each for each in choices.suites if each.suite.name not in lacking)
+    choices = dataclasses.replace(choices, suites=kept)
     if isinstance(model, AbsentModel):
         return PendingCell(choices, model)
     if not isinstance(model, RandomModel):
@@ -100,7 +108,25 @@ def resolve(
     choices = _with_arithmetic(choices, model)
     kernel = _kernel(config.runtime, choices.solving is not None or model.checkpoint is not None)
     keys = cell_keys(choices, model, kernel, facts)
-    return ResolvedCell(choices, model, kernel, keys, dict(config.model.expected))
+    return ResolvedCell(choices, model, kernel, keys, dict(config.model.expected), lacking)
+
+
+def _absent_suites(
+    choices: Choices, facts: Callable[[str], Facts], without_data: bool
+) -> dict[str, str]:
+    """Check the suites; return why the data of some cannot be had, by name.
+
+    Raises MissingData if that holds for all of them, or if not without_data for any.
+    """
+    absent: dict[str, str] = {}
+    for each in choices.suites:
+        try:
+            each.suite.check(each.config, facts(f"suite.{each.suite.name}"))
+        except MissingData as error:
+            absent[each.suite.name] = str(error)
+            if not without_data or len(absent) == len(choices.suites):
+                raise
+    return absent
 
 
 def make_scheme(config: SchemeConfig, levels: Part | None = None) -> Scheme | None:
@@ -306,6 +332,7 @@ def _facts(config: CellConfig, model: Model | AbsentModel) -> Callable[[str], Fa
             data_dir=config.paths.data,
             device=config.runtime.device,
             threads=config.runtime.threads,
+            has_original=model.checkpoint is None,
         )
 
     return facts

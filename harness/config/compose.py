@@ -9,12 +9,11 @@ list. A key on the command line wins over the same key in `sweep`. Equal cells a
 
 from __future__ import annotations
 
-import copy
 import itertools
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 
+from harness.config.derive import Composed, Composer, Entry, composed
 from harness.config.errors import as_sentences
 from harness.config.help import conf_dir, groups, options, user_folders
 from harness.config.own import check_files
@@ -34,11 +34,11 @@ from harness.errors import ConfigError
 from quant.errors import SchemeError
 from quant.scheme import Scheme
 
-_SEED = re.compile(r"seed=\d+")
 VERSION_BASE = "1.3"
 CONFIG_NAME = "config"
 SCHEMA_NAME = "bitsweep_schema"
 SCHEMES = "scheme"  # the group whose options may also be names such as w4g128
+SWAPPED = ("model", "method", "scheme", "calib")  # groups whose options a sweep goes through
 LISTS = ("suite", "tasks", "protocols")  # keys that hold a list
 # Keys below these go into mappings; modules of parts define them (harness.config.options).
 MAPPINGS = ("method.", "transform.", "suite.", "model.expected.")
@@ -58,24 +58,25 @@ def compose_cells(
         parsed = parse(overrides)
         if not multirun:
             _refuse_lists(parsed)
+        composer = Composer(partial(_compose_entry, searchpath), SWAPPED, user_folders(extra))
         cells: dict[str, Cell] = {}
-        known: dict[tuple[str, ...], DictConfig] = {}
         for point in product(parsed):
-            composed = _compose_entry(searchpath, point, known)
-            entries = _sweep_entries(composed, point)
-            for entry in entries:
-                if len(entries) > 1 or entry != point:
-                    composed = _compose_entry(searchpath, entry, known)
-                config = to_cell(composed)
+            # Keys of the command line replace those of the list, so that entries become equal.
+            entries = _sweep_entries(composer.configuration(point).sweep, point)
+            for entry in dict.fromkeys(entries):
+                found = composer.configuration(entry)
+                config = _cell(found)
                 # Compared by content: entries may reach the same cell in two ways.
-                cells.setdefault(repr(config), Cell(config, entry, extra))
+                cells.setdefault(repr(config), Cell(config, entry, extra, tuple(found.published)))
     return list(cells.values())
 
 
 @contextmanager
 def session(extra: Path | None = None) -> Iterator[list[str]]:
     """Context: Hydra initialised on conf/; yields the overrides that add the user's folder."""
-    ConfigStore.instance().store(name=SCHEMA_NAME, node=SweepConfig)
+    store = ConfigStore.instance()
+    if f"{SCHEMA_NAME}.yaml" not in store.repo:  # making it takes a tenth of the time for a cell
+        store.store(name=SCHEMA_NAME, node=SweepConfig)
     folders = user_folders(extra)
     for folder in folders:
         _refuse_names_twice(folder)
@@ -119,22 +120,10 @@ def compose_one(overrides: Sequence[str]) -> DictConfig:
             del store.repo[SCHEMES][file]
 
 
-def _compose_entry(
-    searchpath: Sequence[str], entry: tuple[str, ...], known: dict[tuple[str, ...], DictConfig]
-) -> DictConfig:
-    """Compose the overrides of a cell; those that differ in the seed alone are composed once.
-
-    Hydra takes 0.2 s a cell, and sets a value after it has composed the files, as is done here.
-    """
-    seeds = [override for override in entry if _SEED.fullmatch(override)]
-    if len(seeds) != 1:
-        return compose_one([*searchpath, *entry])
-    others = tuple(override for override in entry if override not in seeds)
-    if others not in known:
-        known[others] = compose_one([*searchpath, *others])
-    composed = copy.deepcopy(known[others])
-    composed.seed = int(seeds[0].partition("=")[2])
-    return composed
+def _compose_entry(searchpath: Sequence[str], entry: Entry) -> Composed:
+    found = compose_one([*searchpath, *entry])
+    values: Any = OmegaConf.to_container(found, resolve=False)
+    return composed(_resolved(found), values)
 
 
 def _node(scheme: Scheme) -> dict[str, Any]:
@@ -178,8 +167,16 @@ def product(parsed: Sequence[Override]) -> list[tuple[str, ...]]:
 
 def to_cell(composed: DictConfig) -> CellConfig:
     """Convert a composed configuration to plain dataclasses, with absolute folders."""
+    return _cell(_resolved(composed))
+
+
+def _resolved(composed: DictConfig) -> SweepConfig:
     config = OmegaConf.to_object(composed)
     assert isinstance(config, SweepConfig)
+    return config
+
+
+def _cell(config: SweepConfig) -> CellConfig:
     cell = CellConfig(**{field.name: getattr(config, field.name) for field in fields(CellConfig)})
     cell.paths.results = str(Path(cell.paths.results).expanduser().absolute())
     if cell.paths.data is not None:
@@ -194,16 +191,16 @@ def into_mapping(override: str) -> str:
     return f"++{override}" if override.startswith(MAPPINGS) else override
 
 
-def _sweep_entries(composed: DictConfig, point: tuple[str, ...]) -> list[tuple[str, ...]]:
+def _sweep_entries(sweep: list[dict[str, Any]], point: Entry) -> list[Entry]:
     """The overrides of every cell at one point of the command line's product."""
-    entries = OmegaConf.to_container(composed.sweep, resolve=True)
-    assert isinstance(entries, list)
+    if not sweep:
+        return [point]
     given = {override.get_key_element() for override in parse(point)}
-    found: list[tuple[str, ...]] = []
-    for entry in entries:
+    found: list[Entry] = []
+    for entry in sweep:
         kept = {key: value for key, value in entry.items() if key not in given}
         found += [(*point, *each) for each in product(parse(_as_overrides(kept)))]
-    return found or [point]
+    return found
 
 
 def _as_overrides(entry: dict[str, Any]) -> list[str]:

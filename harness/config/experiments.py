@@ -69,6 +69,12 @@ def experiments() -> list[Experiment]:
     return found
 
 
+def experiment(name: str) -> Experiment:
+    """One experiment file by its name below conf/experiment, whether or not it has tables."""
+    text = (conf_dir() / "experiment" / f"{name}.yaml").read_text(encoding="utf-8")
+    return _experiment(name, text, yaml.safe_load(text))
+
+
 def header(text: str) -> dict[str, str]:
     """The lines of a file's header by their names; indented lines continue the one above."""
     found: dict[str, str] = {}
@@ -91,7 +97,7 @@ def _experiment(name: str, text: str, read: dict[str, Any]) -> Experiment:
             chosen |= {key.removeprefix("override /"): value for key, value in entry.items()}
     suites = tuple(_top_key("suite", option) for option in chosen.get("suite", ()))
     cells = tuple(dict.fromkeys(_cells(read.get("sweep", []), chosen.get("model", ""))))
-    published = tuple(str(each) for each in read["published"])
+    published = tuple(str(each) for each in read.get("published", ()))
     return Experiment(name, published, header(text), suites, cells)
 
 

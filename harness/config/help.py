@@ -26,6 +26,26 @@ examples:
   bitsweep run model=local model.path=/models/mine    a model folder of yours
   bitsweep run scheme=w4 scheme.group_size=64         one value of an option
 
+"""
+
+PLAN_HELP = """\
+Show what `bitsweep run` with the same arguments would do: its cells, what is done already, memory,
+what is to be downloaded, and what cannot be had. Nothing is run or downloaded.
+
+"""
+
+FETCH_HELP = """\
+Bring and verify all that `bitsweep run` with the same arguments needs (models, texts, data of
+tasks) and write RESULTS/lock.json, which runs with these results then read, offline. Interrupted,
+run the same command again: what came is kept. The status is 1 if something could not be brought.
+
+examples:
+  bitsweep fetch experiment=paper/table03_opt_wikitext2 model=opt-125m
+  bitsweep fetch --update experiment=paper/table03_opt_wikitext2     what the hub has now
+
+"""
+
+GROUPS_HELP = """\
 groups, each as GROUP=OPTION (bitsweep run --help GROUP says what each option is):
 """
 
@@ -42,7 +62,7 @@ keys often set:
   suite.zeroshot.limit=100    documents per task
   tracker=wandb               log every cell to Weights & Biases, offline
 
-bitsweep plan takes the same arguments, and shows what would run and what is done already.
+run, plan and fetch take the same arguments.
 """
 
 
@@ -117,13 +137,14 @@ def options_with(group: str, key: str, extra: Path | None = None) -> list[str]:
     return found
 
 
-def run_help(extra: Path | None = None) -> str:
-    """The text of `bitsweep run --help` on groups and keys, which precedes the options.
+def run_help(extra: Path | None = None, verb: str = "run") -> str:
+    """The text of `bitsweep VERB --help` on groups and keys, which precedes the options.
 
+    verb   run, plan or fetch, which take the same arguments.
     extra  a user's folder laid out like conf/.
     """
     width = min(100, shutil.get_terminal_size().columns)
-    parts = [RUN_HELP]
+    parts = [{"run": RUN_HELP, "plan": PLAN_HELP, "fetch": FETCH_HELP}[verb], GROUPS_HELP]
     for group in groups(extra):
         default = f" (default {group.default})" if group.default else ""
         parts.append(f"  {group.name:<11}{group.about}{default}\n")

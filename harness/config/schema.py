@@ -138,12 +138,14 @@ class SweepConfig(CellConfig):
 class Cell:
     """One composed cell and its overrides.
 
-    folder  the user's folder, laid out like conf/, whose files may name modules beside them.
+    folder     the user's folder, laid out like conf/, whose files may name modules beside them.
+    published  tables of results/published that its experiment regenerates.
     """
 
     config: CellConfig
     overrides: Tuple[str, ...]
     folder: Optional[Path] = None
+    published: Tuple[str, ...] = ()
 
 
 def as_yaml(cell: Cell) -> str:

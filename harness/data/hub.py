@@ -110,9 +110,16 @@ def said() -> list[str]:
     return lines
 
 
+class _ScriptError(Exception):
+    """A dataset is a Python script, which the package `datasets` does not run."""
+
+
 def _ask(wanted: Wanted) -> Answer:
     try:
         return Answer(bytes=_size(wanted))
+    except _ScriptError:
+        why = f"the dataset {wanted.repository} is a script, which is not run"
+        return Answer((why, "get its documents where their owner gives them"))
     except Exception as error:
         return explain(error, wanted)
 
@@ -176,7 +183,11 @@ def _size(wanted: Wanted) -> int | None:
     api = HfApi()
     sizes: dict[str, int | None] = {}
     if wanted.kind == DATASET:
-        gated = api.dataset_info(wanted.repository, revision=wanted.revision, timeout=TIMEOUT).gated
+        about = api.dataset_info(wanted.repository, revision=wanted.revision, timeout=TIMEOUT)
+        gated = about.gated
+        script = f"{wanted.repository.rpartition('/')[2]}.py"
+        if script in {each.rfilename for each in about.siblings or []}:
+            raise _ScriptError
     else:
         info = api.model_info(
             wanted.repository, revision=wanted.revision, timeout=TIMEOUT, files_metadata=True

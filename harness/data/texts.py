@@ -26,6 +26,10 @@ class TextError(BitsweepError):
     """A text is not available."""
 
 
+class AbsentText(TextError):
+    """A text of the hub that is not on this machine and cannot be downloaded."""
+
+
 class ProtocolError(BitsweepError):
     """A protocol is unknown, or its text does not give the requested windows."""
 
@@ -133,7 +137,7 @@ def hub_file(source: str, option: str) -> Path:
     """Return the hub's file of text `source`, downloaded unless it is in the cache.
 
     option  the setting that takes a local file instead, for messages.
-    Raises TextError if it is neither cached nor can be downloaded.
+    Raises AbsentText if it is neither cached nor can be downloaded.
     """
     from huggingface_hub import hf_hub_download
 
@@ -146,7 +150,7 @@ def hub_file(source: str, option: str) -> Path:
             hf_hub_download(text.dataset, text.file, repo_type="dataset", revision=text.revision)
         )
     except (OSError, ValueError) as error:  # every error of the hub client is one of these
-        raise TextError(_unreachable(source, option, error)) from error
+        raise AbsentText(_unreachable(source, option, error)) from error
 
 
 def hub_revision(source: str) -> str:
@@ -182,7 +186,7 @@ def _cannot(source: str, option: str, why: str, step: str) -> str:
 
 
 def check_hub(source: str, option: str) -> None:
-    """Raise TextError for a text whose file is not cached and cannot be downloaded.
+    """Raise AbsentText for a text whose file is not cached and cannot be downloaded.
 
     The hub may be switched off (HF_HUB_OFFLINE) or refuse the file.
     """
@@ -198,10 +202,10 @@ def check_hub(source: str, option: str) -> None:
     if isinstance(cached, str):
         return
     if hub.offline():
-        raise TextError(_unreachable(source, option))
+        raise AbsentText(_unreachable(source, option))
     refused = hub.ask(wanted).refused
     if refused is not None:
-        raise TextError(_cannot(source, option, *refused))
+        raise AbsentText(_cannot(source, option, *refused))
 
 
 def _wanted(text: HubText) -> hub.Wanted:

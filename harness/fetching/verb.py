@@ -46,20 +46,26 @@ def fetch(cells: Sequence[Cell], update: bool = False) -> int:
         code = {cell.config.model.id for cell in cells if cell.config.model.trust_remote_code}
         offers, troubles = _offers(needed, None if update else earlier, code)
         require_room(offers)
-        screen.print(_said(offers), highlight=False, markup=False, soft_wrap=True)
+        if offers or not troubles:
+            screen.print(_said(offers), highlight=False, markup=False, soft_wrap=True)
         entries, more = _brought(offers)
     kept = {} if earlier is None else dict(earlier.entries)
     moved = [text for wanted, new in entries.items() if (text := _moved(kept.get(wanted), new))]
-    with disk_errors(file):
-        write_atomically(file, Lock(file, {**kept, **entries}).text())
     done = [_line(entry) for entry in entries.values()]
-    for line in (*done, *moved, f"locked in {file}: runs with these results read it, offline"):
+    if entries or not (troubles or more):
+        with disk_errors(file):
+            write_atomically(file, Lock(file, {**kept, **entries}).text())
+        done.append(f"locked in {file}: runs with these results read it, offline")
+    for line in (*moved, *done):
         screen.print(line, highlight=False, markup=False, soft_wrap=True)
     for trouble in (*troubles, *more):
         print(f"bitsweep: {trouble}", file=sys.stderr)
     if troubles or more:
         return FAILED
-    resolve_all(cells)  # now as a run does, from the lock: windows that do not fit, say
+    # Now as a run does, from the lock: windows that do not fit, say.
+    lacking = [reason for cell in resolve_all(cells) for reason in cell.absent.values()]
+    for reason in dict.fromkeys(lacking):
+        print(f"bitsweep: {reason}", file=sys.stderr)
     return OK
 
 

@@ -17,7 +17,7 @@ def hub_folder(
 
     code  download the model's own Python files too.
 
-    Raises ModelError if the download fails, or if the hub says that it would.
+    Raises Unavailable if the download fails, or if the hub says that it would.
     """
     from huggingface_hub import snapshot_download
 
@@ -44,7 +44,7 @@ def hub_folder(
             allow_patterns=patterns(repository, revision, code),
         )
     except Exception as error:
-        raise ModelError(
+        raise Unavailable(
             f"model.id={repository} could not be downloaded from the hub ({first_line(error)}): "
             "check the name, the network and, for gated models, your login; or use model=local "
             "model.path=FOLDER."

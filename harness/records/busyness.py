@@ -182,6 +182,11 @@ def usage_of(readings: Sequence[Reading]) -> Usage | None:
     )
 
 
+def _shown(cores: float) -> str:
+    """ "1.3", "0.04": a figure that counts as busy never reads as none."""
+    return f"{cores:.1f}" if cores >= 0.095 else f"{cores:.2f}"
+
+
 def said_busy(usage: Usage | None) -> str:
     """Why a timing of this window is one of a busy machine: "1.3 of 2 cores by others"; or "".
 
@@ -191,9 +196,9 @@ def said_busy(usage: Usage | None) -> str:
         return ""
     said, cores = [], f"{usage.cores:g} cores"
     if usage.others - usage.error > OTHERS * usage.cores:
-        said.append(f"{usage.others:.1f} of {cores} by others")
+        said.append(f"{_shown(usage.others)} of {cores} by others")
     if usage.stolen - usage.error > STOLEN * usage.cores:
-        said.append(f"{usage.stolen:.1f} of {cores} stolen by other machines")
+        said.append(f"{_shown(usage.stolen)} of {cores} stolen by other machines")
     queued = usage.queued if usage.readings >= QUEUE_READINGS else None
     if queued is not None and queued > QUEUED * usage.cores:
         said.append(f"{queued:.1f} tasks of others in the run queue of {cores}")

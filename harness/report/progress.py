@@ -15,12 +15,17 @@ from harness.config.experiments import Asked, Experiment, experiments, model_fil
 from harness.records.record import FULL_PRECISION, NOT_AVAILABLE, QUANTIZATION, Record
 from harness.report.frame import from_records
 from harness.report.names import Footnotes
-from harness.report.published import published_figures
+from harness.report.published import LIMIT, published_figures
 from harness.report.published_files import published_file
 from harness.report.rows import Row, read_rows
 from harness.report.table import Cell, Column, Note, Table, significant
+from quant.scheme import Scheme
 
 COMPLETE = "complete"
+ESTIMATED = ", estimated"  # ends the hours of a file
+# Seconds follow the size of a model only if its products outweigh everything else.
+LEAST_PARAMETERS = 5e7
+PUBLISHED_SEQUENCES = 128  # of calibration
 COLUMNS = (
     Column("table", "table", numeric=False),
     Column("title", "what", numeric=False),
@@ -40,6 +45,7 @@ class Progress:
     absent   figures of models that nobody can have: `lacking`.
     reason   why the table cannot be regenerated; "" if it can.
     hours    for what is missing, from the records of the results folder; None if they do not say.
+    disk     bytes for what is missing.
     """
 
     table: str
@@ -50,6 +56,7 @@ class Progress:
     absent: int
     total: int
     hours: float | None
+    disk: float = 0.0
     lacking: tuple[str, ...] = ()
 
     @property
@@ -81,7 +88,8 @@ def progress(records: Iterable[Record]) -> list[Progress]:
             hours = None if owner is None else _hours(owner, rows, rates)
             named = (line["table"], line["title"], line["reason"], owner)
             lacking = () if line["reason"] else tuple(dict.fromkeys(absent))
-            found.append(Progress(*named, ours, len(absent), total, hours, lacking))
+            disk = 0.0 if owner is None else disk_bytes(_missing(owner, rows))
+            found.append(Progress(*named, ours, len(absent), total, hours, disk, lacking))
     return found
 
 
@@ -116,15 +124,27 @@ def _parameters(model: str) -> float | None:
 
 
 def seconds_a_parameter(records: Iterable[Record]) -> Rates:
-    """The median seconds of each stage by parameter of the model, on the last run's machine."""
+    """The median seconds of each stage by parameter of the model, on the last run's machine.
+
+    Of models that are large enough, and of whole texts and calibrations as long as the paper's.
+    """
     last = max(records := list(records), key=lambda each: each.started_at, default=None)
     found: dict[tuple[str, str], list[float]] = {}
     for record in records:
         size = _parameters(record.cell.model)
-        if record.status == "ok" and size and _machine(record) == _machine(last):
+        enough = size is not None and size >= LEAST_PARAMETERS and _as_published(record)
+        if record.status == "ok" and size and enough and _machine(record) == _machine(last):
             key = (record.suite, record.cell.method)
             found.setdefault(key, []).append(record.seconds / size)
     return {key: statistics.median(values) for key, values in found.items()}
+
+
+def _as_published(record: Record) -> bool:
+    if any(metric.notes.get(LIMIT) for metric in record.metrics):
+        return False
+    calib = record.config.get("calib") or {}
+    calibrates = record.suite == QUANTIZATION and record.cell.calibration is not None
+    return not calibrates or calib.get("sequences") == PUBLISHED_SEQUENCES
 
 
 def _machine(record: Record | None) -> tuple[object, object]:
@@ -135,22 +155,47 @@ def _machine(record: Record | None) -> tuple[object, object]:
 
 def _hours(owner: Experiment, rows: Sequence[Row], rates: Rates) -> float | None:
     """Hours for the cells that have no figures; None if the records do not say."""
-    done = {
-        (row.model, row.method, row.scheme, seed)
-        for row in rows
-        if row.figures
-        for seed in row.seeds
-    }
     seconds = 0.0
-    for cell in owner.cells:
-        if (cell.model, cell.method, cell.scheme, cell.seed) in done or _absent(cell.model):
-            continue
+    for cell in _missing(owner, rows):
         needed = [_seconds(cell, stage, rates) for stage in _stages(cell, owner)]
         known = [each for each in needed if each is not None]
         if len(known) < len(needed):
             return None
         seconds += sum(known)
     return seconds / 3600
+
+
+def _missing(owner: Experiment, rows: Sequence[Row]) -> list[Asked]:
+    """The cells without figures, except for those of models that cannot be had."""
+    done = {
+        (row.model, row.method, row.scheme, seed)
+        for row in rows
+        if row.figures
+        for seed in row.seeds
+    }
+    return [
+        cell
+        for cell in owner.cells
+        if (cell.model, cell.method, cell.scheme, cell.seed) not in done and not _absent(cell.model)
+    ]
+
+
+def disk_bytes(cells: Sequence[Asked]) -> float:
+    """About what the models of cells and their quantized models take; 0 for unknown sizes."""
+    # Made-up weights have the sizes of an architecture, and are not stored.
+    cells = [cell for cell in cells if "architecture" not in model_file(cell.model)]
+    models = dict.fromkeys(cell.model for cell in cells)
+    whole = sum(2 * (_parameters(model) or 0.0) for model in models)
+    quantized = [cell for cell in cells if cell.method != FULL_PRECISION]
+    return whole + sum((_parameters(c.model) or 0.0) * _bits(c.scheme) / 8 for c in quantized)
+
+
+def _bits(name: str) -> float:
+    """Bits of a weight with its share of scale and zero-point."""
+    scheme = Scheme.parse(name)
+    return scheme.bits + (
+        0.0 if scheme.group_size is None else (16 + scheme.bits) / scheme.group_size
+    )
 
 
 def _stages(cell: Asked, owner: Experiment) -> list[str]:
@@ -168,7 +213,10 @@ def progress_table(found: Sequence[Progress], place: str) -> Table:
     lines = [_line(each, footnotes) for each in found]
     notes = [
         Note("ours: published figures with one of ours beside them; of a plot, its cells."),
-        Note("hours: as the file says, or ~ by the records of this folder."),
+        Note(
+            "hours: an estimate, that of the file or, with ~, by the records of this folder on the "
+            "machine of its last run. disk: models and quantized models, by their sizes."
+        ),
     ]
     title = f"Published tables in {place}"
     return Table("paper", place, title, list(COLUMNS), lines, notes, footnotes.texts)
@@ -184,9 +232,14 @@ def _line(each: Progress, footnotes: Footnotes) -> list[Cell]:
     ]
     if not each.open or each.experiment is None:
         return [*cells, Cell(), Cell()]
-    said = each.experiment.fact("Hours") if each.hours is None else None
-    hours = said or f"~ {significant(each.hours or 0.0, 2)}"
-    return [*cells, _text(hours), _text(each.experiment.fact("Disk"))]
+    said = each.experiment.fact("Hours").removesuffix(ESTIMATED) if each.hours is None else None
+    hours = said or f"~ {_rounded(each.hours or 0.0)}"
+    return [*cells, _text(hours), _text(f"{_rounded(each.disk / 1e9)} GB")]
+
+
+def _rounded(value: float) -> str:
+    """Two digits: "0.037", "1300"."""
+    return significant(float(f"{value:.2g}"), 2)
 
 
 def _lacking(each: Progress) -> list[str]:

@@ -1,7 +1,7 @@
 """The plots of columns against the size of models: one line per method and scheme.
 
-Drawn for figures of two models or more whose sizes records state, on the same task. Published
-figures stand beside ours as hollow markers.
+Drawn for figures of two models or more whose sizes records state, on the same task; each family of
+models has a panel of its own. Published figures stand beside ours as hollow markers.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 SUFFIX = "by_size"
 AXIS = "parameters"
+LINES = ("-", ":", "-.", (0, (5, 1)))  # of schemes, in the order of their markers
 
 
 def draw_by_size(rows: Sequence[Row], declared: Mapping[str, SuiteTable]) -> list[Drawn]:
@@ -52,16 +53,26 @@ def draw_by_size(rows: Sequence[Row], declared: Mapping[str, SuiteTable]) -> lis
 
 
 def size_figure(rows: Sequence[Row], keys: Sequence[FigureKey], plot: AgainstBits) -> Figure:
-    """One panel per figure, bars of ± 1 error; full precision is dashed."""
+    """One panel per figure and family of models, bars of ± 1 error; full precision is dashed."""
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-    figure = Figure(figsize=(PANEL[0] * len(keys) + 2.2, PANEL[1] + 0.9), layout="constrained")
-    panels = figure.subplots(1, len(keys), squeeze=False).flatten()
+    wanted = [(key, family) for key in keys for family in _families(rows, key)]
+    size = (0.85 * PANEL[0] * len(wanted) + 2.0, PANEL[1] + 0.4)
+    figure = Figure(figsize=size, layout="constrained")
+    panels = figure.subplots(1, len(wanted), squeeze=False).flatten()
     handles: dict[str, Any] = {}
-    for panel, key in zip(panels, keys, strict=True):
-        _panel(panel, rows, key, plot, handles)
-    if any(handle.get_markerfacecolor() == "white" for panel in panels for handle in panel.lines):
+    first: dict[FigureKey, Axes] = {}
+    for panel, (key, family) in zip(panels, wanted, strict=True):
+        shown = [row for row in rows if key in row.figures]
+        if key in first:
+            panel.sharey(first[key])
+        first.setdefault(key, panel)
+        _panel(panel, [row for row in shown if _family(row) == family], shown, key, handles)
+        panel.set_title(f"{family}: {key[1]}")
+        if plot.logarithmic:
+            logarithmic(panel, [row.figures[key].value for row in shown], math.inf)
+    if any(line.get_markerfacecolor() == "white" for panel in panels for line in panel.lines):
         handles["published"] = Line2D(
             [], [], color=REFERENCE, marker="o", markerfacecolor="white", linestyle="none"
         )
@@ -74,27 +85,26 @@ def size_figure(rows: Sequence[Row], keys: Sequence[FigureKey], plot: AgainstBit
 def _panel(
     panel: Axes,
     rows: Sequence[Row],
+    every: Sequence[Row],
     key: FigureKey,
-    plot: AgainstBits,
     handles: dict[str, Any],
 ) -> None:
+    """Draw the rows of one family; colours are those of methods, markers of schemes, of all."""
     from matplotlib.lines import Line2D
 
-    shown = [row for row in rows if key in row.figures]
-    factor = 100.0 if shown[0].figures[key].unit == "fraction" else 1.0
-    values = []
-    for number, (name, series) in enumerate(_lines(shown).items()):
+    factor = 100.0 if every[0].figures[key].unit == "fraction" else 1.0
+    schemes = sorted({row.scheme for row in every if not row.full_precision}, reverse=True)
+    for name, series in _lines(rows).items():
         first = series[0]
+        number = -1 if first.full_precision else schemes.index(first.scheme)
         style: dict[str, Any] = {
-            "color": REFERENCE if first.full_precision else colour_of(first.label, list(rows)),
-            "linestyle": "--" if first.full_precision else "-",
-            "marker": MARKERS[number % len(MARKERS)],
+            "color": REFERENCE if first.full_precision else colour_of(first.label, list(every)),
+            "linestyle": "--" if first.full_precision else LINES[number % len(LINES)],
+            "marker": MARKERS[(number + 1) % len(MARKERS)],
         }
-        sizes = [row.parameters or 0.0 for row in series]
         figures = [row.figures[key] for row in series]
-        values += [each.value for each in figures]
         panel.errorbar(
-            sizes,
+            [row.parameters or 0.0 for row in series],
             [factor * each.value for each in figures],
             yerr=[factor * (each.stderr or 0.0) for each in figures],
             capsize=2.5,
@@ -103,28 +113,49 @@ def _panel(
         )
         handles.setdefault(name, Line2D([], [], **style))
         beside = [(row, value) for row in series if (value := _published(row, key)) is not None]
-        hollow = {**style, "linestyle": "none", "markerfacecolor": "white", "markersize": 8}
+        hollow = {**style, "linestyle": "none", "markerfacecolor": "white", "markersize": 9}
         panel.plot(
             [row.parameters or 0.0 for row, _ in beside],
             [factor * value for _, value in beside],
             zorder=1,
             **hollow,
         )
-    panel.set_xscale("log")
-    panel.set_xlabel(AXIS)
+    _axis_of_sizes(panel)
     panel.set_ylabel(f"{key[2]}{', %' * (factor != 1)} ± standard error")
-    panel.set_title(key[1])
-    if plot.logarithmic:
-        logarithmic(panel, values, math.inf)
+
+
+def _axis_of_sizes(panel: Axes) -> None:
+    """A logarithmic axis with labels such as "300M" and "1B", far enough apart to be read."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    panel.set_xscale("log")
+    low, high = panel.get_xlim()
+    panel.xaxis.set_major_locator(LogLocator(subs=(1,) if high > 100 * low else (1, 3)))
+    panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
+    panel.xaxis.set_minor_locator(NullLocator())
+    panel.set_xlabel(AXIS)
+
+
+def _short(parameters: float) -> str:
+    return f"{parameters / 1e9:g}B" if parameters >= 1e9 else f"{parameters / 1e6:g}M"
+
+
+def _family(row: Row) -> str:
+    return row.model.partition("-")[0]
+
+
+def _families(rows: Sequence[Row], key: FigureKey) -> list[str]:
+    """The families with the figure, that with the smallest model first."""
+    found = sorted((row for row in rows if key in row.figures), key=lambda row: row.parameters or 0)
+    return list(dict.fromkeys(_family(row) for row in found))
 
 
 def _lines(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """The rows of each line by its name, ascending in size: families of models are apart."""
+    """The rows of each line by its name, ascending in size."""
     found: dict[str, list[Row]] = {}
     for row in sorted(rows, key=lambda row: row.parameters or 0.0):
-        scheme = "full precision" if row.full_precision else f"{row.label} {row.scheme}"
-        family = row.model.partition("-")[0]
-        found.setdefault(f"{family}, {scheme}", []).append(row)
+        name = "full precision" if row.full_precision else f"{row.label} {row.scheme}"
+        found.setdefault(name, []).append(row)
     return dict(sorted(found.items(), key=lambda each: (not each[1][0].full_precision, each[0])))
 
 

@@ -18,6 +18,7 @@ from harness.config.schema import Cell, as_yaml
 from harness.data import hub
 from harness.errors import BitsweepError, Unavailable
 from harness.models.model import QuantizedModel, StoredModel
+from harness.records.absent import keep_absent
 from harness.records.record import NOT_AVAILABLE, QUANTIZATION, Record
 from harness.records.store import Store, cell_name, file_name, unique_name, write_atomically
 from harness.records.temporary import remove_abandoned
@@ -39,37 +40,41 @@ OK, FAILED = 0, 1
 def resolve_all(cells: Sequence[Cell]) -> list[ResolvedCell | PendingCell]:
     """Resolve every composed cell. Nothing is downloaded; the hub is only asked what it has.
 
-    Cells whose model cannot be had are pending with the reason. Raises Unavailable if all are.
+    Cells whose model cannot be had are pending with the reason, and in an experiment that
+    regenerates published tables also those without their texts or data of tasks. Raises Unavailable
+    if all are, except for such an experiment; MissingData in any other.
     """
     hub.forget()
-    return _some_available([_resolved(cell, download=False) for cell in cells])
+    return _some_available(cells, [_resolved(cell, download=False) for cell in cells])
 
 
 def fetch_all(cells: Sequence[Cell]) -> list[ResolvedCell | PendingCell]:
     """Resolve every composed cell and download the models that are not here.
 
-    All cells are checked before the first download. Pending cells have a reason. Raises Unavailable
-    if all models cannot be had, ModelError for one that cannot be downloaded.
+    All cells are checked before the first download. Pending cells have a reason. Raises what
+    resolve_all does.
     """
     fetched: list[ResolvedCell | PendingCell] = []
     for cell, found in zip(cells, resolve_all(cells), strict=True):
         if isinstance(found, PendingCell) and found.reason is None:
             found = _resolved(cell, download=True)
         fetched.append(found)
-    return _some_available(fetched)
+    return _some_available(cells, fetched)
 
 
 def _resolved(cell: Cell, download: bool) -> ResolvedCell | PendingCell:
     with hashing_shown(open_console(stderr=True)):
-        return resolve(cell.config, cell.folder, download, or_reason=True)
+        return resolve(
+            cell.config, cell.folder, download, or_reason=True, without_data=bool(cell.published)
+        )
 
 
 def _some_available(
-    found: list[ResolvedCell | PendingCell],
+    cells: Sequence[Cell], found: list[ResolvedCell | PendingCell]
 ) -> list[ResolvedCell | PendingCell]:
-    """The same cells; Unavailable if none of their models can be had."""
+    """The same cells; Unavailable if none can be had, unless their tables are published ones."""
     reasons = [each.reason for each in found if isinstance(each, PendingCell) and each.reason]
-    if reasons and len(reasons) == len(found):
+    if len(reasons) == len(found) and not any(cell.published for cell in cells):
         first, *others = dict.fromkeys(reasons)
         alike = f" The same goes for {len(others)} more of its models." * bool(others)
         raise Unavailable(f"{first}{alike}")
@@ -147,11 +152,11 @@ def run_cells(cells: Sequence[Cell], config_dir: Path | None = None, quiet: bool
     quiet  print nothing; the report is written all the same.
     """
     every = [_look_up(cell) for cell in fetch_all(cells)]
-    lacking = [plan.cell for plan in every if isinstance(plan, PendingPlan)]
+    lacking = [plan.cell for plan in every if plan.cell.absent]
     cells = [c for c, plan in zip(cells, every, strict=True) if isinstance(plan, CellPlan)]
     plans = [plan for plan in every if isinstance(plan, CellPlan)]
     _check_place(plans)
-    choices = plans[0].cell.choices
+    choices = every[0].cell.choices
     results, name = choices.results, choices.name
     diary = results / "runs" / f"{datetime.now():%Y%m%d-%H%M%S}-{file_name(name)}-{os.getpid()}"
     screen = open_console(stderr=True, quiet=quiet)
@@ -169,19 +174,23 @@ def run_cells(cells: Sequence[Cell], config_dir: Path | None = None, quiet: bool
     status, trouble = max(_status(outcome), _status_without(lacking)), None
     records: list[Record] = []
     try:
-        records = _records(plans) + [each for cell in lacking for each in absent_records(cell)]
-        if any(record.metrics or record.status == "ok" for record in records):
+        absent = [record for cell in lacking for record in absent_records(cell)]
+        keep_absent(results, absent)
+        records = _records(plans) + absent
+        if absent or any(record.metrics or record.status == "ok" for record in records):
             folder = results / "reports" / unique_name(name)
             whole = not (outcome.interrupted or outcome.stopped)
             suites = suites_of(plans)
             report(
                 records, folder, name, suites, causes=not whole, console=open_console(quiet=quiet)
             )
-            status = max(status, _track(plans, folder, screen))
+            if plans:
+                status = max(status, _track(plans, folder, screen))
     except BitsweepError as error:
         status, trouble = max(status, FAILED), f"no report: {error}"
     finally:  # the summary of the stages is printed even if the report failed
-        _summary(outcome, diary, screen, trouble)
+        lacked = sum(len(cell.absent) for cell in lacking)
+        _summary(outcome, lacked, diary, screen, trouble)
     return Ran(status, records, outcome, trouble)
 
 
@@ -274,8 +283,8 @@ def _tracked(plan: CellPlan) -> dict[str, Any]:
     return {**keys.semantic, "suite": keys.suites}
 
 
-def _status_without(lacking: Sequence[PendingCell]) -> int:
-    """FAILED for a model that cannot be had now; OK if its file says that nobody can have it."""
+def _status_without(lacking: Sequence[ResolvedCell | PendingCell]) -> int:
+    """FAILED for what cannot be had now; OK for a model whose file says that nobody can have it."""
     return FAILED if any(cell.model.config.unavailable is None for cell in lacking) else OK
 
 
@@ -285,11 +294,13 @@ def _status(outcome: Outcome) -> int:
     return FAILED if outcome.failures or outcome.stopped else OK
 
 
-def _summary(outcome: Outcome, diary: Path, screen: Console, trouble: str | None) -> None:
-    """Print what was run, what failed, and what to do next."""
+def _summary(
+    outcome: Outcome, lacked: int, diary: Path, screen: Console, trouble: str | None
+) -> None:
+    """Print what was run, what failed, what could not be had, and what to do next."""
     lines = [
         f"{_stages(outcome.finished)} run, {outcome.cached} found finished, "
-        f"{len(outcome.failures)} failed"
+        f"{len(outcome.failures)} failed" + f", {lacked} {NOT_AVAILABLE}" * bool(lacked)
     ]
     alike: dict[tuple[str, str], list[str]] = {}
     for name, each in outcome.failures:
@@ -315,10 +326,11 @@ def _print_plan(plans: Sequence[CellPlan | PendingPlan], console: Console) -> No
     console.print(plan_table(plans))
     sayings = (_checkpoint_line, _weights_line, _attention_line)
     lines = [say(plan) for plan in plans for say in sayings] + _shared_names(plans)
-    lines += [plan.cell.reason for plan in plans if isinstance(plan, PendingPlan)]
+    lines += [reason for plan in plans for reason in plan.cell.absent.values()]
     for line in dict.fromkeys(filter(None, lines)):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
-    suites = [each for plan in plans for each in plan.cell.choices.suites]
+    can_run = [plan for plan in plans if plan.todo or not plan.cell.absent]
+    suites = [each for plan in can_run for each in plan.cell.choices.suites]
     remarks = [text for each in suites for text in each.suite.remarks(each.config)] + hub.said()
     for line in dict.fromkeys(remarks):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
@@ -363,9 +375,9 @@ def _attention_line(plan: CellPlan | PendingPlan) -> str | None:
 
 
 def _counts(plans: Sequence[CellPlan | PendingPlan]) -> str:
-    stages = sum(len(plan.stages) for plan in plans)
+    stages = sum(len(plan.shown) for plan in plans)
     todo = sum(len(plan.todo) for plan in plans)
-    absent = sum(state == NOT_AVAILABLE for plan in plans for state in plan.stages.values())
+    absent = sum(state == NOT_AVAILABLE for plan in plans for state in plan.shown.values())
     cells = f"{len(plans)} cell{'s' * (len(plans) != 1)}"
     said = f"{cells}, {_stages(stages)}: {todo} to run, {stages - todo - absent} done"
     return f"{said}, {absent} {NOT_AVAILABLE}" if absent else said

@@ -56,7 +56,7 @@ def run_job(
     """
     # joblib's workers set a start method that is registered only in them; their children lack it.
     multiprocessing.set_start_method(context().get_start_method(), force=True)
-    cell = resolve(to_cell(composed), folder, download=True)
+    cell = resolve(to_cell(composed), folder, download=True, without_data=True)
     assert not isinstance(cell, PendingCell)
     name = cell_name(cell.identity)
     events: list[Event] = []

@@ -82,10 +82,8 @@ def failed_record(cell: ResolvedCell, failure: Failure, timing: Timing) -> Recor
     return roots_of(cell).clean(record)
 
 
-def absent_records(cell: PendingCell) -> list[Record]:
-    """Records, for reports alone, of the stages of a cell whose model cannot be had."""
-    choices, config = cell.choices, cell.model.config
-    scheme = choices.scheme
+def absent_records(cell: ResolvedCell | PendingCell) -> list[Record]:
+    """Records, for tables alone, of the stages of a cell that cannot be had."""
     return [
         Record(
             key="",
@@ -93,19 +91,26 @@ def absent_records(cell: PendingCell) -> list[Record]:
             suite=stage,
             status="failed",
             cell=cell.identity,
-            error=Failure(stage=stage, type=ABSENT, message=cell.reason or ""),
-            config={
-                "model": {"dtype": config.dtype},
-                "scheme": {
-                    "bits": 16 if scheme is None else scheme.bits,
-                    "group_size": None if scheme is None else scheme.group_size,
-                },
-            },
+            error=Failure(stage=stage, type=ABSENT, message=reason),
+            config=_config_of_absent(cell),
             started_at=now(),
             seconds=0.0,
         )
-        for stage in choices.stage_names
+        for stage, reason in cell.absent.items()
     ]
+
+
+def _config_of_absent(cell: ResolvedCell | PendingCell) -> dict[str, Any]:
+    if isinstance(cell, ResolvedCell):
+        return dict(cell.keys.semantic)
+    scheme = cell.choices.scheme
+    return {
+        "model": {"dtype": cell.model.config.dtype},
+        "scheme": {
+            "bits": 16 if scheme is None else scheme.bits,
+            "group_size": None if scheme is None else scheme.group_size,
+        },
+    }
 
 
 def roots_of(cell: ResolvedCell) -> Roots:

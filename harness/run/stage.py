@@ -39,7 +39,7 @@ from harness.run.threads import Threads
 from harness.suites import quantization_cost
 from harness.suites.base import SuiteContext, SuiteResult, require_figures
 from harness.suites.memory import measure_peak
-from quant.head import method_of_head
+from quant.head import with_head
 from quant.memory.heaps import trim_heap
 
 
@@ -120,8 +120,6 @@ def quantize(cell: ResolvedCell, progress: Any, listen: Listener) -> StageResult
     method = {**cell.keys.semantic["method"], "calib": cell.keys.semantic["calib"]}
     if choices.transforms:
         method["transform"] = cell.keys.semantic["transform"]
-    if cell.quantization.scheme.head is not None:
-        method["head"] = method_of_head()
     with disk_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
     with open_source(model, choices.runtime.device, choices.results) as source:
@@ -136,7 +134,7 @@ def quantize(cell: ResolvedCell, progress: Any, listen: Listener) -> StageResult
             windows,
             cell.quantization,
             model_hash=model.fingerprint,
-            method=method,
+            method=with_head(method, cell.quantization.scheme),
             tokenizer=model.folder,
             progress=resuming.watch(progress),
             workplace=Workplace(devices, memory.activations),
@@ -189,6 +187,9 @@ def _measure(
     cell: ResolvedCell, measuring: Measuring, subject: Subject, threads: Threads, progress: Any
 ) -> StageResult:
     """Run one suite on the loaded model, or block by block if the model does not fit."""
+    if not measuring.suite.loads and subject.packed is not None:
+        with subject.open() as source:  # for its structure and its stored bits
+            return _run_suite(cell, measuring, subject, threads, progress, source.model, None)
     streaming = [each for each in cell.choices.suites if each.suite.streams]
     batch = max((getattr(each.config, "batch_size", 1) for each in streaming), default=1)
     if not subject.streams(batch):
@@ -233,6 +234,8 @@ def _run_suite(
         data_dir=None if choices.data is None else Path(choices.data),
         progress=progress,
         context_length=cell.model.config.context,
+        packed=subject.packed,
+        source=cell.model.folder if subject.has_original else None,
         streamed=None if streamed is None else streamed.logits,
     )
     threads.follow()  # the model is loaded, so that loading tells how busy others are

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from harness.cell.plan import CellPlan, PendingPlan
+from harness.records.record import QUANTIZATION
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -16,12 +17,13 @@ def plan_table(plans: Sequence[CellPlan | PendingPlan]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    names = list(dict.fromkeys(name for plan in plans for name in plan.stages))
+    every = dict.fromkeys(name for plan in plans for name in plan.shown)
+    names = sorted(every, key=lambda name: name != QUANTIZATION)  # the first stage of a cell
     table = Table(title="plan", title_justify="left", box=None, pad_edge=False)
     for column in ("model", "method", "scheme", "calibration", "seed", *names):
         table.add_column(Text(column))
     for plan in plans:
-        cell, stages = plan.identity, plan.stages
+        cell, stages = plan.identity, plan.shown
         states = [stages.get(name, "-") for name in names]
         words = (cell.model, cell.method, cell.scheme, cell.calibration or "-", str(cell.seed))
         table.add_row(*map(Text, (*words, *states)))  # brackets in a name are not markup

@@ -46,6 +46,8 @@ class SuiteContext:
                 `model` itself if the cell is not quantized.
     data_dir    folder in which relative paths of texts and task files are tried first.
     context_length  tokens of a window; None: the model's own maximum.
+    packed      folder of the packed weights under test; None for full precision, random weights.
+    source      folder of the full-precision weights; None if they are not here (has_original).
     streamed    set if the model runs block by block: streamed(batches, done) yields the logits of
                 batches of ids in order; the blocks of `model` then have no weights.
     progress    to be called as progress(done, total, what) from time to time; never None.
@@ -68,6 +70,8 @@ class SuiteContext:
     context_length: int | None = None
     has_original: bool = True
     load_reference: Callable[[], Any] = _no_reference
+    packed: Path | None = None
+    source: Path | None = None
     streamed: Streamed | None = None
 
 
@@ -94,6 +98,7 @@ class Facts:
     shape     its config.json (its text part if multimodal); None if it is not on this machine.
     data_dir  folder of relative paths (paths.data).
     device    cpu, cuda or cuda:N; threads: runtime.threads.
+    has_original  False for a checkpoint that was quantized elsewhere (as in SuiteContext).
     """
 
     key: str
@@ -102,6 +107,7 @@ class Facts:
     data_dir: str | None = None
     device: str = "cpu"
     threads: int | None = None
+    has_original: bool = True
 
 
 def accept_all(_config: Any, _facts: Facts) -> None:
@@ -161,6 +167,7 @@ class Suite:
     inputs     hashes of the data it reads besides the model; part of the key.
     semantics  the settings that go into key and record.
     streams    whether it can measure a model block by block (SuiteContext.streamed).
+    loads      False: it reads the files itself (SuiteContext.packed); its model has no weights.
     timing     whether it measures time: figures depend on the machine, random weights suffice.
     preload    modules to import once for all cells.
     positions  maximum of tokens in the KV cache; random weights reserve memory for them.
@@ -179,6 +186,7 @@ class Suite:
     inputs: Callable[[Any, Facts], dict[str, str]] = no_inputs
     semantics: Callable[[Any], dict[str, Any]] = plain_semantics
     streams: bool = False
+    loads: bool = True
     timing: bool = False
     preload: tuple[str, ...] = ()
     positions: Callable[[Any], int] = no_positions

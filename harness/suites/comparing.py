@@ -23,20 +23,25 @@ from harness.data.protocols import TokenWindows
 from harness.errors import BitsweepError
 from harness.records.record import Metric
 from harness.suites.base import SuiteContext, SuiteResult
+from harness.suites.logits import Logits, parts
 from harness.suites.reading import Texts
 from harness.suites.scoring import Score
 
-# Bytes of the measured model's logits that are kept from the first comparison for the second.
+# Bytes of the measured model's logits, or of what its head makes them of, that are kept from the
+# first comparison for the second.
 KEPT_BYTES = 1 << 28
-# Number of positions whose distributions are in float64 at a time.
-POSITIONS_AT_ONCE = 128
+# Positions that are compared at a time, and the logits of them: 32 MiB in float32 and twice that in
+# float64, of which there are three at once. glibc maps blocks from 32 MiB on by themselves; its
+# heap would be left in pieces by smaller ones (1.1 GB were taken where 300 MB were needed).
+POSITIONS_AT_ONCE = 512
+LOGITS_AT_ONCE = 2**23
 LEVELS = {"p10": 0.10, "p50": 0.50, "p90": 0.90, "p99": 0.99}
 # Largest mean KL between kernel and dequantized logits that rounding explains, in nats. The
 # embedded model at 4 bits has 1.4e-13, 5.0e-7 and 2.2e-5; the margin is for deeper models and other
 # kernels. A wrong scale or code gives far more.
 PARITY_BOUND = {"float32": 1e-9, "float16": 5e-5, "bfloat16": 2e-3}
 
-Logits = Callable[[Tensor], Tensor]
+LogitsOf = Callable[[Tensor], Logits]
 
 
 class DivergenceError(BitsweepError):
@@ -50,11 +55,15 @@ class Comparison:
     divergence: list[Tensor] = field(default_factory=list)  # float64 [positions] of each window
     flips: list[int] = field(default_factory=list)
 
-    def add(self, first: Tensor, second: Tensor) -> None:
-        """Add the logits [positions, vocabulary] of both models on one window."""
-        values, flips = compare(first, second)
-        self.divergence.append(values)
-        self.flips.append(flips)
+    def add(self, first: Tensor | Logits, second: Tensor | Logits) -> None:
+        """Add one window: the last rows of logits [batch, positions, vocabulary] of both models."""
+        larger = max(first, second, key=lambda each: each.shape[0])
+        found = [
+            compare(first[-1:, part][0], second[-1:, part][0])
+            for part in parts(larger, LOGITS_AT_ONCE, POSITIONS_AT_ONCE)
+        ]
+        self.divergence.append(torch.cat([values for values, _ in found]))
+        self.flips.append(sum(flips for _, flips in found))
 
     @property
     def mean(self) -> Score:
@@ -90,20 +99,17 @@ def compare(first: Tensor, second: Tensor) -> tuple[Tensor, int]:
             f"logits of shapes {list(first.shape)} and {list(second.shape)} cannot be compared: "
             "the two models have different vocabularies"
         )
-    parts, flips = [], 0
-    for start in range(0, len(first), POSITIONS_AT_ONCE):
-        one = first[start : start + POSITIONS_AT_ONCE].double().log_softmax(-1)
-        other = second[start : start + POSITIONS_AT_ONCE].double().log_softmax(-1)
-        value = (one.exp() * (one - other)).sum(-1)
-        if not bool(value.isfinite().all()):
-            bad = int((~value.isfinite()).sum())
-            raise DivergenceError(
-                f"{bad} of {len(value)} positions have no finite divergence: logits are NaN or "
-                "infinite; use another dtype (model.dtype=float32)"
-            )
-        parts.append(value.cpu())
-        flips += int((one.argmax(-1) != other.argmax(-1)).sum())
-    return torch.cat(parts), flips
+    one, other = first.double().log_softmax(-1), second.double().log_softmax(-1)
+    flips = int((one.argmax(-1) != other.argmax(-1)).sum())
+    difference = torch.sub(one, other, out=other)
+    value = one.exp_().mul_(difference).sum(-1)
+    if not bool(value.isfinite().all()):
+        bad = int((~value.isfinite()).sum())
+        raise DivergenceError(
+            f"{bad} of {len(value)} positions have no finite divergence: logits are NaN or "
+            "infinite; use another dtype (model.dtype=float32)"
+        )
+    return value.cpu(), flips
 
 
 def run(context: SuiteContext, config: Texts) -> SuiteResult:
@@ -161,22 +167,20 @@ def _windows(context: SuiteContext, config: Texts, name: str) -> TokenWindows:
     return found
 
 
-def _logits(model: Any, device: str) -> Logits:
-    """Logits [batch, length, vocabulary] of tokens [batch, length]."""
+def _logits(model: Any, device: str) -> LogitsOf:
+    """Logits [batch, length, vocabulary] of tokens [batch, length], by parts if they are large."""
 
-    @torch.inference_mode()
-    def of(tokens: Tensor) -> Tensor:
-        result: Tensor = model(input_ids=tokens.to(device), use_cache=False).logits
-        return result
+    def of(tokens: Tensor) -> Logits:
+        return Logits(model, tokens.to(device))
 
     return of
 
 
-def _kept(logits: Logits, most: int) -> Logits:
-    """The same logits; the first `most` bytes of them are computed once for each window."""
-    held: dict[bytes, Tensor] = {}
+def _kept(logits: LogitsOf, most: int) -> LogitsOf:
+    """The same logits; the blocks run once for each window while it takes at most `most` bytes."""
+    held: dict[bytes, Logits] = {}
 
-    def of(tokens: Tensor) -> Tensor:
+    def of(tokens: Tensor) -> Logits:
         name = tokens.numpy().tobytes()
         found = held.get(name)
         if found is None:
@@ -188,25 +192,27 @@ def _kept(logits: Logits, most: int) -> Logits:
     return of
 
 
+@torch.inference_mode()
 def _pass(
-    first: Logits,
-    second: Logits,
+    first: LogitsOf,
+    second: LogitsOf,
     windows: Sequence[Tensor],
     name: str,
     advance: Callable[[str], None],
 ) -> Comparison:
     comparison = Comparison()
     for window in windows:
-        comparison.add(first(window[None])[0], second(window[None])[0])
+        comparison.add(first(window[None]), second(window[None]))
         advance(name)
     return comparison
 
 
-def _floor(model: Logits, windows: Sequence[Tensor]) -> Comparison:
+@torch.inference_mode()
+def _floor(model: LogitsOf, windows: Sequence[Tensor]) -> Comparison:
     """The first window alone against the same window twice in a batch: differences are rounding."""
     window = windows[0]
     comparison = Comparison()
-    comparison.add(model(window[None])[0], model(torch.stack([window, window]))[1])
+    comparison.add(model(window[None]), model(torch.stack([window, window])))
     return comparison
 
 

@@ -8,12 +8,28 @@ a whole, as it always was: parts of a product may differ from the whole in the l
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
 from torch import Tensor
 
 WHOLE_BYTES = 2**26  # logits of at most this size are computed as a whole
+
+
+def parts(
+    logits: Tensor | Logits, elements: int, most: int, positions: int | None = None
+) -> Iterator[slice]:
+    """Yield the first `positions` (None: all) by consecutive slices.
+
+    A slice has at most `most` positions in all rows of the batch, but one in each row at least, and
+    no more of them than give `elements` logits.
+    """
+    batch, length, vocabulary = logits.shape
+    positions = length if positions is None else positions
+    step = max(1, min(most // batch, -(-elements // (batch * vocabulary))))
+    for start in range(0, positions, step):
+        yield slice(start, min(start + step, positions))
 
 
 class Logits:
@@ -29,6 +45,7 @@ class Logits:
         self._given: Any = None
         if self._body is None:
             self._whole = model(input_ids=ids, use_cache=False).logits
+            self._vocabulary = self._whole.shape[-1]
         else:
             self._run_blocks()
 
@@ -37,9 +54,15 @@ class Logits:
         return self._ids.device
 
     @property
-    def shape(self) -> Any:
-        """Batch and positions."""
-        return self._ids.shape
+    def shape(self) -> torch.Size:
+        """Batch, positions and vocabulary."""
+        return torch.Size([*self._ids.shape, self._vocabulary])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that are kept: of the hidden states, or of the whole logits."""
+        kept = self._given["last_hidden_state"] if self._whole is None else self._whole
+        return int(kept.nbytes)
 
     def __getitem__(self, where: tuple[slice, slice]) -> Tensor:
         rows, positions = where
@@ -60,6 +83,7 @@ class Logits:
 
         with _Forward(self._body, once):
             made = self._model(input_ids=self._ids, use_cache=False).logits
+        self._vocabulary = made.shape[-1]
         if made.shape[1] != 1:
             self._whole = made
 

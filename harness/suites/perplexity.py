@@ -39,13 +39,20 @@ class Config:
 
 def check(config: Config, facts: Facts) -> None:
     """Raise ConfigError for a text that is not available, or a number that is too small."""
-    reading.check(config, facts)
+    reading.check(config, facts, some=True)
     at_least_one(f"{facts.key}.batch_size", config.batch_size)
 
 
 def complete(config: Config, _model: ModelConfig, _others: Sequence[Any]) -> Config:
     """The settings with each text once: experiments may name one twice for a small model."""
     return replace(config, protocols=list(dict.fromkeys(config.protocols)))
+
+
+def remarks(config: Config) -> list[str]:
+    """Sentences on texts that cannot be had, while others can."""
+    # Local files are checked already, and relative ones are in a folder that is not known here.
+    of_hub = replace(config, protocols=[n for n in config.protocols if n not in config.paths])
+    return list(reading.lacking(of_hub, f"suite.{NAME}").values())
 
 
 def run(context: SuiteContext, config: Config) -> SuiteResult:
@@ -65,6 +72,7 @@ SUITE = Suite(
     complete=complete,
     run=run,
     check=check,
+    remarks=remarks,
     inputs=reading.inputs,
     semantics=reading.semantics,
     streams=True,

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 from harness.data import protocols, texts
 from harness.data.config import DocumentsConfig
 from harness.data.inputs import protocol_hash
-from harness.errors import ConfigError
+from harness.errors import ConfigError, MissingData
 from harness.suites.base import Facts, at_least_one, plain_semantics
 
 
@@ -20,8 +20,11 @@ class Texts(Protocol):
     documents: DocumentsConfig
 
 
-def check(config: Texts, facts: Facts) -> None:
-    """Raise ConfigError unless all protocols exist and their texts are available."""
+def check(config: Texts, facts: Facts, some: bool = False) -> None:
+    """Raise ConfigError unless all protocols exist and their texts are available.
+
+    some  texts of the hub that cannot be had are no error if another text can (`lacking`).
+    """
     key = facts.key
     if not config.protocols:
         raise ConfigError(
@@ -34,17 +37,31 @@ def check(config: Texts, facts: Facts) -> None:
                 f"{name} to {key}.protocols=[{','.join(config.protocols)}], or remove it."
             )
     at_least_one(f"{key}.max_windows", config.max_windows)
+    absent = lacking(config, key, facts.data_dir)
+    if absent and not (some and len(absent) < len(set(config.protocols))):
+        raise MissingData(next(iter(absent.values())))
+
+
+def lacking(config: Texts, key: str, data_dir: str | None = None) -> dict[str, str]:
+    """A sentence for each text of the hub that cannot be had, by protocol.
+
+    key  of the suite's configuration. Raises ConfigError for any other fault of a protocol.
+    """
+    found = {}
     for name in config.protocols:
         try:
             protocols.check(
                 name,
                 protocols.EVALUATION,
                 path=config.paths.get(name),
-                data_dir=facts.data_dir,
+                data_dir=data_dir,
                 option=f"{key}.paths.{name}",
             )
+        except texts.AbsentText as error:
+            found[name] = f"{key}.protocols={name}: {error}."
         except (texts.ProtocolError, texts.TextError) as error:
             raise ConfigError(f"{key}.protocols={name}: {error}.") from error
+    return found
 
 
 def inputs(config: Texts, facts: Facts) -> dict[str, str]:

@@ -17,11 +17,12 @@ from torch.nn import functional
 
 from harness.data import protocols, vocabulary
 from harness.data.protocols import TokenWindows
+from harness.data.texts import AbsentText
 from harness.errors import BitsweepError
 from harness.records.record import Metric
 from harness.report.published import LIMIT
 from harness.suites.base import SuiteContext, SuiteResult
-from harness.suites.logits import Logits
+from harness.suites.logits import Logits, parts
 from harness.suites.reading import Texts
 from quant.forward_products import forward_products
 
@@ -29,9 +30,12 @@ from quant.forward_products import forward_products
 UNSCORED = -100
 # A window shares a batch with longer ones if it has at least 7/8 of their tokens.
 ALIKE = (7, 8)
-# Positions whose logits are converted to float32 at a time: half a gigabyte for a vocabulary of
-# 250,000.
+# Positions whose logits are computed at a time, and the number of these: 16 MiB in float32. glibc
+# would map blocks from 32 MiB on anew each time, and clear their pages.
 POSITIONS_AT_ONCE = 512
+LOGITS_AT_ONCE = 2**22
+# Logits whose log-softmax is computed at a time: 4 MiB, which stay in the processor's cache.
+CACHED_LOGITS = 2**20
 
 
 class Scoring(Texts, Protocol):
@@ -80,22 +84,30 @@ class Score:
 def run(context: SuiteContext, config: Scoring) -> SuiteResult:
     """Measure perplexity and negative log-likelihood of each protocol, and every window's score.
 
-    Raises ProtocolError or TextError if a text is not available, ScoreError if not finite.
+    A text of the hub that cannot be had fails alone, if another can. Raises ProtocolError or
+    TextError if no text is available, ScoreError if not finite.
     """
     metrics: list[Metric] = []
+    failures: dict[str, str] = {}
     inputs: dict[str, str] = {}
     samples: list[dict[str, Any]] = []
     length = protocols.context_length(context.model.config, context.context_length)
     for name in config.protocols:
-        found = protocols.windows(
-            name,
-            context.tokenizer,
-            length,
-            path=config.paths.get(name),
-            data_dir=context.data_dir,
-            documents=config.documents,
-            sequences=config.max_windows,
-        )
+        try:
+            found = protocols.windows(
+                name,
+                context.tokenizer,
+                length,
+                path=config.paths.get(name),
+                data_dir=context.data_dir,
+                documents=config.documents,
+                sequences=config.max_windows,
+            )
+        except AbsentText as error:
+            failures[name] = str(error)
+            if len(failures) == len(config.protocols):
+                raise
+            continue
         result = score(context, found, config.batch_size)
         metrics += _metrics(found, result, length, config)
         inputs |= {f"tokens:{name}": found.token_hash, f"text:{name}": found.text_hash}
@@ -103,7 +115,7 @@ def run(context: SuiteContext, config: Scoring) -> SuiteResult:
             {"protocol": name, "window": window, "tokens": tokens, "nll": nll}
             for window, (nll, tokens) in enumerate(zip(result.nll, result.tokens, strict=True))
         ]
-    return SuiteResult(metrics, inputs, samples)
+    return SuiteResult(metrics, inputs, samples, failures)
 
 
 @torch.inference_mode()
@@ -178,23 +190,24 @@ def window_nll(
     are the tokens of each row that count (None: all).
     Log-softmax is computed in float32, the sum over positions in float64.
     """
-    batch, length = tokens.shape
     targets = tokens[:, 1:].clone()
     for row, count in enumerate(lengths or ()):
         targets[row, max(0, count - 1) :] = UNSCORED
-    total = torch.zeros(batch, dtype=torch.float64, device=logits.device)
-    step = max(1, POSITIONS_AT_ONCE // batch)
-    for start in range(0, length - 1, step):
-        stop = min(start + step, length - 1)
-        part = logits[:, start:stop].float()
-        loss = functional.cross_entropy(
-            part.flatten(0, 1),
-            targets[:, start:stop].flatten(),
-            reduction="none",
-            ignore_index=UNSCORED,
-        )
-        total += loss.view(batch, stop - start).double().sum(1)
+    total = torch.zeros(len(tokens), dtype=torch.float64, device=logits.device)
+    for part in parts(logits, LOGITS_AT_ONCE, POSITIONS_AT_ONCE, tokens.shape[1] - 1):
+        wanted = targets[:, part]
+        total += _losses(logits[:, part].flatten(0, 1), wanted.flatten()).view(wanted.shape).sum(1)
     return total
+
+
+def _losses(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return float64 [n], nats, of logits [n, vocabulary] and targets [n]; 0 where UNSCORED."""
+    rows = max(1, CACHED_LOGITS // logits.shape[1])
+    found = [
+        functional.cross_entropy(some.float(), wanted, reduction="none", ignore_index=UNSCORED)
+        for some, wanted in zip(logits.split(rows), targets.split(rows), strict=True)
+    ]
+    return torch.cat(found).double()
 
 
 def _metrics(found: TokenWindows, result: Score, length: int, config: Scoring) -> Iterator[Metric]:
@@ -236,9 +249,9 @@ def _metrics(found: TokenWindows, result: Score, length: int, config: Scoring) -
 def _not_finite(context: SuiteContext, name: str, window: int, logits: Tensor | Logits) -> str:
     model = getattr(context.model.config, "name_or_path", "") or type(context.model).__name__
     bad = count = 0
-    for start in range(0, logits.shape[1], POSITIONS_AT_ONCE):
-        part = logits[:, start : start + POSITIONS_AT_ONCE]
-        bad, count = bad + int((~part.isfinite()).sum()), count + part.numel()
+    for part in parts(logits, LOGITS_AT_ONCE, POSITIONS_AT_ONCE):
+        values = logits[:, part]
+        bad, count = bad + int((~values.isfinite()).sum()), count + values.numel()
     return (
         f"window {window} of protocol {name} has no finite likelihood under {model} "
         f"({bad} of the {count} logits of its batch are not finite); if the weights are "

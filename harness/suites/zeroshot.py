@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.data import texts
 from harness.data.told import generator_hash
-from harness.errors import ConfigError
+from harness.errors import ConfigError, MissingData
 from harness.records.hashes import file_sha256
 from harness.report.columns import (
     ACCURACY,
@@ -59,6 +59,8 @@ def check(config: Config, facts: Facts) -> None:
     at_least_one(f"{key}.limit", config.limit)
     try:
         zeroshot_tasks.check_tasks(tasks, config.files, facts.data_dir)
+    except zeroshot_tasks.AbsentTask as error:
+        raise MissingData(f"{key}: {error}.") from error
     except (zeroshot_tasks.TaskError, texts.TextError) as error:
         raise ConfigError(f"{key}: {error}.") from error
 

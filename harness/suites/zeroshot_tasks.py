@@ -38,6 +38,10 @@ class TaskError(BitsweepError):
     """A task is unknown, its file is invalid, or its data are not available."""
 
 
+class AbsentTask(TaskError):
+    """The data of a task are not on this machine and cannot be downloaded."""
+
+
 @dataclass(frozen=True)
 class LocalTask:
     """The documents of a task outside lm-eval.
@@ -76,7 +80,7 @@ def check_tasks(
             find_tasks([name])
     missing = lacking(names, files)
     if missing and len(missing) == len(wanted(names, files)):
-        raise TaskError(next(iter(missing.values())))
+        raise AbsentTask(next(iter(missing.values())))
 
 
 def lacking(names: Sequence[str], files: Mapping[str, str]) -> dict[str, str]:
@@ -87,7 +91,7 @@ def lacking(names: Sequence[str], files: Mapping[str, str]) -> dict[str, str]:
             continue
         try:
             _check_data(name, find_tasks([name]))
-        except TaskError as error:
+        except AbsentTask as error:
             found[name] = str(error)
     return found
 
@@ -346,10 +350,10 @@ def _listed(tasks: Any) -> Iterable[str]:
 
 
 def _check_data(name: str, files: Sequence[Path]) -> None:
-    """Raise TaskError if a task's data set is not cached and cannot be downloaded."""
+    """Raise AbsentTask if a task's data set is not cached and cannot be downloaded."""
     said = zeroshot_data.unavailable(name, [_config(file) for file in files])
     if said is not None:
-        raise TaskError(said)
+        raise AbsentTask(said)
 
 
 def locked_commits(names: Sequence[str], files: Mapping[str, str]) -> dict[str, str]:

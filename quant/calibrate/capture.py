@@ -21,16 +21,23 @@ from quant.calibrate.structure import (
     BlockStructure,
     ModelStructure,
     evaluation,
+    head_on_few,
     learn_structure,
     run_model,
 )
 from quant.errors import ModelStructureError
+from quant.tiling import CHECKED_LOGITS
 
 # Tensors of one shape that are kept for the comparison (one mask per layer type, ...).
 _POOL_DEPTH = 8
 # Streamed and plain logits come from the same operators on the same numbers, so they are bit-equal
 # if the operators are deterministic. The tolerance is for devices where they are not.
 _TOLERANCE_ULPS = 4
+# Tokens on which the structure is learned: the whole window would take as long as one in 64 of the
+# windows that calibrate takes in all.
+_LEARNED_TOKENS = 64
+# Numbers compared at a time: differences are float64, and five of them are held.
+_AT_ONCE = 1 << 17
 
 
 @dataclass(frozen=True)
@@ -146,9 +153,12 @@ def stream_logits(
 
 
 def observe(source: BlockSource, window: Tensor) -> ModelStructure:
-    """Learn how the model calls its blocks on window [tokens], without reading block weights."""
+    """Learn how the model calls its blocks on window [tokens], without reading block weights.
+
+    Some tokens of it are enough; what depends on their number shows in check_streaming.
+    """
     with blocks_in_place(source, blank=True):
-        return learn_structure(source.model, window)
+        return learn_structure(source.model, window[:_LEARNED_TOKENS])
 
 
 def check_streaming(
@@ -160,35 +170,37 @@ def check_streaming(
     """Learn the structure on window_a [tokens], check it on window_b [tokens], and return it.
 
     Streamed logits must equal those of a plain forward pass within 4 units in the last place of the
-    largest logit (they run the same operators and are normally identical). Both passes run side by
-    side, so that every block is read once; inspect(index) is called when block `index` has its
-    weights.
+    largest logit (they run the same operators and are normally identical), and so must the inputs
+    of the head. Logits are those of the last positions only, inputs of the head those of all. Both
+    passes run side by side, so that every block is read once; inspect(index) is called when block
+    `index` has its weights.
 
     Raises ModelStructureError, with the largest difference, if they differ more.
     """
     source = as_source(model)
     model_structure = observe(source, window_a)
-    streamed, plain = _both_logits(source, model_structure, window_b, inspect)
-    difference, scale = _largest_difference(streamed, plain)
-    allowed = _TOLERANCE_ULPS * torch.finfo(plain.dtype).eps * scale
-    if not difference <= allowed:
-        raise ModelStructureError(
-            f"{type(source.model).__name__}: logits of the block-by-block replay differ by up to "
-            f"{difference:.3g} from a plain forward pass (allowed {allowed:.3g}), so calibration "
-            "would see wrong inputs; the blocks depend on more than their recorded arguments. "
-            "Report the model class; method=rtn needs no replay."
-        )
+    for what, streamed, plain in _both_results(source, model_structure, window_b, inspect):
+        difference, scale = _largest_difference(streamed, plain)
+        allowed = _TOLERANCE_ULPS * torch.finfo(plain.dtype).eps * scale
+        if not difference <= allowed:
+            raise ModelStructureError(
+                f"{type(source.model).__name__}: {what} of the block-by-block replay differ by up "
+                f"to {difference:.3g} from a plain forward pass (allowed {allowed:.3g}), so "
+                "calibration would see wrong inputs; the blocks depend on more than their recorded "
+                "arguments. Report the model class; method=rtn needs no replay."
+            )
     return model_structure
 
 
 def _largest_difference(streamed: Tensor, plain: Tensor) -> tuple[float, float]:
-    """Return the largest difference of logits [tokens, vocabulary], and the largest plain logit.
+    """Return the largest difference of numbers [tokens, n], and the largest plain number.
 
-    Positions where the plain logits are not finite are skipped: NaN from the model itself is not an
+    Places where the plain numbers are not finite are skipped: NaN from the model itself is not an
     error of the replay.
     """
     difference = scale = 0.0
-    for one, other in zip(streamed.split(64), plain.split(64), strict=True):
+    rows = max(1, _AT_ONCE // plain.shape[-1])
+    for one, other in zip(streamed.split(rows), plain.split(rows), strict=True):
         finite = torch.isfinite(other)
         if finite.any():
             scale = max(scale, other[finite].abs().max().item())
@@ -198,13 +210,15 @@ def _largest_difference(streamed: Tensor, plain: Tensor) -> tuple[float, float]:
     return difference, scale
 
 
-def _both_logits(
+def _both_results(
     source: BlockSource,
     model_structure: ModelStructure,
     window: Tensor,
     inspect: Callable[[int], None],
-) -> tuple[Tensor, Tensor]:
-    """Return streamed and plain logits [tokens, vocabulary] of window [tokens] in one pass."""
+) -> list[tuple[str, Tensor, Tensor]]:
+    """Return (what, streamed, plain) results of window [tokens] in one pass: logits of its last
+    positions [positions, vocabulary], and inputs of the head [tokens, hidden] if it is a module.
+    """
     model, batch = source.model, window[None]
     captured = capture(model, model_structure, [batch])
     hidden = captured.hidden[0]
@@ -224,15 +238,20 @@ def _both_logits(
 
         return after
 
-    with blocks_in_place(source), evaluation(model):
-        blocks = enumerate(model_structure.blocks.modules)
-        handles = [block.register_forward_hook(follow(index)) for index, block in blocks]
-        try:
-            plain = run_model(model, batch).logits[0]
-        finally:
-            for handle in handles:
-                handle.remove()
-    return _logits_after_blocks(model, model_structure, batch, hidden)[0], plain
+    with head_on_few(model, CHECKED_LOGITS) as inputs:
+        with blocks_in_place(source), evaluation(model):
+            blocks = enumerate(model_structure.blocks.modules)
+            handles = [block.register_forward_hook(follow(index)) for index, block in blocks]
+            try:
+                plain = run_model(model, batch).logits[0]
+            finally:
+                for handle in handles:
+                    handle.remove()
+        streamed = _logits_after_blocks(model, model_structure, batch, hidden)[0]
+    if len(inputs) != 2:
+        return [("logits", streamed, plain)]
+    whole, replayed = (each.flatten(0, -2) for each in inputs)
+    return [("inputs of the head", replayed, whole), ("logits", streamed, plain)]
 
 
 class _BlocksPassed(Exception):

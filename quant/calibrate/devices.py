@@ -48,11 +48,14 @@ class Workplace:
                  None means the device of the model.
     activations  where calibration activations are stored between blocks: "cuda", "cpu" or "disk".
     folder       directory for activations on disk.
+    results      directory in which quantize_model keeps finished weights until their last use; None
+                 keeps them in memory, packed.
     """
 
     devices: tuple[torch.device, ...] | None = None
     activations: str = "cpu"
     folder: Path | None = None
+    results: Path | None = None
 
 
 class DeviceWorkers:

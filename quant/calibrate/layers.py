@@ -126,7 +126,7 @@ class BlockSolver:
         return found
 
     def _prepare(self, hessian: Hessian, changed: Changed, few: FewTokens | None) -> Any:
-        matrix = changed.hessian(hessian.matrix())
+        matrix = changed.hessian(hessian.take())
         if few is not None:
             matrix = few.shrunk(matrix)
         if self.config.solver.prepare is None:

@@ -37,6 +37,7 @@ class Run:
     progress: Progress | None
     writer: WriteBehind
     resumed: int  # read at the start, because the sink's count grows in another thread
+    solvers: Callable[..., BlockSolver] = BlockSolver  # makes what treats the layers of a block
     layers: list[LayerResult] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -91,7 +92,7 @@ class Run:
     def solver(self, index: int) -> BlockSolver:
         blocks = self.source.blocks
         name = blocks.block_name(index)
-        return BlockSolver(self.config, blocks.modules[index], index, name, self.count)
+        return self.solvers(self.config, blocks.modules[index], index, name, self.count)
 
     def hand_over(self, index: int, solved: Solved) -> None:
         """Pass a finished block to the sink, with the costs since the previous one.

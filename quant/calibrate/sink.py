@@ -14,6 +14,7 @@ from torch import Tensor
 
 from quant.calibrate.cost import StageCost, StageMeter
 from quant.calibrate.layers import LayerResult
+from quant.calibrate.results import KeptWeights
 from quant.input_operator import InputOperator
 from quant.transforms.base import Transform
 from quant.weight import QuantizedWeight
@@ -66,20 +67,21 @@ class BlockSink(Protocol):
 
 @dataclass
 class InMemorySink:
-    """A sink in memory."""
+    """A sink in memory; the codes of a block are packed while the next one is made."""
 
-    weights: dict[str, QuantizedWeight] = field(default_factory=dict)
+    weights: KeptWeights = field(default_factory=KeptWeights)
     finished: int = 0
 
     def put(
         self, index: int, weights: dict[str, QuantizedWeight], _: Finished
     ) -> Callable[[], None]:
-        self.weights |= weights
+        self.weights.add(weights)
         self.finished = index + 1
-        return lambda: None
+        return lambda: self.weights.pack(weights)
 
     def put_head(self, name: str, weight: QuantizedWeight) -> None:
-        self.weights[name] = weight
+        self.weights.add({name: weight})
+        self.weights.pack([name])
 
     def get(self, index: int) -> tuple[dict[str, QuantizedWeight], Finished]:
         raise NotImplementedError("a run in memory cannot be resumed")

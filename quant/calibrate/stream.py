@@ -15,7 +15,7 @@ inputs instead would make every run write all activations once per block, 600 GB
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -46,8 +46,9 @@ from quant.calibrate.collect import Collected, Collector, require_finite, requir
 from quant.calibrate.cost import StageCost, StageMeter
 from quant.calibrate.devices import DeviceWorkers, Workplace
 from quant.calibrate.few import require_tokens
-from quant.calibrate.layers import LayerResult, Solved, solve_groups
+from quant.calibrate.layers import BlockSolver, LayerResult, Solved, solve_groups
 from quant.calibrate.neighbours import Names
+from quant.calibrate.results import KeptWeights
 from quant.calibrate.run import Progress, Run
 from quant.calibrate.sink import BlockSink, InMemorySink, WriteBehind
 from quant.calibrate.source import BlockSource, LoadedModel
@@ -83,7 +84,7 @@ class QuantizationResult:
     """Results and costs of a quantization.
 
     weights          quantized weights (on the CPU) by full module name; empty if the caller passed
-                     a sink.
+                     a sink. Codes are kept packed, and unpacked at every access.
     layers           results of the layers in the blocks.
     host_peak_bytes  highest resident memory of this process during the run; None if the platform
                      reports none.
@@ -92,7 +93,7 @@ class QuantizationResult:
     head             result of the head; None if the scheme keeps it.
     """
 
-    weights: dict[str, QuantizedWeight]
+    weights: Mapping[str, QuantizedWeight]
     layers: list[LayerResult]
     stages: list[StageCost]
     coverage: Coverage
@@ -120,7 +121,8 @@ def quantize_model(
     modified; NonFiniteError, SingularHessianError and CalibrationError for a layer during the run.
     """
     unfuse(model)
-    source, kept = LoadedModel(model), InMemorySink()
+    folder = None if workplace is None else workplace.results
+    source, kept = LoadedModel(model), InMemorySink(KeptWeights(folder))
     for index, block in enumerate(source.blocks.modules):
         require_sound(block, source.blocks.block_name(index))
     result = quantize_blocks(source, calibration, config, kept, progress, workplace)
@@ -135,6 +137,7 @@ def quantize_blocks(
     progress: Progress | None = None,
     workplace: Workplace | None = None,
     covered: Coverage | None = None,
+    solvers: Callable[..., BlockSolver] = BlockSolver,
 ) -> QuantizationResult:
     """Quantize every linear layer in the blocks of `source`, passing each block to `sink`.
 
@@ -143,7 +146,7 @@ def quantize_blocks(
     sink, including the one being written. An error of the sink is raised at the next block or at
     the end. The stage "write" is the time that the run waited for the sink; the working time of the
     sink's thread is `StageCost.background`. covered is the result of `survey`, if the caller has
-    it.
+    it. solvers makes what treats the layers of a block; an audit (quant.audit) has its own.
     """
     if config.scheme.head is not None:
         name, module = find_head(source.model)
@@ -167,8 +170,9 @@ def quantize_blocks(
         WriteBehind(meter, one_thread=source.device.type == "cpu") as writer,
     ):
         run = Run(
-            source, config, kernel, sink, meter, workers, workplace, progress, writer, resumed
-        )
+            source, config, kernel, sink, meter, workers, workplace, progress, writer, resumed,
+            solvers,
+        )  # fmt: skip
         run.recall()
         if not config.needs_calibration:
             _solve_blocks(run)

@@ -77,6 +77,9 @@ def parameters_on_meta() -> Iterator[None]:
         # A parameter that is already on meta may be tied, so it must stay the same object.
         if param is not None and not param.is_meta:
             param = nn.Parameter(param.detach().to("meta"), requires_grad=False)
+            # transformers leaves it alone: torch draws numbers for a tensor without any in Python,
+            # which was two thirds of the time for a model.
+            param._is_hf_initialized = True  # type: ignore[attr-defined]
         register(module, name, param)
 
     nn.Module.register_parameter = register_on_meta  # type: ignore[assignment]

@@ -17,7 +17,7 @@ from quant.errors import ModelStructureError, QuantizationError
 from quant.head import AT_ONCE, SOLVER, find_head
 from quant.memory.limits import PLACES, Limits
 from quant.scheme import Scheme
-from quant.tiling import BLOCKS, PANEL, strips
+from quant.tiling import BLOCKS, CHECKED_LOGITS, PANEL, strips
 from quant.transforms.base import NEVER
 
 if TYPE_CHECKING:
@@ -279,7 +279,8 @@ def _quantization_items(
     if wide:
         largest = max(map(math.prod, shape.layers))
         yield Item("the largest layer, in float64", number * largest, here, ("collect",))
-    yield Item("logits of a window, twice", 2 * _logits(shape, window), here, ("check",))
+    checked = 2 * _logits(shape, min(window, CHECKED_LOGITS))
+    yield Item("logits that are compared", checked, here, ("check",))
     if config.transforms:
         # The outputs of all modules are kept while the block is observed.
         yield Item("a batch inside a block, watched", _inside(shape, at_once), here, ("collect",))

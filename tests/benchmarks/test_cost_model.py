@@ -1,5 +1,7 @@
 """The cost model against counting done another way, and the page that quotes it."""
 
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +21,7 @@ from quant.scheme import Scheme
 from quant.solvers import columns as column_loop
 from quant.solvers.columns import Groups
 from quant.tiling import PANEL
+from tests import warm
 from tests.quant.architectures import tiny_model
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "scaling.md"
@@ -174,7 +177,12 @@ def test_the_page_holds_the_predictions_of_the_command() -> None:
     assert "not measurements" in scaling.predictions()
 
 
-def test_a_small_case_is_measured_end_to_end() -> None:
+def test_a_small_case_is_measured_end_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        assert command[0] == sys.executable
+        return warm.run(command[1:], check=True)
+
+    monkeypatch.setattr(scaling.subprocess, "run", run)
     case = Case(128, 256, 2, 512)
     got = scaling.in_fresh_process(case)
     assert got.weights > 2 * got.block

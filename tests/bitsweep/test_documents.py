@@ -1,10 +1,7 @@
 """The notebook runs as committed, and so do the examples of docs/python.md."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import nbformat
@@ -12,6 +9,7 @@ import pytest
 from nbclient import NotebookClient
 
 import bitsweep
+from tests import warm
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOK = ROOT / "examples" / "quickstart.ipynb"
@@ -62,14 +60,7 @@ def test_the_examples_of_the_page_run_one_after_the_other(tmp_path: Path) -> Non
     """As one script without a guard for `__main__`: a cell's process must not run it again."""
     script = tmp_path / "script.py"
     script.write_text("print('begun')\n" + "\n".join(examples(PAGE.read_text())))
-    done = subprocess.run(
-        [sys.executable, str(script)],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    done = warm.run([str(script)], cwd=tmp_path, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     logs = [log.read_text() for log in tmp_path.glob("results/runs/*/*.log")]
     assert logs

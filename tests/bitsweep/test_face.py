@@ -9,6 +9,7 @@ import sys
 import tomllib
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -109,32 +110,9 @@ said = {}
 """
 
 
-def test_without_extras_models_are_quantized_loaded_exported_and_inspected(
-    model_folder: Path, tmp_path: Path
-) -> None:
-    code = f"""{BARE}
-import torch
-model, out = Path(sys.argv[1]), Path(sys.argv[2])
-windows = list(torch.arange(4 * 32).reshape(4, 32) % 90)
-result = bitsweep.quantize(model, bitsweep.Scheme(4, 16), windows, out=out / "w4")
-loaded = bitsweep.load(out / "w4")
-assert loaded(windows[0][None]).logits.isfinite().all()
-bitsweep.export(out / "w4", out / "v1", "gptq-v1")
-assert main(["export", str(out / "w4"), str(out / "ct"), "--format", "compressed-tensors"]) == 0
-assert main(["inspect", str(out / "v1")]) == 0
-found = [bitsweep.inspect(out / name) for name in ("w4", "v1", "ct")]
-print(json.dumps([[each.format, each.layers, each.scheme.name, each.verified] for each in found]))
-assert not HIDDEN & {{name.partition(".")[0] for name in sys.modules}}
-"""
-    last = python(code, str(model_folder), str(tmp_path)).splitlines()[-1]
-    assert json.loads(last) == [
-        ["GPTQ v2", 12, "w4g16", True],
-        ["GPTQ v1", 12, "w4g16", True],
-        ["compressed-tensors", 12, "w4g16_fp32", True],
-    ]
-
-
-def test_without_extras_the_harness_says_the_pip_command(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def without_extras(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What one bare process says and makes; it imports torch and transformers for seconds."""
     code = f"""{BARE}
 import contextlib, io
 def error_of(act):
@@ -150,9 +128,39 @@ for words in (["run"], ["plan", "scheme=w4"], ["report"], ["run", "--help"], ["d
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         status = main(words)
     said[" ".join(words)] = [status, out.getvalue(), err.getvalue()]
-print(json.dumps(said))
+
+import torch
+model, out = Path(sys.argv[1]), Path(sys.argv[2])
+windows = list(torch.arange(4 * 32).reshape(4, 32) % 90)
+result = bitsweep.quantize(model, bitsweep.Scheme(4, 16), windows, out=out / "w4")
+loaded = bitsweep.load(out / "w4")
+assert loaded(windows[0][None]).logits.isfinite().all()
+bitsweep.export(out / "w4", out / "v1", "gptq-v1")
+assert main(["export", str(out / "w4"), str(out / "ct"), "--format", "compressed-tensors"]) == 0
+assert main(["inspect", str(out / "v1")]) == 0
+found = [bitsweep.inspect(out / name) for name in ("w4", "v1", "ct")]
+found = [[each.format, each.layers, each.scheme.name, each.verified] for each in found]
+assert not HIDDEN & {{name.partition(".")[0] for name in sys.modules}}
+print(json.dumps({{"said": said, "found": found}}))
 """
-    said = json.loads(python(code, folder=tmp_path))
+    place, out = (tmp_path_factory.mktemp(name) for name in ("empty", "made"))
+    printed = python(code, str(model_folder), str(out), folder=place)
+    assert not list(place.iterdir())
+    return json.loads(printed.splitlines()[-1])
+
+
+def test_without_extras_models_are_quantized_loaded_exported_and_inspected(
+    without_extras: dict[str, Any],
+) -> None:
+    assert without_extras["found"] == [
+        ["GPTQ v2", 12, "w4g16", True],
+        ["GPTQ v1", 12, "w4g16", True],
+        ["compressed-tensors", 12, "w4g16_fp32", True],
+    ]
+
+
+def test_without_extras_the_harness_says_the_pip_command(without_extras: dict[str, Any]) -> None:
+    said = without_extras["said"]
     for name in ("api", "records", "name"):
         assert said[name].endswith(': pip install "bitsweep[harness]".')
         assert "\n" not in said[name]
@@ -170,4 +178,3 @@ print(json.dumps(said))
     assert status == 1
     (missing,) = [line for line in out.splitlines() if line.startswith("MISSING")]
     assert 'pip install "bitsweep[harness]"' in missing
-    assert not list(tmp_path.iterdir())

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from cuda_ext import build, installed, kernels, ops, packed, proven, toolchain
+from tests import warm
 
 RESOLVE = """
 import sys
@@ -73,13 +74,12 @@ def test_a_library_that_was_cut_short_is_never_loaded(
 ) -> None:
     """Loading one ends the process by SIGBUS. Without a compiler nothing takes its place."""
     monkeypatch.setenv("CXX", "compiler-of-nowhere")
-    assert fresh(CHECKED).stdout.split() == ["cpu"]
+    assert warm.run(["-c", CHECKED]).stdout.split() == ["cpu"]
     assert fresh(RESOLVE).stdout.split() == ["cpu", "cpu", "False"], "the checked choice marks too"
     library = own_cache / build.LIBRARY
     whole = library.read_bytes()
     library.write_bytes(whole[: 1 << 16])
-    for script in (CHECKED, RESOLVE):
-        refused = fresh(script)
+    for refused in (warm.run(["-c", CHECKED]), fresh(RESOLVE)):
         assert refused.returncode == 1, "and no signal"
         assert "KernelUnavailable: kernel='cpu' is not available: CXX=compiler-of" in refused.stderr
     library.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
@@ -91,7 +91,7 @@ def test_no_marker_for_a_library_that_does_not_load(own_cache: Path) -> None:
     library.write_bytes(b"no library")
     said = {**json.loads(notes.read_text()), "bytes": 10, "sha256": proven.digest(library)}
     notes.write_text(json.dumps(said))
-    failed = fresh(RESOLVE)
+    failed = warm.run(["-c", RESOLVE])
     assert failed.returncode == 1
     assert "cannot be loaded" in failed.stderr
     assert markers(own_cache) == []

@@ -1,6 +1,8 @@
 """A model so small that a cell takes a second, for the tests of this room."""
 
+import copy
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -38,17 +40,36 @@ def quickstart() -> list[Cell]:
 @pytest.fixture
 def tiny_overrides(tiny_model: Path, stories_file: Path, tmp_path: Path) -> list[str]:
     """Overrides of a cell that runs in about a second: RTN at 4 bits, perplexity and latency."""
+    return [*_tiny(tiny_model, stories_file), f"paths.results={tmp_path / 'results'}"]
+
+
+@pytest.fixture
+def tiny_cell(tiny_model: Path, stories_file: Path, tmp_path: Path) -> Callable[..., CellConfig]:
+    """tiny_cell("method=gptq", latency=False): the configuration with more overrides."""
+
+    def make(*more: str, latency: bool = True) -> CellConfig:
+        config = copy.deepcopy(_composed((*_tiny(tiny_model, stories_file), *more)))
+        if not any(each.startswith("paths.results=") for each in more):
+            config.paths.results = str(tmp_path / "results")
+        if not latency:
+            del config.suite["latency"]
+        return config
+
+    return make
+
+
+def _tiny(model: Path, stories: Path) -> list[str]:
     return [
         "model=local",
-        f"model.path={tiny_model}",
+        f"model.path={model}",
         "model.name=tiny",
         "method=rtn",
         "calib=documents",
-        f"calib.path={stories_file}",
+        f"calib.path={stories}",
         "calib.sequences=4",
         "calib.length=32",
         "suite=[perplexity_documents,latency]",
-        f"suite.perplexity.paths.documents={stories_file}",
+        f"suite.perplexity.paths.documents={stories}",
         "suite.perplexity.max_windows=4",
         "suite.latency.prompt_tokens=4",
         "suite.latency.decode_tokens=2",
@@ -56,18 +77,11 @@ def tiny_overrides(tiny_model: Path, stories_file: Path, tmp_path: Path) -> list
         "suite.latency.repeats=1",
         "tracker=none",
         "runtime.threads=1",
-        f"paths.results={tmp_path / 'results'}",
     ]
 
 
-@pytest.fixture
-def tiny_cell(tiny_overrides: list[str]) -> Callable[..., CellConfig]:
-    """tiny_cell("method=gptq", latency=False): the configuration with more overrides."""
-
-    def make(*more: str, latency: bool = True) -> CellConfig:
-        (cell,) = compose_cells([*tiny_overrides, *more])
-        if not latency:
-            del cell.config.suite["latency"]
-        return cell.config
-
-    return make
+@cache
+def _composed(overrides: tuple[str, ...]) -> CellConfig:
+    """What Hydra composes of them, for a fifth of a second: once for all tests."""
+    (cell,) = compose_cells(overrides)
+    return cell.config

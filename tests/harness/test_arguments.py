@@ -81,3 +81,20 @@ def test_help_comes_without_a_verb_and_says_that_one_is_missing(
     assert cli.main(["--help"]) == cli.OK
     assert capsys.readouterr().out == alone
     assert all(f"\n    {verb} " in alone for verb in cli.VERBS)
+
+
+@pytest.mark.parametrize(
+    ("verb", "words"),
+    [
+        ("run", "Quantize a model, measure it, print the table."),
+        ("plan", "Show what `bitsweep run` with the same arguments would do"),
+        ("fetch", "Bring and verify all that `bitsweep run` with the same arguments needs"),
+    ],
+)
+def test_each_of_the_verbs_with_overrides_says_what_it_does_itself(
+    verb: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main([verb, "--help"]) == 0
+    said = capsys.readouterr().out
+    assert words in said
+    assert said.count("groups, each as GROUP=OPTION") == 1

@@ -16,11 +16,13 @@ from harness import cli
 from harness.cell.checks import ACTIVATIONS, STREAM
 from harness.config import help as options
 from harness.config.schema import RuntimeConfig
+from tests import warm
 
 HEAVY = {"torch", "transformers", "hydra", "omegaconf", "pandas", "matplotlib", "lm_eval", "wandb"}
 
 
 def start(arguments: list[str], folder: Path) -> subprocess.Popen[str]:
+    """A process that imports everything, for tests of what happens meanwhile."""
     return subprocess.Popen(
         [sys.executable, "-m", "harness", *arguments],
         cwd=folder,
@@ -237,7 +239,7 @@ def test_an_interrupted_sweep_goes_on_where_it_stopped(
 
     A terminal sends a signal to the whole group, and so do clusters; kill -9 meets one process.
     """
-    arguments = ["run", "-m", *tiny_overrides, "scheme=w4,w3,w2"]
+    arguments = ["-m", "harness", "run", "-m", *tiny_overrides, "scheme=w4,w3,w2"]
     cells = tmp_path / "results" / "cells"
     before: dict[Path, int] = {}
 
@@ -248,10 +250,10 @@ def test_an_interrupted_sweep_goes_on_where_it_stopped(
 
     ends = {signal.SIGINT: cli.INTERRUPTED, signal.SIGTERM: 143, signal.SIGKILL: -signal.SIGKILL}
     for number, status in ends.items():
-        running = start(arguments, tmp_path)
+        running = warm.start(arguments, cwd=tmp_path)
         deadline = time.monotonic() + 300
         while len(list(cells.glob("*/*.json"))) < len(before) + 1:
-            assert running.poll() is None, running.communicate()[1]
+            assert running.poll() is None, running.read()[1]
             assert time.monotonic() < deadline
             time.sleep(0.02)
         kill = os.kill if number == signal.SIGKILL else os.killpg
@@ -262,14 +264,13 @@ def test_an_interrupted_sweep_goes_on_where_it_stopped(
         assert number == signal.SIGKILL or "run the same command again" in err
         before = finished()
         assert len(before) < 9
-    last = start(arguments, tmp_path)
-    out, err = last.communicate(timeout=600)
+    last = warm.run(arguments, cwd=tmp_path)
+    out, err = last.stdout, last.stderr
     assert last.returncode == cli.OK, err
     assert "0 failed" in err
     assert "RTN" in out
     before = finished()
     assert len(before) == 9
-    again = start(arguments, tmp_path)
-    _, err = again.communicate(timeout=600)
-    assert "0 stages run, 9 found finished, 0 failed" in err
+    again = warm.run(arguments, cwd=tmp_path)
+    assert "0 stages run, 9 found finished, 0 failed" in again.stderr
     assert finished() == before

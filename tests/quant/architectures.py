@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -121,6 +122,19 @@ LINEARS_PER_BLOCK = {
 
 def tiny_model(name: str, seed: int = 0, **changes: Any) -> PreTrainedModel:
     """A random float32 model with weights large enough that every block matters."""
+    key = f"{name} {seed} {sorted(changes.items())}"
+    if key not in _made:
+        model = _tiny_model(name, seed, changes)
+        _made[key] = model, torch.get_rng_state()
+    model, state = _made[key]
+    torch.set_rng_state(state)  # what a test draws next does not depend on earlier tests
+    return copy.deepcopy(model)  # half the time of making it
+
+
+_made: dict[str, tuple[PreTrainedModel, torch.Tensor]] = {}
+
+
+def _tiny_model(name: str, seed: int, changes: dict[str, Any]) -> PreTrainedModel:
     config_class, settings = CONFIGS[name]
     special = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
     config = config_class(**{"vocab_size": VOCABULARY, **special, **settings, **changes})

@@ -208,3 +208,17 @@ def test_what_a_rotation_rounds_is_not_refused_as_asymmetric():
     factor = factorize(rotated)
     damped = rotated + 0.01 * rotated.diagonal().mean() * torch.eye(256)
     assert (factor.root @ factor.root.T - damped).norm() < 1e-5 * damped.norm()
+
+
+def test_a_hessian_is_taken_once_and_in_its_own_memory():
+    rows = torch.randn(2, 40, 200, generator=torch.Generator().manual_seed(3))
+    kept, taken = Hessian(200), Hessian(200, layer="fc1")
+    for each in (kept, taken):
+        each.update(rows)
+    place = taken._sum.data_ptr()
+    found = taken.take()
+    assert torch.equal(found, kept.matrix())
+    assert torch.equal(kept.matrix(), kept.matrix()), "the sum is left as it was"
+    assert found.data_ptr() == place
+    with pytest.raises(RuntimeError, match="fc1: its Hessian was already taken"):
+        taken.take()

@@ -44,12 +44,30 @@ def test_products_in_float64_stay_float64():
     assert torch.equal(product(a, b), a @ b)
 
 
-def test_this_torch_multiplies_by_onednn():
+@pytest.fixture(params=[True, False], ids=["onednn", "mkl"], autouse=True)
+def faster(request, monkeypatch):
+    """Both libraries on every processor, whichever is the faster one there."""
+    monkeypatch.setattr(products, "_onednn_is_faster", lambda: request.param)
+    return request.param
+
+
+def test_the_faster_library_is_that_of_the_instruction_set(monkeypatch):
+    monkeypatch.undo()
+    for capability, expected in (("AVX2", False), ("AVX512", True), ("DEFAULT", True)):
+        products._onednn_is_faster.cache_clear()
+        monkeypatch.setattr(
+            torch.backends.cpu, "get_cpu_capability", lambda found=capability: found
+        )
+        assert products._onednn_is_faster() is expected
+    products._onednn_is_faster.cache_clear()
+
+
+def test_this_torch_multiplies_by_onednn(faster):
     """Else the tests here compare torch.mm with itself."""
     if platform.machine() not in ("x86_64", "AMD64"):
         pytest.skip("torch has oneDNN for x86; elsewhere it depends on the build")
     assert products._why_no_onednn() is None
-    assert products._by_onednn(random(200, 200), random(200, 200))
+    assert products._by_onednn(random(200, 200), random(200, 200)) is faster
 
 
 def hide(monkeypatch, what):
@@ -70,8 +88,10 @@ def hide(monkeypatch, what):
     ],
 )
 def test_without_onednn_torch_multiplies_and_the_log_says_so_once(
-    monkeypatch, caplog, missing, reason
+    monkeypatch, caplog, missing, reason, faster
 ):
+    if not faster:
+        pytest.skip("oneDNN is not missed where torch.mm is faster")
     products.say_once.cache_clear()
     a, b = random(200, 200), random(200, 200, seed=1)
     with hide(monkeypatch, missing):

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstdint>
 #include <limits>
@@ -23,6 +24,10 @@ inline float cut_to_float(double value) {
                                                                  : near;
 }
 
+inline double power_of_two(int exponent) {
+  return std::bit_cast<double>(static_cast<uint64_t>(exponent + 1023) << 52);
+}
+
 inline float add_products(float sum, const float* a, const float* b) {
   double terms[9], largest = std::fabs(static_cast<double>(sum));
   terms[8] = sum;
@@ -38,11 +43,12 @@ inline float add_products(float sum, const float* a, const float* b) {
     return static_cast<float>(total);
   }
   if (largest == 0.0) return 0.0f;
-  const int exponent = std::ilogb(largest);
-  const double up = std::ldexp(1.0, 24 - exponent);
+  // No product or sum of floats is so small that a double of it is subnormal.
+  const int exponent = static_cast<int>(std::bit_cast<uint64_t>(largest) >> 52) - 1023;
+  const double up = power_of_two(24 - exponent);
   int64_t total = 0;
   for (double term : terms) total += static_cast<int64_t>(term * up);
-  return cut_to_float(static_cast<double>(total) * std::ldexp(1.0, exponent - 24));
+  return cut_to_float(static_cast<double>(total) * power_of_two(exponent - 24));
 }
 
 inline void multiply(Fragment* const (&lanes)[32], bool bfloat16) {

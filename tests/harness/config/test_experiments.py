@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from harness.config.compose import compose_cells
-from harness.config.experiments import Asked, experiments, header
+from harness.config.experiments import Asked, experiments, header, model_file
 from harness.config.help import conf_dir, options
+from harness.report.progress import ESTIMATED, disk_bytes
 from harness.report.published import published_figures
 from harness.report.published_files import published_file
 from quant.scheme import Scheme
@@ -23,7 +24,17 @@ def test_a_header_says_all_that_a_run_needs(each) -> None:
     assert tuple(each.facts) == FACTS
     assert each.command in (conf_dir() / "experiment" / f"{each.name}.yaml").read_text()
     assert each.fact("Hours")[0].isdigit()
+    assert each.fact("Hours").endswith(ESTIMATED)
     assert "GB" in each.fact("Disk")
+
+
+@pytest.mark.parametrize("each", ALL, ids=lambda each: each.name)
+def test_the_disk_of_a_header_is_that_of_its_models(each) -> None:
+    """Two bytes a weight, and the quantized models, of what can be had; with room to spare."""
+    cells = [cell for cell in each.cells if model_file(cell.model).get("unavailable") is None]
+    computed, said = disk_bytes(cells) / 1e9, float(each.fact("Disk").removesuffix(" GB"))
+    assert computed <= 1.05 * said
+    assert said <= 1.35 * computed + 2
 
 
 @pytest.mark.parametrize("each", ALL, ids=lambda each: each.name)

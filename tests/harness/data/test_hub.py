@@ -103,6 +103,23 @@ def test_a_task_that_the_hub_does_not_give_fails_alone(online: Hub) -> None:
     assert "because its owner grants access; ask for it on the hub and log in" in remark
 
 
+@pytest.mark.parametrize("gated", [False, True])
+def test_a_data_set_that_is_a_script_is_refused_by_the_plan(online: Hub, gated: bool) -> None:
+    """StoryCloze: its owner sends the documents to those who ask."""
+    (file,) = zeroshot_tasks.find_tasks(["storycloze_2018"])
+    dataset = zeroshot_tasks._config(file)["dataset_path"]
+    online.repositories[f"datasets/{dataset}"] = {"README.md": 9, "story_cloze.py": 9}
+    if gated:
+        online.gated.add(f"datasets/{dataset}")
+    with pytest.raises(zeroshot_tasks.TaskError) as caught:
+        zeroshot_tasks.check_tasks(["storycloze_2018"], {})
+    assert "is a script, which is not run; get its documents where their owner" in str(caught.value)
+    assert "suite.zeroshot.files.storycloze_2018=<file>" in str(caught.value)
+    config = zeroshot.Config(["storycloze_2018", "embedded_choice"])
+    (remark,) = zeroshot.SUITE.remarks(config)
+    assert remark.startswith("suite.zeroshot without task storycloze_2018: ")
+
+
 @pytest.mark.parametrize(
     ("id", "revision", "words"),
     [

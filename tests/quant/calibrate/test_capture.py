@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from quant.calibrate.capture import capture, check_streaming, streamed_logits
 from quant.calibrate.structure import learn_structure
 from quant.errors import ModelStructureError
+from quant.tiling import CHECKED_LOGITS
 from tests.quant.architectures import CONFIGS, random_windows, tiny_model
 
 
@@ -32,6 +34,53 @@ def test_streamed_logits_equal_a_plain_forward_pass(name: str, attention: str | 
         streamed_logits(model, window_b[:9], model_structure),
         plain_logits(model, window_b[None, :9])[0],
     )
+
+
+class _Largest(TorchDispatchMode):
+    """Numbers of the largest tensor that an operator makes, views and the inputs apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numbers = 0
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        result = function(*args, **(kwargs or {}))
+        for each in tensors(result):
+            if (
+                each._base is None
+                and "detach" not in str(function)
+                and "alias" not in str(function)
+            ):
+                self.numbers = max(self.numbers, each.numel())
+        return result
+
+
+def test_the_check_makes_logits_of_some_positions_only() -> None:
+    vocabulary = 4096
+    model = tiny_model("llama", vocab_size=vocabulary)
+    long = [torch.arange(200) % 90 + 3 + at for at in range(2)]
+    with _Largest() as largest:
+        check_streaming(model, *long)
+    # The table of embeddings seen by an operator is no new tensor; the logits are the largest.
+    assert largest.numbers == CHECKED_LOGITS * vocabulary
+
+
+def test_a_difference_before_the_last_positions_is_caught() -> None:
+    model = tiny_model("llama")
+    calls = []
+
+    def drift(_: nn.Module, __: Any, output: Tensor) -> Tensor:
+        calls.append(1)
+        output = output.clone()
+        output[:, 0] += 0.01 * len(calls)
+        return output
+
+    model.model.layers[-1].register_forward_hook(drift)
+    long = [torch.arange(100) % 90 + 3, torch.arange(100).flip(0) % 90 + 3]
+    with pytest.raises(ModelStructureError, match="inputs of the head of the block-by-block repl"):
+        check_streaming(model, *long)
 
 
 def test_a_single_block_has_no_next_block_to_look_at() -> None:

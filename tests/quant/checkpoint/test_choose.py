@@ -95,7 +95,9 @@ def test_a_new_format_is_one_file(tmp_path: Path, add: Add) -> None:
     edit_tensors(rewrite)(folder)
     edit_config(lambda c: c.update(quantization_config={"quant_method": "bytewise"}))(folder)
     (folder / MANIFEST).unlink()
-    with pytest.raises(ArtifactError, match=r"quant_method='bytewise' cannot be read; only awq"):
+    with pytest.raises(
+        ArtifactError, match=r"quant_method='bytewise' cannot be read; only auto-round"
+    ):
         quant.load(folder)
 
     add("bytewise", BYTEWISE)
@@ -137,9 +139,10 @@ def test_a_configuration_belongs_to_one_format(add: Add) -> None:
 
 def test_what_is_there() -> None:
     assert [format.name for format in formats()] == [
-        "awq", "bitsweep", "bitsweep-ternary", "compressed-tensors", "gptq-v1", "gptq-v2",
+        "auto-round", "awq", "bitsweep", "bitsweep-ternary", "compressed-tensors", "gptq-v1",
+        "gptq-v2",
     ]  # fmt: skip
-    assert set(written()) == {format.name for format in formats()} - {"awq"}
+    assert set(written()) == {format.name for format in formats()} - {"auto-round", "awq"}
     assert [name for name, (_, writer) in written().items() if writer.own] == [
         "bitsweep", "bitsweep-ternary", "gptq-v2",
     ]  # fmt: skip

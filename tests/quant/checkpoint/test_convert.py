@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +13,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from quant.checkpoint.convert import convert, main
 from quant.checkpoint.source import CheckpointSource
 from quant.errors import ArtifactError
+from tests import warm
 from tests.quant.architectures import tiny_model
 
 
@@ -53,9 +52,7 @@ def test_the_command_of_the_error_makes_a_folder_that_streams(
     command = str(refused.value).split("`")[1].replace("OUT", str(out)).split()
     assert command[:3] == ["python", "-m", "quant.checkpoint.convert"]
     if (name, files) == ("opt", 1):
-        done = subprocess.run(
-            [sys.executable, *command[1:]], capture_output=True, text=True, check=False
-        )
+        done = warm.run(command[1:])
         assert done.returncode == 0, done.stderr
     else:
         monkeypatch.setattr("sys.argv", command[2:])

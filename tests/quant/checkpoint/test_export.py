@@ -1,7 +1,6 @@
 """Whole folders written again in every format: the same model, whole or not at all."""
 
 import json
-import os
 import platform
 import shutil
 import signal
@@ -19,6 +18,7 @@ from quant.checkpoint.folder import MANIFEST
 from quant.errors import ArtifactError
 from quant.scheme import Scheme
 from quant.weight import QuantizedWeight
+from tests import warm
 from tests.oracles.random_weights import same
 from tests.quant.tiny_checkpoints import (
     METHOD,
@@ -251,7 +251,7 @@ tensors.save_file = save_or_die
 import quant
 quant.export({str(artifact)!r}, {str(target)!r}, "gptq-v2", overwrite=True, max_shard_bytes=20_000)
 """
-    done = subprocess.run([sys.executable, "-c", script], env=os.environ, check=False)
+    done = warm.run(["-c", script])
     assert done.returncode == -signal.SIGKILL
     assert len(list(tmp_path.glob(".out*"))) == 1
     assert quant.checkpoint.read_format(target).name == "GPTQ v1"

@@ -186,7 +186,10 @@ def test_damaged_tensors_are_named(tensors: dict[str, Tensor], message: str) -> 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"quant_method": "bitsandbytes"}, "quant_method='bitsandbytes' cannot be read; only awq"),
+        (
+            {"quant_method": "bitsandbytes"},
+            "quant_method='bitsandbytes' cannot be read; only auto-round",
+        ),
         ({"checkpoint_format": "marlin"}, "checkpoint_format='marlin' with quant_method='gptq'"),
         ({"quant_method": "bitsweep_ternary", "checkpoint_format": "gptq"}, "'bitsweep_ternary'"),
         ({"bits": 9}, "bits=9 cannot be read; expected one of 2, 3, 4, 5, 6, 7, 8"),

@@ -1,0 +1,122 @@
+"""The verb `bitsweep audit`: one cell with the suite audit, and what its record says in full."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from harness.auditing.findings import by_kind, claim_of, contradicting, layers_of
+from harness.auditing.page import page
+from harness.cell.cells import ResolvedCell
+from harness.config.kept import cells_of
+from harness.config.schema import Cell
+from harness.errors import ConfigError
+from harness.records.store import file_name, write_atomically
+from harness.report.render import to_csv, to_rich
+from harness.run.launch import resolve_all, run_cells
+from harness.run.screen import open_console
+
+FAILED, CONTRADICTED = 1, 3
+SUITE = "audit"
+
+
+def audit(
+    checkpoint: Path,
+    base: str,
+    calib: str,
+    text: Path | None,
+    sequences: int | None,
+    length: int | None,
+    results: Path,
+) -> int:
+    """Audit a checkpoint, print its layers by kind, write page and table; return the exit status.
+
+    base    folder of the full-precision model, or a name of conf/model.
+    calib   name of conf/calib; text is the file of one that takes a file.
+    status  0; 1 if the audit failed; 3 if layers contradict what the files claim.
+
+    Raises BitsweepError for a request that is impossible.
+    """
+    cell = _cell(checkpoint, base, calib, text, sequences, length, results)
+    (found,) = resolve_all([cell])
+    assert isinstance(found, ResolvedCell)  # a folder is here, or it is an error
+    if not found.quantized:
+        raise ConfigError(
+            f"{checkpoint} is not quantized: its config.json has no quantization_config. Name the "
+            "folder of a quantized model."
+        )
+    ran = run_cells([cell])
+    record = found.find(SUITE)
+    if record is None or record.status != "ok":
+        return ran.status or FAILED
+    path = found.store.record_path(found.identity, found.keys.cell, SUITE, record.key)
+    layers = layers_of(record, path.parent)
+    claim = claim_of(record)["claim"]
+    table = by_kind(layers, record.cell.model)
+    place = results / "reports" / f"audit-{file_name(record.cell.model)}"
+    write_atomically(place / "audit.html", page(record, layers))
+    write_atomically(place / "audit.csv", to_csv(table))
+    screen = open_console()
+    screen.print(to_rich(table, screen.width))
+    against = contradicting(layers, claim)
+    if against:
+        first = ", ".join(layer["name"] for layer in against[:3])
+        more = f" and {len(against) - 3} more" if len(against) > 3 else ""
+        print(
+            f"bitsweep: the files of {checkpoint} name {claim}, but {len(against)} of "
+            f"{len(layers)} layers are plain rounding: {first}{more}.",
+            file=sys.stderr,
+        )
+    screen.print(f"\npage: {place / 'audit.html'}", highlight=False, markup=False, soft_wrap=True)
+    return CONTRADICTED if against else ran.status
+
+
+def _cell(
+    checkpoint: Path,
+    base: str,
+    calib: str,
+    text: Path | None,
+    sequences: int | None,
+    length: int | None,
+    results: Path,
+) -> Cell:
+    words = ["model=local", "method=none", "scheme=w16", f"suite={SUITE}", f"calib={calib}"]
+    (cell,) = cells_of(words, False)
+    config = cell.config
+    config.model.path, config.model.name = str(checkpoint), checkpoint.absolute().name
+    config.paths.results = str(results)
+    config.name = f"audit-{config.model.name}"
+    if text is not None:
+        config.calib.path = str(text)
+    if sequences is not None:
+        config.calib.sequences = sequences
+    if length is not None:
+        config.calib.length = length
+    settings: dict[str, Any] = {
+        **config.suite[SUITE],
+        "base": str(_base(base)),
+        "calib": dataclasses.asdict(config.calib),
+    }
+    return replace(cell, config=replace(config, suite={SUITE: settings}))
+
+
+def _base(given: str) -> Path:
+    """The folder of the base: itself, or that of a name in conf/model."""
+    folder = Path(given).expanduser()
+    if folder.is_dir():
+        return folder
+    if given.startswith((".", "/", "~")):
+        raise ConfigError(f"--base {given} is not a folder: give one with config.json and weights.")
+    from harness.models.model import StoredModel, find_model
+
+    (cell,) = cells_of([f"model={given}"], False)
+    found = find_model(cell.config.model, download=True)
+    if not isinstance(found, StoredModel):
+        raise ConfigError(
+            f"--base {given} has no full-precision weights: name the model that the checkpoint was "
+            "made from, or its folder."
+        )
+    return found.folder

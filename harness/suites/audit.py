@@ -1,0 +1,218 @@
+"""Audit: what the codes of a quantized checkpoint show, layer by layer, against its base."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from harness.data import protocols, texts
+from harness.data.config import CalibConfig
+from harness.data.inputs import protocol_hash, without_folders
+from harness.errors import ConfigError
+from harness.models.folders import check_folder, folder_fingerprint
+from harness.records.record import Metric
+from harness.report.columns import FigureColumn, Place, Shown, SuiteTable
+from harness.report.rows import Figure, Row
+from harness.report.table import Cell, Note, significant
+from harness.suites.base import Facts, Suite, SuiteContext, SuiteResult
+
+if TYPE_CHECKING:
+    from quant.audit.run import Audit, LayerAudit
+
+MEDIAN = "median of layers"
+LAYERS = "layers"
+
+
+@dataclass
+class Config:
+    """The base, and the text whose Hessians are used.
+
+    base  folder of the full-precision model; None: the model of the cell.
+    """
+
+    base: str | None = None
+    calib: CalibConfig = field(default_factory=CalibConfig)
+
+
+def check(config: Config, facts: Facts) -> None:
+    """Raise ConfigError unless the base is a model folder and the text can be had."""
+    if config.base is not None:
+        check_folder(Path(config.base), f"{facts.key}.base")
+    elif not facts.has_original:
+        raise ConfigError(
+            f"{facts.key}.base is missing: name the folder of the full-precision model that "
+            f"{facts.model} was made from, as in `bitsweep audit CHECKPOINT --base FOLDER`."
+        )
+    calib = config.calib
+    if calib.protocol == "none":
+        raise ConfigError(
+            f"{facts.key} needs a text for its Hessians, but calib={calib.name} has none: choose "
+            "the text that the checkpoint was calibrated on, such as calib=c4, calib=wikitext2 or "
+            "calib=text calib.path=FILE."
+        )
+    try:
+        protocols.check(
+            calib.protocol,
+            protocols.CALIBRATION,
+            path=calib.path,
+            data_dir=facts.data_dir,
+            option="calib.path",
+        )
+    except (texts.ProtocolError, texts.TextError) as error:
+        raise ConfigError(f"{facts.key}: {error}.") from error
+
+
+def inputs(config: Config, facts: Facts) -> dict[str, str]:
+    """Hashes of the text and of the base's files, if it is not the model of the cell."""
+    calib = config.calib
+    protocol = protocols.find(calib.protocol, protocols.CALIBRATION)
+    found = {"audit text": protocol_hash(protocol, calib.path, facts.data_dir)}
+    if config.base is not None:
+        found["base"] = folder_fingerprint(Path(config.base))
+    return found
+
+
+def semantics(config: Config) -> dict[str, Any]:
+    """The settings, with paths reduced to names."""
+    calib = without_folders(dataclasses.asdict(config.calib))
+    return {"base": None if config.base is None else Path(config.base).name, "calib": calib}
+
+
+def run(context: SuiteContext, config: Config) -> SuiteResult:
+    """Audit every linear layer of the blocks; the samples are the layers."""
+    import torch
+
+    from harness.data import vocabulary
+    from quant.audit.run import audit
+    from quant.checkpoint.source import CheckpointSource
+
+    if context.packed is None:
+        return SuiteResult([_nothing_to_audit(context.model)])
+    base = Path(config.base) if config.base else context.source
+    assert base is not None  # `check`
+    dtype = getattr(torch, context.dtype)
+    with CheckpointSource(base, dtype, context.device, trust_remote_code=False) as source:
+        length = protocols.context_length(source.model.config, context.context_length)
+        windows = protocols.calibration_windows(
+            config.calib, context.tokenizer, length, context.data_dir
+        )
+        vocabulary.check_windows(windows, context.tokenizer, source.model)
+        found = audit(context.packed, source, base, windows.windows, context.progress)
+    read = {"audit tokens": windows.token_hash, "audit source": windows.source}
+    return SuiteResult(metrics(found), read, [_sample(each) for each in found.layers])
+
+
+def _nothing_to_audit(model: Any) -> Metric:
+    """The count of layers of a full-precision model, none of which is quantized."""
+    from quant.audit.verdict import NOT_QUANTIZED
+    from quant.blocks import find_blocks, linear_layers
+
+    count = sum(len(linear_layers(block)) for block in find_blocks(model).modules)
+    return Metric(
+        name=LAYERS, task=NOT_QUANTIZED, value=count, unit="layers", n=count, n_unit="layers"
+    )
+
+
+def metrics(found: Audit) -> list[Metric]:
+    """Counts of verdicts, and medians over the quantized layers."""
+    counts = Counter(each.verdict.name for each in found.layers)
+    claim = {
+        "claim": found.claim.method or "",
+        "producer": found.claim.producer,
+        "format": found.claim.format,
+        "tokens": str(found.tokens),
+        "differing": ", ".join(f"{n} ({100 * s:.0f} %)" for n, s in found.differing.items()),
+    }
+    claim["verdicts"] = ", ".join(f"{count} {name}" for name, count in counts.most_common())
+    total = len(found.layers)
+    every = [
+        Metric(
+            name=LAYERS, task=name, value=count, unit="layers", n=total, n_unit="layers",
+            notes=claim,
+        )
+        for name, count in counts.most_common()
+    ]  # fmt: skip
+    seen = [each.evidence for each in found.layers if each.evidence is not None]
+    gains = [each.gain for each in seen if each.gain is not None]
+    ratios = {
+        "gain": gains,
+        "over_rounding": [e.error / e.rounding_error for e in seen if e.rounding_error],
+        "over_solver": [e.error / e.solver_error for e in seen if e.solver_error],
+    }
+    return every + [
+        Metric(
+            name=name,
+            task=MEDIAN,
+            value=median(values),
+            unit="fraction" if name == "gain" else "ratio",
+            n=len(values),
+            n_unit="layers",
+            quantiles={"p0": min(values), "p100": max(values)},
+            notes=claim,
+        )
+        for name, values in ratios.items()
+        if values
+    ]
+
+
+def _sample(layer: LayerAudit) -> dict[str, Any]:
+    found = dataclasses.asdict(layer)
+    evidence = found.pop("evidence")
+    verdict = found.pop("verdict")
+    gain = None if layer.evidence is None else layer.evidence.gain
+    return {**found, "verdict": verdict["name"], "why": verdict["why"], "gain": gain} | {
+        **(evidence or {})
+    }
+
+
+def _ratio(figure: Figure) -> Cell:
+    return Cell(significant(figure.value), figure.value)
+
+
+def _percent(figure: Figure) -> Cell:
+    return Cell(f"{100 * figure.value:.0f}", figure.value)
+
+
+def _verdicts(figure: Figure) -> Cell:
+    return Cell(figure.note("verdicts"), figure.note("verdicts"))
+
+
+def _notes(rows: list[Row], shown: list[Shown]) -> list[Note]:  # noqa: ARG001
+    return [
+        Note(
+            "Errors are tr(E H Eᵀ) of the text's Hessians, medians over layers: beside rounding to "
+            "nearest and beside GPTQ on the same grids. Gain: the share of the way from the one to "
+            "the other. docs/audit.md says what the verdicts mean."
+        )
+    ]
+
+
+TABLE = SuiteTable(
+    columns=(
+        FigureColumn("gain", "gain", "%", _percent, task=MEDIAN, optional=True),
+        FigureColumn("over_rounding", "error", "÷ rounding", _ratio, task=MEDIAN, optional=True),
+        FigureColumn("over_solver", "error", "÷ solver", _ratio, task=MEDIAN, optional=True),
+        FigureColumn(
+            "over_solver", "layers", "", _verdicts, task=MEDIAN, name="verdicts", optional=True
+        ),
+    ),
+    joins=Place("audit", "Audit of {model}", 40),
+    every_column=True,
+    notes=_notes,  # type: ignore[arg-type]
+)
+
+SUITE = Suite(
+    name="audit",
+    version=1,
+    config=Config,
+    run=run,
+    check=check,
+    inputs=inputs,
+    semantics=semantics,
+    loads=False,
+    table=TABLE,
+)

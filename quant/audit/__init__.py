@@ -1,0 +1,1 @@
+"""Audit: what a quantized checkpoint's codes show of how they were made, layer by layer."""

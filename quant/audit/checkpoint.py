@@ -1,0 +1,138 @@
+"""Read a quantized checkpoint beside its base: its layers one at a time, and what it claims."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from quant.checkpoint.layers import quantized_layers, read_weight
+from quant.checkpoint.loader import read_format, read_quantization
+from quant.checkpoint.names import names_of
+from quant.checkpoint.tensors import TensorReader
+from quant.errors import ArtifactError
+from quant.weight import QuantizedWeight
+
+# Two tensors count as equal up to the rounding of the coarser of their types, bfloat16 at most.
+ROUNDING = 2**-7
+LISTED = 3
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What the files say of their maker.
+
+    method    "gptq", "rtn", ...: the method that they name; None if they name none.
+    producer  the program that wrote them; "" if they name none.
+    format    name of the format, for tables.
+    """
+
+    method: str | None
+    producer: str
+    format: str
+
+
+class AuditedCheckpoint:
+    """The layers of a quantized checkpoint by the names of its base; a context manager.
+
+    Raises ArtifactError for a folder that is not a quantized checkpoint, for layers of another
+    shape than the base's, and for operators in front of layers, which change their inputs.
+    """
+
+    def __init__(self, folder: str | Path, base: PreTrainedModel) -> None:
+        self.folder, self._base = Path(folder), base
+        self._format = read_format(self.folder)
+        if self._format.operators:
+            layer = min(self._format.operators)
+            raise ArtifactError(
+                f"{folder}: {layer} has an operator in front of it, so its weight is not in the "
+                "coordinates of the base: audit the checkpoint as it was before that transform."
+            )
+        self._reader = TensorReader(self.folder)
+
+    def __enter__(self) -> Self:
+        self._reader.__enter__()
+        try:
+            self._reader.rename(names_of(self._base).to_model)
+            self._layers = quantized_layers(self._reader, self._format)
+            self._require_same_model()
+        except BaseException:
+            self._reader.__exit__()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._reader.__exit__()
+
+    @property
+    def claim(self) -> Claim:
+        """What the configuration says: Bitsweep's own method, a provider, or else quant_method.
+
+        AutoRound writes files of GPTQ's format and names itself as their provider.
+        """
+        said = read_quantization(self.folder)
+        meta = said.get("meta")
+        own = meta.get("method") if isinstance(meta, Mapping) else None
+        method: Any = own.get("name") if isinstance(own, Mapping) else None
+        method = method or said.get("provider") or said.get("quant_method")
+        producer = self._format.producer or str(said.get("provider") or "")
+        return Claim(str(method).lower() if method else None, producer, self._format.name)
+
+    def read(self, layer: str) -> QuantizedWeight | None:
+        """Return the quantized weight of a layer, by its full name; None if it is not quantized."""
+        if layer not in self._layers:
+            return None
+        return read_weight(self._reader, self._format, layer, self._layers[layer])
+
+    def dense(self, layer: str) -> Tensor:
+        """Return the weight of a layer that is not quantized, in float32."""
+        name = f"{layer}.weight"
+        if name not in self._reader.names:
+            raise ArtifactError(
+                f"{self.folder}: {layer} is neither quantized nor stored: no tensor {name}."
+            )
+        return self._reader.read(name).float()
+
+    def differing(self, base: TensorReader) -> Iterator[tuple[str, float]]:
+        """Yield the other tensors that differ from the base's, with the share of their values.
+
+        Tensors of the checkpoint that the base does not have are left out (an untied head, say).
+        """
+        for name in self._reader.names:
+            layer, _, part = name.rpartition(".")
+            if layer in self._layers and part in self._layers[layer]:
+                continue
+            if name in base.names and name not in (f"{each}.bias" for each in self._layers):
+                share = _differing(self._reader.mapped(name), base.mapped(name))
+                if share:
+                    yield name, share
+
+    def _require_same_model(self) -> None:
+        modules = dict(self._base.named_modules())
+        unknown = [layer for layer in self._layers if layer not in modules]
+        if unknown:
+            more = f" and {len(unknown) - LISTED} more" if len(unknown) > LISTED else ""
+            raise ArtifactError(
+                f"{self.folder} has {', '.join(unknown[:LISTED])}{more}, which "
+                f"{type(self._base).__name__} of the base does not have: name the model that it "
+                "was made from with --base."
+            )
+
+
+def _differing(one: Tensor, other: Tensor) -> float:
+    if one.shape != other.shape:
+        return 1.0
+    first, second = one.float(), other.float()
+    apart = (first - second).abs() > ROUNDING * torch.maximum(first.abs(), second.abs())
+    return float(apart.float().mean())

@@ -1,0 +1,183 @@
+"""Audit a checkpoint block by block, on the activations that its own blocks make.
+
+The blocks of the base run as they do when they are quantized (quant.calibrate.stream): the Hessians
+of a block are those of its full-precision weights, behind the checkpoint's quantized blocks. These
+are the Hessians that a producer had who quantized on the same text. Then the block gets the
+checkpoint's weights, and one block is in memory at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from cuda_ext.ops import resolve_kernel
+from quant.audit.checkpoint import AuditedCheckpoint, Claim
+from quant.audit.layer import Evidence, Moments, audit_layer, moments
+from quant.audit.verdict import NOT_JUDGED, NOT_QUANTIZED, Verdict, judge
+from quant.blocks import linear_layers, set_weight_matrix, weight_matrix
+from quant.calibrate.layers import BlockSolver, Solved
+from quant.calibrate.run import Progress
+from quant.calibrate.sink import Finished, InMemorySink
+from quant.calibrate.source import BlockSource
+from quant.calibrate.stream import Workplace, quantize_blocks
+from quant.calibrate.transform import UNCHANGED, Changed
+from quant.checkpoint.tensors import TensorReader
+from quant.config import QuantizationConfig
+from quant.errors import ArtifactError
+from quant.hessian import Hessian
+from quant.rules import RTN, Rules
+from quant.scheme import Scheme
+from quant.solvers import gptq
+from quant.weight import QuantizedWeight
+
+
+@dataclass(frozen=True)
+class LayerAudit:
+    """The audit of one linear layer in the blocks.
+
+    scheme           name of its scheme; None if it is not quantized.
+    bits_per_weight  stored bits, scales and zero-points included.
+    evidence         None if it is not quantized, or no token reached it.
+    """
+
+    name: str
+    block: int
+    outputs: int
+    inputs: int
+    verdict: Verdict
+    scheme: str | None = None
+    bits_per_weight: float | None = None
+    evidence: Evidence | None = None
+
+
+@dataclass(frozen=True)
+class Audit:
+    """The audit of a checkpoint.
+
+    differing  other tensors (norms, embeddings) that differ from the base's, with the share of
+               their values. Methods that scale weights change norms; a fine-tuned sibling of the
+               base differs in its embeddings.
+    tokens     tokens of the calibration text.
+    """
+
+    folder: Path
+    claim: Claim
+    layers: list[LayerAudit]
+    differing: dict[str, float]
+    tokens: int
+
+
+def audit(
+    folder: str | Path,
+    source: BlockSource,
+    base: str | Path,
+    calibration: Sequence[Tensor],
+    progress: Progress | None = None,
+    resolved: Callable[[str, QuantizedWeight], None] | None = None,
+) -> Audit:
+    """Audit the checkpoint in `folder` against the base model of `source`, whose folder is `base`.
+
+    calibration  windows of token ids [tokens].
+    resolved     called with the name of every quantized layer and the solver's codes on its grids.
+
+    Raises ArtifactError for a checkpoint that cannot be read or is of another model, and the errors
+    of quant.calibrate.stream.quantize_blocks.
+    """
+    found: list[LayerAudit] = []
+    with AuditedCheckpoint(folder, source.model) as checkpoint:
+        with TensorReader(Path(base)) as stored:
+            differing = dict(checkpoint.differing(stored))
+        # The scheme is not used: every layer is audited on its own.
+        config = QuantizationConfig(
+            gptq.SOLVER, Scheme(4), rules=Rules(True, RTN), arithmetic="fast"
+        )
+        kernel = resolve_kernel("auto", source.device)
+        auditor = partial(
+            BlockAuditor, checkpoint=checkpoint, found=found, on=kernel, resolved=resolved
+        )
+        quantize_blocks(
+            source, calibration, config, _Nothing(), progress, Workplace(), solvers=auditor
+        )
+        claim = checkpoint.claim
+    return Audit(Path(folder), claim, found, differing, sum(map(len, calibration)))
+
+
+@dataclass(frozen=True)
+class BlockAuditor(BlockSolver):
+    """Audits the layers of one block where BlockSolver would solve them."""
+
+    checkpoint: AuditedCheckpoint = field(kw_only=True)
+    found: list[LayerAudit] = field(kw_only=True)
+    on: str = field(kw_only=True)
+    resolved: Callable[[str, QuantizedWeight], None] | None = field(kw_only=True)
+
+    def group(
+        self,
+        names: tuple[str, ...],
+        hessian: Hessian | None,
+        device: torch.device | None = None,  # noqa: ARG002
+        changed: Changed = UNCHANGED,  # noqa: ARG002
+    ) -> Solved:
+        """Audit layers that share one Hessian, and give their modules the checkpoint's weights."""
+        linears = linear_layers(self.block)
+        seen = None
+        if hessian is not None and hessian.tokens:
+            seen = moments(hessian.matrix().float(), hessian.tokens)
+        for name in names:
+            full = f"{self.name}.{name}"
+            self.found.append(self._audited(full, linears[name], seen))
+            self.solved(full)
+        return []
+
+    def _audited(self, name: str, module: nn.Module, seen: Moments | None) -> LayerAudit:
+        weight = weight_matrix(module).float()
+        outputs, inputs = weight.shape
+        found = self.checkpoint.read(name)
+        if found is None:
+            stored = self.checkpoint.dense(name)
+            if stored.shape != weight.shape:
+                raise _shape_error(self.checkpoint.folder, name, stored.shape, weight.shape)
+            set_weight_matrix(module, stored, name)
+            same = torch.allclose(stored, weight, rtol=2**-7, atol=0)
+            why = "its weight is the base's" if same else "its weight is not the base's either"
+            verdict = Verdict(NOT_QUANTIZED, why)
+            return LayerAudit(name, self.index, outputs, inputs, verdict)
+        if found.shape != tuple(weight.shape):
+            raise _shape_error(self.checkpoint.folder, name, found.shape, weight.shape)
+        bits = found.scheme.bits_per_weight(found.shape[1])
+        if seen is None:
+            set_weight_matrix(module, found.dequantize(), name)
+            verdict = Verdict(NOT_JUDGED, "no token of the text reached it: use more text")
+            return LayerAudit(name, self.index, outputs, inputs, verdict, found.scheme.name, bits)
+        evidence, values, better = audit_layer(weight, found, seen, self.on, name)
+        set_weight_matrix(module, values, name)
+        if self.resolved is not None:
+            self.resolved(name, better)
+        return LayerAudit(
+            name, self.index, outputs, inputs, judge(evidence), found.scheme.name, bits, evidence
+        )
+
+
+def _shape_error(
+    folder: Path, name: str, found: Sequence[int], expected: Sequence[int]
+) -> ArtifactError:
+    return ArtifactError(
+        f"{folder}: {name} is {list(found)} (outputs, inputs), but the base has {list(expected)}: "
+        "name the model that the checkpoint was made from with --base."
+    )
+
+
+class _Nothing(InMemorySink):
+    """A sink that keeps nothing: the checkpoint is there already."""
+
+    def put(
+        self, index: int, _weights: dict[str, QuantizedWeight], _made: Finished
+    ) -> Callable[[], None]:
+        self.finished = index + 1
+        return lambda: None

@@ -1,0 +1,70 @@
+"""Verdict: one word for the evidence on a layer, and the sentence that says why.
+
+The thresholds were set on synthetic layers of known origin (tests/quant/audit), for which the
+confusion matrix is printed in docs/audit.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from quant.audit.layer import Evidence
+
+NOT_QUANTIZED = "not quantized"
+NOT_JUDGED = "not judged"  # no token of the text reached the layer (an expert)
+NOT_THIS_BASE = "not this base"
+ROUNDED = "this layer is RTN"
+WORSE_THAN_ROUNDING = "worse than RTN"
+AS_GOOD = "as good as the solver"
+OTHER_DATA = "solved on other data"
+WORSE_THAN_SOLVER = "worse than the solver on this text"
+VERDICTS = (
+    AS_GOOD,
+    OTHER_DATA,
+    WORSE_THAN_SOLVER,
+    ROUNDED,
+    WORSE_THAN_ROUNDING,
+    NOT_THIS_BASE,
+    NOT_QUANTIZED,
+    NOT_JUDGED,
+)
+
+UNRELATED = 0.3  # cosine below which weights have nothing to do with each other
+RTN = 0.99  # share of codes that must be the nearest levels
+SAME_ERROR = 1.05  # of the solver's error
+SAME_CODES = 0.98  # share of codes that are the solver's own
+WORSE = 1.02  # of the error of rounding
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a layer is: one of VERDICTS, and the evidence for it in one sentence."""
+
+    name: str
+    why: str
+
+
+def judge(seen: Evidence) -> Verdict:
+    """Return the verdict on a quantized layer; the first rule that applies decides."""
+    if seen.cosine < UNRELATED:
+        return Verdict(
+            NOT_THIS_BASE,
+            f"its weights and those of the base have a cosine of {seen.cosine:.2f}",
+        )
+    share = f"{100 * seen.rounded:.1f} % of the codes are the nearest levels"
+    if seen.rounded >= RTN:
+        solver = f"{100 * seen.solver_rounded:.1f} % of the solver's"
+        return Verdict(ROUNDED, f"{share}, {solver}")
+    times = f"{seen.error / seen.rounding_error:.3g} times the error of rounding"
+    if seen.error > WORSE * seen.rounding_error:
+        return Verdict(WORSE_THAN_ROUNDING, f"{times}; {share}")
+    if seen.agreement >= SAME_CODES:
+        same = f"{100 * seen.agreement:.1f} % of the codes are the solver's ({seen.same_as})"
+        return Verdict(AS_GOOD, same)
+    over = f"{seen.error / seen.solver_error:.3g} times the solver's error, {times}"
+    if seen.error <= SAME_ERROR * seen.solver_error:
+        return Verdict(AS_GOOD, over)
+    if seen.order is not None:
+        loop = f"its columns were corrected in {seen.order} order"
+        return Verdict(OTHER_DATA, f"{loop.replace('act-order order', 'act-order')}, but {over}")
+    return Verdict(WORSE_THAN_SOLVER, f"{over}; {share}")

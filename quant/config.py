@@ -43,7 +43,7 @@ class QuantizationConfig:
     options: Any = None
     transforms: tuple[tuple[Transform, Any], ...] = ()
     kernel: str = "auto"
-    batch_tokens: int = 512
+    batch_tokens: int = 1024
     rules: Rules = STRICT
     arithmetic: str = AUTO
 

@@ -259,7 +259,8 @@ def test_passes_hold_two_blocks_and_activations(measured: resident.Measured) -> 
     blocks = 2 * shape.block_bytes + shape.outside_bytes
     activations = parts["activations between blocks"] + parts["a batch inside a block"]
     holes = activations  # that results of several sizes leave in the heap
-    bound = blocks + activations + writing + holes
+    packing = 4_000_000  # buffers of the product library's threads, which stay (seen: 1 to 4 MB)
+    bound = blocks + activations + writing + holes + packing
     assert bound < shape.whole_bytes, "the bound would allow all blocks at once"
     assert measured.stages["forward"] < bound
 

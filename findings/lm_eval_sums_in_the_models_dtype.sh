@@ -5,7 +5,7 @@
 # Came: softmax and sum stay in bfloat16, 8 bits of mantissa, so a text of 256 to 512 nats has a multiple of 2 nats
 #   (-344.000, where float32 gives -344.470), and different answers to one question tie exactly: 11 of 1104 pairs, 4 with
 #   float32, whose ties are the model's own. Of tied answers the first is taken.
-# Known: the argument softmax_dtype ("numerical stability", lm-evaluation-harness#2921) helps, and is off by default.
+# Known: the argument softmax_dtype ("numerical stability", lm-eval's own number 2921) helps, and is off by default.
 # Matters: word perplexity and accuracy of half-precision models carry a rounding that a quantized model is compared
 #   under; softmax_dtype="float32" leaves the model as it is.
 set -euo pipefail

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,10 +11,10 @@ from typing import Any
 
 from harness.records.record import Record
 from harness.report.table import Cell, Column, Note, Table, significant
-from quant.audit.verdict import ROUNDED
+from quant.audit.verdict import ROUNDED, RTN
+from quant.coverage import pattern
 
 CALIBRATED = ("gptq", "gptaq", "qronos", "obq")  # methods whose codes are not the nearest levels
-SAME = 0.99  # share from which on a solver's codes are the nearest levels too
 
 Layer = dict[str, Any]
 
@@ -40,20 +39,15 @@ def contradicting(layers: Sequence[Layer], claim: str) -> list[Layer]:
     if claim not in CALIBRATED:
         return []
     return [
-        layer for layer in layers if layer["verdict"] == ROUNDED and layer["solver_rounded"] < SAME
+        layer for layer in layers if layer["verdict"] == ROUNDED and layer["solver_rounded"] < RTN
     ]
-
-
-def kind(name: str) -> str:
-    """A layer's name with its numbers replaced: "model.layers.*.mlp.up_proj"."""
-    return re.sub(r"(?<=\.)[0-9]+(?=\.)", "*", name)
 
 
 def by_kind(layers: Sequence[Layer], model: str) -> Table:
     """A table with one row for each kind of layer and verdict."""
     found: dict[tuple[str, str], list[Layer]] = {}
     for layer in layers:
-        found.setdefault((kind(layer["name"]), layer["verdict"]), []).append(layer)
+        found.setdefault((pattern(layer["name"]), layer["verdict"]), []).append(layer)
     columns = [
         Column("layers", "layers", numeric=False),
         Column("verdict", "verdict", numeric=False),

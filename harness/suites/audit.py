@@ -17,9 +17,10 @@ from harness.models.folders import check_folder, folder_fingerprint
 from harness.records.record import Metric
 from harness.report.columns import FigureColumn, Place, Shown, SuiteTable
 from harness.report.rows import Figure, Row
-from harness.report.table import Cell, Note, measured, significant, small
+from harness.report.table import Cell, Note, significant
 from harness.suites import reading
 from harness.suites.base import Facts, Suite, SuiteContext, SuiteResult
+from harness.suites.divergence import mean_cell, rate_cell
 
 if TYPE_CHECKING:
     from quant.audit.run import Audit, LayerAudit
@@ -186,16 +187,6 @@ def _ratio(figure: Figure) -> Cell:
     return Cell(significant(figure.value), figure.value)
 
 
-def _nats(figure: Figure) -> Cell:
-    text = small(figure.value) + (f" ± {small(figure.stderr, 1)}" if figure.stderr else "")
-    return Cell(text, figure.value, figure.stderr)
-
-
-def _flips(figure: Figure) -> Cell:
-    error = None if figure.stderr is None else 100 * figure.stderr
-    return Cell(measured(100 * figure.value, error, 1, 2), figure.value, figure.stderr)
-
-
 def _percent(figure: Figure) -> Cell:
     return Cell(f"{100 * figure.value:.0f}", figure.value)
 
@@ -226,10 +217,12 @@ TABLE = SuiteTable(
         FigureColumn(
             "over_solver", "layers", "", _verdicts, task=MEDIAN, name="verdicts", optional=True
         ),
-        FigureColumn("kl_divergence", "KL base‖it", "nat, mean", _nats, optional=True),
-        FigureColumn("top1_flip_rate", "flips", "%", _flips, optional=True),
-        FigureColumn("resolved_kl_divergence", "KL if solved", "nat, mean", _nats, optional=True),
-        FigureColumn("resolved_top1_flip_rate", "flips if solved", "%", _flips, optional=True),
+        FigureColumn("kl_divergence", "KL base‖it", "nat, mean", mean_cell, optional=True),
+        FigureColumn("top1_flip_rate", "flips", "%", rate_cell, optional=True),
+        FigureColumn(
+            "resolved_kl_divergence", "KL if solved", "nat, mean", mean_cell, optional=True
+        ),
+        FigureColumn("resolved_top1_flip_rate", "flips if solved", "%", rate_cell, optional=True),
     ),
     joins=Place("audit", "Audit of {model}", 40),
     every_column=True,

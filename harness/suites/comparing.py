@@ -134,12 +134,12 @@ def run(context: SuiteContext, config: Texts) -> SuiteResult:
     if context.quantized and context.has_original:
         full = _logits(context.load_baseline(), context.device)
         for name, each in texts.items():
-            found[name]["quantized"] = compare_windows(full, model, each.windows, name, advance)
+            found[name]["quantized"] = _pass(full, model, each.windows, name, advance)
         del full  # three models need not fit into memory at once
     if context.quantized:
         reference = _logits(context.load_reference(), context.device)
         for name, each in texts.items():
-            found[name]["kernel"] = compare_windows(reference, model, each.windows, name, advance)
+            found[name]["kernel"] = _pass(reference, model, each.windows, name, advance)
             found[name]["floor"] = _floor(reference, each.windows)
     else:
         for name, each in texts.items():
@@ -154,6 +154,7 @@ def run(context: SuiteContext, config: Texts) -> SuiteResult:
 
 
 def windows_of(context: SuiteContext, config: Texts, name: str) -> TokenWindows:
+    """The windows of a protocol, checked against the vocabularies of tokenizer and model."""
     found = protocols.windows(
         name,
         context.tokenizer,
@@ -193,7 +194,7 @@ def _kept(logits: LogitsOf, most: int) -> LogitsOf:
 
 
 @torch.inference_mode()
-def compare_windows(
+def _pass(
     first: LogitsOf,
     second: LogitsOf,
     windows: Sequence[Tensor],
@@ -286,6 +287,7 @@ def figures(
 
 
 def rate(task: str, name: str, score: Score, notes: dict[str, str], higher: bool = False) -> Metric:
+    """The share of positions that `score` counts, with its standard error."""
     return Metric(
         name=name,
         task=task,

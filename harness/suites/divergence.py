@@ -48,7 +48,7 @@ def run(context: SuiteContext, config: Config) -> SuiteResult:
     return comparing.run(context, config)
 
 
-def _mean(figure: Figure) -> Cell:
+def mean_cell(figure: Figure) -> Cell:
     text = small(figure.value) + (f" ± {small(figure.stderr, 1)}" if figure.stderr else "")
     return Cell(text, figure.value, figure.stderr, figure.low, figure.high)
 
@@ -65,7 +65,7 @@ def _small(figure: Figure) -> Cell:
     return Cell(small(figure.value), figure.value)
 
 
-def _percent(figure: Figure) -> Cell:
+def rate_cell(figure: Figure) -> Cell:
     error = None if figure.stderr is None else 100 * figure.stderr
     return Cell(measured(100 * figure.value, error, 1, 2), figure.value, figure.stderr)
 
@@ -118,10 +118,10 @@ _column = partial(FigureColumn, absent=_none_of_itself, optional=True)
 
 TABLE = SuiteTable(
     columns=(
-        _column("kl_divergence", "KL full‖quant.", "nat, mean", write=_mean),
+        _column("kl_divergence", "KL full‖quant.", "nat, mean", write=mean_cell),
         _column("kl_divergence", "median", write=_median, name="kl_divergence_median"),
         _column("kl_divergence", "p99", write=_p99, name="kl_divergence_p99"),
-        _column("top1_flip_rate", "flips", "%", write=_percent),
+        _column("top1_flip_rate", "flips", "%", write=rate_cell),
         _column("kernel_kl", "KL kernel", "nat, mean", write=_small, footnotes=_broken_parity),
         _column("kernel_kl_max", "max", write=_small),
         _column("kernel_top1_agreement", "agree", "%", write=_agreement, on_screen=False),

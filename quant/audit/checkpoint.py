@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import torch
@@ -67,12 +66,7 @@ class AuditedCheckpoint:
             raise
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._reader.__exit__()
 
     @property
@@ -109,11 +103,11 @@ class AuditedCheckpoint:
 
         Tensors of the checkpoint that the base does not have are left out (an untied head, say).
         """
+        of_base = set(base.names)
         for name in self._reader.names:
             layer, _, part = name.rpartition(".")
-            if layer in self._layers and part in self._layers[layer]:
-                continue
-            if name in base.names and name not in (f"{each}.bias" for each in self._layers):
+            own = (*self._layers[layer], "bias") if layer in self._layers else ()
+            if name in of_base and part not in own:
                 share = _differing(self._reader.mapped(name), base.mapped(name))
                 if share:
                     yield name, share

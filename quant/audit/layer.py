@@ -143,12 +143,12 @@ def audit_layer(
         act_order: solved(scaled, found, inputs.factor(DAMPING, act_order, layer), kernel)
         for act_order in (False, True)
     }
-    errors = {order: error_of(each.dequantize()) for order, each in solutions.items()}
+    values = {order: each.dequantize() for order, each in solutions.items()}
+    errors = {order: error_of(each) for order, each in values.items()}
     best = min(solutions, key=lambda order: errors[order])
     agreement, same_as = _most_alike(scaled, found, solutions, inputs, kernel, layer)
     close = _is_rounding(scaled, quantized, nearest, coordinates.uncertainty)
-    of_solver = solutions[best].dequantize()
-    own = _is_rounding(scaled, of_solver, nearest, coordinates.uncertainty)
+    own = _is_rounding(scaled, values[best], nearest, coordinates.uncertainty)
     evidence = Evidence(
         weight_error=_norm(scaled - quantized) / (_norm(scaled) or 1.0),
         cosine=_cosine(scaled, quantized),
@@ -224,13 +224,9 @@ def _order(close: Tensor, hessian: Tensor) -> str | None:
     if not bool(live.any()) or float(columns[live].mean()) > 0.99:
         return None
     first, largest = int(live.nonzero()[0, 0]), int(hessian.diagonal().argmax())
-    exact = {name: float(columns[at]) >= EXACT for name, at in _firsts(first, largest).items()}
-    known = [name for name, is_exact in exact.items() if is_exact]
+    firsts = {"natural": first, "act-order": largest}
+    known = [name for name, at in firsts.items() if float(columns[at]) >= EXACT]
     return known[0] if len(known) == 1 and first != largest else None
-
-
-def _firsts(first: int, largest: int) -> dict[str, int]:
-    return {"natural": first, "act-order": largest}
 
 
 def _spread(found: QuantizedWeight) -> float | None:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from cuda_ext.ops import resolve_kernel
-from quant.audit.checkpoint import AuditedCheckpoint, Claim
+from quant.audit.checkpoint import ROUNDING, AuditedCheckpoint, Claim
 from quant.audit.coordinates import Coordinates
 from quant.audit.layer import Evidence, Moments, audit_layer, moments
 from quant.audit.verdict import NOT_JUDGED, NOT_QUANTIZED, Verdict, judge
@@ -148,7 +148,7 @@ class BlockAuditor(BlockSolver):
             if stored.shape != weight.shape:
                 raise _shape_error(self.checkpoint.folder, name, stored.shape, weight.shape)
             set_weight_matrix(module, stored, name)
-            same = torch.allclose(stored, weight, rtol=2**-7, atol=0)
+            same = torch.allclose(stored, weight, rtol=ROUNDING, atol=0)
             why = "its weight is the base's" if same else "its weight is not the base's either"
             verdict = Verdict(NOT_QUANTIZED, why)
             return LayerAudit(name, self.index, outputs, inputs, verdict)

@@ -7,8 +7,10 @@ confusion matrix is printed in docs/audit.md.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from quant.audit.layer import Evidence
+if TYPE_CHECKING:
+    from quant.audit.layer import Evidence
 
 NOT_QUANTIZED = "not quantized"
 NOT_JUDGED = "not judged"  # no token of the text reached the layer (an expert)

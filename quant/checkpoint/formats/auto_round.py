@@ -8,14 +8,10 @@ are those that AutoRound 0.15 writes and reads.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from quant.checkpoint.formats import awq, gptq_v1, gptq_v2
 from quant.checkpoint.formats.base import CheckpointFormat, Config, Format
 from quant.errors import ArtifactError
-
-if TYPE_CHECKING:
-    from quant.checkpoint.formats.base import Read, Shape, Tensors
 
 METHOD = "auto-round"
 NAMES = (METHOD, "intel/auto-round")
@@ -69,14 +65,6 @@ def _refuse_mixed(config: Config, where: str) -> None:
             )
 
 
-def zero_points(parsed: CheckpointFormat) -> str:
-    return parsed.format.zero_points(parsed)
-
-
-def read_layer(tensors: Tensors, parsed: CheckpointFormat, layer: str, shape: Shape) -> Read:
-    return parsed.format.read_layer(tensors, parsed, layer, shape)
-
-
 FORMAT = Format(
     name="auto-round",
     title="AutoRound",
@@ -88,6 +76,7 @@ FORMAT = Format(
     scales="scales",
     matches=matches,
     parse=parse,
-    zero_points=zero_points,
-    read_layer=read_layer,
+    # What `parse` returns has another format, whose functions read the tensors.
+    zero_points=gptq_v1.zero_points,
+    read_layer=gptq_v1.read_layer,
 )

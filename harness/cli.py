@@ -180,19 +180,11 @@ def _inspect(options: Namespace) -> int:
 
 def _audit(options: Namespace) -> int:
     require("harness", "bitsweep audit")
-    from harness.auditing.verb import audit
+    from dataclasses import fields
 
-    return audit(
-        options.checkpoint,
-        options.base,
-        options.calib,
-        options.text,
-        options.sequences,
-        options.length,
-        options.results,
-        options.evaluate,
-        options.evaluate_text,
-    )
+    from harness.auditing.verb import Request, audit
+
+    return audit(Request(**{field.name: getattr(options, field.name) for field in fields(Request)}))
 
 
 def _paper(options: Namespace) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,37 +23,40 @@ FAILED, CONTRADICTED = 1, 3
 SUITE = "audit"
 
 
-def audit(
-    checkpoint: Path,
-    base: str,
-    calib: str,
-    text: Path | None,
-    sequences: int | None,
-    length: int | None,
-    results: Path,
-    evaluate: str | None = None,
-    evaluate_text: Path | None = None,
-) -> int:
-    """Audit a checkpoint, print its layers by kind, write page and table; return the exit status.
+@dataclass(frozen=True)
+class Request:
+    """What is audited, against what; the arguments of the verb by their names.
 
-    base    folder of the full-precision model, or a name of conf/model.
-    calib   name of conf/calib; text is the file of one that takes a file.
-    evaluate  a text on which the whole model is compared too, and its file.
-    status  0; 1 if the audit failed; 3 if layers contradict what the files claim.
+    base      folder of the full-precision model, or a name of conf/model.
+    calib     name of conf/calib; text is the file of one that takes a file.
+    evaluate  a text on which the whole model is compared too; evaluate_text is its file.
+    results   folder of records and page.
+    """
 
+    checkpoint: Path
+    base: str
+    calib: str
+    text: Path | None
+    sequences: int | None
+    length: int | None
+    evaluate: str | None
+    evaluate_text: Path | None
+    results: Path
+
+
+def audit(asked: Request) -> int:
+    """Audit a checkpoint, print its layers by kind, write page and table.
+
+    Returns the exit status: 0; 1 if the audit failed; 3 if layers contradict what the files claim.
     Raises BitsweepError for a request that is impossible.
     """
-    cell = _cell(checkpoint, base, calib, text, sequences, length, results)
-    if evaluate is not None:
-        whole = cell.config.suite[SUITE]
-        whole["protocols"] = [evaluate]
-        whole["paths"] = {} if evaluate_text is None else {evaluate: str(evaluate_text)}
+    cell = _cell(asked)
     (found,) = resolve_all([cell])
     assert isinstance(found, ResolvedCell)  # a folder is here, or it is an error
     if not found.quantized:
         raise ConfigError(
-            f"{checkpoint} is not quantized: its config.json has no quantization_config. Name the "
-            "folder of a quantized model."
+            f"{asked.checkpoint} is not quantized: its config.json has no quantization_config. "
+            "Name the folder of a quantized model."
         )
     ran = run_cells([cell])
     record = found.find(SUITE)
@@ -63,7 +66,7 @@ def audit(
     layers = layers_of(record, path.parent)
     claim = claim_of(record)["claim"]
     table = by_kind(layers, record.cell.model)
-    place = results / "reports" / f"audit-{file_name(record.cell.model)}"
+    place = asked.results / "reports" / f"audit-{file_name(record.cell.model)}"
     write_atomically(place / "audit.html", page(record, layers))
     write_atomically(place / "audit.csv", to_csv(table))
     screen = open_console()
@@ -73,7 +76,7 @@ def audit(
         first = ", ".join(layer["name"] for layer in against[:3])
         more = f" and {len(against) - 3} more" if len(against) > 3 else ""
         print(
-            f"bitsweep: the files of {checkpoint} name {claim}, but {len(against)} of "
+            f"bitsweep: the files of {asked.checkpoint} name {claim}, but {len(against)} of "
             f"{len(layers)} layers are plain rounding: {first}{more}.",
             file=sys.stderr,
         )
@@ -81,32 +84,29 @@ def audit(
     return CONTRADICTED if against else ran.status
 
 
-def _cell(
-    checkpoint: Path,
-    base: str,
-    calib: str,
-    text: Path | None,
-    sequences: int | None,
-    length: int | None,
-    results: Path,
-) -> Cell:
-    words = ["model=local", "method=none", "scheme=w16", f"suite={SUITE}", f"calib={calib}"]
+def _cell(asked: Request) -> Cell:
+    words = ["model=local", "method=none", "scheme=w16", f"suite={SUITE}", f"calib={asked.calib}"]
     (cell,) = cells_of(words, False)
     config = cell.config
-    config.model.path, config.model.name = str(checkpoint), checkpoint.absolute().name
-    config.paths.results = str(results)
+    config.model.path = str(asked.checkpoint)
+    config.model.name = asked.checkpoint.absolute().name
+    config.paths.results = str(asked.results)
     config.name = f"audit-{config.model.name}"
-    if text is not None:
-        config.calib.path = str(text)
-    if sequences is not None:
-        config.calib.sequences = sequences
-    if length is not None:
-        config.calib.length = length
+    if asked.text is not None:
+        config.calib.path = str(asked.text)
+    if asked.sequences is not None:
+        config.calib.sequences = asked.sequences
+    if asked.length is not None:
+        config.calib.length = asked.length
     settings: dict[str, Any] = {
         **config.suite[SUITE],
-        "base": str(_base(base)),
+        "base": str(_base(asked.base)),
         "calib": dataclasses.asdict(config.calib),
     }
+    if asked.evaluate is not None:
+        file = asked.evaluate_text
+        settings["protocols"] = [asked.evaluate]
+        settings["paths"] = {} if file is None else {asked.evaluate: str(file)}
     return replace(cell, config=replace(config, suite={SUITE: settings}))
 
 

@@ -1,6 +1,5 @@
 """The README's table of a real model: a line for every cell, whether measured or not."""
 
-import importlib.util
 from pathlib import Path
 from types import ModuleType
 
@@ -10,10 +9,10 @@ from harness.records.record import Failure, Metric, Record
 from harness.records.store import load_records, write_atomically
 from harness.report.render import to_markdown
 from tests.harness.report.conftest import make_record
+from tools import reference as module
 from tools.readme import rewritten
 from tools.real_table import real_table
 
-ROOT = Path(__file__).resolve().parents[2]
 MODEL = "smollm2-135m-instruct"
 
 
@@ -67,13 +66,8 @@ def test_a_figure_a_failure_what_is_absent_and_what_is_to_run() -> None:
 
 
 @pytest.fixture
-def reference(tmp_path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("reference", ROOT / "tools" / "reference.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    module.REAL = tmp_path / "kept"
+def reference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.setattr(module, "REAL", tmp_path / "kept")
     return module
 
 

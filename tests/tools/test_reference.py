@@ -1,6 +1,5 @@
 """The comparison of a run with the kept one: what may differ by how much, and broken kernels."""
 
-import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -8,18 +7,15 @@ from types import ModuleType
 
 import pytest
 
+from tools import reference as module
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
-def reference(tmp_path: Path) -> ModuleType:
+def reference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """tools/reference.py, holding runs against a folder of this test."""
-    spec = importlib.util.spec_from_file_location("reference", ROOT / "tools" / "reference.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    module.REFERENCE = tmp_path / "reference"
+    monkeypatch.setattr(module, "REFERENCE", tmp_path / "reference")
     return module
 
 

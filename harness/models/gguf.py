@@ -28,7 +28,7 @@ EXTRA = "gguf"
 SUFFIX = ".gguf"
 ORIGIN = "gguf.json"  # as quant.checkpoint.gguf.unpack writes it
 # Raise it when quant.checkpoint.gguf makes another folder of the same file; a test compares both.
-VERSION = 1
+VERSION = 2
 _SHOWN = 12  # digits of a hash in messages
 _SHA256 = 64
 

@@ -113,7 +113,7 @@ def _llama3(
     """The scaling of Llama 3.1 that gives these factors, or a list of them; None: all are 1."""
     if (factors == 1).all():
         return None
-    factor = float(factors.max())
+    factor = float(f"{factors.max():.6g}")
     for original in sorted(lengths):
         expected = llama3_factors(base, rotated, factor, original)
         if np.abs(expected / factors - 1).max() < _CLOSE:

@@ -17,10 +17,17 @@ _LINEAR = (
 )
 
 
-def _window(file: GgufFile, _config: Config) -> Config:
-    """The window of the model's own configuration; llama.cpp has it switched off."""
-    there = file.metadata.get(f"phi3.{_WINDOW}")
-    return {"sliding_window": file.number(f"phi3.{_WINDOW}") if there else None}
+def _phi3(file: GgufFile, config: Config) -> Config:
+    """The window is that of the model's own configuration; llama.cpp has it switched off.
+
+    transformers takes the original length from here, whatever the scaling says.
+    """
+    there, length = file.metadata.get(f"phi3.{_WINDOW}"), "original_max_position_embeddings"
+    scaling = config.get("rope_scaling", {})
+    return {
+        "sliding_window": file.number(f"phi3.{_WINDOW}") if there else None,
+        length: scaling.get(length, config["max_position_embeddings"]),
+    }
 
 
 ARCHITECTURES = (
@@ -60,7 +67,7 @@ ARCHITECTURES = (
         ),
         head=HEAD,
         partial=True,
-        more=_window,
+        more=_phi3,
         also=(_WINDOW,),
     ),
 )

@@ -20,16 +20,16 @@ _BASE, _ROTATED = "rope.freq_base", "rope.dimension_count"
 _TYPE, _FACTOR, _OLD_FACTOR = "rope.scaling.type", "rope.scaling.factor", "rope.scale_linear"
 _ORIGINAL, _ATTENTION = "rope.scaling.original_context_length", "rope.scaling.attn_factor"
 _FAST, _SLOW = "rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow"
-_YARN_ATTENTION = "rope.scaling.yarn_attn_factor"
 # Keys with the only value that is read.
 _FIXED = {
     "rope.scaling.alpha": 0.0,
     "rope.scaling.yarn_log_multiplier": 0.0,
     "rope.scaling.yarn_ext_factor": 1.0,
+    "rope.scaling.yarn_attn_factor": 1.0,
 }
 ROPE_KEYS = frozenset(
     {_BASE, _ROTATED, _TYPE, _FACTOR, _OLD_FACTOR, _ORIGINAL, _ATTENTION, _FAST, _SLOW}
-    | {_YARN_ATTENTION, "rope.scaling.finetuned", *_FIXED}
+    | {"rope.scaling.finetuned", *_FIXED}
 )
 FREQUENCIES = "rope_freqs.weight"
 LONG, SHORT = "rope_factors_long.weight", "rope_factors_short.weight"
@@ -95,7 +95,6 @@ def _scaling(file: GgufFile, config: Config, base: float, rotated: int) -> Confi
     if kind == "linear":
         return {"rope_type": "linear", "factor": factor}
     if kind == "yarn":
-        attention *= file.real(f"{name}.{_YARN_ATTENTION}", 1.0)
         return {
             "rope_type": "yarn",
             "factor": factor,

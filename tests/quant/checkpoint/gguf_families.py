@@ -5,6 +5,7 @@ Names of tensors come from the package's own table, not from ours.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -57,8 +58,9 @@ def model(family: str, **fields: Any) -> Any:
     torch.manual_seed(0)
     kind, own, _ = FAMILIES[family]
     config = AutoConfig.for_model(
-        kind, vocab_size=len(vocabulary()[0]), rope_theta=5000.0, **{**_SIZES, **own, **fields}
-    )
+        kind, vocab_size=len(vocabulary()[0]), rope_theta=5000.0,
+        **copy.deepcopy({**_SIZES, **own, **fields}),  # transformers adds to what it is given
+    )  # fmt: skip
     made: Any = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
     with torch.no_grad():
         for parameter in made.parameters():
@@ -107,7 +109,7 @@ def write(
                    str: writer.add_string, list: writer.add_array}[type(value)]  # fmt: skip
             add(key, value)
     names = gguf.get_tensor_name_map(
-        gguf.MODEL_ARCH_NAMES and {v: k for k, v in gguf.MODEL_ARCH_NAMES.items()}[family],
+        {name: arch for arch, name in gguf.MODEL_ARCH_NAMES.items()}[family],
         config.num_hidden_layers,
     )
     tensors = {}

@@ -91,7 +91,8 @@ def test_scaled_positions_are_those_of_transformers(
     change: Change,
 ) -> None:  # fmt: skip
     """Short and long texts; a reader that ignores the keys gives other logits."""
-    made = families.model(family, rope_scaling=scaling)
+    fields = {"original_max_position_embeddings": 32} if family == "phi3" else {}
+    made = families.model(family, rope_scaling=scaling, **fields)
     folder = unpack(written(tmp_path, family, made, keys, change), tmp_path / "out")
     found = AutoModelForCausalLM.from_pretrained(
         folder, trust_remote_code=False, attn_implementation="eager"
@@ -101,6 +102,19 @@ def test_scaled_positions_are_those_of_transformers(
         expected = logits(made, length)
         torch.testing.assert_close(logits(found, length), expected, rtol=0, atol=1e-5)
         assert (scaling is None) == torch.equal(logits(plain, length), expected)
+
+
+def test_long_factors_are_those_of_long_texts(tmp_path: Path) -> None:
+    """transformers takes the original length of Phi 3 from another place than the scaling."""
+    short = families.model("phi3", rope_scaling={**LONGROPE, "long_factor": SHORT})
+    change = adding(rope_factors_long__weight=LONG, rope_factors_short__weight=SHORT)
+    keys = {"rope__scaling__attn_factor": 1.25, "rope__scaling__original_context_length": 32}
+    folder = unpack(written(tmp_path, "phi3", short, keys, change), tmp_path / "out")
+    found = AutoModelForCausalLM.from_pretrained(
+        folder, trust_remote_code=False, attn_implementation="eager"
+    ).eval()
+    torch.testing.assert_close(logits(found, 32), logits(short, 32), rtol=0, atol=1e-5)
+    assert (logits(found, 33) - logits(short, 33)).abs().max() > 0.1
 
 
 @pytest.mark.parametrize("named", [True, False])
@@ -123,6 +137,7 @@ def test_factors_in_a_tensor_are_llama3_or_a_list(tmp_path: Path, named: bool) -
     [
         ({"rope__scaling__type": "dynamic"}, NONE, "by llama.rope.scaling.type=dynamic"),
         ({"rope__scaling__alpha": 2.0}, NONE, "by llama.rope.scaling.alpha=2.0"),
+        ({"rope__scaling__yarn_attn_factor": 2.0}, NONE, "by llama.rope.scaling.yarn_attn_factor"),
         ({"rope__scaling__attn_factor": 2.0}, NONE, "by llama.rope.scaling.attn_factor=2.0"),
         ({"rope__scaling__type": "longrope"}, NONE, "has no tensor rope_factors_long.weight"),
         ({"rope__scaling__factor": 2.0}, adding(rope_freqs__weight=SHORT), "positions twice"),

@@ -58,9 +58,11 @@ def model(family: str, **fields: Any) -> Any:
     torch.manual_seed(0)
     kind, own, _ = FAMILIES[family]
     config = AutoConfig.for_model(
-        kind, vocab_size=len(vocabulary()[0]), rope_theta=5000.0,
+        kind,
+        vocab_size=len(vocabulary()[0]),
+        rope_theta=5000.0,
         **copy.deepcopy({**_SIZES, **own, **fields}),  # transformers adds to what it is given
-    )  # fmt: skip
+    )
     made: Any = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
     with torch.no_grad():
         for parameter in made.parameters():
@@ -89,7 +91,6 @@ def write(
     metadata replaces keys (__ for .; None leaves one out), `change` tensors.
     """
     config, own = made.config, FAMILIES[family][2]
-    writer = gguf.GGUFWriter(path, family)
     keys = {
         "block_count": config.num_hidden_layers, "context_length": CONTEXT,
         "embedding_length": config.hidden_size, "feed_forward_length": config.intermediate_size,
@@ -103,11 +104,6 @@ def write(
         keys["attention.layer_norm_rms_epsilon"] = config.rms_norm_eps
     values = {f"{family}.{key}": value for key, value in keys.items()} | tokenizer
     values |= {key.replace("__", "."): value for key, value in metadata.items()}
-    for key, value in values.items():
-        if value is not None:
-            add = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32,
-                   str: writer.add_string, list: writer.add_array}[type(value)]  # fmt: skip
-            add(key, value)
     names = gguf.get_tensor_name_map(
         {name: arch for arch, name in gguf.MODEL_ARCH_NAMES.items()}[family],
         config.num_hidden_layers,
@@ -124,9 +120,22 @@ def write(
             array = interleaved(array.reshape(array.shape[0], -1), heads).reshape(array.shape)
         tensors[stored] = array
     change(tensors)
-    for stored, array in tensors.items():
-        packed, used = _packed(array, kind)
-        writer.add_tensor(stored, packed, raw_dtype=used)
+    return write_keys(path, family, values, {name: _packed(each, kind) for name, each in
+                                             tensors.items()})  # fmt: skip
+
+
+def write_keys(
+    path: Path, family: str, keys: dict[str, Any], tensors: dict[str, tuple[np.ndarray, Any]]
+) -> Path:
+    """A GGUF file of these keys (None: left out), and tensors with their types."""
+    writer = gguf.GGUFWriter(path, family)
+    for key, value in keys.items():
+        if value is not None:
+            add = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32,
+                   str: writer.add_string, list: writer.add_array}[type(value)]  # fmt: skip
+            add(key, value)
+    for name, (packed, kind) in tensors.items():
+        writer.add_tensor(name, packed, raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -90,7 +90,11 @@ def config(file: GgufFile, how: Architecture) -> Config:
 
 def not_understood(file: GgufFile, how: Architecture) -> list[str]:
     """Keys of the architecture that are not read and not known to be harmless."""
-    known = {key.name for key in (*_DECODER, _CONTEXT, *how.keys)} | {_KV_HEADS, _HEAD, _HEAD_OF_VALUES}
+    known = {key.name for key in (*_DECODER, _CONTEXT, *how.keys)} | {
+        _KV_HEADS,
+        _HEAD,
+        _HEAD_OF_VALUES,
+    }
     known |= {_VOCABULARY, *how.also, *ROPE_KEYS, *_HARMLESS, *_CHANGES}
     return sorted(
         key

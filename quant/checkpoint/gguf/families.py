@@ -8,9 +8,7 @@ from quant.checkpoint.gguf.file import GgufFile
 from quant.errors import ArtifactError
 
 ARCHITECTURES: dict[str, Architecture] = {
-    each.name: each
-    for module in (llama, qwen, gemma, phi)
-    for each in module.ARCHITECTURES
+    each.name: each for module in (llama, qwen, gemma, phi) for each in module.ARCHITECTURES
 }
 _MODEL = "model"
 _PARTS = "split.count"

@@ -68,9 +68,7 @@ class StoredTensor:
         stored = self.raw.data if rows is None else self.raw.data[slice(*rows)]
         floats = self.kind in _FLOATS
         values = stored if floats else dequantize(stored, self.raw.tensor_type)
-        return torch.from_numpy(values.astype("float32", copy=floats)).reshape(
-            -1, *self.shape[1:]
-        )
+        return torch.from_numpy(values.astype("float32", copy=floats)).reshape(-1, *self.shape[1:])
 
 
 @dataclass(frozen=True)
@@ -80,6 +78,11 @@ class Kind:
     tensors: int
     weights: int
     bytes: int
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Stored bits per weight, scales included."""
+        return 8 * self.bytes / self.weights
 
 
 @dataclass(frozen=True)

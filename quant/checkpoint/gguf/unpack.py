@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -44,8 +45,9 @@ def unpack(
     done(tensors, total) is called after every tensor.
 
     Raises ArtifactError, before anything is written, for a file that cannot be read, an
-    architecture or tokenizer that is not known, tensors that are missing or unexpected, and a disk
-    that is too small.
+    architecture or tokenizer that is not known, tensors that are missing, unexpected or of another
+    shape than the metadata says, and a disk that is too small; for values that are not finite, the
+    folder is removed again.
     """
     file, out = read_gguf(Path(path)), Path(out)
     config, placed, texts = _read(file)
@@ -73,9 +75,9 @@ def unpack(
     return out
 
 
-def check(path: str | Path) -> GgufFile:
+def check(path: str | Path | GgufFile) -> GgufFile:
     """The parsed file; ArtifactError if `unpack` would refuse it. Reads no values."""
-    file = read_gguf(Path(path))
+    file = path if isinstance(path, GgufFile) else read_gguf(Path(path))
     _read(file)
     return file
 
@@ -96,6 +98,11 @@ def _entry(file: GgufFile, name: str, placed: Placed) -> Entry:
 
     def make() -> Tensor:
         values = stored.values(placed.rows)
+        if not math.isfinite(values.sum()):
+            raise ArtifactError(
+                f"{file.path} has values in {stored.name} that are no finite numbers: it is "
+                "damaged; download it again."
+            )
         return values if placed.change is None else placed.change(values)
 
     return Entry(name, placed.shape, torch.float32, make)

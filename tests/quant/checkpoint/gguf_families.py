@@ -23,6 +23,7 @@ _SIZES = {
     "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": LAYERS,
     "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": CONTEXT,
     "bos_token_id": 1, "eos_token_id": 0, "pad_token_id": None,
+    "vocab_size": len(vocabulary()[0]), "rope_theta": 5000.0,
 }  # fmt: skip
 _CAPS = {"attn_logit_softcapping": 5.0, "final_logit_softcapping": 3.0}
 # By general.architecture: model_type of transformers, fields of its configuration, keys of the file.
@@ -59,8 +60,6 @@ def model(family: str, **fields: Any) -> Any:
     kind, own, _ = FAMILIES[family]
     config = AutoConfig.for_model(
         kind,
-        vocab_size=len(vocabulary()[0]),
-        rope_theta=5000.0,
         **copy.deepcopy({**_SIZES, **own, **fields}),  # transformers adds to what it is given
     )
     made: Any = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
@@ -84,11 +83,13 @@ def rounded(made: Any, kind: str) -> Any:
 
 def write(
     path: Path, family: str, made: Any, kind: str = "F32", *, tokenizer: dict[str, Any],
-    change: Callable[[dict[str, np.ndarray]], None] = lambda tensors: None, **metadata: Any,
+    change: Callable[[dict[str, np.ndarray]], None] = lambda tensors: None,
+    more: dict[str, tuple[np.ndarray, Any]] | None = None, **metadata: Any,
 ) -> Path:  # fmt: skip
     """The model as a GGUF file, its matrices as `kind`.
 
-    metadata replaces keys (__ for .; None leaves one out), `change` tensors.
+    metadata replaces keys (__ for .; None leaves one out), `change` tensors; `more` are further
+    tensors as they are stored, with their types.
     """
     config, own = made.config, FAMILIES[family][2]
     keys = {
@@ -120,8 +121,8 @@ def write(
             array = interleaved(array.reshape(array.shape[0], -1), heads).reshape(array.shape)
         tensors[stored] = array
     change(tensors)
-    return write_keys(path, family, values, {name: _packed(each, kind) for name, each in
-                                             tensors.items()})  # fmt: skip
+    stored_as = {name: _packed(each, kind) for name, each in tensors.items()} | (more or {})
+    return write_keys(path, family, values, stored_as)
 
 
 def write_keys(

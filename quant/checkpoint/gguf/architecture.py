@@ -11,6 +11,7 @@ from torch import Tensor
 from quant.checkpoint.gguf.file import GgufFile
 
 Config = dict[str, Any]
+Change = Callable[[Tensor, Config], Tensor]
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Row:
     stored: str
     placed: str
     shape: tuple[str, ...]
-    change: Callable[[Tensor, Config], Tensor] | None = None
+    change: Change | None = None
 
 
 @dataclass(frozen=True)

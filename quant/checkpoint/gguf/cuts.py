@@ -1,7 +1,7 @@
 """How texts are cut before merges are applied, by the names of tokenizer.ggml.pre.
 
-llama.cpp's source gives these names a meaning; the expressions here are those of the tokenizers that
-they stand for. A name that is not known is refused, because another cut gives other ids.
+llama.cpp's source gives these names a meaning; the expressions here are those of the tokenizers
+that they stand for. A name that is not known is refused, because another cut gives other ids.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ def rows_in_halves(values: Tensor, heads: int) -> Tensor:
     return pairs.transpose(1, 2).reshape(values.shape)
 
 
-def less_one(values: Tensor, config: Config) -> Tensor:
+def less_one(values: Tensor, _config: Config) -> Tensor:
     """A norm's weight as Gemma's is stored, without the 1 that the converter added."""
     return values - 1
 

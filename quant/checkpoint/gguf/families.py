@@ -15,7 +15,7 @@ _PARTS = "split.count"
 
 
 def architecture(file: GgufFile) -> Architecture:
-    """How to read this file; ArtifactError for one that is no whole model of a known architecture."""
+    """How to read this file; ArtifactError unless it is a whole model of a known architecture."""
     kind = file.metadata.get("general.type", _MODEL)
     if kind != _MODEL:
         raise ArtifactError(

@@ -44,13 +44,12 @@ class StoredTensor:
         """Raise ArtifactError if the package cannot dequantize the type."""
         if self.kind in _FLOATS:
             return
-        import numpy as np
         from gguf import GGML_QUANT_SIZES
         from gguf.quants import dequantize
 
         _, size = GGML_QUANT_SIZES[self.raw.tensor_type]
         try:
-            dequantize(np.zeros((1, size), np.uint8), self.raw.tensor_type)
+            dequantize(torch.zeros(1, size, dtype=torch.uint8).numpy(), self.raw.tensor_type)
         except NotImplementedError as error:
             raise ArtifactError(
                 f"{self.name} is stored as {self.kind}, which the package {PACKAGE} cannot "
@@ -156,14 +155,14 @@ class GgufFile:
             )
         return self.tensors[name].shape
 
-    def vector(self, name: str, length: int) -> Any:
-        """The values of a small tensor, a NumPy array of float32; ArtifactError."""
+    def vector(self, name: str, length: int) -> Tensor:
+        """The values of a tensor of this length, float64; ArtifactError."""
         if self.shape(name) != (length,):
             raise ArtifactError(
                 f"{self.path} has {name} of shape {list(self.shape(name))}, and its metadata says "
                 f"[{length}]: it is damaged or was changed; download it again."
             )
-        return self.tensors[name].values().numpy()
+        return self.tensors[name].values().double()
 
     def weights_by_kind(self) -> dict[str, int]:
         """Number of weights by their type in the file, most first."""

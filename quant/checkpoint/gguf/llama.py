@@ -39,7 +39,7 @@ def _in_halves(rows: tuple[Row, ...]) -> tuple[Row, ...]:
 
 
 def _mistral(file: GgufFile, _config: Config) -> Config:
-    """A Llama whose attention sees a window is Mistral in transformers; its tensors are the same."""
+    """A Llama whose attention sees a window is Mistral in transformers, with the same tensors."""
     if not file.metadata.get(f"llama.{_WINDOW}"):
         return {}
     return {

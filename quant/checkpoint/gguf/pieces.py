@@ -1,7 +1,8 @@
 """BPE as tokenizer.json has it, and SentencePiece's vocabulary made into it.
 
-SentencePiece joins the two neighbours whose union has the highest score, the leftmost first; BPE the
-pair of least rank. Every way to cut a piece in two pieces is a merge, ranked by the piece's score.
+SentencePiece joins the two neighbours whose union has the highest score, the leftmost first; BPE
+the pair of least rank. Every way to cut a piece in two pieces is a merge, ranked by the piece's
+score.
 """
 
 from __future__ import annotations

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from functools import partial
 
-from quant.checkpoint.gguf.architecture import Architecture, Config, Placed, Row, sizes
+from torch import Tensor
+
+from quant.checkpoint.gguf.architecture import Architecture, Change, Config, Placed, Row, sizes
 from quant.checkpoint.gguf.file import GgufFile
 from quant.checkpoint.gguf.rope import FACTORS
 from quant.errors import ArtifactError
@@ -56,5 +58,9 @@ def _placed(file: GgufFile, row: Row, block: str, config: Config) -> Placed:
             f"{config['num_key_value_heads']}, each {config['head_dim']}): it is damaged or was "
             "changed; download it again."
         )
-    change = None if row.change is None else partial(row.change, config=config)
+    change = None if row.change is None else partial(_changed, row.change, config)
     return Placed(stored, shape, rows, change)
+
+
+def _changed(change: Change, config: Config, values: Tensor) -> Tensor:
+    return change(values, config)

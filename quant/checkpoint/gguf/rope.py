@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
+import torch
+from torch import Tensor
 
 from quant.checkpoint.gguf.architecture import Config
 from quant.checkpoint.gguf.file import GgufFile
@@ -49,12 +50,11 @@ def positions(file: GgufFile, config: Config, *, partial: bool) -> Config:
     found: Config = {"rope_theta": base}
     head = config["head_dim"]
     rotated = file.number(f"{name}.{_ROTATED}", head)
-    if rotated != head:
-        if not partial or rotated > head or rotated % 2:
-            raise ArtifactError(
-                f"{file.path} rotates {rotated} of the {head} dimensions of a head, which is not "
-                "read: use the Hugging Face folder of the model."
-            )
+    if rotated != head and (not partial or rotated > head or rotated % 2):
+        raise ArtifactError(
+            f"{file.path} rotates {rotated} of the {head} dimensions of a head, which is not "
+            "read: use the Hugging Face folder of the model."
+        )
     if partial:
         found["partial_rotary_factor"] = rotated / head
     for key, only in _FIXED.items():
@@ -107,15 +107,15 @@ def _scaling(file: GgufFile, config: Config, base: float, rotated: int) -> Confi
 
 
 def _llama3(
-    factors: np.ndarray, base: float, rotated: int, lengths: set[int], context: int
+    factors: Tensor, base: float, rotated: int, lengths: set[int], context: int
 ) -> Config | None:
     """The scaling of Llama 3.1 that gives these factors, or a list of them; None: all are 1."""
     if (factors == 1).all():
         return None
-    factor = float(f"{factors.max():.6g}")
+    factor = float(f"{float(factors.max()):.6g}")
     for original in sorted(lengths):
         expected = llama3_factors(base, rotated, factor, original)
-        if np.abs(expected / factors - 1).max() < _CLOSE:
+        if (expected / factors - 1).abs().max() < _CLOSE:
             return {
                 "rope_type": "llama3",
                 "factor": factor,
@@ -126,22 +126,22 @@ def _llama3(
     return _listed(factors, factors, context, 1.0)
 
 
-def llama3_factors(base: float, rotated: int, factor: float, original: int) -> np.ndarray:
-    """What Llama 3.1 divides every frequency by (rotated / 2 numbers).
+def llama3_factors(base: float, rotated: int, factor: float, original: int) -> Tensor:
+    """What Llama 3.1 divides every frequency by (rotated / 2 numbers, float64).
 
     Waves shorter than a quarter of the original context stay, those longer than it are stretched
     by the factor, between them the frequency is mixed linearly in original / wavelength.
     """
-    waves = 2 * math.pi * base ** (np.arange(0, rotated, 2) / rotated)
-    share = np.clip((original / waves - 1) / 3, 0, 1)
-    return np.asarray(1 / ((1 - share) / factor + share))
+    waves = 2 * math.pi * base ** (torch.arange(0, rotated, 2, dtype=torch.float64) / rotated)
+    share = ((original / waves - 1) / 3).clamp(0, 1)
+    return 1 / ((1 - share) / factor + share)
 
 
-def _listed(short: np.ndarray, long: np.ndarray, original: int, attention: float) -> Config:
+def _listed(short: Tensor, long: Tensor, original: int, attention: float) -> Config:
     return {
         "rope_type": "longrope",
-        "short_factor": [float(each) for each in short],
-        "long_factor": [float(each) for each in long],
+        "short_factor": short.tolist(),
+        "long_factor": long.tolist(),
         "original_max_position_embeddings": original,
         "attention_factor": attention,
     }

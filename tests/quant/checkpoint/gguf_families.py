@@ -26,23 +26,24 @@ _SIZES = {
     "vocab_size": len(vocabulary()[0]), "rope_theta": 5000.0,
 }  # fmt: skip
 _CAPS = {"attn_logit_softcapping": 5.0, "final_logit_softcapping": 3.0}
-# By general.architecture: model_type of transformers, fields of its configuration, keys of the file.
+_HEADS = {"attention.key_length": 32, "attention.value_length": 32}
+# By general.architecture: model_type and fields of transformers, keys of the file.
 FAMILIES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "llama": ("llama", {}, {"rope.dimension_count": 16}),
     "qwen2": ("qwen2", {"tie_word_embeddings": True}, {}),
-    "qwen3": ("qwen3", {"head_dim": 32}, {"attention.key_length": 32, "attention.value_length": 32}),
-    "gemma": ("gemma", {"head_dim": 32}, {"attention.key_length": 32, "attention.value_length": 32}),
+    "qwen3": ("qwen3", {"head_dim": 32}, _HEADS),
+    "gemma": ("gemma", {"head_dim": 32}, _HEADS),
     "gemma2": (
         "gemma2",
         {"head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 8, **_CAPS},
-        {"attention.key_length": 32, "attention.value_length": 32, "attention.sliding_window": 8, **_CAPS},
+        {**_HEADS, "attention.sliding_window": 8, **_CAPS},
     ),
     "gemma3": (
         "gemma3_text",
         {"head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 8,
          "num_hidden_layers": 7, "rope_local_base_freq": 10000.0,
          "rope_scaling": {"rope_type": "linear", "factor": 8.0}},
-        {"attention.key_length": 32, "attention.value_length": 32, "attention.sliding_window": 8,
+        {**_HEADS, "attention.sliding_window": 8,
          "rope.scaling.type": "linear", "rope.scaling.factor": 8.0},
     ),
     "phi2": (

@@ -63,6 +63,7 @@ def unpack(
         "bits_per_weight": round(file.bits_per_weight, 4),
         "kinds": {kind: asdict(each) for kind, each in file.kinds().items()},
         "tensor_bytes": file.tensor_bytes,
+        "file_bytes": file.path.stat().st_size,
         "not_understood": not_understood(file, architecture(file)),
     }
     texts = {"config.json": config, **texts, ORIGIN: origin}

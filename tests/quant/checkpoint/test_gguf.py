@@ -101,6 +101,7 @@ def test_the_folder_says_what_the_file_held(tmp_path: Path) -> None:
         "tensors": 15, "weights": matrices, "bytes": 5 * matrices // 8
     }  # fmt: skip
     assert said["tensor_bytes"] == 5 * matrices // 8 + 4 * norms
+    assert said["file_bytes"] == path.stat().st_size
     assert (said["sha256"], said["file"], said["architecture"]) == (digest, "m.gguf", "llama")
     assert seen[-1] == (20, 20)
 

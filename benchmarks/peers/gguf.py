@@ -1,8 +1,8 @@
 """Our reading of a GGUF file beside llama.cpp's: perplexity of the same tokens, in one run.
 
 On an F32 file of the dequantized weights both must agree. On the quantized file llama.cpp rounds
-what goes into every product to 8 bits a number (blocks of 32), which we do not; the same rounding
-in front of our layers shows how much of the difference that is.
+what goes into every product to 8 bits a number (blocks of 32), which we do not; such rounding in
+front of our layers shows that the difference has that size.
 """
 
 from __future__ import annotations
@@ -66,26 +66,33 @@ def _perplexities(interpreter: Path, path: Path, room: Path) -> None:
     with _rounded_inputs(model):
         rounded = _ours(model, ids)
     print(f"{path.name}, {TOKENS} tokens; xllamacpp {version}; load {os.getloadavg()[0]:.1f}")
-    plain = math.exp(ours)
-    for what, value, goal in (
+    plain = _perplexity(ours)
+    for what, scores, goal in (
         ("ours, dequantized weights", ours, ""),
         ("llama.cpp, F32 file of these weights", theirs, f" (goal {AGREEMENT:.2%} at most)"),
         ("llama.cpp, the file itself", packed, ""),
         ("ours, inputs of layers rounded to 8 bits", rounded, ""),
     ):
-        ratio = math.exp(value) / plain - 1
-        print(f"  {what:<42} {math.exp(value):9.4f}  {ratio:+.4%}{goal}")
+        value, change = _perplexity(scores), (scores - ours).square().mean().sqrt()
+        print(
+            f"  {what:<42} {value:9.4f} {value / plain - 1:+.4%}{goal}, a token's logarithm "
+            f"changes by {change:.6f}"
+        )
 
 
-def _ours(model: Any, ids: Sequence[int]) -> float:
-    """Mean negative log-probability of every id after the first, in nats."""
+def _perplexity(scores: Tensor) -> float:
+    return math.exp(-float(scores.mean()))
+
+
+def _ours(model: Any, ids: Sequence[int]) -> Tensor:
+    """Log-probability of every id after the first, in nats, float64."""
     whole = torch.tensor([list(ids)])
     with torch.inference_mode():
         scores = model(whole).logits[0, :-1].double().log_softmax(-1)
-    return -float(scores.gather(1, whole[0, 1:, None]).mean())
+    return scores.gather(1, whole[0, 1:, None])[:, 0]
 
 
-def _theirs(interpreter: Path, path: Path, ids: Sequence[int]) -> tuple[float, str]:
+def _theirs(interpreter: Path, path: Path, ids: Sequence[int]) -> tuple[Tensor, str]:
     command = [interpreter, environment.HERE / "llama_cpp_scores.py", path]
     done = subprocess.run(
         [*map(str, command), "1"],  # more threads wait for each other on a busy machine
@@ -96,7 +103,7 @@ def _theirs(interpreter: Path, path: Path, ids: Sequence[int]) -> tuple[float, s
     if done.returncode:
         sys.exit(f"llama.cpp ended with status {done.returncode}: {done.stderr[-300:]}")
     about, found = map(json.loads, done.stdout.splitlines())
-    return -sum(found["scores"]) / len(found["scores"]), about["version"]
+    return torch.tensor(found["scores"], dtype=torch.float64), about["version"]
 
 
 def write_floats(path: Path, out: Path) -> Path:

@@ -27,6 +27,8 @@ def load(path: str, threads: int) -> xllamacpp.Server:
     parameters.n_batch = parameters.n_ubatch = CONTEXT
     parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = threads
     parameters.cache_type_k = parameters.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+    # On processors it rounds to float16, whatever the cache has: a thousandth of a logarithm.
+    parameters.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
     parameters.warmup = False
     return xllamacpp.Server(parameters)
 

@@ -1,7 +1,7 @@
 """Read a GGUF file: its metadata, and its tensors dequantized one by one.
 
-The package `gguf`, of the authors of the format, parses the file and dequantizes its types. It is
-imported only when a file is read.
+The package `gguf`, of the authors of the format, parses the file and dequantizes its types (some
+are faster here, quant.checkpoint.gguf.blocks). It is imported only when a file is read.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from quant.checkpoint.gguf.blocks import dequantized
 from quant.errors import ArtifactError
 
 PACKAGE = "gguf"
@@ -65,6 +66,9 @@ class StoredTensor:
 
         self.require_readable()
         stored = self.raw.data if rows is None else self.raw.data[slice(*rows)]
+        quick = dequantized(self.kind, stored, self.shape[-1])
+        if quick is not None:
+            return quick.reshape(-1, *self.shape[1:])
         floats = self.kind in _FLOATS
         values = stored if floats else dequantize(stored, self.raw.tensor_type)
         return torch.from_numpy(values.astype("float32", copy=floats)).reshape(-1, *self.shape[1:])
@@ -213,6 +217,11 @@ def read_gguf(path: Path) -> GgufFile:
             f"{path} cannot be read as GGUF ({kind}{said}): it was cut short, is damaged or newer "
             f"than the package {PACKAGE}; download it again, or update the package."
         ) from error
+    if reader.byte_order != "I":
+        raise ArtifactError(
+            f"{path} was written for big-endian machines, and the package {PACKAGE} does not turn "
+            "the bytes of packed tensors: use the file for this machine."
+        )
     if not tensors:
         raise ArtifactError(f"{path} has no tensors (a vocabulary alone): name another file.")
     return GgufFile(path, metadata, tensors)

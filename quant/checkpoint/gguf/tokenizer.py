@@ -81,7 +81,7 @@ def _parts(
 ) -> tuple[str, bool, dict[str, Any]]:
     """The kind, whether BOS comes first unless the file says otherwise, and parts of the JSON."""
     kind, name = file.required("tokenizer.ggml.model"), file.metadata.get("tokenizer.ggml.pre")
-    cut = CUTS.get(name)
+    cut = CUTS.get(str(name))
     for key, only in _FIXED.items():
         if file.metadata.get(key, only) != only:
             raise ArtifactError(

@@ -100,6 +100,19 @@ def test_damaged_files_are_refused_by_the_name_of_the_tensor(
     assert not (tmp_path / "out").exists()
 
 
+def test_big_endian_files_are_refused(tmp_path: Path) -> None:
+    """The package would read the scales of packed tensors with their bytes turned."""
+    path = tmp_path / "m.gguf"
+    writer = gguf.GGUFWriter(path, "llama", endianess=gguf.GGUFEndian.BIG)
+    writer.add_tensor("x.weight", np.ones(4, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(ArtifactError, match="was written for big-endian machines"):
+        check(path)
+
+
 def test_types_without_a_dequantizer_are_refused_by_the_name_of_the_tensor(tmp_path: Path) -> None:
     whole = gguf.GGMLQuantizationType.I32
     rows = np.zeros((len(vocabulary()[0]), 64), np.int32)

@@ -16,7 +16,8 @@ KINDS = ("F32", "Q4_0", "Q8_0")
 
 def logits(made: Any) -> torch.Tensor:
     with torch.inference_mode():
-        return made(torch.arange(3, 60)[None]).logits
+        found: torch.Tensor = made(torch.arange(3, 60)[None]).logits
+    return found
 
 
 def loaded(folder: Path) -> Any:

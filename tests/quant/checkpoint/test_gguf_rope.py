@@ -46,7 +46,7 @@ def transformers_factors(made: Any) -> list[float]:
     """What transformers divides every frequency of the model by."""
     rotary = made.model.rotary_emb
     plain = 5000.0 ** -(torch.arange(0, 16, 2) / 16)
-    return (plain / rotary.inv_freq).tolist()
+    return [float(each) for each in plain / rotary.inv_freq]
 
 
 def written(tmp_path: Path, family: str, made: Any, keys: dict[str, Any], change: Change) -> Path:
@@ -59,7 +59,8 @@ def written(tmp_path: Path, family: str, made: Any, keys: dict[str, Any], change
 
 def logits(made: Any, length: int) -> torch.Tensor:
     with torch.inference_mode():
-        return made(torch.arange(3, 3 + length)[None]).logits
+        found: torch.Tensor = made(torch.arange(3, 3 + length)[None]).logits
+    return found
 
 
 NONE: Change = adding()

@@ -55,12 +55,12 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 }  # fmt: skip
 
 
-def model(family: str, **fields: Any) -> Any:
-    """A random model of a family, in eval mode."""
+def model(family: str, model_type: str | None = None, **fields: Any) -> Any:
+    """A random model of a family, or of another model_type that the file calls so, in eval mode."""
     torch.manual_seed(0)
     kind, own, _ = FAMILIES[family]
     config = AutoConfig.for_model(
-        kind,
+        model_type or kind,
         **copy.deepcopy({**_SIZES, **own, **fields}),  # transformers adds to what it is given
     )
     made: Any = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()

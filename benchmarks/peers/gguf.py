@@ -27,7 +27,7 @@ from benchmarks.peers import environment
 from harness.data import protocols
 from quant.blocks import linear_layers
 
-TOKENS = 96
+TOKENS = 64
 TURNS = 3
 AGREEMENT = 1e-4  # goal on the F32 file
 READING = 0.8  # goal: share of the rate at which safetensors gives the same float32 numbers
@@ -61,8 +61,9 @@ def _perplexities(interpreter: Path, path: Path, room: Path) -> None:
     ids = text.windows[0].tolist()
     ours = _ours(model, ids)
     floats = write_floats(path, room / "floats.gguf")
-    theirs, version = _theirs(interpreter, floats, ids)
-    packed, _ = _theirs(interpreter, path, ids)
+    vocabulary = model.config.vocab_size
+    theirs, version = _theirs(interpreter, floats, ids, vocabulary)
+    packed, _ = _theirs(interpreter, path, ids, vocabulary)
     with _rounded_inputs(model):
         rounded = _ours(model, ids)
     print(f"{path.name}, {TOKENS} tokens; xllamacpp {version}; load {os.getloadavg()[0]:.1f}")
@@ -92,11 +93,13 @@ def _ours(model: Any, ids: Sequence[int]) -> Tensor:
     return scores.gather(1, whole[0, 1:, None])[:, 0]
 
 
-def _theirs(interpreter: Path, path: Path, ids: Sequence[int]) -> tuple[Tensor, str]:
+def _theirs(
+    interpreter: Path, path: Path, ids: Sequence[int], vocabulary: int
+) -> tuple[Tensor, str]:
     command = [interpreter, environment.HERE / "llama_cpp_scores.py", path]
     done = subprocess.run(
         [*map(str, command), "1"],  # more threads wait for each other on a busy machine
-        input=json.dumps({"ids": list(ids)}) + "\n",
+        input=json.dumps({"ids": list(ids), "vocabulary": vocabulary}) + "\n",
         capture_output=True,
         text=True,
     )

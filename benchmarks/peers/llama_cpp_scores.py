@@ -2,13 +2,16 @@
 
   DIR/bin/python benchmarks/peers/llama_cpp_scores.py FILE.gguf THREADS
 
-For every JSON line {"ids": [...], "text": "..."} it prints one with the natural logarithm of every
-id's probability after those before it (not of the first), and the ids of the text. Keys and values
-are float32; each token is scored by forcing it and asking what its probability was before that.
-Imports nothing of this project.
+For every JSON line {"ids": [...], "vocabulary": N, "texts": [...]} it prints one with the natural
+logarithm of every id's probability after those before it (not of the first), and the ids of the
+texts. Keys and values are float32; each token is scored by forcing it and asking what its
+probability was before that. The server divides by a plain float32 sum over the vocabulary, so its
+probabilities sum to more than 1 (by 1e-4 for 49,152 tokens); N, the size of the vocabulary, has all
+of them asked for and divided by their sum. Imports nothing of this project.
 """
 
 import json
+import math
 import sys
 import urllib.request
 from typing import Any
@@ -33,15 +36,15 @@ def load(path: str, threads: int) -> xllamacpp.Server:
     return xllamacpp.Server(parameters)
 
 
-def scores(server: xllamacpp.Server, ids: list[int]) -> list[float]:
-    """The log-probability of every id but the first."""
+def scores(server: xllamacpp.Server, ids: list[int], vocabulary: int) -> list[float]:
+    """The log-probability of every id but the first; 0: as the server has it."""
     found = []
     for index in range(1, len(ids)):
         answer = server.handle_completions(
             {
                 "prompt": ids[:index],
                 "n_predict": 1,
-                "n_probs": 1,
+                "n_probs": vocabulary or 1,
                 "temperature": 1.0,
                 "samplers": ["temperature"],
                 "logit_bias": [[ids[index], FORCED]],
@@ -52,7 +55,8 @@ def scores(server: xllamacpp.Server, ids: list[int]) -> list[float]:
         (token,) = said["choices"][0]["logprobs"]["content"]
         if token["id"] != ids[index]:
             sys.exit(f"llama.cpp gave {token['id']} where {ids[index]} was forced")
-        found.append(token["logprob"])
+        total = math.fsum(math.exp(each["logprob"]) for each in token["top_logprobs"])
+        found.append(token["logprob"] - (math.log(total) if vocabulary else 0))
     return found
 
 
@@ -75,7 +79,7 @@ def main() -> None:
     for line in sys.stdin:
         asked = json.loads(line)
         found = {
-            "scores": scores(server, asked["ids"]) if asked.get("ids") else [],
+            "scores": scores(server, asked.get("ids", []), asked.get("vocabulary", 0)),
             "tokens": [tokens(server, each) for each in asked.get("texts", ())],
         }
         print(json.dumps(found), flush=True)

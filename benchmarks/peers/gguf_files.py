@@ -90,7 +90,8 @@ def _ours(model: Any, ids: Sequence[int]) -> Tensor:
     whole = torch.tensor([list(ids)])
     with torch.inference_mode():
         scores = model(whole).logits[0, :-1].double().log_softmax(-1)
-    return scores.gather(1, whole[0, 1:, None])[:, 0]
+    found: Tensor = scores.gather(1, whole[0, 1:, None])[:, 0]
+    return found
 
 
 def _theirs(

@@ -238,6 +238,12 @@ def _reader(path: Path) -> Any:
     known = {kind.value: kind for kind in GGMLQuantizationType}
 
     class Reader(GGUFReader):  # type: ignore[misc, unused-ignore]
+        def _get(self, offset: int, *rest: Any, **options: Any) -> Any:
+            mapped = type(self.data)
+            if mapped.__base__ is not object:  # numpy.memmap, whose slices cost more
+                self.data = self.data.view(mapped.__base__)
+            return super()._get(offset, *rest, **options)
+
         def _build_tensors(self, start_offs: int, fields: list[Any]) -> None:
             for field in fields:
                 dims, number, offset = field.parts[3], int(field.parts[4][0]), field.parts[5]

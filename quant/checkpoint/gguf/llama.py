@@ -29,6 +29,7 @@ _MLP_BIASES = (
     bias("ffn_down", "mlp.down_proj", "width"),
 )
 _WINDOW = "attention.sliding_window"
+_UNROTATED = 4  # a period of blocks
 
 
 def _in_halves(rows: tuple[Row, ...]) -> tuple[Row, ...]:
@@ -49,6 +50,15 @@ def _mistral(file: GgufFile, _config: Config) -> Config:
     }
 
 
+def _smollm3(_file: GgufFile, config: Config) -> Config:
+    """Every fourth block does not rotate; no key says so."""
+    blocks = range(config["num_hidden_layers"])
+    return {"no_rope_layers": [int((block + 1) % _UNROTATED != 0) for block in blocks]}
+
+
+_BLOCK = (*NORMS, *_in_halves(ATTENTION), *MLP)
+_RESTS = (Rest("attention_bias", _in_halves(_BIASES)), Rest("mlp_bias", _MLP_BIASES))
+
 ARCHITECTURES = (
     Architecture(
         name="llama",
@@ -57,10 +67,22 @@ ARCHITECTURES = (
         fixed={"hidden_act": "silu"},
         keys=(RMS,),
         whole=(EMBEDDING, FINAL_NORM),
-        block=(*NORMS, *_in_halves(ATTENTION), *MLP),
+        block=_BLOCK,
         head=HEAD,
-        rests=(Rest("attention_bias", _in_halves(_BIASES)), Rest("mlp_bias", _MLP_BIASES)),
+        rests=_RESTS,
         more=_mistral,
         also=(_WINDOW,),
+    ),
+    Architecture(
+        name="smollm3",
+        cls="SmolLM3ForCausalLM",
+        model_type="smollm3",
+        fixed={"hidden_act": "silu", "use_sliding_window": False},
+        keys=(RMS,),
+        whole=(EMBEDDING, FINAL_NORM),
+        block=_BLOCK,
+        head=HEAD,
+        rests=_RESTS,
+        more=_smollm3,
     ),
 )

@@ -70,10 +70,10 @@ def tokenizer_files(file: GgufFile) -> dict[str, dict[str, Any]]:
     return {"tokenizer.json": whole, "tokenizer_config.json": config}
 
 
-def token_ids(file: GgufFile) -> dict[str, int]:
-    """The ids of special tokens for config.json."""
+def token_ids(file: GgufFile) -> dict[str, int | None]:
+    """The ids of special tokens for config.json; None instead of what a class of models assumes."""
     named = _special(file, len(file.required("tokenizer.ggml.tokens")))
-    return {f"{key}_id": value for key, value in named.items() if key != "unk_token"}
+    return {f"{key}_id": named.get(key) for key in _SPECIAL if key != "unk_token"}
 
 
 def _parts(

@@ -118,7 +118,7 @@ def test_both_sides_name_the_same_version_and_file() -> None:
 def test_another_architecture_is_refused_by_the_plan(tmp_path: Path) -> None:
     path = write(tmp_path / "m.gguf", llama(), architecture="mamba")
     config = ModelConfig(name="mine", source="local", path=str(path))
-    with pytest.raises(ModelError, match="architecture mamba, and only llama, qwen2"):
+    with pytest.raises(ModelError, match="architecture mamba, and only llama, smollm3"):
         find_model(config)
 
 

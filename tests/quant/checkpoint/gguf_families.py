@@ -30,6 +30,11 @@ _HEADS = {"attention.key_length": 32, "attention.value_length": 32}
 # By general.architecture: model_type and fields of transformers, keys of the file.
 FAMILIES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "llama": ("llama", {}, {"rope.dimension_count": 16}),
+    "smollm3": (
+        "smollm3",
+        {"num_hidden_layers": 5, "no_rope_layers": [1, 1, 1, 0, 1], "use_sliding_window": False},
+        {},
+    ),
     "qwen2": ("qwen2", {"tie_word_embeddings": True}, {}),
     "qwen3": ("qwen3", {"head_dim": 32}, _HEADS),
     "gemma": ("gemma", {"head_dim": 32}, _HEADS),
@@ -117,7 +122,7 @@ def write(
         stored = names.get_name(name, try_suffixes=(".weight", ".bias"))
         assert stored is not None, name
         array = _stored(made, name, tensor.numpy())
-        if family == "llama" and ("q_proj" in name or "k_proj" in name):
+        if family in ("llama", "smollm3") and ("q_proj" in name or "k_proj" in name):
             heads = config.num_attention_heads if "q_proj" in name else config.num_key_value_heads
             array = interleaved(array.reshape(array.shape[0], -1), heads).reshape(array.shape)
         tensors[stored] = array

@@ -21,7 +21,7 @@ Tensors = dict[str, np.ndarray]
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"architecture": "mamba"}, "has the architecture mamba, and only llama, qwen2, qwen3,"),
+        ({"architecture": "mamba"}, "has the architecture mamba, and only llama, smollm3, qwen2,"),
         ({"general__type": "adapter"}, "is no model but a GGUF file of type adapter"),
         ({"split__count": 3}, "is one of 3 parts of a model"),
         ({"leave_out": ("blk.1.attn_k.weight",)}, "has no tensor blk.1.attn_k.weight"),

@@ -68,11 +68,13 @@ class Memory:
     weights    [outputs, inputs] matrices while a layer is solved and its error is computed.
     prepared   [inputs, inputs] matrices held while layers are solved.
     preparing  [inputs, inputs] matrices besides the Hessian's sum while `prepare` runs.
+    beside     numbers held besides while layers are solved, whatever the size of the layer.
     """
 
     weights: int = 5
     prepared: int = 0
     preparing: int = 0
+    beside: int = 0
 
 
 def not_sequential(options: Any) -> bool:  # noqa: ARG001

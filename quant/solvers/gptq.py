@@ -135,7 +135,9 @@ def solve(
     quantized = assemble(codes.T.contiguous(), grid, scheme, group_index)
     notes = [note for note in (_fallback(factor), plain_reason(kernel, scheme)) if note]
     fallback = "; ".join(notes) or None
-    return Solution(quantized, finite_loss(loss, "GPTQ", layer.name), factor.damping, dead, fallback)
+    return Solution(
+        quantized, finite_loss(loss, "GPTQ", layer.name), factor.damping, dead, fallback
+    )
 
 
 def _fallback(factor: Factor) -> str | None:

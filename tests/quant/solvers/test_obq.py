@@ -25,10 +25,14 @@ def layer(outputs=5, inputs=12, seed=0):
     return weight, hessian.matrix()
 
 
+@pytest.mark.parametrize("steps", [1, 5, 32])
 @pytest.mark.parametrize("outliers_first", [True, False])
 @pytest.mark.parametrize("scheme", [Scheme(2), Scheme(3), Scheme(2, 4), Scheme(2, 5)])
 @pytest.mark.parametrize("seed", [0, 1])
-def test_it_is_the_textbook(scheme: Scheme, outliers_first: bool, seed: int) -> None:
+def test_it_is_the_textbook(
+    scheme: Scheme, outliers_first: bool, seed: int, steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(obq, "STEPS", steps)
     weight, hessian = layer(seed=seed)
     options = obq.Options(outliers_first=outliers_first)
     solution = obq.solve(weight, scheme, obq.prepare(hessian, options), options)
@@ -49,7 +53,7 @@ def test_batches_of_rows_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None
     weight, hessian = layer(outputs=21)
     prepared = obq.prepare(hessian)
     whole = obq.solve(weight, Scheme(3), prepared)
-    monkeypatch.setattr(obq, "BATCH", {"cpu": 1})
+    monkeypatch.setattr(obq, "BATCH", 1)
     assert torch.equal(obq.solve(weight, Scheme(3), prepared).weight.codes, whole.weight.codes)
 
 

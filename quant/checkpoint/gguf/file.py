@@ -239,9 +239,9 @@ def _reader(path: Path) -> Any:
 
     class Reader(GGUFReader):  # type: ignore[misc, unused-ignore]
         def _get(self, offset: int, *rest: Any, **options: Any) -> Any:
-            mapped = type(self.data)
-            if mapped.__base__ is not object:  # numpy.memmap, whose slices cost more
-                self.data = self.data.view(mapped.__base__)
+            mapped: Any = self.data
+            if type(mapped).__base__ is not object:  # numpy.memmap, whose slices cost more
+                self.data = mapped.view(type(mapped).__base__)
             return super()._get(offset, *rest, **options)
 
         def _build_tensors(self, start_offs: int, fields: list[Any]) -> None:

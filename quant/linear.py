@@ -153,6 +153,8 @@ class QuantLinear(nn.Module):
         self.scheme = scheme
         self.in_features = in_features
         self.out_features = packed["qweight"].shape[1]
+        # A loader replaces it, where the files hold other grids than the buffers.
+        self.stored_bits = self.out_features * in_features * scheme.bits_per_weight(in_features)
         # Looked up once, because torch.compile may trace forward.
         grid = (each.buffer for each in scheme.kind.tensors)
         self._names = ("qweight", *grid, "g_idx")

@@ -192,8 +192,4 @@ def packed_bits(model: Any) -> list[tuple[int, float]]:
     from quant import QuantLinear
 
     layers = [module for module in model.modules() if isinstance(module, QuantLinear)]
-    counts = [layer.out_features * layer.in_features for layer in layers]
-    return [
-        (count, count * layer.scheme.bits_per_weight(layer.in_features))
-        for layer, count in zip(layers, counts, strict=True)
-    ]
+    return [(layer.out_features * layer.in_features, layer.stored_bits) for layer in layers]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from quant.checkpoint.layers import quantized_layers, read_weight
+from quant.checkpoint.layers import quantized_layers, read_weight, stored_bits
 from quant.checkpoint.loader import read_format, read_quantization
 from quant.checkpoint.names import names_of
 from quant.checkpoint.tensors import TensorReader
@@ -88,6 +88,11 @@ class AuditedCheckpoint:
         if layer not in self._layers:
             return None
         return read_weight(self._reader, self._format, layer, self._layers[layer])
+
+    def stored_bits(self, layer: str, weight: QuantizedWeight) -> float:
+        """Return the bits that the files hold of a quantized layer."""
+        parts = self._layers[layer]
+        return stored_bits(self._reader, self._format, layer, parts, weight.scheme, weight.shape)
 
     def dense(self, layer: str) -> Tensor:
         """Return the weight of a layer that is not quantized, in float32."""

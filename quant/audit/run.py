@@ -154,7 +154,7 @@ class BlockAuditor(BlockSolver):
             return LayerAudit(name, self.index, outputs, inputs, verdict)
         if found.shape != tuple(weight.shape):
             raise _shape_error(self.checkpoint.folder, name, found.shape, weight.shape)
-        bits = found.scheme.bits_per_weight(found.shape[1])
+        bits = self.checkpoint.stored_bits(name, found) / (outputs * inputs)
         if seen is None:
             set_weight_matrix(module, found.dequantize(), name)
             verdict = Verdict(NOT_JUDGED, "no token of the text reached it: use more text")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from quant.checkpoint.folder import verify
-from quant.checkpoint.layers import operator_bits
+from quant.checkpoint.layers import operator_bits, quantized_layers, stored_bits
 from quant.checkpoint.loader import load_weights, read_scheme
 from quant.checkpoint.operators import summary
 from quant.checkpoint.tensors import TensorReader
@@ -65,8 +65,12 @@ def inspect(folder: str | Path, levels: Sequence[str | Part | Levels] = ()) -> I
     layers = load_weights(folder, verify_files=False, levels=levels)
     with TensorReader(folder) as reader:
         kept = operator_bits(reader, checkpoint)
+        parts = quantized_layers(reader, checkpoint)
+        stored = sum(
+            stored_bits(reader, checkpoint, layer, parts[layer], weight.scheme, weight.shape)
+            for layer, weight in layers.items()
+        )
     count = sum(_size(weight) for weight in layers.values())
-    stored = sum(w.scheme.bits_per_weight(w.shape[1]) * _size(w) for w in layers.values())
     offset, zeros = _zero_points(layers.values())
     unsure = checkpoint.format.zeros_of_0 if zeros else None
     return Inspection(

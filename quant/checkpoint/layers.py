@@ -39,18 +39,24 @@ class Tensors(Protocol):
 
     def file_of(self, name: str, /) -> Path: ...
 
+    def nbytes(self, name: str, /) -> int: ...
+
     def read(self, name: str, /) -> Tensor: ...
 
 
 def quantized_layers(reader: TensorReader, checkpoint: CheckpointFormat) -> dict[str, list[str]]:
     """Map each layer name to the tensors (qweight, scales, ...) that the files have of it."""
-    suffix = f".{checkpoint.format.codes}"
+    codes = checkpoint.format.codes
+    marks = [f".{part}" for part in checkpoint.format.marks or (codes,)]
     layers: dict[str, list[str]] = {
-        name.removesuffix(suffix): [] for name in reader.names if name.endswith(suffix)
+        name.removesuffix(mark): []
+        for name in reader.names
+        for mark in marks
+        if name.endswith(mark)
     }
     if not layers:
         raise ArtifactError(
-            f"{reader.folder} has no quantized layer (no tensor ends in {suffix}), although its "
+            f"{reader.folder} has no quantized layer (no tensor ends in {marks[0]}), although its "
             f"config.json has a quantization_config. {remake(reader.folder)}"
         )
     lacking = next((name for name in checkpoint.operators if name not in layers), None)
@@ -64,11 +70,11 @@ def quantized_layers(reader: TensorReader, checkpoint: CheckpointFormat) -> dict
     if lacking is not None:
         raise missing_tensor(reader, lacking)
     _refuse_unnamed(reader, layers, operators)
-    parts = {layer: checkpoint.of(layer).parts for layer in layers}
-    for name in reader.names:
-        layer, _, part = name.rpartition(".")
-        if part in parts.get(layer, ()):
-            layers[layer].append(part)
+    held = set(reader.names)
+    for layer, parts in layers.items():
+        parts += [part for part in checkpoint.of(layer).parts if f"{layer}.{part}" in held]
+        if codes not in parts:
+            raise missing_tensor(reader, f"{layer}.{codes}")
     return layers
 
 
@@ -194,6 +200,20 @@ def read_weight(
 ) -> QuantizedWeight:
     """Read a layer like read_packed, and unpack it."""
     return unpack(*read_packed(reader, checkpoint, layer, parts, shape))
+
+
+def stored_bits(
+    reader: Tensors,
+    checkpoint: CheckpointFormat,
+    layer: str,
+    parts: Sequence[str],
+    scheme: Scheme,
+    shape: tuple[int, int],
+) -> float:
+    """Return the bits that the files hold of a layer's weight: as its scheme says, or all parts."""
+    if checkpoint.format.counts_files:
+        return 8.0 * sum(reader.nbytes(f"{layer}.{part}") for part in parts)
+    return shape[0] * shape[1] * scheme.bits_per_weight(shape[1])
 
 
 def operator_tensors(checkpoint: CheckpointFormat) -> list[str]:

@@ -23,6 +23,7 @@ from quant.checkpoint.layers import (
     quantized_layers,
     read_packed,
     read_weight,
+    stored_bits,
     whole_scheme,
 )
 from quant.checkpoint.matching import (
@@ -220,6 +221,8 @@ def replace_layer(
     # The device's kernel converts the buffers to its layout, so move them there first.
     packed = {name: tensor.to(device) for name, tensor in packed.items()}
     quantized = QuantLinear(packed, scheme, inputs, bias, kernel, operator).to(device)
+    shape = (outputs, inputs)
+    quantized.stored_bits = stored_bits(reader, checkpoint, layer, parts, scheme, shape)
     parent, _, child = layer.rpartition(".")
     setattr(model.get_submodule(parent), child, quantized)
 

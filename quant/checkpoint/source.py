@@ -19,6 +19,7 @@ from quant.checkpoint.layers import (
     operator_bits,
     quantized_layers,
     scheme_of,
+    stored_bits,
 )
 from quant.checkpoint.loader import (
     read_format,
@@ -283,7 +284,10 @@ class ArtifactSource(SkeletonSource):
         for name in self._layers:
             outputs, inputs = layer_shape(self.model.get_submodule(name), name)
             scheme = scheme_of(self._reader, self._format, name)
-            found[name] = (outputs * inputs, outputs * inputs * scheme.bits_per_weight(inputs))
+            bits = stored_bits(
+                self._reader, self._format, name, self._layers[name], scheme, (outputs, inputs)
+            )
+            found[name] = (outputs * inputs, bits)
         return found
 
     def operator_bits(self) -> int:
@@ -329,6 +333,7 @@ class _Fetched:
     def __init__(self, reader: TensorReader, tensors: Weights) -> None:
         self.folder, self.names, self.file_of = reader.folder, set(tensors), reader.file_of
         self.read = tensors.__getitem__
+        self.nbytes = reader.nbytes
 
 
 def stored_names(model: PreTrainedModel, stored: Iterable[str], advice: str = "") -> dict[str, str]:

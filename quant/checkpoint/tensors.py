@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -155,6 +156,12 @@ class TensorReader:
     def shape(self, name: str) -> tuple[int, ...]:
         """Return the shape of a tensor, from the header of its file."""
         return tuple(self._slice(name).get_shape())
+
+    def nbytes(self, name: str) -> int:
+        """Return the size of a tensor, from the header of its file."""
+        kind = str(self._slice(name).get_dtype())  # "F32", "U8", "F8_E4M3"; "BOOL" is a byte
+        width = re.search(r"[0-9]+", kind)
+        return math.prod(self.shape(name)) * (int(width[0]) if width else 8) // 8
 
     def row(self, name: str, index: int) -> Tensor:
         """Return tensor[index] along the first dimension, reading nothing else of it."""

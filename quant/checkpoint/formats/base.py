@@ -43,9 +43,9 @@ class Format:
                   further condition, for messages: "version gemm".
     readers       tools that read the format, for `bitsweep export --help`.
     parts         names of the tensors of a layer, without the layer's name; None: those of the
-                  levels, as in quant.linear.pack. `codes` is the part that exactly the quantized
-                  layers have. `scales` is the part whose dtype is scale_dtype; None: parse returns
-                  the dtype.
+                  levels, as in quant.linear.pack. `codes` is the part with the codes, and `marks`
+                  are the parts that exactly the quantized layers have; (): the codes. `scales` is
+                  the part whose dtype is scale_dtype; None: parse returns the dtype.
     matches       matches(config): whether a quantization_config has this format; exactly one format
                   must match.
     parse         parse(config, where) -> CheckpointFormat; `where` names the configuration in
@@ -60,6 +60,8 @@ class Format:
     zeros_of_0    note on stored zero-points that mean 0, if readers disagree about them.
     settle        (parsed, tensors of some layers by part, where) -> parsed, completed with what the
                   configuration does not declare.
+    counts_files  whether the stored bits of a layer are all bytes of its parts, because its scheme
+                  cannot say them (grids that are quantized again, tables).
     """
 
     name: str
@@ -78,6 +80,8 @@ class Format:
     config_file: str | None = None
     zeros_of_0: str = ""
     settle: Callable[[CheckpointFormat, Mapping[str, Tensors], str], CheckpointFormat] | None = None
+    marks: tuple[str, ...] = ()
+    counts_files: bool = False
 
     @property
     def configuration(self) -> str:

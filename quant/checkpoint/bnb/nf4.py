@@ -1,0 +1,67 @@
+"""NF4 of QLoRA (arXiv 2305.14314): quantiles of the normal distribution, by bitsandbytes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from quant.checkpoint.bnb import table
+from quant.levels.base import GridTensor, Levels, Tensors
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from quant.scheme import Scheme
+
+# As bitsandbytes writes them; float32 holds them exactly.
+TABLE = (
+    -1.0,
+    -0.6961928009986877,
+    -0.5250730514526367,
+    -0.39491748809814453,
+    -0.28444138169288635,
+    -0.18477343022823334,
+    -0.09105003625154495,
+    0.0,
+    0.07958029955625534,
+    0.16093020141124725,
+    0.24611230194568634,
+    0.33791524171829224,
+    0.44070982933044434,
+    0.5626170039176941,
+    0.7229568362236023,
+    1.0,
+)
+# Rank of every code in the files.
+RANKS = tuple(range(16))
+
+
+def encode(values: Tensor, grid: Tensors, scheme: Scheme) -> Tensor:  # noqa: ARG001
+    return table.encode(values, grid, TABLE)
+
+
+def decode(codes: Tensor, grid: Tensors, scheme: Scheme) -> Tensor:  # noqa: ARG001
+    return table.decode(codes, grid, TABLE)
+
+
+def draw(
+    words: Tensor,  # noqa: ARG001
+    shape: tuple[int, ...],
+    inputs: int,
+    scheme: Scheme,
+    generator: torch.Generator,
+) -> dict[str, Tensor]:
+    return table.draw(shape, inputs, scheme, generator, TABLE)
+
+
+LEVELS = Levels(
+    name="nf4",
+    prefix="nf4",
+    about="NF4 levels are 16 quantiles of a normal distribution, times a group's maximum",
+    tensors=(GridTensor("scale", "scales"),),
+    find=table.find,
+    encode=encode,
+    decode=decode,
+    bits=(4,),
+    draw=draw,
+)

@@ -1,0 +1,65 @@
+"""Levels that are a table times the largest magnitude of a block of columns.
+
+Codes are ranks: tables ascend, so that the nearest level is found between midpoints, and so that
+the outermost codes are the outermost levels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from quant.levels.base import Tensors
+    from quant.scheme import Scheme
+
+Table = Sequence[float]
+
+
+def find(weight: Tensor, scheme: Scheme, layer: str) -> Tensors:
+    """Return the largest magnitude of every row; 0 for a row of zeros."""
+    from quant.scales import round_scale
+
+    return {"scale": round_scale(weight.abs().amax(dim=1), scheme, layer, may_be_zero=True)}
+
+
+def encode(values: Tensor, grid: Tensors, table: Table) -> Tensor:
+    """Return the codes of the nearest levels; a value halfway between two gets the lower one."""
+    import torch
+
+    scale = grid["scale"]
+    levels = in_float32(table).to(values)
+    middles = (levels[1:] + levels[:-1]) / 2
+    # Of a positive and a negative zero the positive one stands for 0, as in bitsandbytes.
+    middles[middles == 0] = -torch.finfo(middles.dtype).tiny
+    unit = values / torch.where(scale == 0, 1.0, scale)
+    return torch.bucketize(unit.contiguous(), middles).to(values.dtype)
+
+
+def decode(codes: Tensor, grid: Tensors, table: Table) -> Tensor:
+    """Return the values: table entry times scale, rounded once."""
+    return in_float32(table).to(codes)[codes.long()] * grid["scale"]
+
+
+def draw(
+    shape: tuple[int, ...],
+    inputs: int,
+    scheme: Scheme,
+    generator: torch.Generator,
+    table: Table,
+) -> dict[str, Tensor]:
+    """Draw scales for codes that are all equally frequent."""
+    from quant.scales import draw_scale
+
+    spread = float(in_float32(table).square().mean().sqrt())
+    return {"scale": draw_scale(shape, spread, inputs, scheme, generator)}
+
+
+def in_float32(table: Table) -> Tensor:
+    """Return the table as bitsandbytes holds it."""
+    import torch
+
+    return torch.tensor(table, dtype=torch.float32)

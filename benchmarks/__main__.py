@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 
 from benchmarks import crowded, harness_overhead, perplexity, solver
-from benchmarks.peers import decode, gguf_files
+from benchmarks.peers import bitsandbytes_files, decode, gguf_files
 from benchmarks.peers import quantize as producers
 from harness.models.model import Place, StoredModel, find_model
 from harness.records import environment
@@ -123,6 +123,7 @@ BENCHMARKS = {
     "decode": decode.decode,
     "producers": producers.quantize,
     "gguf": gguf_files.gguf,
+    "bitsandbytes": bitsandbytes_files.bitsandbytes,
     "crowded": crowded.crowded,
     "harness": harness_overhead.harness,
 }

@@ -266,7 +266,8 @@ class ArtifactSource(SkeletonSource):
         super().attach(index, weights)
         fetched = _Fetched(self._reader, weights)
         for layer in self._layers_of(index):
-            if f"{layer}.{self._layers[layer][0]}" not in weights:  # zeros that `blank` made
+            # Zeros that `blank` made have the names of the model alone.
+            if not all(f"{layer}.{part}" in weights for part in self._layers[layer]):
                 continue
             self._linears[layer] = self.model.get_submodule(layer)
             self._pack(self.model, fetched, layer, self.device)

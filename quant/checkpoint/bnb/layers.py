@@ -71,7 +71,8 @@ def read_8bit(tensors: Tensors, parsed: CheckpointFormat, layer: str) -> Quantiz
             f"{layer}.weight is {weight.dtype} {list(weight.shape)}; expected an int8 matrix "
             "[outputs, inputs] beside its SCB."
         )
-    _check(scale, (len(weight),), torch.float32, f"{layer}.SCB", f"{len(weight)} outputs")
+    rows = f"the {len(weight)} rows of {layer}.weight"
+    _check(scale, (len(weight),), torch.float32, f"{layer}.SCB", rows)
     _check_finite(scale, f"{layer}.SCB")
     if bool((scale < 0).any()):
         raise ArtifactError(

@@ -23,6 +23,7 @@ from quant.config import QuantizationConfig
 from quant.scheme import Scheme
 from quant.solvers import rtn
 from tests.harness.cells import cell_of
+from tests.quant.checkpoint.bnb_folders import rewrite as write_bitsandbytes
 
 Make = Callable[..., CellConfig]
 
@@ -89,6 +90,29 @@ def test_a_streamed_checkpoint_measures_as_the_whole_one(
         found.append((record.key, record.metrics, record.cell))
     assert found[0] == found[1]
     assert found[1][2].bits_per_weight is not None
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_bitsandbytes_is_measured_with_the_bits_of_its_files(
+    tiny_model: Path, tiny_cell: Make, tmp_path: Path, kind: str
+) -> None:
+    shutil.copytree(tiny_model, tmp_path / kind)
+    plain = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    layers = write_bitsandbytes(tmp_path / kind, plain, kind, nested=kind == "nf4")
+    shutil.copytree(tiny_model, tmp_path / "plain")
+    plain.save_pretrained(tmp_path / "plain")
+    expected = measure(loaded_cell(tiny_cell, tmp_path / "plain"))
+    held = 8 * sum(tensor.nbytes for stored in layers.values() for tensor in stored.values())
+    count = sum(plain.get_submodule(name).weight.numel() for name in layers)
+    for stream in ("never", "always"):
+        options = (f"runtime.stream={stream}", f"paths.results={tmp_path / stream}")
+        record = measure(loaded_cell(tiny_cell, tmp_path / kind, *options))
+        assert record.cell.bits_per_weight == held / count
+        assert record.cell.scheme == {"nf4": "nf4g64_fp32", "int8": "bnbint8_fp32"}[kind]
+        said = record.config["checkpoint"]
+        assert (said["format"], said["producer"]) == ("bitsandbytes", "bitsandbytes")
+        for found, other in zip(record.metrics, expected.metrics, strict=True):
+            assert found.value == pytest.approx(other.value, rel=1e-5)
 
 
 def test_a_streamed_checkpoint_of_ragged_shapes_counts_every_layer(

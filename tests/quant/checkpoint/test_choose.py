@@ -139,15 +139,17 @@ def test_a_configuration_belongs_to_one_format(add: Add) -> None:
 
 def test_what_is_there() -> None:
     assert [format.name for format in formats()] == [
-        "auto-round", "awq", "bitsweep", "bitsweep-ternary", "compressed-tensors", "gptq-v1",
-        "gptq-v2",
+        "auto-round", "awq", "bitsandbytes", "bitsweep", "bitsweep-ternary", "compressed-tensors",
+        "gptq-v1", "gptq-v2",
     ]  # fmt: skip
-    assert set(written()) == {format.name for format in formats()} - {"auto-round", "awq"}
+    only_read = {"auto-round", "awq", "bitsandbytes"}
+    assert set(written()) == {format.name for format in formats()} - only_read
     assert [name for name, (_, writer) in written().items() if writer.own] == [
         "bitsweep", "bitsweep-ternary", "gptq-v2",
     ]  # fmt: skip
     for format in formats():
-        assert format.parts is None or {format.codes, format.scales} <= set(format.parts)
+        named = {format.codes, *format.marks, *([format.scales] if format.scales else [])}
+        assert format.parts is None or named <= set(format.parts)
         assert pickle.loads(pickle.dumps(format)) == format
 
 
@@ -208,6 +210,7 @@ def test_no_one_else_compares_the_name_of_a_format() -> None:
     for floor in ("quant", "harness"):
         for path in (ROOT / floor).rglob("*.py"):
             if path.parent.name != "formats":
-                # quant.linear has buffers of its own that are called like GPTQ's.
-                met = compared(path.read_text()) & known - {"qweight"}
+                # quant.linear has buffers of its own that are called like GPTQ's, and every linear
+                # layer has a weight.
+                met = compared(path.read_text()) & known - {"qweight", "weight"}
                 assert not met, f"{path} compares {met}"

@@ -13,6 +13,7 @@ from quant.checkpoint import read_format
 from quant.checkpoint.folder import MANIFEST
 from quant.errors import ArtifactError
 from quant.scheme import Scheme
+from tests.quant.checkpoint.bnb_folders import write as write_bitsandbytes
 from tests.quant.tiny_checkpoints import METHOD, edit_config, edit_tensors, pack_awq, quantized
 
 LAYER = "model.layers.1.mlp.down_proj"  # [40, 72]
@@ -34,6 +35,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for folder in found.values():
         (folder / MANIFEST).unlink()
         edit_config(lambda c: c["quantization_config"].pop("meta", None))(folder)
+    for kind in ("nf4", "int8"):
+        found[f"bitsandbytes-{kind}"] = parent / kind
+        write_bitsandbytes(parent / kind, kind, nested=kind == "nf4")
     return found
 
 
@@ -74,7 +78,12 @@ ODD: dict[str, tuple[str, ...]] = {
     "gptq-v2": ("qweight", "qzeros", "scales", "g_idx"),
     "awq": ("qweight", "qzeros", "scales"),
     "compressed-tensors": ("weight_packed", "weight_zero_point", "weight_scale", "weight_shape"),
-}
+    "bitsandbytes-nf4": (
+        "weight", "weight.absmax", "weight.nested_absmax", "weight.nested_quant_map",
+        "weight.quant_map", "weight.quant_state.bitsandbytes__nf4",
+    ),
+    "bitsandbytes-int8": ("weight", "SCB"),
+}  # fmt: skip
 PARTS = [(format, part) for format, parts in ODD.items() for part in parts]
 
 
@@ -108,7 +117,7 @@ def test_missing_parts_are_named(
 ) -> None:
     folder = damaged(folders, format, tmp_path)
     edit_tensors(drop(part))(folder)
-    codes = part in ("qweight", "weight_packed")
+    codes = part in ("qweight", "weight_packed", "weight")
     with pytest.raises(ArtifactError, match=LAYER if codes else rf"{LAYER}\.{part} is missing"):
         quant.load(folder)
 
@@ -232,7 +241,7 @@ def test_layers_that_do_not_fit_the_model(folders: dict[str, Path], tmp_path: Pa
         quant.load(folder)
 
 
-@pytest.mark.parametrize("format", ODD)
+@pytest.mark.parametrize("format", [each for each in ODD if "bitsandbytes" not in each])
 def test_negative_scales_turn_a_grid_around_and_are_said(
     folders: dict[str, Path], tmp_path: Path, format: str
 ) -> None:

@@ -187,8 +187,8 @@ def test_damaged_tensors_are_named(tensors: dict[str, Tensor], message: str) -> 
     ("changes", "message"),
     [
         (
-            {"quant_method": "bitsandbytes"},
-            "quant_method='bitsandbytes' cannot be read; only auto-round",
+            {"quant_method": "eetq"},
+            "quant_method='eetq' cannot be read; only auto-round",
         ),
         ({"checkpoint_format": "marlin"}, "checkpoint_format='marlin' with quant_method='gptq'"),
         ({"quant_method": "bitsweep_ternary", "checkpoint_format": "gptq"}, "'bitsweep_ternary'"),

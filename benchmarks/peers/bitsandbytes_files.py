@@ -58,8 +58,8 @@ def table(saved: Path) -> Iterator[str]:
         found = inspect(folder)
         yield (
             f"  {folder.name:<11} {found.scheme.name:<15} {found.bits_per_weight:6.3f} bits a "
-            f"weight, {same} of {len(expected)} weights equal in all bits ({len(weights)} layers), logits "
-            f"of {logits.abs().max():.2f} differ by {(ours - logits).abs().max():.1e}"
+            f"weight, {same} of {len(expected)} weights equal in all bits ({len(weights)} layers), "
+            f"logits of {logits.abs().max():.2f} differ by {(ours - logits).abs().max():.1e}"
         )
 
 

@@ -165,8 +165,20 @@ def _layers(
             read()  # its error says what is missing
         scheme = scheme_of(reader, checkpoint, name)
         stored = StoredLayer(name, *shape, module=kind_of(module), dtype=model.dtype)
-        found.append(_Layer(scheme, stored, read))
+        found.append(_Layer(scheme, stored, functools.partial(_of_scheme, read, scheme, name)))
     return found
+
+
+def _of_scheme(read: Callable[[], QuantizedWeight], scheme: Scheme, name: str) -> QuantizedWeight:
+    """Read a layer; ArtifactError if its own scheme is not that of the checkpoint."""
+    weight = read()
+    if weight.scheme != scheme:
+        raise ArtifactError(
+            f"{name} is {weight.scheme.name} and the checkpoint {scheme.name}, because the layer's "
+            f"{weight.shape[1]} inputs are no whole number of blocks: an export has one scheme, so "
+            "it cannot be exported."
+        )
+    return weight
 
 
 def _refuse_left_out(

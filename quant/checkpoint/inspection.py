@@ -72,6 +72,7 @@ def inspect(folder: str | Path, levels: Sequence[str | Part | Levels] = ()) -> I
         )
     count = sum(_size(weight) for weight in layers.values())
     offset, zeros = _zero_points(layers.values())
+    said = checkpoint.evidence
     unsure = checkpoint.format.zeros_of_0 if zeros else None
     return Inspection(
         folder=folder,
@@ -82,7 +83,7 @@ def inspect(folder: str | Path, levels: Sequence[str | Part | Levels] = ()) -> I
         layers=len(layers),
         weights=count,
         scattered=sum(weight.group_index is not None for weight in layers.values()),
-        zero_points=checkpoint.zero_points,
+        zero_points=checkpoint.zero_points + (f" ({said})" if said else ""),
         mean_offset=None if offset is None else offset / count,
         zeros_of_0=f"{zeros}, {unsure}" if unsure else None,
         operators=summary(checkpoint.operators) if kept else None,

@@ -246,7 +246,13 @@ def test_export_names_what_formats_cannot_store(tmp_path: Path) -> None:
     write(tmp_path / "a", "nf4")
     with pytest.raises(ArtifactError, match="has nf4 levels, which gptq-v2 cannot store"):
         quant.export(tmp_path / "a", tmp_path / "b", "gptq-v2")
+    with pytest.raises(ArtifactError, match=r"mlp.*_proj is nf4g8_fp32 and the checkpoint nf4g64"):
+        quant.export(tmp_path / "a", tmp_path / "b", "bitsweep")
     assert not (tmp_path / "b").exists()
+    write(tmp_path / "c", "int8")
+    exported = quant.export(tmp_path / "c", tmp_path / "d", "bitsweep").folder
+    ours = quant.load(exported, levels=["quant.checkpoint.bnb.int8"])
+    assert torch.equal(logits(ours), logits(quant.load(tmp_path / "c")))
 
 
 @pytest.mark.parametrize("kind", NAMES)

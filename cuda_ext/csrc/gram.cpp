@@ -18,7 +18,7 @@ void add_gram(const Tensor& total, const Tensor& rows) {
   check(kGramName, "total", total, ScalarType::Float, {inputs, inputs}, place);
   check_strided(kGramName, "rows", rows, ScalarType::Float, {tokens, inputs}, place);
   STD_TORCH_CHECK(
-      rows.stride(1) == 1, kGramName, ": the last dimension of rows is not dense (stride ",
+      inputs < 2 || rows.numel() == 0 || rows.stride(1) == 1, kGramName, ": the last dimension of rows is not dense (stride ",
       rows.stride(1), "); pass rows.contiguous().");
   if (tokens == 0 || inputs == 0) return;
   const GramKernels run = chosen_kernels().gram;

@@ -12,7 +12,7 @@ namespace bitsweep {
 namespace {
 
 constexpr int64_t kAcross = 96 / kStrip > 0 ? 96 / kStrip : 1;
-constexpr int64_t kTokens = 6144 / kStrip;
+constexpr int64_t kTokens = 6144 / kStrip < 256 ? 6144 / kStrip : 256;
 
 inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 

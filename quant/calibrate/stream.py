@@ -286,7 +286,6 @@ def _quantize_stage(
     changed = _transform(run, index, structure, captured, collector.hessians, before)
     with run.meter.stage("solve"):
         solved = solve_groups(solver, workers, collector.worker_of, collector.hessians, changed)
-    trim_heap()
     return solved
 
 

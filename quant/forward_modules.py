@@ -49,7 +49,6 @@ def faster_modules(model: nn.Module) -> Iterator[None]:
         yield
 
 
-@cache
 def operators_here() -> bool:
     """Whether the operators are available and faster; logs the reason if not."""
     reason = ops.why_unavailable(torch.device("cpu"))

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -26,13 +26,18 @@ from quant.products import linear, torch_alone
 
 
 @contextmanager
-def forward_products(kernel: str, model: nn.Module) -> Iterator[None]:
-    """Use the faster operators inside, for `model`; kernel="reference" leaves all to torch."""
+def forward_products(kernel: str, model: object = None) -> Iterator[None]:
+    """Use the faster operators inside; kernel="reference" leaves everything to torch.
+
+    model has the modules that run faster (quant.forward_modules); None, or what is not a module:
+    none of them.
+    """
     if kernel == "reference":
         with torch_alone(True):
             yield
         return
-    with torch_alone(False), faster_modules(model), _FasterCalls():
+    modules = faster_modules(model) if isinstance(model, nn.Module) else nullcontext()
+    with torch_alone(False), modules, _FasterCalls():
         yield
 
 

@@ -135,26 +135,14 @@ class Factor:
     @cached_property
     def upper(self) -> Tensor:
         """U [in, in] = R^-1, computed on first use."""
-        return _inverse(self.root)
-
-    @cached_property
-    def _inverses(self) -> dict[tuple[int, int], Tensor]:
-        return {}
+        return self.inverse(0, len(self.root))
 
     def inverse(self, start: int, end: int) -> Tensor:
-        """Return U[start:end, start:end], which equals the inverse of that diagonal block of R.
-
-        It is kept for the other layers that share this factor; callers do not write to it.
-        """
-        if (start, end) not in self._inverses:
-            self._inverses[start, end] = _inverse(self.root[start:end, start:end])
-        return self._inverses[start, end]
-
-
-def _inverse(root: Tensor) -> Tensor:
-    identity = torch.eye(len(root), dtype=root.dtype, device=root.device)
-    result: Tensor = torch.linalg.solve_triangular(root, identity, upper=True).contiguous()
-    return result
+        """Return U[start:end, start:end], which equals the inverse of that diagonal block of R."""
+        block = self.root[start:end, start:end]
+        identity = torch.eye(end - start, dtype=block.dtype, device=block.device)
+        result: Tensor = torch.linalg.solve_triangular(block, identity, upper=True).contiguous()
+        return result
 
 
 @torch.no_grad()

@@ -1,10 +1,10 @@
-"""Norms, gates and rotary positions of a model's blocks in one operator each (cuda_ext.elementwise).
+"""Norms, gates and rotary positions of a model in one operator each (cuda_ext.elementwise).
 
 A model's own code makes a result for every multiplication: on the CPU a norm reads and writes its
-input five times. What a module does is recognised by doing it, not by its name: the forward function
-of its class runs on a stand-in that has nothing but the attributes of the pattern, and the result is
-compared with the textbook's. Anything else (an offset of the weight, another activation) fails the
-comparison, or misses an attribute, and stays with torch.
+input five times. What a module does is recognised by doing it, not by its name: the forward
+function of its class runs on a stand-in that has nothing but the attributes of the pattern, and the
+result is compared with the textbook's. Anything else (an offset of the weight, another activation)
+fails the comparison, or misses an attribute, and stays with torch.
 """
 
 from __future__ import annotations
@@ -167,9 +167,9 @@ def _files(model: nn.Module) -> list[dict[str, Any]]:
     found: dict[int, dict[str, Any]] = {}
     for kind in {type(module) for module in model.modules()}:
         names = getattr(inspect.unwrap(kind.forward), "__globals__", {})
-        if id(names) not in found and callable(function := names.get(ROTATE)):
-            if _is_rotation(function):
-                found[id(names)] = names
+        function = names.get(ROTATE)
+        if id(names) not in found and callable(function) and _is_rotation(function):
+            found[id(names)] = names
     return list(found.values())
 
 

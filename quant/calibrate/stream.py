@@ -285,8 +285,8 @@ def _quantize_stage(
     require_tokens(collector.hessians, solver.routed, run.config)
     changed = _transform(run, index, structure, captured, collector.hessians, before)
     with run.meter.stage("solve"):
-        solved = solve_groups(solver, workers, collector.worker_of, collector.hessians, changed)
-    return solved
+        # What this leaves in the heap is what the forward pass takes: no trim behind it.
+        return solve_groups(solver, workers, collector.worker_of, collector.hessians, changed)
 
 
 def _transform(

@@ -60,9 +60,7 @@ def test_gates_of_any_size(isa):
 
 
 @ANY
-@given(
-    st.integers(1, 3), st.integers(1, 4), st.integers(1, 20), st.integers(1, 40), st.booleans()
-)
+@given(st.integers(1, 3), st.integers(1, 4), st.integers(1, 20), st.integers(1, 40), st.booleans())
 def test_rotation(isa, batch, heads, tokens, half, shared):
     width = 2 * half
     wide = random(batch, tokens, heads, width + 3)  # a slice of one product for several matrices

@@ -87,16 +87,16 @@ def _gate(module: Any, x: Tensor) -> Any:
 def _is_norm(module: nn.Module) -> bool:
     """Whether it is an RMSNorm with a weight and nothing else."""
     named = hasattr(module, "variance_epsilon") and [*module._parameters] == ["weight"]
-    return named and _is_rms_norm(type(module))
+    return named and _is_rms_norm(type(module).forward)
 
 
 @cache
-def _is_rms_norm(kind: type[nn.Module]) -> bool:
+def _is_rms_norm(function: _Forward) -> bool:
     weight, epsilon = _sample(1, 24)[0], 1e-3
     x = _sample(3, 24) * torch.tensor([[3.0], [1.0], [0.02]])  # the last one shows the epsilon
     expected = x * (x.square().mean(-1, keepdim=True) + epsilon).rsqrt() * weight
     stand_in = SimpleNamespace(weight=weight, variance_epsilon=epsilon)
-    return _does(kind.forward, stand_in, x, expected=expected)
+    return _does(function, stand_in, x, expected=expected)
 
 
 def _is_gate(module: nn.Module) -> bool:

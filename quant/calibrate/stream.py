@@ -285,8 +285,9 @@ def _quantize_stage(
     require_tokens(collector.hessians, solver.routed, run.config)
     changed = _transform(run, index, structure, captured, collector.hessians, before)
     with run.meter.stage("solve"):
-        # What this leaves in the heap is what the forward pass takes: no trim behind it.
-        return solve_groups(solver, workers, collector.worker_of, collector.hessians, changed)
+        solved = solve_groups(solver, workers, collector.worker_of, collector.hessians, changed)
+    trim_heap()
+    return solved
 
 
 def _transform(

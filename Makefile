@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install sweep test coverage check bench keep-bench gpu-test sanitize gpu-session reference readme architecture constraints dist release clean
+.PHONY: help install sweep test experiments coverage check bench keep-bench gpu-test sanitize gpu-session reference readme architecture constraints dist release clean
 
 help:            ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -21,14 +21,17 @@ $(STAMP): pyproject.toml constraints.txt
 sweep: $(STAMP)  ## quantize the embedded model at several bit widths, measure it, print the table
 	$(BIN)/bitsweep run experiment=quickstart
 
-test: $(STAMP)   ## the whole test suite
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+test: $(STAMP)   ## the test suite
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not experiment'
+
+experiments: $(STAMP) ## five experiments of the paper from plan to report, on the embedded model
+	$(BIN)/python -m pytest -n 2 -m experiment tests/harness/run
 
 # Python 3.11 counts lines by a function call each, which doubles the time; from 3.12 on they are
 # counted by sys.monitoring.
 coverage: export COVERAGE_CORE = $(shell $(BIN)/python -c 'import sys; print("sysmon" if sys.version_info >= (3, 12) else "ctrace")')
-coverage: $(STAMP) ## the whole test suite with coverage of the packages
-	$(BIN)/python -m pytest -n 2 --dist worksteal --cov --cov-report=term:skip-covered
+coverage: $(STAMP) ## the test suite with coverage of the packages
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not experiment' --cov --cov-report=term:skip-covered
 
 check: $(STAMP)  ## ruff (lint, format) and mypy, as pre-commit runs them
 	$(BIN)/ruff check .

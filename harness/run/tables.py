@@ -25,7 +25,9 @@ def plan_table(plans: Sequence[CellPlan | PendingPlan]) -> Table:
     for plan in plans:
         cell, stages = plan.identity, plan.shown
         states = [stages.get(name, "-") for name in names]
-        words = (cell.model, cell.method, cell.scheme, cell.calibration or "-", str(cell.seed))
+        # Without its options one method would seem to run twice.
+        method = " ".join(filter(None, (cell.method, cell.options)))
+        words = (cell.model, method, cell.scheme, cell.calibration or "-", str(cell.seed))
         table.add_row(*map(Text, (*words, *states)))  # brackets in a name are not markup
     return table
 

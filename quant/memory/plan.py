@@ -250,9 +250,8 @@ def _quantization_items(
     memory = config.solver.memory
     wide = arithmetic_of(shape, config, on_gpu) == PORTABLE
     number = 8 if wide else 4
-    solver = (number if config.solver.needs_calibration else 4) * max(
-        memory.weights * m * n + memory.prepared * n * n for m, n in shape.layers
-    )
+    numbers = max(memory.weights * m * n + memory.prepared * n * n for m, n in shape.layers)
+    solver = (number if config.solver.needs_calibration else 4) * (numbers + memory.beside)
     yield Item("the largest layer in the solver", solver, here, ("solve",))
     yield from _head(shape, config.scheme.head, here)
     if not config.needs_calibration:

@@ -7,11 +7,17 @@ A solver is one module (of this package, of another package or in a user's folde
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from quant.errors import NonFiniteError
+
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from quant.hessian import Factor
     from quant.rules import Rules
     from quant.weight import QuantizedWeight
 
@@ -62,11 +68,13 @@ class Memory:
     weights    [outputs, inputs] matrices while a layer is solved and its error is computed.
     prepared   [inputs, inputs] matrices held while layers are solved.
     preparing  [inputs, inputs] matrices besides the Hessian's sum while `prepare` runs.
+    beside     numbers held besides while layers are solved, whatever the size of the layer.
     """
 
     weights: int = 5
     prepared: int = 0
     preparing: int = 0
+    beside: int = 0
 
 
 def not_sequential(options: Any) -> bool:  # noqa: ARG001
@@ -131,6 +139,47 @@ class Solver:
                 f"solver {self.name} has prepare, which reads a Hessian, but "
                 "needs_calibration=False; set needs_calibration=True or leave prepare out."
             )
+
+
+def begin(
+    weight: Tensor, factor: Factor, damping: float, act_order: bool, layer: str
+) -> tuple[Tensor, int]:
+    """Return weight [out, in] as a solver with a factored Hessian takes it, and its dead inputs.
+
+    In the dtype of the computation (float64 if weight or factor is, else float32), with weights of
+    dead inputs set to 0; the weight given is not modified. Raises NonFiniteError, and ValueError
+    for a factor of other inputs or made with another damping or order.
+    """
+    import torch
+
+    from quant.grid import check_finite, working
+
+    weight = weight.detach()
+    check_finite(weight, layer)
+    inputs = weight.shape[1]
+    if len(factor.root) != inputs:
+        raise ValueError(
+            f"{layer}: the Hessian is for {len(factor.root)} inputs, the weight has {inputs}."
+        )
+    if factor.share != damping or (factor.order is not None) != act_order:
+        raise ValueError(
+            f"{layer}: the factor was made with damping={factor.share:g}, "
+            f"act_order={factor.order is not None}, but the options say {damping:g}, "
+            f"{act_order}; call prepare with the same options."
+        )
+    weight = weight.to(torch.promote_types(working(weight).dtype, factor.root.dtype))
+    dead = int(factor.dead.sum())
+    return weight.masked_fill(factor.dead, 0) if dead else weight, dead
+
+
+def finite_loss(loss: float, label: str, layer: str) -> float:
+    """Return the loss of the solver `label`; NonFiniteError, naming the layer, if it is not."""
+    if not math.isfinite(loss):
+        raise NonFiniteError(
+            f"{layer}: the loss of {label} is {loss}: its updates overflowed the dtype; raise "
+            "damping (0.01 is the paper's, 0.1 is strong) or look for huge weights or activations."
+        )
+    return loss
 
 
 def require_names(name: object, label: object, owner: str) -> None:

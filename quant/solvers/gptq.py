@@ -14,8 +14,7 @@ from dataclasses import dataclass, fields
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from quant.errors import NonFiniteError
-from quant.solvers.base import Layer, Memory, Solution, Solver
+from quant.solvers.base import Layer, Memory, Solution, Solver, begin, finite_loss
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -113,19 +112,12 @@ def solve(
     import torch
 
     from cuda_ext.ops import resolve_kernel
-    from quant.grid import assemble, check_finite, stack_grids, working
+    from quant.grid import assemble, stack_grids
     from quant.solvers.columns import column_loop, plain_reason
 
     factor, inputs = prepared, weight.shape[1]
     groups = scheme.groups(inputs)
-    weight = weight.detach()
-    check_finite(weight, layer.name)
-    _check_factor(factor, options, inputs, layer.name)
-    dtype = torch.promote_types(working(weight).dtype, factor.root.dtype)
-    weight = weight.to(dtype)
-    dead = int(factor.dead.sum())
-    if dead:
-        weight = weight.masked_fill(factor.dead, 0)
+    weight, dead = begin(weight, factor, options.damping, options.act_order, layer.name)
     groups_of = _plan_groups(weight, factor.order, groups, scheme, options, layer.name)
     columns = weight.T if factor.order is None else weight.T[factor.order]
     kernel = resolve_kernel(layer.kernel, weight.device)
@@ -143,16 +135,9 @@ def solve(
     quantized = assemble(codes.T.contiguous(), grid, scheme, group_index)
     notes = [note for note in (_fallback(factor), plain_reason(kernel, scheme)) if note]
     fallback = "; ".join(notes) or None
-    return Solution(quantized, _finite(loss, layer.name), factor.damping, dead, fallback)
-
-
-def _finite(loss: float, layer: str) -> float:
-    if not math.isfinite(loss):
-        raise NonFiniteError(
-            f"{layer}: the loss of GPTQ is {loss}: its updates overflowed the dtype; raise "
-            "damping (0.01 is the paper's, 0.1 is strong) or look for huge weights or activations."
-        )
-    return loss
+    return Solution(
+        quantized, finite_loss(loss, "GPTQ", layer.name), factor.damping, dead, fallback
+    )
 
 
 def _fallback(factor: Factor) -> str | None:
@@ -198,19 +183,6 @@ def describe(options: Options) -> list[str]:
     names = [field.name for field in fields(options)]
     changed = [n for n in names if getattr(options, n) != getattr(DEFAULT_OPTIONS, n)]
     return [labels[name] for name in changed]
-
-
-def _check_factor(factor: Factor, options: Options, inputs: int, layer: str) -> None:
-    if len(factor.root) != inputs:
-        raise ValueError(
-            f"{layer}: the Hessian is for {len(factor.root)} inputs, the weight has {inputs}."
-        )
-    if factor.share != options.damping or (factor.order is not None) != options.act_order:
-        raise ValueError(
-            f"{layer}: the factor was made with damping={factor.share:g}, "
-            f"act_order={factor.order is not None}, but the options say {options.damping:g}, "
-            f"{options.act_order}; call prepare with the same options."
-        )
 
 
 def _plan_groups(

@@ -4,6 +4,15 @@ The step of GPTQ is the same, but its order of columns is fixed and common to al
 row takes the weight whose rounding raises the error least, given the weights that were rounded
 before, so each row needs an inverse Hessian of its own: inputs^3 operations a row, for small
 layers and as a reference.
+
+Rounding input c of a row takes its column out of the row's inverse V (equations 2 and 3 of arXiv
+2210.17323):
+
+    u = V_c / sqrt(V_cc),    w' = w - (w_c - q_c) / sqrt(V_cc) u,    V' = V - u u^T
+
+Changing V at every step would move all of it through memory. Its diagonal and the weights are
+changed at once, since every choice reads them; the columns u are collected, the one column of V
+that a step reads is computed from them, and STEPS of them leave V together, as one product.
 """
 
 from __future__ import annotations
@@ -12,7 +21,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from quant.solvers.base import Layer, Memory, Solution, Solver
+from quant.solvers.base import Layer, Memory, Solution, Solver, begin, finite_loss
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,10 +30,12 @@ if TYPE_CHECKING:
     from quant.hessian import Factor
     from quant.scheme import Scheme
 
-# Numbers in the inverse Hessians of the rows that are solved together: few fit into a processor's
-# cache, many keep a GPU busy.
-BATCH = {"cuda": 2**26, "cpu": 2**22}
-LEAST_ROWS = 4
+# Columns that leave the rows' inverses together. Measured: 24 to 96 are within 10 % of each other.
+STEPS = 32
+# Numbers in the inverses and columns of the rows that are solved together, but at least LEAST_ROWS:
+# fewer rows spend their time between the operators.
+BATCH = 2**24
+LEAST_ROWS = 16
 
 
 @dataclass(frozen=True)
@@ -70,87 +81,183 @@ def solve(
     """
     import torch
 
-    from quant.grid import assemble, check_finite, find_groups, working
+    from quant.grid import assemble, find_groups
 
-    weight = weight.detach()
-    check_finite(weight, layer.name)
-    dtype = torch.promote_types(working(weight).dtype, prepared.root.dtype)
-    weight = weight.to(dtype)
-    dead = int(prepared.dead.sum())
-    if dead:
-        weight = weight.masked_fill(prepared.dead, 0)
+    weight, dead = begin(weight, prepared, options.damping, False, layer.name)
     outputs, inputs = weight.shape
     grid = find_groups(weight, scheme, layer.name)
     size = min(scheme.group_size or inputs, inputs)
     group = torch.arange(inputs, device=weight.device) // size
     inverse = prepared.upper.T @ prepared.upper
     codes = torch.empty(outputs, inputs, dtype=torch.uint8, device=weight.device)
-    batch = BATCH.get(weight.device.type, BATCH["cpu"])
-    loss, step = 0.0, max(LEAST_ROWS, batch // inputs**2)
-    for start in range(0, outputs, step):
-        rows = slice(start, start + step)
+    many = min(outputs, max(LEAST_ROWS, BATCH // (inputs * (inputs + STEPS))))
+    room = weight.new_empty(many, inputs + STEPS, inputs)
+    loss = 0.0
+    for first in range(0, outputs, many):
+        rows = slice(first, first + many)
+        grids = grid.apply(lambda part, rows=rows: part[rows])  # type: ignore[misc]
+        low, high = _range(grids, scheme)
         # A grid for every weight, because each row takes its weights in an order of its own.
-        grids = grid.apply(lambda part, rows=rows: part[rows][:, group].clone())  # type: ignore[misc]
-        codes[rows], part = _greedy(weight[rows].clone(), inverse, grids, scheme, options)
-        loss += part
-    return Solution(assemble(codes, grid, scheme), loss, prepared.damping, dead)
+        part = _Left(
+            weight[rows].clone(memory_format=torch.contiguous_format),
+            torch.arange(inputs, device=weight.device).repeat(len(low), 1),
+            grids.apply(lambda part: part[:, group]),
+            low[:, group],
+            high[:, group],
+        )
+        codes[rows], cost = _greedy(part, inverse, room[: len(low)], scheme, options)
+        loss += cost
+    quantized = assemble(codes, grid, scheme)
+    return Solution(quantized, finite_loss(loss, "OBQ", layer.name), prepared.damping, dead)
+
+
+@dataclass(frozen=True)
+class _Left:
+    """What is left of some rows when STEPS of their inputs begin: [rows, left] each.
+
+    weight     with all updates so far.
+    place      int64, the input that it is.
+    grids      one for every weight.
+    low, high  the range of every grid.
+    """
+
+    weight: Tensor
+    place: Tensor
+    grids: Grid
+    low: Tensor
+    high: Tensor
+
+    def front(self, targets: Tensor, sources: Tensor, left: int) -> _Left:
+        """Return the first `left` after `_move`."""
+
+        def keep(tensor: Tensor) -> Tensor:
+            _move(tensor, targets, sources)
+            return tensor[:, :left].contiguous()
+
+        low, high = keep(self.low), keep(self.high)
+        return _Left(keep(self.weight), keep(self.place), self.grids.apply(keep), low, high)
 
 
 def _greedy(
-    weight: Tensor, inverse: Tensor, grids: Grid, scheme: Scheme, options: Options
+    part: _Left, inverse: Tensor, room: Tensor, scheme: Scheme, options: Options
 ) -> tuple[Tensor, float]:
-    """Return codes [rows, in] and their loss; weight [rows, in] and grids are overwritten.
+    """Return codes uint8 [rows, in] of all inputs and their loss; `part` is overwritten.
 
     inverse  H^-1 [in, in].
-    grids    one for every weight.
+    room     [rows, in + STEPS, in], memory for the inverses and the collected columns.
     """
     import torch
 
-    rows, inputs = weight.shape
-    each = torch.arange(rows, device=weight.device)
-    inverses = inverse.expand(rows, inputs, inputs).clone()
-    place = torch.arange(inputs, device=weight.device).repeat(rows, 1)
-    codes = torch.empty_like(weight)
-    loss = 0.0
-    # The weights that are left lie at the front, so that each step works on as few as there are.
-    for left in range(inputs, 0, -1):
-        inner = inverses[:, :left, :left]
-        front = grids.apply(lambda part, left=left: part[:, :left])  # type: ignore[misc]
-        nearest, error, beyond = _round(weight[:, :left], front, scheme)
-        diagonal = inner.diagonal(dim1=1, dim2=2)
-        cost = error.square() / diagonal
-        order = torch.where(beyond, -error.abs(), cost) if options.outliers_first else cost
-        chosen = order.argmin(1)
-        codes[each, place[each, chosen]] = nearest[each, chosen]
-        loss += float(cost[each, chosen].sum()) / 2
-        # Equations 2 and 3 of arXiv 2210.17323: the others make up for the error, and the chosen
-        # input leaves the inverse.
-        column = inner[each, chosen]
-        scaled = column / diagonal[each, chosen, None]
-        weight[:, :left] -= error[each, chosen, None] * scaled
-        inner.addcmul_(scaled[:, :, None], column[:, None, :], value=-1)
-        # The last one takes the place that became free.
-        inner[each, chosen] = inner[:, -1].clone()
-        inner[each, :, chosen] = inner[:, :, -1].clone()
-        for tensor in (weight, place, *grids.tensors.values()):
-            tensor[each, chosen] = tensor[:, left - 1].clone()
-    return codes.to(torch.uint8), loss
+    inputs = part.weight.shape[1]
+    codes = torch.empty_like(part.weight, dtype=torch.uint8)
+    inverses, collected = room[:, :inputs], room[:, inputs:]
+    inverses.copy_(inverse)
+    loss, left = 0.0, inputs
+    while left:
+        inner, count = inverses[:, :left, :left], min(STEPS, left)
+        columns = collected[:, :count, :left]
+        chosen, found, cost = _eliminate(part, inner, columns, scheme, options)
+        codes.scatter_(1, part.place.gather(1, chosen), found)
+        loss += cost
+        left -= count
+        if left:
+            targets, sources = _moves(chosen, left)
+            part = part.front(targets, sources, left)
+            for tensor in (inner, inner.mT, columns.mT):
+                _move(tensor, targets, sources)
+            columns = columns[:, :, :left]
+            inner[:, :left, :left].baddbmm_(columns.mT, columns, alpha=-1)
+    return codes, loss
 
 
-def _round(weight: Tensor, grids: Grid, scheme: Scheme) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the nearest codes, w - q, and which weights lie beyond the range of their grid."""
+def _eliminate(
+    part: _Left, inverses: Tensor, columns: Tensor, scheme: Scheme, options: Options
+) -> tuple[Tensor, Tensor, float]:
+    """Round as many weights of each row as there are columns, in the order that costs least.
+
+    inverses  V [rows, left, left], not changed; part.weight is.
+    columns   [rows, count, left], receives the columns u.
+    Returns which were rounded, int64 [rows, count], their codes, uint8, and the loss.
+    """
     import torch
 
     from quant.grid import decode, encode
 
-    flat = grids.apply(lambda part: part.reshape(-1, *part.shape[2:]))
-    codes = encode(weight.reshape(-1), flat, scheme)
-    values = decode(codes.clone(), flat, scheme)
-    neighbour = decode(torch.where(codes > 0, codes - 1, codes + 1), flat, scheme)
-    error = weight - values.view_as(weight)
-    step = (values - neighbour).abs().view_as(weight)
+    weight, (rows, count) = part.weight, columns.shape[:2]
+    each = torch.arange(rows, device=weight.device)[:, None]
+    diagonal = inverses.diagonal(dim1=1, dim2=2).clone()
+    gone = torch.zeros_like(weight, dtype=torch.bool)
+    flat, grids = weight.view(-1), part.grids.apply(lambda each: each.flatten(0, 1))
+    picks, found, steps = [], [], []
+    for step in range(count):
+        codes = encode(flat, grids, scheme)
+        error = weight - decode(codes.clone(), grids, scheme).view_as(weight)
+        order = error.square().div_(diagonal)
+        if options.outliers_first:
+            beyond = weight != weight.clamp(part.low, part.high)
+            order = torch.where(beyond, error.abs().neg_(), order)
+        pick = order.masked_fill_(gone, math.inf).argmin(1, keepdim=True)
+        gone.scatter_(1, pick, True)
+        column = inverses[each, pick]  # [rows, 1, left]
+        if step:
+            before = columns[:, :step]
+            share = before.gather(2, pick[:, :, None].expand(rows, step, 1))
+            column.baddbmm_(share.mT, before, alpha=-1)
+        root = diagonal.gather(1, pick).sqrt_()
+        change = error.gather(1, pick).div_(root)
+        column = torch.div(column[:, 0], root, out=columns[:, step])
+        weight.addcmul_(column, change, value=-1)
+        diagonal.addcmul_(column, column, value=-1)
+        picks.append(pick)
+        found.append(codes.view_as(weight).gather(1, pick))
+        steps.append(change)
+    loss = float(torch.cat(steps).square().sum(dtype=torch.float64)) / 2
+    return torch.cat(picks, 1), torch.cat(found, 1).byte(), loss
+
+
+def _range(grid: Grid, scheme: Scheme) -> tuple[Tensor, Tensor]:
+    """Return the ends [rows, groups] of the grids: half a step beyond their outer levels."""
+    import torch
+
+    from quant.grid import decode
+
+    flat = grid.apply(lambda part: part.flatten(0, 1))
+    first = next(iter(grid.tensors.values()))
+    shape = first.shape[:2]
+    every = [
+        decode(first.new_full((shape.numel(),), code), flat, scheme)
+        for code in range(scheme.max_code + 1)
+    ]
+    levels = torch.stack(every).sort(0).values
     # Rounding of the range itself may exceed half a step a little.
-    return codes.view_as(weight), error, error.abs() > 0.51 * step
+    low = levels[0] - 0.51 * (levels[1] - levels[0])
+    high = levels[-1] + 0.51 * (levels[-1] - levels[-2])
+    return low.view(shape), high.view(shape)
+
+
+def _moves(gone: Tensor, left: int) -> tuple[Tensor, Tensor]:
+    """Return what fills the places of inputs `gone` among the first `left`: those left beyond.
+
+    All are int64 [rows, moves]: targets and sources. Where fewer are gone than could move, an input
+    moves to its own place.
+    """
+    import torch
+
+    rows, count = gone.shape
+    here = torch.ones(rows, left + count, dtype=torch.uint8, device=gone.device)
+    here.scatter_(1, gone, 0)
+    moves = min(count, left)
+    targets = here[:, :left].argsort(dim=1, stable=True)[:, :moves]
+    later = left + here[:, left:].argsort(dim=1, descending=True, stable=True)[:, :moves]
+    return targets, torch.where(here.gather(1, targets) == 0, later, targets)
+
+
+def _move(tensor: Tensor, targets: Tensor, sources: Tensor) -> None:
+    """Copy entries `sources` of tensor [rows, inputs, ...] to `targets`."""
+    import torch
+
+    each = torch.arange(len(tensor), device=tensor.device)[:, None]
+    tensor[each, targets] = tensor[each, sources]
 
 
 def describe(options: Options) -> list[str]:
@@ -170,7 +277,8 @@ SOLVER = Solver(
     options=Options,
     needs_calibration=True,
     prepare=prepare,
-    # The factor, its inverse and H^-1; then the inverses of LEAST_ROWS rows and their change.
-    memory=Memory(weights=6, prepared=3 + 2 * LEAST_ROWS, preparing=5),
+    # The factor, its inverse and H^-1; then LEAST_ROWS inverses with their columns, or BATCH.
+    memory=Memory(weights=6, prepared=3 + LEAST_ROWS + 1, preparing=5, beside=BATCH),
+    version=2,
     describe=describe,
 )

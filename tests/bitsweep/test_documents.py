@@ -2,10 +2,13 @@
 
 import json
 import re
+import sys
 from pathlib import Path
 
 import nbformat
 import pytest
+from jupyter_client.kernelspec import KernelSpecManager
+from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
 
 import bitsweep
@@ -14,6 +17,13 @@ from tests import warm
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOK = ROOT / "examples" / "quickstart.ipynb"
 PAGE = ROOT / "docs" / "python.md"
+STARTER = """
+import sys
+from pathlib import Path
+from tests import warm
+warm.use(Path(sys.argv[1]))
+sys.exit(warm.start(sys.argv[2:]).wait())
+"""
 
 
 def test_the_notebook_is_ten_cells_without_outputs_and_places() -> None:
@@ -26,12 +36,12 @@ def test_the_notebook_is_ten_cells_without_outputs_and_places() -> None:
 
 
 @pytest.mark.slow
-def test_the_notebook_runs_in_a_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_notebook_runs_in_a_kernel(tmp_path: Path) -> None:
     """Processes of cells start from a kernel, where `__main__` is no script."""
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     notebook = nbformat.read(NOTEBOOK, as_version=4)
+    kernels = AsyncKernelManager(kernel_spec_manager=warm_kernels(tmp_path))
     NotebookClient(
-        notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": tmp_path}}
+        notebook, kernels, timeout=300, resources={"metadata": {"path": tmp_path}}
     ).execute()
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     assert not [output for output in outputs if output.output_type == "error"]
@@ -42,6 +52,23 @@ def test_the_notebook_runs_in_a_kernel(tmp_path: Path, monkeypatch: pytest.Monke
     assert any("image/png" in output.get("data", {}) for output in outputs)
     assert (tmp_path / "report" / "summary.md").is_file()
     assert len(bitsweep.load_records(tmp_path / "results")) == 5
+
+
+def warm_kernels(folder: Path) -> KernelSpecManager:
+    """Kernels of Python that have imported torch and the packages already."""
+    words = ["-c", STARTER, str(warm.place()), "-m", "ipykernel_launcher", "-f"]
+    kernel = folder / "kernels" / "python3"
+    kernel.mkdir(parents=True)
+    (kernel / "kernel.json").write_text(
+        json.dumps(
+            {
+                "argv": [sys.executable, *words, "{connection_file}"],
+                "display_name": "warm",
+                "language": "python",
+            }
+        )
+    )
+    return KernelSpecManager(kernel_dirs=[str(kernel.parent)], ensure_native_kernel=False)
 
 
 def examples(page: str) -> list[str]:

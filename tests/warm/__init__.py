@@ -164,6 +164,12 @@ def use(folder: Path) -> None:
     _folder, _environment = folder, dict(os.environ)
 
 
+def place() -> Path:
+    """The folder by which another process shares the server (`use`)."""
+    assert _folder is not None, "tests/conftest.py calls tests.warm.use"
+    return _folder
+
+
 _folder: Path | None = None
 _environment: dict[str, str] = {}
 
@@ -171,10 +177,10 @@ _environment: dict[str, str] = {}
 @cache
 def _server() -> _Server:
     """The server of this run of pytest, started by the first process that needs it."""
-    assert _folder is not None, "tests/conftest.py calls tests.warm.use"
-    with (_folder / "warm.lock").open("w") as lock:
+    folder = place()
+    with (folder / "warm.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        note, log = _folder / "warm.address", _folder / "warm.log"
+        note, log = folder / "warm.address", folder / "warm.log"
         try:
             address = note.read_text()
             held = _connected(address)

@@ -27,17 +27,15 @@ def test_a_product_on_the_command_line() -> None:
     ]
 
 
-def test_ranges_and_globs_sweep_too() -> None:
+def test_ranges_sweep_too() -> None:
     assert overrides("seed=range(0,3)", multirun=True) == [("seed=0",), ("seed=1",), ("seed=2",)]
-    found = {each[0] for each in overrides("scheme=glob(w4*)", multirun=True)}
-    names = ("w4", "w4g128", "w4_sym", "w4_mse", "w4g64_head8")
-    assert found == {f"scheme={name}" for name in names}
 
 
 def test_a_glob_lists_files_and_no_scheme_that_was_parsed_from_its_name() -> None:
-    before = overrides("scheme=glob(w4*)", multirun=True)
     compose_cells(["scheme=w4g96"])
-    assert overrides("scheme=glob(w4*)", multirun=True) == before
+    found = {each[0] for each in overrides("scheme=glob(w4*)", multirun=True)}
+    names = ("w4", "w4g128", "w4_sym", "w4_mse", "w4g64_head8")
+    assert found == {f"scheme={name}" for name in names}
 
 
 def test_a_union_of_products_from_the_configuration() -> None:
@@ -86,29 +84,28 @@ def test_a_folder_of_the_user_adds_options(tmp_path: Path) -> None:
         compose_cells([], extra=tmp_path / "nowhere")
 
 
-@pytest.mark.parametrize(
-    ("name", "scheme"),
-    [
-        ("w4g64", Scheme(4, 64)),
-        ("w5", Scheme(5)),
-        ("w3g64_sym", Scheme(3, 64, symmetric=True)),
-        ("w2g32_mse", Scheme(2, 32, grid="mse")),
-        ("w4g128_bf16", Scheme(4, 128, scale_dtype="bfloat16")),
-        ("ternary_g16", Scheme(2, 16, levels="ternary")),
-    ],
-)
-def test_a_scheme_needs_no_file(name: str, scheme: Scheme, tmp_path: Path) -> None:
-    (cell,) = compose_cells([f"scheme={name}"])
-    assert make_scheme(cell.config.scheme) == scheme
-    swept = compose_cells([f"sweep=[{{scheme:[{name},w8]}}]"])
-    assert [make_scheme(each.config.scheme) for each in swept] == [scheme, Scheme(8)]
+def test_a_scheme_needs_no_file() -> None:
+    named = {
+        "w4g64": Scheme(4, 64),
+        "w5": Scheme(5),
+        "w3g64_sym": Scheme(3, 64, symmetric=True),
+        "w2g32_mse": Scheme(2, 32, grid="mse"),
+        "w4g128_bf16": Scheme(4, 128, scale_dtype="bfloat16"),
+        "ternary_g16": Scheme(2, 16, levels="ternary"),
+        "w8": Scheme(8),
+    }
+    swept = compose_cells([f"sweep=[{{scheme:[{','.join(named)}]}}]"])
+    assert [make_scheme(each.config.scheme) for each in swept] == list(named.values())
+
+
+def test_a_scheme_without_a_file_is_changed_and_chosen_as_one_with_a_file(tmp_path: Path) -> None:
+    (wider,) = compose_cells(["scheme=w3g64_sym", "scheme.group_size=48"])
+    assert make_scheme(wider.config.scheme) == Scheme(3, 48, symmetric=True)
     (tmp_path / "experiment").mkdir()
-    text = f"# @package _global_\ndefaults:\n  - override /scheme: {name}\n"
+    text = "# @package _global_\ndefaults:\n  - override /scheme: w3g64_sym\n"
     (tmp_path / "experiment" / "mine.yaml").write_text(text)
     (chosen,) = compose_cells(["experiment=mine"], extra=tmp_path)
-    assert make_scheme(chosen.config.scheme) == scheme
-    (wider,) = compose_cells([f"scheme={name}", "scheme.group_size=48"])
-    assert wider.config.scheme.group_size == 48
+    assert make_scheme(chosen.config.scheme) == Scheme(3, 64, symmetric=True)
 
 
 def test_results_are_absolute_and_below_the_working_directory(

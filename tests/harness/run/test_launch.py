@@ -42,6 +42,15 @@ def test_a_plan_shows_names_as_they_are(
     assert "to run" in said
 
 
+def test_a_plan_tells_methods_of_one_name_by_their_options(
+    tiny_cell: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cells = [cell_of(tiny_cell(f"method={name}")) for name in ("gptq", "gptq_actorder")]
+    launch.show_plan(cells)
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("tiny ")]
+    assert ["act-order" in row for row in rows] == [False, True]
+
+
 def test_the_screen_shows_names_as_they_are(
     tiny_cell: Make, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,19 +1,15 @@
 """The paper's experiments on the model that ships with the package; models that cannot be had."""
 
 import copy
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from transformers import AutoModelForCausalLM
 
 from harness import cli
 from harness.config.compose import compose_cells
 from harness.config.experiments import experiments
-from harness.config.help import conf_dir
 from harness.config.schema import Cell, CellConfig
-from harness.embedded import MODEL_DIR
 from harness.errors import MissingData, Unavailable
 from harness.records.record import QUANTIZATION
 from harness.run import launch
@@ -38,24 +34,7 @@ QUICK = (
 )
 
 
-@pytest.fixture(scope="module")
-def short(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of options with model=short: two of the five blocks of the embedded model.
-
-    GPTQ takes a second of processor time for a block, and there are a dozen cells.
-    """
-    folder, extra = tmp_path_factory.mktemp("short"), tmp_path_factory.mktemp("options")
-    AutoModelForCausalLM.from_pretrained(MODEL_DIR, num_hidden_layers=2).save_pretrained(folder)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(MODEL_DIR / name, folder)
-    text = (conf_dir() / "model" / "embedded.yaml").read_text()
-    text = text.replace("source: embedded", f"source: local\npath: {folder}")
-    (extra / "model").mkdir()
-    (extra / "model" / "short.yaml").write_text(text.replace("name: embedded", "name: short"))
-    return extra
-
-
-def run(name: str, folder: Path, *more: str, extra: Path | None = None) -> launch.Ran:
+def run(name: str, folder: Path, *more: str) -> launch.Ran:
     """The experiment with little text, on this processor."""
     few = [override for suite in ALL[name].suites for override in FEW[suite]]
     cells = compose_cells(
@@ -66,8 +45,7 @@ def run(name: str, folder: Path, *more: str, extra: Path | None = None) -> launc
             f"paths.results={folder}",
             *few,
             *more,
-        ],
-        extra=extra,
+        ]
     )
     return launch.run_cells(cells, quiet=True)
 
@@ -83,16 +61,14 @@ def check(name: str, ran: launch.Ran, folder: Path) -> None:
     assert (report / "summary.md").is_file()
 
 
-@pytest.mark.parametrize("name", QUICK)
-def test_an_experiment_runs_on_two_blocks_of_the_embedded_model(
-    name: str, short: Path, tmp_path: Path
-) -> None:
-    check(name, run(name, tmp_path, "model=short", "seed=0", extra=short), tmp_path)
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("name", sorted(ALL))
-def test_every_experiment_runs_on_the_embedded_model(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.experiment if name in QUICK else pytest.mark.long)
+        for name in sorted(ALL)
+    ],
+)
+def test_an_experiment_runs_on_the_embedded_model(name: str, tmp_path: Path) -> None:
     check(name, run(name, tmp_path, "model=embedded", "seed=0"), tmp_path)
 
 

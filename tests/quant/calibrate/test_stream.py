@@ -20,6 +20,7 @@ from quant.config import QuantizationConfig
 from quant.scheme import Scheme
 from quant.solvers import gptq, rtn
 from quant.solvers.base import Layer, Solver
+from tests.oracles.naive_hessians import naive_hessians
 from tests.quant.architectures import BLOCKS, CONFIGS, LINEARS_PER_BLOCK, random_windows, tiny_model
 
 STAGES = ["structure", "capture", "read", "hessian", "solve", "write", "forward"]
@@ -88,22 +89,6 @@ class SolvedHessians:
         return gptq.prepare(matrix, options, layer)
 
 
-def naive_hessian(model: PreTrainedModel, layer: str, windows: list[Tensor]) -> Tensor:
-    """2/n sum x x^T in float64 from plain forward passes, one window at a time."""
-    total = 0.0
-    inputs: list[Tensor] = []
-    hook = model.get_submodule(layer).register_forward_pre_hook(
-        lambda _, args: inputs.append(args[0].double())
-    )
-    for window in windows:
-        inputs.clear()
-        plain_logits(model, window[None])
-        x = inputs[0].reshape(-1, inputs[0].shape[-1])
-        total = total + x.T @ x
-    hook.remove()
-    return total * (2 / len(windows))
-
-
 @pytest.mark.parametrize("true_sequential", [False, True])
 @pytest.mark.parametrize("name", ["opt", "gpt2", "bloom", "llama", "falcon"])
 def test_hessians_come_from_the_outputs_of_the_quantized_blocks_before(
@@ -122,6 +107,7 @@ def test_hessians_come_from_the_outputs_of_the_quantized_blocks_before(
     done_in_block: list[str] = []
     depth = find_blocks(model).name.count(".") + 2
     block, moved = "", []
+    unquantized = naive_hessians(original, solved.by_layer, windows)
     for layer in solved.by_layer:  # one a group, in the order of solving
         if ".".join(layer.split(".")[:depth]) != block:
             take_weights(partly, model, layers_of(block, model))
@@ -129,10 +115,9 @@ def test_hessians_come_from_the_outputs_of_the_quantized_blocks_before(
             done_in_block = []
         if true_sequential:
             take_weights(partly, model, done_in_block)
-        expected = naive_hessian(partly, layer, windows)
+        expected = naive_hessians(partly, [layer], windows)[layer]
         torch.testing.assert_close(solved.by_layer[layer].double(), expected, rtol=2e-4, atol=2e-4)
-        unquantized = naive_hessian(original, layer, windows)
-        moved.append(((unquantized - expected).norm() / expected.norm()).item())
+        moved.append(((unquantized[layer] - expected).norm() / expected.norm()).item())
         done_in_block += same_input(partly, layers_of(block, model), layer, windows[0])
     assert moved[0] == 0
     assert moved[-1] > 0.02  # so the comparison above could have failed

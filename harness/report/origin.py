@@ -8,20 +8,21 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from harness.models import gguf
 from harness.report.names import Footnotes, name_cells, name_columns
 from harness.report.rows import Row
 from harness.report.table import Cell, Column, Note, Table, ranged
 
 NAME = "weight_error"
-# "Q4_1" and "IQ3_XXS", not "F32" and "BF16"
-_FEW_BITS = re.compile(r"(?:IQ|TQ|Q)(\d)")
-_SHOWN = 0.005  # share of the weights below which a type is not named
+# "Q4_1", "IQ3_XXS" and "MXFP4", not "F32" and "BF16"
+_FEW_BITS = re.compile(r"(?:IQ|TQ|Q|MXFP|NVFP)(\d)")
 
 
 def origin_notes(rows: Sequence[Row]) -> list[Note]:
     """A note for every table of a model, if its weights were quantized before they came."""
     found = {text: json.loads(text) for row in rows for text in row.made_of}
-    return [Note(_said(origin)) for _, origin in sorted(found.items()) if _bits(origin)]
+    said = (_said(origin) for _, origin in sorted(found.items()) if _bits(origin))
+    return [Note(text) for text in dict.fromkeys(said)]
 
 
 def error_table(model: str, rows: Sequence[Row]) -> Table | None:
@@ -79,14 +80,10 @@ def _bits(origin: Mapping[str, Any]) -> int | None:
 
 
 def _said(origin: Mapping[str, Any]) -> str:
-    bits, weights = _bits(origin), origin["weights"]
-    total = sum(weights.values())
-    kinds = ", ".join(
-        f"{kind} {count / total:.0%}" for kind, count in weights.items() if count / total > _SHOWN
-    )
+    bits = _bits(origin)
     return (
-        f"The weights are those of {origin['file']} ({kinds}; {origin['bits_per_weight']:.2f} bits "
-        f"a weight), dequantized, not those that were trained: they lie on a grid of {bits} bits "
+        f"The weights are those of {origin['file']} ({gguf.kinds(origin)}), dequantized, not "
+        f"those that were trained: they lie on a grid of {bits} bits "
         f"already. A {bits}-bit row rounds them a second time and is not exact, because its grid "
         "has other groups and another zero-point; its error adds to the file's own. Fewer bits are "
         "coarser than the file, and compare as on any model."

@@ -1,8 +1,11 @@
 """The comparison with other programs: its table, and what it says of an environment that is not."""
 
 import pytest
+import torch
 
-from benchmarks.peers import decode, environment, quantize
+from benchmarks.peers import decode, environment, gguf_files, quantize
+from quant.checkpoint.gguf.file import read_gguf
+from tests.quant.checkpoint.gguf_files import llama, write
 
 
 def test_the_table_has_medians_between_the_fastest_and_the_slowest_round() -> None:
@@ -51,3 +54,15 @@ def test_ratios_are_those_of_the_medians() -> None:
 def test_packages_of_peers_are_pinned() -> None:
     lines = (environment.HERE / "requirements.txt").read_text().splitlines()
     assert all("==" in line for line in lines if line and not line.startswith("#"))
+
+
+def test_a_file_in_floats_has_the_same_values_and_metadata(tmp_path) -> None:
+    packed = read_gguf(write(tmp_path / "m.gguf", llama(), "Q4_1"))
+    floats = read_gguf(gguf_files.write_floats(packed.path, tmp_path / "floats.gguf"))
+    assert floats.tensors.keys() == packed.tensors.keys()
+    for name, tensor in floats.tensors.items():
+        assert tensor.kind == "F32"
+        assert torch.equal(tensor.values(), packed.tensors[name].values()), name
+    assert {k: v for k, v in floats.metadata.items() if not k.startswith("GGUF.")} == {
+        k: v for k, v in packed.metadata.items() if not k.startswith("GGUF.")
+    }

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +14,20 @@ import torch
 from torch import Tensor
 
 from quant.checkpoint.folder import replace_folder
-from quant.checkpoint.gguf import llama
 from quant.checkpoint.gguf.architecture import Placed
+from quant.checkpoint.gguf.config import config as make_config
+from quant.checkpoint.gguf.config import not_understood
+from quant.checkpoint.gguf.families import architecture
 from quant.checkpoint.gguf.file import GgufFile, read_gguf
+from quant.checkpoint.gguf.place import place
 from quant.checkpoint.gguf.tokenizer import token_ids, tokenizer_files
 from quant.checkpoint.tensors import Entry, write_tensors
 from quant.errors import ArtifactError
 
 # Raise it when the same file gives another folder.
-VERSION = 1
+VERSION = 2
 # In the folder: what its weights were in the file.
 ORIGIN = "gguf.json"
-ARCHITECTURES = {each.name: each for each in (llama.ARCHITECTURE,)}
 SHARD_BYTES = 4 * 2**30
 
 
@@ -41,8 +45,9 @@ def unpack(
     done(tensors, total) is called after every tensor.
 
     Raises ArtifactError, before anything is written, for a file that cannot be read, an
-    architecture or tokenizer that is not known, tensors that are missing or unexpected, and a disk
-    that is too small.
+    architecture or tokenizer that is not known, tensors that are missing, unexpected or of another
+    shape than the metadata says, and a disk that is too small; for values that are not finite, the
+    folder is removed again.
     """
     file, out = read_gguf(Path(path)), Path(out)
     config, placed, texts = _read(file)
@@ -56,6 +61,10 @@ def unpack(
         "architecture": file.architecture,
         "weights": file.weights_by_kind(),
         "bits_per_weight": round(file.bits_per_weight, 4),
+        "kinds": {kind: asdict(each) for kind, each in file.kinds().items()},
+        "tensor_bytes": file.tensor_bytes,
+        "file_bytes": file.path.stat().st_size,
+        "not_understood": not_understood(file, architecture(file)),
     }
     texts = {"config.json": config, **texts, ORIGIN: origin}
     written = {name: json.dumps(text, indent=1, ensure_ascii=False) for name, text in texts.items()}
@@ -67,42 +76,37 @@ def unpack(
     return out
 
 
-def check(path: str | Path) -> GgufFile:
+def check(path: str | Path | GgufFile) -> GgufFile:
     """The parsed file; ArtifactError if `unpack` would refuse it. Reads no values."""
-    file = read_gguf(Path(path))
+    file = path if isinstance(path, GgufFile) else read_gguf(Path(path))
     _read(file)
     return file
 
 
 def _read(file: GgufFile) -> tuple[dict[str, Any], dict[str, Placed], dict[str, dict[str, Any]]]:
     """config.json, tensors by name, tokenizer files by name."""
-    known = ARCHITECTURES.get(file.architecture)
-    if known is None:
-        raise ArtifactError(
-            f"{file.path} has the architecture {file.architecture or 'without a name'}, and only "
-            f"{', '.join(ARCHITECTURES)} is read from GGUF: use the Hugging Face folder of the "
-            "model (model=hub or model=local)."
-        )
-    placed = dict(known.tensors(file))
+    how = architecture(file)
+    config = make_config(file, how)
+    placed = place(file, how, config)
+    for tensor in file.tensors.values():
+        tensor.require_readable()
     texts = tokenizer_files(file)
-    config = {**known.config(file), **token_ids(file), "dtype": "float32"}
-    tokens = len(file.required("tokenizer.ggml.tokens"))
-    if tokens > config["vocab_size"]:
-        raise ArtifactError(
-            f"{file.path} has {tokens} tokens and an embedding of {config['vocab_size']}: it is "
-            "damaged; download it again."
-        )
-    return config, placed, texts
+    return {**config, **token_ids(file), "dtype": "float32"}, placed, texts
 
 
 def _entry(file: GgufFile, name: str, placed: Placed) -> Entry:
     stored = file.tensors[placed.stored]
 
     def make() -> Tensor:
-        values = stored.values()
+        values = stored.values(placed.rows)
+        if not math.isfinite(values.sum()):
+            raise ArtifactError(
+                f"{file.path} has values in {stored.name} that are no finite numbers: it is "
+                "damaged; download it again."
+            )
         return values if placed.change is None else placed.change(values)
 
-    return Entry(name, stored.shape, torch.float32, make)
+    return Entry(name, placed.shape, torch.float32, make)
 
 
 def _counted(entry: Entry, index: int, total: int, done: Callable[[int, int], None]) -> Entry:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from harness import extras
+from harness import cli, extras
 from harness.cell.resolve import resolve
 from harness.config.schema import CellConfig, ModelConfig
 from harness.errors import ConfigError, ModelError
@@ -77,15 +77,48 @@ def test_a_local_file_is_made_a_folder_once(tmp_path: Path, cache: Path) -> None
     assert model.load(Place("cpu", "reference")).num_parameters() == llama().num_parameters()
 
 
+def test_a_plan_says_what_the_weights_were(tmp_path: Path) -> None:
+    path = write(tmp_path / "m.gguf", llama(), "Q4_1", llama__new__thing=2.5)
+    model = find_model(ModelConfig(name="mine", source="local", path=str(path)), download=True)
+    said = model.ambiguity()
+    assert said is not None
+    assert said.startswith("the weights of m.gguf (Q4_1 100%; 5.11 bits a weight), deq")
+    assert said.endswith("not understood and not read: llama.new.thing")
+    assert model.semantics()["made_of"]["file_bytes"] == path.stat().st_size
+
+
+def test_inspect_prints_types_and_bits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path / "m.gguf", llama(), "Q4_1", llama__new__thing=2.5)
+    assert cli.main(["inspect", str(path)]) == cli.OK
+    said = capsys.readouterr().out
+    matrices = sum(p.numel() for p in llama().parameters() if p.dim() == 2)
+    words = ["Q4_1", "15", f"{matrices:,}", f"{5 * matrices // 8:,}", "5.0000"]
+    assert words in [line.split() for line in said.splitlines()]
+    assert "tokenizer:         gpt2, cut as smollm, 270 tokens" in said
+    assert "note: llama.new.thing is not understood and not read" in said
+    assert cli.main(["inspect", str(write(path, llama(), architecture="mamba"))]) == cli.OK
+    said = capsys.readouterr().out
+    assert "note: it cannot be run: " in said
+    assert "has the architecture mamba" in said
+
+
+def test_inspect_refuses_what_is_no_gguf_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "m.gguf").write_bytes(b"PK12")
+    assert cli.main(["inspect", str(tmp_path / "m.gguf")]) == cli.IMPOSSIBLE
+    assert "is not a GGUF file" in capsys.readouterr().err
+
+
 def test_both_sides_name_the_same_version_and_file() -> None:
     """They cannot import each other cheaply: one is asked by every plan."""
     assert (gguf.VERSION, gguf.ORIGIN) == (unpack.VERSION, unpack.ORIGIN)
 
 
 def test_another_architecture_is_refused_by_the_plan(tmp_path: Path) -> None:
-    path = write(tmp_path / "m.gguf", llama(), architecture="qwen2")
+    path = write(tmp_path / "m.gguf", llama(), architecture="mamba")
     config = ModelConfig(name="mine", source="local", path=str(path))
-    with pytest.raises(ModelError, match="architecture qwen2, and only llama is read"):
+    with pytest.raises(ModelError, match="architecture mamba, and only llama, smollm3"):
         find_model(config)
 
 

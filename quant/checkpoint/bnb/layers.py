@@ -54,9 +54,8 @@ def read_4bit(
     absmax = _absmax(tensors, state, layer)
     size = math.gcd(inputs, state.blocksize)
     first = torch.arange(0, outputs * inputs, size)  # column of every group, through the rows
-    codes = torch.tensor(ranks, dtype=torch.uint8)[_nibbles(tensors["weight"], state, layer).int()]
     return QuantizedWeight(
-        codes=codes.reshape(outputs, inputs),
+        codes=_codes(tensors["weight"], state, ranks, layer).reshape(outputs, inputs),
         scale=absmax[first // state.blocksize].reshape(outputs, inputs // size),
         scheme=replace(parsed.scheme(torch.float32), group_size=size),
     )
@@ -102,8 +101,8 @@ def _require(tensors: Tensors, names: tuple[str, ...], layer: str) -> None:
             )
 
 
-def _nibbles(stored: Tensor, state: QuantState, layer: str) -> Tensor:
-    """Return the codes as uint8 [outputs * inputs]; the first of two is in the high nibble."""
+def _codes(stored: Tensor, state: QuantState, ranks: Sequence[int], layer: str) -> Tensor:
+    """Return the ranks as uint8 [outputs * inputs]; the first of two codes is the high nibble."""
     count = math.prod(state.shape)
     name = f"{layer}.weight"
     expected = -(-count // 2)
@@ -114,7 +113,12 @@ def _nibbles(stored: Tensor, state: QuantState, layer: str) -> Tensor:
             f"quant_state says shape={list(state.shape)}, which is a column of {expected} bytes."
         )
     packed = stored.contiguous().view(-1).view(torch.uint8)
-    return torch.stack((packed >> 4, packed & 15), dim=1).view(-1)[:count]
+    if list(ranks) != sorted(ranks):  # both nibbles of a byte at once
+        of_byte = [high << 4 | low for high in ranks for low in ranks]
+        packed = torch.tensor(of_byte, dtype=torch.uint8).index_select(0, packed.int())
+    codes = torch.empty(2 * len(packed), dtype=torch.uint8)
+    codes[::2], codes[1::2] = packed >> 4, packed & 15
+    return codes[:count]
 
 
 def _absmax(tensors: Tensors, state: QuantState, layer: str) -> Tensor:

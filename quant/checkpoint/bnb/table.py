@@ -41,7 +41,8 @@ def encode(values: Tensor, grid: Tensors, table: Table) -> Tensor:
 
 def decode(codes: Tensor, grid: Tensors, table: Table) -> Tensor:
     """Return the values: table entry times scale, rounded once."""
-    return in_float32(table).to(codes)[codes.long()] * grid["scale"]
+    levels = in_float32(table).to(codes).index_select(0, codes.flatten().int())
+    return levels.view(codes.shape).mul_(grid["scale"])
 
 
 def draw(

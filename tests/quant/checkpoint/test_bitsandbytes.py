@@ -140,6 +140,15 @@ def at(index: int, value: float) -> Callable[[Tensor], Tensor]:
     return apply
 
 
+def test_absmax_is_computed_in_the_type_that_it_names() -> None:
+    """float16 where a model in float16 was saved after a pass on a processor with AVX512-BF16."""
+    tensors = state("nf4", 4, 128, nested=True, seed=2)
+    tensors[KEY] = say(nested_dtype="float16")(tensors[KEY])
+    weight = read_layer(tensors, configuration("nf4", nested=True))
+    assert torch.equal(weight.dequantize(), dequantized(tensors))
+    assert torch.equal(weight.scale, weight.scale.half().float())
+
+
 def absent(_: Tensor) -> None:
     return None
 

@@ -112,7 +112,7 @@ def _scale(stored: dict[str, Tensor], said: dict[str, Any], block: int) -> float
     of_block = float(stored["weight.nested_absmax"][block // said["nested_blocksize"]])
     kept = {"float32": np.float32, "float16": np.float16}[said["nested_dtype"]]
     value = float(kept(_single(entry * of_block)))
-    return float(kept(_single(value + _single(said["nested_offset"]))))
+    return float(kept(value + float(kept(said["nested_offset"]))))
 
 
 def _single(value: float) -> float:

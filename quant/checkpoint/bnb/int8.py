@@ -33,7 +33,7 @@ def encode(values: Tensor, grid: Tensors, scheme: Scheme) -> Tensor:  # noqa: AR
 
 
 def decode(codes: Tensor, grid: Tensors, scheme: Scheme) -> Tensor:  # noqa: ARG001
-    return (codes - MIDDLE) * grid["scale"] * ONE_BY_LARGEST
+    return (codes - MIDDLE).mul_(grid["scale"]).mul_(ONE_BY_LARGEST)
 
 
 def draw(

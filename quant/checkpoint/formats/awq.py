@@ -245,7 +245,7 @@ def notes(scheme: Scheme, layers: Sequence[StoredLayer]) -> list[str]:
     if model is not None and dtype_name(model) != SCALE_DTYPE:
         found.append(
             f"the model is {dtype_name(model)}: load it with dtype={SCALE_DTYPE}, because readers "
-            f"compute AWQ in half precision and round the {SCALE_DTYPE} scales to any other type."
+            f"compute AWQ in half precision, and in bfloat16 they round the {SCALE_DTYPE} scales."
         )
     if scheme.symmetric:
         found.append("the symmetric grid is stored with its zero-points, all 8, which AWQ needs.")

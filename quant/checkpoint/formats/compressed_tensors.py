@@ -235,8 +235,11 @@ def describe(model: QuantizedModel) -> dict[str, Any]:
     groups = {"group_0": _group("Linear", model.scheme)}
     if model.own_head is not None:  # the library prefers a name to a class
         groups["group_1"] = _group(*model.own_head)
+    # A setting of transformers, whose other way of loading stops at packed zero-points.
+    symmetric = all(group["weights"]["symmetric"] for group in groups.values())
     return {
         "quant_method": METHOD,
+        **({} if symmetric else {"dequantize": True}),
         "version": LIBRARY_VERSION,
         "format": PACKING,
         "quantization_status": "compressed",
@@ -275,10 +278,10 @@ def notes(scheme: Scheme, layers: Sequence[StoredLayer]) -> list[str]:
             f"the model is {dtype_name(model)}, so readers will round the {scheme.scale_dtype} "
             f"scales to it; scheme.scale_dtype={dtype_name(model)} makes scales that they keep."
         )
-    if not scheme.symmetric:
+    if not all(each.symmetric for each in (scheme, scheme.head or scheme)):
         found.append(
-            "transformers loads asymmetric grids of compressed-tensors only with "
-            "quantization_config=CompressedTensorsConfig(dequantize=True)."
+            "transformers dequantizes asymmetric grids when it loads them (dequantize in "
+            "quantization_config), because it does not read packed zero-points; vLLM keeps them."
         )
     if scheme.head is not None:
         found.append(

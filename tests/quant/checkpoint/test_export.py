@@ -97,6 +97,7 @@ def test_what_is_in_the_files(tmp_path: Path) -> None:
     assert meta == {"grid": "minmax", "method": METHOD}
     assert described == {
         "quant_method": "compressed-tensors",
+        "dequantize": True,
         "version": "0.20.0",
         "format": "pack-quantized",
         "quantization_status": "compressed",

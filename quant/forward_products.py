@@ -2,7 +2,8 @@
 
 Float32 linear layers run in the library that is fast on this processor (see quant.products) and
 causal attention in cuda_ext.attention: torch's kernel computes the masked scores too and multiplies
-with MKL, which does not use AVX-512 on processors that are not made by Intel. Results differ from
+with MKL, which does not use AVX-512 on processors that are not made by Intel. Norms, gates and
+rotary positions of a model run in one operator each (quant.forward_modules). Results differ from
 those of a normal forward pass by rounding only. Timing suites do without: they measure what a user
 gets.
 """
@@ -12,23 +13,31 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from cuda_ext import attention, ops, packed
-from quant.products import linear, say_once, torch_alone
+from cuda_ext import attention
+from quant.forward_modules import faster_modules, operators_here
+from quant.products import linear, torch_alone
 
 
 @contextmanager
-def forward_products(kernel: str) -> Iterator[None]:
-    """Use the faster operators inside; kernel="reference" leaves everything to torch."""
-    alone = kernel == "reference"
-    with torch_alone(alone), nullcontext() if alone else _FasterCalls():
+def forward_products(kernel: str, model: object = None) -> Iterator[None]:
+    """Use the faster operators inside; kernel="reference" leaves everything to torch.
+
+    model has the modules that run faster (quant.forward_modules); None, or what is not a module:
+    none of them.
+    """
+    if kernel == "reference":
+        with torch_alone(True):
+            yield
+        return
+    modules = faster_modules(model) if isinstance(model, nn.Module) else nullcontext()
+    with torch_alone(False), modules, _FasterCalls():
         yield
 
 
@@ -63,7 +72,7 @@ class _FasterCalls(TorchFunctionMode):
         plain = attn_mask is None and dropout_p == 0 and is_causal and not torch.is_grad_enabled()
         if plain and _takes(query, key, value, enable_gqa):
             factor = query.shape[-1] ** -0.5 if scale is None else scale
-            if factor > 0 and math.isfinite(factor) and self._here:
+            if factor > 0 and math.isfinite(factor) and operators_here():
                 return attention.causal_attention(query, key, value, factor)
         return functional.scaled_dot_product_attention(
             query,
@@ -75,19 +84,6 @@ class _FasterCalls(TorchFunctionMode):
             scale=scale,
             enable_gqa=enable_gqa,
         )
-
-    @cached_property
-    def _here(self) -> bool:
-        """Whether the operator is available and faster; logs the reason if not."""
-        reason = ops.why_unavailable(torch.device("cpu"))
-        if reason is None and packed.cpu_isa() == "portable":
-            reason = "without AVX2 this operator is slower (docs/solver.md)."
-        if reason is not None:
-            say_once(
-                f"causal attention runs in torch, not in bitsweep::causal_attention: {reason} "
-                "Results differ by rounding only."
-            )
-        return reason is None
 
 
 def _takes(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool) -> bool:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from cuda_ext import gram, ops, packed
 from quant.tiling import strips
 
 _log = logging.getLogger("quant")
@@ -65,13 +66,17 @@ def add_gram(total: Tensor, rows: Tensor) -> None:
     """Add rows.T @ rows for rows [tokens, n] to the upper triangle of total [n, n], in place.
 
     rows are float16 or bfloat16 on CUDA, where tensor cores multiply them exactly and sum in
-    float32; otherwise they have total's dtype. Strips of rows that begin at the diagonal are
-    computed, which costs a little over half of the full product (and touches some entries below the
-    diagonal). `mirror` fills the lower triangle.
+    float32; otherwise they have total's dtype. In float32 on a CPU where oneDNN is not ahead this
+    is cuda_ext.gram. Elsewhere strips of rows that begin at the diagonal are computed, which costs
+    a little over half of the full product. Either touches some entries below the diagonal; `mirror`
+    fills the lower triangle.
     """
     inputs = rows.shape[1]
     if _torch_alone.get():
         total += rows.T @ rows
+        return
+    if rows.device.type == "cpu" and rows.dtype == total.dtype == torch.float32 and _gram_here():
+        gram.add_gram(total, rows if rows.stride(-1) == 1 else rows.contiguous())
         return
     # oneDNN wants both factors of every strip dense, hence contiguous along the tokens; MKL takes
     # them as they are, and the copy costs 10 to 20 % of the products.
@@ -118,6 +123,21 @@ def _by_onednn(a: Tensor, b: Tensor) -> bool:
 def _onednn_is_faster() -> bool:
     """Whether oneDNN is ahead of MKL on this processor; elsewhere than on x86 there is no MKL."""
     return torch.backends.cpu.get_cpu_capability() != "AVX2"
+
+
+def _gram_here() -> bool:
+    """Whether half of a Gram matrix is faster by our operator; logs the reason if it is missing."""
+    if _onednn_is_faster():
+        return False
+    reason = ops.why_unavailable(torch.device("cpu"))
+    if reason is None and packed.cpu_isa() == "portable":
+        reason = "without AVX2 this operator is slower (docs/solver.md)."
+    if reason is not None:
+        say_once(
+            f"Hessians are summed by torch.mm, not by bitsweep::add_gram: {reason} Results differ "
+            "by rounding only."
+        )
+    return reason is None
 
 
 def _why_no_onednn() -> str | None:

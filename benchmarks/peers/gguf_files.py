@@ -55,8 +55,10 @@ def _perplexities(interpreter: Path, path: Path, room: Path) -> None:
     from quant.checkpoint.gguf.unpack import unpack
 
     folder = unpack(path, room / "folder")
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, trust_remote_code=False
+    ).eval()
     text = protocols.windows("embedded-joined", tokenizer, TOKENS, sequences=1)
     ids = text.windows[0].tolist()
     ours = _ours(model, ids)

@@ -55,11 +55,18 @@ class Run:
 
 
 def needed_operations() -> float:
-    """Operations of all blocks: two forward passes, Hessians, factors and column loops."""
+    """Operations of all blocks: two forward passes, Hessians, factors and column loops.
+
+    Of a Hessian the entries on and above the diagonal are needed; the model counts whole strips.
+    """
     tokens = WINDOWS * WINDOW
     work = cost_model.work(MODEL.block, tokens, WINDOW, 4, SCHEME.bits, BATCH_TOKENS)
     terms = [amount for stage in work.values() for term, amount in stage.items() if term in TERMS]
-    return MODEL.blocks * sum(terms)
+    below = sum(
+        cost_model.gram_elements(inputs) - inputs * (inputs + 1) // 2
+        for inputs, _ in MODEL.block.groups
+    )
+    return MODEL.blocks * (sum(terms) - 2.0 * tokens * below)
 
 
 def quantize() -> None:

@@ -133,7 +133,7 @@ def score(context: SuiteContext, found: TokenWindows, batch_size: int) -> Score:
     context_length = protocols.context_length(context.model.config, context.context_length)
     chosen = list(batches(lengths, batch_size * context_length))
     ids = [stacked([found.windows[index] for index in batch]) for batch in chosen]
-    with forward_products(context.kernel):
+    with forward_products(context.kernel, context.model):
         for batch, tokens, logits in zip(chosen, ids, _logits(context, ids, name), strict=True):
             counts = [lengths[index] for index in batch]
             values = window_nll(logits, tokens.to(context.device), counts).tolist()

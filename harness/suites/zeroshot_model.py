@@ -41,7 +41,7 @@ class View:
     def last_logits(self, tokens: Tensor, count: int) -> Tensor:
         """Logits [batch, count, vocabulary] of the last positions; of all if it cannot choose."""
         options = {"logits_to_keep": count} if self._keeps else {}
-        with forward_products(self._kernel):
+        with forward_products(self._kernel, self._model):
             logits: Tensor = self._model(input_ids=tokens, use_cache=False, **options).logits
         return logits
 

@@ -68,7 +68,7 @@ class Run:
         on_cpu = self.source.device.type == "cpu"
         with (
             self.meter.stage(stage),
-            forward_products(self.kernel) if on_cpu else nullcontext(),
+            forward_products(self.kernel, self.source.model) if on_cpu else nullcontext(),
         ):
             yield
 

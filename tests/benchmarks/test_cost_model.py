@@ -62,8 +62,9 @@ def counted(run: Callable[[], object]) -> int:
 
 @pytest.fixture
 def torch_products(monkeypatch: pytest.MonkeyPatch) -> None:
-    """oneDNN's operator is unknown to torch's counter."""
+    """oneDNN's operator is unknown to torch's counter, and so is ours."""
     monkeypatch.setattr(products, "_by_onednn", lambda *_: False)
+    monkeypatch.setattr(products, "_gram_here", lambda: False)
 
 
 @pytest.mark.usefixtures("torch_products")

@@ -192,6 +192,7 @@ struct Wide {
 }  // namespace bitsweep
 
 #include "attention_template.h"
+#include "gram_template.h"
 #include "avx2_linear.h"
 #include "kernel_template.h"
 #include "step_template.h"
@@ -200,7 +201,7 @@ struct Wide {
 namespace bitsweep {
 Kernels avx2_kernels() {
   return {
-      linear, dequantize, column_loop, Lanes::kSlab, attend, kStrip, step_kernels(),
+      linear, dequantize, column_loop, Lanes::kSlab, attend, kStrip, step_kernels(), gram_kernels(),
       &avx2_fixed_point};
 }
 }  // namespace bitsweep

@@ -174,6 +174,7 @@ struct Wide {
 }  // namespace bitsweep
 
 #include "attention_template.h"
+#include "gram_template.h"
 #include "kernel_template.h"
 #include "linear_template.h"
 #include "step_template.h"
@@ -181,7 +182,7 @@ struct Wide {
 
 namespace bitsweep {
 Kernels avx512_kernels() {
-  return {linear, dequantize, column_loop, Lanes::kSlab, attend, kStrip, step_kernels()};
+  return {linear, dequantize, column_loop, Lanes::kSlab, attend, kStrip, step_kernels(), gram_kernels()};
 }
 }  // namespace bitsweep
 #endif

@@ -69,6 +69,26 @@ struct FixedPoint {
   bool (*make)(const Weight&, const float* x, int32_t* out);
 };
 
+// total += the products of all pairs of columns of rows [tokens, inputs], on and above the diagonal.
+struct Gram {
+  const float* rows;
+  int64_t stride;  // floats from one row to the next
+  int64_t tokens;
+  int64_t inputs;
+  float* panels;   // columns, `width` of them to a panel: [panel][token][column]
+  float* total;
+  int64_t total_stride;
+};
+
+struct GramKernels {
+  int64_t width;
+  void (*panels)(const Gram&, int64_t first_panel, int64_t end_panel);
+  // Squares of the result are tasks: as many side by side, of which those on and above the diagonal
+  // are summed.
+  int64_t (*squares_across)(int64_t inputs);
+  void (*squares)(const Gram&, int64_t first_square, int64_t end_square);
+};
+
 struct Kernels {
   void (*linear)(const Product&, int64_t first_tile, int64_t end_tile);
   // Rows of the weight to out [outputs, inputs] of the storage given.
@@ -81,6 +101,7 @@ struct Kernels {
   void (*attention)(const Attention&, int64_t first_strip, int64_t end_strip);
   int64_t attention_rows;
   StepKernels step;
+  GramKernels gram;
   const FixedPoint* fixed_point = nullptr;  // null: none
 };
 

@@ -124,11 +124,12 @@ struct Wide {
 }  // namespace bitsweep
 
 #include "attention_template.h"
+#include "gram_template.h"
 #include "step_template.h"
 #include "column_loop_template.h"
 
 namespace bitsweep {
 Kernels portable_kernels() {
-  return {linear, dequantize, column_loop, Lanes::kSlab, attend, kStrip, step_kernels()};
+  return {linear, dequantize, column_loop, Lanes::kSlab, attend, kStrip, step_kernels(), gram_kernels()};
 }
 }  // namespace bitsweep

@@ -12,7 +12,6 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 import quant
-from harness.checkpoint_verbs import export_to
 from quant import config as quant_config
 from quant.calibrate.stream import quantize_model
 from quant.checkpoint import verify
@@ -182,9 +181,7 @@ def test_a_name_inside_another_is_refused() -> None:
         writer.describe(model)
 
 
-def test_what_readers_need_is_said_before_anything_is_written(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_readers_need_is_said_before_anything_is_written(tmp_path: Path) -> None:
     artifact = artifact_of(tmp_path, replace(W4, symmetric=True))
     there: list[bool] = []
 
@@ -199,10 +196,6 @@ def test_what_readers_need_is_said_before_anything_is_written(
     assert "all 8" in zeros
     assert groups.startswith("groups of 8 are read by Bitsweep")
     assert "14 layers (such as model.layers.0.mlp.down_proj)" in kernels
-    export_to(artifact, tmp_path / "shown", "awq")
-    *notes, last = capsys.readouterr().out.splitlines()
-    assert notes == [f"note: {note}" for note in exported.notes]
-    assert "14 quantized layers in awq" in last
 
 
 def test_a_model_for_every_reader_has_one_note() -> None:

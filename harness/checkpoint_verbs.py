@@ -38,11 +38,10 @@ def export_to(
             overwrite=overwrite,
             levels=_levels(levels),
             trust_remote_code=trust,
+            on_note=lambda note: print(f"note: {note}", flush=True),
         )
     size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
     print(f"{out}: {done.layers} quantized layers in {format}, {size:,} bytes, checksums included")
-    for note in done.notes:
-        print(f"note: {note}")
 
 
 def inspect(folder: Path, levels: str | None = None) -> None:

@@ -67,6 +67,7 @@ def export(
     verify_files: bool = True,
     levels: Sequence[str | Part | Levels] = (),
     trust_remote_code: bool = False,
+    on_note: Callable[[str], None] | None = None,
 ) -> Exported:
     """Write the checkpoint in `source` to the folder `target` in the format with that name.
 
@@ -78,7 +79,8 @@ def export(
     the sha256 of every file in artifact.json. One layer and one shard are in memory at a time.
     overwrite=True replaces a model that Bitsweep wrote to `target`, once the new one is complete.
     trust_remote_code=True runs the model's own Python files and copies them; a model with its own
-    code cannot be exported without it.
+    code cannot be exported without it. on_note is called with each of the result's notes before
+    anything is written.
 
     Raises ArtifactError for an unknown format, a target that is not empty, a source that cannot be
     read, and for layers that the format cannot store (its `refuses` and `write_layer` say why).
@@ -122,12 +124,15 @@ def export(
         files += own_code(model)
         needed = sum(entry.nbytes for entry in entries) + SLACK_BYTES
         needed += sum(path.stat().st_size for path in files)
+        notes = tuple(writer.notes(scheme, [layer.stored for layer in layers]))
+        if on_note is not None:
+            for note in notes:
+                on_note(note)
         with replace_folder(target, needed) as partial:
             write_tensors(partial, entries, max_shard_bytes, writer.stem)
             (partial / "config.json").write_text(config, encoding="utf-8")
             copy_files(files, partial)
-    notes = writer.notes(scheme, [layer.stored for layer in layers])
-    return Exported(target, len(layers), tuple(notes))
+    return Exported(target, len(layers), notes)
 
 
 def _refuse_overwriting(target: Path) -> None:

@@ -232,20 +232,28 @@ def test_a_model_without_a_head_to_pack_is_refused() -> None:
 
 
 def test_compressed_tensors_has_a_group_for_the_head(tmp_path: Path) -> None:
-    scheme = Scheme(4, group_size=16, symmetric=True, head=Scheme(8, group_size=8, symmetric=True))
-    for name in (TIED, APART):
-        model, folder = saved(tmp_path / name / "a", name, scheme)
-        exported = quant.export(folder, tmp_path / name / "b", "compressed-tensors")
+    for name, symmetric in ((TIED, True), (APART, True), (APART, False)):
+        head = Scheme(8, group_size=8, symmetric=symmetric)
+        scheme = Scheme(4, group_size=16, symmetric=True, head=head)
+        place = tmp_path / f"{name}{symmetric}"
+        model, folder = saved(place / "a", name, scheme)
+        exported = quant.export(folder, place / "b", "compressed-tensors")
+        assert any("does not load asymmetric" in note for note in exported.notes) != symmetric
         groups = config_of(exported.folder)["quantization_config"]["config_groups"]
         assert [(each["targets"], each["weights"]["num_bits"]) for each in groups.values()] == [
             (["Linear"], 4), (["lm_head"], 8),
         ]  # fmt: skip
         assert any("quantized head" in note for note in exported.notes)
         found = read_scheme(exported.folder)[1]  # the library's scales have the model's dtype
-        assert found.name == "w4g16_sym_fp32_head_w8g8_sym_fp32"
-        theirs = read_by_the_library(exported.folder, symmetric=True)
+        assert found.name == f"w4g16_sym_fp32_head_w8g8{'_sym' * symmetric}_fp32"
         with torch.no_grad():
-            assert torch.equal(theirs(TOKENS).logits, model(TOKENS).logits)
+            if symmetric:
+                theirs = read_by_the_library(exported.folder)
+                assert torch.equal(theirs(TOKENS).logits, model(TOKENS).logits)
+            else:  # dequantizing would be silent, with the settings of one group for both
+                assert "dequantize" not in config_of(exported.folder)["quantization_config"]
+                with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
+                    read_by_the_library(exported.folder)
             ours = quant.load(exported.folder)(TOKENS).logits
             torch.testing.assert_close(ours, model(TOKENS).logits, rtol=0, atol=1e-4)
 

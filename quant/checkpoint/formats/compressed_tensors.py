@@ -235,8 +235,12 @@ def describe(model: QuantizedModel) -> dict[str, Any]:
     groups = {"group_0": _group("Linear", model.scheme)}
     if model.own_head is not None:  # the library prefers a name to a class
         groups["group_1"] = _group(*model.own_head)
+    # A setting of transformers, whose other way of loading stops at packed zero-points. It decodes
+    # all layers with the settings of one group, so several must not be loaded that way.
+    dequantize = len(groups) == 1 and not model.scheme.symmetric
     return {
         "quant_method": METHOD,
+        **({"dequantize": True} if dequantize else {}),
         "version": LIBRARY_VERSION,
         "format": PACKING,
         "quantization_status": "compressed",
@@ -275,10 +279,15 @@ def notes(scheme: Scheme, layers: Sequence[StoredLayer]) -> list[str]:
             f"the model is {dtype_name(model)}, so readers will round the {scheme.scale_dtype} "
             f"scales to it; scheme.scale_dtype={dtype_name(model)} makes scales that they keep."
         )
-    if not scheme.symmetric:
+    head = scheme.head or scheme.without_head
+    if not (scheme.symmetric and head.symmetric):
         found.append(
-            "transformers loads asymmetric grids of compressed-tensors only with "
-            "quantization_config=CompressedTensorsConfig(dequantize=True)."
+            "transformers dequantizes asymmetric grids when it loads them (dequantize in "
+            "quantization_config), because it does not read packed zero-points; vLLM keeps them."
+            if head == scheme.without_head
+            else "transformers does not load asymmetric grids beside a head with settings of its "
+            "own (with dequantize=True it decodes one with the settings of the other): quantize "
+            "both with symmetric=true, or export to gptq-v2 for GPTQModel."
         )
     if scheme.head is not None:
         found.append(

@@ -284,6 +284,17 @@ def test_export_and_inspect(
     assert abs(float(rows["mean code - zero"].split()[0])) < 0.5
 
 
+def test_export_says_what_readers_need_first(
+    checkpoints: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert cli.main(["export", str(checkpoints["artifact"]), str(out), "--format", "awq"]) == cli.OK
+    *notes, last = capsys.readouterr().out.splitlines()
+    assert notes[0].startswith("note: transformers reads AWQ only with GPTQModel")
+    assert all(note.startswith("note: ") for note in notes)
+    assert last.startswith(f"{out}: 12 quantized layers in awq")
+
+
 def test_export_does_not_overwrite_a_model_unasked(
     checkpoints: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

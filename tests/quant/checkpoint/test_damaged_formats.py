@@ -14,7 +14,7 @@ from quant.checkpoint.folder import MANIFEST
 from quant.errors import ArtifactError
 from quant.scheme import Scheme
 from tests.quant.checkpoint.bnb_folders import write as write_bitsandbytes
-from tests.quant.tiny_checkpoints import METHOD, edit_config, edit_tensors, pack_awq, quantized
+from tests.quant.tiny_checkpoints import METHOD, edit_config, edit_tensors, quantized
 
 LAYER = "model.layers.1.mlp.down_proj"  # [40, 72]
 SCHEME = Scheme(4, group_size=8)
@@ -29,9 +29,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         weight.zero.clamp_(min=1)
     artifact = quant.save(parent / "artifact", model, weights, method=METHOD)
     found = {}
-    for name in ("gptq-v1", "gptq-v2", "compressed-tensors"):
+    for name in ODD:
         found[name] = quant.export(artifact, parent / name, name).folder
-    found["awq"] = pack_awq(quant.export(artifact, parent / "awq", "gptq-v2").folder, weights)
     for folder in found.values():
         (folder / MANIFEST).unlink()
         edit_config(lambda c: c["quantization_config"].pop("meta", None))(folder)

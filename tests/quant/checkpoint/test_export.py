@@ -31,6 +31,7 @@ from tests.quant.tiny_checkpoints import (
 
 Weights = dict[str, QuantizedWeight]
 FORMATS = ("gptq-v1", "gptq-v2", "compressed-tensors")
+OF_FOUR_BITS = (*FORMATS, "awq")
 
 
 def artifact_of(
@@ -96,6 +97,7 @@ def test_what_is_in_the_files(tmp_path: Path) -> None:
     assert meta == {"grid": "minmax", "method": METHOD}
     assert described == {
         "quant_method": "compressed-tensors",
+        "dequantize": True,
         "version": "0.20.0",
         "format": "pack-quantized",
         "quantization_status": "compressed",
@@ -134,7 +136,7 @@ def test_what_is_in_the_files(tmp_path: Path) -> None:
 
 def test_shards(tmp_path: Path) -> None:
     artifact, weights = artifact_of(tmp_path, "llama", Scheme(4, group_size=8))
-    for format in FORMATS:
+    for format in OF_FOUR_BITS:
         folder = quant.export(artifact, tmp_path / format, format, max_shard_bytes=20_000).folder
         assert len(list(folder.glob("model-*.safetensors"))) > 2
         assert same_values(quant.load_weights(folder), weights)
@@ -165,14 +167,14 @@ def test_conv1d_layers(tmp_path: Path) -> None:
 def test_what_formats_cannot_hold(tmp_path: Path) -> None:
     model, weights = quantized("llama", Scheme(2, group_size=8, levels="ternary"))
     ternary = quant.save(tmp_path / "ternary", model, weights, method=METHOD)
-    for format in FORMATS:
+    for format in OF_FOUR_BITS:
         with pytest.raises(ArtifactError, match=rf"ternary levels, .*{format} cannot store.*w2g64"):
             quant.export(ternary, tmp_path / "out", format)
     model, weights = quantized("llama", Scheme(4))
     zeros = quant.save(tmp_path / "zeros", model, weights, method=METHOD)
     with pytest.raises(ArtifactError, match=r"qzeros: \d+ zero-points are 0.*: export to gptq-v2"):
         quant.export(zeros, tmp_path / "out", "gptq-v1")
-    known = "bitsweep, bitsweep-ternary, compressed-tensors, gptq-v1, gptq-v2"
+    known = "awq, bitsweep, bitsweep-ternary, compressed-tensors, gptq-v1, gptq-v2"
     with pytest.raises(ArtifactError, match=rf"'gguf' is unknown; choose one of {known}\."):
         quant.export(zeros, tmp_path / "out", "gguf")
     with pytest.raises(ArtifactError, match="is the checkpoint itself; write the export elsewhere"):
@@ -186,7 +188,7 @@ def test_awq_becomes_another_format(tmp_path: Path) -> None:
     artifact, weights = artifact_of(tmp_path, "llama", Scheme(4, group_size=8))
     pack_awq(artifact, weights)
     (artifact / MANIFEST).unlink()
-    for format in FORMATS:
+    for format in OF_FOUR_BITS:
         folder = quant.export(artifact, tmp_path / format, format).folder
         assert same_values(quant.load_weights(folder), weights)
         meta = json.loads((folder / "config.json").read_text())["quantization_config"]["meta"]

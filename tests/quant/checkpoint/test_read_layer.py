@@ -109,6 +109,9 @@ def test_published_awq_values_are_reproduced_exactly(shared: Path) -> None:
     weight = read_layer(tensors, {**AWQ, "group_size": 128})
     wanted = tensor(expected, torch.bfloat16, 256).t()
     assert torch.equal(weight.dequantize(torch.bfloat16), wanted)
+    written = write("awq", weight)
+    assert written.keys() == tensors.keys()
+    assert all(torch.equal(written[name], tensors[name]) for name in tensors)
     assert torch.equal(QuantLinear.from_quantized(weight).dequantize(torch.bfloat16), wanted)
 
 

@@ -2,16 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from quant.checkpoint.bnb import table
-from quant.levels.base import GridTensor, Levels, Tensors
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
-
-    from quant.scheme import Scheme
 
 # As bitsandbytes writes them; float32 holds them exactly.
 TABLE = (
@@ -35,33 +26,9 @@ TABLE = (
 # Rank of every code in the files.
 RANKS = tuple(range(16))
 
-
-def encode(values: Tensor, grid: Tensors, scheme: Scheme) -> Tensor:  # noqa: ARG001
-    return table.encode(values, grid, TABLE)
-
-
-def decode(codes: Tensor, grid: Tensors, scheme: Scheme) -> Tensor:  # noqa: ARG001
-    return table.decode(codes, grid, TABLE)
-
-
-def draw(
-    words: Tensor,  # noqa: ARG001
-    shape: tuple[int, ...],
-    inputs: int,
-    scheme: Scheme,
-    generator: torch.Generator,
-) -> dict[str, Tensor]:
-    return table.draw(shape, inputs, scheme, generator, TABLE)
-
-
-LEVELS = Levels(
-    name="nf4",
-    prefix="nf4",
-    about="NF4 levels are 16 quantiles of a normal distribution, times a group's maximum",
-    tensors=(GridTensor("scale", "scales"),),
-    find=table.find,
-    encode=encode,
-    decode=decode,
-    bits=(4,),
-    draw=draw,
+LEVELS = table.levels(
+    "nf4",
+    "nf4",
+    "NF4 levels are 16 quantiles of a normal distribution, times a group's maximum",
+    TABLE,
 )

@@ -9,14 +9,32 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from quant.levels.base import GridTensor, Levels, Tensors
+
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from quant.levels.base import Tensors
     from quant.scheme import Scheme
 
 Table = Sequence[float]
+
+
+def levels(name: str, prefix: str, about: str, table: Table) -> Levels:
+    """Return the levels of a table of 16, ascending; the words are those of `Levels`."""
+    return Levels(
+        name=name,
+        prefix=prefix,
+        about=about,
+        tensors=(GridTensor("scale", "scales"),),
+        find=find,
+        encode=lambda values, grid, _: encode(values, grid, table),
+        decode=lambda codes, grid, _: decode(codes, grid, table),
+        bits=(4,),
+        draw=lambda _, shape, inputs, scheme, generator: draw(
+            shape, inputs, scheme, generator, table
+        ),
+    )
 
 
 def find(weight: Tensor, scheme: Scheme, layer: str) -> Tensors:

@@ -72,4 +72,4 @@ def _make_ragged(folder: Path) -> None:
         hidden_size=40, intermediate_size=72, num_hidden_layers=2, num_attention_heads=4,
         vocab_size=96, max_position_embeddings=128, tie_word_embeddings=False,
     )  # fmt: skip
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    AutoModelForCausalLM.from_config(config, trust_remote_code=False).save_pretrained(folder)

@@ -50,6 +50,7 @@ def main() -> None:
             quantization_config=BitsAndBytesConfig(**own),
             dtype=getattr(torch, dtype),
             device_map="cpu",
+            trust_remote_code=False,
         ).eval()
         # Before anything runs: a CPU with AVX512-BF16 would leave absmax transposed.
         model.save_pretrained(Path(out) / name)

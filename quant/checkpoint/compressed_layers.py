@@ -8,7 +8,12 @@ import torch
 from torch import Tensor
 
 from cuda_ext.layout import unpack_codes, words_for
-from quant.checkpoint.formats.base import CheckpointFormat, check_scales, scale_dtypes
+from quant.checkpoint.formats.base import (
+    CheckpointFormat,
+    check_scales,
+    require_tensors,
+    scale_dtypes,
+)
 from quant.errors import ArtifactError
 from quant.scheme import Scheme
 from quant.weight import QuantizedWeight
@@ -54,13 +59,7 @@ def _require(tensors: Tensors, parsed: CheckpointFormat, layer: str) -> None:
     needed = ["weight_packed", "weight_scale", "weight_shape"]
     needed += [] if parsed.symmetric else ["weight_zero_point"]
     needed += ["weight_g_idx"] if parsed.act_order and parsed.group_size else []
-    for name in needed:
-        if name not in tensors:
-            raise ArtifactError(
-                f"{layer}: tensor {layer}.{name} is missing; the layer has "
-                f"{', '.join(sorted(tensors)) or 'none'}. The checkpoint is incomplete, or its "
-                "quantization_config does not belong to it."
-            )
+    require_tensors(tensors, needed, layer)
 
 
 def _shape(stored: Tensor, layer: str) -> tuple[int, int]:

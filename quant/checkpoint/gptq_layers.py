@@ -8,7 +8,12 @@ import torch
 from torch import Tensor
 
 from cuda_ext.layout import pack_codes, unpack_codes
-from quant.checkpoint.formats.base import CheckpointFormat, check_scales, scale_dtypes
+from quant.checkpoint.formats.base import (
+    CheckpointFormat,
+    check_scales,
+    require_tensors,
+    scale_dtypes,
+)
 from quant.checkpoint.gptq import V1, V2, Version
 from quant.checkpoint.gptq_zeros import COARSE_BITS, CONSTANT
 from quant.errors import ArtifactError
@@ -58,7 +63,7 @@ def read(
     telling = checkpoint.format.scales
     kind = checkpoint.scheme(checkpoint.scale_dtype).kind
     names = ("qweight", *(each.buffer for each in kind.tensors))
-    _require(tensors, names, layer)
+    require_tensors(tensors, names, layer, "names another format")
     widest = "qweight" if telling is None else telling
     scale_dtype = checkpoint.scale_dtype if telling is None else tensors[telling].dtype
     if telling is not None and scale_dtype not in scale_dtypes():
@@ -105,16 +110,6 @@ def _inputs(packed: Packed, checkpoint: CheckpointFormat) -> int:
     if "g_idx" in packed:
         return len(packed["g_idx"])
     return packed["qweight"].shape[0] * 32 // checkpoint.bits
-
-
-def _require(tensors: Tensors, names: tuple[str, ...], layer: str) -> None:
-    missing = [name for name in names if name not in tensors]
-    if missing:
-        raise ArtifactError(
-            f"{layer}: tensor {layer}.{missing[0]} is missing; the layer has "
-            f"{', '.join(sorted(tensors)) or 'none'}. The checkpoint is incomplete, or its "
-            "quantization_config names another format."
-        )
 
 
 def _check_shapes(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from quant.checkpoint.bnb import int8, table
 from quant.checkpoint.bnb.state import KEY, Nested, QuantState, parse
-from quant.checkpoint.formats.base import CheckpointFormat, dtype_name
+from quant.checkpoint.formats.base import CheckpointFormat, dtype_name, require_tensors
 from quant.errors import ArtifactError
 from quant.weight import QuantizedWeight
 
@@ -41,7 +41,7 @@ def read_4bit(
     number of columns that never straddles a block, and several groups have the scale of theirs.
     """
     key = f"{KEY}{kind}"
-    _require(tensors, (key, "weight", "weight.absmax", "weight.quant_map"), layer)
+    require_tensors(tensors, (key, "weight", "weight.absmax", "weight.quant_map"), layer)
     state = parse(tensors[key], layer, kind)
     if parsed.group_size is not None and state.blocksize != parsed.group_size:
         raise ArtifactError(
@@ -63,7 +63,7 @@ def read_4bit(
 
 def read_8bit(tensors: Tensors, parsed: CheckpointFormat, layer: str) -> QuantizedWeight:
     """Read one layer of LLM.int8; ArtifactError names a tensor that is missing or does not fit."""
-    _require(tensors, ("weight", "SCB"), layer)
+    require_tensors(tensors, ("weight", "SCB"), layer)
     weight, scale = tensors["weight"], tensors["SCB"]
     if weight.dtype != torch.int8 or weight.dim() != 2:
         raise ArtifactError(
@@ -89,16 +89,6 @@ def read_8bit(tensors: Tensors, parsed: CheckpointFormat, layer: str) -> Quantiz
         scale=scale[:, None].contiguous(),
         scheme=parsed.scheme(torch.float32),
     )
-
-
-def _require(tensors: Tensors, names: tuple[str, ...], layer: str) -> None:
-    for name in names:
-        if name not in tensors:
-            raise ArtifactError(
-                f"{layer}: tensor {layer}.{name} is missing; the layer has "
-                f"{', '.join(sorted(tensors)) or 'none'}. The checkpoint is incomplete, or its "
-                "quantization_config does not belong to it."
-            )
 
 
 def _codes(stored: Tensor, state: QuantState, ranks: Sequence[int], layer: str) -> Tensor:
@@ -151,7 +141,7 @@ def _absmax(tensors: Tensors, state: QuantState, layer: str) -> Tensor:
 
 def _nested_absmax(tensors: Tensors, nested: Nested, blocks: int, layer: str) -> Tensor:
     """Return absmax of a doubly quantized layer, by the operations of bitsandbytes."""
-    _require(tensors, ("weight.nested_absmax", "weight.nested_quant_map"), layer)
+    require_tensors(tensors, ("weight.nested_absmax", "weight.nested_quant_map"), layer)
     scale, entries = tensors["weight.nested_absmax"], tensors["weight.nested_quant_map"]
     count = -(-blocks // nested.blocksize)
     why = f"{blocks} blocks and nested_blocksize={nested.blocksize}"

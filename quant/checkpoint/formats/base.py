@@ -6,7 +6,7 @@ be listed and configurations parsed quickly.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -309,6 +309,22 @@ def refuse_levels(scheme: Scheme, name: str) -> str | None:
         "zero), evenly spaced. Only Bitsweep's own artifact stores other levels; quantize with a "
         "uniform scheme such as w2g64 to export."
     )
+
+
+def require_tensors(
+    tensors: Tensors, names: Iterable[str], layer: str, otherwise: str = "does not belong to it"
+) -> None:
+    """Raise ArtifactError, naming the first of a layer's tensors that the files lack.
+
+    otherwise  what the checkpoint's quantization_config does if the files are complete.
+    """
+    for name in names:
+        if name not in tensors:
+            raise ArtifactError(
+                f"{layer}: tensor {layer}.{name} is missing; the layer has "
+                f"{', '.join(sorted(tensors)) or 'none'}. The checkpoint is incomplete, or its "
+                f"quantization_config {otherwise}."
+            )
 
 
 def check_scales(scales: Tensor, parsed: CheckpointFormat, name: str) -> None:

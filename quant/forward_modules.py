@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cuda_ext import elementwise, ops, packed
-from quant.products import say_once
+from cuda_ext import elementwise
+from quant.products import say_once, why_no_operators
 
 ROTATE = "apply_rotary_pos_emb"  # the function of transformers' models, one in each of their files
 _Forward = Callable[..., Any]
@@ -51,9 +51,7 @@ def faster_modules(model: nn.Module) -> Iterator[None]:
 
 def operators_here() -> bool:
     """Whether the operators are available and faster; logs the reason if not."""
-    reason = ops.why_unavailable(torch.device("cpu"))
-    if reason is None and packed.cpu_isa() == "portable":
-        reason = "without AVX2 these operators are slower (docs/solver.md)."
+    reason = why_no_operators()
     if reason is not None:
         say_once(
             "causal attention, norms, gates and rotary positions run in torch, not in operators of "

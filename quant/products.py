@@ -129,15 +129,21 @@ def _gram_here() -> bool:
     """Whether half of a Gram matrix is faster by our operator; logs the reason if it is missing."""
     if _onednn_is_faster():
         return False
-    reason = ops.why_unavailable(torch.device("cpu"))
-    if reason is None and packed.cpu_isa() == "portable":
-        reason = "without AVX2 this operator is slower (docs/solver.md)."
+    reason = why_no_operators()
     if reason is not None:
         say_once(
             f"Hessians are summed by torch.mm, not by bitsweep::add_gram: {reason} Results differ "
             "by rounding only."
         )
     return reason is None
+
+
+def why_no_operators() -> str | None:
+    """Why bitsweep's operators of calibration are missing on the CPU or slower than torch."""
+    reason = ops.why_unavailable(torch.device("cpu"))
+    if reason is None and packed.cpu_isa() == "portable":
+        reason = "without AVX2 these operators are slower (docs/solver.md)."
+    return reason
 
 
 def _why_no_onednn() -> str | None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from cuda_ext.layout import unpack_codes, words_for
+from quant.checkpoint import compressed_packing as packing
 from quant.checkpoint.formats.base import (
     CheckpointFormat,
     check_scales,
@@ -22,13 +22,8 @@ if TYPE_CHECKING:
     from quant.checkpoint.formats.base import Tensors
 
 
-def read(
-    tensors: Tensors, parsed: CheckpointFormat, layer: str, library_version: str
-) -> QuantizedWeight:
-    """Read one layer; ArtifactError names a tensor that is missing, damaged or does not fit.
-
-    library_version is the release of the library that can convert files of older releases.
-    """
+def read(tensors: Tensors, parsed: CheckpointFormat, layer: str) -> QuantizedWeight:
+    """Read one layer; ArtifactError names a tensor that is missing, damaged or does not fit."""
     _require(tensors, parsed, layer)
     outputs, inputs = _shape(tensors["weight_shape"], layer)
     scale = tensors["weight_scale"]
@@ -36,23 +31,37 @@ def read(
         raise ArtifactError(f"{layer}.weight_scale is {scale.dtype}; expected floating point.")
     scheme = parsed.scheme(scale.dtype)
     groups = scheme.groups(inputs)
-    words = words_for(inputs, scheme.bits)
     packed = tensors["weight_packed"]
-    if scheme.bits == 3 and packed.shape[-1:] == (-(-inputs // 10),) != (words,):
-        raise ArtifactError(
-            f"{layer}.weight_packed holds ten 3-bit codes a word, as early versions of the library "
-            f"packed them; read and save the checkpoint with version {library_version}."
-        )
-    _check(tensors, "weight_packed", (outputs, words), torch.int32, layer)
+    held = _held(tensors, outputs, inputs)
+    way = packing.settled(scheme.bits, parsed.packing, layer, held)
+    shape = (outputs, packing.words(inputs, scheme.bits, way))
+    _check(tensors, "weight_packed", shape, torch.int32, layer)
     _check(tensors, "weight_scale", (outputs, groups), scale.dtype, layer)
     check_scales(scale, parsed, f"{layer}.weight_scale")
     return QuantizedWeight(
-        codes=unpack_codes(packed, scheme.bits, inputs),
+        codes=packing.unpack(packed, scheme.bits, inputs, way, f"{layer}.weight_packed"),
         scale=scale.contiguous(),
-        zero=_zero_points(tensors, scheme, outputs, groups, layer),
+        zero=_zero_points(tensors, scheme, outputs, groups, way, layer),
         scheme=scheme,
         group_index=_group_index(tensors, parsed, groups, inputs, layer),
     )
+
+
+def shown_packing(tensors: Tensors, parsed: CheckpointFormat) -> str:
+    """Return the packing that a layer's tensors show; "" if they fit both, or are damaged."""
+    stored, packed = tensors.get("weight_shape"), tensors.get("weight_packed")
+    if stored is None or packed is None or tuple(stored.shape) != (2,):
+        return ""
+    return packing.shown(parsed.bits, _held(tensors, *map(int, stored)))
+
+
+def _held(tensors: Tensors, outputs: int, inputs: int) -> list[tuple[int, int]]:
+    """Return the words of a row, and of a column of zero-points, each with its count of codes."""
+    held = [(tensors["weight_packed"].shape[-1:].numel(), inputs)]
+    zero = tensors.get("weight_zero_point")
+    if zero is not None and zero.dtype == torch.int32:
+        held.append((zero.shape[:1].numel(), outputs))
+    return held
 
 
 def _require(tensors: Tensors, parsed: CheckpointFormat, layer: str) -> None:
@@ -82,7 +91,9 @@ def _check(
         )
 
 
-def _zero_points(tensors: Tensors, scheme: Scheme, outputs: int, groups: int, layer: str) -> Tensor:
+def _zero_points(
+    tensors: Tensors, scheme: Scheme, outputs: int, groups: int, way: str, layer: str
+) -> Tensor:
     """Return uint8 [outputs, groups]; stored packed, or as int8 by early library versions."""
     middle = 2 ** (scheme.bits - 1)
     stored = tensors.get("weight_zero_point")
@@ -98,9 +109,10 @@ def _zero_points(tensors: Tensors, scheme: Scheme, outputs: int, groups: int, la
             )
         zero: Tensor = (stored.int() + middle).to(torch.uint8)
     else:
-        shape = (words_for(outputs, scheme.bits), groups)
+        shape = (packing.words(outputs, scheme.bits, way), groups)
         _check(tensors, "weight_zero_point", shape, torch.int32, layer)
-        zero = unpack_codes(stored, scheme.bits, outputs, dim=0)
+        name = f"{layer}.weight_zero_point"
+        zero = packing.unpack(stored, scheme.bits, outputs, way, name, dim=0)
     if scheme.symmetric and bool((zero != middle).any()):
         raise ArtifactError(
             f"{layer}.weight_zero_point holds {int(zero[zero != middle][0]) - middle}, but "

@@ -6,13 +6,14 @@ GPTQ        qweight [in * bits / 32, out]: the codes of an output are one stream
 AWQ         qweight [in, out / 8] and qzeros [groups, out / 8]: nibble k of word i holds output
             8 i + (0, 2, 4, 6, 1, 3, 5, 7)[k]; zero-points as they are.
 compressed-tensors  weight_packed [out, in * bits / 32] along rows, weight_zero_point
-            [out * bits / 32, groups] down columns; both signed, stored plus 2^(bits - 1).
+            [out * bits / 32, groups] down columns; both signed, stored plus 2^(bits - 1). Files of
+            releases before 0.18 have 32 // bits whole codes in a word instead of a stream of bits.
 Values are scale * (code - zero).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -24,6 +25,25 @@ def stream(words: Sequence[int], bits: int, count: int) -> list[int]:
     """The first `count` numbers of `bits` bits in a stream of 32-bit words."""
     number = sum((word & 0xFFFFFFFF) << (32 * place) for place, word in enumerate(words))
     return [(number >> (bits * index)) & (2**bits - 1) for index in range(count)]
+
+
+def whole_codes(words: Sequence[int], bits: int, count: int) -> list[int]:
+    """The first `count` numbers of words that hold 32 // bits numbers each, lowest bits first."""
+    found = []
+    for index in range(count):
+        word, place = divmod(index, 32 // bits)
+        found.append((words[word] & 0xFFFFFFFF) >> (bits * place) & (2**bits - 1))
+    return found
+
+
+def pack_whole_codes(codes: Sequence[int], bits: int) -> list[int]:
+    """Signed 32-bit words that hold 32 // bits numbers each, lowest bits first."""
+    held, words = 32 // bits, []
+    for first in range(0, len(codes), held):
+        some = enumerate(codes[first : first + held])
+        word = sum(code << (bits * place) for place, code in some)
+        words.append(word - 2**32 if word >= 2**31 else word)
+    return words
 
 
 def gptq(tensors: Mapping[str, Tensor], bits: int, version: int) -> Tensor:
@@ -59,22 +79,26 @@ def _nibbles(words: Tensor) -> Tensor:
     return found
 
 
-def compressed_tensors(tensors: Mapping[str, Tensor], bits: int) -> Tensor:
-    """float64 [out, in] of one pack-quantized layer."""
+def compressed_tensors(
+    tensors: Mapping[str, Tensor],
+    bits: int,
+    numbers: Callable[[Sequence[int], int, int], list[int]] = stream,
+) -> Tensor:
+    """float64 [out, in] of one pack-quantized layer; `numbers` reads its words."""
     outputs, inputs = tensors["weight_shape"].tolist()
     scales = tensors["weight_scale"].double().tolist()
     size = -(-inputs // len(scales[0]))
     half = 2 ** (bits - 1)
     zeros = [[0] * len(scales[0]) for _ in range(outputs)]
     if "weight_zero_point" in tensors:
-        columns = [stream(c, bits, outputs) for c in tensors["weight_zero_point"].t().tolist()]
+        columns = [numbers(c, bits, outputs) for c in tensors["weight_zero_point"].t().tolist()]
         zeros = [[column[output] - half for column in columns] for output in range(outputs)]
     groups = [index // size for index in range(inputs)]
     if "weight_g_idx" in tensors:
         groups = tensors["weight_g_idx"].tolist()
     values = torch.empty(outputs, inputs, dtype=torch.float64)
     for output, row in enumerate(tensors["weight_packed"].tolist()):
-        for index, code in enumerate(stream(row, bits, inputs)):
+        for index, code in enumerate(numbers(row, bits, inputs)):
             group = groups[index]
             values[output, index] = scales[output][group] * (code - half - zeros[output][group])
     return values

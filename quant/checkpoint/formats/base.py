@@ -180,6 +180,7 @@ class CheckpointFormat:
     evidence     what showed their meaning, if the file does not declare it.
     signed       whether examined layers have negative scales, which reverse their grids.
     wraps        whether they have zero-points of 0 that are stored as -1 (Format.zeros_of_0).
+    packing      how codes lie in words, for a format that has had several ways; "" if unknown.
     operators    operators by layer (quant.checkpoint.operators).
     head         the fields of this class that differ for the head (quant.head).
     """
@@ -197,6 +198,7 @@ class CheckpointFormat:
     evidence: str = ""
     signed: bool = False
     wraps: bool = False
+    packing: str = ""
     operators: Operators = field(default_factory=dict)
     head: Mapping[str, Any] = field(default_factory=dict)
 

@@ -3,7 +3,9 @@
 A layer [out, in] is stored as
 
     weight_packed      int32 [out, ceil(in * bits / 32)]: the codes of a row as one little-endian
-                       stream of bits, so that 3-bit codes straddle words
+                       stream of bits, so that 3-bit codes straddle words. Releases before 0.18
+                       put 32 // bits whole codes in a word (quant.checkpoint.compressed_packing),
+                       which is read too.
     weight_scale       [out, groups]
     weight_zero_point  int32 [ceil(out * bits / 32), groups], packed along the outputs; asymmetric
                        only. Early versions of the library stored it as int8 [out, groups].
@@ -20,6 +22,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from quant.checkpoint import compressed_packing as packing
 from quant.checkpoint.formats.base import (
     CheckpointFormat,
     Config,
@@ -84,7 +87,7 @@ def parse(config: Config, where: str) -> CheckpointFormat:
         head = _only(config, where, heads, read_head_grid(config), producer)
         differing = ("bits", "group_size", "symmetric", "act_order", "grid")
         parsed = replace(parsed, head={name: getattr(head, name) for name in differing})
-    return validated(parsed, where)
+    return validated(_counting(parsed, packing.packing_of_release(version)), where)
 
 
 def _groups(config: Config, where: str) -> Mapping[str, Config]:
@@ -153,6 +156,24 @@ def _parse_weights(weights: Config, where: str, grid: str, producer: str) -> Che
     )
 
 
+def settle(parsed: CheckpointFormat, layers: Mapping[str, Tensors], where: str) -> CheckpointFormat:  # noqa: ARG001
+    """Take the packing from the layers, if all that show one show the same."""
+    from quant.checkpoint.compressed_layers import shown_packing
+
+    shown = {shown_packing(parts, parsed) for parts in layers.values()} - {""}
+    return _counting(parsed, shown.pop() if len(shown) == 1 else parsed.packing)
+
+
+def _counting(parsed: CheckpointFormat, packed: str) -> CheckpointFormat:
+    """Return a checkpoint of this packing: the bits of a scheme are those of a stream."""
+    widths = (parsed.bits, parsed.head.get("bits", parsed.bits))
+    whole = [bits for bits in widths if not packing.same_in_both(bits)]
+    if packed != packing.WHOLE or not whole:
+        return replace(parsed, packing=packed, format=FORMAT, evidence="")
+    said = packing.describe(whole[0])
+    return replace(parsed, packing=packed, format=_WHOLE_CODES, evidence=said)
+
+
 def zero_points(parsed: CheckpointFormat) -> str:
     return "none: symmetric" if parsed.symmetric else "stored as they are"
 
@@ -161,7 +182,7 @@ def read_layer(tensors: Tensors, parsed: CheckpointFormat, layer: str, _: Shape)
     from quant.checkpoint.compressed_layers import read
     from quant.linear import pack
 
-    weight = read(tensors, parsed, layer, LIBRARY_VERSION)
+    weight = read(tensors, parsed, layer)
     return pack(weight), weight.scheme, weight.shape[1]
 
 
@@ -312,6 +333,7 @@ FORMAT = Format(
     parse=parse,
     zero_points=zero_points,
     read_layer=read_layer,
+    settle=settle,
     writer=Writer(
         refuses=refuses,
         entries=entries,
@@ -320,3 +342,4 @@ FORMAT = Format(
         notes=notes,
     ),
 )
+_WHOLE_CODES = replace(FORMAT, counts_files=True)

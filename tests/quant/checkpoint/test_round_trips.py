@@ -148,15 +148,6 @@ def test_int8_zero_points() -> None:
         read_layer(tensors, config)
 
 
-def test_early_packing_of_three_bits() -> None:
-    weight = random_weight(Scheme(3, symmetric=True), 6, 64)
-    tensors = write(CT, weight)
-    tensors["weight_packed"] = torch.zeros(6, 7, dtype=torch.int32)
-    config = described(CT, weight)
-    with pytest.raises(ArtifactError, match="weight_packed holds ten 3-bit codes a word, as early"):
-        read_layer(tensors, config)
-
-
 def test_version_one_cannot_hold_zero_points_of_zero() -> None:
     weight = random_weight(Scheme(4, group_size=8), 6, 24)
     weight.zero.clamp_(min=1)

@@ -18,16 +18,22 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 STREAM, WHOLE = "stream", "whole"  # one stream of bits; whole codes in a word
-CHANGED = (0, 18)  # the first release whose packing is a stream
+LAST = (0, 17)  # the last releases with whole codes in a word
 WORD_BITS = 32
 
 
 def packing_of_release(version: Any) -> str:
-    """Return the packing of a release of the library; "" if the version is no release."""
-    numbers = re.match(r"(\d+)\.(\d+)", str(version))
+    """Return the packing of a release of the library; "" if the version does not tell.
+
+    Builds between 0.17.1 and 0.18.0 call themselves 0.17.2.a and a date.
+    """
+    numbers = re.match(r"(\d+)\.(\d+)(?:\.\d+)*", str(version))
     if numbers is None:
         return ""
-    return STREAM if (int(numbers[1]), int(numbers[2])) >= CHANGED else WHOLE
+    release = (int(numbers[1]), int(numbers[2]))
+    if release == LAST and numbers[0] != version:
+        return ""
+    return STREAM if release > LAST else WHOLE
 
 
 def same_in_both(bits: int) -> bool:
@@ -66,8 +72,8 @@ def settled(bits: int, declared: str, layer: str, held: Sequence[tuple[int, int]
     raise ArtifactError(
         f"{layer}.weight_packed holds {codes} codes of {bits} bits in {count} words a row, which "
         f"fits both packings of the library ({_in_a_word(bits)} codes a word before 0.18, then one "
-        "stream of bits), and quantization_config names no version: set version in config.json "
-        "to the release of compressed-tensors that wrote the checkpoint, such as 0.17.1."
+        "stream of bits), and the version in quantization_config names no release: set it "
+        "in config.json to that of compressed-tensors that wrote the checkpoint, such as 0.17.1."
     )
 
 

@@ -23,6 +23,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from quant.checkpoint import compressed_packing as packing
+from quant.checkpoint.compressed_settings import (
+    INTEGERS,
+    METHOD,
+    Group,
+    is_of_integers,
+    read_groups,
+)
 from quant.checkpoint.formats.base import (
     CheckpointFormat,
     Config,
@@ -40,7 +47,6 @@ from quant.checkpoint.formats.base import (
     validated,
 )
 from quant.errors import ArtifactError
-from quant.head import means_head
 from quant.scheme import Scheme
 
 if TYPE_CHECKING:
@@ -50,88 +56,31 @@ if TYPE_CHECKING:
     from quant.linear import Packed
     from quant.weight import QuantizedWeight
 
-METHOD = "compressed-tensors"
-PACKING = "pack-quantized"
 # The release whose packing and configuration are written; the tests read them with it.
 LIBRARY_VERSION = "0.20.0"
-# Settings of the library that change what a layer computes; they must be empty here.
-_OTHER_FEATURES = ("kv_cache_scheme", "sparsity_config", "transform_config", "moe_sparsity_config")
 _VLLM_BITS = (4, 8)
 
 
-def matches(config: Config) -> bool:
-    return config.get("quant_method") == METHOD
-
-
 def parse(config: Config, where: str) -> CheckpointFormat:
-    for key in _OTHER_FEATURES:
-        if config.get(key):
-            raise ArtifactError(
-                f"{where}.{key} is set; only checkpoints whose weights alone are compressed can be "
-                "read."
-            )
-    status = config.get("quantization_status", "compressed")
-    if status != "compressed":
-        raise ArtifactError(
-            f"{where}.quantization_status={status!r}: the weights are not packed; save the model "
-            "compressed (save_pretrained with save_compressed=True)."
-        )
+    found, own = read_groups(config, where)
     grid, producer = read_meta(config)
     version = config.get("version")
-    producer = producer or (f"compressed-tensors {version}" if version else "")
-    groups = _groups(config, where)
-    heads = {name: group for name, group in groups.items() if _is_of_head(group)}
-    layers = {name: group for name, group in groups.items() if name not in heads} or heads
-    parsed = _only(config, where, layers, grid, producer)
-    if heads and layers is not heads:
-        head = _only(config, where, heads, read_head_grid(config), producer)
+    producer = producer or (f"{METHOD} {version}" if version else "")
+    parsed = _parse_group(found, grid, producer)
+    if own is not None:
+        head = _parse_group(own, read_head_grid(config), producer)
         differing = ("bits", "group_size", "symmetric", "act_order", "grid")
         parsed = replace(parsed, head={name: getattr(head, name) for name in differing})
     return validated(_counting(parsed, packing.packing_of_release(version)), where)
 
 
-def _groups(config: Config, where: str) -> Mapping[str, Config]:
-    groups = config.get("config_groups")
-    if not isinstance(groups, Mapping) or not groups:
-        raise ArtifactError(f"{where}.config_groups is {groups!r}; expected one group of layers.")
-    for name, group in groups.items():
-        if not isinstance(group, Mapping) or not isinstance(group.get("weights"), Mapping):
-            raise ArtifactError(
-                f"{where}.config_groups.{name} has no weights; presets, and groups of activations "
-                "only, cannot be read."
-            )
-    return groups
-
-
-def _is_of_head(group: Config) -> bool:
-    targets = group.get("targets") or ()
-    return bool(targets) and all(means_head(str(each).removeprefix("re:")) for each in targets)
-
-
-def _only(
-    config: Config, where: str, groups: Mapping[str, Config], grid: str, producer: str
-) -> CheckpointFormat:
-    """Return the settings of a kind of layers; several groups must have the same settings."""
-    (name, first), *others = groups.items()
-    for other, group in others:
-        if {**group, "targets": None} != {**first, "targets": None}:
-            raise ArtifactError(
-                f"{where}.config_groups {name!r} and {other!r} quantize layers differently; only "
-                "checkpoints with one setting for all layers in their blocks can be read."
-            )
-    where_group = f"{where}.config_groups.{name}"
-    stored = first.get("format") or config.get("format")
-    if stored != PACKING:
-        raise ArtifactError(f"{where}.format={stored!r} cannot be read; only {PACKING!r} can.")
-    for key in ("input_activations", "output_activations"):
-        if first.get(key):
-            raise ArtifactError(
-                f"{where_group}.{key} quantizes activations; only weights may be quantized."
-            )
-    return _parse_weights(first["weights"], f"{where_group}.weights", grid, producer)
-
-
-def _parse_weights(weights: Config, where: str, grid: str, producer: str) -> CheckpointFormat:
+def _parse_group(group: Group, grid: str, producer: str) -> CheckpointFormat:
+    weights, where = group.weights, group.where
+    if group.inputs:
+        raise ArtifactError(
+            f"{where.removesuffix('weights')}input_activations quantizes activations; only weights "
+            "may be quantized."
+        )
     if weights.get("type", "int") != "int" or weights.get("dynamic") not in (None, False):
         raise ArtifactError(
             f"{where} has type={weights.get('type')!r} and dynamic={weights.get('dynamic')!r}; "
@@ -263,7 +212,7 @@ def describe(model: QuantizedModel) -> dict[str, Any]:
         "quant_method": METHOD,
         **({"dequantize": True} if dequantize else {}),
         "version": LIBRARY_VERSION,
-        "format": PACKING,
+        "format": INTEGERS,
         "quantization_status": "compressed",
         "config_groups": groups,
         "ignore": list(model.linears),
@@ -288,7 +237,7 @@ def _group(target: str, scheme: Scheme) -> dict[str, Any]:
         "weights": weights,
         "input_activations": None,
         "output_activations": None,
-        "format": PACKING,
+        "format": INTEGERS,
     }
 
 
@@ -324,12 +273,12 @@ FORMAT = Format(
     name="compressed-tensors",
     title="compressed-tensors",
     quant_method=METHOD,
-    variant=f"format {PACKING}",
+    variant=f"format {INTEGERS}",
     readers="vLLM, transformers with compressed-tensors",
     parts=("weight_packed", "weight_scale", "weight_zero_point", "weight_shape", "weight_g_idx"),
     codes="weight_packed",
     scales="weight_scale",
-    matches=matches,
+    matches=is_of_integers,
     parse=parse,
     zero_points=zero_points,
     read_layer=read_layer,

@@ -24,6 +24,7 @@ from quant.scheme import Scheme
 from quant.solvers import rtn
 from tests.harness.cells import cell_of
 from tests.quant.checkpoint.bnb_folders import rewrite as write_bitsandbytes
+from tests.quant.checkpoint.fp4_folders import rewrite as write_fp4
 
 Make = Callable[..., CellConfig]
 
@@ -113,6 +114,30 @@ def test_bitsandbytes_is_measured_with_the_bits_of_its_files(
         assert (said["format"], said["producer"]) == ("bitsandbytes", "bitsandbytes")
         for found, other in zip(record.metrics, expected.metrics, strict=True):
             assert found.value == pytest.approx(other.value, rel=1e-5)
+
+
+def test_a_record_says_that_inputs_are_not_quantized(
+    tiny_model: Path, tiny_cell: Make, tmp_path: Path
+) -> None:
+    """NVFP4 as it is often published: its producer quantizes inputs too, which is not done here."""
+    shutil.copytree(tiny_model, tmp_path / "fp4")
+    plain = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    write_fp4(tmp_path / "fp4", plain, "nvfp4", inputs_too=True)
+    found = find_checkpoint(tmp_path / "fp4")
+    assert found is not None
+    assert found.label == "compressed-tensors FP4, weights alone"
+    assert found.describe().endswith(
+        "(inputs, which quantization_config quantizes too, are not quantized here)"
+    )
+    shutil.copytree(tiny_model, tmp_path / "plain")
+    plain.save_pretrained(tmp_path / "plain")
+    expected = measure(loaded_cell(tiny_cell, tmp_path / "plain"))
+    record = measure(loaded_cell(tiny_cell, tmp_path / "fp4"))
+    said = record.config["checkpoint"]
+    assert (said["format"], said["evidence"]) == (found.label, found.evidence)
+    assert record.cell.scheme == "nvfp4g16"
+    for one, other in zip(record.metrics, expected.metrics, strict=True):
+        assert one.value == pytest.approx(other.value, rel=1e-5)
 
 
 def test_a_streamed_checkpoint_of_ragged_shapes_counts_every_layer(

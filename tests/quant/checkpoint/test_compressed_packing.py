@@ -95,11 +95,15 @@ def test_words_that_fit_both_need_a_version() -> None:
     weight = random_weight(Scheme(3, symmetric=True), 6, 40)
     message = (
         r"this layer.weight_packed holds 40 codes of 3 bits in 4 words a row, which fits both .*"
-        r"\(10 codes a word before 0\.18, .*set version in config.json"
+        r"\(10 codes a word before 0\.18, .*names no release: set it in config"
     )
-    for version in (None, "main", ""):
+    for version in (None, "main", "", "0.17.2.a20260731"):
         with pytest.raises(ArtifactError, match=message):
             read_layer(old_layer(weight), config_of(weight, version))
+    for version in ("0.6.0", "0.12.3.a20251114", "0.15.0.1", OLD):
+        assert same(read_layer(old_layer(weight), config_of(weight, version)), weight)
+    for version in ("0.18.1.a20260801", "0.20.0", "1.0"):
+        assert same(read_layer(write(CT, weight), config_of(weight, version)), weight)
     short = random_weight(Scheme(3, symmetric=True), 6, 10)  # one word is the same in both
     assert same(read_layer(old_layer(short), config_of(short, None)), short)
 

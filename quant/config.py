@@ -53,6 +53,11 @@ class QuantizationConfig:
                 f"solver={self.solver!r} is not a Solver; pass the SOLVER of a solver module, such "
                 "as quant.solvers.gptq."
             )
+        if self.solver.whole is not None:
+            raise QuantizationError(
+                f"solver {self.solver.name} is another program, which quantizes whole models into "
+                "checkpoints: run it in a sweep, with `bitsweep run`."
+            )
         if not isinstance(self.scheme, Scheme):
             raise QuantizationError(
                 f"scheme={self.scheme!r} is not a Scheme; use quant.Scheme(bits=4, group_size=128)."

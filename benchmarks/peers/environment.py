@@ -10,7 +10,7 @@ VARIABLE = "BITSWEEP_PEERS"
 HERE = Path(__file__).parent
 HOW_TO = (
     "Make one with `python -m venv DIR && DIR/bin/pip install torch==2.13.0 && DIR/bin/pip "
-    f"install --no-deps -r benchmarks/peers/requirements.txt` and set {VARIABLE}=DIR."
+    f"install --no-deps -r tools/peers/requirements.txt` and set {VARIABLE}=DIR."
 )
 
 

@@ -83,11 +83,8 @@ class ResolvedCell:
 
     @property
     def arithmetic(self) -> str | None:
-        """The arithmetic of its calibration; None for a cell without calibration."""
-        solving = self.choices.solving
-        if solving is None or self.choices.calibration is None:
-            return None
-        return solving.arithmetic
+        """The arithmetic of its calibration; None for a cell without calibration of ours."""
+        return self.choices.arithmetic
 
     @property
     def place(self) -> Place:
@@ -101,7 +98,7 @@ class ResolvedCell:
 
     @property
     def quantization(self) -> QuantizationConfig:
-        """How the model is quantized; only for a cell that quantizes."""
+        """How the model is quantized; only for a cell whose layers a solver of ours treats."""
         solving, scheme = self.choices.solving, self.choices.scheme
         assert solving is not None
         assert scheme is not None

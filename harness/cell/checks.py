@@ -143,6 +143,29 @@ def transforms(chosen: Sequence[Transforming], solving: Solving | None) -> None:
             f"transform=[{names}] prepares weights for a solver, but the cell has none: "
             "leave it out, or use method=rtn or method=gptq."
         )
+    if chosen and solving is not None and solving.solver.whole is not None:
+        raise ConfigError(
+            f"transform=[{chosen[0].transform.name}] prepares weights for a solver, but "
+            f"method={solving.solver.name} is another program, which reads the model's own: "
+            "leave it out, or use method=rtn or method=gptq."
+        )
+
+
+def outside(solving: Solving | None, scheme: Scheme | None) -> None:
+    """Check that nothing is asked of another program that it is not told."""
+    if solving is None or solving.solver.whole is None:
+        return
+    name = solving.solver.name
+    for key in (key for key in solving.rules.given()):
+        raise ConfigError(
+            f"method.{key} is a rule for solvers of layers, and method={name} is another program: "
+            "leave it out."
+        )
+    if scheme is not None and scheme.head is not None:
+        raise ConfigError(
+            f"scheme.head cannot be used with method={name}: another program is asked for the "
+            "layers in the blocks only; leave scheme.head out."
+        )
 
 
 def suites(chosen: Sequence[Measuring]) -> None:

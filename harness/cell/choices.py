@@ -54,6 +54,18 @@ class Choices:
         return self.solving is not None and self.solving.solver.reads_weights
 
     @property
+    def solves(self) -> bool:
+        """Whether a solver of ours treats the layers, and not another program the whole model."""
+        return self.solving is not None and self.solving.solver.whole is None
+
+    @property
+    def arithmetic(self) -> str | None:
+        """The arithmetic of the calibration; None if there is none, or it is another program's."""
+        if self.solving is None or self.calibration is None or not self.solves:
+            return None
+        return self.solving.arithmetic
+
+    @property
     def stage_names(self) -> list[str]:
         """The stages in order: the quantization, if there is one, then the suites."""
         return [QUANTIZATION] * self.quantizes + [each.suite.name for each in self.suites]

@@ -160,8 +160,7 @@ def _method(choices: Choices) -> dict[str, Any]:
     if choices.solving is None:
         return {"name": FULL_PRECISION}
     solving = choices.solving
-    arithmetic = None if choices.calibration is None else solving.arithmetic
-    return method_description(solving.solver, solving.options, solving.rules, arithmetic)
+    return method_description(solving.solver, solving.options, solving.rules, choices.arithmetic)
 
 
 def _content(semantic: dict[str, Any]) -> dict[str, Any]:

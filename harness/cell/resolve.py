@@ -85,6 +85,7 @@ def resolve(
     choices = _choices(config, model, folder, measured)
     checks.method_and_scheme(choices.solving, choices.scheme, model)
     checks.random_weights(config, choices.solving, choices.suites, model)
+    checks.outside(choices.solving, choices.scheme)
     checks.suites(choices.suites)
     facts = _facts(config, model)
     checks.runtime(config, choices.suites)
@@ -269,7 +270,7 @@ def _solving(method: Mapping[str, Any], folder: Path | None) -> Solving | None:
 def _with_arithmetic(choices: Choices, model: Model) -> Choices:
     """Choices with the arithmetic of calibration: the configured one, or by the rule."""
     solving = choices.solving
-    if solving is None or choices.calibration is None or not isinstance(model, StoredModel):
+    if solving is None or choices.arithmetic is None or not isinstance(model, StoredModel):
         return choices
     device = choices.runtime.device
     by_rule = resolve_arithmetic(AUTO, device, parameters(model))

@@ -102,7 +102,7 @@ def _look_up(cell: ResolvedCell | PendingCell) -> CellPlan | PendingPlan:
 
 def _show_memory(plans: Sequence[CellPlan], console: Console) -> None:
     """Print the memory plans of quantizations to run: the largest of each model and method."""
-    plans = [plan for plan in plans if QUANTIZATION in plan.todo]
+    plans = [plan for plan in plans if QUANTIZATION in plan.todo and plan.cell.choices.solves]
     if not plans:
         return  # transformers, which knows the shapes of models, takes seconds to import
     from harness.run.memory import planned_memory

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import time
 import traceback
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,28 +18,22 @@ import torch
 from harness.cell.cells import ResolvedCell
 from harness.cell.parts import Measuring
 from harness.cell.plan import plan_cell
-from harness.data import lock, protocols, vocabulary
+from harness.data import lock
 from harness.errors import StoreError
-from harness.models.folders import weights_read
 from harness.models.streaming import (
     StreamedModel,
     measured_shape,
-    open_source,
     refuse_whole_model,
 )
-from harness.records.busyness import Watch, said_busy
-from harness.records.record import QUANTIZATION, Failure, LayerReport
-from harness.records.store import KEY_DIGITS, artifact_digest, disk_errors, weights_digest
-from harness.run.events import Advanced, Failed, Finished, Listener, Planned, Started, Waiting
-from harness.run.memory import planned_memory
+from harness.records.record import QUANTIZATION, Failure
+from harness.records.store import KEY_DIGITS
+from harness.run.events import Advanced, Failed, Finished, Listener, Started, Waiting
+from harness.run.quantizing import quantize
 from harness.run.recording import StageResult, Timing, failed_record, make_record, now
-from harness.run.resuming import Resuming
 from harness.run.subject import Subject
 from harness.run.threads import Threads
-from harness.suites import quantization_cost
 from harness.suites.base import SuiteContext, SuiteResult, require_figures
 from harness.suites.memory import measure_peak
-from quant.head import with_head
 from quant.memory.heaps import trim_heap
 
 
@@ -100,87 +94,6 @@ def _attempt(
         return False
     listen(Finished(stage, record.seconds))
     return True
-
-
-def quantize(cell: ResolvedCell, progress: Any, listen: Listener) -> StageResult:
-    """Quantize the model of a cell into its artifact, or continue an interrupted quantization.
-
-    Sends the memory plan first (Planned), and Resumed if it continues.
-    """
-    from quant.calibrate.devices import visible_devices
-    from quant.calibrate.stream import Workplace
-    from quant.checkpoint.make import quantize_to
-
-    choices, model, folder, clock = cell.choices, cell.stored_model, cell.artifact, _Clock()
-    watch = Watch()
-    assert folder is not None
-    memory = planned_memory(cell)
-    listen(Planned(QUANTIZATION, tuple(memory.rows())))
-    devices = visible_devices(choices.runtime.device)
-    method = {**cell.keys.semantic["method"], "calib": cell.keys.semantic["calib"]}
-    if choices.transforms:
-        method["transform"] = cell.keys.semantic["transform"]
-    with disk_errors(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-    with open_source(model, choices.runtime.device, choices.results) as source:
-        tokenizer = model.tokenizer()
-        clock.lap("load model")
-        windows, inputs = calibration(cell, source.model, tokenizer)
-        clock.lap("calibration text")
-        resuming = Resuming(folder, len(source.blocks), listen)
-        result = quantize_to(
-            folder,
-            source,
-            windows,
-            cell.quantization,
-            model_hash=model.fingerprint,
-            method=with_head(method, cell.quantization.scheme),
-            tokenizer=model.folder,
-            progress=resuming.watch(progress),
-            workplace=Workplace(devices, memory.activations),
-        )
-        resuming.tell(result.resumed)
-        weights = weights_read(model.folder, source.model)
-    busy = said_busy(watch.usage())
-    head = () if result.head is None else (result.head,)
-    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    peaks = [stage.peak_bytes for stage in result.stages if stage.peak_bytes is not None]
-    return StageResult(
-        metrics=quantization_cost.metrics(result, size, clock.seconds, busy),
-        layers=[LayerReport(**asdict(layer)) for layer in (*result.layers, *head)],
-        inputs={
-            **inputs,
-            "artifact": artifact_digest(folder),
-            "weights": weights_digest(folder),
-        },
-        weights=weights,
-        placement={
-            "activations": memory.activations,
-            "devices": ", ".join(str(device) for device in devices),
-            "blocks resumed": str(result.resumed),
-        },
-        peak_memory_bytes=max(peaks, default=None),
-        bits_per_weight=quantization_cost.bits_per_weight(result),
-        coverage=result.coverage.share,
-        outside=result.coverage.outside(),
-        kernel=cell.kernel if cell.quantization.solver.uses_kernel else None,
-    )
-
-
-def calibration(cell: ResolvedCell, model: Any, tokenizer: Any) -> tuple[list[Any], dict[str, str]]:
-    """Calibration windows and their hashes; both empty for a cell without calibration."""
-    calib = cell.choices.calibration
-    if calib is None:
-        return [], {}
-    context = protocols.context_length(model.config, cell.model.config.context)
-    found = protocols.calibration_windows(calib, tokenizer, context, cell.choices.data)
-    vocabulary.check_windows(found, tokenizer, model)
-    return found.windows, {
-        "calibration tokens": found.token_hash,
-        "calibration text": found.text_hash,
-        "calibration source": found.source,
-        "calibration special tokens": found.special,
-    }
 
 
 def _measure(
@@ -278,16 +191,3 @@ def _message(error: Exception) -> str:
 def _seed(seed: int) -> None:
     random.seed(seed)
     torch.manual_seed(seed)
-
-
-class _Clock:
-    """Seconds of consecutive steps by name."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._last = time.perf_counter()
-
-    def lap(self, name: str) -> None:
-        now = time.perf_counter()
-        self.seconds[name] = self.seconds.get(name, 0.0) + now - self._last
-        self._last = now

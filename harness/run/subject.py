@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
 
     from quant.checkpoint.source import ArtifactSource, CheckpointSource
+    from quant.coverage import Coverage
     from quant.transforms.base import Transform
 
 
@@ -127,22 +128,8 @@ class Subject:
         operators: int,
         layers: Collection[str] = (),
     ) -> None:
-        """Set bits per weight and coverage of a checkpoint from elsewhere, counted as for our own.
-
-        packed     weights and stored bits of every packed layer.
-        operators  total bits of the operators in front of layers.
-        layers     full names of quantized layers that are not in `model` yet.
-        """
-        from quant.blocks import find_blocks
-        from quant.coverage import coverage_of
-
-        found = coverage_of(find_blocks(model), layers)
-        each = list(packed)
-        # The head may be packed, and a checkpoint from elsewhere may have other packed layers
-        # outside the blocks; they count too.
-        weights = sum(count for count, _ in each) + sum(found.kept.values())
-        stored = sum((bits for _, bits in each), float(operators))
-        self.bits_per_weight = (stored + found.kept_bits) / weights
+        """Set bits per weight and coverage of a checkpoint from elsewhere (see `stored`)."""
+        self.bits_per_weight, found = stored(model, packed, operators, layers)
         self.coverage, self.outside = found.share, found.outside()
 
     @property
@@ -191,6 +178,30 @@ class Subject:
             levels,
             trust=config.trust_remote_code,
         )
+
+
+def stored(
+    model: Any,
+    packed: Iterable[tuple[int, float]],
+    operators: int = 0,
+    layers: Collection[str] = (),
+) -> tuple[float, Coverage]:
+    """Bits per weight and coverage of a checkpoint from elsewhere, counted as for our own.
+
+    packed     weights and stored bits of every packed layer.
+    operators  total bits of the operators in front of layers.
+    layers     full names of quantized layers that are not in `model` yet.
+    """
+    from quant.blocks import find_blocks
+    from quant.coverage import coverage_of
+
+    found = coverage_of(find_blocks(model), layers)
+    each = list(packed)
+    # The head may be packed, and a checkpoint from elsewhere may have other packed layers
+    # outside the blocks; they count too.
+    weights = sum(count for count, _ in each) + sum(found.kept.values())
+    bits = sum((bits for _, bits in each), float(operators))
+    return (bits + found.kept_bits) / weights, found
 
 
 def _check_artifact(folder: Path, made: Record) -> None:

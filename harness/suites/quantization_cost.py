@@ -17,6 +17,7 @@ from harness.report.table import Cell, significant
 
 if TYPE_CHECKING:
     from quant.calibrate.stream import LayerResult, QuantizationResult
+    from quant.solvers.outside import Made
 
 STAGE = QUANTIZATION
 TOTAL = "total"
@@ -69,6 +70,25 @@ def metrics(
         found.append(peak.model_copy(update={"notes": {"memory": note}}))
     found.append(_once("artifact_size", TOTAL, artifact_bytes, "bytes"))
     return found + _layer_means(result.layers)
+
+
+def of_program(
+    made: Made, artifact_bytes: int, other: dict[str, float], busy: str = ""
+) -> list[Metric]:
+    """The metrics of a quantization by another program, which times and weighs itself.
+
+    made   what it says: "seconds" of the total are its own, without its imports and loading.
+    other  seconds of the stages around it, the whole run of the program among them.
+    """
+    found = [_once("seconds", name, value, "s") for name, value in other.items()]
+    found.append(_once("seconds", TOTAL, made.seconds, "s"))
+    found = with_note(found, busy)
+    if made.peak_bytes is not None:
+        peak = _once("peak_memory", "host", made.peak_bytes, "bytes")
+        note = "resident set of the program's process, as it says, Python and libraries included"
+        found.append(peak.model_copy(update={"notes": {"memory": note}}))
+    found.append(_once("artifact_size", TOTAL, artifact_bytes, "bytes"))
+    return found
 
 
 def bits_per_weight(result: QuantizationResult) -> float:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from quant.hessian import Factor
     from quant.rules import Rules
+    from quant.solvers.outside import Made
     from quant.weight import QuantizedWeight
 
 
@@ -87,6 +88,11 @@ def nothing_to_say(options: Any) -> list[str]:  # noqa: ARG001
     return []
 
 
+def solves_no_layer(*_: object) -> Solution:
+    """Stand for `solve` in a spec that has `whole` in its place; never called."""
+    raise AssertionError("a program that quantizes whole models was asked for a layer")
+
+
 @dataclass(frozen=True)
 class Solver:
     """A quantization method: how to quantize the weight of one layer, and what that requires.
@@ -109,13 +115,15 @@ class Solver:
                        block.
     describe           describe(options): options that differ from the defaults, for tables:
                        ["act-order", "damp 0.1"].
+    whole              whole(request: quant.solvers.outside.Request, options) -> Made, in place of
+                       `solve`: another program quantizes the whole model into request.out.
 
     All functions must be module-level, so that a spec is pickled by name.
     """
 
     name: str
     label: str
-    solve: Callable[..., Solution]
+    solve: Callable[..., Solution] = solves_no_layer
     options: type = NoOptions
     needs_calibration: bool = False
     uses_kernel: bool = False
@@ -125,10 +133,13 @@ class Solver:
     reads_weights: bool = True
     sequential: Callable[[Any], bool] = not_sequential
     describe: Callable[[Any], list[str]] = nothing_to_say
+    whole: Callable[..., Made] | None = None
 
     def __post_init__(self) -> None:
         require_names(self.name, self.label, "solver")
-        if not callable(self.solve):
+        if self.whole is not None:
+            self._require_only_whole()
+        elif not callable(self.solve) or self.solve is solves_no_layer:
             raise ValueError(
                 f"solver {self.name}: solve={self.solve!r} is not a function; pass "
                 "solve(weight, scheme, prepared, options, layer) -> Solution."
@@ -138,6 +149,13 @@ class Solver:
             raise ValueError(
                 f"solver {self.name} has prepare, which reads a Hessian, but "
                 "needs_calibration=False; set needs_calibration=True or leave prepare out."
+            )
+
+    def _require_only_whole(self) -> None:
+        if not callable(self.whole) or self.solve is not solves_no_layer or self.prepare:
+            raise ValueError(
+                f"solver {self.name} quantizes whole models (whole={self.whole!r}): give a "
+                "function whole(request, options) -> Made, and neither solve nor prepare."
             )
 
 

@@ -10,7 +10,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from harness.data import protocols
 from harness.data.vocabulary import VocabularyError
-from harness.run import stage
+from harness.run import quantizing
 from harness.suites import comparing, divergence, perplexity, scoring, zeroshot_scoring
 from harness.suites.zeroshot import Config
 from harness.suites.zeroshot_model import Scorer
@@ -190,6 +190,6 @@ def test_calibration_text_that_the_model_does_not_know(
         model=SimpleNamespace(config=SimpleNamespace(context=None)),
     )
     with pytest.raises(VocabularyError, match=r"protocol text-calibration, t.txt: .*'happy'"):
-        stage.calibration(cell, model, tokenizer(added="happy"))
-    _, inputs = stage.calibration(cell, model, tokenizer("$A </s>"))
+        quantizing.calibration(cell, model, tokenizer(added="happy"))
+    _, inputs = quantizing.calibration(cell, model, tokenizer("$A </s>"))
     assert inputs["calibration special tokens"] == "none, </s> behind texts left out"

@@ -1,0 +1,191 @@
+"""Quantization by another program: it is given a model and a text, and leaves a checkpoint.
+
+The program runs in an environment of its own, because its packages need other versions than ours.
+What it leaves is an ordinary checkpoint in a format that Bitsweep reads, so that it is measured and
+audited as if Bitsweep had made it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from quant.errors import QuantizationError
+
+if TYPE_CHECKING:
+    from quant.scheme import Scheme
+
+REQUEST, RESULT = "request.json", "result.json"
+_SHOWN = 300  # letters of a program's last line in an error
+
+
+@dataclass(frozen=True)
+class Request:
+    """What another program is asked for.
+
+    model    Hugging Face folder of the full-precision model.
+    windows  calibration windows, each a list of token ids; empty for a method without calibration.
+    scheme   grid of all linear layers in the blocks.
+    out      empty folder for the checkpoint.
+    device   "cpu" or "cuda", where it is to work.
+    """
+
+    model: Path
+    windows: Sequence[Sequence[int]]
+    scheme: Scheme
+    out: Path
+    device: str = "cpu"
+    seed: int = 0
+    threads: int | None = None
+
+
+@dataclass(frozen=True)
+class Made:
+    """What another program says of its run.
+
+    version     of the program, for the record: "llmcompressor 0.14.0.1".
+    seconds     by the clock, from the loaded model to the quantized one, in memory.
+    peak_bytes  highest resident set of its process; None if it does not say.
+    """
+
+    version: str
+    seconds: float
+    peak_bytes: int | None = None
+
+
+def interpreter(variable: str, needs: str) -> Path:
+    """Return the interpreter of the environment that an environment variable names.
+
+    needs  how to make one, for the message. Raises ValueError if there is none, so that the options
+    of a program can be refused before anything is run.
+    """
+    folder = os.environ.get(variable)
+    if not folder:
+        raise ValueError(f"{variable} names no environment for this program. {needs}")
+    for name in ("bin/python", "Scripts/python.exe"):
+        if (Path(folder) / name).is_file():
+            return Path(folder).absolute() / name
+    raise ValueError(f"{variable}={folder} has no bin/python: name an environment. {needs}")
+
+
+def run_script(interpreter: Path, script: Path, request: Request, options: dict[str, Any]) -> Made:
+    """Run `script` with another interpreter, and return what it says of its run.
+
+    It gets two arguments: a JSON file with model, windows, bits, group_size, symmetric, out,
+    device, seed, threads and options, and the name of the JSON file that it writes at its end, with
+    the fields of Made. What it prints goes where the output of this process goes. It ends when this
+    process does.
+
+    Raises QuantizationError if it fails, or writes no result that can be read.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        asked, said = Path(folder) / REQUEST, Path(folder) / RESULT
+        asked.write_text(json.dumps(_asked(request, options)), encoding="utf-8")
+        guard = [sys.executable, "-m", __name__, str(interpreter), str(script)]
+        started = time.perf_counter()
+        with subprocess.Popen(
+            [*guard, str(asked), str(said)],
+            stdin=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=_environment(request),
+        ) as process:
+            try:
+                last = _passed_on(process.stderr)
+                status = process.wait()
+            finally:
+                process.kill()
+        took = time.perf_counter() - started
+        if status:
+            raise QuantizationError(
+                f"{script.name} ended with status {status} after {took:.0f} s"
+                + (f" ({last})" if last else "")
+                + "; the log of the cell has all that it said."
+            )
+        return _made(said, script)
+
+
+def _asked(request: Request, options: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "model": str(request.model),
+        "windows": [list(window) for window in request.windows],
+        "bits": request.scheme.bits,
+        "group_size": request.scheme.group_size,
+        "symmetric": request.scheme.symmetric,
+        "out": str(request.out),
+        "device": request.device,
+        "seed": request.seed,
+        "threads": request.threads,
+        "options": options,
+    }
+
+
+def _environment(request: Request) -> dict[str, str]:
+    """The environment of the program: without paths to our modules, and offline."""
+    found = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    # The guard runs in this interpreter and needs the folder that this module was imported from.
+    found["PYTHONPATH"] = str(Path(__file__).resolve().parents[2])
+    found["HF_HUB_OFFLINE"] = "1"
+    if request.threads is not None:
+        found["OMP_NUM_THREADS"] = str(request.threads)
+    return found
+
+
+def _passed_on(stream: IO[bytes] | None) -> str:
+    """Write a program's error stream to ours until it ends, and return its last line."""
+    last = b""
+    for line in stream or ():
+        sys.stderr.buffer.write(line)
+        sys.stderr.buffer.flush()
+        last = line.strip() or last
+    return last.decode(errors="replace")[:_SHOWN]
+
+
+def _made(file: Path, script: Path) -> Made:
+    try:
+        said = json.loads(file.read_text(encoding="utf-8"))
+        made = Made(str(said["version"]), float(said["seconds"]), said.get("peak_bytes"))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise QuantizationError(
+            f"{script.name} wrote no result ({type(error).__name__}: {error}): it must end by "
+            'writing {"version": ..., "seconds": ..., "peak_bytes": ...} to its second argument.'
+        ) from error
+    if made.peak_bytes is not None and not isinstance(made.peak_bytes, int):
+        raise QuantizationError(
+            f"{script.name} says peak_bytes={made.peak_bytes!r}: a number of bytes, or null."
+        )
+    return made
+
+
+def _guard(command: Sequence[str]) -> int:
+    """Run a command until it ends or standard input does, which is when our parent is gone."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    process = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, env=environment, start_new_session=True
+    )
+
+    def end() -> None:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdin.buffer.read()
+        # The program may have processes of its own.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+    threading.Thread(target=end, daemon=True).start()
+    return process.wait()
+
+
+if __name__ == "__main__":
+    status = _guard(sys.argv[1:])
+    sys.stderr.flush()
+    os._exit(status if status >= 0 else 128 - status)

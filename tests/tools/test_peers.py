@@ -1,0 +1,74 @@
+"""The other producers of tools/peers: each is a method, and a missing environment is said."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from harness.cell.cells import ResolvedCell
+from harness.cell.resolve import resolve
+from harness.config.compose import compose_cells
+from harness.errors import ConfigError
+
+PEERS = Path(__file__).parents[2] / "tools" / "peers"
+METHODS = sorted(file.stem for file in (PEERS / "method").glob("*.yaml"))
+
+
+def resolved(*overrides: str) -> list[ResolvedCell]:
+    cells = compose_cells(["model=embedded", "calib=embedded", *overrides], extra=PEERS)
+    found = [resolve(cell.config, PEERS) for cell in cells]
+    assert all(isinstance(cell, ResolvedCell) for cell in found)
+    return found  # type: ignore[return-value]
+
+
+@pytest.fixture
+def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An environment that has an interpreter by name; nothing is run here."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python").touch()
+    monkeypatch.setenv("BITSWEEP_PEERS", str(tmp_path))
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.usefixtures("environment")
+def test_every_producer_is_a_method(method: str) -> None:
+    (cell,) = resolved(f"method={method}", "scheme=w4g64", "suite=[perplexity]")
+    assert cell.identity.label
+    assert cell.choices.calibration is not None
+    assert cell.arithmetic is None
+    assert list(cell.keys.stages) == ["quantization", "perplexity"]
+
+
+@pytest.mark.usefixtures("environment")
+def test_the_experiment_has_every_producer_beside_ours() -> None:
+    cells = resolved("experiment=peers", "suite.perplexity.protocols=[embedded]")
+    named = [(c.identity.label, c.identity.options, c.identity.scheme) for c in cells]
+    assert len(set(named)) == len(named) == 17
+    labels = {label for label, _, _ in named}
+    assert labels == {"full prec.", "RTN", "GPTQ", "llm-compressor", "GPTQModel", "AutoRound"}
+    assert len({cell.keys.cell for cell in cells}) == 17
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_without_the_environment_the_plan_says_how_to_make_it(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("BITSWEEP_PEERS", raising=False)
+    with pytest.raises(ConfigError, match=r"BITSWEEP_PEERS names no environment.*README\.md"):
+        resolved(f"method={method}", "scheme=w4g64")
+
+
+def test_the_readme_names_every_method_and_the_pinned_versions() -> None:
+    page = (PEERS / "README.md").read_text()
+    assert [name for name in METHODS if f"`{name}`" not in page] == []
+    pins = dict(
+        line.split("#")[0].strip().split("==")
+        for line in (PEERS / "requirements.txt").read_text().splitlines()
+        if "==" in line and not line.startswith("#")
+    )
+    for name, package in (
+        ("llm-compressor", "llmcompressor"),
+        ("GPTQModel", "gptqmodel"),
+        ("AutoRound", "auto-round"),
+    ):
+        assert set(re.findall(rf"\| {name} ([\d.]+) \|", page)) == {pins[package]}

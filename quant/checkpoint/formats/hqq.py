@@ -61,7 +61,7 @@ def parse(config: Config, where: str) -> CheckpointFormat:
             f"{where}.group_size={size!r} cannot be read; expected a number of weights, or null "
             "for one group per row."
         )
-    axis = said.get("axis", 0)  # HQQ's own default
+    axis = said.get("axis")
     if isinstance(axis, bool) or axis not in list(_FORMATS):
         raise ArtifactError(f"{where}.axis={axis!r} cannot be read; expected 0 or 1.")
     if said.get("channel_wise", True) is not True:

@@ -106,25 +106,25 @@ def _check_settings(tensors: Tensors, settings: Settings, size: int, layer: str)
             f"{layer}.scale is {tensors['scale'].dtype}; expected one of {', '.join(SCALE_DTYPES)}."
         )
     word = dtype_name(PACKINGS[settings.packing].word)
-    numbers = {
-        "nbits": settings.nbits, "group_size": size, "axis": settings.axis, "channel_wise": 1,
-    }  # fmt: skip
-    texts = {
+    numbers = ("nbits", "group_size", "axis", "channel_wise")
+    expected = {
+        "nbits": f"{settings.nbits:g}",
+        "group_size": str(size),
+        "axis": str(settings.axis),
+        "channel_wise": "1",
         "packing": settings.packing,
         "compute_dtype": f"torch.{scale}",
         "unpack_view_dtype": f"torch.{word}",
     }
     because = {"compute_dtype": f"{layer}.scale is", "unpack_view_dtype": "the packing has"}
-    for part in (part for part in (*numbers, *texts) if part in tensors):
-        name = f"{layer}.{part}"
-        text = part in texts
-        found = _text(tensors[part], name) if text else _number(tensors[part], name)
-        expected = texts[part] if text else round(numbers[part], 2)
-        if found != expected:
-            why = because.get(part, "the checkpoint's quantization_config says")
+    for part in (part for part in expected if part in tensors):
+        name, tensor = f"{layer}.{part}", tensors[part]
+        found = f"{_number(tensor, name):.10g}" if part in numbers else _text(tensor, name)
+        if found != expected[part]:
+            other = f"{because.get(part, 'the quantization_config says')} {expected[part]}"
             raise ArtifactError(
-                f"{name} says {found}, but {why} {expected}: one of the two is damaged, or the "
-                "checkpoint has several schemes, which are not read; make one with a single scheme."
+                f"{name} says {found}, but {other}: one of the two is damaged, or the checkpoint "
+                "has several schemes, which are not read; make one with a single scheme."
             )
 
 

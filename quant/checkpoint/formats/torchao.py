@@ -108,6 +108,6 @@ FORMAT = Format(
     read_layer=read_layer,
     counts_files=True,
     check_metadata=check_metadata,
-    pickled="save it again with transformers 5 and torchao 0.15 or later, which write safetensors",
+    pickled="save it again with transformers 5 and torchao 0.18 or later, which write safetensors",
 )  # fmt: skip
 _INT4 = replace(FORMAT, read_layer=read_int4_layer, zero_points=zero_points_of_int4)

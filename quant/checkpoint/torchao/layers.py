@@ -124,13 +124,13 @@ def _grid(
 
 
 def _shaped(tensor: Tensor, shape: tuple[int, int], name: str) -> Tensor:
-    """Return a tensor of one number a group; of one group a row it may be a vector."""
-    if tuple(tensor.shape) != shape and (1 not in shape or tuple(tensor.shape) != (max(shape),)):
+    """Return a tensor of one number a group; ArtifactError if it has another shape."""
+    if tuple(tensor.shape) != shape:
         raise ArtifactError(
             f"{name} is {tensor.dtype} {list(tensor.shape)}; the codes and the group size make it "
             f"{list(shape)}."
         )
-    return tensor.reshape(shape)
+    return tensor
 
 
 def _shifted(stored: Tensor, bits: int, name: str) -> Tensor:

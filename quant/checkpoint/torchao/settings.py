@@ -39,7 +39,7 @@ def parse(said: Any, where: str) -> Settings:
     if isinstance(entry, str):
         raise ArtifactError(
             f"{where}={entry!r} is of early versions, which saved pickles: quantize again with "
-            "torchao 0.15 and transformers 5 or later, which write safetensors."
+            "torchao 0.18 and transformers 5 or later, which write safetensors."
         )
     if not isinstance(entry, Mapping) or len(said) != 1:
         held = ", ".join(map(str, said)) if isinstance(said, Mapping) else repr(said)
@@ -56,7 +56,7 @@ def parse(said: Any, where: str) -> Settings:
     if entry.get("_version") != VERSION:
         raise ArtifactError(
             f"{where}.default._version={entry.get('_version')!r} of {kind} cannot be read; only "
-            f"{VERSION} can: quantize again with torchao 0.15 or later."
+            f"{VERSION} can: quantize again with torchao 0.18 or later."
         )
     return _KINDS[kind](kind, values, f"{where}.default._data")
 

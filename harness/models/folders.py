@@ -17,6 +17,7 @@ from quant.checkpoint.files import (
     WeightFiles,
     weight_files,
 )
+from quant.checkpoint.foreign import refuse_foreign
 from quant.errors import ArtifactError
 
 # A tokenizer needs one of these files.
@@ -33,6 +34,10 @@ def check_folder(folder: Path, what: str) -> Path:
 
     what  the name of the folder in messages.
     """
+    try:
+        refuse_foreign(folder)
+    except ArtifactError as error:
+        raise ModelError(str(error)) from error
     if not folder.is_dir():
         raise ModelError(f"{what} is not a folder: give one with config.json, weights, tokenizer.")
     file = folder / "config.json"

@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from quant.checkpoint.folder import remake
+from quant.checkpoint.foreign import refuse_foreign
 from quant.errors import ArtifactError
 
 INDEX_SUFFIX = ".index.json"
@@ -103,8 +104,9 @@ def weight_files(folder: Path) -> WeightFiles:
 
     If none of the usual files exists, a quantized checkpoint may have a single file or index with
     another name (gptq_model-4bit-128g.safetensors). Raises ArtifactError if there is no candidate
-    or more than one, or if a shard is missing.
+    or more than one, if a shard is missing, or for a known format that is not read.
     """
+    refuse_foreign(folder)
     config = _config(folder)
     present = {path.name for pattern in _WEIGHTS for path in folder.glob(pattern)}
     _refuse_other_kinds(folder, present)

@@ -51,6 +51,11 @@ class Version:
 
 V1 = Version("gptq", 1)
 V2 = Version("gptq_v2", 0)
+# Layouts under GPTQ's names of tensors that are not read: what they are, and the next step.
+UNREAD = {
+    "gptq_p": "GPTQModel's planar layout, which cuts codes into planes of bits and is not read: "
+    f"quantize again with 2, 3, 4 or 8 bits and format={V2.checkpoint_format!r}",
+}
 
 
 def method_of(config: Config) -> Any:
@@ -82,10 +87,12 @@ def parse(
     """
     declared = declared_versions(config)
     for key, value in declared.items():
+        if value in list(UNREAD):
+            raise ArtifactError(f"{where}.{key}={value!r} is {UNREAD[value]}.")
         if value not in versions:
             raise ArtifactError(
                 f"{where}.{key}={value!r} with quant_method={format.quant_method!r} cannot be "
-                f"read; only {' and '.join(versions)} can."
+                f"read; only {' and '.join(versions)} can: quantize again with one of these."
             )
     if len(set(declared.values())) > 1:
         raise ArtifactError(

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from quant.checkpoint.choose import parse
+from quant.checkpoint.files import weight_files
 from quant.checkpoint.folder import remake
 from quant.checkpoint.formats.base import CheckpointFormat
 from quant.checkpoint.operators import tensor_names
@@ -97,13 +98,29 @@ def _refuse_unnamed(
 
 
 def look_at(folder: Path, checkpoint: CheckpointFormat) -> CheckpointFormat:
-    """Complete a format from layers spread over the checkpoint (see `settle`)."""
+    """Complete a format from layers spread over the checkpoint (see `settle`).
+
+    Raises ArtifactError for files that the format cannot be read from, and for headers that
+    contradict the configuration.
+    """
+    _refuse_pickle(folder, checkpoint)
     with TensorReader(folder) as reader:
         layers = quantized_layers(reader, checkpoint)
+        if checkpoint.format.check_metadata is not None:
+            checkpoint.format.check_metadata(checkpoint, layers, reader.metadata(), str(folder))
         alike = [name for name in layers if checkpoint.of(name) is checkpoint] or list(layers)
         names = alike[:: -(-len(alike) // LOOKED_AT)]
         parts = {n: {p: reader.mapped(f"{n}.{p}") for p in layers[n]} for n in names}
         return settle(checkpoint, parts, str(folder))
+
+
+def _refuse_pickle(folder: Path, checkpoint: CheckpointFormat) -> None:
+    files = weight_files(folder)
+    if files.pickled and checkpoint.format.pickled:
+        raise ArtifactError(
+            f"{folder / files.names[0]} is a pickle of {checkpoint.format.title}'s own classes, "
+            f"and pickles are not read: {checkpoint.format.pickled}."
+        )
 
 
 def settle(

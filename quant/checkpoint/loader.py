@@ -14,6 +14,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from cuda_ext.ops import resolve_kernel
 from quant.checkpoint.choose import config_files, parse
 from quant.checkpoint.folder import MANIFEST, read_json, remake, verify
+from quant.checkpoint.foreign import refuse_foreign
 from quant.checkpoint.formats.base import CheckpointFormat
 from quant.checkpoint.layers import (
     Tensors,
@@ -122,6 +123,7 @@ def read_format(
     folder: Path, *, verify_files: bool = True, levels: Sequence[str | Part | Levels] = ()
 ) -> CheckpointFormat:
     """Read the format of a checkpoint from its configuration, after checking its files."""
+    refuse_foreign(folder)
     if not folder.is_dir():
         aside = sorted(folder.parent.glob(f".{folder.name}.replaced-*"))
         hint = f" A killed writer left it at {aside[0]}: move it back." if aside else ""

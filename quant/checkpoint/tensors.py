@@ -168,6 +168,13 @@ class TensorReader:
         result: Tensor = self._slice(name)[index]
         return result
 
+    def metadata(self) -> dict[str, str]:
+        """Return what the headers of all files hold beside the tensors (`__metadata__`)."""
+        found: dict[str, str] = {}
+        for opened in self._files.values():
+            found |= opened.metadata() or {}
+        return found
+
     def _slice(self, name: str) -> Any:
         return self._files[self._place[name]].get_slice(self._stored.get(name, name))
 

@@ -62,6 +62,11 @@ class Format:
                   configuration does not declare.
     counts_files  whether the stored bits of a layer are all bytes of its parts, because its scheme
                   cannot say them (grids that are quantized again, tables).
+    check_metadata  (parsed, layer names, metadata of the safetensors headers, where) raises
+                  ArtifactError where the headers contradict the configuration; None: they say
+                  nothing of layers.
+    pickled       next step for a checkpoint in .bin files, where converting them does not help: an
+                  end of the sentence. "": it helps.
     """
 
     name: str
@@ -82,6 +87,10 @@ class Format:
     settle: Callable[[CheckpointFormat, Mapping[str, Tensors], str], CheckpointFormat] | None = None
     marks: tuple[str, ...] = ()
     counts_files: bool = False
+    check_metadata: (
+        Callable[[CheckpointFormat, Iterable[str], Mapping[str, str], str], None] | None
+    ) = None
+    pickled: str = ""
 
     @property
     def configuration(self) -> str:

@@ -1,0 +1,1 @@
+"""HQQ's checkpoints: levels with fractional zero-points, packed codes, settings in each layer."""

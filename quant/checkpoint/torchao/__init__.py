@@ -1,0 +1,1 @@
+"""torchao's checkpoints: its configurations, the headers of its files, and its layers."""

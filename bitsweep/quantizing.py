@@ -22,6 +22,7 @@ from quant.calibrate.stream import (
     quantize_blocks,
     quantize_model,
 )
+from quant.checkpoint.card import origin_of
 from quant.checkpoint.files import tokenizer_files
 from quant.checkpoint.make import files_hash, quantize_to, windows_hash
 from quant.checkpoint.source import CheckpointSource
@@ -169,6 +170,7 @@ def _folder(
             tokenizer=folder if tokenizer_files(folder) else None,
             progress=progress,
             workplace=place,
+            origin=origin_of(folder),
         )
 
 

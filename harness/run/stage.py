@@ -30,6 +30,7 @@ from harness.models.streaming import (
 from harness.records.busyness import Watch, said_busy
 from harness.records.record import QUANTIZATION, Failure, LayerReport
 from harness.records.store import KEY_DIGITS, artifact_digest, disk_errors, weights_digest
+from harness.run.cards import origin, write_figures
 from harness.run.events import Advanced, Failed, Finished, Listener, Planned, Started, Waiting
 from harness.run.memory import planned_memory
 from harness.run.recording import StageResult, Timing, failed_record, make_record, now
@@ -39,6 +40,7 @@ from harness.run.threads import Threads
 from harness.suites import quantization_cost
 from harness.suites.base import SuiteContext, SuiteResult, require_figures
 from harness.suites.memory import measure_peak
+from quant.checkpoint.folder import CARD
 from quant.head import with_head
 from quant.memory.heaps import trim_heap
 
@@ -64,6 +66,8 @@ def run_cell(cell: ResolvedCell, listen: Listener, skip: frozenset[str] = frozen
                 return
             elif stage == QUANTIZATION:
                 todo = plan_cell(cell).todo  # figures of an earlier artifact do not count
+        with disk_errors(cell.store.root):
+            write_figures(cell)
 
 
 def _attempt(
@@ -138,12 +142,17 @@ def quantize(cell: ResolvedCell, progress: Any, listen: Listener) -> StageResult
             tokenizer=model.folder,
             progress=resuming.watch(progress),
             workplace=Workplace(devices, memory.activations),
+            origin=origin(cell),
         )
         resuming.tell(result.resumed)
         weights = weights_read(model.folder, source.model)
     busy = said_busy(watch.usage())
     head = () if result.head is None else (result.head,)
-    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    size = sum(
+        file.stat().st_size
+        for file in folder.rglob("*")
+        if file.is_file() and file.name != CARD  # a text for people, which may change
+    )
     peaks = [stage.peak_bytes for stage in result.stages if stage.peak_bytes is not None]
     return StageResult(
         metrics=quantization_cost.metrics(result, size, clock.seconds, busy),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,13 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from quant.checkpoint.card import (
+    Content,
+    Count,
+    kept_readmes,
+    origin_of_export,
+    write_card,
+)
 from quant.checkpoint.choose import writer_of, written_format
 from quant.checkpoint.files import TOKENIZER_FILES, copy_files, copyable
 from quant.checkpoint.folder import MANIFEST, read_json, recover, remake, replace_folder
@@ -31,6 +39,7 @@ from quant.checkpoint.writer import (
     layer_entries,
     layer_shape,
     own_code,
+    producer,
 )
 from quant.errors import ArtifactError
 from quant.levels.base import Levels
@@ -75,8 +84,9 @@ def export(
     from any producer; levels has the same meaning as there. Codes and zero-points do not change.
     Scales do not change either, except that compressed-tensors stores them in the dtype of the
     model if that is exact (its readers compute with scales of that dtype). All other tensors, the
-    tokenizer and generation_config.json are copied. The folder appears complete or not at all, with
-    the sha256 of every file in artifact.json. One layer and one shard are in memory at a time.
+    tokenizer and generation_config.json are copied. README.md is a model card, and the source's own
+    is kept beside it (quant.checkpoint.card). The folder appears complete or not at all, with the
+    sha256 of every other file in artifact.json. One layer and one shard are in memory at a time.
     overwrite=True replaces a model that Bitsweep wrote to `target`, once the new one is complete.
     trust_remote_code=True runs the model's own Python files and copies them; a model with its own
     code cannot be exported without it. on_note is called with each of the result's notes before
@@ -86,7 +96,7 @@ def export(
     read, and for layers that the format cannot store (its `refuses` and `write_layer` say why).
     """
     source, target = Path(source), Path(target)
-    _, writer = written_format(format)
+    kind, writer = written_format(format)
     if target.exists() and source.exists() and target.samefile(source):
         raise ArtifactError(f"{target} is the checkpoint itself; write the export elsewhere.")
     if not overwrite:
@@ -107,7 +117,7 @@ def export(
         layers = _layers(reader, checkpoint, model)
         scheme = whole_scheme(reader, checkpoint, [layer.stored.name for layer in layers])
         untie_as_stored(model, reader.names, reader.mapped)
-        entries = [
+        packed = [
             entry
             for layer in layers
             for entry in layer_entries(
@@ -116,14 +126,17 @@ def export(
         ]
         replaced = tuple(f"{layer.stored.name}." for layer in layers)
         _refuse_left_out(reader, checkpoint, model, replaced)
-        entries += [_copied(reader, name) for name in reader.names if not name.startswith(replaced)]
-        entries += [_copied(reader, name) for name in _biases(reader, layers, model)]
-        entries = as_stored(entries, names)
-        config = _config(source, writer, checkpoint, scheme, layers, model)
+        others = [_copied(reader, name) for name in reader.names if not name.startswith(replaced)]
+        others += [_copied(reader, name) for name in _biases(reader, layers, model)]
+        entries = as_stored(packed + others, names)
+        method = _method(read_quantization(source), checkpoint)
+        config = _config(source, writer, checkpoint, scheme, layers, model, method)
         files = copyable(source, (*TOKENIZER_FILES, "generation_config.json"))
         files += own_code(model)
+        readmes = kept_readmes(source)
+        origin = origin_of_export(source, f"bitsweep export ARTIFACT OUT --format {format}")
         needed = sum(entry.nbytes for entry in entries) + SLACK_BYTES
-        needed += sum(path.stat().st_size for path in files)
+        needed += sum(path.stat().st_size for path in (*files, *readmes.values()))
         notes = tuple(writer.notes(scheme, [layer.stored for layer in layers]))
         if on_note is not None:
             for note in notes:
@@ -132,6 +145,21 @@ def export(
             write_tensors(partial, entries, max_shard_bytes, writer.stem)
             (partial / "config.json").write_text(config, encoding="utf-8")
             copy_files(files, partial)
+            for name, path in readmes.items():
+                shutil.copyfile(path, partial / name)
+            content = Content(
+                architecture=type(model).__name__,
+                format=kind,
+                scheme=scheme,
+                layers=len(layers),
+                weights=sum(each.stored.outputs * each.stored.inputs for each in layers),
+                count=Count.of(packed, others),
+                method=method,
+                producer=producer(),
+                notes=notes,
+                scattered=checkpoint.act_order,
+            )
+            write_card(partial, content, origin, readmes)
     return Exported(target, len(layers), notes)
 
 
@@ -233,13 +261,13 @@ def _config(
     scheme: Scheme,
     layers: list[_Layer],
     model: PreTrainedModel,
+    method: Mapping[str, Any],
 ) -> str:
     """Return the source's config.json with another quantization_config."""
     config = read_json(source / "config.json")
     names = [layer.stored.name for layer in layers]
     if not ties_hold(model, names):
         say_untied(config)
-    method = _method(read_quantization(source), checkpoint)
     config["quantization_config"] = describe(
         writer, model, names, scheme, checkpoint.act_order, method
     )

@@ -18,6 +18,8 @@ from safetensors import SafetensorError
 from quant.errors import ArtifactError
 
 MANIFEST = "artifact.json"
+# A text for people, which its owner may change: the manifest does not list it.
+CARD = "README.md"
 MANIFEST_VERSION = 1
 _CHUNK = 1 << 20
 _WORKING = (".", ".partial")
@@ -207,7 +209,7 @@ def _write_manifest(folder: Path, known: Mapping[str, Mapping[str, Any]]) -> Non
     files = {
         name: known.get(name) or {"bytes": path.stat().st_size, "sha256": sha256(path)}
         for name, path in ((p.relative_to(folder).as_posix(), p) for p in sorted(folder.rglob("*")))
-        if path.is_file()
+        if path.is_file() and name != CARD
     }
     manifest = {"version": MANIFEST_VERSION, "files": files}
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")

@@ -87,7 +87,7 @@ def test_what_is_in_the_files(tmp_path: Path) -> None:
     artifact, _ = artifact_of(tmp_path, "opt", Scheme(4, group_size=8))
     folder = quant.export(artifact, tmp_path / "b", "compressed-tensors").folder
     assert sorted(path.name for path in folder.iterdir()) == [
-        "artifact.json", "config.json", "generation_config.json", "model.safetensors",
+        "README.md", "artifact.json", "config.json", "generation_config.json", "model.safetensors",
         "tokenizer.json",
     ]  # fmt: skip
     config = json.loads((folder / "config.json").read_text())

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from quant.checkpoint.files import copyable
 from quant.checkpoint.folder import CARD
 from quant.checkpoint.formats.base import Format
+from quant.checkpoint.one_file import FileFormat
 from quant.scheme import Scheme
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ class Content:
     """
 
     architecture: str
-    format: Format
+    format: Format | FileFormat
     scheme: Scheme
     layers: int
     weights: int
@@ -238,14 +239,16 @@ def _metadata(content: Content, origin: Origin) -> str:
 
 def _metadata_of(text: str) -> dict[str, Any]:
     """Return the YAML metadata of a README.md; {} if it has none or cannot be read."""
-    import yaml
+    from huggingface_hub import ModelCard
 
-    found = re.match(r"\s*---\r?\n(.*?)\r?\n---\s*(\n|\Z)", text, re.DOTALL)
+    if not text.lstrip().startswith("---"):
+        return {}  # which the library would warn of
     try:
-        data = yaml.safe_load(found[1]) if found else None
-    except yaml.YAMLError:
+        data: Any = ModelCard(text, ignore_metadata_errors=True).data
+        found: dict[str, Any] = data.to_dict()
+    except Exception:  # of the YAML, or of what is no mapping
         return {}
-    return data if isinstance(data, dict) else {}
+    return found
 
 
 def _licence(data: Mapping[str, Any]) -> dict[str, str]:

@@ -19,7 +19,8 @@ from quant.checkpoint.card import (
     origin_of_export,
     write_card,
 )
-from quant.checkpoint.choose import writer_of, written_format
+from quant.checkpoint.choose import exported_format, writer_in, writer_of
+from quant.checkpoint.export_file import refuse_target, write_file
 from quant.checkpoint.files import TOKENIZER_FILES, copy_files, copyable
 from quant.checkpoint.folder import MANIFEST, read_json, recover, remake, replace_folder
 from quant.checkpoint.formats.base import CheckpointFormat, StoredLayer, Writer
@@ -27,6 +28,7 @@ from quant.checkpoint.layers import quantized_layers, read_weight, scheme_of, wh
 from quant.checkpoint.loader import read_format, read_quantization, refuse_unexpected
 from quant.checkpoint.matching import say_untied, ties_hold, untie_as_stored
 from quant.checkpoint.names import names_of
+from quant.checkpoint.one_file import FileFormat, WholeLayer, WholeModel
 from quant.checkpoint.operators import summary
 from quant.checkpoint.skeleton import build_skeleton
 from quant.checkpoint.tensors import Entry, TensorReader, write_tensors
@@ -50,20 +52,14 @@ from quant.weight import QuantizedWeight
 
 @dataclass(frozen=True)
 class Exported:
-    """The result of an export; notes are limitations of the format's readers, one sentence each."""
+    """The result of an export; notes are limitations of the format's readers, one sentence each.
+
+    folder  what was written; the file, for a format that is one.
+    """
 
     folder: Path
     layers: int
     notes: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class _Layer:
-    """One quantized layer of the source; its codes are read when they are written."""
-
-    scheme: Scheme
-    stored: StoredLayer
-    read: Callable[[], QuantizedWeight]
 
 
 def export(
@@ -78,9 +74,9 @@ def export(
     trust_remote_code: bool = False,
     on_note: Callable[[str], None] | None = None,
 ) -> Exported:
-    """Write the checkpoint in `source` to the folder `target` in the format with that name.
+    """Write the checkpoint in `source` to the folder or file `target` in the format with that name.
 
-    format is one of quant.checkpoint.choose.written. source is any checkpoint that `load` reads,
+    format is one of quant.checkpoint.choose.exported. source is any checkpoint that `load` reads,
     from any producer; levels has the same meaning as there. Codes and zero-points do not change.
     Scales do not change either, except that compressed-tensors stores them in the dtype of the
     model if that is exact (its readers compute with scales of that dtype). All other tensors, the
@@ -96,10 +92,12 @@ def export(
     read, and for layers that the format cannot store (its `refuses` and `write_layer` say why).
     """
     source, target = Path(source), Path(target)
-    kind, writer = written_format(format)
+    kind = exported_format(format)
     if target.exists() and source.exists() and target.samefile(source):
         raise ArtifactError(f"{target} is the checkpoint itself; write the export elsewhere.")
-    if not overwrite:
+    if isinstance(kind, FileFormat):
+        refuse_target(kind, target, overwrite)
+    elif not overwrite:
         _refuse_overwriting(target)
     checkpoint = read_format(source, verify_files=verify_files, levels=levels)
     if checkpoint.operators:
@@ -107,7 +105,8 @@ def export(
             f"{source} has {summary(checkpoint.operators)}, and {format} stores only weights: "
             "quantize again with folded changes (keep=never for Bitsweep's transforms)."
         )
-    reason = writer.refuses(checkpoint.scheme(checkpoint.scale_dtype), None)
+    spec = kind if isinstance(kind, FileFormat) else writer_in(kind)
+    reason = spec.refuses(checkpoint.scheme(checkpoint.scale_dtype), None)
     if reason is not None:
         raise ArtifactError(f"{source} {reason}")
     with TensorReader(source) as reader:
@@ -117,6 +116,29 @@ def export(
         layers = _layers(reader, checkpoint, model)
         scheme = whole_scheme(reader, checkpoint, [layer.stored.name for layer in layers])
         untie_as_stored(model, reader.names, reader.mapped)
+        replaced = tuple(f"{layer.stored.name}." for layer in layers)
+        _refuse_left_out(reader, checkpoint, model, replaced)
+        others = [_copied(reader, name) for name in reader.names if not name.startswith(replaced)]
+        others += [_copied(reader, name) for name in _biases(reader, layers, model)]
+        method = _method(read_quantization(source), checkpoint)
+        out = f"OUT{kind.suffix}" if isinstance(kind, FileFormat) else "OUT"
+        origin = origin_of_export(source, f"bitsweep export ARTIFACT {out} --format {format}")
+        if isinstance(kind, FileFormat):
+            whole = WholeModel(
+                source=source,
+                config=model.config.to_dict(),
+                scheme=scheme,
+                layers={layer.stored.name: layer for layer in layers},
+                others={entry.name: entry for entry in _untied(others, layers, model)},
+                scattered=checkpoint.act_order,
+                method=method,
+                producer=producer(),
+                base=origin.base,
+                licence=origin.licence.get("license"),
+            )
+            notes = write_file(kind, target, whole, type(model).__name__, origin, on_note)
+            return Exported(target, len(layers), notes)
+        writer = writer_in(kind)
         packed = [
             entry
             for layer in layers
@@ -124,17 +146,11 @@ def export(
                 writer_of(writer, layer.scheme), layer.scheme, layer.stored, layer.read
             )
         ]
-        replaced = tuple(f"{layer.stored.name}." for layer in layers)
-        _refuse_left_out(reader, checkpoint, model, replaced)
-        others = [_copied(reader, name) for name in reader.names if not name.startswith(replaced)]
-        others += [_copied(reader, name) for name in _biases(reader, layers, model)]
         entries = as_stored(packed + others, names)
-        method = _method(read_quantization(source), checkpoint)
         config = _config(source, writer, checkpoint, scheme, layers, model, method)
         files = copyable(source, (*TOKENIZER_FILES, "generation_config.json"))
         files += own_code(model)
         readmes = kept_readmes(source)
-        origin = origin_of_export(source, f"bitsweep export ARTIFACT OUT --format {format}")
         needed = sum(entry.nbytes for entry in entries) + SLACK_BYTES
         needed += sum(path.stat().st_size for path in (*files, *readmes.values()))
         notes = tuple(writer.notes(scheme, [layer.stored for layer in layers]))
@@ -181,7 +197,7 @@ def _refuse_overwriting(target: Path) -> None:
 
 def _layers(
     reader: TensorReader, checkpoint: CheckpointFormat, model: PreTrainedModel
-) -> list[_Layer]:
+) -> list[WholeLayer]:
     """Return the quantized layers, with the shapes that the model gives them."""
     found = []
     for name, parts in quantized_layers(reader, checkpoint).items():
@@ -198,7 +214,7 @@ def _layers(
             read()  # its error says what is missing
         scheme = scheme_of(reader, checkpoint, name)
         stored = StoredLayer(name, *shape, module=kind_of(module), dtype=model.dtype)
-        found.append(_Layer(scheme, stored, functools.partial(_of_scheme, read, scheme, name)))
+        found.append(WholeLayer(scheme, stored, functools.partial(_of_scheme, read, scheme, name)))
     return found
 
 
@@ -230,12 +246,20 @@ def _refuse_left_out(
     refuse_unexpected(model, reader, used)
 
 
+def _untied(others: list[Entry], layers: list[WholeLayer], model: PreTrainedModel) -> list[Entry]:
+    """Return the tensors without the copies of tied ones that some files have."""
+    if not ties_hold(model, [layer.stored.name for layer in layers]):
+        return others
+    tied = set(getattr(model, "all_tied_weights_keys", None) or ())
+    return [entry for entry in others if entry.name not in tied]
+
+
 def _copied(reader: TensorReader, name: str) -> Entry:
     tensor = reader.mapped(name)
     return Entry(name, tuple(tensor.shape), tensor.dtype, functools.partial(reader.mapped, name))
 
 
-def _biases(reader: TensorReader, layers: list[_Layer], model: PreTrainedModel) -> list[str]:
+def _biases(reader: TensorReader, layers: list[WholeLayer], model: PreTrainedModel) -> list[str]:
     """Return the names of those biases of the quantized layers that the model has.
 
     AutoGPTQ stores a bias for every layer, zeros if the model has none; readers would ignore those.
@@ -259,7 +283,7 @@ def _config(
     writer: Writer,
     checkpoint: CheckpointFormat,
     scheme: Scheme,
-    layers: list[_Layer],
+    layers: list[WholeLayer],
     model: PreTrainedModel,
     method: Mapping[str, Any],
 ) -> str:

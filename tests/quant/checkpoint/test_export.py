@@ -174,9 +174,9 @@ def test_what_formats_cannot_hold(tmp_path: Path) -> None:
     zeros = quant.save(tmp_path / "zeros", model, weights, method=METHOD)
     with pytest.raises(ArtifactError, match=r"qzeros: \d+ zero-points are 0.*: export to gptq-v2"):
         quant.export(zeros, tmp_path / "out", "gptq-v1")
-    known = "awq, bitsweep, bitsweep-ternary, compressed-tensors, gptq-v1, gptq-v2"
-    with pytest.raises(ArtifactError, match=rf"'gguf' is unknown; choose one of {known}\."):
-        quant.export(zeros, tmp_path / "out", "gguf")
+    known = "awq, bitsweep, bitsweep-ternary, compressed-tensors, gguf, gptq-v1, gptq-v2"
+    with pytest.raises(ArtifactError, match=rf"'ggml' is unknown; choose one of {known}\."):
+        quant.export(zeros, tmp_path / "out", "ggml")
     with pytest.raises(ArtifactError, match="is the checkpoint itself; write the export elsewhere"):
         quant.export(zeros, tmp_path / "." / "zeros", "gptq-v2")
     with pytest.raises(ArtifactError, match="is not a folder"):

@@ -12,6 +12,7 @@ from typing import Any
 from harness.cell.cells import ResolvedCell
 from harness.config.schema import ModelConfig
 from harness.data.config import CalibConfig, DocumentsConfig
+from harness.models.model import StoredModel
 from harness.records.record import Metric
 from harness.report.columns import ACCURACY
 from harness.report.table import measured
@@ -26,8 +27,12 @@ def origin(cell: ResolvedCell) -> Origin:
 
     Two cells with one artifact give the same: nothing here depends on names, folders or suites.
     """
-    model = cell.stored_model
-    found = origin_of(model.folder, model.config.id, command(cell))
+    return dataclasses.replace(origin_of_model(cell.stored_model), command=command(cell))
+
+
+def origin_of_model(model: StoredModel) -> Origin:
+    """What is known of anything made of a model: the base on the hub, and its licence."""
+    found = origin_of(model.folder, model.config.id)
     if not found.licence and model.config.licence is not None:
         found = dataclasses.replace(found, licence=_licence(model.config.licence))
     return found

@@ -20,6 +20,7 @@ from quant.checkpoint.files import copyable
 from quant.checkpoint.folder import CARD
 from quant.checkpoint.formats.base import Format
 from quant.checkpoint.one_file import FileFormat
+from quant.checkpoint.operators import METHOD as OPERATORS
 from quant.scheme import Scheme
 
 if TYPE_CHECKING:
@@ -83,6 +84,8 @@ class Content:
     weights       of the quantized layers, without their biases.
     notes         what readers of the format need, one sentence each.
     scattered     whether act-order has scattered the columns of a group.
+    operators     whether layers have operators in front of them (quant.checkpoint.operators), which
+                  no reader of the format applies.
     """
 
     architecture: str
@@ -95,6 +98,26 @@ class Content:
     producer: str
     notes: Sequence[str]
     scattered: bool = False
+    operators: bool = False
+
+    @property
+    def title(self) -> str:
+        """Name of the format, as quant.checkpoint.formats.base has it."""
+        return f"{self.format.title}, input operators" if self.operators else self.format.title
+
+    @property
+    def library(self) -> str:
+        """What loads it, as the hub calls it."""
+        return "bitsweep" if self.operators else self.format.library
+
+    @property
+    def loading(self) -> list[str]:
+        """Who reads it, and what readers need: a sentence first, then a list."""
+        inspect = "`bitsweep inspect PATH` says what it holds."
+        if self.operators:
+            alone = "Read by Bitsweep alone: other tools know no operators in front of layers."
+            return [alone, inspect]
+        return [f"Read by {self.format.readers}.", inspect, *self.notes]
 
 
 def write_card(folder: Path, content: Content, origin: Origin, kept: Iterable[str] = ()) -> None:
@@ -104,8 +127,8 @@ def write_card(folder: Path, content: Content, origin: Origin, kept: Iterable[st
 
 def card(content: Content, origin: Origin, kept: Iterable[str] = ()) -> str:
     """Return the text of a card: metadata in YAML, then what people want to know."""
-    scheme, format = content.scheme, content.format
-    title = f"# {content.architecture}, {scheme.name}, {format.title}\n"
+    scheme = content.scheme
+    title = f"# {content.architecture}, {scheme.name}, {content.title}\n"
     bases = ", ".join(f"[{each}](https://huggingface.co/{each})" for each in origin.base)
     what = f"{bases or 'A model'} with {content.layers} quantized linear layers.\n"
     rows = {
@@ -114,12 +137,12 @@ def card(content: Content, origin: Origin, kept: Iterable[str] = ()) -> str:
         "scheme": _scheme(scheme, content.scattered),
         **({} if scheme.head is None else {"head": _scheme(scheme.head, False)}),
         "bits per weight": _bits(content.weights, content.count),
-        "format": format.title,
+        "format": content.title,
         "written by": content.producer,
     }
     table = "| | |\n|---|---|\n" + "".join(f"| {key} | {value} |\n" for key, value in rows.items())
-    needs = ["`bitsweep inspect PATH` says what it holds.", *content.notes]
-    loading = f"Read by {format.readers}.\n" + "".join(f"\n- {note}" for note in needs)
+    readers, *needs = content.loading
+    loading = f"{readers}\n" + "".join(f"\n- {note}" for note in needs)
     parts = [
         _metadata(content, origin),
         title,
@@ -226,9 +249,10 @@ def _metadata(content: Content, origin: Origin) -> str:
     base: Any = origin.base[0] if len(origin.base) == 1 else list(origin.base)
     relation = {"base_model": base, "base_model_relation": "quantized"} if origin.base else {}
     name = str(content.method.get("name", "unknown"))
-    tags = ["bitsweep", content.format.quant_method, name]
+    method = OPERATORS if content.operators else content.format.quant_method
+    tags = ["bitsweep", method, name]
     data = ModelCardData(
-        library_name=content.format.library,
+        library_name=content.library,
         pipeline_tag="text-generation",
         tags=[tag for tag in dict.fromkeys(tags) if tag and tag != "unknown"],
     )
@@ -282,10 +306,10 @@ def _pairs(values: Mapping[str, Any]) -> str:
 
 
 def _scheme(scheme: Scheme, scattered: bool) -> str:
-    group = "a row" if scheme.group_size is None else f"{scheme.group_size} columns"
+    size = scheme.group_size
     words = [
         f"{scheme.bits} bits",
-        f"a grid for {group}",
+        "per row" if size is None else f"groups of {size}",
         "symmetric" if scheme.symmetric else "asymmetric",
         f"{scheme.kind.name} levels",
         f"{scheme.grid} grid",

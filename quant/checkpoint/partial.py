@@ -217,7 +217,8 @@ class PartialArtifact:
             write_index(self._folder, stem_of(making.scheme, bool(kept)), placed, total)
             copied = tokenizer_to_copy(making.target, making.tokenizer)
             write_other_files(self._folder, config, model, copied)
-            content = content_of(model, layers, making.scheme, scattered, making.method, count)
+            scheme, method = making.scheme, making.method
+            content = content_of(model, layers, scheme, scattered, method, count, bool(kept))
             write_card(self._folder, content, making.origin)
             known = {n["file"]: {key: n[key] for key in ("bytes", "sha256")} for n in notes}
             publish(self._folder, making.target.absolute(), known)

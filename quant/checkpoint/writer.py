@@ -76,7 +76,7 @@ def save(
         if isinstance(tokenizer, PreTrainedTokenizerBase):
             tokenizer.save_pretrained(partial)
         count = Count.of(packed, others)
-        content = content_of(model, weights, scheme, scattered, method, count)
+        content = content_of(model, weights, scheme, scattered, method, count, bool(operators))
         write_card(partial, content, origin or Origin())
     return folder
 
@@ -88,6 +88,7 @@ def content_of(
     scattered: bool,
     method: Mapping[str, Any],
     count: Count,
+    operators: bool,
 ) -> Content:
     """Return what the card of an artifact says of its content."""
     format, writer = artifact_format(scheme)
@@ -107,6 +108,7 @@ def content_of(
         producer=producer(),
         notes=writer.notes(scheme, stored),
         scattered=scattered,
+        operators=operators,
     )
 
 

@@ -44,7 +44,7 @@ def test_an_artifact_says_what_it_is(artifact: Path) -> None:
         "LlamaForCausalLM, w4g8_sym, GPTQ v2", "14 quantized linear layers",
         "| method | gptq: act_order true |",
         "| calibration | length 64, name stories, protocol p, sequences 32 |",
-        "4 bits, a grid for 8 columns, symmetric, uniform levels, minmax grid, float16 scales",
+        "4 bits, groups of 8, symmetric, uniform levels, minmax grid, float16 scales",
     ):  # fmt: skip
         assert words in card.text, words
     assert "Figures" not in card.text

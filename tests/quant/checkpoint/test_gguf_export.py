@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -262,10 +263,13 @@ def test_a_file_is_replaced_only_when_asked(tmp_path: Path) -> None:
         quant.export(source, target, "gguf")
     before = target.read_bytes()
     left = tmp_path / ".m.gguf.partial-elsewhere-1"
-    left.write_text("of another machine")
+    killed = tmp_path / f".m.gguf.partial-{platform.node()}-{2**22 + 1}"
+    for path in (left, killed):
+        path.write_text("half of a file")
     quant.export(source, target, "gguf", overwrite=True)
     assert target.read_bytes() == before
     assert left.exists(), "its writer may still run"
+    assert not killed.exists()
 
 
 def drop_tokenizer(folder: Path) -> None:

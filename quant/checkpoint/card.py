@@ -170,7 +170,9 @@ def add_figures(folder: Path, figures: str) -> bool:
     begin, end = text.index(_FIGURES), text.index(_END) + len(_END)
     changed = _sealed(text[:begin] + _figures(figures) + _SEAL.sub("", text[end:]))
     if changed != text:
-        (folder / CARD).write_text(changed, encoding="utf-8")
+        new = folder / f".{CARD}.new"  # a card that was cut short would be taken for a changed one
+        new.write_text(changed, encoding="utf-8")
+        new.replace(folder / CARD)
     return True
 
 

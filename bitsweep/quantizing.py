@@ -22,6 +22,7 @@ from quant.calibrate.stream import (
     quantize_blocks,
     quantize_model,
 )
+from quant.checkpoint.card import Origin
 from quant.checkpoint.files import tokenizer_files
 from quant.checkpoint.make import files_hash, quantize_to, windows_hash
 from quant.checkpoint.source import CheckpointSource
@@ -29,6 +30,7 @@ from quant.checkpoint.writer import save
 from quant.config import QuantizationConfig
 from quant.errors import QuantizationError
 from quant.head import with_head
+from quant.levels.base import built_in_levels
 from quant.memory.limits import free_memory
 from quant.memory.plan import model_shape, plan_quantization
 from quant.parts import PartError, find_part
@@ -111,7 +113,9 @@ def quantize(
 
     if not isinstance(model, PreTrainedModel):
         on = torch.device("cpu" if device is None else device)
-        return _folder(found.folder, found.dtype, on, config, windows, target, progress)
+        again = _again(model, config, calibration, method, transforms, sequences, length, seed)
+        origin = dataclasses.replace(found.origin, command=again if dtype is None else "")
+        return _folder(found.folder, found.dtype, on, config, windows, target, progress, origin)
     if device is not None or dtype is not None:
         raise QuantizationError(
             "a model in memory has its own device and dtype: leave device and dtype out, or move "
@@ -143,6 +147,7 @@ def _folder(
     windows: Windows,
     out: Path | None,
     progress: Progress | None,
+    origin: Origin,
 ) -> QuantizationResult:
     """Block by block; the memory plan says where activations wait, and whether all of it fits."""
     with CheckpointSource(folder, dtype, device) as source:
@@ -169,7 +174,48 @@ def _folder(
             tokenizer=folder if tokenizer_files(folder) else None,
             progress=progress,
             workplace=place,
+            origin=origin,
         )
+
+
+def _again(
+    model: str | Path,
+    config: QuantizationConfig,
+    calibration: str | Path | Sequence[Tensor] | None,
+    method: str | Solver,
+    transforms: Sequence[str | Transform],
+    sequences: int,
+    length: int | None,
+    seed: int,
+) -> str:
+    """The command that makes the artifact again; "" if a part has no name. Last names of paths."""
+    parts = [method, *transforms]
+    named = isinstance(calibration, str | Path | None) and all(isinstance(p, str) for p in parts)
+    ours = {each.name for each in built_in_levels()}
+    if not named or config.rules != STRICT or config.scheme.kind.name not in ours:
+        return ""
+
+    def last(path: str | Path) -> str:
+        return Path(path).name if Path(path).exists() or isinstance(path, Path) else path
+
+    given: dict[str, Any] = {"out": "OUT", "method": method}
+    if config.options is not None:
+        given["options"] = dataclasses.asdict(config.options)
+    if transforms:
+        given["transforms"] = list(transforms)
+    if config.needs_calibration and isinstance(calibration, str | Path):
+        text = last(calibration)
+        given["calibration"] = text if isinstance(calibration, str) else Path(text)
+        given |= {"sequences": sequences, "length": length, "seed": seed}
+    if config.arithmetic != AUTO:
+        given["arithmetic"] = config.arithmetic
+    words = [repr(last(model)), repr(config.scheme.name)]
+    words += [f"{name}={_python(value)}" for name, value in given.items()]
+    return f'python -c "import bitsweep; bitsweep.quantize({", ".join(words)})"'
+
+
+def _python(value: Any) -> str:
+    return f"__import__('pathlib').Path({value.name!r})" if isinstance(value, Path) else repr(value)
 
 
 def _described(config: QuantizationConfig, windows: Sequence[Tensor]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from harness.extras import require
+from quant.checkpoint.card import Origin, origin_of
 from quant.checkpoint.folder import read_json
 from quant.errors import CalibrationError, QuantizationError
 
@@ -20,17 +21,18 @@ USUAL_WINDOW = 2048  # tokens, as in the paper; contexts of today are far longer
 
 @dataclass(frozen=True)
 class Found:
-    """A folder of full-precision weights, and the dtype to read it in."""
+    """A folder of full-precision weights, the dtype to read it in, and what is known of it."""
 
     folder: Path
     dtype: torch.dtype
+    origin: Origin
 
 
 def find_model(model: str | Path, dtype: torch.dtype | None) -> Found:
     """The folder of a model: itself, or that of a name in conf/model or on the hub."""
     folder = Path(model).expanduser()
     if folder.is_dir():
-        return Found(folder, dtype or _stored_dtype(folder))
+        return Found(folder, dtype or _stored_dtype(folder), origin_of(folder))
     if isinstance(model, Path) or model.startswith((".", "/", "~")):
         raise QuantizationError(f"{model} is not a folder: give one with config.json and weights.")
     require("harness", f"bitsweep.quantize({model!r}, ...), which is no folder here,")
@@ -38,6 +40,7 @@ def find_model(model: str | Path, dtype: torch.dtype | None) -> Found:
     from harness.errors import ConfigError
     from harness.models.model import StoredModel
     from harness.models.model import find_model as find
+    from harness.run.cards import origin_of_model
 
     hub = "/" in model
     (cell,) = cells_of(["model=hub", f"model.id={model}"] if hub else [f"model={model}"], False)
@@ -47,7 +50,7 @@ def find_model(model: str | Path, dtype: torch.dtype | None) -> Found:
             f"{model} has no full-precision weights to quantize: name another model, or a folder."
         )
     wanted = _stored_dtype(found.folder) if hub else getattr(torch, found.config.dtype)
-    return Found(found.folder, dtype or wanted)
+    return Found(found.folder, dtype or wanted, origin_of_model(found))
 
 
 def windows_of(

@@ -221,7 +221,7 @@ def _add_export(parser: Parser) -> None:
     parser.add_argument(
         "artifact", type=Path, metavar="ARTIFACT", help="a folder under results/artifacts, or any"
     )
-    parser.add_argument("out", type=Path, metavar="OUT", help="the folder to write")
+    parser.add_argument("out", type=Path, metavar="OUT", help="the folder or file to write")
     format = parser.add_argument(
         "--format", required=True, metavar="FORMAT", help="a format; those below are known"
     )

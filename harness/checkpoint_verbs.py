@@ -13,9 +13,9 @@ from quant.parts import Part, PartError, find_part
 
 def format_readers() -> dict[str, str]:
     """The formats that `export` writes, with the tools that read them."""
-    from quant.checkpoint.choose import written
+    from quant.checkpoint.choose import exported
 
-    return {name: format.readers for name, (format, _) in written().items()}
+    return {name: format.readers for name, format in exported().items()}
 
 
 def export_to(
@@ -40,8 +40,11 @@ def export_to(
             trust_remote_code=trust,
             on_note=lambda note: print(f"note: {note}", flush=True),
         )
-    size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
-    print(f"{out}: {done.layers} quantized layers in {format}, {size:,} bytes, checksums included")
+    size = out.stat().st_size
+    if out.is_dir():
+        size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
+    checksums = ", checksums included" if out.is_dir() else ""
+    print(f"{out}: {done.layers} quantized layers in {format}, {size:,} bytes{checksums}")
 
 
 def inspect(folder: Path, levels: str | None = None) -> None:

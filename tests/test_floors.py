@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ALLOWED = {
     "bitsweep": {"torch", "transformers", "quant", "harness"},
     "cuda_ext": {"torch"},
-    "quant": {"torch", "transformers", "safetensors", "gguf", "cuda_ext"},
+    "quant": {"torch", "transformers", "huggingface_hub", "safetensors", "gguf", "cuda_ext"},
 }
 MODULES = [
     path.relative_to(ROOT) for floor in ALLOWED for path in sorted((ROOT / floor).rglob("*.py"))

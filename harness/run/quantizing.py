@@ -15,12 +15,14 @@ from harness.models.streaming import open_packed, open_source
 from harness.records.busyness import Watch, said_busy
 from harness.records.record import QUANTIZATION, LayerReport
 from harness.records.store import artifact_digest, disk_errors, weights_digest
+from harness.run.cards import origin
 from harness.run.events import Listener, Planned
 from harness.run.memory import planned_memory
 from harness.run.recording import StageResult
 from harness.run.resuming import Resuming
 from harness.run.subject import stored
 from harness.suites import quantization_cost
+from quant.checkpoint.folder import CARD
 from quant.head import with_head
 from quant.solvers.outside import Made, Request
 
@@ -68,12 +70,13 @@ def _solve(cell: ResolvedCell, progress: Any, listen: Listener) -> StageResult:
             tokenizer=model.folder,
             progress=resuming.watch(progress),
             workplace=Workplace(devices, memory.activations),
+            origin=origin(cell),
         )
         resuming.tell(result.resumed)
         weights = weights_read(model.folder, source.model)
     busy = said_busy(watch.usage())
     head = () if result.head is None else (result.head,)
-    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    size = _bytes(folder)
     peaks = [stage.peak_bytes for stage in result.stages if stage.peak_bytes is not None]
     return StageResult(
         metrics=quantization_cost.metrics(result, size, clock.seconds, busy),
@@ -136,7 +139,7 @@ def _by_program(cell: ResolvedCell) -> StageResult:
     with open_packed(model, folder, cell.place) as packed:
         layers = packed.layer_bits()
         bits, covered = stored(packed.model, layers.values(), packed.operator_bits(), set(layers))
-    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    size = _bytes(folder)
     return StageResult(
         metrics=quantization_cost.of_program(made, size, clock.seconds, busy),
         inputs={
@@ -151,6 +154,12 @@ def _by_program(cell: ResolvedCell) -> StageResult:
         coverage=covered.share,
         outside=covered.outside(),
     )
+
+
+def _bytes(folder: Path) -> int:
+    """Size of an artifact, without its card: a text for people, which may change."""
+    files = (file for file in folder.rglob("*") if file.is_file())
+    return sum(file.stat().st_size for file in files if file.name != CARD)
 
 
 def _examined(cell: ResolvedCell, folder: Path) -> dict[str, str]:

@@ -26,7 +26,8 @@ from harness.models.streaming import (
     refuse_whole_model,
 )
 from harness.records.record import QUANTIZATION, Failure
-from harness.records.store import KEY_DIGITS
+from harness.records.store import KEY_DIGITS, disk_errors
+from harness.run.cards import write_figures
 from harness.run.events import Advanced, Failed, Finished, Listener, Started, Waiting
 from harness.run.quantizing import quantize
 from harness.run.recording import StageResult, Timing, failed_record, make_record, now
@@ -58,6 +59,8 @@ def run_cell(cell: ResolvedCell, listen: Listener, skip: frozenset[str] = frozen
                 return
             elif stage == QUANTIZATION:
                 todo = plan_cell(cell).todo  # figures of an earlier artifact do not count
+        with disk_errors(cell.store.root):
+            write_figures(cell)
 
 
 def _attempt(

@@ -15,7 +15,14 @@ from typing import Any
 
 from quant.checkpoint import formats as package
 from quant.checkpoint import operators
-from quant.checkpoint.formats.base import CheckpointFormat, Format, Writer, declaration, validated
+from quant.checkpoint.formats.base import (
+    CheckpointFormat,
+    Format,
+    Writer,
+    declaration,
+    validated,
+)
+from quant.checkpoint.one_file import FileFormat
 from quant.errors import ArtifactError
 from quant.levels.base import Levels, built_in_levels, load_levels
 from quant.parts import Part
@@ -25,8 +32,8 @@ _NO_FORMAT = ("base",)
 
 
 def formats() -> tuple[Format, ...]:
-    """Return all formats in the order of their names; ArtifactError for a module without FORMAT."""
-    return _load(tuple(package.__path__))
+    """Return all formats of folders, by name; ArtifactError for a module without FORMAT."""
+    return tuple(each for each in _load(tuple(package.__path__)) if isinstance(each, Format))
 
 
 def parse(
@@ -91,16 +98,33 @@ def config_files() -> dict[str, str]:
 
 
 def written() -> dict[str, tuple[Format, Writer]]:
-    """Return the formats that can be written, by name."""
+    """Return the formats of folders that can be written, by name."""
     return {each.name: (each, each.writer) for each in formats() if each.writer is not None}
 
 
 def written_format(name: str) -> tuple[Format, Writer]:
-    """Return a writable format by name; ArtifactError lists the writable formats."""
-    known = written()
+    """Return a writable format of folders by name; KeyError for another."""
+    return written()[name]
+
+
+def exported() -> dict[str, Format | FileFormat]:
+    """Return the formats that `export` writes, folders and files, by name."""
+    found = _load(tuple(package.__path__))
+    return {each.name: each for each in found if isinstance(each, FileFormat) or each.writer}
+
+
+def exported_format(name: str) -> Format | FileFormat:
+    """Return a format that `export` writes by name; ArtifactError lists them."""
+    known = exported()
     if name not in known:
         raise ArtifactError(f"format {name!r} is unknown; choose one of {', '.join(known)}.")
     return known[name]
+
+
+def writer_in(format: Format) -> Writer:
+    """Return the writer of a format that is written."""
+    assert format.writer is not None
+    return format.writer
 
 
 def writer_of(writer: Writer, scheme: Scheme) -> Writer:
@@ -125,14 +149,14 @@ def artifact_format(scheme: Scheme) -> tuple[Format, Writer]:
 
 
 @lru_cache(maxsize=8)
-def _load(folders: tuple[str, ...]) -> tuple[Format, ...]:
-    found = []
+def _load(folders: tuple[str, ...]) -> tuple[Format | FileFormat, ...]:
+    found: list[Format | FileFormat] = []
     for name in sorted(module.name for module in pkgutil.iter_modules(folders)):
         if name in _NO_FORMAT:
             continue
         format = getattr(importlib.import_module(f"{package.__name__}.{name}"), "FORMAT", None)
         expected = name.replace("_", "-")
-        if not isinstance(format, Format) or format.name != expected:
+        if not isinstance(format, Format | FileFormat) or format.name != expected:
             raise ArtifactError(
                 f"{package.__name__}.{name} does not end with FORMAT = Format(name={expected!r}, "
                 "...); every module in that folder must be a format: complete it, or move it away."

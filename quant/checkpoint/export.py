@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,15 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from quant.checkpoint.choose import writer_of, written_format
+from quant.checkpoint.card import (
+    Content,
+    Count,
+    kept_readmes,
+    origin_of_export,
+    write_card,
+)
+from quant.checkpoint.choose import exported_format, writer_in, writer_of
+from quant.checkpoint.export_file import refuse_target, write_file
 from quant.checkpoint.files import TOKENIZER_FILES, copy_files, copyable
 from quant.checkpoint.folder import MANIFEST, read_json, recover, remake, replace_folder
 from quant.checkpoint.formats.base import CheckpointFormat, StoredLayer, Writer
@@ -19,6 +28,7 @@ from quant.checkpoint.layers import quantized_layers, read_weight, scheme_of, wh
 from quant.checkpoint.loader import read_format, read_quantization, refuse_unexpected
 from quant.checkpoint.matching import say_untied, ties_hold, untie_as_stored
 from quant.checkpoint.names import names_of
+from quant.checkpoint.one_file import FileFormat, WholeLayer, WholeModel
 from quant.checkpoint.operators import summary
 from quant.checkpoint.skeleton import build_skeleton
 from quant.checkpoint.tensors import Entry, TensorReader, write_tensors
@@ -31,6 +41,7 @@ from quant.checkpoint.writer import (
     layer_entries,
     layer_shape,
     own_code,
+    producer,
 )
 from quant.errors import ArtifactError
 from quant.levels.base import Levels
@@ -41,20 +52,14 @@ from quant.weight import QuantizedWeight
 
 @dataclass(frozen=True)
 class Exported:
-    """The result of an export; notes are limitations of the format's readers, one sentence each."""
+    """The result of an export; notes are limitations of the format's readers, one sentence each.
+
+    folder  what was written; the file, for a format that is one.
+    """
 
     folder: Path
     layers: int
     notes: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class _Layer:
-    """One quantized layer of the source; its codes are read when they are written."""
-
-    scheme: Scheme
-    stored: StoredLayer
-    read: Callable[[], QuantizedWeight]
 
 
 def export(
@@ -69,14 +74,15 @@ def export(
     trust_remote_code: bool = False,
     on_note: Callable[[str], None] | None = None,
 ) -> Exported:
-    """Write the checkpoint in `source` to the folder `target` in the format with that name.
+    """Write the checkpoint in `source` to the folder or file `target` in the format with that name.
 
-    format is one of quant.checkpoint.choose.written. source is any checkpoint that `load` reads,
+    format is one of quant.checkpoint.choose.exported. source is any checkpoint that `load` reads,
     from any producer; levels has the same meaning as there. Codes and zero-points do not change.
     Scales do not change either, except that compressed-tensors stores them in the dtype of the
     model if that is exact (its readers compute with scales of that dtype). All other tensors, the
-    tokenizer and generation_config.json are copied. The folder appears complete or not at all, with
-    the sha256 of every file in artifact.json. One layer and one shard are in memory at a time.
+    tokenizer and generation_config.json are copied. README.md is a model card, and the source's own
+    is kept beside it (quant.checkpoint.card). The folder appears complete or not at all, with the
+    sha256 of every other file in artifact.json. One layer and one shard are in memory at a time.
     overwrite=True replaces a model that Bitsweep wrote to `target`, once the new one is complete.
     trust_remote_code=True runs the model's own Python files and copies them; a model with its own
     code cannot be exported without it. on_note is called with each of the result's notes before
@@ -86,10 +92,12 @@ def export(
     read, and for layers that the format cannot store (its `refuses` and `write_layer` say why).
     """
     source, target = Path(source), Path(target)
-    _, writer = written_format(format)
+    kind = exported_format(format)
     if target.exists() and source.exists() and target.samefile(source):
         raise ArtifactError(f"{target} is the checkpoint itself; write the export elsewhere.")
-    if not overwrite:
+    if isinstance(kind, FileFormat):
+        refuse_target(kind, target, overwrite)
+    elif not overwrite:
         _refuse_overwriting(target)
     checkpoint = read_format(source, verify_files=verify_files, levels=levels)
     if checkpoint.operators:
@@ -97,7 +105,8 @@ def export(
             f"{source} has {summary(checkpoint.operators)}, and {format} stores only weights: "
             "quantize again with folded changes (keep=never for Bitsweep's transforms)."
         )
-    reason = writer.refuses(checkpoint.scheme(checkpoint.scale_dtype), None)
+    spec = kind if isinstance(kind, FileFormat) else writer_in(kind)
+    reason = spec.refuses(checkpoint.scheme(checkpoint.scale_dtype), None)
     if reason is not None:
         raise ArtifactError(f"{source} {reason}")
     with TensorReader(source) as reader:
@@ -107,23 +116,43 @@ def export(
         layers = _layers(reader, checkpoint, model)
         scheme = whole_scheme(reader, checkpoint, [layer.stored.name for layer in layers])
         untie_as_stored(model, reader.names, reader.mapped)
-        entries = [
+        replaced = tuple(f"{layer.stored.name}." for layer in layers)
+        _refuse_left_out(reader, checkpoint, model, replaced)
+        others = [_copied(reader, name) for name in reader.names if not name.startswith(replaced)]
+        others += [_copied(reader, name) for name in _biases(reader, layers, model)]
+        method = _method(read_quantization(source), checkpoint)
+        out = f"OUT{kind.suffix}" if isinstance(kind, FileFormat) else "OUT"
+        origin = origin_of_export(source, f"bitsweep export ARTIFACT {out} --format {format}")
+        if isinstance(kind, FileFormat):
+            whole = WholeModel(
+                source=source,
+                config=model.config.to_dict(),
+                scheme=scheme,
+                layers={layer.stored.name: layer for layer in layers},
+                others={entry.name: entry for entry in _untied(others, layers, model)},
+                scattered=checkpoint.act_order,
+                method=method,
+                producer=producer(),
+                base=origin.base,
+                licence=origin.licence.get("license"),
+            )
+            notes = write_file(kind, target, whole, type(model).__name__, origin, on_note)
+            return Exported(target, len(layers), notes)
+        writer = writer_in(kind)
+        packed = [
             entry
             for layer in layers
             for entry in layer_entries(
                 writer_of(writer, layer.scheme), layer.scheme, layer.stored, layer.read
             )
         ]
-        replaced = tuple(f"{layer.stored.name}." for layer in layers)
-        _refuse_left_out(reader, checkpoint, model, replaced)
-        entries += [_copied(reader, name) for name in reader.names if not name.startswith(replaced)]
-        entries += [_copied(reader, name) for name in _biases(reader, layers, model)]
-        entries = as_stored(entries, names)
-        config = _config(source, writer, checkpoint, scheme, layers, model)
+        entries = as_stored(packed + others, names)
+        config = _config(source, writer, checkpoint, scheme, layers, model, method)
         files = copyable(source, (*TOKENIZER_FILES, "generation_config.json"))
         files += own_code(model)
+        readmes = kept_readmes(source)
         needed = sum(entry.nbytes for entry in entries) + SLACK_BYTES
-        needed += sum(path.stat().st_size for path in files)
+        needed += sum(path.stat().st_size for path in (*files, *readmes.values()))
         notes = tuple(writer.notes(scheme, [layer.stored for layer in layers]))
         if on_note is not None:
             for note in notes:
@@ -132,6 +161,21 @@ def export(
             write_tensors(partial, entries, max_shard_bytes, writer.stem)
             (partial / "config.json").write_text(config, encoding="utf-8")
             copy_files(files, partial)
+            for name, path in readmes.items():
+                shutil.copyfile(path, partial / name)
+            content = Content(
+                architecture=type(model).__name__,
+                format=kind,
+                scheme=scheme,
+                layers=len(layers),
+                weights=sum(each.stored.outputs * each.stored.inputs for each in layers),
+                count=Count.of(packed, others),
+                method=method,
+                producer=producer(),
+                notes=notes,
+                scattered=checkpoint.act_order,
+            )
+            write_card(partial, content, origin, readmes)
     return Exported(target, len(layers), notes)
 
 
@@ -153,7 +197,7 @@ def _refuse_overwriting(target: Path) -> None:
 
 def _layers(
     reader: TensorReader, checkpoint: CheckpointFormat, model: PreTrainedModel
-) -> list[_Layer]:
+) -> list[WholeLayer]:
     """Return the quantized layers, with the shapes that the model gives them."""
     found = []
     for name, parts in quantized_layers(reader, checkpoint).items():
@@ -170,7 +214,7 @@ def _layers(
             read()  # its error says what is missing
         scheme = scheme_of(reader, checkpoint, name)
         stored = StoredLayer(name, *shape, module=kind_of(module), dtype=model.dtype)
-        found.append(_Layer(scheme, stored, functools.partial(_of_scheme, read, scheme, name)))
+        found.append(WholeLayer(scheme, stored, functools.partial(_of_scheme, read, scheme, name)))
     return found
 
 
@@ -202,12 +246,20 @@ def _refuse_left_out(
     refuse_unexpected(model, reader, used)
 
 
+def _untied(others: list[Entry], layers: list[WholeLayer], model: PreTrainedModel) -> list[Entry]:
+    """Return the tensors without the copies of tied ones that some files have."""
+    if not ties_hold(model, [layer.stored.name for layer in layers]):
+        return others
+    tied = set(getattr(model, "all_tied_weights_keys", None) or ())
+    return [entry for entry in others if entry.name not in tied]
+
+
 def _copied(reader: TensorReader, name: str) -> Entry:
     tensor = reader.mapped(name)
     return Entry(name, tuple(tensor.shape), tensor.dtype, functools.partial(reader.mapped, name))
 
 
-def _biases(reader: TensorReader, layers: list[_Layer], model: PreTrainedModel) -> list[str]:
+def _biases(reader: TensorReader, layers: list[WholeLayer], model: PreTrainedModel) -> list[str]:
     """Return the names of those biases of the quantized layers that the model has.
 
     AutoGPTQ stores a bias for every layer, zeros if the model has none; readers would ignore those.
@@ -231,15 +283,15 @@ def _config(
     writer: Writer,
     checkpoint: CheckpointFormat,
     scheme: Scheme,
-    layers: list[_Layer],
+    layers: list[WholeLayer],
     model: PreTrainedModel,
+    method: Mapping[str, Any],
 ) -> str:
     """Return the source's config.json with another quantization_config."""
     config = read_json(source / "config.json")
     names = [layer.stored.name for layer in layers]
     if not ties_hold(model, names):
         say_untied(config)
-    method = _method(read_quantization(source), checkpoint)
     config["quantization_config"] = describe(
         writer, model, names, scheme, checkpoint.act_order, method
     )

@@ -18,6 +18,8 @@ from safetensors import SafetensorError
 from quant.errors import ArtifactError
 
 MANIFEST = "artifact.json"
+# A text for people, which its owner may change: the manifest does not list it.
+CARD = "README.md"
 MANIFEST_VERSION = 1
 _CHUNK = 1 << 20
 _WORKING = (".", ".partial")
@@ -61,6 +63,30 @@ def replace_folder(target: Path, needed_bytes: int) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def replace_file(target: Path, needed_bytes: int) -> Iterator[Path]:
+    """Yield the path of a new file that replaces `target` when the block ends without an error.
+
+    The old file stays until the new one is complete and on disk. Leftovers of killed processes are
+    removed. Raises ArtifactError if the disk has fewer than needed_bytes free (checked before
+    anything is written), or if writing fails.
+    """
+    target = target.absolute()
+    with writing(target, needed_bytes):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        recover(target)
+        _check_space(target, needed_bytes)
+    partial = _sibling(target, "partial")
+    try:
+        with writing(target, needed_bytes):
+            yield partial
+            sync(partial)
+            partial.replace(target)
+            sync(target.parent)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def make_room(target: Path, needed_bytes: int) -> None:
     """Check that an artifact may be written at target and fits on the disk; remove leftovers.
 
@@ -101,6 +127,8 @@ def recover(target: Path) -> None:
                 continue
             if role == "replaced" and not target.exists():
                 leaving.rename(target)
+            elif leaving.is_file():
+                leaving.unlink()
             else:
                 shutil.rmtree(leaving, ignore_errors=True)
 
@@ -207,7 +235,7 @@ def _write_manifest(folder: Path, known: Mapping[str, Mapping[str, Any]]) -> Non
     files = {
         name: known.get(name) or {"bytes": path.stat().st_size, "sha256": sha256(path)}
         for name, path in ((p.relative_to(folder).as_posix(), p) for p in sorted(folder.rglob("*")))
-        if path.is_file()
+        if path.is_file() and name != CARD
     }
     manifest = {"version": MANIFEST_VERSION, "files": files}
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")

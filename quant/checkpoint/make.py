@@ -19,6 +19,7 @@ from quant.calibrate.stream import (
     quantize_blocks,
 )
 from quant.calibrate.survey import survey
+from quant.checkpoint.card import Origin
 from quant.checkpoint.files import weight_files
 from quant.checkpoint.folder import sha256
 from quant.checkpoint.partial import ACTIVATIONS, Making, partial_artifact
@@ -36,6 +37,7 @@ def quantize_to(
     tokenizer: str | Path | None = None,
     progress: Progress | None = None,
     workplace: Workplace | None = None,
+    origin: Origin | None = None,
 ) -> QuantizationResult:
     """Quantize the blocks of `source` into the artifact `target` (its form: see quant.save).
 
@@ -43,7 +45,7 @@ def quantize_to(
     arguments resumes at the interrupted block, and the result is the same bit for bit (on the same
     machine with the same thread count: threads determine the order of summation). model_hash
     identifies the model's files (`files_hash`). A partial result for other arguments, another
-    version of this code or of torch is deleted.
+    version of this code or of torch is deleted. origin is what the model card says besides.
 
     Raises the errors of quant.calibrate.stream.quantize_blocks and quant.save.
     """
@@ -57,7 +59,7 @@ def quantize_to(
         "calibration": windows_hash(calibration),
     }
     folder = None if tokenizer is None else Path(tokenizer)
-    making = Making(Path(target), config.scheme, identity, method, folder)
+    making = Making(Path(target), config.scheme, identity, method, folder, origin or Origin())
     workplace = dataclasses.replace(workplace, folder=making.folder / ACTIVATIONS)
     covered = survey(source, config.rules)  # before anything is written to disk
     with partial_artifact(making, source) as partial:

@@ -21,7 +21,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from quant.calibrate.cost import StageCost
 from quant.calibrate.layers import LayerResult
 from quant.calibrate.sink import Finished
 from quant.calibrate.source import BlockSource
+from quant.checkpoint.card import Count, Origin, write_card
 from quant.checkpoint.folder import make_room, publish, sha256, sync, working_folder, writing
 from quant.checkpoint.names import names_of
 from quant.checkpoint.operators import read_operators, stored_operators
@@ -43,6 +44,7 @@ from quant.checkpoint.writer import (
     SLACK_BYTES,
     as_stored,
     config_json,
+    content_of,
     full_precision,
     quantized,
     stem_of,
@@ -74,6 +76,7 @@ class Making:
               configuration, versions. A run continues the work of another only if both are the
               same.
     method    written into config.json, see quant.save.
+    origin    what the model card says besides; it determines nothing else.
     """
 
     target: Path
@@ -81,6 +84,7 @@ class Making:
     identity: Mapping[str, Any]
     method: Mapping[str, Any]
     tokenizer: Path | None = None
+    origin: Origin = field(default_factory=Origin)
 
     @property
     def key(self) -> str:
@@ -121,9 +125,10 @@ class PartialArtifact:
             self._making.target, model, weights, lambda name: name.startswith(prefix)
         )
         # Copy now: the block runs on, and leaves the device, before these are written.
-        entries = [*quantized(weights), *map(_copied, beside)]
-        operators = stored_operators(model, weights)
-        return functools.partial(self._keep, index, entries, weights, made, operators)
+        packed, operators = quantized(weights), stored_operators(model, weights)
+        count = Count.of(packed, beside)
+        entries = [*packed, *map(_copied, beside)]
+        return functools.partial(self._keep, index, entries, weights, made, operators, count)
 
     def _keep(
         self,
@@ -132,11 +137,13 @@ class PartialArtifact:
         weights: dict[str, QuantizedWeight],
         made: Finished,
         operators: Mapping[str, Any],
+        count: Count,
     ) -> None:
         """Write a block, then the notes that mark it as finished."""
         note = self._write(self._shards[index], entries)
         note["scattered"] = [n for n, weight in weights.items() if weight.group_index is not None]
         note["operators"] = dict(operators)
+        note["count"] = dataclasses.asdict(count)
         note["layers"] = [dataclasses.asdict(layer) for layer in made.layers]
         note["stages"] = [dataclasses.asdict(stage) for stage in made.stages]
         with writing(self._making.target, self._needed):
@@ -193,7 +200,9 @@ class PartialArtifact:
         rest = full_precision(
             making.target, model, layers, lambda name: not name.startswith(inside)
         )
-        rest += quantized(self._head)
+        packed = quantized(self._head)
+        count = sum((Count(**note["count"]) for note in self._notes), Count.of(packed, rest))
+        rest += packed
         scattered = any(note["scattered"] for note in self._notes)
         kept = {layer: said for note in self._notes for layer, said in note["operators"].items()}
         config = config_json(
@@ -208,6 +217,9 @@ class PartialArtifact:
             write_index(self._folder, stem_of(making.scheme, bool(kept)), placed, total)
             copied = tokenizer_to_copy(making.target, making.tokenizer)
             write_other_files(self._folder, config, model, copied)
+            scheme, method = making.scheme, making.method
+            content = content_of(model, layers, scheme, scattered, method, count, bool(kept))
+            write_card(self._folder, content, making.origin)
             known = {n["file"]: {key: n[key] for key in ("bytes", "sha256")} for n in notes}
             publish(self._folder, making.target.absolute(), known)
 

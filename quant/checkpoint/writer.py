@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from quant.checkpoint.card import Content, Count, Origin, write_card
 from quant.checkpoint.choose import artifact_format
 from quant.checkpoint.files import copy_files, tokenizer_files
 from quant.checkpoint.folder import replace_folder
@@ -43,6 +44,7 @@ def save(
     method: Mapping[str, Any],
     tokenizer: PreTrainedTokenizerBase | str | Path | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
+    origin: Origin | None = None,
 ) -> Path:
     """Write model to `folder` with `weights` in place of the layers that they name.
 
@@ -51,7 +53,8 @@ def save(
     ones are written once. method describes what made the weights and must be JSON. tokenizer is an
     object, or a folder whose tokenizer files are copied unchanged. The format is the first of
     Bitsweep's own that supports the scheme: GPTQ v2 for uniform levels. artifact.json has the
-    sha256 of every file. Returns the folder.
+    sha256 of every file but README.md, the model card, which says what is known of the `origin`.
+    Returns the folder.
 
     Raises ArtifactError if the weights do not fit the model or the folder cannot be written (a full
     disk is detected before anything is written); an existing artifact stays intact until the new
@@ -59,8 +62,8 @@ def save(
     """
     folder = Path(folder)
     scheme = _check_weights(folder, model, weights)
-    entries = full_precision(folder, model, weights) + quantized(weights)
-    entries = as_stored(entries, names_of(model))
+    others, packed = full_precision(folder, model, weights), quantized(weights)
+    entries = as_stored(others + packed, names_of(model))
     scattered = any(weight.group_index is not None for weight in weights.values())
     operators = stored_operators(model, weights)
     config = config_json(folder, model, weights, scheme, scattered, method, operators)
@@ -72,7 +75,41 @@ def save(
         write_other_files(partial, config, model, copied)
         if isinstance(tokenizer, PreTrainedTokenizerBase):
             tokenizer.save_pretrained(partial)
+        count = Count.of(packed, others)
+        content = content_of(model, weights, scheme, scattered, method, count, bool(operators))
+        write_card(partial, content, origin or Origin())
     return folder
+
+
+def content_of(
+    model: PreTrainedModel,
+    layers: Iterable[str],
+    scheme: Scheme,
+    scattered: bool,
+    method: Mapping[str, Any],
+    count: Count,
+    operators: bool,
+) -> Content:
+    """Return what the card of an artifact says of its content."""
+    format, writer = artifact_format(scheme)
+    stored = []
+    for name in layers:
+        module = model.get_submodule(name)
+        shape = layer_shape(module, name)
+        stored.append(StoredLayer(name, *shape, kind_of(module), model.dtype))
+    return Content(
+        architecture=type(model).__name__,
+        format=format,
+        scheme=scheme,
+        layers=len(stored),
+        weights=sum(each.outputs * each.inputs for each in stored),
+        count=count,
+        method=method,
+        producer=producer(),
+        notes=writer.notes(scheme, stored),
+        scattered=scattered,
+        operators=operators,
+    )
 
 
 def as_stored(entries: list[Entry], names: Names) -> list[Entry]:

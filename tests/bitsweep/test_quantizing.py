@@ -1,5 +1,6 @@
 """bitsweep.quantize against what a sweep makes, and what it refuses."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import bitsweep
 from harness.records.store import weights_digest
 from quant.blocks import linear_layers, weight_matrix
+from quant.checkpoint.folder import CARD
 from quant.solvers import rtn
 
 
@@ -64,6 +66,30 @@ def test_a_folder_becomes_the_artifact_that_a_sweep_makes(
     assert weights_digest(tmp_path / "made") == made.inputs["weights"]
     assert [layer.name for layer in result.layers] == [layer.name for layer in made.layers]
     assert (tmp_path / "made" / "tokenizer.json").is_file()
+
+
+def test_the_card_has_the_call_that_makes_it_again(
+    model_folder: Path, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Run where the model and the text are, by their last names."""
+    first = tmp_path / "first"
+    bitsweep.quantize(
+        model_folder, "w3g16_sym", text_file, out=first, options={"act_order": True},
+        sequences=2, length=32, seed=3,
+    )  # fmt: skip
+    (command,) = re.findall(r"^python -c \"(.*)\"$", (first / CARD).read_text(), re.MULTILINE)
+    assert str(tmp_path) not in command
+    place = tmp_path / "place"
+    place.mkdir()
+    (place / model_folder.name).symlink_to(model_folder)
+    (place / text_file.name).symlink_to(text_file)
+    monkeypatch.chdir(place)
+    exec(command)
+    assert (place / "OUT" / "artifact.json").read_bytes() == (first / "artifact.json").read_bytes()
+    assert (place / "OUT" / CARD).read_text() == (first / CARD).read_text()
+    again = tmp_path / "again"
+    bitsweep.quantize(model_folder, "w4", method=rtn.SOLVER, out=again)
+    assert "How to make it again" not in (again / CARD).read_text(), "a solver without a name"
 
 
 def test_a_model_in_memory_is_changed_in_place_and_written(

@@ -60,6 +60,7 @@ class Format:
     zeros_of_0    note on stored zero-points that mean 0, if readers disagree about them.
     settle        (parsed, tensors of some layers by part, where) -> parsed, completed with what the
                   configuration does not declare.
+    library       library_name of model cards: what loads the model.
     counts_files  whether the stored bits of a layer are all bytes of its parts, because its scheme
                   cannot say them (grids that are quantized again, tables).
     check_metadata  (parsed, layer names, metadata of the safetensors headers, where) raises
@@ -91,6 +92,7 @@ class Format:
         Callable[[CheckpointFormat, Iterable[str], Mapping[str, str], str], None] | None
     ) = None
     pickled: str = ""
+    library: str = "transformers"
 
     @property
     def configuration(self) -> str:

@@ -151,4 +151,5 @@ FORMAT = Format(
         own=True,
         stem="bitsweep",
     ),
+    library="bitsweep",
 )

@@ -105,4 +105,5 @@ FORMAT = Format(
         own=True,
         stem="bitsweep-ternary",
     ),
+    library="bitsweep",
 )

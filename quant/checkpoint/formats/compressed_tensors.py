@@ -58,6 +58,9 @@ if TYPE_CHECKING:
 
 # The release whose packing and configuration are written; the tests read them with it.
 LIBRARY_VERSION = "0.20.0"
+# What vLLM's scheme WNA16 takes by its source: these widths with any grid and kernel, symmetric
+# ones of others since 2026, by the package humming. It counts ceil(inputs * bits / 32) words a row,
+# as they are written here.
 _VLLM_BITS = (4, 8)
 
 
@@ -264,9 +267,33 @@ def notes(scheme: Scheme, layers: Sequence[StoredLayer]) -> list[str]:
             "vLLM reads the quantized head only in releases with its pull request 37291 (March "
             "2026)."
         )
-    if scheme.bits not in _VLLM_BITS:
-        found.append(f"transformers reads {scheme.bits} bits; vLLM reads only 4 and 8.")
+    return [*found, *_notes_on_widths(scheme)]
+
+
+def _notes_on_widths(scheme: Scheme) -> list[str]:
+    """What vLLM says to the widths of layers and head; transformers reads all."""
+    schemes = [each for each in (scheme.without_head, scheme.head) if each is not None]
+    odd = [each for each in schemes if each.bits not in _VLLM_BITS]
+    symmetric, others = (
+        sorted({each.bits for each in odd if each.symmetric is kind}) for kind in (True, False)
+    )
+    found = []
+    if symmetric:
+        found.append(
+            f"vLLM reads {_and(symmetric)} bits, symmetric as they are, in releases with its pull "
+            "request 46389 (summer of 2026), on CUDA with the package humming; transformers reads "
+            "them anywhere."
+        )
+    if others:
+        found.append(
+            f"transformers reads {_and(others)} bits; vLLM reads asymmetric grids only of 4 and 8 "
+            "bits, and symmetric ones of 2 to 8: quantize with scheme.symmetric=true for it."
+        )
     return found
+
+
+def _and(bits: Sequence[int]) -> str:
+    return " and ".join(map(str, bits))
 
 
 FORMAT = Format(

@@ -35,13 +35,15 @@ class Row:
     stored  its name in the file, without blk.N.
     placed  its name in the Hugging Face folder, without model.layers.N.
     shape   names of sizes (`sizes`), PyTorch's order.
-    change  change(values, config): what is done to the values.
+    change  change(values, config): what is done to the values; back undoes it, to the bit, for
+            writing (None: it cannot be undone).
     """
 
     stored: str
     placed: str
     shape: tuple[str, ...]
     change: Change | None = None
+    back: Change | None = None
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,8 @@ class Architecture:
     partial   whether less than a head may be rotated.
     more      more(file, config): further fields, which may replace others; ArtifactError.
     also      keys that `more` reads.
+    written   types of models (model_type) that are written as this architecture; (): none.
+    unread    unread(config): keys that `more` reads, of a config.json that is written.
     """
 
     name: str
@@ -79,6 +83,8 @@ class Architecture:
     partial: bool = False
     more: Callable[[GgufFile, Config], Config] = field(default=lambda _file, _config: {})
     also: tuple[str, ...] = ()
+    written: tuple[str, ...] = ()
+    unread: Callable[[Config], dict[str, Any]] = field(default=lambda _config: {})
 
 
 @dataclass(frozen=True)

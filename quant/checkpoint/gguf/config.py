@@ -10,15 +10,15 @@ from quant.checkpoint.gguf.file import GgufFile
 from quant.checkpoint.gguf.rope import ROPE_KEYS, positions
 from quant.errors import ArtifactError
 
-_DECODER = (
+DECODER = (
     Key("embedding_length", "hidden_size"),
     Key("feed_forward_length", "intermediate_size"),
     Key("block_count", "num_hidden_layers"),
     Key("attention.head_count", "num_attention_heads"),
 )
-_CONTEXT = Key("context_length", "max_position_embeddings")
-_KV_HEADS = "attention.head_count_kv"
-_HEAD, _HEAD_OF_VALUES = "attention.key_length", "attention.value_length"
+CONTEXT = Key("context_length", "max_position_embeddings")
+KV_HEADS = "attention.head_count_kv"
+HEAD, HEAD_OF_VALUES = "attention.key_length", "attention.value_length"
 _VOCABULARY = "vocab_size"
 # Keys with another meaning than numbers of the model, or with none for a decoder.
 _HARMLESS = {
@@ -73,13 +73,13 @@ def config(file: GgufFile, how: Architecture) -> Config:
     """
     _refuse_changes(file, how)
     found: Config = {"architectures": [how.cls], "model_type": how.model_type, **how.fixed}
-    found |= {key.field: _read(file, how, key) for key in _DECODER}
+    found |= {key.field: _read(file, how, key) for key in DECODER}
     heads = found["num_attention_heads"]
-    found["num_key_value_heads"] = file.number(f"{how.name}.{_KV_HEADS}", heads)
+    found["num_key_value_heads"] = file.number(f"{how.name}.{KV_HEADS}", heads)
     _require(heads % found["num_key_value_heads"] == 0, file, how, "attention.head_count",
-             f"is no multiple of {_KV_HEADS}={found['num_key_value_heads']}")  # fmt: skip
+             f"is no multiple of {KV_HEADS}={found['num_key_value_heads']}")  # fmt: skip
     found["head_dim"] = _head(file, how, found)
-    found |= {key.field: _read(file, how, key) for key in (_CONTEXT, *how.keys)}
+    found |= {key.field: _read(file, how, key) for key in (CONTEXT, *how.keys)}
     found |= positions(file, found, partial=how.partial)
     rests = {rest.flag: rest.rows[0].stored for rest in how.rests}
     found |= {flag: f"blk.0.{stored}" in file.tensors for flag, stored in rests.items()}
@@ -90,10 +90,10 @@ def config(file: GgufFile, how: Architecture) -> Config:
 
 def not_understood(file: GgufFile, how: Architecture) -> list[str]:
     """Keys of the architecture that are not read and not known to be harmless."""
-    known = {key.name for key in (*_DECODER, _CONTEXT, *how.keys)} | {
-        _KV_HEADS,
-        _HEAD,
-        _HEAD_OF_VALUES,
+    known = {key.name for key in (*DECODER, CONTEXT, *how.keys)} | {
+        KV_HEADS,
+        HEAD,
+        HEAD_OF_VALUES,
     }
     known |= {_VOCABULARY, *how.also, *ROPE_KEYS, *_HARMLESS, *_CHANGES}
     return sorted(
@@ -127,13 +127,13 @@ def _refuse_changes(file: GgufFile, how: Architecture) -> None:
 def _head(file: GgufFile, how: Architecture, found: Config) -> int:
     """Dimensions of a head."""
     width, heads = found["hidden_size"], found["num_attention_heads"]
-    if f"{how.name}.{_HEAD}" not in file.metadata:
+    if f"{how.name}.{HEAD}" not in file.metadata:
         _require(width % heads == 0, file, how, "embedding_length",
-                 f"is no multiple of attention.head_count={heads}, and no {_HEAD} says the size "
+                 f"is no multiple of attention.head_count={heads}, and no {HEAD} says the size "
                  "of a head")  # fmt: skip
-    head = file.number(f"{how.name}.{_HEAD}", width // heads)
-    values = file.number(f"{how.name}.{_HEAD_OF_VALUES}", head)
-    _require(values == head, file, how, _HEAD_OF_VALUES, f"differs from that of keys, {head}")
+    head = file.number(f"{how.name}.{HEAD}", width // heads)
+    values = file.number(f"{how.name}.{HEAD_OF_VALUES}", head)
+    _require(values == head, file, how, HEAD_OF_VALUES, f"differs from that of keys, {head}")
     return head
 
 

@@ -51,6 +51,22 @@ def rows_in_halves(values: Tensor, heads: int) -> Tensor:
     return pairs.transpose(1, 2).reshape(values.shape)
 
 
+def queries_in_pairs(values: Tensor, config: Config) -> Tensor:
+    """Queries as llama.cpp orders them: undoes `queries_in_halves`."""
+    return rows_in_pairs(values, config["num_attention_heads"])
+
+
+def keys_in_pairs(values: Tensor, config: Config) -> Tensor:
+    """Keys as llama.cpp orders them: undoes `keys_in_halves`."""
+    return rows_in_pairs(values, config["num_key_value_heads"])
+
+
+def rows_in_pairs(values: Tensor, heads: int) -> Tensor:
+    """The rows of queries or keys in the order of llama.cpp: undoes `rows_in_halves`."""
+    halves = values.reshape(heads, 2, values.shape[0] // heads // 2, *values.shape[1:])
+    return halves.transpose(1, 2).reshape(values.shape)
+
+
 def less_one(values: Tensor, _config: Config) -> Tensor:
     """A norm's weight as Gemma's is stored, without the 1 that the converter added."""
     return values - 1

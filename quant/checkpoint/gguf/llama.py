@@ -12,11 +12,16 @@ from quant.checkpoint.gguf.decoder import (
     NORMS,
     RMS,
     keys_in_halves,
+    keys_in_pairs,
     queries_in_halves,
+    queries_in_pairs,
 )
 from quant.checkpoint.gguf.file import GgufFile
 
-_HALVES = {"attn_q": queries_in_halves, "attn_k": keys_in_halves}
+_ORDERS = {
+    "attn_q": (queries_in_halves, queries_in_pairs),
+    "attn_k": (keys_in_halves, keys_in_pairs),
+}
 _BIASES = (
     bias("attn_q", "self_attn.q_proj", "queries"),
     bias("attn_k", "self_attn.k_proj", "keys"),
@@ -34,7 +39,7 @@ _UNROTATED = 4  # a period of blocks
 
 def _in_halves(rows: tuple[Row, ...]) -> tuple[Row, ...]:
     return tuple(
-        Row(row.stored, row.placed, row.shape, _HALVES.get(row.stored.split(".")[0]))
+        Row(row.stored, row.placed, row.shape, *_ORDERS.get(row.stored.split(".")[0], ()))
         for row in rows
     )
 
@@ -48,6 +53,11 @@ def _mistral(file: GgufFile, _config: Config) -> Config:
         "model_type": "mistral",
         "sliding_window": file.number(f"llama.{_WINDOW}"),
     }
+
+
+def _window(config: Config) -> Config:
+    window = config.get("sliding_window")
+    return {} if window is None else {_WINDOW: window}
 
 
 def _smollm3(_file: GgufFile, config: Config) -> Config:
@@ -72,6 +82,8 @@ ARCHITECTURES = (
         rests=_RESTS,
         more=_mistral,
         also=(_WINDOW,),
+        written=("llama", "mistral"),
+        unread=_window,
     ),
     Architecture(
         name="smollm3",
@@ -84,5 +96,6 @@ ARCHITECTURES = (
         head=HEAD,
         rests=_RESTS,
         more=_smollm3,
+        written=("smollm3",),
     ),
 )

@@ -30,6 +30,7 @@ ARCHITECTURES = (
         whole=(EMBEDDING, FINAL_NORM),
         block=(*NORMS, *ATTENTION, *_BIASES, *MLP),
         head=HEAD,
+        written=("qwen2",),
     ),
     Architecture(
         name="qwen3",
@@ -46,5 +47,6 @@ ARCHITECTURES = (
                 (*_BIASES, bias("attn_output", "self_attn.o_proj", "width")),
             ),
         ),
+        written=("qwen3",),
     ),
 )

@@ -35,6 +35,7 @@ ROPE_KEYS = frozenset(
 FREQUENCIES = "rope_freqs.weight"
 LONG, SHORT = "rope_factors_long.weight", "rope_factors_short.weight"
 FACTORS = (FREQUENCIES, LONG, SHORT)  # tensors that are read here and placed nowhere
+_WRITTEN = ("default", "llama3")
 _TYPES = ("none", "linear", "yarn", "longrope")
 _CLOSE = 1e-5
 
@@ -62,6 +63,24 @@ def positions(file: GgufFile, config: Config, *, partial: bool) -> Config:
             raise _unread(file, key, value)
     scaling = _scaling(file, config, base, rotated)
     return found if scaling is None else {**found, "rope_scaling": scaling}
+
+
+def rope_keys(rope: Config, head: int) -> dict[str, object]:
+    """Return the keys of rotary positions for writing, without the name of the architecture.
+
+    rope is rope_parameters of config.json; llama3 is in a tensor beside (`FREQUENCIES`). Raises
+    ArtifactError for positions that are not written.
+    """
+    kind = rope.get("rope_type", "default")
+    found: dict[str, object] = {_BASE: float(rope.get("rope_theta", 10000.0)), _ROTATED: head}
+    if kind == "linear":
+        return {**found, _TYPE: kind, _FACTOR: float(rope["factor"])}
+    if kind not in _WRITTEN:
+        raise ArtifactError(
+            f"rotary positions scaled as {kind} are not written to GGUF, only "
+            f"{', '.join(_WRITTEN)} and linear: use --format gptq-v2 or compressed-tensors."
+        )
+    return found
 
 
 def _scaling(file: GgufFile, config: Config, base: float, rotated: int) -> Config | None:

@@ -15,8 +15,8 @@ from quant.checkpoint.gguf.file import GgufFile
 from quant.checkpoint.gguf.pieces import CONTROL, OWN, UNKNOWN, bpe, merges, spaces
 from quant.errors import ArtifactError
 
-_BYTE_LEVEL_BPE, _PIECES = "gpt2", "llama"
-_SPECIAL = {
+BYTE_LEVEL_BPE, PIECES = "gpt2", "llama"
+SPECIAL = {
     "bos_token": "tokenizer.ggml.bos_token_id",
     "eos_token": "tokenizer.ggml.eos_token_id",
     "unk_token": "tokenizer.ggml.unknown_token_id",
@@ -50,7 +50,7 @@ def tokenizer_files(file: GgufFile) -> dict[str, dict[str, Any]]:
         "added_tokens": [
             _added(number, tokens[number], each != OWN)
             for number, each in enumerate(kinds)
-            if each in (CONTROL, OWN) or (each == UNKNOWN and kind == _PIECES)
+            if each in (CONTROL, OWN) or (each == UNKNOWN and kind == PIECES)
         ],
         "normalizer": parts["normalizer"],
         "pre_tokenizer": parts["pre_tokenizer"],
@@ -73,7 +73,7 @@ def tokenizer_files(file: GgufFile) -> dict[str, dict[str, Any]]:
 def token_ids(file: GgufFile) -> dict[str, int | None]:
     """The ids of special tokens for config.json; None instead of what a class of models assumes."""
     named = _special(file, len(file.required("tokenizer.ggml.tokens")))
-    return {f"{key}_id": named.get(key) for key in _SPECIAL if key != "unk_token"}
+    return {f"{key}_id": named.get(key) for key in SPECIAL if key != "unk_token"}
 
 
 def _parts(
@@ -88,14 +88,14 @@ def _parts(
                 f"{file.path} has {key}={str(file.metadata[key])[:40]}, which changes the ids of "
                 "texts and is not read: use the Hugging Face folder of the model."
             )
-    if kind == _PIECES:
+    if kind == PIECES:
         scores = _for_every_token(file, "tokenizer.ggml.scores", vocabulary)
         model = bpe(vocabulary, merges(vocabulary, scores, kinds), unknown=special["unk_token"])
         return kind, True, {**spaces(_flag(file, "add_space_prefix", True)), "model": model}
-    if kind != _BYTE_LEVEL_BPE or cut is None:
+    if kind != BYTE_LEVEL_BPE or cut is None:
         raise ArtifactError(
-            f"{file.path} has the tokenizer {kind} (cut as {name}), and only {_PIECES} and "
-            f"{_BYTE_LEVEL_BPE} (cut as {', '.join(CUTS)}) are rebuilt from GGUF: use the Hugging "
+            f"{file.path} has the tokenizer {kind} (cut as {name}), and only {PIECES} and "
+            f"{BYTE_LEVEL_BPE} (cut as {', '.join(CUTS)}) are rebuilt from GGUF: use the Hugging "
             "Face folder of the model."
         )
     pairs = [_pair(merge) for merge in file.required("tokenizer.ggml.merges")]
@@ -113,9 +113,9 @@ def _parts(
 
 def _special(file: GgufFile, count: int) -> dict[str, int]:
     """Ids of special tokens, by name; ArtifactError for one that no token has."""
-    pieces = file.required("tokenizer.ggml.model") == _PIECES
+    pieces = file.required("tokenizer.ggml.model") == PIECES
     found = {}
-    for name, key in _SPECIAL.items():
+    for name, key in SPECIAL.items():
         number = file.metadata.get(key, _PIECES_SPECIAL.get(name) if pieces else None)
         if number is None:
             continue

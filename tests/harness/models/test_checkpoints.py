@@ -378,7 +378,7 @@ def test_inspect_says_what_is_doubtful(
         (["export", "/nowhere"], "arguments are required: OUT, --format; `bitsweep export --help`"),
         (["inspect", "/nowhere"], "is not a folder"),
         (["export", "/nowhere", "/tmp/out", "--format", "gptq-v1"], "is not a folder"),
-        (["export", "/nowhere", "/tmp/out", "--format", "gguf"], "'gguf' is unknown; choose one"),
+        (["export", "/nowhere", "/tmp/out", "--format", "ggml"], "'ggml' is unknown; choose one"),
     ],
 )
 def test_wrong_requests_are_one_sentence(

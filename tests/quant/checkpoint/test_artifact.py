@@ -57,7 +57,7 @@ def test_loaded_model_is_the_model_of_the_values(
 
 def test_the_folder_is_a_normal_one(artifact: Path) -> None:
     assert sorted(path.name for path in artifact.iterdir()) == [
-        "artifact.json", "config.json", "generation_config.json", "model.safetensors",
+        "README.md", "artifact.json", "config.json", "generation_config.json", "model.safetensors",
     ]  # fmt: skip
     config = json.loads((artifact / "config.json").read_text())
     assert config["architectures"] == ["OPTForCausalLM"]

@@ -13,9 +13,10 @@ from torch import Tensor
 
 import quant
 from quant.checkpoint import formats as package
-from quant.checkpoint.choose import artifact_format, formats, parse, written
+from quant.checkpoint.choose import artifact_format, exported, formats, parse, written
 from quant.checkpoint.folder import MANIFEST
 from quant.checkpoint.formats.base import Format
+from quant.checkpoint.one_file import FileFormat
 from quant.errors import ArtifactError
 from quant.scheme import Scheme
 from tests.quant.tiny_checkpoints import METHOD, edit_config, edit_tensors, logits, quantized
@@ -149,6 +150,7 @@ def test_what_is_there() -> None:
     assert [name for name, (_, writer) in written().items() if writer.own] == [
         "bitsweep", "bitsweep-ternary", "gptq-v2",
     ]  # fmt: skip
+    assert {*exported()} == {*written(), "gguf"}
     for format in formats():
         named = {format.codes, *format.marks, *([format.scales] if format.scales else [])}
         assert format.parts is None or named <= set(format.parts)
@@ -174,9 +176,10 @@ def test_two_configuration_files_are_refused(tmp_path: Path) -> None:
 
 def test_docs_name_every_format() -> None:
     text = (ROOT / "docs" / "checkpoints.md").read_text()
-    for format in formats():
+    for format in (*formats(), *exported().values()):
         assert format.title in text, format.title
         assert format.quant_method in text
+        assert format.name in text
 
 
 def test_formats_are_listed_without_torch() -> None:
@@ -201,13 +204,14 @@ def compared(source: str) -> set[str]:
     return found
 
 
-def names(format: Format) -> set[str]:
+def names(format: Format | FileFormat) -> set[str]:
     # "gptq" is the name of a method too.
-    return {format.name, format.title, format.quant_method, format.codes} - {"gptq"}
+    codes = {format.codes} if isinstance(format, Format) else set()
+    return {format.name, format.title, format.quant_method, *codes} - {"gptq"}
 
 
 def test_no_one_else_compares_the_name_of_a_format() -> None:
-    known = set().union(*map(names, formats())) | {"gptq_v2"}
+    known = set().union(*map(names, (*formats(), *exported().values()))) | {"gptq_v2"}
     assert compared("if a.b == 'gptq-v1' or c in ('awq',): pass") & known == {"gptq-v1", "awq"}
     for floor in ("quant", "harness"):
         for path in (ROOT / floor).rglob("*.py"):

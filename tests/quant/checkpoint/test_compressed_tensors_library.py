@@ -1,5 +1,6 @@
 """compressed-tensors itself and transformers read what is exported; what they write is read."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ import quant
 from quant import config as quant_config
 from quant.calibrate.stream import quantize_model
 from quant.checkpoint import dequantize_layers
+from quant.checkpoint.formats.base import StoredLayer
+from quant.checkpoint.formats.compressed_tensors import FORMAT
 from quant.linear import QuantLinear
 from quant.scheme import BITS, Scheme
 from quant.solvers import rtn
@@ -65,6 +68,35 @@ def test_the_library_reads_what_is_exported(
     assert torch.equal(logits(dense(exported.folder)), logits(model))
 
 
+@pytest.mark.parametrize(
+    ("scheme", "words"),
+    [
+        (Scheme(4, symmetric=True), []),
+        (Scheme(8), ["transformers dequantizes"]),
+        (Scheme(3, symmetric=True), ["vLLM reads 3 bits, symmetric as they are, in releases"]),
+        (Scheme(5), ["transformers dequantizes", "transformers reads 5 bits; vLLM reads asym"]),
+        (
+            Scheme(4, symmetric=True, head=Scheme(6, symmetric=True)),
+            ["37291", "vLLM reads 6 bits, symmetric as they are"],
+        ),
+    ],
+)
+def test_what_vllm_reads_is_said(scheme: Scheme, words: list[str]) -> None:
+    """Its source: symmetric 2 to 8 bits, asymmetric 4 and 8."""
+    layer = StoredLayer("model.layers.0.mlp.up_proj", 8, 8, dtype=torch.float16)
+    found = FORMAT.writer.notes(scheme, [layer])
+    assert len(found) == len(words)
+    assert all(word in note for word, note in zip(words, found, strict=True))
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_rows_have_the_words_that_readers_count(bits: int) -> None:
+    """ceil(inputs * bits / 32) words along the inputs, zero-points so along the outputs."""
+    shapes = FORMAT.writer.entries(Scheme(bits, 8), StoredLayer("x", 24, 40))
+    assert shapes["weight_packed"][0] == (24, math.ceil(40 * bits / 32))
+    assert shapes["weight_zero_point"][0] == (math.ceil(24 * bits / 32), 5)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_half_precision_weights_are_the_same(
@@ -91,7 +123,7 @@ def test_scales_that_readers_will_round_are_named(tmp_path: Path) -> None:
     assert "readers will round the float16 scales" in notes[0]
     assert "scheme.scale_dtype=bfloat16" in notes[0]
     assert "transformers dequantizes asymmetric grids when it loads them" in notes[1]
-    assert "vLLM reads only 4 and 8" in notes[2]
+    assert "transformers reads 3 bits; vLLM reads asymmetric grids only of 4 and 8" in notes[2]
     assert quant.export(artifact, tmp_path / "c", "gptq-v2").notes == ()
     model, weights = quantized("llama", Scheme(3, scale_dtype="float32"))
     artifact = quant.save(tmp_path / "a", model, weights, method=METHOD)

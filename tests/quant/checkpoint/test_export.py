@@ -87,7 +87,7 @@ def test_what_is_in_the_files(tmp_path: Path) -> None:
     artifact, _ = artifact_of(tmp_path, "opt", Scheme(4, group_size=8))
     folder = quant.export(artifact, tmp_path / "b", "compressed-tensors").folder
     assert sorted(path.name for path in folder.iterdir()) == [
-        "artifact.json", "config.json", "generation_config.json", "model.safetensors",
+        "README.md", "artifact.json", "config.json", "generation_config.json", "model.safetensors",
         "tokenizer.json",
     ]  # fmt: skip
     config = json.loads((folder / "config.json").read_text())
@@ -174,9 +174,9 @@ def test_what_formats_cannot_hold(tmp_path: Path) -> None:
     zeros = quant.save(tmp_path / "zeros", model, weights, method=METHOD)
     with pytest.raises(ArtifactError, match=r"qzeros: \d+ zero-points are 0.*: export to gptq-v2"):
         quant.export(zeros, tmp_path / "out", "gptq-v1")
-    known = "awq, bitsweep, bitsweep-ternary, compressed-tensors, gptq-v1, gptq-v2"
-    with pytest.raises(ArtifactError, match=rf"'gguf' is unknown; choose one of {known}\."):
-        quant.export(zeros, tmp_path / "out", "gguf")
+    known = "awq, bitsweep, bitsweep-ternary, compressed-tensors, gguf, gptq-v1, gptq-v2"
+    with pytest.raises(ArtifactError, match=rf"'ggml' is unknown; choose one of {known}\."):
+        quant.export(zeros, tmp_path / "out", "ggml")
     with pytest.raises(ArtifactError, match="is the checkpoint itself; write the export elsewhere"):
         quant.export(zeros, tmp_path / "." / "zeros", "gptq-v2")
     with pytest.raises(ArtifactError, match="is not a folder"):

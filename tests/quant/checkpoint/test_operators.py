@@ -89,6 +89,11 @@ def test_what_is_loaded_computes_what_was_calibrated(
     assert packed.kernel == resolve_kernel(kernel, "cpu")
     assert "(input_operator): InputOperator" in repr(packed)
     assert "equalize, scale float32" in repr(packed)
+    card = (folder / "README.md").read_text()
+    assert "GPTQ v2, input operators" in card
+    assert "Read by Bitsweep alone" in card
+    assert "library_name: bitsweep" in card
+    assert "GPTQModel" not in card
     dequantize_layers(loaded, torch.float32)
     torch.testing.assert_close(logits(loaded), logits(model), rtol=1e-3, atol=1e-3)
     with ArtifactSource(folder, kernel, dtype=torch.float32) as source:

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from cuda_ext.ops import resolve_kernel
 from quant.audit.checkpoint import ROUNDING, AuditedCheckpoint, Claim
 from quant.audit.coordinates import Coordinates
-from quant.audit.layer import Evidence, Moments, audit_layer, moments
+from quant.audit.layer import Evidence, audit_layer
+from quant.audit.moments import Moments, moments
 from quant.audit.verdict import NOT_JUDGED, NOT_QUANTIZED, Verdict, judge
 from quant.blocks import linear_layers, set_weight_matrix, weight_matrix
 from quant.calibrate.layers import BlockSolver, Solved
@@ -144,7 +145,7 @@ class BlockAuditor(BlockSolver):
         linears = linear_layers(self.block)
         seen = None
         if hessian is not None and hessian.tokens:
-            seen = moments(hessian.matrix().float(), hessian.tokens)
+            seen = moments(hessian.take().float(), hessian.tokens)
         for name in names:
             full = f"{self.name}.{name}"
             self.found.append(self._audited(full, linears[name], seen))

@@ -6,7 +6,7 @@ Equations and numbering follow the GPTQ paper, arXiv 2210.17323 (section 3.1 and
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -123,6 +123,7 @@ class Factor:
     share    requested damping, as a share of the mean of the diagonal.
     used     damping share that was used: `share`, or the step of the damping ladder that was
              needed.
+    kept     results of `panel` by their columns; None: they are not kept (`keeping`).
     """
 
     root: Tensor
@@ -131,6 +132,25 @@ class Factor:
     damping: float
     share: float
     used: float
+    kept: dict[tuple[int, int], tuple[Tensor, Tensor]] | None = field(default=None, repr=False)
+
+    def keeping(self) -> Factor:
+        """Return the factor with what `panel` returns kept for further solves: about half of R."""
+        return replace(self, kept={})
+
+    def panel(self, start: int, end: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Return U_PP = (R_PP)^-1 and U_PP^T (R_{<P,P})^T [panel, start] for columns start .. end.
+
+        The second, a product in `dtype`, turns the errors of earlier columns into the panel's
+        updates. A factor is used with one dtype.
+        """
+        if self.kept is not None and (start, end) in self.kept:
+            return self.kept[start, end]
+        upper = self.inverse(start, end).to(dtype)
+        found = upper, product(upper.T, self.root[:start, start:end].to(dtype).T)
+        if self.kept is not None:
+            self.kept[start, end] = found
+        return found
 
     @cached_property
     def upper(self) -> Tensor:
@@ -155,6 +175,7 @@ def factorize(
     *,
     ladder: Sequence[float] = (),
     blocked: bool = True,
+    checked: bool = False,
 ) -> Factor:
     """Damp H [in, in] and factor it, in float32 (float64 if H is).
 
@@ -163,10 +184,12 @@ def factorize(
     diagonal; compute the triangular factor. `tokens`, the number of calibration tokens, is used in
     errors. A Hessian that is singular with `damping` is factored again with each step of `ladder`;
     Factor.used says which step succeeded. blocked=False uses LAPACK for the whole factorization
-    (the reference). Raises NonFiniteError and SingularHessianError; nothing is repaired silently.
+    (the reference). checked: the same matrix was factored before and is not looked through again.
+    Raises NonFiniteError and SingularHessianError; nothing is repaired silently.
     """
     layer = layer or "this layer"
-    _check_matrix(hessian, layer)
+    if not checked:
+        _check_matrix(hessian, layer)
     dead = hessian.diagonal() == 0
     live = int((~dead).sum())
     if not live:

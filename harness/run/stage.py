@@ -103,9 +103,10 @@ def _measure(
     cell: ResolvedCell, measuring: Measuring, subject: Subject, threads: Threads, progress: Any
 ) -> StageResult:
     """Run one suite on the loaded model, or block by block if the model does not fit."""
-    if not measuring.suite.loads and subject.packed is not None:
-        with subject.open() as source:  # for its structure and its stored bits
-            return _run_suite(cell, measuring, subject, threads, progress, source.model, None)
+    if not measuring.suite.loads and subject.has_files:
+        model = subject.structure()
+        trim_heap()
+        return _run_suite(cell, measuring, subject, threads, progress, model, None)
     streaming = [each for each in cell.choices.suites if each.suite.streams]
     batch = max((getattr(each.config, "batch_size", 1) for each in streaming), default=1)
     if not subject.streams(batch):
@@ -117,13 +118,15 @@ def _measure(
             suite.name, names, cell.model, subject.packed, runtime.device, scheme
         )
     shape, _ = measured_shape(cell.model, subject.packed, scheme)
-    key = cell.keys.stages[suite.name][:KEY_DIGITS]
-    scratch = cell.store.root / "scratch" / f"{suite.name}-{key}"
     with subject.open() as source:
-        streamed = StreamedModel(source, shape, runtime.activations, scratch)
+        streamed = StreamedModel(source, shape, runtime.activations, _scratch(cell, suite.name))
         result = _run_suite(cell, measuring, subject, threads, progress, source.model, streamed)
     placement = {"streamed": "block by block", "activations": streamed.activations or "none"}
     return replace(result, placement=placement)
+
+
+def _scratch(cell: ResolvedCell, stage: str) -> Path:
+    return cell.store.root / "scratch" / f"{stage}-{cell.keys.stages[stage][:KEY_DIGITS]}"
 
 
 def _run_suite(
@@ -153,6 +156,8 @@ def _run_suite(
         packed=subject.packed,
         source=cell.model.folder if subject.has_original else None,
         streamed=None if streamed is None else streamed.logits,
+        activations=choices.runtime.activations,
+        scratch=_scratch(cell, measuring.suite.name),
     )
     threads.follow()  # the model is loaded, so that loading tells how busy others are
     found: list[SuiteResult] = []

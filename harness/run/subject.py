@@ -11,12 +11,14 @@ from harness.errors import StoreError
 from harness.models.checkpoints import load_packed, packed_bits
 from harness.models.folders import weights_read
 from harness.models.model import Model, RandomModel, StoredModel
-from harness.models.streaming import open_packed, open_source, streams
+from harness.models.streaming import open_packed, open_source, skeleton, streams
 from harness.records.record import QUANTIZATION, Record
 from harness.records.store import artifact_digest
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
+
+    import torch
 
     from quant.checkpoint.source import ArtifactSource, CheckpointSource
     from quant.coverage import Coverage
@@ -80,6 +82,27 @@ class Subject:
             packed = source.layer_bits()
             self._count(source.model, packed.values(), source.operator_bits(), set(packed))
         return source
+
+    @property
+    def has_files(self) -> bool:
+        """Whether suites can read the model from its files: not for random weights."""
+        model = self._cell.model
+        return self.packed is not None or (isinstance(model, StoredModel) and not self.quantized)
+
+    def structure(self) -> Any:
+        """The model under test without weights: its parameters are on the meta device.
+
+        Weights that an earlier suite left in memory are given up; a later one loads them again.
+        """
+        self._model = None
+        model = self._cell.model
+        if self.packed is None:
+            assert isinstance(model, StoredModel)
+            config = model.config
+            return skeleton(model.folder, config.dtype, False, config.trust_remote_code)
+        with self.open() as source:  # counts the stored bits
+            found: torch.nn.Module = source.model
+        return found.to("meta")  # what lies outside the blocks
 
     def weights(self, model: Any) -> dict[str, Any]:
         """Record entries on the files that `model` was read from; empty for our own artifact.

@@ -114,7 +114,16 @@ def run(context: SuiteContext, config: Config) -> SuiteResult:
         )
         vocabulary.check_windows(windows, context.tokenizer, source.model)
         resolved: Resolved | None = {} if config.protocols else None
-        found = audit(context.packed, source, base, windows.windows, context.progress, resolved)
+        found = audit(
+            context.packed,
+            source,
+            base,
+            windows.windows,
+            context.progress,
+            resolved,
+            context.activations,
+            context.scratch,
+        )
     whole = compare_whole(context, config, base, resolved) if resolved is not None else []
     read = {"audit tokens": windows.token_hash, "audit source": windows.source}
     return SuiteResult(metrics(found) + whole, read, [_sample(each) for each in found.layers])

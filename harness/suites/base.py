@@ -53,6 +53,9 @@ class SuiteContext:
     progress    to be called as progress(done, total, what) from time to time; never None.
     has_original  whether load_baseline returns the original model; False for a checkpoint that was
                 quantized elsewhere, whose baseline is its own weights, dequantized.
+    activations  where hidden states wait between blocks, for a suite that runs blocks itself
+                (runtime.activations): "auto", "cuda", "cpu" or "disk".
+    scratch     folder for them on disk, which the suite makes and removes; None: no such folder.
     load_reference  loads the quantized model again with the reference kernel; ValueError if there
                 is no artifact.
     """
@@ -73,6 +76,8 @@ class SuiteContext:
     packed: Path | None = None
     source: Path | None = None
     streamed: Streamed | None = None
+    activations: str = "auto"
+    scratch: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -167,7 +172,8 @@ class Suite:
     inputs     hashes of the data it reads besides the model; part of the key.
     semantics  the settings that go into key and record.
     streams    whether it can measure a model block by block (SuiteContext.streamed).
-    loads      False: it reads the files itself (SuiteContext.packed); its model has no weights.
+    loads      False: it reads the files itself (SuiteContext.packed, source); its model has no
+               weights, and none of an earlier suite stay in memory.
     timing     whether it measures time: figures depend on the machine, random weights suffice.
     preload    modules to import once for all cells.
     positions  maximum of tokens in the KV cache; random weights reserve memory for them.

@@ -59,12 +59,14 @@ class Coordinates:
 
 def find_coordinates(weight: Tensor, quantized: Tensor) -> Coordinates:
     """Find the scaling of weight [out, in] that a dequantized weight was made from."""
-    best, error = Coordinates(), _error(weight, quantized)
-    if error < NOISE * float(quantized.square().sum()):
+    both = _Sums(weight, quantized)
+    best = Coordinates()
+    error = both.error(best)
+    if error < NOISE * both.norm:
         return best
     for rows, columns in ((False, True), (True, False), (True, True)):
-        found = _fit(weight, quantized, rows, columns)
-        explained = _error(found.scaled(weight), quantized)
+        found = both.fit(rows, columns)
+        explained = both.error(found)
         # A scaling of both must beat the better of one alone by as much again.
         if explained < (1 - EXPLAINS) * error:
             best, error = found, explained
@@ -83,27 +85,40 @@ def _uncertainty(found: Coordinates, weight: Tensor, quantized: Tensor) -> Tenso
     return total
 
 
-def _fit(weight: Tensor, quantized: Tensor, rows: bool, columns: bool) -> Coordinates:
-    """Least squares of quantized = diag(r) W diag(s), alternating if both are free."""
-    of_rows = torch.ones(len(weight)) if rows else None
-    of_columns = torch.ones(weight.shape[1]) if columns else None
-    for _ in range(TURNS if rows and columns else 1):
-        if columns:
-            of_columns = _factors(Coordinates(of_rows).scaled(weight), quantized, 0)
-        if rows:
-            of_rows = _factors(Coordinates(None, of_columns).scaled(weight), quantized, 1)
-    return Coordinates(of_rows, of_columns)
+class _Sums:
+    """Least squares of Q = diag(r) W diag(s), whose sums are products of vectors with W^2 and W Q.
+
+    norm  ||Q||_F^2.
+    """
+
+    def __init__(self, weight: Tensor, quantized: Tensor) -> None:
+        self._own, self._cross = weight.square(), weight * quantized  # elementwise
+        self._ones = torch.ones(len(weight)), torch.ones(weight.shape[1])
+        self.norm = float(torch.linalg.vector_norm(quantized, dtype=torch.float64)) ** 2
+
+    def fit(self, rows: bool, columns: bool) -> Coordinates:
+        """Return the best factors, alternating if both are free."""
+        r, s = self._ones
+        for _ in range(TURNS if rows and columns else 1):
+            if columns:
+                s = _factors(r @ self._cross, r.square() @ self._own)
+            if rows:
+                r = _factors(self._cross @ s, self._own @ s.square())
+        return Coordinates(r if rows else None, s if columns else None)
+
+    def error(self, found: Coordinates) -> float:
+        """Squared error beside the best common factor, so that no uniform shrinkage is a scaling.
+
+        That is |Q|^2 - (Q . W')^2 / |W'|^2 for the scaled weight W'.
+        """
+        r = self._ones[0] if found.rows is None else found.rows
+        s = self._ones[1] if found.columns is None else found.columns
+        along = float((r @ self._cross).double() @ s.double())
+        own = float((r.square() @ self._own).double() @ s.double().square())
+        return self.norm - (along * along / own if own else 0.0)
 
 
-def _factors(weight: Tensor, quantized: Tensor, dim: int) -> Tensor:
-    """The factor of every column (dim 0) or row (dim 1); 1 for a zero weight or another sign."""
-    own = weight.square().sum(dim)
-    found = (weight * quantized).sum(dim) / own
+def _factors(cross: Tensor, own: Tensor) -> Tensor:
+    """The factor of every column or row; 1 for a zero weight or another sign."""
+    found = cross / own
     return torch.where((own > 0) & (found > 0), found, 1.0)
-
-
-def _error(weight: Tensor, quantized: Tensor) -> float:
-    """Squared error beside the best common factor, so that no uniform shrinkage is a scaling."""
-    own = float((weight * quantized).sum())
-    norm = float(weight.square().sum())
-    return float(quantized.square().sum()) - (own * own / norm if norm else 0.0)

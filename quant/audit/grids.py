@@ -6,6 +6,9 @@ grids have the same stored bytes as the checkpoint, so that only the choice of c
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -15,26 +18,72 @@ from quant.solvers.columns import Groups, column_loop
 from quant.weight import QuantizedWeight
 
 BLOCK = 128  # columns between two lazy updates; affects speed, not results
+AT_ONCE = 1 << 18  # weights of a piece: their intermediate values stay in the processor's caches
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Adjacent groups of a weight that have equally many columns.
+
+    columns  of these groups, one group after the other: a slice, or indices int64.
+    size     columns of a group.
+    grid     their grids [groups, out], in float32.
+    """
+
+    columns: slice | Tensor
+    size: int
+    grid: Grid
+
+    def of(self, weight: Tensor) -> Tensor:
+        """Return the part of weight [out, in] as [size, groups, out], which the grid fits."""
+        return weight[:, self.columns].unflatten(1, (-1, self.size)).permute(2, 1, 0)
+
+
+def pieces(weight: QuantizedWeight) -> Iterator[Piece]:
+    """Yield all groups of a weight, many at a time."""
+    outputs, inputs = weight.shape
+    of_column, count = weight.column_groups(), weight.scheme.groups(inputs)
+    sizes = torch.bincount(of_column, minlength=count).tolist()
+    scattered = None if weight.group_index is None else torch.argsort(of_column, stable=True)
+    first = start = 0
+    while first < count:
+        size, last = sizes[first], first + 1
+        most = max(1, AT_ONCE // max(1, size * outputs))
+        while last < min(count, first + most) and sizes[last] == size:
+            last += 1
+        end = start + size * (last - first)
+        if size:
+            columns = slice(start, end) if scattered is None else scattered[start:end]
+            yield Piece(columns, size, _grids(weight, first, last))
+        first, start = last, end
+
+
+def _grids(weight: QuantizedWeight, first: int, last: int) -> Grid:
+    """Return the grids [groups, out] of groups first .. last, in float32."""
+    found = {}
+    for each in weight.scheme.kind.tensors:
+        part = weight.grid[each.name]
+        entry = torch.arange(first, last) // (each.span or last)
+        found[each.name] = part[:, entry].float().transpose(0, 1)
+    return Grid(found)
 
 
 def stored_grids(weight: QuantizedWeight) -> list[Grid]:
     """Return the grid [out] of every group, in float32."""
-    tensors = {each.name: each for each in weight.scheme.kind.tensors}
-
-    def grid_of(group: int) -> Grid:
-        entry = {n: 0 if each.span is None else group // each.span for n, each in tensors.items()}
-        return Grid({name: weight.grid[name][:, entry[name]].float() for name in tensors})
-
-    return [grid_of(group) for group in range(weight.scheme.groups(weight.shape[1]))]
+    groups = weight.scheme.groups(weight.shape[1])
+    every = _grids(weight, 0, groups)
+    return [
+        every.apply(lambda part, at=at: part[at].contiguous())  # type: ignore[misc]
+        for at in range(groups)
+    ]
 
 
 def rounded(weight: Tensor, on: QuantizedWeight) -> QuantizedWeight:
     """Return weight [out, in] rounded to the nearest levels of the grids of `on`."""
-    groups = on.column_groups()
     codes = torch.empty_like(on.codes)
-    for group, grid in enumerate(stored_grids(on)):
-        columns = (groups == group).nonzero()[:, 0]
-        codes[:, columns] = encode(weight[:, columns].T, grid, on.scheme).T.to(torch.uint8)
+    for piece in pieces(on):
+        found = encode(piece.of(weight), piece.grid, on.scheme).to(torch.uint8)
+        codes[:, piece.columns] = found.permute(2, 1, 0).flatten(1)
     return with_codes(on, codes)
 
 
@@ -64,11 +113,11 @@ def clipped(weight: Tensor, on: QuantizedWeight) -> float:
     That is a weight more than half a step beyond the outermost level: rounding moves it further
     than any weight between two levels.
     """
-    groups, top, beyond = on.column_groups(), on.scheme.max_code, 0
-    for group, grid in enumerate(stored_grids(on)):
-        columns = weight[:, groups == group].T
-        ends = torch.tensor([0.0, 1.0, top - 1.0, top]).view(4, 1).expand(4, len(weight))
-        levels = decode(ends.clone(), grid, on.scheme)
+    top, beyond = on.scheme.max_code, 0
+    for piece in pieces(on):
+        columns = piece.of(weight)
+        ends = torch.tensor([0.0, 1.0, top - 1.0, top]).view(4, 1, 1).expand(4, *columns.shape[1:])
+        levels = decode(ends.clone(), piece.grid, on.scheme)
         outer, inner = levels[[0, 3]], levels[[1, 2]]
         edge = outer + (outer - inner) / 2
         low, high = edge.amin(dim=0), edge.amax(dim=0)

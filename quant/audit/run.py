@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from cuda_ext.ops import resolve_kernel
 from quant.audit.checkpoint import ROUNDING, AuditedCheckpoint, Claim
 from quant.audit.coordinates import Coordinates
-from quant.audit.layer import Evidence, Moments, audit_layer, moments
+from quant.audit.layer import Evidence, audit_layer
+from quant.audit.moments import Moments, moments
 from quant.audit.verdict import NOT_JUDGED, NOT_QUANTIZED, Verdict, judge
 from quant.blocks import linear_layers, set_weight_matrix, weight_matrix
 from quant.calibrate.layers import BlockSolver, Solved
@@ -32,11 +33,15 @@ from quant.checkpoint.tensors import TensorReader
 from quant.config import QuantizationConfig
 from quant.errors import ArtifactError
 from quant.hessian import Hessian
+from quant.memory.limits import free_memory
+from quant.memory.plan import model_shape, plan_quantization
 from quant.rules import RTN, Rules
 from quant.scheme import Scheme
 from quant.solvers import gptq
 from quant.weight import QuantizedWeight
 
+# The scheme is not used: every layer is audited on its own.
+CONFIG = QuantizationConfig(gptq.SOLVER, Scheme(4), rules=Rules(True, RTN), arithmetic="fast")
 # The solver's codes on a checkpoint's grids, and their coordinates, by full layer name.
 Resolved = dict[str, tuple[QuantizedWeight, Coordinates]]
 
@@ -84,30 +89,38 @@ def audit(
     calibration: Sequence[Tensor],
     progress: Progress | None = None,
     resolved: Resolved | None = None,
+    activations: str = "auto",
+    scratch: Path | None = None,
 ) -> Audit:
     """Audit the checkpoint in `folder` against the base model of `source`, whose folder is `base`.
 
     calibration  windows of token ids [tokens].
     resolved     filled with the solver's codes of every quantized layer: a byte for every weight.
+    activations  where hidden states wait between blocks: "cuda", "cpu" or "disk" (in the folder
+                 `scratch`); "auto": the first of these with enough room.
 
-    Raises ArtifactError for a checkpoint that cannot be read or is of another model, and the errors
-    of quant.calibrate.stream.quantize_blocks.
+    Raises ArtifactError for a checkpoint that cannot be read or is of another model,
+    MemoryPlanError if a block and the hidden states do not fit, and the errors of
+    quant.calibrate.stream.quantize_blocks.
     """
+    plan = plan_quantization(
+        model_shape(source.model),
+        CONFIG,
+        tokens=sum(map(len, calibration)),
+        window=max(map(len, calibration), default=0),
+        limits=free_memory(source.device, scratch),
+        activations=activations,
+    )
     found: list[LayerAudit] = []
     with AuditedCheckpoint(folder, source.model) as checkpoint:
-        with TensorReader(Path(base)) as stored:
+        with TensorReader(Path(base), mapped=False) as stored:
             differing = dict(checkpoint.differing(stored))
-        # The scheme is not used: every layer is audited on its own.
-        config = QuantizationConfig(
-            gptq.SOLVER, Scheme(4), rules=Rules(True, RTN), arithmetic="fast"
-        )
         kernel = resolve_kernel("auto", source.device)
         auditor = partial(
             BlockAuditor, checkpoint=checkpoint, found=found, on=kernel, resolved=resolved
         )
-        quantize_blocks(
-            source, calibration, config, _Nothing(), progress, Workplace(), solvers=auditor
-        )
+        place = Workplace(activations=plan.activations, folder=scratch)
+        quantize_blocks(source, calibration, CONFIG, _Nothing(), progress, place, solvers=auditor)
         claim = checkpoint.claim
     return Audit(Path(folder), claim, found, differing, sum(map(len, calibration)))
 
@@ -132,7 +145,7 @@ class BlockAuditor(BlockSolver):
         linears = linear_layers(self.block)
         seen = None
         if hessian is not None and hessian.tokens:
-            seen = moments(hessian.matrix().float(), hessian.tokens)
+            seen = moments(hessian.take().float(), hessian.tokens)
         for name in names:
             full = f"{self.name}.{name}"
             self.found.append(self._audited(full, linears[name], seen))

@@ -114,10 +114,13 @@ def _loop_over_panels(
     loss = torch.zeros((), dtype=columns.dtype, device=columns.device)
     for blocks in panels:
         start, end = blocks[0][0], blocks[-1][1]
-        upper = factor.upper if len(panels) == 1 else factor.inverse(start, end)
-        upper = upper.to(columns.dtype)
-        panel = columns[start:end]
-        panel = _look_back(columns, missing, factor, start, upper) if start else panel.clone()
+        if start:
+            upper, back = factor.panel(start, end, columns.dtype)
+            # The columns after the updates of all columns before them.
+            panel = columns[start:end] + product(back, missing[:start])
+        else:
+            upper = factor.upper if len(panels) == 1 else factor.inverse(start, end)
+            upper, panel = upper.to(columns.dtype), columns[:end].clone()
         for first, last in blocks:
             block, inner = panel[first - start :], upper[first - start :, first - start :]
             found, errors = _loop_over_block(
@@ -130,15 +133,6 @@ def _loop_over_panels(
         if end < len(columns):
             torch.sub(columns[start:end], panel, out=missing[start:end])
     return codes, float(loss) / 2
-
-
-def _look_back(
-    columns: Tensor, missing: Tensor, factor: Factor, start: int, upper: Tensor
-) -> Tensor:
-    """Return the columns of the panel at `start` after the updates of all columns before it."""
-    end = start + len(upper)
-    back = factor.root[:start, start:end].to(columns.dtype)
-    return columns[start:end] + product(product(upper.T, back.T), missing[:start])
 
 
 def _loop_over_block(

@@ -1,5 +1,6 @@
 """A cell from model to records, in this process, on a model of two tiny blocks."""
 
+import gc
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -7,11 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import PreTrainedModel
 
 from harness.config.schema import CellConfig
 from harness.run.events import Event, Failed, Finished
 from harness.run.stage import run_cell
 from harness.suites import perplexity
+from harness.suites.base import SuiteContext
 from tests.harness.cells import cell_of, plan_of
 
 Make = Callable[..., CellConfig]
@@ -292,3 +295,37 @@ def test_figures_of_another_artifact_are_stale_and_measured_again(tiny_cell: Mak
     again = plan.cell.find("perplexity")
     assert again is not None
     assert (again.inputs, again.key) == (measured.inputs, keys.stages["perplexity"])
+
+
+def test_a_suite_that_reads_files_has_no_weights_in_memory(
+    tiny_cell: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither those that an earlier suite loaded nor those outside the blocks."""
+    before = {id(model) for model in loaded_models()}
+    seen = []
+
+    def look(context: SuiteContext, _: object) -> None:
+        seen.append({p.device.type for p in context.model.parameters()})
+        gc.collect()
+        assert [model for model in loaded_models() if id(model) not in before] == []
+        raise ValueError("looked")
+
+    for method, scheme in (("rtn", "w4"), ("none", "w16")):
+        given = (
+            f"method={method}",
+            f"scheme={scheme}",
+            "suite=[perplexity_documents,latency,audit]",
+        )
+        cell = cell_of(tiny_cell(*given))
+        (audit,) = (each for each in cell.choices.suites if each.suite.name == "audit")
+        monkeypatch.setitem(audit.suite.__dict__, "run", look)
+        events: list[Event] = []
+        run_cell(cell, events.append)
+        assert failed(events) == {"audit": "looked"}
+    assert seen == [{"meta"}, {"meta"}]
+
+
+def loaded_models() -> list[torch.nn.Module]:
+    """The models of this process that have weights."""
+    models = [each for each in gc.get_objects() if isinstance(each, PreTrainedModel)]
+    return [model for model in models if any(not p.is_meta for p in model.parameters())]

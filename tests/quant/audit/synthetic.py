@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quant.audit.layer import Evidence, audit_layer, moments
+from quant.audit.layer import Evidence, audit_layer
+from quant.audit.moments import moments
 from quant.audit.verdict import VERDICTS, judge
 from quant.scheme import Scheme
 from quant.solvers import gptq, rtn

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from quant.audit.coordinates import Coordinates, find_coordinates
-from quant.audit.layer import audit_layer, moments
+from quant.audit.layer import audit_layer
+from quant.audit.moments import moments
 from quant.audit.verdict import ROUNDED, judge
 from quant.scheme import Scheme
 from quant.solvers import gptq, rtn

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from quant.audit.layer import audit_layer, moments
+from quant.audit.layer import audit_layer
+from quant.audit.moments import moments
 from quant.scheme import Scheme
 from quant.solvers import rtn
 from tests.quant.audit.synthetic import make

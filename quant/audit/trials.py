@@ -1,0 +1,119 @@
+"""Trials: which column order and damping of GPTQ a layer's codes fit, found on some of its rows.
+
+GPTQ solves every row of a weight on its own, so that a sample of rows tells. Most dampings are told
+apart without a factorization of the whole Hessian. Let d = w - q be the errors of a checkpoint's
+own codes in all columns before the last ones, P. The loop (quant.solvers.columns) would have had in
+these
+
+    w'_P = w_P + d_{<P} R_{<P,P} U_PP = w_P + d_{<P} H_{<P,P} (H_PP + damping)^-1,
+
+because R is upper triangular (H + damping = R R^T, U_PP = R_PP^-1) and damping is added to the
+diagonal alone. So the codes of P follow from a factor of H_PP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from quant.audit.grids import rows_of, solved, stored_grids
+from quant.audit.moments import Moments
+from quant.errors import SingularHessianError
+from quant.hessian import Factor, plain_root
+from quant.products import product
+from quant.solvers.columns import Groups, column_loop
+from quant.weight import QuantizedWeight
+
+DAMPING, OTHERS = 0.01, (0.05, 0.1, 0.001)  # the paper's, and others that producers use
+SAMPLE = 64  # rows
+LAST = 128  # columns P
+EXACT = 0.995  # share of equal codes from which on no other damping is tried
+
+
+class Trials:
+    """GPTQ in both column orders and with several dampings, on rows spread over a layer.
+
+    weight [out, in] is that of the grids of `found`.
+    """
+
+    def __init__(
+        self, weight: Tensor, found: QuantizedWeight, inputs: Moments, kernel: str, layer: str
+    ) -> None:
+        self._weight, self._found, self._inputs = weight, found, inputs
+        self._kernel, self._layer = kernel, layer
+        rows = slice(None, None, -(-len(weight) // SAMPLE))
+        self._part, self._some = rows_of(found, rows), weight[rows]
+        self._tried = {order: self._try(DAMPING, order) for order in (False, True)}
+
+    @cached_property
+    def act_order(self) -> bool:
+        """Whether act-order has the smaller error, at the usual damping."""
+        errors = [
+            self._inputs.loss(self._some - self._tried[order].dequantize())
+            for order in (False, True)
+        ]
+        return errors[1] < errors[0]
+
+    def better(self) -> QuantizedWeight:
+        """Solve all rows with the usual damping in the better order."""
+        factor = self._inputs.factor(DAMPING, self.act_order, self._layer)
+        return solved(self._weight, self._found, factor, self._kernel)
+
+    def most_alike(self, better: QuantizedWeight) -> tuple[float, str]:
+        """Return the largest share of equal codes over orders and dampings, and these in words.
+
+        If that is `better`, all of its rows are counted.
+        """
+        shares = {order: self._equal(each) for order, each in self._tried.items()}
+        order = max(shares, key=lambda each: shares[each])
+        best, damping = shares[order], DAMPING
+        if best < EXACT:
+            fits = dict(self._fits(order))
+            other = max(fits, key=lambda each: fits[each])
+            share = best if other == DAMPING else self._equal(self._try(other, order))
+            if share > best:
+                best, damping = share, other
+        if (damping, order) == (DAMPING, self.act_order):
+            best = float((better.codes == self._found.codes).float().mean())
+        return best, f"damping {damping:g}{', act-order' * order}"
+
+    def _try(self, damping: float, act_order: bool) -> QuantizedWeight:
+        factor = self._inputs.factor(damping, act_order, self._layer)
+        return solved(self._some, self._part, factor, self._kernel)
+
+    def _equal(self, one: QuantizedWeight) -> float:
+        return float((one.codes == self._part.codes).float().mean())
+
+    def _fits(self, act_order: bool) -> Iterator[tuple[float, float]]:
+        """Yield every damping with the share of equal codes in the last columns of an order."""
+        usual = self._inputs.factor(DAMPING, act_order, self._layer)
+        hessian, part = self._inputs.matrix, self._part
+        order = torch.arange(len(hessian)) if usual.order is None else usual.order
+        order = order[~usual.dead[order]]  # of no influence on the others
+        before, last = order[:-LAST], order[-LAST:]
+        pull = product((self._some - part.dequantize())[:, before], hessian[before][:, last])
+        alive = torch.zeros(len(last), dtype=torch.bool)
+        grids, index = stored_grids(part), part.column_groups()[last].tolist()
+        for damping in (DAMPING, *OTHERS):
+            absolute = usual.damping * damping / DAMPING
+            block = hessian[last][:, last]
+            block.diagonal().add_(absolute)
+            try:
+                root = plain_root(block)
+            except SingularHessianError:  # no solver could have used it
+                continue
+            factor = Factor(root, None, alive, absolute, damping, damping)
+            columns = self._some[:, last] + pull @ factor.upper.T @ factor.upper
+            codes, _ = column_loop(
+                columns.T.contiguous(),
+                factor,
+                Groups(list(grids), index, False, len(last)),
+                part.scheme,
+                LAST,
+                self._kernel,
+                self._layer,
+            )
+            yield damping, float((part.codes[:, last] == codes.T).float().mean())

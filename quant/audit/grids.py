@@ -36,7 +36,8 @@ class Piece:
 
     def of(self, weight: Tensor) -> Tensor:
         """Return the part of weight [out, in] as [size, groups, out], which the grid fits."""
-        return weight[:, self.columns].unflatten(1, (-1, self.size)).permute(2, 1, 0)
+        groups: Tensor = weight[:, self.columns].unflatten(1, (-1, self.size))
+        return groups.permute(2, 1, 0)
 
 
 def pieces(weight: QuantizedWeight) -> Iterator[Piece]:

@@ -98,6 +98,7 @@ def run_script(interpreter: Path, script: Path, request: Request, options: dict[
             [*guard, str(asked), str(said)],
             stdin=subprocess.PIPE,
             stderr=subprocess.PIPE,
+            cwd=folder,  # where a program's own logs and caches may lie
             env=_environment(request),
         ) as process:
             try:
@@ -117,12 +118,12 @@ def run_script(interpreter: Path, script: Path, request: Request, options: dict[
 
 def _asked(request: Request, options: dict[str, Any]) -> dict[str, Any]:
     return {
-        "model": str(request.model),
+        "model": str(request.model.absolute()),
         "windows": [list(window) for window in request.windows],
         "bits": request.scheme.bits,
         "group_size": request.scheme.group_size,
         "symmetric": request.scheme.symmetric,
-        "out": str(request.out),
+        "out": str(request.out.absolute()),
         "device": request.device,
         "seed": request.seed,
         "threads": request.threads,

@@ -1,7 +1,6 @@
 """Quantization by another program: a program that copies a checkpoint, from a user's folder."""
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -231,17 +230,19 @@ def test_threads_and_paths_reach_the_program(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", "/somewhere")
+    monkeypatch.chdir(tmp_path)
     script = tmp_path / "teller.py"
     script.write_text(
         "import json, os, sys\n"
         "asked = json.load(open(sys.argv[1]))\n"
         "said = [os.environ.get('OMP_NUM_THREADS'), os.environ.get('PYTHONPATH'), asked['seed']]\n"
+        "open('its.log', 'w').close()\n"
         "json.dump({'version': str(said), 'seconds': 1}, open(sys.argv[2], 'w'))\n"
     )
     request = Request(tmp_path, [[1, 2]], Scheme(4, 64), tmp_path, seed=7, threads=3)
     made = run_script(Path(sys.executable), script, request, {})
     assert made == Made("['3', None, 7]", 1.0, None)
-    shutil.rmtree(tmp_path / "out", ignore_errors=True)
+    assert [file.name for file in tmp_path.iterdir()] == ["teller.py"], "its logs are not ours"
 
 
 def _wait(condition: Callable[[], bool], seconds: float = 60) -> None:

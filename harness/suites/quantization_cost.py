@@ -75,9 +75,9 @@ def metrics(
 def of_program(
     made: Made, artifact_bytes: int, other: dict[str, float], busy: str = ""
 ) -> list[Metric]:
-    """The metrics of a quantization by another program, which times and weighs itself.
+    """The metrics of a quantization by another program, which times itself.
 
-    made   what it says: "seconds" of the total are its own, without its imports and loading.
+    made   what is known of it: "seconds" of the total are its own, without its imports and loading.
     other  seconds of the stages around it, the whole run of the program among them.
     """
     found = [_once("seconds", name, value, "s") for name, value in other.items()]
@@ -85,7 +85,7 @@ def of_program(
     found = with_note(found, busy)
     if made.peak_bytes is not None:
         peak = _once("peak_memory", "host", made.peak_bytes, "bytes")
-        note = "resident set of the program's process, as it says, Python and libraries included"
+        note = "resident set of the program's process, Python and libraries included"
         found.append(peak.model_copy(update={"notes": {"memory": note}}))
     found.append(_once("artifact_size", TOTAL, artifact_bytes, "bytes"))
     return found

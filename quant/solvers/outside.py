@@ -23,10 +23,15 @@ from typing import IO, TYPE_CHECKING, Any
 
 from quant.errors import QuantizationError
 
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
+
 if TYPE_CHECKING:
     from quant.scheme import Scheme
 
-REQUEST, RESULT = "request.json", "result.json"
+REQUEST, RESULT, PEAK = "request.json", "result.json", "peak"
 _SHOWN = 300  # letters of a program's last line in an error
 
 
@@ -52,11 +57,11 @@ class Request:
 
 @dataclass(frozen=True)
 class Made:
-    """What another program says of its run.
+    """What is known of another program's run.
 
-    version     of the program, for the record: "llmcompressor 0.14.0.1".
-    seconds     by the clock, from the loaded model to the quantized one, in memory.
-    peak_bytes  highest resident set of its process; None if it does not say.
+    version     of the program, for the record: "llm-compressor 0.14.0.1".
+    seconds     by its clock, from the loaded model to the quantized one, in memory.
+    peak_bytes  highest resident set of its largest process; None if the platform reports none.
     """
 
     version: str
@@ -84,15 +89,15 @@ def run_script(interpreter: Path, script: Path, request: Request, options: dict[
 
     It gets two arguments: a JSON file with model, windows, bits, group_size, symmetric, out,
     device, seed, threads and options, and the name of the JSON file that it writes at its end, with
-    the fields of Made. What it prints goes where the output of this process goes. It ends when this
-    process does.
+    its version and seconds. What it prints goes where the output of this process goes. It ends
+    when this process does.
 
     Raises QuantizationError if it fails, or writes no result that can be read.
     """
     with tempfile.TemporaryDirectory() as folder:
-        asked, said = Path(folder) / REQUEST, Path(folder) / RESULT
+        asked, said, peak = (Path(folder) / name for name in (REQUEST, RESULT, PEAK))
         asked.write_text(json.dumps(_asked(request, options)), encoding="utf-8")
-        guard = [sys.executable, "-m", __name__, str(interpreter), str(script)]
+        guard = [sys.executable, "-m", __name__, str(peak), str(interpreter), str(script)]
         started = time.perf_counter()
         with subprocess.Popen(
             [*guard, str(asked), str(said)],
@@ -113,7 +118,7 @@ def run_script(interpreter: Path, script: Path, request: Request, options: dict[
                 + (f" ({last})" if last else "")
                 + "; the log of the cell has all that it said."
             )
-        return _made(said, script)
+        return _made(said, peak, script)
 
 
 def _asked(request: Request, options: dict[str, Any]) -> dict[str, Any]:
@@ -152,24 +157,23 @@ def _passed_on(stream: IO[bytes] | None) -> str:
     return last.decode(errors="replace")[:_SHOWN]
 
 
-def _made(file: Path, script: Path) -> Made:
+def _made(said: Path, peak: Path, script: Path) -> Made:
     try:
-        said = json.loads(file.read_text(encoding="utf-8"))
-        made = Made(str(said["version"]), float(said["seconds"]), said.get("peak_bytes"))
+        found = json.loads(said.read_text(encoding="utf-8"))
+        version, seconds = str(found["version"]), float(found["seconds"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise QuantizationError(
             f"{script.name} wrote no result ({type(error).__name__}: {error}): it must end by "
-            'writing {"version": ..., "seconds": ..., "peak_bytes": ...} to its second argument.'
+            'writing {"version": ..., "seconds": ...} to its second argument.'
         ) from error
-    if made.peak_bytes is not None and not isinstance(made.peak_bytes, int):
-        raise QuantizationError(
-            f"{script.name} says peak_bytes={made.peak_bytes!r}: a number of bytes, or null."
-        )
-    return made
+    return Made(version, seconds, int(peak.read_text()) if peak.is_file() else None)
 
 
-def _guard(command: Sequence[str]) -> int:
-    """Run a command until it ends or standard input does, which is when our parent is gone."""
+def _guard(peak: Path, command: Sequence[str]) -> int:
+    """Run a command until it ends or standard input does, which is when our parent is gone.
+
+    peak  file for the highest resident set of it and of what it started, in bytes.
+    """
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     process = subprocess.Popen(
         command, stdin=subprocess.DEVNULL, env=environment, start_new_session=True
@@ -183,10 +187,15 @@ def _guard(command: Sequence[str]) -> int:
             os.killpg(process.pid, signal.SIGKILL)
 
     threading.Thread(target=end, daemon=True).start()
-    return process.wait()
+    status = process.wait()
+    if resource is not None:
+        unit = 1 if sys.platform == "darwin" else 1024
+        most = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit
+        peak.write_text(str(most), encoding="ascii")
+    return status
 
 
 if __name__ == "__main__":
-    status = _guard(sys.argv[1:])
+    status = _guard(Path(sys.argv[1]), sys.argv[2:])
     sys.stderr.flush()
     os._exit(status if status >= 0 else 128 - status)

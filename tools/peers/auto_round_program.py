@@ -89,18 +89,8 @@ def main(asked: dict[str, Any], result: Path) -> None:
     seconds = time.perf_counter() - start
     rounding.save_quantized(asked["out"], format="auto_round:gptqmodel")
     tokenizer.save_pretrained(asked["out"])
-    said = {
-        "version": f"AutoRound {version('auto-round')}",
-        "seconds": seconds,
-        "peak_bytes": _peak(),
-    }
+    said = {"version": f"AutoRound {version('auto-round')}", "seconds": seconds}
     result.write_text(json.dumps(said), encoding="utf-8")
-
-
-def _peak() -> int:
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    line = next(line for line in lines if line.startswith("VmHWM:"))
-    return int(line.split()[1]) * 1024
 
 
 if __name__ == "__main__":

@@ -84,18 +84,8 @@ def main(asked: dict[str, Any], result: Path) -> None:
     model.quantize(rows, batch_size=1)
     seconds = time.perf_counter() - start
     model.save(asked["out"])
-    said = {
-        "version": f"GPTQModel {version('gptqmodel')}",
-        "seconds": seconds,
-        "peak_bytes": _peak(),
-    }
+    said = {"version": f"GPTQModel {version('gptqmodel')}", "seconds": seconds}
     result.write_text(json.dumps(said), encoding="utf-8")
-
-
-def _peak() -> int:
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    line = next(line for line in lines if line.startswith("VmHWM:"))
-    return int(line.split()[1]) * 1024
 
 
 if __name__ == "__main__":

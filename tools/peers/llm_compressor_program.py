@@ -85,11 +85,7 @@ def main(asked: dict[str, Any], result: Path) -> None:
     seconds = time.perf_counter() - start
     model.save_pretrained(asked["out"], save_compressed=True)
     tokenizer.save_pretrained(asked["out"])
-    said = {
-        "version": f"llm-compressor {version('llmcompressor')}",
-        "seconds": seconds,
-        "peak_bytes": _peak(),
-    }
+    said = {"version": f"llm-compressor {version('llmcompressor')}", "seconds": seconds}
     result.write_text(json.dumps(said), encoding="utf-8")
 
 
@@ -121,12 +117,6 @@ def _recipe(asked: dict[str, Any]) -> list[Any]:
         setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)  # noqa: B010
 
     return [AWQModifier(), rounding]
-
-
-def _peak() -> int:
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    line = next(line for line in lines if line.startswith("VmHWM:"))
-    return int(line.split()[1]) * 1024
 
 
 if __name__ == "__main__":

@@ -58,7 +58,7 @@ def main(asked, result):
     if options["mode"] == "silent":
         return
     seen = [len(asked["windows"]), asked["bits"], asked["group_size"], asked["symmetric"]]
-    said = {"version": f"copier {seen}", "seconds": 1.5, "peak_bytes": 5_000_000}
+    said = {"version": f"copier {seen}", "seconds": 1.5}
     result.write_text(json.dumps(said))
 
 
@@ -128,7 +128,8 @@ def test_what_a_program_left_is_measured_as_if_made_here(
     assert (made.cell.label, made.cell.options) == ("Copier", "copies")
     seconds = {m.task: m.value for m in made.metrics if m.name == "seconds"}
     assert seconds["total"] == 1.5, "as the program says, without its start"
-    assert made.peak_memory_bytes == 5_000_000
+    assert made.peak_memory_bytes is not None
+    assert 2e6 < made.peak_memory_bytes < 1e9, "of a process that does next to nothing"
     assert made.environment["program"] == "copier [4, 4, None, False]"
     assert made.environment["format"] == "GPTQ v2"
     assert made.environment["arithmetic"] is None, "none of ours"
@@ -237,12 +238,15 @@ def test_threads_and_paths_reach_the_program(
         "asked = json.load(open(sys.argv[1]))\n"
         "said = [os.environ.get('OMP_NUM_THREADS'), os.environ.get('PYTHONPATH'), asked['seed']]\n"
         "open('its.log', 'w').close()\n"
+        "held = bytearray(300_000_000)\n"
         "json.dump({'version': str(said), 'seconds': 1}, open(sys.argv[2], 'w'))\n"
     )
     request = Request(tmp_path, [[1, 2]], Scheme(4, 64), tmp_path, seed=7, threads=3)
     made = run_script(Path(sys.executable), script, request, {})
-    assert made == Made("['3', None, 7]", 1.0, None)
+    assert (made.version, made.seconds) == ("['3', None, 7]", 1.0)
     assert [file.name for file in tmp_path.iterdir()] == ["teller.py"], "its logs are not ours"
+    assert made.peak_bytes is not None
+    assert 3e8 < made.peak_bytes < 6e8
 
 
 def _wait(condition: Callable[[], bool], seconds: float = 60) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,10 @@ from transformers import (
 )
 from transformers.pytorch_utils import Conv1D
 
+import quant
 from cuda_ext.layout import pack_codes
+from quant.checkpoint.inspection import Inspection, inspect
+from quant.checkpoint.source import ArtifactSource
 from quant.scheme import Scheme
 from quant.weight import QuantizedWeight
 from tests.oracles.random_weights import random_weight
@@ -64,6 +67,30 @@ def quantized(name: str, scheme: Scheme, scattered: bool = False) -> Model:
 def logits(model: PreTrainedModel) -> Tensor:
     with torch.no_grad():
         return model(TOKENS).logits
+
+
+def read_as_written(
+    folder: Path, plain: PreTrainedModel, layers: Mapping[str, Mapping[str, Tensor]]
+) -> Inspection:
+    """Hold a folder of layers that no kernel has against the model with the textbook's values.
+
+    layers  tensors of every quantized layer: bits per weight count all their bytes.
+    """
+    weights = quant.load_weights(folder)
+    assert weights.keys() == layers.keys()
+    for name, weight in weights.items():
+        assert torch.equal(weight.dequantize(), plain.get_submodule(name).weight)
+    model = quant.load(folder)
+    torch.testing.assert_close(logits(model), logits(plain), rtol=1e-5, atol=1e-6)
+    assert all("dequantizes first" in model.get_submodule(name).way for name in layers)
+    held = sum(tensor.nbytes for stored in layers.values() for tensor in stored.values())
+    count = sum(weight.codes.numel() for weight in weights.values())
+    found = inspect(folder)
+    assert found.bits_per_weight == 8 * held / count
+    with ArtifactSource(folder) as source:
+        of_files = {name: bits for name, (_, bits) in source.layer_bits().items()}
+    assert of_files == {name: model.get_submodule(name).stored_bits for name in layers}
+    return found
 
 
 def edit_config(change: Callable[[dict[str, Any]], None]) -> Callable[[Path], None]:

@@ -13,16 +13,14 @@ from torch import Tensor
 import quant
 from quant.audit.grids import clipped, rounded
 from quant.checkpoint.choose import parse
-from quant.checkpoint.inspection import inspect
 from quant.checkpoint.layers import read_layer
-from quant.checkpoint.source import ArtifactSource
 from quant.errors import ArtifactError
 from quant.scheme import Scheme
 from quant.solvers import rtn
 from quant.weight import QuantizedWeight
 from tests.oracles.textbook_bitsandbytes import TABLES, dequantized, state, state_4bit
 from tests.quant.checkpoint.bnb_folders import configuration, write
-from tests.quant.tiny_checkpoints import edit_config, edit_tensors, logits
+from tests.quant.tiny_checkpoints import edit_config, edit_tensors, logits, read_as_written
 
 LAYER = "model.layers.1.mlp.down_proj"  # [40, 72]: blocks of 64 straddle its rows
 KINDS = [("nf4", False), ("nf4", True), ("fp4", False), ("fp4", True), ("int8", False)]
@@ -48,27 +46,11 @@ def test_weights_logits_and_sizes_are_the_textbooks(
     tmp_path: Path, kind: str, nested: bool
 ) -> None:
     plain, layers = write(tmp_path / "a", kind, nested=nested)
-    weights = quant.load_weights(tmp_path / "a")
-    assert weights.keys() == layers.keys()
-    for name, weight in weights.items():
-        assert torch.equal(weight.dequantize(), plain.get_submodule(name).weight)
-    model = quant.load(tmp_path / "a")
-    torch.testing.assert_close(logits(model), logits(plain), rtol=1e-5, atol=1e-6)
-    assert "dequantizes first" in model.get_submodule(LAYER).way
-
-    held = sum(tensor.nbytes for stored in layers.values() for tensor in stored.values())
-    count = sum(weight.codes.numel() for weight in weights.values())
-    found = inspect(tmp_path / "a")
-    assert found.bits_per_weight == 8 * held / count
+    found = read_as_written(tmp_path / "a", plain, layers)
     assert (found.format, found.producer) == ("bitsandbytes", "bitsandbytes")
     assert (found.scheme.name, found.mean_offset) == (NAMES[kind], None)
     checkpoint, _ = quant.checkpoint.read_scheme(tmp_path / "a")
     assert ("double quantization" in checkpoint.evidence) == nested
-    with ArtifactSource(tmp_path / "a") as source:
-        of_files = source.layer_bits()
-    of_model = {name: model.get_submodule(name).stored_bits for name in layers}
-    assert {name: bits for name, (_, bits) in of_files.items()} == of_model
-    assert of_model[LAYER] == 8 * sum(tensor.nbytes for tensor in layers[LAYER].values())
 
 
 def test_a_large_layer_has_the_published_bits() -> None:

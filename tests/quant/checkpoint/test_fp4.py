@@ -23,7 +23,6 @@ from quant.checkpoint.choose import parse
 from quant.checkpoint.fp4 import e2m1, mxfp4, nvfp4
 from quant.checkpoint.inspection import inspect
 from quant.checkpoint.layers import read_layer
-from quant.checkpoint.source import ArtifactSource
 from quant.errors import ArtifactError, SchemeError
 from quant.linear import unpack
 from quant.measure.dummy import random_packed
@@ -31,7 +30,7 @@ from quant.scheme import Scheme
 from quant.solvers import rtn
 from tests.oracles import textbook_fp4 as textbook
 from tests.quant.checkpoint.fp4_folders import SETTINGS, configuration, write
-from tests.quant.tiny_checkpoints import edit_config, edit_tensors, logits
+from tests.quant.tiny_checkpoints import edit_config, edit_tensors, logits, read_as_written
 
 LAYER = "model.layers.1.mlp.down_proj"  # [64, 96]
 KINDS = [("nvfp4", False), ("nvfp4", True), ("mxfp4", False), ("mxfp4", True)]
@@ -44,27 +43,11 @@ def test_weights_logits_and_sizes_are_the_textbooks(
     tmp_path: Path, kind: str, inputs_too: bool
 ) -> None:
     plain, layers = write(tmp_path / "a", kind, inputs_too=inputs_too)
-    weights = quant.load_weights(tmp_path / "a")
-    assert weights.keys() == layers.keys()
-    for name, weight in weights.items():
-        assert torch.equal(weight.dequantize(), plain.get_submodule(name).weight)
-    model = quant.load(tmp_path / "a")
-    torch.testing.assert_close(logits(model), logits(plain), rtol=1e-5, atol=1e-6)
-    assert "dequantizes first" in model.get_submodule(LAYER).way
-
-    held = sum(tensor.nbytes for stored in layers.values() for tensor in stored.values())
-    count = sum(weight.codes.numel() for weight in weights.values())
-    found = inspect(tmp_path / "a")
-    assert found.bits_per_weight == 8 * held / count
+    found = read_as_written(tmp_path / "a", plain, layers)
     assert found.format == "compressed-tensors FP4" + ", weights alone" * inputs_too
     assert (found.producer, found.mean_offset) == ("compressed-tensors 0.20.0", None)
     assert found.scheme.name == NAMES[kind]
     assert ("are not quantized here" in found.zero_points) == inputs_too
-    with ArtifactSource(tmp_path / "a") as source:
-        of_files = source.layer_bits()
-    of_model = {name: model.get_submodule(name).stored_bits for name in layers}
-    assert {name: bits for name, (_, bits) in of_files.items()} == of_model
-    assert of_model[LAYER] == 8 * sum(tensor.nbytes for tensor in layers[LAYER].values())
 
 
 def test_levels_are_those_of_the_specification() -> None:

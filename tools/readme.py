@@ -20,12 +20,14 @@ from harness.records.store import load_records
 from harness.report.build import build_report, provenance
 from harness.report.frame import from_records
 from harness.report.tables import summary_tables, to_markdown
+from tools import peers_table
 from tools.real_table import NAME, measured_on, real_table
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 README = REPOSITORY / "README.md"
 REFERENCE = REPOSITORY / "results" / "reference" / "quickstart"
 REAL = REPOSITORY / "results" / "reference" / "real-smollm2"
+PEERS = REPOSITORY / "results" / "reference" / "peers"
 
 
 def parts(records: list[Record]) -> dict[str, str]:
@@ -40,6 +42,14 @@ def real_part(folder: Path) -> str:
     records = load_records(folder)
     records += absent_beside(folder, records)
     return f"{to_markdown(real_table(records))}\n{measured_on(records)}"
+
+
+def peers_part(folder: Path) -> str:
+    """The text of the table of producers, from the records kept in a folder."""
+    records = load_records(folder) if folder.is_dir() else []
+    if not records:
+        return peers_table.TO_RUN
+    return f"{to_markdown(peers_table.peers_table(records))}\n{measured_on(records)}"
 
 
 def rewritten(text: str, generated: dict[str, str]) -> str:
@@ -74,7 +84,8 @@ def main() -> int:
         print(f"no records in {REFERENCE}: make them with `make reference`")
         return 1
     text = README.read_text(encoding="utf-8")
-    fresh = rewritten(text, {**parts(records), NAME: real_part(REAL)})
+    other = {NAME: real_part(REAL), peers_table.NAME: peers_part(PEERS)}
+    fresh = rewritten(text, {**parts(records), **other})
     if "--check" not in sys.argv[1:]:
         README.write_text(fresh, encoding="utf-8")
         return 0

@@ -16,7 +16,7 @@ from harness.report.frame import from_records
 from harness.report.names import Footnotes
 from harness.report.origin import origin_notes
 from harness.report.rows import Figure, Row, read_rows
-from harness.report.table import Cell, Column, Note, Table, measured, ranged, small
+from harness.report.table import Cell, Column, Note, Table, measured, ranged, significant, small
 
 EXPERIMENT = "real/smollm2"
 NAME = "real"
@@ -48,6 +48,10 @@ class Shown:
             return ranged(figure.value, figure.low, figure.high)
         if figure.unit == "nat":
             return small(figure.value)
+        if figure.unit == "bytes":
+            return f"{figure.value / 1e6:.0f}"
+        if figure.unit == "s":
+            return significant(figure.value)
         return measured(figure.value, figure.stderr, 2, 3)
 
 
@@ -99,10 +103,11 @@ def _line(cell: Asked, row: Row | None, footnotes: Footnotes) -> list[Cell]:
         Cell(cell.scheme if row is None else row.scheme_label, cell.scheme),
         Cell() if bits is None else Cell(f"{bits:.2f}", bits),
     ]
-    return [*head, *(_figure(row, each, footnotes) for each in SHOWN)]
+    return [*head, *(shown_cell(row, each, footnotes) for each in SHOWN)]
 
 
-def _figure(row: Row | None, column: Shown, footnotes: Footnotes) -> Cell:
+def shown_cell(row: Row | None, column: Shown, footnotes: Footnotes) -> Cell:
+    """The figure of a row in a column; what failed, is absent or to run, by name."""
     if row is None:
         return Cell(TO_RUN, TO_RUN)
     for (suite, task, metric), figure in row.figures.items():

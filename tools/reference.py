@@ -4,6 +4,7 @@
   python tools/reference.py --compare RESULTS  compare the records in RESULTS with the stored ones
   python tools/reference.py --keep RESULTS     store the records of experiment=real/smollm2 that
                                                RESULTS has, finished or not, for the README
+  python tools/reference.py --keep-peers RESULTS   all records of RESULTS, of experiment=peers
 
 Everything except timings must agree: quantized weights in every bit, figures in every digit that
 tables print (an accuracy may differ by its tied documents). If one of the two was calibrated in
@@ -36,6 +37,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 REFERENCE = REPOSITORY / "results" / "reference" / "quickstart"
 TITLE = "Quickstart"
 REAL = REPOSITORY / "results" / "reference" / "real-smollm2"
+PEERS = REPOSITORY / "results" / "reference" / "peers"
 # Tolerances for codes that depend on the rounding of the machine.
 RELATIVE = {"perplexity": 0.03, "kl_divergence": 0.35}
 ABSOLUTE = {"accuracy": 0.05, "top1_flip_rate": 0.03}
@@ -61,14 +63,32 @@ def keep(results: Path) -> list[str]:
     """
     asked = experiment(EXPERIMENT)
     wanted = {(cell.model, cell.method, cell.scheme, cell.seed) for cell in asked.cells}
-    found = {
+    kept = {path: record for path, record in _found(results).items() if _asked(record) in wanted}
+    if not kept:
+        return [f"{results} has no record of experiment={EXPERIMENT}: run it with paths.results"]
+    done = len({_asked(record) for record in kept.values()})
+    return _store(kept, results, REAL, f"{done} of {len(wanted)} cells")
+
+
+def keep_peers(results: Path) -> list[str]:
+    """Store all records of a results folder as those of the producers side by side."""
+    kept = _found(results)
+    if not kept:
+        return [f"{results} has no records: run experiment=peers with paths.results={results}"]
+    done = len({record.cell_key for record in kept.values()})
+    return _store(kept, results, PEERS, f"{done} cells")
+
+
+def _found(results: Path) -> dict[Path, Record]:
+    return {
         path: read_record(path)
         for folder in ("cells", FOLDER)
         for path in sorted((results / folder).glob("*/*.json"))
     }
-    kept = {path: record for path, record in found.items() if _asked(record) in wanted}
-    if not kept:
-        return [f"{results} has no record of experiment={EXPERIMENT}: run it with paths.results"]
+
+
+def _store(kept: dict[Path, Record], results: Path, place: Path, what: str) -> list[str]:
+    """Put records in the place of those that `place` has; sentences on what stands against it."""
     roots = Roots.of([("results", results)])
     problems = [
         f"{path} names a folder of this machine: it was written by hand or by an older version"
@@ -76,15 +96,14 @@ def keep(results: Path) -> list[str]:
         if roots.clean(record) != record
     ]
     if not problems:
-        shutil.rmtree(REAL, ignore_errors=True)
+        shutil.rmtree(place, ignore_errors=True)
         for path, record in kept.items():
             # Without the scores of single documents, which are not stored.
             shared = record.model_copy(update={"samples_file": None})
             write_atomically(
-                REAL / path.relative_to(results), shared.model_dump_json(indent=1) + "\n"
+                place / path.relative_to(results), shared.model_dump_json(indent=1) + "\n"
             )
-        done = len({_asked(record) for record in kept.values()})
-        print(f"kept {len(kept)} records of {done} of {len(wanted)} cells; now run: make readme")
+        print(f"kept {len(kept)} records of {what}; now run: make readme")
     return problems
 
 
@@ -190,9 +209,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--compare", type=Path, metavar="RESULTS", help="a results folder")
     parser.add_argument("--keep", type=Path, metavar="RESULTS", help="of experiment=real/smollm2")
+    parser.add_argument("--keep-peers", type=Path, metavar="RESULTS", help="of experiment=peers")
     options = parser.parse_args()
-    if options.keep is not None:
-        problems = keep(options.keep)
+    given = options.keep or options.keep_peers
+    if given is not None:
+        problems = keep(given) if options.keep is not None else keep_peers(given)
         print(*problems, sep="\n", end="\n" if problems else "")
         return 1 if problems else 0
     if options.compare is None:

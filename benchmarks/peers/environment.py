@@ -8,6 +8,7 @@ from pathlib import Path
 
 VARIABLE = "BITSWEEP_PEERS"
 HERE = Path(__file__).parent
+REQUIREMENTS = HERE.parents[1] / "tools" / "peers" / "requirements.txt"
 HOW_TO = (
     "Make one with `python -m venv DIR && DIR/bin/pip install torch==2.13.0 && DIR/bin/pip "
     f"install --no-deps -r tools/peers/requirements.txt` and set {VARIABLE}=DIR."

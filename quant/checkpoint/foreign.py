@@ -74,6 +74,6 @@ def _files(path: Path, suffix: str, folders: list[Path]) -> list[Path]:
 def _config(path: Path) -> Mapping[str, Any]:
     try:
         found = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}  # the code that parses the configuration reports what is wrong with it
     return found if isinstance(found, dict) else {}

@@ -161,7 +161,7 @@ def _made(said: Path, peak: Path, script: Path) -> Made:
     try:
         found = json.loads(said.read_text(encoding="utf-8"))
         version, seconds = str(found["version"]), float(found["seconds"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise QuantizationError(
             f"{script.name} wrote no result ({type(error).__name__}: {error}): it must end by "
             'writing {"version": ..., "seconds": ...} to its second argument.'

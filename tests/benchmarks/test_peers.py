@@ -52,7 +52,7 @@ def test_ratios_are_those_of_the_medians() -> None:
 
 
 def test_packages_of_peers_are_pinned() -> None:
-    lines = (environment.HERE / "requirements.txt").read_text().splitlines()
+    lines = environment.REQUIREMENTS.read_text().splitlines()
     assert all("==" in line for line in lines if line and not line.startswith("#"))
 
 

@@ -67,7 +67,7 @@ def _entry(metadata: Mapping[str, str], name: str, where: str) -> tuple[str, Map
     try:
         said = json.loads(metadata[name])
         return str(said["_type"]), dict(said.get("_data") or {})
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ArtifactError(
             f"{where}: the header describes {name} as {metadata[name][:60]!r}, which is not what "
             "torchao writes: the file is damaged; download it again."

@@ -109,7 +109,7 @@ def _by_program(cell: ResolvedCell) -> StageResult:
     from quant.checkpoint.folder import replace_folder
 
     choices, model, folder, clock = cell.choices, cell.stored_model, cell.artifact, _Clock()
-    solving, scheme, watch = choices.solving, choices.scheme, Watch()
+    solving, scheme = choices.solving, choices.scheme
     assert folder is not None
     assert solving is not None
     assert scheme is not None
@@ -135,13 +135,12 @@ def _by_program(cell: ResolvedCell) -> StageResult:
         said = _examined(cell, partial)
         if not tokenizer_files(partial):
             copy_files(tokenizer_files(model.folder), partial)
-    busy = said_busy(watch.usage())
     with open_packed(model, folder, cell.place) as packed:
         layers = packed.layer_bits()
         bits, covered = stored(packed.model, layers.values(), packed.operator_bits(), set(layers))
     size = _bytes(folder)
     return StageResult(
-        metrics=quantization_cost.of_program(made, size, clock.seconds, busy),
+        metrics=quantization_cost.of_program(made, size, clock.seconds),
         inputs={
             **inputs,
             "artifact": artifact_digest(folder),

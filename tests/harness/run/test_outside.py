@@ -128,6 +128,7 @@ def test_what_a_program_left_is_measured_as_if_made_here(
     assert (made.cell.label, made.cell.options) == ("Copier", "copies")
     seconds = {m.task: m.value for m in made.metrics if m.name == "seconds"}
     assert seconds["total"] == 1.5, "as the program says, without its start"
+    assert not any("busy" in m.notes for m in made.metrics), "it is no other's work"
     assert made.peak_memory_bytes is not None
     assert 2e6 < made.peak_memory_bytes < 1e9, "of a process that does next to nothing"
     assert made.environment["program"] == "copier [4, 4, None, False]"

@@ -43,10 +43,10 @@ def test_every_producer_is_a_method(method: str) -> None:
 def test_the_experiment_has_every_producer_beside_ours() -> None:
     cells = resolved("experiment=peers", "suite.perplexity.protocols=[embedded]")
     named = [(c.identity.label, c.identity.options, c.identity.scheme) for c in cells]
-    assert len(set(named)) == len(named) == 17
+    assert len(set(named)) == len(named) == 19
     labels = {label for label, _, _ in named}
     assert labels == {"full prec.", "RTN", "GPTQ", "llm-compressor", "GPTQModel", "AutoRound"}
-    assert len({cell.keys.cell for cell in cells}) == 17
+    assert len({cell.keys.cell for cell in cells}) == 19
 
 
 @pytest.mark.parametrize("method", METHODS)

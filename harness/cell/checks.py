@@ -156,7 +156,7 @@ def outside(solving: Solving | None, scheme: Scheme | None) -> None:
     if solving is None or solving.solver.whole is None:
         return
     name = solving.solver.name
-    for key in (key for key in solving.rules.given()):
+    for key in solving.rules.given():
         raise ConfigError(
             f"method.{key} is a rule for solvers of layers, and method={name} is another program: "
             "leave it out."

@@ -15,13 +15,7 @@ from typing import Any
 
 from quant.checkpoint import formats as package
 from quant.checkpoint import operators
-from quant.checkpoint.formats.base import (
-    CheckpointFormat,
-    Format,
-    Writer,
-    declaration,
-    validated,
-)
+from quant.checkpoint.formats.base import CheckpointFormat, Format, Writer, declaration, validated
 from quant.checkpoint.one_file import FileFormat
 from quant.errors import ArtifactError
 from quant.levels.base import Levels, built_in_levels, load_levels

@@ -43,7 +43,9 @@ def same_in_both(bits: int) -> bool:
 
 def words(codes: int, bits: int, packing: str) -> int:
     """Return the words that codes take: ceil(codes / (32 // bits)) or ceil(codes * bits / 32)."""
-    return -(-codes // _in_a_word(bits)) if packing == WHOLE else -(-codes * bits // WORD_BITS)
+    from cuda_ext.layout import words_for
+
+    return -(-codes // _in_a_word(bits)) if packing == WHOLE else words_for(codes, bits)
 
 
 def shown(bits: int, held: Sequence[tuple[int, int]]) -> str:

@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from quant.checkpoint.folder import remake
-from quant.checkpoint.foreign import refuse_foreign
+from quant.checkpoint.foreign import config_of, refuse_foreign
 from quant.errors import ArtifactError
 
 INDEX_SUFFIX = ".index.json"
@@ -107,7 +107,7 @@ def weight_files(folder: Path) -> WeightFiles:
     or more than one, if a shard is missing, or for a known format that is not read.
     """
     refuse_foreign(folder)
-    config = _config(folder)
+    config = config_of(folder)
     present = {path.name for pattern in _WEIGHTS for path in folder.glob(pattern)}
     _refuse_other_kinds(folder, present)
     chosen = _explicit(folder, config) or choose(present) or _other_name(folder, config, present)
@@ -165,14 +165,6 @@ def _require_own(folder: Path, path: Path) -> None:
             f"{path} is a link to {place}, outside the model's folder, and is not copied: replace "
             "it by the file itself, or remove the link."
         )
-
-
-def _config(folder: Path) -> Mapping[str, Any]:
-    try:
-        found = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}  # the code that parses the configuration reports what is wrong with it
-    return found if isinstance(found, dict) else {}
 
 
 def _refuse_other_kinds(folder: Path, present: Collection[str]) -> None:

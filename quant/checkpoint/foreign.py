@@ -49,7 +49,7 @@ def _pickled_hqq(path: Path) -> str | None:
 
 def _mlx(path: Path) -> str | None:
     """Recognise MLX by its own key; quantization_config is the same there, or missing."""
-    config = _config(path)
+    config = config_of(path)
     said = config.get("quantization")
     ours = config.get("quantization_config")
     named = isinstance(ours, Mapping) and "quant_method" in ours
@@ -71,9 +71,10 @@ def _files(path: Path, suffix: str, folders: list[Path]) -> list[Path]:
     return sorted(found for each in folders for found in each.glob(f"*{suffix}"))
 
 
-def _config(path: Path) -> Mapping[str, Any]:
+def config_of(folder: Path) -> Mapping[str, Any]:
+    """Return the config.json of a folder; {} if it cannot be read or is no object."""
     try:
-        found = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        found = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}  # the code that parses the configuration reports what is wrong with it
     return found if isinstance(found, dict) else {}

@@ -1,4 +1,4 @@
-"""The command line: `bitsweep run|plan|fetch|report|paper|export|inspect|audit|doctor`.
+"""The command line: `bitsweep run|plan|fetch|report|compare|paper|export|inspect|audit|doctor`.
 
 harness.arguments has its grammar and help. Heavy libraries are imported only by verbs that need
 them. Exit status: 0 success, 1 something failed (see the summary), 2 the request is impossible, 130
@@ -187,6 +187,14 @@ def _audit(options: Namespace) -> int:
     return audit(Request(**{field.name: getattr(options, field.name) for field in fields(Request)}))
 
 
+def _compare(options: Namespace) -> int:
+    require("harness", "bitsweep compare")
+    from harness.paired.verb import compare
+
+    form = "json" if options.json else "csv" if options.csv else "table"
+    return compare(options.first, options.second, options.results, form)
+
+
 def _paper(options: Namespace) -> int:
     require("harness", "bitsweep paper")
     from harness.records.store import scan_records
@@ -221,6 +229,7 @@ VERBS: dict[str, Callable[[Namespace], int]] = {
     "plan": _plan,
     "fetch": _fetch,
     "report": _report,
+    "compare": _compare,
     "paper": _paper,
     "export": _export,
     "inspect": _inspect,

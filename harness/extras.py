@@ -20,6 +20,7 @@ EXTRAS = {
         "jinja2",
         "lm_eval",
         "matplotlib",
+        "numpy",
         "omegaconf",
         "pandas",
         "psutil",

@@ -17,7 +17,7 @@ from harness.errors import BitsweepError
 _PLAIN = {
     "–": "-", "—": "-", "−": "-", "…": "...", "×": "x", "±": "+/-", "≤": "<=", "≥": ">=",
     "≈": "~", "→": "->", "↓": "v", "↑": "^", "‖": "||", "·": "*", "•": "*", "‘": "'", "’": "'",
-    "“": '"', "”": '"',
+    "“": '"', "”": '"', "Δ": "d",
 }  # fmt: skip
 ERRORS = "bitsweep"  # name of our error handler in codecs
 # The footnote mark of a figure must not become one of its digits.

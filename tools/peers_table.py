@@ -13,7 +13,7 @@ from harness.report.names import Footnotes
 from harness.report.origin import origin_notes
 from harness.report.rows import Row, read_rows
 from harness.report.table import Cell, Column, Note, Table
-from tools.real_table import Shown, shown_cell
+from tools.real_table import Said, Shown, shown_cell, tested
 
 NAME = "peers"
 TO_RUN = "No figures are kept yet: run the command."
@@ -40,7 +40,8 @@ def peers_table(records: Sequence[Record]) -> Table:
         Column("bits_per_weight", "bits/", "weight"),
         *(Column(each.metric, each.header, each.detail) for each in SHOWN),
     ]
-    lines = [_line(row, footnotes) for row in rows]
+    said = tested(rows, SHOWN)
+    lines = [_line(row, footnotes, said) for row in rows]
     model = rows[0].model
     notes = [Note(text) for text in [*_said(rows), *_programs(records), TIMES]]
     notes += origin_notes(rows)
@@ -48,20 +49,20 @@ def peers_table(records: Sequence[Record]) -> Table:
     return Table(NAME, model, title, columns, lines, notes, footnotes.texts, footnotes.causes)
 
 
-def _line(row: Row, footnotes: Footnotes) -> list[Cell]:
+def _line(row: Row, footnotes: Footnotes, said: Said) -> list[Cell]:
     bits = row.bits_per_weight
     head = [
         Cell(row.label, row.label),
         Cell(row.scheme_label, row.scheme),
         Cell() if bits is None else Cell(f"{bits:.2f}", bits),
     ]
-    return [*head, *(_cell(row, each, footnotes) for each in SHOWN)]
+    return [*head, *(_cell(row, each, footnotes, said) for each in SHOWN)]
 
 
-def _cell(row: Row, column: Shown, footnotes: Footnotes) -> Cell:
+def _cell(row: Row, column: Shown, footnotes: Footnotes, said: Said) -> Cell:
     if row.full_precision and column.suite == QUANTIZATION:
         return Cell()
-    return shown_cell(row, column, footnotes)
+    return shown_cell(row, column, footnotes, said)
 
 
 def _said(rows: Sequence[Row]) -> list[str]:

@@ -6,16 +6,17 @@ has not been measured yet is "to run".
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from harness.config.experiments import Asked, Experiment, experiment
 from harness.records.record import FULL_PRECISION, NOT_AVAILABLE, QUANTIZATION, Record
 from harness.report.build import provenance
+from harness.report.differences import find_differences
 from harness.report.frame import from_records
 from harness.report.names import Footnotes
 from harness.report.origin import origin_notes
-from harness.report.rows import Figure, Row, read_rows
+from harness.report.rows import Figure, FigureKey, Row, read_rows
 from harness.report.table import Cell, Column, Note, Table, measured, ranged, significant, small
 
 EXPERIMENT = "real/smollm2"
@@ -39,6 +40,11 @@ class Shown:
     metric: str
     header: str
     detail: str
+
+    def shows(self, key: FigureKey) -> bool:
+        """Whether the figure of a key stands in this column."""
+        suite, task, metric = key
+        return (suite, metric) == (self.suite, self.metric) and self.task in ("", task)
 
     def text(self, figure: Figure) -> str:
         if figure.unit == "fraction":
@@ -70,8 +76,10 @@ def real_table(records: Sequence[Record]) -> Table:
     """The table: a line for each cell of the experiment, in its order."""
     asked = experiment(EXPERIMENT)
     rows = {(row.method, row.scheme): row for row in _rows(records)}
-    footnotes = Footnotes()
-    lines = [_line(cell, rows.get((cell.method, cell.scheme)), footnotes) for cell in asked.cells]
+    footnotes, said = Footnotes(), tested(list(rows.values()), SHOWN)
+    lines = [
+        _line(cell, rows.get((cell.method, cell.scheme)), footnotes, said) for cell in asked.cells
+    ]
     columns = [
         Column("method", "method", numeric=False),
         Column("scheme", "scheme", numeric=False),
@@ -95,7 +103,24 @@ def _rows(records: Sequence[Record]) -> list[Row]:
     return read_rows(from_records(records)).rows if records else []
 
 
-def _line(cell: Asked, row: Row | None, footnotes: Footnotes) -> list[Cell]:
+Said = Mapping[tuple[int, FigureKey], Sequence[str]]
+
+
+def tested(rows: Sequence[Row], shown: Sequence[Shown]) -> Said:
+    """What is to be said of differences from full precision, by the id of a row and figure."""
+    keys = dict.fromkeys(
+        key
+        for row in rows
+        for key, figure in row.figures.items()
+        if figure.items and any(column.shows(key) for column in shown)
+    )
+    found = find_differences(rows, list(keys))
+    return {
+        (id(row), key): found.footnotes(index, key) for index, row in enumerate(rows) for key in keys
+    }
+
+
+def _line(cell: Asked, row: Row | None, footnotes: Footnotes, said: Said) -> list[Cell]:
     label = LABELS.get(cell.method, cell.method)
     bits = None if row is None else row.bits_per_weight
     head = [
@@ -103,16 +128,20 @@ def _line(cell: Asked, row: Row | None, footnotes: Footnotes) -> list[Cell]:
         Cell(cell.scheme if row is None else row.scheme_label, cell.scheme),
         Cell() if bits is None else Cell(f"{bits:.2f}", bits),
     ]
-    return [*head, *(shown_cell(row, each, footnotes) for each in SHOWN)]
+    return [*head, *(shown_cell(row, each, footnotes, said) for each in SHOWN)]
 
 
-def shown_cell(row: Row | None, column: Shown, footnotes: Footnotes) -> Cell:
-    """The figure of a row in a column; what failed, is absent or to run, by name."""
+def shown_cell(row: Row | None, column: Shown, footnotes: Footnotes, said: Said) -> Cell:
+    """The figure of a row in a column; what failed, is absent or to run, by name.
+
+    said  footnotes on figures, from `tested`.
+    """
     if row is None:
         return Cell(TO_RUN, TO_RUN)
-    for (suite, task, metric), figure in row.figures.items():
-        if (suite, metric) == (column.suite, column.metric) and column.task in ("", task):
-            marks = tuple(footnotes.mark(f"measured while {each}") for each in _busy(figure))
+    for key, figure in row.figures.items():
+        if column.shows(key):
+            texts = [f"measured while {each}" for each in _busy(figure)]
+            marks = tuple(map(footnotes.mark, [*texts, *said.get((id(row), key), ())]))
             return Cell(column.text(figure), figure.value, figure.stderr, marks=marks)
     if row.full_precision and column.suite == "divergence" and column.suite not in row.failures:
         return Cell()  # it would be from itself

@@ -21,6 +21,7 @@ MODELS = (
     record.Record,
     record.CellIdentity,
     record.Metric,
+    record.Items,
     record.LayerReport,
     record.Failure,
 )

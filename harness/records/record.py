@@ -6,11 +6,15 @@ meaning, and describe the change in docs/records.md.
 
 from __future__ import annotations
 
-from typing import Any, Final, Literal
+import base64
+import math
+import struct
+from collections.abc import Callable, Mapping
+from typing import Any, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-SCHEMA_VERSION: Final = 2
+SCHEMA_VERSION: Final = 3
 QUANTIZATION: Final = "quantization"  # the stage before the suites, in Record.suite
 FULL_PRECISION: Final = "none"  # CellIdentity.method of full-precision weights
 ABSENT: Final = "Unavailable"  # Failure.type of a model that cannot be had
@@ -20,6 +24,50 @@ LOADED: Final = "loaded"  # CellIdentity.method of a checkpoint that was quantiz
 
 class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+# Kinds of packed values, and the bytes of n of them.
+PACKED_BYTES: Final[Mapping[str, Callable[[int], int]]] = {
+    "bits": lambda n: (n + 7) // 8,  # most significant bit first
+    "u4": lambda n: 4 * n,  # unsigned, little-endian
+    "f8": lambda n: 8 * n,  # float64, little-endian
+}
+
+
+class Items(_Model):
+    """The values of the sampling units behind a figure, in order, for paired comparisons.
+
+    The figure is r = sum(values) / sum(weights), or exp(r). harness.records.items packs and reads.
+    """
+
+    unit: str = Field(description="the sampling unit: windows (of a text) or documents (of a task)")
+    ids: str = Field(
+        description="hash over the units in order; two figures of one hash are on the same units"
+    )
+    count: int = Field(ge=1)
+    values: str = Field(
+        description='packed, "KIND:BASE64" with the URL-safe alphabet: bits (0 or 1), u4 (unsigned, '
+        "4 bytes) or f8 (float64), little-endian"
+    )
+    weights: str | None = Field(
+        default=None, description="packed: scored tokens of each window; null: 1 each"
+    )
+    exponential: bool = Field(
+        default=False, description="the figure is exp(sum of values / sum of weights)"
+    )
+
+    @model_validator(mode="after")
+    def _as_many_as_counted(self) -> Self:
+        for text in filter(None, (self.values, self.weights)):
+            kind, _, packed = text.partition(":")
+            if kind not in PACKED_BYTES:
+                raise ValueError(f"values of the kind {kind[:20]!r} are unknown")
+            held = base64.urlsafe_b64decode(packed)
+            if len(held) != PACKED_BYTES[kind](self.count):
+                raise ValueError(f"{len(held)} bytes are not {self.count} values of {kind}")
+            if kind == "f8" and not all(map(math.isfinite, struct.unpack(f"<{self.count}d", held))):
+                raise ValueError("a value is not finite")
+        return self
 
 
 class Metric(_Model):
@@ -37,6 +85,9 @@ class Metric(_Model):
     higher_is_better: bool = False
     quantiles: dict[str, float] | None = Field(default=None, description="p10, p50, p90, p99, ...")
     notes: dict[str, str] = Field(default_factory=dict, description="what a reader must know")
+    items: Items | None = Field(
+        default=None, description="values of single windows or documents; null: none are kept"
+    )
 
 
 class LayerReport(_Model):
@@ -118,7 +169,7 @@ class Failure(_Model):
 class Record(_Model):
     """One suite (or the quantization itself, suite="quantization") on one cell."""
 
-    schema_version: Literal[2] = SCHEMA_VERSION
+    schema_version: Literal[3] = SCHEMA_VERSION
     key: str = Field(description="sha256 over everything the figures depend on")
     cell_key: str = Field(
         description="sha256 of the cell: model, method, scheme, calibration, seed"

@@ -30,6 +30,7 @@ from pydantic import ValidationError
 
 from harness.errors import StoreError
 from harness.records.hashes import digest, file_sha256
+from harness.records.items import with_items
 from harness.records.migrate import migrated, newer_version
 from harness.records.record import CellIdentity, Record
 from harness.records.temporary import make_temporary
@@ -198,7 +199,8 @@ def read_record(path: Path) -> Record:
         try:
             return Record.model_validate_json(text)
         except ValidationError:
-            return Record.model_validate(migrated(text))
+            older = Record.model_validate(migrated(text))
+            return with_items(older, path.parent)
     except OSError as error:
         raise StoreError(f"{path} cannot be read ({error.strerror}).") from error
     except (ValidationError, ValueError, RecursionError) as error:

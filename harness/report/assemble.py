@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from harness.report.columns import FigureColumn, Place, Shown, SuiteTable
 from harness.report.compare import best_figures, compared_notes, other_sample
+from harness.report.differences import difference_table, find_differences
 from harness.report.names import (
     Footnotes,
     busy_footnote,
@@ -32,8 +33,7 @@ def tables_of_model(
     """
     made: list[tuple[Place, Table]] = []
     for place, suites in _places(declared):
-        table = _joined(place, model, rows, suites)
-        made += [] if table is None else [(place, table)]
+        made += [(place, table) for table in _joined(place, model, rows, suites)]
     for each in declared.values():
         for own in each.tables:
             whole = own.make(model, rows)
@@ -81,24 +81,26 @@ def _places(declared: Mapping[str, SuiteTable]) -> list[tuple[Place, dict[str, S
 
 def _joined(
     place: Place, model: str, rows: list[Row], suites: Mapping[str, SuiteTable]
-) -> Table | None:
-    """A table that suites share; None if no row has a figure or a failure of theirs."""
+) -> list[Table]:
+    """A table that suites share and that of differences; none without a figure or a failure."""
     shown = _distinct({name: shown_columns(name, table, rows) for name, table in suites.items()})
     failed = [
         name for name in suites if not shown[name] and any(name in row.failures for row in rows)
     ]
     if not failed and not any(shown.values()):
-        return None
+        return []
     every = [each for columns in shown.values() for each in columns]
     compared = [each for name in suites if suites[name].compared for each in shown[name]]
     best = best_figures(rows, compared)
+    differences = find_differences(rows, [each.key for each in compared])
     footnotes, cells = Footnotes(), []
     busy = {name: busy_footnote(name, rows) for name in suites}
     for index, row in enumerate(rows):
         line = name_cells(row, rows, footnotes)
         for each in every:
             suite = each.key[0]
-            cell = _cell(row, each, rows, footnotes, suites[suite].compared, busy[suite])
+            said = differences.footnotes(index, each.key)
+            cell = _cell(row, each, rows, footnotes, suites[suite].compared, busy[suite], said)
             line.append(replace(cell, best=(index, each.key) in best))
         line += [missing(row, name, footnotes) for name in failed]
         cells.append(line)
@@ -109,11 +111,14 @@ def _joined(
     ]
     notes = []
     if any(suites[name].compared for name in suites):
-        notes += compared_notes(rows, compared, best)
+        notes += compared_notes(rows, compared, best) + differences.notes()
     for name, table in suites.items():
         notes += table.notes(rows, shown[name]) if shown[name] else []
     title = place.title.replace("{model}", model)
-    return Table(place.name, model, title, columns, cells, notes, footnotes.texts, footnotes.causes)
+    texts, causes = footnotes.texts, footnotes.causes
+    table = Table(place.name, model, title, columns, cells, notes, texts, causes)
+    of_differences = difference_table(place, model, rows, compared, differences)
+    return [table, *([] if of_differences is None else [of_differences])]
 
 
 def _pairs(
@@ -181,16 +186,17 @@ def _cell(
     footnotes: Footnotes,
     compared: bool,
     busy: str,
+    said: Sequence[str],
 ) -> Cell:
     figure = row.figures.get(shown.key)
     if figure is None:
-        said = shown.declared.absent(row, shown.key)
-        if said is None:
+        why = shown.declared.absent(row, shown.key)
+        if why is None:
             return missing(row, shown.key[0], footnotes)
-        return Cell(marks=(footnotes.mark(said),)) if said else Cell()
+        return Cell(marks=(footnotes.mark(why),)) if why else Cell()
     marks = failed_seeds(row, shown.key[0], footnotes)
     texts = other_sample(figure, shown.key, rows) if compared else []
     texts += shown.declared.footnotes(row, shown.key, rows)
-    texts += [busy] if figure.busy else []
+    texts += [*([busy] if figure.busy else []), *said]
     marks += tuple(footnotes.mark(text) for text in texts)
     return replace(shown.declared.write(figure), marks=marks)

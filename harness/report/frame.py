@@ -27,6 +27,7 @@ INTERNAL = (
     "parameters",
     "made_of",
     "weight_errors",
+    "items",
 )
 
 COLUMNS = (
@@ -166,6 +167,7 @@ def _metric(metric: Metric, record: Record) -> dict[str, Any]:
         "higher_is_better": metric.higher_is_better,
         **{name: quantiles.get(name) for name in QUANTILES},
         "kernel": metric.notes.get("kernel") or record.environment.get("kernel"),
+        "items": metric.items,
         "notes": "; ".join(f"{key}: {value}" for key, value in sorted(metric.notes.items())),
     }
 

@@ -35,6 +35,9 @@ _LATEX = {
     "—": "---",
     "↓": r"$\downarrow$",
     "↑": r"$\uparrow$",
+    "Δ": r"$\Delta$",
+    "≥": r"$\geq$",
+    "α": r"$\alpha$",
 }
 
 

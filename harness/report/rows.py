@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.records.busyness import BUSY
 from harness.records.hashes import SHA256_DIGITS
+from harness.records.record import Items
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,6 +39,7 @@ class Figure:
     median: float | None = None
     p99: float | None = None
     busy: tuple[str, ...] = ()  # what others took of the machine in a timing, of any seed
+    items: tuple[Items, ...] = ()  # values of its windows or documents, by seed; () if any lacks
 
     def note(self, name: str) -> str:
         """A note of the metric by name; "" if it has none of that name."""
@@ -313,7 +315,13 @@ def _combine(entries: list[dict[str, Any]]) -> Figure:
         median=mean("p50"),
         p99=mean("p99"),
         busy=_different(_note(entry["notes"] or "", BUSY) for entry in entries),
+        items=_items_of(entries),
     )
+
+
+def _items_of(entries: list[dict[str, Any]]) -> tuple[Items, ...]:
+    found = [entry["items"] for entry in sorted(entries, key=lambda entry: entry["seed"])]
+    return tuple(found) if all(isinstance(each, Items) for each in found) else ()
 
 
 def _order(row: Row) -> tuple[Any, ...]:

@@ -23,6 +23,7 @@ from harness.records.record import NOT_AVAILABLE, QUANTIZATION, Record
 from harness.records.store import Store, cell_name, file_name, unique_name, write_atomically
 from harness.records.temporary import remove_abandoned
 from harness.report.frame import MODEL_DIGITS
+from harness.run.detectable import detectable_lines
 from harness.run.hashing import hashing_shown
 from harness.run.recording import absent_records, roots_of
 from harness.run.screen import open_console
@@ -87,6 +88,8 @@ def show_plan(cells: Sequence[ResolvedCell | PendingCell]) -> None:
     plans = [_look_up(cell) for cell in cells]
     _check_place(plans)
     _print_plan(plans, console)
+    for line in detectable_lines(plans):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     _show_memory([plan for plan in plans if isinstance(plan, CellPlan)], console)
 
 

@@ -115,6 +115,27 @@ class Facts:
     has_original: bool = True
 
 
+@dataclass(frozen=True)
+class Sample:
+    """The units (windows of a text, documents of a task) that a figure is going to be measured on.
+
+    count  None: not known before text or task are read.
+    share  True: the figure is the share of right answers; False: the mean of losses, or its
+           exponential.
+    """
+
+    task: str
+    metric: str
+    unit: str
+    count: int | None
+    share: bool
+
+
+def no_samples(_config: Any, _facts: Facts) -> list[Sample]:
+    """The samples of a suite whose figures have no sampling units."""
+    return []
+
+
 def accept_all(_config: Any, _facts: Facts) -> None:
     """The check of a suite for which every configuration is valid."""
 
@@ -171,6 +192,7 @@ class Suite:
     remarks    sentences for the plan on parts that cannot be measured while others can.
     inputs     hashes of the data it reads besides the model; part of the key.
     semantics  the settings that go into key and record.
+    samples    what its figures will be measured on, for the plan's minimum detectable effects.
     streams    whether it can measure a model block by block (SuiteContext.streamed).
     loads      False: it reads the files itself (SuiteContext.packed, source); its model has no
                weights, and none of an earlier suite stay in memory.
@@ -191,6 +213,7 @@ class Suite:
     remarks: Callable[[Any], list[str]] = nothing_to_remark
     inputs: Callable[[Any, Facts], dict[str, str]] = no_inputs
     semantics: Callable[[Any], dict[str, Any]] = plain_semantics
+    samples: Callable[[Any, Facts], Sequence[Sample]] = no_samples
     streams: bool = False
     loads: bool = True
     timing: bool = False

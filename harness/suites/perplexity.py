@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import MISSING
 
+from harness.data import protocols
 from harness.data.config import DocumentsConfig
+from harness.records.items import WINDOWS
 from harness.report.columns import (
     ACCURACY,
     AgainstBits,
@@ -18,7 +20,7 @@ from harness.report.columns import (
 )
 from harness.report.published import beside_published
 from harness.suites import reading
-from harness.suites.base import Facts, Suite, SuiteContext, SuiteResult, at_least_one
+from harness.suites.base import Facts, Sample, Suite, SuiteContext, SuiteResult, at_least_one
 
 if TYPE_CHECKING:
     from harness.config.schema import ModelConfig
@@ -55,6 +57,16 @@ def remarks(config: Config) -> list[str]:
     return list(reading.lacking(of_hub, f"suite.{NAME}").values())
 
 
+def samples(config: Config, _facts: Facts) -> list[Sample]:
+    """The windows of each text: at most as many as protocol and settings say."""
+    found = []
+    for name in config.protocols:
+        limits = (protocols.find(name).windows, config.max_windows)
+        count = min((each for each in limits if each is not None), default=None)
+        found.append(Sample(name, "perplexity", WINDOWS, count, share=False))
+    return found
+
+
 def run(context: SuiteContext, config: Config) -> SuiteResult:
     """Measure perplexity and negative log-likelihood of each protocol, and every window's score."""
     from harness.suites import scoring
@@ -75,6 +87,7 @@ SUITE = Suite(
     remarks=remarks,
     inputs=reading.inputs,
     semantics=reading.semantics,
+    samples=samples,
     streams=True,
     preload=("harness.suites.scoring",),
     table=SuiteTable(

@@ -19,6 +19,7 @@ from harness.data import protocols, vocabulary
 from harness.data.protocols import TokenWindows
 from harness.data.texts import AbsentText
 from harness.errors import BitsweepError
+from harness.records.items import WINDOWS, make_items
 from harness.records.record import Metric
 from harness.report.published import LIMIT
 from harness.suites.base import SuiteContext, SuiteResult
@@ -230,9 +231,10 @@ def _metrics(found: TokenWindows, result: Score, length: int, config: Scoring) -
     }
     if config.max_windows is not None:
         notes[LIMIT] = f"max_windows={config.max_windows}"
-    for name, value, unit, scale in (
-        ("perplexity", perplexity, "ppl", perplexity),
-        ("nll", mean, "nat", 1.0),
+    items = make_items(WINDOWS, found.token_hash, result.nll, result.tokens, exponential=True)
+    for name, value, unit, scale, kept in (
+        ("perplexity", perplexity, "ppl", perplexity, items),
+        ("nll", mean, "nat", 1.0, None),  # the same losses
     ):
         yield Metric(
             name=name,
@@ -243,6 +245,7 @@ def _metrics(found: TokenWindows, result: Score, length: int, config: Scoring) -
             n_unit="tokens",
             stderr=None if error is None else error * scale,
             notes=notes,
+            items=kept,
         )
 
 

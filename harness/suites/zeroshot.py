@@ -11,6 +11,7 @@ from harness.data import texts
 from harness.data.told import generator_hash
 from harness.errors import ConfigError, MissingData
 from harness.records.hashes import file_sha256
+from harness.records.items import DOCUMENTS
 from harness.report.columns import (
     ACCURACY,
     AgainstBits,
@@ -21,7 +22,7 @@ from harness.report.columns import (
 from harness.report.published import beside_published
 from harness.report.rows import FigureKey, Row
 from harness.suites import zeroshot_tasks
-from harness.suites.base import Facts, Suite, SuiteContext, SuiteResult, at_least_one
+from harness.suites.base import Facts, Sample, Suite, SuiteContext, SuiteResult, at_least_one
 
 if TYPE_CHECKING:
     from harness.config.schema import ModelConfig
@@ -82,6 +83,22 @@ def inputs(config: Config, facts: Facts) -> dict[str, str]:
     return found | zeroshot_tasks.locked_commits(config.tasks or [], config.files)
 
 
+def samples(config: Config, facts: Facts) -> list[Sample]:
+    """The documents of each task; those of lm-eval's tasks are at most the limit."""
+    counts: dict[str, int | None] = {}
+    for name in zeroshot_tasks.wanted(config.tasks or [], config.files):
+        if name in config.files:
+            file = texts.locate(config.files[name], facts.data_dir)
+            counts[name] = len(zeroshot_tasks.read_local(name, file, config.limit).documents)
+        elif name in zeroshot_tasks.EMBEDDED_TASKS:
+            counts[name] = config.limit or zeroshot_tasks.EMBEDDED_DOCUMENTS
+        else:
+            counts[name] = config.limit
+    return [
+        Sample(name, "accuracy", DOCUMENTS, count, share=True) for name, count in counts.items()
+    ]
+
+
 def run(context: SuiteContext, config: Config) -> SuiteResult:
     """Measure the scores of each task, with standard errors, and of every document."""
     from harness.suites import zeroshot_scoring
@@ -125,6 +142,7 @@ SUITE = Suite(
     check=check,
     remarks=remarks,
     inputs=inputs,
+    samples=samples,
     # Most of lm-eval is imported where it is first used.
     preload=(
         "harness.suites.zeroshot_scoring",

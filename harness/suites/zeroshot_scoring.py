@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from harness.data import protocols, texts
+from harness.records.items import TARGET_PERPLEXITY, document_items
 from harness.records.record import Metric
 from harness.report.published import LIMIT
 from harness.suites import zeroshot_data, zeroshot_tasks
@@ -20,8 +21,8 @@ from harness.suites.base import SuiteContext, SuiteResult
 from harness.suites.zeroshot_tasks import EMBEDDED_TASKS, TIES, LocalTask, TaskError
 
 # Names of lm-eval's metrics in our records; others keep their names.
-NAMES = {"acc": "accuracy", "perplexity": "target_perplexity"}
-UNITS = {"target_perplexity": "ppl"}
+NAMES = {"acc": "accuracy", "perplexity": TARGET_PERPLEXITY}
+UNITS = {TARGET_PERPLEXITY: "ppl"}
 CLOSE = 1e-4  # nats
 
 
@@ -264,6 +265,9 @@ def _metric(
         stderr=standard_error(metric, value, scores),
         higher_is_better=bool(results["higher_is_better"][task].get(metric, True)),
         notes=notes,
+        items=document_items(
+            _documents_hash(results["samples"][task]), scores, value, metric == "perplexity"
+        ),
     )
 
 

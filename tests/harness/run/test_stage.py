@@ -11,6 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from harness.config.schema import CellConfig
+from harness.records.items import values_of
 from harness.run.events import Event, Failed, Finished
 from harness.run.stage import run_cell
 from harness.suites import perplexity
@@ -57,7 +58,11 @@ def test_a_quantized_cell_leaves_a_record_per_stage_and_an_artifact(tiny_cell: M
         plan.identity, perplexity.cell_key, "perplexity", perplexity.key
     )
     samples = (path.parent / perplexity.samples_file).read_text().splitlines()
-    assert len([json.loads(line) for line in samples]) == 4
+    nll = [json.loads(line)["nll"] for line in samples]
+    items = perplexity.metrics[0].items
+    assert items is not None
+    assert values_of(items).tolist() == nll
+    assert len(nll) == 4
     assert perplexity.inputs["artifact"] == made.inputs["artifact"]
     assert perplexity.cell.bits_per_weight == made.cell.bits_per_weight
 

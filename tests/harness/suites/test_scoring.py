@@ -21,6 +21,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from harness.data.config import DocumentsConfig
 from harness.data.protocols import ProtocolError
 from harness.data.vocabulary import VocabularyError
+from harness.records.items import values_of, weights_of
 from harness.suites import scoring
 from harness.suites.base import SuiteContext, SuiteResult
 from harness.suites.perplexity import Config
@@ -81,6 +82,12 @@ def test_disjoint_windows_are_scored_each_for_itself(model: LlamaForCausalLM, te
     assert perplexities.stderr == pytest.approx(error * perplexities.value, rel=1e-4)
     assert set(result.inputs) == {"tokens:text", "text:text"}
     assert perplexities.notes["token_hash"] == result.inputs["tokens:text"]
+    items = perplexities.items
+    assert items is not None
+    assert (items.unit, items.ids) == ("windows", result.inputs["tokens:text"])
+    assert values_of(items).tolist() == [sample["nll"] for sample in result.samples]
+    assert weights_of(items).tolist() == [19.0] * len(windows)
+    assert items.exponential
 
 
 def test_documents_count_every_token_alike(model: LlamaForCausalLM, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from harness.records.items import values_of
 from harness.suites import zeroshot_scoring
 from harness.suites.base import SuiteResult
 from harness.suites.zeroshot import Config
@@ -72,6 +73,11 @@ def test_multiple_choice_is_scored_as_in_the_paper(model: LlamaForCausalLM, tmp_
     assert accuracy.higher_is_better
     assert accuracy.notes["batch_size"] == "3"
     assert accuracy.notes["bos"] == "yes"
+    for name, expected in (("accuracy", right), ("acc_norm", right_by_length)):
+        items = metric(result, name).items
+        assert items is not None
+        assert (items.unit, items.ids) == ("documents", result.inputs["task:mine"])
+        assert values_of(items).tolist() == expected
 
 
 @pytest.mark.parametrize(
@@ -136,6 +142,9 @@ def test_last_words_are_scored_by_greedy_match_and_perplexity(tmp_path: Path) ->
     assert perplexity.stderr == pytest.approx(error, rel=1e-4)
     assert not perplexity.higher_is_better
     assert metric(result, "accuracy").value == pytest.approx(1 / 3)
+    assert perplexity.items is not None
+    assert perplexity.items.exponential
+    assert values_of(perplexity.items).tolist() == pytest.approx([-s for s in scores], rel=1e-5)
 
 
 def test_options_may_stand_in_the_context(model: LlamaForCausalLM, tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def _place(word: str, results: Path) -> tuple[Path, str | None]:
     folder, colon, words = word.rpartition(":")
     if colon and Path(folder).is_dir():
         return Path(folder), words
-    if (Path(word) / "cells").is_dir():
+    if Path(word).is_dir() and ("/" in word or (Path(word) / "cells").is_dir()):
         return Path(word), None
     if colon and ("/" in folder or folder.startswith(".")):
         raise ConfigError(f"there is no folder {folder}: name the results folder of a run.")

@@ -59,6 +59,8 @@ def document_items(
     """
     if not scores or not all(isinstance(score, (int, float)) for score in scores):
         return None
+    if exponential and value <= 0:
+        return None
     values = [-float(score) if exponential else float(score) for score in scores]
     mean = math.fsum(values) / len(values)
     stated = math.log(value) if exponential else value

@@ -58,7 +58,7 @@ class Items(_Model):
 
     @model_validator(mode="after")
     def _as_many_as_counted(self) -> Self:
-        for text in filter(None, (self.values, self.weights)):
+        for text in (self.values, *([] if self.weights is None else [self.weights])):
             kind, _, packed = text.partition(":")
             if kind not in PACKED_BYTES:
                 raise ValueError(f"values of the kind {kind[:20]!r} are unknown")

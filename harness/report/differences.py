@@ -53,10 +53,12 @@ class Differences:
         """A note on what could not be tested, where something could have been."""
         if not self.untested:
             return []
-        which = f"{self.untested} of these figures are" if self.found else "These figures are"
+        which = "These figures are"
+        if self.found:
+            which = f"{self.untested} of these figures {'is' if self.untested == 1 else 'are'}"
         return [
             Note(
-                f"{which} not tested for a difference from full precision: their records hold no "
+                f"{which} not tested for a difference from full precision: the records hold no "
                 "values of single windows or documents."
             )
         ]

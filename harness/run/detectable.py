@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from harness.cell.parts import Measuring
 
 ASSUMED_DISCORDANCE = 0.1  # of answers that change, where no row of the model has been measured
+MOST_NAMED = 3  # models of one line
 MOST_READ = 100  # records of a model and suite, so that a plan stays quick
 
 Figures = Mapping[tuple[str, str], Items]  # by task and metric
@@ -57,14 +58,21 @@ def detectable_lines(plans: Sequence[CellPlan | PendingPlan]) -> list[str]:
                 key = (plan.identity.model, each.suite.name, settings)
                 chosen.setdefault(key, []).append((plan, each))
     models = {model for model, _, _ in chosen}
-    lines = []
+    lines: dict[str, list[str]] = {}  # the models that a line is true of
     for (model, _, settings), same in chosen.items():
-        name = f"{model}, " * (len(models) > 1)
-        lines += [f"  {name}{line}" for line in _of_suite(same, json.loads(settings))]
+        for line in _of_suite(same, json.loads(settings)):
+            lines.setdefault(line, []).append(model)
     if not lines:
         return []
     said = "what one comparison with full precision can show (80 % power, alpha 5 % two-sided):"
-    return [f"\n{said}", *lines]
+    named = {line: f"{_models(names)}, " * (len(models) > 1) for line, names in lines.items()}
+    return [f"\n{said}", *(f"  {names}{line}" for line, names in named.items())]
+
+
+def _models(names: Sequence[str]) -> str:
+    """The first names, and the number of the others."""
+    more = f" and {len(names) - MOST_NAMED} more" * (len(names) > MOST_NAMED)
+    return f"{', '.join(names[:MOST_NAMED])}{more}"
 
 
 def _of_suite(

@@ -5,6 +5,7 @@ from types import ModuleType
 
 import pytest
 
+from harness.records.items import make_items
 from harness.records.record import Failure, Metric, Record
 from harness.records.store import load_records, write_atomically
 from harness.report.render import to_markdown
@@ -63,6 +64,22 @@ def test_a_figure_a_failure_what_is_absent_and_what_is_to_run() -> None:
     assert "- ¹ no data of LAMBADA." in text
     assert "Perplexity on 40 windows of 2,048 tokens" in text
     assert "each task: 500 documents" in text
+
+
+def test_what_may_be_chance_is_marked_where_records_hold_single_answers() -> None:
+    found = []
+    for method, scheme, lost in (("none", "w16", 0), ("rtn", "w4g64", 3), ("rtn", "w3g64", 30)):
+        right = [True] * (100 - lost) + [False] * lost
+        items = make_items("documents", "ids", right)
+        task = figure(
+            "accuracy", "lambada_openai", 1 - lost / 100, unit="fraction", n=100, items=items
+        )
+        found.append(make_record(method, scheme, "zeroshot", model=MODEL, metrics=[task]))
+    text = to_markdown(real_table(found))
+    shown = lines(text)
+    assert shown["RTN", "w4g64"][3] == "97.0 ± 2.0¹"
+    assert shown["RTN", "w3g64"][3] == "70.0 ± 2.0"
+    assert "- ¹ not significantly different from full precision (p ≥ 0.05 after Holm" in text
 
 
 @pytest.fixture

@@ -81,7 +81,7 @@ def test_perplexities_are_ratios_of_sums() -> None:
             - math.exp(sum(before[i] for i in chosen) / total)
         )
     expected = np.quantile(drawn, [0.025, 0.975])
-    assert [found.low, found.high] == pytest.approx(list(expected), rel=0.03)
+    assert [found.low, found.high] == pytest.approx(list(expected), rel=0.06)
     changes = [b - a for a, b in zip(before, after, strict=True)]
     ratio = sum(changes) / sum(tokens)
     squares = sum((d - ratio * t) ** 2 for d, t in zip(changes, tokens, strict=True))

@@ -78,7 +78,7 @@ def test_two_folders_row_by_row(
     other = keep([*both("rtn", "w4", 0.002, ()), *both("rtn", "w3", 0.3, range(20))], "other")
     status, out, _ = run(capsys, str(results), str(other))
     assert status == cli.OK
-    assert f"A: {results}, B: {other}" in out.replace("\n", "")
+    assert f"A: {results}, B: {other}" in " ".join(out.split())
     assert [line.split()[0] for line in out.splitlines() if line.startswith("m/")] == [
         *["m/RTN/w4"] * 2,
         *["m/RTN/w3"] * 2,

@@ -109,14 +109,14 @@ def test_records_without_values_say_so_and_nothing_is_marked() -> None:
     found = tables(older)
     assert "accuracy_differences" not in found
     assert found["accuracy"].footnotes == []
-    said = "not tested for a difference from full precision: their records hold no values"
+    said = "not tested for a difference from full precision: the records hold no values"
     assert any(note.text.startswith(f"These figures are {said}") for note in found["accuracy"].notes)
     alone = record("rtn", "w3", [figure("accuracy", "other", None)], "zeroshot", options="x")
     notes = [note.text for note in tables([*sweep(), alone])["accuracy"].notes]
     assert not any(said in text for text in notes)  # full precision has no such figure
     both_ways = [*sweep(), record("gptq", "w3", [figure("accuracy", "choice", None)], "zeroshot")]
     notes = [note.text for note in tables(both_ways)["accuracy"].notes]
-    assert any(text.startswith(f"1 of these figures are {said}") for text in notes)
+    assert any(text.startswith(f"1 of these figures is {said}") for text in notes)
 
 
 def test_other_documents_are_not_compared() -> None:

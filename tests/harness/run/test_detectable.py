@@ -1,5 +1,6 @@
 """What a plan says of its set before it runs: from rows in the store, or from an assumption."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -51,7 +52,7 @@ def test_rows_of_the_model_replace_the_assumption() -> None:
     assert f"a loss under {100 * loss:.1f} points cannot be seen" in said
     assert "4.0 % of answers change, the median of 3 rows of this model here" in said
     said = said_of(TEXT, 40, known)
-    assert f"with 40 windows a rise of perplexity under {100 * shift:.2g} %" in said
+    assert f"with 40 windows a rise of perplexity under {100 * math.expm1(shift):.2g} %" in said
     assert "in one row of this model here" in said
 
 
@@ -132,6 +133,16 @@ def test_a_plan_prints_it_before_the_run_and_from_what_was_run(
     show_plan([cell_of(config)])
     said = capsys.readouterr().out
     assert "documents: with 5 windows a rise of perplexity under" in said  # not 4: as measured
+
+
+def test_models_of_which_the_same_is_known_share_a_line(tiny_cell: Make) -> None:
+    plans = []
+    for number in range(5):
+        config = tiny_cell("scheme=w4")
+        config.model.name = f"tiny{number}"
+        plans.append(plan_of(config))
+    _, line = detectable_lines(plans)
+    assert line.startswith("  tiny0, tiny1, tiny2 and 2 more, documents: with 4 windows, ")
 
 
 def test_full_precision_alone_has_nothing_to_be_compared_with(tiny_cell: Make) -> None:

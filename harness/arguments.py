@@ -119,7 +119,10 @@ def build() -> tuple[Parser, dict[str, Parser]]:
             "make tables and plots again from records",
             _add_report,
         ),
-        "compare": ("tell whether two rows, or the rows of two folders, really differ", _add_compare),
+        "compare": (
+            "tell whether two rows, or the rows of two folders, really differ",
+            _add_compare,
+        ),
         "paper": ("show which published tables are complete, and what the others need", _add_paper),
         "export": ("write a quantized model in a format of other tools", _add_export),
         "inspect": ("show what a quantized checkpoint holds, whoever made it", _add_inspect),
@@ -196,11 +199,11 @@ def _add_report(parser: Parser) -> None:
 def _add_compare(parser: Parser) -> None:
     parser.description = (
         "Compare two rows on the same windows and documents: the difference B - A, its paired\n"
-        "bootstrap interval, the exact McNemar test of accuracies (paired t otherwise) corrected by\n"
-        "Holm's method, and the answers lost and gained. docs/reports.md says what they mean.\n\n"
-        "  bitsweep compare rtn/w4 gptq/w4             two rows of results; none is full precision\n"
-        "  bitsweep compare old/results new/results    every row of one folder with its namesake\n"
-        "  bitsweep compare old/results:gptq/w4 gptq/w4act   a row of another folder"
+        "bootstrap interval, the exact McNemar test of accuracies (paired t otherwise), corrected\n"
+        "by Holm's method, and the answers lost and gained (docs/reports.md).\n\n"
+        "  bitsweep compare rtn/w4 gptq/w4                two rows; none/w16 is full precision\n"
+        "  bitsweep compare old/results new/results       every row and its namesake\n"
+        "  bitsweep compare old/results:gptq/w4 gptq/w4   a row of another folder"
     )
     row = "a row as METHOD/SCHEME, a results folder, or FOLDER:METHOD/SCHEME"
     parser.add_argument("first", metavar="A", help=row)

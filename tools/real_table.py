@@ -116,7 +116,9 @@ def tested(rows: Sequence[Row], shown: Sequence[Shown]) -> Said:
     )
     found = find_differences(rows, list(keys))
     return {
-        (id(row), key): found.footnotes(index, key) for index, row in enumerate(rows) for key in keys
+        (id(row), key): found.footnotes(index, key)
+        for index, row in enumerate(rows)
+        for key in keys
     }
 
 

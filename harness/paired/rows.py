@@ -118,7 +118,8 @@ def _namesakes(first: Sequence[Named], second: Sequence[Named]) -> list[tuple[Na
     if not found:
         raise ConfigError(
             f"{first[0].folder} and {second[0].folder} have no row of one name: the first has "
-            f"{_listed(first)}; the second {_listed(second)}. Name two rows, as FOLDER:METHOD/SCHEME."
+            f"{_listed(first)}; the second {_listed(second)}. Name two rows, each as "
+            "FOLDER:METHOD/SCHEME."
         )
     return found
 

@@ -112,9 +112,7 @@ def _keys(one: Named, other: Named) -> list[FigureKey]:
     return [key for key in shown if all(key in row.figures for row in rows)]
 
 
-def _reason(
-    one: Named, other: Named, key: FigureKey, mine: Figure, theirs: Figure
-) -> str | None:
+def _reason(one: Named, other: Named, key: FigureKey, mine: Figure, theirs: Figure) -> str | None:
     """Why a figure cannot be compared, with the next step; None if it can."""
     suite, task, metric = key
     what = f"{metric} of {task}"

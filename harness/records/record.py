@@ -46,8 +46,8 @@ class Items(_Model):
     )
     count: int = Field(ge=1)
     values: str = Field(
-        description='packed, "KIND:BASE64" with the URL-safe alphabet: bits (0 or 1), u4 (unsigned, '
-        "4 bytes) or f8 (float64), little-endian"
+        description='packed, "KIND:BASE64" (URL-safe alphabet), little-endian: bits (0 or 1), u4 '
+        "(unsigned, 4 bytes) or f8 (float64)"
     )
     weights: str | None = Field(
         default=None, description="packed: scored tokens of each window; null: 1 each"

@@ -97,9 +97,7 @@ def find_differences(rows: Sequence[Row], keys: Sequence[FigureKey]) -> Differen
     return Differences(corrected, frozenset(elsewhere), untested)
 
 
-def _reference(
-    row: Row, rows: Sequence[Row], full: Sequence[int], key: FigureKey
-) -> int | None:
+def _reference(row: Row, rows: Sequence[Row], full: Sequence[int], key: FigureKey) -> int | None:
     """The row in full precision with the figure, of the same dtype or the only one; else None."""
     found = [i for i in full if rows[i].model == row.model and key in rows[i].figures]
     found = [i for i in found if rows[i].dtype == row.dtype] or found

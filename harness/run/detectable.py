@@ -54,7 +54,9 @@ def detectable_lines(plans: Sequence[CellPlan | PendingPlan]) -> list[str]:
     for plan in plans:
         for each in plan.cell.choices.suites:
             if not plan.identity.full_precision and each.suite.name not in plan.cell.absent:
-                settings = json.dumps(each.suite.semantics(each.config), sort_keys=True, default=str)
+                settings = json.dumps(
+                    each.suite.semantics(each.config), sort_keys=True, default=str
+                )
                 key = (plan.identity.model, each.suite.name, settings)
                 chosen.setdefault(key, []).append((plan, each))
     models = {model for model, _, _ in chosen}

@@ -86,7 +86,9 @@ def record(
     )  # fmt: skip
 
 
-def both(method: str, scheme: str, shift: float, lost: Sequence[int], **more: object) -> list[Record]:
+def both(
+    method: str, scheme: str, shift: float, lost: Sequence[int], **more: object
+) -> list[Record]:
     """Records of perplexity and of a task."""
     perplexity = figure("perplexity", "embedded", losses(shift))
     accuracy = figure("accuracy", "embedded_choice", answers(lost))

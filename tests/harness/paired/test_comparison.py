@@ -54,9 +54,9 @@ def test_windows_of_one_length_are_students_paired_sleepers() -> None:
     assert found.test == PAIRED_T
     assert found.p == pytest.approx(0.00283289, rel=1e-5)
     assert found.difference == pytest.approx(1.58)
-    assert found.spread == pytest.approx(statistics.stdev(
-        [b - a for a, b in zip(first, second, strict=True)]
-    ))
+    assert found.spread == pytest.approx(
+        statistics.stdev([b - a for a, b in zip(first, second, strict=True)])
+    )
     assert found.lost is None
     assert found.low == pytest.approx(0.95, abs=0.15)  # mean ± 1.96 · 0.389 / 1.05, skewed
     assert found.high == pytest.approx(2.35, abs=0.2)

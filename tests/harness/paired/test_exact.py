@@ -44,7 +44,7 @@ def test_negative_counts_are_refused() -> None:
 
 
 def test_holm_by_hand() -> None:
-    # Sorted: 0.005 · 4, 0.01 · 3, 0.03 · 2, 0.04 · 1, of which the last is less than its forerunner.
+    # Sorted: 0.005 · 4, 0.01 · 3, 0.03 · 2, 0.04 · 1; the last is less than its forerunner.
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.6, 0.7]) == [1.0, 1.0]
     assert holm([0.03]) == [0.03]
@@ -85,7 +85,7 @@ def test_student_is_the_integral_of_its_density(t: float, freedom: int) -> None:
     width = t / steps
     weights = (1 if i in (0, steps) else 4 if i % 2 else 2 for i in range(steps + 1))
     inside = sum(w * density(i * width) for i, w in enumerate(weights)) * width / 3
-    assert student(t, freedom) == pytest.approx(1 - 2 * inside, rel=1e-9, abs=1e-12)
+    assert student(t, freedom) == pytest.approx(1 - 2 * inside, rel=1e-9, abs=1e-11)  # of lgamma
 
 
 @pytest.mark.parametrize(

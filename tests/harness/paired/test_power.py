@@ -60,9 +60,7 @@ def test_a_loss_of_hundred_documents_by_hand() -> None:
     """Without any gained, six discordant ones are needed: P(B(100, loss) >= 6) = 0.8."""
 
     def at_least_six(share: float) -> float:
-        return 1 - sum(
-            math.comb(100, k) * share**k * (1 - share) ** (100 - k) for k in range(6)
-        )
+        return 1 - sum(math.comb(100, k) * share**k * (1 - share) ** (100 - k) for k in range(6))
 
     loss = detectable_loss(100, 0.0)
     assert loss is not None
@@ -87,9 +85,7 @@ def test_what_is_no_share_is_refused() -> None:
         mcnemar_power(10, 1.5, 0.1)
 
 
-@pytest.mark.parametrize(
-    ("windows", "critical"), [(3, 4.302653), (12, 2.200985), (200, 1.971957)]
-)
+@pytest.mark.parametrize(("windows", "critical"), [(3, 4.302653), (12, 2.200985), (200, 1.971957)])
 def test_the_shift_is_that_of_simulated_windows_to_a_tenth(windows: int, critical: float) -> None:
     """With the quantiles of printed tables, on normal differences of spread 0.02."""
     shift = detectable_shift(windows, 0.02)

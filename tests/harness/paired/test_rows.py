@@ -83,7 +83,7 @@ def test_namesakes_of_two_folders_are_paired(results: Path, keep: Callable[..., 
 
 
 def test_folders_without_records_are_refused(tmp_path: Path, results: Path) -> None:
-    with pytest.raises(ConfigError, match="there is no folder .*nowhere"):
+    with pytest.raises(ConfigError, match=r"there is no folder .*nowhere"):
         pairs_of("rtn/w4", "none", tmp_path / "nowhere")
     (tmp_path / "empty" / "cells").mkdir(parents=True)
     with pytest.raises(ConfigError, match="holds no records"):

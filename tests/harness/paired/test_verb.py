@@ -23,7 +23,7 @@ def test_two_rows_as_a_table(results: Path, capsys: pytest.CaptureFixture[str]) 
     assert (status, err) == (cli.OK, "")
     lines = out.splitlines()
     assert lines[0] == "A: m/full prec./float32, B: m/RTN/w3"
-    (choice,) = [line for line in lines if line.startswith("embedded_choice")]
+    (choice,) = [line for line in lines if "embedded_choice" in line]
     assert "-20.0 [" in choice
     assert " 20/0 " in choice
     assert "90 " in choice
@@ -33,7 +33,7 @@ def test_two_rows_as_a_table(results: Path, capsys: pytest.CaptureFixture[str]) 
 
 def test_what_may_be_chance_is_marked(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _, out, _ = run(capsys, "none", "rtn/w4", "--results", str(results))
-    (choice,) = [line for line in out.splitlines() if line.startswith("embedded_choice")]
+    (choice,) = [line for line in out.splitlines() if "embedded_choice" in line]
     assert "+0.0 [" in choice.replace("-0.0", "+0.0")
     assert " 1/1 " in choice
     assert "not significant (p ≥ 0.05 after Holm's correction over 2 comparisons)" in out
@@ -79,7 +79,7 @@ def test_two_folders_row_by_row(
     status, out, _ = run(capsys, str(results), str(other))
     assert status == cli.OK
     assert f"A: {results}, B: {other}" in " ".join(out.split())
-    assert [line.split()[0] for line in out.splitlines() if line.startswith("m/")] == [
+    assert [line.split()[0] for line in out.splitlines() if line.strip().startswith("m/")] == [
         *["m/RTN/w4"] * 2,
         *["m/RTN/w3"] * 2,
     ]

@@ -70,7 +70,9 @@ def test_a_figure_that_is_no_mean_of_its_scores_has_no_items() -> None:
     assert values_of(found).tolist() == [1.0, 3.0]
 
 
-def older(tmp_path: Path, metrics: list[Metric], samples: list[dict[str, Any]], **more: Any) -> Path:
+def older(
+    tmp_path: Path, metrics: list[Metric], samples: list[dict[str, Any]], **more: Any
+) -> Path:
     """A record of schema version 2 with the samples file beside it."""
     record = Record(
         key="k", cell_key="c", suite="s", status="ok", cell=CELL, metrics=metrics, config={},

@@ -49,7 +49,7 @@ def test_what_is_not_significant_is_marked_and_the_rest_is_not() -> None:
 
 
 def test_the_correction_counts_every_comparison_of_the_table() -> None:
-    """Seven flips are significant among three comparisons (2 · 2/128), not among seven (6 · 2/128)."""
+    """Seven flips are significant among three comparisons (2 · 2/128), not among seven (6 ·)."""
     more = [*sweep(), zeroshot("gptq", "w3", range(1)), zeroshot("gptq", "w3", (), options="x")]
     more += [zeroshot("rtn", "w3", (), options=name) for name in ("y", "z")]
     found = marked(tables(more)["accuracy"])
@@ -88,9 +88,7 @@ def test_the_csv_has_a_line_for_each_comparison() -> None:
 def test_the_same_records_give_the_same_bytes_in_any_order() -> None:
     ways = [sweep(), list(reversed(sweep()))]
     for write in (to_csv, to_latex, to_markdown):
-        first, second = (
-            [write(table) for _, table in sorted(tables(way).items())] for way in ways
-        )
+        first, second = ([write(table) for _, table in sorted(tables(way).items())] for way in ways)
         assert first == second
 
 
@@ -110,7 +108,9 @@ def test_records_without_values_say_so_and_nothing_is_marked() -> None:
     assert "accuracy_differences" not in found
     assert found["accuracy"].footnotes == []
     said = "not tested for a difference from full precision: the records hold no values"
-    assert any(note.text.startswith(f"These figures are {said}") for note in found["accuracy"].notes)
+    assert any(
+        note.text.startswith(f"These figures are {said}") for note in found["accuracy"].notes
+    )
     alone = record("rtn", "w3", [figure("accuracy", "other", None)], "zeroshot", options="x")
     notes = [note.text for note in tables([*sweep(), alone])["accuracy"].notes]
     assert not any(said in text for text in notes)  # full precision has no such figure
@@ -150,6 +150,8 @@ def test_a_window_alone_is_no_test() -> None:
     metrics = [figure("perplexity", "t", losses(shift, windows=1)) for shift in (0.0, 0.4)]
     records = [record("none", "w16", metrics[:1]), record("rtn", "w4", metrics[1:])]
     found = tables(records)
-    assert found["accuracy"].footnotes == ["a single one of windows: no test against full precision"]
+    assert found["accuracy"].footnotes == [
+        "a single one of windows: no test against full precision"
+    ]
     (line,) = csv.DictReader(io.StringIO(to_csv(found["accuracy_differences"])))
     assert (line["p"], line["test"]) == ("", "")

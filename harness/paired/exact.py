@@ -28,7 +28,7 @@ def mcnemar(lost: int, gained: int) -> float:
     for chosen in range(smaller):
         term = term * (pairs - chosen) // (chosen + 1)
         total += term
-    return min(1.0, total / 2 ** (pairs - 1))  # of whole numbers, so it is rounded once
+    return min(1.0, total / (1 << (pairs - 1)))  # of whole numbers, so it is rounded once
 
 
 def paired_t(mean: float, error: float, freedom: int) -> float:

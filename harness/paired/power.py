@@ -99,7 +99,9 @@ def _critical(pairs: int) -> int:
 def _binomial(trials: int, share: float) -> Array:
     """Probabilities of 0 to `trials` successes: float64 [trials + 1]."""
     if share in (0.0, 1.0):
-        return np.eye(1, trials + 1, trials if share else 0)[0]
+        sure: Array = np.zeros(trials + 1)
+        sure[trials if share else 0] = 1.0
+        return sure
     successes = np.arange(trials + 1)
     logs = _log_factorials(trials)
     ways = logs[trials] - logs[successes] - logs[trials - successes]
@@ -116,4 +118,5 @@ def _log_factorials(largest: int) -> Array:
 
 @lru_cache(maxsize=8)
 def _log_factorials_up_to(size: int) -> Array:
-    return np.concatenate([[0.0], np.cumsum(np.log(np.arange(1.0, size)))])
+    found: Array = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1.0, size)))])
+    return found

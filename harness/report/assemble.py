@@ -116,9 +116,9 @@ def _joined(
         notes += table.notes(rows, shown[name]) if shown[name] else []
     title = place.title.replace("{model}", model)
     texts, causes = footnotes.texts, footnotes.causes
-    table = Table(place.name, model, title, columns, cells, notes, texts, causes)
+    joined = Table(place.name, model, title, columns, cells, notes, texts, causes)
     of_differences = difference_table(place, model, rows, compared, differences)
-    return [table, *([] if of_differences is None else [of_differences])]
+    return [joined, *([] if of_differences is None else [of_differences])]
 
 
 def _pairs(

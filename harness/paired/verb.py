@@ -126,11 +126,13 @@ def _reason(one: Named, other: Named, key: FigureKey, mine: Figure, theirs: Figu
     if (mine.n, mine.token_hash) != (theirs.n, theirs.token_hash):
         return f"{what} is not on the same text or documents ({sizes}): {step}."
     lacking = [each for each, figure in ((one, mine), (other, theirs)) if not figure.items]
-    names = " and ".join(f"{each.name} in {each.folder}" for each in lacking)
+    records = f"record{'s' * (len(lacking) > 1)} of {' and '.join(each.name for each in lacking)}"
+    places = " and ".join(dict.fromkeys(f"{each.folder}/cells" for each in lacking))
     return (
-        f"{what}: the record of {names} holds no values of single windows or documents, because it "
-        "was written by an earlier version and the samples file beside it is not here, or because "
-        "the figure is no mean of them: remove the record and run its cell again."
+        f"{what}: there are no values of single windows or documents in the {records}, because an "
+        "earlier version wrote it and the samples file beside it is not here, or because the "
+        f"figure is no mean of them: remove {suite}-*.json of the row from {places}, and run its "
+        "cell again."
     )
 
 

@@ -116,7 +116,8 @@ def test_a_record_without_values_says_so(
     ]
     status, _, err = run(capsys, "none", "rtn/w4", "--results", str(keep(older)))
     assert status == cli.IMPOSSIBLE
-    assert "holds no values of single windows or documents" in err
+    assert "no values of single windows or documents in the records of m/full prec./float32" in err
+    assert "remove zeroshot-*.json of the row from" in err
     assert "run its cell again" in err
 
 

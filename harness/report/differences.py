@@ -153,7 +153,7 @@ def _notes(found: Differences) -> list[Note]:
     return [
         Note(
             f"Paired on the same {', '.join(units)}: difference [95 % interval of the paired "
-            "bootstrap over them]. Lost: right in full precision and wrong here; gained: the other "
+            "bootstrap over them, of one comparison]. Lost: right in full precision and wrong here; gained: the other "
             "way."
         ),
         Note(

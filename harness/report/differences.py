@@ -153,8 +153,8 @@ def _notes(found: Differences) -> list[Note]:
     return [
         Note(
             f"Paired on the same {', '.join(units)}: difference [95 % interval of the paired "
-            "bootstrap over them, of one comparison]. Lost: right in full precision and wrong here; "
-            "gained: the other way."
+            "bootstrap over them, of one comparison]. Lost: right in full precision and wrong "
+            "here; gained: the other way."
         ),
         Note(
             "Tests: exact McNemar of accuracies, paired t otherwise, corrected by Holm's method "

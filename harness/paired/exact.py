@@ -1,16 +1,14 @@
-"""Tests of paired differences and their correction, by exact sums; no heavy library.
+"""Tests of paired differences and their correction; imports no heavy library until it is asked.
 
 McNemar (1947) in its exact form, Student's paired t, Holm (1979).
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from functools import lru_cache
 
 ALPHA = 0.05  # two-sided, of every test and interval here
-TERMS = 200  # of the continued fraction, beside those that many degrees of freedom need
 
 
 def mcnemar(lost: int, gained: int) -> float:
@@ -39,43 +37,18 @@ def paired_t(mean: float, error: float, freedom: int) -> float:
 
 
 def student(t: float, freedom: float) -> float:
-    """P(|T| >= |t|) of Student's t: I_x(freedom / 2, 1 / 2) at x = freedom / (freedom + t²)."""
-    return _incomplete_beta(freedom / 2, 0.5, freedom / (freedom + t * t))
+    """P(|T| >= |t|) of Student's t."""
+    from scipy.special import stdtr
+
+    return 2 * float(stdtr(freedom, -abs(t)))
 
 
 @lru_cache(maxsize=256)
 def student_quantile(probability: float, freedom: int) -> float:
-    """The t with P(T <= t) = probability, for a probability from 0.5 to 1."""
-    low, high = 0.0, 1.0
-    while 1 - student(high, freedom) / 2 < probability:
-        high *= 2
-    for _ in range(80):
-        middle = (low + high) / 2
-        if 1 - student(middle, freedom) / 2 < probability:
-            low = middle
-        else:
-            high = middle
-    return high
+    """The t with P(T <= t) = probability."""
+    from scipy.special import stdtrit
 
-
-def _incomplete_beta(a: float, b: float, x: float) -> float:
-    """The regularized incomplete beta function I_x(a, b), by its continued fraction (DLMF 8.17.22).
-
-    The fraction is summed from its end, with more terms the larger a and b are. Small values have
-    full relative precision, which 1 - I would not have.
-    """
-    if x <= 0 or x >= 1:
-        return float(x >= 1)
-    if x > (a + 1) / (a + b + 2):  # there the fraction of the complement converges
-        return 1 - _incomplete_beta(b, a, 1 - x)
-    front = math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b)
-    front = math.exp(front + a * math.log(x) + b * math.log1p(-x)) / a
-    fraction = 1.0
-    for m in range(TERMS + 2 * math.isqrt(int(max(a, b))), -1, -1):
-        even = (m + 1) * (b - m - 1) * x / ((a + 2 * m + 1) * (a + 2 * m + 2))
-        odd = -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1))
-        fraction = 1 + odd / (1 + even / fraction)
-    return front / fraction
+    return float(stdtrit(freedom, probability))
 
 
 def holm(values: Sequence[float]) -> list[float]:

@@ -32,7 +32,7 @@ X86_FLAGS = {
     "cpu/avx2_fixed.cpp": AVX2,
     "cpu/avx512.cpp": AVX512,
     "cpu/avx512_fixed.cpp": AVX512,
-    "cpu/avx512vnni_fixed.cpp": (*AVX512, "-mavx512vnni"),
+    "cpu/avx512vnni_fixed.cpp": (*AVX512, "-mavx512vnni", "-mavx512vbmi2"),
 }
 # Targets of `python -m cuda_ext.build`; the PTX is for later architectures.
 ALL_ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90", "compute_90")

@@ -28,7 +28,9 @@ IsaLevel best_isa() {
     return IsaLevel::kPortable;
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
-    return __builtin_cpu_supports("avx512vnni") ? IsaLevel::kAvx512Vnni : IsaLevel::kAvx512;
+    return __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vbmi2")
+        ? IsaLevel::kAvx512Vnni
+        : IsaLevel::kAvx512;
   return IsaLevel::kAvx2;
 #else
   return IsaLevel::kPortable;

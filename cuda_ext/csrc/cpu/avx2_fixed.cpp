@@ -19,11 +19,16 @@ struct Whole {
   static I add(I a, I b) { return _mm256_add_epi32(a, b); }
   static I halves(int a) { return _mm256_set1_epi16(static_cast<short>(a)); }
   static I halves_and(I a, I b) { return _mm256_and_si256(a, b); }
-  static I halves_or(I a, I b) { return _mm256_or_si256(a, b); }
   template <int n>
   static I halves_shift(I a) { return _mm256_srli_epi16(a, n); }
+  static I top_bits(I low, I middle, I high) {
+    const I second = halves_and(halves_shift<14>(middle), halves(2));
+    const I third = halves_and(halves_shift<13>(high), halves(4));
+    return _mm256_or_si256(_mm256_or_si256(halves_shift<15>(low), second), third);
+  }
   static I words_shift(I a, int n) { return _mm256_sll_epi32(a, _mm_cvtsi32_si128(n)); }
-  static I add_pairs(I sum, I a, I b) { return _mm256_add_epi32(sum, _mm256_madd_epi16(a, b)); }
+  static I pairs(I a, I b) { return _mm256_madd_epi16(a, b); }
+  static I add_pairs(I sum, I a, I b) { return add(sum, pairs(a, b)); }
   static I nearest(F a) { return _mm256_cvtps_epi32(a); }
 
   static F floats(I a) { return _mm256_cvtepi32_ps(a); }
@@ -58,14 +63,30 @@ struct Whole {
     return found;
   }
 
-  // Sums of the lanes of 8 vectors.
-  static __m256 sums_of(const float* at) {
-    const auto row = [&](int r) { return _mm256_load_ps(at + r * 8); };
-    const __m256 low = _mm256_hadd_ps(_mm256_hadd_ps(row(0), row(1)), _mm256_hadd_ps(row(2), row(3)));
-    const __m256 high =
-        _mm256_hadd_ps(_mm256_hadd_ps(row(4), row(5)), _mm256_hadd_ps(row(6), row(7)));
-    return _mm256_add_ps(
-        _mm256_permute2f128_ps(low, high, 0x20), _mm256_permute2f128_ps(low, high, 0x31));
+  static int32_t sum(I a) {
+    alignas(32) int32_t lane[8];
+    _mm256_store_si256(reinterpret_cast<I*>(lane), a);
+    int32_t found = 0;
+    for (int i = 0; i < 8; i++) found += lane[i];
+    return found;
+  }
+
+  static void both(F high, F low, F (&out)[2]) {
+    out[0] = high;
+    out[1] = low;
+  }
+  static I merge_words(I a, I b) {
+    return add(_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b));
+  }
+  static I merge_pairs(I a, I b) {
+    return add(_mm256_unpacklo_epi64(a, b), _mm256_unpackhi_epi64(a, b));
+  }
+  static void merge_quarters(const I (&four)[2][2], I (&out)[2]) {
+    for (int plane = 0; plane < 2; plane++) {
+      const I a = four[plane][0], b = four[plane][1];
+      out[plane] =
+          add(_mm256_permute2x128_si256(a, b, 0x20), _mm256_permute2x128_si256(a, b, 0x31));
+    }
   }
 };
 

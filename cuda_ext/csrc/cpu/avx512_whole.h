@@ -1,5 +1,6 @@
-// Whole numbers of AVX-512 for fixed_template.h: all words of a block in a vector. With VNNI, where
-// the source file is compiled for it, one instruction multiplies pairs and adds; the sums are equal.
+// Whole numbers of AVX-512 for fixed_template.h: all words of a block in a vector. Where the source
+// file is compiled for it, VNNI multiplies pairs and adds in one instruction, and VBMI2 moves a bit
+// from one vector to another; the numbers are equal.
 #pragma once
 
 #include <immintrin.h>
@@ -21,15 +22,26 @@ struct Whole {
   static I add(I a, I b) { return _mm512_add_epi32(a, b); }
   static I halves(int a) { return _mm512_set1_epi16(static_cast<short>(a)); }
   static I halves_and(I a, I b) { return _mm512_and_si512(a, b); }
-  static I halves_or(I a, I b) { return _mm512_or_si512(a, b); }
   template <int n>
   static I halves_shift(I a) { return _mm512_srli_epi16(a, n); }
+  static I top_bits(I low, I middle, I high) {
+#if defined(__AVX512VBMI2__)
+    const I two = _mm512_shldi_epi16(halves_shift<15>(high), middle, 1);
+    return _mm512_shldi_epi16(two, low, 1);
+#else
+    constexpr int fill = 0xf8;  // first | (second & third), bit by bit
+    const I two = _mm512_ternarylogic_epi32(
+        halves_shift<15>(low), halves_shift<14>(middle), halves(2), fill);
+    return _mm512_ternarylogic_epi32(two, halves_shift<13>(high), halves(4), fill);
+#endif
+  }
   static I words_shift(I a, int n) { return _mm512_sll_epi32(a, _mm_cvtsi32_si128(n)); }
+  static I pairs(I a, I b) { return _mm512_madd_epi16(a, b); }
   static I add_pairs(I sum, I a, I b) {
 #if defined(__AVX512VNNI__)
     return _mm512_dpwssd_epi32(sum, a, b);
 #else
-    return _mm512_add_epi32(sum, _mm512_madd_epi16(a, b));
+    return add(sum, pairs(a, b));
 #endif
   }
   static I nearest(F a) { return _mm512_cvtps_epi32(a); }
@@ -59,16 +71,26 @@ struct Whole {
   }
   static int32_t largest(I a) { return _mm512_reduce_max_epi32(a); }
 
-  // Sums of the lanes of 8 vectors.
-  static __m256 sums_of(const float* at) {
-    const auto row = [&](int r) {
-      return _mm256_add_ps(_mm256_load_ps(at + r * 16), _mm256_load_ps(at + r * 16 + 8));
-    };
-    const __m256 low = _mm256_hadd_ps(_mm256_hadd_ps(row(0), row(1)), _mm256_hadd_ps(row(2), row(3)));
-    const __m256 high =
-        _mm256_hadd_ps(_mm256_hadd_ps(row(4), row(5)), _mm256_hadd_ps(row(6), row(7)));
-    return _mm256_add_ps(
-        _mm256_permute2f128_ps(low, high, 0x20), _mm256_permute2f128_ps(low, high, 0x31));
+  static int32_t sum(I a) { return _mm512_reduce_add_epi32(a); }
+
+  static void both(__m256 high, __m256 low, F (&out)[1]) {
+    out[0] = _mm512_insertf32x8(_mm512_castps256_ps512(high), low, 1);
+  }
+  static I merge_words(I a, I b) {
+    return add(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+  }
+  static I merge_pairs(I a, I b) {
+    return add(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
+  }
+  static void merge_quarters(const I (&four)[2][2], I (&out)[1]) {
+    I eight[2];
+    for (int plane = 0; plane < 2; plane++) {
+      const I a = four[plane][0], b = four[plane][1];
+      eight[plane] = add(_mm512_shuffle_i32x4(a, b, 0x44), _mm512_shuffle_i32x4(a, b, 0xee));
+    }
+    out[0] = add(
+        _mm512_shuffle_i32x4(eight[0], eight[1], 0x88),
+        _mm512_shuffle_i32x4(eight[0], eight[1], 0xdd));
   }
 };
 

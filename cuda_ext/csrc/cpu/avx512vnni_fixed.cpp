@@ -1,4 +1,4 @@
-// One row of x by sums of whole numbers with AVX-512 and VNNI.
+// One row of x by sums of whole numbers with AVX-512, VNNI and VBMI2.
 #if defined(__x86_64__)
 #include "avx512_whole.h"
 #include "fixed.h"

@@ -11,19 +11,23 @@
 // shift of the word. v has 30 bits at least and so 24 at bit 6: a float of the unit's largest binade
 // keeps all of its own.
 //
-// Bounds: |hi| <= 2^15 / 2^bit and |lo| <= 2^15, and a lane of 32 bits adds 2 products at each of at
-// most 8 visits a unit: below 8 * 2 * 15 * 2^15 < 2^23 for hi and 2^6 times that for lo, and 2^26 for
-// both with 8 bits, which have 4 visits and no code above bit 0.
+// Bounds: |hi| <= 2^15 / 2^bit and |lo| <= 2^15, and a unit adds 128 products: below 128 * 7 * 2^6 *
+// 2^15 < 2^31 for lo (3 bits, the largest code * 2^bit), and 128 * 15 * 2^15 < 2^26 for hi; with 8
+// bits 64 * 255 * 2^15 < 2^29 for both, which have no code above bit 0.
 //
-// The zero-point leaves the sum while it is whole: (sum of code * v) - zero * (sum of v). What is
-// rounded is that difference once (twice where it exceeds 2^24), its product with both scales, and
-// the sum of units, put aside every kFoldBlocks blocks.
+// The sums of a unit are one number a row for hi and one for lo: the lanes of 8 rows are merged in a
+// tree, which takes adders and shuffles where the end of each row by itself would take multipliers,
+// which the products need. The zero-point leaves them next: (sum of code * v) - zero * (sum of v).
+// What is rounded is both sums of a unit where they exceed 2^24, that difference once, its product
+// with both scales, and the sums of units, put aside every kFoldBlocks blocks.
 //
 // Whole: I, F (vectors of kWide words and floats), kTogether (rows whose sums registers have room
-// for); zero, load, store, add, halves_and, halves_or, halves_shift<n>, words_shift (left),
-// add_pairs (sum + pairs of products of halves), floats, nearest, set, every (one float for all
-// lanes), mul, fma, fnma, high_halves and low_halves (of even and odd
-// numbers), larger (of |floats|), largest, sums_of (of 8 vectors).
+// for, 2 or 4); zero, load, store, add, halves (one number in all), halves_and,
+// halves_shift<n>, top_bits (of the halves of three vectors, low to high), words_shift (left), pairs (sums of two products of halves), add_pairs (sum + pairs), floats, nearest,
+// set, every (a float in memory for all lanes), load_floats, store_floats, add_floats, mul, fma, fnma,
+// high_halves and low_halves (of even and odd numbers), larger (of |floats|), largest, sum (of all
+// lanes), both (8 floats of hi and 8 of lo); merge_words (lanes of 32 bits of two rows to those of
+// half as many), merge_pairs (the same of 64 bits, of two pairs of rows), merge_quarters.
 #pragma once
 
 #include <cstring>
@@ -38,7 +42,8 @@ namespace {
 using Ints = Whole::I;
 using Reals = Whole::F;
 constexpr int kWide = Whole::kWide;
-constexpr int kParts = kLanes / kWide;  // vectors of a block's words
+constexpr int kParts = kLanes / kWide;          // vectors of a block's words
+constexpr int kHalves = 2 * kTileRows / kWide;  // vectors of a hi and a lo of every row of a tile
 
 // Blocks of a unit at most; with 8 bits a chunk has no more.
 constexpr int largest_unit(int bits) { return bits == 8 ? 2 : 4; }
@@ -54,9 +59,11 @@ int unit_blocks(const Weight& weight) {
 }
 
 // x of a unit: of every block and part of its lanes hi, then lo, two numbers a word in the order of
-// the inputs; then the sums of each lane as floats. Behind all units lie their scales.
+// the inputs; then the sums of hi and of lo as floats, once for each row of a tile. Behind all units
+// lie their scales.
 constexpr int64_t kBlockWords = 2 * kLanes;
-constexpr int64_t unit_words(int64_t blocks) { return blocks * kBlockWords + 2 * kWide; }
+constexpr int64_t kSumWords = 2 * kTileRows;
+constexpr int64_t unit_words(int64_t blocks) { return blocks * kBlockWords + kSumWords; }
 
 // Before the units: two factors of every output.
 struct FixedHead {
@@ -155,14 +162,14 @@ bool fix(const Weight& weight, const float* x, int32_t* out) {
         const Ints high = Whole::high_halves(even, odd), low = Whole::low_halves(even, odd);
         Whole::store(to, high);
         Whole::store(to + kWide, low);
-        const Ints ones = Whole::halves(1), none = Whole::zero();
-        sum_high = Whole::add(sum_high, Whole::words_shift(Whole::add_pairs(none, high, ones), bit));
-        sum_low = Whole::add(sum_low, Whole::words_shift(Whole::add_pairs(none, low, ones), bit));
+        const Ints ones = Whole::halves(1);
+        sum_high = Whole::add(sum_high, Whole::words_shift(Whole::pairs(high, ones), bit));
+        sum_low = Whole::add(sum_low, Whole::words_shift(Whole::pairs(low, ones), bit));
       }
     }
     auto* sums = reinterpret_cast<float*>(at + unit * kBlockWords);
-    Whole::store_floats(sums, Whole::floats(sum_high));
-    Whole::store_floats(sums + kWide, Whole::floats(sum_low));
+    _mm256_store_ps(sums, _mm256_set1_ps(static_cast<float>(Whole::sum(sum_high))));
+    _mm256_store_ps(sums + kTileRows, _mm256_set1_ps(static_cast<float>(Whole::sum(sum_low))));
   }
   return true;
 }
@@ -171,12 +178,8 @@ bool fix(const Weight& weight, const float* x, int32_t* out) {
 template <int Bits, int B>
 BITSWEEP_INLINE Ints codes_at(const uint32_t* chunk) {
   if constexpr (straddles(Bits, B)) {
-    const Ints low = Whole::template halves_shift<15>(Whole::load(chunk));
-    const Ints middle = Whole::halves_and(
-        Whole::template halves_shift<14>(Whole::load(chunk + kUnitWords)), Whole::halves(2));
-    const Ints high = Whole::halves_and(
-        Whole::template halves_shift<13>(Whole::load(chunk + 2 * kUnitWords)), Whole::halves(4));
-    return Whole::halves_or(Whole::halves_or(low, middle), high);
+    return Whole::top_bits(
+        Whole::load(chunk), Whole::load(chunk + kUnitWords), Whole::load(chunk + 2 * kUnitWords));
   } else {
     constexpr int shift = shift_before(Bits, B), bit = bit_in_place(Bits, B);
     Ints word = Whole::load(chunk + unit_of(Bits, B) * kUnitWords);
@@ -186,72 +189,82 @@ BITSWEEP_INLINE Ints codes_at(const uint32_t* chunk) {
   }
 }
 
-// Scales and zero-points of a tile's 8 rows, one group after the other.
+// Scales and zero-points of a tile's rows, one group after the other: of hi, then of lo.
 struct FixedGrid {
-  alignas(32) float group_scale[kTileRows];
-  alignas(32) float scale[kTileRows];  // times that of a unit of x
-  alignas(32) float zero[kTileRows];
+  Reals scale[kHalves], zero[kHalves];
   const Weight& weight;
   int64_t group, left = 0;  // the next group, and blocks until it begins
 
   BITSWEEP_INLINE FixedGrid(const Weight& weight, int64_t tile)
       : weight(weight), group(tile * weight.groups * kTileRows) {}
 
-  BITSWEEP_INLINE void advance(int64_t blocks, float unit_scale) {
+  BITSWEEP_INLINE void advance(int64_t blocks) {
     if (left <= 0) {
-      _mm256_store_ps(group_scale, tile_scales(weight.scales, weight.scale_storage, group));
-      const __m256i zeros = _mm256_cvtepu8_epi32(
-          _mm_loadl_epi64(reinterpret_cast<const __m128i*>(weight.zeros + group)));
-      _mm256_store_ps(zero, _mm256_cvtepi32_ps(zeros));
+      const __m256 low = tile_scales(weight.scales, weight.scale_storage, group);
+      const __m256 off = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(
+          _mm_loadl_epi64(reinterpret_cast<const __m128i*>(weight.zeros + group))));
+      Whole::both(_mm256_mul_ps(low, _mm256_set1_ps(65536.0f)), low, scale);
+      Whole::both(off, off, zero);
       group += kTileRows;
       left = weight.group_blocks;
     }
     left -= blocks;
-    _mm256_store_ps(scale, _mm256_mul_ps(_mm256_load_ps(group_scale), _mm256_set1_ps(unit_scale)));
-    asm("" : "+m"(scale), "+m"(zero));  // else GCC takes lanes out of registers, by shuffles
   }
 };
 
-// Adds blocks [B0, B0 + U) of a chunk to the sums of a tile's rows, Whole::kTogether at a time.
+// Sums of codes * v of blocks [B0, B0 + U) of a chunk: hi of a tile's rows, then lo.
 template <int Bits, int U, int B0>
-BITSWEEP_INLINE void add_unit(
-    const uint32_t* chunk, const int32_t* x, const float* scale, const float* zero,
-    Reals (&sum)[kTileRows]) {
+BITSWEEP_INLINE void unit_sums(const uint32_t* chunk, const int32_t* x, Ints (&sums)[kHalves]) {
   constexpr int R = Whole::kTogether;
-  each_of<kTileRows / R>([&](auto rows) __attribute__((always_inline)) {
-    constexpr int row = decltype(rows)::value * R;
-    Ints high[R], low[R];
-    for (int r = 0; r < R; r++) high[r] = low[r] = Whole::zero();
-    each_of<kParts>([&](auto p) __attribute__((always_inline)) {
-      constexpr int part = decltype(p)::value;
-      each_of<U>([&](auto index) __attribute__((always_inline)) {
-        constexpr int i = decltype(index)::value;
-        const int32_t* at = x + i * kBlockWords + part * 2 * kWide;
-        const Ints x_high = Whole::load(at), x_low = Whole::load(at + kWide);
-        for (int r = 0; r < R; r++) {
-          const Ints code = codes_at<Bits, B0 + i>(chunk + (row + r) * kLanes + part * kWide);
-          high[r] = Whole::add_pairs(high[r], code, x_high);
-          low[r] = Whole::add_pairs(low[r], code, x_low);
-          // Else GCC adds in another order, for which it has too few registers.
-          asm("" : "+v"(high[r]), "+v"(low[r]));
-        }
+  Ints four[2][2];  // plane; rows 0 to 3 and 4 to 7
+  each_of<2>([&](auto half) __attribute__((always_inline)) {
+    constexpr int first = decltype(half)::value * 4;
+    Ints two[2][2];
+    each_of<4 / R>([&](auto rows) __attribute__((always_inline)) {
+      constexpr int row = decltype(rows)::value * R;
+      Ints high[R], low[R];
+      each_of<kParts>([&](auto p) __attribute__((always_inline)) {
+        constexpr int part = decltype(p)::value;
+        each_of<U>([&](auto index) __attribute__((always_inline)) {
+          constexpr int i = decltype(index)::value;
+          const int32_t* at = x + i * kBlockWords + part * 2 * kWide;
+          const Ints x_high = Whole::load(at), x_low = Whole::load(at + kWide);
+          for (int r = 0; r < R; r++) {
+            const Ints code =
+                codes_at<Bits, B0 + i>(chunk + (first + row + r) * kLanes + part * kWide);
+            const bool begins = part == 0 && i == 0;
+            high[r] = begins ? Whole::pairs(code, x_high) : Whole::add_pairs(high[r], code, x_high);
+            low[r] = begins ? Whole::pairs(code, x_low) : Whole::add_pairs(low[r], code, x_low);
+            // Else GCC adds in another order, for which it has too few registers.
+            asm("" : "+v"(high[r]), "+v"(low[r]));
+          }
+        });
+      });
+      each_of<R / 2>([&](auto index) __attribute__((always_inline)) {
+        constexpr int r = 2 * decltype(index)::value;
+        two[0][(row + r) / 2] = Whole::merge_words(high[r], high[r + 1]);
+        two[1][(row + r) / 2] = Whole::merge_words(low[r], low[r + 1]);
       });
     });
-    const auto* x_sums = reinterpret_cast<const float*>(x + U * kBlockWords);
-    const Reals x_high = Whole::load_floats(x_sums), x_low = Whole::load_floats(x_sums + kWide);
-    each_of<R>([&](auto index) __attribute__((always_inline)) {
-      constexpr int r = decltype(index)::value;
-      const Reals off = Whole::every(zero + row + r);
-      const Reals top = Whole::fnma(off, x_high, Whole::floats(high[r]));
-      const Reals rest = Whole::fnma(off, x_low, Whole::floats(low[r]));
-      const Reals value = Whole::fma(top, Whole::set(65536.0f), rest);
-      sum[row + r] = Whole::fma(Whole::every(scale + row + r), value, sum[row + r]);
-    });
+    four[0][first / 4] = Whole::merge_pairs(two[0][0], two[0][1]);
+    four[1][first / 4] = Whole::merge_pairs(two[1][0], two[1][1]);
   });
+  Whole::merge_quarters(four, sums);
 }
 
 // Bytes of a tile that are fetched ahead of their use.
 constexpr int64_t kAheadBytes = 4096;
+
+// Whose words blocks [B0, B0 + U) are the first to use. The address may lie past the end of the
+// weight; a prefetch does not mind.
+template <int Bits, int U, int B0>
+BITSWEEP_INLINE void fetch_ahead(const uint32_t* chunk) {
+  constexpr int last = B0 + U - 1, unit = unit_of(Bits, straddles(Bits, last) ? last - 1 : last);
+  if constexpr (B0 == 0 || unit_of(Bits, B0 - 1) != unit) {
+    const uint32_t* ahead = chunk + unit * kUnitWords + kAheadBytes / sizeof(uint32_t);
+    for (int row = 0; row < kTileRows; row++) __builtin_prefetch(ahead + row * kLanes);
+  }
+}
 
 template <int Bits, int U>
 void fixed_tile(const Product& product, int64_t tile) {
@@ -262,21 +275,18 @@ void fixed_tile(const Product& product, int64_t tile) {
   const auto* unit_scale = reinterpret_cast<const float*>(x + units_of_row(weight) * unit_words(U));
   const uint32_t* chunk = weight.tiles + tile * weight.units * kUnitWords;
   FixedGrid grid(weight, tile);
-  Reals sum[kTileRows];
-  each_of<kTileRows>([&](auto r) __attribute__((always_inline)) { sum[r] = Whole::set(0.0f); });
-  alignas(64) float total[kTileRows * kWide];
-  const auto fold = [&](bool first) __attribute__((always_inline)) {
-    each_of<kTileRows>([&](auto index) __attribute__((always_inline)) {
-      constexpr int r = decltype(index)::value;
-      float* at = total + r * kWide;
-      Whole::store_floats(at, first ? sum[r] : Whole::add_floats(Whole::load_floats(at), sum[r]));
-      sum[r] = Whole::set(0.0f);
-    });
+  Reals sum[kHalves], total[kHalves];
+  for (int i = 0; i < kHalves; i++) sum[i] = total[i] = Whole::set(0.0f);
+  const auto fold = [&]() __attribute__((always_inline)) {
+    for (int i = 0; i < kHalves; i++) {
+      total[i] = Whole::add_floats(total[i], sum[i]);
+      sum[i] = Whole::set(0.0f);
+    }
   };
   alignas(64) uint32_t whole[Bits == 3 ? 3 * kUnitWords : 1];
   for (int64_t b = 0; b < weight.blocks; b += blocks) {
     const int64_t count = weight.blocks - b;
-    if (b % kFoldBlocks == 0 && b > 0) fold(b == kFoldBlocks);
+    if (b % kFoldBlocks == 0) fold();
     const uint32_t* words = chunk;
     if constexpr (Bits == 3) {
       // The last unit of x may be filled up with blocks whose words are left out of the tile.
@@ -288,27 +298,31 @@ void fixed_tile(const Product& product, int64_t tile) {
         words = whole;
       }
     }
-    // The address may lie past the end; a prefetch does not mind.
-    const uint32_t* ahead = chunk + kAheadBytes / sizeof(uint32_t);
-    for (int line = 0; line < chunk_units(Bits) * kTileRows; line++)
-      __builtin_prefetch(ahead + line * kLanes);
     each_of<blocks / U>([&](auto index) __attribute__((always_inline)) {
       constexpr int B0 = decltype(index)::value * U;
       if (B0 >= count) return;
-      grid.advance(U, *unit_scale++);
-      add_unit<Bits, U, B0>(words, x, grid.scale, grid.zero, sum);
+      fetch_ahead<Bits, U, B0>(chunk);
+      grid.advance(U);
+      Ints sums[kHalves];
+      unit_sums<Bits, U, B0>(words, x, sums);
+      const auto* x_sums = reinterpret_cast<const float*>(x + U * kBlockWords);
+      const Reals factor = Whole::every(unit_scale++);
+      for (int i = 0; i < kHalves; i++) {
+        const Reals x_sum = Whole::load_floats(x_sums + i * kWide);
+        const Reals value = Whole::fnma(grid.zero[i], x_sum, Whole::floats(sums[i]));
+        sum[i] = Whole::fma(Whole::mul(grid.scale[i], factor), value, sum[i]);
+      }
       x += unit_words(U);
     });
     chunk += chunk_units(Bits) * kUnitWords;
   }
-  fold(weight.blocks <= kFoldBlocks);
-  alignas(32) float y[kTileRows];
-  const __m256 part = _mm256_mul_ps(Whole::sums_of(total), _mm256_set1_ps(head.factor[0]));
-  _mm256_store_ps(y, _mm256_mul_ps(part, _mm256_set1_ps(head.factor[1])));
+  fold();
+  alignas(64) float y[2 * kTileRows];
+  for (int i = 0; i < kHalves; i++) Whole::store_floats(y + i * kWide, total[i]);
   for (int r = 0; r < kTileRows; r++) {
     const int64_t n = tile * kTileRows + r;
     if (n >= weight.outputs) break;
-    put_output(product, 0, n, y[r]);
+    put_output(product, 0, n, (y[r] + y[kTileRows + r]) * head.factor[0] * head.factor[1]);
   }
 }
 

@@ -29,7 +29,7 @@ from cuda_ext.tiles import LANES, TILE_ROWS, tile_grid, units_for, untile_codes,
 
 _log = logging.getLogger("cuda_ext")
 
-ISAS = ("portable", "avx2", "avx512")
+ISAS = ("portable", "avx2", "avx512", "avx512vnni")
 
 
 @dataclass(frozen=True)

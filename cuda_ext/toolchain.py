@@ -27,7 +27,13 @@ HOST = ("-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-w")
 AVX2 = ("-mavx2", "-mfma", "-mf16c")
 AVX512 = (*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl")
 # Instruction sets are selected at run time: only these files may be compiled for them.
-X86_FLAGS = {"cpu/avx2.cpp": AVX2, "cpu/avx2_fixed.cpp": AVX2, "cpu/avx512.cpp": AVX512}
+X86_FLAGS = {
+    "cpu/avx2.cpp": AVX2,
+    "cpu/avx2_fixed.cpp": AVX2,
+    "cpu/avx512.cpp": AVX512,
+    "cpu/avx512_fixed.cpp": AVX512,
+    "cpu/avx512vnni_fixed.cpp": (*AVX512, "-mavx512vnni", "-mavx512vbmi2"),
+}
 # Targets of `python -m cuda_ext.build`; the PTX is for later architectures.
 ALL_ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90", "compute_90")
 OVERLAPPING = (9, 0)  # from here on a kernel may start before its predecessor ends

@@ -39,7 +39,7 @@ def most_rows(dtype: torch.dtype, device: str) -> int:
     """Return rows that one packed product takes (csrc/ops.cpp, csrc/cuda/kernels.h)."""
     if device != "cpu":
         return 64
-    return 512 if dtype == torch.float32 and packed.cpu_isa() == "avx512" else 192
+    return 512 if dtype == torch.float32 and packed.cpu_isa().startswith("avx512") else 192
 
 
 def crossover(shape: str, bits: int, group: int, seconds: float, device: str) -> list[Crossing]:

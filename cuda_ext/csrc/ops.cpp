@@ -19,7 +19,7 @@
 namespace bitsweep {
 namespace {
 
-enum class IsaLevel : int64_t { kPortable = 0, kAvx2 = 1, kAvx512 = 2 };
+enum class IsaLevel : int64_t { kPortable = 0, kAvx2 = 1, kAvx512 = 2, kAvx512Vnni = 3 };
 
 IsaLevel best_isa() {
 #if defined(__x86_64__)
@@ -28,7 +28,9 @@ IsaLevel best_isa() {
     return IsaLevel::kPortable;
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
-    return IsaLevel::kAvx512;
+    return __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vbmi2")
+        ? IsaLevel::kAvx512Vnni
+        : IsaLevel::kAvx512;
   return IsaLevel::kAvx2;
 #else
   return IsaLevel::kPortable;
@@ -40,8 +42,8 @@ IsaLevel chosen_isa() {
   static const IsaLevel best = best_isa();
   const char* wanted = std::getenv("BITSWEEP_CPU_ISA");
   if (wanted == nullptr || *wanted == '\0') return best;
-  const char* names[] = {"portable", "avx2", "avx512"};
-  for (int64_t level = 0; level < 3; level++) {
+  const char* names[] = {"portable", "avx2", "avx512", "avx512vnni"};
+  for (int64_t level = 0; level < 4; level++) {
     if (std::strcmp(wanted, names[level]) != 0) continue;
     STD_TORCH_CHECK(
         level <= static_cast<int64_t>(best),
@@ -50,13 +52,14 @@ IsaLevel chosen_isa() {
     return static_cast<IsaLevel>(level);
   }
   STD_TORCH_CHECK(
-      false, "BITSWEEP_CPU_ISA=", wanted, " is unknown; choose avx512, avx2 or portable.");
+      false, "BITSWEEP_CPU_ISA=", wanted, " is unknown; choose avx512vnni, avx512, avx2 or portable.");
   return best;
 }
 
 Kernels kernels() {
 #if defined(__x86_64__)
   switch (chosen_isa()) {
+    case IsaLevel::kAvx512Vnni: return avx512vnni_kernels();
     case IsaLevel::kAvx512: return avx512_kernels();
     case IsaLevel::kAvx2: return avx2_kernels();
     default: return portable_kernels();
@@ -73,6 +76,7 @@ Kernels kernels() {
 int64_t packed_rows(Storage storage) {
   const bool halves = storage != Storage::kFloat32;
   switch (chosen_isa()) {
+    case IsaLevel::kAvx512Vnni:
     case IsaLevel::kAvx512: return halves ? 192 : 512;
     case IsaLevel::kAvx2: return halves ? std::numeric_limits<int64_t>::max() : 192;
     default: return 192;
@@ -158,7 +162,7 @@ Tensor packed_linear(
   }
   torch::stable::parallel_for(
       0, tiles_for(out_features), tiles_per_thread(weight, batch),
-      [&](int64_t first, int64_t end) { run.linear(product, first, end); });
+      [&](int64_t first, int64_t end) { run.multiply(product, first, end); });
   return y;
 }
 

@@ -3,7 +3,7 @@
 #if defined(__x86_64__)
 #include <immintrin.h>
 
-#include "avx2_fixed.h"
+#include "fixed.h"
 #include "avx2_scales.h"
 
 namespace bitsweep {

@@ -189,7 +189,6 @@ void linear_of(const Product& product, int64_t first, int64_t end) {
 }
 
 void linear(const Product& product, int64_t first, int64_t end) {
-  if (product.fixed != nullptr) return avx2_fixed_linear(product, first, end);
   switch (product.weight.bits) {
     case 2: return linear_of<2>(product, first, end);
     case 3: return linear_of<3>(product, first, end);

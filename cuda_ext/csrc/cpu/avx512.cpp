@@ -4,6 +4,7 @@
 #include <immintrin.h>
 
 #include "../shared/dequantize.h"
+#include "fixed.h"
 
 namespace bitsweep {
 namespace {
@@ -181,8 +182,15 @@ struct Wide {
 #include "column_loop_template.h"
 
 namespace bitsweep {
-Kernels avx512_kernels() {
-  return {linear, dequantize, column_loop, Lanes::kSlab, attend, kStrip, step_kernels(), gram_kernels()};
+namespace {
+Kernels with(const FixedPoint& fixed) {
+  return {
+      linear, dequantize, column_loop, Lanes::kSlab, attend, kStrip, step_kernels(), gram_kernels(),
+      &fixed};
 }
+}  // namespace
+
+Kernels avx512_kernels() { return with(avx512_fixed_point); }
+Kernels avx512vnni_kernels() { return with(avx512vnni_fixed_point); }
 }  // namespace bitsweep
 #endif

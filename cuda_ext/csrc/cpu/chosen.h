@@ -14,6 +14,7 @@ inline Kernels chosen_kernels() {
       torch_call_dispatcher("bitsweep::cpu_isa", "", stack, TORCH_ABI_VERSION));
   const auto level = torch::stable::detail::to<int64_t>(stack[0]);
 #if defined(__x86_64__)
+  if (level == 3) return avx512vnni_kernels();
   if (level == 2) return avx512_kernels();
   if (level == 1) return avx2_kernels();
 #endif

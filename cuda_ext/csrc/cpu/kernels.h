@@ -65,8 +65,10 @@ struct FixedPoint {
   int64_t (*words)(const Weight&);
   // Whether x that was made for one weight serves the other, of as many inputs.
   bool (*same)(const Weight&, const Weight&);
-  // Makes it of a row of Product::x, at 32 bytes; false if a number is not finite.
+  // Makes it of a row of Product::x, at 64 bytes; false if a number is not finite.
   bool (*make)(const Weight&, const float* x, int32_t* out);
+  // The product with it: Product::fixed.
+  void (*linear)(const Product&, int64_t first_tile, int64_t end_tile);
 };
 
 // total += the products of all pairs of columns of rows [tokens, inputs], on and above the diagonal.
@@ -103,12 +105,17 @@ struct Kernels {
   StepKernels step;
   GramKernels gram;
   const FixedPoint* fixed_point = nullptr;  // null: none
+
+  void multiply(const Product& product, int64_t first_tile, int64_t end_tile) const {
+    (product.fixed != nullptr ? fixed_point->linear : linear)(product, first_tile, end_tile);
+  }
 };
 
 Kernels portable_kernels();
 #if defined(__x86_64__)
 Kernels avx2_kernels();
 Kernels avx512_kernels();
+Kernels avx512vnni_kernels();  // the same but for products of one row
 #endif
 
 }  // namespace bitsweep

@@ -175,7 +175,7 @@ class Run {
       product.bias_storage = matrix.bias_storage;
       product.y = y;
       product.y_storage = Storage::kFloat32;
-      kernels_.linear(product, first, end);
+      kernels_.multiply(product, first, end);
       return;
     }
     DenseProduct product{};

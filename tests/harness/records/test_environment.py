@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from cuda_ext.packed import ISAS
 from harness.records.environment import (
     commit,
     computing,
@@ -38,7 +39,7 @@ def test_what_rounds_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found is not None
     assert found["torch"] == torch.backends.cpu.get_cpu_capability()
     assert found["settings"]["MKL_CBWR"] == "COMPATIBLE"
-    assert found["kernels"] in (None, "portable", "avx2", "avx512")
+    assert found["kernels"] in (None, *ISAS)
     if torch.backends.mkl.is_available():
         assert found["blas"].startswith("oneAPI Math Kernel Library Version 20")
     if torch.backends.mkldnn.is_available():

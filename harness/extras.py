@@ -27,6 +27,7 @@ EXTRAS = {
         "pyarrow",
         "pydantic",
         "rich",
+        "scipy",
         "yaml",
     ),
     "gguf": ("gguf",),

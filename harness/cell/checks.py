@@ -166,6 +166,9 @@ def outside(solving: Solving | None, scheme: Scheme | None) -> None:
             f"scheme.head cannot be used with method={name}: another program is asked for the "
             "layers in the blocks only; leave scheme.head out."
         )
+    reason = None if scheme is None else solving.solver.refuses(solving.options, scheme)
+    if reason is not None:
+        raise ConfigError(f"method={name} cannot be asked for {scheme.name}: {reason}.")
 
 
 def suites(chosen: Sequence[Measuring]) -> None:

@@ -90,7 +90,7 @@ def plan(model: WholeModel) -> Planned:
         packed=sum(each.nbytes for each in packed),
         others=sum(math.prod(each.shape) for each in others),
         other_bytes=sum(each.nbytes for each in others),
-        notes=(*_notes(packed, config, keys), *notes),
+        notes=(*_notes(how, packed, config, keys), *notes),
         write=functools.partial(_write, how.name, keys, tensors),
     )
 
@@ -202,14 +202,16 @@ def _general(model: WholeModel, how: Architecture, packed: list[_Stored]) -> dic
     return keys
 
 
-def _notes(packed: list[_Stored], config: Config, keys: Mapping[str, Any]) -> Iterator[str]:
+def _notes(
+    how: Architecture, packed: list[_Stored], config: Config, keys: Mapping[str, Any]
+) -> Iterator[str]:
     kinds = ", ".join(f"{count} as {kind}" for kind, count in Counter(
         each.kind for each in packed).most_common())  # fmt: skip
     yield (
         f"{kinds} of GGUF hold the codes as they are; llama.cpp rounds activations to 8 bits in "
         "front of such layers, so its figures differ a little from those of other readers."
     )
-    if config.get("sliding_window") is not None:
+    if config.get("sliding_window") is not None and not how.windowed:
         yield (
             f"llama.cpp does not read the sliding window of {config['sliding_window']} tokens for "
             "this architecture: longer contexts see more there."

@@ -270,7 +270,10 @@ def _add_audit(parser: Parser) -> None:
         "docs/audit.md says what the verdicts mean. Exit status 3: layers contradict the claim."
     )
     parser.add_argument(
-        "checkpoint", type=Path, metavar="CHECKPOINT", help="the folder of a quantized model, or a GGUF file"
+        "checkpoint",
+        type=Path,
+        metavar="CHECKPOINT",
+        help="the folder of a quantized model, or a GGUF file",
     )
     parser.add_argument(
         "--base",

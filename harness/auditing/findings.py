@@ -67,8 +67,9 @@ def by_kind(layers: Sequence[Layer], model: str) -> Table:
         for (name, scheme, verdict), each in found.items()
     ]
     said = Note(
-        "Medians. Error: tr(E H Eᵀ) beside that of the layer's output. Gain: how far the error lies on the way from rounding to the solver on the same "
-        "grids. Nearest: codes that are the nearest level. As solver: codes that GPTQ chooses too."
+        "Medians. Error: tr(E H Eᵀ) beside that of the layer's output. Gain: how far the error "
+        "lies on the way from rounding to the solver on the same grids. Nearest: codes that are "
+        "the nearest level. As solver: codes that GPTQ chooses too."
     )
     return Table("audit", model, f"Audit of {model}, by kind of layer", columns, rows, [said])
 

@@ -89,9 +89,7 @@ class ErrorAlone:
     condition: float
 
 
-def error_alone(
-    weight: Tensor, values: Tensor, inputs: Moments
-) -> tuple[ErrorAlone, Coordinates]:
+def error_alone(weight: Tensor, values: Tensor, inputs: Moments) -> tuple[ErrorAlone, Coordinates]:
     """Hold the values of a layer [out, in] against its base weight [out, in] in float32.
 
     Returns their error, and the coordinates of both.

@@ -63,8 +63,8 @@ def _parsed(config: Config, packing: str, where: str) -> CheckpointFormat:
     for key in UNREAD:
         if config.get(key):
             raise ArtifactError(
-                f"{where}.{key}={str(config[key])[:40]} cannot be read: it changes what the tensors "
-                "stand for; export without it."
+                f"{where}.{key}={str(config[key])[:40]} cannot be read: it changes what the "
+                "tensors stand for; export without it."
             )
     said = {
         **{key: config[key] for key in GRID if key in config},

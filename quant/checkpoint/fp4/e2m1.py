@@ -36,7 +36,7 @@ def unpack(packed: Tensor) -> Tensor:
 
 
 def ranks(codes: Tensor) -> Tensor:
-    """Return the ranks of codes, uint8: 8 to 15 of 0 to 7; 7 (the negative zero) to 0 of 8 to 15."""
+    """Return the ranks of codes, uint8: 8 to 15 of 0 to 7, and 7 (of the negative zero) to 0."""
     return codes ^ 8 ^ 7 * (codes >> 3)
 
 

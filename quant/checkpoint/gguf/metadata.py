@@ -106,7 +106,7 @@ def check_config(file: GgufFile, how: Architecture, config: Config) -> Config:
     kinds = {key: value for key, value in made.items() if key != "model_type"}
     found = AutoConfig.for_model(made["model_type"], **kinds).to_dict()
     config = {**config, "head_dim": _head(config)}
-    # Fields of the reader's that neither the class nor this model has say the same in another place.
+    # Fields that neither the class nor this model has are the reader's, for older versions.
     read = AutoConfig.for_model(made["model_type"]).to_dict().keys() | config.keys()
     for key in sorted(read - PretrainedConfig().to_dict().keys()):
         if key not in _HARMLESS and _plain(found.get(key)) != _plain(config.get(key)):

@@ -76,7 +76,7 @@ def plan(model: WholeModel) -> Planned:
         _plain(entry, _row(rows, name, model, how), config) for name, entry in model.others.items()
     ]
     others += [_stored_as_it_is(name, values) for name, values in factors.items()]
-    keys = _general(model, how, packed) | keys_of(how, config)
+    keys = _general(model, packed) | keys_of(how, config)
     tokens, notes = tokenizer_keys(model.source, config["vocab_size"])
     keys |= tokens
     shapes = {each.name: each.shape for each in (*packed, *others)}
@@ -179,12 +179,14 @@ def _stored_as_it_is(name: str, values: Tensor) -> _Stored:
     return _Stored(name, tuple(values.shape), _PLAIN[values.dtype], values.nbytes, make)
 
 
-def _general(model: WholeModel, how: Architecture, packed: list[_Stored]) -> dict[str, Any]:
+def _general(model: WholeModel, packed: list[_Stored]) -> dict[str, Any]:
     from gguf import GGML_QUANT_VERSION, LlamaFileType
 
     (kind, _), *_ = Counter(each.kind for each in packed).most_common(1)
     said = _FILE_TYPES.get(kind, f"MOSTLY_{kind}")
-    name = model.base[0].rpartition("/")[2] if model.base else how.cls
+    # No class: llama.cpp looks for tokens of Phi-3 in any file with "phi3" in its name (Phi 4 has
+    # that class too, and other tokens), and refuses one that lacks them.
+    name = model.base[0].rpartition("/")[2] if model.base else "model"
     keys: dict[str, Any] = {
         "general.type": "model",
         "general.name": f"{name} {model.scheme.name}",

@@ -46,9 +46,7 @@ def record_in(results: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     return json.loads(path.read_text()), [json.loads(line) for line in lines]
 
 
-def test_a_file_is_audited(
-    made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_file_is_audited(made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A type claims no method, so that rounding contradicts nothing."""
     more = ["--evaluate", "text", "--evaluate-text", str(made["text"])]
     assert run(made, made["q4"], made["folder"], tmp_path / "one", *more) == cli.OK

@@ -69,7 +69,7 @@ def main(asked: dict[str, Any], result: Path) -> None:
     import torch
     from torchao.quantization import IntxWeightOnlyConfig, MappingType, PerAxis, PerGroup, quantize_
     from transformers import AutoModelForCausalLM, AutoTokenizer, TorchAoConfig
-    from transformers.quantizers.auto import AutoHfQuantizer
+    from transformers.quantizers.quantizer_torchao import TorchAoHfQuantizer
 
     torch.manual_seed(asked["seed"])
     if asked["threads"]:
@@ -94,7 +94,7 @@ def main(asked: dict[str, Any], result: Path) -> None:
     quantize_(model, config, filter_fn=chosen)
     seconds = time.perf_counter() - start
     model.config.quantization_config = TorchAoConfig(quant_type=config)
-    model.hf_quantizer = AutoHfQuantizer.from_config(model.config.quantization_config)
+    model.hf_quantizer = TorchAoHfQuantizer(model.config.quantization_config)
     model.save_pretrained(asked["out"])
     tokenizer.save_pretrained(asked["out"])
     said = {"version": f"torchao {version('torchao')}", "seconds": seconds}

@@ -106,10 +106,24 @@ def test_what_our_solver_wrote_is_the_solvers(tmp_path: Path, base: Path) -> Non
     assert not found.said
 
 
+KINDS = gguf.GGMLQuantizationType
+
+
+def vectors() -> np.ndarray[Any, Any]:
+    """Random blocks of IQ2_XS, 256 x 256 weights."""
+    found = np.random.default_rng(0).integers(0, 256, (256, 74), np.uint8)
+    found[:, :2] = np.full((256, 1), 0.002, np.float16).view(np.uint8)  # scales
+    return found
+
+
 @pytest.fixture(scope="module")
 def wide() -> Any:
-    """A Llama whose rows hold blocks of 256."""
-    return families.model("llama", hidden_size=256, intermediate_size=256, num_attention_heads=16)
+    """A Llama whose rows hold blocks of 256; one of its weights is near vectors of a codebook."""
+    made = families.model("llama", hidden_size=256, intermediate_size=256, num_attention_heads=16)
+    values = torch.from_numpy(dequantize(vectors(), KINDS.IQ2_XS))
+    noise = torch.randn(values.shape, generator=torch.Generator().manual_seed(1))
+    made.model.layers[0].mlp.gate_proj.weight.data = values + 0.1 * values.std() * noise
+    return made
 
 
 @pytest.fixture(scope="module")
@@ -121,15 +135,13 @@ def wide_base(wide: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_types_are_told_apart_layer_by_layer(tmp_path: Path, wide: Any, wide_base: Path) -> None:
     """A codebook of vectors has an error alone; a layer left in F16 is not quantized."""
-    kinds = gguf.GGMLQuantizationType
-    vectors = np.random.default_rng(0).integers(0, 256, (256, 74), np.uint8)
-    vectors[:, :2] = np.full((256, 1), 0.002, np.float16).view(np.uint8)  # scales
     plain = wide.model.layers[0].mlp.up_proj.weight.detach().numpy().astype(np.float16)
     file = families.write(
         tmp_path / "m.gguf", "llama", wide, "Q8_0", tokenizer=families.byte_level("smollm"),
         more={
-            "blk.0.ffn_gate.weight": (vectors, kinds.IQ2_XS),
-            "blk.0.ffn_up.weight": (plain, kinds.F16),
+            "blk.0.ffn_gate.weight": (vectors(), KINDS.IQ2_XS),
+            "blk.1.ffn_gate.weight": (vectors(), KINDS.IQ2_XS),
+            "blk.0.ffn_up.weight": (plain, KINDS.F16),
         },
     )  # fmt: skip
     with warnings.catch_warnings():
@@ -139,11 +151,15 @@ def test_types_are_told_apart_layer_by_layer(tmp_path: Path, wide: Any, wide_bas
     layers = {each.name.removeprefix("model.layers."): each for each in found.layers}
     gate, up = layers["0.mlp.gate_proj"], layers["0.mlp.up_proj"]
     assert (gate.scheme, gate.bits_per_weight) == ("IQ2_XS", 2.3125)
-    assert gate.verdict.name == NOT_THIS_BASE  # random vectors
+    assert gate.verdict.name == NO_GRID
+    assert gate.evidence is not None
+    assert gate.evidence.weight_error == pytest.approx(0.1, rel=0.02)
+    assert gate.evidence.error == pytest.approx(0.01, rel=0.5)  # of inputs that are not white
+    assert layers["1.mlp.gate_proj"].verdict.name == NOT_THIS_BASE  # random vectors
     assert (up.scheme, up.verdict.name) == (None, NOT_QUANTIZED)
     assert up.verdict.why == "its weight is the base's"
-    assert {each.verdict.name for each in found.layers} == {ROUNDED, NOT_THIS_BASE, NOT_QUANTIZED}
-    assert len(resolved) == LAYERS - 2
+    assert sum(each.verdict.name == ROUNDED for each in found.layers) == LAYERS - 3
+    assert len(resolved) == LAYERS - 3
 
 
 def test_a_codebook_of_vectors_has_its_error_alone() -> None:

@@ -143,8 +143,11 @@ class AuditedCheckpoint:
             )
 
 
-def share_differing(one: Tensor, other: Tensor) -> float:
-    """Return the share of values in which two tensors differ; 1 for other shapes."""
+def share_differing(one: Tensor, other: Tensor, least: float = 0.0) -> float:
+    """Return the share of values in which two tensors differ; 1 for other shapes.
+
+    least  a difference that counts as none, whatever the values.
+    """
     if one.shape != other.shape:
         return 1.0
     count = 0
@@ -153,6 +156,7 @@ def share_differing(one: Tensor, other: Tensor) -> float:
         one.flatten().split(AT_ONCE), other.flatten().split(AT_ONCE), strict=True
     ):
         first, second = piece.float(), like.float()
-        apart = (first - second).abs() > ROUNDING * torch.maximum(first.abs(), second.abs())
+        rounding = ROUNDING * torch.maximum(first.abs(), second.abs()) + least
+        apart = (first - second).abs() > rounding
         count += int(apart.sum())
     return count / max(1, one.numel())

@@ -31,6 +31,7 @@ from quant.weight import QuantizedWeight
 IMATRIX = "quantize.imatrix."
 _METHOD, _PRODUCER = "bitsweep.method", "general.quantized_by"
 _VOCABULARY = ("model.embed_tokens.weight", "lm_head.weight")
+BESIDE_1 = 2**-23  # rounding of float32: norms of Gemma are stored with the 1 that it adds
 _ROWS = 4096  # of a matrix outside the blocks that are compared at a time
 _SHOWN = 60  # letters of a text in the metadata
 
@@ -121,7 +122,7 @@ class AuditedGguf:
         """
         for name, placed in self._outside(base):
             if self._file.tensors[placed.stored].kind in FLOATS:
-                share = share_differing(self._values(placed), base.mapped(name))
+                share = share_differing(self._values(placed), base.mapped(name), BESIDE_1)
                 if share:
                     yield name, share
 

@@ -162,6 +162,39 @@ def test_types_are_told_apart_layer_by_layer(tmp_path: Path, wide: Any, wide_bas
     assert len(resolved) == LAYERS - 3
 
 
+def test_joined_projections_are_audited_one_by_one(
+    tmp_path: Path, wide: Any, wide_base: Path
+) -> None:
+    """Rows of one tensor of the file are three layers of the base."""
+
+    def join(tensors: dict[str, np.ndarray[Any, Any]]) -> None:
+        for block in ("blk.0", "blk.1"):
+            parts = [tensors.pop(f"{block}.attn_{part}.weight") for part in "qkv"]
+            tensors[f"{block}.attn_qkv.weight"] = np.concatenate(parts)
+
+    keys = families.byte_level("smollm")
+    one, joined = (
+        families.write(tmp_path / f"{at}.gguf", "llama", wide, "Q4_1", tokenizer=keys, **more)
+        for at, more in enumerate(({}, {"change": join}))
+    )
+    first, second = audited(one, wide_base), audited(joined, wide_base)
+    assert first.layers == second.layers
+
+
+@pytest.mark.parametrize("family", ["gemma2", "phi3", "qwen3"])
+def test_other_families(tmp_path: Path, family: str) -> None:
+    """Gemma's norms are stored with 1 added, phi3's projections are joined in the base too."""
+    made = families.model(family)
+    if family == "gemma2":
+        made.model.norm.weight.data[:8] = 1e-7  # what is left beside 1
+    made.save_pretrained(tmp_path / "base")
+    keys = families.byte_level("smollm")
+    file = families.write(tmp_path / "m.gguf", family, made, "Q8_0", tokenizer=keys)
+    found = audited(file, tmp_path / "base")
+    assert {each.verdict.name for each in found.layers} == {ROUNDED}
+    assert not found.differing
+
+
 def test_a_codebook_of_vectors_has_its_error_alone() -> None:
     from quant.audit.layer import error_alone
     from quant.audit.moments import moments

@@ -282,7 +282,6 @@ TABLE = SuiteTable(
         FigureColumn("resolved_top1_flip_rate", "flips if solved", "%", rate_cell, optional=True),
     ),
     joins=Place("audit", "Audit of {model}", 40),
-    every_column=True,
     notes=_notes,  # type: ignore[arg-type]
 )
 

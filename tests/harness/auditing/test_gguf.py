@@ -80,7 +80,9 @@ def test_the_suite_audits_a_file_that_has_a_base(
     assert cli.main(["run", *words]) == cli.IMPOSSIBLE
     assert "suite.audit.base is missing" in capsys.readouterr().err
     assert cli.main(["run", *words, f"suite.audit.base={made['folder']}"]) == cli.OK
-    assert "14 this layer is RTN" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "14 this layer is RTN" in said
+    assert "KL" not in said, "columns of what was not measured"
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """AutoRound's configuration: the tensors it names, layers of their own schemes, what it refuses."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from quant.scheme import Scheme
 from quant.weight import QuantizedWeight
 from tests.oracles.random_weights import random_weight
 from tests.quant.stored_layers import write
-from tests.quant.tiny_checkpoints import edit_config, logits, quantized
+from tests.quant.tiny_checkpoints import edit_config, edit_tensors, logits, quantized
 
 SAID = {
     "quant_method": "auto-round",
@@ -163,6 +164,27 @@ def test_layers_are_audited_on_their_own_schemes(mixed, tmp_path):
     # The base has the values of the levels themselves.
     assert {each.verdict.name for each in found.layers} == {NOT_QUANTIZED, ROUNDED}
     assert found.claim.producer == "auto-round 0.15.1"
+
+
+def test_the_head_may_be_one_of_them(mixed):
+    """AutoRound lists all settings of a quantized head, whether they differ or not."""
+    folder, _, _ = mixed
+    head = random_weight(EIGHT, 96, 40, seed=30)
+
+    def quantize(tensors):
+        del tensors["lm_head.weight"]
+        tensors |= {f"lm_head.{part}": tensor for part, tensor in write("gptq-v2", head).items()}
+
+    edit_tensors(quantize)(folder)
+    said = {"bits": 8, "group_size": 20, "sym": True, "data_type": "int", "act_bits": 16,
+            "act_sym": None, "super_bits": None, "rotation_config": None}  # fmt: skip
+    edit_config(lambda c: c["quantization_config"]["extra_config"].update(lm_head=said))(folder)
+    found = inspect(folder)
+    assert found.scheme == dataclasses.replace(USUAL, head=EIGHT)
+    assert "w8g20_sym" in found.mixture
+    assert torch.equal(quant.load_weights(folder)["lm_head"].codes, head.codes)
+    loaded = quant.load(folder)
+    assert torch.equal(loaded.get_submodule("lm_head").dequantize(), head.dequantize())
 
 
 def test_an_export_has_one_scheme(mixed, tmp_path):

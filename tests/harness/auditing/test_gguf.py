@@ -71,6 +71,16 @@ def test_a_file_is_audited(made: Made, tmp_path: Path, capsys: pytest.CaptureFix
     assert "0 stages run, 1 found finished" in capsys.readouterr().err
 
 
+def test_a_file_that_names_a_method_is_held_to_it(
+    made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Bitsweep notes the method in files that it writes; here the codes are rounded."""
+    noted: dict[str, Any] = {"bitsweep__method": json.dumps({"method": {"name": "gptq"}})}
+    file = write(tmp_path / "claims.gguf", llama(), "Q4_0", **noted)
+    assert run(made, file, made["folder"], tmp_path / "results") == 3
+    assert "name gptq, but 14 of 14 layers are plain rounding" in capsys.readouterr().err
+
+
 def test_the_suite_audits_a_file_that_has_a_base(
     made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

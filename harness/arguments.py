@@ -299,13 +299,16 @@ def _add_audit(parser: Parser) -> None:
         "docs/audit.md says what the verdicts mean. Exit status 3: layers contradict the claim."
     )
     parser.add_argument(
-        "checkpoint", type=Path, metavar="CHECKPOINT", help="the folder of a quantized model"
+        "checkpoint",
+        type=Path,
+        metavar="CHECKPOINT",
+        help="the folder of a quantized model, or a GGUF file",
     )
     parser.add_argument(
         "--base",
         required=True,
         metavar="MODEL",
-        help="the folder of the full-precision model, or a name of conf/model",
+        help="the folder or GGUF file of the full-precision model, or a name of conf/model",
     )
     parser.add_argument(
         "--calib", default="c4", metavar="NAME", help="a calibration text of conf/calib (c4)"

@@ -67,6 +67,7 @@ def inspect(folder: Path, levels: str | None = None) -> None:
         "format": found.format,
         "producer": found.producer or "not named",
         "scheme": scheme.name + (f", {scheme.scale_dtype} scales" if scheme.kind.scaled else ""),
+        **({"schemes": found.mixture} if found.mixture else {}),
         "bits per weight": f"{found.bits_per_weight:.3f}",
         "layers": f"{found.layers}, {found.weights:,} weights",
         "act-order": f"{found.scattered} layers with scattered groups",

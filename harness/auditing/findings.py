@@ -44,14 +44,17 @@ def contradicting(layers: Sequence[Layer], claim: str) -> list[Layer]:
 
 
 def by_kind(layers: Sequence[Layer], model: str) -> Table:
-    """A table with one row for each kind of layer and verdict."""
-    found: dict[tuple[str, str], list[Layer]] = {}
+    """A table with one row for each kind of layer, scheme and verdict."""
+    found: dict[tuple[str, str, str], list[Layer]] = {}
     for layer in layers:
-        found.setdefault((pattern(layer["name"]), layer["verdict"]), []).append(layer)
+        key = (pattern(layer["name"]), layer["scheme"] or "–", layer["verdict"])
+        found.setdefault(key, []).append(layer)
     columns = [
         Column("layers", "layers", numeric=False),
+        Column("scheme", "scheme", numeric=False),
         Column("verdict", "verdict", numeric=False),
         Column("count", "count"),
+        Column("error", "error", "%"),
         Column("gain", "gain", "%"),
         Column("over_rounding", "error", "÷ rounding"),
         Column("over_solver", "error", "÷ solver"),
@@ -60,12 +63,13 @@ def by_kind(layers: Sequence[Layer], model: str) -> Table:
         Column("clipped", "clipped", "%"),
     ]
     rows = [
-        [Cell(_short(name)), Cell(verdict), Cell(str(len(each))), *_medians(each)]
-        for (name, verdict), each in found.items()
+        [Cell(_short(name)), Cell(scheme), Cell(verdict), Cell(str(len(each))), *_medians(each)]
+        for (name, scheme, verdict), each in found.items()
     ]
     said = Note(
-        "Medians. Gain: how far the error lies on the way from rounding to the solver on the same "
-        "grids. Nearest: codes that are the nearest level. As solver: codes that GPTQ chooses too."
+        "Medians. Error: tr(E H Eᵀ) beside that of the layer's output. Gain: how far the error "
+        "lies on the way from rounding to the solver on the same grids. Nearest: codes that are "
+        "the nearest level. As solver: codes that GPTQ chooses too."
     )
     return Table("audit", model, f"Audit of {model}, by kind of layer", columns, rows, [said])
 
@@ -94,6 +98,7 @@ def _medians(layers: Sequence[Layer]) -> list[Cell]:
         return middle([each.get(name) for each in layers], lambda v: f"{100 * v:.{digits}f}")
 
     return [
+        middle([each.get("error") for each in layers], lambda v: significant(100 * v)),
         percent("gain"),
         middle([ratio(each, "rounding") for each in layers], significant),
         middle([ratio(each, "solver") for each in layers], significant),

@@ -11,6 +11,7 @@ from harness.auditing.findings import Layer, claim_of, contradicting, ratio, ver
 from harness.records.record import Record
 from quant.audit.verdict import (
     AS_GOOD,
+    NO_GRID,
     NOT_QUANTIZED,
     NOT_THIS_BASE,
     OTHER_DATA,
@@ -28,6 +29,7 @@ STYLE = {
     WORSE_THAN_ROUNDING: "wrong",
     NOT_THIS_BASE: "wrong",
     NOT_QUANTIZED: "none",
+    NO_GRID: "none",
 }
 WIDTH, HEIGHT, EDGE = 900, 260, 46
 
@@ -41,7 +43,7 @@ def page(record: Record, layers: Sequence[Layer]) -> str:
     template = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     return template.from_string(text).render(
         model=record.cell.model,
-        scheme=record.cell.scheme,
+        scheme=said.get("types", record.cell.scheme),
         claim=said,
         against=len(contradicting(layers, said["claim"])),
         verdicts=[(name, count, STYLE.get(name, "none")) for name, count in verdicts(layers)],
@@ -74,6 +76,7 @@ def _row(layer: Layer) -> dict[str, Any]:
         "order": layer.get("order") or "–",
         "scaled": layer.get("scaled") or "–",
         "numbers": [
+            number(None if layer.get("error") is None else 100 * layer["error"]),
             percent("gain"),
             number(ratio(layer, "rounding")),
             number(ratio(layer, "solver")),

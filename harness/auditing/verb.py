@@ -12,11 +12,12 @@ from harness.auditing.findings import by_kind, claim_of, contradicting, layers_o
 from harness.auditing.page import page
 from harness.cell.cells import ResolvedCell
 from harness.config.kept import cells_of
-from harness.config.schema import Cell
+from harness.config.schema import Cell, ModelConfig
 from harness.errors import ConfigError
+from harness.models import gguf
 from harness.records.store import file_name, write_atomically
 from harness.report.render import to_csv, to_rich
-from harness.run.launch import resolve_all, run_cells
+from harness.run.launch import fetch_all, run_cells
 from harness.run.screen import open_console
 
 FAILED, CONTRADICTED = 1, 3
@@ -27,7 +28,8 @@ SUITE = "audit"
 class Request:
     """What is audited, against what; the arguments of the verb by their names.
 
-    base      folder of the full-precision model, or a name of conf/model.
+    checkpoint  folder of the quantized model, or a GGUF file.
+    base      folder or GGUF file of the full-precision model, or a name of conf/model.
     calib     name of conf/calib; text is the file of one that takes a file.
     evaluate  a text on which the whole model is compared too; evaluate_text is its file.
     results   folder of records and page.
@@ -50,10 +52,16 @@ def audit(asked: Request) -> int:
     Returns the exit status: 0; 1 if the audit failed; 3 if layers contradict what the files claim.
     Raises BitsweepError for a request that is impossible.
     """
+    file = asked.checkpoint.suffix == gguf.SUFFIX and asked.checkpoint.is_file()
+    if file and not _types(asked.checkpoint):
+        raise ConfigError(
+            f"{asked.checkpoint} is not quantized: all of its weights are of "
+            f"{', '.join(gguf.FLOATS)}. Name a file of few bits."
+        )
     cell = _cell(asked)
-    (found,) = resolve_all([cell])
-    assert isinstance(found, ResolvedCell)  # a folder is here, or it is an error
-    if not found.quantized:
+    (found,) = fetch_all([cell])  # the folder of a GGUF file is made, unless it is refused
+    assert isinstance(found, ResolvedCell)  # it is here, or it is an error
+    if not found.quantized and not file:
         raise ConfigError(
             f"{asked.checkpoint} is not quantized: its config.json has no quantization_config. "
             "Name the folder of a quantized model."
@@ -64,13 +72,16 @@ def audit(asked: Request) -> int:
         return ran.status or FAILED
     path = found.store.record_path(found.identity, found.keys.cell, SUITE, record.key)
     layers = layers_of(record, path.parent)
-    claim = claim_of(record)["claim"]
+    notes = claim_of(record)
+    claim = notes["claim"]
     table = by_kind(layers, record.cell.model)
     place = asked.results / "reports" / f"audit-{file_name(record.cell.model)}"
     write_atomically(place / "audit.html", page(record, layers))
     write_atomically(place / "audit.csv", to_csv(table))
     screen = open_console()
     screen.print(to_rich(table, screen.width))
+    if "said" in notes:
+        screen.print(f"{notes['said']}.", highlight=False, markup=False, soft_wrap=True)
     against = contradicting(layers, claim)
     if against:
         first = ", ".join(layer["name"] for layer in against[:3])
@@ -115,8 +126,13 @@ def _base(given: str) -> Path:
     folder = Path(given).expanduser()
     if folder.is_dir():
         return folder
+    if folder.suffix == gguf.SUFFIX and folder.is_file():
+        return _of_file(folder)
     if given.startswith((".", "/", "~")):
-        raise ConfigError(f"--base {given} is not a folder: give one with config.json and weights.")
+        raise ConfigError(
+            f"--base {given} is not a folder or {gguf.SUFFIX} file: give one with config.json and "
+            "weights."
+        )
     from harness.models.model import StoredModel, find_model
 
     (cell,) = cells_of([f"model={given}"], False)
@@ -127,3 +143,24 @@ def _base(given: str) -> Path:
             "made from, or its folder."
         )
     return found.folder
+
+
+def _of_file(path: Path) -> Path:
+    """The folder that is made of a GGUF file, once; ConfigError for one of few bits."""
+    rounded = _types(path)
+    if rounded:
+        raise ConfigError(
+            f"--base {path} is quantized itself (it has {', '.join(rounded)}): name a file of "
+            f"{', '.join(gguf.FLOATS[:3])}, or the folder of the full-precision model."
+        )
+    config = ModelConfig(name=path.name, source="local", path=str(path))
+    made = gguf.local_folder(config, path, make=True)
+    assert made is not None
+    return made
+
+
+def _types(path: Path) -> list[str]:
+    """The types of few bits in a GGUF file; ArtifactError for a file that cannot be read."""
+    from quant.checkpoint.gguf.file import read_gguf
+
+    return gguf.rounded({"weights": read_gguf(path).weights_by_kind()})

@@ -161,11 +161,16 @@ def outside(solving: Solving | None, scheme: Scheme | None) -> None:
             f"method.{key} is a rule for solvers of layers, and method={name} is another program: "
             "leave it out."
         )
-    if scheme is not None and scheme.head is not None:
+    if scheme is None:
+        return
+    if scheme.head is not None:
         raise ConfigError(
             f"scheme.head cannot be used with method={name}: another program is asked for the "
             "layers in the blocks only; leave scheme.head out."
         )
+    reason = solving.solver.refuses(solving.options, scheme)
+    if reason is not None:
+        raise ConfigError(f"method={name} cannot be asked for {scheme.name}: {reason}.")
 
 
 def suites(chosen: Sequence[Measuring]) -> None:

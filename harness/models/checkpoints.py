@@ -29,6 +29,7 @@ class Checkpoint:
     zero_points  meaning of the stored zero-points, and how certain it is.
     evidence     how the meaning was found, if the files do not state it.
     signed       it has negative scales.
+    mixture      its layers by scheme, in words, if there are several; `scheme` is the usual one.
     """
 
     format: str
@@ -37,6 +38,7 @@ class Checkpoint:
     scheme: Scheme
     evidence: str = ""
     signed: bool = False
+    mixture: str = ""
 
     @property
     def label(self) -> str:
@@ -51,13 +53,14 @@ class Checkpoint:
             "zero_points": self.zero_points,
             **({"evidence": self.evidence} if self.evidence else {}),
             **({"scales": "some negative"} if self.signed else {}),
+            **({"schemes": self.mixture} if self.mixture else {}),
             "baseline": "its own weights, dequantized",
         }
 
     def describe(self) -> str:
         """Format, scheme, producer and zero-points in one line."""
         return (
-            f"{self.format}, {self.scheme.name}, producer {self.producer}, "
+            f"{self.format}, {self.mixture or self.scheme.name}, producer {self.producer}, "
             f"zero-points: {self.zero_points}"
             + (f" ({self.evidence})" if self.evidence else "")
             + (", some scales negative" if self.signed else "")
@@ -97,6 +100,7 @@ def _examine(folder: Path, levels: Part | None, _mtime_ns: int, _size: int) -> C
         scheme,
         checkpoint.evidence,
         checkpoint.signed,
+        checkpoint.mixture,
     )
 
 

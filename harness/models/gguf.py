@@ -29,6 +29,7 @@ SUFFIX = ".gguf"
 ORIGIN = "gguf.json"  # as quant.checkpoint.gguf.unpack writes it
 # Raise it when quant.checkpoint.gguf makes another folder of the same file; a test compares both.
 VERSION = 2
+FLOATS = ("F32", "F16", "BF16", "F64")  # as quant.checkpoint.gguf.file has them
 _SHOWN = 12  # digits of a hash in messages
 _SHA256 = 64
 _NAMED = 0.005  # share of the weights below which a type is not named
@@ -94,6 +95,17 @@ def origin(folder: Path) -> dict[str, Any] | None:
         return None
     found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     return found
+
+
+def file_of(config: ModelConfig) -> Path | None:
+    """The GGUF file on this machine that a model is read from; None for any other model."""
+    path = None if config.source != "local" or config.path is None else Path(config.path)
+    return path if path is not None and path.suffix == SUFFIX and path.is_file() else None
+
+
+def rounded(found: Mapping[str, Any]) -> list[str]:
+    """The types of few bits that weights have in a file, most frequent first; see `origin`."""
+    return [kind for kind in found["weights"] if kind not in FLOATS]
 
 
 def kinds(found: Mapping[str, Any]) -> str:

@@ -175,6 +175,11 @@ def _examined(cell: ResolvedCell, folder: Path) -> dict[str, str]:
         raise StoreError(
             f"{cell.identity.method} left no checkpoint to measure: {error}"
         ) from error
+    if found.mixture:
+        raise StoreError(
+            f"{cell.identity.method} was asked for {asked.name} and left several schemes "
+            f"({found.mixture}): a record must name the scheme of its weights; correct the program."
+        )
     for field in ("bits", "group_size", "symmetric", "kind", "head"):
         wanted, got = getattr(asked, field), getattr(scheme, field)
         if wanted != got:

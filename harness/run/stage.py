@@ -155,6 +155,7 @@ def _run_suite(
         context_length=cell.model.config.context,
         packed=subject.packed,
         source=cell.model.folder if subject.has_original else None,
+        file=subject.file,
         streamed=None if streamed is None else streamed.logits,
         activations=choices.runtime.activations,
         scratch=_scratch(cell, measuring.suite.name),

@@ -13,7 +13,9 @@ from harness.data import protocols, texts
 from harness.data.config import CalibConfig, DocumentsConfig
 from harness.data.inputs import protocol_hash, without_folders
 from harness.errors import ConfigError
+from harness.models import gguf
 from harness.models.folders import check_folder, folder_fingerprint
+from harness.records.hashes import file_sha256
 from harness.records.record import Metric
 from harness.report.columns import FigureColumn, Place, Shown, SuiteTable
 from harness.report.rows import Figure, Row
@@ -47,10 +49,14 @@ class Config:
 
 
 def check(config: Config, facts: Facts) -> None:
-    """Raise ConfigError unless the base is a model folder and the text can be had."""
+    """Raise ConfigError unless the base is a model folder and the text can be had.
+
+    Of a GGUF file that is audited also unless its tensors are those of the base.
+    """
+    file = _rounded(facts.file)
     if config.base is not None:
-        check_folder(Path(config.base), f"{facts.key}.base")
-    elif not facts.has_original:
+        _check_base(Path(config.base), f"{facts.key}.base", file)
+    elif file is not None or not facts.has_original:
         raise ConfigError(
             f"{facts.key}.base is missing: name the folder of the full-precision model that "
             f"{facts.model} was made from, as in `bitsweep audit CHECKPOINT --base FOLDER`."
@@ -76,13 +82,43 @@ def check(config: Config, facts: Facts) -> None:
         reading.check(config, facts)
 
 
+def _check_base(base: Path, what: str, file: Path | None) -> None:
+    check_folder(base, what)
+    if file is not None:
+        from quant.audit.gguf import check_pair
+        from quant.errors import ArtifactError
+
+        try:
+            check_pair(file, base)
+        except ArtifactError as error:
+            raise ConfigError(str(error)) from error
+
+
+def _rounded(file: Path | None) -> Path | None:
+    """The GGUF file, if it has tensors of few bits; ConfigError for one that cannot be read."""
+    if file is None:
+        return None
+    from quant.checkpoint.gguf.file import read_gguf
+    from quant.errors import ArtifactError
+
+    try:
+        kinds = read_gguf(file).weights_by_kind()
+    except ArtifactError as error:
+        raise ConfigError(str(error)) from error
+    return file if gguf.rounded({"weights": kinds}) else None
+
+
 def inputs(config: Config, facts: Facts) -> dict[str, str]:
-    """Hashes of the text and of the base's files, if it is not the model of the cell."""
+    """Hashes of the text, of the base's files, if it is not the model of the cell, and of a GGUF
+    file: the folder that is made of it does not say the types of its tensors.
+    """
     calib = config.calib
     protocol = protocols.find(calib.protocol, protocols.CALIBRATION)
     found = {"audit text": protocol_hash(protocol, calib.path, facts.data_dir)}
     if config.base is not None:
         found["base"] = folder_fingerprint(Path(config.base))
+    if facts.file is not None:
+        found["file"] = file_sha256(facts.file)
     return found | reading.inputs(config, facts)
 
 
@@ -102,7 +138,8 @@ def run(context: SuiteContext, config: Config) -> SuiteResult:
     from quant.audit.run import Resolved, audit
     from quant.checkpoint.source import CheckpointSource
 
-    if context.packed is None:
+    checkpoint = context.packed or _rounded(context.file)
+    if checkpoint is None:
         return SuiteResult([_nothing_to_audit(context.model)])
     base = Path(config.base) if config.base else context.source
     assert base is not None  # `check`
@@ -115,7 +152,7 @@ def run(context: SuiteContext, config: Config) -> SuiteResult:
         vocabulary.check_windows(windows, context.tokenizer, source.model)
         resolved: Resolved | None = {} if config.protocols else None
         found = audit(
-            context.packed,
+            checkpoint,
             source,
             base,
             windows.windows,
@@ -142,6 +179,8 @@ def _nothing_to_audit(model: Any) -> Metric:
 
 def metrics(found: Audit) -> list[Metric]:
     """Counts of verdicts, and medians over the quantized layers."""
+    from quant.audit.layer import Evidence
+
     counts = Counter(each.verdict.name for each in found.layers)
     claim = {
         "claim": found.claim.method or "",
@@ -150,6 +189,8 @@ def metrics(found: Audit) -> list[Metric]:
         "tokens": str(found.tokens),
         "differing": ", ".join(f"{n} ({100 * s:.0f} %)" for n, s in found.differing.items()),
     }
+    said = "; ".join([*found.claim.said, *found.said])
+    claim |= {key: text for key, text in (("types", found.claim.types), ("said", said)) if text}
     claim["verdicts"] = ", ".join(f"{count} {name}" for name, count in counts.most_common())
     total = len(found.layers)
     every = [
@@ -159,9 +200,11 @@ def metrics(found: Audit) -> list[Metric]:
         )
         for name, count in counts.most_common()
     ]  # fmt: skip
-    seen = [each.evidence for each in found.layers if each.evidence is not None]
+    measured = [each.evidence for each in found.layers if each.evidence is not None]
+    seen = [each for each in measured if isinstance(each, Evidence)]
     gains = [each.gain for each in seen if each.gain is not None]
     ratios = {
+        "error": [each.error for each in measured],
         "gain": gains,
         "over_rounding": [e.error / e.rounding_error for e in seen if e.rounding_error],
         "over_solver": [e.error / e.solver_error for e in seen if e.solver_error],
@@ -171,7 +214,7 @@ def metrics(found: Audit) -> list[Metric]:
             name=name,
             task=MEDIAN,
             value=median(values),
-            unit="fraction" if name == "gain" else "ratio",
+            unit="fraction" if name in ("error", "gain") else "ratio",
             n=len(values),
             n_unit="layers",
             quantiles={"p0": min(values), "p100": max(values)},
@@ -186,7 +229,7 @@ def _sample(layer: LayerAudit) -> dict[str, Any]:
     found = dataclasses.asdict(layer)
     evidence = found.pop("evidence")
     verdict = found.pop("verdict")
-    gain = None if layer.evidence is None else layer.evidence.gain
+    gain = getattr(layer.evidence, "gain", None)
     return {**found, "verdict": verdict["name"], "why": verdict["why"], "gain": gain} | {
         **(evidence or {})
     }
@@ -198,6 +241,10 @@ def _ratio(figure: Figure) -> Cell:
 
 def _percent(figure: Figure) -> Cell:
     return Cell(f"{100 * figure.value:.0f}", figure.value)
+
+
+def _share(figure: Figure) -> Cell:
+    return Cell(significant(100 * figure.value), figure.value)
 
 
 def _verdicts(figure: Figure) -> Cell:
@@ -220,6 +267,7 @@ def _notes(rows: list[Row], shown: list[Shown]) -> list[Note]:  # noqa: ARG001
 
 TABLE = SuiteTable(
     columns=(
+        FigureColumn("error", "error", "%", _share, task=MEDIAN, optional=True),
         FigureColumn("gain", "gain", "%", _percent, task=MEDIAN, optional=True),
         FigureColumn("over_rounding", "error", "÷ rounding", _ratio, task=MEDIAN, optional=True),
         FigureColumn("over_solver", "error", "÷ solver", _ratio, task=MEDIAN, optional=True),
@@ -234,7 +282,6 @@ TABLE = SuiteTable(
         FigureColumn("resolved_top1_flip_rate", "flips if solved", "%", rate_cell, optional=True),
     ),
     joins=Place("audit", "Audit of {model}", 40),
-    every_column=True,
     notes=_notes,  # type: ignore[arg-type]
 )
 

@@ -29,18 +29,26 @@ def compare_whole(
     """Compare checkpoint and re-solved model with the base on every protocol of `config`.
 
     The base runs first; of its windows the hidden states are kept. Then its layers get the solver's
-    weights, so that two models are in memory at a time.
+    weights, so that two models are in memory at a time. Of a GGUF file the layers of the model
+    itself get them: its embeddings are quantized too, and equal bytes keep them.
     """
     from quant.blocks import set_weight_matrix
     from quant.checkpoint.loader import load
     from quant.experts import unfuse
 
-    assert context.packed is not None
     texts = {name: comparing.windows_of(context, config, name) for name in config.protocols}
     described = ModelConfig(name=base.name, source="local", dtype=context.dtype)
     model = load_model(base, described, context.device)
     windows = [(name, window) for name, each in texts.items() for window in each.windows]
     full = [Logits(model, window[None].to(context.device)) for _, window in windows]
+    if context.packed is None:
+        assert context.source is not None
+        own = load_model(context.source, described, context.device)
+        found = {"checkpoint": _against(full, own, windows, context)}
+        for name, (weight, _) in resolved.items():
+            set_weight_matrix(own.get_submodule(name), weight.dequantize(), name)
+        found["resolved"] = _against(full, own, windows, context)
+        return [metric for name, text in texts.items() for metric in _metrics(text, name, found)]
     packed = load(context.packed, context.kernel, context.device, getattr(torch, context.dtype))
     found = {"checkpoint": _against(full, packed, windows, context)}
     del packed

@@ -48,6 +48,7 @@ class SuiteContext:
     context_length  tokens of a window; None: the model's own maximum.
     packed      folder of the packed weights under test; None for full precision, random weights.
     source      folder of the full-precision weights; None if they are not here (has_original).
+    file        GGUF file that the model under test was read from, if it is not quantized anew.
     streamed    set if the model runs block by block: streamed(batches, done) yields the logits of
                 batches of ids in order; the blocks of `model` then have no weights.
     progress    to be called as progress(done, total, what) from time to time; never None.
@@ -75,6 +76,7 @@ class SuiteContext:
     load_reference: Callable[[], Any] = _no_reference
     packed: Path | None = None
     source: Path | None = None
+    file: Path | None = None
     streamed: Streamed | None = None
     activations: str = "auto"
     scratch: Path | None = None
@@ -104,6 +106,7 @@ class Facts:
     data_dir  folder of relative paths (paths.data).
     device    cpu, cuda or cuda:N; threads: runtime.threads.
     has_original  False for a checkpoint that was quantized elsewhere (as in SuiteContext).
+    file      GGUF file of the model under test (as in SuiteContext).
     """
 
     key: str
@@ -113,6 +116,7 @@ class Facts:
     device: str = "cpu"
     threads: int | None = None
     has_original: bool = True
+    file: Path | None = None
 
 
 @dataclass(frozen=True)

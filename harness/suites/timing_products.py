@@ -52,7 +52,7 @@ def run(context: SuiteContext, config: Batches) -> SuiteResult:
     """Measure ms, GB/s, share of the read bandwidth and speed-up for every shape and batch.
 
     A full-precision cell has only the full-precision product. Raises ValueError for a model without
-    linear layers in its blocks.
+    linear layers in its blocks, and for one whose layers have several schemes.
     """
     layers = layers_of(context.model)
     if not layers:
@@ -60,7 +60,7 @@ def run(context: SuiteContext, config: Batches) -> SuiteResult:
             f"{type(context.model).__name__} has no linear layers to measure; leave "
             "suite.kernels out for this model."
         )
-    scheme = next((each.scheme for each in layers if isinstance(each, QuantLinear)), None)
+    scheme = _single_scheme(layers)
     found = shapes_of(layers)
     metrics: list[Metric] = []
     dtype = getattr(torch, context.dtype)
@@ -74,6 +74,17 @@ def run(context: SuiteContext, config: Batches) -> SuiteResult:
             metrics += with_note(made, said_busy(watch.usage()))
     context.progress(len(found), len(found), "kernels")
     return SuiteResult(metrics)
+
+
+def _single_scheme(layers: list[nn.Module]) -> Scheme | None:
+    """The scheme of the packed layers; None if there are none."""
+    found = dict.fromkeys(each.scheme for each in layers if isinstance(each, QuantLinear))
+    if len(found) > 1:
+        raise ValueError(
+            f"its layers have several schemes ({', '.join(each.name for each in found)}), and "
+            "kernels are timed for one: measure a model of a single scheme."
+        )
+    return next(iter(found), None)
 
 
 def layers_of(model: Any) -> list[nn.Module]:

@@ -31,11 +31,15 @@ class Claim:
     method    "gptq", "rtn", ...: the method that they name; None if they name none.
     producer  the program that wrote them; "" if they name none.
     format    name of the format, for tables.
+    types     types of the tensors and their shares of the weights, where a file has several.
+    said      what else they say, in words.
     """
 
     method: str | None
     producer: str
     format: str
+    types: str = ""
+    said: tuple[str, ...] = ()
 
 
 class AuditedCheckpoint:
@@ -91,6 +95,10 @@ class AuditedCheckpoint:
             return None
         return read_weight(self._reader, self._format, layer, self._layers[layer])
 
+    def type_of(self, layer: str, weight: QuantizedWeight) -> str:  # noqa: ARG002
+        """Return the name of a quantized layer's scheme."""
+        return weight.scheme.name
+
     def stored_bits(self, layer: str, weight: QuantizedWeight) -> float:
         """Return the bits that the files hold of a quantized layer."""
         parts = self._layers[layer]
@@ -115,9 +123,13 @@ class AuditedCheckpoint:
             layer, _, part = name.rpartition(".")
             own = (*self._layers[layer], "bias") if layer in self._layers else ()
             if name in of_base and part not in own:
-                share = _differing(self._reader.mapped(name), base.mapped(name))
+                share = share_differing(self._reader.mapped(name), base.mapped(name))
                 if share:
                     yield name, share
+
+    def outside(self, base: TensorReader) -> Iterator[str]:  # noqa: ARG002
+        """Yield nothing: what lies outside the blocks is compared value by value."""
+        yield from ()
 
     def _require_same_model(self) -> None:
         modules = dict(self._base.named_modules())
@@ -131,8 +143,11 @@ class AuditedCheckpoint:
             )
 
 
-def _differing(one: Tensor, other: Tensor) -> float:
-    """Return the share of values in which two tensors differ; 1 for other shapes."""
+def share_differing(one: Tensor, other: Tensor, least: float = 0.0) -> float:
+    """Return the share of values in which two tensors differ; 1 for other shapes.
+
+    least  a difference that counts as none, whatever the values.
+    """
     if one.shape != other.shape:
         return 1.0
     count = 0
@@ -141,6 +156,7 @@ def _differing(one: Tensor, other: Tensor) -> float:
         one.flatten().split(AT_ONCE), other.flatten().split(AT_ONCE), strict=True
     ):
         first, second = piece.float(), like.float()
-        apart = (first - second).abs() > ROUNDING * torch.maximum(first.abs(), second.abs())
+        rounding = ROUNDING * torch.maximum(first.abs(), second.abs()) + least
+        apart = (first - second).abs() > rounding
         count += int(apart.sum())
     return count / max(1, one.numel())

@@ -75,6 +75,42 @@ class Evidence:
         return (self.rounding_error - self.error) / possible
 
 
+@dataclass(frozen=True)
+class ErrorAlone:
+    """What the values of a layer show that has no grid of single weights; fields as in Evidence."""
+
+    weight_error: float
+    cosine: float
+    error: float
+    scaled: str | None
+    dead_columns: int
+    tokens: int
+    rank: int
+    condition: float
+
+
+def error_alone(weight: Tensor, values: Tensor, inputs: Moments) -> tuple[ErrorAlone, Coordinates]:
+    """Hold the values of a layer [out, in] against its base weight [out, in] in float32.
+
+    Returns their error, and the coordinates of both.
+    """
+    coordinates = find_coordinates(weight, values)
+    scaled = coordinates.scaled(weight)
+    inputs = inputs.of(coordinates)
+    size = inputs.loss(scaled)
+    found = ErrorAlone(
+        weight_error=_norm(scaled - values) / (_norm(scaled) or 1.0),
+        cosine=_cosine(scaled, values),
+        error=inputs.loss(scaled - values) / size if size else 0.0,
+        scaled=coordinates.words,
+        dead_columns=int((inputs.matrix.diagonal() == 0).sum()),
+        tokens=inputs.tokens,
+        rank=inputs.rank,
+        condition=inputs.condition,
+    )
+    return found, coordinates
+
+
 def audit_layer(
     weight: Tensor, found: QuantizedWeight, inputs: Moments, kernel: str, layer: str
 ) -> tuple[Evidence, QuantizedWeight, Coordinates]:

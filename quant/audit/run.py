@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from cuda_ext.ops import resolve_kernel
 from quant.audit.checkpoint import ROUNDING, AuditedCheckpoint, Claim
 from quant.audit.coordinates import Coordinates
-from quant.audit.layer import Evidence, audit_layer
+from quant.audit.gguf import AuditedGguf, Loose
+from quant.audit.layer import ErrorAlone, Evidence, audit_layer, error_alone
 from quant.audit.moments import Moments, moments
-from quant.audit.verdict import NOT_JUDGED, NOT_QUANTIZED, Verdict, judge
+from quant.audit.verdict import NOT_JUDGED, NOT_QUANTIZED, Verdict, judge, judge_alone
 from quant.blocks import linear_layers, set_weight_matrix, weight_matrix
 from quant.calibrate.layers import BlockSolver, Solved
 from quant.calibrate.run import Progress
@@ -50,7 +51,7 @@ Resolved = dict[str, tuple[QuantizedWeight, Coordinates]]
 class LayerAudit:
     """The audit of one linear layer in the blocks.
 
-    scheme           name of its scheme; None if it is not quantized.
+    scheme           name of its scheme, or type in a GGUF file; None if it is not quantized.
     bits_per_weight  stored bits, scales and zero-points included.
     evidence         None if it is not quantized, or no token reached it.
     """
@@ -62,7 +63,7 @@ class LayerAudit:
     verdict: Verdict
     scheme: str | None = None
     bits_per_weight: float | None = None
-    evidence: Evidence | None = None
+    evidence: Evidence | ErrorAlone | None = None
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ class Audit:
                their values. Methods that scale weights change norms; a fine-tuned sibling of the
                base differs in its embeddings.
     tokens     tokens of the calibration text.
+    said       what else was found, in words: how far quantized embeddings are from the base's.
     """
 
     folder: Path
@@ -80,6 +82,7 @@ class Audit:
     layers: list[LayerAudit]
     differing: dict[str, float]
     tokens: int
+    said: list[str] = field(default_factory=list)
 
 
 def audit(
@@ -92,8 +95,9 @@ def audit(
     activations: str = "auto",
     scratch: Path | None = None,
 ) -> Audit:
-    """Audit the checkpoint in `folder` against the base model of `source`, whose folder is `base`.
+    """Audit a checkpoint against the base model of `source`, whose folder is `base`.
 
+    folder       of the checkpoint, or a GGUF file.
     calibration  windows of token ids [tokens].
     resolved     filled with the solver's codes of every quantized layer: a byte for every weight.
     activations  where hidden states wait between blocks: "cuda", "cpu" or "disk" (in the folder
@@ -112,9 +116,15 @@ def audit(
         activations=activations,
     )
     found: list[LayerAudit] = []
-    with AuditedCheckpoint(folder, source.model) as checkpoint:
+    opened: AuditedGguf | AuditedCheckpoint
+    if Path(folder).is_file():
+        opened = AuditedGguf(folder, source.model)
+    else:
+        opened = AuditedCheckpoint(folder, source.model)
+    with opened as checkpoint:
         with TensorReader(Path(base), mapped=False) as stored:
             differing = dict(checkpoint.differing(stored))
+            said = list(checkpoint.outside(stored))
         kernel = resolve_kernel("auto", source.device)
         auditor = partial(
             BlockAuditor, checkpoint=checkpoint, found=found, on=kernel, resolved=resolved
@@ -122,14 +132,14 @@ def audit(
         place = Workplace(activations=plan.activations, folder=scratch)
         quantize_blocks(source, calibration, CONFIG, _Nothing(), progress, place, solvers=auditor)
         claim = checkpoint.claim
-    return Audit(Path(folder), claim, found, differing, sum(map(len, calibration)))
+    return Audit(Path(folder), claim, found, differing, sum(map(len, calibration)), said)
 
 
 @dataclass(frozen=True)
 class BlockAuditor(BlockSolver):
     """Audits the layers of one block where BlockSolver would solve them."""
 
-    checkpoint: AuditedCheckpoint = field(kw_only=True)
+    checkpoint: AuditedCheckpoint | AuditedGguf = field(kw_only=True)
     found: list[LayerAudit] = field(kw_only=True)
     on: str = field(kw_only=True)
     resolved: Resolved | None = field(kw_only=True)
@@ -165,20 +175,41 @@ class BlockAuditor(BlockSolver):
             why = "its weight is the base's" if same else "its weight is not the base's either"
             verdict = Verdict(NOT_QUANTIZED, why)
             return LayerAudit(name, self.index, outputs, inputs, verdict)
+        if isinstance(found, Loose):
+            return self._alone(name, module, seen, found)
         if found.shape != tuple(weight.shape):
             raise _shape_error(self.checkpoint.folder, name, found.shape, weight.shape)
+        kind = self.checkpoint.type_of(name, found)
         bits = self.checkpoint.stored_bits(name, found) / (outputs * inputs)
         if seen is None:
-            set_weight_matrix(module, found.dequantize(), name)
-            verdict = Verdict(NOT_JUDGED, "no token of the text reached it: use more text")
-            return LayerAudit(name, self.index, outputs, inputs, verdict, found.scheme.name, bits)
+            return self._unseen(name, module, found.dequantize(), kind, bits)
         evidence, better, coordinates = audit_layer(weight, found, seen, self.on, name)
         set_weight_matrix(module, coordinates.unscaled(found.dequantize()), name)
         if self.resolved is not None:
             self.resolved[name] = (better, coordinates)
-        return LayerAudit(
-            name, self.index, outputs, inputs, judge(evidence), found.scheme.name, bits, evidence
-        )
+        verdict = judge(evidence)
+        return LayerAudit(name, self.index, outputs, inputs, verdict, kind, bits, evidence)
+
+    def _alone(
+        self, name: str, module: nn.Module, seen: Moments | None, found: Loose
+    ) -> LayerAudit:
+        """Audit a layer without a grid by its error alone."""
+        outputs, inputs = found.values.shape
+        bits = found.bits / (outputs * inputs)
+        if seen is None:
+            return self._unseen(name, module, found.values, found.kind, bits)
+        evidence, coordinates = error_alone(weight_matrix(module).float(), found.values, seen)
+        set_weight_matrix(module, coordinates.unscaled(found.values), name)
+        verdict = judge_alone(evidence, found.kind)
+        return LayerAudit(name, self.index, outputs, inputs, verdict, found.kind, bits, evidence)
+
+    def _unseen(
+        self, name: str, module: nn.Module, values: Tensor, kind: str, bits: float
+    ) -> LayerAudit:
+        outputs, inputs = values.shape
+        set_weight_matrix(module, values, name)
+        verdict = Verdict(NOT_JUDGED, "no token of the text reached it: use more text")
+        return LayerAudit(name, self.index, outputs, inputs, verdict, kind, bits)
 
 
 def _shape_error(

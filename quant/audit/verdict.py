@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from quant.audit.layer import Evidence
+    from quant.audit.layer import ErrorAlone, Evidence
 
 NOT_QUANTIZED = "not quantized"
 NOT_JUDGED = "not judged"  # no token of the text reached the layer (an expert)
+NO_GRID = "no grid of this type here"  # vectors of a codebook
 NOT_THIS_BASE = "not this base"
 ROUNDED = "this layer is RTN"
 WORSE_THAN_ROUNDING = "worse than RTN"
@@ -29,6 +30,7 @@ VERDICTS = (
     NOT_THIS_BASE,
     NOT_QUANTIZED,
     NOT_JUDGED,
+    NO_GRID,
 )
 
 UNRELATED = 0.3  # cosine below which weights have nothing to do with each other
@@ -46,13 +48,27 @@ class Verdict:
     why: str
 
 
+def judge_alone(seen: ErrorAlone, kind: str) -> Verdict:
+    """Return the verdict on a layer whose type `kind` has no grid of single weights."""
+    return _unrelated(seen) or Verdict(
+        NO_GRID,
+        f"{kind} chooses several weights at once from a codebook, so there is neither rounding nor "
+        f"a solver to compare with; its error is {seen.error:.3g} of the layer's output",
+    )
+
+
+def _unrelated(seen: Evidence | ErrorAlone) -> Verdict | None:
+    if seen.cosine >= UNRELATED:
+        return None
+    said = f"its weights and those of the base have a cosine of {seen.cosine:.2f}"
+    return Verdict(NOT_THIS_BASE, said)
+
+
 def judge(seen: Evidence) -> Verdict:
     """Return the verdict on a quantized layer; the first rule that applies decides."""
-    if seen.cosine < UNRELATED:
-        return Verdict(
-            NOT_THIS_BASE,
-            f"its weights and those of the base have a cosine of {seen.cosine:.2f}",
-        )
+    unrelated = _unrelated(seen)
+    if unrelated is not None:
+        return unrelated
     share = f"{100 * seen.rounded:.1f} % of the codes are the nearest levels"
     if seen.rounded >= RTN:
         solver = f"{100 * seen.solver_rounded:.1f} % of the solver's"

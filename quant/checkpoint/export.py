@@ -115,6 +115,7 @@ def export(
         reader.rename(names.to_model)
         layers = _layers(reader, checkpoint, model)
         scheme = whole_scheme(reader, checkpoint, [layer.stored.name for layer in layers])
+        _refuse_mixed(source, checkpoint)
         untie_as_stored(model, reader.names, reader.mapped)
         replaced = tuple(f"{layer.stored.name}." for layer in layers)
         _refuse_left_out(reader, checkpoint, model, replaced)
@@ -177,6 +178,14 @@ def export(
             )
             write_card(partial, content, origin, readmes)
     return Exported(target, len(layers), notes)
+
+
+def _refuse_mixed(source: Path, checkpoint: CheckpointFormat) -> None:
+    if checkpoint.mixture:
+        raise ArtifactError(
+            f"{source} has layers of several schemes ({checkpoint.mixture}), and an export has "
+            "one: quantize again with a single scheme to export it."
+        )
 
 
 def _refuse_overwriting(target: Path) -> None:

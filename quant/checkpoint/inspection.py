@@ -35,6 +35,7 @@ class Inspection:
     zeros_of_0       number of zero-points of 0 and how readers treat them, if the format is
                      ambiguous about them.
     operators        summary of the operators in front of layers; None if there are none.
+    mixture          layers by scheme, in words; "" if those in the blocks have one.
     verified         True if every file matches artifact.json; False if there is no artifact.json.
     """
 
@@ -50,6 +51,7 @@ class Inspection:
     mean_offset: float | None
     zeros_of_0: str | None
     operators: str | None
+    mixture: str
     verified: bool
 
 
@@ -87,6 +89,7 @@ def inspect(folder: str | Path, levels: Sequence[str | Part | Levels] = ()) -> I
         mean_offset=None if offset is None else offset / count,
         zeros_of_0=f"{zeros}, {unsure}" if unsure else None,
         operators=summary(checkpoint.operators) if kept else None,
+        mixture=checkpoint.mixture,
         verified=verified,
     )
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from quant.checkpoint.choose import parse
 from quant.checkpoint.files import weight_files
 from quant.checkpoint.folder import remake
-from quant.checkpoint.formats.base import CheckpointFormat
+from quant.checkpoint.formats.base import SIGNS, CheckpointFormat
 from quant.checkpoint.operators import tensor_names
 from quant.checkpoint.tensors import TensorReader
 from quant.errors import ArtifactError
@@ -71,12 +71,47 @@ def quantized_layers(reader: TensorReader, checkpoint: CheckpointFormat) -> dict
     if lacking is not None:
         raise missing_tensor(reader, lacking)
     _refuse_unnamed(reader, layers, operators)
+    _refuse_contradictions(reader, checkpoint, layers)
     held = set(reader.names)
     for layer, parts in layers.items():
         parts += [part for part in checkpoint.of(layer).parts if f"{layer}.{part}" in held]
         if codes not in parts:
             raise missing_tensor(reader, f"{layer}.{codes}")
     return layers
+
+
+def _refuse_contradictions(
+    reader: TensorReader, checkpoint: CheckpointFormat, layers: Collection[str]
+) -> None:
+    """Raise ArtifactError for a layer that config.json leaves in full precision and the files do
+    not, and for one with settings of its own that the files do not have.
+    """
+    for layer in layers if checkpoint.own else ():
+        if checkpoint.own_of(layer) is None:
+            codes = f"{layer}.{checkpoint.format.codes}"
+            raise ArtifactError(
+                f"{reader.file_of(codes)} holds {codes}, and config.json says that the layer is in "
+                f"full precision. {remake(reader.folder)}"
+            )
+    for name, fields in checkpoint.own.items():
+        if fields and not SIGNS.search(name) and name not in layers:
+            raise ArtifactError(
+                f"{reader.folder}: config.json has settings of its own for {name}, but the files "
+                f"have no quantized layer of this name. {remake(reader.folder)}"
+            )
+
+
+def _mixture(checkpoint: CheckpointFormat, layers: Collection[str]) -> str:
+    """Return the schemes of the layers in the blocks, in words; "" if there is one."""
+    found: dict[str, int] = {}
+    for layer in layers:
+        if not is_head(layer):
+            own = checkpoint.of(layer)
+            name = own.scheme(own.scale_dtype).name
+            found[name] = found.get(name, 0) + 1
+    if len(found) < 2:
+        return ""
+    return ", ".join(f"{n} layer{'s' * (n > 1)} {name}" for name, n in found.items())
 
 
 def _refuse_unnamed(
@@ -111,7 +146,8 @@ def look_at(folder: Path, checkpoint: CheckpointFormat) -> CheckpointFormat:
         alike = [name for name in layers if checkpoint.of(name) is checkpoint] or list(layers)
         names = alike[:: -(-len(alike) // LOOKED_AT)]
         parts = {n: {p: reader.mapped(f"{n}.{p}") for p in layers[n]} for n in names}
-        return settle(checkpoint, parts, str(folder))
+        mixture = _mixture(checkpoint, layers) if checkpoint.own else ""
+        return replace(settle(checkpoint, parts, str(folder)), mixture=mixture)
 
 
 def _refuse_pickle(folder: Path, checkpoint: CheckpointFormat) -> None:
@@ -199,9 +235,14 @@ def scheme_of(reader: TensorReader, checkpoint: CheckpointFormat, layer: str) ->
 def whole_scheme(
     reader: TensorReader, checkpoint: CheckpointFormat, layers: Collection[str]
 ) -> Scheme:
-    """Return the scheme of the layers in the blocks, with that of the head if it is quantized."""
+    """Return the scheme of the layers in the blocks, with that of the head if it is quantized.
+
+    Of several schemes in the blocks it is the one of the layers without settings of their own.
+    """
     heads = [layer for layer in layers if is_head(layer)]
-    first = next((layer for layer in layers if not is_head(layer)), None)
+    inside = [layer for layer in layers if not is_head(layer)]
+    usual = (layer for layer in inside if checkpoint.of(layer) is checkpoint)
+    first = next(usual, inside[0] if inside else None)
     if first is None or not heads:
         return scheme_of(reader, checkpoint, first or heads[0])
     head = scheme_of(reader, checkpoint, heads[0])

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from quant.hessian import Factor
     from quant.rules import Rules
+    from quant.scheme import Scheme
     from quant.solvers.outside import Made
     from quant.weight import QuantizedWeight
 
@@ -88,6 +89,11 @@ def nothing_to_say(options: Any) -> list[str]:  # noqa: ARG001
     return []
 
 
+def refuses_nothing(options: Any, scheme: Scheme) -> str | None:  # noqa: ARG001
+    """Return None: a program can be asked for any scheme."""
+    return None
+
+
 def solves_no_layer(*_: object) -> Solution:
     """Stand for `solve` in a spec that has `whole` in its place; never called."""
     raise AssertionError("a program that quantizes whole models was asked for a layer")
@@ -117,6 +123,8 @@ class Solver:
                        ["act-order", "damp 0.1"].
     whole              whole(request: quant.solvers.outside.Request, options) -> Made, in place of
                        `solve`: another program quantizes the whole model into request.out.
+    refuses            refuses(options, scheme): why such a program cannot be asked for a scheme, as
+                       the end of a sentence with the next step; None: it can.
 
     All functions must be module-level, so that a spec is pickled by name.
     """
@@ -134,6 +142,7 @@ class Solver:
     sequential: Callable[[Any], bool] = not_sequential
     describe: Callable[[Any], list[str]] = nothing_to_say
     whole: Callable[..., Made] | None = None
+    refuses: Callable[[Any, Scheme], str | None] = refuses_nothing
 
     def __post_init__(self) -> None:
         require_names(self.name, self.label, "solver")

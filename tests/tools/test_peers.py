@@ -12,6 +12,9 @@ from harness.errors import ConfigError
 
 PEERS = Path(__file__).parents[2] / "tools" / "peers"
 METHODS = sorted(file.stem for file in (PEERS / "method").glob("*.yaml"))
+WITHOUT_TEXT = ("hqq", "torchao")
+# Levels that the files of a producer have.
+OWN = {"hqq": ["scheme.levels=quant.checkpoint.hqq.affine"]}
 
 
 def resolved(*overrides: str) -> list[ResolvedCell]:
@@ -32,9 +35,10 @@ def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.usefixtures("environment")
 def test_every_producer_is_a_method(method: str) -> None:
-    (cell,) = resolved(f"method={method}", "scheme=w4g64", "suite=[perplexity]")
+    own = OWN.get(method, [])
+    (cell,) = resolved(f"method={method}", "scheme=w4g64", *own, "suite=[perplexity]")
     assert cell.identity.label
-    assert cell.choices.calibration is not None
+    assert (cell.choices.calibration is None) == (method in WITHOUT_TEXT)
     assert cell.arithmetic is None
     assert list(cell.keys.stages) == ["quantization", "perplexity"]
 
@@ -43,10 +47,32 @@ def test_every_producer_is_a_method(method: str) -> None:
 def test_the_experiment_has_every_producer_beside_ours() -> None:
     cells = resolved("experiment=peers", "suite.perplexity.protocols=[embedded]")
     named = [(c.identity.label, c.identity.options, c.identity.scheme) for c in cells]
-    assert len(set(named)) == len(named) == 19
+    assert len(set(named)) == len(named) == 23
     labels = {label for label, _, _ in named}
-    assert labels == {"full prec.", "RTN", "GPTQ", "llm-compressor", "GPTQModel", "AutoRound"}
-    assert len({cell.keys.cell for cell in cells}) == 19
+    assert labels == {
+        "full prec.", "RTN", "GPTQ", "llm-compressor", "GPTQModel", "AutoRound", "HQQ", "torchao"
+    }  # fmt: skip
+    assert len({cell.keys.cell for cell in cells}) == 23
+    assert {scheme for label, _, scheme in named if label == "HQQ"} == {"hqq4g64", "hqq3g64"}
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["method=hqq"], "hqq cannot be asked for w4g64: its zero-points have fractions; add sch"),
+        (["method=torchao", *OWN["hqq"]], "cannot be asked for hqq4g64: its levels are uniform"),
+        (
+            ["method=torchao", "method.grids=hqq_scale_only"],
+            "cannot be asked for w4g64: method.grids=hqq_scale_only has no zero-points",
+        ),
+        (["method=torchao", "method.grids=best"], "grids='best' is unknown"),
+    ],
+)
+@pytest.mark.usefixtures("environment")
+def test_a_scheme_that_a_program_does_not_have_is_refused(words: list[str], sentence: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        resolved("scheme=w4g64", *words)
+    assert sentence in str(caught.value)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -70,5 +96,7 @@ def test_the_readme_names_every_method_and_the_pinned_versions() -> None:
         ("llm-compressor", "llmcompressor"),
         ("GPTQModel", "gptqmodel"),
         ("AutoRound", "auto-round"),
+        ("HQQ", "hqq"),
+        ("torchao", "torchao"),
     ):
-        assert set(re.findall(rf"\| {name} ([\d.]+) \|", page)) == {pins[package]}
+        assert set(re.findall(rf"\| {name} (\S+) \|", page)) == {pins[package]}

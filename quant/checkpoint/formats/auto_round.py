@@ -7,7 +7,9 @@ are those that AutoRound 0.15 writes and reads.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from dataclasses import replace
 
 from quant.checkpoint.formats import awq, gptq_v1, gptq_v2
 from quant.checkpoint.formats.base import CheckpointFormat, Config, Format
@@ -17,9 +19,14 @@ METHOD = "auto-round"
 NAMES = (METHOD, "intel/auto-round")
 GPTQ_V1, AWQ = "auto_round:auto_gptq", "auto_round:auto_awq"
 PACKINGS = (GPTQ_V1, "auto_round", "auto_round:gptqmodel", AWQ)
-# The settings of a layer that make it another scheme.
-OF_SCHEME = ("bits", "group_size", "sym", "data_type")
-WHOLE = 16  # bits from which on a layer is not quantized
+# The settings of a grid, which a layer may have of its own.
+GRID = ("bits", "group_size", "sym")
+# Settings that change what a layer computes: read only if they say nothing.
+UNREAD = ("super_bits", "super_group_size", "rotation_config")
+WHOLE = 16  # bits from which on a layer, or its input, is not quantized
+# What AutoRound keeps of a layer, besides.
+_OF_INPUTS = ("act_group_size", "act_sym", "act_data_type", "act_dynamic")
+_FIELDS = (*GRID, "data_type", "act_bits", *_OF_INPUTS, *UNREAD)
 
 
 def matches(config: Config) -> bool:
@@ -34,13 +41,33 @@ def parse(config: Config, where: str) -> CheckpointFormat:
             f"{where}.packing_format={packing!r} cannot be read; only {', '.join(PACKINGS)} can: "
             "export again in one of these with AutoRound's format=..."
         )
-    if config.get("data_type", "int") != "int":
+    parsed = _parsed(config, packing, where)
+    given = config.get("extra_config") or {}
+    if not isinstance(given, Mapping):
+        raise ArtifactError(f"{where}.extra_config={str(given)[:40]} cannot be read.")
+    own = {name: _own(name, said, config, parsed, packing, where) for name, said in given.items()}
+    return replace(parsed, own=own)
+
+
+def _parsed(config: Config, packing: str, where: str) -> CheckpointFormat:
+    """Parse the settings of one scheme."""
+    if (config.get("data_type") or "int") != "int":
         raise ArtifactError(
             f"{where}.data_type={config['data_type']!r} cannot be read; only int can."
         )
-    _refuse_mixed(config, where)
+    if (config.get("act_bits") or WHOLE) < WHOLE:
+        raise ArtifactError(
+            f"{where}.act_bits={config['act_bits']!r} cannot be read: inputs of layers are not "
+            "quantized here, and the tensors are others; export without quantized activations."
+        )
+    for key in UNREAD:
+        if config.get(key):
+            raise ArtifactError(
+                f"{where}.{key}={str(config[key])[:40]} cannot be read: it changes what the "
+                "tensors stand for; export without it."
+            )
     said = {
-        **{key: config[key] for key in ("bits", "group_size", "sym") if key in config},
+        **{key: config[key] for key in GRID if key in config},
         "meta": {"producer": f"auto-round {config.get('autoround_version', '')}".strip()},
     }
     if packing == AWQ:
@@ -51,18 +78,39 @@ def parse(config: Config, where: str) -> CheckpointFormat:
     return gptq_v2.parse({**gptq, "checkpoint_format": "gptq_v2"}, where)
 
 
-def _refuse_mixed(config: Config, where: str) -> None:
-    """Raise ArtifactError for a layer with a scheme of its own; unquantized layers are fine."""
-    for name, own in (config.get("extra_config") or {}).items():
-        if not isinstance(own, Mapping) or (own.get("bits") or 0) >= WHOLE:
-            continue
-        other = [key for key in OF_SCHEME if own.get(key, config.get(key)) != config.get(key)]
-        if other:
-            raise ArtifactError(
-                f"{where}.extra_config gives {name} {other[0]}={own[other[0]]!r}, where other "
-                f"layers have {config.get(other[0])!r}: checkpoints of several schemes are not "
-                "read; make one with a single scheme."
-            )
+def _own(
+    name: str, said: object, config: Config, layers: CheckpointFormat, packing: str, where: str
+) -> Config | None:
+    """Return what differs for one entry of extra_config; None for layers in full precision."""
+    place = f"{where}.extra_config[{name!r}]"
+    if not isinstance(said, Mapping):
+        raise ArtifactError(f"{place}={str(said)[:40]} cannot be read; expected settings by name.")
+    _require_expression(name, where)
+    given = {key: value for key, value in said.items() if value is not None}
+    odd = sorted(given.keys() - set(_FIELDS))
+    if odd:
+        raise ArtifactError(
+            f"{place}.{odd[0]}={str(given[odd[0]])[:40]} is not understood; only "
+            f"{', '.join(_FIELDS)} are."
+        )
+    if isinstance(given.get("bits"), int) and given["bits"] >= WHOLE:
+        return None
+    whole = {**{key: value for key, value in config.items() if key != "extra_config"}, **given}
+    own = _parsed(whole, packing, place)
+    fields = ("bits", "group_size", "symmetric")
+    return {
+        each: getattr(own, each) for each in fields if getattr(own, each) != getattr(layers, each)
+    }
+
+
+def _require_expression(name: str, where: str) -> None:
+    try:
+        re.compile(name)
+    except re.error as error:
+        raise ArtifactError(
+            f"{where}.extra_config names {name!r}, which is neither a layer nor a regular "
+            f"expression ({error}): correct config.json."
+        ) from error
 
 
 FORMAT = Format(

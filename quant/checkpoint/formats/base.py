@@ -6,6 +6,7 @@ be listed and configurations parsed quickly.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     Entries = dict[str, tuple[tuple[int, ...], torch.dtype]]
 
 Config = Mapping[str, Any]
+# What a regular expression has, and the full name of a layer has not.
+SIGNS = re.compile(r"[*^$|()\[\]?+\\]")
 
 
 @dataclass(frozen=True)
@@ -194,6 +197,10 @@ class CheckpointFormat:
     packing      how codes lie in words, for a format that has had several ways; "" if unknown.
     operators    operators by layer (quant.checkpoint.operators).
     head         the fields of this class that differ for the head (quant.head).
+    own          the fields that differ for other layers, by full name or regular expression (with
+                 one of SIGNS); None: the layer is in full precision. A name counts before any
+                 expression, and of these the first that is found in the name of a layer.
+    mixture      layers by scheme, in words, if there are several in the blocks.
     """
 
     format: Format
@@ -212,15 +219,32 @@ class CheckpointFormat:
     packing: str = ""
     operators: Operators = field(default_factory=dict)
     head: Mapping[str, Any] = field(default_factory=dict)
+    own: Mapping[str, Config | None] = field(default_factory=dict)
+    mixture: str = ""
 
     def of(self, layer: str) -> CheckpointFormat:
         """Return the settings of one layer, by its full name."""
+        own = self.own_of(layer)
+        if own:
+            return replace(self, head={}, own={}, **own)
         return replace(self, head={}, **self.head) if self.head and is_head(layer) else self
+
+    def own_of(self, layer: str) -> Config | None:
+        """Return the fields that differ for one layer; None if it is in full precision."""
+        if layer in self.own:
+            return self.own[layer]
+        for pattern, fields in self.own.items():
+            if SIGNS.search(pattern) and re.search(pattern, layer):
+                return fields
+        return {}
 
     @property
     def name(self) -> str:
         """Name of the format for people: "GPTQ v1"."""
-        return f"{self.format.title}, input operators" if self.operators else self.format.title
+        words = [self.format.title]
+        words += ["mixed precision"] * bool(self.mixture)
+        words += ["input operators"] * bool(self.operators)
+        return ", ".join(words)
 
     @property
     def zero_points(self) -> str:

@@ -32,8 +32,11 @@ def unpack(packed: Tensor) -> Tensor:
     """Return the ranks, uint8 [out, in], of bytes [out, in / 2]; the first code is the low half."""
     import torch
 
-    codes = torch.stack((packed & 15, packed >> 4), dim=-1).flatten(1)
-    # Ranks 8 to 15 are codes 0 to 7; ranks 7 (the negative zero) to 0 are codes 8 to 15.
+    return ranks(torch.stack((packed & 15, packed >> 4), dim=-1).flatten(1))
+
+
+def ranks(codes: Tensor) -> Tensor:
+    """Return the ranks of codes, uint8: 8 to 15 of 0 to 7, and 7 (of the negative zero) to 0."""
     return codes ^ 8 ^ 7 * (codes >> 3)
 
 

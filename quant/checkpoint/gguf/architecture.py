@@ -35,8 +35,8 @@ class Row:
     stored  its name in the file, without blk.N.
     placed  its name in the Hugging Face folder, without model.layers.N.
     shape   names of sizes (`sizes`), PyTorch's order.
-    change  change(values, config): what is done to the values; back undoes it, to the bit, for
-            writing (None: it cannot be undone).
+    change  change(values, config): what is done to the values; back undoes it for writing, so that
+            the model computes the same, to the bit (None: it cannot be undone).
     """
 
     stored: str
@@ -69,6 +69,7 @@ class Architecture:
     also      keys that `more` reads.
     written   types of models (model_type) that are written as this architecture; (): none.
     unread    unread(config): keys that `more` reads, of a config.json that is written.
+    windowed  whether llama.cpp reads the sliding window of the architecture.
     """
 
     name: str
@@ -85,6 +86,7 @@ class Architecture:
     also: tuple[str, ...] = ()
     written: tuple[str, ...] = ()
     unread: Callable[[Config], dict[str, Any]] = field(default=lambda _config: {})
+    windowed: bool = False
 
 
 @dataclass(frozen=True)

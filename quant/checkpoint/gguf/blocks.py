@@ -18,7 +18,7 @@ _PART = 1 << 18  # weights
 _LOW = 15  # four bits
 
 
-def _half(raw: Tensor, at: int) -> Tensor:
+def half(raw: Tensor, at: int) -> Tensor:
     """A float16 number of every block (blocks x bytes) as float32, blocks x 1."""
     return raw[:, at : at + 2].contiguous().view(torch.float16).float()
 
@@ -31,35 +31,50 @@ def _nibbles(raw: Tensor, out: Tensor) -> None:
 
 def _q4_0(raw: Tensor, out: Tensor) -> None:
     _nibbles(raw[:, 2:], out)
-    out.sub_(8).mul_(_half(raw, 0))
+    out.sub_(8).mul_(half(raw, 0))
 
 
 def _q4_1(raw: Tensor, out: Tensor) -> None:
     _nibbles(raw[:, 4:], out)
-    out.mul_(_half(raw, 0)).add_(_half(raw, 2))
+    out.mul_(half(raw, 0)).add_(half(raw, 2))
 
 
 def _q8_0(raw: Tensor, out: Tensor) -> None:
-    torch.mul(raw[:, 2:].view(torch.int8), _half(raw, 0), out=out)
+    torch.mul(raw[:, 2:].view(torch.int8), half(raw, 0), out=out)
 
 
-def _q4_k(raw: Tensor, out: Tensor) -> None:
-    """Eight groups of 32; scales and minima of six bits, the last four in three places."""
+def numbers_of_k(raw: Tensor) -> tuple[Tensor, Tensor]:
+    """Numbers of scales and minima of the eight parts of Q4_K and Q5_K: uint8, blocks x 8 each.
+
+    They have six bits, the last four of each in three places.
+    """
     first, second, both = raw[:, 4:8], raw[:, 8:12], raw[:, 12:16]
     scale = torch.cat([first & 63, (both & _LOW) | ((first >> 2) & 48)], 1)
     least = torch.cat([second & 63, (both >> 4) | ((second >> 2) & 48)], 1)
+    return scale, least
+
+
+def _q4_k(raw: Tensor, out: Tensor) -> None:
+    """Eight groups of 32."""
+    scale, least = numbers_of_k(raw)
     groups = out.view(-1, 8, 32)
     _nibbles(raw[:, 16:].view(-1, 4, 32), out.view(-1, 4, 64))
-    groups.mul_((_half(raw, 0) * scale)[..., None]).sub_((_half(raw, 2) * least)[..., None])
+    groups.mul_((half(raw, 0) * scale)[..., None]).sub_((half(raw, 2) * least)[..., None])
 
 
-def _q6_k(raw: Tensor, out: Tensor) -> None:
-    """Sixteen groups of 16; four bits of a code in one place, two in another."""
+def codes_of_q6_k(raw: Tensor) -> Tensor:
+    """Codes of Q6_K, uint8, blocks x 256: four bits in one place, two in another."""
     low, high = raw[:, :128].view(-1, 2, 64), raw[:, 128:192].view(-1, 2, 1, 32)
     codes = torch.stack([low & _LOW, low >> 4], 2).view(-1, 2, 4, 32)
     shifts = torch.tensor([0, 2, 4, 6], dtype=torch.uint8).view(1, 1, 4, 1)
     codes |= ((high >> shifts) & 3) << 4
-    scale = raw[:, 192:208].view(torch.int8) * _half(raw, 208)
+    return codes.view(-1, 256)
+
+
+def _q6_k(raw: Tensor, out: Tensor) -> None:
+    """Sixteen groups of 16."""
+    codes = codes_of_q6_k(raw)
+    scale = raw[:, 192:208].view(torch.int8) * half(raw, 208)
     torch.sub(codes.view(-1, 16, 16).float(), 32, out=out.view(-1, 16, 16))
     out.view(-1, 16, 16).mul_(scale[..., None])
 

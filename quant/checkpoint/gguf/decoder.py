@@ -72,6 +72,15 @@ def less_one(values: Tensor, _config: Config) -> Tensor:
     return values - 1
 
 
+def plus_one(values: Tensor, _config: Config) -> Tensor:
+    """A norm's weight as llama.cpp has it, with the 1 that Gemma adds when it computes.
+
+    In float32, as the converter and the model add it: what is read again may differ from the weight
+    in its last bits, and its sum with 1 does not.
+    """
+    return values.float() + 1
+
+
 def gemma_norms(*rows: Row) -> tuple[Row, ...]:
     """The rows with 1 taken away."""
-    return tuple(Row(row.stored, row.placed, row.shape, less_one) for row in rows)
+    return tuple(Row(row.stored, row.placed, row.shape, less_one, plus_one) for row in rows)

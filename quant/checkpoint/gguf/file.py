@@ -23,7 +23,8 @@ PACKAGE = "gguf"
 INSTALL = 'pip install "bitsweep[gguf]"'
 SUFFIX = ".gguf"
 _MAGIC = b"GGUF"
-_FLOATS = ("F32", "F16", "F64")  # copied out of the mapped file
+FLOATS = ("F32", "F16", "BF16", "F64")  # types that are not quantized
+_PLAIN = ("F32", "F16", "F64")  # copied out of the mapped file
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class StoredTensor:
 
     def require_readable(self) -> None:
         """Raise ArtifactError if the package cannot dequantize the type."""
-        if self.kind in _FLOATS:
+        if self.kind in _PLAIN:
             return
         from gguf import GGML_QUANT_SIZES
         from gguf.quants import dequantize
@@ -62,14 +63,20 @@ class StoredTensor:
 
         rows  first and last + 1 of those that are read; None: all.
         """
+        return self._decoded(self.raw.data if rows is None else self.raw.data[slice(*rows)])
+
+    def values_of(self, stored: Tensor) -> Tensor:
+        """The dequantized values of rows that were read otherwise, uint8 [rows, bytes of a row]."""
+        return self._decoded(stored.numpy().view(self.raw.data.dtype))
+
+    def _decoded(self, stored: Any) -> Tensor:
         from gguf.quants import dequantize
 
         self.require_readable()
-        stored = self.raw.data if rows is None else self.raw.data[slice(*rows)]
         quick = dequantized(self.kind, stored, self.shape[-1])
         if quick is not None:
             return quick.reshape(-1, *self.shape[1:])
-        floats = self.kind in _FLOATS
+        floats = self.kind in _PLAIN
         values = stored if floats else dequantize(stored, self.raw.tensor_type)
         return torch.from_numpy(values.astype("float32", copy=floats)).reshape(-1, *self.shape[1:])
 

@@ -56,6 +56,15 @@ def _gemma3(file: GgufFile, config: Config) -> Config:
     }
 
 
+def _caps(config: Config) -> Config:
+    """Without a cap the file says nothing, and is read with the usual one: check_config refuses."""
+    return {name: float(config[name]) for name, _ in _CAPS if config.get(name) is not None}
+
+
+def _local_base(config: Config) -> Config:
+    return {_LOCAL_BASE: float(config["rope_parameters"]["sliding_attention"]["rope_theta"])}
+
+
 def _cap(file: GgufFile, name: str, default: float) -> float | None:
     return file.real(f"{file.architecture}.{name}", default) or None
 
@@ -93,6 +102,7 @@ ARCHITECTURES = (
         whole=_WHOLE,
         block=(*gemma_norms(*NORMS), *ATTENTION, *MLP),
         head=HEAD,
+        written=("gemma",),
     ),
     Architecture(
         name="gemma2",
@@ -105,6 +115,9 @@ ARCHITECTURES = (
         head=HEAD,
         more=_gemma2,
         also=(_PATTERN, *(name for name, _ in _CAPS)),
+        written=("gemma2",),
+        unread=_caps,
+        windowed=True,
     ),
     Architecture(
         name="gemma3",
@@ -117,5 +130,8 @@ ARCHITECTURES = (
         head=HEAD,
         more=_gemma3,
         also=(_PATTERN, _LOCAL_BASE, *(name for name, _ in _CAPS)),
+        written=("gemma3_text",),
+        unread=_local_base,
+        windowed=True,
     ),
 )

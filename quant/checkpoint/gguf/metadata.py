@@ -30,6 +30,9 @@ _HARMLESS = {
     "attention_dropout",
     "max_window_layers",  # without a window
     "no_rope_layer_interval",  # no_rope_layers says it
+    "original_max_position_embeddings",  # rope_parameters have it where it counts
+    "embd_pdrop",
+    "resid_pdrop",
     "model_type",
     "quantization_config",
     "rope_theta",  # older models have it beside rope_parameters
@@ -62,7 +65,7 @@ def keys_of(how: Architecture, config: Config) -> dict[str, Any]:
         found[key.name] = int(config[key.field]) if key.whole else float(config[key.field])
     found[KV_HEADS] = config.get("num_key_value_heads") or heads
     found |= {HEAD: head, HEAD_OF_VALUES: head, "vocab_size": config["vocab_size"]}
-    found |= {**rope_keys(_rope(config), head), **how.unread(config)}
+    found |= {**rope_keys(_rope(config), head, how.partial), **how.unread(config)}
     return {f"{how.name}.{key}": value for key, value in found.items()}
 
 
@@ -103,7 +106,9 @@ def check_config(file: GgufFile, how: Architecture, config: Config) -> Config:
     kinds = {key: value for key, value in made.items() if key != "model_type"}
     found = AutoConfig.for_model(made["model_type"], **kinds).to_dict()
     config = {**config, "head_dim": _head(config)}
-    for key in sorted((found.keys() | config.keys()) - PretrainedConfig().to_dict().keys()):
+    # Fields that neither the class nor this model has are the reader's, for older versions.
+    read = AutoConfig.for_model(made["model_type"]).to_dict().keys() | config.keys()
+    for key in sorted(read - PretrainedConfig().to_dict().keys()):
         if key not in _HARMLESS and _plain(found.get(key)) != _plain(config.get(key)):
             raise ArtifactError(
                 f"{file.path} has {key}={str(config.get(key))[:80]} in config.json, and a GGUF "
@@ -121,8 +126,10 @@ def _head(config: Config) -> int:
 
 
 def _rope(config: Config) -> Config:
+    """Positions of the blocks; of those that see everything, where others have their own."""
     rope: Config = config.get("rope_parameters") or {}
-    return rope
+    found: Config = rope.get("full_attention", rope)
+    return found
 
 
 def _plain(value: Any) -> Any:

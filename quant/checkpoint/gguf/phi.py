@@ -30,6 +30,11 @@ def _phi3(file: GgufFile, config: Config) -> Config:
     }
 
 
+def _window(config: Config) -> Config:
+    window = config.get("sliding_window")
+    return {} if window is None else {_WINDOW: window}
+
+
 ARCHITECTURES = (
     Architecture(
         name="phi2",
@@ -50,6 +55,7 @@ ARCHITECTURES = (
         ),
         head=(*HEAD, bias("output", "lm_head", "vocabulary")),
         partial=True,
+        written=("phi",),
     ),
     Architecture(
         name="phi3",
@@ -69,5 +75,7 @@ ARCHITECTURES = (
         partial=True,
         more=_phi3,
         also=(_WINDOW,),
+        written=("phi3",),
+        unread=_window,
     ),
 )

@@ -65,14 +65,16 @@ def positions(file: GgufFile, config: Config, *, partial: bool) -> Config:
     return found if scaling is None else {**found, "rope_scaling": scaling}
 
 
-def rope_keys(rope: Config, head: int) -> dict[str, object]:
+def rope_keys(rope: Config, head: int, partial: bool) -> dict[str, object]:
     """Return the keys of rotary positions for writing, without the name of the architecture.
 
-    rope is rope_parameters of config.json; llama3 is in a tensor beside (`FREQUENCIES`). Raises
-    ArtifactError for positions that are not written.
+    rope is rope_parameters of config.json; llama3 is in a tensor beside (`FREQUENCIES`). partial
+    says whether less than a head may be rotated. Raises ArtifactError for positions that are not
+    written.
     """
     kind = rope.get("rope_type", "default")
-    found: dict[str, object] = {_BASE: float(rope.get("rope_theta", 10000.0)), _ROTATED: head}
+    rotated = int(head * rope.get("partial_rotary_factor", 1.0)) if partial else head
+    found: dict[str, object] = {_BASE: float(rope.get("rope_theta", 10000.0)), _ROTATED: rotated}
     if kind == "linear":
         return {**found, _TYPE: kind, _FACTOR: float(rope["factor"])}
     if kind not in _WRITTEN:

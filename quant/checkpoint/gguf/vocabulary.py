@@ -63,7 +63,7 @@ def tokenizer_keys(source: Path, rows: int) -> tuple[dict[str, Any], list[str]]:
     if isinstance(tokenizer.chat_template, str):
         keys["tokenizer.chat_template"] = tokenizer.chat_template
     # Metaspace, which transformers has for SentencePiece, puts no second space before a text.
-    once = _fallback(whole) and whole["pre_tokenizer"] is not None
+    once = _fallback(whole) and (whole["pre_tokenizer"] or {}).get("type") == "Metaspace"
     return keys, _check_ids(source, tokenizer, keys, once)
 
 
@@ -185,8 +185,10 @@ def _space_before(source: Path, whole: Mapping[str, Any]) -> bool:
     cut, normalizer = whole["pre_tokenizer"], whole["normalizer"]
     replace = {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}
     prepend = {"type": "Prepend", "prepend": _SPACE}
-    if cut is None:
-        steps = (normalizer or {}).get("normalizers", [normalizer])
+    steps = (normalizer or {}).get("normalizers", [normalizer])
+    # Gemma's cuts behind spaces, of which none is left.
+    at_spaces = (cut or {}).get("type") == "Split" and cut["pattern"] == {"String": " "}
+    if cut is None or (at_spaces and replace in steps):
         for found, before in (([prepend, replace], True), ([replace], False)):
             if steps == found:
                 return before

@@ -76,7 +76,7 @@ def plan(model: WholeModel) -> Planned:
         _plain(entry, _row(rows, name, model, how), config) for name, entry in model.others.items()
     ]
     others += [_stored_as_it_is(name, values) for name, values in factors.items()]
-    keys = _general(model, how, packed) | keys_of(how, config)
+    keys = _general(model, packed) | keys_of(how, config)
     tokens, notes = tokenizer_keys(model.source, config["vocab_size"])
     keys |= tokens
     shapes = {each.name: each.shape for each in (*packed, *others)}
@@ -90,7 +90,7 @@ def plan(model: WholeModel) -> Planned:
         packed=sum(each.nbytes for each in packed),
         others=sum(math.prod(each.shape) for each in others),
         other_bytes=sum(each.nbytes for each in others),
-        notes=(*_notes(packed, config, keys), *notes),
+        notes=(*_notes(how, packed, config, keys), *notes),
         write=functools.partial(_write, how.name, keys, tensors),
     )
 
@@ -179,12 +179,14 @@ def _stored_as_it_is(name: str, values: Tensor) -> _Stored:
     return _Stored(name, tuple(values.shape), _PLAIN[values.dtype], values.nbytes, make)
 
 
-def _general(model: WholeModel, how: Architecture, packed: list[_Stored]) -> dict[str, Any]:
+def _general(model: WholeModel, packed: list[_Stored]) -> dict[str, Any]:
     from gguf import GGML_QUANT_VERSION, LlamaFileType
 
     (kind, _), *_ = Counter(each.kind for each in packed).most_common(1)
     said = _FILE_TYPES.get(kind, f"MOSTLY_{kind}")
-    name = model.base[0].rpartition("/")[2] if model.base else how.cls
+    # No class: llama.cpp looks for tokens of Phi-3 in any file with "phi3" in its name (Phi 4 has
+    # that class too, and other tokens), and refuses one that lacks them.
+    name = model.base[0].rpartition("/")[2] if model.base else "model"
     keys: dict[str, Any] = {
         "general.type": "model",
         "general.name": f"{name} {model.scheme.name}",
@@ -202,14 +204,16 @@ def _general(model: WholeModel, how: Architecture, packed: list[_Stored]) -> dic
     return keys
 
 
-def _notes(packed: list[_Stored], config: Config, keys: Mapping[str, Any]) -> Iterator[str]:
+def _notes(
+    how: Architecture, packed: list[_Stored], config: Config, keys: Mapping[str, Any]
+) -> Iterator[str]:
     kinds = ", ".join(f"{count} as {kind}" for kind, count in Counter(
         each.kind for each in packed).most_common())  # fmt: skip
     yield (
         f"{kinds} of GGUF hold the codes as they are; llama.cpp rounds activations to 8 bits in "
         "front of such layers, so its figures differ a little from those of other readers."
     )
-    if config.get("sliding_window") is not None:
+    if config.get("sliding_window") is not None and not how.windowed:
         yield (
             f"llama.cpp does not read the sliding window of {config['sliding_window']} tokens for "
             "this architecture: longer contexts see more there."

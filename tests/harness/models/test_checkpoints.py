@@ -25,6 +25,7 @@ from quant.solvers import rtn
 from tests.harness.cells import cell_of
 from tests.quant.checkpoint.bnb_folders import rewrite as write_bitsandbytes
 from tests.quant.checkpoint.fp4_folders import rewrite as write_fp4
+from tests.quant.tiny_checkpoints import edit_config
 
 Make = Callable[..., CellConfig]
 
@@ -114,6 +115,31 @@ def test_bitsandbytes_is_measured_with_the_bits_of_its_files(
         assert (said["format"], said["producer"]) == ("bitsandbytes", "bitsandbytes")
         for found, other in zip(record.metrics, expected.metrics, strict=True):
             assert found.value == pytest.approx(other.value, rel=1e-5)
+
+
+def test_a_record_has_every_scheme_of_a_checkpoint(
+    tiny_cell: Make, checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
+    """AutoRound's, with two layers of another scheme; the cell has that of the others."""
+    folder = shutil.copytree(checkpoints["gptq-v2"], tmp_path / "mixed")
+    (folder / "artifact.json").unlink()
+    said = {
+        "quant_method": "auto-round", "packing_format": "auto_round", "bits": 4, "group_size": 16,
+        "sym": True, "extra_config": {".*fc2.*": {"sym": False}},
+    }  # fmt: skip
+    edit_config(lambda config: config.update(quantization_config=said))(folder)
+    found = find_checkpoint(folder)
+    assert found is not None
+    assert found.label == "GPTQ v2, mixed precision"
+    assert found.describe().startswith(
+        "GPTQ v2, mixed precision, 10 layers w4g16_sym, 2 layers w4g16, producer auto-round"
+    )
+    record = measure(loaded_cell(tiny_cell, folder))
+    assert record.cell.scheme == "w4g16_sym"
+    assert record.config["checkpoint"]["schemes"] == found.mixture
+    expected = measure(loaded_cell(tiny_cell, checkpoints["gptq-v2"]))
+    for one, other in zip(record.metrics, expected.metrics, strict=True):
+        assert one.value == pytest.approx(other.value, rel=1e-5)
 
 
 def test_a_record_says_that_inputs_are_not_quantized(

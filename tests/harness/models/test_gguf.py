@@ -16,7 +16,7 @@ from harness.config.schema import CellConfig, ModelConfig
 from harness.errors import ConfigError, ModelError
 from harness.models import gguf
 from harness.models.model import AbsentModel, Place, StoredModel, find_model
-from quant.checkpoint.gguf import unpack
+from quant.checkpoint.gguf import file, unpack
 from tests import warm
 from tests.quant.checkpoint.gguf_files import llama, write
 
@@ -113,6 +113,7 @@ def test_inspect_refuses_what_is_no_gguf_file(
 def test_both_sides_name_the_same_version_and_file() -> None:
     """They cannot import each other cheaply: one is asked by every plan."""
     assert (gguf.VERSION, gguf.ORIGIN) == (unpack.VERSION, unpack.ORIGIN)
+    assert gguf.FLOATS == file.FLOATS
 
 
 def test_another_architecture_is_refused_by_the_plan(tmp_path: Path) -> None:

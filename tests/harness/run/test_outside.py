@@ -1,6 +1,7 @@
 """Quantization by another program: a program that copies a checkpoint, from a user's folder."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from quant.scheme import Scheme
 from quant.solvers.base import Solver
 from quant.solvers.outside import Made, Request, interpreter, run_script
 from tests.harness.cells import cell_of
+from tests.quant.tiny_checkpoints import edit_config
 
 Make = Callable[..., CellConfig]
 
@@ -147,6 +149,21 @@ def test_a_checkpoint_of_another_scheme_is_refused_by_name(
     assert cell.artifact is not None
     assert not cell.artifact.exists()
     assert not list(cell.artifact.parent.glob(".*")), "nothing stays of what it left"
+
+
+def test_a_checkpoint_of_several_schemes_is_refused_by_name(
+    tiny_cell: Make, copier: Callable[..., ResolvedCell], tmp_path: Path
+) -> None:
+    made = rounded(tiny_cell, "w4").artifact
+    assert made is not None
+    mixed = shutil.copytree(made, tmp_path / "mixed")
+    said = {
+        "quant_method": "auto-round", "packing_format": "auto_round", "bits": 4, "group_size": -1,
+        "sym": False, "extra_config": {".*fc2.*": {"group_size": 32}},
+    }  # fmt: skip
+    edit_config(lambda config: config.update(quantization_config=said))(mixed)
+    told = run(copier(source=str(mixed)))["quantization"]
+    assert "asked for w4 and left several schemes (10 layers w4, 2 layers w4g32)" in told
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,14 @@ def test_the_layers_of_every_architecture(name: str, scheme: Scheme | None) -> N
     assert inside == 3 * LINEARS_PER_BLOCK[name] + around
 
 
+def test_layers_of_several_schemes_are_refused() -> None:
+    model = model_of("llama", Scheme(4, 16))
+    other = model_of("llama", Scheme(3, 16))
+    model.model.layers[1].mlp.up_proj = other.model.layers[1].mlp.up_proj
+    with pytest.raises(ValueError, match=r"several schemes \(w4g16, w3g16\), and kernels"):
+        timing_products.run(context(model), CONFIG)
+
+
 def test_every_figure_of_every_shape_and_batch() -> None:
     found = timing_products.run(context(model_of("llama", Scheme(4, 16))), CONFIG).metrics
     tasks = {metric.task for metric in found}

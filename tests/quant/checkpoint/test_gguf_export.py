@@ -87,7 +87,7 @@ def same_model(file: Path, source: Path, out: Path) -> None:
     assert torch.equal(logits(found), logits(expected))
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "smollm3"])
+@pytest.mark.parametrize("family", families.FAMILIES)
 def test_the_reader_gives_the_same_model(tmp_path: Path, family: str) -> None:
     source, weights = artifact(tmp_path, family)
     notes: list[str] = []
@@ -217,6 +217,29 @@ def test_pieces_as_transformers_has_them(tmp_path: Path, legacy: bool) -> None:
     assert ours(" the")["input_ids"] != theirs(" the")["input_ids"]
 
 
+def test_pieces_as_gemma_has_them(tmp_path: Path) -> None:
+    """It replaces spaces and then cuts behind them, where none is left."""
+    keys = pieces(**{"tokenizer.ggml.bos_token_id": 1, "tokenizer.ggml.eos_token_id": 2,
+                     "tokenizer.ggml.add_space_prefix": False})  # fmt: skip
+    count = len(keys["tokenizer.ggml.tokens"])
+    source, _ = artifact(tmp_path, "gemma", keys=keys, vocab_size=count)
+    space = {"pattern": {"String": " "}}
+    edit_tokenizer(lambda t: t.update(
+        normalizer={"type": "Replace", **space, "content": "▁"},
+        pre_tokenizer={"type": "Split", **space, "behavior": "MergedWithPrevious", "invert": False},
+    ))(source)  # fmt: skip
+    done = quant.export(source, tmp_path / "m.gguf", "gguf", verify_files=False)
+    assert read_gguf(done.folder).metadata["tokenizer.ggml.add_space_prefix"] is False
+    assert not any("space" in note for note in done.notes)
+    unpack(done.folder, tmp_path / "out")
+    ours, theirs = (
+        AutoTokenizer.from_pretrained(each, trust_remote_code=False)
+        for each in (tmp_path / "out", source)
+    )
+    for text in ("the the", " aaaa th", "  hé\n tea", "the<own> the", TEXT):
+        assert ours(text)["input_ids"] == theirs(text)["input_ids"], text
+
+
 def edit_tokenizer_config(**fields: Any) -> Callable[[Path], None]:
     def edit(folder: Path) -> None:
         path = folder / "tokenizer_config.json"
@@ -337,9 +360,55 @@ def test_what_a_file_cannot_hold(
     assert not list(tmp_path.glob("*m.*"))
 
 
+@pytest.mark.parametrize(
+    ("family", "fields", "words"),
+    [
+        ("gemma2", {"layer_types": ["full_attention"] * 2}, r"has layer_types=\['full"),
+        ("gemma2", {"attn_logit_softcapping": None}, "has attn_logit_softcapping=None"),
+        ("gemma2", {"query_pre_attn_scalar": 16}, "has query_pre_attn_scalar=16"),
+        ("gemma3", {"final_logit_softcapping": 30.0}, "has final_logit_softcapping=30"),
+        ("phi2", {"qk_layernorm": True}, "k_layernorm.*, for which GGUF's phi2 has no place"),
+    ],
+)
+def test_what_a_family_cannot_hold(
+    tmp_path: Path, family: str, fields: dict[str, Any], words: str
+) -> None:
+    source, _ = artifact(tmp_path, family, **fields)
+    with pytest.raises(ArtifactError, match=words):
+        quant.export(source, tmp_path / "m.gguf", "gguf")
+    assert not list(tmp_path.glob("*m.*"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_norms_of_gemma_are_stored_with_the_1_that_it_adds(
+    tmp_path: Path, dtype: torch.dtype
+) -> None:
+    """As llama.cpp's converter does; the model computes with the same sums."""
+    source, _ = artifact(tmp_path, "gemma", dtype=dtype)
+    file = quant.export(source, tmp_path / "m.gguf", "gguf").folder
+    tensors = [each for each in gguf.GGUFReader(file).tensors if "norm" in each.name]
+    stored = {each.name: torch.from_numpy(each.data.copy()) for each in tensors}
+    state = families.model("gemma").to(dtype).state_dict()
+    assert len(stored) == 5
+    assert torch.equal(stored["output_norm.weight"], state["model.norm.weight"].float() + 1)
+    again = loaded(unpack(file, tmp_path / "out")).state_dict()
+    for name in (name for name in state if name.endswith("norm.weight")):
+        assert torch.equal(again[name] + 1, state[name].float() + 1), name
+    same_model(file, source, tmp_path / "out")
+
+
+@pytest.mark.parametrize("family", families.FAMILIES)
+def test_llama_cpps_window_is_named_only_where_it_is_ignored(tmp_path: Path, family: str) -> None:
+    source, _ = artifact(tmp_path, family)
+    done = quant.export(source, tmp_path / "m.gguf", "gguf")
+    assert any("sliding window" in note for note in done.notes) == (family == "phi3")
+    # A name with "phi3" in it would have llama.cpp ask for tokens of Phi-3's vocabulary.
+    assert read_gguf(done.folder).metadata["general.name"] == "model w4g32_sym"
+
+
 def test_another_architecture_and_other_values(tmp_path: Path) -> None:
-    source, _ = artifact(tmp_path, "gemma")
-    with pytest.raises(ArtifactError, match="is a gemma model, and only llama, mistral, qwen2"):
+    source, _ = artifact(tmp_path, model_type="granite")
+    with pytest.raises(ArtifactError, match="is a granite model, and only gemma, gemma2, gemma3_t"):
         quant.export(source, tmp_path / "m.gguf", "gguf")
     (tmp_path / "q").mkdir()
     source, weights = artifact(tmp_path / "q", "llama", Scheme(4, 32))

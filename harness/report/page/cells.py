@@ -41,7 +41,9 @@ class Gathered:
         self.figures: dict[str, dict[str, list[Any]]] = {}
         self.said = Texts()
 
-    def add(self, table: Table, shown: Sequence[Shown | None], rows: Sequence[Row], compared: set[str]) -> None:
+    def add(
+        self, table: Table, shown: Sequence[Shown | None], rows: Sequence[Row], compared: set[str]
+    ) -> None:
         group = self.groups.setdefault(table.name, {"name": _group_name(table), "notes": {}})
         for note in table.notes:
             group["notes"].setdefault(note.text, []).append(table.model)
@@ -66,7 +68,9 @@ class Gathered:
         return [cell.text, value, cell.stderr, int(cell.best), marks]
 
 
-def gather(rows: Sequence[Row], suites: Mapping[str, Suite]) -> tuple[Gathered, list[dict[str, Any]]]:
+def gather(
+    rows: Sequence[Row], suites: Mapping[str, Suite]
+) -> tuple[Gathered, list[dict[str, Any]]]:
     """The columns of all tables with a line a row, and the entries of all cells, in order.
 
     rows  one a cell, from read_rows(..., by_cell=True).
@@ -116,9 +120,7 @@ def _group_name(table: Table) -> str:
     return name or table.name.replace("_", " ").capitalize()
 
 
-def _column(
-    group: str, shown: Shown, rows: Sequence[Row], compared: set[str]
-) -> dict[str, Any]:
+def _column(group: str, shown: Shown, rows: Sequence[Row], compared: set[str]) -> dict[str, Any]:
     figures = [row.figures[shown.key] for row in rows if shown.key in row.figures]
     column = shown.column
     return {

@@ -42,7 +42,7 @@ function several(name, of = () => true) {
   return new Set(CELLS.filter(of).map((cell) => cell[name])).size > 1;
 }
 
-// "GPTQ w4g128", with the model, calibration and seed where cells differ in them.
+// The method and scheme, with the model, calibration and seed where cells differ in them.
 function nameOf(cell) {
   const words = [cell.method, cell.scheme];
   if (several("model")) words.unshift(cell.model);

@@ -34,18 +34,7 @@ def compared_pairs(rows: Sequence[Row], columns: Mapping[str, FigureKey]) -> dic
     A comparison is [name of the column, difference J - I with its interval, lost/gained, p, p by
     Holm's method over the figures of the pair, is significant].
     """
-    units = _by_units(rows, columns)
-    for said, wanted in RULES:
-        pairs = {
-            group: [
-                (i, j)
-                for i, j in combinations(indices, 2)
-                if rows[i].model == rows[j].model and wanted(rows[i], rows[j])
-            ]
-            for group, indices in units.items()
-        }
-        if sum(map(len, pairs.values())) <= MOST:
-            break
+    said, pairs = _chosen(rows, _by_units(rows, columns))
     found: dict[tuple[int, int], list[tuple[str, Comparison]]] = {}
     for (name, _), chosen in pairs.items():
         asked = sorted({index for pair in chosen for index in pair})
@@ -62,6 +51,24 @@ def compared_pairs(rows: Sequence[Row], columns: Mapping[str, FigureKey]) -> dic
     }
 
 
+def _chosen(
+    rows: Sequence[Row], units: Mapping[tuple[str, str], list[int]]
+) -> tuple[str, dict[tuple[str, str], list[tuple[int, int]]]]:
+    """The first rule whose comparisons are at most MOST, or the last one, and its pairs."""
+    for rule in RULES:
+        pairs = {
+            group: [
+                (i, j)
+                for i, j in combinations(indices, 2)
+                if rows[i].model == rows[j].model and rule[1](rows[i], rows[j])
+            ]
+            for group, indices in units.items()
+        }
+        if sum(map(len, pairs.values())) <= MOST:
+            break
+    return rule[0], pairs
+
+
 def _by_units(
     rows: Sequence[Row], columns: Mapping[str, FigureKey]
 ) -> dict[tuple[str, str], list[int]]:
@@ -72,7 +79,9 @@ def _by_units(
             items = row.figures[key].items if key in row.figures else ()
             if items:
                 first = items[0]
-                found.setdefault((name, f"{first.ids} {first.count} {first.unit}"), []).append(index)
+                found.setdefault((name, f"{first.ids} {first.count} {first.unit}"), []).append(
+                    index
+                )
     return found
 
 

@@ -2,6 +2,7 @@
 
 const SYMBOLS = ["circle", "square", "diamond", "triangle-up", "triangle-down", "cross", "x", "star"];
 const KINDS = [...new Set(CELLS.filter((cell) => !cell.full).map((cell) => cell.kind))].sort();
+const DASHES = ["solid", "dot", "dashdot", "longdash", "longdashdot"]; // of one method's curves
 const BITS = -1; // the column of bits per weight
 const TICKS = [1, 1.5, 2, 2.5, 3, 3.5, 4, 4.5, 5, 6, 8, 12, 16, 32];
 
@@ -183,12 +184,14 @@ function drawCurves() {
   if (!curve) return;
   const [factor, unit] = scaleOf(curve.unit);
   const lines = Object.entries(curve.cells).filter(([index]) => view.shown.includes(CELLS[index]));
+  const alike = new Map();
   const traces = lines.map(([index, found]) => {
-    const cell = CELLS[index];
+    const cell = CELLS[index], number = alike.get(cell.method) ?? 0;
+    alike.set(cell.method, number + 1);
     return {
       type: "scatter", mode: "lines+markers", name: plain(nameOf(cell)), x: found.map((point) => point[0]),
       y: found.map((point) => factor * point[1]), customdata: found.map(() => Number(index)),
-      line: {color: colourOf(cell), dash: cell.full ? "dash" : "solid"}, marker: {symbol: symbolOf(cell), size: 6},
+      line: {color: colourOf(cell), dash: cell.full ? "dash" : DASHES[number % DASHES.length]}, marker: {symbol: symbolOf(cell), size: 6},
       error_y: {type: "data", array: found.map((point) => factor * (point[2] ?? 0)), visible: found.some((point) => point[2]), thickness: 1},
       hovertemplate: `${plain(nameOf(cell))}<br>position %{x}: %{y:.4g}<extra></extra>`,
     };
@@ -207,9 +210,10 @@ function drawLayers(place, shared, layers) {
   const known = (values) => values.some((value) => value !== null);
   const traces = [trace("error, % of W", layers.error.map((value) => 100 * value), "c1")];
   if (known(layers.loss)) traces.push(trace("loss", layers.loss, "c0", {yaxis: "y2"}));
-  const drawn = layout(axis("layer", [1, 2]), axis("error, % of W", layers.error.map((value) => 100 * value)));
+  const whole = shared.name.length > 12 ? {tickformat: "d"} : {dtick: 1};
+  const drawn = layout(axis("layer", [], whole), axis("error, % of W", layers.error.map((value) => 100 * value)));
   drawn.legend = {orientation: "h", y: 1.02, yanchor: "bottom", x: 0};
-  if (traces.length > 1) drawn.yaxis2 = {...axis("loss", layers.loss), overlaying: "y", side: "right", showgrid: false};
+  if (traces.length > 1) drawn.yaxis2 = {...axis("loss", layers.loss), overlaying: "y", side: "right", showgrid: false, tickformat: ".3~g"};
   Plotly.react(place, traces, drawn, {responsive: true, displaylogo: false, displayModeBar: false});
 }
 

@@ -2,7 +2,8 @@
 // Elements made from values. Text from records goes into text nodes only, never into markup.
 
 const DATA = JSON.parse(document.getElementById("data").textContent);
-const CELLS = DATA.cells, COLUMNS = DATA.columns;
+const CELLS = DATA.cells,
+  COLUMNS = DATA.columns;
 
 let parsedDetails = null;
 // Parsed when the first cell is opened, because the page does not need it before.
@@ -19,7 +20,8 @@ function element(tag, attributes = {}, ...children) {
   const made = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
     if (name === "onclick") made.addEventListener("click", value);
-    else if (value !== null && value !== undefined && value !== false) made.setAttribute(name, value);
+    else if (value !== null && value !== undefined && value !== false)
+      made.setAttribute(name, value);
   }
   made.append(...children.filter((child) => child !== null));
   return made;
@@ -56,7 +58,8 @@ function cellsAlike(cell, apart) {
   const key = (each) => JSON.stringify([apart, each.model, each.method, each.scheme]);
   if (!alikeCounts.has(apart)) {
     const values = new Map();
-    for (const each of CELLS) values.set(key(each), (values.get(key(each)) ?? new Set()).add(each[apart]));
+    for (const each of CELLS)
+      values.set(key(each), (values.get(key(each)) ?? new Set()).add(each[apart]));
     alikeCounts.set(apart, values);
   }
   return alikeCounts.get(apart).get(key(cell)).size > 1;
@@ -80,10 +83,18 @@ function compact(value) {
 
 function plainTable(heads, rows, id = null) {
   const kind = (head) => (head.startsWith("<") ? "word" : head.startsWith("~") ? "text" : "");
-  const head = element("tr", {}, ...heads.map((each) =>
-    element("th", {class: kind(each)}, each.replace(/^[<~]/, ""))));
-  const lines = rows.map((row) => element("tr", {}, ...row.map((value, at) =>
-    element("td", {class: kind(heads[at])}, value ?? "–"))));
+  const head = element(
+    "tr",
+    {},
+    ...heads.map((each) => element("th", {class: kind(each)}, each.replace(/^[<~]/, ""))),
+  );
+  const lines = rows.map((row) =>
+    element(
+      "tr",
+      {},
+      ...row.map((value, at) => element("td", {class: kind(heads[at])}, value ?? "–")),
+    ),
+  );
   const table = element("table", {id}, element("thead", {}, head), element("tbody", {}, ...lines));
   return element("div", {class: "wide"}, table);
 }

@@ -1,85 +1,5 @@
 // The plots, drawn by plotly: Pareto front, figures against bits, curves, errors of layers.
 
-const SYMBOLS = ["circle", "square", "diamond", "triangle-up", "triangle-down", "cross", "x", "star"];
-const KINDS = [...new Set(CELLS.filter((cell) => !cell.full).map((cell) => cell.kind))].sort();
-const DASHES = ["solid", "dot", "dashdot", "longdash", "longdashdot"]; // of one method's curves
-const BITS = -1; // the column of bits per weight
-const TICKS = [1, 1.5, 2, 2.5, 3, 3.5, 4, 4.5, 5, 6, 8, 12, 16, 32];
-
-function ofStyle(name) {
-  return getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
-}
-
-function colourOf(cell) {
-  return cell.full ? ofStyle("full") : ofStyle(`c${cell.colour < 2 ? cell.colour : 2 + ((cell.colour - 2) % 5)}`);
-}
-
-function symbolOf(cell) {
-  return cell.full ? "star" : SYMBOLS[KINDS.indexOf(cell.kind) % SYMBOLS.length];
-}
-
-function axisName(at) {
-  if (at === BITS) return "bits per weight";
-  const [, unit] = scaleOf(COLUMNS[at].unit);
-  const name = columnName(COLUMNS[at]).replace(/ [%↑↓]+( [↑↓])?$/, "");
-  return name.includes(unit) || !unit ? name : `${name}, ${unit}`;
-}
-
-function valueAt(cell, at) {
-  if (at === BITS) return cell.bits;
-  const value = cell.figures[at]?.[1] ?? null;
-  return value === null ? null : value * scaleOf(COLUMNS[at].unit)[0];
-}
-
-function errorAt(cell, at) {
-  return at === BITS ? 0 : (cell.figures[at]?.[2] ?? 0) * scaleOf(COLUMNS[at].unit)[0];
-}
-
-function textAt(cell, at) {
-  return at === BITS ? `${cell.bits.toFixed(2)} bits/weight` : `${columnName(COLUMNS[at])}: ${cell.figures[at][0]}`;
-}
-
-// Plotly reads some tags in labels; text from records stays text.
-function plain(text) {
-  return String(text).replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
-}
-
-function axis(title, values, more = {}) {
-  const known = values.filter((value) => value !== null);
-  const far = known.length > 1 && Math.min(...known) > 0 && Math.max(...known) > 3 * Math.min(...known);
-  const colours = {color: ofStyle("dim"), gridcolor: ofStyle("line"), zerolinecolor: ofStyle("line"), linecolor: ofStyle("line")};
-  const log = far ? {type: "log", ...ticks(Math.min(...known), Math.max(...known))} : {};
-  return {title: {text: plain(title)}, automargin: true, ...colours, ...log, ...more};
-}
-
-// Ticks of a logarithmic axis: few enough to be read, and the same size for all.
-function ticks(low, high) {
-  const [first, last] = [Math.floor(Math.log10(low)), Math.ceil(Math.log10(high))];
-  const steps = high < 15 * low ? [1, 1.5, 2, 3, 4, 5, 6, 8] : high < 2000 * low ? [1, 2, 5] : [1];
-  const every = Math.max(1, Math.ceil((last - first) / 8));
-  const found = [];
-  for (let power = first; power <= last; power += every) found.push(...steps.map((step) => step * 10 ** power));
-  return {tickvals: found, ticktext: found.map((value) => (value >= 1e-3 && value < 1e5 ? String(Number(value.toPrecision(3))) : value.toExponential(0).replace("+", "")))};
-}
-
-function bitsAxis(values) {
-  const known = values.filter((value) => value !== null);
-  const wide = Math.max(...known) > 3 * Math.min(...known);
-  const shown = wide ? TICKS.filter(Number.isInteger) : TICKS;
-  return axis("bits per weight", known, {type: "log", tickvals: shown, ticktext: shown.map(String)});
-}
-
-function layout(xaxis, yaxis) {
-  const narrow = window.innerWidth < 640;
-  return {
-    xaxis, yaxis, hovermode: "closest", margin: {l: 10, r: 10, t: 10, b: 10},
-    paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
-    font: {family: "system-ui, sans-serif", size: narrow ? 11 : 13, color: ofStyle("ink")},
-    legend: narrow ? {orientation: "h", y: 1.02, yanchor: "bottom", x: 0} : {},
-    hoverlabel: {bgcolor: ofStyle("soft"), bordercolor: ofStyle("line"), font: {color: ofStyle("ink")}, align: "left"},
-  };
-}
-
 function draw(id, traces, drawn, empty) {
   const place = byId(id);
   if (!traces.length) {
@@ -101,10 +21,15 @@ function draw(id, traces, drawn, empty) {
 
 function points(cells, x, y, more) {
   return {
-    type: "scatter", x: cells.map((cell) => valueAt(cell, x)), y: cells.map((cell) => valueAt(cell, y)),
+    type: "scatter",
+    x: cells.map((cell) => valueAt(cell, x)),
+    y: cells.map((cell) => valueAt(cell, y)),
     customdata: cells.map((cell) => CELLS.indexOf(cell)),
-    text: cells.map((cell) => [plain(nameOf(cell)), plain(textAt(cell, x)), plain(textAt(cell, y))].join("<br>")),
-    hovertemplate: "%{text}<extra></extra>", ...more,
+    text: cells.map((cell) =>
+      [plain(nameOf(cell)), plain(textAt(cell, x)), plain(textAt(cell, y))].join("<br>"),
+    ),
+    hovertemplate: "%{text}<extra></extra>",
+    ...more,
   };
 }
 
@@ -128,55 +53,103 @@ function front(cells, x, y) {
 }
 
 function drawPareto() {
-  const x = Number(byId("pareto-x").value), y = Number(byId("pareto-y").value);
+  const x = Number(byId("pareto-x").value),
+    y = Number(byId("pareto-y").value);
   const cells = view.shown.filter((cell) => valueAt(cell, x) !== null && valueAt(cell, y) !== null);
-  const traces = grouped(cells, (cell) => JSON.stringify([cell.full, cell.method, cell.kind])).map((alike) =>
-    points(alike, x, y, {
-      mode: "markers", name: plain(`${alike[0].method} ${alike[0].kind}`),
-      marker: {color: colourOf(alike[0]), symbol: symbolOf(alike[0]), size: 10, line: {color: ofStyle("page"), width: 1}},
-    }));
+  const traces = grouped(cells, (cell) => JSON.stringify([cell.full, cell.method, cell.kind])).map(
+    (alike) =>
+      points(alike, x, y, {
+        mode: "markers",
+        name: plain(`${alike[0].method} ${alike[0].kind}`),
+        marker: {
+          color: colourOf(alike[0]),
+          symbol: symbolOf(alike[0]),
+          size: 10,
+          line: {color: ofStyle("page"), width: 1},
+        },
+      }),
+  );
   const best = front(cells, x, y);
   if (best.length > 1) {
     traces.unshift({
-      type: "scatter", mode: "lines", name: "Pareto front", hoverinfo: "skip",
-      x: best.map((cell) => valueAt(cell, x)), y: best.map((cell) => valueAt(cell, y)),
+      type: "scatter",
+      mode: "lines",
+      name: "Pareto front",
+      hoverinfo: "skip",
+      x: best.map((cell) => valueAt(cell, x)),
+      y: best.map((cell) => valueAt(cell, y)),
       line: {color: ofStyle("dim"), width: 1.5, dash: "dot"},
     });
   }
   const values = (at) => cells.map((cell) => valueAt(cell, at));
   const across = x === BITS ? bitsAxis(values(x)) : axis(axisName(x), values(x));
-  draw("pareto-plot", traces, layout(across, axis(axisName(y), values(y))), "No cell that is shown has both figures.");
+  draw(
+    "pareto-plot",
+    traces,
+    layout(across, axis(axisName(y), values(y))),
+    "No cell that is shown has both figures.",
+  );
 }
 
 function drawBits() {
-  const y = Number(byId("bits-y").value), model = byId("bits-model").value;
-  const cells = view.shown.filter((cell) => cell.model === model && cell.bits && valueAt(cell, y) !== null);
+  const y = Number(byId("bits-y").value),
+    model = byId("bits-model").value;
+  const cells = view.shown.filter(
+    (cell) => cell.model === model && cell.bits && valueAt(cell, y) !== null,
+  );
   const quantized = cells.filter((cell) => !cell.full).sort((a, b) => a.bits - b.bits);
-  const traces = grouped(quantized, (cell) => JSON.stringify([cell.method, cell.kind, cell.calibration, cell.seed]))
-    .map((alike) => {
-      const [cell] = alike, colour = colourOf(cell);
-      const errors = alike.map((each) => errorAt(each, y));
-      const apart = ["calibration", "seed"].filter((name) => alike.some((each) => cellsAlike(each, name)));
-      const name = [cell.method, cell.kind, ...apart.map((each) => (each === "seed" ? `seed ${cell.seed}` : cell.calibration))];
-      return points(alike, BITS, y, {
-        mode: "lines+markers", name: plain(name.join(" ")), line: {color: colour, width: 1.5},
-        marker: {color: colour, symbol: symbolOf(cell), size: 9, line: {color: ofStyle("page"), width: 1}},
-        error_y: {type: "data", array: errors, visible: errors.some(Boolean), thickness: 1, width: 3},
-      });
+  const traces = grouped(quantized, (cell) =>
+    JSON.stringify([cell.method, cell.kind, cell.calibration, cell.seed]),
+  ).map((alike) => {
+    const [cell] = alike,
+      colour = colourOf(cell);
+    const errors = alike.map((each) => errorAt(each, y));
+    const apart = ["calibration", "seed"].filter((name) =>
+      alike.some((each) => cellsAlike(each, name)),
+    );
+    const name = [
+      cell.method,
+      cell.kind,
+      ...apart.map((each) => (each === "seed" ? `seed ${cell.seed}` : cell.calibration)),
+    ];
+    return points(alike, BITS, y, {
+      mode: "lines+markers",
+      name: plain(name.join(" ")),
+      line: {color: colour, width: 1.5},
+      marker: {
+        color: colour,
+        symbol: symbolOf(cell),
+        size: 9,
+        line: {color: ofStyle("page"), width: 1},
+      },
+      error_y: {type: "data", array: errors, visible: errors.some(Boolean), thickness: 1, width: 3},
     });
+  });
   const [full] = cells.filter((cell) => cell.full);
   if (full && quantized.length) {
-    const bits = quantized.map((cell) => cell.bits), level = valueAt(full, y), index = CELLS.indexOf(full);
+    const bits = quantized.map((cell) => cell.bits),
+      level = valueAt(full, y),
+      index = CELLS.indexOf(full);
     const said = [plain(nameOf(full)), plain(textAt(full, y))].join("<br>");
     traces.push({
-      type: "scatter", mode: "lines", name: plain(full.scheme), x: [Math.min(...bits), Math.max(...bits)], y: [level, level],
-      line: {color: ofStyle("full"), dash: "dash", width: 1.5}, customdata: [index, index], text: [said, said],
+      type: "scatter",
+      mode: "lines",
+      name: plain(full.scheme),
+      x: [Math.min(...bits), Math.max(...bits)],
+      y: [level, level],
+      line: {color: ofStyle("full"), dash: "dash", width: 1.5},
+      customdata: [index, index],
+      text: [said, said],
       hovertemplate: "%{text}<extra></extra>",
     });
   }
   const values = cells.map((cell) => valueAt(cell, y));
-  draw("bits-plot", traces, layout(bitsAxis(quantized.map((cell) => cell.bits)), axis(axisName(y), values)),
-    "No quantized cell that is shown has this figure.");
+  draw(
+    "bits-plot",
+    traces,
+    layout(bitsAxis(quantized.map((cell) => cell.bits)), axis(axisName(y), values)),
+    "No quantized cell that is shown has this figure.",
+  );
 }
 
 function drawCurves() {
@@ -186,34 +159,81 @@ function drawCurves() {
   const lines = Object.entries(curve.cells).filter(([index]) => view.shown.includes(CELLS[index]));
   const alike = new Map();
   const traces = lines.map(([index, found]) => {
-    const cell = CELLS[index], number = alike.get(cell.method) ?? 0;
+    const cell = CELLS[index],
+      number = alike.get(cell.method) ?? 0;
     alike.set(cell.method, number + 1);
     return {
-      type: "scatter", mode: "lines+markers", name: plain(nameOf(cell)), x: found.map((point) => point[0]),
-      y: found.map((point) => factor * point[1]), customdata: found.map(() => Number(index)),
-      line: {color: colourOf(cell), dash: cell.full ? "dash" : DASHES[number % DASHES.length]}, marker: {symbol: symbolOf(cell), size: 6},
-      error_y: {type: "data", array: found.map((point) => factor * (point[2] ?? 0)), visible: found.some((point) => point[2]), thickness: 1},
+      type: "scatter",
+      mode: "lines+markers",
+      name: plain(nameOf(cell)),
+      x: found.map((point) => point[0]),
+      y: found.map((point) => factor * point[1]),
+      customdata: found.map(() => Number(index)),
+      line: {color: colourOf(cell), dash: cell.full ? "dash" : DASHES[number % DASHES.length]},
+      marker: {symbol: symbolOf(cell), size: 6},
+      error_y: {
+        type: "data",
+        array: found.map((point) => factor * (point[2] ?? 0)),
+        visible: found.some((point) => point[2]),
+        thickness: 1,
+      },
       hovertemplate: `${plain(nameOf(cell))}<br>position %{x}: %{y:.4g}<extra></extra>`,
     };
   });
   const values = lines.flatMap(([, found]) => found.map((point) => factor * point[1]));
-  draw("curve-plot", traces, layout(axis("position, tokens", lines.flatMap(([, found]) => found.map((point) => point[0]))),
-    axis(`${curve.name}${unit ? `, ${unit}` : ""}`, values)), "No cell that is shown has this curve.");
+  draw(
+    "curve-plot",
+    traces,
+    layout(
+      axis(
+        "position, tokens",
+        lines.flatMap(([, found]) => found.map((point) => point[0])),
+      ),
+      axis(`${curve.name}${unit ? `, ${unit}` : ""}`, values),
+    ),
+    "No cell that is shown has this curve.",
+  );
 }
 
 function drawLayers(place, shared, layers) {
   const trace = (name, values, colour, more = {}) => ({
-    type: "scatter", mode: "lines+markers", name, x: shared.name.map((_, at) => at + 1), y: values,
-    text: shared.name.map(plain), hovertemplate: "%{text}<br>%{y:.4g}<extra></extra>",
-    line: {color: ofStyle(colour), width: 1}, marker: {size: 5}, ...more,
+    type: "scatter",
+    mode: "lines+markers",
+    name,
+    x: shared.name.map((_, at) => at + 1),
+    y: values,
+    text: shared.name.map(plain),
+    hovertemplate: "%{text}<br>%{y:.4g}<extra></extra>",
+    line: {color: ofStyle(colour), width: 1},
+    marker: {size: 5},
+    ...more,
   });
   const known = (values) => values.some((value) => value !== null);
-  const traces = [trace("error, % of W", layers.error.map((value) => 100 * value), "c1")];
+  const traces = [
+    trace(
+      "error, % of W",
+      layers.error.map((value) => 100 * value),
+      "c1",
+    ),
+  ];
   if (known(layers.loss)) traces.push(trace("loss", layers.loss, "c0", {yaxis: "y2"}));
   const whole = shared.name.length > 12 ? {tickformat: "d"} : {dtick: 1};
-  const drawn = layout(axis("layer", [], whole), axis("error, % of W", layers.error.map((value) => 100 * value)));
+  const drawn = layout(
+    axis("layer", [], whole),
+    axis(
+      "error, % of W",
+      layers.error.map((value) => 100 * value),
+    ),
+  );
   drawn.legend = {orientation: "h", y: 1.02, yanchor: "bottom", x: 0};
-  if (traces.length > 1) drawn.yaxis2 = {...axis("loss", layers.loss), overlaying: "y", side: "right", showgrid: false, tickformat: ".3~g"};
+  if (traces.length > 1)
+    drawn.yaxis2 = {
+      ...axis("loss", layers.loss),
+      overlaying: "y",
+      side: "right",
+      showgrid: false,
+      tickformat: ".3~g",
+    };
   Plotly.react(place, traces, drawn, {responsive: true, displaylogo: false, displayModeBar: false});
 }
 
@@ -224,9 +244,11 @@ function drawPlots() {
 }
 
 function startPlots() {
-  const drawable = COLUMNS.map((column, at) => ({column, at}))
-    .filter(({at}) => CELLS.some((cell) => valueAt(cell, at) !== null));
-  const several = (found) => found.map(({at}) => [at, `${axisName(at)} (${groupName(COLUMNS[at].group)})`]);
+  const drawable = COLUMNS.map((column, at) => ({column, at})).filter(({at}) =>
+    CELLS.some((cell) => valueAt(cell, at) !== null),
+  );
+  const several = (found) =>
+    found.map(({at}) => [at, `${axisName(at)} (${groupName(COLUMNS[at].group)})`]);
   const quality = drawable.filter(({column}) => column.compared);
   const rest = drawable.filter(({column}) => !column.compared);
   options(byId("pareto-x"), [[BITS, "bits per weight"], ...several(rest), ...several(quality)]);
@@ -235,9 +257,15 @@ function startPlots() {
   const bytes = rest.find(({column}) => column.unit === "bytes" && column.screen);
   byId("pareto-x").value = bytes ? bytes.at : BITS;
   const quantized = CELLS.filter((cell) => !cell.full && cell.bits).map((cell) => cell.model);
-  options(byId("bits-model"), inOrder(quantized).map((name) => [name, name]));
+  options(
+    byId("bits-model"),
+    inOrder(quantized).map((name) => [name, name]),
+  );
   byId("bits-model").parentElement.hidden = byId("bits-model").length < 2;
-  options(byId("curve"), DATA.curves.map((curve, at) => [at, curve.name]));
+  options(
+    byId("curve"),
+    DATA.curves.map((curve, at) => [at, curve.name]),
+  );
   byId("curves").hidden = !DATA.curves.length;
   for (const id of ["pareto", "bits"]) byId(id).hidden = !drawable.length;
   drawPlots();

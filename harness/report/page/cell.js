@@ -92,7 +92,7 @@ function openCell(index) {
 }
 
 function fullName(cell) {
-  return `${several("model") ? "" : `${cell.model} `}${nameOf(cell)}`;
+  return `${cell.model} ${nameInModel(cell)}`;
 }
 
 // Lines of figures, each of which begins with its column, under the names of their tables.

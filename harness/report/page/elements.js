@@ -2,8 +2,8 @@
 // Elements made from values. Text from records goes into text nodes only, never into markup.
 
 const DATA = JSON.parse(document.getElementById("data").textContent);
-const CELLS = DATA.cells,
-  COLUMNS = DATA.columns;
+const CELLS = DATA.cells.map((cell, index) => ({...cell, index}));
+const COLUMNS = DATA.columns;
 
 let parsedDetails = null;
 // Parsed when the first cell is opened, because the page does not need it before.
@@ -44,10 +44,15 @@ function several(name, of = () => true) {
   return new Set(CELLS.filter(of).map((cell) => cell[name])).size > 1;
 }
 
+const SEVERAL_MODELS = several("model");
+
 // The method and scheme, with the model, calibration and seed where cells differ in them.
 function nameOf(cell) {
+  return SEVERAL_MODELS ? `${cell.model} ${nameInModel(cell)}` : nameInModel(cell);
+}
+
+function nameInModel(cell) {
   const words = [cell.method, cell.scheme];
-  if (several("model")) words.unshift(cell.model);
   if (cell.calibration && cellsAlike(cell, "calibration")) words.push(cell.calibration);
   if (cellsAlike(cell, "seed")) words.push(`seed ${cell.seed}`);
   return words.join(" ");

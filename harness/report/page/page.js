@@ -42,7 +42,7 @@ function drawBest() {
     widths.set(key, [...(widths.get(key) ?? []), cell]);
   }
   byId("best").hidden = !widths.size;
-  const models = several("model");
+  const models = SEVERAL_MODELS;
   const head = element(
     "tr",
     {},
@@ -68,17 +68,20 @@ function drawBest() {
 function bestOf(cells, at) {
   const best = cells.filter((cell) => cell.figures[at]?.[3]);
   if (!best.length) return ["–"];
-  return best
+  const more = best.length > 3 ? [element("br"), `and ${best.length - 2} more`] : [];
+  const named = more.length ? best.slice(0, 2) : best;
+  return named
     .flatMap((cell, number) => [
       number ? element("br") : null,
       element("b", {}, cell.figures[at][0]),
       " ",
       element(
         "button",
-        {class: "open", type: "button", onclick: () => openCell(CELLS.indexOf(cell))},
-        `${cell.method} ${cell.scheme}`,
+        {class: "open", type: "button", onclick: () => openCell(cell.index)},
+        nameInModel(cell),
       ),
     ])
+    .concat(more)
     .filter((each) => each !== null);
 }
 
@@ -96,7 +99,7 @@ function drawFailed() {
           {},
           element(
             "button",
-            {class: "open", type: "button", onclick: () => openCell(CELLS.indexOf(cell))},
+            {class: "open", type: "button", onclick: () => openCell(cell.index)},
             fullName(cell),
           ),
         ),
@@ -122,6 +125,11 @@ function fromAddress() {
   const asked = location.hash.match(/^#cell=([0-9a-f]+)$/);
   const index = asked ? CELLS.findIndex((cell) => cell.key.startsWith(asked[1])) : -1;
   if (index >= 0) openCell(index);
+}
+
+function loadLibrary() {
+  document.head.append(element("script", {}, byId("library").textContent));
+  startPlots();
 }
 
 function start() {
@@ -173,4 +181,6 @@ function start() {
   drawFailed();
   drawPlaces();
   document.documentElement.dataset.table = "drawn";
+  // After the table is painted, because the library takes longer than everything else here.
+  requestAnimationFrame(() => setTimeout(loadLibrary));
 }

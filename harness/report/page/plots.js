@@ -24,7 +24,7 @@ function points(cells, x, y, more) {
     type: "scatter",
     x: cells.map((cell) => valueAt(cell, x)),
     y: cells.map((cell) => valueAt(cell, y)),
-    customdata: cells.map((cell) => CELLS.indexOf(cell)),
+    customdata: cells.map((cell) => cell.index),
     text: cells.map((cell) =>
       [plain(nameOf(cell)), plain(textAt(cell, x)), plain(textAt(cell, y))].join("<br>"),
     ),
@@ -98,23 +98,22 @@ function drawBits() {
     (cell) => cell.model === model && cell.bits && valueAt(cell, y) !== null,
   );
   const quantized = cells.filter((cell) => !cell.full).sort((a, b) => a.bits - b.bits);
+  const named = new Set();
   const traces = grouped(quantized, (cell) =>
     JSON.stringify([cell.method, cell.kind, cell.calibration, cell.seed]),
   ).map((alike) => {
     const [cell] = alike,
       colour = colourOf(cell);
     const errors = alike.map((each) => errorAt(each, y));
-    const apart = ["calibration", "seed"].filter((name) =>
-      alike.some((each) => cellsAlike(each, name)),
-    );
-    const name = [
-      cell.method,
-      cell.kind,
-      ...apart.map((each) => (each === "seed" ? `seed ${cell.seed}` : cell.calibration)),
-    ];
+    const texts = alike.some((each) => cellsAlike(each, "calibration")) ? cell.calibration : "";
+    const name = plain([cell.method, cell.kind, texts].filter(Boolean).join(" "));
+    const showlegend = !named.has(name); // the lines of several seeds are one in the legend
+    named.add(name);
     return points(alike, BITS, y, {
       mode: "lines+markers",
-      name: plain(name.join(" ")),
+      name,
+      legendgroup: name,
+      showlegend,
       line: {color: colour, width: 1.5},
       marker: {
         color: colour,
@@ -129,7 +128,7 @@ function drawBits() {
   if (full && quantized.length) {
     const bits = quantized.map((cell) => cell.bits),
       level = valueAt(full, y),
-      index = CELLS.indexOf(full);
+      index = full.index;
     const said = [plain(nameOf(full)), plain(textAt(full, y))].join("<br>");
     traces.push({
       type: "scatter",

@@ -119,7 +119,7 @@ function headOf(column) {
 }
 
 function lineOf(cell, columns, marks) {
-  const index = CELLS.indexOf(cell);
+  const index = cell.index;
   const box = element("input", {type: "checkbox", "aria-label": `mark ${nameOf(cell)}`});
   box.checked = view.chosen.includes(index);
   box.addEventListener("change", () => choose(index));

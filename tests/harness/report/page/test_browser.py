@@ -312,6 +312,24 @@ def test_curves_are_drawn_where_records_have_them(opened: Page) -> None:
     assert opened("document.getElementById('curve-plot').data[0].x") == [128, 512, 2048]
 
 
+def test_five_hundred_cells_are_there_in_two_seconds(browser: Any, tmp_path: Path) -> None:
+    some = [
+        make_record(method, scheme, seed=seed, metrics=[perplexity(5.0 + seed / 100)])
+        for seed in range(50)
+        for method in ("rtn", "gptq")
+        for scheme in ("w8", "w4", "w4g128", "w3", "w2")
+    ]
+    file = tmp_path / "report.html"
+    rows = make_rows(select(from_records(some)), by_cell=True)
+    file.write_text(page(some, rows, "Many", [], {}), encoding="utf-8")
+    found = _open(browser, file.as_uri())
+    assert len(found.column(1)) == 500
+    assert found("performance.getEntriesByType('navigation')[0].domInteractive") < 2000
+    assert found("document.getElementById('bits-plot').data.length") == 200
+    legend = found.texts("#bits-plot .legendtext")
+    assert legend == ["RTN per row", "GPTQ per row", "RTN groups of 128", "GPTQ groups of 128"]
+
+
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", list(WIDTHS))
 def test_it_is_readable(browser: Any, address: str, width: str, dark: bool, tmp_path: Path) -> None:

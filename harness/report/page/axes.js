@@ -12,6 +12,7 @@ const SYMBOLS = [
 ];
 const KINDS = [...new Set(CELLS.filter((cell) => !cell.full).map((cell) => cell.kind))].sort();
 const DASHES = ["solid", "dot", "dashdot", "longdash", "longdashdot"]; // of one method's curves
+const NARROW = 640; // pixels, as in the style
 const BITS = -1; // the column of bits per weight
 const TICKS = [1, 1.5, 2, 2.5, 3, 3.5, 4, 4.5, 5, 6, 8, 12, 16, 32];
 
@@ -101,7 +102,7 @@ function bitsAxis(values) {
 }
 
 function layout(xaxis, yaxis) {
-  const narrow = window.innerWidth < 640;
+  const narrow = window.innerWidth < NARROW;
   return {
     xaxis,
     yaxis,
@@ -110,7 +111,9 @@ function layout(xaxis, yaxis) {
     paper_bgcolor: "rgba(0,0,0,0)",
     plot_bgcolor: "rgba(0,0,0,0)",
     font: {family: "system-ui, sans-serif", size: narrow ? 11 : 13, color: ofStyle("ink")},
-    legend: narrow ? {orientation: "h", y: 1.02, yanchor: "bottom", x: 0} : {},
+    legend: narrow
+      ? {orientation: "h", y: 1.02, yanchor: "bottom", x: 0, tracegroupgap: 0}
+      : {tracegroupgap: 0},
     hoverlabel: {
       bgcolor: ofStyle("soft"),
       bordercolor: ofStyle("line"),

@@ -9,7 +9,9 @@ function draw(id, traces, drawn, empty) {
     return;
   }
   if (place.querySelector(".empty")) fill(place);
-  place.style.height = "";
+  // Above the plot on a phone, the legend needs height of its own.
+  const entries = traces.filter((trace) => trace.showlegend !== false).length;
+  place.style.height = window.innerWidth < NARROW ? `${320 + 11 * entries}px` : "";
   Plotly.react(place, traces, drawn, {responsive: true, displaylogo: false, displayModeBar: false});
   if (place.dataset.opens) return;
   place.dataset.opens = "yes";

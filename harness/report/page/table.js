@@ -167,7 +167,7 @@ function figureCell([text, , , best, said], marks) {
       element(
         "sup",
         {title: said.map((mark) => DATA.said[mark]).join("\n")},
-        ` ${numbers.join(",")}`,
+        ` ${numbers.sort((a, b) => a - b).join(",")}`,
       ),
     );
   }

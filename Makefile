@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install sweep test experiments coverage check bench keep-bench gpu-test sanitize gpu-session reference readme architecture constraints dist release clean
+.PHONY: help install sweep test browser-test experiments coverage check bench keep-bench gpu-test sanitize gpu-session reference readme architecture constraints dist release clean
 
 help:            ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -22,7 +22,10 @@ sweep: $(STAMP)  ## quantize the embedded model at several bit widths, measure i
 	$(BIN)/bitsweep run experiment=quickstart
 
 test: $(STAMP)   ## the test suite
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not experiment'
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not experiment and not browser'
+
+browser-test: $(STAMP) ## the report's page in Chromium (Debian: apt install chromium chromium-driver)
+	$(BIN)/python -m pytest -q -rs -m browser tests/harness/report
 
 experiments: $(STAMP) ## five experiments of the paper from plan to report, on the embedded model
 	$(BIN)/python -m pytest -n 2 -m experiment tests/harness/run
@@ -31,7 +34,7 @@ experiments: $(STAMP) ## five experiments of the paper from plan to report, on t
 # counted by sys.monitoring.
 coverage: export COVERAGE_CORE = $(shell $(BIN)/python -c 'import sys; print("sysmon" if sys.version_info >= (3, 12) else "ctrace")')
 coverage: $(STAMP) ## the test suite with coverage of the packages
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not experiment' --cov --cov-report=term:skip-covered
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not experiment and not browser' --cov --cov-report=term:skip-covered
 
 check: $(STAMP)  ## ruff (lint, format) and mypy, as pre-commit runs them
 	$(BIN)/ruff check .

@@ -23,6 +23,7 @@ EXTRAS = {
         "numpy",
         "omegaconf",
         "pandas",
+        "plotly",
         "psutil",
         "pyarrow",
         "pydantic",

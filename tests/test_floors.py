@@ -200,8 +200,8 @@ BARE_MACHINE = """
 import importlib.machinery, sys
 HIDDEN = {
     "accelerate", "antlr4", "datasets", "evaluate", "harness", "hydra", "lm_eval", "matplotlib",
-    "omegaconf", "optimum", "pandas", "psutil", "pydantic", "rich", "scipy", "sklearn", "tabulate",
-    "wandb",
+    "omegaconf", "optimum", "pandas", "plotly", "psutil", "pydantic", "rich", "scipy", "sklearn",
+    "tabulate", "wandb",
 }
 
 class Hiding:

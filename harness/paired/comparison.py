@@ -8,7 +8,7 @@ units, so they are averaged within each unit and make no more of them.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -71,21 +71,43 @@ def compare(reference: Sequence[Items], others: Sequence[Sequence[Items]]) -> li
 
     Each row has the items of its seeds. Raises ValueError if they are not of the same units.
     """
-    if not same_units(reference, *others):
+    first, weights, sides, drawn = _drawn([reference, *others])
+    return [
+        _comparison(first, weights, sides[0], other, drawn[0], values)
+        for other, values in zip(sides[1:], drawn[1:], strict=True)
+    ]
+
+
+def compare_pairs(
+    rows: Sequence[Sequence[Items]], pairs: Iterable[tuple[int, int]]
+) -> dict[tuple[int, int], Comparison]:
+    """Compare pairs of rows, given as (reference, other); what `compare` finds for each alone.
+
+    All rows are resampled once. Raises ValueError if they are not of the same units.
+    """
+    first, weights, sides, drawn = _drawn(rows)
+    return {
+        (one, other): _comparison(
+            first, weights, sides[one], sides[other], drawn[one], drawn[other]
+        )
+        for one, other in pairs
+    }
+
+
+def _drawn(rows: Sequence[Sequence[Items]]) -> tuple[Items, Array, list[Array], list[Array]]:
+    """The first items, weights [units], and of each row values [units, seeds] and resamples."""
+    if not same_units(*rows):
         raise ValueError("rows on different windows or documents cannot be compared")
-    first = reference[0]
+    first = rows[0][0]
     weights = weights_of(first)
-    sides = [np.stack([values_of(each) for each in side], axis=1) for side in (reference, *others)]
+    sides = [np.stack([values_of(each) for each in side], axis=1) for side in rows]
     sums = resampled_sums(np.column_stack([weights, *sides]), first.ids)
     drawn, start = [], 1
     for side in sides:
         stop = start + side.shape[1]
         drawn.append(_figure(sums[:, start:stop], sums[:, :1], first.exponential))
         start = stop
-    return [
-        _comparison(first, weights, sides[0], other, drawn[0], values)
-        for other, values in zip(sides[1:], drawn[1:], strict=True)
-    ]
+    return first, weights, sides, drawn
 
 
 def paired_changes(reference: Items, other: Items) -> tuple[float | None, float | None]:

@@ -6,7 +6,7 @@ Nothing here depends on a certain suite or metric; harness.report.columns has th
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from harness.report.columns import FigureColumn, Place, Shown, SuiteTable
 from harness.report.compare import best_figures, compared_notes, other_sample
@@ -33,7 +33,8 @@ def tables_of_model(
     """
     made: list[tuple[Place, Table]] = []
     for place, suites in _places(declared):
-        made += [(place, table) for table in _joined(place, model, rows, suites)]
+        joined = _joined(place, model, rows, suites)
+        made += [(place, table) for table in (joined.tables if joined else [])]
     for each in declared.values():
         for own in each.tables:
             whole = own.make(model, rows)
@@ -43,6 +44,18 @@ def tables_of_model(
         said = [*tables[0].notes, *(Note(text) for text in notes)]
         tables[0] = replace(tables[0], notes=said)
     return tables
+
+
+def joined_tables(
+    model: str, rows: list[Row], declared: Mapping[str, SuiteTable]
+) -> list[tuple[Table, list[Shown | None]]]:
+    """The tables with a line a row, and what each of their columns shows.
+
+    None stands for the columns of names, and of suites without any figure.
+    """
+    places = sorted(_places(declared), key=lambda each: (each[0].rank, each[0].name))
+    found = (_joined(place, model, rows, suites) for place, suites in places)
+    return [(each.tables[0], each.shown) for each in found if each]
 
 
 def columns_in_order(rows: Sequence[Row], declared: Mapping[str, SuiteTable]) -> list[Shown]:
@@ -79,16 +92,27 @@ def _places(declared: Mapping[str, SuiteTable]) -> list[tuple[Place, dict[str, S
     return list(found.values())
 
 
+@dataclass(frozen=True)
+class _Joined:
+    """A table that suites share and, if there is one, that of differences.
+
+    shown  what the columns of the first show; None for names and suites without any figure.
+    """
+
+    tables: list[Table]
+    shown: list[Shown | None]
+
+
 def _joined(
     place: Place, model: str, rows: list[Row], suites: Mapping[str, SuiteTable]
-) -> list[Table]:
-    """A table that suites share and that of differences; none without a figure or a failure."""
+) -> _Joined | None:
+    """The tables of a place; None without a figure or a failure."""
     shown = _distinct({name: shown_columns(name, table, rows) for name, table in suites.items()})
     failed = [
         name for name in suites if not shown[name] and any(name in row.failures for row in rows)
     ]
     if not failed and not any(shown.values()):
-        return []
+        return None
     every = [each for columns in shown.values() for each in columns]
     compared = [each for name in suites if suites[name].compared for each in shown[name]]
     best = best_figures(rows, compared)
@@ -104,8 +128,9 @@ def _joined(
             line.append(replace(cell, best=(index, each.key) in best))
         line += [missing(row, name, footnotes) for name in failed]
         cells.append(line)
+    names = name_columns(rows)
     columns = [
-        *name_columns(rows),
+        *names,
         *(each.column for each in every),
         *(Column(f"{name}:status", name) for name in failed),
     ]
@@ -118,7 +143,8 @@ def _joined(
     texts, causes = footnotes.texts, footnotes.causes
     joined = Table(place.name, model, title, columns, cells, notes, texts, causes)
     of_differences = difference_table(place, model, rows, compared, differences)
-    return [joined, *([] if of_differences is None else [of_differences])]
+    tables = [joined, *([] if of_differences is None else [of_differences])]
+    return _Joined(tables, [*[None] * len(names), *every, *[None] * len(failed)])
 
 
 def _pairs(

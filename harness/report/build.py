@@ -1,26 +1,29 @@
-"""Write the report of records: summary.md, tables as CSV and LaTeX, plots."""
+"""Write the report of records: summary.md, report.html, tables as CSV and LaTeX, plots."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.records.record import Record
 from harness.records.store import file_name, unique_name, write_atomically
 from harness.report.frame import INTERNAL, from_records
+from harness.report.page.write import page
 from harness.report.plots import Drawn, draw_all
 from harness.report.render import to_csv, to_latex, to_markdown
-from harness.report.rows import read_rows
+from harness.report.rows import Row, make_rows, select
 from harness.report.sizes import draw_by_size
 from harness.report.table import Table
-from harness.report.tables import NO_SPECS, summary_tables
+from harness.report.tables import NO_SPECS, tables_of_rows
 from harness.suites.base import Suite
 from harness.suites.find import declared_tables
 
 if TYPE_CHECKING:
     import pandas as pd
+
+PAGE = "report.html"
 
 
 def build_report(
@@ -40,8 +43,10 @@ def build_report(
     if not records:
         raise ValueError("there are no records to report; make some with `bitsweep run`.")
     frame = from_records(records)
-    tables = summary_tables(frame, suites)
-    plots = _plots(frame, suites)
+    selection = select(frame)
+    every = make_rows(selection)
+    tables, rows = tables_of_rows(every, suites), every.rows
+    plots = _plots(rows, suites)
     ends = _endings(set(frame["model"]))
     files: dict[str, bytes] = {}
     for table in tables:
@@ -54,13 +59,14 @@ def build_report(
             name = f"{plot.name}{ends[model]}"
             pictures.append((f"{plot.title}, {model}", f"plots/{name}.png"))
             files |= {f"plots/{name}.{kind}": data for kind, data in plot.files.items()}
-    rows = read_rows(frame).rows
     for plot in draw_by_size(rows, declared_tables(rows, suites)):
         pictures.append((plot.title, f"plots/{plot.name}.png"))
         files |= {f"plots/{plot.name}.{kind}": data for kind, data in plot.files.items()}
     files["metrics.csv"] = _metrics_csv(frame).encode()
     summary = _summary(title, tables, pictures, records)
-    files = {"summary.md": summary.encode(), **files}
+    by_cell = make_rows(selection, by_cell=True)
+    whole = page(records, by_cell, title, provenance(records), suites)
+    files = {"summary.md": summary.encode(), PAGE: whole.encode(), **files}
     for name, data in files.items():
         write_atomically(out / name, data)
     return [out / name for name in files]
@@ -77,11 +83,10 @@ def _endings(models: set[str]) -> dict[str, str]:
     }
 
 
-def _plots(frame: pd.DataFrame, suites: Mapping[str, Suite]) -> dict[str, list[Drawn]]:
+def _plots(every: Sequence[Row], suites: Mapping[str, Suite]) -> dict[str, list[Drawn]]:
     found = {}
-    selection = read_rows(frame).rows
-    for model in sorted({row.model for row in selection}):
-        rows = [row for row in selection if row.model == model]
+    for model in sorted({row.model for row in every}):
+        rows = [row for row in every if row.model == model]
         found[model] = draw_all(rows, declared_tables(rows, suites))
     return found
 

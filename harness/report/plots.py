@@ -203,7 +203,7 @@ def _bits_legend(figure: Figure, rows: list[Row], keys: list[FigureKey]) -> None
     for kind in _kinds(quantized):
         marker = _marker(kind, rows)
         handles.append(
-            Line2D([], [], color="#777777", marker=marker, linestyle="none", label=_kind_name(kind))
+            Line2D([], [], color="#777777", marker=marker, linestyle="none", label=kind_name(kind))
         )
     columns = min(len(handles), 3 * min(len(keys), PANELS_A_ROW))
     figure.legend(handles=handles, loc="outside lower center", ncols=columns)
@@ -272,16 +272,16 @@ def _series(rows: list[Row]) -> dict[tuple[str, str], list[Row]]:
     series: dict[tuple[str, str], list[Row]] = {}
     for row in sorted(rows, key=lambda row: row.bits_per_weight or 0):
         if not row.full_precision:
-            series.setdefault((row.label, _kind(row)), []).append(row)
+            series.setdefault((row.label, kind_of(row)), []).append(row)
     return series
 
 
-def _kind(row: Row) -> str:
+def kind_of(row: Row) -> str:
     """A scheme without its bits: "", "g128", "g128_sym", "ternary_g8"."""
     return re.sub(r"^w\d+", "", row.scheme)
 
 
-def _kind_name(kind: str) -> str:
+def kind_name(kind: str) -> str:
     """ "per row", "groups of 128", "groups of 128 sym"."""
     grouped = re.sub(r"_?g(\d+)", r" groups of \1", kind)
     name = grouped if grouped != kind else f"{kind} per row"
@@ -289,7 +289,7 @@ def _kind_name(kind: str) -> str:
 
 
 def _kinds(rows: list[Row]) -> list[str]:
-    return sorted({_kind(row) for row in rows if not row.full_precision})
+    return sorted({kind_of(row) for row in rows if not row.full_precision})
 
 
 def _marker(kind: str, rows: list[Row]) -> str:
@@ -298,14 +298,21 @@ def _marker(kind: str, rows: list[Row]) -> str:
 
 def colour_of(label: str, rows: list[Row]) -> str:
     """The colour of a method: fixed for the first of each kind, else the next free one."""
+    place = colour_order(rows).index(label)
+    first = (UNCALIBRATED, CALIBRATED)
+    return first[place] if place < 2 else MORE_COLOURS[(place - 2) % len(MORE_COLOURS)]
+
+
+def colour_order(rows: list[Row]) -> list[str]:
+    """Methods in the order of their colours; "" where no method sees data, or all do."""
     quantized = [row for row in rows if not row.full_precision]
-    colours: dict[str, str] = {}
-    for colour, seeing in ((UNCALIBRATED, False), (CALIBRATED, True)):
-        first = min((r.label for r in quantized if bool(r.calibration) == seeing), default=None)
-        colours |= {} if first is None else {first: colour}
-    others = sorted({row.label for row in quantized} - set(colours))
-    colours |= {each: MORE_COLOURS[n % len(MORE_COLOURS)] for n, each in enumerate(others)}
-    return colours[label]
+    first = [
+        min((r.label for r in quantized if bool(r.calibration) == seeing), default="")
+        for seeing in (False, True)
+    ]
+    if first[0] == first[1]:
+        first[0] = ""
+    return [*first, *sorted({row.label for row in quantized} - set(first))]
 
 
 @contextmanager

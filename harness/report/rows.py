@@ -76,6 +76,7 @@ class Row:
     parameters: float | None = None  # of the model, about
     made_of: tuple[str, ...] = ()  # the file that the weights came from, as JSON
     weight_errors: tuple[str, ...] = ()  # by layer, as JSON, of every seed
+    cells: tuple[str, ...] = ()  # keys of the cells whose figures it has
 
     @property
     def scheme_label(self) -> str:
@@ -101,27 +102,49 @@ class Rows:
     notes: list[str]
 
 
+@dataclass(frozen=True)
+class Selection:
+    """The entries of a frame that count, each with the name of its variant, and notes on them."""
+
+    entries: list[dict[str, Any]]
+    notes: list[str]
+
+
 def read_rows(frame: pd.DataFrame) -> Rows:
     """Make rows from the frame of frame.from_records: full precision first, then descending bits.
 
     The newest of repeated figures counts (a note gives the number of older ones), and seeds are
     combined in one row.
     """
+    return make_rows(select(frame))
+
+
+def select(frame: pd.DataFrame) -> Selection:
+    """The newest entry of every figure in the frame of frame.from_records."""
     entries = [_plain(entry) for entry in frame.to_dict("records")]
     _complete_names(entries)
     _name_variants(entries)
     latest, replaced = _latest(entries)
-    groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
-    for entry in latest:
-        groups.setdefault(_row_key(entry), []).append(entry)
-    rows = sorted((_row(group) for group in groups.values()), key=_order)
     notes = []
     if replaced:
         notes.append(
             f"{replaced} older {'figure' if replaced == 1 else 'figures'} of the same cells, "
             "measured again since: not shown."
         )
-    return Rows(rows, [*notes, *_several_artifacts(latest)])
+    return Selection(latest, [*notes, *_several_artifacts(latest)])
+
+
+def make_rows(selection: Selection, by_cell: bool = False) -> Rows:
+    """The rows of a selection, in the order of tables.
+
+    by_cell  a row for every cell, so that each seed has its own; otherwise seeds are combined.
+    """
+    groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for entry in selection.entries:
+        cell = (entry["cell_key"],) if by_cell else ()
+        groups.setdefault((*_row_key(entry), *cell), []).append(entry)
+    rows = sorted((_row(group) for group in groups.values()), key=_order)
+    return Rows(rows, selection.notes)
 
 
 def _several_artifacts(entries: list[dict[str, Any]]) -> list[str]:
@@ -263,6 +286,7 @@ def _row(group: list[dict[str, Any]]) -> Row:
         parameters=_known(entry["parameters"] for entry in group),
         made_of=_different(entry["made_of"] for entry in group),
         weight_errors=_different(entry["weight_errors"] for entry in group),
+        cells=_different(entry["cell_key"] for entry in group),
     )
 
 
@@ -336,4 +360,6 @@ def _order(row: Row) -> tuple[Any, ...]:
         row.method_label,
         row.variant,
         row.calibration or "",
+        row.seeds,
+        row.cells,
     )

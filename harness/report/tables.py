@@ -11,7 +11,7 @@ from harness.report.assemble import tables_of_model
 from harness.report.frame import from_records
 from harness.report.origin import error_table, origin_notes
 from harness.report.render import SCREEN_WIDTH, to_csv, to_latex, to_markdown, to_rich
-from harness.report.rows import read_rows
+from harness.report.rows import Rows, read_rows
 from harness.report.table import Table
 from harness.suites.base import Suite
 from harness.suites.find import declared_tables
@@ -31,11 +31,15 @@ def summary_tables(frame: pd.DataFrame, suites: Mapping[str, Suite] = NO_SPECS) 
         frame   from harness.report.frame.from_records.
     suites  specs by name, for suites that are not built in.
     """
-    selection = read_rows(frame)
+    return tables_of_rows(read_rows(frame), suites)
+
+
+def tables_of_rows(every: Rows, suites: Mapping[str, Suite] = NO_SPECS) -> list[Table]:
+    """The tables of summary_tables, from rows."""
     tables = []
-    for model in sorted({row.model for row in selection.rows}):
-        rows = [row for row in selection.rows if row.model == model]
-        made = tables_of_model(model, rows, declared_tables(rows, suites), selection.notes)
+    for model in sorted({row.model for row in every.rows}):
+        rows = [row for row in every.rows if row.model == model]
+        made = tables_of_model(model, rows, declared_tables(rows, suites), every.notes)
         made += filter(None, [error_table(model, rows)])
         said = origin_notes(rows)
         tables += [replace(table, notes=[*table.notes, *said]) for table in made]

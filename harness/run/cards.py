@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ from harness.data.config import CalibConfig, DocumentsConfig
 from harness.models.model import StoredModel
 from harness.records.record import Metric
 from harness.report.columns import ACCURACY
+from harness.report.command import settings
 from harness.report.table import measured
 from quant.checkpoint.card import Origin, add_figures, origin_of
 
@@ -47,14 +46,14 @@ def command(cell: ResolvedCell) -> str:
     words = [
         *_model(cell.model.config),
         f"method={solving.solver.name}",
-        *_settings("method", {**options, "arithmetic": solving.arithmetic}),
+        *settings("method", {**options, "arithmetic": solving.arithmetic}),
         f"scheme={choices.scheme.name}",
     ]
     if choices.transforms:
         words.append(f"transform=[{','.join(each.transform.name for each in choices.transforms)}]")
     for each in choices.transforms:
         key = f"transform.{each.transform.name}"
-        words += _settings(key, dataclasses.asdict(each.options))
+        words += settings(key, dataclasses.asdict(each.options))
     words += _calibration(choices.calibration)
     return " ".join(["bitsweep run", *words, f"seed={choices.seed}"])
 
@@ -125,19 +124,9 @@ def _calibration(calib: CalibConfig | None) -> list[str]:
     changed = {key: value for key, value in documents.items() if value != standard[key]}
     return [
         f"calib={calib.name}",
-        *_settings("calib", given),
-        *_settings("calib.documents", changed),
+        *settings("calib", given),
+        *settings("calib.documents", changed),
     ]
-
-
-def _settings(key: str, values: Mapping[str, Any]) -> list[str]:
-    return [f"{key}.{name}={_text(value)}" for name, value in sorted(values.items())]
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, str):
-        return value if re.fullmatch(r"[\w./-]+", value) else json.dumps(json.dumps(value))
-    return json.dumps(value, separators=(",", ":"))
 
 
 def _licence(name: str) -> dict[str, str]:

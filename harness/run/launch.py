@@ -230,7 +230,7 @@ def report(
         remove_others(folder, files)
     console = console or open_console()
     console.print(summary_table(records, console.width, causes, suites))
-    said = f"\nreport: {_shown(files[0])} (tables, plots and CSV beside it)"
+    said = f"\nreport: {_shown(files[0])} (tables, plots, CSV and {files[1].name} beside it)"
     console.print(said, highlight=False, markup=False, soft_wrap=True)
     if replaced:
         console.print(replaced, highlight=False, markup=False, soft_wrap=True)

@@ -11,6 +11,7 @@ from harness.paired.comparison import (
     PAIRED_T,
     adjusted,
     compare,
+    compare_pairs,
     paired_changes,
     same_units,
 )
@@ -145,3 +146,14 @@ def test_holm_counts_all_that_are_compared_together() -> None:
     assert [each.adjusted for each in found] == [2 / 2**6, 4 / 2**7, 6 / 2**12]
     assert [each.significant for each in found] == [True, True, True]
     assert not adjusted([found[0], found[0]])[0].significant
+
+
+def test_pairs_of_many_rows_are_what_each_pair_is_alone() -> None:
+    rows = [[answers(*(int((i * k) % 7 > 2) for i in range(30)))] for k in range(1, 5)]
+    pairs = [(0, 1), (2, 3), (3, 0)]
+    found = compare_pairs(rows, pairs)
+    assert list(found) == pairs
+    for one, other in pairs:
+        assert [found[one, other]] == compare(rows[one], [rows[other]])
+    with pytest.raises(ValueError, match="cannot be compared"):
+        compare_pairs([*rows, [answers(1, 0)]], pairs)

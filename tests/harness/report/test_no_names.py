@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[3]
-REPORT = sorted((ROOT / "harness" / "report").glob("*.py"))
+FOLDER = ROOT / "harness" / "report"
+REPORT = sorted(file for kind in ("py", "js", "html") for file in FOLDER.rglob(f"*.{kind}"))
 
 
 def names() -> set[str]:

@@ -32,7 +32,7 @@ def test_files_and_their_bytes(sweep, tmp_path) -> None:
         f"plots/{n}.{k}" for n in ("perplexity", "accuracy", "latency") for k in ("png", "svg")
     ]
     tables = [f"tables/{n}.{k}" for n in ("accuracy", "cost") for k in ("csv", "tex")]
-    assert sorted(first) == sorted(["summary.md", "metrics.csv", *plots, *tables])
+    assert sorted(first) == sorted(["summary.md", "report.html", "metrics.csv", *plots, *tables])
     assert paths[0] == tmp_path / "a" / "summary.md"
     assert first == second
     for name, data in first.items():

@@ -1,0 +1,128 @@
+"""The command line that repeats a cell, from its records alone."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from functools import lru_cache
+from typing import Any
+
+from harness.config.help import conf_dir
+from harness.data.config import DocumentsConfig
+from harness.records.record import FULL_PRECISION, QUANTIZATION, Record
+
+# What records say of a part besides its options.
+_NO_OPTIONS = ("name", "version", "code")
+
+
+def command(records: Sequence[Record]) -> str:
+    """The `bitsweep run` of one cell with all of its suites, every option as in the records.
+
+    Records name files without folders, so a local model and local texts are named by their last
+    names: whoever repeats the cell says where they are.
+    """
+    record = records[0]
+    config, cell = record.config, record.cell
+    words = ["bitsweep", "run", *_model(config.get("model") or {}, cell.model)]
+    method = config.get("method") or {}
+    if "checkpoint" in config:  # quantized elsewhere, and measured as it is
+        words += [f"method={FULL_PRECISION}", "scheme=w16"]
+    else:
+        words += [f"method={cell.method}", *_options("method", method)]
+        words.append(f"scheme={cell.scheme}")
+    transforms = config.get("transform") or []
+    if transforms:
+        words.append(f"transform=[{','.join(each['name'] for each in transforms)}]")
+    for each in transforms:
+        words += _options(f"transform.{each['name']}", each)
+    words += _calibration(config.get("calib"))
+    words.append(f"seed={cell.seed}")
+    words += _suites(records)
+    runtime = config.get("runtime") or {}
+    words += settings("runtime", {key: value for key, value in runtime.items() if value})
+    if any(each.config.get("code") or "code" in each.inputs for each in records):
+        words += ["--config-dir", "FOLDER"]
+    return " ".join(words)
+
+
+def settings(key: str, values: Mapping[str, Any]) -> list[str]:
+    """Overrides KEY.NAME=VALUE, sorted by name."""
+    return [f"{key}.{name}={_text(value)}" for name, value in sorted(values.items())]
+
+
+def _options(key: str, values: Mapping[str, Any]) -> list[str]:
+    return settings(key, {name: each for name, each in values.items() if name not in _NO_OPTIONS})
+
+
+def _model(model: Mapping[str, Any], name: str) -> list[str]:
+    """Overrides that choose a model: its own file of conf/model, or its place."""
+    name, source = model.get("name") or name, str(model.get("source") or "")
+    option = _model_options().get((name, source))
+    if option is not None:
+        words = [f"model={option}"]
+    elif model.get("id"):
+        words = ["model=hub", f"model.id={model['id']}", f"model.name={_text(name)}"]
+    else:
+        words = ["model=local", "model.path=FOLDER", f"model.name={_text(name)}"]
+    for key in ("revision", "dtype", "context", "attention"):
+        words += [] if model.get(key) is None else [f"model.{key}={_text(model[key])}"]
+    return words
+
+
+@lru_cache(maxsize=1)
+def _model_options() -> dict[tuple[str, str], str]:
+    """The options of conf/model by name and source."""
+    found = {}
+    for file in sorted((conf_dir() / "model").glob("*.yaml")):
+        text = file.read_text(encoding="utf-8")
+        said = dict(re.findall(r"^(name|source): *([^\s#]+)", text, re.MULTILINE))
+        if file.stem == said.get("name") or (said.get("name"), said.get("source")) not in found:
+            found[said.get("name", ""), said.get("source", "")] = file.stem
+    for place in ("hub", "local"):  # files for any model, which have no weights of their own
+        found.pop((place, place), None)
+    return found
+
+
+def _calibration(calib: Mapping[str, Any] | None) -> list[str]:
+    if not calib:
+        return []
+    given = {key: value for key, value in calib.items() if key not in ("name", "protocol")}
+    return [f"calib={calib['name']}", *settings("calib", _given(given))]
+
+
+def _suites(records: Iterable[Record]) -> list[str]:
+    """The suites in the order of their names, with their settings."""
+    found: dict[str, Mapping[str, Any]] = {}
+    for record in records:
+        if record.suite != QUANTIZATION:
+            found[record.suite] = (record.config.get("suite") or {}).get(record.suite) or {}
+    words = [f"suite=[{','.join(sorted(found))}]"]
+    for name, values in sorted(found.items()):
+        words += settings(f"suite.{name}", _given(values))
+    return words
+
+
+def _given(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that have a value, without the usual ones of documents, under dotted names."""
+    usual = {f"documents.{key}": each for key, each in asdict(DocumentsConfig()).items()}
+    found = {key: each for key, each in _flat(values) if each is not None}
+    return {key: each for key, each in found.items() if usual.get(key) != each}
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _text(value: Any) -> str:
+    """A value as Hydra and a shell read it: quoted twice where it is not a plain word."""
+    if isinstance(value, list):
+        return f"[{','.join(map(_text, value))}]"
+    if isinstance(value, str):
+        return value if re.fullmatch(r"[\w./-]+", value) else json.dumps(json.dumps(value))
+    return json.dumps(value, separators=(",", ":"))

@@ -1,0 +1,173 @@
+"""What the page shows of every cell: names, figures of tables, failures, curves. Plain values.
+
+A cell has a line of its own here, also where tables combine seeds. Nothing depends on a certain
+suite, metric or method.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from harness.records.record import NOT_AVAILABLE
+from harness.report.assemble import joined_tables
+from harness.report.columns import AgainstBits, Shown
+from harness.report.plots import colour_order, kind_name, kind_of
+from harness.report.rows import FigureKey, Row
+from harness.report.table import Cell, Table
+from harness.suites.base import Suite
+from harness.suites.find import declared_tables
+
+POSITION = "position"  # the note of a figure that is a point of a curve
+
+
+class Texts:
+    """Numbers texts in the order of their first use, so that the page holds each once."""
+
+    def __init__(self) -> None:
+        self.numbers: dict[str, int] = {}
+
+    def number(self, text: str) -> int:
+        return self.numbers.setdefault(text, len(self.numbers))
+
+
+class Gathered:
+    """Columns and groups of them, figures by cell, and the footnotes of figures."""
+
+    def __init__(self) -> None:
+        self.columns: dict[str, dict[str, Any]] = {}
+        self.groups: dict[str, dict[str, Any]] = {}
+        self.keys: dict[str, FigureKey] = {}
+        self.figures: dict[str, dict[str, list[Any]]] = {}
+        self.said = Texts()
+
+    def add(
+        self, table: Table, shown: Sequence[Shown | None], rows: Sequence[Row], compared: set[str]
+    ) -> None:
+        group = self.groups.setdefault(table.name, {"name": _group_name(table), "notes": {}})
+        for note in table.notes:
+            group["notes"].setdefault(note.text, []).append(table.model)
+        for index, each in enumerate(shown):
+            if each is None:
+                continue
+            name = f"{table.name}/{each.column.name}"
+            if name not in self.columns:
+                self.columns[name] = _column(table.name, each, rows, compared)
+                self.keys[name] = each.key
+            for row, cells in zip(rows, table.rows, strict=True):
+                found = self._figure(cells[index], table)
+                if found is not None:
+                    self.figures.setdefault(row.cells[0], {})[name] = found
+
+    def _figure(self, cell: Cell, table: Table) -> list[Any] | None:
+        """[text, value, standard error, is the best, numbers of footnotes]; None for no figure."""
+        if cell == Cell():
+            return None
+        marks = [self.said.number(table.footnotes[mark - 1]) for mark in cell.marks]
+        value = cell.value if isinstance(cell.value, float) else None
+        return [cell.text, value, cell.stderr, int(cell.best), marks]
+
+
+def gather(
+    rows: Sequence[Row], suites: Mapping[str, Suite]
+) -> tuple[Gathered, list[dict[str, Any]]]:
+    """The columns of all tables with a line a row, and the entries of all cells, in order.
+
+    rows  one a cell, from read_rows(..., by_cell=True).
+    """
+    gathered = Gathered()
+    for model in dict.fromkeys(row.model for row in rows):
+        mine = [row for row in rows if row.model == model]
+        declared = declared_tables(mine, suites)
+        compared = {name for name, table in declared.items() if table.compared}
+        for table, shown in joined_tables(model, mine, declared):
+            gathered.add(table, shown, mine, compared)
+    names = list(gathered.columns)
+    colours = colour_order(list(rows))
+    return gathered, [_cell(row, gathered, names, colours) for row in rows]
+
+
+def _cell(
+    row: Row, gathered: Gathered, names: Sequence[str], colours: Sequence[str]
+) -> dict[str, Any]:
+    """A cell as the page knows it; figures stand in the order of the columns."""
+    failures = [[suite, cause] for suite, cause in sorted(row.failures.items())]
+    absent = all(cause.startswith(f"{NOT_AVAILABLE}: ") for _, cause in failures)
+    figures = gathered.figures.get(row.cells[0], {})
+    said = [*row.coverage, *row.transforms, *(f"fallback in {text}" for text in row.fallbacks)]
+    return {
+        "key": row.cells[0],
+        "model": row.model,
+        "method": row.label,
+        "scheme": row.scheme_label,
+        "calibration": row.calibration or "",
+        "seed": row.seeds[0],
+        "bits": row.bits_per_weight,
+        "width": row.bits,
+        "full": row.full_precision,
+        "kind": "" if row.full_precision else kind_name(kind_of(row)),
+        "colour": -1 if row.full_precision else colours.index(row.label),
+        "status": "ok" if not failures else NOT_AVAILABLE if absent else "failed",
+        "failures": failures,
+        "said": [*said, *row.head],
+        "figures": [figures.get(name) for name in names],
+    }
+
+
+def _group_name(table: Table) -> str:
+    """The title of a table without its model."""
+    name = table.title.replace(f" of {table.model}", "").replace(table.model, "").strip()
+    return name or table.name.replace("_", " ").capitalize()
+
+
+def _column(group: str, shown: Shown, rows: Sequence[Row], compared: set[str]) -> dict[str, Any]:
+    figures = [row.figures[shown.key] for row in rows if shown.key in row.figures]
+    column = shown.column
+    return {
+        "group": group,
+        "header": column.header,
+        "detail": column.detail,
+        "unit": figures[0].unit if figures else "",
+        "higher": bool(figures and figures[0].higher_is_better),
+        "screen": column.on_screen,
+        "compared": shown.key[0] in compared,
+        "log": isinstance(shown.declared.plot, AgainstBits) and shown.declared.plot.logarithmic,
+    }
+
+
+def curves(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Figures against positions, a curve for each cell; empty where no figure has a position.
+
+    A figure is a point of a curve if its note `position` is a number; the curve is that of its
+    suite, metric and task, whose name ends before a last colon ("wikitext2:512").
+    """
+    found: dict[tuple[str, str, str], dict[int, list[list[float | None]]]] = {}
+    units: dict[tuple[str, str, str], str] = {}
+    for index, row in enumerate(rows):
+        for (suite, task, metric), figure in row.figures.items():
+            at = _number(figure.note(POSITION))
+            if at is None:
+                continue
+            curve = (suite, metric, task.rpartition(":")[0] or task)
+            units.setdefault(curve, figure.unit)
+            points = found.setdefault(curve, {}).setdefault(index, [])
+            points.append([at, figure.value, figure.stderr])
+    return [
+        {
+            "name": f"{curve[2]}: {curve[1]}",
+            "unit": units[curve],
+            "cells": {str(index): sorted(points, key=_at) for index, points in lines.items()},
+        }
+        for curve, lines in sorted(found.items())
+    ]
+
+
+def _at(point: list[float | None]) -> float:
+    return point[0] or 0.0
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text) if text else None
+    except ValueError:
+        return None

@@ -1,0 +1,102 @@
+"""Comparisons of pairs of cells for the page, as `bitsweep compare A B` makes them of one pair."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import combinations
+from typing import Any
+
+from harness.paired.comparison import Comparison, adjusted, compare_pairs
+from harness.report.differences import difference_text, flips_text, p_text
+from harness.report.rows import FigureKey, Row
+
+MOST = 4000  # comparisons in a page: all pairs of about 50 cells with three figures
+
+# Which pairs are compared where all would be too many: the first rule that fits.
+RULES: tuple[tuple[str, Callable[[Row, Row], bool]], ...] = (
+    ("all pairs of one model", lambda _one, _other: True),
+    (
+        "pairs of one bit width, and all with full precision",
+        lambda one, other: one.bits == other.bits or one.full_precision or other.full_precision,
+    ),
+    (
+        "pairs with full precision",
+        lambda one, other: one.full_precision or other.full_precision,
+    ),
+)
+
+
+def compared_pairs(rows: Sequence[Row], columns: Mapping[str, FigureKey]) -> dict[str, Any]:
+    """Which pairs were compared, and the comparisons by "I,J", the indices of two rows.
+
+    columns  figures that suites declare as comparable, by name of their column.
+
+    A comparison is [name of the column, difference J - I with its interval, lost/gained, p, p by
+    Holm's method over the figures of the pair, is significant].
+    """
+    said, pairs = _chosen(rows, _by_units(rows, columns))
+    found: dict[tuple[int, int], list[tuple[str, Comparison]]] = {}
+    for (name, _), chosen in pairs.items():
+        asked = sorted({index for pair in chosen for index in pair})
+        place = {index: at for at, index in enumerate(asked)}
+        if not chosen:
+            continue
+        items = [rows[index].figures[columns[name]].items for index in asked]
+        made = compare_pairs(items, [(place[i], place[j]) for i, j in chosen])
+        for i, j in chosen:
+            found.setdefault((i, j), []).append((name, made[place[i], place[j]]))
+    return {
+        "rule": said,
+        "pairs": {f"{i},{j}": _said(each, rows[i], columns) for (i, j), each in found.items()},
+    }
+
+
+def _chosen(
+    rows: Sequence[Row], units: Mapping[tuple[str, str], list[int]]
+) -> tuple[str, dict[tuple[str, str], list[tuple[int, int]]]]:
+    """The first rule whose comparisons are at most MOST, or the last one, and its pairs."""
+    for rule in RULES:
+        pairs = {
+            group: [
+                (i, j)
+                for i, j in combinations(indices, 2)
+                if rows[i].model == rows[j].model and rule[1](rows[i], rows[j])
+            ]
+            for group, indices in units.items()
+        }
+        if sum(map(len, pairs.values())) <= MOST:
+            break
+    return rule[0], pairs
+
+
+def _by_units(
+    rows: Sequence[Row], columns: Mapping[str, FigureKey]
+) -> dict[tuple[str, str], list[int]]:
+    """Indices of the rows whose figure is on the same windows or documents, in table order."""
+    found: dict[tuple[str, str], list[int]] = {}
+    for name, key in columns.items():
+        for index, row in enumerate(rows):
+            items = row.figures[key].items if key in row.figures else ()
+            if items:
+                first = items[0]
+                found.setdefault((name, f"{first.ids} {first.count} {first.unit}"), []).append(
+                    index
+                )
+    return found
+
+
+def _said(
+    made: Sequence[tuple[str, Comparison]], row: Row, columns: Mapping[str, FigureKey]
+) -> list[list[Any]]:
+    corrected = adjusted([comparison for _, comparison in made])
+    return [
+        [
+            name,
+            difference_text(each, row.figures[columns[name]].unit),
+            flips_text(each),
+            p_text(each.p),
+            p_text(each.adjusted),
+            int(each.significant),
+        ]
+        for (name, _), each in zip(made, corrected, strict=True)
+    ]

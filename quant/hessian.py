@@ -173,6 +173,7 @@ def factorize(
     layer: str = "this layer",
     tokens: int | None = None,
     *,
+    together: int = 1,
     ladder: Sequence[float] = (),
     blocked: bool = True,
     checked: bool = False,
@@ -181,7 +182,8 @@ def factorize(
 
     The order of steps is that of the authors' code: set H_jj = 1 for dead inputs; sort columns by
     descending H_jj (act_order; ties keep natural order); add damping * mean(diag H) to the
-    diagonal; compute the triangular factor. `tokens`, the number of calibration tokens, is used in
+    diagonal; compute the triangular factor. together: with act_order, so many adjacent columns, a
+    group, stay side by side (`descending`). `tokens`, the number of calibration tokens, is used in
     errors. A Hessian that is singular with `damping` is factored again with each step of `ladder`;
     Factor.used says which step succeeded. blocked=False uses LAPACK for the whole factorization
     (the reference). checked: the same matrix was factored before and is not looked through again.
@@ -201,7 +203,7 @@ def factorize(
         )
     shares = (damping, *ladder)
     for share in shares:
-        matrix, order, absolute = _condition(hessian, dead, share, act_order)
+        matrix, order, absolute = _condition(hessian, dead, share, together if act_order else 0)
         try:
             if share == 0 and tokens is not None and tokens < live:
                 raise SingularHessianError("is singular")  # rounding could hide it from Cholesky
@@ -215,17 +217,34 @@ def factorize(
     raise AssertionError("unreachable: the last share returns or raises")
 
 
+def descending(diagonal: Tensor, together: int = 1) -> Tensor:
+    """Return the order int64 [in] of columns by descending H_jj; ties keep natural order.
+
+    together  so many adjacent columns stay side by side: they are sorted among themselves, and
+              these groups by their largest (group-aware reordering, Gafni et al., arXiv
+              2505.14638). An unfinished last group stays last.
+    """
+    whole = len(diagonal) // together * together
+    largest, within = diagonal[:whole].view(-1, together).sort(dim=1, descending=True, stable=True)
+    groups = largest[:, 0].argsort(descending=True, stable=True)
+    sorted_columns = (groups[:, None] * together + within[groups]).flatten()
+    return torch.cat([sorted_columns, torch.arange(whole, len(diagonal))])
+
+
 def _condition(
-    hessian: Tensor, dead: Tensor, share: float, act_order: bool
+    hessian: Tensor, dead: Tensor, share: float, together: int
 ) -> tuple[Tensor, Tensor | None, float]:
-    """Return a damped copy of H in column-loop order, that order, and the absolute damping."""
+    """Return a damped copy of H in column-loop order, that order, and the absolute damping.
+
+    together  of `descending`; 0: natural order.
+    """
     dtype = torch.promote_types(hessian.dtype, torch.float32)
     matrix = hessian.detach().to(dtype, copy=True)
     diagonal = matrix.diagonal()
     diagonal[dead] = 1
     order = None
-    if act_order:
-        order = torch.argsort(diagonal, descending=True, stable=True)
+    if together:
+        order = descending(diagonal, together)
         matrix = matrix[order][:, order]
         diagonal = matrix.diagonal()
     absolute = share * float(diagonal.mean())

@@ -15,6 +15,19 @@ from quant.tiling import strips
 
 
 @dataclass(frozen=True)
+class Order:
+    """An order of GPTQ's columns: natural, or act-order (together: of quant.hessian.descending)."""
+
+    act_order: bool
+    together: int = 1
+
+    def __str__(self) -> str:
+        if not self.act_order:
+            return ""
+        return "act-order" if self.together == 1 else f"act-order by groups of {self.together}"
+
+
+@dataclass(frozen=True)
 class Moments:
     """The inputs of a layer on the calibration text; layers with the same inputs share them.
 
@@ -22,21 +35,27 @@ class Moments:
     tokens     number of tokens in it.
     rank       eigenvalues above the rounding noise of the largest.
     condition  largest eigenvalue over the smallest one that counts.
-    factors    factors of the matrix by damping and act-order, as they come to be needed.
+    factors    factors of the matrix by damping and order, as they come to be needed.
     """
 
     matrix: Tensor
     tokens: int
     rank: int
     condition: float
-    factors: dict[tuple[float, bool], Factor] = field(default_factory=dict, repr=False)
+    factors: dict[tuple[float, Order], Factor] = field(default_factory=dict, repr=False)
 
-    def factor(self, damping: float, act_order: bool, layer: str) -> Factor:
+    def factor(self, damping: float, order: Order, layer: str) -> Factor:
         """Return the damped, factored matrix."""
-        key = (damping, act_order)
+        key = (damping, order)
         if key not in self.factors:
             self.factors[key] = factorize(
-                self.matrix, damping, act_order, layer, self.tokens, checked=bool(self.factors)
+                self.matrix,
+                damping,
+                order.act_order,
+                layer,
+                self.tokens,
+                together=order.together,
+                checked=bool(self.factors),
             ).keeping()
         return self.factors[key]
 

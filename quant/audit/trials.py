@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from quant.audit.grids import rows_of, solved, stored_grids
-from quant.audit.moments import Moments
+from quant.audit.moments import Moments, Order
 from quant.errors import SingularHessianError
 from quant.hessian import Factor, plain_root
 from quant.products import product
@@ -31,12 +31,15 @@ DAMPING, OTHERS = 0.01, (0.05, 0.1, 0.001)  # the paper's, and others that produ
 SAMPLE = 64  # rows
 LAST = 128  # columns P
 EXACT = 0.995  # share of equal codes from which on no other damping is tried
+SAME_CODES = 0.98  # share of equal codes from which on they are taken for the solver's own
+NATURAL, ACT_ORDER = Order(False), Order(True)
 
 
 class Trials:
-    """GPTQ in both column orders and with several dampings, on rows spread over a layer.
+    """GPTQ in several column orders and with several dampings, on rows spread over a layer.
 
-    weight [out, in] is that of the grids of `found`.
+    weight [out, in] is that of the grids of `found`. Act-order that keeps groups together is tried
+    where neither of the others fits.
     """
 
     def __init__(
@@ -46,20 +49,20 @@ class Trials:
         self._kernel, self._layer = kernel, layer
         rows = slice(None, None, -(-len(weight) // SAMPLE))
         self._part, self._some = rows_of(found, rows), weight[rows]
-        self._tried = {order: self._try(DAMPING, order) for order in (False, True)}
+        self._tried = {order: self._try(DAMPING, order) for order in (NATURAL, ACT_ORDER)}
 
     @cached_property
-    def act_order(self) -> bool:
-        """Whether act-order has the smaller error, at the usual damping."""
+    def better_order(self) -> Order:
+        """Natural or act-order: the one of the smaller error, at the usual damping."""
         errors = [
             self._inputs.loss(self._some - self._tried[order].dequantize())
-            for order in (False, True)
+            for order in (NATURAL, ACT_ORDER)
         ]
-        return errors[1] < errors[0]
+        return ACT_ORDER if errors[1] < errors[0] else NATURAL
 
     def better(self) -> QuantizedWeight:
         """Solve all rows with the usual damping in the better order."""
-        factor = self._inputs.factor(DAMPING, self.act_order, self._layer)
+        factor = self._inputs.factor(DAMPING, self.better_order, self._layer)
         return solved(self._weight, self._found, factor, self._kernel)
 
     def most_alike(self, better: QuantizedWeight) -> tuple[float, str]:
@@ -69,27 +72,36 @@ class Trials:
         """
         shares = {order: self._equal(each) for order, each in self._tried.items()}
         order = max(shares, key=lambda each: shares[each])
-        best, damping = shares[order], DAMPING
-        if best < EXACT:
-            fits = dict(self._fits(order))
-            other = max(fits, key=lambda each: fits[each])
-            share = best if other == DAMPING else self._equal(self._try(other, order))
+        best, damping = self._damped(order, shares[order])
+        size = self._found.scheme.group_size
+        if best < SAME_CODES and size is not None and self._found.group_index is None:
+            grouped = Order(True, size)
+            share, other = self._damped(grouped, self._equal(self._try(DAMPING, grouped)))
             if share > best:
-                best, damping = share, other
-        if (damping, order) == (DAMPING, self.act_order):
+                best, damping, order = share, other, grouped
+        if (damping, order) == (DAMPING, self.better_order):
             best = float((better.codes == self._found.codes).float().mean())
-        return best, f"damping {damping:g}{', act-order' * order}"
+        return best, f"damping {damping:g}{f', {order}' if order.act_order else ''}"
 
-    def _try(self, damping: float, act_order: bool) -> QuantizedWeight:
-        factor = self._inputs.factor(damping, act_order, self._layer)
+    def _damped(self, order: Order, usual: float) -> tuple[float, float]:
+        """The share of equal codes and the damping that fit best; `usual`: at the usual one."""
+        if usual >= EXACT:
+            return usual, DAMPING
+        fits = dict(self._fits(order))
+        other = max(fits, key=lambda each: fits[each])
+        share = usual if other == DAMPING else self._equal(self._try(other, order))
+        return (share, other) if share > usual else (usual, DAMPING)
+
+    def _try(self, damping: float, order: Order) -> QuantizedWeight:
+        factor = self._inputs.factor(damping, order, self._layer)
         return solved(self._some, self._part, factor, self._kernel)
 
     def _equal(self, one: QuantizedWeight) -> float:
         return float((one.codes == self._part.codes).float().mean())
 
-    def _fits(self, act_order: bool) -> Iterator[tuple[float, float]]:
+    def _fits(self, tried: Order) -> Iterator[tuple[float, float]]:
         """Yield every damping with the share of equal codes in the last columns of an order."""
-        usual = self._inputs.factor(DAMPING, act_order, self._layer)
+        usual = self._inputs.factor(DAMPING, tried, self._layer)
         hessian, part = self._inputs.matrix, self._part
         order = torch.arange(len(hessian)) if usual.order is None else usual.order
         order = order[~usual.dead[order]]  # of no influence on the others

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from quant.audit.trials import SAME_CODES
+
 if TYPE_CHECKING:
     from quant.audit.layer import ErrorAlone, Evidence
 
@@ -36,7 +38,6 @@ VERDICTS = (
 UNRELATED = 0.3  # cosine below which weights have nothing to do with each other
 RTN = 0.99  # share of codes that must be the nearest levels
 SAME_ERROR = 1.05  # of the solver's error
-SAME_CODES = 0.98  # share of codes that are the solver's own
 WORSE = 1.02  # of the error of rounding
 
 

@@ -4,12 +4,14 @@ import pytest
 import torch
 
 from quant.audit.layer import audit_layer
-from quant.audit.moments import moments
+from quant.audit.moments import Order, moments
 from quant.audit.trials import DAMPING, LAST, OTHERS, Trials
-from quant.hessian import factorize
+from quant.audit.verdict import AS_GOOD, judge
+from quant.hessian import descending, factorize
 from quant.scheme import Scheme
 from quant.solvers import gptq
 from quant.solvers.base import Layer
+from quant.weight import QuantizedWeight
 
 INPUTS, TOKENS = 2 * LAST + 64, 2000  # the trials' last columns are a part of all
 DRAW = torch.Generator().manual_seed(11)
@@ -45,10 +47,40 @@ def test_the_last_columns_follow_from_the_codes_before_them(act_order):
     """As in the whole loop: equal for the right damping, and for no other."""
     found = made(0.05, act_order)
     trials = Trials(WEIGHT, found, moments(HESSIAN, TOKENS), "auto", "layer")
-    fits = dict(trials._fits(act_order))
+    fits = dict(trials._fits(Order(act_order)))
     assert fits.keys() == {DAMPING, *OTHERS}
     assert fits.pop(0.05) > 0.999
     assert max(fits.values()) < 0.99
+
+
+def test_columns_sorted_within_groups_and_groups_by_their_largest():
+    values = [5.0, 1.0, 7.0, 7.0, 2.0, 9.0, 9.0, 0.0, 3.0, 4.0]
+    groups = [range(first, first + 4) for first in (0, 4)]
+    by_value = [sorted(group, key=lambda at: -values[at]) for group in groups]
+    expected = [at for group in sorted(by_value, key=lambda each: -values[each[0]]) for at in group]
+    assert descending(torch.tensor(values), 4).tolist() == [*expected, 8, 9]
+    assert descending(torch.tensor(values)).tolist() == sorted(range(10), key=lambda at: -values[at])
+
+
+@pytest.mark.parametrize("damping", [DAMPING, 0.05])
+def test_a_solver_whose_order_keeps_groups_together_is_known(damping):
+    """GPTQModel's default: the columns are moved, and solved in natural order as they then are."""
+    size, groups = 64, INPUTS // 64
+    diagonal = HESSIAN.diagonal().clone()
+    diagonal[diagonal == 0] = 1
+    order = descending(diagonal, size)
+    options = gptq.Options(damping=damping, static_groups=True)
+    layer = Layer(tokens=TOKENS)
+    prepared = gptq.prepare(HESSIAN[order][:, order], options, layer)
+    moved = gptq.solve(WEIGHT[:, order], Scheme(3, size), prepared, options, layer).weight
+    back = torch.argsort(order)
+    group_back = torch.argsort(order.view(groups, size)[:, 0] // size)
+    grid = {name: part[:, group_back] for name, part in moved.grid.items()}
+    found = QuantizedWeight(moved.codes[:, back], moved.scheme, None, grid)
+    seen, _, _ = audit_layer(WEIGHT, found, moments(HESSIAN, TOKENS), "auto", "layer")
+    assert seen.agreement > 0.99
+    assert seen.same_as == f"damping {damping:g}, act-order by groups of {size}"
+    assert judge(seen).name == AS_GOOD
 
 
 def test_the_loss_of_half_a_hessian_is_that_of_the_whole():

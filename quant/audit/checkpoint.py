@@ -24,6 +24,9 @@ LISTED = 3
 AT_ONCE = 1 << 20  # values of two tensors that are compared at a time
 
 
+SEQUENTIAL = "true-sequential, so the inputs of a layer are those behind the checkpoint's layers"
+
+
 @dataclass(frozen=True)
 class Claim:
     """What the files say of their maker.
@@ -33,6 +36,7 @@ class Claim:
     format    name of the format, for tables.
     types     types of the tensors and their shares of the weights, where a file has several.
     said      what else they say, in words.
+    true_sequential  they say that inputs were taken behind the quantized layers of the same block.
     """
 
     method: str | None
@@ -40,6 +44,7 @@ class Claim:
     format: str
     types: str = ""
     said: tuple[str, ...] = ()
+    true_sequential: bool = False
 
 
 class AuditedCheckpoint:
@@ -87,7 +92,17 @@ class AuditedCheckpoint:
         method: Any = own.get("name") if isinstance(own, Mapping) else None
         method = method or said.get("provider") or said.get("quant_method")
         producer = self._format.producer or str(said.get("provider") or "")
-        return Claim(str(method).lower() if method else None, producer, self._format.name)
+        sequential = any(
+            isinstance(part, Mapping) and part.get("true_sequential") is True
+            for part in (said, meta, own)
+        )
+        return Claim(
+            str(method).lower() if method else None,
+            producer,
+            self._format.name,
+            said=(SEQUENTIAL,) * sequential,
+            true_sequential=sequential,
+        )
 
     def read(self, layer: str) -> QuantizedWeight | None:
         """Return the quantized weight of a layer, by its full name; None if it is not quantized."""

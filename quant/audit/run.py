@@ -1,15 +1,16 @@
 """Audit a checkpoint block by block, on the activations that its own blocks make.
 
 The blocks of the base run as they do when they are quantized (quant.calibrate.stream): the Hessians
-of a block are those of its full-precision weights, behind the checkpoint's quantized blocks. These
-are the Hessians that a producer had who quantized on the same text. Then the block gets the
+of a block are those of its full-precision weights, behind the checkpoint's quantized blocks (and
+layers, if the files say that they were made so: true-sequential). These are the Hessians that a
+producer had who quantized on the same text. Then the block gets the
 checkpoint's weights, and one block is in memory at a time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -43,6 +44,7 @@ from quant.weight import QuantizedWeight
 
 # The scheme is not used: every layer is audited on its own.
 CONFIG = QuantizationConfig(gptq.SOLVER, Scheme(4), rules=Rules(True, RTN), arithmetic="fast")
+SEQUENTIAL = replace(CONFIG, options=gptq.Options(true_sequential=True))
 # The solver's codes on a checkpoint's grids, and their coordinates, by full layer name.
 Resolved = dict[str, tuple[QuantizedWeight, Coordinates]]
 
@@ -130,8 +132,9 @@ def audit(
             BlockAuditor, checkpoint=checkpoint, found=found, on=kernel, resolved=resolved
         )
         place = Workplace(activations=plan.activations, folder=scratch)
-        quantize_blocks(source, calibration, CONFIG, _Nothing(), progress, place, solvers=auditor)
         claim = checkpoint.claim
+        how = SEQUENTIAL if claim.true_sequential else CONFIG
+        quantize_blocks(source, calibration, how, _Nothing(), progress, place, solvers=auditor)
     return Audit(Path(folder), claim, found, differing, sum(map(len, calibration)), said)
 
 

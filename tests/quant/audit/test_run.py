@@ -2,6 +2,7 @@
 
 import gc
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from quant.audit.checkpoint import AT_ONCE, AuditedCheckpoint
 from quant.audit.run import Audit, audit
-from quant.audit.verdict import ROUNDED
+from quant.audit.verdict import AS_GOOD, ROUNDED
 from quant.calibrate.run import Progress
 from quant.checkpoint.make import quantize_to
 from quant.checkpoint.source import CheckpointSource
@@ -20,15 +21,18 @@ from quant.config import QuantizationConfig
 from quant.memory.limits import Limits
 from quant.memory.plan import MemoryPlanError
 from quant.scheme import Scheme
-from quant.solvers import rtn
+from quant.solvers import gptq, rtn
 from tests.quant.tiny_checkpoints import edit_tensors
 
 WINDOWS = [torch.arange(start, start + 48) for start in (1, 20, 43)]
 LAYERS = 7  # of a block
 
 
-def make(folder: Path, blocks: int) -> tuple[Path, Path]:
-    """A random Llama of so many blocks, and its rounded checkpoint."""
+def make(
+    folder: Path, blocks: int, quantization: QuantizationConfig | None = None
+) -> tuple[Path, Path]:
+    """A random Llama of so many blocks, and its checkpoint: rounded, if nothing else is said."""
+    quantization = quantization or QuantizationConfig(rtn.SOLVER, Scheme(4, 32))
     torch.manual_seed(0)
     config = LlamaConfig(
         hidden_size=64, intermediate_size=128, num_hidden_layers=blocks, num_attention_heads=4,
@@ -37,10 +41,8 @@ def make(folder: Path, blocks: int) -> tuple[Path, Path]:
     base, made = folder / f"base-{blocks}", folder / f"made-{blocks}"
     LlamaForCausalLM(config).save_pretrained(base)
     with CheckpointSource(base, torch.float32) as source:
-        quantize_to(
-            made, source, WINDOWS, QuantizationConfig(rtn.SOLVER, Scheme(4, 32)),
-            model_hash="m", method={"name": "rtn"},
-        )  # fmt: skip
+        method = {"name": quantization.solver.name, **asdict(quantization.options)}
+        quantize_to(made, source, WINDOWS, quantization, model_hash="m", method=method)
     return base, made
 
 
@@ -57,6 +59,17 @@ def live_bytes() -> int:
             storage = each.untyped_storage()
             held[storage.data_ptr()] = storage.nbytes()
     return sum(held.values())
+
+
+@pytest.mark.parametrize("sequential", [False, True])
+def test_inputs_are_those_of_the_producer(tmp_path: Path, sequential: bool) -> None:
+    """Of a true-sequential one, behind its quantized layers of the same block."""
+    options = gptq.Options(true_sequential=sequential, static_groups=True)
+    base, made = make(tmp_path, 2, QuantizationConfig(gptq.SOLVER, Scheme(3, 32), options))
+    found = audited(base, made)
+    assert found.claim.true_sequential == sequential
+    assert {each.verdict.name for each in found.layers} == {AS_GOOD}
+    assert min(each.evidence.agreement for each in found.layers) > 0.999
 
 
 def test_memory_does_not_grow_with_depth(tmp_path: Path) -> None:

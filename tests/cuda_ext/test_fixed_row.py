@@ -1,4 +1,4 @@
-"""One row of x by sums of whole numbers (AVX2, AVX-512): exactness, and activations that are hard to fix.
+"""One row of x by sums of whole numbers: exactness, and activations that are hard to fix.
 
 Every instruction set must pass: what is asked is the error rule, not a path.
 """

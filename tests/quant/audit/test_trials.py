@@ -59,7 +59,9 @@ def test_columns_sorted_within_groups_and_groups_by_their_largest():
     by_value = [sorted(group, key=lambda at: -values[at]) for group in groups]
     expected = [at for group in sorted(by_value, key=lambda each: -values[each[0]]) for at in group]
     assert descending(torch.tensor(values), 4).tolist() == [*expected, 8, 9]
-    assert descending(torch.tensor(values)).tolist() == sorted(range(10), key=lambda at: -values[at])
+    assert descending(torch.tensor(values)).tolist() == sorted(
+        range(10), key=lambda at: -values[at]
+    )
 
 
 @pytest.mark.parametrize("damping", [DAMPING, 0.05])

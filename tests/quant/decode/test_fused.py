@@ -96,7 +96,7 @@ def test_shapes_and_settings(changes) -> None:
 
 
 def test_a_long_prompt_gives_the_logits_of_tokens_one_by_one(tmp_path) -> None:
-    """The same bits on the portable kernels; the others multiply one token by sums of whole numbers."""
+    """The same bits on the portable kernels; the others take one token by whole numbers."""
     model, prompt = packed(llama(), Scheme(4, 32), tmp_path / "q"), prompt_of(TOGETHER + 9)
     together, single = (FusedDecoder(model, 100) for _ in range(2))
     together.prefill(prompt)

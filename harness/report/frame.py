@@ -150,7 +150,8 @@ def _calibrated_on(record: Record) -> str | None:
     text = _section(record, "calib")
     if record.cell.calibration is None or "protocol" not in text:
         return None
-    return f"{text['protocol']} {text.get('sequences')} x {text.get('length')}"
+    length = text.get("length")  # None: whole documents
+    return f"{text['protocol']} {text.get('sequences')}" + ("" if length is None else f" x {length}")
 
 
 def _metric(metric: Metric, record: Record) -> dict[str, Any]:

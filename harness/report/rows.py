@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from harness.records.busyness import BUSY
 from harness.records.hashes import SHA256_DIGITS
-from harness.records.record import Items
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from harness.records.record import Items
 
 FigureKey = tuple[str, str, str]  # suite, task, metric
 
@@ -345,7 +346,8 @@ def _combine(entries: list[dict[str, Any]]) -> Figure:
 
 def _items_of(entries: list[dict[str, Any]]) -> tuple[Items, ...]:
     found = [entry["items"] for entry in sorted(entries, key=lambda entry: entry["seed"])]
-    return tuple(found) if all(isinstance(each, Items) for each in found) else ()
+    lacking = any(each is None or isinstance(each, float) for each in found)  # pandas puts NaN
+    return () if lacking else tuple(found)
 
 
 def _order(row: Row) -> tuple[Any, ...]:

@@ -151,7 +151,8 @@ def _calibrated_on(record: Record) -> str | None:
     if record.cell.calibration is None or "protocol" not in text:
         return None
     length = text.get("length")  # None: whole documents
-    return f"{text['protocol']} {text.get('sequences')}" + ("" if length is None else f" x {length}")
+    size = "" if length is None else f" x {length}"
+    return f"{text['protocol']} {text.get('sequences')}{size}"
 
 
 def _metric(metric: Metric, record: Record) -> dict[str, Any]:

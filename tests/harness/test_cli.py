@@ -260,8 +260,10 @@ def test_an_interrupted_sweep_goes_on_where_it_stopped(
         kill(running.pid, number)
         _, err = running.communicate(timeout=600)
         assert running.returncode == status
-        assert "Traceback" not in err, err
-        assert number == signal.SIGKILL or "run the same command again" in err
+        # A process that was being started when its parent was killed may say that it got nothing.
+        if number != signal.SIGKILL:
+            assert "Traceback" not in err, err
+            assert "run the same command again" in err
         before = finished()
         assert len(before) < 9
     last = warm.run(arguments, cwd=tmp_path)

@@ -30,7 +30,6 @@ from harness.config.options import build_options
 from harness.config.schema import CellConfig, HeadConfig, RuntimeConfig, SchemeConfig
 from harness.data import lock
 from harness.errors import ConfigError, MissingData, Unavailable
-from harness.models import gguf
 from harness.models.model import (
     AbsentModel,
     Model,
@@ -335,7 +334,7 @@ def _facts(config: CellConfig, model: Model | AbsentModel) -> Callable[[str], Fa
             device=config.runtime.device,
             threads=config.runtime.threads,
             has_original=model.checkpoint is None,
-            file=None if config.method.get("solver") else gguf.file_of(config.model),
+            file=None if config.method.get("solver") else model.file,
         )
 
     return facts

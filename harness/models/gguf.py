@@ -97,12 +97,6 @@ def origin(folder: Path) -> dict[str, Any] | None:
     return found
 
 
-def file_of(config: ModelConfig) -> Path | None:
-    """The GGUF file on this machine that a model is read from; None for any other model."""
-    path = None if config.source != "local" or config.path is None else Path(config.path)
-    return path if path is not None and path.suffix == SUFFIX and path.is_file() else None
-
-
 def rounded(found: Mapping[str, Any]) -> list[str]:
     """The types of few bits that weights have in a file, most frequent first; see `origin`."""
     return [kind for kind in found["weights"] if kind not in FLOATS]

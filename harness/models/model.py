@@ -6,7 +6,7 @@ The four classes have the same interface, so that callers need not know where a 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,11 +53,13 @@ class StoredModel:
     """A complete Hugging Face folder of full-precision weights.
 
     fingerprint  sha256 over the files that determine what the model computes.
+    file         the GGUF file on this machine that the folder was made of; None otherwise.
     """
 
     config: ModelConfig
     folder: Path
     fingerprint: str
+    file: Path | None = field(default=None, compare=False)  # config.path tells models apart
 
     checkpoint = None  # not quantized elsewhere
     has_weights = True  # for a solver to quantize
@@ -102,6 +104,7 @@ class QuantizedModel:
     fingerprint: str
     checkpoint: Checkpoint
 
+    file = None
     has_weights = False
 
     @property
@@ -147,6 +150,7 @@ class RandomModel:
 
     checkpoint = None
     folder = None
+    file = None
     has_weights = False
 
     @property
@@ -196,10 +200,12 @@ class AbsentModel:
 
     wanted  what will be brought or made, for the plan; None for a model of the hub, which
             harness.data.hub says.
+    file    as that of StoredModel.
     """
 
     config: ModelConfig
     wanted: str | None = None
+    file: Path | None = field(default=None, compare=False)  # config.path tells models apart
 
     checkpoint = None
     has_weights = True
@@ -248,9 +254,9 @@ def _local(config: ModelConfig, download: bool, levels: Part | None) -> Model | 
     if path.suffix == gguf.SUFFIX and path.is_file():
         folder = gguf.local_folder(config, path, download)
         if folder is None:
-            return AbsentModel(config, f"a folder will be made of {path.name}, once")
-        return _in_folder(config, check_folder(folder, f"the folder of {path.name}"), levels)
-    return _in_folder(config, check_folder(Path(config.path), f"model.path={config.path}"), levels)
+            return AbsentModel(config, f"a folder will be made of {path.name}, once", path)
+        return _in_folder(config, check_folder(folder, f"the folder of {path.name}"), levels, path)
+    return _in_folder(config, check_folder(path, f"model.path={config.path}"), levels)
 
 
 def _hub(config: ModelConfig, download: bool, levels: Part | None) -> Model | AbsentModel:
@@ -290,11 +296,13 @@ SOURCES: dict[str, Callable[[ModelConfig, bool, Part | None], Model | AbsentMode
 }
 
 
-def _in_folder(config: ModelConfig, folder: Path, levels: Part | None = None) -> Model:
+def _in_folder(
+    config: ModelConfig, folder: Path, levels: Part | None = None, file: Path | None = None
+) -> Model:
     checkpoint = find_checkpoint(folder, levels)
     fingerprint = folder_fingerprint(folder, config.trust_remote_code)
     if checkpoint is None:
-        return StoredModel(config, folder, fingerprint)
+        return StoredModel(config, folder, fingerprint, file)
     return QuantizedModel(config, folder, fingerprint, checkpoint)
 
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from harness.cell.cells import ResolvedCell
 from harness.errors import StoreError
-from harness.models import gguf
 from harness.models.checkpoints import load_packed, packed_bits
 from harness.models.folders import weights_read
 from harness.models.model import Model, RandomModel, StoredModel
@@ -44,7 +43,7 @@ class Subject:
         # Folder of the packed weights under test, made here or elsewhere; None for full precision
         # or random weights.
         self.packed = cell.artifact if self.has_original else cell.model.folder
-        self.file = None if self.quantized else gguf.file_of(cell.model.config)
+        self.file = None if self.quantized else cell.model.file
 
     def model(self) -> Any:
         """The model under test, loaded as a whole."""

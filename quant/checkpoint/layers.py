@@ -13,7 +13,8 @@ from torch import Tensor
 from quant.checkpoint.choose import parse
 from quant.checkpoint.files import weight_files
 from quant.checkpoint.folder import remake
-from quant.checkpoint.formats.base import SIGNS, CheckpointFormat
+from quant.checkpoint.formats.base import CheckpointFormat
+from quant.checkpoint.layer_names import is_expression
 from quant.checkpoint.operators import tensor_names
 from quant.checkpoint.tensors import TensorReader
 from quant.errors import ArtifactError
@@ -94,7 +95,7 @@ def _refuse_contradictions(
                 f"full precision. {remake(reader.folder)}"
             )
     for name, fields in checkpoint.own.items():
-        if fields and not SIGNS.search(name) and name not in layers:
+        if fields and not is_expression(name) and name not in layers:
             raise ArtifactError(
                 f"{reader.folder}: config.json has settings of its own for {name}, but the files "
                 f"have no quantized layer of this name. {remake(reader.folder)}"

@@ -3,8 +3,8 @@
 #if defined(__x86_64__)
 #include <immintrin.h>
 
-#include "fixed.h"
 #include "avx2_scales.h"
+#include "fixed.h"
 
 namespace bitsweep {
 namespace {

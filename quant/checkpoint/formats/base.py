@@ -6,11 +6,11 @@ be listed and configurations parsed quickly.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from quant.checkpoint.layer_names import settings_of
 from quant.errors import ArtifactError, SchemeError
 from quant.head import NAMES, is_head
 from quant.levels import uniform
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     Entries = dict[str, tuple[tuple[int, ...], torch.dtype]]
 
 Config = Mapping[str, Any]
-# What a regular expression has, and the full name of a layer has not.
-SIGNS = re.compile(r"[*^$|()\[\]?+\\]")
 
 
 @dataclass(frozen=True)
@@ -197,9 +195,8 @@ class CheckpointFormat:
     packing      how codes lie in words, for a format that has had several ways; "" if unknown.
     operators    operators by layer (quant.checkpoint.operators).
     head         the fields of this class that differ for the head (quant.head).
-    own          the fields that differ for other layers, by full name or regular expression (with
-                 one of SIGNS); None: the layer is in full precision. A name counts before any
-                 expression, and of these the first that is found in the name of a layer.
+    own          the fields that differ for other layers, by full name or regular expression
+                 (quant.checkpoint.layer_names); None: the layer is in full precision.
     mixture      layers by scheme, in words, if there are several in the blocks.
     """
 
@@ -231,12 +228,7 @@ class CheckpointFormat:
 
     def own_of(self, layer: str) -> Config | None:
         """Return the fields that differ for one layer; None if it is in full precision."""
-        if layer in self.own:
-            return self.own[layer]
-        for pattern, fields in self.own.items():
-            if SIGNS.search(pattern) and re.search(pattern, layer):
-                return fields
-        return {}
+        return settings_of(layer, self.own, {})
 
     @property
     def name(self) -> str:

@@ -64,14 +64,13 @@ def _measure(room: Path, scheme: Scheme) -> None:
             run()
             seconds[name].append(time.process_time() - start)
     weights = sum(layers.values())
-    print(f"{scheme.name}, {weights / 1e6:.0f} M weights, one thread, {ROUNDS} rounds in turn; load "
-          f"{os.getloadavg()[0]:.1f}")  # fmt: skip
+    print(f"{scheme.name}, {weights / 1e6:.0f} M weights, one thread, {ROUNDS} rounds in turn, goal {GOAL:.0%}; "
+          f"load {os.getloadavg()[0]:.1f}")  # fmt: skip
     for name in runs:
         share = [theirs / ours for theirs, ours in zip(seconds["base"], seconds[name], strict=True)]
         print(
             f"  {name:<20} {weights / statistics.median(seconds[name]) / 1e6:6.0f} M weights/s, "
             f"{statistics.median(share):5.0%} [{min(share):.0%}, {max(share):.0%}] of the base's"
-            + f" (goal {GOAL:.0%})" * (name != "base")
         )
 
 

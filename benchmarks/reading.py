@@ -7,6 +7,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -55,8 +56,8 @@ def _measure(room: Path, scheme: Scheme) -> None:
             export(own, room / name, name)
             folders.append(room / name)
     layers = _layers(own)
-    runs: dict[str, Callable[[], None]] = {"base": lambda: _plain(base, layers)}
-    runs |= {folder.name: lambda folder=folder: _dequantized(folder) for folder in folders}
+    runs: dict[str, Callable[[], None]] = {"base": partial(_plain, base, layers)}
+    runs |= {folder.name: partial(_dequantized, folder) for folder in folders}
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(ROUNDS):
         for name, run in runs.items():
@@ -64,8 +65,8 @@ def _measure(room: Path, scheme: Scheme) -> None:
             run()
             seconds[name].append(time.process_time() - start)
     weights = sum(layers.values())
-    print(f"{scheme.name}, {weights / 1e6:.0f} M weights, one thread, {ROUNDS} rounds in turn, goal {GOAL:.0%}; "
-          f"load {os.getloadavg()[0]:.1f}")  # fmt: skip
+    print(f"{scheme.name}, {weights / 1e6:.0f} M weights, one thread, {ROUNDS} rounds in turn; "
+          f"goal {GOAL:.0%}; load {os.getloadavg()[0]:.1f}")  # fmt: skip
     for name in runs:
         share = [theirs / ours for theirs, ours in zip(seconds["base"], seconds[name], strict=True)]
         print(

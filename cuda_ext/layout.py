@@ -115,7 +115,7 @@ def _unpack_bytes(words: Tensor, bits: int, n: int) -> Tensor:
     """
     together = 8 // math.gcd(8, bits)
     rows, numbers, held = len(words), -(-n // together), together * bits // 8
-    # (A matrix of one column is contiguous with any stride, and only flat ones are viewed as bytes.)
+    # Flat, because a matrix of one column is contiguous with any stride.
     stream = words.contiguous().flatten().view(torch.uint8).view(rows, 4 * words.shape[1])
     stream = pad(stream, (0, max(0, numbers * held - stream.shape[1])))[:, : numbers * held]
     pieces = stream.unflatten(1, (numbers, held))

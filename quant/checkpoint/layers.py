@@ -21,13 +21,13 @@ from quant.errors import ArtifactError
 from quant.head import is_head
 from quant.input_operator import NAME
 from quant.levels.base import Levels
-from quant.linear import Packed, pack, unpack
+from quant.linear import pack, unpack
 from quant.parts import Part
 from quant.scheme import Scheme
 from quant.weight import QuantizedWeight
 
 if TYPE_CHECKING:
-    from quant.checkpoint.formats.base import Read
+    from quant.checkpoint.formats.base import Buffers, Read
 
 # Layers whose tensors are examined for properties that the configuration does not declare.
 LOOKED_AT = 8
@@ -206,7 +206,7 @@ def read_packed(
     layer: str,
     parts: list[str],
     shape: tuple[int, int] | None = None,
-) -> tuple[Packed, Scheme, int]:
+) -> Buffers:
     """Return the buffers of QuantLinear, the scheme and the number of inputs of one layer.
 
     Raises as read_weight.

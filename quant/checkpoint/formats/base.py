@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
     Shape = tuple[int, int] | None
     Tensors = Mapping[str, Tensor]
-    Read = QuantizedWeight | tuple[Packed, Scheme, int]
+    Buffers = tuple[Packed, Scheme, int]
+    Read = QuantizedWeight | Buffers
     Entries = dict[str, tuple[tuple[int, ...], torch.dtype]]
 
 Config = Mapping[str, Any]

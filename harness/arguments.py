@@ -184,14 +184,47 @@ def _add_fetch(parser: Parser) -> None:
 
 
 def _add_report(parser: Parser) -> None:
-    _add_results(parser)
+    parser.description = (
+        "Make tables, plots and the page again from records. Of several results folders it is one\n"
+        "report of all their rows (docs/reports.md)."
+    )
+    parser.add_argument(
+        "results",
+        nargs="*",
+        type=Path,
+        metavar="RESULTS",
+        help="results folders of earlier runs (results)",
+    )
     parser.add_argument(
         "--out",
         type=Path,
         metavar="FOLDER",
-        help="a folder for the report; RESULTS/reports/all is the usual one",
+        help="a folder for the report; RESULTS/reports/all is the usual one, and reports/joined in "
+        "the first of several",
     )
     parser.add_argument("--title", default="Bitsweep report", help="a heading")
+    latex = parser.add_argument_group("tables in LaTeX")
+    for option, what in (("caption", "a caption"), ("label", "a label")):
+        latex.add_argument(
+            f"--{option}",
+            action="append",
+            default=[],
+            metavar="NAME=LATEX",
+            help=f"{what} for tables/NAME.tex, in LaTeX; once for every table",
+        )
+    latex.add_argument(
+        "--text-width",
+        type=float,
+        default=345.0,
+        metavar="PT",
+        help="a width in points, what \\the\\textwidth prints (345)",
+    )
+    latex.add_argument(
+        "--wide",
+        choices=("rotate", "split"),
+        default="rotate",
+        help="turn a table that is too wide, or split it by columns (rotate)",
+    )
     _add_config_dir(parser, "a folder of yours laid out like conf/, with suites that were run")
     _add_help(parser)
 

@@ -23,6 +23,7 @@ from harness.records.record import NOT_AVAILABLE, QUANTIZATION, Record
 from harness.records.store import Store, cell_name, file_name, unique_name, write_atomically
 from harness.records.temporary import remove_abandoned
 from harness.report.frame import MODEL_DIGITS
+from harness.report.latex import LATEX, Latex
 from harness.run.detectable import detectable_lines
 from harness.run.hashing import hashing_shown
 from harness.run.recording import absent_records, roots_of
@@ -211,6 +212,7 @@ def report(
     causes: bool = True,
     own_folder: bool = True,
     console: Console | None = None,
+    latex: Latex = LATEX,
 ) -> None:
     """Write the report; print its table and its path.
 
@@ -219,13 +221,14 @@ def report(
     causes      print the causes of failures below the table.
     own_folder  the folder is for reports alone, so files of an earlier report are removed.
     console     to print to; None: standard output.
+    latex       how its tables in LaTeX are set.
     """
     from harness.report.build import build_report
     from harness.report.held import remove_others, said_of_replaced
     from harness.report.tables import summary_table
 
     replaced = said_of_replaced(records, folder)
-    files = build_report(records, folder, title, suites)
+    files = build_report(records, folder, title, suites, latex)
     if own_folder:
         remove_others(folder, files)
     console = console or open_console()

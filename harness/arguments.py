@@ -203,6 +203,11 @@ def _add_report(parser: Parser) -> None:
         "the first of several",
     )
     parser.add_argument("--title", default="Bitsweep report", help="a heading")
+    parser.add_argument(
+        "--interchange",
+        action="store_true",
+        help="write .eval_results of the Hugging Face Hub and records of Every Eval Ever too",
+    )
     latex = parser.add_argument_group("tables in LaTeX")
     for option, what in (("caption", "a caption"), ("label", "a label")):
         latex.add_argument(

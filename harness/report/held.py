@@ -9,7 +9,15 @@ from pathlib import Path
 from harness.records.record import Record
 
 MOST_NAMED = 4
-WRITTEN = ("tables/*.csv", "tables/*.tex", "plots/*.pdf", "plots/*.png", "plots/*.svg")
+WRITTEN = (
+    "tables/*.csv",
+    "tables/*.tex",
+    "plots/*.pdf",
+    "plots/*.png",
+    "plots/*.svg",
+    "interchange/**/*.json",
+    "interchange/**/*.yaml",
+)
 
 
 def said_of_replaced(records: Sequence[Record], folder: Path) -> str | None:

@@ -11,7 +11,8 @@ from harness.cell.parts import suites_in
 from harness.errors import ConfigError
 from harness.records.absent import absent_beside
 from harness.records.record import Record
-from harness.records.store import require_place, scan_records
+from harness.records.store import require_place, scan_records, write_atomically
+from harness.report.interchange import interchange_files
 from harness.report.latex import Latex
 from harness.run import launch
 
@@ -30,6 +31,7 @@ class Request:
     label: list[str]
     text_width: float
     wide: str
+    interchange: bool
 
 
 def report(request: Request) -> int:
@@ -56,6 +58,13 @@ def report(request: Request) -> int:
     suites = suites_in(request.config_dir)
     own = request.out is None
     launch.report(records, folder, request.title, suites, own_folder=own, latex=latex)
+    if request.interchange:
+        files, said = interchange_files(records, suites)
+        for name, data in files.items():
+            write_atomically(folder / name, data)
+        print(f"interchange: {len(files)} files in {folder / 'interchange'}")
+        for sentence in said:
+            print(sentence)
     return 0
 
 

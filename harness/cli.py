@@ -1,4 +1,4 @@
-"""The command line: `bitsweep run|plan|fetch|report|compare|paper|export|inspect|audit|doctor`.
+"""The command line: `bitsweep VERB`.
 
 harness.arguments has its grammar and help. Heavy libraries are imported only by verbs that need
 them. Exit status: 0 success, 1 something failed (see the summary), 2 the request is impossible, 130
@@ -134,6 +134,14 @@ def _report(options: Namespace) -> int:
     return report(_request(Request, options))
 
 
+def _sync(options: Namespace) -> int:
+    require("harness", "bitsweep sync")
+    require("wandb", "bitsweep sync")
+    from harness.syncing import Request, sync
+
+    return sync(_request(Request, options))
+
+
 def _export(options: Namespace) -> int:
     from harness.checkpoint_verbs import export_to
 
@@ -205,6 +213,7 @@ VERBS: dict[str, Callable[[Namespace], int]] = {
     "fetch": _fetch,
     "report": _report,
     "compare": _compare,
+    "sync": _sync,
     "paper": _paper,
     "export": _export,
     "inspect": _inspect,

@@ -12,11 +12,10 @@ from harness.errors import ConfigError
 from harness.records.absent import absent_beside
 from harness.records.record import Record
 from harness.records.store import require_place, scan_records, write_atomically
+from harness.report.held import ALL, JOINED
 from harness.report.interchange import interchange_files
 from harness.report.latex import Latex
 from harness.run import launch
-
-ALL, JOINED = "all", "joined"  # names of reports
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from harness.arguments_of_results import (
     add_config_dir,
     add_help,
     add_paper,
+    add_push,
     add_report,
     add_sync,
 )
@@ -136,6 +137,7 @@ def build() -> tuple[Parser, dict[str, Parser]]:
         "sync": ("make a wandb project again from records, runs and report page", add_sync),
         "paper": ("show which published tables are complete, and what the others need", add_paper),
         "export": ("write a quantized model in a format of other tools", _add_export),
+        "push": ("send a quantized model with its card to a hub", add_push),
         "inspect": ("show what a quantized checkpoint holds, whoever made it", _add_inspect),
         "audit": (
             "hold a quantized checkpoint against its base: what was really done to it",

@@ -1,4 +1,4 @@
-"""Arguments of the verbs that read results: report, compare, sync and paper."""
+"""Arguments of the verbs that read results: report, compare, sync, paper and push."""
 
 from __future__ import annotations
 
@@ -110,6 +110,24 @@ def add_paper(parser: ArgumentParser) -> None:
         "hardware, memory, disk and hours. docs/paper.md says how they are made."
     )
     add_results(parser)
+    add_help(parser)
+
+
+def add_push(parser: ArgumentParser) -> None:
+    parser.description = (
+        "Send a quantized model with its card to a hub, as one commit. Its figures on datasets of\n"
+        "the hub go with it as .eval_results/bitsweep.yaml. Needs a token (`hf auth login`)."
+    )
+    parser.add_argument(
+        "artifact", type=Path, metavar="ARTIFACT", help="a folder under results/artifacts, or any"
+    )
+    parser.add_argument(
+        "repository", metavar="OWNER/NAME", help="a repository, which is made if there is none"
+    )
+    parser.add_argument("--private", action="store_true", help="make the repository private")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace what the repository holds"
+    )
     add_help(parser)
 
 

@@ -156,6 +156,13 @@ def _export(options: Namespace) -> int:
     return OK
 
 
+def _push(options: Namespace) -> int:
+    require("harness", "bitsweep push")
+    from harness.pushing import Request, push
+
+    return push(_request(Request, options))
+
+
 def _inspect(options: Namespace) -> int:
     from harness.checkpoint_verbs import inspect
 
@@ -216,6 +223,7 @@ VERBS: dict[str, Callable[[Namespace], int]] = {
     "sync": _sync,
     "paper": _paper,
     "export": _export,
+    "push": _push,
     "inspect": _inspect,
     "audit": _audit,
     "doctor": _doctor,

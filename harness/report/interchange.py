@@ -45,12 +45,7 @@ def interchange_files(
     files: dict[str, bytes] = {}
     without = 0
     for name, cell in _cells(records).items():
-        figures = [
-            (record, metric)
-            for record in cell
-            if record.suite != QUANTIZATION and not is_timing(record.suite, suites)
-            for metric in record.metrics
-        ]
+        figures = _figures(cell, suites)
         if not figures:
             continue
         entries = eval_results(figures, suites)
@@ -67,6 +62,25 @@ def interchange_files(
         "hub, so there is no .eval_results file of them: the format asks for the dataset's id."
     ]
     return files, said if without else []
+
+
+def eval_results_file(
+    records: Iterable[Record], suites: Mapping[str, Suite] = NO_SPECS
+) -> bytes | None:
+    """The .eval_results file of the records of one artifact; None without a figure for it."""
+    figures = [each for cell in _cells(records).values() for each in _figures(cell, suites)]
+    entries = eval_results(figures, suites)
+    return _yaml(entries) if entries else None
+
+
+def _figures(cell: Iterable[Record], suites: Mapping[str, Suite]) -> list[tuple[Record, Metric]]:
+    """The figures of a cell that are no times, each with its record."""
+    return [
+        (record, metric)
+        for record in cell
+        if record.suite != QUANTIZATION and not is_timing(record.suite, suites)
+        for metric in record.metrics
+    ]
 
 
 def _cells(records: Iterable[Record]) -> dict[str, list[Record]]:

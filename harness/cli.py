@@ -1,4 +1,4 @@
-"""The command line: `bitsweep run|plan|fetch|report|compare|paper|export|inspect|audit|doctor`.
+"""The command line: `bitsweep VERB`.
 
 harness.arguments has its grammar and help. Heavy libraries are imported only by verbs that need
 them. Exit status: 0 success, 1 something failed (see the summary), 2 the request is impossible, 130
@@ -12,7 +12,7 @@ import sys
 import traceback
 from argparse import Namespace
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from harness import arguments, completion, streams
 from harness.errors import BitsweepError, ConfigError
@@ -22,6 +22,8 @@ from quant.errors import QuantizationError
 
 if TYPE_CHECKING:
     from harness.config.schema import Cell
+
+T = TypeVar("T", bound=Any)
 
 __all__ = ["FAILED", "IMPOSSIBLE", "INTERRUPTED", "OK", "main"]
 
@@ -126,35 +128,18 @@ def _print_help(options: Namespace) -> None:
 
 def _report(options: Namespace) -> int:
     require("harness", "bitsweep report")
-    from harness.cell.parts import suites_in
-    from harness.records.absent import absent_beside
-    from harness.records.store import require_place, scan_records
-    from harness.run.launch import report
+    from harness.report.verb import Request, report
 
-    records, notes = scan_records(options.results)
-    for note in notes:
-        print(f"bitsweep: {note}", file=sys.stderr)
-    records += absent_beside(options.results, records)
-    if not records:
-        raise ConfigError(
-            f"{options.results} holds no records: make some with `bitsweep run`, or name the "
-            "results folder of a run, as in `bitsweep report my/results`."
-        )
-    folder = options.out or options.results / "reports" / "all"
-    try:
-        require_place(folder)
-    except OSError as error:
-        raise ConfigError(
-            f"{folder} cannot be written: name another folder for the report with --out FOLDER."
-        ) from error
-    report(
-        records,
-        folder,
-        options.title,
-        suites_in(options.config_dir),
-        own_folder=options.out is None,
-    )
-    return OK
+    options.results = options.results or [arguments.RESULTS]
+    return report(_request(Request, options))
+
+
+def _sync(options: Namespace) -> int:
+    require("harness", "bitsweep sync")
+    require("wandb", "bitsweep sync")
+    from harness.syncing import Request, sync
+
+    return sync(_request(Request, options))
 
 
 def _export(options: Namespace) -> int:
@@ -171,6 +156,13 @@ def _export(options: Namespace) -> int:
     return OK
 
 
+def _push(options: Namespace) -> int:
+    require("harness", "bitsweep push")
+    from harness.pushing import Request, push
+
+    return push(_request(Request, options))
+
+
 def _inspect(options: Namespace) -> int:
     from harness.checkpoint_verbs import inspect
 
@@ -180,11 +172,9 @@ def _inspect(options: Namespace) -> int:
 
 def _audit(options: Namespace) -> int:
     require("harness", "bitsweep audit")
-    from dataclasses import fields
-
     from harness.auditing.verb import Request, audit
 
-    return audit(Request(**{field.name: getattr(options, field.name) for field in fields(Request)}))
+    return audit(_request(Request, options))
 
 
 def _compare(options: Namespace) -> int:
@@ -230,12 +220,20 @@ VERBS: dict[str, Callable[[Namespace], int]] = {
     "fetch": _fetch,
     "report": _report,
     "compare": _compare,
+    "sync": _sync,
     "paper": _paper,
     "export": _export,
+    "push": _push,
     "inspect": _inspect,
     "audit": _audit,
     "doctor": _doctor,
 }
+
+
+def _request(kind: type[T], options: Namespace) -> T:
+    """The dataclass of a verb's request, each field from the option of its name."""
+    made: T = kind(**{name: getattr(options, name) for name in kind.__dataclass_fields__})
+    return made
 
 
 def _say(error: BaseException) -> None:

@@ -32,7 +32,7 @@ EXTRAS = {
         "yaml",
     ),
     "gguf": ("gguf",),
-    "wandb": ("wandb",),
+    "wandb": ("wandb", "wandb_workspaces"),
     "slurm": ("submitit", "hydra_plugins.hydra_submitit_launcher"),
     "ray": ("ray", "hydra_plugins.hydra_ray_launcher"),
 }
@@ -40,7 +40,7 @@ EXTRAS = {
 ABOUT = {
     "harness": "sweeps, suites, reports",
     "gguf": "models in GGUF files (quant.checkpoint.gguf)",
-    "wandb": "tracker=wandb",
+    "wandb": "tracker=wandb, bitsweep sync",
     "slurm": "hydra/launcher=submitit_slurm",
     "ray": "hydra/launcher=ray",
 }

@@ -98,6 +98,7 @@ class FigureColumn:
     absent     text for a row without the figure: None for failed or not run, "" for an empty
                cell, other text for a footnote.
     plot       the plot that shows the figures.
+    quantity   what plots call it; "": the metric.
     optional   True: some runs have no such figure (no baseline, another task). Otherwise a result
                without it is an error, because the column would silently be missing.
     """
@@ -113,6 +114,12 @@ class FigureColumn:
     absent: Callable[[Row, FigureKey], str | None] = is_missing
     plot: AgainstBits | ByRow | None = None
     optional: bool = False
+    quantity: str = ""
+
+    @property
+    def named(self) -> str:
+        """The quantity in words."""
+        return self.quantity or self.metric.replace("_", " ")
 
 
 @dataclass(frozen=True)

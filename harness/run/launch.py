@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from harness.cell.cells import PendingCell, ResolvedCell
 from harness.cell.fits import attention_note
@@ -23,6 +22,8 @@ from harness.records.record import NOT_AVAILABLE, QUANTIZATION, Record
 from harness.records.store import Store, cell_name, file_name, unique_name, write_atomically
 from harness.records.temporary import remove_abandoned
 from harness.report.frame import MODEL_DIGITS
+from harness.report.held import of_earlier, remove_others, said_of_replaced
+from harness.report.latex import LATEX, Latex
 from harness.run.detectable import detectable_lines
 from harness.run.hashing import hashing_shown
 from harness.run.recording import absent_records, roots_of
@@ -184,11 +185,14 @@ def run_cells(cells: Sequence[Cell], config_dir: Path | None = None, quiet: bool
             folder = results / "reports" / unique_name(name)
             whole = not (outcome.interrupted or outcome.stopped)
             suites = suites_of(plans)
-            report(
-                records, folder, name, suites, causes=not whole, console=open_console(quiet=quiet)
-            )
+            console = open_console(quiet=quiet)
+            earlier, said = of_earlier(results, folder, records)
+            every_record = [*records, *earlier]
+            report(every_record, folder, name, suites, causes=not whole, console=console)
+            for sentence in said:
+                console.print(sentence, highlight=False, markup=False, soft_wrap=True)
             if plans:
-                status = max(status, _track(plans, folder, screen))
+                status = max(status, _track(plans, every_record, folder, screen))
     except BitsweepError as error:
         status, trouble = max(status, FAILED), f"no report: {error}"
     finally:  # the summary of the stages is printed even if the report failed
@@ -211,6 +215,7 @@ def report(
     causes: bool = True,
     own_folder: bool = True,
     console: Console | None = None,
+    latex: Latex = LATEX,
 ) -> None:
     """Write the report; print its table and its path.
 
@@ -219,13 +224,13 @@ def report(
     causes      print the causes of failures below the table.
     own_folder  the folder is for reports alone, so files of an earlier report are removed.
     console     to print to; None: standard output.
+    latex       how its tables in LaTeX are set.
     """
     from harness.report.build import build_report
-    from harness.report.held import remove_others, said_of_replaced
     from harness.report.tables import summary_table
 
     replaced = said_of_replaced(records, folder)
-    files = build_report(records, folder, title, suites)
+    files = build_report(records, folder, title, suites, latex)
     if own_folder:
         remove_others(folder, files)
     console = console or open_console()
@@ -256,34 +261,25 @@ def _records(plans: Sequence[CellPlan]) -> list[Record]:
     return [record for record in found if record is not None]
 
 
-def _track(plans: Sequence[CellPlan], folder: Path, screen: Console) -> int:
-    """Pass the records of cells that changed to the tracker; its errors cost no results."""
+def _track(
+    plans: Sequence[CellPlan], records: Sequence[Record], folder: Path, screen: Console
+) -> int:
+    """Pass the records of cells that changed to the tracker; its errors cost no results.
+
+    records  of the whole experiment, for its page.
+    """
     choices = plans[0].cell.choices
-    settings, results = choices.tracker, choices.results
-    if settings.name == "none":
+    if choices.tracker.name == "none":
         return OK
-    from harness.tracking import TrackingWarning, log_cell, run_id
+    from harness.tracking_page import track
 
+    cells = [found for plan in plans if (found := _records([plan]))]
     figures = sorted((folder / "plots").glob("*.png"))
-    with warnings.catch_warnings(record=True) as trouble:
-        warnings.simplefilter("always", TrackingWarning)
-        for plan in plans:
-            records = _records([plan])
-            if not records:
-                continue
-            # `plan` was made before the run: the stages that were open then are new now.
-            if plan.todo or not any((results / "wandb").glob(f"*-{run_id(records[0])}")):
-                log_cell(_tracked(plan), records, figures, settings, results, choices.name)
-    sentences = [str(w.message) for w in trouble if issubclass(w.category, TrackingWarning)]
-    for sentence in sentences:
+    place = (choices.tracker, choices.results, choices.name)
+    done = track(cells, records, figures, *place, suites_of(plans))
+    for sentence in done.trouble:
         screen.print(sentence, style="red", highlight=False, markup=False, soft_wrap=True)
-    return FAILED if sentences else OK
-
-
-def _tracked(plan: CellPlan) -> dict[str, Any]:
-    """The configuration of a cell as a tracker may publish it: without local paths."""
-    keys = plan.cell.keys
-    return {**keys.semantic, "suite": keys.suites}
+    return FAILED if done.trouble else OK
 
 
 def _status_without(lacking: Sequence[ResolvedCell | PendingCell]) -> int:

@@ -116,15 +116,29 @@ def _ties(row: Row, key: FigureKey, _rows: Sequence[Row]) -> list[str]:
 
 PUBLISHED = Place("published_accuracy", "Zero-shot accuracy of {model} beside published", 12)
 PLOT = AgainstBits("accuracy", "Accuracy against bits per weight")
+TARGETS = AgainstBits(
+    "target_perplexity", "Perplexity of the last word against bits per weight", True, 12.0
+)
 
 _column = partial(FigureColumn, plot=PLOT, optional=True)  # tasks differ in what they score
 
 TABLE = SuiteTable(
     columns=(
         _column("accuracy", detail="acc.", footnotes=_ties),
-        _column("acc_norm", detail="norm. acc.", footnotes=_ties),
+        _column(
+            "acc_norm",
+            detail="norm. acc.",
+            quantity="length-normalized accuracy",
+            footnotes=_ties,
+        ),
         # LAMBADA's, of the last word given its passage. Papers print the accuracy on these words.
-        _column("target_perplexity", detail="target ppl", on_screen=False),
+        _column(
+            "target_perplexity",
+            detail="target ppl",
+            quantity="perplexity of the last word",
+            on_screen=False,
+            plot=TARGETS,
+        ),
     ),
     others=_column(""),  # exact_match, f1, ...
     joins=ACCURACY,

@@ -201,7 +201,10 @@ def _result(
     for name, logged in results["samples"].items():
         source = local[name].source if name in local else "lm-eval"
         version = str(results["versions"].get(name, "?"))
-        metrics += _metrics(name, results, notes | {"task_version": version, "source": source})
+        said = notes | {"task_version": version, "source": source}
+        dataset = "" if name in local else zeroshot_data.dataset_of(results["configs"][name])
+        said |= {"dataset": dataset} if dataset else {}
+        metrics += _metrics(name, results, said)
         samples += [_sample(name, one) for one in logged]
         inputs[f"task:{name}"] = _documents_hash(logged)
     for name in results.get("group_subtasks", {}):

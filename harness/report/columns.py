@@ -99,8 +99,7 @@ class FigureColumn:
     absent     text for a row without the figure: None for failed or not run, "" for an empty
                cell, other text for a footnote.
     plot       the plot that shows the figures.
-    cost       short name of the axis, for Pareto fronts, on which the figure is a cost ("ms"); "": it
-               is none.
+    cost       short name of the figure where it is a cost in Pareto fronts ("ms"); "": it is none.
     quality    the figure is a quality in Pareto fronts, as those of a table that is `compared` are.
     optional   True: some runs have no such figure (no baseline, another task). Otherwise a result
                without it is an error, because the column would silently be missing.

@@ -112,7 +112,7 @@ def _bits_panel(panel: Axes, rows: list[Row], key: FigureKey, plot: AgainstBits)
         panel.axhspan(level - error, level + error, color=REFERENCE, alpha=0.13, linewidth=0)
     for (method, kind), series in _series(shown).items():
         points = [(row.bits_per_weight, row.figures[key]) for row in series]
-        style = {"color": colour_of(method, rows), "marker": _marker(kind, rows)}
+        style = {"color": colour_of(method, rows), "marker": marker_of(kind, rows)}
         _draw_series(panel, points, factor, ceiling, style)
     _axis_of_bits(panel, [row.bits_per_weight or 0 for row in shown if not row.full_precision])
     panel.set_ylabel(f"{key[2]}{', %' * (factor != 1)} ± standard error")
@@ -200,8 +200,8 @@ def _bits_legend(figure: Figure, rows: list[Row], keys: list[FigureKey]) -> None
         handles.append(
             Line2D([], [], color=REFERENCE, linestyle="--", linewidth=1.1, label=full.scheme_label)
         )
-    for kind in _kinds(quantized):
-        marker = _marker(kind, rows)
+    for kind in kinds_of(quantized):
+        marker = marker_of(kind, rows)
         handles.append(
             Line2D([], [], color="#777777", marker=marker, linestyle="none", label=kind_name(kind))
         )
@@ -288,12 +288,14 @@ def kind_name(kind: str) -> str:
     return name.replace("_", " ").strip()
 
 
-def _kinds(rows: list[Row]) -> list[str]:
+def kinds_of(rows: list[Row]) -> list[str]:
+    """The kinds of scheme in quantized rows, in the order of their markers."""
     return sorted({kind_of(row) for row in rows if not row.full_precision})
 
 
-def _marker(kind: str, rows: list[Row]) -> str:
-    return MARKERS[_kinds(rows).index(kind) % len(MARKERS)]
+def marker_of(kind: str, rows: list[Row]) -> str:
+    """The marker of a kind of scheme."""
+    return MARKERS[kinds_of(rows).index(kind) % len(MARKERS)]
 
 
 def colour_of(label: str, rows: list[Row]) -> str:

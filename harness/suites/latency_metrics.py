@@ -25,7 +25,6 @@ from quant.measure.roofline import (
     weight_count,
 )
 
-
 WORKSPACE = "tensors in memory at once while the prompt is read and a token decoded"
 
 

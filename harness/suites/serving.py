@@ -16,8 +16,8 @@ Figures = Mapping[tuple[str, str], Figure]  # task, metric
 ALL, WINDOW = "all positions", "window:"  # tasks of cache_bytes_per_position: what layers keep
 UNBOUNDED = "unbounded"  # the note `positions` of a model that any number of tokens fits
 OLDER = (
-    "an older record: its cache is lengthened from that of {timed} positions, which is at least what "
-    "layers with a window keep, and its workspace is not known and not counted"
+    "an older record: its cache is lengthened from that of {timed} positions, which is at least "
+    "what layers with a window keep, and its workspace is not known and not counted"
 )
 _STATIC, _ALIGNED = "static cache", 16  # modes of decoding whose cache has room for whole 16s
 

@@ -22,7 +22,7 @@ def weight_count(model: Any) -> int:
     from quant.linear import QuantLinear
 
     packed = [module for module in model.modules() if isinstance(module, QuantLinear)]
-    inside = sum(
+    inside: int = sum(
         each.in_features * each.out_features + (0 if each.bias is None else each.bias.numel())
         for each in packed
     )

@@ -22,7 +22,7 @@ def workspace_bytes(step: Callable[[], object], device: str | torch.device) -> i
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
+        before = int(torch.cuda.memory_allocated(device))
         step()
         torch.cuda.synchronize(device)
         return int(torch.cuda.max_memory_allocated(device)) - before
@@ -35,7 +35,7 @@ class _Tracker(TorchDispatchMode):
     """Counts the bytes of storages that operators made and that are still there."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.peak = self._held = 0
         self._known: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
 

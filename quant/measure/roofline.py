@@ -26,7 +26,8 @@ def weight_count(model: Any) -> int:
         each.in_features * each.out_features + (0 if each.bias is None else each.bias.numel())
         for each in packed
     )
-    return inside + sum(parameter.numel() for parameter in model.parameters())
+    outside: int = sum(parameter.numel() for parameter in model.parameters())
+    return inside + outside
 
 
 def embedding_bytes(model: Any) -> int:

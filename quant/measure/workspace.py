@@ -22,10 +22,11 @@ def workspace_bytes(step: Callable[[], object], device: str | torch.device) -> i
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
-        before = int(torch.cuda.memory_allocated(device))
+        before: int = torch.cuda.memory_allocated(device)
         step()
         torch.cuda.synchronize(device)
-        return int(torch.cuda.max_memory_allocated(device)) - before
+        peak: int = torch.cuda.max_memory_allocated(device)
+        return peak - before
     with _Tracker() as tracker:
         step()
     return tracker.peak

@@ -21,6 +21,7 @@ from harness.arguments_of_results import (
     add_help,
     add_paper,
     add_push,
+    add_recommend,
     add_report,
     add_sync,
 )
@@ -133,6 +134,10 @@ def build() -> tuple[Parser, dict[str, Parser]]:
         "compare": (
             "tell whether two rows, or the rows of two folders, really differ",
             add_compare,
+        ),
+        "recommend": (
+            "choose a cell under limits of memory and loss, with the evidence",
+            add_recommend,
         ),
         "sync": ("make a wandb project again from records, runs and report page", add_sync),
         "paper": ("show which published tables are complete, and what the others need", add_paper),

@@ -84,6 +84,48 @@ def add_compare(parser: ArgumentParser) -> None:
     add_help(parser)
 
 
+def add_recommend(parser: ArgumentParser) -> None:
+    parser.description = (
+        "Choose among the cells of a model: which keep to the limits, which has the best figures,\n"
+        "and which smaller or faster one no test shows to be worse (docs/reports.md). Nothing is\n"
+        "run. Exit status 1: no cell is known to keep to the limits.\n\n"
+        "  bitsweep recommend --max-gb 8 --context 8192 --max-kld 0.02\n"
+        "  bitsweep recommend my/results --model opt-125m --max-ppl-ratio 1.05 --prefer memory"
+    )
+    add_results(parser)
+    parser.add_argument(
+        "--max-gb", type=float, metavar="GB", help="a limit of serving memory, in 10^9 bytes"
+    )
+    parser.add_argument(
+        "--context", type=int, metavar="TOKENS", help="a length of the sequence that is served"
+    )
+    parser.add_argument(
+        "--max-kld", type=float, metavar="NATS", help="a limit of the KL divergence, mean"
+    )
+    parser.add_argument(
+        "--max-ppl-ratio",
+        type=float,
+        metavar="RATIO",
+        help="a limit of perplexity over that of full precision, as 1.05",
+    )
+    parser.add_argument(
+        "--min-accuracy",
+        type=float,
+        metavar="SHARE",
+        help="a share of right answers that every task has to reach, as 0.6",
+    )
+    parser.add_argument("--model", metavar="MODEL", help="a model, where results have several")
+    parser.add_argument(
+        "--prefer",
+        choices=("quality", "memory", "speed"),
+        default="quality",
+        help="an order of what keeps to the limits: quality (the smallest that is as good as the "
+        "best), memory or speed",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    add_help(parser)
+
+
 def add_sync(parser: ArgumentParser) -> None:
     parser.description = (
         "Log every cell of a results folder that no wandb run holds yet, grouped by experiment,\n"

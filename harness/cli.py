@@ -1,4 +1,4 @@
-"""The command line: `bitsweep VERB`.
+"""The command line: `bitsweep VERB`, as VERBS lists them.
 
 harness.arguments has its grammar and help. Heavy libraries are imported only by verbs that need
 them. Exit status: 0 success, 1 something failed (see the summary), 2 the request is impossible, 130
@@ -185,6 +185,18 @@ def _compare(options: Namespace) -> int:
     return compare(options.first, options.second, options.results, form)
 
 
+def _recommend(options: Namespace) -> int:
+    require("harness", "bitsweep recommend")
+    from dataclasses import fields
+
+    from harness.recommend.limits import Limits
+    from harness.recommend.verb import Asked, recommend
+
+    limits = Limits(**{field.name: getattr(options, field.name) for field in fields(Limits)})
+    asked = Asked(options.results, limits, options.model, options.prefer)
+    return recommend(asked, "json" if options.json else "table")
+
+
 def _paper(options: Namespace) -> int:
     require("harness", "bitsweep paper")
     from harness.records.store import scan_records
@@ -221,6 +233,7 @@ VERBS: dict[str, Callable[[Namespace], int]] = {
     "report": _report,
     "compare": _compare,
     "sync": _sync,
+    "recommend": _recommend,
     "paper": _paper,
     "export": _export,
     "push": _push,

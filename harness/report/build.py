@@ -12,6 +12,8 @@ from harness.records.store import file_name, unique_name, write_atomically
 from harness.report.frame import INTERNAL, from_records
 from harness.report.latex import LATEX, Latex, to_latex
 from harness.report.page.write import page
+from harness.report.pareto import pareto_table, size_table
+from harness.report.pareto_plot import draw_pareto
 from harness.report.plots import Drawn, draw_all
 from harness.report.render import to_csv, to_markdown
 from harness.report.rows import Row, make_rows, select
@@ -49,7 +51,8 @@ def build_report(
     frame = from_records(records)
     selection = select(frame)
     every = make_rows(selection)
-    tables, rows = tables_of_rows(every, suites), every.rows
+    rows = every.rows
+    tables = [*tables_of_rows(every, suites), *_decision_tables(rows, suites)]
     ends = _endings(set(frame["model"]))
     named = {f"{table.name}{ends[table.model]}": table for table in tables}
     latex.check(list(named))
@@ -88,11 +91,23 @@ def _endings(models: set[str]) -> dict[str, str]:
     }
 
 
+def _decision_tables(every: Sequence[Row], suites: Mapping[str, Suite]) -> list[Table]:
+    """Sizes and Pareto fronts of every model, for files alone."""
+    found: list[Table] = []
+    for model in sorted({row.model for row in every}):
+        rows = [row for row in every if row.model == model]
+        declared = declared_tables(rows, suites)
+        made = (make(model, rows, declared) for make in (size_table, pareto_table))
+        found += [each for each in made if each is not None]
+    return found
+
+
 def _plots(every: Sequence[Row], suites: Mapping[str, Suite]) -> dict[str, list[Drawn]]:
     found = {}
     for model in sorted({row.model for row in every}):
         rows = [row for row in every if row.model == model]
-        found[model] = draw_all(rows, declared_tables(rows, suites))
+        declared = declared_tables(rows, suites)
+        found[model] = [*draw_all(rows, declared), *draw_pareto(rows, declared)]
     return found
 
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from harness.report.rows import Figure, FigureKey, Row
+from harness.report.serving import Serving
 from harness.report.table import Cell, Column, Note, Table, measured, small
 
 
@@ -99,6 +100,8 @@ class FigureColumn:
                cell, other text for a footnote.
     plot       the plot that shows the figures.
     quantity   what plots call it; "": the metric.
+    cost       short name of the figure where it is a cost in Pareto fronts ("ms"); "": it is none.
+    quality    the figure is a quality in Pareto fronts, as those of a table that is `compared` are.
     optional   True: some runs have no such figure (no baseline, another task). Otherwise a result
                without it is an error, because the column would silently be missing.
     """
@@ -113,6 +116,8 @@ class FigureColumn:
     footnotes: Callable[[Row, FigureKey, Sequence[Row]], list[str]] = says_nothing
     absent: Callable[[Row, FigureKey], str | None] = is_missing
     plot: AgainstBits | ByRow | None = None
+    cost: str = ""
+    quality: bool = False
     optional: bool = False
     quantity: str = ""
 
@@ -129,6 +134,10 @@ class Shown:
     key: FigureKey
     declared: FigureColumn
     column: Column
+
+
+def no_serving(_row: Row) -> Serving | None:
+    return None
 
 
 def no_notes(_rows: Sequence[Row], _shown: Sequence[Shown]) -> list[Note]:
@@ -164,6 +173,7 @@ class SuiteTable:
                another sample are marked, and notes name the samples.
     notes      sentences under the table.
     tables     further tables that the suite makes itself.
+    serving    the memory that a row takes when it serves; None where no record says.
     """
 
     columns: tuple[FigureColumn, ...] = ()
@@ -175,6 +185,7 @@ class SuiteTable:
     compared: bool = False
     notes: Callable[[Sequence[Row], Sequence[Shown]], list[Note]] = no_notes
     tables: tuple[OwnTable, ...] = ()
+    serving: Callable[[Row], Serving | None] = no_serving
 
     @property
     def empty(self) -> bool:

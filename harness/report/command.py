@@ -17,8 +17,10 @@ from harness.records.record import FULL_PRECISION, QUANTIZATION, Record
 _NO_OPTIONS = ("name", "version", "code")
 
 
-def command(records: Sequence[Record]) -> str:
+def command(records: Sequence[Record], suites: Sequence[str] = ()) -> str:
     """The `bitsweep run` of one cell with all of its suites, every option as in the records.
+
+    suites  others to run in their place, with the settings that they have by default.
 
     Records name files without folders, so a local model and local texts are named by their last
     names: whoever repeats the cell says where they are.
@@ -39,7 +41,7 @@ def command(records: Sequence[Record]) -> str:
         words += _options(f"transform.{each['name']}", each)
     words += _calibration(config.get("calib"))
     words.append(f"seed={cell.seed}")
-    words += _suites(records)
+    words += [f"suite=[{','.join(suites)}]"] if suites else _suites(records)
     runtime = config.get("runtime") or {}
     words += settings("runtime", {key: value for key, value in runtime.items() if value})
     if any(each.config.get("code") or "code" in each.inputs for each in records):

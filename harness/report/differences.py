@@ -79,7 +79,7 @@ def find_differences(rows: Sequence[Row], keys: Sequence[FigureKey]) -> Differen
     for key in dict.fromkeys(keys):
         chosen: dict[int, list[int]] = {}
         for index, row in enumerate(rows):
-            reference = None if row.full_precision else _reference(row, rows, full, key)
+            reference = None if row.full_precision else reference_of(row, rows, full, key)
             if reference is None or key not in row.figures:
                 continue
             mine, theirs = row.figures[key], rows[reference].figures[key]
@@ -97,7 +97,7 @@ def find_differences(rows: Sequence[Row], keys: Sequence[FigureKey]) -> Differen
     return Differences(corrected, frozenset(elsewhere), untested)
 
 
-def _reference(row: Row, rows: Sequence[Row], full: Sequence[int], key: FigureKey) -> int | None:
+def reference_of(row: Row, rows: Sequence[Row], full: Sequence[int], key: FigureKey) -> int | None:
     """The row in full precision with the figure, of the same dtype or the only one; else None."""
     found = [i for i in full if rows[i].model == row.model and key in rows[i].figures]
     found = [i for i in found if rows[i].dtype == row.dtype] or found

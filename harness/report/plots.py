@@ -107,7 +107,7 @@ def _bits_panel(panel: Axes, rows: list[Row], key: FigureKey, plot: AgainstBits,
             for row in series
             if row.bits_per_weight is not None
         ]
-        style = {**line_of(method, rows), "marker": _marker(kind, rows)}
+        style = {**line_of(method, rows), "marker": marker_of(kind, rows)}
         _draw_series(panel, [each for each in points if each[1].value <= ceiling], factor, style)
         colour = style["color"]
         beyond += [(bits, each.value, colour) for bits, each in points if each.value > ceiling]
@@ -135,7 +135,7 @@ def _draw_published(
             [bits],
             [factor * value],
             linestyle="none",
-            marker="o" if row.full_precision else _marker(kind_of(row), rows),
+            marker="o" if row.full_precision else marker_of(kind_of(row), rows),
             color=REFERENCE if row.full_precision else colour_of(row.label, rows),
             markerfacecolor="white",
             markersize=7,
@@ -221,8 +221,8 @@ def _bits_handles(
         handles.append(
             Line2D([], [], color=REFERENCE, linestyle="--", linewidth=1.0, label=full.scheme_label)
         )
-    for kind in _kinds(quantized):
-        marker = _marker(kind, rows)
+    for kind in kinds_of(quantized):
+        marker = marker_of(kind, rows)
         handles.append(
             Line2D([], [], color="#777777", marker=marker, linestyle="none", label=kind_name(kind))
         )
@@ -315,12 +315,14 @@ def kind_name(kind: str) -> str:
     return name.replace("_", " ").strip()
 
 
-def _kinds(rows: list[Row]) -> list[str]:
+def kinds_of(rows: list[Row]) -> list[str]:
+    """The kinds of scheme in quantized rows, in the order of their markers."""
     return sorted({kind_of(row) for row in rows if not row.full_precision})
 
 
-def _marker(kind: str, rows: list[Row]) -> str:
-    return MARKERS[_kinds(rows).index(kind) % len(MARKERS)]
+def marker_of(kind: str, rows: list[Row]) -> str:
+    """The marker of a kind of scheme."""
+    return MARKERS[kinds_of(rows).index(kind) % len(MARKERS)]
 
 
 def colour_of(label: str, rows: list[Row]) -> str:

@@ -118,7 +118,7 @@ _column = partial(FigureColumn, absent=_none_of_itself, optional=True)
 
 TABLE = SuiteTable(
     columns=(
-        _column("kl_divergence", "KL full‖quant.", "nat, mean", write=mean_cell),
+        _column("kl_divergence", "KL full‖quant.", "nat, mean", write=mean_cell, quality=True),
         _column("kl_divergence", "median", write=_median, name="kl_divergence_median"),
         _column("kl_divergence", "p99", write=_p99, name="kl_divergence_p99"),
         _column("top1_flip_rate", "flips", "%", write=rate_cell),

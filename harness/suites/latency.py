@@ -27,8 +27,10 @@ from harness.suites.base import (
     machine_inputs,
 )
 from harness.suites.published_latency import PLACE, published_table
+from harness.suites.serving import serving_of
 
 NAME = "latency"
+ENERGY = "energy"  # the note that says why it is not measured
 
 REFERENCE_KERNEL = (
     "reference kernel, plain PyTorch that unpacks every weight at every step: "
@@ -40,7 +42,7 @@ DEQUANTIZED = (
     "these bits or groups"
 )
 # Notes of a timing that are shown elsewhere.
-NOT_CONDITIONS = ("kernel", "decode mode", "full-precision baseline")
+NOT_CONDITIONS = ("kernel", "decode mode", "full-precision baseline", ENERGY)
 
 
 @dataclass
@@ -120,6 +122,13 @@ def _usual_mode(rows: Sequence[Row]) -> str:
     return max(modes, key=lambda mode: (modes[mode], mode), default="")
 
 
+def _no_energy(row: Row, key: FigureKey) -> str | None:
+    """Why there is no energy in a row, where other rows have some."""
+    decoded = row.figures.get((NAME, key[1], "decode_ms"))
+    reason = "" if decoded is None else decoded.note(ENERGY)
+    return f"energy {reason}" if reason else None
+
+
 def _no_speedup(row: Row, _key: FigureKey) -> str | None:
     """A full-precision row has no other baseline; one too large for memory is said."""
     if row.full_precision:
@@ -146,6 +155,7 @@ def _notes(rows: Sequence[Row], shown: Sequence[Shown]) -> list[Note]:
     mode = _usual_mode(rows)
     if mode:
         notes.append(Note(f"Decoded with {mode}."))
+    notes += _energy_notes(rows)
     if any(each.key[2] == "roofline_share" for each in shown):
         notes.append(
             Note(
@@ -161,6 +171,11 @@ def _notes(rows: Sequence[Row], shown: Sequence[Shown]) -> list[Note]:
         if text
     ]
     return notes
+
+
+def _energy_notes(rows: Sequence[Row]) -> list[Note]:
+    found = sorted({figure.note("measured") for figure in _figures("joules_per_token", rows)})
+    return [Note(f"Energy of decoding: {text}.") for text in found]
 
 
 def _figures(metric: str, rows: Sequence[Row]) -> list[Figure]:
@@ -198,11 +213,22 @@ TABLE = SuiteTable(
     columns=(
         FigureColumn("weight_bytes", "weights", "MB", _megabytes),
         FigureColumn("prefill_ms", "prefill", "ms", _plain),
-        FigureColumn("decode_ms", "decode", "ms/token", _range, footnotes=_how_decoded, plot=PLOT),
+        FigureColumn(
+            "decode_ms", "decode", "ms/token", _range, footnotes=_how_decoded, plot=PLOT, cost="ms"
+        ),
         FigureColumn(
             "decode_speedup", "speed-up", "× full", _plain, absent=_no_speedup, optional=True
         ),
         FigureColumn("roofline_share", "roof", "%", _percent),
+        FigureColumn(
+            "joules_per_token",
+            "energy",
+            "J/token",
+            _range,
+            absent=_no_energy,
+            cost="J",
+            optional=True,
+        ),
         FigureColumn("bytes_per_token", "reads", "MB/token", _megabytes, on_screen=False),
         FigureColumn("decode_tokens_per_s", "tokens", "/s", _plain, on_screen=False),
         FigureColumn("decode_bandwidth", "reads", "GB/s", _plain, on_screen=False),
@@ -213,6 +239,7 @@ TABLE = SuiteTable(
     task_by_task=False,
     notes=_notes,
     tables=(OwnTable(PLACE, _beside_published),),
+    serving=serving_of,
 )
 
 SUITE = Suite(

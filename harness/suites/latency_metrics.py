@@ -9,16 +9,23 @@ import torch
 
 from harness.records.record import Metric
 from harness.suites.base import SuiteContext
+from harness.suites.energy import Meter, why_too_short
+from harness.suites.latency import ENERGY
 from harness.suites.memory import MemoryPeak
+from harness.suites.serving import ALL, UNBOUNDED, WINDOW
 from harness.suites.timing import conditions, paired_ratio, summarise
 from quant.decode.caches import GROWING, Decoder
 from quant.linear import QuantLinear
+from quant.measure.cache import CacheShape
 from quant.measure.roofline import (
     activation_bytes_per_token,
     embedding_bytes,
     weight_bytes,
     weight_bytes_per_token,
+    weight_count,
 )
+
+WORKSPACE = "tensors in memory at once while the prompt is read and a token decoded"
 
 
 class Lengths(Protocol):
@@ -36,6 +43,7 @@ class Generation:
     prefill_ms: float
     decode_ms: list[float]
     parts_ms: list[dict[str, float]] = field(default_factory=list)  # of every step, where known
+    joules: float | None = None  # of all decode steps, where they are measured
 
 
 @dataclass
@@ -45,11 +53,13 @@ class Timings:
     prefill_ms: list[float] = field(default_factory=list)
     decode_ms: list[list[float]] = field(default_factory=list)  # [repeat][token]
     parts_ms: list[dict[str, float]] = field(default_factory=list)
+    joules: list[float | None] = field(default_factory=list)  # of each repeat
 
     def add(self, generation: Generation) -> None:
         self.prefill_ms.append(generation.prefill_ms)
         self.decode_ms.append(generation.decode_ms)
         self.parts_ms += generation.parts_ms
+        self.joules.append(generation.joules)
 
     @property
     def tokens_ms(self) -> list[float]:
@@ -103,13 +113,15 @@ def all_metrics(
     peak: MemoryPeak,
     bandwidth: float,
     why_no_baseline: str,
+    meter: Meter | str,
 ) -> list[Metric]:
     """Metrics of the model and, with the prefix "baseline_", of its full-precision baseline.
 
     bandwidth    bytes a second that the device was seen to read in this run.
     why_no_baseline  "" when the baseline was measured or the model is full precision itself.
+    meter        what measured energy, or why nothing did.
     """
-    task = f"prompt{config.prompt_tokens}_decode{config.decode_tokens}"
+    task = task_of(config)
     shared = conditions(context.device, context.dtype) | {"batch": "1"}
     metrics = []
     for name, subject in subjects.items():
@@ -120,6 +132,11 @@ def all_metrics(
         notes = shared | {"kernel": kernel}
         if name == "model" and why_no_baseline:
             notes["full-precision baseline"] = why_no_baseline
+        energy = _energy(prefix, task, subject.timings, config, meter)
+        if isinstance(energy, str):
+            notes[ENERGY] = f"not measured: {energy}"
+        else:
+            metrics += energy
         metrics += _speed(prefix, task, subject, config, notes)
         metrics += _parts(prefix, task, subject.timings)
         metrics += _weights(prefix, subject)
@@ -144,6 +161,11 @@ def all_metrics(
     if peak.working_bytes is not None:
         metrics.append(_bytes("working_memory_bytes", task, peak.working_bytes, peak.notes))
     return metrics
+
+
+def task_of(config: Lengths) -> str:
+    """The name of the lengths in records."""
+    return f"prompt{config.prompt_tokens}_decode{config.decode_tokens}"
 
 
 def ways_of(model: Any) -> str:
@@ -204,6 +226,62 @@ def _parts(prefix: str, task: str, timings: Timings) -> list[Metric]:
         )
         for name, (median, quantiles) in found.items()
     ]
+
+
+def _energy(
+    prefix: str, task: str, timings: Timings, config: Lengths, meter: Meter | str
+) -> list[Metric] | str:
+    """Joules a decoded token, or why they are not known."""
+    if isinstance(meter, str):
+        return meter
+    if reason := why_too_short(meter, [sum(repeat) for repeat in timings.decode_ms]):
+        return reason
+    known = [value for value in timings.joules if value is not None]
+    if len(known) < len(timings.joules):
+        return f"{meter.what} could not be read while tokens were decoded"
+    median, quantiles = summarise([value / config.decode_tokens for value in known])
+    return [
+        Metric(
+            name=f"{prefix}joules_per_token",
+            task=task,
+            value=median,
+            unit="J",
+            n=len(known),
+            n_unit="repeats",
+            quantiles=quantiles,
+            notes={"measured": f"{meter.what}, idle power and other processes included"},
+        )
+    ]
+
+
+def size_metrics(
+    model: Any, config: Lengths, workspace: int, cache: CacheShape | None, positions: int | None
+) -> list[Metric]:
+    """What serving memory at any context is computed from (harness.suites.serving).
+
+    workspace  bytes beside weights and cache while the prompt was read.
+    positions  that the model can attend to; None: nothing bounds them.
+    """
+    count = Metric(
+        name="weight_count",
+        task="model",
+        value=float(weight_count(model)),
+        unit="weights",
+        n=1,
+        n_unit="models",
+        notes={"counted": "of all parameters, tied tensors once; a packed layer's as unpacked"},
+    )
+    taken = _bytes("workspace_bytes", task_of(config), workspace, {"counted": WORKSPACE})
+    if cache is None:
+        return [count, taken]
+    bound = {"positions": UNBOUNDED if positions is None else str(positions)}
+    kept = [
+        _bytes(
+            "cache_bytes_per_position", ALL if window is None else f"{WINDOW}{window}", size, bound
+        )
+        for window, size in cache.per_position.items()
+    ]
+    return [count, taken, *kept, _bytes("cache_state_bytes", "model", cache.state, bound)]
 
 
 def _weights(prefix: str, subject: Subject) -> list[Metric]:

@@ -20,13 +20,23 @@ from torch import Tensor
 
 from harness.records.busyness import Watch, said_busy, with_note
 from harness.suites.base import SuiteContext, SuiteResult
-from harness.suites.latency_metrics import Generation, Lengths, Subject, Timings, all_metrics
+from harness.suites.energy import Meter, open_meter
+from harness.suites.latency_metrics import (
+    Generation,
+    Lengths,
+    Subject,
+    Timings,
+    all_metrics,
+    size_metrics,
+)
 from harness.suites.memory import measure_peak
 from harness.suites.timing import Stopwatch, host_stopwatch, no_garbage_collection, stopwatch_of
-from quant.decode.caches import Decoder
+from quant.decode.caches import DYNAMIC, Decoder
 from quant.decode.choose import make_decoder
+from quant.measure.cache import cache_shape
 from quant.measure.dummy import NotEnoughMemory
 from quant.measure.roofline import read_bandwidth
+from quant.measure.workspace import workspace_bytes
 
 Bandwidth = Callable[[str], float]
 
@@ -43,14 +53,16 @@ def run(
     config: Repeats,
     stopwatch: Stopwatch | None = None,
     bandwidth: Bandwidth | None = None,
+    meter: Meter | str | None = None,
 ) -> SuiteResult:
     """Measure the model and, when quantized, its baseline; ValueError for an impossible setting.
 
-    `stopwatch` and `bandwidth` are for tests; the device's own otherwise.
+    `stopwatch`, `bandwidth` and `meter` are for tests; the device's own otherwise.
     """
     check_config(config, context.model)
     prompt = make_prompt(context, config.prompt_tokens)
     stopwatch = stopwatch or stopwatch_of(context.device)
+    meter = open_meter(context.device) if meter is None else meter
     decoders: dict[str, Decoder] = {}
 
     def first() -> None:
@@ -60,6 +72,8 @@ def run(
     with torch.inference_mode():
         # The memory of the model alone: before the baseline is there and before anything is warm.
         peak = measure_peak(first, context.device)
+        workspace = _workspace(decoders["model"], prompt, context.device)
+        cache = cache_shape(context.model, prompt[:, :1])
         models = {"model": context.model}
         baseline, why_no_baseline = _baseline(context)
         if baseline is not None:
@@ -69,16 +83,18 @@ def run(
             for _ in range(config.warmup):
                 generate(decoder, prompt, 1, host_stopwatch())
         watch = Watch()
-        timings = _measure_in_turn(decoders, prompt, config, stopwatch, context.progress, watch)
+        timings = _measure_in_turn(
+            decoders, prompt, config, stopwatch, context.progress, watch, meter
+        )
         busy = said_busy(watch.usage())
         subjects = {
             name: Subject(model, decoders[name], timings[name]) for name, model in models.items()
         }
         speed = (bandwidth or read_bandwidth)(context.device)
+    metrics = all_metrics(context, config, subjects, peak, speed, why_no_baseline, meter)
+    metrics += size_metrics(context.model, config, workspace, cache, _positions(context.model))
     return SuiteResult(
-        metrics=with_note(
-            all_metrics(context, config, subjects, peak, speed, why_no_baseline), busy
-        ),
+        metrics=with_note(metrics, busy),
         inputs={f"latency/prompt_{config.prompt_tokens}": _prompt_hash(prompt)},
         samples=_samples(timings),
     )
@@ -119,8 +135,16 @@ def make_prompt(context: SuiteContext, tokens: int) -> Tensor:
     return ordinary[draw].to(context.device)
 
 
-def generate(decoder: Decoder, prompt: Tensor, tokens: int, stopwatch: Stopwatch) -> Generation:
+def generate(
+    decoder: Decoder,
+    prompt: Tensor,
+    tokens: int,
+    stopwatch: Stopwatch,
+    meter: Meter | None = None,
+) -> Generation:
     """Answer `prompt` [1, T] greedily with `tokens` decode steps over the KV cache, timing each.
+
+    With a meter, the energy of all decode steps together is measured too.
 
     The first new token comes from prefill; every decode step feeds one token and makes the next,
     so tokens + 1 token ids come back. RuntimeError when the model returns no cache.
@@ -128,6 +152,7 @@ def generate(decoder: Decoder, prompt: Tensor, tokens: int, stopwatch: Stopwatch
     _, prefill_ms = stopwatch(lambda: decoder.prefill(prompt))
     # A static decoder overwrites its token; the copy is made between two timed steps.
     answer, decode_ms, parts_ms = [decoder.token.clone()], [], []
+    start = None if meter is None else meter.read()
     for _ in range(tokens):
         _, milliseconds = stopwatch(decoder.step)
         answer.append(decoder.token.clone())
@@ -136,7 +161,19 @@ def generate(decoder: Decoder, prompt: Tensor, tokens: int, stopwatch: Stopwatch
             # What the decoder does not know of, Python and its own clock, is the rest too.
             rest = milliseconds - sum(parts.values()) + parts["rest"]
             parts_ms.append({**parts, "rest": rest})
-    return Generation(torch.cat(answer, 1)[0].tolist(), prefill_ms, decode_ms, parts_ms)
+    joules = None if meter is None else meter.joules(start, meter.read())
+    return Generation(torch.cat(answer, 1)[0].tolist(), prefill_ms, decode_ms, parts_ms, joules)
+
+
+def _workspace(decoder: Decoder, prompt: Tensor, device: str) -> int:
+    """Bytes that reading the prompt and decoding a token take beside weights and cache."""
+
+    def step() -> None:
+        decoder.prefill(prompt)
+        decoder.step()
+
+    taken = workspace_bytes(step, device)
+    return taken - decoder.kv_bytes() if decoder.mode == DYNAMIC else taken
 
 
 def _baseline(context: SuiteContext) -> tuple[Any, str]:
@@ -162,15 +199,18 @@ def _measure_in_turn(
     stopwatch: Stopwatch,
     progress: Callable[[int, int, str], None],
     watch: Watch,
+    meter: Meter | str,
 ) -> dict[str, Timings]:
     timings = {name: Timings() for name in decoders}
+    read = None if isinstance(meter, str) else meter
     with no_garbage_collection():
         for repeat in range(config.repeats):
             progress(repeat, config.repeats, "latency")
             watch.look()
             # Who goes first alternates: neither always finds the caches the other left.
             for name in list(decoders)[:: 1 if repeat % 2 == 0 else -1]:
-                timings[name].add(generate(decoders[name], prompt, config.decode_tokens, stopwatch))
+                found = generate(decoders[name], prompt, config.decode_tokens, stopwatch, read)
+                timings[name].add(found)
     progress(config.repeats, config.repeats, "latency")
     return timings
 

@@ -17,6 +17,19 @@ def weight_bytes(model: Any) -> int:
     return _unique_bytes([*model.parameters(), *model.buffers()])
 
 
+def weight_count(model: Any) -> int:
+    """Return the number of weights: of all parameters, shared ones once, packed layers unpacked."""
+    from quant.linear import QuantLinear
+
+    packed = [module for module in model.modules() if isinstance(module, QuantLinear)]
+    inside: int = sum(
+        each.in_features * each.out_features + (0 if each.bias is None else each.bias.numel())
+        for each in packed
+    )
+    outside: int = sum(parameter.numel() for parameter in model.parameters())
+    return inside + outside
+
+
 def embedding_bytes(model: Any) -> int:
     """Return the bytes of the embedding tables and the output layer, which may be packed."""
     return _unique_bytes([*_tables(model), *_output_layer(model)])

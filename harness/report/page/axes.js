@@ -13,7 +13,27 @@ const SYMBOLS = [
 const KINDS = [...new Set(CELLS.filter((cell) => !cell.full).map((cell) => cell.kind))].sort();
 const DASHES = ["solid", "dot", "dashdot", "longdash", "longdashdot"]; // of one method's curves
 const NARROW = 640; // pixels, as in the style
-const BITS = -1; // the column of bits per weight
+// Axes that are no columns: bits per weight of quantized layers and of the model, serving memory.
+const BITS = -1,
+  WHOLE = -2,
+  SERVING = -3;
+const OWN_AXES = {
+  [BITS]: {
+    name: () => "bits per weight",
+    value: (cell) => cell.bits,
+    text: (value) => `${value.toFixed(2)} bits/weight`,
+  },
+  [WHOLE]: {
+    name: () => "bits per weight, whole model",
+    value: (cell) => cell.serving?.bits ?? null,
+    text: (value) => `${value.toFixed(2)} bits/weight of the model`,
+  },
+  [SERVING]: {
+    name: () => `serving memory at ${contextOf()} tokens, MB`,
+    value: (cell) => servingOf(cell, contextOf()),
+    text: (value) => `${compact(value)} MB to serve ${contextOf()} tokens`,
+  },
+};
 const TICKS = [1, 1.5, 2, 2.5, 3, 3.5, 4, 4.5, 5, 6, 8, 12, 16, 32];
 
 function ofStyle(name) {
@@ -31,26 +51,39 @@ function symbolOf(cell) {
 }
 
 function axisName(at) {
-  if (at === BITS) return "bits per weight";
+  if (at < 0) return OWN_AXES[at].name();
   const [, unit] = scaleOf(COLUMNS[at].unit);
   const name = columnName(COLUMNS[at]).replace(/ [%↑↓]+( [↑↓])?$/, "");
   return name.includes(unit) || !unit ? name : `${name}, ${unit}`;
 }
 
 function valueAt(cell, at) {
-  if (at === BITS) return cell.bits;
+  if (at < 0) return OWN_AXES[at].value(cell);
   const value = cell.figures[at]?.[1] ?? null;
   return value === null ? null : value * scaleOf(COLUMNS[at].unit)[0];
 }
 
 function errorAt(cell, at) {
-  return at === BITS ? 0 : (cell.figures[at]?.[2] ?? 0) * scaleOf(COLUMNS[at].unit)[0];
+  return at < 0 ? 0 : (cell.figures[at]?.[2] ?? 0) * scaleOf(COLUMNS[at].unit)[0];
 }
 
 function textAt(cell, at) {
-  return at === BITS
-    ? `${cell.bits.toFixed(2)} bits/weight`
+  return at < 0
+    ? OWN_AXES[at].text(valueAt(cell, at))
     : `${columnName(COLUMNS[at])}: ${cell.figures[at][0]}`;
+}
+
+// MB of weights, workspace and the cache of a sequence; null where it is unknown or too long.
+function servingOf(cell, context) {
+  const found = cell.serving;
+  if (!found || !(context > 0) || (found.positions && context > found.positions)) return null;
+  const held = found.cache.map(([size, window]) => size * Math.min(context, window ?? context));
+  const cache = held.reduce((sum, each) => sum + each, found.state);
+  return (found.weights + found.workspace + cache) / 1e6;
+}
+
+function contextOf() {
+  return Math.floor(Number(byId("context").value));
 }
 
 // Plotly reads some tags in labels; text from records stays text.

@@ -34,6 +34,7 @@ function openCell(index) {
         cell.calibration && `calibrated on ${cell.calibration}`,
         `seed ${cell.seed}`,
         cell.bits && `${cell.bits.toFixed(3)} bits per weight`,
+        cell.serving?.bits && `${cell.serving.bits.toFixed(2)} of the whole model`,
         `key ${cell.key.slice(0, 12)}`,
       ]
         .filter(Boolean)

@@ -12,8 +12,10 @@ from typing import Any
 from harness.records.record import NOT_AVAILABLE
 from harness.report.assemble import joined_tables
 from harness.report.columns import AgainstBits, Shown
+from harness.report.pareto import context_of, serving_in
 from harness.report.plots import colour_order, kind_name, kind_of
 from harness.report.rows import FigureKey, Row
+from harness.report.serving import Serving
 from harness.report.table import Cell, Table
 from harness.suites.base import Suite
 from harness.suites.find import declared_tables
@@ -76,15 +78,37 @@ def gather(
     rows  one a cell, from read_rows(..., by_cell=True).
     """
     gathered = Gathered()
+    servings: dict[str, Serving | None] = {}
     for model in dict.fromkeys(row.model for row in rows):
         mine = [row for row in rows if row.model == model]
         declared = declared_tables(mine, suites)
+        servings |= {row.cells[0]: serving_in(declared, row) for row in mine}
         compared = {name for name, table in declared.items() if table.compared}
         for table, shown in joined_tables(model, mine, declared):
             gathered.add(table, shown, mine, compared)
     names = list(gathered.columns)
     colours = colour_order(list(rows))
-    return gathered, [_cell(row, gathered, names, colours) for row in rows]
+    return gathered, [
+        _cell(row, gathered, names, colours) | _serving(servings[row.cells[0]]) for row in rows
+    ]
+
+
+def _serving(found: Serving | None) -> dict[str, Any]:
+    """What serving takes, which the page adds up for any context; nothing where it is unknown."""
+    if found is None:
+        return {}
+    return {
+        "serving": {
+            "bits": found.bits_per_weight,
+            "weights": found.weights,
+            "workspace": found.workspace,
+            "state": found.state,
+            "cache": [list(each) for each in found.cache],
+            "positions": found.positions,
+            "said": found.said,
+        },
+        "context": context_of([found]),
+    }
 
 
 def _cell(
@@ -131,6 +155,7 @@ def _column(group: str, shown: Shown, rows: Sequence[Row], compared: set[str]) -
         "higher": bool(figures and figures[0].higher_is_better),
         "screen": column.on_screen,
         "compared": shown.key[0] in compared,
+        "quality": shown.declared.quality,
         "log": isinstance(shown.declared.plot, AgainstBits) and shown.declared.plot.logarithmic,
     }
 

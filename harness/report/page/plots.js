@@ -1,4 +1,4 @@
-// The plots, drawn by plotly: Pareto front, figures against bits, curves, errors of layers.
+// The plots, drawn by plotly: figures against bits, curves, errors of layers.
 
 function draw(id, traces, drawn, empty) {
   const place = byId(id);
@@ -39,58 +39,6 @@ function grouped(cells, key) {
   const found = new Map();
   for (const cell of cells) found.set(key(cell), [...(found.get(key(cell)) ?? []), cell]);
   return [...found.values()];
-}
-
-// Cells that no other cell beats: none is as good in both and better in one.
-function front(cells, x, y) {
-  const sign = (at) => (at !== BITS && COLUMNS[at].higher ? -1 : 1);
-  const cost = (cell) => [sign(x) * valueAt(cell, x), sign(y) * valueAt(cell, y)];
-  const ordered = cells.slice().sort((a, b) => cost(a)[0] - cost(b)[0] || cost(a)[1] - cost(b)[1]);
-  let least = Infinity;
-  return ordered.filter((cell) => {
-    const better = cost(cell)[1] < least;
-    least = Math.min(least, cost(cell)[1]);
-    return better;
-  });
-}
-
-function drawPareto() {
-  const x = Number(byId("pareto-x").value),
-    y = Number(byId("pareto-y").value);
-  const cells = view.shown.filter((cell) => valueAt(cell, x) !== null && valueAt(cell, y) !== null);
-  const traces = grouped(cells, (cell) => JSON.stringify([cell.full, cell.method, cell.kind])).map(
-    (alike) =>
-      points(alike, x, y, {
-        mode: "markers",
-        name: plain(`${alike[0].method} ${alike[0].kind}`),
-        marker: {
-          color: colourOf(alike[0]),
-          symbol: symbolOf(alike[0]),
-          size: 10,
-          line: {color: ofStyle("page"), width: 1},
-        },
-      }),
-  );
-  const best = front(cells, x, y);
-  if (best.length > 1) {
-    traces.unshift({
-      type: "scatter",
-      mode: "lines",
-      name: "Pareto front",
-      hoverinfo: "skip",
-      x: best.map((cell) => valueAt(cell, x)),
-      y: best.map((cell) => valueAt(cell, y)),
-      line: {color: ofStyle("dim"), width: 1.5, dash: "dot"},
-    });
-  }
-  const values = (at) => cells.map((cell) => valueAt(cell, at));
-  const across = x === BITS ? bitsAxis(values(x)) : axis(axisName(x), values(x));
-  draw(
-    "pareto-plot",
-    traces,
-    layout(across, axis(axisName(y), values(y))),
-    "No cell that is shown has both figures.",
-  );
 }
 
 function drawBits() {
@@ -250,13 +198,10 @@ function startPlots() {
   );
   const several = (found) =>
     found.map(({at}) => [at, `${axisName(at)} (${groupName(COLUMNS[at].group)})`]);
-  const quality = drawable.filter(({column}) => column.compared);
-  const rest = drawable.filter(({column}) => !column.compared);
-  options(byId("pareto-x"), [[BITS, "bits per weight"], ...several(rest), ...several(quality)]);
-  options(byId("pareto-y"), several([...quality, ...rest]));
+  const quality = drawable.filter(({column}) => column.compared || column.quality);
+  const rest = drawable.filter(({column}) => !column.compared && !column.quality);
+  startPareto(several(rest), several(quality), rest);
   options(byId("bits-y"), several([...quality, ...rest]));
-  const bytes = rest.find(({column}) => column.unit === "bytes" && column.screen);
-  byId("pareto-x").value = bytes ? bytes.at : BITS;
   const quantized = CELLS.filter((cell) => !cell.full && cell.bits).map((cell) => cell.model);
   options(
     byId("bits-model"),
@@ -271,6 +216,7 @@ function startPlots() {
   for (const id of ["pareto", "bits"]) byId(id).hidden = !drawable.length;
   drawPlots();
   for (const id of ["pareto-x", "pareto-y"]) byId(id).addEventListener("change", drawPareto);
+  for (const id of ["context", "limit"]) byId(id).addEventListener("input", drawPareto);
   for (const id of ["bits-y", "bits-model"]) byId(id).addEventListener("change", drawBits);
   byId("curve").addEventListener("change", drawCurves);
   document.addEventListener("cells-shown", drawPlots);

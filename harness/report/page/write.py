@@ -18,7 +18,7 @@ from harness.report.page.pairs import compared_pairs
 from harness.report.rows import Rows
 from harness.suites.base import Suite
 
-SCRIPTS = ("elements.js", "table.js", "axes.js", "plots.js", "cell.js", "page.js")
+SCRIPTS = ("elements.js", "table.js", "axes.js", "plots.js", "pareto.js", "cell.js", "page.js")
 
 
 def page(

@@ -33,12 +33,9 @@ def test_files_and_their_bytes(sweep, tmp_path) -> None:
     with matplotlib.rc_context({"font.size": 30, "axes.grid": False}):  # a user's own style
         build_report(list(reversed(sweep)), tmp_path / "b", title="A sweep")
     first, second = contents(tmp_path / "a"), contents(tmp_path / "b")
-    plots = [
-        f"plots/{n}.{k}"
-        for n in ("perplexity", "accuracy", "latency")
-        for k in ("pdf", "png", "svg")
-    ]
-    tables = [f"tables/{n}.{k}" for n in ("accuracy", "cost") for k in ("csv", "tex")]
+    names = ("perplexity", "accuracy", "latency", "pareto")
+    plots = [f"plots/{n}.{k}" for n in names for k in ("pdf", "png", "svg")]
+    tables = [f"tables/{n}.{k}" for n in ("accuracy", "cost", "pareto") for k in ("csv", "tex")]
     assert sorted(first) == sorted(["summary.md", "report.html", "metrics.csv", *plots, *tables])
     assert paths[0] == tmp_path / "a" / "summary.md"
     assert first == second

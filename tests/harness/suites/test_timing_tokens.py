@@ -16,6 +16,7 @@ from transformers import (
 
 from harness.suites import latency_metrics, timing_tokens
 from harness.suites.base import SuiteContext
+from harness.suites.energy import Counter, Meter
 from harness.suites.latency import Config
 from harness.suites.timing import host_stopwatch
 from quant.decode import caches
@@ -129,7 +130,8 @@ def test_model_and_baseline_are_measured_in_turn() -> None:
     steps = 1 + CONFIG.decode_tokens
     check = 4  # prefill and one step with either cache
     warm = 2 * CONFIG.warmup  # prefill and one decode step
-    ready = ["model"] * (check + steps) + ["baseline"] * check  # the memory pass, then the baseline
+    ready = ["model"] * (check + steps)  # the memory pass
+    ready += ["model"] * 3 + ["baseline"] * check  # workspace and cache, then the baseline
     ready += ["model"] * warm + ["baseline"] * warm
     assert calls[: len(ready)] == ready
     order = calls[len(ready) :: steps]
@@ -330,3 +332,83 @@ def test_a_growing_cache_counts_with_its_mean_length() -> None:
 
 def test_the_bandwidth_of_this_machine_is_plausible() -> None:
     assert 1e9 < roofline.read_bandwidth("cpu", turns=2) < 1e13
+
+
+def test_sizes_are_those_of_the_model_and_its_cache() -> None:
+    model = tiny_opt()
+    figures = by_name(timing_tokens.run(make_context(model), CONFIG))
+    weights = (VOCABULARY + 66) * 32 + 2 * (4 * 32 * 33 + 32 * 65 + 64 * 33 + 4 * 32) + 2 * 32
+    assert figures["weight_count"].value == weights  # norms and biases too, the tied head once
+    cache = figures["cache_bytes_per_position"]
+    assert (cache.task, cache.value) == ("all positions", 2 * 2 * 32 * 4)
+    assert cache.notes == {"positions": "64"}
+    assert figures["cache_state_bytes"].value == 0
+    attention = 9 * 32 * 4 * 3  # queries, keys and values of the prompt are there at once
+    assert attention < figures["workspace_bytes"].value < 50 * attention
+    assert figures["workspace_bytes"].task == "prompt9_decode7"
+
+
+def test_packed_layers_count_as_the_weights_that_they_stand_for() -> None:
+    from quant.linear import QuantLinear
+    from quant.scheme import Scheme
+    from tests.oracles.random_weights import random_weight
+
+    model = tiny_opt()
+    before = roofline.weight_count(model)
+    for block in model.model.decoder.layers:
+        full = block.fc1
+        packed = QuantLinear.from_quantized(random_weight(Scheme(3), 64, 32), bias=full.bias)
+        block.fc1 = packed
+    assert roofline.weight_count(model) == before
+
+
+class Joules:
+    """A counter that adds the given joules from one reading to the next."""
+
+    def __init__(self, *added: float) -> None:
+        self.total, self.added = 0, list(added)
+
+    def __call__(self) -> int:
+        found = self.total
+        self.total += round(1e6 * self.added.pop(0)) if self.added else 0
+        return found
+
+
+def meter(counter: Joules, updates: float = 1e-3) -> Meter:
+    return Meter("RAPL (package-0)", updates, (Counter(counter, 1e-6),))
+
+
+def test_joules_a_token_are_those_of_the_decode_steps() -> None:
+    """Readings before and after the steps of each repeat; between them lies what is not counted."""
+    config = Config(prompt_tokens=8, decode_tokens=4, warmup=0, repeats=3)
+    counter = Joules(8.0, 99.0, 12.0, 99.0, 40.0)
+    result = timing_tokens.run(
+        make_context(tiny_opt()), config, lambda step: (step(), 5.0), meter=meter(counter)
+    )
+    energy = by_name(result)["joules_per_token"]
+    assert energy.value == pytest.approx(3.0)  # of 2, 3 and 10
+    assert (energy.unit, energy.n, energy.n_unit) == ("J", 3, "repeats")
+    assert "RAPL (package-0), idle power and other processes included" in energy.notes["measured"]
+    assert "energy" not in by_name(result)["decode_ms"].notes
+
+
+def test_energy_that_is_not_measured_is_absent_with_its_reason() -> None:
+    def figures(found):
+        return by_name(
+            timing_tokens.run(
+                make_context(tiny_opt(), tiny_opt(1)),
+                CONFIG,
+                lambda step: (step(), 2.0),
+                meter=found,
+            )
+        )
+
+    for found, reason in (
+        ("no counters here", "no counters here"),
+        (meter(Joules(), updates=0.1), "tokens were decoded for 0.014 s, and RAPL (package-0)"),
+        (Meter("RAPL", 1e-3, (Counter(lambda: int("gone"), 1e-6),)), "RAPL could not be read"),
+    ):
+        made = figures(found)
+        assert not [name for name in made if "joules" in name]
+        for name in ("decode_ms", "baseline_decode_ms"):
+            assert made[name].notes["energy"].startswith(f"not measured: {reason}")

@@ -1,0 +1,148 @@
+"""The plot of Pareto fronts: figures against memory and time, with the rows that no other beats."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from harness.report.columns import Shown, SuiteTable
+from harness.report.pareto import Axis, cost_axes, dominators, quality_axis, quality_columns
+from harness.report.plot_style import add_legend, own_style, panels_in, save
+from harness.report.plots import (
+    REFERENCE,
+    Drawn,
+    colour_of,
+    kind_name,
+    kind_of,
+    kinds_of,
+    marker_of,
+)
+from harness.report.rows import Row
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis as Scale
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+NAME, TITLE = "pareto", "Pareto fronts"
+FAR = 3.0  # an axis is logarithmic where the largest value is more than so many times the smallest
+FULL_MARKER, GREY = "*", "#777777"
+QUALITIES = 3  # in the plot, at most
+
+
+def draw_pareto(rows: list[Row], declared: Mapping[str, SuiteTable]) -> list[Drawn]:
+    """The plot of one model's rows; empty where no cost and figure have two rows in common."""
+    costs, qualities = chosen_axes(rows, declared)
+    pairs = [(cost, quality) for quality in qualities for cost in costs]
+    pairs = [pair for pair in pairs if len(dominators(rows, *pair)) > 1]
+    if not pairs:
+        return []
+    with own_style():
+        return [Drawn(NAME, TITLE, save(pareto_figure(rows, pairs)))]
+
+
+def chosen_axes(
+    rows: Sequence[Row], declared: Mapping[str, SuiteTable]
+) -> tuple[list[Axis], list[Axis]]:
+    """One cost of size, those of time and energy, and the first quality of each unit."""
+    costs = cost_axes(rows, declared)
+    sizes = [each for each in costs if each.name in ("serving MB", "MB", "bits")]
+    units: dict[str, Shown] = {}
+    for each in quality_columns(rows, declared):
+        figure = next(row.figures[each.key] for row in rows if each.key in row.figures)
+        units.setdefault(figure.unit, each)
+    found = [quality_axis(each, rows) for each in list(units.values())[:QUALITIES]]
+    return [*sizes[-1:], *(each for each in costs if each not in sizes)], found
+
+
+def pareto_figure(rows: list[Row], pairs: Sequence[tuple[Axis, Axis]]) -> Figure:
+    """A panel for every cost and quality; dominated rows are hollow."""
+    figure, panels = panels_in(len(pairs), 0.3)
+    for panel, pair in zip(panels, pairs, strict=True):
+        _panel(panel, rows, *pair)
+    figure.suptitle(rows[0].model, fontsize=9.5, fontweight="bold")
+    add_legend(figure, _handles(rows))
+    return figure
+
+
+def _panel(panel: Axes, rows: list[Row], cost: Axis, quality: Axis) -> None:
+    found = dominators(rows, cost, quality)
+    factor = 100.0 if quality.percent else 1.0
+    quantized = [row for row in rows if not row.full_precision]
+    colours = {label: colour_of(label, rows) for label in {row.label for row in quantized}}
+    markers = {kind: marker_of(kind, rows) for kind in kinds_of(quantized)}
+    points = {
+        index: (cost.value(rows[index]) or 0.0, factor * (quality.value(rows[index]) or 0.0))
+        for index in found
+    }
+    front = sorted(points[index] for index, by in found.items() if by is None)
+    panel.plot(
+        [x for x, _ in front], [y for _, y in front], color=REFERENCE, linestyle=":", zorder=1
+    )
+    alike: dict[tuple[str, str, str], list[tuple[float, float]]] = {}
+    for index, point in points.items():
+        row = rows[index]
+        colour = REFERENCE if row.full_precision else colours[row.label]
+        marker = FULL_MARKER if row.full_precision else markers[kind_of(row)]
+        filling = "white" if found[index] is not None else colour
+        alike.setdefault((colour, marker, filling), []).append(point)
+    for (colour, marker, filling), those in alike.items():
+        panel.plot(
+            [x for x, _ in those],
+            [y for _, y in those],
+            marker=marker,
+            linestyle="none",
+            color=colour,
+            markersize=7 if marker == FULL_MARKER else 4.5,
+            markerfacecolor=filling,
+        )
+    if _far([x for x, _ in points.values()]):
+        panel.set_xscale("log")
+        _label(panel.xaxis, [x for x, _ in points.values()])
+    if not quality.percent and _far([y for _, y in points.values()]):
+        panel.set_yscale("log")
+        _label(panel.yaxis, [y for _, y in points.values()])
+    panel.set_xlabel(cost.label)
+    panel.set_ylabel(f"{quality.label}{', %' * quality.percent}")
+
+
+def _far(values: Sequence[float]) -> bool:
+    return min(values) > 0 and max(values) > FAR * min(values)
+
+
+def _label(axis: Scale, values: Sequence[float]) -> None:
+    """Few labels of a logarithmic axis, in plain numbers."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    ratio = max(values) / min(values)
+    subs = (1, 1.5, 2, 3, 5) if ratio < 15 else (1, 3) if ratio < 1e3 else (1,)
+    axis.set_major_locator(LogLocator(subs=subs, numticks=9))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def _handles(rows: list[Row]) -> list[Line2D]:
+    from matplotlib.lines import Line2D
+
+    quantized = [row for row in rows if not row.full_precision]
+    plain: dict[str, Any] = {"linestyle": "none"}
+    handles = [
+        Line2D([], [], color=colour_of(label, rows), marker="o", label=label, **plain)
+        for label in dict.fromkeys(row.label for row in quantized)
+    ]
+    full = next((row for row in rows if row.full_precision), None)
+    if full is not None:
+        handles.append(
+            Line2D([], [], color=REFERENCE, marker=FULL_MARKER, label=full.scheme_label, **plain)
+        )
+    handles += [
+        Line2D(
+            [], [], color="#777777", marker=marker_of(kind, rows), label=kind_name(kind), **plain
+        )
+        for kind in kinds_of(quantized)
+    ]
+    hollow = {**plain, "marker": "o", "markerfacecolor": "white", "color": GREY}
+    handles.append(Line2D([], [], label="dominated", **hollow))
+    handles.append(Line2D([], [], color=REFERENCE, linestyle=":", label="front"))
+    return handles

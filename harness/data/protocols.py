@@ -15,7 +15,17 @@ from typing import TYPE_CHECKING, Any
 
 from harness.data import texts
 from harness.data.config import CalibConfig, DocumentsConfig
-from harness.data.sources import DOCUMENTS, EMBEDDED, FILE, Source, Text, Wanted, hub
+from harness.data.sources import (
+    DOCUMENTS,
+    EMBEDDED,
+    FILE,
+    NO_TEXT,
+    SHUFFLED,
+    Source,
+    Text,
+    Wanted,
+    hub,
+)
 from harness.data.specials import Specials, Tally
 from harness.data.texts import ProtocolError
 
@@ -34,7 +44,8 @@ class Protocol:
               incomplete last one; crops: the same tokens, windows at random places;
               document-crops: a random window of a random row that is long enough; documents:
               one sequence per row, truncated to the window; packed: windows filled with whole
-              documents from their beginning, the last one truncated.
+              documents from their beginning, the last one truncated; random: tokens drawn from
+              the vocabulary, without a text.
     join      text between two rows (disjoint, crops, packed).
     rows      number of rows to read, from the first on; None: all.
     windows   number of windows; None: as many as the text gives, or as requested.
@@ -125,6 +136,11 @@ PROTOCOLS: dict[str, Protocol] = {
                  "random windows of Penn Treebank train, rows joined by a space", " "),
         Protocol("embedded-calibration", CALIBRATION, EMBEDDED, "packed",
                  "calibration stories of the package, packed into windows", "\n\n"),
+        Protocol("embedded-shuffled", CALIBRATION, SHUFFLED, "packed",
+                 "calibration stories of the package, the words of each in random order, packed "
+                 "into windows", "\n\n"),
+        Protocol("random-tokens", CALIBRATION, NO_TEXT, "random",
+                 "tokens drawn uniformly from the vocabulary"),
         Protocol("documents-calibration", CALIBRATION, DOCUMENTS, "documents",
                  "random documents of a local file, one a sequence"),
         Protocol("text-calibration", CALIBRATION, FILE, "crops",
@@ -314,6 +330,8 @@ def _windows(
         return windows.documents(rows, tokenizer, length, numbers=text.numbers)
     assert asked is not None
     draw_seed = seed if protocol.seed is None else protocol.seed
+    if protocol.windowing == "random":
+        return windows.random_tokens(tokenizer, length, number=asked, seed=draw_seed)
     if protocol.windowing == "crops":
         return windows.crops(rows, tokenizer, length, join=join, number=asked, seed=draw_seed)
     return windows.document_crops(rows, tokenizer, length, number=asked, seed=draw_seed)

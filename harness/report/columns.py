@@ -72,7 +72,7 @@ def quantity(figure: Figure) -> Cell:
         text = measured(factor * figure.value, error, least, most)
     if figure.spread is not None:
         text += f" ({measured(factor * figure.spread, None, least, most)})"
-    return Cell(text, figure.value, figure.stderr)
+    return Cell(text, figure.value, figure.stderr, spread=figure.spread)
 
 
 def says_nothing(_row: Row, _key: FigureKey, _rows: Sequence[Row]) -> list[str]:

@@ -111,6 +111,23 @@ def _nothing(_wanted: Wanted) -> Text:
     return Text((), "the vocabulary")
 
 
+def _check_prompts(wanted: Wanted) -> None:
+    if wanted.path is not None:
+        _file(wanted)
+
+
+def _prompts_content(wanted: Wanted) -> str:
+    return "" if wanted.path is None else _file_content(wanted)
+
+
+def _prompts(wanted: Wanted) -> Text:
+    """Random documents of a file, whose beginnings are continued; nothing without a file."""
+    if wanted.path is None:
+        return Text((), "the model itself")
+    found = _file_documents(wanted)
+    return Text(found.rows, f"the model itself, after beginnings of {found.source}", found.numbers)
+
+
 def _check_hub(name: str, wanted: Wanted) -> None:
     if wanted.path is None:
         texts.check_hub(name, wanted.option)
@@ -190,6 +207,7 @@ def _file_documents(wanted: Wanted) -> Text:
 
 EMBEDDED = Source(_reads_no_file, _stories_content, _stories)
 SHUFFLED = Source(_reads_no_file, _stories_content, _shuffled_stories)
+PROMPTS = Source(_check_prompts, _prompts_content, _prompts)
 NO_TEXT = Source(_reads_no_file, lambda _wanted: "", _nothing)
 FILE = Source(_file, _file_content, _file_rows)
 DOCUMENTS = Source(_file, _file_content, _file_documents)

@@ -48,8 +48,10 @@ class Panel:
 
     @property
     def title(self) -> str:
-        first = self.rows[0]
-        return f"{first.recipe_label} {first.scheme_label}, {self.key[1]}"
+        """Method, scheme and task; not a task that is called as the model, as embedded is."""
+        first, task = self.rows[0], self.key[1]
+        said = f"{first.recipe_label} {first.scheme_label}"
+        return said if task == first.model else f"{said}, {task}"
 
 
 def draw_by_calibration(rows: Sequence[Row], declared: Mapping[str, SuiteTable]) -> list[Drawn]:

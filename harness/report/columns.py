@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from harness.report.rows import Figure, FigureKey, Row
-from harness.report.table import Cell, Column, Note, Table, measured, small
+from harness.report.table import Cell, Column, Note, Table, measured, significant, small
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def quantity(figure: Figure) -> Cell:
     else:
         text = measured(factor * figure.value, error, least, most)
     if figure.spread is not None:
-        text += f" ({measured(factor * figure.spread, None, least, most)})"
+        text += f" ({significant(factor * figure.spread, 2)})"
     return Cell(text, figure.value, figure.stderr, spread=figure.spread)
 
 

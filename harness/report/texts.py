@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 from harness.report.columns import Place, Shown
 from harness.report.rows import Figure, FigureKey, Row
-from harness.report.table import Cell, Column, Note, Table, measured
+from harness.report.table import Cell, Column, Note, Table, decimals_for, measured, significant
 
 SUFFIX = "texts"
 # Under the table of the rows themselves.
@@ -40,6 +40,10 @@ class Spread:
     seeds: float | None
     best: tuple[float, str]
     worst: tuple[float, str]
+
+    @property
+    def sds(self) -> tuple[float, float | None]:
+        return self.sd, self.seeds
 
 
 def text_names(rows: Sequence[Row]) -> dict[str, str]:
@@ -182,20 +186,18 @@ def _cells(found: Spread | None, group: Sequence[Row], key: FigureKey) -> list[C
     if found is None:
         return [Cell()] * 4
     fraction = _having(group, key)[0].figures[key].unit == "fraction"
-    factor, least = (100.0, 1) if fraction else (1.0, 2)
+    factor = 100.0 if fraction else 1.0
+    digits = decimals_for(factor * (found.seeds or found.sd), 1 if fraction else 2)
     ends = [
-        f"{measured(factor * value, None, least)} {text}"
+        f"{measured(factor * value, None, digits)} {text}"
         for value, text in (found.best, found.worst)
     ]
-    spreads = [
-        "–" if value is None else measured(factor * value, None, least)
-        for value in (found.sd, found.seeds)
-    ]
+    spreads = ["–" if each is None else significant(factor * each, 2) for each in found.sds]
     return [Cell(text) for text in (*ends, *spreads)]
 
 
 def _exact(found: Spread | None) -> list[Cell]:
     if found is None:
         return [Cell()] * 7
-    values = (*found.best, *found.worst, found.mean, found.sd, found.seeds)
+    values = (*found.best, *found.worst, found.mean, *found.sds)
     return [Cell(value=value) for value in values]

@@ -97,7 +97,7 @@ def test_the_ablation_differs_in_text_and_seed_at_every_size() -> None:
     assert {(each.calib.length, each.scheme.bits, str(each.method)) for each in calibrated} == {
         (512, 3, str(calibrated[0].method))
     }
-    texts = ("embedded", "embedded-shuffled", "random")
+    texts = ("embedded", "embedded-shuffled", "self-generated", "random")
     assert [(each.calib.name, each.seed) for each in calibrated] == [
         (text, seed) for text in texts for seed in (0, 1, 2)
     ]
@@ -105,5 +105,6 @@ def test_the_ablation_differs_in_text_and_seed_at_every_size() -> None:
     assert {each.config.calib.name for each in cells_of(others, False)[2:]} == {
         "c4",
         "wikitext2",
+        "self-generated",
         "random",
     }

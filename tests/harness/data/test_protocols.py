@@ -323,6 +323,7 @@ def test_every_protocol_can_be_described_and_cut() -> None:
             "documents",
             "packed",
             "random",
+            "generated",
         )
         if protocol.use == CALIBRATION:
             assert protocol.windows is None

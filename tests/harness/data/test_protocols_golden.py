@@ -112,7 +112,7 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {
         name: by_name[name.removesuffix("-train").removesuffix("-calibration").removesuffix("-new")]
         for name in PROTOCOLS
-        if not name.startswith(("embedded", "random"))
+        if not name.startswith(("embedded", "random", "self"))
     }
 
 
@@ -128,6 +128,7 @@ def windows_of_all(tokenizer: Any, texts: dict[str, Path]) -> dict[str, TokenWin
             sequences=24 if protocol.calibrates else None,
         )
         for name, protocol in PROTOCOLS.items()
+        if not protocol.generates
     }
 
 

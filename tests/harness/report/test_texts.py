@@ -11,6 +11,7 @@ from harness.report import from_records
 from harness.report.by_calibration import calibration_figure, draw_by_calibration, panels_of, short
 from harness.report.render import to_csv
 from harness.report.rows import Figure, read_rows
+from harness.report.table import significant
 from harness.report.tables import summary_tables
 from harness.report.texts import spread_of, text_groups, text_names
 from harness.suites.find import declared_tables
@@ -22,7 +23,7 @@ SEEDS = (0, 1, 2)
 
 
 def value_of(text, sequences, seed):
-    return TEXTS[text] + 40 / sequences + 0.1 * seed
+    return TEXTS[text] + 40 / sequences + 0.15 * seed
 
 
 def calibrated(made_up, text, sequences, seed, value=None, **changes):
@@ -105,8 +106,8 @@ def test_the_table_has_both_spreads_beside_each_other(ablation) -> None:
         "3",
         f"{means[0]:.2f} c4",
         f"{means[2]:.2f} random",
-        f"{np.std(means, ddof=1):.2f}",
-        "0.10",
+        significant(np.std(means, ddof=1), 2),
+        "0.15",
     ]
     assert "standard deviation over the texts" in table.notes[0].text
     assert any("a table of its own" in note.text for note in tables["accuracy"].notes)
@@ -127,7 +128,7 @@ def test_the_csv_has_the_deviation_over_seeds(ablation) -> None:
     lines = list(csv.DictReader(io.StringIO(to_csv(table))))
     name = next(name for name in lines[0] if name.endswith("_sd_seeds"))
     spreads = [float(line[name]) for line in lines if line["seeds"] == "3.0"]
-    assert spreads == pytest.approx([0.1] * 9)
+    assert spreads == pytest.approx([0.15] * 9)
     assert all(line[name] == "" for line in lines if line["seeds"] == "1.0")
 
 
@@ -165,7 +166,7 @@ def test_the_plot_has_a_line_a_text_and_a_band_of_the_seeds(ablation) -> None:
     ]
     bands = [band.get_paths()[0].get_extents() for band in axes.collections]
     assert [(band.ymin, band.ymax) for band in bands] == [
-        pytest.approx((value_of(text, 64, 1) - 0.1, value_of(text, 4, 1) + 0.1)) for text in TEXTS
+        pytest.approx((value_of(text, 64, 1) - 0.15, value_of(text, 4, 1) + 0.15)) for text in TEXTS
     ]
     (legend,) = drawn.legends
     assert [text.get_text() for text in legend.get_texts()] == [

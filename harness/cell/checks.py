@@ -13,7 +13,7 @@ from pathlib import Path
 from cuda_ext.kernels import KernelUnavailable, resolve_kernel
 from harness.cell.parts import Measuring, Solving, Transforming
 from harness.config.schema import CellConfig
-from harness.data import protocols, texts
+from harness.data import chat, protocols, texts
 from harness.data.config import CalibConfig
 from harness.errors import ConfigError, MissingData
 from harness.extras import EXTRAS, missing, pip_command
@@ -183,7 +183,11 @@ def suites(chosen: Sequence[Measuring]) -> None:
 
 
 def calibration(
-    calib: CalibConfig, solving: Solving | None, chosen: Sequence[Transforming], data: str | None
+    calib: CalibConfig,
+    solving: Solving | None,
+    chosen: Sequence[Transforming],
+    data: str | None,
+    model: Model | AbsentModel,
 ) -> None:
     """Check the calibration text that a solver or transform needs."""
     if calib.protocol == "none" or calib.sequences < 1:
@@ -202,6 +206,10 @@ def calibration(
         )
     try:
         protocols.check(calib.protocol, protocols.CALIBRATION, path=calib.path, data_dir=data)
+        if calib.chat_template:
+            protocol = protocols.find(calib.protocol, protocols.CALIBRATION)
+            chat.require_documents(protocol.id, protocol.of_documents)
+            chat.require_template(model.folder, "calib.chat_template=true", model.name)
     except texts.AbsentText as error:
         raise MissingData(f"calib.protocol={calib.protocol}: {error}.") from error
     except (texts.ProtocolError, texts.TextError) as error:

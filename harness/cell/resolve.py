@@ -93,7 +93,11 @@ def resolve(
         lacking = _absent_suites(choices, facts, without_data)
         if choices.calibration is not None:
             checks.calibration(
-                choices.calibration, choices.solving, choices.transforms, config.paths.data
+                choices.calibration,
+                choices.solving,
+                choices.transforms,
+                config.paths.data,
+                model,
             )
     except MissingData as error:
         if not without_data:
@@ -335,6 +339,7 @@ def _facts(config: CellConfig, model: Model | AbsentModel) -> Callable[[str], Fa
             threads=config.runtime.threads,
             has_original=model.checkpoint is None,
             file=None if config.method.get("solver") else model.file,
+            tokenizer=model.folder,
         )
 
     return facts

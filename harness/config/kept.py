@@ -23,6 +23,7 @@ from types import NoneType
 from typing import Any, get_args, get_type_hints
 
 from cuda_ext.cache import cache_root, write_atomically
+from harness.cell.seeds import without_needless
 from harness.config.help import conf_dir
 from harness.config.schema import Cell, CellConfig
 
@@ -53,7 +54,10 @@ def kept_cells(
     except (OSError, ValueError, TypeError, KeyError):  # not there yet, or damaged
         cells = compose()
     text = json.dumps(
-        [[dataclasses.asdict(cell.config), cell.overrides, cell.published] for cell in cells]
+        [
+            [dataclasses.asdict(cell.config), cell.overrides, cell.published, cell.repeats]
+            for cell in cells
+        ]
     )
     text = f"{_sha256(text.encode())}\n{text}\n"
     if repr(_cells(text, extra)) == repr(cells):  # not cached if JSON changes a value
@@ -65,7 +69,7 @@ def kept_cells(
 
 
 def cells_of(overrides: Sequence[str], multirun: bool, extra: Path | None = None) -> list[Cell]:
-    """The cells of a command line, from the cache or composed by Hydra.
+    """The cells of a command line, from the cache or composed by Hydra, without needless seeds.
 
     Arguments and errors as in harness.config.compose.compose_cells.
     """
@@ -75,7 +79,7 @@ def cells_of(overrides: Sequence[str], multirun: bool, extra: Path | None = None
 
         return compose_cells(overrides, multirun, extra)
 
-    return kept_cells(overrides, multirun, extra, compose)
+    return without_needless(kept_cells(overrides, multirun, extra, compose))
 
 
 def _key(overrides: Sequence[str], multirun: bool, extra: Path | None) -> str | None:
@@ -135,8 +139,8 @@ def _cells(text: str, extra: Path | None) -> list[Cell]:
     if digest != _sha256(rest.rstrip("\n").encode()):
         raise ValueError("damaged")
     return [
-        Cell(_filled(CellConfig, values), tuple(words), extra, tuple(published))
-        for values, words, published in json.loads(rest)
+        Cell(_filled(CellConfig, values), tuple(words), extra, tuple(published), repeats)
+        for values, words, published, repeats in json.loads(rest)
     ]
 
 

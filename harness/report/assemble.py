@@ -21,6 +21,7 @@ from harness.report.names import (
 )
 from harness.report.rows import Figure, FigureKey, Row
 from harness.report.table import Cell, Column, Note, Table
+from harness.report.texts import BESIDE_TEXTS, text_table
 
 
 def tables_of_model(
@@ -94,7 +95,7 @@ def _places(declared: Mapping[str, SuiteTable]) -> list[tuple[Place, dict[str, S
 
 @dataclass(frozen=True)
 class _Joined:
-    """A table that suites share and, if there is one, that of differences.
+    """A table that suites share and, where there are some, those of differences and texts.
 
     shown  what the columns of the first show; None for names and suites without any figure.
     """
@@ -141,9 +142,11 @@ def _joined(
         notes += table.notes(rows, shown[name]) if shown[name] else []
     title = place.title.replace("{model}", model)
     texts, causes = footnotes.texts, footnotes.causes
-    joined = Table(place.name, model, title, columns, cells, notes, texts, causes)
     of_differences = difference_table(place, model, rows, compared, differences)
-    tables = [joined, *([] if of_differences is None else [of_differences])]
+    of_texts = text_table(place, model, rows, compared)
+    notes += [] if of_texts is None else [BESIDE_TEXTS]
+    joined = Table(place.name, model, title, columns, cells, notes, texts, causes)
+    tables = [joined, *filter(None, (of_differences, of_texts))]
     return _Joined(tables, [*[None] * len(names), *every, *[None] * len(failed)])
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.records.record import Record
 from harness.records.store import file_name, unique_name, write_atomically
+from harness.report.by_calibration import draw_by_calibration
 from harness.report.frame import INTERNAL, from_records
 from harness.report.latex import LATEX, Latex, to_latex
 from harness.report.page.write import page
@@ -107,7 +108,11 @@ def _plots(every: Sequence[Row], suites: Mapping[str, Suite]) -> dict[str, list[
     for model in sorted({row.model for row in every}):
         rows = [row for row in every if row.model == model]
         declared = declared_tables(rows, suites)
-        found[model] = [*draw_all(rows, declared), *draw_pareto(rows, declared)]
+        found[model] = [
+            *draw_all(rows, declared),
+            *draw_pareto(rows, declared),
+            *draw_by_calibration(rows, declared),
+        ]
     return found
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from harness.report.rows import Figure, FigureKey, Row
 from harness.report.serving import Serving
-from harness.report.table import Cell, Column, Note, Table, measured, small
+from harness.report.table import Cell, Column, Note, Table, measured, significant, small
 
 
 @dataclass(frozen=True)
@@ -72,8 +72,8 @@ def quantity(figure: Figure) -> Cell:
     else:
         text = measured(factor * figure.value, error, least, most)
     if figure.spread is not None:
-        text += f" ({measured(factor * figure.spread, None, least, most)})"
-    return Cell(text, figure.value, figure.stderr)
+        text += f" ({significant(factor * figure.spread, 2)})"
+    return Cell(text, figure.value, figure.stderr, spread=figure.spread)
 
 
 def says_nothing(_row: Row, _key: FigureKey, _rows: Sequence[Row]) -> list[str]:

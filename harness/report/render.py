@@ -109,18 +109,18 @@ def _markdown(text: str) -> str:
 
 
 def to_csv(table: Table) -> str:
-    """CSV with all digits of figures, and columns for standard errors and percentiles."""
+    """CSV with all digits of figures, and columns for standard errors, percentiles and seeds."""
     table = table.csv or table
+    suffix = {"stderr": "stderr", "low": "p10", "high": "p90", "spread": "sd_seeds"}
     extras = {
         index: [
             name
-            for name in ("stderr", "low", "high")
+            for name in suffix
             if any(getattr(row[index], name) is not None for row in table.rows)
         ]
         for index in range(len(table.columns))
     }
     noted = any(cell.marks for row in table.rows for cell in row)
-    suffix = {"stderr": "stderr", "low": "p10", "high": "p90"}
     header: list[str] = []
     for index, column in enumerate(table.columns):
         header += [column.name, *(f"{column.name}_{suffix[name]}" for name in extras[index])]

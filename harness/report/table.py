@@ -31,6 +31,7 @@ class Cell:
     high: float | None = None
     marks: tuple[int, ...] = ()
     best: bool = False
+    spread: float | None = None  # the standard deviation over seeds
 
 
 @dataclass(frozen=True)

@@ -107,6 +107,7 @@ class Facts:
     device    cpu, cuda or cuda:N; threads: runtime.threads.
     has_original  False for a checkpoint that was quantized elsewhere (as in SuiteContext).
     file      GGUF file of the model under test (as in SuiteContext).
+    tokenizer  folder with the files of its tokenizer; None if it is not on this machine.
     """
 
     key: str
@@ -117,6 +118,7 @@ class Facts:
     threads: int | None = None
     has_original: bool = True
     file: Path | None = None
+    tokenizer: Path | None = None
 
 
 @dataclass(frozen=True)

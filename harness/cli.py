@@ -79,9 +79,12 @@ def _plan(options: Namespace) -> int:
     cells = _cells(options)
     if cells is None:
         return OK
-    from harness.run import launch
+    from harness.launchers.choosing import chosen, runs_elsewhere
+    from harness.run.launch import resolve_all
+    from harness.run.planned import show_plan
 
-    launch.show_plan(launch.resolve_all(cells))
+    elsewhere = runs_elsewhere(chosen(cells, options.config_dir))
+    show_plan(resolve_all(cells, elsewhere), elsewhere)
     return OK
 
 

@@ -1,4 +1,4 @@
-"""Compose conf/ and the command line into cells. Only this and harness.run.launchers use Hydra.
+"""Compose conf/ and the command line into cells. Only this and harness.launchers.plugin use Hydra.
 
 Hydra's compose API turns overrides into one configuration, typed by
 harness.config.schema.SweepConfig, so a wrong key or type is an error. The cells of a sweep are a
@@ -41,7 +41,13 @@ SCHEMES = "scheme"  # the group whose options may also be names such as w4g128
 SWAPPED = ("model", "method", "scheme", "calib")  # groups whose options a sweep goes through
 LISTS = ("suite", "tasks", "protocols")  # keys that hold a list
 # Keys below these go into mappings; modules of parts define them (harness.config.options).
-MAPPINGS = ("method.", "transform.", "suite.", "model.expected.")
+MAPPINGS = (
+    "method.",
+    "transform.",
+    "suite.",
+    "model.expected.",
+    "hydra.launcher.options.",
+)
 
 
 def compose_cells(

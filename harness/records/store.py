@@ -76,8 +76,7 @@ class Store:
         record = _replaceable(self.record_path(cell, cell_key, stage, key))
         if record is None or record.key != key:
             return None
-        named = cell.model_copy(update=record.cell.measured())
-        return record.model_copy(update={"cell": named})
+        return as_named(record, cell)
 
     def write(self, record: Record, samples: list[dict[str, Any]] | None = None) -> Path:
         """Write a record atomically, with the scores of its documents in a file beside it.
@@ -161,6 +160,11 @@ def _named_folder(parent: Path, cell: CellIdentity, key: str) -> Path:
     if os.path.exists(named) or not os.path.isdir(parent):
         return named
     return min(parent.glob(f"*-{digits}"), default=named)
+
+
+def as_named(record: Record, cell: CellIdentity) -> Record:
+    """A record with the names of `cell`."""
+    return record.model_copy(update={"cell": cell.model_copy(update=record.cell.measured())})
 
 
 def load_records(results: Path) -> list[Record]:

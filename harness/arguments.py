@@ -115,6 +115,7 @@ def build() -> tuple[Parser, dict[str, Parser]]:
             "bring and verify all that a plan needs, so that runs are offline",
             _add_fetch,
         ),
+        "status": ("show what sweeps do now, from any shell or node", _add_status),
         "report": (
             "make tables and plots again from records",
             _add_report,
@@ -181,6 +182,16 @@ def _add_fetch(parser: Parser) -> None:
         action="store_true",
         help="take what the hub has now, not the commits of the lock file",
     )
+
+
+def _add_status(parser: Parser) -> None:
+    parser.description = (
+        "Show the sweeps of a results folder: cells done, what runs, since when and for how long\n"
+        "still, what failed and why, and which processes were killed. Nothing is written."
+    )
+    _add_results(parser)
+    parser.add_argument("--all", action="store_true", help="show sweeps that ended, too")
+    _add_help(parser)
 
 
 def _add_report(parser: Parser) -> None:

@@ -1,4 +1,4 @@
-"""The command line: `bitsweep run|plan|fetch|report|compare|paper|export|inspect|audit|doctor`.
+"""The command line: `bitsweep VERB`; the verbs are in VERBS below.
 
 harness.arguments has its grammar and help. Heavy libraries are imported only by verbs that need
 them. Exit status: 0 success, 1 something failed (see the summary), 2 the request is impossible, 130
@@ -160,6 +160,14 @@ def _report(options: Namespace) -> int:
     return OK
 
 
+def _status(options: Namespace) -> int:
+    require("harness", "bitsweep status")
+    from harness.run.status import status
+
+    status(options.results, options.all)
+    return OK
+
+
 def _export(options: Namespace) -> int:
     from harness.checkpoint_verbs import export_to
 
@@ -231,6 +239,7 @@ VERBS: dict[str, Callable[[Namespace], int]] = {
     "run": _run,
     "plan": _plan,
     "fetch": _fetch,
+    "status": _status,
     "report": _report,
     "compare": _compare,
     "paper": _paper,

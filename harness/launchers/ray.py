@@ -118,7 +118,8 @@ def _main(given: str) -> None:
     actors = [remote.remote() for _ in range(count)]
 
     def watch() -> None:
-        sys.stdin.buffer.read()
+        while os.read(0, 1):  # not sys.stdin, whose lock would be held at the end
+            pass
         for actor in actors:
             ray.kill(actor)
         ray.shutdown()
@@ -127,6 +128,7 @@ def _main(given: str) -> None:
     threading.Thread(target=watch, daemon=True).start()
     ray.get([actor.work.remote(number) for number, actor in enumerate(actors)])
     ray.shutdown()
+    os._exit(0)  # not through Ray's own threads
 
 
 LAUNCHER = Launcher("ray", "ray", Options, _Process)

@@ -143,6 +143,22 @@ class Lease:
         owner = None if found is None else Owner.read(found[1])
         return "another process" if owner is None else str(owner)
 
+    def lives(self) -> bool:
+        """Whether an owner lives; one elsewhere does if its lease was renewed lately, by the clocks
+        of both machines.
+        """
+        found = self._newest()
+        owner = None if found is None else Owner.read(found[1])
+        if found is None or owner is None:
+            return False
+        alive = owner.alive
+        return time.time() - found[0] / 1e9 < STALE_SECONDS if alive is None else alive
+
+    def given_back(self) -> bool:
+        """Whether the last owner gave the lock back, and was not killed."""
+        found = self._newest()
+        return found is None or found[1].startswith(RELEASED)
+
     def _follow(self) -> bool:
         """Create the next lease if the newest is released or its owner is dead."""
         found = self._newest()

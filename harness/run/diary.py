@@ -39,6 +39,9 @@ SECONDS_BETWEEN = 1.0  # notes of progress
 DISK_TROUBLE = ("StoreError", "ArtifactError", "OSError")
 
 
+STARTER = "starter"  # the process that started workers and follows them
+
+
 @dataclass(frozen=True)
 class Job:
     """A cell of a sweep: its place among the sweep's cells from 1, its name, its stages to run."""

@@ -18,7 +18,7 @@ from harness.errors import StoreError
 from harness.launchers.base import LaunchError, Workers
 from harness.launchers.choosing import Chosen
 from harness.records.store import write_atomically
-from harness.run.diary import Diary, Job, Settled
+from harness.run.diary import STARTER, Diary, Job, Runner, Settled
 from harness.run.events import Failed
 from harness.run.screen import Screen
 from harness.run.signals import exit_status
@@ -53,7 +53,7 @@ def run_launched(
     workers = chosen.launcher.start(diary.folder, count, chosen.options, device)
     following = _Following(diary, jobs, workers, count, screen)
     try:
-        with screen:
+        with screen, Runner(diary, STARTER):
             following.run()
     except (LaunchError, StoreError) as error:
         outcome.stopped = str(error)
@@ -88,10 +88,17 @@ class _Following:
         """Return when all cells are settled. Raises LaunchError if the workers come to an end."""
         while True:
             # Asked first: a worker that ended had noted all it did.
-            ended = self._workers.ended()
+            trouble: LaunchError | None = None
+            ended: dict[int, str] = {}
+            try:
+                ended = self._workers.ended()
+            except LaunchError as error:
+                trouble = error
             self._look()
             if self.complete:
                 return
+            if trouble is not None:
+                raise trouble
             for number, why in ended.items():
                 self._replace(number, why)
             time.sleep(POLL_SECONDS)

@@ -1,0 +1,167 @@
+"""Sweeps by workers: submitit's local executor, a Slurm of shell scripts, a Ray cluster; kills."""
+
+import json
+import os
+import random
+import shlex
+import signal
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from harness.config.compose import compose_cells
+from harness.launchers import slurm
+from harness.launchers.base import LaunchError
+from harness.launchers.choosing import chosen
+from harness.records.leases import Owner
+from harness.records.record import QUANTIZATION
+from harness.records.store import load_records
+from harness.run import launch
+from harness.run.diary import Diary, Doing
+from harness.run.status import RUNNING, sweeps
+from tests import warm
+
+ROOT = Path(__file__).resolve().parents[3]
+# The interpreter of a worker, forked from one that has imported the packages already.
+WARM = """
+import sys
+from pathlib import Path
+from tests import warm
+warm.use(Path(sys.argv[1]))
+sys.exit(warm.start(sys.argv[2:]).wait())
+"""
+# The whole command, whose workers are warm as well.
+DRIVER = """
+import sys
+import submitit
+from submitit.local.local import LocalExecutor
+begin = LocalExecutor.__init__
+def warm(self, *arguments, **more):
+    begin(self, *arguments, **more)
+    self.python = sys.argv[1]
+LocalExecutor.__init__ = warm
+from harness.cli import main
+sys.exit(main(sys.argv[2:]))
+"""
+SWEEP = ["method=rtn,gptq", "scheme=w4,w3", "suite=[perplexity_documents]"]
+
+
+def python() -> str:
+    return shlex.join([sys.executable, "-c", WARM, str(warm.place())])
+
+
+def begin(words: list[str]) -> warm.Process:
+    """`bitsweep run -m` in a process of its own."""
+    return warm.start(["-c", DRIVER, python(), "run", "-m", *words])
+
+
+@pytest.fixture
+def started() -> Iterator[list[warm.Process]]:
+    """Processes to end with the test."""
+    found: list[warm.Process] = []
+    yield found
+    for each in found:
+        each.kill()
+
+
+def wait_for(what: Callable[[], object], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < deadline, "nothing happened"
+        time.sleep(0.05)
+
+
+def workers(results: Path) -> dict[int, Doing]:
+    """What living workers do, by their process numbers."""
+    found = {}
+    for folder in (results / "runs").glob("*"):
+        for who, (doing, lease) in Diary(folder).runners().items():
+            newest = lease._newest()
+            owner = None if newest is None else Owner.read(newest[1])
+            if who.startswith("worker") and lease.lives() and owner is not None:
+                found[owner.pid] = doing
+    return found
+
+
+def figures(results: Path) -> list[str]:
+    """What the records say, without what is about time, memory or the machine at that moment."""
+    found = []
+    for record in load_records(results):
+        kept = [m.model_dump_json() for m in record.metrics if m.unit not in ("s", "bytes", "J")]
+        if record.suite == QUANTIZATION:
+            kept = [m for m in kept if "second" not in m]
+        layers = [(each.name, each.loss) for each in record.layers]
+        found.append(json.dumps([record.key, record.status, sorted(record.inputs.items()), layers]))
+        found += kept
+    return found
+
+
+def tables(results: Path) -> dict[str, bytes]:
+    """The tables of accuracy: those of time and memory differ from run to run."""
+    folder = results / "reports" / "run" / "tables"
+    return {
+        path.name: path.read_bytes()
+        for path in sorted(folder.iterdir())
+        if path.name.startswith("accuracy")
+    }
+
+
+def undisturbed(words: list[str], results: Path) -> tuple[list[str], dict[str, bytes]]:
+    """Figures and tables of the same sweep, run here without anything between."""
+    cells = compose_cells([*words, f"paths.results={results}"], multirun=True)
+    assert launch.run_cells(cells, quiet=True).status == 0
+    return figures(results), tables(results)
+
+
+def disturb(
+    words: list[str], results: Path, kills: int, seed: int, started: list[warm.Process]
+) -> list[str]:
+    """Run a sweep while workers and the command itself are killed; return what was."""
+    chance, killed = random.Random(seed), []
+    command = begin(words)
+    started.append(command)
+    for number in range(kills):
+        wait_for(lambda: any(doing.cell for doing in workers(results).values()))
+        time.sleep(chance.uniform(0, 0.6))
+        running = workers(results)
+        if number % 3 == 2:
+            command.kill()
+            killed.append("command")
+            for pid in running:  # a node that is switched off takes its workers along
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            command = begin(words)
+            started.append(command)
+        elif running:
+            with suppress(ProcessLookupError):
+                os.kill(chance.choice(sorted(running)), signal.SIGKILL)
+                killed.append("worker")
+        if not any(each.state == RUNNING for each in sweeps(results)) and command.poll() == 0:
+            break
+    assert command.wait(300) == 0, command.read()[1]
+    return killed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.long)])
+def test_killed_workers_and_commands_leave_the_same_tables(
+    kills: int, tiny_overrides: list[str], tmp_path: Path, started: list[warm.Process]
+) -> None:
+    pytest.importorskip("submitit", reason="needs submitit: pip install submitit")
+    seeds = "seed=0,1,2,3,4" if kills > 3 else "seed=0"
+    words = [*tiny_overrides, *SWEEP, seeds]
+    figures_then, tables_then = undisturbed(words, tmp_path / "undisturbed")
+    results = tmp_path / "results"
+    killed = disturb([*words, "hydra/launcher=local"], results, kills, kills, started)
+    assert {"worker", "command"} <= set(killed)
+    assert figures(results) == figures_then
+    assert tables(results) == tables_then
+    assert not list((results / "artifacts").glob(".*")), "no partial artifact is left"
+    if kills > 3:
+        assert len(killed) >= 15

@@ -50,18 +50,19 @@ def run_launched(
     count = min(chosen.options.workers, len(jobs))
     screen = Screen(console, [plan for plan in plans if plan.todo])
     device = plans[0].cell.choices.runtime.device
-    workers = chosen.launcher.start(diary.folder, count, chosen.options, device)
-    following = _Following(diary, jobs, workers, count, screen)
     try:
-        with screen, Runner(diary, STARTER):
-            following.run()
+        workers = chosen.launcher.start(diary.folder, count, chosen.options, device)
+        following = _Following(diary, jobs, workers, count, screen)
+        try:
+            with screen, Runner(diary, STARTER):
+                following.run()
+        finally:
+            if not following.complete:
+                workers.cancel()
     except (LaunchError, StoreError) as error:
         outcome.stopped = str(error)
     except KeyboardInterrupt as error:
         outcome.interrupted = exit_status(error)
-    finally:
-        if not following.complete:
-            workers.cancel()
     _count(outcome, jobs, diary.settled())
     _say_starts(diary, screen)
     return outcome

@@ -17,8 +17,6 @@ import pytest
 
 from harness.config.compose import compose_cells
 from harness.launchers import slurm
-from harness.launchers.base import LaunchError
-from harness.launchers.choosing import chosen
 from harness.records.leases import Owner
 from harness.records.record import QUANTIZATION
 from harness.records.store import load_records
@@ -177,3 +175,144 @@ def test_killed_workers_and_commands_leave_the_same_tables(
     assert not list((results / "artifacts").glob(".*")), "no partial artifact is left"
     if kills > 3:
         assert len(killed) >= 15
+
+
+SBATCH = """#!{python}
+# Runs what it is given, as an array of one, and says its number.
+import os, subprocess, sys
+file = sys.argv[-1]
+if os.path.exists({folder!r} + "/full"):
+    sys.exit("sbatch: error: QOSMaxSubmitJobPerUserLimit")
+number = str(len(os.listdir({folder!r} + "/jobs")) + 1)
+environment = {{**os.environ, "SLURM_JOB_ID": number, "SLURM_NTASKS": "1", "SLURM_PROCID": "0"}}
+log = open({folder!r} + "/log-" + number, "w")
+started = {{"env": environment, "stdout": log, "stderr": log, "start_new_session": True}}
+job = subprocess.Popen(["bash", file], **started)
+open({folder!r} + "/jobs/" + number, "w").write(str(job.pid))
+print("Submitted batch job", number)
+"""
+SRUN = """#!{python}
+import os, sys
+words = sys.argv[1:]
+while words[0].startswith("--"):
+    option = words.pop(0)
+    if option in ("--output", "--error"):
+        name = words.pop(0).replace("%j", os.environ["SLURM_JOB_ID"]).replace("%t", "0")
+        os.dup2(os.open(name, os.O_CREAT | os.O_WRONLY | os.O_APPEND), 1 + (option == "--error"))
+os.execvp(words[0], words)
+"""
+SQUEUE = """#!{python}
+import os, sys
+for number in os.listdir({folder!r} + "/jobs"):
+    pid = open({folder!r} + "/jobs/" + number).read()
+    try:
+        state = open("/proc/" + pid + "/stat").read().split()[2]
+    except OSError:
+        continue
+    if state != "Z":
+        print(number)
+"""
+SCANCEL = """#!{python}
+import os, signal, sys
+os.killpg(int(open({folder!r} + "/jobs/" + sys.argv[1]).read()), signal.SIGTERM)
+"""
+SACCT = """#!{python}
+import sys
+sys.exit("Slurm accounting storage is disabled")
+"""
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A Slurm of scripts, without accounting, that runs jobs here; the folder of its notes."""
+    pytest.importorskip("submitit", reason="needs submitit: pip install submitit")
+    folder = tmp_path / "cluster"
+    (folder / "jobs").mkdir(parents=True)
+    scripts = {"sbatch": SBATCH, "srun": SRUN, "squeue": SQUEUE, "scancel": SCANCEL, "sacct": SACCT}
+    for name, text in scripts.items():
+        file = folder / name
+        file.write_text(text.format(python=sys.executable, folder=str(folder)))
+        file.chmod(file.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr(slurm, "SECONDS_BETWEEN", 0.5)
+    import submitit
+
+    monkeypatch.setattr(submitit.SlurmExecutor, "__init__", _warm(submitit.SlurmExecutor.__init__))
+    return folder
+
+
+def _warm(begin: Callable[..., None]) -> Callable[..., None]:
+    def init(self: object, *arguments: object, **more: object) -> None:
+        begin(self, *arguments, **more)
+        self.python = python()  # type: ignore[attr-defined]
+
+    return init
+
+
+@pytest.mark.slow
+def test_jobs_of_slurm_without_accounting(
+    cluster: Path, sweep: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The whole way through sbatch; a job that is cancelled is noticed by squeue alone."""
+    words = [*sweep, "hydra/launcher=slurm", "hydra.launcher.workers=1"]
+    words += ["hydra.launcher.cpus=3", "hydra.launcher.options.qos=low"]
+    cells = compose_cells(words, multirun=True)
+    killed: list[str] = []
+
+    def kill_first(*_: object) -> None:
+        if not killed and workers(tmp_path / "results"):
+            subprocess.run(["scancel", "1"], check=True)
+            killed.append("1")
+
+    follow = launch_screen_follow()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("harness.run.screen.Screen.follow", lambda *a: (kill_first(), follow(*a)))
+        ran = launch.run_cells(cells)
+    said = capsys.readouterr().err
+    assert (ran.status, ran.outcome.stopped) == (0, None)
+    assert ran.outcome.finished == 8
+    assert [record.suite for record in ran.records] == [QUANTIZATION, "perplexity"] * 4
+    assert killed == ["1"]
+    assert "worker 1 ended (" in said
+    assert sorted(path.name for path in (cluster / "jobs").iterdir()) == ["1", "2"]
+    (folder,) = (tmp_path / "results" / "runs").glob("*")
+    batch = next((folder / "jobs").glob("*submission*.sh")).read_text()
+    for line in ("--cpus-per-task=3", "--qos=low", "--time=720", "--job-name=bitsweep"):
+        assert f"#SBATCH {line}" in batch
+    assert "gpus" not in batch
+    assert "2 workers" not in said, "the one that was killed was followed by one of its name"
+    assert "1 worker, each started once in " in said
+
+
+def launch_screen_follow() -> Callable[..., None]:
+    from harness.run.screen import Screen
+
+    return Screen.follow
+
+
+def test_what_slurm_refuses_is_said_and_nothing_is_lost(cluster: Path, sweep: list[str]) -> None:
+    (cluster / "full").touch()
+    cells = compose_cells([*sweep, "hydra/launcher=slurm"], multirun=True)
+    ran = launch.run_cells(cells, quiet=True)
+    assert ran.status == 1
+    assert ran.outcome.stopped is not None
+    assert "QOSMaxSubmitJobPerUserLimit" in ran.outcome.stopped
+    assert ran.records == []
+
+
+def test_slurm_without_its_commands_names_them(
+    sweep: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("submitit", reason="needs submitit: pip install submitit")
+    monkeypatch.setenv("PATH", "/nowhere")
+    cells = compose_cells([*sweep, "hydra/launcher=slurm"], multirun=True)
+    stopped = launch.run_cells(cells, quiet=True).outcome.stopped
+    assert stopped is not None
+    assert "needs sbatch, squeue, scancel, srun, which are not on PATH" in stopped
+
+
+def test_a_scheduler_that_does_not_answer_keeps_its_jobs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert slurm._Queue().holds(["1", "2"]) == [True, True]

@@ -23,6 +23,7 @@ from harness.arguments_of_results import (
     add_push,
     add_recommend,
     add_report,
+    add_status,
     add_sync,
 )
 from harness.errors import ConfigError
@@ -127,6 +128,7 @@ def build() -> tuple[Parser, dict[str, Parser]]:
             "bring and verify all that a plan needs, so that runs are offline",
             _add_fetch,
         ),
+        "status": ("show what sweeps do now, from any shell or node", add_status),
         "report": (
             "make tables and plots again from records",
             add_report,

@@ -8,6 +8,16 @@ from pathlib import Path
 RESULTS = Path("results")
 
 
+def add_status(parser: ArgumentParser) -> None:
+    parser.description = (
+        "Show the sweeps of a results folder: cells done, what runs, since when and for how long\n"
+        "still, what failed and why, and which processes were killed. Nothing is written."
+    )
+    add_results(parser)
+    parser.add_argument("--all", action="store_true", help="show sweeps that ended, too")
+    add_help(parser)
+
+
 def add_report(parser: ArgumentParser) -> None:
     parser.description = (
         "Make tables, plots and the page again from records. Of several results folders it is one\n"

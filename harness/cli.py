@@ -81,9 +81,12 @@ def _plan(options: Namespace) -> int:
     cells = _cells(options)
     if cells is None:
         return OK
-    from harness.run import launch
+    from harness.launchers.choosing import chosen, runs_elsewhere
+    from harness.run.launch import resolve_all
+    from harness.run.planned import show_plan
 
-    launch.show_plan(launch.resolve_all(cells))
+    elsewhere = runs_elsewhere(chosen(cells, options.config_dir))
+    show_plan(resolve_all(cells, elsewhere), elsewhere)
     return OK
 
 
@@ -140,6 +143,14 @@ def _sync(options: Namespace) -> int:
     from harness.syncing import Request, sync
 
     return sync(_request(Request, options))
+
+
+def _status(options: Namespace) -> int:
+    require("harness", "bitsweep status")
+    from harness.run.status import status
+
+    status(options.results, options.all)
+    return OK
 
 
 def _export(options: Namespace) -> int:
@@ -230,6 +241,7 @@ VERBS: dict[str, Callable[[Namespace], int]] = {
     "run": _run,
     "plan": _plan,
     "fetch": _fetch,
+    "status": _status,
     "report": _report,
     "compare": _compare,
     "sync": _sync,

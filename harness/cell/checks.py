@@ -216,15 +216,18 @@ def calibration(
         raise ConfigError(f"calib.protocol={calib.protocol}: {error}.") from error
 
 
-def runtime(config: CellConfig, chosen: Sequence[Measuring]) -> None:
-    """Check device, kernel, streaming and folders."""
+def runtime(config: CellConfig, chosen: Sequence[Measuring], elsewhere: bool = False) -> None:
+    """Check device, kernel, streaming and folders.
+
+    elsewhere  the cell runs on another machine, of whose device and kernels nothing is known.
+    """
     runtime = config.runtime
     if runtime.timeout_s is not None and runtime.timeout_s <= 0:
         raise ConfigError(
             f"runtime.timeout_s={runtime.timeout_s} leaves no time; use seconds above 0, or null."
         )
     if runtime.device != "cpu":
-        _device_exists(runtime.device)
+        _device_exists(runtime.device, elsewhere)
     if runtime.activations == "cuda" and not runtime.device.startswith("cuda"):
         raise ConfigError(
             f"runtime.activations=cuda, but runtime.device={runtime.device}: use cpu, disk or auto."
@@ -236,7 +239,7 @@ def runtime(config: CellConfig, chosen: Sequence[Measuring]) -> None:
             f"runtime.stream=always, but suite {whole[0]} needs the whole model in memory: measure "
             f"suite=[{streaming or 'perplexity'}] alone, or leave runtime.stream=auto."
         )
-    if runtime.kernel not in ("auto", "reference"):
+    if runtime.kernel not in ("auto", "reference") and not elsewhere:
         try:
             resolve_kernel(runtime.kernel, runtime.device)
         except (KernelUnavailable, ValueError) as error:
@@ -246,9 +249,11 @@ def runtime(config: CellConfig, chosen: Sequence[Measuring]) -> None:
         raise ConfigError(f"paths.results={results} is a file: give a folder for the results.")
 
 
-def _device_exists(device: str) -> None:
+def _device_exists(device: str, elsewhere: bool) -> None:
     if not device.startswith("cuda"):
         raise ConfigError(f"runtime.device={device} is unknown; use cpu, cuda or cuda:0.")
+    if elsewhere:
+        return
     import torch
 
     if not torch.cuda.is_available():

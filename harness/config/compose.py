@@ -1,4 +1,4 @@
-"""Compose conf/ and the command line into cells. Only this and harness.run.launchers use Hydra.
+"""Compose conf/ and the command line into cells. Only this and harness.launchers.plugin use Hydra.
 
 Hydra's compose API turns overrides into one configuration, typed by
 harness.config.schema.SweepConfig, so a wrong key or type is an error. The cells of a sweep are a
@@ -45,7 +45,13 @@ LISTS = ("suite", "tasks", "protocols")  # keys that hold a list
 SEEDS = "seeds"  # the number of seeds
 MOST_SEEDS = 1000
 # Keys below these go into mappings; modules of parts define them (harness.config.options).
-MAPPINGS = ("method.", "transform.", "suite.", "model.expected.")
+MAPPINGS = (
+    "method.",
+    "transform.",
+    "suite.",
+    "model.expected.",
+    "hydra.launcher.options.",
+)
 
 
 def compose_cells(

@@ -8,9 +8,17 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Waiting:
-    """Another process holds the lock of the cell, and this one waits for it."""
+    """Another process works on the cell, and this one waits for it."""
 
     who: str
+
+
+@dataclass(frozen=True)
+class Queued:
+    """A stage waits for its device: it needs it alone, or another has it alone."""
+
+    stage: str
+    device: str
 
 
 @dataclass(frozen=True)
@@ -77,5 +85,5 @@ class Broken:
     message: str
 
 
-Event = Waiting | Started | Planned | Resumed | Advanced | Finished | Failed | Broken
+Event = Waiting | Queued | Started | Planned | Resumed | Advanced | Finished | Failed | Broken
 Listener = Callable[[Event], None]

@@ -10,7 +10,7 @@ from harness.config.schema import Cell, CellConfig
 from harness.errors import StoreError
 from harness.records.record import Failure
 from harness.records.store import unique_name
-from harness.run import launch
+from harness.run import launch, planned
 from harness.run.events import Failed
 from harness.run.recording import StageResult, Timing, failed_record, make_record
 from harness.run.sweep import Outcome
@@ -36,7 +36,7 @@ def test_a_plan_shows_names_as_they_are(
 ) -> None:
     config = tiny_cell("method=gptq")
     config.model.name = name
-    launch.show_plan([cell_of(config)])
+    planned.show_plan([cell_of(config)])
     said = capsys.readouterr().out
     assert name in said.replace("\n", "") or len(name) > 100
     assert "to run" in said
@@ -46,7 +46,7 @@ def test_a_plan_tells_methods_of_one_name_by_their_options(
     tiny_cell: Make, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cells = [cell_of(tiny_cell(f"method={name}")) for name in ("gptq", "gptq_actorder")]
-    launch.show_plan(cells)
+    planned.show_plan(cells)
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("tiny ")]
     assert ["act-order" in row for row in rows] == [False, True]
 
@@ -129,7 +129,7 @@ def test_results_that_cannot_be_written_are_refused_by_plan_and_run(
     config = tiny_cell()
     monkeypatch.setattr("os.access", lambda *_: False)
     for attempt in (
-        lambda: launch.show_plan([cell_of(config)]),
+        lambda: planned.show_plan([cell_of(config)]),
         lambda: launch.run([Cell(config, ())]),
     ):
         with pytest.raises(StoreError, match="you have no permission to write it"):
@@ -142,8 +142,8 @@ def test_a_plan_says_when_two_models_have_one_name(tiny_cell: Make) -> None:
     other = replace(
         plan, cell=replace(plan.cell, model=replace(plan.cell.model, fingerprint="f" * 64))
     )
-    assert launch._shared_names([plan, plan]) == []
-    (said,) = launch._shared_names([plan, other])
+    assert planned.shared_names([plan, plan]) == []
+    (said,) = planned.shared_names([plan, other])
     assert said is not None
     assert plan.cell.model.fingerprint[:8] in said
     assert "ffffffff" in said

@@ -157,6 +157,8 @@ class SuiteTable:
                another sample are marked, and notes name the samples.
     notes      sentences under the table.
     tables     further tables that the suite makes itself.
+    further    further tables of columns, each of which joins a place.
+    fails      False: there is no table where the suite only failed, because another one says so.
     """
 
     columns: tuple[FigureColumn, ...] = ()
@@ -168,6 +170,8 @@ class SuiteTable:
     compared: bool = False
     notes: Callable[[Sequence[Row], Sequence[Shown]], list[Note]] = no_notes
     tables: tuple[OwnTable, ...] = ()
+    further: tuple[SuiteTable, ...] = ()
+    fails: bool = True
 
     @property
     def empty(self) -> bool:

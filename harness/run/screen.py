@@ -75,7 +75,7 @@ class Screen:
         if isinstance(event, Started):
             self._bars.reset(self._stage, total=None, description=f"  {event.stage}", visible=True)
         elif isinstance(event, Waiting):
-            self._print(f"waiting: {event.who} works on this cell")
+            self._print(f"waiting: {event.who} works on {event.what}")
         elif isinstance(event, Planned):
             self._show_memory(event)
         elif isinstance(event, Resumed):

@@ -28,7 +28,7 @@ from harness.suites.compressed import ENTRIES, Compressed
 from harness.suites.confidences import CONFIDENCES, confidence_names
 from harness.suites.logits import Logits
 from harness.suites.reading import Texts
-from harness.suites.reference import NOISE_WINDOWS, Reference
+from harness.suites.reference import Reference, noise_windows
 from harness.suites.scoring import Score
 
 # Bytes of the measured model's logits, or of what its head makes them of, that are kept from the
@@ -58,7 +58,7 @@ def run(context: SuiteContext, config: Texts) -> SuiteResult:
     passes = int(against_full) + int(context.quantized)
     total = sum(passes * len(each.windows) for each in texts.values())
     if context.has_original:
-        total += sum(min(NOISE_WINDOWS, len(each.windows)) for each in texts.values())
+        total += sum(len(noise_windows(each.windows)) for each in texts.values())
     done = 0
 
     def advance(name: str, windows: int = 1) -> None:
@@ -70,11 +70,12 @@ def run(context: SuiteContext, config: Texts) -> SuiteResult:
     if context.has_original:
         full = Reference(context)
         for name, each in texts.items():
-            with full.making(each.windows, compared=against_full):
+            first = noise_windows(each.windows)
+            with full.making(each.windows if against_full else first):
                 if against_full:
                     found[name]["quantized"] = _pass(full.window, model, each, name, advance)
-                found[name]["noise"] = full.noise(each.windows)
-                advance(name, min(NOISE_WINDOWS, len(each.windows)))
+                found[name]["noise"] = full.noise(first)
+                advance(name, len(first))
         del full  # three models need not fit into memory at once
     if context.quantized:
         reference = _logits(context.load_reference(), context.device)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import accumulate
 from typing import Any, TypeVar
 
 import torch
@@ -24,8 +25,8 @@ from harness.suites.noise import NoisyLogits
 
 # Raise it when kept files come to hold something else.
 VERSION = 1
-# Windows on which the model is compared with itself under noise.
-NOISE_WINDOWS = 8
+# Positions on which the model is compared with itself under noise: whole windows, at least one.
+NOISE_POSITIONS = 4096
 
 Made = TypeVar("Made", Compressed, Comparison)
 
@@ -39,14 +40,14 @@ class Reference:
         self.compresses = vocabulary.size_of(context.model) > EXACT_VOCABULARY
 
     @contextmanager
-    def making(self, windows: Sequence[Tensor], compared: bool) -> Iterator[None]:
-        """Context: to be around the use of the noise on windows and, if `compared`, of themselves.
+    def making(self, windows: Sequence[Tensor]) -> Iterator[None]:
+        """Context: to be around the use of windows and of their noise.
 
         Another process that makes the same is waited for.
         """
         kept = self._context.kept
         wanted = [_noise_name(windows)]
-        if compared and self.compresses:
+        if self.compresses:
             wanted += map(_window_name, windows)
         if kept is None or all(map(kept.has, wanted)):
             yield
@@ -67,16 +68,14 @@ class Reference:
 
     @torch.inference_mode()
     def noise(self, windows: Sequence[Tensor]) -> Comparison:
-        """The model against itself with the rounding noise of bfloat16, on the first windows."""
+        """The model against itself with the rounding noise of bfloat16, on `noise_windows`."""
         return self._kept(_noise_name(windows), Comparison.from_bytes, lambda: self._noise(windows))
 
     def _noise(self, windows: Sequence[Tensor]) -> Comparison:
         comparison = Comparison()
-        for tokens in windows[:NOISE_WINDOWS]:
-            noisy = NoisyLogits(
-                self._loaded(), tokens[None].to(self._context.device), _seed(tokens)
-            )
-            comparison.add(self._logits(tokens), noisy)
+        for tokens in noise_windows(windows):
+            ids = tokens[None].to(self._context.device)
+            comparison.add(self.window(tokens), NoisyLogits(self._loaded(), ids, _seed(tokens)))
         return comparison
 
     def _kept(self, name: str, read: Callable[[bytes], Made], make: Callable[[], Made]) -> Made:
@@ -98,6 +97,12 @@ class Reference:
         return self._model
 
 
+def noise_windows(windows: Sequence[Tensor]) -> Sequence[Tensor]:
+    """The first windows, with at most NOISE_POSITIONS positions, but one at least."""
+    ends = accumulate(map(len, windows))
+    return windows[: max(1, sum(end <= NOISE_POSITIONS for end in ends))]
+
+
 def _compressed(logits: Logits, seed: int) -> Compressed:
     every = parts(logits, LOGITS_AT_ONCE, POSITIONS_AT_ONCE)
     return compressed.together([compress(logits[:, part][0], part.start, seed) for part in every])
@@ -108,7 +113,7 @@ def _window_name(tokens: Tensor) -> str:
 
 
 def _noise_name(windows: Sequence[Tensor]) -> str:
-    return f"noise-{VERSION}-{_digest(windows[:NOISE_WINDOWS])}"
+    return f"noise-{VERSION}-{_digest(noise_windows(windows))}"
 
 
 def _digest(windows: Sequence[Tensor]) -> str:

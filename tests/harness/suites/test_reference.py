@@ -111,8 +111,9 @@ def test_the_estimate_and_its_bounds_hold_the_exact_figure(
     assert found["kl_certain"] > 0.5 * exact["kl_divergence"]
     assert 0 < found["kl_sampling"] < 0.05 * exact["kl_divergence"]
     assert abs(found["kl_divergence"] - exact["kl_divergence"]) < 3 * found["kl_sampling"]
-    same = {name for name in exact if name.startswith(("flips", "top1", "kernel", "kl_noise"))}
+    same = {name for name in exact if name.startswith(("flips", "top1", "kernel", "noise_flip"))}
     assert len(same) > 6
+    assert found["kl_noise"] == pytest.approx(exact["kl_noise"], rel=0.2)
     assert {name: found[name] for name in same} == {name: exact[name] for name in same}
 
 
@@ -124,7 +125,7 @@ def test_full_precision_and_its_cells_have_the_same_noise(
     result = comparing.run(full, Config(["text"], {"text": text}, WINDOWS))
     noise = {metric.name: metric.value for metric in result.metrics if "noise" in metric.name}
     assert len(noise) == 4
-    assert len(files(tmp_path)) == 1
+    assert len(files(tmp_path)) == WINDOWS + 1
     cell = Cell(artifact, tmp_path)
     found = cell.figures(text)
     assert noise.items() <= found.items()
@@ -152,6 +153,12 @@ def test_what_another_process_makes_is_waited_for_and_read(
     assert cell.figures(text) == found
     assert len(said) == 1
     assert cell.loaded == 0
+
+
+def test_noise_is_measured_on_so_many_positions_and_a_window_at_least() -> None:
+    windows = [torch.zeros(length) for length in (1500, 2000, 590, 10)]
+    assert len(reference.noise_windows(windows)) == 3
+    assert len(reference.noise_windows([torch.zeros(5000), torch.zeros(5)])) == 1
 
 
 def test_other_windows_have_other_samples() -> None:

@@ -21,7 +21,7 @@ from harness.cell.choices import Choices
 from harness.data import chat, protocols
 from harness.data.inputs import calibration_settings, protocol_hash
 from harness.errors import ConfigError
-from harness.models.model import Model
+from harness.models.model import Model, Place
 from harness.records.hashes import digest
 from harness.records.record import FULL_PRECISION, LOADED, QUANTIZATION
 from harness.suites.base import Facts, require_own_inputs
@@ -117,6 +117,12 @@ def cell_keys(
             inputs = {**inputs, "code": each.part.sha256}
         add(name, each.suite.version, keys.suites[name], inputs)
     return keys
+
+
+def baseline_key(model: Model, place: Place) -> str:
+    """The key of what is computed from the full-precision model of a cell alone."""
+    semantic = {key: value for key, value in model.semantics().items() if key not in NAMES}
+    return digest({"baseline": semantic, "model": model.fingerprint, "device": place.device})
 
 
 def _solves_on_kernel(choices: Choices) -> bool:

@@ -84,12 +84,13 @@ def shown_columns(suite: str, table: SuiteTable, rows: Sequence[Row]) -> list[Sh
 def _places(declared: Mapping[str, SuiteTable]) -> list[tuple[Place, dict[str, SuiteTable]]]:
     """All tables, each with its suites in order."""
     found: dict[str, tuple[Place, dict[str, SuiteTable]]] = {}
-    for name, table in sorted(declared.items(), key=lambda each: (each[1].rank, each[0])):
-        if table.columns or table.others:
-            place = table.joins or Place(
-                name, f"{name.replace('_', ' ').capitalize()} of {{model}}"
-            )
-            found.setdefault(place.name, (place, {}))[1][name] = table
+    for name, whole in sorted(declared.items(), key=lambda each: (each[1].rank, each[0])):
+        for table in (whole, *whole.further):
+            if table.columns or table.others:
+                place = table.joins or Place(
+                    name, f"{name.replace('_', ' ').capitalize()} of {{model}}"
+                )
+                found.setdefault(place.name, (place, {}))[1][name] = table
     return list(found.values())
 
 
@@ -110,7 +111,9 @@ def _joined(
     """The tables of a place; None without a figure or a failure."""
     shown = _distinct({name: shown_columns(name, table, rows) for name, table in suites.items()})
     failed = [
-        name for name in suites if not shown[name] and any(name in row.failures for row in rows)
+        name
+        for name, table in suites.items()
+        if table.fails and not shown[name] and any(name in row.failures for row in rows)
     ]
     if not failed and not any(shown.values()):
         return None

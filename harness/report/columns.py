@@ -174,6 +174,8 @@ class SuiteTable:
     notes      sentences under the table.
     tables     further tables that the suite makes itself.
     serving    the memory that a row takes when it serves; None where no record says.
+    further    further tables of columns, each of which joins a place.
+    fails      False: there is no table where the suite only failed, because another one says so.
     """
 
     columns: tuple[FigureColumn, ...] = ()
@@ -186,6 +188,8 @@ class SuiteTable:
     notes: Callable[[Sequence[Row], Sequence[Shown]], list[Note]] = no_notes
     tables: tuple[OwnTable, ...] = ()
     serving: Callable[[Row], Serving | None] = no_serving
+    further: tuple[SuiteTable, ...] = ()
+    fails: bool = True
 
     @property
     def empty(self) -> bool:

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Waiting:
-    """Another process works on the cell, and this one waits for it."""
+    """Another process holds the lock of `what`, and this one waits for it."""
 
     who: str
+    what: str = "this cell"
 
 
 @dataclass(frozen=True)

@@ -91,7 +91,7 @@ class Screen:
         if isinstance(event, Started):
             self._lane(HERE, self._name, event.stage)
         elif isinstance(event, Waiting):
-            self._print(f"waiting: {event.who} works on this cell")
+            self._print(f"waiting: {event.who} works on {event.what}")
         elif isinstance(event, Queued):
             self._print(f"{event.stage} waits for {event.device}, on which another cell runs")
         elif isinstance(event, Planned):

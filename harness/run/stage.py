@@ -50,7 +50,8 @@ def run_cell(cell: ResolvedCell, listen: Listener, skip: frozenset[str] = frozen
     lock.use(cell.choices.results)
     with cell.store.lock(cell.keys.cell, lambda who: listen(Waiting(who))):
         todo = plan_cell(cell).todo  # another process may have worked on it meanwhile
-        subject, threads = Subject(cell), Threads(cell.choices.runtime.threads)
+        subject = Subject(cell, lambda who: listen(Waiting(who, "the same reference")))
+        threads = Threads(cell.choices.runtime.threads)
         for stage in cell.keys.stages:
             if stage in skip:
                 continue
@@ -169,6 +170,7 @@ def _run_suite(
         streamed=None if streamed is None else streamed.logits,
         activations=choices.runtime.activations,
         scratch=_scratch(cell, measuring.suite.name),
+        kept=subject.kept,
     )
     threads.follow()  # the model is loaded, so that loading tells how busy others are
     found: list[SuiteResult] = []

@@ -85,8 +85,10 @@ def _plan(options: Namespace) -> int:
     from harness.run.launch import resolve_all
     from harness.run.planned import show_plan
 
-    elsewhere = runs_elsewhere(chosen(cells, options.config_dir))
-    show_plan(resolve_all(cells, elsewhere), elsewhere)
+    launcher = chosen(cells, options.config_dir)
+    elsewhere = runs_elsewhere(launcher)
+    workers = 1 if launcher is None else min(launcher.options.workers, len(cells))
+    show_plan(resolve_all(cells, elsewhere), elsewhere, workers)
     return OK
 
 

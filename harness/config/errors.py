@@ -17,13 +17,8 @@ from harness.config.help import groups, options
 from harness.config.options import did_you_mean, words_for
 from harness.config.schema import SweepConfig
 from harness.errors import ConfigError
-from harness.extras import pip_command
 
 LAUNCHERS = "hydra/launcher/"
-BRINGS = {  # launchers by the extra of Bitsweep that installs them
-    "slurm": ("submitit_slurm", "submitit_local"),
-    "ray": ("ray", "ray_aws"),
-}
 HELP = "`bitsweep run --help` lists them all"
 
 
@@ -63,14 +58,12 @@ def _missing_option(error: MissingConfigException, extra: Path | None) -> str:
 
 
 def _missing_launcher(name: str) -> str:
-    """The sentence for a launcher that no installed plugin of Hydra provides."""
-    extra = next((extra for extra in ("slurm", "ray") if name in BRINGS[extra]), None)
-    if extra is not None:
-        return f"hydra/launcher={name} needs a plugin of Hydra: {pip_command(extra)}."
-    known = ", ".join(f"{' and '.join(names)} ({pip_command(e)})" for e, names in BRINGS.items())
+    """The sentence for a launcher that is neither ours nor of an installed plugin of Hydra."""
+    known = list(options(LAUNCHERS.rstrip("/")))
     return (
-        f"hydra/launcher={name} is not installed: use {known}, or another launcher plugin of "
-        "Hydra, such as joblib (pip install hydra-joblib-launcher)."
+        f"hydra/launcher={name} is not installed{did_you_mean(name, known)}: use "
+        f"{', '.join(known)}, or another launcher plugin of Hydra, such as joblib "
+        "(pip install hydra-joblib-launcher)."
     )
 
 

@@ -49,6 +49,11 @@ GROUPS_HELP = """\
 groups, each as GROUP=OPTION (bitsweep run --help GROUP says what each option is):
 """
 
+LAUNCHERS = "hydra/launcher"
+LAUNCHERS_HELP = """\
+  hydra/launcher=NAME  runs the cells by several workers (bitsweep run --help launcher):
+"""
+
 RUN_KEYS = """\
 keys often set:
   seed=0                      seed of the run; calibration text follows it
@@ -149,12 +154,14 @@ def run_help(extra: Path | None = None, verb: str = "run") -> str:
         default = f" (default {group.default})" if group.default else ""
         parts.append(f"  {group.name:<11}{group.about}{default}\n")
         parts.append(_wrapped(", ".join(group.options), 13, width))
+    parts += [LAUNCHERS_HELP, _wrapped(", ".join(options(LAUNCHERS)), 13, width)]
     return "".join(parts) + "\n" + RUN_KEYS
 
 
 def group_help(name: str, extra: Path | None = None) -> str:
     """The text of `bitsweep run --help GROUP`: its options and keys, explained by their files."""
-    known = {group.name: group for group in groups()}
+    known = {group.name: group.default for group in groups()} | {LAUNCHERS: ""}
+    name = LAUNCHERS if name == "launcher" else name
     if name not in known:
         raise ConfigError(f"there is no group {name}; choose one of {', '.join(known)}.")
     width = min(100, shutil.get_terminal_size().columns)
@@ -165,7 +172,7 @@ def group_help(name: str, extra: Path | None = None) -> str:
             file = extra / name / f"{option}.yaml"
         text = head_comment(file)
         parts.append(f"  {option}\n{_wrapped(text, 6, width)}")
-    found = keys(name, known[name].default)
+    found = keys(name, known[name])
     if found:
         parts.append(f"\nkeys of {name}, each with the value that one of these options sets:\n\n")
     for key, (value, about) in found.items():
@@ -190,7 +197,7 @@ def keys(group: str, default: str = "") -> dict[str, tuple[str, str]]:
             indent, name, value, about = match.groups()
             above = [*above[: len(indent) // 2], name]
             if value is not None and about is not None:
-                found.setdefault(".".join((group, *above)), (value, about))
+                found.setdefault(".".join((group.replace("/", "."), *above)), (value, about))
     return found
 
 

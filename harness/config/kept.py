@@ -89,8 +89,9 @@ def _key(overrides: Sequence[str], multirun: bool, extra: Path | None) -> str | 
                 content = path.read_bytes()
             except OSError:  # a link to nowhere
                 return None
-            # conf/config.yaml may use `hydra`: its settings are for launchers only.
-            if path != conf_dir() / "config.yaml" and _ELSEWHERE.search(content.decode("latin-1")):
+            # These may use `hydra`: its settings are for launchers only.
+            ours = path == conf_dir() / "config.yaml" or conf_dir() / "hydra" in path.parents
+            if not ours and _ELSEWHERE.search(content.decode("latin-1")):
                 return None
             files.append([str(path.relative_to(folder)), _sha256(content)])
     facts = {

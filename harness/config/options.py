@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import difflib
+import json
 import math
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import Any, get_origin, get_type_hints
 
 from omegaconf import OmegaConf
@@ -31,8 +34,7 @@ def build_options(
         if name not in known:
             raise ConfigError(_unknown(name, value, known, key, where, list(others)))
     try:
-        node: Any = OmegaConf.merge(OmegaConf.structured(kind), dict(given))
-        values = {name: _plain(node[name]) for name in known}
+        values = _values(kind, given)
     except MissingMandatoryValue as error:
         raise ConfigError(
             f"{key}.{error.full_key} has no value: set it in the file that chooses {where}, or add "
@@ -49,6 +51,24 @@ def build_options(
         return kind(**values | tuples)
     except (ValueError, TypeError) as error:
         raise ConfigError(f"{key}: {_with_key(str(error), known, key)}") from error
+
+
+def _values(kind: type, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of all fields; the cells of a sweep ask for the same ones again and again."""
+    try:
+        return copy.deepcopy(_checked(kind, json.dumps(given)))
+    except TypeError:  # not JSON
+        return _merged(kind, given)
+
+
+@lru_cache(maxsize=1024)
+def _checked(kind: type, given: str) -> dict[str, Any]:
+    return _merged(kind, json.loads(given))
+
+
+def _merged(kind: type, given: Mapping[str, Any]) -> dict[str, Any]:
+    node: Any = OmegaConf.merge(OmegaConf.structured(kind), dict(given))
+    return {field.name: _plain(node[field.name]) for field in dataclasses.fields(kind)}
 
 
 def words_for(hint: Any) -> str:

@@ -192,7 +192,12 @@ def streams(
 
 def parameters(model: StoredModel) -> int:
     """Number of parameters, from the model's config.json."""
-    return _shape(model)[0].parameters
+    return shape_of(model).parameters
+
+
+def shape_of(model: StoredModel) -> ModelShape:
+    """What decides its memory use, from the model's config.json."""
+    return _shape(model)[0]
 
 
 def measured_shape(

@@ -228,7 +228,8 @@ class Lease:
         return True
 
     def _unlock(self) -> None:
-        if self._handle is not None and self._handle >= 0:
+        if self._handle is not None and self._handle != NO_FLOCK:
+            fcntl.flock(self._handle, fcntl.LOCK_UN)  # a process forked meanwhile has it, too
             os.close(self._handle)
         self._handle = None
 

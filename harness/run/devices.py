@@ -63,11 +63,17 @@ def device_for(
     try:
         handle = take("lock", fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
     finally:
-        os.close(turn)
+        _give_back(turn)
     try:
         yield
     finally:
-        os.close(handle)
+        _give_back(handle)
+
+
+def _give_back(handle: int) -> None:
+    """Unlock and close; a process that was forked meanwhile has the descriptor, too."""
+    fcntl.flock(handle, fcntl.LOCK_UN)
+    os.close(handle)
 
 
 def _locked(handle: int, how: int) -> bool:

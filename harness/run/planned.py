@@ -14,6 +14,7 @@ from harness.records.record import NOT_AVAILABLE, QUANTIZATION
 from harness.records.store import Store, cell_name
 from harness.report.frame import MODEL_DIGITS
 from harness.run.detectable import detectable_lines
+from harness.run.expected import expected_lines
 from harness.run.screen import open_console
 from harness.run.tables import memory_table, plan_table
 
@@ -22,16 +23,19 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
-def show_plan(cells: Sequence[ResolvedCell | PendingCell], elsewhere: bool = False) -> None:
-    """Print the cells, the state of their stages, and the memory that the open ones need.
+def show_plan(
+    cells: Sequence[ResolvedCell | PendingCell], elsewhere: bool = False, workers: int = 1
+) -> None:
+    """Print the cells, the state of their stages, and what the open ones cost: time, disk, memory.
 
     elsewhere  the cells run on other machines, whose memory is not known here.
+    workers    how many run cells at a time.
     """
     console = open_console()
     plans = [look_up(cell) for cell in cells]
     check_place(plans)
     print_plan(plans, console)
-    for line in detectable_lines(plans):
+    for line in expected_lines(plans, elsewhere, workers) + detectable_lines(plans):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     if elsewhere:
         console.print("memory is planned, and refused, on the machine that runs a cell")

@@ -123,7 +123,6 @@ def test_help_of_a_group_explains_nested_keys_but_not_those_of_others() -> None:
         (["export", "a", "b"], "required: --format"),
         (["run", "tracker=mlflow"], "tracker=mlflow is not an option"),
         (["plan", "hydra/launcher=ray"], 'pip install "bitsweep[ray]"'),
-        (["plan", "hydra/launcher=submitit_slurm"], 'pip install "bitsweep[slurm]"'),
         (["plan", "hydra/launcher=cloud"], "hydra/launcher=cloud is not installed"),
     ],
 )

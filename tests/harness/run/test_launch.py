@@ -67,7 +67,7 @@ def test_the_screen_shows_names_as_they_are(
     lines = capsys.readouterr().err.splitlines()
     assert lines == [
         "[1/1] tiny[/red] waiting: process 7 on node3 works on this cell",
-        "[1/1] tiny[/red] perplexity failed (OSError)",
+        "[1/1] tiny[/red] perplexity failed (OSError): m",
     ]
 
 

@@ -13,15 +13,17 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 
 from harness.config.compose import compose_cells
+from harness.config.kept import as_json
 from harness.launchers import slurm
 from harness.records.leases import Owner
 from harness.records.record import QUANTIZATION
 from harness.records.store import load_records
 from harness.run import launch
-from harness.run.diary import Diary, Doing
+from harness.run.diary import Diary, Doing, Job
 from harness.run.status import RUNNING, sweeps
 from tests import warm
 
@@ -316,3 +318,80 @@ def test_a_scheduler_that_does_not_answer_keeps_its_jobs(
 ) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     assert slurm._Queue().holds(["1", "2"]) == [True, True]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.long)])
+def test_a_ray_cluster_of_two_workers_that_are_killed(
+    kills: int, sweep: list[str], tmp_path: Path, started: list[warm.Process]
+) -> None:
+    pytest.importorskip("ray", reason="needs ray, whose wheel is too large for CI: pip install ray")
+    seeds = "seed=0,1,2,3,4" if kills > 3 else "seed=0,1"
+    words = [*sweep, seeds]
+    figures_then, tables_then = undisturbed(words, tmp_path / "undisturbed")
+    results = tmp_path / "results"
+    killed = disturb([*words, "hydra/launcher=ray"], results, kills, kills, started)
+    assert {"worker", "command"} <= set(killed)
+    assert figures(results) == figures_then
+    assert tables(results) == tables_then
+
+
+@pytest.mark.slow
+def test_a_ray_head_that_is_gone_is_said_and_costs_nothing_finished(
+    sweep: list[str], tmp_path: Path, started: list[warm.Process]
+) -> None:
+    pytest.importorskip("ray", reason="needs ray, whose wheel is too large for CI: pip install ray")
+    results = tmp_path / "results"
+    command = begin([*sweep, "seed=0,1,2", "hydra/launcher=ray"])
+    started.append(command)
+    wait_for(lambda: [s for s in sweeps(results) if s.settled], 200)
+    (head,) = [
+        child
+        for process in psutil.process_iter(["cmdline"])
+        if str(results) in " ".join(process.info["cmdline"] or ())
+        and "harness.launchers.ray" in (process.info["cmdline"] or ())
+        for child in process.children(recursive=True)
+        if child.name() == "gcs_server"
+    ]
+    head.kill()
+    assert command.wait(200) == 1
+    said = " ".join(command.read()[1].split())
+    assert "stopped: the Ray cluster is gone, or refuses its workers" in said
+    assert "finished stages are kept; run the same command again when it is back" in said
+    assert load_records(results)
+
+
+def test_a_disk_that_is_full_ends_workers_with_the_cause(
+    sweep: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cell is not settled, so that another worker or run takes it."""
+    import errno
+
+    from harness.errors import StoreError
+    from harness.run import worker
+    from harness.run.events import Failed
+
+    results = tmp_path / "results"
+    cells = compose_cells([*sweep[:-2], "method=rtn"], multirun=True)
+    diary = Diary(results / "runs" / "one")
+    diary.begin("one", [Job(1, "tiny", ("quantization", "perplexity"))])
+    (diary.folder / worker.JOBS).write_text(as_json(cells[:1]))
+
+    def full(cell: object, hear: Callable[[object], None], log: Path) -> None:
+        hear(Failed("quantization", "OSError", os.strerror(errno.ENOSPC)))
+
+    def no_space(*_: object) -> None:
+        raise StoreError("the disk is full: free some space")
+
+    monkeypatch.setattr(worker, "run_in_process", full)
+    monkeypatch.setattr(worker, "prepare", lambda _: None)
+    monkeypatch.setattr(worker, "warm_up", lambda: None)
+    monkeypatch.setattr("harness.records.store.Store.check_writable", no_space)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(StoreError, match="the disk is full"):
+            worker.work(str(diary.folder), 0, 1)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert diary.settled() == {}
+    assert [sweep.state for sweep in sweeps(results)] == ["interrupted"]

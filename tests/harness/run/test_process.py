@@ -268,7 +268,8 @@ def test_cells_through_a_launcher_plugin_of_hydra(
     from hydra.core.plugins import Plugins
 
     from harness.config.compose import compose_cells
-    from harness.run import launchers as launcher
+    from harness.launchers import plugin as launcher
+    from harness.launchers.choosing import chosen, is_chosen
 
     log = tmp_path / "jobs.txt"
     (tmp_path / "hydra_plugins").mkdir()
@@ -281,7 +282,8 @@ def test_cells_through_a_launcher_plugin_of_hydra(
     cells = compose_cells(
         [*tiny_overrides, "scheme=w4,w3", "hydra/launcher=counting"], multirun=True
     )
-    assert launcher.is_chosen(cells)
+    assert is_chosen(cells)
+    assert chosen(cells, None) is None, "it is none of ours"
     plans = [plan_of(cell.config) for cell in cells]
     outcome = launcher.run_with_launcher(cells, plans)
     assert (outcome.finished, outcome.failures) == (6, [])

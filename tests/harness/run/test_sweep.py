@@ -1,6 +1,7 @@
 """The cells of a sweep in turn: what is counted, what goes on, and what ends it."""
 
 import io
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,6 +11,7 @@ from rich.console import Console
 
 from harness.errors import StoreError
 from harness.run import sweep
+from harness.run.diary import Diary
 from harness.run.events import Failed, Finished
 from harness.run.signals import Terminated
 
@@ -55,7 +57,8 @@ class Plans:
             raise StoreError("the disk is full")
 
     def outcome(self) -> sweep.Outcome:
-        return sweep.run_sweep(self.plans, Path("logs"), QUIET)
+        with tempfile.TemporaryDirectory() as folder:
+            return sweep.run_sweep(self.plans, Diary(Path(folder)), QUIET)
 
 
 class _Silent:

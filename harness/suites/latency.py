@@ -26,11 +26,11 @@ from harness.suites.base import (
     at_least_one,
     machine_inputs,
 )
+from harness.suites.energy import ENERGY
 from harness.suites.published_latency import PLACE, published_table
 from harness.suites.serving import serving_of
 
 NAME = "latency"
-ENERGY = "energy"  # the note that says why it is not measured
 
 REFERENCE_KERNEL = (
     "reference kernel, plain PyTorch that unpacks every weight at every step: "

@@ -9,8 +9,7 @@ import torch
 
 from harness.records.record import Metric
 from harness.suites.base import SuiteContext
-from harness.suites.energy import Meter, why_too_short
-from harness.suites.latency import ENERGY
+from harness.suites.energy import ENERGY, Meter, why_too_short
 from harness.suites.memory import MemoryPeak
 from harness.suites.serving import ALL, UNBOUNDED, WINDOW
 from harness.suites.timing import conditions, paired_ratio, summarise

@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install sweep test browser-test experiments coverage check bench keep-bench gpu-test sanitize gpu-session reference readme architecture constraints dist release clean
+.PHONY: help install sweep test browser-test experiments coverage check bench keep-bench gpu-test sanitize gpu-session schemas reference readme architecture constraints dist release clean
 
 help:            ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -26,6 +26,10 @@ test: $(STAMP)   ## the test suite
 
 browser-test: $(STAMP) ## the report's page in Chromium (Debian: apt install chromium chromium-driver)
 	$(BIN)/python -m pytest -q -rs -m browser tests/harness/report
+
+# The package asks for Python 3.12, and only a file of it is needed.
+schemas: $(STAMP) ## the schema that tests hold Every Eval Ever's records against
+	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: --python-version 3.12 -d build/schemas every_eval_ever==0.3.0
 
 experiments: $(STAMP) ## five experiments of the paper from plan to report, on the embedded model
 	$(BIN)/python -m pytest -n 2 -m experiment tests/harness/run

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import crowded, harness_overhead, perplexity, solver
+from benchmarks import crowded, harness_overhead, perplexity, reading, solver
 from benchmarks.peers import bitsandbytes_files, decode, gguf_files
 from benchmarks.peers import quantize as producers
 from harness.models.model import Place, StoredModel, find_model
@@ -120,6 +120,7 @@ BENCHMARKS = {
     "embedded": solver.embedded,
     "attention": solver.attention,
     "perplexity": perplexity.perplexity,
+    "reading": reading.reading,
     "decode": decode.decode,
     "producers": producers.quantize,
     "gguf": gguf_files.gguf,

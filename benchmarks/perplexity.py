@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
-import os
+import statistics
 import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
+from benchmarks.peers.figures import conditions, spread
 from harness.config.compose import compose_cells
 from harness.data import protocols
 from harness.data.protocols import TokenWindows
@@ -21,8 +22,9 @@ from quant.memory.heaps import keep_freed_memory
 from quant.products import product
 
 # Turns, windows of a turn, and tokens of a window, for each model of the configuration.
-MODELS = {"smollm2-135m-wheel": (3, 1, 2048), "embedded": (5, 8, 512)}
+MODELS = {"smollm2-135m-wheel": (7, 1, 2048), "embedded": (7, 8, 512)}
 SQUARE = 2048  # of the product whose rate is the measure
+PRODUCTS = 6  # of a turn
 SHARE, AS_FAST = 0.9, 1.0  # goals
 
 
@@ -48,18 +50,20 @@ def _measure(name: str, turns: int, count: int, length: int) -> None:
         "lm-eval": _lm_eval(model, tokenizer, found, length),
     }
     seconds, results = _in_turn(runs, turns)
-    rate = 2 * SQUARE**3 / seconds["product"]
     needed = operations(model, [len(window) for window in found.windows])
-    ours, theirs = results["ours"], results["lm-eval"]
-    share, faster = needed / rate / seconds["ours"], seconds["lm-eval"] / seconds["ours"]
+    # A product lasts 40 ms, so several of a turn are one figure.
+    turn = [seconds["product"][at : at + PRODUCTS] for at in range(0, turns * PRODUCTS, PRODUCTS)]
+    rates = [2 * SQUARE**3 / statistics.median(each) for each in turn]
+    ours, theirs = seconds["ours"], seconds["lm-eval"]
+    shares = [100 * needed / rate / each for rate, each in zip(rates, ours, strict=True)]
+    faster = [other / each for other, each in zip(theirs, ours, strict=True)]
     print(
-        f"{name}, {count} x {length} tokens, {needed / 1e9:.0f} billion operations; product "
-        f"{rate / 1e9:.1f} GFLOP/s\n"
-        f"  ours {seconds['ours']:.2f} s of the processor, {share:.1%} of that rate "
-        f"(goal {SHARE:.0%})\n"
-        f"  lm-eval {seconds['lm-eval']:.2f} s, {faster:.2f} times ours (goal {AS_FAST:.2f})\n"
-        f"  nats: ours {ours:.4f}, lm-eval {theirs:.4f}; fastest of {turns} turns; load "
-        f"{os.getloadavg()[0]:.1f}",
+        f"{name}, {count} x {length} tokens, {needed / 1e9:.0f} billion operations; medians "
+        f"[least, most] of {turns} turns by processor time; {conditions()}\n"
+        f"  product {spread([rate / 1e9 for rate in rates], 1)} GFLOP/s\n"
+        f"  ours {spread(ours, 2)} s, {spread(shares, 1)} % of that rate (goal {100 * SHARE:.0f})\n"
+        f"  lm-eval {spread(theirs, 2)} s, {spread(faster, 2)} times ours (goal {AS_FAST:.2f})\n"
+        f"  nats: ours {results['ours']:.4f}, lm-eval {results['lm-eval']:.4f}",
         flush=True,
     )
 
@@ -114,18 +118,18 @@ def _lm_eval(model: Any, tokenizer: Any, found: TokenWindows, length: int) -> Ca
 
 def _in_turn(
     runs: dict[str, Callable[[], Any]], turns: int
-) -> tuple[dict[str, float], dict[str, Any]]:
-    """Least processor time of each in `turns` turns, and results.
+) -> tuple[dict[str, list[float]], dict[str, Any]]:
+    """Seconds of the processor of each in `turns` turns, and results.
 
-    The first, which is short, is tried before each of the others too.
+    The first, which is short, is run PRODUCTS times a turn, before each of the others.
     """
+    first, *others = runs
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     results: dict[str, Any] = {}
-    first = next(iter(runs))
     for _ in range(turns):
-        for name in runs:
-            for each in dict.fromkeys((first, name)):
+        for name in others:
+            for each in [first] * (PRODUCTS // len(others)) + [name]:
                 start = time.process_time()
                 results[each] = runs[each]()
                 seconds[each].append(time.process_time() - start)
-    return {name: min(each) for name, each in seconds.items()}, results
+    return seconds, results

@@ -86,7 +86,13 @@ def windows_of(
     own = protocols.stated_length(model.config)
     config.length = length or min(USUAL_WINDOW, own or USUAL_WINDOW)
     reader = _tokenizer(tokenizer)
-    found = protocols.calibration_windows(config, reader, own or config.length)
+    whole = not any(each.is_meta for each in model.parameters())
+    found = protocols.calibration_windows(
+        config,
+        reader,
+        own or config.length,
+        load_model=(lambda: model) if whole else None,
+    )
     vocabulary.check_windows(found, reader, model)
     return found.windows
 

@@ -14,10 +14,23 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from harness import completion
+from harness.arguments_of_results import (
+    RESULTS,
+    add_compare,
+    add_config_dir,
+    add_help,
+    add_paper,
+    add_push,
+    add_recommend,
+    add_report,
+    add_status,
+    add_sync,
+)
 from harness.errors import ConfigError
 
+__all__ = ["RESULTS", "build", "parse"]
+
 PROGRAM = "bitsweep"
-RESULTS = Path("results")
 WIDTH = 100  # of help, at most
 ABOUT = (
     "What does it cost, in accuracy, time and memory, to run a language model at a given bit width?"
@@ -97,7 +110,7 @@ def build() -> tuple[Parser, dict[str, Parser]]:
     """The parser of the whole command line, and the parsers of verbs by name."""
     parser = Parser(prog=PROGRAM, description=ABOUT, usage="%(prog)s VERB [arguments]")
     parser.epilog = FIRST_STEPS
-    _add_help(parser)
+    add_help(parser)
     parser.add_argument("-V", "--version", action=_Version, help="print the version")
     verbs = parser.add_subparsers(
         dest="verb", title="verbs", metavar="VERB", prog=PROGRAM, parser_class=Parser
@@ -115,20 +128,23 @@ def build() -> tuple[Parser, dict[str, Parser]]:
             "bring and verify all that a plan needs, so that runs are offline",
             _add_fetch,
         ),
+        "status": ("show what sweeps do now, from any shell or node", add_status),
         "report": (
             "make tables and plots again from records",
-            _add_report,
+            add_report,
         ),
         "compare": (
             "tell whether two rows, or the rows of two folders, really differ",
-            _add_compare,
+            add_compare,
         ),
         "recommend": (
             "choose a cell under limits of memory and loss, with the evidence",
-            _add_recommend,
+            add_recommend,
         ),
-        "paper": ("show which published tables are complete, and what the others need", _add_paper),
+        "sync": ("make a wandb project again from records, runs and report page", add_sync),
+        "paper": ("show which published tables are complete, and what the others need", add_paper),
         "export": ("write a quantized model in a format of other tools", _add_export),
+        "push": ("send a quantized model with its card to a hub", add_push),
         "inspect": ("show what a quantized checkpoint holds, whoever made it", _add_inspect),
         "audit": (
             "hold a quantized checkpoint against its base: what was really done to it",
@@ -136,16 +152,12 @@ def build() -> tuple[Parser, dict[str, Parser]]:
         ),
         "doctor": (
             "show what this machine has, and what is missing",
-            _add_help,
+            add_help,
         ),
     }
     for name, (about, add) in adders.items():
         add(verbs.add_parser(name, help=about, description=f"{about[0].upper()}{about[1:]}."))
     return parser, dict(verbs.choices)
-
-
-def _add_help(parser: Parser) -> None:
-    parser.add_argument("-h", "--help", action="help", help="print this text")
 
 
 def _add_request(parser: Parser) -> None:
@@ -161,7 +173,7 @@ def _add_request(parser: Parser) -> None:
         action="store_true",
         help="sweep over overrides with several values (scheme=w4,w3)",
     )
-    _add_config_dir(parser, "a folder of yours laid out like conf/, whose options are added")
+    add_config_dir(parser, "a folder of yours laid out like conf/, whose options are added")
     parser.add_argument(
         "--cfg",
         action="store_true",
@@ -184,106 +196,6 @@ def _add_fetch(parser: Parser) -> None:
         "--update",
         action="store_true",
         help="take what the hub has now, not the commits of the lock file",
-    )
-
-
-def _add_report(parser: Parser) -> None:
-    _add_results(parser)
-    parser.add_argument(
-        "--out",
-        type=Path,
-        metavar="FOLDER",
-        help="a folder for the report; RESULTS/reports/all is the usual one",
-    )
-    parser.add_argument("--title", default="Bitsweep report", help="a heading")
-    _add_config_dir(parser, "a folder of yours laid out like conf/, with suites that were run")
-    _add_help(parser)
-
-
-def _add_compare(parser: Parser) -> None:
-    parser.description = (
-        "Compare two rows on the same windows and documents: the difference B - A, its paired\n"
-        "bootstrap interval, the exact McNemar test of accuracies (paired t otherwise), corrected\n"
-        "by Holm's method, and the answers lost and gained (docs/reports.md).\n\n"
-        "  bitsweep compare rtn/w4 gptq/w4                two rows; none/w16 is full precision\n"
-        "  bitsweep compare old/results new/results       every row and its namesake\n"
-        "  bitsweep compare old/results:gptq/w4 gptq/w4   a row of another folder"
-    )
-    row = "a row as METHOD/SCHEME, a results folder, or FOLDER:METHOD/SCHEME"
-    parser.add_argument("first", metavar="A", help=row)
-    parser.add_argument("second", metavar="B", help="the same")
-    parser.add_argument(
-        "--results",
-        type=Path,
-        metavar="RESULTS",
-        default=RESULTS,
-        help="the results folder of rows that name none (results)",
-    )
-    form = parser.add_mutually_exclusive_group()
-    form.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    form.add_argument("--csv", action="store_true", help="print CSV instead of a table")
-    _add_help(parser)
-
-
-def _add_recommend(parser: Parser) -> None:
-    parser.description = (
-        "Choose among the cells of a model: which keep to the limits, which has the best figures,\n"
-        "and which smaller or faster one no test shows to be worse (docs/reports.md). Nothing is\n"
-        "run. Exit status 1: no cell is known to keep to the limits.\n\n"
-        "  bitsweep recommend --max-gb 8 --context 8192 --max-kld 0.02\n"
-        "  bitsweep recommend my/results --model opt-125m --max-ppl-ratio 1.05 --prefer memory"
-    )
-    _add_results(parser)
-    parser.add_argument(
-        "--max-gb", type=float, metavar="GB", help="a limit of serving memory, in 10^9 bytes"
-    )
-    parser.add_argument(
-        "--context", type=int, metavar="TOKENS", help="a length of the sequence that is served"
-    )
-    parser.add_argument(
-        "--max-kld", type=float, metavar="NATS", help="a limit of the KL divergence, mean"
-    )
-    parser.add_argument(
-        "--max-ppl-ratio",
-        type=float,
-        metavar="RATIO",
-        help="a limit of perplexity over that of full precision, as 1.05",
-    )
-    parser.add_argument(
-        "--min-accuracy",
-        type=float,
-        metavar="SHARE",
-        help="a share of right answers that every task has to reach, as 0.6",
-    )
-    parser.add_argument("--model", metavar="MODEL", help="a model, where results have several")
-    parser.add_argument(
-        "--prefer",
-        choices=("quality", "memory", "speed"),
-        default="quality",
-        help="an order of what keeps to the limits: quality (the smallest that is as good as the "
-        "best), memory or speed",
-    )
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    _add_help(parser)
-
-
-def _add_paper(parser: Parser) -> None:
-    parser.description = (
-        "Show which tables of the GPTQ paper this results folder has, and for the others command,\n"
-        "hardware, memory, disk and hours. docs/paper.md says how they are made."
-    )
-    _add_results(parser)
-    _add_help(parser)
-
-
-def _add_results(parser: Parser) -> None:
-    parser.add_argument(
-        "results",
-        nargs="?",
-        type=Path,
-        metavar="RESULTS",
-        default=RESULTS,
-        help="the results folder of earlier runs (results)",
     )
 
 
@@ -310,7 +222,7 @@ def _add_export(parser: Parser) -> None:
         help="run the Python files that come with the model: read them first",
     )
     _add_levels(parser)
-    _add_help(parser)
+    add_help(parser)
 
 
 def _formats() -> str:
@@ -335,7 +247,7 @@ def _add_inspect(parser: Parser) -> None:
         help="the folder of a quantized model, or a GGUF file",
     )
     _add_levels(parser)
-    _add_help(parser)
+    add_help(parser)
 
 
 def _add_audit(parser: Parser) -> None:
@@ -384,7 +296,7 @@ def _add_audit(parser: Parser) -> None:
         default=RESULTS,
         help="a folder for record and page (results)",
     )
-    _add_help(parser)
+    add_help(parser)
 
 
 def _add_levels(parser: Parser) -> None:
@@ -393,10 +305,6 @@ def _add_levels(parser: Parser) -> None:
         metavar="MODULE",
         help="an installed module, or a file, with levels that are not built in",
     )
-
-
-def _add_config_dir(parser: Parser, help: str) -> None:
-    parser.add_argument("--config-dir", type=Path, metavar="DIR", help=help)
 
 
 def _complete(action: argparse.Action, completer: Callable[..., Any]) -> None:

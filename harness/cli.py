@@ -12,7 +12,7 @@ import sys
 import traceback
 from argparse import Namespace
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from harness import arguments, completion, streams
 from harness.errors import BitsweepError, ConfigError
@@ -22,6 +22,8 @@ from quant.errors import QuantizationError
 
 if TYPE_CHECKING:
     from harness.config.schema import Cell
+
+T = TypeVar("T", bound=Any)
 
 __all__ = ["FAILED", "IMPOSSIBLE", "INTERRUPTED", "OK", "main"]
 
@@ -79,9 +81,12 @@ def _plan(options: Namespace) -> int:
     cells = _cells(options)
     if cells is None:
         return OK
-    from harness.run import launch
+    from harness.launchers.choosing import chosen, runs_elsewhere
+    from harness.run.launch import resolve_all
+    from harness.run.planned import show_plan
 
-    launch.show_plan(launch.resolve_all(cells))
+    elsewhere = runs_elsewhere(chosen(cells, options.config_dir))
+    show_plan(resolve_all(cells, elsewhere), elsewhere)
     return OK
 
 
@@ -126,34 +131,25 @@ def _print_help(options: Namespace) -> None:
 
 def _report(options: Namespace) -> int:
     require("harness", "bitsweep report")
-    from harness.cell.parts import suites_in
-    from harness.records.absent import absent_beside
-    from harness.records.store import require_place, scan_records
-    from harness.run.launch import report
+    from harness.report.verb import Request, report
 
-    records, notes = scan_records(options.results)
-    for note in notes:
-        print(f"bitsweep: {note}", file=sys.stderr)
-    records += absent_beside(options.results, records)
-    if not records:
-        raise ConfigError(
-            f"{options.results} holds no records: make some with `bitsweep run`, or name the "
-            "results folder of a run, as in `bitsweep report my/results`."
-        )
-    folder = options.out or options.results / "reports" / "all"
-    try:
-        require_place(folder)
-    except OSError as error:
-        raise ConfigError(
-            f"{folder} cannot be written: name another folder for the report with --out FOLDER."
-        ) from error
-    report(
-        records,
-        folder,
-        options.title,
-        suites_in(options.config_dir),
-        own_folder=options.out is None,
-    )
+    options.results = options.results or [arguments.RESULTS]
+    return report(_request(Request, options))
+
+
+def _sync(options: Namespace) -> int:
+    require("harness", "bitsweep sync")
+    require("wandb", "bitsweep sync")
+    from harness.syncing import Request, sync
+
+    return sync(_request(Request, options))
+
+
+def _status(options: Namespace) -> int:
+    require("harness", "bitsweep status")
+    from harness.run.status import status
+
+    status(options.results, options.all)
     return OK
 
 
@@ -171,6 +167,13 @@ def _export(options: Namespace) -> int:
     return OK
 
 
+def _push(options: Namespace) -> int:
+    require("harness", "bitsweep push")
+    from harness.pushing import Request, push
+
+    return push(_request(Request, options))
+
+
 def _inspect(options: Namespace) -> int:
     from harness.checkpoint_verbs import inspect
 
@@ -180,11 +183,9 @@ def _inspect(options: Namespace) -> int:
 
 def _audit(options: Namespace) -> int:
     require("harness", "bitsweep audit")
-    from dataclasses import fields
-
     from harness.auditing.verb import Request, audit
 
-    return audit(Request(**{field.name: getattr(options, field.name) for field in fields(Request)}))
+    return audit(_request(Request, options))
 
 
 def _compare(options: Namespace) -> int:
@@ -240,15 +241,24 @@ VERBS: dict[str, Callable[[Namespace], int]] = {
     "run": _run,
     "plan": _plan,
     "fetch": _fetch,
+    "status": _status,
     "report": _report,
     "compare": _compare,
+    "sync": _sync,
     "recommend": _recommend,
     "paper": _paper,
     "export": _export,
+    "push": _push,
     "inspect": _inspect,
     "audit": _audit,
     "doctor": _doctor,
 }
+
+
+def _request(kind: type[T], options: Namespace) -> T:
+    """The dataclass of a verb's request, each field from the option of its name."""
+    made: T = kind(**{name: getattr(options, name) for name in kind.__dataclass_fields__})
+    return made
 
 
 def _say(error: BaseException) -> None:

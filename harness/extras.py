@@ -32,16 +32,16 @@ EXTRAS = {
         "yaml",
     ),
     "gguf": ("gguf",),
-    "wandb": ("wandb",),
-    "slurm": ("submitit", "hydra_plugins.hydra_submitit_launcher"),
-    "ray": ("ray", "hydra_plugins.hydra_ray_launcher"),
+    "wandb": ("wandb", "wandb_workspaces"),
+    "slurm": ("submitit",),
+    "ray": ("ray",),
 }
 # What each extra is for, for `doctor`.
 ABOUT = {
     "harness": "sweeps, suites, reports",
     "gguf": "models in GGUF files (quant.checkpoint.gguf)",
-    "wandb": "tracker=wandb",
-    "slurm": "hydra/launcher=submitit_slurm",
+    "wandb": "tracker=wandb, bitsweep sync",
+    "slurm": "hydra/launcher=slurm and hydra/launcher=local",
     "ray": "hydra/launcher=ray",
 }
 

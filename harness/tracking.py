@@ -6,6 +6,7 @@ causes a warning and costs no results.
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import warnings
@@ -15,14 +16,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.config.schema import TrackerConfig
-from harness.records.record import Metric, Record
+from harness.records.record import QUANTIZATION, Metric, Record
 
 if TYPE_CHECKING:
     import wandb
 
 TRACKERS = ("none", "wandb")
-MODES = ("offline", "online")
+OFFLINE, ONLINE = "offline", "online"
+MODES = (OFFLINE, ONLINE)
 ID_DIGITS = 12
+MARK = "bitsweep.json"  # in the folder of a run: the records that it holds
 
 RESULT_COLUMNS = ["suite", "task", "metric", "value", "stderr", "unit", "n", "n_unit", "p10", "p90"]
 LAYER_COLUMNS = [
@@ -69,14 +72,40 @@ def log_cell(
     try:
         return _log(config, records, figures, settings, directory, group)
     except Exception as error:  # logging must not cost results
-        reason = " ".join(str(error).split()) or type(error).__name__
         warnings.warn(
-            f"wandb could not log the run {run_name(records[0])} ({reason}); its records are safe "
-            f"in {directory / 'cells'}. Use tracker=none to run without wandb.",
+            f"wandb could not log the run {run_name(records[0])} ({reason_of(error)}); its records "
+            f"are safe in {directory / 'cells'}. Use tracker=none to run without wandb.",
             TrackingWarning,
             stacklevel=2,
         )
         return None
+
+
+def reason_of(error: Exception) -> str:
+    """What an error says, on one line."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def configuration(records: Sequence[Record]) -> dict[str, Any]:
+    """The configuration of a cell as its records have it, with those of all its suites."""
+    suites: dict[str, Any] = {}
+    for record in records:
+        if record.suite != QUANTIZATION:
+            suites |= record.config.get("suite") or {}
+    return {**records[0].config, "suite": suites}
+
+
+def is_logged(records: Sequence[Record], settings: TrackerConfig, directory: Path) -> bool:
+    """Whether a run in the results folder holds these records, logged in the same way."""
+    said = json.dumps(_mark(records, settings))
+    files = (directory / "wandb").glob(f"*-{run_id(records[0])}/{MARK}")
+    return any(file.read_text(encoding="utf-8") == said for file in files)
+
+
+def _mark(records: Sequence[Record], settings: TrackerConfig) -> dict[str, Any]:
+    held = sorted([record.key, record.started_at] for record in records)
+    place = [settings.mode, settings.entity or "", settings.project]
+    return {"records": held, "place": place}
 
 
 def close() -> None:
@@ -136,18 +165,7 @@ def _log(
     directory: Path,
     group: str,
 ) -> Path:
-    home = directory.resolve() / "wandb"
-    for folder in _folders(home).values():
-        Path(folder).mkdir(parents=True, exist_ok=True)
-    with _environment(_folders(home)):
-        import wandb
-
-        online = settings.mode == "online"
-        if online and not wandb.api.api_key:
-            raise RuntimeError(
-                "tracker.mode=online needs an API key: run `wandb login`, set WANDB_API_KEY, or "
-                "keep tracker.mode=offline and upload later with `wandb sync`"
-            )
+    with session(directory, settings) as wandb:
         with wandb.init(
             project=settings.project,
             entity=settings.entity,
@@ -157,12 +175,34 @@ def _log(
             job_type="cell",
             tags=sorted({record.suite for record in records}),
             config=dict(config),
-            mode="online" if online else "offline",
+            mode=settings.mode,
             settings=_quiet(directory.resolve()),
         ) as run:
             run.log(_payload(wandb, records, figures))
             run.summary.update(summary_metrics(records))
-            return Path(run.dir).parent
+            folder = Path(run.dir).parent
+        (folder / MARK).write_text(json.dumps(_mark(records, settings)), encoding="utf-8")
+        return folder
+
+
+@contextmanager
+def session(directory: Path, settings: TrackerConfig) -> Iterator[Any]:
+    """Context: the package wandb, with all that it keeps in directory/wandb.
+
+    Raises RuntimeError if the tracker is online and nobody is logged in.
+    """
+    folders = _folders(directory.resolve() / "wandb")
+    for folder in folders.values():
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    with _environment(folders):
+        import wandb
+
+        if settings.mode == ONLINE and not wandb.api.api_key:
+            raise RuntimeError(
+                "tracker.mode=online needs an API key: run `wandb login`, set WANDB_API_KEY, or "
+                "keep tracker.mode=offline and upload later with `wandb sync`"
+            )
+        yield wandb
 
 
 def _payload(wandb: Any, records: Sequence[Record], figures: Sequence[Path]) -> dict[str, Any]:

@@ -54,7 +54,8 @@ def pack_grid(grid: Mapping[str, Tensor], scheme: Scheme) -> Packed:
 def unpack(packed: Packed, scheme: Scheme, in_features: int) -> QuantizedWeight:
     """Return the quantized weight that `pack` packed (exactly); zero-points must be those of v2."""
     bits, outputs = scheme.bits, packed["qweight"].shape[1]
-    codes = unpack_codes(packed["qweight"], bits, in_features, dim=0)
+    # Words are transposed, not codes: they are fewer.
+    codes = unpack_codes(packed["qweight"].t().contiguous(), bits, in_features)
     grid = {}
     for each in scheme.kind.tensors:
         part = packed[each.buffer]
@@ -63,7 +64,7 @@ def unpack(packed: Packed, scheme: Scheme, in_features: int) -> QuantizedWeight:
             part = part.reshape(len(part), outputs, *each.entry_shape(scheme))
         grid[each.name] = part
     return QuantizedWeight(
-        codes=codes.t().contiguous(),
+        codes=codes,
         scheme=scheme,
         group_index=packed.get("g_idx"),
         grid={name: part.transpose(0, 1).contiguous() for name, part in grid.items()},

@@ -23,11 +23,13 @@ from harness.report.tables import summary_tables, to_markdown
 from tools import peers_table
 from tools.real_table import NAME, measured_on, real_table
 
+TEXTS = "accuracy_texts"
 REPOSITORY = Path(__file__).resolve().parents[1]
 README = REPOSITORY / "README.md"
 REFERENCE = REPOSITORY / "results" / "reference" / "quickstart"
 REAL = REPOSITORY / "results" / "reference" / "real-smollm2"
 PEERS = REPOSITORY / "results" / "reference" / "peers"
+CALIBRATION = REPOSITORY / "results" / "reference" / "calibration"
 
 
 def parts(records: list[Record]) -> dict[str, str]:
@@ -50,6 +52,14 @@ def peers_part(folder: Path) -> str:
     if not records:
         return peers_table.TO_RUN
     return f"{to_markdown(peers_table.peers_table(records))}\n{measured_on(records)}"
+
+
+def calibration_part(folder: Path) -> str:
+    """The text of the spread over calibration texts, from the records kept in a folder."""
+    records = load_records(folder)
+    (table,) = (t for t in summary_tables(from_records(records)) if t.name == TEXTS)
+    made = "\n".join(f"Measured on: {line}." for line in provenance(records))
+    return f"{to_markdown(table)}\n{made}"
 
 
 def rewritten(text: str, generated: dict[str, str]) -> str:
@@ -84,7 +94,11 @@ def main() -> int:
         print(f"no records in {REFERENCE}: make them with `make reference`")
         return 1
     text = README.read_text(encoding="utf-8")
-    other = {NAME: real_part(REAL), peers_table.NAME: peers_part(PEERS)}
+    other = {
+        NAME: real_part(REAL),
+        peers_table.NAME: peers_part(PEERS),
+        TEXTS: calibration_part(CALIBRATION),
+    }
     fresh = rewritten(text, {**parts(records), **other})
     if "--check" not in sys.argv[1:]:
         README.write_text(fresh, encoding="utf-8")

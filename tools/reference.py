@@ -5,6 +5,8 @@
   python tools/reference.py --keep RESULTS     store the records of experiment=real/smollm2 that
                                                RESULTS has, finished or not, for the README
   python tools/reference.py --keep-peers RESULTS   all records of RESULTS, of experiment=peers
+  python tools/reference.py --keep-calibration RESULTS   the same of experiment=calibration, and the
+                                               plot that the README shows
 
 Everything except timings must agree: quantized weights in every bit, figures in every digit that
 tables print (an accuracy may differ by its tied documents). If one of the two was calibrated in
@@ -29,6 +31,7 @@ from harness.records.record import Metric, Record
 from harness.records.roots import Roots
 from harness.records.store import load_records, read_record, write_atomically
 from harness.report.build import build_report
+from harness.report.by_calibration import SUFFIX
 from harness.report.table import measured, small
 from quant.arithmetic import PORTABLE
 from tools.real_table import EXPERIMENT
@@ -38,6 +41,7 @@ REFERENCE = REPOSITORY / "results" / "reference" / "quickstart"
 TITLE = "Quickstart"
 REAL = REPOSITORY / "results" / "reference" / "real-smollm2"
 PEERS = REPOSITORY / "results" / "reference" / "peers"
+CALIBRATION = REPOSITORY / "results" / "reference" / "calibration"
 # Tolerances for codes that depend on the rounding of the machine.
 RELATIVE = {"perplexity": 0.03, "kl_divergence": 0.35}
 ABSOLUTE = {"accuracy": 0.05, "top1_flip_rate": 0.03}
@@ -77,6 +81,25 @@ def keep_peers(results: Path) -> list[str]:
         return [f"{results} has no records: run experiment=peers with paths.results={results}"]
     done = len({record.cell_key for record in kept.values()})
     return _store(kept, results, PEERS, f"{done} cells")
+
+
+def keep_calibration(results: Path) -> list[str]:
+    """Store all records of a results folder as those of the ablation, with its plot."""
+    kept = _found(results)
+    if not kept:
+        return [
+            f"{results} has no records: run experiment=calibration with paths.results={results}"
+        ]
+    done = len({record.cell_key for record in kept.values()})
+    problems = _store(kept, results, CALIBRATION, f"{done} cells")
+    if not problems:
+        with tempfile.TemporaryDirectory() as folder:
+            for file in build_report(load_records(CALIBRATION), Path(folder), "Calibration"):
+                if file.stem == f"perplexity_{SUFFIX}":
+                    place = CALIBRATION / file.relative_to(folder)
+                    place.parent.mkdir(exist_ok=True)
+                    shutil.copyfile(file, place)
+    return problems
 
 
 def _found(results: Path) -> dict[Path, Record]:
@@ -210,12 +233,18 @@ def main() -> int:
     parser.add_argument("--compare", type=Path, metavar="RESULTS", help="a results folder")
     parser.add_argument("--keep", type=Path, metavar="RESULTS", help="of experiment=real/smollm2")
     parser.add_argument("--keep-peers", type=Path, metavar="RESULTS", help="of experiment=peers")
+    of = "of experiment=calibration"
+    parser.add_argument("--keep-calibration", type=Path, metavar="RESULTS", help=of)
     options = parser.parse_args()
-    given = options.keep or options.keep_peers
-    if given is not None:
-        problems = keep(given) if options.keep is not None else keep_peers(given)
-        print(*problems, sep="\n", end="\n" if problems else "")
-        return 1 if problems else 0
+    for store, given in (
+        (keep, options.keep),
+        (keep_peers, options.keep_peers),
+        (keep_calibration, options.keep_calibration),
+    ):
+        if given is not None:
+            problems = store(given)
+            print(*problems, sep="\n", end="\n" if problems else "")
+            return 1 if problems else 0
     if options.compare is None:
         make()
         return 0

@@ -13,7 +13,7 @@ from pathlib import Path
 from cuda_ext.kernels import KernelUnavailable, resolve_kernel
 from harness.cell.parts import Measuring, Solving, Transforming
 from harness.config.schema import CellConfig
-from harness.data import protocols, texts
+from harness.data import chat, protocols, texts
 from harness.data.config import CalibConfig
 from harness.errors import ConfigError, MissingData
 from harness.extras import EXTRAS, missing, pip_command
@@ -183,7 +183,11 @@ def suites(chosen: Sequence[Measuring]) -> None:
 
 
 def calibration(
-    calib: CalibConfig, solving: Solving | None, chosen: Sequence[Transforming], data: str | None
+    calib: CalibConfig,
+    solving: Solving | None,
+    chosen: Sequence[Transforming],
+    data: str | None,
+    model: Model | AbsentModel,
 ) -> None:
     """Check the calibration text that a solver or transform needs."""
     if calib.protocol == "none" or calib.sequences < 1:
@@ -202,21 +206,28 @@ def calibration(
         )
     try:
         protocols.check(calib.protocol, protocols.CALIBRATION, path=calib.path, data_dir=data)
+        if calib.chat_template:
+            protocol = protocols.find(calib.protocol, protocols.CALIBRATION)
+            chat.require_documents(protocol.id, protocol.of_documents)
+            chat.require_template(model.folder, "calib.chat_template=true", model.name)
     except texts.AbsentText as error:
         raise MissingData(f"calib.protocol={calib.protocol}: {error}.") from error
     except (texts.ProtocolError, texts.TextError) as error:
         raise ConfigError(f"calib.protocol={calib.protocol}: {error}.") from error
 
 
-def runtime(config: CellConfig, chosen: Sequence[Measuring]) -> None:
-    """Check device, kernel, streaming and folders."""
+def runtime(config: CellConfig, chosen: Sequence[Measuring], elsewhere: bool = False) -> None:
+    """Check device, kernel, streaming and folders.
+
+    elsewhere  the cell runs on another machine, of whose device and kernels nothing is known.
+    """
     runtime = config.runtime
     if runtime.timeout_s is not None and runtime.timeout_s <= 0:
         raise ConfigError(
             f"runtime.timeout_s={runtime.timeout_s} leaves no time; use seconds above 0, or null."
         )
     if runtime.device != "cpu":
-        _device_exists(runtime.device)
+        _device_exists(runtime.device, elsewhere)
     if runtime.activations == "cuda" and not runtime.device.startswith("cuda"):
         raise ConfigError(
             f"runtime.activations=cuda, but runtime.device={runtime.device}: use cpu, disk or auto."
@@ -228,7 +239,7 @@ def runtime(config: CellConfig, chosen: Sequence[Measuring]) -> None:
             f"runtime.stream=always, but suite {whole[0]} needs the whole model in memory: measure "
             f"suite=[{streaming or 'perplexity'}] alone, or leave runtime.stream=auto."
         )
-    if runtime.kernel not in ("auto", "reference"):
+    if runtime.kernel not in ("auto", "reference") and not elsewhere:
         try:
             resolve_kernel(runtime.kernel, runtime.device)
         except (KernelUnavailable, ValueError) as error:
@@ -238,9 +249,11 @@ def runtime(config: CellConfig, chosen: Sequence[Measuring]) -> None:
         raise ConfigError(f"paths.results={results} is a file: give a folder for the results.")
 
 
-def _device_exists(device: str) -> None:
+def _device_exists(device: str, elsewhere: bool) -> None:
     if not device.startswith("cuda"):
         raise ConfigError(f"runtime.device={device} is unknown; use cpu, cuda or cuda:0.")
+    if elsewhere:
+        return
     import torch
 
     if not torch.cuda.is_available():

@@ -18,10 +18,10 @@ from collections.abc import Callable
 from typing import Any
 
 from harness.cell.choices import Choices
-from harness.data import protocols
-from harness.data.inputs import protocol_hash, without_folders
+from harness.data import chat, protocols
+from harness.data.inputs import calibration_settings, protocol_hash
 from harness.errors import ConfigError
-from harness.models.model import Model
+from harness.models.model import Model, Place
 from harness.records.hashes import digest
 from harness.records.record import FULL_PRECISION, LOADED, QUANTIZATION
 from harness.suites.base import Facts, require_own_inputs
@@ -70,7 +70,7 @@ def cell_keys(
     facts: Callable[[str], Facts],
 ) -> StageKeys:
     """The keys of a cell's stages, in order, with what they were made from."""
-    text = _calibration_inputs(choices)
+    text = _calibration_inputs(choices, model)
     semantic = _semantics(choices, model)
     code = {part.module: part.sha256 for part in choices.weight_parts if part.sha256 is not None}
     if code:
@@ -119,6 +119,12 @@ def cell_keys(
     return keys
 
 
+def baseline_key(model: Model, place: Place) -> str:
+    """The key of what is computed from the full-precision model of a cell alone."""
+    semantic = {key: value for key, value in model.semantics().items() if key not in NAMES}
+    return digest({"baseline": semantic, "model": model.fingerprint, "device": place.device})
+
+
 def _solves_on_kernel(choices: Choices) -> bool:
     return choices.solving is not None and choices.solving.solver.uses_kernel
 
@@ -130,7 +136,7 @@ def _semantics(choices: Choices, model: Model) -> dict[str, Any]:
         "model": model.semantics(),
         "method": _method(choices),
         "scheme": NO_SCHEME if scheme is None else _scheme(scheme, choices.quantizes),
-        "calib": None if calib is None else without_folders(dataclasses.asdict(calib)),
+        "calib": None if calib is None else calibration_settings(calib),
         "seed": choices.seed,
     }
     if choices.transforms:
@@ -189,10 +195,13 @@ def _unnamed(suite: dict[str, Any], inputs: dict[str, str]) -> dict[str, Any]:
     return found
 
 
-def _calibration_inputs(choices: Choices) -> dict[str, str]:
-    """Hashes of the calibration text; empty if nothing reads it."""
+def _calibration_inputs(choices: Choices, model: Model) -> dict[str, str]:
+    """Hashes of the calibration text and of its chat template; empty if nothing reads it."""
     calib = choices.calibration
     if calib is None:
         return {}
     protocol = protocols.find(calib.protocol, protocols.CALIBRATION)
-    return {"calibration": protocol_hash(protocol, calib.path, choices.data)}
+    found = {"calibration": protocol_hash(protocol, calib.path, choices.data)}
+    if calib.chat_template and model.folder is not None:
+        found["calibration chat template"] = chat.template_hash(model.folder)
+    return found

@@ -59,6 +59,7 @@ def resolve(
     download: bool = False,
     or_reason: bool = False,
     without_data: bool = False,
+    elsewhere: bool = False,
 ) -> ResolvedCell | PendingCell:
     """Resolve a configuration to its cell; pending if its model is not on this machine.
 
@@ -66,6 +67,7 @@ def resolve(
     download   download a model of the hub first.
     or_reason  return a pending cell with its reason for a model that cannot be had here.
     without_data  the same for a calibration text, and leave out suites whose data cannot be had.
+    elsewhere  the cell runs on another machine: its device and kernel may be missing here.
 
     Raises ConfigError, and ModelError for a model that cannot be found or downloaded.
     """
@@ -88,12 +90,16 @@ def resolve(
     checks.outside(choices.solving, choices.scheme)
     checks.suites(choices.suites)
     facts = _facts(config, model)
-    checks.runtime(config, choices.suites)
+    checks.runtime(config, choices.suites, elsewhere)
     try:
         lacking = _absent_suites(choices, facts, without_data)
         if choices.calibration is not None:
             checks.calibration(
-                choices.calibration, choices.solving, choices.transforms, config.paths.data
+                choices.calibration,
+                choices.solving,
+                choices.transforms,
+                config.paths.data,
+                model,
             )
     except MissingData as error:
         if not without_data:
@@ -107,7 +113,8 @@ def resolve(
         fits.check(choices, model)
         require_whole(model, measured)
     choices = _with_arithmetic(choices, model)
-    kernel = _kernel(config.runtime, choices.solving is not None or model.checkpoint is not None)
+    quantized = choices.solving is not None or model.checkpoint is not None
+    kernel = _kernel(config.runtime, quantized, elsewhere)
     keys = cell_keys(choices, model, kernel, facts)
     return ResolvedCell(choices, model, kernel, keys, dict(config.model.expected), lacking)
 
@@ -335,13 +342,17 @@ def _facts(config: CellConfig, model: Model | AbsentModel) -> Callable[[str], Fa
             threads=config.runtime.threads,
             has_original=model.checkpoint is None,
             file=None if config.method.get("solver") else model.file,
+            tokenizer=model.folder,
         )
 
     return facts
 
 
-def _kernel(runtime: RuntimeConfig, quantized: bool) -> str:
+def _kernel(runtime: RuntimeConfig, quantized: bool, elsewhere: bool) -> str:
     """The kernel of the cell's solver and suites, with "auto" resolved."""
     if not quantized:
         return "torch"
+    if elsewhere:  # where the device is, its compiled kernel is taken to be as well
+        device = runtime.device.partition(":")[0]
+        return device if runtime.kernel == "auto" else runtime.kernel
     return resolve_kernel(runtime.kernel, runtime.device)

@@ -1,16 +1,18 @@
-"""Compose conf/ and the command line into cells. Only this and harness.run.launchers use Hydra.
+"""Compose conf/ and the command line into cells. Only this and harness.launchers.plugin use Hydra.
 
 Hydra's compose API turns overrides into one configuration, typed by
 harness.config.schema.SweepConfig, so a wrong key or type is an error. The cells of a sweep are a
 union of products, which Hydra's sweepers do not support: the product of the swept overrides on the
 command line and, at each of its points, the union of the products in the configuration's `sweep`
-list. A key on the command line wins over the same key in `sweep`. Equal cells are kept once.
+list. A key on the command line wins over the same key in `sweep`. `seeds` repeats every cell with
+the next seeds (harness.cell.seeds drops those that see no calibration text). Equal cells are kept
+once.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields
 from functools import partial
@@ -25,7 +27,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 
-from harness.config.derive import Composed, Composer, Entry, composed
+from harness.config.derive import SEED, Composed, Composer, Entry, composed
 from harness.config.errors import as_sentences
 from harness.config.help import conf_dir, groups, options, user_folders
 from harness.config.own import check_files
@@ -40,8 +42,16 @@ SCHEMA_NAME = "bitsweep_schema"
 SCHEMES = "scheme"  # the group whose options may also be names such as w4g128
 SWAPPED = ("model", "method", "scheme", "calib")  # groups whose options a sweep goes through
 LISTS = ("suite", "tasks", "protocols")  # keys that hold a list
+SEEDS = "seeds"  # the number of seeds
+MOST_SEEDS = 1000
 # Keys below these go into mappings; modules of parts define them (harness.config.options).
-MAPPINGS = ("method.", "transform.", "suite.", "model.expected.")
+MAPPINGS = (
+    "method.",
+    "transform.",
+    "suite.",
+    "model.expected.",
+    "hydra.launcher.options.",
+)
 
 
 def compose_cells(
@@ -60,15 +70,47 @@ def compose_cells(
             _refuse_lists(parsed)
         composer = Composer(partial(_compose_entry, searchpath), SWAPPED, user_folders(extra))
         cells: dict[str, Cell] = {}
+        first: dict[Entry, int] = {}
         for point in product(parsed):
             # Keys of the command line replace those of the list, so that entries become equal.
             entries = _sweep_entries(composer.configuration(point).sweep, point)
-            for entry in dict.fromkeys(entries):
+            for entry, repeats in _with_seeds(dict.fromkeys(entries), composer, first):
                 found = composer.configuration(entry)
                 config = _cell(found)
+                cell = Cell(config, entry, extra, tuple(found.published), repeats)
                 # Compared by content: entries may reach the same cell in two ways.
-                cells.setdefault(repr(config), Cell(config, entry, extra, tuple(found.published)))
+                known = cells.setdefault(repr(config), cell)
+                if known.repeats and not repeats:
+                    cells[repr(config)] = cell
     return list(cells.values())
+
+
+def _with_seeds(
+    entries: Iterable[Entry], composer: Composer, first: dict[Entry, int]
+) -> Iterator[tuple[Entry, bool]]:
+    """Every entry and, where it has several `seeds`, the same with each next one (True).
+
+    first  the first seeds of earlier entries, by their other overrides; updated.
+    """
+    for entry in entries:
+        config = composer.configuration(entry)
+        number, seed = config.seeds, config.seed
+        if not 1 <= number <= MOST_SEEDS:
+            raise ConfigError(
+                f"{SEEDS}={number} is not a number of seeds; use 1 to {MOST_SEEDS}, or seed=N for "
+                "one seed of your choice."
+            )
+        if number == 1:
+            yield entry, False
+            continue
+        frame = tuple(o for o in entry if o.partition("=")[0] not in (SEED, SEEDS))
+        if first.setdefault(frame, seed) != seed:
+            raise ConfigError(
+                f"{SEEDS}={number} counts seeds from one on, but seed has several values "
+                f"({first[frame]} and {seed}): leave one of the two keys out."
+            )
+        for repeat in range(number):
+            yield (*frame, f"{SEED}={seed + repeat}"), repeat > 0
 
 
 @contextmanager
@@ -196,6 +238,8 @@ def _sweep_entries(sweep: list[dict[str, Any]], point: Entry) -> list[Entry]:
     if not sweep:
         return [point]
     given = {override.get_key_element() for override in parse(point)}
+    if SEEDS in given:  # the seeds of the command line replace those of the list
+        given.add(SEED)
     found: list[Entry] = []
     for entry in sweep:
         kept = {key: value for key, value in entry.items() if key not in given}

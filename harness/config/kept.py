@@ -23,6 +23,7 @@ from types import NoneType
 from typing import Any, get_args, get_type_hints
 
 from cuda_ext.cache import cache_root, write_atomically
+from harness.cell.seeds import without_needless
 from harness.config.help import conf_dir
 from harness.config.schema import Cell, CellConfig
 
@@ -49,14 +50,11 @@ def kept_cells(
         return compose()
     file = cache_root() / "cells" / f"{key}.json"
     try:
-        return _cells(file.read_text(encoding="utf-8"), extra)
+        return from_json(file.read_text(encoding="utf-8"), extra)
     except (OSError, ValueError, TypeError, KeyError):  # not there yet, or damaged
         cells = compose()
-    text = json.dumps(
-        [[dataclasses.asdict(cell.config), cell.overrides, cell.published] for cell in cells]
-    )
-    text = f"{_sha256(text.encode())}\n{text}\n"
-    if repr(_cells(text, extra)) == repr(cells):  # not cached if JSON changes a value
+    text = as_json(cells)
+    if repr(from_json(text, extra)) == repr(cells):  # not cached if JSON changes a value
         try:
             write_atomically(file, text)
         except OSError as error:
@@ -65,7 +63,7 @@ def kept_cells(
 
 
 def cells_of(overrides: Sequence[str], multirun: bool, extra: Path | None = None) -> list[Cell]:
-    """The cells of a command line, from the cache or composed by Hydra.
+    """The cells of a command line, from the cache or composed by Hydra, without needless seeds.
 
     Arguments and errors as in harness.config.compose.compose_cells.
     """
@@ -75,7 +73,7 @@ def cells_of(overrides: Sequence[str], multirun: bool, extra: Path | None = None
 
         return compose_cells(overrides, multirun, extra)
 
-    return kept_cells(overrides, multirun, extra, compose)
+    return without_needless(kept_cells(overrides, multirun, extra, compose))
 
 
 def _key(overrides: Sequence[str], multirun: bool, extra: Path | None) -> str | None:
@@ -129,14 +127,28 @@ def _code() -> list[str]:
     return [f"{path.relative_to(root)} {_sha256(path.read_bytes())}" for path in files]
 
 
-def _cells(text: str, extra: Path | None) -> list[Cell]:
-    """Read cached cells; ValueError, TypeError or KeyError for any other text."""
+def as_json(cells: Sequence[Cell]) -> str:
+    """Cells as text, with its digest in the first line; the user's folder is not in it."""
+    text = json.dumps(
+        [
+            [dataclasses.asdict(cell.config), cell.overrides, cell.published, cell.repeats]
+            for cell in cells
+        ]
+    )
+    return f"{_sha256(text.encode())}\n{text}\n"
+
+
+def from_json(text: str, extra: Path | None) -> list[Cell]:
+    """The cells of `as_json`; ValueError, TypeError or KeyError for any other text.
+
+    extra  the user's folder that they were composed with.
+    """
     digest, _, rest = text.partition("\n")
     if digest != _sha256(rest.rstrip("\n").encode()):
         raise ValueError("damaged")
     return [
-        Cell(_filled(CellConfig, values), tuple(words), extra, tuple(published))
-        for values, words, published in json.loads(rest)
+        Cell(_filled(CellConfig, values), tuple(words), extra, tuple(published), repeats)
+        for values, words, published, repeats in json.loads(rest)
     ]
 
 

@@ -126,10 +126,12 @@ class CellConfig:
 class SweepConfig(CellConfig):
     """The values of one cell, and the products whose union is a sweep: the schema for Hydra.
 
-    Every entry of `sweep` maps the keys of overrides to one value or a list of values. `published`
+    Every entry of `sweep` maps the keys of overrides to one value or a list of values. `seeds` is
+    the number of seeds, from `seed` on, of every cell that sees calibration text. `published`
     names the tables of results/published/gptq.csv whose figures the sweep measures.
     """
 
+    seeds: int = 1
     sweep: List[Dict[str, Any]] = field(default_factory=list)
     published: List[str] = field(default_factory=list)
 
@@ -140,12 +142,14 @@ class Cell:
 
     folder     the user's folder, laid out like conf/, whose files may name modules beside them.
     published  tables of results/published that its experiment regenerates.
+    repeats    True: another cell with the next seed, which `seeds` asked for.
     """
 
     config: CellConfig
     overrides: Tuple[str, ...]
     folder: Optional[Path] = None
     published: Tuple[str, ...] = ()
+    repeats: bool = False
 
 
 def as_yaml(cell: Cell) -> str:

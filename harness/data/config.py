@@ -26,4 +26,5 @@ class CalibConfig:
     sequences: int = 128
     length: int | None = 2048  # tokens per sequence; None: the model's context
     seed: int = 0
+    chat_template: bool = False  # each document as a user's message in the tokenizer's template
     documents: DocumentsConfig = field(default_factory=DocumentsConfig)

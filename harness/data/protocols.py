@@ -8,14 +8,26 @@ docs/protocols.md lists the tables of papers that each belongs to.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.data import texts
+from harness.data import chat, texts
 from harness.data.config import CalibConfig, DocumentsConfig
-from harness.data.sources import DOCUMENTS, EMBEDDED, FILE, Source, Text, Wanted, hub
+from harness.data.sources import (
+    DOCUMENTS,
+    EMBEDDED,
+    FILE,
+    NO_TEXT,
+    PROMPTS,
+    SHUFFLED,
+    Source,
+    Text,
+    Wanted,
+    hub,
+)
 from harness.data.specials import Specials, Tally
 from harness.data.texts import ProtocolError
 
@@ -34,7 +46,9 @@ class Protocol:
               incomplete last one; crops: the same tokens, windows at random places;
               document-crops: a random window of a random row that is long enough; documents:
               one sequence per row, truncated to the window; packed: windows filled with whole
-              documents from their beginning, the last one truncated.
+              documents from their beginning, the last one truncated; random: tokens drawn from
+              the vocabulary, without a text; generated: the model continues beginnings of
+              documents, or of nothing (harness.data.generated).
     join      text between two rows (disjoint, crops, packed).
     rows      number of rows to read, from the first on; None: all.
     windows   number of windows; None: as many as the text gives, or as requested.
@@ -55,6 +69,16 @@ class Protocol:
     @property
     def calibrates(self) -> bool:
         return self.use == CALIBRATION
+
+    @property
+    def of_documents(self) -> bool:
+        """Whether each row is a document of its own; otherwise rows are lines of one text."""
+        return self.windowing in ("document-crops", "documents", "packed")
+
+    @property
+    def generates(self) -> bool:
+        """Whether the model under test writes the windows."""
+        return self.windowing == "generated"
 
     @property
     def one_length(self) -> bool:
@@ -125,6 +149,14 @@ PROTOCOLS: dict[str, Protocol] = {
                  "random windows of Penn Treebank train, rows joined by a space", " "),
         Protocol("embedded-calibration", CALIBRATION, EMBEDDED, "packed",
                  "calibration stories of the package, packed into windows", "\n\n"),
+        Protocol("embedded-shuffled", CALIBRATION, SHUFFLED, "packed",
+                 "calibration stories of the package, the words of each in random order, packed "
+                 "into windows", "\n\n"),
+        Protocol("random-tokens", CALIBRATION, NO_TEXT, "random",
+                 "tokens drawn uniformly from the vocabulary"),
+        Protocol("self-generated", CALIBRATION, PROMPTS, "generated",
+                 "what the model writes itself, sampled at temperature 1 after a random token or "
+                 "the beginning of a document"),
         Protocol("documents-calibration", CALIBRATION, DOCUMENTS, "documents",
                  "random documents of a local file, one a sequence"),
         Protocol("text-calibration", CALIBRATION, FILE, "crops",
@@ -238,6 +270,8 @@ def windows(
     documents: DocumentsConfig | None = None,
     sequences: int | None = None,
     seed: int = 0,
+    load_model: Callable[[], Any] | None = None,
+    chat_template: bool = False,
 ) -> TokenWindows:
     """Return the token windows of protocol `name`, `context` tokens long.
 
@@ -245,6 +279,8 @@ def windows(
     documents       range of documents in a local file; only for document protocols.
     sequences       number of windows: the maximum for evaluation, exact for calibration.
     seed            of the random draws of calibration protocols.
+    load_model      loads the model under test, for a protocol whose windows it writes.
+    chat_template   put each document into the tokenizer's chat template, as a user's message.
 
     Raises ProtocolError if the text is too short, TextError if it is not available.
     """
@@ -256,8 +292,15 @@ def windows(
     asked = min((n for n in (protocol.windows, sequences) if n is not None), default=None)
     wanted = _wanted(protocol, path, data_dir, None, documents, asked, seed)
     text = protocol.source.read(wanted)
+    if chat_template:
+        chat.require_documents(protocol.id, protocol.of_documents)
+        rows_in_chat = (chat.as_message(tokenizer, row) for row in text.rows)
+        text = replace(text, rows=rows_in_chat, source=f"{text.source}, in the chat template")
     try:
-        found, rows = _windows(protocol, text, tokenizer, context, asked, seed)
+        if protocol.generates:
+            found, rows = _generated(text, tokenizer, context, asked, seed, load_model)
+        else:
+            found, rows = _windows(protocol, text, tokenizer, context, asked, seed)
     except ProtocolError as error:
         raise ProtocolError(f"protocol {name}, {text.source}: {error}") from error
     tally = Tally(tokenizer, Specials.of(tokenizer))
@@ -267,9 +310,16 @@ def windows(
 
 
 def calibration_windows(
-    config: CalibConfig, tokenizer: Any, context: int, data_dir: str | Path | None = None
+    config: CalibConfig,
+    tokenizer: Any,
+    context: int,
+    data_dir: str | Path | None = None,
+    load_model: Callable[[], Any] | None = None,
 ) -> TokenWindows:
-    """Return the windows of a calibration config; `context` is the model's context length."""
+    """Return the windows of a calibration config; `context` is the model's context length.
+
+    load_model  as for `windows`.
+    """
     length = context if config.length is None else config.length
     if not 2 <= length <= context:
         raise ProtocolError(
@@ -286,6 +336,8 @@ def calibration_windows(
         documents=config.documents,
         sequences=config.sequences,
         seed=config.seed,
+        load_model=load_model,
+        chat_template=config.chat_template,
     )
 
 
@@ -296,6 +348,24 @@ def token_hash(found: list[Tensor]) -> str:
         digest.update(len(window).to_bytes(8, "little"))
         digest.update(window.cpu().numpy().astype("<i8").tobytes())
     return digest.hexdigest()
+
+
+def _generated(
+    text: Text,
+    tokenizer: Any,
+    length: int,
+    asked: int | None,
+    seed: int,
+    load_model: Callable[[], Any] | None,
+) -> tuple[list[Tensor], list[str]]:
+    from harness.data.generated import generated
+
+    if load_model is None:
+        raise ProtocolError(
+            "the model under test writes these windows, and none is in memory here; choose a text"
+        )
+    assert asked is not None
+    return generated(list(text.rows), tokenizer, length, load_model(), number=asked, seed=seed)
 
 
 def _windows(
@@ -314,6 +384,8 @@ def _windows(
         return windows.documents(rows, tokenizer, length, numbers=text.numbers)
     assert asked is not None
     draw_seed = seed if protocol.seed is None else protocol.seed
+    if protocol.windowing == "random":
+        return windows.random_tokens(tokenizer, length, number=asked, seed=draw_seed)
     if protocol.windowing == "crops":
         return windows.crops(rows, tokenizer, length, join=join, number=asked, seed=draw_seed)
     return windows.document_crops(rows, tokenizer, length, number=asked, seed=draw_seed)

@@ -7,7 +7,7 @@ their source in one place, harness.data.protocols.PROTOCOLS.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -69,7 +69,7 @@ class Source:
     read: Callable[[Wanted], Text]
 
 
-def _stories_read_no_file(wanted: Wanted) -> None:
+def _reads_no_file(wanted: Wanted) -> None:
     if wanted.path is not None:
         raise ProtocolError(f"the protocol {wanted.protocol} reads no file; remove {wanted.option}")
 
@@ -91,6 +91,41 @@ def _stories(wanted: Wanted) -> Text:
         found = told.texts(split, count)
     source = f"embedded stories {stories.GENERATOR_VERSION}, {split} split"
     return Text(found, source)
+
+
+def _shuffled_stories(wanted: Wanted) -> Text:
+    """The stories with the words of each in random order, which `seed` draws too."""
+    told_in_order = _stories(wanted)
+    draw = random.Random(wanted.seed)
+
+    def shuffled() -> Iterator[str]:
+        for story in told_in_order.rows:
+            words = story.split()
+            draw.shuffle(words)
+            yield " ".join(words)
+
+    return Text(shuffled(), f"{told_in_order.source}, words shuffled")
+
+
+def _nothing(_wanted: Wanted) -> Text:
+    return Text((), "the vocabulary")
+
+
+def _check_prompts(wanted: Wanted) -> None:
+    if wanted.path is not None:
+        _file(wanted)
+
+
+def _prompts_content(wanted: Wanted) -> str:
+    return "" if wanted.path is None else _file_content(wanted)
+
+
+def _prompts(wanted: Wanted) -> Text:
+    """Random documents of a file, whose beginnings are continued; nothing without a file."""
+    if wanted.path is None:
+        return Text((), "the model itself")
+    found = _file_documents(wanted)
+    return Text(found.rows, f"the model itself, after beginnings of {found.source}", found.numbers)
 
 
 def _check_hub(name: str, wanted: Wanted) -> None:
@@ -170,7 +205,10 @@ def _file_documents(wanted: Wanted) -> Text:
     return Text([rows[number] for number in numbers], file.name, numbers)
 
 
-EMBEDDED = Source(_stories_read_no_file, _stories_content, _stories)
+EMBEDDED = Source(_reads_no_file, _stories_content, _stories)
+SHUFFLED = Source(_reads_no_file, _stories_content, _shuffled_stories)
+PROMPTS = Source(_check_prompts, _prompts_content, _prompts)
+NO_TEXT = Source(_reads_no_file, lambda _wanted: "", _nothing)
 FILE = Source(_file, _file_content, _file_rows)
 DOCUMENTS = Source(_file, _file_content, _file_documents)
 

@@ -139,6 +139,28 @@ def packed(rows: Iterable[str], tokenizer: Any, length: int, *, join: str, numbe
     )
 
 
+def random_tokens(tokenizer: Any, length: int, *, number: int, seed: int) -> Cut:
+    """Return `number` windows of ids drawn uniformly from the vocabulary, after BOS.
+
+    Special tokens are not drawn. Raises ProtocolError for a tokenizer that has no other tokens.
+    """
+    special = set(getattr(tokenizer, "all_special_ids", ()))
+    ordinary = [token for token in range(len(tokenizer)) if token not in special]
+    if not ordinary:
+        raise ProtocolError(
+            f"the tokenizer has {len(tokenizer)} tokens and all are special, so there is none to "
+            "draw; choose a calibration text"
+        )
+    bos = Specials.of(tokenizer).bos
+    lead = [] if bos is None else [bos]
+    rng = random.Random(seed)
+    found = []
+    for _ in range(number):
+        ids = [*lead, *(rng.choice(ordinary) for _ in range(length - len(lead)))]
+        found.append(torch.tensor(ids, dtype=torch.int64))
+    return found, []
+
+
 def _stream(rows: Sequence[str], tokenizer: Any, join: str) -> torch.Tensor:
     """Join all rows and tokenize them once."""
     ids = Specials.of(tokenizer).encode(tokenizer, join.join(rows))

@@ -208,6 +208,7 @@ class AbsentModel:
     file: Path | None = field(default=None, compare=False)  # config.path tells models apart
 
     checkpoint = None
+    folder = None
     has_weights = True
     shape = None
 

@@ -15,6 +15,7 @@ from harness.errors import ModelError
 from harness.models.described import encoder_decoder
 from harness.models.folders import chosen_weights
 from harness.models.model import Model, Place, QuantizedModel, StoredModel
+from harness.records.leases import held
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -313,6 +314,7 @@ def _readable_folder(model: StoredModel, results: Path) -> Path:
     from quant.checkpoint.convert import convert
 
     converted = results / "converted" / model.fingerprint[:12]
-    if not (converted / "config.json").is_file():
-        convert(folder, converted, code=model.config.trust_remote_code)
+    with held(results / ".locks" / f"converted-{converted.name}.lock"):
+        if not (converted / "config.json").is_file():
+            convert(folder, converted, code=model.config.trust_remote_code)
     return converted

@@ -164,11 +164,13 @@ def _usable_cores() -> int:
 
 
 def gpu(device: str) -> dict[str, Any] | None:
-    """The GPU that `device` names; None for the CPU."""
+    """The GPU that `device` names; None for the CPU, or if this machine has none."""
     if not device.startswith("cuda"):
         return None
     import torch
 
+    if not torch.cuda.is_available():
+        return None
     properties = torch.cuda.get_device_properties(torch.device(device))
     return {
         "name": properties.name,

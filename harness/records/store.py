@@ -16,12 +16,10 @@ import errno
 import json
 import logging
 import os
-import platform
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -31,6 +29,7 @@ from pydantic import ValidationError
 from harness.errors import StoreError
 from harness.records.hashes import digest, file_sha256
 from harness.records.items import with_items
+from harness.records.leases import Lease
 from harness.records.migrate import migrated, newer_version
 from harness.records.record import CellIdentity, Record
 from harness.records.temporary import make_temporary
@@ -77,8 +76,7 @@ class Store:
         record = _replaceable(self.record_path(cell, cell_key, stage, key))
         if record is None or record.key != key:
             return None
-        named = cell.model_copy(update=record.cell.measured())
-        return record.model_copy(update={"cell": named})
+        return as_named(record, cell)
 
     def write(self, record: Record, samples: list[dict[str, Any]] | None = None) -> Path:
         """Write a record atomically, with the scores of its documents in a file beside it.
@@ -101,32 +99,20 @@ class Store:
         return path
 
     @contextmanager
-    def lock(
-        self, cell_key: str, waiting: Callable[[str], None] = lambda _: None
-    ) -> Iterator[None]:
-        """Context: the lock of a cell. The system releases it if the process dies.
+    def lock(self, key: str, waiting: Callable[[str], None] = lambda _: None) -> Iterator[None]:
+        """Context: the lock of a cell, on every node; a process that dies gives it back.
 
         waiting(who) is called once if another process, described by `who`, holds the lock.
         """
-        from filelock import FileLock, Timeout
-
-        file = self.root / ".locks" / f"{cell_key[:KEY_DIGITS]}.lock"
-        holder = file.with_suffix(".json")
-        with disk_errors(file):
-            file.parent.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(file)
-            try:
-                lock.acquire(timeout=0)
-            except Timeout:
-                waiting(_who(holder))
-                lock.acquire()
+        file = self.root / ".locks" / f"{key[:KEY_DIGITS]}.lock"
+        lease = Lease(file)
         try:
-            # Read by processes that wait. It is not published, so it may name the host.
-            holder.write_text(json.dumps([os.getpid(), platform.node(), _now()]))
+            with disk_errors(file):
+                file.parent.mkdir(parents=True, exist_ok=True)
+                lease.wait(waiting)
             yield
         finally:
-            holder.unlink(missing_ok=True)
-            lock.release()
+            lease.release()
 
     def check_writable(self) -> None:
         """Raise StoreError if a probe file cannot be written (full or read-only disk)."""
@@ -174,6 +160,11 @@ def _named_folder(parent: Path, cell: CellIdentity, key: str) -> Path:
     if os.path.exists(named) or not os.path.isdir(parent):
         return named
     return min(parent.glob(f"*-{digits}"), default=named)
+
+
+def as_named(record: Record, cell: CellIdentity) -> Record:
+    """A record with the names of `cell`."""
+    return record.model_copy(update={"cell": cell.model_copy(update=record.cell.measured())})
 
 
 def load_records(results: Path) -> list[Record]:
@@ -236,18 +227,6 @@ def _replaceable(path: Path) -> Record | None:
 @cache
 def _say_once(message: str) -> None:
     _log.warning(message)
-
-
-def _who(holder: Path) -> str:
-    try:
-        number, machine, since = json.loads(holder.read_text())
-        return f"process {number} on {machine}, since {since} UTC,"
-    except (OSError, ValueError, TypeError):  # the holder is just starting or ending
-        return "another process"
-
-
-def _now() -> str:
-    return f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S}"
 
 
 def cell_name(cell: CellIdentity) -> str:

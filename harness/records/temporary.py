@@ -22,7 +22,14 @@ except ImportError:  # Windows has no locks, so nothing is removed
 SUFFIX = ".tmp"
 YOUNG_SECONDS = 60.0  # a file is locked a moment after it was created
 SCRATCH_SECONDS = 24 * 3600.0  # hidden states are rewritten with every block
-PATTERNS = (".locks/.*", "cells/*/.*", "reports/*/.*", "reports/*/*/.*", "runs/*/.*")
+PATTERNS = (
+    ".locks/.*",
+    "cells/*/.*",
+    "references/*/.*",
+    "reports/*/.*",
+    "reports/*/*/.*",
+    "runs/*/.*",
+)
 
 
 def make_temporary(folder: Path, name: str) -> tuple[int, str]:

@@ -21,6 +21,7 @@ from harness.report.names import (
 )
 from harness.report.rows import Figure, FigureKey, Row
 from harness.report.table import Cell, Column, Note, Table
+from harness.report.texts import BESIDE_TEXTS, text_table
 
 
 def tables_of_model(
@@ -83,18 +84,19 @@ def shown_columns(suite: str, table: SuiteTable, rows: Sequence[Row]) -> list[Sh
 def _places(declared: Mapping[str, SuiteTable]) -> list[tuple[Place, dict[str, SuiteTable]]]:
     """All tables, each with its suites in order."""
     found: dict[str, tuple[Place, dict[str, SuiteTable]]] = {}
-    for name, table in sorted(declared.items(), key=lambda each: (each[1].rank, each[0])):
-        if table.columns or table.others:
-            place = table.joins or Place(
-                name, f"{name.replace('_', ' ').capitalize()} of {{model}}"
-            )
-            found.setdefault(place.name, (place, {}))[1][name] = table
+    for name, whole in sorted(declared.items(), key=lambda each: (each[1].rank, each[0])):
+        for table in (whole, *whole.further):
+            if table.columns or table.others:
+                place = table.joins or Place(
+                    name, f"{name.replace('_', ' ').capitalize()} of {{model}}"
+                )
+                found.setdefault(place.name, (place, {}))[1][name] = table
     return list(found.values())
 
 
 @dataclass(frozen=True)
 class _Joined:
-    """A table that suites share and, if there is one, that of differences.
+    """A table that suites share and, where there are some, those of differences and texts.
 
     shown  what the columns of the first show; None for names and suites without any figure.
     """
@@ -109,7 +111,9 @@ def _joined(
     """The tables of a place; None without a figure or a failure."""
     shown = _distinct({name: shown_columns(name, table, rows) for name, table in suites.items()})
     failed = [
-        name for name in suites if not shown[name] and any(name in row.failures for row in rows)
+        name
+        for name, table in suites.items()
+        if table.fails and not shown[name] and any(name in row.failures for row in rows)
     ]
     if not failed and not any(shown.values()):
         return None
@@ -141,9 +145,11 @@ def _joined(
         notes += table.notes(rows, shown[name]) if shown[name] else []
     title = place.title.replace("{model}", model)
     texts, causes = footnotes.texts, footnotes.causes
-    joined = Table(place.name, model, title, columns, cells, notes, texts, causes)
     of_differences = difference_table(place, model, rows, compared, differences)
-    tables = [joined, *([] if of_differences is None else [of_differences])]
+    of_texts = text_table(place, model, rows, compared)
+    notes += [] if of_texts is None else [BESIDE_TEXTS]
+    joined = Table(place.name, model, title, columns, cells, notes, texts, causes)
+    tables = [joined, *filter(None, (of_differences, of_texts))]
     return _Joined(tables, [*[None] * len(names), *every, *[None] * len(failed)])
 
 

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from harness.records.record import Record
 from harness.records.store import file_name, unique_name, write_atomically
+from harness.report.by_calibration import draw_by_calibration
 from harness.report.frame import INTERNAL, from_records
+from harness.report.latex import LATEX, Latex, to_latex
 from harness.report.page.write import page
 from harness.report.pareto import pareto_table, size_table
 from harness.report.pareto_plot import draw_pareto
 from harness.report.plots import Drawn, draw_all
-from harness.report.render import to_csv, to_latex, to_markdown
+from harness.report.render import to_csv, to_markdown
 from harness.report.rows import Row, make_rows, select
 from harness.report.sizes import draw_by_size
 from harness.report.table import Table
@@ -33,13 +35,16 @@ def build_report(
     out: Path,
     title: str = "Bitsweep report",
     suites: Mapping[str, Suite] = NO_SPECS,
+    latex: Latex = LATEX,
 ) -> list[Path]:
     """Write the report of `records` into the folder `out`; return the paths, summary.md first.
 
     suites  specs by name, for suites that are not built in.
+    latex   how the tables in LaTeX are set.
 
-        The same records give the same bytes. Each file is replaced atomically. Raises ValueError
-        without records, StoreError if the disk is full or not writable.
+    The same records give the same bytes. Each file is replaced atomically. Raises ValueError
+    without records, ConfigError for a caption of no table, StoreError if the disk is full or not
+    writable.
     """
     records = list(records)
     if not records:
@@ -49,13 +54,14 @@ def build_report(
     every = make_rows(selection)
     rows = every.rows
     tables = [*tables_of_rows(every, suites), *_decision_tables(rows, suites)]
-    plots = _plots(rows, suites)
     ends = _endings(set(frame["model"]))
+    named = {f"{table.name}{ends[table.model]}": table for table in tables}
+    latex.check(list(named))
+    plots = _plots(rows, suites)
     files: dict[str, bytes] = {}
-    for table in tables:
-        name = f"{table.name}{ends[table.model]}"
+    for name, table in named.items():
         files[f"tables/{name}.csv"] = to_csv(table).encode()
-        files[f"tables/{name}.tex"] = to_latex(table).encode()
+        files[f"tables/{name}.tex"] = to_latex(table, latex.style(name)).encode()
     pictures: list[tuple[str, str]] = []
     for model, drawn in plots.items():
         for plot in drawn:
@@ -102,7 +108,11 @@ def _plots(every: Sequence[Row], suites: Mapping[str, Suite]) -> dict[str, list[
     for model in sorted({row.model for row in every}):
         rows = [row for row in every if row.model == model]
         declared = declared_tables(rows, suites)
-        found[model] = [*draw_all(rows, declared), *draw_pareto(rows, declared)]
+        found[model] = [
+            *draw_all(rows, declared),
+            *draw_pareto(rows, declared),
+            *draw_by_calibration(rows, declared),
+        ]
     return found
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from harness.report.rows import Figure, FigureKey, Row
 from harness.report.serving import Serving
-from harness.report.table import Cell, Column, Note, Table, measured, small
+from harness.report.table import Cell, Column, Note, Table, measured, significant, small
 
 
 @dataclass(frozen=True)
@@ -72,8 +72,8 @@ def quantity(figure: Figure) -> Cell:
     else:
         text = measured(factor * figure.value, error, least, most)
     if figure.spread is not None:
-        text += f" ({measured(factor * figure.spread, None, least, most)})"
-    return Cell(text, figure.value, figure.stderr)
+        text += f" ({significant(factor * figure.spread, 2)})"
+    return Cell(text, figure.value, figure.stderr, spread=figure.spread)
 
 
 def says_nothing(_row: Row, _key: FigureKey, _rows: Sequence[Row]) -> list[str]:
@@ -99,6 +99,7 @@ class FigureColumn:
     absent     text for a row without the figure: None for failed or not run, "" for an empty
                cell, other text for a footnote.
     plot       the plot that shows the figures.
+    quantity   what plots call it; "": the metric.
     cost       short name of the figure where it is a cost in Pareto fronts ("ms"); "": it is none.
     quality    the figure is a quality in Pareto fronts, as those of a table that is `compared` are.
     optional   True: some runs have no such figure (no baseline, another task). Otherwise a result
@@ -118,6 +119,12 @@ class FigureColumn:
     cost: str = ""
     quality: bool = False
     optional: bool = False
+    quantity: str = ""
+
+    @property
+    def named(self) -> str:
+        """The quantity in words."""
+        return self.quantity or self.metric.replace("_", " ")
 
 
 @dataclass(frozen=True)
@@ -167,6 +174,8 @@ class SuiteTable:
     notes      sentences under the table.
     tables     further tables that the suite makes itself.
     serving    the memory that a row takes when it serves; None where no record says.
+    further    further tables of columns, each of which joins a place.
+    fails      False: there is no table where the suite only failed, because another one says so.
     """
 
     columns: tuple[FigureColumn, ...] = ()
@@ -179,6 +188,8 @@ class SuiteTable:
     notes: Callable[[Sequence[Row], Sequence[Shown]], list[Note]] = no_notes
     tables: tuple[OwnTable, ...] = ()
     serving: Callable[[Row], Serving | None] = no_serving
+    further: tuple[SuiteTable, ...] = ()
+    fails: bool = True
 
     @property
     def empty(self) -> bool:

@@ -28,6 +28,10 @@ INTERNAL = (
     "made_of",
     "weight_errors",
     "items",
+    "recipe",
+    "text",
+    "text_size",
+    "calibration_tokens",
 )
 
 COLUMNS = (
@@ -140,9 +144,40 @@ def _rows(record: Record) -> list[dict[str, Any]]:
         "parameters": record.config.get("parameters"),
         "made_of": _made_of(record),
         "weight_errors": by_layer(record.layers),
+        "recipe": recipe(record),
+        "text": _text(record),
+        "text_size": _text_size(record),
+        "calibration_tokens": max((layer.tokens for layer in record.layers), default=None),
     }
     figures = [shared | _metric(metric, record) for metric in record.metrics]
     return [shared, *figures] if record.status == "failed" or not figures else figures
+
+
+TEXT_SIZE = ("sequences", "length")  # keys of a calibration that say how much of its text is read
+NO_TEXT_OF_ITS_OWN = (*TEXT_SIZE, "name", "seed")
+
+
+def _text(record: Record) -> str | None:
+    """Which calibration text a record's weights saw, not how much of it, as JSON; None without."""
+    if record.cell.calibration is None:
+        return None
+    said = _section(record, "calib")
+    found = {key: value for key, value in said.items() if key not in NO_TEXT_OF_ITS_OWN}
+    return json.dumps(found | _file_of_text(record), sort_keys=True)
+
+
+def _text_size(record: Record) -> str | None:
+    """How much of the calibration text, as JSON; None without one."""
+    if record.cell.calibration is None:
+        return None
+    return json.dumps({key: _section(record, "calib").get(key) for key in TEXT_SIZE})
+
+
+def _file_of_text(record: Record) -> dict[str, str]:
+    """The hash of a local calibration file: records name it without its folder."""
+    if _section(record, "calib").get("path") is None or "calibration" not in record.inputs:
+        return {}
+    return {"text": record.inputs["calibration"]}
 
 
 def _calibrated_on(record: Record) -> str | None:
@@ -236,8 +271,18 @@ def _error(record: Record) -> str | None:
 
 def cell_config(record: Record) -> str:
     """The configuration of a cell without its seeds, as JSON, to distinguish cells of one name."""
-    names = ("model", "method", "transform", "scheme", "calib", "checkpoint", "code")
-    parts = {name: record.config[name] for name in names if name in record.config}
+    parts = _parts(record, "calib")
     if isinstance(parts.get("calib"), dict):
         parts["calib"] = {key: value for key, value in parts["calib"].items() if key != "seed"}
+        parts["calib"] |= _file_of_text(record)
     return json.dumps(parts, sort_keys=True, default=str)
+
+
+def recipe(record: Record) -> str:
+    """The configuration of a cell without seeds and calibration text, as JSON."""
+    return json.dumps(_parts(record), sort_keys=True, default=str)
+
+
+def _parts(record: Record, *more: str) -> dict[str, Any]:
+    names = ("model", "method", "transform", "scheme", "checkpoint", "code", *more)
+    return {name: record.config[name] for name in names if name in record.config}

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from harness.report.columns import Shown, SuiteTable
 from harness.report.pareto import Axis, cost_axes, dominators, quality_axis, quality_columns
+from harness.report.plot_style import add_legend, own_style, panels_in, save
 from harness.report.plots import (
-    PANEL,
-    PANELS_A_ROW,
     REFERENCE,
     Drawn,
     colour_of,
@@ -17,8 +16,6 @@ from harness.report.plots import (
     kind_of,
     kinds_of,
     marker_of,
-    own_style,
-    save,
 )
 from harness.report.rows import Row
 
@@ -26,21 +23,24 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis as Scale
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
 NAME, TITLE = "pareto", "Pareto fronts"
 FAR = 3.0  # an axis is logarithmic where the largest value is more than so many times the smallest
 MOST_NAMED = 12  # methods in the legend
 FULL_MARKER, GREY = "*", "#777777"
+QUALITIES = 3  # in the plot, at most
 
 
 def draw_pareto(rows: list[Row], declared: Mapping[str, SuiteTable]) -> list[Drawn]:
     """The plot of one model's rows; empty where no cost and figure have two rows in common."""
     costs, qualities = chosen_axes(rows, declared)
-    pairs = [(cost, quality) for cost in costs for quality in qualities]
-    if not any(len(dominators(rows, *pair)) > 1 for pair in pairs):
+    pairs = [(cost, quality) for quality in qualities for cost in costs]
+    pairs = [pair for pair in pairs if len(dominators(rows, *pair)) > 1]
+    if not pairs:
         return []
     with own_style():
-        return [Drawn(NAME, TITLE, save(pareto_figure(rows, costs, qualities)))]
+        return [Drawn(NAME, TITLE, save(pareto_figure(rows, pairs)))]
 
 
 def chosen_axes(
@@ -53,31 +53,22 @@ def chosen_axes(
     for each in quality_columns(rows, declared):
         figure = next(row.figures[each.key] for row in rows if each.key in row.figures)
         units.setdefault(figure.unit, each)
-    found = [quality_axis(each, rows) for each in list(units.values())[:PANELS_A_ROW]]
+    found = [quality_axis(each, rows) for each in list(units.values())[:QUALITIES]]
     return [*sizes[-1:], *(each for each in costs if each not in sizes)], found
 
 
-def pareto_figure(rows: list[Row], costs: Sequence[Axis], qualities: Sequence[Axis]) -> Figure:
-    """A line of panels for every cost, a panel for every quality; dominated rows are hollow."""
-    from matplotlib.figure import Figure
-
-    lines, columns = len(costs), len(qualities)
-    size = (max(PANEL[0] * columns, 5.4), PANEL[1] * lines + 0.75)
-    figure = Figure(figsize=size, layout="constrained")
-    panels = figure.subplots(lines, columns, squeeze=False)
-    for line, cost in zip(panels, costs, strict=True):
-        for panel, quality in zip(line, qualities, strict=True):
-            _panel(panel, rows, cost, quality)
-    figure.suptitle(rows[0].model, fontsize=11, fontweight="bold")
-    _legend(figure, rows, columns)
+def pareto_figure(rows: list[Row], pairs: Sequence[tuple[Axis, Axis]]) -> Figure:
+    """A panel for every cost and quality; dominated rows are hollow."""
+    figure, panels = panels_in(len(pairs), 0.3)
+    for panel, pair in zip(panels, pairs, strict=True):
+        _panel(panel, rows, *pair)
+    figure.suptitle(rows[0].model, fontsize=9.5, fontweight="bold")
+    add_legend(figure, _handles(rows))
     return figure
 
 
 def _panel(panel: Axes, rows: list[Row], cost: Axis, quality: Axis) -> None:
     found = dominators(rows, cost, quality)
-    if not found:  # a figure that no row with this cost has
-        panel.set_visible(False)
-        return
     factor = 100.0 if quality.percent else 1.0
     quantized = [row for row in rows if not row.full_precision]
     colours = {label: colour_of(label, rows) for label in {row.label for row in quantized}}
@@ -104,7 +95,7 @@ def _panel(panel: Axes, rows: list[Row], cost: Axis, quality: Axis) -> None:
             marker=marker,
             linestyle="none",
             color=colour,
-            markersize=9 if marker == FULL_MARKER else 6,
+            markersize=7 if marker == FULL_MARKER else 4.5,
             markerfacecolor=filling,
         )
     if _far([x for x, _ in points.values()]):
@@ -132,7 +123,7 @@ def _label(axis: Scale, values: Sequence[float]) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def _legend(figure: Figure, rows: list[Row], columns: int) -> None:
+def _handles(rows: list[Row]) -> list[Line2D]:
     from matplotlib.lines import Line2D
 
     quantized = [row for row in rows if not row.full_precision]
@@ -159,4 +150,4 @@ def _legend(figure: Figure, rows: list[Row], columns: int) -> None:
     hollow = {**plain, "marker": "o", "markerfacecolor": "white", "color": GREY}
     handles.append(Line2D([], [], label="dominated", **hollow))
     handles.append(Line2D([], [], color=REFERENCE, linestyle=":", label="front"))
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 3 * columns))
+    return handles

@@ -5,26 +5,31 @@ Uses no pyplot and no global state. The same rows give the same bytes of PNG and
 
 from __future__ import annotations
 
-import io
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from harness.report.assemble import columns_in_order
 from harness.report.columns import AgainstBits, ByRow, SuiteTable
+from harness.report.plot_style import (
+    add_legend,
+    error_handle,
+    logarithmic,
+    own_style,
+    panels_in,
+    save,
+)
+from harness.report.published import published_value
 from harness.report.rows import Figure as Measured
 from harness.report.rows import FigureKey, Row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
-DPI = 160
-PANEL = (4.6, 3.5)  # inches
-PANELS_A_ROW = 3
 
 # Okabe and Ito's palette, which colour-blind readers can distinguish too. The first method without
 # calibration and the first one with it have fixed colours in all plots.
@@ -32,28 +37,12 @@ UNCALIBRATED, CALIBRATED = "#D55E00", "#0072B2"
 MORE_COLOURS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*")
 REFERENCE = "#555555"
-
-STYLE: dict[str, Any] = {
-    "font.size": 9.5,
-    "axes.titlesize": 10,
-    "axes.labelsize": 9.5,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#e4e4e4",
-    "grid.linewidth": 0.7,
-    "legend.frameon": False,
-    "lines.linewidth": 1.5,
-    "lines.markersize": 5.5,
-    "svg.hashsalt": "bitsweep",
-    "svg.fonttype": "path",
-}
+DASHES = ("-", ":", "-.", (0, (5, 1)))
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """A plot as files: kind ("png", "svg") -> bytes."""
+    """A plot as files: kind ("pdf", "png", "svg") -> bytes."""
 
     name: str
     title: str
@@ -62,98 +51,145 @@ class Drawn:
 
 def draw_all(rows: list[Row], declared: Mapping[str, SuiteTable]) -> list[Drawn]:
     """All plots of the columns for which the rows of one model have figures."""
-    wanted: dict[AgainstBits | ByRow, list[FigureKey]] = {}
+    wanted: dict[AgainstBits | ByRow, dict[FigureKey, str]] = {}
     for each in columns_in_order(rows, declared):
-        plot = each.declared.plot
-        if plot is not None and each.key not in wanted.setdefault(plot, []):
-            wanted[plot].append(each.key)
+        if each.declared.plot is not None:
+            wanted.setdefault(each.declared.plot, {})[each.key] = each.declared.named
     drawn = []
     with own_style():
-        for plot, keys in wanted.items():
+        for plot, names in wanted.items():
+            figure: Figure | None = None
             if isinstance(plot, ByRow):
-                figure = by_row_figure(rows, keys, plot) if _measured(rows, keys, plot) else None
+                if _measured(rows, list(names), plot):
+                    figure = by_row_figure(rows, list(names), plot)
             else:
-                figure = bits_figure(rows, keys, plot) if _against_bits(rows, keys) else None
+                names = {key: name for key, name in names.items() if _against_bits(rows, key)}
+                figure = bits_figure(rows, names, plot) if names else None
             if figure is not None:
                 drawn.append(Drawn(plot.name, plot.title, save(figure)))
     return drawn
 
 
-def bits_figure(rows: list[Row], keys: list[FigureKey], plot: AgainstBits) -> Figure:
+def bits_figure(rows: list[Row], names: Mapping[FigureKey, str], plot: AgainstBits) -> Figure:
     """One panel per figure, one line per method, one marker per kind of scheme, bars of ± 1 error.
 
-    Full precision is a dashed line with its error as a band.
-    """
-    from matplotlib.figure import Figure
+    names  the quantity of every figure, for the axis.
 
-    columns = min(len(keys), PANELS_A_ROW)
-    lines = math.ceil(len(keys) / columns)
-    width = max(PANEL[0] * columns, 5.4)
-    figure = Figure(figsize=(width, PANEL[1] * lines + 0.75), layout="constrained")
-    panels = figure.subplots(lines, columns, squeeze=False).flatten()
-    for panel, key in zip(panels, keys, strict=False):
-        _bits_panel(panel, rows, key, plot)
-    for panel in panels[len(keys) :]:
-        panel.set_visible(False)
-    figure.suptitle(rows[0].model, fontsize=11, fontweight="bold")
-    _bits_legend(figure, rows, keys)
+    Full precision is a dashed line with its error as a band; published figures are hollow.
+    """
+    figure, panels = panels_in(len(names), 0.3)
+    hollow = [
+        _bits_panel(panel, rows, key, plot, name)
+        for panel, (key, name) in zip(panels, names.items(), strict=True)
+    ]
+    model = rows[0].model
+    if any(key[1] != model for key in names):  # a text may have the name of its model
+        figure.suptitle(model, fontsize=9.5, fontweight="bold")
+    add_legend(figure, _bits_handles(rows, names, any(hollow)))
     return figure
 
 
-def _bits_panel(panel: Axes, rows: list[Row], key: FigureKey, plot: AgainstBits) -> None:
+def _bits_panel(panel: Axes, rows: list[Row], key: FigureKey, plot: AgainstBits, name: str) -> bool:
+    """Draw one figure of all rows; return whether published figures stand beside it."""
     shown = [row for row in rows if key in row.figures]
     factor = 100.0 if shown[0].figures[key].unit == "fraction" else 1.0
     full = next((row.figures[key] for row in shown if row.full_precision), None)
     ceiling = math.inf if full is None or plot.clip is None else plot.clip * full.value
     if full is not None:
-        panel.axhline(factor * full.value, color=REFERENCE, linestyle="--", linewidth=1.1, zorder=1)
+        panel.axhline(factor * full.value, color=REFERENCE, linestyle="--", linewidth=1.0, zorder=1)
         error = factor * (full.stderr or 0.0)
         level = factor * full.value
         panel.axhspan(level - error, level + error, color=REFERENCE, alpha=0.13, linewidth=0)
+    beyond: list[tuple[float, float, str]] = []
     for (method, kind), series in _series(shown).items():
-        points = [(row.bits_per_weight, row.figures[key]) for row in series]
-        style = {"color": colour_of(method, rows), "marker": marker_of(kind, rows)}
-        _draw_series(panel, points, factor, ceiling, style)
+        points = [
+            (row.bits_per_weight, row.figures[key])
+            for row in series
+            if row.bits_per_weight is not None
+        ]
+        style = {**line_of(method, rows), "marker": marker_of(kind, rows)}
+        _draw_series(panel, [each for each in points if each[1].value <= ceiling], factor, style)
+        colour = style["color"]
+        beyond += [(bits, each.value, colour) for bits, each in points if each.value > ceiling]
     _axis_of_bits(panel, [row.bits_per_weight or 0 for row in shown if not row.full_precision])
-    panel.set_ylabel(f"{key[2]}{', %' * (factor != 1)} ± standard error")
+    panel.set_ylabel(f"{name}{', %' * (factor != 1)}")
     if plot.logarithmic:
         logarithmic(panel, [row.figures[key].value for row in shown], ceiling)
+    _point_up(panel, beyond)
     panel.set_title(key[1])
+    return _draw_published(panel, shown, key, factor, ceiling)
+
+
+def _draw_published(
+    panel: Axes, rows: list[Row], key: FigureKey, factor: float, ceiling: float
+) -> bool:
+    """Hollow marks of the published figures of rows, that of full precision at the right edge."""
+    found = [(row, value) for row in rows if (value := published_value(row, key)) is not None]
+    right = panel.get_xlim()[1]
+    drawn = False
+    for row, value in found:
+        bits = right if row.full_precision else row.bits_per_weight
+        if bits is None or value > ceiling:
+            continue
+        panel.plot(
+            [bits],
+            [factor * value],
+            linestyle="none",
+            marker="o" if row.full_precision else marker_of(kind_of(row), rows),
+            color=REFERENCE if row.full_precision else colour_of(row.label, rows),
+            markerfacecolor="white",
+            markersize=7,
+            clip_on=False,
+            zorder=1.5,
+        )
+        drawn = True
+    panel.set_xlim(right=right)
+    return drawn
 
 
 def _draw_series(
-    panel: Axes,
-    points: list[tuple[float | None, Measured]],
-    factor: float,
-    ceiling: float,
-    style: dict[str, Any],
+    panel: Axes, points: list[tuple[float, Measured]], factor: float, style: dict[str, Any]
 ) -> None:
-    inside = [(bits, each) for bits, each in points if bits is not None and each.value <= ceiling]
-    beyond = [(bits, each) for bits, each in points if bits is not None and each.value > ceiling]
     panel.errorbar(
-        [bits for bits, _ in inside],
-        [factor * each.value for _, each in inside],
-        yerr=[factor * (each.stderr or 0.0) for _, each in inside],
-        capsize=2.5,
-        elinewidth=1.0,
+        [bits for bits, _ in points],
+        [factor * each.value for _, each in points],
+        yerr=[factor * (each.stderr or 0.0) for _, each in points],
+        capsize=2.0,
+        elinewidth=0.9,
         alpha=0.95,
         markeredgecolor="white",
-        markeredgewidth=0.6,
+        markeredgewidth=0.5,
         **style,
     )
-    for bits, each in beyond:
-        panel.annotate(
-            f"{each.value:,.0f}" if each.value < 1e6 else f"{each.value:.0e}",
-            xy=(bits, 1.0),
-            xytext=(bits, 0.9),
-            xycoords=("data", "axes fraction"),
-            textcoords=("data", "axes fraction"),
-            arrowprops={"arrowstyle": "-|>", "color": style["color"], "linewidth": 1.3},
-            color=style["color"],
+
+
+def _point_up(panel: Axes, beyond: list[tuple[float, float, str]]) -> None:
+    """Arrows at the upper edge for (bits, value, colour) off the scale, each value on its line."""
+    height: dict[float, int] = {}
+    for bits, value, colour in sorted(beyond):
+        near = next((each for each in height if abs(math.log2(bits / each)) < 0.25), bits)
+        line = height[near] = height.get(near, -1) + 1
+        text = f"{value:,.0f}" if value < 1e6 else f"{value:.0e}"
+        top = 0.9 - 0.075 * line
+        panel.text(
+            bits,
+            top,
+            text,
+            transform=panel.get_xaxis_transform(),
+            color=colour,
             ha="center",
             va="top",
-            fontsize=8.5,
+            fontsize=7,
         )
+        if line == 0:
+            panel.annotate(
+                "",
+                xy=(bits, 1.0),
+                xytext=(bits, 0.9),
+                xycoords=("data", "axes fraction"),
+                textcoords=("data", "axes fraction"),
+                arrowprops={"arrowstyle": "-|>", "color": colour, "linewidth": 1.1},
+            )
 
 
 def _axis_of_bits(panel: Axes, bits: list[float]) -> None:
@@ -165,48 +201,41 @@ def _axis_of_bits(panel: Axes, bits: list[float]) -> None:
     panel.xaxis.set_major_locator(FixedLocator([1, 2, 3, 4, 5, 6, 8, 12, 16]))
     panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     panel.xaxis.set_minor_locator(NullLocator())
-    panel.set_xlabel("bits per weight, scales and zeros included")
+    panel.set_xlabel("stored bits per weight")
 
 
-def logarithmic(panel: Axes, values: list[float], ceiling: float) -> None:
-    """Use a logarithmic scale if values are far apart, with room for arrows of clipped ones."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    shown = [value for value in values if value <= ceiling]
-    clipped = len(shown) < len(values)
-    if shown and (clipped or max(shown) > 3 * min(shown)):
-        panel.set_yscale("log")
-        narrow = max(shown) < 12 * min(shown)
-        subs = (1, 1.5, 2, 3, 4, 5, 6, 8) if narrow else (1, 2, 5)
-        panel.yaxis.set_major_locator(LogLocator(subs=subs))
-        panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        panel.yaxis.set_minor_formatter(NullFormatter())
-    if clipped:
-        bottom, top = panel.get_ylim()
-        panel.set_ylim(bottom, top * (top / bottom) ** 0.35)
-
-
-def _bits_legend(figure: Figure, rows: list[Row], keys: list[FigureKey]) -> None:
+def _bits_handles(
+    rows: list[Row], keys: Sequence[FigureKey] | Mapping[FigureKey, str], hollow: bool
+) -> list[Line2D]:
+    """What the legend explains: methods, full precision, kinds of schemes, published figures."""
     from matplotlib.lines import Line2D
 
     shown = [row for row in rows if any(key in row.figures for key in keys)]
     quantized = [row for row in shown if not row.full_precision]
     handles = [
-        Line2D([], [], color=colour_of(method, rows), label=method)
+        Line2D([], [], label=method, **line_of(method, rows))
         for method in dict.fromkeys(row.label for row in quantized)
     ]
     if len(quantized) < len(shown):
         full = next(row for row in shown if row.full_precision)
         handles.append(
-            Line2D([], [], color=REFERENCE, linestyle="--", linewidth=1.1, label=full.scheme_label)
+            Line2D([], [], color=REFERENCE, linestyle="--", linewidth=1.0, label=full.scheme_label)
         )
     for kind in kinds_of(quantized):
         marker = marker_of(kind, rows)
         handles.append(
             Line2D([], [], color="#777777", marker=marker, linestyle="none", label=kind_name(kind))
         )
-    columns = min(len(handles), 3 * min(len(keys), PANELS_A_ROW))
-    figure.legend(handles=handles, loc="outside lower center", ncols=columns)
+    handles.append(error_handle())
+    if hollow:
+        style: dict[str, Any] = {
+            "marker": "o",
+            "linestyle": "none",
+            "markerfacecolor": "white",
+            "markersize": 7,
+        }
+        handles.append(Line2D([], [], color=REFERENCE, label="published", **style))
+    return handles
 
 
 def by_row_figure(rows: list[Row], keys: Sequence[FigureKey], plot: ByRow) -> Figure:
@@ -220,7 +249,7 @@ def by_row_figure(rows: list[Row], keys: Sequence[FigureKey], plot: ByRow) -> Fi
     for height, (row, found, beside) in enumerate(reversed(lines)):
         colour = REFERENCE if row.full_precision else colour_of(row.label, rows)
         low, high = found.low or found.value, found.high or found.value
-        panel.plot([low, high], [height, height], color=colour, alpha=0.55, linewidth=3.2)
+        panel.plot([low, high], [height, height], color=colour, alpha=0.55, linewidth=2.8)
         panel.plot([found.value], [height], "o", color=colour)
         if beside is not None:
             panel.plot([beside.value], [height], "o", color=REFERENCE, markerfacecolor="white")
@@ -230,7 +259,7 @@ def by_row_figure(rows: list[Row], keys: Sequence[FigureKey], plot: ByRow) -> Fi
     panel.set_ylim(-0.6, len(lines) - 0.4)  # no marker cut by the axis
     panel.grid(visible=False, axis="y")
     panel.set_xlabel(plot.axis)
-    panel.set_title(rows[0].model, fontweight="bold")
+    panel.set_title(rows[0].model, fontsize=9.5, fontweight="bold")
     if plot.beside is not None and any(beside is not None for *_, beside in lines):
         hollow = Line2D(
             [],
@@ -241,7 +270,7 @@ def by_row_figure(rows: list[Row], keys: Sequence[FigureKey], plot: ByRow) -> Fi
             linestyle="none",
             label=plot.beside[1],
         )
-        figure.legend(handles=[hollow], loc="outside lower right", fontsize=8.5)
+        figure.legend(handles=[hollow], loc="outside lower right")
     return figure
 
 
@@ -258,12 +287,10 @@ def _measured(
     return measured
 
 
-def _against_bits(rows: list[Row], keys: Sequence[FigureKey]) -> bool:
-    """Whether any quantized row has one of the figures; full precision alone is not plotted."""
+def _against_bits(rows: list[Row], key: FigureKey) -> bool:
+    """Whether any quantized row has the figure; full precision alone is not plotted."""
     return any(
-        key in row.figures and row.bits_per_weight and not row.full_precision
-        for row in rows
-        for key in keys
+        key in row.figures and row.bits_per_weight and not row.full_precision for row in rows
     )
 
 
@@ -305,6 +332,12 @@ def colour_of(label: str, rows: list[Row]) -> str:
     return first[place] if place < 2 else MORE_COLOURS[(place - 2) % len(MORE_COLOURS)]
 
 
+def line_of(label: str, rows: list[Row]) -> dict[str, Any]:
+    """Colour and dashes of a method: where colours come again, the dashes are others."""
+    again = max(0, colour_order(rows).index(label) - 2) // len(MORE_COLOURS)
+    return {"color": colour_of(label, rows), "linestyle": DASHES[again % len(DASHES)]}
+
+
 def colour_order(rows: list[Row]) -> list[str]:
     """Methods in the order of their colours; "" where no method sees data, or all do."""
     quantized = [row for row in rows if not row.full_precision]
@@ -315,28 +348,3 @@ def colour_order(rows: list[Row]) -> list[str]:
     if first[0] == first[1]:
         first[0] = ""
     return [*first, *sorted({row.label for row in quantized} - set(first))]
-
-
-@contextmanager
-def own_style() -> Iterator[None]:
-    """Context: our own settings, independent of the user's matplotlibrc."""
-    import matplotlib
-
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        settings: Any = matplotlib.rcParams  # typed by name in some versions
-        settings.update(STYLE)
-        yield
-
-
-def save(figure: Figure) -> dict[str, bytes]:
-    """PNG and SVG bytes without dates or version numbers."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    FigureCanvasAgg(figure)
-    saved = {}
-    for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format=kind, dpi=DPI, metadata=metadata)
-        saved[kind] = buffer.getvalue()
-    return saved

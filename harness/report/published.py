@@ -16,7 +16,7 @@ from harness.records.record import FULL_PRECISION, NOT_AVAILABLE, QUANTIZATION
 from harness.report.columns import OwnTable, Place
 from harness.report.names import Footnotes
 from harness.report.published_files import published_file
-from harness.report.rows import Figure, Row
+from harness.report.rows import Figure, FigureKey, Row
 from harness.report.table import Cell, Column, Note, Table
 
 # A model that is not quantized, or quantized without calibration, has no source of spread but
@@ -116,6 +116,19 @@ def published_figures() -> tuple[PublishedFigure, ...]:
                     for line in lines
                 ]
     return tuple(found)
+
+
+def published_value(row: Row, key: FigureKey) -> float | None:
+    """The published figure of the same model, method, options, scheme and task; None without."""
+    _, task, metric = key
+    return next(
+        (
+            each.value
+            for each in published_figures()
+            if (each.task, each.metric) == (task, metric) and each.asks_for(row)
+        ),
+        None,
+    )
 
 
 def beside_published(place: Place, suite: str, metrics: Sequence[str]) -> OwnTable:

@@ -1,4 +1,4 @@
-"""A Table as rich text, Markdown, CSV (full precision) and LaTeX (booktabs)."""
+"""A Table as rich text, Markdown and CSV (full precision); harness.report.latex has LaTeX."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import io
 import re
 from typing import TYPE_CHECKING
 
-from harness.report.table import Cell, Column, Table, on_screen
+from harness.report.table import Cell, Column, Table, fit_columns, on_screen
 from harness.streams import shown
 
 if TYPE_CHECKING:
@@ -16,29 +16,6 @@ if TYPE_CHECKING:
 
 SCREEN_WIDTH = 100
 _SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
-_LATEX = {
-    "\\": r"\textbackslash{}",
-    "&": r"\&",
-    "%": r"\%",
-    "$": r"\$",
-    "#": r"\#",
-    "_": r"\_",
-    "{": r"\{",
-    "}": r"\}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"$<$",
-    ">": r"$>$",
-    "±": r"$\pm$",
-    "×": r"$\times$",
-    "–": "--",
-    "—": "---",
-    "↓": r"$\downarrow$",
-    "↑": r"$\uparrow$",
-    "Δ": r"$\Delta$",
-    "≥": r"$\geq$",
-    "α": r"$\alpha$",
-}
 
 
 def superscript(marks: tuple[int, ...]) -> str:
@@ -61,7 +38,9 @@ def to_rich(table: Table, width: int = SCREEN_WIDTH, causes: bool = True) -> Gro
     from rich.text import Text
 
     table = on_screen(table, causes)
-    parts = [_rich_panel(table, columns) for columns in _fit(table, width)]
+    widths = [_width(table, index) + 2 for index in range(len(table.columns))]
+    panels = fit_columns(table.columns, widths, width)
+    parts = [_rich_panel(table, columns) for columns in panels]
     notes = [Padding(Text(shown(note), style="dim"), (0, 1)) for note in all_notes(table)]
     return Group(*parts, *notes)
 
@@ -102,24 +81,6 @@ def _header_lines(column: Column) -> list[str]:
     return [column.header, *([column.detail] if column.detail else [])]
 
 
-def _fit(table: Table, width: int) -> list[list[int]]:
-    """Indices of the columns of each panel: the names, and as many others as fit."""
-    widths = [_width(table, index) + 2 for index in range(len(table.columns))]
-    numbered = list(enumerate(table.columns))
-    names = [i for i, column in numbered if not column.numeric]
-    figures = [i for i, _ in numbered if i not in names]
-    room = width - sum(widths[i] for i in names)
-    panels: list[list[int]] = [[]]
-    used = 0
-    for index in figures:
-        if panels[-1] and used + widths[index] > room:
-            panels.append([])
-            used = 0
-        panels[-1].append(index)
-        used += widths[index]
-    return [names + panel for panel in panels]
-
-
 def _width(table: Table, index: int) -> int:
     bodies = [len(_screen_text(row[index])) for row in table.rows]
     return max([len(shown(line)) for line in _header_lines(table.columns[index])] + bodies)
@@ -148,18 +109,18 @@ def _markdown(text: str) -> str:
 
 
 def to_csv(table: Table) -> str:
-    """CSV with all digits of figures, and columns for standard errors and percentiles."""
+    """CSV with all digits of figures, and columns for standard errors, percentiles and seeds."""
     table = table.csv or table
+    suffix = {"stderr": "stderr", "low": "p10", "high": "p90", "spread": "sd_seeds"}
     extras = {
         index: [
             name
-            for name in ("stderr", "low", "high")
+            for name in suffix
             if any(getattr(row[index], name) is not None for row in table.rows)
         ]
         for index in range(len(table.columns))
     }
     noted = any(cell.marks for row in table.rows for cell in row)
-    suffix = {"stderr": "stderr", "low": "p10", "high": "p90"}
     header: list[str] = []
     for index, column in enumerate(table.columns):
         header += [column.name, *(f"{column.name}_{suffix[name]}" for name in extras[index])]
@@ -181,43 +142,3 @@ def to_csv(table: Table) -> str:
 
 def _exact(value: float | str | None) -> str:
     return "" if value is None else (repr(value) if isinstance(value, float) else value)
-
-
-def to_latex(table: Table) -> str:
-    """A LaTeX table for \\usepackage{booktabs}, with all text escaped."""
-    layout = "".join("r" if column.numeric else "l" for column in table.columns)
-    top = " & ".join(_latex(column.header) for column in table.columns)
-    lines = [
-        "% needs \\usepackage{booktabs}",
-        "\\begin{table}",
-        "  \\centering",
-        f"  \\caption{{{_latex(table.title)}}}",
-        f"  \\label{{tab:{table.name}}}",
-        f"  \\begin{{tabular}}{{{layout}}}",
-        "    \\toprule",
-        f"    {top} \\\\",
-    ]
-    if any(column.detail for column in table.columns):
-        lines.append("    " + " & ".join(_latex(c.detail) for c in table.columns) + " \\\\")
-    lines.append("    \\midrule")
-    for row in table.rows:
-        lines.append("    " + " & ".join(_latex_cell(cell) for cell in row) + " \\\\")
-    lines += ["    \\bottomrule", "  \\end{tabular}"]
-    notes = [_latex(note.text) for note in table.notes]
-    notes += [f"$^{{{i}}}$ {_latex(text)}" for i, text in enumerate(table.footnotes, 1)]
-    if notes:
-        lines += ["", "  \\smallskip", "  \\begin{minipage}{\\linewidth}\\footnotesize"]
-        lines += [f"    {note}\\par" for note in notes]
-        lines.append("  \\end{minipage}")
-    return "\n".join([*lines, "\\end{table}"]) + "\n"
-
-
-def _latex_cell(cell: Cell) -> str:
-    # Bold for math too, because "20.39 ± 0.32" is partly math.
-    text = f"\\textbf{{\\boldmath {_latex(cell.text)}}}" if cell.best else _latex(cell.text)
-    marks = ",".join(str(mark) for mark in cell.marks)
-    return text + (f"$^{{{marks}}}$" if marks else "")
-
-
-def _latex(text: str) -> str:
-    return "".join(_LATEX.get(character, character) for character in " ".join(text.split()))

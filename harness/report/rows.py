@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections.abc import Iterable, Sequence
@@ -10,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from harness.records.busyness import BUSY
-from harness.records.hashes import SHA256_DIGITS
+from harness.report.variants import name_entries, row_key
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -78,6 +77,11 @@ class Row:
     made_of: tuple[str, ...] = ()  # the file that the weights came from, as JSON
     weight_errors: tuple[str, ...] = ()  # by layer, as JSON, of every seed
     cells: tuple[str, ...] = ()  # keys of the cells whose figures it has
+    recipe: str = ""  # all that made its weights but the seed and the calibration text, as JSON
+    recipe_label: str = ""  # the method with what distinguishes recipes of one method and scheme
+    text: str | None = None  # its calibration text without the size, as JSON
+    text_size: str | None = None  # sequences and length of its calibration, as JSON
+    calibration_tokens: float | None = None  # tokens that its layers saw, the mean over seeds
 
     @property
     def scheme_label(self) -> str:
@@ -123,8 +127,7 @@ def read_rows(frame: pd.DataFrame) -> Rows:
 def select(frame: pd.DataFrame) -> Selection:
     """The newest entry of every figure in the frame of frame.from_records."""
     entries = [_plain(entry) for entry in frame.to_dict("records")]
-    _complete_names(entries)
-    _name_variants(entries)
+    name_entries(entries)
     latest, replaced = _latest(entries)
     notes = []
     if replaced:
@@ -143,7 +146,7 @@ def make_rows(selection: Selection, by_cell: bool = False) -> Rows:
     groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for entry in selection.entries:
         cell = (entry["cell_key"],) if by_cell else ()
-        groups.setdefault((*_row_key(entry), *cell), []).append(entry)
+        groups.setdefault((*row_key(entry), *cell), []).append(entry)
     rows = sorted((_row(group) for group in groups.values()), key=_order)
     return Rows(rows, selection.notes)
 
@@ -174,62 +177,6 @@ def _plain(entry: dict[Any, Any]) -> dict[str, Any]:
     }
 
 
-def _complete_names(entries: list[dict[str, Any]]) -> None:
-    """Set "label" and "options" for old records without them.
-
-    They are taken from another record of the cell; otherwise the label is the method's name.
-    """
-    named = {entry["cell_config"]: entry for entry in entries if entry["label"]}
-    labels = {entry["method"]: entry["label"] for entry in entries if entry["label"]}
-    for entry in entries:
-        if not entry["label"]:
-            entry["options"] = named.get(entry["cell_config"], entry)["options"]
-            entry["label"] = labels.get(entry["method"], entry["method"])
-
-
-def _row_key(entry: dict[str, Any]) -> tuple[str, ...]:
-    names = ("model", "method", "variant", "scheme", "calibration")
-    return tuple(str(entry[name] or "") for name in names)
-
-
-def _name_variants(entries: list[dict[str, Any]]) -> None:
-    """Set "variant": the options and, if configurations share a name, their differences."""
-    same_name: dict[tuple[str, ...], set[str]] = {}
-    for entry in entries:
-        entry["variant"] = entry["options"] or ""
-        same_name.setdefault(_row_key(entry), set()).add(entry["cell_config"])
-    for entry, key in [(entry, _row_key(entry)) for entry in entries]:
-        if len(same_name[key]) > 1:
-            extra = _difference(entry["cell_config"], same_name[key])
-            entry["variant"] = ", ".join(text for text in (entry["variant"], extra) if text)
-
-
-def _difference(config: str, others: set[str]) -> str:
-    """The settings of `config` that differ in any of `others`, such as "sequences=16"."""
-    flat = {text: _flatten(json.loads(text)) for text in others}
-    mine = flat[config]
-    paths = sorted({path for each in flat.values() for path in each})
-    differing = [path for path in paths if len({str(each.get(path)) for each in flat.values()}) > 1]
-    return ", ".join(f"{path.rsplit('.', 1)[-1]}={_short(mine.get(path))}" for path in differing)
-
-
-def _short(value: Any) -> str:
-    """A value for a label; only the first digits of a hash."""
-    text = str(value)
-    return text[:8] if len(text) == SHA256_DIGITS and text.isalnum() else text
-
-
-def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(value, list) and any(isinstance(each, dict) for each in value):
-        value = {str(number): each for number, each in enumerate(value)}
-    if not isinstance(value, dict):
-        return {prefix: value}
-    flat: dict[str, Any] = {}
-    for key, inner in value.items():
-        flat |= _flatten(inner, f"{prefix}.{key}" if prefix else key)
-    return flat
-
-
 def _latest(entries: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], int]:
     """The newest entry of every figure, and how many older ones there were.
 
@@ -239,12 +186,12 @@ def _latest(entries: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], int]:
     newest_success: dict[tuple[Any, ...], str] = {}
     for entry in entries:
         newest = newest_failure if entry["status"] == "failed" else newest_success
-        stage = (*_row_key(entry), entry["seed"], entry["suite"])
+        stage = (*row_key(entry), entry["seed"], entry["suite"])
         newest[stage] = max(newest.get(stage, ""), entry["started_at"])
     chosen: dict[tuple[Any, ...], dict[str, Any]] = {}
     replaced = 0
     for entry in sorted(entries, key=lambda entry: (entry["started_at"], entry["key"])):
-        stage = (*_row_key(entry), entry["seed"], entry["suite"])
+        stage = (*row_key(entry), entry["seed"], entry["suite"])
         failure_counts = newest_failure.get(stage, "") > newest_success.get(stage, "")
         if (entry["status"] == "failed") != failure_counts:
             continue
@@ -288,7 +235,22 @@ def _row(group: list[dict[str, Any]]) -> Row:
         made_of=_different(entry["made_of"] for entry in group),
         weight_errors=_different(entry["weight_errors"] for entry in group),
         cells=_different(entry["cell_key"] for entry in group),
+        recipe=first["recipe"],
+        recipe_label=first["recipe_label"],
+        text=first["text"],
+        text_size=first["text_size"],
+        calibration_tokens=_mean_tokens(group),
     )
+
+
+def _mean_tokens(group: list[dict[str, Any]]) -> float | None:
+    """The mean over cells of the calibration tokens, which records of quantizations have."""
+    found = {
+        entry["cell_key"]: entry["calibration_tokens"]
+        for entry in group
+        if entry["calibration_tokens"]
+    }
+    return statistics.fmean(found.values()) if found else None
 
 
 def _note(notes: str, name: str) -> str:
@@ -360,6 +322,8 @@ def _order(row: Row) -> tuple[Any, ...]:
         row.scheme,
         row.calibration is not None,
         row.method_label,
+        row.recipe_label,
+        row.calibration_tokens or 0.0,
         row.variant,
         row.calibration or "",
         row.seeds,

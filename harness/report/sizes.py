@@ -12,17 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 from harness.report.assemble import columns_in_order
 from harness.report.columns import AgainstBits, SuiteTable
-from harness.report.plots import (
-    MARKERS,
-    PANEL,
-    REFERENCE,
-    Drawn,
-    colour_of,
+from harness.report.plot_style import (
+    add_legend,
+    error_handle,
     logarithmic,
     own_style,
+    panels_in,
     save,
 )
-from harness.report.published import published_figures
+from harness.report.plots import DASHES, MARKERS, REFERENCE, Drawn, colour_of
+from harness.report.published import published_value
 from harness.report.rows import FigureKey, Row
 
 if TYPE_CHECKING:
@@ -30,37 +29,37 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SUFFIX = "by_size"
-AXIS = "parameters"
-LINES = ("-", ":", "-.", (0, (5, 1)))  # of schemes, in the order of their markers
+AXIS = "parameters of the model"
 
 
 def draw_by_size(rows: Sequence[Row], declared: Mapping[str, SuiteTable]) -> list[Drawn]:
     """The plots against size, of all models' rows; empty unless two sizes have a figure."""
     rows = [row for row in rows if row.parameters]
-    wanted: dict[AgainstBits, list[FigureKey]] = {}
+    wanted: dict[AgainstBits, dict[FigureKey, str]] = {}
     for each in columns_in_order(list(rows), declared):
         plot, key = each.declared.plot, each.key
         sizes = {row.parameters for row in rows if key in row.figures}
         if isinstance(plot, AgainstBits) and len(sizes) > 1:
-            wanted.setdefault(plot, []).append(key)
+            wanted.setdefault(plot, {})[key] = each.declared.named
     drawn = []
     with own_style():
-        for plot, keys in wanted.items():
-            title = f"{plot.name} against the size of the model".capitalize()
-            figure = size_figure(rows, list(dict.fromkeys(keys)), plot)
+        for plot, names in wanted.items():
+            about = plot.title.partition(" against ")[0]
+            title = f"{about} against the size of the model"
+            figure = size_figure(rows, names, plot)
             drawn.append(Drawn(f"{plot.name}_{SUFFIX}", title, save(figure)))
     return drawn
 
 
-def size_figure(rows: Sequence[Row], keys: Sequence[FigureKey], plot: AgainstBits) -> Figure:
-    """One panel per figure and family of models, bars of ± 1 error; full precision is dashed."""
-    from matplotlib.figure import Figure
+def size_figure(rows: Sequence[Row], names: Mapping[FigureKey, str], plot: AgainstBits) -> Figure:
+    """One panel per figure and family of models, bars of ± 1 error; full precision is dashed.
+
+    names  the quantity of every figure, for the axis.
+    """
     from matplotlib.lines import Line2D
 
-    wanted = [(key, family) for key in keys for family in _families(rows, key)]
-    size = (0.85 * PANEL[0] * len(wanted) + 2.0, PANEL[1] + 0.4)
-    figure = Figure(figsize=size, layout="constrained")
-    panels = figure.subplots(1, len(wanted), squeeze=False).flatten()
+    wanted = [(key, family) for key in names for family in _families(rows, key)]
+    figure, panels = panels_in(len(wanted), 0.0)
     handles: dict[str, Any] = {}
     first: dict[FigureKey, Axes] = {}
     for panel, (key, family) in zip(panels, wanted, strict=True):
@@ -70,6 +69,9 @@ def size_figure(rows: Sequence[Row], keys: Sequence[FigureKey], plot: AgainstBit
         first.setdefault(key, panel)
         _panel(panel, [row for row in shown if _family(row) == family], shown, key, handles)
         panel.set_title(f"{family}: {key[1]}")
+        percent = ", %" * (shown[0].figures[key].unit == "fraction")
+        panel.set_ylabel(f"{names[key]}{percent}")
+        panel.set_xlabel(AXIS)
         if plot.logarithmic:
             logarithmic(panel, [row.figures[key].value for row in shown], math.inf)
     if any(line.get_markerfacecolor() == "white" for panel in panels for line in panel.lines):
@@ -78,7 +80,7 @@ def size_figure(rows: Sequence[Row], keys: Sequence[FigureKey], plot: AgainstBit
         )
     for label, handle in handles.items():
         handle.set_label(label)
-    figure.legend(handles=list(handles.values()), loc="outside right upper")
+    add_legend(figure, [*handles.values(), error_handle()])
     return figure
 
 
@@ -99,7 +101,7 @@ def _panel(
         number = -1 if first.full_precision else schemes.index(first.scheme)
         style: dict[str, Any] = {
             "color": REFERENCE if first.full_precision else colour_of(first.label, list(every)),
-            "linestyle": "--" if first.full_precision else LINES[number % len(LINES)],
+            "linestyle": "--" if first.full_precision else DASHES[number % len(DASHES)],
             "marker": MARKERS[(number + 1) % len(MARKERS)],
         }
         figures = [row.figures[key] for row in series]
@@ -112,8 +114,10 @@ def _panel(
             **style,
         )
         handles.setdefault(name, Line2D([], [], **style))
-        beside = [(row, value) for row in series if (value := _published(row, key)) is not None]
-        hollow = {**style, "linestyle": "none", "markerfacecolor": "white", "markersize": 9}
+        beside = [
+            (row, value) for row in series if (value := published_value(row, key)) is not None
+        ]
+        hollow = {**style, "linestyle": "none", "markerfacecolor": "white", "markersize": 7}
         panel.plot(
             [row.parameters or 0.0 for row, _ in beside],
             [factor * value for _, value in beside],
@@ -121,7 +125,6 @@ def _panel(
             **hollow,
         )
     _axis_of_sizes(panel)
-    panel.set_ylabel(f"{key[2]}{', %' * (factor != 1)} ± standard error")
 
 
 def _axis_of_sizes(panel: Axes) -> None:
@@ -133,7 +136,6 @@ def _axis_of_sizes(panel: Axes) -> None:
     panel.xaxis.set_major_locator(LogLocator(subs=(1,) if high > 100 * low else (1, 3)))
     panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
     panel.xaxis.set_minor_locator(NullLocator())
-    panel.set_xlabel(AXIS)
 
 
 def _short(parameters: float) -> str:
@@ -157,16 +159,3 @@ def _lines(rows: Sequence[Row]) -> dict[str, list[Row]]:
         name = "full precision" if row.full_precision else f"{row.label} {row.scheme}"
         found.setdefault(name, []).append(row)
     return dict(sorted(found.items(), key=lambda each: (not each[1][0].full_precision, each[0])))
-
-
-def _published(row: Row, key: FigureKey) -> float | None:
-    """The published figure of the same model, method, scheme and task."""
-    _, task, metric = key
-    return next(
-        (
-            each.value
-            for each in published_figures()
-            if (each.task, each.metric) == (task, metric) and each.asks_for(row)
-        ),
-        None,
-    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 NARROW_NO_VALUE = "–"
@@ -30,6 +31,7 @@ class Cell:
     high: float | None = None
     marks: tuple[int, ...] = ()
     best: bool = False
+    spread: float | None = None  # the standard deviation over seeds
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,25 @@ def on_screen(table: Table, causes: bool = True) -> Table:
 
 def _renumbered(cell: Cell, used: list[int]) -> Cell:
     return replace(cell, marks=tuple(used.index(mark) + 1 for mark in cell.marks if mark in used))
+
+
+def fit_columns(
+    columns: Sequence[Column], widths: Sequence[float], width: float
+) -> list[list[int]]:
+    """Indices of the columns of each panel of `width`: the names, and as many others as fit."""
+    numbered = list(enumerate(columns))
+    names = [index for index, column in numbered if not column.numeric]
+    figures = [index for index, column in numbered if column.numeric]
+    room = width - sum(widths[index] for index in names)
+    panels: list[list[int]] = [[]]
+    used = 0.0
+    for index in figures:
+        if panels[-1] and used + widths[index] > room:
+            panels.append([])
+            used = 0.0
+        panels[-1].append(index)
+        used += widths[index]
+    return [names + panel for panel in panels]
 
 
 def decimals_for(stderr: float | None, least: int) -> int:

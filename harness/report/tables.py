@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 from harness.records.record import Record
 from harness.report.assemble import tables_of_model
 from harness.report.frame import from_records
+from harness.report.latex import to_latex
 from harness.report.origin import error_table, origin_notes
-from harness.report.render import SCREEN_WIDTH, to_csv, to_latex, to_markdown, to_rich
+from harness.report.render import SCREEN_WIDTH, to_csv, to_markdown, to_rich
 from harness.report.rows import Rows, read_rows
 from harness.report.table import Table
 from harness.suites.base import Suite

@@ -119,6 +119,8 @@ def _calibration(calib: CalibConfig | None) -> list[str]:
     }
     if calib.path is not None:
         given["path"] = Path(calib.path).name
+    if calib.chat_template:
+        given["chat_template"] = True
     standard = dataclasses.asdict(DocumentsConfig())
     documents = dataclasses.asdict(calib.documents)
     changed = {key: value for key, value in documents.items() if value != standard[key]}

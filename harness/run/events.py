@@ -8,9 +8,18 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Waiting:
-    """Another process holds the lock of the cell, and this one waits for it."""
+    """Another process holds the lock of `what`, and this one waits for it."""
 
     who: str
+    what: str = "this cell"
+
+
+@dataclass(frozen=True)
+class Queued:
+    """A stage waits for its device: it needs it alone, or another has it alone."""
+
+    stage: str
+    device: str
 
 
 @dataclass(frozen=True)
@@ -77,5 +86,5 @@ class Broken:
     message: str
 
 
-Event = Waiting | Started | Planned | Resumed | Advanced | Finished | Failed | Broken
+Event = Waiting | Queued | Started | Planned | Resumed | Advanced | Finished | Failed | Broken
 Listener = Callable[[Event], None]

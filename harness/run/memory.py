@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from harness.cell.cells import ResolvedCell
-from harness.models.streaming import quantization_memory
+from harness.data import protocols
+from harness.models.streaming import ALWAYS, quantization_memory, streams
 
 if TYPE_CHECKING:
     from quant.memory.plan import MemoryPlan
@@ -18,6 +19,7 @@ def planned_memory(cell: ResolvedCell) -> MemoryPlan:
     small a share of the model can be quantized.
     """
     choices = cell.choices
+    _require_room_to_write(cell)
     return quantization_memory(
         cell.stored_model,
         cell.quantization,
@@ -25,3 +27,19 @@ def planned_memory(cell: ResolvedCell) -> MemoryPlan:
         choices.runtime,
         choices.results,
     )
+
+
+def _require_room_to_write(cell: ResolvedCell) -> None:
+    """Raise MemoryPlanError for a model that writes its own calibration text and does not fit."""
+    from harness.data.generated import BATCH
+    from quant.memory.plan import MemoryPlanError
+
+    calib, runtime = cell.choices.calibration, cell.choices.runtime
+    if calib is None or not protocols.find(calib.protocol, protocols.CALIBRATION).generates:
+        return
+    if streams(cell.stored_model, None, runtime, batch=BATCH):
+        raise MemoryPlanError(
+            f"calib={calib.name}: the model writes its own calibration text, for which it must be "
+            f"in memory as a whole; {cell.identity.model} does not fit, or "
+            f"runtime.stream={ALWAYS}: choose a text, such as calib=c4, or a smaller model."
+        )

@@ -36,6 +36,7 @@ from harness.run.events import (
     Finished,
     Listener,
     Planned,
+    Queued,
     Resumed,
     Started,
     Waiting,
@@ -79,6 +80,13 @@ def prepare(plans: Sequence[CellPlan]) -> None:
             names |= dict.fromkeys(needed)
     if sys.platform != "win32":
         context().set_forkserver_preload([*PRELOAD, *names, WARM])
+
+
+def warm_up() -> None:
+    """Start the fork server and wait until it has imported what `prepare` chose."""
+    process = context().Process(target=int, name="bitsweep-warm-up")
+    _start(process)
+    process.join()
 
 
 @lru_cache(maxsize=1)
@@ -126,7 +134,7 @@ def run_in_process(cell: ResolvedCell, listen: Listener, log: Path) -> None:
 
 
 class _Allowance:
-    """The time left to a cell, in seconds; waiting for another process does not count."""
+    """The time left to a cell, in seconds; waiting for others does not count."""
 
     def __init__(self, seconds: float | None) -> None:
         self._seconds, self._since = seconds, time.monotonic()
@@ -139,10 +147,11 @@ class _Allowance:
         return max(0.0, self._seconds - (time.monotonic() - self._since))
 
     def hear(self, event: Event) -> None:
-        """Stop the clock at Waiting, and start it again at the next event."""
-        if isinstance(event, Waiting) and not self._waiting:
-            self._seconds, self._waiting = self.left(), True
-        elif self._waiting and not isinstance(event, Waiting):
+        """Stop the clock at Waiting or Queued, and start it again at the next event."""
+        if isinstance(event, Waiting | Queued):
+            if not self._waiting:
+                self._seconds, self._waiting = self.left(), True
+        elif self._waiting:
             self._since, self._waiting = time.monotonic(), False
 
 
@@ -332,7 +341,7 @@ def _sender(events: Connection, every: float = 0.1) -> Callable[[Event], None]:
 
     def send(event: Event) -> None:
         nonlocal last
-        if isinstance(event, Waiting | Started | Planned | Resumed | Finished | Failed):
+        if isinstance(event, Waiting | Queued | Started | Planned | Resumed | Finished | Failed):
             events.send(event)
         elif time.monotonic() - last >= every:
             last = time.monotonic()

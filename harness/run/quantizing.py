@@ -198,7 +198,13 @@ def calibration(cell: ResolvedCell, model: Any, tokenizer: Any) -> tuple[list[An
     if calib is None:
         return [], {}
     context = protocols.context_length(model.config, cell.model.config.context)
-    found = protocols.calibration_windows(calib, tokenizer, context, cell.choices.data)
+    found = protocols.calibration_windows(
+        calib,
+        tokenizer,
+        context,
+        cell.choices.data,
+        load_model=lambda: cell.stored_model.load(cell.place),
+    )
     vocabulary.check_windows(found, tokenizer, model)
     return found.windows, {
         "calibration tokens": found.token_hash,

@@ -28,7 +28,8 @@ from harness.models.streaming import (
 from harness.records.record import QUANTIZATION, Failure
 from harness.records.store import KEY_DIGITS, disk_errors
 from harness.run.cards import write_figures
-from harness.run.events import Advanced, Failed, Finished, Listener, Started, Waiting
+from harness.run.devices import device_for
+from harness.run.events import Advanced, Failed, Finished, Listener, Queued, Started, Waiting
 from harness.run.quantizing import quantize
 from harness.run.recording import StageResult, Timing, failed_record, make_record, now
 from harness.run.subject import Subject
@@ -49,7 +50,8 @@ def run_cell(cell: ResolvedCell, listen: Listener, skip: frozenset[str] = frozen
     lock.use(cell.choices.results)
     with cell.store.lock(cell.keys.cell, lambda who: listen(Waiting(who))):
         todo = plan_cell(cell).todo  # another process may have worked on it meanwhile
-        subject, threads = Subject(cell), Threads(cell.choices.runtime.threads)
+        subject = Subject(cell, lambda who: listen(Waiting(who, "the same reference")))
+        threads = Threads(cell.choices.runtime.threads)
         for stage in cell.keys.stages:
             if stage in skip:
                 continue
@@ -66,7 +68,16 @@ def run_cell(cell: ResolvedCell, listen: Listener, skip: frozenset[str] = frozen
 def _attempt(
     cell: ResolvedCell, stage: str, subject: Subject, threads: Threads, listen: Listener
 ) -> bool:
-    """Run one stage and write its record; return False if it failed."""
+    """Run one stage on its device and write its record; return False if it failed."""
+    alone = stage != QUANTIZATION and cell.measuring(stage).suite.timing
+    device = cell.choices.runtime.device
+    with device_for(cell.store.root, device, alone, lambda it: listen(Queued(stage, it))):
+        return _on_device(cell, stage, subject, threads, listen)
+
+
+def _on_device(
+    cell: ResolvedCell, stage: str, subject: Subject, threads: Threads, listen: Listener
+) -> bool:
     listen(Started(stage))
     trim_heap()  # memory freed by earlier stages does not count
     started_at, started = now(), time.perf_counter()
@@ -159,6 +170,7 @@ def _run_suite(
         streamed=None if streamed is None else streamed.logits,
         activations=choices.runtime.activations,
         scratch=_scratch(cell, measuring.suite.name),
+        kept=subject.kept,
     )
     threads.follow()  # the model is loaded, so that loading tells how busy others are
     found: list[SuiteResult] = []

@@ -7,16 +7,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.cell.cells import ResolvedCell
+from harness.cell.keys import baseline_key
 from harness.errors import StoreError
 from harness.models.checkpoints import load_packed, packed_bits
 from harness.models.folders import weights_read
 from harness.models.model import Model, RandomModel, StoredModel
 from harness.models.streaming import open_packed, open_source, skeleton, streams
+from harness.records.kept import Kept
 from harness.records.record import QUANTIZATION, Record
 from harness.records.store import artifact_digest
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Callable, Collection, Iterable
 
     import torch
 
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 class Subject:
     """The model under test and its tokenizer, loaded when the first suite asks for them."""
 
-    def __init__(self, cell: ResolvedCell) -> None:
+    def __init__(self, cell: ResolvedCell, waiting: Callable[[str], None] = lambda _: None) -> None:
         self._cell = cell
         self._model: Any = None
         self._streams: bool | None = None
@@ -44,6 +46,8 @@ class Subject:
         # or random weights.
         self.packed = cell.artifact if self.has_original else cell.model.folder
         self.file = None if self.quantized else cell.model.file
+        # What suites keep of the full-precision model; waiting(who): another process makes it.
+        self.kept = Kept(cell.store, cell.model.name, baseline_key(cell.model, cell.place), waiting)
 
     def model(self) -> Any:
         """The model under test, loaded as a whole."""

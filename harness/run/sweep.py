@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.cell.plan import CellPlan
 from harness.errors import StoreError
 from harness.records.store import cell_name
+from harness.run.diary import DISK_TROUBLE, Diary, Job, Runner, Settled
 from harness.run.events import Event, Failed, Finished
 from harness.run.process import prepare, run_in_process
 from harness.run.screen import Screen
@@ -24,6 +25,8 @@ class Outcome:
 
     stopped      one sentence on why the sweep ended early; None if it did not.
     interrupted  exit status of the signal that ended it; 0 for none.
+    records      of cells that ran elsewhere: paths below the results folder, by the cell's place
+                 among the plans and by stage.
     """
 
     finished: int = 0
@@ -31,9 +34,18 @@ class Outcome:
     failures: list[tuple[str, Failed]] = field(default_factory=list)
     stopped: str | None = None
     interrupted: int = 0
+    records: dict[int, dict[str, str]] = field(default_factory=dict)
 
 
-def run_sweep(plans: list[CellPlan], logs: Path, console: Console) -> Outcome:
+def jobs_of(plans: Sequence[CellPlan]) -> list[Job]:
+    """The cells of a sweep for its diary, in order."""
+    return [
+        Job(number, cell_name(plan.identity), tuple(plan.todo))
+        for number, plan in enumerate(plans, start=1)
+    ]
+
+
+def run_sweep(plans: list[CellPlan], diary: Diary, console: Console) -> Outcome:
     """Run every stage that has no record yet, each cell in its own process.
 
     A failed cell does not stop the others; a full disk, Ctrl-C or SIGTERM does.
@@ -41,32 +53,35 @@ def run_sweep(plans: list[CellPlan], logs: Path, console: Console) -> Outcome:
     outcome = Outcome()
     prepare(plans)
     screen = Screen(console, plans)
-    with screen:
-        for number, plan in enumerate(plans, start=1):
-            name = cell_name(plan.identity)
-            screen.cell(number, name, plan)
+    with screen, Runner(diary, "here") as runner:
+        for job, plan in zip(jobs_of(plans), plans, strict=True):
+            screen.cell(job.number, job.name, plan)
             if not plan.todo:
                 outcome.cached += len(plan.stages)
                 continue
-            heard = _Ear(outcome, name, screen)
+            runner.begins(job.number, job.name)
+            heard = _Ear(outcome, job.name, screen, runner)
             try:
-                run_in_process(plan.cell, heard, logs / f"{number:03d}-{name[:80]}.log")
+                run_in_process(plan.cell, heard, diary.log(job))
                 if heard.disk_trouble:
                     plan.cell.store.check_writable()
+                diary.settle(job.number, heard.settled)
             except StoreError as error:
                 outcome.stopped = str(error)
                 break
             except KeyboardInterrupt as error:
                 outcome.interrupted = exit_status(error)
                 break
+            runner.ends()
     return outcome
 
 
 class _Ear:
     """Listens to one cell."""
 
-    def __init__(self, outcome: Outcome, name: str, screen: Screen) -> None:
-        self._outcome, self._name, self._screen = outcome, name, screen
+    def __init__(self, outcome: Outcome, name: str, screen: Screen, runner: Runner) -> None:
+        self._outcome, self._name, self._screen, self._runner = outcome, name, screen, runner
+        self.settled = Settled(runner=runner.who)
         self.disk_trouble = False
 
     def __call__(self, event: Event) -> None:
@@ -76,5 +91,7 @@ class _Ear:
             self._outcome.finished += 1
         elif isinstance(event, Failed):
             self._outcome.failures.append((self._name, event))
-            self.disk_trouble |= event.type in ("StoreError", "ArtifactError", "OSError")
+            self.disk_trouble |= event.type in DISK_TROUBLE
+        self.settled.hear(event)
+        self._runner.hear(event)
         self._screen.show(event)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from harness.cell.plan import CellPlan, PendingPlan
+from harness.data.config import CalibConfig
 from harness.records.record import QUANTIZATION
 
 if TYPE_CHECKING:
@@ -22,14 +23,29 @@ def plan_table(plans: Sequence[CellPlan | PendingPlan]) -> Table:
     table = Table(title="plan", title_justify="left", box=None, pad_edge=False)
     for column in ("model", "method", "scheme", "calibration", "seed", *names):
         table.add_column(Text(column))
-    for plan in plans:
+    texts = _texts([plan.cell.choices.calibration for plan in plans])
+    for plan, text in zip(plans, texts, strict=True):
         cell, stages = plan.identity, plan.shown
         states = [stages.get(name, "-") for name in names]
         # Without its options one method would seem to run twice.
         method = " ".join(filter(None, (cell.method, cell.options)))
-        words = (cell.model, method, cell.scheme, cell.calibration or "-", str(cell.seed))
+        words = (cell.model, method, cell.scheme, text, str(cell.seed))
         table.add_row(*map(Text, (*words, *states)))  # brackets in a name are not markup
     return table
+
+
+def _texts(calibrations: Sequence[CalibConfig | None]) -> list[str]:
+    """The calibration of every cell, with what differs among those of one name."""
+    values: dict[tuple[str, str], set[object]] = {}
+    for each in filter(None, calibrations):
+        for key in ("path", "sequences", "length"):
+            values.setdefault((each.name, key), set()).add(getattr(each, key))
+    return ["-" if each is None else _text(each, values) for each in calibrations]
+
+
+def _text(calib: CalibConfig, values: Mapping[tuple[str, str], set[object]]) -> str:
+    told = [key for (name, key), found in values.items() if name == calib.name and len(found) > 1]
+    return " ".join([calib.name, *(f"{key}={getattr(calib, key)}" for key in told)])
 
 
 def memory_table(title: str, rows: Sequence[tuple[str, str, int]]) -> Table:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.data import protocols, texts
 from harness.data.config import CalibConfig, DocumentsConfig
-from harness.data.inputs import protocol_hash, without_folders
+from harness.data.inputs import calibration_settings, protocol_hash
 from harness.errors import ConfigError
 from harness.models import gguf
 from harness.models.folders import check_folder, folder_fingerprint
@@ -124,7 +124,7 @@ def inputs(config: Config, facts: Facts) -> dict[str, str]:
 
 def semantics(config: Config) -> dict[str, Any]:
     """The settings, with paths reduced to names."""
-    calib = without_folders(dataclasses.asdict(config.calib))
+    calib = calibration_settings(config.calib)
     base = None if config.base is None else Path(config.base).name
     return {**reading.semantics(config), "base": base, "calib": calib}
 

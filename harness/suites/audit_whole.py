@@ -11,7 +11,7 @@ import torch
 from harness.config.schema import ModelConfig
 from harness.models.folders import load_model
 from harness.suites import comparing
-from harness.suites.comparing import Comparison
+from harness.suites.comparison import Comparison
 from harness.suites.logits import Logits
 
 if TYPE_CHECKING:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from harness.config.schema import ModelConfig
+    from harness.records.kept import Kept
     from harness.records.record import Metric
 
     Streamed = Callable[[Sequence[Tensor], Callable[[int, int], None]], Iterator[Tensor]]
@@ -56,6 +57,8 @@ class SuiteContext:
                 quantized elsewhere, whose baseline is its own weights, dequantized.
     activations  where hidden states wait between blocks, for a suite that runs blocks itself
                 (runtime.activations): "auto", "cuda", "cpu" or "disk".
+    kept        files on the full-precision model that suites make once for all cells of it; None:
+                nothing is kept.
     scratch     folder for them on disk, which the suite makes and removes; None: no such folder.
     load_reference  loads the quantized model again with the reference kernel; ValueError if there
                 is no artifact.
@@ -80,6 +83,7 @@ class SuiteContext:
     streamed: Streamed | None = None
     activations: str = "auto"
     scratch: Path | None = None
+    kept: Kept | None = None
 
 
 @dataclass(frozen=True)
@@ -107,6 +111,7 @@ class Facts:
     device    cpu, cuda or cuda:N; threads: runtime.threads.
     has_original  False for a checkpoint that was quantized elsewhere (as in SuiteContext).
     file      GGUF file of the model under test (as in SuiteContext).
+    tokenizer  folder with the files of its tokenizer; None if it is not on this machine.
     """
 
     key: str
@@ -117,6 +122,7 @@ class Facts:
     threads: int | None = None
     has_original: bool = True
     file: Path | None = None
+    tokenizer: Path | None = None
 
 
 @dataclass(frozen=True)

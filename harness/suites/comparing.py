@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -20,100 +21,32 @@ from torch import Tensor
 
 from harness.data import protocols, vocabulary
 from harness.data.protocols import TokenWindows
-from harness.errors import BitsweepError
 from harness.records.record import Metric
 from harness.suites.base import SuiteContext, SuiteResult
-from harness.suites.logits import Logits, parts
+from harness.suites.comparison import Comparison
+from harness.suites.compressed import ENTRIES, Compressed
+from harness.suites.confidences import CONFIDENCES, confidence_names
+from harness.suites.logits import Logits
 from harness.suites.reading import Texts
+from harness.suites.reference import Reference, noise_windows
 from harness.suites.scoring import Score
 
 # Bytes of the measured model's logits, or of what its head makes them of, that are kept from the
 # first comparison for the second.
 KEPT_BYTES = 1 << 28
-# Positions that are compared at a time, and the logits of them: 32 MiB in float32 and twice that in
-# float64, of which there are three at once. glibc maps blocks from 32 MiB on by themselves; its
-# heap would be left in pieces by smaller ones (1.1 GB were taken where 300 MB were needed).
-POSITIONS_AT_ONCE = 512
-LOGITS_AT_ONCE = 2**23
-LEVELS = {"p10": 0.10, "p50": 0.50, "p90": 0.90, "p99": 0.99}
 # Largest mean KL between kernel and dequantized logits that rounding explains, in nats. The
 # embedded model at 4 bits has 1.4e-13, 5.0e-7 and 2.2e-5; the margin is for deeper models and other
 # kernels. A wrong scale or code gives far more.
 PARITY_BOUND = {"float32": 1e-9, "float16": 5e-5, "bfloat16": 2e-3}
 
+NOISE = "full precision || the same with the rounding noise of bfloat16 after every layer"
+
 LogitsOf = Callable[[Tensor], Logits]
 
 
-class DivergenceError(BitsweepError):
-    """Distributions that cannot be compared."""
-
-
-@dataclass
-class Comparison:
-    """Two models on the same windows: KL(first || second) and top-1 disagreement by position."""
-
-    divergence: list[Tensor] = field(default_factory=list)  # float64 [positions] of each window
-    flips: list[int] = field(default_factory=list)
-
-    def add(self, first: Tensor | Logits, second: Tensor | Logits) -> None:
-        """Add one window: the last rows of logits [batch, positions, vocabulary] of both models."""
-        larger = max(first, second, key=lambda each: each.shape[0])
-        found = [
-            compare(first[-1:, part][0], second[-1:, part][0])
-            for part in parts(larger, LOGITS_AT_ONCE, POSITIONS_AT_ONCE)
-        ]
-        self.divergence.append(torch.cat([values for values, _ in found]))
-        self.flips.append(sum(flips for _, flips in found))
-
-    @property
-    def mean(self) -> Score:
-        """Mean KL per position, with its standard error over windows."""
-        return Score([float(each.sum()) for each in self.divergence], self._positions)
-
-    @property
-    def flip_rate(self) -> Score:
-        return Score([float(each) for each in self.flips], self._positions)
-
-    @property
-    def quantiles(self) -> dict[str, float]:
-        values = torch.cat(self.divergence)
-        return {name: torch.quantile(values, level).item() for name, level in LEVELS.items()}
-
-    @property
-    def largest(self) -> float:
-        return max(float(each.max()) for each in self.divergence)
-
-    @property
-    def _positions(self) -> list[int]:
-        return [len(each) for each in self.divergence]
-
-
-def compare(first: Tensor, second: Tensor) -> tuple[Tensor, int]:
-    """Compare logits [positions, vocabulary] of two models.
-
-    Returns KL(first || second), float64 [positions] in nats, and the number of positions whose most
-    likely token differs. Raises DivergenceError for logits that are not finite or differ in shape.
-    """
-    if first.shape != second.shape:
-        raise DivergenceError(
-            f"logits of shapes {list(first.shape)} and {list(second.shape)} cannot be compared: "
-            "the two models have different vocabularies"
-        )
-    one, other = first.double().log_softmax(-1), second.double().log_softmax(-1)
-    flips = int((one.argmax(-1) != other.argmax(-1)).sum())
-    difference = torch.sub(one, other, out=other)
-    value = one.exp_().mul_(difference).sum(-1)
-    if not bool(value.isfinite().all()):
-        bad = int((~value.isfinite()).sum())
-        raise DivergenceError(
-            f"{bad} of {len(value)} positions have no finite divergence: logits are NaN or "
-            "infinite; use another dtype (model.dtype=float32)"
-        )
-    return value.cpu(), flips
-
-
+@torch.inference_mode()
 def run(context: SuiteContext, config: Texts) -> SuiteResult:
-    """Compare on every protocol; a full-precision model only with itself, for the noise floor.
+    """Compare on every protocol; a full-precision model only with itself, for the noise floors.
 
     A checkpoint that was quantized elsewhere has no original, so only its kernel is compared.
 
@@ -121,30 +54,38 @@ def run(context: SuiteContext, config: Texts) -> SuiteResult:
     """
     texts = {name: windows_of(context, config, name) for name in config.protocols}
     found: dict[str, dict[str, Comparison]] = {name: {} for name in texts}
-    passes = 2 if context.quantized and context.has_original else 1
-    total = passes * sum(len(each.windows) for each in texts.values())
+    against_full = context.quantized and context.has_original
+    passes = int(against_full) + int(context.quantized)
+    total = sum(passes * len(each.windows) for each in texts.values())
+    if context.has_original:
+        total += sum(len(noise_windows(each.windows)) for each in texts.values())
     done = 0
 
-    def advance(name: str) -> None:
+    def advance(name: str, windows: int = 1) -> None:
         nonlocal done
-        done += 1
+        done += windows
         context.progress(done, total, name)
 
     model = _kept(_logits(context.model, context.device), KEPT_BYTES if passes == 2 else 0)
-    if context.quantized and context.has_original:
-        full = _logits(context.load_baseline(), context.device)
+    if context.has_original:
+        full = Reference(context)
         for name, each in texts.items():
-            found[name]["quantized"] = _pass(full, model, each.windows, name, advance)
+            first = noise_windows(each.windows)
+            with full.making(each.windows if against_full else first):
+                if against_full:
+                    found[name]["quantized"] = _pass(full.window, model, each, name, advance)
+                found[name]["noise"] = full.noise(first)
+                advance(name, len(first))
         del full  # three models need not fit into memory at once
     if context.quantized:
         reference = _logits(context.load_reference(), context.device)
         for name, each in texts.items():
-            found[name]["kernel"] = _pass(reference, model, each.windows, name, advance)
+            by_batch = partial(_batch, reference)
+            found[name]["kernel"] = _pass(by_batch, model, each, name, advance)
             found[name]["floor"] = _floor(reference, each.windows)
     else:
         for name, each in texts.items():
             found[name]["floor"] = _floor(model, each.windows)
-            advance(name)
     metrics = [
         metric for name, each in texts.items() for metric in _metrics(context, each, found[name])
     ]
@@ -193,22 +134,25 @@ def _kept(logits: LogitsOf, most: int) -> LogitsOf:
     return of
 
 
-@torch.inference_mode()
+def _batch(logits: LogitsOf, window: Tensor) -> Logits:
+    """The logits of a window as a batch of one."""
+    return logits(window[None])
+
+
 def _pass(
-    first: LogitsOf,
+    first: Callable[[Tensor], Logits | Compressed],
     second: LogitsOf,
-    windows: Sequence[Tensor],
+    text: TokenWindows,
     name: str,
     advance: Callable[[str], None],
 ) -> Comparison:
     comparison = Comparison()
-    for window in windows:
-        comparison.add(first(window[None]), second(window[None]))
+    for window in text.windows:
+        comparison.add(first(window), second(window[None]))
         advance(name)
     return comparison
 
 
-@torch.inference_mode()
 def _floor(model: LogitsOf, windows: Sequence[Tensor]) -> Comparison:
     """The first window alone against the same window twice in a batch: differences are rounding."""
     window = windows[0]
@@ -231,9 +175,12 @@ def _metrics(
     }
     floor = {"floor": f"{max(found['floor'].mean.mean, 0.0):.2g} nat from rounding alone"}
     if "quantized" in found:
-        against = {"of": "full precision || quantized"} | floor
-        yield from figures(protocol.id, "kl_divergence", found["quantized"], notes | against)
-        yield rate(protocol.id, "top1_flip_rate", found["quantized"].flip_rate, notes | against)
+        comparison = found["quantized"]
+        said = notes | {"of": "full precision || quantized"} | floor | _of_reference(comparison)
+        yield from figures(protocol.id, "kl_divergence", comparison, said)
+        yield rate(protocol.id, "top1_flip_rate", comparison.flip_rate, said)
+        yield from _by_confidence(protocol.id, comparison, notes)
+        yield from _sampling(protocol.id, comparison, notes)
     if "kernel" in found:
         said = notes | floor | _verdict(context, found["kernel"])
         yield from figures(protocol.id, "kernel_kl", found["kernel"], said)
@@ -242,8 +189,57 @@ def _metrics(
             [t - f for f, t in zip(flips.nll, flips.tokens, strict=True)], flips.tokens
         )
         yield rate(protocol.id, "kernel_top1_agreement", agreement, said, higher=True)
+    if "noise" in found:
+        comparison = found["noise"]
+        note = {"of": NOISE, "windows": str(len(comparison.windows))}
+        yield from figures(protocol.id, "kl_noise", comparison, notes | note)
+        yield rate(protocol.id, "noise_flip_rate", comparison.flip_rate, notes | note)
     note = {"of": "one window alone || the same beside itself"}
     yield next(figures(protocol.id, "kl_floor", found["floor"], notes | note))
+
+
+def _of_reference(comparison: Comparison) -> dict[str, str]:
+    """A note on a compressed reference; none where logits were compared as they are."""
+    reference = comparison.compressed
+    if reference is None:
+        return {}
+    said = f"{ENTRIES} of {reference.vocabulary} logits a position"
+    return {"reference": f"{said}, {reference.share:.1%} of the bytes of float32"}
+
+
+def _sampling(task: str, comparison: Comparison, notes: dict[str, str]) -> Iterator[Metric]:
+    """What compression adds to the uncertainty of the mean, and what the mean is at least."""
+    error, certain = comparison.sampling_error, comparison.certain
+    if error is None or certain is None:
+        return
+    shared: dict[str, Any] = {"task": task, "unit": "nat", "n_unit": "tokens"}
+    shared["n"] = sum(comparison.mean.tokens)
+    of = {"of": "standard error of the mean from the sampled logits of the reference"}
+    yield Metric(name="kl_sampling", value=error, **shared, notes=notes | of)
+    of = {"of": "lower bound of the mean, whatever was sampled"}
+    yield Metric(name="kl_certain", value=certain, **shared, notes=notes | of)
+
+
+def _by_confidence(task: str, comparison: Comparison, notes: dict[str, str]) -> Iterator[Metric]:
+    """Divergence and flips of positions by the probability of the reference's first choice."""
+    for name, interval, found in zip(
+        confidence_names(), pairwise(CONFIDENCES), comparison.by_confidence(), strict=True
+    ):
+        if found is None:
+            continue
+        nats, flips = found
+        said = notes | {"confidence": f"{interval[0]:g} to {interval[1]:g}"}
+        yield Metric(
+            name=f"kl_{name}",
+            task=task,
+            value=nats.mean,
+            unit="nat",
+            n=sum(nats.tokens),
+            n_unit="tokens",
+            stderr=nats.stderr,
+            notes=said,
+        )
+        yield rate(task, f"flips_{name}", flips, said)
 
 
 def _verdict(context: SuiteContext, kernel: Comparison) -> dict[str, str]:
@@ -261,7 +257,7 @@ def _verdict(context: SuiteContext, kernel: Comparison) -> dict[str, str]:
 def figures(
     task: str, name: str, comparison: Comparison, notes: dict[str, str]
 ) -> Iterator[Metric]:
-    """Mean with standard error and percentiles, then the largest."""
+    """Mean with standard error and percentiles, then the 99.9th of these and the largest."""
     score = comparison.mean
     positions = sum(score.tokens)
     yield Metric(
@@ -275,15 +271,16 @@ def figures(
         quantiles=comparison.quantiles,
         notes=notes,
     )
-    yield Metric(
-        name=f"{name}_max",
-        task=task,
-        value=comparison.largest,
-        unit="nat",
-        n=positions,
-        n_unit="tokens",
-        notes=notes,
-    )
+    for end, value in (("p999", comparison.p999), ("max", comparison.largest)):
+        yield Metric(
+            name=f"{name}_{end}",
+            task=task,
+            value=value,
+            unit="nat",
+            n=positions,
+            n_unit="tokens",
+            notes=notes,
+        )
 
 
 def rate(task: str, name: str, score: Score, notes: dict[str, str], higher: bool = False) -> Metric:
@@ -304,9 +301,8 @@ def rate(task: str, name: str, score: Score, notes: dict[str, str], higher: bool
 def _samples(found: dict[str, dict[str, Comparison]]) -> Iterator[dict[str, Any]]:
     for protocol, comparisons in found.items():
         for kind, comparison in comparisons.items():
-            for window, (values, flips) in enumerate(
-                zip(comparison.divergence, comparison.flips, strict=True)
-            ):
+            pairs = zip(comparison.divergence, comparison.flips, strict=True)
+            for window, (values, flips) in enumerate(pairs):
                 yield {
                     "protocol": protocol,
                     "of": kind,

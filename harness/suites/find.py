@@ -33,6 +33,12 @@ def find_table(name: str, suites: Mapping[str, Suite]) -> SuiteTable:
     return GENERIC if suite is None else suite.table
 
 
+def is_timing(name: str, suites: Mapping[str, Suite]) -> bool:
+    """Whether the figures of a suite belong to the machine; False if its spec is not at hand."""
+    suite = suites.get(name) or _built_in(name)
+    return suite is not None and suite.timing
+
+
 def _built_in(name: str) -> Suite | None:
     """The suite of that name in this package; names with dots are never built in."""
     module = f"{PACKAGE}.{name}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -17,8 +17,15 @@ from torch import Tensor
 WHOLE_BYTES = 2**26  # logits of at most this size are computed as a whole
 
 
+class Shaped(Protocol):
+    """Logits in any form: their shape is batch, positions and vocabulary."""
+
+    @property
+    def shape(self) -> torch.Size: ...
+
+
 def parts(
-    logits: Tensor | Logits, elements: int, most: int, positions: int | None = None
+    logits: Shaped, elements: int, most: int, positions: int | None = None
 ) -> Iterator[slice]:
     """Yield the first `positions` (None: all) by consecutive slices.
 

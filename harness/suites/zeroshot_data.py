@@ -67,6 +67,16 @@ def as_locked(configs: Configs) -> Iterator[None]:
         config.HF_HUB_OFFLINE = before
 
 
+def dataset_of(config: Mapping[str, Any]) -> str:
+    """ "OWNER/NAME@COMMIT PART" of a task's data, COMMIT "main" without a lock; "" if local."""
+    wanted = _wanted(config)
+    if wanted is None:
+        return ""
+    held = lock.held(wanted)
+    commit = held.revision if held else "main"
+    return f"{wanted.repository}@{commit} {wanted.part or ''}".strip()
+
+
 def _wanted(config: Mapping[str, Any]) -> hub.Wanted | None:
     """The data set of a task; None for one of local files."""
     dataset, part = config.get("dataset_path"), config.get("dataset_name")

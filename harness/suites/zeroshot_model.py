@@ -46,7 +46,8 @@ class View:
         return logits
 
     def generate(self, **options: Any) -> Tensor:
-        result: Tensor = self._model.generate(**options)
+        with forward_products(self._kernel, self._model):
+            result: Tensor = self._model.generate(**options)
         return result
 
 
@@ -65,6 +66,7 @@ class Scorer(HFLM):  # type: ignore[misc]  # lm-eval has no types
         )
         self._context = context
         self.requests = self.truncated = self.shared = 0
+        self._to_generate = self._generated = 0
         self._rolling = False
         self._prompts: dict[str, list[int]] = {}  # ids of prompts, which choices share
         self._specials = Specials.of(self.tokenizer)
@@ -72,6 +74,11 @@ class Scorer(HFLM):  # type: ignore[misc]  # lm-eval has no types
         self.special = Tally(self.tokenizer, self._specials)
         bos = self.tokenizer.bos_token_id
         self.begins_with_bos = bos is not None and self.tok_encode("a")[:1] == [bos]
+
+    @property
+    def template(self) -> str:
+        """The chat template that prompts are put into, if the suite asks for it."""
+        return str(self.tokenizer.get_chat_template())
 
     def get_model_info(self) -> dict[str, Any]:
         """Return nothing, because our records describe the model."""
@@ -133,14 +140,30 @@ class Scorer(HFLM):  # type: ignore[misc]  # lm-eval has no types
         finally:
             self._rolling = False
 
-    def generate_until(self, requests: Any, disable_tqdm: bool = True) -> list[str]:
+    def generate_until(self, requests: Any, disable_tqdm: bool = True) -> list[str]:  # noqa: ARG002
         """As in lm-eval, after a check of all prompts."""
         for request in requests:
-            ids = self.tok_encode(request.args[0])
-            self._require_known(request, request.args[0], ids)
-            self.special.add([ids])
-        result: list[str] = super().generate_until(requests, disable_tqdm=disable_tqdm)
+            prompt, settings = request.args
+            ids = self.tok_encode(prompt)
+            self._require_known(request, prompt, ids)
+            room = self.max_length - int(settings.get("max_gen_toks", self.max_gen_toks))
+            if room < 1:
+                raise TaskError(
+                    f"task {request.task_name} generates up to {self.max_length - room} tokens, "
+                    f"but the context has {self.max_length}; measure it with a larger model.context"
+                )
+            self.special.add([ids[-room:]])
+            self.truncated += len(ids) > room
+        self.requests += len(requests)
+        self._to_generate, self._generated = len(requests), 0
+        result: list[str] = super().generate_until(requests, disable_tqdm=True)
         return result
+
+    def _model_generate(self, context: Tensor, *args: Any, **settings: Any) -> Tensor:
+        found: Tensor = super()._model_generate(context, *args, **settings)
+        self._generated += len(context)
+        self._context.progress(self._generated, self._to_generate, "generated answers")
+        return found
 
     def _behind_bos(self, target: str) -> tuple[list[int], list[int]]:
         """The ids of an empty prompt and of its target, which may begin with BOS."""

@@ -18,7 +18,14 @@ from harness.records.record import Metric
 from harness.report.published import LIMIT
 from harness.suites import zeroshot_data, zeroshot_tasks
 from harness.suites.base import SuiteContext, SuiteResult
-from harness.suites.zeroshot_tasks import EMBEDDED_TASKS, TIES, LocalTask, TaskError
+from harness.suites.zeroshot_forms import local_task
+from harness.suites.zeroshot_tasks import (
+    CHAT_TEMPLATE,
+    EMBEDDED_TASKS,
+    TIES,
+    LocalTask,
+    TaskError,
+)
 
 # Names of lm-eval's metrics in our records; others keep their names.
 NAMES = {"acc": "accuracy", "perplexity": TARGET_PERPLEXITY}
@@ -34,6 +41,7 @@ class Asking(Protocol):
     limit: int | None
     batch_size: int
     num_fewshot: int
+    apply_chat_template: bool
 
 
 def run(context: SuiteContext, config: Asking) -> SuiteResult:
@@ -54,11 +62,6 @@ def run(context: SuiteContext, config: Asking) -> SuiteResult:
                 local[name] = _local(context, config, name)
         except (TaskError, texts.TextError) as error:
             failures[name] = str(error)
-    if local and config.num_fewshot:
-        raise TaskError(
-            f"task {next(iter(local))} has documents to score but none for few-shot examples; "
-            "set suite.zeroshot.num_fewshot=0"
-        )
     with _quiet():
         import lm_eval
 
@@ -75,6 +78,8 @@ def run(context: SuiteContext, config: Asking) -> SuiteResult:
             tasks=tasks,
             task_manager=_manager(folders),
             num_fewshot=config.num_fewshot,
+            apply_chat_template=config.apply_chat_template,
+            fewshot_as_multiturn=config.apply_chat_template,
             limit=config.limit,
             bootstrap_iters=0,
             log_samples=True,
@@ -87,11 +92,13 @@ def run(context: SuiteContext, config: Asking) -> SuiteResult:
         "special_tokens": model.special.said(),
         "truncated": f"{model.truncated} of {model.requests} requests, to {length} tokens",
     }
+    if config.apply_chat_template:
+        notes[CHAT_TEMPLATE] = hashlib.sha256(model.template.encode()).hexdigest()
     if config.limit is not None:
         notes[LIMIT] = f"limit={config.limit}"
     if model.shared:
         notes["shared_token"] = f"in {model.shared} of {model.requests} requests prompt and target"
-    return _result(results, local, notes, failures)
+    return _result(results, local, notes, failures, zeroshot_tasks.prompt_id(config))
 
 
 def _standard(config: Asking, name: str) -> bool:
@@ -102,7 +109,8 @@ def _local(context: SuiteContext, config: Asking, name: str) -> LocalTask:
     if name not in config.files:
         return zeroshot_tasks.embedded(name, config.limit)
     file = texts.locate(config.files[name], context.data_dir)
-    return zeroshot_tasks.read_local(name, file, config.limit)
+    # lm-eval keeps the limit; examples in prompts may be any document.
+    return zeroshot_tasks.read_local(name, file, None if config.num_fewshot else config.limit)
 
 
 def _manager(folders: Sequence[str]) -> Any:
@@ -149,63 +157,29 @@ def _tasks(
     return tasks
 
 
-def local_task(task: LocalTask) -> Any:
-    """Return an lm-eval task over local documents; lm-eval formats and scores them."""
-    from datasets import Dataset
-    from lm_eval.api.task import ConfigurableTask
-
-    def metric(name: str, aggregation: str = "mean", higher: bool = True) -> dict[str, Any]:
-        return {"metric": name, "aggregation": aggregation, "higher_is_better": higher}
-
-    form: dict[str, Any] = {
-        "continuation": {
-            "output_type": "loglikelihood",
-            "doc_to_text": "context",
-            "doc_to_target": "continuation",
-            "metric_list": [metric("acc"), metric("perplexity", "perplexity", False)],
-        },
-        "choice": {
-            "output_type": "multiple_choice",
-            "doc_to_text": "query",
-            "doc_to_choice": "choices",
-            "doc_to_target": "gold",
-            "metric_list": [metric("acc"), metric("acc_norm")],
-        },
-        # lm-eval's form for one continuation after several contexts (WinoGrande).
-        "contexts": {
-            "output_type": "multiple_choice",
-            "doc_to_text": "gold",
-            "doc_to_choice": "options",
-            "doc_to_target": "continuation",
-            "metric_list": [metric("acc")],
-        },
-    }[task.kind]
-    data = {"test": Dataset.from_list(task.documents)}
-    return ConfigurableTask(
-        config={
-            "task": task.name,
-            "custom_dataset": lambda **_: data,
-            "test_split": "test",
-            "metadata": {"version": 1.0},
-            **form,
-        }
-    )
-
-
 def _result(
-    results: Any, local: dict[str, LocalTask], notes: dict[str, str], failures: dict[str, str]
+    results: Any,
+    local: dict[str, LocalTask],
+    notes: dict[str, str],
+    failures: dict[str, str],
+    prompts: str,
 ) -> SuiteResult:
+    """prompts  what prompts have besides the document, for the names of tasks in records."""
     metrics: list[Metric] = []
     samples: list[dict[str, Any]] = []
     inputs: dict[str, str] = {}
     for name, logged in results["samples"].items():
         source = local[name].source if name in local else "lm-eval"
         version = str(results["versions"].get(name, "?"))
-        metrics += _metrics(name, results, notes | {"task_version": version, "source": source})
+        said = notes | {"task_version": version, "source": source}
+        dataset = "" if name in local else zeroshot_data.dataset_of(results["configs"][name])
+        said |= {"dataset": dataset} if dataset else {}
+        metrics += _metrics(name, results, said)
         samples += [_sample(name, one) for one in logged]
         inputs[f"task:{name}"] = _documents_hash(logged)
     for name in results.get("group_subtasks", {}):
         metrics += _group_metrics(name, results, metrics, notes)
+    metrics = [each.model_copy(update={"task": f"{each.task}{prompts}"}) for each in metrics]
     return SuiteResult(metrics, inputs, samples, failures)
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from harness.data import lock, texts
 from harness.errors import BitsweepError
@@ -27,6 +27,8 @@ EMBEDDED_TASKS = ("embedded_last_word", "embedded_choice")
 EMBEDDED_DOCUMENTS = 500
 """Documents of an embedded task when no limit is set."""
 TIES = "ties"  # note with the number of documents whose two best choices are too close
+
+CHAT_TEMPLATE = "chat_template"  # note with the hash of the template that prompts were put into
 
 _NAMING = re.compile(
     rb"^[\"']?(task|group|tag)[\"']?[ \t]*:[ \t]*(.*?)[ \t]*(?:#.*)?\r?$", re.MULTILINE
@@ -47,7 +49,8 @@ class LocalTask:
     """The documents of a task outside lm-eval.
 
     kind       continuation: documents {context, continuation}; choice: {query, choices, gold};
-               contexts: {context_options, continuation, gold}, one context for each option.
+               contexts: {context_options, continuation, gold}, one context for each option;
+               answer: {query, answer}, generated.
     documents  normalised: see `normalise`.
     """
 
@@ -60,6 +63,22 @@ class LocalTask:
 def wanted(names: Sequence[str], files: Mapping[str, str]) -> list[str]:
     """Return the tasks of a run: the named ones, then those that only have a file."""
     return list(dict.fromkeys([*names, *files]))
+
+
+class Prompts(Protocol):
+    """The settings of prompts beside the document."""
+
+    num_fewshot: int
+    apply_chat_template: bool
+
+
+def prompt_id(config: Prompts) -> str:
+    """What follows the name of a task in records: "", "-5shot", "-chat", "-5shot-chat".
+
+    Figures of other prompts are others: tables give them columns of their own.
+    """
+    shots = f"-{config.num_fewshot}shot" * bool(config.num_fewshot)
+    return shots + "-chat" * config.apply_chat_template
 
 
 def check_tasks(
@@ -155,11 +174,12 @@ def _kind(item: Any) -> str:
         ("continuation", {"context", "continuation"}),
         ("choice", {"query", "choices", "gold"}),
         ("contexts", {"context_options", "continuation", "gold"}),
+        ("answer", {"query", "answer"}),
     ):
         if isinstance(item, dict) and keys <= item.keys():
             return kind
     raise ValueError(
-        "an item needs {context, continuation}, {query, choices, gold} or "
+        "an item needs {context, continuation}, {query, choices, gold}, {query, answer} or "
         "{context_options, continuation, gold}"
     )
 
@@ -178,6 +198,11 @@ def normalise(kind: str, item: Mapping[str, Any]) -> dict[str, Any]:
             raise ValueError("the continuation is empty")
         spaced = continuation[0].isspace() or not context or context[-1].isspace()
         return {"context": context, "continuation": continuation if spaced else " " + continuation}
+    if kind == "answer":
+        query, answer = _text(item, "query").rstrip(), _text(item, "answer").strip()
+        if not query or not answer or "\n" in answer:
+            raise ValueError("query and answer must be texts, and the answer a single line")
+        return {"query": query, "answer": answer}
     options = item["choices" if kind == "choice" else "context_options"]
     if not isinstance(options, list) or len(options) < 2:
         raise ValueError("there must be a list of two or more options")

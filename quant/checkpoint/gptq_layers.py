@@ -23,7 +23,7 @@ from quant.scheme import Scheme
 from quant.weight import QuantizedWeight
 
 if TYPE_CHECKING:
-    from quant.checkpoint.formats.base import Read, Shape, Tensors
+    from quant.checkpoint.formats.base import Buffers, Shape, Tensors
 
 
 def read_version(
@@ -32,7 +32,7 @@ def read_version(
     layer: str,
     shape: Shape,
     version: Version,
-) -> Read:
+) -> Buffers:
     """Read one layer like `read`, and convert its zero-points to the true ones.
 
     Version 1 stores zero-points minus one modulo 2^bits (0 as 2^bits - 1), so 1 is added modulo
@@ -49,7 +49,7 @@ def read(
     checkpoint: CheckpointFormat,
     layer: str,
     shape: Shape,
-) -> Read:
+) -> Buffers:
     """Check the tensors of one layer and return them with the names of quant.linear.pack.
 
     tensors: qweight int32 [ceil(in * bits / 32), out]; the grid's tensors as the levels declare

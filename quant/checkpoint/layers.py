@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
 
@@ -21,10 +21,13 @@ from quant.errors import ArtifactError
 from quant.head import is_head
 from quant.input_operator import NAME
 from quant.levels.base import Levels
-from quant.linear import Packed, unpack
+from quant.linear import pack, unpack
 from quant.parts import Part
 from quant.scheme import Scheme
 from quant.weight import QuantizedWeight
+
+if TYPE_CHECKING:
+    from quant.checkpoint.formats.base import Buffers, Read
 
 # Layers whose tensors are examined for properties that the configuration does not declare.
 LOOKED_AT = 8
@@ -194,7 +197,7 @@ def read_layer(
     and the expected value.
     """
     parsed = settle(parse(quantization_config, layer, levels), {layer: tensors}, layer)
-    return unpack(*parsed.format.read_layer(tensors, parsed, layer, shape))
+    return _weight(parsed.format.read_layer(tensors, parsed, layer, shape))
 
 
 def read_packed(
@@ -203,23 +206,57 @@ def read_packed(
     layer: str,
     parts: list[str],
     shape: tuple[int, int] | None = None,
-) -> tuple[Packed, Scheme, int]:
+) -> Buffers:
     """Return the buffers of QuantLinear, the scheme and the number of inputs of one layer.
+
+    Raises as read_weight.
+    """
+    found = _read(reader, checkpoint, layer, parts, shape)
+    if isinstance(found, QuantizedWeight):
+        return pack(found), found.scheme, found.shape[1]
+    return found
+
+
+def read_weight(
+    reader: Tensors,
+    checkpoint: CheckpointFormat,
+    layer: str,
+    parts: list[str],
+    shape: tuple[int, int] | None = None,
+) -> QuantizedWeight:
+    """Return the quantized weight of one layer.
 
     shape is (outputs, inputs) of the module that the layer replaces. Raises ArtifactError that
     names the file and the tensor that is missing, damaged or does not fit.
     """
+    return _weight(_read(reader, checkpoint, layer, parts, shape))
+
+
+def _weight(found: Read) -> QuantizedWeight:
+    return found if isinstance(found, QuantizedWeight) else unpack(*found)
+
+
+def _read(
+    reader: Tensors,
+    checkpoint: CheckpointFormat,
+    layer: str,
+    parts: list[str],
+    shape: tuple[int, int] | None,
+) -> Read:
     with _in_file(reader, checkpoint, layer):
         tensors = {part: reader.read(f"{layer}.{part}") for part in parts}
         own = checkpoint.of(layer)
-        packed, scheme, inputs = own.format.read_layer(tensors, own, layer, shape)
-        held = (packed["qweight"].shape[1], inputs)
+        found = own.format.read_layer(tensors, own, layer, shape)
+        if isinstance(found, QuantizedWeight):
+            held = found.shape
+        else:
+            held = (found[0]["qweight"].shape[1], found[2])
         if shape is not None and held != shape:
             raise ArtifactError(
                 f"{layer}.{checkpoint.format.codes} holds {list(held)} codes, but config.json "
                 f"makes it {list(shape)} (outputs, inputs). {remake(reader.folder)}"
             )
-        return packed, scheme, inputs
+        return found
 
 
 def scheme_of(reader: TensorReader, checkpoint: CheckpointFormat, layer: str) -> Scheme:
@@ -248,17 +285,6 @@ def whole_scheme(
         return scheme_of(reader, checkpoint, first or heads[0])
     head = scheme_of(reader, checkpoint, heads[0])
     return replace(scheme_of(reader, checkpoint, first), head=head)
-
-
-def read_weight(
-    reader: TensorReader,
-    checkpoint: CheckpointFormat,
-    layer: str,
-    parts: list[str],
-    shape: tuple[int, int] | None = None,
-) -> QuantizedWeight:
-    """Read a layer like read_packed, and unpack it."""
-    return unpack(*read_packed(reader, checkpoint, layer, parts, shape))
 
 
 def stored_bits(

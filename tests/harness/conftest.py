@@ -1,6 +1,7 @@
 """A model so small that a cell takes a second, for the tests of this room."""
 
 import copy
+import socket
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -85,3 +86,25 @@ def _composed(overrides: tuple[str, ...]) -> CellConfig:
     """What Hydra composes of them, for a fifth of a second: once for all tests."""
     (cell,) = compose_cells(overrides)
     return cell.config
+
+
+@pytest.fixture
+def no_network(monkeypatch) -> None:
+    """Unix sockets (wandb's own service) are fine, the network is not; nobody is logged in."""
+    connect = socket.socket.connect
+
+    def guarded(self, address):
+        assert self.family == socket.AF_UNIX, f"a connection to {address}"
+        return connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", guarded)
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch) -> Path:
+    folder = tmp_path / "home"
+    folder.mkdir()
+    for name in ("HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME", "XDG_CONFIG_HOME"):
+        monkeypatch.setenv(name, str(folder))
+    return folder

@@ -1,13 +1,8 @@
 """wandb as a sink: an offline run read back from its file, and failures that cost nothing."""
 
 import importlib
-import json
-import socket
-import struct
 import sys
 import warnings
-from dataclasses import dataclass, field
-from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -15,69 +10,9 @@ from PIL import Image
 from harness import tracking
 from harness.config.schema import TrackerConfig
 from harness.records.record import CellIdentity, Failure, LayerReport, Metric, Record
+from tests.harness.wandb_files import read_run, read_table
 
-BLOCK = 32768
 OFFLINE = TrackerConfig(name="wandb")
-
-
-@dataclass
-class StoredRun:
-    """What a .wandb file says."""
-
-    run: object = None
-    config: dict = field(default_factory=dict)
-    summary: dict = field(default_factory=dict)
-    history: dict = field(default_factory=dict)
-
-
-def log_entries(data: bytes):
-    """Entries of wandb's log: ":W&B", then LevelDB's log format (crc, length, type in blocks)."""
-    assert data[:4] == b":W&B"
-    position, entry = 7, b""
-    while position + 7 <= len(data):
-        room = BLOCK - position % BLOCK
-        if room < 7:
-            position += room
-            continue
-        length, kind = struct.unpack_from("<HB", data, position + 4)
-        entry += data[position + 7 : position + 7 + length]
-        position += 7 + length
-        if kind in (1, 4):  # whole, or last part
-            yield entry
-            entry = b""
-
-
-def read_run(folder: Path) -> StoredRun:
-    tracking.close()
-    messages = importlib.import_module("wandb.proto.wandb_internal_pb2")
-    (path,) = folder.glob("*.wandb")
-    stored = StoredRun()
-    for entry in log_entries(path.read_bytes()):
-        record = messages.Record()
-        record.ParseFromString(entry)
-        kind = record.WhichOneof("record_type")
-        if kind == "run":
-            stored.run = record.run
-            stored.config |= values(record.run.config.update)
-        elif kind == "config":
-            stored.config |= values(record.config.update)
-        elif kind == "summary":
-            stored.summary |= values(record.summary.update)
-        elif kind == "history":
-            stored.history |= values(record.history.item)
-    return stored
-
-
-def values(items) -> dict:
-    """Items as a dictionary; a nested key is a path into dictionaries of dictionaries."""
-    found: dict = {}
-    for item in items:
-        *path, name = item.nested_key or [item.key]
-        inner = found
-        for part in path:
-            inner = inner.setdefault(part, {})
-        inner[name] = json.loads(item.value_json)
-    return found
 
 
 def make_record(suite: str = "perplexity", **changes) -> Record:
@@ -145,28 +80,6 @@ def make_cell() -> list[Record]:
     ]
 
 
-@pytest.fixture
-def no_network(monkeypatch) -> None:
-    """Unix sockets (wandb's own service) are fine, the network is not; nobody is logged in."""
-    connect = socket.socket.connect
-
-    def guarded(self, address):
-        assert self.family == socket.AF_UNIX, f"a connection to {address}"
-        return connect(self, address)
-
-    monkeypatch.setattr(socket.socket, "connect", guarded)
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
-
-
-@pytest.fixture
-def home(tmp_path, monkeypatch) -> Path:
-    folder = tmp_path / "home"
-    folder.mkdir()
-    for name in ("HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME", "XDG_CONFIG_HOME"):
-        monkeypatch.setenv(name, str(folder))
-    return folder
-
-
 def test_an_offline_run_holds_configuration_figures_tables_and_plots(
     tmp_path, no_network, home, capfd
 ) -> None:
@@ -204,11 +117,6 @@ def test_an_offline_run_holds_configuration_figures_tables_and_plots(
     assert capfd.readouterr() == ("", "")
     assert list(home.iterdir()) == []  # everything of wandb is inside results
     assert (results / "wandb" / "cache").is_dir()
-
-
-def read_table(folder: Path, entry: dict) -> dict:
-    assert entry["_type"] == "table-file"
-    return json.loads((folder / "files" / entry["path"]).read_text())
 
 
 def test_every_cell_of_a_sweep_is_a_run_of_its_own(tmp_path, no_network, home) -> None:

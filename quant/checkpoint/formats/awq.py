@@ -88,7 +88,6 @@ def zero_points(_parsed: CheckpointFormat) -> str:
 def read_layer(tensors: Tensors, parsed: CheckpointFormat, layer: str, _: Shape) -> Read:
     import torch
 
-    from quant.linear import pack
     from quant.weight import QuantizedWeight
 
     for name in ("qweight", "qzeros", "scales"):
@@ -121,13 +120,12 @@ def read_layer(tensors: Tensors, parsed: CheckpointFormat, layer: str, _: Shape)
                 f"{outputs} outputs and groups of {parsed.group_size or inputs}."
             )
     check_scales(scales, parsed, f"{layer}.scales")
-    weight = QuantizedWeight(
+    return QuantizedWeight(
         codes=_in_order(qweight, outputs).t().contiguous(),
         scale=scales.t().contiguous(),
         zero=_in_order(qzeros, outputs).t().contiguous(),
         scheme=parsed.scheme(scales.dtype),
     )
-    return pack(weight), weight.scheme, inputs
 
 
 def _in_order(words: Tensor, outputs: int) -> Tensor:

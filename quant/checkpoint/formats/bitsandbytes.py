@@ -100,19 +100,15 @@ def zero_points(_parsed: CheckpointFormat) -> str:
 
 def read_layer(tensors: Tensors, parsed: CheckpointFormat, layer: str, _: Shape) -> Read:
     from quant.checkpoint.bnb.layers import read_4bit
-    from quant.linear import pack
 
     kind = _kind(parsed)
-    weight = read_4bit(tensors, parsed, layer, kind, TYPES[kind].TABLE, TYPES[kind].RANKS)
-    return pack(weight), weight.scheme, weight.shape[1]
+    return read_4bit(tensors, parsed, layer, kind, TYPES[kind].TABLE, TYPES[kind].RANKS)
 
 
 def read_8bit_layer(tensors: Tensors, parsed: CheckpointFormat, layer: str, _: Shape) -> Read:
     from quant.checkpoint.bnb.layers import read_8bit
-    from quant.linear import pack
 
-    weight = read_8bit(tensors, parsed, layer)
-    return pack(weight), weight.scheme, weight.shape[1]
+    return read_8bit(tensors, parsed, layer)
 
 
 def _kind(parsed: CheckpointFormat) -> str:

@@ -32,7 +32,7 @@ from quant.levels.base import module_of
 from quant.scheme import SCALE_DTYPES, Scheme
 
 if TYPE_CHECKING:
-    from quant.checkpoint.formats.base import Read, Shape, Tensors
+    from quant.checkpoint.formats.base import Buffers, Shape, Tensors
 
 # A separate quant_method, so that no loader reads the codes with another grid.
 METHOD = "bitsweep"
@@ -75,7 +75,7 @@ def zero_points(_parsed: CheckpointFormat) -> str:
     return "as the levels have them"
 
 
-def read_layer(tensors: Tensors, parsed: CheckpointFormat, layer: str, shape: Shape) -> Read:
+def read_layer(tensors: Tensors, parsed: CheckpointFormat, layer: str, shape: Shape) -> Buffers:
     from cuda_ext.layout import unpack_codes
     from quant.checkpoint.gptq_layers import read
 

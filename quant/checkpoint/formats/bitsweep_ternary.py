@@ -24,7 +24,7 @@ from quant.levels import ternary, uniform
 from quant.scheme import Scheme
 
 if TYPE_CHECKING:
-    from quant.checkpoint.formats.base import Read, Shape, Tensors
+    from quant.checkpoint.formats.base import Buffers, Shape, Tensors
 
 # A separate quant_method, because a GPTQ loader would read the codes as a uniform grid.
 METHOD = "bitsweep_ternary"
@@ -52,7 +52,7 @@ def zero_points(_parsed: CheckpointFormat) -> str:
     return "none: two scales a group"
 
 
-def read_layer(tensors: Tensors, parsed: CheckpointFormat, layer: str, shape: Shape) -> Read:
+def read_layer(tensors: Tensors, parsed: CheckpointFormat, layer: str, shape: Shape) -> Buffers:
     from quant.checkpoint.gptq_layers import read
 
     packed, scheme, inputs = read(tensors, parsed, layer, shape)

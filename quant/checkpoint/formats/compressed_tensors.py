@@ -132,10 +132,8 @@ def zero_points(parsed: CheckpointFormat) -> str:
 
 def read_layer(tensors: Tensors, parsed: CheckpointFormat, layer: str, _: Shape) -> Read:
     from quant.checkpoint.compressed_layers import read
-    from quant.linear import pack
 
-    weight = read(tensors, parsed, layer)
-    return pack(weight), weight.scheme, weight.shape[1]
+    return read(tensors, parsed, layer)
 
 
 def refuses(scheme: Scheme, layer: StoredLayer | None) -> str | None:

@@ -86,11 +86,9 @@ def zero_points(_parsed: CheckpointFormat) -> str:
 
 def read_layer(tensors: Tensors, parsed: CheckpointFormat, layer: str, _: Shape) -> Read:
     from quant.checkpoint.fp4.layers import read_mxfp4, read_nvfp4
-    from quant.linear import pack
 
     read = {nvfp4.__name__: read_nvfp4, mxfp4.__name__: read_mxfp4}[str(parsed.levels)]
-    weight = read(tensors, parsed, layer)
-    return pack(weight), weight.scheme, weight.shape[1]
+    return read(tensors, parsed, layer)
 
 
 FORMAT = Format(

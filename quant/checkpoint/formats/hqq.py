@@ -133,15 +133,13 @@ def read_layer_along_outputs(
 
 def _read(tensors: Tensors, parsed: CheckpointFormat, layer: str, axis: int) -> Read:
     from quant.checkpoint.hqq.layers import Settings, read
-    from quant.linear import pack
 
     nbits, packing = next(
         (nbits, packing)
         for nbits, (levels, bits, packing) in WIDTHS.items()
         if (f"{_LEVELS}.{levels}", bits) == (parsed.levels, parsed.bits)
     )
-    weight = read(tensors, parsed, Settings(nbits, packing, parsed.group_size, axis), layer)
-    return pack(weight), weight.scheme, weight.shape[1]
+    return read(tensors, parsed, Settings(nbits, packing, parsed.group_size, axis), layer)
 
 
 # What must be the same in all layers: it says what codes mean.

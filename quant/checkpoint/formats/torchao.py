@@ -75,18 +75,14 @@ def check_metadata(
 
 def read_layer(tensors: Tensors, parsed: CheckpointFormat, layer: str, _: Shape) -> Read:
     from quant.checkpoint.torchao.layers import read_int
-    from quant.linear import pack
 
-    weight = read_int(tensors, parsed, layer)
-    return pack(weight), weight.scheme, weight.shape[1]
+    return read_int(tensors, parsed, layer)
 
 
 def read_int4_layer(tensors: Tensors, parsed: CheckpointFormat, layer: str, _: Shape) -> Read:
     from quant.checkpoint.torchao.layers import read_int4
-    from quant.linear import pack
 
-    weight = read_int4(tensors, parsed, layer)
-    return pack(weight), weight.scheme, weight.shape[1]
+    return read_int4(tensors, parsed, layer)
 
 
 FORMAT = Format(

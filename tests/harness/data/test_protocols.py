@@ -316,7 +316,15 @@ def test_every_protocol_can_be_described_and_cut() -> None:
     for name, protocol in PROTOCOLS.items():
         assert name == protocol.id
         assert protocol.summary
-        assert protocol.windowing in ("disjoint", "crops", "document-crops", "documents", "packed")
+        assert protocol.windowing in (
+            "disjoint",
+            "crops",
+            "document-crops",
+            "documents",
+            "packed",
+            "random",
+            "generated",
+        )
         if protocol.use == CALIBRATION:
             assert protocol.windows is None
 
@@ -347,3 +355,54 @@ def test_protocols_are_known_without_torch() -> None:
     code = "import sys, harness.data.protocols; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_shuffled_stories_have_the_words_of_the_stories(monkeypatch: pytest.MonkeyPatch) -> None:
+    told_texts = ["one two three four", "a b c d e f", "x y"]
+    monkeypatch.setattr("harness.data.sources.told.texts", lambda *_, **__: iter(told_texts))
+    found = protocols.windows(
+        "embedded-shuffled", Characters(bos=True), 9, use=CALIBRATION, sequences=2, seed=4
+    )
+    draw = random.Random(4)
+    expected = []
+    for text in told_texts[:2]:
+        words = text.split(" ")
+        draw.shuffle(words)
+        expected.append(ids(" ".join(words), bos=True)[:9])
+    assert lists(found.windows) == expected
+    assert expected[1] != ids(told_texts[1], bos=True)[:9]
+
+
+def test_random_tokens_are_drawn_evenly_from_all_but_special_ones() -> None:
+    class Small(Characters):
+        all_special_ids = (1, 3)
+
+        def __len__(self) -> int:
+            return 8
+
+    find = lambda seed: protocols.windows(  # noqa: E731
+        "random-tokens", Small(), 101, use=CALIBRATION, sequences=60, seed=seed
+    )
+    found = find(0)
+    drawn = [token for window in lists(found.windows) for token in window[1:]]
+    assert [window[0] for window in lists(found.windows)] == [1] * 60, "BOS comes first"
+    assert {len(window) for window in found.windows} == {101}
+    counts = [drawn.count(token) for token in range(8)]
+    assert counts[1] == counts[3] == 0
+    expected = 6000 / 6
+    chi_squared = sum((counts[token] - expected) ** 2 / expected for token in (0, 2, 4, 5, 6, 7))
+    assert chi_squared < 20.5, "the 99.9 % point of 5 degrees of freedom"
+    assert find(0).token_hash == found.token_hash != find(1).token_hash
+    with pytest.raises(ProtocolError, match=r"reads no file; remove calib\.path"):
+        protocols.check("random-tokens", CALIBRATION, path="a.txt")
+
+
+def test_a_tokenizer_of_special_tokens_alone_draws_nothing() -> None:
+    class Special(Characters):
+        all_special_ids = (0, 1)
+
+        def __len__(self) -> int:
+            return 2
+
+    with pytest.raises(ProtocolError, match="has 2 tokens and all are special"):
+        protocols.windows("random-tokens", Special(), 4, use=CALIBRATION, sequences=1)

@@ -19,8 +19,8 @@ from harness.errors import ConfigError
 from harness.models import streaming
 from harness.records.record import Record
 from harness.run.events import Event, Failed, Finished, Planned, Resumed
-from harness.run.launch import show_plan
 from harness.run.memory import planned_memory
+from harness.run.planned import show_plan
 from harness.run.process import run_in_process
 from harness.run.stage import run_cell
 from quant.memory.limits import Limits

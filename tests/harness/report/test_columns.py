@@ -11,7 +11,8 @@ from rich.console import Console
 from harness.records.record import Metric
 from harness.report import build_report, from_records, summary_table, summary_tables
 from harness.report.columns import ACCURACY, COST, FigureColumn, OwnTable, Place, SuiteTable
-from harness.report.render import to_csv, to_latex, to_markdown
+from harness.report.latex import to_latex
+from harness.report.render import to_csv, to_markdown
 from harness.report.table import Cell, Column, Note, Table
 from harness.suites.base import Suite, SuiteResult
 

@@ -9,7 +9,8 @@ import pytest
 from harness.paired.exact import holm, mcnemar
 from harness.records.record import Record
 from harness.report import from_records, summary_tables
-from harness.report.render import to_csv, to_latex, to_markdown
+from harness.report.latex import to_latex
+from harness.report.render import to_csv, to_markdown
 from harness.report.table import Table
 from tests.harness.paired.conftest import answers, both, figure, losses, record
 

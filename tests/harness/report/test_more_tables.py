@@ -39,7 +39,7 @@ def check_golden(name: str, text: str) -> None:
 def records(made_up):
     """Full precision, a sound kernel, a broken one, and a suite that failed."""
     make, sound = made_up.record, made_up.divergences()
-    floor = [metric for metric in sound if metric.name == "kl_floor"]
+    floor = [m for m in sound if m.name.startswith(("kl_floor", "kl_noise", "noise_"))]
     failure = Failure(stage="divergence", type="DivergenceError", message="no finite divergence.")
     return [
         make("none", "w16", "divergence", metrics=floor),
@@ -52,7 +52,7 @@ def records(made_up):
     ]
 
 
-@pytest.mark.parametrize("name", ["divergence", "kernels"])
+@pytest.mark.parametrize("name", ["divergence", "divergence_by_confidence", "kernels"])
 @pytest.mark.parametrize(("kind", "render"), [("csv", to_csv), ("md", to_markdown)])
 def test_files_are_as_before(records, name, kind, render) -> None:
     check_golden(f"{name}.{kind}", render(tables_of(records)[name]))
@@ -69,6 +69,29 @@ def test_a_kernel_out_of_its_bound_is_marked_and_a_sound_one_is_not(records) -> 
     )
     assert failed.text == "failed"
     assert "no finite divergence" in table.footnotes[failed.marks[0] - 1]
+
+
+def test_a_divergence_that_rounding_explains_is_marked(made_up) -> None:
+    def marked(kl: float) -> bool:
+        found = [each for each in made_up.divergences() if each.name != "kl_divergence"]
+        first = next(each for each in made_up.divergences() if each.name == "kl_divergence")
+        metrics = [*found, first.model_copy(update={"value": kl})]
+        table = tables_of([made_up.record("rtn", "w8", "divergence", metrics=metrics)])[
+            "divergence"
+        ]
+        column = [each.name for each in table.columns].index("kl_divergence")
+        said = [table.footnotes[mark - 1] for mark in table.rows[0][column].marks]
+        return "not above the rounding noise of bfloat16" in said
+
+    assert marked(4.9e-4)
+    assert not marked(5.1e-4)
+
+
+def test_only_failures_make_no_table_by_confidence(made_up) -> None:
+    failure = Failure(stage="divergence", type="DivergenceError", message="no finite divergence.")
+    tables = tables_of([made_up.record("rtn", "w4", "divergence", error=failure)])
+    assert "divergence" in tables
+    assert "divergence_by_confidence" not in tables
 
 
 def test_products_of_one_scheme_stand_once_whatever_the_method(records) -> None:

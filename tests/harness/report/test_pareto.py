@@ -146,12 +146,12 @@ def test_domination_is_that_of_all_pairs(points: list[tuple[int, int]], higher: 
             assert said[said[at]] is None
 
 
-def test_the_plot_has_a_line_for_size_and_one_for_time() -> None:
+def test_the_plot_has_a_panel_for_size_and_one_for_time() -> None:
     found, declared = tables()
     costs, qualities = chosen_axes(found, declared)
     assert [axis.name for axis in costs] == ["serving MB", "ms"]
     assert [axis.label for axis in qualities] == ["embedded_eval ppl"]
-    figure = pareto_figure(found, costs, qualities)
+    figure = pareto_figure(found, [(cost, qualities[0]) for cost in costs])
     size, time = figure.axes
     (front,) = [line for line in size.lines if line.get_linestyle() == ":"]
     assert list(front.get_ydata()) == [5.9, 5.2, 5.0]

@@ -1,7 +1,9 @@
 """The report as files: complete, the same bytes every time, nothing half-written."""
 
 import errno
+import itertools
 import os
+import re
 import struct
 
 import matplotlib
@@ -10,10 +12,13 @@ import pytest
 from harness import cli
 from harness.errors import StoreError
 from harness.report import build_report
+from harness.report.assemble import columns_in_order
 from harness.report.build import provenance
 from harness.report.frame import from_records
-from harness.report.plots import bits_figure, draw_all
+from harness.report.plot_style import own_style
+from harness.report.plots import bits_figure, draw_all, line_of
 from harness.report.rows import read_rows
+from harness.suites import zeroshot
 from harness.suites.find import declared_tables
 from harness.suites.perplexity import PLOT
 
@@ -29,7 +34,7 @@ def test_files_and_their_bytes(sweep, tmp_path) -> None:
         build_report(list(reversed(sweep)), tmp_path / "b", title="A sweep")
     first, second = contents(tmp_path / "a"), contents(tmp_path / "b")
     names = ("perplexity", "accuracy", "latency", "pareto")
-    plots = [f"plots/{n}.{k}" for n in names for k in ("png", "svg")]
+    plots = [f"plots/{n}.{k}" for n in names for k in ("pdf", "png", "svg")]
     tables = [f"tables/{n}.{k}" for n in ("accuracy", "cost", "pareto") for k in ("csv", "tex")]
     assert sorted(first) == sorted(["summary.md", "report.html", "metrics.csv", *plots, *tables])
     assert paths[0] == tmp_path / "a" / "summary.md"
@@ -99,7 +104,7 @@ def drawn(records) -> set[str]:
 def test_panels_hold_the_figures_with_their_error_bars(sweep) -> None:
     rows = rows_of(sweep)
     key = ("perplexity", "embedded_eval", "perplexity")
-    (panel,) = bits_figure(rows, [key], PLOT).axes
+    (panel,) = bits_figure(rows, {key: "perplexity"}, PLOT).axes
     bars = {
         container.lines[0].get_xydata()[0][0]: container
         for container in panel.containers
@@ -153,3 +158,119 @@ def test_a_report_leaves_no_tables_of_the_one_before(tmp_path, made_up) -> None:
         assert (folder / "tables/accuracy.csv").exists()
         assert (folder / "tables/toy.csv").exists() is kept
         assert (folder / "plots/toy.png").exists() is kept
+
+
+def test_a_plot_fits_the_page_of_a_paper_and_its_pdf_holds_its_letters(sweep, tmp_path) -> None:
+    build_report(sweep, tmp_path)
+    for file in (tmp_path / "plots").glob("*.pdf"):
+        data = file.read_bytes()
+        box = re.search(rb"/MediaBox \[ ?0 0 ([\d.]+) ([\d.]+) ?\]", data)
+        assert float(box[1]) <= 6.95 * 72  # the width of a text
+        assert float(box[2]) <= 9 * 72
+        assert b"/Type3" not in data
+        assert b"CreationDate" not in data
+
+
+def boxes_of(texts) -> list:
+    return [text.get_window_extent() for text in texts if text.get_text()]
+
+
+def apart(boxes) -> bool:
+    return not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
+
+
+def test_eight_panels_are_filled_named_and_apart(made_up) -> None:
+    metrics = []
+    for task in ("arc_challenge", "arc_easy", "lambada_openai", "piqa"):
+        plain = made_up.accuracy(task, 0.4)
+        metrics += [plain, plain.model_copy(update={"name": "acc_norm", "value": 0.5})]
+    target = made_up.perplexity(9.0, task="lambada_openai", name="target_perplexity")
+    records = [
+        made_up.record(method, scheme, "zeroshot", metrics=[*metrics, target])
+        for method, scheme in (("none", "w16"), ("rtn", "w4"), ("gptq", "w4"), ("rtn", "w3"))
+    ]
+    rows = rows_of(records)
+    names = {
+        each.key: each.declared.named
+        for each in columns_in_order(rows, declared_tables(rows, {}))
+        if each.key[2] in ("accuracy", "acc_norm")
+    }
+    with own_style():
+        figure = bits_figure(rows, names, zeroshot.PLOT)
+        figure.draw_without_rendering()
+        assert len(figure.axes) == 8
+        assert all(panel.lines for panel in figure.axes)
+        labels = {panel.get_ylabel() for panel in figure.axes}
+        assert labels == {"accuracy, %", "length-normalized accuracy, %"}
+        words = [text for panel in figure.axes for text in (panel.title, panel.yaxis.label)]
+        words += [panel.xaxis.label for panel in figure.axes]
+        (legend,) = figure.legends
+        assert apart([*boxes_of(words), legend.get_window_extent()])
+        assert figure.bbox.contains(*legend.get_window_extent().p0)
+        assert figure.bbox.contains(*legend.get_window_extent().p1)
+    assert drawn(records) == {"accuracy", "target_perplexity"}
+
+
+def test_many_long_names_are_in_the_legend_and_no_two_lines_look_alike(made_up) -> None:
+    records = []
+    for number in range(12):
+        options = f"act-order, static groups, true-sequential, order {number}"
+        made = {"config": {"method.damping": 0.01 + number / 100}, "options": options}
+        records.append(
+            made_up.record("gptq", "w4", metrics=[made_up.perplexity(5.0 + number)], **made)
+        )
+    rows = rows_of(records)
+    key = ("perplexity", "embedded_eval", "perplexity")
+    with own_style():
+        figure = bits_figure(rows, {key: "perplexity"}, PLOT)
+        figure.draw_without_rendering()
+        (legend,) = figure.legends
+        box = legend.get_window_extent()
+        assert figure.bbox.contains(*box.p0)
+        assert figure.bbox.contains(*box.p1)
+        assert apart([box, *boxes_of([figure.axes[0].xaxis.label])])
+    said = [" ".join(text.get_text().split()) for text in legend.get_texts()]
+    assert {row.label for row in rows} <= set(said)
+    assert len({str(line_of(row.label, rows)) for row in rows}) == 12
+
+
+def test_a_text_named_as_its_model_is_no_double_title(made_up) -> None:
+    def titles(task: str) -> list[str]:
+        metric = made_up.perplexity(5.0, task=task)
+        rows = rows_of([made_up.record("rtn", "w4", metrics=[metric])])
+        figure = bits_figure(rows, {("perplexity", task, "perplexity"): "perplexity"}, PLOT)
+        return [figure.get_suptitle(), figure.axes[0].get_title()]
+
+    assert titles("embedded") == ["", "embedded"]
+    assert titles("wikitext2") == ["embedded", "wikitext2"]
+
+
+def test_values_off_the_scale_stand_below_each_other(made_up) -> None:
+    records = [made_up.record("none", "w16", metrics=[made_up.perplexity(5.0)])]
+    for method, value in (("rtn", 866260.0), ("gptq", 8229.0)):
+        records.append(made_up.record(method, "w2", metrics=[made_up.perplexity(value)]))
+    records.append(made_up.record("rtn", "w4", metrics=[made_up.perplexity(6.0)]))
+    key = ("perplexity", "embedded_eval", "perplexity")
+    with own_style():
+        figure = bits_figure(rows_of(records), {key: "perplexity"}, PLOT)
+        figure.draw_without_rendering()
+        texts = [text for text in figure.axes[0].texts if text.get_text()]
+        assert {text.get_text() for text in texts} == {"866,260", "8,229"}
+        assert apart(boxes_of(texts))
+
+
+def test_published_figures_are_hollow(made_up) -> None:
+    def marks(model: str) -> list[float]:
+        found = [
+            made_up.record(m, s, metrics=[made_up.perplexity(30.0, task="wikitext2")], model=model)
+            for m, s in (("none", "w16"), ("rtn", "w4"))
+        ]
+        key = ("perplexity", "wikitext2", "perplexity")
+        figure = bits_figure(rows_of(found), {key: "perplexity"}, PLOT)
+        named = {text.get_text() for text in figure.legends[0].get_texts()}
+        hollow = [x for x in figure.axes[0].lines if x.get_markerfacecolor() == "white"]
+        assert ("published" in named) is bool(hollow)
+        return [float(line.get_ydata()[0]) for line in hollow]
+
+    assert marks("opt-125m") == [27.65, 37.28]
+    assert marks("unheard-of") == []

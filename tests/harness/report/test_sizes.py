@@ -28,7 +28,7 @@ def drawn(rows):
 def test_two_sizes_are_drawn_and_one_is_not(made_up) -> None:
     (plot,) = drawn(rows_of(made_up))
     assert plot.name == "perplexity_by_size"
-    assert plot.files.keys() == {"png", "svg"}
+    assert plot.files.keys() == {"pdf", "png", "svg"}
     assert plot.files == drawn(rows_of(made_up))[0].files
     assert drawn(rows_of(made_up, ["opt-125m"])) == []
 
@@ -37,10 +37,10 @@ def test_families_have_panels_of_their_own_and_published_figures_are_hollow(made
     from harness.suites.perplexity import PLOT
 
     key = ("perplexity", "wikitext2", "perplexity")
-    figure = size_figure(rows_of(made_up), [key], PLOT)
+    figure = size_figure(rows_of(made_up), {key: "perplexity"}, PLOT)
     (legend,) = figure.legends
     names = [text.get_text() for text in legend.get_texts()]
-    assert names == ["full precision", "RTN w4", "published"]
+    assert names == ["full precision", "RTN w4", "published", "± standard error"]
     opt, bloom = figure.axes
     assert [panel.get_title() for panel in (opt, bloom)] == ["opt: wikitext2", "bloom: wikitext2"]
     assert opt.get_ylim() == bloom.get_ylim()
@@ -53,7 +53,7 @@ def test_sizes_are_written_short_and_apart(made_up) -> None:
     from harness.suites.perplexity import PLOT
 
     key = ("perplexity", "wikitext2", "perplexity")
-    figure = size_figure(rows_of(made_up), [key], PLOT)
+    figure = size_figure(rows_of(made_up), {key: "perplexity"}, PLOT)
     figure.draw_without_rendering()
     for panel in figure.axes:
         boxes = [

@@ -14,7 +14,8 @@ from rich.console import Console
 
 from harness.records.record import LayerReport
 from harness.report import from_records, summary_table, summary_tables
-from harness.report.render import to_csv, to_latex, to_markdown, to_rich
+from harness.report.latex import to_latex
+from harness.report.render import to_csv, to_markdown, to_rich
 from harness.report.table import Cell, Column, Note, Table, measured, ranged, significant
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "report"

@@ -13,7 +13,7 @@ from harness.embedded import MODEL_DIR
 from harness.errors import ConfigError
 from harness.report import build_report
 from harness.run.events import Event, Failed
-from harness.run.launch import show_plan
+from harness.run.planned import show_plan
 from harness.run.stage import run_cell
 from tests.harness.cells import cell_of, plan_of
 

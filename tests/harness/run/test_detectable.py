@@ -19,7 +19,7 @@ from harness.run.detectable import (
     measured,
     said_of,
 )
-from harness.run.launch import show_plan
+from harness.run.planned import show_plan
 from harness.suites.base import Sample
 from tests.harness.cells import cell_of, plan_of
 from tests.harness.paired.conftest import answers, figure, losses, record

@@ -10,7 +10,7 @@ from harness.config.schema import Cell, CellConfig
 from harness.errors import StoreError
 from harness.records.record import Failure
 from harness.records.store import unique_name
-from harness.run import launch
+from harness.run import launch, planned
 from harness.run.events import Failed
 from harness.run.recording import StageResult, Timing, failed_record, make_record
 from harness.run.sweep import Outcome
@@ -36,7 +36,7 @@ def test_a_plan_shows_names_as_they_are(
 ) -> None:
     config = tiny_cell("method=gptq")
     config.model.name = name
-    launch.show_plan([cell_of(config)])
+    planned.show_plan([cell_of(config)])
     said = capsys.readouterr().out
     assert name in said.replace("\n", "") or len(name) > 100
     assert "to run" in said
@@ -46,7 +46,7 @@ def test_a_plan_tells_methods_of_one_name_by_their_options(
     tiny_cell: Make, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cells = [cell_of(tiny_cell(f"method={name}")) for name in ("gptq", "gptq_actorder")]
-    launch.show_plan(cells)
+    planned.show_plan(cells)
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("tiny ")]
     assert ["act-order" in row for row in rows] == [False, True]
 
@@ -100,7 +100,7 @@ def test_the_summary_is_printed_whatever_happens_to_the_report(
     assert ("no report: the disk is full" in said) == isinstance(trouble, StoreError)
 
 
-def test_reports_of_other_names_have_other_folders_and_one_name_says_what_it_replaces(
+def test_reports_of_other_names_have_other_folders_and_one_name_keeps_its_rows(
     tiny_cell: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first, other = tiny_cell("scheme=w4"), tiny_cell("scheme=w3")
@@ -109,20 +109,18 @@ def test_reports_of_other_names_have_other_folders_and_one_name_says_what_it_rep
     for config, name in ((first, ".."), (other, "."), (first, "a b"), (other, "a/b")):
         config.name = name
         assert launch.run([Cell(config, ())]) == launch.OK
-        assert "took the place" not in capsys.readouterr().out
+        assert "earlier runs" not in capsys.readouterr().out
     reports = tmp_path / "results" / "reports"
     found = {path.name for path in reports.iterdir()}
     assert found == {unique_name(name) for name in ("..", ".", "a b", "a/b")}
     assert len(found) == 4
     other.name = "a b"
-    launch.run([Cell(other, ())])
-    said = " ".join(capsys.readouterr().out.split())
-    assert (
-        "a report of the same name with 1 cell that this one does not show (tiny-rtn-w4-s0)" in said
-    )
-    assert "add name=NAME for a separate report" in said
-    launch.run([Cell(other, ())])
-    assert "took the place" not in capsys.readouterr().out
+    for _ in range(2):  # the second finds both rows in the report of the first
+        launch.run([Cell(other, ())])
+        said = " ".join(capsys.readouterr().out.split())
+        assert "shows 1 cell of earlier runs of this name too; name=NAME makes a separate" in said
+        table = (reports / unique_name("a b") / "tables" / "accuracy.csv").read_text()
+        assert [line.split(",")[1] for line in table.splitlines()] == ["scheme", "w4", "w3"]
 
 
 def test_results_that_cannot_be_written_are_refused_by_plan_and_run(
@@ -131,7 +129,7 @@ def test_results_that_cannot_be_written_are_refused_by_plan_and_run(
     config = tiny_cell()
     monkeypatch.setattr("os.access", lambda *_: False)
     for attempt in (
-        lambda: launch.show_plan([cell_of(config)]),
+        lambda: planned.show_plan([cell_of(config)]),
         lambda: launch.run([Cell(config, ())]),
     ):
         with pytest.raises(StoreError, match="you have no permission to write it"):
@@ -144,8 +142,8 @@ def test_a_plan_says_when_two_models_have_one_name(tiny_cell: Make) -> None:
     other = replace(
         plan, cell=replace(plan.cell, model=replace(plan.cell.model, fingerprint="f" * 64))
     )
-    assert launch._shared_names([plan, plan]) == []
-    (said,) = launch._shared_names([plan, other])
+    assert planned.shared_names([plan, plan]) == []
+    (said,) = planned.shared_names([plan, other])
     assert said is not None
     assert plan.cell.model.fingerprint[:8] in said
     assert "ffffffff" in said

@@ -12,7 +12,7 @@ from harness.config.experiments import experiments
 from harness.config.schema import Cell, CellConfig
 from harness.errors import MissingData, Unavailable
 from harness.records.record import QUANTIZATION
-from harness.run import launch
+from harness.run import launch, planned
 
 Make = Callable[..., CellConfig]
 FEW = {
@@ -79,7 +79,7 @@ def test_a_model_that_cannot_be_had_is_n_a_beside_the_others(
     gone = copy.deepcopy(here)
     gone.model.name, gone.model.unavailable = "gone", "nobody has it"
     cells = [Cell(here, ()), Cell(gone, ())]
-    launch.show_plan(launch.resolve_all(cells))
+    planned.show_plan(launch.resolve_all(cells))
     said = capsys.readouterr().out
     assert "model=gone is not available: nobody has it." in said
     assert "2 cells, 4 stages: 2 to run, 0 done, 2 n/a" in said
@@ -139,7 +139,7 @@ def test_without_its_text_a_cell_of_a_published_table_is_n_a_and_any_other_is_re
     with pytest.raises(MissingData, match="HF_HUB_OFFLINE is set"):
         launch.resolve_all([Cell(config, ())])
     cell = Cell(config, (), published=("3",))
-    launch.show_plan(launch.resolve_all([cell]))
+    planned.show_plan(launch.resolve_all([cell]))
     assert "1 cell, 2 stages: 0 to run, 0 done, 2 n/a" in capsys.readouterr().out
     ran = launch.run_cells([cell])
     said = capsys.readouterr().out

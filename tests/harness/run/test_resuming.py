@@ -8,7 +8,7 @@ from rich.console import Console
 
 from harness.run.events import Event, Resumed
 from harness.run.resuming import Resuming
-from harness.run.screen import Screen, _duration
+from harness.run.screen import Screen, duration
 
 SECONDS = {"structure": 100.0, "capture": 50.0, "read": 20.0, "hessian": 3.0, "solve": 1.5}
 
@@ -83,7 +83,7 @@ def test_the_screen_says_it_in_a_line() -> None:
     ("seconds", "text"), [(0.04, "0.0 s"), (119.0, "119.0 s"), (200, "3 min"), (9000, "2 h 30 min")]
 )
 def test_durations(seconds: float, text: str) -> None:
-    assert _duration(seconds) == text
+    assert duration(seconds) == text
 
 
 def test_rounding_reads_no_block_again(artifact: Path) -> None:

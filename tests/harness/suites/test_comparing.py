@@ -2,18 +2,20 @@
 
 import math
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from harness.suites import comparing
+from harness.suites import comparing, distributions
 from harness.suites.base import SuiteContext
-from harness.suites.comparing import DivergenceError, compare
+from harness.suites.distributions import DivergenceError, compare
 from harness.suites.divergence import Config
 from quant import QuantizationConfig, Scheme, load, quantize_model, save
 from quant.linear import QuantLinear
@@ -85,20 +87,38 @@ def test_kl_is_the_textbook_sum(seed, positions, vocabulary, size) -> None:
     first, second = (
         torch.randn(positions, vocabulary, generator=generator) * size for _ in range(2)
     )
-    found, flips = compare(first, second)
+    found = compare(first, second)
     expected = [textbook(a, b) for a, b in zip(first.tolist(), second.tolist(), strict=True)]
-    assert found.dtype == torch.float64
-    assert found.tolist() == pytest.approx(expected, rel=1e-9, abs=1e-13)
-    assert flips == sum(a.argmax() != b.argmax() for a, b in zip(first, second, strict=True))
-    assert compare(first, first)[0].abs().max() == 0
-    assert (found > -1e-13).all()
+    assert found.divergence.dtype == torch.float64
+    assert found.divergence.tolist() == pytest.approx(expected, rel=1e-9, abs=1e-13)
+    assert found.flipped.tolist() == [
+        bool(a.argmax() != b.argmax()) for a, b in zip(first, second, strict=True)
+    ]
+    assert found.confidence.tolist() == pytest.approx(
+        [float(each.double().softmax(-1).max()) for each in first], rel=1e-12
+    )
+    assert compare(first, first).divergence.abs().max() == 0
+    assert (found.divergence > -1e-13).all()
 
 
 def test_a_constant_added_to_logits_changes_nothing() -> None:
     first, second = torch.randn(5, 7), torch.randn(5, 7)
     torch.testing.assert_close(
-        compare(first, second)[0], compare(first + 3, second - 2)[0], rtol=0, atol=1e-6
+        compare(first, second).divergence,
+        compare(first + 3, second - 2).divergence,
+        rtol=0,
+        atol=1e-6,
     )
+
+
+def test_rows_that_do_not_fit_into_the_cache_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = torch.randn(11, 50), torch.randn(11, 50)
+    expected = compare(first, second)
+    monkeypatch.setattr(distributions, "CACHED_LOGITS", 120)  # two rows
+    found = compare(first, second)
+    torch.testing.assert_close(found.divergence, expected.divergence, rtol=1e-14, atol=0)
+    assert found.flipped.tolist() == expected.flipped.tolist()
+    assert found.confidence.tolist() == expected.confidence.tolist()
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -133,6 +153,9 @@ def test_a_quantized_model_and_its_kernel(artifact: Path, text: str) -> None:
     assert kl.stderr == pytest.approx(float(means.std()) / 5**0.5, rel=1e-4)
     assert kl.quantiles["p50"] == pytest.approx(float(torch.tensor(values).median()), rel=0.1)
     assert figures["kl_divergence_max"].value == pytest.approx(max(values), rel=1e-4)
+    high = float(numpy.quantile(values, 0.999))
+    assert figures["kl_divergence_p999"].value == pytest.approx(high, rel=1e-4)
+    assert "kl_sampling" not in figures  # a vocabulary of 128 is compared as it is
     flipped = (full.argmax(-1) != quantized.argmax(-1)).double()
     assert figures["top1_flip_rate"].value == pytest.approx(float(flipped.mean()))
     assert figures["top1_flip_rate"].value > 0
@@ -141,8 +164,33 @@ def test_a_quantized_model_and_its_kernel(artifact: Path, text: str) -> None:
     assert parity.notes["parity"] == "holds"
     assert figures["kernel_top1_agreement"].value == 1.0
     assert figures["kl_floor"].value < 1e-10
-    assert len(result.samples) == 5 + 5 + 1
+    assert len(result.samples) == 5 + 5 + 5 + 1
     assert set(result.inputs) == {"tokens:text", "text:text"}
+
+
+def test_positions_stand_in_the_interval_of_their_confidence(artifact: Path, text: str) -> None:
+    model = packed(artifact)
+    figures, _ = run(context(model, artifact), text)
+    windows = torch.tensor([1, *Path(text).read_bytes()])[:100].view(5, 20)
+    with torch.inference_mode():
+        full = tiny()(input_ids=windows).logits.double()
+        quantized = model(input_ids=windows).logits.double()
+    groups: dict[str, list[tuple[float, bool]]] = {}
+    for one, other in zip(full.view(100, -1), quantized.view(100, -1), strict=True):
+        sure = 100 * float(one.softmax(-1).max())
+        low, high = next((a, b) for a, b in pairwise((0, 25, 50, 75, 90, 101)) if a <= sure < b)
+        flipped = bool(one.argmax() != other.argmax())
+        at = f"confidence_{low}_{min(high, 100)}"
+        groups.setdefault(at, []).append((textbook(one.tolist(), other.tolist()), flipped))
+    assert len(groups) >= 3
+    names = {name.removeprefix("kl_") for name in figures if name.startswith("kl_confidence")}
+    assert names == set(groups)
+    for name, found in groups.items():
+        assert figures[f"kl_{name}"].n == figures[f"flips_{name}"].n == len(found)
+        mean = math.fsum(value for value, _ in found) / len(found)
+        assert figures[f"kl_{name}"].value == pytest.approx(mean, rel=1e-4)
+        share = sum(flipped for _, flipped in found) / len(found)
+        assert figures[f"flips_{name}"].value == pytest.approx(share)
 
 
 def test_a_wrong_scale_in_the_kernels_layout_breaks_the_parity(artifact: Path, text: str) -> None:
@@ -183,15 +231,19 @@ def test_bounds_of_16_bits_hold_and_a_wrong_scale_does_not(
 
 def test_a_full_precision_model_has_a_noise_floor_alone(text: str) -> None:
     figures, _ = run(context(tiny()), text)
-    assert set(figures) == {"kl_floor"}
+    noise = {"kl_noise", "kl_noise_p999", "kl_noise_max", "noise_flip_rate"}
+    assert set(figures) == {"kl_floor", *noise}
     assert abs(figures["kl_floor"].value) < 1e-10
+    assert figures["kl_noise"].value > 1e-6
+    assert figures["kl_noise"].n == 100
 
 
 def test_progress_counts_every_pass(artifact: Path, text: str) -> None:
     seen = []
     base = context(packed(artifact), artifact)
     run(replace(base, progress=lambda done, total, what: seen.append((done, total))), text)
-    assert seen == [(n, 10) for n in range(1, 11)]
+    ours = [*range(1, 6), 10, *range(11, 16)]  # comparing, five of noise at once, the kernel
+    assert seen == [(n, 15) for n in ours]
 
 
 @pytest.mark.parametrize(("windows_kept", "passes"), [(5, 5), (2, 8), (0, 10)])

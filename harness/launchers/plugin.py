@@ -1,4 +1,4 @@
-"""Run cells through a Hydra launcher plugin (hydra/launcher=submitit_slurm, joblib, ...).
+"""Run cells through a launcher plugin of Hydra (hydra/launcher=joblib, ...), a job for each cell.
 
 Jobs write their records to the shared results folder. A job returns only the number of stages it
 finished and the failures.
@@ -24,14 +24,6 @@ from harness.records.store import cell_name
 from harness.run.events import Event, Failed, Finished
 from harness.run.process import context, run_in_process
 from harness.run.sweep import Outcome
-
-GROUP = "hydra/launcher="
-
-
-def is_chosen(cells: Sequence[Cell]) -> bool:
-    """Whether the command line names a launcher other than Hydra's basic one."""
-    names = {o.removeprefix(GROUP) for cell in cells for o in cell.overrides if o.startswith(GROUP)}
-    return bool(names - {"basic"})
 
 
 def run_with_launcher(
@@ -71,19 +63,12 @@ def _launch(jobs: list[list[str]], config_dir: Path | None) -> Sequence[Any]:
     from hydra._internal.callbacks import Callbacks
     from hydra.core.global_hydra import GlobalHydra
     from hydra.core.plugins import Plugins
-    from hydra.types import HydraContext, RunMode
+    from hydra.types import HydraContext
 
     with session(config_dir) as searchpath, as_sentences(config_dir):
         hydra = GlobalHydra.instance().hydra
         assert hydra is not None
-        ours = [o for o in jobs[0] if o.startswith(("hydra", "paths"))]
-        master = hydra.compose_config(
-            config_name=CONFIG_NAME,
-            overrides=[*searchpath, *ours],
-            run_mode=RunMode.MULTIRUN,
-            from_shell=False,
-            with_log_configuration=False,
-        )
+        master = _composed(jobs[0], searchpath)
         launcher = Plugins.instance().instantiate_launcher(
             hydra_context=HydraContext(hydra.config_loader, Callbacks(master)),
             task_function=partial(run_job, folder=config_dir),
@@ -91,3 +76,27 @@ def _launch(jobs: list[list[str]], config_dir: Path | None) -> Sequence[Any]:
         )
         tasks = [[into_mapping(o) for o in job if not o.startswith("hydra")] for job in jobs]
         return launcher.launch(tasks, initial_job_idx=0)
+
+
+def composed_launcher(cells: Sequence[Cell], config_dir: Path | None) -> DictConfig:
+    """The settings of the launcher that the cells' command line chooses."""
+    with session(config_dir) as searchpath, as_sentences(config_dir):
+        found: DictConfig = _composed(cells[0].overrides, searchpath).hydra.launcher
+        return found
+
+
+def _composed(overrides: Sequence[str], searchpath: Sequence[str]) -> DictConfig:
+    """The configuration of Hydra itself, for the launcher."""
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.types import RunMode
+
+    hydra = GlobalHydra.instance().hydra
+    assert hydra is not None
+    ours = [into_mapping(o) for o in overrides if o.startswith(("hydra", "paths"))]
+    return hydra.compose_config(
+        config_name=CONFIG_NAME,
+        overrides=[*searchpath, *ours],
+        run_mode=RunMode.MULTIRUN,
+        from_shell=False,
+        with_log_configuration=False,
+    )

@@ -1,0 +1,137 @@
+"""How plots look: sizes that fit the page of a paper, axes, legend, files."""
+
+from __future__ import annotations
+
+import io
+import textwrap
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+DPI = 200
+LABEL = 27  # letters of a line of the legend
+# The size of one panel in inches by the panels in a row; a row is at most as wide as a text of 6.9.
+PANELS = {1: (4.2, 2.9), 2: (3.4, 2.5), 3: (2.3, 2.1)}
+# Nothing that a later version, or another day, would write differently.
+NO_METADATA: dict[str, dict[str, Any]] = {
+    "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+    "png": {"Software": None},
+    "svg": {"Date": None, "Creator": None},
+}
+
+STYLE: dict[str, Any] = {
+    "font.size": 8,
+    "axes.titlesize": 8.5,
+    "axes.labelsize": 8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e4e4e4",
+    "grid.linewidth": 0.7,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "lines.linewidth": 1.2,
+    "lines.markersize": 4.5,
+    "svg.hashsalt": "bitsweep",
+    "svg.fonttype": "path",
+    "pdf.fonttype": 42,  # publishers refuse Type 3
+}
+
+
+def panels_in(count: int, figure_height: float) -> tuple[Figure, list[Axes]]:
+    """A figure of `count` panels, none of them empty: those of a last, shorter row are centred.
+
+    figure_height  inches for what stands around the panels.
+    """
+    from matplotlib.figure import Figure
+
+    columns = count if count < 4 else 2 if count == 4 else 3
+    lines = -(-count // columns)
+    width, height = PANELS[columns]
+    size = (width * columns, height * lines + figure_height)
+    figure = Figure(figsize=size, layout="constrained")
+    grid = figure.add_gridspec(lines, 2 * columns)
+    panels = []
+    for number in range(count):
+        line, place = divmod(number, columns)
+        lacking = columns - min(columns, count - line * columns)
+        start = 2 * place + lacking
+        panels.append(figure.add_subplot(grid[line, start : start + 2]))
+    return figure, panels
+
+
+def error_handle() -> Line2D:
+    """The entry of a legend for error bars."""
+    from matplotlib.lines import Line2D
+
+    return Line2D(
+        [],
+        [],
+        color="#777777",
+        marker="|",
+        markersize=8,
+        linestyle="none",
+        label="± standard error",
+    )
+
+
+def add_legend(figure: Figure, handles: Sequence[Any]) -> None:
+    """A legend below all panels, in as many columns as the figure has room for."""
+    for handle in handles:
+        handle.set_label(textwrap.fill(str(handle.get_label()), LABEL))
+    width = figure.bbox.width
+    for columns in range(len(handles), 0, -1):
+        legend = figure.legend(handles=handles, loc="outside lower center", ncols=columns)
+        if columns == 1 or legend.get_window_extent().width <= 0.98 * width:
+            break
+        legend.remove()
+    figure.set_figheight(figure.get_figheight() + legend.get_window_extent().height / figure.dpi)
+
+
+def logarithmic(panel: Axes, values: list[float], ceiling: float) -> None:
+    """Use a logarithmic scale if values are far apart, with room for arrows of clipped ones."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    shown = [value for value in values if value <= ceiling]
+    clipped = len(shown) < len(values)
+    if shown and min(shown) > 0 and (clipped or max(shown) > 3 * min(shown)):
+        panel.set_yscale("log")
+        ratio = max(shown) / min(shown)
+        subs = (1, 1.5, 2, 3, 4, 5, 6, 8) if ratio < 12 else (1, 2, 5) if ratio < 1000 else (1,)
+        panel.yaxis.set_major_locator(LogLocator(subs=subs))
+        panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        panel.yaxis.set_minor_formatter(NullFormatter())
+    if clipped:
+        bottom, top = panel.get_ylim()
+        panel.set_ylim(bottom, top * (top / bottom) ** 0.35)
+
+
+@contextmanager
+def own_style() -> Iterator[None]:
+    """Context: our own settings, independent of the user's matplotlibrc."""
+    import matplotlib
+
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        settings: Any = matplotlib.rcParams  # typed by name in some versions
+        settings.update(STYLE)
+        yield
+
+
+def save(figure: Figure) -> dict[str, bytes]:
+    """PDF, PNG and SVG bytes without dates or version numbers."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    FigureCanvasAgg(figure)
+    saved = {}
+    for kind, metadata in NO_METADATA.items():
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format=kind, dpi=DPI, metadata=metadata)
+        saved[kind] = buffer.getvalue()
+    return saved

@@ -1,0 +1,91 @@
+"""Names for the entries of a frame: what tells cells of one method and scheme apart."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from harness.records.hashes import SHA256_DIGITS
+
+
+def name_entries(entries: list[dict[str, Any]]) -> None:
+    """Set "label", "options", "variant" and "recipe_label" of entries."""
+    _complete_names(entries)
+    _name_variants(entries)
+    _name_recipes(entries)
+
+
+def row_key(entry: dict[str, Any]) -> tuple[str, ...]:
+    """The names of the row that an entry belongs to."""
+    names = ("model", "method", "variant", "scheme", "calibration")
+    return tuple(str(entry[name] or "") for name in names)
+
+
+def _complete_names(entries: list[dict[str, Any]]) -> None:
+    """Set "label" and "options" for old records without them.
+
+    They are taken from another record of the cell; otherwise the label is the method's name.
+    """
+    named = {entry["cell_config"]: entry for entry in entries if entry["label"]}
+    labels = {entry["method"]: entry["label"] for entry in entries if entry["label"]}
+    for entry in entries:
+        if not entry["label"]:
+            entry["options"] = named.get(entry["cell_config"], entry)["options"]
+            entry["label"] = labels.get(entry["method"], entry["method"])
+
+
+def _name_variants(entries: list[dict[str, Any]]) -> None:
+    """Set "variant": the options and, if configurations share a name, their differences."""
+    same_name: dict[tuple[str, ...], set[str]] = {}
+    for entry in entries:
+        entry["variant"] = entry["options"] or ""
+        same_name.setdefault(row_key(entry), set()).add(entry["cell_config"])
+    for entry, key in [(entry, row_key(entry)) for entry in entries]:
+        if len(same_name[key]) > 1:
+            extra = _difference(entry["cell_config"], same_name[key])
+            entry["variant"] = ", ".join(text for text in (entry["variant"], extra) if text)
+
+
+def _name_recipes(entries: list[dict[str, Any]]) -> None:
+    """Set "recipe_label": the method, its options and, for recipes of one name, differences."""
+    same_name: dict[tuple[str, ...], set[str]] = {}
+    for entry in entries:
+        same_name.setdefault(_recipe_key(entry), set()).add(entry["recipe"])
+    extra = {
+        recipe: _difference(recipe, recipes) if len(recipes) > 1 else ""
+        for recipes in same_name.values()
+        for recipe in recipes
+    }
+    for entry in entries:
+        words = ", ".join(filter(None, (entry["options"], extra[entry["recipe"]])))
+        entry["recipe_label"] = f"{entry['label']} {words}".strip()
+
+
+def _recipe_key(entry: dict[str, Any]) -> tuple[str, ...]:
+    return tuple(str(entry[name] or "") for name in ("model", "label", "options", "scheme"))
+
+
+def _difference(config: str, others: set[str]) -> str:
+    """The settings of `config` that differ in any of `others`, such as "sequences=16"."""
+    flat = {text: _flatten(json.loads(text)) for text in others}
+    mine = flat[config]
+    paths = sorted({path for each in flat.values() for path in each})
+    differing = [path for path in paths if len({str(each.get(path)) for each in flat.values()}) > 1]
+    return ", ".join(f"{path.rsplit('.', 1)[-1]}={_short(mine.get(path))}" for path in differing)
+
+
+def _short(value: Any) -> str:
+    """A value for a label; only the first digits of a hash."""
+    text = str(value)
+    return text[:8] if len(text) == SHA256_DIGITS and text.isalnum() else text
+
+
+def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(value, list) and any(isinstance(each, dict) for each in value):
+        value = {str(number): each for number, each in enumerate(value)}
+    if not isinstance(value, dict):
+        return {prefix: value}
+    flat: dict[str, Any] = {}
+    for key, inner in value.items():
+        flat |= _flatten(inner, f"{prefix}.{key}" if prefix else key)
+    return flat

@@ -1,0 +1,143 @@
+"""What `bitsweep plan` prints, and `bitsweep run` before it begins."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from harness.cell.cells import PendingCell, ResolvedCell
+from harness.cell.fits import attention_note
+from harness.cell.plan import CellPlan, PendingPlan, plan_cell
+from harness.data import hub
+from harness.models.model import QuantizedModel, StoredModel
+from harness.records.record import NOT_AVAILABLE, QUANTIZATION
+from harness.records.store import Store, cell_name
+from harness.report.frame import MODEL_DIGITS
+from harness.run.detectable import detectable_lines
+from harness.run.screen import open_console
+from harness.run.tables import memory_table, plan_table
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+
+def show_plan(cells: Sequence[ResolvedCell | PendingCell], elsewhere: bool = False) -> None:
+    """Print the cells, the state of their stages, and the memory that the open ones need.
+
+    elsewhere  the cells run on other machines, whose memory is not known here.
+    """
+    console = open_console()
+    plans = [look_up(cell) for cell in cells]
+    check_place(plans)
+    print_plan(plans, console)
+    for line in detectable_lines(plans):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    if elsewhere:
+        console.print("memory is planned, and refused, on the machine that runs a cell")
+    else:
+        _show_memory([plan for plan in plans if isinstance(plan, CellPlan)], console)
+
+
+def check_place(plans: Sequence[CellPlan | PendingPlan]) -> None:
+    """Raise StoreError if the results folder of a cell to run cannot be written."""
+    for results in {plan.cell.choices.results for plan in plans if plan.todo}:
+        Store(results).check_place()
+
+
+def look_up(cell: ResolvedCell | PendingCell) -> CellPlan | PendingPlan:
+    """The states of a cell's stages."""
+    return PendingPlan(cell) if isinstance(cell, PendingCell) else plan_cell(cell)
+
+
+def _show_memory(plans: Sequence[CellPlan], console: Console) -> None:
+    """Print the memory plans of quantizations to run: the largest of each model and method."""
+    plans = [plan for plan in plans if QUANTIZATION in plan.todo and plan.cell.choices.solves]
+    if not plans:
+        return  # transformers, which knows the shapes of models, takes seconds to import
+    from harness.run.memory import planned_memory
+    from quant.errors import QuantizationError
+    from quant.memory.plan import WORST
+
+    tables: dict[tuple[str, str], tuple[int, Table]] = {}
+    for plan in plans:
+        name = cell_name(plan.identity)
+        try:
+            memory = planned_memory(plan.cell)
+        except QuantizationError as error:
+            console.print(f"\n{name}: {error}", highlight=False, markup=False, soft_wrap=True)
+            continue
+        rows = tuple(memory.rows())
+        needed = sum(count for what, _, count in rows if what == WORST)
+        kind = (plan.identity.model, plan.identity.method)
+        if kind not in tables or needed > tables[kind][0]:
+            tables[kind] = (needed, memory_table(f"\nmemory of {name}", rows))
+    for _, table in tables.values():
+        console.print(table)
+
+
+def print_plan(plans: Sequence[CellPlan | PendingPlan], console: Console) -> None:
+    """Print cells and stages, and what is to be known of them before they run."""
+    console.print(plan_table(plans))
+    sayings = (_checkpoint_line, _weights_line, _attention_line)
+    lines = [say(plan) for plan in plans for say in sayings] + shared_names(plans)
+    lines += [reason for plan in plans for reason in plan.cell.absent.values()]
+    for line in dict.fromkeys(filter(None, lines)):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    can_run = [plan for plan in plans if plan.todo or not plan.cell.absent]
+    suites = [each for plan in can_run for each in plan.cell.choices.suites]
+    remarks = [text for each in suites for text in each.suite.remarks(each.config)] + hub.said()
+    for line in dict.fromkeys(remarks):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    console.print(f"\n{_counts(plans)}", highlight=False)
+
+
+def shared_names(plans: Sequence[CellPlan | PendingPlan]) -> list[str | None]:
+    """Notes on different models of one name: how tables mark them, and how to rename them."""
+    models: dict[str, set[str]] = {}
+    for plan in plans:
+        if isinstance(plan, CellPlan):
+            models.setdefault(plan.identity.model, set()).add(plan.cell.model.fingerprint)
+    return [
+        f"{len(found)} models are called {name}: tables add part of their hash "
+        f"({', '.join(sorted(each[:MODEL_DIGITS] for each in found))}); "
+        "model.name=NAME gives one a name of its own"
+        for name, found in models.items()
+        if len(found) > 1
+    ]
+
+
+def _checkpoint_line(plan: CellPlan | PendingPlan) -> str | None:
+    """For a model that is quantized already: its folder and what its config says."""
+    model = plan.cell.model
+    if model.checkpoint is None:
+        return None
+    place = model.config.path or model.config.id or model.name
+    return f"{place}: {model.checkpoint.describe()}"
+
+
+def _weights_line(plan: CellPlan | PendingPlan) -> str | None:
+    """For a folder with several weight files: which is read and which is ignored."""
+    said = plan.cell.model.ambiguity()
+    return None if said is None else f"{plan.cell.model.name}: {said}"
+
+
+def _attention_line(plan: CellPlan | PendingPlan) -> str | None:
+    model = plan.cell.model
+    if not isinstance(model, StoredModel | QuantizedModel) or model.config.attention != "eager":
+        return None
+    return attention_note(model)
+
+
+def _counts(plans: Sequence[CellPlan | PendingPlan]) -> str:
+    stages = sum(len(plan.shown) for plan in plans)
+    todo = sum(len(plan.todo) for plan in plans)
+    absent = sum(state == NOT_AVAILABLE for plan in plans for state in plan.shown.values())
+    cells = f"{len(plans)} cell{'s' * (len(plans) != 1)}"
+    said = f"{cells}, {stages_said(stages)}: {todo} to run, {stages - todo - absent} done"
+    return f"{said}, {absent} {NOT_AVAILABLE}" if absent else said
+
+
+def stages_said(count: int) -> str:
+    """ "1 stage", "2 stages"."""
+    return "1 stage" if count == 1 else f"{count} stages"

@@ -1,0 +1,318 @@
+"""Sweeps by workers: submitit's local executor, a Slurm of shell scripts, a Ray cluster; kills."""
+
+import json
+import os
+import random
+import shlex
+import signal
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from harness.config.compose import compose_cells
+from harness.launchers import slurm
+from harness.records.leases import Owner
+from harness.records.record import QUANTIZATION
+from harness.records.store import load_records
+from harness.run import launch
+from harness.run.diary import Diary, Doing
+from harness.run.status import RUNNING, sweeps
+from tests import warm
+
+ROOT = Path(__file__).resolve().parents[3]
+# The interpreter of a worker, forked from one that has imported the packages already.
+WARM = """
+import os
+import sys
+from pathlib import Path
+from tests import warm
+os.environ.pop("CUDA_VISIBLE_DEVICES", None)  # empty: read where torch is imported
+warm.use(Path(sys.argv[1]))
+worker = warm.start([word for word in sys.argv[2:] if word != "-u"])
+status = worker.wait()
+print(*worker.read(), file=sys.stderr)
+sys.exit(status)
+"""
+# The whole command, whose workers are warm as well.
+DRIVER = """
+import sys
+import submitit
+from submitit.local.local import LocalExecutor
+begin = LocalExecutor.__init__
+def warm(self, *arguments, **more):
+    begin(self, *arguments, **more)
+    self.python = sys.argv[1]
+LocalExecutor.__init__ = warm
+from harness.cli import main
+sys.exit(main(sys.argv[2:]))
+"""
+SWEEP = ["method=rtn,gptq", "scheme=w4,w3"]
+
+
+def python() -> str:
+    return shlex.join([sys.executable, "-c", WARM, str(warm.place())])
+
+
+def begin(words: list[str]) -> warm.Process:
+    """`bitsweep run -m` in a process of its own."""
+    return warm.start(["-c", DRIVER, python(), "run", "-m", *words])
+
+
+@pytest.fixture
+def sweep(tiny_overrides: list[str]) -> list[str]:
+    """Four cells with perplexity alone."""
+    kept = [word for word in tiny_overrides if not word.startswith(("suite.latency", "suite="))]
+    return [*kept, "suite=[perplexity_documents]", *SWEEP]
+
+
+@pytest.fixture
+def started() -> Iterator[list[warm.Process]]:
+    """Processes to end with the test."""
+    found: list[warm.Process] = []
+    yield found
+    for each in found:
+        each.kill()
+
+
+def wait_for(what: Callable[[], object], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < deadline, "nothing happened"
+        time.sleep(0.05)
+
+
+def workers(results: Path) -> dict[int, Doing]:
+    """What living workers do, by their process numbers."""
+    found = {}
+    for folder in (results / "runs").glob("*"):
+        for who, (doing, lease) in Diary(folder).runners().items():
+            newest = lease._newest()
+            owner = None if newest is None else Owner.read(newest[1])
+            if who.startswith("worker") and lease.lives() and owner is not None:
+                found[owner.pid] = doing
+    return found
+
+
+def figures(results: Path) -> list[str]:
+    """What the records say, without what is about time, memory or the machine at that moment."""
+    found = []
+    for record in load_records(results):
+        kept = [m.model_dump_json() for m in record.metrics if m.unit not in ("s", "bytes", "J")]
+        if record.suite == QUANTIZATION:
+            kept = [m for m in kept if "second" not in m]
+        layers = [(each.name, each.loss) for each in record.layers]
+        found.append(json.dumps([record.key, record.status, sorted(record.inputs.items()), layers]))
+        found += kept
+    return found
+
+
+def tables(results: Path) -> dict[str, bytes]:
+    """The tables of accuracy: those of time and memory differ from run to run."""
+    folder = results / "reports" / "run" / "tables"
+    return {
+        path.name: path.read_bytes()
+        for path in sorted(folder.iterdir())
+        if path.name.startswith("accuracy")
+    }
+
+
+def undisturbed(words: list[str], results: Path) -> tuple[list[str], dict[str, bytes]]:
+    """Figures and tables of the same sweep, run here without anything between."""
+    cells = compose_cells([*words, f"paths.results={results}"], multirun=True)
+    assert launch.run_cells(cells, quiet=True).status == 0
+    return figures(results), tables(results)
+
+
+def disturb(
+    words: list[str], results: Path, kills: int, seed: int, started: list[warm.Process]
+) -> list[str]:
+    """Run a sweep while workers and the command itself are killed; return what was."""
+    chance, killed = random.Random(seed), []
+    command = begin(words)
+    started.append(command)
+    for number in range(kills):
+        wait_for(lambda: any(doing.cell for doing in workers(results).values()))
+        time.sleep(chance.uniform(0, 0.6))
+        running = workers(results)
+        if number % 3 == 2:
+            command.kill()
+            killed.append("command")
+            for pid in running:  # a node that is switched off takes its workers along
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            command = begin(words)
+            started.append(command)
+        elif running:
+            with suppress(ProcessLookupError):
+                os.kill(chance.choice(sorted(running)), signal.SIGKILL)
+                killed.append("worker")
+        if not any(each.state == RUNNING for each in sweeps(results)) and command.poll() == 0:
+            break
+    assert command.wait(300) == 0, command.read()[1]
+    return killed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.long)])
+def test_killed_workers_and_commands_leave_the_same_tables(
+    kills: int, sweep: list[str], tmp_path: Path, started: list[warm.Process]
+) -> None:
+    pytest.importorskip("submitit", reason="needs submitit: pip install submitit")
+    seeds = "seed=0,1,2,3,4" if kills > 3 else "seed=0"
+    words = [*sweep, seeds]
+    figures_then, tables_then = undisturbed(words, tmp_path / "undisturbed")
+    results = tmp_path / "results"
+    killed = disturb([*words, "hydra/launcher=local"], results, kills, kills, started)
+    assert {"worker", "command"} <= set(killed)
+    assert figures(results) == figures_then
+    assert tables(results) == tables_then
+    assert not list((results / "artifacts").glob(".*")), "no partial artifact is left"
+    if kills > 3:
+        assert len(killed) >= 15
+
+
+SBATCH = """#!{python}
+# Runs what it is given, as an array of one, and says its number.
+import os, subprocess, sys
+file = sys.argv[-1]
+if os.path.exists({folder!r} + "/full"):
+    sys.exit("sbatch: error: QOSMaxSubmitJobPerUserLimit")
+number = str(len(os.listdir({folder!r} + "/jobs")) + 1)
+environment = {{**os.environ, "SLURM_JOB_ID": number, "SLURM_NTASKS": "1", "SLURM_PROCID": "0"}}
+log = open({folder!r} + "/log-" + number, "w")
+started = {{"env": environment, "stdout": log, "stderr": log, "start_new_session": True}}
+job = subprocess.Popen(["bash", file], **started)
+open({folder!r} + "/jobs/" + number, "w").write(str(job.pid))
+print("Submitted batch job", number)
+"""
+SRUN = """#!{python}
+import os, sys
+words = sys.argv[1:]
+while words[0].startswith("--"):
+    option = words.pop(0)
+    if option in ("--output", "--error"):
+        name = words.pop(0).replace("%j", os.environ["SLURM_JOB_ID"]).replace("%t", "0")
+        os.dup2(os.open(name, os.O_CREAT | os.O_WRONLY | os.O_APPEND), 1 + (option == "--error"))
+os.execvp(words[0], words)
+"""
+SQUEUE = """#!{python}
+import os, sys
+for number in os.listdir({folder!r} + "/jobs"):
+    pid = open({folder!r} + "/jobs/" + number).read()
+    try:
+        state = open("/proc/" + pid + "/stat").read().split()[2]
+    except OSError:
+        continue
+    if state != "Z":
+        print(number)
+"""
+SCANCEL = """#!{python}
+import os, signal, sys
+os.killpg(int(open({folder!r} + "/jobs/" + sys.argv[1]).read()), signal.SIGTERM)
+"""
+SACCT = """#!{python}
+import sys
+sys.exit("Slurm accounting storage is disabled")
+"""
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A Slurm of scripts, without accounting, that runs jobs here; the folder of its notes."""
+    pytest.importorskip("submitit", reason="needs submitit: pip install submitit")
+    folder = tmp_path / "cluster"
+    (folder / "jobs").mkdir(parents=True)
+    scripts = {"sbatch": SBATCH, "srun": SRUN, "squeue": SQUEUE, "scancel": SCANCEL, "sacct": SACCT}
+    for name, text in scripts.items():
+        file = folder / name
+        file.write_text(text.format(python=sys.executable, folder=str(folder)))
+        file.chmod(file.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr(slurm, "SECONDS_BETWEEN", 0.5)
+    import submitit
+
+    monkeypatch.setattr(submitit.SlurmExecutor, "__init__", _warm(submitit.SlurmExecutor.__init__))
+    return folder
+
+
+def _warm(begin: Callable[..., None]) -> Callable[..., None]:
+    def init(self: object, *arguments: object, **more: object) -> None:
+        begin(self, *arguments, **more)
+        self.python = python()  # type: ignore[attr-defined]
+
+    return init
+
+
+@pytest.mark.slow
+def test_jobs_of_slurm_without_accounting(
+    cluster: Path, sweep: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The whole way through sbatch; a job that is cancelled is noticed by squeue alone."""
+    words = [*sweep, "hydra/launcher=slurm", "hydra.launcher.workers=1"]
+    words += ["hydra.launcher.cpus=3", "hydra.launcher.options.qos=low"]
+    cells = compose_cells(words, multirun=True)
+    killed: list[str] = []
+
+    def kill_first(*_: object) -> None:
+        if not killed and workers(tmp_path / "results"):
+            subprocess.run(["scancel", "1"], check=True)
+            killed.append("1")
+
+    follow = launch_screen_follow()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("harness.run.screen.Screen.follow", lambda *a: (kill_first(), follow(*a)))
+        ran = launch.run_cells(cells)
+    said = capsys.readouterr().err
+    assert (ran.status, ran.outcome.stopped) == (0, None)
+    assert ran.outcome.finished == 8
+    assert [record.suite for record in ran.records] == [QUANTIZATION, "perplexity"] * 4
+    assert killed == ["1"]
+    assert "worker 1 ended (" in said
+    assert sorted(path.name for path in (cluster / "jobs").iterdir()) == ["1", "2"]
+    (folder,) = (tmp_path / "results" / "runs").glob("*")
+    batch = next((folder / "jobs").glob("*submission*.sh")).read_text()
+    for line in ("--cpus-per-task=3", "--qos=low", "--time=720", "--job-name=bitsweep"):
+        assert f"#SBATCH {line}" in batch
+    assert "gpus" not in batch
+    assert "2 workers" not in said, "the one that was killed was followed by one of its name"
+    assert "1 worker, each started once in " in said
+
+
+def launch_screen_follow() -> Callable[..., None]:
+    from harness.run.screen import Screen
+
+    return Screen.follow
+
+
+def test_what_slurm_refuses_is_said_and_nothing_is_lost(cluster: Path, sweep: list[str]) -> None:
+    (cluster / "full").touch()
+    cells = compose_cells([*sweep, "hydra/launcher=slurm"], multirun=True)
+    ran = launch.run_cells(cells, quiet=True)
+    assert ran.status == 1
+    assert ran.outcome.stopped is not None
+    assert "QOSMaxSubmitJobPerUserLimit" in ran.outcome.stopped
+    assert ran.records == []
+
+
+def test_slurm_without_its_commands_names_them(
+    sweep: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("submitit", reason="needs submitit: pip install submitit")
+    monkeypatch.setenv("PATH", "/nowhere")
+    cells = compose_cells([*sweep, "hydra/launcher=slurm"], multirun=True)
+    stopped = launch.run_cells(cells, quiet=True).outcome.stopped
+    assert stopped is not None
+    assert "needs sbatch, squeue, scancel, srun, which are not on PATH" in stopped
+
+
+def test_a_scheduler_that_does_not_answer_keeps_its_jobs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert slurm._Queue().holds(["1", "2"]) == [True, True]

@@ -91,6 +91,10 @@ def _range(figure: Figure) -> Cell:
     return _written(figure, ranged(figure.value, figure.low, figure.high))
 
 
+def _bits(figure: Figure) -> Cell:
+    return Cell(f"{figure.value:.2f}", figure.value)
+
+
 def _percent(figure: Figure) -> Cell:
     return _written(figure, significant(100 * figure.value, 2))
 
@@ -211,6 +215,7 @@ PLOT = ByRow(
 # libraries: the screen has room for ten columns.
 TABLE = SuiteTable(
     columns=(
+        FigureColumn("model_bits_per_weight", "bits/weight", "of model", _bits, optional=True),
         FigureColumn("weight_bytes", "weights", "MB", _megabytes),
         FigureColumn("prefill_ms", "prefill", "ms", _plain),
         FigureColumn(

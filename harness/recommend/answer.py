@@ -276,13 +276,18 @@ class Answer:
 
 
 def measuring(records: Sequence[Record], row: Row, suites: Sequence[str]) -> str:
-    """The command that runs suites on the cell of a row."""
-    return command([each for each in records if each.cell_key == row.cells[0]], suites)
+    """The command that runs suites on the cell of a row, as they were run on other cells."""
+    ran = {each.suite: each for each in records if each.suite in suites and each.status == "ok"}
+    return command(_of_cell(records, row), {name: ran.get(name) for name in suites})
 
 
 def repeating(records: Sequence[Record], row: Row) -> str:
     """The command that makes the cell of a row."""
-    return measuring(records, row, ())
+    return command(_of_cell(records, row))
+
+
+def _of_cell(records: Sequence[Record], row: Row) -> list[Record]:
+    return [each for each in records if each.cell_key == row.cells[0]]
 
 
 def _cheaper(use: Candidate, best: Candidate) -> str:

@@ -16,6 +16,7 @@ from harness.paired.comparison import Comparison, same_units
 from harness.recommend.limits import CRITERIA, KLD, RATIO, Criterion, Limits, Measured, measured
 from harness.records.record import QUANTIZATION, Items
 from harness.report.columns import Shown, SuiteTable
+from harness.report.compare import other_sample
 from harness.report.pareto import cost_axes, quality_columns, serving_in
 from harness.report.rows import FigureKey, Row
 from harness.report.serving import Serving
@@ -157,6 +158,7 @@ def _judged(
         tasks = set(each.tasks(shown, rows).values())
         if not have or tasks - {one.task for one in have}:
             lacking.append(each.suite)
+        reasons += _elsewhere(each, found.row, rows, shown)
         if limit is not None and have:
             far = [one for one in have if each.breaks(one.value, limit)]
             reasons += [_too_far(each, far, len(have), limit)] if far else []
@@ -171,6 +173,18 @@ def _judged(
         reasons=tuple(reasons),
         remarks=tuple(remarks),
     )
+
+
+def _elsewhere(
+    criterion: Criterion, row: Row, rows: Sequence[Row], shown: Sequence[Shown]
+) -> list[str]:
+    """Figures that are on another sample than most rows', so that they order nothing."""
+    return [
+        f"other sample: {criterion.name} of {task} is {text}"
+        for key, task in criterion.tasks(shown, rows).items()
+        if key in row.figures
+        for text in other_sample(row.figures[key], key, rows)
+    ]
 
 
 def _too_far(criterion: Criterion, far: Sequence[Measured], count: int, limit: float) -> str:

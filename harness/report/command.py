@@ -17,10 +17,10 @@ from harness.records.record import FULL_PRECISION, QUANTIZATION, Record
 _NO_OPTIONS = ("name", "version", "code")
 
 
-def command(records: Sequence[Record], suites: Sequence[str] = ()) -> str:
+def command(records: Sequence[Record], suites: Mapping[str, Record | None] | None = None) -> str:
     """The `bitsweep run` of one cell with all of its suites, every option as in the records.
 
-    suites  others to run in their place, with the settings that they have by default.
+    suites  others to run in their place, each as in a record of another cell (None: by default).
 
     Records name files without folders, so a local model and local texts are named by their last
     names: whoever repeats the cell says where they are.
@@ -41,7 +41,9 @@ def command(records: Sequence[Record], suites: Sequence[str] = ()) -> str:
         words += _options(f"transform.{each['name']}", each)
     words += _calibration(config.get("calib"))
     words.append(f"seed={cell.seed}")
-    words += [f"suite=[{','.join(suites)}]"] if suites else _suites(records)
+    if suites is None:
+        suites = {each.suite: each for each in records if each.suite != QUANTIZATION}
+    words += _suites(suites)
     runtime = config.get("runtime") or {}
     words += settings("runtime", {key: value for key, value in runtime.items() if value})
     if any(each.config.get("code") or "code" in each.inputs for each in records):
@@ -94,14 +96,11 @@ def _calibration(calib: Mapping[str, Any] | None) -> list[str]:
     return [f"calib={calib['name']}", *settings("calib", _given(given))]
 
 
-def _suites(records: Iterable[Record]) -> list[str]:
+def _suites(chosen: Mapping[str, Record | None]) -> list[str]:
     """The suites in the order of their names, with their settings."""
-    found: dict[str, Mapping[str, Any]] = {}
-    for record in records:
-        if record.suite != QUANTIZATION:
-            found[record.suite] = (record.config.get("suite") or {}).get(record.suite) or {}
-    words = [f"suite=[{','.join(sorted(found))}]"]
-    for name, values in sorted(found.items()):
+    words = [f"suite=[{','.join(sorted(chosen))}]"]
+    for name, record in sorted(chosen.items()):
+        values = {} if record is None else (record.config.get("suite") or {}).get(name) or {}
         words += settings(f"suite.{name}", _given(values))
     return words
 

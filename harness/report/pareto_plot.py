@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 NAME, TITLE = "pareto", "Pareto fronts"
 FAR = 3.0  # an axis is logarithmic where the largest value is more than so many times the smallest
+MOST_NAMED = 12  # methods in the legend
 FULL_MARKER, GREY = "*", "#777777"
 QUALITIES = 3  # in the plot, at most
 
@@ -127,10 +128,14 @@ def _handles(rows: list[Row]) -> list[Line2D]:
 
     quantized = [row for row in rows if not row.full_precision]
     plain: dict[str, Any] = {"linestyle": "none"}
+    labels = list(dict.fromkeys(row.label for row in quantized))
     handles = [
         Line2D([], [], color=colour_of(label, rows), marker="o", label=label, **plain)
-        for label in dict.fromkeys(row.label for row in quantized)
+        for label in labels[:MOST_NAMED]
     ]
+    if len(labels) > MOST_NAMED:
+        more = f"and {len(labels) - MOST_NAMED} more methods"
+        handles.append(Line2D([], [], linestyle="none", label=more))
     full = next((row for row in rows if row.full_precision), None)
     if full is not None:
         handles.append(

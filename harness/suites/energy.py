@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+ENERGY = "energy"  # the note of a timing that says why none was measured
 POWERCAP = Path("/sys/class/powercap")
 PACKAGE = re.compile(r"intel-rapl:\d+")  # AMD's too; intel-rapl-mmio counts the same packages again
 PART = re.compile(r"intel-rapl:\d+:\d+")

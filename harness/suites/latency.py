@@ -26,11 +26,11 @@ from harness.suites.base import (
     at_least_one,
     machine_inputs,
 )
+from harness.suites.energy import ENERGY
 from harness.suites.published_latency import PLACE, published_table
 from harness.suites.serving import serving_of
 
 NAME = "latency"
-ENERGY = "energy"  # the note that says why it is not measured
 
 REFERENCE_KERNEL = (
     "reference kernel, plain PyTorch that unpacks every weight at every step: "
@@ -89,6 +89,10 @@ def _plain(figure: Figure) -> Cell:
 
 def _range(figure: Figure) -> Cell:
     return _written(figure, ranged(figure.value, figure.low, figure.high))
+
+
+def _bits(figure: Figure) -> Cell:
+    return Cell(f"{figure.value:.2f}", figure.value)
 
 
 def _percent(figure: Figure) -> Cell:
@@ -211,6 +215,7 @@ PLOT = ByRow(
 # libraries: the screen has room for ten columns.
 TABLE = SuiteTable(
     columns=(
+        FigureColumn("model_bits_per_weight", "bits/weight", "of model", _bits, optional=True),
         FigureColumn("weight_bytes", "weights", "MB", _megabytes),
         FigureColumn("prefill_ms", "prefill", "ms", _plain),
         FigureColumn(

@@ -9,8 +9,7 @@ import torch
 
 from harness.records.record import Metric
 from harness.suites.base import SuiteContext
-from harness.suites.energy import Meter, why_too_short
-from harness.suites.latency import ENERGY
+from harness.suites.energy import ENERGY, Meter, why_too_short
 from harness.suites.memory import MemoryPeak
 from harness.suites.serving import ALL, UNBOUNDED, WINDOW
 from harness.suites.timing import conditions, paired_ratio, summarise
@@ -262,10 +261,20 @@ def size_metrics(
     workspace  bytes beside weights and cache while the prompt was read.
     positions  that the model can attend to; None: nothing bounds them.
     """
+    weights = weight_count(model)
+    bits = Metric(
+        name="model_bits_per_weight",
+        task="model",
+        value=8 * weight_bytes(model) / weights,
+        unit="bits",
+        n=weights,
+        n_unit="weights",
+        notes={"counted": "weight_bytes over all weights, embeddings, head and norms included"},
+    )
     count = Metric(
         name="weight_count",
         task="model",
-        value=float(weight_count(model)),
+        value=float(weights),
         unit="weights",
         n=1,
         n_unit="models",
@@ -273,7 +282,7 @@ def size_metrics(
     )
     taken = _bytes("workspace_bytes", task_of(config), workspace, {"counted": WORKSPACE})
     if cache is None:
-        return [count, taken]
+        return [count, bits, taken]
     bound = {"positions": UNBOUNDED if positions is None else str(positions)}
     kept = [
         _bytes(
@@ -281,7 +290,7 @@ def size_metrics(
         )
         for window, size in cache.per_position.items()
     ]
-    return [count, taken, *kept, _bytes("cache_state_bytes", "model", cache.state, bound)]
+    return [count, bits, taken, *kept, _bytes("cache_state_bytes", "model", cache.state, bound)]
 
 
 def _weights(prefix: str, subject: Subject) -> list[Metric]:

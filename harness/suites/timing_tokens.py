@@ -92,7 +92,7 @@ def run(
         }
         speed = (bandwidth or read_bandwidth)(context.device)
     metrics = all_metrics(context, config, subjects, peak, speed, why_no_baseline, meter)
-    metrics += size_metrics(context.model, config, workspace, cache, _positions(context.model))
+    metrics += size_metrics(context.model, config, workspace, cache, positions_of(context.model))
     return SuiteResult(
         metrics=with_note(metrics, busy),
         inputs={f"latency/prompt_{config.prompt_tokens}": _prompt_hash(prompt)},
@@ -108,7 +108,7 @@ def check_config(config: Repeats, model: Any) -> None:
                 f"suite.latency.{name}={getattr(config, name)} measures nothing; "
                 f"use at least {least}."
             )
-    limit = _positions(model)
+    limit = positions_of(model)
     needed = config.prompt_tokens + config.decode_tokens
     if limit is not None and needed > limit:
         raise ValueError(
@@ -225,7 +225,7 @@ def _samples(timings: dict[str, Timings]) -> list[dict[str, Any]]:
     ]
 
 
-def _positions(model: Any) -> int | None:
+def positions_of(model: Any) -> int | None:
     """Positions the model can attend to; None when nothing bounds them (ALiBi)."""
     config = model.config.get_text_config()
     for name in ("max_position_embeddings", "n_positions"):

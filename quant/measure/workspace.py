@@ -22,12 +22,12 @@ def workspace_bytes(step: Callable[[], object], device: str | torch.device) -> i
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
-        before: int = torch.cuda.memory_allocated(device)
+        before = int(torch.cuda.memory_allocated(device))
         step()
         torch.cuda.synchronize(device)
-        peak: int = torch.cuda.max_memory_allocated(device)
-        return peak - before
-    with _Tracker() as tracker:
+        return int(torch.cuda.max_memory_allocated(device)) - before
+    tracker = _Tracker()
+    with tracker:
         step()
     return tracker.peak
 
@@ -37,7 +37,8 @@ class _Tracker(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.peak = self._held = 0
+        self.peak: int = 0
+        self._held: int = 0
         self._known: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
 
     def __torch_dispatch__(

@@ -41,7 +41,7 @@ function startPareto(costs, qualities, rest) {
   const named = [
     [SERVING, "serving memory at the context"],
     [WHOLE, "bits per weight, whole model"],
-    [BITS, "bits per weight, quantized layers"],
+    [BITS, "bits per weight"],
   ];
   options(byId("pareto-x"), [
     ...named.filter(([at]) => own.includes(at)),
@@ -130,9 +130,9 @@ function listFront(cells, best, beaten, x, y) {
     (cell) => !tooBig(cell) && !beaten.get(cell.index) && !best.includes(cell),
   );
   const ordered = [...best, ...equal].sort((a, b) => costsOf(x, y)(a)[0] - costsOf(x, y)(b)[0]);
-  const said = [`${ordered.length} of ${cells.length} cells are on the front`];
-  if (beatenOnes.length) said.push(`${beatenOnes.length} are dominated`);
-  if (big.length) said.push(`${big.length} do not fit the memory limit, or are not known to`);
+  const said = [`On the front: ${ordered.length} of ${cells.length} cells`];
+  if (beatenOnes.length) said.push(`dominated: ${beatenOnes.length}`);
+  if (big.length) said.push(`not known to fit the memory limit: ${big.length}`);
   byId("front-said").textContent = cells.length ? `${said.join("; ")}.` : "";
   const line = (cell, verdict, best) =>
     element(

@@ -139,6 +139,17 @@ def test_a_cell_that_was_not_measured_is_not_recommended() -> None:
     assert of(chosen(untimed), "GPTQ w4").lacking == ()
 
 
+def test_a_figure_on_another_sample_orders_nothing() -> None:
+    fewer = divergence(1e-6, 1e-7).model_copy(update={"n": 50})
+    other = [*cell("rtn", "w3", 8, 1.0), record("rtn", "w3", [fewer], "divergence")]
+    choice = chosen([*sweep(), *other], MEMORY, max_kld=0.1)
+    assert of(choice, "RTN w3").reasons == (
+        "other sample: KL divergence of embedded is on 50 tokens that are not those of the column: "
+        "do not compare",
+    )
+    assert names(choice)[0] == "GPTQ w3"
+
+
 def test_a_failed_suite_is_no_lacking_one() -> None:
     failed = record("rtn", "w3", [], "divergence")
     failed = failed.model_copy(

@@ -99,7 +99,8 @@ def test_cells_that_lack_a_suite_are_left_out_with_the_command(keep: Keep, capsy
     status, out, _ = run(capsys, str(keep(records)), "--max-kld", "0.02")
     assert status == cli.OK
     assert "not measured" in line(out, "RTN", "w4")
-    assert "To measure RTN w4: bitsweep run" in out
+    (command,) = [each for each in out.splitlines() if each.startswith("To measure RTN w4: ")]
+    assert "suite=[divergence] suite.divergence.some=settings" in command  # as the others were
     alone = [each for each in sweep() if each.cell.method == "rtn" or each.suite == "latency"]
     status, _, err = run(capsys, str(keep(alone, "alone")), "--min-accuracy", "0.9")
     assert status == cli.FAILED

@@ -339,6 +339,8 @@ def test_sizes_are_those_of_the_model_and_its_cache() -> None:
     figures = by_name(timing_tokens.run(make_context(model), CONFIG))
     weights = (VOCABULARY + 66) * 32 + 2 * (4 * 32 * 33 + 32 * 65 + 64 * 33 + 4 * 32) + 2 * 32
     assert figures["weight_count"].value == weights  # norms and biases too, the tied head once
+    bits = figures["model_bits_per_weight"]
+    assert (bits.value, bits.n) == (32.0, weights)  # OPT has no buffers
     cache = figures["cache_bytes_per_position"]
     assert (cache.task, cache.value) == ("all positions", 2 * 2 * 32 * 4)
     assert cache.notes == {"positions": "64"}

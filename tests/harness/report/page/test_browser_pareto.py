@@ -94,7 +94,7 @@ def test_dominated_cells_are_hollow_and_say_by_whom(opened: Page) -> None:
     opened.point_at("pareto-plot", "RTN w4")
     (said,) = [text for text in opened.texts("#pareto-plot .hoverlayer text") if "RTN" in text]
     assert "dominated by GPTQ w4" in said
-    assert opened.texts("#front-said") == ["3 of 4 cells are on the front; 1 are dominated."]
+    assert opened.texts("#front-said") == ["On the front: 3 of 4 cells; dominated: 1."]
     assert verdicts(opened)[0] == ["GPTQ w3", "1.812", "5.9", "front"]
     assert verdicts(opened)[-1] == ["RTN w4", "2.012", "5.6", "dominated by GPTQ w4"]
 

@@ -10,9 +10,10 @@ import base64
 import math
 import struct
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from typing import Any, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 SCHEMA_VERSION: Final = 3
 QUANTIZATION: Final = "quantization"  # the stage before the suites, in Record.suite
@@ -196,3 +197,10 @@ class Record(_Model):
     samples_file: str | None = Field(
         default=None, description="per-document scores (JSON lines), relative to the record"
     )
+
+    @field_validator("started_at")
+    @classmethod
+    def _a_time_with_its_zone(cls, text: str) -> str:
+        if datetime.fromisoformat(text).tzinfo is None:
+            raise ValueError(f"the time {text} has no zone")
+        return text

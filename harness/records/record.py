@@ -10,7 +10,7 @@ import base64
 import math
 import struct
 from collections.abc import Callable, Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -200,7 +200,12 @@ class Record(_Model):
 
     @field_validator("started_at")
     @classmethod
-    def _a_time_with_its_zone(cls, text: str) -> str:
-        if datetime.fromisoformat(text).tzinfo is None:
-            raise ValueError(f"the time {text} has no zone")
+    def _is_a_time(cls, text: str) -> str:
+        datetime.fromisoformat(text)
         return text
+
+    @property
+    def start(self) -> datetime:
+        """started_at; without a zone it is UTC."""
+        found = datetime.fromisoformat(self.started_at)
+        return found if found.tzinfo else found.replace(tzinfo=UTC)

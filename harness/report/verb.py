@@ -123,10 +123,10 @@ def _edited(records: Sequence[Record]) -> list[str]:
 def _to_come(records: Sequence[Record]) -> list[str]:
     """A sentence on records whose date is after today's."""
     today = datetime.now(UTC) + timedelta(days=1)  # clocks of machines differ a little
-    later = [each for each in records if datetime.fromisoformat(each.started_at) > today]
+    later = [each for each in records if each.start > today]
     if not later:
         return []
-    last = max(later, key=lambda each: each.started_at)
+    last = max(later, key=lambda each: each.start)
     count = "1 record has a date" if len(later) == 1 else f"{len(later)} records have dates"
     return [
         f"{count} still to come ({cell_name(last.cell)}, {last.suite}: {last.started_at}), so a "

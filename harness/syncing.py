@@ -13,6 +13,7 @@ from harness.cell.parts import suites_in
 from harness.config.schema import TrackerConfig
 from harness.errors import ConfigError
 from harness.records.record import Record
+from harness.records.store import require_place
 from harness.report.build import build_report
 from harness.report.held import experiments
 from harness.report.verb import joined
@@ -45,6 +46,14 @@ def sync(request: Request) -> int:
         project=request.project,
         entity=request.entity,
     )
+    place = request.results / "wandb"
+    try:
+        require_place(place)
+    except OSError as error:
+        raise ConfigError(
+            f"{place} cannot be written: copy {request.results / 'cells'} to a folder of yours, "
+            "and name that."
+        ) from error
     suites = suites_in(request.config_dir)
     records = joined([request.results])
     if not any(record.metrics for record in records):
@@ -63,9 +72,9 @@ def sync(request: Request) -> int:
     for sentence in trouble:
         print(f"bitsweep: {sentence}", file=sys.stderr)
     runs = f"{logged} run{'s' * (logged != 1)} logged, {held} held already"
-    print(f"{runs}, in {request.results / 'wandb'}")
+    print(f"{runs}, in {place}")
     if not request.online:
-        print(f"send them with: wandb sync {request.results / 'wandb'}/offline-run-*")
+        print(f"send them with: wandb sync {place}/offline-run-*")
     return FAILED if trouble else OK
 
 

@@ -132,8 +132,9 @@ def make_page(
     suites: Mapping[str, Suite] = NO_SPECS,
 ) -> Any:
     """The page as a wandb_workspaces Report: tables, panels over the experiment's runs, origin."""
-    import wandb_workspaces.reports.v2 as wr
+    from wandb_workspaces.reports import v2
 
+    wr: Any = v2  # typed in part only
     entity = settings.entity or (_default_entity() if settings.mode == ONLINE else "")
     every = read_rows(from_records(records))
     tables = tables_of_rows(every, suites)

@@ -10,9 +10,10 @@ import base64
 import math
 import struct
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from typing import Any, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 SCHEMA_VERSION: Final = 3
 QUANTIZATION: Final = "quantization"  # the stage before the suites, in Record.suite
@@ -196,3 +197,15 @@ class Record(_Model):
     samples_file: str | None = Field(
         default=None, description="per-document scores (JSON lines), relative to the record"
     )
+
+    @field_validator("started_at")
+    @classmethod
+    def _is_a_time(cls, text: str) -> str:
+        datetime.fromisoformat(text)
+        return text
+
+    @property
+    def start(self) -> datetime:
+        """started_at; without a zone it is UTC."""
+        found = datetime.fromisoformat(self.started_at)
+        return found if found.tzinfo else found.replace(tzinfo=UTC)

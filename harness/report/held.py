@@ -32,7 +32,7 @@ def said_of_replaced(records: Sequence[Record], folder: Path) -> str | None:
     None if there are none, or no earlier report.
     """
     coming = {record.cell_key for record in records}
-    gone = {row.cell_key: row.name for row in _held(folder) if row.cell_key not in coming}
+    gone = {row.cell_key: row.name for row in _held(folder) or () if row.cell_key not in coming}
     if not gone:
         return None
     names = list(dict.fromkeys(gone.values()))
@@ -55,6 +55,11 @@ def of_earlier(
     """
     coming = {record.key for record in records}
     held = _held(folder)
+    if held is None:
+        return [], [
+            f"{folder / 'metrics.csv'} cannot be read, so rows of earlier runs of this name are "
+            f"not in the report; `bitsweep report {results}` shows all records."
+        ]
     wanted = {row.key for row in held if row.key} - coming
     ends = {row.cell_key[:KEY_DIGITS] for row in held if row.key in wanted}
     found, said = [], []
@@ -90,7 +95,7 @@ def experiments(results: Path, records: Sequence[Record]) -> dict[str, list[Reco
         if file.parent.name in (ALL, JOINED):
             continue
         title = _title(file.with_name("summary.md")) or file.parent.name
-        names |= {row.cell_key: title for row in _held(file.parent)}
+        names |= {row.cell_key: title for row in _held(file.parent) or ()}
     found: dict[str, list[Record]] = {}
     for record in records:
         found.setdefault(names.get(record.cell_key, REST), []).append(record)
@@ -125,18 +130,21 @@ class _Held(NamedTuple):
     name: str
 
 
-def _held(folder: Path) -> list[_Held]:
-    """The records of a folder's report; empty if none can be read."""
+def _held(folder: Path) -> list[_Held] | None:
+    """The records of a folder's report; empty without one, None if it cannot be read."""
+    file = folder / "metrics.csv"
+    if not file.is_file():
+        return []
     try:
-        with (folder / "metrics.csv").open(encoding="utf-8", newline="") as file:
+        with file.open(encoding="utf-8", newline="") as lines:
             rows = [
                 _Held(
                     row["key"],
                     row["cell_key"],
                     f"{row['model']}-{row['method']}-{row['scheme']}-s{row['seed']}",
                 )
-                for row in csv.DictReader(file)
+                for row in csv.DictReader(lines, strict=True)
             ]
     except (OSError, ValueError, KeyError, csv.Error):
-        return []
-    return list(dict.fromkeys(rows))
+        return None
+    return None if any(None in row for row in rows) else list(dict.fromkeys(rows))

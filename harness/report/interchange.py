@@ -14,7 +14,6 @@ import json
 import re
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from harness.records.record import QUANTIZATION, Metric, Record
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
 
 SCHEMA = "0.3.0"  # of Every Eval Ever
 NOBODY = "local"  # the owner of a model that is in no repository
-UNITS = {"fraction": "proportion", "ppl": "perplexity"}  # in the words of Every Eval Ever
 # "OWNER/NAME@REVISION FILE" or "OWNER/NAME@REVISION CONFIG": what a figure was measured on.
 _ON_THE_HUB = re.compile(r"([\w.-]+/[\w.-]+)@(\w+)(?: (.+))?")
 
@@ -168,14 +166,14 @@ def every_eval_ever(
     How the weights were quantized is in model_info.additional_details, whose values are texts.
     """
     first = min(cell, key=lambda each: each.started_at)
-    last = max(each.started_at for each in cell)
+    last = max(each.start for each in cell)
     model = _model_info(cell)
     packages = first.environment.get("packages") or {}
     return {
         "schema_version": SCHEMA,
         "evaluation_id": f"bitsweep/{model['id'].replace('/', '_')}/{first.cell_key}",
         "evaluation_timestamp": first.started_at,
-        "retrieved_timestamp": str(datetime.fromisoformat(last).timestamp()),
+        "retrieved_timestamp": str(last.timestamp()),
         "source_metadata": {
             "source_name": "Bitsweep",
             "source_type": "evaluation_run",
@@ -268,7 +266,7 @@ def _result(record: Record, metric: Metric) -> dict[str, Any]:
             "evaluation_description": f"{metric.name.replace('_', ' ')} on {metric.task}",
             "metric_id": metric.name,
             "metric_name": metric.name.replace("_", " "),
-            "metric_unit": UNITS.get(metric.unit, metric.unit),
+            "metric_unit": "proportion" if share else metric.unit,
             "lower_is_better": not metric.higher_is_better,
             "score_type": "continuous",
             "min_score": 0.0,

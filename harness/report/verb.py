@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from harness.cell.parts import suites_in
 from harness.errors import ConfigError
 from harness.records.absent import absent_beside
 from harness.records.record import Record
-from harness.records.store import require_place, scan_records, write_atomically
+from harness.records.store import (
+    KEY_DIGITS,
+    cell_name,
+    require_place,
+    scan_records,
+    write_atomically,
+)
 from harness.report.held import ALL, JOINED
 from harness.report.interchange import interchange_files
 from harness.report.latex import Latex
@@ -68,23 +76,67 @@ def report(request: Request) -> int:
 
 
 def joined(folders: Sequence[Path]) -> list[Record]:
-    """The records of results folders; a file that is no record is named on standard error.
+    """The records of results folders, in an order that does not depend on that of the folders.
 
-    A record that several folders hold counts once. Raises ConfigError for a folder without any.
+    A record that several folders hold counts once. What a user must know is said on standard
+    error: files that are no records, records of one key that differ, dates that are still to come.
+    Raises ConfigError for a folder without any record.
     """
-    found: dict[str, Record] = {}
+    found: dict[tuple[str, str, str], Record] = {}
     for folder in folders:
         records, notes = scan_records(folder)
-        for note in notes:
-            print(f"bitsweep: {note}", file=sys.stderr)
         absent = absent_beside(folder, records)
         if not records and not absent:
+            for note in notes:
+                _say(note)
             raise ConfigError(
                 f"{folder} holds no records: make some with `bitsweep run`, or name the "
                 "results folder of a run, as in `bitsweep report my/results`."
             )
-        found |= {record.model_dump_json(): record for record in [*records, *absent]}
-    return list(found.values())
+        for note in notes:
+            _say(note)
+        for record in [*records, *absent]:
+            content = hashlib.sha256(record.model_dump_json().encode()).hexdigest()
+            found[record.started_at, record.key, content] = record
+    every = [found[each] for each in sorted(found)]
+    for sentence in (*_edited(every), *_to_come(every)):
+        _say(sentence)
+    return every
+
+
+def _edited(records: Sequence[Record]) -> list[str]:
+    """A sentence on each two records of one key and one date that differ."""
+    seen: dict[tuple[str, str], Record] = {}
+    said = []
+    for record in records:
+        made = (record.key, record.started_at)
+        if record.key and made in seen:
+            said.append(
+                f"{cell_name(record.cell)}, {record.suite}: there are two records of key "
+                f"{record.key[:KEY_DIGITS]} and one date that differ, so one of them was edited: "
+                "one counts. Remove the wrong one."
+            )
+        seen[made] = record
+    return said
+
+
+def _to_come(records: Sequence[Record]) -> list[str]:
+    """A sentence on records whose date is after today's."""
+    today = datetime.now(UTC) + timedelta(days=1)  # clocks of machines differ a little
+    later = [each for each in records if each.start > today]
+    if not later:
+        return []
+    last = max(later, key=lambda each: each.start)
+    count = "1 record has a date" if len(later) == 1 else f"{len(later)} records have dates"
+    return [
+        f"{count} still to come ({cell_name(last.cell)}, {last.suite}: {last.started_at}), so a "
+        "clock was wrong. Where a figure was measured twice the later date counts, which may be "
+        "the wrong one: remove it where that is so."
+    ]
+
+
+def _say(sentence: str) -> None:
+    print(f"bitsweep: {sentence}", file=sys.stderr)
 
 
 def _named(option: str, texts: Sequence[str]) -> dict[str, str]:

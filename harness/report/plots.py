@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from harness.report.assemble import columns_in_order
-from harness.report.columns import AgainstBits, ByRow, SuiteTable
+from harness.report.columns import AgainstBits, AgainstPosition, ByRow, SuiteTable
+from harness.report.curves import curve_panel, curves_of, panels_of
 from harness.report.rows import Figure as Measured
 from harness.report.rows import FigureKey, Row
 
@@ -31,6 +32,7 @@ PANELS_A_ROW = 3
 UNCALIBRATED, CALIBRATED = "#D55E00", "#0072B2"
 MORE_COLOURS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*")
+LINES = ("-", ":", "-.", (0, (6, 2)), (0, (1, 3)))
 REFERENCE = "#555555"
 
 STYLE: dict[str, Any] = {
@@ -76,7 +78,53 @@ def draw_all(rows: list[Row], declared: Mapping[str, SuiteTable]) -> list[Drawn]
                 figure = bits_figure(rows, keys, plot) if _against_bits(rows, keys) else None
             if figure is not None:
                 drawn.append(Drawn(plot.name, plot.title, save(figure)))
+        for suite, table in declared.items():
+            for curve in table.curves:
+                if panels := panels_of(rows, suite, curve):
+                    drawn.append(
+                        Drawn(curve.name, curve.title, save(curves_figure(rows, panels, curve)))
+                    )
     return drawn
+
+
+def curves_figure(rows: list[Row], keys: list[FigureKey], plot: AgainstPosition) -> Figure:
+    """One panel per task, one line per row with its standard error as a band.
+
+    Lines of one method have its colour and, from the second on, dashes.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+    shown = [row for row in rows if any(key in curves_of(row) for key in keys)]
+    styles: dict[int, dict[str, Any]] = {}
+    for number, row in enumerate(shown):
+        if row.full_precision:
+            styles[number] = {"color": REFERENCE, "linestyle": "--", "linewidth": 1.1}
+            continue
+        alike = sum(row.label == other.label for other in shown[:number])
+        styles[number] = {
+            "color": colour_of(row.label, rows),
+            "linestyle": LINES[alike % len(LINES)],
+            "marker": MARKERS[alike % len(MARKERS)],
+        }
+    columns = min(len(keys), PANELS_A_ROW)
+    lines = math.ceil(len(keys) / columns)
+    legend = 0.2 * math.ceil(len(shown) / (2 * columns))
+    figure = Figure(
+        figsize=(PANEL[0] * columns, PANEL[1] * lines + 0.5 + legend), layout="constrained"
+    )
+    panels = figure.subplots(lines, columns, squeeze=False).flatten()
+    for panel, key in zip(panels, keys, strict=False):
+        logarithmic(panel, curve_panel(panel, shown, key, plot.axis, styles), math.inf)
+    for panel in panels[len(keys) :]:
+        panel.set_visible(False)
+    figure.suptitle(rows[0].model, fontsize=11, fontweight="bold")
+    handles = [
+        Line2D([], [], markersize=3.5, label=f"{row.label} {row.scheme_label}", **styles[number])
+        for number, row in enumerate(shown)
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=2 * columns)
+    return figure
 
 
 def bits_figure(rows: list[Row], keys: list[FigureKey], plot: AgainstBits) -> Figure:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from harness.records.record import Record
 from harness.records.store import file_name, unique_name, write_atomically
 from harness.report.by_calibration import draw_by_calibration
+from harness.report.curve_plot import draw_curves
 from harness.report.frame import INTERNAL, from_records
 from harness.report.latex import LATEX, Latex, to_latex
 from harness.report.page.write import page
@@ -112,6 +113,7 @@ def _plots(every: Sequence[Row], suites: Mapping[str, Suite]) -> dict[str, list[
             *draw_all(rows, declared),
             *draw_pareto(rows, declared),
             *draw_by_calibration(rows, declared),
+            *draw_curves(rows, declared),
         ]
     return found
 

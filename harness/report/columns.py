@@ -63,6 +63,21 @@ class ByRow:
     beside: tuple[str, str] | None = None
 
 
+@dataclass(frozen=True)
+class AgainstPosition:
+    """A plot of a metric against the position in the context: a line a row, a panel a task.
+
+    Its figures have the note `position` (harness.report.curves).
+
+    axis  label of the vertical axis, with the unit.
+    """
+
+    metric: str
+    name: str
+    title: str
+    axis: str
+
+
 def quantity(figure: Figure) -> Cell:
     """A figure to the digits of its standard error, fractions in per cent, (spread over seeds)."""
     factor, least, most = (100.0, 1, 1) if figure.unit == "fraction" else (1.0, 2, 6)
@@ -175,6 +190,7 @@ class SuiteTable:
     tables     further tables that the suite makes itself.
     serving    the memory that a row takes when it serves; None where no record says.
     further    further tables of columns, each of which joins a place.
+    curves     figures against positions; they stand in no table.
     fails      False: there is no table where the suite only failed, because another one says so.
     """
 
@@ -189,6 +205,7 @@ class SuiteTable:
     tables: tuple[OwnTable, ...] = ()
     serving: Callable[[Row], Serving | None] = no_serving
     further: tuple[SuiteTable, ...] = ()
+    curves: tuple[AgainstPosition, ...] = ()
     fails: bool = True
 
     @property

@@ -14,6 +14,7 @@ from harness.records.items import WINDOWS
 from harness.report.columns import (
     ACCURACY,
     AgainstBits,
+    AgainstPosition,
     FigureColumn,
     Place,
     SuiteTable,
@@ -21,6 +22,7 @@ from harness.report.columns import (
 from harness.report.published import beside_published
 from harness.suites import reading
 from harness.suites.base import Facts, Sample, Suite, SuiteContext, SuiteResult, at_least_one
+from harness.suites.positions import BY_POSITION
 
 if TYPE_CHECKING:
     from harness.config.schema import ModelConfig
@@ -76,6 +78,9 @@ def run(context: SuiteContext, config: Config) -> SuiteResult:
 
 PUBLISHED = Place("published_perplexity", "Perplexity of {model} beside published", 11)
 PLOT = AgainstBits("perplexity", "Perplexity against bits per weight", logarithmic=True, clip=12.0)
+CURVE = AgainstPosition(
+    BY_POSITION, "loss_by_position", "Loss against position in the context", "loss, nat a token"
+)
 
 SUITE = Suite(
     name=NAME,
@@ -95,6 +100,7 @@ SUITE = Suite(
         joins=ACCURACY,
         rank=10,
         compared=True,
+        curves=(CURVE,),
         tables=(beside_published(PUBLISHED, NAME, (NAME,)),),
     ),
 )

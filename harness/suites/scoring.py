@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Protocol
 
 import torch
@@ -24,6 +25,7 @@ from harness.records.record import Metric
 from harness.report.published import LIMIT
 from harness.suites.base import SuiteContext, SuiteResult
 from harness.suites.logits import Logits, parts
+from harness.suites.positions import BY_POSITION, position_edges
 from harness.suites.reading import Texts
 from quant.forward_products import forward_products
 
@@ -55,10 +57,13 @@ class Score:
 
     nll     summed negative log-likelihood of each window, nats.
     tokens  scored tokens of each window.
+    by_position  the same of the tokens in each interval of positions (harness.suites.positions);
+            None for an interval without a token.
     """
 
     nll: list[float]
     tokens: list[int]
+    by_position: tuple[Score | None, ...] = ()
 
     @property
     def mean(self) -> float:
@@ -111,6 +116,7 @@ def run(context: SuiteContext, config: Scoring) -> SuiteResult:
             continue
         result = score(context, found, config.batch_size)
         metrics += _metrics(found, result, length, config)
+        metrics += _curve(found, result)
         inputs |= {f"tokens:{name}": found.token_hash, f"text:{name}": found.text_hash}
         samples += [
             {"protocol": name, "window": window, "tokens": tokens, "nll": nll}
@@ -128,6 +134,8 @@ def score(context: SuiteContext, found: TokenWindows, batch_size: int) -> Score:
     name = found.protocol.id
     vocabulary.check_windows(found, context.tokenizer, context.model)
     nll = [0.0] * len(found.windows)
+    edges = position_edges(max(map(len, found.windows)))
+    parts_of_nll = [[0.0] * len(nll) for _ in pairwise(edges)]
     done = 0
     context.progress(done, len(nll), name)
     lengths = [len(window) for window in found.windows]
@@ -137,14 +145,31 @@ def score(context: SuiteContext, found: TokenWindows, batch_size: int) -> Score:
     with forward_products(context.kernel, context.model):
         for batch, tokens, logits in zip(chosen, ids, _logits(context, ids, name), strict=True):
             counts = [lengths[index] for index in batch]
-            values = window_nll(logits, tokens.to(context.device), counts).tolist()
-            for index, value in zip(batch, values, strict=True):
+            values, intervals = window_nll(logits, tokens.to(context.device), counts, edges)
+            for index, value in zip(batch, values.tolist(), strict=True):
                 if not math.isfinite(value):
                     raise ScoreError(_not_finite(context, name, index, logits))
                 nll[index] = value
+            for interval, of_windows in zip(parts_of_nll, intervals.tolist(), strict=True):
+                for index, value in zip(batch, of_windows, strict=True):
+                    interval[index] = value
             done += len(batch)
             context.progress(done, len(nll), name)
-    return Score(nll, [length - 1 for length in lengths])
+    tokens_of = [length - 1 for length in lengths]
+    return Score(nll, tokens_of, _by_position(parts_of_nll, lengths, edges))
+
+
+def _by_position(
+    nll: Sequence[Sequence[float]], lengths: Sequence[int], edges: Sequence[int]
+) -> tuple[Score | None, ...]:
+    """The scores of intervals: of each the windows that are long enough; None without any."""
+    found = []
+    for values, (first, last) in zip(nll, pairwise(edges), strict=True):
+        inside = [
+            (v, min(last, n) - first) for v, n in zip(values, lengths, strict=True) if n > first
+        ]
+        found.append(Score([v for v, _ in inside], [n for _, n in inside]) if inside else None)
+    return tuple(found)
 
 
 def _logits(context: SuiteContext, ids: list[Tensor], name: str) -> Iterator[Tensor | Logits]:
@@ -183,9 +208,14 @@ def stacked(windows: Sequence[Tensor]) -> Tensor:
 
 
 def window_nll(
-    logits: Tensor | Logits, tokens: Tensor, lengths: Sequence[int] | None = None
-) -> Tensor:
+    logits: Tensor | Logits,
+    tokens: Tensor,
+    lengths: Sequence[int] | None = None,
+    edges: Sequence[int] = (),
+) -> tuple[Tensor, Tensor]:
     """Return the summed negative log-likelihood of each row: float64 [batch], nats.
+
+    Also of its positions in the intervals between `edges`: float64 [intervals, batch].
 
     logits [batch, length, vocabulary] of any float dtype, tokens int64 [batch, length]; `lengths`
     are the tokens of each row that count (None: all).
@@ -195,10 +225,17 @@ def window_nll(
     for row, count in enumerate(lengths or ()):
         targets[row, max(0, count - 1) :] = UNSCORED
     total = torch.zeros(len(tokens), dtype=torch.float64, device=logits.device)
+    intervals = total.new_zeros(max(0, len(edges) - 1), len(tokens))
     for part in parts(logits, LOGITS_AT_ONCE, POSITIONS_AT_ONCE, tokens.shape[1] - 1):
         wanted = targets[:, part]
-        total += _losses(logits[:, part].flatten(0, 1), wanted.flatten()).view(wanted.shape).sum(1)
-    return total
+        losses = _losses(logits[:, part].flatten(0, 1), wanted.flatten()).view(wanted.shape)
+        total += losses.sum(1)
+        for interval, (first, last) in zip(intervals, pairwise(edges), strict=True):
+            # The logits of the first token are those at position 1.
+            begin, end = max(0, first - 1 - part.start), last - 1 - part.start
+            if end > begin:
+                interval += losses[:, begin:end].sum(1)
+    return total, intervals
 
 
 def _losses(logits: Tensor, targets: Tensor) -> Tensor:
@@ -246,6 +283,29 @@ def _metrics(found: TokenWindows, result: Score, length: int, config: Scoring) -
             stderr=None if error is None else error * scale,
             notes=notes,
             items=kept,
+        )
+
+
+def _curve(found: TokenWindows, result: Score) -> Iterator[Metric]:
+    """The mean negative log-likelihood of every interval of positions in which there is a token."""
+    edges = position_edges(max(map(len, found.windows)))
+    for each, (first, last) in zip(result.by_position, pairwise(edges), strict=True):
+        if each is None:
+            continue
+        yield Metric(
+            name=BY_POSITION,
+            task=f"{found.protocol.id}:{first}-{last - 1}",
+            value=each.mean,
+            unit="nat",
+            n=sum(each.tokens),
+            n_unit="tokens",
+            stderr=each.stderr,
+            notes={
+                "position": f"{(first + last - 1) / 2:g}",
+                "positions": f"{first} to {last - 1} tokens before",
+                "token_hash": found.token_hash,
+                "stderr": "over windows",
+            },
         )
 
 

@@ -24,6 +24,7 @@ function openCell(index) {
     ),
   );
   const layers = found.layers ? element("div", {class: "plot low"}) : null;
+  const curves = curvePlaces([cell]);
   show(
     "cell",
     fullName(cell),
@@ -62,6 +63,7 @@ function openCell(index) {
     marks.length
       ? element("ol", {class: "dim"}, ...marks.map((mark) => element("li", {}, DATA.said[mark])))
       : null,
+    ...underHeading("Against position", curves),
     element("h3", {}, "Configuration"),
     element(
       "pre",
@@ -88,8 +90,13 @@ function openCell(index) {
     ),
     ...environmentsOf(found, parts),
   );
+  drawCurvePlaces(curves);
   if (layers && window.Plotly) drawLayers(layers, parts[found.layers.shared], found.layers);
   history.replaceState(null, "", `#cell=${cell.key.slice(0, 12)}`);
+}
+
+function underHeading(name, curves) {
+  return curves.length ? [element("h3", {}, name), ...curves.map(({place}) => place)] : [];
 }
 
 function fullName(cell) {
@@ -218,6 +225,7 @@ function compareCells(one, other) {
       ...(tested ? testCells(tests.get(at)) : []),
     ),
   );
+  const curves = curvePlaces([first, second]);
   const heads = [
     "<figure",
     "A",
@@ -248,9 +256,11 @@ function compareCells(one, other) {
       {class: "dim"},
       tested ? HOW_TESTED : `No test of this pair is in the page. It holds ${untested()}`,
     ),
+    ...underHeading("Against position", curves),
     element("h3", {}, "What differs in the configuration"),
     differing(a, b),
   );
+  drawCurvePlaces(curves);
 }
 
 function testCells(test) {

@@ -12,6 +12,7 @@ from typing import Any
 from harness.records.record import NOT_AVAILABLE
 from harness.report.assemble import joined_tables
 from harness.report.columns import AgainstBits, Shown
+from harness.report.curves import Point, curve_name, curves_of
 from harness.report.pareto import context_of, serving_in
 from harness.report.plots import colour_order, kind_name, kind_of
 from harness.report.rows import FigureKey, Row
@@ -19,8 +20,6 @@ from harness.report.serving import Serving
 from harness.report.table import Cell, Table
 from harness.suites.base import Suite
 from harness.suites.find import declared_tables
-
-POSITION = "position"  # the note of a figure that is a point of a curve
 
 
 class Texts:
@@ -160,39 +159,21 @@ def _column(group: str, shown: Shown, rows: Sequence[Row], compared: set[str]) -
     }
 
 
-def curves(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Figures against positions, a curve for each cell; empty where no figure has a position.
-
-    A figure is a point of a curve if its note `position` is a number; the curve is that of its
-    suite, metric and task, whose name ends before a last colon ("wikitext2:512").
-    """
-    found: dict[tuple[str, str, str], dict[int, list[list[float | None]]]] = {}
-    units: dict[tuple[str, str, str], str] = {}
+def curves(rows: Sequence[Row], suites: Mapping[str, Suite]) -> list[dict[str, Any]]:
+    """Figures against positions, a curve for each cell; empty where no figure has a position."""
+    found: dict[FigureKey, dict[str, list[Point]]] = {}
     for index, row in enumerate(rows):
-        for (suite, task, metric), figure in row.figures.items():
-            at = _number(figure.note(POSITION))
-            if at is None:
-                continue
-            curve = (suite, metric, task.rpartition(":")[0] or task)
-            units.setdefault(curve, figure.unit)
-            points = found.setdefault(curve, {}).setdefault(index, [])
-            points.append([at, figure.value, figure.stderr])
+        for key, points in curves_of(row).items():
+            found.setdefault(key, {})[str(index)] = points
+    declared = declared_tables(rows, suites)
     return [
         {
-            "name": f"{curve[2]}: {curve[1]}",
-            "unit": units[curve],
-            "cells": {str(index): sorted(points, key=_at) for index, points in lines.items()},
+            "name": curve_name(key, declared),
+            "unit": next(iter(lines.values()))[0].unit,
+            "cells": {
+                index: [[each.position, each.value, each.stderr] for each in points]
+                for index, points in lines.items()
+            },
         }
-        for curve, lines in sorted(found.items())
+        for key, lines in sorted(found.items())
     ]
-
-
-def _at(point: list[float | None]) -> float:
-    return point[0] or 0.0
-
-
-def _number(text: str) -> float | None:
-    try:
-        return float(text) if text else None
-    except ValueError:
-        return None

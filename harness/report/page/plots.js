@@ -104,8 +104,14 @@ function drawBits() {
 function drawCurves() {
   const curve = DATA.curves[Number(byId("curve").value)];
   if (!curve) return;
+  const {traces, drawn} = curvePlot(curve, (cell) => view.shown.includes(cell));
+  draw("curve-plot", traces, drawn, "No cell that is shown has this curve.");
+}
+
+// The lines of those cells that are chosen.
+function curvePlot(curve, chosen) {
   const [factor, unit] = scaleOf(curve.unit);
-  const lines = Object.entries(curve.cells).filter(([index]) => view.shown.includes(CELLS[index]));
+  const lines = Object.entries(curve.cells).filter(([index]) => chosen(CELLS[index]));
   const alike = new Map();
   const traces = lines.map(([index, found]) => {
     const cell = CELLS[index],
@@ -130,18 +136,36 @@ function drawCurves() {
     };
   });
   const values = lines.flatMap(([, found]) => found.map((point) => factor * point[1]));
-  draw(
-    "curve-plot",
-    traces,
-    layout(
-      axis(
-        "position, tokens",
-        lines.flatMap(([, found]) => found.map((point) => point[0])),
-      ),
-      axis(`${curve.name}${unit ? `, ${unit}` : ""}`, values),
+  const drawn = layout(
+    axis(
+      "position, tokens",
+      lines.flatMap(([, found]) => found.map((point) => point[0])),
     ),
-    "No cell that is shown has this curve.",
+    axis(unit && !curve.name.includes(unit) ? `${curve.name}, ${unit}` : curve.name, values),
   );
+  return {traces, drawn};
+}
+
+// The curves of some cells beside full precision of their model, each in a place of its own.
+function curvePlaces(cells) {
+  if (!window.Plotly) return [];
+  const full = CELLS.filter((cell) => cell.full && cells.some((each) => each.model === cell.model));
+  const chosen = new Set([...full, ...cells]);
+  return DATA.curves
+    .filter((curve) => cells.some((cell) => curve.cells[cell.index]))
+    .map((curve) => ({curve, chosen, place: element("div", {class: "plot low"})}));
+}
+
+function drawCurvePlaces(places) {
+  for (const {curve, chosen, place} of places) {
+    const {traces, drawn} = curvePlot(curve, (cell) => chosen.has(cell));
+    drawn.legend = {orientation: "h", y: 1.02, yanchor: "bottom", x: 0};
+    Plotly.react(place, traces, drawn, {
+      responsive: true,
+      displaylogo: false,
+      displayModeBar: false,
+    });
+  }
 }
 
 function drawLayers(place, shared, layers) {

@@ -80,7 +80,7 @@ def content(
         "cells": cells,
         "said": list(gathered.said.numbers),
         "compared": compared,
-        "curves": curves(rows),
+        "curves": curves(rows, suites),
         "notes": selection.notes,
         "made": list(made),
         "records": len(records),

@@ -11,16 +11,19 @@ import pytest
 
 from harness import cli
 from harness.errors import StoreError
+from harness.records.record import Metric
 from harness.report import build_report
 from harness.report.assemble import columns_in_order
 from harness.report.build import provenance
+from harness.report.curve_plot import curves_figure
+from harness.report.curves import panels_of
 from harness.report.frame import from_records
 from harness.report.plot_style import own_style
 from harness.report.plots import bits_figure, draw_all, line_of
 from harness.report.rows import read_rows
 from harness.suites import zeroshot
 from harness.suites.find import declared_tables
-from harness.suites.perplexity import PLOT
+from harness.suites.perplexity import CURVE, PLOT
 
 
 def contents(folder) -> dict[str, bytes]:
@@ -99,6 +102,37 @@ def rows_of(records):
 def drawn(records) -> set[str]:
     rows = rows_of(records)
     return {plot.name for plot in draw_all(rows, declared_tables(rows, {}))}
+
+
+def test_curves_have_a_panel_a_task_and_a_line_a_row(made_up) -> None:
+    def points(shift: float, tasks: tuple[str, ...]) -> list[Metric]:
+        return [
+            made_up.perplexity(shift + 1 / at, 0.1, name="nll_by_position", unit="nat",
+                               task=f"{task}:{at}", notes={"position": str(at)})
+            for task in tasks for at in (8, 64, 512)
+        ]  # fmt: skip
+
+    both = ("one", "other")
+    records = [
+        made_up.record("none", "w16", metrics=[made_up.perplexity(5.0), *points(2, both)]),
+        made_up.record("rtn", "w4", metrics=[made_up.perplexity(5.0), *points(3, both)]),
+        made_up.record("rtn", "w3", metrics=[made_up.perplexity(5.0), *points(4, ("one",))]),
+    ]
+    assert "loss_by_position" in drawn(records)
+    assert "loss_by_position" not in drawn([made_up.record(metrics=[made_up.perplexity(5.0)])])
+    rows = rows_of(records)
+    keys = panels_of(rows, "perplexity", CURVE)
+    assert keys == [("perplexity", task, "nll_by_position") for task in both]
+    one, other = curves_figure(rows, keys, CURVE).axes
+    assert [panel.get_title() for panel in (one, other)] == list(both)
+    lines = [line.get_xydata().tolist() for line in one.lines]
+    assert lines == [[[at, shift + 1 / at] for at in (8, 64, 512)] for shift in (2, 3, 4)]
+    assert len(other.lines) == 2
+    (full, four, three) = one.lines
+    assert four.get_color() == three.get_color() != full.get_color()
+    assert four.get_linestyle() != three.get_linestyle()
+    bands = [each.get_paths()[0].get_extents() for each in one.collections]
+    assert (bands[0].y0, bands[0].y1) == pytest.approx((2 + 1 / 512 - 0.1, 2 + 1 / 8 + 0.1))
 
 
 def test_panels_hold_the_figures_with_their_error_bars(sweep) -> None:

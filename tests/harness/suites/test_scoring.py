@@ -71,7 +71,7 @@ def test_disjoint_windows_are_scored_each_for_itself(model: LlamaForCausalLM, te
     windows = [ids[start : start + 20] for start in range(0, len(ids) - 19, 20)]
     expected = [by_hand(model, window) for window in windows]
     tokens = 19 * len(windows)
-    perplexities, nll = result.metrics
+    perplexities, nll, *curve = result.metrics
     assert [sample["nll"] for sample in result.samples] == pytest.approx(expected, rel=1e-5)
     assert perplexities.value == pytest.approx(math.exp(sum(expected) / tokens), rel=1e-5)
     assert nll.value == pytest.approx(sum(expected) / tokens, rel=1e-5)
@@ -88,6 +88,10 @@ def test_disjoint_windows_are_scored_each_for_itself(model: LlamaForCausalLM, te
     assert values_of(items).tolist() == [sample["nll"] for sample in result.samples]
     assert weights_of(items).tolist() == [19.0] * len(windows)
     assert items.exponential
+    assert [(point.task, point.n) for point in curve] == [
+        ("text:1-15", 15 * len(windows)),
+        ("text:16-19", 4 * len(windows)),
+    ]
 
 
 def test_documents_count_every_token_alike(model: LlamaForCausalLM, tmp_path: Path) -> None:
@@ -105,6 +109,51 @@ def test_documents_count_every_token_alike(model: LlamaForCausalLM, tmp_path: Pa
     assert [sample["window"] for sample in result.samples] == [0, 1, 2, 3]
     assert [sample["nll"] for sample in result.samples] == pytest.approx(losses, rel=1e-5)
     assert value(result, "nll") == pytest.approx(sum(losses) / sum(counts), rel=1e-5)
+
+
+def loss_at(model: LlamaForCausalLM, window: list[int], position: int) -> float:
+    """Negative log-likelihood of the token that has `position` tokens before it, in float64."""
+    scores = model(torch.tensor([window])).logits[0, position - 1].double().tolist()
+    return math.log(sum(map(math.exp, scores))) - scores[window[position]]
+
+
+@pytest.mark.parametrize("elements", [2**22, 200])
+def test_the_curve_is_the_loss_by_the_number_of_tokens_before(
+    model: LlamaForCausalLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, elements: int
+) -> None:
+    monkeypatch.setattr(scoring, "LOGITS_AT_ONCE", elements)  # parts that cut intervals
+    file = tmp_path / "documents.txt"
+    file.write_text("short|one that is longer than sixteen|" + "z" * 40 + "|12|and yet another one")
+    config = Config(
+        ["documents"], {"documents": "documents.txt"}, batch_size=3,
+        documents=DocumentsConfig(separator="|"),
+    )  # fmt: skip
+    with torch.inference_mode():
+        result = scoring.run(context(model, data_dir=tmp_path, context_length=32), config)
+        windows = [[1, *part.encode()][:32] for part in file.read_text().split("|")]
+        expected: dict[str, list[list[float]]] = {"1-15": [], "16-31": []}
+        for window in windows:
+            for name, first, last in (("1-15", 1, 15), ("16-31", 16, 31)):
+                found = range(first, min(last, len(window) - 1) + 1)
+                if found:
+                    losses = [loss_at(model, window, position) for position in found]
+                    expected[name].append(losses)
+    curve = {point.task: point for point in result.metrics if point.name == "nll_by_position"}
+    assert set(curve) == {f"documents:{name}" for name in expected}
+    for name, windows_of in expected.items():
+        point = curve[f"documents:{name}"]
+        flat = [loss for losses in windows_of for loss in losses]
+        assert (point.n, point.unit) == (len(flat), "nat")
+        assert point.value == pytest.approx(sum(flat) / len(flat), rel=1e-5)
+        ratio = sum(flat) / len(flat)
+        residuals = [sum(losses) - ratio * len(losses) for losses in windows_of]
+        count = len(windows_of)
+        error = math.sqrt(count / (count - 1) * sum(r * r for r in residuals)) / len(flat)
+        assert point.stderr == pytest.approx(error, rel=1e-3)
+    assert float(curve["documents:1-15"].notes["position"]) == 8
+    assert float(curve["documents:16-31"].notes["position"]) == 23.5
+    means = sum(point.value * point.n for point in curve.values())
+    assert means == pytest.approx(value(result, "nll") * sum(p.n for p in curve.values()), rel=1e-6)
 
 
 def test_the_standard_error_of_unequal_windows_is_that_of_a_ratio() -> None:
@@ -140,7 +189,7 @@ def test_the_size_of_chunks_changes_nothing(batch: int, length: int, chunk: int)
     expected = -logits.double().log_softmax(-1)[:, :-1].gather(2, tokens[:, 1:, None]).sum((1, 2))
     old, scoring.POSITIONS_AT_ONCE = scoring.POSITIONS_AT_ONCE, chunk
     try:
-        found = scoring.window_nll(logits, tokens)
+        found, _ = scoring.window_nll(logits, tokens)
     finally:
         scoring.POSITIONS_AT_ONCE = old
     assert found.dtype == torch.float64
@@ -198,7 +247,7 @@ def test_what_is_filled_up_is_not_scored(kind: torch.dtype) -> None:
     tokens = scoring.stacked(windows)
     assert tokens[2].tolist() == [*windows[2].tolist(), *[int(windows[2][-1])] * 7]
     logits[1, 8] = logits[2, 2:] = math.nan  # behind the end of their windows
-    found = scoring.window_nll(logits, tokens, [9, 8, 2])
+    found, _ = scoring.window_nll(logits, tokens, [9, 8, 2])
     for row, window, value in zip(logits, windows, found.tolist(), strict=True):
         scores = row.double().log_softmax(-1)
         pairs = zip(scores, window[1:].tolist(), strict=False)

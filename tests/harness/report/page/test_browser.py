@@ -266,7 +266,7 @@ def test_a_row_opens_its_cell(opened: Page) -> None:
     assert opened.texts("#layers tbody tr:nth-child(2) td")[:5] == [
         "model.decoder.layers.1.fc1", "1024 × 256", "w4", "4.08", "1.5"
     ]  # fmt: skip
-    assert opened("document.querySelector('#cell .plot').data[0].y") == [8, 8]
+    assert opened("[...document.querySelectorAll('#cell .plot')].at(-1).data[0].y") == [8, 8]
     assert opened("location.hash").startswith("#cell=")
     opened.click("#cell .close")
     assert not opened("document.getElementById('cell').open")
@@ -310,6 +310,25 @@ def test_two_cells_are_compared(opened: Page) -> None:
 def test_curves_are_drawn_where_records_have_them(opened: Page) -> None:
     assert opened("document.getElementById('curve-plot').data.length") == 8
     assert opened("document.getElementById('curve-plot').data[0].x") == [128, 512, 2048]
+
+
+def test_a_cell_and_a_comparison_have_the_curves_beside_full_precision(opened: Page) -> None:
+    def lines(place: str) -> list[str]:
+        found = f"[...document.querySelectorAll('#{place} .js-plotly-plot')]"
+        curve = f"{found}.find((each) => each.layout.xaxis.title.text.startsWith('position'))"
+        assert opened(f"{curve}.data[0].x") == [128, 512, 2048]
+        names: list[str] = opened(f"{curve}.data.map((each) => each.name)")
+        return names
+
+    index = opened("CELLS.findIndex((each) => each.method === 'RTN' && each.scheme === 'w4')")
+    other = opened("CELLS.findIndex((each) => each.method === 'GPTQ' && each.scheme === 'w3')")
+    opened(f"openCell({index})")
+    assert lines("cell") == ["full prec. float32", "RTN w4"]
+    assert "Against position" in opened.texts("#cell h3")
+    opened.click("#cell .close")
+    opened(f"compareCells({index}, {other})")
+    assert lines("comparison") == ["full prec. float32", "RTN w4", "GPTQ w3"]
+    opened.click("#comparison .close")
 
 
 def test_five_hundred_cells_are_there_in_two_seconds(browser: Any, tmp_path: Path) -> None:

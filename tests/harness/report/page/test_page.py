@@ -267,3 +267,6 @@ def test_curves_are_there_where_records_hold_positions(
     (curve,) = made([made_up.record(metrics=metrics)])[0]["curves"]
     assert (curve["name"], curve["unit"]) == ("text: nll", "nat")
     assert curve["cells"] == {"0": [[64.0, 3.5, 0.1], [512.0, 2.9, 0.1]]}
+    declared = point(64, 3.5).model_copy(update={"name": "nll_by_position"})
+    (curve,) = made([made_up.record(metrics=[*metrics[:1], declared])])[0]["curves"]
+    assert (curve["name"], curve["unit"]) == ("text: loss, nat a token", "nat")

@@ -52,6 +52,9 @@ class Times:
     answers: list[list[int]] = field(default_factory=list)
 
 
+Measure = Callable[[SuiteContext, Loads, int, Clock], Times]
+
+
 def run(context: SuiteContext, config: Loads, clock: Clock = time.perf_counter) -> SuiteResult:
     """Measure every load; ValueError for lengths that the model does not take."""
     limit = positions_of(context.model)
@@ -63,7 +66,9 @@ def run(context: SuiteContext, config: Loads, clock: Clock = time.perf_counter) 
     metrics: list[Metric] = []
     missing: dict[str, str] = {}
     watch = Watch()
-    loads = [(f"batch{size}", batch_times, size) for size in config.batches]
+    loads: list[tuple[str, Measure, int]] = [
+        (f"batch{size}", batch_times, size) for size in config.batches
+    ]
     loads += [(f"requests{count}", request_times, count) for count in config.requests]
     with torch.inference_mode(), no_garbage_collection():
         for done, (task, measure, count) in enumerate(loads):

@@ -15,7 +15,7 @@ from harness.records.record import Metric
 from harness.report import build_report
 from harness.report.assemble import columns_in_order
 from harness.report.build import provenance
-from harness.report.curve_plot import curves_figure
+from harness.report.curve_plot import curves_figure, draw_curves
 from harness.report.curves import panels_of
 from harness.report.frame import from_records
 from harness.report.plot_style import own_style
@@ -118,9 +118,11 @@ def test_curves_have_a_panel_a_task_and_a_line_a_row(made_up) -> None:
         made_up.record("rtn", "w4", metrics=[made_up.perplexity(5.0), *points(3, both)]),
         made_up.record("rtn", "w3", metrics=[made_up.perplexity(5.0), *points(4, ("one",))]),
     ]
-    assert "loss_by_position" in drawn(records)
-    assert "loss_by_position" not in drawn([made_up.record(metrics=[made_up.perplexity(5.0)])])
     rows = rows_of(records)
+    (plot,) = draw_curves(rows, declared_tables(rows, {}))
+    assert plot.name == "loss_by_position"
+    without = rows_of([made_up.record(metrics=[made_up.perplexity(5.0)])])
+    assert draw_curves(without, declared_tables(without, {})) == []
     keys = panels_of(rows, "perplexity", CURVE)
     assert keys == [("perplexity", task, "nll_by_position") for task in both]
     one, other = curves_figure(rows, keys, CURVE).axes

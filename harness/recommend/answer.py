@@ -190,7 +190,7 @@ class Answer:
         if choice.as_good(choice.recommended):
             return (
                 f"The evidence does not separate it from {best.name}, which has the best {by}, so "
-                f"it is as good with {_cheaper(use, best)}: {listed} ({rule(choice.tested)})."
+                f"it is as good {_cheaper(use, best)}: {listed} ({rule(choice.tested)})."
             )
         against = f": {listed}" if listed else ", and no test compares the two"
         return f"{best.name} has the best {by} of what keeps to the limits{against}."
@@ -291,16 +291,17 @@ def _of_cell(records: Sequence[Record], row: Row) -> list[Record]:
 
 
 def _cheaper(use: Candidate, best: Candidate) -> str:
-    """What the first takes instead of the second."""
-    said = []
+    """What the first takes instead of the second, where they differ."""
     bits = (use.row.bits_per_weight, best.row.bits_per_weight)
+    pairs = []
     if use.memory is not None and best.memory is not None:
-        said.append(f"{bytes_text(use.memory)} instead of {bytes_text(best.memory)}")
+        pairs.append((bytes_text(use.memory), bytes_text(best.memory)))
     elif bits[0] is not None and bits[1] is not None:
-        said.append(f"{bits[0]:.2f} bits a weight instead of {bits[1]:.2f}")
+        pairs.append((f"{bits[0]:.2f} bits a weight", f"{bits[1]:.2f}"))
     if use.time is not None and best.time is not None:
-        said.append(f"{use.time:.3g} ms a token instead of {best.time:.3g}")
-    return " and ".join(said)
+        pairs.append((f"{use.time:.3g} ms a token", f"{best.time:.3g}"))
+    said = [f"{mine} instead of {other}" for mine, other in pairs if mine != other]
+    return f"with {' and '.join(said)}" if said else "at the same cost"
 
 
 def _strongest(found: Sequence[Evidence]) -> Evidence | None:

@@ -42,6 +42,10 @@ class Limits:
     min_accuracy: float | None = None
 
     def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value is not None and not math.isfinite(value):
+                option = f"--{name.replace('_', '-')}"
+                raise ConfigError(f"{option} {value} is no limit: use a number, or leave it out.")
         for name, option in (("max_gb", "--max-gb"), ("context", "--context")):
             value = getattr(self, name)
             if value is not None and value <= 0:

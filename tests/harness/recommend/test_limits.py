@@ -105,6 +105,8 @@ def test_the_worst_of_several_tasks() -> None:
     ("limits", "sentence"),
     [
         ({"max_gb": 0}, "--max-gb 0 leaves no room"),
+        ({"max_ppl_ratio": math.nan}, "--max-ppl-ratio nan is no limit"),
+        ({"max_gb": math.inf}, "--max-gb inf is no limit"),
         ({"context": -5}, "--context -5 leaves no room"),
         ({"max_kld": -1.0}, "no divergence is"),
         ({"max_ppl_ratio": 0.05}, "a ratio such as 1.05 allows 5 % more"),

@@ -148,3 +148,12 @@ def test_a_limit_that_cuts_an_interval_is_said_of_the_answer(keep: Keep, capsys:
     _, out, _ = run(capsys, str(keep(sweep())), "--max-kld", "0.0011", "--max-gb", "0.03")
     assert "Recommended: GPTQ w4" in out
     assert "Not surely within the limits: KL divergence of embedded keeps to 0.0011, but" in out
+
+
+def test_equal_costs_are_not_named(keep: Keep, capsys: Said) -> None:
+    records = [
+        *cell("rtn", "w4", 16, 1.5, kl=0.002, shift=0.0005, lost=(3, 95)),
+        *cell("gptq", "w4", 16, 2.0, kl=0.001, shift=0.0004, lost=(4,)),
+    ]
+    _, out, _ = run(capsys, str(keep(records)))
+    assert "so it is as good with 1.5 ms a token instead of 2: " in out

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-DPI = 200
+DPI = 160
 LABEL = 27  # letters of a line of the legend
 # The size of one panel in inches by the panels in a row; a row is at most as wide as a text of 6.9.
 PANELS = {1: (4.2, 2.9), 2: (3.4, 2.5), 3: (2.3, 2.1)}
@@ -129,6 +129,8 @@ def save(figure: Figure) -> dict[str, bytes]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     FigureCanvasAgg(figure)
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # laid out once, not again for every format
     saved = {}
     for kind, metadata in NO_METADATA.items():
         buffer = io.BytesIO()

@@ -111,7 +111,8 @@ def _bits_panel(panel: Axes, rows: list[Row], key: FigureKey, plot: AgainstBits,
         _draw_series(panel, [each for each in points if each[1].value <= ceiling], factor, style)
         colour = style["color"]
         beyond += [(bits, each.value, colour) for bits, each in points if each.value > ceiling]
-    _axis_of_bits(panel, [row.bits_per_weight or 0 for row in shown if not row.full_precision])
+    quantized = [row for row in shown if not row.full_precision]
+    _axis_of_bits(panel, [row.bits_per_weight for row in quantized if row.bits_per_weight])
     panel.set_ylabel(f"{name}{', %' * (factor != 1)}")
     if plot.logarithmic:
         logarithmic(panel, [row.figures[key].value for row in shown], ceiling)

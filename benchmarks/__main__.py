@@ -5,7 +5,7 @@
   python -m benchmarks harness --checkout OLD --checkout NEW   two commits in turn
 
 Separate commands, each with --help: python -m benchmarks.decode, benchmarks.scaling,
-benchmarks.gpu_solver; for kernels, python -m cuda_ext.bench.
+benchmarks.gpu_solver, benchmarks.compression; for kernels, python -m cuda_ext.bench.
 
 Times depend on the machine and its load: compare only lines of one run.
 """

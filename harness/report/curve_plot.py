@@ -53,7 +53,8 @@ def curves_figure(rows: list[Row], keys: list[FigureKey], plot: AgainstPosition)
     figure, panels = panels_in(len(keys), 0.3)
     for panel, key in zip(panels, keys, strict=True):
         logarithmic(panel, curve_panel(panel, shown, key, plot.axis, styles), math.inf)
-    figure.suptitle(rows[0].model, fontsize=9.5, fontweight="bold")
+    if any(key[1] != rows[0].model for key in keys):  # a panel has the name of its text
+        figure.suptitle(rows[0].model, fontsize=9.5, fontweight="bold")
     handles = [
         Line2D([], [], markersize=3.5, label=f"{row.label} {row.scheme_label}", **styles[number])
         for number, row in enumerate(shown)

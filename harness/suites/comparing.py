@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -80,8 +79,9 @@ def run(context: SuiteContext, config: Texts) -> SuiteResult:
     if context.quantized:
         reference = _logits(context.load_reference(), context.device)
         for name, each in texts.items():
-            by_batch = partial(_batch, reference)
-            found[name]["kernel"] = _pass(by_batch, model, each, name, advance)
+            found[name]["kernel"] = _pass(
+                lambda window: reference(window[None]), model, each, name, advance
+            )
             found[name]["floor"] = _floor(reference, each.windows)
     else:
         for name, each in texts.items():
@@ -132,11 +132,6 @@ def _kept(logits: LogitsOf, most: int) -> LogitsOf:
         return found
 
     return of
-
-
-def _batch(logits: LogitsOf, window: Tensor) -> Logits:
-    """The logits of a window as a batch of one."""
-    return logits(window[None])
 
 
 def _pass(

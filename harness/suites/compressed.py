@@ -35,6 +35,7 @@ EXACT_VOCABULARY = 2048
 # of probabilities, so that samples have their exact size.
 _STEPS = 2**24
 TINY = 1e-200  # a probability that is none
+ROUNDING = 1e-12  # more than that of a sum of probabilities, which is 1 at most
 HALF = 2**15  # half of the tokens that two bytes tell apart
 TENSORS = ("tokens", "logits", "normalizer", "threshold", "first", "confidence")
 
@@ -134,8 +135,8 @@ def _of_the_rest(log_q: Tensor, sampled: Tensor, threshold: Tensor) -> Tensor:
     """r log(r / s): r and s are the probabilities of all tokens but the certain ones."""
     r = sampled.sum(-1) * threshold[:, 0]  # a sample of fixed size has the weight of what it is of
     s = 1.0 - torch.where(sampled, 0.0, log_q.exp()).sum(-1)
-    # Rounding may leave nothing of 1e-16.
-    return torch.where(r > 0, r * (r / s.clamp_min(TINY)).log(), 0.0)
+    # With too much for s it is a bound still, and with too little, as rounding may leave, not.
+    return torch.where(r > 0, r * (r / (s.clamp_min(0.0) + ROUNDING)).log(), 0.0)
 
 
 def _variance(difference: Tensor, sampled: Tensor, threshold: Tensor) -> Tensor:

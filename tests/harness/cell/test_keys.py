@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from harness.cell.cells import ResolvedCell
+from harness.cell.keys import baseline_key
 from harness.cell.resolve import resolve
 from harness.config.compose import compose_cells
 from harness.config.schema import CellConfig
@@ -63,6 +64,18 @@ def test_a_suite_s_code_is_in_its_own_key_alone(tiny_cell: Make, tmp_path: Path)
     assert {name for name in found[0].stages if found[0].stages[name] != found[1].stages[name]} == {
         "toy"
     }
+
+
+def test_cells_of_one_model_share_what_is_kept_of_it(tiny_cell: Make) -> None:
+    def key(*overrides: str) -> str:
+        cell = cell_of(tiny_cell(*overrides))
+        return baseline_key(cell.model, cell.place)
+
+    shared = key("method=rtn", "scheme=w4")
+    assert key("method=none", "scheme=w16") == shared
+    assert key("method=rtn", "scheme=w3", "seed=5", "model.name=other") == shared
+    assert key("method=rtn", "scheme=w4", "model.dtype=bfloat16") != shared
+    assert key("method=rtn", "scheme=w4", "model.context=16") != shared
 
 
 def test_an_input_of_a_suite_cannot_stand_for_the_model(tiny_cell: Make, tmp_path: Path) -> None:

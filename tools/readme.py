@@ -56,8 +56,10 @@ def peers_part(folder: Path) -> str:
 
 def calibration_part(folder: Path) -> str:
     """The text of the spread over calibration texts, from the records kept in a folder."""
-    records = load_records(folder)
-    (table,) = (t for t in summary_tables(from_records(records)) if t.name == TEXTS)
+    records = load_records(folder) if folder.is_dir() else []
+    table = next((t for t in summary_tables(from_records(records)) if t.name == TEXTS), None)
+    if table is None:
+        return "To run: `bitsweep run experiment=calibration`."
     made = "\n".join(f"Measured on: {line}." for line in provenance(records))
     return f"{to_markdown(table)}\n{made}"
 

@@ -57,6 +57,7 @@ LAUNCHERS_HELP = """\
 RUN_KEYS = """\
 keys often set:
   seed=0                      seed of the run; calibration text follows it
+  seeds=3                     as many seeds, from seed on, of what sees calibration text
   name=run                    names the report: results/reports/<name>
   paths.results=results       where records, artifacts and reports go
   paths.data=null             root of relative text and task files

@@ -57,9 +57,11 @@ def text_names(rows: Sequence[Row]) -> dict[str, str]:
 
 
 def _distinction(text: str) -> str:
+    """The file and the first digits of its hash, a chat template; without them the protocol."""
     said = json.loads(text)
-    words = (said.get("path"), said.get("text", "")[:8], said.get("protocol"))
-    return " ".join(filter(None, words[:2])) or str(words[2])
+    chat = "chat template" * bool(said.get("chat_template"))
+    words = filter(None, (said.get("path"), said.get("text", "")[:8], chat))
+    return " ".join(words) or str(said.get("protocol"))
 
 
 def text_groups(rows: Sequence[Row]) -> list[list[Row]]:

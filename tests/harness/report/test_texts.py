@@ -151,6 +151,17 @@ def test_files_of_one_name_and_other_content_are_different_texts(made_up) -> Non
     ]
 
 
+def test_a_chat_template_makes_another_text(made_up) -> None:
+    records = [
+        record
+        for config in ({}, {"calib.chat_template": True})
+        for record in calibrated(made_up, "c4", 4, 0, config=config)
+    ]
+    rows = read_rows(from_records(records)).rows
+    assert list(text_names(rows).values()) == ["c4 (chat template)", "c4 (c4-train)"]
+    assert len(text_groups(rows)) == 1
+
+
 def test_the_plot_has_a_line_a_text_and_a_band_of_the_seeds(ablation) -> None:
     rows = read_rows(from_records(ablation)).rows
     (panel,) = panels_of(rows, KEY)

@@ -165,7 +165,7 @@ def test_launchers_are_listed_and_explained(capsys: pytest.CaptureFixture[str]) 
     [
         ("hydra.launcher.workers=0", "hydra.launcher.workers=0 is too small; use 1 or more."),
         ("hydra.launcher.workers=many", "it takes a whole number"),
-        ("hydra.launcher.workerz=2", "hydra.launcher"),
+        ("hydra.launcher.workerz=2", "not a setting of this launcher (did you mean workers?)"),
     ],
 )
 def test_settings_of_a_launcher_are_checked(

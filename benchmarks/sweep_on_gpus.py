@@ -100,8 +100,8 @@ def text() -> str:
     todo = cells()
     total, longest = sum(each.seconds for each in todo), max(each.seconds for each in todo)
     rows = [
-        f"**Predictions, not measurements**: {len(todo)} cells on H200s, at the rates of the table "
-        "above; for every cell "
+        f"**Predictions, not measurements**: {len(todo)} cells on H200s, at the rates below under "
+        "Predicted; for every cell "
         f"{CELL_SECONDS:.0f} s and for every worker {START_SECONDS:.0f} s besides, both assumed. "
         f"Work of one GPU in all: {total / 3600:.1f} h; the longest cell: {longest / 60:.0f} min.",
         "",

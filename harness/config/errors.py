@@ -13,7 +13,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from yaml import YAMLError
 
-from harness.config.help import groups, options
+from harness.config.help import groups, keys, options
 from harness.config.options import did_you_mean, words_for
 from harness.config.schema import SweepConfig
 from harness.errors import ConfigError
@@ -96,6 +96,12 @@ def _sentence(error: Exception) -> str:
 def _unknown_key(key: str) -> str:
     """The sentence for a key that is not in the schema: the known ones, and the closest."""
     parent, _, last = key.rpartition(".")
+    if parent == LAUNCHERS.rstrip("/").replace("/", "."):
+        settings = [each.rpartition(".")[2] for each in keys(LAUNCHERS.rstrip("/"))]
+        return (
+            f"{key} is not a setting of this launcher{did_you_mean(last, settings)}: `bitsweep run "
+            "--help launcher` lists those of each."
+        )
     known = _keys(parent)
     if parent and not known:
         return _unknown_key(parent)

@@ -48,7 +48,7 @@ class Submitted:
         try:
             for number in range(count):
                 self._jobs[number] = self._submit(number)
-        except LaunchError:
+        except BaseException:  # an interrupt, too
             self.cancel()
             raise
 

@@ -197,9 +197,9 @@ class Runner:
         self._doing = Doing((number, name), since=time.time(), born=born, cells=cells)
         self._note()
 
-    def ends(self) -> None:
-        """The cell is settled."""
-        self._doing = Doing(born=self._doing.born, cells=self._doing.cells + 1)
+    def ends(self, settled: bool = True) -> None:
+        """The cell is settled, or left to another sweep."""
+        self._doing = Doing(born=self._doing.born, cells=self._doing.cells + settled)
         self._note()
 
     def hear(self, event: Event) -> None:

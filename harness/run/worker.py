@@ -20,7 +20,7 @@ from harness.cell.plan import CellPlan, plan_cell
 from harness.cell.resolve import resolve
 from harness.config.kept import from_json
 from harness.config.schema import Cell
-from harness.errors import BitsweepError, StoreError
+from harness.errors import BitsweepError, MissingData, StoreError
 from harness.records.leases import Lease
 from harness.records.record import QUANTIZATION
 from harness.run.diary import DISK_TROUBLE, Diary, Job, Runner, Settled, records_of
@@ -125,7 +125,8 @@ class _Worker:
 
         try:
             found = resolve(cell.config, cell.folder, download=True, without_data=True)
-            assert not isinstance(found, PendingCell)
+            if isinstance(found, PendingCell):  # its data are on the other machine alone
+                raise MissingData(found.reason or "its model is not on this machine.")
             plan = plan_cell(found)
             if plan.todo:
                 run_in_process(found, hear, self.diary.log(job))
@@ -135,6 +136,7 @@ class _Worker:
                 settled.cached = list(plan.stages)
             settled.records = records_of(found)
         except _Elsewhere:
+            self.runner.ends(settled=False)
             return False
         except StoreError:
             raise  # nothing can be written: the cell is as it was

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from cuda_ext.ops import KERNELS
-from harness import cli
+from harness import cli, extras
 from harness.cell.checks import ACTIVATIONS, STREAM
 from harness.config import help as options
 from harness.config.schema import RuntimeConfig
@@ -122,7 +122,6 @@ def test_help_of_a_group_explains_nested_keys_but_not_those_of_others() -> None:
         (["inspect"], "the following arguments are required: FOLDER; `bitsweep inspect --help`"),
         (["export", "a", "b"], "required: --format"),
         (["run", "tracker=mlflow"], "tracker=mlflow is not an option"),
-        (["plan", "hydra/launcher=ray"], 'pip install "bitsweep[ray]"'),
         (["plan", "hydra/launcher=cloud"], "hydra/launcher=cloud is not installed"),
     ],
 )
@@ -136,6 +135,48 @@ def test_wrong_requests_are_one_sentence_and_status_2(
     assert err.startswith("bitsweep: ")
     assert err.count("\n") == 1
     assert "Traceback" not in err, err
+
+
+@pytest.mark.parametrize(
+    ("name", "extra"), [("ray", "ray"), ("slurm", "slurm"), ("local", "slurm")]
+)
+def test_a_launcher_names_the_package_to_install(
+    name: str, extra: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(extras.EXTRAS, extra, ("no_such_module",))
+    for verb in ("plan", "run"):
+        assert cli.main([verb, f"hydra/launcher={name}"]) == cli.IMPOSSIBLE
+        assert capsys.readouterr().err == (
+            f"bitsweep: hydra/launcher={name} needs a package that is not installed "
+            f'(no_such_module): pip install "bitsweep[{extra}]".\n'
+        )
+
+
+def test_launchers_are_listed_and_explained(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["run", "--help"]) == cli.OK
+    assert "local, ray, slurm" in capsys.readouterr().out
+    assert cli.main(["run", "--help", "launcher"]) == cli.OK
+    said = capsys.readouterr().out
+    assert "bitsweep run hydra/launcher=OPTION" in said
+    assert "hydra.launcher.partition=null" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("hydra.launcher.workers=0", "hydra.launcher.workers=0 is too small; use 1 or more."),
+        ("hydra.launcher.workers=many", "it takes a whole number"),
+        ("hydra.launcher.workerz=2", "not a setting of this launcher (did you mean workers?)"),
+    ],
+)
+def test_settings_of_a_launcher_are_checked(
+    words: str, sentence: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(extras.EXTRAS, "slurm", ())
+    assert cli.main(["plan", "hydra/launcher=slurm", words]) == cli.IMPOSSIBLE
+    err = capsys.readouterr().err
+    assert sentence in err
+    assert "Traceback" not in err
 
 
 def test_the_traceback_is_there_for_those_who_ask(
@@ -181,13 +222,14 @@ def test_one_failing_cell_does_not_stop_the_others(
     summary = err[err.index("3 stages run, 0 found finished, 1 failed") :].splitlines()
     cause = "400 calibration documents were asked for"
     assert summary[1].startswith(f"  tiny-gptq-w4-s0: quantization failed: {cause}")
-    assert (out + err).count(cause) == 1, "the summary alone says why"
+    assert (out + err).count(cause) == 2, "said at once, and in the summary"
     assert any(cause in log.read_text() for log in tmp_path.glob("results/runs/*/001-*.log"))
     assert "RTN" in out
     assert cli.main([*arguments, "method=gptq", "scheme=w4,w3"]) == cli.FAILED
     err = capsys.readouterr().err
     assert f"  tiny-gptq-w4-s0, tiny-gptq-w3-s0: quantization failed: {cause}" in err
-    assert err.count(cause) == 1, "cells that failed alike share a line"
+    summary = err[err.index("0 stages run, 0 found finished, 2 failed") :]
+    assert summary.count(cause) == 1, "cells that failed alike share a line"
     report = tmp_path / "results" / "reports" / "run" / "summary.md"
     assert report.is_file()
     assert cli.main(["report", str(tmp_path / "results")]) == cli.OK

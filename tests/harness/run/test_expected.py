@@ -49,7 +49,7 @@ def test_time_is_that_of_the_same_stages_before(tiny_cell: Make) -> None:
         "time: 15 min to 23 min for 2 stages, one after the other, from 6 records of this machine"
     )
     line = time_line(tiny_cell("scheme=w2", latency=False), workers=2)
-    assert line.startswith("time: 7 min to 12 min for 2 stages by 2 workers, from 6 records")
+    assert line.startswith("time: 8 min to 12 min for 2 stages by 2 workers, from 6 records")
 
 
 def test_another_model_s_time_is_scaled_by_size_as_a_range(tiny_cell: Make) -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import random
 import shlex
+import shutil
 import signal
 import stat
 import subprocess
@@ -25,6 +26,7 @@ from harness.records.store import load_records
 from harness.run import launch
 from harness.run.diary import Diary, Doing, Job
 from harness.run.status import RUNNING, sweeps
+from harness.run.worker import JOBS
 from tests import warm
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -82,7 +84,7 @@ def started() -> Iterator[list[warm.Process]]:
         each.kill()
 
 
-def wait_for(what: Callable[[], object], seconds: float = 60) -> None:
+def wait_for(what: Callable[[], object], seconds: float = 240) -> None:
     deadline = time.monotonic() + seconds
     while not what():
         assert time.monotonic() < deadline, "nothing happened"
@@ -375,7 +377,7 @@ def test_a_disk_that_is_full_ends_workers_with_the_cause(
     cells = compose_cells([*sweep[:-2], "method=rtn"], multirun=True)
     diary = Diary(results / "runs" / "one")
     diary.begin("one", [Job(1, "tiny", ("quantization", "perplexity"))])
-    (diary.folder / worker.JOBS).write_text(as_json(cells[:1]))
+    (diary.folder / JOBS).write_text(as_json(cells[:1]))
 
     def full(cell: object, hear: Callable[[object], None], log: Path) -> None:
         hear(Failed("quantization", "OSError", os.strerror(errno.ENOSPC)))
@@ -395,3 +397,42 @@ def test_a_disk_that_is_full_ends_workers_with_the_cause(
         signal.signal(signal.SIGTERM, before)
     assert diary.settled() == {}
     assert [sweep.state for sweep in sweeps(results)] == ["interrupted"]
+
+
+ONE = """
+import sys
+from harness.run.worker import work
+work(sys.argv[1], 0, 1)
+"""
+
+
+def test_a_preempted_worker_s_successor_goes_on_at_the_block(
+    sweep: list[str], tmp_path: Path, started: list[warm.Process]
+) -> None:
+    """SIGTERM ends the worker at once, with its cell's process; no block is made twice."""
+    from transformers import AutoConfig, OPTForCausalLM
+
+    words = [word for word in sweep if not word.startswith(("method=", "scheme=", "model.path="))]
+    (tiny,) = [word.partition("=")[2] for word in sweep if word.startswith("model.path=")]
+    config = AutoConfig.from_pretrained(tiny)
+    config.num_hidden_layers = 12
+    OPTForCausalLM(config).save_pretrained(tmp_path / "deep")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(Path(tiny) / name, tmp_path / "deep" / name)
+    words += [f"model.path={tmp_path / 'deep'}", "method=gptq", "scheme=w4"]
+    results = tmp_path / "results"
+    diary = Diary(results / "runs" / "one")
+    diary.begin("one", [Job(1, "deep", ("quantization", "perplexity"))])
+    (diary.folder / JOBS).write_text(as_json(compose_cells(words)))
+    started.append(warm.start(["-c", ONE, str(diary.folder)]))
+    wait_for(lambda: len([*results.glob("artifacts/.*.partial/blocks/*.json")]) >= 2)
+    os.kill(started[0].pid, signal.SIGTERM)
+    assert started[0].wait(30) != 0
+    assert diary.settled() == {}
+    kept = len([*results.glob("artifacts/.*.partial/blocks/*.json")])
+    assert 2 <= kept < 12
+    started.append(warm.start(["-c", ONE, str(diary.folder)]))
+    assert started[1].wait(120) == 0, started[1].read()[1]
+    (made,) = [r for r in load_records(results) if r.suite == QUANTIZATION]
+    assert made.environment["blocks resumed"] == str(kept)
+    assert diary.settled()[1].failures == []

@@ -104,13 +104,14 @@ def test_a_method_and_a_suite_of_the_user_reach_the_table(
 
 
 def test_options_and_the_code_itself_are_in_the_key(run: Run, folder: Path, tmp_path: Path) -> None:
-    for overrides, text in (
-        ([], SOLVER),
-        (["method.factor=0.25"], SOLVER),
-        ([], SOLVER.replace("options.factor * weight", "2 * options.factor * weight")),
+    doubled = SOLVER.replace("options.factor * weight", "2 * options.factor * weight")
+    for name, overrides, text in (
+        ("one", [], SOLVER),
+        ("quarter", ["method.factor=0.25"], SOLVER),
+        ("double", [], doubled),
     ):
         (folder / "halve.py").write_text(text)
-        done = run("method=halve", "scheme=w8", "suite=[toy]", *overrides)
+        done = run("method=halve", "scheme=w8", "suite=[toy]", f"name={name}", *overrides)
         assert done.status == cli.OK, done.stderr
         assert "2 stages: 2 to run" in done.stderr
         assert ("Halved times 0.25" in done.stdout) == bool(overrides)

@@ -123,7 +123,10 @@ def test_captions_and_labels_are_set_from_the_command_line(results, capsys) -> N
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--caption", "acuracy=x"], "the report has no table acuracy; it has accuracy, cost."),
+        (
+            ["--caption", "acuracy=x"],
+            "the report has no table acuracy; it has accuracy, cost, pareto.",
+        ),
         (["--label", "accuracy"], "--label accuracy is not NAME=TEXT"),
         (["--text-width", "12"], "--text-width 12: give 200 to 550 points"),
         (["--text-width", "wide"], "invalid float value: 'wide'"),

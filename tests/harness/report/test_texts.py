@@ -164,7 +164,7 @@ def test_a_chat_template_makes_another_text(made_up) -> None:
 
 def test_the_plot_has_a_line_a_text_and_a_band_of_the_seeds(ablation) -> None:
     rows = read_rows(from_records(ablation)).rows
-    (panel,) = panels_of(rows, KEY)
+    (panel,) = panels_of(rows, KEY, "perplexity")
     drawn = calibration_figure(rows, [panel], PLOT)
     (axes,) = drawn.axes
     assert axes.get_title() == "GPTQ w3, embedded_eval"
@@ -203,7 +203,7 @@ def test_the_plot_needs_two_sizes_and_repeats_its_bytes(made_up, ablation) -> No
 def test_one_seed_has_no_band(made_up) -> None:
     records = [r for size in (4, 16) for r in calibrated(made_up, "c4", size, 0)]
     rows = read_rows(from_records(records)).rows
-    (axes,) = calibration_figure(rows, panels_of(rows, KEY), PLOT).axes
+    (axes,) = calibration_figure(rows, panels_of(rows, KEY, "perplexity"), PLOT).axes
     assert not axes.collections
     assert axes.get_ylabel() == "perplexity"
 

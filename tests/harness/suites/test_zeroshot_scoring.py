@@ -221,12 +221,6 @@ def test_limit_progress_and_hashes(model: LlamaForCausalLM, tmp_path: Path) -> N
     assert score(2).inputs == two.inputs != score(3).inputs
 
 
-def test_examples_are_refused_where_there_are_none(model: LlamaForCausalLM, tmp_path: Path) -> None:
-    file = write(tmp_path / "mine.jsonl", CHOICES)
-    with pytest.raises(TaskError, match=r"task m .*set suite\.zeroshot\.num_fewshot=0"):
-        zeroshot_scoring.run(context(model), Config(["m"], {"m": file}, num_fewshot=2))
-
-
 def test_lm_eval_draws_no_bars_and_logs_nothing(
     model: LlamaForCausalLM, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -95,10 +95,11 @@ def test_every_option_composes_and_is_valid(
 @pytest.mark.parametrize("option", options.options("experiment"))
 def test_every_experiment_composes(option: str, quickstart: list[Cell]) -> None:
     """The paper's at one point, because Hydra composes a cell in 0.2 s: harness.config.experiments
-    has their cells, and tests/harness/run/test_paper.py runs them.
+    has their cells, and tests/harness/run/test_paper.py runs them. The ablation at one size.
     """
     paper = option.startswith("paper/")
     one = ["model=embedded", "method=rtn", "scheme=w4", "seed=0"] * paper
+    one += ["calib.sequences=4"] * (option == "calibration")
     cells = quickstart if option == "quickstart" else compose_cells([f"experiment={option}", *one])
     assert len({cell.config.name for cell in cells}) == 1
     assert cells[0].config.suite

@@ -101,10 +101,3 @@ def test_the_ablation_differs_in_text_and_seed_at_every_size() -> None:
     assert [(each.calib.name, each.seed) for each in calibrated] == [
         (text, seed) for text in texts for seed in (0, 1, 2)
     ]
-    others = ["experiment=calibration", "calib.sequences=4", "model=opt-125m", "seeds=1"]
-    assert {each.config.calib.name for each in cells_of(others, False)[2:]} == {
-        "c4",
-        "wikitext2",
-        "self-generated",
-        "random",
-    }

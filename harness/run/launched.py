@@ -140,9 +140,9 @@ def _say_starts(diary: Diary, screen: Screen) -> None:
     born = {who: each for who, (each, _) in diary.runners().items() if each.born is not None}
     if not born:
         return
-    seconds = sorted(each.born for each in born.values() if each.born is not None)
+    seconds = sorted({round(each.born, 1) for each in born.values() if each.born is not None})
     cells = sum(each.cells for each in born.values())
-    span = f"{seconds[0]:.1f} s" if len(born) == 1 else f"{seconds[0]:.1f} to {seconds[-1]:.1f} s"
+    span = " to ".join(f"{each:.1f}" for each in dict.fromkeys((seconds[0], seconds[-1]))) + " s"
     screen.say(
         f"{len(born)} worker{'s' * (len(born) > 1)}, each started once in {span} (interpreter and "
         f"libraries), for {cells} cell{'s' * (cells != 1)}"

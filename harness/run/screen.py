@@ -70,7 +70,7 @@ class Screen:
             disable=not console.is_terminal,
         )
         total = sum(len(plan.todo) for plan in plans)
-        self._sweep = self._bars.add_task("sweep", total=total)
+        self._sweep = self._bars.add_task(self._progress(0), total=total)
         self._lanes: dict[str, Any] = {}  # a bar for each process that runs cells
         self._at: dict[str, tuple[object, str]] = {}  # what each bar shows
 

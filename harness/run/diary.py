@@ -2,6 +2,7 @@
 
     sweep.json           its name, its cells and their stages to run
     jobs.json            configurations of the cells, for workers (harness.run.worker)
+    begun/NUMBER.json    seconds of the stages that workers have finished of a cell
     settled/NUMBER.json  what became of a cell
     claims/NUMBER.lock   which worker has a cell (harness.records.leases)
     runners/WHO.json     what a process does now; WHO.lock says whether it lives
@@ -56,7 +57,7 @@ class Settled:
     """What became of a cell.
 
     finished  seconds by stage.
-    cached    stages that another process had finished meanwhile.
+    cached    stages that another sweep had finished, before this one or meanwhile.
     failures  (stage, type, message).
     records   paths of the stages' records below the results folder.
     """
@@ -70,7 +71,8 @@ class Settled:
     def hear(self, event: Event) -> None:
         """Add a stage that ended."""
         if isinstance(event, Finished) and event.cached:
-            self.cached.append(event.stage)
+            if event.stage not in self.finished:  # by a worker that left the cell, or was killed
+                self.cached.append(event.stage)
         elif isinstance(event, Finished):
             self.finished[event.stage] = event.seconds
         elif isinstance(event, Failed):
@@ -121,6 +123,17 @@ class Diary:
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
+    def note(self, number: int, settled: Settled) -> None:
+        """Write what is done of a cell, for the next worker that takes it. Raises StoreError."""
+        write_atomically(self._begun(number), json.dumps(settled.finished))
+
+    def begun(self, number: int, runner: str) -> Settled:
+        """What workers have done of a cell, as `runner` goes on with it."""
+        found = Settled(runner=runner)
+        with contextlib.suppress(OSError, ValueError):
+            found.finished = json.loads(self._begun(number).read_text(encoding="utf-8"))
+        return found
+
     def settle(self, number: int, settled: Settled) -> None:
         """Write what became of a cell. Raises StoreError."""
         write_atomically(self._settled(number), json.dumps(asdict(settled)))
@@ -161,6 +174,9 @@ class Diary:
                 said["cell"] = said["cell"] and tuple(said["cell"])
                 found[path.stem] = (Doing(**said), Lease(path.with_suffix(".lock")))
         return found
+
+    def _begun(self, number: int) -> Path:
+        return self.folder / "begun" / f"{number}.json"
 
     def _settled(self, number: int) -> Path:
         return self.folder / "settled" / f"{number}.json"
@@ -207,7 +223,7 @@ class Runner:
         if isinstance(event, Started):
             self._say(stage=event.stage, since=time.time())
         elif isinstance(event, Waiting):
-            self._say(waits=event.who, since=time.time())
+            self._say(stage=self._doing.stage, waits=event.who, since=time.time())
         elif isinstance(event, Queued):
             self._say(stage=event.stage, waits=event.device, since=time.time())
         elif isinstance(event, Advanced) and time.monotonic() - self._last >= SECONDS_BETWEEN:

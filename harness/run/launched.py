@@ -48,7 +48,7 @@ def run_launched(
         write_atomically(diary.folder / CONFIG_DIR, str(config_dir.absolute()))
     write_atomically(diary.folder / JOBS, as_json(work))
     count = min(chosen.options.workers, len(jobs))
-    screen = Screen(console, [plan for plan in plans if plan.todo])
+    screen = Screen(console, plans)
     device = plans[0].cell.choices.runtime.device
     try:
         workers = chosen.launcher.start(diary.folder, count, chosen.options, device)
@@ -130,7 +130,7 @@ def _count(outcome: Outcome, jobs: Sequence[Job], settled: dict[int, Settled]) -
         if found is None:
             continue
         outcome.finished += len(found.finished)
-        outcome.cached += len(found.cached)
+        outcome.cached += sum(stage in job.todo for stage in found.cached)
         outcome.failures += [(job.name, Failed(*each)) for each in found.failures]
         outcome.records[job.number - 1] = found.records
 

@@ -55,7 +55,8 @@ class Screen:
 
         self._console, self._count = console, len(plans)
         self._name, self._left, self._model = "", 0, ""
-        self._cells = self._failed = 0  # cells that are done, those with failures among them
+        # Cells that are done, and those with failures among them.
+        self._cells, self._failed = sum(not plan.todo for plan in plans), 0
         self._fails = False  # the current cell
         self._shown: set[tuple[str, object]] = set()  # kinds of memory plans
         self._bars = Progress(
@@ -70,7 +71,7 @@ class Screen:
             disable=not console.is_terminal,
         )
         total = sum(len(plan.todo) for plan in plans)
-        self._sweep = self._bars.add_task(self._progress(0), total=total)
+        self._sweep = self._bars.add_task(self._progress(self._cells), total=total)
         self._lanes: dict[str, Any] = {}  # a bar for each process that runs cells
         self._at: dict[str, tuple[object, str]] = {}  # what each bar shows
 

@@ -23,8 +23,8 @@ from harness.config.schema import Cell
 from harness.errors import BitsweepError, MissingData, StoreError
 from harness.records.leases import Lease
 from harness.records.record import QUANTIZATION
-from harness.run.diary import DISK_TROUBLE, Diary, Job, Runner, Settled, records_of
-from harness.run.events import Event, Failed, Waiting
+from harness.run.diary import DISK_TROUBLE, Diary, Job, Runner, records_of
+from harness.run.events import Event, Failed, Finished, Waiting
 from harness.run.process import prepare, run_in_process, warm_up
 from harness.run.signals import as_interrupts
 from quant.errors import QuantizationError
@@ -35,7 +35,7 @@ POLL_SECONDS = 1.0
 
 
 class _Elsewhere(Exception):
-    """Another sweep works on the cell."""
+    """Another process works on the cell, or on something that it shares with another cell."""
 
 
 def work(folder: str, number: int, of: int) -> None:
@@ -113,14 +113,16 @@ class _Worker:
                 time.sleep(POLL_SECONDS)
 
     def _settle(self, job: Job, cell: Cell, patient: bool) -> bool:
-        """Run a cell and note what became of it; False if another sweep has it."""
-        settled = Settled(runner=self.runner.who)
+        """Run a cell and note what became of it; False if it is left because others are waited for."""
+        settled = self.diary.begun(job.number, self.runner.who)
         self.runner.begins(job.number, job.name)
 
         def hear(event: Event) -> None:
             if isinstance(event, Waiting) and not patient:
                 raise _Elsewhere
             settled.hear(event)
+            if isinstance(event, Finished) and not event.cached:
+                self.diary.note(job.number, settled)
             self.runner.hear(event)
 
         try:
@@ -133,7 +135,7 @@ class _Worker:
                 if any(kind in DISK_TROUBLE for _, kind, _ in settled.failures):
                     found.store.check_writable()
             else:
-                settled.cached = list(plan.stages)
+                settled.cached = [each for each in plan.stages if each not in settled.finished]
             settled.records = records_of(found)
         except _Elsewhere:
             self.runner.ends(settled=False)

@@ -13,18 +13,23 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 
+from harness.cell.plan import CellPlan
 from harness.config.compose import compose_cells
 from harness.config.kept import as_json
 from harness.launchers import slurm
+from harness.launchers.base import Launcher
+from harness.launchers.choosing import Chosen
 from harness.records.leases import Owner
 from harness.records.record import QUANTIZATION
 from harness.records.store import load_records
-from harness.run import launch
-from harness.run.diary import Diary, Doing, Job
+from harness.run import launch, launched
+from harness.run.diary import Diary, Doing, Job, Settled
+from harness.run.screen import open_console
 from harness.run.status import RUNNING, sweeps
 from harness.run.worker import JOBS
 from tests import warm
@@ -397,6 +402,70 @@ def test_a_disk_that_is_full_ends_workers_with_the_cause(
         signal.signal(signal.SIGTERM, before)
     assert diary.settled() == {}
     assert [sweep.state for sweep in sweeps(results)] == ["interrupted"]
+
+
+def test_stages_of_a_cell_that_a_worker_left_count_as_run(
+    sweep: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another cell makes the reference of its divergence: it quantizes, leaves, and comes back."""
+    from harness.run import worker
+    from harness.run.events import Event, Finished, Waiting
+
+    diary = Diary(tmp_path / "results" / "runs" / "one")
+    diary.begin("one", [Job(1, "tiny", ("quantization", "perplexity"))])
+    (diary.folder / JOBS).write_text(as_json(compose_cells([*sweep[:-2], "method=rtn"])))
+    turns: list[list[Event]] = [
+        [Finished("quantization", 2.0), Waiting("process 9", "the same reference")],
+        [Finished("quantization", 0.0, cached=True), Finished("perplexity", 3.0)],
+    ]
+
+    def turn(_: object, hear: Callable[[Event], None], log: Path) -> None:
+        for event in turns.pop(0):
+            hear(event)
+
+    monkeypatch.setattr(worker, "run_in_process", turn)
+    monkeypatch.setattr(worker, "prepare", lambda _: None)
+    monkeypatch.setattr(worker, "warm_up", lambda: None)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        worker.work(str(diary.folder), 0, 1)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    settled = diary.settled()[1]
+    assert settled.finished == {"quantization": 2.0, "perplexity": 3.0}
+    assert settled.cached == []
+
+
+def test_a_resumed_sweep_counts_its_cells_and_stages_once(
+    sweep: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One cell of two is done, and of the other the quantization."""
+    words = [*sweep[:-2], "method=rtn", "scheme=w4,w3"]
+    cells = compose_cells(words, multirun=True)
+    assert launch.run_cells(cells[:1], quiet=True).status == 0
+    plans = [launch.look_up(found) for found in launch.fetch_all(cells)]
+    assert all(isinstance(plan, CellPlan) for plan in plans)
+    diary = Diary(plans[0].cell.store.root / "runs" / "one")
+    jobs = [Job(1, "first", ()), Job(2, "second", ("perplexity",))]
+
+    class Done:
+        def __init__(self) -> None:
+            diary.settle(2, Settled({"perplexity": 1.0}, ["quantization"], runner="worker-001"))
+
+        def ended(self) -> dict[int, str]:
+            return {}
+
+    launcher = Launcher("made", "slurm", object, lambda *_: Done())  # type: ignore[arg-type]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(launched, "jobs_of", lambda _: jobs)
+        console = open_console(stderr=True)
+        options = SimpleNamespace(workers=2)
+        outcome = launched.run_launched(
+            Chosen(launcher, options), cells, plans, diary, console, None
+        )
+    assert "[2/2] second perplexity 1.0 s (worker-001)" in capsys.readouterr().err
+    assert outcome.finished == 1
+    assert outcome.cached == 2, "the quantization of the other is among what its plan lacks"
 
 
 ONE = """

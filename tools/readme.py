@@ -24,6 +24,7 @@ from tools import ordering_table, peers_table
 from tools.real_table import NAME, measured_on, real_table
 
 TEXTS = "accuracy_texts"
+QUICKSTART = ("accuracy", "accuracy_differences", "divergence", "cost")  # its tables in the README
 REPOSITORY = Path(__file__).resolve().parents[1]
 README = REPOSITORY / "README.md"
 REFERENCE = REPOSITORY / "results" / "reference" / "quickstart"
@@ -37,7 +38,7 @@ def parts(records: list[Record]) -> dict[str, str]:
     """The text of every generated part by name."""
     made = "\n".join(f"Measured on: {line}." for line in provenance(records))
     tables = summary_tables(from_records(records))
-    return {table.name: f"{to_markdown(table)}\n{made}" for table in tables}
+    return {t.name: f"{to_markdown(t)}\n{made}" for t in tables if t.name in QUICKSTART}
 
 
 def real_part(folder: Path) -> str:

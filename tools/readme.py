@@ -20,15 +20,17 @@ from harness.records.store import load_records
 from harness.report.build import build_report, provenance
 from harness.report.frame import from_records
 from harness.report.tables import summary_tables, to_markdown
-from tools import peers_table
+from tools import ordering_table, peers_table
 from tools.real_table import NAME, measured_on, real_table
 
 TEXTS = "accuracy_texts"
+QUICKSTART = ("accuracy", "accuracy_differences", "divergence", "cost")  # its tables in the README
 REPOSITORY = Path(__file__).resolve().parents[1]
 README = REPOSITORY / "README.md"
 REFERENCE = REPOSITORY / "results" / "reference" / "quickstart"
 REAL = REPOSITORY / "results" / "reference" / "real-smollm2"
 PEERS = REPOSITORY / "results" / "reference" / "peers"
+ORDERING = REPOSITORY / "results" / "reference" / "real-smollm2-ordering"
 CALIBRATION = REPOSITORY / "results" / "reference" / "calibration"
 
 
@@ -36,7 +38,7 @@ def parts(records: list[Record]) -> dict[str, str]:
     """The text of every generated part by name."""
     made = "\n".join(f"Measured on: {line}." for line in provenance(records))
     tables = summary_tables(from_records(records))
-    return {table.name: f"{to_markdown(table)}\n{made}" for table in tables}
+    return {t.name: f"{to_markdown(t)}\n{made}" for t in tables if t.name in QUICKSTART}
 
 
 def real_part(folder: Path) -> str:
@@ -52,6 +54,14 @@ def peers_part(folder: Path) -> str:
     if not records:
         return peers_table.TO_RUN
     return f"{to_markdown(peers_table.peers_table(records))}\n{measured_on(records)}"
+
+
+def ordering_part(folder: Path) -> str:
+    """The text of the paper's order on the real model, from the records kept in a folder."""
+    records = load_records(folder) if folder.is_dir() else []
+    if not records:
+        return ordering_table.TO_RUN
+    return f"{to_markdown(ordering_table.ordering_table(records))}\n{measured_on(records)}"
 
 
 def calibration_part(folder: Path) -> str:
@@ -98,6 +108,7 @@ def main() -> int:
     text = README.read_text(encoding="utf-8")
     other = {
         NAME: real_part(REAL),
+        ordering_table.NAME: ordering_part(ORDERING),
         peers_table.NAME: peers_part(PEERS),
         TEXTS: calibration_part(CALIBRATION),
     }

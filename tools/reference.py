@@ -5,6 +5,7 @@
   python tools/reference.py --keep RESULTS     store the records of experiment=real/smollm2 that
                                                RESULTS has, finished or not, for the README
   python tools/reference.py --keep-peers RESULTS   all records of RESULTS, of experiment=peers
+  python tools/reference.py --keep-ordering RESULTS   the same of experiment=real/smollm2_ordering
   python tools/reference.py --keep-calibration RESULTS   the same of experiment=calibration, and the
                                                plot that the README shows
 
@@ -23,6 +24,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from harness.config.experiments import experiment
@@ -34,6 +36,7 @@ from harness.report.build import build_report
 from harness.report.by_calibration import SUFFIX
 from harness.report.table import measured, small
 from quant.arithmetic import PORTABLE
+from tools.ordering_table import EXPERIMENT as ORDER
 from tools.real_table import EXPERIMENT
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -41,6 +44,7 @@ REFERENCE = REPOSITORY / "results" / "reference" / "quickstart"
 TITLE = "Quickstart"
 REAL = REPOSITORY / "results" / "reference" / "real-smollm2"
 PEERS = REPOSITORY / "results" / "reference" / "peers"
+ORDERING = REPOSITORY / "results" / "reference" / "real-smollm2-ordering"
 CALIBRATION = REPOSITORY / "results" / "reference" / "calibration"
 # Tolerances for codes that depend on the rounding of the machine.
 RELATIVE = {"perplexity": 0.03, "kl_divergence": 0.35}
@@ -74,24 +78,30 @@ def keep(results: Path) -> list[str]:
     return _store(kept, results, REAL, f"{done} of {len(wanted)} cells")
 
 
-def keep_peers(results: Path) -> list[str]:
-    """Store all records of a results folder as those of the producers side by side."""
-    kept = _found(results)
-    if not kept:
-        return [f"{results} has no records: run experiment=peers with paths.results={results}"]
-    done = len({record.cell_key for record in kept.values()})
-    return _store(kept, results, PEERS, f"{done} cells")
-
-
-def keep_calibration(results: Path) -> list[str]:
-    """Store all records of a results folder as those of the ablation, with its plot."""
+def keep_all(results: Path, place: Path, experiment: str) -> list[str]:
+    """Store all records of a results folder as those of an experiment."""
     kept = _found(results)
     if not kept:
         return [
-            f"{results} has no records: run experiment=calibration with paths.results={results}"
+            f"{results} has no records: run experiment={experiment} with paths.results={results}"
         ]
     done = len({record.cell_key for record in kept.values()})
-    problems = _store(kept, results, CALIBRATION, f"{done} cells")
+    return _store(kept, results, place, f"{done} cells")
+
+
+def keep_peers(results: Path) -> list[str]:
+    """Store the records of the producers side by side."""
+    return keep_all(results, PEERS, "peers")
+
+
+def keep_ordering(results: Path) -> list[str]:
+    """Store the records of the paper's order on the real model."""
+    return keep_all(results, ORDERING, ORDER)
+
+
+def keep_calibration(results: Path) -> list[str]:
+    """Store the records of the ablation of calibration texts, with its plot."""
+    problems = keep_all(results, CALIBRATION, "calibration")
     if not problems:
         with tempfile.TemporaryDirectory() as folder:
             for file in build_report(load_records(CALIBRATION), Path(folder), "Calibration"):
@@ -228,18 +238,25 @@ def _cell(record: Record) -> tuple[str, ...]:
     return cell.model, cell.method, cell.scheme, f"seed={cell.seed}"
 
 
+# What stores the records of a further option --keep-NAME, and their experiment.
+KEPT: dict[str, tuple[Callable[[Path], list[str]], str]] = {
+    "peers": (keep_peers, "peers"),
+    "ordering": (keep_ordering, ORDER),
+    "calibration": (keep_calibration, "calibration"),
+}
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--compare", type=Path, metavar="RESULTS", help="a results folder")
     parser.add_argument("--keep", type=Path, metavar="RESULTS", help="of experiment=real/smollm2")
-    parser.add_argument("--keep-peers", type=Path, metavar="RESULTS", help="of experiment=peers")
-    of = "of experiment=calibration"
-    parser.add_argument("--keep-calibration", type=Path, metavar="RESULTS", help=of)
+    for name, (_, asked) in KEPT.items():
+        of = f"of experiment={asked}"
+        parser.add_argument(f"--keep-{name}", type=Path, metavar="RESULTS", help=of)
     options = parser.parse_args()
     for store, given in (
         (keep, options.keep),
-        (keep_peers, options.keep_peers),
-        (keep_calibration, options.keep_calibration),
+        *((store, getattr(options, f"keep_{name}")) for name, (store, _) in KEPT.items()),
     ):
         if given is not None:
             problems = store(given)

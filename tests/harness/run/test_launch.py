@@ -55,7 +55,7 @@ def test_a_plan_tells_calibrations_of_one_name_by_what_differs(
     tiny_cell: Make, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cells = [cell_of(tiny_cell("method=gptq", f"calib.sequences={n}")) for n in (2, 4)]
-    launch.show_plan([*cells, cell_of(tiny_cell("method=rtn"))])
+    planned.show_plan([*cells, cell_of(tiny_cell("method=rtn"))])
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("tiny ")]
     assert ["documents sequences=2" in rows[0], "documents sequences=4" in rows[1]] == [True, True]
     assert "documents" not in rows[2]

@@ -275,6 +275,9 @@ def test_cells_through_a_launcher_plugin_of_hydra(
     (tmp_path / "hydra_plugins").mkdir()
     (tmp_path / "hydra_plugins" / "counting.py").write_text(PLUGIN.format(log=str(log)))
     monkeypatch.syspath_prepend(tmp_path)
+    for name in ("hydra_plugins", "hydra_plugins.counting"):  # gone again after this test
+        monkeypatch.setitem(sys.modules, name, None)
+        del sys.modules[name]
     plugin = importlib.import_module("hydra_plugins.counting").CountingLauncher
     Plugins.instance().register(plugin)
     node = {"_target_": "hydra_plugins.counting.CountingLauncher"}

@@ -98,6 +98,11 @@ def _unknown_key(key: str) -> str:
     parent, _, last = key.rpartition(".")
     if parent == LAUNCHERS.rstrip("/").replace("/", "."):
         settings = [each.rpartition(".")[2] for each in keys(LAUNCHERS.rstrip("/"))]
+        if last in settings:  # of another one, or none was chosen
+            return (
+                f"{key} is not a setting of the launcher that is chosen: choose one that has it, "
+                "as in hydra/launcher=slurm; `bitsweep run --help launcher` lists those of each."
+            )
         return (
             f"{key} is not a setting of this launcher{did_you_mean(last, settings)}: `bitsweep run "
             "--help launcher` lists those of each."

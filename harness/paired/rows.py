@@ -26,7 +26,7 @@ class Named:
     @property
     def name(self) -> str:
         """The row's name, by which it is found again: model/method/scheme."""
-        return "/".join(filter(None, (self.row.model, self.row.label, self.row.scheme_label)))
+        return "/".join(filter(None, (self.row.model, self.row.name, self.row.scheme_label)))
 
 
 def pairs_of(first: str, second: str, results: Path) -> list[tuple[Named, Named]]:
@@ -82,11 +82,16 @@ def _rows(folder: Path) -> list[Named]:
 
 
 def _one(words: str, rows: Sequence[Named]) -> Named:
-    """The row that has all of the words; of several, the one without options that are not asked."""
+    """The row that has all of the words; of several, the one without options that are not asked.
+
+    Of several still, the one whose calibration is asked: a model may be called as its text.
+    """
     asked = set(_words(words))
     found = [each for each in rows if asked and asked <= _words_of(each.row)]
     if len(found) > 1:
         found = [each for each in found if asked >= set(_words(each.row.variant))] or found
+    if len(found) > 1:
+        found = [each for each in found if asked >= set(_words(each.row.told_by))] or found
     if len(found) == 1:
         return found[0]
     folder = rows[0].folder
@@ -94,7 +99,7 @@ def _one(words: str, rows: Sequence[Named]) -> Named:
         raise ConfigError(f"{words} is no row of {folder}, which has {_listed(rows)}.")
     raise ConfigError(
         f"{words} names {len(found)} rows of {folder}, {_listed(found)}: add the model, method, "
-        "scheme or option that tells them apart."
+        "scheme, option or calibration that tells them apart."
     )
 
 

@@ -52,7 +52,7 @@ class Answer:
             marks = tuple(footnotes.mark(text) for text in [*reasons, *each.remarks])
             cells.append(
                 [
-                    Cell(each.row.label),
+                    Cell(each.row.name),
                     Cell(each.row.scheme_label),
                     Cell(word, marks=marks, best=index == self.choice.recommended),
                     *(_number(value(each), form) for _, value, form in costs),

@@ -52,7 +52,7 @@ class Candidate:
     @property
     def name(self) -> str:
         """As tables name it."""
-        return f"{self.row.label} {self.row.scheme_label}"
+        return f"{self.row.name} {self.row.scheme_label}"
 
     @property
     def fits(self) -> bool:

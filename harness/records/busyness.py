@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from harness.records.record import Metric
 
 NOT_KNOWN = "not known: no /proc/stat here"
+SIZES = ("bytes", "bits", "weights")  # units of what does not depend on the machine's load
 BUSY = "busy"  # the note of a metric that was measured while the machine was busy
 
 # The rule for busy. Shares are of the time of all cores that this process may use.
@@ -208,12 +209,12 @@ def said_busy(usage: Usage | None) -> str:
 
 
 def with_note(metrics: Sequence[Metric], busy: str) -> list[Metric]:
-    """The metrics, with `busy` (of `said_busy`) as a note of those that are not sizes."""
+    """The metrics, with `busy` (of `said_busy`) as a note of those that time decides."""
     if not busy:
         return list(metrics)
     return [
         each
-        if each.unit == "bytes"
+        if each.unit in SIZES
         else each.model_copy(update={"notes": {**each.notes, BUSY: busy}})
         for each in metrics
     ]

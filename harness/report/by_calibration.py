@@ -125,9 +125,9 @@ def _draw(
         if any(spreads):
             low = [mean - sd for mean, sd in zip(means, spreads, strict=True)]
             high = [mean + sd for mean, sd in zip(means, spreads, strict=True)]
-            axes.fill_between(
-                tokens, low, high, color=style["color"], alpha=BAND, linewidth=0, zorder=1
-            )
+            several = [row.figures[key].seeds > 1 for row in series]  # one seed has no deviation
+            shade: dict[str, Any] = {"color": style["color"], "alpha": BAND, "linewidth": 0}
+            axes.fill_between(tokens, low, high, where=several, zorder=1, **shade)
         handles.setdefault(name, Line2D([], [], **style))
     for label, value, style in _levels(panel, rows, plot):
         axes.axhline(factor * value, linewidth=1.1, zorder=1, **style)

@@ -44,9 +44,9 @@ def curves_figure(rows: list[Row], keys: list[FigureKey], plot: AgainstPosition)
         if row.full_precision:
             styles[number] = {"color": REFERENCE, "linestyle": "--"}
             continue
-        alike = sum(row.label == other.label for other in shown[:number])
+        alike = sum(row.name == other.name for other in shown[:number])
         styles[number] = {
-            "color": colour_of(row.label, rows),
+            "color": colour_of(row.name, rows),
             "linestyle": DASHES[alike % len(DASHES)],
             "marker": MARKERS[alike % len(MARKERS)],
         }
@@ -56,7 +56,7 @@ def curves_figure(rows: list[Row], keys: list[FigureKey], plot: AgainstPosition)
     if any(key[1] != rows[0].model for key in keys):  # a panel has the name of its text
         figure.suptitle(rows[0].model, fontsize=9.5, fontweight="bold")
     handles = [
-        Line2D([], [], markersize=3.5, label=f"{row.label} {row.scheme_label}", **styles[number])
+        Line2D([], [], markersize=3.5, label=f"{row.name} {row.scheme_label}", **styles[number])
         for number, row in enumerate(shown)
     ]
     add_legend(figure, handles)

@@ -216,7 +216,7 @@ def _said(beaten: Sequence[str], costs: Mapping[str, int | None]) -> str:
 
 
 def _numbers(row: Row, cost: Axis, shown: Shown, rows: Sequence[Row], by: int | None) -> list[Cell]:
-    other = "" if by is None else f"{rows[by].label} {rows[by].scheme_label}"
+    other = "" if by is None else f"{rows[by].name} {rows[by].scheme_label}"
     _, task, metric = shown.key
     return [
         Cell(value=cost.name),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -63,7 +64,12 @@ def pareto_figure(rows: list[Row], pairs: Sequence[tuple[Axis, Axis]]) -> Figure
     for panel, pair in zip(panels, pairs, strict=True):
         _panel(panel, rows, *pair)
     figure.suptitle(rows[0].model, fontsize=9.5, fontweight="bold")
-    add_legend(figure, _handles(rows))
+    shown = [
+        row
+        for row in rows
+        if any(None not in (cost.value(row), quality.value(row)) for cost, quality in pairs)
+    ]
+    add_legend(figure, _handles(shown, rows))
     return figure
 
 
@@ -71,7 +77,7 @@ def _panel(panel: Axes, rows: list[Row], cost: Axis, quality: Axis) -> None:
     found = dominators(rows, cost, quality)
     factor = 100.0 if quality.percent else 1.0
     quantized = [row for row in rows if not row.full_precision]
-    colours = {label: colour_of(label, rows) for label in {row.label for row in quantized}}
+    colours = {name: colour_of(name, rows) for name in {row.name for row in quantized}}
     markers = {kind: marker_of(kind, rows) for kind in kinds_of(quantized)}
     points = {
         index: (cost.value(rows[index]) or 0.0, factor * (quality.value(rows[index]) or 0.0))
@@ -84,7 +90,7 @@ def _panel(panel: Axes, rows: list[Row], cost: Axis, quality: Axis) -> None:
     alike: dict[tuple[str, str, str], list[tuple[float, float]]] = {}
     for index, point in points.items():
         row = rows[index]
-        colour = REFERENCE if row.full_precision else colours[row.label]
+        colour = REFERENCE if row.full_precision else colours[row.name]
         marker = FULL_MARKER if row.full_precision else markers[kind_of(row)]
         filling = "white" if found[index] is not None else colour
         alike.setdefault((colour, marker, filling), []).append(point)
@@ -104,7 +110,7 @@ def _panel(panel: Axes, rows: list[Row], cost: Axis, quality: Axis) -> None:
     if not quality.percent and _far([y for _, y in points.values()]):
         panel.set_yscale("log")
         _label(panel.yaxis, [y for _, y in points.values()])
-    panel.set_xlabel(cost.label)
+    panel.set_xlabel(textwrap.fill(cost.label, 28))  # of three panels side by side, at most
     panel.set_ylabel(f"{quality.label}{', %' * quality.percent}")
 
 
@@ -123,20 +129,21 @@ def _label(axis: Scale, values: Sequence[float]) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def _handles(rows: list[Row]) -> list[Line2D]:
+def _handles(shown: list[Row], rows: list[Row]) -> list[Line2D]:
+    """What the legend explains of the rows that are shown."""
     from matplotlib.lines import Line2D
 
-    quantized = [row for row in rows if not row.full_precision]
+    quantized = [row for row in shown if not row.full_precision]
     plain: dict[str, Any] = {"linestyle": "none"}
-    labels = list(dict.fromkeys(row.label for row in quantized))
+    names = list(dict.fromkeys(row.name for row in quantized))
     handles = [
-        Line2D([], [], color=colour_of(label, rows), marker="o", label=label, **plain)
-        for label in labels[:MOST_NAMED]
+        Line2D([], [], color=colour_of(name, rows), marker="o", label=name, **plain)
+        for name in names[:MOST_NAMED]
     ]
-    if len(labels) > MOST_NAMED:
-        more = f"and {len(labels) - MOST_NAMED} more methods"
+    if len(names) > MOST_NAMED:
+        more = f"and {len(names) - MOST_NAMED} more methods"
         handles.append(Line2D([], [], linestyle="none", label=more))
-    full = next((row for row in rows if row.full_precision), None)
+    full = next((row for row in shown if row.full_precision), None)
     if full is not None:
         handles.append(
             Line2D([], [], color=REFERENCE, marker=FULL_MARKER, label=full.scheme_label, **plain)

@@ -137,7 +137,7 @@ def _draw_published(
             [factor * value],
             linestyle="none",
             marker="o" if row.full_precision else marker_of(kind_of(row), rows),
-            color=REFERENCE if row.full_precision else colour_of(row.label, rows),
+            color=REFERENCE if row.full_precision else colour_of(row.name, rows),
             markerfacecolor="white",
             markersize=7,
             clip_on=False,
@@ -215,7 +215,7 @@ def _bits_handles(
     quantized = [row for row in shown if not row.full_precision]
     handles = [
         Line2D([], [], label=method, **line_of(method, rows))
-        for method in dict.fromkeys(row.label for row in quantized)
+        for method in dict.fromkeys(row.name for row in quantized)
     ]
     if len(quantized) < len(shown):
         full = next(row for row in shown if row.full_precision)
@@ -248,14 +248,14 @@ def by_row_figure(rows: list[Row], keys: Sequence[FigureKey], plot: ByRow) -> Fi
     figure = Figure(figsize=(6.4, 0.27 * len(lines) + 1.5), layout="constrained")
     panel = figure.subplots()
     for height, (row, found, beside) in enumerate(reversed(lines)):
-        colour = REFERENCE if row.full_precision else colour_of(row.label, rows)
+        colour = REFERENCE if row.full_precision else colour_of(row.name, rows)
         low, high = found.low or found.value, found.high or found.value
         panel.plot([low, high], [height, height], color=colour, alpha=0.55, linewidth=2.8)
         panel.plot([found.value], [height], "o", color=colour)
         if beside is not None:
             panel.plot([beside.value], [height], "o", color=REFERENCE, markerfacecolor="white")
     panel.set_yticks(range(len(lines)))
-    panel.set_yticklabels([f"{row.label}  {row.scheme_label}" for row, *_ in reversed(lines)])
+    panel.set_yticklabels([f"{row.name}  {row.scheme_label}" for row, *_ in reversed(lines)])
     panel.set_xlim(left=0)
     panel.set_ylim(-0.6, len(lines) - 0.4)  # no marker cut by the axis
     panel.grid(visible=False, axis="y")
@@ -300,7 +300,7 @@ def _series(rows: list[Row]) -> dict[tuple[str, str], list[Row]]:
     series: dict[tuple[str, str], list[Row]] = {}
     for row in sorted(rows, key=lambda row: row.bits_per_weight or 0):
         if not row.full_precision:
-            series.setdefault((row.label, kind_of(row)), []).append(row)
+            series.setdefault((row.name, kind_of(row)), []).append(row)
     return series
 
 
@@ -326,26 +326,26 @@ def marker_of(kind: str, rows: list[Row]) -> str:
     return MARKERS[kinds_of(rows).index(kind) % len(MARKERS)]
 
 
-def colour_of(label: str, rows: list[Row]) -> str:
+def colour_of(name: str, rows: list[Row]) -> str:
     """The colour of a method: fixed for the first of each kind, else the next free one."""
-    place = colour_order(rows).index(label)
+    place = colour_order(rows).index(name)
     first = (UNCALIBRATED, CALIBRATED)
     return first[place] if place < 2 else MORE_COLOURS[(place - 2) % len(MORE_COLOURS)]
 
 
-def line_of(label: str, rows: list[Row]) -> dict[str, Any]:
+def line_of(name: str, rows: list[Row]) -> dict[str, Any]:
     """Colour and dashes of a method: where colours come again, the dashes are others."""
-    again = max(0, colour_order(rows).index(label) - 2) // len(MORE_COLOURS)
-    return {"color": colour_of(label, rows), "linestyle": DASHES[again % len(DASHES)]}
+    again = max(0, colour_order(rows).index(name) - 2) // len(MORE_COLOURS)
+    return {"color": colour_of(name, rows), "linestyle": DASHES[again % len(DASHES)]}
 
 
 def colour_order(rows: list[Row]) -> list[str]:
     """Methods in the order of their colours; "" where no method sees data, or all do."""
     quantized = [row for row in rows if not row.full_precision]
     first = [
-        min((r.label for r in quantized if bool(r.calibration) == seeing), default="")
+        min((r.name for r in quantized if bool(r.calibration) == seeing), default="")
         for seeing in (False, True)
     ]
     if first[0] == first[1]:
         first[0] = ""
-    return [*first, *sorted({row.label for row in quantized} - set(first))]
+    return [*first, *sorted({row.name for row in quantized} - set(first))]

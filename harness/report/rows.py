@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from harness.records.busyness import BUSY
@@ -82,6 +82,7 @@ class Row:
     text: str | None = None  # its calibration text without the size, as JSON
     text_size: str | None = None  # sequences and length of its calibration, as JSON
     calibration_tokens: float | None = None  # tokens that its layers saw, the mean over seeds
+    told_by: str = ""  # its calibration, where that tells rows of one label apart
 
     @property
     def scheme_label(self) -> str:
@@ -92,6 +93,11 @@ class Row:
     def label(self) -> str:
         """The method as tables print it, with its options: "ABC act-order"."""
         return f"{self.method_label} {self.variant}".strip()
+
+    @property
+    def name(self) -> str:
+        """The label and what else tells its rows apart where no column has the calibration."""
+        return f"{self.label} {self.told_by}".strip()
 
     @property
     def suites(self) -> set[str]:
@@ -148,7 +154,19 @@ def make_rows(selection: Selection, by_cell: bool = False) -> Rows:
         cell = (entry["cell_key"],) if by_cell else ()
         groups.setdefault((*row_key(entry), *cell), []).append(entry)
     rows = sorted((_row(group) for group in groups.values()), key=_order)
-    return Rows(rows, selection.notes)
+    return Rows(_told_apart(rows), selection.notes)
+
+
+def _told_apart(rows: Sequence[Row]) -> list[Row]:
+    """The rows, those of one label with the name of their calibration if they have several."""
+    found: dict[tuple[str, str], set[str]] = {}
+    for row in rows:
+        found.setdefault((row.model, row.label), set()).add(row.calibration or "")
+    several = {key for key, names in found.items() if len(names) > 1}
+    return [
+        replace(row, told_by=row.calibration or "") if (row.model, row.label) in several else row
+        for row in rows
+    ]
 
 
 def _several_artifacts(entries: list[dict[str, Any]]) -> list[str]:

@@ -100,7 +100,7 @@ def _panel(
         first = series[0]
         number = -1 if first.full_precision else schemes.index(first.scheme)
         style: dict[str, Any] = {
-            "color": REFERENCE if first.full_precision else colour_of(first.label, list(every)),
+            "color": REFERENCE if first.full_precision else colour_of(first.name, list(every)),
             "linestyle": "--" if first.full_precision else DASHES[number % len(DASHES)],
             "marker": MARKERS[(number + 1) % len(MARKERS)],
         }
@@ -156,6 +156,6 @@ def _lines(rows: Sequence[Row]) -> dict[str, list[Row]]:
     """The rows of each line by its name, ascending in size."""
     found: dict[str, list[Row]] = {}
     for row in sorted(rows, key=lambda row: row.parameters or 0.0):
-        name = "full precision" if row.full_precision else f"{row.label} {row.scheme}"
+        name = "full precision" if row.full_precision else f"{row.name} {row.scheme}"
         found.setdefault(name, []).append(row)
     return dict(sorted(found.items(), key=lambda each: (not each[1][0].full_precision, each[0])))

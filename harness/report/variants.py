@@ -75,8 +75,8 @@ def _difference(config: str, others: set[str]) -> str:
 
 
 def _short(value: Any) -> str:
-    """A value for a label; only the first digits of a hash."""
-    text = str(value)
+    """A value for a label as a command line has it; only the first digits of a hash."""
+    text = "null" if value is None else str(value)
     return text[:8] if len(text) == SHA256_DIGITS and text.isalnum() else text
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from harness.cell.plan import CellPlan
@@ -43,7 +43,7 @@ class Screen:
     settled): bars on a terminal, a line per stage or cell otherwise. Failures have lines at once.
     """
 
-    def __init__(self, console: Console, plans: list[CellPlan]) -> None:
+    def __init__(self, console: Console, plans: Sequence[CellPlan]) -> None:
         from rich.progress import (
             BarColumn,
             MofNCompleteColumn,

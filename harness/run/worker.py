@@ -113,7 +113,7 @@ class _Worker:
                 time.sleep(POLL_SECONDS)
 
     def _settle(self, job: Job, cell: Cell, patient: bool) -> bool:
-        """Run a cell and note what became of it; False if it is left because others are waited for."""
+        """Run a cell and note what became of it; False if it is left, as others have it."""
         settled = self.diary.begun(job.number, self.runner.who)
         self.runner.begins(job.number, job.name)
 

@@ -123,6 +123,7 @@ def test_help_of_a_group_explains_nested_keys_but_not_those_of_others() -> None:
         (["export", "a", "b"], "required: --format"),
         (["run", "tracker=mlflow"], "tracker=mlflow is not an option"),
         (["plan", "hydra/launcher=cloud"], "hydra/launcher=cloud is not installed"),
+        (["plan", "hydra.launcher.workers=3"], "choose one that has it, as in hydra/launcher="),
     ],
 )
 def test_wrong_requests_are_one_sentence_and_status_2(

@@ -129,7 +129,7 @@ def _cell(
         "width": row.bits,
         "full": row.full_precision,
         "kind": "" if row.full_precision else kind_name(kind_of(row)),
-        "colour": -1 if row.full_precision else colours.index(row.label),
+        "colour": -1 if row.full_precision else colours.index(row.name),
         "status": "ok" if not failures else NOT_AVAILABLE if absent else "failed",
         "failures": failures,
         "said": [*said, *row.head],

@@ -58,6 +58,13 @@ function nameInModel(cell) {
   return words.join(" ");
 }
 
+// Cells of one method, kind of scheme and calibration, which is named where others differ in it.
+function lineName(alike) {
+  const [cell] = alike;
+  const text = alike.some((each) => cellsAlike(each, "calibration")) ? cell.calibration : "";
+  return [cell.method, cell.kind, text].filter(Boolean).join(" ");
+}
+
 const alikeCounts = new Map();
 function cellsAlike(cell, apart) {
   const key = (each) => JSON.stringify([apart, each.model, each.method, each.scheme]);

@@ -66,9 +66,11 @@ function drawPareto() {
     cost = costsOf(x, y);
   const beaten = new Map(cells.map((cell) => [cell.index, dominatorOf(cell, best, cost)]));
   const open = (cell) => beaten.get(cell.index) || tooBig(cell);
-  const traces = grouped(cells, (cell) => JSON.stringify([cell.full, cell.method, cell.kind]))
+  const traces = grouped(cells, (cell) =>
+    JSON.stringify([cell.full, cell.method, cell.kind, cell.calibration]),
+  )
     .map((alike) => {
-      const name = plain(`${alike[0].method} ${alike[0].kind}`);
+      const name = plain(lineName(alike));
       const shared = {mode: "markers", name, legendgroup: name};
       const marker = {color: colourOf(alike[0]), size: 11, line: {width: 1.5}};
       const found = points(alike, x, y, {

@@ -55,8 +55,7 @@ function drawBits() {
     const [cell] = alike,
       colour = colourOf(cell);
     const errors = alike.map((each) => errorAt(each, y));
-    const texts = alike.some((each) => cellsAlike(each, "calibration")) ? cell.calibration : "";
-    const name = plain([cell.method, cell.kind, texts].filter(Boolean).join(" "));
+    const name = plain(lineName(alike));
     const showlegend = !named.has(name); // the lines of several seeds are one in the legend
     named.add(name);
     return points(alike, BITS, y, {

@@ -60,11 +60,13 @@ def record(
     options: str | None = None,
     seed: int = 0,
     model: str = "m",
+    calibration: str | None = None,
 ) -> Record:
     config = {
         "model": {"name": model, "dtype": "float32"},
         "method": {"name": method, "options": options},
         "scheme": {"bits": BITS[scheme], "group_size": None},
+        "calib": {"name": calibration},
         "seed": seed,
         "suite": {suite: {"some": "settings"}},
     }
@@ -75,7 +77,7 @@ def record(
         suite=suite,
         status="ok",
         cell=CellIdentity(
-            model=model, method=method, scheme=scheme, calibration=None, seed=seed,
+            model=model, method=method, scheme=scheme, calibration=calibration, seed=seed,
             bits_per_weight=float(BITS[scheme]), label=LABELS[method], options=options,
         ),
         config=config,

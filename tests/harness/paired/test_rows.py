@@ -43,6 +43,20 @@ def test_every_name_that_is_printed_leads_to_its_row(results: Path) -> None:
         assert names(listed[0], name, results) == [(listed[0], name)]
 
 
+def test_rows_of_several_calibrations_are_told_apart_by_them(keep: Callable[..., Path]) -> None:
+    """Also where the model is called as one of its texts, as the embedded one is."""
+    records = both("none", "w16", 0.0, (), model="own")
+    for text in ("own", "random"):
+        records += both("gptq", "w4", 0.0005, (3,), model="own", calibration=text)
+    results = keep(records)
+    with pytest.raises(ConfigError, match=r"GPTQ own/w4, own/GPTQ random/w4: add .*calibration"):
+        pairs_of("none", "gptq/w4", results)
+    for text in ("own", "random"):
+        found = ("own/full prec./float32", f"own/GPTQ {text}/w4")
+        assert names("none", f"gptq {text}/w4", results) == [found]
+        assert names("none", found[1], results) == [found]
+
+
 @pytest.mark.parametrize(
     ("first", "second", "said"),
     [

@@ -179,8 +179,11 @@ def test_threads_for_which_others_leave_a_core(
 
 def test_a_note_of_figures_that_are_not_sizes() -> None:
     time = Metric(name="decode_ms", task="a", value=1, unit="ms", n=1, n_unit="x", notes={"k": "v"})
-    size = Metric(name="weight_bytes", task="a", value=1, unit="bytes", n=1, n_unit="x")
-    marked = with_note([time, size], "1.3 of 2 cores by others")
+    sizes = [
+        Metric(name=unit, task="a", value=1, unit=unit, n=1, n_unit="x")
+        for unit in ("bytes", "bits", "weights")
+    ]
+    marked = with_note([time, *sizes], "1.3 of 2 cores by others")
     assert marked[0].notes == {"k": "v", "busy": "1.3 of 2 cores by others"}
-    assert marked[1] == size
-    assert with_note([time, size], "") == [time, size]
+    assert marked[1:] == sizes
+    assert with_note([time, *sizes], "") == [time, *sizes]

@@ -2,6 +2,7 @@
 
 import csv
 import io
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -160,7 +161,18 @@ def test_the_plot_has_a_panel_for_size_and_one_for_time() -> None:
     assert list(front.get_xdata()) == [1.0, 2.0, 3.0]
     hollow = [line for line in time.lines if line.get_markerfacecolor() == "white"]
     assert [float(line.get_ydata()[0]) for line in hollow] == [5.9]
-    assert size.get_xlabel() == "memory of serving 512 tokens, MB"
+    assert size.get_xlabel() == "memory of serving 512\ntokens, MB"
+
+
+def test_the_legend_names_what_is_drawn() -> None:
+    """Rows that were not timed are in no panel against time."""
+    found, declared = tables()
+    (_, time), (quality, *_) = chosen_axes(found, declared)
+    some = replace(time, value=lambda row: None if row.name == "RTN" else time.value(row))
+    (legend,) = pareto_figure(found, [(some, quality)]).legends
+    said = [text.get_text() for text in legend.get_texts()]
+    assert "GPTQ" in said
+    assert "RTN" not in said
 
 
 def test_the_plot_is_a_function_of_its_rows_and_of_two_at_least() -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from harness.report import from_records
 from harness.report.by_calibration import calibration_figure, draw_by_calibration, panels_of, short
+from harness.report.plots import bits_figure
 from harness.report.render import to_csv
 from harness.report.rows import Figure, read_rows
 from harness.report.table import significant
@@ -206,6 +207,40 @@ def test_one_seed_has_no_band(made_up) -> None:
     (axes,) = calibration_figure(rows, panels_of(rows, KEY, "perplexity"), PLOT).axes
     assert not axes.collections
     assert axes.get_ylabel() == "perplexity"
+
+
+def test_the_band_leaves_out_points_of_one_seed(made_up) -> None:
+    """As where the results of another sweep are joined: one seed says nothing of their spread."""
+    cells = [(4, 0), (4, 1), (16, 0), (16, 1), (64, 0)]
+    records = [r for size, seed in cells for r in calibrated(made_up, "c4", size, seed)]
+    rows = read_rows(from_records(records)).rows
+    (axes,) = calibration_figure(rows, panels_of(rows, KEY, "perplexity"), PLOT).axes
+    (band,) = axes.collections
+    box = band.get_paths()[0].get_extents()
+    assert (box.xmin, box.xmax) == (2048.0, 8192.0)
+
+
+def test_plots_draw_a_line_for_every_calibration(made_up) -> None:
+    records = made_up.cell("none", "w16", 5.0)
+    for text in ("c4", "random"):
+        records += calibrated(made_up, text, 16, 0)
+    rows = read_rows(from_records(records)).rows
+    assert [row.name for row in rows] == ["full prec.", "GPTQ c4", "GPTQ random"]
+    assert [row.label for row in rows] == ["full prec.", "GPTQ", "GPTQ"]
+    figure = bits_figure(rows, {KEY: "perplexity"}, PLOT)
+    lines = [line for line in figure.axes[0].lines if line.get_marker() == "o"]
+    assert [list(line.get_ydata()) for line in lines] == [
+        pytest.approx([value_of(text, 16, 0)]) for text in ("c4", "random")
+    ]
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()][:2] == ["GPTQ c4", "GPTQ random"]
+
+
+def test_a_setting_without_a_value_reads_as_on_a_command_line(made_up) -> None:
+    records = calibrated(made_up, "c4", 16, 0)
+    records += calibrated(made_up, "c4", 16, 0, config={"calib.length": None})
+    rows = read_rows(from_records(records)).rows
+    assert sorted(row.label for row in rows) == ["GPTQ length=512", "GPTQ length=null"]
 
 
 def test_tokens_are_written_short() -> None:

@@ -38,8 +38,10 @@ def sync(request: Request) -> int:
     """Log every cell of a results folder that no run holds yet, and a page for each experiment.
 
     Returns the exit status: 1 if something could not be logged, which is said by name. Raises
-    ConfigError for a folder without records, or that cannot be written.
+    ConfigError for a folder without records, or that cannot be written, and for a project's name
+    that wandb refuses.
     """
+    tracking.require_project(request.project, "--project ")
     settings = TrackerConfig(
         name="wandb",
         mode=ONLINE if request.online else OFFLINE,
@@ -73,7 +75,7 @@ def sync(request: Request) -> int:
         print(f"bitsweep: {sentence}", file=sys.stderr)
     runs = f"{logged} run{'s' * (logged != 1)} logged, {held} held already"
     print(f"{runs}, in {place}")
-    if not request.online:
+    if not request.online and logged + held:
         print(f"send them with: wandb sync {place}/offline-run-*")
     return FAILED if trouble else OK
 

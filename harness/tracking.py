@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.config.schema import TrackerConfig
+from harness.errors import ConfigError
 from harness.records.record import QUANTIZATION, Metric, Record
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ TRACKERS = ("none", "wandb")
 OFFLINE, ONLINE = "offline", "online"
 MODES = (OFFLINE, ONLINE)
 ID_DIGITS = 12
+NOT_IN_PROJECTS = "/\\#?%:"
 MARK = "bitsweep.json"  # in the folder of a run: the records that it holds
 
 RESULT_COLUMNS = ["suite", "task", "metric", "value", "stderr", "unit", "n", "n_unit", "p10", "p90"]
@@ -45,6 +47,15 @@ LAYER_COLUMNS = [
 
 class TrackingWarning(UserWarning):
     """A cell could not be logged; its records are safe on disk."""
+
+
+def require_project(name: str, key: str) -> None:
+    """Raise ConfigError for what cannot name a project; `key` is what the user gave it as."""
+    if not name or any(each in NOT_IN_PROJECTS for each in name):
+        raise ConfigError(
+            f"{key}{name} cannot name a wandb project: use a name without any of "
+            f"{' '.join(NOT_IN_PROJECTS)}; a user or team is the entity."
+        )
 
 
 def log_cell(

@@ -19,7 +19,7 @@ from harness.errors import ConfigError, MissingData
 from harness.extras import EXTRAS, missing, pip_command
 from harness.models.model import SOURCES, AbsentModel, Model, RandomModel
 from harness.models.streaming import ALWAYS, AUTO, NEVER
-from harness.tracking import TRACKERS
+from harness.tracking import MODES, TRACKERS, require_project
 from quant.arithmetic import ARITHMETIC
 from quant.scheme import Scheme
 
@@ -37,6 +37,7 @@ def values(config: CellConfig) -> None:
         ("model.dtype", config.model.dtype, DTYPES),
         ("model.attention", config.model.attention, ATTENTION),
         ("tracker.name", config.tracker.name, TRACKERS),
+        ("tracker.mode", config.tracker.mode, MODES),
         ("runtime.activations", config.runtime.activations, ACTIVATIONS),
         ("runtime.stream", config.runtime.stream, STREAM),
     ):
@@ -47,6 +48,7 @@ def values(config: CellConfig) -> None:
             f"tracker={config.tracker.name} needs a package that is not installed: "
             f"{pip_command(config.tracker.name)}, or use tracker=none."
         )
+    require_project(config.tracker.project, "tracker.project=")
     for key, number, least in (
         ("seed", config.seed, 0),
         ("calib.seed", config.calib.seed, 0),

@@ -116,7 +116,8 @@ def _reason(one: Named, other: Named, key: FigureKey, mine: Figure, theirs: Figu
     """Why a figure cannot be compared, with the next step; None if it can."""
     suite, task, metric = key
     what = f"{metric} of {task}"
-    sizes = f"{_size(mine)} in {one.name}, {_size(theirs)} in {other.name}"
+    first, second = _told(one, other)
+    sizes = f"{_size(mine)} in {first}, {_size(theirs)} in {second}"
     step = f"run both with the same settings of suite.{suite}, so that they are measured alike"
     if mine.items and theirs.items:
         if same_units(mine.items, theirs.items):
@@ -179,9 +180,14 @@ def _title(lines: Sequence[Line]) -> str:
     first, second = lines[0].first, lines[0].second
     if _several(lines):
         return f"A: {first.folder}, B: {second.folder}"
-    apart = first.folder != second.folder
-    names = [f"{each.folder}:{each.name}" if apart else each.name for each in (first, second)]
+    names = _told(first, second)
     return f"A: {names[0]}, B: {names[1]}"
+
+
+def _told(first: Named, second: Named) -> list[str]:
+    """The names of two rows, with their folders where these differ."""
+    apart = first.folder != second.folder
+    return [f"{each.folder}:{each.name}" if apart else each.name for each in (first, second)]
 
 
 def _plain(*values: float) -> list[Cell]:

@@ -24,7 +24,6 @@ from harness.report.table import significant
 
 GB = 1e9
 QUALITY, MEMORY, SPEED = "quality", "memory", "speed"
-PREFERENCES = (QUALITY, MEMORY, SPEED)
 COSTS = "latency"  # the suite that measures time, and what serving memory is made of
 
 

@@ -122,6 +122,8 @@ def test_help_of_a_group_explains_nested_keys_but_not_those_of_others() -> None:
         (["inspect"], "the following arguments are required: FOLDER; `bitsweep inspect --help`"),
         (["export", "a", "b"], "required: --format"),
         (["run", "tracker=mlflow"], "tracker=mlflow is not an option"),
+        (["plan", "tracker.mode=live"], "tracker.mode=live is unknown; choose one of offline, onl"),
+        (["plan", "tracker.project=a/b"], "tracker.project=a/b cannot name a wandb project"),
         (["plan", "hydra/launcher=cloud"], "hydra/launcher=cloud is not installed"),
         (["plan", "hydra.launcher.workers=3"], "choose one that has it, as in hydra/launcher="),
     ],

@@ -76,6 +76,12 @@ def test_online_without_a_key_says_what_to_do_and_keeps_the_page(results, capsys
     assert "needs an API key: run `wandb login`" in capsys.readouterr().err
 
 
+def test_a_name_that_wandb_refuses_is_said_before_anything_is_written(results, capsys) -> None:
+    assert cli.main(["sync", str(results), "--project", "team/mine"]) == cli.IMPOSSIBLE
+    assert "--project team/mine cannot name a wandb project" in capsys.readouterr().err
+    assert not (results / "wandb").exists()
+
+
 def test_a_folder_without_figures_is_refused(tmp_path, capsys) -> None:
     assert cli.main(["sync", str(tmp_path)]) == cli.IMPOSSIBLE
     assert "holds no records" in capsys.readouterr().err

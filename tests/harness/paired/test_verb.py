@@ -100,6 +100,9 @@ def test_other_documents_are_refused_by_name_and_the_rest_is_compared(
     assert "accuracy of embedded_choice is not on the same documents" in err
     assert "50 with hash 01234567 in m/RTN/w4" in err
     assert "the same settings of suite.zeroshot" in err
+    apart = keep([*full, quantized[1]], "apart")
+    *_, err = run(capsys, f"{results}:none", f"{apart}:rtn/w4")
+    assert f"in {results}:m/full prec./float32, 50 with hash 01234567 in {apart}:m/RTN/w4" in err
     status, out, err = run(
         capsys, "none", "rtn/w4", "--results", str(keep([full[1], quantized[1]], "alone"))
     )

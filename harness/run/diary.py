@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.records.leases import Lease
-from harness.records.store import disk_errors, write_atomically
+from harness.records.store import disk_errors, file_name, write_atomically
 from harness.run.events import (
     Advanced,
     Event,
@@ -156,7 +156,7 @@ class Diary:
 
     def log(self, job: Job) -> Path:
         """Where the output of libraries goes in a cell's process."""
-        return self.folder / f"{job.number:03d}-{job.name[:80]}.log"
+        return self.folder / f"{job.number:03d}-{file_name(job.name)[:80]}.log"
 
     def claim(self, number: int) -> Lease:
         """The lock of a cell among the workers of this sweep."""

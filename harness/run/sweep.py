@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ from harness.run.events import Event, Failed, Finished
 from harness.run.process import prepare, run_in_process
 from harness.run.screen import Screen
 from harness.run.signals import exit_status
+from harness.run.tables import calibration_texts
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -38,11 +40,16 @@ class Outcome:
 
 
 def jobs_of(plans: Sequence[CellPlan]) -> list[Job]:
-    """The cells of a sweep for its diary, in order."""
-    return [
-        Job(number, cell_name(plan.identity), tuple(plan.todo))
-        for number, plan in enumerate(plans, start=1)
-    ]
+    """The cells of a sweep for its diary, in order; those of one name with their calibrations."""
+    names = [cell_name(plan.identity) for plan in plans]
+    count = Counter(names)
+    jobs = []
+    for number, (plan, name, text) in enumerate(
+        zip(plans, names, calibration_texts(plans), strict=True), start=1
+    ):
+        told = f" ({text})" * (count[name] > 1 and plan.cell.choices.calibration is not None)
+        jobs.append(Job(number, name + told, tuple(plan.todo)))
+    return jobs
 
 
 def run_sweep(plans: list[CellPlan], diary: Diary, console: Console) -> Outcome:

@@ -23,7 +23,7 @@ def plan_table(plans: Sequence[CellPlan | PendingPlan]) -> Table:
     table = Table(title="plan", title_justify="left", box=None, pad_edge=False)
     for column in ("model", "method", "scheme", "calibration", "seed", *names):
         table.add_column(Text(column))
-    texts = _texts([plan.cell.choices.calibration for plan in plans])
+    texts = calibration_texts(plans)
     for plan, text in zip(plans, texts, strict=True):
         cell, stages = plan.identity, plan.shown
         states = [stages.get(name, "-") for name in names]
@@ -34,8 +34,9 @@ def plan_table(plans: Sequence[CellPlan | PendingPlan]) -> Table:
     return table
 
 
-def _texts(calibrations: Sequence[CalibConfig | None]) -> list[str]:
-    """The calibration of every cell, with what differs among those of one name."""
+def calibration_texts(plans: Sequence[CellPlan | PendingPlan]) -> list[str]:
+    """The calibration of every cell, with what differs among those of one name; "-" for none."""
+    calibrations = [plan.cell.choices.calibration for plan in plans]
     values: dict[tuple[str, str], set[object]] = {}
     for each in filter(None, calibrations):
         for key in ("path", "sequences", "length"):

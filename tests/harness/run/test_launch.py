@@ -11,9 +11,10 @@ from harness.errors import StoreError
 from harness.records.record import Failure
 from harness.records.store import unique_name
 from harness.run import launch, planned
+from harness.run.diary import Diary
 from harness.run.events import Failed
 from harness.run.recording import StageResult, Timing, failed_record, make_record
-from harness.run.sweep import Outcome
+from harness.run.sweep import Outcome, jobs_of
 from tests.harness.cells import cell_of, plan_of
 
 Make = Callable[..., CellConfig]
@@ -59,6 +60,19 @@ def test_a_plan_tells_calibrations_of_one_name_by_what_differs(
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("tiny ")]
     assert ["documents sequences=2" in rows[0], "documents sequences=4" in rows[1]] == [True, True]
     assert "documents" not in rows[2]
+
+
+def test_cells_of_one_name_are_told_apart_by_their_calibration(tiny_cell: Make) -> None:
+    """In the lines of a sweep, in `bitsweep status`, and in the names of logs."""
+    configs = [tiny_cell("method=gptq", f"calib.sequences={n}") for n in (2, 4)]
+    jobs = jobs_of([*map(plan_of, configs), plan_of(tiny_cell("method=rtn"))])
+    assert [job.name for job in jobs] == [
+        "tiny-gptq-w4-s0 (documents sequences=2)",
+        "tiny-gptq-w4-s0 (documents sequences=4)",
+        "tiny-rtn-w4-s0",
+    ]
+    log = Diary(Path("runs")).log(jobs[1]).name
+    assert log == "002-tiny-gptq-w4-s0_documents_sequences_4_.log"
 
 
 def test_the_screen_shows_names_as_they_are(

@@ -30,10 +30,11 @@ class Plans:
         monkeypatch.setattr(sweep, "run_in_process", self._run)
         monkeypatch.setattr(sweep, "cell_name", lambda identity: f"cell {identity}")
         self.scripts = scripts
+        uncalibrated = SimpleNamespace(calibration=None)
         self.plans: list[Any] = [
             SimpleNamespace(
                 identity=number,
-                cell=SimpleNamespace(number=number, store=self),
+                cell=SimpleNamespace(number=number, store=self, choices=uncalibrated),
                 todo=["x"] if script else [],
                 stages={"x": "", "y": ""},
             )
@@ -45,7 +46,7 @@ class Plans:
         self.prepared = len(plans)
 
     def _run(self, cell: Any, hear: Any, log: Path) -> None:
-        assert log.name == f"{cell.number + 1:03}-cell {cell.number}.log"
+        assert log.name == f"{cell.number + 1:03}-cell_{cell.number}.log"
         self.ran.append(cell.number)
         for event in self.scripts[cell.number]:
             if isinstance(event, BaseException):

@@ -81,7 +81,7 @@ def table(model: str, rows: list[Row]) -> Table | None:
     footnotes, cells = Footnotes(), []
     busy = busy_footnote(NAME, shown)
     for row in shown:
-        for task in sorted({key[1] for key in row.figures if key[0] == NAME}, key=_order):
+        for task in sorted({key[1] for key in row.figures if key[0] == NAME}, key=_kind):
             found = {key[2]: each for key, each in row.figures.items() if key[:2] == (NAME, task)}
             said = [busy] * any(each.busy for each in found.values())
             missing = next(iter(found.values())).note("not measured")
@@ -125,10 +125,6 @@ def _kind(task: str) -> tuple[str, int]:
     """ "batch", 4 of "batch4"."""
     kind = task.rstrip("0123456789")
     return kind, int(task.removeprefix(kind))
-
-
-def _order(task: str) -> tuple[str, int]:
-    return _kind(task)
 
 
 def _cell(figure: Figure | None) -> Cell:

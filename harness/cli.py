@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from harness import arguments, completion, streams
-from harness.errors import BitsweepError, ConfigError
+from harness.errors import BitsweepError
 from harness.extras import require
 from harness.run.signals import INTERRUPTED, as_interrupts, exit_status
 from quant.errors import QuantizationError
@@ -212,19 +212,17 @@ def _recommend(options: Namespace) -> int:
 
 def _paper(options: Namespace) -> int:
     require("harness", "bitsweep paper")
+    from harness.records.asked import require_folder, say
     from harness.records.store import scan_records
     from harness.report.progress import commands, progress, progress_table
     from harness.report.render import to_rich
     from harness.run.screen import open_console
 
     place = options.results
-    if place.is_file():
-        raise ConfigError(f"{place} is a file: name the results folder of earlier runs.")
-    if not place.is_dir() and place != arguments.RESULTS:
-        raise ConfigError(f"there is no folder {place}: name the results folder of earlier runs.")
-    records, notes = scan_records(place) if place.is_dir() else ([], [])
-    for note in notes:
-        print(f"bitsweep: {note}", file=sys.stderr)
+    if place.exists() or place != arguments.RESULTS:
+        require_folder(place)
+    records, notes = scan_records(place)
+    say(notes)
     found = progress(records)
     screen = open_console()
     screen.print(to_rich(progress_table(found, str(place)), screen.width))

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from harness.errors import ConfigError
-from harness.records.store import scan_records
+from harness.records.asked import asked_records
 from harness.report.frame import from_records
 from harness.report.rows import Row, read_rows
 
@@ -66,19 +65,7 @@ def _place(word: str, results: Path) -> tuple[Path, str | None]:
 
 
 def _rows(folder: Path) -> list[Named]:
-    if not folder.is_dir():
-        raise ConfigError(
-            f"there is no folder {folder}: name the results folder of earlier runs with --results."
-        )
-    records, notes = scan_records(folder)
-    for note in notes:
-        print(f"bitsweep: {note}", file=sys.stderr)
-    if not records:
-        raise ConfigError(
-            f"{folder} holds no records: make some with `bitsweep run`, or name the results folder "
-            "of a run with --results."
-        )
-    return [Named(folder, row) for row in read_rows(from_records(records)).rows]
+    return [Named(folder, row) for row in read_rows(from_records(asked_records(folder))).rows]
 
 
 def _one(words: str, rows: Sequence[Named]) -> Named:

@@ -12,8 +12,8 @@ from harness.errors import ConfigError
 from harness.recommend.answer import Answer, measuring
 from harness.recommend.choose import QUALITY, Candidate, candidates, choose, ranking
 from harness.recommend.limits import CRITERIA, Limits
+from harness.records.asked import asked_records
 from harness.records.record import Record
-from harness.records.store import scan_records
 from harness.report.columns import SuiteTable
 from harness.report.frame import from_records, told_apart
 from harness.report.pareto import context_of, quality_columns, serving_in
@@ -68,17 +68,7 @@ def recommend(asked: Asked, form: str = "table") -> int:
 def _records(asked: Asked) -> list[Record]:
     """The records of the model that is asked for, under the names that tables have."""
     place = asked.results
-    if not place.is_dir():
-        raise ConfigError(f"there is no folder {place}: name the results folder of earlier runs.")
-    records, notes = scan_records(place)
-    for note in notes:
-        print(f"bitsweep: {note}", file=sys.stderr)
-    if not records:
-        raise ConfigError(
-            f"{place} holds no records: make some with `bitsweep run`, or name the results folder "
-            "of a run, as in `bitsweep recommend my/results`."
-        )
-    records = told_apart(records)
+    records = told_apart(asked_records(place))
     models = sorted({record.cell.model for record in records})
     if asked.model is None and len(models) > 1:
         raise ConfigError(

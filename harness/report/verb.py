@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -12,6 +11,7 @@ from pathlib import Path
 from harness.cell.parts import suites_in
 from harness.errors import ConfigError
 from harness.records.absent import absent_beside
+from harness.records.asked import say
 from harness.records.record import Record
 from harness.records.store import (
     KEY_DIGITS,
@@ -87,20 +87,17 @@ def joined(folders: Sequence[Path]) -> list[Record]:
         records, notes = scan_records(folder)
         absent = absent_beside(folder, records)
         if not records and not absent:
-            for note in notes:
-                _say(note)
+            say(notes)
             raise ConfigError(
                 f"{folder} holds no records: make some with `bitsweep run`, or name the "
                 "results folder of a run, as in `bitsweep report my/results`."
             )
-        for note in notes:
-            _say(note)
+        say(notes)
         for record in [*records, *absent]:
             content = hashlib.sha256(record.model_dump_json().encode()).hexdigest()
             found[record.started_at, record.key, content] = record
     every = [found[each] for each in sorted(found)]
-    for sentence in (*_edited(every), *_to_come(every)):
-        _say(sentence)
+    say([*_edited(every), *_to_come(every)])
     return every
 
 
@@ -133,10 +130,6 @@ def _to_come(records: Sequence[Record]) -> list[str]:
         "clock was wrong. Where a figure was measured twice the later date counts, which may be "
         "the wrong one: remove it where that is so."
     ]
-
-
-def _say(sentence: str) -> None:
-    print(f"bitsweep: {sentence}", file=sys.stderr)
 
 
 def _named(option: str, texts: Sequence[str]) -> dict[str, str]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from statistics import fmean
 
 from harness.errors import ConfigError
+from harness.records.asked import require_folder
 from harness.run.diary import STARTER, Diary, Doing, Job, Settled
 from harness.run.screen import duration, open_console
 
@@ -95,8 +96,7 @@ def sweeps(results: Path) -> list[Sweep]:
 
 def status(results: Path, everything: bool = False) -> None:
     """Print the sweeps that run and the last one; all of them with `everything`."""
-    if not results.is_dir():
-        raise ConfigError(f"there is no folder {results}: name the results folder of a run.")
+    require_folder(results)
     every = sweeps(results)
     if not every:
         raise ConfigError(

@@ -30,13 +30,16 @@ NAME, TITLE = "pareto", "Pareto fronts"
 FAR = 3.0  # an axis is logarithmic where the largest value is more than so many times the smallest
 MOST_NAMED = 12  # methods in the legend
 FULL_MARKER, GREY = "*", "#777777"
-QUALITIES = 3  # in the plot, at most
+A_LINE = 3  # panels; so many qualities are drawn at most
 
 
 def draw_pareto(rows: list[Row], declared: Mapping[str, SuiteTable]) -> list[Drawn]:
     """The plot of one model's rows; empty where no cost and figure have two rows in common."""
     costs, qualities = chosen_axes(rows, declared)
-    pairs = [(cost, quality) for quality in qualities for cost in costs]
+    # Six panels stand in lines of three: a line for every cost, or for every quality.
+    pairs = [(cost, quality) for cost in costs for quality in qualities]
+    if len(costs) == A_LINE:
+        pairs = [(cost, quality) for quality in qualities for cost in costs]
     pairs = [pair for pair in pairs if len(dominators(rows, *pair)) > 1]
     if not pairs:
         return []
@@ -54,7 +57,7 @@ def chosen_axes(
     for each in quality_columns(rows, declared):
         figure = next(row.figures[each.key] for row in rows if each.key in row.figures)
         units.setdefault(figure.unit, each)
-    found = [quality_axis(each, rows) for each in list(units.values())[:QUALITIES]]
+    found = [quality_axis(each, rows) for each in list(units.values())[:A_LINE]]
     return [*sizes[-1:], *(each for each in costs if each not in sizes)], found
 
 

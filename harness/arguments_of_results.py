@@ -1,4 +1,4 @@
-"""Arguments of the verbs that read results: report, compare, sync, paper and push."""
+"""Arguments of the verbs that read what runs left behind."""
 
 from __future__ import annotations
 

@@ -200,13 +200,10 @@ def _compare(options: Namespace) -> int:
 
 def _recommend(options: Namespace) -> int:
     require("harness", "bitsweep recommend")
-    from dataclasses import fields
-
     from harness.recommend.limits import Limits
     from harness.recommend.verb import Asked, recommend
 
-    limits = Limits(**{field.name: getattr(options, field.name) for field in fields(Limits)})
-    asked = Asked(options.results, limits, options.model, options.prefer)
+    asked = Asked(options.results, _request(Limits, options), options.model, options.prefer)
     return recommend(asked, "json" if options.json else "table")
 
 

@@ -224,16 +224,7 @@ def _by_confidence(task: str, comparison: Comparison, notes: dict[str, str]) -> 
             continue
         nats, flips = found
         said = notes | {"confidence": f"{interval[0]:g} to {interval[1]:g}"}
-        yield Metric(
-            name=f"kl_{name}",
-            task=task,
-            value=nats.mean,
-            unit="nat",
-            n=sum(nats.tokens),
-            n_unit="tokens",
-            stderr=nats.stderr,
-            notes=said,
-        )
+        yield _mean(task, f"kl_{name}", nats, "nat", notes=said)
         yield rate(task, f"flips_{name}", flips, said)
 
 
@@ -254,25 +245,14 @@ def figures(
 ) -> Iterator[Metric]:
     """Mean with standard error and percentiles, then the 99.9th of these and the largest."""
     score = comparison.mean
-    positions = sum(score.tokens)
-    yield Metric(
-        name=name,
-        task=task,
-        value=score.mean,
-        unit="nat",
-        n=positions,
-        n_unit="tokens",
-        stderr=score.stderr,
-        quantiles=comparison.quantiles,
-        notes=notes,
-    )
+    yield _mean(task, name, score, "nat", quantiles=comparison.quantiles, notes=notes)
     for end, value in (("p999", comparison.p999), ("max", comparison.largest)):
         yield Metric(
             name=f"{name}_{end}",
             task=task,
             value=value,
             unit="nat",
-            n=positions,
+            n=sum(score.tokens),
             n_unit="tokens",
             notes=notes,
         )
@@ -280,16 +260,20 @@ def figures(
 
 def rate(task: str, name: str, score: Score, notes: dict[str, str], higher: bool = False) -> Metric:
     """The share of positions that `score` counts, with its standard error."""
+    return _mean(task, name, score, "fraction", higher_is_better=higher, notes=notes)
+
+
+def _mean(task: str, name: str, score: Score, unit: str, **more: Any) -> Metric:
+    """The mean of a score over its positions, with its standard error."""
     return Metric(
         name=name,
         task=task,
         value=score.mean,
-        unit="fraction",
+        unit=unit,
         n=sum(score.tokens),
         n_unit="tokens",
         stderr=score.stderr,
-        higher_is_better=higher,
-        notes=notes,
+        **more,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 
 import torch
@@ -83,20 +84,14 @@ class Comparison:
     @property
     def sampling_error(self) -> float | None:
         """Standard error of the mean that compression adds; None where nothing is compressed."""
-        variances = [each.variance for each in self.windows]
-        if any(each is None for each in variances):
-            return None
-        total = math.fsum(float(each.sum()) for each in variances if each is not None)
-        return math.sqrt(total) / sum(self._positions)
+        total = _total([each.variance for each in self.windows])
+        return None if total is None else math.sqrt(total) / sum(self._positions)
 
     @property
     def certain(self) -> float | None:
         """What the mean is at least, whatever was sampled; None where nothing is compressed."""
-        least = [each.certain for each in self.windows]
-        if any(each is None for each in least):
-            return None
-        total = math.fsum(float(each.sum()) for each in least if each is not None)
-        return total / sum(self._positions)
+        total = _total([each.certain for each in self.windows])
+        return None if total is None else total / sum(self._positions)
 
     def by_confidence(self) -> list[tuple[Score, Score] | None]:
         """Divergence and flips of positions with a confidence in each interval of CONFIDENCES.
@@ -140,3 +135,9 @@ class Comparison:
             number, _, field_name = name.partition(".")
             windows.setdefault(int(number), {})[field_name] = values
         return cls([Compared(**windows[number]) for number in sorted(windows)])
+
+
+def _total(windows: Sequence[Tensor | None]) -> float | None:
+    """The sum over the positions of all windows; None if a window has no values."""
+    values = [each for each in windows if each is not None]
+    return math.fsum(float(each.sum()) for each in values) if len(values) == len(windows) else None

@@ -2,7 +2,7 @@
 
 import copy
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -10,6 +10,8 @@ import pytest
 
 from harness.config.compose import compose_cells
 from harness.config.schema import Cell, CellConfig
+from harness.records.record import Record
+from harness.records.store import Store
 from tests.harness.tiny import save_tiny_model
 
 STORIES = "<|endoftext|>\n".join(
@@ -108,3 +110,15 @@ def home(tmp_path, monkeypatch) -> Path:
     for name in ("HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME", "XDG_CONFIG_HOME"):
         monkeypatch.setenv(name, str(folder))
     return folder
+
+
+@pytest.fixture
+def keep(tmp_path: Path) -> Callable[..., Path]:
+    """keep(records, name="results"): a results folder with the records."""
+
+    def write(records: Sequence[Record], name: str = "results") -> Path:
+        for each in records:
+            Store(tmp_path / name).write(each)
+        return tmp_path / name
+
+    return write

@@ -9,7 +9,6 @@ import pytest
 
 from harness.records.items import DOCUMENTS, WINDOWS, make_items, values_of, weights_of
 from harness.records.record import CellIdentity, Items, Metric, Record
-from harness.records.store import Store
 
 LABELS = {"none": "full prec.", "rtn": "RTN", "gptq": "GPTQ"}
 BITS = {"w16": 16, "w4": 4, "w3": 3}
@@ -98,18 +97,6 @@ def both(
         record(method, scheme, [perplexity], **more),  # type: ignore[arg-type]
         record(method, scheme, [accuracy], "zeroshot", **more),  # type: ignore[arg-type]
     ]
-
-
-@pytest.fixture
-def keep(tmp_path: Path) -> Callable[..., Path]:
-    """keep(records, name="results"): a results folder with the records."""
-
-    def write(records: Sequence[Record], name: str = "results") -> Path:
-        for each in records:
-            Store(tmp_path / name).write(each)
-        return tmp_path / name
-
-    return write
 
 
 @pytest.fixture

@@ -1,35 +1,10 @@
 """Results folders with hand-made cells: sizes, times, and answers of single documents."""
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
-
-import pytest
+from collections.abc import Sequence
 
 from harness.records.record import Items, Metric, Record
-from harness.records.store import Store
 from tests.harness.paired.conftest import answers, figure, losses, record
-
-LENGTHS = "prompt100_decode28"
-
-
-def sizes(megabytes: float, milliseconds: float, positions: str = "8192") -> list[Metric]:
-    """16 million weights, 1000 bytes of cache a position, 0.5 MB of workspace."""
-    found = {
-        ("weight_bytes", "model", "bytes"): 1e6 * megabytes,
-        ("weight_count", "model", "weights"): 16e6,
-        ("bytes_per_token", LENGTHS, "bytes"): 1.0,
-        ("workspace_bytes", LENGTHS, "bytes"): 5e5,
-        ("cache_bytes_per_position", "all positions", "bytes"): 1000.0,
-        ("cache_state_bytes", "model", "bytes"): 0.0,
-        ("decode_ms", LENGTHS, "ms"): milliseconds,
-    }
-    return [
-        Metric(
-            name=name, task=task, value=value, unit=unit, n=1, n_unit="models",
-            notes={"positions": positions},
-        )
-        for (name, task, unit), value in found.items()
-    ]  # fmt: skip
+from tests.harness.report.conftest import serving_metrics
 
 
 def divergence(value: float, stderr: float, items: Items | None = None) -> Metric:
@@ -52,7 +27,7 @@ def cell(
     """The records of a cell: only those of suites for which something is given."""
     metrics: dict[str, list[Metric]] = {}
     if megabytes:
-        metrics["latency"] = sizes(megabytes, ms)
+        metrics["latency"] = serving_metrics(1e6 * megabytes, 16e6, ms, "8192")
     if kl is not None:
         metrics["divergence"] = [divergence(kl, kl / 10)]
     if shift is not None:
@@ -73,15 +48,3 @@ def sweep() -> list[Record]:
         *cell("rtn", "w4", 16, 1.5, kl=0.01, shift=0.05, lost=range(8)),
         *cell("gptq", "w3", 12, 2.5, kl=0.05, shift=0.1, lost=range(12)),
     ]
-
-
-@pytest.fixture
-def keep(tmp_path: Path) -> Callable[..., Path]:
-    """keep(records, name="results"): a results folder with the records."""
-
-    def write(records: Sequence[Record], name: str = "results") -> Path:
-        for each in records:
-            Store(tmp_path / name).write(each)
-        return tmp_path / name
-
-    return write

@@ -75,6 +75,29 @@ def make_record(
     return Record(**(fields | changes))
 
 
+def serving_metrics(
+    weight_bytes: float, weights: float, milliseconds: float, positions: str
+) -> list[Metric]:
+    """Of a latency suite: 1000 bytes of cache a position, 0.5 MB of workspace."""
+    lengths = "prompt100_decode28"
+    found = {
+        ("weight_bytes", "model", "bytes"): weight_bytes,
+        ("weight_count", "model", "weights"): weights,
+        ("bytes_per_token", lengths, "bytes"): 1.0,
+        ("workspace_bytes", lengths, "bytes"): 5e5,
+        ("cache_bytes_per_position", "all positions", "bytes"): 1000.0,
+        ("cache_state_bytes", "model", "bytes"): 0.0,
+        ("decode_ms", lengths, "ms"): milliseconds,
+    }
+    return [
+        Metric(
+            name=name, task=task, value=value, unit=unit, n=1, n_unit="models",
+            notes={"positions": positions},
+        )
+        for (name, task, unit), value in found.items()
+    ]  # fmt: skip
+
+
 def perplexity(value: float, stderr: float | None = None, **changes) -> Metric:
     fields = {
         "name": "perplexity",

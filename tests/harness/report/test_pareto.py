@@ -8,42 +8,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.records.record import Metric, Record
+from harness.records.record import Record
 from harness.report import from_records
 from harness.report.pareto import Axis, cost_axes, dominators, pareto_table, size_table
 from harness.report.pareto_plot import chosen_axes, draw_pareto, pareto_figure
 from harness.report.render import to_csv, to_markdown
 from harness.report.rows import Row, read_rows
 from harness.suites.find import declared_tables
-from tests.harness.report.conftest import make_record, perplexity
-
-LENGTHS = "prompt100_decode28"
-
-
-def sizes(weights: float, milliseconds: float) -> list[Metric]:
-    """A model of 1e6 weights with a cache of 1000 bytes a position and 5e5 bytes of workspace."""
-    found = {
-        ("weight_bytes", "model", "bytes"): weights,
-        ("weight_count", "model", "weights"): 1e6,
-        ("bytes_per_token", LENGTHS, "bytes"): 1.0,
-        ("workspace_bytes", LENGTHS, "bytes"): 5e5,
-        ("cache_bytes_per_position", "all positions", "bytes"): 1000.0,
-        ("cache_state_bytes", "model", "bytes"): 0.0,
-        ("decode_ms", LENGTHS, "ms"): milliseconds,
-    }
-    return [
-        Metric(
-            name=name, task=task, value=value, unit=unit, n=1, n_unit="models",
-            notes={"positions": "512"},
-        )
-        for (name, task, unit), value in found.items()
-    ]  # fmt: skip
+from tests.harness.report.conftest import make_record, perplexity, serving_metrics
 
 
 def cell(method: str, scheme: str, ppl: float, weights: float, ms: float) -> list[Record]:
     return [
         make_record(method, scheme, metrics=[perplexity(ppl)]),
-        make_record(method, scheme, "latency", metrics=sizes(weights, ms)),
+        make_record(method, scheme, "latency", metrics=serving_metrics(weights, 1e6, ms, "512")),
     ]
 
 

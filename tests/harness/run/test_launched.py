@@ -10,7 +10,7 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -167,6 +167,22 @@ def disturb(
     return killed
 
 
+def survived(
+    words: Sequence[str], launcher: str, kills: int, folder: Path, started: list[warm.Process]
+) -> tuple[Path, list[str]]:
+    """Hold a sweep that is killed so often against an undisturbed one.
+
+    Returns its results folder, and what was killed.
+    """
+    figures_then, tables_then = undisturbed([*words], folder / "undisturbed")
+    results = folder / "results"
+    killed = disturb([*words, f"hydra/launcher={launcher}"], results, kills, kills, started)
+    assert {"worker", "command"} <= set(killed)
+    assert figures(results) == figures_then
+    assert tables(results) == tables_then
+    return results, killed
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.long)])
 def test_killed_workers_and_commands_leave_the_same_tables(
@@ -174,13 +190,7 @@ def test_killed_workers_and_commands_leave_the_same_tables(
 ) -> None:
     pytest.importorskip("submitit", reason="needs submitit: pip install submitit")
     seeds = "seed=0,1,2,3,4" if kills > 3 else "seed=0"
-    words = [*sweep, seeds]
-    figures_then, tables_then = undisturbed(words, tmp_path / "undisturbed")
-    results = tmp_path / "results"
-    killed = disturb([*words, "hydra/launcher=local"], results, kills, kills, started)
-    assert {"worker", "command"} <= set(killed)
-    assert figures(results) == figures_then
-    assert tables(results) == tables_then
+    results, killed = survived([*sweep, seeds], "local", kills, tmp_path, started)
     assert not list((results / "artifacts").glob(".*")), "no partial artifact is left"
     if kills > 3:
         assert len(killed) >= 15
@@ -334,13 +344,7 @@ def test_a_ray_cluster_of_two_workers_that_are_killed(
 ) -> None:
     pytest.importorskip("ray", reason="needs ray, whose wheel is too large for CI: pip install ray")
     seeds = "seed=0,1,2,3,4" if kills > 3 else "seed=0,1"
-    words = [*sweep, seeds]
-    figures_then, tables_then = undisturbed(words, tmp_path / "undisturbed")
-    results = tmp_path / "results"
-    killed = disturb([*words, "hydra/launcher=ray"], results, kills, kills, started)
-    assert {"worker", "command"} <= set(killed)
-    assert figures(results) == figures_then
-    assert tables(results) == tables_then
+    survived([*sweep, seeds], "ray", kills, tmp_path, started)
 
 
 @pytest.mark.slow

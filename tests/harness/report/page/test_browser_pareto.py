@@ -11,10 +11,9 @@ from harness.records.record import Metric, Record
 from harness.report.frame import from_records
 from harness.report.page.write import page
 from harness.report.rows import make_rows, select
-from tests.harness.report.conftest import make_record, perplexity
+from tests.harness.report.conftest import make_record, perplexity, serving_metrics
 from tests.harness.report.page import test_browser
 from tests.harness.report.page.test_browser import Page, browser
-from tests.harness.report.test_pareto import sizes
 
 pytestmark = test_browser.pytestmark
 __all__ = ["browser"]  # a fixture
@@ -31,7 +30,7 @@ def cell(
     )
     found = [
         make_record(method, scheme, metrics=[perplexity(ppl)]),
-        make_record(method, scheme, "latency", metrics=sizes(weights, ms)),
+        make_record(method, scheme, "latency", metrics=serving_metrics(weights, 1e6, ms, "512")),
         make_record(method, scheme, "divergence", metrics=[nat]),
     ]
     return found[: 3 if kl else 2]

@@ -77,7 +77,7 @@ def test_links_lead_somewhere(page: str) -> None:
     assert broken(ROOT / page, ROOT) == []
 
 
-@pytest.mark.parametrize("folder", ["docs", "docs/decisions"])
+@pytest.mark.parametrize("folder", ["docs", "docs/decisions", "docs/methods"])
 def test_every_page_is_in_the_index(folder: str) -> None:
     index = ROOT / folder / "README.md"
     linked = {target.partition("#")[0] for target in links(index.read_text(encoding="utf-8"))}

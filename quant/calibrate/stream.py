@@ -50,6 +50,7 @@ from quant.calibrate.layers import BlockSolver, LayerResult, Solved, solve_group
 from quant.calibrate.neighbours import Names
 from quant.calibrate.results import KeptWeights
 from quant.calibrate.run import Progress, Run
+from quant.calibrate.self_check import SelfCheck
 from quant.calibrate.sink import BlockSink, InMemorySink, WriteBehind
 from quant.calibrate.source import BlockSource, LoadedModel
 from quant.calibrate.structure import BlockStructure, ModelStructure, evaluation
@@ -91,6 +92,8 @@ class QuantizationResult:
     coverage         share of the blocks' matrices in quantized layers.
     resumed          number of blocks that an earlier, interrupted run had finished.
     head             result of the head; None if the scheme keeps it.
+    checks           comparisons of the solver with its oracle in this run, on layers of its first
+                     block; none for a solver without one.
     """
 
     weights: Mapping[str, QuantizedWeight]
@@ -100,6 +103,7 @@ class QuantizationResult:
     host_peak_bytes: int | None = None
     resumed: int = 0
     head: LayerResult | None = None
+    checks: Sequence[SelfCheck] = ()
 
 
 def quantize_model(
@@ -182,7 +186,8 @@ def quantize_blocks(
         head = run.head()
         require_changes(config.transforms, run.layers)
     host = meter.host_peak_bytes
-    return QuantizationResult({}, run.layers, meter.costs(), covered, host, resumed, head)
+    costs = meter.costs()
+    return QuantizationResult({}, run.layers, costs, covered, host, resumed, head, run.checks)
 
 
 def _solve_blocks(run: Run) -> None:

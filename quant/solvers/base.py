@@ -123,6 +123,11 @@ class Solver:
                        ["act-order", "damp 0.1"].
     whole              whole(request: quant.solvers.outside.Request, options) -> Made, in place of
                        `solve`: another program quantizes the whole model into request.out.
+    oracle             oracle(weight [out, in], scheme, hessian, damping, options) -> values
+                       [out, in] in float64: the method as a textbook has it, slow and without the
+                       solver's shortcuts. damping is that of the Solution; it and the Hessian are
+                       None without calibration. Runs compare the solver with it on pieces of the
+                       model (quant.calibrate.self_check). None: they cannot.
     refuses            refuses(options, scheme): why such a program cannot be asked for a scheme, as
                        the end of a sentence with the next step; None: it can.
 
@@ -142,6 +147,7 @@ class Solver:
     sequential: Callable[[Any], bool] = not_sequential
     describe: Callable[[Any], list[str]] = nothing_to_say
     whole: Callable[..., Made] | None = None
+    oracle: Callable[..., Tensor] | None = None
     refuses: Callable[[Any, Scheme], str | None] = refuses_nothing
 
     def __post_init__(self) -> None:

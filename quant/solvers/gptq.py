@@ -215,6 +215,28 @@ def _plan_groups(
     return Groups(grids, [column // size for column in order.tolist()], stale, together)
 
 
+def oracle(
+    weight: Tensor, scheme: Scheme, hessian: Tensor, damping: float, options: Options
+) -> Tensor:
+    """OBQ's step in the order of the options, with the inverse of the columns that are left."""
+    import torch
+
+    from quant.solvers.textbook import compensated
+
+    weight, hessian = weight.clone(), hessian.clone()
+    dead = hessian.diagonal() == 0
+    weight[:, dead] = 0
+    hessian.diagonal()[dead] = 1
+    order = torch.arange(len(hessian), device=weight.device)
+    if options.act_order:
+        order = hessian.diagonal().argsort(descending=True, stable=True)
+    hessian.diagonal().add_(damping)
+    stale = options.block_size if options.group_grid == "stale" else None
+    return compensated(
+        weight, scheme, hessian, order, static=options.static_groups, stale_block=stale
+    )
+
+
 SOLVER = Solver(
     name="gptq",
     label="GPTQ",
@@ -229,4 +251,5 @@ SOLVER = Solver(
     version=2,
     sequential=sequential,
     describe=describe,
+    oracle=oracle,
 )

@@ -146,8 +146,12 @@ class BlockSolver:
         if self.config.solver.prepare is None:
             return matrix
         layer = Layer(hessian.layer, hessian.tokens, self.config.kernel)
+        drift = hessian.take_drift()
+        beside = []
+        if self.config.solver.needs_reference:
+            beside = [None if drift is None else changed.drift(drift)]
         with failures_of(f"{layer.name}: solver {self.config.solver.name}"):
-            return self.config.solver.prepare(matrix, self.config.options, layer)
+            return self.config.solver.prepare(matrix, self.config.options, layer, *beside)
 
     def _check(
         self,

@@ -111,6 +111,10 @@ class Solver:
     options            frozen dataclass that raises a one-sentence ValueError for invalid values.
     needs_calibration  whether `prepared` is made from the Hessian of the layer's inputs; if not, it
                        is None.
+    needs_reference    whether the inputs x of the layer in the full-precision model are needed
+                       beside the inputs x~ in the quantized one. prepare then has a fourth
+                       argument, drift [in, in] = 2/n sum (x - x~) x~^T in the coordinates of the
+                       Hessian 2/n sum x~ x~^T; None where x = x~ (in the first block).
     uses_kernel        whether results depend on Layer.kernel.
     prepare            prepare(hessian [in, in], options, layer: Layer) -> prepared, once for all
                        layers with the same inputs; None: `prepared` is the Hessian itself.
@@ -139,6 +143,7 @@ class Solver:
     solve: Callable[..., Solution] = solves_no_layer
     options: type = NoOptions
     needs_calibration: bool = False
+    needs_reference: bool = False
     uses_kernel: bool = False
     prepare: Callable[..., Any] | None = None
     memory: Memory = Memory()
@@ -164,6 +169,12 @@ class Solver:
             raise ValueError(
                 f"solver {self.name} has prepare, which reads a Hessian, but "
                 "needs_calibration=False; set needs_calibration=True or leave prepare out."
+            )
+        if self.needs_reference and self.prepare is None:
+            raise ValueError(
+                f"solver {self.name} needs the inputs of the full-precision model "
+                "(needs_reference=True), which only prepare is given: add prepare(hessian, "
+                "options, layer, drift)."
             )
 
     def _require_only_whole(self) -> None:

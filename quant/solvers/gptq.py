@@ -109,19 +109,41 @@ def solve(
     NonFiniteError, SingularHessianError and QuantizationError (a scale exceeds scheme.scale_dtype);
     all name the layer.
     """
+    weight, dead = begin(weight, prepared, options.damping, options.act_order, layer.name)
+    return quantize(weight, scheme, prepared, options, layer, "GPTQ", dead)
+
+
+def quantize(
+    weight: Tensor,
+    scheme: Scheme,
+    factor: Factor,
+    options: Options,
+    layer: Layer,
+    label: str,
+    dead: int,
+    first: Tensor | None = None,
+) -> Solution:
+    """Run the column loop on weight [out, in], from which every grid is found.
+
+    For the solvers whose loop is GPTQ's: label is theirs, for errors, and dead their count of dead
+    inputs, whose weights are 0 already. first [out], if given, is rounded in the place of the first
+    column of the loop, whose own weights stay what the later columns make up for.
+    """
     import torch
 
     from cuda_ext.ops import resolve_kernel
     from quant.grid import assemble, stack_grids
-    from quant.solvers.columns import column_loop, plain_reason
+    from quant.solvers.columns import column_loop, plain_reason, round_first
 
-    factor, inputs = prepared, weight.shape[1]
+    inputs = weight.shape[1]
     groups = scheme.groups(inputs)
-    weight, dead = begin(weight, factor, options.damping, options.act_order, layer.name)
     groups_of = _plan_groups(weight, factor.order, groups, scheme, options, layer.name)
     columns = weight.T if factor.order is None else weight.T[factor.order]
     kernel = resolve_kernel(layer.kernel, weight.device)
     columns = columns.contiguous()
+    before = 0.0
+    if first is not None:
+        columns, before = round_first(columns, first, factor, groups_of, scheme, layer.name)
     codes, loss = column_loop(
         columns, factor, groups_of, scheme, options.block_size, kernel, layer.name
     )
@@ -136,7 +158,7 @@ def solve(
     notes = [note for note in (_fallback(factor), plain_reason(kernel, scheme)) if note]
     fallback = "; ".join(notes) or None
     return Solution(
-        quantized, finite_loss(loss, "GPTQ", layer.name), factor.damping, dead, fallback
+        quantized, finite_loss(before + loss, label, layer.name), factor.damping, dead, fallback
     )
 
 
@@ -180,7 +202,7 @@ def describe(options: Options) -> list[str]:
         "group_grid": f"{options.group_grid} grids",
         "true_sequential": "true-sequential",
     }
-    names = [field.name for field in fields(options)]
+    names = [field.name for field in fields(DEFAULT_OPTIONS)]  # a solver like it may have more
     changed = [n for n in names if getattr(options, n) != getattr(DEFAULT_OPTIONS, n)]
     return [labels[name] for name in changed]
 

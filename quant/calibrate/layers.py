@@ -142,14 +142,14 @@ class BlockSolver:
         matrix = changed.hessian(hessian.take())
         if few is not None:
             matrix = few.shrunk(matrix)
-        self._check(names, matrix, hessian.tokens, device)
+        drift = hessian.take_drift()
+        if drift is not None:
+            drift = changed.drift(drift)
+        self._check(names, matrix, hessian.tokens, device, drift)
         if self.config.solver.prepare is None:
             return matrix
         layer = Layer(hessian.layer, hessian.tokens, self.config.kernel)
-        drift = hessian.take_drift()
-        beside = []
-        if self.config.solver.needs_reference:
-            beside = [None if drift is None else changed.drift(drift)]
+        beside = [drift] if self.config.solver.needs_reference else []
         with failures_of(f"{layer.name}: solver {self.config.solver.name}"):
             return self.config.solver.prepare(matrix, self.config.options, layer, *beside)
 
@@ -159,13 +159,14 @@ class BlockSolver:
         hessian: Tensor | None,
         tokens: int | None,
         device: torch.device | None,
+        drift: Tensor | None = None,
     ) -> None:
         """Hold the solver against its oracle on a piece of the first of these layers."""
         solver, scheme = self.config.solver, self.config.scheme.without_head
         if self.checked is None or solver.oracle is None:
             return
         module = linear_layers(self.block)[names[0]]
-        piece = cut(weight_matrix(module).to(device, self.dtype), hessian, scheme)
+        piece = cut(weight_matrix(module).to(device, self.dtype), hessian, scheme, drift)
         layer = Layer(f"{self.name}.{names[0]}", tokens, self.config.kernel)
         done = self_check(piece, solver, self.config.options, scheme, layer)
         if done is not None:

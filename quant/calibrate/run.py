@@ -94,8 +94,10 @@ class Run:
     def solver(self, index: int) -> BlockSolver:
         blocks = self.source.blocks
         name = blocks.block_name(index)
-        # One block is enough: a wrong method is wrong in every layer.
-        checked = self.checks.append if index == self.resumed else None
+        # One block is enough: a wrong method is wrong in every layer. The first block of the model
+        # has the inputs of the full-precision model, so a solver that corrects them has no work.
+        first = int(self.config.solver.needs_reference and len(blocks) > 1)
+        checked = self.checks.append if index == max(self.resumed, first) else None
         return self.solvers(self.config, blocks.modules[index], index, name, self.count, checked)
 
     def hand_over(self, index: int, solved: Solved) -> None:

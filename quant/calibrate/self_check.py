@@ -19,7 +19,7 @@ from quant.scheme import Scheme
 from quant.solvers.base import Layer, Solver
 
 ROWS, COLUMNS = 8, 96  # of a piece; with groups, at least two groups of columns
-MOST_COLUMNS = 512
+MOST_COLUMNS = 256  # the time of an oracle grows with their fourth power
 # The error that a solver may have above or below its oracle's: float32 rounds some weights to the
 # other of two levels, and later columns compensate otherwise.
 ALLOWED = 0.01
@@ -46,21 +46,27 @@ class SelfCheck:
 class Piece:
     """A piece of a layer: rows of its weight, and the first columns of weight and Hessian.
 
-    The tensors are copies in the dtypes of the run; hessian is None without calibration.
+    The tensors are copies in the dtypes of the run; hessian is None without calibration, and drift
+    (Solver.needs_reference) where the solver has none.
     """
 
     weight: Tensor
     hessian: Tensor | None
+    drift: Tensor | None = None
 
 
-def cut(weight: Tensor, hessian: Tensor | None, scheme: Scheme) -> Piece:
+def cut(
+    weight: Tensor, hessian: Tensor | None, scheme: Scheme, drift: Tensor | None = None
+) -> Piece:
     """Return the piece of a layer that is checked; rows are spread over the outputs."""
     outputs, inputs = weight.shape
     span = scheme.span(inputs)
     columns = min(inputs, max(COLUMNS, 2 * span) if span < inputs else COLUMNS, MOST_COLUMNS)
     rows = torch.linspace(0, outputs - 1, min(ROWS, outputs), device=weight.device).long()
-    matrix = None if hessian is None else hessian[:columns, :columns].clone()
-    return Piece(weight[rows, :columns].clone(), matrix)
+    hessian, drift = (
+        None if each is None else each[:columns, :columns].clone() for each in (hessian, drift)
+    )
+    return Piece(weight[rows, :columns].clone(), hessian, drift)
 
 
 def self_check(
@@ -71,17 +77,21 @@ def self_check(
     Raises QuantizationError, naming the layer and both errors, if they differ by more than ALLOWED.
     """
     assert solver.oracle is not None
-    prepared = piece.hessian
+    prepared: Any = piece.hessian
+    beside = [piece.drift] if solver.needs_reference else []
     who = f"a piece of {layer.name}: solver {solver.name}"
     with failures_of(who):
         if prepared is not None and solver.prepare is not None:
             try:
-                prepared = solver.prepare(prepared.clone(), options, layer)
+                prepared = solver.prepare(prepared.clone(), options, layer, *beside)
             except SingularHessianError:
                 return None  # of a piece alone; the layer's own is tested by its solver
         found = solver.solve(piece.weight, scheme, prepared, options, layer)
         wide = None if piece.hessian is None else piece.hessian.double()
-        expected = solver.oracle(piece.weight.double(), scheme, wide, found.damping, options)
+        others = [None if each is None else each.double() for each in beside]
+        expected = solver.oracle(
+            piece.weight.double(), scheme, wide, found.damping, options, *others
+        )
     ours, textbook = _error(piece, found.weight.dequantize()), _error(piece, expected)
     gap = ours / textbook - 1 if textbook else float(ours > 0)
     rows, columns = piece.weight.shape

@@ -130,8 +130,9 @@ class Solver:
     oracle             oracle(weight [out, in], scheme, hessian, damping, options) -> values
                        [out, in] in float64: the method as a textbook has it, slow and without the
                        solver's shortcuts. damping is that of the Solution; it and the Hessian are
-                       None without calibration. Runs compare the solver with it on pieces of the
-                       model (quant.calibrate.self_check). None: they cannot.
+                       None without calibration. With needs_reference, drift follows as in prepare.
+                       Runs compare the solver with it on pieces of the model
+                       (quant.calibrate.self_check). None: they cannot.
     refuses            refuses(options, scheme): why such a program cannot be asked for a scheme, as
                        the end of a sentence with the next step; None: it can.
 

@@ -92,6 +92,33 @@ def describe(options: Options) -> list[str]:
     return words if options.alpha == DEFAULT_OPTIONS.alpha else [*words, f"alpha {options.alpha:g}"]
 
 
+def oracle(
+    weight: Tensor,
+    scheme: Scheme,
+    hessian: Tensor,
+    damping: float,
+    options: Options,
+    drift: Tensor | None,
+) -> Tensor:
+    """Pass each w_j (x_j - x~_j) to the later columns by least squares, then take GPTQ's steps."""
+    import torch
+
+    from quant.solvers import textbook
+
+    if drift is not None:
+        wide, order = (
+            textbook.damped(hessian, damping),
+            textbook.order_of(hessian, options.act_order),
+        )
+        moved = torch.zeros_like(weight)
+        for step, j in enumerate(order.tolist()):
+            left = order[step + 1 :]
+            passed = torch.linalg.solve(wide[left][:, left], drift[j, left])
+            moved[:, left] += options.alpha * torch.outer(weight[:, j], passed)
+        weight = weight + moved
+    return gptq.oracle(weight, scheme, hessian, damping, options)
+
+
 SOLVER = Solver(
     name="gptaq",
     label="GPTAQ",
@@ -104,4 +131,5 @@ SOLVER = Solver(
     memory=Memory(weights=7, prepared=4, preparing=6),
     sequential=gptq.sequential,
     describe=describe,
+    oracle=oracle,
 )

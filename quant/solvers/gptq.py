@@ -241,21 +241,16 @@ def oracle(
     weight: Tensor, scheme: Scheme, hessian: Tensor, damping: float, options: Options
 ) -> Tensor:
     """OBQ's step in the order of the options, with the inverse of the columns that are left."""
-    import torch
+    from quant.solvers import textbook
 
-    from quant.solvers.textbook import compensated
-
-    weight, hessian = weight.clone(), hessian.clone()
-    dead = hessian.diagonal() == 0
-    weight[:, dead] = 0
-    hessian.diagonal()[dead] = 1
-    order = torch.arange(len(hessian), device=weight.device)
-    if options.act_order:
-        order = hessian.diagonal().argsort(descending=True, stable=True)
-    hessian.diagonal().add_(damping)
     stale = options.block_size if options.group_grid == "stale" else None
-    return compensated(
-        weight, scheme, hessian, order, static=options.static_groups, stale_block=stale
+    return textbook.compensated(
+        weight.masked_fill(hessian.diagonal() == 0, 0),
+        scheme,
+        textbook.damped(hessian, damping),
+        textbook.order_of(hessian, options.act_order),
+        static=options.static_groups,
+        stale_block=stale,
     )
 
 

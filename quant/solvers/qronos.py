@@ -69,6 +69,51 @@ def solve(
     return gptq.quantize(weight, scheme, factor, options, layer, "Qronos", dead, first)
 
 
+def oracle(
+    weight: Tensor,
+    scheme: Scheme,
+    hessian: Tensor,
+    damping: float,
+    options: Options,
+    drift: Tensor | None,
+) -> Tensor:
+    """Both problems of every step by their normal equations."""
+    import torch
+
+    from quant.solvers import textbook
+
+    if drift is None:
+        return gptq.oracle(weight, scheme, hessian, damping, options)
+    dead, wide = hessian.diagonal() == 0, textbook.damped(hessian, damping)
+    order = textbook.order_of(hessian, options.act_order)
+    target = weight @ (hessian + drift)
+
+    def best(values: Tensor, done: Tensor, left: Tensor) -> Tensor:
+        missing = target[:, left] - values[:, done] @ hessian[done][:, left]
+        missing += damping * weight[:, left]
+        found: Tensor = torch.linalg.solve(wide[left][:, left], missing, left=False)
+        return found
+
+    def after(step: int, values: Tensor, current: Tensor) -> Tensor:
+        left = order[step + 1 :]
+        current[:, left] = best(values, order[: step + 1], left)
+        return current.masked_fill(dead, 0)
+
+    start = torch.empty_like(weight)
+    start[:, order] = best(weight, order[:0], order)
+    column = int(order[0])
+    first = weight[:, column] + (weight @ drift)[:, column] / wide[column, column]
+    return textbook.walked(
+        start.masked_fill(dead, 0),
+        scheme,
+        order,
+        after,
+        first=None if dead[column] else first,
+        static=options.static_groups,
+        stale_block=options.block_size if options.group_grid == "stale" else None,
+    )
+
+
 SOLVER = Solver(
     name="qronos",
     label="Qronos",
@@ -81,4 +126,5 @@ SOLVER = Solver(
     memory=Memory(weights=7, prepared=4, preparing=6),
     sequential=gptq.sequential,
     describe=gptq.describe,
+    oracle=oracle,
 )

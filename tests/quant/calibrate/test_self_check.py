@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -11,8 +12,11 @@ from quant.calibrate.stream import quantize_model
 from quant.config import QuantizationConfig
 from quant.errors import QuantizationError
 from quant.scheme import Scheme
-from quant.solvers import gptq, random, rtn
+from quant.solvers import gptaq, gptq, qronos, random, rtn
 from quant.solvers.base import Layer, NoOptions
+from tests.oracles import textbook_mismatch
+from tests.oracles.textbook_gptq import find_levels
+from tests.oracles.textbook_mismatch import damped
 from tests.quant.architectures import random_windows, tiny_model
 from tests.quant.solvers.test_gptq import OPTIONS, SCHEMES, layer
 from tests.quant.solvers.test_gptq import oracle as independent
@@ -40,6 +44,57 @@ def test_the_textbook_equals_the_independent_oracle(scheme: Scheme, options: gpt
     values = gptq.SOLVER.oracle(weight, scheme, hessian, damping, options)
     expected = torch.from_numpy(independent(weight, hessian, scheme, options).values)
     torch.testing.assert_close(values, expected, rtol=2e-7, atol=0)
+
+
+def mismatched(outputs: int = 3, inputs: int = 20) -> tuple[Tensor, ...]:
+    """Weight [out, in], inputs [tokens, in] in full precision and behind quantized layers."""
+    generator = torch.Generator().manual_seed(11)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    full = draw(60, inputs) @ (draw(inputs, inputs) / inputs**0.5)
+    return draw(outputs, inputs), full, full + 0.2 * draw(60, inputs)
+
+
+@pytest.mark.parametrize("size", [20, 5])
+@pytest.mark.parametrize("solver", [gptaq, qronos], ids=["gptaq", "qronos"])
+def test_the_textbooks_with_two_inputs_equal_the_independent_ones(solver, size: int) -> None:
+    weight, full, quantized = mismatched()
+    hessian, drift = quantized.T @ quantized, (full - quantized).T @ quantized
+    scheme = Scheme(3, None if size == 20 else size, scale_dtype="float32")
+    options, damping = solver.Options(), 0.4
+    values = solver.SOLVER.oracle(weight, scheme, hessian, damping, options, drift)
+    both = [damped(each.numpy(), damping) for each in (full, quantized)]
+
+    def find(some: np.ndarray) -> np.ndarray:
+        return find_levels(some, 3, dtype="float32").values
+
+    more = (options.alpha,) if solver is gptaq else ()
+    textbook = textbook_mismatch.gptaq if solver is gptaq else textbook_mismatch.qronos
+    expected = [textbook(row.numpy(), *both, find, size, *more) for row in weight]
+    np.testing.assert_allclose(values.numpy(), np.array(expected), rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("act_order", [False, True])
+@pytest.mark.parametrize("solver", [gptaq, qronos], ids=["gptaq", "qronos"])
+def test_solvers_with_two_inputs_pass(solver, act_order: bool) -> None:
+    weight, full, quantized = mismatched(inputs=32)
+    quantized[:, 7] = 0  # an input that only the full-precision model has
+    quantized[:, 0] *= 3
+    drift = (full - quantized).T @ quantized
+    piece = cut(weight, quantized.T @ quantized, Scheme(3, 8), drift)
+    options = solver.Options(act_order=act_order)
+    done = self_check(piece, solver.SOLVER, options, Scheme(3, 8), LAYER)
+    assert abs(done.gap) < 1e-9
+    one = self_check(replace(piece, drift=None), solver.SOLVER, options, Scheme(3, 8), LAYER)
+    assert abs(one.gap) < 1e-9
+
+
+def test_a_solver_with_two_inputs_is_checked_where_they_differ() -> None:
+    config = QuantizationConfig(qronos.SOLVER, Scheme(3, 16, scale_dtype="float32"))
+    result = quantize_model(tiny_model("llama"), random_windows(4), config)
+    assert {each.layer.split(".")[2] for each in result.checks} == {"1"}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
@@ -100,7 +155,7 @@ def test_a_singular_piece_is_left_out() -> None:
 
 @pytest.mark.parametrize(
     ("scheme", "inputs", "columns"),
-    [("w3", 48, 48), ("w3", 4096, 96), ("w3g64", 4096, 128), ("w3g512", 4096, 512)],
+    [("w3", 48, 48), ("w3", 4096, 96), ("w3g64", 4096, 128), ("w3g512", 4096, 256)],
 )
 def test_a_piece_has_two_groups_if_they_are_short(scheme: str, inputs: int, columns: int) -> None:
     piece = cut(torch.randn(20, inputs), torch.eye(inputs), Scheme.parse(scheme))

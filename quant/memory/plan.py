@@ -251,7 +251,8 @@ def _quantization_items(
     wide = arithmetic_of(shape, config, on_gpu) == PORTABLE
     number = 8 if wide else 4
     numbers = max(memory.weights * m * n + memory.prepared * n * n for m, n in shape.layers)
-    solver = (number if config.solver.needs_calibration else 4) * (numbers + memory.beside)
+    numbers += memory.beside + max(config.scheme.search_numbers(n) for _, n in shape.layers)
+    solver = (number if config.solver.needs_calibration else 4) * numbers
     yield Item("the largest layer in the solver", solver, here, ("solve",))
     yield from _head(shape, config.scheme.head, here)
     if not config.needs_calibration:

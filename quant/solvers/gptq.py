@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -137,7 +138,7 @@ def quantize(
 
     inputs = weight.shape[1]
     groups = scheme.groups(inputs)
-    groups_of = _plan_groups(weight, factor.order, groups, scheme, options, layer.name)
+    groups_of = _plan_groups(weight, factor, groups, scheme, options, layer.name)
     columns = weight.T if factor.order is None else weight.T[factor.order]
     kernel = resolve_kernel(layer.kernel, weight.device)
     columns = columns.contiguous()
@@ -209,7 +210,7 @@ def describe(options: Options) -> list[str]:
 
 def _plan_groups(
     weight: Tensor,
-    order: Tensor | None,
+    factor: Factor,
     groups: int,
     scheme: Scheme,
     options: Options,
@@ -219,22 +220,32 @@ def _plan_groups(
     from quant.grid import find_groups
     from quant.solvers.columns import Groups
 
-    stale = options.group_grid == "stale"
+    stale, order = options.group_grid == "stale", factor.order
     inputs = weight.shape[1]
     size = min(scheme.group_size or inputs, inputs)
     together = scheme.span(inputs)  # columns whose grids are found at once
     moving = groups > 1 and not options.static_groups
     in_order = [step // size for step in range(inputs)]
     if moving and together < inputs:
-        return Groups([None] * groups, in_order, stale, together)
-    whole = find_groups(weight[:, order] if moving and order is not None else weight, scheme, layer)
+        return Groups([None] * groups, in_order, stale, together, factor.block)
+    in_loop = moving or order is None  # else groups are adjacent inputs, wherever their steps are
+    if order is not None and moving:
+        weight = weight[:, order]
+    blocks = factor.block if in_loop else partial(_block_of_inputs, factor)
+    whole = find_groups(weight, scheme, layer, blocks)
     grids: list[Grid | None] = [
         whole.apply(lambda part, group=group: part[:, group].contiguous())  # type: ignore[misc]
         for group in range(groups)
     ]
-    if moving or order is None:
-        return Groups(grids, in_order, stale, together)
-    return Groups(grids, [column // size for column in order.tolist()], stale, together)
+    if not in_loop:
+        in_order = [column // size for column in order.tolist()]
+    return Groups(grids, in_order, stale, together, factor.block)
+
+
+def _block_of_inputs(factor: Factor, inputs: slice) -> Tensor:
+    """Return H, damped, of adjacent inputs of the layer."""
+    assert factor.order is not None
+    return factor.block(factor.order.argsort()[inputs])
 
 
 def oracle(
@@ -260,6 +271,7 @@ SOLVER = Solver(
     solve=solve,
     options=Options,
     needs_calibration=True,
+    searches_with_hessian=True,
     uses_kernel=True,
     prepare=prepare,
     # Measured: weights 4.5; preparing 3.2, with act-order 4.0, with LAPACK's copies

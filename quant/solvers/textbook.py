@@ -37,10 +37,14 @@ def damped(hessian: Tensor, damping: float) -> Tensor:
     return hessian + torch.diag((hessian.diagonal() == 0).to(hessian) + damping)
 
 
-def rounded(weight: Tensor, scheme: Scheme) -> Tensor:
-    """Return weight [out, in] with every value replaced by the nearest level of its grid."""
+def rounded(weight: Tensor, scheme: Scheme, hessian: Tensor | None = None) -> Tensor:
+    """Return weight [out, in] with every value replaced by the nearest level of its grid.
+
+    hessian  H [in, in], for grids that are searched with it.
+    """
     size = scheme.group_size or weight.shape[1]
-    grids = find_groups(weight, scheme)
+    blocks = None if hessian is None else lambda part: hessian[part, part]
+    grids = find_groups(weight, scheme, hessian=blocks)
     columns = [
         nearest(column, grids.apply(lambda part, at=at: part[:, at // size]), scheme)  # type: ignore[misc]
         for at, column in enumerate(weight.T)
@@ -53,6 +57,7 @@ def walked(
     scheme: Scheme,
     order: Tensor,
     after: Callable[[int, Tensor, Tensor], Tensor],
+    hessian: Tensor,
     *,
     first: Tensor | None = None,
     static: bool = False,
@@ -63,6 +68,7 @@ def walked(
     after   after(step, values, current) -> the weights that the columns left have after a step;
             values are the levels so far, current the weights that they had.
     start   the weights [out, in] before the first step.
+    hessian H [in, in], damped, for grids that are searched with it.
     first   what is rounded at the first step in the place of its weight in `start`.
     static  groups are neighbouring columns, and their grids those of `start`; otherwise columns
             that follow each other in `order`, with the grids of the weights at the first of these
@@ -72,13 +78,17 @@ def walked(
     size, span = min(scheme.group_size or inputs, inputs), scheme.span(inputs)
     moving = size < inputs and not static
     values, current, before = torch.zeros_like(start), start.clone(), start.clone()
-    grids = find_groups(start, scheme)  # of one group, or of static ones
+
+    def found(source: Tensor, members: Tensor) -> Grid:
+        block = hessian[members][:, members]
+        return find_groups(source[:, members], scheme, hessian=lambda part: block[part, part])
+
+    grids = found(start, torch.arange(inputs, device=start.device))  # one group, or static ones
     for step, j in enumerate(order.tolist()):
         if stale_block and step % stale_block == 0:
             before = current.clone()
         if moving and step % span == 0:
-            source = before if stale_block else current
-            grids = find_groups(source[:, order[step : step + span]], scheme)
+            grids = found(before if stale_block else current, order[step : step + span])
         at = step % span // size if moving else j // size
         grid = grids.apply(lambda part, at=at: part[:, at])  # type: ignore[misc]
         turn = current[:, j] if first is None or step else first
@@ -105,4 +115,4 @@ def compensated(
         inverse.sub_(torch.outer(inverse[:, j], inverse[j]) / inverse[j, j])
         return current
 
-    return walked(weight, scheme, order, after, **how)
+    return walked(weight, scheme, order, after, hessian, **how)

@@ -48,7 +48,7 @@ def qronos(
     levels = np.zeros(0)
     for t in range(count):
         if t % size == 0:
-            levels = find(best[: size])
+            levels = find(best[:size])
         left = target - quantized[:, :t] @ rounded[:t] - quantized[:, t + 1 :] @ others[1:]
         rounded[t] = best_level(levels, quantized[:, t], left)
         rest = target - quantized[:, : t + 1] @ rounded[: t + 1]

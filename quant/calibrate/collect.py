@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +13,6 @@ from quant.calibrate.windows import Batch
 from quant.errors import ModelStructureError, NonFiniteError
 from quant.experts import routed_groups
 from quant.hessian import Hessian
-
-# What each group of layers reads in one pass, in the order of the calls.
-Inputs = Mapping[tuple[str, ...], list[Tensor]]
 
 
 class Collected(Exception):
@@ -42,7 +39,8 @@ class Collector:
         self.hessians: dict[tuple[str, ...], Hessian] = {}
         self.worker_of = dict(zip(groups, spread(block, groups, len(workers)), strict=True))
         self._batch: Batch | None = None
-        self._reference: Inputs | None = None
+        self._reference: dict[tuple[str, ...], list[Tensor]] | None = None
+        self._records = self._whole = False
         self._waiting: set[str] = set()
         self._single_pass = single_pass
         self._workers = workers
@@ -61,12 +59,17 @@ class Collector:
             hook = self._feeder(group, hessian, worker, own, group in mixtures)
             self._handles.append(leader.register_forward_pre_hook(hook))
 
-    def begin(self, batch: Batch, reference: Inputs | None = None) -> None:
-        """Set the batch to which the following inputs belong.
+    def record(self, to_the_end: bool) -> None:
+        """Keep the inputs of the following pass, which is that of the full-precision model.
 
-        reference  inputs of the same batch in the full-precision model, which are used up.
+        The pass after the next `begin` is compared with them. to_the_end: its output is needed.
         """
-        self._batch, self._reference = batch, reference
+        self._reference = {group: [] for group in self.hessians}
+        self._records, self._whole = True, to_the_end
+
+    def begin(self, batch: Batch) -> None:
+        """Set the batch to which the following inputs belong."""
+        self._batch, self._records = batch, False
         self._waiting = {hessian.layer for hessian in self.hessians.values()}
         # Every sequence counts for every expert, even without tokens for it: n is only a scale.
         for group in self._routed:
@@ -85,6 +88,9 @@ class Collector:
         routed: bool,
     ) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def feed(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+            if self._records:
+                self._keep(group, args[0])
+                return
             assert self._batch is not None
             batch, inputs, shape = self._batch, args[0], self._batch.tokens.shape
             require_fits(inputs, own, batch, f"the input of {hessian.layer}")
@@ -106,16 +112,23 @@ class Collector:
 
         return feed
 
+    def _keep(self, group: tuple[str, ...], inputs: Tensor) -> None:
+        assert self._reference is not None
+        # A copy: the block may change this tensor in place before it is compared.
+        self._reference[group].append(inputs.detach().clone())
+        if self._single_pass and not self._whole and all(self._reference.values()):
+            raise Collected
+
     def _counterpart(self, group: tuple[str, ...], layer: str, inputs: Tensor) -> Tensor | None:
         """Return the inputs of the same tokens in the full-precision model; None without them."""
         if self._reference is None:
             return None
         left = self._reference[group]
         if not left or left[0].shape != inputs.shape:
-            found = "none" if not left else list(left[0].shape)
+            found = list(left[0].shape) if left else "nothing"
             raise ModelStructureError(
-                f"{layer} reads {list(inputs.shape)} behind the quantized layers, but {found} in "
-                "the full-precision model, so their inputs cannot be compared; use method=gptq."
+                f"{layer} reads {list(inputs.shape)} behind quantized layers and {found} in the "
+                "full-precision model, so that they cannot be compared; use method=gptq."
             )
         return left.pop(0)
 

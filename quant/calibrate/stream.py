@@ -300,10 +300,10 @@ def _quantize_stage(
         collector = Collector(block, solver.name, groups, ends, workers, dtype)
         try:
             for position, batch in enumerate(batches):
-                seen = None
                 if reference is not None and not same:
-                    seen = reference.inputs(position, batch, groups, advance)
-                collector.begin(batch, seen)
+                    collector.record(to_the_end=advance)
+                    reference.run(position, batch, advance)
+                collector.begin(batch)
                 call = captured.calls[index][position]
                 with suppress(Collected):
                     output = run_block(block, structure, call, captured.hidden[position])
@@ -360,7 +360,7 @@ def _put_back(
     if reference is not None:
         with run.calibrating("resume"):
             for position, batch in enumerate(batches):
-                reference.inputs(position, batch, (), advance=True)
+                reference.run(position, batch, advance=True)
     with run.meter.stage("resume"):
         weights, _ = run.sink.get(index)
         for name, weight in weights.items():

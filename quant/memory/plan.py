@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING
 from quant.arithmetic import PORTABLE, resolve_arithmetic
 from quant.errors import ModelStructureError, QuantizationError
 from quant.head import AT_ONCE, SOLVER, find_head
+from quant.memory.compiled import PRODUCT_BYTES, product_shapes
 from quant.memory.limits import PLACES, Limits
 from quant.scheme import Scheme
-from quant.tiling import BLOCKS, CHECKED_LOGITS, PANEL, strips
+from quant.tiling import CHECKED_LOGITS
 from quant.transforms.base import NEVER
 
 if TYPE_CHECKING:
@@ -26,9 +27,6 @@ if TYPE_CHECKING:
 
     from quant.config import QuantizationConfig
 
-# oneDNN compiles a kernel for every shape of a product and keeps the last 1024. Measured: 0.5 to
-# 0.8 MB each, constant from 1024 on.
-PRODUCT_BYTES, PRODUCTS_KEPT = 800_000, 1024
 # Usable share of free memory; allocators round up and leave holes.
 USABLE = 0.95
 WORST, FREE = "at most at one time", "may be taken"
@@ -193,7 +191,8 @@ def plan_quantization(
         tokens = 0
     wide = arithmetic_of(shape, config, limits.device is not None) == PORTABLE
     itemsize = 8 if wide else shape.itemsize
-    return _place(items, tokens * shape.hidden * itemsize, limits, activations)
+    streams = 2 if config.solver.needs_reference else 1
+    return _place(items, streams * tokens * shape.hidden * itemsize, limits, activations)
 
 
 def arithmetic_of(shape: ModelShape, config: QuantizationConfig, on_gpu: bool) -> str:
@@ -258,7 +257,7 @@ def _quantization_items(
     if not config.needs_calibration:
         return
     if not on_gpu and config.kernel != "reference" and not wide:
-        compiled = min(_product_shapes(shape), PRODUCTS_KEPT)
+        compiled = product_shapes(shape.layers, mixture=bool(shape.routed))
         yield Item("kernels that oneDNN compiles", compiled * PRODUCT_BYTES, IN_HOST)
     inputs = [inputs for _, inputs in shape.layers]
     at_once = max(window, config.batch_tokens)
@@ -271,6 +270,13 @@ def _quantization_items(
     yield Item("Hessians of a block (q, k, v share one)", held, here, ("factor", "solve"))
     yield Item("the largest factorization", preparing, here, ("factor",))
     yield Item("Hessians of a block, being collected", held, here, ("collect",))
+    if config.solver.needs_reference:  # the full-precision model beside the quantized one
+        everywhere = ("collect", "factor", "solve")
+        yield Item("drifts of a block's inputs", held, here, everywhere)
+        seen = number * at_once * sum(inputs)
+        yield Item("a batch of inputs in full precision", seen, here, ("collect",))
+        if config.sequential:
+            yield Item("the block in full precision", shape.block_bytes, here, everywhere)
     inside = _inside(shape, at_once)
     if wide:  # torch's attention and functions use more than our operators (measured: 1.4)
         inside = inside * 3 * number // (2 * max(shape.itemsize, 4))
@@ -331,18 +337,6 @@ def _weights(shape: ModelShape, on_gpu: bool) -> Iterator[Item]:
     else:
         yield Item("weights of two blocks, one read ahead", 2 * shape.block_bytes, IN_HOST)
         yield Item("embeddings, norm and head", shape.outside_bytes, IN_HOST)
-
-
-def _product_shapes(shape: ModelShape) -> int:
-    """Number of product shapes in a block: its layers, and the others by number of inputs."""
-    if shape.routed:
-        return PRODUCTS_KEPT  # an expert gets another number of tokens in every batch
-    count = 2 * len(set(shape.layers))  # a last batch may be smaller
-    for inputs in {inputs for _, inputs in shape.layers}:
-        heights = {outputs for outputs, n in shape.layers if n == inputs}
-        panels, columns = -(-inputs // PANEL) - 1, -(-inputs // BLOCKS["cpu"]) - 1
-        count += 2 * len(strips(inputs)) + panels * (1 + len(heights)) + 2 * columns
-    return count
 
 
 def _inside(shape: ModelShape, tokens: int) -> int:

@@ -20,7 +20,7 @@ from quant.checkpoint.make import files_hash, quantize_to
 from quant.checkpoint.source import CheckpointSource
 from quant.config import QuantizationConfig
 from quant.scheme import Scheme
-from quant.solvers import gptq, rtn
+from quant.solvers import gptq, qronos, rtn
 from quant.transforms import equalize
 from tests.quant import rotating
 from tests.quant.architectures import random_windows
@@ -50,6 +50,13 @@ CONFIGS = {
     ),
     "rotated": QuantizationConfig(
         gptq.SOLVER, SCHEME, OPTIONS, ((rotating.TRANSFORM, None),), batch_tokens=50
+    ),
+    "qronos": QuantizationConfig(
+        qronos.SOLVER,
+        SCHEME,
+        gptq.Options(true_sequential=True),
+        ((rotating.TRANSFORM, None),),
+        batch_tokens=50,
     ),
 }
 

@@ -12,13 +12,12 @@ from quant.arithmetic import FAST, PORTABLE
 from quant.calibrate.stream import quantize_model
 from quant.config import QuantizationConfig
 from quant.input_operator import operator_bits, operator_of
+from quant.memory.compiled import PRODUCT_BYTES, PRODUCTS_KEPT
 from quant.memory.limits import Limits
 from quant.memory.plan import (
     IN_HOST,
     ON_DEVICE,
     ON_DISK,
-    PRODUCT_BYTES,
-    PRODUCTS_KEPT,
     USABLE,
     MemoryPlanError,
     ModelShape,

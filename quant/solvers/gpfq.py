@@ -90,6 +90,45 @@ def describe(options: Options) -> list[str]:
     return words if options.damping == 0 else [f"damp {options.damping}", *words]
 
 
+def oracle(
+    weight: Tensor,
+    scheme: Scheme,
+    hessian: Tensor,
+    damping: float,
+    options: Options,
+    drift: Tensor | None,
+) -> Tensor:
+    """The column of every step from the sums over all columns before it."""
+    import torch
+
+    from quant.solvers import textbook
+
+    dead, wide = hessian.diagonal() == 0, textbook.damped(hessian, damping)
+    order = textbook.order_of(hessian, options.act_order)
+    both = wide if drift is None else wide + drift
+    full = weight.masked_fill(dead, 0) if drift is None else weight
+
+    def after(step: int, values: Tensor, current: Tensor) -> Tensor:
+        added = values.clone()  # and what the columns left would be if they were not rounded
+        for at in range(step + 1, len(order)):
+            k, before = order[at], order[:at]
+            wanted = full[:, order[: at + 1]] @ both[order[: at + 1], k]
+            left = wanted - added[:, before] @ wide[before, k]
+            added[:, k] = torch.where(dead[k], 0, left / wide[k, k])
+        return current.index_copy(1, order[step + 1 :], added[:, order[step + 1 :]])
+
+    start = after(-1, torch.zeros_like(weight), torch.zeros_like(weight))
+    return textbook.walked(
+        start,
+        scheme,
+        order,
+        after,
+        wide,
+        static=options.static_groups,
+        stale_block=options.block_size if options.group_grid == "stale" else None,
+    )
+
+
 SOLVER = Solver(
     name="gpfq",
     label="GPFQ",
@@ -102,4 +141,5 @@ SOLVER = Solver(
     memory=Memory(weights=7, prepared=4, preparing=6),
     sequential=gptq.sequential,
     describe=describe,
+    oracle=oracle,
 )

@@ -54,10 +54,11 @@ def find_groups(weight: Tensor, scheme: Scheme, layer: str = "this layer") -> Gr
     of their columns (scheme.span) at once: a solver that reaches groups one by one passes all these
     columns when it reaches the first. Raises NonFiniteError for weights that are not finite,
     QuantizationError for scales that exceed their type and for levels that find other tensors than
-    they declare.
+    they declare, SchemeError for a scheme to which such a weight cannot be quantized.
     """
     found = []
     outputs, inputs = weight.shape
+    scheme.require(inputs, layer)
     for rows, count in _parts(working(weight), scheme.span(inputs)):
         tensors = find_grid(rows, scheme, layer).tensors
         groups = scheme.groups(rows.shape[1])

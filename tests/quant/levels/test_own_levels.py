@@ -247,7 +247,7 @@ def test_built_in_levels_declare_what_they_find():
     for kind, scale_dtype in itertools.product(built_in_levels(), ("float16", "float32")):
         if scale_dtype != "float16" and not kind.scaled:
             continue
-        size = {"mxfp4": 32}.get(kind.name, 16)
+        size = {"mxfp4": 32, "q4_k": 32}.get(kind.name, 16)
         scheme = Scheme(
             (kind.bits or (4,))[0],
             size,
@@ -255,7 +255,7 @@ def test_built_in_levels_declare_what_they_find():
             grid=kind.grids[-1],
             scale_dtype=scale_dtype,
         )
-        weight = rtn.solve(layer()[0], scheme).weight
+        weight = rtn.solve(layer(inputs=256)[0], scheme).weight
         assert list(weight.grid) == [tensor.name for tensor in kind.tensors]
         packed = pack(weight)
         assert list(packed) == ["qweight", *(tensor.buffer for tensor in kind.tensors)]
@@ -263,6 +263,9 @@ def test_built_in_levels_declare_what_they_find():
         "mxfp4",
         "nf4",
         "nvfp4",
+        "q2_k",
+        "q3_k",
+        "q4_k",
         "ternary",
         "uniform",
     ]

@@ -5,6 +5,8 @@ The facts come from transformers (quant.memory.shapes), found once and cached.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from harness.cell.choices import Choices
 from harness.data import protocols, texts
 from harness.errors import ConfigError
@@ -12,10 +14,14 @@ from harness.models.model import QuantizedModel, StoredModel
 from harness.models.streaming import model_facts
 from quant.head import NAMES
 
+if TYPE_CHECKING:
+    from quant.memory.plan import ModelShape
+    from quant.scheme import Scheme
+
 
 def check(choices: Choices, model: StoredModel | QuantizedModel) -> None:
     """Raise ConfigError for a head that the model does not have, and for windows longer than its
-    context (of calibration or a suite).
+    context (of calibration or a suite), and for a scheme to which its layers cannot be quantized.
     """
     facts, calib = model_facts(model), choices.calibration
     scheme = choices.scheme
@@ -25,6 +31,8 @@ def check(choices: Choices, model: StoredModel | QuantizedModel) -> None:
             f"{' or '.join(NAMES)} after the blocks can be quantized as the head: leave "
             "scheme.head out."
         )
+    if choices.quantizes and scheme is not None:
+        _widths(scheme, facts.shape, model.name)
     reads = calib is not None or any(each.suite.streams for each in choices.suites)
     if model.config.context is None and not reads:
         return  # no window depends on the model's context
@@ -37,6 +45,20 @@ def check(choices: Choices, model: StoredModel | QuantizedModel) -> None:
             f"calib.length={calib.length} is more than the {context} tokens of the context of "
             f"model={model.name}: use {context} or fewer, or null for all of it."
         )
+
+
+def _widths(scheme: Scheme, shape: ModelShape, model: str) -> None:
+    """Refuse a scheme to which some layer cannot be quantized."""
+    found = [(scheme.without_head, inputs) for _, inputs in shape.layers]
+    if scheme.head is not None and shape.head is not None:
+        found.append((scheme.head, shape.head[1]))
+    for each, inputs in found:
+        reason = each.refusal(inputs)
+        if reason is not None:
+            raise ConfigError(
+                f"scheme={each.name} cannot be used with model={model}, which has layers with "
+                f"{inputs} inputs: it {reason}."
+            )
 
 
 def attention_note(model: StoredModel | QuantizedModel) -> str | None:

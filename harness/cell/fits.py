@@ -14,8 +14,8 @@ from quant.head import NAMES
 
 
 def check(choices: Choices, model: StoredModel | QuantizedModel) -> None:
-    """Raise ConfigError for a head that the model does not have, and for windows longer than its
-    context (of calibration or a suite).
+    """Raise ConfigError for a head that the model does not have, for a transform of another shape
+    of model, and for windows longer than its context (of calibration or a suite).
     """
     facts, calib = model_facts(model), choices.calibration
     scheme = choices.scheme
@@ -25,6 +25,14 @@ def check(choices: Choices, model: StoredModel | QuantizedModel) -> None:
             f"{' or '.join(NAMES)} after the blocks can be quantized as the head: leave "
             "scheme.head out."
         )
+    for each in choices.transforms:
+        widths = sorted({inputs for _, inputs in facts.shape.layers})
+        reason = each.transform.refuses(each.options, facts.shape.hidden, widths)
+        if reason is not None:
+            raise ConfigError(
+                f"transform={each.transform.name} on model={model.name}: "
+                f"{each.transform.name} {reason}."
+            )
     reads = calib is not None or any(each.suite.streams for each in choices.suites)
     if model.config.context is None and not reads:
         return  # no window depends on the model's context

@@ -20,8 +20,10 @@ if TYPE_CHECKING:
 
 
 def check(choices: Choices, model: StoredModel | QuantizedModel) -> None:
-    """Raise ConfigError for a head that the model does not have, and for windows longer than its
-    context (of calibration or a suite), and for a scheme to which its layers cannot be quantized.
+    """Raise ConfigError for parts that do not fit the model.
+
+    A head that it does not have, a scheme to which its layers cannot be quantized, a transform of
+    another shape of model, and windows longer than its context (of calibration or a suite).
     """
     facts, calib = model_facts(model), choices.calibration
     scheme = choices.scheme
@@ -33,6 +35,14 @@ def check(choices: Choices, model: StoredModel | QuantizedModel) -> None:
         )
     if choices.quantizes and scheme is not None:
         _widths(scheme, facts.shape, model.name)
+    for each in choices.transforms:
+        widths = sorted({inputs for _, inputs in facts.shape.layers})
+        reason = each.transform.refuses(each.options, facts.shape.hidden, widths)
+        if reason is not None:
+            raise ConfigError(
+                f"transform={each.transform.name} on model={model.name}: "
+                f"{each.transform.name} {reason}."
+            )
     reads = calib is not None or any(each.suite.streams for each in choices.suites)
     if model.config.context is None and not reads:
         return  # no window depends on the model's context

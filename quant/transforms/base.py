@@ -140,6 +140,10 @@ def _a_matrix(inputs: int) -> int:
     return 4 * inputs * inputs
 
 
+def _refuses_nothing(_options: Any, _hidden: int, _widths: Sequence[int]) -> str | None:
+    return None
+
+
 @dataclass(frozen=True)
 class Transform:
     """A change of coordinates for the layers of a block, chosen before they are solved.
@@ -162,6 +166,10 @@ class Transform:
     kept_bytes                      kept_bytes(inputs) -> maximum bytes of the tensors of one kept
                                     change with `inputs` inputs, for the memory plan; by default
                                     those of a float32 matrix [in, in].
+    refuses                         refuses(options, hidden, widths) -> why a model cannot be
+                                    transformed whose hidden states have `hidden` features and whose
+                                    layers have these numbers of inputs; None if it can. The plan
+                                    says so after the name of the transform.
     """
 
     name: str
@@ -173,6 +181,7 @@ class Transform:
     rebuild: Callable[[Mapping[str, Tensor]], Keepable] | None = None
     keep: Callable[[Any], str] = _never
     kept_bytes: Callable[[int], int] = _a_matrix
+    refuses: Callable[[Any, int, Sequence[int]], str | None] = _refuses_nothing
 
     def __post_init__(self) -> None:
         require_names(self.name, self.label, "transform")

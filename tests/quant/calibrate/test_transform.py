@@ -54,7 +54,9 @@ def transform(
                 model_structure.blocks.block_name(index),
             )
             call = captured.calls[index][0]
-            collector = Collector(block, name, structure.groups, False, workers)
+            collector = Collector(
+                block, name, structure.groups, False, workers, with_statistics=True
+            )
             collector.begin(batch)
             run_block(block, structure, call, hidden)
             workers.settle()
@@ -63,8 +65,11 @@ def transform(
             def again(block=block, structure=structure, call=call, hidden=hidden) -> Tensor:
                 return run_block(block, structure, call, hidden)
 
-            worker = BlockTransformer(transforms, model, block, name, frozenset(), hidden, again)
-            for names, changed in worker.apply(collector.hessians).items():
+            worker = BlockTransformer(
+                transforms, W4G16, model, block, name, frozenset(), hidden, again
+            )
+            done = worker.apply(collector.hessians, collector.statistics)
+            for names, changed in done.items():
                 found |= {f"{name}.{layer}": changed for layer in names}
             hidden = again()
     return found

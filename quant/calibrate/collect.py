@@ -25,8 +25,8 @@ class Collector:
 
     Groups are distributed over the workers; each Hessian has `dtype` and is on the device of its
     worker. With single_pass the block is stopped (by Collected) once every group has its inputs:
-    the rest, such as the last and largest product of an MLP, is not needed. with_statistics collects
-    the statistics of the same inputs, too.
+    the rest, such as the last and largest product of an MLP, is not needed. with_statistics
+    collects the statistics of the same inputs, too.
     """
 
     def __init__(

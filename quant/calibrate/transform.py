@@ -140,12 +140,12 @@ class BlockTransformer:
         matrix = hessian.matrix()
         changes: list[tuple[str, Change]] = []
         notes: list[str] = []
-        any_kept = False
+        further = not self._shared([linears[name] for name in names])
         for transform, options in self.transforms:
-            keep, taker = transform.keeps(options), maker
-            if isinstance(maker, str) and transform.folds_through and keep != ALWAYS:
-                if not any_kept and not self._shared([linears[name] for name in names]):
-                    taker = self._upstream.find(names) or f"{maker}, and {NO_LAYER}"
+            keep = transform.keeps(options)
+            taker: Maker | Source | str = maker
+            if isinstance(maker, str) and further and transform.folds_through and keep != ALWAYS:
+                taker = self._upstream.find(names) or f"{maker}, and {NO_LAYER}"
             if isinstance(taker, str) and keep == NEVER:
                 notes.append(unapplied_note(transform.name, taker))
                 continue
@@ -164,8 +164,8 @@ class BlockTransformer:
                 notes.append(note)
                 if change is None:
                     continue
-                any_kept |= kept
                 if kept:  # folding into a module would change x, but the layers now read x T
+                    further = False
                     maker = f"{transform.name} is kept in front of it"
                 for name, layer, weight in zip(names, layers, weights, strict=True):
                     set_weight_matrix(linears[name], change.weight(weight), layer)

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 NEVER, WHERE_NEEDED, ALWAYS = "never", "where_needed", "always"
 KEEP = (NEVER, WHERE_NEEDED, ALWAYS)
 
+NOTHING = Memory(weights=0)
 _NOT_APPLIED = "not applied: "
 
 
@@ -204,15 +205,15 @@ class Transform:
                                     change with `inputs` inputs, for the memory plan; by default
                                     those of a float32 matrix [in, in].
     reads_statistics                whether `change` reads Group.statistics. They are collected only
-                                    for transforms that do, and a change before them has to say them
-                                    in its own coordinates: Change.statistics(Statistics).
-    folds_through                   whether a change that no module in front can absorb may be folded
-                                    into a linear layer further in front, through operators that pass
-                                    scales on: the product of a gated MLP, attention's mixing of
-                                    values, ReLU (quant.calibrate.upstream). For scalings, with equal
-                                    scales of the inputs that Group.tied ties.
-    memory                          matrices of the largest layer while `change` runs, for the memory
-                                    plan; `weights` and `prepared` are used.
+                                    for transforms that do; a change before them has to say them in
+                                    its own coordinates, by a method statistics(Statistics).
+    folds_through                   whether a change that no module in front can absorb may be
+                                    folded into a linear layer further in front, through operators
+                                    that pass scales on: the product of a gated MLP, attention's
+                                    mixing of values, ReLU (quant.calibrate.upstream). For scalings,
+                                    with equal scales of inputs that Group.tied ties.
+    memory                          matrices of the largest layer while `change` runs, for the
+                                    memory plan: `weights` and `prepared` of them.
     """
 
     name: str
@@ -226,7 +227,7 @@ class Transform:
     kept_bytes: Callable[[int], int] = _a_matrix
     reads_statistics: bool = False
     folds_through: bool = False
-    memory: Memory = Memory(weights=0)
+    memory: Memory = NOTHING
 
     def __post_init__(self) -> None:
         require_names(self.name, self.label, "transform")

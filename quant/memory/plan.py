@@ -17,9 +17,9 @@ from quant.errors import ModelStructureError, QuantizationError
 from quant.head import AT_ONCE, SOLVER, find_head
 from quant.memory.compiled import PRODUCT_BYTES, product_shapes
 from quant.memory.limits import PLACES, Limits
+from quant.memory.transforms import operator_bytes, search_bytes
 from quant.scheme import Scheme
 from quant.tiling import CHECKED_LOGITS
-from quant.transforms.base import NEVER
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -259,15 +259,15 @@ def _quantization_items(
     if not on_gpu and config.kernel != "reference" and not wide:
         compiled = product_shapes(shape.layers, mixture=bool(shape.routed))
         yield Item("kernels that oneDNN compiles", compiled * PRODUCT_BYTES, IN_HOST)
-    inputs = [inputs for _, inputs in shape.layers]
-    at_once = max(window, config.batch_tokens)
+    inputs, at_once = [inputs for _, inputs in shape.layers], max(window, config.batch_tokens)
     # Layers with one input share a Hessian, but that is known only when the model runs.
     hessians = [number * n * n for n in inputs]
     mixtures = [sum(number * n * n for n, _ in stage) for stage in shape.routed]
     shared = sum(number * n * n * (layers - 1) for stage in shape.routed for n, layers in stage)
     held = max([*hessians, *mixtures]) if config.sequential else sum(hessians) - shared
     preparing = number * memory.preparing * max(inputs) ** 2
-    yield Item("Hessians of a block (q, k, v share one)", held, here, ("factor", "solve"))
+    known = ("factor", "solve", "transform")
+    yield Item("Hessians of a block (q, k, v share one)", held, here, known)
     yield Item("the largest factorization", preparing, here, ("factor",))
     yield Item("Hessians of a block, being collected", held, here, ("collect",))
     if config.solver.needs_reference:  # the full-precision model beside the quantized one
@@ -290,6 +290,8 @@ def _quantization_items(
     if config.transforms:
         # The outputs of all modules are kept while the block is observed.
         yield Item("a batch inside a block, watched", _inside(shape, at_once), here, ("collect",))
+        count = search_bytes(shape.layers, config.transforms, number)
+        yield Item("layers with one input, in a transform", count, here, ("transform",))
 
 
 def _quantized(shape: ModelShape, scheme: Scheme) -> Iterator[Item]:
@@ -301,7 +303,7 @@ def _quantized(shape: ModelShape, scheme: Scheme) -> Iterator[Item]:
     packed = sum(stored) + max(stored)
     beside = max(0, shape.block_bytes - sum(codes) * shape.itemsize)
     yield Item("quantized weights of a block", held, IN_HOST, ("factor", "solve"))
-    everywhere = ("collect", "factor", "solve")
+    everywhere = ("collect", "factor", "solve", "transform")
     yield Item("the block before it, being written", held + packed + beside, IN_HOST, everywhere)
 
 
@@ -323,8 +325,7 @@ def _stored(scheme: Scheme, outputs: int, inputs: int) -> int:
 
 def _operators(shape: ModelShape, config: QuantizationConfig, here: str) -> Iterator[Item]:
     """Yield the operators that transforms may keep in front of a block's layers, one per layer."""
-    kept = [each for each, options in config.transforms if each.keeps(options) != NEVER]
-    count = sum(each.kept_bytes(inputs) for each in kept for _, inputs in shape.layers)
+    count = operator_bytes(shape.layers, config.transforms)
     yield Item("operators in front of a block's layers", count, here)
     yield Item("operators of the block before it", count, IN_HOST)
 

@@ -21,7 +21,7 @@ from quant.checkpoint.source import CheckpointSource
 from quant.config import QuantizationConfig
 from quant.scheme import Scheme
 from quant.solvers import gptq, qronos, rtn
-from quant.transforms import equalize
+from quant.transforms import awq, equalize
 from tests.quant import rotating
 from tests.quant.architectures import random_windows
 
@@ -47,6 +47,9 @@ CONFIGS = {
     ),
     "kept": QuantizationConfig(
         gptq.SOLVER, SCHEME, OPTIONS, ((equalize.TRANSFORM, KEPT),), batch_tokens=50
+    ),
+    "awq": QuantizationConfig(
+        gptq.SOLVER, SCHEME, OPTIONS, ((awq.TRANSFORM, awq.Options(steps=4)),), batch_tokens=50
     ),
     "rotated": QuantizationConfig(
         gptq.SOLVER, SCHEME, OPTIONS, ((rotating.TRANSFORM, None),), batch_tokens=50

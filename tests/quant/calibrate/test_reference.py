@@ -175,7 +175,7 @@ def test_drifts_are_in_the_coordinates_of_the_hessian(kind: str, true_sequential
 
 
 def group_like(hessian: Tensor) -> Group:
-    return Group("", (), (), hessian)
+    return Group("", (), (), hessian, Scheme(4))
 
 
 def test_a_drift_changes_coordinates_though_it_is_not_symmetric() -> None:

@@ -14,8 +14,9 @@ from quant.head import NAMES
 
 
 def check(choices: Choices, model: StoredModel | QuantizedModel) -> None:
-    """Raise ConfigError for a head that the model does not have, and for windows longer than its
-    context (of calibration or a suite).
+    """Raise ConfigError for a head that the model does not have, for a mixture of experts whose
+    solver needs the full-precision inputs of each layer, and for windows longer than the context
+    (of calibration or a suite).
     """
     facts, calib = model_facts(model), choices.calibration
     scheme = choices.scheme
@@ -24,6 +25,13 @@ def check(choices: Choices, model: StoredModel | QuantizedModel) -> None:
             f"scheme.head cannot be used with model={model.name}: only a linear layer called "
             f"{' or '.join(NAMES)} after the blocks can be quantized as the head: leave "
             "scheme.head out."
+        )
+    solver = choices.solving.solver if choices.quantizes and choices.solving else None
+    if solver is not None and solver.needs_reference and facts.shape.routed:
+        raise ConfigError(
+            f"method={solver.name} cannot be used with model={model.name}, a mixture of experts: "
+            "it compares the inputs of every layer with those in the full-precision model, which "
+            "may route a token to other experts; use method=gptq."
         )
     reads = calib is not None or any(each.suite.streams for each in choices.suites)
     if model.config.context is None and not reads:

@@ -23,7 +23,8 @@ def check(choices: Choices, model: StoredModel | QuantizedModel) -> None:
     """Raise ConfigError for parts that do not fit the model.
 
     A head that it does not have, a scheme to which its layers cannot be quantized, a transform of
-    another shape of model, and windows longer than its context (of calibration or a suite).
+    another shape of model, a mixture of experts whose solver compares the inputs of two models, and
+    windows longer than its context (of calibration or a suite).
     """
     facts, calib = model_facts(model), choices.calibration
     scheme = choices.scheme
@@ -43,6 +44,13 @@ def check(choices: Choices, model: StoredModel | QuantizedModel) -> None:
                 f"transform={each.transform.name} on model={model.name}: "
                 f"{each.transform.name} {reason}."
             )
+    solver = choices.solving.solver if choices.quantizes and choices.solving else None
+    if solver is not None and solver.needs_reference and facts.shape.routed:
+        raise ConfigError(
+            f"method={solver.name} cannot be used with model={model.name}, a mixture of experts: "
+            "it compares the inputs of every layer with those in the full-precision model, which "
+            "may route a token to other experts; use method=gptq."
+        )
     reads = calib is not None or any(each.suite.streams for each in choices.suites)
     if model.config.context is None and not reads:
         return  # no window depends on the model's context

@@ -115,7 +115,7 @@ class Solver:
     needs_reference    whether the inputs x of the layer in the full-precision model are needed
                        beside the inputs x~ in the quantized one. prepare then has a fourth
                        argument, drift [in, in] = 2/n sum (x - x~) x~^T in the coordinates of the
-                       Hessian 2/n sum x~ x~^T; None where x = x~ (in the first block).
+                       Hessian 2/n sum x~ x~^T; None where no layer before is quantized.
     uses_kernel        whether results depend on Layer.kernel.
     prepare            prepare(hessian [in, in], options, layer: Layer) -> prepared, once for all
                        layers with the same inputs; None: `prepared` is the Hessian itself.

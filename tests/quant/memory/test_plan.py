@@ -27,7 +27,7 @@ from quant.memory.plan import (
     size,
 )
 from quant.scheme import Scheme
-from quant.solvers import gptq, rtn
+from quant.solvers import gptq, qronos, rtn
 from quant.solvers.base import Memory
 from quant.transforms import equalize
 from quant.transforms.base import Transform
@@ -206,6 +206,35 @@ def test_operators_are_counted_for_every_layer_and_for_the_block_before(
     folded = replace(kept, transforms=((equalize.TRANSFORM, None),))
     without = plan_quantization(OPT_175B, folded, 2048, 2048, Limits(host=10**13))
     assert on_cpu.needed(IN_HOST) - without.needed(IN_HOST) == 2 * matrices
+
+
+def test_the_full_precision_model_beside_is_counted() -> None:
+    """Hidden states twice, a drift for every Hessian, inputs of a batch; a block with stages."""
+    limits, tokens = Limits(device=10**13, host=10**13, disk=10**13), 128 * 2048
+    options = gptq.Options(true_sequential=True)
+    for given, block in ((None, 0), (options, OPT_175B.block_bytes)):
+        plain, compared = (
+            {
+                item.name: item.bytes
+                for item in plan_quantization(
+                    OPT_175B,
+                    QuantizationConfig(solver, Scheme(4, 128), given),
+                    tokens,
+                    2048,
+                    limits,
+                ).items
+            }
+            for solver in (gptq.SOLVER, qronos.SOLVER)
+        )
+        stored = "activations between blocks"
+        assert compared[stored] == 2 * plain[stored]
+        drifts = compared["drifts of a block's inputs"]
+        assert drifts == compared["Hessians of a block, being collected"]
+        inputs = 4 * 2048 * (5 * 12288 + 49152)
+        assert compared["a batch of inputs in full precision"] == inputs
+        assert compared.get("the block in full precision", 0) == block
+        new = set(compared) - set(plain)
+        assert len(new) == 2 + bool(block)
 
 
 @pytest.mark.parametrize("keep", ["where_needed", "always"])

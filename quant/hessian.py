@@ -48,14 +48,18 @@ class Hessian:
         # 2 times the error). It does not overflow in practice: 10^9 tokens with activations of 10^4
         # sum to 10^17, and float32 ends at 10^38.
         self._sum = own_zeros((inputs, inputs), dtype, device)
+        self._drift: Tensor | None = None  # made by the first update with a reference
 
     @torch.no_grad()
-    def update(self, inputs: Tensor, sequences: int | None = None) -> None:
+    def update(
+        self, inputs: Tensor, sequences: int | None = None, reference: Tensor | None = None
+    ) -> None:
         """Add a batch of layer inputs [..., in] of any float dtype.
 
         With three dimensions or more the first one counts sequences; [tokens, in] is one sequence.
-        `sequences` overrides that count for tokens that a router selected. Raises NonFiniteError
-        for NaN or infinite activations and leaves the sum unchanged.
+        `sequences` overrides that count for tokens that a router selected. `reference` has the
+        inputs of the same tokens in the full-precision model, for `take_drift`. Raises
+        NonFiniteError for NaN or infinite activations and leaves the sum unchanged.
         """
         if inputs.shape[-1] != self.inputs:
             raise ValueError(
@@ -71,6 +75,8 @@ class Hessian:
         if not (exact and rows.dtype in (torch.float16, torch.bfloat16)):
             rows = rows.to(self._sum.dtype)
         add_gram(self._sum, rows)
+        if reference is not None:
+            self._add_drift(rows, reference.detach().reshape(-1, self.inputs))
         self.tokens += rows.shape[0]
         counted = inputs.shape[0] if inputs.dim() > 2 else 1
         self.sequences += counted if sequences is None else sequences
@@ -85,6 +91,23 @@ class Hessian:
             raise RuntimeError(f"{self.layer}: its Hessian was already taken.")
         taken, self._sum = self._sum, self._sum.new_empty(0, 0)
         return self._scaled(taken)
+
+    def take_drift(self) -> Tensor | None:
+        """Return D [in, in] = 2/n * sum (x - x~) x~^T; None without references.
+
+        x are the inputs in the full-precision model, x~ those that were added to H. So the product
+        of x and x~ is 2/n * sum x x~^T = H + D. D is summed from differences, because the
+        difference of two sums would lose the digits that they share. It can be taken once.
+        """
+        taken, self._drift = self._drift, None
+        return None if taken is None else taken.mul_(2.0 / self.sequences)
+
+    def _add_drift(self, rows: Tensor, reference: Tensor) -> None:
+        if self._drift is None:
+            self._drift = own_zeros(self._sum.shape, self._sum.dtype, self._sum.device)
+        rows = rows.to(self._sum.dtype)
+        apart = reference.to(rows) - rows  # on the device and in the dtype of the sum
+        self._drift += product(apart.T, rows)
 
     def _scaled(self, matrix: Tensor) -> Tensor:
         if self.tokens == 0:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -10,9 +10,12 @@ from torch import Tensor, nn
 from quant.blocks import linear_layers, weight_matrix
 from quant.calibrate.devices import DeviceWorkers, assign
 from quant.calibrate.windows import Batch
-from quant.errors import NonFiniteError
+from quant.errors import ModelStructureError, NonFiniteError
 from quant.experts import routed_groups
 from quant.hessian import Hessian
+
+# What each group of layers reads in one pass, in the order of the calls.
+Inputs = Mapping[tuple[str, ...], list[Tensor]]
 
 
 class Collected(Exception):
@@ -39,6 +42,7 @@ class Collector:
         self.hessians: dict[tuple[str, ...], Hessian] = {}
         self.worker_of = dict(zip(groups, spread(block, groups, len(workers)), strict=True))
         self._batch: Batch | None = None
+        self._reference: Inputs | None = None
         self._waiting: set[str] = set()
         self._single_pass = single_pass
         self._workers = workers
@@ -54,12 +58,15 @@ class Collector:
             hessian = Hessian(inputs, layer=layer, dtype=dtype, device=device)
             self.hessians[group] = hessian
             own = weight_matrix(leader).dtype
-            hook = self._feeder(hessian, worker, own, group in mixtures)
+            hook = self._feeder(group, hessian, worker, own, group in mixtures)
             self._handles.append(leader.register_forward_pre_hook(hook))
 
-    def begin(self, batch: Batch) -> None:
-        """Set the batch to which the following inputs belong."""
-        self._batch = batch
+    def begin(self, batch: Batch, reference: Inputs | None = None) -> None:
+        """Set the batch to which the following inputs belong.
+
+        reference  inputs of the same batch in the full-precision model, which are used up.
+        """
+        self._batch, self._reference = batch, reference
         self._waiting = {hessian.layer for hessian in self.hessians.values()}
         # Every sequence counts for every expert, even without tokens for it: n is only a scale.
         for group in self._routed:
@@ -70,7 +77,12 @@ class Collector:
             handle.remove()
 
     def _feeder(
-        self, hessian: Hessian, worker: int, own: torch.dtype, routed: bool
+        self,
+        group: tuple[str, ...],
+        hessian: Hessian,
+        worker: int,
+        own: torch.dtype,
+        routed: bool,
     ) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def feed(_: nn.Module, args: tuple[Tensor, ...]) -> None:
             assert self._batch is not None
@@ -80,22 +92,44 @@ class Collector:
             # sequences by the first dimension.
             if not routed and inputs.numel() == shape.numel() * inputs.shape[-1]:
                 inputs = inputs.reshape(*shape, inputs.shape[-1])
+            beside = self._counterpart(group, hessian.layer, args[0])
             if worker:
                 # Copy now: the block may change this tensor in place while the worker still reads.
-                inputs = inputs.detach().to(self._workers.devices[worker], copy=True)
+                device = self._workers.devices[worker]
+                inputs = inputs.detach().to(device, copy=True)
+                beside = None if beside is None else beside.to(device)
             sequences = 0 if routed else None
-            self._workers.send(worker, lambda: update(hessian, inputs, batch, sequences))
+            self._workers.send(worker, lambda: update(hessian, inputs, batch, sequences, beside))
             self._waiting.discard(hessian.layer)
             if self._single_pass and not self._waiting:
                 raise Collected
 
         return feed
 
+    def _counterpart(self, group: tuple[str, ...], layer: str, inputs: Tensor) -> Tensor | None:
+        """Return the inputs of the same tokens in the full-precision model; None without them."""
+        if self._reference is None:
+            return None
+        left = self._reference[group]
+        if not left or left[0].shape != inputs.shape:
+            found = "none" if not left else list(left[0].shape)
+            raise ModelStructureError(
+                f"{layer} reads {list(inputs.shape)} behind the quantized layers, but {found} in "
+                "the full-precision model, so their inputs cannot be compared; use method=gptq."
+            )
+        return left.pop(0)
 
-def update(hessian: Hessian, inputs: Tensor, batch: Batch, sequences: int | None = None) -> None:
+
+def update(
+    hessian: Hessian,
+    inputs: Tensor,
+    batch: Batch,
+    sequences: int | None = None,
+    reference: Tensor | None = None,
+) -> None:
     """Add inputs [batch, tokens, in] to a Hessian; NonFiniteError names the window."""
     try:
-        hessian.update(inputs, sequences)
+        hessian.update(inputs, sequences, reference)
     except NonFiniteError:
         require_finite(inputs, batch, f"the input of {hessian.layer}")
         raise

@@ -45,6 +45,15 @@ class Changed:
             matrix = change.hessian(matrix)
         return matrix
 
+    def drift(self, matrix: Tensor) -> Tensor:
+        """Convert a drift D [in, in] (Hessian.take_drift) likewise: T^T D T.
+
+        D is not symmetric, which a change's own `hessian` may rely on.
+        """
+        for change in self.changes:
+            matrix = change.inputs(change.inputs(matrix).T).T.to(matrix.dtype)
+        return matrix
+
 
 UNCHANGED = Changed()
 

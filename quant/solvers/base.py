@@ -112,6 +112,10 @@ class Solver:
     options            frozen dataclass that raises a one-sentence ValueError for invalid values.
     needs_calibration  whether `prepared` is made from the Hessian of the layer's inputs; if not, it
                        is None.
+    needs_reference    whether the inputs x of the layer in the full-precision model are needed
+                       beside the inputs x~ in the quantized one. prepare then has a fourth
+                       argument, drift [in, in] = 2/n sum (x - x~) x~^T in the coordinates of the
+                       Hessian 2/n sum x~ x~^T; None where x = x~ (in the first block).
     uses_kernel        whether results depend on Layer.kernel.
     prepare            prepare(hessian [in, in], options, layer: Layer) -> prepared, once for all
                        layers with the same inputs; None: `prepared` is the Hessian itself.
@@ -124,6 +128,12 @@ class Solver:
                        ["act-order", "damp 0.1"].
     whole              whole(request: quant.solvers.outside.Request, options) -> Made, in place of
                        `solve`: another program quantizes the whole model into request.out.
+    oracle             oracle(weight [out, in], scheme, hessian, damping, options) -> values
+                       [out, in] in float64: the method as a textbook has it, slow and without the
+                       solver's shortcuts. damping is that of the Solution; it and the Hessian are
+                       None without calibration. With needs_reference, drift follows as in prepare.
+                       Runs compare the solver with it on pieces of the model
+                       (quant.calibrate.self_check). None: they cannot.
     refuses            refuses(options, scheme): why the solver cannot be asked for a scheme, as the
                        end of a sentence with the next step; None: it can (`refusal`).
     searches_with_hessian
@@ -138,6 +148,7 @@ class Solver:
     solve: Callable[..., Solution] = solves_no_layer
     options: type = NoOptions
     needs_calibration: bool = False
+    needs_reference: bool = False
     uses_kernel: bool = False
     prepare: Callable[..., Any] | None = None
     memory: Memory = Memory()
@@ -146,6 +157,7 @@ class Solver:
     sequential: Callable[[Any], bool] = not_sequential
     describe: Callable[[Any], list[str]] = nothing_to_say
     whole: Callable[..., Made] | None = None
+    oracle: Callable[..., Tensor] | None = None
     refuses: Callable[[Any, Scheme], str | None] = refuses_nothing
     searches_with_hessian: bool = False
 
@@ -168,6 +180,12 @@ class Solver:
             raise ValueError(
                 f"solver {self.name} searches grids with a Hessian, but needs_calibration=False; "
                 "set needs_calibration=True or leave searches_with_hessian out."
+            )
+        if self.needs_reference and self.prepare is None:
+            raise ValueError(
+                f"solver {self.name} needs the inputs of the full-precision model "
+                "(needs_reference=True), which only prepare is given: add prepare(hessian, "
+                "options, layer, drift)."
             )
 
     def _require_only_whole(self) -> None:

@@ -98,6 +98,30 @@ def column_loop(
     )
 
 
+def round_first(
+    columns: Tensor, first: Tensor, factor: Factor, groups: Groups, scheme: Scheme, layer: str
+) -> tuple[Tensor, float]:
+    """Round `first` [out] in the place of the first column, before the loop begins.
+
+    Returns columns [in, out] in which the first is the level that was chosen, where the loop leaves
+    it, and the later ones make up for its distance from the column as it was; and its loss.
+    """
+    group = groups.index[0]
+    if groups.grids[group] is None:
+        groups.find(group, columns[: groups.size], scheme, layer)
+    grid = groups.grids[group]
+    assert grid is not None
+    value = decode(encode(first, grid, scheme), grid, scheme)
+    unit = torch.zeros_like(factor.root[:1])
+    unit[0, 0] = 1
+    # The first row of U = R^-1.
+    row = torch.linalg.solve_triangular(factor.root, unit, upper=True, left=False)[0]
+    error = (columns[0] - value) / row[0].to(columns.dtype)
+    columns = columns.addcmul(row[:, None].to(columns.dtype), error, value=-1)
+    columns[0] = value
+    return columns, float(error.square().sum()) / 2
+
+
 def plain_reason(kernel: str, scheme: Scheme) -> str | None:
     """Return why the plain column loop runs although a kernel was chosen; None if the kernel runs.
 

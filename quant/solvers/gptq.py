@@ -110,19 +110,41 @@ def solve(
     NonFiniteError, SingularHessianError and QuantizationError (a scale exceeds scheme.scale_dtype);
     all name the layer.
     """
+    weight, dead = begin(weight, prepared, options.damping, options.act_order, layer.name)
+    return quantize(weight, scheme, prepared, options, layer, "GPTQ", dead)
+
+
+def quantize(
+    weight: Tensor,
+    scheme: Scheme,
+    factor: Factor,
+    options: Options,
+    layer: Layer,
+    label: str,
+    dead: int,
+    first: Tensor | None = None,
+) -> Solution:
+    """Run the column loop on weight [out, in], from which every grid is found.
+
+    For the solvers whose loop is GPTQ's: label is theirs, for errors, and dead their count of dead
+    inputs, whose weights are 0 already. first [out], if given, is rounded in the place of the first
+    column of the loop, whose own weights stay what the later columns make up for.
+    """
     import torch
 
     from cuda_ext.ops import resolve_kernel
     from quant.grid import assemble, stack_grids
-    from quant.solvers.columns import column_loop, plain_reason
+    from quant.solvers.columns import column_loop, plain_reason, round_first
 
-    factor, inputs = prepared, weight.shape[1]
+    inputs = weight.shape[1]
     groups = scheme.groups(inputs)
-    weight, dead = begin(weight, factor, options.damping, options.act_order, layer.name)
     groups_of = _plan_groups(weight, factor, groups, scheme, options, layer.name)
     columns = weight.T if factor.order is None else weight.T[factor.order]
     kernel = resolve_kernel(layer.kernel, weight.device)
     columns = columns.contiguous()
+    before = 0.0
+    if first is not None:
+        columns, before = round_first(columns, first, factor, groups_of, scheme, layer.name)
     codes, loss = column_loop(
         columns, factor, groups_of, scheme, options.block_size, kernel, layer.name
     )
@@ -137,7 +159,7 @@ def solve(
     notes = [note for note in (_fallback(factor), plain_reason(kernel, scheme)) if note]
     fallback = "; ".join(notes) or None
     return Solution(
-        quantized, finite_loss(loss, "GPTQ", layer.name), factor.damping, dead, fallback
+        quantized, finite_loss(before + loss, label, layer.name), factor.damping, dead, fallback
     )
 
 
@@ -181,7 +203,7 @@ def describe(options: Options) -> list[str]:
         "group_grid": f"{options.group_grid} grids",
         "true_sequential": "true-sequential",
     }
-    names = [field.name for field in fields(options)]
+    names = [field.name for field in fields(DEFAULT_OPTIONS)]  # a solver like it may have more
     changed = [n for n in names if getattr(options, n) != getattr(DEFAULT_OPTIONS, n)]
     return [labels[name] for name in changed]
 
@@ -226,6 +248,23 @@ def _block_of_inputs(factor: Factor, inputs: slice) -> Tensor:
     return factor.block(factor.order.argsort()[inputs])
 
 
+def oracle(
+    weight: Tensor, scheme: Scheme, hessian: Tensor, damping: float, options: Options
+) -> Tensor:
+    """OBQ's step in the order of the options, with the inverse of the columns that are left."""
+    from quant.solvers import textbook
+
+    stale = options.block_size if options.group_grid == "stale" else None
+    return textbook.compensated(
+        weight.masked_fill(hessian.diagonal() == 0, 0),
+        scheme,
+        textbook.damped(hessian, damping),
+        textbook.order_of(hessian, options.act_order),
+        static=options.static_groups,
+        stale_block=stale,
+    )
+
+
 SOLVER = Solver(
     name="gptq",
     label="GPTQ",
@@ -241,4 +280,5 @@ SOLVER = Solver(
     version=2,
     sequential=sequential,
     describe=describe,
+    oracle=oracle,
 )

@@ -111,6 +111,7 @@ def oracle(
         wide,
         first=None if dead[column] else first,
         static=options.static_groups,
+        hessian=wide,
         stale_block=options.block_size if options.group_grid == "stale" else None,
     )
 
@@ -122,6 +123,7 @@ SOLVER = Solver(
     options=Options,
     needs_calibration=True,
     needs_reference=True,
+    searches_with_hessian=True,
     uses_kernel=True,
     prepare=prepare,
     memory=Memory(weights=7, prepared=4, preparing=6),

@@ -190,7 +190,7 @@ def test_their_schemes_have_names_costs_and_checks():
         assert pickle.loads(pickle.dumps(scheme)) == scheme
     with pytest.raises(SchemeError, match="'fp4g': g has no number"):
         Scheme.parse("fp4g", [FP4])
-    with pytest.raises(SchemeError, match=r"'fp5' is not the name .* fp4, mxfp4, .*ternary, w4"):
+    with pytest.raises(SchemeError, match=r"'fp5' is not the name .* fp4, hqq4, .*ternary, w4"):
         Scheme.parse("fp5", [FP4])
     with pytest.raises(SchemeError, match="fp4: fp4 levels have block scales"):
         Scheme.parse("fp4", [FP4])
@@ -260,6 +260,7 @@ def test_built_in_levels_declare_what_they_find():
         packed = pack(weight)
         assert list(packed) == ["qweight", *(tensor.buffer for tensor in kind.tensors)]
     assert [kind.name for kind in built_in_levels()] == [
+        "hqq",
         "mxfp4",
         "nf4",
         "nvfp4",

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from quant.calibrate.self_check import cut, self_check
 from quant.calibrate.stream import quantize_model
 from quant.config import QuantizationConfig
 from quant.errors import NonFiniteError, QuantizationError
@@ -16,7 +17,8 @@ from quant.memory.limits import Limits
 from quant.memory.plan import model_shape, plan_quantization
 from quant.rules import Rules
 from quant.scheme import Scheme
-from quant.solvers import gptq, obq, rtn, rtn_calibrated
+from quant.solvers import gptaq, gptq, obq, qronos, rtn, rtn_calibrated
+from quant.solvers.base import Layer
 from tests.oracles import textbook_gptq as textbook
 from tests.oracles.naive_hessians import naive_hessians
 from tests.quant.architectures import random_windows, tiny_model
@@ -240,3 +242,15 @@ def test_a_hessian_that_overflowed_is_refused():
     hessian[3, 3] = float("inf")
     with pytest.raises(NonFiniteError, match="the Hessian is not finite"):
         rtn_calibrated.solve(weight, Scheme(3, 8, grid="hessian"), hessian)
+
+
+@pytest.mark.parametrize("solver", [gptq, gptaq, qronos, rtn_calibrated], ids=lambda s: s.__name__)
+@pytest.mark.parametrize("scheme", [Scheme(3, 16, grid="hessian"), Scheme(3, grid="hessian")])
+def test_the_check_of_a_run_searches_too(solver, scheme):
+    weight, hessian = layer(6, 48, seed=5)
+    drift = 0.05 * layer(48, 48, seed=6)[0] @ hessian if solver.SOLVER.needs_reference else None
+    modes = [{}] if solver is rtn_calibrated else [{}, {"act_order": True}, {"static_groups": True}]
+    for mode in modes:
+        options = solver.SOLVER.options(**mode)
+        piece = cut(weight, hessian, scheme, drift)
+        assert abs(self_check(piece, solver.SOLVER, options, scheme, Layer()).gap) < 1e-6

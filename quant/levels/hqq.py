@@ -6,6 +6,7 @@ so these levels do too: in float16 and bfloat16 they are not exactly evenly spac
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from quant.levels.base import GridTensor, Levels, Tensors
@@ -13,6 +14,7 @@ from quant.levels.base import GridTensor, Levels, Tensors
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import torch
     from torch import Tensor
 
     from quant.scheme import Scheme
@@ -48,7 +50,8 @@ def levels(
 def find(weight: Tensor, scheme: Scheme, layer: str) -> Tensors:
     """Find the grid of every row from its range, extended to contain 0.
 
-    HQQ starts from the range alone and then optimizes the zero-points; that is not done here.
+    HQQ starts from the range alone and then moves zero-points, which its solver does here
+    (quant.solvers.hqq).
     """
     import torch
 
@@ -87,3 +90,25 @@ def _rounded(values: Tensor, scheme: Scheme) -> Tensor:
     import torch
 
     return values.to(getattr(torch, scheme.scale_dtype)).to(values.dtype)
+
+
+def draw(
+    words: Tensor,  # noqa: ARG001
+    shape: tuple[int, ...],
+    inputs: int,
+    scheme: Scheme,
+    generator: torch.Generator,
+) -> dict[str, Tensor]:
+    """Draw scales for uniformly distributed codes; zero-points are the middle of the codes."""
+    import torch
+
+    from quant.scales import draw_scale
+
+    spread = math.sqrt((4**scheme.bits - 1) / 12)
+    scale = draw_scale(shape, spread, inputs, scheme, generator)
+    return {"scale": scale, "zero": torch.full_like(scale, scheme.max_code / 2)}
+
+
+LEVELS = levels(
+    "hqq", "hqq", "HQQ levels are (code - zero) * scale with a fractional zero-point", draw=draw
+)

@@ -22,6 +22,7 @@ from quant.transforms.base import (
     NEVER,
     Change,
     Group,
+    Shifting,
     Statistics,
     Transform,
     applied_note,
@@ -155,6 +156,8 @@ class BlockTransformer:
                     hessian.layer, layers, weights, matrix, self.scheme,
                     _carried(transform, statistics, changes),
                     taker.tied if isinstance(taker, Source) else None,
+                    2 * hessian.tokens / hessian.sequences,
+                    all(linears[name].bias is not None for name in names),
                 )  # fmt: skip
                 change = transform.change(group, options)
                 if change is None:
@@ -168,6 +171,8 @@ class BlockTransformer:
                     further = False
                     maker = f"{transform.name} is kept in front of it"
                 for name, layer, weight in zip(names, layers, weights, strict=True):
+                    if isinstance(change, Shifting):
+                        linears[name].bias.detach().add_(change.bias(weight))  # type: ignore[operator]
                     set_weight_matrix(linears[name], change.weight(weight), layer)
                 matrix = change.hessian(matrix)
                 changes.append((transform.name, change))
@@ -290,8 +295,8 @@ def _carried(
         carry = getattr(change, "statistics", None)
         if carry is None:
             raise QuantizationError(
-                f"it reads statistics of its input, which are unknown after {name}: apply "
-                f"{reader.name} before {name}, or leave one of them out."
+                f"transform {reader.name} reads statistics of inputs, which are unknown after "
+                f"{name}: apply {reader.name} before {name}, or leave one of them out."
             )
         found = carry(found)
     return found

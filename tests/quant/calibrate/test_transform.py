@@ -22,9 +22,10 @@ from quant.errors import QuantizationError
 from quant.scheme import Scheme
 from quant.solvers import gptq, rtn
 from quant.solvers.base import Layer
-from quant.transforms import awq, equalize
+from quant.transforms import awq, equalize, repquant, smoothquant
 from quant.transforms.base import Change, Group, Scaling, Transform
 from tests.oracles.naive_hessians import naive_hessians
+from tests.quant import rotating
 from tests.quant.architectures import BLOCKS, CONFIGS, random_windows, tiny_model, uneven_model
 
 W4G16 = Scheme(4, group_size=16, scale_dtype="float32")
@@ -160,6 +161,47 @@ def test_awq_goes_into_norms_and_further_and_leaves_the_model_as_it_is(name: str
     for layer, expected in naive_hessians(model, hessians, random_windows(4)).items():
         apart = torch.linalg.vector_norm(hessians[layer].double() - expected)
         assert apart <= 1e-4 * torch.linalg.vector_norm(expected)
+
+
+# Norms and layers with a bias; the others refuse a shift by name.
+SHIFTED = ("opt", "bloom", "gpt2", "gpt-neox", "phi")
+
+
+@pytest.mark.parametrize("part", [smoothquant, repquant], ids=["smoothquant", "repquant"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_ranges_are_moved_into_norms_and_leave_the_model_as_it_is(name: str, part) -> None:
+    model, tokens = uneven_model(name), torch.stack(random_windows(2, seed=5))
+    before, hessians, options = logits(model, tokens), {}, part.Options()
+    if part is repquant and CHANGED.get(name, LLAMA_LIKE) and name not in SHIFTED:
+        with pytest.raises(QuantizationError, match=r"has no bias .*; use shift=false"):
+            transform(uneven_model(name), ((part.TRANSFORM, options),))
+        options = repquant.Options(shift=False)
+    found = transform(model, ((part.TRANSFORM, options),), hessians)
+    assert (logits(model, tokens) - before).abs().max() <= 1e-5 * before.abs().max()
+    changed = {layer.split(".")[-1] for layer, done in found.items() if done.changes}
+    assert changed == set(CHANGED.get(name, LLAMA_LIKE))
+    for layer, expected in naive_hessians(model, hessians, random_windows(4)).items():
+        apart = torch.linalg.vector_norm(hessians[layer].double() - expected)
+        assert apart <= 1e-4 * torch.linalg.vector_norm(expected)
+
+
+def test_statistics_are_carried_to_the_transform_that_reads_them_or_it_is_refused() -> None:
+    model, seen = uneven_model("llama"), []
+
+    def look(group: Group, _: object) -> None:
+        assert group.statistics is not None
+        squares = group.hessian.diagonal().double() / group.count
+        assert (group.statistics.largest.square() >= squares * (1 - 1e-5)).all()
+        assert (group.statistics.magnitude.square() <= squares * (1 + 1e-5)).all()
+        seen.append(group.name)
+
+    reader = (Transform("look", "looked at", look, reads_statistics=True), None)
+    full = (equalize.TRANSFORM, equalize.Options(strength=1.0))
+    transform(model, (full, reader))
+    assert seen
+    kept = (rotating.TRANSFORM, None)
+    with pytest.raises(QuantizationError, match=r"look reads .* unknown after rotate: apply look"):
+        transform(model, (kept, (replace(reader[0], keep=lambda _: "always", rebuild=dict), None)))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from quant.blocks import LINEAR_TYPES, linear_layers, set_weight_matrix, weight_matrix
-from quant.calibrate.neighbours import Maker, Names, find_neighbours
+from quant.calibrate.neighbours import Maker, Names, Neighbours, find_neighbours
 from quant.calibrate.statistics import InputStatistics
 from quant.calibrate.upstream import Source, Upstream
 from quant.errors import QuantizationError, failures_of
@@ -113,7 +113,7 @@ class BlockTransformer:
         """
         found = find_neighbours(self.block, list(hessians), self.run)
         done = {
-            names: self._group(names, hessian, statistics.get(names), found.makers[names])
+            names: self._group(names, hessian, statistics.get(names), found)
             for names, hessian in hessians.items()
         }
         if any(changed.changes for changed in done.values()):
@@ -131,8 +131,9 @@ class BlockTransformer:
         names: Names,
         hessian: Hessian,
         statistics: InputStatistics | None,
-        maker: Maker | str,
+        found: Neighbours,
     ) -> Changed:
+        maker = found.makers[names]
         maker = maker if isinstance(maker, str) else self._changeable(names, maker)
         if isinstance(maker, str) and hessian.tokens == 0:
             return Changed(notes=[unapplied_note(each.name, maker) for each, _ in self.transforms])
@@ -146,7 +147,8 @@ class BlockTransformer:
             keep = transform.keeps(options)
             taker: Maker | Source | str = maker
             if isinstance(maker, str) and further and transform.folds_through and keep != ALWAYS:
-                taker = self._upstream.find(names) or f"{maker}, and {NO_LAYER}"
+                source = self._upstream.find(names, found.sources[names])
+                taker = source or f"{maker}, and {NO_LAYER}"
             if isinstance(taker, str) and keep == NEVER:
                 notes.append(unapplied_note(transform.name, taker))
                 continue

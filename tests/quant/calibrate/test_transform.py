@@ -19,6 +19,7 @@ from quant.calibrate.transform import BlockTransformer, Changed
 from quant.calibrate.windows import make_batches
 from quant.config import QuantizationConfig
 from quant.errors import QuantizationError
+from quant.experts import unfuse
 from quant.scheme import Scheme
 from quant.solvers import gptq, rtn
 from quant.solvers.base import Layer
@@ -27,6 +28,7 @@ from quant.transforms.base import Change, Group, Scaling, Transform
 from tests.oracles.naive_hessians import naive_hessians
 from tests.quant import rotating
 from tests.quant.architectures import BLOCKS, CONFIGS, random_windows, tiny_model, uneven_model
+from tests.quant.mixtures import tiny_mixture
 
 W4G16 = Scheme(4, group_size=16, scale_dtype="float32")
 EQUALIZE = ((equalize.TRANSFORM, equalize.Options()),)
@@ -161,6 +163,31 @@ def test_awq_goes_into_norms_and_further_and_leaves_the_model_as_it_is(name: str
     for layer, expected in naive_hessians(model, hessians, random_windows(4)).items():
         apart = torch.linalg.vector_norm(hessians[layer].double() - expected)
         assert apart <= 1e-4 * torch.linalg.vector_norm(expected)
+
+
+# Values of DeepSeek come out of the matrix that makes keys, too.
+MIXED = {
+    "mixtral": {"o_proj": "self_attn.v_proj", "w2": "w3"},
+    "deepseek-v3": {"o_proj": "self_attn.kv_b_proj", "down_proj": "up_proj"},
+}
+
+
+@pytest.mark.parametrize("name", MIXED)
+def test_awq_goes_into_experts_whatever_a_wrong_try_does_to_their_tokens(name: str) -> None:
+    model, tokens = tiny_mixture(name), torch.stack(random_windows(2, seed=5))
+    unfuse(model)
+    before = logits(model, tokens)
+    found = transform(model, ((awq.TRANSFORM, awq.Options(steps=4)),))
+    assert (logits(model, tokens) - before).abs().max() <= 1e-5 * before.abs().max()
+    inside = [(layer, done.notes[0]) for layer, done in found.items() if "layers.1." in layer]
+    for layer, note in inside:
+        (source,) = [into for end, into in MIXED[name].items() if layer.endswith(end)] or [None]
+        if source is not None and "nothing to change" not in note:
+            assert note.startswith("awq into ")
+            assert note.endswith(source)
+        elif ".experts." in layer:  # they read what a router chose
+            assert "no layer further in front" in note
+    assert sum("into" in note and ".experts." in layer for layer, note in inside) >= 3
 
 
 # Norms and layers with a bias; the others refuse a shift by name.

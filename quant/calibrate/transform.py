@@ -52,6 +52,7 @@ class Changed:
 
 
 UNCHANGED = Changed()
+NOTHING_TO_CHANGE = "it finds nothing to change"
 NO_LAYER = "no layer further in front takes a scaling in"
 
 
@@ -62,21 +63,40 @@ class Noted(Protocol):
     def transforms(self) -> list[str]: ...
 
 
-def require_changes(transforms: Sequence[tuple[Transform, Any]], layers: Sequence[Noted]) -> None:
-    """Raise QuantizationError for a transform that changed no layer of the whole model.
+def require_changes(
+    transforms: Sequence[tuple[Transform, Any]],
+    layers: Sequence[Noted],
+    unless: str | None = None,
+) -> None:
+    """Raise QuantizationError for a transform that changed none of these layers.
 
-    The figures would be the same as without the transform, under its name.
+    The figures would be the same as without the transform, under its name. unless: a reason that
+    lets a transform pass if it holds for one of the layers.
     """
     notes = [read_note(note) for layer in layers for note in layer.transforms]
     for transform, _ in transforms:
         reasons = {why for name, why in notes if name == transform.name}
-        if None not in reasons:
-            why = "; ".join(sorted(filter(None, reasons))) or "no layer ran"
-            raise QuantizationError(
-                f"transform {transform.name} changed no layer of this model ({why}): leave it out, "
-                "let it keep its changes in front of the layers, or use a model whose norms feed "
-                "its layers alone."
-            )
+        if None in reasons or unless in reasons:
+            continue
+        why = "; ".join(sorted(filter(None, reasons))) or "no layer ran"
+        raise QuantizationError(
+            f"transform {transform.name} changed no layer of this model ({why}): leave it out, "
+            "let it keep its changes in front of the layers, or use a model whose norms feed "
+            "its layers alone."
+        )
+
+
+def require_first_changes(
+    transforms: Sequence[tuple[Transform, Any]],
+    layers: Sequence[Noted],
+    blocks: Sequence[nn.Module],
+) -> None:
+    """As `require_changes`, after the first of blocks that are alike: the others do not differ.
+
+    What finds nothing to change in one block may find it in another.
+    """
+    if len({frozenset(linear_layers(block)) for block in blocks}) == 1:
+        require_changes(transforms, layers, unless=NOTHING_TO_CHANGE)
 
 
 @dataclass(frozen=True)
@@ -163,7 +183,7 @@ class BlockTransformer:
                 )  # fmt: skip
                 change = transform.change(group, options)
                 if change is None:
-                    notes.append(unapplied_note(transform.name, "it finds nothing to change"))
+                    notes.append(unapplied_note(transform.name, NOTHING_TO_CHANGE))
                     continue
                 change, kept, note = self._apply(transform, keep, change, names, taker)
                 notes.append(note)

@@ -331,10 +331,30 @@ def test_records_say_what_was_left_as_it_is() -> None:
 def test_a_transform_that_changes_no_layer_is_refused() -> None:
     """The norms of OPT-350M feed the residual too: figures would be those without it."""
     config = QuantizationConfig(gptq.SOLVER, W4G16, transforms=EQUALIZE)
+    done: list[str] = []
     with pytest.raises(QuantizationError, match="equalize changed no layer of this model") as said:
-        quantize_model(uneven_model("opt-350m"), random_windows(3), config)
+        quantize_model(
+            uneven_model("opt-350m"), random_windows(3), config, lambda *said: done.append(said[2])
+        )
+    assert all("layers.0." in layer for layer in done)  # not after all of a large model
     assert "aten.add.Tensor also reads what self_attn_layer_norm makes" in str(said.value)
     assert "no module of the block makes its input" in str(said.value)
+
+
+def test_a_transform_that_finds_something_in_a_later_block_is_not_refused() -> None:
+    """Nothing to change is no property of the model's structure."""
+
+    def later(group: Group, _: object) -> Scaling | None:
+        scale = torch.full((len(group.hessian),), 2.0).double()
+        return None if ".layers.0." in group.name else Scaling(scale)
+
+    config = QuantizationConfig(
+        rtn.SOLVER, W4G16, transforms=((Transform("later", "l", later), None),)
+    )
+    result = quantize_model(tiny_model("llama"), random_windows(3), config)
+    notes = {layer.block: layer.transforms for layer in result.layers if "q_proj" in layer.name}
+    assert notes[0] == ["later not applied: it finds nothing to change"]
+    assert notes[1] == ["later into input_layernorm"]
 
 
 def test_shared_norms_and_layers_are_left_as_they_are() -> None:

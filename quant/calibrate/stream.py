@@ -56,7 +56,13 @@ from quant.calibrate.sink import BlockSink, InMemorySink, WriteBehind
 from quant.calibrate.source import BlockSource, LoadedModel
 from quant.calibrate.structure import BlockStructure, ModelStructure, evaluation
 from quant.calibrate.survey import survey
-from quant.calibrate.transform import BlockTransformer, Changed, require_changes, restore
+from quant.calibrate.transform import (
+    BlockTransformer,
+    Changed,
+    require_changes,
+    require_first_changes,
+    restore,
+)
 from quant.calibrate.wide import WIDE, narrowed
 from quant.calibrate.windows import Batch, check_windows, make_batches
 from quant.config import QuantizationConfig
@@ -268,6 +274,9 @@ def _quantize_block(
         solved += _quantize_stage(
             run, index, structure, groups, batches, captured, before, reference, advance
         )
+    if index == 0:
+        layers, blocks = [layer for layer, _ in solved], run.source.blocks.modules
+        require_first_changes(run.config.transforms, layers, list(blocks))
     run.hand_over(index, solved)
 
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from quant.solvers.base import (
     Memory,
@@ -104,6 +104,8 @@ class Group:
     statistics  of the layers' input in the same coordinates, if the transform reads them.
     tied        int64 [in]: inputs with the same number need the same scale, because one row of a
                 layer in front makes all of them; None if no inputs are tied.
+    count       hessian / count is the mean of x x^T over all tokens.
+    biased      whether every layer has a bias, as a shift of the input requires.
     """
 
     name: str
@@ -113,6 +115,8 @@ class Group:
     scheme: Scheme
     statistics: Statistics | None = None
     tied: Tensor | None = None
+    count: float = 1.0
+    biased: bool = False
 
 
 class Change(Protocol):
@@ -126,6 +130,14 @@ class Change(Protocol):
 
     def hessian(self, matrix: Tensor) -> Tensor:
         """Return T^T H T, the Hessian of x', for H [in, in]."""
+
+
+@runtime_checkable
+class Shifting(Change, Protocol):
+    """A change with a shift, x' = x T - t, of layers that all have a bias."""
+
+    def bias(self, weight: Tensor) -> Tensor:
+        """Return W' t [out], which is added to the bias, for a weight W [out, in]."""
 
 
 class Keepable(Change, Protocol):

@@ -127,6 +127,7 @@ class BlockTransformer:
             weights = tuple(_working(weight_matrix(linears[name])) for name in names)
             layers = tuple(f"{self.name}.{name}" for name in names)
             with failures_of(f"{layers[0]}: transform {transform.name}"):
+                assert transform.change is not None  # the residual stream is rotated before
                 change = transform.change(Group(hessian.layer, layers, weights, matrix), options)
                 if change is None:
                     notes.append(unapplied_note(transform.name, "it finds nothing to change"))

@@ -21,7 +21,7 @@ from quant.checkpoint.source import CheckpointSource
 from quant.config import QuantizationConfig
 from quant.scheme import Scheme
 from quant.solvers import gptq, rtn
-from quant.transforms import equalize
+from quant.transforms import equalize, hadamard, residual_hadamard
 from tests.quant import rotating
 from tests.quant.architectures import random_windows
 
@@ -50,6 +50,13 @@ CONFIGS = {
     ),
     "rotated": QuantizationConfig(
         gptq.SOLVER, SCHEME, OPTIONS, ((rotating.TRANSFORM, None),), batch_tokens=50
+    ),
+    "residual": QuantizationConfig(
+        gptq.SOLVER,
+        SCHEME,
+        OPTIONS,
+        ((residual_hadamard.TRANSFORM, None), (hadamard.TRANSFORM, None)),
+        batch_tokens=50,
     ),
 }
 

@@ -49,6 +49,7 @@ from quant.calibrate.few import require_tokens
 from quant.calibrate.layers import BlockSolver, LayerResult, Solved, solve_groups
 from quant.calibrate.neighbours import Names
 from quant.calibrate.reference import ReferenceBlock, reference_block, require_one_stream
+from quant.calibrate.residual import rotated
 from quant.calibrate.results import KeptWeights
 from quant.calibrate.run import Progress, Run
 from quant.calibrate.self_check import SelfCheck
@@ -180,6 +181,9 @@ def quantize_blocks(
         DeviceWorkers(devices) as workers,
         WriteBehind(meter, one_thread=source.device.type == "cpu") as writer,
     ):
+        if config.residual is not None:
+            with meter.stage("transform"):
+                source = rotated(source, *config.residual, calibration[0])
         run = Run(
             source, config, kernel, sink, meter, workers, workplace, progress, writer, resumed,
             solvers,
@@ -338,8 +342,9 @@ def _transform(
     collector: Collector,
     solved: frozenset[str],
 ) -> dict[Names, Changed]:
-    """Apply the transforms to layers that have Hessians; checks use the first batch."""
-    if not run.config.transforms:
+    """Apply transforms to the inputs of layers that have Hessians; checks use the first batch."""
+    transforms = run.config.input_transforms
+    if not transforms:
         return {}
     block, name = run.source.blocks.modules[index], run.source.blocks.block_name(index)
     with run.passing("transform"):
@@ -352,7 +357,7 @@ def _transform(
                 Call(narrowed(call.args, own), narrowed(call.kwargs, own)),
             )
         again = partial(run_block, block, structure, call, hidden)
-        transforms, scheme = run.config.transforms, run.config.scheme.without_head
+        scheme = run.config.scheme.without_head
         worker = BlockTransformer(
             transforms, scheme, run.source.model, block, name, solved, hidden, again
         )

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from quant.kv.base import STORED_BITS, Heads, Shape
@@ -101,7 +102,9 @@ def _held(steps: Sequence[Step], tokens: int) -> float:
     """Bits of one channel of so many tokens."""
     counts = [tokens, *(step.count(tokens) for step in steps), 0]
     costs = [STORED_BITS, *(step.rounding.cost for step in steps)]
-    return sum(cost * (n - after) for cost, n, after in zip(costs, counts, counts[1:], strict=False))
+    return sum(
+        cost * (n - after) for cost, n, after in zip(costs, counts, counts[1:], strict=False)
+    )
 
 
 def _versions(x: Tensor, steps: Sequence[Step]) -> list[Tensor]:
@@ -126,7 +129,7 @@ def _segments(
     times = range(start, stop)
     counts = [[time + 1 for time in times], *([s.count(t) for t in times] for s in steps)]
     counts.append([0] * len(times))
-    for number, (upper, lower) in enumerate(zip(counts, counts[1:], strict=False)):
+    for number, (upper, lower) in enumerate(pairwise(counts)):
         low, high = lower[0], upper[-1]
         if low >= high:
             continue

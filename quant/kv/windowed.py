@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from quant.kv.base import KvCacheError, Shape, beyond
 from quant.kv.rounding import BITS, Rounding
@@ -71,7 +72,7 @@ def solve_window(
         return Stepped(shape, steps[0], steps[1], words)
 
     for bits in options.widths:
-        window = largest(lambda window, bits=bits: cache(bits, window), length, budget, length)
+        window = largest(partial(cache, bits), length, budget, length)
         if window is not None:
             return cache(bits, window)
     last = cache(options.widths[-1], 0)

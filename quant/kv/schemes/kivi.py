@@ -7,6 +7,7 @@ tokens; a value is rounded when it is older than the residual.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 from quant.kv.base import KvCacheError, KvScheme, Shape, beyond
 from quant.kv.rounding import Rounding
@@ -50,26 +51,20 @@ def solve(options: Options, shape: Shape, length: int, budget: float) -> Stepped
         words = [f"{bits} bits", f"group {group}", said]
         return Stepped(shape, (keys,), (values,), words)
 
+    def blocked(bits: int, more: int) -> Stepped:
+        return cache(bits, (more + 1) * group)
+
     for bits in options.widths:
         if options.residual is not None:
             found = cache(bits, options.residual)
             if found.bits(length) <= budget:
                 return found
             continue
-        blocks = largest(
-            lambda more, bits=bits: cache(bits, (more + 1) * group),
-            length,
-            budget,
-            length // group,
-        )
+        blocks = largest(partial(blocked, bits), length, budget, length // group)
         if blocks is not None:
             residual = (blocks + 1) * group
-            more = largest(
-                lambda more, bits=bits, residual=residual: cache(bits, residual, more),
-                length,
-                budget,
-                2 * group,  # the next residual costs keys half a group and values a whole one
-            )
+            # The next residual would cost keys half a group more and values a whole one.
+            more = largest(partial(cache, bits, residual), length, budget, 2 * group)
             return cache(bits, residual, more or 0)
     last = cache(options.widths[-1], options.residual or group)
     why = f"{options.widths[-1]}-bit codes in groups of {group} and a {last.words[2]} in 16 bits"

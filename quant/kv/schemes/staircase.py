@@ -53,6 +53,7 @@ class Options:
 
 def solve(options: Options, shape: Shape, length: int, budget: float) -> Stepped:
     """The given thresholds if they keep to the budget, or the largest that do."""
+
     def cache(thresholds: tuple[int, ...]) -> Stepped:
         def steps(width: int) -> tuple[Step, ...]:
             group = channels(NAME, options.group, width)

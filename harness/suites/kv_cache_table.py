@@ -41,9 +41,11 @@ def table(model: str, rows: list[Row]) -> Table | None:
         *(Column(name, HEADERS[name], numeric=False) for name in several),
         *(Column(name, header, detail) for name, (header, detail) in FIGURES.items()),
     ]
-    notes = [Note(f"Windows of {wheres[0].replace('@', ', ')} tokens.")] * (len(wheres) == 1)
-    notes += [Note(f"Budget: {budgets[0]} bits a number.")] * (len(budgets) == 1)
-    notes.append(Note(EXPLAINED))
+    notes = [Note(EXPLAINED)]
+    if len(budgets) == 1:
+        notes.insert(0, Note(f"Budget: {budgets[0]} bits a number."))
+    if len(wheres) == 1:
+        notes.insert(0, Note(f"Windows of {wheres[0].replace('@', ', ')} tokens."))
     title = TITLE.replace("{model}", model)
     return Table(NAME, model, title, columns, lines, notes, footnotes.texts, footnotes.causes)
 

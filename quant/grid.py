@@ -61,10 +61,11 @@ def find_groups(
     of their columns (scheme.span) at once: a solver that reaches groups one by one passes all these
     columns when it reaches the first. Raises NonFiniteError for weights that are not finite,
     QuantizationError for scales that exceed their type and for levels that find other tensors than
-    they declare.
+    they declare, SchemeError for a scheme to which such a weight cannot be quantized.
     """
     found = []
-    outputs = len(weight)
+    outputs, inputs = weight.shape
+    scheme.require(inputs, layer)
     for rows, count, block in _pieces(working(weight), scheme, hessian):
         tensors = find_grid(rows, scheme, layer, block).tensors
         groups = scheme.groups(rows.shape[1])

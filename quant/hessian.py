@@ -221,20 +221,11 @@ def factorize(
     Raises NonFiniteError and SingularHessianError; nothing is repaired silently.
     """
     layer = layer or "this layer"
-    if not checked:
-        _check_matrix(hessian, layer)
-    dead = hessian.diagonal() == 0
+    dead = dead_inputs(hessian, layer, tokens, checked)
     live = int((~dead).sum())
-    if not live:
-        seen = "" if tokens is None else f" on all of its {tokens} calibration tokens"
-        raise CalibrationError(
-            f"{layer}: every input is 0{seen}, or so small (below 1e-22) that its square is 0 in "
-            "float32, so all of its weights would be quantized to 0; use other calibration text, "
-            "look for damage in the layers before, or use method=rtn."
-        )
     shares = (damping, *ladder)
     for share in shares:
-        matrix, order, absolute = _condition(hessian, dead, share, together if act_order else 0)
+        matrix, order, absolute = condition(hessian, dead, share, together if act_order else 0)
         try:
             if share == 0 and tokens is not None and tokens < live:
                 raise SingularHessianError("is singular")  # rounding could hide it from Cholesky
@@ -246,6 +237,26 @@ def factorize(
         else:
             return Factor(root, order, dead, absolute, damping, share)
     raise AssertionError("unreachable: the last share returns or raises")
+
+
+def dead_inputs(
+    hessian: Tensor, layer: str, tokens: int | None = None, checked: bool = False
+) -> Tensor:
+    """Return which inputs were 0 on all calibration data, bool [in]; checked as in `factorize`.
+
+    Raises NonFiniteError and ValueError for what is no Hessian, CalibrationError if all were 0.
+    """
+    if not checked:
+        _check_matrix(hessian, layer)
+    dead = hessian.diagonal() == 0
+    if bool(dead.all()):
+        seen = "" if tokens is None else f" on all of its {tokens} calibration tokens"
+        raise CalibrationError(
+            f"{layer}: every input is 0{seen}, or so small (below 1e-22) that its square is 0 in "
+            "float32, so all of its weights would be quantized to 0; use other calibration text, "
+            "look for damage in the layers before, or use method=rtn."
+        )
+    return dead
 
 
 def descending(diagonal: Tensor, together: int = 1) -> Tensor:
@@ -262,7 +273,7 @@ def descending(diagonal: Tensor, together: int = 1) -> Tensor:
     return torch.cat([sorted_columns, torch.arange(whole, len(diagonal))])
 
 
-def _condition(
+def condition(
     hessian: Tensor, dead: Tensor, share: float, together: int
 ) -> tuple[Tensor, Tensor | None, float]:
     """Return a damped copy of H in column-loop order, that order, and the absolute damping.

@@ -227,6 +227,19 @@ class Scheme:
             each.entries(groups) * each.count(self) * each.bits(self) for each in self.kind.tensors
         )
 
+    def refusal(self, inputs: int) -> str | None:
+        """Why a weight with `inputs` columns cannot be quantized to this scheme; None: it can.
+
+        The end of a sentence that begins with the name of the scheme.
+        """
+        return None if self.kind.refuses is None else self.kind.refuses(self, inputs)
+
+    def require(self, inputs: int, layer: str) -> None:
+        """Raise SchemeError unless a weight with `inputs` columns can be quantized to it."""
+        reason = self.refusal(inputs)
+        if reason is not None:
+            raise SchemeError(f"{layer} ({inputs} inputs): {self.name} {reason}.")
+
     def bits_per_weight(self, inputs: int) -> float:
         """Stored bits per weight of a row with `inputs` columns, with scales and zero-points."""
         return self.bits + self.overhead(inputs) / inputs

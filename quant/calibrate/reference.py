@@ -11,20 +11,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor, nn
 
 from quant.blocks import Blocks, linear_layers, weight_matrix
 from quant.calibrate.activations import Activations
 from quant.calibrate.capture import Call, Capture, run_block
-from quant.calibrate.collect import Collected, Inputs, require_finite, require_fits
+from quant.calibrate.collect import Collected, require_finite, require_fits
 from quant.calibrate.source import BlockSource
 from quant.calibrate.structure import BlockStructure
 from quant.calibrate.windows import Batch
 from quant.config import QuantizationConfig
 from quant.errors import ModelStructureError
-from quant.experts import Names, routed_groups
+from quant.experts import routed_groups
 from quant.input_operator import attach, detach, operator_of
 
 
@@ -60,39 +59,17 @@ class ReferenceBlock:
     hidden: Activations
     kept: Mapping[str, Tensor] | None = None
 
-    def inputs(self, position: int, batch: Batch, groups: Sequence[Names], advance: bool) -> Inputs:
-        """Run one batch and return what the first layer of each group reads.
+    def run(self, position: int, batch: Batch, advance: bool) -> None:
+        """Run one batch through the original block; hooks see what its layers read.
 
-        advance  replace the hidden states of the batch by the block's output. If not, the pass ends
-                 once every group has its inputs.
+        advance  replace the hidden states of the batch by the block's output. If not, a hook may
+                 end the pass (Collected).
         """
-        found: Inputs = {group: [] for group in groups}
-        ends = self.structure.single_pass and not advance
-
-        def reader(group: Names) -> Any:
-            def read(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-                # A copy: the block may change this tensor before it is compared.
-                found[group].append(args[0].detach().clone())
-                if ends and all(found.values()):
-                    raise Collected
-
-            return read
-
+        call, hidden = self.calls[position], self.hidden[position]
         with suppress(Collected), self._original():
-            linears = linear_layers(self.block)
-            handles = [
-                linears[group[0]].register_forward_pre_hook(reader(group)) for group in groups
-            ]
-            try:
-                output = run_block(
-                    self.block, self.structure, self.calls[position], self.hidden[position]
-                )
-            finally:
-                for handle in handles:
-                    handle.remove()
+            output = run_block(self.block, self.structure, call, hidden)
             if advance:
                 self.put(position, batch, output)
-        return found
 
     def put(self, position: int, batch: Batch, output: Tensor) -> None:
         """Replace the hidden states of a batch by the output of the original block."""

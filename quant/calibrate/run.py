@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from quant.arithmetic import PORTABLE
-from quant.blocks import linear_layers
+from quant.blocks import linear_layers, weight_matrix
 from quant.calibrate.cost import StageMeter
 from quant.calibrate.devices import DeviceWorkers, Workplace
 from quant.calibrate.head import quantize_head, set_head
@@ -43,7 +43,12 @@ class Run:
     checks: list[SelfCheck] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._total = sum(len(linear_layers(block)) for block in self.source.blocks.modules)
+        blocks, scheme = self.source.blocks, self.config.scheme.without_head
+        linears = [linear_layers(block) for block in blocks.modules]
+        for index, layers in enumerate(linears):
+            for name, module in layers.items():
+                scheme.require(weight_matrix(module).shape[1], f"{blocks.block_name(index)}.{name}")
+        self._total = sum(map(len, linears))
         self._total += self.config.scheme.head is not None
         self._done = 0
         self._lock = threading.Lock()

@@ -63,7 +63,6 @@ from quant.config import QuantizationConfig
 from quant.coverage import Coverage
 from quant.experts import unfuse
 from quant.head import find_head
-from quant.hessian import Hessian
 from quant.memory.heaps import memory_kept, trim_heap
 from quant.memory.plan import model_shape
 from quant.products import torch_alone
@@ -297,13 +296,14 @@ def _quantize_stage(
     with run.calibrating("hessian"):
         dtype = WIDE if run.wide else torch.float32
         ends = structure.single_pass and not whole
-        collector = Collector(block, solver.name, groups, ends, workers, dtype)
+        reads = any(transform.reads_statistics for transform, _ in run.config.transforms)
+        collector = Collector(block, solver.name, groups, ends, workers, dtype, reads)
         try:
             for position, batch in enumerate(batches):
-                seen = None
                 if reference is not None and not same:
-                    seen = reference.inputs(position, batch, groups, advance)
-                collector.begin(batch, seen)
+                    collector.record(to_the_end=advance)
+                    reference.run(position, batch, advance)
+                collector.begin(batch)
                 call = captured.calls[index][position]
                 with suppress(Collected):
                     output = run_block(block, structure, call, captured.hidden[position])
@@ -314,7 +314,7 @@ def _quantize_stage(
             collector.close()
     trim_heap()
     require_tokens(collector.hessians, solver.routed, run.config)
-    changed = _transform(run, index, structure, captured, collector.hessians, before)
+    changed = _transform(run, index, structure, captured, collector, before)
     with run.meter.stage("solve"):
         solved = solve_groups(solver, workers, collector.worker_of, collector.hessians, changed)
     trim_heap()
@@ -326,7 +326,7 @@ def _transform(
     index: int,
     structure: BlockStructure,
     captured: Capture,
-    hessians: Mapping[Names, Hessian],
+    collector: Collector,
     solved: frozenset[str],
 ) -> dict[Names, Changed]:
     """Apply the transforms to layers that have Hessians; checks use the first batch."""
@@ -343,9 +343,11 @@ def _transform(
                 Call(narrowed(call.args, own), narrowed(call.kwargs, own)),
             )
         again = partial(run_block, block, structure, call, hidden)
-        transforms, model = run.config.transforms, run.source.model
-        worker = BlockTransformer(transforms, model, block, name, solved, hidden, again)
-        return worker.apply(hessians)
+        transforms, scheme = run.config.transforms, run.config.scheme.without_head
+        worker = BlockTransformer(
+            transforms, scheme, run.source.model, block, name, solved, hidden, again
+        )
+        return worker.apply(collector.hessians, collector.statistics)
 
 
 def _put_back(
@@ -360,7 +362,7 @@ def _put_back(
     if reference is not None:
         with run.calibrating("resume"):
             for position, batch in enumerate(batches):
-                reference.inputs(position, batch, (), advance=True)
+                reference.run(position, batch, advance=True)
     with run.meter.stage("resume"):
         weights, _ = run.sink.get(index)
         for name, weight in weights.items():

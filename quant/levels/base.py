@@ -130,6 +130,10 @@ class Levels:
                     grids that a search tries besides the one of find, in order. The columns are one
                     group, and no tensor may have a span.
     check           (scheme) raises SchemeError for other impossible combinations.
+    refuses         (scheme, inputs): why a weight with `inputs` columns cannot be quantized to a
+                    scheme that exists, as the end of a sentence with the next step; None: it can.
+    alike           codes that stand for one level in every grid (two zeros); the entropy of the
+                    codes counts them as one.
     loop_arguments  tensors [groups, rows] -> arguments scale, zero and negative of GPTQ's compiled
                     column loop (cuda_ext.column_loop). None: the compiled loop does not support
                     these levels, and the plain loop runs.
@@ -157,6 +161,8 @@ class Levels:
     grids: tuple[str, ...] = ("minmax",)
     candidates: Callable[[Tensor, Scheme, str], Tensors] | None = None
     check: Callable[[Scheme], None] | None = None
+    refuses: Callable[[Scheme, int], str | None] | None = None
+    alike: tuple[int, ...] = ()
     loop_arguments: Callable[[Tensors], dict[str, Tensor]] | None = None
     operators: bool = False
     draw: (
@@ -268,5 +274,6 @@ def _load(name: str | Part) -> Levels:
 
 @cache
 def _built_in_names() -> tuple[str, ...]:
-    names = {found.name for found in pkgutil.iter_modules(quant.levels.__path__)}
+    folder = pkgutil.iter_modules(quant.levels.__path__)
+    names = {found.name for found in folder if not found.ispkg}
     return tuple(sorted(names - {__name__.rpartition(".")[2]}))

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING
 from quant.arithmetic import PORTABLE, resolve_arithmetic
 from quant.errors import ModelStructureError, QuantizationError
 from quant.head import AT_ONCE, SOLVER, find_head
+from quant.memory.compiled import PRODUCT_BYTES, product_shapes
 from quant.memory.limits import PLACES, Limits
+from quant.memory.transforms import operator_bytes, search_bytes
 from quant.scheme import Scheme
-from quant.tiling import BLOCKS, CHECKED_LOGITS, PANEL, strips
-from quant.transforms.base import NEVER
+from quant.tiling import CHECKED_LOGITS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,9 +27,6 @@ if TYPE_CHECKING:
 
     from quant.config import QuantizationConfig
 
-# oneDNN compiles a kernel for every shape of a product and keeps the last 1024. Measured: 0.5 to
-# 0.8 MB each, constant from 1024 on.
-PRODUCT_BYTES, PRODUCTS_KEPT = 800_000, 1024
 # Usable share of free memory; allocators round up and leave holes.
 USABLE = 0.95
 WORST, FREE = "at most at one time", "may be taken"
@@ -193,7 +191,8 @@ def plan_quantization(
         tokens = 0
     wide = arithmetic_of(shape, config, limits.device is not None) == PORTABLE
     itemsize = 8 if wide else shape.itemsize
-    return _place(items, tokens * shape.hidden * itemsize, limits, activations)
+    streams = 2 if config.solver.needs_reference else 1
+    return _place(items, streams * tokens * shape.hidden * itemsize, limits, activations)
 
 
 def arithmetic_of(shape: ModelShape, config: QuantizationConfig, on_gpu: bool) -> str:
@@ -258,19 +257,26 @@ def _quantization_items(
     if not config.needs_calibration:
         return
     if not on_gpu and config.kernel != "reference" and not wide:
-        compiled = min(_product_shapes(shape), PRODUCTS_KEPT)
+        compiled = product_shapes(shape.layers, mixture=bool(shape.routed))
         yield Item("kernels that oneDNN compiles", compiled * PRODUCT_BYTES, IN_HOST)
-    inputs = [inputs for _, inputs in shape.layers]
-    at_once = max(window, config.batch_tokens)
+    inputs, at_once = [inputs for _, inputs in shape.layers], max(window, config.batch_tokens)
     # Layers with one input share a Hessian, but that is known only when the model runs.
     hessians = [number * n * n for n in inputs]
     mixtures = [sum(number * n * n for n, _ in stage) for stage in shape.routed]
     shared = sum(number * n * n * (layers - 1) for stage in shape.routed for n, layers in stage)
     held = max([*hessians, *mixtures]) if config.sequential else sum(hessians) - shared
     preparing = number * memory.preparing * max(inputs) ** 2
-    yield Item("Hessians of a block (q, k, v share one)", held, here, ("factor", "solve"))
+    known = ("factor", "solve", "transform")
+    yield Item("Hessians of a block (q, k, v share one)", held, here, known)
     yield Item("the largest factorization", preparing, here, ("factor",))
     yield Item("Hessians of a block, being collected", held, here, ("collect",))
+    if config.solver.needs_reference:  # the full-precision model beside the quantized one
+        everywhere = ("collect", "factor", "solve")
+        yield Item("drifts of a block's inputs", held, here, everywhere)
+        seen = number * at_once * sum(inputs)
+        yield Item("a batch of inputs in full precision", seen, here, ("collect",))
+        if config.sequential:
+            yield Item("the block in full precision", shape.block_bytes, here, everywhere)
     inside = _inside(shape, at_once)
     if wide:  # torch's attention and functions use more than our operators (measured: 1.4)
         inside = inside * 3 * number // (2 * max(shape.itemsize, 4))
@@ -284,6 +290,8 @@ def _quantization_items(
     if config.transforms:
         # The outputs of all modules are kept while the block is observed.
         yield Item("a batch inside a block, watched", _inside(shape, at_once), here, ("collect",))
+        count = search_bytes(shape.layers, config.transforms, number)
+        yield Item("layers with one input, in a transform", count, here, ("transform",))
 
 
 def _quantized(shape: ModelShape, scheme: Scheme) -> Iterator[Item]:
@@ -295,7 +303,7 @@ def _quantized(shape: ModelShape, scheme: Scheme) -> Iterator[Item]:
     packed = sum(stored) + max(stored)
     beside = max(0, shape.block_bytes - sum(codes) * shape.itemsize)
     yield Item("quantized weights of a block", held, IN_HOST, ("factor", "solve"))
-    everywhere = ("collect", "factor", "solve")
+    everywhere = ("collect", "factor", "solve", "transform")
     yield Item("the block before it, being written", held + packed + beside, IN_HOST, everywhere)
 
 
@@ -317,8 +325,7 @@ def _stored(scheme: Scheme, outputs: int, inputs: int) -> int:
 
 def _operators(shape: ModelShape, config: QuantizationConfig, here: str) -> Iterator[Item]:
     """Yield the operators that transforms may keep in front of a block's layers, one per layer."""
-    kept = [each for each, options in config.transforms if each.keeps(options) != NEVER]
-    count = sum(each.kept_bytes(inputs) for each in kept for _, inputs in shape.layers)
+    count = operator_bytes(shape.layers, config.transforms)
     yield Item("operators in front of a block's layers", count, here)
     yield Item("operators of the block before it", count, IN_HOST)
 
@@ -331,18 +338,6 @@ def _weights(shape: ModelShape, on_gpu: bool) -> Iterator[Item]:
     else:
         yield Item("weights of two blocks, one read ahead", 2 * shape.block_bytes, IN_HOST)
         yield Item("embeddings, norm and head", shape.outside_bytes, IN_HOST)
-
-
-def _product_shapes(shape: ModelShape) -> int:
-    """Number of product shapes in a block: its layers, and the others by number of inputs."""
-    if shape.routed:
-        return PRODUCTS_KEPT  # an expert gets another number of tokens in every batch
-    count = 2 * len(set(shape.layers))  # a last batch may be smaller
-    for inputs in {inputs for _, inputs in shape.layers}:
-        heights = {outputs for outputs, n in shape.layers if n == inputs}
-        panels, columns = -(-inputs // PANEL) - 1, -(-inputs // BLOCKS["cpu"]) - 1
-        count += 2 * len(strips(inputs)) + panels * (1 + len(heights)) + 2 * columns
-    return count
 
 
 def _inside(shape: ModelShape, tokens: int) -> int:

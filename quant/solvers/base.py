@@ -115,7 +115,7 @@ class Solver:
     needs_reference    whether the inputs x of the layer in the full-precision model are needed
                        beside the inputs x~ in the quantized one. prepare then has a fourth
                        argument, drift [in, in] = 2/n sum (x - x~) x~^T in the coordinates of the
-                       Hessian 2/n sum x~ x~^T; None where x = x~ (in the first block).
+                       Hessian 2/n sum x~ x~^T; None where no layer before is quantized.
     uses_kernel        whether results depend on Layer.kernel.
     prepare            prepare(hessian [in, in], options, layer: Layer) -> prepared, once for all
                        layers with the same inputs; None: `prepared` is the Hessian itself.
@@ -176,16 +176,16 @@ class Solver:
                 f"solver {self.name} has prepare, which reads a Hessian, but "
                 "needs_calibration=False; set needs_calibration=True or leave prepare out."
             )
-        if self.searches_with_hessian and not self.needs_calibration:
-            raise ValueError(
-                f"solver {self.name} searches grids with a Hessian, but needs_calibration=False; "
-                "set needs_calibration=True or leave searches_with_hessian out."
-            )
         if self.needs_reference and self.prepare is None:
             raise ValueError(
                 f"solver {self.name} needs the inputs of the full-precision model "
                 "(needs_reference=True), which only prepare is given: add prepare(hessian, "
                 "options, layer, drift)."
+            )
+        if self.searches_with_hessian and not self.needs_calibration:
+            raise ValueError(
+                f"solver {self.name} searches grids with a Hessian, but needs_calibration=False; "
+                "set needs_calibration=True or leave searches_with_hessian out."
             )
 
     def _require_only_whole(self) -> None:

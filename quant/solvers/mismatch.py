@@ -1,7 +1,7 @@
-"""What GPTAQ and Qronos share: weights that make up for inputs other than in full precision.
+"""What GPTAQ, Qronos and GPFQ share: weights that make up for inputs other than in full precision.
 
 A layer of the quantized model reads X~ [in, tokens] where that of the full-precision model reads X.
-Both solvers look for levels near the minimum over V of
+GPTAQ and Qronos look for levels near the minimum over V of
 
     ||W X - V X~||^2 + damping ||W - V||^2,
 
@@ -10,7 +10,8 @@ H = R R^T, U = R^-1 and the drift D = (X - X~) X~^T, the minimum is
 
     V = W (H + D) H^-1 = W + W Z U,    Z = D U^T.
 
-Z is computed once for all layers with the same inputs, in the order of the column loop.
+Z is computed once for all layers with the same inputs, in the order of the column loop. GPTAQ
+takes a part of it, GPFQ another Z with its own root R; the loop of all three starts at W + W Z U.
 """
 
 from __future__ import annotations
@@ -37,12 +38,17 @@ def prepare(factor: Factor, drift: Tensor | None) -> Prepared:
     """Return what layers with the same inputs share, from D [in, in] in natural order."""
     if drift is None:
         return Prepared(factor, None)
-    matrix = drift.to(factor.root.dtype)
-    if factor.order is not None:
-        matrix = matrix[factor.order][:, factor.order]
     # Z R^T = D.
-    shift: Tensor = torch.linalg.solve_triangular(factor.root.T, matrix, upper=False, left=False)
+    shift: Tensor = torch.linalg.solve_triangular(
+        factor.root.T, in_order(drift, factor), upper=False, left=False
+    )
     return Prepared(factor, shift)
+
+
+def in_order(drift: Tensor, factor: Factor) -> Tensor:
+    """Return D [in, in] in the order of the column loop and the dtype of the factor."""
+    matrix = drift.to(factor.root.dtype)
+    return matrix if factor.order is None else matrix[factor.order][:, factor.order]
 
 
 def corrected(

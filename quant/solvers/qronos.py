@@ -108,9 +108,9 @@ def oracle(
         scheme,
         order,
         after,
+        wide,
         first=None if dead[column] else first,
         static=options.static_groups,
-        hessian=wide,
         stale_block=options.block_size if options.group_grid == "stale" else None,
     )
 

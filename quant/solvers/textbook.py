@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quant.grid import Blocks, Grid, decode, find_groups
+from quant.grid import Grid, decode, find_groups
 from quant.scheme import Scheme
 
 
@@ -40,10 +40,11 @@ def damped(hessian: Tensor, damping: float) -> Tensor:
 def rounded(weight: Tensor, scheme: Scheme, hessian: Tensor | None = None) -> Tensor:
     """Return weight [out, in] with every value replaced by the nearest level of its grid.
 
-    hessian  H [in, in], which schemes may search grids with.
+    hessian  H [in, in], for grids that are searched with it.
     """
     size = scheme.group_size or weight.shape[1]
-    grids = find_groups(weight, scheme, hessian=_blocks(hessian))
+    blocks = None if hessian is None else lambda part: hessian[part, part]
+    grids = find_groups(weight, scheme, hessian=blocks)
     columns = [
         nearest(column, grids.apply(lambda part, at=at: part[:, at // size]), scheme)  # type: ignore[misc]
         for at, column in enumerate(weight.T)
@@ -51,48 +52,43 @@ def rounded(weight: Tensor, scheme: Scheme, hessian: Tensor | None = None) -> Te
     return torch.stack(columns, dim=1)
 
 
-def _blocks(hessian: Tensor | None, columns: Tensor | None = None) -> Blocks | None:
-    """Return what gives the blocks of H [in, in] by positions in `columns` (None: all inputs)."""
-    if hessian is None:
-        return None
-    whole = hessian if columns is None else hessian[columns][:, columns]
-    return lambda part: whole[part, part]
-
-
 def walked(
     start: Tensor,
     scheme: Scheme,
     order: Tensor,
     after: Callable[[int, Tensor, Tensor], Tensor],
+    hessian: Tensor,
     *,
     first: Tensor | None = None,
     static: bool = False,
     stale_block: int | None = None,
-    hessian: Tensor | None = None,
 ) -> Tensor:
     """Return the levels [out, in] that columns are rounded to, one by one in `order`.
 
     after   after(step, values, current) -> the weights that the columns left have after a step;
             values are the levels so far, current the weights that they had.
     start   the weights [out, in] before the first step.
+    hessian H [in, in], damped, for grids that are searched with it.
     first   what is rounded at the first step in the place of its weight in `start`.
     static  groups are neighbouring columns, and their grids those of `start`; otherwise columns
             that follow each other in `order`, with the grids of the weights at the first of these
             steps, or at the last multiple of `stale_block` steps.
-    hessian  H [in, in], damped, which schemes may search grids with.
     """
     inputs = start.shape[1]
     size, span = min(scheme.group_size or inputs, inputs), scheme.span(inputs)
     moving = size < inputs and not static
     values, current, before = torch.zeros_like(start), start.clone(), start.clone()
-    grids = find_groups(start, scheme, hessian=_blocks(hessian))  # of one group, or of static ones
+
+    def found(source: Tensor, members: Tensor) -> Grid:
+        block = hessian[members][:, members]
+        return find_groups(source[:, members], scheme, hessian=lambda part: block[part, part])
+
+    grids = found(start, torch.arange(inputs, device=start.device))  # one group, or static ones
     for step, j in enumerate(order.tolist()):
         if stale_block and step % stale_block == 0:
             before = current.clone()
         if moving and step % span == 0:
-            source = before if stale_block else current
-            columns = order[step : step + span]
-            grids = find_groups(source[:, columns], scheme, hessian=_blocks(hessian, columns))
+            grids = found(before if stale_block else current, order[step : step + span])
         at = step % span // size if moving else j // size
         grid = grids.apply(lambda part, at=at: part[:, at])  # type: ignore[misc]
         turn = current[:, j] if first is None or step else first
@@ -119,4 +115,4 @@ def compensated(
         inverse.sub_(torch.outer(inverse[:, j], inverse[j]) / inverse[j, j])
         return current
 
-    return walked(weight, scheme, order, after, hessian=hessian, **how)
+    return walked(weight, scheme, order, after, hessian, **how)

@@ -12,7 +12,7 @@ from quant.calibrate.stream import quantize_model
 from quant.config import QuantizationConfig
 from quant.errors import QuantizationError
 from quant.scheme import Scheme
-from quant.solvers import gptaq, gptq, qronos, random, rtn
+from quant.solvers import gpfq, gptaq, gptq, qronos, random, rtn
 from quant.solvers.base import Layer, NoOptions
 from tests.oracles import textbook_mismatch
 from tests.oracles.textbook_gptq import find_levels
@@ -23,6 +23,7 @@ from tests.quant.solvers.test_gptq import oracle as independent
 from tests.quant.solving import solve
 
 LAYER = Layer("blocks.0.q", 200)
+TWO_INPUTS = {"gptaq": gptaq, "qronos": qronos, "gpfq": gpfq}
 
 
 def piece_of(scheme: Scheme, outputs: int = 6, inputs: int = 48, seed: int = 3) -> Tensor:
@@ -58,7 +59,7 @@ def mismatched(outputs: int = 3, inputs: int = 20) -> tuple[Tensor, ...]:
 
 
 @pytest.mark.parametrize("size", [20, 5])
-@pytest.mark.parametrize("solver", [gptaq, qronos], ids=["gptaq", "qronos"])
+@pytest.mark.parametrize("solver", TWO_INPUTS.values(), ids=TWO_INPUTS)
 def test_the_textbooks_with_two_inputs_equal_the_independent_ones(solver, size: int) -> None:
     weight, full, quantized = mismatched()
     hessian, drift = quantized.T @ quantized, (full - quantized).T @ quantized
@@ -71,13 +72,13 @@ def test_the_textbooks_with_two_inputs_equal_the_independent_ones(solver, size: 
         return find_levels(some, 3, dtype="float32").values
 
     more = (options.alpha,) if solver is gptaq else ()
-    textbook = textbook_mismatch.gptaq if solver is gptaq else textbook_mismatch.qronos
+    textbook = getattr(textbook_mismatch, solver.SOLVER.name)
     expected = [textbook(row.numpy(), *both, find, size, *more) for row in weight]
     np.testing.assert_allclose(values.numpy(), np.array(expected), rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize("act_order", [False, True])
-@pytest.mark.parametrize("solver", [gptaq, qronos], ids=["gptaq", "qronos"])
+@pytest.mark.parametrize("solver", TWO_INPUTS.values(), ids=TWO_INPUTS)
 def test_solvers_with_two_inputs_pass(solver, act_order: bool) -> None:
     weight, full, quantized = mismatched(inputs=32)
     quantized[:, 7] = 0  # an input that only the full-precision model has

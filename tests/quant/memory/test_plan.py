@@ -12,13 +12,12 @@ from quant.arithmetic import FAST, PORTABLE
 from quant.calibrate.stream import quantize_model
 from quant.config import QuantizationConfig
 from quant.input_operator import operator_bits, operator_of
+from quant.memory.compiled import PRODUCT_BYTES, PRODUCTS_KEPT
 from quant.memory.limits import Limits
 from quant.memory.plan import (
     IN_HOST,
     ON_DEVICE,
     ON_DISK,
-    PRODUCT_BYTES,
-    PRODUCTS_KEPT,
     USABLE,
     MemoryPlanError,
     ModelShape,
@@ -28,7 +27,8 @@ from quant.memory.plan import (
     size,
 )
 from quant.scheme import Scheme
-from quant.solvers import gptq, rtn
+from quant.solvers import gptq, qronos, rtn
+from quant.solvers.base import Memory
 from quant.transforms import equalize
 from quant.transforms.base import Transform
 from tests.quant import resident, rotating
@@ -78,7 +78,10 @@ def test_the_block_that_is_being_written_is_counted_beside_the_one_being_made() 
     packed = codes // 2 + grids + largest // 2 + largest // 128 * (16 + 4) // 8
     written = parts["the block before it, being written"]
     assert written.bytes == codes + grids + packed
-    assert (written.where, written.phases) == (IN_HOST, ("collect", "factor", "solve"))
+    assert (written.where, written.phases) == (
+        IN_HOST,
+        ("collect", "factor", "solve", "transform"),
+    )
     # A block may hold more than its layers: norms, or experts that stay as they are.
     more = replace(OPT_175B, block_bytes=OPT_175B.block_bytes + GB)
     rounding = QuantizationConfig(rtn.SOLVER, Scheme(4, 128))
@@ -205,6 +208,35 @@ def test_operators_are_counted_for_every_layer_and_for_the_block_before(
     assert on_cpu.needed(IN_HOST) - without.needed(IN_HOST) == 2 * matrices
 
 
+def test_the_full_precision_model_beside_is_counted() -> None:
+    """Hidden states twice, a drift for every Hessian, inputs of a batch; a block with stages."""
+    limits, tokens = Limits(device=10**13, host=10**13, disk=10**13), 128 * 2048
+    options = gptq.Options(true_sequential=True)
+    for given, block in ((None, 0), (options, OPT_175B.block_bytes)):
+        plain, compared = (
+            {
+                item.name: item.bytes
+                for item in plan_quantization(
+                    OPT_175B,
+                    QuantizationConfig(solver, Scheme(4, 128), given),
+                    tokens,
+                    2048,
+                    limits,
+                ).items
+            }
+            for solver in (gptq.SOLVER, qronos.SOLVER)
+        )
+        stored = "activations between blocks"
+        assert compared[stored] == 2 * plain[stored]
+        drifts = compared["drifts of a block's inputs"]
+        assert drifts == compared["Hessians of a block, being collected"]
+        inputs = 4 * 2048 * (5 * 12288 + 49152)
+        assert compared["a batch of inputs in full precision"] == inputs
+        assert compared.get("the block in full precision", 0) == block
+        new = set(compared) - set(plain)
+        assert len(new) == 2 + bool(block)
+
+
 @pytest.mark.parametrize("keep", ["where_needed", "always"])
 def test_what_is_kept_is_as_large_as_its_transform_says(keep: str) -> None:
     options = equalize.Options(keep=keep, powers_of_two=False)
@@ -279,3 +311,21 @@ def test_passes_hold_two_blocks_and_activations(measured: resident.Measured) -> 
 
 def test_runs_leave_no_memory_behind(measured: resident.Measured) -> None:
     assert measured.grown < resident.REPEATS * measured.shape.block_bytes / 2
+
+
+def test_a_transform_holds_layers_of_one_input_and_what_it_searches_with() -> None:
+    """Three of the layers of OPT share their input: q, k and v; given as float32."""
+    wide, inner = 12288, 49152
+    searching = Transform("toy", "toy", len, memory=Memory(weights=2, prepared=3))
+    most = 2 * inner * wide + 3 * inner**2
+    for transform, searched in ((equalize.TRANSFORM, 0), (searching, most)):
+        config = QuantizationConfig(
+            gptq.SOLVER, Scheme(4, 128), transforms=((transform, None),), arithmetic=FAST
+        )
+        plan = plan_quantization(OPT_175B, config, 2048, 2048, Limits(host=10**13))
+        (item,) = [each for each in plan.items if each.phases == ("transform",)]
+        given = max(
+            (4 * wide + inner) * wide + wide**2,  # as if q, k, v, the output and fc1 shared theirs
+            wide * inner + inner**2,
+        )
+        assert item.bytes == 4 * (given + searched)

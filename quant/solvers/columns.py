@@ -46,14 +46,15 @@ class Groups:
     size   number of columns whose grids are found at once (several groups; the last piece may be
            shorter).
     hessian
-           gives the blocks of H by steps of the loop, for grids that are searched with them.
+           gives the blocks of H by steps of the loop, for grids that are searched with them; None
+           where all grids are known.
     """
 
     grids: list[Grid | None]
     index: list[int]
     stale: bool
     size: int
-    hessian: Blocks
+    hessian: Blocks | None = None
 
     @property
     def found(self) -> bool:
@@ -62,10 +63,11 @@ class Groups:
 
     def find(self, group: int, columns: Tensor, scheme: Scheme, layer: str) -> None:
         """Find the grids of columns [columns, rows], which are the groups from `group` on."""
-        begin = group * (scheme.group_size or 0)
+        begin, blocks = group * (scheme.group_size or 0), self.hessian
+        assert blocks is not None
 
         def block(part: slice) -> Tensor:
-            return self.hessian(slice(begin + part.start, begin + part.stop))
+            return blocks(slice(begin + part.start, begin + part.stop))
 
         grids = find_groups(columns.T, scheme, layer, block)
         for at in range(scheme.groups(len(columns))):

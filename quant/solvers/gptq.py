@@ -228,18 +228,18 @@ def _plan_groups(
     in_order = [step // size for step in range(inputs)]
     if moving and together < inputs:
         return Groups([None] * groups, in_order, stale, together, factor.block)
-    in_loop = moving or order is None  # else groups are adjacent inputs, wherever their steps are
+    blocks = factor.block
     if order is not None and moving:
         weight = weight[:, order]
-    blocks = factor.block if in_loop else partial(_block_of_inputs, factor)
+    elif order is not None:  # groups are adjacent inputs, wherever their steps are
+        in_order = [column // size for column in order.tolist()]
+        blocks = partial(_block_of_inputs, factor)
     whole = find_groups(weight, scheme, layer, blocks)
     grids: list[Grid | None] = [
         whole.apply(lambda part, group=group: part[:, group].contiguous())  # type: ignore[misc]
         for group in range(groups)
     ]
-    if not in_loop:
-        in_order = [column // size for column in order.tolist()]
-    return Groups(grids, in_order, stale, together, factor.block)
+    return Groups(grids, in_order, stale, together)
 
 
 def _block_of_inputs(factor: Factor, inputs: slice) -> Tensor:

@@ -45,13 +45,6 @@ def solve(
     return Solution(assemble(codes, grid, scheme), dead_columns=dead)
 
 
-def oracle(weight: Tensor, scheme: Scheme, hessian: Tensor, *_: object) -> Tensor:
-    """Try every level for every weight."""
-    from quant.solvers.textbook import rounded
-
-    return rounded(weight, scheme, hessian)
-
-
 def refuses(options: NoOptions, scheme: Scheme) -> str | None:  # noqa: ARG001
     """Grids that no Hessian chooses: the result would be that of plain rounding."""
     if scheme.needs_hessian:
@@ -68,7 +61,6 @@ SOLVER = Solver(
     solve=solve,
     needs_calibration=True,
     searches_with_hessian=True,
-    oracle=oracle,
     memory=Memory(weights=5, prepared=1, preparing=1),
     refuses=refuses,
 )

@@ -91,6 +91,8 @@ REFUSED = [
     ("method.static_groups=true method.group_grid=stale", "has no effect", "static_groups=false"),
     ("scheme=ternary_g8 scheme.symmetric=true", "ternary levels", "symmetric=false"),
     ("method=rtn scheme=w3g64_hessian", "RTN does not have", "method=rtn_calibrated"),
+    ("method=hqq scheme=w3g64", "which uniform levels do not store", "use scheme=hqq3g64"),
+    ("method=hqq scheme=hqq3g64 method.beta=0", "beta=0.0 cannot be", "above 0"),
     ("method=rtn_calibrated scheme=w3g64_mse", "without calibration", "use method=rtn"),
     ("method.few_tokens=rtn scheme=w3g64_hessian", "without a Hessian", "few_tokens=damp"),
     ("scheme.head.bits=8 scheme.head.grid=hessian", "head.grid=hessian", "head.grid=mse"),

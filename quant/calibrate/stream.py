@@ -16,7 +16,7 @@ inputs instead would make every run write all activations once per block, 600 GB
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -32,7 +32,7 @@ from quant.blocks import (
     require_sound_weight,
     set_weight_matrix,
 )
-from quant.calibrate.activations import activation_store
+from quant.calibrate.activations import Activations, activation_store
 from quant.calibrate.capture import (
     Call,
     Capture,
@@ -219,13 +219,13 @@ def _calibrate(run: Run, calibration: Sequence[Tensor]) -> None:
         model_structure = _structure(run, calibration)
     trim_heap()
     batches = make_batches(calibration, run.config.batch_tokens)
-    compares = run.config.solver.needs_reference
-    beside = place.folder and place.folder / "reference"
+    beside: AbstractContextManager[Activations | None] = nullcontext()
+    if run.config.solver.needs_reference:
+        folder = place.folder and place.folder / "reference"
+        beside = activation_store(place.activations, source.device, folder)
     with (
         activation_store(place.activations, source.device, place.folder) as store,
-        activation_store(place.activations, source.device, beside)
-        if compares
-        else nullcontext() as reference,
+        beside as reference,
     ):
         with run.calibrating("capture"):
             tokens = [batch.tokens for batch in batches]

@@ -103,7 +103,7 @@ def curve_panel(
         positions, values = positions + x, values + y
     panel.set_xscale("log", base=2)
     powers = range(math.floor(math.log2(min(positions))), math.ceil(math.log2(max(positions))) + 1)
-    step = max(1, len(powers) // 6)
+    step = -(-len(powers) // 9)
     panel.xaxis.set_major_locator(FixedLocator([2.0**power for power in powers[::step]]))
     panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     panel.xaxis.set_minor_locator(NullLocator())

@@ -15,8 +15,8 @@ from harness.errors import ConfigError
 from harness.report.columns import AgainstPosition, OwnTable, Place, SuiteTable
 from harness.suites import kv_cache_table, perplexity, reading
 from harness.suites.base import Facts, Suite, SuiteContext, SuiteResult, at_least_one
-from quant.kv.base import Cache, KvCacheError, KvScheme, Shape
-from quant.kv.support import expected_shape, find_scheme, why_not
+from quant.kv.base import KvCacheError
+from quant.kv.support import Chosen, expected_shape, find_scheme, why_not
 
 if TYPE_CHECKING:
     from harness.config.schema import ModelConfig
@@ -44,18 +44,6 @@ class Config:
     tokens: int = 16384
     schemes: list[str] = field(default_factory=list)
     options: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """A scheme with its typed options; sha256 of its source if it is not of Bitsweep."""
-
-    scheme: KvScheme
-    options: Any
-    sha256: str | None = None
-
-    def solve(self, shape: Shape, length: int, bits: float) -> Cache:
-        return self.scheme.solve(self.options, shape, length, bits)
 
 
 def chosen(config: Config, key: str = f"suite.{NAME}") -> list[Chosen]:

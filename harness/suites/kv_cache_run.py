@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -37,9 +37,17 @@ from harness.suites.scoring import Score, ScoreError, token_losses
 from quant.forward_products import forward_products
 from quant.kv.attention import full_cache, look, using
 from quant.kv.base import Cache
+from quant.kv.support import Chosen
 
-if TYPE_CHECKING:
-    from harness.suites.kv_cache import Chosen, Config
+
+class Windows(Protocol):
+    """The texts, lengths, budgets and tokens of the suite's settings."""
+
+    protocols: list[str]
+    paths: dict[str, str]
+    lengths: list[int]
+    bits: list[float]
+    tokens: int
 
 
 @dataclass
@@ -69,7 +77,7 @@ class Setting:
     reading: str = ""
 
 
-def run(context: SuiteContext, config: Config, schemes: Sequence[Chosen]) -> SuiteResult:
+def run(context: SuiteContext, config: Windows, schemes: Sequence[Chosen]) -> SuiteResult:
     """Measure all schemes on the same windows, each text and length for itself.
 
     Raises KvCacheError for a model whose cache cannot be replaced, or budgets that cannot be met.
@@ -97,7 +105,7 @@ def run(context: SuiteContext, config: Config, schemes: Sequence[Chosen]) -> Sui
 
 def _text(
     context: SuiteContext,
-    config: Config,
+    config: Windows,
     schemes: Sequence[Chosen],
     found: TokenWindows,
     length: int,

@@ -1,13 +1,14 @@
-"""Which models have a cache that a scheme can replace, told from their config.json alone."""
+"""Schemes by name, and which models have a cache that they can replace, told from config.json."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any
 
-from quant.kv.base import KvCacheError, KvScheme, Shape
+from quant.kv.base import Cache, KvCacheError, KvScheme, Shape
 from quant.parts import PartError, find_part
 
 PACKAGE = "quant.kv.schemes"
@@ -26,6 +27,19 @@ OTHER = {
     "an encoder with a cache of its own": ("is_encoder_decoder",),
 }  # fmt: skip
 FULL = frozenset({"full_attention", "attention", "global"})
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A scheme with its options; sha256 of its source if it is not of Bitsweep."""
+
+    scheme: KvScheme
+    options: Any
+    sha256: str | None = None
+
+    def solve(self, shape: Shape, length: int, bits: float) -> Cache:
+        """The cache of this shape with at most `bits` for each number at `length` tokens."""
+        return self.scheme.solve(self.options, shape, length, bits)
 
 
 def scheme_names() -> list[str]:

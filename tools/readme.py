@@ -20,7 +20,7 @@ from harness.records.store import load_records
 from harness.report.build import build_report, provenance
 from harness.report.frame import from_records
 from harness.report.tables import summary_tables, to_markdown
-from tools import ordering_table, peers_table
+from tools import ablation_table, ordering_table, peers_table
 from tools.real_table import NAME, measured_on, real_table
 
 TEXTS = "accuracy_texts"
@@ -32,6 +32,8 @@ REAL = REPOSITORY / "results" / "reference" / "real-smollm2"
 PEERS = REPOSITORY / "results" / "reference" / "peers"
 ORDERING = REPOSITORY / "results" / "reference" / "real-smollm2-ordering"
 CALIBRATION = REPOSITORY / "results" / "reference" / "calibration"
+ABLATION = REPOSITORY / "results" / "reference" / "methods-ablation"
+ABLATION_PAGE = REPOSITORY / "docs" / "methods" / "ablation.md"
 
 
 def parts(records: list[Record]) -> dict[str, str]:
@@ -62,6 +64,14 @@ def ordering_part(folder: Path) -> str:
     if not records:
         return ordering_table.TO_RUN
     return f"{to_markdown(ordering_table.ordering_table(records))}\n{measured_on(records)}"
+
+
+def ablation_part(folder: Path) -> str:
+    """The text of the table of all methods, from the records kept in a folder."""
+    records = load_records(folder) if folder.is_dir() else []
+    if not records:
+        return ablation_table.TO_RUN
+    return f"{to_markdown(ablation_table.ablation_table(records))}\n{measured_on(records)}"
 
 
 def calibration_part(folder: Path) -> str:
@@ -105,18 +115,27 @@ def main() -> int:
     if not records:
         print(f"no records in {REFERENCE}: make them with `make reference`")
         return 1
-    text = README.read_text(encoding="utf-8")
     other = {
         NAME: real_part(REAL),
         ordering_table.NAME: ordering_part(ORDERING),
         peers_table.NAME: peers_part(PEERS),
         TEXTS: calibration_part(CALIBRATION),
     }
-    fresh = rewritten(text, {**parts(records), **other})
+    pages = {
+        README: {**parts(records), **other},
+        ABLATION_PAGE: {ablation_table.NAME: ablation_part(ABLATION)},
+    }
+    stale = []
+    for page, generated in pages.items():
+        text = page.read_text(encoding="utf-8")
+        fresh = rewritten(text, generated)
+        if fresh != text:
+            stale.append(str(page.relative_to(REPOSITORY)))
+        if "--check" not in sys.argv[1:]:
+            page.write_text(fresh, encoding="utf-8")
     if "--check" not in sys.argv[1:]:
-        README.write_text(fresh, encoding="utf-8")
         return 0
-    stale = stale_report(records) + (["README.md"] if fresh != text else [])
+    stale = stale_report(records) + stale
     for name in stale:
         print(f"{name} is not what results/reference gives: run `make reference` or `make readme`")
     return 1 if stale else 0

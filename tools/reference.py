@@ -6,6 +6,7 @@
                                                RESULTS has, finished or not, for the README
   python tools/reference.py --keep-peers RESULTS   all records of RESULTS, of experiment=peers
   python tools/reference.py --keep-ordering RESULTS   the same of experiment=real/smollm2_ordering
+  python tools/reference.py --keep-ablation RESULTS   the same of experiment=methods/ablation
   python tools/reference.py --keep-calibration RESULTS   the same of experiment=calibration, and the
                                                plot that the README shows
 
@@ -36,6 +37,7 @@ from harness.report.build import build_report
 from harness.report.by_calibration import SUFFIX
 from harness.report.table import measured, small
 from quant.arithmetic import PORTABLE
+from tools.ablation_table import EXPERIMENT as METHODS
 from tools.ordering_table import EXPERIMENT as ORDER
 from tools.real_table import EXPERIMENT
 
@@ -46,6 +48,7 @@ REAL = REPOSITORY / "results" / "reference" / "real-smollm2"
 PEERS = REPOSITORY / "results" / "reference" / "peers"
 ORDERING = REPOSITORY / "results" / "reference" / "real-smollm2-ordering"
 CALIBRATION = REPOSITORY / "results" / "reference" / "calibration"
+ABLATION = REPOSITORY / "results" / "reference" / "methods-ablation"
 # Tolerances for codes that depend on the rounding of the machine.
 RELATIVE = {"perplexity": 0.03, "kl_divergence": 0.35}
 ABSOLUTE = {"accuracy": 0.05, "top1_flip_rate": 0.03}
@@ -97,6 +100,11 @@ def keep_peers(results: Path) -> list[str]:
 def keep_ordering(results: Path) -> list[str]:
     """Store the records of the paper's order on the real model."""
     return keep_all(results, ORDERING, ORDER)
+
+
+def keep_ablation(results: Path) -> list[str]:
+    """Store the records of the methods under one protocol."""
+    return keep_all(results, ABLATION, METHODS)
 
 
 def keep_calibration(results: Path) -> list[str]:
@@ -243,6 +251,7 @@ KEPT: dict[str, tuple[Callable[[Path], list[str]], str]] = {
     "peers": (keep_peers, "peers"),
     "ordering": (keep_ordering, ORDER),
     "calibration": (keep_calibration, "calibration"),
+    "ablation": (keep_ablation, METHODS),
 }
 
 

@@ -1,0 +1,73 @@
+"""The table of methods: whom a row is compared with, and when it loses."""
+
+import math
+
+from harness.records.items import WINDOWS, make_items
+from harness.records.record import Record
+from harness.report.tables import to_markdown
+from tests.harness.report.conftest import make_record, perplexity
+from tools.ablation_table import ablation_table
+from tools.readme import ablation_part
+
+LOSSES = {  # by method, scheme and act-order: nats a token of four windows
+    ("rtn", "w3g64", False): [4.0, 4.2, 4.1, 4.3],
+    ("gptq", "w3g64", False): [3.0, 3.3, 3.1, 3.4],
+    ("gptq", "w3g64", True): [3.5, 3.9, 3.6, 3.8],
+    ("rtn", "w3g64_mse", False): [4.0, 4.1, 4.2, 4.3],
+}
+
+
+def records() -> list[Record]:
+    found = []
+    for (method, scheme, ordered), losses in LOSSES.items():
+        mean = sum(losses) / len(losses)
+        items = make_items(
+            WINDOWS, "same", [50 * each for each in losses], [50] * len(losses), exponential=True
+        )
+        metric = perplexity(math.exp(mean), task="wikitext2", items=items)
+        config = {"scheme.bits": 3, "scheme.group_size": 64, "scheme.grid": scheme[6:] or "minmax"}
+        if method == "gptq":
+            config["method.act_order"] = ordered
+        words = "act-order" if ordered else ""
+        found.append(make_record(method, scheme, config=config, metrics=[metric], options=words))
+    return found
+
+
+def lines() -> dict[tuple[str, str], list[str]]:
+    found = {}
+    for line in to_markdown(ablation_table(records())).splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if line.startswith("| ") and cells[0] not in ("method", ":---"):
+            found[cells[0], cells[1]] = cells[2:]
+    return found
+
+
+def test_rows_are_compared_with_plain_rounding_and_plain_gptq() -> None:
+    found = lines()
+    assert found["GPTQ", "w3g64"][2].startswith("-0.950 [")
+    assert found["GPTQ", "w3g64"][3] == "–"
+    assert found["RTN", "w3g64"][2] == "–"
+    ordered = found["GPTQ act-order", "w3g64"]
+    assert ordered[2].startswith("-0.450 [")
+    assert ordered[3].startswith("+0.500 [+0.4")
+
+
+def test_a_method_that_loses_says_so() -> None:
+    found = lines()
+    assert found["GPTQ act-order", "w3g64"][3].endswith("], loses")
+    assert found["RTN", "w3g64"][3].endswith("], loses")
+    assert not found["GPTQ act-order", "w3g64"][2].endswith("loses")
+
+
+def test_searched_grids_are_compared_with_those_that_are_not() -> None:
+    against_rtn = lines()["RTN", "w3g64_mse"][2]
+    assert against_rtn.startswith("+0.000 [")
+    assert not against_rtn.endswith("loses")
+
+
+def test_the_best_of_a_bit_width_comes_first() -> None:
+    assert next(iter(lines())) == ("GPTQ", "w3g64")
+
+
+def test_without_records_the_page_says_so(tmp_path) -> None:
+    assert ablation_part(tmp_path / "none").startswith("To run: `bitsweep run")

@@ -175,6 +175,14 @@ class Factor:
             self.kept[start, end] = found
         return found
 
+    def block(self, steps: slice | Tensor) -> Tensor:
+        """Return H [steps, steps], damped, of some steps of the loop, as R R^T of their rows.
+
+        steps may be int64 indices. H itself is not kept.
+        """
+        rows = self.root[steps]
+        return product(rows, rows.T)
+
     @cached_property
     def upper(self) -> Tensor:
         """U [in, in] = R^-1, computed on first use."""

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from quant.blocks import linear_layers, weight_matrix
 from quant.calibrate.devices import DeviceWorkers, assign
+from quant.calibrate.statistics import InputStatistics
 from quant.calibrate.windows import Batch
 from quant.errors import ModelStructureError, NonFiniteError
 from quant.experts import routed_groups
@@ -24,7 +25,8 @@ class Collector:
 
     Groups are distributed over the workers; each Hessian has `dtype` and is on the device of its
     worker. With single_pass the block is stopped (by Collected) once every group has its inputs:
-    the rest, such as the last and largest product of an MLP, is not needed.
+    the rest, such as the last and largest product of an MLP, is not needed. with_statistics
+    collects the statistics of the same inputs, too.
     """
 
     def __init__(
@@ -35,8 +37,10 @@ class Collector:
         single_pass: bool,
         workers: DeviceWorkers,
         dtype: torch.dtype = torch.float32,
+        with_statistics: bool = False,
     ) -> None:
         self.hessians: dict[tuple[str, ...], Hessian] = {}
+        self.statistics: dict[tuple[str, ...], InputStatistics] = {}
         self.worker_of = dict(zip(groups, spread(block, groups, len(workers)), strict=True))
         self._batch: Batch | None = None
         self._reference: dict[tuple[str, ...], list[Tensor]] | None = None
@@ -55,8 +59,11 @@ class Collector:
             inputs = weight_matrix(leader).shape[1]
             hessian = Hessian(inputs, layer=layer, dtype=dtype, device=device)
             self.hessians[group] = hessian
+            statistics = InputStatistics(inputs, device) if with_statistics else None
+            if statistics is not None:
+                self.statistics[group] = statistics
             own = weight_matrix(leader).dtype
-            hook = self._feeder(group, hessian, worker, own, group in mixtures)
+            hook = self._feeder(group, hessian, worker, own, group in mixtures, statistics)
             self._handles.append(leader.register_forward_pre_hook(hook))
 
     def record(self, to_the_end: bool) -> None:
@@ -86,6 +93,7 @@ class Collector:
         worker: int,
         own: torch.dtype,
         routed: bool,
+        statistics: InputStatistics | None,
     ) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def feed(_: nn.Module, args: tuple[Tensor, ...]) -> None:
             if self._records:
@@ -106,6 +114,8 @@ class Collector:
                 beside = None if beside is None else beside.to(device)
             sequences = 0 if routed else None
             self._workers.send(worker, lambda: update(hessian, inputs, batch, sequences, beside))
+            if statistics is not None:
+                self._workers.send(worker, lambda: statistics.update(inputs))
             self._waiting.discard(hessian.layer)
             if self._single_pass and not self._waiting:
                 raise Collected

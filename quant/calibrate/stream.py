@@ -49,20 +49,27 @@ from quant.calibrate.few import require_tokens
 from quant.calibrate.layers import BlockSolver, LayerResult, Solved, solve_groups
 from quant.calibrate.neighbours import Names
 from quant.calibrate.reference import ReferenceBlock, reference_block, require_one_stream
+from quant.calibrate.residual import rotated
 from quant.calibrate.results import KeptWeights
 from quant.calibrate.run import Progress, Run
+from quant.calibrate.self_check import SelfCheck
 from quant.calibrate.sink import BlockSink, InMemorySink, WriteBehind
 from quant.calibrate.source import BlockSource, LoadedModel
 from quant.calibrate.structure import BlockStructure, ModelStructure, evaluation
 from quant.calibrate.survey import survey
-from quant.calibrate.transform import BlockTransformer, Changed, require_changes, restore
+from quant.calibrate.transform import (
+    BlockTransformer,
+    Changed,
+    require_changes,
+    require_first_changes,
+    restore,
+)
 from quant.calibrate.wide import WIDE, narrowed
 from quant.calibrate.windows import Batch, check_windows, make_batches
 from quant.config import QuantizationConfig
 from quant.coverage import Coverage
 from quant.experts import unfuse
 from quant.head import find_head
-from quant.hessian import Hessian
 from quant.memory.heaps import memory_kept, trim_heap
 from quant.memory.plan import model_shape
 from quant.products import torch_alone
@@ -92,6 +99,8 @@ class QuantizationResult:
     coverage         share of the blocks' matrices in quantized layers.
     resumed          number of blocks that an earlier, interrupted run had finished.
     head             result of the head; None if the scheme keeps it.
+    checks           comparisons of the solver with its oracle in this run, on layers of its first
+                     block; none for a solver without one.
     """
 
     weights: Mapping[str, QuantizedWeight]
@@ -101,6 +110,7 @@ class QuantizationResult:
     host_peak_bytes: int | None = None
     resumed: int = 0
     head: LayerResult | None = None
+    checks: Sequence[SelfCheck] = ()
 
 
 def quantize_model(
@@ -171,6 +181,9 @@ def quantize_blocks(
         DeviceWorkers(devices) as workers,
         WriteBehind(meter, one_thread=source.device.type == "cpu") as writer,
     ):
+        if config.residual is not None:
+            with meter.stage("transform"):
+                source = rotated(source, *config.residual, calibration[0])
         run = Run(
             source, config, kernel, sink, meter, workers, workplace, progress, writer, resumed,
             solvers,
@@ -184,7 +197,8 @@ def quantize_blocks(
         head = run.head()
         require_changes(config.transforms, run.layers)
     host = meter.host_peak_bytes
-    return QuantizationResult({}, run.layers, meter.costs(), covered, host, resumed, head)
+    costs = meter.costs()
+    return QuantizationResult({}, run.layers, costs, covered, host, resumed, head, run.checks)
 
 
 def _solve_blocks(run: Run) -> None:
@@ -264,6 +278,9 @@ def _quantize_block(
         solved += _quantize_stage(
             run, index, structure, groups, batches, captured, before, reference, advance
         )
+    if index == 0:
+        layers, blocks = [layer for layer, _ in solved], run.source.blocks.modules
+        require_first_changes(run.config.transforms, layers, list(blocks))
     run.hand_over(index, solved)
 
 
@@ -292,7 +309,8 @@ def _quantize_stage(
     with run.calibrating("hessian"):
         dtype = WIDE if run.wide else torch.float32
         ends = structure.single_pass and not whole
-        collector = Collector(block, solver.name, groups, ends, workers, dtype)
+        reads = any(transform.reads_statistics for transform, _ in run.config.transforms)
+        collector = Collector(block, solver.name, groups, ends, workers, dtype, reads)
         try:
             for position, batch in enumerate(batches):
                 if reference is not None and not same:
@@ -309,7 +327,7 @@ def _quantize_stage(
             collector.close()
     trim_heap()
     require_tokens(collector.hessians, solver.routed, run.config)
-    changed = _transform(run, index, structure, captured, collector.hessians, before)
+    changed = _transform(run, index, structure, captured, collector, before)
     with run.meter.stage("solve"):
         solved = solve_groups(solver, workers, collector.worker_of, collector.hessians, changed)
     trim_heap()
@@ -321,11 +339,12 @@ def _transform(
     index: int,
     structure: BlockStructure,
     captured: Capture,
-    hessians: Mapping[Names, Hessian],
+    collector: Collector,
     solved: frozenset[str],
 ) -> dict[Names, Changed]:
-    """Apply the transforms to layers that have Hessians; checks use the first batch."""
-    if not run.config.transforms:
+    """Apply transforms to the inputs of layers that have Hessians; checks use the first batch."""
+    transforms = run.config.input_transforms
+    if not transforms:
         return {}
     block, name = run.source.blocks.modules[index], run.source.blocks.block_name(index)
     with run.passing("transform"):
@@ -338,9 +357,11 @@ def _transform(
                 Call(narrowed(call.args, own), narrowed(call.kwargs, own)),
             )
         again = partial(run_block, block, structure, call, hidden)
-        transforms, model = run.config.transforms, run.source.model
-        worker = BlockTransformer(transforms, model, block, name, solved, hidden, again)
-        return worker.apply(hessians)
+        scheme = run.config.scheme.without_head
+        worker = BlockTransformer(
+            transforms, scheme, run.source.model, block, name, solved, hidden, again
+        )
+        return worker.apply(collector.hessians, collector.statistics)
 
 
 def _put_back(

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from quant.calibrate.head import own_head
 from quant.calibrate.reference import require_one_stream
 from quant.calibrate.run import Progress
 from quant.calibrate.source import BlockSource
@@ -64,6 +65,8 @@ def quantize_to(
     workplace = dataclasses.replace(workplace, folder=making.folder / ACTIVATIONS)
     covered = survey(source, config.rules)  # before anything is written to disk
     require_one_stream(source.blocks, config)
+    if config.residual is not None:
+        own_head(source.model)  # so that the room for it is looked for
     with partial_artifact(making, source) as partial:
         return quantize_blocks(source, calibration, config, partial, progress, workplace, covered)
 

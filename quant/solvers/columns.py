@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from cuda_ext.column_loop import gptq_column_loop
-from quant.grid import Grid, decode, encode, find_groups, stack_grids
+from quant.grid import Blocks, Grid, decode, encode, find_groups, stack_grids
 from quant.hessian import Factor
 from quant.products import product
 from quant.scheme import Scheme
@@ -45,12 +45,16 @@ class Groups:
     stale  whether grids are found from the weights as they were when the current block began.
     size   number of columns whose grids are found at once (several groups; the last piece may be
            shorter).
+    hessian
+           gives the blocks of H by steps of the loop, for grids that are searched with them; None
+           where all grids are known.
     """
 
     grids: list[Grid | None]
     index: list[int]
     stale: bool
     size: int
+    hessian: Blocks | None = None
 
     @property
     def found(self) -> bool:
@@ -59,7 +63,13 @@ class Groups:
 
     def find(self, group: int, columns: Tensor, scheme: Scheme, layer: str) -> None:
         """Find the grids of columns [columns, rows], which are the groups from `group` on."""
-        grids = find_groups(columns.T, scheme, layer)
+        begin, blocks = group * (scheme.group_size or 0), self.hessian
+        assert blocks is not None
+
+        def block(part: slice) -> Tensor:
+            return blocks(slice(begin + part.start, begin + part.stop))
+
+        grids = find_groups(columns.T, scheme, layer, block)
         for at in range(scheme.groups(len(columns))):
             self.grids[group + at] = grids.apply(lambda part, at=at: part[:, at])  # type: ignore[misc]
 

@@ -34,9 +34,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Options(gptq.Options):
-    """Options of GPTQ (quant.solvers.gptq); the paper has no damping, and none is needed."""
+    """Options of GPTQ (quant.solvers.gptq); the paper has no damping, and none is needed.
+
+    true_sequential is the default: after one pass a block, every layer would make up for what the
+    corrected layers before it in the block have made up for already, and deep models diverge.
+    """
 
     damping: float = 0.0
+    true_sequential: bool = True
 
 
 DEFAULT_OPTIONS, ANY_LAYER = Options(), Layer()
@@ -85,9 +90,46 @@ def solve(
 
 def describe(options: Options) -> list[str]:
     """Return the options that differ from the defaults, in the words of tables."""
-    usual = gptq.DEFAULT_OPTIONS.damping
-    words = gptq.describe(replace(options, damping=usual))
-    return words if options.damping == 0 else [f"damp {options.damping}", *words]
+    return gptq.describe(options, DEFAULT_OPTIONS)
+
+
+def oracle(
+    weight: Tensor,
+    scheme: Scheme,
+    hessian: Tensor,
+    damping: float,
+    options: Options,
+    drift: Tensor | None,
+) -> Tensor:
+    """The column of every step from the sums over all columns before it."""
+    import torch
+
+    from quant.solvers import textbook
+
+    dead, wide = hessian.diagonal() == 0, textbook.damped(hessian, damping)
+    order = textbook.order_of(hessian, options.act_order)
+    both = wide if drift is None else wide + drift
+    full = weight.masked_fill(dead, 0) if drift is None else weight
+
+    def after(step: int, values: Tensor, current: Tensor) -> Tensor:
+        added = values.clone()  # and what the columns left would be if they were not rounded
+        for at in range(step + 1, len(order)):
+            k, before = order[at], order[:at]
+            wanted = full[:, order[: at + 1]] @ both[order[: at + 1], k]
+            left = wanted - added[:, before] @ wide[before, k]
+            added[:, k] = torch.where(dead[k], 0, left / wide[k, k])
+        return current.index_copy(1, order[step + 1 :], added[:, order[step + 1 :]])
+
+    start = after(-1, torch.zeros_like(weight), torch.zeros_like(weight))
+    return textbook.walked(
+        start,
+        scheme,
+        order,
+        after,
+        wide,
+        static=options.static_groups,
+        stale_block=options.block_size if options.group_grid == "stale" else None,
+    )
 
 
 SOLVER = Solver(
@@ -102,4 +144,5 @@ SOLVER = Solver(
     memory=Memory(weights=7, prepared=4, preparing=6),
     sequential=gptq.sequential,
     describe=describe,
+    oracle=oracle,
 )

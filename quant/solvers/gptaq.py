@@ -36,8 +36,12 @@ class Options(gptq.Options):
 
     alpha  share of the correction for the difference of the inputs; 1 is what follows from the
            objective, 0.25 the authors' default, 0 is GPTQ.
+
+    true_sequential is the default: after one pass a block, every layer would make up for what the
+    corrected layers before it in the block have made up for already, and deep models diverge.
     """
 
+    true_sequential: bool = True
     alpha: float = 0.25
 
     def __post_init__(self) -> None:
@@ -88,8 +92,35 @@ def solve(
 
 def describe(options: Options) -> list[str]:
     """Return the options that differ from the defaults, in the words of tables."""
-    words = gptq.describe(options)
+    words = gptq.describe(options, DEFAULT_OPTIONS)
     return words if options.alpha == DEFAULT_OPTIONS.alpha else [*words, f"alpha {options.alpha:g}"]
+
+
+def oracle(
+    weight: Tensor,
+    scheme: Scheme,
+    hessian: Tensor,
+    damping: float,
+    options: Options,
+    drift: Tensor | None,
+) -> Tensor:
+    """Pass each w_j (x_j - x~_j) to the later columns by least squares, then take GPTQ's steps."""
+    import torch
+
+    from quant.solvers import textbook
+
+    if drift is not None:
+        wide, order = (
+            textbook.damped(hessian, damping),
+            textbook.order_of(hessian, options.act_order),
+        )
+        moved = torch.zeros_like(weight)
+        for step, j in enumerate(order.tolist()):
+            left = order[step + 1 :]
+            passed = torch.linalg.solve(wide[left][:, left], drift[j, left])
+            moved[:, left] += options.alpha * torch.outer(weight[:, j], passed)
+        weight = weight + moved
+    return gptq.oracle(weight, scheme, hessian, damping, options)
 
 
 SOLVER = Solver(
@@ -99,9 +130,11 @@ SOLVER = Solver(
     options=Options,
     needs_calibration=True,
     needs_reference=True,
+    searches_with_hessian=True,
     uses_kernel=True,
     prepare=prepare,
     memory=Memory(weights=7, prepared=4, preparing=6),
     sequential=gptq.sequential,
     describe=describe,
+    oracle=oracle,
 )

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -137,7 +138,7 @@ def quantize(
 
     inputs = weight.shape[1]
     groups = scheme.groups(inputs)
-    groups_of = _plan_groups(weight, factor.order, groups, scheme, options, layer.name)
+    groups_of = _plan_groups(weight, factor, groups, scheme, options, layer.name)
     columns = weight.T if factor.order is None else weight.T[factor.order]
     kernel = resolve_kernel(layer.kernel, weight.device)
     columns = columns.contiguous()
@@ -191,8 +192,8 @@ def sequential(options: Options) -> bool:
     return options.true_sequential
 
 
-def describe(options: Options) -> list[str]:
-    """Return the options that differ from the defaults, in the words of tables."""
+def describe(options: Options, defaults: Options = DEFAULT_OPTIONS) -> list[str]:
+    """Return the options that differ from a solver's defaults, in the words of tables."""
     labels = {
         "damping": f"damp {options.damping}",
         "damping_ladder": f"damp ladder {list(options.damping_ladder)}",
@@ -200,16 +201,16 @@ def describe(options: Options) -> list[str]:
         "act_order": "act-order",
         "static_groups": "static groups",
         "group_grid": f"{options.group_grid} grids",
-        "true_sequential": "true-sequential",
+        "true_sequential": "true-sequential" if options.true_sequential else "one pass",
     }
     names = [field.name for field in fields(DEFAULT_OPTIONS)]  # a solver like it may have more
-    changed = [n for n in names if getattr(options, n) != getattr(DEFAULT_OPTIONS, n)]
+    changed = [n for n in names if getattr(options, n) != getattr(defaults, n)]
     return [labels[name] for name in changed]
 
 
 def _plan_groups(
     weight: Tensor,
-    order: Tensor | None,
+    factor: Factor,
     groups: int,
     scheme: Scheme,
     options: Options,
@@ -219,22 +220,49 @@ def _plan_groups(
     from quant.grid import find_groups
     from quant.solvers.columns import Groups
 
-    stale = options.group_grid == "stale"
+    stale, order = options.group_grid == "stale", factor.order
     inputs = weight.shape[1]
     size = min(scheme.group_size or inputs, inputs)
     together = scheme.span(inputs)  # columns whose grids are found at once
     moving = groups > 1 and not options.static_groups
     in_order = [step // size for step in range(inputs)]
     if moving and together < inputs:
-        return Groups([None] * groups, in_order, stale, together)
-    whole = find_groups(weight[:, order] if moving and order is not None else weight, scheme, layer)
+        return Groups([None] * groups, in_order, stale, together, factor.block)
+    blocks = factor.block
+    if order is not None and moving:
+        weight = weight[:, order]
+    elif order is not None:  # groups are adjacent inputs, wherever their steps are
+        in_order = [column // size for column in order.tolist()]
+        blocks = partial(_block_of_inputs, factor)
+    whole = find_groups(weight, scheme, layer, blocks)
     grids: list[Grid | None] = [
         whole.apply(lambda part, group=group: part[:, group].contiguous())  # type: ignore[misc]
         for group in range(groups)
     ]
-    if moving or order is None:
-        return Groups(grids, in_order, stale, together)
-    return Groups(grids, [column // size for column in order.tolist()], stale, together)
+    return Groups(grids, in_order, stale, together)
+
+
+def _block_of_inputs(factor: Factor, inputs: slice) -> Tensor:
+    """Return H, damped, of adjacent inputs of the layer."""
+    assert factor.order is not None
+    return factor.block(factor.order.argsort()[inputs])
+
+
+def oracle(
+    weight: Tensor, scheme: Scheme, hessian: Tensor, damping: float, options: Options
+) -> Tensor:
+    """OBQ's step in the order of the options, with the inverse of the columns that are left."""
+    from quant.solvers import textbook
+
+    stale = options.block_size if options.group_grid == "stale" else None
+    return textbook.compensated(
+        weight.masked_fill(hessian.diagonal() == 0, 0),
+        scheme,
+        textbook.damped(hessian, damping),
+        textbook.order_of(hessian, options.act_order),
+        static=options.static_groups,
+        stale_block=stale,
+    )
 
 
 SOLVER = Solver(
@@ -243,6 +271,7 @@ SOLVER = Solver(
     solve=solve,
     options=Options,
     needs_calibration=True,
+    searches_with_hessian=True,
     uses_kernel=True,
     prepare=prepare,
     # Measured: weights 4.5; preparing 3.2, with act-order 4.0, with LAPACK's copies
@@ -251,4 +280,5 @@ SOLVER = Solver(
     version=2,
     sequential=sequential,
     describe=describe,
+    oracle=oracle,
 )

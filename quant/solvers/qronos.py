@@ -15,6 +15,7 @@ and the first column is rounded from w_1 + (W D)_1 / H_11, the best while the ot
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from quant.solvers import gptq
@@ -26,7 +27,18 @@ if TYPE_CHECKING:
     from quant.scheme import Scheme
     from quant.solvers.mismatch import Prepared
 
-Options = gptq.Options
+
+@dataclass(frozen=True)
+class Options(gptq.Options):
+    """Options of GPTQ (quant.solvers.gptq).
+
+    true_sequential is the default: after one pass a block, every layer would make up for what the
+    corrected layers before it in the block have made up for already, and deep models diverge.
+    """
+
+    true_sequential: bool = True
+
+
 DEFAULT_OPTIONS, ANY_LAYER = Options(), Layer()
 
 
@@ -69,6 +81,57 @@ def solve(
     return gptq.quantize(weight, scheme, factor, options, layer, "Qronos", dead, first)
 
 
+def oracle(
+    weight: Tensor,
+    scheme: Scheme,
+    hessian: Tensor,
+    damping: float,
+    options: Options,
+    drift: Tensor | None,
+) -> Tensor:
+    """Both problems of every step by their normal equations."""
+    import torch
+
+    from quant.solvers import textbook
+
+    if drift is None:
+        return gptq.oracle(weight, scheme, hessian, damping, options)
+    dead, wide = hessian.diagonal() == 0, textbook.damped(hessian, damping)
+    order = textbook.order_of(hessian, options.act_order)
+    target = weight @ (hessian + drift)
+
+    def best(values: Tensor, done: Tensor, left: Tensor) -> Tensor:
+        missing = target[:, left] - values[:, done] @ hessian[done][:, left]
+        missing += damping * weight[:, left]
+        found: Tensor = torch.linalg.solve(wide[left][:, left], missing, left=False)
+        return found
+
+    def after(step: int, values: Tensor, current: Tensor) -> Tensor:
+        left = order[step + 1 :]
+        current[:, left] = best(values, order[: step + 1], left)
+        return current.masked_fill(dead, 0)
+
+    start = torch.empty_like(weight)
+    start[:, order] = best(weight, order[:0], order)
+    column = int(order[0])
+    first = weight[:, column] + (weight @ drift)[:, column] / wide[column, column]
+    return textbook.walked(
+        start.masked_fill(dead, 0),
+        scheme,
+        order,
+        after,
+        wide,
+        first=None if dead[column] else first,
+        static=options.static_groups,
+        stale_block=options.block_size if options.group_grid == "stale" else None,
+    )
+
+
+def describe(options: Options) -> list[str]:
+    """Return the options that differ from the defaults, in the words of tables."""
+    return gptq.describe(options, DEFAULT_OPTIONS)
+
+
 SOLVER = Solver(
     name="qronos",
     label="Qronos",
@@ -76,9 +139,11 @@ SOLVER = Solver(
     options=Options,
     needs_calibration=True,
     needs_reference=True,
+    searches_with_hessian=True,
     uses_kernel=True,
     prepare=prepare,
     memory=Memory(weights=7, prepared=4, preparing=6),
     sequential=gptq.sequential,
-    describe=gptq.describe,
+    describe=describe,
+    oracle=oracle,
 )

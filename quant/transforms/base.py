@@ -11,6 +11,9 @@ function stays the same; the weights that a solver rounds change.
 
 If no module can absorb T, or if the transform requests it, x' is computed at run time: T is *kept*
 as an operator in front of each of the layers (quant.input_operator) and stored in the artifact.
+
+A transform may also rotate the hidden states between the blocks (`residual`), which all weights
+that read or write them take in (quant.calibrate.residual).
 """
 
 from __future__ import annotations
@@ -18,9 +21,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from quant.solvers.base import (
+    Memory,
     NoOptions,
     nothing_to_say,
     require_names,
@@ -30,10 +34,13 @@ from quant.solvers.base import (
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from quant.scheme import Scheme
+
 # When a change is kept in front of its layers: never, if no module can absorb it, or always.
 NEVER, WHERE_NEEDED, ALWAYS = "never", "where_needed", "always"
 KEEP = (NEVER, WHERE_NEEDED, ALWAYS)
 
+NOTHING = Memory(weights=0)
 _NOT_APPLIED = "not applied: "
 
 
@@ -59,21 +66,60 @@ def read_note(note: str) -> tuple[str, str | None]:
 
 
 @dataclass(frozen=True)
+class Statistics:
+    """Statistics of every input over all calibration tokens, float64 [in] each.
+
+    mean, magnitude  mean of x_j and of |x_j|.
+    low, high        smallest and largest x_j.
+    """
+
+    mean: Tensor
+    magnitude: Tensor
+    low: Tensor
+    high: Tensor
+
+    @property
+    def largest(self) -> Tensor:
+        """The largest |x_j|."""
+        import torch
+
+        return torch.maximum(self.low.abs(), self.high.abs())
+
+    def divided(self, scale: Tensor) -> Statistics:
+        """Return the statistics of x / scale, for scale [in] > 0."""
+        scale = scale.to(self.mean)
+        return Statistics(
+            self.mean / scale, self.magnitude / scale, self.low / scale, self.high / scale
+        )
+
+
+@dataclass(frozen=True)
 class Group:
     """The layers of a block that read one input, as a transform sees them.
 
-    name     name of the first layer, for errors.
-    layers   full names of the layers.
-    weights  weight of every layer [out, in] in float32 (float64 if the model is), in the
-             coordinates after the transforms before this one.
-    hessian  [in, in] = 2/n * sum x x^T of the layers' input in the same coordinates; its diagonal
-             is the mean square of every input, times a constant.
+    name        name of the first layer, for errors.
+    layers      full names of the layers.
+    weights     weight of every layer [out, in] in float32 (float64 if the model is), in the
+                coordinates after the transforms before this one.
+    hessian     [in, in] = 2/n * sum x x^T of the layers' input in the same coordinates; its
+                diagonal is the mean square of every input, times a constant.
+    scheme      scheme to which the layers will be rounded.
+    statistics  of the layers' input in the same coordinates, if the transform reads them.
+    tied        int64 [in]: inputs with the same number need the same scale, because one row of a
+                layer in front makes all of them; None if no inputs are tied.
+    count       hessian / count is the mean of x x^T over all tokens.
+    biased      whether every layer has a bias, as a shift of the input requires.
     """
 
     name: str
     layers: tuple[str, ...]
     weights: tuple[Tensor, ...]
     hessian: Tensor
+    scheme: Scheme
+    statistics: Statistics | None = None
+    tied: Tensor | None = None
+    count: float = 1.0
+    biased: bool = False
 
 
 class Change(Protocol):
@@ -87,6 +133,14 @@ class Change(Protocol):
 
     def hessian(self, matrix: Tensor) -> Tensor:
         """Return T^T H T, the Hessian of x', for H [in, in]."""
+
+
+@runtime_checkable
+class Shifting(Change, Protocol):
+    """A change with a shift, x' = x T - t, of layers that all have a bias."""
+
+    def bias(self, weight: Tensor) -> Tensor:
+        """Return W' t [out], which is added to the bias, for a weight W [out, in]."""
 
 
 class Keepable(Change, Protocol):
@@ -116,6 +170,9 @@ class Scaling:
     def tensors(self) -> dict[str, Tensor]:
         return {"scale": self.scale.float()}
 
+    def statistics(self, statistics: Statistics) -> Statistics:
+        return statistics.divided(self.scale)
+
     def inputs(self, x: Tensor) -> Tensor:
         return x / self.scale.to(x.device)
 
@@ -140,9 +197,14 @@ def _a_matrix(inputs: int) -> int:
     return 4 * inputs * inputs
 
 
+def _refuses_nothing(_options: Any, _hidden: int, _widths: Sequence[int]) -> str | None:
+    return None
+
+
 @dataclass(frozen=True)
 class Transform:
-    """A change of coordinates for the layers of a block, chosen before they are solved.
+    """A change of coordinates, chosen before layers are solved: of their inputs (`change`), or of
+    the residual stream (`residual`).
 
     Unless `keep` says otherwise, a change is folded, or dropped if it cannot be folded.
 
@@ -150,7 +212,11 @@ class Transform:
     change                          change(group: Group, options) -> Change, for every group of
                                     layers whose input can be changed; None leaves the group
                                     unchanged. The Hessian comes from calibration, so a transform
-                                    needs calibration data even if the solver does not.
+                                    needs calibration data even if the solver does not. None for
+                                    a transform of the residual stream.
+    residual                        residual(hidden, keeps_mean, options) -> an orthogonal Change of
+                                    hidden states with so many features; with keeps_mean it maps the
+                                    vector of ones to itself. None for a transform of inputs.
     options                         frozen dataclass that raises a one-sentence ValueError for
                                     invalid values.
     rebuild                         rebuild(tensors) -> the change that these tensors define, with
@@ -162,21 +228,44 @@ class Transform:
     kept_bytes                      kept_bytes(inputs) -> maximum bytes of the tensors of one kept
                                     change with `inputs` inputs, for the memory plan; by default
                                     those of a float32 matrix [in, in].
+    refuses                         refuses(options, hidden, widths) -> why a model cannot be
+                                    transformed whose hidden states have `hidden` features and whose
+                                    layers have these numbers of inputs; None if it can. The plan
+                                    says so after the name of the transform.
+    reads_statistics                whether `change` reads Group.statistics. They are collected only
+                                    for transforms that do; a change before them has to say them in
+                                    its own coordinates, by a method statistics(Statistics).
+    folds_through                   whether a change that no module in front can absorb may be
+                                    folded into a linear layer further in front, through operators
+                                    that pass scales on: the product of a gated MLP, attention's
+                                    mixing of values, ReLU (quant.calibrate.upstream). For scalings,
+                                    with equal scales of inputs that Group.tied ties.
+    memory                          matrices of the largest layer while `change` runs, for the
+                                    memory plan: `weights` and `prepared` of them.
     """
 
     name: str
     label: str
-    change: Callable[..., Change | None]
+    change: Callable[..., Change | None] | None = None
     options: type = NoOptions
     version: int = 1
     describe: Callable[[Any], list[str]] = nothing_to_say
     rebuild: Callable[[Mapping[str, Tensor]], Keepable] | None = None
     keep: Callable[[Any], str] = _never
     kept_bytes: Callable[[int], int] = _a_matrix
+    refuses: Callable[[Any, int, Sequence[int]], str | None] = _refuses_nothing
+    reads_statistics: bool = False
+    folds_through: bool = False
+    memory: Memory = NOTHING
+    residual: Callable[..., Change] | None = None
 
     def __post_init__(self) -> None:
         require_names(self.name, self.label, "transform")
-        if not callable(self.change):
+        if self.residual is not None and self.change is not None:
+            raise ValueError(
+                f"transform {self.name} has both change and residual; make it two transforms."
+            )
+        if not callable(self.function):
             raise ValueError(
                 f"transform {self.name}: change={self.change!r} is not a function; pass "
                 "change(group, options) -> Change or None."
@@ -187,6 +276,11 @@ class Transform:
                 f"transform {self.name}: rebuild={self.rebuild!r} is not a function; pass "
                 "rebuild(tensors) -> Change, or None if changes are only folded."
             )
+
+    @property
+    def function(self) -> Callable[..., Any]:
+        """The function that makes its changes."""
+        return self.change if self.residual is None else self.residual  # type: ignore[return-value]
 
     def keeps(self, options: Any) -> str:
         """Return when changes are kept in front of layers; ValueError for an invalid answer."""

@@ -21,7 +21,7 @@ from quant.checkpoint.source import CheckpointSource
 from quant.config import QuantizationConfig
 from quant.scheme import Scheme
 from quant.solvers import gptq, qronos, rtn
-from quant.transforms import equalize
+from quant.transforms import awq, equalize, hadamard, residual_hadamard
 from tests.quant import rotating
 from tests.quant.architectures import random_windows
 
@@ -48,14 +48,23 @@ CONFIGS = {
     "kept": QuantizationConfig(
         gptq.SOLVER, SCHEME, OPTIONS, ((equalize.TRANSFORM, KEPT),), batch_tokens=50
     ),
+    "awq": QuantizationConfig(
+        gptq.SOLVER, SCHEME, OPTIONS, ((awq.TRANSFORM, awq.Options(steps=4)),), batch_tokens=50
+    ),
     "rotated": QuantizationConfig(
         gptq.SOLVER, SCHEME, OPTIONS, ((rotating.TRANSFORM, None),), batch_tokens=50
     ),
     "qronos": QuantizationConfig(
         qronos.SOLVER,
         SCHEME,
-        gptq.Options(true_sequential=True),
+        qronos.Options(true_sequential=True),
         ((rotating.TRANSFORM, None),),
+    ),
+    "residual": QuantizationConfig(
+        gptq.SOLVER,
+        SCHEME,
+        OPTIONS,
+        ((residual_hadamard.TRANSFORM, None), (hadamard.TRANSFORM, None)),
         batch_tokens=50,
     ),
 }

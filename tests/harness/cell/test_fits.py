@@ -57,3 +57,11 @@ def test_a_head_that_the_model_does_not_have_is_refused_in_the_plan(
     with pytest.raises(ConfigError, match="only a linear layer called lm_head or embed_out"):
         resolve(config)
     resolve(tiny_cell("method=rtn", "scheme=w4"))
+
+
+def test_a_rotation_of_a_width_without_factors_is_refused_in_the_plan(tiny_cell: Make) -> None:
+    rotated = ["method=gptq", "transform=[hadamard]"]
+    resolve(tiny_cell(*rotated))
+    words = r"hadamard cannot cut \d+ inputs into blocks of block_size=512: use a divisor such as"
+    with pytest.raises(ConfigError, match=words):
+        resolve(tiny_cell(*rotated, "transform.hadamard.block_size=512"))

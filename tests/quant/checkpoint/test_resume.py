@@ -132,6 +132,23 @@ def test_a_transformed_run_goes_on_with_the_norms_that_it_changed(tmp_path: Path
         assert notes["model.layers.0.mlp.up_proj"] == ["equalize into post_attention_layernorm"]
 
 
+def test_a_resumed_run_takes_what_was_folded_into_layers_from_the_blocks_it_finds(
+    tmp_path: Path,
+) -> None:
+    """Rows of values and of fc1 are quantized with their scales; their biases lie beside them."""
+    model, whole, target = (tmp_path / name for name in ("model", "whole", "target"))
+    uneven_model("opt").save_pretrained(model)
+    made = killing.make(model, whole, "cpu", "awq")
+    notes = {layer.name: layer.transforms for layer in made.layers}
+    assert notes["model.decoder.layers.0.fc2"] == ["awq into fc1"]
+    before, after = uneven_model("opt").state_dict(), quant.load(whole).state_dict()
+    name = "model.decoder.layers.0.fc1.bias"
+    assert not torch.equal(after[name], before[name])
+    killing.kill(model, target, "writing", 1, "cpu", "awq")
+    assert killing.make(model, target, "cpu", "awq").resumed == 1
+    assert files(target) == files(whole)
+
+
 @pytest.mark.parametrize("damage", ["flip", "cut", "lose", "note"])
 def test_a_block_that_was_damaged_meanwhile_is_made_again(
     damage: str, model: Path, whole: Path, tmp_path: Path

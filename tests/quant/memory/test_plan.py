@@ -28,7 +28,8 @@ from quant.memory.plan import (
 )
 from quant.scheme import Scheme
 from quant.solvers import gptq, qronos, rtn
-from quant.transforms import equalize
+from quant.solvers.base import Memory
+from quant.transforms import equalize, residual_hadamard
 from quant.transforms.base import Transform
 from tests.quant import resident, rotating
 from tests.quant.architectures import random_windows, tiny_model
@@ -77,7 +78,10 @@ def test_the_block_that_is_being_written_is_counted_beside_the_one_being_made() 
     packed = codes // 2 + grids + largest // 2 + largest // 128 * (16 + 4) // 8
     written = parts["the block before it, being written"]
     assert written.bytes == codes + grids + packed
-    assert (written.where, written.phases) == (IN_HOST, ("collect", "factor", "solve"))
+    assert (written.where, written.phases) == (
+        IN_HOST,
+        ("collect", "factor", "solve", "transform"),
+    )
     # A block may hold more than its layers: norms, or experts that stay as they are.
     more = replace(OPT_175B, block_bytes=OPT_175B.block_bytes + GB)
     rounding = QuantizationConfig(rtn.SOLVER, Scheme(4, 128))
@@ -207,14 +211,15 @@ def test_operators_are_counted_for_every_layer_and_for_the_block_before(
 def test_the_full_precision_model_beside_is_counted() -> None:
     """Hidden states twice, a drift for every Hessian, inputs of a batch; a block with stages."""
     limits, tokens = Limits(device=10**13, host=10**13, disk=10**13), 128 * 2048
-    options = gptq.Options(true_sequential=True)
-    for given, block in ((None, 0), (options, OPT_175B.block_bytes)):
+    for stages, block in ((False, 0), (True, OPT_175B.block_bytes)):
         plain, compared = (
             {
                 item.name: item.bytes
                 for item in plan_quantization(
                     OPT_175B,
-                    QuantizationConfig(solver, Scheme(4, 128), given),
+                    QuantizationConfig(
+                        solver, Scheme(4, 128), solver.options(true_sequential=stages)
+                    ),
                     tokens,
                     2048,
                     limits,
@@ -247,6 +252,20 @@ def test_what_is_kept_is_as_large_as_its_transform_says(keep: str) -> None:
         }
         assert sizes == {inputs: transform[0].kept_bytes(inputs) for inputs in sizes}
         assert sizes
+
+
+def test_a_rotated_residual_stream_takes_a_head_of_its_own_and_a_wide_layer() -> None:
+    tied = replace(OPT_175B, head=(50272, 12288))
+    rotation = ((residual_hadamard.TRANSFORM, None),)
+    config = QuantizationConfig(gptq.SOLVER, Scheme(4, 128), transforms=rotation)
+    plan = plan_quantization(tied, config, 2048, 2048, Limits(device=10**13, host=10**13))
+    parts = {item.name: item for item in plan.items}
+    outside = OPT_175B.outside_bytes + 50272 * 12288 * 2
+    assert parts["embeddings, norm and head"].bytes == outside
+    assert parts["embeddings and head, until checked"].bytes == outside
+    assert parts["a layer that is rotated, in float64"].bytes == 40 * 12288 * 49152
+    own = replace(tied, head_bytes=1000)
+    assert own.with_own_head() == own
 
 
 def test_whether_a_model_fits_whole() -> None:
@@ -307,3 +326,21 @@ def test_passes_hold_two_blocks_and_activations(measured: resident.Measured) -> 
 
 def test_runs_leave_no_memory_behind(measured: resident.Measured) -> None:
     assert measured.grown < resident.REPEATS * measured.shape.block_bytes / 2
+
+
+def test_a_transform_holds_layers_of_one_input_and_what_it_searches_with() -> None:
+    """Three of the layers of OPT share their input: q, k and v; given as float32."""
+    wide, inner = 12288, 49152
+    searching = Transform("toy", "toy", len, memory=Memory(weights=2, prepared=3))
+    most = 2 * inner * wide + 3 * inner**2
+    for transform, searched in ((equalize.TRANSFORM, 0), (searching, most)):
+        config = QuantizationConfig(
+            gptq.SOLVER, Scheme(4, 128), transforms=((transform, None),), arithmetic=FAST
+        )
+        plan = plan_quantization(OPT_175B, config, 2048, 2048, Limits(host=10**13))
+        (item,) = [each for each in plan.items if each.phases == ("transform",)]
+        given = max(
+            (4 * wide + inner) * wide + wide**2,  # as if q, k, v, the output and fc1 shared theirs
+            wide * inner + inner**2,
+        )
+        assert item.bytes == 4 * (given + searched)

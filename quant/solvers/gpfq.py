@@ -34,9 +34,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Options(gptq.Options):
-    """Options of GPTQ (quant.solvers.gptq); the paper has no damping, and none is needed."""
+    """Options of GPTQ (quant.solvers.gptq); the paper has no damping, and none is needed.
+
+    true_sequential is the default: after one pass a block, every layer would make up for what the
+    corrected layers before it in the block have made up for already, and deep models diverge.
+    """
 
     damping: float = 0.0
+    true_sequential: bool = True
 
 
 DEFAULT_OPTIONS, ANY_LAYER = Options(), Layer()
@@ -85,9 +90,7 @@ def solve(
 
 def describe(options: Options) -> list[str]:
     """Return the options that differ from the defaults, in the words of tables."""
-    usual = gptq.DEFAULT_OPTIONS.damping
-    words = gptq.describe(replace(options, damping=usual))
-    return words if options.damping == 0 else [f"damp {options.damping}", *words]
+    return gptq.describe(options, DEFAULT_OPTIONS)
 
 
 def oracle(

@@ -36,8 +36,12 @@ class Options(gptq.Options):
 
     alpha  share of the correction for the difference of the inputs; 1 is what follows from the
            objective, 0.25 the authors' default, 0 is GPTQ.
+
+    true_sequential is the default: after one pass a block, every layer would make up for what the
+    corrected layers before it in the block have made up for already, and deep models diverge.
     """
 
+    true_sequential: bool = True
     alpha: float = 0.25
 
     def __post_init__(self) -> None:
@@ -88,7 +92,7 @@ def solve(
 
 def describe(options: Options) -> list[str]:
     """Return the options that differ from the defaults, in the words of tables."""
-    words = gptq.describe(options)
+    words = gptq.describe(options, DEFAULT_OPTIONS)
     return words if options.alpha == DEFAULT_OPTIONS.alpha else [*words, f"alpha {options.alpha:g}"]
 
 

@@ -192,8 +192,8 @@ def sequential(options: Options) -> bool:
     return options.true_sequential
 
 
-def describe(options: Options) -> list[str]:
-    """Return the options that differ from the defaults, in the words of tables."""
+def describe(options: Options, defaults: Options = DEFAULT_OPTIONS) -> list[str]:
+    """Return the options that differ from a solver's defaults, in the words of tables."""
     labels = {
         "damping": f"damp {options.damping}",
         "damping_ladder": f"damp ladder {list(options.damping_ladder)}",
@@ -201,10 +201,10 @@ def describe(options: Options) -> list[str]:
         "act_order": "act-order",
         "static_groups": "static groups",
         "group_grid": f"{options.group_grid} grids",
-        "true_sequential": "true-sequential",
+        "true_sequential": "true-sequential" if options.true_sequential else "one pass",
     }
     names = [field.name for field in fields(DEFAULT_OPTIONS)]  # a solver like it may have more
-    changed = [n for n in names if getattr(options, n) != getattr(DEFAULT_OPTIONS, n)]
+    changed = [n for n in names if getattr(options, n) != getattr(defaults, n)]
     return [labels[name] for name in changed]
 
 

@@ -15,6 +15,7 @@ and the first column is rounded from w_1 + (W D)_1 / H_11, the best while the ot
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from quant.solvers import gptq
@@ -26,7 +27,18 @@ if TYPE_CHECKING:
     from quant.scheme import Scheme
     from quant.solvers.mismatch import Prepared
 
-Options = gptq.Options
+
+@dataclass(frozen=True)
+class Options(gptq.Options):
+    """Options of GPTQ (quant.solvers.gptq).
+
+    true_sequential is the default: after one pass a block, every layer would make up for what the
+    corrected layers before it in the block have made up for already, and deep models diverge.
+    """
+
+    true_sequential: bool = True
+
+
 DEFAULT_OPTIONS, ANY_LAYER = Options(), Layer()
 
 
@@ -115,6 +127,11 @@ def oracle(
     )
 
 
+def describe(options: Options) -> list[str]:
+    """Return the options that differ from the defaults, in the words of tables."""
+    return gptq.describe(options, DEFAULT_OPTIONS)
+
+
 SOLVER = Solver(
     name="qronos",
     label="Qronos",
@@ -127,6 +144,6 @@ SOLVER = Solver(
     prepare=prepare,
     memory=Memory(weights=7, prepared=4, preparing=6),
     sequential=gptq.sequential,
-    describe=gptq.describe,
+    describe=describe,
     oracle=oracle,
 )

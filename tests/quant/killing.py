@@ -57,7 +57,7 @@ CONFIGS = {
     "qronos": QuantizationConfig(
         qronos.SOLVER,
         SCHEME,
-        gptq.Options(true_sequential=True),
+        qronos.Options(true_sequential=True),
         ((rotating.TRANSFORM, None),),
     ),
     "residual": QuantizationConfig(

@@ -90,7 +90,7 @@ def test_drifts_are_those_of_an_untouched_model_beside_the_quantized_one(
     config = QuantizationConfig(
         solved.solver,
         COARSE,
-        gptq.Options(true_sequential=true_sequential),
+        qronos.Options(true_sequential=true_sequential),
         batch_tokens=60,
         arithmetic=arithmetic,
     )
@@ -149,7 +149,7 @@ def test_drifts_are_in_the_coordinates_of_the_hessian(kind: str, true_sequential
     """Where x' = x T is changed, it is changed in both models."""
     model, windows, solved = uneven_model("llama"), random_windows(3), SolvedDrifts()
     original = copy.deepcopy(model)
-    options = gptq.Options(true_sequential=true_sequential)
+    options = qronos.Options(true_sequential=true_sequential)
     config = QuantizationConfig(solved.solver, COARSE, options, TRANSFORMS[kind])
     quantize_model(model, windows, config)
 
@@ -193,7 +193,7 @@ def test_a_reference_pass_sees_neither_what_was_solved_nor_operators() -> None:
     """With stages and operators in front of solved layers, the block gets its values back."""
     model = uneven_model("llama")
     config = QuantizationConfig(
-        qronos.SOLVER, COARSE, gptq.Options(true_sequential=True), TRANSFORMS["kept"]
+        qronos.SOLVER, COARSE, qronos.Options(true_sequential=True), TRANSFORMS["kept"]
     )
     result = quantize_model(model, random_windows(3), config)
     for name, weight in result.weights.items():
@@ -227,7 +227,7 @@ def test_the_first_block_is_solved_as_gptq_does() -> None:
     """Before anything is quantized both models are one: no drift, and GPTQ's own codes."""
     found = {}
     for solver in (gptq.SOLVER, gptaq.SOLVER, qronos.SOLVER):
-        config = QuantizationConfig(solver, COARSE)
+        config = QuantizationConfig(solver, COARSE, solver.options(true_sequential=False))
         found[solver.name] = quantize_model(tiny_model("llama"), random_windows(3), config)
     for name, weight in found["gptq"].weights.items():
         for other in ("gptaq", "qronos"):

@@ -211,14 +211,15 @@ def test_operators_are_counted_for_every_layer_and_for_the_block_before(
 def test_the_full_precision_model_beside_is_counted() -> None:
     """Hidden states twice, a drift for every Hessian, inputs of a batch; a block with stages."""
     limits, tokens = Limits(device=10**13, host=10**13, disk=10**13), 128 * 2048
-    options = gptq.Options(true_sequential=True)
-    for given, block in ((None, 0), (options, OPT_175B.block_bytes)):
+    for stages, block in ((False, 0), (True, OPT_175B.block_bytes)):
         plain, compared = (
             {
                 item.name: item.bytes
                 for item in plan_quantization(
                     OPT_175B,
-                    QuantizationConfig(solver, Scheme(4, 128), given),
+                    QuantizationConfig(
+                        solver, Scheme(4, 128), solver.options(true_sequential=stages)
+                    ),
                     tokens,
                     2048,
                     limits,

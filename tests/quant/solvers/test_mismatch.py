@@ -275,7 +275,7 @@ def test_options_are_told_in_words() -> None:
     assert gptaq.describe(gptaq.Options(alpha=1, act_order=True)) == ["act-order", "alpha 1"]
     assert qronos.SOLVER.describe(qronos.Options(damping=0.1)) == ["damp 0.1"]
     assert gpfq.describe(gpfq.Options()) == []
-    assert gpfq.describe(gpfq.Options(damping=0.01, true_sequential=True)) == [
+    assert gpfq.describe(gpfq.Options(damping=0.01, true_sequential=False)) == [
         "damp 0.01",
-        "true-sequential",
+        "one pass",
     ]

@@ -98,7 +98,8 @@ def pack_signs(signs: Tensor) -> Tensor:
 
     bits = torch.nn.functional.pad((signs < 0).byte(), (0, -signs.shape[-1] % 8))
     places = torch.arange(8, device=signs.device)
-    return (bits.unflatten(-1, (-1, 8)) << places).sum(-1).byte()
+    packed: Tensor = (bits.unflatten(-1, (-1, 8)) << places).sum(-1)
+    return packed.byte()
 
 
 def unpack_signs(packed: Tensor, n: int) -> Tensor:

@@ -81,7 +81,8 @@ DECIDING = [
     "quant/checkpoint/gptq_zeros", "quant/config", "quant/experts", "quant/grid", "quant/hessian",
     "quant/memory/limits", "quant/memory/plan", "quant/rules", "quant/scheme",
     "quant/solvers/columns", "quant/solvers/gptq", "quant/solvers/rtn",
-    "quant/transforms/awq", "quant/transforms/equalize", "quant/transforms/smoothquant",
+    "quant/transforms/awq", "quant/transforms/equalize", "quant/transforms/repquant",
+    "quant/transforms/smoothquant",
 ]  # fmt: skip
 
 

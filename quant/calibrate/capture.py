@@ -156,7 +156,7 @@ def stream_logits(
             captured.calls[index].clear()
             done(index + 1)
     for position, batch in enumerate(batches):
-        yield _logits_after_blocks(model, model_structure, batch, store[position])
+        yield logits_after_blocks(model, model_structure, batch, store[position])
 
 
 def observe(source: BlockSource, window: Tensor) -> ModelStructure:
@@ -254,7 +254,7 @@ def _both_results(
             finally:
                 for handle in handles:
                     handle.remove()
-        streamed = _logits_after_blocks(model, model_structure, batch, hidden)[0]
+        streamed = logits_after_blocks(model, model_structure, batch, hidden)[0]
     if len(inputs) != 2:
         return [("logits", streamed, plain)]
     whole, replayed = (each.flatten(0, -2) for each in inputs)
@@ -332,7 +332,7 @@ def _forwards_replaced(
                 module.__dict__["forward"] = original
 
 
-def _logits_after_blocks(
+def logits_after_blocks(
     model: PreTrainedModel, model_structure: ModelStructure, batch: Tensor, hidden: Tensor
 ) -> Tensor:
     """Run the part of the model after its blocks (norm, head, soft capping) on their output."""

@@ -18,6 +18,7 @@ from quant.blocks import linear_layers
 
 Names = tuple[str, ...]
 OUTPUT = "the output of the block"
+NONE: frozenset[str] = frozenset()
 
 
 @dataclass
@@ -39,11 +40,14 @@ class Maker:
 class Neighbours:
     """For every group of layers with one input: the module that computes it.
 
-    makers  the module, or why no module can be changed.
-    output  what the block returned.
+    makers   the module, or why no module can be changed.
+    sources  the linear layers from whose outputs operators without parameters compute it, the one
+             that ran last first: gate and up of an MLP; q, k and v of attention.
+    output   what the block returned.
     """
 
     makers: Mapping[Names, Maker | str]
+    sources: Mapping[Names, tuple[str, ...]]
     output: Tensor
 
 
@@ -60,7 +64,11 @@ def find_neighbours(
             attached.callback(handle.remove)
         with watch:
             output = run()
-    return Neighbours({names: watch.maker(names) for names in groups}, output)
+    return Neighbours(
+        {names: watch.maker(names) for names in groups},
+        {names: watch.sources(names) for names in groups},
+        output,
+    )
 
 
 class _Watch(TorchDispatchMode):
@@ -76,6 +84,10 @@ class _Watch(TorchDispatchMode):
         self._calls: dict[str, int] = {}
         self._inputs: dict[str, list[Tensor]] = {}
         self._inside: list[str] = []  # linear layers that are running
+        # Of every tensor, by memory: the linear layers that it comes from. A new tensor at the same
+        # address is the result of an operator, which says anew where it comes from.
+        self._sources: dict[int, frozenset[str]] = {}
+        self._reached: dict[str, frozenset[str]] = {}  # the same of the inputs of linear layers
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -87,6 +99,9 @@ class _Watch(TorchDispatchMode):
             # Making a view is not reading; an operator that reads the view is a reader.
             if made is not None and (func._schema.is_mutable or views != {_memory(tensor)}):
                 made.readers.add(self._inside[-1] if self._inside else str(func))
+        given = (self._sources.get(_memory(tensor), NONE) for tensor in _tensors((args, kwargs)))
+        sources = NONE.union(*given)
+        self._sources |= dict.fromkeys(views, sources)
         return result
 
     def attach(self) -> Iterator[Any]:
@@ -120,8 +135,14 @@ class _Watch(TorchDispatchMode):
             return f"{', '.join(sorted(others))} also reads what {made.name} makes"
         return made
 
+    def sources(self, names: Names) -> tuple[str, ...]:
+        """Return the linear layers that the input of these layers comes from, the latest first."""
+        found = self._reached.get(names[0], NONE)
+        return tuple(name for name in reversed(self._inputs) if name in found)
+
     def _enter(self, name: str) -> Callable[..., None]:
         def enter(_: nn.Module, args: tuple[Any, ...]) -> None:
+            self._reached[name] = self._sources.get(_memory(args[0]), NONE)
             self._inputs.setdefault(name, []).append(args[0])
             self._inside.append(name)
 
@@ -132,6 +153,10 @@ class _Watch(TorchDispatchMode):
             if linear:
                 self._inside.pop()
             self._calls[name] = self._calls.get(name, 0) + 1
+            if any(each is not None for each in module._parameters.values()):
+                # Nothing passes scales on through the parameters of a norm.
+                here = frozenset({name}) if linear else NONE
+                self._sources |= {_memory(tensor): here for tensor in _tensors(output)}
             given = {_memory(tensor) for tensor in _tensors((args, kwargs))}
             for tensor in _tensors(output):
                 # A tensor that a module only passes on belongs to the module that computed it.

@@ -14,6 +14,7 @@ from quant.calibrate.cost import StageMeter
 from quant.calibrate.devices import DeviceWorkers, Workplace
 from quant.calibrate.head import quantize_head, set_head
 from quant.calibrate.layers import BlockSolver, LayerResult, Solved
+from quant.calibrate.residual import RotatedSource
 from quant.calibrate.self_check import SelfCheck
 from quant.calibrate.sink import STAGE, BlockSink, Finished, WriteBehind
 from quant.calibrate.source import BlockSource, each_block
@@ -110,6 +111,8 @@ class Run:
 
         Waits until the previous block is stored; storing this one continues after the return.
         """
+        if isinstance(self.source, RotatedSource):  # before any other transform
+            solved = [(self.source.noted(layer), weight) for layer, weight in solved]
         layers = [layer for layer, _ in solved]
         self.writer.settle()
         with self.meter.stage(STAGE):

@@ -16,7 +16,7 @@ inputs instead would make every run write all activations once per block, 600 GB
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -32,7 +32,7 @@ from quant.blocks import (
     require_sound_weight,
     set_weight_matrix,
 )
-from quant.calibrate.activations import activation_store
+from quant.calibrate.activations import Activations, activation_store
 from quant.calibrate.capture import (
     Call,
     Capture,
@@ -49,6 +49,7 @@ from quant.calibrate.few import require_tokens
 from quant.calibrate.layers import BlockSolver, LayerResult, Solved, solve_groups
 from quant.calibrate.neighbours import Names
 from quant.calibrate.reference import ReferenceBlock, reference_block, require_one_stream
+from quant.calibrate.residual import rotated
 from quant.calibrate.results import KeptWeights
 from quant.calibrate.run import Progress, Run
 from quant.calibrate.self_check import SelfCheck
@@ -56,7 +57,13 @@ from quant.calibrate.sink import BlockSink, InMemorySink, WriteBehind
 from quant.calibrate.source import BlockSource, LoadedModel
 from quant.calibrate.structure import BlockStructure, ModelStructure, evaluation
 from quant.calibrate.survey import survey
-from quant.calibrate.transform import BlockTransformer, Changed, require_changes, restore
+from quant.calibrate.transform import (
+    BlockTransformer,
+    Changed,
+    require_changes,
+    require_first_changes,
+    restore,
+)
 from quant.calibrate.wide import WIDE, narrowed
 from quant.calibrate.windows import Batch, check_windows, make_batches
 from quant.config import QuantizationConfig
@@ -174,6 +181,9 @@ def quantize_blocks(
         DeviceWorkers(devices) as workers,
         WriteBehind(meter, one_thread=source.device.type == "cpu") as writer,
     ):
+        if config.residual is not None:
+            with meter.stage("transform"):
+                source = rotated(source, *config.residual, calibration[0])
         run = Run(
             source, config, kernel, sink, meter, workers, workplace, progress, writer, resumed,
             solvers,
@@ -209,13 +219,13 @@ def _calibrate(run: Run, calibration: Sequence[Tensor]) -> None:
         model_structure = _structure(run, calibration)
     trim_heap()
     batches = make_batches(calibration, run.config.batch_tokens)
-    compares = run.config.solver.needs_reference
-    beside = place.folder and place.folder / "reference"
+    beside: AbstractContextManager[Activations | None] = nullcontext()
+    if run.config.solver.needs_reference:
+        folder = place.folder and place.folder / "reference"
+        beside = activation_store(place.activations, source.device, folder)
     with (
         activation_store(place.activations, source.device, place.folder) as store,
-        activation_store(place.activations, source.device, beside)
-        if compares
-        else nullcontext() as reference,
+        beside as reference,
     ):
         with run.calibrating("capture"):
             tokens = [batch.tokens for batch in batches]
@@ -268,6 +278,9 @@ def _quantize_block(
         solved += _quantize_stage(
             run, index, structure, groups, batches, captured, before, reference, advance
         )
+    if index == 0:
+        layers, blocks = [layer for layer, _ in solved], run.source.blocks.modules
+        require_first_changes(run.config.transforms, layers, list(blocks))
     run.hand_over(index, solved)
 
 
@@ -329,8 +342,9 @@ def _transform(
     collector: Collector,
     solved: frozenset[str],
 ) -> dict[Names, Changed]:
-    """Apply the transforms to layers that have Hessians; checks use the first batch."""
-    if not run.config.transforms:
+    """Apply transforms to the inputs of layers that have Hessians; checks use the first batch."""
+    transforms = run.config.input_transforms
+    if not transforms:
         return {}
     block, name = run.source.blocks.modules[index], run.source.blocks.block_name(index)
     with run.passing("transform"):
@@ -343,7 +357,7 @@ def _transform(
                 Call(narrowed(call.args, own), narrowed(call.kwargs, own)),
             )
         again = partial(run_block, block, structure, call, hidden)
-        transforms, scheme = run.config.transforms, run.config.scheme.without_head
+        scheme = run.config.scheme.without_head
         worker = BlockTransformer(
             transforms, scheme, run.source.model, block, name, solved, hidden, again
         )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from quant.blocks import LINEAR_TYPES, linear_layers, set_weight_matrix, weight_matrix
-from quant.calibrate.neighbours import Maker, Names, find_neighbours
+from quant.calibrate.neighbours import Maker, Names, Neighbours, find_neighbours
 from quant.calibrate.statistics import InputStatistics
 from quant.calibrate.upstream import Source, Upstream
 from quant.errors import QuantizationError, failures_of
@@ -22,6 +22,7 @@ from quant.transforms.base import (
     NEVER,
     Change,
     Group,
+    Shifting,
     Statistics,
     Transform,
     applied_note,
@@ -60,6 +61,7 @@ class Changed:
 
 
 UNCHANGED = Changed()
+NOTHING_TO_CHANGE = "it finds nothing to change"
 NO_LAYER = "no layer further in front takes a scaling in"
 
 
@@ -70,21 +72,40 @@ class Noted(Protocol):
     def transforms(self) -> list[str]: ...
 
 
-def require_changes(transforms: Sequence[tuple[Transform, Any]], layers: Sequence[Noted]) -> None:
-    """Raise QuantizationError for a transform that changed no layer of the whole model.
+def require_changes(
+    transforms: Sequence[tuple[Transform, Any]],
+    layers: Sequence[Noted],
+    unless: str | None = None,
+) -> None:
+    """Raise QuantizationError for a transform that changed none of these layers.
 
-    The figures would be the same as without the transform, under its name.
+    The figures would be the same as without the transform, under its name. unless: a reason that
+    lets a transform pass if it holds for one of the layers.
     """
     notes = [read_note(note) for layer in layers for note in layer.transforms]
     for transform, _ in transforms:
         reasons = {why for name, why in notes if name == transform.name}
-        if None not in reasons:
-            why = "; ".join(sorted(filter(None, reasons))) or "no layer ran"
-            raise QuantizationError(
-                f"transform {transform.name} changed no layer of this model ({why}): leave it out, "
-                "let it keep its changes in front of the layers, or use a model whose norms feed "
-                "its layers alone."
-            )
+        if None in reasons or unless in reasons:
+            continue
+        why = "; ".join(sorted(filter(None, reasons))) or "no layer ran"
+        raise QuantizationError(
+            f"transform {transform.name} changed no layer of this model ({why}): leave it out, "
+            "let it keep its changes in front of the layers, or use a model whose norms feed "
+            "its layers alone."
+        )
+
+
+def require_first_changes(
+    transforms: Sequence[tuple[Transform, Any]],
+    layers: Sequence[Noted],
+    blocks: Sequence[nn.Module],
+) -> None:
+    """As `require_changes`, after the first of blocks that are alike: the others do not differ.
+
+    What finds nothing to change in one block may find it in another.
+    """
+    if len({frozenset(linear_layers(block)) for block in blocks}) == 1:
+        require_changes(transforms, layers, unless=NOTHING_TO_CHANGE)
 
 
 @dataclass(frozen=True)
@@ -121,7 +142,7 @@ class BlockTransformer:
         """
         found = find_neighbours(self.block, list(hessians), self.run)
         done = {
-            names: self._group(names, hessian, statistics.get(names), found.makers[names])
+            names: self._group(names, hessian, statistics.get(names), found)
             for names, hessian in hessians.items()
         }
         if any(changed.changes for changed in done.values()):
@@ -139,8 +160,9 @@ class BlockTransformer:
         names: Names,
         hessian: Hessian,
         statistics: InputStatistics | None,
-        maker: Maker | str,
+        found: Neighbours,
     ) -> Changed:
+        maker = found.makers[names]
         maker = maker if isinstance(maker, str) else self._changeable(names, maker)
         if isinstance(maker, str) and hessian.tokens == 0:
             return Changed(notes=[unapplied_note(each.name, maker) for each, _ in self.transforms])
@@ -154,7 +176,8 @@ class BlockTransformer:
             keep = transform.keeps(options)
             taker: Maker | Source | str = maker
             if isinstance(maker, str) and further and transform.folds_through and keep != ALWAYS:
-                taker = self._upstream.find(names) or f"{maker}, and {NO_LAYER}"
+                source = self._upstream.find(names, found.sources[names])
+                taker = source or f"{maker}, and {NO_LAYER}"
             if isinstance(taker, str) and keep == NEVER:
                 notes.append(unapplied_note(transform.name, taker))
                 continue
@@ -164,10 +187,13 @@ class BlockTransformer:
                     hessian.layer, layers, weights, matrix, self.scheme,
                     _carried(transform, statistics, changes),
                     taker.tied if isinstance(taker, Source) else None,
+                    2 * hessian.tokens / hessian.sequences,
+                    all(linears[name].bias is not None for name in names),
                 )  # fmt: skip
+                assert transform.change is not None  # the residual stream is rotated before
                 change = transform.change(group, options)
                 if change is None:
-                    notes.append(unapplied_note(transform.name, "it finds nothing to change"))
+                    notes.append(unapplied_note(transform.name, NOTHING_TO_CHANGE))
                     continue
                 change, kept, note = self._apply(transform, keep, change, names, taker)
                 notes.append(note)
@@ -177,6 +203,8 @@ class BlockTransformer:
                     further = False
                     maker = f"{transform.name} is kept in front of it"
                 for name, layer, weight in zip(names, layers, weights, strict=True):
+                    if isinstance(change, Shifting):
+                        linears[name].bias.detach().add_(change.bias(weight))  # type: ignore[operator]
                     set_weight_matrix(linears[name], change.weight(weight), layer)
                 matrix = change.hessian(matrix)
                 changes.append((transform.name, change))
@@ -299,8 +327,8 @@ def _carried(
         carry = getattr(change, "statistics", None)
         if carry is None:
             raise QuantizationError(
-                f"it reads statistics of its input, which are unknown after {name}: apply "
-                f"{reader.name} before {name}, or leave one of them out."
+                f"transform {reader.name} reads statistics of inputs, which are unknown after "
+                f"{name}: apply {reader.name} before {name}, or leave one of them out."
             )
         found = carry(found)
     return found

@@ -1,7 +1,8 @@
 """Fold a scaling of a group's input into a linear layer further in front.
 
-Between that layer and the input stand operators without parameters: the product of a gated MLP,
-attention, which mixes values, or an activation function. Some of them pass scales on (x = a * u,
+Between that layer and the input stand operators without parameters (quant.calibrate.neighbours sees
+which layers these are): the product of a gated MLP, attention, which mixes values, or an activation
+function. Some of them pass scales on (x = a * u,
 the mean of values, ReLU), others do not (GELU). Neither names nor classes tell, so a scaling is
 tried: it is applied to the weights, the block runs, and all parameters are restored unless exactly
 the input of the group has changed, as it should.
@@ -14,7 +15,7 @@ are multiplied by powers of two, digit by digit of their numbers, and the inputs
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -30,12 +31,36 @@ from quant.transforms.fold import same
 
 
 @dataclass(frozen=True)
+class Seen:
+    """One pass: inputs of the linear layers in the order of execution, and the block's output.
+
+    repeated  layers that ran more than once.
+    """
+
+    inputs: dict[str, Tensor]
+    output: Tensor
+    repeated: frozenset[str]
+
+    def agrees(self, after: Seen, names: Names) -> bool:
+        """Whether everything but the inputs of these layers stayed as it was, within rounding."""
+        others = [name for name in self.inputs if name not in names]
+        if after.inputs.keys() != self.inputs.keys():
+            return False
+        pairs = [(after.inputs[name], self.inputs[name]) for name in others]
+        return all(_close(*pair) for pair in [*pairs, (after.output, self.output)])
+
+
+@dataclass(frozen=True)
 class Source:
-    """A linear layer in front, and its rows: input j is made by row rows[j], int64 [in]."""
+    """A linear layer in front, and its rows: input j is made by row rows[j], int64 [in].
+
+    seen  a pass of the block as it was when the source was found.
+    """
 
     name: str
     module: nn.Module
     rows: Tensor
+    seen: Seen
 
     @property
     def tied(self) -> Tensor | None:
@@ -58,21 +83,21 @@ class Upstream:
     taken: Callable[[str], bool]
 
     @torch.no_grad()
-    def find(self, names: Names) -> Source | None:
-        """Return a layer that takes scalings of the group's input; the latest that does."""
-        seen = self._observe()
-        order = list(seen.inputs)
-        if names[0] not in order or names[0] in seen.repeated:
+    def find(self, names: Names, candidates: Sequence[str]) -> Source | None:
+        """Return the first of some linear layers that takes scalings of the group's input."""
+        candidates = [name for name in candidates if not self.taken(name)]
+        seen = self._observe() if candidates else None
+        if seen is None or names[0] in seen.repeated:
             return None
-        for name in reversed(order[: order.index(names[0])]):
-            if name in seen.repeated or self.taken(name):
+        for name in candidates:
+            if name in seen.repeated:
                 continue
             rows = self._rows(name, names[0], seen.inputs[names[0]])
             if rows is None:
                 continue
-            source = Source(name, linear_layers(self.block)[name], rows)
+            source = Source(name, linear_layers(self.block)[name], rows, seen)
             trial = Scaling(2.0 ** (rows % 4 - 1).double())  # rounds nowhere
-            if self._changed(source, trial, names, seen, same, keep=False):
+            if self._changed(source, trial, names, same, keep=False):
                 return source
         return None
 
@@ -83,20 +108,19 @@ class Upstream:
         The weights of the group's layers stay as they are.
         """
         # What is left of a row behind a ReLU may be small beside the rounding of its sum.
-        return self._changed(source, change, names, self._observe(), _close_columns, keep=True)
+        return self._changed(source, change, names, _close_columns, keep=True)
 
     def _changed(
         self,
         source: Source,
         change: Change,
         names: Names,
-        seen: _Seen,
         alike: Callable[[Tensor, Tensor], bool],
         *,
         keep: bool,
     ) -> bool:
         """Try a change; afterwards only the source is changed, if the try succeeds and `keep`."""
-        linears = linear_layers(self.block)
+        linears, seen = linear_layers(self.block), source.seen
         factors = _factors(change, source.rows, len(weight_matrix(source.module)))
         if factors is None:
             return False
@@ -108,7 +132,11 @@ class Upstream:
                     weight.copy_(change.weight(working(weight)))
                 after = self._observe()
             expected = change.inputs(seen.inputs[names[0]])
-            good = alike(after.inputs[names[0]], expected) and seen.agrees(after, names)
+            # A wrong try may lead tokens to other experts, or none to this one.
+            moved = after.inputs.get(names[0])
+            if moved is None or moved.shape != expected.shape:
+                return False
+            good = alike(moved, expected) and seen.agrees(after, names)
             if good and keep:
                 keep_source()
         return good
@@ -131,8 +159,11 @@ class Upstream:
         while place < outputs:
             with _restored([module]):
                 _scale_rows(module, 2.0 ** (1 + numbers // place % base).double())
-                moved = self._observe().inputs[reader].reshape(*self.tokens, inputs)[:, 0]
-            powers = (moved.double() / first).gather(0, window)[0].log2()
+                moved = self._observe().inputs.get(reader)
+            if moved is None or moved.shape != x.shape:
+                return None
+            moved = moved.reshape(*self.tokens, inputs)[:, 0].double()
+            powers = (moved / first).gather(0, window)[0].log2()
             digits = powers.round()
             if not bool(((powers - digits).abs() < 1e-2).all() and (digits >= 1).all()):
                 return None  # false for NaN
@@ -140,7 +171,7 @@ class Upstream:
             place *= base
         return rows if bool((rows < outputs).all()) else None
 
-    def _observe(self) -> _Seen:
+    def _observe(self) -> Seen:
         """Run the block once and copy the inputs of its linear layers."""
         inputs: dict[str, Tensor] = {}
         repeated: set[str] = set()
@@ -157,28 +188,12 @@ class Upstream:
             for name, module in linear_layers(self.block).items():
                 attached.callback(module.register_forward_pre_hook(reader(name)).remove)
             output = self.run()
-        return _Seen(inputs, output, frozenset(repeated))
-
-
-@dataclass(frozen=True)
-class _Seen:
-    """One pass: inputs of the linear layers in the order of execution, and the block's output.
-
-    repeated  layers that ran more than once.
-    """
-
-    inputs: dict[str, Tensor]
-    output: Tensor
-    repeated: frozenset[str]
-
-    def agrees(self, after: _Seen, names: Names) -> bool:
-        """Whether everything but the inputs of these layers stayed as it was, within rounding."""
-        others = [name for name in self.inputs if name not in names]
-        pairs = [(after.inputs[name], self.inputs[name]) for name in others]
-        return all(_close(*pair) for pair in [*pairs, (after.output, self.output)])
+        return Seen(inputs, output, frozenset(repeated))
 
 
 def _close(found: Tensor, expected: Tensor) -> bool:
+    if found.shape != expected.shape:
+        return False
     norm = torch.linalg.vector_norm
     allowed = torch.finfo(found.dtype).eps ** 0.5 * norm(expected.double())
     return bool(norm(found.double() - expected.double()) <= allowed)  # false for NaN

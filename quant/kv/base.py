@@ -121,6 +121,6 @@ def beyond(name: str, budget: float, length: int, least: float, why: str, advice
     least   bits for each number that it takes at least; why: at which settings.
     """
     return (
-        f"kv scheme {name} cannot keep to {budget:g} bits a number at {length} tokens: {why} take "
-        f"{least:.2f} at least; {advice}."
+        f"kv scheme {name} cannot keep to {budget:g} bits a number at {length} tokens: it takes "
+        f"{least:.2f} at least ({why}); {advice}."
     )

@@ -51,8 +51,8 @@ class Rounding:
             return found
         matrix = hadamard(x.shape[-1]).to(x) if self.rotated else None
         x = x if matrix is None else x @ matrix
-        found = _rounded(x.unflatten(-1, (-1, self.group)), self.bits, -1).flatten(-2)
-        return found if matrix is None else found @ matrix
+        x = _rounded(x.unflatten(-1, (-1, self.group)), self.bits, -1).flatten(-2)
+        return x if matrix is None else x @ matrix
 
 
 def _rounded(x: Tensor, bits: int, axis: int) -> Tensor:
@@ -60,9 +60,9 @@ def _rounded(x: Tensor, bits: int, axis: int) -> Tensor:
 
     low, high = x.amin(axis, keepdim=True), x.amax(axis, keepdim=True)
     most = 2**bits - 1
-    scale = ((high - low) / most).to(torch.float16).to(x.dtype)
+    scale: Tensor = ((high - low) / most).to(torch.float16).to(x.dtype)
     zero = low.to(torch.float16).to(x.dtype)
-    codes = ((x - zero) / scale.where(scale > 0, 1.0)).round_().clamp_(0, most)
+    codes: Tensor = ((x - zero) / scale.where(scale > 0, 1.0)).round_().clamp_(0, most)
     return codes.mul_(scale).add_(zero)
 
 
@@ -90,4 +90,4 @@ def hadamard(size: int) -> Tensor:
     matrix = torch.ones(1, 1, dtype=torch.float64)
     while len(matrix) < size:
         matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
-    return matrix / size**0.5
+    return matrix.div_(size**0.5)

@@ -8,10 +8,10 @@ what the step before held, because the original is gone by then.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from quant.kv.base import STORED_BITS, Heads, Shape
@@ -129,7 +129,7 @@ def _segments(
     times = range(start, stop)
     counts = [[time + 1 for time in times], *([s.count(t) for t in times] for s in steps)]
     counts.append([0] * len(times))
-    for number, (upper, lower) in enumerate(itertools.pairwise(counts)):
+    for number, (upper, lower) in enumerate(pairwise(counts)):
         low, high = lower[0], upper[-1]
         if low >= high:
             continue

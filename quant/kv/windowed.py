@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import product
 
 from quant.kv.base import KvCacheError, Shape, beyond
 from quant.kv.rounding import BITS, Rounding
 from quant.kv.stepped import Step, Stepped, largest
+
+ALONG_TOKENS = (32, 64, 128)  # consecutive tokens of a channel that share a scale and a zero-point
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,11 @@ class Codes:
     def widths(self) -> Sequence[int]:
         """Bits to try, the best first."""
         return BITS if self.bits is None else (self.bits,)
+
+    @property
+    def along_tokens(self) -> Sequence[int]:
+        """Groups of tokens to try, the best first."""
+        return ALONG_TOKENS if self.group is None else (self.group,)
 
 
 def channels(name: str, group: int | None, width: int) -> int:
@@ -61,22 +70,29 @@ def solve_window(
     Keys and values are treated alike. Raises KvCacheError if no codes do.
     """
 
-    def cache(bits: int, window: int) -> Stepped:
+    def cache(bits: int, along: int | None, window: int) -> Stepped:
         steps = []
         for width in (shape.keys, shape.values):
-            group = options.group or width if by_channel else channels(name, options.group, width)
+            group = along or channels(name, options.group, width)
             rounding = Rounding(bits, group, by_channel, rotated)
-            steps.append((Step(rounding, window, group if by_channel else 1),))
+            steps.append((Step(rounding, window, along or 1),))
         words = [f"{bits} bits", f"group {steps[0][0].rounding.group}", said_window(window)]
         return Stepped(shape, steps[0], steps[1], words)
 
-    for bits in options.widths:
-        window = largest(lambda window, bits=bits: cache(bits, window), length, budget, length)
+    settings = list(product(options.widths, options.along_tokens if by_channel else (None,)))
+    for bits, along in settings:
+        window = largest(partial(cache, bits, along), length, budget, length)
         if window is not None:
-            return cache(bits, window)
-    last = cache(options.widths[-1], 0)
-    why = f"{last.words[0].replace(' bits', '-bit')} codes, scales and zeros in {last.words[1]}s"
-    raise KvCacheError(beyond(name, budget, length, last.bits(length), why, ADVICE))
+            return cache(bits, along, window)
+    raise KvCacheError(
+        cheapest(name, [cache(bits, along, 0) for bits, along in settings], length, budget)
+    )
+
+
+def cheapest(name: str, tried: Sequence[Stepped], length: int, budget: float) -> str:
+    """The sentence on a budget that no cache of those tried keeps to."""
+    least = min(tried, key=lambda each: each.bits(length))
+    return beyond(name, budget, length, least.bits(length), ", ".join(least.words), ADVICE)
 
 
 ADVICE = "raise suite.kv_cache.bits or leave it out of suite.kv_cache.schemes"

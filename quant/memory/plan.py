@@ -70,6 +70,13 @@ class ModelShape:
         outside = self.outside_bytes - self.head_bytes + _stored(scheme, *self.head)
         return replace(self, outside_bytes=outside, head_bytes=_stored(scheme, *self.head))
 
+    def with_own_head(self) -> ModelShape:
+        """Return the shape of the model with a head that shares no weight with the embeddings."""
+        if self.head is None or self.head_bytes:
+            return self
+        own = math.prod(self.head) * self.itemsize
+        return replace(self, outside_bytes=self.outside_bytes + own, head_bytes=own)
+
     @property
     def whole_bytes(self) -> int:
         return self.blocks * self.block_bytes + self.outside_bytes
@@ -186,6 +193,8 @@ def plan_quantization(
     limits.device None means that blocks run on the CPU. activations "auto" selects the fastest
     place with enough room. Raises MemoryPlanError, with the figures, if no place has.
     """
+    if config.residual is not None:
+        shape = shape.with_own_head()
     items = list(_quantization_items(shape, config, window, limits.device is not None))
     if not config.needs_calibration:
         tokens = 0
@@ -287,6 +296,11 @@ def _quantization_items(
         yield Item("the largest layer, in float64", number * largest, here, ("collect",))
     checked = 2 * _logits(shape, min(window, CHECKED_LOGITS))
     yield Item("logits that are compared", checked, here, ("check",))
+    if config.residual is not None:
+        # The weight, its product with the norm's, and three steps of the rotation.
+        largest = max(map(math.prod, shape.layers))
+        yield Item("a layer that is rotated, in float64", 5 * 8 * largest, here, ("collect",))
+        yield Item("embeddings and head, until checked", shape.outside_bytes, here, ("check",))
     if config.transforms:
         # The outputs of all modules are kept while the block is observed.
         yield Item("a batch inside a block, watched", _inside(shape, at_once), here, ("collect",))

@@ -176,16 +176,16 @@ class Solver:
                 f"solver {self.name} has prepare, which reads a Hessian, but "
                 "needs_calibration=False; set needs_calibration=True or leave prepare out."
             )
+        if self.searches_with_hessian and not self.needs_calibration:
+            raise ValueError(
+                f"solver {self.name} searches grids with a Hessian, but needs_calibration=False; "
+                "set needs_calibration=True or leave searches_with_hessian out."
+            )
         if self.needs_reference and self.prepare is None:
             raise ValueError(
                 f"solver {self.name} needs the inputs of the full-precision model "
                 "(needs_reference=True), which only prepare is given: add prepare(hessian, "
                 "options, layer, drift)."
-            )
-        if self.searches_with_hessian and not self.needs_calibration:
-            raise ValueError(
-                f"solver {self.name} searches grids with a Hessian, but needs_calibration=False; "
-                "set needs_calibration=True or leave searches_with_hessian out."
             )
 
     def _require_only_whole(self) -> None:

@@ -11,6 +11,9 @@ function stays the same; the weights that a solver rounds change.
 
 If no module can absorb T, or if the transform requests it, x' is computed at run time: T is *kept*
 as an operator in front of each of the layers (quant.input_operator) and stored in the artifact.
+
+A transform may also rotate the hidden states between the blocks (`residual`), which all weights
+that read or write them take in (quant.calibrate.residual).
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from quant.solvers.base import (
     Memory,
@@ -104,6 +107,8 @@ class Group:
     statistics  of the layers' input in the same coordinates, if the transform reads them.
     tied        int64 [in]: inputs with the same number need the same scale, because one row of a
                 layer in front makes all of them; None if no inputs are tied.
+    count       hessian / count is the mean of x x^T over all tokens.
+    biased      whether every layer has a bias, as a shift of the input requires.
     """
 
     name: str
@@ -113,6 +118,8 @@ class Group:
     scheme: Scheme
     statistics: Statistics | None = None
     tied: Tensor | None = None
+    count: float = 1.0
+    biased: bool = False
 
 
 class Change(Protocol):
@@ -126,6 +133,14 @@ class Change(Protocol):
 
     def hessian(self, matrix: Tensor) -> Tensor:
         """Return T^T H T, the Hessian of x', for H [in, in]."""
+
+
+@runtime_checkable
+class Shifting(Change, Protocol):
+    """A change with a shift, x' = x T - t, of layers that all have a bias."""
+
+    def bias(self, weight: Tensor) -> Tensor:
+        """Return W' t [out], which is added to the bias, for a weight W [out, in]."""
 
 
 class Keepable(Change, Protocol):
@@ -188,7 +203,8 @@ def _refuses_nothing(_options: Any, _hidden: int, _widths: Sequence[int]) -> str
 
 @dataclass(frozen=True)
 class Transform:
-    """A change of coordinates for the layers of a block, chosen before they are solved.
+    """A change of coordinates, chosen before layers are solved: of their inputs (`change`), or of
+    the residual stream (`residual`).
 
     Unless `keep` says otherwise, a change is folded, or dropped if it cannot be folded.
 
@@ -196,7 +212,11 @@ class Transform:
     change                          change(group: Group, options) -> Change, for every group of
                                     layers whose input can be changed; None leaves the group
                                     unchanged. The Hessian comes from calibration, so a transform
-                                    needs calibration data even if the solver does not.
+                                    needs calibration data even if the solver does not. None for
+                                    a transform of the residual stream.
+    residual                        residual(hidden, keeps_mean, options) -> an orthogonal Change of
+                                    hidden states with so many features; with keeps_mean it maps the
+                                    vector of ones to itself. None for a transform of inputs.
     options                         frozen dataclass that raises a one-sentence ValueError for
                                     invalid values.
     rebuild                         rebuild(tensors) -> the change that these tensors define, with
@@ -226,7 +246,7 @@ class Transform:
 
     name: str
     label: str
-    change: Callable[..., Change | None]
+    change: Callable[..., Change | None] | None = None
     options: type = NoOptions
     version: int = 1
     describe: Callable[[Any], list[str]] = nothing_to_say
@@ -237,10 +257,15 @@ class Transform:
     reads_statistics: bool = False
     folds_through: bool = False
     memory: Memory = NOTHING
+    residual: Callable[..., Change] | None = None
 
     def __post_init__(self) -> None:
         require_names(self.name, self.label, "transform")
-        if not callable(self.change):
+        if self.residual is not None and self.change is not None:
+            raise ValueError(
+                f"transform {self.name} has both change and residual; make it two transforms."
+            )
+        if not callable(self.function):
             raise ValueError(
                 f"transform {self.name}: change={self.change!r} is not a function; pass "
                 "change(group, options) -> Change or None."
@@ -251,6 +276,11 @@ class Transform:
                 f"transform {self.name}: rebuild={self.rebuild!r} is not a function; pass "
                 "rebuild(tensors) -> Change, or None if changes are only folded."
             )
+
+    @property
+    def function(self) -> Callable[..., Any]:
+        """The function that makes its changes."""
+        return self.change if self.residual is None else self.residual  # type: ignore[return-value]
 
     def keeps(self, options: Any) -> str:
         """Return when changes are kept in front of layers; ValueError for an invalid answer."""

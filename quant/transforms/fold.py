@@ -52,8 +52,13 @@ def same(found: Tensor, expected: Tensor) -> bool:
 
 def _ways(module: nn.Module, change: Change, before: Values) -> Iterator[Values]:
     """Yield new parameters that may produce the changed output."""
+
+    def linear(values: Tensor) -> Tensor:
+        """Return values T without the shift that a change may have besides."""
+        return change.inputs(values) - change.inputs(torch.zeros_like(values))
+
     if isinstance(module, LINEAR_TYPES):
-        rows = change.inputs(weight_matrix(module).T)
+        rows = linear(weight_matrix(module).T)
         values = {"weight": rows if isinstance(module, Conv1D) else rows.T}
         if "bias" in before:
             values["bias"] = change.inputs(before["bias"])
@@ -65,5 +70,5 @@ def _ways(module: nn.Module, change: Change, before: Values) -> Iterator[Values]
         return
     shift = {"bias": change.inputs(before["bias"])} if "bias" in before else {}
     if "weight" in before:
-        yield {"weight": change.inputs(before["weight"]), **shift}
-        yield {"weight": change.inputs(1 + before["weight"].double()) - 1, **shift}
+        yield {"weight": linear(before["weight"]), **shift}
+        yield {"weight": linear(1 + before["weight"].double()) - 1, **shift}

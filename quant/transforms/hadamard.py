@@ -84,7 +84,8 @@ class Rotation:
         return hadamard_product(values).flatten(-2)
 
     def weight(self, weight: Tensor) -> Tensor:
-        return self.inputs(weight)  # T is orthogonal: T^-T = T
+        # T is orthogonal, so T^-T = T. In float64: what is stored is the same on all machines.
+        return self.inputs(weight.double()).to(weight.dtype)
 
     def hessian(self, matrix: Tensor) -> Tensor:
         # T^T (H T) is the transpose of (H T)^T T, and symmetric.

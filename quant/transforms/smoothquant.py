@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from quant.solvers.base import Memory
 from quant.transforms.base import ALWAYS, KEEP, NEVER, Group, Scaling, Transform
 
 LEAST = 1e-5  # smallest column of weights and smallest scale, as in the authors' code
@@ -85,4 +86,5 @@ TRANSFORM = Transform(
     keep=keep,
     kept_bytes=Scaling.kept_bytes,
     reads_statistics=True,
+    memory=Memory(weights=2),
 )

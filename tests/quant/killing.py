@@ -21,7 +21,7 @@ from quant.checkpoint.source import CheckpointSource
 from quant.config import QuantizationConfig
 from quant.scheme import Scheme
 from quant.solvers import gptq, qronos, rtn
-from quant.transforms import awq, equalize
+from quant.transforms import awq, equalize, hadamard, residual_hadamard
 from tests.quant import rotating
 from tests.quant.architectures import random_windows
 
@@ -59,6 +59,12 @@ CONFIGS = {
         SCHEME,
         gptq.Options(true_sequential=True),
         ((rotating.TRANSFORM, None),),
+    ),
+    "residual": QuantizationConfig(
+        gptq.SOLVER,
+        SCHEME,
+        OPTIONS,
+        ((residual_hadamard.TRANSFORM, None), (hadamard.TRANSFORM, None)),
         batch_tokens=50,
     ),
 }

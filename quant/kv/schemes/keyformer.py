@@ -59,4 +59,11 @@ def solve(options: Options, shape: Shape, length: int, budget: float) -> Selecte
     return solve_tokens(NAME, options.recent, scored, shape, length, budget, options.seed)
 
 
-SCHEME = KvScheme(NAME, "Keyformer", solve, Options, source="arXiv 2403.09054")
+SCHEME = KvScheme(
+    NAME,
+    "Keyformer",
+    solve,
+    Options,
+    source="arXiv 2403.09054",
+    reading="Keyformer: without its prompt phase, our reading (docs/methods/kv_cache.md)",
+)

@@ -7,30 +7,38 @@ tokens; a value is rounded when it is older than the residual.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
+from itertools import product
+from math import gcd
 
-from quant.kv.base import KvCacheError, KvScheme, Shape, beyond
+from quant.kv.base import KvCacheError, KvScheme, Shape
 from quant.kv.rounding import Rounding
 from quant.kv.stepped import Step, Stepped, largest
-from quant.kv.windowed import ADVICE, Codes, channels
+from quant.kv.windowed import Codes, cheapest
 
 NAME = "kivi"
 
 
 @dataclass(frozen=True)
 class Options(Codes):
-    """As of Codes; groups are tokens of a key's channel, and at most so many channels of a value.
+    """As of Codes; groups are tokens of a key's channel; None: the fewest of 32, 64, 128 that fit.
+
+    Groups of a value's channels are as large, or the largest part of that which divides a head.
 
     residual  keys that are rounded together, a multiple of the group; None: what the budget allows.
     """
 
-    group: int | None = 32
     residual: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.residual is None:
+            return
         if self.group is None:
-            raise ValueError("group=null leaves keys without groups of tokens; use 32.")
-        if self.residual is not None and (self.residual < 1 or self.residual % self.group):
+            raise ValueError(
+                f"residual={self.residual} needs a group that divides it; use group=32."
+            )
+        if self.residual < 1 or self.residual % self.group:
             raise ValueError(
                 f"residual={self.residual} is no multiple of group={self.group}; use one, such as "
                 f"{4 * self.group}."
@@ -38,42 +46,34 @@ class Options(Codes):
 
 
 def solve(options: Options, shape: Shape, length: int, budget: float) -> Stepped:
-    """The widest codes that fit, and the longest residual; values get what keys leave of it."""
-    group = options.group
-    assert group is not None  # Options
-    of_value = channels(NAME, group, shape.values)
+    """The widest codes that fit, in the smallest groups, with the longest residual; values get what
+    keys leave of it.
+    """
 
-    def cache(bits: int, residual: int, more: int = 0) -> Stepped:
+    def cache(bits: int, group: int, residual: int, more: int = 0) -> Stepped:
         keys = Step(Rounding(bits, group, by_channel=True), 0, residual)
-        values = Step(Rounding(bits, of_value), residual + more)
-        said = f"residual {residual}" if not more else f"residual {residual}, of values +{more}"
+        values = Step(Rounding(bits, gcd(group, shape.values)), residual + more)
+        said = f"residual {residual}" if not more else f"residual {residual} (values +{more})"
         words = [f"{bits} bits", f"group {group}", said]
         return Stepped(shape, (keys,), (values,), words)
 
-    for bits in options.widths:
-        if options.residual is not None:
-            found = cache(bits, options.residual)
-            if found.bits(length) <= budget:
-                return found
+    def blocked(bits: int, group: int, more: int) -> Stepped:
+        return cache(bits, group, options.residual or (more + 1) * group)
+
+    settings = list(product(options.widths, options.along_tokens))
+    for bits, group in settings:
+        most = 0 if options.residual else length // group
+        blocks = largest(partial(blocked, bits, group), length, budget, most)
+        if blocks is None:
             continue
-        blocks = largest(
-            lambda more, bits=bits: cache(bits, (more + 1) * group),
-            length,
-            budget,
-            length // group,
-        )
-        if blocks is not None:
-            residual = (blocks + 1) * group
-            more = largest(
-                lambda more, bits=bits, residual=residual: cache(bits, residual, more),
-                length,
-                budget,
-                2 * group,  # the next residual costs keys half a group and values a whole one
-            )
-            return cache(bits, residual, more or 0)
-    last = cache(options.widths[-1], options.residual or group)
-    why = f"{options.widths[-1]}-bit codes in groups of {group} and a {last.words[2]} in 16 bits"
-    raise KvCacheError(beyond(NAME, budget, length, last.bits(length), why, ADVICE))
+        if options.residual:
+            return cache(bits, group, options.residual)
+        residual = (blocks + 1) * group
+        # The next residual would cost keys half a group more and values a whole one.
+        more = largest(partial(cache, bits, group, residual), length, budget, 2 * group)
+        return cache(bits, group, residual, more or 0)
+    tried = [blocked(bits, group, 0) for bits, group in settings]
+    raise KvCacheError(cheapest(NAME, tried, length, budget))
 
 
 SCHEME = KvScheme(NAME, "KIVI", solve, Options, source="arXiv 2402.02750")

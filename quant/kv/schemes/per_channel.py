@@ -16,13 +16,11 @@ NAME = "per_channel"
 
 @dataclass(frozen=True)
 class Options(Codes):
-    """As of Codes; groups are consecutive tokens."""
-
-    group: int | None = 32
+    """As of Codes; groups are consecutive tokens; None: the fewest of 32, 64, 128 that fit."""
 
 
 def solve(options: Options, shape: Shape, length: int, budget: float) -> Stepped:
-    """The widest codes that fit, and the newest tokens in full precision for what is left."""
+    """The widest codes that fit, in the smallest groups, and a window for what is left."""
     return solve_window(NAME, options, shape, length, budget, by_channel=True)
 
 

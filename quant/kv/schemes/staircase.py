@@ -13,7 +13,7 @@ from itertools import pairwise
 from quant.kv.base import KvCacheError, KvScheme, Shape, beyond
 from quant.kv.rounding import BITS, Rounding
 from quant.kv.stepped import Step, Stepped, largest
-from quant.kv.windowed import ADVICE, channels
+from quant.kv.windowed import channels, cheapest
 
 NAME = "staircase"
 PARTS = 64  # the first threshold is solved in parts of a token, so that the last one is fine enough
@@ -72,13 +72,12 @@ def solve(options: Options, shape: Shape, length: int, budget: float) -> Stepped
         found = cache(options.thresholds)
         if (least := found.bits(length)) <= budget:
             return found
-        why = f"thresholds {list(options.thresholds)}"
+        why = ", ".join(found.words)
         advice = f"use suite.kv_cache.options.{NAME}.thresholds=[], which solves them"
         raise KvCacheError(beyond(NAME, budget, length, least, why, advice))
     parts = largest(solved, length, budget, PARTS * length)
     if parts is None:
-        why = f"{options.bits[-1]}-bit codes with scales and zeros"
-        raise KvCacheError(beyond(NAME, budget, length, solved(0).bits(length), why, ADVICE))
+        raise KvCacheError(cheapest(NAME, [solved(0)], length, budget))
     return solved(parts)
 
 

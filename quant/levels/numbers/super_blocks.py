@@ -128,7 +128,8 @@ def group_of(scheme: Scheme) -> int:
 
 def _top(scheme: Scheme) -> int:
     """Return the largest number of a scale or minimum."""
-    return 2 ** scheme.kind.tensors[0].bits(scheme) - 1
+    found: int = 2 ** scheme.kind.tensors[0].bits(scheme) - 1
+    return found
 
 
 def check(scheme: Scheme) -> None:

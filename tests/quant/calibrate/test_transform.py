@@ -19,13 +19,16 @@ from quant.calibrate.transform import BlockTransformer, Changed
 from quant.calibrate.windows import make_batches
 from quant.config import QuantizationConfig
 from quant.errors import QuantizationError
+from quant.experts import unfuse
 from quant.scheme import Scheme
 from quant.solvers import gptq, rtn
 from quant.solvers.base import Layer
-from quant.transforms import awq, equalize
+from quant.transforms import awq, equalize, repquant, smoothquant
 from quant.transforms.base import Change, Group, Scaling, Transform
 from tests.oracles.naive_hessians import naive_hessians
+from tests.quant import rotating
 from tests.quant.architectures import BLOCKS, CONFIGS, random_windows, tiny_model, uneven_model
+from tests.quant.mixtures import tiny_mixture
 
 W4G16 = Scheme(4, group_size=16, scale_dtype="float32")
 EQUALIZE = ((equalize.TRANSFORM, equalize.Options()),)
@@ -162,6 +165,74 @@ def test_awq_goes_into_norms_and_further_and_leaves_the_model_as_it_is(name: str
         assert apart <= 1e-4 * torch.linalg.vector_norm(expected)
 
 
+# Values of DeepSeek come out of the matrix that makes keys, too.
+MIXED = {
+    "mixtral": {"o_proj": "self_attn.v_proj", "w2": "w3"},
+    "deepseek-v3": {"o_proj": "self_attn.kv_b_proj", "down_proj": "up_proj"},
+}
+
+
+@pytest.mark.parametrize("name", MIXED)
+def test_awq_goes_into_experts_whatever_a_wrong_try_does_to_their_tokens(name: str) -> None:
+    model, tokens = tiny_mixture(name), torch.stack(random_windows(2, seed=5))
+    unfuse(model)
+    before = logits(model, tokens)
+    found = transform(model, ((awq.TRANSFORM, awq.Options(steps=4)),))
+    assert (logits(model, tokens) - before).abs().max() <= 1e-5 * before.abs().max()
+    inside = [(layer, done.notes[0]) for layer, done in found.items() if "layers.1." in layer]
+    for layer, note in inside:
+        (source,) = [into for end, into in MIXED[name].items() if layer.endswith(end)] or [None]
+        if "nothing to change" in note:
+            continue
+        if source is not None:
+            assert note.startswith("awq into ")
+            assert note.endswith(source)
+        elif ".experts." in layer:  # they read what a router chose
+            assert "no layer further in front" in note
+    assert sum("into" in note and ".experts." in layer for layer, note in inside) >= 3
+
+
+# Norms and layers with a bias; the others refuse a shift by name.
+SHIFTED = ("opt", "bloom", "gpt2", "gpt-neox", "phi")
+
+
+@pytest.mark.parametrize("part", [smoothquant, repquant], ids=["smoothquant", "repquant"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_ranges_are_moved_into_norms_and_leave_the_model_as_it_is(name: str, part) -> None:
+    model, tokens = uneven_model(name), torch.stack(random_windows(2, seed=5))
+    before, hessians, options = logits(model, tokens), {}, part.Options()
+    if part is repquant and CHANGED.get(name, LLAMA_LIKE) and name not in SHIFTED:
+        with pytest.raises(QuantizationError, match=r"has no bias .*; use shift=false"):
+            transform(uneven_model(name), ((part.TRANSFORM, options),))
+        options = repquant.Options(shift=False)
+    found = transform(model, ((part.TRANSFORM, options),), hessians)
+    assert (logits(model, tokens) - before).abs().max() <= 1e-5 * before.abs().max()
+    changed = {layer.split(".")[-1] for layer, done in found.items() if done.changes}
+    assert changed == set(CHANGED.get(name, LLAMA_LIKE))
+    for layer, expected in naive_hessians(model, hessians, random_windows(4)).items():
+        apart = torch.linalg.vector_norm(hessians[layer].double() - expected)
+        assert apart <= 1e-4 * torch.linalg.vector_norm(expected)
+
+
+def test_statistics_are_carried_to_the_transform_that_reads_them_or_it_is_refused() -> None:
+    model, seen = uneven_model("llama"), []
+
+    def look(group: Group, _: object) -> None:
+        assert group.statistics is not None
+        squares = group.hessian.diagonal().double() / group.count
+        assert (group.statistics.largest.square() >= squares * (1 - 1e-5)).all()
+        assert (group.statistics.magnitude.square() <= squares * (1 + 1e-5)).all()
+        seen.append(group.name)
+
+    reader = (Transform("look", "looked at", look, reads_statistics=True), None)
+    full = (equalize.TRANSFORM, equalize.Options(strength=1.0))
+    transform(model, (full, reader))
+    assert seen
+    kept = (rotating.TRANSFORM, None)
+    with pytest.raises(QuantizationError, match=r"look reads .* unknown after rotate: apply look"):
+        transform(model, (kept, (replace(reader[0], keep=lambda _: "always", rebuild=dict), None)))
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_powers_of_two_leave_every_bit_in_half_precision(dtype: torch.dtype) -> None:
     model, tokens = uneven_model("llama").to(dtype), torch.stack(random_windows(2, seed=5))
@@ -260,10 +331,30 @@ def test_records_say_what_was_left_as_it_is() -> None:
 def test_a_transform_that_changes_no_layer_is_refused() -> None:
     """The norms of OPT-350M feed the residual too: figures would be those without it."""
     config = QuantizationConfig(gptq.SOLVER, W4G16, transforms=EQUALIZE)
+    done: list[str] = []
     with pytest.raises(QuantizationError, match="equalize changed no layer of this model") as said:
-        quantize_model(uneven_model("opt-350m"), random_windows(3), config)
+        quantize_model(
+            uneven_model("opt-350m"), random_windows(3), config, lambda *said: done.append(said[2])
+        )
+    assert all("layers.0." in layer for layer in done)  # not after all of a large model
     assert "aten.add.Tensor also reads what self_attn_layer_norm makes" in str(said.value)
     assert "no module of the block makes its input" in str(said.value)
+
+
+def test_a_transform_that_finds_something_in_a_later_block_is_not_refused() -> None:
+    """Nothing to change is no property of the model's structure."""
+
+    def later(group: Group, _: object) -> Scaling | None:
+        scale = torch.full((len(group.hessian),), 2.0).double()
+        return None if ".layers.0." in group.name else Scaling(scale)
+
+    config = QuantizationConfig(
+        rtn.SOLVER, W4G16, transforms=((Transform("later", "l", later), None),)
+    )
+    result = quantize_model(tiny_model("llama"), random_windows(3), config)
+    notes = {layer.block: layer.transforms for layer in result.layers if "q_proj" in layer.name}
+    assert notes[0] == ["later not applied: it finds nothing to change"]
+    assert notes[1] == ["later into input_layernorm"]
 
 
 def test_shared_norms_and_layers_are_left_as_they_are() -> None:

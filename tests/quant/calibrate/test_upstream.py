@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from quant.calibrate.capture import capture, run_block
+from quant.calibrate.neighbours import find_neighbours
 from quant.calibrate.structure import learn_structure
 from quant.calibrate.upstream import Source, Upstream
 from quant.transforms.base import Scaling
@@ -46,7 +47,9 @@ def find(block: nn.Module, taken: tuple[str, ...] = ()) -> tuple[Source | None, 
     x = torch.randn(2, 5, 8)
     upstream = Upstream(block.eval(), lambda: block(x), (2, 5), lambda name: name in taken)
     before = copy.deepcopy(block.state_dict())
-    source = upstream.find(("down",))
+    with torch.no_grad():
+        (sources,) = find_neighbours(block, [("down",)], lambda: block(x)).sources.values()
+    source = upstream.find(("down",), sources)
     assert all(torch.equal(value, before[key]) for key, value in block.state_dict().items())
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in block.modules())
     return source, upstream
@@ -106,7 +109,7 @@ def test_an_error_in_the_block_leaves_the_parameters() -> None:
     before = copy.deepcopy(block.state_dict())
     upstream = Upstream(block.eval(), run, (2, 5), lambda _: False)
     with pytest.raises(RuntimeError, match="lost"):
-        upstream.find(("down",))
+        upstream.find(("down",), ["up"])
     assert all(torch.equal(value, before[key]) for key, value in block.state_dict().items())
 
 
@@ -145,10 +148,12 @@ def test_rows_of_values_are_read_off(name: str, reader: str, dtype: torch.dtype)
     call, hidden = captured.calls[0][0], captured.hidden[0]
     before = copy.deepcopy(block.state_dict())
     with torch.no_grad():
-        upstream = Upstream(
-            block, lambda: run_block(block, first, call, hidden), (3, 24), lambda _: False
-        )
-        source = upstream.find((reader,))
+
+        def run() -> Tensor:
+            return run_block(block, first, call, hidden)
+
+        (sources,) = find_neighbours(block, [(reader,)], run).sources.values()
+        source = Upstream(block, run, (3, 24), lambda _: False).find((reader,), sources)
     assert source is not None
     assert torch.equal(source.rows, rows_of(name))
     assert (source.tied is not None) == (name in ("llama", "falcon"))

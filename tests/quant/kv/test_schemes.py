@@ -17,8 +17,11 @@ WIDE = Shape(64, 64)
 OPTIONS = [
     (lambda: per_token.Options(bits=5), "bits=5 is no width of a code; use 8, 4, 3 or 2."),
     (lambda: per_token.Options(group=1), "group=1 is too small"),
-    (lambda: kivi.Options(group=None), "group=null leaves keys without groups"),
-    (lambda: kivi.Options(residual=48), "residual=48 is no multiple of group=32; use one"),
+    (lambda: kivi.Options(residual=64), "residual=64 needs a group that divides it; use group=32"),
+    (
+        lambda: kivi.Options(group=32, residual=48),
+        "residual=48 is no multiple of group=32; use one",
+    ),
     (lambda: staircase.Options(bits=(4, 8)), "bits=[4, 8] do not fall"),
     (lambda: staircase.Options(bits=(6,)), "bits=[6] are no widths of codes"),
     (lambda: staircase.Options(thresholds=(1, 2)), "are not as many as bits=[8, 4, 2]"),
@@ -31,23 +34,22 @@ OPTIONS = [
 
 @pytest.mark.parametrize(("make", "message"), OPTIONS)
 def test_options_that_cannot_be(make, message) -> None:
-    with pytest.raises(ValueError, match="use|leaves|give") as raised:
+    with pytest.raises(ValueError, match=r"use|leaves|give") as raised:
         make()
     assert message in str(raised.value)
 
 
 BUDGETS = [
-    (per_token, per_token.Options(), 2.2, 8192, "2-bit codes, scales and zeros in group 64s take "
-     "2.50 at least"),
-    (per_token, per_token.Options(bits=4), 4.2, 8192, "4-bit codes"),
+    (per_token, per_token.Options(), 2.2, 8192, "takes 2.50 at least (2 bits, group 64, newest 0"),
+    (per_token, per_token.Options(bits=4), 4.2, 8192, "takes 4.50 at least (4 bits"),
     (per_channel, per_channel.Options(), 4.0, 64, "cannot keep to 4 bits a number at 64 tokens"),
     (hadamard, hadamard.Options(), 2.0, 8192, "kv scheme hadamard cannot keep to 2 bits"),
-    (kivi, kivi.Options(), 4.0, 190, "2-bit codes in groups of 32 and a residual 32 in 16 bits"),
-    (kivi, kivi.Options(residual=2048), 4.0, 8192, "and a residual 2048 in 16 bits take"),
-    (staircase, staircase.Options(), 2.4, 8192, "2-bit codes with scales and zeros take 2.50"),
+    (kivi, kivi.Options(), 4.0, 190, "at least (2 bits, group 32, residual 32); raise suite.kv_c"),
+    (kivi, kivi.Options(group=32, residual=2048), 4.0, 8192, "residual 2048); raise"),
+    (staircase, staircase.Options(), 2.4, 8192, "takes 2.50 at least (16/8/4/2 bits"),
     (staircase, staircase.Options(thresholds=(4096, 5000, 8192)), 4.0, 8192,
      "use suite.kv_cache.options.staircase.thresholds=[], which solves them."),
-    (h2o, h2o.Options(), 0.1, 64, "two tokens take"),
+    (h2o, h2o.Options(), 0.1, 64, "(two tokens)"),
 ]  # fmt: skip
 
 
@@ -68,6 +70,22 @@ def test_widths_that_cannot_be() -> None:
         per_token.solve(per_token.Options(group=48), WIDE, 8192, 4.0)
     cache = per_token.solve(per_token.Options(group=128), WIDE, 8192, 4.0)
     assert cache.keys[0].rounding.group == 64  # a group is never wider than a head
+
+
+def test_papers_settings_are_kept() -> None:
+    """2 bits, groups of 32, a residual of 128: keys hold 64.5 of them in 16 bits on average."""
+    options = kivi.Options(bits=2, group=32, residual=128)
+    cache = kivi.solve(options, WIDE, 8192, 4.0)
+    assert [cache.keys[0].block, cache.values[0].after] == [128, 128]
+    expected = 3 + 13 * (63.5 + 128) / 2 / 8192  # the mean over a cycle of the count
+    assert cache.bits(8192) == pytest.approx(expected, rel=1e-2)
+
+
+def test_groups_are_as_small_as_codes_of_most_bits_allow() -> None:
+    cache = kivi.solve(kivi.Options(), WIDE, 8192, 4.0)
+    assert cache.words[:2] == ["3 bits", "group 64"]  # in groups of 32 they would take 4.0 alone
+    cache = per_channel.solve(per_channel.Options(), WIDE, 8192, 5.5)
+    assert cache.words[:2] == ["4 bits", "group 32"]
 
 
 def test_thresholds_that_are_given_are_kept() -> None:

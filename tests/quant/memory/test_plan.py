@@ -29,7 +29,7 @@ from quant.memory.plan import (
 from quant.scheme import Scheme
 from quant.solvers import gptq, qronos, rtn
 from quant.solvers.base import Memory
-from quant.transforms import equalize
+from quant.transforms import equalize, residual_hadamard
 from quant.transforms.base import Transform
 from tests.quant import resident, rotating
 from tests.quant.architectures import random_windows, tiny_model
@@ -251,6 +251,20 @@ def test_what_is_kept_is_as_large_as_its_transform_says(keep: str) -> None:
         }
         assert sizes == {inputs: transform[0].kept_bytes(inputs) for inputs in sizes}
         assert sizes
+
+
+def test_a_rotated_residual_stream_takes_a_head_of_its_own_and_a_wide_layer() -> None:
+    tied = replace(OPT_175B, head=(50272, 12288))
+    rotation = ((residual_hadamard.TRANSFORM, None),)
+    config = QuantizationConfig(gptq.SOLVER, Scheme(4, 128), transforms=rotation)
+    plan = plan_quantization(tied, config, 2048, 2048, Limits(device=10**13, host=10**13))
+    parts = {item.name: item for item in plan.items}
+    outside = OPT_175B.outside_bytes + 50272 * 12288 * 2
+    assert parts["embeddings, norm and head"].bytes == outside
+    assert parts["embeddings and head, until checked"].bytes == outside
+    assert parts["a layer that is rotated, in float64"].bytes == 40 * 12288 * 49152
+    own = replace(tied, head_bytes=1000)
+    assert own.with_own_head() == own
 
 
 def test_whether_a_model_fits_whole() -> None:

@@ -41,7 +41,7 @@ def search(weight: Tensor, scheme: Scheme, layer: str, hessian: Tensor | None = 
     for begin in range(0, len(weight), at_once):
         rows = slice(begin, begin + at_once)
         start = {name: tensor[rows] for name, tensor in first.items()}
-        found.append(_best(weight[rows], start, scheme, layer, hessian))
+        found.append(_best(weight[rows].contiguous(), start, scheme, layer, hessian))
     return {name: torch.cat([part[name] for part in found]) for name in first}
 
 

@@ -55,6 +55,13 @@ def refuses(options: NoOptions, scheme: Scheme) -> str | None:  # noqa: ARG001
     )
 
 
+def oracle(weight: Tensor, scheme: Scheme, hessian: Tensor, *_: object) -> Tensor:
+    """Try every level for every weight."""
+    from quant.solvers.textbook import rounded
+
+    return rounded(weight, scheme, hessian)
+
+
 SOLVER = Solver(
     name="rtn_calibrated",
     label="RTN, calibrated",
@@ -63,4 +70,5 @@ SOLVER = Solver(
     searches_with_hessian=True,
     memory=Memory(weights=5, prepared=1, preparing=1),
     refuses=refuses,
+    oracle=oracle,
 )

@@ -16,7 +16,7 @@ from quant.arithmetic import PORTABLE, resolve_arithmetic
 from quant.errors import ModelStructureError, QuantizationError
 from quant.head import AT_ONCE, SOLVER, find_head
 from quant.memory.limits import PLACES, Limits
-from quant.memory.transforms import operator_bytes, search_bytes
+from quant.memory.transforms import operator_bytes, transform_bytes
 from quant.scheme import Scheme
 from quant.tiling import BLOCKS, CHECKED_LOGITS, PANEL, strips
 
@@ -283,8 +283,8 @@ def _quantization_items(
     if config.transforms:
         # The outputs of all modules are kept while the block is observed.
         yield Item("a batch inside a block, watched", _inside(shape, at_once), here, ("collect",))
-        count = search_bytes(shape.layers, config.transforms, number)
-        yield Item("layers with one input, in a transform", count, here, ("transform",))
+        tried = transform_bytes(shape.layers, config.transforms, number, _inside(shape, at_once))
+        yield Item("what a transform chooses from and tries", tried, here, ("transform",))
 
 
 def _quantized(shape: ModelShape, scheme: Scheme) -> Iterator[Item]:

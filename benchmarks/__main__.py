@@ -23,7 +23,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import crowded, harness_overhead, perplexity, reading, solver
+from benchmarks import crowded, harness_overhead, methods, perplexity, reading, solver
 from benchmarks.peers import bitsandbytes_files, decode, gguf_files
 from benchmarks.peers import quantize as producers
 from harness.models.model import Place, StoredModel, find_model
@@ -123,6 +123,7 @@ BENCHMARKS = {
     "reading": reading.reading,
     "decode": decode.decode,
     "producers": producers.quantize,
+    "methods": methods.methods,
     "gguf": gguf_files.gguf,
     "bitsandbytes": bitsandbytes_files.bitsandbytes,
     "crowded": crowded.crowded,

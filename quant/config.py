@@ -17,7 +17,7 @@ from quant.errors import QuantizationError
 from quant.head import method_of_head
 from quant.rules import STRICT, Rules
 from quant.scheme import Scheme
-from quant.solvers.base import Solver
+from quant.solvers.base import Solver, refusal
 from quant.transforms.base import Transform
 
 
@@ -64,7 +64,18 @@ class QuantizationConfig:
             )
         options = _options(self.solver, self.options, f"solver {self.solver.name}")
         object.__setattr__(self, "options", options)
+        reason = refusal(self.solver, options, self.scheme, self.rules)
+        if reason is not None:
+            raise QuantizationError(
+                f"solver {self.solver.name} cannot be asked for {self.scheme.name}: {reason}."
+            )
         object.__setattr__(self, "transforms", tuple(map(_transform, self.transforms)))
+        late = [each.name for each, _ in self.transforms[1:] if each.residual is not None]
+        if late:
+            raise QuantizationError(
+                f"transform {late[0]} rotates the residual stream, before anything is calibrated: "
+                "list it first, and only one such transform."
+            )
         if self.batch_tokens < 1:
             raise QuantizationError(
                 f"batch_tokens={self.batch_tokens} is not a number of tokens; use 1 or more."
@@ -80,6 +91,17 @@ class QuantizationConfig:
         return self.solver.needs_calibration or bool(self.transforms)
 
     @property
+    def residual(self) -> tuple[Transform, Any] | None:
+        """The transform of the residual stream with its options, if there is one."""
+        first = next(iter(self.transforms), None)
+        return None if first is None or first[0].residual is None else first
+
+    @property
+    def input_transforms(self) -> tuple[tuple[Transform, Any], ...]:
+        """The transforms of the inputs of layers, with their options."""
+        return self.transforms if self.residual is None else self.transforms[1:]
+
+    @property
     def sequential(self) -> bool:
         """Whether the layers of a block are solved stage by stage, in the order of execution."""
         return self.solver.sequential(self.options)
@@ -89,7 +111,7 @@ class QuantizationConfig:
         return {
             "solver": _identity(self.solver, self.solver.solve, self.options),
             "scheme": _scheme(self.scheme),
-            "transforms": [_identity(each, each.change, opts) for each, opts in self.transforms],
+            "transforms": [_identity(each, each.function, opts) for each, opts in self.transforms],
             "kernel": self.kernel,
             "batch_tokens": self.batch_tokens,
             **self.rules.given(),

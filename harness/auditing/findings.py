@@ -14,7 +14,8 @@ from harness.report.table import Cell, Column, Note, Table, significant
 from quant.audit.verdict import ROUNDED, RTN
 from quant.coverage import pattern
 
-CALIBRATED = ("gptq", "gptaq", "qronos", "obq")  # methods whose codes are not the nearest levels
+# Methods whose codes are not the nearest levels.
+CALIBRATED = ("gptq", "gptaq", "qronos", "gpfq", "obq")
 
 Layer = dict[str, Any]
 

@@ -70,12 +70,15 @@ class AgainstPosition:
     Its figures have the note `position` (harness.report.curves).
 
     axis  label of the vertical axis, with the unit.
+    by    note that names a line, where a row has several: then every row has panels of its own, one
+          for each text of the note `panel`.
     """
 
     metric: str
     name: str
     title: str
     axis: str
+    by: str = ""
 
 
 def quantity(figure: Figure) -> Cell:

@@ -10,13 +10,24 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from harness.report.columns import AgainstPosition, SuiteTable
-from harness.report.curves import curve_panel, curves_of, panels_of
+from harness.report.curves import curve_panel, curves_of, lines_of, panels_of
 from harness.report.plot_style import add_legend, logarithmic, own_style, panels_in, save
-from harness.report.plots import DASHES, MARKERS, REFERENCE, Drawn, colour_of
+from harness.report.plots import (
+    CALIBRATED,
+    DASHES,
+    MARKERS,
+    MORE_COLOURS,
+    REFERENCE,
+    UNCALIBRATED,
+    Drawn,
+    colour_of,
+)
 from harness.report.rows import FigureKey, Row
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+COLOURS = (UNCALIBRATED, CALIBRATED, *MORE_COLOURS)
 
 
 def draw_curves(rows: list[Row], declared: Mapping[str, SuiteTable]) -> list[Drawn]:
@@ -26,7 +37,10 @@ def draw_curves(rows: list[Row], declared: Mapping[str, SuiteTable]) -> list[Dra
         for suite, table in declared.items():
             for curve in table.curves:
                 if panels := panels_of(rows, suite, curve):
-                    figure = curves_figure(rows, panels, curve)
+                    if curve.by:
+                        figure = lines_figure(rows, suite, curve)
+                    else:
+                        figure = curves_figure(rows, panels, curve)
                     drawn.append(Drawn(curve.name, curve.title, save(figure)))
     return drawn
 
@@ -39,25 +53,57 @@ def curves_figure(rows: list[Row], keys: list[FigureKey], plot: AgainstPosition)
     from matplotlib.lines import Line2D
 
     shown = [row for row in rows if any(key in curves_of(row) for key in keys)]
-    styles: dict[int, dict[str, Any]] = {}
+    styles: list[dict[str, Any]] = []
     for number, row in enumerate(shown):
         if row.full_precision:
-            styles[number] = {"color": REFERENCE, "linestyle": "--"}
+            styles.append({"color": REFERENCE, "linestyle": "--"})
             continue
         alike = sum(row.name == other.name for other in shown[:number])
-        styles[number] = {
-            "color": colour_of(row.name, rows),
-            "linestyle": DASHES[alike % len(DASHES)],
-            "marker": MARKERS[alike % len(MARKERS)],
-        }
+        styles.append(
+            {
+                "color": colour_of(row.name, rows),
+                "linestyle": DASHES[alike % len(DASHES)],
+                "marker": MARKERS[alike % len(MARKERS)],
+            }
+        )
     figure, panels = panels_in(len(keys), 0.3)
     for panel, key in zip(panels, keys, strict=True):
-        logarithmic(panel, curve_panel(panel, shown, key, plot.axis, styles), math.inf)
+        curves = [curves_of(row).get(key, []) for row in shown]
+        logarithmic(panel, curve_panel(panel, key[1], curves, plot.axis, styles), math.inf)
     if any(key[1] != rows[0].model for key in keys):  # a panel has the name of its text
         figure.suptitle(rows[0].model, fontsize=9.5, fontweight="bold")
     handles = [
         Line2D([], [], markersize=3.5, label=f"{row.name} {row.scheme_label}", **styles[number])
         for number, row in enumerate(shown)
     ]
+    add_legend(figure, handles)
+    return figure
+
+
+def lines_figure(rows: list[Row], suite: str, plot: AgainstPosition) -> Figure:
+    """One panel per row and note `panel`, one line for each name in it (AgainstPosition.by)."""
+    from matplotlib.lines import Line2D
+
+    places = [
+        (f"{row.name} {row.scheme_label}, {name}", lines)
+        for row in rows
+        for name, lines in lines_of(row, suite, plot).items()
+    ]
+    names = list(dict.fromkeys(name for _, lines in places for name in lines))
+    styles: dict[str, dict[str, Any]] = {
+        name: {
+            "color": COLOURS[number % len(COLOURS)],
+            "linestyle": DASHES[number // len(COLOURS) % len(DASHES)],
+            "marker": MARKERS[number % len(MARKERS)],
+        }
+        for number, name in enumerate(names)
+    }
+    figure, panels = panels_in(len(places), 0.3)
+    for panel, (title, lines) in zip(panels, places, strict=True):
+        curves = [lines.get(name, []) for name in names]
+        drawn = curve_panel(panel, title, curves, plot.axis, [styles[name] for name in names])
+        logarithmic(panel, drawn, math.inf)
+    figure.suptitle(rows[0].model, fontsize=9.5, fontweight="bold")
+    handles = [Line2D([], [], markersize=3.5, label=name, **styles[name]) for name in names]
     add_legend(figure, handles)
     return figure

@@ -17,7 +17,7 @@ from harness.report.rows import FigureKey, Row
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-POSITION = "position"
+POSITION, PANEL = "position", "panel"
 
 
 @dataclass(frozen=True)
@@ -33,13 +33,29 @@ class Point:
 def curves_of(row: Row) -> dict[FigureKey, list[Point]]:
     """The curves of a row by suite, task and metric, each in the order of positions."""
     found: dict[FigureKey, list[Point]] = {}
-    for (suite, task, metric), figure in row.figures.items():
+    for key, figure in row.figures.items():
         at = _number(figure.note(POSITION))
         if at is not None:
-            key = (suite, task.rpartition(":")[0] or task, metric)
             point = Point(at, figure.value, figure.stderr, figure.unit)
-            found.setdefault(key, []).append(point)
+            found.setdefault(_curve(key), []).append(point)
     return {key: sorted(points, key=lambda each: each.position) for key, points in found.items()}
+
+
+def lines_of(row: Row, suite: str, plot: AgainstPosition) -> dict[str, dict[str, list[Point]]]:
+    """The curves of a row by panel and by the name of their line (AgainstPosition.by)."""
+    found: dict[str, dict[str, list[Point]]] = {}
+    for key, points in curves_of(row).items():
+        if key[0] != suite or key[2] != plot.metric:
+            continue
+        figure = next(f for k, f in row.figures.items() if _curve(k) == key)
+        found.setdefault(figure.note(PANEL), {})[figure.note(plot.by)] = points
+    return found
+
+
+def _curve(key: FigureKey) -> FigureKey:
+    """The curve that a figure is a point of."""
+    suite, task, metric = key
+    return suite, task.rpartition(":")[0] or task, metric
 
 
 def curve_name(key: FigureKey, declared: Mapping[str, SuiteTable]) -> str:
@@ -64,27 +80,22 @@ def panels_of(rows: Sequence[Row], suite: str, plot: AgainstPosition) -> list[Fi
 
 def curve_panel(
     panel: Axes,
-    rows: Sequence[Row],
-    key: FigureKey,
+    title: str,
+    curves: Sequence[Sequence[Point]],
     axis: str,
-    styles: Mapping[int, Mapping[str, Any]],
+    styles: Sequence[Mapping[str, Any]],
 ) -> list[float]:
-    """Draw the curve of every row, with its standard error as a band; return its values.
-
-    styles  of lines, by the number of the row.
-    """
+    """Draw curves, each with its style and its standard error as a band; return their values."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
     positions: list[float] = []
     values: list[float] = []
-    for number, row in enumerate(rows):
-        points = curves_of(row).get(key, [])
+    for points, style in zip(curves, styles, strict=True):
         if not points:
             continue
         x = [each.position for each in points]
         y = [each.value for each in points]
         errors = [each.stderr or 0.0 for each in points]
-        style = styles[number]
         panel.plot(x, y, markersize=3.5, **style)
         low = [value - error for value, error in zip(y, errors, strict=True)]
         high = [value + error for value, error in zip(y, errors, strict=True)]
@@ -92,11 +103,11 @@ def curve_panel(
         positions, values = positions + x, values + y
     panel.set_xscale("log", base=2)
     powers = range(math.floor(math.log2(min(positions))), math.ceil(math.log2(max(positions))) + 1)
-    step = max(1, len(powers) // 6)
+    step = -(-len(powers) // 9)
     panel.xaxis.set_major_locator(FixedLocator([2.0**power for power in powers[::step]]))
     panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     panel.xaxis.set_minor_locator(NullLocator())
     panel.set_xlabel("position in the context, tokens")
     panel.set_ylabel(axis)
-    panel.set_title(key[1])
+    panel.set_title(title)
     return values

@@ -248,7 +248,10 @@ def _disk_lines(plans: Sequence[CellPlan | PendingPlan]) -> list[str]:
         scheme = cell.choices.scheme
         if not isinstance(cell.model, StoredModel) or scheme is None:
             continue
-        shape = shape_of(cell.model).with_head(scheme)
+        shape = shape_of(cell.model)
+        if any(each.transform.residual is not None for each in cell.choices.transforms):
+            shape = shape.with_own_head()
+        shape = shape.with_head(scheme)
         bits = sum(rows * width * scheme.bits_per_weight(width) for rows, width in shape.layers)
         total += shape.outside_bytes + round(shape.blocks * bits / 8)
         count += 1

@@ -228,7 +228,7 @@ def window_nll(
     intervals = total.new_zeros(max(0, len(edges) - 1), len(tokens))
     for part in parts(logits, LOGITS_AT_ONCE, POSITIONS_AT_ONCE, tokens.shape[1] - 1):
         wanted = targets[:, part]
-        losses = _losses(logits[:, part].flatten(0, 1), wanted.flatten()).view(wanted.shape)
+        losses = token_losses(logits[:, part].flatten(0, 1), wanted.flatten()).view(wanted.shape)
         total += losses.sum(1)
         for interval, (first, last) in zip(intervals, pairwise(edges), strict=True):
             # The logits of the first token are those at position 1.
@@ -238,7 +238,7 @@ def window_nll(
     return total, intervals
 
 
-def _losses(logits: Tensor, targets: Tensor) -> Tensor:
+def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
     """Return float64 [n], nats, of logits [n, vocabulary] and targets [n]; 0 where UNSCORED."""
     rows = max(1, CACHED_LOGITS // logits.shape[1])
     found = [

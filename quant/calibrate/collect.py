@@ -11,7 +11,7 @@ from quant.blocks import linear_layers, weight_matrix
 from quant.calibrate.devices import DeviceWorkers, assign
 from quant.calibrate.statistics import InputStatistics
 from quant.calibrate.windows import Batch
-from quant.errors import NonFiniteError
+from quant.errors import ModelStructureError, NonFiniteError
 from quant.experts import routed_groups
 from quant.hessian import Hessian
 
@@ -43,6 +43,8 @@ class Collector:
         self.statistics: dict[tuple[str, ...], InputStatistics] = {}
         self.worker_of = dict(zip(groups, spread(block, groups, len(workers)), strict=True))
         self._batch: Batch | None = None
+        self._reference: dict[tuple[str, ...], list[Tensor]] | None = None
+        self._records = self._whole = False
         self._waiting: set[str] = set()
         self._single_pass = single_pass
         self._workers = workers
@@ -61,12 +63,20 @@ class Collector:
             if statistics is not None:
                 self.statistics[group] = statistics
             own = weight_matrix(leader).dtype
-            hook = self._feeder(hessian, worker, own, group in mixtures, statistics)
+            hook = self._feeder(group, hessian, worker, own, group in mixtures, statistics)
             self._handles.append(leader.register_forward_pre_hook(hook))
+
+    def record(self, to_the_end: bool) -> None:
+        """Keep the inputs of the following pass, which is that of the full-precision model.
+
+        The pass after the next `begin` is compared with them. to_the_end: its output is needed.
+        """
+        self._reference = {group: [] for group in self.hessians}
+        self._records, self._whole = True, to_the_end
 
     def begin(self, batch: Batch) -> None:
         """Set the batch to which the following inputs belong."""
-        self._batch = batch
+        self._batch, self._records = batch, False
         self._waiting = {hessian.layer for hessian in self.hessians.values()}
         # Every sequence counts for every expert, even without tokens for it: n is only a scale.
         for group in self._routed:
@@ -78,6 +88,7 @@ class Collector:
 
     def _feeder(
         self,
+        group: tuple[str, ...],
         hessian: Hessian,
         worker: int,
         own: torch.dtype,
@@ -85,6 +96,9 @@ class Collector:
         statistics: InputStatistics | None,
     ) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def feed(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+            if self._records:
+                self._keep(group, args[0])
+                return
             assert self._batch is not None
             batch, inputs, shape = self._batch, args[0], self._batch.tokens.shape
             require_fits(inputs, own, batch, f"the input of {hessian.layer}")
@@ -92,11 +106,14 @@ class Collector:
             # sequences by the first dimension.
             if not routed and inputs.numel() == shape.numel() * inputs.shape[-1]:
                 inputs = inputs.reshape(*shape, inputs.shape[-1])
+            beside = self._counterpart(group, hessian.layer, args[0])
             if worker:
                 # Copy now: the block may change this tensor in place while the worker still reads.
-                inputs = inputs.detach().to(self._workers.devices[worker], copy=True)
+                device = self._workers.devices[worker]
+                inputs = inputs.detach().to(device, copy=True)
+                beside = None if beside is None else beside.to(device)
             sequences = 0 if routed else None
-            self._workers.send(worker, lambda: update(hessian, inputs, batch, sequences))
+            self._workers.send(worker, lambda: update(hessian, inputs, batch, sequences, beside))
             if statistics is not None:
                 self._workers.send(worker, lambda: statistics.update(inputs))
             self._waiting.discard(hessian.layer)
@@ -105,11 +122,37 @@ class Collector:
 
         return feed
 
+    def _keep(self, group: tuple[str, ...], inputs: Tensor) -> None:
+        assert self._reference is not None
+        # A copy: the block may change this tensor in place before it is compared.
+        self._reference[group].append(inputs.detach().clone())
+        if self._single_pass and not self._whole and all(self._reference.values()):
+            raise Collected
 
-def update(hessian: Hessian, inputs: Tensor, batch: Batch, sequences: int | None = None) -> None:
+    def _counterpart(self, group: tuple[str, ...], layer: str, inputs: Tensor) -> Tensor | None:
+        """Return the inputs of the same tokens in the full-precision model; None without them."""
+        if self._reference is None:
+            return None
+        left = self._reference[group]
+        if not left or left[0].shape != inputs.shape:
+            found = list(left[0].shape) if left else "nothing"
+            raise ModelStructureError(
+                f"{layer} reads {list(inputs.shape)} behind quantized layers and {found} in the "
+                "full-precision model, so that they cannot be compared; use method=gptq."
+            )
+        return left.pop(0)
+
+
+def update(
+    hessian: Hessian,
+    inputs: Tensor,
+    batch: Batch,
+    sequences: int | None = None,
+    reference: Tensor | None = None,
+) -> None:
     """Add inputs [batch, tokens, in] to a Hessian; NonFiniteError names the window."""
     try:
-        hessian.update(inputs, sequences)
+        hessian.update(inputs, sequences, reference)
     except NonFiniteError:
         require_finite(inputs, batch, f"the input of {hessian.layer}")
         raise

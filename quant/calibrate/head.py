@@ -6,7 +6,7 @@ import math
 import time
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from quant.blocks import set_weight_matrix, weight_matrix
@@ -63,9 +63,17 @@ def quantize_head(
 def set_head(model: PreTrainedModel, weight: QuantizedWeight) -> None:
     """Give the head of a model the values of a quantized weight; the embedding keeps its own."""
     name, module = find_head(model)
-    own = nn.Parameter(torch.empty_like(module.weight), module.weight.requires_grad)
-    module.weight = own
+    own_head(model)
     set_weight_matrix(module, weight.dequantize(), name)
+
+
+def own_head(model: PreTrainedModel) -> None:
+    """Give a head that shares its weight (with the embeddings) one of its own, of equal values."""
+    head: nn.Module = model.get_output_embeddings()
+    weight: Tensor = head.weight  # type: ignore[assignment]
+    name = next(name for name, module in model.named_modules() if module is head)
+    if sum(each is weight for _, each in model.named_parameters(remove_duplicate=False)) > 1:
+        head.weight = nn.Parameter(weight.detach().clone(), weight.requires_grad)
     getattr(model, "all_tied_weights_keys", {}).pop(f"{name}.weight", None)
     for config in (model.config, model.config.get_text_config(decoder=True)):
         config.tie_word_embeddings = False

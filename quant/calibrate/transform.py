@@ -50,6 +50,15 @@ class Changed:
             matrix = change.hessian(matrix)
         return matrix
 
+    def drift(self, matrix: Tensor) -> Tensor:
+        """Convert a drift D [in, in] (Hessian.take_drift) likewise: T^T D T.
+
+        D is not symmetric, which a change's own `hessian` may rely on.
+        """
+        for change in self.changes:
+            matrix = change.inputs(change.inputs(matrix).T).T.to(matrix.dtype)
+        return matrix
+
 
 UNCHANGED = Changed()
 NOTHING_TO_CHANGE = "it finds nothing to change"
@@ -181,6 +190,7 @@ class BlockTransformer:
                     2 * hessian.tokens / hessian.sequences,
                     all(linears[name].bias is not None for name in names),
                 )  # fmt: skip
+                assert transform.change is not None  # the residual stream is rotated before
                 change = transform.change(group, options)
                 if change is None:
                     notes.append(unapplied_note(transform.name, NOTHING_TO_CHANGE))

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from quant.calibrate.head import own_head
+from quant.calibrate.reference import require_one_stream
 from quant.calibrate.run import Progress
 from quant.calibrate.source import BlockSource
 from quant.calibrate.stream import (
@@ -62,6 +64,9 @@ def quantize_to(
     making = Making(Path(target), config.scheme, identity, method, folder, origin or Origin())
     workplace = dataclasses.replace(workplace, folder=making.folder / ACTIVATIONS)
     covered = survey(source, config.rules)  # before anything is written to disk
+    require_one_stream(source.blocks, config)
+    if config.residual is not None:
+        own_head(source.model)  # so that the room for it is looked for
     with partial_artifact(making, source) as partial:
         return quantize_blocks(source, calibration, config, partial, progress, workplace, covered)
 

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING
 from quant.arithmetic import PORTABLE, resolve_arithmetic
 from quant.errors import ModelStructureError, QuantizationError
 from quant.head import AT_ONCE, SOLVER, find_head
+from quant.memory.compiled import PRODUCT_BYTES, product_shapes
 from quant.memory.limits import PLACES, Limits
 from quant.memory.transforms import operator_bytes, transform_bytes
 from quant.scheme import Scheme
-from quant.tiling import BLOCKS, CHECKED_LOGITS, PANEL, strips
+from quant.tiling import CHECKED_LOGITS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,9 +27,6 @@ if TYPE_CHECKING:
 
     from quant.config import QuantizationConfig
 
-# oneDNN compiles a kernel for every shape of a product and keeps the last 1024. Measured: 0.5 to
-# 0.8 MB each, constant from 1024 on.
-PRODUCT_BYTES, PRODUCTS_KEPT = 800_000, 1024
 # Usable share of free memory; allocators round up and leave holes.
 USABLE = 0.95
 WORST, FREE = "at most at one time", "may be taken"
@@ -71,6 +69,13 @@ class ModelShape:
             return self
         outside = self.outside_bytes - self.head_bytes + _stored(scheme, *self.head)
         return replace(self, outside_bytes=outside, head_bytes=_stored(scheme, *self.head))
+
+    def with_own_head(self) -> ModelShape:
+        """Return the shape of the model with a head that shares no weight with the embeddings."""
+        if self.head is None or self.head_bytes:
+            return self
+        own = math.prod(self.head) * self.itemsize
+        return replace(self, outside_bytes=self.outside_bytes + own, head_bytes=own)
 
     @property
     def whole_bytes(self) -> int:
@@ -188,12 +193,15 @@ def plan_quantization(
     limits.device None means that blocks run on the CPU. activations "auto" selects the fastest
     place with enough room. Raises MemoryPlanError, with the figures, if no place has.
     """
+    if config.residual is not None:
+        shape = shape.with_own_head()
     items = list(_quantization_items(shape, config, window, limits.device is not None))
     if not config.needs_calibration:
         tokens = 0
     wide = arithmetic_of(shape, config, limits.device is not None) == PORTABLE
     itemsize = 8 if wide else shape.itemsize
-    return _place(items, tokens * shape.hidden * itemsize, limits, activations)
+    streams = 2 if config.solver.needs_reference else 1
+    return _place(items, streams * tokens * shape.hidden * itemsize, limits, activations)
 
 
 def arithmetic_of(shape: ModelShape, config: QuantizationConfig, on_gpu: bool) -> str:
@@ -251,13 +259,14 @@ def _quantization_items(
     wide = arithmetic_of(shape, config, on_gpu) == PORTABLE
     number = 8 if wide else 4
     numbers = max(memory.weights * m * n + memory.prepared * n * n for m, n in shape.layers)
-    solver = (number if config.solver.needs_calibration else 4) * (numbers + memory.beside)
+    numbers += memory.beside + max(config.scheme.search_numbers(n) for _, n in shape.layers)
+    solver = (number if config.solver.needs_calibration else 4) * numbers
     yield Item("the largest layer in the solver", solver, here, ("solve",))
     yield from _head(shape, config.scheme.head, here)
     if not config.needs_calibration:
         return
     if not on_gpu and config.kernel != "reference" and not wide:
-        compiled = min(_product_shapes(shape), PRODUCTS_KEPT)
+        compiled = product_shapes(shape.layers, mixture=bool(shape.routed))
         yield Item("kernels that oneDNN compiles", compiled * PRODUCT_BYTES, IN_HOST)
     inputs, at_once = [inputs for _, inputs in shape.layers], max(window, config.batch_tokens)
     # Layers with one input share a Hessian, but that is known only when the model runs.
@@ -270,6 +279,13 @@ def _quantization_items(
     yield Item("Hessians of a block (q, k, v share one)", held, here, known)
     yield Item("the largest factorization", preparing, here, ("factor",))
     yield Item("Hessians of a block, being collected", held, here, ("collect",))
+    if config.solver.needs_reference:  # the full-precision model beside the quantized one
+        everywhere = ("collect", "factor", "solve")
+        yield Item("drifts of a block's inputs", held, here, everywhere)
+        seen = number * at_once * sum(inputs)
+        yield Item("a batch of inputs in full precision", seen, here, ("collect",))
+        if config.sequential:
+            yield Item("the block in full precision", shape.block_bytes, here, everywhere)
     inside = _inside(shape, at_once)
     if wide:  # torch's attention and functions use more than our operators (measured: 1.4)
         inside = inside * 3 * number // (2 * max(shape.itemsize, 4))
@@ -280,6 +296,11 @@ def _quantization_items(
         yield Item("the largest layer, in float64", number * largest, here, ("collect",))
     checked = 2 * _logits(shape, min(window, CHECKED_LOGITS))
     yield Item("logits that are compared", checked, here, ("check",))
+    if config.residual is not None:
+        # The weight, its product with the norm's, and three steps of the rotation.
+        largest = max(map(math.prod, shape.layers))
+        yield Item("a layer that is rotated, in float64", 5 * 8 * largest, here, ("collect",))
+        yield Item("embeddings and head, until checked", shape.outside_bytes, here, ("check",))
     if config.transforms:
         # The outputs of all modules are kept while the block is observed.
         yield Item("a batch inside a block, watched", _inside(shape, at_once), here, ("collect",))
@@ -331,18 +352,6 @@ def _weights(shape: ModelShape, on_gpu: bool) -> Iterator[Item]:
     else:
         yield Item("weights of two blocks, one read ahead", 2 * shape.block_bytes, IN_HOST)
         yield Item("embeddings, norm and head", shape.outside_bytes, IN_HOST)
-
-
-def _product_shapes(shape: ModelShape) -> int:
-    """Number of product shapes in a block: its layers, and the others by number of inputs."""
-    if shape.routed:
-        return PRODUCTS_KEPT  # an expert gets another number of tokens in every batch
-    count = 2 * len(set(shape.layers))  # a last batch may be smaller
-    for inputs in {inputs for _, inputs in shape.layers}:
-        heights = {outputs for outputs, n in shape.layers if n == inputs}
-        panels, columns = -(-inputs // PANEL) - 1, -(-inputs // BLOCKS["cpu"]) - 1
-        count += 2 * len(strips(inputs)) + panels * (1 + len(heights)) + 2 * columns
-    return count
 
 
 def _inside(shape: ModelShape, tokens: int) -> int:

@@ -11,6 +11,9 @@ function stays the same; the weights that a solver rounds change.
 
 If no module can absorb T, or if the transform requests it, x' is computed at run time: T is *kept*
 as an operator in front of each of the layers (quant.input_operator) and stored in the artifact.
+
+A transform may also rotate the hidden states between the blocks (`residual`), which all weights
+that read or write them take in (quant.calibrate.residual).
 """
 
 from __future__ import annotations
@@ -194,9 +197,14 @@ def _a_matrix(inputs: int) -> int:
     return 4 * inputs * inputs
 
 
+def _refuses_nothing(_options: Any, _hidden: int, _widths: Sequence[int]) -> str | None:
+    return None
+
+
 @dataclass(frozen=True)
 class Transform:
-    """A change of coordinates for the layers of a block, chosen before they are solved.
+    """A change of coordinates, chosen before layers are solved: of their inputs (`change`), or of
+    the residual stream (`residual`).
 
     Unless `keep` says otherwise, a change is folded, or dropped if it cannot be folded.
 
@@ -204,7 +212,11 @@ class Transform:
     change                          change(group: Group, options) -> Change, for every group of
                                     layers whose input can be changed; None leaves the group
                                     unchanged. The Hessian comes from calibration, so a transform
-                                    needs calibration data even if the solver does not.
+                                    needs calibration data even if the solver does not. None for
+                                    a transform of the residual stream.
+    residual                        residual(hidden, keeps_mean, options) -> an orthogonal Change of
+                                    hidden states with so many features; with keeps_mean it maps the
+                                    vector of ones to itself. None for a transform of inputs.
     options                         frozen dataclass that raises a one-sentence ValueError for
                                     invalid values.
     rebuild                         rebuild(tensors) -> the change that these tensors define, with
@@ -216,6 +228,10 @@ class Transform:
     kept_bytes                      kept_bytes(inputs) -> maximum bytes of the tensors of one kept
                                     change with `inputs` inputs, for the memory plan; by default
                                     those of a float32 matrix [in, in].
+    refuses                         refuses(options, hidden, widths) -> why a model cannot be
+                                    transformed whose hidden states have `hidden` features and whose
+                                    layers have these numbers of inputs; None if it can. The plan
+                                    says so after the name of the transform.
     reads_statistics                whether `change` reads Group.statistics. They are collected only
                                     for transforms that do; a change before them has to say them in
                                     its own coordinates, by a method statistics(Statistics).
@@ -230,20 +246,26 @@ class Transform:
 
     name: str
     label: str
-    change: Callable[..., Change | None]
+    change: Callable[..., Change | None] | None = None
     options: type = NoOptions
     version: int = 1
     describe: Callable[[Any], list[str]] = nothing_to_say
     rebuild: Callable[[Mapping[str, Tensor]], Keepable] | None = None
     keep: Callable[[Any], str] = _never
     kept_bytes: Callable[[int], int] = _a_matrix
+    refuses: Callable[[Any, int, Sequence[int]], str | None] = _refuses_nothing
     reads_statistics: bool = False
     folds_through: bool = False
     memory: Memory = NOTHING
+    residual: Callable[..., Change] | None = None
 
     def __post_init__(self) -> None:
         require_names(self.name, self.label, "transform")
-        if not callable(self.change):
+        if self.residual is not None and self.change is not None:
+            raise ValueError(
+                f"transform {self.name} has both change and residual; make it two transforms."
+            )
+        if not callable(self.function):
             raise ValueError(
                 f"transform {self.name}: change={self.change!r} is not a function; pass "
                 "change(group, options) -> Change or None."
@@ -254,6 +276,11 @@ class Transform:
                 f"transform {self.name}: rebuild={self.rebuild!r} is not a function; pass "
                 "rebuild(tensors) -> Change, or None if changes are only folded."
             )
+
+    @property
+    def function(self) -> Callable[..., Any]:
+        """The function that makes its changes."""
+        return self.change if self.residual is None else self.residual  # type: ignore[return-value]
 
     def keeps(self, options: Any) -> str:
         """Return when changes are kept in front of layers; ValueError for an invalid answer."""

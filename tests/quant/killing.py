@@ -20,8 +20,8 @@ from quant.checkpoint.make import files_hash, quantize_to
 from quant.checkpoint.source import CheckpointSource
 from quant.config import QuantizationConfig
 from quant.scheme import Scheme
-from quant.solvers import gptq, rtn
-from quant.transforms import awq, equalize
+from quant.solvers import gptq, qronos, rtn
+from quant.transforms import awq, equalize, hadamard, residual_hadamard
 from tests.quant import rotating
 from tests.quant.architectures import random_windows
 
@@ -53,6 +53,19 @@ CONFIGS = {
     ),
     "rotated": QuantizationConfig(
         gptq.SOLVER, SCHEME, OPTIONS, ((rotating.TRANSFORM, None),), batch_tokens=50
+    ),
+    "qronos": QuantizationConfig(
+        qronos.SOLVER,
+        SCHEME,
+        gptq.Options(true_sequential=True),
+        ((rotating.TRANSFORM, None),),
+    ),
+    "residual": QuantizationConfig(
+        gptq.SOLVER,
+        SCHEME,
+        OPTIONS,
+        ((residual_hadamard.TRANSFORM, None), (hadamard.TRANSFORM, None)),
+        batch_tokens=50,
     ),
 }
 

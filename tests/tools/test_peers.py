@@ -12,9 +12,9 @@ from harness.errors import ConfigError
 
 PEERS = Path(__file__).parents[2] / "tools" / "peers"
 METHODS = sorted(file.stem for file in (PEERS / "method").glob("*.yaml"))
-WITHOUT_TEXT = ("hqq", "torchao")
-# Levels that the files of a producer have.
-OWN = {"hqq": ["scheme.levels=quant.checkpoint.hqq.affine"]}
+WITHOUT_TEXT = ("hqq_library", "torchao")
+# Schemes of which a producer has no uniform one.
+OWN = {"hqq_library": "hqq4g64"}
 
 
 def resolved(*overrides: str) -> list[ResolvedCell]:
@@ -35,8 +35,8 @@ def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.usefixtures("environment")
 def test_every_producer_is_a_method(method: str) -> None:
-    own = OWN.get(method, [])
-    (cell,) = resolved(f"method={method}", "scheme=w4g64", *own, "suite=[perplexity]")
+    scheme = OWN.get(method, "w4g64")
+    (cell,) = resolved(f"method={method}", f"scheme={scheme}", "suite=[perplexity]")
     assert cell.identity.label
     assert (cell.choices.calibration is None) == (method in WITHOUT_TEXT)
     assert cell.arithmetic is None
@@ -50,17 +50,21 @@ def test_the_experiment_has_every_producer_beside_ours() -> None:
     assert len(set(named)) == len(named) == 23
     labels = {label for label, _, _ in named}
     assert labels == {
-        "full prec.", "RTN", "GPTQ", "llm-compressor", "GPTQModel", "AutoRound", "HQQ", "torchao"
+        "full prec.", "RTN", "GPTQ", "llm-compressor", "GPTQModel", "AutoRound", "torchao",
+        "HQQ's library",
     }  # fmt: skip
     assert len({cell.keys.cell for cell in cells}) == 23
-    assert {scheme for label, _, scheme in named if label == "HQQ"} == {"hqq4g64", "hqq3g64"}
+    assert {scheme for label, _, scheme in named if label == "HQQ's library"} == {
+        "hqq4g64",
+        "hqq3g64",
+    }
 
 
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["method=hqq"], "hqq cannot be asked for w4g64: its zero-points have fractions; add sch"),
-        (["method=torchao", *OWN["hqq"]], "cannot be asked for hqq4g64: its levels are uniform"),
+        (["method=hqq_library"], "for w4g64: its zero-points have fractions; use scheme=hqq4g64"),
+        (["method=torchao", "scheme=hqq4g64"], "for hqq4g64: its levels are uniform"),
         (
             ["method=torchao", "method.grids=hqq_scale_only"],
             "cannot be asked for w4g64: method.grids=hqq_scale_only has no zero-points",
@@ -71,7 +75,7 @@ def test_the_experiment_has_every_producer_beside_ours() -> None:
 @pytest.mark.usefixtures("environment")
 def test_a_scheme_that_a_program_does_not_have_is_refused(words: list[str], sentence: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        resolved("scheme=w4g64", *words)
+        resolved(*(["scheme=w4g64"] if "scheme=hqq4g64" not in words else []), *words)
     assert sentence in str(caught.value)
 
 

@@ -1,8 +1,8 @@
 """HQQ (Mobius Labs): grids that are optimized without a text, in an environment of its own.
 
 Everything that the options do not say is HQQ's default. Its zero-points have fractions, so it is
-asked for levels of its own (scheme.levels=quant.checkpoint.hqq.affine). Run as a script by that
-environment's interpreter, this file imports nothing of Bitsweep.
+asked for levels that store them (scheme=hqq4g64). Run as a script by that environment's
+interpreter, this file imports nothing of Bitsweep.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 VARIABLE = "BITSWEEP_PEERS"
 NEEDS = "tools/peers/README.md says how to make one."
-LEVELS = "quant.checkpoint.hqq.affine"
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,8 @@ def refuses(_options: Options, scheme: Scheme) -> str | None:
     """Other levels than its own."""
     if scheme.kind.name == "hqq":
         return None
-    return f"its zero-points have fractions; add scheme.levels={LEVELS}"
+    group = "" if scheme.group_size is None else f"g{scheme.group_size}"
+    return f"its zero-points have fractions; use scheme=hqq{scheme.bits}{group}"
 
 
 def whole(request: Request, options: Options) -> Made:
@@ -104,8 +104,8 @@ else:
     from quant.solvers.base import Solver
 
     SOLVER = Solver(
-        name="hqq",
-        label="HQQ",
+        name="hqq_library",
+        label="HQQ's library",
         whole=whole,
         options=Options,
         describe=describe,

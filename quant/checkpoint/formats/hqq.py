@@ -28,17 +28,16 @@ if TYPE_CHECKING:
 
 METHOD = "hqq"
 PARAMETERS = "weight_quant_params"
-_LEVELS = "quant.checkpoint.hqq"
-# By nbits: module of the levels, bits of a code here, packing. 5 and 6 bits lie in whole bytes.
+# By nbits: levels, bits of a code here, packing. 5 and 6 bits lie in whole bytes.
 WIDTHS: dict[float, tuple[str, int, str]] = {
-    8: ("affine", 8, "8bit_u8"),
-    6: ("affine", 6, "8bit_u8"),
-    5: ("affine", 5, "8bit_u8"),
-    4: ("affine", 4, "4bit_u8"),
-    3: ("affine", 3, "3bit_32"),
-    2: ("affine", 2, "2bit_u8"),
-    1.58: ("ternary", 2, "2bit_u8"),
-    1: ("binary", 2, "1bit_u8"),
+    8: ("hqq", 8, "8bit_u8"),
+    6: ("hqq", 6, "8bit_u8"),
+    5: ("hqq", 5, "8bit_u8"),
+    4: ("hqq", 4, "4bit_u8"),
+    3: ("hqq", 3, "3bit_32"),
+    2: ("hqq", 2, "2bit_u8"),
+    1.58: ("quant.checkpoint.hqq.ternary", 2, "2bit_u8"),
+    1: ("quant.checkpoint.hqq.binary", 2, "1bit_u8"),
 }
 
 
@@ -76,7 +75,7 @@ def parse(config: Config, where: str) -> CheckpointFormat:
         group_size=size,
         symmetric=False,
         act_order=False,
-        levels=f"{_LEVELS}.{levels}",
+        levels=levels,
         producer=METHOD,
         evidence=_groups(size, axis),
     )
@@ -137,7 +136,7 @@ def _read(tensors: Tensors, parsed: CheckpointFormat, layer: str, axis: int) -> 
     nbits, packing = next(
         (nbits, packing)
         for nbits, (levels, bits, packing) in WIDTHS.items()
-        if (f"{_LEVELS}.{levels}", bits) == (parsed.levels, parsed.bits)
+        if (levels, bits) == (parsed.levels, parsed.bits)
     )
     return read(tensors, parsed, Settings(nbits, packing, parsed.group_size, axis), layer)
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from quant.checkpoint.hqq import levels
+from quant.levels import hqq
 
-LEVELS = levels.levels(
+LEVELS = hqq.levels(
     "hqq_binary",
     "hqqbinary",
     "HQQ's binary levels are (code - zero) * scale with two codes",

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from quant.checkpoint.hqq import levels
+from quant.levels import hqq
 
-LEVELS = levels.levels(
+LEVELS = hqq.levels(
     "hqq_ternary",
     "hqqternary",
     "HQQ's ternary levels are (code - zero) * scale with three codes",

@@ -29,6 +29,21 @@ def test_windows_beyond_the_context_are_refused_in_the_plan(
     resolve(tiny_cell("method=gptq", "calib.length=64", "model.context=64"))
 
 
+def test_a_mixture_is_refused_in_the_plan_where_inputs_are_compared(
+    tiny_cell: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts = streaming.model_facts
+    mixture = lambda model: replace(  # noqa: E731
+        facts(model), shape=replace(facts(model).shape, routed=(((32, 2),),))
+    )
+    config = tiny_cell("method=gptaq")
+    resolve(config)
+    monkeypatch.setattr(fits, "model_facts", mixture)
+    with pytest.raises(ConfigError, match=r"method=gptaq .* a mixture of experts.*use method=gptq"):
+        resolve(config)
+    resolve(tiny_cell("method=gptq"))
+
+
 def test_a_head_that_the_model_does_not_have_is_refused_in_the_plan(
     tiny_cell: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -42,3 +57,11 @@ def test_a_head_that_the_model_does_not_have_is_refused_in_the_plan(
     with pytest.raises(ConfigError, match="only a linear layer called lm_head or embed_out"):
         resolve(config)
     resolve(tiny_cell("method=rtn", "scheme=w4"))
+
+
+def test_a_rotation_of_a_width_without_factors_is_refused_in_the_plan(tiny_cell: Make) -> None:
+    rotated = ["method=gptq", "transform=[hadamard]"]
+    resolve(tiny_cell(*rotated))
+    words = r"hadamard cannot cut \d+ inputs into blocks of block_size=512: use a divisor such as"
+    with pytest.raises(ConfigError, match=words):
+        resolve(tiny_cell(*rotated, "transform.hadamard.block_size=512"))

@@ -24,6 +24,8 @@ BESIDE = {
     "method/none": ["scheme=w16"],
     "scheme/w16": ["method=none"],
     "calib/none": ["method=rtn"],
+    "method/hqq": ["scheme=hqq4g64"],
+    "method/rtn_calibrated": ["scheme=w3g64_hessian"],
     "calib/c4": ["calib.path={text}", "calib.length=null"],
     "calib/wikitext2": ["calib.path={text}", "calib.length=null"],
     "calib/documents": ["calib.path={text}"],

@@ -100,6 +100,18 @@ def test_rounding_is_continued_too(model: Path, tmp_path: Path) -> None:
         assert files(tmp_path / when) == files(tmp_path / "whole")
 
 
+def test_the_full_precision_model_goes_on_beside_the_quantized_one(
+    model: Path, tmp_path: Path
+) -> None:
+    """Its hidden states pass through the original of every block that was finished."""
+    killing.make(model, tmp_path / "whole", "cpu", "qronos")
+    for activations, block in (("cpu", 0), ("disk", 1)):
+        target = tmp_path / activations
+        killing.kill(model, target, "noted", block, activations, "qronos")
+        assert killing.make(model, target, activations, "qronos").resumed == block + 1
+        assert files(target) == files(tmp_path / "whole")
+
+
 def test_a_transformed_run_goes_on_with_the_norms_that_it_changed(tmp_path: Path) -> None:
     """The block after the ones that were finished is calibrated on what they make."""
     model, whole = tmp_path / "model", tmp_path / "whole"

@@ -12,13 +12,12 @@ from quant.arithmetic import FAST, PORTABLE
 from quant.calibrate.stream import quantize_model
 from quant.config import QuantizationConfig
 from quant.input_operator import operator_bits, operator_of
+from quant.memory.compiled import PRODUCT_BYTES, PRODUCTS_KEPT
 from quant.memory.limits import Limits
 from quant.memory.plan import (
     IN_HOST,
     ON_DEVICE,
     ON_DISK,
-    PRODUCT_BYTES,
-    PRODUCTS_KEPT,
     USABLE,
     MemoryPlanError,
     ModelShape,
@@ -28,9 +27,9 @@ from quant.memory.plan import (
     size,
 )
 from quant.scheme import Scheme
-from quant.solvers import gptq, rtn
+from quant.solvers import gptq, qronos, rtn
 from quant.solvers.base import Memory
-from quant.transforms import equalize
+from quant.transforms import equalize, residual_hadamard
 from quant.transforms.base import Transform
 from tests.quant import resident, rotating
 from tests.quant.architectures import random_windows, tiny_model
@@ -209,6 +208,35 @@ def test_operators_are_counted_for_every_layer_and_for_the_block_before(
     assert on_cpu.needed(IN_HOST) - without.needed(IN_HOST) == 2 * matrices
 
 
+def test_the_full_precision_model_beside_is_counted() -> None:
+    """Hidden states twice, a drift for every Hessian, inputs of a batch; a block with stages."""
+    limits, tokens = Limits(device=10**13, host=10**13, disk=10**13), 128 * 2048
+    options = gptq.Options(true_sequential=True)
+    for given, block in ((None, 0), (options, OPT_175B.block_bytes)):
+        plain, compared = (
+            {
+                item.name: item.bytes
+                for item in plan_quantization(
+                    OPT_175B,
+                    QuantizationConfig(solver, Scheme(4, 128), given),
+                    tokens,
+                    2048,
+                    limits,
+                ).items
+            }
+            for solver in (gptq.SOLVER, qronos.SOLVER)
+        )
+        stored = "activations between blocks"
+        assert compared[stored] == 2 * plain[stored]
+        drifts = compared["drifts of a block's inputs"]
+        assert drifts == compared["Hessians of a block, being collected"]
+        inputs = 4 * 2048 * (5 * 12288 + 49152)
+        assert compared["a batch of inputs in full precision"] == inputs
+        assert compared.get("the block in full precision", 0) == block
+        new = set(compared) - set(plain)
+        assert len(new) == 2 + bool(block)
+
+
 @pytest.mark.parametrize("keep", ["where_needed", "always"])
 def test_what_is_kept_is_as_large_as_its_transform_says(keep: str) -> None:
     options = equalize.Options(keep=keep, powers_of_two=False)
@@ -223,6 +251,20 @@ def test_what_is_kept_is_as_large_as_its_transform_says(keep: str) -> None:
         }
         assert sizes == {inputs: transform[0].kept_bytes(inputs) for inputs in sizes}
         assert sizes
+
+
+def test_a_rotated_residual_stream_takes_a_head_of_its_own_and_a_wide_layer() -> None:
+    tied = replace(OPT_175B, head=(50272, 12288))
+    rotation = ((residual_hadamard.TRANSFORM, None),)
+    config = QuantizationConfig(gptq.SOLVER, Scheme(4, 128), transforms=rotation)
+    plan = plan_quantization(tied, config, 2048, 2048, Limits(device=10**13, host=10**13))
+    parts = {item.name: item for item in plan.items}
+    outside = OPT_175B.outside_bytes + 50272 * 12288 * 2
+    assert parts["embeddings, norm and head"].bytes == outside
+    assert parts["embeddings and head, until checked"].bytes == outside
+    assert parts["a layer that is rotated, in float64"].bytes == 40 * 12288 * 49152
+    own = replace(tied, head_bytes=1000)
+    assert own.with_own_head() == own
 
 
 def test_whether_a_model_fits_whole() -> None:

@@ -1,11 +1,10 @@
 """Fold a scaling of a group's input into a linear layer further in front.
 
-Between that layer and the input stand operators without parameters (quant.calibrate.neighbours sees
-which layers these are): the product of a gated MLP, attention, which mixes values, or an activation
-function. Some of them pass scales on (x = a * u,
-the mean of values, ReLU), others do not (GELU). Neither names nor classes tell, so a scaling is
-tried: it is applied to the weights, the block runs, and all parameters are restored unless exactly
-the input of the group has changed, as it should.
+Between that layer and the input stand operators without parameters, as quant.calibrate.neighbours
+sees: the product of a gated MLP, attention, which mixes values, or an activation function. Some of
+them pass scales on (x = a * u, the mean of values, ReLU), others do not (GELU). Neither names nor
+classes tell, so a scaling is tried: it is applied to the weights, the block runs, and all
+parameters are restored unless exactly the input of the group has changed, as it should.
 
 Which row of the layer makes which input is known where both have one size. Elsewhere (grouped
 queries share values; q, k and v are one matrix) it is read from the first token of a window: it

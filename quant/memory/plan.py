@@ -17,7 +17,7 @@ from quant.errors import ModelStructureError, QuantizationError
 from quant.head import AT_ONCE, SOLVER, find_head
 from quant.memory.compiled import PRODUCT_BYTES, product_shapes
 from quant.memory.limits import PLACES, Limits
-from quant.memory.transforms import operator_bytes, search_bytes
+from quant.memory.transforms import operator_bytes, transform_bytes
 from quant.scheme import Scheme
 from quant.tiling import CHECKED_LOGITS
 
@@ -304,8 +304,8 @@ def _quantization_items(
     if config.transforms:
         # The outputs of all modules are kept while the block is observed.
         yield Item("a batch inside a block, watched", _inside(shape, at_once), here, ("collect",))
-        count = search_bytes(shape.layers, config.transforms, number)
-        yield Item("layers with one input, in a transform", count, here, ("transform",))
+        tried = transform_bytes(shape.layers, config.transforms, number, _inside(shape, at_once))
+        yield Item("what a transform chooses from and tries", tried, here, ("transform",))
 
 
 def _quantized(shape: ModelShape, scheme: Scheme) -> Iterator[Item]:

@@ -17,16 +17,21 @@ def operator_bytes(layers: Shapes, chosen: Chosen) -> int:
     return sum(each.kept_bytes(inputs) for each in kept for _, inputs in layers)
 
 
-def search_bytes(layers: Shapes, chosen: Chosen, number: int) -> int:
-    """Bytes of the matrices from which a change is chosen, in numbers of `number` bytes each."""
+def transform_bytes(layers: Shapes, chosen: Chosen, number: int, inside: int) -> int:
+    """Bytes while changes are chosen and tried.
+
+    number  bytes of each number of a matrix.
+    inside  bytes of one batch inside the block.
+    """
     together: dict[int, int] = {}  # outputs by inputs: layers of one input are given at once
     for outputs, inputs in layers:
         together[inputs] = together.get(inputs, 0) + outputs
     given = max(4 * outputs * inputs + number * inputs**2 for inputs, outputs in together.items())
-    memories = [transform.memory for transform, _ in chosen]
     searched = max(
-        each.weights * outputs * inputs + each.prepared * inputs**2
-        for each in memories
+        each.memory.weights * outputs * inputs + each.memory.prepared * inputs**2
+        for each, _ in chosen
         for outputs, inputs in layers
     )
-    return given + number * searched
+    # The block runs; for a fold further in front inputs before and after it are kept.
+    passes = 3 if any(each.folds_through for each, _ in chosen) else 1
+    return given + number * searched + passes * inside

@@ -90,3 +90,32 @@ def test_linear_layers_make_inputs_too_and_layers_that_run_twice_have_none() -> 
     again = nn.Sequential(chain[0], chain[1], chain[1])
     found = find_neighbours(again, [("1",)], lambda: again(x))
     assert found.makers["1",] == "1 runs 2 times in a pass"
+
+
+def test_sources_are_seen_through_operators_and_end_at_parameters() -> None:
+    """Of what is made in place or at an address that was free again, too."""
+
+    class Mixing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.q, self.k, self.v = (nn.Linear(8, 8) for _ in range(3))
+            self.norm, self.act = nn.LayerNorm(8), nn.SiLU()
+            self.out, self.gate, self.up, self.down = (nn.Linear(8, 8) for _ in range(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            q, k, v = self.norm(self.q(x)), self.k(x), self.v(x)
+            x = x + self.out(torch.softmax(q @ k.mT, -1) @ v)
+            gate = self.act(self.gate(x.clone()))
+            gate *= self.up(x.clone())
+            return x + self.down(gate.view(2, 3, 8))
+
+    block, x = Mixing().eval(), torch.randn(2, 3, 8)
+    groups = [("q",), ("out",), ("gate",), ("down",)]
+    with torch.no_grad():
+        found = find_neighbours(block, groups, lambda: block(x)).sources
+    assert found == {
+        ("q",): (),
+        ("out",): ("v", "k"),
+        ("gate",): ("out",),
+        ("down",): ("up", "gate"),
+    }

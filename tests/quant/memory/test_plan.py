@@ -328,12 +328,12 @@ def test_runs_leave_no_memory_behind(measured: resident.Measured) -> None:
     assert measured.grown < resident.REPEATS * measured.shape.block_bytes / 2
 
 
-def test_a_transform_holds_layers_of_one_input_and_what_it_searches_with() -> None:
-    """Three of the layers of OPT share their input: q, k and v; given as float32."""
+def test_a_transform_holds_layers_of_one_input_and_what_it_searches_and_tries_with() -> None:
+    """Layers are given as float32; which share an input is known only when the model runs."""
     wide, inner = 12288, 49152
-    searching = Transform("toy", "toy", len, memory=Memory(weights=2, prepared=3))
+    searching = Transform("toy", "t", len, memory=Memory(weights=2, prepared=3), folds_through=True)
     most = 2 * inner * wide + 3 * inner**2
-    for transform, searched in ((equalize.TRANSFORM, 0), (searching, most)):
+    for transform, searched, passes in ((equalize.TRANSFORM, 0, 1), (searching, most, 3)):
         config = QuantizationConfig(
             gptq.SOLVER, Scheme(4, 128), transforms=((transform, None),), arithmetic=FAST
         )
@@ -343,4 +343,5 @@ def test_a_transform_holds_layers_of_one_input_and_what_it_searches_with() -> No
             (4 * wide + inner) * wide + wide**2,  # as if q, k, v, the output and fc1 shared theirs
             wide * inner + inner**2,
         )
-        assert item.bytes == 4 * (given + searched)
+        (inside,) = [i.bytes for i in plan.items if i.name == "a batch inside a block, watched"]
+        assert item.bytes == 4 * (given + searched) + passes * inside

@@ -9,7 +9,7 @@ import torch
 from quant.calibrate.statistics import InputStatistics
 from quant.hessian import Hessian
 from quant.scheme import Scheme
-from quant.solvers import rtn
+from quant.solvers import rtn, rtn_calibrated
 from quant.transforms import awq
 from quant.transforms.base import Group
 
@@ -124,6 +124,27 @@ def test_the_error_is_that_of_the_outputs_and_never_above_plain_rounding(seed: i
         pairs = zip(weights, rounded, strict=True)
         errors.append(sum(float((flat @ w.T - inputs @ q.T).square().sum()) for w, q in pairs))
     assert errors[1] <= errors[0]
+
+
+def test_grids_that_are_searched_with_the_hessian_are_searched_in_the_new_coordinates() -> None:
+    x, weights = layers(21)
+    scheme = Scheme(3, group_size=8, grid="hessian")
+    change = awq.change(group(x, weights, scheme))
+    assert change is not None
+    flat, errors = x.reshape(-1, INPUTS), []
+    for each in (None, change):
+        inputs = x if each is None else each.inputs(x)
+        hessian = Hessian(INPUTS, dtype=torch.float64)
+        hessian.update(inputs)
+        error = 0.0
+        for weight in weights:
+            moved = weight if each is None else each.weight(weight)
+            found = rtn_calibrated.solve(moved, scheme, hessian.matrix()).weight
+            rounded = found.dequantize(torch.float64)
+            apart = flat @ weight.T - inputs.reshape(-1, INPUTS) @ rounded.T
+            error += float(apart.square().sum())
+        errors.append(error)
+    assert errors[1] < errors[0]
 
 
 def test_tied_inputs_get_one_scale() -> None:

@@ -17,7 +17,7 @@ from quant.errors import QuantizationError
 from quant.head import method_of_head
 from quant.rules import STRICT, Rules
 from quant.scheme import Scheme
-from quant.solvers.base import Solver
+from quant.solvers.base import Solver, refusal
 from quant.transforms.base import Transform
 
 
@@ -64,6 +64,11 @@ class QuantizationConfig:
             )
         options = _options(self.solver, self.options, f"solver {self.solver.name}")
         object.__setattr__(self, "options", options)
+        reason = refusal(self.solver, options, self.scheme, self.rules)
+        if reason is not None:
+            raise QuantizationError(
+                f"solver {self.solver.name} cannot be asked for {self.scheme.name}: {reason}."
+            )
         object.__setattr__(self, "transforms", tuple(map(_transform, self.transforms)))
         late = [each.name for each, _ in self.transforms[1:] if each.residual is not None]
         if late:

@@ -6,16 +6,20 @@ encoded; this module has what is common to all levels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from quant.errors import NonFiniteError, QuantizationError
-from quant.levels.base import GridTensor
+from quant.grid_search import search
+from quant.levels.base import SEARCHES, GridTensor
 from quant.scheme import Scheme
 from quant.weight import QuantizedWeight
+
+# (steps of adjacent columns) -> H [columns, columns] of their inputs
+Blocks = Callable[[slice], Tensor]
 
 
 @dataclass(frozen=True)
@@ -47,19 +51,23 @@ def stack_grids(grids: Sequence[Grid | None]) -> Grid:
     return Grid({name: torch.stack([grid[name] for grid in found]) for name in found[0].tensors})
 
 
-def find_groups(weight: Tensor, scheme: Scheme, layer: str = "this layer") -> Grid:
+def find_groups(
+    weight: Tensor, scheme: Scheme, layer: str = "this layer", hessian: Blocks | None = None
+) -> Grid:
     """Return the grids [out, groups] of weight [out, in]; the columns of a group are adjacent.
 
+    hessian  gives the diagonal blocks of H, for schemes that search with them.
     Computed in float32 (float64 for float64 weights). Grids that the levels find together need all
     of their columns (scheme.span) at once: a solver that reaches groups one by one passes all these
     columns when it reaches the first. Raises NonFiniteError for weights that are not finite,
     QuantizationError for scales that exceed their type and for levels that find other tensors than
-    they declare.
+    they declare, SchemeError for a scheme to which such a weight cannot be quantized.
     """
     found = []
     outputs, inputs = weight.shape
-    for rows, count in _parts(working(weight), scheme.span(inputs)):
-        tensors = find_grid(rows, scheme, layer).tensors
+    scheme.require(inputs, layer)
+    for rows, count, block in _pieces(working(weight), scheme, hessian):
+        tensors = find_grid(rows, scheme, layer, block).tensors
         groups = scheme.groups(rows.shape[1])
         part = {}
         for each in scheme.kind.tensors:
@@ -74,10 +82,18 @@ def find_groups(weight: Tensor, scheme: Scheme, layer: str = "this layer") -> Gr
     return Grid({name: torch.cat([part[name] for part in found], 1) for name in found[0]})
 
 
-def find_grid(weight: Tensor, scheme: Scheme, layer: str = "this layer") -> Grid:
-    """Return the grid that the levels find for every row of weight [rows, columns]."""
-    kind = scheme.kind
-    found = kind.find(working(weight), scheme, layer)
+def find_grid(
+    weight: Tensor, scheme: Scheme, layer: str = "this layer", hessian: Tensor | None = None
+) -> Grid:
+    """Return the grid that the levels find for every row of weight [rows, columns].
+
+    hessian  H [columns, columns], for schemes that search with it.
+    """
+    kind, weight = scheme.kind, working(weight)
+    if kind.candidates is not None and scheme.grid in SEARCHES:
+        found = search(weight, scheme, layer, hessian)
+    else:
+        found = kind.find(weight, scheme, layer)
     rows, groups = len(weight), scheme.groups(weight.shape[1])
     together = kind.span != 1
     expected = {
@@ -109,6 +125,19 @@ def quantize_groups(weight: Tensor, grid: Grid, scheme: Scheme) -> Tensor:
         codes.append(quantize(rows, part, scheme).view(len(weight), -1))
         first += count
     return codes[0] if len(codes) == 1 else torch.cat(codes, 1)
+
+
+def _pieces(
+    weight: Tensor, scheme: Scheme, hessian: Blocks | None
+) -> Iterator[tuple[Tensor, int, Tensor | None]]:
+    """Yield weight [out, in] as `_parts` does, or group by group, each with its block of H."""
+    size = scheme.span(weight.shape[1])
+    if hessian is None or not scheme.needs_hessian:
+        yield from ((*part, None) for part in _parts(weight, size))
+        return
+    for begin in range(0, weight.shape[1], size):
+        columns = weight[:, begin : begin + size]
+        yield columns, 1, hessian(slice(begin, begin + columns.shape[1])).to(weight.dtype)
 
 
 def _parts(weight: Tensor, size: int) -> list[tuple[Tensor, int]]:

@@ -48,14 +48,18 @@ class Hessian:
         # 2 times the error). It does not overflow in practice: 10^9 tokens with activations of 10^4
         # sum to 10^17, and float32 ends at 10^38.
         self._sum = own_zeros((inputs, inputs), dtype, device)
+        self._drift: Tensor | None = None  # made by the first update with a reference
 
     @torch.no_grad()
-    def update(self, inputs: Tensor, sequences: int | None = None) -> None:
+    def update(
+        self, inputs: Tensor, sequences: int | None = None, reference: Tensor | None = None
+    ) -> None:
         """Add a batch of layer inputs [..., in] of any float dtype.
 
         With three dimensions or more the first one counts sequences; [tokens, in] is one sequence.
-        `sequences` overrides that count for tokens that a router selected. Raises NonFiniteError
-        for NaN or infinite activations and leaves the sum unchanged.
+        `sequences` overrides that count for tokens that a router selected. `reference` has the
+        inputs of the same tokens in the full-precision model, for `take_drift`. Raises
+        NonFiniteError for NaN or infinite activations and leaves the sum unchanged.
         """
         if inputs.shape[-1] != self.inputs:
             raise ValueError(
@@ -71,6 +75,8 @@ class Hessian:
         if not (exact and rows.dtype in (torch.float16, torch.bfloat16)):
             rows = rows.to(self._sum.dtype)
         add_gram(self._sum, rows)
+        if reference is not None:
+            self._add_drift(rows, reference.detach().reshape(-1, self.inputs))
         self.tokens += rows.shape[0]
         counted = inputs.shape[0] if inputs.dim() > 2 else 1
         self.sequences += counted if sequences is None else sequences
@@ -85,6 +91,23 @@ class Hessian:
             raise RuntimeError(f"{self.layer}: its Hessian was already taken.")
         taken, self._sum = self._sum, self._sum.new_empty(0, 0)
         return self._scaled(taken)
+
+    def take_drift(self) -> Tensor | None:
+        """Return D [in, in] = 2/n * sum (x - x~) x~^T; None without references.
+
+        x are the inputs in the full-precision model, x~ those that were added to H. So the product
+        of x and x~ is 2/n * sum x x~^T = H + D. D is summed from differences, because the
+        difference of two sums would lose the digits that they share. It can be taken once.
+        """
+        taken, self._drift = self._drift, None
+        return None if taken is None else taken.mul_(2.0 / self.sequences)
+
+    def _add_drift(self, rows: Tensor, reference: Tensor) -> None:
+        if self._drift is None:
+            self._drift = own_zeros(self._sum.shape, self._sum.dtype, self._sum.device)
+        rows = rows.to(self._sum.dtype)
+        apart = reference.to(rows) - rows  # on the device and in the dtype of the sum
+        self._drift += product(apart.T, rows)
 
     def _scaled(self, matrix: Tensor) -> Tensor:
         if self.tokens == 0:
@@ -152,6 +175,14 @@ class Factor:
             self.kept[start, end] = found
         return found
 
+    def block(self, steps: slice | Tensor) -> Tensor:
+        """Return H [steps, steps], damped, of some steps of the loop, as R R^T of their rows.
+
+        steps may be int64 indices. H itself is not kept.
+        """
+        rows = self.root[steps]
+        return product(rows, rows.T)
+
     @cached_property
     def upper(self) -> Tensor:
         """U [in, in] = R^-1, computed on first use."""
@@ -190,20 +221,11 @@ def factorize(
     Raises NonFiniteError and SingularHessianError; nothing is repaired silently.
     """
     layer = layer or "this layer"
-    if not checked:
-        _check_matrix(hessian, layer)
-    dead = hessian.diagonal() == 0
+    dead = dead_inputs(hessian, layer, tokens, checked)
     live = int((~dead).sum())
-    if not live:
-        seen = "" if tokens is None else f" on all of its {tokens} calibration tokens"
-        raise CalibrationError(
-            f"{layer}: every input is 0{seen}, or so small (below 1e-22) that its square is 0 in "
-            "float32, so all of its weights would be quantized to 0; use other calibration text, "
-            "look for damage in the layers before, or use method=rtn."
-        )
     shares = (damping, *ladder)
     for share in shares:
-        matrix, order, absolute = _condition(hessian, dead, share, together if act_order else 0)
+        matrix, order, absolute = condition(hessian, dead, share, together if act_order else 0)
         try:
             if share == 0 and tokens is not None and tokens < live:
                 raise SingularHessianError("is singular")  # rounding could hide it from Cholesky
@@ -215,6 +237,26 @@ def factorize(
         else:
             return Factor(root, order, dead, absolute, damping, share)
     raise AssertionError("unreachable: the last share returns or raises")
+
+
+def dead_inputs(
+    hessian: Tensor, layer: str, tokens: int | None = None, checked: bool = False
+) -> Tensor:
+    """Return which inputs were 0 on all calibration data, bool [in]; checked as in `factorize`.
+
+    Raises NonFiniteError and ValueError for what is no Hessian, CalibrationError if all were 0.
+    """
+    if not checked:
+        _check_matrix(hessian, layer)
+    dead = hessian.diagonal() == 0
+    if bool(dead.all()):
+        seen = "" if tokens is None else f" on all of its {tokens} calibration tokens"
+        raise CalibrationError(
+            f"{layer}: every input is 0{seen}, or so small (below 1e-22) that its square is 0 in "
+            "float32, so all of its weights would be quantized to 0; use other calibration text, "
+            "look for damage in the layers before, or use method=rtn."
+        )
+    return dead
 
 
 def descending(diagonal: Tensor, together: int = 1) -> Tensor:
@@ -231,7 +273,7 @@ def descending(diagonal: Tensor, together: int = 1) -> Tensor:
     return torch.cat([sorted_columns, torch.arange(whole, len(diagonal))])
 
 
-def _condition(
+def condition(
     hessian: Tensor, dead: Tensor, share: float, together: int
 ) -> tuple[Tensor, Tensor | None, float]:
     """Return a damped copy of H in column-loop order, that order, and the absolute damping.

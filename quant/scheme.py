@@ -8,11 +8,19 @@ from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from quant.errors import SchemeError
-from quant.levels.base import WIDTHS, Levels, built_in_levels, load_levels
+from quant.levels.base import (
+    HESSIAN,
+    SEARCHES,
+    WIDTHS,
+    Levels,
+    built_in_levels,
+    load_levels,
+)
 from quant.parts import Part
+from quant.tiling import numbers_of_search
 
 BITS = WIDTHS
-GRIDS = ("minmax", "mse")
+GRIDS = ("minmax", *SEARCHES)
 SCALE_DTYPES = {"float16": 16, "bfloat16": 16, "float32": 32}
 
 # Suffixes of scheme names; a name without one has float16 scales.
@@ -35,7 +43,9 @@ class Scheme:
                  the dotted name of a module that ends in LEVELS, as a Part, or as a Levels object
                  (quant.levels.base).
     grid         "minmax": the range of the weights, extended to contain 0 (the paper's quantizer);
-                 "mse": that range, shrunk to minimise the squared error.
+                 "mse": that range, shrunk to minimise the squared error; "hessian": shrunk to
+                 minimise the error of the layer's outputs by this group alone, for solvers that
+                 read the Hessian of its inputs (quant.grid_search).
     scale_dtype  storage type of the scales. Grids are rounded to it *before* weights are quantized,
                  so the solver optimises exactly the values that are stored.
     head         scheme of the model's language-model head (quant.head), which has uniform levels or
@@ -104,6 +114,11 @@ class Scheme:
                 f"head={head!r} is not the scheme of one layer; use Scheme(bits=8, group_size=32), "
                 "or None to keep the head in the dtype of the model."
             )
+        if head.needs_hessian:
+            raise SchemeError(
+                f"head.grid={HESSIAN} needs a Hessian, and the head is rounded to nearest without "
+                "one: use head.grid=mse or minmax."
+            )
         allowed = dict.fromkeys(("uniform", kind.name))
         if head.kind.name not in allowed or (head.kind.name == kind.name and head.kind != kind):
             raise SchemeError(
@@ -118,10 +133,10 @@ class Scheme:
             w4  w5g64  w3g64_sym  w2g32_mse  w4g128_bf16  w4_fp32  ternary_g8  w4g64_head_w8g32
 
         A name is w and the bit width (or the name of other levels), then g and the group size, then
-        options in any order: _sym for symmetric grids, _mse for searched grids, _bf16 or _fp32 for
-        scales that are not float16. _head_ begins the name of the head's scheme. `levels` adds
-        kinds of levels to the built-in ones. Raises SchemeError that names the wrong part of the
-        name and the valid ones.
+        options in any order: _sym for symmetric grids, _mse or _hessian for searched grids, _bf16
+        or _fp32 for scales that are not float16. _head_ begins the name of the head's scheme.
+        `levels` adds kinds of levels to the built-in ones. Raises SchemeError that names the wrong
+        part of the name and the valid ones.
         """
         layers, marked, head = name.partition(_HEAD)
         if marked:
@@ -156,6 +171,11 @@ class Scheme:
     def without_head(self) -> Scheme:
         """The scheme of the linear layers in the blocks."""
         return self if self.head is None else replace(self, head=None)
+
+    @property
+    def needs_hessian(self) -> bool:
+        """Whether grids are searched with the Hessian of the layer's inputs."""
+        return self.grid == HESSIAN
 
     @property
     def kind(self) -> Levels:
@@ -193,12 +213,32 @@ class Scheme:
         together, size = self.kind.span, self.group_size
         return inputs if together is None or size is None else min(together * size, inputs)
 
+    def search_numbers(self, inputs: int) -> int:
+        """Numbers in memory while grids of a row of `inputs` columns are searched; 0 without."""
+        if self.grid not in SEARCHES or self.kind.candidates is None:
+            return 0
+        span = self.span(inputs)
+        return numbers_of_search(span) + (span * (span + inputs) if self.needs_hessian else 0)
+
     def overhead(self, inputs: int) -> int:
         """Stored bits of one output row with `inputs` columns, without its codes."""
         groups = self.groups(inputs)
         return sum(
             each.entries(groups) * each.count(self) * each.bits(self) for each in self.kind.tensors
         )
+
+    def refusal(self, inputs: int) -> str | None:
+        """Why a weight with `inputs` columns cannot be quantized to this scheme; None: it can.
+
+        The end of a sentence that begins with the name of the scheme.
+        """
+        return None if self.kind.refuses is None else self.kind.refuses(self, inputs)
+
+    def require(self, inputs: int, layer: str) -> None:
+        """Raise SchemeError unless a weight with `inputs` columns can be quantized to it."""
+        reason = self.refusal(inputs)
+        if reason is not None:
+            raise SchemeError(f"{layer} ({inputs} inputs): {self.name} {reason}.")
 
     def bits_per_weight(self, inputs: int) -> float:
         """Stored bits per weight of a row with `inputs` columns, with scales and zero-points."""

@@ -10,6 +10,15 @@ STRIPS = 8
 SMALLEST_STRIP = 128
 # Positions whose logits are compared before a calibration; the inputs of the head are at all.
 CHECKED_LOGITS = 64
+# Weights of which all candidate grids are compared at a time; at least one row of a group.
+SEARCHED_WEIGHTS = 1 << 13
+MOST_CANDIDATES = 40
+AT_ONCE_OF_A_CANDIDATE = 5  # what encode, decode and the error hold for every weight
+
+
+def numbers_of_search(columns: int) -> int:
+    """Return how many numbers a search of grids of `columns` columns holds at once."""
+    return max(SEARCHED_WEIGHTS, columns) * MOST_CANDIDATES * AT_ONCE_OF_A_CANDIDATE
 
 
 def strips(inputs: int) -> list[tuple[int, int]]:

@@ -22,6 +22,7 @@ from harness.models.streaming import ALWAYS, AUTO, NEVER
 from harness.tracking import MODES, TRACKERS, require_project
 from quant.arithmetic import ARITHMETIC
 from quant.scheme import Scheme
+from quant.solvers.base import refusal
 
 DTYPES = ("float32", "float16", "bfloat16")
 ATTENTION = ("sdpa", "eager")
@@ -170,8 +171,15 @@ def outside(solving: Solving | None, scheme: Scheme | None) -> None:
             f"scheme.head cannot be used with method={name}: another program is asked for the "
             "layers in the blocks only; leave scheme.head out."
         )
-    reason = solving.solver.refuses(solving.options, scheme)
+
+
+def scheme_of_solver(solving: Solving | None, scheme: Scheme | None) -> None:
+    """Check that the solver can be asked for the scheme."""
+    if solving is None or scheme is None:
+        return
+    reason = refusal(solving.solver, solving.options, scheme, solving.rules)
     if reason is not None:
+        name = solving.solver.name
         raise ConfigError(f"method={name} cannot be asked for {scheme.name}: {reason}.")
 
 

@@ -5,6 +5,8 @@ The facts come from transformers (quant.memory.shapes), found once and cached.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from harness.cell.choices import Choices
 from harness.data import protocols, texts
 from harness.errors import ConfigError
@@ -12,10 +14,16 @@ from harness.models.model import QuantizedModel, StoredModel
 from harness.models.streaming import model_facts
 from quant.head import NAMES
 
+if TYPE_CHECKING:
+    from quant.memory.plan import ModelShape
+    from quant.scheme import Scheme
+
 
 def check(choices: Choices, model: StoredModel | QuantizedModel) -> None:
-    """Raise ConfigError for a head that the model does not have, for a transform of another shape
-    of model, and for windows longer than its context (of calibration or a suite).
+    """Raise ConfigError for parts that do not fit the model.
+
+    A head that it does not have, a scheme to which its layers cannot be quantized, a transform of
+    another shape of model, and windows longer than its context (of calibration or a suite).
     """
     facts, calib = model_facts(model), choices.calibration
     scheme = choices.scheme
@@ -25,6 +33,8 @@ def check(choices: Choices, model: StoredModel | QuantizedModel) -> None:
             f"{' or '.join(NAMES)} after the blocks can be quantized as the head: leave "
             "scheme.head out."
         )
+    if choices.quantizes and scheme is not None:
+        _widths(scheme, facts.shape, model.name)
     for each in choices.transforms:
         widths = sorted({inputs for _, inputs in facts.shape.layers})
         reason = each.transform.refuses(each.options, facts.shape.hidden, widths)
@@ -45,6 +55,20 @@ def check(choices: Choices, model: StoredModel | QuantizedModel) -> None:
             f"calib.length={calib.length} is more than the {context} tokens of the context of "
             f"model={model.name}: use {context} or fewer, or null for all of it."
         )
+
+
+def _widths(scheme: Scheme, shape: ModelShape, model: str) -> None:
+    """Refuse a scheme to which some layer cannot be quantized."""
+    found = [(scheme.without_head, inputs) for _, inputs in shape.layers]
+    if scheme.head is not None and shape.head is not None:
+        found.append((scheme.head, shape.head[1]))
+    for each, inputs in found:
+        reason = each.refusal(inputs)
+        if reason is not None:
+            raise ConfigError(
+                f"scheme={each.name} cannot be used with model={model}, which has layers with "
+                f"{inputs} inputs: it {reason}."
+            )
 
 
 def attention_note(model: StoredModel | QuantizedModel) -> str | None:

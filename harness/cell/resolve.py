@@ -88,6 +88,7 @@ def resolve(
     checks.method_and_scheme(choices.solving, choices.scheme, model)
     checks.random_weights(config, choices.solving, choices.suites, model)
     checks.outside(choices.solving, choices.scheme)
+    checks.scheme_of_solver(choices.solving, choices.scheme)
     checks.suites(choices.suites)
     facts = _facts(config, model)
     checks.runtime(config, choices.suites, elsewhere)

@@ -6,6 +6,7 @@ quantization to metrics of the record "quantization".
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from harness.records.busyness import with_note
@@ -16,6 +17,7 @@ from harness.report.rows import Figure
 from harness.report.table import Cell, significant
 
 if TYPE_CHECKING:
+    from quant.calibrate.self_check import SelfCheck
     from quant.calibrate.stream import LayerResult, QuantizationResult
     from quant.solvers.outside import Made
 
@@ -69,7 +71,7 @@ def metrics(
         note = "resident set of the process, sampled, Python and libraries included"
         found.append(peak.model_copy(update={"notes": {"memory": note}}))
     found.append(_once("artifact_size", TOTAL, artifact_bytes, "bytes"))
-    return found + _layer_means(result.layers)
+    return [*found, *_self_check(result.checks), *_layer_means(result.layers)]
 
 
 def of_program(made: Made, artifact_bytes: int, other: dict[str, float]) -> list[Metric]:
@@ -110,6 +112,19 @@ def _layer_means(layers: list[LayerResult]) -> list[Metric]:
     if losses:
         found.append(_mean("solver_loss", losses, "squared error"))
     return found
+
+
+def _self_check(checks: Sequence[SelfCheck]) -> list[Metric]:
+    """The largest difference from the solver's oracle; a run that finds a larger one fails."""
+    if not checks:
+        return []
+    worst = max((each.gap for each in checks), key=abs)
+    note = ", ".join(each.layer for each in checks)
+    metric = Metric(
+        name="oracle_gap", task="pieces of layers", value=worst, unit="ratio", n=len(checks),
+        n_unit="layers", notes={"layers": note},
+    )  # fmt: skip
+    return [metric]
 
 
 def _mean(name: str, values: list[float], unit: str) -> Metric:

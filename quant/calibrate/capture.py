@@ -55,10 +55,13 @@ class Capture:
     hidden  per batch, [batch, tokens, hidden size], in the store that was passed to `capture`.
     calls   [block][batch]; equal tensors are stored once, so masks and positions take the memory of
             one batch, however many batches there are.
+    reference  as hidden, but of the full-precision model; None if nobody needs it. Before block 0
+               both are the same.
     """
 
     hidden: Activations
     calls: list[list[Call]]
+    reference: Activations | None = None
 
 
 def capture(
@@ -66,14 +69,16 @@ def capture(
     model_structure: ModelStructure,
     batches: Iterable[Tensor],
     store: Activations | None = None,
+    reference: Activations | None = None,
 ) -> Capture:
     """Run everything before and around the blocks on batches [batch, tokens] of token ids.
 
     The blocks do not run, so they need no weights: each records its arguments and passes the hidden
-    states on. The hidden states at the input of block 0 are appended to `store` (None: a list).
+    states on. The hidden states at the input of block 0 are appended to `store` (None: a list), and
+    to `reference` if that is given.
     """
     kept: Activations = [] if store is None else store
-    result = Capture(hidden=kept, calls=[[] for _ in model_structure.structures])
+    result = Capture(kept, [[] for _ in model_structure.structures], reference)
     pool = _TensorPool()
 
     def recorder(index: int) -> Callable[..., Any]:
@@ -83,6 +88,8 @@ def capture(
             hidden, call = _split(structure, args, kwargs)
             if index == 0:
                 result.hidden.append(hidden)
+                if reference is not None:
+                    reference.append(hidden)
             result.calls[index].append(Call(pool.share(call.args), pool.share(call.kwargs)))
             if index == len(model_structure.structures) - 1:
                 raise _BlocksPassed  # the norm and the head after the blocks are not needed

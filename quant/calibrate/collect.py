@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from quant.blocks import linear_layers, weight_matrix
 from quant.calibrate.devices import DeviceWorkers, assign
+from quant.calibrate.statistics import InputStatistics
 from quant.calibrate.windows import Batch
-from quant.errors import NonFiniteError
+from quant.errors import ModelStructureError, NonFiniteError
 from quant.experts import routed_groups
 from quant.hessian import Hessian
 
@@ -24,7 +25,8 @@ class Collector:
 
     Groups are distributed over the workers; each Hessian has `dtype` and is on the device of its
     worker. With single_pass the block is stopped (by Collected) once every group has its inputs:
-    the rest, such as the last and largest product of an MLP, is not needed.
+    the rest, such as the last and largest product of an MLP, is not needed. with_statistics
+    collects the statistics of the same inputs, too.
     """
 
     def __init__(
@@ -35,10 +37,14 @@ class Collector:
         single_pass: bool,
         workers: DeviceWorkers,
         dtype: torch.dtype = torch.float32,
+        with_statistics: bool = False,
     ) -> None:
         self.hessians: dict[tuple[str, ...], Hessian] = {}
+        self.statistics: dict[tuple[str, ...], InputStatistics] = {}
         self.worker_of = dict(zip(groups, spread(block, groups, len(workers)), strict=True))
         self._batch: Batch | None = None
+        self._reference: dict[tuple[str, ...], list[Tensor]] | None = None
+        self._records = self._whole = False
         self._waiting: set[str] = set()
         self._single_pass = single_pass
         self._workers = workers
@@ -53,13 +59,24 @@ class Collector:
             inputs = weight_matrix(leader).shape[1]
             hessian = Hessian(inputs, layer=layer, dtype=dtype, device=device)
             self.hessians[group] = hessian
+            statistics = InputStatistics(inputs, device) if with_statistics else None
+            if statistics is not None:
+                self.statistics[group] = statistics
             own = weight_matrix(leader).dtype
-            hook = self._feeder(hessian, worker, own, group in mixtures)
+            hook = self._feeder(group, hessian, worker, own, group in mixtures, statistics)
             self._handles.append(leader.register_forward_pre_hook(hook))
+
+    def record(self, to_the_end: bool) -> None:
+        """Keep the inputs of the following pass, which is that of the full-precision model.
+
+        The pass after the next `begin` is compared with them. to_the_end: its output is needed.
+        """
+        self._reference = {group: [] for group in self.hessians}
+        self._records, self._whole = True, to_the_end
 
     def begin(self, batch: Batch) -> None:
         """Set the batch to which the following inputs belong."""
-        self._batch = batch
+        self._batch, self._records = batch, False
         self._waiting = {hessian.layer for hessian in self.hessians.values()}
         # Every sequence counts for every expert, even without tokens for it: n is only a scale.
         for group in self._routed:
@@ -70,9 +87,18 @@ class Collector:
             handle.remove()
 
     def _feeder(
-        self, hessian: Hessian, worker: int, own: torch.dtype, routed: bool
+        self,
+        group: tuple[str, ...],
+        hessian: Hessian,
+        worker: int,
+        own: torch.dtype,
+        routed: bool,
+        statistics: InputStatistics | None,
     ) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def feed(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+            if self._records:
+                self._keep(group, args[0])
+                return
             assert self._batch is not None
             batch, inputs, shape = self._batch, args[0], self._batch.tokens.shape
             require_fits(inputs, own, batch, f"the input of {hessian.layer}")
@@ -80,22 +106,53 @@ class Collector:
             # sequences by the first dimension.
             if not routed and inputs.numel() == shape.numel() * inputs.shape[-1]:
                 inputs = inputs.reshape(*shape, inputs.shape[-1])
+            beside = self._counterpart(group, hessian.layer, args[0])
             if worker:
                 # Copy now: the block may change this tensor in place while the worker still reads.
-                inputs = inputs.detach().to(self._workers.devices[worker], copy=True)
+                device = self._workers.devices[worker]
+                inputs = inputs.detach().to(device, copy=True)
+                beside = None if beside is None else beside.to(device)
             sequences = 0 if routed else None
-            self._workers.send(worker, lambda: update(hessian, inputs, batch, sequences))
+            self._workers.send(worker, lambda: update(hessian, inputs, batch, sequences, beside))
+            if statistics is not None:
+                self._workers.send(worker, lambda: statistics.update(inputs))
             self._waiting.discard(hessian.layer)
             if self._single_pass and not self._waiting:
                 raise Collected
 
         return feed
 
+    def _keep(self, group: tuple[str, ...], inputs: Tensor) -> None:
+        assert self._reference is not None
+        # A copy: the block may change this tensor in place before it is compared.
+        self._reference[group].append(inputs.detach().clone())
+        if self._single_pass and not self._whole and all(self._reference.values()):
+            raise Collected
 
-def update(hessian: Hessian, inputs: Tensor, batch: Batch, sequences: int | None = None) -> None:
+    def _counterpart(self, group: tuple[str, ...], layer: str, inputs: Tensor) -> Tensor | None:
+        """Return the inputs of the same tokens in the full-precision model; None without them."""
+        if self._reference is None:
+            return None
+        left = self._reference[group]
+        if not left or left[0].shape != inputs.shape:
+            found = list(left[0].shape) if left else "nothing"
+            raise ModelStructureError(
+                f"{layer} reads {list(inputs.shape)} behind quantized layers and {found} in the "
+                "full-precision model, so that they cannot be compared; use method=gptq."
+            )
+        return left.pop(0)
+
+
+def update(
+    hessian: Hessian,
+    inputs: Tensor,
+    batch: Batch,
+    sequences: int | None = None,
+    reference: Tensor | None = None,
+) -> None:
     """Add inputs [batch, tokens, in] to a Hessian; NonFiniteError names the window."""
     try:
-        hessian.update(inputs, sequences)
+        hessian.update(inputs, sequences, reference)
     except NonFiniteError:
         require_finite(inputs, batch, f"the input of {hessian.layer}")
         raise

@@ -16,6 +16,7 @@ from quant.arithmetic import PORTABLE
 from quant.blocks import linear_layers, set_weight_matrix, weight_matrix
 from quant.calibrate.devices import DeviceWorkers
 from quant.calibrate.few import FewTokens, few_tokens
+from quant.calibrate.self_check import SelfCheck, cut, self_check
 from quant.calibrate.transform import UNCHANGED, Changed
 from quant.config import QuantizationConfig
 from quant.errors import QuantizationError, failures_of
@@ -71,7 +72,9 @@ Solved = list[tuple[LayerResult, QuantizedWeight]]
 class BlockSolver:
     """Quantizes the layers of one block; its methods may be called from any thread.
 
-    config.arithmetic is resolved; solved(layer) is called after every layer.
+    config.arithmetic is resolved; solved(layer) is called after every layer. With `checked`, the
+    solver is first held against its oracle on a piece of every group (quant.calibrate.self_check),
+    and the result passed to it.
     """
 
     config: QuantizationConfig
@@ -79,6 +82,7 @@ class BlockSolver:
     index: int
     name: str
     solved: Callable[[str], None]
+    checked: Callable[[SelfCheck], None] | None = None
 
     @cached_property
     def routed(self) -> frozenset[tuple[str, ...]]:
@@ -112,8 +116,10 @@ class BlockSolver:
                 if few is not None and few.rounded:
                     solver, options = rtn.SOLVER, rtn.SOLVER.options()
                 else:
-                    prepared = self._prepare(hessian, changed, few)
+                    prepared = self._prepare(hessian, names, changed, few, device)
         linears = linear_layers(self.block)
+        if not self.config.solver.needs_calibration:
+            self._check(names, None, tokens, device)
         found = []
         for name in names:
             layer = Layer(f"{self.name}.{name}", tokens, self.config.kernel)
@@ -125,15 +131,46 @@ class BlockSolver:
             self.solved(layer.name)
         return found
 
-    def _prepare(self, hessian: Hessian, changed: Changed, few: FewTokens | None) -> Any:
+    def _prepare(
+        self,
+        hessian: Hessian,
+        names: tuple[str, ...],
+        changed: Changed,
+        few: FewTokens | None,
+        device: torch.device | None,
+    ) -> Any:
         matrix = changed.hessian(hessian.take())
         if few is not None:
             matrix = few.shrunk(matrix)
+        drift = hessian.take_drift()
+        if drift is not None:
+            drift = changed.drift(drift)
+        self._check(names, matrix, hessian.tokens, device, drift)
         if self.config.solver.prepare is None:
             return matrix
         layer = Layer(hessian.layer, hessian.tokens, self.config.kernel)
+        beside = [drift] if self.config.solver.needs_reference else []
         with failures_of(f"{layer.name}: solver {self.config.solver.name}"):
-            return self.config.solver.prepare(matrix, self.config.options, layer)
+            return self.config.solver.prepare(matrix, self.config.options, layer, *beside)
+
+    def _check(
+        self,
+        names: tuple[str, ...],
+        hessian: Tensor | None,
+        tokens: int | None,
+        device: torch.device | None,
+        drift: Tensor | None = None,
+    ) -> None:
+        """Hold the solver against its oracle on a piece of the first of these layers."""
+        solver, scheme = self.config.solver, self.config.scheme.without_head
+        if self.checked is None or solver.oracle is None:
+            return
+        module = linear_layers(self.block)[names[0]]
+        piece = cut(weight_matrix(module).to(device, self.dtype), hessian, scheme, drift)
+        layer = Layer(f"{self.name}.{names[0]}", tokens, self.config.kernel)
+        done = self_check(piece, solver, self.config.options, scheme, layer)
+        if done is not None:
+            self.checked(done)
 
     def _layer(
         self,

@@ -9,12 +9,13 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from quant.arithmetic import PORTABLE
-from quant.blocks import linear_layers
+from quant.blocks import linear_layers, weight_matrix
 from quant.calibrate.cost import StageMeter
 from quant.calibrate.devices import DeviceWorkers, Workplace
 from quant.calibrate.head import quantize_head, set_head
 from quant.calibrate.layers import BlockSolver, LayerResult, Solved
 from quant.calibrate.residual import RotatedSource
+from quant.calibrate.self_check import SelfCheck
 from quant.calibrate.sink import STAGE, BlockSink, Finished, WriteBehind
 from quant.calibrate.source import BlockSource, each_block
 from quant.calibrate.wide import WideCalls, wide_buffers
@@ -40,9 +41,15 @@ class Run:
     resumed: int  # read at the start, because the sink's count grows in another thread
     solvers: Callable[..., BlockSolver] = BlockSolver  # makes what treats the layers of a block
     layers: list[LayerResult] = field(default_factory=list)
+    checks: list[SelfCheck] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._total = sum(len(linear_layers(block)) for block in self.source.blocks.modules)
+        blocks, scheme = self.source.blocks, self.config.scheme.without_head
+        linears = [linear_layers(block) for block in blocks.modules]
+        for index, layers in enumerate(linears):
+            for name, module in layers.items():
+                scheme.require(weight_matrix(module).shape[1], f"{blocks.block_name(index)}.{name}")
+        self._total = sum(map(len, linears))
         self._total += self.config.scheme.head is not None
         self._done = 0
         self._lock = threading.Lock()
@@ -93,7 +100,11 @@ class Run:
     def solver(self, index: int) -> BlockSolver:
         blocks = self.source.blocks
         name = blocks.block_name(index)
-        return self.solvers(self.config, blocks.modules[index], index, name, self.count)
+        # One block is enough: a wrong method is wrong in every layer. The first block of the model
+        # has the inputs of the full-precision model, so a solver that corrects them has no work.
+        first = int(self.config.solver.needs_reference and len(blocks) > 1)
+        checked = self.checks.append if index == max(self.resumed, first) else None
+        return self.solvers(self.config, blocks.modules[index], index, name, self.count, checked)
 
     def hand_over(self, index: int, solved: Solved) -> None:
         """Pass a finished block to the sink, with the costs since the previous one.

@@ -16,7 +16,7 @@ inputs instead would make every run write all activations once per block, 600 GB
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -48,9 +48,11 @@ from quant.calibrate.devices import DeviceWorkers, Workplace
 from quant.calibrate.few import require_tokens
 from quant.calibrate.layers import BlockSolver, LayerResult, Solved, solve_groups
 from quant.calibrate.neighbours import Names
+from quant.calibrate.reference import ReferenceBlock, reference_block, require_one_stream
 from quant.calibrate.residual import rotated
 from quant.calibrate.results import KeptWeights
 from quant.calibrate.run import Progress, Run
+from quant.calibrate.self_check import SelfCheck
 from quant.calibrate.sink import BlockSink, InMemorySink, WriteBehind
 from quant.calibrate.source import BlockSource, LoadedModel
 from quant.calibrate.structure import BlockStructure, ModelStructure, evaluation
@@ -62,7 +64,6 @@ from quant.config import QuantizationConfig
 from quant.coverage import Coverage
 from quant.experts import unfuse
 from quant.head import find_head
-from quant.hessian import Hessian
 from quant.memory.heaps import memory_kept, trim_heap
 from quant.memory.plan import model_shape
 from quant.products import torch_alone
@@ -92,6 +93,8 @@ class QuantizationResult:
     coverage         share of the blocks' matrices in quantized layers.
     resumed          number of blocks that an earlier, interrupted run had finished.
     head             result of the head; None if the scheme keeps it.
+    checks           comparisons of the solver with its oracle in this run, on layers of its first
+                     block; none for a solver without one.
     """
 
     weights: Mapping[str, QuantizedWeight]
@@ -101,6 +104,7 @@ class QuantizationResult:
     host_peak_bytes: int | None = None
     resumed: int = 0
     head: LayerResult | None = None
+    checks: Sequence[SelfCheck] = ()
 
 
 def quantize_model(
@@ -153,6 +157,7 @@ def quantize_blocks(
         name, module = find_head(source.model)
         require_sound_weight(module, name)
     covered = covered or survey(source, config.rules)
+    require_one_stream(source.blocks, config)
     if config.needs_calibration:
         check_windows(calibration, source.model)
     workplace = workplace or Workplace()
@@ -186,7 +191,8 @@ def quantize_blocks(
         head = run.head()
         require_changes(config.transforms, run.layers)
     host = meter.host_peak_bytes
-    return QuantizationResult({}, run.layers, meter.costs(), covered, host, resumed, head)
+    costs = meter.costs()
+    return QuantizationResult({}, run.layers, costs, covered, host, resumed, head, run.checks)
 
 
 def _solve_blocks(run: Run) -> None:
@@ -207,24 +213,30 @@ def _calibrate(run: Run, calibration: Sequence[Tensor]) -> None:
         model_structure = _structure(run, calibration)
     trim_heap()
     batches = make_batches(calibration, run.config.batch_tokens)
-    with activation_store(place.activations, source.device, place.folder) as store:
+    compares = run.config.solver.needs_reference
+    beside = place.folder and place.folder / "reference"
+    with (
+        activation_store(place.activations, source.device, place.folder) as store,
+        activation_store(place.activations, source.device, beside)
+        if compares
+        else nullcontext() as reference,
+    ):
         with run.calibrating("capture"):
             tokens = [batch.tokens for batch in batches]
-            captured = capture(source.model, model_structure, tokens, store)
+            captured = capture(source.model, model_structure, tokens, store, reference)
             for position, batch in enumerate(batches):
                 what = "the input of the first block (the embeddings)"
                 require_finite(store[position], batch, what)
         trim_heap()
         with run.blocks() as blocks:
             for index in blocks:
+                structure = model_structure.structures[index]
                 if index < run.resumed:
-                    _put_back(run, index)
+                    _put_back(run, index, structure, batches, captured)
                 else:
-                    _quantize_block(
-                        run, index, model_structure.structures[index], batches, captured
-                    )
+                    _quantize_block(run, index, structure, batches, captured)
                 if index + 1 < len(model_structure.structures):
-                    _advance(run, index, model_structure.structures[index], batches, captured)
+                    _advance(run, index, structure, batches, captured)
 
 
 def _structure(run: Run, calibration: Sequence[Tensor]) -> ModelStructure:
@@ -251,10 +263,15 @@ def _quantize_block(
     captured: Capture,
 ) -> None:
     stages = structure.stages() if run.config.sequential else [structure.groups]
+    reference = reference_block(run.source, index, structure, captured, changes=len(stages) > 1)
+    last = index + 1 == len(run.source.blocks)
     solved: Solved = []
-    for groups in stages:
+    for stage, groups in enumerate(stages, 1):
         before = frozenset(layer.name for layer, _ in solved)
-        solved += _quantize_stage(run, index, structure, groups, batches, captured, before)
+        advance = stage == len(stages) and not last
+        solved += _quantize_stage(
+            run, index, structure, groups, batches, captured, before, reference, advance
+        )
     run.hand_over(index, solved)
 
 
@@ -266,28 +283,42 @@ def _quantize_stage(
     batches: list[Batch],
     captured: Capture,
     before: frozenset[str],
+    reference: ReferenceBlock | None,
+    advance: bool,
 ) -> Solved:
     """Collect the Hessians of some layers of a block in one pass, then solve these layers.
 
-    before  full names of the layers of the block that are already solved.
+    before     full names of the layers of the block that are already solved.
+    reference  the original block, whose inputs are compared; None if the solver needs none.
+    advance    whether the reference stream goes on to the next block.
     """
     solver, workers = run.solver(index), run.workers
     block = solver.block
+    # Nothing was quantized before these layers: x~ = x, and one pass makes both.
+    same = reference is not None and index == 0 and not before
+    whole = same and advance
     with run.calibrating("hessian"):
         dtype = WIDE if run.wide else torch.float32
-        collector = Collector(block, solver.name, groups, structure.single_pass, workers, dtype)
+        ends = structure.single_pass and not whole
+        reads = any(transform.reads_statistics for transform, _ in run.config.transforms)
+        collector = Collector(block, solver.name, groups, ends, workers, dtype, reads)
         try:
             for position, batch in enumerate(batches):
+                if reference is not None and not same:
+                    collector.record(to_the_end=advance)
+                    reference.run(position, batch, advance)
                 collector.begin(batch)
                 call = captured.calls[index][position]
                 with suppress(Collected):
-                    run_block(block, structure, call, captured.hidden[position])
+                    output = run_block(block, structure, call, captured.hidden[position])
+                    if reference is not None and whole:
+                        reference.put(position, batch, output)
                 workers.settle()
         finally:
             collector.close()
     trim_heap()
     require_tokens(collector.hessians, solver.routed, run.config)
-    changed = _transform(run, index, structure, captured, collector.hessians, before)
+    changed = _transform(run, index, structure, captured, collector, before)
     with run.meter.stage("solve"):
         solved = solve_groups(solver, workers, collector.worker_of, collector.hessians, changed)
     trim_heap()
@@ -299,7 +330,7 @@ def _transform(
     index: int,
     structure: BlockStructure,
     captured: Capture,
-    hessians: Mapping[Names, Hessian],
+    collector: Collector,
     solved: frozenset[str],
 ) -> dict[Names, Changed]:
     """Apply transforms to the inputs of layers that have Hessians; checks use the first batch."""
@@ -317,14 +348,24 @@ def _transform(
                 Call(narrowed(call.args, own), narrowed(call.kwargs, own)),
             )
         again = partial(run_block, block, structure, call, hidden)
-        model = run.source.model
-        worker = BlockTransformer(transforms, model, block, name, solved, hidden, again)
-        return worker.apply(hessians)
+        scheme, model = run.config.scheme.without_head, run.source.model
+        worker = BlockTransformer(transforms, scheme, model, block, name, solved, hidden, again)
+        return worker.apply(collector.hessians, collector.statistics)
 
 
-def _put_back(run: Run, index: int) -> None:
-    """Restore the values of block `index` from an earlier run: quantized weights and others."""
+def _put_back(
+    run: Run, index: int, structure: BlockStructure, batches: list[Batch], captured: Capture
+) -> None:
+    """Restore the values of block `index` from an earlier run: quantized weights and others.
+
+    Before that the reference stream, if there is one, passes through the original block.
+    """
     model = run.source.model
+    reference = reference_block(run.source, index, structure, captured)
+    if reference is not None:
+        with run.calibrating("resume"):
+            for position, batch in enumerate(batches):
+                reference.run(position, batch, advance=True)
     with run.meter.stage("resume"):
         weights, _ = run.sink.get(index)
         for name, weight in weights.items():

@@ -11,14 +11,18 @@ from torch import Tensor, nn
 
 from quant.blocks import LINEAR_TYPES, linear_layers, set_weight_matrix, weight_matrix
 from quant.calibrate.neighbours import Maker, Names, find_neighbours
+from quant.calibrate.statistics import InputStatistics
+from quant.calibrate.upstream import Source, Upstream
 from quant.errors import QuantizationError, failures_of
 from quant.hessian import Hessian
 from quant.input_operator import InputOperator, KeptChange, attach
+from quant.scheme import Scheme
 from quant.transforms.base import (
     ALWAYS,
     NEVER,
     Change,
     Group,
+    Statistics,
     Transform,
     applied_note,
     kept_note,
@@ -45,8 +49,18 @@ class Changed:
             matrix = change.hessian(matrix)
         return matrix
 
+    def drift(self, matrix: Tensor) -> Tensor:
+        """Convert a drift D [in, in] (Hessian.take_drift) likewise: T^T D T.
+
+        D is not symmetric, which a change's own `hessian` may rely on.
+        """
+        for change in self.changes:
+            matrix = change.inputs(change.inputs(matrix).T).T.to(matrix.dtype)
+        return matrix
+
 
 UNCHANGED = Changed()
+NO_LAYER = "no layer further in front takes a scaling in"
 
 
 class Noted(Protocol):
@@ -77,13 +91,15 @@ def require_changes(transforms: Sequence[tuple[Transform, Any]], layers: Sequenc
 class BlockTransformer:
     """Transforms the layers of one block.
 
+    scheme  scheme to which its layers will be rounded.
     name    name of the block in the model.
     solved  full names of the layers of the block that are already quantized.
-    inputs  hidden states of one calibration batch.
+    inputs  hidden states [windows, tokens, hidden] of one calibration batch.
     run     run() returns the output of the block for these inputs.
     """
 
     transforms: Sequence[tuple[Transform, Any]]
+    scheme: Scheme
     model: nn.Module
     block: nn.Module
     name: str
@@ -91,17 +107,21 @@ class BlockTransformer:
     inputs: Tensor
     run: Callable[[], Tensor]
 
-    def apply(self, hessians: Mapping[Names, Hessian]) -> dict[Names, Changed]:
+    def apply(
+        self,
+        hessians: Mapping[Names, Hessian],
+        statistics: Mapping[Names, InputStatistics],
+    ) -> dict[Names, Changed]:
         """Change the coordinates of every group whose input can be changed.
 
         If no module can absorb the change, or the transform requests it, the change is kept in
         front of the layers. `hessians` stay those of the untransformed inputs (see
-        Changed.hessian). Raises QuantizationError, naming the block, if its output changes beyond
-        rounding.
+        Changed.hessian), and so do `statistics`, which are empty if no transform reads them. Raises
+        QuantizationError, naming the block, if its output changes beyond rounding.
         """
         found = find_neighbours(self.block, list(hessians), self.run)
         done = {
-            names: self._group(names, hessian, found.makers[names])
+            names: self._group(names, hessian, statistics.get(names), found.makers[names])
             for names, hessian in hessians.items()
         }
         if any(changed.changes for changed in done.values()):
@@ -114,48 +134,69 @@ class BlockTransformer:
     def _names(self) -> str:
         return ", ".join(transform.name for transform, _ in self.transforms)
 
-    def _group(self, names: Names, hessian: Hessian, maker: Maker | str) -> Changed:
+    def _group(
+        self,
+        names: Names,
+        hessian: Hessian,
+        statistics: InputStatistics | None,
+        maker: Maker | str,
+    ) -> Changed:
         maker = maker if isinstance(maker, str) else self._changeable(names, maker)
-        may_keep = any(each.keeps(options) != NEVER for each, options in self.transforms)
-        if isinstance(maker, str) and (not may_keep or hessian.tokens == 0):
+        if isinstance(maker, str) and hessian.tokens == 0:
             return Changed(notes=[unapplied_note(each.name, maker) for each, _ in self.transforms])
         linears = linear_layers(self.block)
+        layers = tuple(f"{self.name}.{name}" for name in names)
         matrix = hessian.matrix()
-        changes: list[Change] = []
+        changes: list[tuple[str, Change]] = []
         notes: list[str] = []
+        further = not self._shared([linears[name] for name in names])
         for transform, options in self.transforms:
+            keep = transform.keeps(options)
+            taker: Maker | Source | str = maker
+            if isinstance(maker, str) and further and transform.folds_through and keep != ALWAYS:
+                taker = self._upstream.find(names) or f"{maker}, and {NO_LAYER}"
+            if isinstance(taker, str) and keep == NEVER:
+                notes.append(unapplied_note(transform.name, taker))
+                continue
             weights = tuple(_working(weight_matrix(linears[name])) for name in names)
-            layers = tuple(f"{self.name}.{name}" for name in names)
             with failures_of(f"{layers[0]}: transform {transform.name}"):
                 assert transform.change is not None  # the residual stream is rotated before
-                change = transform.change(Group(hessian.layer, layers, weights, matrix), options)
+                group = Group(
+                    hessian.layer, layers, weights, matrix, self.scheme,
+                    _carried(transform, statistics, changes),
+                    taker.tied if isinstance(taker, Source) else None,
+                )  # fmt: skip
+                change = transform.change(group, options)
                 if change is None:
                     notes.append(unapplied_note(transform.name, "it finds nothing to change"))
                     continue
-                change, kept, note = self._apply(
-                    transform, transform.keeps(options), change, names, maker
-                )
+                change, kept, note = self._apply(transform, keep, change, names, taker)
                 notes.append(note)
                 if change is None:
                     continue
                 if kept:  # folding into a module would change x, but the layers now read x T
+                    further = False
                     maker = f"{transform.name} is kept in front of it"
                 for name, layer, weight in zip(names, layers, weights, strict=True):
                     set_weight_matrix(linears[name], change.weight(weight), layer)
                 matrix = change.hessian(matrix)
-                changes.append(change)
-        return Changed(tuple(changes), notes)
+                changes.append((transform.name, change))
+        return Changed(tuple(change for _, change in changes), notes)
 
     def _apply(
-        self, transform: Transform, keep: str, change: Change, names: Names, maker: Maker | str
+        self,
+        transform: Transform,
+        keep: str,
+        change: Change,
+        names: Names,
+        taker: Maker | Source | str,
     ) -> tuple[Change | None, bool, str]:
         """Apply one change to the input of layers: return the change, whether it is kept, a note.
 
         The change is None if it could not be applied.
         """
-        why = maker if isinstance(maker, str) else f"{maker.name} cannot take the change in"
-        taker = None if keep == ALWAYS or isinstance(maker, str) else maker
-        if taker is not None and fold(taker.module, change, taker.args, taker.kwargs):
+        why = taker if isinstance(taker, str) else f"{taker.name} cannot take the change in"
+        if keep != ALWAYS and not isinstance(taker, str) and self._fold(taker, change, names):
             return change, False, applied_note(transform.name, taker.name)
         if keep == NEVER:
             return None, False, unapplied_note(transform.name, why)
@@ -168,6 +209,22 @@ class BlockTransformer:
         # The change as it will be stored, with the rounding of its tensors.
         made = KeptChange(transform, tensors).change
         return made, True, kept_note(transform.name, names)
+
+    def _fold(self, taker: Maker | Source, change: Change, names: Names) -> bool:
+        if isinstance(taker, Source):
+            return self._upstream.fold(taker, change, names)
+        return fold(taker.module, change, taker.args, taker.kwargs)
+
+    @property
+    def _upstream(self) -> Upstream:
+        windows, tokens = self.inputs.shape[:2]
+        return Upstream(self.block, self.run, (windows, tokens), self._taken)
+
+    def _taken(self, name: str) -> bool:
+        """Whether a linear layer of the block may not be changed."""
+        if f"{self.name}.{name}" in self.solved:
+            return True
+        return self._shared([linear_layers(self.block)[name]])
 
     def _changeable(self, names: Names, maker: Maker) -> Maker | str:
         """Return the maker, or why changing its parameters would affect other modules."""
@@ -229,6 +286,25 @@ def _tensors(transform: Transform, change: Any) -> dict[str, Tensor]:
             "not provide its tensors: add a method tensors() -> {name: tensor}."
         )
     return tensors
+
+
+def _carried(
+    reader: Transform, collected: InputStatistics | None, changes: Sequence[tuple[str, Change]]
+) -> Statistics | None:
+    """Return the statistics of the input after `changes`, for a transform that reads them."""
+    if not reader.reads_statistics:
+        return None
+    assert collected is not None  # the stream collects them if a transform reads them
+    found = collected.result()
+    for name, change in changes:
+        carry = getattr(change, "statistics", None)
+        if carry is None:
+            raise QuantizationError(
+                f"it reads statistics of its input, which are unknown after {name}: apply "
+                f"{reader.name} before {name}, or leave one of them out."
+            )
+        found = carry(found)
+    return found
 
 
 def _working(weight: Tensor) -> Tensor:

@@ -26,6 +26,9 @@ Tensors = Mapping[str, "Tensor"]
 # Storage types of floating-point numbers in a grid, and their bits.
 FLOATS = {"float8_e4m3fn": 8, "float8_e5m2": 8, "float16": 16, "bfloat16": 16, "float32": 32}
 WIDTHS = (2, 3, 4, 5, 6, 7, 8)  # bits of a packed integer
+# Names of grids that are searched among Levels.candidates (quant.grid_search).
+MSE, HESSIAN = "mse", "hessian"
+SEARCHES = (MSE, HESSIAN)
 # Names that quant.linear.QuantLinear uses itself: its tensors, then its other attributes.
 RESERVED = (
     "qweight", "g_idx", "bias", "weight", "input_operator", "tiles", "tile_scales", "tile_zeros",
@@ -121,8 +124,16 @@ class Levels:
                     omit it.
     codes           number of codes; None means 2^bits.
     symmetric       whether schemes may request symmetric grids.
-    grids           supported grid searches.
+    grids           supported grid searches. The first is what find returns; "mse" and "hessian"
+                    are searched among candidates, if the levels have them.
+    candidates      (weight [rows, columns], scheme, layer) -> tensors [candidates, rows] of the
+                    grids that a search tries besides the one of find, in order. The columns are one
+                    group, and no tensor may have a span.
     check           (scheme) raises SchemeError for other impossible combinations.
+    refuses         (scheme, inputs): why a weight with `inputs` columns cannot be quantized to a
+                    scheme that exists, as the end of a sentence with the next step; None: it can.
+    alike           codes that stand for one level in every grid (two zeros); the entropy of the
+                    codes counts them as one.
     loop_arguments  tensors [groups, rows] -> arguments scale, zero and negative of GPTQ's compiled
                     column loop (cuda_ext.column_loop). None: the compiled loop does not support
                     these levels, and the plain loop runs.
@@ -148,7 +159,10 @@ class Levels:
     codes: int | None = None
     symmetric: bool = False
     grids: tuple[str, ...] = ("minmax",)
+    candidates: Callable[[Tensor, Scheme, str], Tensors] | None = None
     check: Callable[[Scheme], None] | None = None
+    refuses: Callable[[Scheme, int], str | None] | None = None
+    alike: tuple[int, ...] = ()
     loop_arguments: Callable[[Tensors], dict[str, Tensor]] | None = None
     operators: bool = False
     draw: (
@@ -172,6 +186,16 @@ class Levels:
                     f"{', '.join(called) or 'of nothing'}; declare one tensor or more, each with "
                     f"a {field} of its own."
                 )
+        if HESSIAN in self.grids and self.candidates is None:
+            raise ValueError(
+                f"levels {self.name}: grid={HESSIAN} chooses among candidates, and there are none; "
+                "give candidates, or leave it out of grids."
+            )
+        if self.candidates is not None and self.span != 1:
+            raise ValueError(
+                f"levels {self.name}: candidates are those of one group, and a tensor has a span; "
+                "leave candidates out and search in find."
+            )
         if self.operators and any(
             (each.span, each.values, each.width, each.dtype) != (1, 1, None, None)
             for each in self.tensors
@@ -250,5 +274,6 @@ def _load(name: str | Part) -> Levels:
 
 @cache
 def _built_in_names() -> tuple[str, ...]:
-    names = {found.name for found in pkgutil.iter_modules(quant.levels.__path__)}
+    folder = pkgutil.iter_modules(quant.levels.__path__)
+    names = {found.name for found in folder if not found.ispkg}
     return tuple(sorted(names - {__name__.rpartition(".")[2]}))

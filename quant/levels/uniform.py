@@ -1,14 +1,14 @@
 """Uniform levels: scale * (code - zero).
 
 The paper's quantizer (arXiv 2210.17323, section 4 "Setup", and the authors' code) is the asymmetric
-min-max grid; symmetric grids and grids searched by squared error are supported too.
+min-max grid; symmetric and searched grids (quant.grid_search) are supported too.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from quant.levels.base import GridTensor, Levels, Tensors
+from quant.levels.base import SEARCHES, GridTensor, Levels, Tensors
 
 if TYPE_CHECKING:
     import torch
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
     from quant.scheme import Scheme
 
-# grid="mse" tries these shares of the full range: 1.00, 0.98, ... 0.22. The smallest is below the
-# best clipping of 2-bit codes on a row of 16384 Gaussian weights (0.37).
-MSE_SHRINK = tuple((50 - step) / 50 for step in range(40))
+# Shares of the full range that a search tries besides 1: 0.98, 0.96, ... 0.22. The smallest is
+# below the best clipping of 2-bit codes on a row of 16384 Gaussian weights (0.37).
+SHARES = tuple((50 - step) / 50 for step in range(1, 40))
 
 
 def find(weight: Tensor, scheme: Scheme, layer: str) -> Tensors:
@@ -28,18 +28,17 @@ def find(weight: Tensor, scheme: Scheme, layer: str) -> Tensors:
     zero-point at 2^(bits-1). Scales are rounded to scheme.scale_dtype first, and zero-points are
     computed from the rounded scale.
     """
-    import torch
+    return _grid(*_range(weight, scheme), scheme, layer)
 
-    low = weight.amin(dim=1).clamp_(max=0)
-    high = weight.amax(dim=1).clamp_(min=0)
-    if scheme.symmetric:
-        high = torch.maximum(high, -low)
-        low = -high
-    empty = high == low
-    low = torch.where(empty, -1.0, low)
-    high = torch.where(empty, 1.0, high)
-    grid = _grid(low, high, scheme, layer)
-    return _shrink(weight, grid, low, high, scheme, layer) if scheme.grid == "mse" else grid
+
+def candidates(weight: Tensor, scheme: Scheme, layer: str) -> Tensors:
+    """Return the grids [candidates, rows] of SHARES of the range: both ends shrink together.
+
+    As in the authors' code, whose mse search has the exponent 2.4 in the place of the square.
+    """
+    low, high = _range(weight, scheme)
+    shares = weight.new_tensor(SHARES)[:, None]
+    return _grid(low * shares, high * shares, scheme, layer)
 
 
 def encode(values: Tensor, grid: Tensors, scheme: Scheme) -> Tensor:
@@ -82,6 +81,18 @@ def draw(
     return {"scale": draw_scale(shape, spread, inputs, scheme, generator), "zero": zero}
 
 
+def _range(weight: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor]:
+    import torch
+
+    low = weight.amin(dim=1).clamp_(max=0)
+    high = weight.amax(dim=1).clamp_(min=0)
+    if scheme.symmetric:
+        high = torch.maximum(high, -low)
+        low = -high
+    empty = high == low
+    return torch.where(empty, -1.0, low), torch.where(empty, 1.0, high)
+
+
 def _grid(low: Tensor, high: Tensor, scheme: Scheme, layer: str) -> Tensors:
     import torch
 
@@ -93,30 +104,6 @@ def _grid(low: Tensor, high: Tensor, scheme: Scheme, layer: str) -> Tensors:
     return {"scale": scale, "zero": (-low / scale).round_().clamp_(0, scheme.max_code)}
 
 
-def _shrink(
-    weight: Tensor, grid: Tensors, low: Tensor, high: Tensor, scheme: Scheme, layer: str
-) -> Tensors:
-    """Return, for every row, the range in MSE_SHRINK * [low, high] with the least squared error.
-
-    The full range is tried first and wins ties. Both ends shrink together, as in the authors' code
-    (with the square instead of their exponent 2.4).
-    """
-    import torch
-
-    columns = weight.T
-    best = grid
-    best_error = torch.full_like(grid["scale"], float("inf"), dtype=torch.float64)
-    for share in MSE_SHRINK:
-        candidate = _grid(low * share, high * share, scheme, layer)
-        value = decode(encode(columns, candidate, scheme), candidate, scheme)
-        # In float64: in float32 the order of summation would decide between close candidates.
-        error = value.sub_(columns).square_().sum(dim=0, dtype=torch.float64)
-        better = error < best_error
-        best_error = torch.where(better, error, best_error)
-        best = {name: torch.where(better, candidate[name], best[name]) for name in best}
-    return best
-
-
 LEVELS = Levels(
     name="uniform",
     prefix="w",
@@ -126,7 +113,8 @@ LEVELS = Levels(
     encode=encode,
     decode=decode,
     symmetric=True,
-    grids=("minmax", "mse"),
+    grids=("minmax", *SEARCHES),
+    candidates=candidates,
     loop_arguments=loop_arguments,
     operators=True,
     draw=draw,

@@ -16,10 +16,11 @@ from quant.arithmetic import PORTABLE, resolve_arithmetic
 from quant.errors import ModelStructureError, QuantizationError
 from quant.head import AT_ONCE, SOLVER, find_head
 from quant.memory.compiled import PRODUCT_BYTES, product_shapes
+from quant.memory.hessians import hessian_bytes
 from quant.memory.limits import PLACES, Limits
+from quant.memory.transforms import operator_bytes, rotation_bytes, search_bytes
 from quant.scheme import Scheme
 from quant.tiling import CHECKED_LOGITS
-from quant.transforms.base import NEVER
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -72,10 +73,9 @@ class ModelShape:
 
     def with_own_head(self) -> ModelShape:
         """Return the shape of the model with a head that shares no weight with the embeddings."""
-        if self.head is None or self.head_bytes:
-            return self
-        own = math.prod(self.head) * self.itemsize
-        return replace(self, outside_bytes=self.outside_bytes + own, head_bytes=own)
+        own = 0 if self.head is None or self.head_bytes else math.prod(self.head) * self.itemsize
+        outside, head = self.outside_bytes + own, self.head_bytes + own
+        return replace(self, outside_bytes=outside, head_bytes=head)
 
     @property
     def whole_bytes(self) -> int:
@@ -193,14 +193,14 @@ def plan_quantization(
     limits.device None means that blocks run on the CPU. activations "auto" selects the fastest
     place with enough room. Raises MemoryPlanError, with the figures, if no place has.
     """
-    if config.residual is not None:
-        shape = shape.with_own_head()
+    shape = shape if config.residual is None else shape.with_own_head()
     items = list(_quantization_items(shape, config, window, limits.device is not None))
     if not config.needs_calibration:
         tokens = 0
     wide = arithmetic_of(shape, config, limits.device is not None) == PORTABLE
     itemsize = 8 if wide else shape.itemsize
-    return _place(items, tokens * shape.hidden * itemsize, limits, activations)
+    streams = 2 if config.solver.needs_reference else 1
+    return _place(items, streams * tokens * shape.hidden * itemsize, limits, activations)
 
 
 def arithmetic_of(shape: ModelShape, config: QuantizationConfig, on_gpu: bool) -> str:
@@ -258,7 +258,8 @@ def _quantization_items(
     wide = arithmetic_of(shape, config, on_gpu) == PORTABLE
     number = 8 if wide else 4
     numbers = max(memory.weights * m * n + memory.prepared * n * n for m, n in shape.layers)
-    solver = (number if config.solver.needs_calibration else 4) * (numbers + memory.beside)
+    numbers += memory.beside + max(config.scheme.search_numbers(n) for _, n in shape.layers)
+    solver = (number if config.solver.needs_calibration else 4) * numbers
     yield Item("the largest layer in the solver", solver, here, ("solve",))
     yield from _head(shape, config.scheme.head, here)
     if not config.needs_calibration:
@@ -266,17 +267,20 @@ def _quantization_items(
     if not on_gpu and config.kernel != "reference" and not wide:
         compiled = product_shapes(shape.layers, mixture=bool(shape.routed))
         yield Item("kernels that oneDNN compiles", compiled * PRODUCT_BYTES, IN_HOST)
-    inputs = [inputs for _, inputs in shape.layers]
-    at_once = max(window, config.batch_tokens)
-    # Layers with one input share a Hessian, but that is known only when the model runs.
-    hessians = [number * n * n for n in inputs]
-    mixtures = [sum(number * n * n for n, _ in stage) for stage in shape.routed]
-    shared = sum(number * n * n * (layers - 1) for stage in shape.routed for n, layers in stage)
-    held = max([*hessians, *mixtures]) if config.sequential else sum(hessians) - shared
+    inputs, at_once = [inputs for _, inputs in shape.layers], max(window, config.batch_tokens)
+    held = hessian_bytes(inputs, shape.routed, number, config.sequential)
     preparing = number * memory.preparing * max(inputs) ** 2
-    yield Item("Hessians of a block (q, k, v share one)", held, here, ("factor", "solve"))
+    known = ("factor", "solve", "transform")
+    yield Item("Hessians of a block (q, k, v share one)", held, here, known)
     yield Item("the largest factorization", preparing, here, ("factor",))
     yield Item("Hessians of a block, being collected", held, here, ("collect",))
+    if config.solver.needs_reference:  # the full-precision model beside the quantized one
+        everywhere = ("collect", "factor", "solve")
+        yield Item("drifts of a block's inputs", held, here, everywhere)
+        seen = number * at_once * sum(inputs)
+        yield Item("a batch of inputs in full precision", seen, here, ("collect",))
+        if config.sequential:
+            yield Item("the block in full precision", shape.block_bytes, here, everywhere)
     inside = _inside(shape, at_once)
     if wide:  # torch's attention and functions use more than our operators (measured: 1.4)
         inside = inside * 3 * number // (2 * max(shape.itemsize, 4))
@@ -288,13 +292,14 @@ def _quantization_items(
     checked = 2 * _logits(shape, min(window, CHECKED_LOGITS))
     yield Item("logits that are compared", checked, here, ("check",))
     if config.residual is not None:
-        # The weight, its product with the norm's, and three steps of the rotation.
-        largest = max(map(math.prod, shape.layers))
-        yield Item("a layer that is rotated, in float64", 5 * 8 * largest, here, ("collect",))
+        count = rotation_bytes(shape.layers)
+        yield Item("a layer that is rotated, in float64", count, here, ("collect",))
         yield Item("embeddings and head, until checked", shape.outside_bytes, here, ("check",))
     if config.transforms:
         # The outputs of all modules are kept while the block is observed.
         yield Item("a batch inside a block, watched", _inside(shape, at_once), here, ("collect",))
+        count = search_bytes(shape.layers, config.transforms, number)
+        yield Item("layers with one input, in a transform", count, here, ("transform",))
 
 
 def _quantized(shape: ModelShape, scheme: Scheme) -> Iterator[Item]:
@@ -306,7 +311,7 @@ def _quantized(shape: ModelShape, scheme: Scheme) -> Iterator[Item]:
     packed = sum(stored) + max(stored)
     beside = max(0, shape.block_bytes - sum(codes) * shape.itemsize)
     yield Item("quantized weights of a block", held, IN_HOST, ("factor", "solve"))
-    everywhere = ("collect", "factor", "solve")
+    everywhere = ("collect", "factor", "solve", "transform")
     yield Item("the block before it, being written", held + packed + beside, IN_HOST, everywhere)
 
 
@@ -328,8 +333,7 @@ def _stored(scheme: Scheme, outputs: int, inputs: int) -> int:
 
 def _operators(shape: ModelShape, config: QuantizationConfig, here: str) -> Iterator[Item]:
     """Yield the operators that transforms may keep in front of a block's layers, one per layer."""
-    kept = [each for each, options in config.transforms if each.keeps(options) != NEVER]
-    count = sum(each.kept_bytes(inputs) for each in kept for _, inputs in shape.layers)
+    count = operator_bytes(shape.layers, config.transforms)
     yield Item("operators in front of a block's layers", count, here)
     yield Item("operators of the block before it", count, IN_HOST)
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from quant.errors import NonFiniteError
+from quant.rules import DAMP, RTN
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -90,7 +91,7 @@ def nothing_to_say(options: Any) -> list[str]:  # noqa: ARG001
 
 
 def refuses_nothing(options: Any, scheme: Scheme) -> str | None:  # noqa: ARG001
-    """Return None: a program can be asked for any scheme."""
+    """Return None: the solver can be asked for any scheme."""
     return None
 
 
@@ -111,6 +112,10 @@ class Solver:
     options            frozen dataclass that raises a one-sentence ValueError for invalid values.
     needs_calibration  whether `prepared` is made from the Hessian of the layer's inputs; if not, it
                        is None.
+    needs_reference    whether the inputs x of the layer in the full-precision model are needed
+                       beside the inputs x~ in the quantized one. prepare then has a fourth
+                       argument, drift [in, in] = 2/n sum (x - x~) x~^T in the coordinates of the
+                       Hessian 2/n sum x~ x~^T; None where x = x~ (in the first block).
     uses_kernel        whether results depend on Layer.kernel.
     prepare            prepare(hessian [in, in], options, layer: Layer) -> prepared, once for all
                        layers with the same inputs; None: `prepared` is the Hessian itself.
@@ -123,8 +128,17 @@ class Solver:
                        ["act-order", "damp 0.1"].
     whole              whole(request: quant.solvers.outside.Request, options) -> Made, in place of
                        `solve`: another program quantizes the whole model into request.out.
-    refuses            refuses(options, scheme): why such a program cannot be asked for a scheme, as
-                       the end of a sentence with the next step; None: it can.
+    oracle             oracle(weight [out, in], scheme, hessian, damping, options) -> values
+                       [out, in] in float64: the method as a textbook has it, slow and without the
+                       solver's shortcuts. damping is that of the Solution; it and the Hessian are
+                       None without calibration. With needs_reference, drift follows as in prepare.
+                       Runs compare the solver with it on pieces of the model
+                       (quant.calibrate.self_check). None: they cannot.
+    refuses            refuses(options, scheme): why the solver cannot be asked for a scheme, as the
+                       end of a sentence with the next step; None: it can (`refusal`).
+    searches_with_hessian
+                       whether it passes blocks of the Hessian to find_groups, which schemes with
+                       grid=hessian need.
 
     All functions must be module-level, so that a spec is pickled by name.
     """
@@ -134,6 +148,7 @@ class Solver:
     solve: Callable[..., Solution] = solves_no_layer
     options: type = NoOptions
     needs_calibration: bool = False
+    needs_reference: bool = False
     uses_kernel: bool = False
     prepare: Callable[..., Any] | None = None
     memory: Memory = Memory()
@@ -142,7 +157,9 @@ class Solver:
     sequential: Callable[[Any], bool] = not_sequential
     describe: Callable[[Any], list[str]] = nothing_to_say
     whole: Callable[..., Made] | None = None
+    oracle: Callable[..., Tensor] | None = None
     refuses: Callable[[Any, Scheme], str | None] = refuses_nothing
+    searches_with_hessian: bool = False
 
     def __post_init__(self) -> None:
         require_names(self.name, self.label, "solver")
@@ -159,6 +176,17 @@ class Solver:
                 f"solver {self.name} has prepare, which reads a Hessian, but "
                 "needs_calibration=False; set needs_calibration=True or leave prepare out."
             )
+        if self.needs_reference and self.prepare is None:
+            raise ValueError(
+                f"solver {self.name} needs the inputs of the full-precision model "
+                "(needs_reference=True), which only prepare is given: add prepare(hessian, "
+                "options, layer, drift)."
+            )
+        if self.searches_with_hessian and not self.needs_calibration:
+            raise ValueError(
+                f"solver {self.name} searches grids with a Hessian, but needs_calibration=False; "
+                "set needs_calibration=True or leave searches_with_hessian out."
+            )
 
     def _require_only_whole(self) -> None:
         if not callable(self.whole) or self.solve is not solves_no_layer or self.prepare:
@@ -166,6 +194,21 @@ class Solver:
                 f"solver {self.name} quantizes whole models (whole={self.whole!r}): give a "
                 "function whole(request, options) -> Made, and neither solve nor prepare."
             )
+
+
+def refusal(solver: Solver, options: Any, scheme: Scheme, rules: Rules) -> str | None:
+    """Return why a solver cannot be asked for a scheme, as the end of a sentence; None: it can."""
+    if scheme.needs_hessian and not solver.searches_with_hessian:
+        return (
+            "its grids are searched with the Hessian of each layer's inputs, which "
+            f"{solver.label} does not have; use scheme.grid=mse, or method=rtn_calibrated or gptq"
+        )
+    if scheme.needs_hessian and rules.few_tokens == RTN:
+        return (
+            f"few_tokens={RTN} rounds experts without a Hessian, and its grids are searched with "
+            f"one; use few_tokens={DAMP}, or scheme.grid=mse"
+        )
+    return solver.refuses(options, scheme)
 
 
 def begin(

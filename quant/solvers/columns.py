@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from cuda_ext.column_loop import gptq_column_loop
-from quant.grid import Grid, decode, encode, find_groups, stack_grids
+from quant.grid import Blocks, Grid, decode, encode, find_groups, stack_grids
 from quant.hessian import Factor
 from quant.products import product
 from quant.scheme import Scheme
@@ -45,12 +45,15 @@ class Groups:
     stale  whether grids are found from the weights as they were when the current block began.
     size   number of columns whose grids are found at once (several groups; the last piece may be
            shorter).
+    hessian
+           gives the blocks of H by steps of the loop, for grids that are searched with them.
     """
 
     grids: list[Grid | None]
     index: list[int]
     stale: bool
     size: int
+    hessian: Blocks
 
     @property
     def found(self) -> bool:
@@ -59,7 +62,12 @@ class Groups:
 
     def find(self, group: int, columns: Tensor, scheme: Scheme, layer: str) -> None:
         """Find the grids of columns [columns, rows], which are the groups from `group` on."""
-        grids = find_groups(columns.T, scheme, layer)
+        begin = group * (scheme.group_size or 0)
+
+        def block(part: slice) -> Tensor:
+            return self.hessian(slice(begin + part.start, begin + part.stop))
+
+        grids = find_groups(columns.T, scheme, layer, block)
         for at in range(scheme.groups(len(columns))):
             self.grids[group + at] = grids.apply(lambda part, at=at: part[:, at])  # type: ignore[misc]
 
@@ -88,6 +96,30 @@ def column_loop(
     return _loop_over_panels(
         columns, factor, groups, scheme, panels, fused_columns if fused else plain_columns, layer
     )
+
+
+def round_first(
+    columns: Tensor, first: Tensor, factor: Factor, groups: Groups, scheme: Scheme, layer: str
+) -> tuple[Tensor, float]:
+    """Round `first` [out] in the place of the first column, before the loop begins.
+
+    Returns columns [in, out] in which the first is the level that was chosen, where the loop leaves
+    it, and the later ones make up for its distance from the column as it was; and its loss.
+    """
+    group = groups.index[0]
+    if groups.grids[group] is None:
+        groups.find(group, columns[: groups.size], scheme, layer)
+    grid = groups.grids[group]
+    assert grid is not None
+    value = decode(encode(first, grid, scheme), grid, scheme)
+    unit = torch.zeros_like(factor.root[:1])
+    unit[0, 0] = 1
+    # The first row of U = R^-1.
+    row = torch.linalg.solve_triangular(factor.root, unit, upper=True, left=False)[0]
+    error = (columns[0] - value) / row[0].to(columns.dtype)
+    columns = columns.addcmul(row[:, None].to(columns.dtype), error, value=-1)
+    columns[0] = value
+    return columns, float(error.square().sum()) / 2
 
 
 def plain_reason(kernel: str, scheme: Scheme) -> str | None:

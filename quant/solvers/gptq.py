@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -109,19 +110,41 @@ def solve(
     NonFiniteError, SingularHessianError and QuantizationError (a scale exceeds scheme.scale_dtype);
     all name the layer.
     """
+    weight, dead = begin(weight, prepared, options.damping, options.act_order, layer.name)
+    return quantize(weight, scheme, prepared, options, layer, "GPTQ", dead)
+
+
+def quantize(
+    weight: Tensor,
+    scheme: Scheme,
+    factor: Factor,
+    options: Options,
+    layer: Layer,
+    label: str,
+    dead: int,
+    first: Tensor | None = None,
+) -> Solution:
+    """Run the column loop on weight [out, in], from which every grid is found.
+
+    For the solvers whose loop is GPTQ's: label is theirs, for errors, and dead their count of dead
+    inputs, whose weights are 0 already. first [out], if given, is rounded in the place of the first
+    column of the loop, whose own weights stay what the later columns make up for.
+    """
     import torch
 
     from cuda_ext.ops import resolve_kernel
     from quant.grid import assemble, stack_grids
-    from quant.solvers.columns import column_loop, plain_reason
+    from quant.solvers.columns import column_loop, plain_reason, round_first
 
-    factor, inputs = prepared, weight.shape[1]
+    inputs = weight.shape[1]
     groups = scheme.groups(inputs)
-    weight, dead = begin(weight, factor, options.damping, options.act_order, layer.name)
-    groups_of = _plan_groups(weight, factor.order, groups, scheme, options, layer.name)
+    groups_of = _plan_groups(weight, factor, groups, scheme, options, layer.name)
     columns = weight.T if factor.order is None else weight.T[factor.order]
     kernel = resolve_kernel(layer.kernel, weight.device)
     columns = columns.contiguous()
+    before = 0.0
+    if first is not None:
+        columns, before = round_first(columns, first, factor, groups_of, scheme, layer.name)
     codes, loss = column_loop(
         columns, factor, groups_of, scheme, options.block_size, kernel, layer.name
     )
@@ -136,7 +159,7 @@ def solve(
     notes = [note for note in (_fallback(factor), plain_reason(kernel, scheme)) if note]
     fallback = "; ".join(notes) or None
     return Solution(
-        quantized, finite_loss(loss, "GPTQ", layer.name), factor.damping, dead, fallback
+        quantized, finite_loss(before + loss, label, layer.name), factor.damping, dead, fallback
     )
 
 
@@ -180,14 +203,14 @@ def describe(options: Options) -> list[str]:
         "group_grid": f"{options.group_grid} grids",
         "true_sequential": "true-sequential",
     }
-    names = [field.name for field in fields(options)]
+    names = [field.name for field in fields(DEFAULT_OPTIONS)]  # a solver like it may have more
     changed = [n for n in names if getattr(options, n) != getattr(DEFAULT_OPTIONS, n)]
     return [labels[name] for name in changed]
 
 
 def _plan_groups(
     weight: Tensor,
-    order: Tensor | None,
+    factor: Factor,
     groups: int,
     scheme: Scheme,
     options: Options,
@@ -197,22 +220,49 @@ def _plan_groups(
     from quant.grid import find_groups
     from quant.solvers.columns import Groups
 
-    stale = options.group_grid == "stale"
+    stale, order = options.group_grid == "stale", factor.order
     inputs = weight.shape[1]
     size = min(scheme.group_size or inputs, inputs)
     together = scheme.span(inputs)  # columns whose grids are found at once
     moving = groups > 1 and not options.static_groups
     in_order = [step // size for step in range(inputs)]
     if moving and together < inputs:
-        return Groups([None] * groups, in_order, stale, together)
-    whole = find_groups(weight[:, order] if moving and order is not None else weight, scheme, layer)
+        return Groups([None] * groups, in_order, stale, together, factor.block)
+    in_loop = moving or order is None  # else groups are adjacent inputs, wherever their steps are
+    if order is not None and moving:
+        weight = weight[:, order]
+    blocks = factor.block if in_loop else partial(_block_of_inputs, factor)
+    whole = find_groups(weight, scheme, layer, blocks)
     grids: list[Grid | None] = [
         whole.apply(lambda part, group=group: part[:, group].contiguous())  # type: ignore[misc]
         for group in range(groups)
     ]
-    if moving or order is None:
-        return Groups(grids, in_order, stale, together)
-    return Groups(grids, [column // size for column in order.tolist()], stale, together)
+    if not in_loop:
+        in_order = [column // size for column in order.tolist()]
+    return Groups(grids, in_order, stale, together, factor.block)
+
+
+def _block_of_inputs(factor: Factor, inputs: slice) -> Tensor:
+    """Return H, damped, of adjacent inputs of the layer."""
+    assert factor.order is not None
+    return factor.block(factor.order.argsort()[inputs])
+
+
+def oracle(
+    weight: Tensor, scheme: Scheme, hessian: Tensor, damping: float, options: Options
+) -> Tensor:
+    """OBQ's step in the order of the options, with the inverse of the columns that are left."""
+    from quant.solvers import textbook
+
+    stale = options.block_size if options.group_grid == "stale" else None
+    return textbook.compensated(
+        weight.masked_fill(hessian.diagonal() == 0, 0),
+        scheme,
+        textbook.damped(hessian, damping),
+        textbook.order_of(hessian, options.act_order),
+        static=options.static_groups,
+        stale_block=stale,
+    )
 
 
 SOLVER = Solver(
@@ -221,6 +271,7 @@ SOLVER = Solver(
     solve=solve,
     options=Options,
     needs_calibration=True,
+    searches_with_hessian=True,
     uses_kernel=True,
     prepare=prepare,
     # Measured: weights 4.5; preparing 3.2, with act-order 4.0, with LAPACK's copies
@@ -229,4 +280,5 @@ SOLVER = Solver(
     version=2,
     sequential=sequential,
     describe=describe,
+    oracle=oracle,
 )

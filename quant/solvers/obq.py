@@ -85,7 +85,7 @@ def solve(
 
     weight, dead = begin(weight, prepared, options.damping, False, layer.name)
     outputs, inputs = weight.shape
-    grid = find_groups(weight, scheme, layer.name)
+    grid = find_groups(weight, scheme, layer.name, prepared.block)
     size = min(scheme.group_size or inputs, inputs)
     group = torch.arange(inputs, device=weight.device) // size
     inverse = prepared.upper.T @ prepared.upper
@@ -276,6 +276,7 @@ SOLVER = Solver(
     solve=solve,
     options=Options,
     needs_calibration=True,
+    searches_with_hessian=True,
     prepare=prepare,
     # The factor, its inverse and H^-1; then LEAST_ROWS inverses with their columns, or BATCH.
     memory=Memory(weights=6, prepared=3 + LEAST_ROWS + 1, preparing=5, beside=BATCH),

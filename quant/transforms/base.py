@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from quant.solvers.base import (
+    Memory,
     NoOptions,
     nothing_to_say,
     require_names,
@@ -33,10 +34,13 @@ from quant.solvers.base import (
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from quant.scheme import Scheme
+
 # When a change is kept in front of its layers: never, if no module can absorb it, or always.
 NEVER, WHERE_NEEDED, ALWAYS = "never", "where_needed", "always"
 KEEP = (NEVER, WHERE_NEEDED, ALWAYS)
 
+NOTHING = Memory(weights=0)
 _NOT_APPLIED = "not applied: "
 
 
@@ -62,21 +66,56 @@ def read_note(note: str) -> tuple[str, str | None]:
 
 
 @dataclass(frozen=True)
+class Statistics:
+    """Statistics of every input over all calibration tokens, float64 [in] each.
+
+    mean, magnitude  mean of x_j and of |x_j|.
+    low, high        smallest and largest x_j.
+    """
+
+    mean: Tensor
+    magnitude: Tensor
+    low: Tensor
+    high: Tensor
+
+    @property
+    def largest(self) -> Tensor:
+        """The largest |x_j|."""
+        import torch
+
+        return torch.maximum(self.low.abs(), self.high.abs())
+
+    def divided(self, scale: Tensor) -> Statistics:
+        """Return the statistics of x / scale, for scale [in] > 0."""
+        scale = scale.to(self.mean)
+        return Statistics(
+            self.mean / scale, self.magnitude / scale, self.low / scale, self.high / scale
+        )
+
+
+@dataclass(frozen=True)
 class Group:
     """The layers of a block that read one input, as a transform sees them.
 
-    name     name of the first layer, for errors.
-    layers   full names of the layers.
-    weights  weight of every layer [out, in] in float32 (float64 if the model is), in the
-             coordinates after the transforms before this one.
-    hessian  [in, in] = 2/n * sum x x^T of the layers' input in the same coordinates; its diagonal
-             is the mean square of every input, times a constant.
+    name        name of the first layer, for errors.
+    layers      full names of the layers.
+    weights     weight of every layer [out, in] in float32 (float64 if the model is), in the
+                coordinates after the transforms before this one.
+    hessian     [in, in] = 2/n * sum x x^T of the layers' input in the same coordinates; its
+                diagonal is the mean square of every input, times a constant.
+    scheme      scheme to which the layers will be rounded.
+    statistics  of the layers' input in the same coordinates, if the transform reads them.
+    tied        int64 [in]: inputs with the same number need the same scale, because one row of a
+                layer in front makes all of them; None if no inputs are tied.
     """
 
     name: str
     layers: tuple[str, ...]
     weights: tuple[Tensor, ...]
     hessian: Tensor
+    scheme: Scheme
+    statistics: Statistics | None = None
+    tied: Tensor | None = None
 
 
 class Change(Protocol):
@@ -118,6 +157,9 @@ class Scaling:
 
     def tensors(self) -> dict[str, Tensor]:
         return {"scale": self.scale.float()}
+
+    def statistics(self, statistics: Statistics) -> Statistics:
+        return statistics.divided(self.scale)
 
     def inputs(self, x: Tensor) -> Tensor:
         return x / self.scale.to(x.device)
@@ -178,6 +220,16 @@ class Transform:
                                     transformed whose hidden states have `hidden` features and whose
                                     layers have these numbers of inputs; None if it can. The plan
                                     says so after the name of the transform.
+    reads_statistics                whether `change` reads Group.statistics. They are collected only
+                                    for transforms that do; a change before them has to say them in
+                                    its own coordinates, by a method statistics(Statistics).
+    folds_through                   whether a change that no module in front can absorb may be
+                                    folded into a linear layer further in front, through operators
+                                    that pass scales on: the product of a gated MLP, attention's
+                                    mixing of values, ReLU (quant.calibrate.upstream). For scalings,
+                                    with equal scales of inputs that Group.tied ties.
+    memory                          matrices of the largest layer while `change` runs, for the
+                                    memory plan: `weights` and `prepared` of them.
     """
 
     name: str
@@ -190,6 +242,9 @@ class Transform:
     keep: Callable[[Any], str] = _never
     kept_bytes: Callable[[int], int] = _a_matrix
     refuses: Callable[[Any, int, Sequence[int]], str | None] = _refuses_nothing
+    reads_statistics: bool = False
+    folds_through: bool = False
+    memory: Memory = NOTHING
     residual: Callable[..., Change] | None = None
 
     def __post_init__(self) -> None:

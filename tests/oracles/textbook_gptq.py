@@ -49,8 +49,12 @@ def find_levels(
     ternary: bool = False,
     mse: bool = False,
     dtype: str = "float16",
+    metric: np.ndarray | None = None,
 ) -> Levels:
-    """The levels of one row (or one group of a row)."""
+    """The levels of one row (or one group of a row).
+
+    mse: those of SHARES of the range with the least squared error; metric: with the least e H e^T.
+    """
     low, high = min(0.0, float(row.min())), max(0.0, float(row.max()))
     if ternary:
         low, high = as_stored(low, dtype), as_stored(high, dtype)
@@ -61,13 +65,15 @@ def find_levels(
     if low == high:
         low, high = -1.0, 1.0
     best = uniform_levels(low, high, bits, symmetric, dtype)
-    if mse:
+    if mse or metric is not None:
+        weights = np.eye(len(row)) if metric is None else metric
         candidates = [
             uniform_levels(low * share, high * share, bits, symmetric, dtype) for share in SHARES
         ]
-        errors = [
-            sum((levels.values[code_of(w, levels)] - w) ** 2 for w in row) for levels in candidates
-        ]
+        errors = []
+        for levels in candidates:
+            error = np.array([levels.values[code_of(w, levels)] - w for w in row])
+            errors.append(float(error @ weights @ error))
         best = candidates[int(np.argmin(errors))]
     return best
 
@@ -109,13 +115,14 @@ def solve(
     own: Callable[[np.ndarray], Levels] | None = None,
     together: Callable[[np.ndarray], list[Levels]] | None = None,
     span: int = 1,
+    weighted: bool = False,
 ) -> Answer:
     """Quantize weight [out, in] against hessian [in, in].
 
     The last group holds the columns that are left. stale_block: group grids come from the weights
     at the last multiple of so many steps. own: finds the levels of one row (or group of one)
     in place of what the other arguments describe. together: those of `span` neighbouring groups of
-    one row at once.
+    one row at once. weighted: the grid of a group is that of least e H e^T, H damped.
     """
     weight = np.array(weight, dtype=np.float64)
     hessian = np.array(hessian, dtype=np.float64)
@@ -142,10 +149,11 @@ def solve(
                 levels[begin + at] = [of_row[at] for of_row in of_rows]
             return
         members = among[group * size : (group + 1) * size]
+        metric = hessian[np.ix_(members, members)] if weighted else None
         levels[group] = [
             own(source[row, members])
             if own
-            else find_levels(source[row, members], bits, symmetric, ternary, mse, dtype)
+            else find_levels(source[row, members], bits, symmetric, ternary, mse, dtype, metric)
             for row in range(rows)
         ]
 

@@ -20,8 +20,8 @@ from quant.checkpoint.make import files_hash, quantize_to
 from quant.checkpoint.source import CheckpointSource
 from quant.config import QuantizationConfig
 from quant.scheme import Scheme
-from quant.solvers import gptq, rtn
-from quant.transforms import equalize, hadamard, residual_hadamard
+from quant.solvers import gptq, qronos, rtn
+from quant.transforms import awq, equalize, hadamard, residual_hadamard
 from tests.quant import rotating
 from tests.quant.architectures import random_windows
 
@@ -48,6 +48,9 @@ CONFIGS = {
     "kept": QuantizationConfig(
         gptq.SOLVER, SCHEME, OPTIONS, ((equalize.TRANSFORM, KEPT),), batch_tokens=50
     ),
+    "awq": QuantizationConfig(
+        gptq.SOLVER, SCHEME, OPTIONS, ((awq.TRANSFORM, awq.Options(steps=4)),), batch_tokens=50
+    ),
     "rotated": QuantizationConfig(
         gptq.SOLVER, SCHEME, OPTIONS, ((rotating.TRANSFORM, None),), batch_tokens=50
     ),
@@ -56,6 +59,13 @@ CONFIGS = {
         SCHEME,
         OPTIONS,
         ((residual_hadamard.TRANSFORM, None), (hadamard.TRANSFORM, None)),
+        batch_tokens=50,
+    ),
+    "qronos": QuantizationConfig(
+        qronos.SOLVER,
+        SCHEME,
+        gptq.Options(true_sequential=True),
+        ((rotating.TRANSFORM, None),),
         batch_tokens=50,
     ),
 }

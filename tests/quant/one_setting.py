@@ -23,8 +23,9 @@ from quant.checkpoint.source import CheckpointSource
 from quant.config import QuantizationConfig
 from quant.scheme import Scheme
 from quant.solvers import gptq, rtn
-from quant.transforms import equalize
+from quant.transforms import awq, equalize
 
+TRANSFORMS = ((equalize.TRANSFORM, None), (awq.TRANSFORM, awq.Options(steps=8)))
 SOLVERS = {"gptq": gptq, "rtn": rtn}
 
 
@@ -37,7 +38,7 @@ def run(wanted: dict[str, Any]) -> dict[str, Any]:
         solver.SOLVER,
         Scheme(**wanted["scheme"]),
         options,
-        transforms=((equalize.TRANSFORM, None),) if wanted.get("transforms") else (),
+        transforms=TRANSFORMS if wanted.get("transforms") else (),
         kernel=wanted.get("kernel", "auto"),
         batch_tokens=wanted.get("batch_tokens", 2048),
         arithmetic=wanted.get("arithmetic", "portable"),

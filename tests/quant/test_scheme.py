@@ -113,7 +113,7 @@ def test_names_that_people_write(name, scheme):
         ("w4g64x", ["'g64x' cannot follow w4", "w4g128"]),
         ("w4-sym", ["'-sym' cannot follow w4", "with _"]),
         ("w4g64sym", ["'g64sym' cannot follow w4"]),
-        ("w4_foo", ["_foo is unknown", "_sym, _mse, _bf16, _fp32"]),
+        ("w4_foo", ["_foo is unknown", "_sym, _mse, _hessian, _bf16, _fp32"]),
         ("w4_", ["_ is unknown"]),
         ("w4_g64", ["_g64 is unknown", "directly after w4, as in w4g128"]),
         ("w4_mse_mse", ["_mse sets grid a second time"]),

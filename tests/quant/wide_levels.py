@@ -41,7 +41,7 @@ def decode_q4k(codes, grid, scheme):
 
 
 Q4K = Levels(
-    name="q4k",
+    name="own_q4k",
     prefix="q4k",
     about="q4k levels have super-blocks of 8 groups",
     tensors=(
@@ -83,9 +83,9 @@ def decode_nvfp4(codes, grid, scheme):
 
 
 NVFP4 = Levels(
-    name="nvfp4",
-    prefix="nvfp4",
-    about="nvfp4 levels are the values of e2m1",
+    name="own_nvfp4",
+    prefix="ownfp4",
+    about="own nvfp4 levels are the values of e2m1",
     tensors=(
         GridTensor("scale", "block_scales", dtype="float8_e4m3fn"),
         GridTensor("row_scale", "row_scales", dtype="float32", span=None),

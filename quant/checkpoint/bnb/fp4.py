@@ -6,7 +6,7 @@ of the bits. E2M1 of NVFP4 and MXFP4 has 0, 0.5, 1, 1.5, 2, 3, 4 and 6.
 
 from __future__ import annotations
 
-from quant.checkpoint.bnb import table
+from quant.levels.numbers import table
 
 _MAGNITUDES = (0.0, 0.0625 / 12, 2 / 12, 3 / 12, 4 / 12, 6 / 12, 8 / 12, 1.0)
 TABLE = (*(-each for each in reversed(_MAGNITUDES)), *_MAGNITUDES)

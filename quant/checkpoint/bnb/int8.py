@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from quant.checkpoint.bnb import table
 from quant.levels.base import GridTensor, Levels, Tensors
+from quant.levels.numbers import table
 
 if TYPE_CHECKING:
     import torch

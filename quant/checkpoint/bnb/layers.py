@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from quant.checkpoint.bnb import int8, table
+from quant.checkpoint.bnb import int8
 from quant.checkpoint.bnb.state import KEY, Nested, QuantState, parse
 from quant.checkpoint.formats.base import CheckpointFormat, dtype_name, require_tensors
 from quant.errors import ArtifactError
+from quant.levels.numbers import table
 from quant.weight import QuantizedWeight
 
 if TYPE_CHECKING:

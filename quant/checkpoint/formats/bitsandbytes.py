@@ -22,17 +22,20 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from quant.checkpoint.bnb import fp4, int8, nf4, state
+from quant.checkpoint.bnb import fp4, int8, state
 from quant.checkpoint.formats.base import CheckpointFormat, Config, Format, read_flag, validated
 from quant.errors import ArtifactError
+from quant.levels import nf4
 
 if TYPE_CHECKING:
     from quant.checkpoint.formats.base import Read, Shape, Tensors
 
 METHOD = "bitsandbytes"
 FOUR_BITS, EIGHT_BITS = "load_in_4bit", "load_in_8bit"
-# Levels by bnb_4bit_quant_type.
+# Levels by bnb_4bit_quant_type, and the rank of every code in the files.
 TYPES = {"nf4": nf4, "fp4": fp4}
+RANKS = {"nf4": tuple(range(16)), "fp4": fp4.RANKS}
+_LEVELS = {"nf4": nf4.LEVELS.name, "fp4": fp4.__name__}
 _STATES = tuple(f"{state.KEY}{kind}" for kind in TYPES)
 
 
@@ -57,7 +60,7 @@ def parse(config: Config, where: str) -> CheckpointFormat:
         raise ArtifactError(
             f"{where}.bnb_4bit_quant_type={kind!r} cannot be read; only {', '.join(TYPES)} can."
         )
-    return _parsed(FORMAT, 4, TYPES[kind].__name__, where)
+    return _parsed(FORMAT, 4, _LEVELS[kind], where)
 
 
 def _parsed(format: Format, bits: int, levels: str, where: str) -> CheckpointFormat:
@@ -102,7 +105,7 @@ def read_layer(tensors: Tensors, parsed: CheckpointFormat, layer: str, _: Shape)
     from quant.checkpoint.bnb.layers import read_4bit
 
     kind = _kind(parsed)
-    return read_4bit(tensors, parsed, layer, kind, TYPES[kind].TABLE, TYPES[kind].RANKS)
+    return read_4bit(tensors, parsed, layer, kind, TYPES[kind].TABLE, RANKS[kind])
 
 
 def read_8bit_layer(tensors: Tensors, parsed: CheckpointFormat, layer: str, _: Shape) -> Read:
@@ -112,7 +115,7 @@ def read_8bit_layer(tensors: Tensors, parsed: CheckpointFormat, layer: str, _: S
 
 
 def _kind(parsed: CheckpointFormat) -> str:
-    return next(kind for kind, module in TYPES.items() if module.__name__ == parsed.levels)
+    return next(kind for kind, levels in _LEVELS.items() if levels == parsed.levels)
 
 
 FORMAT = Format(

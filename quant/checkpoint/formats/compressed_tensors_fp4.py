@@ -26,8 +26,8 @@ from quant.checkpoint.compressed_settings import (
     read_groups,
 )
 from quant.checkpoint.formats.base import CheckpointFormat, Config, Format, read_meta, validated
-from quant.checkpoint.fp4 import mxfp4, nvfp4
 from quant.errors import ArtifactError
+from quant.levels import mxfp4, nvfp4
 
 if TYPE_CHECKING:
     from quant.checkpoint.formats.base import Read, Shape, Tensors
@@ -53,7 +53,7 @@ def parse(config: Config, where: str) -> CheckpointFormat:
         group_size=kind.GROUP,
         symmetric=False,  # its levels have no zero-point
         act_order=False,
-        levels=kind.__name__,
+        levels=kind.LEVELS.name,
         producer=read_meta(config)[1] or (f"{METHOD} {version}" if version else ""),
         evidence=INPUTS if inputs else "",
     )
@@ -85,9 +85,9 @@ def zero_points(_parsed: CheckpointFormat) -> str:
 
 
 def read_layer(tensors: Tensors, parsed: CheckpointFormat, layer: str, _: Shape) -> Read:
-    from quant.checkpoint.fp4.layers import read_mxfp4, read_nvfp4
+    from quant.checkpoint.fp4_layers import read_mxfp4, read_nvfp4
 
-    read = {nvfp4.__name__: read_nvfp4, mxfp4.__name__: read_mxfp4}[str(parsed.levels)]
+    read = {nvfp4.LEVELS.name: read_nvfp4, mxfp4.LEVELS.name: read_mxfp4}[str(parsed.levels)]
     return read(tensors, parsed, layer)
 
 

@@ -13,18 +13,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from quant.checkpoint.fp4 import e2m1, mxfp4
 from quant.checkpoint.gguf.blocks import codes_of_q6_k, half, numbers_of_k
 from quant.checkpoint.gguf.levels import AFFINE, FP4, IQ4
 from quant.levels import ternary, uniform
 from quant.levels.base import Levels
+from quant.levels.numbers import e2m1, e8m0
 from quant.scheme import Scheme
 from quant.weight import QuantizedWeight
 
 # A group whose scale is 0 has one level, 0. Uniform grids divide by their scale, so they get this
 # one and the code of 0: all of their levels are 0 beside any weight.
 NOTHING = 2.0**-100
-_NO_NUMBER = 255  # E8M0
 _ALL_BITS = 127  # of an unsigned E4M3 number, which is none and stands for 0
 # (bytes of blocks [blocks, size]) -> codes uint8 [blocks, block], and tensors of the grid, float32
 # [blocks, groups of a block].
@@ -185,15 +184,15 @@ def _iq4_xs(raw: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
 
 
 def _mxfp4(raw: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    if int(raw[:, 0].max()) == _NO_NUMBER:
+    if int(raw[:, 0].max()) == e8m0.NAN:
         raise BadBlock("has a scale that is no number (E8M0 255)")
-    return e2m1.ranks(_both(raw[:, 1:])), {"scale": mxfp4.scale(raw[:, :1].float())}
+    return e2m1.ranks(_both(raw[:, 1:])), {"scale": e8m0.scale(raw[:, :1].float())}
 
 
 def _nvfp4(raw: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     """Four groups of 16, with unsigned E4M3 scales."""
     exponent, mantissa = ((raw[:, :4] >> 3) & 15).float(), (raw[:, :4] & 7).float()
-    normal = (1 + mantissa / 8) * mxfp4.scale(exponent + mxfp4.BIAS - 7)
+    normal = (1 + mantissa / 8) * e8m0.scale(exponent + e8m0.BIAS - 7)
     scale = torch.where(exponent == 0, mantissa * 2**-9, normal)
     scale = scale.masked_fill(raw[:, :4] == _ALL_BITS, 0)
     return e2m1.ranks(_both(raw[:, 4:].view(-1, 4, 8))), {"scale": scale}

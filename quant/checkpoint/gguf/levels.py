@@ -9,9 +9,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from quant.checkpoint.bnb import table
-from quant.checkpoint.fp4 import e2m1
 from quant.levels.base import GridTensor, Levels, Tensors
+from quant.levels.numbers import e2m1, table
 
 if TYPE_CHECKING:
     import torch

@@ -19,8 +19,8 @@ SCHEMES = [
     Scheme(2, 20),  # the last group is short
     Scheme(4, 16, symmetric=True),
     Scheme(2, 16, levels="ternary"),
-    Scheme(4, 16, levels="quant.checkpoint.fp4.nvfp4"),
-    Scheme(4, 32, levels="quant.checkpoint.fp4.mxfp4"),
+    Scheme(4, 16, levels="nvfp4"),
+    Scheme(4, 32, levels="mxfp4", grid="even"),
 ]
 
 

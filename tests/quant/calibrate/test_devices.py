@@ -90,11 +90,11 @@ def test_inputs_that_a_block_changes_afterwards_were_copied(
     release = threading.Event()
     update, seen = Hessian.update, []
 
-    def slow(self: Hessian, inputs: torch.Tensor, sequences: int | None) -> None:
+    def slow(self: Hessian, inputs: torch.Tensor, *rest: object) -> None:
         if threading.current_thread() is not threading.main_thread():
             release.wait(10)
             seen.append(inputs.clone())
-        update(self, inputs, sequences)
+        update(self, inputs, *rest)
 
     monkeypatch.setattr(Hessian, "update", slow)
     block = torch.nn.ModuleDict({"a": torch.nn.Linear(8, 8), "b": torch.nn.Linear(8, 8)})

@@ -22,7 +22,7 @@ from quant.errors import QuantizationError
 from quant.scheme import Scheme
 from quant.solvers import gptq, rtn
 from quant.solvers.base import Layer
-from quant.transforms import equalize
+from quant.transforms import awq, equalize
 from quant.transforms.base import Change, Group, Scaling, Transform
 from tests.oracles.naive_hessians import naive_hessians
 from tests.quant.architectures import BLOCKS, CONFIGS, random_windows, tiny_model, uneven_model
@@ -39,9 +39,14 @@ def logits(model: nn.Module, tokens: Tensor) -> Tensor:
 
 
 def transform(
-    model: PreTrainedModel, transforms: tuple[tuple[Transform, object], ...]
+    model: PreTrainedModel,
+    transforms: tuple[tuple[Transform, object], ...],
+    hessians: dict[str, Tensor] | None = None,
 ) -> dict[str, Changed]:
-    """Only transform the blocks of a model, all layers of a block at once."""
+    """Only transform the blocks of a model, all layers of a block at once.
+
+    `hessians` gets what the solver would be given for every layer.
+    """
     windows, found = random_windows(4), {}
     (batch,) = make_batches(windows, 1000)
     model_structure = learn_structure(model, windows[0])
@@ -54,7 +59,9 @@ def transform(
                 model_structure.blocks.block_name(index),
             )
             call = captured.calls[index][0]
-            collector = Collector(block, name, structure.groups, False, workers)
+            collector = Collector(
+                block, name, structure.groups, False, workers, with_statistics=True
+            )
             collector.begin(batch)
             run_block(block, structure, call, hidden)
             workers.settle()
@@ -63,9 +70,15 @@ def transform(
             def again(block=block, structure=structure, call=call, hidden=hidden) -> Tensor:
                 return run_block(block, structure, call, hidden)
 
-            worker = BlockTransformer(transforms, model, block, name, frozenset(), hidden, again)
-            for names, changed in worker.apply(collector.hessians).items():
+            worker = BlockTransformer(
+                transforms, W4G16, model, block, name, frozenset(), hidden, again
+            )
+            done = worker.apply(collector.hessians, collector.statistics)
+            for names, changed in done.items():
                 found |= {f"{name}.{layer}": changed for layer in names}
+                if hessians is not None:
+                    matrix = changed.hessian(collector.hessians[names].matrix())
+                    hessians |= {f"{name}.{layer}": matrix for layer in names}
             hidden = again()
     return found
 
@@ -105,6 +118,48 @@ def test_any_scale_leaves_the_model_as_it_is_in_float64(name: str) -> None:
     before = logits(model, tokens)
     transform(model, ((equalize.TRANSFORM, ANY_SCALE),))
     torch.testing.assert_close(logits(model, tokens), before, rtol=1e-6, atol=1e-6)
+
+
+# What makes the inputs that no norm makes, where something takes a scaling in: values, whether or
+# not queries share them and whatever matrix they are part of; what a gate is multiplied by; ReLU.
+FURTHER = {
+    "opt": {"out_proj": "self_attn.v_proj", "fc2": "fc1"},
+    "opt-350m": {"out_proj": "self_attn.v_proj", "fc2": "fc1"},
+    "bloom": {"dense": "self_attention.query_key_value"},
+    "gpt2": {"attn.c_proj": "attn.c_attn"},
+    "gpt-neox": {"dense": "attention.query_key_value"},
+    "phi": {"dense": "self_attn.v_proj"},
+    "falcon": {"dense": "self_attention.query_key_value"},
+    "falcon-alibi": {"dense": "self_attention.query_key_value"},
+}
+GATED = {"o_proj": "self_attn.v_proj", "down_proj": "mlp.up_proj"}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_awq_goes_into_norms_and_further_and_leaves_the_model_as_it_is(name: str) -> None:
+    model, tokens = uneven_model(name), torch.stack(random_windows(2, seed=5))
+    before, hessians = logits(model, tokens), {}
+    found = transform(model, ((awq.TRANSFORM, awq.Options(steps=4)),), hessians)
+    after = logits(model, tokens)
+    assert (after - before).abs().max() <= 1e-5 * before.abs().max()
+    further, places = FURTHER.get(name, GATED), set()
+    for layer, done in found.items():
+        (place,) = [end for end in further if layer.endswith(f".{end}")] or [None]
+        if done.notes == ["awq not applied: it finds nothing to change"]:
+            continue
+        if place is not None:
+            assert done.notes == [f"awq into {further[place]}"]
+            places.add(place)
+        elif layer.endswith(CHANGED.get(name, LLAMA_LIKE)):
+            assert "norm" in done.notes[0] or "ln_" in done.notes[0]
+        else:
+            assert done.notes[0].startswith("awq not applied: ")
+            assert done.notes[0].endswith("and no layer further in front takes a scaling in")
+    assert places == further.keys()
+    # What the solver is given is what now reaches the weights.
+    for layer, expected in naive_hessians(model, hessians, random_windows(4)).items():
+        apart = torch.linalg.vector_norm(hessians[layer].double() - expected)
+        assert apart <= 1e-4 * torch.linalg.vector_norm(expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

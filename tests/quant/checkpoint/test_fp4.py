@@ -20,10 +20,11 @@ import quant
 from quant.audit.grids import clipped, rounded
 from quant.checkpoint import dequantize_layers, read_format
 from quant.checkpoint.choose import parse
-from quant.checkpoint.fp4 import e2m1, mxfp4, nvfp4
 from quant.checkpoint.inspection import inspect
 from quant.checkpoint.layers import read_layer
 from quant.errors import ArtifactError, SchemeError
+from quant.levels import mxfp4, nvfp4
+from quant.levels.numbers import e2m1, e8m0
 from quant.linear import unpack
 from quant.measure.dummy import random_packed
 from quant.scheme import Scheme
@@ -35,7 +36,6 @@ from tests.quant.tiny_checkpoints import edit_config, edit_tensors, logits, read
 LAYER = "model.layers.1.mlp.down_proj"  # [64, 96]
 KINDS = [("nvfp4", False), ("nvfp4", True), ("mxfp4", False), ("mxfp4", True)]
 NAMES = {"nvfp4": "nvfp4g16", "mxfp4": "mxfp4g32"}
-LEVELS = {"nvfp4": "quant.checkpoint.fp4.nvfp4", "mxfp4": "quant.checkpoint.fp4.mxfp4"}
 
 
 @pytest.mark.parametrize(("kind", "inputs_too"), KINDS)
@@ -56,7 +56,7 @@ def test_levels_are_those_of_the_specification() -> None:
     expected = [[textbook.e2m1(byte & 15), textbook.e2m1(byte >> 4)] for byte in range(256)]
     assert values.tolist() == expected
     assert list(e2m1.TABLE) == sorted(textbook.e2m1(code) for code in range(16))
-    scales = mxfp4.scale(torch.arange(255).float())
+    scales = e8m0.scale(torch.arange(255).float())
     assert scales.tolist() == [textbook.e8m0(byte) for byte in range(255)]
 
 
@@ -321,7 +321,7 @@ def test_only_our_own_format_stores_them(tmp_path: Path, kind: str) -> None:
             quant.export(tmp_path / "a", tmp_path / "b", format)
     assert not (tmp_path / "b").exists()
     exported = quant.export(tmp_path / "a", tmp_path / "b", "bitsweep").folder
-    ours = quant.load(exported, levels=[LEVELS[kind]])
+    ours = quant.load(exported)
     assert torch.equal(logits(ours), logits(quant.load(tmp_path / "a")))
 
 
@@ -346,7 +346,7 @@ def test_rounding_finds_the_nearest_level(kind: str) -> None:
 def test_grids_are_found_as_their_papers_say(dtype: torch.dtype) -> None:
     values = torch.randn(6, 80, generator=torch.Generator().manual_seed(1)).to(dtype) / 10
     values[2, 16:32] = 0
-    solved = rtn.solve(values, Scheme(4, 16, levels=LEVELS["nvfp4"])).weight
+    solved = rtn.solve(values, Scheme(4, 16, levels="nvfp4")).weight
     whole = (6 * 448 / values.abs().amax().float()).float()
     assert torch.equal(solved.grid["global_scale"], whole.expand(6, 1))
     biggest = values.unflatten(1, (5, 16)).abs().amax(-1)
@@ -355,14 +355,15 @@ def test_grids_are_found_as_their_papers_say(dtype: torch.dtype) -> None:
     assert float(solved.scale.float().max()) == 448
     assert not solved.dequantize()[2, 16:32].any()
 
-    solved = rtn.solve(values, Scheme(4, 32, levels=LEVELS["mxfp4"])).weight
+    solved = rtn.solve(values, Scheme(4, 32, levels="mxfp4", grid="floor")).weight
     groups = values.split(32, dim=1)  # the last one is short
     for at_group, group in enumerate(groups):
         for row, biggest in enumerate(group.abs().amax(1).tolist()):
             exact = math.floor(math.log2(biggest)) - 2 + 127 if biggest else 0
             assert int(solved.grid["exponent"][row, at_group]) == exact
     for kind in NAMES:
-        scheme = Scheme(4, SETTINGS[kind]["group_size"], levels=LEVELS[kind])
+        rule = {"grid": "floor"} if kind == "mxfp4" else {}
+        scheme = Scheme(4, SETTINGS[kind]["group_size"], levels=kind, **rule)
         error = rtn.solve(values, scheme).weight.dequantize() - values
         assert float(error.norm() / values.norm()) < 0.16
         for extreme in (torch.zeros(2, 64), torch.full((2, 64), 1e-40), torch.full((2, 64), 1e37)):
@@ -376,14 +377,14 @@ def test_groups_of_another_size_are_refused(kind: str) -> None:
     size = SETTINGS[kind]["group_size"]
     for wrong in (None, 64):
         with pytest.raises(SchemeError, match=f"{kind} levels have .*: use group_size={size}"):
-            Scheme(4, wrong, levels=LEVELS[kind])
-    assert Scheme.parse(NAMES[kind], [LEVELS[kind]]).kind in (nvfp4.LEVELS, mxfp4.LEVELS)
+            Scheme(4, wrong, levels=kind)
+    assert Scheme.parse(NAMES[kind]).kind in (nvfp4.LEVELS, mxfp4.LEVELS)
 
 
 @pytest.mark.parametrize("inputs", [64, 96, 256])
 @pytest.mark.parametrize("kind", NAMES)
 def test_random_weights_keep_the_size_of_an_input(kind: str, inputs: int) -> None:
-    scheme = Scheme(4, SETTINGS[kind]["group_size"], levels=LEVELS[kind])
+    scheme = Scheme(4, SETTINGS[kind]["group_size"], levels=kind)
     packed = random_packed(scheme, inputs, 512, torch.Generator().manual_seed(0))
     values = unpack(packed, scheme, inputs).dequantize()
     assert float(values.square().mean()) * inputs == pytest.approx(1, abs=0.1)

@@ -100,6 +100,18 @@ def test_rounding_is_continued_too(model: Path, tmp_path: Path) -> None:
         assert files(tmp_path / when) == files(tmp_path / "whole")
 
 
+def test_the_full_precision_model_goes_on_beside_the_quantized_one(
+    model: Path, tmp_path: Path
+) -> None:
+    """Its hidden states pass through the original of every block that was finished."""
+    killing.make(model, tmp_path / "whole", "cpu", "qronos")
+    for activations, block in (("cpu", 0), ("disk", 1)):
+        target = tmp_path / activations
+        killing.kill(model, target, "noted", block, activations, "qronos")
+        assert killing.make(model, target, activations, "qronos").resumed == block + 1
+        assert files(target) == files(tmp_path / "whole")
+
+
 def test_a_transformed_run_goes_on_with_the_norms_that_it_changed(tmp_path: Path) -> None:
     """The block after the ones that were finished is calibrated on what they make."""
     model, whole = tmp_path / "model", tmp_path / "whole"
@@ -118,6 +130,23 @@ def test_a_transformed_run_goes_on_with_the_norms_that_it_changed(tmp_path: Path
         assert files(target) == files(whole)
         notes = {layer.name: layer.transforms for layer in result.layers}
         assert notes["model.layers.0.mlp.up_proj"] == ["equalize into post_attention_layernorm"]
+
+
+def test_a_resumed_run_takes_what_was_folded_into_layers_from_the_blocks_it_finds(
+    tmp_path: Path,
+) -> None:
+    """Rows of values and of fc1 are quantized with their scales; their biases lie beside them."""
+    model, whole, target = (tmp_path / name for name in ("model", "whole", "target"))
+    uneven_model("opt").save_pretrained(model)
+    made = killing.make(model, whole, "cpu", "awq")
+    notes = {layer.name: layer.transforms for layer in made.layers}
+    assert notes["model.decoder.layers.0.fc2"] == ["awq into fc1"]
+    before, after = uneven_model("opt").state_dict(), quant.load(whole).state_dict()
+    name = "model.decoder.layers.0.fc1.bias"
+    assert not torch.equal(after[name], before[name])
+    killing.kill(model, target, "writing", 1, "cpu", "awq")
+    assert killing.make(model, target, "cpu", "awq").resumed == 1
+    assert files(target) == files(whole)
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "lose", "note"])

@@ -190,7 +190,7 @@ def test_their_schemes_have_names_costs_and_checks():
         assert pickle.loads(pickle.dumps(scheme)) == scheme
     with pytest.raises(SchemeError, match="'fp4g': g has no number"):
         Scheme.parse("fp4g", [FP4])
-    with pytest.raises(SchemeError, match=r"'fp5' is not the name .* fp4, ternary, w4"):
+    with pytest.raises(SchemeError, match=r"'fp5' is not the name .* fp4, mxfp4, .*ternary, w4"):
         Scheme.parse("fp5", [FP4])
     with pytest.raises(SchemeError, match="fp4: fp4 levels have block scales"):
         Scheme.parse("fp4", [FP4])
@@ -245,12 +245,30 @@ def test_a_module_is_named_by_its_dots(tmp_path, monkeypatch):
 
 def test_built_in_levels_declare_what_they_find():
     for kind, scale_dtype in itertools.product(built_in_levels(), ("float16", "float32")):
-        scheme = Scheme((kind.bits or (4,))[0], 16, levels=kind.name, scale_dtype=scale_dtype)
-        weight = rtn.solve(layer()[0], scheme).weight
+        if scale_dtype != "float16" and not kind.scaled:
+            continue
+        size = {"mxfp4": 32, "q4_k": 32}.get(kind.name, 16)
+        scheme = Scheme(
+            (kind.bits or (4,))[0],
+            size,
+            levels=kind.name,
+            grid=kind.grids[-1],
+            scale_dtype=scale_dtype,
+        )
+        weight = rtn.solve(layer(inputs=256)[0], scheme).weight
         assert list(weight.grid) == [tensor.name for tensor in kind.tensors]
         packed = pack(weight)
         assert list(packed) == ["qweight", *(tensor.buffer for tensor in kind.tensors)]
-    assert [kind.name for kind in built_in_levels()] == ["ternary", "uniform"]
+    assert [kind.name for kind in built_in_levels()] == [
+        "mxfp4",
+        "nf4",
+        "nvfp4",
+        "q2_k",
+        "q3_k",
+        "q4_k",
+        "ternary",
+        "uniform",
+    ]
 
 
 def test_built_in_levels_are_imported_without_torch():

@@ -109,7 +109,7 @@ def scaled(row, scheme):
     return [textbook.Levels(np.array(table) * each, each, 0.0, nearest=True) for each in scales]
 
 
-ORACLES = {"q4k": q4k, "nvfp4": nvfp4, "codebook": codebook, "scaled": scaled}
+ORACLES = {"own_q4k": q4k, "own_nvfp4": nvfp4, "codebook": codebook, "scaled": scaled}
 
 
 def layer(outputs=4, inputs=INPUTS, seed=0):
@@ -180,8 +180,8 @@ def test_panels_cut_no_super_block(monkeypatch):
 
 
 SHAPES = {
-    "q4k": {"scales": (8, 2), "minima": (8, 2), "steps": (3, 9), "minimum_steps": (3, 9)},
-    "nvfp4": {"block_scales": (3, 9), "row_scales": (1, 9)},
+    "own_q4k": {"scales": (8, 2), "minima": (8, 2), "steps": (3, 9), "minimum_steps": (3, 9)},
+    "own_nvfp4": {"block_scales": (3, 9), "row_scales": (1, 9)},
     "codebook": {"tables": (1, 9, 8)},
     "scaled": {"tables": (1, 18), "scales": (5, 9)},
 }
@@ -240,7 +240,7 @@ def test_their_costs():
 
 
 def test_a_type_that_nothing_is_stored_in_is_refused():
-    with pytest.raises(SchemeError, match="scale_dtype=bfloat16 has no effect, because nvfp4"):
+    with pytest.raises(SchemeError, match="scale_dtype=bfloat16 has no effect, because own_nvfp4"):
         Scheme(4, 16, levels=NVFP4, scale_dtype="bfloat16")
 
 
@@ -292,7 +292,8 @@ def test_a_find_that_breaks_its_declaration_is_named():
     weight, _ = layer()
     flat = replace(Q4K, find=lambda *given: {k: v[:, 0] for k, v in Q4K.find(*given).items()})
     with pytest.raises(
-        QuantizationError, match=r"fc1: levels=q4k found a scale of shape \[4\] for 4 rows and 8"
+        QuantizationError,
+        match=r"fc1: levels=own_q4k found a scale of shape \[4\] for 4 rows and 8",
     ):
         rtn.solve(weight, Scheme(4, 6, levels=flat), layer=Layer("fc1"))
     rough = replace(CODEBOOK, find=lambda weight, scheme, layer: {"table": weight[:, :8].clone()})

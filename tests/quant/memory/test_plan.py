@@ -28,6 +28,7 @@ from quant.memory.plan import (
 )
 from quant.scheme import Scheme
 from quant.solvers import gptq, rtn
+from quant.solvers.base import Memory
 from quant.transforms import equalize, residual_hadamard
 from quant.transforms.base import Transform
 from tests.quant import resident, rotating
@@ -77,7 +78,10 @@ def test_the_block_that_is_being_written_is_counted_beside_the_one_being_made() 
     packed = codes // 2 + grids + largest // 2 + largest // 128 * (16 + 4) // 8
     written = parts["the block before it, being written"]
     assert written.bytes == codes + grids + packed
-    assert (written.where, written.phases) == (IN_HOST, ("collect", "factor", "solve"))
+    assert (written.where, written.phases) == (
+        IN_HOST,
+        ("collect", "factor", "solve", "transform"),
+    )
     # A block may hold more than its layers: norms, or experts that stay as they are.
     more = replace(OPT_175B, block_bytes=OPT_175B.block_bytes + GB)
     rounding = QuantizationConfig(rtn.SOLVER, Scheme(4, 128))
@@ -292,3 +296,21 @@ def test_passes_hold_two_blocks_and_activations(measured: resident.Measured) -> 
 
 def test_runs_leave_no_memory_behind(measured: resident.Measured) -> None:
     assert measured.grown < resident.REPEATS * measured.shape.block_bytes / 2
+
+
+def test_a_transform_holds_layers_of_one_input_and_what_it_searches_with() -> None:
+    """Three of the layers of OPT share their input: q, k and v; given as float32."""
+    wide, inner = 12288, 49152
+    searching = Transform("toy", "toy", len, memory=Memory(weights=2, prepared=3))
+    most = 2 * inner * wide + 3 * inner**2
+    for transform, searched in ((equalize.TRANSFORM, 0), (searching, most)):
+        config = QuantizationConfig(
+            gptq.SOLVER, Scheme(4, 128), transforms=((transform, None),), arithmetic=FAST
+        )
+        plan = plan_quantization(OPT_175B, config, 2048, 2048, Limits(host=10**13))
+        (item,) = [each for each in plan.items if each.phases == ("transform",)]
+        given = max(
+            (4 * wide + inner) * wide + wide**2,  # as if q, k, v, the output and fc1 shared theirs
+            wide * inner + inner**2,
+        )
+        assert item.bytes == 4 * (given + searched)

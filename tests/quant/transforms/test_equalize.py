@@ -19,7 +19,7 @@ WEIGHT = torch.randn(5, 24, generator=GENERATOR, dtype=torch.float64)
 def group(inputs: torch.Tensor) -> Group:
     hessian = Hessian(24, dtype=torch.float64)
     hessian.update(inputs)
-    return Group("q", ("q",), (WEIGHT,), hessian.matrix())
+    return Group("q", ("q",), (WEIGHT,), hessian.matrix(), Scheme(3))
 
 
 def textbook_scale(inputs: np.ndarray, strength: float, powers: bool) -> np.ndarray:

@@ -30,7 +30,7 @@ W8G16 = Scheme(8, group_size=16, scale_dtype="float32")
 
 def group(width: int, *layers: str) -> Group:
     layers = layers or ("model.layers.0.mlp.down_proj",)
-    return Group(layers[0], layers, (), torch.eye(width))
+    return Group(layers[0], layers, (), torch.eye(width), Scheme(4))
 
 
 def dense(rotation: Rotation, width: int) -> Tensor:
@@ -120,7 +120,9 @@ def test_widths_without_factors_are_refused(
 def test_a_layer_without_a_matrix_is_refused_by_name() -> None:
     message = f"a.down_proj: transform hadamard {WITHOUT}."
     with pytest.raises(QuantizationError, match=f"^{re.escape(message)}$"):
-        hadamard.change(Group("a.down_proj", ("a.down_proj",), (), torch.zeros(13696, 1)))
+        hadamard.change(
+            Group("a.down_proj", ("a.down_proj",), (), torch.zeros(13696, 1), Scheme(4))
+        )
 
 
 @pytest.mark.parametrize(("dtype", "allowed"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])

@@ -46,15 +46,26 @@ def find(weight: Tensor, scheme: Scheme, layer: str) -> Tensors:
 
 def encode(values: Tensor, grid: Tensors, table: Table) -> Tensor:
     """Return the codes of the nearest levels; a value halfway between two gets the lower one."""
+    return between(values, grid["scale"], middles(table, values))
+
+
+def middles(table: Table, like: Tensor) -> Tensor:
+    """Return the numbers halfway between the levels of a table, in the dtype of `like`."""
     import torch
 
-    scale = grid["scale"]
-    levels = in_float32(table).to(values)
-    middles = (levels[1:] + levels[:-1]) / 2
+    levels = in_float32(table).to(like)
+    found = (levels[1:] + levels[:-1]) / 2
     # Of a positive and a negative zero the positive one stands for 0, as in bitsandbytes.
-    middles[middles == 0] = -torch.finfo(middles.dtype).tiny
+    found[found == 0] = -torch.finfo(found.dtype).tiny
+    return found
+
+
+def between(values: Tensor, scale: Tensor, ends: Tensor) -> Tensor:
+    """Return the codes of values on scales: how many of `ends` lie below a value."""
+    import torch
+
     unit = values / torch.where(scale == 0, 1.0, scale)
-    return torch.bucketize(unit.contiguous(), middles).to(values.dtype)
+    return torch.bucketize(unit.contiguous(), ends).to(values.dtype)
 
 
 def decode(codes: Tensor, grid: Tensors, table: Table) -> Tensor:

@@ -1,8 +1,12 @@
-"""NF4 of QLoRA (arXiv 2305.14314): quantiles of the normal distribution, by bitsandbytes."""
+"""NF4 of QLoRA (arXiv 2305.14314): quantiles of the normal distribution, by bitsandbytes.
+
+A group's scale is its largest magnitude; values are table entry * scale. bitsandbytes stores scales
+in float32, or twice quantized; here they have the scheme's scale_dtype.
+"""
 
 from __future__ import annotations
 
-from quant.checkpoint.bnb import table
+from quant.levels.numbers import table
 
 # As bitsandbytes writes them; float32 holds them exactly.
 TABLE = (
@@ -23,8 +27,6 @@ TABLE = (
     0.7229568362236023,
     1.0,
 )
-# Rank of every code in the files.
-RANKS = tuple(range(16))
 
 LEVELS = table.levels(
     "nf4",

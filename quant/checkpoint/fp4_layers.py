@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from quant.checkpoint.formats.base import CheckpointFormat, require_tensors
-from quant.checkpoint.fp4 import e2m1, mxfp4, nvfp4
 from quant.errors import ArtifactError
+from quant.levels import mxfp4, nvfp4
+from quant.levels.numbers import e2m1, e8m0
 from quant.weight import QuantizedWeight
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def read_mxfp4(tensors: Tensors, parsed: CheckpointFormat, layer: str) -> Quanti
     shape = (len(packed), 2 * packed.shape[1] // mxfp4.GROUP)
     stored = tensors["weight_scale"]
     _check(stored, shape, torch.uint8, packed, layer)
-    for beyond, what in ((mxfp4.NAN, "255, NaN in E8M0"), (mxfp4.LARGEST + 1, "over 2^125")):
+    for beyond, what in ((e8m0.NAN, "255, NaN in E8M0"), (mxfp4.LARGEST + 1, "over 2^125")):
         count = int((stored >= beyond).sum())
         if count:
             raise ArtifactError(

@@ -2,7 +2,9 @@
 
 The values are level * (scale / global_scale), as in the files of compressed-tensors: the global
 scale enlarges the scales of a tensor to the range of E4M3. It is stored once there and once a row
-in Bitsweep's own buffers; bits per weight of a checkpoint count the file.
+in Bitsweep's own buffers; bits per weight count what is stored.
+
+Scales of a row are found together with the global one, before a solver changes any weight.
 """
 
 from __future__ import annotations
@@ -10,9 +12,9 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from quant.checkpoint.fp4 import e2m1
 from quant.errors import SchemeError
 from quant.levels.base import GridTensor, Levels, Tensors
+from quant.levels.numbers import e2m1
 
 if TYPE_CHECKING:
     import torch
@@ -88,5 +90,6 @@ LEVELS = Levels(
     decode=decode,
     bits=(4,),
     check=check,
+    alike=e2m1.ZEROS,
     draw=draw,
 )

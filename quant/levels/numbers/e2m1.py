@@ -1,14 +1,14 @@
 """E2M1, a floating-point number of 4 bits: sign, two bits of exponent, one of mantissa.
 
 The values are those of the OCP Microscaling Formats specification 1.0, section 5.3.3. Codes in
-Bitsweep are ranks (quant.checkpoint.bnb.table), in files they are the bits of the number.
+Bitsweep are ranks (quant.levels.numbers.table), in files they are the bits of the number.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from quant.checkpoint.bnb import table
+from quant.levels.numbers import table
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -16,11 +16,22 @@ if TYPE_CHECKING:
 _MAGNITUDES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 LARGEST = _MAGNITUDES[-1]
 TABLE = (*(-each for each in reversed(_MAGNITUDES)), *_MAGNITUDES)
+ZEROS = (7, 8)  # ranks of the negative and the positive zero
+# Whether the upper of two adjacent ranks is the even one. At 0 there is no tie (table.middles).
+_UPWARD = (*(rank % 2 == 0 for rank in range(7)), False, *(rank % 2 == 1 for rank in range(8, 15)))
 
 
 def encode(values: Tensor, scale: Tensor) -> Tensor:
-    """Return the ranks of the levels nearest to values [..., rows] on scales."""
-    return table.encode(values, {"scale": scale}, TABLE)
+    """Return the ranks of the levels nearest to values [..., rows] on scales; ties to even.
+
+    A value halfway between two levels gets the one whose mantissa is 0, as section 6.3 of the
+    specification recommends. Small negative values become the negative zero.
+    """
+    import torch
+
+    ends = table.middles(TABLE, values)
+    below = torch.nextafter(ends, torch.full_like(ends, -torch.inf))
+    return table.between(values, scale, torch.where(torch.tensor(_UPWARD), below, ends))
 
 
 def decode(ranks: Tensor, scale: Tensor) -> Tensor:

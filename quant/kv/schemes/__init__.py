@@ -1,0 +1,1 @@
+"""The schemes of key-value caches, one file each."""

@@ -1,0 +1,1 @@
+"""Numbers of four bits and scales of eight, which several kinds of levels and readers share."""

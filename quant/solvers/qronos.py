@@ -1,0 +1,131 @@
+"""Qronos (arXiv 2505.11695): correct the error that the inputs have, then diffuse that of rounding.
+
+The target is the layer's output in full precision, W X, where the quantized model has inputs X~.
+Column by column, the level q_t is the best while the later columns stay as they are, and then these
+take the values that are best beside it:
+
+    q_t     = argmin_q ||W X - Q_{<t} X~_{<t} - q x~_t - V_{>t} X~_{>t}||,    V = W at first
+    V_{>t}  = argmin_v ||W X - Q_{<=t} X~_{<=t} - v X~_{>t}||.
+
+Once V_{>t} is a minimum, the next q is the level nearest to its own weight, and the next V follows
+by GPTQ's update (theorem of the paper). So all of the correction is made with the first column: the
+loop of GPTQ starts from the minimum over all columns, V = W (H + D) H^-1 (quant.solvers.mismatch),
+and the first column is rounded from w_1 + (W D)_1 / H_11, the best while the others are as in W.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from quant.solvers import gptq
+from quant.solvers.base import Layer, Memory, Solution, Solver
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from quant.scheme import Scheme
+    from quant.solvers.mismatch import Prepared
+
+Options = gptq.Options
+DEFAULT_OPTIONS, ANY_LAYER = Options(), Layer()
+
+
+def prepare(
+    hessian: Tensor,
+    options: Options = DEFAULT_OPTIONS,
+    layer: Layer = ANY_LAYER,
+    drift: Tensor | None = None,
+) -> Prepared:
+    """Factor H [in, in] = 2/n sum x~ x~^T as GPTQ does, and prepare D = 2/n sum (x - x~) x~^T."""
+    from quant.solvers import mismatch
+
+    return mismatch.prepare(gptq.prepare(hessian, options, layer), drift)
+
+
+def solve(
+    weight: Tensor,
+    scheme: Scheme,
+    prepared: Prepared,
+    options: Options = DEFAULT_OPTIONS,
+    layer: Layer = ANY_LAYER,
+) -> Solution:
+    """Quantize weight [out, in]; grids are found from the corrected weights.
+
+    Dtypes, kernels and errors are those of quant.solvers.gptq.solve; the loss is that of its loop,
+    beside the corrected weights: the part of the objective that a choice of levels can change.
+    """
+    from quant.solvers.mismatch import corrected
+
+    factor, original = prepared.factor, weight.detach()
+    weight, missing, dead = corrected(
+        weight, prepared, options.damping, options.act_order, layer.name
+    )
+    column = 0 if factor.order is None else int(factor.order[0])
+    first = None
+    if missing is not None and not factor.dead[column]:
+        # (W D)_1 / H_11 with D = Z R^T and H = R R^T.
+        row = factor.root[0].to(missing.dtype)
+        first = original[:, column].to(missing.dtype) + missing @ row / row.square().sum()
+    return gptq.quantize(weight, scheme, factor, options, layer, "Qronos", dead, first)
+
+
+def oracle(
+    weight: Tensor,
+    scheme: Scheme,
+    hessian: Tensor,
+    damping: float,
+    options: Options,
+    drift: Tensor | None,
+) -> Tensor:
+    """Both problems of every step by their normal equations."""
+    import torch
+
+    from quant.solvers import textbook
+
+    if drift is None:
+        return gptq.oracle(weight, scheme, hessian, damping, options)
+    dead, wide = hessian.diagonal() == 0, textbook.damped(hessian, damping)
+    order = textbook.order_of(hessian, options.act_order)
+    target = weight @ (hessian + drift)
+
+    def best(values: Tensor, done: Tensor, left: Tensor) -> Tensor:
+        missing = target[:, left] - values[:, done] @ hessian[done][:, left]
+        missing += damping * weight[:, left]
+        found: Tensor = torch.linalg.solve(wide[left][:, left], missing, left=False)
+        return found
+
+    def after(step: int, values: Tensor, current: Tensor) -> Tensor:
+        left = order[step + 1 :]
+        current[:, left] = best(values, order[: step + 1], left)
+        return current.masked_fill(dead, 0)
+
+    start = torch.empty_like(weight)
+    start[:, order] = best(weight, order[:0], order)
+    column = int(order[0])
+    first = weight[:, column] + (weight @ drift)[:, column] / wide[column, column]
+    return textbook.walked(
+        start.masked_fill(dead, 0),
+        scheme,
+        order,
+        after,
+        wide,
+        first=None if dead[column] else first,
+        static=options.static_groups,
+        stale_block=options.block_size if options.group_grid == "stale" else None,
+    )
+
+
+SOLVER = Solver(
+    name="qronos",
+    label="Qronos",
+    solve=solve,
+    options=Options,
+    needs_calibration=True,
+    needs_reference=True,
+    uses_kernel=True,
+    prepare=prepare,
+    memory=Memory(weights=7, prepared=4, preparing=6),
+    sequential=gptq.sequential,
+    describe=gptq.describe,
+    oracle=oracle,
+)

@@ -195,8 +195,7 @@ def plan_quantization(
     """
     shape = shape if config.residual is None else shape.with_own_head()
     items = list(_quantization_items(shape, config, window, limits.device is not None))
-    if not config.needs_calibration:
-        tokens = 0
+    tokens = tokens if config.needs_calibration else 0
     wide = arithmetic_of(shape, config, limits.device is not None) == PORTABLE
     itemsize = 8 if wide else shape.itemsize
     streams = 2 if config.solver.needs_reference else 1
@@ -232,8 +231,7 @@ def plan_evaluation(
 
 def fits_whole(shape: ModelShape, window: int, batch: int, limits: Limits) -> bool:
     """Whether all weights fit in memory with a batch of `batch` windows; True if unknown."""
-    at_once = batch * window
-    beside = max(_inside(shape, at_once), _logits(shape, at_once))
+    beside = max(_inside(shape, batch * window), _logits(shape, batch * window))
     needed = shape.whole_bytes + beside
     known = [free for free in (limits.device, limits.host) if free is not None]
     return all(needed <= free * USABLE for free in known)
@@ -292,8 +290,7 @@ def _quantization_items(
     checked = 2 * _logits(shape, min(window, CHECKED_LOGITS))
     yield Item("logits that are compared", checked, here, ("check",))
     if config.residual is not None:
-        count = rotation_bytes(shape.layers)
-        yield Item("a layer that is rotated, in float64", count, here, ("collect",))
+        yield Item("a layer rotated, in float64", rotation_bytes(shape.layers), here, ("collect",))
         yield Item("embeddings and head, until checked", shape.outside_bytes, here, ("check",))
     if config.transforms:
         # The outputs of all modules are kept while the block is observed.

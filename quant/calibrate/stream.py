@@ -357,10 +357,8 @@ def _transform(
                 Call(narrowed(call.args, own), narrowed(call.kwargs, own)),
             )
         again = partial(run_block, block, structure, call, hidden)
-        scheme = run.config.scheme.without_head
-        worker = BlockTransformer(
-            transforms, scheme, run.source.model, block, name, solved, hidden, again
-        )
+        scheme, model = run.config.scheme.without_head, run.source.model
+        worker = BlockTransformer(transforms, scheme, model, block, name, solved, hidden, again)
         return worker.apply(collector.hessians, collector.statistics)
 
 

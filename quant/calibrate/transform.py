@@ -183,6 +183,7 @@ class BlockTransformer:
                 continue
             weights = tuple(_working(weight_matrix(linears[name])) for name in names)
             with failures_of(f"{layers[0]}: transform {transform.name}"):
+                assert transform.change is not None  # the residual stream is rotated before
                 group = Group(
                     hessian.layer, layers, weights, matrix, self.scheme,
                     _carried(transform, statistics, changes),

@@ -16,8 +16,9 @@ from quant.arithmetic import PORTABLE, resolve_arithmetic
 from quant.errors import ModelStructureError, QuantizationError
 from quant.head import AT_ONCE, SOLVER, find_head
 from quant.memory.compiled import PRODUCT_BYTES, product_shapes
+from quant.memory.hessians import hessian_bytes
 from quant.memory.limits import PLACES, Limits
-from quant.memory.transforms import operator_bytes, transform_bytes
+from quant.memory.transforms import operator_bytes, rotation_bytes, transform_bytes
 from quant.scheme import Scheme
 from quant.tiling import CHECKED_LOGITS
 
@@ -72,10 +73,9 @@ class ModelShape:
 
     def with_own_head(self) -> ModelShape:
         """Return the shape of the model with a head that shares no weight with the embeddings."""
-        if self.head is None or self.head_bytes:
-            return self
-        own = math.prod(self.head) * self.itemsize
-        return replace(self, outside_bytes=self.outside_bytes + own, head_bytes=own)
+        own = 0 if self.head is None or self.head_bytes else math.prod(self.head) * self.itemsize
+        outside, head = self.outside_bytes + own, self.head_bytes + own
+        return replace(self, outside_bytes=outside, head_bytes=head)
 
     @property
     def whole_bytes(self) -> int:
@@ -193,11 +193,9 @@ def plan_quantization(
     limits.device None means that blocks run on the CPU. activations "auto" selects the fastest
     place with enough room. Raises MemoryPlanError, with the figures, if no place has.
     """
-    if config.residual is not None:
-        shape = shape.with_own_head()
+    shape = shape if config.residual is None else shape.with_own_head()
     items = list(_quantization_items(shape, config, window, limits.device is not None))
-    if not config.needs_calibration:
-        tokens = 0
+    tokens = tokens if config.needs_calibration else 0
     wide = arithmetic_of(shape, config, limits.device is not None) == PORTABLE
     itemsize = 8 if wide else shape.itemsize
     streams = 2 if config.solver.needs_reference else 1
@@ -233,8 +231,7 @@ def plan_evaluation(
 
 def fits_whole(shape: ModelShape, window: int, batch: int, limits: Limits) -> bool:
     """Whether all weights fit in memory with a batch of `batch` windows; True if unknown."""
-    at_once = batch * window
-    beside = max(_inside(shape, at_once), _logits(shape, at_once))
+    beside = max(_inside(shape, batch * window), _logits(shape, batch * window))
     needed = shape.whole_bytes + beside
     known = [free for free in (limits.device, limits.host) if free is not None]
     return all(needed <= free * USABLE for free in known)
@@ -269,11 +266,7 @@ def _quantization_items(
         compiled = product_shapes(shape.layers, mixture=bool(shape.routed))
         yield Item("kernels that oneDNN compiles", compiled * PRODUCT_BYTES, IN_HOST)
     inputs, at_once = [inputs for _, inputs in shape.layers], max(window, config.batch_tokens)
-    # Layers with one input share a Hessian, but that is known only when the model runs.
-    hessians = [number * n * n for n in inputs]
-    mixtures = [sum(number * n * n for n, _ in stage) for stage in shape.routed]
-    shared = sum(number * n * n * (layers - 1) for stage in shape.routed for n, layers in stage)
-    held = max([*hessians, *mixtures]) if config.sequential else sum(hessians) - shared
+    held = hessian_bytes(inputs, shape.routed, number, config.sequential)
     preparing = number * memory.preparing * max(inputs) ** 2
     known = ("factor", "solve", "transform")
     yield Item("Hessians of a block (q, k, v share one)", held, here, known)
@@ -297,9 +290,7 @@ def _quantization_items(
     checked = 2 * _logits(shape, min(window, CHECKED_LOGITS))
     yield Item("logits that are compared", checked, here, ("check",))
     if config.residual is not None:
-        # The weight, its product with the norm's, and three steps of the rotation.
-        largest = max(map(math.prod, shape.layers))
-        yield Item("a layer that is rotated, in float64", 5 * 8 * largest, here, ("collect",))
+        yield Item("a layer rotated, in float64", rotation_bytes(shape.layers), here, ("collect",))
         yield Item("embeddings and head, until checked", shape.outside_bytes, here, ("check",))
     if config.transforms:
         # The outputs of all modules are kept while the block is observed.

@@ -35,3 +35,10 @@ def transform_bytes(layers: Shapes, chosen: Chosen, number: int, inside: int) ->
     # The block runs; for a fold further in front inputs before and after it are kept.
     passes = 3 if any(each.folds_through for each, _ in chosen) else 1
     return given + number * searched + passes * inside
+
+
+def rotation_bytes(layers: Shapes) -> int:
+    """Bytes while the residual stream is rotated in the largest layer, in float64: its weight, the
+    product with the norm's, and three steps of the rotation.
+    """
+    return 5 * 8 * max(outputs * inputs for outputs, inputs in layers)

@@ -54,17 +54,18 @@ CONFIGS = {
     "rotated": QuantizationConfig(
         gptq.SOLVER, SCHEME, OPTIONS, ((rotating.TRANSFORM, None),), batch_tokens=50
     ),
-    "qronos": QuantizationConfig(
-        qronos.SOLVER,
-        SCHEME,
-        qronos.Options(true_sequential=True),
-        ((rotating.TRANSFORM, None),),
-    ),
     "residual": QuantizationConfig(
         gptq.SOLVER,
         SCHEME,
         OPTIONS,
         ((residual_hadamard.TRANSFORM, None), (hadamard.TRANSFORM, None)),
+        batch_tokens=50,
+    ),
+    "qronos": QuantizationConfig(
+        qronos.SOLVER,
+        SCHEME,
+        qronos.Options(true_sequential=True),
+        ((rotating.TRANSFORM, None),),
         batch_tokens=50,
     ),
 }

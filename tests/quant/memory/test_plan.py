@@ -263,7 +263,7 @@ def test_a_rotated_residual_stream_takes_a_head_of_its_own_and_a_wide_layer() ->
     outside = OPT_175B.outside_bytes + 50272 * 12288 * 2
     assert parts["embeddings, norm and head"].bytes == outside
     assert parts["embeddings and head, until checked"].bytes == outside
-    assert parts["a layer that is rotated, in float64"].bytes == 40 * 12288 * 49152
+    assert parts["a layer rotated, in float64"].bytes == 40 * 12288 * 49152
     own = replace(tied, head_bytes=1000)
     assert own.with_own_head() == own
 

@@ -76,6 +76,13 @@ class QuantizationConfig:
                 f"transform {late[0]} rotates the residual stream, before anything is calibrated: "
                 "list it first, and only one such transform."
             )
+        shifting = [each.name for each, options in self.transforms if each.shifts(options)]
+        if self.solver.needs_reference and shifting:
+            raise QuantizationError(
+                f"transform {shifting[0]} shifts inputs, and solver {self.solver.name} compares "
+                "them with those of the full-precision model: set its shift=false, or use "
+                "method=gptq."
+            )
         if self.batch_tokens < 1:
             raise QuantizationError(
                 f"batch_tokens={self.batch_tokens} is not a number of tokens; use 1 or more."

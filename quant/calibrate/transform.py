@@ -53,7 +53,8 @@ class Changed:
     def drift(self, matrix: Tensor) -> Tensor:
         """Convert a drift D [in, in] (Hessian.take_drift) likewise: T^T D T.
 
-        D is not symmetric, which a change's own `hessian` may rely on.
+        D is not symmetric, which a change's own `hessian` may rely on. No change shifts inputs
+        here (QuantizationConfig refuses it).
         """
         for change in self.changes:
             matrix = change.inputs(change.inputs(matrix).T).T.to(matrix.dtype)

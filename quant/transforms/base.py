@@ -197,6 +197,10 @@ def _a_matrix(inputs: int) -> int:
     return 4 * inputs * inputs
 
 
+def _shifts_nothing(_options: Any) -> bool:
+    return False
+
+
 def _refuses_nothing(_options: Any, _hidden: int, _widths: Sequence[int]) -> str | None:
     return None
 
@@ -240,6 +244,8 @@ class Transform:
                                     that pass scales on: the product of a gated MLP, attention's
                                     mixing of values, ReLU (quant.calibrate.upstream). For scalings,
                                     with equal scales of inputs that Group.tied ties.
+    shifts                          shifts(options) -> whether changes may subtract a constant from
+                                    the input (Shifting), as solvers with two inputs do not know it.
     memory                          matrices of the largest layer while `change` runs, for the
                                     memory plan: `weights` and `prepared` of them.
     """
@@ -256,6 +262,7 @@ class Transform:
     refuses: Callable[[Any, int, Sequence[int]], str | None] = _refuses_nothing
     reads_statistics: bool = False
     folds_through: bool = False
+    shifts: Callable[[Any], bool] = _shifts_nothing
     memory: Memory = NOTHING
     residual: Callable[..., Change] | None = None
 

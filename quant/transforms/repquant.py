@@ -132,12 +132,17 @@ def describe(options: Options) -> list[str]:
     return words if options.clip is None else [*words, f"clipped at {options.clip:g} sd"]
 
 
+def shifts(options: Options) -> bool:
+    return options.shift
+
+
 TRANSFORM = Transform(
     name="repquant",
     label="RepQuant",
     change=change,
     options=Options,
     describe=describe,
+    shifts=shifts,
     reads_statistics=True,
     memory=Memory(weights=4, prepared=12),  # float64
 )

@@ -179,3 +179,13 @@ def test_random_codes_read_no_weight_and_are_told_by_the_name_of_the_layer() -> 
         return first.codes
 
     assert torch.equal(codes(0), codes(1))
+
+
+def test_a_shift_is_refused_for_a_solver_that_compares_inputs() -> None:
+    from quant.solvers import qronos
+    from quant.transforms import repquant
+
+    with pytest.raises(QuantizationError, match="repquant shifts inputs, and solver qronos"):
+        QuantizationConfig(qronos.SOLVER, Scheme(3), transforms=((repquant.TRANSFORM, None),))
+    scales = repquant.Options(shift=False)
+    QuantizationConfig(qronos.SOLVER, Scheme(3), transforms=((repquant.TRANSFORM, scales),))

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quant.grid import Grid, decode, find_groups
+from quant.grid import Grid, decode, encode, find_groups
 from quant.scheme import Scheme
 
 
@@ -21,8 +21,12 @@ def nearest(column: Tensor, grid: Grid, scheme: Scheme) -> Tensor:
     """Return the level nearest to each weight of column [rows], whose grids are `grid` [rows]."""
     codes = torch.arange(scheme.max_code + 1, dtype=column.dtype, device=column.device)
     levels = torch.stack([decode(code.expand(len(column)), grid, scheme) for code in codes])
-    best = (levels - column).abs().argmin(dim=0)
-    return levels.gather(0, best[None])[0]
+    distance = (levels - column).abs()
+    best = distance.argmin(dim=0, keepdim=True)
+    # Of two levels as near, the one that the levels take: outputs' errors tell the two apart.
+    own = encode(column, grid, scheme).long()[None]
+    best = torch.where(distance.gather(0, own) == distance.gather(0, best), own, best)
+    return levels.gather(0, best)[0]
 
 
 def order_of(hessian: Tensor, act_order: bool) -> Tensor:

@@ -19,6 +19,7 @@ from quant.rules import Rules
 from quant.scheme import Scheme
 from quant.solvers import gptaq, gptq, obq, qronos, rtn, rtn_calibrated
 from quant.solvers.base import Layer
+from quant.solvers.textbook import rounded
 from tests.oracles import textbook_gptq as textbook
 from tests.oracles.naive_hessians import naive_hessians
 from tests.quant.architectures import random_windows, tiny_model
@@ -254,3 +255,11 @@ def test_the_check_of_a_run_searches_too(solver, scheme):
         options = solver.SOLVER.options(**mode)
         piece = cut(weight, hessian, scheme, drift)
         assert abs(self_check(piece, solver.SOLVER, options, scheme, Layer()).gap) < 1e-6
+
+
+def test_of_two_levels_as_near_the_check_takes_the_one_that_the_levels_take():
+    """A tie costs the weights nothing, but the outputs: the check once called it a wrong solver."""
+    weight = torch.tensor([[0.0, 7.0, 0.5, 1.5, 2.5, 3.5, 4.5, 5.5]])
+    found = rtn.solve(weight, Scheme(3)).weight.dequantize()
+    assert found.tolist() == [[0, 7, 0, 2, 2, 4, 4, 6]]
+    assert torch.equal(rounded(weight.double(), Scheme(3)), found.double())

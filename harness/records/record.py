@@ -111,6 +111,11 @@ class LayerReport(_Model):
     transforms: list[str] = Field(
         default_factory=list, description="what each transform changed, or why it was not applied"
     )
+    oracle_gap: float | None = Field(
+        default=None,
+        description="how far the error of the solver was from that of its textbook oracle on a "
+        "piece of the layer, as a share; null where they were not compared",
+    )
 
 
 class CellIdentity(_Model):

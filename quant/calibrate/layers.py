@@ -16,7 +16,7 @@ from quant.arithmetic import PORTABLE
 from quant.blocks import linear_layers, set_weight_matrix, weight_matrix
 from quant.calibrate.devices import DeviceWorkers
 from quant.calibrate.few import FewTokens, few_tokens
-from quant.calibrate.self_check import SelfCheck, cut, self_check
+from quant.calibrate.self_check import cut, self_check
 from quant.calibrate.transform import UNCHANGED, Changed
 from quant.config import QuantizationConfig
 from quant.errors import QuantizationError, failures_of
@@ -46,6 +46,8 @@ class LayerResult:
     fallback                     deviation from the options that the rules allowed; None if there
                                  was none.
     transforms                   for each transform, what it did or why it did nothing.
+    oracle_gap                   how far the solver was from its oracle on a piece of the layer
+                                 (quant.calibrate.self_check); None where they were not compared.
     """
 
     name: str
@@ -63,6 +65,7 @@ class LayerResult:
     seconds: float
     fallback: str | None = None
     transforms: list[str] = field(default_factory=list)
+    oracle_gap: float | None = None
 
 
 Solved = list[tuple[LayerResult, QuantizedWeight]]
@@ -72,9 +75,8 @@ Solved = list[tuple[LayerResult, QuantizedWeight]]
 class BlockSolver:
     """Quantizes the layers of one block; its methods may be called from any thread.
 
-    config.arithmetic is resolved; solved(layer) is called after every layer. With `checked`, the
-    solver is first held against its oracle on a piece of every group (quant.calibrate.self_check),
-    and the result passed to it.
+    config.arithmetic is resolved; solved(layer) is called after every layer. checks: whether the
+    solver is first held against its oracle on a piece of every group (quant.calibrate.self_check).
     """
 
     config: QuantizationConfig
@@ -82,7 +84,7 @@ class BlockSolver:
     index: int
     name: str
     solved: Callable[[str], None]
-    checked: Callable[[SelfCheck], None] | None = None
+    checks: bool = False
 
     @cached_property
     def routed(self) -> frozenset[tuple[str, ...]]:
@@ -107,7 +109,7 @@ class BlockSolver:
         The modules get the quantized values; the quantized weights are returned on the CPU.
         `hessian` is that of the original inputs, before the transforms in `changed`.
         """
-        prepared, tokens, few = None, None, None
+        prepared, tokens, few, gap = None, None, None, None
         solver, options = self.config.solver, self.config.options
         if hessian is not None:
             tokens = hessian.tokens
@@ -116,18 +118,19 @@ class BlockSolver:
                 if few is not None and few.rounded:
                     solver, options = rtn.SOLVER, rtn.SOLVER.options()
                 else:
-                    prepared = self._prepare(hessian, names, changed, few, device)
+                    prepared, gap = self._prepare(hessian, names, changed, few, device)
         linears = linear_layers(self.block)
         if not self.config.solver.needs_calibration:
-            self._check(names, None, tokens, device)
-        found = []
+            gap = self._check(names, None, tokens, device)
+        found: Solved = []
         for name in names:
             layer = Layer(f"{self.name}.{name}", tokens, self.config.kernel)
             result, weight = self._layer(
                 layer, linears[name], solver, options, prepared, device, changed.notes
             )
             fallbacks = [note for note in (few and few.fallback, result.fallback) if note]
-            found.append((replace(result, fallback="; ".join(fallbacks) or None), weight))
+            result = replace(result, fallback="; ".join(fallbacks) or None)
+            found.append((replace(result, oracle_gap=None if found else gap), weight))
             self.solved(layer.name)
         return found
 
@@ -138,20 +141,22 @@ class BlockSolver:
         changed: Changed,
         few: FewTokens | None,
         device: torch.device | None,
-    ) -> Any:
+    ) -> tuple[Any, float | None]:
+        """Return what the solver takes in the place of the Hessian, and the gap to its oracle."""
         matrix = changed.hessian(hessian.take())
         if few is not None:
             matrix = few.shrunk(matrix)
         drift = hessian.take_drift()
         if drift is not None:
             drift = changed.drift(drift)
-        self._check(names, matrix, hessian.tokens, device, drift)
+        gap = self._check(names, matrix, hessian.tokens, device, drift)
         if self.config.solver.prepare is None:
-            return matrix
+            return matrix, gap
         layer = Layer(hessian.layer, hessian.tokens, self.config.kernel)
         beside = [drift] if self.config.solver.needs_reference else []
         with failures_of(f"{layer.name}: solver {self.config.solver.name}"):
-            return self.config.solver.prepare(matrix, self.config.options, layer, *beside)
+            prepared = self.config.solver.prepare(matrix, self.config.options, layer, *beside)
+        return prepared, gap
 
     def _check(
         self,
@@ -160,17 +165,15 @@ class BlockSolver:
         tokens: int | None,
         device: torch.device | None,
         drift: Tensor | None = None,
-    ) -> None:
+    ) -> float | None:
         """Hold the solver against its oracle on a piece of the first of these layers."""
         solver, scheme = self.config.solver, self.config.scheme.without_head
-        if self.checked is None or solver.oracle is None:
-            return
+        if not self.checks or solver.oracle is None:
+            return None
         module = linear_layers(self.block)[names[0]]
         piece = cut(weight_matrix(module).to(device, self.dtype), hessian, scheme, drift)
         layer = Layer(f"{self.name}.{names[0]}", tokens, self.config.kernel)
-        done = self_check(piece, solver, self.config.options, scheme, layer)
-        if done is not None:
-            self.checked(done)
+        return self_check(piece, solver, self.config.options, scheme, layer)
 
     def _layer(
         self,

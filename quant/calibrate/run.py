@@ -15,7 +15,6 @@ from quant.calibrate.devices import DeviceWorkers, Workplace
 from quant.calibrate.head import quantize_head, set_head
 from quant.calibrate.layers import BlockSolver, LayerResult, Solved
 from quant.calibrate.residual import RotatedSource
-from quant.calibrate.self_check import SelfCheck
 from quant.calibrate.sink import STAGE, BlockSink, Finished, WriteBehind
 from quant.calibrate.source import BlockSource, each_block
 from quant.calibrate.wide import WideCalls, wide_buffers
@@ -41,7 +40,6 @@ class Run:
     resumed: int  # read at the start, because the sink's count grows in another thread
     solvers: Callable[..., BlockSolver] = BlockSolver  # makes what treats the layers of a block
     layers: list[LayerResult] = field(default_factory=list)
-    checks: list[SelfCheck] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         blocks, scheme = self.source.blocks, self.config.scheme.without_head
@@ -102,9 +100,8 @@ class Run:
         name = blocks.block_name(index)
         # One block is enough: a wrong method is wrong in every layer. The first block of the model
         # has the inputs of the full-precision model, so a solver that corrects them has no work.
-        first = int(self.config.solver.needs_reference and len(blocks) > 1)
-        checked = self.checks.append if index == max(self.resumed, first) else None
-        return self.solvers(self.config, blocks.modules[index], index, name, self.count, checked)
+        checks = index == int(self.config.solver.needs_reference and len(blocks) > 1)
+        return self.solvers(self.config, blocks.modules[index], index, name, self.count, checks)
 
     def hand_over(self, index: int, solved: Solved) -> None:
         """Pass a finished block to the sink, with the costs since the previous one.

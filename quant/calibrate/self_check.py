@@ -26,23 +26,6 @@ ALLOWED = 0.01
 
 
 @dataclass(frozen=True)
-class SelfCheck:
-    """The comparison of a solver with its oracle on a piece of a layer.
-
-    layer    name of the layer.
-    rows     outputs of the piece.
-    columns  inputs of the piece.
-    gap      tr(E H E^T) of the solver's result over the oracle's, minus 1; H is the piece's
-             Hessian, the identity for a solver without one.
-    """
-
-    layer: str
-    rows: int
-    columns: int
-    gap: float
-
-
-@dataclass(frozen=True)
 class Piece:
     """A piece of a layer: rows of its weight, and the first columns of weight and Hessian.
 
@@ -71,10 +54,12 @@ def cut(
 
 def self_check(
     piece: Piece, solver: Solver, options: Any, scheme: Scheme, layer: Layer
-) -> SelfCheck | None:
-    """Compare `solver` with its oracle on a piece; None if the piece's Hessian is singular.
+) -> float | None:
+    """Return by how much the error of `solver` differs from its oracle's on a piece, as a share.
 
-    Raises QuantizationError, naming the layer and both errors, if they differ by more than ALLOWED.
+    The error is tr(E H E^T), with the identity as H for a solver without one. None if the piece's
+    Hessian is singular. Raises QuantizationError, naming the layer and both errors, if they differ
+    by more than ALLOWED.
     """
     assert solver.oracle is not None
     prepared: Any = piece.hessian
@@ -94,15 +79,15 @@ def self_check(
         )
     ours, textbook = _error(piece, found.weight.dequantize()), _error(piece, expected)
     gap = ours / textbook - 1 if textbook else float(ours > 0)
-    rows, columns = piece.weight.shape
     if not abs(gap) <= ALLOWED:
+        rows, columns = piece.weight.shape
         raise QuantizationError(
             f"{who} leaves the error {ours:.6g} on {rows} rows and {columns} columns, where the "
             f"method as the textbook has it leaves {textbook:.6g}: figures under its name would be "
             f"of something else, so none are made; run it with runtime.kernel=reference to see "
             "whether the kernel is at fault, and report it with the model and these figures."
         )
-    return SelfCheck(layer.name, rows, columns, gap)
+    return gap
 
 
 def _error(piece: Piece, values: Tensor) -> float:

@@ -52,7 +52,6 @@ from quant.calibrate.reference import ReferenceBlock, reference_block, require_o
 from quant.calibrate.residual import rotated
 from quant.calibrate.results import KeptWeights
 from quant.calibrate.run import Progress, Run
-from quant.calibrate.self_check import SelfCheck
 from quant.calibrate.sink import BlockSink, InMemorySink, WriteBehind
 from quant.calibrate.source import BlockSource, LoadedModel
 from quant.calibrate.structure import BlockStructure, ModelStructure, evaluation
@@ -99,8 +98,6 @@ class QuantizationResult:
     coverage         share of the blocks' matrices in quantized layers.
     resumed          number of blocks that an earlier, interrupted run had finished.
     head             result of the head; None if the scheme keeps it.
-    checks           comparisons of the solver with its oracle in this run, on layers of its first
-                     block; none for a solver without one.
     """
 
     weights: Mapping[str, QuantizedWeight]
@@ -110,7 +107,6 @@ class QuantizationResult:
     host_peak_bytes: int | None = None
     resumed: int = 0
     head: LayerResult | None = None
-    checks: Sequence[SelfCheck] = ()
 
 
 def quantize_model(
@@ -197,8 +193,7 @@ def quantize_blocks(
         head = run.head()
         require_changes(config.transforms, run.layers)
     host = meter.host_peak_bytes
-    costs = meter.costs()
-    return QuantizationResult({}, run.layers, costs, covered, host, resumed, head, run.checks)
+    return QuantizationResult({}, run.layers, meter.costs(), covered, host, resumed, head)
 
 
 def _solve_blocks(run: Run) -> None:
@@ -280,7 +275,7 @@ def _quantize_block(
         )
     if index == 0:
         layers, blocks = [layer for layer, _ in solved], run.source.blocks.modules
-        require_first_changes(run.config.transforms, layers, list(blocks))
+        require_first_changes(run.config.input_transforms, layers, list(blocks))
     run.hand_over(index, solved)
 
 

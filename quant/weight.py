@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -100,6 +101,19 @@ class QuantizedWeight:
             return self.group_index.long()
         size = self.scheme.group_size or inputs
         return torch.arange(inputs, device=self.codes.device) // size
+
+    def entropy(self) -> float:
+        """Return the empirical entropy of the codes in bits: -sum of p log2 p, p their shares.
+
+        No code of single weights takes fewer bits on average. Codes that stand for one level in
+        every grid (two zeros) count as one.
+        """
+        counts = torch.bincount(self.codes.flatten(), minlength=self.scheme.max_code + 1).double()
+        if self.scheme.kind.alike:
+            alike = list(self.scheme.kind.alike)
+            counts = torch.cat([counts, counts[alike].sum().view(1)])
+            counts[alike] = 0
+        return float(torch.special.entr(counts / self.codes.numel()).sum()) / math.log(2)
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return the weight [out, in] of the codes, computed in float32 and rounded to dtype."""

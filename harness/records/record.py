@@ -116,6 +116,13 @@ class LayerReport(_Model):
         description="how far the error of the solver was from that of its textbook oracle on a "
         "piece of the layer, as a share; null where they were not compared",
     )
+    code_bits: int | None = Field(
+        default=None, description="stored bits of a code; null in older records"
+    )
+    entropy: float | None = Field(
+        default=None,
+        description="empirical entropy of the layer's codes, bits a code; null in older records",
+    )
 
 
 class CellIdentity(_Model):

@@ -165,7 +165,7 @@ def _pairs(
         (declared, (suite, task, declared.metric))
         for declared in table.columns
         for task in (tasks if declared.task is None else [declared.task])
-        if table.every_column or (suite, task, declared.metric) in found
+        if (table.every_column and not declared.optional) or (suite, task, declared.metric) in found
     ]
     if table.others is not None:
         served = {key[1] for _, key in pairs}

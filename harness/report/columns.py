@@ -185,7 +185,7 @@ class SuiteTable:
     rank       suites of one table are sorted by it.
     task_by_task  True: all columns of a task, then of the next; False: a metric for all tasks, then
                the next metric.
-    every_column  show columns even if no row has their figure.
+    every_column  show columns even if no row has their figure, but for optional ones.
     others     column for metrics of tasks that have none of `columns`; None: not shown.
     compared   the figures of a column are comparable: the best of a bit width is bold, figures on
                another sample are marked, and notes name the samples.

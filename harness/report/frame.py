@@ -125,9 +125,7 @@ def _rows(record: Record) -> list[dict[str, Any]]:
         "calibrated_on": _calibrated_on(record),
         "seed": record.cell.seed,
         "suite": record.suite,
-        "fallbacks": "; ".join(
-            f"{layer.name}: {layer.fallback}" for layer in record.layers if layer.fallback
-        ),
+        "fallbacks": _fallbacks(record.layers),
         "status": record.status,
         "error": _error(record),
         "seconds": record.seconds,
@@ -153,6 +151,7 @@ def _rows(record: Record) -> list[dict[str, Any]]:
     return [shared, *figures] if record.status == "failed" or not figures else figures
 
 
+NAMED_LAYERS = 3  # with one fallback, in a footnote
 TEXT_SIZE = ("sequences", "length")  # keys of a calibration that say how much of its text is read
 NO_TEXT_OF_ITS_OWN = (*TEXT_SIZE, "name", "seed")
 
@@ -221,6 +220,20 @@ def partly_applied(layers: Sequence[LayerReport]) -> list[str]:
         if rest:
             said.append("; ".join([f"{name}: applied to {applied} of {total} layers", *rest]))
     return said
+
+
+def _fallbacks(layers: Sequence[LayerReport]) -> str:
+    """The deviations that the rules allowed, with their layers; of many layers, the first."""
+    names: dict[str, list[str]] = {}
+    for layer in layers:
+        if layer.fallback:
+            names.setdefault(layer.fallback, []).append(layer.name)
+    said = []
+    for why, found in names.items():
+        if len(found) > NAMED_LAYERS:
+            found = [f"{found[0]} and {len(found) - 1} more layers"]
+        said += [f"{name}: {why}" for name in found]
+    return "; ".join(said)
 
 
 def partly_covered(cell: CellIdentity) -> str:

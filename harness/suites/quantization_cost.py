@@ -28,9 +28,23 @@ def _seconds(figure: Figure) -> Cell:
 
 
 PUBLISHED = Place("published_runtime", "Quantization time of {model} beside published", 49)
+# Bits per weight if an ideal coder of single codes stored the codes, and all else stayed as it is.
+ENTROPY = FigureColumn(
+    "entropy_bits",
+    "entropy",
+    "bits/weight",
+    task="mean of weights",
+    absent=lambda _row, _key: "",
+    cost="entropy bits",
+    optional=True,
+    quantity="bits per weight with codes at their entropy",
+)
 # The quantization is not a suite, but has a table as suites do.
 TABLE = SuiteTable(
-    columns=(FigureColumn("seconds", "quant.", "s", _seconds, name="quantization_s", task=TOTAL),),
+    columns=(
+        FigureColumn("seconds", "quant.", "s", _seconds, name="quantization_s", task=TOTAL),
+        ENTROPY,
+    ),
     joins=COST,
     rank=10,
     every_column=True,
@@ -109,7 +123,28 @@ def _layer_means(layers: list[LayerResult]) -> list[Metric]:
     losses = [layer.loss for layer in layers if layer.loss is not None]
     if losses:
         found.append(_mean("solver_loss", losses, "squared error"))
-    return found
+    return found + _entropy(layers)
+
+
+def _entropy(layers: list[LayerResult]) -> list[Metric]:
+    """The mean over the weights of stored bits, less what the codes have above their entropy."""
+    bits = weights = 0.0
+    for layer in layers:
+        if layer.entropy is None or layer.code_bits is None:
+            return []
+        count = layer.outputs * layer.inputs
+        bits += count * (layer.bits_per_weight - layer.code_bits + layer.entropy)
+        weights += count
+    return [
+        Metric(
+            name="entropy_bits",
+            task="mean of weights",
+            value=bits / weights,
+            unit="bits",
+            n=len(layers),
+            n_unit="layers",
+        )
+    ]
 
 
 def _self_check(layers: list[LayerResult]) -> list[Metric]:

@@ -56,6 +56,8 @@ def quantize_head(
         dead_columns=0,
         tokens=0,
         seconds=time.perf_counter() - begin,
+        code_bits=scheme.bits,
+        entropy=quantized.entropy(),
     )
     return result, quantized
 

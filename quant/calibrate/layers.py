@@ -48,6 +48,8 @@ class LayerResult:
     transforms                   for each transform, what it did or why it did nothing.
     oracle_gap                   how far the solver was from its oracle on a piece of the layer
                                  (quant.calibrate.self_check); None where they were not compared.
+    code_bits                    stored bits of a code; None in results of earlier versions.
+    entropy                      empirical entropy of the codes, in bits (QuantizedWeight.entropy).
     """
 
     name: str
@@ -66,6 +68,8 @@ class LayerResult:
     fallback: str | None = None
     transforms: list[str] = field(default_factory=list)
     oracle_gap: float | None = None
+    code_bits: int | None = None
+    entropy: float | None = None
 
 
 Solved = list[tuple[LayerResult, QuantizedWeight]]
@@ -212,6 +216,8 @@ class BlockSolver:
             seconds=seconds,
             fallback=solution.fallback,
             transforms=notes,
+            code_bits=scheme.bits,
+            entropy=solution.weight.entropy(),
         )
         return result, solution.weight.to("cpu")
 

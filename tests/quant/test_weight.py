@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from quant.scheme import Scheme
+from quant.solvers import rtn
 from quant.weight import QuantizedWeight
 
 
@@ -80,3 +81,25 @@ def test_one_grid_a_row_needs_no_group_size():
         scheme=Scheme(8),
     )
     assert weight.dequantize().tolist() == [[50.0] * 5]
+
+
+@pytest.mark.parametrize(
+    ("codes", "entropy"),
+    [([0, 1, 2, 3], 2.0), ([5, 5, 5, 5], 0.0), ([0, 0, 1, 1], 1.0), ([0, 0, 0, 1], 0.8112781245)],
+)
+def test_the_entropy_of_codes_by_hand(codes, entropy):
+    weight = QuantizedWeight(
+        codes=torch.tensor([codes], dtype=torch.uint8),
+        scale=torch.tensor([[1.0]]),
+        zero=torch.tensor([[0]], dtype=torch.uint8),
+        scheme=Scheme(4),
+    )
+    assert weight.entropy() == pytest.approx(entropy, abs=1e-9)
+
+
+def test_two_codes_of_one_level_are_one_in_the_entropy():
+    scheme = Scheme.parse("nvfp4g16")
+    positive, negative = scheme.kind.alike
+    grid = rtn.solve(torch.randn(1, 16), scheme).weight
+    codes = torch.tensor([[positive, negative] * 8], dtype=torch.uint8)
+    assert replace(grid, codes=codes).entropy() == 0

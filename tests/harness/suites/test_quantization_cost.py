@@ -1,5 +1,7 @@
 """The metrics of a quantization say how far its solver was from the textbook."""
 
+import pytest
+
 from harness.suites import quantization_cost
 from quant.calibrate.stream import quantize_model
 from quant.config import QuantizationConfig
@@ -24,3 +26,15 @@ def test_the_largest_gap_is_a_metric_that_names_the_layers():
 
 def test_a_solver_without_an_oracle_has_no_gap():
     assert gaps(random.SOLVER) == ([], [])
+
+
+def test_the_entropy_of_all_codes_is_weighted_by_their_number():
+    result = quantize_model(tiny_model("llama"), [], QuantizationConfig(rtn.SOLVER, Scheme(3)))
+    (metric,) = (
+        each for each in quantization_cost.metrics(result, 1, {}) if each.name == "entropy_bits"
+    )
+    sizes = [each.outputs * each.inputs for each in result.layers]
+    bits = [each.bits_per_weight - 3 + each.entropy for each in result.layers]
+    mean = sum(n * b for n, b in zip(sizes, bits, strict=True)) / sum(sizes)
+    assert metric.value == pytest.approx(mean)
+    assert all(0 < each.entropy < 3 for each in result.layers)

@@ -1,5 +1,6 @@
 """A cell of a mixture of experts, from its folder to the table."""
 
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -71,5 +72,6 @@ def test_a_mixture_runs_from_plan_to_table(mixture: Path, tiny_cell: Make, tmp_p
     build_report(records, tmp_path / "report")
     text = (tmp_path / "report" / "summary.md").read_text()
     name = next(iter(few))
-    assert f"fallback in {name}: {few[name].tokens} calibration tokens were routed to it" in text
+    said = rf"fallback in {name}( and \d+ more layers)?: {few[name].tokens} calibration tokens"
+    assert re.search(said, text)
     assert "99.1 % of the weights of the blocks' matrices are quantized" in text

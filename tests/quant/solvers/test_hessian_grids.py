@@ -254,7 +254,7 @@ def test_the_check_of_a_run_searches_too(solver, scheme):
     for mode in modes:
         options = solver.SOLVER.options(**mode)
         piece = cut(weight, hessian, scheme, drift)
-        assert abs(self_check(piece, solver.SOLVER, options, scheme, Layer()).gap) < 1e-6
+        assert abs(self_check(piece, solver.SOLVER, options, scheme, Layer())) < 1e-6
 
 
 def test_of_two_levels_as_near_the_check_takes_the_one_that_the_levels_take():

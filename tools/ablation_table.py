@@ -90,7 +90,7 @@ def ablation_table(records: Sequence[Record]) -> Table:
 def _line(row: Row, rows: Sequence[Row]) -> list[Cell]:
     ppl = row.figures[PERPLEXITY]
     error, gap = row.figures.get(WEIGHT_ERROR), row.figures.get(ORACLE_GAP)
-    bits, label = row.bits_per_weight, row.label.replace(FAST, "").strip()
+    bits, label = row.bits_per_weight, _label(row)
     return [
         Cell(label, label),
         Cell(row.scheme_label, row.scheme),
@@ -100,6 +100,11 @@ def _line(row: Row, rows: Sequence[Row]) -> list[Cell]:
         Cell() if error is None else Cell(f"{error.value:.3f}", error.value),
         Cell() if gap is None else Cell(_percent(gap), gap.value),
     ]
+
+
+def _label(row: Row) -> str:
+    words = [word for word in row.variant.split(", ") if word != FAST]
+    return f"{row.method_label} {', '.join(words)}".strip()
 
 
 def _percent(gap: Figure) -> str:

@@ -28,7 +28,7 @@ def records() -> list[Record]:
         config = {"scheme.bits": 3, "scheme.group_size": 64, "scheme.grid": scheme[6:] or "minmax"}
         if method == "gptq":
             config["method.act_order"] = ordered
-        words = "act-order" if ordered else ""
+        words = "act-order, fast arithmetic" if ordered else ""
         found.append(make_record(method, scheme, config=config, metrics=[metric], options=words))
     return found
 

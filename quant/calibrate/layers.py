@@ -175,7 +175,8 @@ class BlockSolver:
         if not self.checks or solver.oracle is None:
             return None
         module = linear_layers(self.block)[names[0]]
-        piece = cut(weight_matrix(module).to(device, self.dtype), hessian, scheme, drift)
+        piece = cut(weight_matrix(module), hessian, scheme, drift)
+        piece = replace(piece, weight=piece.weight.to(device, self.dtype))
         layer = Layer(f"{self.name}.{names[0]}", tokens, self.config.kernel)
         return self_check(piece, solver, self.config.options, scheme, layer)
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
 
+from quant.hadamard import hadamard_matrix
 from quant.kv.base import STORED_BITS, KvCacheError
 
 if TYPE_CHECKING:
@@ -85,9 +86,4 @@ def hadamard(size: int) -> Tensor:
 
     size  a power of two.
     """
-    import torch
-
-    matrix = torch.ones(1, 1, dtype=torch.float64)
-    while len(matrix) < size:
-        matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
-    return matrix.div_(size**0.5)
+    return hadamard_matrix(size).double().div_(size**0.5)

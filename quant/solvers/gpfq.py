@@ -127,8 +127,7 @@ def oracle(
         order,
         after,
         wide,
-        static=options.static_groups,
-        stale_block=options.block_size if options.group_grid == "stale" else None,
+        **textbook.grid_timing(options),
     )
 
 

@@ -254,14 +254,12 @@ def oracle(
     """OBQ's step in the order of the options, with the inverse of the columns that are left."""
     from quant.solvers import textbook
 
-    stale = options.block_size if options.group_grid == "stale" else None
     return textbook.compensated(
         weight.masked_fill(hessian.diagonal() == 0, 0),
         scheme,
         textbook.damped(hessian, damping),
         textbook.order_of(hessian, options.act_order),
-        static=options.static_groups,
-        stale_block=stale,
+        **textbook.grid_timing(options),
     )
 
 

@@ -122,8 +122,7 @@ def oracle(
         after,
         wide,
         first=None if dead[column] else first,
-        static=options.static_groups,
-        stale_block=options.block_size if options.group_grid == "stale" else None,
+        **textbook.grid_timing(options),
     )
 
 

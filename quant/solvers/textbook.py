@@ -41,6 +41,12 @@ def damped(hessian: Tensor, damping: float) -> Tensor:
     return hessian + torch.diag((hessian.diagonal() == 0).to(hessian) + damping)
 
 
+def grid_timing(options: Any) -> dict[str, Any]:
+    """Return the arguments of `walked` that say when GPTQ's options have grids found."""
+    stale = options.block_size if options.group_grid == "stale" else None
+    return {"static": options.static_groups, "stale_block": stale}
+
+
 def rounded(weight: Tensor, scheme: Scheme, hessian: Tensor | None = None) -> Tensor:
     """Return weight [out, in] with every value replaced by the nearest level of its grid.
 

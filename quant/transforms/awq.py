@@ -17,7 +17,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from quant.solvers.base import Layer, Memory
-from quant.transforms.base import ALWAYS, KEEP, NEVER, Group, Scaling, Statistics, Transform
+from quant.transforms.base import (
+    NEVER,
+    Group,
+    Scaling,
+    Statistics,
+    Transform,
+    keep_of,
+    kept_words,
+    require_keep,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,8 +61,7 @@ class Options:
                 f"steps={self.steps} leaves only alpha=0, which scales nothing; use 20 (the "
                 "paper's), or 2 or more."
             )
-        if self.keep not in KEEP:
-            raise ValueError(f"keep={self.keep} is unknown; choose one of {', '.join(KEEP)}.")
+        require_keep(self.keep)
 
 
 DEFAULT_OPTIONS = Options()
@@ -135,13 +143,7 @@ def describe(options: Options) -> list[str]:
     """Return the options that differ from the defaults, in the words of tables."""
     words = [] if options.steps == DEFAULT_OPTIONS.steps else [f"{options.steps} steps"]
     words += ["duo scaling"] if options.duo_scaling else []
-    if options.keep != NEVER:
-        words.append("kept" if options.keep == ALWAYS else "kept where needed")
-    return words
-
-
-def keep(options: Options) -> str:
-    return options.keep
+    return words + kept_words(options.keep)
 
 
 TRANSFORM = Transform(
@@ -151,7 +153,7 @@ TRANSFORM = Transform(
     options=Options,
     describe=describe,
     rebuild=Scaling.rebuild,
-    keep=keep,
+    keep=keep_of,
     kept_bytes=Scaling.kept_bytes,
     reads_statistics=True,
     folds_through=True,

@@ -44,6 +44,23 @@ NOTHING = Memory(weights=0)
 _NOT_APPLIED = "not applied: "
 
 
+def require_keep(keep: str) -> None:
+    """Raise ValueError for an option `keep` that is not one of KEEP."""
+    if keep not in KEEP:
+        raise ValueError(f"keep={keep} is unknown; choose one of {', '.join(KEEP)}.")
+
+
+def keep_of(options: Any) -> str:
+    """Return the option `keep`: the `keep` function of transforms that have it."""
+    word: str = options.keep
+    return word
+
+
+def kept_words(keep: str) -> list[str]:
+    """Return the option `keep` in the words of tables; none for "never"."""
+    return {NEVER: [], WHERE_NEEDED: ["kept where needed"], ALWAYS: ["kept"]}[keep]
+
+
 def applied_note(transform: str, maker: str) -> str:
     """Note in a layer's result: the transform was folded into the module `maker`."""
     return f"{transform} into {maker}"

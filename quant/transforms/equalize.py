@@ -12,7 +12,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from quant.transforms.base import ALWAYS, KEEP, NEVER, Group, Scaling, Transform
+from quant.transforms.base import (
+    NEVER,
+    Group,
+    Scaling,
+    Transform,
+    keep_of,
+    kept_words,
+    require_keep,
+)
 
 
 @dataclass(frozen=True)
@@ -40,8 +48,7 @@ class Options:
                 f"strength={self.strength} is not between 0 (inputs stay as they are) and 1 (all "
                 "become equal); use 0.5, or any number in between."
             )
-        if self.keep not in KEEP:
-            raise ValueError(f"keep={self.keep} is unknown; choose one of {', '.join(KEEP)}.")
+        require_keep(self.keep)
 
 
 DEFAULT_OPTIONS = Options()
@@ -69,13 +76,7 @@ def describe(options: Options) -> list[str]:
     """Return the options that differ from the defaults, in the words of tables."""
     words = [] if options.strength == DEFAULT_OPTIONS.strength else [f"strength {options.strength}"]
     words += [] if options.powers_of_two else ["any scale"]
-    if options.keep != NEVER:
-        words.append("kept" if options.keep == ALWAYS else "kept where needed")
-    return words
-
-
-def keep(options: Options) -> str:
-    return options.keep
+    return words + kept_words(options.keep)
 
 
 TRANSFORM = Transform(
@@ -85,6 +86,6 @@ TRANSFORM = Transform(
     options=Options,
     describe=describe,
     rebuild=Scaling.rebuild,
-    keep=keep,
+    keep=keep_of,
     kept_bytes=Scaling.kept_bytes,
 )

@@ -14,7 +14,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from quant.solvers.base import Memory
-from quant.transforms.base import ALWAYS, KEEP, NEVER, Group, Scaling, Transform
+from quant.transforms.base import (
+    NEVER,
+    Group,
+    Scaling,
+    Transform,
+    keep_of,
+    kept_words,
+    require_keep,
+)
 
 LEAST = 1e-5  # smallest column of weights and smallest scale, as in the authors' code
 
@@ -40,8 +48,7 @@ class Options:
                 f"alpha={self.alpha} is not between 0 (weights become equal) and 1 (inputs do); "
                 "use 0.5 (the paper's), or more where inputs have larger outliers."
             )
-        if self.keep not in KEEP:
-            raise ValueError(f"keep={self.keep} is unknown; choose one of {', '.join(KEEP)}.")
+        require_keep(self.keep)
 
 
 DEFAULT_OPTIONS = Options()
@@ -67,13 +74,7 @@ def change(group: Group, options: Options = DEFAULT_OPTIONS) -> Scaling | None:
 def describe(options: Options) -> list[str]:
     """Return the options that differ from the defaults, in the words of tables."""
     words = [] if options.alpha == DEFAULT_OPTIONS.alpha else [f"alpha {options.alpha:g}"]
-    if options.keep != NEVER:
-        words.append("kept" if options.keep == ALWAYS else "kept where needed")
-    return words
-
-
-def keep(options: Options) -> str:
-    return options.keep
+    return words + kept_words(options.keep)
 
 
 TRANSFORM = Transform(
@@ -83,7 +84,7 @@ TRANSFORM = Transform(
     options=Options,
     describe=describe,
     rebuild=Scaling.rebuild,
-    keep=keep,
+    keep=keep_of,
     kept_bytes=Scaling.kept_bytes,
     reads_statistics=True,
     memory=Memory(weights=2),

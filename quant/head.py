@@ -57,11 +57,13 @@ def find_head(model: PreTrainedModel) -> tuple[str, nn.Linear]:
     )
 
 
-def with_head(method: Mapping[str, Any], scheme: Scheme) -> dict[str, Any]:
-    """What config.json says of a method: with what quantized the head, if the scheme has one."""
-    return {**method, **({} if scheme.head is None else {"head": method_of_head()})}
+def with_outside(method: Mapping[str, Any], scheme: Scheme) -> dict[str, Any]:
+    """What config.json says of a method: with what quantized the head and the embeddings, if the
+    scheme has one for them.
+    """
+    return {**method, **{what: method_outside() for what in scheme.outside}}
 
 
-def method_of_head() -> dict[str, object]:
-    """Return what quantizes the head, as JSON for keys and records."""
+def method_outside() -> dict[str, object]:
+    """Return what quantizes the head and the embeddings, as JSON for keys and records."""
     return {"method": SOLVER.name, "version": SOLVER.version}

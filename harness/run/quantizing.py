@@ -23,7 +23,7 @@ from harness.run.resuming import Resuming
 from harness.run.subject import stored
 from harness.suites import quantization_cost
 from quant.checkpoint.folder import CARD
-from quant.head import with_head
+from quant.head import with_outside
 from quant.solvers.outside import Made, Request
 
 
@@ -66,7 +66,7 @@ def _solve(cell: ResolvedCell, progress: Any, listen: Listener) -> StageResult:
             windows,
             cell.quantization,
             model_hash=model.fingerprint,
-            method=with_head(method, cell.quantization.scheme),
+            method=with_outside(method, cell.quantization.scheme),
             tokenizer=model.folder,
             progress=resuming.watch(progress),
             workplace=Workplace(devices, memory.activations),

@@ -32,7 +32,8 @@ from quant.errors import QuantizationError
 from quant.head import with_outside
 from quant.levels.base import built_in_levels
 from quant.memory.limits import free_memory
-from quant.memory.plan import model_shape, plan_quantization
+from quant.memory.plan import plan_quantization
+from quant.memory.shapes import model_shape
 from quant.parts import PartError, find_part
 from quant.rules import STRICT, Rules
 from quant.scheme import Scheme

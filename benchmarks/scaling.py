@@ -203,7 +203,8 @@ def measure(folder: Path, case: Case) -> Measured:
     from quant.checkpoint.skeleton import build_causal_lm
     from quant.config import QuantizationConfig
     from quant.memory.limits import Limits, free_memory
-    from quant.memory.plan import IN_HOST, USABLE, model_shape, plan_quantization
+    from quant.memory.plan import IN_HOST, USABLE, plan_quantization
+    from quant.memory.shapes import model_shape
     from quant.scheme import Scheme
     from quant.solvers import gptq
 

@@ -105,8 +105,8 @@ class BlockSeconds:
         self.blocks.append(found)
         return self.kept.put(index, weights, made)
 
-    def put_head(self, name: str, weight: QuantizedWeight, /) -> None:
-        self.kept.put_head(name, weight)
+    def put_outside(self, name: str, weight: QuantizedWeight, /) -> None:
+        self.kept.put_outside(name, weight)
 
     def get(self, index: int) -> tuple[dict[str, QuantizedWeight], Finished]:
         return self.kept.get(index)

@@ -29,10 +29,11 @@ from quant.checkpoint.source import CheckpointSource
 from quant.checkpoint.writer import save
 from quant.config import QuantizationConfig
 from quant.errors import QuantizationError
-from quant.head import with_head
+from quant.head import with_outside
 from quant.levels.base import built_in_levels
 from quant.memory.limits import free_memory
-from quant.memory.plan import model_shape, plan_quantization
+from quant.memory.plan import plan_quantization
+from quant.memory.shapes import model_shape
 from quant.parts import PartError, find_part
 from quant.rules import STRICT, Rules
 from quant.scheme import Scheme
@@ -228,7 +229,7 @@ def _described(config: QuantizationConfig, windows: Sequence[Tensor]) -> dict[st
         said["transform"] = [
             transform_description(each, options) for each, options in config.transforms
         ]
-    return with_head(said, config.scheme)
+    return with_outside(said, config.scheme)
 
 
 def _part(given: str | Spec, package: str, attribute: str, kind: type[Spec]) -> Spec:

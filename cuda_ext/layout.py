@@ -106,6 +106,15 @@ def unpack_codes(
     return kept.reshape(*lead, n, *trail).contiguous()
 
 
+def codes_at(words: Tensor, bits: int, places: Tensor) -> Tensor:
+    """Return the codes uint8 [rows, n] at int64 places [n] of words [rows, held] of pack_codes."""
+    first, shift = places * bits // WORD_BITS, places * bits % WORD_BITS
+    after = (first + 1).clamp_max(words.shape[1] - 1)  # read only where a code straddles
+    low, high = (words.index_select(1, each).long() & 0xFFFFFFFF for each in (first, after))
+    codes: Tensor = (low | high << WORD_BITS) >> shift & (2**bits - 1)
+    return codes.to(torch.uint8)
+
+
 def _unpack_bytes(words: Tensor, bits: int, n: int) -> Tensor:
     """Unpack words [rows, held] into uint8 [rows, n].
 

@@ -94,6 +94,24 @@ def unpack(packed: Packed, *, bits: int, in_features: int, out_features: int) ->
     return found
 
 
+def take_rows(packed: Packed, rows: Tensor) -> Packed:
+    """Return a layer of some outputs of another, int64 rows [n], whose codes stay packed."""
+    tile, place = rows // TILE_ROWS, rows % TILE_ROWS
+
+    def taken(part: Tensor | None) -> Tensor | None:
+        if part is None:
+            return None
+        some = part[tile, :, place]  # [n, units or groups, ...]
+        some = torch.cat([some, some.new_zeros((-len(rows) % TILE_ROWS, *some.shape[1:]))])
+        found: Tensor = some.unflatten(0, (-1, TILE_ROWS)).transpose(1, 2)
+        return found.contiguous()
+
+    tiles, scales = taken(packed.tiles), taken(packed.scales)
+    assert tiles is not None
+    assert scales is not None
+    return Packed(tiles, scales, taken(packed.zeros), taken(packed.negative))
+
+
 def linear(
     x: Tensor,
     packed: Packed,

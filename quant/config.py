@@ -14,9 +14,9 @@ from typing import Any
 
 from quant.arithmetic import ARITHMETIC, AUTO
 from quant.errors import QuantizationError
-from quant.head import method_of_head
+from quant.head import method_outside
 from quant.rules import STRICT, Rules
-from quant.scheme import Scheme
+from quant.scheme import OUTSIDE, Scheme
 from quant.solvers.base import Solver, refusal
 from quant.transforms.base import Transform
 
@@ -188,9 +188,9 @@ def _identity(
 def _scheme(scheme: Scheme) -> dict[str, Any]:
     """Return the fields of a scheme as JSON, with levels as their name and code hash."""
     found = {field.name: getattr(scheme, field.name) for field in dataclasses.fields(scheme)}
-    head = found.pop("head")
-    if head is not None:
-        found["head"] = {**_scheme(head), **method_of_head()}
+    found = {name: value for name, value in found.items() if name not in OUTSIDE}
+    for what, own in scheme.outside.items():
+        found[what] = {**_scheme(own), **method_outside()}
     return {**found, "levels": scheme.kind.name, "levels code": _foreign_code(scheme.kind.find)}
 
 

@@ -63,8 +63,8 @@ class Coverage:
     ) -> float:
         """Stored bits per weight of the blocks' matrices, given those of the quantized layers.
 
-        outside, outside_bits  weights of quantized layers outside the blocks (the head), and their
-                               stored bits: they count too, but not in the share.
+        outside, outside_bits  weights of what is quantized outside the blocks (head, embeddings),
+                               and their stored bits: they count too, but not in the share.
         """
         return (stored_bits + self.kept_bits + outside_bits) / (self.total + outside)
 

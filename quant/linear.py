@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from cuda_ext import ops
 from cuda_ext import packed as kernel_layout
-from cuda_ext.layout import pack_codes, unpack_codes, words_for
+from cuda_ext.layout import codes_at, pack_codes, unpack_codes, words_for
 from cuda_ext.tiles import can_tile
 from quant.input_operator import NAME as OPERATOR
 from quant.input_operator import InputOperator
@@ -69,6 +69,23 @@ def unpack(packed: Packed, scheme: Scheme, in_features: int) -> QuantizedWeight:
         group_index=packed.get("g_idx"),
         grid={name: part.transpose(0, 1).contiguous() for name, part in grid.items()},
     )
+
+
+def unpack_rows(packed: Packed, scheme: Scheme, in_features: int, rows: Tensor) -> QuantizedWeight:
+    """Return some outputs of the quantized weight that `pack` packed, in the order of rows [n]."""
+    words = packed["qweight"].index_select(1, rows).t().contiguous()
+    grid = {}
+    for each in scheme.kind.tensors:
+        part, count = packed[each.buffer], each.count(scheme)
+        if each.code:
+            places = (rows[:, None] * count + torch.arange(count, device=rows.device)).flatten()
+            part = codes_at(part, each.bits(scheme), places)
+            part = part.reshape(len(part), len(rows), *each.entry_shape(scheme))
+        else:
+            part = part.index_select(1, rows)
+        grid[each.name] = part.transpose(0, 1).contiguous()
+    codes = unpack_codes(words, scheme.bits, in_features)
+    return QuantizedWeight(codes, scheme, packed.get("g_idx"), grid)
 
 
 def packed_shapes(
@@ -277,6 +294,21 @@ class QuantLinear(nn.Module):
             **self.packed(),
             bits=self.scheme.bits,
             in_features=self.in_features,
+            group_size=self.scheme.group_size,
+            dtype=dtype,
+        )
+
+    def dequantize_rows(self, rows: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Return some outputs of the weight, int64 rows [n] of it, as `dequantize` has them."""
+        if not len(rows):
+            return torch.empty(0, self.in_features, dtype=dtype, device=rows.device)
+        if not self.tiled:
+            return unpack_rows(self.packed(), self.scheme, self.in_features, rows).dequantize(dtype)
+        return kernel_layout.dequantize(
+            kernel_layout.take_rows(self.kernel_buffers(), rows),
+            bits=self.scheme.bits,
+            in_features=self.in_features,
+            out_features=len(rows),
             group_size=self.scheme.group_size,
             dtype=dtype,
         )

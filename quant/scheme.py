@@ -25,8 +25,8 @@ SCALE_DTYPES = {"float16": 16, "bfloat16": 16, "float32": 32}
 
 # Suffixes of scheme names; a name without one has float16 scales.
 _SCALE_WORDS = {"bf16": "bfloat16", "fp32": "float32"}
-# Between the name of a scheme and that of its head's.
-_HEAD = "_head_"
+# What a scheme may quantize outside the blocks: its field, and what begins its part of the name.
+OUTSIDE = {"head": "_head_", "embeddings": "_emb_"}
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,7 @@ class Scheme:
     head         scheme of the model's language-model head (quant.head), which has uniform levels or
                  those of the layers; None keeps the head in the dtype of the model. The scheme of a
                  weight matrix has none (`without_head`).
+    embeddings   scheme of the table of token embeddings (quant.embeddings), on the same terms.
 
     Raises SchemeError, with a sentence that says what to change, for an impossible combination.
     """
@@ -62,6 +63,7 @@ class Scheme:
     grid: str = "minmax"
     scale_dtype: str = "float16"
     head: Scheme | None = None
+    embeddings: Scheme | None = None
 
     def __post_init__(self) -> None:
         if self.bits not in BITS:
@@ -103,26 +105,26 @@ class Scheme:
             )
         if kind.check is not None:
             kind.check(self)
-        self._check_head(kind)
+        for what, own in self.outside.items():
+            self._check_outside(what, own, kind)
 
-    def _check_head(self, kind: Levels) -> None:
-        head = self.head
-        if head is None:
-            return
-        if not isinstance(head, Scheme) or head.head is not None:
+    def _check_outside(self, what: str, own: Scheme, kind: Levels) -> None:
+        """Check the scheme of the head or of the embeddings beside that of the layers."""
+        spoken = {"head": "the head is", "embeddings": "the embeddings are"}[what]
+        if not isinstance(own, Scheme) or own != own.without_head:
             raise SchemeError(
-                f"head={head!r} is not the scheme of one layer; use Scheme(bits=8, group_size=32), "
-                "or None to keep the head in the dtype of the model."
+                f"{what}={own!r} is not the scheme of one layer; use Scheme(bits=8, group_size=32),"
+                f" or None to keep the {what} in the dtype of the model."
             )
-        if head.needs_hessian:
+        if own.needs_hessian:
             raise SchemeError(
-                f"head.grid={HESSIAN} needs a Hessian, and the head is rounded to nearest without "
-                "one: use head.grid=mse or minmax."
+                f"{what}.grid={HESSIAN} needs a Hessian, and {spoken} rounded to nearest without "
+                f"one: use {what}.grid=mse or minmax."
             )
         allowed = dict.fromkeys(("uniform", kind.name))
-        if head.kind.name not in allowed or (head.kind.name == kind.name and head.kind != kind):
+        if own.kind.name not in allowed or (own.kind.name == kind.name and own.kind != kind):
             raise SchemeError(
-                f"head.levels={head.kind.name} cannot be stored beside layers with {kind.name} "
+                f"{what}.levels={own.kind.name} cannot be stored beside layers with {kind.name} "
                 f"levels: use {_or(allowed)}."
             )
 
@@ -131,16 +133,22 @@ class Scheme:
         """Parse the name of a scheme; the inverse of the property `name`.
 
             w4  w5g64  w3g64_sym  w2g32_mse  w4g128_bf16  w4_fp32  ternary_g8  w4g64_head_w8g32
+            w4g64_emb_w8g32  w4g64_head_w8g32_emb_w8g32
 
         A name is w and the bit width (or the name of other levels), then g and the group size, then
         options in any order: _sym for symmetric grids, _mse or _hessian for searched grids, _bf16
-        or _fp32 for scales that are not float16. _head_ begins the name of the head's scheme.
+        or _fp32 for scales that are not float16. _head_ begins the name of the head's scheme, _emb_
+        after it that of the embeddings'.
         `levels` adds kinds of levels to the built-in ones. Raises SchemeError that names the wrong
         part of the name and the valid ones.
         """
-        layers, marked, head = name.partition(_HEAD)
-        if marked:
-            return cls._with_head(name, cls.parse(layers, levels), cls.parse(head, levels))
+        head, embeddings = OUTSIDE.values()
+        if head in name.partition(embeddings)[2]:
+            raise SchemeError(f"{name!r}: {head} stands in front of {embeddings}: put it there.")
+        for what, mark in reversed(OUTSIDE.items()):
+            layers, marked, own = name.partition(mark)
+            if marked:
+                return cls._beside(name, cls.parse(layers, levels), what, cls.parse(own, levels))
         given, kind, rest = _beginning(name, levels)
         fields: dict[str, Any] = {"levels": given, "grid": kind.grids[0]}
         if kind.one_width:
@@ -161,16 +169,22 @@ class Scheme:
             raise SchemeError(f"{name}: {error}") from error
 
     @classmethod
-    def _with_head(cls, name: str, layers: Self, head: Scheme) -> Self:
+    def _beside(cls, name: str, layers: Self, what: str, own: Scheme) -> Self:
         try:
-            return replace(layers, head=head)
+            return replace(layers, **{what: own})  # type: ignore[arg-type]
         except SchemeError as error:
             raise SchemeError(f"{name}: {error}") from error
 
     @property
     def without_head(self) -> Scheme:
         """The scheme of the linear layers in the blocks."""
-        return self if self.head is None else replace(self, head=None)
+        return replace(self, head=None, embeddings=None) if self.outside else self
+
+    @property
+    def outside(self) -> dict[str, Scheme]:
+        """The schemes of what is quantized outside the blocks, by their fields (OUTSIDE)."""
+        found = {what: getattr(self, what) for what in OUTSIDE}
+        return {what: own for what, own in found.items() if own is not None}
 
     @property
     def needs_hessian(self) -> bool:
@@ -190,8 +204,9 @@ class Scheme:
     @property
     def name(self) -> str:
         """Short name for tables and files: w4, w3g128_sym, ternary_g8, w4_bf16, w4_head_w8g32."""
-        if self.head is not None:
-            return f"{self.without_head.name}{_HEAD}{self.head.name}"
+        if self.outside:
+            own = [f"{OUTSIDE[what]}{each.name}" for what, each in self.outside.items()]
+            return "".join([self.without_head.name, *own])
         kind = self.kind
         name = kind.prefix if kind.one_width else f"{kind.prefix}{self.bits}"
         if self.group_size is not None:

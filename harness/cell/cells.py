@@ -141,15 +141,15 @@ def name_cell(choices: Choices, model: Model | AbsentModel) -> CellIdentity:
         scheme="w16" if choices.scheme is None else choices.scheme.name,
         calibration=None if choices.calibration is None else choices.calibration.name,
         seed=choices.seed,
-        head=_head(choices, model),
+        head=_outside("head", choices, model),
+        embeddings=_outside("embeddings", choices, model),
     )
 
 
-def _head(choices: Choices, model: Model | AbsentModel) -> str | None:
-    """How the head was quantized, for records and tables; None if it is not."""
-    scheme = choices.scheme
-    if scheme is None or scheme.head is None:
+def _outside(what: str, choices: Choices, model: Model | AbsentModel) -> str | None:
+    """How head or embeddings were quantized, for records and tables; None if they are not."""
+    scheme = None if choices.scheme is None else choices.scheme.outside.get(what)
+    if scheme is None:
         return None
-    if model.checkpoint is not None:
-        return f"{scheme.head.name}, as stored"
-    return f"{scheme.head.name}, {HOW if choices.quantizes else 'random codes'}"
+    how = HOW if choices.quantizes else "random codes"
+    return f"{scheme.name}, {how if model.checkpoint is None else 'as stored'}"

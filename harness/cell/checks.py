@@ -166,10 +166,10 @@ def outside(solving: Solving | None, scheme: Scheme | None) -> None:
         )
     if scheme is None:
         return
-    if scheme.head is not None:
+    for what in scheme.outside:
         raise ConfigError(
-            f"scheme.head cannot be used with method={name}: another program is asked for the "
-            "layers in the blocks only; leave scheme.head out."
+            f"scheme.{what} cannot be used with method={name}: another program is asked for the "
+            f"layers in the blocks only; leave scheme.{what} out."
         )
 
 

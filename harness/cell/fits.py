@@ -12,19 +12,20 @@ from harness.data import protocols, texts
 from harness.errors import ConfigError
 from harness.models.model import QuantizedModel, StoredModel
 from harness.models.streaming import model_facts
-from quant.head import NAMES
+from quant.head import EMBEDDINGS, NAMES, alone
 
 if TYPE_CHECKING:
-    from quant.memory.plan import ModelShape
+    from quant.memory.shapes import ModelShape
     from quant.scheme import Scheme
 
 
 def check(choices: Choices, model: StoredModel | QuantizedModel) -> None:
     """Raise ConfigError for parts that do not fit the model.
 
-    A head that it does not have, a scheme to which its layers cannot be quantized, a transform of
-    another shape of model, a mixture of experts whose solver compares the inputs of two models, and
-    windows longer than its context (of calibration or a suite).
+    A head or embeddings that it does not have or that cannot be packed, a scheme to which its
+    layers cannot be quantized, a transform of another shape of model, a mixture of experts whose
+    solver compares the inputs of two models, and windows longer than its context (of calibration or
+    a suite).
     """
     facts, calib = model_facts(model), choices.calibration
     scheme = choices.scheme
@@ -34,6 +35,8 @@ def check(choices: Choices, model: StoredModel | QuantizedModel) -> None:
             f"{' or '.join(NAMES)} after the blocks can be quantized as the head: leave "
             "scheme.head out."
         )
+    if choices.quantizes and scheme is not None and scheme.embeddings:
+        _embeddings(scheme, facts.shape, choices, model.name)
     if choices.quantizes and scheme is not None:
         _widths(scheme, facts.shape, model.name)
     for each in choices.transforms:
@@ -65,11 +68,26 @@ def check(choices: Choices, model: StoredModel | QuantizedModel) -> None:
         )
 
 
+def _embeddings(scheme: Scheme, shape: ModelShape, choices: Choices, model: str) -> None:
+    """Refuse embeddings that cannot be packed, and those of a tied head alone."""
+    if shape.table is None:
+        raise ConfigError(
+            f"scheme.embeddings cannot be used with model={model}: only one table called "
+            f"{', '.join(EMBEDDINGS[:-1])} or {EMBEDDINGS[-1]}, whose rows are at most multiplied "
+            "by embed_scale, can be quantized as the embeddings: leave scheme.embeddings out."
+        )
+    untied = any(each.transform.residual is not None for each in choices.transforms)
+    if scheme.head is None and shape.tied and not untied:
+        raise ConfigError(f"model={model} {alone(scheme)}")
+
+
 def _widths(scheme: Scheme, shape: ModelShape, model: str) -> None:
     """Refuse a scheme to which some layer cannot be quantized."""
     found = [(scheme.without_head, inputs) for _, inputs in shape.layers]
     if scheme.head is not None and shape.head is not None:
         found.append((scheme.head, shape.head[1]))
+    if scheme.embeddings is not None and shape.table is not None:
+        found.append((scheme.embeddings, shape.table[1]))
     for each, inputs in found:
         reason = each.refusal(inputs)
         if reason is not None:

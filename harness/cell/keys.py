@@ -25,9 +25,9 @@ from harness.models.model import Model, Place
 from harness.records.hashes import digest
 from harness.records.record import FULL_PRECISION, LOADED, QUANTIZATION
 from harness.suites.base import Facts, require_own_inputs
-from quant.head import method_of_head
+from quant.head import method_outside
 from quant.levels.base import module_of
-from quant.scheme import Scheme
+from quant.scheme import OUTSIDE, Scheme
 from quant.solvers.base import method_description
 from quant.transforms.base import transform_description
 
@@ -152,13 +152,13 @@ def _semantics(choices: Choices, model: Model) -> dict[str, Any]:
 def _scheme(scheme: Scheme, quantizes: bool) -> dict[str, Any]:
     """The fields of a scheme; levels by the name that a configuration uses.
 
-    quantizes  whether the cell quantizes the head itself, so that its method matters.
+    quantizes  whether the cell quantizes head and embeddings itself, so that their method matters.
     """
     found = {field.name: getattr(scheme, field.name) for field in dataclasses.fields(scheme)}
-    head = found.pop("head")
-    if head is not None:  # no key for a head that is not quantized: older records have none
-        how = method_of_head() if quantizes else {}
-        found["head"] = {**_scheme(head, quantizes), **how}
+    # No key for what is not quantized: older records have none.
+    found = {name: value for name, value in found.items() if name not in OUTSIDE}
+    for what, own in scheme.outside.items():
+        found[what] = {**_scheme(own, quantizes), **(method_outside() if quantizes else {})}
     return {**found, "levels": module_of(scheme.levels)}
 
 

@@ -27,7 +27,7 @@ from harness.cell.parts import (
 )
 from harness.config.help import options_with
 from harness.config.options import build_options
-from harness.config.schema import CellConfig, HeadConfig, RuntimeConfig, SchemeConfig
+from harness.config.schema import CellConfig, OutsideConfig, RuntimeConfig, SchemeConfig
 from harness.data import lock
 from harness.errors import ConfigError, MissingData, Unavailable
 from harness.models.model import (
@@ -46,7 +46,7 @@ from quant.errors import SchemeError
 from quant.levels.base import Levels, built_in_levels
 from quant.parts import Part
 from quant.rules import RULES, TOKEN_RULES, Rules
-from quant.scheme import Scheme
+from quant.scheme import OUTSIDE, Scheme
 from quant.solvers.base import Solver
 from quant.transforms.base import Transform
 
@@ -146,14 +146,14 @@ def make_scheme(config: SchemeConfig, levels: Part | None = None) -> Scheme | No
     if config.bits == NOT_QUANTIZED:
         if config != SchemeConfig(bits=NOT_QUANTIZED):
             raise ConfigError(
-                "scheme.bits=16 is not quantized and has no groups, symmetry, levels, grid or "
-                "head: use scheme=w16 alone, or a scheme of 8 bits or less."
+                "scheme.bits=16 is not quantized and has no groups, symmetry, levels, grid, head "
+                "or embeddings: use scheme=w16 alone, or a scheme of 8 bits or less."
             )
         return None
     try:
         fields = dataclasses.asdict(config)
         own = {} if levels is None else {"levels": levels}
-        fields["head"] = _head(config, own)
+        fields |= {what: _outside(what, config, own) for what in OUTSIDE}
         scheme = Scheme(**{**fields, **own})
     except SchemeError as error:
         raise ConfigError(f"scheme: {error}") from error
@@ -162,22 +162,22 @@ def make_scheme(config: SchemeConfig, levels: Part | None = None) -> Scheme | No
     return scheme
 
 
-def _head(config: SchemeConfig, levels: Mapping[str, Part]) -> Scheme | None:
-    """The scheme of the head; None if it is not quantized. Raises ConfigError.
+def _outside(what: str, config: SchemeConfig, levels: Mapping[str, Part]) -> Scheme | None:
+    """The scheme of the head or embeddings; None if they are not quantized. Raises ConfigError.
 
     levels  the user's module of levels as a keyword, if the layers have one.
     """
-    head = config.head
-    if head.bits is not None:
-        own = levels if head.levels == config.levels else {}
+    given: OutsideConfig = getattr(config, what)
+    if given.bits is not None:
+        own = levels if given.levels == config.levels else {}
         try:
-            return Scheme(**{**dataclasses.asdict(head), **own})
+            return Scheme(**{**dataclasses.asdict(given), **own})
         except SchemeError as error:
-            raise ConfigError(f"scheme.head: {error}") from error
-    if head != HeadConfig():
+            raise ConfigError(f"scheme.{what}: {error}") from error
+    if given != OutsideConfig():
         raise ConfigError(
-            "scheme.head has no bits, so its other keys have no effect: add scheme.head.bits=8, or "
-            "leave them out."
+            f"scheme.{what} has no bits, so its other keys have no effect: add "
+            f"scheme.{what}.bits=8, or leave them out."
         )
     return None
 

@@ -34,7 +34,7 @@ from harness.config.own import check_files
 from harness.config.schema import Cell, CellConfig, SweepConfig
 from harness.errors import ConfigError
 from quant.errors import SchemeError
-from quant.scheme import Scheme
+from quant.scheme import OUTSIDE, Scheme
 
 VERSION_BASE = "1.3"
 CONFIG_NAME = "config"
@@ -170,9 +170,9 @@ def _compose_entry(searchpath: Sequence[str], entry: Entry) -> Composed:
 
 def _node(scheme: Scheme) -> dict[str, Any]:
     """A scheme as a file of conf/scheme has it."""
-    node = asdict(scheme.without_head)
-    del node["head"]
-    return node if scheme.head is None else {**node, "head": _node(scheme.head)}
+    own = {what: _node(each) for what, each in scheme.outside.items()}
+    layers = asdict(scheme.without_head).items()
+    return {name: value for name, value in layers if name not in OUTSIDE} | own
 
 
 def parse(overrides: Sequence[str]) -> list[Override]:

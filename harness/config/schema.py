@@ -53,8 +53,8 @@ class ModelConfig:
 
 
 @dataclass
-class HeadConfig:
-    """The scheme of the language-model head; bits=null keeps it in the dtype of the model."""
+class OutsideConfig:
+    """The scheme of the head or of the embeddings; bits=null keeps them in the model's dtype."""
 
     bits: Optional[int] = None
     group_size: Optional[int] = None
@@ -65,11 +65,12 @@ class HeadConfig:
 
 
 @dataclass
-class SchemeConfig(HeadConfig):
-    """The quantization scheme, and that of the head; bits=16 is full precision."""
+class SchemeConfig(OutsideConfig):
+    """The quantization scheme, with those of head and embeddings; bits=16 is full precision."""
 
     bits: int = MISSING
-    head: HeadConfig = field(default_factory=HeadConfig)
+    head: OutsideConfig = field(default_factory=OutsideConfig)
+    embeddings: OutsideConfig = field(default_factory=OutsideConfig)
 
 
 @dataclass

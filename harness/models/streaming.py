@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from quant.calibrate.source import BlockSource
     from quant.checkpoint.source import ArtifactSource, CheckpointSource
     from quant.config import QuantizationConfig
-    from quant.memory.plan import MemoryPlan, ModelShape
-    from quant.memory.shapes import ModelFacts
+    from quant.memory.plan import MemoryPlan
+    from quant.memory.shapes import ModelFacts, ModelShape
     from quant.scheme import Scheme
     from quant.transforms.base import Transform
 
@@ -203,10 +203,10 @@ def shape_of(model: StoredModel) -> ModelShape:
 def measured_shape(
     model: Model, artifact: Path | None, scheme: Scheme | None = None
 ) -> tuple[ModelShape, ModelFacts]:
-    """Shape and facts of the model under test, with packed blocks and head if it is quantized."""
+    """Shape and facts of the model under test, with what is packed in its artifact."""
     shape, model_config = _shape(model)
     if artifact is not None:
-        shape = shape.with_head(None if scheme is None else scheme.head)
+        shape = shape.packed_outside(scheme)
         stored = sum(file.stat().st_size for file in chosen_weights(artifact).paths)
         block = max(0, stored - shape.outside_bytes) // shape.blocks
         shape = replace(shape, block_bytes=block)
@@ -273,8 +273,7 @@ def _find_facts(folder: Path, dtype: str, quantized: bool, trust: bool) -> Model
     from quant.blocks import find_blocks
     from quant.coverage import coverage
     from quant.errors import QuantizationError
-    from quant.memory.plan import model_shape
-    from quant.memory.shapes import ModelFacts
+    from quant.memory.shapes import ModelFacts, model_shape
 
     file = folder / "config.json"
     try:

@@ -137,7 +137,7 @@ class CellIdentity(_Model):
         default=None,
         description="stored bits per weight of the blocks' matrices, scales and zero-points "
         "included; matrices that are not quantized count with the bits of their dtype, a quantized "
-        "head with its own",
+        "head and quantized embeddings with their own",
     )
     coverage: float | None = Field(
         default=None,
@@ -155,6 +155,11 @@ class CellIdentity(_Model):
     head: str | None = Field(
         default=None,
         description="scheme of the language-model head and how it was quantized; null: it is not",
+    )
+    embeddings: str | None = Field(
+        default=None,
+        description="scheme of the token embeddings and how they were quantized, as head; with the "
+        "scheme of a head that is tied to them they are one matrix",
     )
 
     def measured(self) -> dict[str, Any]:

@@ -138,7 +138,7 @@ def _rows(record: Record) -> list[dict[str, Any]]:
         "artifact": record.inputs.get("artifact"),
         "transforms": "; ".join(partly_applied(record.layers)),
         "coverage": partly_covered(record.cell),
-        "head": head_note(record.cell),
+        "head": outside_note(record.cell),
         "parameters": record.config.get("parameters"),
         "made_of": _made_of(record),
         "weight_errors": by_layer(record.layers),
@@ -246,9 +246,11 @@ def partly_covered(cell: CellIdentity) -> str:
     )
 
 
-def head_note(cell: CellIdentity) -> str:
-    """A sentence on a quantized head; "" if it is not quantized."""
-    return f"head: {cell.head}; counted in bits/weight" if cell.head else ""
+def outside_note(cell: CellIdentity) -> str:
+    """A sentence on a quantized head and quantized embeddings; "" if neither is quantized."""
+    found = {"head": cell.head, "embeddings": cell.embeddings}
+    said = [f"{what}: {how}" for what, how in found.items() if how]
+    return "; ".join([*said, "counted in bits/weight"]) if said else ""
 
 
 def by_layer(layers: Sequence[LayerReport]) -> str:

@@ -226,6 +226,7 @@ def _quantization(cell: Sequence[Record], bits_per_weight: float | None) -> dict
         "bits_per_weight": bits_per_weight,
         "coverage": identity.coverage,
         "head": identity.head,
+        **({} if identity.embeddings is None else {"embeddings": identity.embeddings}),
         "calibration": identity.calibration,
         "seed": identity.seed,
         "artifact_sha256": next(

@@ -72,7 +72,7 @@ class Row:
     transforms: tuple[str, ...] = ()  # those that were not applied to some layers
     coverage: tuple[str, ...] = ()  # matrices of the blocks in full precision
     calibrated_on: str | None = None  # text and windows: "c4-train 128 x 2048"
-    head: tuple[str, ...] = ()  # how the head was quantized
+    head: tuple[str, ...] = ()  # how head and embeddings were quantized
     parameters: float | None = None  # of the model, about
     made_of: tuple[str, ...] = ()  # the file that the weights came from, as JSON
     weight_errors: tuple[str, ...] = ()  # by layer, as JSON, of every seed

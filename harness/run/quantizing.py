@@ -23,7 +23,7 @@ from harness.run.resuming import Resuming
 from harness.run.subject import stored
 from harness.suites import quantization_cost
 from quant.checkpoint.folder import CARD
-from quant.head import with_head
+from quant.head import with_outside
 from quant.solvers.outside import Made, Request
 
 
@@ -66,7 +66,7 @@ def _solve(cell: ResolvedCell, progress: Any, listen: Listener) -> StageResult:
             windows,
             cell.quantization,
             model_hash=model.fingerprint,
-            method=with_head(method, cell.quantization.scheme),
+            method=with_outside(method, cell.quantization.scheme),
             tokenizer=model.folder,
             progress=resuming.watch(progress),
             workplace=Workplace(devices, memory.activations),
@@ -75,12 +75,11 @@ def _solve(cell: ResolvedCell, progress: Any, listen: Listener) -> StageResult:
         resuming.tell(result.resumed)
         weights = weights_read(model.folder, source.model)
     busy = said_busy(watch.usage())
-    head = () if result.head is None else (result.head,)
     size = _bytes(folder)
     peaks = [stage.peak_bytes for stage in result.stages if stage.peak_bytes is not None]
     return StageResult(
         metrics=quantization_cost.metrics(result, size, clock.seconds, busy),
-        layers=[LayerReport(**asdict(layer)) for layer in (*result.layers, *head)],
+        layers=[LayerReport(**asdict(layer)) for layer in (*result.layers, *result.outside)],
         inputs={
             **inputs,
             "artifact": artifact_digest(folder),
@@ -180,7 +179,7 @@ def _examined(cell: ResolvedCell, folder: Path) -> dict[str, str]:
             f"{cell.identity.method} was asked for {asked.name} and left several schemes "
             f"({found.mixture}): a record must name the scheme of its weights; correct the program."
         )
-    for field in ("bits", "group_size", "symmetric", "kind", "head"):
+    for field in ("bits", "group_size", "symmetric", "kind", "head", "embeddings"):
         wanted, got = getattr(asked, field), getattr(scheme, field)
         if wanted != got:
             raise StoreError(

@@ -12,7 +12,7 @@ from harness.errors import StoreError
 from harness.records.environment import environment
 from harness.records.record import ABSENT, Failure, LayerReport, Metric, Record
 from harness.records.roots import Roots
-from quant.head import is_head
+from quant.head import is_embeddings, is_head
 
 
 @dataclass(frozen=True)
@@ -179,17 +179,19 @@ def _shared(
 def _require_own_layers(cell: ResolvedCell, layers: list[LayerReport]) -> None:
     """Raise StoreError for layers that were made by another method or scheme than the cell's.
 
-    The head has a scheme and a method of its own. An allowed fallback may use another method
-    (rounding for experts without tokens): tables mark it.
+    Head and embeddings have a scheme and a method of their own. An allowed fallback may use another
+    method (rounding for experts without tokens): tables mark it.
     """
     scheme = cell.choices.scheme
-    inside = [layer for layer in layers if not is_head(layer.name)]
-    outside = {layer.scheme for layer in layers if is_head(layer.name)}
+    head = {layer.scheme for layer in layers if is_head(layer.name)}
+    table = {layer.scheme for layer in layers if is_embeddings(layer.name)}
+    inside = [each for each in layers if not is_head(each.name) and not is_embeddings(each.name)]
     method = cell.identity.method
     for what, named, found in (
         ("method", method, {layer.method for layer in inside if layer.fallback is None}),
         ("scheme", scheme and scheme.without_head.name, {layer.scheme for layer in inside}),
-        ("head", scheme and scheme.head and scheme.head.name, outside),
+        ("head", scheme and scheme.head and scheme.head.name, head),
+        ("embeddings", scheme and scheme.embeddings and scheme.embeddings.name, table),
     ):
         if found - {named}:
             raise StoreError(

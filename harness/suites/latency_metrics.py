@@ -14,6 +14,7 @@ from harness.suites.memory import MemoryPeak
 from harness.suites.serving import ALL, UNBOUNDED, WINDOW
 from harness.suites.timing import conditions, paired_ratio, summarise
 from quant.decode.caches import GROWING, Decoder
+from quant.embedding import QuantEmbedding
 from quant.linear import QuantLinear
 from quant.measure.cache import CacheShape
 from quant.measure.roofline import (
@@ -295,10 +296,13 @@ def size_metrics(
 
 def _weights(prefix: str, subject: Subject) -> list[Metric]:
     tied = {"counted": "parameters and buffers in memory, tied tensors once"}
-    packed = isinstance(subject.model.get_output_embeddings(), QuantLinear)
+    packed = ["the output"] * isinstance(subject.model.get_output_embeddings(), QuantLinear)
+    packed += ["the token embeddings"] * isinstance(
+        subject.model.get_input_embeddings(), QuantEmbedding
+    )
     tables = {
         "counted": "token, position and output embeddings: "
-        f"{'the output quantized' if packed else 'not quantized'}, in weight_bytes"
+        f"{' and '.join(packed) or 'not'} quantized, in weight_bytes"
     }
     return [
         _bytes(f"{prefix}weight_bytes", "model", weight_bytes(subject.model), tied),

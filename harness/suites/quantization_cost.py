@@ -107,15 +107,16 @@ def of_program(made: Made, artifact_bytes: int, other: dict[str, float]) -> list
 def bits_per_weight(result: QuantizationResult) -> float:
     """Stored bits per weight of the blocks' matrices, scales and zero-points included.
 
-    Matrices that stay in full precision count with the bits of their type; a quantized head counts
-    too.
+    Matrices that stay in full precision count with the bits of their type; quantized head and
+    embeddings count too, once if they are one matrix.
     """
-    layers, head = result.layers, result.head
-    bits = sum(layer.bits_per_weight * layer.outputs * layer.inputs for layer in layers)
-    if head is None:
-        return result.coverage.bits_per_weight(bits)
-    weights = head.outputs * head.inputs
-    return result.coverage.bits_per_weight(bits, weights, head.bits_per_weight * weights)
+    bits = sum(layer.bits_per_weight * layer.outputs * layer.inputs for layer in result.layers)
+    outside = [(each.outputs * each.inputs, each.bits_per_weight) for each in result.outside]
+    return result.coverage.bits_per_weight(
+        bits,
+        sum(weights for weights, _ in outside),
+        sum(each * weights for weights, each in outside),
+    )
 
 
 def _layer_means(layers: list[LayerResult]) -> list[Metric]:

@@ -24,6 +24,7 @@ from harness.suites.base import SuiteContext, SuiteResult
 from harness.suites.shapes import task_name
 from harness.suites.timing import conditions, paired_ratio, summarise
 from quant.blocks import LINEAR_TYPES
+from quant.embedding import looked_up
 from quant.linear import QuantLinear
 from quant.measure.dummy import layer_shape, random_packed
 from quant.measure.roofline import READ_BYTES
@@ -89,9 +90,9 @@ def _single_scheme(layers: list[nn.Module]) -> Scheme | None:
 
 def layers_of(model: Any) -> list[nn.Module]:
     """The linear layers of a model, packed or not, except its output layer."""
-    output = model.get_output_embeddings()
+    outside = {model.get_output_embeddings(), *looked_up(model)}
     kinds = (*LINEAR_TYPES, QuantLinear)
-    return [each for each in model.modules() if isinstance(each, kinds) and each is not output]
+    return [each for each in model.modules() if isinstance(each, kinds) and each not in outside]
 
 
 def shapes_of(layers: list[nn.Module]) -> list[Shape]:

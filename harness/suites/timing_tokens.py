@@ -33,6 +33,7 @@ from harness.suites.memory import measure_peak
 from harness.suites.timing import Stopwatch, host_stopwatch, no_garbage_collection, stopwatch_of
 from quant.decode.caches import DYNAMIC, Decoder
 from quant.decode.choose import make_decoder
+from quant.embedding import rows_and_device
 from quant.measure.cache import cache_shape
 from quant.measure.dummy import NotEnoughMemory
 from quant.measure.roofline import read_bandwidth
@@ -121,7 +122,7 @@ def check_config(config: Repeats, model: Any) -> None:
 def make_prompt(context: SuiteContext, tokens: int) -> Tensor:
     """int64 [1, tokens] on the device: ordinary token ids drawn with the cell's seed."""
     special = set(getattr(context.tokenizer, "all_special_ids", None) or ())
-    vocabulary = context.model.get_input_embeddings().weight.shape[0]
+    vocabulary, _ = rows_and_device(context.model)
     if context.tokenizer is not None and len(context.tokenizer):
         vocabulary = min(vocabulary, len(context.tokenizer))
     ordinary = torch.tensor([token for token in range(vocabulary) if token not in special])

@@ -36,7 +36,8 @@ from quant.config import QuantizationConfig
 from quant.errors import ArtifactError
 from quant.hessian import Hessian
 from quant.memory.limits import free_memory
-from quant.memory.plan import model_shape, plan_quantization
+from quant.memory.plan import plan_quantization
+from quant.memory.shapes import model_shape
 from quant.rules import RTN, Rules
 from quant.scheme import Scheme
 from quant.solvers import gptq

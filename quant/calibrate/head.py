@@ -1,4 +1,4 @@
-"""Quantize the language-model head, which is rounded to nearest (quant.head)."""
+"""Quantize the head and the token embeddings, which are rounded to nearest (quant.head)."""
 
 from __future__ import annotations
 
@@ -7,32 +7,74 @@ import time
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import PreTrainedModel
 
-from quant.blocks import set_weight_matrix, weight_matrix
 from quant.calibrate.layers import LayerResult, require_solution
-from quant.errors import failures_of
-from quant.head import AT_ONCE, SOLVER, find_head
+from quant.calibrate.source import BlockSource
+from quant.calibrate.survey import reads_weight
+from quant.embedding import embed_scale
+from quant.errors import ModelStructureError, NonFiniteError, failures_of
+from quant.head import AT_ONCE, SOLVER, alone, find_embeddings, find_head, tied
 from quant.scheme import Scheme
 from quant.solvers.base import Layer
 from quant.weight import QuantizedWeight
 
 
-def quantize_head(
-    model: PreTrainedModel, scheme: Scheme, block: int
-) -> tuple[LayerResult, QuantizedWeight]:
-    """Quantize the head of a model to the scheme of one layer, some rows at a time.
+def check_outside(source: BlockSource, scheme: Scheme, apart: bool) -> list[tuple[str, nn.Module]]:
+    """Return the name and the module of what a scheme quantizes outside the blocks of a model.
 
-    block is the number that its result has (LayerResult). Computes in float32, in which rounding
-    has the same bits everywhere. The model is not changed; the weight is returned on the CPU.
+    apart  whether a tied head gets a weight of its own before (quant.calibrate.residual).
+
+    Raises ModelStructureError for a model without such a head or embeddings, for embeddings that
+    are more than the rows of a table, and for those of a tied head alone.
     """
-    name, module = find_head(model)
+    found: list[tuple[str, nn.Module]] = []
+    model = source.model
+    if scheme.head is not None:
+        found.append(find_head(model))
+    if scheme.embeddings is not None:
+        name, table = find_embeddings(model)
+        if scheme.head is None and tied(model) and not apart:
+            raise ModelStructureError(f"{type(model).__name__} {alone(scheme)}")
+        _require_rows(name, table)
+        if reads_weight(source, table):
+            raise ModelStructureError(
+                f"{name} cannot be quantized, because {type(model).__name__} reads its table other "
+                "than by looking rows up: leave scheme.embeddings out."
+            )
+        found.append((name, table))
+    return found
+
+
+def _require_rows(name: str, table: nn.Embedding) -> None:
+    weight, scale = table.weight, embed_scale(table)
+    ids = torch.tensor([0, 1, table.num_embeddings - 1], device=weight.device)
+    with torch.no_grad():
+        rows = functional.embedding(ids, weight)
+        expected = rows if scale is None else rows * scale.to(rows.device, rows.dtype)
+        alike = torch.equal(table(ids), expected)
+    if not alike:
+        raise ModelStructureError(
+            f"{name}, a {type(table).__name__}, gives something else than rows of its table: leave "
+            "scheme.embeddings out."
+        )
+
+
+def quantize_outside(
+    name: str, matrix: Tensor, scheme: Scheme, block: int, *, keep: bool
+) -> tuple[LayerResult, QuantizedWeight]:
+    """Quantize the head or the embeddings, a matrix [out, in], some rows at a time.
+
+    block is the number that the result has (LayerResult). Computes in float32, in which rounding
+    has the same bits everywhere. The weight is returned on the CPU; with keep its values are
+    written into the matrix too, in place.
+    """
     begin = time.perf_counter()
-    whole = weight_matrix(module)
-    outputs, inputs = whole.shape
+    outputs, inputs = matrix.shape
     layer, options = Layer(name), SOLVER.options()
     parts, error, norm = [], 0.0, 0.0
-    for rows in whole.split(max(1, AT_ONCE // inputs)):
+    for rows in matrix.split(max(1, AT_ONCE // inputs)):
         weight = rows.float()
         with failures_of(f"{name}: solver {SOLVER.name}"):
             solution = SOLVER.solve(weight, scheme, None, options, layer)
@@ -40,6 +82,14 @@ def quantize_head(
         error += (weight - solution.weight.dequantize()).double().square().sum().item()
         norm += weight.double().square().sum().item()
         parts.append(solution.weight.to("cpu"))
+        if keep:
+            values = solution.weight.dequantize(rows.dtype)
+            if not bool(torch.isfinite(values).all()):
+                raise NonFiniteError(
+                    f"{name}: quantized weights are not finite in {rows.dtype}: use "
+                    "model.dtype=bfloat16 or float32."
+                )
+            rows.copy_(values)
     grid = {each: torch.cat([part.grid[each] for part in parts]) for each in parts[0].grid}
     quantized = QuantizedWeight(torch.cat([part.codes for part in parts]), scheme, None, grid)
     result = LayerResult(
@@ -60,13 +110,6 @@ def quantize_head(
         entropy=quantized.entropy(),
     )
     return result, quantized
-
-
-def set_head(model: PreTrainedModel, weight: QuantizedWeight) -> None:
-    """Give the head of a model the values of a quantized weight; the embedding keeps its own."""
-    name, module = find_head(model)
-    own_head(model)
-    set_weight_matrix(module, weight.dequantize(), name)
 
 
 def own_head(model: PreTrainedModel) -> None:

@@ -3,25 +3,61 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 
+from torch import nn
+
 from quant.arithmetic import PORTABLE
 from quant.blocks import linear_layers, weight_matrix
-from quant.calibrate.cost import StageMeter
+from quant.calibrate.cost import StageCost, StageMeter
 from quant.calibrate.devices import DeviceWorkers, Workplace
-from quant.calibrate.head import quantize_head, set_head
+from quant.calibrate.head import own_head, quantize_outside
 from quant.calibrate.layers import BlockSolver, LayerResult, Solved
 from quant.calibrate.residual import RotatedSource
 from quant.calibrate.sink import STAGE, BlockSink, Finished, WriteBehind
 from quant.calibrate.source import BlockSource, each_block
 from quant.calibrate.wide import WideCalls, wide_buffers
 from quant.config import QuantizationConfig
+from quant.coverage import Coverage
 from quant.forward_products import forward_products
+from quant.head import find_embeddings, find_head, serves_head, tied
+from quant.scheme import Scheme
+from quant.weight import QuantizedWeight
 
 Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class QuantizationResult:
+    """Results and costs of a quantization.
+
+    weights          quantized weights (on the CPU) by full module name; empty if the caller passed
+                     a sink. Codes are kept packed, and unpacked at every access.
+    layers           results of the layers in the blocks.
+    host_peak_bytes  highest resident memory of this process during the run; None if the platform
+                     reports none.
+    coverage         share of the blocks' matrices in quantized layers.
+    resumed          number of blocks that an earlier, interrupted run had finished.
+    head, embeddings results of the head and the embeddings; None for what the scheme keeps. One
+                     matrix that serves both has a result as embeddings.
+    """
+
+    weights: Mapping[str, QuantizedWeight]
+    layers: list[LayerResult]
+    stages: list[StageCost]
+    coverage: Coverage
+    host_peak_bytes: int | None = None
+    resumed: int = 0
+    head: LayerResult | None = None
+    embeddings: LayerResult | None = None
+
+    @property
+    def outside(self) -> list[LayerResult]:
+        """The results outside the blocks."""
+        return [each for each in (self.head, self.embeddings) if each is not None]
 
 
 @dataclass
@@ -48,7 +84,8 @@ class Run:
             for name, module in layers.items():
                 scheme.require(weight_matrix(module).shape[1], f"{blocks.block_name(index)}.{name}")
         self._total = sum(map(len, linears))
-        self._total += self.config.scheme.head is not None
+        self._serves = serves_head(self.source.model, self.config.scheme)
+        self._total += len(self.config.scheme.outside) - self._serves
         self._done = 0
         self._lock = threading.Lock()
 
@@ -119,22 +156,41 @@ class Run:
         self.writer.begin(keep)
         self.layers += layers
 
+    def embeddings(self) -> LayerResult | None:
+        """Quantize the token embeddings, if the scheme does, before the blocks see any.
+
+        The model looks up the quantized values from then on, so that the blocks are calibrated on
+        them. A head that has its own matrix keeps its values.
+        """
+        model, scheme = self.source.model, self.config.scheme.embeddings
+        if scheme is None:
+            return None
+        if tied(model) and not self._serves:
+            own_head(model)
+        name, table = find_embeddings(model)
+        return self._outside(name, table, scheme, keep=True)
+
     def head(self) -> LayerResult | None:
-        """Quantize the head, if the scheme does, and pass it to the sink.
+        """Quantize the head, if the scheme does and it has a matrix of its own, after the blocks.
 
         A model in memory gets the quantized values, as its blocks do; of one that is read block by
         block the head keeps its own.
         """
-        model, scheme = self.source.model, self.config.scheme
-        if scheme.head is None:
+        model, scheme = self.source.model, self.config.scheme.head
+        if scheme is None or self._serves:
             return None
+        if not self.source.reads:
+            own_head(model)
+        name, head = find_head(model)
+        return self._outside(name, head, scheme, keep=not self.source.reads)
+
+    def _outside(self, name: str, module: nn.Module, scheme: Scheme, *, keep: bool) -> LayerResult:
         self.writer.settle()
+        block = len(self.source.blocks)
         with self.meter.stage("solve"):
-            result, weight = quantize_head(model, scheme.head, len(self.source.blocks))
-            if not self.source.reads:
-                set_head(model, weight)
-        self.count(result.name)
-        self.sink.put_head(result.name, weight)
+            result, weight = quantize_outside(name, weight_matrix(module), scheme, block, keep=keep)
+        self.count(name)
+        self.sink.put_outside(name, weight)
         return result
 
     def blocks(self, first: int = 0) -> closing[Generator[int]]:

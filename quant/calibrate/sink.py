@@ -52,8 +52,8 @@ class BlockSink(Protocol):
         function has returned before the next put.
         """
 
-    def put_head(self, name: str, weight: QuantizedWeight, /) -> None:
-        """Accept the quantized head, after the last block; resumed runs put it again."""
+    def put_outside(self, name: str, weight: QuantizedWeight, /) -> None:
+        """Accept the quantized embeddings or head, at any time; resumed runs put them again."""
 
     def get(self, index: int) -> tuple[dict[str, QuantizedWeight], Finished]:
         """Return a finished block, as it was put."""
@@ -79,7 +79,7 @@ class InMemorySink:
         self.finished = index + 1
         return lambda: self.weights.pack(weights)
 
-    def put_head(self, name: str, weight: QuantizedWeight) -> None:
+    def put_outside(self, name: str, weight: QuantizedWeight) -> None:
         self.weights.add({name: weight})
         self.weights.pack([name])
 

@@ -15,9 +15,9 @@ inputs instead would make every run write all activations once per block, 600 GB
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -43,15 +43,16 @@ from quant.calibrate.capture import (
     streamed_logits,
 )
 from quant.calibrate.collect import Collected, Collector, require_finite, require_fits
-from quant.calibrate.cost import StageCost, StageMeter
+from quant.calibrate.cost import StageMeter
 from quant.calibrate.devices import DeviceWorkers, Workplace
 from quant.calibrate.few import require_tokens
+from quant.calibrate.head import check_outside
 from quant.calibrate.layers import BlockSolver, LayerResult, Solved, solve_groups
 from quant.calibrate.neighbours import Names
 from quant.calibrate.reference import ReferenceBlock, reference_block, require_one_stream
 from quant.calibrate.residual import rotated
 from quant.calibrate.results import KeptWeights
-from quant.calibrate.run import Progress, Run
+from quant.calibrate.run import Progress, QuantizationResult, Run
 from quant.calibrate.sink import BlockSink, InMemorySink, WriteBehind
 from quant.calibrate.source import BlockSource, LoadedModel
 from quant.calibrate.structure import BlockStructure, ModelStructure, evaluation
@@ -68,11 +69,9 @@ from quant.calibrate.windows import Batch, check_windows, make_batches
 from quant.config import QuantizationConfig
 from quant.coverage import Coverage
 from quant.experts import unfuse
-from quant.head import find_head
 from quant.memory.heaps import memory_kept, trim_heap
-from quant.memory.plan import model_shape
+from quant.memory.shapes import model_shape
 from quant.products import torch_alone
-from quant.weight import QuantizedWeight
 
 __all__ = [
     "LayerResult",
@@ -86,29 +85,6 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True)
-class QuantizationResult:
-    """Results and costs of a quantization.
-
-    weights          quantized weights (on the CPU) by full module name; empty if the caller passed
-                     a sink. Codes are kept packed, and unpacked at every access.
-    layers           results of the layers in the blocks.
-    host_peak_bytes  highest resident memory of this process during the run; None if the platform
-                     reports none.
-    coverage         share of the blocks' matrices in quantized layers.
-    resumed          number of blocks that an earlier, interrupted run had finished.
-    head             result of the head; None if the scheme keeps it.
-    """
-
-    weights: Mapping[str, QuantizedWeight]
-    layers: list[LayerResult]
-    stages: list[StageCost]
-    coverage: Coverage
-    host_peak_bytes: int | None = None
-    resumed: int = 0
-    head: LayerResult | None = None
-
-
 def quantize_model(
     model: PreTrainedModel,
     calibration: Sequence[Tensor],
@@ -116,11 +92,12 @@ def quantize_model(
     progress: Progress | None = None,
     workplace: Workplace | None = None,
 ) -> QuantizationResult:
-    """Quantize every linear layer in the blocks of a `model` in memory, and its head if asked.
+    """Quantize every linear layer in the blocks of a `model` in memory; head, embeddings if asked.
 
     The model is modified in place: its weights become the dequantized values in their own dtype, so
-    it is the simulated quantized model; fused experts become modules (quant.experts). A head that
-    config.scheme quantizes (quant.head) is no longer tied to the embeddings. After an error it may
+    it is the simulated quantized model; fused experts become modules (quant.experts). A head or
+    embeddings that config.scheme quantizes (quant.head) are no longer tied, unless one matrix
+    serves both. After an error it may
     be partly quantized. calibration has windows of token ids [tokens] of any length; it may be
     empty if config needs none. progress(done, total, name) is called after every layer.
 
@@ -155,8 +132,7 @@ def quantize_blocks(
     sink's thread is `StageCost.background`. covered is the result of `survey`, if the caller has
     it. solvers makes what treats the layers of a block; an audit (quant.audit) has its own.
     """
-    if config.scheme.head is not None:
-        name, module = find_head(source.model)
+    for name, module in check_outside(source, config.scheme, config.residual is not None):
         require_sound_weight(module, name)
     covered = covered or survey(source, config.rules)
     require_one_stream(source.blocks, config)
@@ -185,15 +161,18 @@ def quantize_blocks(
             solvers,
         )  # fmt: skip
         run.recall()
-        if not config.needs_calibration:
+        if config.needs_calibration and resumed < len(source.blocks):
+            embeddings = _calibrate(run, calibration)
+        else:
+            embeddings = run.embeddings()
             _solve_blocks(run)
-        elif resumed < len(source.blocks):
-            _calibrate(run, calibration)
         writer.settle()
         head = run.head()
         require_changes(config.transforms, run.layers)
     host = meter.host_peak_bytes
-    return QuantizationResult({}, run.layers, meter.costs(), covered, host, resumed, head)
+    return QuantizationResult(
+        {}, run.layers, meter.costs(), covered, host, resumed, head, embeddings
+    )
 
 
 def _solve_blocks(run: Run) -> None:
@@ -207,8 +186,11 @@ def _solve_blocks(run: Run) -> None:
             run.hand_over(index, solved)
 
 
-def _calibrate(run: Run, calibration: Sequence[Tensor]) -> None:
-    """Quantize every block on the outputs of the quantized blocks before it."""
+def _calibrate(run: Run, calibration: Sequence[Tensor]) -> LayerResult | None:
+    """Quantize every block on the outputs of the quantized blocks before it.
+
+    Returns the result of the embeddings, which are the first.
+    """
     source, place = run.source, run.workplace
     with run.passing("structure"):
         model_structure = _structure(run, calibration)
@@ -222,9 +204,15 @@ def _calibrate(run: Run, calibration: Sequence[Tensor]) -> None:
         activation_store(place.activations, source.device, place.folder) as store,
         beside as reference,
     ):
+        tokens = [batch.tokens for batch in batches]
+        if reference is not None and run.config.scheme.embeddings is not None:
+            with run.calibrating("capture"):
+                capture(source.model, model_structure, tokens, reference)
+        embeddings = run.embeddings()
         with run.calibrating("capture"):
-            tokens = [batch.tokens for batch in batches]
-            captured = capture(source.model, model_structure, tokens, store, reference)
+            first = None if embeddings is not None else reference
+            captured = capture(source.model, model_structure, tokens, store, first)
+            captured = replace(captured, reference=reference)
             for position, batch in enumerate(batches):
                 what = "the input of the first block (the embeddings)"
                 require_finite(store[position], batch, what)
@@ -238,6 +226,7 @@ def _calibrate(run: Run, calibration: Sequence[Tensor]) -> None:
                     _quantize_block(run, index, structure, batches, captured)
                 if index + 1 < len(model_structure.structures):
                     _advance(run, index, structure, batches, captured)
+    return embeddings
 
 
 def _structure(run: Run, calibration: Sequence[Tensor]) -> ModelStructure:
@@ -299,7 +288,8 @@ def _quantize_stage(
     solver, workers = run.solver(index), run.workers
     block = solver.block
     # Nothing was quantized before these layers: x~ = x, and one pass makes both.
-    same = reference is not None and index == 0 and not before
+    first = index == 0 and not before and run.config.scheme.embeddings is None
+    same = reference is not None and first
     whole = same and advance
     with run.calibrating("hessian"):
         dtype = WIDE if run.wide else torch.float32

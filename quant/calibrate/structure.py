@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from quant.blocks import Blocks, find_blocks, linear_layers
+from quant.embedding import rows_and_device
 from quant.errors import ModelStructureError
 from quant.experts import Names, routed_groups
 
@@ -89,8 +90,8 @@ def evaluation(model: nn.Module) -> Iterator[None]:
 
 def run_model(model: PreTrainedModel, batch: Tensor) -> Any:
     """Run the model's own forward pass on ids [batch, tokens], without a KV cache."""
-    table: Tensor = model.get_input_embeddings().weight  # type: ignore[assignment]
-    return model(input_ids=batch.to(table.device), use_cache=False, return_dict=True)
+    _, device = rows_and_device(model)
+    return model(input_ids=batch.to(device), use_cache=False, return_dict=True)
 
 
 @contextmanager

@@ -90,6 +90,32 @@ def _observed(source: BlockSource) -> dict[str, str]:
     return {**found, **idle}
 
 
+def reads_weight(source: BlockSource, module: nn.Module) -> bool:
+    """Whether a short forward pass reads a module's weight other than by running the module."""
+    running, found, kind = [False], [False], type(module)
+
+    def enter(*_: Any) -> None:
+        running[0] = True
+
+    def leave(*_: Any) -> None:
+        running[0] = False
+
+    def read() -> None:
+        found[0] = found[0] or not running[0]
+
+    tokens = torch.zeros(1, _TOKENS, dtype=torch.int64, device=source.device)
+    handles = [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
+    try:
+        with blocks_in_place(source, blank=True), evaluation(source.model):
+            _tell_reads(module, read)
+            source.model(input_ids=tokens, use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+        module.__class__ = kind
+    return found[0]
+
+
 def _tell_reads(module: nn.Module, tell: Callable[[], None]) -> None:
     """Call tell() whenever the weight of a module is read; changes the module's class for that."""
     kind = type(module)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from quant.embedding import rows_and_device
 from quant.errors import CalibrationError
 
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.uint8)
@@ -37,8 +38,7 @@ def check_windows(windows: Sequence[Tensor], model: PreTrainedModel) -> None:
             "there is no calibration window: the text is shorter than one window; use a longer "
             "text, shorter windows, or method=rtn, which needs none."
         )
-    table: Tensor = model.get_input_embeddings().weight  # type: ignore[assignment]
-    vocabulary = table.shape[0]
+    vocabulary, _ = rows_and_device(model)
     config = model.config.get_text_config(decoder=True)
     positions = getattr(config, "max_position_embeddings", None)
     for index, window in enumerate(windows):

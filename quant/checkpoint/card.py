@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from quant.checkpoint import tables
 from quant.checkpoint.files import copyable
 from quant.checkpoint.folder import CARD
 from quant.checkpoint.formats.base import Format
@@ -101,22 +102,33 @@ class Content:
     operators: bool = False
 
     @property
+    def embeddings(self) -> bool:
+        """Whether a folder has quantized embeddings, which no reader of its format looks up."""
+        return self.scheme.embeddings is not None and not isinstance(self.format, FileFormat)
+
+    @property
+    def _alone(self) -> str:
+        """What other readers do not know; "" if they read it."""
+        words = ["operators in front of layers"] * self.operators
+        return " and ".join(words + ["quantized embeddings"] * self.embeddings)
+
+    @property
     def title(self) -> str:
         """Name of the format, as quant.checkpoint.formats.base has it."""
-        return f"{self.format.title}, input operators" if self.operators else self.format.title
+        words = ["input operators"] * self.operators + ["quantized embeddings"] * self.embeddings
+        return ", ".join([self.format.title, *words])
 
     @property
     def library(self) -> str:
         """What loads it, as the hub calls it."""
-        return "bitsweep" if self.operators else self.format.library
+        return "bitsweep" if self._alone else self.format.library
 
     @property
     def loading(self) -> list[str]:
         """Who reads it, and what readers need: a sentence first, then a list."""
         inspect = "`bitsweep inspect PATH` says what it holds."
-        if self.operators:
-            alone = "Read by Bitsweep alone: other tools know no operators in front of layers."
-            return [alone, inspect]
+        if self._alone:
+            return [f"Read by Bitsweep alone: other tools know no {self._alone}.", inspect]
         return [f"Read by {self.format.readers}.", inspect, *self.notes]
 
 
@@ -135,7 +147,7 @@ def card(content: Content, origin: Origin, kept: Iterable[str] = ()) -> str:
         "method": _method(content.method),
         "calibration": _calibration(content.method),
         "scheme": _scheme(scheme, content.scattered),
-        **({} if scheme.head is None else {"head": _scheme(scheme.head, False)}),
+        **{what: _scheme(own, False) for what, own in scheme.outside.items()},
         "bits per weight": _bits(content.weights, content.count),
         "format": content.title,
         "written by": content.producer,
@@ -251,7 +263,8 @@ def _metadata(content: Content, origin: Origin) -> str:
     base: Any = origin.base[0] if len(origin.base) == 1 else list(origin.base)
     relation = {"base_model": base, "base_model_relation": "quantized"} if origin.base else {}
     name = str(content.method.get("name", "unknown"))
-    method = OPERATORS if content.operators else content.format.quant_method
+    method = tables.METHOD if content.embeddings else content.format.quant_method
+    method = OPERATORS if content.operators else method
     tags = ["bitsweep", method, name]
     data = ModelCardData(
         library_name=content.library,

@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import Any
 
 from quant.checkpoint import formats as package
-from quant.checkpoint import operators
+from quant.checkpoint import operators, tables
 from quant.checkpoint.formats.base import CheckpointFormat, Format, Writer, declaration, validated
 from quant.checkpoint.one_file import FileFormat
 from quant.errors import ArtifactError
@@ -40,6 +40,7 @@ def parse(
     """
     where = f"{source}: quantization_config"
     config, kept = operators.unwrap(config, where)
+    config, table = tables.unwrap(config, where)
     found = [format for format in formats() if format.matches(config)]
     if not found:
         readable = ", ".join(format.configuration for format in formats())
@@ -53,7 +54,22 @@ def parse(
             "`matches` of these formats."
         )
     parsed = dataclasses.replace(found[0].parse(config, where), operators=kept)
-    if found[0].parts is not None:
+    parsed = _with_levels(parsed, config, where, levels)
+    if table is not None:
+        of_uniform = artifact_format(Scheme(bits=8))[0]
+        own = tables.read(table, f"{where}.embeddings", parsed, of_uniform)
+        parsed = validated(dataclasses.replace(parsed, embeddings=own), where)
+    return parsed
+
+
+def _with_levels(
+    parsed: CheckpointFormat,
+    config: Mapping[str, Any],
+    where: str,
+    levels: Sequence[str | Part | Levels],
+) -> CheckpointFormat:
+    """Return the format of any levels with the reader's own kind; other formats as they are."""
+    if parsed.format.parts is not None:
         return parsed
     known: list[str | Part | Levels] = [*built_in_levels(), *levels]
     named = [each for each in known if load_levels(each).name == parsed.levels]

@@ -105,6 +105,12 @@ def export(
             f"{source} has {summary(checkpoint.operators)}, and {format} stores only weights: "
             "quantize again with folded changes (keep=never for Bitsweep's transforms)."
         )
+    if checkpoint.embeddings and not isinstance(kind, FileFormat):
+        raise ArtifactError(
+            f"{source} has quantized embeddings, which readers of {format} do not look up: use "
+            "--format gguf where its types hold their grid, or quantize again without "
+            "scheme.embeddings."
+        )
     spec = kind if isinstance(kind, FileFormat) else writer_in(kind)
     reason = spec.refuses(checkpoint.scheme(checkpoint.scale_dtype), None)
     if reason is not None:

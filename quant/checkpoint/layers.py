@@ -18,7 +18,7 @@ from quant.checkpoint.layer_names import is_expression
 from quant.checkpoint.operators import tensor_names
 from quant.checkpoint.tensors import TensorReader
 from quant.errors import ArtifactError
-from quant.head import is_head
+from quant.head import is_embeddings, is_head
 from quant.input_operator import NAME
 from quant.levels.base import Levels
 from quant.linear import pack, unpack
@@ -109,7 +109,7 @@ def _mixture(checkpoint: CheckpointFormat, layers: Collection[str]) -> str:
     """Return the schemes of the layers in the blocks, in words; "" if there is one."""
     found: dict[str, int] = {}
     for layer in layers:
-        if not is_head(layer):
+        if not is_head(layer) and not is_embeddings(layer):
             own = checkpoint.of(layer)
             name = own.scheme(own.scale_dtype).name
             found[name] = found.get(name, 0) + 1
@@ -273,18 +273,26 @@ def scheme_of(reader: TensorReader, checkpoint: CheckpointFormat, layer: str) ->
 def whole_scheme(
     reader: TensorReader, checkpoint: CheckpointFormat, layers: Collection[str]
 ) -> Scheme:
-    """Return the scheme of the layers in the blocks, with that of the head if it is quantized.
+    """Return the scheme of the layers in the blocks, with those of head and embeddings if they are
+    quantized.
 
     Of several schemes in the blocks it is the one of the layers without settings of their own.
     """
     heads = [layer for layer in layers if is_head(layer)]
-    inside = [layer for layer in layers if not is_head(layer)]
+    tables = [layer for layer in layers if is_embeddings(layer)]
+    if not any(is_head(name.rpartition(".")[0]) for name in reader.names):
+        heads = tables  # one matrix serves both
+    inside = [layer for layer in layers if not is_head(layer) and not is_embeddings(layer)]
     usual = (layer for layer in inside if checkpoint.of(layer) is checkpoint)
     first = next(usual, inside[0] if inside else None)
-    if first is None or not heads:
-        return scheme_of(reader, checkpoint, first or heads[0])
-    head = scheme_of(reader, checkpoint, heads[0])
-    return replace(scheme_of(reader, checkpoint, first), head=head)
+    if first is None:
+        return scheme_of(reader, checkpoint, (heads or tables)[0])
+    outside = {
+        what: scheme_of(reader, checkpoint, found[0])
+        for what, found in (("head", heads), ("embeddings", tables))
+        if found
+    }
+    return replace(scheme_of(reader, checkpoint, first), **outside)  # type: ignore[arg-type]
 
 
 def stored_bits(

@@ -39,7 +39,9 @@ from quant.checkpoint.operators import build, find_transforms
 from quant.checkpoint.skeleton import build_skeleton
 from quant.checkpoint.tensors import TensorReader
 from quant.checkpoint.writer import layer_shape
+from quant.embedding import QuantEmbedding, embed_scale, looked_up
 from quant.errors import ArtifactError
+from quant.head import tied, with_served_head
 from quant.input_operator import attach
 from quant.levels.base import Levels
 from quant.linear import QuantLinear
@@ -181,9 +183,13 @@ def read_scheme(
 
 
 def dequantize_layers(model: nn.Module, dtype: torch.dtype) -> None:
-    """Replace every QuantLinear of a model by an nn.Linear with the dequantized weight."""
+    """Replace every QuantLinear of a model by an nn.Linear with the dequantized weight.
+
+    Embeddings stay packed: they multiply nothing.
+    """
+    tables = looked_up(model)
     for name, module in list(model.named_modules()):
-        if not isinstance(module, QuantLinear):
+        if not isinstance(module, QuantLinear) or module in tables:
             continue
         with torch.device("meta"):
             dense = nn.Linear(module.in_features, module.out_features, module.bias is not None)
@@ -206,17 +212,19 @@ def replace_layer(
     device: str | torch.device,
     dtype: torch.dtype | None,
 ) -> None:
-    """Replace one layer by a QuantLinear."""
+    """Replace one layer by a QuantLinear, or embeddings by a QuantEmbedding; a head that is tied to
+    these becomes their matrix.
+    """
     module = model.get_submodule(layer)
     outputs, inputs = layer_shape(module, layer)
     packed, scheme, _ = read_packed(reader, checkpoint, layer, parts, (outputs, inputs))
-    bias = None
+    bias, of_bias = None, f"{with_served_head(model, [layer])[-1]}.bias"
     # AutoGPTQ stores a bias for every layer, even if the model has none; a stored bias is used.
-    if f"{layer}.bias" in reader.names:
-        bias = _cast(reader.read(f"{layer}.bias"), device, dtype)
+    if of_bias in reader.names:
+        bias = _cast(reader.read(of_bias), device, dtype)
         if tuple(bias.shape) != (outputs,):
-            raise _shape_error(reader, f"{layer}.bias", (outputs,), tuple(bias.shape))
-        require_kind(reader, f"{layer}.bias", bias, torch.float32)
+            raise _shape_error(reader, of_bias, (outputs,), tuple(bias.shape))
+        require_kind(reader, of_bias, bias, torch.float32)
     kept, operator = checkpoint.operators.get(layer, ()), None
     if kept:
         operator = build(kept, reader.read, inputs, layer)
@@ -226,7 +234,14 @@ def replace_layer(
     shape = (outputs, inputs)
     quantized.stored_bits = stored_bits(reader, checkpoint, layer, parts, scheme, shape)
     parent, _, child = layer.rpartition(".")
-    setattr(model.get_submodule(parent), child, quantized)
+    if not isinstance(module, nn.Embedding):
+        setattr(model.get_submodule(parent), child, quantized)
+        return
+    own, shared = module.weight.dtype if dtype is None else dtype, tied(model)
+    if shared:
+        model.set_output_embeddings(quantized)
+    table = QuantEmbedding(quantized, own, embed_scale(module), shared=shared).to(device)
+    setattr(model.get_submodule(parent), child, table)
 
 
 def _fill(

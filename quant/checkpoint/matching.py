@@ -26,6 +26,7 @@ from quant.checkpoint.files import weight_files
 from quant.checkpoint.names import names_of
 from quant.checkpoint.tensors import TensorReader
 from quant.coverage import pattern
+from quant.embedding import QuantEmbedding
 from quant.errors import ArtifactError
 from quant.experts import fused_parts
 from quant.input_operator import KeptChange
@@ -174,7 +175,8 @@ def differences(model: PreTrainedModel, folder: Path) -> Differences:
             reader = stack.enter_context(TensorReader(folder, advice=advice))
             reader.rename(names_of(model).to_model)
             shapes = {name: reader.shape(name) for name in reader.names}
-    packed = tuple(f"{name}." for name, m in model.named_modules() if isinstance(m, QuantLinear))
+    kinds = QuantLinear | QuantEmbedding
+    packed = tuple(f"{name}." for name, m in model.named_modules() if isinstance(m, kinds))
     return match(model, {n: shape for n, shape in shapes.items() if not n.startswith(packed)})
 
 
@@ -284,11 +286,12 @@ def keep_computed(model: PreTrainedModel, held: Collection[str]) -> None:
 def ties_hold(model: PreTrainedModel, quantized: Collection[str] = ()) -> bool:
     """Whether everything that the model's configuration ties is tied.
 
-    quantized  layers that are stored packed, so no longer tied.
+    quantized  layers that are stored packed: a packed head is no longer tied, and packed embeddings
+               that it is tied to are its matrix too.
     """
     packed = {f"{layer}.weight" for layer in quantized}
     return all(
-        not {name, source} & packed and _same(model, name, source)
+        name not in packed and _same(model, name, source)
         for name, source in _ties_of_class(model).items()
     )
 

@@ -33,6 +33,7 @@ from transformers import PreTrainedModel
 from quant.blocks import linear_layers, weight_matrix
 from quant.calibrate.cost import StageCost
 from quant.calibrate.layers import LayerResult
+from quant.calibrate.results import KeptWeights
 from quant.calibrate.sink import Finished
 from quant.calibrate.source import BlockSource
 from quant.checkpoint.card import Count, Origin, write_card
@@ -52,7 +53,7 @@ from quant.checkpoint.writer import (
     write_other_files,
 )
 from quant.errors import ArtifactError
-from quant.head import find_head
+from quant.head import find_embeddings, find_head, serves_head
 from quant.input_operator import InputOperator
 from quant.linear import packed_bytes, packed_shapes, unpack
 from quant.scheme import Scheme
@@ -108,7 +109,7 @@ class PartialArtifact:
         self._folder = making.folder / _ARTIFACT
         self._notes: list[dict[str, Any]] = []
         self._names = names_of(source.model)
-        self._head: dict[str, QuantizedWeight] = {}
+        self._outside = KeptWeights()  # embeddings and head, packed
         self._take_over()
 
     @property
@@ -150,9 +151,10 @@ class PartialArtifact:
             _write_json(self._note_file(index), note)
         self._notes.append(note)
 
-    def put_head(self, name: str, weight: QuantizedWeight) -> None:
-        """Accept the head, which is written with everything outside the blocks."""
-        self._head = {name: weight}
+    def put_outside(self, name: str, weight: QuantizedWeight) -> None:
+        """Accept the embeddings or the head, written with everything else outside the blocks."""
+        self._outside.add({name: weight})
+        self._outside.pack([name])
 
     def get(self, index: int) -> tuple[dict[str, QuantizedWeight], Finished]:
         """Read back a finished block."""
@@ -195,12 +197,12 @@ class PartialArtifact:
         """Write everything outside the blocks, and move the artifact to its place in one step."""
         making, model = self._making, self._source.model
         layers = [layer["name"] for note in self._notes for layer in note["layers"]]
-        layers += self._head
+        layers += self._outside
         inside = f"{self._source.blocks.name}."
         rest = full_precision(
             making.target, model, layers, lambda name: not name.startswith(inside)
         )
-        packed = quantized(self._head)
+        packed = quantized(self._outside)
         count = sum((Count(**note["count"]) for note in self._notes), Count.of(packed, rest))
         rest += packed
         scattered = any(note["scattered"] for note in self._notes)
@@ -304,7 +306,12 @@ def artifact_bytes(source: BlockSource, scheme: Scheme) -> int:
             outputs, inputs = weight_matrix(module).shape
             packed.add(f"{source.blocks.block_name(index)}.{name}.weight")
             total += packed_bytes(scheme, inputs, outputs, g_idx=True)
-    if scheme.head is not None:
+    if scheme.embeddings is not None:
+        name, table = find_embeddings(source.model)
+        packed.add(f"{name}.weight")
+        shape = table.embedding_dim, table.num_embeddings
+        total += packed_bytes(scheme.embeddings, *shape, g_idx=True)
+    if scheme.head is not None and not serves_head(source.model, scheme):
         name, module = find_head(source.model)
         packed.add(f"{name}.weight")  # a tied one is stored under the name of the embedding
         total += packed_bytes(scheme.head, module.in_features, module.out_features, g_idx=True)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from quant.checkpoint import tables
 from quant.checkpoint.card import Content, Count, Origin, write_card
 from quant.checkpoint.choose import artifact_format
 from quant.checkpoint.files import copy_files, tokenizer_files
@@ -25,7 +26,7 @@ from quant.checkpoint.names import Names, names_of
 from quant.checkpoint.operators import STEM, stored_operators, wrap
 from quant.checkpoint.tensors import Entry, write_tensors
 from quant.errors import ArtifactError
-from quant.head import is_head
+from quant.head import is_embeddings, is_head, tied, with_served_head
 from quant.input_operator import NAME as OPERATOR
 from quant.linear import Packed
 from quant.scheme import Scheme
@@ -49,12 +50,12 @@ def save(
     """Write model to `folder` with `weights` in place of the layers that they name.
 
     weights maps full module names (nn.Linear, Conv1D or QuantLinear) to quantized weights of one
-    scheme; the head (quant.head) may have its own. All other tensors keep their dtype, and tied
-    ones are written once. method describes what made the weights and must be JSON. tokenizer is an
-    object, or a folder whose tokenizer files are copied unchanged. The format is the first of
-    Bitsweep's own that supports the scheme: GPTQ v2 for uniform levels. artifact.json has the
-    sha256 of every file but README.md, the model card, which says what is known of the `origin`.
-    Returns the folder.
+    scheme; head and embeddings (quant.head) may have their own. All other tensors keep their dtype,
+    and tied ones are written once. method describes what made the weights and must be JSON.
+    tokenizer is an object, or a folder whose tokenizer files are copied unchanged. The format is
+    the first of Bitsweep's own that supports the scheme: GPTQ v2 for uniform levels. artifact.json
+    has the sha256 of every file but README.md, the model card, which says what is known of the
+    `origin`. Returns the folder.
 
     Raises ArtifactError if the weights do not fit the model or the folder cannot be written (a full
     disk is detected before anything is written); an existing artifact stays intact until the new
@@ -119,7 +120,9 @@ def as_stored(entries: list[Entry], names: Names) -> list[Entry]:
 
 def stem_of(scheme: Scheme, operators: bool = False) -> str:
     """Return the beginning of the names of tensor files; operators: whether layers have any."""
-    return STEM if operators else artifact_format(scheme)[1].stem
+    if operators:
+        return STEM
+    return artifact_format(scheme)[1].stem if scheme.embeddings is None else tables.STEM
 
 
 def write_other_files(
@@ -144,18 +147,19 @@ def own_code(model: PreTrainedModel) -> list[Path]:
 def _check_weights(
     folder: Path, model: PreTrainedModel, weights: Mapping[str, QuantizedWeight]
 ) -> Scheme:
-    """Return the only scheme of the weights, with that of the head if it is among them.
+    """Return the only scheme of the weights, with those of head and embeddings if among them.
 
     Each weight must fit a module of the model.
     """
     if not weights:
         raise ArtifactError(f"{folder}: no quantized weights to write; quantize the model first.")
-    first = next((name for name in weights if not is_head(name)), next(iter(weights)))
-    scheme, head = weights[first].scheme, None
+    inside = (name for name in weights if not is_head(name) and not is_embeddings(name))
+    first = next(inside, next(iter(weights)))
+    scheme, outside = weights[first].scheme, {}
     modules = dict(model.named_modules())
     for name, weight in weights.items():
-        if is_head(name) and name != first:
-            head = weight.scheme
+        if name != first and (is_head(name) or is_embeddings(name)):
+            outside["head" if is_head(name) else "embeddings"] = weight.scheme
         elif weight.scheme != scheme:
             raise ArtifactError(
                 f"{folder}: {first} is {scheme.name} and {name} is {weight.scheme.name}; a "
@@ -169,15 +173,21 @@ def _check_weights(
                 f"{folder}: the quantized weight of {name} is {list(weight.shape)}, but the layer "
                 f"is [{outputs}, {inputs}] (outputs, inputs)."
             )
-    return dataclasses.replace(scheme, head=head)
+    if "embeddings" in outside and tied(model):
+        outside.setdefault("head", outside["embeddings"])
+    return dataclasses.replace(scheme, **outside)  # type: ignore[arg-type]
 
 
 def layer_shape(module: nn.Module, name: str) -> tuple[int, int]:
-    """Return (outputs, inputs) of an nn.Linear, Conv1D or QuantLinear; ArtifactError otherwise."""
+    """Return (outputs, inputs) of an nn.Linear, Conv1D or QuantLinear, or (rows, width) of
+    embeddings; ArtifactError for another module.
+    """
     if hasattr(module, "in_features") and hasattr(module, "out_features"):
         return int(module.out_features), int(module.in_features)  # type: ignore[arg-type]
     if hasattr(module, "nf") and hasattr(module, "nx"):
         return int(module.nf), int(module.nx)  # type: ignore[arg-type]
+    if hasattr(module, "num_embeddings") and hasattr(module, "embedding_dim"):
+        return int(module.num_embeddings), int(module.embedding_dim)  # type: ignore[arg-type]
     raise ArtifactError(
         f"{name} is a {type(module).__name__}; only nn.Linear and Conv1D layers can be quantized."
     )
@@ -193,7 +203,7 @@ def full_precision(
 
     among  among(name): whether a tensor is to be written.
     """
-    layers = list(layers)
+    layers = with_served_head(model, layers)
     replaced = tuple(f"{name}." for name in layers)
     kept = {f"{name}.bias" for name in layers}
     tied = set(getattr(model, "all_tied_weights_keys", None) or ())
@@ -278,8 +288,10 @@ def describe(
     """Return the quantization_config of a model whose `layers` are quantized.
 
     scheme  that of the layers in the blocks, with that of the head if it is among the layers.
+    Embeddings among the layers are left to `quant.checkpoint.tables`.
     """
     stored = names_of(model).to_stored
+    layers = [name for name in layers if not is_embeddings(name)]
     chosen = dict.fromkeys(map(stored, layers))
     linears = [stored(n) for n, module in model.named_modules() if isinstance(module, nn.Linear)]
     kept = tuple(name for name in linears if name not in chosen)
@@ -326,6 +338,7 @@ def config_json(
         say_untied(config)
     _, writer = artifact_format(scheme)
     quantization = describe(writer, model, layers, scheme, scattered, method)
+    quantization = tables.wrap(quantization, scheme.embeddings)
     config["quantization_config"] = wrap(quantization, operators)
     try:
         return json.dumps(config, indent=2, sort_keys=True) + "\n"

@@ -16,6 +16,7 @@ from transformers import Cache, StaticCache
 from transformers.cache_utils import StaticLayer
 
 from quant.decode.llama import Unsupported
+from quant.embedding import rows_and_device
 
 FUSED = "fused step"
 GRAPH = "static cache, CUDA graph"
@@ -143,7 +144,7 @@ class StaticDecoder:
         layers = _layer_count(model, positions)
         self.positions = positions = -(-positions // ALIGNED) * ALIGNED
         with torch.inference_mode():
-            device = model.get_input_embeddings().weight.device
+            _, device = rows_and_device(model)
             self._length = torch.zeros((), dtype=torch.int64, device=device)
             self.token = torch.zeros((1, 1), dtype=torch.int64, device=device)
             self._places = torch.arange(positions, device=device)

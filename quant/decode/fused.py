@@ -15,6 +15,8 @@ from torch import Tensor
 from cuda_ext.toolchain import BuildError
 from quant.decode.caches import FUSED, StaticDecoder
 from quant.decode.llama import Unsupported, all_packed, open_step, require_llama
+from quant.embedding import QuantEmbedding, rows_and_device
+from quant.memory.heaps import own_zeros
 
 # Tokens that the step takes at a time. Its activations stay in the second-level cache.
 TOGETHER = 64
@@ -30,7 +32,8 @@ class FusedDecoder:
     def __init__(self, model: Any, positions: int) -> None:
         """Unsupported for a model that a step cannot take, or without compiled kernels."""
         self.mode, self.reason = FUSED, ""
-        if model.get_input_embeddings().weight.device.type != "cpu":
+        vocabulary, device = rows_and_device(model)
+        if device.type != "cpu":
             raise Unsupported("the step runs on a processor")
         shape = require_llama(model)
         # Its checks are those of a static cache, which the step writes and reads too.
@@ -38,10 +41,13 @@ class FusedDecoder:
         with torch.inference_mode():
             buffers = self._cache.allocate(shape.kv_heads, shape.width)
             try:
-                self._step, self._spared = open_step(model, shape, buffers, TOGETHER)
+                self._table = model.get_input_embeddings()
+                self._packed = isinstance(self._table, QuantEmbedding)
+                self._rows = self._table_of_rows()
+                self._step, self._spared = open_step(model, shape, self._rows, buffers, TOGETHER)
             except BuildError as error:
                 raise Unsupported(f"no compiled kernels: {error}") from error
-            self.logits = torch.zeros((1, len(model.get_input_embeddings().weight)))
+            self.logits = torch.zeros((1, vocabulary))
             self.token = torch.zeros((1, 1), dtype=torch.int64)
         self._length = 0
         self._longest = positions if all_packed(model) else PLAIN_TOGETHER
@@ -54,15 +60,15 @@ class FusedDecoder:
             self.logits.copy_(self._cache.logits)
             self._choose()
             return
-        for first in range(0, length, TOGETHER):
-            part = prompt[:, first : first + TOGETHER].contiguous()
-            last = first + TOGETHER >= length
-            self._step.run(part, first, self.logits if last else None)
+        for first in range(0, length, self._together):
+            part = prompt[:, first : first + self._together].contiguous()
+            last = first + self._together >= length
+            self._run(part, first, self.logits if last else None)
         self._choose()
 
     @torch.inference_mode()
     def step(self) -> None:
-        self._step.run(self.token, self._length, self.logits)
+        self._run(self.token, self._length, self.logits)
         self._length += 1
         self._choose()
 
@@ -76,6 +82,28 @@ class FusedDecoder:
     def parts_ms(self) -> dict[str, float] | None:
         times = self._step.times
         return {"kernels": times.products, "attention": times.attention, "rest": times.rest}
+
+    def _table_of_rows(self) -> Tensor:
+        """The embeddings; of packed ones a table whose first rows are written before every run.
+
+        Only pages that are written take memory.
+        """
+        if not self._packed:
+            weight: Tensor = self._table.weight
+            return weight.detach()
+        shape = self._table.num_embeddings, self._table.embedding_dim
+        return own_zeros(shape, torch.float32)
+
+    @property
+    def _together(self) -> int:
+        return min(TOGETHER, len(self._rows))
+
+    def _run(self, tokens: Tensor, position: int, logits: Tensor | None) -> None:
+        if self._packed:
+            count = tokens.shape[1]
+            self._rows[:count].copy_(self._table(tokens[0]))
+            tokens = torch.arange(count)[None]
+        self._step.run(tokens, position, logits)
 
     def _choose(self) -> None:
         self.token = self.logits.argmax(-1, keepdim=True)

@@ -70,17 +70,22 @@ def require_llama(model: Any) -> Shape:
 
 
 def open_step(
-    model: Any, shape: Shape, cache: Sequence[tuple[Tensor, Tensor]], most_tokens: int
+    model: Any,
+    shape: Shape,
+    embedding: Tensor,
+    cache: Sequence[tuple[Tensor, Tensor]],
+    most_tokens: int,
 ) -> tuple[Step, int]:
     """A step over the model's own tensors, and the keys and values of every layer; and how many
     bytes fewer than the model holds it reads a token, because its head is read as bfloat16.
 
-    cache holds [1, kv_heads, positions, width] of keys and of values, layer by layer.
+    embedding [vocabulary, hidden] has the rows of the tokens that are passed; cache holds
+    [1, kv_heads, positions, width] of keys and of values, layer by layer.
     """
     decoder, attention = model.base_model, model.base_model.layers[0].self_attn
     cosine, sine = _rotations(decoder, cache[0][0].shape[2])
     step = Step(
-        model.get_input_embeddings().weight.detach(),
+        embedding,
         decoder.norm.weight.detach(),
         cosine,
         sine,

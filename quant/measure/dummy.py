@@ -22,10 +22,11 @@ from cuda_ext.ops import resolve_kernel
 from cuda_ext.tiles import TILE_ROWS, units_for
 from quant.blocks import find_blocks, linear_layers
 from quant.checkpoint.skeleton import parameters_on_meta
+from quant.embedding import QuantEmbedding, embed_scale
 from quant.errors import QuantizationError, SchemeError
 from quant.experts import unfuse
 from quant.grid import shared
-from quant.head import find_head
+from quant.head import alone, find_embeddings, find_head, serves_head, tied
 from quant.linear import Packed, QuantLinear, pack_grid, packed_bytes, packed_shapes, takes_kernels
 from quant.scheme import SCALE_DTYPES, Scheme
 
@@ -71,7 +72,8 @@ def build_dummy(
     """Return a causal LM of `config` with random weights on `device`, in eval mode.
 
     scheme               scheme of the linear layers in the blocks, which become QuantLinear, as the
-                         head does if it has one; None: all weights have dtype.
+                         head does if it has one, and embeddings QuantEmbedding; None: all weights
+                         have dtype.
     seed                 the same seed gives the same weights on the same kind of device.
     beside               bytes that must stay free, for cache and activations.
     attn_implementation  of transformers; None: its default for the architecture.
@@ -87,11 +89,7 @@ def build_dummy(
     generator = torch.Generator(device).manual_seed(seed)
     if scheme is not None:
         _pack_blocks(model, scheme.without_head, dtype, kernel, generator)
-        if scheme.head is not None:
-            model.set_output_embeddings(
-                _packed(find_head(model)[1], scheme.head, dtype, kernel, generator)
-            )
-            model.config.tie_word_embeddings = False
+        _pack_outside(model, scheme, dtype, kernel, generator)
     _fill(model, device, dtype, generator)
     for name, buffer in model.named_buffers():
         if buffer.device != device:
@@ -115,21 +113,24 @@ def predict_memory(
 def memory_need(model: PreTrainedModel, scheme: Scheme | None, kernel: str) -> MemoryNeed:
     """Return the memory need of a model on the meta device whose linear layers will be packed."""
     quantized: dict[int, tuple[Scheme, int, int]] = {}
-    tied: list[tuple[Scheme, int, int]] = []  # the head beside the embedding that it was tied to
+    untied: list[tuple[Scheme, int, int]] = []  # the head beside embeddings that it was tied to
     if scheme is not None:
         for block in find_blocks(model).modules:
             quantized |= {
                 id(layer.weight): (scheme, *layer_shape(layer))
                 for layer in linear_layers(block).values()
             }
-        if scheme.head is not None:
+        if scheme.embeddings is not None:
+            table = find_embeddings(model)[1]
+            quantized[id(table.weight)] = (scheme.embeddings, *layer_shape(table))
+        if scheme.head is not None and not serves_head(model, scheme):
             head = find_head(model)[1]
             found = (scheme.head, *layer_shape(head))
             if head.weight is model.get_input_embeddings().weight:
-                tied.append(found)
+                untied.append(found)
             else:
                 quantized[id(head.weight)] = found
-    layers = [*quantized.values(), *tied]
+    layers = [*quantized.values(), *untied]
     dense = {
         id(each): each.numel() * each.element_size()
         for each in (*model.parameters(), *model.buffers())
@@ -169,7 +170,9 @@ def free_memory(device: torch.device) -> int | None:
 
 
 def layer_shape(layer: nn.Module) -> tuple[int, int]:
-    """Return (inputs, outputs) of an nn.Linear, a Conv1D or a QuantLinear."""
+    """Return (inputs, outputs) of an nn.Linear, a Conv1D, a QuantLinear or an nn.Embedding."""
+    if isinstance(layer, nn.Embedding):
+        return layer.embedding_dim, layer.num_embeddings
     if isinstance(layer, Conv1D):
         inputs, outputs = layer.weight.shape
         return inputs, outputs
@@ -233,6 +236,32 @@ def _pack_blocks(
             parent, _, child = name.rpartition(".")
             owner = block.get_submodule(parent) if parent else block
             setattr(owner, child, _packed(layer, scheme, dtype, kernel, generator))
+
+
+def _pack_outside(
+    model: PreTrainedModel,
+    scheme: Scheme,
+    dtype: torch.dtype,
+    kernel: str,
+    generator: torch.Generator,
+) -> None:
+    """Replace what the scheme quantizes outside the blocks by random packed matrices."""
+    serves = serves_head(model, scheme)
+    if scheme.embeddings is not None:
+        name, table = find_embeddings(model)
+        if scheme.head is None and tied(model):
+            raise SchemeError(f"{type(model).__name__} {alone(scheme)}")
+        like = find_head(model)[1] if serves else table
+        matrix = _packed(like, scheme.embeddings, dtype, kernel, generator)
+        if serves:
+            model.set_output_embeddings(matrix)
+        parent, _, child = name.rpartition(".")
+        packed = QuantEmbedding(matrix, dtype, embed_scale(table), shared=serves)
+        setattr(model.get_submodule(parent), child, packed)
+    if scheme.head is not None and not serves:
+        head = _packed(find_head(model)[1], scheme.head, dtype, kernel, generator)
+        model.set_output_embeddings(head)
+        model.config.tie_word_embeddings = False
 
 
 def _packed(

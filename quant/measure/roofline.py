@@ -47,8 +47,10 @@ def activation_bytes_per_token(model: Any, dtype: torch.dtype) -> int:
     Operations between them (norms, residual sums, attention scores) move about as much, little
     compared with the weights, and are usually fused or in cache; they are not counted.
     """
-    ends = 0
-    for module in model.modules():
+    from quant.embedding import looked_up
+
+    ends, idle = 0, looked_up(model)
+    for module in (each for each in model.modules() if each not in idle):
         shape = (getattr(module, "in_features", None), getattr(module, "out_features", None))
         if hasattr(module, "nf"):  # transformers' Conv1D: weight [in, out]
             shape = tuple(module.weight.shape)
@@ -90,7 +92,10 @@ def _sum_seconds(array: Tensor) -> float:
 
 
 def _tables(model: Any) -> list[Tensor]:
-    return [module.weight for module in model.modules() if isinstance(module, torch.nn.Embedding)]
+    from quant.embedding import looked_up
+
+    plain = [each.weight for each in model.modules() if isinstance(each, torch.nn.Embedding)]
+    return plain + [part for each in looked_up(model) for part in each.buffers()]
 
 
 def _output_layer(model: Any) -> list[Tensor]:

@@ -8,24 +8,22 @@ by `python -m benchmarks.scaling`.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from quant.arithmetic import PORTABLE, resolve_arithmetic
-from quant.errors import ModelStructureError, QuantizationError
-from quant.head import AT_ONCE, SOLVER, find_head
+from quant.errors import QuantizationError
+from quant.head import AT_ONCE, SOLVER
 from quant.memory.compiled import PRODUCT_BYTES, product_shapes
 from quant.memory.hessians import hessian_bytes
 from quant.memory.limits import PLACES, Limits
+from quant.memory.shapes import ModelShape, stored_bytes
 from quant.memory.transforms import operator_bytes, rotation_bytes, transform_bytes
 from quant.scheme import Scheme
 from quant.tiling import CHECKED_LOGITS
 
 if TYPE_CHECKING:
-    from torch import Tensor
-    from transformers import PreTrainedModel
-
     from quant.config import QuantizationConfig
 
 # Usable share of free memory; allocators round up and leave holes.
@@ -37,59 +35,6 @@ POSITIONS_AT_ONCE = 512  # harness.suites.scoring converts so many logits to flo
 
 class MemoryPlanError(QuantizationError):
     """The work needs more memory than is available."""
-
-
-@dataclass(frozen=True)
-class ModelShape:
-    """The properties of a model that determine its memory use.
-
-    layers         (outputs, inputs) of the linear layers of the largest block.
-    block_bytes    bytes of the largest block, in its dtype (or packed).
-    outside_bytes  bytes of everything outside the blocks; tied tensors count once.
-    routed         (inputs, number of layers that share it) of each Hessian of the experts in the
-                   largest block, in stages that are collected in one pass each: the gates and ups
-                   of a mixture, then its downs.
-    head           (outputs, inputs) of the head, if it can be quantized (quant.head).
-    head_bytes     bytes of its weight in outside_bytes that no other tensor shares; 0 if tied.
-    """
-
-    layers: tuple[tuple[int, int], ...]
-    blocks: int
-    block_bytes: int
-    outside_bytes: int
-    hidden: int
-    vocabulary: int
-    itemsize: int
-    routed: tuple[tuple[tuple[int, int], ...], ...] = ()
-    head: tuple[int, int] | None = None
-    head_bytes: int = 0
-
-    def with_head(self, scheme: Scheme | None) -> ModelShape:
-        """Return the shape of the model with a head that has this scheme; None changes nothing."""
-        if scheme is None or self.head is None:
-            return self
-        outside = self.outside_bytes - self.head_bytes + _stored(scheme, *self.head)
-        return replace(self, outside_bytes=outside, head_bytes=_stored(scheme, *self.head))
-
-    def with_own_head(self) -> ModelShape:
-        """Return the shape of the model with a head that shares no weight with the embeddings."""
-        own = 0 if self.head is None or self.head_bytes else math.prod(self.head) * self.itemsize
-        outside, head = self.outside_bytes + own, self.head_bytes + own
-        return replace(self, outside_bytes=outside, head_bytes=head)
-
-    @property
-    def whole_bytes(self) -> int:
-        return self.blocks * self.block_bytes + self.outside_bytes
-
-    @property
-    def parameters(self) -> int:
-        """Number of parameters of the model, as if all blocks were as large as the largest."""
-        return self.whole_bytes // self.itemsize
-
-    @property
-    def widest(self) -> int:
-        """The largest number of features in a block."""
-        return max(max(layer) for layer in self.layers)
 
 
 @dataclass(frozen=True)
@@ -144,40 +89,6 @@ class MemoryPlan:
                 free = self.free(where)
                 if free is not None:
                     yield FREE, where, free
-
-
-def model_shape(model: PreTrainedModel) -> ModelShape:
-    """Return the shape of a model, which may be a skeleton."""
-    from quant.blocks import find_blocks, linear_layers, weight_matrix
-    from quant.experts import routed_groups
-
-    blocks = find_blocks(model)
-    largest = max(blocks.modules, key=lambda block: _bytes(list(block.parameters())))
-    inside = {id(tensor) for tensor in blocks.modules.parameters()}
-    outside = [tensor for tensor in model.parameters() if id(tensor) not in inside]
-    table: Tensor = model.get_input_embeddings().weight  # type: ignore[assignment]
-    linears = linear_layers(largest)
-    layers = [weight_matrix(module).shape for module in linears.values()]
-    routed = [
-        tuple((int(weight_matrix(linears[group[0]]).shape[1]), len(group)) for group in stage)
-        for stage in routed_groups(largest)
-    ]
-    try:
-        head = find_head(model)[1]
-    except ModelStructureError:
-        head = None
-    return ModelShape(
-        layers=tuple((int(outputs), int(inputs)) for outputs, inputs in layers),
-        blocks=len(blocks),
-        block_bytes=_bytes(list(largest.parameters())),
-        outside_bytes=_bytes(outside),
-        hidden=int(model.config.get_text_config(decoder=True).hidden_size),
-        vocabulary=table.shape[0],
-        itemsize=table.element_size(),
-        routed=tuple(routed),
-        head=None if head is None else (head.out_features, head.in_features),
-        head_bytes=0 if head is None or head.weight is table else _bytes([head.weight]),
-    )
 
 
 def plan_quantization(
@@ -259,7 +170,7 @@ def _quantization_items(
     numbers += memory.beside + max(config.scheme.search_numbers(n) for _, n in shape.layers)
     solver = (number if config.solver.needs_calibration else 4) * numbers
     yield Item("the largest layer in the solver", solver, here, ("solve",))
-    yield from _head(shape, config.scheme.head, here)
+    yield from _outside(shape, config.scheme, here)
     if not config.needs_calibration:
         return
     if not on_gpu and config.kernel != "reference" and not wide:
@@ -312,20 +223,29 @@ def _quantized(shape: ModelShape, scheme: Scheme) -> Iterator[Item]:
     yield Item("the block before it, being written", held + packed + beside, IN_HOST, everywhere)
 
 
-def _head(shape: ModelShape, scheme: Scheme | None, here: str) -> Iterator[Item]:
-    """Yield the items of the head, which is rounded last, some rows at a time, and then packed."""
-    if scheme is None or shape.head is None:
-        return
-    count = math.prod(shape.head)
+def _outside(shape: ModelShape, scheme: Scheme, here: str) -> Iterator[Item]:
+    """Yield the items of embeddings and head, which are rounded some rows at a time and packed.
+
+    The embeddings are the first, and what they become is kept until all is written; the head is
+    the last.
+    """
+    if scheme.embeddings is not None and shape.table is not None:
+        packed = stored_bytes(scheme.embeddings, *shape.table)
+        yield Item("packed embeddings", packed, IN_HOST)
+        if shape.tied and not shape.serves_head(scheme):
+            own = math.prod(shape.table) * shape.itemsize
+            yield Item("the head, no longer tied", own, here)
+        yield from _rounded(shape.table, packed, "embeddings", here)
+    if scheme.head is not None and shape.head is not None and not shape.serves_head(scheme):
+        yield from _rounded(shape.head, stored_bytes(scheme.head, *shape.head), "head", here)
+
+
+def _rounded(matrix: tuple[int, int], stored: int, what: str, here: str) -> Iterator[Item]:
+    count = math.prod(matrix)
     at_once = int(min(count, AT_ONCE) * 4 * SOLVER.memory.weights)
-    yield Item("rows of the head in the solver", at_once, here, ("head",))
-    held = count + 2 * _stored(scheme, *shape.head)  # a byte per code; packed and being packed
-    yield Item("quantized weights of the head", held, IN_HOST, ("head",))
-
-
-def _stored(scheme: Scheme, outputs: int, inputs: int) -> int:
-    """Bytes of a packed layer."""
-    return math.ceil(outputs * inputs * scheme.bits_per_weight(inputs) / 8)
+    yield Item(f"rows of the {what} in the solver", at_once, here, (what,))
+    held = count + 2 * stored  # a byte per code; packed and being packed
+    yield Item(f"quantized weights of the {what}", held, IN_HOST, (what,))
 
 
 def _operators(shape: ModelShape, config: QuantizationConfig, here: str) -> Iterator[Item]:
@@ -393,8 +313,3 @@ def _refusal(plan: MemoryPlan) -> str:
         f"this needs {size(plan.needed(where))} of {name} and {size(free)} may be taken "
         f"({listed}): {advice}."
     )
-
-
-def _bytes(tensors: Sequence[Tensor]) -> int:
-    unique = {id(tensor): tensor for tensor in tensors}
-    return sum(tensor.numel() * tensor.element_size() for tensor in unique.values())

@@ -1,4 +1,4 @@
-"""Cache of model shapes on disk.
+"""Shapes of models: what determines their memory use, and a cache of it on disk.
 
 To find the shape of a model, transformers builds it without weights, which takes seconds, most of
 them for imports. The shape depends only on config.json, the dtype and the version of transformers,
@@ -11,20 +11,96 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cuda_ext.cache import cache_root, write_atomically
 from quant.coverage import Coverage
-from quant.memory.plan import ModelShape
+from quant.errors import ModelStructureError
+from quant.head import find_embeddings, find_head, one_matrix
+from quant.scheme import Scheme
 
-# Increase it when quant.memory.plan.model_shape or the fields of ModelFacts change.
-VERSION = 4
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+# Increase it when model_shape or the fields of ModelFacts change.
+VERSION = 5
 
 _log = logging.getLogger("quant")
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """The properties of a model that determine its memory use.
+
+    layers         (outputs, inputs) of the linear layers of the largest block.
+    block_bytes    bytes of the largest block, in its dtype (or packed).
+    outside_bytes  bytes of everything outside the blocks; tied tensors count once.
+    routed         (inputs, number of layers that share it) of each Hessian of the experts in the
+                   largest block, in stages that are collected in one pass each: the gates and ups
+                   of a mixture, then its downs.
+    head           (outputs, inputs) of the head, if it can be quantized (quant.head).
+    head_bytes     bytes of its weight in outside_bytes that no other tensor shares; 0 if tied.
+    table          (tokens, width) of the token embeddings, if they can be quantized.
+    """
+
+    layers: tuple[tuple[int, int], ...]
+    blocks: int
+    block_bytes: int
+    outside_bytes: int
+    hidden: int
+    vocabulary: int
+    itemsize: int
+    routed: tuple[tuple[tuple[int, int], ...], ...] = ()
+    head: tuple[int, int] | None = None
+    head_bytes: int = 0
+    table: tuple[int, int] | None = None
+
+    @property
+    def tied(self) -> bool:
+        """Whether the head, if it can be quantized, multiplies by the embeddings."""
+        return self.head is not None and not self.head_bytes
+
+    def serves_head(self, scheme: Scheme) -> bool:
+        """Whether the packed embeddings of this scheme are the head too."""
+        return self.tied and one_matrix(scheme)
+
+    def packed_outside(self, scheme: Scheme | None) -> ModelShape:
+        """Return the shape of the model with the head and the embeddings of a scheme packed."""
+        outside, head_bytes = self.outside_bytes, self.head_bytes
+        if scheme is not None and scheme.embeddings is not None and self.table is not None:
+            outside -= math.prod(self.table) * self.itemsize
+            outside += stored_bytes(scheme.embeddings, *self.table)
+        own = None if scheme is None or self.serves_head(scheme) else scheme.head
+        if own is not None and self.head is not None:
+            head_bytes = stored_bytes(own, *self.head)
+            outside += head_bytes - self.head_bytes
+        return replace(self, outside_bytes=outside, head_bytes=head_bytes)
+
+    def with_own_head(self) -> ModelShape:
+        """Return the shape of the model with a head that shares no weight with the embeddings."""
+        own = 0 if self.head is None or self.head_bytes else math.prod(self.head) * self.itemsize
+        outside, head = self.outside_bytes + own, self.head_bytes + own
+        return replace(self, outside_bytes=outside, head_bytes=head)
+
+    @property
+    def whole_bytes(self) -> int:
+        return self.blocks * self.block_bytes + self.outside_bytes
+
+    @property
+    def parameters(self) -> int:
+        """Number of parameters of the model, as if all blocks were as large as the largest."""
+        return self.whole_bytes // self.itemsize
+
+    @property
+    def widest(self) -> int:
+        """The largest number of features in a block."""
+        return max(max(layer) for layer in self.layers)
 
 
 @dataclass(frozen=True)
@@ -42,6 +118,50 @@ class ModelFacts:
     max_position_embeddings: int | None
     coverage: Coverage
     sdpa: bool = True
+
+
+def model_shape(model: PreTrainedModel) -> ModelShape:
+    """Return the shape of a model, which may be a skeleton."""
+    from quant.blocks import find_blocks, linear_layers, weight_matrix
+    from quant.experts import routed_groups
+
+    blocks = find_blocks(model)
+    largest = max(blocks.modules, key=lambda block: _bytes(list(block.parameters())))
+    inside = {id(tensor) for tensor in blocks.modules.parameters()}
+    outside = [tensor for tensor in model.parameters() if id(tensor) not in inside]
+    table: Tensor = model.get_input_embeddings().weight  # type: ignore[assignment]
+    linears = linear_layers(largest)
+    layers = [weight_matrix(module).shape for module in linears.values()]
+    routed = [
+        tuple((int(weight_matrix(linears[group[0]]).shape[1]), len(group)) for group in stage)
+        for stage in routed_groups(largest)
+    ]
+    head, embeddings = _found(find_head, model), _found(find_embeddings, model)
+    return ModelShape(
+        layers=tuple((int(outputs), int(inputs)) for outputs, inputs in layers),
+        blocks=len(blocks),
+        block_bytes=_bytes(list(largest.parameters())),
+        outside_bytes=_bytes(outside),
+        hidden=int(model.config.get_text_config(decoder=True).hidden_size),
+        vocabulary=table.shape[0],
+        itemsize=table.element_size(),
+        routed=tuple(routed),
+        head=None if head is None else (head.out_features, head.in_features),
+        head_bytes=0 if head is None or head.weight is table else _bytes([head.weight]),
+        table=None if embeddings is None else (table.shape[0], table.shape[1]),
+    )
+
+
+def _found(find: Callable[[PreTrainedModel], tuple[str, Any]], model: PreTrainedModel) -> Any:
+    try:
+        return find(model)[1]
+    except ModelStructureError:
+        return None
+
+
+def stored_bytes(scheme: Scheme, outputs: int, inputs: int) -> int:
+    """Bytes of a packed layer."""
+    return math.ceil(outputs * inputs * scheme.bits_per_weight(inputs) / 8)
 
 
 def cached_facts(
@@ -79,7 +199,7 @@ def _parse(found: Any) -> ModelFacts:
     if type(found["sdpa"]) is not bool:
         raise TypeError("sdpa is neither true nor false")
     layers = tuple((_count(outputs), _count(inputs)) for outputs, inputs in shape["layers"])
-    head = shape["head"]
+    head, table = shape["head"], shape["table"]
     if not layers:
         raise ValueError("no layers")
     names = ("blocks", "block_bytes", "outside_bytes", "hidden", "vocabulary", "itemsize")
@@ -93,6 +213,7 @@ def _parse(found: Any) -> ModelFacts:
             ),
             head=None if head is None else (_count(head[0]), _count(head[1])),
             head_bytes=int(shape["head_bytes"]),
+            table=None if table is None else (_count(table[0]), _count(table[1])),
         ),
         model_type=found["model_type"],
         max_position_embeddings=None if positions is None else _count(positions),
@@ -109,3 +230,8 @@ def _count(value: Any) -> int:
     if type(value) is not int or value < 1:
         raise ValueError(f"{value!r} is no count")
     return value
+
+
+def _bytes(tensors: Sequence[Tensor]) -> int:
+    unique = {id(tensor): tensor for tensor in tensors}
+    return sum(tensor.numel() * tensor.element_size() for tensor in unique.values())

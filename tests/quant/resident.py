@@ -18,7 +18,8 @@ from quant.checkpoint.source import CheckpointSource
 from quant.config import QuantizationConfig
 from quant.memory.heaps import keep_freed_memory, trim_heap
 from quant.memory.limits import Limits
-from quant.memory.plan import IN_HOST, MemoryPlan, ModelShape, model_shape, plan_quantization
+from quant.memory.plan import IN_HOST, MemoryPlan, plan_quantization
+from quant.memory.shapes import ModelShape, model_shape
 from tests.quant.killing import CONTEXT
 
 REPEATS = 2

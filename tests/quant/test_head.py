@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 import quant
 from quant.calibrate.capture import streamed_logits
-from quant.calibrate.head import quantize_head
+from quant.calibrate.head import quantize_outside
 from quant.calibrate.stream import QuantizationResult, quantize_model
 from quant.checkpoint.inspection import inspect
 from quant.checkpoint.loader import read_scheme
@@ -29,7 +29,8 @@ from quant.linear import QuantLinear
 from quant.measure.dummy import build_dummy, predict_memory
 from quant.measure.roofline import embedding_bytes, weight_bytes, weight_bytes_per_token
 from quant.memory.limits import Limits
-from quant.memory.plan import model_shape, plan_quantization
+from quant.memory.plan import plan_quantization
+from quant.memory.shapes import model_shape
 from quant.scheme import Scheme
 from quant.solvers import gptq, rtn
 from tests.oracles import textbook_unpack
@@ -202,9 +203,10 @@ def test_the_result_says_what_was_done_with_the_head() -> None:
 
 def test_rows_are_rounded_some_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model(APART)
-    _, whole = quantize_head(model, HEAD, 0)
+    matrix = model.lm_head.weight.detach()
+    _, whole = quantize_outside("lm_head", matrix, HEAD, 0, keep=False)
     monkeypatch.setattr("quant.calibrate.head.AT_ONCE", 5 * HIDDEN)
-    _, parts = quantize_head(model, HEAD, 0)
+    _, parts = quantize_outside("lm_head", matrix, HEAD, 0, keep=False)
     assert torch.equal(whole.codes, parts.codes)
     assert all(torch.equal(whole.grid[name], parts.grid[name]) for name in whole.grid)
 
@@ -327,9 +329,9 @@ def test_the_shape_of_a_model_counts_its_packed_head(name: str) -> None:
     dense, stored = VOCABULARY * HIDDEN * 4, VOCABULARY * HIDDEN * (8 + 3) // 8
     assert shape.head == (VOCABULARY, HIDDEN)
     assert shape.head_bytes == (0 if name == TIED else dense)
-    packed = shape.with_head(HEAD)
+    packed = shape.packed_outside(SCHEME)
     assert packed.outside_bytes == shape.outside_bytes + stored - shape.head_bytes
-    assert shape.with_head(None) == shape
+    assert shape.packed_outside(None) == shape
     items = {
         scheme: {
             item.name: item.bytes
@@ -397,7 +399,7 @@ def test_a_run_that_was_killed_before_its_head_goes_on(
 
     whole = run(tmp_path / "whole")
     with monkeypatch.context() as patch:
-        patch.setattr(PartialArtifact, "put_head", kill)
+        patch.setattr(PartialArtifact, "put_outside", kill)
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path / "target")
     assert seen == ["killed"]

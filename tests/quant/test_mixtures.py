@@ -24,7 +24,8 @@ from quant.config import QuantizationConfig
 from quant.errors import ModelStructureError
 from quant.experts import fused_parts, unfuse
 from quant.memory.limits import Limits
-from quant.memory.plan import model_shape, plan_quantization
+from quant.memory.plan import plan_quantization
+from quant.memory.shapes import model_shape
 from quant.rules import Rules
 from quant.scheme import Scheme
 from quant.solvers import gptq, rtn

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from quant.checkpoint.layer_names import settings_of
 from quant.errors import ArtifactError, SchemeError
-from quant.head import NAMES, is_head
+from quant.head import EMBEDDINGS, NAMES, is_embeddings, is_head
 from quant.levels import uniform
 from quant.levels.base import Levels
 from quant.parts import Part
@@ -196,6 +196,7 @@ class CheckpointFormat:
     packing      how codes lie in words, for a format that has had several ways; "" if unknown.
     operators    operators by layer (quant.checkpoint.operators).
     head         the fields of this class that differ for the head (quant.head).
+    embeddings   those of quantized embeddings (quant.checkpoint.tables); empty if they are not.
     own          the fields that differ for other layers, by full name or regular expression
                  (quant.checkpoint.layer_names); None: the layer is in full precision.
     mixture      layers by scheme, in words, if there are several in the blocks.
@@ -217,15 +218,18 @@ class CheckpointFormat:
     packing: str = ""
     operators: Operators = field(default_factory=dict)
     head: Mapping[str, Any] = field(default_factory=dict)
+    embeddings: Mapping[str, Any] = field(default_factory=dict)
     own: Mapping[str, Config | None] = field(default_factory=dict)
     mixture: str = ""
 
     def of(self, layer: str) -> CheckpointFormat:
         """Return the settings of one layer, by its full name."""
         own = self.own_of(layer)
-        if own:
-            return replace(self, head={}, own={}, **own)
-        return replace(self, head={}, **self.head) if self.head and is_head(layer) else self
+        if self.embeddings and is_embeddings(layer):
+            own = self.embeddings
+        elif not own and is_head(layer):
+            own = self.head
+        return replace(self, head={}, embeddings={}, own={}, **own) if own else self
 
     def own_of(self, layer: str) -> Config | None:
         """Return the fields that differ for one layer; None if it is in full precision."""
@@ -236,6 +240,7 @@ class CheckpointFormat:
         """Name of the format for people: "GPTQ v1"."""
         words = [self.format.title]
         words += ["mixed precision"] * bool(self.mixture)
+        words += ["quantized embeddings"] * bool(self.embeddings)
         words += ["input operators"] * bool(self.operators)
         return ", ".join(words)
 
@@ -267,7 +272,7 @@ class CheckpointFormat:
 def validated(parsed: CheckpointFormat, where: str) -> CheckpointFormat:
     """Return the same format; ArtifactError if its values do not form a scheme."""
     try:
-        for layer in ("", *NAMES[:1]):
+        for layer in ("", *NAMES[:1], *EMBEDDINGS[:1]):
             each = parsed.of(layer)
             each.scheme(each.scale_dtype)
     except SchemeError as error:

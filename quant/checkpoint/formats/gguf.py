@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING
 
 from quant.checkpoint.formats.base import StoredLayer, refuse_levels
 from quant.checkpoint.one_file import FileFormat, Planned, WholeModel
+from quant.head import is_embeddings
 from quant.scheme import Scheme
 
 if TYPE_CHECKING:
     from quant.checkpoint.gguf.pack import Packing
 
 _OTHERWISE = "use --format gptq-v2 or compressed-tensors"
+_WITHOUT = "quantize again without scheme.embeddings"
 
 
 def refuses(scheme: Scheme, layer: StoredLayer | None) -> str | None:
@@ -25,29 +27,31 @@ def refuses(scheme: Scheme, layer: StoredLayer | None) -> str | None:
     reason = refuse_levels(scheme, FORMAT.name)
     if reason is not None:
         return reason
+    embeddings = layer is not None and is_embeddings(layer.name)
+    otherwise = _WITHOUT if embeddings else _OTHERWISE
     known = packings(scheme)
     kind = "symmetric" if scheme.symmetric else "asymmetric"
     if not known:
         return (
             f"has {kind} codes of {scheme.bits} bits, for whose grid GGUF has no type: {_held()}; "
-            f"quantize so, or {_OTHERWISE}."
+            f"quantize so, or {otherwise}."
         )
     if scheme.group_size is not None and all(scheme.group_size % each.block for each in known):
         return (
             f"has groups of {scheme.group_size}, and {_or(known)} of GGUF need groups of a "
             f"multiple of {min(each.block for each in known)}, or one a row: quantize so, or "
-            f"{_OTHERWISE}."
+            f"{otherwise}."
         )
     if layer is None:
         return None
-    if layer.module != "Linear":
+    if layer.module != "Linear" and not embeddings:
         return (
             f"is a {layer.module}, and {FORMAT.name} stores only nn.Linear: use --format gptq-v2."
         )
     if packing_of(scheme, layer.inputs) is None:
         return (
             f"has {layer.inputs} inputs, and {_or(known)} of GGUF have blocks of "
-            f"{min(each.block for each in known)} weights in one group: {_OTHERWISE}."
+            f"{min(each.block for each in known)} weights in one group: {otherwise}."
         )
     return None
 

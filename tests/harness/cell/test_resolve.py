@@ -4,7 +4,7 @@ import pytest
 
 from harness.cell.resolve import make_scheme, resolve
 from harness.config.compose import compose_cells
-from harness.config.schema import HeadConfig, SchemeConfig
+from harness.config.schema import OutsideConfig, SchemeConfig
 from harness.errors import BitsweepError, ConfigError
 from quant.scheme import Scheme
 from tests.harness.cells import cell_of
@@ -19,9 +19,9 @@ def test_suites_in_their_order() -> None:
 def test_schemes() -> None:
     assert make_scheme(SchemeConfig(bits=16)) is None
     assert make_scheme(SchemeConfig(bits=3, group_size=128)) == Scheme(bits=3, group_size=128)
-    headed = SchemeConfig(bits=3, head=HeadConfig(bits=8, group_size=32))
+    headed = SchemeConfig(bits=3, head=OutsideConfig(bits=8, group_size=32))
     assert make_scheme(headed) == Scheme(bits=3, head=Scheme(bits=8, group_size=32))
-    for head in (HeadConfig(), HeadConfig(bits=8)):
+    for head in (OutsideConfig(), OutsideConfig(bits=8)):
         with pytest.raises(ConfigError, match="16 is not quantized"):
             make_scheme(SchemeConfig(bits=16, group_size=128, head=head))
 

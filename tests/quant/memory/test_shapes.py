@@ -13,8 +13,7 @@ from quant.blocks import find_blocks
 from quant.checkpoint.skeleton import build_causal_lm
 from quant.coverage import Coverage, coverage
 from quant.memory import shapes
-from quant.memory.plan import ModelShape, model_shape
-from quant.memory.shapes import ModelFacts, cached_facts
+from quant.memory.shapes import ModelFacts, ModelShape, cached_facts, model_shape
 from tests.quant.architectures import CONFIGS, tiny_model
 
 COVERED = Coverage(64, {"h.*.router": 4}, 128)

@@ -14,7 +14,8 @@ from quant.config import QuantizationConfig
 from quant.errors import NonFiniteError, QuantizationError
 from quant.grid import dequantize, find_grid, find_groups, quantize
 from quant.memory.limits import Limits
-from quant.memory.plan import model_shape, plan_quantization
+from quant.memory.plan import plan_quantization
+from quant.memory.shapes import model_shape
 from quant.rules import Rules
 from quant.scheme import Scheme
 from quant.solvers import gptaq, gptq, obq, qronos, rtn, rtn_calibrated

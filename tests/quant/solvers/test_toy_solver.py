@@ -11,7 +11,8 @@ import quant
 from quant.calibrate.stream import quantize_model
 from quant.config import QuantizationConfig
 from quant.memory.limits import Limits
-from quant.memory.plan import model_shape, plan_quantization
+from quant.memory.plan import plan_quantization
+from quant.memory.shapes import model_shape
 from quant.scheme import Scheme
 from quant.solvers import rtn
 from quant.solvers.base import Layer, Memory, Solution, Solver

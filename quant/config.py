@@ -64,11 +64,12 @@ class QuantizationConfig:
             )
         options = _options(self.solver, self.options, f"solver {self.solver.name}")
         object.__setattr__(self, "options", options)
-        reason = refusal(self.solver, options, self.scheme, self.rules)
-        if reason is not None:
-            raise QuantizationError(
-                f"solver {self.solver.name} cannot be asked for {self.scheme.name}: {reason}."
-            )
+        for each in self.scheme.every:
+            reason = refusal(self.solver, options, each, self.rules)
+            if reason is not None:
+                raise QuantizationError(
+                    f"solver {self.solver.name} cannot be asked for {each.name}: {reason}."
+                )
         object.__setattr__(self, "transforms", tuple(map(_transform, self.transforms)))
         late = [each.name for each, _ in self.transforms[1:] if each.residual is not None]
         if late:
@@ -188,9 +189,11 @@ def _identity(
 def _scheme(scheme: Scheme) -> dict[str, Any]:
     """Return the fields of a scheme as JSON, with levels as their name and code hash."""
     found = {field.name: getattr(scheme, field.name) for field in dataclasses.fields(scheme)}
-    head = found.pop("head")
+    head, layers = found.pop("head"), found.pop("layers")
     if head is not None:
         found["head"] = {**_scheme(head), **method_of_head()}
+    if layers:
+        found["layers"] = {pattern: _scheme(each) for pattern, each in layers}
     return {**found, "levels": scheme.kind.name, "levels code": _foreign_code(scheme.kind.find)}
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from quant.arithmetic import PORTABLE
-from quant.blocks import linear_layers, weight_matrix
+from quant.blocks import named_layers, weight_matrix
 from quant.calibrate.cost import StageMeter
 from quant.calibrate.devices import DeviceWorkers, Workplace
 from quant.calibrate.head import quantize_head, set_head
@@ -42,13 +42,12 @@ class Run:
     layers: list[LayerResult] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        blocks, scheme = self.source.blocks, self.config.scheme.without_head
-        linears = [linear_layers(block) for block in blocks.modules]
-        for index, layers in enumerate(linears):
-            for name, module in layers.items():
-                scheme.require(weight_matrix(module).shape[1], f"{blocks.block_name(index)}.{name}")
-        self._total = sum(map(len, linears))
-        self._total += self.config.scheme.head is not None
+        scheme = self.config.scheme
+        layers = named_layers(self.source.blocks)
+        scheme.require_layers(layers)
+        for name, module in layers.items():
+            scheme.of(name).require(weight_matrix(module).shape[1], name)
+        self._total = len(layers) + (scheme.head is not None)
         self._done = 0
         self._lock = threading.Lock()
 

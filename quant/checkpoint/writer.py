@@ -24,11 +24,11 @@ from quant.checkpoint.matching import say_untied, ties_hold
 from quant.checkpoint.names import Names, names_of
 from quant.checkpoint.operators import STEM, stored_operators, wrap
 from quant.checkpoint.tensors import Entry, write_tensors
-from quant.errors import ArtifactError
+from quant.errors import ArtifactError, SchemeError
 from quant.head import is_head
 from quant.input_operator import NAME as OPERATOR
 from quant.linear import Packed
-from quant.scheme import Scheme
+from quant.scheme import Scheme, mixture, most_common
 from quant.weight import QuantizedWeight
 
 MAX_SHARD_BYTES = 5_000_000_000
@@ -144,23 +144,17 @@ def own_code(model: PreTrainedModel) -> list[Path]:
 def _check_weights(
     folder: Path, model: PreTrainedModel, weights: Mapping[str, QuantizedWeight]
 ) -> Scheme:
-    """Return the only scheme of the weights, with that of the head if it is among them.
+    """Return the scheme of the weights, with those of single layers and of the head among them.
 
     Each weight must fit a module of the model.
     """
     if not weights:
         raise ArtifactError(f"{folder}: no quantized weights to write; quantize the model first.")
-    first = next((name for name in weights if not is_head(name)), next(iter(weights)))
-    scheme, head = weights[first].scheme, None
+    schemes = {name: weight.scheme for name, weight in weights.items()}
+    inside = {name: each for name, each in schemes.items() if not is_head(name)} or schemes
+    head = next((each for name, each in schemes.items() if name not in inside), None)
     modules = dict(model.named_modules())
     for name, weight in weights.items():
-        if is_head(name) and name != first:
-            head = weight.scheme
-        elif weight.scheme != scheme:
-            raise ArtifactError(
-                f"{folder}: {first} is {scheme.name} and {name} is {weight.scheme.name}; a "
-                "checkpoint holds one scheme, so quantize all layers with the same."
-            )
         if name not in modules:
             raise ArtifactError(f"{folder}: {type(model).__name__} has no layer {name}.")
         outputs, inputs = layer_shape(modules[name], name)
@@ -169,7 +163,10 @@ def _check_weights(
                 f"{folder}: the quantized weight of {name} is {list(weight.shape)}, but the layer "
                 f"is [{outputs}, {inputs}] (outputs, inputs)."
             )
-    return dataclasses.replace(scheme, head=head)
+    try:
+        return dataclasses.replace(mixture(inside), head=head)
+    except SchemeError as error:
+        raise ArtifactError(f"{folder}: {error}") from error
 
 
 def layer_shape(module: nn.Module, name: str) -> tuple[int, int]:
@@ -279,14 +276,18 @@ def describe(
 
     scheme  that of the layers in the blocks, with that of the head if it is among the layers.
     """
-    stored = names_of(model).to_stored
+    stored, layers = names_of(model).to_stored, list(layers)
     chosen = dict.fromkeys(map(stored, layers))
     linears = [stored(n) for n, module in model.named_modules() if isinstance(module, nn.Linear)]
     kept = tuple(name for name in linears if name not in chosen)
     head = next(filter(is_head, chosen), None) if scheme.head is not None else None
     blocks = tuple(name for name in chosen if name != head)
+    schemes = {stored(name): scheme.of(name) for name in layers if stored(name) != head}
+    usual = most_common(schemes.values()) if schemes else scheme.without_head
+    own = {name: each for name, each in schemes.items() if each != usual}
+    usual = dataclasses.replace(usual, head=scheme.head)
     return writer.describe(
-        QuantizedModel(scheme, blocks, kept, scattered, method, producer(), head)
+        QuantizedModel(usual, blocks, kept, scattered, method, producer(), head, own)
     )
 
 

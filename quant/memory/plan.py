@@ -18,6 +18,7 @@ from quant.head import AT_ONCE, SOLVER, find_head
 from quant.memory.compiled import PRODUCT_BYTES, product_shapes
 from quant.memory.hessians import hessian_bytes
 from quant.memory.limits import PLACES, Limits
+from quant.memory.quantized import quantized_bytes
 from quant.memory.transforms import operator_bytes, rotation_bytes, transform_bytes
 from quant.scheme import Scheme
 from quant.tiling import CHECKED_LOGITS
@@ -256,7 +257,8 @@ def _quantization_items(
     wide = arithmetic_of(shape, config, on_gpu) == PORTABLE
     number = 8 if wide else 4
     numbers = max(memory.weights * m * n + memory.prepared * n * n for m, n in shape.layers)
-    numbers += memory.beside + max(config.scheme.search_numbers(n) for _, n in shape.layers)
+    every = config.scheme.every
+    numbers += memory.beside + max(s.search_numbers(n) for _, n in shape.layers for s in every)
     solver = (number if config.solver.needs_calibration else 4) * numbers
     yield Item("the largest layer in the solver", solver, here, ("solve",))
     yield from _head(shape, config.scheme.head, here)
@@ -301,12 +303,8 @@ def _quantization_items(
 
 def _quantized(shape: ModelShape, scheme: Scheme) -> Iterator[Item]:
     """Yield the items of the block being solved and of the one before, being packed and written."""
-    codes = [outputs * inputs for outputs, inputs in shape.layers]  # a byte each
-    stored = [int(n * m * scheme.bits_per_weight(n) / 8) for m, n in shape.layers]
-    held = sum(codes) + sum(stored) - sum(codes) * scheme.bits // 8  # with their grids
-    # Measured: the stored bytes, plus the largest layer once more.
-    packed = sum(stored) + max(stored)
-    beside = max(0, shape.block_bytes - sum(codes) * shape.itemsize)
+    held, packed = quantized_bytes(shape.layers, scheme.every)
+    beside = max(0, shape.block_bytes - sum(map(math.prod, shape.layers)) * shape.itemsize)
     yield Item("quantized weights of a block", held, IN_HOST, ("factor", "solve"))
     everywhere = ("collect", "factor", "solve", "transform")
     yield Item("the block before it, being written", held + packed + beside, IN_HOST, everywhere)

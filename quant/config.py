@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from quant.allocation import VERSION, Allocation
 from quant.arithmetic import ARITHMETIC, AUTO
 from quant.errors import QuantizationError
 from quant.head import method_of_head
@@ -25,6 +26,8 @@ from quant.transforms.base import Transform
 class QuantizationConfig:
     """How to quantize a model: apply the transforms, then run the solver on the scheme's grids.
 
+    scheme        that of the layers; an Allocation, which chooses one for every layer, is replaced
+                  by its choice before anything is quantized (quant.allocate.run).
     options       options of the solver; None means its defaults.
     transforms    pairs of a transform and its options (None: its defaults), in the order of
                   application.
@@ -39,7 +42,7 @@ class QuantizationConfig:
     """
 
     solver: Solver
-    scheme: Scheme
+    scheme: Scheme | Allocation
     options: Any = None
     transforms: tuple[tuple[Transform, Any], ...] = ()
     kernel: str = "auto"
@@ -58,7 +61,7 @@ class QuantizationConfig:
                 f"solver {self.solver.name} is another program, which quantizes whole models into "
                 "checkpoints: run it in a sweep, with `bitsweep run`."
             )
-        if not isinstance(self.scheme, Scheme):
+        if not isinstance(self.scheme, Scheme | Allocation):
             raise QuantizationError(
                 f"scheme={self.scheme!r} is not a Scheme; use quant.Scheme(bits=4, group_size=128)."
             )
@@ -95,8 +98,15 @@ class QuantizationConfig:
 
     @property
     def needs_calibration(self) -> bool:
-        """Whether the solver or a transform needs calibration data."""
-        return self.solver.needs_calibration or bool(self.transforms)
+        """Whether the solver, a transform or the choice of schemes needs calibration data."""
+        chooses = isinstance(self.scheme, Allocation)
+        return self.solver.needs_calibration or bool(self.transforms) or chooses
+
+    @property
+    def layers(self) -> Scheme:
+        """The scheme of the layers, once it is chosen."""
+        assert isinstance(self.scheme, Scheme), "quant.allocate.run chooses before"
+        return self.scheme
 
     @property
     def residual(self) -> tuple[Transform, Any] | None:
@@ -186,8 +196,13 @@ def _identity(
     }
 
 
-def _scheme(scheme: Scheme) -> dict[str, Any]:
+def _scheme(scheme: Scheme | Allocation) -> dict[str, Any]:
     """Return the fields of a scheme as JSON, with levels as their name and code hash."""
+    if isinstance(scheme, Allocation):
+        fields = {field.name: getattr(scheme, field.name) for field in dataclasses.fields(scheme)}
+        candidates = [_scheme(each) for each in scheme.candidates]
+        head = None if scheme.head is None else _scheme(scheme.head)
+        return {**fields, "candidates": candidates, "head": head, "version": VERSION}
     found = {field.name: getattr(scheme, field.name) for field in dataclasses.fields(scheme)}
     head, layers = found.pop("head"), found.pop("layers")
     if head is not None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
 
+    from quant.allocation import Allocation
     from quant.scheme import Scheme
 
 # What models of transformers call it. Checkpoints have other settings for it under these names.
@@ -57,7 +58,7 @@ def find_head(model: PreTrainedModel) -> tuple[str, nn.Linear]:
     )
 
 
-def with_head(method: Mapping[str, Any], scheme: Scheme) -> dict[str, Any]:
+def with_head(method: Mapping[str, Any], scheme: Scheme | Allocation) -> dict[str, Any]:
     """What config.json says of a method: with what quantized the head, if the scheme has one."""
     return {**method, **({} if scheme.head is None else {"head": method_of_head()})}
 

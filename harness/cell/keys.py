@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from harness.cell.choices import Choices
@@ -25,6 +26,7 @@ from harness.models.model import Model, Place
 from harness.records.hashes import digest
 from harness.records.record import FULL_PRECISION, LOADED, QUANTIZATION
 from harness.suites.base import Facts, require_own_inputs
+from quant.allocation import KLD, VERSION, Allocation
 from quant.head import method_of_head
 from quant.levels.base import module_of
 from quant.scheme import Scheme
@@ -135,7 +137,7 @@ def _semantics(choices: Choices, model: Model) -> dict[str, Any]:
     semantic: dict[str, Any] = {
         "model": model.semantics(),
         "method": _method(choices),
-        "scheme": NO_SCHEME if scheme is None else _scheme(scheme, choices.quantizes),
+        "scheme": _scheme_of(scheme, choices.quantizes),
         "calib": None if calib is None else calibration_settings(calib),
         "seed": choices.seed,
     }
@@ -149,13 +151,35 @@ def _semantics(choices: Choices, model: Model) -> dict[str, Any]:
     return semantic
 
 
+def _scheme_of(scheme: Scheme | Allocation | None, quantizes: bool) -> dict[str, Any]:
+    """The scheme of a cell, or how one is chosen, under the fields of one scheme."""
+    if scheme is None:
+        return dict(NO_SCHEME)
+    if isinstance(scheme, Scheme):
+        return _scheme(scheme, quantizes)
+    base = _scheme(replace(scheme.candidates[0], head=scheme.head), quantizes)
+    return {
+        **base,
+        "bits": scheme.bits,
+        "group_size": None,
+        "auto": {
+            "candidates": [each.name for each in scheme.candidates],
+            "sensitivity": scheme.sensitivity,
+            **({"windows": scheme.windows} if scheme.sensitivity == KLD else {}),
+            "version": VERSION,
+        },
+    }
+
+
 def _scheme(scheme: Scheme, quantizes: bool) -> dict[str, Any]:
     """The fields of a scheme; levels by the name that a configuration uses.
 
     quantizes  whether the cell quantizes the head itself, so that its method matters.
     """
     found = {field.name: getattr(scheme, field.name) for field in dataclasses.fields(scheme)}
-    head = found.pop("head")
+    head, layers = found.pop("head"), found.pop("layers")
+    if layers:
+        found["layers"] = {pattern: each.name for pattern, each in layers}
     if head is not None:  # no key for a head that is not quantized: older records have none
         how = method_of_head() if quantizes else {}
         found["head"] = {**_scheme(head, quantizes), **how}

@@ -46,6 +46,7 @@ SEEDS = "seeds"  # the number of seeds
 MOST_SEEDS = 1000
 # Keys below these go into mappings; modules of parts define them (harness.config.options).
 MAPPINGS = (
+    "scheme.layers",
     "method.",
     "transform.",
     "suite.",
@@ -171,7 +172,7 @@ def _compose_entry(searchpath: Sequence[str], entry: Entry) -> Composed:
 def _node(scheme: Scheme) -> dict[str, Any]:
     """A scheme as a file of conf/scheme has it."""
     node = asdict(scheme.without_head)
-    del node["head"]
+    del node["head"], node["layers"]
     return node if scheme.head is None else {**node, "head": _node(scheme.head)}
 
 

@@ -33,7 +33,7 @@ def command(records: Sequence[Record], suites: Mapping[str, Record | None] | Non
         words += [f"method={FULL_PRECISION}", "scheme=w16"]
     else:
         words += [f"method={cell.method}", *_options("method", method)]
-        words.append(f"scheme={cell.scheme}")
+        words += of_scheme(cell.scheme, config.get("scheme") or {})
     transforms = config.get("transform") or []
     if transforms:
         words.append(f"transform=[{','.join(each['name'] for each in transforms)}]")
@@ -58,6 +58,26 @@ def settings(key: str, values: Mapping[str, Any]) -> list[str]:
 
 def _options(key: str, values: Mapping[str, Any]) -> list[str]:
     return settings(key, {name: each for name, each in values.items() if name not in _NO_OPTIONS})
+
+
+def of_scheme(name: str, scheme: Mapping[str, Any]) -> list[str]:
+    """Overrides that choose a scheme: by its name, with those of layers, or the choice of them."""
+    first, _, head = name.partition("_head_")
+    of_head = f"_head_{head}" if head else ""
+    layers = scheme.get("layers") or {}
+    if layers:
+        said = ", ".join(f"{pattern}: {each}" for pattern, each in layers.items())
+        return [f"scheme={first.partition('+')[0]}{of_head}", f"'scheme.layers={{{said}}}'"]
+    if "auto" not in scheme:
+        return [f"scheme={name}"]
+    auto = {key: each for key, each in scheme["auto"].items() if key not in _NO_OPTIONS}
+    bits = f"scheme.bits={scheme['bits']:g}"
+    return ["scheme=auto", bits, *settings("scheme.auto", auto), *_of_head(scheme.get("head"))]
+
+
+def _of_head(head: Mapping[str, Any] | None) -> list[str]:
+    names = ("bits", "group_size", "symmetric", "levels", "grid", "scale_dtype")
+    return settings("scheme.head", {name: head[name] for name in names}) if head else []
 
 
 def _model(model: Mapping[str, Any], name: str) -> list[str]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harness.cell.cells import ResolvedCell
 from harness.data import protocols, vocabulary
@@ -24,7 +26,11 @@ from harness.run.subject import stored
 from harness.suites import quantization_cost
 from quant.checkpoint.folder import CARD
 from quant.head import with_head
+from quant.scheme import Scheme
 from quant.solvers.outside import Made, Request
+
+if TYPE_CHECKING:
+    from quant.calibrate.layers import LayerResult
 
 
 def quantize(cell: ResolvedCell, progress: Any, listen: Listener) -> StageResult:
@@ -96,6 +102,7 @@ def _solve(cell: ResolvedCell, progress: Any, listen: Listener) -> StageResult:
         bits_per_weight=quantization_cost.bits_per_weight(result),
         coverage=result.coverage.share,
         outside=result.coverage.outside(),
+        mixture=mixture_of(result.layers),
         kernel=cell.kernel if cell.quantization.solver.uses_kernel else None,
     )
 
@@ -112,7 +119,7 @@ def _by_program(cell: ResolvedCell) -> StageResult:
     solving, scheme = choices.solving, choices.scheme
     assert folder is not None
     assert solving is not None
-    assert scheme is not None
+    assert isinstance(scheme, Scheme)
     assert solving.solver.whole is not None
     with disk_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -155,6 +162,14 @@ def _by_program(cell: ResolvedCell) -> StageResult:
     )
 
 
+def mixture_of(layers: Sequence[LayerResult]) -> str | None:
+    """Layers in the blocks by scheme, in words; None if they have one scheme."""
+    found = Counter(layer.scheme for layer in layers)
+    if len(found) < 2:
+        return None
+    return ", ".join(f"{n} layer{'s' * (n > 1)} {name}" for name, n in found.most_common())
+
+
 def _bytes(folder: Path) -> int:
     """Size of an artifact, without its card: a text for people, which may change."""
     files = (file for file in folder.rglob("*") if file.is_file())
@@ -167,7 +182,7 @@ def _examined(cell: ResolvedCell, folder: Path) -> dict[str, str]:
     from quant.checkpoint import read_scheme
 
     asked = cell.choices.scheme
-    assert asked is not None
+    assert isinstance(asked, Scheme)
     levels = () if cell.choices.levels is None else (cell.choices.levels,)
     try:
         found, scheme = read_scheme(folder, levels)

@@ -42,7 +42,7 @@ class Run:
     layers: list[LayerResult] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        scheme = self.config.scheme
+        scheme = self.config.layers
         layers = named_layers(self.source.blocks)
         scheme.require_layers(layers)
         for name, module in layers.items():

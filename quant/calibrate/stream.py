@@ -352,7 +352,7 @@ def _transform(
                 Call(narrowed(call.args, own), narrowed(call.kwargs, own)),
             )
         again = partial(run_block, block, structure, call, hidden)
-        scheme, model = run.config.scheme, run.source.model
+        scheme, model = run.config.layers, run.source.model
         worker = BlockTransformer(transforms, scheme, model, block, name, solved, hidden, again)
         return worker.apply(collector.hessians, collector.statistics)
 

@@ -251,7 +251,7 @@ def _quantization_items(
 ) -> Iterator[Item]:
     here = ON_DEVICE if on_gpu else IN_HOST
     yield from _weights(shape, on_gpu)
-    yield from _quantized(shape, config.scheme)
+    yield from _quantized(shape, config.scheme.every)
     yield from _operators(shape, config, here)
     memory = config.solver.memory
     wide = arithmetic_of(shape, config, on_gpu) == PORTABLE
@@ -301,9 +301,9 @@ def _quantization_items(
         yield Item("what a transform chooses from and tries", tried, here, ("transform",))
 
 
-def _quantized(shape: ModelShape, scheme: Scheme) -> Iterator[Item]:
+def _quantized(shape: ModelShape, schemes: Sequence[Scheme]) -> Iterator[Item]:
     """Yield the items of the block being solved and of the one before, being packed and written."""
-    held, packed = quantized_bytes(shape.layers, scheme.every)
+    held, packed = quantized_bytes(shape.layers, schemes)
     beside = max(0, shape.block_bytes - sum(map(math.prod, shape.layers)) * shape.itemsize)
     yield Item("quantized weights of a block", held, IN_HOST, ("factor", "solve"))
     everywhere = ("collect", "factor", "solve", "transform")

@@ -11,8 +11,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from quant.coverage import Coverage
 from quant.memory.plan import ModelShape
 
 # Increase it when quant.memory.plan.model_shape or the fields of ModelFacts change.
-VERSION = 4
+VERSION = 5
 
 _log = logging.getLogger("quant")
 
@@ -35,6 +35,8 @@ class ModelFacts:
                              the model runs.
     max_position_embeddings  context length, whatever its config calls it; None if it does not say.
     sdpa                     whether it can run with torch's scaled_dot_product_attention.
+    linears                  (outputs, inputs) of the linear layers in its blocks, by full name; of
+                             fused experts the layers are not known before they are unfused.
     """
 
     shape: ModelShape
@@ -42,6 +44,7 @@ class ModelFacts:
     max_position_embeddings: int | None
     coverage: Coverage
     sdpa: bool = True
+    linears: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
 
 def cached_facts(
@@ -102,6 +105,10 @@ def _parse(found: Any) -> ModelFacts:
             int(covered["kept_bits"]),
         ),
         sdpa=found["sdpa"],
+        linears={
+            str(name): (_count(outputs), _count(inputs))
+            for name, (outputs, inputs) in found["linears"].items()
+        },
     )
 
 

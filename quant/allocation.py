@@ -30,7 +30,7 @@ class Allocation:
     sensitivity  what a candidate costs a layer. "loss": the error of its outputs, tr(E H E^T) with
                  E = W - Q of the solver. "kld": the Kullback-Leibler divergence of the model's
                  output from that with this one layer rounded to nearest, nats a token.
-    windows      calibration windows, from the first on, that kld is measured on.
+    tokens       calibration tokens, from the first on, that kld is measured on.
     head         scheme of the language-model head, as in Scheme; not in the budget.
 
     Raises SchemeError, with a sentence that says what to change, for what cannot be.
@@ -39,7 +39,7 @@ class Allocation:
     bits: float
     candidates: tuple[Scheme, ...]
     sensitivity: str = LOSS
-    windows: int = 4
+    tokens: int = 1024
     head: Scheme | None = None
 
     def __post_init__(self) -> None:
@@ -61,8 +61,14 @@ class Allocation:
                 f"auto.sensitivity={self.sensitivity!r} is unknown; choose one of "
                 f"{', '.join(SENSITIVITIES)}."
             )
-        if self.windows < 1:
-            raise SchemeError(f"auto.windows={self.windows} measures nothing; use 1 or more.")
+        if self.tokens < 2:
+            raise SchemeError(f"auto.tokens={self.tokens} is no window; use 2 tokens or more.")
+        searched = [each.name for each in self.candidates if each.needs_hessian]
+        if self.sensitivity == KLD and searched:
+            raise SchemeError(
+                f"auto.candidates has {searched[0]}, whose grids need a Hessian, and auto."
+                f"sensitivity={KLD} rounds to nearest without one: use {LOSS}, or other candidates."
+            )
         if not math.isfinite(self.bits) or self.bits <= 0:
             raise SchemeError(f"bits={self.bits} is no number of bits per weight above 0.")
 

@@ -165,7 +165,7 @@ def _scheme_of(scheme: Scheme | Allocation | None, quantizes: bool) -> dict[str,
         "auto": {
             "candidates": [each.name for each in scheme.candidates],
             "sensitivity": scheme.sensitivity,
-            **({"windows": scheme.windows} if scheme.sensitivity == KLD else {}),
+            **({"tokens": scheme.tokens} if scheme.sensitivity == KLD else {}),
             "version": VERSION,
         },
     }

@@ -72,7 +72,7 @@ def _allocation(config: SchemeConfig, levels: Part | None) -> Allocation:
                 _named("scheme.auto.candidates", name, levels) for name in auto.candidates
             ),
             sensitivity=auto.sensitivity,
-            windows=auto.windows,
+            tokens=auto.tokens,
             head=_head(config, own),
         )
     except SchemeError as error:

@@ -70,7 +70,7 @@ class AutoConfig:
 
     candidates: List[str] = field(default_factory=list)
     sensitivity: str = "loss"
-    windows: int = 4
+    tokens: int = 1024
 
 
 @dataclass

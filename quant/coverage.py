@@ -71,14 +71,9 @@ class Coverage:
 
 def coverage(blocks: Blocks) -> Coverage:
     """Return the coverage of a model whose linear layers will all be quantized; reads no values."""
-    from quant.blocks import linear_layers
+    from quant.blocks import named_layers
 
-    names = {
-        f"{blocks.block_name(index)}.{name}"
-        for index, block in enumerate(blocks.modules)
-        for name in linear_layers(block)
-    }
-    return coverage_of(blocks, names)
+    return coverage_of(blocks, named_layers(blocks))
 
 
 def coverage_of(blocks: Blocks, names: Collection[str] = ()) -> Coverage:

@@ -132,7 +132,7 @@ def quantize_blocks(
     sink's thread is `StageCost.background`. covered is the result of `survey`, if the caller has
     it. solvers makes what treats the layers of a block; an audit (quant.audit) has its own.
     """
-    for name, module in check_outside(source, config.scheme, config.residual is not None):
+    for name, module in check_outside(source, config.layers, config.residual is not None):
         require_sound_weight(module, name)
     covered = covered or survey(source, config.rules)
     require_one_stream(source.blocks, config)
@@ -342,7 +342,7 @@ def _transform(
                 Call(narrowed(call.args, own), narrowed(call.kwargs, own)),
             )
         again = partial(run_block, block, structure, call, hidden)
-        scheme, model = run.config.scheme.without_head, run.source.model
+        scheme, model = run.config.layers, run.source.model
         worker = BlockTransformer(transforms, scheme, model, block, name, solved, hidden, again)
         return worker.apply(collector.hessians, collector.statistics)
 

@@ -61,7 +61,7 @@ def quantize_to(
         "calibration": windows_hash(calibration),
     }
     folder = None if tokenizer is None else Path(tokenizer)
-    making = Making(Path(target), config.scheme, identity, method, folder, origin or Origin())
+    making = Making(Path(target), config.layers, identity, method, folder, origin or Origin())
     workplace = dataclasses.replace(workplace, folder=making.folder / ACTIVATIONS)
     covered = survey(source, config.rules)  # before anything is written to disk
     require_one_stream(source.blocks, config)

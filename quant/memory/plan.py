@@ -8,16 +8,18 @@ by `python -m benchmarks.scaling`.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from quant.allocation import Allocation
 from quant.arithmetic import PORTABLE, resolve_arithmetic
 from quant.errors import QuantizationError
 from quant.head import AT_ONCE, SOLVER
 from quant.memory.compiled import PRODUCT_BYTES, product_shapes
 from quant.memory.hessians import hessian_bytes
 from quant.memory.limits import PLACES, Limits
+from quant.memory.quantized import quantized_bytes
 from quant.memory.shapes import ModelShape, stored_bytes
 from quant.memory.transforms import operator_bytes, rotation_bytes, transform_bytes
 from quant.scheme import Scheme
@@ -161,13 +163,14 @@ def _quantization_items(
 ) -> Iterator[Item]:
     here = ON_DEVICE if on_gpu else IN_HOST
     yield from _weights(shape, on_gpu)
-    yield from _quantized(shape, config.scheme)
+    yield from _quantized(shape, config.scheme.every)
     yield from _operators(shape, config, here)
     memory = config.solver.memory
     wide = arithmetic_of(shape, config, on_gpu) == PORTABLE
     number = 8 if wide else 4
     numbers = max(memory.weights * m * n + memory.prepared * n * n for m, n in shape.layers)
-    numbers += memory.beside + max(config.scheme.search_numbers(n) for _, n in shape.layers)
+    every = config.scheme.every
+    numbers += memory.beside + max(s.search_numbers(n) for _, n in shape.layers for s in every)
     solver = (number if config.solver.needs_calibration else 4) * numbers
     yield Item("the largest layer in the solver", solver, here, ("solve",))
     yield from _outside(shape, config.scheme, here)
@@ -210,20 +213,16 @@ def _quantization_items(
         yield Item("what a transform chooses from and tries", tried, here, ("transform",))
 
 
-def _quantized(shape: ModelShape, scheme: Scheme) -> Iterator[Item]:
+def _quantized(shape: ModelShape, schemes: Sequence[Scheme]) -> Iterator[Item]:
     """Yield the items of the block being solved and of the one before, being packed and written."""
-    codes = [outputs * inputs for outputs, inputs in shape.layers]  # a byte each
-    stored = [int(n * m * scheme.bits_per_weight(n) / 8) for m, n in shape.layers]
-    held = sum(codes) + sum(stored) - sum(codes) * scheme.bits // 8  # with their grids
-    # Measured: the stored bytes, plus the largest layer once more.
-    packed = sum(stored) + max(stored)
-    beside = max(0, shape.block_bytes - sum(codes) * shape.itemsize)
+    held, packed = quantized_bytes(shape.layers, schemes)
+    beside = max(0, shape.block_bytes - sum(map(math.prod, shape.layers)) * shape.itemsize)
     yield Item("quantized weights of a block", held, IN_HOST, ("factor", "solve"))
     everywhere = ("collect", "factor", "solve", "transform")
     yield Item("the block before it, being written", held + packed + beside, IN_HOST, everywhere)
 
 
-def _outside(shape: ModelShape, scheme: Scheme, here: str) -> Iterator[Item]:
+def _outside(shape: ModelShape, scheme: Scheme | Allocation, here: str) -> Iterator[Item]:
     """Yield the items of embeddings and head, which are rounded some rows at a time and packed.
 
     The embeddings are the first, and what they become is kept until all is written; the head is

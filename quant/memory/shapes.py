@@ -12,13 +12,14 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cuda_ext.cache import cache_root, write_atomically
+from quant.allocation import Allocation
 from quant.coverage import Coverage
 from quant.errors import ModelStructureError
 from quant.head import find_embeddings, find_head, one_matrix
@@ -66,11 +67,11 @@ class ModelShape:
         """Whether the head, if it can be quantized, multiplies by the embeddings."""
         return self.head is not None and not self.head_bytes
 
-    def serves_head(self, scheme: Scheme) -> bool:
+    def serves_head(self, scheme: Scheme | Allocation) -> bool:
         """Whether the packed embeddings of this scheme are the head too."""
         return self.tied and one_matrix(scheme)
 
-    def packed_outside(self, scheme: Scheme | None) -> ModelShape:
+    def packed_outside(self, scheme: Scheme | Allocation | None) -> ModelShape:
         """Return the shape of the model with the head and the embeddings of a scheme packed."""
         outside, head_bytes = self.outside_bytes, self.head_bytes
         if scheme is not None and scheme.embeddings is not None and self.table is not None:
@@ -111,6 +112,8 @@ class ModelFacts:
                              the model runs.
     max_position_embeddings  context length, whatever its config calls it; None if it does not say.
     sdpa                     whether it can run with torch's scaled_dot_product_attention.
+    linears                  (outputs, inputs) of the linear layers in its blocks, by full name; of
+                             fused experts the layers are not known before they are unfused.
     """
 
     shape: ModelShape
@@ -118,6 +121,7 @@ class ModelFacts:
     max_position_embeddings: int | None
     coverage: Coverage
     sdpa: bool = True
+    linears: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
 
 def model_shape(model: PreTrainedModel) -> ModelShape:
@@ -223,6 +227,10 @@ def _parse(found: Any) -> ModelFacts:
             int(covered["kept_bits"]),
         ),
         sdpa=found["sdpa"],
+        linears={
+            str(name): (_count(outputs), _count(inputs))
+            for name, (outputs, inputs) in found["linears"].items()
+        },
     )
 
 

@@ -120,7 +120,7 @@ class Group:
                 coordinates after the transforms before this one.
     hessian     [in, in] = 2/n * sum x x^T of the layers' input in the same coordinates; its
                 diagonal is the mean square of every input, times a constant.
-    scheme      scheme to which the layers will be rounded.
+    scheme      scheme of the model; scheme.of(name) is that to which a layer will be rounded.
     statistics  of the layers' input in the same coordinates, if the transform reads them.
     tied        int64 [in]: inputs with the same number need the same scale, because one row of a
                 layer in front makes all of them; None if no inputs are tied.

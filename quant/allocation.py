@@ -95,6 +95,16 @@ class Allocation:
         """Most stored bits of layers with so many weights."""
         return math.floor(self.bits * weights)
 
+    def refuses(self, transforms: Sequence[str]) -> str | None:
+        """Return why layers cannot be measured before these transforms; None: they can."""
+        if not transforms or self.sensitivity == LOSS:
+            return None
+        return (
+            f"auto.sensitivity={self.sensitivity} measures layers as the model has them, and "
+            f"transform {transforms[0]} changes them: use sensitivity={LOSS}, or leave the "
+            "transform out."
+        )
+
     def require_possible(self, layers: Sequence[tuple[int, int]]) -> None:
         """Raise SchemeError for a budget that no choice meets, or that every choice does.
 

@@ -22,7 +22,6 @@ from quant.levels.base import (
 from quant.parts import Part
 from quant.scheme_names import (
     SCALE_WORDS,
-    beginning,
     either,
     group,
     listed,
@@ -242,19 +241,19 @@ class Scheme:
                 f"{name!r} is the name of layers with several schemes, which does not say which "
                 f"have which: use scheme={first} 'scheme.layers={{PATTERN: {other}}}'."
             )
-        given, kind, rest = beginning(name, levels)
+        given, kind, rest = _beginning(name, levels)
         fields: dict[str, Any] = {"levels": given, "grid": kind.grids[0]}
         if kind.one_width:
             assert kind.bits is not None
             fields["bits"] = kind.bits[0]
         else:
-            fields["bits"], rest = width(name, kind, rest)
+            fields["bits"], rest = width(name, kind.prefix, kind.bits or BITS, rest)
         begun = name.removesuffix(rest)
         grouped = re.match(rf"{separator(begun)}g([0-9]*)(?=_|$)", rest)
         if grouped is not None:
             fields["group_size"] = group(name, begun, grouped[1])
             rest = rest[grouped.end() :]
-        fields |= options(name, begun, kind, rest)
+        fields |= options(name, begun, kind.symmetric, kind.grids[1:], rest)
         try:
             return cls(**fields)
         except SchemeError as error:
@@ -374,3 +373,24 @@ def mixture(schemes: Mapping[str, Scheme]) -> Scheme:
 def most_common(schemes: Iterable[Scheme]) -> Scheme:
     """Return the scheme of most layers, of equally many the first."""
     return Counter(schemes).most_common(1)[0][0]
+
+
+def _beginning(
+    name: str, others: Iterable[str | Part | Levels]
+) -> tuple[str | Part | Levels, Levels, str]:
+    """Return the levels that a name begins with (as given, and loaded) and the rest of the name."""
+    known: list[tuple[str | Part | Levels, Levels]] = [
+        (each.name, each) for each in built_in_levels()
+    ]
+    known += [(given, load_levels(given)) for given in others]
+    # Longest prefix first, so that one prefix may be the beginning of another.
+    for given, kind in sorted(known, key=lambda pair: -len(pair[1].prefix)):
+        rest = name.removeprefix(kind.prefix)
+        if rest == name:
+            continue
+        if not kind.one_width or re.match(r"(_|$|g[0-9]*(_|$))", rest):
+            return given, kind, rest
+    words = [kind.prefix if kind.one_width else f"{kind.prefix}4" for _, kind in known]
+    raise SchemeError(
+        f"{name!r} is not the name of a scheme: it must begin with one of {listed(sorted(words))}."
+    )

@@ -3,50 +3,28 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from quant.errors import SchemeError
-from quant.levels.base import WIDTHS, Levels, built_in_levels, load_levels
-from quant.parts import Part
 
 # Suffixes of scheme names; a name without one has float16 scales.
 SCALE_WORDS = {"bf16": "bfloat16", "fp32": "float32"}
 
 
-def beginning(
-    name: str, others: Iterable[str | Part | Levels]
-) -> tuple[str | Part | Levels, Levels, str]:
-    """Return the levels that a name begins with (as given, and loaded) and the rest of the name."""
-    known: list[tuple[str | Part | Levels, Levels]] = [
-        (each.name, each) for each in built_in_levels()
-    ]
-    known += [(given, load_levels(given)) for given in others]
-    # Longest prefix first, so that one prefix may be the beginning of another.
-    for given, kind in sorted(known, key=lambda pair: -len(pair[1].prefix)):
-        rest = name.removeprefix(kind.prefix)
-        if rest == name:
-            continue
-        if not kind.one_width or re.match(r"(_|$|g[0-9]*(_|$))", rest):
-            return given, kind, rest
-    words = [kind.prefix if kind.one_width else f"{kind.prefix}4" for _, kind in known]
-    raise SchemeError(
-        f"{name!r} is not the name of a scheme: it must begin with one of {listed(sorted(words))}."
-    )
-
-
-def width(name: str, kind: Levels, rest: str) -> tuple[int, str]:
+def width(name: str, prefix: str, widths: Sequence[int], rest: str) -> tuple[int, str]:
+    """Return the bit width after the prefix, and the rest of the name."""
     digits = rest[: len(rest) - len(rest.lstrip("0123456789"))]
-    widths = kind.bits or WIDTHS
     if digits not in map(str, widths):
-        wrong = f"{digits} is not a bit width" if digits else f"{kind.prefix} has no bit width"
+        wrong = f"{digits} is not a bit width" if digits else f"{prefix} has no bit width"
         raise SchemeError(
-            f"{name!r}: {wrong}; choose one of {listed(f'{kind.prefix}{bits}' for bits in widths)}."
+            f"{name!r}: {wrong}; choose one of {listed(f'{prefix}{bits}' for bits in widths)}."
         )
     return int(digits), rest.removeprefix(digits)
 
 
 def group(name: str, begun: str, digits: str) -> int:
+    """Return the columns of a group, g128."""
     if not re.fullmatch(r"[1-9][0-9]*", digits):
         wrong = f"g{digits} is not a number of columns" if digits else "g has no number of columns"
         raise SchemeError(
@@ -56,10 +34,12 @@ def group(name: str, begun: str, digits: str) -> int:
     return int(digits)
 
 
-def options(name: str, begun: str, kind: Levels, rest: str) -> dict[str, Any]:
-    """Return the fields that the words after the group set."""
-    words = {"sym": ("symmetric", True)} if kind.symmetric else {}
-    words |= {grid: ("grid", grid) for grid in kind.grids[1:]}  # type: ignore[misc]
+def options(
+    name: str, begun: str, symmetric: bool, grids: Sequence[str], rest: str
+) -> dict[str, Any]:
+    """Return the fields that the words after the group set; grids are those that have a word."""
+    words = {"sym": ("symmetric", True)} if symmetric else {}
+    words |= {grid: ("grid", grid) for grid in grids}  # type: ignore[misc]
     words |= {word: ("scale_dtype", dtype) for word, dtype in SCALE_WORDS.items()}  # type: ignore[misc]
     found: dict[str, Any] = {}
     first, *given = rest.split("_")

@@ -195,6 +195,14 @@ def scheme_of_solver(solving: Solving | None, scheme: Scheme | Allocation | None
             raise ConfigError(f"method={name} cannot be asked for {each.name}: {reason}.")
 
 
+def allocation(chosen: Sequence[Transforming], scheme: Scheme | Allocation | None) -> None:
+    """Check that what candidates cost can be measured."""
+    names = [each.transform.name for each in chosen]
+    reason = scheme.refuses(names) if isinstance(scheme, Allocation) else None
+    if reason is not None:
+        raise ConfigError(f"scheme.{reason}")
+
+
 def suites(chosen: Sequence[Measuring]) -> None:
     """Check that a suite is chosen."""
     if not chosen:

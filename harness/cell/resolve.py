@@ -87,6 +87,7 @@ def resolve(
     checks.random_weights(config, choices.solving, choices.suites, model)
     checks.outside(choices.solving, choices.scheme)
     checks.scheme_of_solver(choices.solving, choices.scheme)
+    checks.allocation(choices.transforms, choices.scheme)
     checks.suites(choices.suites)
     facts = _facts(config, model)
     checks.runtime(config, choices.suites, elsewhere)

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from quant.allocate.run import Chosen
     from quant.calibrate.layers import LayerResult
 
+COSTS = "costs.json"  # of candidates of scheme=auto, in the working folder of an artifact
+
 
 def quantize(cell: ResolvedCell, progress: Any, listen: Listener) -> StageResult:
     """Quantize the model of a cell into its artifact.
@@ -184,12 +186,11 @@ def _choose(
     assert cell.artifact is not None
     if not isinstance(cell.choices.scheme, Allocation):
         return None
-    kept = working_folder(cell.artifact)
     return choose(
         source,
         windows,
         cell.quantization,
-        kept=kept.with_name(f"{kept.name}.costs.json"),
+        kept=working_folder(cell.artifact) / COSTS,
         model_hash=cell.stored_model.fingerprint,
         progress=progress,
         workplace=place,

@@ -69,7 +69,9 @@ def choose(
     allocation = config.scheme
     assert isinstance(allocation, Allocation)
     check_windows(calibration, source.model)
-    require_measurable(config)
+    reason = allocation.refuses([transform.name for transform, _ in config.transforms])
+    if reason is not None:
+        raise QuantizationError(reason)
     file = _Kept(kept, _key(calibration, config, source, model_hash))
     found = file.read()
     if allocation.sensitivity == LOSS:
@@ -100,18 +102,6 @@ def best(
     schemes = {name: candidates[at] for name, at in zip(shapes, chosen, strict=True)}
     predicted = sum(costs[name][scheme.name] for name, scheme in schemes.items())
     return Chosen(mixture(schemes).beside(allocation.outside), costs, predicted)
-
-
-def require_measurable(config: QuantizationConfig) -> None:
-    """Raise QuantizationError for transforms whose layers cannot be measured."""
-    allocation = config.scheme
-    assert isinstance(allocation, Allocation)
-    if config.transforms and allocation.sensitivity != LOSS:
-        raise QuantizationError(
-            f"auto.sensitivity={allocation.sensitivity} measures layers as the model has them, and "
-            f"transform {config.transforms[0][0].name} changes them: use sensitivity={LOSS}, or "
-            "leave the transform out."
-        )
 
 
 def _rounded(cost: float) -> float:

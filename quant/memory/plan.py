@@ -10,16 +10,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from quant.allocation import Allocation
 from quant.arithmetic import PORTABLE, resolve_arithmetic
 from quant.errors import QuantizationError
 from quant.head import AT_ONCE, SOLVER
+from quant.memory.choice import choice_items
 from quant.memory.compiled import PRODUCT_BYTES, product_shapes
 from quant.memory.hessians import hessian_bytes
 from quant.memory.limits import PLACES, Limits
-from quant.memory.quantized import quantized_bytes
+from quant.memory.quantized import quantized_bytes, search_numbers
 from quant.memory.shapes import ModelShape, stored_bytes
 from quant.memory.transforms import operator_bytes, rotation_bytes, transform_bytes
 from quant.scheme import Scheme
@@ -145,9 +147,8 @@ def plan_evaluation(
 def fits_whole(shape: ModelShape, window: int, batch: int, limits: Limits) -> bool:
     """Whether all weights fit in memory with a batch of `batch` windows; True if unknown."""
     beside = max(_inside(shape, batch * window), _logits(shape, batch * window))
-    needed = shape.whole_bytes + beside
     known = [free for free in (limits.device, limits.host) if free is not None]
-    return all(needed <= free * USABLE for free in known)
+    return all(shape.whole_bytes + beside <= free * USABLE for free in known)
 
 
 def size(count: int) -> str:
@@ -169,8 +170,7 @@ def _quantization_items(
     wide = arithmetic_of(shape, config, on_gpu) == PORTABLE
     number = 8 if wide else 4
     numbers = max(memory.weights * m * n + memory.prepared * n * n for m, n in shape.layers)
-    every = config.scheme.every
-    numbers += memory.beside + max(s.search_numbers(n) for _, n in shape.layers for s in every)
+    numbers += memory.beside + search_numbers(shape.layers, config.scheme.every)
     solver = (number if config.solver.needs_calibration else 4) * numbers
     yield Item("the largest layer in the solver", solver, here, ("solve",))
     yield from _outside(shape, config.scheme, here)
@@ -184,6 +184,8 @@ def _quantization_items(
     preparing = number * memory.preparing * max(inputs) ** 2
     known = ("factor", "solve", "transform")
     yield Item("Hessians of a block (q, k, v share one)", held, here, known)
+    choosing = (config.scheme, shape.layers, shape.hidden, partial(_logits, shape), number)
+    yield from (Item(name, n, here, phases) for name, n, phases in choice_items(*choosing))
     yield Item("the largest factorization", preparing, here, ("factor",))
     yield Item("Hessians of a block, being collected", held, here, ("collect",))
     if config.solver.needs_reference:  # the full-precision model beside the quantized one

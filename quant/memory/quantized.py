@@ -19,3 +19,8 @@ def quantized_bytes(
     stored = [max(int(n * m * s.bits_per_weight(n) / 8) for s in schemes) for m, n in layers]
     # Measured: the stored bytes, plus the largest layer once more.
     return sum(codes) + sum(grids), sum(stored) + max(stored)
+
+
+def search_numbers(layers: Sequence[tuple[int, int]], schemes: Sequence[Scheme]) -> int:
+    """Return the most numbers in memory while the grids of a layer are searched."""
+    return max(each.search_numbers(inputs) for _, inputs in layers for each in schemes)

@@ -16,6 +16,7 @@ from quant.head import NAMES
 
 if TYPE_CHECKING:
     from quant.memory.plan import ModelShape
+    from quant.memory.shapes import ModelFacts
     from quant.scheme import Scheme
 
 
@@ -44,6 +45,7 @@ def check(choices: Choices, model: StoredModel | QuantizedModel) -> None:
                 f"transform={each.transform.name} on model={model.name}: "
                 f"{each.transform.name} {reason}."
             )
+    _budgets(choices, facts, model.name)
     solver = choices.solving.solver if choices.quantizes and choices.solving else None
     if solver is not None and solver.needs_reference and facts.shape.routed:
         raise ConfigError(
@@ -63,6 +65,19 @@ def check(choices: Choices, model: StoredModel | QuantizedModel) -> None:
             f"calib.length={calib.length} is more than the {context} tokens of the context of "
             f"model={model.name}: use {context} or fewer, or null for all of it."
         )
+
+
+def _budgets(choices: Choices, facts: ModelFacts, model: str) -> None:
+    """Refuse a transform that cannot remove parts of the model within its budget."""
+    for each in choices.transforms:
+        if each.transform.prune is None or choices.scheme is None:
+            continue
+        reason = each.transform.unfit(each.options, facts, choices.scheme)
+        if reason is not None:
+            name = each.transform.name
+            raise ConfigError(
+                f"transform={name} on model={model}, scheme={choices.scheme.name}: {name} {reason}."
+            )
 
 
 def _widths(scheme: Scheme, shape: ModelShape, model: str) -> None:

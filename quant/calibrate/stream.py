@@ -67,6 +67,7 @@ from quant.calibrate.wide import WIDE, narrowed
 from quant.calibrate.windows import Batch, check_windows, make_batches
 from quant.config import QuantizationConfig
 from quant.coverage import Coverage
+from quant.errors import QuantizationError
 from quant.experts import unfuse
 from quant.head import find_head
 from quant.memory.heaps import memory_kept, trim_heap
@@ -86,6 +87,12 @@ __all__ = [
 ]
 
 
+NEEDS_FILES = (
+    "transform {} makes another, smaller model, of files into files: quantize a folder, and say where "
+    "to (quant.quantize(folder, out=...), bitsweep run)."
+)
+
+
 @dataclass(frozen=True)
 class QuantizationResult:
     """Results and costs of a quantization.
@@ -98,6 +105,7 @@ class QuantizationResult:
     coverage         share of the blocks' matrices in quantized layers.
     resumed          number of blocks that an earlier, interrupted run had finished.
     head             result of the head; None if the scheme keeps it.
+    removed          what a transform removed from the model, in words; None if none did.
     """
 
     weights: Mapping[str, QuantizedWeight]
@@ -107,6 +115,7 @@ class QuantizationResult:
     host_peak_bytes: int | None = None
     resumed: int = 0
     head: LayerResult | None = None
+    removed: str | None = None
 
 
 def quantize_model(
@@ -155,6 +164,8 @@ def quantize_blocks(
     sink's thread is `StageCost.background`. covered is the result of `survey`, if the caller has
     it. solvers makes what treats the layers of a block; an audit (quant.audit) has its own.
     """
+    if config.pruning is not None:  # quantize_to has pruned the model by now
+        raise QuantizationError(NEEDS_FILES.format(config.pruning[0].name))
     if config.scheme.head is not None:
         name, module = find_head(source.model)
         require_sound_weight(module, name)

@@ -83,7 +83,11 @@ def metrics(
         note = "resident set of the process, sampled, Python and libraries included"
         found.append(peak.model_copy(update={"notes": {"memory": note}}))
     found.append(_once("artifact_size", TOTAL, artifact_bytes, "bytes"))
-    return [*found, *_self_check(result.layers), *_layer_means(result.layers, result.coverage.removed)]
+    return [
+        *found,
+        *_self_check(result.layers),
+        *_layer_means(result.layers, result.coverage.removed),
+    ]
 
 
 def of_program(made: Made, artifact_bytes: int, other: dict[str, float]) -> list[Metric]:

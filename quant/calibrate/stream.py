@@ -88,8 +88,8 @@ __all__ = [
 
 
 NEEDS_FILES = (
-    "transform {} makes another, smaller model, of files into files: quantize a folder, and say where "
-    "to (quant.quantize(folder, out=...), bitsweep run)."
+    "transform {} makes another, smaller model, of files into files: quantize a folder, and say "
+    "where to (bitsweep.quantize(folder, out=...), bitsweep run)."
 )
 
 

@@ -83,9 +83,7 @@ def quantize_to(
     if config.residual is not None:
         own_head(source.model)  # so that the room for it is looked for
     with partial_artifact(making, source) as partial:
-        result = quantize_blocks(
-            source, calibration, config, partial, progress, workplace, covered
-        )
+        result = quantize_blocks(source, calibration, config, partial, progress, workplace, covered)
     return dataclasses.replace(result, stages=[*done, *result.stages], removed=said)
 
 

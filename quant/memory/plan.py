@@ -1,8 +1,6 @@
 """Plan the memory of a run before anything is loaded.
 
-Every figure is an upper bound computed from shapes: what is always in memory plus the phase that
-adds most. The bounds are compared with measurements in tests/quant/memory/test_memory_plan.py and
-by `python -m benchmarks.scaling`.
+Figures are upper bounds from shapes: what is always in memory, and the phase that adds most.
 """
 
 from __future__ import annotations
@@ -18,7 +16,7 @@ from quant.head import AT_ONCE, SOLVER, find_head
 from quant.memory.compiled import PRODUCT_BYTES, product_shapes
 from quant.memory.hessians import hessian_bytes
 from quant.memory.limits import PLACES, Limits
-from quant.memory.transforms import operator_bytes, rotation_bytes, transform_bytes
+from quant.memory.transforms import operator_bytes, pruning_bytes, rotation_bytes, transform_bytes
 from quant.scheme import Scheme
 from quant.tiling import CHECKED_LOGITS
 
@@ -289,6 +287,10 @@ def _quantization_items(
         yield Item("the largest layer, in float64", number * largest, here, ("collect",))
     checked = 2 * _logits(shape, min(window, CHECKED_LOGITS))
     yield Item("logits that are compared", checked, here, ("check",))
+    for what, count in pruning_bytes(
+        config.pruning, shape.whole_bytes, number * window * shape.hidden, inside
+    ):
+        yield Item(what, count, here, ("prune",))
     if config.residual is not None:
         yield Item("a layer rotated, in float64", rotation_bytes(shape.layers), here, ("collect",))
         yield Item("embeddings and head, until checked", shape.outside_bytes, here, ("check",))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from quant.transforms.base import NEVER, Transform
@@ -42,3 +42,20 @@ def rotation_bytes(layers: Shapes) -> int:
     product with the norm's, and three steps of the rotation.
     """
     return 5 * 8 * max(outputs * inputs for outputs, inputs in layers)
+
+
+def pruning_bytes(
+    chosen: tuple[Transform, Any] | None, model: int, hidden: int, inside: int
+) -> Iterator[tuple[str, int]]:
+    """Yield what is held, with its bytes, while parts of the model are scored.
+
+    model   bytes of the whole model.
+    hidden  bytes of the hidden states of a window.
+    inside  bytes of one batch inside a block.
+    """
+    if chosen is None:
+        return
+    yield "all blocks, while parts are scored", model
+    # Before the first block, after the last of the whole model, before a block, and without it.
+    yield "hidden states of the whole and the pruned model", 4 * chosen[1].windows * hidden
+    yield "a window inside a block", inside

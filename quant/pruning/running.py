@@ -1,4 +1,4 @@
-"""Running: a model with all its blocks in memory, on whose parts transforms try what they remove."""
+"""Running: a model with all its blocks in memory, on which the parts to remove are scored."""
 
 from __future__ import annotations
 
@@ -38,7 +38,12 @@ class Running:
     def layers(self) -> list[Shapes]:
         """(outputs, inputs) of the linear layers of every block."""
         return [
-            [tuple(weight_matrix(module).shape) for module in linear_layers(block).values()]
+            [
+                (outputs, inputs)
+                for outputs, inputs in (
+                    weight_matrix(m).shape for m in linear_layers(block).values()
+                )
+            ]
             for block in self.source.blocks.modules
         ]
 
@@ -49,7 +54,8 @@ class Running:
 
     def start(self) -> list[Tensor]:
         """Return the hidden states [1, tokens, hidden] before the first block, by window."""
-        return list(self.captured.hidden)
+        hidden = self.captured.hidden
+        return [hidden[index] for index in range(len(self.captured.calls[0]))]
 
     def through(self, index: int, hidden: Sequence[Tensor]) -> list[Tensor]:
         """Return the hidden states after block `index`, of those before it, by window."""

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from quant.arithmetic import PORTABLE, resolve_arithmetic
-from quant.blocks import find_blocks
 from quant.calibrate.capture import (
     capture,
     logits_after_blocks,
@@ -34,7 +33,7 @@ from quant.checkpoint.skeleton import build_from
 from quant.checkpoint.source import SkeletonSource
 from quant.config import QuantizationConfig
 from quant.coverage import coverage, is_matrix
-from quant.errors import ModelStructureError
+from quant.errors import ModelStructureError, QuantizationError
 from quant.memory.plan import model_shape
 from quant.pruning.cut import Cut, config_without
 from quant.pruning.running import resident, running_on
@@ -42,6 +41,10 @@ from quant.transforms.base import Transform
 
 _TOKENS = 64  # on which the pruned model is compared with the masked one
 _ALLOWED = 1e-5  # of the largest logit; both are computed in float64
+# What transformers raises for a configuration that it cannot run.
+_ERRORS = (
+    QuantizationError, RuntimeError, ValueError, LookupError, AttributeError, TypeError
+)  # fmt: skip
 
 
 class PrunedSource(SkeletonSource):
@@ -59,6 +62,7 @@ class PrunedSource(SkeletonSource):
         shapes = {new: self._shape(old) for new, old in self._smaller()}
         config = config_without(whole.model.config, cut, len(whole.blocks), self.removed, shapes)
         model = build_from(whole.model, config)
+        self._shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
         super().__init__(model, self._cut_tensor, whole.device)
 
     def __exit__(self, *_: object) -> None:
@@ -93,7 +97,13 @@ class PrunedSource(SkeletonSource):
         old = self._old_name(name)
         held = tensor_of(self._whole.model, old)
         value = self._whole.tensor(old) if held.is_meta else held.detach()
-        return self.cut.tensor(old, value)
+        value = self.cut.tensor(old, value)
+        if value.shape != self._shapes.get(name, value.shape):
+            raise ModelStructureError(
+                f"{old} is {list(value.shape)} without what is removed, and its config.json would "
+                f"make it {list(self._shapes[name])}"
+            )
+        return value
 
     def _old_name(self, name: str) -> str:
         blocks = f"{self._whole.blocks.name}."
@@ -131,7 +141,14 @@ def pruned(
             left = PrunedSource(source, cut)
             with _wide(left.model, True), evaluation(left.model):
                 logits = streamed_logits(left, tokens)
-        except (RuntimeError, ValueError, KeyError, AttributeError, TypeError) as error:
+        except (
+            QuantizationError,
+            RuntimeError,
+            ValueError,
+            LookupError,
+            AttributeError,
+            TypeError,
+        ) as error:
             said = " ".join(str(error).split())[:200]
             raise _refused(source, transform, cut, f"it does not run ({said})") from error
     apart, size = float((logits - masked).abs().max()), float(masked.abs().max())
@@ -195,7 +212,7 @@ def _masks(source: SkeletonSource, index: int, cut: Cut) -> Iterator[None]:
             handles.append(module.register_forward_pre_hook(partial(mask, kept=kept)))
     for layer, weight in cut.weights.items():
         if layer.startswith(prefix):
-            held: Tensor = source.model.get_submodule(layer).weight.detach()  # type: ignore[union-attr,operator]
+            held: Tensor = source.model.get_submodule(layer).weight.detach()  # type: ignore[operator]
             held.copy_(weight)
     try:
         yield

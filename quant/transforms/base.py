@@ -35,7 +35,6 @@ from quant.solvers.base import (
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from quant.memory.shapes import ModelFacts
     from quant.pruning.cut import Cut
     from quant.scheme import Scheme
 
@@ -221,7 +220,7 @@ def _shifts_nothing(_options: Any) -> bool:
     return False
 
 
-def _fits(_options: Any, _facts: ModelFacts, _scheme: Scheme) -> str | None:
+def _fits(_options: Any, _facts: Any, _scheme: Scheme) -> str | None:
     return None
 
 
@@ -297,7 +296,7 @@ class Transform:
     memory: Memory = NOTHING
     residual: Callable[..., Change] | None = None
     prune: Callable[..., Cut] | None = None
-    unfit: Callable[[Any, ModelFacts, Scheme], str | None] = _fits
+    unfit: Callable[[Any, Any, Scheme], str | None] = _fits
 
     def __post_init__(self) -> None:
         require_names(self.name, self.label, "transform")

@@ -1,4 +1,4 @@
-"""Block removal by Macro Influence: blocks without which the model's last hidden states change least.
+"""Block removal by Macro Influence: the blocks that the model's end is least changed without.
 
 The influence of block i is what is lost at the model's end when it passes its input through
 (FuseGPT, arXiv 2411.14507, section 3.1):

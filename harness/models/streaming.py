@@ -275,6 +275,7 @@ def _find_facts(folder: Path, dtype: str, quantized: bool, trust: bool) -> Model
     from quant.errors import QuantizationError
     from quant.memory.plan import model_shape
     from quant.memory.shapes import ModelFacts
+    from quant.pruning.units import find_columns, find_heads, of_all
 
     file = folder / "config.json"
     try:
@@ -296,8 +297,10 @@ def _find_facts(folder: Path, dtype: str, quantized: bool, trust: bool) -> Model
     parts = [each for each in model.modules() if isinstance(each, transformers.PreTrainedModel)]
     sdpa = all(type(each)._supports_sdpa for each in parts)
     length = protocols.stated_length(model.config)
-    covered = coverage(find_blocks(model))
-    return ModelFacts(shape, model.config.model_type, length, covered, sdpa)
+    blocks = find_blocks(model)
+    units = (of_all(find_columns, blocks.modules), of_all(find_heads, blocks.modules))
+    kind, covered = model.config.model_type, coverage(blocks)
+    return ModelFacts(shape, kind, length, covered, sdpa, *units)
 
 
 def _encoder_decoder_kind(folder: Path) -> str | None:

@@ -15,14 +15,18 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from cuda_ext.cache import cache_root, write_atomically
 from quant.coverage import Coverage
 from quant.memory.plan import ModelShape
+from quant.pruning.units import Columns, Heads
+
+U = TypeVar("U", Columns, Heads)
 
 # Increase it when quant.memory.plan.model_shape or the fields of ModelFacts change.
-VERSION = 4
+VERSION = 5
+NOT_FOUND = "its blocks were not looked at"
 
 _log = logging.getLogger("quant")
 
@@ -35,6 +39,7 @@ class ModelFacts:
                              the model runs.
     max_position_embeddings  context length, whatever its config calls it; None if it does not say.
     sdpa                     whether it can run with torch's scaled_dot_product_attention.
+    columns, heads           of every block, or why they cannot be removed (quant.pruning.units).
     """
 
     shape: ModelShape
@@ -42,6 +47,8 @@ class ModelFacts:
     max_position_embeddings: int | None
     coverage: Coverage
     sdpa: bool = True
+    columns: Columns | str = NOT_FOUND
+    heads: Heads | str = NOT_FOUND
 
 
 def cached_facts(
@@ -102,7 +109,18 @@ def _parse(found: Any) -> ModelFacts:
             int(covered["kept_bits"]),
         ),
         sdpa=found["sdpa"],
+        columns=_unit(Columns, found["columns"]),
+        heads=_unit(Heads, found["heads"]),
     )
+
+
+def _unit(kind: type[U], value: Any) -> U | str:
+    if isinstance(value, str):
+        return value
+    fields: dict[str, Any] = {
+        name: tuple(each) if isinstance(each, list) else each for name, each in value.items()
+    }
+    return kind(**fields)
 
 
 def _count(value: Any) -> int:

@@ -63,6 +63,23 @@ class Running:
         calls = self.captured.calls[index]
         return [run_block(block, structure, *pair) for pair in zip(calls, hidden, strict=True)]
 
+    def watched(
+        self, index: int, hidden: Sequence[Tensor], layers: Sequence[str]
+    ) -> tuple[list[Tensor], dict[str, list[Tensor]]]:
+        """Return also the inputs [1, tokens, in] of layers, by full name and window."""
+        seen: dict[str, list[Tensor]] = {name: [] for name in layers}
+        handles = [
+            self.source.model.get_submodule(name).register_forward_pre_hook(
+                lambda _, args, name=name: seen[name].append(args[0])
+            )
+            for name in layers
+        ]
+        try:
+            return self.through(index, hidden), seen
+        finally:
+            for handle in handles:
+                handle.remove()
+
     def end(self) -> list[Tensor]:
         """Return the hidden states after the last block of the whole model, by window."""
         hidden = self.start()

@@ -287,17 +287,17 @@ def _quantization_items(
         yield Item("the largest layer, in float64", number * largest, here, ("collect",))
     checked = 2 * _logits(shape, min(window, CHECKED_LOGITS))
     yield Item("logits that are compared", checked, here, ("check",))
-    for what, count in pruning_bytes(
-        config.pruning, shape.whole_bytes, number * window * shape.hidden, inside
-    ):
-        yield Item(what, count, here, ("prune",))
+    streams = (shape.blocks + 4) * number * window * shape.hidden
+    pruning = pruning_bytes(config.pruning, shape.layers, shape.whole_bytes, streams, inside)
+    yield from (Item(what, count, here, ("prune",)) for what, count in pruning)
     if config.residual is not None:
         yield Item("a layer rotated, in float64", rotation_bytes(shape.layers), here, ("collect",))
         yield Item("embeddings and head, until checked", shape.outside_bytes, here, ("check",))
-    if config.transforms:
+    if config.exact_transforms:
+        exact, watched = config.exact_transforms, _inside(shape, at_once)
         # The outputs of all modules are kept while the block is observed.
-        yield Item("a batch inside a block, watched", _inside(shape, at_once), here, ("collect",))
-        tried = transform_bytes(shape.layers, config.transforms, number, _inside(shape, at_once))
+        yield Item("a batch inside a block, watched", watched, here, ("collect",))
+        tried = transform_bytes(shape.layers, exact, number, watched)
         yield Item("what a transform chooses from and tries", tried, here, ("transform",))
 
 

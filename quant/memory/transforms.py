@@ -45,17 +45,20 @@ def rotation_bytes(layers: Shapes) -> int:
 
 
 def pruning_bytes(
-    chosen: tuple[Transform, Any] | None, model: int, hidden: int, inside: int
+    chosen: tuple[Transform, Any] | None, layers: Shapes, model: int, streams: int, inside: int
 ) -> Iterator[tuple[str, int]]:
     """Yield what is held, with its bytes, while parts of the model are scored.
 
-    model   bytes of the whole model.
-    hidden  bytes of the hidden states of a window.
-    inside  bytes of one batch inside a block.
+    model    bytes of the whole model.
+    streams  bytes of the hidden states of a window: after every block, and four times besides (at
+             the first block, at the last, before a block, and without some of it).
+    inside   bytes of one batch inside the largest block.
     """
     if chosen is None:
         return
+    memory, windows = chosen[0].memory, chosen[1].windows
     yield "all blocks, while parts are scored", model
-    # Before the first block, after the last of the whole model, before a block, and without it.
-    yield "hidden states of the whole and the pruned model", 4 * chosen[1].windows * hidden
-    yield "a window inside a block", inside
+    yield "hidden states of the whole and the pruned model", windows * streams
+    yield "windows inside a block", windows * inside
+    numbers = [memory.weights * n * m + memory.prepared * m * m for n, m in layers]
+    yield "the largest layer, its parts scored", 8 * max(numbers)  # float64

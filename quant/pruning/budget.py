@@ -38,7 +38,7 @@ class Options:
 
     def words(self) -> list[str]:
         """Return the budget, and a number of windows that is not the default, for tables."""
-        more = [] if self.windows == 4 else [f"{self.windows} windows"]
+        more = [] if self.windows == type(self).windows else [f"{self.windows} windows"]
         return [f"{self.bits:g} bits", *more]
 
 

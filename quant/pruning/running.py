@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from quant.blocks import linear_layers, weight_matrix
 from quant.calibrate.capture import Capture, capture, run_block
@@ -94,6 +94,22 @@ def running_on(
     """Return a model ready to run on windows [tokens], whose blocks are in place."""
     batches = [window[None] for window in windows]
     return Running(source, structure, scheme, capture(source.model, structure, batches))
+
+
+@contextmanager
+def masked(layer: nn.Module, kept: Tensor) -> Iterator[None]:
+    """Give a layer zeros for all its inputs but those of these numbers."""
+
+    def mask(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        inputs = args[0].new_zeros(args[0].shape)
+        inputs[..., kept] = args[0][..., kept]
+        return (inputs, *args[1:])
+
+    handle = layer.register_forward_pre_hook(mask)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 @contextmanager

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager, nullcontext
-from functools import partial
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from quant.arithmetic import PORTABLE, resolve_arithmetic
+from quant.blocks import set_weight_matrix
 from quant.calibrate.capture import (
     capture,
     logits_after_blocks,
@@ -36,7 +36,7 @@ from quant.coverage import coverage, is_matrix
 from quant.errors import ModelStructureError, QuantizationError
 from quant.memory.plan import model_shape
 from quant.pruning.cut import Cut, config_without
-from quant.pruning.running import resident, running_on
+from quant.pruning.running import masked, resident, running_on
 from quant.transforms.base import Transform
 
 _TOKENS = 64  # on which the pruned model is compared with the masked one
@@ -199,23 +199,12 @@ def _masked_logits(
 @contextmanager
 def _masks(source: SkeletonSource, index: int, cut: Cut) -> Iterator[None]:
     """Mask the removed columns of the layers of a block, and give layers their new weights."""
-    prefix, handles = f"{source.blocks.block_name(index)}.", []
-
-    def mask(_: nn.Module, args: tuple[Tensor, ...], kept: Tensor) -> tuple[Tensor, ...]:
-        masked = args[0].new_zeros(args[0].shape)
-        masked[..., kept] = args[0][..., kept]
-        return (masked, *args[1:])
-
-    for layer, kept in cut.inputs.items():
-        if layer.startswith(prefix):
-            module = source.model.get_submodule(layer)
-            handles.append(module.register_forward_pre_hook(partial(mask, kept=kept)))
-    for layer, weight in cut.weights.items():
-        if layer.startswith(prefix):
-            held: Tensor = source.model.get_submodule(layer).weight.detach()  # type: ignore[operator]
-            held.copy_(weight)
-    try:
+    prefix, model = f"{source.blocks.block_name(index)}.", source.model
+    with ExitStack() as stack:
+        for layer, kept in cut.inputs.items():
+            if layer.startswith(prefix):
+                stack.enter_context(masked(model.get_submodule(layer), kept))
+        for layer, weight in cut.weights.items():
+            if layer.startswith(prefix):  # the block is released afterwards
+                set_weight_matrix(model.get_submodule(layer), weight, layer)
         yield
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -46,7 +46,7 @@ class Options(budget.Options):
 
 def unfit(options: Options, facts: ModelFacts, scheme: Scheme) -> str | None:
     """Say why parts of a model cannot be removed within a budget; None if they can."""
-    most = 0.0
+    saved = 0.0
     for kind in options.kinds:
         unit: Columns | Heads | str = getattr(facts, kind)
         if isinstance(unit, str):
@@ -56,17 +56,17 @@ def unfit(options: Options, facts: ModelFacts, scheme: Scheme) -> str | None:
                 "transform=[block_removal]"
             )
         step = _step(unit, scheme)
-        for count in range(1, _most(unit, scheme) + 1):
+        for count in range(1, most(unit, scheme) + 1):
             inputs = unit.shapes(count * step)[-1][1]
             why = scheme.without_head.refusal(inputs)
             if why is not None:
                 return f"cannot leave a layer with {inputs} inputs, to which the scheme {why}"
-        most += facts.shape.blocks * _saved(unit, _most(unit, scheme), scheme)
+        saved += facts.shape.blocks * _saved(unit, most(unit, scheme), scheme)
     if not alike(facts.coverage, facts.shape):
         return f"cannot say what a block of {facts.model_type} takes, because its blocks differ"
     layers = [facts.shape.layers] * facts.shape.blocks
     found = budget_of(options.bits, facts.coverage, facts.shape, layers, scheme)
-    return found.refusal(most, "every block keeps some of what is removed")
+    return found.refusal(saved, "every block keeps some of what is removed")
 
 
 @dataclass(frozen=True)
@@ -92,6 +92,10 @@ class Part:
             return list(removed)
         return [column for group in removed for column in self.unit.columns(group)]
 
+    def left(self, removed: Sequence[int]) -> Tensor:
+        """Return the inputs of `reader` that stay, int64, without these units."""
+        return {layer: left for _, layer, left in self.unit.kept(self.name, removed)}[self.reader]
+
 
 Parts = list[list[Part]]
 """Of each kind, those of every block."""
@@ -116,7 +120,7 @@ def parts_of(running: Running, options: Options) -> Parts:
 def steps_of(part: Part, order: Sequence[int], scheme: Scheme) -> list[list[int]]:
     """Return the units that can go, in steps, given all of them in the order in which they go."""
     size = _step(part.unit, scheme)
-    return [list(order[at * size : (at + 1) * size]) for at in range(_most(part.unit, scheme))]
+    return [list(order[at * size : (at + 1) * size]) for at in range(most(part.unit, scheme))]
 
 
 def choose(
@@ -128,7 +132,7 @@ def choose(
     scheme, found = running.scheme, running.budget(options.bits)
     units = [each[0].unit for each in parts]
     tables = [
-        [_saved(unit, count, scheme) for count in range(_most(unit, scheme) + 1)] for unit in units
+        [_saved(unit, count, scheme) for count in range(most(unit, scheme) + 1)] for unit in units
     ]
     largest = [max((b - a for a, b in pairwise(t)), default=0.0) for t in tables]
 
@@ -164,7 +168,8 @@ def _step(unit: Columns | Heads, scheme: Scheme) -> int:
     return unit.step(scheme) if isinstance(unit, Columns) else 1
 
 
-def _most(unit: Columns | Heads, scheme: Scheme) -> int:
+def most(unit: Columns | Heads, scheme: Scheme) -> int:
+    """Number of steps in which units can go."""
     return unit.most(scheme) if isinstance(unit, Columns) else unit.most
 
 

@@ -276,8 +276,8 @@ class Transform:
                                     with equal scales of inputs that Group.tied ties.
     shifts                          shifts(options) -> whether changes may subtract a constant from
                                     the input (Shifting), as solvers with two inputs do not know it.
-    memory                          matrices of the largest layer while `change` runs, for the
-                                    memory plan: `weights` and `prepared` of them.
+    memory                          matrices of the largest layer while `change` runs, or `prune`
+                                    (float64), for the memory plan: `weights` and `prepared`.
     """
 
     name: str

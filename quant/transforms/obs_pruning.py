@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from quant.pruning import structured
 from quant.pruning.structured import unfit
+from quant.solvers.base import Memory
 from quant.transforms.base import Transform
 
 if TYPE_CHECKING:
@@ -184,4 +185,6 @@ TRANSFORM = Transform(
     unfit=unfit,
     options=Options,
     describe=describe,
+    # W, what it becomes and their difference; H, damped, inverted, and the next inverse.
+    memory=Memory(weights=3, prepared=5),
 )

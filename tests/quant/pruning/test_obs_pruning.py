@@ -251,7 +251,7 @@ def test_an_export_of_uneven_blocks_is_refused(tmp_path: Path) -> None:
 
 
 def reader_errors(folder: Path, compensate: bool) -> dict[str, tuple[float, float]]:
-    """Of every down projection that was cut: its error on the windows, and that of least squares."""
+    """Of every down projection that was cut: its error, and that of least squares."""
     options = Options(bits=9, heads=False, windows=3, compensate=compensate, damping=1e-9)
     found: dict[str, tuple[float, float]] = {}
 

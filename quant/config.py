@@ -74,7 +74,13 @@ class QuantizationConfig:
                     f"solver {self.solver.name} cannot be asked for {each.name}: {reason}."
                 )
         object.__setattr__(self, "transforms", tuple(map(_transform, self.transforms)))
-        late = [each.name for each, _ in self.transforms[1:] if each.residual is not None]
+        late = [each.name for each, _ in self.transforms[1:] if each.prune is not None]
+        if late:
+            raise QuantizationError(
+                f"transform {late[0]} removes parts of the model, before anything else is done to "
+                "it: list it first, and only one such transform."
+            )
+        late = [each.name for each, _ in self.exact_transforms[1:] if each.residual is not None]
         if late:
             raise QuantizationError(
                 f"transform {late[0]} rotates the residual stream, before anything is calibrated: "
@@ -109,15 +115,26 @@ class QuantizationConfig:
         return self.scheme
 
     @property
+    def pruning(self) -> tuple[Transform, Any] | None:
+        """The transform that removes parts of the model with its options, if there is one."""
+        first = next(iter(self.transforms), None)
+        return None if first is None or first[0].prune is None else first
+
+    @property
+    def exact_transforms(self) -> tuple[tuple[Transform, Any], ...]:
+        """The transforms of the model that is left, with their options."""
+        return self.transforms if self.pruning is None else self.transforms[1:]
+
+    @property
     def residual(self) -> tuple[Transform, Any] | None:
         """The transform of the residual stream with its options, if there is one."""
-        first = next(iter(self.transforms), None)
+        first = next(iter(self.exact_transforms), None)
         return None if first is None or first[0].residual is None else first
 
     @property
     def input_transforms(self) -> tuple[tuple[Transform, Any], ...]:
         """The transforms of the inputs of layers, with their options."""
-        return self.transforms if self.residual is None else self.transforms[1:]
+        return self.exact_transforms if self.residual is None else self.exact_transforms[1:]
 
     @property
     def sequential(self) -> bool:

@@ -18,7 +18,7 @@ from quant.head import EMBEDDINGS, NAMES, alone
 from quant.scheme import Scheme
 
 if TYPE_CHECKING:
-    from quant.memory.shapes import ModelShape
+    from quant.memory.shapes import ModelFacts, ModelShape
 
 
 def check(choices: Choices, model: StoredModel | QuantizedModel) -> None:
@@ -56,6 +56,7 @@ def check(choices: Choices, model: StoredModel | QuantizedModel) -> None:
                 f"transform={each.transform.name} on model={model.name}: "
                 f"{each.transform.name} {reason}."
             )
+    _budgets(choices, facts, model.name)
     solver = choices.solving.solver if choices.quantizes and choices.solving else None
     if solver is not None and solver.needs_reference and facts.shape.routed:
         raise ConfigError(
@@ -90,6 +91,24 @@ def _embeddings(
     untied = any(each.transform.residual is not None for each in choices.transforms)
     if scheme.head is None and shape.tied and not untied:
         raise ConfigError(f"model={model} {alone(scheme)}")
+
+
+def _budgets(choices: Choices, facts: ModelFacts, model: str) -> None:
+    """Refuse a transform that cannot remove parts of the model within its budget."""
+    for each in choices.transforms:
+        if each.transform.prune is None or choices.scheme is None:
+            continue
+        if not isinstance(choices.scheme, Scheme) or choices.scheme.layers:
+            raise ConfigError(
+                f"transform={each.transform.name} removes parts of a model whose layers have one "
+                f"scheme, and scheme={choices.scheme.name} has several: use a scheme such as w4g64."
+            )
+        reason = each.transform.unfit(each.options, facts, choices.scheme)
+        if reason is not None:
+            name = each.transform.name
+            raise ConfigError(
+                f"transform={name} on model={model}, scheme={choices.scheme.name}: {name} {reason}."
+            )
 
 
 def _widths(scheme: Scheme | Allocation, shape: ModelShape, model: str) -> None:

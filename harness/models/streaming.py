@@ -275,6 +275,7 @@ def _find_facts(folder: Path, dtype: str, quantized: bool, trust: bool) -> Model
     from quant.coverage import coverage
     from quant.errors import QuantizationError
     from quant.memory.shapes import ModelFacts, model_shape
+    from quant.pruning.units import find_columns, find_heads, of_all
 
     file = folder / "config.json"
     try:
@@ -299,8 +300,9 @@ def _find_facts(folder: Path, dtype: str, quantized: bool, trust: bool) -> Model
     blocks = find_blocks(model)
     shapes = {name: weight_matrix(module).shape for name, module in named_layers(blocks).items()}
     linears = {name: (int(outputs), int(inputs)) for name, (outputs, inputs) in shapes.items()}
-    covered = coverage(blocks)
-    return ModelFacts(shape, model.config.model_type, length, covered, sdpa, linears)
+    units = (of_all(find_columns, blocks.modules), of_all(find_heads, blocks.modules))
+    kind, covered = model.config.model_type, coverage(blocks)
+    return ModelFacts(shape, kind, length, covered, sdpa, linears, *units)
 
 
 def _encoder_decoder_kind(folder: Path) -> str | None:

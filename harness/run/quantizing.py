@@ -111,6 +111,7 @@ def _solve(cell: ResolvedCell, progress: Any, listen: Listener) -> StageResult:
             "activations": memory.activations,
             "devices": ", ".join(str(device) for device in devices),
             "blocks resumed": str(result.resumed),
+            **({} if result.removed is None else {"removed": result.removed}),
         },
         peak_memory_bytes=max(peaks, default=None),
         bits_per_weight=quantization_cost.bits_per_weight(result),

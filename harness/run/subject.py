@@ -225,12 +225,14 @@ def stored(
     """
     from quant.blocks import find_blocks
     from quant.coverage import coverage_of
+    from quant.pruning.cut import removed_weights
 
     found = coverage_of(find_blocks(model), layers)
     each = list(packed)
     # The head may be packed, and a checkpoint from elsewhere may have other packed layers
     # outside the blocks; they count too.
     weights = sum(count for count, _ in each) + sum(found.kept.values())
+    weights += removed_weights(model.config)
     bits = sum((bits for _, bits in each), float(operators))
     return (bits + found.kept_bits) / weights, found
 

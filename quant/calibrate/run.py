@@ -43,6 +43,7 @@ class QuantizationResult:
     resumed          number of blocks that an earlier, interrupted run had finished.
     head, embeddings results of the head and the embeddings; None for what the scheme keeps. One
                      matrix that serves both has a result as embeddings.
+    removed          what a transform removed from the model, in words; None if none did.
     """
 
     weights: Mapping[str, QuantizedWeight]
@@ -53,6 +54,7 @@ class QuantizationResult:
     resumed: int = 0
     head: LayerResult | None = None
     embeddings: LayerResult | None = None
+    removed: str | None = None
 
     @property
     def outside(self) -> list[LayerResult]:

@@ -47,6 +47,7 @@ from quant.errors import ArtifactError
 from quant.head import is_embeddings, is_head
 from quant.levels.base import Levels
 from quant.parts import Part
+from quant.pruning.cut import smaller_layers
 from quant.scheme import Scheme, mixture
 from quant.weight import QuantizedWeight
 
@@ -118,6 +119,12 @@ def export(
         raise ArtifactError(f"{source} {reason}")
     with TensorReader(source) as reader:
         model = build_skeleton(source, None, {"trust_remote_code": trust_remote_code})
+        if smaller_layers(model.config):
+            raise ArtifactError(
+                f"{source} has layers that are smaller than config.json says (pruned), which other "
+                "programs do not know: export a model without whole blocks "
+                "(transform=[block_removal]), or keep this artifact."
+            )
         names = names_of(model)
         reader.rename(names.to_model)
         layers = _layers(reader, checkpoint, model)

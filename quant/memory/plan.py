@@ -1,8 +1,6 @@
 """Plan the memory of a run before anything is loaded.
 
-Every figure is an upper bound computed from shapes: what is always in memory plus the phase that
-adds most. The bounds are compared with measurements in tests/quant/memory/test_memory_plan.py and
-by `python -m benchmarks.scaling`.
+Figures are upper bounds from shapes: what is always in memory, and the phase that adds most.
 """
 
 from __future__ import annotations
@@ -23,7 +21,7 @@ from quant.memory.hessians import hessian_bytes
 from quant.memory.limits import PLACES, Limits
 from quant.memory.quantized import quantized_bytes, search_numbers
 from quant.memory.shapes import ModelShape, stored_bytes
-from quant.memory.transforms import operator_bytes, rotation_bytes, transform_bytes
+from quant.memory.transforms import operator_bytes, pruning_bytes, rotation_bytes, transform_bytes
 from quant.scheme import Scheme
 from quant.tiling import CHECKED_LOGITS
 
@@ -205,13 +203,17 @@ def _quantization_items(
         yield Item("the largest layer, in float64", number * largest, here, ("collect",))
     checked = 2 * _logits(shape, min(window, CHECKED_LOGITS))
     yield Item("logits that are compared", checked, here, ("check",))
+    streams = (shape.blocks + 4) * number * window * shape.hidden
+    pruning = pruning_bytes(config.pruning, shape.layers, shape.whole_bytes, streams, inside)
+    yield from (Item(what, count, here, ("prune",)) for what, count in pruning)
     if config.residual is not None:
         yield Item("a layer rotated, in float64", rotation_bytes(shape.layers), here, ("collect",))
         yield Item("embeddings and head, until checked", shape.outside_bytes, here, ("check",))
-    if config.transforms:
+    if config.exact_transforms:
+        exact, watched = config.exact_transforms, _inside(shape, at_once)
         # The outputs of all modules are kept while the block is observed.
-        yield Item("a batch inside a block, watched", _inside(shape, at_once), here, ("collect",))
-        tried = transform_bytes(shape.layers, config.transforms, number, _inside(shape, at_once))
+        yield Item("a batch inside a block, watched", watched, here, ("collect",))
+        tried = transform_bytes(shape.layers, exact, number, watched)
         yield Item("what a transform chooses from and tries", tried, here, ("transform",))
 
 

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bitsweep.sources import find_model, windows_of
 from quant.arithmetic import AUTO
+from quant.budget import AnyScheme, Budget, parse_scheme
 from quant.calibrate.devices import visible_devices
 from quant.calibrate.run import Progress
 from quant.calibrate.sink import InMemorySink
@@ -35,7 +36,6 @@ from quant.memory.limits import free_memory
 from quant.memory.plan import model_shape, plan_quantization
 from quant.parts import PartError, find_part
 from quant.rules import STRICT, Rules
-from quant.scheme import Scheme
 from quant.solvers.base import Solver, method_description
 from quant.transforms.base import Transform, transform_description
 
@@ -46,7 +46,7 @@ Windows = Callable[[PreTrainedModel], list[Tensor]]
 
 def quantize(
     model: str | Path | PreTrainedModel,
-    scheme: str | Scheme,
+    scheme: str | AnyScheme,
     calibration: str | Path | Sequence[Tensor] | None = None,
     *,
     out: str | Path | None = None,
@@ -91,7 +91,7 @@ def quantize(
     solver = _part(method, "solvers", "SOLVER", Solver)
     config = QuantizationConfig(
         solver=solver,
-        scheme=Scheme.parse(scheme) if isinstance(scheme, str) else scheme,
+        scheme=parse_scheme(scheme) if isinstance(scheme, str) else scheme,
         options=None if options is None else _options(solver, options),
         transforms=tuple(
             (_part(each, "transforms", "TRANSFORM", Transform), None) for each in transforms
@@ -192,7 +192,8 @@ def _again(
     parts = [method, *transforms]
     named = isinstance(calibration, str | Path | None) and all(isinstance(p, str) for p in parts)
     ours = {each.name for each in built_in_levels()}
-    if not named or config.rules != STRICT or config.scheme.kind.name not in ours:
+    known = isinstance(config.scheme, Budget) or config.scheme.kind.name in ours
+    if not named or config.rules != STRICT or not known:
         return ""
 
     def last(path: str | Path) -> str:

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from quant.arithmetic import ARITHMETIC, AUTO
+from quant.budget import AnyScheme, Budget
 from quant.errors import QuantizationError
 from quant.head import method_of_head
 from quant.rules import STRICT, Rules
-from quant.scheme import Scheme
 from quant.solvers.base import Solver, refusal
 from quant.transforms.base import Transform
 
@@ -39,7 +39,7 @@ class QuantizationConfig:
     """
 
     solver: Solver
-    scheme: Scheme
+    scheme: AnyScheme
     options: Any = None
     transforms: tuple[tuple[Transform, Any], ...] = ()
     kernel: str = "auto"
@@ -58,7 +58,7 @@ class QuantizationConfig:
                 f"solver {self.solver.name} is another program, which quantizes whole models into "
                 "checkpoints: run it in a sweep, with `bitsweep run`."
             )
-        if not isinstance(self.scheme, Scheme):
+        if not isinstance(self.scheme, AnyScheme):
             raise QuantizationError(
                 f"scheme={self.scheme!r} is not a Scheme; use quant.Scheme(bits=4, group_size=128)."
             )
@@ -185,8 +185,10 @@ def _identity(
     }
 
 
-def _scheme(scheme: Scheme) -> dict[str, Any]:
+def _scheme(scheme: AnyScheme) -> dict[str, Any]:
     """Return the fields of a scheme as JSON, with levels as their name and code hash."""
+    if isinstance(scheme, Budget):
+        return {"budget": scheme.bits}
     found = {field.name: getattr(scheme, field.name) for field in dataclasses.fields(scheme)}
     head = found.pop("head")
     if head is not None:

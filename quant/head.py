@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from quant.budget import AnyScheme
 from quant.errors import ModelStructureError
 from quant.solvers import rtn
 
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
 
-    from quant.scheme import Scheme
 
 # What models of transformers call it. Checkpoints have other settings for it under these names.
 NAMES = ("lm_head", "embed_out")
@@ -57,7 +57,7 @@ def find_head(model: PreTrainedModel) -> tuple[str, nn.Linear]:
     )
 
 
-def with_head(method: Mapping[str, Any], scheme: Scheme) -> dict[str, Any]:
+def with_head(method: Mapping[str, Any], scheme: AnyScheme) -> dict[str, Any]:
     """What config.json says of a method: with what quantized the head, if the scheme has one."""
     return {**method, **({} if scheme.head is None else {"head": method_of_head()})}
 

@@ -193,7 +193,7 @@ def load_dequantized(
 
 def packed_bits(model: Any) -> list[tuple[int, float]]:
     """The weights of every packed layer of a model, and their stored bits."""
-    from quant import QuantLinear
+    from quant.factored import PackedLinear
 
-    layers = [module for module in model.modules() if isinstance(module, QuantLinear)]
+    layers = [module for module in model.modules() if isinstance(module, PackedLinear)]
     return [(layer.out_features * layer.in_features, layer.stored_bits) for layer in layers]

@@ -24,6 +24,7 @@ from harness.run.subject import stored
 from harness.suites import quantization_cost
 from quant.checkpoint.folder import CARD
 from quant.head import with_head
+from quant.scheme import Scheme
 from quant.solvers.outside import Made, Request
 
 
@@ -188,6 +189,8 @@ def _examined(cell: ResolvedCell, folder: Path) -> dict[str, str]:
                 f"({found.name}): a record must name the scheme of its weights; ask for "
                 f"scheme={scheme.name}, or correct the program."
             )
+    assert isinstance(scheme, Scheme)  # no program is asked for a budget
+    assert isinstance(asked, Scheme)
     other = {} if scheme.scale_dtype == asked.scale_dtype else {"scales": scheme.scale_dtype}
     return {"format": found.name, **other}
 

@@ -31,12 +31,14 @@ def quantize_head(
     whole = weight_matrix(module)
     outputs, inputs = whole.shape
     layer, options = Layer(name), SOLVER.options()
-    parts, error, norm = [], 0.0, 0.0
+    parts: list[QuantizedWeight] = []
+    error = norm = 0.0
     for rows in whole.split(max(1, AT_ONCE // inputs)):
         weight = rows.float()
         with failures_of(f"{name}: solver {SOLVER.name}"):
             solution = SOLVER.solve(weight, scheme, None, options, layer)
         require_solution(solution, weight, scheme, f"{name}: solver {SOLVER.name}")
+        assert isinstance(solution.weight, QuantizedWeight)
         error += (weight - solution.weight.dequantize()).double().square().sum().item()
         norm += weight.double().square().sum().item()
         parts.append(solution.weight.to("cpu"))

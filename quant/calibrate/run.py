@@ -19,6 +19,7 @@ from quant.calibrate.sink import STAGE, BlockSink, Finished, WriteBehind
 from quant.calibrate.source import BlockSource, each_block
 from quant.calibrate.wide import WideCalls, wide_buffers
 from quant.config import QuantizationConfig
+from quant.errors import SchemeError
 from quant.forward_products import forward_products
 
 Progress = Callable[[int, int, str], None]
@@ -46,11 +47,21 @@ class Run:
         linears = [linear_layers(block) for block in blocks.modules]
         for index, layers in enumerate(linears):
             for name, module in layers.items():
-                scheme.require(weight_matrix(module).shape[1], f"{blocks.block_name(index)}.{name}")
+                outputs, inputs = weight_matrix(module).shape
+                scheme.require(inputs, f"{blocks.block_name(index)}.{name}")
+                self._require_shape((outputs, inputs), f"{blocks.block_name(index)}.{name}")
         self._total = sum(map(len, linears))
         self._total += self.config.scheme.head is not None
         self._done = 0
         self._lock = threading.Lock()
+
+    def _require_shape(self, shape: tuple[int, int], layer: str) -> None:
+        solver, scheme = self.config.solver, self.config.scheme.without_head
+        reason = solver.refuses_shape(self.config.options, scheme, shape)
+        if reason is not None:
+            raise SchemeError(
+                f"{layer}: solver {solver.name} cannot be asked for {scheme.name}: {reason}."
+            )
 
     def recall(self) -> None:
         """Load the results and costs of the blocks that earlier runs finished."""

@@ -68,11 +68,11 @@ from quant.calibrate.windows import Batch, check_windows, make_batches
 from quant.config import QuantizationConfig
 from quant.coverage import Coverage
 from quant.experts import unfuse
+from quant.factored import AnyWeight
 from quant.head import find_head
 from quant.memory.heaps import memory_kept, trim_heap
 from quant.memory.plan import model_shape
 from quant.products import torch_alone
-from quant.weight import QuantizedWeight
 
 __all__ = [
     "LayerResult",
@@ -100,7 +100,7 @@ class QuantizationResult:
     head             result of the head; None if the scheme keeps it.
     """
 
-    weights: Mapping[str, QuantizedWeight]
+    weights: Mapping[str, AnyWeight]
     layers: list[LayerResult]
     stages: list[StageCost]
     coverage: Coverage

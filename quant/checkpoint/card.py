@@ -16,12 +16,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from quant.budget import AnyScheme, Budget
 from quant.checkpoint.files import copyable
 from quant.checkpoint.folder import CARD
 from quant.checkpoint.formats.base import Format
 from quant.checkpoint.one_file import FileFormat
 from quant.checkpoint.operators import METHOD as OPERATORS
-from quant.scheme import Scheme
 
 if TYPE_CHECKING:
     from quant.checkpoint.tensors import Entry
@@ -90,7 +90,7 @@ class Content:
 
     architecture: str
     format: Format | FileFormat
-    scheme: Scheme
+    scheme: AnyScheme
     layers: int
     weights: int
     count: Count
@@ -307,7 +307,9 @@ def _pairs(values: Mapping[str, Any]) -> str:
     ).replace("|", "\\|")
 
 
-def _scheme(scheme: Scheme, scattered: bool) -> str:
+def _scheme(scheme: AnyScheme, scattered: bool) -> str:
+    if isinstance(scheme, Budget):
+        return f"{scheme.name}: at most {scheme.bits:.10g} bits for a weight, float16 factors"
     size = scheme.group_size
     words = [
         f"{scheme.bits} bits",

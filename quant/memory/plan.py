@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from quant.arithmetic import PORTABLE, resolve_arithmetic
+from quant.budget import AnyScheme, Budget
 from quant.errors import ModelStructureError, QuantizationError
 from quant.head import AT_ONCE, SOLVER, find_head
 from quant.memory.compiled import PRODUCT_BYTES, product_shapes
@@ -299,11 +300,14 @@ def _quantization_items(
         yield Item("what a transform chooses from and tries", tried, here, ("transform",))
 
 
-def _quantized(shape: ModelShape, scheme: Scheme) -> Iterator[Item]:
+def _quantized(shape: ModelShape, scheme: AnyScheme) -> Iterator[Item]:
     """Yield the items of the block being solved and of the one before, being packed and written."""
     codes = [outputs * inputs for outputs, inputs in shape.layers]  # a byte each
     stored = [int(n * m * scheme.bits_per_weight(n) / 8) for m, n in shape.layers]
-    held = sum(codes) + sum(stored) - sum(codes) * scheme.bits // 8  # with their grids
+    if isinstance(scheme, Budget):
+        held = sum(stored)
+    else:
+        held = sum(codes) + sum(stored) - sum(codes) * scheme.bits // 8  # with their grids
     # Measured: the stored bytes, plus the largest layer once more.
     packed = sum(stored) + max(stored)
     beside = max(0, shape.block_bytes - sum(codes) * shape.itemsize)

@@ -36,8 +36,8 @@ class Budget:
             raise SchemeError(f"budget={self.bits!r} is not a number of bits; use one like 4.25.")
         if not 0 < self.bits < MOST_BITS:
             raise SchemeError(
-                f"budget={self.bits:.10g} leaves nothing to do or nothing to store: use more than 0 "
-                "and fewer than 16 bits per weight, which float16 takes."
+                f"budget={self.bits:.10g} is not a number of bits per weight to save any: use more "
+                "than 0 and fewer than 16, which float16 takes."
             )
         object.__setattr__(self, "bits", float(self.bits))
         if float(f"{self.bits:.10g}") != self.bits:

@@ -70,6 +70,11 @@ class QuantizationConfig:
                 f"solver {self.solver.name} cannot be asked for {self.scheme.name}: {reason}."
             )
         object.__setattr__(self, "transforms", tuple(map(_transform, self.transforms)))
+        if self.transforms and isinstance(self.scheme, Budget):
+            raise QuantizationError(
+                f"transform {self.transforms[0][0].name} makes weights easier to round, and "
+                f"{self.scheme.name} rounds to no grid: leave the transform out."
+            )
         late = [each.name for each, _ in self.transforms[1:] if each.residual is not None]
         if late:
             raise QuantizationError(

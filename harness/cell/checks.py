@@ -21,7 +21,7 @@ from harness.models.model import SOURCES, AbsentModel, Model, RandomModel
 from harness.models.streaming import ALWAYS, AUTO, NEVER
 from harness.tracking import MODES, TRACKERS, require_project
 from quant.arithmetic import ARITHMETIC
-from quant.scheme import Scheme
+from quant.budget import AnyScheme, Budget
 from quant.solvers.base import refusal
 
 DTYPES = ("float32", "float16", "bfloat16")
@@ -78,7 +78,7 @@ def arithmetic(name: object) -> None:
 
 
 def method_and_scheme(
-    solving: Solving | None, scheme: Scheme | None, model: Model | AbsentModel
+    solving: Solving | None, scheme: AnyScheme | None, model: Model | AbsentModel
 ) -> None:
     """Check that a solver has a scheme and unquantized weights, and method=none neither."""
     if model.checkpoint is not None:
@@ -154,7 +154,7 @@ def transforms(chosen: Sequence[Transforming], solving: Solving | None) -> None:
         )
 
 
-def outside(solving: Solving | None, scheme: Scheme | None) -> None:
+def outside(solving: Solving | None, scheme: AnyScheme | None) -> None:
     """Check that nothing is asked of another program that it is not told."""
     if solving is None or solving.solver.whole is None:
         return
@@ -173,14 +173,21 @@ def outside(solving: Solving | None, scheme: Scheme | None) -> None:
         )
 
 
-def scheme_of_solver(solving: Solving | None, scheme: Scheme | None) -> None:
-    """Check that the solver can be asked for the scheme."""
+def scheme_of_solver(
+    solving: Solving | None, scheme: AnyScheme | None, chosen: Sequence[Transforming]
+) -> None:
+    """Check that the solver can be asked for the scheme, and that transforms have a grid."""
     if solving is None or scheme is None:
         return
     reason = refusal(solving.solver, solving.options, scheme, solving.rules)
     if reason is not None:
         name = solving.solver.name
         raise ConfigError(f"method={name} cannot be asked for {scheme.name}: {reason}.")
+    if chosen and isinstance(scheme, Budget):
+        raise ConfigError(
+            f"transform=[{chosen[0].transform.name}] makes weights easier to round, and "
+            f"scheme={scheme.name} rounds to no grid: leave the transform out."
+        )
 
 
 def suites(chosen: Sequence[Measuring]) -> None:

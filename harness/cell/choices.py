@@ -9,8 +9,8 @@ from harness.cell.parts import Measuring, Solving, Transforming
 from harness.config.schema import RuntimeConfig, TrackerConfig
 from harness.data.config import CalibConfig
 from harness.records.record import QUANTIZATION
+from quant.budget import AnyScheme
 from quant.parts import Part
-from quant.scheme import Scheme
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Choices:
     seed: int
     solving: Solving | None
     transforms: tuple[Transforming, ...]
-    scheme: Scheme | None
+    scheme: AnyScheme | None
     levels: Part | None
     calibration: CalibConfig | None
     suites: tuple[Measuring, ...]

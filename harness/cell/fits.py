@@ -15,8 +15,8 @@ from harness.models.streaming import model_facts
 from quant.head import NAMES
 
 if TYPE_CHECKING:
+    from quant.budget import AnyScheme
     from quant.memory.plan import ModelShape
-    from quant.scheme import Scheme
 
 
 def check(choices: Choices, model: StoredModel | QuantizedModel) -> None:
@@ -36,6 +36,7 @@ def check(choices: Choices, model: StoredModel | QuantizedModel) -> None:
         )
     if choices.quantizes and scheme is not None:
         _widths(scheme, facts.shape, model.name)
+        _shapes(choices, scheme, facts.shape, model.name)
     for each in choices.transforms:
         widths = sorted({inputs for _, inputs in facts.shape.layers})
         reason = each.transform.refuses(each.options, facts.shape.hidden, widths)
@@ -65,8 +66,9 @@ def check(choices: Choices, model: StoredModel | QuantizedModel) -> None:
         )
 
 
-def _widths(scheme: Scheme, shape: ModelShape, model: str) -> None:
+def _widths(scheme: AnyScheme, shape: ModelShape, model: str) -> None:
     """Refuse a scheme to which some layer cannot be quantized."""
+    found: list[tuple[AnyScheme, int]]
     found = [(scheme.without_head, inputs) for _, inputs in shape.layers]
     if scheme.head is not None and shape.head is not None:
         found.append((scheme.head, shape.head[1]))
@@ -76,6 +78,19 @@ def _widths(scheme: Scheme, shape: ModelShape, model: str) -> None:
             raise ConfigError(
                 f"scheme={each.name} cannot be used with model={model}, which has layers with "
                 f"{inputs} inputs: it {reason}."
+            )
+
+
+def _shapes(choices: Choices, scheme: AnyScheme, shape: ModelShape, model: str) -> None:
+    """Refuse a method that cannot solve some layer of this shape."""
+    solving = choices.solving
+    for layer in dict.fromkeys(shape.layers if solving is not None else ()):
+        assert solving is not None
+        reason = solving.solver.refuses_shape(solving.options, scheme, layer)
+        if reason is not None:
+            raise ConfigError(
+                f"method={solving.solver.name} scheme={scheme.name} cannot be used with "
+                f"model={model}: {reason}."
             )
 
 

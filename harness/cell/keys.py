@@ -25,9 +25,10 @@ from harness.models.model import Model, Place
 from harness.records.hashes import digest
 from harness.records.record import FULL_PRECISION, LOADED, QUANTIZATION
 from harness.suites.base import Facts, require_own_inputs
+from quant.budget import NAME as BUDGET
+from quant.budget import AnyScheme, Budget
 from quant.head import method_of_head
 from quant.levels.base import module_of
-from quant.scheme import Scheme
 from quant.solvers.base import method_description
 from quant.transforms.base import transform_description
 
@@ -149,11 +150,13 @@ def _semantics(choices: Choices, model: Model) -> dict[str, Any]:
     return semantic
 
 
-def _scheme(scheme: Scheme, quantizes: bool) -> dict[str, Any]:
+def _scheme(scheme: AnyScheme, quantizes: bool) -> dict[str, Any]:
     """The fields of a scheme; levels by the name that a configuration uses.
 
     quantizes  whether the cell quantizes the head itself, so that its method matters.
     """
+    if isinstance(scheme, Budget):
+        return {"kind": BUDGET, "bits": scheme.bits, "group_size": None}
     found = {field.name: getattr(scheme, field.name) for field in dataclasses.fields(scheme)}
     head = found.pop("head")
     if head is not None:  # no key for a head that is not quantized: older records have none

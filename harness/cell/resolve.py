@@ -42,6 +42,7 @@ from harness.models.streaming import parameters, with_attention
 from harness.models.whole import require_whole
 from harness.suites.base import Facts, Suite
 from quant.arithmetic import AUTO, resolve_arithmetic
+from quant.budget import AnyScheme, Budget
 from quant.errors import SchemeError
 from quant.levels.base import Levels, built_in_levels
 from quant.parts import Part
@@ -88,7 +89,7 @@ def resolve(
     checks.method_and_scheme(choices.solving, choices.scheme, model)
     checks.random_weights(config, choices.solving, choices.suites, model)
     checks.outside(choices.solving, choices.scheme)
-    checks.scheme_of_solver(choices.solving, choices.scheme)
+    checks.scheme_of_solver(choices.solving, choices.scheme, choices.transforms)
     checks.suites(choices.suites)
     facts = _facts(config, model)
     checks.runtime(config, choices.suites, elsewhere)
@@ -138,11 +139,13 @@ def _absent_suites(
     return absent
 
 
-def make_scheme(config: SchemeConfig, levels: Part | None = None) -> Scheme | None:
-    """The quant.Scheme of a cell; None if bits=16. Raises ConfigError for an impossible scheme.
+def make_scheme(config: SchemeConfig, levels: Part | None = None) -> AnyScheme | None:
+    """The scheme or budget of a cell; None if bits=16. Raises ConfigError for an impossible one.
 
     levels  the user's module that the configuration names; None for built-in levels.
     """
+    if config.budget is not None:
+        return _budget(config)
     if config.bits == NOT_QUANTIZED:
         if config != SchemeConfig(bits=NOT_QUANTIZED):
             raise ConfigError(
@@ -152,6 +155,7 @@ def make_scheme(config: SchemeConfig, levels: Part | None = None) -> Scheme | No
         return None
     try:
         fields = dataclasses.asdict(config)
+        del fields["budget"]
         own = {} if levels is None else {"levels": levels}
         fields["head"] = _head(config, own)
         scheme = Scheme(**{**fields, **own})
@@ -160,6 +164,20 @@ def make_scheme(config: SchemeConfig, levels: Part | None = None) -> Scheme | No
     if levels is not None:
         _require_own_scheme(scheme, levels)
     return scheme
+
+
+def _budget(config: SchemeConfig) -> Budget:
+    """The budget of a cell. Raises ConfigError for keys of a grid beside it."""
+    assert config.budget is not None
+    if config != SchemeConfig(bits=NOT_QUANTIZED, budget=config.budget):
+        raise ConfigError(
+            f"scheme.budget={config.budget:.10g} has no codes, groups, levels, grid or head: use "
+            f"scheme=budget{config.budget:.10g} alone, or a scheme without a budget."
+        )
+    try:
+        return Budget(config.budget)
+    except SchemeError as error:
+        raise ConfigError(f"scheme: {error}") from error
 
 
 def _head(config: SchemeConfig, levels: Mapping[str, Part]) -> Scheme | None:

@@ -33,8 +33,8 @@ from harness.config.help import conf_dir, groups, options, user_folders
 from harness.config.own import check_files
 from harness.config.schema import Cell, CellConfig, SweepConfig
 from harness.errors import ConfigError
+from quant.budget import AnyScheme, Budget, parse_scheme
 from quant.errors import SchemeError
-from quant.scheme import Scheme
 
 VERSION_BASE = "1.3"
 CONFIG_NAME = "config"
@@ -152,7 +152,7 @@ def compose_one(overrides: Sequence[str]) -> DictConfig:
                 if group != SCHEMES:
                     raise
                 try:
-                    scheme = Scheme.parse(name)
+                    scheme = parse_scheme(name)
                 except SchemeError as reason:
                     raise error from reason
                 store.store(group=SCHEMES, name=name, node=_node(scheme))
@@ -168,8 +168,10 @@ def _compose_entry(searchpath: Sequence[str], entry: Entry) -> Composed:
     return composed(_resolved(found), values)
 
 
-def _node(scheme: Scheme) -> dict[str, Any]:
+def _node(scheme: AnyScheme) -> dict[str, Any]:
     """A scheme as a file of conf/scheme has it."""
+    if isinstance(scheme, Budget):
+        return {"bits": 16, "budget": scheme.bits}
     node = asdict(scheme.without_head)
     del node["head"]
     return node if scheme.head is None else {**node, "head": _node(scheme.head)}

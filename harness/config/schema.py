@@ -66,10 +66,14 @@ class HeadConfig:
 
 @dataclass
 class SchemeConfig(HeadConfig):
-    """The quantization scheme, and that of the head; bits=16 is full precision."""
+    """The quantization scheme, and that of the head; bits=16 is full precision.
+
+    budget  stored bits per weight of a scheme without a grid (quant.budget), whose bits are 16.
+    """
 
     bits: int = MISSING
     head: HeadConfig = field(default_factory=HeadConfig)
+    budget: Optional[float] = None
 
 
 @dataclass

@@ -18,7 +18,7 @@ from quant.checkpoint.files import QUANTIZATION_FILES
 from quant.parts import Part
 
 if TYPE_CHECKING:
-    from quant.scheme import Scheme
+    from quant.budget import AnyScheme
     from quant.transforms.base import Transform
 
 
@@ -35,7 +35,7 @@ class Checkpoint:
     format: str
     producer: str
     zero_points: str
-    scheme: Scheme
+    scheme: AnyScheme
     evidence: str = ""
     signed: bool = False
     mixture: str = ""

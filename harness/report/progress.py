@@ -19,7 +19,7 @@ from harness.report.published import LIMIT, published_figures
 from harness.report.published_files import published_file
 from harness.report.rows import Row, read_rows
 from harness.report.table import Cell, Column, Note, Table, significant
-from quant.scheme import Scheme
+from quant.budget import Budget, parse_scheme
 
 COMPLETE = "complete"
 ESTIMATED = ", estimated"  # ends the hours of a file
@@ -192,7 +192,9 @@ def disk_bytes(cells: Sequence[Asked]) -> float:
 
 def _bits(name: str) -> float:
     """Bits of a weight with its share of scale and zero-point."""
-    scheme = Scheme.parse(name)
+    scheme = parse_scheme(name)
+    if isinstance(scheme, Budget):
+        return scheme.bits
     return scheme.bits + (
         0.0 if scheme.group_size is None else (16 + scheme.bits) / scheme.group_size
     )

@@ -251,7 +251,7 @@ def _disk_lines(plans: Sequence[CellPlan | PendingPlan]) -> list[str]:
         shape = shape_of(cell.model)
         if any(each.transform.residual is not None for each in cell.choices.transforms):
             shape = shape.with_own_head()
-        shape = shape.with_head(scheme)
+        shape = shape.with_head(scheme.head)
         bits = sum(rows * width * scheme.bits_per_weight(width) for rows, width in shape.layers)
         total += shape.outside_bytes + round(shape.blocks * bits / 8)
         count += 1

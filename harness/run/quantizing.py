@@ -113,7 +113,7 @@ def _by_program(cell: ResolvedCell) -> StageResult:
     solving, scheme = choices.solving, choices.scheme
     assert folder is not None
     assert solving is not None
-    assert scheme is not None
+    assert isinstance(scheme, Scheme)  # no program is asked for a budget
     assert solving.solver.whole is not None
     with disk_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -168,7 +168,7 @@ def _examined(cell: ResolvedCell, folder: Path) -> dict[str, str]:
     from quant.checkpoint import read_scheme
 
     asked = cell.choices.scheme
-    assert asked is not None
+    assert isinstance(asked, Scheme)
     levels = () if cell.choices.levels is None else (cell.choices.levels,)
     try:
         found, scheme = read_scheme(folder, levels)
@@ -189,8 +189,7 @@ def _examined(cell: ResolvedCell, folder: Path) -> dict[str, str]:
                 f"({found.name}): a record must name the scheme of its weights; ask for "
                 f"scheme={scheme.name}, or correct the program."
             )
-    assert isinstance(scheme, Scheme)  # no program is asked for a budget
-    assert isinstance(asked, Scheme)
+    assert isinstance(scheme, Scheme)
     other = {} if scheme.scale_dtype == asked.scale_dtype else {"scales": scheme.scale_dtype}
     return {"format": found.name, **other}
 

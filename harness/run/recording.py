@@ -13,6 +13,7 @@ from harness.records.environment import environment
 from harness.records.record import ABSENT, Failure, LayerReport, Metric, Record
 from harness.records.roots import Roots
 from quant.head import is_head
+from quant.scheme import Scheme
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ def _config_of_absent(cell: ResolvedCell | PendingCell) -> dict[str, Any]:
         "model": {"dtype": cell.model.config.dtype},
         "scheme": {
             "bits": 16 if scheme is None else scheme.bits,
-            "group_size": None if scheme is None else scheme.group_size,
+            "group_size": scheme.group_size if isinstance(scheme, Scheme) else None,
         },
     }
 

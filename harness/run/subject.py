@@ -16,6 +16,7 @@ from harness.models.streaming import open_packed, open_source, skeleton, streams
 from harness.records.kept import Kept
 from harness.records.record import QUANTIZATION, Record
 from harness.records.store import artifact_digest
+from quant.scheme import Scheme
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
@@ -174,7 +175,7 @@ class Subject:
                 kept = operator_bits(loaded)
                 self._count(loaded, packed_bits(loaded), kept)
             return loaded
-        if isinstance(model, RandomModel) and scheme is not None:
+        if isinstance(model, RandomModel) and isinstance(scheme, Scheme):
             loaded = model.packed(place, scheme)
             self._count(loaded, packed_bits(loaded), 0)
             return loaded

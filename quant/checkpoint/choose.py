@@ -105,7 +105,12 @@ def written_format(name: str) -> tuple[Format, Writer]:
 def exported() -> dict[str, Format | FileFormat]:
     """Return the formats that `export` writes, folders and files, by name."""
     found = _load(tuple(package.__path__))
-    return {each.name: each for each in found if isinstance(each, FileFormat) or each.writer}
+    return {each.name: each for each in found if isinstance(each, FileFormat) or _exports(each)}
+
+
+def _exports(format: Format) -> bool:
+    """Whether a format of folders is written by `export`, which reads codes alone."""
+    return format.writer is not None and not format.writer.factored
 
 
 def exported_format(name: str) -> Format | FileFormat:

@@ -216,6 +216,11 @@ def refusal(solver: Solver, options: Any, scheme: AnyScheme, rules: Rules) -> st
                 f"a budget has no levels, and {solver.label} gives weights codes on a grid; use a "
                 "scheme of as many bits, such as w4g64 for 4.3125, or method=svd_whitened"
             )
+        if rules.few_tokens == RTN:
+            return (
+                f"few_tokens={RTN} rounds experts to a grid, and a budget has none; use "
+                f"few_tokens={DAMP}"
+            )
     elif solver.factors:
         return (
             f"{solver.label} stores no codes on a grid; use scheme=budget with as many bits, such "

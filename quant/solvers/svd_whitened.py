@@ -102,7 +102,8 @@ def oracle(weight: Tensor, scheme: Budget, hessian: Tensor, damping: float, *_: 
     values, vectors = torch.linalg.eigh(textbook.damped(hessian, damping))
     root, back = (vectors * power @ vectors.mT for power in (values**0.5, values**-0.5))
     live = weight.masked_fill(hessian.diagonal() == 0, 0)
-    return svd.oracle(live @ root, scheme) @ back
+    projected: Tensor = svd.oracle(live @ root, scheme) @ back
+    return projected
 
 
 SOLVER = Solver(

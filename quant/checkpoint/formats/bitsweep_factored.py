@@ -89,13 +89,8 @@ def stored(weight: FactoredWeight) -> Packed:
     return {f"{weight.form.name}.{name}": weight.tensors[name] for name in weight.form.tensors}
 
 
-def refuses(scheme: AnyScheme, _layer: StoredLayer | None) -> str | None:
-    if isinstance(scheme, Budget):
-        return None
-    return (
-        f"has codes of {scheme.bits} bits, and {FORMAT.name} stores factors of weights: choose "
-        "another format."
-    )
+def refuses(_scheme: AnyScheme, _layer: StoredLayer | None) -> str | None:
+    return None  # only budgets come here (quant.checkpoint.choose.artifact_format)
 
 
 def entries(scheme: AnyScheme, layer: StoredLayer) -> Entries:
@@ -123,7 +118,7 @@ FORMAT = Format(
     name="bitsweep-factored",
     title="Bitsweep factored",
     quant_method=METHOD,
-    readers="Bitsweep alone; written for factored weights, and by no export",
+    readers="Bitsweep alone",
     parts=tuple(f"{form.name}.{name}" for form in forms().values() for name in form.tensors),
     codes="",
     scales=None,

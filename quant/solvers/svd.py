@@ -22,19 +22,30 @@ def solve(
     options: NoOptions = DEFAULT_OPTIONS,  # noqa: ARG001
     layer: Layer = ANY_LAYER,
 ) -> Solution:
-    """Return W_r = sum of the r largest s_i u_i v_i^T of weight [out, in], as two factors.
+    """Return the sum of the r largest s_i u_i v_i^T of weight [out, in], as two factors.
 
-    r is the largest rank whose factors the budget holds. Computes in float32 (float64 if weight is)
-    and rounds the factors to float16. Raises NonFiniteError for weights that are not finite.
+    r is the largest rank whose factors the budget holds. Computes in float64, so that the float16
+    factors do not depend on how a machine's LAPACK rounds. Raises NonFiniteError for weights that
+    are not finite.
+    """
+    from quant.grid import check_finite
+
+    check_finite(weight, layer.name)
+    weight = weight.detach().double()
+    left = directions(weight, rank_of(scheme, (weight.shape[0], weight.shape[1])))
+    return Solution(factors(left, left.T @ weight, scheme))
+
+
+def directions(weight: Tensor, count: int) -> Tensor:
+    """Return the first left singular vectors [out, count] of weight [out, in].
+
+    The largest number of each is positive, because LAPACK's signs differ between machines.
     """
     import torch
 
-    from quant.grid import check_finite, working
-
-    check_finite(weight, layer.name)
-    left, values, right = torch.linalg.svd(working(weight), full_matrices=False)
-    rank = rank_of(scheme, (weight.shape[0], weight.shape[1]))
-    return Solution(factors(left[:, :rank] * values[:rank], right[:rank], scheme))
+    left = torch.linalg.svd(weight, full_matrices=False).U[:, :count]
+    largest = left.gather(0, left.abs().argmax(0, keepdim=True))
+    return left * torch.where(largest < 0, -1.0, 1.0).to(left)
 
 
 def rank_of(scheme: Budget, shape: tuple[int, int]) -> int:
@@ -45,20 +56,25 @@ def rank_of(scheme: Budget, shape: tuple[int, int]) -> int:
 
 
 def factors(left: Tensor, right: Tensor, scheme: Budget) -> FactoredWeight:
-    """Return left [out, rank] right [rank, in] in float16, each pair of vectors equally large.
-
-    So scaled, no number is near the ends of float16 unless the weights are.
-    """
-    import torch
-
+    """Return left [out, rank] right [rank, in] in float16, balanced."""
     from quant.factored import FactoredWeight
     from quant.forms.low_rank import FORM
 
-    sizes = left.abs().amax(0), right.abs().amax(1)
-    scale = torch.where(sizes[0] > 0, (sizes[1] / sizes[0]).sqrt(), 1.0)
-    scale = torch.where(scale > 0, scale, 1.0)
+    scale = balance(left, right)
     held = {"left": left * scale, "right": right / scale[:, None]}
     return FactoredWeight(FORM, {name: part.half() for name, part in held.items()}, scheme)
+
+
+def balance(left: Tensor, right: Tensor) -> Tensor:
+    """Return by what [rank] to multiply columns of left, and to divide rows of right.
+
+    The largest numbers of both are equal then, and none is near the ends of float16 unless the
+    weights are. 1 where one of them is 0.
+    """
+    import torch
+
+    ours, other = left.abs().amax(0), right.abs().amax(1)
+    return torch.where((ours > 0) & (other > 0), (other / ours).sqrt(), 1.0)
 
 
 def refuses_shape(options: object, scheme: Budget, shape: tuple[int, int]) -> str | None:  # noqa: ARG001

@@ -1,7 +1,8 @@
 """SVD of the whitened weight: the weight of a rank whose outputs are nearest (SVD-LLM, ASVD).
 
 With H = R R^T the Hessian of the layer's inputs, tr((W - Q) H (W - Q)^T) = ||(W - Q) R||^2. R is
-invertible, so the best Q of rank r is the best approximation of W R of rank r, times R^-1.
+invertible, so the best Q of rank r is the best approximation of W R of rank r, U_r U_r^T W R with
+the first left singular vectors U_r of W R, times R^-1: Q = U_r U_r^T W.
 """
 
 from __future__ import annotations
@@ -62,23 +63,14 @@ def solve(
     to float16. Weights of dead inputs are 0. loss is tr(E H E^T) / 2 of what is stored, which for
     GPTQ is the loss, too. Raises NonFiniteError for weights that are not finite.
     """
-    import torch
-
     from quant.products import product
 
     weight, dead = begin(weight, prepared, options.damping, False, layer.name)
-    root = prepared.root.to(weight.dtype)
-    left, values, right = torch.linalg.svd(product(weight, root), full_matrices=False)
-    rank = svd.rank_of(scheme, (weight.shape[0], weight.shape[1]))
-    whitened = right[:rank]
-    back = torch.linalg.solve_triangular(root, whitened, upper=True, left=False)
-    found = svd.factors(left[:, :rank] * values[:rank], back, scheme)
-    return Solution(
-        found,
-        finite_loss(loss_of(weight, found.dequantize(), root), SOLVER.label, layer.name),
-        prepared.damping,
-        dead,
-    )
+    root, rank = prepared.root, svd.rank_of(scheme, (weight.shape[0], weight.shape[1]))
+    left = svd.directions(product(weight, root), rank)
+    found = svd.factors(left, product(left.T, weight), scheme)
+    loss = finite_loss(loss_of(weight, found.dequantize(), root), SOLVER.label, layer.name)
+    return Solution(found, loss, prepared.damping, dead)
 
 
 def loss_of(weight: Tensor, values: Tensor, root: Tensor) -> float:

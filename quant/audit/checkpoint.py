@@ -55,12 +55,15 @@ class Loose:
 
     values  float32 [out, in]; kind their type or form, bits the stored bits of all of them.
     why     what the kind has in the place of a grid, as the rest of a sentence that begins with it.
+    scaled  whether it may be a scaled weight (quant.audit.coordinates). What a low rank leaves of a
+            weight looks like one, and no method here scales before it factors.
     """
 
     values: Tensor
     kind: str
     bits: float
     why: str
+    scaled: bool = True
 
 
 class AuditedCheckpoint:
@@ -126,7 +129,7 @@ class AuditedCheckpoint:
             return None
         found = read_weight(self._reader, self._format, layer, self._layers[layer])
         if isinstance(found, FactoredWeight):
-            return Loose(found.dequantize(), found.form.title, found.bits, PRODUCT)
+            return Loose(found.dequantize(), found.form.title, found.bits, PRODUCT, False)
         return found
 
     def type_of(self, layer: str, weight: QuantizedWeight) -> str:  # noqa: ARG002

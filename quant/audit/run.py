@@ -203,7 +203,8 @@ class BlockAuditor(BlockSolver):
         bits = found.bits / (outputs * inputs)
         if seen is None:
             return self._unseen(name, module, found.values, found.kind, bits)
-        evidence, coordinates = error_alone(weight_matrix(module).float(), found.values, seen)
+        weight = weight_matrix(module).float()
+        evidence, coordinates = error_alone(weight, found.values, seen, found.scaled)
         set_weight_matrix(module, coordinates.unscaled(found.values), name)
         verdict = judge_alone(evidence, found.kind, found.why)
         return LayerAudit(name, self.index, outputs, inputs, verdict, found.kind, bits, evidence)

@@ -109,6 +109,8 @@ class Fit:
     """
 
     def __init__(self, weight: Tensor, root: Tensor, inner: int, used: int, group: int) -> None:
+        import torch
+
         from quant.products import product
 
         self.weight, self.used, self.group = weight, used, group
@@ -116,7 +118,7 @@ class Fit:
         self.scale = self.metric.diagonal().sqrt()
         self.dense = svd.directions(product(weight, root), inner).clone()
         self.sparse = self.dense.T @ weight
-        self.mask = self.sparse.new_ones(self.sparse.shape, dtype=bool)
+        self.mask = torch.ones_like(self.sparse, dtype=torch.bool)
         self.rest = weight - self.dense @ self.sparse
 
     def error(self) -> float:
@@ -243,8 +245,8 @@ def oracle(
     weight = weight.masked_fill(hessian.diagonal() == 0, 0)
     (used, group), inputs = options.sizes, weight.shape[1]
     inner = inner_of(options, scheme, (weight.shape[0], inputs))
-    # The largest eigenvector first.
-    dense = torch.linalg.eigh(weight @ wide @ weight.T).eigenvectors.flip(1)[:, :inner].clone()
+    rising = torch.linalg.eigh(weight @ wide @ weight.T).eigenvectors
+    dense: Tensor = rising.flip(1)[:, :inner].clone()
     sparse = dense.T @ weight
 
     def best(target: Tensor, places: list[int]) -> Tensor:
@@ -266,10 +268,8 @@ def oracle(
             for start in range(0, inputs, group):
                 order = scores[start : start + group].argsort(descending=True)[:used]
                 wanted += sorted(start + int(place) for place in order)
-            mine = held[row]
-            found = best(target, wanted)
-            if mine not in (None, wanted) and far(found, target) > far(sparse[row], target):
-                assert mine is not None
+            found, mine = best(target, wanted), held[row]
+            if mine is not None and far(found, target) > far(sparse[row], target):
                 wanted, found = mine, best(target, mine)
             sparse[row], held[row] = found, wanted
         dense = torch.linalg.lstsq((sparse @ root).T, (weight @ root).T).solution.T.contiguous()

@@ -43,7 +43,7 @@ def directions(weight: Tensor, count: int) -> Tensor:
     """
     import torch
 
-    left = torch.linalg.svd(weight, full_matrices=False).U[:, :count]
+    left: Tensor = torch.linalg.svd(weight, full_matrices=False).U[:, :count]
     largest = left.gather(0, left.abs().argmax(0, keepdim=True))
     return left * torch.where(largest < 0, -1.0, 1.0).to(left)
 

@@ -12,7 +12,9 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bitsweep.sources import find_model, windows_of
+from quant.allocation import Allocation
 from quant.arithmetic import AUTO
+from quant.budget import AnyScheme, Budget, parse_scheme
 from quant.calibrate.devices import visible_devices
 from quant.calibrate.run import Progress
 from quant.calibrate.sink import InMemorySink
@@ -36,7 +38,6 @@ from quant.memory.plan import plan_quantization
 from quant.memory.shapes import model_shape
 from quant.parts import PartError, find_part
 from quant.rules import STRICT, Rules
-from quant.scheme import Scheme
 from quant.solvers.base import Solver, method_description
 from quant.transforms.base import Transform, transform_description
 
@@ -47,7 +48,7 @@ Windows = Callable[[PreTrainedModel], list[Tensor]]
 
 def quantize(
     model: str | Path | PreTrainedModel,
-    scheme: str | Scheme,
+    scheme: str | AnyScheme,
     calibration: str | Path | Sequence[Tensor] | None = None,
     *,
     out: str | Path | None = None,
@@ -92,7 +93,7 @@ def quantize(
     solver = _part(method, "solvers", "SOLVER", Solver)
     config = QuantizationConfig(
         solver=solver,
-        scheme=Scheme.parse(scheme) if isinstance(scheme, str) else scheme,
+        scheme=parse_scheme(scheme) if isinstance(scheme, str) else scheme,
         options=None if options is None else _options(solver, options),
         transforms=tuple(
             (_part(each, "transforms", "TRANSFORM", Transform), None) for each in transforms
@@ -194,9 +195,10 @@ def _again(
     named = isinstance(calibration, str | Path | None) and all(isinstance(p, str) for p in parts)
     ours = {each.name for each in built_in_levels()}
     scheme = config.scheme
-    if not isinstance(scheme, Scheme) or scheme.layers or scheme.kind.name not in ours:
+    if isinstance(scheme, Allocation) or scheme.layers:
         return ""
-    if not named or config.rules != STRICT:
+    known = isinstance(scheme, Budget) or scheme.kind.name in ours
+    if not named or config.rules != STRICT or not known:
         return ""
 
     def last(path: str | Path) -> str:

@@ -10,7 +10,9 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
+from quant.budget import AnyScheme
 from quant.errors import SchemeError
 from quant.scheme import OUTSIDE, Scheme
 
@@ -123,6 +125,10 @@ class Allocation:
                 f"{means[low]:.4g} to {high.name} with {means[high]:.4g} bits a weight, scales and "
                 "zero-points counted; use a number between them, or other auto.candidates."
             )
+
+
+# What a cell may ask of its layers.
+AskedScheme: TypeAlias = AnyScheme | Allocation
 
 
 def budget_of(name: str) -> float | None:

@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from quant.allocation import VERSION, Allocation
+from quant.allocation import VERSION, Allocation, AskedScheme
 from quant.arithmetic import ARITHMETIC, AUTO
+from quant.budget import AnyScheme, Budget
 from quant.errors import QuantizationError
 from quant.head import method_outside
 from quant.rules import STRICT, Rules
-from quant.scheme import OUTSIDE, Scheme
+from quant.scheme import OUTSIDE
 from quant.solvers.base import Solver, refusal
 from quant.transforms.base import Transform
 
@@ -42,7 +43,7 @@ class QuantizationConfig:
     """
 
     solver: Solver
-    scheme: Scheme | Allocation
+    scheme: AskedScheme
     options: Any = None
     transforms: tuple[tuple[Transform, Any], ...] = ()
     kernel: str = "auto"
@@ -61,7 +62,7 @@ class QuantizationConfig:
                 f"solver {self.solver.name} is another program, which quantizes whole models into "
                 "checkpoints: run it in a sweep, with `bitsweep run`."
             )
-        if not isinstance(self.scheme, Scheme | Allocation):
+        if not isinstance(self.scheme, AskedScheme):
             raise QuantizationError(
                 f"scheme={self.scheme!r} is not a Scheme; use quant.Scheme(bits=4, group_size=128)."
             )
@@ -81,6 +82,11 @@ class QuantizationConfig:
                 "it: list it first, and only one such transform."
             )
         late = [each.name for each, _ in self.exact_transforms[1:] if each.residual is not None]
+        if self.transforms and isinstance(self.scheme, Budget):
+            raise QuantizationError(
+                f"transform {self.transforms[0][0].name} makes weights easier to round, and "
+                f"{self.scheme.name} rounds to no grid: leave the transform out."
+            )
         if late:
             raise QuantizationError(
                 f"transform {late[0]} rotates the residual stream, before anything is calibrated: "
@@ -109,9 +115,9 @@ class QuantizationConfig:
         return self.solver.needs_calibration or bool(self.transforms) or chooses
 
     @property
-    def layers(self) -> Scheme:
+    def layers(self) -> AnyScheme:
         """The scheme of the layers, once it is chosen."""
-        assert isinstance(self.scheme, Scheme), "quant.allocate.run chooses before"
+        assert not isinstance(self.scheme, Allocation), "quant.allocate.run chooses before"
         return self.scheme
 
     @property
@@ -213,7 +219,7 @@ def _identity(
     }
 
 
-def _scheme(scheme: Scheme | Allocation) -> dict[str, Any]:
+def _scheme(scheme: AskedScheme) -> dict[str, Any]:
     """Return the fields of a scheme as JSON, with levels as their name and code hash."""
     if isinstance(scheme, Allocation):
         fields = {field.name: getattr(scheme, field.name) for field in dataclasses.fields(scheme)}
@@ -221,6 +227,8 @@ def _scheme(scheme: Scheme | Allocation) -> dict[str, Any]:
         outside = {what: _scheme(own) for what, own in scheme.outside.items()}
         fields = {n: v for n, v in fields.items() if n not in OUTSIDE}
         return {**fields, "candidates": candidates, **outside, "version": VERSION}
+    if isinstance(scheme, Budget):
+        return {"budget": scheme.bits}
     found = {field.name: getattr(scheme, field.name) for field in dataclasses.fields(scheme)}
     found = {n: v for n, v in found.items() if n not in (*OUTSIDE, "layers")}
     for what, own in scheme.outside.items():

@@ -18,7 +18,7 @@ from quant.checkpoint.files import QUANTIZATION_FILES
 from quant.parts import Part
 
 if TYPE_CHECKING:
-    from quant.scheme import Scheme
+    from quant.budget import AnyScheme
     from quant.transforms.base import Transform
 
 
@@ -35,7 +35,7 @@ class Checkpoint:
     format: str
     producer: str
     zero_points: str
-    scheme: Scheme
+    scheme: AnyScheme
     evidence: str = ""
     signed: bool = False
     mixture: str = ""
@@ -193,7 +193,7 @@ def load_dequantized(
 
 def packed_bits(model: Any) -> list[tuple[int, float]]:
     """The weights of every packed layer of a model, and their stored bits."""
-    from quant import QuantLinear
+    from quant.factored import PackedLinear
 
-    layers = [module for module in model.modules() if isinstance(module, QuantLinear)]
+    layers = [module for module in model.modules() if isinstance(module, PackedLinear)]
     return [(layer.out_features * layer.in_features, layer.stored_bits) for layer in layers]

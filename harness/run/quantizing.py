@@ -134,7 +134,7 @@ def _by_program(cell: ResolvedCell) -> StageResult:
     solving, scheme = choices.solving, choices.scheme
     assert folder is not None
     assert solving is not None
-    assert isinstance(scheme, Scheme)
+    assert isinstance(scheme, Scheme)  # no program is asked for anything else
     assert solving.solver.whole is not None
     with disk_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -283,6 +283,7 @@ def _examined(cell: ResolvedCell, folder: Path) -> dict[str, str]:
                 f"({found.name}): a record must name the scheme of its weights; ask for "
                 f"scheme={scheme.name}, or correct the program."
             )
+    assert isinstance(scheme, Scheme)
     other = {} if scheme.scale_dtype == asked.scale_dtype else {"scales": scheme.scale_dtype}
     return {"format": found.name, **other}
 

@@ -24,10 +24,10 @@ from quant.calibrate.stream import Workplace, quantize_blocks
 from quant.calibrate.transform import UNCHANGED, Changed
 from quant.config import QuantizationConfig
 from quant.errors import failures_of
+from quant.factored import AnyWeight
 from quant.hessian import Hessian
 from quant.solvers import gptq, rtn
 from quant.solvers.base import Layer, Solver
-from quant.weight import QuantizedWeight
 
 Sensitivities = dict[str, dict[str, float]]
 """Costs by full name of a layer and name of a candidate."""
@@ -120,7 +120,7 @@ class LossSensor(BlockSolver):
             return matrix, solver, options, solver.prepare(own, options, layer, *beside)
 
 
-def output_error(weight: Tensor, quantized: QuantizedWeight, hessian: Tensor | None) -> float:
+def output_error(weight: Tensor, quantized: AnyWeight, hessian: Tensor | None) -> float:
     """Return tr(E H E^T) of E = W - Q [out, in]; 0 without a Hessian, as no input came."""
     if hessian is None:
         return 0.0

@@ -16,11 +16,13 @@ from quant.checkpoint.loader import read_format, read_quantization
 from quant.checkpoint.names import names_of
 from quant.checkpoint.tensors import TensorReader
 from quant.errors import ArtifactError
+from quant.factored import FactoredWeight
 from quant.weight import QuantizedWeight
 
 # Two tensors count as equal up to the rounding of the coarser of their types, bfloat16 at most.
 ROUNDING = 2**-7
 LISTED = 3
+PRODUCT = "is a product of factors"
 AT_ONCE = 1 << 20  # values of two tensors that are compared at a time
 
 
@@ -45,6 +47,23 @@ class Claim:
     types: str = ""
     said: tuple[str, ...] = ()
     true_sequential: bool = False
+
+
+@dataclass(frozen=True)
+class Loose:
+    """The weight of a layer without levels of single weights: factored, or of a type as IQ2_XS.
+
+    values  float32 [out, in]; kind their type or form, bits the stored bits of all of them.
+    why     what the kind has in the place of a grid, as the rest of a sentence that begins with it.
+    scaled  whether it may be a scaled weight (quant.audit.coordinates). What a low rank leaves of a
+            weight looks like one, and no method here scales before it factors.
+    """
+
+    values: Tensor
+    kind: str
+    bits: float
+    why: str
+    scaled: bool = True
 
 
 class AuditedCheckpoint:
@@ -104,11 +123,14 @@ class AuditedCheckpoint:
             true_sequential=sequential,
         )
 
-    def read(self, layer: str) -> QuantizedWeight | None:
+    def read(self, layer: str) -> QuantizedWeight | Loose | None:
         """Return the quantized weight of a layer, by its full name; None if it is not quantized."""
         if layer not in self._layers:
             return None
-        return read_weight(self._reader, self._format, layer, self._layers[layer])
+        found = read_weight(self._reader, self._format, layer, self._layers[layer])
+        if isinstance(found, FactoredWeight):
+            return Loose(found.dequantize(), found.form.title, found.bits, PRODUCT, False)
+        return found
 
     def type_of(self, layer: str, weight: QuantizedWeight) -> str:  # noqa: ARG002
         """Return the name of a quantized layer's scheme."""

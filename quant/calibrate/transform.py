@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from quant.blocks import LINEAR_TYPES, linear_layers, set_weight_matrix, weight_matrix
+from quant.budget import AnyScheme
 from quant.calibrate.neighbours import Maker, Names, Neighbours, find_neighbours
 from quant.calibrate.statistics import InputStatistics
 from quant.calibrate.upstream import Source, Upstream
 from quant.errors import QuantizationError, failures_of
 from quant.hessian import Hessian
 from quant.input_operator import InputOperator, KeptChange, attach
-from quant.scheme import Scheme
 from quant.transforms.base import (
     ALWAYS,
     NEVER,
@@ -121,7 +121,7 @@ class BlockTransformer:
     """
 
     transforms: Sequence[tuple[Transform, Any]]
-    scheme: Scheme
+    scheme: AnyScheme
     model: nn.Module
     block: nn.Module
     name: str
@@ -186,7 +186,8 @@ class BlockTransformer:
             with failures_of(f"{layers[0]}: transform {transform.name}"):
                 assert transform.change is not None  # the residual stream is rotated before
                 group = Group(
-                    hessian.layer, layers, weights, matrix, self.scheme,
+                    hessian.layer, layers, weights, matrix,
+                    self.scheme,  # type: ignore[arg-type]  # transforms have grids
                     _carried(transform, statistics, changes),
                     taker.tied if isinstance(taker, Source) else None,
                     2 * hessian.tokens / hessian.sequences,

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from quant.allocation import LOSS, Allocation
-from quant.scheme import Scheme
+from quant.allocation import LOSS, Allocation, AskedScheme
 
 
 def choice_items(
-    scheme: Scheme | Allocation,
+    scheme: AskedScheme,
     layers: Sequence[tuple[int, int]],
     hidden: int,
     logits: Callable[[int], int],

@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from quant.allocation import Allocation
+from quant.allocation import AskedScheme
 from quant.arithmetic import PORTABLE, resolve_arithmetic
+from quant.budget import AnyScheme
 from quant.errors import QuantizationError
 from quant.head import AT_ONCE, SOLVER
 from quant.memory.choice import choice_items
@@ -22,7 +23,6 @@ from quant.memory.limits import PLACES, Limits
 from quant.memory.quantized import quantized_bytes, search_numbers
 from quant.memory.shapes import ModelShape, stored_bytes
 from quant.memory.transforms import operator_bytes, pruning_bytes, rotation_bytes, transform_bytes
-from quant.scheme import Scheme
 from quant.tiling import CHECKED_LOGITS
 
 if TYPE_CHECKING:
@@ -217,7 +217,7 @@ def _quantization_items(
         yield Item("what a transform chooses from and tries", tried, here, ("transform",))
 
 
-def _quantized(shape: ModelShape, schemes: Sequence[Scheme]) -> Iterator[Item]:
+def _quantized(shape: ModelShape, schemes: Sequence[AnyScheme]) -> Iterator[Item]:
     """Yield the items of the block being solved and of the one before, being packed and written."""
     held, packed = quantized_bytes(shape.layers, schemes)
     beside = max(0, shape.block_bytes - sum(map(math.prod, shape.layers)) * shape.itemsize)
@@ -226,7 +226,7 @@ def _quantized(shape: ModelShape, schemes: Sequence[Scheme]) -> Iterator[Item]:
     yield Item("the block before it, being written", held + packed + beside, IN_HOST, everywhere)
 
 
-def _outside(shape: ModelShape, scheme: Scheme | Allocation, here: str) -> Iterator[Item]:
+def _outside(shape: ModelShape, scheme: AskedScheme, here: str) -> Iterator[Item]:
     """Yield the items of embeddings and head, which are rounded some rows at a time and packed.
 
     The embeddings are the first, and what they become is kept until all is written; the head is

@@ -37,6 +37,7 @@ from quant.errors import ModelStructureError, QuantizationError
 from quant.memory.shapes import model_shape
 from quant.pruning.cut import Cut, config_without
 from quant.pruning.running import masked, resident, running_on
+from quant.scheme import Scheme
 from quant.transforms.base import Transform
 
 _TOKENS = 64  # on which the pruned model is compared with the masked one
@@ -133,8 +134,10 @@ def pruned(
     )
     structure = observe(source, windows[0])
     with evaluation(model):
+        scheme = config.layers
+        assert isinstance(scheme, Scheme)  # a budget has no transforms
         with resident(source), _wide(model, arithmetic == PORTABLE):
-            cut = transform.prune(running_on(source, structure, config.layers, windows), options)
+            cut = transform.prune(running_on(source, structure, scheme, windows), options)
         tokens = windows[0][None, :_TOKENS]
         masked = _masked_logits(source, structure, cut, tokens)
         try:

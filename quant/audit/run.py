@@ -34,14 +34,13 @@ from quant.calibrate.transform import UNCHANGED, Changed
 from quant.checkpoint.tensors import TensorReader
 from quant.config import QuantizationConfig
 from quant.errors import ArtifactError
-from quant.factored import AnyWeight
 from quant.hessian import Hessian
 from quant.memory.limits import free_memory
 from quant.memory.plan import model_shape, plan_quantization
 from quant.rules import RTN, Rules
 from quant.scheme import Scheme
 from quant.solvers import gptq
-from quant.weight import QuantizedWeight
+from quant.weight import AnyWeight, QuantizedWeight
 
 # The scheme is not used: every layer is audited on its own.
 CONFIG = QuantizationConfig(gptq.SOLVER, Scheme(4), rules=Rules(True, RTN), arithmetic="fast")

@@ -68,11 +68,11 @@ from quant.calibrate.windows import Batch, check_windows, make_batches
 from quant.config import QuantizationConfig
 from quant.coverage import Coverage
 from quant.experts import unfuse
-from quant.factored import AnyWeight
 from quant.head import find_head
 from quant.memory.heaps import memory_kept, trim_heap
 from quant.memory.plan import model_shape
 from quant.products import torch_alone
+from quant.weight import AnyWeight
 
 __all__ = [
     "LayerResult",

@@ -44,11 +44,10 @@ from quant.checkpoint.writer import (
     producer,
 )
 from quant.errors import ArtifactError
-from quant.factored import AnyWeight
 from quant.levels.base import Levels
 from quant.parts import Part
 from quant.scheme import Scheme
-from quant.weight import QuantizedWeight
+from quant.weight import AnyWeight, QuantizedWeight
 
 
 @dataclass(frozen=True)

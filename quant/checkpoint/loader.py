@@ -41,12 +41,13 @@ from quant.checkpoint.skeleton import build_skeleton
 from quant.checkpoint.tensors import TensorReader
 from quant.checkpoint.writer import layer_shape
 from quant.errors import ArtifactError
-from quant.factored import AnyWeight, FactoredLinear, FactoredWeight, PackedLinear
+from quant.factored import FactoredLinear, PackedLinear
 from quant.input_operator import attach
 from quant.levels.base import Levels
 from quant.linear import QuantLinear
 from quant.parts import Part
 from quant.transforms.base import Transform
+from quant.weight import AnyWeight, FactoredWeight
 
 
 def load(

@@ -24,9 +24,8 @@ if TYPE_CHECKING:
 
     from quant.budget import Budget
     from quant.checkpoint.operators import Operators
-    from quant.factored import FactoredWeight
     from quant.linear import Packed
-    from quant.weight import QuantizedWeight
+    from quant.weight import FactoredWeight, QuantizedWeight
 
     Shape = tuple[int, int] | None
     Tensors = Mapping[str, Tensor]
@@ -122,7 +121,7 @@ class Writer:
     own          whether Bitsweep's artifacts may have this format. Its tensors are then those of
                  quant.linear.pack, and may be read back before the artifact is complete.
     stem         beginning of the names of the tensor files.
-    factored     whether it stores factored weights (quant.factored), and nothing else.
+    factored     whether it stores factored weights (quant.weight), and nothing else.
     """
 
     refuses: Callable[[Any, StoredLayer | None], str | None]

@@ -23,9 +23,9 @@ from benchmarks.cost_model import BlockShape, Work
 
 if TYPE_CHECKING:
     from quant.calibrate.sink import BlockSink, Finished
-    from quant.factored import AnyWeight
     from quant.input_operator import InputOperator
     from quant.transforms.base import Transform
+    from quant.weight import AnyWeight
 
 Stages = dict[str, float]
 BATCH_TOKENS = 1024

@@ -1,60 +1,17 @@
-"""FactoredWeight: a weight stored as a product; FactoredLinear: the layer that multiplies it."""
+"""FactoredLinear: a linear layer that multiplies a factored weight as it is stored."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Self, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from quant.budget import Budget
-from quant.forms.base import Form
 from quant.input_operator import NAME as OPERATOR
 from quant.input_operator import InputOperator
 from quant.linear import QuantLinear
-from quant.weight import QuantizedWeight
-
-
-@dataclass(frozen=True)
-class FactoredWeight:
-    """A weight [out, in] in a form other than codes on a grid, as a method made it.
-
-    form     how the tensors make the weight (quant.forms).
-    tensors  by the names that the form declares, as they are stored.
-    scheme   the budget that the method was given; `bits` is what the tensors take.
-
-    Raises ValueError for tensors that cannot be such a weight.
-    """
-
-    form: Form
-    tensors: Mapping[str, Tensor]
-    scheme: Budget
-
-    def __post_init__(self) -> None:
-        reason = self.form.check(self.tensors)
-        if reason is not None:
-            raise ValueError(f"a weight of the form {self.form.name} {reason}")
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(outputs, inputs)."""
-        return self.form.shape(self.tensors)
-
-    @property
-    def bits(self) -> int:
-        """Stored bits of all tensors."""
-        return sum(8 * tensor.nbytes for tensor in self.tensors.values())
-
-    def to(self, device: torch.device | str) -> FactoredWeight:
-        """Return the same weight with all tensors on `device`."""
-        moved = {name: tensor.to(device) for name, tensor in self.tensors.items()}
-        return FactoredWeight(self.form, moved, self.scheme)
-
-    def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Return the weight [out, in], computed in float32 and rounded once to dtype."""
-        return self.form.dense(self.tensors).to(dtype)
+from quant.weight import FactoredWeight
 
 
 class FactoredLinear(nn.Module):
@@ -123,6 +80,5 @@ class FactoredLinear(nn.Module):
         return self
 
 
-# What a method makes of a weight, and the layers that multiply it as it is stored.
-AnyWeight: TypeAlias = QuantizedWeight | FactoredWeight
+# The layers that multiply a weight as it is stored.
 PackedLinear: TypeAlias = QuantLinear | FactoredLinear

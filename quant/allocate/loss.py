@@ -24,10 +24,10 @@ from quant.calibrate.stream import Workplace, quantize_blocks
 from quant.calibrate.transform import UNCHANGED, Changed
 from quant.config import QuantizationConfig
 from quant.errors import failures_of
-from quant.factored import AnyWeight
 from quant.hessian import Hessian
 from quant.solvers import gptq, rtn
 from quant.solvers.base import Layer, Solver
+from quant.weight import AnyWeight
 
 Sensitivities = dict[str, dict[str, float]]
 """Costs by full name of a layer and name of a candidate."""

@@ -22,12 +22,12 @@ from quant.calibrate.transform import UNCHANGED, Changed
 from quant.config import QuantizationConfig
 from quant.errors import QuantizationError, failures_of
 from quant.experts import routed_groups
-from quant.factored import AnyWeight, FactoredWeight
 from quant.hessian import Hessian
 from quant.input_operator import operator_bits
 from quant.levels.base import GridTensor
 from quant.solvers import rtn
 from quant.solvers.base import Layer, Solution, Solver
+from quant.weight import AnyWeight, FactoredWeight
 
 
 @dataclass(frozen=True)

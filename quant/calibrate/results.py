@@ -13,10 +13,9 @@ import torch
 from torch import Tensor
 
 from cuda_ext.layout import pack_codes, unpack_codes
-from quant.factored import AnyWeight
 from quant.memory.heaps import own_copy
 from quant.scheme import Scheme
-from quant.weight import QuantizedWeight
+from quant.weight import AnyWeight, QuantizedWeight
 
 
 class _Place(Protocol):

@@ -23,10 +23,10 @@ from quant.calibrate.wide import WideCalls, wide_buffers
 from quant.config import QuantizationConfig
 from quant.coverage import Coverage
 from quant.errors import SchemeError
-from quant.factored import AnyWeight
 from quant.forward_products import forward_products
 from quant.head import find_embeddings, find_head, serves_head, tied
 from quant.scheme import Scheme
+from quant.weight import AnyWeight
 
 Progress = Callable[[int, int, str], None]
 

@@ -15,9 +15,9 @@ from torch import Tensor
 from quant.calibrate.cost import StageCost, StageMeter
 from quant.calibrate.layers import LayerResult
 from quant.calibrate.results import KeptWeights
-from quant.factored import AnyWeight
 from quant.input_operator import InputOperator
 from quant.transforms.base import Transform
+from quant.weight import AnyWeight
 
 STAGE = "write"
 

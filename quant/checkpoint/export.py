@@ -44,13 +44,12 @@ from quant.checkpoint.writer import (
     producer,
 )
 from quant.errors import ArtifactError
-from quant.factored import AnyWeight
 from quant.head import is_embeddings, is_head
 from quant.levels.base import Levels
 from quant.parts import Part
 from quant.pruning.cut import smaller_layers
 from quant.scheme import Scheme, mixture
-from quant.weight import QuantizedWeight
+from quant.weight import AnyWeight, QuantizedWeight
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,10 @@ from quant.checkpoint.loader import load_weights, read_scheme
 from quant.checkpoint.operators import summary
 from quant.checkpoint.tensors import TensorReader
 from quant.checkpoint.writer import scattered
-from quant.factored import AnyWeight, FactoredWeight
 from quant.levels import uniform
 from quant.levels.base import Levels
 from quant.parts import Part
-from quant.weight import QuantizedWeight
+from quant.weight import AnyWeight, FactoredWeight, QuantizedWeight
 
 
 @dataclass(frozen=True)

@@ -19,13 +19,12 @@ from quant.checkpoint.layer_names import is_expression
 from quant.checkpoint.operators import tensor_names
 from quant.checkpoint.tensors import TensorReader
 from quant.errors import ArtifactError
-from quant.factored import AnyWeight, FactoredWeight
 from quant.head import is_embeddings, is_head
 from quant.input_operator import NAME
 from quant.levels.base import Levels
 from quant.linear import pack, unpack
 from quant.parts import Part
-from quant.weight import QuantizedWeight
+from quant.weight import AnyWeight, FactoredWeight, QuantizedWeight
 
 if TYPE_CHECKING:
     from quant.checkpoint.formats.base import Buffers, Read

@@ -42,13 +42,14 @@ from quant.checkpoint.tensors import TensorReader
 from quant.checkpoint.writer import layer_shape
 from quant.embedding import QuantEmbedding, embed_scale, looked_up
 from quant.errors import ArtifactError
-from quant.factored import AnyWeight, FactoredLinear, FactoredWeight, PackedLinear
+from quant.factored import FactoredLinear, PackedLinear
 from quant.head import tied, with_served_head
 from quant.input_operator import attach
 from quant.levels.base import Levels
 from quant.linear import QuantLinear
 from quant.parts import Part
 from quant.transforms.base import Transform
+from quant.weight import AnyWeight, FactoredWeight
 
 
 def load(

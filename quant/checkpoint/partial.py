@@ -55,12 +55,12 @@ from quant.checkpoint.writer import (
     write_other_files,
 )
 from quant.errors import ArtifactError
-from quant.factored import AnyWeight, FactoredWeight
 from quant.forms.base import forms
 from quant.head import find_embeddings, find_head, serves_head
 from quant.input_operator import InputOperator
 from quant.linear import packed_bytes, packed_shapes, unpack
 from quant.transforms.base import Transform
+from quant.weight import AnyWeight, FactoredWeight
 
 ACTIVATIONS = "activations"
 _KEY, _ARTIFACT, _BLOCKS = "key.json", "artifact", "blocks"

@@ -28,12 +28,11 @@ from quant.checkpoint.names import Names, names_of
 from quant.checkpoint.operators import STEM, stored_operators, wrap
 from quant.checkpoint.tensors import Entry, write_tensors
 from quant.errors import ArtifactError, SchemeError
-from quant.factored import AnyWeight, FactoredWeight
 from quant.head import is_embeddings, is_head, tied, with_served_head
 from quant.input_operator import NAME as OPERATOR
 from quant.linear import Packed
 from quant.scheme import Scheme, mixture, most_common
-from quant.weight import QuantizedWeight
+from quant.weight import AnyWeight, FactoredWeight, QuantizedWeight
 
 MAX_SHARD_BYTES = 5_000_000_000
 # Room for config.json, the manifest, the headers of the shards and the file system's own use.

@@ -19,11 +19,11 @@ from quant.rules import DAMP, RTN
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from quant.factored import AnyWeight
     from quant.hessian import Factor
     from quant.rules import Rules
     from quant.scheme import Scheme
     from quant.solvers.outside import Made
+    from quant.weight import AnyWeight
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ class Solver:
                        (quant.calibrate.self_check). None: they cannot.
     refuses            refuses(options, scheme): why the solver cannot be asked for a scheme, as the
                        end of a sentence with the next step; None: it can (`refusal`).
-    factors            whether it makes factored weights (quant.factored) within a quant.budget, in
+    factors            whether it makes factored weights (quant.weight) within a quant.budget, in
                        the place of codes of a scheme.
     refuses_shape      refuses_shape(options, scheme, (outputs, inputs)): why it cannot solve layers
                        of this shape, as the end of a sentence with the next step; None: it can.

@@ -81,8 +81,8 @@ def solve(
     solved for a last time. Weights of dead inputs are 0. loss is tr(E H E^T) / 2 of what is stored.
     Raises NonFiniteError for weights that are not finite.
     """
-    from quant.factored import FactoredWeight
     from quant.forms.dense_sparse import FORM
+    from quant.weight import FactoredWeight
 
     weight, dead = begin(weight, prepared, options.damping, False, layer.name)
     root = prepared.root

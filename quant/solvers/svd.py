@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from quant.budget import Budget
-    from quant.factored import FactoredWeight
+    from quant.weight import FactoredWeight
 
 DEFAULT_OPTIONS, ANY_LAYER = NoOptions(), Layer()
 
@@ -57,8 +57,8 @@ def rank_of(scheme: Budget, shape: tuple[int, int]) -> int:
 
 def factors(left: Tensor, right: Tensor, scheme: Budget) -> FactoredWeight:
     """Return left [out, rank] right [rank, in] in float16, balanced."""
-    from quant.factored import FactoredWeight
     from quant.forms.low_rank import FORM
+    from quant.weight import FactoredWeight
 
     scale = balance(left, right)
     held = {"left": left * scale, "right": right / scale[:, None]}

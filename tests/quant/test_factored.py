@@ -7,12 +7,13 @@ import torch
 
 from quant.budget import Budget, parse_scheme
 from quant.errors import SchemeError
-from quant.factored import FactoredLinear, FactoredWeight
+from quant.factored import FactoredLinear
 from quant.forms import base, dense_sparse, low_rank
 from quant.forms.base import forms
 from quant.scheme import Scheme
 from quant.solvers import dense_sparse as fitted
 from quant.solvers import svd
+from quant.weight import FactoredWeight
 from tests.quant.layers_with_inputs import layer_of
 
 

@@ -24,9 +24,8 @@ if TYPE_CHECKING:
 
     from quant.budget import Budget
     from quant.checkpoint.operators import Operators
-    from quant.factored import FactoredWeight
     from quant.linear import Packed
-    from quant.weight import QuantizedWeight
+    from quant.weight import FactoredWeight, QuantizedWeight
 
     Shape = tuple[int, int] | None
     Tensors = Mapping[str, Tensor]
@@ -123,7 +122,7 @@ class Writer:
                  quant.linear.pack, and may be read back before the artifact is complete.
     mixes        whether its configuration can give layers schemes of their own.
     stem         beginning of the names of the tensor files.
-    factored     whether it stores factored weights (quant.factored), and nothing else.
+    factored     whether it stores factored weights (quant.weight), and nothing else.
     """
 
     refuses: Callable[[Any, StoredLayer | None], str | None]

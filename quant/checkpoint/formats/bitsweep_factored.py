@@ -1,4 +1,4 @@
-"""Format of factored weights (quant.factored): the tensors of each layer's form, as they are.
+"""Format of factored weights (quant.weight): the tensors of each layer's form, as they are.
 
 A tensor is called LAYER.FORM.TENSOR, such as model.layers.0.mlp.up_proj.low_rank.left, so that the
 files say the form of every layer, and one artifact may hold several. Only Bitsweep reads it.
@@ -25,8 +25,8 @@ from quant.forms.base import forms
 
 if TYPE_CHECKING:
     from quant.checkpoint.formats.base import Entries, Shape, Tensors
-    from quant.factored import AnyWeight, FactoredWeight
     from quant.linear import Packed
+    from quant.weight import AnyWeight, FactoredWeight
 
 METHOD = "bitsweep_factored"
 VERSION = 1
@@ -66,7 +66,7 @@ def read_layer(
     layer: str,
     shape: Shape,  # noqa: ARG001
 ) -> FactoredWeight:
-    from quant.factored import FactoredWeight
+    from quant.weight import FactoredWeight
 
     names = sorted({name.partition(".")[0] for name in tensors})
     if len(names) != 1 or names[0] not in forms():

@@ -104,8 +104,12 @@ class QuantizationConfig:
 
     @property
     def layers(self) -> Scheme:
-        """The scheme of the layers, once it is chosen."""
-        assert isinstance(self.scheme, Scheme), "quant.allocate.run chooses before"
+        """The scheme of the layers; QuantizationError if it is not chosen yet."""
+        if not isinstance(self.scheme, Scheme):
+            raise QuantizationError(
+                f"scheme {self.scheme.name} is an Allocation, whose choice comes first: quantize "
+                "to the scheme of quant.allocate.run.choose, or use bitsweep.quantize for both."
+            )
         return self.scheme
 
     @property

@@ -35,8 +35,6 @@ if TYPE_CHECKING:
     from quant.allocate.run import Chosen
     from quant.calibrate.layers import LayerResult
 
-COSTS = "costs.json"  # of candidates of scheme=auto, in the working folder of an artifact
-
 
 def quantize(cell: ResolvedCell, progress: Any, listen: Listener) -> StageResult:
     """Quantize the model of a cell into its artifact.
@@ -181,7 +179,7 @@ def _choose(
     cell: ResolvedCell, source: Any, windows: Sequence[Any], progress: Any, place: Any
 ) -> Chosen | None:
     """Choose the schemes of layers, if the cell's scheme is an allocation."""
-    from quant.allocate.run import choose
+    from quant.allocate.run import COSTS, choose
     from quant.checkpoint.folder import working_folder
 
     assert cell.artifact is not None

@@ -116,8 +116,12 @@ class QuantizationConfig:
 
     @property
     def layers(self) -> AnyScheme:
-        """The scheme of the layers, once it is chosen."""
-        assert not isinstance(self.scheme, Allocation), "quant.allocate.run chooses before"
+        """The scheme of the layers; QuantizationError if it is not chosen yet."""
+        if isinstance(self.scheme, Allocation):
+            raise QuantizationError(
+                f"scheme {self.scheme.name} is an Allocation, whose choice comes first: quantize "
+                "to the scheme of quant.allocate.run.choose, or use bitsweep.quantize for both."
+            )
         return self.scheme
 
     @property

@@ -28,6 +28,7 @@ from quant.config import QuantizationConfig
 from quant.errors import QuantizationError
 from quant.scheme import Scheme, mixture
 
+COSTS = "costs.json"  # name of the file of costs, in the working folder of an artifact
 # Digits of a cost that count: sums in float64 differ between machines after the twelfth.
 _DIGITS = 9
 

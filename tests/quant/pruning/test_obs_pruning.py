@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import quant
+from quant.audit.checkpoint import AuditedCheckpoint
 from quant.blocks import find_blocks
 from quant.checkpoint.make import quantize_to
 from quant.checkpoint.source import ArtifactSource, CheckpointSource
@@ -244,11 +245,13 @@ def test_an_artifact_of_uneven_blocks_is_within_its_budget_and_runs(tmp_path: Pa
     torch.testing.assert_close(torch.stack(grown), logits[0], rtol=1e-3, atol=1e-3)
 
 
-def test_an_export_of_uneven_blocks_is_refused(tmp_path: Path) -> None:
+def test_exports_and_audits_of_uneven_blocks_are_refused(tmp_path: Path) -> None:
     folder = saved(tiny_model("llama", **WIDE), tmp_path / "model")
     quantized(folder, tmp_path, Options(bits=0.7 * W8.bits_per_weight(32)))
     with pytest.raises(ArtifactError, match="layers that are smaller than config"):
         quant.export(tmp_path / "out", tmp_path / "other", "gptq-v2")
+    with pytest.raises(ArtifactError, match="parts of the model were removed before it was quant"):
+        AuditedCheckpoint(tmp_path / "out", tiny_model("llama", **WIDE))
 
 
 def reader_errors(folder: Path, compensate: bool) -> dict[str, tuple[float, float]]:

@@ -12,6 +12,7 @@ import quant
 from quant.audit.checkpoint import AuditedCheckpoint
 from quant.blocks import find_blocks
 from quant.checkpoint.make import quantize_to
+from quant.checkpoint.skeleton import build_skeleton
 from quant.checkpoint.source import ArtifactSource, CheckpointSource
 from quant.config import QuantizationConfig
 from quant.errors import ArtifactError, QuantizationError
@@ -243,6 +244,15 @@ def test_an_artifact_of_uneven_blocks_is_within_its_budget_and_runs(tmp_path: Pa
             cache = out.past_key_values
             grown.append(out.logits[0, 0])
     torch.testing.assert_close(torch.stack(grown), logits[0], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("damaged", ["x", {"layers": {"model.none": [1, 2]}}, {"layers": [[1]]}])
+def test_a_damaged_entry_is_refused(damaged: object, tmp_path: Path) -> None:
+    config = tiny_model("llama").config
+    setattr(config, PRUNED, damaged)
+    config.save_pretrained(tmp_path)
+    with pytest.raises(ArtifactError, match=f"{PRUNED} does not say the shapes of layers of Llama"):
+        build_skeleton(tmp_path, None, {})
 
 
 def test_exports_and_audits_of_uneven_blocks_are_refused(tmp_path: Path) -> None:

@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from quant.checkpoint.folder import read_json
 from quant.checkpoint.layers import quantized_layers, read_weight, stored_bits
 from quant.checkpoint.loader import read_format, read_quantization
 from quant.checkpoint.names import names_of
 from quant.checkpoint.tensors import TensorReader
 from quant.errors import ArtifactError
+from quant.pruning.cut import PRUNED
 from quant.weight import FactoredWeight, QuantizedWeight
 
 # Two tensors count as equal up to the rounding of the coarser of their types, bfloat16 at most.
@@ -80,6 +82,12 @@ class AuditedCheckpoint:
             raise ArtifactError(
                 f"{folder}: {layer} has an operator in front of it, so its weight is not in the "
                 "coordinates of the base: audit the checkpoint as it was before that transform."
+            )
+        if PRUNED in read_json(self.folder / "config.json"):
+            raise ArtifactError(
+                f"{folder}: parts of the model were removed before it was quantized ({PRUNED} in "
+                "its config.json), so its layers are not those of the base: audit an artifact of "
+                "the whole model."
             )
         # Not mapped: what was read of a mapped file counts as memory until the file is closed.
         self._reader = TensorReader(self.folder, mapped=False)

@@ -12,7 +12,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, MambaConfig, PreTrainedModel
 
 import quant
 from cuda_ext.layout import codes_at, pack_codes
@@ -37,6 +37,7 @@ from quant.measure.roofline import embedding_bytes, weight_bytes, weight_bytes_p
 from quant.memory.limits import Limits
 from quant.memory.plan import plan_quantization
 from quant.memory.shapes import model_shape
+from quant.rules import Rules
 from quant.scheme import Scheme
 from quant.solvers import gptaq, gptq, rtn
 from quant.transforms import residual_hadamard
@@ -263,6 +264,22 @@ def test_what_no_lookup_stands_for_is_refused() -> None:
     norm.register_forward_hook(lambda *_: read.model.embed_tokens.weight.sum() and None)
     with pytest.raises(ModelStructureError, match="reads its table other than by looking rows up"):
         quantize_model(read, [], config)
+
+
+def test_a_head_whose_weight_is_read_is_refused_before_anything_is_quantized() -> None:
+    """Mamba casts hidden states to the dtype of its head's weight, which a packed head has not."""
+    config = MambaConfig(vocab_size=VOCABULARY, hidden_size=HIDDEN, num_hidden_layers=2)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    before = table_of(model).clone()
+    for scheme, match in (
+        (BOTH, "lm_head cannot be quantized, because Mamba.* reads its weight other"),
+        (ALONE, r"ties its head .* \(lm_head cannot .*\): leave scheme\.embeddings out"),
+    ):
+        with pytest.raises(ModelStructureError, match=match):
+            quantize_model(
+                model, [], QuantizationConfig(rtn.SOLVER, scheme, rules=Rules(partial=True))
+            )
+    assert torch.equal(table_of(model), before)
 
 
 @pytest.mark.parametrize("solver", [gptq.SOLVER, gptaq.SOLVER], ids=lambda solver: solver.name)

@@ -102,8 +102,10 @@ def test_embeddings_that_serve_the_head_reach_the_table_and_are_counted_once(
     assert made.cell.bits_per_weight == pytest.approx(bits)
     timed = by_scheme(tmp_path / "results", "latency")[scheme]
     figures = {metric.name: metric for metric in timed.metrics}
-    assert figures["embedding_bytes"].notes["counted"].endswith(
-        "the output and the token embeddings quantized, in weight_bytes"
+    assert (
+        figures["embedding_bytes"]
+        .notes["counted"]
+        .endswith("the output and the token embeddings quantized, in weight_bytes")
     )
     (folder,) = (tmp_path / "results" / "artifacts").iterdir()
     loaded = [each for each in tiny_overrides if not each.startswith(("model.", "suite.latency"))]

@@ -146,7 +146,7 @@ def _blocks(case: Case, make: Callable[[Path, Case], None]) -> list[Stages]:
     with TemporaryDirectory() as folder:
         model = Path(folder) / "model"
         make(model, case)
-        making = Making(Path(folder) / "artifact", config.scheme, {}, {"name": "gptq"})
+        making = Making(Path(folder) / "artifact", config.layers, {}, {"name": "gptq"})
         with (
             CheckpointSource(model, torch.float32) as source,
             partial_artifact(making, source) as partial,

@@ -193,7 +193,10 @@ def _again(
     parts = [method, *transforms]
     named = isinstance(calibration, str | Path | None) and all(isinstance(p, str) for p in parts)
     ours = {each.name for each in built_in_levels()}
-    if not named or config.rules != STRICT or config.scheme.kind.name not in ours:
+    scheme = config.scheme
+    if not isinstance(scheme, Scheme) or scheme.layers or scheme.kind.name not in ours:
+        return ""
+    if not named or config.rules != STRICT:
         return ""
 
     def last(path: str | Path) -> str:
@@ -210,7 +213,7 @@ def _again(
         given |= {"sequences": sequences, "length": length, "seed": seed}
     if config.arithmetic != AUTO:
         given["arithmetic"] = config.arithmetic
-    words = [repr(last(model)), repr(config.scheme.name)]
+    words = [repr(last(model)), repr(scheme.name)]
     words += [f"{name}={_python(value)}" for name, value in given.items()]
     return f'python -c "import bitsweep; bitsweep.quantize({", ".join(words)})"'
 

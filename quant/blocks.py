@@ -84,6 +84,15 @@ def linear_layers(block: nn.Module) -> dict[str, nn.Module]:
     return {n: m for n, m in _linears(block) if not hasattr(m, _KEPT)}
 
 
+def named_layers(blocks: Blocks) -> dict[str, nn.Module]:
+    """Return the linear layers of all blocks by full name, as `linear_layers` has those of one."""
+    return {
+        f"{blocks.block_name(index)}.{name}": module
+        for index, block in enumerate(blocks.modules)
+        for name, module in linear_layers(block).items()
+    }
+
+
 def kept_layers(block: nn.Module) -> dict[str, str]:
     """Return the linear layers of a block that stay in full precision, with the reason."""
     return {n: getattr(m, _KEPT) for n, m in _linears(block) if hasattr(m, _KEPT)}

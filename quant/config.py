@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from quant.allocation import VERSION, Allocation
 from quant.arithmetic import ARITHMETIC, AUTO
 from quant.errors import QuantizationError
 from quant.head import method_outside
@@ -25,6 +26,8 @@ from quant.transforms.base import Transform
 class QuantizationConfig:
     """How to quantize a model: apply the transforms, then run the solver on the scheme's grids.
 
+    scheme        that of the layers; an Allocation, which chooses one for every layer, is replaced
+                  by its choice before anything is quantized (quant.allocate.run).
     options       options of the solver; None means its defaults.
     transforms    pairs of a transform and its options (None: its defaults), in the order of
                   application.
@@ -39,7 +42,7 @@ class QuantizationConfig:
     """
 
     solver: Solver
-    scheme: Scheme
+    scheme: Scheme | Allocation
     options: Any = None
     transforms: tuple[tuple[Transform, Any], ...] = ()
     kernel: str = "auto"
@@ -58,19 +61,26 @@ class QuantizationConfig:
                 f"solver {self.solver.name} is another program, which quantizes whole models into "
                 "checkpoints: run it in a sweep, with `bitsweep run`."
             )
-        if not isinstance(self.scheme, Scheme):
+        if not isinstance(self.scheme, Scheme | Allocation):
             raise QuantizationError(
                 f"scheme={self.scheme!r} is not a Scheme; use quant.Scheme(bits=4, group_size=128)."
             )
         options = _options(self.solver, self.options, f"solver {self.solver.name}")
         object.__setattr__(self, "options", options)
-        reason = refusal(self.solver, options, self.scheme, self.rules)
-        if reason is not None:
-            raise QuantizationError(
-                f"solver {self.solver.name} cannot be asked for {self.scheme.name}: {reason}."
-            )
+        for each in self.scheme.every:
+            reason = refusal(self.solver, options, each, self.rules)
+            if reason is not None:
+                raise QuantizationError(
+                    f"solver {self.solver.name} cannot be asked for {each.name}: {reason}."
+                )
         object.__setattr__(self, "transforms", tuple(map(_transform, self.transforms)))
-        late = [each.name for each, _ in self.transforms[1:] if each.residual is not None]
+        late = [each.name for each, _ in self.transforms[1:] if each.prune is not None]
+        if late:
+            raise QuantizationError(
+                f"transform {late[0]} removes parts of the model, before anything else is done to "
+                "it: list it first, and only one such transform."
+            )
+        late = [each.name for each, _ in self.exact_transforms[1:] if each.residual is not None]
         if late:
             raise QuantizationError(
                 f"transform {late[0]} rotates the residual stream, before anything is calibrated: "
@@ -94,19 +104,37 @@ class QuantizationConfig:
 
     @property
     def needs_calibration(self) -> bool:
-        """Whether the solver or a transform needs calibration data."""
-        return self.solver.needs_calibration or bool(self.transforms)
+        """Whether the solver, a transform or the choice of schemes needs calibration data."""
+        chooses = isinstance(self.scheme, Allocation)
+        return self.solver.needs_calibration or bool(self.transforms) or chooses
+
+    @property
+    def layers(self) -> Scheme:
+        """The scheme of the layers, once it is chosen."""
+        assert isinstance(self.scheme, Scheme), "quant.allocate.run chooses before"
+        return self.scheme
+
+    @property
+    def pruning(self) -> tuple[Transform, Any] | None:
+        """The transform that removes parts of the model with its options, if there is one."""
+        first = next(iter(self.transforms), None)
+        return None if first is None or first[0].prune is None else first
+
+    @property
+    def exact_transforms(self) -> tuple[tuple[Transform, Any], ...]:
+        """The transforms of the model that is left, with their options."""
+        return self.transforms if self.pruning is None else self.transforms[1:]
 
     @property
     def residual(self) -> tuple[Transform, Any] | None:
         """The transform of the residual stream with its options, if there is one."""
-        first = next(iter(self.transforms), None)
+        first = next(iter(self.exact_transforms), None)
         return None if first is None or first[0].residual is None else first
 
     @property
     def input_transforms(self) -> tuple[tuple[Transform, Any], ...]:
         """The transforms of the inputs of layers, with their options."""
-        return self.transforms if self.residual is None else self.transforms[1:]
+        return self.exact_transforms if self.residual is None else self.exact_transforms[1:]
 
     @property
     def sequential(self) -> bool:
@@ -185,12 +213,20 @@ def _identity(
     }
 
 
-def _scheme(scheme: Scheme) -> dict[str, Any]:
+def _scheme(scheme: Scheme | Allocation) -> dict[str, Any]:
     """Return the fields of a scheme as JSON, with levels as their name and code hash."""
+    if isinstance(scheme, Allocation):
+        fields = {field.name: getattr(scheme, field.name) for field in dataclasses.fields(scheme)}
+        candidates = [_scheme(each) for each in scheme.candidates]
+        outside = {what: _scheme(own) for what, own in scheme.outside.items()}
+        fields = {n: v for n, v in fields.items() if n not in OUTSIDE}
+        return {**fields, "candidates": candidates, **outside, "version": VERSION}
     found = {field.name: getattr(scheme, field.name) for field in dataclasses.fields(scheme)}
-    found = {name: value for name, value in found.items() if name not in OUTSIDE}
+    found = {n: v for n, v in found.items() if n not in (*OUTSIDE, "layers")}
     for what, own in scheme.outside.items():
         found[what] = {**_scheme(own), **method_outside()}
+    if scheme.layers:
+        found["layers"] = {pattern: _scheme(each) for pattern, each in scheme.layers}
     return {**found, "levels": scheme.kind.name, "levels code": _foreign_code(scheme.kind.find)}
 
 

@@ -32,12 +32,14 @@ class Coverage:
     kept       number of other weights by parameter, with * for the numbers in its name.
     kept_bits  stored bits of the other weights, in their own dtype.
     reasons    why a linear layer stays in full precision, by parameter.
+    removed    number of weights that pruning removed; they count in bits per weight alone.
     """
 
     quantized: int
     kept: Mapping[str, int] = field(default_factory=dict)
     kept_bits: int = 0
     reasons: Mapping[str, str] = field(default_factory=dict)
+    removed: int = 0
 
     @property
     def total(self) -> int:
@@ -63,22 +65,19 @@ class Coverage:
     ) -> float:
         """Stored bits per weight of the blocks' matrices, given those of the quantized layers.
 
+        Weights that were removed count with no bits: a pruned model has those of the whole one.
         outside, outside_bits  weights of what is quantized outside the blocks (head, embeddings),
                                and their stored bits: they count too, but not in the share.
         """
-        return (stored_bits + self.kept_bits + outside_bits) / (self.total + outside)
+        weights = self.total + self.removed + outside
+        return (stored_bits + self.kept_bits + outside_bits) / weights
 
 
 def coverage(blocks: Blocks) -> Coverage:
     """Return the coverage of a model whose linear layers will all be quantized; reads no values."""
-    from quant.blocks import linear_layers
+    from quant.blocks import named_layers
 
-    names = {
-        f"{blocks.block_name(index)}.{name}"
-        for index, block in enumerate(blocks.modules)
-        for name in linear_layers(block)
-    }
-    return coverage_of(blocks, names)
+    return coverage_of(blocks, named_layers(blocks))
 
 
 def coverage_of(blocks: Blocks, names: Collection[str] = ()) -> Coverage:

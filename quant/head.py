@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
 
+    from quant.allocation import Allocation
     from quant.scheme import Scheme
 
 # What models of transformers call them. Checkpoints have other settings for them under these names.
@@ -93,7 +94,7 @@ def tied(model: PreTrainedModel) -> bool:
     return hasattr(head, "weight") and head.weight is table.weight
 
 
-def one_matrix(scheme: Scheme) -> bool:
+def one_matrix(scheme: Scheme | Allocation) -> bool:
     """Whether head and embeddings, where they are tied, become one packed matrix."""
     return scheme.head is not None and scheme.head == scheme.embeddings
 
@@ -103,7 +104,7 @@ def serves_head(model: PreTrainedModel, scheme: Scheme) -> bool:
     return one_matrix(scheme) and tied(model)
 
 
-def alone(scheme: Scheme) -> str:
+def alone(scheme: Scheme | Allocation) -> str:
     """Why embeddings are not quantized without a head that is tied to them: after "The model"."""
     assert scheme.embeddings is not None
     both = replace(scheme, head=scheme.embeddings).name
@@ -122,7 +123,7 @@ def with_served_head(model: PreTrainedModel, layers: Iterable[str]) -> list[str]
     return found + [name for name, module in model.named_modules() if module is head]
 
 
-def with_outside(method: Mapping[str, Any], scheme: Scheme) -> dict[str, Any]:
+def with_outside(method: Mapping[str, Any], scheme: Scheme | Allocation) -> dict[str, Any]:
     """What config.json says of a method: with what quantized the head and the embeddings, if the
     scheme has one for them.
     """

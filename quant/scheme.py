@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from functools import cached_property
 from typing import Any, Self
 
 from quant.errors import SchemeError
@@ -17,16 +20,27 @@ from quant.levels.base import (
     load_levels,
 )
 from quant.parts import Part
+from quant.scheme_names import (
+    SCALE_WORDS,
+    either,
+    group,
+    listed,
+    options,
+    separator,
+    width,
+)
 from quant.tiling import numbers_of_search
 
 BITS = WIDTHS
 GRIDS = ("minmax", *SEARCHES)
 SCALE_DTYPES = {"float16": 16, "bfloat16": 16, "float32": 32}
 
-# Suffixes of scheme names; a name without one has float16 scales.
-_SCALE_WORDS = {"bf16": "bfloat16", "fp32": "float32"}
 # What a scheme may quantize outside the blocks: its field, and what begins its part of the name.
 OUTSIDE = {"head": "_head_", "embeddings": "_emb_"}
+# Between the names of the schemes of layers.
+_MIXED = "+"
+# What a pattern of layer names has, and the full name of a layer has not.
+_WILD = re.compile(r"[*?\[]")
 
 
 @dataclass(frozen=True)
@@ -52,6 +66,9 @@ class Scheme:
                  those of the layers; None keeps the head in the dtype of the model. The scheme of a
                  weight matrix has none (`without_head`).
     embeddings   scheme of the table of token embeddings (quant.embeddings), on the same terms.
+    layers       schemes of layers that have another than this one, as pairs of a pattern and a
+                 scheme (or a mapping): full names of layers, with the wildcards * ? [] of shells.
+                 Levels are those of the other layers; a weight's own scheme has none (`of`).
 
     Raises SchemeError, with a sentence that says what to change, for an impossible combination.
     """
@@ -64,10 +81,11 @@ class Scheme:
     scale_dtype: str = "float16"
     head: Scheme | None = None
     embeddings: Scheme | None = None
+    layers: tuple[tuple[str, Scheme], ...] = ()
 
     def __post_init__(self) -> None:
         if self.bits not in BITS:
-            raise SchemeError(f"bits={self.bits} is not a bit width; choose one of {_list(BITS)}.")
+            raise SchemeError(f"bits={self.bits} is not a bit width; choose one of {listed(BITS)}.")
         if self.group_size is not None and self.group_size < 1:
             raise SchemeError(
                 f"group_size={self.group_size} is not a number of columns; "
@@ -85,7 +103,7 @@ class Scheme:
         ):
             if getattr(self, field) not in allowed:
                 raise SchemeError(
-                    f"{field}={getattr(self, field)!r} is unknown; choose one of {_list(allowed)}."
+                    f"{field}={getattr(self, field)!r} is unknown; choose one of {listed(allowed)}."
                 )
         widths = kind.bits or BITS
         if (
@@ -95,8 +113,8 @@ class Scheme:
         ):
             symmetry = "" if kind.symmetric else ", symmetric=false"
             raise SchemeError(
-                f"{kind.about}: use bits={_or(widths)}{symmetry} and grid={_or(kind.grids)} with "
-                f"levels={kind.name}."
+                f"{kind.about}: use bits={either(widths)}{symmetry} and grid={either(kind.grids)} "
+                f"with levels={kind.name}."
             )
         if self.scale_dtype != "float16" and not kind.scaled:
             raise SchemeError(
@@ -107,6 +125,9 @@ class Scheme:
             kind.check(self)
         for what, own in self.outside.items():
             self._check_outside(what, own, kind)
+        given = self.layers.items() if isinstance(self.layers, Mapping) else self.layers
+        object.__setattr__(self, "layers", tuple(given))
+        self._check_layers(kind)
 
     def _check_outside(self, what: str, own: Scheme, kind: Levels) -> None:
         """Check the scheme of the head or of the embeddings beside that of the layers."""
@@ -125,8 +146,73 @@ class Scheme:
         if own.kind.name not in allowed or (own.kind.name == kind.name and own.kind != kind):
             raise SchemeError(
                 f"{what}.levels={own.kind.name} cannot be stored beside layers with {kind.name} "
-                f"levels: use {_or(allowed)}."
+                f"levels: use {either(allowed)}."
             )
+
+    def _check_layers(self, kind: Levels) -> None:
+        patterns = [pattern for pattern, _ in self.layers]
+        for pattern, scheme in self.layers:
+            where = f"layers[{pattern}]"
+            if not isinstance(scheme, Scheme) or scheme != scheme.without_head:
+                raise SchemeError(
+                    f"{where}={scheme!r} is not the scheme of one layer; use Scheme(4, 64)."
+                )
+            if scheme.kind != kind:
+                raise SchemeError(
+                    f"{where}={scheme.name} has {scheme.kind.name} levels, and the other layers "
+                    f"{kind.name} ones: a model has layers of one kind of levels."
+                )
+            if patterns.count(pattern) > 1:
+                raise SchemeError(f"{where} is given twice: leave one out.")
+
+    def of(self, layer: str) -> Scheme:
+        """Return the scheme of a linear layer in the blocks, by its full name.
+
+        Raises SchemeError if patterns give it two schemes.
+        """
+        named = self._named.get(layer)
+        found = {} if named is None else {named: layer}
+        for pattern, scheme in self._patterns:
+            if fnmatchcase(layer, pattern):
+                found.setdefault(scheme, pattern)
+        if len(found) > 1:
+            said = " and ".join(f"{pattern}: {each.name}" for each, pattern in found.items())
+            raise SchemeError(
+                f"scheme.layers gives {layer} two schemes ({said}): change a pattern, so that one "
+                "of them is left."
+            )
+        return next(iter(found), self.without_head)
+
+    def require_layers(self, layers: Iterable[str]) -> None:
+        """Raise SchemeError for a pattern that is that of no layer, and for a layer of two schemes.
+
+        layers  full names of all linear layers that will be quantized.
+        """
+        known = list(layers)
+        names = set(known)
+        for pattern, scheme in self.layers:
+            if pattern not in names and not any(fnmatchcase(name, pattern) for name in known):
+                shown = f", such as {known[0]}" if known else ""
+                raise SchemeError(
+                    f"scheme.layers[{pattern}]={scheme.name} is the pattern of none of the "
+                    f"model's {len(known)} quantized layers{shown}: correct it, or leave it out."
+                )
+        for name in known:
+            self.of(name)
+
+    @cached_property
+    def _named(self) -> dict[str, Scheme]:
+        """The schemes of layers that are given by their full names: one for each, of many."""
+        return {name: scheme for name, scheme in self.layers if not _WILD.search(name)}
+
+    @cached_property
+    def _patterns(self) -> list[tuple[str, Scheme]]:
+        return [(pattern, scheme) for pattern, scheme in self.layers if _WILD.search(pattern)]
+
+    @property
+    def every(self) -> tuple[Scheme, ...]:
+        """The schemes that layers in the blocks may have, that of most layers first."""
+        return tuple(dict.fromkeys((self.without_head, *(scheme for _, scheme in self.layers))))
 
     @classmethod
     def parse(cls, name: str, levels: Iterable[str | Part | Levels] = ()) -> Self:
@@ -149,20 +235,25 @@ class Scheme:
             layers, marked, own = name.partition(mark)
             if marked:
                 return cls._beside(name, cls.parse(layers, levels), what, cls.parse(own, levels))
+        first, mixed, other = name.partition(_MIXED)
+        if mixed:
+            raise SchemeError(
+                f"{name!r} is the name of layers with several schemes, which does not say which "
+                f"have which: use scheme={first} 'scheme.layers={{PATTERN: {other}}}'."
+            )
         given, kind, rest = _beginning(name, levels)
         fields: dict[str, Any] = {"levels": given, "grid": kind.grids[0]}
         if kind.one_width:
             assert kind.bits is not None
             fields["bits"] = kind.bits[0]
         else:
-            fields["bits"], rest = _width(name, kind, rest)
+            fields["bits"], rest = width(name, kind.prefix, kind.bits or BITS, rest)
         begun = name.removesuffix(rest)
-        separator = _separator(begun)
-        group = re.match(rf"{separator}g([0-9]*)(?=_|$)", rest)
-        if group is not None:
-            fields["group_size"] = _group(name, begun, group[1])
-            rest = rest[group.end() :]
-        fields |= _options(name, begun, kind, rest)
+        grouped = re.match(rf"{separator(begun)}g([0-9]*)(?=_|$)", rest)
+        if grouped is not None:
+            fields["group_size"] = group(name, begun, grouped[1])
+            rest = rest[grouped.end() :]
+        fields |= options(name, begun, kind.symmetric, kind.grids[1:], rest)
         try:
             return cls(**fields)
         except SchemeError as error:
@@ -177,8 +268,13 @@ class Scheme:
 
     @property
     def without_head(self) -> Scheme:
-        """The scheme of the linear layers in the blocks."""
-        return replace(self, head=None, embeddings=None) if self.outside else self
+        """The scheme of the linear layers in the blocks that `layers` does not name."""
+        plain = not self.outside and not self.layers
+        return self if plain else replace(self, head=None, embeddings=None, layers=())
+
+    def beside(self, outside: Mapping[str, Scheme]) -> Scheme:
+        """Return the scheme with those of what is quantized outside the blocks, by field."""
+        return replace(self, **outside)  # type: ignore[arg-type]
 
     @property
     def outside(self) -> dict[str, Scheme]:
@@ -203,15 +299,20 @@ class Scheme:
 
     @property
     def name(self) -> str:
-        """Short name for tables and files: w4, w3g128_sym, ternary_g8, w4_bf16, w4_head_w8g32."""
+        """Short name for tables and files: w4, w3g128_sym, ternary_g8, w4_bf16, w4_head_w8g32.
+
+        Of layers with several schemes it has all of them: w3g64+w4g64.
+        """
         if self.outside:
             own = [f"{OUTSIDE[what]}{each.name}" for what, each in self.outside.items()]
-            return "".join([self.without_head.name, *own])
+            return "".join([replace(self, head=None, embeddings=None).name, *own])
+        if self.layers:
+            return _MIXED.join(each.name for each in self.every)
         kind = self.kind
         name = kind.prefix if kind.one_width else f"{kind.prefix}{self.bits}"
         if self.group_size is not None:
-            name += f"{_separator(name)}g{self.group_size}"
-        words = [word for word, dtype in _SCALE_WORDS.items() if dtype == self.scale_dtype]
+            name += f"{separator(name)}g{self.group_size}"
+        words = [word for word, dtype in SCALE_WORDS.items() if dtype == self.scale_dtype]
         searched = [self.grid] if self.grid != kind.grids[0] else []
         return "_".join([name, *["sym"] * self.symmetric, *searched, *words])
 
@@ -260,6 +361,20 @@ class Scheme:
         return self.bits + self.overhead(inputs) / inputs
 
 
+def mixture(schemes: Mapping[str, Scheme]) -> Scheme:
+    """Return the scheme of a model whose layers have these, by full name: that of most of them,
+    with the others as `layers`.
+    """
+    usual = most_common(schemes.values())
+    own = {name: scheme for name, scheme in schemes.items() if scheme != usual}
+    return replace(usual, layers=tuple(own.items()))
+
+
+def most_common(schemes: Iterable[Scheme]) -> Scheme:
+    """Return the scheme of most layers, of equally many the first."""
+    return Counter(schemes).most_common(1)[0][0]
+
+
 def _beginning(
     name: str, others: Iterable[str | Part | Levels]
 ) -> tuple[str | Part | Levels, Levels, str]:
@@ -277,70 +392,5 @@ def _beginning(
             return given, kind, rest
     words = [kind.prefix if kind.one_width else f"{kind.prefix}4" for _, kind in known]
     raise SchemeError(
-        f"{name!r} is not the name of a scheme: it must begin with one of {_list(sorted(words))}."
+        f"{name!r} is not the name of a scheme: it must begin with one of {listed(sorted(words))}."
     )
-
-
-def _width(name: str, kind: Levels, rest: str) -> tuple[int, str]:
-    digits = rest[: len(rest) - len(rest.lstrip("0123456789"))]
-    widths = kind.bits or BITS
-    if digits not in map(str, widths):
-        wrong = f"{digits} is not a bit width" if digits else f"{kind.prefix} has no bit width"
-        raise SchemeError(
-            f"{name!r}: {wrong}; choose one of {_list(f'{kind.prefix}{bits}' for bits in widths)}."
-        )
-    return int(digits), rest.removeprefix(digits)
-
-
-def _group(name: str, begun: str, digits: str) -> int:
-    if not re.fullmatch(r"[1-9][0-9]*", digits):
-        wrong = f"g{digits} is not a number of columns" if digits else "g has no number of columns"
-        raise SchemeError(
-            f"{name!r}: {wrong}; write 1 or more without leading zeros, such as "
-            f"{begun}{_separator(begun)}g128."
-        )
-    return int(digits)
-
-
-def _options(name: str, begun: str, kind: Levels, rest: str) -> dict[str, Any]:
-    """Return the fields that the words after the group set."""
-    words = {"sym": ("symmetric", True)} if kind.symmetric else {}
-    words |= {grid: ("grid", grid) for grid in kind.grids[1:]}  # type: ignore[misc]
-    words |= {word: ("scale_dtype", dtype) for word, dtype in _SCALE_WORDS.items()}  # type: ignore[misc]
-    found: dict[str, Any] = {}
-    first, *given = rest.split("_")
-    if first:
-        raise SchemeError(
-            f"{name!r}: {first!r} cannot follow {begun}; write a group as "
-            f"{begun}{_separator(begun)}g128, and begin other options with _."
-        )
-    for word in given:
-        if word not in words:
-            raise SchemeError(
-                f"{name!r}: _{word} is unknown; choose from {_list(f'_{each}' for each in words)}"
-                f"{_where_a_group_stands(word, begun)}."
-            )
-        field, value = words[word]
-        if field in found:
-            raise SchemeError(f"{name!r}: _{word} sets {field} a second time; leave one out.")
-        found[field] = value
-    return found
-
-
-def _where_a_group_stands(word: str, begun: str) -> str:
-    if not re.fullmatch(r"g[0-9]*", word):
-        return ""
-    return f"; a group comes directly after {begun}, as in {begun}{_separator(begun)}g128"
-
-
-def _separator(begun: str) -> str:
-    """Return the separator in front of the group: "" after a digit (w4g128), else "_"."""
-    return "" if begun[-1].isdigit() else "_"
-
-
-def _list(values: Iterable[object]) -> str:
-    return ", ".join(str(value) for value in values)
-
-
-def _or(values: Iterable[object]) -> str:
-    return " or ".join(str(value) for value in values)

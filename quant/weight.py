@@ -52,7 +52,7 @@ class QuantizedWeight:
         """
         named = {name: part for name, part in tensors.items() if part is not None}
         found = {**(grid or {}), **named}
-        if scheme.head is not None:
+        if scheme != scheme.without_head:
             raise ValueError(
                 f"{scheme.name} is the scheme of a model; one weight has scheme.without_head or "
                 "scheme.head."

@@ -111,15 +111,25 @@ def _percent(gap: Figure) -> str:
     return f"{100 * abs(gap.value):.2f}"
 
 
+def loses(row: Row, other: Row | None) -> bool:
+    """Whether a row is worse than another: all of the interval of their paired difference."""
+    found = other and _compared(row, other)
+    return bool(found and found.low > 0)
+
+
 def _against(row: Row, other: Row | None) -> Cell:
     if other is None:
         return Cell()
-    mine, theirs = row.figures[PERPLEXITY].items, other.figures[PERPLEXITY].items
-    if not mine or not theirs:
+    found = _compared(row, other)
+    if found is None:
         return Cell("no windows kept")
-    found = compare(_losses(theirs), [_losses(mine)])[0]
     text = f"{found.difference:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
     return Cell(text + _verdict(found), found.difference)
+
+
+def _compared(row: Row, other: Row) -> Comparison | None:
+    mine, theirs = row.figures[PERPLEXITY].items, other.figures[PERPLEXITY].items
+    return compare(_losses(theirs), [_losses(mine)])[0] if mine and theirs else None
 
 
 def _losses(items: Sequence[Items]) -> list[Items]:

@@ -20,7 +20,7 @@ from harness.records.store import load_records
 from harness.report.build import build_report, provenance
 from harness.report.frame import from_records
 from harness.report.tables import summary_tables, to_markdown
-from tools import ablation_table, ordering_table, peers_table
+from tools import ablation_table, ordering_table, peers_table, product_table
 from tools.real_table import NAME, measured_on, real_table
 
 TEXTS = "accuracy_texts"
@@ -33,6 +33,7 @@ PEERS = REPOSITORY / "results" / "reference" / "peers"
 ORDERING = REPOSITORY / "results" / "reference" / "real-smollm2-ordering"
 CALIBRATION = REPOSITORY / "results" / "reference" / "calibration"
 ABLATION = REPOSITORY / "results" / "reference" / "methods-ablation"
+PRODUCT = REPOSITORY / "results" / "reference" / "methods-product"
 ABLATION_PAGE = REPOSITORY / "docs" / "methods" / "ablation.md"
 
 
@@ -72,6 +73,14 @@ def ablation_part(folder: Path) -> str:
     if not records:
         return ablation_table.TO_RUN
     return f"{to_markdown(ablation_table.ablation_table(records))}\n{measured_on(records)}"
+
+
+def product_part(folder: Path) -> str:
+    """The text of the table of the product of methods, from the records kept in a folder."""
+    records = load_records(folder) if folder.is_dir() else []
+    if not records:
+        return product_table.TO_RUN
+    return f"{to_markdown(product_table.product_table(records))}\n{measured_on(records)}"
 
 
 def calibration_part(folder: Path) -> str:
@@ -123,7 +132,10 @@ def main() -> int:
     }
     pages = {
         README: {**parts(records), **other},
-        ABLATION_PAGE: {ablation_table.NAME: ablation_part(ABLATION)},
+        ABLATION_PAGE: {
+            ablation_table.NAME: ablation_part(ABLATION),
+            product_table.NAME: product_part(PRODUCT),
+        },
     }
     stale = []
     for page, generated in pages.items():

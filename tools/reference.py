@@ -7,6 +7,7 @@
   python tools/reference.py --keep-peers RESULTS   all records of RESULTS, of experiment=peers
   python tools/reference.py --keep-ordering RESULTS   the same of experiment=real/smollm2_ordering
   python tools/reference.py --keep-ablation RESULTS   the same of experiment=methods/ablation
+  python tools/reference.py --keep-product RESULTS   the perplexities of experiment=methods/product
   python tools/reference.py --keep-calibration RESULTS   the same of experiment=calibration, and the
                                                plot that the README shows
 
@@ -30,7 +31,7 @@ from pathlib import Path
 
 from harness.config.experiments import experiment
 from harness.records.absent import FOLDER
-from harness.records.record import Metric, Record
+from harness.records.record import QUANTIZATION, Metric, Record
 from harness.records.roots import Roots
 from harness.records.store import load_records, read_record, write_atomically
 from harness.report.build import build_report
@@ -39,6 +40,7 @@ from harness.report.table import measured, small
 from quant.arithmetic import PORTABLE
 from tools.ablation_table import EXPERIMENT as METHODS
 from tools.ordering_table import EXPERIMENT as ORDER
+from tools.product_table import EXPERIMENT as METHODS_PRODUCT
 from tools.real_table import EXPERIMENT
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -49,6 +51,7 @@ PEERS = REPOSITORY / "results" / "reference" / "peers"
 ORDERING = REPOSITORY / "results" / "reference" / "real-smollm2-ordering"
 CALIBRATION = REPOSITORY / "results" / "reference" / "calibration"
 ABLATION = REPOSITORY / "results" / "reference" / "methods-ablation"
+PRODUCT = REPOSITORY / "results" / "reference" / "methods-product"
 # Tolerances for codes that depend on the rounding of the machine.
 RELATIVE = {"perplexity": 0.03, "kl_divergence": 0.35}
 ABSOLUTE = {"accuracy": 0.05, "top1_flip_rate": 0.03}
@@ -105,6 +108,15 @@ def keep_ordering(results: Path) -> list[str]:
 def keep_ablation(results: Path) -> list[str]:
     """Store the records of the methods under one protocol."""
     return keep_all(results, ABLATION, METHODS)
+
+
+def keep_product(results: Path) -> list[str]:
+    """Store the perplexities of the product of methods, without the layers of 144 models."""
+    kept = {p: r for p, r in _found(results).items() if r.suite != QUANTIZATION}
+    if not kept:
+        return [f"{results} has no figures: run experiment={METHODS_PRODUCT} with paths.results"]
+    done = len({record.cell_key for record in kept.values()})
+    return _store(kept, results, PRODUCT, f"{done} cells")
 
 
 def keep_calibration(results: Path) -> list[str]:
@@ -252,6 +264,7 @@ KEPT: dict[str, tuple[Callable[[Path], list[str]], str]] = {
     "ordering": (keep_ordering, ORDER),
     "calibration": (keep_calibration, "calibration"),
     "ablation": (keep_ablation, METHODS),
+    "product": (keep_product, METHODS_PRODUCT),
 }
 
 

@@ -20,6 +20,7 @@ from harness.extras import EXTRAS, missing, pip_command
 from harness.models.model import SOURCES, AbsentModel, Model, RandomModel
 from harness.models.streaming import ALWAYS, AUTO, NEVER
 from harness.tracking import MODES, TRACKERS, require_project
+from quant.allocation import Allocation
 from quant.arithmetic import ARITHMETIC
 from quant.scheme import Scheme
 from quant.solvers.base import refusal
@@ -78,7 +79,7 @@ def arithmetic(name: object) -> None:
 
 
 def method_and_scheme(
-    solving: Solving | None, scheme: Scheme | None, model: Model | AbsentModel
+    solving: Solving | None, scheme: Scheme | Allocation | None, model: Model | AbsentModel
 ) -> None:
     """Check that a solver has a scheme and unquantized weights, and method=none neither."""
     if model.checkpoint is not None:
@@ -94,6 +95,11 @@ def method_and_scheme(
         raise ConfigError(
             f"method=none does not quantize, but the scheme has {scheme.bits} bits: "
             "use scheme=w16, or method=rtn or method=gptq."
+        )
+    if isinstance(scheme, Allocation) and solving and not solving.solver.reads_weights:
+        raise ConfigError(
+            f"scheme=auto measures what each layer loses, and method={solving.solver.name} makes "
+            "weights up: use one scheme, such as scheme=w4."
         )
     if solving is not None and scheme is None:
         raise ConfigError(
@@ -154,7 +160,7 @@ def transforms(chosen: Sequence[Transforming], solving: Solving | None) -> None:
         )
 
 
-def outside(solving: Solving | None, scheme: Scheme | None) -> None:
+def outside(solving: Solving | None, scheme: Scheme | Allocation | None) -> None:
     """Check that nothing is asked of another program that it is not told."""
     if solving is None or solving.solver.whole is None:
         return
@@ -171,16 +177,30 @@ def outside(solving: Solving | None, scheme: Scheme | None) -> None:
             f"scheme.{what} cannot be used with method={name}: another program is asked for the "
             f"layers in the blocks only; leave scheme.{what} out."
         )
+    if len(scheme.every) > 1:
+        raise ConfigError(
+            f"scheme={scheme.name} cannot be used with method={name}: another program is asked for "
+            "one scheme of all layers; use a single scheme, or method=gptq."
+        )
 
 
-def scheme_of_solver(solving: Solving | None, scheme: Scheme | None) -> None:
+def scheme_of_solver(solving: Solving | None, scheme: Scheme | Allocation | None) -> None:
     """Check that the solver can be asked for the scheme."""
     if solving is None or scheme is None:
         return
-    reason = refusal(solving.solver, solving.options, scheme, solving.rules)
+    for each in scheme.every:
+        reason = refusal(solving.solver, solving.options, each, solving.rules)
+        if reason is not None:
+            name = solving.solver.name
+            raise ConfigError(f"method={name} cannot be asked for {each.name}: {reason}.")
+
+
+def allocation(chosen: Sequence[Transforming], scheme: Scheme | Allocation | None) -> None:
+    """Check that what candidates cost can be measured."""
+    names = [each.transform.name for each in chosen]
+    reason = scheme.refuses(names) if isinstance(scheme, Allocation) else None
     if reason is not None:
-        name = solving.solver.name
-        raise ConfigError(f"method={name} cannot be asked for {scheme.name}: {reason}.")
+        raise ConfigError(f"scheme.{reason}")
 
 
 def suites(chosen: Sequence[Measuring]) -> None:
@@ -204,6 +224,7 @@ def calibration(
         name = "" if solving is None else f"method={solving.solver.name}"
         if solving is not None and not solving.solver.needs_calibration:
             name = f"transform=[{','.join(each.transform.name for each in chosen)}]"
+            name = name if chosen else "scheme=auto"
         raise ConfigError(
             f"{name} needs calibration text, but calib.name={calib.name} with "
             f"calib.sequences={calib.sequences} has none: use calib=embedded or calib=c4, "

@@ -9,6 +9,7 @@ from harness.cell.parts import Measuring, Solving, Transforming
 from harness.config.schema import RuntimeConfig, TrackerConfig
 from harness.data.config import CalibConfig
 from harness.records.record import QUANTIZATION
+from quant.allocation import Allocation
 from quant.parts import Part
 from quant.scheme import Scheme
 
@@ -18,7 +19,7 @@ class Choices:
     """The parts of a cell with their options, whether or not its model is here.
 
     solving      None: the weights are measured as they are.
-    scheme       None: full precision.
+    scheme       None: full precision; an Allocation chooses a scheme for every layer.
     levels       the user's module of levels, of the scheme or the model; None for built-in ones.
     calibration  None if no solver or transform needs calibration text.
     """
@@ -27,7 +28,7 @@ class Choices:
     seed: int
     solving: Solving | None
     transforms: tuple[Transforming, ...]
-    scheme: Scheme | None
+    scheme: Scheme | Allocation | None
     levels: Part | None
     calibration: CalibConfig | None
     suites: tuple[Measuring, ...]

@@ -12,11 +12,13 @@ from harness.data import protocols, texts
 from harness.errors import ConfigError
 from harness.models.model import QuantizedModel, StoredModel
 from harness.models.streaming import model_facts
+from quant.allocation import Allocation
+from quant.errors import SchemeError
 from quant.head import EMBEDDINGS, NAMES, alone
+from quant.scheme import Scheme
 
 if TYPE_CHECKING:
-    from quant.memory.shapes import ModelShape
-    from quant.scheme import Scheme
+    from quant.memory.shapes import ModelFacts, ModelShape
 
 
 def check(choices: Choices, model: StoredModel | QuantizedModel) -> None:
@@ -39,6 +41,13 @@ def check(choices: Choices, model: StoredModel | QuantizedModel) -> None:
         _embeddings(scheme, facts.shape, choices, model.name)
     if choices.quantizes and scheme is not None:
         _widths(scheme, facts.shape, model.name)
+        try:
+            if isinstance(scheme, Scheme):
+                scheme.require_layers(facts.linears)
+            else:
+                scheme.require_possible(list(facts.linears.values()))
+        except SchemeError as error:
+            raise ConfigError(f"scheme={scheme.name} on model={model.name}: {error}") from error
     for each in choices.transforms:
         widths = sorted({inputs for _, inputs in facts.shape.layers})
         reason = each.transform.refuses(each.options, facts.shape.hidden, widths)
@@ -47,6 +56,7 @@ def check(choices: Choices, model: StoredModel | QuantizedModel) -> None:
                 f"transform={each.transform.name} on model={model.name}: "
                 f"{each.transform.name} {reason}."
             )
+    _budgets(choices, facts, model.name)
     solver = choices.solving.solver if choices.quantizes and choices.solving else None
     if solver is not None and solver.needs_reference and facts.shape.routed:
         raise ConfigError(
@@ -68,7 +78,9 @@ def check(choices: Choices, model: StoredModel | QuantizedModel) -> None:
         )
 
 
-def _embeddings(scheme: Scheme, shape: ModelShape, choices: Choices, model: str) -> None:
+def _embeddings(
+    scheme: Scheme | Allocation, shape: ModelShape, choices: Choices, model: str
+) -> None:
     """Refuse embeddings that cannot be packed, and those of a tied head alone."""
     if shape.table is None:
         raise ConfigError(
@@ -81,9 +93,27 @@ def _embeddings(scheme: Scheme, shape: ModelShape, choices: Choices, model: str)
         raise ConfigError(f"model={model} {alone(scheme)}")
 
 
-def _widths(scheme: Scheme, shape: ModelShape, model: str) -> None:
+def _budgets(choices: Choices, facts: ModelFacts, model: str) -> None:
+    """Refuse a transform that cannot remove parts of the model within its budget."""
+    for each in choices.transforms:
+        if each.transform.prune is None or choices.scheme is None:
+            continue
+        if not isinstance(choices.scheme, Scheme) or choices.scheme.layers:
+            raise ConfigError(
+                f"transform={each.transform.name} removes parts of a model whose layers have one "
+                f"scheme, and scheme={choices.scheme.name} has several: use a scheme such as w4g64."
+            )
+        reason = each.transform.unfit(each.options, facts, choices.scheme)
+        if reason is not None:
+            name = each.transform.name
+            raise ConfigError(
+                f"transform={name} on model={model}, scheme={choices.scheme.name}: {name} {reason}."
+            )
+
+
+def _widths(scheme: Scheme | Allocation, shape: ModelShape, model: str) -> None:
     """Refuse a scheme to which some layer cannot be quantized."""
-    found = [(scheme.without_head, inputs) for _, inputs in shape.layers]
+    found = [(each, inputs) for each in scheme.every for _, inputs in shape.layers]
     if scheme.head is not None and shape.head is not None:
         found.append((scheme.head, shape.head[1]))
     if scheme.embeddings is not None and shape.table is not None:

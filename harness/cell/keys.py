@@ -25,6 +25,7 @@ from harness.models.model import Model, Place
 from harness.records.hashes import digest
 from harness.records.record import FULL_PRECISION, LOADED, QUANTIZATION
 from harness.suites.base import Facts, require_own_inputs
+from quant.allocation import KLD, VERSION, Allocation
 from quant.head import method_outside
 from quant.levels.base import module_of
 from quant.scheme import OUTSIDE, Scheme
@@ -135,7 +136,7 @@ def _semantics(choices: Choices, model: Model) -> dict[str, Any]:
     semantic: dict[str, Any] = {
         "model": model.semantics(),
         "method": _method(choices),
-        "scheme": NO_SCHEME if scheme is None else _scheme(scheme, choices.quantizes),
+        "scheme": _scheme_of(scheme, choices.quantizes),
         "calib": None if calib is None else calibration_settings(calib),
         "seed": choices.seed,
     }
@@ -149,6 +150,26 @@ def _semantics(choices: Choices, model: Model) -> dict[str, Any]:
     return semantic
 
 
+def _scheme_of(scheme: Scheme | Allocation | None, quantizes: bool) -> dict[str, Any]:
+    """The scheme of a cell, or how one is chosen, under the fields of one scheme."""
+    if scheme is None:
+        return dict(NO_SCHEME)
+    if isinstance(scheme, Scheme):
+        return _scheme(scheme, quantizes)
+    base = _scheme(scheme.candidates[0].beside(scheme.outside), quantizes)
+    return {
+        **base,
+        "bits": scheme.bits,
+        "group_size": None,
+        "auto": {
+            "candidates": [each.name for each in scheme.candidates],
+            "sensitivity": scheme.sensitivity,
+            **({"tokens": scheme.tokens} if scheme.sensitivity == KLD else {}),
+            "version": VERSION,
+        },
+    }
+
+
 def _scheme(scheme: Scheme, quantizes: bool) -> dict[str, Any]:
     """The fields of a scheme; levels by the name that a configuration uses.
 
@@ -156,7 +177,9 @@ def _scheme(scheme: Scheme, quantizes: bool) -> dict[str, Any]:
     """
     found = {field.name: getattr(scheme, field.name) for field in dataclasses.fields(scheme)}
     # No key for what is not quantized: older records have none.
-    found = {name: value for name, value in found.items() if name not in OUTSIDE}
+    found = {name: value for name, value in found.items() if name not in (*OUTSIDE, "layers")}
+    if scheme.layers:
+        found["layers"] = {pattern: each.name for pattern, each in scheme.layers}
     for what, own in scheme.outside.items():
         found[what] = {**_scheme(own, quantizes), **(method_outside() if quantizes else {})}
     return {**found, "levels": module_of(scheme.levels)}

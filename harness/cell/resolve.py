@@ -25,9 +25,10 @@ from harness.cell.parts import (
     build_part,
     load_part,
 )
+from harness.cell.schemes import make_scheme
 from harness.config.help import options_with
 from harness.config.options import build_options
-from harness.config.schema import CellConfig, OutsideConfig, RuntimeConfig, SchemeConfig
+from harness.config.schema import CellConfig, RuntimeConfig
 from harness.data import lock
 from harness.errors import ConfigError, MissingData, Unavailable
 from harness.models.model import (
@@ -41,16 +42,13 @@ from harness.models.model import (
 from harness.models.streaming import parameters, with_attention
 from harness.models.whole import require_whole
 from harness.suites.base import Facts, Suite
+from quant.allocation import Allocation
 from quant.arithmetic import AUTO, resolve_arithmetic
-from quant.errors import SchemeError
 from quant.levels.base import Levels, built_in_levels
 from quant.parts import Part
 from quant.rules import RULES, TOKEN_RULES, Rules
-from quant.scheme import OUTSIDE, Scheme
 from quant.solvers.base import Solver
 from quant.transforms.base import Transform
-
-NOT_QUANTIZED = 16  # bits
 
 
 def resolve(
@@ -89,6 +87,7 @@ def resolve(
     checks.random_weights(config, choices.solving, choices.suites, model)
     checks.outside(choices.solving, choices.scheme)
     checks.scheme_of_solver(choices.solving, choices.scheme)
+    checks.allocation(choices.transforms, choices.scheme)
     checks.suites(choices.suites)
     facts = _facts(config, model)
     checks.runtime(config, choices.suites, elsewhere)
@@ -138,62 +137,6 @@ def _absent_suites(
     return absent
 
 
-def make_scheme(config: SchemeConfig, levels: Part | None = None) -> Scheme | None:
-    """The quant.Scheme of a cell; None if bits=16. Raises ConfigError for an impossible scheme.
-
-    levels  the user's module that the configuration names; None for built-in levels.
-    """
-    if config.bits == NOT_QUANTIZED:
-        if config != SchemeConfig(bits=NOT_QUANTIZED):
-            raise ConfigError(
-                "scheme.bits=16 is not quantized and has no groups, symmetry, levels, grid, head "
-                "or embeddings: use scheme=w16 alone, or a scheme of 8 bits or less."
-            )
-        return None
-    try:
-        fields = dataclasses.asdict(config)
-        own = {} if levels is None else {"levels": levels}
-        fields |= {what: _outside(what, config, own) for what in OUTSIDE}
-        scheme = Scheme(**{**fields, **own})
-    except SchemeError as error:
-        raise ConfigError(f"scheme: {error}") from error
-    if levels is not None:
-        _require_own_scheme(scheme, levels)
-    return scheme
-
-
-def _outside(what: str, config: SchemeConfig, levels: Mapping[str, Part]) -> Scheme | None:
-    """The scheme of the head or embeddings; None if they are not quantized. Raises ConfigError.
-
-    levels  the user's module of levels as a keyword, if the layers have one.
-    """
-    given: OutsideConfig = getattr(config, what)
-    if given.bits is not None:
-        own = levels if given.levels == config.levels else {}
-        try:
-            return Scheme(**{**dataclasses.asdict(given), **own})
-        except SchemeError as error:
-            raise ConfigError(f"scheme.{what}: {error}") from error
-    if given != OutsideConfig():
-        raise ConfigError(
-            f"scheme.{what} has no bits, so its other keys have no effect: add "
-            f"scheme.{what}.bits=8, or leave them out."
-        )
-    return None
-
-
-def _require_own_scheme(scheme: Scheme, levels: Part) -> None:
-    """Refuse a scheme of a user's levels that has the name of a built-in scheme."""
-    try:
-        Scheme.parse(scheme.name)
-    except SchemeError:
-        return
-    raise ConfigError(
-        f"scheme.levels: {levels.where} names a scheme {scheme.name}, which Bitsweep has already: "
-        "give its LEVELS another prefix, because tables name schemes by it."
-    )
-
-
 def _choices(
     config: CellConfig,
     model: Model | AbsentModel,
@@ -219,8 +162,9 @@ def _choices(
     levels = _levels("scheme.levels", config.scheme.levels, folder)
     scheme = make_scheme(config.scheme, levels)
     checks.transforms(transforms, solving)
-    # Transforms are computed from the inputs of layers.
-    sees_text = solving is not None and (solving.solver.needs_calibration or bool(transforms))
+    # Transforms, and schemes that are chosen, are computed from the inputs of layers.
+    reads = bool(transforms) or isinstance(scheme, Allocation)
+    sees_text = solving is not None and (solving.solver.needs_calibration or reads)
     return Choices(
         name=config.name,
         seed=config.seed,

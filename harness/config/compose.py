@@ -46,6 +46,7 @@ SEEDS = "seeds"  # the number of seeds
 MOST_SEEDS = 1000
 # Keys below these go into mappings; modules of parts define them (harness.config.options).
 MAPPINGS = (
+    "scheme.layers",
     "method.",
     "transform.",
     "suite.",
@@ -172,7 +173,7 @@ def _node(scheme: Scheme) -> dict[str, Any]:
     """A scheme as a file of conf/scheme has it."""
     own = {what: _node(each) for what, each in scheme.outside.items()}
     layers = asdict(scheme.without_head).items()
-    return {name: value for name, value in layers if name not in OUTSIDE} | own
+    return {name: value for name, value in layers if name not in (*OUTSIDE, "layers")} | own
 
 
 def parse(overrides: Sequence[str]) -> list[Override]:

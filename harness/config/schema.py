@@ -1,15 +1,15 @@
 """The schema of conf/: plain dataclasses that Hydra composes YAML into.
 
 Hydra refuses unknown keys and wrong types. Everything below the command line sees only these
-dataclasses. Field types are limited to those of OmegaConf 2.3: no Literal, no unions except with
-None.
+dataclasses. Field types are limited to those of OmegaConf 2.3: no Literal, no unions except of
+numbers and with None.
 """
 
 # No `from __future__ import annotations`: OmegaConf reads the annotations as types.
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Optional, Tuple, Union
 
 from omegaconf import MISSING, OmegaConf
 
@@ -65,12 +65,27 @@ class OutsideConfig:
 
 
 @dataclass
-class SchemeConfig(OutsideConfig):
-    """The quantization scheme, with those of head and embeddings; bits=16 is full precision."""
+class AutoConfig:
+    """How scheme=auto chooses among schemes (quant.allocation)."""
 
-    bits: int = MISSING
+    candidates: List[str] = field(default_factory=list)
+    sensitivity: str = "loss"
+    tokens: int = 1024
+
+
+@dataclass
+class SchemeConfig(OutsideConfig):
+    """The quantization scheme, with those of head and embeddings; bits=16 is full precision.
+
+    layers  name of the scheme of layers that have another, by pattern of their full names.
+    auto    None: all other layers have this scheme. Else bits is a budget, their mean.
+    """
+
+    bits: Union[int, float] = MISSING  # type: ignore[assignment]
     head: OutsideConfig = field(default_factory=OutsideConfig)
     embeddings: OutsideConfig = field(default_factory=OutsideConfig)
+    layers: Dict[str, str] = field(default_factory=dict)
+    auto: Optional[AutoConfig] = None
 
 
 @dataclass

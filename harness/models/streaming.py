@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
+    from quant.allocation import Allocation
     from quant.calibrate.source import BlockSource
     from quant.checkpoint.source import ArtifactSource, CheckpointSource
     from quant.config import QuantizationConfig
@@ -172,7 +173,7 @@ def streams(
     artifact: Path | None,
     runtime: RuntimeConfig,
     batch: int,
-    scheme: Scheme | None = None,
+    scheme: Scheme | Allocation | None = None,
 ) -> bool:
     """Whether a model is measured block by block: as configured, or because it does not fit.
 
@@ -201,7 +202,7 @@ def shape_of(model: StoredModel) -> ModelShape:
 
 
 def measured_shape(
-    model: Model, artifact: Path | None, scheme: Scheme | None = None
+    model: Model, artifact: Path | None, scheme: Scheme | Allocation | None = None
 ) -> tuple[ModelShape, ModelFacts]:
     """Shape and facts of the model under test, with what is packed in its artifact."""
     shape, model_config = _shape(model)
@@ -219,7 +220,7 @@ def refuse_whole_model(
     model: Model,
     artifact: Path | None,
     device: str,
-    scheme: Scheme | None = None,
+    scheme: Scheme | Allocation | None = None,
 ) -> ModelError:
     """The error for a suite that needs the whole model in memory although it does not fit.
 
@@ -270,10 +271,11 @@ def skeleton(folder: Path, dtype: str, quantized: bool, trust: bool) -> PreTrain
 def _find_facts(folder: Path, dtype: str, quantized: bool, trust: bool) -> ModelFacts:
     import transformers
 
-    from quant.blocks import find_blocks
+    from quant.blocks import find_blocks, named_layers, weight_matrix
     from quant.coverage import coverage
     from quant.errors import QuantizationError
     from quant.memory.shapes import ModelFacts, model_shape
+    from quant.pruning.units import find_columns, find_heads, of_all
 
     file = folder / "config.json"
     try:
@@ -295,8 +297,12 @@ def _find_facts(folder: Path, dtype: str, quantized: bool, trust: bool) -> Model
     parts = [each for each in model.modules() if isinstance(each, transformers.PreTrainedModel)]
     sdpa = all(type(each)._supports_sdpa for each in parts)
     length = protocols.stated_length(model.config)
-    covered = coverage(find_blocks(model))
-    return ModelFacts(shape, model.config.model_type, length, covered, sdpa)
+    blocks = find_blocks(model)
+    shapes = {name: weight_matrix(module).shape for name, module in named_layers(blocks).items()}
+    linears = {name: (int(outputs), int(inputs)) for name, (outputs, inputs) in shapes.items()}
+    units = (of_all(find_columns, blocks.modules), of_all(find_heads, blocks.modules))
+    kind, covered = model.config.model_type, coverage(blocks)
+    return ModelFacts(shape, kind, length, covered, sdpa, linears, *units)
 
 
 def _encoder_decoder_kind(folder: Path) -> str | None:

@@ -123,6 +123,10 @@ class LayerReport(_Model):
         default=None,
         description="empirical entropy of the layer's codes, bits a code; null in older records",
     )
+    sensitivities: dict[str, float] = Field(
+        default_factory=dict,
+        description="what each candidate of scheme=auto was measured to cost the layer alone",
+    )
 
 
 class CellIdentity(_Model):
@@ -152,6 +156,9 @@ class CellIdentity(_Model):
     options: str | None = Field(
         default=None, description="options of the method that differ from the defaults (act-order)"
     )
+    mixture: str | None = Field(
+        default=None, description="layers by scheme, if they have several; null: they have one"
+    )
     head: str | None = Field(
         default=None,
         description="scheme of the language-model head and how it was quantized; null: it is not",
@@ -168,6 +175,7 @@ class CellIdentity(_Model):
             "bits_per_weight": self.bits_per_weight,
             "coverage": self.coverage,
             "outside": self.outside,
+            "mixture": self.mixture,
         }
 
     @property

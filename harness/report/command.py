@@ -12,6 +12,7 @@ from typing import Any
 from harness.config.help import conf_dir
 from harness.data.config import DocumentsConfig
 from harness.records.record import FULL_PRECISION, QUANTIZATION, Record
+from quant.scheme import OUTSIDE
 
 # What records say of a part besides its options.
 _NO_OPTIONS = ("name", "version", "code")
@@ -33,7 +34,7 @@ def command(records: Sequence[Record], suites: Mapping[str, Record | None] | Non
         words += [f"method={FULL_PRECISION}", "scheme=w16"]
     else:
         words += [f"method={cell.method}", *_options("method", method)]
-        words.append(f"scheme={cell.scheme}")
+        words += of_scheme(cell.scheme, config.get("scheme") or {})
     transforms = config.get("transform") or []
     if transforms:
         words.append(f"transform=[{','.join(each['name'] for each in transforms)}]")
@@ -58,6 +59,27 @@ def settings(key: str, values: Mapping[str, Any]) -> list[str]:
 
 def _options(key: str, values: Mapping[str, Any]) -> list[str]:
     return settings(key, {name: each for name, each in values.items() if name not in _NO_OPTIONS})
+
+
+def of_scheme(name: str, scheme: Mapping[str, Any]) -> list[str]:
+    """Overrides that choose a scheme: by its name, with those of layers, or the choice of them."""
+    first = re.split("_head_|_emb_", name, maxsplit=1)[0]
+    outside = name.removeprefix(first)
+    layers = scheme.get("layers") or {}
+    if layers:
+        said = ", ".join(f"{pattern}: {each}" for pattern, each in layers.items())
+        return [f"scheme={first.partition('+')[0]}{outside}", f"'scheme.layers={{{said}}}'"]
+    if "auto" not in scheme:
+        return [f"scheme={name}"]
+    auto = {key: each for key, each in scheme["auto"].items() if key not in _NO_OPTIONS}
+    bits = f"scheme.bits={scheme['bits']:g}"
+    own = [each for what in OUTSIDE for each in _outside(what, scheme.get(what))]
+    return ["scheme=auto", bits, *settings("scheme.auto", auto), *own]
+
+
+def _outside(what: str, own: Mapping[str, Any] | None) -> list[str]:
+    names = ("bits", "group_size", "symmetric", "levels", "grid", "scale_dtype")
+    return settings(f"scheme.{what}", {name: own[name] for name in names}) if own else []
 
 
 def _model(model: Mapping[str, Any], name: str) -> list[str]:

@@ -41,10 +41,10 @@ def name_columns(rows: Sequence[Row]) -> list[Column]:
 def name_cells(row: Row, rows: Sequence[Row], footnotes: Footnotes) -> list[Cell]:
     said = [*row.coverage, *row.transforms, *(f"fallback in {text}" for text in row.fallbacks)]
     marks = tuple(footnotes.mark(text) for text in said)
-    head = tuple(footnotes.mark(text) for text in row.head)
+    of_scheme = tuple(footnotes.mark(text) for text in (*row.mixture, *row.head))
     cells = [
         Cell(row.label, row.label, marks=marks),
-        Cell(row.scheme_label, row.scheme_label, marks=head),
+        Cell(row.scheme_label, row.scheme_label, marks=of_scheme),
     ]
     if len(calibrations(rows)) > 1:
         cells.append(Cell(row.calibration or "–", row.calibration or ""))

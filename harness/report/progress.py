@@ -19,6 +19,7 @@ from harness.report.published import LIMIT, published_figures
 from harness.report.published_files import published_file
 from harness.report.rows import Row, read_rows
 from harness.report.table import Cell, Column, Note, Table, significant
+from quant.allocation import budget_of
 from quant.scheme import Scheme
 
 COMPLETE = "complete"
@@ -191,8 +192,11 @@ def disk_bytes(cells: Sequence[Asked]) -> float:
 
 
 def _bits(name: str) -> float:
-    """Bits of a weight with its share of scale and zero-point."""
-    scheme = Scheme.parse(name)
+    """Bits of a weight with its share of scale and zero-point; of several schemes the first's."""
+    budget = budget_of(name)
+    if budget is not None:
+        return budget
+    scheme = Scheme.parse(name.partition("_head_")[0].partition("+")[0])
     return scheme.bits + (
         0.0 if scheme.group_size is None else (16 + scheme.bits) / scheme.group_size
     )

@@ -73,6 +73,7 @@ class Row:
     coverage: tuple[str, ...] = ()  # matrices of the blocks in full precision
     calibrated_on: str | None = None  # text and windows: "c4-train 128 x 2048"
     head: tuple[str, ...] = ()  # how head and embeddings were quantized
+    mixture: tuple[str, ...] = ()  # layers by scheme, if they have several
     parameters: float | None = None  # of the model, about
     made_of: tuple[str, ...] = ()  # the file that the weights came from, as JSON
     weight_errors: tuple[str, ...] = ()  # by layer, as JSON, of every seed
@@ -249,6 +250,7 @@ def _row(group: list[dict[str, Any]]) -> Row:
         coverage=_different(entry["coverage"] for entry in group),
         calibrated_on=first["calibrated_on"],
         head=_different(entry["head"] for entry in group),
+        mixture=_different(entry["mixture"] for entry in group),
         parameters=_known(entry["parameters"] for entry in group),
         made_of=_different(entry["made_of"] for entry in group),
         weight_errors=_different(entry["weight_errors"] for entry in group),

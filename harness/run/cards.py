@@ -13,7 +13,7 @@ from harness.data.config import CalibConfig, DocumentsConfig
 from harness.models.model import StoredModel
 from harness.records.record import Metric
 from harness.report.columns import ACCURACY
-from harness.report.command import settings
+from harness.report.command import of_scheme, settings
 from harness.report.table import measured
 from quant.checkpoint.card import Origin, add_figures, origin_of
 
@@ -47,7 +47,7 @@ def command(cell: ResolvedCell) -> str:
         *_model(cell.model.config),
         f"method={solving.solver.name}",
         *settings("method", {**options, "arithmetic": solving.arithmetic}),
-        f"scheme={choices.scheme.name}",
+        *of_scheme(choices.scheme.name, cell.keys.semantic["scheme"]),
     ]
     if choices.transforms:
         words.append(f"transform=[{','.join(each.transform.name for each in choices.transforms)}]")

@@ -8,6 +8,7 @@ known of is said to be not known.
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,6 +23,8 @@ from harness.records.environment import gpu, machine
 from harness.records.record import FULL_PRECISION, QUANTIZATION
 from harness.records.store import file_name
 from harness.run.screen import duration
+from quant.allocation import Allocation, stored_bits
+from quant.scheme import Scheme
 
 MOST_READ = 40  # records of a model and stage, so that a plan stays quick
 FEW = 3  # below, the extremes that were seen are no range
@@ -240,7 +243,7 @@ def _scaled(seconds: float, ratio: float) -> Span:
 
 def _disk_lines(plans: Sequence[CellPlan | PendingPlan]) -> list[str]:
     """Bytes of the artifacts to be made, beside what is free."""
-    from harness.models.streaming import shape_of
+    from harness.models.streaming import model_facts
 
     total = count = 0
     for plan in plans:
@@ -248,12 +251,12 @@ def _disk_lines(plans: Sequence[CellPlan | PendingPlan]) -> list[str]:
         scheme = cell.choices.scheme
         if not isinstance(cell.model, StoredModel) or scheme is None:
             continue
-        shape = shape_of(cell.model)
+        facts = model_facts(cell.model)
+        shape = facts.shape
         if any(each.transform.residual is not None for each in cell.choices.transforms):
             shape = shape.with_own_head()
         shape = shape.packed_outside(scheme)
-        bits = sum(rows * width * scheme.bits_per_weight(width) for rows, width in shape.layers)
-        total += shape.outside_bytes + round(shape.blocks * bits / 8)
+        total += shape.outside_bytes + _packed_bits(scheme, facts.linears) // 8
         count += 1
     if not count:
         return []
@@ -266,6 +269,13 @@ def _disk_lines(plans: Sequence[CellPlan | PendingPlan]) -> list[str]:
     if total > free:
         said += ": too little; make room, or choose another disk with paths.results=FOLDER"
     return [said]
+
+
+def _packed_bits(scheme: Scheme | Allocation, layers: Mapping[str, tuple[int, int]]) -> int:
+    """Stored bits of all linear layers (outputs, inputs)."""
+    if isinstance(scheme, Allocation):
+        return scheme.budget(sum(map(math.prod, layers.values())))
+    return sum(stored_bits(scheme.of(name), *shape) for name, shape in layers.items())
 
 
 def _some(paths: Iterable[Path]) -> Iterator[Path]:

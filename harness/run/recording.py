@@ -12,7 +12,9 @@ from harness.errors import StoreError
 from harness.records.environment import environment
 from harness.records.record import ABSENT, Failure, LayerReport, Metric, Record
 from harness.records.roots import Roots
+from quant.allocation import Allocation
 from quant.head import is_embeddings, is_head
+from quant.scheme import Scheme
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class StageResult:
     bits_per_weight: float | None = None
     coverage: float | None = None
     outside: list[str] = field(default_factory=list)
+    mixture: str | None = None
     kernel: str | None = None
 
 
@@ -54,9 +57,8 @@ def make_record(cell: ResolvedCell, stage: str, result: StageResult, timing: Tim
 
     Raises StoreError if the layers were made by another method or scheme than the cell's.
     """
-    identity = cell.identity.model_copy(
-        update={name: getattr(result, name) for name in ("bits_per_weight", "coverage", "outside")}
-    )
+    measured = ("bits_per_weight", "coverage", "outside", "mixture")
+    identity = cell.identity.model_copy(update={name: getattr(result, name) for name in measured})
     _require_own_layers(cell, result.layers)
     record = Record(
         status="failed" if result.failures else "ok",
@@ -108,7 +110,7 @@ def _config_of_absent(cell: ResolvedCell | PendingCell) -> dict[str, Any]:
         "model": {"dtype": cell.model.config.dtype},
         "scheme": {
             "bits": 16 if scheme is None else scheme.bits,
-            "group_size": None if scheme is None else scheme.group_size,
+            "group_size": scheme.group_size if isinstance(scheme, Scheme) else None,
         },
     }
 
@@ -189,7 +191,7 @@ def _require_own_layers(cell: ResolvedCell, layers: list[LayerReport]) -> None:
     method = cell.identity.method
     for what, named, found in (
         ("method", method, {layer.method for layer in inside if layer.fallback is None}),
-        ("scheme", scheme and scheme.without_head.name, {layer.scheme for layer in inside}),
+        ("scheme", cell.identity.scheme, {each.scheme for each in inside if _other(each, scheme)}),
         ("head", scheme and scheme.head and scheme.head.name, head),
         ("embeddings", scheme and scheme.embeddings and scheme.embeddings.name, table),
     ):
@@ -199,3 +201,10 @@ def _require_own_layers(cell: ResolvedCell, layers: list[LayerReport]) -> None:
                 f"cell has {named}: a record must name the {what} that made its weights; "
                 "correct the solver's spec or its solve function."
             )
+
+
+def _other(layer: LayerReport, scheme: Scheme | Allocation | None) -> bool:
+    """Whether a layer has a scheme that the cell's gives it in no case."""
+    if isinstance(scheme, Scheme):
+        return layer.scheme != scheme.of(layer.name).name
+    return scheme is None or layer.scheme not in [each.name for each in scheme.every]

@@ -188,6 +188,7 @@ def _run_suite(
         bits_per_weight=subject.bits_per_weight,
         coverage=subject.coverage,
         outside=subject.outside,
+        mixture=subject.mixture,
         kernel=cell.kernel,
     )
 

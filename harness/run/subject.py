@@ -16,6 +16,7 @@ from harness.models.streaming import open_packed, open_source, skeleton, streams
 from harness.records.kept import Kept
 from harness.records.record import QUANTIZATION, Record
 from harness.records.store import artifact_digest
+from quant.scheme import Scheme
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
@@ -40,6 +41,7 @@ class Subject:
         self.bits_per_weight: float | None = None
         self.coverage: float | None = None
         self.outside: list[str] = []
+        self.mixture: str | None = None
         self.quantized = cell.quantized
         self.has_original = cell.model.checkpoint is None
         # Folder of the packed weights under test, made here or elsewhere; None for full precision
@@ -148,6 +150,7 @@ class Subject:
         self.inputs = {"artifact": made.inputs["artifact"]}
         self.bits_per_weight = made.cell.bits_per_weight
         self.coverage, self.outside = made.cell.coverage, made.cell.outside
+        self.mixture = made.cell.mixture
 
     def _count(
         self,
@@ -174,7 +177,7 @@ class Subject:
                 kept = operator_bits(loaded)
                 self._count(loaded, packed_bits(loaded), kept)
             return loaded
-        if isinstance(model, RandomModel) and scheme is not None:
+        if isinstance(model, RandomModel) and isinstance(scheme, Scheme):
             loaded = model.packed(place, scheme)
             self._count(loaded, packed_bits(loaded), 0)
             return loaded
@@ -222,12 +225,14 @@ def stored(
     """
     from quant.blocks import find_blocks
     from quant.coverage import coverage_of
+    from quant.pruning.cut import removed_weights
 
     found = coverage_of(find_blocks(model), layers)
     each = list(packed)
     # The head may be packed, and a checkpoint from elsewhere may have other packed layers
     # outside the blocks; they count too.
     weights = sum(count for count, _ in each) + sum(found.kept.values())
+    weights += removed_weights(model.config)
     bits = sum((bits for _, bits in each), float(operators))
     return (bits + found.kept_bits) / weights, found
 

@@ -83,7 +83,11 @@ def metrics(
         note = "resident set of the process, sampled, Python and libraries included"
         found.append(peak.model_copy(update={"notes": {"memory": note}}))
     found.append(_once("artifact_size", TOTAL, artifact_bytes, "bytes"))
-    return [*found, *_self_check(result.layers), *_layer_means(result.layers)]
+    return [
+        *found,
+        *_self_check(result.layers),
+        *_layer_means(result.layers, result.coverage.removed),
+    ]
 
 
 def of_program(made: Made, artifact_bytes: int, other: dict[str, float]) -> list[Metric]:
@@ -119,17 +123,20 @@ def bits_per_weight(result: QuantizationResult) -> float:
     )
 
 
-def _layer_means(layers: list[LayerResult]) -> list[Metric]:
+def _layer_means(layers: list[LayerResult], removed: int) -> list[Metric]:
     found = [_mean("weight_error", [layer.weight_error for layer in layers], "ratio")]
     losses = [layer.loss for layer in layers if layer.loss is not None]
     if losses:
         found.append(_mean("solver_loss", losses, "squared error"))
-    return found + _entropy(layers)
+    return found + _entropy(layers, removed)
 
 
-def _entropy(layers: list[LayerResult]) -> list[Metric]:
-    """The mean over the weights of stored bits, less what the codes have above their entropy."""
-    bits = weights = 0.0
+def _entropy(layers: list[LayerResult], removed: int) -> list[Metric]:
+    """The mean over the weights of stored bits, less what the codes have above their entropy.
+
+    removed  weights that pruning removed, which count with no bits.
+    """
+    bits, weights = 0.0, float(removed)
     for layer in layers:
         if layer.entropy is None or layer.code_bits is None:
             return []

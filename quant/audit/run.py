@@ -9,7 +9,7 @@ checkpoint's weights, and one block is in memory at a time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -27,7 +27,7 @@ from quant.audit.verdict import NOT_JUDGED, NOT_QUANTIZED, Verdict, judge, judge
 from quant.blocks import linear_layers, set_weight_matrix, weight_matrix
 from quant.calibrate.layers import BlockSolver, Solved
 from quant.calibrate.run import Progress
-from quant.calibrate.sink import Finished, InMemorySink
+from quant.calibrate.sink import NoSink
 from quant.calibrate.source import BlockSource
 from quant.calibrate.stream import Workplace, quantize_blocks
 from quant.calibrate.transform import UNCHANGED, Changed
@@ -135,7 +135,7 @@ def audit(
         place = Workplace(activations=plan.activations, folder=scratch)
         claim = checkpoint.claim
         how = SEQUENTIAL if claim.true_sequential else CONFIG
-        quantize_blocks(source, calibration, how, _Nothing(), progress, place, solvers=auditor)
+        quantize_blocks(source, calibration, how, NoSink(), progress, place, solvers=auditor)
     return Audit(Path(folder), claim, found, differing, sum(map(len, calibration)), said)
 
 
@@ -223,13 +223,3 @@ def _shape_error(
         f"{folder}: {name} is {list(found)} (outputs, inputs), but the base has {list(expected)}: "
         "name the model that the checkpoint was made from with --base."
     )
-
-
-class _Nothing(InMemorySink):
-    """A sink that keeps nothing: the checkpoint is there already."""
-
-    def put(
-        self, index: int, _weights: dict[str, QuantizedWeight], _made: Finished
-    ) -> Callable[[], None]:
-        self.finished = index + 1
-        return lambda: None

@@ -171,9 +171,10 @@ class BlockSolver:
         drift: Tensor | None = None,
     ) -> float | None:
         """Hold the solver against its oracle on a piece of the first of these layers."""
-        solver, scheme = self.config.solver, self.config.scheme.without_head
+        solver = self.config.solver
         if not self.checks or solver.oracle is None:
             return None
+        scheme = self.config.layers.of(f"{self.name}.{names[0]}")
         module = linear_layers(self.block)[names[0]]
         piece = cut(weight_matrix(module), hessian, scheme, drift)
         piece = replace(piece, weight=piece.weight.to(device, self.dtype))
@@ -190,7 +191,7 @@ class BlockSolver:
         device: torch.device | None,
         notes: list[str],
     ) -> tuple[LayerResult, QuantizedWeight]:
-        scheme = self.config.scheme.without_head
+        scheme = self.config.layers.of(layer.name)
         begin = time.perf_counter()
         weight = weight_matrix(module).to(device, self.dtype)
         with failures_of(f"{layer.name}: solver {solver.name}"):

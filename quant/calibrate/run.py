@@ -11,7 +11,7 @@ from functools import partial
 from torch import nn
 
 from quant.arithmetic import PORTABLE
-from quant.blocks import linear_layers, weight_matrix
+from quant.blocks import named_layers, weight_matrix
 from quant.calibrate.cost import StageCost, StageMeter
 from quant.calibrate.devices import DeviceWorkers, Workplace
 from quant.calibrate.head import own_head, quantize_outside
@@ -43,6 +43,7 @@ class QuantizationResult:
     resumed          number of blocks that an earlier, interrupted run had finished.
     head, embeddings results of the head and the embeddings; None for what the scheme keeps. One
                      matrix that serves both has a result as embeddings.
+    removed          what a transform removed from the model, in words; None if none did.
     """
 
     weights: Mapping[str, QuantizedWeight]
@@ -53,6 +54,7 @@ class QuantizationResult:
     resumed: int = 0
     head: LayerResult | None = None
     embeddings: LayerResult | None = None
+    removed: str | None = None
 
     @property
     def outside(self) -> list[LayerResult]:
@@ -78,14 +80,13 @@ class Run:
     layers: list[LayerResult] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        blocks, scheme = self.source.blocks, self.config.scheme.without_head
-        linears = [linear_layers(block) for block in blocks.modules]
-        for index, layers in enumerate(linears):
-            for name, module in layers.items():
-                scheme.require(weight_matrix(module).shape[1], f"{blocks.block_name(index)}.{name}")
-        self._total = sum(map(len, linears))
-        self._serves = serves_head(self.source.model, self.config.scheme)
-        self._total += len(self.config.scheme.outside) - self._serves
+        scheme = self.config.layers
+        layers = named_layers(self.source.blocks)
+        scheme.require_layers(layers)
+        for name, module in layers.items():
+            scheme.of(name).require(weight_matrix(module).shape[1], name)
+        self._serves = serves_head(self.source.model, scheme)
+        self._total = len(layers) + len(scheme.outside) - self._serves
         self._done = 0
         self._lock = threading.Lock()
 

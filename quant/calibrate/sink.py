@@ -93,6 +93,16 @@ class InMemorySink:
         raise NotImplementedError("a run in memory cannot be resumed")
 
 
+class NoSink(InMemorySink):
+    """A sink that keeps nothing, for runs that measure layers and quantize none."""
+
+    def put(
+        self, index: int, _weights: dict[str, QuantizedWeight], _made: Finished
+    ) -> Callable[[], None]:
+        self.finished = index + 1
+        return lambda: None
+
+
 class WriteBehind:
     """A background thread that runs one write at a time; a context manager around the run.
 

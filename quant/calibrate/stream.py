@@ -68,6 +68,7 @@ from quant.calibrate.wide import WIDE, narrowed
 from quant.calibrate.windows import Batch, check_windows, make_batches
 from quant.config import QuantizationConfig
 from quant.coverage import Coverage
+from quant.errors import QuantizationError
 from quant.experts import unfuse
 from quant.memory.heaps import memory_kept, trim_heap
 from quant.memory.shapes import model_shape
@@ -83,6 +84,12 @@ __all__ = [
     "quantize_model",
     "streamed_logits",
 ]
+
+
+NEEDS_FILES = (
+    "transform {} makes another, smaller model, of files into files: quantize a folder, and say "
+    "where to (bitsweep.quantize(folder, out=...), bitsweep run)."
+)
 
 
 def quantize_model(
@@ -132,7 +139,9 @@ def quantize_blocks(
     sink's thread is `StageCost.background`. covered is the result of `survey`, if the caller has
     it. solvers makes what treats the layers of a block; an audit (quant.audit) has its own.
     """
-    for name, module in check_outside(source, config.scheme, config.residual is not None):
+    if config.pruning is not None:  # quantize_to has pruned the model by now
+        raise QuantizationError(NEEDS_FILES.format(config.pruning[0].name))
+    for name, module in check_outside(source, config.layers, config.residual is not None):
         require_sound_weight(module, name)
     covered = covered or survey(source, config.rules)
     require_one_stream(source.blocks, config)
@@ -342,7 +351,7 @@ def _transform(
                 Call(narrowed(call.args, own), narrowed(call.kwargs, own)),
             )
         again = partial(run_block, block, structure, call, hidden)
-        scheme, model = run.config.scheme.without_head, run.source.model
+        scheme, model = run.config.layers, run.source.model
         worker = BlockTransformer(transforms, scheme, model, block, name, solved, hidden, again)
         return worker.apply(collector.hessians, collector.statistics)
 

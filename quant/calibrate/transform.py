@@ -113,7 +113,7 @@ def require_first_changes(
 class BlockTransformer:
     """Transforms the layers of one block.
 
-    scheme  scheme to which its layers will be rounded.
+    scheme  scheme of the model, whose `of` is that of a layer.
     name    name of the block in the model.
     solved  full names of the layers of the block that are already quantized.
     inputs  hidden states [windows, tokens, hidden] of one calibration batch.

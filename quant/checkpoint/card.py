@@ -31,6 +31,7 @@ _KEPT = ".source"
 _README = re.compile(rf"README((?:\{_KEPT})*)\.md")
 _SEAL = re.compile(r"<!-- written by Bitsweep, sha256 of the text above: ([0-9a-f]{64}) -->\n\Z")
 _FIGURES, _END = "<!-- figures -->\n", "<!-- end of figures -->\n"
+LISTED = 3  # patterns or names in a row; more are counted
 _LICENCE = ("license", "license_name", "license_link")
 
 
@@ -146,7 +147,8 @@ def card(content: Content, origin: Origin, kept: Iterable[str] = ()) -> str:
     rows = {
         "method": _method(content.method),
         "calibration": _calibration(content.method),
-        "scheme": _scheme(scheme, content.scattered),
+        "scheme": _scheme(scheme.without_head, content.scattered),
+        **_of_layers(scheme),
         **{what: _scheme(own, False) for what, own in scheme.outside.items()},
         "bits per weight": _bits(content.weights, content.count),
         "format": content.title,
@@ -331,7 +333,19 @@ def _scheme(scheme: Scheme, scattered: bool) -> str:
         *([f"{scheme.scale_dtype} scales"] if scheme.kind.scaled else []),
         *(["groups scattered by act-order"] if scattered else []),
     ]
-    return f"{scheme.without_head.name}: {', '.join(words)}"
+    return f"{scheme.name}: {', '.join(words)}"
+
+
+def _of_layers(scheme: Scheme) -> dict[str, str]:
+    """The row of the layers that have another scheme: how many, or the patterns of their names."""
+    named: dict[str, list[str]] = {}
+    for layer, each in scheme.layers:
+        named.setdefault(each.name, []).append(f"`{layer}`")
+    said = [
+        f"{name}: {', '.join(layers) if len(layers) <= LISTED else f'{len(layers)} layers'}"
+        for name, layers in named.items()
+    ]
+    return {"other layers": "; ".join(said)} if said else {}
 
 
 def _bits(weights: int, count: Count) -> str:

@@ -13,6 +13,7 @@ METHOD = "compressed-tensors"
 INTEGERS = "pack-quantized"
 NVFP4, MXFP4 = "nvfp4-pack-quantized", "mxfp4-pack-quantized"
 STORED = (INTEGERS, NVFP4, MXFP4)
+_EXPRESSION = "re:"  # begins targets that are regular expressions
 # Settings of the library that change what a layer computes; they must be empty here.
 _OTHER_FEATURES = ("kv_cache_scheme", "sparsity_config", "transform_config", "moe_sparsity_config")
 
@@ -51,6 +52,21 @@ def read_groups(config: Config, where: str) -> tuple[Group, Group | None]:
     Raises ArtifactError for what cannot be read: other features of the library, weights that are
     stored otherwise, layers of several settings.
     """
+    found, head, own = read_mixed_groups(config, where)
+    if own:
+        raise ArtifactError(
+            f"{where}.config_groups quantizes layers differently ({next(iter(own))!r}); only "
+            "checkpoints with one setting for all layers in their blocks can be read."
+        )
+    return found, head
+
+
+def read_mixed_groups(config: Config, where: str) -> tuple[Group, Group | None, dict[str, Group]]:
+    """Return as `read_groups` does, and the settings of layers with others.
+
+    They are by full name or regular expression (quant.checkpoint.layer_names). The other layers are
+    those of the group of a class; if groups have names alone, of the first.
+    """
     for key in _OTHER_FEATURES:
         if config.get(key):
             raise ArtifactError(
@@ -66,14 +82,50 @@ def read_groups(config: Config, where: str) -> tuple[Group, Group | None]:
     groups = _groups(config, where)
     heads = {name: group for name, group in groups.items() if _is_of_head(group)}
     layers = {name: group for name, group in groups.items() if name not in heads} or heads
-    found = _only(config, where, layers)
+    usual = next((name for name, each in layers.items() if _of_class(each)), next(iter(layers)))
+    alike = {name: each for name, each in layers.items() if _same(each, layers[usual])}
+    found = _only(config, where, alike)
     head = _only(config, where, heads) if heads and layers is not heads else None
-    if head is not None and head.stored != found.stored:
+    own: dict[str, Group] = {}
+    for name, each in layers.items():
+        if name not in alike:
+            _refuse_class(name, each, usual, where)
+            other = _only(config, where, {name: each})
+            own |= {_own_name(str(target)): other for target in each["targets"]}
+    others = {**({} if head is None else {"the head": head}), **own}
+    for what, other in others.items():
+        if other.stored != found.stored:
+            raise ArtifactError(
+                f"{where}.config_groups stores {what} as {other.stored!r} and the layers as "
+                f"{found.stored!r}; only checkpoints that store both alike can be read."
+            )
+    return found, head, own
+
+
+def _refuse_class(name: str, group: Config, usual: str, where: str) -> None:
+    """Raise ArtifactError for a second group of a class of layers, or one of no layers."""
+    if _of_class(group) or not group.get("targets"):
         raise ArtifactError(
-            f"{where}.config_groups stores the head as {head.stored!r} and the layers as "
-            f"{found.stored!r}; only checkpoints that store both alike can be read."
+            f"{where}.config_groups {usual!r} and {name!r} quantize layers differently, and the "
+            f"targets of {name!r} are no names of layers; only groups of named layers can be read "
+            "beside that of all others."
         )
-    return found, head
+
+
+def _of_class(group: Config) -> bool:
+    """Whether a group is of a class of layers ("Linear"), and not of layers by name."""
+    targets = [str(each) for each in group.get("targets") or ()]
+    return any("." not in each and not each.startswith(_EXPRESSION) for each in targets)
+
+
+def _own_name(target: str) -> str:
+    """Return a target as a key of CheckpointFormat.own; expressions begin where the name does."""
+    pattern = target.removeprefix(_EXPRESSION)
+    return target if pattern == target else f"^(?:{pattern})"
+
+
+def _same(group: Config, other: Config) -> bool:
+    return {**group, "targets": None} == {**other, "targets": None}
 
 
 def _groups(config: Config, where: str) -> Mapping[str, Config]:
@@ -91,14 +143,16 @@ def _groups(config: Config, where: str) -> Mapping[str, Config]:
 
 def _is_of_head(group: Config) -> bool:
     targets = group.get("targets") or ()
-    return bool(targets) and all(means_head(str(each).removeprefix("re:")) for each in targets)
+    return bool(targets) and all(
+        means_head(str(each).removeprefix(_EXPRESSION)) for each in targets
+    )
 
 
 def _only(config: Config, where: str, groups: Mapping[str, Config]) -> Group:
     """Return the settings of a kind of layers; several groups must have the same settings."""
     (name, first), *others = groups.items()
     for other, group in others:
-        if {**group, "targets": None} != {**first, "targets": None}:
+        if not _same(group, first):
             raise ArtifactError(
                 f"{where}.config_groups {name!r} and {other!r} quantize layers differently; only "
                 "checkpoints with one setting for all layers in their blocks can be read."

@@ -19,11 +19,11 @@ from quant.checkpoint.card import (
     origin_of_export,
     write_card,
 )
-from quant.checkpoint.choose import exported_format, writer_in, writer_of
+from quant.checkpoint.choose import exported_format, writer_in, writer_of, written
 from quant.checkpoint.export_file import refuse_target, write_file
 from quant.checkpoint.files import TOKENIZER_FILES, copy_files, copyable
 from quant.checkpoint.folder import MANIFEST, read_json, recover, remake, replace_folder
-from quant.checkpoint.formats.base import CheckpointFormat, StoredLayer, Writer
+from quant.checkpoint.formats.base import CheckpointFormat, Format, StoredLayer, Writer
 from quant.checkpoint.layers import quantized_layers, read_weight, scheme_of, whole_scheme
 from quant.checkpoint.loader import read_format, read_quantization, refuse_unexpected
 from quant.checkpoint.matching import say_untied, ties_hold, untie_as_stored
@@ -44,9 +44,11 @@ from quant.checkpoint.writer import (
     producer,
 )
 from quant.errors import ArtifactError
+from quant.head import is_embeddings, is_head
 from quant.levels.base import Levels
 from quant.parts import Part
-from quant.scheme import Scheme
+from quant.pruning.cut import smaller_layers
+from quant.scheme import Scheme, mixture
 from quant.weight import QuantizedWeight
 
 
@@ -117,11 +119,21 @@ def export(
         raise ArtifactError(f"{source} {reason}")
     with TensorReader(source) as reader:
         model = build_skeleton(source, None, {"trust_remote_code": trust_remote_code})
+        if smaller_layers(model.config):
+            raise ArtifactError(
+                f"{source} has layers that are smaller than config.json says (pruned), which other "
+                "programs do not know: export a model without whole blocks "
+                "(transform=[block_removal]), or keep this artifact."
+            )
         names = names_of(model)
         reader.rename(names.to_model)
         layers = _layers(reader, checkpoint, model)
         scheme = whole_scheme(reader, checkpoint, [layer.stored.name for layer in layers])
-        _refuse_mixed(source, checkpoint)
+        if checkpoint.mixture:
+            _refuse_mixed(source, checkpoint, kind)
+            inside = {each.stored.name: each.scheme for each in layers}
+            own = {n: s for n, s in inside.items() if not is_head(n) and not is_embeddings(n)}
+            scheme = mixture(own).beside(scheme.outside)
         untie_as_stored(model, reader.names, reader.mapped)
         replaced = tuple(f"{layer.stored.name}." for layer in layers)
         _refuse_left_out(reader, checkpoint, model, replaced)
@@ -186,11 +198,12 @@ def export(
     return Exported(target, len(layers), notes)
 
 
-def _refuse_mixed(source: Path, checkpoint: CheckpointFormat) -> None:
-    if checkpoint.mixture:
+def _refuse_mixed(source: Path, checkpoint: CheckpointFormat, kind: Format | FileFormat) -> None:
+    if not (isinstance(kind, FileFormat) or writer_in(kind).mixes):
+        can = [name for name, (_, writer) in written().items() if writer.mixes]
         raise ArtifactError(
-            f"{source} has layers of several schemes ({checkpoint.mixture}), and an export has "
-            "one: quantize again with a single scheme to export it."
+            f"{source} has layers of several schemes ({checkpoint.mixture}), and {kind.name} has "
+            f"one for all: use --format {' or '.join(can)}, or quantize with a single scheme."
         )
 
 

@@ -16,10 +16,10 @@ from quant.checkpoint.formats.base import (
     read_bits,
     read_flag,
     read_group_size,
-    read_head_grid,
-    read_meta,
     validated,
 )
+from quant.checkpoint.layer_names import is_expression
+from quant.checkpoint.meta import read_head_grid, read_meta, read_own_grid
 from quant.errors import ArtifactError
 from quant.head import means_head
 from quant.levels import uniform
@@ -51,6 +51,8 @@ class Version:
 
 V1 = Version("gptq", 1)
 V2 = Version("gptq_v2", 0)
+# Settings in GPTQModel's configurations that layers may not have of their own: those of tensors.
+_OF_TENSORS = ("format", "checkpoint_format", "quant_method", "method", "pack_dtype", "adapter")
 # Layouts under GPTQ's names of tensors that are not read: what they are, and the next step.
 UNREAD = {
     "gptq_p": "GPTQModel's planar layout, which cuts codes into planes of bits and is not read: "
@@ -82,7 +84,7 @@ def parse(
     """Parse a GPTQ configuration.
 
     versions are the accepted values of the version keys; symmetric is the meaning of a missing sym;
-    of_uniform is as in `read_head`.
+    of_uniform is as in `with_dynamic`.
     The result is `declared` if one of several versions is present.
     """
     declared = declared_versions(config)
@@ -117,67 +119,104 @@ def parse(
         producer=producer,
         declared=bool(declared) or len(versions) == 1,
     )
-    head = read_head(config, where, parsed, bits, of_uniform)
-    return validated(replace(parsed, head=head), where)
+    return validated(with_dynamic(parsed, config, where, bits, of_uniform), where)
 
 
-def read_head(
+def with_dynamic(
+    layers: CheckpointFormat,
     config: Config,
     where: str,
-    layers: CheckpointFormat,
     bits: Sequence[int] = BITS,
     of_uniform: Format | None = None,
-) -> dict[str, Any]:
-    """Return the settings of the head that differ from those of `layers`.
+) -> CheckpointFormat:
+    """Return a format with the settings of the head and of layers that differ from `layers`.
 
     of_uniform is the format of a head with uniform levels, if the layers have others.
-    GPTQModel's "dynamic" overrides settings per layer: "+:pattern" or "pattern". "-:pattern" leaves
-    layers in full precision, which the names of the tensors also show.
+    GPTQModel's "dynamic" overrides settings per layer: "+:pattern" or "pattern", a regular
+    expression that a name begins with; the first of several counts. "-:pattern" leaves layers in
+    full precision, which the names of the tensors also show.
     """
-    found: dict[str, Any] = {}
+    head: dict[str, Any] = {}
+    own: dict[str, dict[str, Any]] = {}
     for pattern, said in (config.get("dynamic") or {}).items():
         if pattern.startswith("-:"):
             continue
         where_said = f"{where}.dynamic[{pattern!r}]"
-        if not means_head(pattern.removeprefix("+:")) or not isinstance(said, Mapping):
-            raise ArtifactError(
-                f"{where}.dynamic overrides the settings of some layers ({pattern!r}); only "
-                "checkpoints with one setting for all layers in their blocks can be read."
-            )
-        size = {"group_size": said.get("group_size", layers.group_size or -1)}
-        if found:  # the first pattern counts
+        pattern = pattern.removeprefix("+:")
+        found = _overridden(said, layers, where_said, bits)
+        if not means_head(pattern):
+            name = _name_in(pattern, where_said)
+            found["grid"] = read_own_grid(config, name)
+            own[name] = {key: v for key, v in found.items() if v != getattr(layers, key)}
             continue
-        found = {
-            "bits": read_bits({"bits": said.get("bits", layers.bits)}, where_said, allowed=bits),
-            "group_size": read_group_size(size, where_said),
-            "symmetric": read_flag(said, "sym", where_said, default=layers.symmetric),
-            "act_order": read_flag(said, "desc_act", where_said, default=layers.act_order),
-            "grid": read_head_grid(config),
-        }
+        if head:
+            continue
+        head = {**found, "grid": read_head_grid(config)}
         if said.get("levels", layers.levels) != layers.levels:
             if said["levels"] != uniform.LEVELS.name or of_uniform is None:
                 raise ArtifactError(
                     f"{where_said}.levels={said['levels']!r} cannot be read; expected "
                     f"{uniform.LEVELS.name!r} or the levels of the layers."
                 )
-            found |= {"format": of_uniform, "levels": uniform.LEVELS.name}
-    return found
+            head |= {"format": of_uniform, "levels": uniform.LEVELS.name}
+    return replace(layers, head=head, own=own)
 
 
-def head_settings(model: QuantizedModel) -> dict[str, Any]:
-    """Return the entry "dynamic" for a head with its own settings; {} if it has none."""
-    if model.own_head is None:
-        return {}
-    name, scheme = model.own_head
-    settings: dict[str, Any] = {
-        "bits": scheme.bits,
-        "group_size": scheme.group_size or -1,
-        "sym": scheme.symmetric,
-        "desc_act": False,
+def _overridden(
+    said: Any, layers: CheckpointFormat, where: str, bits: Sequence[int]
+) -> dict[str, Any]:
+    """Return the settings of the layers of one entry of "dynamic"."""
+    if not isinstance(said, Mapping):
+        raise ArtifactError(f"{where}={str(said)[:40]} cannot be read; expected settings by name.")
+    odd = next((key for key in _OF_TENSORS if key in said), None)
+    if odd is not None:
+        raise ArtifactError(
+            f"{where}.{odd}={str(said[odd])[:40]} cannot be read: layers of one checkpoint have "
+            "tensors of one format; quantize again without it."
+        )
+    size = {"group_size": said.get("group_size", layers.group_size or -1)}
+    return {
+        "bits": read_bits({"bits": said.get("bits", layers.bits)}, where, allowed=bits),
+        "group_size": read_group_size(size, where),
+        "symmetric": read_flag(said, "sym", where, default=layers.symmetric),
+        "act_order": read_flag(said, "desc_act", where, default=layers.act_order),
     }
-    if model.scheme.kind != uniform.LEVELS:  # a format that Bitsweep alone reads
-        settings["levels"] = scheme.kind.name
-    return {"dynamic": {f"+:^{re.escape(name)}$": settings}}
+
+
+def _name_in(pattern: str, where: str) -> str:
+    """Return the full name of the layer that a pattern means, or the pattern from its beginning."""
+    inside = pattern.removeprefix("^").removesuffix("$")
+    name = inside.replace("\\", "")
+    if pattern == _exactly(name) or (pattern == name and not is_expression(name)):
+        return name
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ArtifactError(
+            f"{where} names no layer and is no regular expression ({error}): correct config.json."
+        ) from error
+    return f"^(?:{pattern})"
+
+
+def _exactly(name: str) -> str:
+    return f"^{re.escape(name)}$"
+
+
+def dynamic_settings(model: QuantizedModel) -> dict[str, Any]:
+    """Return the entry "dynamic" for layers, and a head, with settings of their own; or {}."""
+    found = {}
+    for name, scheme in [*model.own.items(), *([model.own_head] if model.own_head else ())]:
+        settings: dict[str, Any] = {
+            "bits": scheme.bits,
+            "group_size": scheme.group_size or -1,
+            "sym": scheme.symmetric,
+        }
+        if name == model.head:
+            settings["desc_act"] = False
+            if model.scheme.kind != uniform.LEVELS:  # a format that Bitsweep alone reads
+                settings["levels"] = scheme.kind.name
+        found[f"+:{_exactly(name)}"] = settings
+    return {"dynamic": found} if found else {}
 
 
 def zero_points(parsed: CheckpointFormat, version: str) -> str:
@@ -226,7 +265,7 @@ def describe(model: QuantizedModel, quant_method: str, checkpoint_format: str) -
         "static_groups": bool(model.method.get("static_groups", False)),
         "true_sequential": bool(model.method.get("true_sequential", False)),
         "lm_head": model.head is not None,
-        **head_settings(model),
+        **dynamic_settings(model),
         "pack_dtype": "int32",
         "modules_in_block_to_quantize": [list(inside)],
         "meta": model.meta(),
@@ -236,14 +275,22 @@ def describe(model: QuantizedModel, quant_method: str, checkpoint_format: str) -
 def notes(scheme: Scheme, layers: Sequence[StoredLayer]) -> list[str]:
     """Return the limitations of GPTQ's readers for such layers, one sentence each."""
     found = []
+    every = scheme.every
+    if len(every) > 1:
+        found.append(
+            "GPTQModel and vLLM read layers of several schemes (dynamic), vLLM only if the layers "
+            "that it fuses (q, k and v; gate and up) have the same; transformers through optimum "
+            "reads one scheme."
+        )
     if scheme.scale_dtype != "float16":
         found.append(
             f"readers of GPTQ store scales as float16 and will round these {scheme.scale_dtype} "
             "scales; scheme.scale_dtype=float16 makes scales that they keep."
         )
-    if scheme.bits not in READERS_BITS:
+    odd = [str(each.bits) for each in every if each.bits not in READERS_BITS]
+    if odd:
         found.append(
-            f"only Bitsweep reads {scheme.bits} bits in this format; other tools read "
+            f"only Bitsweep reads {' and '.join(odd)} bits in this format; other tools read "
             f"{', '.join(map(str, READERS_BITS))}."
         )
     if scheme.head is not None:
@@ -251,10 +298,11 @@ def notes(scheme: Scheme, layers: Sequence[StoredLayer]) -> list[str]:
             "GPTQModel and vLLM read the quantized head (lm_head, dynamic); transformers through "
             "optimum reads only layers in blocks."
         )
-    short = [layer for layer in layers if scheme.short_group(layer.inputs)]
+    short = [layer for layer in layers if scheme.of(layer.name).short_group(layer.inputs)]
     if short:
+        size = scheme.of(short[0].name).group_size
         found.append(
-            f"{len(short)} layers end in a group of fewer than {scheme.group_size} columns (such "
+            f"{len(short)} layers end in a group of fewer than {size} columns (such "
             f"as {short[0].name} with {short[0].inputs} inputs): GPTQModel's PyTorch kernel takes "
             "them, vLLM and GPTQModel's other kernels refuse them."
         )

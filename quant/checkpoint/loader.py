@@ -139,7 +139,8 @@ def read_format(
         raise ArtifactError(
             f"{folder / MANIFEST} is missing, so the files cannot be checked. {remake(folder)}"
         )
-    return checkpoint if own else look_at(folder, checkpoint)
+    # Of ours the configuration says all, except which layers have settings of their own.
+    return checkpoint if own and not checkpoint.own else look_at(folder, checkpoint)
 
 
 def read_quantization(folder: Path) -> dict[str, Any]:

@@ -11,11 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from quant.calibrate.cost import StageCost, StageMeter
 from quant.calibrate.head import own_head
 from quant.calibrate.reference import require_one_stream
 from quant.calibrate.run import Progress
 from quant.calibrate.source import BlockSource
 from quant.calibrate.stream import (
+    NEEDS_FILES,
     QuantizationResult,
     Workplace,
     quantize_blocks,
@@ -25,7 +27,10 @@ from quant.checkpoint.card import Origin
 from quant.checkpoint.files import weight_files
 from quant.checkpoint.folder import sha256
 from quant.checkpoint.partial import ACTIVATIONS, Making, partial_artifact
+from quant.checkpoint.source import SkeletonSource
 from quant.config import QuantizationConfig
+from quant.errors import QuantizationError
+from quant.pruning.source import pruned
 
 
 def quantize_to(
@@ -61,14 +66,25 @@ def quantize_to(
         "calibration": windows_hash(calibration),
     }
     folder = None if tokenizer is None else Path(tokenizer)
-    making = Making(Path(target), config.scheme, identity, method, folder, origin or Origin())
+    making = Making(Path(target), config.layers, identity, method, folder, origin or Origin())
     workplace = dataclasses.replace(workplace, folder=making.folder / ACTIVATIONS)
     covered = survey(source, config.rules)  # before anything is written to disk
     require_one_stream(source.blocks, config)
+    done: list[StageCost] = []
+    said: str | None = None
+    if config.pruning is not None:
+        if not isinstance(source, SkeletonSource):
+            raise QuantizationError(NEEDS_FILES.format(config.pruning[0].name))
+        with StageMeter(source.device) as meter, meter.stage("prune"):
+            left = pruned(source, *config.pruning, calibration, config)
+        source, said, done = left, left.cut.said, meter.costs()
+        covered = dataclasses.replace(survey(source, config.rules), removed=left.removed)
+        config = dataclasses.replace(config, transforms=config.exact_transforms)
     if config.residual is not None:
         own_head(source.model)  # so that the room for it is looked for
     with partial_artifact(making, source) as partial:
-        return quantize_blocks(source, calibration, config, partial, progress, workplace, covered)
+        result = quantize_blocks(source, calibration, config, partial, progress, workplace, covered)
+    return dataclasses.replace(result, stages=[*done, *result.stages], removed=said)
 
 
 def files_hash(folder: Path) -> str:

@@ -30,7 +30,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from quant.blocks import linear_layers, weight_matrix
+from quant.blocks import named_layers, weight_matrix
 from quant.calibrate.cost import StageCost
 from quant.calibrate.layers import LayerResult
 from quant.calibrate.results import KeptWeights
@@ -163,9 +163,10 @@ class PartialArtifact:
             [LayerResult(**layer) for layer in note["layers"]],
             [StageCost(**stage) for stage in note["stages"]],
         )
-        tensors, scheme = self._read(note), self._making.scheme.without_head
+        tensors = self._read(note)
         weights = {}
         for layer in made.layers:
+            scheme = self._making.scheme.of(layer.name)
             parts = packed_shapes(scheme, layer.inputs, layer.outputs)
             packed = {part: tensors[f"{layer.name}.{part}"] for part in parts}
             if layer.name in note["scattered"]:
@@ -301,11 +302,10 @@ def artifact_bytes(source: BlockSource, scheme: Scheme) -> int:
     """Return the artifact's size: packed layers, other tensors in the model's dtype, and slack."""
     total = SLACK_BYTES
     packed: set[str] = set()
-    for index, block in enumerate(source.blocks.modules):
-        for name, module in linear_layers(block).items():
-            outputs, inputs = weight_matrix(module).shape
-            packed.add(f"{source.blocks.block_name(index)}.{name}.weight")
-            total += packed_bytes(scheme, inputs, outputs, g_idx=True)
+    for name, module in named_layers(source.blocks).items():
+        outputs, inputs = weight_matrix(module).shape
+        packed.add(f"{name}.weight")
+        total += packed_bytes(scheme.of(name), inputs, outputs, g_idx=True)
     if scheme.embeddings is not None:
         name, table = find_embeddings(source.model)
         packed.add(f"{name}.weight")

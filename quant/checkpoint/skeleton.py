@@ -20,6 +20,7 @@ from quant.checkpoint.files import copyable
 from quant.checkpoint.folder import read_json, remake
 from quant.errors import ArtifactError
 from quant.experts import unfuse
+from quant.pruning.cut import smaller_layers
 
 
 def build_skeleton(
@@ -39,8 +40,36 @@ def build_skeleton(
     with _no_foreign_code(folder), parameters_on_meta():
         model = make(config, dtype=dtype or config.dtype, **options)
         unfuse(model)
+        shrink(model)
     result: PreTrainedModel = model.eval()
     return result
+
+
+def build_from(like: PreTrainedModel, config: PreTrainedConfig) -> PreTrainedModel:
+    """Build the model of a changed configuration of `like`, with its class, dtype and attention."""
+    with parameters_on_meta():
+        model = type(like)._from_config(
+            config, dtype=like.dtype, attn_implementation=like.config._attn_implementation
+        )
+        unfuse(model)
+        shrink(model)
+    model.generation_config = like.generation_config
+    result: PreTrainedModel = model.eval()
+    return result
+
+
+def shrink(model: PreTrainedModel) -> None:
+    """Give the layers that pruning made smaller their shapes; their parameters are on meta."""
+    for name, (outputs, inputs) in smaller_layers(model.config).items():
+        module = model.get_submodule(name)
+        if not isinstance(module, nn.Linear):
+            raise ArtifactError(f"{name} of {type(model).__name__} is no nn.Linear to be pruned.")
+        parent, _, child = name.rpartition(".")
+        like = module.weight
+        smaller = nn.Linear(
+            inputs, outputs, module.bias is not None, device=like.device, dtype=like.dtype
+        )
+        setattr(model.get_submodule(parent), child, smaller.requires_grad_(False))
 
 
 def build_causal_lm(

@@ -70,7 +70,7 @@ class SkeletonSource:
         keep_freed_memory()
         self.model, self.device = model, torch.device(device)
         self.blocks = find_blocks(model)
-        self._read = read
+        self.tensor = read
         self._meta: dict[str, nn.Parameter] = {}
         self._of_block: list[list[list[str]]] = [[] for _ in self.blocks.modules]
         resident: list[list[str]] = []
@@ -92,7 +92,7 @@ class SkeletonSource:
         trim_heap()
 
     def fetch(self, index: int) -> Weights:
-        return {names[0]: self._read(names[0]) for names in self._of_block[index]}
+        return {names[0]: self.tensor(names[0]) for names in self._of_block[index]}
 
     def attach(self, index: int, weights: Weights) -> None:
         for names in self._of_block[index]:

@@ -25,11 +25,11 @@ from quant.checkpoint.matching import say_untied, ties_hold
 from quant.checkpoint.names import Names, names_of
 from quant.checkpoint.operators import STEM, stored_operators, wrap
 from quant.checkpoint.tensors import Entry, write_tensors
-from quant.errors import ArtifactError
+from quant.errors import ArtifactError, SchemeError
 from quant.head import is_embeddings, is_head, tied, with_served_head
 from quant.input_operator import NAME as OPERATOR
 from quant.linear import Packed
-from quant.scheme import Scheme
+from quant.scheme import Scheme, mixture, most_common
 from quant.weight import QuantizedWeight
 
 MAX_SHARD_BYTES = 5_000_000_000
@@ -147,24 +147,22 @@ def own_code(model: PreTrainedModel) -> list[Path]:
 def _check_weights(
     folder: Path, model: PreTrainedModel, weights: Mapping[str, QuantizedWeight]
 ) -> Scheme:
-    """Return the only scheme of the weights, with those of head and embeddings if among them.
+    """Return the scheme of the weights, with those of single layers, head and embeddings.
 
     Each weight must fit a module of the model.
     """
     if not weights:
         raise ArtifactError(f"{folder}: no quantized weights to write; quantize the model first.")
-    inside = (name for name in weights if not is_head(name) and not is_embeddings(name))
-    first = next(inside, next(iter(weights)))
-    scheme, outside = weights[first].scheme, {}
+    schemes = {name: weight.scheme for name, weight in weights.items()}
+    layers = {n: s for n, s in schemes.items() if not is_head(n) and not is_embeddings(n)}
+    inside = layers or schemes
+    outside = {
+        "embeddings" if is_embeddings(name) else "head": each
+        for name, each in schemes.items()
+        if name not in inside
+    }
     modules = dict(model.named_modules())
     for name, weight in weights.items():
-        if name != first and (is_head(name) or is_embeddings(name)):
-            outside["head" if is_head(name) else "embeddings"] = weight.scheme
-        elif weight.scheme != scheme:
-            raise ArtifactError(
-                f"{folder}: {first} is {scheme.name} and {name} is {weight.scheme.name}; a "
-                "checkpoint holds one scheme, so quantize all layers with the same."
-            )
         if name not in modules:
             raise ArtifactError(f"{folder}: {type(model).__name__} has no layer {name}.")
         outputs, inputs = layer_shape(modules[name], name)
@@ -175,7 +173,10 @@ def _check_weights(
             )
     if "embeddings" in outside and tied(model):
         outside.setdefault("head", outside["embeddings"])
-    return dataclasses.replace(scheme, **outside)  # type: ignore[arg-type]
+    try:
+        return mixture(inside).beside(outside)
+    except SchemeError as error:
+        raise ArtifactError(f"{folder}: {error}") from error
 
 
 def layer_shape(module: nn.Module, name: str) -> tuple[int, int]:
@@ -297,8 +298,12 @@ def describe(
     kept = tuple(name for name in linears if name not in chosen)
     head = next(filter(is_head, chosen), None) if scheme.head is not None else None
     blocks = tuple(name for name in chosen if name != head)
+    schemes = {stored(name): scheme.of(name) for name in layers if stored(name) != head}
+    usual = most_common(schemes.values()) if schemes else scheme.without_head
+    own = {name: each for name, each in schemes.items() if each != usual}
+    usual = dataclasses.replace(usual, head=scheme.head)
     return writer.describe(
-        QuantizedModel(scheme, blocks, kept, scattered, method, producer(), head)
+        QuantizedModel(usual, blocks, kept, scattered, method, producer(), head, own)
     )
 
 

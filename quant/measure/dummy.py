@@ -20,7 +20,7 @@ from transformers.pytorch_utils import Conv1D
 
 from cuda_ext.ops import resolve_kernel
 from cuda_ext.tiles import TILE_ROWS, units_for
-from quant.blocks import find_blocks, linear_layers
+from quant.blocks import find_blocks, named_layers
 from quant.checkpoint.skeleton import parameters_on_meta
 from quant.embedding import QuantEmbedding, embed_scale
 from quant.errors import QuantizationError, SchemeError
@@ -88,7 +88,7 @@ def build_dummy(
     require_memory(need, device, beside, type(model).__name__)
     generator = torch.Generator(device).manual_seed(seed)
     if scheme is not None:
-        _pack_blocks(model, scheme.without_head, dtype, kernel, generator)
+        _pack_blocks(model, scheme, dtype, kernel, generator)
         _pack_outside(model, scheme, dtype, kernel, generator)
     _fill(model, device, dtype, generator)
     for name, buffer in model.named_buffers():
@@ -115,11 +115,10 @@ def memory_need(model: PreTrainedModel, scheme: Scheme | None, kernel: str) -> M
     quantized: dict[int, tuple[Scheme, int, int]] = {}
     untied: list[tuple[Scheme, int, int]] = []  # the head beside embeddings that it was tied to
     if scheme is not None:
-        for block in find_blocks(model).modules:
-            quantized |= {
-                id(layer.weight): (scheme, *layer_shape(layer))
-                for layer in linear_layers(block).values()
-            }
+        quantized |= {
+            id(layer.weight): (scheme.of(name), *layer_shape(layer))
+            for name, layer in named_layers(find_blocks(model)).items()
+        }
         if scheme.embeddings is not None:
             table = find_embeddings(model)[1]
             quantized[id(table.weight)] = (scheme.embeddings, *layer_shape(table))
@@ -231,11 +230,12 @@ def _pack_blocks(
     generator: torch.Generator,
 ) -> None:
     """Replace the linear layers of the blocks, one after the other, by random packed layers."""
-    for block in find_blocks(model).modules:
-        for name, layer in linear_layers(block).items():
-            parent, _, child = name.rpartition(".")
-            owner = block.get_submodule(parent) if parent else block
-            setattr(owner, child, _packed(layer, scheme, dtype, kernel, generator))
+    layers = named_layers(find_blocks(model))
+    scheme.require_layers(layers)
+    for name, layer in layers.items():
+        parent, _, child = name.rpartition(".")
+        owner = model.get_submodule(parent)
+        setattr(owner, child, _packed(layer, scheme.of(name), dtype, kernel, generator))
 
 
 def _pack_outside(

@@ -1,25 +1,27 @@
 """Plan the memory of a run before anything is loaded.
 
-Every figure is an upper bound computed from shapes: what is always in memory plus the phase that
-adds most. The bounds are compared with measurements in tests/quant/memory/test_memory_plan.py and
-by `python -m benchmarks.scaling`.
+Figures are upper bounds from shapes: what is always in memory, and the phase that adds most.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
+from quant.allocation import Allocation
 from quant.arithmetic import PORTABLE, resolve_arithmetic
 from quant.errors import QuantizationError
 from quant.head import AT_ONCE, SOLVER
+from quant.memory.choice import choice_items
 from quant.memory.compiled import PRODUCT_BYTES, product_shapes
 from quant.memory.hessians import hessian_bytes
 from quant.memory.limits import PLACES, Limits
+from quant.memory.quantized import quantized_bytes, search_numbers
 from quant.memory.shapes import ModelShape, stored_bytes
-from quant.memory.transforms import operator_bytes, rotation_bytes, transform_bytes
+from quant.memory.transforms import operator_bytes, pruning_bytes, rotation_bytes, transform_bytes
 from quant.scheme import Scheme
 from quant.tiling import CHECKED_LOGITS
 
@@ -143,9 +145,8 @@ def plan_evaluation(
 def fits_whole(shape: ModelShape, window: int, batch: int, limits: Limits) -> bool:
     """Whether all weights fit in memory with a batch of `batch` windows; True if unknown."""
     beside = max(_inside(shape, batch * window), _logits(shape, batch * window))
-    needed = shape.whole_bytes + beside
     known = [free for free in (limits.device, limits.host) if free is not None]
-    return all(needed <= free * USABLE for free in known)
+    return all(shape.whole_bytes + beside <= free * USABLE for free in known)
 
 
 def size(count: int) -> str:
@@ -161,13 +162,13 @@ def _quantization_items(
 ) -> Iterator[Item]:
     here = ON_DEVICE if on_gpu else IN_HOST
     yield from _weights(shape, on_gpu)
-    yield from _quantized(shape, config.scheme)
+    yield from _quantized(shape, config.scheme.every)
     yield from _operators(shape, config, here)
     memory = config.solver.memory
     wide = arithmetic_of(shape, config, on_gpu) == PORTABLE
     number = 8 if wide else 4
     numbers = max(memory.weights * m * n + memory.prepared * n * n for m, n in shape.layers)
-    numbers += memory.beside + max(config.scheme.search_numbers(n) for _, n in shape.layers)
+    numbers += memory.beside + search_numbers(shape.layers, config.scheme.every)
     solver = (number if config.solver.needs_calibration else 4) * numbers
     yield Item("the largest layer in the solver", solver, here, ("solve",))
     yield from _outside(shape, config.scheme, here)
@@ -181,6 +182,8 @@ def _quantization_items(
     preparing = number * memory.preparing * max(inputs) ** 2
     known = ("factor", "solve", "transform")
     yield Item("Hessians of a block (q, k, v share one)", held, here, known)
+    choosing = (config.scheme, shape.layers, shape.hidden, partial(_logits, shape), number)
+    yield from (Item(name, n, here, phases) for name, n, phases in choice_items(*choosing))
     yield Item("the largest factorization", preparing, here, ("factor",))
     yield Item("Hessians of a block, being collected", held, here, ("collect",))
     if config.solver.needs_reference:  # the full-precision model beside the quantized one
@@ -200,30 +203,30 @@ def _quantization_items(
         yield Item("the largest layer, in float64", number * largest, here, ("collect",))
     checked = 2 * _logits(shape, min(window, CHECKED_LOGITS))
     yield Item("logits that are compared", checked, here, ("check",))
+    streams = (shape.blocks + 4) * number * window * shape.hidden
+    pruning = pruning_bytes(config.pruning, shape.layers, shape.whole_bytes, streams, inside)
+    yield from (Item(what, count, here, ("prune",)) for what, count in pruning)
     if config.residual is not None:
         yield Item("a layer rotated, in float64", rotation_bytes(shape.layers), here, ("collect",))
         yield Item("embeddings and head, until checked", shape.outside_bytes, here, ("check",))
-    if config.transforms:
+    if config.exact_transforms:
+        exact, watched = config.exact_transforms, _inside(shape, at_once)
         # The outputs of all modules are kept while the block is observed.
-        yield Item("a batch inside a block, watched", _inside(shape, at_once), here, ("collect",))
-        tried = transform_bytes(shape.layers, config.transforms, number, _inside(shape, at_once))
+        yield Item("a batch inside a block, watched", watched, here, ("collect",))
+        tried = transform_bytes(shape.layers, exact, number, watched)
         yield Item("what a transform chooses from and tries", tried, here, ("transform",))
 
 
-def _quantized(shape: ModelShape, scheme: Scheme) -> Iterator[Item]:
+def _quantized(shape: ModelShape, schemes: Sequence[Scheme]) -> Iterator[Item]:
     """Yield the items of the block being solved and of the one before, being packed and written."""
-    codes = [outputs * inputs for outputs, inputs in shape.layers]  # a byte each
-    stored = [int(n * m * scheme.bits_per_weight(n) / 8) for m, n in shape.layers]
-    held = sum(codes) + sum(stored) - sum(codes) * scheme.bits // 8  # with their grids
-    # Measured: the stored bytes, plus the largest layer once more.
-    packed = sum(stored) + max(stored)
-    beside = max(0, shape.block_bytes - sum(codes) * shape.itemsize)
+    held, packed = quantized_bytes(shape.layers, schemes)
+    beside = max(0, shape.block_bytes - sum(map(math.prod, shape.layers)) * shape.itemsize)
     yield Item("quantized weights of a block", held, IN_HOST, ("factor", "solve"))
     everywhere = ("collect", "factor", "solve", "transform")
     yield Item("the block before it, being written", held + packed + beside, IN_HOST, everywhere)
 
 
-def _outside(shape: ModelShape, scheme: Scheme, here: str) -> Iterator[Item]:
+def _outside(shape: ModelShape, scheme: Scheme | Allocation, here: str) -> Iterator[Item]:
     """Yield the items of embeddings and head, which are rounded some rows at a time and packed.
 
     The embeddings are the first, and what they become is kept until all is written; the head is

@@ -12,24 +12,29 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from cuda_ext.cache import cache_root, write_atomically
+from quant.allocation import Allocation
 from quant.coverage import Coverage
 from quant.errors import ModelStructureError
 from quant.head import find_embeddings, find_head, one_matrix
+from quant.pruning.units import Columns, Heads
 from quant.scheme import Scheme
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
+U = TypeVar("U", Columns, Heads)
+
 # Increase it when model_shape or the fields of ModelFacts change.
-VERSION = 5
+VERSION = 6
+NOT_FOUND = "its blocks were not looked at"
 
 _log = logging.getLogger("quant")
 
@@ -66,11 +71,11 @@ class ModelShape:
         """Whether the head, if it can be quantized, multiplies by the embeddings."""
         return self.head is not None and not self.head_bytes
 
-    def serves_head(self, scheme: Scheme) -> bool:
+    def serves_head(self, scheme: Scheme | Allocation) -> bool:
         """Whether the packed embeddings of this scheme are the head too."""
         return self.tied and one_matrix(scheme)
 
-    def packed_outside(self, scheme: Scheme | None) -> ModelShape:
+    def packed_outside(self, scheme: Scheme | Allocation | None) -> ModelShape:
         """Return the shape of the model with the head and the embeddings of a scheme packed."""
         outside, head_bytes = self.outside_bytes, self.head_bytes
         if scheme is not None and scheme.embeddings is not None and self.table is not None:
@@ -111,6 +116,9 @@ class ModelFacts:
                              the model runs.
     max_position_embeddings  context length, whatever its config calls it; None if it does not say.
     sdpa                     whether it can run with torch's scaled_dot_product_attention.
+    linears                  (outputs, inputs) of the linear layers in its blocks, by full name; of
+                             fused experts the layers are not known before they are unfused.
+    columns, heads           of every block, or why they cannot be removed (quant.pruning.units).
     """
 
     shape: ModelShape
@@ -118,6 +126,9 @@ class ModelFacts:
     max_position_embeddings: int | None
     coverage: Coverage
     sdpa: bool = True
+    linears: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    columns: Columns | str = NOT_FOUND
+    heads: Heads | str = NOT_FOUND
 
 
 def model_shape(model: PreTrainedModel) -> ModelShape:
@@ -223,7 +234,22 @@ def _parse(found: Any) -> ModelFacts:
             int(covered["kept_bits"]),
         ),
         sdpa=found["sdpa"],
+        linears={
+            str(name): (_count(outputs), _count(inputs))
+            for name, (outputs, inputs) in found["linears"].items()
+        },
+        columns=_unit(Columns, found["columns"]),
+        heads=_unit(Heads, found["heads"]),
     )
+
+
+def _unit(kind: type[U], value: Any) -> U | str:
+    if isinstance(value, str):
+        return value
+    fields: dict[str, Any] = {
+        name: tuple(each) if isinstance(each, list) else each for name, each in value.items()
+    }
+    return kind(**fields)
 
 
 def _count(value: Any) -> int:

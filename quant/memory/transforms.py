@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from quant.transforms.base import NEVER, Transform
@@ -42,3 +42,23 @@ def rotation_bytes(layers: Shapes) -> int:
     product with the norm's, and three steps of the rotation.
     """
     return 5 * 8 * max(outputs * inputs for outputs, inputs in layers)
+
+
+def pruning_bytes(
+    chosen: tuple[Transform, Any] | None, layers: Shapes, model: int, streams: int, inside: int
+) -> Iterator[tuple[str, int]]:
+    """Yield what is held, with its bytes, while parts of the model are scored.
+
+    model    bytes of the whole model.
+    streams  bytes of the hidden states of a window: after every block, and four times besides (at
+             the first block, at the last, before a block, and without some of it).
+    inside   bytes of one batch inside the largest block.
+    """
+    if chosen is None:
+        return
+    memory, windows = chosen[0].memory, chosen[1].windows
+    yield "all blocks, while parts are scored", model
+    yield "hidden states of the whole and the pruned model", windows * streams
+    yield "windows inside a block", windows * inside
+    numbers = [memory.weights * n * m + memory.prepared * m * m for n, m in layers]
+    yield "the largest layer, its parts scored", 8 * max(numbers)  # float64

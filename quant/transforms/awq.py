@@ -12,7 +12,7 @@ rounds to nearest on the grids of the scheme, whichever solver follows.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -31,7 +31,6 @@ from quant.transforms.base import (
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from quant.scheme import Scheme
 
 LEAST = 1e-4  # smallest power of a mean magnitude, and addend of AutoAWQ's denominator
 TINY = 1e-6  # addend of the largest weight of a group, for groups of zeros (AutoAWQ)
@@ -91,7 +90,7 @@ def scales(group: Group, statistics: Statistics, options: Options) -> Iterator[T
     inputs = _shared_mean(statistics.magnitude, group.tied)
     sizes = None
     if options.duo_scaling:
-        sizes = _shared_mean(_relative_sizes(group.weights, group.scheme), group.tied).to(inputs)
+        sizes = _shared_mean(_relative_sizes(group), group.tied).to(inputs)
     for step in range(options.steps):
         alpha = step / options.steps
         scale = inputs**alpha
@@ -115,19 +114,22 @@ def _error(group: Group, scale: Tensor, doubled: Tensor) -> float:
     total = torch.zeros_like(doubled)
     for name, each in zip(group.layers, group.weights, strict=True):
         weight = each.to(doubled)
-        found = rtn_calibrated.solve(weight * scale, group.scheme, hessian, layer=Layer(name))
+        scheme = group.scheme.of(name)
+        found = rtn_calibrated.solve(weight * scale, scheme, hessian, layer=Layer(name))
         add_gram(total, found.weight.dequantize(weight.dtype).div_(scale).sub_(weight))
     return float(total.mul_(doubled).sum(dtype=torch.float64))
 
 
-def _relative_sizes(weights: Sequence[Tensor], scheme: Scheme) -> Tensor:
+def _relative_sizes(group: Group) -> Tensor:
     """Return the mean over rows of |W_ij| / (largest of its row and group), float64 [in]."""
     import torch
 
-    weight = torch.cat(list(weights)).double().abs()
-    groups = weight.split(scheme.group_size or weight.shape[1], dim=1)
-    sizes = [each / (each.amax(dim=1, keepdim=True) + TINY) for each in groups]
-    return torch.cat(sizes, dim=1).mean(dim=0)
+    rows = []
+    for name, each in zip(group.layers, group.weights, strict=True):
+        weight = each.double().abs()
+        groups = weight.split(group.scheme.of(name).group_size or weight.shape[1], dim=1)
+        rows.append(torch.cat([part / (part.amax(1, keepdim=True) + TINY) for part in groups], 1))
+    return torch.cat(rows).mean(dim=0)
 
 
 def _shared_mean(values: Tensor, tied: Tensor | None) -> Tensor:

@@ -13,7 +13,8 @@ If no module can absorb T, or if the transform requests it, x' is computed at ru
 as an operator in front of each of the layers (quant.input_operator) and stored in the artifact.
 
 A transform may also rotate the hidden states between the blocks (`residual`), which all weights
-that read or write them take in (quant.calibrate.residual).
+that read or write them take in (quant.calibrate.residual), or remove parts of the model before
+anything else is done to it (`prune`, quant.pruning), which is not exact.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from quant.solvers.base import (
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from quant.pruning.cut import Cut
     from quant.scheme import Scheme
 
 # When a change is kept in front of its layers: never, if no module can absorb it, or always.
@@ -120,7 +122,7 @@ class Group:
                 coordinates after the transforms before this one.
     hessian     [in, in] = 2/n * sum x x^T of the layers' input in the same coordinates; its
                 diagonal is the mean square of every input, times a constant.
-    scheme      scheme to which the layers will be rounded.
+    scheme      scheme of the model; scheme.of(name) is that to which a layer will be rounded.
     statistics  of the layers' input in the same coordinates, if the transform reads them.
     tied        int64 [in]: inputs with the same number need the same scale, because one row of a
                 layer in front makes all of them; None if no inputs are tied.
@@ -218,6 +220,10 @@ def _shifts_nothing(_options: Any) -> bool:
     return False
 
 
+def _fits(_options: Any, _facts: Any, _scheme: Scheme) -> str | None:
+    return None
+
+
 def _refuses_nothing(_options: Any, _hidden: int, _widths: Sequence[int]) -> str | None:
     return None
 
@@ -225,7 +231,7 @@ def _refuses_nothing(_options: Any, _hidden: int, _widths: Sequence[int]) -> str
 @dataclass(frozen=True)
 class Transform:
     """A change of coordinates, chosen before layers are solved: of their inputs (`change`), or of
-    the residual stream (`residual`).
+    the residual stream (`residual`). Or, which is not exact, the removal of parts (`prune`).
 
     Unless `keep` says otherwise, a change is folded, or dropped if it cannot be folded.
 
@@ -238,8 +244,15 @@ class Transform:
     residual                        residual(hidden, keeps_mean, options) -> an orthogonal Change of
                                     hidden states with so many features; with keeps_mean it maps the
                                     vector of ones to itself. None for a transform of inputs.
+    prune                           prune(running: quant.pruning.running.Running, options) -> the
+                                    quant.pruning.cut.Cut that keeps the model within options.bits.
+                                    The parts are scored on options.windows calibration windows.
+    unfit                           unfit(options, facts: quant.memory.shapes.ModelFacts, scheme) ->
+                                    why a model cannot be pruned so, as the end of a sentence with
+                                    the next step; None if it can. For transforms that prune.
     options                         frozen dataclass that raises a one-sentence ValueError for
-                                    invalid values.
+                                    invalid values; of one that prunes, quant.pruning.budget.Options
+                                    with its own fields.
     rebuild                         rebuild(tensors) -> the change that these tensors define, with
                                     their dtypes and device. It is called in every forward pass of a
                                     layer, so it should compute nothing. None: changes can only be
@@ -263,8 +276,8 @@ class Transform:
                                     with equal scales of inputs that Group.tied ties.
     shifts                          shifts(options) -> whether changes may subtract a constant from
                                     the input (Shifting), as solvers with two inputs do not know it.
-    memory                          matrices of the largest layer while `change` runs, for the
-                                    memory plan: `weights` and `prepared` of them.
+    memory                          matrices of the largest layer while `change` runs, or `prune`
+                                    (float64), for the memory plan: `weights` and `prepared`.
     """
 
     name: str
@@ -282,12 +295,15 @@ class Transform:
     shifts: Callable[[Any], bool] = _shifts_nothing
     memory: Memory = NOTHING
     residual: Callable[..., Change] | None = None
+    prune: Callable[..., Cut] | None = None
+    unfit: Callable[[Any, Any, Scheme], str | None] = _fits
 
     def __post_init__(self) -> None:
         require_names(self.name, self.label, "transform")
-        if self.residual is not None and self.change is not None:
+        given = [name for name in ("change", "residual", "prune") if getattr(self, name)]
+        if len(given) > 1:
             raise ValueError(
-                f"transform {self.name} has both change and residual; make it two transforms."
+                f"transform {self.name} has both {' and '.join(given)}; make it two transforms."
             )
         if not callable(self.function):
             raise ValueError(
@@ -304,7 +320,7 @@ class Transform:
     @property
     def function(self) -> Callable[..., Any]:
         """The function that makes its changes."""
-        return self.change if self.residual is None else self.residual  # type: ignore[return-value]
+        return self.change or self.residual or self.prune  # type: ignore[return-value]
 
     def keeps(self, options: Any) -> str:
         """Return when changes are kept in front of layers; ValueError for an invalid answer."""

@@ -132,7 +132,7 @@ def _cell(
         "colour": -1 if row.full_precision else colours.index(row.name),
         "status": "ok" if not failures else NOT_AVAILABLE if absent else "failed",
         "failures": failures,
-        "said": [*said, *row.head],
+        "said": [*said, *row.mixture, *row.head],
         "figures": [figures.get(name) for name in names],
     }
 

@@ -21,11 +21,11 @@ from quant.checkpoint.formats.base import (
     dtype_name,
     read_flag,
     read_group_size,
-    read_meta,
     refuse_levels,
     scale_dtypes,
     validated,
 )
+from quant.checkpoint.meta import read_meta
 from quant.errors import ArtifactError
 from quant.head import is_head
 from quant.scheme import Scheme

@@ -16,7 +16,7 @@ from quant.head import EMBEDDINGS, NAMES, is_embeddings, is_head
 from quant.levels import uniform
 from quant.levels.base import Levels
 from quant.parts import Part
-from quant.scheme import BITS, GRIDS, SCALE_DTYPES, Scheme
+from quant.scheme import BITS, SCALE_DTYPES, Scheme
 
 if TYPE_CHECKING:
     import torch
@@ -114,6 +114,7 @@ class Writer:
     notes        limitations of the format's readers for such layers, one sentence each.
     own          whether Bitsweep's artifacts may have this format. Its tensors are then those of
                  quant.linear.pack, and may be read back before the artifact is complete.
+    mixes        whether its configuration can give layers schemes of their own.
     stem         beginning of the names of the tensor files.
     """
 
@@ -123,6 +124,7 @@ class Writer:
     describe: Callable[[QuantizedModel], dict[str, Any]]
     notes: Callable[[Scheme, Sequence[StoredLayer]], list[str]]
     own: bool = False
+    mixes: bool = False
     stem: str = "model"
 
 
@@ -148,12 +150,13 @@ class StoredLayer:
 class QuantizedModel:
     """The properties of a quantized model that its quantization_config describes.
 
-    scheme     that of the layers in the blocks, with that of the head if it is quantized.
+    scheme     that of most layers in the blocks, with that of the head if it is quantized.
     layers     full names of the quantized layers, without the head.
     linears    full names of the nn.Linear layers that are not quantized.
     act_order  whether a layer has groups whose columns are not adjacent.
     method     what made the weights, as JSON; producer is the program that wrote them.
     head       full name of the quantized head; None if it is not quantized.
+    own        schemes of the layers in the blocks that have another than `scheme`, by full name.
     """
 
     scheme: Scheme
@@ -163,6 +166,7 @@ class QuantizedModel:
     method: Config
     producer: str
     head: str | None = None
+    own: Mapping[str, Scheme] = field(default_factory=dict)
 
     @property
     def own_head(self) -> tuple[str, Scheme] | None:
@@ -175,6 +179,9 @@ class QuantizedModel:
     def meta(self) -> dict[str, Any]:
         """Metadata that Bitsweep adds to the configuration of any format."""
         found = {"producer": self.producer, "grid": self.scheme.grid, "method": dict(self.method)}
+        grids = {name: each.grid for name, each in self.own.items()}
+        if set(grids.values()) - {self.scheme.grid}:
+            found["grids"] = grids
         return found if self.own_head is None else {**found, "head_grid": self.own_head[1].grid}
 
 
@@ -308,26 +315,6 @@ def read_flag(config: Config, name: str, where: str, default: bool | None) -> bo
     if not isinstance(value, bool):
         raise ArtifactError(f"{where}.{name}={value!r} cannot be read; expected true or false.")
     return value
-
-
-def read_meta(config: Config) -> tuple[str, str]:
-    """Return grid and producer from Bitsweep's or GPTQModel's metadata; the producer may be ""."""
-    meta = config.get("meta")
-    meta = meta if isinstance(meta, Mapping) else {}
-    grid = _known_grid(meta, "grid")
-    # GPTQModel writes a list of quantizers ("gptqmodel:4.2.5").
-    found = meta.get("producer") or meta.get("quantizer") or ""
-    return grid, ", ".join(map(str, found)) if isinstance(found, list) else str(found)
-
-
-def read_head_grid(config: Config) -> str:
-    """Return the grid of the head from Bitsweep's metadata; "minmax" if it is not declared."""
-    meta = config.get("meta")
-    return _known_grid(meta if isinstance(meta, Mapping) else {}, "head_grid")
-
-
-def _known_grid(meta: Config, key: str) -> str:
-    return str(meta[key]) if meta.get(key) in GRIDS else "minmax"
 
 
 def declaration(kind: Levels) -> list[dict[str, Any]]:

@@ -7,7 +7,6 @@ tensors and the module that defined them. A reader uses the levels that it was g
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -24,8 +23,8 @@ from quant.checkpoint.formats.base import (
     read_bits,
     read_flag,
     read_group_size,
-    read_meta,
 )
+from quant.checkpoint.meta import read_meta
 from quant.errors import ArtifactError
 from quant.levels import ternary, uniform
 from quant.levels.base import module_of
@@ -67,8 +66,7 @@ def parse(config: Config, where: str) -> CheckpointFormat:
         scale_dtype=config["scale_dtype"],
         producer=read_meta(config)[1],
     )
-    head = gptq.read_head(config, where, parsed, of_uniform=gptq_v2.FORMAT)
-    return dataclasses.replace(parsed, head=head)
+    return gptq.with_dynamic(parsed, config, where, of_uniform=gptq_v2.FORMAT)
 
 
 def zero_points(_parsed: CheckpointFormat) -> str:
@@ -115,7 +113,7 @@ def describe(model: QuantizedModel) -> dict[str, Any]:
         "levels_module": module_of(scheme.levels),
         "levels_version": scheme.kind.version,
         "tensors": declaration(scheme.kind),
-        **gptq.head_settings(model),
+        **gptq.dynamic_settings(model),
         "meta": model.meta(),
     }
 
@@ -149,6 +147,7 @@ FORMAT = Format(
         describe=describe,
         notes=notes,
         own=True,
+        mixes=True,
         stem="bitsweep",
     ),
     library="bitsweep",

@@ -103,6 +103,7 @@ FORMAT = Format(
         describe=describe,
         notes=notes,
         own=True,
+        mixes=True,
         stem="bitsweep-ternary",
     ),
     library="bitsweep",

@@ -28,7 +28,7 @@ from quant.checkpoint.compressed_settings import (
     METHOD,
     Group,
     is_of_integers,
-    read_groups,
+    read_mixed_groups,
 )
 from quant.checkpoint.formats.base import (
     CheckpointFormat,
@@ -41,11 +41,10 @@ from quant.checkpoint.formats.base import (
     read_bits,
     read_flag,
     read_group_size,
-    read_head_grid,
-    read_meta,
     refuse_levels,
     validated,
 )
+from quant.checkpoint.meta import read_head_grid, read_meta, read_own_grid
 from quant.errors import ArtifactError
 from quant.scheme import Scheme
 
@@ -65,15 +64,20 @@ _VLLM_BITS = (4, 8)
 
 
 def parse(config: Config, where: str) -> CheckpointFormat:
-    found, own = read_groups(config, where)
+    found, of_head, of_layers = read_mixed_groups(config, where)
     grid, producer = read_meta(config)
     version = config.get("version")
     producer = producer or (f"{METHOD} {version}" if version else "")
     parsed = _parse_group(found, grid, producer)
-    if own is not None:
-        head = _parse_group(own, read_head_grid(config), producer)
-        differing = ("bits", "group_size", "symmetric", "act_order", "grid")
-        parsed = replace(parsed, head={name: getattr(head, name) for name in differing})
+    fields = ("bits", "group_size", "symmetric", "act_order", "grid")
+    if of_head is not None:
+        head = _parse_group(of_head, read_head_grid(config), producer)
+        parsed = replace(parsed, head={each: getattr(head, each) for each in fields})
+    own = {}
+    for name, group in of_layers.items():
+        layer = _parse_group(group, read_own_grid(config, name), producer)
+        own[name] = {each: getattr(layer, each) for each in fields}
+    parsed = replace(parsed, own=own)
     return validated(_counting(parsed, packing.packing_of_release(version)), where)
 
 
@@ -118,7 +122,8 @@ def settle(parsed: CheckpointFormat, layers: Mapping[str, Tensors], where: str) 
 
 def _counting(parsed: CheckpointFormat, packed: str) -> CheckpointFormat:
     """Return a checkpoint of this packing: the bits of a scheme are those of a stream."""
-    widths = (parsed.bits, parsed.head.get("bits", parsed.bits))
+    own = [fields["bits"] for fields in parsed.own.values() if fields]
+    widths = (parsed.bits, parsed.head.get("bits", parsed.bits), *own)
     whole = [bits for bits in widths if not packing.same_in_both(bits)]
     if packed != packing.WHOLE or not whole:
         return replace(parsed, packing=packed, format=FORMAT, evidence="")
@@ -203,9 +208,13 @@ def _scale_dtype(scheme: Scheme, layer: StoredLayer) -> torch.dtype:
 
 def describe(model: QuantizedModel) -> dict[str, Any]:
     """Return the quantization_config of a model, which lists the nn.Linear not quantized."""
-    groups = {"group_0": _group("Linear", model.scheme)}
-    if model.own_head is not None:  # the library prefers a name to a class
-        groups["group_1"] = _group(*model.own_head)
+    named: dict[Scheme, list[str]] = {}  # the library prefers a name to a class
+    for name, scheme in model.own.items():
+        named.setdefault(scheme, []).append(name)
+    found = [_group(["Linear"], model.scheme), *(_group(n, each) for each, n in named.items())]
+    if model.own_head is not None:
+        found.append(_group([model.own_head[0]], model.own_head[1]))
+    groups = {f"group_{number}": each for number, each in enumerate(found)}
     # A setting of transformers, whose other way of loading stops at packed zero-points. It decodes
     # all layers with the settings of one group, so several must not be loaded that way.
     dequantize = len(groups) == 1 and not model.scheme.symmetric
@@ -223,8 +232,8 @@ def describe(model: QuantizedModel) -> dict[str, Any]:
     }
 
 
-def _group(target: str, scheme: Scheme) -> dict[str, Any]:
-    """Return the settings of the layers with this name or class."""
+def _group(targets: list[str], scheme: Scheme) -> dict[str, Any]:
+    """Return the settings of the layers with these names or classes."""
     weights = {
         "num_bits": scheme.bits,
         "type": "int",
@@ -234,7 +243,7 @@ def _group(target: str, scheme: Scheme) -> dict[str, Any]:
         "dynamic": False,
     }
     return {
-        "targets": [target],
+        "targets": targets,
         "weights": weights,
         "input_activations": None,
         "output_activations": None,
@@ -250,15 +259,21 @@ def notes(scheme: Scheme, layers: Sequence[StoredLayer]) -> list[str]:
             f"the model is {dtype_name(model)}, so readers will round the {scheme.scale_dtype} "
             f"scales to it; scheme.scale_dtype={dtype_name(model)} makes scales that they keep."
         )
-    head = scheme.head or scheme.without_head
-    if not (scheme.symmetric and head.symmetric):
+    every = set(_every(scheme))
+    if not all(each.symmetric for each in every):
+        other = "a head" if len(scheme.every) == 1 else "layers"
         found.append(
             "transformers dequantizes asymmetric grids when it loads them (dequantize in "
             "quantization_config), because it does not read packed zero-points; vLLM keeps them."
-            if head == scheme.without_head
-            else "transformers does not load asymmetric grids beside a head with settings of its "
+            if len(every) == 1
+            else f"transformers does not load asymmetric grids beside {other} with settings of its "
             "own (with dequantize=True it decodes one with the settings of the other): quantize "
             "both with symmetric=true, or export to gptq-v2 for GPTQModel."
+        )
+    if len(scheme.every) > 1:
+        found.append(
+            "vLLM reads layers of several schemes (config_groups) if the layers that it fuses (q, "
+            "k and v; gate and up) have the same."
         )
     if scheme.head is not None:
         found.append(
@@ -270,8 +285,7 @@ def notes(scheme: Scheme, layers: Sequence[StoredLayer]) -> list[str]:
 
 def _notes_on_widths(scheme: Scheme) -> list[str]:
     """What vLLM says to the widths of layers and head; transformers reads all."""
-    schemes = [each for each in (scheme.without_head, scheme.head) if each is not None]
-    odd = [each for each in schemes if each.bits not in _VLLM_BITS]
+    odd = [each for each in _every(scheme) if each.bits not in _VLLM_BITS]
     symmetric, others = (
         sorted({each.bits for each in odd if each.symmetric is kind}) for kind in (True, False)
     )
@@ -288,6 +302,11 @@ def _notes_on_widths(scheme: Scheme) -> list[str]:
             "bits, and symmetric ones of 2 to 8: quantize with scheme.symmetric=true for it."
         )
     return found
+
+
+def _every(scheme: Scheme) -> list[Scheme]:
+    """Return the schemes of layers, and of the head if it is quantized."""
+    return [*scheme.every, *([] if scheme.head is None else [scheme.head])]
 
 
 def _and(bits: Sequence[int]) -> str:
@@ -314,6 +333,7 @@ FORMAT = Format(
         write_layer=write_layer,
         describe=describe,
         notes=notes,
+        mixes=True,
     ),
 )
 _WHOLE_CODES = replace(FORMAT, counts_files=True)

@@ -25,7 +25,8 @@ from quant.checkpoint.compressed_settings import (
     is_floating,
     read_groups,
 )
-from quant.checkpoint.formats.base import CheckpointFormat, Config, Format, read_meta, validated
+from quant.checkpoint.formats.base import CheckpointFormat, Config, Format, validated
+from quant.checkpoint.meta import read_meta
 from quant.errors import ArtifactError
 from quant.levels import mxfp4, nvfp4
 

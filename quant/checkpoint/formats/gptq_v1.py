@@ -105,6 +105,7 @@ FORMAT = Format(
         write_layer=write_layer,
         describe=describe,
         notes=gptq.notes,
+        mixes=True,
     ),
     config_file="quantize_config.json",
     settle=settle,

@@ -70,5 +70,6 @@ FORMAT = Format(
         describe=describe,
         notes=gptq.notes,
         own=True,
+        mixes=True,
     ),
 )

@@ -65,3 +65,29 @@ def test_a_rotation_of_a_width_without_factors_is_refused_in_the_plan(tiny_cell:
     words = r"hadamard cannot cut \d+ inputs into blocks of block_size=512: use a divisor such as"
     with pytest.raises(ConfigError, match=words):
         resolve(tiny_cell(*rotated, "transform.hadamard.block_size=512"))
+
+
+def test_a_budget_of_pruning_that_cannot_be_met_is_refused_in_the_plan(tiny_cell: Make) -> None:
+    cut = ["method=gptq", "scheme=w4", "transform=[block_removal]"]
+    resolve(tiny_cell(*cut))
+    words = "transform=block_removal on model=.*, scheme=w4: block_removal "
+    with pytest.raises(ConfigError, match=words + "would remove nothing: the whole model has"):
+        resolve(tiny_cell(*cut, "transform.block_removal.bits=8"))
+    with pytest.raises(ConfigError, match=words + "cannot meet its budget bits=0.5: at this"):
+        resolve(tiny_cell(*cut, "transform.block_removal.bits=0.5"))
+
+
+def test_parts_that_a_model_does_not_have_alone_are_named_in_the_plan(tiny_cell: Make) -> None:
+    cut = ["method=gptq", "scheme=w4", "transform=[obs_pruning]"]
+    words = (
+        "transform=obs_pruning on model=.*: obs_pruning cannot remove heads of opt: its attention "
+        "has no projections .* of their own; set heads=false, or use transform=.block_removal"
+    )
+    with pytest.raises(ConfigError, match=words):
+        resolve(tiny_cell(*cut))
+    only = [*cut, "transform.obs_pruning.heads=false"]
+    resolve(tiny_cell(*only, "transform.obs_pruning.bits=4"))
+    with pytest.raises(ConfigError, match="are left when every block keeps some of what is rem"):
+        resolve(tiny_cell(*only, "transform.obs_pruning.bits=1.5"))
+    with pytest.raises(ConfigError, match="leave nothing to remove"):
+        resolve(tiny_cell(*only, "transform.obs_pruning.columns=false"))

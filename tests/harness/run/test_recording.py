@@ -26,7 +26,7 @@ def layer(method: str, scheme: str) -> LayerReport:
 
 def test_a_record_has_a_place_for_all_that_is_known_of_a_layer() -> None:
     known = {field.name for field in dataclasses.fields(LayerResult)}
-    assert set(LayerReport.model_fields) == known
+    assert set(LayerReport.model_fields) == {*known, "sensitivities"}  # found before it is solved
 
 
 @pytest.mark.parametrize(

@@ -212,7 +212,8 @@ def test_weights_that_do_not_fit_the_model(tmp_path: Path) -> None:
     saving({}, "no quantized weights to write")
     saving({**weights, "nowhere": weights[name]}, "OPTForCausalLM has no layer nowhere")
     saving({**weights, name: random_weight(Scheme(4), 40, 72)}, r"fc1 is \[40, 72\], but the layer")
-    saving({**weights, name: random_weight(Scheme(3), 72, 40)}, "is w4 and .*fc1 is w3; a check")
+    three = random_weight(Scheme(2, levels="ternary"), 72, 40)
+    saving({**weights, name: three}, r"layers\[.*fc1\]=ternary has ternary levels, and the other")
     saving({"model.decoder": weights[name]}, "model.decoder is a OPTDecoder; only nn.Linear")
     saving(weights, r"method=.* cannot be written as JSON", {"path": Path()})
 

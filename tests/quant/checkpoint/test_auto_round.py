@@ -187,10 +187,26 @@ def test_the_head_may_be_one_of_them(mixed):
     assert torch.equal(loaded.get_submodule("lm_head").dequantize(), head.dequantize())
 
 
-def test_an_export_has_one_scheme(mixed, tmp_path):
+@pytest.mark.parametrize("format", ["gptq-v2", "compressed-tensors"])
+def test_an_export_keeps_the_schemes_of_layers(mixed, tmp_path, format):
+    folder, model, weights = mixed
+    notes = quant.export(folder, tmp_path / "out", format).notes
+    assert any("layers of several schemes" in note for note in notes)
+    found = quant.load_weights(tmp_path / "out")
+    assert found.keys() == weights.keys()
+    for layer, weight in found.items():
+        assert weight.scheme.name.removesuffix("_fp32") == scheme_of(layer).name
+        assert torch.equal(weight.codes, weights[layer].codes)
+        assert torch.equal(weight.dequantize(), weights[layer].dequantize())
+    loaded = quant.load(tmp_path / "out")
+    torch.testing.assert_close(logits(loaded), logits(model), rtol=1e-4, atol=1e-5)
+    assert inspect(tmp_path / "out").mixture == inspect(folder).mixture
+
+
+def test_a_format_of_one_scheme_says_which_hold_several(mixed, tmp_path):
     folder, _, _ = mixed
-    with pytest.raises(ArtifactError, match=r"several schemes \(.*1 layer w8g20_sym"):
-        quant.export(folder, tmp_path / "out", "gptq-v2")
+    with pytest.raises(ArtifactError, match=r"several schemes .*8g20_sym.*--format .*gptq-v2"):
+        quant.export(folder, tmp_path / "out", "awq")
     assert not (tmp_path / "out").exists()
 
 

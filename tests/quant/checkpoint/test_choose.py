@@ -26,7 +26,8 @@ ROOT = Path(__file__).resolve().parents[3]
 BYTEWISE = '''
 """One code a byte, symmetric, one scale a row."""
 
-from quant.checkpoint.formats.base import CheckpointFormat, Format, read_meta
+from quant.checkpoint.formats.base import CheckpointFormat, Format
+from quant.checkpoint.meta import read_meta
 
 
 def matches(config):

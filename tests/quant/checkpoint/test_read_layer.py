@@ -207,7 +207,10 @@ def test_damaged_tensors_are_named(tensors: dict[str, Tensor], message: str) -> 
         ({"sym": None}, "sym=None cannot be read; expected true or false"),
         ({"desc_act": "no"}, "desc_act='no' cannot be read"),
         ({"pack_dtype": "int16"}, "pack_dtype='int16' cannot be read"),
-        ({"dynamic": {"-:.*head": {}, "+:.*up": {"bits": 8}}}, r"dynamic .*'\+:\.\*up'"),
+        ({"dynamic": {"-:.*head": {}, "+:.*up": {"bits": 9}}}, r"dynamic.*up'\]\.bits=9 cannot"),
+        ({"dynamic": {"+:.*up(": {"bits": 8}}}, r"up\('\] names no layer and is no regular"),
+        ({"dynamic": {"up": {"pack_dtype": "int16"}}}, r"'up'\]\.pack_dtype=int16 cannot be read"),
+        ({"dynamic": {"up": 8}}, r"dynamic\['up'\]=8 cannot be read; expected settings by name"),
     ],
 )
 def test_configs_that_cannot_be_read(changes: dict[str, Any], message: str) -> None:

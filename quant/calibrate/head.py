@@ -29,16 +29,24 @@ def check_outside(
 
     apart  whether a tied head gets a weight of its own before (quant.calibrate.residual).
 
-    Raises ModelStructureError for a model without such a head or embeddings, for embeddings that
-    are more than the rows of a table, and for those of a tied head alone.
+    Raises ModelStructureError for a model without such a head or embeddings, for one that does more
+    with them than their product and rows of their table, and for embeddings of a tied head alone.
     """
     found: list[tuple[str, nn.Module]] = []
     model = source.model
     if scheme.head is not None:
-        found.append(find_head(model))
+        found.append(_packable_head(source))
     if scheme.embeddings is not None:
         name, table = find_embeddings(model)
         if scheme.head is None and tied(model) and not apart:
+            try:
+                _packable_head(source)
+            except ModelStructureError as error:
+                raise ModelStructureError(
+                    f"{type(model).__name__} ties its head to its embeddings, and this head cannot "
+                    f"be packed with them ({str(error).rpartition(': ')[0]}): leave "
+                    "scheme.embeddings out."
+                ) from error
             raise ModelStructureError(f"{type(model).__name__} {alone(scheme)}")
         _require_rows(name, table)
         if reads_weight(source, table):
@@ -48,6 +56,16 @@ def check_outside(
             )
         found.append((name, table))
     return found
+
+
+def _packable_head(source: BlockSource) -> tuple[str, nn.Linear]:
+    name, head = find_head(source.model)
+    if reads_weight(source, head):
+        raise ModelStructureError(
+            f"{name} cannot be quantized, because {type(source.model).__name__} reads its weight "
+            "other than by running it: leave scheme.head out."
+        )
+    return name, head
 
 
 def _require_rows(name: str, table: nn.Embedding) -> None:

@@ -103,12 +103,11 @@ def reads_weight(source: BlockSource, module: nn.Module) -> bool:
     def read() -> None:
         found[0] = found[0] or not running[0]
 
-    tokens = torch.zeros(1, _TOKENS, dtype=torch.int64, device=source.device)
     handles = [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
     try:
         with blocks_in_place(source, blank=True), evaluation(source.model):
             _tell_reads(module, read)
-            source.model(input_ids=tokens, use_cache=False)
+            run_model(source.model, torch.zeros(1, _TOKENS, dtype=torch.int64))
     finally:
         for handle in handles:
             handle.remove()

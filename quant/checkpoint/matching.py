@@ -30,6 +30,7 @@ from quant.embedding import QuantEmbedding
 from quant.errors import ArtifactError
 from quant.experts import fused_parts
 from quant.factored import PackedLinear
+from quant.head import is_embeddings, is_head, tied
 from quant.input_operator import KeptChange
 
 log = logging.getLogger(__name__)
@@ -313,7 +314,8 @@ def _same(model: PreTrainedModel, name: str, source: str) -> bool:
     try:
         return tensor_of(model, name) is tensor_of(model, source)
     except AttributeError:  # a packed layer has no such weight
-        return False
+        layers = (each.removesuffix(".weight") for each in (name, source))
+        return is_head(next(layers)) and is_embeddings(next(layers)) and tied(model)
 
 
 def _patterns(model: PreTrainedModel, attribute: str) -> Callable[[str], bool]:

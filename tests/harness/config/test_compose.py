@@ -34,7 +34,7 @@ def test_ranges_sweep_too() -> None:
 def test_a_glob_lists_files_and_no_scheme_that_was_parsed_from_its_name() -> None:
     compose_cells(["scheme=w4g96"])
     found = {each[0] for each in overrides("scheme=glob(w4*)", multirun=True)}
-    names = ("w4", "w4g128", "w4_sym", "w4_mse", "w4g64_head8")
+    names = ("w4", "w4g128", "w4_sym", "w4_mse", "w4g64_head8", "w4g64_head8_emb8")
     assert found == {f"scheme={name}" for name in names}
 
 

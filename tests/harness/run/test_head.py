@@ -78,3 +78,44 @@ def test_a_sweep_with_a_head_reaches_the_table(
         (record,) = load_records(tmp_path / stream)
         assert (record.cell.scheme, record.cell.head) == (headed, "w8g32, as stored")
         assert record.cell.bits_per_weight == pytest.approx(made[headed].cell.bits_per_weight)
+
+
+def test_embeddings_that_serve_the_head_reach_the_table_and_are_counted_once(
+    tiny_overrides: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scheme = "w4_head_w8g32_emb_w8g32"
+    overrides = [*tiny_overrides, "method=rtn"]
+    assert cli.main(["run", *overrides, f"scheme={scheme}"]) == cli.OK
+    shown = capsys.readouterr().out
+    said = "w8g32, rounded to nearest"
+    assert f"¹ head: {said}; embeddings: {said}; counted in bits/weight" in shown
+    made = by_scheme(tmp_path / "results", "quantization")[scheme]
+    assert (made.cell.head, made.cell.embeddings) == (said, said)
+    assert made.config["scheme"]["embeddings"] == made.config["scheme"]["head"]
+    *layers, table = made.layers
+    assert (table.name.rpartition(".")[2], table.method, table.scheme) == (
+        "embed_tokens", "rtn", "w8g32",
+    )  # fmt: skip
+    assert all("layers." in each.name for each in layers)
+    counted = [(each.outputs * each.inputs, each.bits_per_weight) for each in made.layers]
+    bits = sum(count * each for count, each in counted) / sum(count for count, _ in counted)
+    assert made.cell.bits_per_weight == pytest.approx(bits)
+    timed = by_scheme(tmp_path / "results", "latency")[scheme]
+    figures = {metric.name: metric for metric in timed.metrics}
+    assert (
+        figures["embedding_bytes"]
+        .notes["counted"]
+        .endswith("the output and the token embeddings quantized, in weight_bytes")
+    )
+    (folder,) = (tmp_path / "results" / "artifacts").iterdir()
+    loaded = [each for each in tiny_overrides if not each.startswith(("model.", "suite.latency"))]
+    loaded += [f"model.path={folder}", "model.name=loaded", "method=none", "scheme=w16"]
+    for stream in ("never", "always"):
+        place = [f"runtime.stream={stream}", f"paths.results={tmp_path / stream}"]
+        assert cli.main(["run", *loaded, "suite=[perplexity_documents]", *place]) == cli.OK
+        (record,) = load_records(tmp_path / stream)
+        assert (record.cell.scheme, record.cell.embeddings) == (scheme, "w8g32, as stored")
+        assert record.cell.bits_per_weight == pytest.approx(made.cell.bits_per_weight)
+    capsys.readouterr()
+    assert cli.main(["plan", *overrides, "scheme=w4_emb_w8g32"]) == cli.IMPOSSIBLE
+    assert "use scheme=w4_head_w8g32_emb_w8g32, whose one packed" in capsys.readouterr().err

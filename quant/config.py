@@ -18,7 +18,7 @@ from quant.head import method_of_head
 from quant.rules import STRICT, Rules
 from quant.scheme import Scheme
 from quant.solvers.base import Solver, refusal
-from quant.transforms.base import Transform
+from quant.transforms.base import Transform, order_refusal
 
 
 @dataclass(frozen=True)
@@ -70,12 +70,9 @@ class QuantizationConfig:
                 f"solver {self.solver.name} cannot be asked for {self.scheme.name}: {reason}."
             )
         object.__setattr__(self, "transforms", tuple(map(_transform, self.transforms)))
-        late = [each.name for each, _ in self.transforms[1:] if each.residual is not None]
-        if late:
-            raise QuantizationError(
-                f"transform {late[0]} rotates the residual stream, before anything is calibrated: "
-                "list it first, and only one such transform."
-            )
+        wrong = order_refusal([each for each, _ in self.transforms])
+        if wrong is not None:
+            raise QuantizationError(wrong)
         shifting = [each.name for each, options in self.transforms if each.shifts(options)]
         if self.solver.needs_reference and shifting:
             raise QuantizationError(
@@ -105,8 +102,14 @@ class QuantizationConfig:
 
     @property
     def input_transforms(self) -> tuple[tuple[Transform, Any], ...]:
-        """The transforms of the inputs of layers, with their options."""
-        return self.transforms if self.residual is None else self.transforms[1:]
+        """The changes of coordinates of the inputs of layers, with their options."""
+        return tuple(each for each in self.transforms if each[0].change is not None)
+
+    @property
+    def rounding(self) -> tuple[Transform, Any] | None:
+        """The transform that rounds the inputs of layers with its options, if there is one."""
+        last = next(reversed(self.transforms), None)
+        return None if last is None or last[0].exact else last
 
     @property
     def sequential(self) -> bool:

@@ -33,7 +33,7 @@ def command(records: Sequence[Record], suites: Mapping[str, Record | None] | Non
         words += [f"method={FULL_PRECISION}", "scheme=w16"]
     else:
         words += [f"method={cell.method}", *_options("method", method)]
-        words.append(f"scheme={cell.scheme}")
+        words.append(f"scheme={cell.weights}")
     transforms = config.get("transform") or []
     if transforms:
         words.append(f"transform=[{','.join(each['name'] for each in transforms)}]")

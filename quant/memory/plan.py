@@ -18,7 +18,7 @@ from quant.head import AT_ONCE, SOLVER, find_head
 from quant.memory.compiled import PRODUCT_BYTES, product_shapes
 from quant.memory.hessians import hessian_bytes
 from quant.memory.limits import PLACES, Limits
-from quant.memory.transforms import operator_bytes, rotation_bytes, transform_bytes
+from quant.memory.transforms import operator_bytes, rotation_bytes, rounding_bytes, transform_bytes
 from quant.scheme import Scheme
 from quant.tiling import CHECKED_LOGITS
 
@@ -277,9 +277,9 @@ def _quantization_items(
         yield Item("drifts of a block's inputs", held, here, everywhere)
         seen = number * at_once * sum(inputs)
         yield Item("a batch of inputs in full precision", seen, here, ("collect",))
-        if config.sequential:
+        if config.sequential or config.rounding is not None:
             yield Item("the block in full precision", shape.block_bytes, here, everywhere)
-    inside = _inside(shape, at_once)
+    inside = _inside(shape, at_once) + rounding_bytes(config.transforms, at_once * max(inputs))
     if wide:  # torch's attention and functions use more than our operators (measured: 1.4)
         inside = inside * 3 * number // (2 * max(shape.itemsize, 4))
     yield Item("a batch inside a block", inside, here, ("collect",))

@@ -42,3 +42,8 @@ def rotation_bytes(layers: Shapes) -> int:
     product with the norm's, and three steps of the rotation.
     """
     return 5 * 8 * max(outputs * inputs for outputs, inputs in layers)
+
+
+def rounding_bytes(chosen: Chosen, numbers: int) -> int:
+    """Bytes while an operator rounds so many inputs, in float64."""
+    return 0 if all(each.exact for each, _ in chosen) else 8 * numbers

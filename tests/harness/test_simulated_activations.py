@@ -61,11 +61,13 @@ def test_rounded_inputs_reach_the_table_under_the_name_of_their_grid(
     assert "suite latency measures time, and activations (a4_tensor)" in capsys.readouterr().err
     assert cli.main(["plan", *loaded, "suite=[perplexity_documents]"]) == cli.OK
     planned = capsys.readouterr().out
-    assert re.search(r"loaded GPTQ v2, input operators, simulated activations +w8g16-a4_tensor", planned)
+    assert re.search(
+        r"loaded GPTQ v2, input operators, simulated activations +w8g16-a4_tensor", planned
+    )
 
 
 def test_a_kernel_is_not_judged_by_steps_of_rounded_inputs() -> None:
-    """A sum whose last bit differs may round to the other of two codes; the bound knows no codes."""
+    """A sum whose last bit differs may get another code, of which the bound knows nothing."""
     from harness.suites.comparing import _verdict
 
     model = nn.Linear(8, 8)

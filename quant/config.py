@@ -20,7 +20,7 @@ from quant.head import method_outside
 from quant.rules import STRICT, Rules
 from quant.scheme import OUTSIDE
 from quant.solvers.base import Solver, refusal
-from quant.transforms.base import Transform
+from quant.transforms.base import Transform, order_refusal
 
 
 @dataclass(frozen=True)
@@ -75,23 +75,14 @@ class QuantizationConfig:
                     f"solver {self.solver.name} cannot be asked for {each.name}: {reason}."
                 )
         object.__setattr__(self, "transforms", tuple(map(_transform, self.transforms)))
-        late = [each.name for each, _ in self.transforms[1:] if each.prune is not None]
-        if late:
-            raise QuantizationError(
-                f"transform {late[0]} removes parts of the model, before anything else is done to "
-                "it: list it first, and only one such transform."
-            )
-        late = [each.name for each, _ in self.exact_transforms[1:] if each.residual is not None]
         if self.transforms and isinstance(self.scheme, Budget):
             raise QuantizationError(
                 f"transform {self.transforms[0][0].name} makes weights easier to round, and "
                 f"{self.scheme.name} rounds to no grid: leave the transform out."
             )
-        if late:
-            raise QuantizationError(
-                f"transform {late[0]} rotates the residual stream, before anything is calibrated: "
-                "list it first, and only one such transform."
-            )
+        wrong = order_refusal([each for each, _ in self.transforms])
+        if wrong is not None:
+            raise QuantizationError(wrong)
         shifting = [each.name for each, options in self.transforms if each.shifts(options)]
         if self.solver.needs_reference and shifting:
             raise QuantizationError(
@@ -131,20 +122,26 @@ class QuantizationConfig:
         return None if first is None or first[0].prune is None else first
 
     @property
-    def exact_transforms(self) -> tuple[tuple[Transform, Any], ...]:
+    def after_pruning(self) -> tuple[tuple[Transform, Any], ...]:
         """The transforms of the model that is left, with their options."""
         return self.transforms if self.pruning is None else self.transforms[1:]
 
     @property
     def residual(self) -> tuple[Transform, Any] | None:
         """The transform of the residual stream with its options, if there is one."""
-        first = next(iter(self.exact_transforms), None)
+        first = next(iter(self.after_pruning), None)
         return None if first is None or first[0].residual is None else first
 
     @property
     def input_transforms(self) -> tuple[tuple[Transform, Any], ...]:
-        """The transforms of the inputs of layers, with their options."""
-        return self.exact_transforms if self.residual is None else self.exact_transforms[1:]
+        """The changes of coordinates of the inputs of layers, with their options."""
+        return tuple(each for each in self.transforms if each[0].change is not None)
+
+    @property
+    def rounding(self) -> tuple[Transform, Any] | None:
+        """The transform that rounds the inputs of layers with its options, if there is one."""
+        last = next(reversed(self.transforms), None)
+        return None if last is None or last[0].rounding is None else last
 
     @property
     def sequential(self) -> bool:

@@ -24,6 +24,7 @@ from quant.allocation import Allocation, AskedScheme
 from quant.arithmetic import ARITHMETIC
 from quant.budget import Budget
 from quant.solvers.base import refusal
+from quant.transforms.base import order_refusal
 
 DTYPES = ("float32", "float16", "bfloat16")
 ATTENTION = ("sdpa", "eager")
@@ -158,6 +159,9 @@ def transforms(chosen: Sequence[Transforming], solving: Solving | None) -> None:
             f"method={solving.solver.name} is another program, which reads the model's own: "
             "leave it out, or use method=rtn or method=gptq."
         )
+    wrong = order_refusal([each.transform for each in chosen])
+    if wrong is not None:
+        raise ConfigError(wrong)
 
 
 def outside(solving: Solving | None, scheme: AskedScheme | None) -> None:
@@ -208,12 +212,19 @@ def allocation(chosen: Sequence[Transforming], scheme: AskedScheme | None) -> No
         )
 
 
-def suites(chosen: Sequence[Measuring]) -> None:
-    """Check that a suite is chosen."""
+def suites(chosen: Sequence[Measuring], activations: str) -> None:
+    """Check that a suite is chosen, and that no time is measured of simulated activations."""
     if not chosen:
         raise ConfigError(
             "suite is empty, so there is nothing to measure: choose some, for example "
             "suite=[perplexity,latency]; `bitsweep run --help suite` lists them."
+        )
+    timed = [each.suite.name for each in chosen if each.suite.timing]
+    if activations and timed:
+        raise ConfigError(
+            f"suite {timed[0]} measures time, and activations ({activations}) are simulated here: "
+            "their products have the speed of the model's dtype, and the rounding comes on top; "
+            "measure accuracy alone, for example suite=[perplexity]."
         )
 
 

@@ -16,11 +16,10 @@ inputs instead would make every run write all activations once per block, 600 GB
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -42,16 +41,17 @@ from quant.calibrate.capture import (
     run_block,
     streamed_logits,
 )
-from quant.calibrate.collect import Collected, Collector, require_finite, require_fits
+from quant.calibrate.collect import Collector, require_finite, require_fits
 from quant.calibrate.cost import StageMeter
 from quant.calibrate.devices import DeviceWorkers, Workplace
-from quant.calibrate.few import require_tokens
 from quant.calibrate.head import check_outside
 from quant.calibrate.layers import BlockSolver, LayerResult, Solved, solve_groups
 from quant.calibrate.neighbours import Names
+from quant.calibrate.passes import Passes
 from quant.calibrate.reference import ReferenceBlock, reference_block, require_one_stream
 from quant.calibrate.residual import rotated
 from quant.calibrate.results import KeptWeights
+from quant.calibrate.rounding import attach_rounding
 from quant.calibrate.run import Progress, QuantizationResult, Run
 from quant.calibrate.sink import BlockSink, InMemorySink, WriteBehind
 from quant.calibrate.source import BlockSource, LoadedModel
@@ -64,7 +64,7 @@ from quant.calibrate.transform import (
     require_first_changes,
     restore,
 )
-from quant.calibrate.wide import WIDE, narrowed
+from quant.calibrate.wide import narrowed
 from quant.calibrate.windows import Batch, check_windows, make_batches
 from quant.config import QuantizationConfig
 from quant.coverage import Coverage
@@ -262,7 +262,8 @@ def _quantize_block(
     captured: Capture,
 ) -> None:
     stages = structure.stages() if run.config.sequential else [structure.groups]
-    reference = reference_block(run.source, index, structure, captured, changes=len(stages) > 1)
+    changes = len(stages) > 1 or run.config.rounding is not None
+    reference = reference_block(run.source, index, structure, captured, changes)
     last = index + 1 == len(run.source.blocks)
     solved: Solved = []
     for stage, groups in enumerate(stages, 1):
@@ -288,42 +289,35 @@ def _quantize_stage(
     reference: ReferenceBlock | None,
     advance: bool,
 ) -> Solved:
-    """Collect the Hessians of some layers of a block in one pass, then solve these layers.
+    """Collect the Hessians of some layers of a block, then solve these layers.
 
     before     full names of the layers of the block that are already solved.
     reference  the original block, whose inputs are compared; None if the solver needs none.
     advance    whether the reference stream goes on to the next block.
     """
-    solver, workers = run.solver(index), run.workers
-    block = solver.block
-    # Nothing was quantized before these layers: x~ = x, and one pass makes both.
+    solver, rounding, exact = run.solver(index), run.config.rounding, run.config.input_transforms
+    calls, hidden = captured.calls[index], captured.hidden
+    passes = Passes(run, solver, structure, groups, batches, calls, hidden)
+    reads = any(transform.reads_statistics for transform, _ in exact)
+    changed: dict[Names, Changed] = {}
+    if rounding is not None:
+        if exact:
+            plain = passes.collect(statistics=reads)
+            changed = _transform(run, index, structure, captured, plain, before)
+        look = partial(passes.collect, statistics=True)
+        changed = attach_rounding(rounding, solver.block, solver.name, groups, changed, look)
+    # Nothing was quantized or rounded before these layers: x~ = x, and one pass makes both.
     first = index == 0 and not before and run.config.scheme.embeddings is None
-    same = reference is not None and first
-    whole = same and advance
-    with run.calibrating("hessian"):
-        dtype = WIDE if run.wide else torch.float32
-        ends = structure.single_pass and not whole
-        reads = any(transform.reads_statistics for transform, _ in run.config.transforms)
-        collector = Collector(block, solver.name, groups, ends, workers, dtype, reads)
-        try:
-            for position, batch in enumerate(batches):
-                if reference is not None and not same:
-                    collector.record(to_the_end=advance)
-                    reference.run(position, batch, advance)
-                collector.begin(batch)
-                call = captured.calls[index][position]
-                with suppress(Collected):
-                    output = run_block(block, structure, call, captured.hidden[position])
-                    if reference is not None and whole:
-                        reference.put(position, batch, output)
-                workers.settle()
-        finally:
-            collector.close()
-    trim_heap()
-    require_tokens(collector.hessians, solver.routed, run.config)
-    changed = _transform(run, index, structure, captured, collector, before)
+    same = reference is not None and first and rounding is None
+    collector = passes.collect(
+        reference, advance=advance, same=same, statistics=reads, changed=changed
+    )
+    if rounding is None:
+        changed = _transform(run, index, structure, captured, collector, before)
+    else:  # the block has made all changes, so the Hessians are those of the solver
+        changed = {names: Changed(notes=each.notes) for names, each in changed.items()}
     with run.meter.stage("solve"):
-        solved = solve_groups(solver, workers, collector.worker_of, collector.hessians, changed)
+        solved = solve_groups(solver, run.workers, collector.worker_of, collector.hessians, changed)
     trim_heap()
     return solved
 

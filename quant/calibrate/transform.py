@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -233,11 +233,11 @@ class BlockTransformer:
         linears = [linear_layers(self.block)[name] for name in names]
         if self._shared(linears):
             return None, False, unapplied_note(transform.name, "it shares parameters with others")
-        tensors = _tensors(transform, change)
+        tensors = tensors_of(transform, change)
         for linear in linears:
             attach(linear, InputOperator([KeptChange(transform, tensors)]))
         # The change as it will be stored, with the rounding of its tensors.
-        made = KeptChange(transform, tensors).change
+        made = cast(Change, KeptChange(transform, tensors).change)
         return made, True, kept_note(transform.name, names)
 
     def _fold(self, taker: Maker | Source, change: Change, names: Names) -> bool:
@@ -306,7 +306,7 @@ def restore(
         attach(model.get_submodule(layer), operator)
 
 
-def _tensors(transform: Transform, change: Any) -> dict[str, Tensor]:
+def tensors_of(transform: Transform, change: Any) -> dict[str, Tensor]:
     """Return the tensors that define a change; QuantizationError if it does not provide them."""
     say = getattr(change, "tensors", None)
     tensors = say() if callable(say) else None

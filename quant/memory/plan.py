@@ -22,7 +22,13 @@ from quant.memory.hessians import hessian_bytes
 from quant.memory.limits import PLACES, Limits
 from quant.memory.quantized import quantized_bytes, search_numbers
 from quant.memory.shapes import ModelShape, stored_bytes
-from quant.memory.transforms import operator_bytes, pruning_bytes, rotation_bytes, transform_bytes
+from quant.memory.transforms import (
+    operator_bytes,
+    pruning_bytes,
+    rotation_bytes,
+    rounding_bytes,
+    transform_bytes,
+)
 from quant.tiling import CHECKED_LOGITS
 
 if TYPE_CHECKING:
@@ -191,9 +197,9 @@ def _quantization_items(
         yield Item("drifts of a block's inputs", held, here, everywhere)
         seen = number * at_once * sum(inputs)
         yield Item("a batch of inputs in full precision", seen, here, ("collect",))
-        if config.sequential:
+        if config.sequential or config.rounding is not None:
             yield Item("the block in full precision", shape.block_bytes, here, everywhere)
-    inside = _inside(shape, at_once)
+    inside = _inside(shape, at_once) + rounding_bytes(config.transforms, at_once * max(inputs))
     if wide:  # torch's attention and functions use more than our operators (measured: 1.4)
         inside = inside * 3 * number // (2 * max(shape.itemsize, 4))
     yield Item("a batch inside a block", inside, here, ("collect",))
@@ -209,11 +215,11 @@ def _quantization_items(
     if config.residual is not None:
         yield Item("a layer rotated, in float64", rotation_bytes(shape.layers), here, ("collect",))
         yield Item("embeddings and head, until checked", shape.outside_bytes, here, ("check",))
-    if config.exact_transforms:
-        exact, watched = config.exact_transforms, _inside(shape, at_once)
+    if config.after_pruning:
+        chosen, watched = config.after_pruning, _inside(shape, at_once)
         # The outputs of all modules are kept while the block is observed.
         yield Item("a batch inside a block, watched", watched, here, ("collect",))
-        tried = transform_bytes(shape.layers, exact, number, watched)
+        tried = transform_bytes(shape.layers, chosen, number, watched)
         yield Item("what a transform chooses from and tries", tried, here, ("transform",))
 
 

@@ -113,6 +113,11 @@ class QuantizationConfig:
         """Whether the layers of a block are solved stage by stage, in the order of execution."""
         return self.solver.sequential(self.options)
 
+    @property
+    def upper_drift(self) -> bool:
+        """Whether half of the drift is enough: for the solver, and nothing changes coordinates."""
+        return not self.input_transforms and self.solver.upper_drift(self.options)
+
     def identity(self) -> dict[str, Any]:
         """Return everything that determines the result (names, versions, options), as JSON."""
         return {

@@ -26,7 +26,7 @@ class Collector:
     Groups are distributed over the workers; each Hessian has `dtype` and is on the device of its
     worker. With single_pass the block is stopped (by Collected) once every group has its inputs:
     the rest, such as the last and largest product of an MLP, is not needed. with_statistics
-    collects the statistics of the same inputs, too.
+    collects the statistics of the same inputs, too. upper_drift is that of quant.hessian.Hessian.
     """
 
     def __init__(
@@ -38,6 +38,7 @@ class Collector:
         workers: DeviceWorkers,
         dtype: torch.dtype = torch.float32,
         with_statistics: bool = False,
+        upper_drift: bool = False,
     ) -> None:
         self.hessians: dict[tuple[str, ...], Hessian] = {}
         self.statistics: dict[tuple[str, ...], InputStatistics] = {}
@@ -57,7 +58,7 @@ class Collector:
             device = workers.devices[worker] if worker else weight_matrix(leader).device
             layer = f"{name}.{group[0]}"
             inputs = weight_matrix(leader).shape[1]
-            hessian = Hessian(inputs, layer=layer, dtype=dtype, device=device)
+            hessian = Hessian(inputs, layer, dtype, device, upper_drift)
             self.hessians[group] = hessian
             statistics = InputStatistics(inputs, device) if with_statistics else None
             if statistics is not None:

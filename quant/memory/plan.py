@@ -1,8 +1,7 @@
 """Plan the memory of a run before anything is loaded.
 
 Every figure is an upper bound computed from shapes: what is always in memory plus the phase that
-adds most. The bounds are compared with measurements in tests/quant/memory/test_memory_plan.py and
-by `python -m benchmarks.scaling`.
+adds most. `python -m benchmarks.scaling` and tests compare the bounds with measurements.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from quant.arithmetic import PORTABLE, resolve_arithmetic
 from quant.errors import ModelStructureError, QuantizationError
 from quant.head import AT_ONCE, SOLVER, find_head
 from quant.memory.compiled import PRODUCT_BYTES, product_shapes
-from quant.memory.hessians import hessian_bytes
+from quant.memory.hessians import hessian_bytes, memo_bytes
 from quant.memory.limits import PLACES, Limits
 from quant.memory.transforms import operator_bytes, rotation_bytes, transform_bytes
 from quant.scheme import Scheme
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
 USABLE = 0.95
 WORST, FREE = "at most at one time", "may be taken"
 ON_DEVICE, IN_HOST, ON_DISK = "device", "host", "disk"
+IN_BLOCK = ("collect", "factor", "solve", "transform")  # phases
 POSITIONS_AT_ONCE = 512  # harness.suites.scoring converts so many logits to float32 at a time
 
 
@@ -141,8 +141,7 @@ class MemoryPlan:
         for where in (ON_DEVICE, IN_HOST, ON_DISK):
             if self.needed(where):
                 yield WORST, where, self.needed(where)
-                free = self.free(where)
-                if free is not None:
+                if (free := self.free(where)) is not None:
                     yield FREE, where, free
 
 
@@ -190,8 +189,8 @@ def plan_quantization(
 ) -> MemoryPlan:
     """Plan the memory of quantizing with `tokens` calibration tokens in windows of up to `window`.
 
-    limits.device None means that blocks run on the CPU. activations "auto" selects the fastest
-    place with enough room. Raises MemoryPlanError, with the figures, if no place has.
+    limits.device None: blocks run on the CPU. activations "auto" selects the fastest place with
+    enough room. Raises MemoryPlanError, with the figures, if no place has.
     """
     shape = shape if config.residual is None else shape.with_own_head()
     items = list(_quantization_items(shape, config, window, limits.device is not None))
@@ -199,6 +198,10 @@ def plan_quantization(
     wide = arithmetic_of(shape, config, limits.device is not None) == PORTABLE
     itemsize = 8 if wide else shape.itemsize
     streams = 2 if config.solver.needs_reference else 1
+    if config.needs_calibration and config.sequential:
+        here = IN_HOST if limits.device is None else ON_DEVICE
+        most = streams * memo_bytes(shape.layers, tokens, itemsize)
+        items.append(Item("outputs of a block, between stages", most, here, IN_BLOCK))
     return _place(items, streams * tokens * shape.hidden * itemsize, limits, activations)
 
 
@@ -257,8 +260,8 @@ def _quantization_items(
     number = 8 if wide else 4
     numbers = max(memory.weights * m * n + memory.prepared * n * n for m, n in shape.layers)
     numbers += memory.beside + max(config.scheme.search_numbers(n) for _, n in shape.layers)
-    solver = (number if config.solver.needs_calibration else 4) * numbers
-    yield Item("the largest layer in the solver", solver, here, ("solve",))
+    numbers *= number if config.solver.needs_calibration else 4
+    yield Item("the largest layer in the solver", numbers, here, ("solve",))
     yield from _head(shape, config.scheme.head, here)
     if not config.needs_calibration:
         return
@@ -268,25 +271,23 @@ def _quantization_items(
     inputs, at_once = [inputs for _, inputs in shape.layers], max(window, config.batch_tokens)
     held = hessian_bytes(inputs, shape.routed, number, config.sequential)
     preparing = number * memory.preparing * max(inputs) ** 2
-    known = ("factor", "solve", "transform")
-    yield Item("Hessians of a block (q, k, v share one)", held, here, known)
+    yield Item("Hessians of a block (q, k, v share one)", held, here, IN_BLOCK[1:])
     yield Item("the largest factorization", preparing, here, ("factor",))
-    yield Item("Hessians of a block, being collected", held, here, ("collect",))
+    yield Item("Hessians of a block, being collected", held, here, IN_BLOCK[:1])
     if config.solver.needs_reference:  # the full-precision model beside the quantized one
-        everywhere = ("collect", "factor", "solve")
-        yield Item("drifts of a block's inputs", held, here, everywhere)
+        yield Item("drifts of a block's inputs", held, here, IN_BLOCK)
         seen = number * at_once * sum(inputs)
         yield Item("a batch of inputs in full precision", seen, here, ("collect",))
         if config.sequential:
-            yield Item("the block in full precision", shape.block_bytes, here, everywhere)
+            yield Item("the block in full precision", shape.block_bytes, here, IN_BLOCK)
     inside = _inside(shape, at_once)
     if wide:  # torch's attention and functions use more than our operators (measured: 1.4)
         inside = inside * 3 * number // (2 * max(shape.itemsize, 4))
     yield Item("a batch inside a block", inside, here, ("collect",))
     yield Item("product of the widest inputs", number * max(inputs) ** 2, here, ("collect",))
     if wide:
-        largest = max(map(math.prod, shape.layers))
-        yield Item("the largest layer, in float64", number * largest, here, ("collect",))
+        largest = number * max(map(math.prod, shape.layers))
+        yield Item("the largest layer, in float64", largest, here, ("collect",))
     checked = 2 * _logits(shape, min(window, CHECKED_LOGITS))
     yield Item("logits that are compared", checked, here, ("check",))
     if config.residual is not None:
@@ -308,8 +309,7 @@ def _quantized(shape: ModelShape, scheme: Scheme) -> Iterator[Item]:
     packed = sum(stored) + max(stored)
     beside = max(0, shape.block_bytes - sum(codes) * shape.itemsize)
     yield Item("quantized weights of a block", held, IN_HOST, ("factor", "solve"))
-    everywhere = ("collect", "factor", "solve", "transform")
-    yield Item("the block before it, being written", held + packed + beside, IN_HOST, everywhere)
+    yield Item("the block before it, being written", held + packed + beside, IN_HOST, IN_BLOCK)
 
 
 def _head(shape: ModelShape, scheme: Scheme | None, here: str) -> Iterator[Item]:

@@ -16,9 +16,9 @@ with d_j = w_j - q_j, the equation above says w' = W triu(G) diag(H)^-1 - Q (R -
 gives every column w'_k = s_k - sum_{j<k} (w'_j - q_j) U_jk, that is w' - q = (s - q) R for its
 start s.
 
-The alphabet of the paper is fixed before the first step, from the weights themselves. Here, too, all
-grids are those of W: the numbers w' may go far beyond it where a small input is correlated with
-large ones, and a grid wide enough for them rounds all of its group to nothing.
+The alphabet of the paper is fixed before the first step, from the weights themselves. Here, too,
+all grids are those of W: w' may go far beyond its range where a small input is correlated with
+large ones, and a grid wide enough for that rounds all of its group to nothing.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from quant.solvers import gptq
+from quant.solvers import gptaq, gptq
 from quant.solvers.base import Layer, Memory, Solution, Solver
 
 if TYPE_CHECKING:
@@ -158,6 +158,7 @@ SOLVER = Solver(
     options=Options,
     needs_calibration=True,
     needs_reference=True,
+    upper_drift=gptaq.upper_drift,
     uses_kernel=True,
     prepare=prepare,
     memory=Memory(weights=7, prepared=4, preparing=6),

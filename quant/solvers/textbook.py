@@ -95,7 +95,8 @@ def walked(
         block = hessian[members][:, members]
         return find_groups(source[:, members], scheme, hessian=lambda part: block[part, part])
 
-    grids = found(start if fixed is None else fixed, torch.arange(inputs, device=start.device))  # one group, or static ones
+    everything = torch.arange(inputs, device=start.device)
+    grids = found(start if fixed is None else fixed, everything)  # one group, or static ones
     for step, j in enumerate(order.tolist()):
         if stale_block and step % stale_block == 0:
             before = current.clone()

@@ -45,8 +45,8 @@ class Hessian:
         self.layer = layer
         self.tokens = 0
         self.sequences = 0
-        # The upper triangle (add_gram) of a plain sum, scaled once in matrix(): a running mean would
-        # round it with every batch (measured: 1.4 to 2 times the error). float32 ends at 10^38.
+        # Upper triangle (add_gram) of a plain sum, scaled once in matrix(): a running mean rounds
+        # with every batch (measured: 1.4 to 2 times the error). float32 ends at 10^38.
         self._sum = own_zeros((inputs, inputs), dtype, device)
         self._drift: Tensor | None = None  # made by the first update with a reference
 

@@ -15,6 +15,7 @@ CHECKED_LOGITS = 64
 # Weights of which all candidate grids are compared at a time; at least one row of a group.
 SEARCHED_WEIGHTS = 1 << 13
 MOST_CANDIDATES = 40
+ENCODED_WEIGHTS = 1 << 18  # weights of a layer that get their codes at a time
 AT_ONCE_OF_A_CANDIDATE = 5  # what encode, decode and the error hold for every weight
 
 

@@ -20,7 +20,8 @@ from quant.head import method_outside
 from quant.rules import STRICT, Rules
 from quant.scheme import OUTSIDE
 from quant.solvers.base import Solver, refusal
-from quant.transforms.base import Transform, order_refusal
+from quant.transforms.base import Transform
+from quant.transforms.order import order_refusal
 
 
 @dataclass(frozen=True)
@@ -147,6 +148,11 @@ class QuantizationConfig:
     def sequential(self) -> bool:
         """Whether the layers of a block are solved stage by stage, in the order of execution."""
         return self.solver.sequential(self.options)
+
+    @property
+    def upper_drift(self) -> bool:
+        """Whether half of the drift is enough: for the solver, and nothing changes coordinates."""
+        return not self.input_transforms and self.solver.upper_drift(self.options)
 
     def identity(self) -> dict[str, Any]:
         """Return everything that determines the result (names, versions, options), as JSON."""

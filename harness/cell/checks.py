@@ -24,7 +24,7 @@ from quant.allocation import Allocation, AskedScheme
 from quant.arithmetic import ARITHMETIC
 from quant.budget import Budget
 from quant.solvers.base import refusal
-from quant.transforms.base import order_refusal
+from quant.transforms.order import order_refusal
 
 DTYPES = ("float32", "float16", "bfloat16")
 ATTENTION = ("sdpa", "eager")

@@ -29,7 +29,8 @@ class Collector:
     worker. With single_pass the block is stopped (by Collected) once every group has its inputs:
     the rest, such as the last and largest product of an MLP, is not needed. with_statistics
     collects the statistics of the same inputs, too. changes are those of coordinates that the block
-    has already, by group: inputs of the full-precision model are compared after them.
+    has already, by group: inputs of the full-precision model are compared after them. upper_drift
+    is that of quant.hessian.Hessian.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class Collector:
         dtype: torch.dtype = torch.float32,
         with_statistics: bool = False,
         changes: Mapping[tuple[str, ...], Sequence[Change]] = MappingProxyType({}),
+        upper_drift: bool = False,
     ) -> None:
         self.hessians: dict[tuple[str, ...], Hessian] = {}
         self.statistics: dict[tuple[str, ...], InputStatistics] = {}
@@ -62,7 +64,7 @@ class Collector:
             device = workers.devices[worker] if worker else weight_matrix(leader).device
             layer = f"{name}.{group[0]}"
             inputs = weight_matrix(leader).shape[1]
-            hessian = Hessian(inputs, layer=layer, dtype=dtype, device=device)
+            hessian = Hessian(inputs, layer, dtype, device, upper_drift)
             self.hessians[group] = hessian
             statistics = InputStatistics(inputs, device) if with_statistics else None
             if statistics is not None:

@@ -86,6 +86,11 @@ def not_sequential(options: Any) -> bool:  # noqa: ARG001
     return False
 
 
+def all_of_the_drift(options: Any) -> bool:  # noqa: ARG001
+    """Return False: every entry of the drift is used."""
+    return False
+
+
 def nothing_to_say(options: Any) -> list[str]:  # noqa: ARG001
     """Return no words: tables show none of the options."""
     return []
@@ -122,6 +127,8 @@ class Solver:
                        beside the inputs x~ in the quantized one. prepare then has a fourth
                        argument, drift [in, in] = 2/n sum (x - x~) x~^T in the coordinates of the
                        Hessian 2/n sum x~ x~^T; None where no layer before is quantized.
+    upper_drift        upper_drift(options): whether the drift is used on and above its diagonal
+                       alone, which takes half of the products.
     uses_kernel        whether results depend on Layer.kernel.
     prepare            prepare(hessian [in, in], options, layer: Layer) -> prepared, once for all
                        layers with the same inputs; None: `prepared` is the Hessian itself.
@@ -159,6 +166,7 @@ class Solver:
     options: type = NoOptions
     needs_calibration: bool = False
     needs_reference: bool = False
+    upper_drift: Callable[[Any], bool] = all_of_the_drift
     uses_kernel: bool = False
     prepare: Callable[..., Any] | None = None
     memory: Memory = Memory()

@@ -228,30 +228,6 @@ class Scaling:
         return matrix / (scale * scale[:, None])
 
 
-def order_refusal(transforms: Sequence[Transform]) -> str | None:
-    """Say why transforms cannot be applied in this order, in one sentence; None if they can."""
-    for each in transforms[1:]:
-        if each.prune is not None:
-            return (
-                f"transform {each.name} removes parts of the model, before anything else is done "
-                "to it: list it first, and only one such transform."
-            )
-    pruned = bool(transforms) and transforms[0].prune is not None
-    for each in transforms[1 + pruned :]:
-        if each.residual is not None:
-            return (
-                f"transform {each.name} rotates the residual stream, before anything is "
-                "calibrated: list it first, and only one such transform."
-            )
-    for each in transforms[:-1]:
-        if each.rounds:
-            return (
-                f"transform {each.name} rounds inputs, and a change after it would move them off "
-                f"its grid: list {each.name} last, and only one such transform."
-            )
-    return None
-
-
 def transform_description(transform: Transform, options: Any) -> dict[str, Any]:
     """Return what keys and checkpoints say of a transform: name, version and options."""
     return {"name": transform.name, "version": transform.version, **dataclasses.asdict(options)}

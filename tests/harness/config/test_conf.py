@@ -73,6 +73,8 @@ def single(group: str, option: str) -> list[str]:
     chosen = f"suite=[{option}]" if group == "suite" else f"{group}={option}"
     if group == "model" and option != "embedded":
         return [chosen, "method=rtn", "suite=[latency]"]  # their usual texts are on the hub
+    if group == "transform":  # one simulates what is not timed
+        return [chosen, "suite=[perplexity]"]
     return [chosen, *([] if group == "suite" else ["suite=[latency]"])]
 
 

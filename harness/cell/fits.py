@@ -131,8 +131,8 @@ def _widths(scheme: AskedScheme, shape: ModelShape, model: str) -> None:
 def _shapes(choices: Choices, scheme: AskedScheme, shape: ModelShape, model: str) -> None:
     """Refuse a method that cannot solve some layer of this shape."""
     solving = choices.solving
-    for layer in dict.fromkeys(shape.layers if solving is not None else ()):
-        assert solving is not None
+    assert solving is not None  # something quantizes
+    for layer in dict.fromkeys(shape.layers):
         reason = solving.solver.refuses_shape(solving.options, scheme, layer)
         if reason is not None:
             raise ConfigError(

@@ -284,7 +284,7 @@ SOLVER = Solver(
     needs_calibration=True,
     uses_kernel=True,
     prepare=prepare,
-    memory=Memory(weights=8, prepared=4, preparing=2),
+    memory=Memory(weights=9, prepared=5, preparing=2),
     describe=describe,
     oracle=oracle,
     factors=True,

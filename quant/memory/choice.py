@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from quant.allocation import LOSS, Allocation
+from quant.allocation import KLD, Allocation
 from quant.scheme import Scheme
 
 
@@ -22,7 +22,7 @@ def choice_items(
     """
     if not isinstance(scheme, Allocation):
         return
-    if scheme.sensitivity == LOSS:
+    if scheme.sensitivity != KLD:
         widest = max(inputs for _, inputs in layers)
         yield "the Hessian beside its factor", number * widest**2, ("factor", "solve")
         return

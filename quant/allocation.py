@@ -28,8 +28,9 @@ class Allocation:
                  scales and zero-points.
     candidates   schemes of which every layer gets one; of one kind of levels.
     sensitivity  what a candidate costs a layer. "loss": the error of its outputs, tr(E H E^T) with
-                 E = W - Q of the solver. "relative": its share of tr(W H W^T). "kld": the Kullback-Leibler divergence of the model's
-                 output from that with this one layer rounded to nearest, nats a token.
+                 E = W - Q of the solver. "relative": its share of tr(W H W^T). "kld": the
+                 Kullback-Leibler divergence of the model's output from that with this one layer
+                 rounded to nearest, nats a token.
     tokens       calibration tokens, from the first on, that kld is measured on.
     head         scheme of the language-model head, as in Scheme; not in the budget.
 

@@ -198,7 +198,7 @@ def test_budgets_beyond_the_candidates_are_refused(bits: float) -> None:
         ({"candidates": (TWO, Scheme(3, head=THREE))}, "which is not the scheme of one layer"),
         (
             {"sensitivity": "hope"},
-            "sensitivity='hope' is unknown; choose one of loss, relative, kld",
+            "sensitivity='hope' is unknown; choose one of loss, relat",
         ),
         ({"tokens": 1}, "tokens=1 is no window"),
         ({"bits": math.inf}, "bits=inf is no number"),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from harness.cell.cells import ResolvedCell
 from harness.models.streaming import open_packed, open_source
 from harness.records.record import LayerReport, Metric
-from quant.allocation import KLD, Allocation
+from quant.allocation import KLD, LOSS, Allocation
 
 if TYPE_CHECKING:
     from quant.allocate.run import Chosen
@@ -69,9 +69,9 @@ def costs_of(
             open_packed(cell.model, cell.artifact, cell.place, transforms) as packed,
         ):
             measured = whole_divergence(full, packed, some)
-    elif all(layer.loss is not None for layer in layers):
+    elif allocation.sensitivity == LOSS and all(layer.loss is not None for layer in layers):
         measured = 2 * sum(layer.loss or 0.0 for layer in layers)  # a loss is half of tr(E H E^T)
-    unit = "nat" if allocation.sensitivity == KLD else "error"
+    unit = {KLD: "nat", LOSS: "error"}.get(allocation.sensitivity, "ratio")
     values = {"predicted_cost": chosen.predicted, "measured_cost": measured}
     return [
         Metric(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from quant.allocation import LOSS, Allocation, AskedScheme
+from quant.allocation import KLD, Allocation, AskedScheme
 
 
 def choice_items(
@@ -21,7 +21,7 @@ def choice_items(
     """
     if not isinstance(scheme, Allocation):
         return
-    if scheme.sensitivity == LOSS:
+    if scheme.sensitivity != KLD:
         widest = max(inputs for _, inputs in layers)
         yield "the Hessian beside its factor", number * widest**2, ("factor", "solve")
         return

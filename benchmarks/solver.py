@@ -93,7 +93,7 @@ def inner_loop(weight: torch.Tensor, hessian: torch.Tensor, runs: int) -> None:
     inverses = [factor.inverse(*block) for block in blocks]
     for scheme in SCHEMES:
         count = scheme.groups(WIDTH)
-        groups = gptq._plan_groups(weight, factor, count, scheme, _static(scheme), "")
+        groups = gptq._plan_groups(weight, None, factor, count, scheme, _static(scheme), "")
         grids = [column_loop._grids(groups, *block) for block in blocks]
 
         def run(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import statistics
 import tempfile
@@ -81,7 +82,7 @@ def _layers(folder: Path) -> dict[str, int]:
     with TensorReader(folder) as reader:
         found = quantized_layers(reader, checkpoint).items()
         return {
-            layer: read_weight(reader, checkpoint, layer, parts).codes.numel()
+            layer: math.prod(read_weight(reader, checkpoint, layer, parts).shape)
             for layer, parts in found
         }
 

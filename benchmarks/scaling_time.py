@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from quant.calibrate.sink import BlockSink, Finished
     from quant.input_operator import InputOperator
     from quant.transforms.base import Transform
-    from quant.weight import QuantizedWeight
+    from quant.weight import AnyWeight
 
 Stages = dict[str, float]
 BATCH_TOKENS = 1024
@@ -96,7 +96,7 @@ class BlockSeconds:
         return self.kept.finished
 
     def put(
-        self, index: int, weights: dict[str, QuantizedWeight], made: Finished, /
+        self, index: int, weights: dict[str, AnyWeight], made: Finished, /
     ) -> Callable[[], None]:
         # Writing a block, and its pass forward, are told with the block after it.
         found = {stage.name: stage.seconds + stage.background for stage in made.stages}
@@ -105,10 +105,10 @@ class BlockSeconds:
         self.blocks.append(found)
         return self.kept.put(index, weights, made)
 
-    def put_outside(self, name: str, weight: QuantizedWeight, /) -> None:
+    def put_outside(self, name: str, weight: AnyWeight, /) -> None:
         self.kept.put_outside(name, weight)
 
-    def get(self, index: int) -> tuple[dict[str, QuantizedWeight], Finished]:
+    def get(self, index: int) -> tuple[dict[str, AnyWeight], Finished]:
         return self.kept.get(index)
 
     def other_tensors(self, index: int) -> dict[str, torch.Tensor]:

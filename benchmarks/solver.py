@@ -19,6 +19,7 @@ from quant.scheme import Scheme
 from quant.solvers import columns as column_loop
 from quant.solvers import gptq
 from quant.solvers.base import Layer, Solution
+from quant.weight import QuantizedWeight
 
 WIDTH = 2048
 WINDOWS = 32  # of 512 tokens, as in the quickstart
@@ -93,7 +94,7 @@ def inner_loop(weight: torch.Tensor, hessian: torch.Tensor, runs: int) -> None:
     inverses = [factor.inverse(*block) for block in blocks]
     for scheme in SCHEMES:
         count = scheme.groups(WIDTH)
-        groups = gptq._plan_groups(weight, factor, count, scheme, _static(scheme), "")
+        groups = gptq._plan_groups(weight, None, factor, count, scheme, _static(scheme), "")
         grids = [column_loop._grids(groups, *block) for block in blocks]
 
         def run(
@@ -150,6 +151,8 @@ def attention(runs: int = 20) -> None:
 
 def compare(plain: Solution, fused: Solution) -> None:
     """How far the two results are from each other."""
+    assert isinstance(plain.weight, QuantizedWeight)
+    assert isinstance(fused.weight, QuantizedWeight)
     same = (plain.weight.codes == fused.weight.codes).float().mean()
     assert plain.loss is not None
     assert fused.loss is not None

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from bitsweep.sweeps import run as run
     from harness.errors import BitsweepError as BitsweepError
     from harness.records.record import Record as Record
+    from quant.allocation import Allocation as Allocation
     from quant.calibrate.stream import QuantizationResult as QuantizationResult
     from quant.checkpoint.export import Exported as Exported
     from quant.checkpoint.export import export as export
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     __version__: str
 
 _HOME = {
+    "Allocation": "quant.allocation",
     "BitsweepError": "harness.errors",
     "Exported": "quant.checkpoint.export",
     "Inspection": "quant.checkpoint.inspection",
@@ -49,6 +51,7 @@ _HOME = {
 _OF_THE_HARNESS = {"Record", "build_report", "load_records", "run"}
 
 __all__ = [
+    "Allocation",
     "BitsweepError",
     "Exported",
     "Inspection",

@@ -12,10 +12,14 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bitsweep.sources import find_model, windows_of
+from quant.allocate.run import COSTS, choose
+from quant.allocation import Allocation, AskedScheme
 from quant.arithmetic import AUTO
+from quant.budget import Budget, parse_scheme
 from quant.calibrate.devices import visible_devices
 from quant.calibrate.run import Progress
 from quant.calibrate.sink import InMemorySink
+from quant.calibrate.source import BlockSource, LoadedModel
 from quant.calibrate.stream import (
     QuantizationResult,
     Workplace,
@@ -24,6 +28,7 @@ from quant.calibrate.stream import (
 )
 from quant.checkpoint.card import Origin
 from quant.checkpoint.files import tokenizer_files
+from quant.checkpoint.folder import working_folder
 from quant.checkpoint.make import files_hash, quantize_to, windows_hash
 from quant.checkpoint.source import CheckpointSource
 from quant.checkpoint.writer import save
@@ -36,7 +41,6 @@ from quant.memory.plan import plan_quantization
 from quant.memory.shapes import model_shape
 from quant.parts import PartError, find_part
 from quant.rules import STRICT, Rules
-from quant.scheme import Scheme
 from quant.solvers.base import Solver, method_description
 from quant.transforms.base import Transform, transform_description
 
@@ -47,7 +51,7 @@ Windows = Callable[[PreTrainedModel], list[Tensor]]
 
 def quantize(
     model: str | Path | PreTrainedModel,
-    scheme: str | Scheme,
+    scheme: str | AskedScheme,
     calibration: str | Path | Sequence[Tensor] | None = None,
     *,
     out: str | Path | None = None,
@@ -70,7 +74,9 @@ def quantize(
     model        a model folder, whose blocks are read one at a time; "embedded" or another name of
                  conf/model; "OWNER/NAME" of the hub; or a model in memory, which is changed in
                  place: its weights become the dequantized values.
-    scheme       "w4g128" or Scheme(4, 128); "w4g64_head_w8g32" packs the head too.
+    scheme       "w4g128" or Scheme(4, 128); "w4g64_head_w8g32" packs the head too. Layers may have
+                 others, Scheme(3, 64, layers={"*.down_proj": Scheme(4, 64)}), and an Allocation
+                 chooses one for each.
     calibration  windows of token ids [tokens]; the name of a text ("embedded", "c4", "wikitext2";
                  conf/calib); or the Path of a text file. None for a method that sees no text.
     out          the folder to write, which `load` reads; a killed run of a model folder goes on
@@ -92,7 +98,7 @@ def quantize(
     solver = _part(method, "solvers", "SOLVER", Solver)
     config = QuantizationConfig(
         solver=solver,
-        scheme=Scheme.parse(scheme) if isinstance(scheme, str) else scheme,
+        scheme=parse_scheme(scheme) if isinstance(scheme, str) else scheme,
         options=None if options is None else _options(solver, options),
         transforms=tuple(
             (_part(each, "transforms", "TRANSFORM", Transform), None) for each in transforms
@@ -134,6 +140,14 @@ def _in_memory(
     progress: Progress | None,
 ) -> QuantizationResult:
     seen = windows(model)
+    if isinstance(config.scheme, Allocation):
+        if config.transforms:
+            raise QuantizationError(
+                f"scheme {config.scheme.name} measures layers behind transform "
+                f"{config.transforms[0][0].name}, which changes a model in memory: pass the folder "
+                "of the model, or one scheme."
+            )
+        config = dataclasses.replace(config, scheme=choose(LoadedModel(model), seen, config).scheme)
     result = quantize_model(model, seen, config, progress)
     if out is not None:
         save(out, model, result.weights, method=_described(config, seen), tokenizer=tokenizer)
@@ -151,16 +165,19 @@ def _folder(
     origin: Origin,
 ) -> QuantizationResult:
     """Block by block; the memory plan says where activations wait, and whether all of it fits."""
+    if isinstance(config.scheme, Allocation):
+        kept = None if out is None else working_folder(out) / COSTS
+        with CheckpointSource(folder, dtype, device) as source:
+            seen = windows(source.model)
+            found = choose(
+                source, seen, config,
+                kept=kept, model_hash=files_hash(folder), progress=progress,
+                workplace=_place(source, config, seen, out),
+            )  # fmt: skip
+        config = dataclasses.replace(config, scheme=found.scheme)
     with CheckpointSource(folder, dtype, device) as source:
         seen = windows(source.model)
-        memory = plan_quantization(
-            model_shape(source.model),
-            config,
-            tokens=sum(len(window) for window in seen),
-            window=max((len(window) for window in seen), default=0),
-            limits=free_memory(device, out),
-        )
-        place = Workplace(visible_devices(device), memory.activations)
+        place = _place(source, config, seen, out)
         if out is None:
             sink = InMemorySink()
             result = quantize_blocks(source, seen, config, sink, progress, place)
@@ -179,6 +196,20 @@ def _folder(
         )
 
 
+def _place(
+    source: BlockSource, config: QuantizationConfig, windows: Sequence[Tensor], out: Path | None
+) -> Workplace:
+    """Where it runs, as the memory plan says; MemoryPlanError if it does not fit."""
+    memory = plan_quantization(
+        model_shape(source.model),
+        config,
+        tokens=sum(len(window) for window in windows),
+        window=max((len(window) for window in windows), default=0),
+        limits=free_memory(source.device, out),
+    )
+    return Workplace(visible_devices(source.device), memory.activations)
+
+
 def _again(
     model: str | Path,
     config: QuantizationConfig,
@@ -194,9 +225,10 @@ def _again(
     named = isinstance(calibration, str | Path | None) and all(isinstance(p, str) for p in parts)
     ours = {each.name for each in built_in_levels()}
     scheme = config.scheme
-    if not isinstance(scheme, Scheme) or scheme.layers or scheme.kind.name not in ours:
+    if isinstance(scheme, Allocation) or scheme.layers:
         return ""
-    if not named or config.rules != STRICT:
+    known = isinstance(scheme, Budget) or scheme.kind.name in ours
+    if not named or config.rules != STRICT or not known:
         return ""
 
     def last(path: str | Path) -> str:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from harness.errors import ConfigError
+from quant.budget import AnyScheme, Budget
 from quant.parts import Part, PartError, find_part
 
 
@@ -66,11 +67,12 @@ def inspect(folder: Path, levels: str | None = None) -> None:
     rows = {
         "format": found.format,
         "producer": found.producer or "not named",
-        "scheme": scheme.name + (f", {scheme.scale_dtype} scales" if scheme.kind.scaled else ""),
+        "scheme": _named(scheme),
         **({"schemes": found.mixture} if found.mixture else {}),
+        **({"forms": found.forms} if found.forms else {}),
         "bits per weight": f"{found.bits_per_weight:.3f}",
         "layers": f"{found.layers}, {found.weights:,} weights",
-        "act-order": f"{found.scattered} layers with scattered groups",
+        **({} if found.forms else {"act-order": f"{found.scattered} layers with scattered groups"}),
         "zero-points": found.zero_points,
         **({"operators": found.operators} if found.operators else {}),
         "files": "as artifact.json says"
@@ -85,6 +87,12 @@ def inspect(folder: Path, levels: str | None = None) -> None:
         rows["zero-points of 0"] = found.zeros_of_0
     for name, value in rows.items():
         print(f"{name + ':':18} {value}")
+
+
+def _named(scheme: AnyScheme) -> str:
+    if isinstance(scheme, Budget):
+        return f"{scheme.name}, the most bits per weight of a layer"
+    return scheme.name + (f", {scheme.scale_dtype} scales" if scheme.kind.scaled else "")
 
 
 def _inspect_gguf(path: Path) -> None:

@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from quant.allocation import Allocation
     from quant.calibrate.stream import QuantizationResult, quantize_model
     from quant.checkpoint.export import export
     from quant.checkpoint.loader import load, load_weights
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from quant.weight import QuantizedWeight
 
 __all__ = [
+    "Allocation",
     "ArtifactError",
     "QuantLinear",
     "QuantizationConfig",
@@ -37,6 +39,7 @@ __all__ = [
 ]
 
 _HOME = {
+    "Allocation": "quant.allocation",
     "ArtifactError": "quant.errors",
     "QuantLinear": "quant.linear",
     "QuantizationConfig": "quant.config",

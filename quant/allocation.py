@@ -10,12 +10,14 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
+from quant.budget import AnyScheme
 from quant.errors import SchemeError
 from quant.scheme import OUTSIDE, Scheme
 
-LOSS, KLD = "loss", "kld"
-SENSITIVITIES = (LOSS, KLD)
+LOSS, RELATIVE, KLD = "loss", "relative", "kld"
+SENSITIVITIES = (LOSS, RELATIVE, KLD)
 # Raise it when the same model, windows and options give another assignment.
 VERSION = 1
 
@@ -28,8 +30,9 @@ class Allocation:
                  scales and zero-points.
     candidates   schemes of which every layer gets one; of one kind of levels.
     sensitivity  what a candidate costs a layer. "loss": the error of its outputs, tr(E H E^T) with
-                 E = W - Q of the solver. "kld": the Kullback-Leibler divergence of the model's
-                 output from that with this one layer rounded to nearest, nats a token.
+                 E = W - Q of the solver. "relative": its share of tr(W H W^T). "kld": the
+                 Kullback-Leibler divergence of the model's output from that with this one layer
+                 rounded to nearest, nats a token.
     tokens       calibration tokens, from the first on, that kld is measured on.
     head         scheme of the language-model head, as in Scheme; not in the budget.
     embeddings   scheme of the token embeddings, as in Scheme; not in the budget.
@@ -97,7 +100,7 @@ class Allocation:
 
     def refuses(self, transforms: Sequence[str]) -> str | None:
         """Return why layers cannot be measured before these transforms; None: they can."""
-        if not transforms or self.sensitivity == LOSS:
+        if not transforms or self.sensitivity != KLD:
             return None
         return (
             f"auto.sensitivity={self.sensitivity} measures layers as the model has them, and "
@@ -123,6 +126,10 @@ class Allocation:
                 f"{means[low]:.4g} to {high.name} with {means[high]:.4g} bits a weight, scales and "
                 "zero-points counted; use a number between them, or other auto.candidates."
             )
+
+
+# What a cell may ask of its layers.
+AskedScheme: TypeAlias = AnyScheme | Allocation
 
 
 def budget_of(name: str) -> float | None:

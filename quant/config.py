@@ -12,14 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from quant.allocation import VERSION, Allocation
+from quant.allocation import VERSION, Allocation, AskedScheme
 from quant.arithmetic import ARITHMETIC, AUTO
+from quant.budget import AnyScheme, Budget
 from quant.errors import QuantizationError
 from quant.head import method_outside
 from quant.rules import STRICT, Rules
-from quant.scheme import OUTSIDE, Scheme
+from quant.scheme import OUTSIDE
 from quant.solvers.base import Solver, refusal
 from quant.transforms.base import Transform
+from quant.transforms.order import order_refusal
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class QuantizationConfig:
     """
 
     solver: Solver
-    scheme: Scheme | Allocation
+    scheme: AskedScheme
     options: Any = None
     transforms: tuple[tuple[Transform, Any], ...] = ()
     kernel: str = "auto"
@@ -61,7 +63,7 @@ class QuantizationConfig:
                 f"solver {self.solver.name} is another program, which quantizes whole models into "
                 "checkpoints: run it in a sweep, with `bitsweep run`."
             )
-        if not isinstance(self.scheme, Scheme | Allocation):
+        if not isinstance(self.scheme, AskedScheme):
             raise QuantizationError(
                 f"scheme={self.scheme!r} is not a Scheme; use quant.Scheme(bits=4, group_size=128)."
             )
@@ -74,18 +76,14 @@ class QuantizationConfig:
                     f"solver {self.solver.name} cannot be asked for {each.name}: {reason}."
                 )
         object.__setattr__(self, "transforms", tuple(map(_transform, self.transforms)))
-        late = [each.name for each, _ in self.transforms[1:] if each.prune is not None]
-        if late:
+        if self.transforms and isinstance(self.scheme, Budget):
             raise QuantizationError(
-                f"transform {late[0]} removes parts of the model, before anything else is done to "
-                "it: list it first, and only one such transform."
+                f"transform {self.transforms[0][0].name} makes weights easier to round, and "
+                f"{self.scheme.name} rounds to no grid: leave the transform out."
             )
-        late = [each.name for each, _ in self.exact_transforms[1:] if each.residual is not None]
-        if late:
-            raise QuantizationError(
-                f"transform {late[0]} rotates the residual stream, before anything is calibrated: "
-                "list it first, and only one such transform."
-            )
+        wrong = order_refusal([each for each, _ in self.transforms])
+        if wrong is not None:
+            raise QuantizationError(wrong)
         shifting = [each.name for each, options in self.transforms if each.shifts(options)]
         if self.solver.needs_reference and shifting:
             raise QuantizationError(
@@ -109,9 +107,13 @@ class QuantizationConfig:
         return self.solver.needs_calibration or bool(self.transforms) or chooses
 
     @property
-    def layers(self) -> Scheme:
-        """The scheme of the layers, once it is chosen."""
-        assert isinstance(self.scheme, Scheme), "quant.allocate.run chooses before"
+    def layers(self) -> AnyScheme:
+        """The scheme of the layers; QuantizationError if it is not chosen yet."""
+        if isinstance(self.scheme, Allocation):
+            raise QuantizationError(
+                f"scheme {self.scheme.name} is an Allocation, whose choice comes first: quantize "
+                "to the scheme of quant.allocate.run.choose, or use bitsweep.quantize for both."
+            )
         return self.scheme
 
     @property
@@ -121,25 +123,36 @@ class QuantizationConfig:
         return None if first is None or first[0].prune is None else first
 
     @property
-    def exact_transforms(self) -> tuple[tuple[Transform, Any], ...]:
+    def after_pruning(self) -> tuple[tuple[Transform, Any], ...]:
         """The transforms of the model that is left, with their options."""
         return self.transforms if self.pruning is None else self.transforms[1:]
 
     @property
     def residual(self) -> tuple[Transform, Any] | None:
         """The transform of the residual stream with its options, if there is one."""
-        first = next(iter(self.exact_transforms), None)
+        first = next(iter(self.after_pruning), None)
         return None if first is None or first[0].residual is None else first
 
     @property
     def input_transforms(self) -> tuple[tuple[Transform, Any], ...]:
-        """The transforms of the inputs of layers, with their options."""
-        return self.exact_transforms if self.residual is None else self.exact_transforms[1:]
+        """The changes of coordinates of the inputs of layers, with their options."""
+        return tuple(each for each in self.transforms if each[0].change is not None)
+
+    @property
+    def rounding(self) -> tuple[Transform, Any] | None:
+        """The transform that rounds the inputs of layers with its options, if there is one."""
+        last = next(reversed(self.transforms), None)
+        return None if last is None or last[0].rounding is None else last
 
     @property
     def sequential(self) -> bool:
         """Whether the layers of a block are solved stage by stage, in the order of execution."""
         return self.solver.sequential(self.options)
+
+    @property
+    def upper_drift(self) -> bool:
+        """Whether half of the drift is enough: for the solver, and nothing changes coordinates."""
+        return not self.input_transforms and self.solver.upper_drift(self.options)
 
     def identity(self) -> dict[str, Any]:
         """Return everything that determines the result (names, versions, options), as JSON."""
@@ -213,7 +226,7 @@ def _identity(
     }
 
 
-def _scheme(scheme: Scheme | Allocation) -> dict[str, Any]:
+def _scheme(scheme: AskedScheme) -> dict[str, Any]:
     """Return the fields of a scheme as JSON, with levels as their name and code hash."""
     if isinstance(scheme, Allocation):
         fields = {field.name: getattr(scheme, field.name) for field in dataclasses.fields(scheme)}
@@ -221,6 +234,8 @@ def _scheme(scheme: Scheme | Allocation) -> dict[str, Any]:
         outside = {what: _scheme(own) for what, own in scheme.outside.items()}
         fields = {n: v for n, v in fields.items() if n not in OUTSIDE}
         return {**fields, "candidates": candidates, **outside, "version": VERSION}
+    if isinstance(scheme, Budget):
+        return {"budget": scheme.bits}
     found = {field.name: getattr(scheme, field.name) for field in dataclasses.fields(scheme)}
     found = {n: v for n, v in found.items() if n not in (*OUTSIDE, "layers")}
     for what, own in scheme.outside.items():

@@ -86,7 +86,7 @@ def coverage_of(blocks: Blocks, names: Collection[str] = ()) -> Coverage:
     Reads no values. Packed layers outside the blocks do not count.
     """
     from quant.blocks import kept_layers, weight_matrix
-    from quant.linear import QuantLinear
+    from quant.factored import PackedLinear
 
     quantized, kept_bits = 0, 0
     kept: dict[str, int] = {}
@@ -94,7 +94,7 @@ def coverage_of(blocks: Blocks, names: Collection[str] = ()) -> Coverage:
     for index, block in enumerate(blocks.modules):
         layers = set()
         for name, module in block.named_modules():
-            if isinstance(module, QuantLinear):
+            if isinstance(module, PackedLinear):
                 quantized += module.out_features * module.in_features
             elif f"{blocks.block_name(index)}.{name}" in names:
                 quantized += weight_matrix(module).numel()

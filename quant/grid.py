@@ -16,6 +16,7 @@ from quant.errors import NonFiniteError, QuantizationError
 from quant.grid_search import search
 from quant.levels.base import SEARCHES, GridTensor
 from quant.scheme import Scheme
+from quant.tiling import ENCODED_WEIGHTS
 from quant.weight import QuantizedWeight
 
 # (steps of adjacent columns) -> H [columns, columns] of their inputs
@@ -116,13 +117,22 @@ def find_grid(
 
 
 def quantize_groups(weight: Tensor, grid: Grid, scheme: Scheme) -> Tensor:
-    """Return codes uint8 [out, in] of the levels nearest to weight, on grids from `find_groups`."""
+    """Return codes uint8 [out, in] of the levels nearest to weight, on grids from `find_groups`.
+
+    ENCODED_WEIGHTS at a time, because levels may hold a dozen numbers for each of them.
+    """
     codes = []
     first = 0
     for rows, count in _parts(working(weight), scheme.group_size or weight.shape[1]):
         groups = slice(first, first + count)
         part = grid.apply(lambda each, groups=groups: each[:, groups].flatten(0, 1))  # type: ignore[misc]
-        codes.append(quantize(rows, part, scheme).view(len(weight), -1))
+        found = torch.empty(rows.shape, dtype=torch.uint8, device=rows.device)
+        at_once = max(1, ENCODED_WEIGHTS // rows.shape[1])
+        for begin in range(0, len(rows), at_once):
+            some = slice(begin, begin + at_once)
+            grids = part.apply(lambda each, some=some: each[some])  # type: ignore[misc]
+            found[some] = quantize(rows[some], grids, scheme)
+        codes.append(found.view(len(weight), -1))
         first += count
     return codes[0] if len(codes) == 1 else torch.cat(codes, 1)
 

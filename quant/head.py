@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
 
-    from quant.allocation import Allocation
-    from quant.scheme import Scheme
+    from quant.allocation import AskedScheme
+    from quant.budget import AnyScheme
 
 # What models of transformers call them. Checkpoints have other settings for them under these names.
 NAMES = ("lm_head", "embed_out")
@@ -93,17 +93,17 @@ def tied(model: PreTrainedModel) -> bool:
     return hasattr(head, "weight") and head.weight is table.weight
 
 
-def one_matrix(scheme: Scheme | Allocation) -> bool:
+def one_matrix(scheme: AskedScheme) -> bool:
     """Whether head and embeddings, where they are tied, become one packed matrix."""
     return scheme.head is not None and scheme.head == scheme.embeddings
 
 
-def serves_head(model: PreTrainedModel, scheme: Scheme) -> bool:
+def serves_head(model: PreTrainedModel, scheme: AnyScheme) -> bool:
     """Whether the packed embeddings of a model with this scheme will be its head too."""
     return one_matrix(scheme) and tied(model)
 
 
-def alone(scheme: Scheme | Allocation) -> str:
+def alone(scheme: AskedScheme) -> str:
     """Why embeddings are not quantized without a head that is tied to them: after "The model"."""
     assert scheme.embeddings is not None
     own = scheme.embeddings.name
@@ -123,7 +123,7 @@ def with_served_head(model: PreTrainedModel, layers: Iterable[str]) -> list[str]
     return found + [name for name, module in model.named_modules() if module is head]
 
 
-def with_outside(method: Mapping[str, Any], scheme: Scheme | Allocation) -> dict[str, Any]:
+def with_outside(method: Mapping[str, Any], scheme: AskedScheme) -> dict[str, Any]:
     """What config.json says of a method: with what quantized the head and the embeddings, if the
     scheme has one for them.
     """

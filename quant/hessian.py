@@ -14,7 +14,7 @@ from torch import Tensor
 
 from quant.errors import CalibrationError, NonFiniteError, SingularHessianError
 from quant.memory.heaps import own_zeros
-from quant.products import add_gram, mirror, product
+from quant.products import add_gram, add_product, by_columns, mirror, product
 from quant.tiling import BLOCKS
 
 # Allowed difference of H_ij and H_ji: a share of sqrt(H_ii H_jj), which bounds both; plus rounding
@@ -29,7 +29,7 @@ class Hessian:
     """Accumulator of 2/n * sum over tokens x x^T for one linear layer with `inputs` inputs.
 
     n counts sequences, not tokens, as in the authors' code. The solver does not depend on n; the
-    printed losses do.
+    printed losses do. upper_drift: of the drift only what is on and above the diagonal is summed.
     """
 
     def __init__(
@@ -38,15 +38,15 @@ class Hessian:
         layer: str = "this layer",
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
+        upper_drift: bool = False,
     ) -> None:
         self.inputs = inputs
+        self.upper_drift = upper_drift
         self.layer = layer
         self.tokens = 0
         self.sequences = 0
-        # Only the upper triangle is updated (add_gram). It is a plain sum, scaled once in matrix():
-        # a running mean would rescale and round the earlier sum with every batch (measured: 1.4 to
-        # 2 times the error). It does not overflow in practice: 10^9 tokens with activations of 10^4
-        # sum to 10^17, and float32 ends at 10^38.
+        # Upper triangle (add_gram) of a plain sum, scaled once in matrix(): a running mean rounds
+        # with every batch (measured: 1.4 to 2 times the error). float32 ends at 10^38.
         self._sum = own_zeros((inputs, inputs), dtype, device)
         self._drift: Tensor | None = None  # made by the first update with a reference
 
@@ -74,9 +74,11 @@ class Hessian:
         exact = rows.device.type == "cuda" and self._sum.dtype == torch.float32
         if not (exact and rows.dtype in (torch.float16, torch.bfloat16)):
             rows = rows.to(self._sum.dtype)
-        add_gram(self._sum, rows)
         if reference is not None:
-            self._add_drift(rows, reference.detach().reshape(-1, self.inputs))
+            apart = reference.detach().reshape(-1, self.inputs).to(self._sum) - rows
+            rows = by_columns(rows)  # once for both products
+            self._add_drift(apart, rows)
+        add_gram(self._sum, rows)
         self.tokens += rows.shape[0]
         counted = inputs.shape[0] if inputs.dim() > 2 else 1
         self.sequences += counted if sequences is None else sequences
@@ -102,12 +104,10 @@ class Hessian:
         taken, self._drift = self._drift, None
         return None if taken is None else taken.mul_(2.0 / self.sequences)
 
-    def _add_drift(self, rows: Tensor, reference: Tensor) -> None:
+    def _add_drift(self, apart: Tensor, rows: Tensor) -> None:
         if self._drift is None:
             self._drift = own_zeros(self._sum.shape, self._sum.dtype, self._sum.device)
-        rows = rows.to(self._sum.dtype)
-        apart = reference.to(rows) - rows  # on the device and in the dtype of the sum
-        self._drift += product(apart.T, rows)
+        add_product(self._drift, apart, rows.to(self._sum.dtype), self.upper_drift)
 
     def _scaled(self, matrix: Tensor) -> Tensor:
         if self.tokens == 0:

@@ -1,4 +1,4 @@
-"""InputOperator: changes of coordinates that are applied to a linear layer's input at run time.
+"""InputOperator: what is done to a linear layer's input at run time: changes and roundings.
 
 It is a child module of the layer, called NAME. Its tensors are in the state dict under the layer's
 name: `q_proj.input_operator.0.scale` is the tensor `scale` of the first change.
@@ -13,26 +13,28 @@ import torch
 from torch import Tensor, nn
 
 from quant.errors import QuantizationError
-from quant.transforms.base import Change, Transform
+from quant.transforms.base import Operation, Transform
 
 NAME = "input_operator"
 
 
 class KeptChange(nn.Module):
-    """One change x' = x T, rebuilt from its tensors by the transform that made it.
+    """One change x' = x T, or a rounding, rebuilt from its tensors by the transform that made it.
 
     The tensors move between devices with the module but keep their dtypes, because rounding them
     would make another T, which W' does not undo.
     """
 
-    def __init__(self, transform: Transform, tensors: Mapping[str, Tensor]) -> None:
-        """Copy the tensors.
+    def __init__(
+        self, transform: Transform, tensors: Mapping[str, Tensor], options: Any = None
+    ) -> None:
+        """Copy the tensors; `options` are those of a transform that rounds, and None for others.
 
         Raises QuantizationError for names that a module cannot have and for values that are not
         finite.
         """
         super().__init__()
-        self.transform = transform
+        self.transform, self.options = transform, options
         self._names = tuple(tensors)
         for name, tensor in tensors.items():
             if not name.isidentifier() or hasattr(self, name):
@@ -49,10 +51,11 @@ class KeptChange(nn.Module):
             self.register_buffer(name, tensor.detach().clone())
 
     @property
-    def change(self) -> Change:
+    def change(self) -> Operation:
         """The change that the current tensors define."""
         assert self.transform.rebuild is not None  # QuantizationConfig and the loader check it
-        return self.transform.rebuild(self.tensors())
+        given = () if not self.transform.rounds else (self.options,)
+        return self.transform.rebuild(self.tensors(), *given)
 
     def tensors(self) -> dict[str, Tensor]:
         return {name: cast(Tensor, self._buffers[name]) for name in self._names}
@@ -66,7 +69,8 @@ class KeptChange(nn.Module):
             f"{name} {str(each.dtype).removeprefix('torch.')} {list(each.shape)}"
             for name, each in self.tensors().items()
         ]
-        return ", ".join([self.transform.name, *held])
+        tag = [] if not self.transform.rounds else [self.transform.tag(self.options)]
+        return ", ".join([self.transform.name, *tag, *held])
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         held = self.tensors()
@@ -105,6 +109,11 @@ def operator_bits(module: nn.Module) -> int:
     return sum(8 * tensor.nbytes for each in kept for tensor in each.tensors().values())
 
 
+def rounds_inputs(model: nn.Module) -> bool:
+    """Whether an operator in a model rounds its input, so that activations are simulated."""
+    return any(isinstance(each, KeptChange) and each.transform.rounds for each in model.modules())
+
+
 @torch.no_grad()
 def attach(linear: nn.Module, operator: InputOperator) -> None:
     """Put an operator in front of an nn.Linear or Conv1D, after the one that it already has."""
@@ -114,7 +123,8 @@ def attach(linear: nn.Module, operator: InputOperator) -> None:
         present.extend(operator)
         return
     linear.add_module(NAME, operator)
-    linear.register_forward_pre_hook(_operate)
+    # First of all hooks: those that observe the layer's input see what its weight multiplies.
+    linear.register_forward_pre_hook(_operate, prepend=True)
 
 
 def detach(block: nn.Module) -> None:
@@ -126,7 +136,7 @@ def detach(block: nn.Module) -> None:
 
 
 def _operate(linear: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Apply the operator as a forward pre-hook, before the hooks that observe the layer's input."""
+    """Apply the operator as a forward pre-hook."""
     operator = operator_of(linear)
     assert operator is not None
     return (operator(args[0]), *args[1:])

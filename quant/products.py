@@ -78,10 +78,7 @@ def add_gram(total: Tensor, rows: Tensor) -> None:
     if rows.device.type == "cpu" and rows.dtype == total.dtype == torch.float32 and _gram_here():
         gram.add_gram(total, rows if rows.stride(-1) == 1 else rows.contiguous())
         return
-    # oneDNN wants both factors of every strip dense, hence contiguous along the tokens; MKL takes
-    # them as they are, and the copy costs 10 to 20 % of the products.
-    dense = rows.device.type == "cpu" and (rows.dtype != torch.float32 or _onednn_is_faster())
-    columns = rows.T.contiguous() if dense else rows.T
+    columns = by_columns(rows).T
     for start, end in strips(inputs):
         left, right = columns[start:end], columns[start:].T
         # The product is computed separately: addmm_ would add each token to the large sum and
@@ -90,6 +87,29 @@ def add_gram(total: Tensor, rows: Tensor) -> None:
             total[start:end, start:] += product(left, right)
         else:
             total[start:end, start:] += torch.mm(left, right, out_dtype=total.dtype)
+
+
+def add_product(total: Tensor, left: Tensor, right: Tensor, upper: bool) -> None:
+    """Add left.T @ right for left and right [tokens, n] of total's dtype to total [n, n], in place.
+
+    upper  add what is on and above the diagonal, and some entries below it, as `add_gram` does.
+    """
+    first, second = by_columns(left).T, by_columns(right).T
+    if not upper or _torch_alone.get():
+        total += product(first, second.T)
+        return
+    for start, end in strips(len(total)):
+        total[start:end, start:] += product(first[start:end], second[start:].T)
+
+
+def by_columns(rows: Tensor) -> Tensor:
+    """Return rows [tokens, n] in the layout in which products over the tokens are fastest.
+
+    oneDNN wants both factors of every strip dense, hence contiguous along the tokens; MKL takes
+    them as they are, and the copy costs 10 to 20 % of the products.
+    """
+    dense = rows.device.type == "cpu" and (rows.dtype != torch.float32 or _onednn_is_faster())
+    return rows.T.contiguous().T if dense else rows
 
 
 def mirror(total: Tensor) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from quant.errors import SchemeError
 from quant.levels.base import (
@@ -41,6 +41,8 @@ OUTSIDE = {"head": "_head_", "embeddings": "_emb_"}
 _MIXED = "+"
 # What a pattern of layer names has, and the full name of a layer has not.
 _WILD = re.compile(r"[*?\[]")
+
+_S = TypeVar("_S")
 
 
 @dataclass(frozen=True)
@@ -367,10 +369,10 @@ def mixture(schemes: Mapping[str, Scheme]) -> Scheme:
     """
     usual = most_common(schemes.values())
     own = {name: scheme for name, scheme in schemes.items() if scheme != usual}
-    return replace(usual, layers=tuple(own.items()))
+    return replace(usual, layers=tuple(own.items())) if own else usual
 
 
-def most_common(schemes: Iterable[Scheme]) -> Scheme:
+def most_common(schemes: Iterable[_S]) -> _S:
     """Return the scheme of most layers, of equally many the first."""
     return Counter(schemes).most_common(1)[0][0]
 

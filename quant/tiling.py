@@ -8,11 +8,14 @@ BLOCKS = {"cpu": 256, "cuda": 2048}
 PANEL = 128
 STRIPS = 8
 SMALLEST_STRIP = 128
+# Most bytes of outputs that are remembered from one pass of a block to the next (calibrate.memo).
+MEMO_BYTES = 1 << 29
 # Positions whose logits are compared before a calibration; the inputs of the head are at all.
 CHECKED_LOGITS = 64
 # Weights of which all candidate grids are compared at a time; at least one row of a group.
 SEARCHED_WEIGHTS = 1 << 13
 MOST_CANDIDATES = 40
+ENCODED_WEIGHTS = 1 << 18  # weights of a layer that get their codes at a time
 AT_ONCE_OF_A_CANDIDATE = 5  # what encode, decode and the error hold for every weight
 
 

@@ -1,14 +1,17 @@
-"""QuantizedWeight: codes and grid of one layer, passed between solver, packer and checkpoint."""
+"""The weight of one layer, passed between solver, packer and checkpoint: codes, or factors."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
+from quant.budget import Budget
+from quant.forms.base import Form
 from quant.scheme import Scheme
 
 # Weights (times the numbers of a codebook) decoded at a time: what they need stays in the cache.
@@ -147,3 +150,47 @@ class QuantizedWeight:
                 grid = {name: part.unsqueeze(2) for name, part in grid.items()}
             result.copy_(kind.decode(codes.float(), grid, self.scheme))
         return values
+
+
+@dataclass(frozen=True)
+class FactoredWeight:
+    """A weight [out, in] in a form other than codes on a grid, as a method made it.
+
+    form     how the tensors make the weight (quant.forms).
+    tensors  by the names that the form declares, as they are stored.
+    scheme   the budget that the method was given; `bits` is what the tensors take.
+
+    Raises ValueError for tensors that cannot be such a weight.
+    """
+
+    form: Form
+    tensors: Mapping[str, Tensor]
+    scheme: Budget
+
+    def __post_init__(self) -> None:
+        reason = self.form.check(self.tensors)
+        if reason is not None:
+            raise ValueError(f"a weight of the form {self.form.name} {reason}")
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(outputs, inputs)."""
+        return self.form.shape(self.tensors)
+
+    @property
+    def bits(self) -> int:
+        """Stored bits of all tensors."""
+        return sum(8 * tensor.nbytes for tensor in self.tensors.values())
+
+    def to(self, device: torch.device | str) -> FactoredWeight:
+        """Return the same weight with all tensors on `device`."""
+        moved = {name: tensor.to(device) for name, tensor in self.tensors.items()}
+        return FactoredWeight(self.form, moved, self.scheme)
+
+    def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Return the weight [out, in], computed in float32 and rounded once to dtype."""
+        return self.form.dense(self.tensors).to(dtype)
+
+
+# What a method makes of a weight.
+AnyWeight: TypeAlias = QuantizedWeight | FactoredWeight

@@ -75,14 +75,15 @@ DECIDING = [
     "harness/run/launch", "harness/run/process", "harness/run/resuming", "harness/run/signals",
     "harness/run/stage", "harness/run/sweep", "harness/suites/comparing",
     "harness/suites/scoring", "quant/arithmetic", "quant/blocks", "quant/calibrate/capture",
-    "quant/calibrate/few", "quant/calibrate/layers", "quant/calibrate/statistics",
+    "quant/calibrate/few", "quant/calibrate/layers", "quant/calibrate/rounding",
+    "quant/calibrate/statistics",
     "quant/calibrate/stream", "quant/calibrate/upstream", "quant/calibrate/wide",
     "quant/checkpoint/choose", "quant/checkpoint/files",
     "quant/checkpoint/gptq_zeros", "quant/config", "quant/experts", "quant/grid", "quant/hessian",
     "quant/memory/limits", "quant/memory/plan", "quant/rules", "quant/scheme",
     "quant/solvers/columns", "quant/solvers/gptq", "quant/solvers/rtn",
     "quant/transforms/awq", "quant/transforms/equalize", "quant/transforms/repquant",
-    "quant/transforms/smoothquant",
+    "quant/transforms/round_inputs", "quant/transforms/smoothquant",
 ]  # fmt: skip
 
 

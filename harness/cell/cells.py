@@ -10,7 +10,14 @@ from harness.cell.choices import Choices
 from harness.cell.keys import StageKeys
 from harness.cell.parts import Measuring
 from harness.models.model import AbsentModel, Model, Place, StoredModel
-from harness.records.record import FULL_PRECISION, LOADED, QUANTIZATION, CellIdentity, Record
+from harness.records.record import (
+    ACTIVATIONS,
+    FULL_PRECISION,
+    LOADED,
+    QUANTIZATION,
+    CellIdentity,
+    Record,
+)
 from harness.records.store import Store
 from quant.config import QuantizationConfig
 from quant.head import HOW
@@ -138,12 +145,25 @@ def name_cell(choices: Choices, model: Model | AbsentModel) -> CellIdentity:
         method=method,
         label=label,
         options=options or None,
-        scheme="w16" if choices.scheme is None else choices.scheme.name,
+        scheme=_scheme(choices, model),
         calibration=None if choices.calibration is None else choices.calibration.name,
         seed=choices.seed,
         head=_outside("head", choices, model),
         embeddings=_outside("embeddings", choices, model),
     )
+
+
+def _scheme(choices: Choices, model: Model | AbsentModel) -> str:
+    """The scheme of the weights and the grid of simulated activations: w4g64, w4g64-a8."""
+    weights = "w16" if choices.scheme is None else choices.scheme.name
+    return ACTIVATIONS.join(filter(None, (weights, activations_of(choices, model))))
+
+
+def activations_of(choices: Choices, model: Model | AbsentModel) -> str:
+    """The grid of activations that the cell simulates: a8; "" if none."""
+    if model.checkpoint is not None:
+        return model.checkpoint.activations
+    return "".join(each.activations for each in choices.transforms)
 
 
 def _outside(what: str, choices: Choices, model: Model | AbsentModel) -> str | None:

@@ -20,10 +20,11 @@ from harness.extras import EXTRAS, missing, pip_command
 from harness.models.model import SOURCES, AbsentModel, Model, RandomModel
 from harness.models.streaming import ALWAYS, AUTO, NEVER
 from harness.tracking import MODES, TRACKERS, require_project
-from quant.allocation import Allocation
+from quant.allocation import Allocation, AskedScheme
 from quant.arithmetic import ARITHMETIC
-from quant.scheme import Scheme
+from quant.budget import Budget
 from quant.solvers.base import refusal
+from quant.transforms.order import order_refusal
 
 DTYPES = ("float32", "float16", "bfloat16")
 ATTENTION = ("sdpa", "eager")
@@ -79,7 +80,7 @@ def arithmetic(name: object) -> None:
 
 
 def method_and_scheme(
-    solving: Solving | None, scheme: Scheme | Allocation | None, model: Model | AbsentModel
+    solving: Solving | None, scheme: AskedScheme | None, model: Model | AbsentModel
 ) -> None:
     """Check that a solver has a scheme and unquantized weights, and method=none neither."""
     if model.checkpoint is not None:
@@ -158,9 +159,12 @@ def transforms(chosen: Sequence[Transforming], solving: Solving | None) -> None:
             f"method={solving.solver.name} is another program, which reads the model's own: "
             "leave it out, or use method=rtn or method=gptq."
         )
+    wrong = order_refusal([each.transform for each in chosen])
+    if wrong is not None:
+        raise ConfigError(wrong)
 
 
-def outside(solving: Solving | None, scheme: Scheme | Allocation | None) -> None:
+def outside(solving: Solving | None, scheme: AskedScheme | None) -> None:
     """Check that nothing is asked of another program that it is not told."""
     if solving is None or solving.solver.whole is None:
         return
@@ -184,7 +188,7 @@ def outside(solving: Solving | None, scheme: Scheme | Allocation | None) -> None
         )
 
 
-def scheme_of_solver(solving: Solving | None, scheme: Scheme | Allocation | None) -> None:
+def scheme_of_solver(solving: Solving | None, scheme: AskedScheme | None) -> None:
     """Check that the solver can be asked for the scheme."""
     if solving is None or scheme is None:
         return
@@ -195,20 +199,32 @@ def scheme_of_solver(solving: Solving | None, scheme: Scheme | Allocation | None
             raise ConfigError(f"method={name} cannot be asked for {each.name}: {reason}.")
 
 
-def allocation(chosen: Sequence[Transforming], scheme: Scheme | Allocation | None) -> None:
+def allocation(chosen: Sequence[Transforming], scheme: AskedScheme | None) -> None:
     """Check that what candidates cost can be measured."""
     names = [each.transform.name for each in chosen]
     reason = scheme.refuses(names) if isinstance(scheme, Allocation) else None
     if reason is not None:
         raise ConfigError(f"scheme.{reason}")
+    if chosen and isinstance(scheme, Budget):
+        raise ConfigError(
+            f"transform=[{chosen[0].transform.name}] makes weights easier to round, and "
+            f"scheme={scheme.name} rounds to no grid: leave the transform out."
+        )
 
 
-def suites(chosen: Sequence[Measuring]) -> None:
-    """Check that a suite is chosen."""
+def suites(chosen: Sequence[Measuring], activations: str) -> None:
+    """Check that a suite is chosen, and that no time is measured of simulated activations."""
     if not chosen:
         raise ConfigError(
             "suite is empty, so there is nothing to measure: choose some, for example "
             "suite=[perplexity,latency]; `bitsweep run --help suite` lists them."
+        )
+    timed = [each.suite.name for each in chosen if each.suite.timing]
+    if activations and timed:
+        raise ConfigError(
+            f"suite {timed[0]} measures time, and activations ({activations}) are simulated here: "
+            "their products have the speed of the model's dtype, and the rounding comes on top; "
+            "measure accuracy alone, for example suite=[perplexity]."
         )
 
 

@@ -9,9 +9,8 @@ from harness.cell.parts import Measuring, Solving, Transforming
 from harness.config.schema import RuntimeConfig, TrackerConfig
 from harness.data.config import CalibConfig
 from harness.records.record import QUANTIZATION
-from quant.allocation import Allocation
+from quant.allocation import AskedScheme
 from quant.parts import Part
-from quant.scheme import Scheme
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,7 @@ class Choices:
     seed: int
     solving: Solving | None
     transforms: tuple[Transforming, ...]
-    scheme: Scheme | Allocation | None
+    scheme: AskedScheme | None
     levels: Part | None
     calibration: CalibConfig | None
     suites: tuple[Measuring, ...]

@@ -12,12 +12,13 @@ from harness.data import protocols, texts
 from harness.errors import ConfigError
 from harness.models.model import QuantizedModel, StoredModel
 from harness.models.streaming import model_facts
-from quant.allocation import Allocation
+from quant.allocation import Allocation, AskedScheme
 from quant.errors import SchemeError
 from quant.head import EMBEDDINGS, NAMES, alone
 from quant.scheme import Scheme
 
 if TYPE_CHECKING:
+    from quant.budget import AnyScheme
     from quant.memory.shapes import ModelFacts, ModelShape
 
 
@@ -42,12 +43,13 @@ def check(choices: Choices, model: StoredModel | QuantizedModel) -> None:
     if choices.quantizes and scheme is not None:
         _widths(scheme, facts.shape, model.name)
         try:
-            if isinstance(scheme, Scheme):
-                scheme.require_layers(facts.linears)
-            else:
+            if isinstance(scheme, Allocation):
                 scheme.require_possible(list(facts.linears.values()))
+            else:
+                scheme.require_layers(facts.linears)
         except SchemeError as error:
             raise ConfigError(f"scheme={scheme.name} on model={model.name}: {error}") from error
+        _shapes(choices, scheme, facts.shape, model.name)
     for each in choices.transforms:
         widths = sorted({inputs for _, inputs in facts.shape.layers})
         reason = each.transform.refuses(each.options, facts.shape.hidden, widths)
@@ -78,9 +80,7 @@ def check(choices: Choices, model: StoredModel | QuantizedModel) -> None:
         )
 
 
-def _embeddings(
-    scheme: Scheme | Allocation, shape: ModelShape, choices: Choices, model: str
-) -> None:
+def _embeddings(scheme: AskedScheme, shape: ModelShape, choices: Choices, model: str) -> None:
     """Refuse embeddings that cannot be packed, and those of a tied head alone."""
     if shape.table is None:
         raise ConfigError(
@@ -111,8 +111,9 @@ def _budgets(choices: Choices, facts: ModelFacts, model: str) -> None:
             )
 
 
-def _widths(scheme: Scheme | Allocation, shape: ModelShape, model: str) -> None:
+def _widths(scheme: AskedScheme, shape: ModelShape, model: str) -> None:
     """Refuse a scheme to which some layer cannot be quantized."""
+    found: list[tuple[AnyScheme, int]]
     found = [(each, inputs) for each in scheme.every for _, inputs in shape.layers]
     if scheme.head is not None and shape.head is not None:
         found.append((scheme.head, shape.head[1]))
@@ -124,6 +125,19 @@ def _widths(scheme: Scheme | Allocation, shape: ModelShape, model: str) -> None:
             raise ConfigError(
                 f"scheme={each.name} cannot be used with model={model}, which has layers with "
                 f"{inputs} inputs: it {reason}."
+            )
+
+
+def _shapes(choices: Choices, scheme: AskedScheme, shape: ModelShape, model: str) -> None:
+    """Refuse a method that cannot solve some layer of this shape."""
+    solving = choices.solving
+    assert solving is not None  # something quantizes
+    for layer in dict.fromkeys(shape.layers):
+        reason = solving.solver.refuses_shape(solving.options, scheme, layer)
+        if reason is not None:
+            raise ConfigError(
+                f"method={solving.solver.name} scheme={scheme.name} cannot be used with "
+                f"model={model}: {reason}."
             )
 
 

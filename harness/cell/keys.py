@@ -25,10 +25,12 @@ from harness.models.model import Model, Place
 from harness.records.hashes import digest
 from harness.records.record import FULL_PRECISION, LOADED, QUANTIZATION
 from harness.suites.base import Facts, require_own_inputs
-from quant.allocation import KLD, VERSION, Allocation
+from quant.allocation import KLD, VERSION, Allocation, AskedScheme
+from quant.budget import NAME as BUDGET
+from quant.budget import AnyScheme, Budget
 from quant.head import method_outside
 from quant.levels.base import module_of
-from quant.scheme import OUTSIDE, Scheme
+from quant.scheme import OUTSIDE
 from quant.solvers.base import method_description
 from quant.transforms.base import transform_description
 
@@ -150,11 +152,11 @@ def _semantics(choices: Choices, model: Model) -> dict[str, Any]:
     return semantic
 
 
-def _scheme_of(scheme: Scheme | Allocation | None, quantizes: bool) -> dict[str, Any]:
+def _scheme_of(scheme: AskedScheme | None, quantizes: bool) -> dict[str, Any]:
     """The scheme of a cell, or how one is chosen, under the fields of one scheme."""
     if scheme is None:
         return dict(NO_SCHEME)
-    if isinstance(scheme, Scheme):
+    if not isinstance(scheme, Allocation):
         return _scheme(scheme, quantizes)
     base = _scheme(scheme.candidates[0].beside(scheme.outside), quantizes)
     return {
@@ -170,11 +172,13 @@ def _scheme_of(scheme: Scheme | Allocation | None, quantizes: bool) -> dict[str,
     }
 
 
-def _scheme(scheme: Scheme, quantizes: bool) -> dict[str, Any]:
+def _scheme(scheme: AnyScheme, quantizes: bool) -> dict[str, Any]:
     """The fields of a scheme; levels by the name that a configuration uses.
 
     quantizes  whether the cell quantizes head and embeddings itself, so that their method matters.
     """
+    if isinstance(scheme, Budget):
+        return {"kind": BUDGET, "bits": scheme.bits, "group_size": None}
     found = {field.name: getattr(scheme, field.name) for field in dataclasses.fields(scheme)}
     # No key for what is not quantized: older records have none.
     found = {name: value for name, value in found.items() if name not in (*OUTSIDE, "layers")}

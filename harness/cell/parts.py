@@ -69,6 +69,11 @@ class Transforming:
         """Its name in tables: the label and the options that differ from the defaults."""
         return [self.transform.label, *words_of(self.transform, self.options)]
 
+    @property
+    def activations(self) -> str:
+        """The grid to which it rounds inputs, as the name of a scheme has it: a8; "" if to none."""
+        return self.transform.tag(self.options) if self.transform.rounds else ""
+
 
 @dataclass(frozen=True)
 class Measuring:

@@ -13,7 +13,7 @@ from typing import Any
 
 from cuda_ext.kernels import resolve_kernel
 from harness.cell import checks, fits
-from harness.cell.cells import PendingCell, ResolvedCell
+from harness.cell.cells import PendingCell, ResolvedCell, activations_of
 from harness.cell.choices import Choices
 from harness.cell.keys import cell_keys
 from harness.cell.parts import (
@@ -88,7 +88,7 @@ def resolve(
     checks.outside(choices.solving, choices.scheme)
     checks.scheme_of_solver(choices.solving, choices.scheme)
     checks.allocation(choices.transforms, choices.scheme)
-    checks.suites(choices.suites)
+    checks.suites(choices.suites, activations_of(choices, model))
     facts = _facts(config, model)
     checks.runtime(config, choices.suites, elsewhere)
     try:

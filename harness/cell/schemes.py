@@ -8,7 +8,8 @@ from typing import Any
 
 from harness.config.schema import OutsideConfig, SchemeConfig
 from harness.errors import ConfigError
-from quant.allocation import Allocation
+from quant.allocation import Allocation, AskedScheme
+from quant.budget import Budget
 from quant.errors import SchemeError
 from quant.parts import Part
 from quant.scheme import OUTSIDE, Scheme
@@ -16,13 +17,15 @@ from quant.scheme import OUTSIDE, Scheme
 NOT_QUANTIZED = 16  # bits
 
 
-def make_scheme(config: SchemeConfig, levels: Part | None = None) -> Scheme | Allocation | None:
-    """The scheme of a cell, or how it is chosen; None if bits=16.
+def make_scheme(config: SchemeConfig, levels: Part | None = None) -> AskedScheme | None:
+    """The scheme or budget of a cell, or how schemes are chosen; None if bits=16.
 
     levels  the user's module that the configuration names; None for built-in levels.
 
     Raises ConfigError for an impossible scheme.
     """
+    if config.budget is not None:
+        return _budget(config)
     if config.bits == NOT_QUANTIZED:
         if config != SchemeConfig(bits=NOT_QUANTIZED):
             raise ConfigError(
@@ -51,6 +54,20 @@ def make_scheme(config: SchemeConfig, levels: Part | None = None) -> Scheme | Al
     if levels is not None:
         _require_own_scheme(scheme, levels)
     return scheme
+
+
+def _budget(config: SchemeConfig) -> Budget:
+    """The budget of a cell. Raises ConfigError for keys of a grid beside it."""
+    assert config.budget is not None
+    if config != SchemeConfig(bits=NOT_QUANTIZED, budget=config.budget):
+        raise ConfigError(
+            f"scheme.budget={config.budget:.10g} has no codes, groups, levels, grid, head or "
+            f"embeddings: use scheme=budget{config.budget:.10g} alone, or leave the budget out."
+        )
+    try:
+        return Budget(config.budget)
+    except SchemeError as error:
+        raise ConfigError(f"scheme: {error}") from error
 
 
 def _allocation(config: SchemeConfig, levels: Part | None) -> Allocation:

@@ -33,8 +33,9 @@ from harness.config.help import conf_dir, groups, options, user_folders
 from harness.config.own import check_files
 from harness.config.schema import Cell, CellConfig, SweepConfig
 from harness.errors import ConfigError
+from quant.budget import AnyScheme, Budget, parse_scheme
 from quant.errors import SchemeError
-from quant.scheme import OUTSIDE, Scheme
+from quant.scheme import OUTSIDE
 
 VERSION_BASE = "1.3"
 CONFIG_NAME = "config"
@@ -153,7 +154,7 @@ def compose_one(overrides: Sequence[str]) -> DictConfig:
                 if group != SCHEMES:
                     raise
                 try:
-                    scheme = Scheme.parse(name)
+                    scheme = parse_scheme(name)
                 except SchemeError as reason:
                     raise error from reason
                 store.store(group=SCHEMES, name=name, node=_node(scheme))
@@ -169,8 +170,10 @@ def _compose_entry(searchpath: Sequence[str], entry: Entry) -> Composed:
     return composed(_resolved(found), values)
 
 
-def _node(scheme: Scheme) -> dict[str, Any]:
+def _node(scheme: AnyScheme) -> dict[str, Any]:
     """A scheme as a file of conf/scheme has it."""
+    if isinstance(scheme, Budget):
+        return {"bits": 16, "budget": scheme.bits}
     own = {what: _node(each) for what, each in scheme.outside.items()}
     layers = asdict(scheme.without_head).items()
     return {name: value for name, value in layers if name not in (*OUTSIDE, "layers")} | own

@@ -79,6 +79,7 @@ class SchemeConfig(OutsideConfig):
 
     layers  name of the scheme of layers that have another, by pattern of their full names.
     auto    None: all other layers have this scheme. Else bits is a budget, their mean.
+    budget  stored bits per weight of a scheme without a grid (quant.budget), whose bits are 16.
     """
 
     bits: Union[int, float] = MISSING  # type: ignore[assignment]
@@ -86,6 +87,7 @@ class SchemeConfig(OutsideConfig):
     embeddings: OutsideConfig = field(default_factory=OutsideConfig)
     layers: Dict[str, str] = field(default_factory=dict)
     auto: Optional[AutoConfig] = None
+    budget: Optional[float] = None
 
 
 @dataclass

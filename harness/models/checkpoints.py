@@ -18,7 +18,7 @@ from quant.checkpoint.files import QUANTIZATION_FILES
 from quant.parts import Part
 
 if TYPE_CHECKING:
-    from quant.scheme import Scheme
+    from quant.budget import AnyScheme
     from quant.transforms.base import Transform
 
 
@@ -30,20 +30,24 @@ class Checkpoint:
     evidence     how the meaning was found, if the files do not state it.
     signed       it has negative scales.
     mixture      its layers by scheme, in words, if there are several; `scheme` is the usual one.
+    activations  the grids to which operators in front of its layers round: a8; "" if none does.
     """
 
     format: str
     producer: str
     zero_points: str
-    scheme: Scheme
+    scheme: AnyScheme
     evidence: str = ""
     signed: bool = False
     mixture: str = ""
+    activations: str = ""
 
     @property
     def label(self) -> str:
         """Its name in tables, such as "GPTQ v1"."""
-        return f"{self.format}, negative scales" if self.signed else self.format
+        words = [self.format]
+        words += ["negative scales"] if self.signed else []
+        return ", ".join([*words, "simulated activations"] if self.activations else words)
 
     def semantics(self) -> dict[str, str]:
         """Its entry in the configuration of a record."""
@@ -54,6 +58,7 @@ class Checkpoint:
             **({"evidence": self.evidence} if self.evidence else {}),
             **({"scales": "some negative"} if self.signed else {}),
             **({"schemes": self.mixture} if self.mixture else {}),
+            **({"activations": self.activations} if self.activations else {}),
             "baseline": "its own weights, dequantized",
         }
 
@@ -64,6 +69,7 @@ class Checkpoint:
             f"zero-points: {self.zero_points}"
             + (f" ({self.evidence})" if self.evidence else "")
             + (", some scales negative" if self.signed else "")
+            + (f", simulated activations {self.activations}" if self.activations else "")
         )
 
 
@@ -87,10 +93,11 @@ def _examine(folder: Path, levels: Part | None, _mtime_ns: int, _size: int) -> C
         return None
     from quant import ArtifactError
     from quant.checkpoint import read_scheme, runnable
+    from quant.checkpoint.operators import grids_of
 
     try:
         checkpoint, scheme = read_scheme(folder, _known(levels))
-        runnable(checkpoint, (), folder)
+        operators = runnable(checkpoint, (), folder).operators
     except ArtifactError as error:
         raise ModelError(str(error)) from error
     return Checkpoint(
@@ -101,6 +108,7 @@ def _examine(folder: Path, levels: Part | None, _mtime_ns: int, _size: int) -> C
         checkpoint.evidence,
         checkpoint.signed,
         checkpoint.mixture,
+        activations=grids_of(operators),
     )
 
 
@@ -193,7 +201,7 @@ def load_dequantized(
 
 def packed_bits(model: Any) -> list[tuple[int, float]]:
     """The weights of every packed layer of a model, and their stored bits."""
-    from quant import QuantLinear
+    from quant.factored import PackedLinear
 
-    layers = [module for module in model.modules() if isinstance(module, QuantLinear)]
+    layers = [module for module in model.modules() if isinstance(module, PackedLinear)]
     return [(layer.out_features * layer.in_features, layer.stored_bits) for layer in layers]

@@ -21,13 +21,12 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-    from quant.allocation import Allocation
+    from quant.allocation import AskedScheme
     from quant.calibrate.source import BlockSource
     from quant.checkpoint.source import ArtifactSource, CheckpointSource
     from quant.config import QuantizationConfig
     from quant.memory.plan import MemoryPlan
     from quant.memory.shapes import ModelFacts, ModelShape
-    from quant.scheme import Scheme
     from quant.transforms.base import Transform
 
 ALWAYS, NEVER, AUTO = "always", "never", "auto"
@@ -173,7 +172,7 @@ def streams(
     artifact: Path | None,
     runtime: RuntimeConfig,
     batch: int,
-    scheme: Scheme | Allocation | None = None,
+    scheme: AskedScheme | None = None,
 ) -> bool:
     """Whether a model is measured block by block: as configured, or because it does not fit.
 
@@ -202,7 +201,7 @@ def shape_of(model: StoredModel) -> ModelShape:
 
 
 def measured_shape(
-    model: Model, artifact: Path | None, scheme: Scheme | Allocation | None = None
+    model: Model, artifact: Path | None, scheme: AskedScheme | None = None
 ) -> tuple[ModelShape, ModelFacts]:
     """Shape and facts of the model under test, with what is packed in its artifact."""
     shape, model_config = _shape(model)
@@ -220,7 +219,7 @@ def refuse_whole_model(
     model: Model,
     artifact: Path | None,
     device: str,
-    scheme: Scheme | Allocation | None = None,
+    scheme: AskedScheme | None = None,
 ) -> ModelError:
     """The error for a suite that needs the whole model in memory although it does not fit.
 

@@ -21,6 +21,7 @@ FULL_PRECISION: Final = "none"  # CellIdentity.method of full-precision weights
 ABSENT: Final = "Unavailable"  # Failure.type of a model that cannot be had
 NOT_AVAILABLE: Final = "n/a"  # states and figures of a model that cannot be had
 LOADED: Final = "loaded"  # CellIdentity.method of a checkpoint that was quantized elsewhere
+ACTIVATIONS: Final = "-"  # before the grid of activations in CellIdentity.scheme, and nowhere else
 
 
 class _Model(BaseModel):
@@ -134,7 +135,7 @@ class CellIdentity(_Model):
 
     model: str
     method: str
-    scheme: str
+    scheme: str = Field(description="of the weights, and the grid of simulated activations: w4-a8")
     calibration: str | None
     seed: int
     bits_per_weight: float | None = Field(
@@ -177,6 +178,11 @@ class CellIdentity(_Model):
             "outside": self.outside,
             "mixture": self.mixture,
         }
+
+    @property
+    def weights(self) -> str:
+        """The scheme of the weights alone: w4 of w4-a8."""
+        return self.scheme.partition(ACTIVATIONS)[0]
 
     @property
     def full_precision(self) -> bool:

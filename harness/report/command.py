@@ -34,7 +34,7 @@ def command(records: Sequence[Record], suites: Mapping[str, Record | None] | Non
         words += [f"method={FULL_PRECISION}", "scheme=w16"]
     else:
         words += [f"method={cell.method}", *_options("method", method)]
-        words += of_scheme(cell.scheme, config.get("scheme") or {})
+        words += of_scheme(cell.weights, config.get("scheme") or {})
     transforms = config.get("transform") or []
     if transforms:
         words.append(f"transform=[{','.join(each['name'] for each in transforms)}]")

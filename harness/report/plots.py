@@ -305,8 +305,8 @@ def _series(rows: list[Row]) -> dict[tuple[str, str], list[Row]]:
 
 
 def kind_of(row: Row) -> str:
-    """A scheme without its bits: "", "g128", "g128_sym", "ternary_g8"."""
-    return re.sub(r"^w\d+", "", row.scheme)
+    """A scheme without its bits: "", "g128", "g128_sym", "ternary_g8", "auto", "budget"."""
+    return re.sub(r"^w\d+|(?<=^auto)[\d.]+|(?<=^budget)[\d.]+$", "", row.scheme)
 
 
 def kind_name(kind: str) -> str:

@@ -20,7 +20,7 @@ from harness.report.published_files import published_file
 from harness.report.rows import Row, read_rows
 from harness.report.table import Cell, Column, Note, Table, significant
 from quant.allocation import budget_of
-from quant.scheme import Scheme
+from quant.budget import Budget, parse_scheme
 
 COMPLETE = "complete"
 ESTIMATED = ", estimated"  # ends the hours of a file
@@ -196,7 +196,9 @@ def _bits(name: str) -> float:
     budget = budget_of(name)
     if budget is not None:
         return budget
-    scheme = Scheme.parse(name.partition("_head_")[0].partition("+")[0])
+    scheme = parse_scheme(name.partition("_head_")[0].partition("+")[0])
+    if isinstance(scheme, Budget):
+        return scheme.bits
     return scheme.bits + (
         0.0 if scheme.group_size is None else (16 + scheme.bits) / scheme.group_size
     )

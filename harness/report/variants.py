@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from harness.records.hashes import SHA256_DIGITS
+from harness.records.hashes import SHA256_DIGITS, digest
+
+LAYERS = "scheme.layers."  # paths of the schemes of single layers
+NAMED_LAYERS = 3  # at most, in a name
 
 
 def name_entries(entries: list[dict[str, Any]]) -> None:
@@ -71,7 +74,14 @@ def _difference(config: str, others: set[str]) -> str:
     mine = flat[config]
     paths = sorted({path for each in flat.values() for path in each})
     differing = [path for path in paths if len({str(each.get(path)) for each in flat.values()}) > 1]
-    return ", ".join(f"{path.rsplit('.', 1)[-1]}={_short(mine.get(path))}" for path in differing)
+    words = [path for path in differing if not path.startswith(LAYERS)]
+    layers = [path for path in differing if path.startswith(LAYERS)]
+    said = [f"{path.rsplit('.', 1)[-1]}={_short(mine.get(path))}" for path in words]
+    if len(layers) <= NAMED_LAYERS:
+        said += [f"{path.removeprefix(LAYERS)}={_short(mine.get(path))}" for path in layers]
+    else:  # a hash tells them apart; a footnote counts the layers of each scheme
+        said.append(f"layers={digest([[path, mine.get(path)] for path in layers])[:8]}")
+    return ", ".join(said)
 
 
 def _short(value: Any) -> str:

@@ -23,8 +23,8 @@ from harness.records.environment import gpu, machine
 from harness.records.record import FULL_PRECISION, QUANTIZATION
 from harness.records.store import file_name
 from harness.run.screen import duration
-from quant.allocation import Allocation, stored_bits
-from quant.scheme import Scheme
+from quant.allocation import Allocation, AskedScheme, stored_bits
+from quant.budget import Budget
 
 MOST_READ = 40  # records of a model and stage, so that a plan stays quick
 FEW = 3  # below, the extremes that were seen are no range
@@ -271,10 +271,12 @@ def _disk_lines(plans: Sequence[CellPlan | PendingPlan]) -> list[str]:
     return [said]
 
 
-def _packed_bits(scheme: Scheme | Allocation, layers: Mapping[str, tuple[int, int]]) -> int:
+def _packed_bits(scheme: AskedScheme, layers: Mapping[str, tuple[int, int]]) -> int:
     """Stored bits of all linear layers (outputs, inputs)."""
     if isinstance(scheme, Allocation):
         return scheme.budget(sum(map(math.prod, layers.values())))
+    if isinstance(scheme, Budget):
+        return sum(8 * scheme.most_bytes(*shape) for shape in layers.values())
     return sum(stored_bits(scheme.of(name), *shape) for name, shape in layers.items())
 
 

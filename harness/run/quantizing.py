@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from harness.cell.cells import ResolvedCell
 from harness.data import protocols, vocabulary
@@ -16,26 +14,21 @@ from harness.errors import StoreError
 from harness.models.folders import weights_read
 from harness.models.streaming import open_packed, open_source
 from harness.records.busyness import Watch, said_busy
-from harness.records.record import QUANTIZATION, LayerReport, Metric
+from harness.records.record import QUANTIZATION
 from harness.records.store import artifact_digest, disk_errors, weights_digest
 from harness.run.cards import origin
+from harness.run.choosing import choose_schemes, costs_of, mixture_of, report_of
 from harness.run.events import Listener, Planned
 from harness.run.memory import planned_memory
 from harness.run.recording import StageResult
 from harness.run.resuming import Resuming
 from harness.run.subject import stored
 from harness.suites import quantization_cost
-from quant.allocation import KLD, Allocation
+from quant.allocation import Allocation
 from quant.checkpoint.folder import CARD
 from quant.head import with_outside
 from quant.scheme import Scheme
 from quant.solvers.outside import Made, Request
-
-if TYPE_CHECKING:
-    from quant.allocate.run import Chosen
-    from quant.calibrate.layers import LayerResult
-
-COSTS = "costs.json"  # of candidates of scheme=auto, in the working folder of an artifact
 
 
 def quantize(cell: ResolvedCell, progress: Any, listen: Listener) -> StageResult:
@@ -65,20 +58,21 @@ def _solve(cell: ResolvedCell, progress: Any, listen: Listener) -> StageResult:
         method["transform"] = cell.keys.semantic["transform"]
     with disk_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
+    config, chosen = cell.quantization, None
     opened = partial(open_source, model, choices.runtime.device, choices.results)
+    place = Workplace(devices, memory.activations)
+    if isinstance(config.scheme, Allocation):
+        with opened() as source:  # a source of its own, because transforms change its model
+            windows, _ = calibration(cell, source.model, model.tokenizer())
+            chosen = choose_schemes(cell, source, windows, progress, place)
+        method["auto"] = cell.keys.semantic["scheme"]["auto"] | {"bits": config.scheme.bits}
+        config = replace(config, scheme=chosen.scheme)
+        clock.lap("choice of schemes")
     with opened() as source:
         tokenizer = model.tokenizer()
         clock.lap("load model")
         windows, inputs = calibration(cell, source.model, tokenizer)
         clock.lap("calibration text")
-        chosen = _choose(cell, source, windows, progress, Workplace(devices, memory.activations))
-        clock.lap("choice of schemes")
-    config = cell.quantization
-    if chosen is not None:
-        assert choices.scheme is not None
-        config = replace(config, scheme=chosen.scheme)
-        method["auto"] = cell.keys.semantic["scheme"]["auto"] | {"bits": choices.scheme.bits}
-    with opened() as source:  # again, because transforms may have changed its model
         resuming = Resuming(folder, len(source.blocks), listen)
         result = quantize_to(
             folder,
@@ -89,18 +83,18 @@ def _solve(cell: ResolvedCell, progress: Any, listen: Listener) -> StageResult:
             method=with_outside(method, config.scheme),
             tokenizer=model.folder,
             progress=resuming.watch(progress),
-            workplace=Workplace(devices, memory.activations),
+            workplace=place,
             origin=origin(cell),
         )
         resuming.tell(result.resumed)
         weights = weights_read(model.folder, source.model)
-    costs = _costs(cell, chosen, result.layers, windows)
+    costs = [] if chosen is None else costs_of(cell, chosen, result.layers, windows)
     busy = said_busy(watch.usage())
     size = _bytes(folder)
     peaks = [stage.peak_bytes for stage in result.stages if stage.peak_bytes is not None]
     return StageResult(
         metrics=[*quantization_cost.metrics(result, size, clock.seconds, busy), *costs],
-        layers=[_report(layer, chosen) for layer in (*result.layers, *result.outside)],
+        layers=[report_of(layer, chosen) for layer in (*result.layers, *result.outside)],
         inputs={
             **inputs,
             "artifact": artifact_digest(folder),
@@ -117,7 +111,7 @@ def _solve(cell: ResolvedCell, progress: Any, listen: Listener) -> StageResult:
         bits_per_weight=quantization_cost.bits_per_weight(result),
         coverage=result.coverage.share,
         outside=result.coverage.outside(),
-        mixture=_mixture(result.layers, costs),
+        mixture=mixture_of(result.layers, costs),
         kernel=cell.kernel if cell.quantization.solver.uses_kernel else None,
     )
 
@@ -134,7 +128,7 @@ def _by_program(cell: ResolvedCell) -> StageResult:
     solving, scheme = choices.solving, choices.scheme
     assert folder is not None
     assert solving is not None
-    assert isinstance(scheme, Scheme)
+    assert isinstance(scheme, Scheme)  # no program is asked for anything else
     assert solving.solver.whole is not None
     with disk_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -177,79 +171,6 @@ def _by_program(cell: ResolvedCell) -> StageResult:
     )
 
 
-def _choose(
-    cell: ResolvedCell, source: Any, windows: Sequence[Any], progress: Any, place: Any
-) -> Chosen | None:
-    """Choose the schemes of layers, if the cell's scheme is an allocation."""
-    from quant.allocate.run import choose
-    from quant.checkpoint.folder import working_folder
-
-    assert cell.artifact is not None
-    if not isinstance(cell.choices.scheme, Allocation):
-        return None
-    return choose(
-        source,
-        windows,
-        cell.quantization,
-        kept=working_folder(cell.artifact) / COSTS,
-        model_hash=cell.stored_model.fingerprint,
-        progress=progress,
-        workplace=place,
-    )
-
-
-def _report(layer: LayerResult, chosen: Chosen | None) -> LayerReport:
-    costs = {} if chosen is None else dict(chosen.sensitivities.get(layer.name, {}))
-    return LayerReport(**asdict(layer), sensitivities=costs)
-
-
-def _costs(
-    cell: ResolvedCell,
-    chosen: Chosen | None,
-    layers: Sequence[LayerResult],
-    windows: Sequence[Any],
-) -> list[Metric]:
-    """The cost that was predicted for the choice of schemes, and the one that is measured."""
-    from quant.allocate.divergence import some_tokens, whole_divergence
-
-    if chosen is None:
-        return []
-    allocation = cell.choices.scheme
-    assert isinstance(allocation, Allocation)
-    measured: float | None = None
-    if allocation.sensitivity == KLD:
-        assert cell.artifact is not None
-        some = some_tokens(windows, allocation.tokens)
-        transforms = [each.transform for each in cell.choices.transforms]
-        with (
-            open_source(cell.stored_model, cell.place.device, cell.choices.results) as full,
-            open_packed(cell.model, cell.artifact, cell.place, transforms) as packed,
-        ):
-            measured = whole_divergence(full, packed, some)
-    elif all(layer.loss is not None for layer in layers):
-        measured = 2 * sum(layer.loss or 0.0 for layer in layers)  # a loss is half of tr(E H E^T)
-    unit = "nat" if allocation.sensitivity == KLD else "error"
-    values = {"predicted_cost": chosen.predicted, "measured_cost": measured}
-    return [
-        Metric(
-            name=name, task=f"{allocation.sensitivity} of scheme=auto", value=value, unit=unit,
-            n=len(layers), n_unit="layers",
-        )
-        for name, value in values.items()
-        if value is not None
-    ]  # fmt: skip
-
-
-def _mixture(layers: Sequence[LayerResult], costs: Sequence[Metric]) -> str | None:
-    """Layers in the blocks by scheme, and the costs of a choice; None if they have one scheme."""
-    found = Counter(layer.scheme for layer in layers)
-    if len(found) < 2:
-        return None
-    said = ", ".join(f"{n} layer{'s' * (n > 1)} {name}" for name, n in found.most_common())
-    words = [f"{each.value:.3g} {each.name.removesuffix('_cost')}" for each in costs]
-    return f"{said}; {costs[0].task}: {', '.join(words)}" if costs else said
-
-
 def _bytes(folder: Path) -> int:
     """Size of an artifact, without its card: a text for people, which may change."""
     files = (file for file in folder.rglob("*") if file.is_file())
@@ -283,6 +204,7 @@ def _examined(cell: ResolvedCell, folder: Path) -> dict[str, str]:
                 f"({found.name}): a record must name the scheme of its weights; ask for "
                 f"scheme={scheme.name}, or correct the program."
             )
+    assert isinstance(scheme, Scheme)
     other = {} if scheme.scale_dtype == asked.scale_dtype else {"scales": scheme.scale_dtype}
     return {"format": found.name, **other}
 

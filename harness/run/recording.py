@@ -12,7 +12,7 @@ from harness.errors import StoreError
 from harness.records.environment import environment
 from harness.records.record import ABSENT, Failure, LayerReport, Metric, Record
 from harness.records.roots import Roots
-from quant.allocation import Allocation
+from quant.allocation import Allocation, AskedScheme
 from quant.head import is_embeddings, is_head
 from quant.scheme import Scheme
 
@@ -203,8 +203,8 @@ def _require_own_layers(cell: ResolvedCell, layers: list[LayerReport]) -> None:
             )
 
 
-def _other(layer: LayerReport, scheme: Scheme | Allocation | None) -> bool:
+def _other(layer: LayerReport, scheme: AskedScheme | None) -> bool:
     """Whether a layer has a scheme that the cell's gives it in no case."""
-    if isinstance(scheme, Scheme):
+    if scheme is not None and not isinstance(scheme, Allocation):
         return layer.scheme != scheme.of(layer.name).name
     return scheme is None or layer.scheme not in [each.name for each in scheme.every]

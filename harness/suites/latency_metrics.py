@@ -15,7 +15,7 @@ from harness.suites.serving import ALL, UNBOUNDED, WINDOW
 from harness.suites.timing import conditions, paired_ratio, summarise
 from quant.decode.caches import GROWING, Decoder
 from quant.embedding import QuantEmbedding
-from quant.linear import QuantLinear
+from quant.factored import PackedLinear
 from quant.measure.cache import CacheShape
 from quant.measure.roofline import (
     activation_bytes_per_token,
@@ -170,7 +170,7 @@ def task_of(config: Lengths) -> str:
 
 def ways_of(model: Any) -> str:
     """How packed layers of a model are multiplied: "cpu", "cpu (dequantizes first)", or both."""
-    return ", ".join(sorted({m.way for m in model.modules() if isinstance(m, QuantLinear)}))
+    return ", ".join(sorted({m.way for m in model.modules() if isinstance(m, PackedLinear)}))
 
 
 def _speed(
@@ -296,7 +296,7 @@ def size_metrics(
 
 def _weights(prefix: str, subject: Subject) -> list[Metric]:
     tied = {"counted": "parameters and buffers in memory, tied tensors once"}
-    packed = ["the output"] * isinstance(subject.model.get_output_embeddings(), QuantLinear)
+    packed = ["the output"] * isinstance(subject.model.get_output_embeddings(), PackedLinear)
     packed += ["the token embeddings"] * isinstance(
         subject.model.get_input_embeddings(), QuantEmbedding
     )

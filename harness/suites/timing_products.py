@@ -25,6 +25,7 @@ from harness.suites.shapes import task_name
 from harness.suites.timing import conditions, paired_ratio, summarise
 from quant.blocks import LINEAR_TYPES
 from quant.embedding import looked_up
+from quant.factored import FactoredLinear
 from quant.linear import QuantLinear
 from quant.measure.dummy import layer_shape, random_packed
 from quant.measure.roofline import READ_BYTES
@@ -79,6 +80,11 @@ def run(context: SuiteContext, config: Batches) -> SuiteResult:
 
 def _single_scheme(layers: list[nn.Module]) -> Scheme | None:
     """The scheme of the packed layers; None if there are none."""
+    if any(isinstance(each, FactoredLinear) for each in layers):
+        raise ValueError(
+            "its layers are products of factors, and kernels multiply codes: leave suite=kernels "
+            "out, and time the model with suite=latency."
+        )
     found = dict.fromkeys(each.scheme for each in layers if isinstance(each, QuantLinear))
     if len(found) > 1:
         raise ValueError(
@@ -91,7 +97,7 @@ def _single_scheme(layers: list[nn.Module]) -> Scheme | None:
 def layers_of(model: Any) -> list[nn.Module]:
     """The linear layers of a model, packed or not, except its output layer."""
     outside = {model.get_output_embeddings(), *looked_up(model)}
-    kinds = (*LINEAR_TYPES, QuantLinear)
+    kinds = (*LINEAR_TYPES, QuantLinear, FactoredLinear)
     return [each for each in model.modules() if isinstance(each, kinds) and each not in outside]
 
 

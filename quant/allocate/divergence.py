@@ -16,6 +16,7 @@ from torch import Tensor
 
 from cuda_ext.ops import resolve_kernel
 from quant.allocate.loss import Sensitivities
+from quant.allocation import Allocation
 from quant.arithmetic import PORTABLE, resolve_arithmetic
 from quant.blocks import linear_layers, named_layers, set_weight_matrix, weight_matrix
 from quant.calibrate.capture import (
@@ -67,12 +68,14 @@ def measure_divergences(
     survey(source, config.rules)
     passes = _Passes(source, check_streaming(source, windows[0], windows[-1].flip(0)), config)
     total, done = len(named_layers(source.blocks)), 0
+    assert isinstance(config.scheme, Allocation)
+    candidates = config.scheme.every
     with evaluation(source.model), passes.buffers():
         passes.capture(windows)
         for index in range(len(source.blocks)):
             layers = passes.layers(index)
             unknown = {
-                name: [each for each in config.scheme.every if each.name not in found.get(name, {})]
+                name: [each for each in candidates if each.name not in found.get(name, {})]
                 for name in layers
             }
             for (name, scheme), hidden in passes.changed(index, unknown).items():

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from quant.allocation import RELATIVE, Allocation
 from quant.blocks import linear_layers, weight_matrix
 from quant.calibrate.few import few_tokens
 from quant.calibrate.layers import BlockSolver, LayerResult, Solved, require_solution
@@ -27,7 +28,6 @@ from quant.errors import failures_of
 from quant.hessian import Hessian
 from quant.solvers import gptq, rtn
 from quant.solvers.base import Layer, Solver
-from quant.weight import QuantizedWeight
 
 Sensitivities = dict[str, dict[str, float]]
 """Costs by full name of a layer and name of a candidate."""
@@ -81,11 +81,14 @@ class LossSensor(BlockSolver):
             layer = Layer(f"{self.name}.{name}", hessian.tokens, self.config.kernel)
             weight = weight_matrix(linears[name]).to(device, self.dtype)
             costs = self.found[layer.name] = {}
+            whole = self._whole(weight, matrix)
             for scheme in self.asked.scheme.every:
                 with failures_of(f"{layer.name}: solver {solver.name}"):
                     solution = solver.solve(weight, scheme, prepared, options, layer)
                 require_solution(solution, weight, scheme, f"{layer.name}: solver {solver.name}")
-                costs[scheme.name] = output_error(weight, solution.weight, matrix)
+                costs[scheme.name] = (
+                    output_error(weight - solution.weight.dequantize(weight.dtype), matrix) / whole
+                )
             self.solved(layer.name)
             outputs, inputs = weight.shape
             result = LayerResult(
@@ -97,6 +100,14 @@ class LossSensor(BlockSolver):
             )  # fmt: skip
             solved.append((result, solution.weight))
         return solved
+
+    def _whole(self, weight: Tensor, matrix: Tensor | None) -> float:
+        """Return what errors are a share of: 1 for the errors themselves."""
+        allocation = self.asked.scheme
+        assert isinstance(allocation, Allocation)
+        if allocation.sensitivity != RELATIVE:
+            return 1.0
+        return output_error(weight, matrix) or 1.0  # without any output there is no error either
 
     def _prepared(
         self, names: tuple[str, ...], hessian: Hessian, changed: Changed
@@ -120,9 +131,8 @@ class LossSensor(BlockSolver):
             return matrix, solver, options, solver.prepare(own, options, layer, *beside)
 
 
-def output_error(weight: Tensor, quantized: QuantizedWeight, hessian: Tensor | None) -> float:
-    """Return tr(E H E^T) of E = W - Q [out, in]; 0 without a Hessian, as no input came."""
+def output_error(error: Tensor, hessian: Tensor | None) -> float:
+    """Return tr(E H E^T) of E [out, in]; 0 without a Hessian, as no input came."""
     if hessian is None:
         return 0.0
-    error = weight - quantized.dequantize(weight.dtype)
     return float(((error @ hessian.to(error)) * error).sum(dtype=torch.float64))

@@ -16,7 +16,7 @@ from cuda_ext.cache import write_atomically
 from quant.allocate.assign import assign
 from quant.allocate.divergence import measure_divergences, some_tokens
 from quant.allocate.loss import Sensitivities, measure_losses
-from quant.allocation import LOSS, Allocation, stored_bits
+from quant.allocation import KLD, Allocation, stored_bits
 from quant.blocks import named_layers, weight_matrix
 from quant.calibrate.run import Progress
 from quant.calibrate.source import BlockSource
@@ -28,6 +28,7 @@ from quant.config import QuantizationConfig
 from quant.errors import QuantizationError
 from quant.scheme import Scheme, mixture
 
+COSTS = "costs.json"  # name of the file of costs, in the working folder of an artifact
 # Digits of a cost that count: sums in float64 differ between machines after the twelfth.
 _DIGITS = 9
 
@@ -74,7 +75,7 @@ def choose(
         raise QuantizationError(reason)
     file = _Kept(kept, _key(calibration, config, source, model_hash))
     found = file.read()
-    if allocation.sensitivity == LOSS:
+    if allocation.sensitivity != KLD:
         if not found:
             found = measure_losses(source, calibration, config, progress, workplace)
             file.write(found)

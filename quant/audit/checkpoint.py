@@ -11,16 +11,19 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from quant.checkpoint.folder import read_json
 from quant.checkpoint.layers import quantized_layers, read_weight, stored_bits
 from quant.checkpoint.loader import read_format, read_quantization
 from quant.checkpoint.names import names_of
 from quant.checkpoint.tensors import TensorReader
 from quant.errors import ArtifactError
-from quant.weight import QuantizedWeight
+from quant.pruning.cut import PRUNED
+from quant.weight import FactoredWeight, QuantizedWeight
 
 # Two tensors count as equal up to the rounding of the coarser of their types, bfloat16 at most.
 ROUNDING = 2**-7
 LISTED = 3
+PRODUCT = "is a product of factors"
 AT_ONCE = 1 << 20  # values of two tensors that are compared at a time
 
 
@@ -47,6 +50,23 @@ class Claim:
     true_sequential: bool = False
 
 
+@dataclass(frozen=True)
+class Loose:
+    """The weight of a layer without levels of single weights: factored, or of a type as IQ2_XS.
+
+    values  float32 [out, in]; kind their type or form, bits the stored bits of all of them.
+    why     what the kind has in the place of a grid, as the rest of a sentence that begins with it.
+    scaled  whether it may be a scaled weight (quant.audit.coordinates). What a low rank leaves of a
+            weight looks like one, and no method here scales before it factors.
+    """
+
+    values: Tensor
+    kind: str
+    bits: float
+    why: str
+    scaled: bool = True
+
+
 class AuditedCheckpoint:
     """The layers of a quantized checkpoint by the names of its base; a context manager.
 
@@ -62,6 +82,12 @@ class AuditedCheckpoint:
             raise ArtifactError(
                 f"{folder}: {layer} has an operator in front of it, so its weight is not in the "
                 "coordinates of the base: audit the checkpoint as it was before that transform."
+            )
+        if PRUNED in read_json(self.folder / "config.json"):
+            raise ArtifactError(
+                f"{folder}: parts of the model were removed before it was quantized ({PRUNED} in "
+                "its config.json), so its layers are not those of the base: audit an artifact of "
+                "the whole model."
             )
         # Not mapped: what was read of a mapped file counts as memory until the file is closed.
         self._reader = TensorReader(self.folder, mapped=False)
@@ -104,11 +130,14 @@ class AuditedCheckpoint:
             true_sequential=sequential,
         )
 
-    def read(self, layer: str) -> QuantizedWeight | None:
+    def read(self, layer: str) -> QuantizedWeight | Loose | None:
         """Return the quantized weight of a layer, by its full name; None if it is not quantized."""
         if layer not in self._layers:
             return None
-        return read_weight(self._reader, self._format, layer, self._layers[layer])
+        found = read_weight(self._reader, self._format, layer, self._layers[layer])
+        if isinstance(found, FactoredWeight):
+            return Loose(found.dequantize(), found.form.title, found.bits, PRODUCT, False)
+        return found
 
     def type_of(self, layer: str, weight: QuantizedWeight) -> str:  # noqa: ARG002
         """Return the name of a quantized layer's scheme."""

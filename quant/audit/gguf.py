@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from quant.audit.checkpoint import LISTED, Claim, share_differing
+from quant.audit.checkpoint import LISTED, Claim, Loose, share_differing
 from quant.checkpoint.gguf.architecture import Placed
 from quant.checkpoint.gguf.codes import BadBlock, has_grid, read_codes
 from quant.checkpoint.gguf.config import config as read_config
@@ -35,17 +34,7 @@ BESIDE_1 = 2**-23  # rounding of float32: norms of Gemma are stored with the 1 t
 _ROWS = 4096  # of a matrix outside the blocks that are compared at a time
 _SHOWN = 60  # letters of a text in the metadata
 
-
-@dataclass(frozen=True)
-class Loose:
-    """The weight of a layer whose type has no levels of single weights, such as IQ2_XS.
-
-    values  float32 [out, in]; kind their type, bits the stored bits of all of them.
-    """
-
-    values: Tensor
-    kind: str
-    bits: float
+CODEBOOK = "chooses several weights at once from a codebook"
 
 
 class AuditedGguf:
@@ -89,7 +78,7 @@ class AuditedGguf:
         if not has_grid(stored.kind):
             values = self._values(placed)
             bits = 8.0 * stored.nbytes * len(values) / stored.shape[0]
-            return Loose(values, stored.kind, bits)
+            return Loose(values, stored.kind, bits, CODEBOOK)
         try:
             weight = read_codes(stored.kind, self._bytes(placed), stored.shape[-1])
         except BadBlock as error:

@@ -89,19 +89,21 @@ class ErrorAlone:
     condition: float
 
 
-def error_alone(weight: Tensor, values: Tensor, inputs: Moments) -> tuple[ErrorAlone, Coordinates]:
+def error_alone(
+    weight: Tensor, values: Tensor, inputs: Moments, scaled: bool = True
+) -> tuple[ErrorAlone, Coordinates]:
     """Hold the values of a layer [out, in] against its base weight [out, in] in float32.
 
-    Returns their error, and the coordinates of both.
+    Returns their error, and the coordinates of both: the base's, unless they may be `scaled`.
     """
-    coordinates = find_coordinates(weight, values)
-    scaled = coordinates.scaled(weight)
+    coordinates = find_coordinates(weight, values) if scaled else Coordinates()
+    base = coordinates.scaled(weight)
     inputs = inputs.of(coordinates)
-    size = inputs.loss(scaled)
+    size = inputs.loss(base)
     found = ErrorAlone(
-        weight_error=_norm(scaled - values) / (_norm(scaled) or 1.0),
-        cosine=_cosine(scaled, values),
-        error=inputs.loss(scaled - values) / size if size else 0.0,
+        weight_error=_norm(base - values) / (_norm(base) or 1.0),
+        cosine=_cosine(base, values),
+        error=inputs.loss(base - values) / size if size else 0.0,
         scaled=coordinates.words,
         dead_columns=int((inputs.matrix.diagonal() == 0).sum()),
         tokens=inputs.tokens,

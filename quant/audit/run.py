@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from cuda_ext.ops import resolve_kernel
-from quant.audit.checkpoint import ROUNDING, AuditedCheckpoint, Claim
+from quant.audit.checkpoint import ROUNDING, AuditedCheckpoint, Claim, Loose
 from quant.audit.coordinates import Coordinates
-from quant.audit.gguf import AuditedGguf, Loose
+from quant.audit.gguf import AuditedGguf
 from quant.audit.layer import ErrorAlone, Evidence, audit_layer, error_alone
 from quant.audit.moments import Moments, moments
 from quant.audit.verdict import NOT_JUDGED, NOT_QUANTIZED, Verdict, judge, judge_alone
@@ -179,10 +179,11 @@ class BlockAuditor(BlockSolver):
             why = "its weight is the base's" if same else "its weight is not the base's either"
             verdict = Verdict(NOT_QUANTIZED, why)
             return LayerAudit(name, self.index, outputs, inputs, verdict)
+        shape = found.values.shape if isinstance(found, Loose) else found.shape
+        if tuple(shape) != tuple(weight.shape):
+            raise _shape_error(self.checkpoint.folder, name, shape, weight.shape)
         if isinstance(found, Loose):
             return self._alone(name, module, seen, found)
-        if found.shape != tuple(weight.shape):
-            raise _shape_error(self.checkpoint.folder, name, found.shape, weight.shape)
         kind = self.checkpoint.type_of(name, found)
         bits = self.checkpoint.stored_bits(name, found) / (outputs * inputs)
         if seen is None:
@@ -202,9 +203,10 @@ class BlockAuditor(BlockSolver):
         bits = found.bits / (outputs * inputs)
         if seen is None:
             return self._unseen(name, module, found.values, found.kind, bits)
-        evidence, coordinates = error_alone(weight_matrix(module).float(), found.values, seen)
+        weight = weight_matrix(module).float()
+        evidence, coordinates = error_alone(weight, found.values, seen, found.scaled)
         set_weight_matrix(module, coordinates.unscaled(found.values), name)
-        verdict = judge_alone(evidence, found.kind)
+        verdict = judge_alone(evidence, found.kind, found.why)
         return LayerAudit(name, self.index, outputs, inputs, verdict, found.kind, bits, evidence)
 
     def _unseen(

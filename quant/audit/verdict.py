@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 NOT_QUANTIZED = "not quantized"
 NOT_JUDGED = "not judged"  # no token of the text reached the layer (an expert)
-NO_GRID = "no grid of this type here"  # vectors of a codebook
+NO_GRID = "no grid of this type here"  # vectors of a codebook, factors
 NOT_THIS_BASE = "not this base"
 ROUNDED = "this layer is RTN"
 WORSE_THAN_ROUNDING = "worse than RTN"
@@ -49,12 +49,12 @@ class Verdict:
     why: str
 
 
-def judge_alone(seen: ErrorAlone, kind: str) -> Verdict:
-    """Return the verdict on a layer whose type `kind` has no grid of single weights."""
+def judge_alone(seen: ErrorAlone, kind: str, why: str) -> Verdict:
+    """Return the verdict on a layer whose type `kind` has no grid of single weights, and `why`."""
     return _unrelated(seen) or Verdict(
         NO_GRID,
-        f"{kind} chooses several weights at once from a codebook, so there is neither rounding nor "
-        f"a solver to compare with; its error is {seen.error:.3g} of the layer's output",
+        f"{kind} {why}, so there is neither rounding nor a solver to compare with; its error is "
+        f"{seen.error:.3g} of the layer's output",
     )
 
 

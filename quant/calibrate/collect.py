@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from quant.calibrate.windows import Batch
 from quant.errors import ModelStructureError, NonFiniteError
 from quant.experts import routed_groups
 from quant.hessian import Hessian
+from quant.transforms.base import Change
 
 
 class Collected(Exception):
@@ -26,7 +28,9 @@ class Collector:
     Groups are distributed over the workers; each Hessian has `dtype` and is on the device of its
     worker. With single_pass the block is stopped (by Collected) once every group has its inputs:
     the rest, such as the last and largest product of an MLP, is not needed. with_statistics
-    collects the statistics of the same inputs, too.
+    collects the statistics of the same inputs, too. changes are those of coordinates that the block
+    has already, by group: inputs of the full-precision model are compared after them. upper_drift
+    is that of quant.hessian.Hessian.
     """
 
     def __init__(
@@ -38,6 +42,8 @@ class Collector:
         workers: DeviceWorkers,
         dtype: torch.dtype = torch.float32,
         with_statistics: bool = False,
+        changes: Mapping[tuple[str, ...], Sequence[Change]] = MappingProxyType({}),
+        upper_drift: bool = False,
     ) -> None:
         self.hessians: dict[tuple[str, ...], Hessian] = {}
         self.statistics: dict[tuple[str, ...], InputStatistics] = {}
@@ -48,6 +54,7 @@ class Collector:
         self._waiting: set[str] = set()
         self._single_pass = single_pass
         self._workers = workers
+        self._changes = changes
         mixtures = {group for stage in routed_groups(block) for group in stage}
         self._routed = [group for group in self.worker_of if group in mixtures]
         self._handles = []
@@ -57,7 +64,7 @@ class Collector:
             device = workers.devices[worker] if worker else weight_matrix(leader).device
             layer = f"{name}.{group[0]}"
             inputs = weight_matrix(leader).shape[1]
-            hessian = Hessian(inputs, layer=layer, dtype=dtype, device=device)
+            hessian = Hessian(inputs, layer, dtype, device, upper_drift)
             self.hessians[group] = hessian
             statistics = InputStatistics(inputs, device) if with_statistics else None
             if statistics is not None:
@@ -125,7 +132,10 @@ class Collector:
     def _keep(self, group: tuple[str, ...], inputs: Tensor) -> None:
         assert self._reference is not None
         # A copy: the block may change this tensor in place before it is compared.
-        self._reference[group].append(inputs.detach().clone())
+        inputs = inputs.detach().clone()
+        for change in self._changes.get(group, ()):
+            inputs = change.inputs(inputs)
+        self._reference[group].append(inputs)
         if self._single_pass and not self._whole and all(self._reference.values()):
             raise Collected
 

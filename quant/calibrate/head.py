@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
+from quant.budget import AnyScheme
 from quant.calibrate.layers import LayerResult, require_solution
 from quant.calibrate.source import BlockSource
 from quant.calibrate.survey import reads_weight
@@ -21,7 +22,9 @@ from quant.solvers.base import Layer
 from quant.weight import QuantizedWeight
 
 
-def check_outside(source: BlockSource, scheme: Scheme, apart: bool) -> list[tuple[str, nn.Module]]:
+def check_outside(
+    source: BlockSource, scheme: AnyScheme, apart: bool
+) -> list[tuple[str, nn.Module]]:
     """Return the name and the module of what a scheme quantizes outside the blocks of a model.
 
     apart  whether a tied head gets a weight of its own before (quant.calibrate.residual).
@@ -91,12 +94,14 @@ def quantize_outside(
     begin = time.perf_counter()
     outputs, inputs = matrix.shape
     layer, options = Layer(name), SOLVER.options()
-    parts, error, norm = [], 0.0, 0.0
+    parts: list[QuantizedWeight] = []
+    error = norm = 0.0
     for rows in matrix.split(max(1, AT_ONCE // inputs)):
         weight = rows.float()
         with failures_of(f"{name}: solver {SOLVER.name}"):
             solution = SOLVER.solve(weight, scheme, None, options, layer)
         require_solution(solution, weight, scheme, f"{name}: solver {SOLVER.name}")
+        assert isinstance(solution.weight, QuantizedWeight)
         error += (weight - solution.weight.dequantize()).double().square().sum().item()
         norm += weight.double().square().sum().item()
         parts.append(solution.weight.to("cpu"))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from quant.arithmetic import PORTABLE
 from quant.blocks import linear_layers, set_weight_matrix, weight_matrix
+from quant.budget import AnyScheme, Budget
 from quant.calibrate.devices import DeviceWorkers
 from quant.calibrate.few import FewTokens, few_tokens
 from quant.calibrate.self_check import cut, self_check
@@ -24,10 +25,9 @@ from quant.experts import routed_groups
 from quant.hessian import Hessian
 from quant.input_operator import operator_bits
 from quant.levels.base import GridTensor
-from quant.scheme import Scheme
 from quant.solvers import rtn
 from quant.solvers.base import Layer, Solution, Solver
-from quant.weight import QuantizedWeight
+from quant.weight import AnyWeight, FactoredWeight
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,10 @@ class LayerResult:
     transforms                   for each transform, what it did or why it did nothing.
     oracle_gap                   how far the solver was from its oracle on a piece of the layer
                                  (quant.calibrate.self_check); None where they were not compared.
-    code_bits                    stored bits of a code; None in results of earlier versions.
-    entropy                      empirical entropy of the codes, in bits (QuantizedWeight.entropy).
+    code_bits                    stored bits of a code; None without codes, and in results of
+                                 earlier versions.
+    entropy                      empirical entropy of the codes, in bits (QuantizedWeight.entropy);
+                                 None without codes.
     """
 
     name: str
@@ -72,7 +74,7 @@ class LayerResult:
     entropy: float | None = None
 
 
-Solved = list[tuple[LayerResult, QuantizedWeight]]
+Solved = list[tuple[LayerResult, AnyWeight]]
 
 
 @dataclass(frozen=True)
@@ -190,7 +192,7 @@ class BlockSolver:
         prepared: Any,
         device: torch.device | None,
         notes: list[str],
-    ) -> tuple[LayerResult, QuantizedWeight]:
+    ) -> tuple[LayerResult, AnyWeight]:
         scheme = self.config.layers.of(layer.name)
         begin = time.perf_counter()
         weight = weight_matrix(module).to(device, self.dtype)
@@ -201,15 +203,20 @@ class BlockSolver:
         quantized = solution.weight.dequantize()
         error = _relative_error(weight, quantized)
         set_weight_matrix(module, quantized, layer.name)
+        found, own = solution.weight, operator_bits(module) / weight.numel()
+        if isinstance(found, FactoredWeight):
+            bits, code_bits, entropy = found.bits / weight.numel(), None, None
+        else:
+            bits, code_bits = found.scheme.bits_per_weight(weight.shape[1]), found.scheme.bits
+            entropy = found.entropy()
         result = LayerResult(
             name=layer.name,
             block=self.index,
             method=solver.name,
-            scheme=solution.weight.scheme.name,
+            scheme=found.scheme.name,
             outputs=weight.shape[0],
             inputs=weight.shape[1],
-            bits_per_weight=scheme.bits_per_weight(weight.shape[1])
-            + operator_bits(module) / weight.numel(),
+            bits_per_weight=bits + own,
             loss=solution.loss,
             weight_error=error,
             damping=solution.damping,
@@ -218,13 +225,13 @@ class BlockSolver:
             seconds=seconds,
             fallback=solution.fallback,
             transforms=notes,
-            code_bits=scheme.bits,
-            entropy=solution.weight.entropy(),
+            code_bits=code_bits,
+            entropy=entropy,
         )
-        return result, solution.weight.to("cpu")
+        return result, found.to("cpu")
 
 
-def require_solution(solution: Any, weight: Tensor, scheme: Scheme, who: str) -> None:
+def require_solution(solution: Any, weight: Tensor, scheme: AnyScheme, who: str) -> None:
     """Raise QuantizationError unless a solver returned what it was asked for.
 
     Solvers may be external code, so their results are checked before use. `who` begins messages.
@@ -233,12 +240,19 @@ def require_solution(solution: Any, weight: Tensor, scheme: Scheme, who: str) ->
         raise QuantizationError(
             f"{who} returned a {type(solution).__name__}; return a quant.solvers.base.Solution."
         )
+    if solution.loss is not None and not math.isfinite(solution.loss):
+        raise QuantizationError(
+            f"{who} returned the loss {solution.loss}; return a number or None."
+        )
     found = solution.weight
     if found.scheme != scheme:
         raise QuantizationError(
             f"{who} was asked for {scheme.name} and returned {found.scheme.name}; quantize to the "
             "scheme that is passed."
         )
+    if isinstance(found, FactoredWeight) or isinstance(scheme, Budget):
+        _require_factored(found, weight, scheme, who)
+        return
     if found.codes.dtype != torch.uint8 or found.codes.shape != weight.shape:
         raise QuantizationError(
             f"{who} returned codes {found.codes.dtype} {list(found.codes.shape)}; return uint8 "
@@ -264,9 +278,23 @@ def require_solution(solution: Any, weight: Tensor, scheme: Scheme, who: str) ->
                 f"{who} returned a {each.name} {part.dtype} of shape {list(part.shape)}; return "
                 f"{numbers} {dtype} {list(shape)} (outputs, {_entries(each)})."
             )
-    if solution.loss is not None and not math.isfinite(solution.loss):
+
+
+def _require_factored(found: AnyWeight, weight: Tensor, scheme: AnyScheme, who: str) -> None:
+    """Raise QuantizationError unless a factored weight has this shape and fits the budget."""
+    if not isinstance(found, FactoredWeight) or not isinstance(scheme, Budget):
         raise QuantizationError(
-            f"{who} returned the loss {solution.loss}; return a number or None."
+            f"{who} was asked for {scheme.name} and returned a {type(found).__name__}; return a "
+            "FactoredWeight for a budget, and a QuantizedWeight for any other scheme."
+        )
+    if found.shape != tuple(weight.shape):
+        raise QuantizationError(
+            f"{who} returned a weight {list(found.shape)}; return {list(weight.shape)}."
+        )
+    if found.bits > 8 * scheme.most_bytes(*found.shape):
+        raise QuantizationError(
+            f"{who} returned {found.bits} bits for {weight.numel()} weights, more than "
+            f"{scheme.name} allows; return fewer."
         )
 
 

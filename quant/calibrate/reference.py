@@ -18,6 +18,7 @@ from quant.blocks import Blocks, linear_layers, weight_matrix
 from quant.calibrate.activations import Activations
 from quant.calibrate.capture import Call, Capture, run_block
 from quant.calibrate.collect import Collected, require_finite, require_fits
+from quant.calibrate.memo import Memo
 from quant.calibrate.source import BlockSource
 from quant.calibrate.structure import BlockStructure
 from quant.calibrate.windows import Batch
@@ -49,6 +50,7 @@ class ReferenceBlock:
 
     calls   arguments of the block, by batch.
     hidden  hidden states of the full-precision model at the block's input, by batch.
+    memo    outputs that its parts gave in passes before.
     kept    copies of the original parameters by name; None while the block itself is unchanged.
     """
 
@@ -57,6 +59,7 @@ class ReferenceBlock:
     structure: BlockStructure
     calls: Sequence[Call]
     hidden: Activations
+    memo: Memo
     kept: Mapping[str, Tensor] | None = None
 
     def run(self, position: int, batch: Batch, advance: bool) -> None:
@@ -66,7 +69,7 @@ class ReferenceBlock:
                  end the pass (Collected).
         """
         call, hidden = self.calls[position], self.hidden[position]
-        with suppress(Collected), self._original():
+        with suppress(Collected), self._original(), self.memo.during(position, last=advance):
             output = run_block(self.block, self.structure, call, hidden)
             if advance:
                 self.put(position, batch, output)
@@ -126,5 +129,6 @@ def reference_block(
         structure,
         captured.calls[index],
         captured.reference,
+        Memo(block, structure),
         kept,
     )

@@ -15,7 +15,7 @@ from torch import Tensor
 from cuda_ext.layout import pack_codes, unpack_codes
 from quant.memory.heaps import own_copy
 from quant.scheme import Scheme
-from quant.weight import QuantizedWeight
+from quant.weight import AnyWeight, QuantizedWeight
 
 
 class _Place(Protocol):
@@ -61,7 +61,7 @@ class _Packed:
         return QuantizedWeight(codes, self.scheme, self.group_index, grid)
 
 
-class KeptWeights(Mapping[str, QuantizedWeight]):
+class KeptWeights(Mapping[str, AnyWeight]):
     """Quantized weights by full module name. Those that are packed are unpacked at every access.
 
     A code takes a byte while it is worked on: without packing, the results of a 4-bit run would
@@ -70,17 +70,17 @@ class KeptWeights(Mapping[str, QuantizedWeight]):
     """
 
     def __init__(self, folder: Path | None = None) -> None:
-        self._held: dict[str, QuantizedWeight | _Packed] = {}
+        self._held: dict[str, AnyWeight | _Packed] = {}
         self._file: BinaryIO | None = None
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
             self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115
 
-    def add(self, weights: Mapping[str, QuantizedWeight]) -> None:
+    def add(self, weights: Mapping[str, AnyWeight]) -> None:
         self._held.update(weights)
 
     def pack(self, names: Iterable[str]) -> None:
-        """Pack the codes of these weights."""
+        """Pack the codes of these weights; factored ones have none, and stay as they are."""
         for name in names:
             held = self._held[name]
             if isinstance(held, QuantizedWeight):
@@ -89,7 +89,7 @@ class KeptWeights(Mapping[str, QuantizedWeight]):
                 inputs, index = held.shape[1], held.group_index
                 self._held[name] = _Packed(words, inputs, held.scheme, grid, index)
 
-    def __getitem__(self, name: str) -> QuantizedWeight:
+    def __getitem__(self, name: str) -> AnyWeight:
         held = self._held[name]
         return held.weight() if isinstance(held, _Packed) else held
 

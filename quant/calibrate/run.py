@@ -22,10 +22,11 @@ from quant.calibrate.source import BlockSource, each_block
 from quant.calibrate.wide import WideCalls, wide_buffers
 from quant.config import QuantizationConfig
 from quant.coverage import Coverage
+from quant.errors import SchemeError
 from quant.forward_products import forward_products
 from quant.head import find_embeddings, find_head, serves_head, tied
 from quant.scheme import Scheme
-from quant.weight import QuantizedWeight
+from quant.weight import AnyWeight
 
 Progress = Callable[[int, int, str], None]
 
@@ -46,7 +47,7 @@ class QuantizationResult:
     removed          what a transform removed from the model, in words; None if none did.
     """
 
-    weights: Mapping[str, QuantizedWeight]
+    weights: Mapping[str, AnyWeight]
     layers: list[LayerResult]
     stages: list[StageCost]
     coverage: Coverage
@@ -84,11 +85,21 @@ class Run:
         layers = named_layers(self.source.blocks)
         scheme.require_layers(layers)
         for name, module in layers.items():
-            scheme.of(name).require(weight_matrix(module).shape[1], name)
+            outputs, inputs = weight_matrix(module).shape
+            scheme.of(name).require(inputs, name)
+            self._require_shape((outputs, inputs), name)
         self._serves = serves_head(self.source.model, scheme)
         self._total = len(layers) + len(scheme.outside) - self._serves
         self._done = 0
         self._lock = threading.Lock()
+
+    def _require_shape(self, shape: tuple[int, int], layer: str) -> None:
+        solver, scheme = self.config.solver, self.config.layers.without_head
+        reason = solver.refuses_shape(self.config.options, scheme, shape)
+        if reason is not None:
+            raise SchemeError(
+                f"{layer}: solver {solver.name} cannot be asked for {scheme.name}: {reason}."
+            )
 
     def recall(self) -> None:
         """Load the results and costs of the blocks that earlier runs finished."""

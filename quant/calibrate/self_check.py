@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from quant.budget import AnyScheme, Budget
 from quant.errors import QuantizationError, SingularHessianError, failures_of
-from quant.scheme import Scheme
 from quant.solvers.base import Layer, Solver
 
 ROWS, COLUMNS = 8, 96  # of a piece; with groups, at least two groups of columns
@@ -39,13 +39,14 @@ class Piece:
 
 
 def cut(
-    weight: Tensor, hessian: Tensor | None, scheme: Scheme, drift: Tensor | None = None
+    weight: Tensor, hessian: Tensor | None, scheme: AnyScheme, drift: Tensor | None = None
 ) -> Piece:
     """Return the piece of a layer that is checked; rows are spread over the outputs."""
     outputs, inputs = weight.shape
     span = scheme.span(inputs)
     columns = min(inputs, max(COLUMNS, 2 * span) if span < inputs else COLUMNS, MOST_COLUMNS)
-    rows = torch.linspace(0, outputs - 1, min(ROWS, outputs), device=weight.device).long()
+    count = COLUMNS if isinstance(scheme, Budget) else ROWS  # 8 rows have no low rank
+    rows = torch.linspace(0, outputs - 1, min(count, outputs), device=weight.device).long()
     hessian, drift = (
         None if each is None else each[:columns, :columns].clone() for each in (hessian, drift)
     )
@@ -53,15 +54,18 @@ def cut(
 
 
 def self_check(
-    piece: Piece, solver: Solver, options: Any, scheme: Scheme, layer: Layer
+    piece: Piece, solver: Solver, options: Any, scheme: AnyScheme, layer: Layer
 ) -> float | None:
     """Return by how much the error of `solver` differs from its oracle's on a piece, as a share.
 
     The error is tr(E H E^T), with the identity as H for a solver without one. None if the piece's
-    Hessian is singular. Raises QuantizationError, naming the layer and both errors, if they differ
-    by more than ALLOWED.
+    Hessian is singular, or if it is too small for the solver. Raises QuantizationError, naming the
+    layer and both errors, if they differ by more than ALLOWED.
     """
     assert solver.oracle is not None
+    rows, columns = piece.weight.shape
+    if solver.refuses_shape(options, scheme, (rows, columns)) is not None:
+        return None
     prepared: Any = piece.hessian
     beside = [piece.drift] if solver.needs_reference else []
     who = f"a piece of {layer.name}: solver {solver.name}"
@@ -80,7 +84,6 @@ def self_check(
     ours, textbook = _error(piece, found.weight.dequantize()), _error(piece, expected)
     gap = ours / textbook - 1 if textbook else float(ours > 0)
     if not abs(gap) <= ALLOWED:
-        rows, columns = piece.weight.shape
         raise QuantizationError(
             f"{who} leaves the error {ours:.6g} on {rows} rows and {columns} columns, where the "
             f"method as the textbook has it leaves {textbook:.6g}: figures under its name would be "

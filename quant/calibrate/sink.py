@@ -17,7 +17,7 @@ from quant.calibrate.layers import LayerResult
 from quant.calibrate.results import KeptWeights
 from quant.input_operator import InputOperator
 from quant.transforms.base import Transform
-from quant.weight import QuantizedWeight
+from quant.weight import AnyWeight
 
 STAGE = "write"
 
@@ -42,7 +42,7 @@ class BlockSink(Protocol):
         """Number of blocks stored so far: blocks 0 .. finished - 1."""
 
     def put(
-        self, index: int, weights: dict[str, QuantizedWeight], made: Finished, /
+        self, index: int, weights: dict[str, AnyWeight], made: Finished, /
     ) -> Callable[[], None]:
         """Accept a block while its module still has its weights; return a function that stores it.
 
@@ -52,10 +52,10 @@ class BlockSink(Protocol):
         function has returned before the next put.
         """
 
-    def put_outside(self, name: str, weight: QuantizedWeight, /) -> None:
+    def put_outside(self, name: str, weight: AnyWeight, /) -> None:
         """Accept the quantized embeddings or head, at any time; resumed runs put them again."""
 
-    def get(self, index: int) -> tuple[dict[str, QuantizedWeight], Finished]:
+    def get(self, index: int) -> tuple[dict[str, AnyWeight], Finished]:
         """Return a finished block, as it was put."""
 
     def other_tensors(self, index: int) -> dict[str, Tensor]:
@@ -72,18 +72,16 @@ class InMemorySink:
     weights: KeptWeights = field(default_factory=KeptWeights)
     finished: int = 0
 
-    def put(
-        self, index: int, weights: dict[str, QuantizedWeight], _: Finished
-    ) -> Callable[[], None]:
+    def put(self, index: int, weights: dict[str, AnyWeight], _: Finished) -> Callable[[], None]:
         self.weights.add(weights)
         self.finished = index + 1
         return lambda: self.weights.pack(weights)
 
-    def put_outside(self, name: str, weight: QuantizedWeight) -> None:
+    def put_outside(self, name: str, weight: AnyWeight) -> None:
         self.weights.add({name: weight})
         self.weights.pack([name])
 
-    def get(self, index: int) -> tuple[dict[str, QuantizedWeight], Finished]:
+    def get(self, index: int) -> tuple[dict[str, AnyWeight], Finished]:
         raise NotImplementedError("a run in memory cannot be resumed")
 
     def other_tensors(self, index: int) -> dict[str, Tensor]:
@@ -97,7 +95,7 @@ class NoSink(InMemorySink):
     """A sink that keeps nothing, for runs that measure layers and quantize none."""
 
     def put(
-        self, index: int, _weights: dict[str, QuantizedWeight], _made: Finished
+        self, index: int, _weights: dict[str, AnyWeight], _made: Finished
     ) -> Callable[[], None]:
         self.finished = index + 1
         return lambda: None

@@ -16,11 +16,9 @@ inputs instead would make every run write all activations once per block, 600 GB
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from functools import partial
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -34,7 +32,6 @@ from quant.blocks import (
 )
 from quant.calibrate.activations import Activations, activation_store
 from quant.calibrate.capture import (
-    Call,
     Capture,
     capture,
     check_streaming,
@@ -42,29 +39,22 @@ from quant.calibrate.capture import (
     run_block,
     streamed_logits,
 )
-from quant.calibrate.collect import Collected, Collector, require_finite, require_fits
+from quant.calibrate.collect import require_finite, require_fits
 from quant.calibrate.cost import StageMeter
 from quant.calibrate.devices import DeviceWorkers, Workplace
-from quant.calibrate.few import require_tokens
 from quant.calibrate.head import check_outside
-from quant.calibrate.layers import BlockSolver, LayerResult, Solved, solve_groups
-from quant.calibrate.neighbours import Names
-from quant.calibrate.reference import ReferenceBlock, reference_block, require_one_stream
+from quant.calibrate.layers import BlockSolver, LayerResult
+from quant.calibrate.memo import Memo
+from quant.calibrate.reference import reference_block, require_one_stream
 from quant.calibrate.residual import rotated
 from quant.calibrate.results import KeptWeights
 from quant.calibrate.run import Progress, QuantizationResult, Run
 from quant.calibrate.sink import BlockSink, InMemorySink, WriteBehind
 from quant.calibrate.source import BlockSource, LoadedModel
+from quant.calibrate.stages import quantize_block
 from quant.calibrate.structure import BlockStructure, ModelStructure, evaluation
 from quant.calibrate.survey import survey
-from quant.calibrate.transform import (
-    BlockTransformer,
-    Changed,
-    require_changes,
-    require_first_changes,
-    restore,
-)
-from quant.calibrate.wide import WIDE, narrowed
+from quant.calibrate.transform import require_changes, restore
 from quant.calibrate.windows import Batch, check_windows, make_batches
 from quant.config import QuantizationConfig
 from quant.coverage import Coverage
@@ -228,13 +218,13 @@ def _calibrate(run: Run, calibration: Sequence[Tensor]) -> LayerResult | None:
         trim_heap()
         with run.blocks() as blocks:
             for index in blocks:
-                structure = model_structure.structures[index]
+                structure, memo = model_structure.structures[index], None
                 if index < run.resumed:
                     _put_back(run, index, structure, batches, captured)
                 else:
-                    _quantize_block(run, index, structure, batches, captured)
+                    memo = quantize_block(run, index, structure, batches, captured)
                 if index + 1 < len(model_structure.structures):
-                    _advance(run, index, structure, batches, captured)
+                    _advance(run, index, structure, batches, captured, memo)
     return embeddings
 
 
@@ -252,108 +242,6 @@ def _structure(run: Run, calibration: Sequence[Tensor]) -> ModelStructure:
         trim_heap()  # freed memory of many blocks would add up
 
     return check_streaming(source, first, other, inspect)
-
-
-def _quantize_block(
-    run: Run,
-    index: int,
-    structure: BlockStructure,
-    batches: list[Batch],
-    captured: Capture,
-) -> None:
-    stages = structure.stages() if run.config.sequential else [structure.groups]
-    reference = reference_block(run.source, index, structure, captured, changes=len(stages) > 1)
-    last = index + 1 == len(run.source.blocks)
-    solved: Solved = []
-    for stage, groups in enumerate(stages, 1):
-        before = frozenset(layer.name for layer, _ in solved)
-        advance = stage == len(stages) and not last
-        solved += _quantize_stage(
-            run, index, structure, groups, batches, captured, before, reference, advance
-        )
-    if index == 0:
-        layers, blocks = [layer for layer, _ in solved], run.source.blocks.modules
-        require_first_changes(run.config.input_transforms, layers, list(blocks))
-    run.hand_over(index, solved)
-
-
-def _quantize_stage(
-    run: Run,
-    index: int,
-    structure: BlockStructure,
-    groups: tuple[tuple[str, ...], ...],
-    batches: list[Batch],
-    captured: Capture,
-    before: frozenset[str],
-    reference: ReferenceBlock | None,
-    advance: bool,
-) -> Solved:
-    """Collect the Hessians of some layers of a block in one pass, then solve these layers.
-
-    before     full names of the layers of the block that are already solved.
-    reference  the original block, whose inputs are compared; None if the solver needs none.
-    advance    whether the reference stream goes on to the next block.
-    """
-    solver, workers = run.solver(index), run.workers
-    block = solver.block
-    # Nothing was quantized before these layers: x~ = x, and one pass makes both.
-    first = index == 0 and not before and run.config.scheme.embeddings is None
-    same = reference is not None and first
-    whole = same and advance
-    with run.calibrating("hessian"):
-        dtype = WIDE if run.wide else torch.float32
-        ends = structure.single_pass and not whole
-        reads = any(transform.reads_statistics for transform, _ in run.config.transforms)
-        collector = Collector(block, solver.name, groups, ends, workers, dtype, reads)
-        try:
-            for position, batch in enumerate(batches):
-                if reference is not None and not same:
-                    collector.record(to_the_end=advance)
-                    reference.run(position, batch, advance)
-                collector.begin(batch)
-                call = captured.calls[index][position]
-                with suppress(Collected):
-                    output = run_block(block, structure, call, captured.hidden[position])
-                    if reference is not None and whole:
-                        reference.put(position, batch, output)
-                workers.settle()
-        finally:
-            collector.close()
-    trim_heap()
-    require_tokens(collector.hessians, solver.routed, run.config)
-    changed = _transform(run, index, structure, captured, collector, before)
-    with run.meter.stage("solve"):
-        solved = solve_groups(solver, workers, collector.worker_of, collector.hessians, changed)
-    trim_heap()
-    return solved
-
-
-def _transform(
-    run: Run,
-    index: int,
-    structure: BlockStructure,
-    captured: Capture,
-    collector: Collector,
-    solved: frozenset[str],
-) -> dict[Names, Changed]:
-    """Apply transforms to the inputs of layers that have Hessians; checks use the first batch."""
-    transforms = run.config.input_transforms
-    if not transforms:
-        return {}
-    block, name = run.source.blocks.modules[index], run.source.blocks.block_name(index)
-    with run.passing("transform"):
-        # Folding is tried in the model's dtype, because the checks allow for its rounding.
-        hidden, call = captured.hidden[0], captured.calls[index][0]
-        if run.wide:
-            own = run.source.model.dtype
-            hidden, call = (
-                narrowed(hidden, own),
-                Call(narrowed(call.args, own), narrowed(call.kwargs, own)),
-            )
-        again = partial(run_block, block, structure, call, hidden)
-        scheme, model = run.config.layers, run.source.model
-        worker = BlockTransformer(transforms, scheme, model, block, name, solved, hidden, again)
-        return worker.apply(collector.hessians, collector.statistics)
 
 
 def _put_back(
@@ -384,14 +272,19 @@ def _advance(
     structure: BlockStructure,
     batches: list[Batch],
     captured: Capture,
+    memo: Memo | None,
 ) -> None:
-    """Replace the inputs of block `index` by its outputs, batch by batch, and free its calls."""
+    """Replace the inputs of block `index` by its outputs, batch by batch, and free its calls.
+
+    memo  outputs that parts of it gave before; None: all of it is computed.
+    """
     name = run.source.blocks.block_name(index)
     block = run.source.blocks.modules[index]
     with run.calibrating("resume" if index < run.resumed - 1 else "forward"):
         for position, batch in enumerate(batches):
             call = captured.calls[index][position]
-            output = run_block(block, structure, call, captured.hidden[position])
+            with nullcontext() if memo is None else memo.during(position, last=True):
+                output = run_block(block, structure, call, captured.hidden[position])
             require_finite(output, batch, f"the output of {name}")
             require_fits(output, run.source.model.dtype, batch, f"the output of {name}")
             captured.hidden[position] = output

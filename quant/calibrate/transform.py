@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
 from quant.blocks import LINEAR_TYPES, linear_layers, set_weight_matrix, weight_matrix
+from quant.budget import AnyScheme
 from quant.calibrate.neighbours import Maker, Names, Neighbours, find_neighbours
 from quant.calibrate.statistics import InputStatistics
 from quant.calibrate.upstream import Source, Upstream
 from quant.errors import QuantizationError, failures_of
 from quant.hessian import Hessian
 from quant.input_operator import InputOperator, KeptChange, attach
-from quant.scheme import Scheme
 from quant.transforms.base import (
     ALWAYS,
     NEVER,
@@ -121,7 +121,7 @@ class BlockTransformer:
     """
 
     transforms: Sequence[tuple[Transform, Any]]
-    scheme: Scheme
+    scheme: AnyScheme
     model: nn.Module
     block: nn.Module
     name: str
@@ -186,7 +186,8 @@ class BlockTransformer:
             with failures_of(f"{layers[0]}: transform {transform.name}"):
                 assert transform.change is not None  # the residual stream is rotated before
                 group = Group(
-                    hessian.layer, layers, weights, matrix, self.scheme,
+                    hessian.layer, layers, weights, matrix,
+                    self.scheme,  # type: ignore[arg-type]  # transforms have grids
                     _carried(transform, statistics, changes),
                     taker.tied if isinstance(taker, Source) else None,
                     2 * hessian.tokens / hessian.sequences,
@@ -232,11 +233,11 @@ class BlockTransformer:
         linears = [linear_layers(self.block)[name] for name in names]
         if self._shared(linears):
             return None, False, unapplied_note(transform.name, "it shares parameters with others")
-        tensors = _tensors(transform, change)
+        tensors = tensors_of(transform, change)
         for linear in linears:
             attach(linear, InputOperator([KeptChange(transform, tensors)]))
         # The change as it will be stored, with the rounding of its tensors.
-        made = KeptChange(transform, tensors).change
+        made = cast(Change, KeptChange(transform, tensors).change)
         return made, True, kept_note(transform.name, names)
 
     def _fold(self, taker: Maker | Source, change: Change, names: Names) -> bool:
@@ -305,7 +306,7 @@ def restore(
         attach(model.get_submodule(layer), operator)
 
 
-def _tensors(transform: Transform, change: Any) -> dict[str, Tensor]:
+def tensors_of(transform: Transform, change: Any) -> dict[str, Tensor]:
     """Return the tensors that define a change; QuantizationError if it does not provide them."""
     say = getattr(change, "tensors", None)
     tensors = say() if callable(say) else None

@@ -16,13 +16,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from quant.budget import AnyScheme, Budget
 from quant.checkpoint import tables
 from quant.checkpoint.files import copyable
 from quant.checkpoint.folder import CARD
 from quant.checkpoint.formats.base import Format
 from quant.checkpoint.one_file import FileFormat
 from quant.checkpoint.operators import METHOD as OPERATORS
-from quant.scheme import Scheme
 
 if TYPE_CHECKING:
     from quant.checkpoint.tensors import Entry
@@ -92,7 +92,7 @@ class Content:
 
     architecture: str
     format: Format | FileFormat
-    scheme: Scheme
+    scheme: AnyScheme
     layers: int
     weights: int
     count: Count
@@ -322,7 +322,9 @@ def _pairs(values: Mapping[str, Any]) -> str:
     ).replace("|", "\\|")
 
 
-def _scheme(scheme: Scheme, scattered: bool) -> str:
+def _scheme(scheme: AnyScheme, scattered: bool) -> str:
+    if isinstance(scheme, Budget):
+        return f"{scheme.name}: at most {scheme.bits:.10g} bits for a weight, float16 factors"
     size = scheme.group_size
     words = [
         f"{scheme.bits} bits",
@@ -336,7 +338,7 @@ def _scheme(scheme: Scheme, scattered: bool) -> str:
     return f"{scheme.name}: {', '.join(words)}"
 
 
-def _of_layers(scheme: Scheme) -> dict[str, str]:
+def _of_layers(scheme: AnyScheme) -> dict[str, str]:
     """The row of the layers that have another scheme: how many, or the patterns of their names."""
     named: dict[str, list[str]] = {}
     for layer, each in scheme.layers:

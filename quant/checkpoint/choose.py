@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
+from quant.budget import AnyScheme, Budget
 from quant.checkpoint import formats as package
 from quant.checkpoint import operators, tables
 from quant.checkpoint.formats.base import CheckpointFormat, Format, Writer, declaration, validated
@@ -120,7 +121,12 @@ def written_format(name: str) -> tuple[Format, Writer]:
 def exported() -> dict[str, Format | FileFormat]:
     """Return the formats that `export` writes, folders and files, by name."""
     found = _load(tuple(package.__path__))
-    return {each.name: each for each in found if isinstance(each, FileFormat) or each.writer}
+    return {each.name: each for each in found if isinstance(each, FileFormat) or _exports(each)}
+
+
+def _exports(format: Format) -> bool:
+    """Whether a format of folders is written by `export`, which reads codes alone."""
+    return format.writer is not None and not format.writer.factored
 
 
 def exported_format(name: str) -> Format | FileFormat:
@@ -146,9 +152,11 @@ def writer_of(writer: Writer, scheme: Scheme) -> Writer:
     return artifact_format(scheme)[1] if alone else writer
 
 
-def artifact_format(scheme: Scheme) -> tuple[Format, Writer]:
+def artifact_format(scheme: AnyScheme) -> tuple[Format, Writer]:
     """Return the first of Bitsweep's own formats that supports a scheme; ArtifactError if none."""
-    own = [(format, writer) for format, writer in written().values() if writer.own]
+    factored = isinstance(scheme, Budget)
+    every = [(format, writer) for format, writer in written().values() if writer.own]
+    own = [(format, writer) for format, writer in every if writer.factored == factored]
     for format, writer in own:
         if writer.refuses(scheme, None) is None:
             return format, writer

@@ -49,7 +49,7 @@ from quant.levels.base import Levels
 from quant.parts import Part
 from quant.pruning.cut import smaller_layers
 from quant.scheme import Scheme, mixture
-from quant.weight import QuantizedWeight
+from quant.weight import AnyWeight, QuantizedWeight
 
 
 @dataclass(frozen=True)
@@ -113,6 +113,11 @@ def export(
             "--format gguf where its types hold their grid, or quantize again without "
             "scheme.embeddings."
         )
+    if checkpoint.budget is not None:
+        raise ArtifactError(
+            f"{source} has factored weights, which {format} cannot store: only Bitsweep's own "
+            "artifact does. Quantize with a scheme such as w4g64 to export."
+        )
     spec = kind if isinstance(kind, FileFormat) else writer_in(kind)
     reason = spec.refuses(checkpoint.scheme(checkpoint.scale_dtype), None)
     if reason is not None:
@@ -129,6 +134,7 @@ def export(
         reader.rename(names.to_model)
         layers = _layers(reader, checkpoint, model)
         scheme = whole_scheme(reader, checkpoint, [layer.stored.name for layer in layers])
+        assert isinstance(scheme, Scheme)  # factored weights were refused
         if checkpoint.mixture:
             _refuse_mixed(source, checkpoint, kind)
             inside = {each.stored.name: each.scheme for each in layers}
@@ -241,14 +247,16 @@ def _layers(
         if checkpoint.of(name).format.scales not in (None, *parts):
             read()  # its error says what is missing
         scheme = scheme_of(reader, checkpoint, name)
+        assert isinstance(scheme, Scheme)  # factored weights were refused
         stored = StoredLayer(name, *shape, module=kind_of(module), dtype=model.dtype)
         found.append(WholeLayer(scheme, stored, functools.partial(_of_scheme, read, scheme, name)))
     return found
 
 
-def _of_scheme(read: Callable[[], QuantizedWeight], scheme: Scheme, name: str) -> QuantizedWeight:
+def _of_scheme(read: Callable[[], AnyWeight], scheme: Scheme, name: str) -> QuantizedWeight:
     """Read a layer; ArtifactError if its own scheme is not that of the checkpoint."""
     weight = read()
+    assert isinstance(weight, QuantizedWeight)
     if weight.scheme != scheme:
         raise ArtifactError(
             f"{name} is {weight.scheme.name} and the checkpoint {scheme.name}, because the layer's "

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from quant.budget import AnyScheme
 from quant.checkpoint.folder import verify
 from quant.checkpoint.layers import operator_bits, quantized_layers, stored_bits
 from quant.checkpoint.loader import load_weights, read_scheme
 from quant.checkpoint.operators import summary
 from quant.checkpoint.tensors import TensorReader
+from quant.checkpoint.writer import scattered
 from quant.levels import uniform
 from quant.levels.base import Levels
 from quant.parts import Part
-from quant.scheme import Scheme
-from quant.weight import QuantizedWeight
+from quant.weight import AnyWeight, FactoredWeight, QuantizedWeight
 
 
 @dataclass(frozen=True)
@@ -36,13 +38,14 @@ class Inspection:
                      ambiguous about them.
     operators        summary of the operators in front of layers; None if there are none.
     mixture          layers by scheme, in words; "" if those in the blocks have one.
+    forms            of factored layers, and how many have each, in words; "" if all have codes.
     verified         True if every file matches artifact.json; False if there is no artifact.json.
     """
 
     folder: Path
     format: str
     producer: str | None
-    scheme: Scheme
+    scheme: AnyScheme
     bits_per_weight: float
     layers: int
     weights: int
@@ -52,6 +55,7 @@ class Inspection:
     zeros_of_0: str | None
     operators: str | None
     mixture: str
+    forms: str
     verified: bool
 
 
@@ -84,25 +88,34 @@ def inspect(folder: str | Path, levels: Sequence[str | Part | Levels] = ()) -> I
         bits_per_weight=(stored + kept) / count,
         layers=len(layers),
         weights=count,
-        scattered=sum(weight.group_index is not None for weight in layers.values()),
+        scattered=sum(map(scattered, layers.values())),
         zero_points=checkpoint.zero_points + (f" ({said})" if said else ""),
         mean_offset=None if offset is None else offset / count,
         zeros_of_0=f"{zeros}, {unsure}" if unsure else None,
         operators=summary(checkpoint.operators) if kept else None,
         mixture=checkpoint.mixture,
+        forms=_forms(layers.values()),
         verified=verified,
     )
 
 
-def _size(weight: QuantizedWeight) -> int:
+def _size(weight: AnyWeight) -> int:
     outputs, inputs = weight.shape
     return outputs * inputs
 
 
-def _zero_points(weights: Iterable[QuantizedWeight]) -> tuple[float | None, int]:
+def _forms(weights: Iterable[AnyWeight]) -> str:
+    """Count the forms of factored weights, in words."""
+    found = Counter(each.form.title for each in weights if isinstance(each, FactoredWeight))
+    return ", ".join(f"{title} in {count} layers" for title, count in found.items())
+
+
+def _zero_points(weights: Iterable[AnyWeight]) -> tuple[float | None, int]:
     """Return the sum of code - zero over all weights (or None), and the number of zeros of 0."""
     offset, zeros = None, 0
     for weight in weights:
+        if not isinstance(weight, QuantizedWeight):
+            continue
         if weight.zero is not None and weight.scheme.kind == uniform.LEVELS:
             of_column = weight.zero[:, weight.column_groups()]
             difference = weight.codes.double().sum() - of_column.double().sum()

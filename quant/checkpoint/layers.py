@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
 
+from quant.budget import AnyScheme
 from quant.checkpoint.choose import parse
 from quant.checkpoint.files import weight_files
 from quant.checkpoint.folder import remake
@@ -23,8 +24,7 @@ from quant.input_operator import NAME
 from quant.levels.base import Levels
 from quant.linear import pack, unpack
 from quant.parts import Part
-from quant.scheme import Scheme
-from quant.weight import QuantizedWeight
+from quant.weight import AnyWeight, FactoredWeight, QuantizedWeight
 
 if TYPE_CHECKING:
     from quant.checkpoint.formats.base import Buffers, Read
@@ -68,7 +68,7 @@ def quantized_layers(reader: TensorReader, checkpoint: CheckpointFormat) -> dict
     if lacking is not None:
         raise ArtifactError(
             f"{reader.folder}: config.json has an operator in front of {lacking}, but the files "
-            f"have no {checkpoint.format.codes} for it. {remake(reader.folder)}"
+            f"have no {marks[0][1:]} for it. {remake(reader.folder)}"
         )
     operators = operator_tensors(checkpoint)
     lacking = next((n for n in operators if n not in reader.names), None)
@@ -79,7 +79,7 @@ def quantized_layers(reader: TensorReader, checkpoint: CheckpointFormat) -> dict
     held = set(reader.names)
     for layer, parts in layers.items():
         parts += [part for part in checkpoint.of(layer).parts if f"{layer}.{part}" in held]
-        if codes not in parts:
+        if codes and codes not in parts:
             raise missing_tensor(reader, f"{layer}.{codes}")
     return layers
 
@@ -186,7 +186,7 @@ def read_layer(
     shape: tuple[int, int] | None = None,
     layer: str = "this layer",
     levels: Sequence[str | Part | Levels] = (),
-) -> QuantizedWeight:
+) -> AnyWeight:
     """Return the quantized weight of one layer of a checkpoint in any format.
 
     tensors maps the names of the layer's parts (qweight, scales, ...) to the tensors in the file.
@@ -200,16 +200,16 @@ def read_layer(
     return _weight(parsed.format.read_layer(tensors, parsed, layer, shape))
 
 
-def read_packed(
+def read_stored(
     reader: Tensors,
     checkpoint: CheckpointFormat,
     layer: str,
     parts: list[str],
     shape: tuple[int, int] | None = None,
-) -> Buffers:
-    """Return the buffers of QuantLinear, the scheme and the number of inputs of one layer.
+) -> Buffers | FactoredWeight:
+    """Return one layer as it is multiplied: a factored weight, or what QuantLinear is made from.
 
-    Raises as read_weight.
+    The latter is its buffers, the scheme and the number of inputs. Raises as read_weight.
     """
     found = _read(reader, checkpoint, layer, parts, shape)
     if isinstance(found, QuantizedWeight):
@@ -223,7 +223,7 @@ def read_weight(
     layer: str,
     parts: list[str],
     shape: tuple[int, int] | None = None,
-) -> QuantizedWeight:
+) -> AnyWeight:
     """Return the quantized weight of one layer.
 
     shape is (outputs, inputs) of the module that the layer replaces. Raises ArtifactError that
@@ -232,8 +232,8 @@ def read_weight(
     return _weight(_read(reader, checkpoint, layer, parts, shape))
 
 
-def _weight(found: Read) -> QuantizedWeight:
-    return found if isinstance(found, QuantizedWeight) else unpack(*found)
+def _weight(found: Read) -> AnyWeight:
+    return unpack(*found) if isinstance(found, tuple) else found
 
 
 def _read(
@@ -243,24 +243,24 @@ def _read(
     parts: list[str],
     shape: tuple[int, int] | None,
 ) -> Read:
-    with _in_file(reader, checkpoint, layer):
+    with _in_file(reader, f"{layer}.{checkpoint.format.first(parts)}"):
         tensors = {part: reader.read(f"{layer}.{part}") for part in parts}
         own = checkpoint.of(layer)
         found = own.format.read_layer(tensors, own, layer, shape)
-        if isinstance(found, QuantizedWeight):
-            held = found.shape
-        else:
-            held = (found[0]["qweight"].shape[1], found[2])
+        packed = (found[0]["qweight"].shape[1], found[2]) if isinstance(found, tuple) else None
+        held = packed or found.shape  # type: ignore[union-attr]
         if shape is not None and held != shape:
             raise ArtifactError(
-                f"{layer}.{checkpoint.format.codes} holds {list(held)} codes, but config.json "
-                f"makes it {list(shape)} (outputs, inputs). {remake(reader.folder)}"
+                f"{layer}.{checkpoint.format.first(parts)} holds {list(held)} codes, but "
+                f"config.json makes it {list(shape)} (outputs, inputs). {remake(reader.folder)}"
             )
         return found
 
 
-def scheme_of(reader: TensorReader, checkpoint: CheckpointFormat, layer: str) -> Scheme:
+def scheme_of(reader: TensorReader, checkpoint: CheckpointFormat, layer: str) -> AnyScheme:
     """Return the scheme of a layer; reads a file header if the dtype of its scales is needed."""
+    if checkpoint.budget is not None:
+        return checkpoint.budget
     checkpoint = checkpoint.of(layer)
     part = checkpoint.format.scales
     if part is None:
@@ -272,7 +272,7 @@ def scheme_of(reader: TensorReader, checkpoint: CheckpointFormat, layer: str) ->
 
 def whole_scheme(
     reader: TensorReader, checkpoint: CheckpointFormat, layers: Collection[str]
-) -> Scheme:
+) -> AnyScheme:
     """Return the scheme of the layers in the blocks, with those of head and embeddings if they are
     quantized.
 
@@ -292,7 +292,7 @@ def whole_scheme(
         for what, found in (("head", heads), ("embeddings", tables))
         if found
     }
-    return replace(scheme_of(reader, checkpoint, first), **outside)  # type: ignore[arg-type]
+    return scheme_of(reader, checkpoint, first).beside(outside)  # type: ignore[arg-type]
 
 
 def stored_bits(
@@ -300,7 +300,7 @@ def stored_bits(
     checkpoint: CheckpointFormat,
     layer: str,
     parts: Sequence[str],
-    scheme: Scheme,
+    scheme: AnyScheme,
     shape: tuple[int, int],
 ) -> float:
     """Return the bits that the files hold of a layer's weight: as its scheme says, or all parts."""
@@ -328,10 +328,9 @@ def missing_tensor(reader: Tensors, name: str) -> ArtifactError:
 
 
 @contextlib.contextmanager
-def _in_file(reader: Tensors, checkpoint: CheckpointFormat, layer: str) -> Iterator[None]:
-    """Prefix messages that name a tensor of the layer with its file."""
+def _in_file(reader: Tensors, tensor: str) -> Iterator[None]:
+    """Prefix messages that name a tensor of a layer with its file."""
     try:
         yield
     except ArtifactError as error:
-        file = reader.file_of(f"{layer}.{checkpoint.format.codes}")
-        raise ArtifactError(f"{file}: {error}") from error
+        raise ArtifactError(f"{reader.file_of(tensor)}: {error}") from error

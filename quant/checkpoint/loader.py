@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel
 
 from cuda_ext.ops import resolve_kernel
+from quant.budget import AnyScheme
 from quant.checkpoint.choose import config_files, parse
 from quant.checkpoint.folder import MANIFEST, read_json, remake, verify
 from quant.checkpoint.foreign import refuse_foreign
@@ -22,7 +23,7 @@ from quant.checkpoint.layers import (
     missing_tensor,
     operator_tensors,
     quantized_layers,
-    read_packed,
+    read_stored,
     read_weight,
     stored_bits,
     whole_scheme,
@@ -41,14 +42,14 @@ from quant.checkpoint.tensors import TensorReader
 from quant.checkpoint.writer import layer_shape
 from quant.embedding import QuantEmbedding, embed_scale, looked_up
 from quant.errors import ArtifactError
+from quant.factored import FactoredLinear, PackedLinear
 from quant.head import tied, with_served_head
 from quant.input_operator import attach
 from quant.levels.base import Levels
 from quant.linear import QuantLinear
 from quant.parts import Part
-from quant.scheme import Scheme
 from quant.transforms.base import Transform
-from quant.weight import QuantizedWeight
+from quant.weight import AnyWeight, FactoredWeight
 
 
 def load(
@@ -64,9 +65,10 @@ def load(
 ) -> PreTrainedModel:
     """Return the model of a quantized checkpoint in any supported format, in eval mode.
 
-    Quantized layers become QuantLinear modules that run `kernel`; all other tensors are cast to
-    dtype (None: their stored dtype). No weight is initialised before it is loaded. verify_files
-    compares every file with its sha256 in artifact.json (checkpoints of other producers have none).
+    Quantized layers become QuantLinear modules that run `kernel`, or FactoredLinear modules, which
+    have none; all other tensors are cast to dtype (None: their stored dtype). No weight is
+    initialised before it is loaded. verify_files compares every file with its sha256 in
+    artifact.json (checkpoints of other producers have none).
     transforms are the specs of external transforms whose operators the checkpoint has; levels are
     kinds of levels that it may use besides the built-in ones. Modules are imported because you name
     them here, never because a file does. options are passed to transformers, for example
@@ -99,7 +101,7 @@ def load_weights(
     *,
     verify_files: bool = True,
     levels: Sequence[str | Part | Levels] = (),
-) -> dict[str, QuantizedWeight]:
+) -> dict[str, AnyWeight]:
     """Return the quantized weights of a checkpoint by full layer name, without building the model.
 
     The weight of a layer with an operator is the one that multiplies the operator's output.
@@ -171,7 +173,7 @@ def read_quantization(folder: Path) -> dict[str, Any]:
 
 def read_scheme(
     folder: str | Path, levels: Sequence[str | Part | Levels] = ()
-) -> tuple[CheckpointFormat, Scheme]:
+) -> tuple[CheckpointFormat, AnyScheme]:
     """Read format and scheme from config.json and file headers, without checking checksums.
 
     The scheme has that of the head, if the head is quantized.
@@ -184,13 +186,13 @@ def read_scheme(
 
 
 def dequantize_layers(model: nn.Module, dtype: torch.dtype) -> None:
-    """Replace every QuantLinear of a model by an nn.Linear with the dequantized weight.
+    """Replace every packed layer of a model by an nn.Linear with the dequantized weight.
 
     Embeddings stay packed: they multiply nothing.
     """
     tables = looked_up(model)
     for name, module in list(model.named_modules()):
-        if not isinstance(module, QuantLinear) or module in tables:
+        if not isinstance(module, PackedLinear) or module in tables:
             continue
         with torch.device("meta"):
             dense = nn.Linear(module.in_features, module.out_features, module.bias is not None)
@@ -213,12 +215,13 @@ def replace_layer(
     device: str | torch.device,
     dtype: torch.dtype | None,
 ) -> None:
-    """Replace one layer by a QuantLinear, or embeddings by a QuantEmbedding; a head that is tied to
-    these becomes their matrix.
+    """Replace one layer by a QuantLinear, by a FactoredLinear if it is factored, or embeddings by a
+    QuantEmbedding; a head that is tied to these becomes their matrix.
     """
     module = model.get_submodule(layer)
     outputs, inputs = layer_shape(module, layer)
-    packed, scheme, _ = read_packed(reader, checkpoint, layer, parts, (outputs, inputs))
+    shape = (outputs, inputs)
+    found = read_stored(reader, checkpoint, layer, parts, shape)
     bias, of_bias = None, f"{with_served_head(model, [layer])[-1]}.bias"
     # AutoGPTQ stores a bias for every layer, even if the model has none; a stored bias is used.
     if of_bias in reader.names:
@@ -229,15 +232,20 @@ def replace_layer(
     kept, operator = checkpoint.operators.get(layer, ()), None
     if kept:
         operator = build(kept, reader.read, inputs, layer)
-    # The device's kernel converts the buffers to its layout, so move them there first.
-    packed = {name: tensor.to(device) for name, tensor in packed.items()}
-    quantized = QuantLinear(packed, scheme, inputs, bias, kernel, operator).to(device)
-    shape = (outputs, inputs)
-    quantized.stored_bits = stored_bits(reader, checkpoint, layer, parts, scheme, shape)
+    quantized: PackedLinear
+    if isinstance(found, FactoredWeight):
+        quantized = FactoredLinear(found, bias, operator).to(device)
+    else:
+        packed, scheme, _ = found
+        # The device's kernel converts the buffers to its layout, so move them there first.
+        packed = {name: tensor.to(device) for name, tensor in packed.items()}
+        quantized = QuantLinear(packed, scheme, inputs, bias, kernel, operator).to(device)
+        quantized.stored_bits = stored_bits(reader, checkpoint, layer, parts, scheme, shape)
     parent, _, child = layer.rpartition(".")
     if not isinstance(module, nn.Embedding):
         setattr(model.get_submodule(parent), child, quantized)
         return
+    assert isinstance(quantized, QuantLinear)  # no form of embeddings is factored
     own, shared = module.weight.dtype if dtype is None else dtype, tied(model)
     if shared:
         model.set_output_embeddings(quantized)
@@ -293,7 +301,7 @@ def require_tensors(
         try:
             model.get_submodule(layer)
         except AttributeError as error:
-            codes = f"{layer}.{checkpoint.format.codes}"
+            codes = f"{layer}.{checkpoint.format.first(layers[layer])}"
             raise ArtifactError(
                 f"{reader.file_of(codes)} holds {codes}, but {kind} has no such layer. "
                 f"{remake(reader.folder)}"

@@ -79,7 +79,7 @@ def quantize_to(
             left = pruned(source, *config.pruning, calibration, config)
         source, said, done = left, left.cut.said, meter.costs()
         covered = dataclasses.replace(survey(source, config.rules), removed=left.removed)
-        config = dataclasses.replace(config, transforms=config.exact_transforms)
+        config = dataclasses.replace(config, transforms=config.after_pruning)
     if config.residual is not None:
         own_head(source.model)  # so that the room for it is looked for
     with partial_artifact(making, source) as partial:

@@ -29,9 +29,9 @@ from quant.coverage import pattern
 from quant.embedding import QuantEmbedding
 from quant.errors import ArtifactError
 from quant.experts import fused_parts
+from quant.factored import PackedLinear
 from quant.head import is_embeddings, is_head, tied
 from quant.input_operator import KeptChange
-from quant.linear import QuantLinear
 
 log = logging.getLogger(__name__)
 
@@ -176,7 +176,7 @@ def differences(model: PreTrainedModel, folder: Path) -> Differences:
             reader = stack.enter_context(TensorReader(folder, advice=advice))
             reader.rename(names_of(model).to_model)
             shapes = {name: reader.shape(name) for name in reader.names}
-    kinds = QuantLinear | QuantEmbedding
+    kinds = PackedLinear | QuantEmbedding
     packed = tuple(f"{name}." for name, m in model.named_modules() if isinstance(m, kinds))
     return match(model, {n: shape for n, shape in shapes.items() if not n.startswith(packed)})
 
@@ -219,13 +219,13 @@ def _pickled_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
 
 
 def parameters_and_buffers(model: nn.Module) -> Iterator[list[str]]:
-    """Yield names of parameters and persistent buffers outside QuantLinear; tied ones together.
+    """Yield names of parameters and persistent buffers outside packed layers; tied ones together.
 
     Tensors of operators are left out, because they are not part of the model's class.
     """
     groups: dict[int, list[str]] = {}
     for path, module in model.named_modules():
-        if isinstance(module, QuantLinear | KeptChange):
+        if isinstance(module, PackedLinear | KeptChange):
             continue
         here: dict[str, Tensor | None] = dict(module._parameters)
         here |= {

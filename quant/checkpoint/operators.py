@@ -10,8 +10,10 @@ contains the quantization_config of its layers:
          [{"transform": "equalize", "version": 1, "module": "quant.transforms.equalize",
            "tensors": ["scale"]}]}}
 
-The tensors are stored under their layer: `down_proj.input_operator.0.scale`. No module is imported
-because a checkpoint names it: the caller passes the specs of external transforms.
+The tensors are stored under their layer: `down_proj.input_operator.0.scale`. A transform that
+rounds inputs has its "options" there, too, because they, not tensors, say to how many bits. No
+module is imported because a checkpoint names it: the caller passes the specs of external
+transforms.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ from quant.transforms.base import Transform
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from quant.input_operator import InputOperator
+    from quant.input_operator import InputOperator, KeptChange
 
 METHOD = "bitsweep_operators"
 # transformers only warns about an unknown quant_method and loads what it can read; an unusual file
@@ -45,6 +47,8 @@ class StoredChange:
     module   module of a built-in transform; None for an external one.
     tensors  names of the tensors that define it.
     spec     the transform, once it is found (`find_transforms`).
+    options  of a transform that rounds, as in config.json, and as its own type once it is found;
+             None for others.
     """
 
     transform: str
@@ -52,6 +56,7 @@ class StoredChange:
     module: str | None
     tensors: tuple[str, ...]
     spec: Transform | None = None
+    options: Any = None
 
 
 Operators = Mapping[str, tuple[StoredChange, ...]]
@@ -65,9 +70,7 @@ def stored_operators(model: nn.Module, layers: Iterable[str]) -> dict[str, list[
     for layer in layers:
         operator = operator_of(model.get_submodule(layer))
         if operator is not None:
-            found[layer] = [
-                _say(each.transform, tuple(each.tensors())) for each in operator.changes()
-            ]
+            found[layer] = [_say(each) for each in operator.changes()]
     return found
 
 
@@ -125,7 +128,8 @@ def find_transforms(operators: Operators, given: Sequence[Transform], where: str
         key = (stored.transform, stored.version, stored.module)
         if key not in found:
             found[key] = _find(stored, given, where)
-        return replace(stored, spec=found[key])
+        spec = found[key]
+        return replace(stored, spec=spec, options=_options(spec, stored.options, where))
 
     return {layer: tuple(map(find, changes)) for layer, changes in operators.items()}
 
@@ -153,7 +157,7 @@ def build(
         assert each.spec is not None  # set by find_transforms
         try:
             tensors = {name: read(f"{layer}.{NAME}.{index}.{name}") for name in each.tensors}
-            made.append(KeptChange(each.spec, tensors))
+            made.append(KeptChange(each.spec, tensors, each.options))
             shape = made[-1](torch.zeros(1, inputs)).shape
         except (ArtifactError, MemoryError, torch.OutOfMemoryError):
             raise
@@ -192,17 +196,39 @@ def summary(operators: Mapping[str, Collection[StoredChange]]) -> str:
     return f"{names} in front of {some}, such as {next(iter(operators))}"
 
 
-def _say(transform: Transform, tensors: tuple[str, ...]) -> dict[str, Any]:
+def grids_of(operators: Operators) -> str:
+    """The grids to which found transforms round inputs, as names of schemes have them; "": none."""
+    found = set()
+    for each in (each for said in operators.values() for each in said):
+        assert each.spec is not None  # set by find_transforms
+        if each.spec.rounds:
+            found.add(each.spec.tag(each.options))
+    return "+".join(sorted(found))
+
+
+def _say(kept: KeptChange) -> dict[str, Any]:
+    transform = kept.transform
     module = f"{package.__name__}.{transform.name}"
-    stored = StoredChange(
-        transform.name,
-        transform.version,
-        module if _built_in(module) == transform else None,
-        tensors,
-    )
-    said = asdict(stored)
-    del said["spec"]
-    return said
+    said = {
+        "transform": transform.name,
+        "version": transform.version,
+        "module": module if _built_in(module) == transform else None,
+        "tensors": tuple(kept.tensors()),
+    }
+    return said if not transform.rounds else said | {"options": asdict(kept.options)}
+
+
+def _options(spec: Transform, said: Any, where: str) -> Any:
+    """Return the options of a transform that rounds; None for others. Raises ArtifactError."""
+    if not spec.rounds:
+        return None
+    try:
+        return spec.options(**said)
+    except (TypeError, ValueError) as error:
+        raise ArtifactError(
+            f"{where}: transform {spec.name} rounds inputs, and its options={said!r} cannot be "
+            f"read ({error}); the file is damaged, or of another version."
+        ) from error
 
 
 def _find(stored: StoredChange, given: Sequence[Transform], where: str) -> Transform:

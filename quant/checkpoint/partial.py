@@ -31,6 +31,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from quant.blocks import named_layers, weight_matrix
+from quant.budget import AnyScheme, Budget
 from quant.calibrate.cost import StageCost
 from quant.calibrate.layers import LayerResult
 from quant.calibrate.results import KeptWeights
@@ -48,17 +49,18 @@ from quant.checkpoint.writer import (
     content_of,
     full_precision,
     quantized,
+    scattered,
     stem_of,
     tokenizer_to_copy,
     write_other_files,
 )
 from quant.errors import ArtifactError
+from quant.forms.base import forms
 from quant.head import find_embeddings, find_head, serves_head
 from quant.input_operator import InputOperator
 from quant.linear import packed_bytes, packed_shapes, unpack
-from quant.scheme import Scheme
 from quant.transforms.base import Transform
-from quant.weight import QuantizedWeight
+from quant.weight import AnyWeight, FactoredWeight
 
 ACTIVATIONS = "activations"
 _KEY, _ARTIFACT, _BLOCKS = "key.json", "artifact", "blocks"
@@ -81,7 +83,7 @@ class Making:
     """
 
     target: Path
-    scheme: Scheme
+    scheme: AnyScheme
     identity: Mapping[str, Any]
     method: Mapping[str, Any]
     tokenizer: Path | None = None
@@ -116,9 +118,7 @@ class PartialArtifact:
     def finished(self) -> int:
         return len(self._notes)
 
-    def put(
-        self, index: int, weights: dict[str, QuantizedWeight], made: Finished
-    ) -> Callable[[], None]:
+    def put(self, index: int, weights: dict[str, AnyWeight], made: Finished) -> Callable[[], None]:
         """Accept a block: layers to pack, and its other tensors, in the model's dtype."""
         prefix = f"{self._source.blocks.block_name(index)}."
         model = self._source.model
@@ -135,14 +135,14 @@ class PartialArtifact:
         self,
         index: int,
         entries: list[Entry],
-        weights: dict[str, QuantizedWeight],
+        weights: dict[str, AnyWeight],
         made: Finished,
         operators: Mapping[str, Any],
         count: Count,
     ) -> None:
         """Write a block, then the notes that mark it as finished."""
         note = self._write(self._shards[index], entries)
-        note["scattered"] = [n for n, weight in weights.items() if weight.group_index is not None]
+        note["scattered"] = [name for name, weight in weights.items() if scattered(weight)]
         note["operators"] = dict(operators)
         note["count"] = dataclasses.asdict(count)
         note["layers"] = [dataclasses.asdict(layer) for layer in made.layers]
@@ -151,12 +151,12 @@ class PartialArtifact:
             _write_json(self._note_file(index), note)
         self._notes.append(note)
 
-    def put_outside(self, name: str, weight: QuantizedWeight) -> None:
+    def put_outside(self, name: str, weight: AnyWeight) -> None:
         """Accept the embeddings or the head, written with everything else outside the blocks."""
         self._outside.add({name: weight})
         self._outside.pack([name])
 
-    def get(self, index: int) -> tuple[dict[str, QuantizedWeight], Finished]:
+    def get(self, index: int) -> tuple[dict[str, AnyWeight], Finished]:
         """Read back a finished block."""
         note = self._notes[index]
         made = Finished(
@@ -164,9 +164,12 @@ class PartialArtifact:
             [StageCost(**stage) for stage in note["stages"]],
         )
         tensors = self._read(note)
-        weights = {}
+        weights: dict[str, AnyWeight] = {}
         for layer in made.layers:
             scheme = self._making.scheme.of(layer.name)
+            if isinstance(scheme, Budget):
+                weights[layer.name] = _factored(tensors, scheme, layer)
+                continue
             parts = packed_shapes(scheme, layer.inputs, layer.outputs)
             packed = {part: tensors[f"{layer.name}.{part}"] for part in parts}
             if layer.name in note["scattered"]:
@@ -206,10 +209,10 @@ class PartialArtifact:
         packed = quantized(self._outside)
         count = sum((Count(**note["count"]) for note in self._notes), Count.of(packed, rest))
         rest += packed
-        scattered = any(note["scattered"] for note in self._notes)
+        some_scattered = any(note["scattered"] for note in self._notes)
         kept = {layer: said for note in self._notes for layer, said in note["operators"].items()}
         config = config_json(
-            making.target, model, layers, making.scheme, scattered, making.method, kept
+            making.target, model, layers, making.scheme, some_scattered, making.method, kept
         )
         notes = [*self._notes, self._write(self._shards[-1], rest)]
         with writing(making.target, self._needed):
@@ -221,7 +224,7 @@ class PartialArtifact:
             copied = tokenizer_to_copy(making.target, making.tokenizer)
             write_other_files(self._folder, config, model, copied)
             scheme, method = making.scheme, making.method
-            content = content_of(model, layers, scheme, scattered, method, count, bool(kept))
+            content = content_of(model, layers, scheme, some_scattered, method, count, bool(kept))
             write_card(self._folder, content, making.origin)
             known = {n["file"]: {key: n[key] for key in ("bytes", "sha256")} for n in notes}
             publish(self._folder, making.target.absolute(), known)
@@ -298,14 +301,18 @@ def partial_artifact(making: Making, source: BlockSource) -> Iterator[PartialArt
         shutil.rmtree(making.folder, ignore_errors=True)
 
 
-def artifact_bytes(source: BlockSource, scheme: Scheme) -> int:
+def artifact_bytes(source: BlockSource, scheme: AnyScheme) -> int:
     """Return the artifact's size: packed layers, other tensors in the model's dtype, and slack."""
     total = SLACK_BYTES
     packed: set[str] = set()
     for name, module in named_layers(source.blocks).items():
         outputs, inputs = weight_matrix(module).shape
         packed.add(f"{name}.weight")
-        total += packed_bytes(scheme.of(name), inputs, outputs, g_idx=True)
+        own = scheme.of(name)
+        if isinstance(own, Budget):
+            total += own.most_bytes(outputs, inputs)
+        else:
+            total += packed_bytes(own, inputs, outputs, g_idx=True)
     if scheme.embeddings is not None:
         name, table = find_embeddings(source.model)
         packed.add(f"{name}.weight")
@@ -318,6 +325,15 @@ def artifact_bytes(source: BlockSource, scheme: Scheme) -> int:
     for entry in _plain(source.model, packed):
         total += entry
     return total
+
+
+def _factored(tensors: Mapping[str, Tensor], scheme: Budget, layer: LayerResult) -> FactoredWeight:
+    """Return a weight of a finished block from the block's tensors."""
+    form = next(
+        each for each in forms().values() if f"{layer.name}.{each.name}.{each.first}" in tensors
+    )
+    held = {name: tensors[f"{layer.name}.{form.name}.{name}"] for name in form.tensors}
+    return FactoredWeight(form, held, scheme)
 
 
 def _plain(model: PreTrainedModel, packed: set[str]) -> Iterator[int]:

@@ -20,7 +20,7 @@ from quant.checkpoint.files import copyable
 from quant.checkpoint.folder import read_json, remake
 from quant.errors import ArtifactError
 from quant.experts import unfuse
-from quant.pruning.cut import smaller_layers
+from quant.pruning.cut import PRUNED, smaller_layers
 
 
 def build_skeleton(
@@ -60,16 +60,24 @@ def build_from(like: PreTrainedModel, config: PreTrainedConfig) -> PreTrainedMod
 
 def shrink(model: PreTrainedModel) -> None:
     """Give the layers that pruning made smaller their shapes; their parameters are on meta."""
-    for name, (outputs, inputs) in smaller_layers(model.config).items():
-        module = model.get_submodule(name)
+    try:
+        smaller = smaller_layers(model.config)
+        modules = {name: model.get_submodule(name) for name in smaller}
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ArtifactError(
+            f"config.json: {PRUNED} does not say the shapes of layers of {type(model).__name__} "
+            f"({_brief(error)}); copy the artifact again from where it came from."
+        ) from error
+    for name, (outputs, inputs) in smaller.items():
+        module = modules[name]
         if not isinstance(module, nn.Linear):
             raise ArtifactError(f"{name} of {type(model).__name__} is no nn.Linear to be pruned.")
         parent, _, child = name.rpartition(".")
         like = module.weight
-        smaller = nn.Linear(
+        made = nn.Linear(
             inputs, outputs, module.bias is not None, device=like.device, dtype=like.dtype
         )
-        setattr(model.get_submodule(parent), child, smaller.requires_grad_(False))
+        setattr(model.get_submodule(parent), child, made.requires_grad_(False))
 
 
 def build_causal_lm(

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import importlib.metadata
 import json
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from quant.budget import AnyScheme, Budget
 from quant.checkpoint import tables
 from quant.checkpoint.card import Content, Count, Origin, write_card
 from quant.checkpoint.choose import artifact_format
 from quant.checkpoint.files import copy_files, tokenizer_files
 from quant.checkpoint.folder import replace_folder
+from quant.checkpoint.formats import bitsweep_factored
 from quant.checkpoint.formats.base import QuantizedModel, StoredLayer, Writer
 from quant.checkpoint.matching import say_untied, ties_hold
 from quant.checkpoint.names import Names, names_of
@@ -30,7 +32,7 @@ from quant.head import is_embeddings, is_head, tied, with_served_head
 from quant.input_operator import NAME as OPERATOR
 from quant.linear import Packed
 from quant.scheme import Scheme, mixture, most_common
-from quant.weight import QuantizedWeight
+from quant.weight import AnyWeight, FactoredWeight, QuantizedWeight
 
 MAX_SHARD_BYTES = 5_000_000_000
 # Room for config.json, the manifest, the headers of the shards and the file system's own use.
@@ -40,7 +42,7 @@ SLACK_BYTES = 1_000_000
 def save(
     folder: str | Path,
     model: PreTrainedModel,
-    weights: Mapping[str, QuantizedWeight],
+    weights: Mapping[str, AnyWeight],
     *,
     method: Mapping[str, Any],
     tokenizer: PreTrainedTokenizerBase | str | Path | None = None,
@@ -49,7 +51,7 @@ def save(
 ) -> Path:
     """Write model to `folder` with `weights` in place of the layers that they name.
 
-    weights maps full module names (nn.Linear, Conv1D or QuantLinear) to quantized weights of one
+    weights maps full module names (nn.Linear, Conv1D or packed ones) to quantized weights of one
     scheme; head and embeddings (quant.head) may have their own. All other tensors keep their dtype,
     and tied ones are written once. method describes what made the weights and must be JSON.
     tokenizer is an object, or a folder whose tokenizer files are copied unchanged. The format is
@@ -65,27 +67,27 @@ def save(
     scheme = _check_weights(folder, model, weights)
     others, packed = full_precision(folder, model, weights), quantized(weights)
     entries = as_stored(others + packed, names_of(model))
-    scattered = any(weight.group_index is not None for weight in weights.values())
+    some_scattered = any(map(scattered, weights.values()))
     operators = stored_operators(model, weights)
-    config = config_json(folder, model, weights, scheme, scattered, method, operators)
+    config = config_json(folder, model, weights, scheme, some_scattered, method, operators)
     copied = tokenizer_to_copy(folder, tokenizer)
     needed = sum(entry.nbytes for entry in entries) + SLACK_BYTES
     needed += sum(path.stat().st_size for path in copied)
-    with replace_folder(folder, needed) as partial:
-        write_tensors(partial, entries, max_shard_bytes, stem_of(scheme, bool(operators)))
-        write_other_files(partial, config, model, copied)
+    with replace_folder(folder, needed) as place:
+        write_tensors(place, entries, max_shard_bytes, stem_of(scheme, bool(operators)))
+        write_other_files(place, config, model, copied)
         if isinstance(tokenizer, PreTrainedTokenizerBase):
-            tokenizer.save_pretrained(partial)
+            tokenizer.save_pretrained(place)
         count = Count.of(packed, others)
-        content = content_of(model, weights, scheme, scattered, method, count, bool(operators))
-        write_card(partial, content, origin or Origin())
+        content = content_of(model, weights, scheme, some_scattered, method, count, bool(operators))
+        write_card(place, content, origin or Origin())
     return folder
 
 
 def content_of(
     model: PreTrainedModel,
     layers: Iterable[str],
-    scheme: Scheme,
+    scheme: AnyScheme,
     scattered: bool,
     method: Mapping[str, Any],
     count: Count,
@@ -118,7 +120,7 @@ def as_stored(entries: list[Entry], names: Names) -> list[Entry]:
     return [dataclasses.replace(entry, name=names.to_stored(entry.name)) for entry in entries]
 
 
-def stem_of(scheme: Scheme, operators: bool = False) -> str:
+def stem_of(scheme: AnyScheme, operators: bool = False) -> str:
     """Return the beginning of the names of tensor files; operators: whether layers have any."""
     if operators:
         return STEM
@@ -145,8 +147,8 @@ def own_code(model: PreTrainedModel) -> list[Path]:
 
 
 def _check_weights(
-    folder: Path, model: PreTrainedModel, weights: Mapping[str, QuantizedWeight]
-) -> Scheme:
+    folder: Path, model: PreTrainedModel, weights: Mapping[str, AnyWeight]
+) -> AnyScheme:
     """Return the scheme of the weights, with those of single layers, head and embeddings.
 
     Each weight must fit a module of the model.
@@ -173,8 +175,17 @@ def _check_weights(
             )
     if "embeddings" in outside and tied(model):
         outside.setdefault("head", outside["embeddings"])
+    budgets = [each for each in inside.values() if isinstance(each, Budget)]
+    if len(set(budgets)) > 1 or (budgets and len(budgets) < len(schemes)):
+        names = ", ".join(dict.fromkeys(each.name for each in schemes.values()))
+        raise ArtifactError(
+            f"{folder}: the layers have {names}; factored layers have one budget, and nothing that "
+            "is quantized beside them."
+        )
+    if budgets:
+        return budgets[0]
     try:
-        return mixture(inside).beside(outside)
+        return mixture(inside).beside(outside)  # type: ignore[arg-type]
     except SchemeError as error:
         raise ArtifactError(f"{folder}: {error}") from error
 
@@ -220,7 +231,7 @@ def full_precision(
             raise ArtifactError(f"{folder}: {name} has no values (it is on the meta device).")
         key = (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
         # Empty tensors share the address 0 without being tied.
-        entry = Entry(name, tuple(tensor.shape), tensor.dtype, functools.partial(_clone, tensor))
+        entry = Entry(name, tuple(tensor.shape), tensor.dtype, partial(_clone, tensor))
         entries.setdefault(key if tensor.numel() else name, entry)
     return list(entries.values())
 
@@ -230,15 +241,26 @@ def _clone(tensor: Tensor) -> Tensor:
     return tensor.detach().clone(memory_format=torch.contiguous_format)
 
 
-def quantized(weights: Mapping[str, QuantizedWeight]) -> list[Entry]:
+def quantized(weights: Mapping[str, AnyWeight]) -> list[Entry]:
     """Return the packed tensors of quantized weights, as an artifact stores them."""
     entries = []
     for name, weight in weights.items():
+        if isinstance(weight, FactoredWeight):
+            entries += [
+                Entry(f"{name}.{part}", tuple(tensor.shape), tensor.dtype, partial(_clone, tensor))
+                for part, tensor in bitsweep_factored.stored(weight).items()
+            ]
+            continue
         _, writer = artifact_format(weight.scheme)
         layer = StoredLayer(name, *weight.shape, scattered=weight.group_index is not None)
-        read = functools.partial(_as_it_is, weight)
+        read = partial(_as_it_is, weight)
         entries += layer_entries(writer, weight.scheme, layer, read)
     return entries
+
+
+def scattered(weight: AnyWeight) -> bool:
+    """Whether the columns of a group are not adjacent; a factored weight has no groups."""
+    return isinstance(weight, QuantizedWeight) and weight.group_index is not None
 
 
 def _as_it_is(weight: QuantizedWeight) -> QuantizedWeight:
@@ -262,7 +284,7 @@ def layer_entries(
 
     pending = Pending(make)
     return [
-        Entry(f"{layer.name}.{part}", shape, dtype, functools.partial(pending.take, part))
+        Entry(f"{layer.name}.{part}", shape, dtype, partial(pending.take, part))
         for part, (shape, dtype) in writer.entries(scheme, layer).items()
     ]
 
@@ -282,7 +304,7 @@ def describe(
     writer: Writer,
     model: PreTrainedModel,
     layers: Iterable[str],
-    scheme: Scheme,
+    scheme: AnyScheme,
     scattered: bool,
     method: Mapping[str, Any],
 ) -> dict[str, Any]:
@@ -301,7 +323,8 @@ def describe(
     schemes = {stored(name): scheme.of(name) for name in layers if stored(name) != head}
     usual = most_common(schemes.values()) if schemes else scheme.without_head
     own = {name: each for name, each in schemes.items() if each != usual}
-    usual = dataclasses.replace(usual, head=scheme.head)
+    if isinstance(usual, Scheme):
+        usual = dataclasses.replace(usual, head=scheme.head)
     return writer.describe(
         QuantizedModel(usual, blocks, kept, scattered, method, producer(), head, own)
     )
@@ -325,7 +348,7 @@ def config_json(
     folder: Path,
     model: PreTrainedModel,
     layers: Iterable[str],
-    scheme: Scheme,
+    scheme: AnyScheme,
     scattered: bool,
     method: Mapping[str, Any],
     operators: Mapping[str, Any],

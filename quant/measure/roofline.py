@@ -19,9 +19,9 @@ def weight_bytes(model: Any) -> int:
 
 def weight_count(model: Any) -> int:
     """Return the number of weights: of all parameters, shared ones once, packed layers unpacked."""
-    from quant.linear import QuantLinear
+    from quant.factored import PackedLinear
 
-    packed = [module for module in model.modules() if isinstance(module, QuantLinear)]
+    packed = [module for module in model.modules() if isinstance(module, PackedLinear)]
     inside: int = sum(
         each.in_features * each.out_features + (0 if each.bias is None else each.bias.numel())
         for each in packed

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from quant.allocation import LOSS, Allocation
-from quant.scheme import Scheme
+from quant.allocation import KLD, Allocation, AskedScheme
 
 
 def choice_items(
-    scheme: Scheme | Allocation,
+    scheme: AskedScheme,
     layers: Sequence[tuple[int, int]],
     hidden: int,
     logits: Callable[[int], int],
@@ -22,7 +21,7 @@ def choice_items(
     """
     if not isinstance(scheme, Allocation):
         return
-    if scheme.sensitivity == LOSS:
+    if scheme.sensitivity != KLD:
         widest = max(inputs for _, inputs in layers)
         yield "the Hessian beside its factor", number * widest**2, ("factor", "solve")
         return

@@ -11,18 +11,24 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from quant.allocation import Allocation
+from quant.allocation import AskedScheme
 from quant.arithmetic import PORTABLE, resolve_arithmetic
+from quant.budget import AnyScheme
 from quant.errors import QuantizationError
 from quant.head import AT_ONCE, SOLVER
 from quant.memory.choice import choice_items
 from quant.memory.compiled import PRODUCT_BYTES, product_shapes
-from quant.memory.hessians import hessian_bytes
+from quant.memory.hessians import hessian_bytes, memo_bytes
 from quant.memory.limits import PLACES, Limits
 from quant.memory.quantized import quantized_bytes, search_numbers
 from quant.memory.shapes import ModelShape, stored_bytes
-from quant.memory.transforms import operator_bytes, pruning_bytes, rotation_bytes, transform_bytes
-from quant.scheme import Scheme
+from quant.memory.transforms import (
+    operator_bytes,
+    pruning_bytes,
+    rotation_bytes,
+    rounding_bytes,
+    transform_bytes,
+)
 from quant.tiling import CHECKED_LOGITS
 
 if TYPE_CHECKING:
@@ -32,6 +38,7 @@ if TYPE_CHECKING:
 USABLE = 0.95
 WORST, FREE = "at most at one time", "may be taken"
 ON_DEVICE, IN_HOST, ON_DISK = "device", "host", "disk"
+IN_BLOCK = ("collect", "factor", "solve", "transform")  # phases
 POSITIONS_AT_ONCE = 512  # harness.suites.scoring converts so many logits to float32 at a time
 
 
@@ -88,8 +95,7 @@ class MemoryPlan:
         for where in (ON_DEVICE, IN_HOST, ON_DISK):
             if self.needed(where):
                 yield WORST, where, self.needed(where)
-                free = self.free(where)
-                if free is not None:
+                if (free := self.free(where)) is not None:
                     yield FREE, where, free
 
 
@@ -103,8 +109,8 @@ def plan_quantization(
 ) -> MemoryPlan:
     """Plan the memory of quantizing with `tokens` calibration tokens in windows of up to `window`.
 
-    limits.device None means that blocks run on the CPU. activations "auto" selects the fastest
-    place with enough room. Raises MemoryPlanError, with the figures, if no place has.
+    limits.device None: blocks run on the CPU. activations "auto" selects the fastest place with
+    enough room. Raises MemoryPlanError, with the figures, if no place has.
     """
     shape = shape if config.residual is None else shape.with_own_head()
     items = list(_quantization_items(shape, config, window, limits.device is not None))
@@ -112,6 +118,10 @@ def plan_quantization(
     wide = arithmetic_of(shape, config, limits.device is not None) == PORTABLE
     itemsize = 8 if wide else shape.itemsize
     streams = 2 if config.solver.needs_reference else 1
+    if config.needs_calibration and config.sequential:
+        here = IN_HOST if limits.device is None else ON_DEVICE
+        most = streams * memo_bytes(shape.layers, tokens, itemsize)
+        items.append(Item("outputs of a block, between stages", most, here, IN_BLOCK))
     return _place(items, streams * tokens * shape.hidden * itemsize, limits, activations)
 
 
@@ -169,8 +179,8 @@ def _quantization_items(
     number = 8 if wide else 4
     numbers = max(memory.weights * m * n + memory.prepared * n * n for m, n in shape.layers)
     numbers += memory.beside + search_numbers(shape.layers, config.scheme.every)
-    solver = (number if config.solver.needs_calibration else 4) * numbers
-    yield Item("the largest layer in the solver", solver, here, ("solve",))
+    numbers *= number if config.solver.needs_calibration else 4
+    yield Item("the largest layer in the solver", numbers, here, ("solve",))
     yield from _outside(shape, config.scheme, here)
     if not config.needs_calibration:
         return
@@ -180,27 +190,25 @@ def _quantization_items(
     inputs, at_once = [inputs for _, inputs in shape.layers], max(window, config.batch_tokens)
     held = hessian_bytes(inputs, shape.routed, number, config.sequential)
     preparing = number * memory.preparing * max(inputs) ** 2
-    known = ("factor", "solve", "transform")
-    yield Item("Hessians of a block (q, k, v share one)", held, here, known)
+    yield Item("Hessians of a block (q, k, v share one)", held, here, IN_BLOCK[1:])
     choosing = (config.scheme, shape.layers, shape.hidden, partial(_logits, shape), number)
     yield from (Item(name, n, here, phases) for name, n, phases in choice_items(*choosing))
     yield Item("the largest factorization", preparing, here, ("factor",))
-    yield Item("Hessians of a block, being collected", held, here, ("collect",))
+    yield Item("Hessians of a block, being collected", held, here, IN_BLOCK[:1])
     if config.solver.needs_reference:  # the full-precision model beside the quantized one
-        everywhere = ("collect", "factor", "solve")
-        yield Item("drifts of a block's inputs", held, here, everywhere)
+        yield Item("drifts of a block's inputs", held, here, IN_BLOCK)
         seen = number * at_once * sum(inputs)
         yield Item("a batch of inputs in full precision", seen, here, ("collect",))
-        if config.sequential:
-            yield Item("the block in full precision", shape.block_bytes, here, everywhere)
-    inside = _inside(shape, at_once)
+        if config.sequential or config.rounding is not None:
+            yield Item("the block in full precision", shape.block_bytes, here, IN_BLOCK)
+    inside = _inside(shape, at_once) + rounding_bytes(config.transforms, at_once * max(inputs))
     if wide:  # torch's attention and functions use more than our operators (measured: 1.4)
         inside = inside * 3 * number // (2 * max(shape.itemsize, 4))
     yield Item("a batch inside a block", inside, here, ("collect",))
     yield Item("product of the widest inputs", number * max(inputs) ** 2, here, ("collect",))
     if wide:
-        largest = max(map(math.prod, shape.layers))
-        yield Item("the largest layer, in float64", number * largest, here, ("collect",))
+        largest = number * max(map(math.prod, shape.layers))
+        yield Item("the largest layer, in float64", largest, here, ("collect",))
     checked = 2 * _logits(shape, min(window, CHECKED_LOGITS))
     yield Item("logits that are compared", checked, here, ("check",))
     streams = (shape.blocks + 4) * number * window * shape.hidden
@@ -209,24 +217,23 @@ def _quantization_items(
     if config.residual is not None:
         yield Item("a layer rotated, in float64", rotation_bytes(shape.layers), here, ("collect",))
         yield Item("embeddings and head, until checked", shape.outside_bytes, here, ("check",))
-    if config.exact_transforms:
-        exact, watched = config.exact_transforms, _inside(shape, at_once)
+    if config.after_pruning:
+        chosen, watched = config.after_pruning, _inside(shape, at_once)
         # The outputs of all modules are kept while the block is observed.
         yield Item("a batch inside a block, watched", watched, here, ("collect",))
-        tried = transform_bytes(shape.layers, exact, number, watched)
+        tried = transform_bytes(shape.layers, chosen, number, watched)
         yield Item("what a transform chooses from and tries", tried, here, ("transform",))
 
 
-def _quantized(shape: ModelShape, schemes: Sequence[Scheme]) -> Iterator[Item]:
+def _quantized(shape: ModelShape, schemes: Sequence[AnyScheme]) -> Iterator[Item]:
     """Yield the items of the block being solved and of the one before, being packed and written."""
     held, packed = quantized_bytes(shape.layers, schemes)
     beside = max(0, shape.block_bytes - sum(map(math.prod, shape.layers)) * shape.itemsize)
     yield Item("quantized weights of a block", held, IN_HOST, ("factor", "solve"))
-    everywhere = ("collect", "factor", "solve", "transform")
-    yield Item("the block before it, being written", held + packed + beside, IN_HOST, everywhere)
+    yield Item("the block before it, being written", held + packed + beside, IN_HOST, IN_BLOCK)
 
 
-def _outside(shape: ModelShape, scheme: Scheme | Allocation, here: str) -> Iterator[Item]:
+def _outside(shape: ModelShape, scheme: AskedScheme, here: str) -> Iterator[Item]:
     """Yield the items of embeddings and head, which are rounded some rows at a time and packed.
 
     The embeddings are the first, and what they become is kept until all is written; the head is

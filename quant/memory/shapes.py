@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cuda_ext.cache import cache_root, write_atomically
-from quant.allocation import Allocation
+from quant.allocation import AskedScheme
 from quant.coverage import Coverage
 from quant.errors import ModelStructureError
 from quant.head import find_embeddings, find_head, one_matrix
@@ -71,11 +71,11 @@ class ModelShape:
         """Whether the head, if it can be quantized, multiplies by the embeddings."""
         return self.head is not None and not self.head_bytes
 
-    def serves_head(self, scheme: Scheme | Allocation) -> bool:
+    def serves_head(self, scheme: AskedScheme) -> bool:
         """Whether the packed embeddings of this scheme are the head too."""
         return self.tied and one_matrix(scheme)
 
-    def packed_outside(self, scheme: Scheme | Allocation | None) -> ModelShape:
+    def packed_outside(self, scheme: AskedScheme | None) -> ModelShape:
         """Return the shape of the model with the head and the embeddings of a scheme packed."""
         outside, head_bytes = self.outside_bytes, self.head_bytes
         if scheme is not None and scheme.embeddings is not None and self.table is not None:

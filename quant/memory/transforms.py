@@ -62,3 +62,8 @@ def pruning_bytes(
     yield "windows inside a block", windows * inside
     numbers = [memory.weights * n * m + memory.prepared * m * m for n, m in layers]
     yield "the largest layer, its parts scored", 8 * max(numbers)  # float64
+
+
+def rounding_bytes(chosen: Chosen, numbers: int) -> int:
+    """Bytes while an operator rounds so many inputs, in float64."""
+    return 0 if not any(each.rounds for each, _ in chosen) else 8 * numbers

@@ -2,7 +2,7 @@
 
 Blocks that are removed pass their input through, so the model without them is one with fewer
 blocks, which any program loads. Rows and columns that are removed make layers smaller than their
-namesakes in other blocks; config.json says their shapes (`pruned`), and Bitsweep alone reads it.
+namesakes in other blocks; config.json says their shapes (PRUNED), and Bitsweep alone reads it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from transformers import PreTrainedConfig
 
 from quant.blocks import Blocks
 
-PRUNED = "pruned"  # entry of config.json
+PRUNED = "bitsweep_pruned"  # entry of config.json
 _WEIGHTS, _LAYERS = "removed_weights", "layers"
 
 
@@ -60,16 +60,11 @@ class Cut:
 
 
 def config_without(
-    config: PreTrainedConfig,
-    cut: Cut,
-    blocks: int,
-    removed: int,
-    shapes: Mapping[str, tuple[int, int]],
+    config: PreTrainedConfig, cut: Cut, blocks: int, shapes: Mapping[str, tuple[int, int]]
 ) -> PreTrainedConfig:
     """Return the configuration of a model of so many blocks without what `cut` removes.
 
-    removed  number of weights of the blocks' matrices that are removed.
-    shapes   (outputs, inputs) of the layers that became smaller, by their new names.
+    shapes  (outputs, inputs) of the layers that become smaller, by their new names.
     """
     found = copy.deepcopy(config)
     text: Any = found.get_text_config(decoder=True)
@@ -78,11 +73,14 @@ def config_without(
         if "layer" in name and isinstance(value, list | tuple) and len(value) == blocks:
             setattr(text, name, [value[index] for index in kept])
     text.num_hidden_layers = len(kept)
-    entry: dict[str, Any] = {_WEIGHTS: removed}
-    if shapes:
-        entry[_LAYERS] = {name: list(shape) for name, shape in shapes.items()}
-    setattr(found, PRUNED, entry)
+    layers = {name: list(shape) for name, shape in shapes.items()}
+    setattr(found, PRUNED, {_LAYERS: layers} if layers else {})
     return found
+
+
+def note_removed(config: PreTrainedConfig, weights: int) -> None:
+    """Note in a model's configuration how many weights of the blocks' matrices were removed."""
+    getattr(config, PRUNED)[_WEIGHTS] = weights
 
 
 def removed_weights(config: PreTrainedConfig) -> int:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from torch import Tensor, nn
+from torch.nn.functional import cosine_similarity
 
 from quant.blocks import linear_layers, weight_matrix
 from quant.calibrate.capture import Capture, capture, run_block
@@ -94,6 +95,14 @@ def running_on(
     """Return a model ready to run on windows [tokens], whose blocks are in place."""
     batches = [window[None] for window in windows]
     return Running(source, structure, scheme, capture(source.model, structure, batches))
+
+
+def lost(whole: Sequence[Tensor], other: Sequence[Tensor]) -> float:
+    """Return 1 - the mean over tokens of the cosine between hidden states [1, tokens, hidden]."""
+    pairs = [
+        cosine_similarity(a.double(), b.double(), dim=-1) for a, b in zip(whole, other, strict=True)
+    ]
+    return 1 - sum(float(each.sum()) for each in pairs) / sum(each.numel() for each in pairs)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from quant.budget import AnyScheme, Budget
 from quant.errors import NonFiniteError
 from quant.rules import DAMP, RTN
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from quant.rules import Rules
     from quant.scheme import Scheme
     from quant.solvers.outside import Made
-    from quant.weight import QuantizedWeight
+    from quant.weight import AnyWeight
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Solution:
     fallback      allowed deviation from the options (such as more damping); None if there was none.
     """
 
-    weight: QuantizedWeight
+    weight: AnyWeight
     loss: float | None = None
     damping: float | None = None
     dead_columns: int = 0
@@ -85,6 +86,11 @@ def not_sequential(options: Any) -> bool:  # noqa: ARG001
     return False
 
 
+def all_of_the_drift(options: Any) -> bool:  # noqa: ARG001
+    """Return False: every entry of the drift is used."""
+    return False
+
+
 def nothing_to_say(options: Any) -> list[str]:  # noqa: ARG001
     """Return no words: tables show none of the options."""
     return []
@@ -92,6 +98,11 @@ def nothing_to_say(options: Any) -> list[str]:  # noqa: ARG001
 
 def refuses_nothing(options: Any, scheme: Scheme) -> str | None:  # noqa: ARG001
     """Return None: the solver can be asked for any scheme."""
+    return None
+
+
+def refuses_no_shape(options: Any, scheme: AnyScheme, shape: tuple[int, int]) -> str | None:  # noqa: ARG001
+    """Return None: the solver can solve a layer of any (outputs, inputs)."""
     return None
 
 
@@ -116,6 +127,8 @@ class Solver:
                        beside the inputs x~ in the quantized one. prepare then has a fourth
                        argument, drift [in, in] = 2/n sum (x - x~) x~^T in the coordinates of the
                        Hessian 2/n sum x~ x~^T; None where no layer before is quantized.
+    upper_drift        upper_drift(options): whether the drift is used on and above its diagonal
+                       alone, which takes half of the products.
     uses_kernel        whether results depend on Layer.kernel.
     prepare            prepare(hessian [in, in], options, layer: Layer) -> prepared, once for all
                        layers with the same inputs; None: `prepared` is the Hessian itself.
@@ -136,6 +149,10 @@ class Solver:
                        (quant.calibrate.self_check). None: they cannot.
     refuses            refuses(options, scheme): why the solver cannot be asked for a scheme, as the
                        end of a sentence with the next step; None: it can (`refusal`).
+    factors            whether it makes factored weights (quant.weight) within a quant.budget, in
+                       the place of codes of a scheme.
+    refuses_shape      refuses_shape(options, scheme, (outputs, inputs)): why it cannot solve layers
+                       of this shape, as the end of a sentence with the next step; None: it can.
     searches_with_hessian
                        whether it passes blocks of the Hessian to find_groups, which schemes with
                        grid=hessian need.
@@ -149,6 +166,7 @@ class Solver:
     options: type = NoOptions
     needs_calibration: bool = False
     needs_reference: bool = False
+    upper_drift: Callable[[Any], bool] = all_of_the_drift
     uses_kernel: bool = False
     prepare: Callable[..., Any] | None = None
     memory: Memory = Memory()
@@ -158,7 +176,9 @@ class Solver:
     describe: Callable[[Any], list[str]] = nothing_to_say
     whole: Callable[..., Made] | None = None
     oracle: Callable[..., Tensor] | None = None
-    refuses: Callable[[Any, Scheme], str | None] = refuses_nothing
+    refuses: Callable[[Any, Any], str | None] = refuses_nothing
+    factors: bool = False
+    refuses_shape: Callable[[Any, Any, tuple[int, int]], str | None] = refuses_no_shape
     searches_with_hessian: bool = False
 
     def __post_init__(self) -> None:
@@ -196,8 +216,24 @@ class Solver:
             )
 
 
-def refusal(solver: Solver, options: Any, scheme: Scheme, rules: Rules) -> str | None:
+def refusal(solver: Solver, options: Any, scheme: AnyScheme, rules: Rules) -> str | None:
     """Return why a solver cannot be asked for a scheme, as the end of a sentence; None: it can."""
+    if isinstance(scheme, Budget):
+        if not solver.factors:
+            return (
+                f"a budget has no levels, and {solver.label} gives weights codes on a grid; use a "
+                "scheme of as many bits, such as w4g64 for 4.3125, or method=svd_whitened"
+            )
+        if rules.few_tokens == RTN:
+            return (
+                f"few_tokens={RTN} rounds experts to a grid, and a budget has none; use "
+                f"few_tokens={DAMP}"
+            )
+    elif solver.factors:
+        return (
+            f"{solver.label} stores no codes on a grid; use scheme=budget with as many bits, such "
+            "as scheme.budget=4.3125 for w4g64"
+        )
     if scheme.needs_hessian and not solver.searches_with_hessian:
         return (
             "its grids are searched with the Hessian of each layer's inputs, which "

@@ -15,6 +15,10 @@ R = triu(H) diag(H)^-1 in the place of a Cholesky factor (U = R^-1 has ones on i
 with d_j = w_j - q_j, the equation above says w' = W triu(G) diag(H)^-1 - Q (R - 1), and the loop
 gives every column w'_k = s_k - sum_{j<k} (w'_j - q_j) U_jk, that is w' - q = (s - q) R for its
 start s.
+
+The alphabet of the paper is fixed before the first step, from the weights themselves. Here, too,
+all grids are those of W: w' may go far beyond its range where a small input is correlated with
+large ones, and a grid wide enough for that rounds all of its group to nothing.
 """
 
 from __future__ import annotations
@@ -22,7 +26,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from quant.solvers import gptq
+from quant.solvers import gptaq, gptq
 from quant.solvers.base import Layer, Memory, Solution, Solver
 
 if TYPE_CHECKING:
@@ -36,12 +40,23 @@ if TYPE_CHECKING:
 class Options(gptq.Options):
     """Options of GPTQ (quant.solvers.gptq); the paper has no damping, and none is needed.
 
+    Every grid is found from the layer's own weights, so that group_grid has no effect, and
+    static_groups only that of keeping neighbours together with act_order.
+
     true_sequential is the default: after one pass a block, every layer would make up for what the
     corrected layers before it in the block have made up for already, and deep models diverge.
     """
 
     damping: float = 0.0
     true_sequential: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.group_grid == "stale":
+            raise ValueError(
+                "GPFQ finds every grid from the layer's own weights before its loop, so "
+                "group_grid=stale has no effect; leave it out."
+            )
 
 
 DEFAULT_OPTIONS, ANY_LAYER = Options(), Layer()
@@ -76,15 +91,19 @@ def solve(
     options: Options = DEFAULT_OPTIONS,
     layer: Layer = ANY_LAYER,
 ) -> Solution:
-    """Quantize weight [out, in]; grids are found from the weights with which the loop begins.
+    """Quantize weight [out, in]; grids are found from it, with weights of dead inputs as 0.
 
     Dtypes, kernels and errors are those of quant.solvers.gptq.solve. No loss is reported: the sum
     of the loop is not that of the layer's output.
     """
     from quant.solvers.mismatch import corrected
 
+    factor, own = prepared.factor, weight.detach()
     weight, _, dead = corrected(weight, prepared, options.damping, options.act_order, layer.name)
-    solution = gptq.quantize(weight, scheme, prepared.factor, options, layer, "GPFQ", dead)
+    own = own.to(weight.dtype)
+    if dead:
+        own = own.masked_fill(factor.dead, 0)
+    solution = gptq.quantize(weight, scheme, factor, options, layer, "GPFQ", dead, fixed=own)
     return replace(solution, loss=None)
 
 
@@ -127,7 +146,8 @@ def oracle(
         order,
         after,
         wide,
-        **textbook.grid_timing(options),
+        static=options.static_groups,
+        fixed=weight.masked_fill(dead, 0),
     )
 
 
@@ -138,9 +158,11 @@ SOLVER = Solver(
     options=Options,
     needs_calibration=True,
     needs_reference=True,
+    upper_drift=gptaq.upper_drift,
     uses_kernel=True,
     prepare=prepare,
     memory=Memory(weights=7, prepared=4, preparing=6),
+    version=2,
     sequential=gptq.sequential,
     describe=describe,
     oracle=oracle,

@@ -90,6 +90,11 @@ def solve(
     return gptq.quantize(weight, scheme, prepared.factor, options, layer, "GPTAQ", dead)
 
 
+def upper_drift(options: Options) -> bool:
+    """Whether P is made of the drift's upper triangle: in natural order."""
+    return not options.act_order
+
+
 def describe(options: Options) -> list[str]:
     """Return the options that differ from the defaults, in the words of tables."""
     words = gptq.describe(options, DEFAULT_OPTIONS)
@@ -130,6 +135,7 @@ SOLVER = Solver(
     options=Options,
     needs_calibration=True,
     needs_reference=True,
+    upper_drift=upper_drift,
     searches_with_hessian=True,
     uses_kernel=True,
     prepare=prepare,

@@ -123,12 +123,14 @@ def quantize(
     label: str,
     dead: int,
     first: Tensor | None = None,
+    fixed: Tensor | None = None,
 ) -> Solution:
     """Run the column loop on weight [out, in], from which every grid is found.
 
     For the solvers whose loop is GPTQ's: label is theirs, for errors, and dead their count of dead
     inputs, whose weights are 0 already. first [out], if given, is rounded in the place of the first
-    column of the loop, whose own weights stay what the later columns make up for.
+    column of the loop, whose own weights stay what the later columns make up for. fixed [out, in],
+    if given, are the weights from which all grids are found before the loop.
     """
     import torch
 
@@ -138,7 +140,7 @@ def quantize(
 
     inputs = weight.shape[1]
     groups = scheme.groups(inputs)
-    groups_of = _plan_groups(weight, factor, groups, scheme, options, layer.name)
+    groups_of = _plan_groups(weight, fixed, factor, groups, scheme, options, layer.name)
     columns = weight.T if factor.order is None else weight.T[factor.order]
     kernel = resolve_kernel(layer.kernel, weight.device)
     columns = columns.contiguous()
@@ -210,6 +212,7 @@ def describe(options: Options, defaults: Options = DEFAULT_OPTIONS) -> list[str]
 
 def _plan_groups(
     weight: Tensor,
+    fixed: Tensor | None,
     factor: Factor,
     groups: int,
     scheme: Scheme,
@@ -226,9 +229,10 @@ def _plan_groups(
     together = scheme.span(inputs)  # columns whose grids are found at once
     moving = groups > 1 and not options.static_groups
     in_order = [step // size for step in range(inputs)]
-    if moving and together < inputs:
+    if moving and together < inputs and fixed is None:
         return Groups([None] * groups, in_order, stale, together, factor.block)
     blocks = factor.block
+    weight = weight if fixed is None else fixed
     if order is not None and moving:
         weight = weight[:, order]
     elif order is not None:  # groups are adjacent inputs, wherever their steps are

@@ -260,6 +260,45 @@ def _move(tensor: Tensor, targets: Tensor, sources: Tensor) -> None:
     tensor[each, targets] = tensor[each, sources]
 
 
+def oracle(
+    weight: Tensor, scheme: Scheme, hessian: Tensor, damping: float, options: Options
+) -> Tensor:
+    """Every step on its own: all levels tried, and all of every row's inverse changed."""
+    import torch
+
+    from quant.grid import decode, find_groups
+    from quant.solvers import textbook
+
+    wide = textbook.damped(hessian, damping)
+    left = weight.masked_fill(hessian.diagonal() == 0, 0)
+    outputs, inputs = left.shape
+    grids = find_groups(left, scheme, hessian=lambda part: wide[part, part])
+    group = torch.arange(inputs, device=left.device) // (scheme.group_size or inputs)
+    every = grids.apply(lambda part: part[:, group].flatten(0, 1))
+    codes = torch.arange(scheme.max_code + 1, dtype=left.dtype, device=left.device)
+    levels = torch.stack([decode(code.expand(left.numel()), every, scheme) for code in codes])
+    levels = levels.sort(0).values.view(-1, outputs, inputs)
+    low = levels[0] - 0.51 * (levels[1] - levels[0])
+    high = levels[-1] + 0.51 * (levels[-1] - levels[-2])
+    inverse = torch.linalg.inv(wide).repeat(outputs, 1, 1)
+    done = torch.zeros_like(left, dtype=torch.bool)
+    row = torch.arange(outputs, device=left.device)
+    values = torch.zeros_like(left)
+    for _ in range(inputs):
+        nearest = textbook.nearest(left.flatten(), every, scheme).view_as(left)
+        error = left - nearest
+        diagonal = inverse.diagonal(dim1=1, dim2=2)
+        cost = error.square() / diagonal
+        if options.outliers_first:
+            cost = torch.where((left < low) | (left > high), -error.abs(), cost)
+        pick = cost.masked_fill(done, math.inf).argmin(1)
+        values[row, pick], done[row, pick] = nearest[row, pick], True
+        column, corner = inverse[row, pick].clone(), diagonal[row, pick].clone()
+        left = left - (error[row, pick] / corner)[:, None] * column
+        inverse -= column[:, :, None] * column[:, None] / corner[:, None, None]
+    return values
+
+
 def describe(options: Options) -> list[str]:
     """Return the options that differ from the defaults, in the words of tables."""
     words = []
@@ -282,4 +321,5 @@ SOLVER = Solver(
     memory=Memory(weights=6, prepared=3 + LEAST_ROWS + 1, preparing=5, beside=BATCH),
     version=2,
     describe=describe,
+    oracle=oracle,
 )

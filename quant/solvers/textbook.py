@@ -72,6 +72,7 @@ def walked(
     first: Tensor | None = None,
     static: bool = False,
     stale_block: int | None = None,
+    fixed: Tensor | None = None,
 ) -> Tensor:
     """Return the levels [out, in] that columns are rounded to, one by one in `order`.
 
@@ -83,6 +84,7 @@ def walked(
     static  groups are neighbouring columns, and their grids those of `start`; otherwise columns
             that follow each other in `order`, with the grids of the weights at the first of these
             steps, or at the last multiple of `stale_block` steps.
+    fixed   weights [out, in] whose grids are taken in the place of all these.
     """
     inputs = start.shape[1]
     size, span = min(scheme.group_size or inputs, inputs), scheme.span(inputs)
@@ -93,12 +95,14 @@ def walked(
         block = hessian[members][:, members]
         return find_groups(source[:, members], scheme, hessian=lambda part: block[part, part])
 
-    grids = found(start, torch.arange(inputs, device=start.device))  # one group, or static ones
+    everything = torch.arange(inputs, device=start.device)
+    grids = found(start if fixed is None else fixed, everything)  # one group, or static ones
     for step, j in enumerate(order.tolist()):
         if stale_block and step % stale_block == 0:
             before = current.clone()
         if moving and step % span == 0:
-            grids = found(before if stale_block else current, order[step : step + span])
+            moved = before if stale_block else current
+            grids = found(moved if fixed is None else fixed, order[step : step + span])
         at = step % span // size if moving else j // size
         grid = grids.apply(lambda part, at=at: part[:, at])  # type: ignore[misc]
         turn = current[:, j] if first is None or step else first

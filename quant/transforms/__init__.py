@@ -1,1 +1,1 @@
-"""Transforms: changes of coordinates between layers that do not change the model's function."""
+"""Transforms: changes of coordinates that keep a model's function, and roundings of inputs."""

@@ -13,8 +13,11 @@ If no module can absorb T, or if the transform requests it, x' is computed at ru
 as an operator in front of each of the layers (quant.input_operator) and stored in the artifact.
 
 A transform may also rotate the hidden states between the blocks (`residual`), which all weights
-that read or write them take in (quant.calibrate.residual), or remove parts of the model before
-anything else is done to it (`prune`, quant.pruning), which is not exact.
+that read or write them take in (quant.calibrate.residual).
+
+Two kinds are not exact. One rounds the inputs of layers (`rounding`), as hardware that multiplies
+with integers would, and is kept in front of the layers to simulate that (quant.calibrate.rounding).
+The other removes parts of the model before anything else is done to it (`prune`, quant.pruning).
 """
 
 from __future__ import annotations
@@ -162,11 +165,33 @@ class Shifting(Change, Protocol):
         """Return W' t [out], which is added to the bias, for a weight W [out, in]."""
 
 
-class Keepable(Change, Protocol):
-    """A change that can be kept in front of layers, because tensors define it."""
+class Operation(Protocol):
+    """What an operator in front of a layer computes, defined by its tensors."""
+
+    def inputs(self, x: Tensor) -> Tensor:
+        """Return the layer's input made of x [..., in]; wider than x as in Change."""
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return all tensors that define the change, by identifier; they are stored unchanged."""
+        """Return all tensors that define it, by identifier; they are stored unchanged."""
+
+
+class Keepable(Change, Operation, Protocol):
+    """A change that can be kept in front of layers, because tensors define it."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The input of a group of layers, as a rounding sees it.
+
+    name        name of the first layer, for errors.
+    width       number of inputs.
+    statistics  of the input after all changes of coordinates, if the rounding is static and
+                calibration tokens reached the layers.
+    """
+
+    name: str
+    width: int
+    statistics: Statistics | None = None
 
 
 @dataclass(frozen=True)
@@ -216,12 +241,16 @@ def _a_matrix(inputs: int) -> int:
     return 4 * inputs * inputs
 
 
-def _shifts_nothing(_options: Any) -> bool:
+def _never_so(_options: Any) -> bool:
     return False
 
 
 def _fits(_options: Any, _facts: Any, _scheme: Scheme) -> str | None:
     return None
+
+
+def _no_tag(_options: Any) -> str:
+    return ""
 
 
 def _refuses_nothing(_options: Any, _hidden: int, _widths: Sequence[int]) -> str | None:
@@ -230,10 +259,12 @@ def _refuses_nothing(_options: Any, _hidden: int, _widths: Sequence[int]) -> str
 
 @dataclass(frozen=True)
 class Transform:
-    """A change of coordinates, chosen before layers are solved: of their inputs (`change`), or of
-    the residual stream (`residual`). Or, which is not exact, the removal of parts (`prune`).
+    """What is done to a model before layers are solved: a change of coordinates, of their inputs
+    (`change`) or of the residual stream (`residual`), a rounding of their inputs (`rounding`), or
+    the removal of parts (`prune`). The last two are not exact.
 
-    Unless `keep` says otherwise, a change is folded, or dropped if it cannot be folded.
+    Unless `keep` says otherwise, a change is folded, or dropped if it cannot be folded. A rounding
+    is the last of the transforms, and kept in front of every layer that is quantized.
 
     name, label, version, describe  see quant.solvers.base.Solver.
     change                          change(group: Group, options) -> Change, for every group of
@@ -250,13 +281,22 @@ class Transform:
     unfit                           unfit(options, facts: quant.memory.shapes.ModelFacts, scheme) ->
                                     why a model cannot be pruned so, as the end of a sentence with
                                     the next step; None if it can. For transforms that prune.
+    rounding                        rounding(inputs: Inputs, options) -> the Operation that rounds
+                                    the input of a group of layers at run time: activations on a
+                                    grid, simulated in the model's dtype. It is not exact: outputs
+                                    change, the solver's Hessian is that of the rounded inputs, and
+                                    no time is measured. None for changes of coordinates.
+    static                          static(options) -> whether a rounding reads Inputs.statistics.
+    tag                             tag(options) -> what a rounding adds to the names of schemes in
+                                    tables, as a8 in w4g64-a8.
     options                         frozen dataclass that raises a one-sentence ValueError for
                                     invalid values; of one that prunes, quant.pruning.budget.Options
                                     with its own fields.
     rebuild                         rebuild(tensors) -> the change that these tensors define, with
                                     their dtypes and device. It is called in every forward pass of a
                                     layer, so it should compute nothing. None: changes can only be
-                                    folded.
+                                    folded. Of a rounding it is rebuild(tensors, options), because
+                                    the artifact holds its options, too.
     keep                            keep(options) -> "never", "where_needed" (if no module can
                                     absorb the change) or "always".
     kept_bytes                      kept_bytes(inputs) -> maximum bytes of the tensors of one kept
@@ -286,21 +326,25 @@ class Transform:
     options: type = NoOptions
     version: int = 1
     describe: Callable[[Any], list[str]] = nothing_to_say
-    rebuild: Callable[[Mapping[str, Tensor]], Keepable] | None = None
+    rebuild: Callable[..., Operation] | None = None
     keep: Callable[[Any], str] = _never
     kept_bytes: Callable[[int], int] = _a_matrix
     refuses: Callable[[Any, int, Sequence[int]], str | None] = _refuses_nothing
     reads_statistics: bool = False
     folds_through: bool = False
-    shifts: Callable[[Any], bool] = _shifts_nothing
+    shifts: Callable[[Any], bool] = _never_so
     memory: Memory = NOTHING
     residual: Callable[..., Change] | None = None
     prune: Callable[..., Cut] | None = None
     unfit: Callable[[Any, Any, Scheme], str | None] = _fits
+    rounding: Callable[..., Operation] | None = None
+    static: Callable[[Any], bool] = _never_so
+    tag: Callable[[Any], str] = _no_tag
 
     def __post_init__(self) -> None:
         require_names(self.name, self.label, "transform")
-        given = [name for name in ("change", "residual", "prune") if getattr(self, name)]
+        kinds = ("change", "residual", "rounding", "prune")
+        given = [kind for kind in kinds if getattr(self, kind) is not None]
         if len(given) > 1:
             raise ValueError(
                 f"transform {self.name} has both {' and '.join(given)}; make it two transforms."
@@ -320,7 +364,12 @@ class Transform:
     @property
     def function(self) -> Callable[..., Any]:
         """The function that makes its changes."""
-        return self.change or self.residual or self.prune  # type: ignore[return-value]
+        return self.change or self.residual or self.rounding or self.prune  # type: ignore[return-value]
+
+    @property
+    def rounds(self) -> bool:
+        """Whether it rounds the inputs of layers, which is simulated."""
+        return self.rounding is not None
 
     def keeps(self, options: Any) -> str:
         """Return when changes are kept in front of layers; ValueError for an invalid answer."""
@@ -328,6 +377,11 @@ class Transform:
         if word not in KEEP:
             raise ValueError(
                 f"transform {self.name}: keep returned {word!r}; return one of {', '.join(KEEP)}."
+            )
+        if self.rounds and word != ALWAYS:
+            raise ValueError(
+                f"transform {self.name}: keep returned {word!r}, but no module can take a rounding "
+                f"in; return {ALWAYS!r}."
             )
         if word != NEVER and self.rebuild is None:
             raise ValueError(

@@ -13,7 +13,6 @@ blocks into their neighbours by training; here nothing is trained.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -22,8 +21,6 @@ from quant.pruning.budget import Budget, Shapes, alike, budget_of, stored_bits
 from quant.transforms.base import Transform
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from quant.memory.shapes import ModelFacts
     from quant.pruning.cut import Cut
     from quant.pruning.running import Running
@@ -59,6 +56,8 @@ def influences(running: Running, removed: list[int]) -> dict[int, float]:
 
     removed  blocks that are removed already; the end is compared with that of the whole model.
     """
+    from quant.pruning.running import lost
+
     whole = running.end()
     left = [index for index in range(len(running)) if index not in removed]
     hidden, found = running.start(), {}
@@ -66,19 +65,9 @@ def influences(running: Running, removed: list[int]) -> dict[int, float]:
         end = hidden
         for later in left[place + 1 :]:
             end = running.through(later, end)
-        found[index] = 1 - _similarity(whole, end)
+        found[index] = lost(whole, end)
         hidden = running.through(index, hidden)
     return found
-
-
-def _similarity(one: Sequence[Tensor], other: Sequence[Tensor]) -> float:
-    """Return the mean over tokens of the cosine between hidden states [batch, tokens, hidden]."""
-    from torch.nn.functional import cosine_similarity
-
-    pairs = [
-        cosine_similarity(a.double(), b.double(), dim=-1) for a, b in zip(one, other, strict=True)
-    ]
-    return float(sum(each.sum() for each in pairs)) / sum(each.numel() for each in pairs)
 
 
 def removals(budget: Budget, layers: Shapes, scheme: Scheme) -> int:

@@ -7,8 +7,8 @@ optimal brain surgeon, for sets of columns)
     min over W' of  tr((W - W') H (W - W')^T)  =  tr(W_S ((H^-1)_SS)^-1 W_S^T),
     W'_K = W_K - W_S ((H^-1)_SS)^-1 (H^-1)_SK.
 
-The cost is divided by the size of the hidden states that the outputs are added to, so that blocks
-can be compared; our choice.
+Costs of one layer are no measure for those of another. So those of each layer are scaled to what
+the model's end loses, 1 - mean cos(h_L, h'_L), when half of what can go is gone; our choice.
 """
 
 from __future__ import annotations
@@ -55,22 +55,73 @@ def prune(running: Running, options: Options = DEFAULT_OPTIONS) -> Cut:
 
     parts = structured.parts_of(running, options)
     ladders: list[list[Ladder]] = [[] for _ in parts]
-    hidden = running.start()
+    hidden, end = running.start(), running.end()
     for index in range(len(running)):
-        readers = [kind[index].reader for kind in parts]
-        hidden, seen = running.watched(index, hidden, readers)
-        size = stream_size(hidden)
+        before = hidden
+        hidden, seen = running.watched(index, before, [kind[index].reader for kind in parts])
         for kind, found in zip(parts, ladders, strict=True):
             part = kind[index]
             weight = weight_matrix(running.source.model.get_submodule(part.reader)).double()
             hessian = damped(gram(seen[part.reader]), options.damping)
-            found.append(ladder(part, weight, hessian, running.scheme, size))
+            steps = ladder(part, weight, hessian, running.scheme)
+            trial = Trial(running, part, before, end)
+            found.append(scaled(steps, trial, weight, hessian, options.compensate))
     removed = list(structured.choose(running, options, parts, ladders))
     weights = _compensated(running, removed, options) if options.compensate else {}
     return structured.cut_of(removed, weights)
 
 
-def ladder(part: Part, weight: Tensor, hessian: Tensor, scheme: Scheme, size: float) -> Ladder:
+@dataclass(frozen=True)
+class Trial:
+    """Measures what the model's end loses without units of a part.
+
+    before  hidden states of the whole model before the block of the part, by window.
+    end     those after its last block.
+    """
+
+    running: Running
+    part: Part
+    before: list[Tensor]
+    end: list[Tensor]
+
+    def loss(self, units: list[int], weight: Tensor) -> float:
+        """Return 1 - mean cos(h_L, h'_L) with this weight [out, in] in place of the reader's."""
+        from quant.blocks import set_weight_matrix, weight_matrix
+        from quant.pruning.running import lost, masked
+
+        running, name = self.running, self.part.reader
+        layer = running.source.model.get_submodule(name)
+        own = weight_matrix(layer).clone()
+        set_weight_matrix(layer, weight, name)
+        try:
+            with masked(layer, self.part.left(units)):
+                hidden = running.through(self.part.block, self.before)
+        finally:
+            set_weight_matrix(layer, own, name)
+        for later in range(self.part.block + 1, len(running)):
+            hidden = running.through(later, hidden)
+        return lost(self.end, hidden)
+
+
+def scaled(
+    given: Ladder, trial: Trial, weight: Tensor, hessian: Tensor, compensate: bool
+) -> Ladder:
+    """Return a ladder with its scores times one factor: at its middle, they are the end's loss."""
+    import torch
+
+    from quant.pruning.allocate import Ladder
+
+    middle = (len(given.steps) + 1) // 2
+    units = given.removed(middle)
+    if compensate and units:
+        weight, _ = without(weight, torch.linalg.inv(hessian), trial.part.inputs(units))
+    if not given.scores[middle] > 0:  # nothing can go, or what goes has no part in the outputs
+        return given
+    factor = trial.loss(units, weight) / given.scores[middle]
+    return Ladder(given.steps, [factor * score for score in given.scores])
+
+
+def ladder(part: Part, weight: Tensor, hessian: Tensor, scheme: Scheme) -> Ladder:
     """Return the units of a part in the order in which they go, with what their removal costs.
 
     Columns go a step at a time, those of the least cost alone; heads go group by group.
@@ -96,7 +147,7 @@ def ladder(part: Part, weight: Tensor, hessian: Tensor, scheme: Scheme, size: fl
         weight, inverse = without(weight, inverse, inputs)
         left = [each for each in left if each not in set(chosen)]
         steps.append(chosen)
-        scores.append(total / size)
+        scores.append(total)
     return Ladder(steps, scores)
 
 
@@ -137,17 +188,6 @@ def damped(hessian: Tensor, share: float) -> Tensor:
     hessian = hessian.clone()
     hessian.diagonal().add_(share * hessian.diagonal().mean())
     return hessian
-
-
-def stream_size(hidden: list[Tensor]) -> float:
-    """Return the number of tokens times the median of |h|^2 over them.
-
-    The median, because a few tokens have hidden states a thousand times as large.
-    """
-    import torch
-
-    sizes = torch.cat([each.double().square().sum(-1).flatten() for each in hidden])
-    return float(sizes.median()) * len(sizes)
 
 
 def _compensated(

@@ -92,24 +92,14 @@ def gpfq(
 ) -> np.ndarray:
     """The levels of one row: greedy path following, each beside what the columns so far should add.
 
-    Grids are found as for `gptaq`.
+    The grid of a group is that of its own weights.
     """
     rounded = np.zeros(len(row))
     error = np.zeros(len(full))
     levels = np.zeros(0)
-
-    def turn(t: int, error: np.ndarray) -> float:
-        column = quantized[:, t]
-        return float(column @ (error + row[t] * full[:, t]) / (column @ column))
-
     for t in range(len(row)):
         if t % size == 0:
-            ahead, turns = error, []
-            for later in range(t, min(t + size, len(row))):
-                value = turn(later, ahead)
-                turns.append(value)
-                ahead = ahead + row[later] * full[:, later] - value * quantized[:, later]
-            levels = find(np.array(turns))
+            levels = find(row[t : t + size])
         wanted = error + row[t] * full[:, t]
         rounded[t] = best_level(levels, quantized[:, t], wanted)
         error = wanted - rounded[t] * quantized[:, t]

@@ -21,7 +21,7 @@ from quant.checkpoint.source import CheckpointSource
 from quant.config import QuantizationConfig
 from quant.scheme import Scheme
 from quant.solvers import gptq, qronos, rtn
-from quant.transforms import awq, equalize, hadamard, residual_hadamard
+from quant.transforms import awq, equalize, hadamard, residual_hadamard, round_inputs
 from tests.quant import rotating
 from tests.quant.architectures import random_windows
 
@@ -66,6 +66,15 @@ CONFIGS = {
         SCHEME,
         qronos.Options(true_sequential=True),
         ((rotating.TRANSFORM, None),),
+        batch_tokens=50,
+    ),
+    "rounded": QuantizationConfig(
+        qronos.SOLVER,
+        SCHEME,
+        transforms=(
+            (rotating.TRANSFORM, None),
+            (round_inputs.TRANSFORM, round_inputs.Options(4, "tensor", symmetric=False)),
+        ),
         batch_tokens=50,
     ),
 }

@@ -14,6 +14,8 @@ from quant.checkpoint.inspection import inspect
 from quant.checkpoint.make import quantize_to
 from quant.checkpoint.source import ArtifactSource, CheckpointSource
 from quant.config import QuantizationConfig
+from quant.decode.caches import FUSED
+from quant.decode.choose import make_decoder
 from quant.errors import QuantizationError, SchemeError
 from quant.levels import nf4
 from quant.linear import QuantLinear
@@ -251,6 +253,18 @@ def test_random_weights_have_them() -> None:
     found = {n: m.scheme for n, m in model.named_modules() if isinstance(m, QuantLinear)}
     assert len(found) == 21
     assert found == {name: expected(name) for name in found}
+
+
+def test_decoding_reads_layers_of_several_schemes(tmp_path: Path) -> None:
+    """The fused step takes q, k and v of other widths; it is held against the layers alone."""
+    sizes = {"num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 64}
+    layers = {"*.v_proj": Scheme(2, 32), "*.up_proj": Scheme(8, 32), "*.1.mlp.down*": Scheme(3, 32)}
+    model = tiny_model("llama", **sizes)
+    config = QuantizationConfig(rtn.SOLVER, Scheme(4, 32, layers=layers))
+    result = quantize_model(model, [], config)
+    loaded = quant.load(quant.save(tmp_path / "a", model, result.weights, method={"name": "rtn"}))
+    decoder = make_decoder(loaded, WINDOWS[0][None, :4], 8)
+    assert (decoder.mode, decoder.reason) == (FUSED, "")
 
 
 def test_a_mixture_has_the_scheme_of_most_layers() -> None:

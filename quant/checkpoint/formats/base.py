@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from quant.checkpoint.layer_names import settings_of
 from quant.errors import ArtifactError, SchemeError
@@ -22,14 +22,15 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from quant.budget import Budget
     from quant.checkpoint.operators import Operators
     from quant.linear import Packed
-    from quant.weight import QuantizedWeight
+    from quant.weight import FactoredWeight, QuantizedWeight
 
     Shape = tuple[int, int] | None
     Tensors = Mapping[str, Tensor]
     Buffers = tuple[Packed, Scheme, int]
-    Read = QuantizedWeight | Buffers
+    Read: TypeAlias = QuantizedWeight | FactoredWeight | Buffers
     Entries = dict[str, tuple[tuple[int, ...], torch.dtype]]
 
 Config = Mapping[str, Any]
@@ -45,9 +46,10 @@ class Format:
                   further condition, for messages: "version gemm".
     readers       tools that read the format, for `bitsweep export --help`.
     parts         names of the tensors of a layer, without the layer's name; None: those of the
-                  levels, as in quant.linear.pack. `codes` is the part with the codes, and `marks`
-                  are the parts that exactly the quantized layers have; (): the codes. `scales` is
-                  the part whose dtype is scale_dtype; None: parse returns the dtype.
+                  levels, as in quant.linear.pack. `codes` is the part with the codes ("": there
+                  are none), and `marks` are the parts that exactly the quantized layers have; ():
+                  the codes. `scales` is the part whose dtype is scale_dtype; None: parse returns
+                  the dtype.
     matches       matches(config): whether a quantization_config has this format; exactly one format
                   must match.
     parse         parse(config, where) -> CheckpointFormat; `where` names the configuration in
@@ -96,6 +98,10 @@ class Format:
     pickled: str = ""
     library: str = "transformers"
 
+    def first(self, parts: Sequence[str]) -> str:
+        """Return the part that stands for a layer in messages: the codes, or its first."""
+        return self.codes or parts[0]
+
     @property
     def configuration(self) -> str:
         """How a quantization_config identifies the format: "awq (version gemm)"."""
@@ -116,16 +122,18 @@ class Writer:
                  quant.linear.pack, and may be read back before the artifact is complete.
     mixes        whether its configuration can give layers schemes of their own.
     stem         beginning of the names of the tensor files.
+    factored     whether it stores factored weights (quant.weight), and nothing else.
     """
 
-    refuses: Callable[[Scheme, StoredLayer | None], str | None]
-    entries: Callable[[Scheme, StoredLayer], Entries]
-    write_layer: Callable[[QuantizedWeight, StoredLayer], Packed]
+    refuses: Callable[[Any, StoredLayer | None], str | None]
+    entries: Callable[[Any, StoredLayer], Entries]
+    write_layer: Callable[[Any, StoredLayer], Packed]
     describe: Callable[[QuantizedModel], dict[str, Any]]
-    notes: Callable[[Scheme, Sequence[StoredLayer]], list[str]]
+    notes: Callable[[Any, Sequence[StoredLayer]], list[str]]
     own: bool = False
     mixes: bool = False
     stem: str = "model"
+    factored: bool = False
 
 
 @dataclass(frozen=True)
@@ -159,14 +167,14 @@ class QuantizedModel:
     own        schemes of the layers in the blocks that have another than `scheme`, by full name.
     """
 
-    scheme: Scheme
+    scheme: Any
     layers: tuple[str, ...]
     linears: tuple[str, ...]
     act_order: bool
     method: Config
     producer: str
     head: str | None = None
-    own: Mapping[str, Scheme] = field(default_factory=dict)
+    own: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def own_head(self) -> tuple[str, Scheme] | None:
@@ -207,6 +215,8 @@ class CheckpointFormat:
     own          the fields that differ for other layers, by full name or regular expression
                  (quant.checkpoint.layer_names); None: the layer is in full precision.
     mixture      layers by scheme, in words, if there are several in the blocks.
+    budget       that of factored layers (quant.budget), of which the fields of grids say nothing;
+                 None: layers have grids.
     """
 
     format: Format
@@ -228,6 +238,7 @@ class CheckpointFormat:
     embeddings: Mapping[str, Any] = field(default_factory=dict)
     own: Mapping[str, Config | None] = field(default_factory=dict)
     mixture: str = ""
+    budget: Budget | None = None
 
     def of(self, layer: str) -> CheckpointFormat:
         """Return the settings of one layer, by its full name."""

@@ -25,6 +25,10 @@ BESIDE = {
     "scheme/w16": ["method=none"],
     "calib/none": ["method=rtn"],
     "method/hqq": ["scheme=hqq4g64"],
+    "method/svd": ["scheme=budget"],
+    "method/svd_whitened": ["scheme=budget"],
+    "method/dense_sparse": ["scheme=budget"],
+    "scheme/budget": ["method=svd"],
     "method/rtn_calibrated": ["scheme=w3g64_hessian"],
     "calib/c4": ["calib.path={text}", "calib.length=null"],
     "calib/wikitext2": ["calib.path={text}", "calib.length=null"],
@@ -69,6 +73,8 @@ def single(group: str, option: str) -> list[str]:
     chosen = f"suite=[{option}]" if group == "suite" else f"{group}={option}"
     if group == "model" and option != "embedded":
         return [chosen, "method=rtn", "suite=[latency]"]  # their usual texts are on the hub
+    if group == "transform":  # one simulates what is not timed
+        return [chosen, "suite=[perplexity]"]
     return [chosen, *([] if group == "suite" else ["suite=[latency]"])]
 
 

@@ -1,11 +1,14 @@
 """Which figures a table shows: the newest, seeds together, different cells apart."""
 
+import json
 import math
+import re
 
 import pytest
 
 from harness.report.frame import from_records
 from harness.report.rows import read_rows
+from harness.report.variants import _difference
 
 KEY = ("perplexity", "embedded_eval", "perplexity")
 
@@ -144,3 +147,16 @@ def test_two_models_of_one_name_keep_their_figures(made_up) -> None:
     assert shown == [("local-aaaaaaaa", 5.0), ("local-bbbbbbbb", 9.0), ("mine", 5.0)]
     assert found.notes == []
     assert [row.model for row in rows_of([record("a"), record("a")]).rows] == ["local"]
+
+
+def test_mixtures_of_one_name_are_told_apart_in_few_words() -> None:
+    def config(name: str, count: int) -> str:
+        layers = {f"model.layers.{index}.{name}": "w4g64" for index in range(count)}
+        return json.dumps({"scheme": {"bits": 3, "layers": layers}})
+
+    few = {config("up", 1), config("down", 1)}
+    assert _difference(config("up", 1), few) == "model.layers.0.down=null, model.layers.0.up=w4g64"
+    many = {config("up", 9), config("down", 9)}
+    said = {_difference(each, many) for each in many}
+    assert len(said) == 2
+    assert all(re.fullmatch(r"layers=[0-9a-f]{8}", each) for each in said)

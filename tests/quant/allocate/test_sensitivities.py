@@ -93,6 +93,17 @@ def test_losses_of_rounding_need_the_inputs_too() -> None:
     assert found[layer][THREE.name] == pytest.approx(expected, rel=RELATIVE)
 
 
+def test_relative_losses_are_shares_of_the_outputs() -> None:
+    layer = LAYERS[0]
+    plain = tiny_model("llama").double()
+    outputs = inputs_of(plain, layer) @ plain.get_submodule(layer).weight.detach().T
+    whole = 2 / len(WINDOWS) * float((outputs**2).sum())
+    losses = measure_losses(LoadedModel(tiny_model("llama")), WINDOWS, asked())[layer]
+    shares = measure_losses(LoadedModel(tiny_model("llama")), WINDOWS, asked("relative"))[layer]
+    for name, loss in losses.items():
+        assert shares[name] == pytest.approx(loss / whole, rel=RELATIVE)
+
+
 def test_a_solver_that_corrects_inputs_is_measured_without_any_error_before() -> None:
     found = measure_losses(LoadedModel(tiny_model("llama")), WINDOWS, asked(solver=qronos.SOLVER))
     assert all(costs[TWO.name] > costs[THREE.name] > 0 for costs in found.values())
@@ -185,7 +196,10 @@ def test_budgets_beyond_the_candidates_are_refused(bits: float) -> None:
         ({"candidates": (TWO, THREE, TWO)}, "leaves no choice"),
         ({"candidates": (TWO, Scheme(4, 8, levels=nf4.LEVELS))}, "has nf4 levels, and the other"),
         ({"candidates": (TWO, Scheme(3, head=THREE))}, "which is not the scheme of one layer"),
-        ({"sensitivity": "hope"}, "sensitivity='hope' is unknown; choose one of loss, kld"),
+        (
+            {"sensitivity": "hope"},
+            "sensitivity='hope' is unknown; choose one of loss, relat",
+        ),
         ({"tokens": 1}, "tokens=1 is no window"),
         ({"bits": math.inf}, "bits=inf is no number"),
         ({"sensitivity": "kld", "candidates": (TWO, Scheme(3, grid="hessian"))}, "use loss, or"),

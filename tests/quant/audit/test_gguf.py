@@ -196,6 +196,7 @@ def test_other_families(tmp_path: Path, family: str) -> None:
 
 
 def test_a_codebook_of_vectors_has_its_error_alone() -> None:
+    from quant.audit.gguf import CODEBOOK
     from quant.audit.layer import error_alone
     from quant.audit.moments import moments
     from quant.audit.verdict import judge_alone
@@ -206,7 +207,7 @@ def test_a_codebook_of_vectors_has_its_error_alone() -> None:
     seen, _ = error_alone(weight, values, moments(text.T @ text, 200))
     error = ((weight - values) @ text.T).square().sum() / (weight @ text.T).square().sum()
     assert seen.error == pytest.approx(float(error), rel=1e-4)
-    verdict = judge_alone(seen, "IQ3_S")
+    verdict = judge_alone(seen, "IQ3_S", CODEBOOK)
     assert verdict.name == NO_GRID
     assert verdict.why.startswith("IQ3_S chooses several weights at once")
 

@@ -26,6 +26,7 @@ from quant.checkpoint.formats.compressed_tensors import FORMAT
 from quant.linear import QuantLinear
 from quant.scheme import BITS, Scheme
 from quant.solvers import rtn
+from tests.oracles.random_weights import random_weight
 from tests.quant.tiny_checkpoints import CONFIGS, METHOD, logits, quantized
 
 # Said whenever dequantize=True is asked for, which the library's own asymmetric files need.
@@ -42,6 +43,19 @@ def dense(folder: Path) -> PreTrainedModel:
     model = quant.load(folder, kernel="reference")
     dequantize_layers(model, model.dtype)
     return model
+
+
+def test_the_library_reads_layers_of_several_schemes(tmp_path: Path) -> None:
+    model, weights = quantized("llama", Scheme(4, 8, symmetric=True))
+    for seed, layer in enumerate(weights):
+        if "v_proj" in layer or layer.endswith("layers.1.mlp.down_proj"):
+            own = Scheme(8 if "v_proj" in layer else 3, None, symmetric=True)
+            weights[layer] = random_weight(own, *weights[layer].shape, seed=seed)
+            model.get_submodule(layer).weight.data.copy_(weights[layer].dequantize())
+    artifact = quant.save(tmp_path / "a", model, weights, method=METHOD)
+    exported = quant.export(artifact, tmp_path / "b", "compressed-tensors")
+    assert torch.equal(logits(read_by_the_library(exported.folder)), logits(model))
+    assert torch.equal(logits(dense(exported.folder)), logits(model))
 
 
 # Layouts are those of one architecture; the other one names and transposes its layers otherwise.

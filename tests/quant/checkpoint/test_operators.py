@@ -276,7 +276,7 @@ def test_tensors_of_another_layer_are_refused(llama: tuple[Any, Path], tmp_path:
         quant.load(folder, "reference", verify_files=False)
 
 
-@pytest.mark.parametrize("method", ["kept", "rotated", "residual"])
+@pytest.mark.parametrize("method", ["kept", "rotated", "residual", "rounded"])
 @pytest.mark.usefixtures("one_thread")
 def test_a_killed_run_goes_on_with_the_operators_that_it_had(method: str, tmp_path: Path) -> None:
     model, whole = tmp_path / "model", tmp_path / "whole"

@@ -203,7 +203,7 @@ def test_lists_with_an_entry_a_block_lose_those_of_removed_blocks(tmp_path: Path
 def test_a_model_that_computes_something_else_is_refused(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(
         "quant.pruning.source.config_without",
-        lambda config, cut, blocks, *_: changed(config, rms_norm_eps=0.5, num_hidden_layers=2),
+        lambda config, *_: changed(config, rms_norm_eps=0.5, num_hidden_layers=2),
     )
     with pytest.raises(ModelStructureError, match="cannot remove block 1 of LlamaForCausalLM: its"):
         cut_model(saved(tiny_model("llama"), tmp_path), Cut((1,), said="block 1"))
@@ -211,6 +211,7 @@ def test_a_model_that_computes_something_else_is_refused(tmp_path: Path, monkeyp
 
 def changed(config, **values):
     config = copy.deepcopy(config)
+    setattr(config, PRUNED, {})
     for name, value in values.items():
         setattr(config, name, value)
     return config

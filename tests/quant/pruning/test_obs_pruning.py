@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 
 import quant
+from quant.audit.checkpoint import AuditedCheckpoint
 from quant.blocks import find_blocks
 from quant.checkpoint.make import quantize_to
+from quant.checkpoint.skeleton import build_skeleton
 from quant.checkpoint.source import ArtifactSource, CheckpointSource
 from quant.config import QuantizationConfig
 from quant.errors import ArtifactError, QuantizationError
@@ -28,7 +30,8 @@ from quant.transforms.base import Transform
 from quant.transforms.obs_pruning import Options, cost, damped, gram, ladder, without
 from tests.quant.architectures import random_windows, tiny_model, uneven_model
 from tests.quant.mixtures import tiny_mixture
-from tests.quant.pruning.test_block_removal import saved
+from tests.quant.pruning.test_block_removal import run, saved
+from tests.quant.pruning.test_block_removal import without as without_blocks
 
 W8 = Scheme(8, group_size=16, scale_dtype="float32")
 WINDOWS = random_windows(3, seed=7)
@@ -77,7 +80,7 @@ def heads(groups: int = 4) -> Part:
 
 def test_groups_of_heads_go_in_the_order_of_brute_force() -> None:
     x, weight = random(90, 24) @ random(24, 24, seed=2), random(16, 24, seed=1)
-    found = ladder(heads(), weight, x.T @ x, W8, size=2.0)
+    found = ladder(heads(), weight, x.T @ x, W8)
     left, gone = [0, 1, 2, 3], []
     for step, score in zip(found.steps, found.scores[1:], strict=True):
         trials = {}
@@ -86,7 +89,7 @@ def test_groups_of_heads_go_in_the_order_of_brute_force() -> None:
             trials[group] = least_squares(weight, x, [j for j in range(24) if j not in inputs])[1]
         best = min(trials, key=trials.__getitem__)
         assert list(step) == [best]
-        assert score == pytest.approx(trials[best] / 2.0, rel=1e-9)
+        assert score == pytest.approx(trials[best], rel=1e-9)
         left.remove(best)
         gone.append(best)
     assert len(found.steps) == 3  # one group stays
@@ -95,7 +98,7 @@ def test_groups_of_heads_go_in_the_order_of_brute_force() -> None:
 def test_columns_go_in_steps_that_leave_groups_whole() -> None:
     x, weight = random(300, 100) * random(100, seed=3).exp(), random(16, 100, seed=1)
     part = Part(0, "layers.0", Columns(("gate", "up"), "down", 100, 16))
-    found = ladder(part, weight, x.T @ x, W8, size=1.0)
+    found = ladder(part, weight, x.T @ x, W8)
     alone = [least_squares(weight, x, [j for j in range(100) if j != k])[1] for k in range(100)]
     assert sorted(found.steps[0]) == sorted(sorted(range(100), key=alone.__getitem__)[:32])
     assert [len(step) for step in found.steps] == [32, 32, 32]
@@ -243,11 +246,22 @@ def test_an_artifact_of_uneven_blocks_is_within_its_budget_and_runs(tmp_path: Pa
     torch.testing.assert_close(torch.stack(grown), logits[0], rtol=1e-3, atol=1e-3)
 
 
-def test_an_export_of_uneven_blocks_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("damaged", ["x", {"layers": {"model.none": [1, 2]}}, {"layers": [[1]]}])
+def test_a_damaged_entry_is_refused(damaged: object, tmp_path: Path) -> None:
+    config = tiny_model("llama").config
+    setattr(config, PRUNED, damaged)
+    config.save_pretrained(tmp_path)
+    with pytest.raises(ArtifactError, match=f"{PRUNED} does not say the shapes of layers of Llama"):
+        build_skeleton(tmp_path, None, {})
+
+
+def test_exports_and_audits_of_uneven_blocks_are_refused(tmp_path: Path) -> None:
     folder = saved(tiny_model("llama", **WIDE), tmp_path / "model")
     quantized(folder, tmp_path, Options(bits=0.7 * W8.bits_per_weight(32)))
     with pytest.raises(ArtifactError, match="layers that are smaller than config"):
         quant.export(tmp_path / "out", tmp_path / "other", "gptq-v2")
+    with pytest.raises(ArtifactError, match="parts of the model were removed before it was quant"):
+        AuditedCheckpoint(tmp_path / "out", tiny_model("llama", **WIDE))
 
 
 def reader_errors(folder: Path, compensate: bool) -> dict[str, tuple[float, float]]:
@@ -283,6 +297,51 @@ def test_weights_that_stay_make_up_for_those_that_go(tmp_path: Path) -> None:
     for name, (error, best) in with_them.items():
         assert error == pytest.approx(best, rel=1e-4)
         assert without_them[name][0] > 1.5 * error
+
+
+@pytest.mark.parametrize("compensate", [True, False])
+def test_scores_are_the_loss_of_the_end_at_the_middle_of_a_ladder(
+    compensate: bool, tmp_path: Path
+) -> None:
+    model = tiny_model("llama", **WIDE)
+    found, cases = {}, {"mlp.down_proj": (0, 1), "self_attn.o_proj": (1, 2)}
+
+    def prune(running, options):
+        before, hidden = {}, running.start()
+        for block in range(3):
+            before[block], readers = hidden, [f"model.layers.{block}.{name}" for name in cases]
+            hidden, seen = running.watched(block, hidden, readers)
+            for name, (kind, _) in cases.items():
+                part = structured.parts_of(running, options)[kind][block]
+                weight = running.source.model.get_submodule(part.reader).weight.double()
+                hessian = damped(gram(seen[part.reader]), 0.01)
+                steps = ladder(part, weight, hessian, W8)
+                trial = obs_pruning.Trial(running, part, before[block], running.end())
+                scores = obs_pruning.scaled(steps, trial, weight, hessian, compensate).scores
+                changed, inputs = weight, part.inputs(steps.removed(cases[name][1]))
+                if compensate:
+                    changed, _ = without(weight, torch.linalg.inv(hessian), inputs)
+                found[block, name] = steps, scores, changed.float(), inputs
+        return cut_of([])
+
+    spying = Transform("removal", "removal", prune=prune, options=Options)
+    config = QuantizationConfig(rtn.SOLVER, W8, arithmetic="portable")
+    with CheckpointSource(saved(model, tmp_path), torch.float32) as source:
+        pruned(source, spying, Options(windows=2), WINDOWS, config)
+    for (block, name), (steps, scores, changed, inputs) in found.items():
+        less, middle = without_blocks(model, set()), cases[name][1]
+        layer = less.get_submodule(f"model.layers.{block}.{name}")
+        layer.weight.data.copy_(changed)
+        layer.weight.data[:, inputs] = 0
+        cosines = []
+        for window in WINDOWS[:2]:
+            whole = run(without_blocks(model, set()), window)[0]
+            for a, b in zip(whole, run(less, window)[0], strict=True):
+                cosines.append(float(a @ b / (a.norm() * b.norm())))
+        end = 1 - sum(cosines) / len(cosines)
+        assert scores[middle] == pytest.approx(end, rel=1e-4)
+        ratio = scores[middle] / steps.scores[middle]
+        assert scores[1] == pytest.approx(ratio * steps.scores[1])
 
 
 def test_damping_is_a_share_of_the_mean() -> None:

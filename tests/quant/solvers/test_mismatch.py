@@ -14,8 +14,8 @@ from quant.config import QuantizationConfig
 from quant.errors import NonFiniteError
 from quant.hessian import Hessian
 from quant.scheme import Scheme
-from quant.solvers import gpfq, gptaq, gptq, mismatch, qronos
-from quant.solvers.base import Layer, Solver
+from quant.solvers import gpfq, gptaq, gptq, mismatch, qronos, rtn
+from quant.solvers.base import Layer, NoOptions, Solver
 from tests.oracles import textbook_mismatch as textbook
 from tests.oracles.textbook_gptq import find_levels
 from tests.quant.architectures import random_windows, tiny_model
@@ -210,6 +210,28 @@ def test_on_a_model_the_median_layer_is_no_worse_than_with_gptq(name: str) -> No
     assert median(apart) < 0
 
 
+@pytest.mark.parametrize("more", [{}, {"act_order": True, "static_groups": True}], ids=str)
+def test_gpfq_is_no_worse_than_rounding_where_a_small_input_follows_large_ones(more: Any) -> None:
+    """Its step there is many times the weights' range: grids found on the way grew with it.
+
+    With X~ = X every step leaves an error of at most what rounding w_t itself would add, so that
+    ||W X - Q X||^2 <= sum_t (w_t - rounded_t)^2 ||x_t||^2, on the same grids.
+    """
+    layer, scheme, options = Mismatched(7, outputs=16), Scheme(3, 4), gpfq.Options(**more)
+    inputs = layer.full.clone()
+    inputs[:, 5] = 1e-3 * inputs[:, :5].sum(1)
+    summed = Hessian(INPUTS, dtype=torch.float64)
+    summed.update(inputs)
+    matrix = summed.take()
+    found = gpfq.solve(layer.weight, scheme, gpfq.prepare(matrix, options), options).weight
+    nearest = rtn.solve(layer.weight, scheme, None, NoOptions(), Layer()).weight
+    apart = layer.weight - found.dequantize()
+    each = (layer.weight - nearest.dequantize()).square() * matrix.diagonal()
+    assert float(((apart @ matrix) * apart).sum()) <= float(each.sum())
+    for name in found.grid:
+        assert torch.equal(found.grid[name], nearest.grid[name]), name
+
+
 def test_the_loss_of_qronos_is_the_part_of_the_objective_that_levels_change() -> None:
     layer = Mismatched(4)
     solution = layer.solve(qronos, Scheme(3), qronos.Options())
@@ -257,6 +279,8 @@ def test_bad_input_is_refused_in_one_sentence() -> None:
         gptaq.Options(alpha=2)
     with pytest.raises(ValueError, match=r"solver x needs the inputs .* add prepare\(hessian"):
         Solver("x", "X", solve=qronos.solve, needs_calibration=True, needs_reference=True)
+    with pytest.raises(ValueError, match=r"GPFQ .* group_grid=stale has no effect; leave it out"):
+        gpfq.Options(group_grid="stale")
     layer = Mismatched(0)
     for solver in SOLVERS.values():
         prepared = solver.prepare(layer.hessian, drift=layer.drift)

@@ -1,10 +1,13 @@
 """OBQ against the textbook oracle, against GPTQ, and what it refuses."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
-from quant.errors import NonFiniteError, SingularHessianError
+from quant.calibrate.self_check import cut, self_check
+from quant.errors import NonFiniteError, QuantizationError, SingularHessianError
 from quant.hessian import Hessian
 from quant.scheme import Scheme
 from quant.solvers import gptq, obq
@@ -47,6 +50,37 @@ def test_it_is_the_textbook(
         np.testing.assert_allclose(found.double().numpy(), values, rtol=1e-6)
         loss += part
     assert solution.loss == pytest.approx(loss, rel=1e-9)
+
+
+@pytest.mark.parametrize("outliers_first", [True, False])
+@pytest.mark.parametrize("scheme", [Scheme(2), Scheme(3, 5)])
+def test_the_oracle_of_runs_is_the_textbook(scheme: Scheme, outliers_first: bool) -> None:
+    weight, hessian = layer(seed=3)
+    options = obq.Options(outliers_first=outliers_first)
+    damping = 0.01 * float(hessian.diagonal().mean())
+    values = obq.SOLVER.oracle(weight, scheme, hessian, damping, options)
+    damped = hessian.numpy() + damping * np.eye(len(hessian))
+    size = scheme.group_size or weight.shape[1]
+    for row, found in zip(weight.numpy(), values, strict=True):
+        starts = range(0, len(row), size)
+        each = [find_levels(row[start : start + size], scheme.bits).values for start in starts]
+        levels = np.array([each[j // size] for j in range(len(row))])
+        expected, _ = greedy(row, damped, levels, outliers_first)
+        np.testing.assert_allclose(found.numpy(), expected, rtol=1e-6)
+
+
+def test_a_run_would_see_another_order() -> None:
+    weight, hessian = (each.float() for each in layer(outputs=8, inputs=48, seed=5))
+    piece = cut(weight, hessian, Scheme(3))
+    options, where = obq.Options(), Layer("fc1", 200)
+    assert abs(self_check(piece, obq.SOLVER, options, Scheme(3), where)) < 1e-3
+
+    def in_natural_order(weight, scheme, prepared, options, layer):
+        return gptq.solve(weight, scheme, prepared, gptq.Options(), layer)
+
+    other = replace(obq.SOLVER, solve=in_natural_order)
+    with pytest.raises(QuantizationError, match=r"fc1: solver obq leaves the error"):
+        self_check(piece, other, options, Scheme(3), where)
 
 
 def test_batches_of_rows_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

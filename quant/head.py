@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from quant.errors import ModelStructureError
@@ -107,10 +106,11 @@ def serves_head(model: PreTrainedModel, scheme: AnyScheme) -> bool:
 def alone(scheme: AskedScheme) -> str:
     """Why embeddings are not quantized without a head that is tied to them: after "The model"."""
     assert scheme.embeddings is not None
-    both = replace(scheme, head=scheme.embeddings).name
+    own = scheme.embeddings.name
     return (
         "ties its head to its embeddings, and with quantized embeddings alone the table would be "
-        f"stored a second time, in full: use scheme={both}, whose one packed matrix serves both."
+        "stored a second time, in full: give scheme.head the same keys, as in scheme="
+        f"w4g64_head_{own}_emb_{own}, and one packed matrix serves both."
     )
 
 

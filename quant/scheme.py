@@ -67,7 +67,7 @@ class Scheme:
     head         scheme of the model's language-model head (quant.head), which has uniform levels or
                  those of the layers; None keeps the head in the dtype of the model. The scheme of a
                  weight matrix has none (`without_head`).
-    embeddings   scheme of the table of token embeddings (quant.embeddings), on the same terms.
+    embeddings   scheme of the table of token embeddings (quant.embedding), on the same terms.
     layers       schemes of layers that have another than this one, as pairs of a pattern and a
                  scheme (or a mapping): full names of layers, with the wildcards * ? [] of shells.
                  Levels are those of the other layers; a weight's own scheme has none (`of`).

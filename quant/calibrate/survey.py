@@ -17,6 +17,7 @@ from quant.blocks import keep_precision, linear_layers, require_quantizable, wei
 from quant.calibrate.source import BlockSource, blocks_in_place
 from quant.calibrate.structure import evaluation, run_model
 from quant.coverage import Coverage, coverage, pattern, require_coverage
+from quant.embedding import rows_and_device
 from quant.rules import STRICT, Rules
 
 NEVER_CALLED = "never called"
@@ -103,11 +104,13 @@ def reads_weight(source: BlockSource, module: nn.Module) -> bool:
     def read() -> None:
         found[0] = found[0] or not running[0]
 
+    # Before the module is watched: run_model itself asks the embeddings for their device.
+    tokens = torch.zeros(1, _TOKENS, dtype=torch.int64, device=rows_and_device(source.model)[1])
     handles = [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
     try:
         with blocks_in_place(source, blank=True), evaluation(source.model):
             _tell_reads(module, read)
-            run_model(source.model, torch.zeros(1, _TOKENS, dtype=torch.int64))
+            source.model(input_ids=tokens, use_cache=False)
     finally:
         for handle in handles:
             handle.remove()

@@ -221,7 +221,7 @@ def test_embeddings_of_a_tied_head_alone_are_refused_with_the_scheme_that_serves
     before = table_of(model).clone()
     with pytest.raises(
         ModelStructureError,
-        match=r"OPTForCausalLM ties its head .* use scheme=w4g16_head_w4g8_emb_w4g8, whose one",
+        match=r"OPTForCausalLM ties its head .* as in scheme=w4g64_head_w4g8_emb_w4g8, and one",
     ):
         quantize_model(model, [], QuantizationConfig(rtn.SOLVER, ALONE))
     assert torch.equal(table_of(model), before)
@@ -264,6 +264,22 @@ def test_what_no_lookup_stands_for_is_refused() -> None:
     norm.register_forward_hook(lambda *_: read.model.embed_tokens.weight.sum() and None)
     with pytest.raises(ModelStructureError, match="reads its table other than by looking rows up"):
         quantize_model(read, [], config)
+
+
+def test_layers_of_several_schemes_have_embeddings_too(tmp_path: Path) -> None:
+    layers = {"*.down_proj": Scheme(8, 8)}
+    model = tiny_model("llama", **changes(True))
+    scheme = replace(BOTH, layers=layers)
+    _, folder = saved(tmp_path / "a", model, scheme)
+    found = read_scheme(folder)[1]
+    assert found == BOTH  # of the layers without settings of their own
+    with torch.no_grad():
+        logits = quant.load(folder)(TOKENS).logits
+        torch.testing.assert_close(logits, model(TOKENS).logits, rtol=0, atol=1e-4)
+    config = QuantizationConfig(rtn.SOLVER, replace(ALONE, layers=layers))
+    model = tiny_model("llama", **changes(True))
+    with pytest.raises(ModelStructureError, match=r"give scheme\.head the same keys, and one"):
+        quantize_model(model, [], config)
 
 
 def test_a_head_whose_weight_is_read_is_refused_before_anything_is_quantized() -> None:

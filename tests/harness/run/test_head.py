@@ -118,4 +118,4 @@ def test_embeddings_that_serve_the_head_reach_the_table_and_are_counted_once(
         assert record.cell.bits_per_weight == pytest.approx(made.cell.bits_per_weight)
     capsys.readouterr()
     assert cli.main(["plan", *overrides, "scheme=w4_emb_w8g32"]) == cli.IMPOSSIBLE
-    assert "use scheme=w4_head_w8g32_emb_w8g32, whose one packed" in capsys.readouterr().err
+    assert "as in scheme=w4g64_head_w8g32_emb_w8g32, and one packed" in capsys.readouterr().err

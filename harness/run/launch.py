@@ -188,15 +188,16 @@ def report(
     console     to print to; None: standard output.
     latex       how its tables in LaTeX are set.
     """
-    from harness.report.build import build_report
-    from harness.report.tables import summary_table
+    from harness.report.build import make_report, write_report
+    from harness.report.tables import on_console
 
     replaced = said_of_replaced(records, folder)
-    files = build_report(records, folder, title, suites, latex)
+    made = make_report(records, title, suites, latex)
+    files = write_report(made, folder)
     if own_folder:
         remove_others(folder, files)
     console = console or open_console()
-    console.print(summary_table(records, console.width, causes, suites))
+    console.print(on_console(made.tables, console.width, causes))
     said = f"\nreport: {_shown(files[0])} (tables, plots, CSV and {files[1].name} beside it)"
     console.print(said, highlight=False, markup=False, soft_wrap=True)
     if replaced:

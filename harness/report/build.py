@@ -10,14 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from harness.records.record import Record
 from harness.records.store import file_name, unique_name, write_atomically
-from harness.report.by_calibration import draw_by_calibration
-from harness.report.curve_plot import draw_curves
+from harness.report.drawing import drawing
 from harness.report.frame import INTERNAL, from_records
 from harness.report.latex import LATEX, Latex, to_latex
 from harness.report.page.write import page
 from harness.report.pareto import pareto_table, size_table
-from harness.report.pareto_plot import draw_pareto
-from harness.report.plots import Drawn, draw_all
 from harness.report.render import to_csv, to_markdown
 from harness.report.rows import make_rows, select
 from harness.report.sizes import draw_by_size
@@ -87,23 +84,25 @@ def make_report(
     tables = [*summarized, *_decision_tables(models)]
     named = {f"{table.name}{ends[table.model]}": table for table in tables}
     latex.check(list(named))
-    plots = _plots(models)
     files: dict[str, bytes] = {}
-    for name, table in named.items():
-        files[f"tables/{name}.csv"] = to_csv(table).encode()
-        files[f"tables/{name}.tex"] = to_latex(table, latex.style(name)).encode()
+    with drawing(models) as plots_of_models:
+        for name, table in named.items():
+            files[f"tables/{name}.csv"] = to_csv(table).encode()
+            files[f"tables/{name}.tex"] = to_latex(table, latex.style(name)).encode()
+        whole = page(records, by_cell, title, provenance(records), suites)
+        by_size = draw_by_size(every.rows, declared_tables(every.rows, suites))
+        plots = plots_of_models()
     pictures: list[tuple[str, str]] = []
     for model, drawn in plots.items():
         for plot in drawn:
             name = f"{plot.name}{ends[model]}"
             pictures.append((f"{plot.title}, {model}", f"plots/{name}.png"))
             files |= {f"plots/{name}.{kind}": data for kind, data in plot.files.items()}
-    for plot in draw_by_size(every.rows, declared_tables(every.rows, suites)):
+    for plot in by_size:
         pictures.append((plot.title, f"plots/{plot.name}.png"))
         files |= {f"plots/{plot.name}.{kind}": data for kind, data in plot.files.items()}
     files["metrics.csv"] = metrics
     summary = _summary(title, tables, pictures, records)
-    whole = page(records, by_cell, title, provenance(records), suites)
     return Report({"summary.md": summary.encode(), PAGE: whole.encode(), **files}, summarized)
 
 
@@ -126,18 +125,6 @@ def _decision_tables(models: Sequence[OfModel]) -> list[Table]:
         for make in (size_table, pareto_table)
     )
     return [each for each in made if each is not None]
-
-
-def _plots(models: Sequence[OfModel]) -> dict[str, list[Drawn]]:
-    return {
-        each.name: [
-            *draw_all(each.rows, each.declared),
-            *draw_pareto(each.rows, each.declared),
-            *draw_by_calibration(each.rows, each.declared),
-            *draw_curves(each.rows, each.declared),
-        ]
-        for each in models
-    }
 
 
 def _metrics_csv(frame: pd.DataFrame) -> str:

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import crowded, harness_overhead, methods, perplexity, reading, solver
+from benchmarks import crowded, harness_overhead, methods, perplexity, reading, report, solver
 from benchmarks.peers import bitsandbytes_files, decode, gguf_files
 from benchmarks.peers import quantize as producers
 from harness.models.model import Place, StoredModel, find_model
@@ -127,6 +127,7 @@ BENCHMARKS = {
     "gguf": gguf_files.gguf,
     "bitsandbytes": bitsandbytes_files.bitsandbytes,
     "crowded": crowded.crowded,
+    "report": report.report,
     "harness": harness_overhead.harness,
 }
 

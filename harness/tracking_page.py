@@ -24,7 +24,7 @@ from harness.report.frame import from_records
 from harness.report.render import to_markdown
 from harness.report.rows import Row, read_rows
 from harness.report.table import on_screen
-from harness.report.tables import NO_SPECS, tables_of_rows
+from harness.report.tables import NO_SPECS, models_of, tables_of
 from harness.suites.base import Suite
 from harness.suites.find import declared_tables
 from harness.tracking import (
@@ -137,7 +137,7 @@ def make_page(
     wr: Any = v2  # typed in part only
     entity = settings.entity or (_default_entity() if settings.mode == ONLINE else "")
     every = read_rows(from_records(records))
-    tables = tables_of_rows(every, suites)
+    tables = tables_of(models_of(every.rows, suites), every.notes)
     blocks: list[Any] = [wr.H2("Tables")]
     blocks += [wr.MarkdownBlock(to_markdown(on_screen(table))) for table in tables]
     blocks += [wr.H2("Runs"), _grid(wr, every.rows, plots, settings, entity, group, suites)]

@@ -50,6 +50,8 @@ from quant.rules import RULES, TOKEN_RULES, Rules
 from quant.solvers.base import Solver
 from quant.transforms.base import Transform
 
+Known = dict[tuple[str, Part | None], Model | AbsentModel]  # by its configuration and levels
+
 
 def resolve(
     config: CellConfig,
@@ -58,6 +60,7 @@ def resolve(
     or_reason: bool = False,
     without_data: bool = False,
     elsewhere: bool = False,
+    known: Known | None = None,
 ) -> ResolvedCell | PendingCell:
     """Resolve a configuration to its cell; pending if its model is not on this machine.
 
@@ -66,6 +69,7 @@ def resolve(
     or_reason  return a pending cell with its reason for a model that cannot be had here.
     without_data  the same for a calibration text, and leave out suites whose data cannot be had.
     elsewhere  the cell runs on another machine: its device and kernel may be missing here.
+    known      models that cells resolved just before have found; filled.
 
     Raises ConfigError, and ModelError for a model that cannot be found or downloaded.
     """
@@ -74,14 +78,12 @@ def resolve(
     measured = _levels("model.levels", config.model.levels, folder)
     # The model is checked first: everything else depends on it.
     try:
-        model = find_model(config.model, download, measured)
+        model = _find_model(config, download, measured, {} if known is None else known)
     except Unavailable as error:
         if not or_reason:
             raise
         absent = AbsentModel(config.model)
         return PendingCell(_choices(config, absent, folder, measured), absent, str(error))
-    if isinstance(model, StoredModel | QuantizedModel):
-        model = with_attention(model)
     choices = _choices(config, model, folder, measured)
     checks.method_and_scheme(choices.solving, choices.scheme, model)
     checks.random_weights(config, choices.solving, choices.suites, model)
@@ -117,6 +119,20 @@ def resolve(
     kernel = _kernel(config.runtime, quantized, elsewhere)
     keys = cell_keys(choices, model, kernel, facts)
     return ResolvedCell(choices, model, kernel, keys, dict(config.model.expected), lacking)
+
+
+def _find_model(
+    config: CellConfig, download: bool, levels: Part | None, known: Known
+) -> Model | AbsentModel:
+    """The model with its attention; one that is among `known` is not looked for again."""
+    key = (repr(config.model), levels)
+    model = known.get(key)
+    if model is None or (download and isinstance(model, AbsentModel)):
+        model = find_model(config.model, download, levels)
+        if isinstance(model, StoredModel | QuantizedModel):
+            model = with_attention(model)
+        known[key] = model
+    return model
 
 
 def _absent_suites(

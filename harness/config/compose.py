@@ -165,9 +165,7 @@ def compose_one(overrides: Sequence[str]) -> DictConfig:
 
 
 def _compose_entry(searchpath: Sequence[str], entry: Entry) -> Composed:
-    found = compose_one([*searchpath, *entry])
-    values: Any = OmegaConf.to_container(found, resolve=False)
-    return composed(_resolved(found), values)
+    return composed(compose_one([*searchpath, *entry]))
 
 
 def _node(scheme: AnyScheme) -> dict[str, Any]:

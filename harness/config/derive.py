@@ -25,6 +25,7 @@ from typing import Any
 
 import yaml
 from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from harness.config.help import conf_dir
@@ -33,12 +34,14 @@ from harness.config.schema import SweepConfig
 Entry = tuple[str, ...]  # the overrides of a cell
 SEED = "seed"
 _CHOICE = re.compile(r"(\w+)=([\w.+-]+)")
+_SEED = re.compile(r"0|[1-9][0-9]*")  # a number in Hydra's grammar
 
 
 @dataclass(frozen=True)
 class Composed:
     """A composed configuration.
 
+    source  as Hydra composed it.
     config  its values, interpolations resolved.
     raw     by top-level key: the text of its values, interpolations as they are written.
     named   words in the interpolations of each of these keys.
@@ -47,19 +50,31 @@ class Composed:
     config: SweepConfig
     raw: dict[str, str]
     named: dict[str, frozenset[str]]
+    source: DictConfig
 
     def changed(self, other: Composed) -> set[str]:
         """Top-level keys that differ between the two."""
         return {key for key in self.raw | other.raw if self.raw.get(key) != other.raw.get(key)}
 
 
-def composed(config: SweepConfig, values: dict[str, Any]) -> Composed:
-    """A composition from its values: with interpolations resolved, and as they are written."""
+def composed(source: DictConfig) -> Composed:
+    """What Hydra composed, with its interpolations resolved, and as they are written."""
+    values: Any = OmegaConf.to_container(source, resolve=False)
+    config = OmegaConf.to_object(source)
+    assert isinstance(config, SweepConfig)
     return Composed(
         config,
         {key: repr(value) for key, value in values.items()},
         {key: frozenset(_named(value)) for key, value in values.items()},
+        source,
     )
+
+
+def _seeded(base: Composed, seed: int) -> Composed:
+    """A composition with another seed, which Hydra would set last of all."""
+    source = copy.deepcopy(base.source)
+    source[SEED] = seed
+    return composed(source)
 
 
 def _named(value: Any) -> Iterable[str]:
@@ -117,7 +132,7 @@ class Composer:
             return None  # a seed
         swapped = {key: value for key, value in chosen.items() if value != given.get(key)}
         base = self._compose(first)
-        parts = {key: self._compose(_swapped(first, key, value)) for key, value in swapped.items()}
+        parts = {key: self._with(first, key, value) for key, value in swapped.items()}
         including = [
             key
             for key, value in swapped.items()
@@ -135,6 +150,13 @@ class Composer:
             seen |= reached
             values |= {each: getattr(part.config, each) for each in reached & values.keys()}
         return copy.deepcopy(SweepConfig(**values))
+
+    def _with(self, first: Entry, key: str, value: str) -> Composed:
+        """`first` with another value of a key, composed once."""
+        entry = _swapped(first, key, value)
+        if key == SEED and _SEED.fullmatch(value) and entry not in self._whole:
+            self._whole[entry] = _seeded(self._compose(first), int(value))
+        return self._compose(entry)
 
     def _local(self, group: str, option: str) -> bool:
         """Whether the file of an option includes none but files of its group."""

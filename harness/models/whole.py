@@ -7,6 +7,7 @@ headers of the files are read.
 from __future__ import annotations
 
 import logging
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -62,8 +63,11 @@ def _require_one_bos(model: StoredModel | QuantizedModel) -> None:
         )
 
 
+_version = cache(version)  # it reads the package's metadata: 5 ms, for every cell
+
+
 def _kept(fingerprint: str) -> Path:
-    key = digest(["whole", VERSION, version("transformers"), fingerprint])
+    key = digest(["whole", VERSION, _version("transformers"), fingerprint])
     return cache_root() / "shapes" / f"{key[:32]}.whole"
 
 

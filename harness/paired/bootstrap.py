@@ -40,9 +40,14 @@ def resampled_sums(columns: Array, ids: str) -> Array:
 
 
 def interval(values: Array) -> tuple[float, float]:
-    """The percentile interval of resampled values at the level 1 - ALPHA."""
-    low, high = np.quantile(values, [ALPHA / 2, 1 - ALPHA / 2])
-    return rounded(float(low)), rounded(float(high))
+    """The percentile interval at the level 1 - ALPHA of resampled values [RESAMPLES]."""
+    return intervals(values[None])[0]
+
+
+def intervals(values: Array) -> list[tuple[float, float]]:
+    """The percentile intervals at the level 1 - ALPHA of resampled values [n, RESAMPLES]."""
+    lows, highs = np.quantile(values, [ALPHA / 2, 1 - ALPHA / 2], axis=1)
+    return [(rounded(low), rounded(high)) for low, high in zip(lows, highs, strict=True)]
 
 
 def rounded(value: float) -> float:

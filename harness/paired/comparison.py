@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from harness.paired.bootstrap import interval, resampled_sums, rounded
+from harness.paired.bootstrap import intervals, resampled_sums, rounded
 from harness.paired.exact import ALPHA, holm, mcnemar, paired_t
 from harness.records.items import values_of, weights_of
 from harness.records.record import Items
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     Array = NDArray[np.float64]
 
 MCNEMAR, PAIRED_T = "exact McNemar", "paired t"
+AT_ONCE = 256  # pairs whose intervals are sought together: 8 MB of resampled differences
 
 
 @dataclass(frozen=True)
@@ -71,11 +72,8 @@ def compare(reference: Sequence[Items], others: Sequence[Sequence[Items]]) -> li
 
     Each row has the items of its seeds. Raises ValueError if they are not of the same units.
     """
-    first, weights, sides, drawn = _drawn([reference, *others])
-    return [
-        _comparison(first, weights, sides[0], other, drawn[0], values)
-        for other, values in zip(sides[1:], drawn[1:], strict=True)
-    ]
+    pairs = [(0, index) for index in range(1, len(others) + 1)]
+    return list(compare_pairs([reference, *others], pairs).values())
 
 
 def compare_pairs(
@@ -85,29 +83,52 @@ def compare_pairs(
 
     All rows are resampled once. Raises ValueError if they are not of the same units.
     """
-    first, weights, sides, drawn = _drawn(rows)
-    return {
-        (one, other): _comparison(
-            first, weights, sides[one], sides[other], drawn[one], drawn[other]
-        )
-        for one, other in pairs
-    }
+    pairs = list(pairs)
+    first, weights, sides = _sides(rows)
+    found = {}
+    for start in range(0, len(pairs), AT_ONCE):
+        some = pairs[start : start + AT_ONCE]
+        changes = np.stack([sides[other].drawn - sides[one].drawn for one, other in some])
+        for (one, other), ends in zip(some, intervals(changes), strict=True):
+            found[one, other] = _comparison(first, weights, sides[one], sides[other], ends)
+    return found
 
 
-def _drawn(rows: Sequence[Sequence[Items]]) -> tuple[Items, Array, list[Array], list[Array]]:
-    """The first items, weights [units], and of each row values [units, seeds] and resamples."""
+@dataclass(frozen=True)
+class _Side:
+    """What one row brings to each of its comparisons.
+
+    figure  the row's, averaged over seeds; drawn: resampled, float64 [RESAMPLES].
+    units   values averaged over seeds, float64 [units].
+    shares  every value is a right or a wrong answer, and the figure their share.
+    seeds   how many the row has.
+    """
+
+    figure: float
+    drawn: Array
+    units: Array
+    shares: bool
+    seeds: int
+
+
+def _sides(rows: Sequence[Sequence[Items]]) -> tuple[Items, Array, list[_Side]]:
+    """The first items, weights [units], and the side of each row."""
     if not same_units(*rows):
         raise ValueError("rows on different windows or documents cannot be compared")
     first = rows[0][0]
     weights = weights_of(first)
-    sides = [np.stack([values_of(each) for each in side], axis=1) for side in rows]
-    sums = resampled_sums(np.column_stack([weights, *sides]), first.ids)
-    drawn, start = [], 1
-    for side in sides:
-        stop = start + side.shape[1]
-        drawn.append(_figure(sums[:, start:stop], sums[:, :1], first.exponential))
+    whole = np.array([[weights.sum()]])
+    values = [np.stack([values_of(each) for each in side], axis=1) for side in rows]
+    sums = resampled_sums(np.column_stack([weights, *values]), first.ids)
+    sides, start = [], 1
+    for each in values:
+        stop = start + each.shape[1]
+        figure = _figure(each.sum(axis=0)[None], whole, first.exponential)
+        drawn = _figure(sums[:, start:stop], sums[:, :1], first.exponential)
+        shares = _are_shares(first, each)
+        sides.append(_Side(float(figure[0]), drawn, each.mean(axis=1), shares, each.shape[1]))
         start = stop
-    return first, weights, sides, drawn
+    return first, weights, sides
 
 
 def paired_changes(reference: Items, other: Items) -> tuple[float | None, float | None]:
@@ -139,24 +160,19 @@ def _figure(sums: Array, weights: Array, exponential: bool) -> Array:
 
 
 def _comparison(
-    first: Items, weights: Array, reference: Array, other: Array, drawn: Array, values: Array
+    first: Items, weights: Array, reference: _Side, other: _Side, ends: tuple[float, float]
 ) -> Comparison:
-    """reference and other are values [units, seeds]; drawn and values their resampled figures."""
-    whole = np.array([[weights.sum()]])
-    before, after = (
-        float(_figure(side.sum(axis=0)[None], whole, first.exponential)[0])
-        for side in (reference, other)
-    )
-    low, high = interval(values - drawn)
-    old, new = reference.mean(axis=1), other.mean(axis=1)
+    """ends: the interval of the difference."""
+    before, after = reference.figure, other.figure
+    old, new = reference.units, other.units
     lost = gained = None
-    shares = _are_shares(first, reference, other)
+    shares = reference.shares and other.shares
     if shares:
         lost, gained = float((old * (1 - new)).sum()), float(((1 - old) * new).sum())
     mean, spread = _spread(new - old, weights)
     test: str | None = None
     p: float | None = None
-    if shares and reference.shape[1] == other.shape[1] == 1:
+    if shares and reference.seeds == other.seeds == 1:
         assert lost is not None
         assert gained is not None
         test, p = MCNEMAR, mcnemar(round(lost), round(gained))
@@ -167,8 +183,8 @@ def _comparison(
         reference=rounded(before),
         value=rounded(after),
         difference=rounded(after - before),
-        low=low,
-        high=high,
+        low=ends[0],
+        high=ends[1],
         count=first.count,
         unit=first.unit,
         lost=lost,

@@ -104,7 +104,7 @@ def machine() -> dict[str, Any]:
     return {
         "cpu": _cpu_model(),
         "architecture": platform.machine(),
-        "cores": _usable_cores(),
+        "cores": usable_cores(),
         "memory_gib": round(psutil.virtual_memory().total / GIB),
     }
 
@@ -157,7 +157,8 @@ def _cpu_model() -> str:
     return platform.processor() or "unknown"
 
 
-def _usable_cores() -> int:
+def usable_cores() -> int:
+    """The cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

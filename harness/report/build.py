@@ -4,24 +4,22 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.records.record import Record
 from harness.records.store import file_name, unique_name, write_atomically
-from harness.report.by_calibration import draw_by_calibration
-from harness.report.curve_plot import draw_curves
+from harness.report.drawing import drawing
 from harness.report.frame import INTERNAL, from_records
 from harness.report.latex import LATEX, Latex, to_latex
 from harness.report.page.write import page
 from harness.report.pareto import pareto_table, size_table
-from harness.report.pareto_plot import draw_pareto
-from harness.report.plots import Drawn, draw_all
 from harness.report.render import to_csv, to_markdown
-from harness.report.rows import Row, make_rows, select
+from harness.report.rows import make_rows, select
 from harness.report.sizes import draw_by_size
 from harness.report.table import Table
-from harness.report.tables import NO_SPECS, tables_of_rows
+from harness.report.tables import NO_SPECS, OfModel, models_of, tables_of
 from harness.suites.base import Suite
 from harness.suites.find import declared_tables
 
@@ -40,46 +38,72 @@ def build_report(
 ) -> list[Path]:
     """Write the report of `records` into the folder `out`; return the paths, summary.md first.
 
+    Each file is replaced atomically. Raises what `make_report` raises, and StoreError if the disk
+    is full or not writable.
+    """
+    return write_report(make_report(list(records), title, suites, latex), out)
+
+
+@dataclass(frozen=True)
+class Report:
+    """The files of a report by their paths, summary.md first, and the tables in summary.md."""
+
+    files: dict[str, bytes]
+    tables: list[Table]
+
+
+def write_report(report: Report, out: Path) -> list[Path]:
+    """Write the files of a report into the folder `out`; return their paths."""
+    for name, data in report.files.items():
+        write_atomically(out / name, data)
+    return [out / name for name in report.files]
+
+
+def make_report(
+    records: list[Record],
+    title: str,
+    suites: Mapping[str, Suite] = NO_SPECS,
+    latex: Latex = LATEX,
+) -> Report:
+    """The report of records: the same records give the same bytes.
+
     suites  specs by name, for suites that are not built in.
     latex   how the tables in LaTeX are set.
 
-    The same records give the same bytes. Each file is replaced atomically. Raises ValueError
-    without records, ConfigError for a caption of no table, StoreError if the disk is full or not
-    writable.
+    Raises ValueError without records, ConfigError for a caption of no table.
     """
-    records = list(records)
     if not records:
         raise ValueError("there are no records to report; make some with `bitsweep run`.")
     frame = from_records(records)
+    metrics, ends = _metrics_csv(frame).encode(), _endings(set(frame["model"]))
     selection = select(frame)
-    every = make_rows(selection)
-    rows = every.rows
-    tables = [*tables_of_rows(every, suites), *_decision_tables(rows, suites)]
-    ends = _endings(set(frame["model"]))
+    every, by_cell = make_rows(selection), make_rows(selection, by_cell=True)
+    del frame, selection  # the largest of what is in memory here
+    models = models_of(every.rows, suites)
+    summarized = tables_of(models, every.notes)
+    tables = [*summarized, *_decision_tables(models)]
     named = {f"{table.name}{ends[table.model]}": table for table in tables}
     latex.check(list(named))
-    plots = _plots(rows, suites)
     files: dict[str, bytes] = {}
-    for name, table in named.items():
-        files[f"tables/{name}.csv"] = to_csv(table).encode()
-        files[f"tables/{name}.tex"] = to_latex(table, latex.style(name)).encode()
+    with drawing(models) as plots_of_models:
+        for name, table in named.items():
+            files[f"tables/{name}.csv"] = to_csv(table).encode()
+            files[f"tables/{name}.tex"] = to_latex(table, latex.style(name)).encode()
+        whole = page(records, by_cell, title, provenance(records), suites)
+        by_size = draw_by_size(every.rows, declared_tables(every.rows, suites))
+        plots = plots_of_models()
     pictures: list[tuple[str, str]] = []
     for model, drawn in plots.items():
         for plot in drawn:
             name = f"{plot.name}{ends[model]}"
             pictures.append((f"{plot.title}, {model}", f"plots/{name}.png"))
             files |= {f"plots/{name}.{kind}": data for kind, data in plot.files.items()}
-    for plot in draw_by_size(rows, declared_tables(rows, suites)):
+    for plot in by_size:
         pictures.append((plot.title, f"plots/{plot.name}.png"))
         files |= {f"plots/{plot.name}.{kind}": data for kind, data in plot.files.items()}
-    files["metrics.csv"] = _metrics_csv(frame).encode()
+    files["metrics.csv"] = metrics
     summary = _summary(title, tables, pictures, records)
-    by_cell = make_rows(selection, by_cell=True)
-    whole = page(records, by_cell, title, provenance(records), suites)
-    files = {"summary.md": summary.encode(), PAGE: whole.encode(), **files}
-    for name, data in files.items():
-        write_atomically(out / name, data)
-    return [out / name for name in files]
+    return Report({"summary.md": summary.encode(), PAGE: whole.encode(), **files}, summarized)
 
 
 def _endings(models: set[str]) -> dict[str, str]:
@@ -93,29 +117,14 @@ def _endings(models: set[str]) -> dict[str, str]:
     }
 
 
-def _decision_tables(every: Sequence[Row], suites: Mapping[str, Suite]) -> list[Table]:
+def _decision_tables(models: Sequence[OfModel]) -> list[Table]:
     """Sizes and Pareto fronts of every model, for files alone."""
-    found: list[Table] = []
-    for model in sorted({row.model for row in every}):
-        rows = [row for row in every if row.model == model]
-        declared = declared_tables(rows, suites)
-        made = (make(model, rows, declared) for make in (size_table, pareto_table))
-        found += [each for each in made if each is not None]
-    return found
-
-
-def _plots(every: Sequence[Row], suites: Mapping[str, Suite]) -> dict[str, list[Drawn]]:
-    found = {}
-    for model in sorted({row.model for row in every}):
-        rows = [row for row in every if row.model == model]
-        declared = declared_tables(rows, suites)
-        found[model] = [
-            *draw_all(rows, declared),
-            *draw_pareto(rows, declared),
-            *draw_by_calibration(rows, declared),
-            *draw_curves(rows, declared),
-        ]
-    return found
+    made = (
+        make(each.name, each.rows, each.declared)
+        for each in models
+        for make in (size_table, pareto_table)
+    )
+    return [each for each in made if each is not None]
 
 
 def _metrics_csv(frame: pd.DataFrame) -> str:

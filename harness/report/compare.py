@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import lru_cache
 
 from harness.report.columns import Shown
 from harness.report.names import calibrations, several_seeds
@@ -32,7 +33,7 @@ def best_figures(rows: Sequence[Row], shown: Sequence[Shown]) -> set[tuple[int, 
 
 def other_sample(figure: Figure, key: FigureKey, rows: Sequence[Row]) -> list[str]:
     """A footnote for a figure on another sample than most of its column."""
-    if _sample(figure) == _usual_sample(rows, key):
+    if _sample(figure) == _usual_sample(tuple(rows), key):
         return []
     return [f"on {figure.n} {figure.n_unit} that are not those of the column: do not compare"]
 
@@ -45,7 +46,7 @@ def compared_notes(
     measured_on: dict[str, list[str]] = {}
     for each in shown:
         unit = _figures(rows, each.key)[0].n_unit
-        count, _ = _usual_sample(rows, each.key)
+        count, _ = _usual_sample(tuple(rows), each.key)
         measured_on.setdefault(f"{count} {unit}", []).append(each.key[1])
     if shown:
         counts = "; ".join(
@@ -76,7 +77,8 @@ def _sample(figure: Figure) -> tuple[int, str | None]:
     return figure.n, figure.token_hash
 
 
-def _usual_sample(rows: Sequence[Row], key: FigureKey) -> tuple[int, str | None]:
+@lru_cache(maxsize=64)  # asked for every row
+def _usual_sample(rows: tuple[Row, ...], key: FigureKey) -> tuple[int, str | None]:
     samples = Counter(_sample(figure) for figure in _figures(rows, key))
     return max(samples, key=lambda sample: (samples[sample], sample[0], sample[1] or ""))
 

@@ -86,8 +86,14 @@ def from_records(records: Iterable[Record]) -> pd.DataFrame:
     """
     import pandas as pd
 
-    rows = [row for record in told_apart(records) for row in _rows(record)]
-    frame = pd.DataFrame(rows, columns=list(COLUMNS))
+    columns: dict[str, list[Any]] = {name: [] for name in COLUMNS}
+    for record in told_apart(records):
+        for row in _rows(record):
+            for name, values in columns.items():
+                values.append(row.get(name))
+    # As objects, a text that many rows of a cell share is there once.
+    columns |= {name: pd.Series(columns[name], dtype=object) for name in INTERNAL}
+    frame = pd.DataFrame(columns)
     numbers = ["bits", "group_size", "bits_per_weight", "value", "stderr", "parameters", *QUANTILES]
     frame[numbers] = frame[numbers].astype("float64")
     order = ["model", "suite", "task", "metric", "cell_key", "started_at", "key"]

@@ -13,13 +13,15 @@ class Footnotes:
     """Numbers footnotes in the order of their first use; equal texts share a number."""
 
     def __init__(self) -> None:
-        self.texts: list[str] = []
         self.causes: set[int] = set()
+        self._marks: dict[str, int] = {}
+
+    @property
+    def texts(self) -> list[str]:
+        return list(self._marks)
 
     def mark(self, text: str) -> int:
-        if text not in self.texts:
-            self.texts.append(text)
-        return self.texts.index(text) + 1
+        return self._marks.setdefault(text, len(self._marks) + 1)
 
     def cause(self, text: str) -> int:
         """The mark of a footnote with the cause of a failure."""

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from harness.report.plot_fonts import font_families
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -121,6 +123,7 @@ def own_style() -> Iterator[None]:
         matplotlib.rcdefaults()
         settings: Any = matplotlib.rcParams  # typed by name in some versions
         settings.update(STYLE)
+        settings["font.family"] = font_families()
         yield
 
 
@@ -130,7 +133,7 @@ def save(figure: Figure) -> dict[str, bytes]:
 
     FigureCanvasAgg(figure)
     figure.draw_without_rendering()
-    figure.set_layout_engine("none")  # laid out once, not again for every format
+    figure.set_layout_engine(None)  # laid out once; "none" would draw twice for every format
     saved = {}
     for kind, metadata in NO_METADATA.items():
         buffer = io.BytesIO()

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from harness.records.record import Record
 from harness.report.assemble import tables_of_model
+from harness.report.columns import SuiteTable
 from harness.report.frame import from_records
 from harness.report.latex import to_latex
 from harness.report.origin import error_table, origin_notes
 from harness.report.render import SCREEN_WIDTH, to_csv, to_markdown, to_rich
-from harness.report.rows import Rows, read_rows
+from harness.report.rows import Row, read_rows
 from harness.report.table import Table
 from harness.suites.base import Suite
 from harness.suites.find import declared_tables
@@ -32,17 +33,36 @@ def summary_tables(frame: pd.DataFrame, suites: Mapping[str, Suite] = NO_SPECS) 
         frame   from harness.report.frame.from_records.
     suites  specs by name, for suites that are not built in.
     """
-    return tables_of_rows(read_rows(frame), suites)
+    every = read_rows(frame)
+    return tables_of(models_of(every.rows, suites), every.notes)
 
 
-def tables_of_rows(every: Rows, suites: Mapping[str, Suite] = NO_SPECS) -> list[Table]:
-    """The tables of summary_tables, from rows."""
+@dataclass(frozen=True)
+class OfModel:
+    """The rows of one model, and the tables that their suites declare."""
+
+    name: str
+    rows: list[Row]
+    declared: Mapping[str, SuiteTable]
+
+
+def models_of(rows: Sequence[Row], suites: Mapping[str, Suite] = NO_SPECS) -> list[OfModel]:
+    """The rows by model, in the order of names."""
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        found.setdefault(row.model, []).append(row)
+    return [
+        OfModel(name, found[name], declared_tables(found[name], suites)) for name in sorted(found)
+    ]
+
+
+def tables_of(models: Sequence[OfModel], notes: Sequence[str]) -> list[Table]:
+    """The tables of summary_tables, from rows and the notes on them."""
     tables = []
-    for model in sorted({row.model for row in every.rows}):
-        rows = [row for row in every.rows if row.model == model]
-        made = tables_of_model(model, rows, declared_tables(rows, suites), every.notes)
-        made += filter(None, [error_table(model, rows)])
-        said = origin_notes(rows)
+    for each in models:
+        made = tables_of_model(each.name, each.rows, each.declared, notes)
+        made += filter(None, [error_table(each.name, each.rows)])
+        said = origin_notes(each.rows)
         tables += [replace(table, notes=[*table.notes, *said]) for table in made]
     return tables
 
@@ -58,9 +78,13 @@ def summary_table(
     causes  show causes of failures in the tables; a run prints them once, below the tables.
     suites  specs by name, for suites that are not built in.
     """
+    return on_console(summary_tables(from_records(records), suites), width, causes)
+
+
+def on_console(tables: Sequence[Table], width: int, causes: bool) -> Group:
+    """The renderable of summary_table, from tables."""
     from rich.console import Group
 
-    tables = summary_tables(from_records(records), suites)
     if not tables:
         return Group("No records, so no table.")
     return Group(*(to_rich(table, width, causes) for table in tables))

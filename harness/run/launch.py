@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from harness.cell.cells import PendingCell, ResolvedCell
 from harness.cell.plan import CellPlan
-from harness.cell.resolve import resolve
+from harness.cell.resolve import Known, resolve
 from harness.config.schema import Cell, as_yaml
 from harness.data import hub
 from harness.errors import BitsweepError, Unavailable
@@ -46,7 +46,8 @@ def resolve_all(cells: Sequence[Cell], elsewhere: bool = False) -> list[Resolved
     if all are, except for such an experiment; MissingData in any other.
     """
     hub.forget()
-    found = [_resolved(cell, download=False, elsewhere=elsewhere) for cell in cells]
+    known: Known = {}
+    found = [_resolved(cell, False, elsewhere, known) for cell in cells]
     return _some_available(cells, found)
 
 
@@ -57,14 +58,17 @@ def fetch_all(cells: Sequence[Cell], elsewhere: bool = False) -> list[ResolvedCe
     resolve_all does.
     """
     fetched: list[ResolvedCell | PendingCell] = []
+    known: Known = {}
     for cell, found in zip(cells, resolve_all(cells, elsewhere), strict=True):
         if isinstance(found, PendingCell) and found.reason is None:
-            found = _resolved(cell, download=True, elsewhere=elsewhere)
+            found = _resolved(cell, True, elsewhere, known)
         fetched.append(found)
     return _some_available(cells, fetched)
 
 
-def _resolved(cell: Cell, download: bool, elsewhere: bool) -> ResolvedCell | PendingCell:
+def _resolved(
+    cell: Cell, download: bool, elsewhere: bool, known: Known
+) -> ResolvedCell | PendingCell:
     with hashing_shown(open_console(stderr=True)):
         return resolve(
             cell.config,
@@ -73,6 +77,7 @@ def _resolved(cell: Cell, download: bool, elsewhere: bool) -> ResolvedCell | Pen
             or_reason=True,
             without_data=bool(cell.published),
             elsewhere=elsewhere,
+            known=known,
         )
 
 
@@ -188,15 +193,16 @@ def report(
     console     to print to; None: standard output.
     latex       how its tables in LaTeX are set.
     """
-    from harness.report.build import build_report
-    from harness.report.tables import summary_table
+    from harness.report.build import make_report, write_report
+    from harness.report.tables import on_console
 
     replaced = said_of_replaced(records, folder)
-    files = build_report(records, folder, title, suites, latex)
+    made = make_report(records, title, suites, latex)
+    files = write_report(made, folder)
     if own_folder:
         remove_others(folder, files)
     console = console or open_console()
-    console.print(summary_table(records, console.width, causes, suites))
+    console.print(on_console(made.tables, console.width, causes))
     said = f"\nreport: {_shown(files[0])} (tables, plots, CSV and {files[1].name} beside it)"
     console.print(said, highlight=False, markup=False, soft_wrap=True)
     if replaced:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Iterable, Mapping
+from functools import cache
 
 from harness.report.columns import GENERIC, SuiteTable
 from harness.report.rows import Row
@@ -39,6 +40,7 @@ def is_timing(name: str, suites: Mapping[str, Suite]) -> bool:
     return suite is not None and suite.timing
 
 
+@cache
 def _built_in(name: str) -> Suite | None:
     """The suite of that name in this package; names with dots are never built in."""
     module = f"{PACKAGE}.{name}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from harness.errors import ConfigError
 from harness.report.columns import (
@@ -111,7 +112,7 @@ def _how_decoded(row: Row, key: FigureKey, rows: Sequence[Row]) -> list[str]:
     """Footnotes of a decode time that was not taken as the others were."""
     figure, said = row.figures[key], []
     mode = figure.note("decode mode")
-    if mode != _usual_mode(rows):
+    if mode != _usual_mode(tuple(rows)):
         said.append(f"decoded with {mode}")
     if figure.kernel == "reference":
         said.append(REFERENCE_KERNEL)
@@ -120,7 +121,8 @@ def _how_decoded(row: Row, key: FigureKey, rows: Sequence[Row]) -> list[str]:
     return said
 
 
-def _usual_mode(rows: Sequence[Row]) -> str:
+@lru_cache(maxsize=4)  # asked for every row
+def _usual_mode(rows: tuple[Row, ...]) -> str:
     """How most rows were decoded: static cache in a CUDA graph or not, or a dynamic cache."""
     modes = Counter(figure.note("decode mode") for figure in _figures("decode_ms", rows))
     return max(modes, key=lambda mode: (modes[mode], mode), default="")
@@ -156,7 +158,7 @@ def _notes(rows: Sequence[Row], shown: Sequence[Shown]) -> list[Note]:
             "one's."
         )
     ]
-    mode = _usual_mode(rows)
+    mode = _usual_mode(tuple(rows))
     if mode:
         notes.append(Note(f"Decoded with {mode}."))
     notes += _energy_notes(rows)

@@ -2,10 +2,12 @@
 
 import pytest
 
+from harness.cell import resolve as resolving
 from harness.cell.resolve import make_scheme, resolve
 from harness.config.compose import compose_cells
 from harness.config.schema import OutsideConfig, SchemeConfig
 from harness.errors import BitsweepError, ConfigError
+from harness.run import launch
 from quant.scheme import Scheme
 from tests.harness.cells import cell_of
 
@@ -14,6 +16,18 @@ def test_suites_in_their_order() -> None:
     (cell,) = compose_cells(["suite=[latency,zeroshot,perplexity]"])
     names = [each.suite.name for each in cell_of(cell.config).choices.suites]
     assert names == ["zeroshot", "perplexity", "latency"], "as given, what is timed last"
+
+
+def test_a_model_is_looked_for_once_for_all_cells(monkeypatch: pytest.MonkeyPatch) -> None:
+    sought, find = [], resolving.find_model
+    found = lambda config, *rest: (sought.append(config.context), find(config, *rest))[1]  # noqa: E731
+    monkeypatch.setattr(resolving, "find_model", found)
+    sweep = compose_cells(["scheme=w4,w3", "model.context=null,64", "method=rtn"], multirun=True)
+    cells = launch.resolve_all(sweep)
+    assert sought == [None, 64]
+    assert [each.model.config.context for each in cells] == [None, 64, None, 64]
+    launch.resolve_all(sweep[:1])
+    assert sought == [None, 64, None], "files may have changed since"
 
 
 def test_schemes() -> None:

@@ -278,7 +278,7 @@ def test_layers_of_several_schemes_have_embeddings_too(tmp_path: Path) -> None:
         torch.testing.assert_close(logits, model(TOKENS).logits, rtol=0, atol=1e-4)
     config = QuantizationConfig(rtn.SOLVER, replace(ALONE, layers=layers))
     model = tiny_model("llama", **changes(True))
-    with pytest.raises(ModelStructureError, match=r"give scheme\.head the same keys, and one"):
+    with pytest.raises(ModelStructureError, match=r"give scheme\.head the same keys, as in"):
         quantize_model(model, [], config)
 
 

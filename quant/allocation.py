@@ -17,7 +17,7 @@ from quant.errors import SchemeError
 from quant.scheme import OUTSIDE, Scheme
 
 LOSS, RELATIVE, KLD = "loss", "relative", "kld"
-SENSITIVITIES = (LOSS, RELATIVE, KLD)
+SENSITIVITIES = (RELATIVE, LOSS, KLD)
 # Raise it when the same model, windows and options give another assignment.
 VERSION = 1
 
@@ -30,7 +30,7 @@ class Allocation:
                  scales and zero-points.
     candidates   schemes of which every layer gets one; of one kind of levels.
     sensitivity  what a candidate costs a layer. "loss": the error of its outputs, tr(E H E^T) with
-                 E = W - Q of the solver. "relative": its share of tr(W H W^T). "kld": the
+                 E = W - Q of the solver. "relative": that as a share of tr(W H W^T). "kld": the
                  Kullback-Leibler divergence of the model's output from that with this one layer
                  rounded to nearest, nats a token.
     tokens       calibration tokens, from the first on, that kld is measured on.
@@ -42,7 +42,7 @@ class Allocation:
 
     bits: float
     candidates: tuple[Scheme, ...]
-    sensitivity: str = LOSS
+    sensitivity: str = RELATIVE
     tokens: int = 1024
     head: Scheme | None = None
     embeddings: Scheme | None = None
@@ -72,7 +72,7 @@ class Allocation:
         if self.sensitivity == KLD and searched:
             raise SchemeError(
                 f"auto.candidates has {searched[0]}, whose grids need a Hessian, and auto."
-                f"sensitivity={KLD} rounds to nearest without one: use {LOSS}, or other candidates."
+                f"sensitivity={KLD} rounds to nearest without one: use {RELATIVE}, or other grids."
             )
         if not math.isfinite(self.bits) or self.bits <= 0:
             raise SchemeError(f"bits={self.bits} is no number of bits per weight above 0.")
@@ -85,8 +85,9 @@ class Allocation:
     @property
     def name(self) -> str:
         """Short name for tables and files: auto3.25, auto3.25_kld, auto3.25_head_w8g32."""
-        words = f"auto{self.bits:g}" + ("" if self.sensitivity == LOSS else f"_{self.sensitivity}")
-        return "".join([words, *(f"{OUTSIDE[k]}{own.name}" for k, own in self.outside.items())])
+        words = [f"auto{self.bits:g}", *[self.sensitivity] * (self.sensitivity != RELATIVE)]
+        own = [f"{OUTSIDE[what]}{each.name}" for what, each in self.outside.items()]
+        return "".join(["_".join(words), *own])
 
     @property
     def outside(self) -> dict[str, Scheme]:
@@ -104,8 +105,8 @@ class Allocation:
             return None
         return (
             f"auto.sensitivity={self.sensitivity} measures layers as the model has them, and "
-            f"transform {transforms[0]} changes them: use sensitivity={LOSS}, or leave the "
-            "transform out."
+            f"transform {transforms[0]} changes them: use sensitivity={RELATIVE}, or leave "
+            "the transform out."
         )
 
     def require_possible(self, layers: Sequence[tuple[int, int]]) -> None:

@@ -69,7 +69,7 @@ class AutoConfig:
     """How scheme=auto chooses among schemes (quant.allocation)."""
 
     candidates: List[str] = field(default_factory=list)
-    sensitivity: str = "loss"
+    sensitivity: str = "relative"
     tokens: int = 1024
 
 

@@ -86,9 +86,8 @@ class LossSensor(BlockSolver):
                 with failures_of(f"{layer.name}: solver {solver.name}"):
                     solution = solver.solve(weight, scheme, prepared, options, layer)
                 require_solution(solution, weight, scheme, f"{layer.name}: solver {solver.name}")
-                costs[scheme.name] = (
-                    output_error(weight - solution.weight.dequantize(weight.dtype), matrix) / whole
-                )
+                error = weight - solution.weight.dequantize(weight.dtype)
+                costs[scheme.name] = output_error(error, matrix) / whole
             self.solved(layer.name)
             outputs, inputs = weight.shape
             result = LayerResult(

@@ -60,7 +60,7 @@ def test_a_chosen_scheme_is_measured(
     auto = ["scheme=auto", "scheme.auto.candidates=[w2g16,w3g16,w4g16]", "scheme.bits=4.3"]
     auto += ["scheme.auto.tokens=32"]
     overrides = [*tiny_overrides, "method=rtn", *auto]
-    sweep = [*overrides, "scheme.auto.sensitivity=loss,kld"]
+    sweep = [*overrides, "scheme.auto.sensitivity=relative,kld"]
     assert cli.main(["run", "-m", *sweep]) == cli.OK
     shown = capsys.readouterr().out
     assert "auto4.3¹" in shown or "auto4.3²" in shown

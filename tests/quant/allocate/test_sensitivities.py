@@ -198,11 +198,14 @@ def test_budgets_beyond_the_candidates_are_refused(bits: float) -> None:
         ({"candidates": (TWO, Scheme(3, head=THREE))}, "which is not the scheme of one layer"),
         (
             {"sensitivity": "hope"},
-            "sensitivity='hope' is unknown; choose one of loss, relat",
+            "sensitivity='hope' is unknown; choose one of relative, loss",
         ),
         ({"tokens": 1}, "tokens=1 is no window"),
         ({"bits": math.inf}, "bits=inf is no number"),
-        ({"sensitivity": "kld", "candidates": (TWO, Scheme(3, grid="hessian"))}, "use loss, or"),
+        (
+            {"sensitivity": "kld", "candidates": (TWO, Scheme(3, grid="hessian"))},
+            "use relative, or",
+        ),
     ],
 )
 def test_what_is_no_allocation(change: dict[str, object], message: str) -> None:
@@ -215,6 +218,7 @@ def test_names() -> None:
     assert allocation.name == "auto3.25_kld_head_w8g32"
     assert budget_of(allocation.name) == 3.25
     assert budget_of(Allocation(3, CANDIDATES).name) == 3
+    assert Allocation(3, CANDIDATES, "loss").name == "auto3_loss"
     assert budget_of("w3g64") is None
 
 

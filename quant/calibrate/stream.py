@@ -303,13 +303,15 @@ def _quantize_stage(
     reads = any(transform.reads_statistics for transform, _ in exact)
     changed: dict[Names, Changed] = {}
     if rounding is not None:
-        if exact:
-            first = passes.collect(statistics=reads)
-            changed = _transform(run, index, structure, captured, first, before)
+        if exact:  # whose Hessians are freed before the next are collected
+            changed = _transform(
+                run, index, structure, captured, passes.collect(statistics=reads), before
+            )
         look = partial(passes.collect, statistics=True)
         changed = attach_rounding(rounding, solver.block, solver.name, groups, changed, look)
     # Nothing was quantized or rounded before these layers: x~ = x, and one pass makes both.
     same = reference is not None and index == 0 and not before and rounding is None
+    reads = reads and rounding is None
     collector = passes.collect(
         reference, advance=advance, same=same, statistics=reads, changed=changed
     )

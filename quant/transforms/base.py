@@ -16,7 +16,7 @@ A transform may also rotate the hidden states between the blocks (`residual`), w
 that read or write them take in (quant.calibrate.residual).
 
 One kind is not exact: it rounds the inputs of layers (`rounding`), as hardware that multiplies with
-integers would, and is kept in front of the layers to simulate that (quant.calibrate.simulate).
+integers would, and is kept in front of the layers to simulate that (quant.calibrate.rounding).
 """
 
 from __future__ import annotations

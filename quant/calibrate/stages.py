@@ -79,14 +79,16 @@ def _quantize_stage(
     reads = any(transform.reads_statistics for transform, _ in exact)
     changed: dict[Names, Changed] = {}
     if rounding is not None:
-        if exact:
-            plain = passes.collect(statistics=reads)
-            changed = _transform(run, index, structure, captured, plain, before)
+        if exact:  # whose Hessians are freed before the next are collected
+            changed = _transform(
+                run, index, structure, captured, passes.collect(statistics=reads), before
+            )
         look = partial(passes.collect, statistics=True)
         changed = attach_rounding(rounding, solver.block, solver.name, groups, changed, look)
     # Nothing was quantized or rounded before these layers: x~ = x, and one pass makes both.
     first = index == 0 and not before and run.config.scheme.embeddings is None
     same = reference is not None and first and rounding is None
+    reads = reads and rounding is None
     collector = passes.collect(
         reference, advance=advance, same=same, statistics=reads, changed=changed
     )

@@ -29,6 +29,9 @@ BESIDE = {
     "method/svd_whitened": ["scheme=budget"],
     "method/dense_sparse": ["scheme=budget"],
     "scheme/budget": ["method=svd"],
+    # The embedded model's heads cannot be removed.
+    "transform/obs_pruning": ["transform.obs_pruning.heads=false"],
+    "transform/optin": ["transform.optin.heads=false"],
     "method/rtn_calibrated": ["scheme=w3g64_hessian"],
     "calib/c4": ["calib.path={text}", "calib.length=null"],
     "calib/wikitext2": ["calib.path={text}", "calib.length=null"],

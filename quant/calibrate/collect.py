@@ -64,7 +64,9 @@ class Collector:
             device = workers.devices[worker] if worker else weight_matrix(leader).device
             layer = f"{name}.{group[0]}"
             inputs = weight_matrix(leader).shape[1]
-            hessian = Hessian(inputs, layer, dtype, device, upper_drift)
+            hessian = Hessian(
+                inputs, layer=layer, dtype=dtype, device=device, upper_drift=upper_drift
+            )
             self.hessians[group] = hessian
             statistics = InputStatistics(inputs, device) if with_statistics else None
             if statistics is not None:

@@ -16,6 +16,7 @@ EXTRAS = {
         "accelerate",
         "datasets",
         "filelock",
+        "fontTools",
         "hydra",
         "jinja2",
         "lm_eval",

@@ -34,7 +34,7 @@ RESERVED = (
     "qweight", "g_idx", "bias", "weight", "input_operator", "tiles", "tile_scales", "tile_zeros",
     "tile_negative", "scheme", "in_features", "out_features", "requested", "kernel",
     "kernel_buffers", "tiled", "way", "packed", "quantized_weight", "from_quantized", "stored_bits",
-    "dequantize", "training", "forward", "type", "to", "half", "float", "double", "apply",
+    "dequantize", "dequantize_rows", "training", "forward", "type", "to", "half", "float", "double", "apply",
     "train", "eval", "buffers", "children", "modules", "parameters", "state_dict",
 )  # fmt: skip
 

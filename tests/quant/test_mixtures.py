@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import quant
-from quant.calibrate import stages
+from quant.calibrate import passes
 from quant.calibrate.capture import check_streaming
 from quant.calibrate.layers import LayerResult
 from quant.calibrate.stream import quantize_model, streamed_logits
@@ -165,13 +165,13 @@ def test_the_hessian_of_an_expert_is_that_of_its_tokens(name: str, rules: Rules)
 def test_a_stage_of_true_sequential_is_all_experts_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not a pass of the calibration for every expert; and down sees what gate and up became."""
     seen: list[tuple[str, ...]] = []
-    plain = stages.Collector
+    plain = passes.Collector
 
     def collecting(block: Any, name: str, groups: Any, *rest: Any) -> Any:
         seen.append(tuple(group[0].rpartition(".")[2] for group in groups))
         return plain(block, name, groups, *rest)
 
-    monkeypatch.setattr(stages, "Collector", collecting)
+    monkeypatch.setattr(passes, "Collector", collecting)
     options = gptq.Options(true_sequential=True)
     config = QuantizationConfig(gptq.SOLVER, W4, options, rules=ENOUGH)
     quantize_model(tiny_mixture("mixtral"), WINDOWS, config)

@@ -6,7 +6,7 @@ import pytest
 
 from harness.cell.resolve import resolve
 from harness.cell.schemes import make_scheme
-from harness.config.schema import AutoConfig, CellConfig, HeadConfig, SchemeConfig
+from harness.config.schema import AutoConfig, CellConfig, OutsideConfig, SchemeConfig
 from harness.errors import ConfigError
 from quant.allocation import Allocation
 from quant.scheme import Scheme
@@ -21,7 +21,7 @@ def test_schemes_of_layers_and_candidates() -> None:
     expected = (("*.fc2", Scheme(4, 64)), ("*.0.*.q_proj", Scheme(2, 32, grid="mse")))
     assert found == Scheme(3, 64, layers=expected)
     auto = AutoConfig(candidates=["w2", "w3g32"], sensitivity="kld", tokens=64)
-    head = HeadConfig(bits=8)
+    head = OutsideConfig(bits=8)
     assert make_scheme(SchemeConfig(bits=2.5, auto=auto, head=head)) == Allocation(
         2.5, (Scheme(2), Scheme(3, 32)), "kld", 64, head=Scheme(8)
     )

@@ -274,6 +274,31 @@ def test_kernels_agree_in_float32(name: str) -> None:
         assert float((found.weight.codes == exact).float().mean()) > 0.99, kernel
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_half_of_the_drift_is_enough_in_natural_order(dtype: torch.dtype) -> None:
+    layer, inputs = Mismatched(8, outputs=16, inputs=300), 300
+    halves = Hessian(inputs, dtype=dtype, upper_drift=True)
+    for full, quantized in zip(layer.full.split(700), layer.quantized.split(700), strict=True):
+        halves.update(quantized.to(dtype), reference=full.to(dtype))
+    drift, hessian = halves.take_drift().double(), halves.take().double()
+    expected = 2 / 3 * (layer.full - layer.quantized).T @ layer.quantized  # three sequences
+    within = {"rtol": 1e-4, "atol": 1e-4 * float(expected.abs().max())}
+    torch.testing.assert_close(drift.triu(), expected.triu(), **within)
+    for name in ("gptaq", "gpfq"):
+        solver = SOLVERS[name]
+        assert solver.SOLVER.upper_drift(solver.Options())
+        assert not solver.SOLVER.upper_drift(solver.Options(act_order=True))
+        codes = [
+            solver.solve(
+                layer.weight, Scheme(3, 32), solver.prepare(hessian, drift=each), solver.Options()
+            ).weight.codes
+            for each in (drift, drift.triu(), drift.triu() + 1e3 * torch.ones_like(drift).tril(-1))
+        ]
+        assert torch.equal(codes[0], codes[1]), name
+        assert torch.equal(codes[0], codes[2]), name
+    assert not qronos.SOLVER.upper_drift(qronos.Options())
+
+
 def test_bad_input_is_refused_in_one_sentence() -> None:
     with pytest.raises(ValueError, match=r"alpha=2.*0\.25 as the authors do"):
         gptaq.Options(alpha=2)

@@ -33,9 +33,10 @@ SEARCHES = (MSE, HESSIAN)
 RESERVED = (
     "qweight", "g_idx", "bias", "weight", "input_operator", "tiles", "tile_scales", "tile_zeros",
     "tile_negative", "scheme", "in_features", "out_features", "requested", "kernel",
-    "kernel_buffers", "tiled", "way", "packed", "quantized_weight", "from_quantized", "stored_bits",
-    "dequantize", "dequantize_rows", "training", "forward", "type", "to", "half", "float", "double", "apply",
-    "train", "eval", "buffers", "children", "modules", "parameters", "state_dict",
+    "kernel_buffers", "tiled", "way", "packed", "quantized_weight", "from_quantized",
+    "stored_bits", "dequantize", "dequantize_rows", "training", "forward", "type", "to", "half",
+    "float", "double", "apply", "train", "eval", "buffers", "children", "modules", "parameters",
+    "state_dict",
 )  # fmt: skip
 
 

@@ -19,8 +19,6 @@ OWN = {"bitsweep", "harness", "quant", "cuda_ext"}
 BASE = {"torch", "transformers", "safetensors", "huggingface_hub", "tokenizers", "tqdm"}
 # Installed for others: lm_eval.models.huggingface imports accelerate.
 OF_OTHERS = {"accelerate"}
-# What matplotlib needs, and harness.report.plot_fonts uses beside it.
-OF_MATPLOTLIB = {"fontTools"}
 
 
 def imported() -> set[str]:
@@ -39,7 +37,7 @@ def imported() -> set[str]:
 def test_the_lists_are_what_the_code_imports() -> None:
     used = ("harness", "wandb", "slurm", "ray")
     known = {"argcomplete", *(module for extra in used for module in extras.EXTRAS[extra])}
-    assert imported() - BASE - OF_MATPLOTLIB == known - OF_OTHERS
+    assert imported() - BASE == known - OF_OTHERS
 
 
 @pytest.mark.parametrize("extra", ["harness", "wandb"])

@@ -167,9 +167,9 @@ def test_layers_with_the_same_input_share_one_hessian(monkeypatch: pytest.Monkey
     made: list[str] = []
     original = collect.Hessian
 
-    def hessian(inputs: int, layer: str, *where: Any) -> object:
+    def hessian(inputs: int, layer: str, *where: Any, **given: Any) -> object:
         made.append(layer)
-        return original(inputs, layer, *where)
+        return original(inputs, layer, *where, **given)
 
     monkeypatch.setattr(collect, "Hessian", hessian)
     quantize_model(tiny_model("opt"), random_windows(3), gptq_plan())

@@ -57,11 +57,15 @@ class PendingPlan:
 def plan_cell(cell: ResolvedCell) -> CellPlan:
     """Look up the state of every stage. Raises StoreError for a damaged record.
 
-    A suite that was measured on an earlier artifact than the present one is to be run again.
+    A suite that was measured on an earlier artifact than the present one is to be run again, and so
+    is one whose artifact has no record, as after a change of the solver.
     """
     records = {name: cell.find(name) for name in cell.keys.stages}
     made = records.get(QUANTIZATION)
     states = {name: _state(record, made) for name, record in records.items()}
+    if QUANTIZATION in records and made is None:
+        old = [name for name, record in records.items() if record and "artifact" in record.inputs]
+        states |= dict.fromkeys(old, TO_RUN)
     if (
         states.get(QUANTIZATION) == DONE
         and any(state != DONE for state in states.values())

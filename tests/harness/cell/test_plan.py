@@ -63,6 +63,13 @@ def test_figures_of_another_artifact_and_deleted_ones_are_made_again(
     assert plan_cell(cell).todo == todo
 
 
+def test_figures_of_an_artifact_that_no_record_made_are_to_be_made_again() -> None:
+    """A solver of a new version has no record yet, and the suites' keys are as they were."""
+    cell: Any = Found(True, perplexity="a")
+    cell.keys.stages = {QUANTIZATION: "new", **cell.keys.stages}
+    assert plan_cell(cell).todo == [QUANTIZATION, "perplexity", "latency"]
+
+
 def test_a_deleted_artifact_that_nothing_needs_stays_away() -> None:
     cell: Any = Found(False, quantization="a", perplexity="a")
     del cell.keys.stages["latency"]

@@ -1,7 +1,8 @@
 """Allocation: a scheme for every layer, chosen under a budget of stored bits (`scheme=auto`).
 
-quant.allocate.measure finds what each layer loses with each candidate, and quant.allocate.assign
-chooses. Importing this module does not import torch, because plans use it.
+quant.allocate.loss and quant.allocate.divergence find what each layer loses with each candidate,
+and quant.allocate.assign chooses. Importing this module does not import torch, because plans use
+it.
 """
 
 from __future__ import annotations

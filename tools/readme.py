@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from harness.records.absent import absent_beside
@@ -19,6 +20,7 @@ from harness.records.record import Record
 from harness.records.store import load_records
 from harness.report.build import build_report, provenance
 from harness.report.frame import from_records
+from harness.report.table import Table
 from harness.report.tables import summary_tables, to_markdown
 from tools import ablation_table, ordering_table, peers_table, product_table
 from tools.real_table import NAME, measured_on, real_table
@@ -53,34 +55,28 @@ def real_part(folder: Path) -> str:
 
 def peers_part(folder: Path) -> str:
     """The text of the table of producers, from the records kept in a folder."""
-    records = load_records(folder) if folder.is_dir() else []
-    if not records:
-        return peers_table.TO_RUN
-    return f"{to_markdown(peers_table.peers_table(records))}\n{measured_on(records)}"
+    return _kept_part(folder, peers_table.peers_table, peers_table.TO_RUN)
 
 
 def ordering_part(folder: Path) -> str:
     """The text of the paper's order on the real model, from the records kept in a folder."""
-    records = load_records(folder) if folder.is_dir() else []
-    if not records:
-        return ordering_table.TO_RUN
-    return f"{to_markdown(ordering_table.ordering_table(records))}\n{measured_on(records)}"
+    return _kept_part(folder, ordering_table.ordering_table, ordering_table.TO_RUN)
 
 
 def ablation_part(folder: Path) -> str:
     """The text of the table of all methods, from the records kept in a folder."""
-    records = load_records(folder) if folder.is_dir() else []
-    if not records:
-        return ablation_table.TO_RUN
-    return f"{to_markdown(ablation_table.ablation_table(records))}\n{measured_on(records)}"
+    return _kept_part(folder, ablation_table.ablation_table, ablation_table.TO_RUN)
 
 
 def product_part(folder: Path) -> str:
     """The text of the table of the product of methods, from the records kept in a folder."""
+    return _kept_part(folder, product_table.product_table, product_table.TO_RUN)
+
+
+def _kept_part(folder: Path, table: Callable[[list[Record]], Table], to_run: str) -> str:
+    """The table of the records in a folder with their machines, or how to get them."""
     records = load_records(folder) if folder.is_dir() else []
-    if not records:
-        return product_table.TO_RUN
-    return f"{to_markdown(product_table.product_table(records))}\n{measured_on(records)}"
+    return f"{to_markdown(table(records))}\n{measured_on(records)}" if records else to_run
 
 
 def calibration_part(folder: Path) -> str:

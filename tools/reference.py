@@ -84,9 +84,11 @@ def keep(results: Path) -> list[str]:
     return _store(kept, results, REAL, f"{done} of {len(wanted)} cells")
 
 
-def keep_all(results: Path, place: Path, experiment: str) -> list[str]:
-    """Store all records of a results folder as those of an experiment."""
-    kept = _found(results)
+def keep_all(
+    results: Path, place: Path, experiment: str, wanted: Callable[[Record], bool] = lambda _: True
+) -> list[str]:
+    """Store the records of a results folder that are wanted as those of an experiment."""
+    kept = {path: record for path, record in _found(results).items() if wanted(record)}
     if not kept:
         return [
             f"{results} has no records: run experiment={experiment} with paths.results={results}"
@@ -112,11 +114,7 @@ def keep_ablation(results: Path) -> list[str]:
 
 def keep_product(results: Path) -> list[str]:
     """Store the perplexities of the product of methods, without the layers of 144 models."""
-    kept = {p: r for p, r in _found(results).items() if r.suite != QUANTIZATION}
-    if not kept:
-        return [f"{results} has no figures: run experiment={METHODS_PRODUCT} with paths.results"]
-    done = len({record.cell_key for record in kept.values()})
-    return _store(kept, results, PRODUCT, f"{done} cells")
+    return keep_all(results, PRODUCT, METHODS_PRODUCT, lambda each: each.suite != QUANTIZATION)
 
 
 def keep_calibration(results: Path) -> list[str]:

@@ -62,10 +62,8 @@ def plan_cell(cell: ResolvedCell) -> CellPlan:
     """
     records = {name: cell.find(name) for name in cell.keys.stages}
     made = records.get(QUANTIZATION)
-    states = {name: _state(record, made) for name, record in records.items()}
-    if QUANTIZATION in records and made is None:
-        old = [name for name, record in records.items() if record and "artifact" in record.inputs]
-        states |= dict.fromkeys(old, TO_RUN)
+    quantizes = QUANTIZATION in records
+    states = {name: _state(record, made, quantizes) for name, record in records.items()}
     if (
         states.get(QUANTIZATION) == DONE
         and any(state != DONE for state in states.values())
@@ -76,10 +74,14 @@ def plan_cell(cell: ResolvedCell) -> CellPlan:
     return CellPlan(cell, states)
 
 
-def _state(record: Record | None, made: Record | None) -> str:
+def _state(record: Record | None, made: Record | None, quantizes: bool) -> str:
     if record is None:
         return TO_RUN
     measured = record.inputs.get("artifact")
-    if made is not None and measured and made.inputs.get("artifact", measured) != measured:
-        return TO_RUN  # same key, so another machine or other library versions
+    if (
+        quantizes
+        and measured
+        and (made is None or made.inputs.get("artifact", measured) != measured)
+    ):
+        return TO_RUN  # another version of the solver, another machine or other library versions
     return DONE if record.status == "ok" else FAILED

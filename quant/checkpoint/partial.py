@@ -322,9 +322,7 @@ def artifact_bytes(source: BlockSource, scheme: AnyScheme) -> int:
         name, module = find_head(source.model)
         packed.add(f"{name}.weight")  # a tied one is stored under the name of the embedding
         total += packed_bytes(scheme.head, module.in_features, module.out_features, g_idx=True)
-    for entry in _plain(source.model, packed):
-        total += entry
-    return total
+    return total + sum(_plain(source.model, packed))
 
 
 def _factored(tensors: Mapping[str, Tensor], scheme: Budget, layer: LayerResult) -> FactoredWeight:

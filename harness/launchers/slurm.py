@@ -3,10 +3,15 @@
 Whether a job lives is asked of squeue, not of sacct, so that a cluster without accounting will do.
 A job that Slurm preempts gets SIGTERM and is requeued by Slurm; one whose time is up gets SIGUSR2
 and is requeued by submitit. Either goes on at the block.
+
+Where a partition has a GraceTime, Slurm requeues only what it had to kill: a job that ends by
+itself in that time has ended for good. So a worker that is preempted stops its cell and waits.
 """
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
 import subprocess
 import time
@@ -63,7 +68,7 @@ def start(folder: Path, count: int, options: Options, device: str) -> Submitted:
     queue = _Queue()
 
     def submit(work: Work) -> Any:
-        return executor.submit(work)
+        return executor.submit(_Preemptible(work.folder, work.number, work.of))
 
     return Submitted(folder, count, submit, lambda jobs: queue.holds([job.job_id for job in jobs]))
 
@@ -88,6 +93,33 @@ def _parameters(options: Options, device: str) -> dict[str, Any]:
         **{name: value for name, value in wanted.items() if value is not None},
         **options.options,
     }
+
+
+class _Preemptible(Work):
+    """Work whose job is requeued when Slurm preempts it."""
+
+    def __call__(self) -> None:
+        from harness.run.signals import Terminated
+
+        try:
+            super().__call__()
+        except Terminated:
+            while preempted(os.environ["SLURM_JOB_ID"]):
+                time.sleep(1)  # the cell is stopped and given back; Slurm kills and requeues
+            raise
+
+
+def preempted(job: str) -> bool:
+    """Whether Slurm is about to kill and requeue a running job. False while it does not answer."""
+    asked = ["scontrol", "show", "job", job]
+    try:
+        answer = subprocess.run(
+            asked, capture_output=True, text=True, timeout=ANSWER_SECONDS, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return False
+    said = dict(re.findall(r"(\S+?)=(\S+)", answer.stdout))
+    return said.get("Requeue") == "1" and said.get("PreemptTime", "None") not in ("None", "Unknown")
 
 
 class _Queue:

@@ -13,7 +13,7 @@ from harness.launchers.base import LaunchError
 class Work:
     """What a job runs: submitit pickles it, and calls it again where a job is requeued."""
 
-    def __init__(self, folder: Path, number: int, of: int) -> None:
+    def __init__(self, folder: Path | str, number: int, of: int) -> None:
         self.folder, self.number, self.of = str(folder), number, of
 
     def __call__(self) -> None:

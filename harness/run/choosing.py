@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from harness.cell.cells import ResolvedCell
 from harness.models.streaming import open_packed, open_source
 from harness.records.record import LayerReport, Metric
-from quant.allocation import KLD, LOSS, Allocation
+from quant.allocation import KLD, LOSS, RELATIVE, Allocation
 
 if TYPE_CHECKING:
     from quant.allocate.run import Chosen
@@ -83,11 +83,19 @@ def costs_of(
     ]  # fmt: skip
 
 
+# What a sensitivity of quant.allocation measures of a layer, for people.
+COST_NAMES = {RELATIVE: "relative error", LOSS: "error tr(E H Eᵀ)", KLD: "KLD in nats"}
+
+
 def mixture_of(layers: Sequence[LayerResult], costs: Sequence[Metric]) -> str | None:
     """Layers in the blocks by scheme, and the costs of a choice; None if they have one scheme."""
     found = Counter(layer.scheme for layer in layers)
     if len(found) < 2:
         return None
     said = ", ".join(f"{n} layer{'s' * (n > 1)} {name}" for name, n in found.most_common())
-    words = [f"{each.value:.3g} {each.name.removesuffix('_cost')}" for each in costs]
-    return f"{said}; {costs[0].task}: {', '.join(words)}" if costs else said
+    if not costs:
+        return said
+    ways = {"predicted_cost": "predicted (sum over layers)", "measured_cost": "measured"}
+    words = [f"{each.value:.3g} {ways[each.name]}" for each in costs]
+    cost = COST_NAMES[costs[0].task.partition(" ")[0]]
+    return f"{said}; {cost} with scheme=auto: {', '.join(words)}"

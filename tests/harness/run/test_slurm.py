@@ -1,0 +1,89 @@
+"""Sweeps by jobs of a real Slurm: killed, preempted, out of time.
+
+Needs Debian's slurm-wlm and munge; test_launched.py holds the same way against scripts.
+"""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests import warm
+from tests.harness.run.disturbing import (
+    begin,
+    figures,
+    survived,
+    tables,
+    undisturbed,
+    wait_for,
+    workers,
+)
+from tests.harness.run.slurm_cluster import NODES, absent, cluster
+
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.skipif(bool(absent()), reason="needs a Slurm: apt install slurm-wlm munge"),
+]
+JOBS = ["hydra/launcher=slurm", "hydra.launcher.workers=2", "hydra.launcher.cpus=2"]
+
+
+@pytest.fixture
+def slurm(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Path]:
+    """A cluster of two nodes; the folder of its logs."""
+    pytest.importorskip("submitit", reason="needs submitit: pip install submitit")
+    with cluster(tmp_path_factory.mktemp("slurm") / "cluster") as conf:
+        monkeypatch.setenv("SLURM_CONF", str(conf))
+        yield conf.parent
+
+
+@pytest.mark.usefixtures("slurm")
+def test_killed_jobs_and_commands_leave_the_same_tables(
+    sweep: list[str], tmp_path: Path, started: list[warm.Process]
+) -> None:
+    words = [*sweep, "seed=0,1,2,3,4"]
+    _, killed = survived(words, "slurm", 20, tmp_path, started)
+    assert len(killed) >= 15
+
+
+@pytest.mark.usefixtures("slurm")
+def test_jobs_that_others_preempt_are_requeued_and_go_on(
+    sweep: list[str], tmp_path: Path, started: list[warm.Process]
+) -> None:
+    words = [*sweep, "seed=0,1,2,3"]
+    before = undisturbed(words, tmp_path / "undisturbed")
+    results = tmp_path / "results"
+    command = begin([*words, *JOBS], sys.executable)  # which gets the signals itself
+    started.append(command)
+    wait_for(lambda: len(workers(results)) == 2)
+    urgent = ["sbatch", "--partition=urgent", "--exclusive", "--output=/dev/null", "--wait"]
+    nodes = f"--nodes={len(NODES)}"
+    subprocess.run([*urgent, nodes, "--wrap=sleep 1"], check=True, timeout=120)
+    assert command.wait(300) == 0, command.read()[1]
+    (folder,) = (results / "runs").glob("*")
+    logs = "".join(file.read_text() for file in (folder / "jobs").glob("*.err"))
+    assert "DUE TO PREEMPTION" in logs, logs
+    made = {file.name.partition("_")[0] for file in (folder / "jobs").glob("*_submitted.pkl")}
+    assert made == {"1", "2"}, "no job was submitted in place of one that was preempted"
+    assert (figures(results), tables(results)) == before
+
+
+@pytest.mark.usefixtures("slurm")
+def test_jobs_whose_time_is_up_are_queued_again(
+    sweep: list[str], tmp_path: Path, started: list[warm.Process]
+) -> None:
+    """submitit asks for a signal 90 seconds before the end: at once in a job of one minute."""
+    words = [*sweep, "seed=0,1,2,3"]
+    before = undisturbed(words, tmp_path / "undisturbed")
+    results = tmp_path / "results"
+    command = begin([*words, *JOBS, "hydra.launcher.minutes=1"], sys.executable)
+    started.append(command)
+    assert command.wait(600) == 0, command.read()[1]
+    (folder,) = (results / "runs").glob("*")
+    logs = "".join(file.read_text() for file in (folder / "jobs").glob("*.err"))
+    assert "this job is timed-out" in logs, logs
+    assert "DUE TO JOB REQUEUE" in logs, logs
+    assert (figures(results), tables(results)) == before

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from getpass import getuser
 from pathlib import Path
 
@@ -106,6 +106,8 @@ def cluster(folder: Path) -> Iterator[Path]:
         yield conf
     finally:
         subprocess.run(["scancel", "--me"], env=environment, check=False)
+        with suppress(AssertionError):  # the processes of jobs end only while slurmd runs
+            _wait_until_idle(environment)
         for daemon in reversed(daemons):
             daemon.terminate()
         for daemon in daemons:

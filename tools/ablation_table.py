@@ -62,6 +62,7 @@ def ablation_table(records: Sequence[Record]) -> Table:
         Column("scheme", "scheme", numeric=False),
         Column("bits_per_weight", "bits/", "weight"),
         Column("perplexity", "WikiText-2", "ppl ↓"),
+        Column("spread", "over", "seeds"),
         Column("against_rtn", "against RTN", "nat a token"),
         Column("against_gptq", "against GPTQ", "nat a token"),
         Column("weight_error", "weight", "error"),
@@ -75,7 +76,7 @@ def ablation_table(records: Sequence[Record]) -> Table:
     notes = [
         Note(
             f"The first {windows} windows of WikiText-2's test text in every cell, "
-            f"{seeds} calibration seed{'s' * (seeds != 1)}. Against: difference of the mean loss "
+            f"{_drawn(seeds)}. Against: difference of the mean loss "
             "and its 95 % paired bootstrap interval over windows, from plain RTN and plain GPTQ "
             "on the same grid, or on the uniform grid of as many bits and as long groups. "
             "loses: the whole interval is above 0. Weight error: mean of layers of "
@@ -96,10 +97,21 @@ def _line(row: Row, rows: Sequence[Row]) -> list[Cell]:
         Cell(row.scheme_label, row.scheme),
         Cell() if bits is None else Cell(f"{bits:.2f}", bits),
         Cell(measured(ppl.value, ppl.stderr, 2, 3), ppl.value, ppl.stderr),
+        Cell() if ppl.spread is None else Cell(f"{ppl.spread:.2f} ({ppl.seeds})", ppl.spread),
         *(_against(row, plain(row, method, rows)) for method in ("rtn", "gptq")),
         Cell() if error is None else Cell(f"{error.value:.3f}", error.value),
         Cell() if gap is None else Cell(_percent(gap), gap.value),
     ]
+
+
+def _drawn(seeds: int) -> str:
+    """How often calibration windows were drawn, of the row with the most seeds."""
+    if seeds <= 1:
+        return "one draw of calibration windows"
+    return (
+        f"one draw of calibration windows or, where the column over seeds has a standard "
+        f"deviation and its number, the mean of {seeds}"
+    )
 
 
 def _label(row: Row) -> str:

@@ -44,25 +44,40 @@ def lines() -> dict[tuple[str, str], list[str]]:
 
 def test_rows_are_compared_with_plain_rounding_and_plain_gptq() -> None:
     found = lines()
-    assert found["GPTQ", "w3g64"][2].startswith("-0.950 [")
-    assert found["GPTQ", "w3g64"][3] == "–"
-    assert found["RTN", "w3g64"][2] == "–"
+    assert found["GPTQ", "w3g64"][3].startswith("-0.950 [")
+    assert found["GPTQ", "w3g64"][4] == "–"
+    assert found["RTN", "w3g64"][3] == "–"
     ordered = found["GPTQ act-order", "w3g64"]
-    assert ordered[2].startswith("-0.450 [")
-    assert ordered[3].startswith("+0.500 [+0.4")
+    assert ordered[3].startswith("-0.450 [")
+    assert ordered[4].startswith("+0.500 [+0.4")
 
 
 def test_a_method_that_loses_says_so() -> None:
     found = lines()
-    assert found["GPTQ act-order", "w3g64"][3].endswith("], loses")
-    assert found["RTN", "w3g64"][3].endswith("], loses")
-    assert not found["GPTQ act-order", "w3g64"][2].endswith("loses")
+    assert found["GPTQ act-order", "w3g64"][4].endswith("], loses")
+    assert found["RTN", "w3g64"][4].endswith("], loses")
+    assert not found["GPTQ act-order", "w3g64"][3].endswith("loses")
 
 
 def test_searched_grids_are_compared_with_those_that_are_not() -> None:
-    against_rtn = lines()["RTN", "w3g64_mse"][2]
+    against_rtn = lines()["RTN", "w3g64_mse"][3]
     assert against_rtn.startswith("+0.000 [")
     assert not against_rtn.endswith("loses")
+
+
+def test_rows_of_several_seeds_show_their_spread() -> None:
+    """The mean of two seeds, and the standard deviation over them."""
+    draws = [
+        make_record("gptq", "w3g64", seed=seed, metrics=[perplexity(value, task="wikitext2")])
+        for seed, value in enumerate((20.0, 22.0))
+    ]
+    table = ablation_table(draws)
+    (line,) = [line for line in to_markdown(table).splitlines() if line.startswith("| GPTQ")]
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    assert cells[3].startswith("21.00")
+    assert cells[4] == f"{math.sqrt(2):.2f} (2)"
+    assert "the mean of 2" in to_markdown(table)
+    assert {line[2] for line in lines().values()} == {"–"}
 
 
 def test_the_best_of_a_bit_width_comes_first() -> None:

@@ -279,8 +279,9 @@ class Transform:
                                     quant.pruning.cut.Cut that keeps the model within options.bits.
                                     The parts are scored on options.windows calibration windows.
     unfit                           unfit(options, facts: quant.memory.shapes.ModelFacts, scheme) ->
-                                    why a model cannot be pruned so, as the end of a sentence with
-                                    the next step; None if it can. For transforms that prune.
+                                    why a model cannot be changed so, as the end of a sentence with
+                                    the next step; None if it can. A plan asks it; scheme is one
+                                    Scheme if the transform prunes.
     rounding                        rounding(inputs: Inputs, options) -> the Operation that rounds
                                     the input of a group of layers at run time: activations on a
                                     grid, simulated in the model's dtype. It is not exact: outputs

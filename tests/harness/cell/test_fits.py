@@ -1,7 +1,9 @@
 """What does not fit a model is refused in its plan."""
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +12,8 @@ from harness.cell.resolve import resolve
 from harness.config.schema import CellConfig
 from harness.errors import ConfigError
 from harness.models import streaming
+from quant.transforms.foreseen import Input
+from tests.quant.architectures import tiny_model as tiny
 
 Make = Callable[..., CellConfig]
 
@@ -91,3 +95,48 @@ def test_parts_that_a_model_does_not_have_alone_are_named_in_the_plan(tiny_cell:
         resolve(tiny_cell(*only, "transform.obs_pruning.bits=1.5"))
     with pytest.raises(ConfigError, match="leave nothing to remove"):
         resolve(tiny_cell(*only, "transform.obs_pruning.columns=false"))
+
+
+@pytest.fixture
+def gemma2(tmp_path: Path, tiny_model: Path) -> Path:
+    """Norms in front of the layers and behind them, no biases."""
+    folder = tmp_path / "gemma2"
+    tiny("gemma2", vocab_size=2048).save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(tiny_model / name, folder / name)
+    return folder
+
+
+def test_transforms_that_a_family_cannot_take_are_refused_in_the_plan(
+    gemma2: Path, tiny_cell: Make
+) -> None:
+    given = [f"model.path={gemma2}", "model.name=gemma2", "method=gptq"]
+    resolve(tiny_cell(*given, "transform=[awq]"))
+    resolve(tiny_cell(*given, "transform=[smoothquant]"))
+    with pytest.raises(
+        ConfigError,
+        match=r"transform=residual_hadamard on model=gemma2: residual_hadamard cannot rotate the "
+        r"residual stream of this model: model\.layers\.0\.post_attention_layernorm normalizes the "
+        r"output of self_attn\.o_proj .*; leave it out, or rotate .* transform=\[hadamard\]\.$",
+    ):
+        resolve(tiny_cell(*given, "transform=[residual_hadamard]"))
+    with pytest.raises(
+        ConfigError, match=r"transform=repquant on model=gemma2: .* has no bias .* use shift=false"
+    ):
+        resolve(tiny_cell(*given, "transform=[repquant]"))
+    resolve(tiny_cell(*given, "transform=[repquant]", "transform.repquant.shift=false"))
+
+
+def test_a_transform_that_would_change_nothing_is_refused_in_the_plan(
+    tiny_cell: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts = streaming.model_facts
+    behind = (Input("a", True, "no module of the block makes its input", further=True),)
+    monkeypatch.setattr(fits, "model_facts", lambda model: replace(facts(model), inputs=behind))
+    given = ["method=gptq", "transform=[smoothquant]"]
+    with pytest.raises(ConfigError, match=r"changed no layer of this model .* keep its changes"):
+        resolve(tiny_cell(*given))
+    resolve(tiny_cell(*given, "transform.smoothquant.keep=where_needed"))
+    resolve(tiny_cell("method=gptq", "transform=[awq]"))
+    monkeypatch.setattr(fits, "model_facts", lambda model: replace(facts(model), inputs=()))
+    resolve(tiny_cell(*given))  # it could not be looked at: the quantization says so

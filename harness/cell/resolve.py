@@ -13,7 +13,7 @@ from typing import Any
 
 from cuda_ext.kernels import resolve_kernel
 from harness.cell import checks, fits
-from harness.cell.cells import PendingCell, ResolvedCell, activations_of
+from harness.cell.cells import PendingCell, ResolvedCell, activations_of, quantization_of
 from harness.cell.choices import Choices
 from harness.cell.keys import cell_keys
 from harness.cell.parts import (
@@ -44,6 +44,7 @@ from harness.models.whole import require_whole
 from harness.suites.base import Facts, Suite
 from quant.allocation import Allocation
 from quant.arithmetic import AUTO, resolve_arithmetic
+from quant.errors import QuantizationError
 from quant.levels.base import Levels, built_in_levels
 from quant.parts import Part
 from quant.rules import RULES, TOKEN_RULES, Rules
@@ -91,6 +92,7 @@ def resolve(
     checks.scheme_of_solver(choices.solving, choices.scheme)
     checks.allocation(choices.transforms, choices.scheme)
     checks.suites(choices.suites, activations_of(choices, model))
+    _require_quantization(choices)
     facts = _facts(config, model)
     checks.runtime(config, choices.suites, elsewhere)
     try:
@@ -119,6 +121,16 @@ def resolve(
     kernel = _kernel(config.runtime, quantized, elsewhere)
     keys = cell_keys(choices, model, kernel, facts)
     return ResolvedCell(choices, model, kernel, keys, dict(config.model.expected), lacking)
+
+
+def _require_quantization(choices: Choices) -> None:
+    """Raise ConfigError for parts that no quantization takes together."""
+    if not choices.quantizes or not choices.solves:
+        return
+    try:
+        quantization_of(choices, choices.runtime.kernel)
+    except QuantizationError as error:
+        raise ConfigError(str(error)) from error
 
 
 def _find_model(

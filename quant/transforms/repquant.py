@@ -139,6 +139,10 @@ def shifts(options: Options) -> bool:
     return options.shift
 
 
+def says_statistics(options: Options) -> bool:
+    return not options.shift  # the mean of |x - t| does not follow from that of |x|
+
+
 def unfit(options: Options, facts: ModelFacts, _scheme: object) -> str | None:
     """Say which layer has no bias for a shift of an input that a module in front makes."""
     for each in facts.inputs if options.shift else ():
@@ -154,6 +158,7 @@ TRANSFORM = Transform(
     options=Options,
     describe=describe,
     shifts=shifts,
+    says_statistics=says_statistics,
     unfit=unfit,
     reads_statistics=True,
     memory=Memory(weights=4, prepared=12),  # float64

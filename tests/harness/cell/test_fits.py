@@ -140,3 +140,19 @@ def test_a_transform_that_would_change_nothing_is_refused_in_the_plan(
     resolve(tiny_cell("method=gptq", "transform=[awq]"))
     monkeypatch.setattr(fits, "model_facts", lambda model: replace(facts(model), inputs=()))
     resolve(tiny_cell(*given))  # it could not be looked at: the quantization says so
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["method=gptaq", "transform=[repquant]"], "repquant shifts inputs, and solver gptaq"),
+        (["method=gptq", "transform=[awq,residual_hadamard]"], "list it first"),
+        (["method=gptq", "transform=[hadamard,awq]"], "list awq before hadamard"),
+        (["method=gptq", "transform=[repquant,smoothquant]"], "list smoothquant before repquant"),
+    ],
+)
+def test_what_no_quantization_takes_together_is_refused_before_any_table(
+    overrides: list[str], words: str, tiny_cell: Make
+) -> None:
+    with pytest.raises(ConfigError, match=words):
+        resolve(tiny_cell(*overrides))

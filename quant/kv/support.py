@@ -99,5 +99,14 @@ def expected_shape(config: Mapping[str, Any]) -> Shape | None:
     return Shape(width, width, biased)
 
 
+def head_counts(config: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Heads of keys and values, and of queries; None if config.json does not say."""
+    asked = _first(config, HEADS)
+    if asked is None:
+        return None
+    kept = _first(config, ("num_key_value_heads",))
+    return (1 if config.get("multi_query") else kept or asked), asked
+
+
 def _first(config: Mapping[str, Any], names: tuple[str, ...]) -> int | None:
     return next((v for n in names if isinstance(v := config.get(n), int)), None)

@@ -25,8 +25,10 @@ if TYPE_CHECKING:
     from harness.config.schema import ModelConfig
     from harness.records.kept import Kept
     from harness.records.record import Metric
+    from quant.budget import AnyScheme
     from quant.memory.plan import Item
     from quant.memory.shapes import ModelShape
+    from quant.transforms.base import Transform
 
     Streamed = Callable[[Sequence[Tensor], Callable[[int, int], None]], Iterator[Tensor]]
 
@@ -114,6 +116,8 @@ class Facts:
     has_original  False for a checkpoint that was quantized elsewhere (as in SuiteContext).
     file      GGUF file of the model under test (as in SuiteContext).
     tokenizer  folder with the files of its tokenizer; None if it is not on this machine.
+    schemes   the schemes that layers in the blocks have, or may be given; none: full precision.
+    transforms  of the quantization, with their options.
     """
 
     key: str
@@ -125,6 +129,8 @@ class Facts:
     has_original: bool = True
     file: Path | None = None
     tokenizer: Path | None = None
+    schemes: tuple[AnyScheme, ...] = ()
+    transforms: tuple[tuple[Transform, Any], ...] = ()
 
 
 @dataclass(frozen=True)

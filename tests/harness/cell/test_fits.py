@@ -12,6 +12,9 @@ from harness.cell.resolve import resolve
 from harness.config.schema import CellConfig
 from harness.errors import ConfigError
 from harness.models import streaming
+from harness.suites import audit
+from harness.suites.base import Facts
+from quant.pruning import PRUNED
 from quant.transforms.foreseen import Input
 from tests.quant.architectures import tiny_model as tiny
 
@@ -156,3 +159,56 @@ def test_what_no_quantization_takes_together_is_refused_before_any_table(
 ) -> None:
     with pytest.raises(ConfigError, match=words):
         resolve(tiny_cell(*overrides))
+
+
+LAYERS = "scheme.layers={*.fc1: w8g32}"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (
+            ["method=gptq", "scheme=w4g32", LAYERS],
+            r"several schemes \(w4g32, w8g32\)",
+        ),
+        (
+            ["method=gptq", "scheme=auto", "scheme.bits=4"],
+            r"have several schemes \(.*\), and kern",
+        ),
+        (
+            ["method=svd", "scheme=budget"],
+            "are products of factors, and kern",
+        ),
+    ],
+)
+def test_kernels_of_several_schemes_are_refused_in_the_plan(
+    overrides: list[str], words: str, tiny_cell: Make
+) -> None:
+    timed = ["suite=[perplexity_documents,latency,kernels]"]
+    with pytest.raises(ConfigError, match="suite.kernels: model=tiny: its layers .*" + words):
+        resolve(tiny_cell(*overrides, *timed))
+    resolve(tiny_cell("method=gptq", "scheme=w4g32", *timed))
+
+
+def test_a_pattern_that_all_layers_have_leaves_one_scheme(tiny_cell: Make) -> None:
+    every = "scheme.layers={*: w8g32}"
+    timed = ["suite=[perplexity_documents,latency,kernels]"]
+    resolve(tiny_cell("method=gptq", "scheme=w4g32", every, *timed))
+
+
+def test_an_audit_of_layers_that_are_not_those_of_the_base_is_refused_in_the_plan(
+    tiny_cell: Make,
+) -> None:
+    audited = ["method=gptq", "scheme=w4", "suite=[perplexity_documents,latency,audit]"]
+    resolve(tiny_cell(*audited))
+    resolve(tiny_cell(*audited, "transform=[equalize]"))
+    with pytest.raises(ConfigError, match="block_removal removes parts of the model, so its lay"):
+        resolve(tiny_cell(*audited, "transform=[block_removal]"))
+    with pytest.raises(ConfigError, match="hadamard is kept in front of layers, so their weights"):
+        resolve(tiny_cell(*audited, "transform=[hadamard]"))
+
+
+def test_an_audit_of_a_pruned_checkpoint_is_refused_in_the_plan() -> None:
+    facts = Facts("suite.audit", "pruned", {PRUNED: {"layers": {}}})
+    with pytest.raises(ConfigError, match="parts of the model were removed before it was quanti"):
+        audit.check(audit.Config(), facts)

@@ -81,7 +81,7 @@ class QuantizationConfig:
                 f"transform {self.transforms[0][0].name} makes weights easier to round, and "
                 f"{self.scheme.name} rounds to no grid: leave the transform out."
             )
-        wrong = order_refusal([each for each, _ in self.transforms])
+        wrong = order_refusal(self.transforms)
         if wrong is not None:
             raise QuantizationError(wrong)
         shifting = [each.name for each, options in self.transforms if each.shifts(options)]

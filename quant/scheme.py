@@ -22,6 +22,7 @@ from quant.levels.base import (
 from quant.parts import Part
 from quant.scheme_names import (
     SCALE_WORDS,
+    as_name,
     either,
     group,
     listed,
@@ -259,7 +260,7 @@ class Scheme:
         try:
             return cls(**fields)
         except SchemeError as error:
-            raise SchemeError(f"{name}: {error}") from error
+            raise SchemeError(f"{name}: {as_name(str(error), begun)}") from error
 
     @classmethod
     def _beside(cls, name: str, layers: Self, what: str, own: Scheme) -> Self:

@@ -72,6 +72,20 @@ def separator(begun: str) -> str:
     return "" if begun[-1].isdigit() else "_"
 
 
+def as_name(message: str, begun: str) -> str:
+    """Return an error of a scheme with the keys that it asks for as the name of a scheme has them.
+
+    begun  the name up to the group.
+    """
+
+    def written(found: re.Match[str]) -> str:
+        name = f"{begun}{separator(begun)}g{found[1]}"
+        grids = re.split(", | or ", found[2]) if found[2] else []
+        return f"begin its name with {either([f'{name}_{grid}' for grid in grids] or [name])}"
+
+    return re.sub(r"use group_size=(\d+)(?: and grid=([\w, ]+))?", written, message)
+
+
 def listed(values: Iterable[object]) -> str:
     return ", ".join(str(value) for value in values)
 

@@ -106,18 +106,7 @@ class ResolvedCell:
     @property
     def quantization(self) -> QuantizationConfig:
         """How the model is quantized; only for a cell whose layers a solver of ours treats."""
-        solving, scheme = self.choices.solving, self.choices.scheme
-        assert solving is not None
-        assert scheme is not None
-        return QuantizationConfig(
-            solver=solving.solver,
-            scheme=scheme,
-            options=solving.options,
-            transforms=tuple((t.transform, t.options) for t in self.choices.transforms),
-            kernel=self.kernel,
-            rules=solving.rules,
-            arithmetic=solving.arithmetic,
-        )
+        return quantization_of(self.choices, self.kernel)
 
     def measuring(self, stage: str) -> Measuring:
         """The suite of a stage."""
@@ -126,6 +115,22 @@ class ResolvedCell:
     def find(self, stage: str) -> Record | None:
         """The record of a stage, ok or failed; None if there is none."""
         return self.store.find(self.identity, self.keys.cell, stage, self.keys.stages[stage])
+
+
+def quantization_of(choices: Choices, kernel: str) -> QuantizationConfig:
+    """How layers are quantized with these choices; QuantizationError for parts that do not fit."""
+    solving, scheme = choices.solving, choices.scheme
+    assert solving is not None
+    assert scheme is not None
+    return QuantizationConfig(
+        solver=solving.solver,
+        scheme=scheme,
+        options=solving.options,
+        transforms=tuple((t.transform, t.options) for t in choices.transforms),
+        kernel=kernel,
+        rules=solving.rules,
+        arithmetic=solving.arithmetic,
+    )
 
 
 def name_cell(choices: Choices, model: Model | AbsentModel) -> CellIdentity:

@@ -159,7 +159,10 @@ def transforms(chosen: Sequence[Transforming], solving: Solving | None) -> None:
             f"method={solving.solver.name} is another program, which reads the model's own: "
             "leave it out, or use method=rtn or method=gptq."
         )
-    wrong = order_refusal([each.transform for each in chosen])
+    try:
+        wrong = order_refusal([(each.transform, each.options) for each in chosen])
+    except ValueError as error:  # of a transform of the user
+        raise ConfigError(str(error)) from error
     if wrong is not None:
         raise ConfigError(wrong)
 

@@ -16,6 +16,7 @@ from quant.allocation import Allocation, AskedScheme
 from quant.errors import SchemeError
 from quant.head import EMBEDDINGS, NAMES, alone
 from quant.scheme import Scheme
+from quant.transforms.foreseen import input_refusal, no_rotation
 
 if TYPE_CHECKING:
     from quant.budget import AnyScheme
@@ -50,15 +51,7 @@ def check(choices: Choices, model: StoredModel | QuantizedModel) -> None:
         except SchemeError as error:
             raise ConfigError(f"scheme={scheme.name} on model={model.name}: {error}") from error
         _shapes(choices, scheme, facts.shape, model.name)
-    for each in choices.transforms:
-        widths = sorted({inputs for _, inputs in facts.shape.layers})
-        reason = each.transform.refuses(each.options, facts.shape.hidden, widths)
-        if reason is not None:
-            raise ConfigError(
-                f"transform={each.transform.name} on model={model.name}: "
-                f"{each.transform.name} {reason}."
-            )
-    _budgets(choices, facts, model.name)
+    _transforms(choices, facts, model.name)
     solver = choices.solving.solver if choices.quantizes and choices.solving else None
     if solver is not None and solver.needs_reference and facts.shape.routed:
         raise ConfigError(
@@ -93,21 +86,28 @@ def _embeddings(scheme: AskedScheme, shape: ModelShape, choices: Choices, model:
         raise ConfigError(f"model={model} {alone(scheme)}")
 
 
-def _budgets(choices: Choices, facts: ModelFacts, model: str) -> None:
-    """Refuse a transform that cannot remove parts of the model within its budget."""
+def _transforms(choices: Choices, facts: ModelFacts, model: str) -> None:
+    """Refuse transforms of another shape or structure of model, and budgets that it cannot meet."""
+    widths = sorted({inputs for _, inputs in facts.shape.layers})
     for each in choices.transforms:
-        if each.transform.prune is None or choices.scheme is None:
-            continue
-        if not isinstance(choices.scheme, Scheme) or choices.scheme.layers:
+        spec, options, scheme = each.transform, each.options, choices.scheme
+        if spec.prune is not None and (not isinstance(scheme, Scheme) or scheme.layers):
+            assert scheme is not None  # transforms are followed by a solver
             raise ConfigError(
-                f"transform={each.transform.name} removes parts of a model whose layers have one "
-                f"scheme, and scheme={choices.scheme.name} has several: use a scheme such as w4g64."
+                f"transform={spec.name} removes parts of a model whose layers have one "
+                f"scheme, and scheme={scheme.name} has several: use a scheme such as w4g64."
             )
-        reason = each.transform.unfit(each.options, facts, choices.scheme)
+        reason = (
+            spec.refuses(options, facts.shape.hidden, widths)
+            or spec.unfit(options, facts, scheme)  # type: ignore[arg-type]  # one if it prunes
+            or input_refusal(spec, options, facts.inputs)
+        )
+        if reason is None and spec.residual is not None and facts.stream is not None:
+            reason = no_rotation("this model", facts.stream)
         if reason is not None:
-            name = each.transform.name
+            asked = f", scheme={scheme.name}" if spec.prune is not None and scheme else ""
             raise ConfigError(
-                f"transform={name} on model={model}, scheme={choices.scheme.name}: {name} {reason}."
+                f"transform={spec.name} on model={model}{asked}: {spec.name} {reason}."
             )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from cuda_ext.kernels import resolve_kernel
 from harness.cell import checks, fits
-from harness.cell.cells import PendingCell, ResolvedCell, activations_of
+from harness.cell.cells import PendingCell, ResolvedCell, activations_of, quantization_of
 from harness.cell.choices import Choices
 from harness.cell.keys import cell_keys
 from harness.cell.parts import (
@@ -39,11 +39,13 @@ from harness.models.model import (
     StoredModel,
     find_model,
 )
-from harness.models.streaming import parameters, with_attention
+from harness.models.streaming import model_facts, parameters, with_attention
 from harness.models.whole import require_whole
 from harness.suites.base import Facts, Suite
-from quant.allocation import Allocation
+from quant.allocation import Allocation, AskedScheme
 from quant.arithmetic import AUTO, resolve_arithmetic
+from quant.budget import AnyScheme
+from quant.errors import QuantizationError, SchemeError
 from quant.levels.base import Levels, built_in_levels
 from quant.parts import Part
 from quant.rules import RULES, TOKEN_RULES, Rules
@@ -91,7 +93,8 @@ def resolve(
     checks.scheme_of_solver(choices.solving, choices.scheme)
     checks.allocation(choices.transforms, choices.scheme)
     checks.suites(choices.suites, activations_of(choices, model))
-    facts = _facts(config, model)
+    _require_quantization(choices)
+    facts = _facts(config, model, choices)
     checks.runtime(config, choices.suites, elsewhere)
     try:
         lacking = _absent_suites(choices, facts, without_data)
@@ -119,6 +122,16 @@ def resolve(
     kernel = _kernel(config.runtime, quantized, elsewhere)
     keys = cell_keys(choices, model, kernel, facts)
     return ResolvedCell(choices, model, kernel, keys, dict(config.model.expected), lacking)
+
+
+def _require_quantization(choices: Choices) -> None:
+    """Raise ConfigError for parts that no quantization takes together."""
+    if not choices.quantizes or not choices.solves:
+        return
+    try:
+        quantization_of(choices, choices.runtime.kernel)
+    except QuantizationError as error:
+        raise ConfigError(str(error)) from error
 
 
 def _find_model(
@@ -292,7 +305,12 @@ def _levels(key: str, name: str | None, folder: Path | None) -> Part | None:
     return part
 
 
-def _facts(config: CellConfig, model: Model | AbsentModel) -> Callable[[str], Facts]:
+def _facts(
+    config: CellConfig, model: Model | AbsentModel, choices: Choices
+) -> Callable[[str], Facts]:
+    schemes = _schemes(choices.scheme, model)
+    transforms = tuple((each.transform, each.options) for each in choices.transforms)
+
     def facts(key: str) -> Facts:
         return Facts(
             key=key,
@@ -304,9 +322,24 @@ def _facts(config: CellConfig, model: Model | AbsentModel) -> Callable[[str], Fa
             has_original=model.checkpoint is None,
             file=None if config.method.get("solver") else model.file,
             tokenizer=model.folder,
+            schemes=schemes,
+            transforms=transforms,
         )
 
     return facts
+
+
+def _schemes(scheme: AskedScheme | None, model: Model | AbsentModel) -> tuple[AnyScheme, ...]:
+    """The schemes of the layers in the blocks; all that they may have, if they are not known."""
+    if scheme is None or isinstance(scheme, Allocation) or not scheme.layers:
+        return () if scheme is None else tuple(scheme.every)
+    if not isinstance(model, StoredModel | QuantizedModel):
+        return tuple(scheme.every)
+    names = model_facts(model).linears
+    try:
+        return tuple(dict.fromkeys(scheme.of(name).without_head for name in names))
+    except SchemeError:  # two patterns of one layer, which fits.check refuses
+        return tuple(scheme.every)
 
 
 def _kernel(runtime: RuntimeConfig, quantized: bool, elsewhere: bool) -> str:

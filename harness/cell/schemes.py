@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from harness.config.hints import scheme_hint
 from harness.config.schema import OutsideConfig, SchemeConfig
 from harness.errors import ConfigError
 from quant.allocation import Allocation, AskedScheme
@@ -112,7 +113,7 @@ def _named(key: str, name: str, levels: Part | None) -> Scheme:
     try:
         return Scheme.parse(name, () if levels is None else (levels,))
     except SchemeError as error:
-        raise ConfigError(f"{key}: {error}") from error
+        raise ConfigError(f"{key}{scheme_hint(name) or ''}: {error}") from error
 
 
 def _outside(config: SchemeConfig, levels: Mapping[str, Part]) -> dict[str, Scheme | None]:

@@ -14,7 +14,8 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from yaml import YAMLError
 
 from harness.config.help import groups, keys, options
-from harness.config.options import did_you_mean, words_for
+from harness.config.hints import did_you_mean, key_hint, option_hint
+from harness.config.options import words_for
 from harness.config.schema import SweepConfig
 from harness.errors import ConfigError
 
@@ -51,7 +52,7 @@ def _missing_option(error: MissingConfigException, extra: Path | None) -> str:
     known = list(options(group, extra))
     if not known:
         return f"{missing or 'a configuration file'} is not in conf/: {_first_line(error)}; {HELP}."
-    said = f"{group}={name} is not an option{did_you_mean(name, known)}"
+    said = f"{group}={name} is not an option{option_hint(group, name, known, extra)}"
     if isinstance(error.__cause__, ValueError):  # the name of a scheme, which could not be parsed
         return f"{said}, and not the name of a scheme either: {error.__cause__}"
     return f"{said}: {_choose(group, known)}."
@@ -82,6 +83,11 @@ def _sentence(error: Exception) -> str:
     unknown = re.search(r"Key '([^']+)' not in '(\w+)'", text)
     if unknown:
         return _unknown_key(str(key or unknown.group(1)))
+    if "Config group override must be a string" in text:
+        return (
+            "a group takes the name of one of its options, and a number was given: write, for "
+            f"example, scheme=w4 for scheme=4 ({HELP})."
+        )
     if "could not be converted to" in text or "Invalid type assigned" in text:
         return f"{key}: {_first_line(reason)}; {_kind(str(key))}."
     merging = re.search(r"Error merging override (.+)", str(error))
@@ -113,7 +119,7 @@ def _unknown_key(key: str) -> str:
     if not parent:
         known = sorted({*known, *(group.name for group in groups())})
     where = f"{parent} has" if parent else "there are"
-    return f"{key} is not a key{did_you_mean(last, known)}: {where} {', '.join(known)}."
+    return f"{key} is not a key{key_hint(key, known)}: {where} {', '.join(known)}."
 
 
 def _keys(dotted: str) -> list[str]:

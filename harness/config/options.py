@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import difflib
 import json
 import math
 from collections.abc import Iterable, Mapping
@@ -14,6 +13,7 @@ from typing import Any, get_origin, get_type_hints
 from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from harness.config.hints import key_hint
 from harness.errors import ConfigError
 
 
@@ -85,12 +85,6 @@ def words_for(hint: Any) -> str:
     return f"it takes {word}" + (" or null" if type(None) in get_args(hint) else "")
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """ " (did you mean NAME?)" for the closest known name; "" if none is close."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f" (did you mean {close[0]}?)" if close else ""
-
-
 def _plain(value: Any) -> Any:
     return OmegaConf.to_object(value) if OmegaConf.is_config(value) else value
 
@@ -108,12 +102,15 @@ def _unknown(
         rest = f"leave it out, or use {' or '.join(others)}"
     else:
         rest = f"it has {', '.join(known)}" if known else "it has no options"
-    return f"{key}.{name}={value} is not an option of {where}{did_you_mean(name, known)}: {rest}."
+    hint = key_hint(f"{key}.{name}", known)
+    return f"{key}.{name}={value} is not an option of {where}{hint}: {rest}."
 
 
 def _wrong_type(error: OmegaConfBaseException, kind: type, key: str) -> str:
     name = error.full_key or str(getattr(error, "key", None) or "")
     hint = get_type_hints(kind).get(name.partition(".")[0].partition("[")[0])
     reason = str(error).strip().splitlines()[0].rstrip(".")
+    if "is not a ListConfig" in reason:
+        reason = "a single value is no list"
     dotted = f"{key}.{name}" if name else key
     return f"{dotted}: {reason}; {words_for(hint)}."

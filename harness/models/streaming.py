@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from quant.memory.shapes import ModelFacts, ModelShape
     from quant.transforms.base import Transform
 
+_log = logging.getLogger("harness")
 ALWAYS, NEVER, AUTO = "always", "never", "auto"
 
 
@@ -271,6 +273,7 @@ def _find_facts(folder: Path, dtype: str, quantized: bool, trust: bool) -> Model
     import transformers
 
     from quant.blocks import find_blocks, named_layers, weight_matrix
+    from quant.calibrate.foreseen import CannotLook, foresee
     from quant.coverage import coverage
     from quant.errors import QuantizationError
     from quant.memory.shapes import ModelFacts, model_shape
@@ -301,7 +304,15 @@ def _find_facts(folder: Path, dtype: str, quantized: bool, trust: bool) -> Model
     linears = {name: (int(outputs), int(inputs)) for name, (outputs, inputs) in shapes.items()}
     units = (of_all(find_columns, blocks.modules), of_all(find_heads, blocks.modules))
     kind, covered = model.config.model_type, coverage(blocks)
-    return ModelFacts(shape, kind, length, covered, sdpa, linears, *units)
+    facts = ModelFacts(shape, kind, length, covered, sdpa, linears, *units)
+    if quantized:
+        return facts  # nothing is done to it
+    try:
+        seen = foresee(model)  # the last, because it marks layers
+    except CannotLook as error:  # a transform that does not fit is refused by the quantization
+        _log.info("%s is not looked at for transforms: %s", file, error)
+        return facts
+    return replace(facts, inputs=seen.inputs, stream=seen.stream)
 
 
 def _encoder_decoder_kind(folder: Path) -> str | None:

@@ -8,7 +8,6 @@ known of is said to be not known.
 from __future__ import annotations
 
 import json
-import math
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,14 +16,14 @@ from glob import escape
 from pathlib import Path
 from typing import Any
 
+from harness.cell.cells import ResolvedCell
 from harness.cell.plan import CellPlan, PendingPlan
 from harness.models.model import StoredModel
 from harness.records.environment import gpu, machine
 from harness.records.record import FULL_PRECISION, QUANTIZATION
 from harness.records.store import file_name
+from harness.run.memory import artifact_bytes
 from harness.run.screen import duration
-from quant.allocation import Allocation, AskedScheme, stored_bits
-from quant.budget import Budget
 
 MOST_READ = 40  # records of a model and stage, so that a plan stays quick
 FEW = 3  # below, the extremes that were seen are no range
@@ -243,20 +242,16 @@ def _scaled(seconds: float, ratio: float) -> Span:
 
 def _disk_lines(plans: Sequence[CellPlan | PendingPlan]) -> list[str]:
     """Bytes of the artifacts to be made, beside what is free."""
-    from harness.models.streaming import model_facts
-
     total = count = 0
     for plan in plans:
         cell = plan.cell
-        scheme = cell.choices.scheme
-        if not isinstance(cell.model, StoredModel) or scheme is None:
+        if (
+            not isinstance(cell, ResolvedCell)
+            or not isinstance(cell.model, StoredModel)
+            or cell.choices.scheme is None
+        ):
             continue
-        facts = model_facts(cell.model)
-        shape = facts.shape
-        if any(each.transform.residual is not None for each in cell.choices.transforms):
-            shape = shape.with_own_head()
-        shape = shape.packed_outside(scheme)
-        total += shape.outside_bytes + _packed_bits(scheme, facts.linears) // 8
+        total += artifact_bytes(cell)
         count += 1
     if not count:
         return []
@@ -269,15 +264,6 @@ def _disk_lines(plans: Sequence[CellPlan | PendingPlan]) -> list[str]:
     if total > free:
         said += ": too little; make room, or choose another disk with paths.results=FOLDER"
     return [said]
-
-
-def _packed_bits(scheme: AskedScheme, layers: Mapping[str, tuple[int, int]]) -> int:
-    """Stored bits of all linear layers (outputs, inputs)."""
-    if isinstance(scheme, Allocation):
-        return scheme.budget(sum(map(math.prod, layers.values())))
-    if isinstance(scheme, Budget):
-        return sum(8 * scheme.most_bytes(*shape) for shape in layers.values())
-    return sum(stored_bits(scheme.of(name), *shape) for name, shape in layers.items())
 
 
 def _some(paths: Iterable[Path]) -> Iterator[Path]:

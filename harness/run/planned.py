@@ -55,29 +55,42 @@ def look_up(cell: ResolvedCell | PendingCell) -> CellPlan | PendingPlan:
 
 
 def _show_memory(plans: Sequence[CellPlan], console: Console) -> None:
-    """Print the memory plans of quantizations to run: the largest of each model and method."""
-    plans = [plan for plan in plans if QUANTIZATION in plan.todo and plan.cell.choices.solves]
-    if not plans:
+    """Print the memory plans of stages to run: the largest of each model and method or suite."""
+    stages = [(plan, stage) for plan in plans for stage in plan.todo if _is_planned(plan, stage)]
+    if not stages:
         return  # transformers, which knows the shapes of models, takes seconds to import
-    from harness.run.memory import planned_memory
+    from harness.run.memory import planned_memory, suite_memory
     from quant.errors import QuantizationError
     from quant.memory.plan import WORST
 
-    tables: dict[tuple[str, str], tuple[int, Table]] = {}
-    for plan in plans:
-        name = cell_name(plan.identity)
+    tables: dict[tuple[str, str, str], tuple[int, Table]] = {}
+    for plan, stage in stages:
+        name, what = cell_name(plan.identity), "" if stage == QUANTIZATION else f", suite {stage}"
         try:
-            memory = planned_memory(plan.cell)
+            if stage == QUANTIZATION:
+                memory = planned_memory(plan.cell)
+            else:
+                found = suite_memory(plan.cell, plan.cell.measuring(stage))
+                if found is None:
+                    continue
+                memory = found
         except QuantizationError as error:
-            console.print(f"\n{name}: {error}", highlight=False, markup=False, soft_wrap=True)
+            said = f"\n{name}{what}: {error}"
+            console.print(said, highlight=False, markup=False, soft_wrap=True)
             continue
         rows = tuple(memory.rows())
-        needed = sum(count for what, _, count in rows if what == WORST)
-        kind = (plan.identity.model, plan.identity.method)
+        needed = sum(count for line, _, count in rows if line == WORST)
+        kind = (stage, plan.identity.model, plan.identity.method if stage == QUANTIZATION else "")
         if kind not in tables or needed > tables[kind][0]:
-            tables[kind] = (needed, memory_table(f"\nmemory of {name}", rows))
+            tables[kind] = (needed, memory_table(f"\nmemory of {name}{what}", rows))
     for _, table in tables.values():
         console.print(table)
+
+
+def _is_planned(plan: CellPlan, stage: str) -> bool:
+    if stage == QUANTIZATION:
+        return plan.cell.choices.solves
+    return plan.cell.measuring(stage).suite.memory is not None
 
 
 def print_plan(plans: Sequence[CellPlan | PendingPlan], console: Console) -> None:

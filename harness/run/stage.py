@@ -30,6 +30,7 @@ from harness.records.store import KEY_DIGITS, disk_errors
 from harness.run.cards import write_figures
 from harness.run.devices import device_for
 from harness.run.events import Advanced, Failed, Finished, Listener, Queued, Started, Waiting
+from harness.run.memory import suite_memory
 from harness.run.quantizing import quantize
 from harness.run.recording import StageResult, Timing, failed_record, make_record, now
 from harness.run.subject import Subject
@@ -121,6 +122,7 @@ def _measure(
     streaming = [each for each in cell.choices.suites if each.suite.streams]
     batch = max((getattr(each.config, "batch_size", 1) for each in streaming), default=1)
     if not subject.streams(batch):
+        suite_memory(cell, measuring, subject.loaded)  # refuses what does not fit
         return _run_suite(cell, measuring, subject, threads, progress, subject.model(), None)
     suite, runtime, scheme = measuring.suite, cell.choices.runtime, cell.choices.scheme
     if not suite.streams:

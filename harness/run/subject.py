@@ -57,6 +57,11 @@ class Subject:
             self._model = self._load()
         return self._model
 
+    @property
+    def loaded(self) -> bool:
+        """Whether an earlier suite has loaded the model as a whole."""
+        return self._model is not None
+
     def streams(self, batch: int) -> bool:
         """Whether the model is measured block by block; decided once, before it is loaded.
 

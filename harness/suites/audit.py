@@ -23,6 +23,8 @@ from harness.report.table import Cell, Note, significant
 from harness.suites import reading
 from harness.suites.base import Facts, Suite, SuiteContext, SuiteResult
 from harness.suites.divergence import mean_cell, rate_cell
+from quant.pruning import PRUNED
+from quant.transforms.base import ALWAYS
 
 if TYPE_CHECKING:
     from quant.audit.run import Audit, LayerAudit
@@ -51,8 +53,10 @@ class Config:
 def check(config: Config, facts: Facts) -> None:
     """Raise ConfigError unless the base is a model folder and the text can be had.
 
-    Of a GGUF file that is audited also unless its tensors are those of the base.
+    Also for layers that are not those of the base, as of a model of which parts are removed, and of
+    a GGUF file that is audited unless its tensors are those of the base.
     """
+    _check_layers(facts)
     file = _rounded(facts.file)
     if config.base is not None:
         _check_base(Path(config.base), f"{facts.key}.base", file)
@@ -80,6 +84,27 @@ def check(config: Config, facts: Facts) -> None:
         raise ConfigError(f"{facts.key}: {error}.") from error
     if config.protocols:
         reading.check(config, facts)
+
+
+def _check_layers(facts: Facts) -> None:
+    if PRUNED in (facts.shape or {}):
+        raise ConfigError(
+            f"{facts.key}: model={facts.model}: parts of the model were removed before it was "
+            f"quantized ({PRUNED} in its config.json), so its layers are not those of the base: "
+            "audit an artifact of the whole model."
+        )
+    for transform, options in facts.transforms:
+        if transform.prune is not None:
+            raise ConfigError(
+                f"{facts.key}: transform={transform.name} removes parts of the model, so its "
+                "layers are not those of the base: leave suite=audit or the transform out."
+            )
+        if transform.keeps(options) == ALWAYS:
+            raise ConfigError(
+                f"{facts.key}: transform={transform.name} is kept in front of layers, so their "
+                "weights are not in the coordinates of the base: leave suite=audit or the "
+                "transform out."
+            )
 
 
 def _check_base(base: Path, what: str, file: Path | None) -> None:

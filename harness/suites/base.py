@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from harness.config.schema import ModelConfig
     from harness.records.kept import Kept
     from harness.records.record import Metric
+    from quant.budget import AnyScheme
+    from quant.memory.plan import Item
+    from quant.memory.shapes import ModelShape
+    from quant.transforms.base import Transform
 
     Streamed = Callable[[Sequence[Tensor], Callable[[int, int], None]], Iterator[Tensor]]
 
@@ -112,6 +116,8 @@ class Facts:
     has_original  False for a checkpoint that was quantized elsewhere (as in SuiteContext).
     file      GGUF file of the model under test (as in SuiteContext).
     tokenizer  folder with the files of its tokenizer; None if it is not on this machine.
+    schemes   the schemes that layers in the blocks have, or may be given; none: full precision.
+    transforms  of the quantization, with their options.
     """
 
     key: str
@@ -123,6 +129,8 @@ class Facts:
     has_original: bool = True
     file: Path | None = None
     tokenizer: Path | None = None
+    schemes: tuple[AnyScheme, ...] = ()
+    transforms: tuple[tuple[Transform, Any], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -203,6 +211,9 @@ class Suite:
     inputs     hashes of the data it reads besides the model; part of the key.
     semantics  the settings that go into key and record.
     samples    what its figures will be measured on, for the plan's minimum detectable effects.
+    memory     memory(config, facts, shape: quant.memory.shapes.ModelShape) -> the items
+               (quant.memory.plan) that it holds beside the weights of the whole model, for the
+               plan; None: nothing is planned.
     streams    whether it can measure a model block by block (SuiteContext.streamed).
     loads      False: it reads the files itself (SuiteContext.packed, source); its model has no
                weights, and none of an earlier suite stay in memory.
@@ -224,6 +235,7 @@ class Suite:
     inputs: Callable[[Any, Facts], dict[str, str]] = no_inputs
     semantics: Callable[[Any], dict[str, Any]] = plain_semantics
     samples: Callable[[Any, Facts], Sequence[Sample]] = no_samples
+    memory: Callable[[Any, Facts, ModelShape], Sequence[Item]] | None = None
     streams: bool = False
     loads: bool = True
     timing: bool = False

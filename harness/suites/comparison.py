@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
+from harness.suites.at_once import LOGITS_AT_ONCE, POSITIONS_AT_ONCE
 from harness.suites.compressed import Compressed
 from harness.suites.confidences import CONFIDENCES
 from harness.suites.distributions import Compared, compare, joined
@@ -17,11 +18,6 @@ from harness.suites.logits import Logits, Shaped, parts
 from harness.suites.noise import NoisyLogits
 from harness.suites.scoring import Score
 
-# Positions that are compared at a time, and the logits of them: 32 MiB in float32. glibc maps
-# blocks from 32 MiB on by themselves; its heap would be left in pieces by smaller ones (1.1 GB were
-# taken where 300 MB were needed).
-POSITIONS_AT_ONCE = 512
-LOGITS_AT_ONCE = 2**23
 LEVELS = {"p10": 0.10, "p50": 0.50, "p90": 0.90, "p99": 0.99}
 
 

@@ -10,10 +10,7 @@ import torch
 from torch import Tensor
 
 from harness.errors import BitsweepError
-
-# Logits that are compared at a time on a processor: 8 MiB in float64. Larger blocks leave its cache
-# and are mapped anew by glibc; comparing takes three times as long then.
-CACHED_LOGITS = 2**20
+from harness.suites.at_once import CACHED_LOGITS
 
 
 class DivergenceError(BitsweepError):

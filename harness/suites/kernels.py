@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from omegaconf import MISSING
@@ -21,6 +21,7 @@ from harness.suites.base import (
     machine_inputs,
 )
 from harness.suites.shapes import parse_task, task_name
+from quant.budget import Budget
 
 NAME = "kernels"
 
@@ -34,7 +35,7 @@ class Config:
 
 
 def check(config: Config, facts: Facts) -> None:
-    """ConfigError for a measurement without batches or time."""
+    """ConfigError for a measurement without batches or time, and for layers of several schemes."""
     key = facts.key
     if not config.batches:
         raise ConfigError(f"{key}.batches is empty: give rows of activations, as in [1,16].")
@@ -42,6 +43,26 @@ def check(config: Config, facts: Facts) -> None:
         at_least_one(f"{key}.batches", batch)
     if config.seconds <= 0:
         raise ConfigError(f"{key}.seconds={config.seconds} leaves no time; use seconds above 0.")
+    factored = any(isinstance(each, Budget) for each in facts.schemes)
+    reason = not_one_scheme([each.name for each in facts.schemes], factored)
+    if reason is not None:
+        raise ConfigError(f"{key}: model={facts.model}: {reason}.")
+
+
+def not_one_scheme(schemes: Sequence[str], factored: bool) -> str | None:
+    """Why layers of these schemes, or factors, cannot be timed; None if they can."""
+    if factored:
+        return (
+            "its layers are products of factors, and kernels multiply codes: leave suite=kernels "
+            "out, and time the model with suite=latency"
+        )
+    if len(schemes) > 1:
+        return (
+            f"its layers have several schemes ({', '.join(schemes)}), and "
+            "kernels are timed for one: measure a model of a single scheme, or time this one with "
+            "suite=latency"
+        )
+    return None
 
 
 def run(context: SuiteContext, config: Config) -> SuiteResult:

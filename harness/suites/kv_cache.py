@@ -16,10 +16,12 @@ from harness.report.columns import AgainstPosition, OwnTable, Place, SuiteTable
 from harness.suites import kv_cache_table, perplexity, reading
 from harness.suites.base import Facts, Suite, SuiteContext, SuiteResult, at_least_one
 from quant.kv.base import KvCacheError
-from quant.kv.support import Chosen, expected_shape, find_scheme, why_not
+from quant.kv.support import Chosen, expected_shape, find_scheme, head_counts, why_not
 
 if TYPE_CHECKING:
     from harness.config.schema import ModelConfig
+    from quant.memory.plan import Item
+    from quant.memory.shapes import ModelShape
 
 NAME = kv_cache_table.NAME
 LEAST_LENGTH = 16
@@ -162,6 +164,30 @@ def semantics(config: Config) -> dict[str, Any]:
     return found
 
 
+def memory(config: Config, facts: Facts, shape: ModelShape) -> Sequence[Item]:
+    """What is held beside the weights; nothing where config.json does not say how many heads."""
+    from harness.suites import kv_cache_memory
+    from quant.memory.plan import IN_HOST, ON_DEVICE
+
+    told = facts.shape or {}
+    heads, cached = head_counts(told), expected_shape(told)
+    if heads is None or cached is None:
+        return []
+    longest = max(_lengths(config, facts))
+    return list(
+        kv_cache_memory.items(
+            shape,
+            heads,
+            cached.keys,
+            longest,
+            max(config.tokens, longest),
+            chosen(config, facts.key),
+            len(config.bits),
+            ON_DEVICE if facts.device.startswith("cuda") else IN_HOST,
+        )
+    )
+
+
 def run(context: SuiteContext, config: Config) -> SuiteResult:
     """Measure every scheme at every length and budget."""
     from harness.suites import kv_cache_run
@@ -195,6 +221,7 @@ SUITE = Suite(
     check=check,
     inputs=inputs,
     semantics=semantics,
+    memory=memory,
     preload=("harness.suites.kv_cache_run",),
     table=SuiteTable(
         tables=(OwnTable(Place(NAME, kv_cache_table.TITLE, 22), kv_cache_table.table),),

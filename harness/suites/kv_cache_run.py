@@ -16,8 +16,8 @@ from harness.data.protocols import TokenWindows
 from harness.records.items import WINDOWS, make_items
 from harness.records.record import Metric
 from harness.report.curves import PANEL
+from harness.suites.at_once import LOGITS_AT_ONCE, POSITIONS_AT_ONCE
 from harness.suites.base import SuiteContext, SuiteResult
-from harness.suites.comparison import LOGITS_AT_ONCE, POSITIONS_AT_ONCE
 from harness.suites.distributions import compare
 from harness.suites.kv_cache_table import (
     BUDGET,

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-WHOLE_BYTES = 2**26  # logits of at most this size are computed as a whole
+from harness.suites.at_once import WHOLE_BYTES
 
 
 class Shaped(Protocol):

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from harness.data import vocabulary
 from harness.suites import compressed
+from harness.suites.at_once import LOGITS_AT_ONCE, POSITIONS_AT_ONCE
 from harness.suites.base import SuiteContext
-from harness.suites.comparison import LOGITS_AT_ONCE, POSITIONS_AT_ONCE, Comparison
+from harness.suites.comparison import Comparison
 from harness.suites.compressed import EXACT_VOCABULARY, Compressed, compress
 from harness.suites.logits import Logits, parts
 from harness.suites.noise import NoisyLogits

@@ -21,6 +21,7 @@ from cuda_ext.bench import Contender, copies_for, last_level_cache, measure
 from harness.records.busyness import Watch, said_busy, with_note
 from harness.records.record import Metric
 from harness.suites.base import SuiteContext, SuiteResult
+from harness.suites.kernels import not_one_scheme
 from harness.suites.shapes import task_name
 from harness.suites.timing import conditions, paired_ratio, summarise
 from quant.blocks import LINEAR_TYPES
@@ -80,17 +81,11 @@ def run(context: SuiteContext, config: Batches) -> SuiteResult:
 
 def _single_scheme(layers: list[nn.Module]) -> Scheme | None:
     """The scheme of the packed layers; None if there are none."""
-    if any(isinstance(each, FactoredLinear) for each in layers):
-        raise ValueError(
-            "its layers are products of factors, and kernels multiply codes: leave suite=kernels "
-            "out, and time the model with suite=latency."
-        )
     found = dict.fromkeys(each.scheme for each in layers if isinstance(each, QuantLinear))
-    if len(found) > 1:
-        raise ValueError(
-            f"its layers have several schemes ({', '.join(each.name for each in found)}), and "
-            "kernels are timed for one: measure a model of a single scheme."
-        )
+    factored = any(isinstance(each, FactoredLinear) for each in layers)
+    reason = not_one_scheme([each.name for each in found], factored)
+    if reason is not None:
+        raise ValueError(f"{reason}.")
     return next(iter(found), None)
 
 

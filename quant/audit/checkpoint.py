@@ -17,7 +17,7 @@ from quant.checkpoint.loader import read_format, read_quantization
 from quant.checkpoint.names import names_of
 from quant.checkpoint.tensors import TensorReader
 from quant.errors import ArtifactError
-from quant.pruning.cut import PRUNED
+from quant.pruning import PRUNED
 from quant.weight import FactoredWeight, QuantizedWeight
 
 # Two tensors count as equal up to the rounding of the coarser of their types, bfloat16 at most.

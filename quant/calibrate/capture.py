@@ -98,7 +98,7 @@ def capture(
         return forward
 
     forwards = [recorder(index) for index in range(len(model_structure.structures))]
-    with evaluation(model), _forwards_replaced(model_structure.blocks.modules, forwards):
+    with evaluation(model), forwards_replaced(model_structure.blocks.modules, forwards):
         for batch in batches:
             pool.next_batch()
             try:
@@ -307,7 +307,7 @@ class _TensorPool:
     def _shared(self, tensor: Tensor) -> Tensor:
         known = self._known.setdefault((tensor.shape, tensor.dtype, tensor.device), [])
         for other in known:
-            if other is tensor or torch.equal(other, tensor):
+            if other is tensor or (not tensor.is_meta and torch.equal(other, tensor)):
                 return other
         if len(known) < _POOL_DEPTH:
             known.append(tensor)
@@ -315,7 +315,7 @@ class _TensorPool:
 
 
 @contextmanager
-def _forwards_replaced(
+def forwards_replaced(
     modules: Iterable[nn.Module], forwards: Sequence[Callable[..., Any]]
 ) -> Iterator[None]:
     """Replace the forward functions of modules; models can still read the modules' attributes."""
@@ -348,6 +348,6 @@ def logits_after_blocks(
         return forward
 
     forwards = [stand_in(index) for index in range(last + 1)]
-    with evaluation(model), _forwards_replaced(model_structure.blocks.modules, forwards):
+    with evaluation(model), forwards_replaced(model_structure.blocks.modules, forwards):
         result: Tensor = run_model(model, batch).logits
         return result

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from quant.blocks import linear_layers
+from quant.blocks import LINEAR_TYPES, linear_layers
 
 Names = tuple[str, ...]
 OUTPUT = "the output of the block"
@@ -71,6 +71,47 @@ def find_neighbours(
     )
 
 
+def changeable_neighbours(
+    model: nn.Module,
+    block: nn.Module,
+    groups: Sequence[Names],
+    run: Callable[[], Tensor],
+    taken: Callable[[str], bool] = lambda _: False,
+) -> Neighbours:
+    """As `find_neighbours`, with makers only where their parameters may be changed.
+
+    taken  taken(name of a linear layer of the block) -> whether it is quantized already.
+    """
+    found = find_neighbours(block, groups, run)
+    linears = linear_layers(block)
+
+    def changeable(names: Names, maker: Maker | str) -> Maker | str:
+        if isinstance(maker, str):
+            return maker
+        if next(maker.module.parameters(), None) is None:
+            return f"{maker.name}, which makes its input, has no parameters"
+        if isinstance(maker.module, LINEAR_TYPES) and taken(maker.name):
+            return f"{maker.name}, which makes its input, is quantized already"
+        if shared(model, [maker.module, *(linears[name] for name in names)]):
+            return f"it or {maker.name}, which makes its input, shares parameters with others"
+        return maker
+
+    makers = {names: changeable(names, maker) for names, maker in found.makers.items()}
+    return replace(found, makers=makers)
+
+
+def shared(model: nn.Module, modules: Sequence[nn.Module]) -> bool:
+    """Whether other modules of the model, or two of these, share parameters of these modules."""
+    ours = {id(value) for module in modules for value in module.parameters()}
+    held = [
+        id(value)
+        for _, module in model.named_modules(remove_duplicate=False)
+        for value in module._parameters.values()
+        if id(value) in ours
+    ]
+    return len(held) > len(ours)
+
+
 class _Watch(TorchDispatchMode):
     """Follows the outputs of the modules of a block by their memory address.
 
@@ -93,13 +134,15 @@ class _Watch(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        views = {_memory(tensor) for tensor in _tensors(result)}
-        for tensor in _tensors((args, kwargs)):
-            made = self._made.get(_memory(tensor))
+        views = {memory_of(tensor) for tensor in tensors_in(result)}
+        for tensor in tensors_in((args, kwargs)):
+            made = self._made.get(memory_of(tensor))
             # Making a view is not reading; an operator that reads the view is a reader.
-            if made is not None and (func._schema.is_mutable or views != {_memory(tensor)}):
+            if made is not None and (func._schema.is_mutable or views != {memory_of(tensor)}):
                 made.readers.add(self._inside[-1] if self._inside else str(func))
-        given = (self._sources.get(_memory(tensor), NONE) for tensor in _tensors((args, kwargs)))
+        given = (
+            self._sources.get(memory_of(tensor), NONE) for tensor in tensors_in((args, kwargs))
+        )
         sources = NONE.union(*given)
         self._sources |= dict.fromkeys(views, sources)
         return result
@@ -121,7 +164,7 @@ class _Watch(TorchDispatchMode):
         inputs = self._inputs.get(names[0], [])
         if len(inputs) != 1:
             return f"{names[0]} runs {len(inputs)} times in a pass"
-        made = self._made.get(_memory(inputs[0]))
+        made = self._made.get(memory_of(inputs[0]))
         if made is None:
             return "no module of the block makes its input"
         if self._calls[made.name] != 1:
@@ -142,7 +185,7 @@ class _Watch(TorchDispatchMode):
 
     def _enter(self, name: str) -> Callable[..., None]:
         def enter(_: nn.Module, args: tuple[Any, ...]) -> None:
-            self._reached[name] = self._sources.get(_memory(args[0]), NONE)
+            self._reached[name] = self._sources.get(memory_of(args[0]), NONE)
             self._inputs.setdefault(name, []).append(args[0])
             self._inside.append(name)
 
@@ -156,32 +199,34 @@ class _Watch(TorchDispatchMode):
             if any(each is not None for each in module._parameters.values()):
                 # Nothing passes scales on through the parameters of a norm.
                 here = frozenset({name}) if linear else NONE
-                self._sources |= {_memory(tensor): here for tensor in _tensors(output)}
-            given = {_memory(tensor) for tensor in _tensors((args, kwargs))}
-            for tensor in _tensors(output):
+                self._sources |= {memory_of(tensor): here for tensor in tensors_in(output)}
+            given = {memory_of(tensor) for tensor in tensors_in((args, kwargs))}
+            for tensor in tensors_in(output):
                 # A tensor that a module only passes on belongs to the module that computed it.
-                if tensor.numel() and _memory(tensor) not in given | self._made.keys():
-                    self._made[_memory(tensor)] = Maker(name, module, args, dict(kwargs), tensor)
+                if tensor.numel() and memory_of(tensor) not in given | self._made.keys():
+                    self._made[memory_of(tensor)] = Maker(name, module, args, dict(kwargs), tensor)
 
         return leave
 
     def _returned(self, _: nn.Module, __: Any, output: Any) -> None:
-        for tensor in _tensors(output):
-            made = self._made.get(_memory(tensor))
+        for tensor in tensors_in(output):
+            made = self._made.get(memory_of(tensor))
             if made is not None:
                 made.readers.add(OUTPUT)
 
 
-def _memory(tensor: Tensor) -> int:
-    return tensor.untyped_storage().data_ptr()
+def memory_of(tensor: Tensor) -> int:
+    """Return what views of one tensor share, also where there are no values (the meta device)."""
+    address: int = tensor.untyped_storage()._cdata
+    return address
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
+def tensors_in(value: Any) -> Iterator[Tensor]:
     """Yield the tensors in nested tuples, lists and dictionaries."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, dict):
-        yield from _tensors(tuple(value.values()))
+        yield from tensors_in(tuple(value.values()))
     elif isinstance(value, tuple | list):
         for part in value:
-            yield from _tensors(part)
+            yield from tensors_in(part)

@@ -15,7 +15,7 @@ was, if one differs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -25,11 +25,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from quant.blocks import linear_layers, require_sound, weight_matrix
+from quant.blocks import Blocks, linear_layers, require_sound, weight_matrix
 from quant.calibrate.capture import Call, capture, logits_after_blocks, observe, run_block
 from quant.calibrate.head import own_head
 from quant.calibrate.layers import LayerResult
-from quant.calibrate.neighbours import Maker, find_neighbours
+from quant.calibrate.neighbours import Maker, Names, Neighbours, find_neighbours, memory_of
 from quant.calibrate.residual_weights import (
     Norm,
     Roles,
@@ -44,9 +44,14 @@ from quant.calibrate.source import BlockSource, Weights, each_block
 from quant.calibrate.structure import BlockStructure, evaluation
 from quant.calibrate.wide import WideCalls, wide_buffers
 from quant.errors import ModelStructureError
+from quant.experts import routed_groups
 from quant.transforms.base import Change, Transform, applied_note, unapplied_note
+from quant.transforms.foreseen import no_rotation
 
 _TOKENS = 64
+NO_SUM = (
+    "its hidden states before the first block are no sum of rows of its embeddings ({} in between)"
+)
 
 
 class RotatedSource:
@@ -88,13 +93,14 @@ def rotated(
     """
     assert transform.residual is not None
     refuse: Refuse = partial(_refused, source.model, transform)
-    _require_alone(source, refuse)
+    require_alone(source.model, refuse)
     tokens = window[None, :_TOKENS]
     structure = observe(source, tokens[0])
     model, structures = source.model, structure.structures
     with evaluation(model), wide_buffers(model):
-        with _norms_running(source) as running, WideCalls():
+        with norms_running(source.model, source.blocks) as running, WideCalls():
             captured = capture(model, structure, [tokens])
+        require_plain(running, refuse)
         hidden, width = captured.hidden[0], captured.hidden[0].shape[-1]
 
         def after(hidden: Tensor) -> Tensor:
@@ -116,11 +122,7 @@ def rotated(
             with WideCalls():
                 begin = capture(model, structure, [tokens]).hidden[0]
             if not _close(begin, change.inputs(start), start, model.dtype):
-                between = ", ".join(running) or "an operation"
-                raise refuse(
-                    "its hidden states before the first block are no sum of rows of its "
-                    f"embeddings ({between} comes in between)"
-                )
+                raise refuse(NO_SUM.format("an operation comes"))
             if not _close(after(change.inputs(start)), logits, logits, model.dtype):
                 raise refuse(f"its logits changed when {outside.norms[0].readers[0]} was rotated")
         if not source.reads:
@@ -133,11 +135,8 @@ Refuse = Callable[[str], ModelStructureError]
 
 
 def _refused(model: PreTrainedModel, transform: Transform, why: str) -> ModelStructureError:
-    return ModelStructureError(
-        f"transform {transform.name} cannot rotate the residual stream of "
-        f"{type(model).__name__}: {why}; leave it out, or rotate the inputs of layers with "
-        "transform=[hadamard]."
-    )
+    said = no_rotation(type(model).__name__, why)
+    return ModelStructureError(f"transform {transform.name} {said}.")
 
 
 @dataclass(frozen=True)
@@ -160,29 +159,11 @@ class _Trial:
             with WideCalls():
                 return run_block(block, self.structure, self.call, hidden)
 
-        with _normed_layers(block) as norm_after:
+        with normed_layers(block) as norm_after:
             found = find_neighbours(block, self.structure.groups, partial(forward, hidden))
-        width, expected = hidden.shape[-1], found.output
-        makers = {
-            names: maker
-            for names, maker in found.makers.items()
-            if isinstance(maker, Maker) and _is_norm(maker.module, width)
-        }
+        expected = found.output
+        makers, writers = stream_parts(block, name, found, norm_after, hidden.shape[-1], refuse)
         read = {layer for names in makers for layer in names}
-        writers = [
-            layer
-            for layer, module in linear_layers(block).items()
-            if layer not in read and weight_matrix(module).shape[0] == width
-        ]
-        for writer in writers:
-            if writer in norm_after:
-                raise refuse(
-                    f"{name}.{norm_after[writer]} normalizes the output of {writer} before it "
-                    "is added to the stream"
-                )
-        if not makers:
-            reasons = {f"{n[0]}: {m}" for n, m in found.makers.items() if isinstance(m, str)}
-            raise refuse(f"no norm of {name} feeds its layers alone ({'; '.join(sorted(reasons))})")
         roles = Roles(
             tuple(_norm(name, maker, names, refuse) for names, maker in makers.items()),
             tuple(f"{name}.{writer}" for writer in writers),
@@ -203,18 +184,10 @@ def _outside(
 ) -> tuple[Roles, bool]:
     """Return the roles outside the blocks, and whether the last norm subtracts the mean."""
     model, inside = source.model, set(source.blocks.modules.modules())
-    names = {module: name for name, module in model.named_modules()}
-    head: nn.Module | None = model.get_output_embeddings()
-    if not isinstance(head, nn.Linear):
-        raise refuse("its head is no linear layer")
-    maker = find_neighbours(model, [(names[head],)], logits).makers[(names[head],)]
-    if isinstance(maker, str):
-        raise refuse(f"no norm feeds its head {names[head]} alone ({maker})")
-    if not _is_norm(maker.module, width):
-        raise refuse(f"no norm feeds its head {names[head]} alone ({maker.name} makes its input)")
+    head, maker = head_norm(model, width, logits, refuse)
     tables = tuple(
         name
-        for module, name in names.items()
+        for name, module in model.named_modules()
         if isinstance(module, nn.Embedding)
         and module not in inside
         and module.weight.shape[1] == width
@@ -223,7 +196,63 @@ def _outside(
         x, found = maker.args[0], maker.output
         shifted = maker.module(x + x.abs().mean(), *maker.args[1:], **maker.kwargs)
     keeps_mean = _close(shifted, found, found, torch.float32)
-    return Roles((_norm("", maker, (names[head],), refuse),), tables), keeps_mean
+    return Roles((_norm("", maker, (head,), refuse),), tables), keeps_mean
+
+
+def head_norm(
+    model: PreTrainedModel, width: int, logits: Callable[[], Tensor], refuse: Refuse
+) -> tuple[str, Maker]:
+    """Return the name of the head and the norm that makes its input; the weights may be on meta."""
+    head: nn.Module | None = model.get_output_embeddings()
+    if not isinstance(head, nn.Linear):
+        raise refuse("its head is no linear layer")
+    name = next(name for name, module in model.named_modules() if module is head)
+    maker = find_neighbours(model, [(name,)], logits).makers[(name,)]
+    if isinstance(maker, str):
+        raise refuse(f"no norm feeds its head {name} alone ({maker})")
+    if not _is_norm(maker.module, width):
+        raise refuse(f"no norm feeds its head {name} alone ({maker.name} makes its input)")
+    return name, maker
+
+
+def stream_parts(
+    block: nn.Module,
+    name: str,
+    found: Neighbours,
+    norm_after: Mapping[str, str],
+    width: int,
+    refuse: Refuse,
+) -> tuple[dict[Names, Maker], list[str]]:
+    """Return the norms of a block with their readers, and the layers that write the stream.
+
+    No value is looked at. name is the block's; norm_after is that of `normed_layers`.
+    """
+    if routed_groups(block):
+        raise refuse(
+            f"{name} computes something else when it is rotated, because the router of its mixture "
+            "of experts reads the stream and is no layer that is quantized"
+        )
+    makers = {
+        names: maker
+        for names, maker in found.makers.items()
+        if isinstance(maker, Maker) and _is_norm(maker.module, width)
+    }
+    read = {layer for names in makers for layer in names}
+    writers = [
+        layer
+        for layer, module in linear_layers(block).items()
+        if layer not in read and weight_matrix(module).shape[0] == width
+    ]
+    for writer in writers:
+        if writer in norm_after:
+            raise refuse(
+                f"{name}.{norm_after[writer]} normalizes the output of {writer} before it "
+                "is added to the stream"
+            )
+    if not makers:
+        reasons = {f"{n[0]}: {m}" for n, m in found.makers.items() if isinstance(m, str)}
+        raise refuse(f"no norm of {name} feeds its layers alone ({'; '.join(sorted(reasons))})")
+    return makers, writers
 
 
 def _norm(block: str, maker: Maker, readers: Sequence[str], refuse: Refuse) -> Norm:
@@ -246,11 +275,17 @@ def _norm(block: str, maker: Maker, readers: Sequence[str], refuse: Refuse) -> N
     raise refuse(f"{prefix}{maker.name} does not multiply what it normalizes by its weight alone")
 
 
-def _require_alone(source: BlockSource, refuse: Refuse) -> None:
+def require_plain(running: Sequence[str], refuse: Refuse) -> None:
+    """Refuse a model with a norm between its embeddings and its blocks (`norms_running`)."""
+    if running:
+        raise refuse(NO_SUM.format(f"{', '.join(running)} comes"))
+
+
+def require_alone(model: PreTrainedModel, refuse: Refuse) -> None:
     """Refuse a model in which modules share parameters, other than its head and embeddings."""
-    ends = (source.model.get_input_embeddings(), source.model.get_output_embeddings())
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
     owners: dict[int, str] = {}
-    for name, module in source.model.named_modules():
+    for name, module in model.named_modules():
         for parameter in module._parameters.values():
             other = owners.setdefault(id(parameter), name) if parameter is not None else name
             if other != name and module not in ends:
@@ -267,12 +302,12 @@ def _is_norm(module: nn.Module, width: int | None = None) -> bool:
 
 
 @contextmanager
-def _norms_running(source: BlockSource) -> Iterator[list[str]]:
+def norms_running(model: PreTrainedModel, blocks: Blocks) -> Iterator[list[str]]:
     """Yield a list that gets the names of the norms outside the blocks that run."""
-    inside, found = set(source.blocks.modules.modules()), []
+    inside, found = set(blocks.modules.modules()), []
     handles = [
         module.register_forward_hook(lambda *_, name=name: found.append(name))
-        for name, module in source.model.named_modules()
+        for name, module in model.named_modules()
         if module not in inside and _is_norm(module)
     ]
     try:
@@ -283,16 +318,16 @@ def _norms_running(source: BlockSource) -> Iterator[list[str]]:
 
 
 @contextmanager
-def _normed_layers(block: nn.Module) -> Iterator[dict[str, str]]:
+def normed_layers(block: nn.Module) -> Iterator[dict[str, str]]:
     """Yield a mapping that gets, for a layer whose output is normalized, the norm's name."""
     outputs: dict[int, tuple[str, Tensor]] = {}  # kept, so that an address is not reused
     found: dict[str, str] = {}
 
     def leave(_: nn.Module, __: Any, output: Tensor, name: str) -> None:
-        outputs[output.untyped_storage().data_ptr()] = name, output
+        outputs[memory_of(output)] = name, output
 
     def enter(_: nn.Module, args: tuple[Any, ...], name: str) -> None:
-        made = outputs.get(args[0].untyped_storage().data_ptr()) if args else None
+        made = outputs.get(memory_of(args[0])) if args else None
         if made is not None:
             found[made[0]] = name
 

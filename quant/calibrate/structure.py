@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from quant.blocks import Blocks, find_blocks, linear_layers
+from quant.calibrate.neighbours import memory_of
 from quant.embedding import rows_and_device
 from quant.errors import ModelStructureError
 from quant.experts import Names, routed_groups
@@ -182,7 +183,8 @@ class _Observer:
     def _reader(self, name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def read(_: nn.Module, args: tuple[Any, ...]) -> None:
             x = args[0]
-            key = (x.data_ptr(), tuple(x.shape), x.stride(), x.dtype, x._version)
+            place = memory_of(x), x.storage_offset(), tuple(x.shape), x.stride()
+            key = (*place, x.dtype, x._version)
             self._keys.setdefault(name, []).append(key)
             self._alive.append(x)
 

@@ -7,13 +7,19 @@ experts). A packed layer cannot replace these.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from quant.blocks import keep_precision, linear_layers, require_quantizable, weight_matrix
+from quant.blocks import (
+    Blocks,
+    keep_precision,
+    linear_layers,
+    require_quantizable,
+    weight_matrix,
+)
 from quant.calibrate.source import BlockSource, blocks_in_place
 from quant.calibrate.structure import evaluation, run_model
 from quant.coverage import Coverage, coverage, pattern, require_coverage
@@ -38,17 +44,21 @@ def survey(source: BlockSource, rules: Rules = STRICT) -> Coverage:
     """
     require_quantizable(source.blocks)
     require_coverage(coverage(source.blocks), type(source.model).__name__, rules)
-    reasons = _observed(source)
-    for block in source.blocks.modules:
-        for name, module in linear_layers(block).items():
-            if pattern(name) in reasons:
-                keep_precision(module, reasons[pattern(name)])
+    mark(source.blocks, unfit_layers(source))
     found = coverage(source.blocks)
     require_coverage(found, type(source.model).__name__, rules)
     return found
 
 
-def _observed(source: BlockSource) -> dict[str, str]:
+def mark(blocks: Blocks, reasons: Mapping[str, str]) -> None:
+    """Mark layers to stay in full precision, by name in a block (numbers as *)."""
+    for block in blocks.modules:
+        for name, module in linear_layers(block).items():
+            if pattern(name) in reasons:
+                keep_precision(module, reasons[pattern(name)])
+
+
+def unfit_layers(source: BlockSource) -> dict[str, str]:
     """Return the layers that cannot be replaced, by name in a block (numbers as *), and why."""
     layers = [
         (pattern(name), module)

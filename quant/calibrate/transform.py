@@ -9,9 +9,15 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from quant.blocks import LINEAR_TYPES, linear_layers, set_weight_matrix, weight_matrix
+from quant.blocks import linear_layers, set_weight_matrix, weight_matrix
 from quant.budget import AnyScheme
-from quant.calibrate.neighbours import Maker, Names, Neighbours, find_neighbours
+from quant.calibrate.neighbours import (
+    Maker,
+    Names,
+    Neighbours,
+    changeable_neighbours,
+    shared,
+)
 from quant.calibrate.statistics import InputStatistics
 from quant.calibrate.upstream import Source, Upstream
 from quant.errors import QuantizationError, failures_of
@@ -31,6 +37,7 @@ from quant.transforms.base import (
     unapplied_note,
 )
 from quant.transforms.fold import fold
+from quant.transforms.foreseen import cannot_take, changes_nothing
 
 
 @dataclass(frozen=True)
@@ -84,16 +91,12 @@ def require_changes(
     lets a transform pass if it holds for one of the layers.
     """
     notes = [read_note(note) for layer in layers for note in layer.transforms]
-    for transform, _ in transforms:
+    for transform, options in transforms:
         reasons = {why for name, why in notes if name == transform.name}
         if None in reasons or unless in reasons:
             continue
-        why = "; ".join(sorted(filter(None, reasons))) or "no layer ran"
-        raise QuantizationError(
-            f"transform {transform.name} changed no layer of this model ({why}): leave it out, "
-            "let it keep its changes in front of the layers, or use a model whose norms feed "
-            "its layers alone."
-        )
+        said = changes_nothing(options, sorted(filter(None, reasons)))
+        raise QuantizationError(f"transform {transform.name} {said}.")
 
 
 def require_first_changes(
@@ -141,7 +144,8 @@ class BlockTransformer:
         Changed.hessian), and so do `statistics`, which are empty if no transform reads them. Raises
         QuantizationError, naming the block, if its output changes beyond rounding.
         """
-        found = find_neighbours(self.block, list(hessians), self.run)
+        solved = lambda name: f"{self.name}.{name}" in self.solved  # noqa: E731
+        found = changeable_neighbours(self.model, self.block, list(hessians), self.run, solved)
         done = {
             names: self._group(names, hessian, statistics.get(names), found)
             for names, hessian in hessians.items()
@@ -164,7 +168,6 @@ class BlockTransformer:
         found: Neighbours,
     ) -> Changed:
         maker = found.makers[names]
-        maker = maker if isinstance(maker, str) else self._changeable(names, maker)
         if isinstance(maker, str) and hessian.tokens == 0:
             return Changed(notes=[unapplied_note(each.name, maker) for each, _ in self.transforms])
         linears = linear_layers(self.block)
@@ -225,7 +228,7 @@ class BlockTransformer:
 
         The change is None if it could not be applied.
         """
-        why = taker if isinstance(taker, str) else f"{taker.name} cannot take the change in"
+        why = taker if isinstance(taker, str) else cannot_take(taker.name)
         if keep != ALWAYS and not isinstance(taker, str) and self._fold(taker, change, names):
             return change, False, applied_note(transform.name, taker.name)
         if keep == NEVER:
@@ -256,27 +259,8 @@ class BlockTransformer:
             return True
         return self._shared([linear_layers(self.block)[name]])
 
-    def _changeable(self, names: Names, maker: Maker) -> Maker | str:
-        """Return the maker, or why changing its parameters would affect other modules."""
-        if next(maker.module.parameters(), None) is None:
-            return f"{maker.name}, which makes its input, has no parameters"
-        if isinstance(maker.module, LINEAR_TYPES) and f"{self.name}.{maker.name}" in self.solved:
-            return f"{maker.name}, which makes its input, is quantized already"
-        linears = linear_layers(self.block)
-        if self._shared([maker.module, *(linears[name] for name in names)]):
-            return f"it or {maker.name}, which makes its input, shares parameters with others"
-        return maker
-
     def _shared(self, modules: Sequence[nn.Module]) -> bool:
-        """Whether other modules, or two of these, share parameters of these modules."""
-        ours = {id(value) for module in modules for value in module.parameters()}
-        held = [
-            id(value)
-            for _, module in self.model.named_modules(remove_duplicate=False)
-            for value in module._parameters.values()
-            if id(value) in ours
-        ]
-        return len(held) > len(ours)
+        return shared(self.model, modules)
 
     def _require_same(self, before: Tensor, after: Tensor) -> None:
         """Raise QuantizationError unless the block's output is the same within rounding."""

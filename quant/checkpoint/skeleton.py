@@ -20,7 +20,8 @@ from quant.checkpoint.files import copyable
 from quant.checkpoint.folder import read_json, remake
 from quant.errors import ArtifactError
 from quant.experts import unfuse
-from quant.pruning.cut import PRUNED, smaller_layers
+from quant.pruning import PRUNED
+from quant.pruning.cut import smaller_layers
 
 
 def build_skeleton(

@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import AttentionInterface
 from transformers.models.bloom.modeling_bloom import BloomAttention
 
-from quant.kv.base import STORED_BITS, Cache, Heads, KvCacheError, Shape
+from quant.kv.base import CHECKED, STORED_BITS, Cache, Heads, KvCacheError, Shape
 from quant.kv.stepped import Stepped
 
 NAME = "bitsweep_kv_cache"
@@ -32,7 +32,6 @@ KNOWN = frozenset({"dropout", "is_causal", "position_ids", "cache_position", "us
 # deviations of the logits: rounding explains less, a part of attention that is missing more.
 AGREEMENT = {torch.float32: 1e-3, torch.float64: 1e-3}
 AGREEMENT_16_BITS = 0.1
-CHECKED = 256  # tokens of the comparison
 
 Attend = Callable[[Heads], Tensor]
 _active: list[Attend] = []  # the cache in use, innermost last

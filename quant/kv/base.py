@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 STORED_BITS = 16  # of a number in full precision, and of a scale or zero-point
+ATTENDED = 2**22  # products of queries and keys at once, 16 MiB of float32
+QUERIES = (16, 256)  # whose attention is computed at once, least and most
+CHECKED = 256  # tokens on which a full cache is compared with the model's own attention
 
 
 class KvCacheError(QuantizationError):
@@ -100,6 +103,8 @@ class KvScheme:
     source   the paper.
     reading  what is our reading, for the notes of tables; "": nothing.
     version  raised when the scheme computes something else; part of every key.
+    copies   of the keys and values of a layer that `attend` holds at most, in the dtype in which it
+             computes, for the memory plan.
     """
 
     name: str
@@ -109,6 +114,7 @@ class KvScheme:
     source: str = ""
     reading: str = ""
     version: int = 1
+    copies: int = 9
 
     def __post_init__(self) -> None:
         require_names(self.name, self.label, "kv scheme")

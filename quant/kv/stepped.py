@@ -14,15 +14,12 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from quant.kv.base import STORED_BITS, Heads, Shape
+from quant.kv.base import ATTENDED, QUERIES, STORED_BITS, Heads, Shape
 from quant.kv.rounding import Rounding, stored
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
-
-LOGITS_AT_ONCE = 2**22  # 16 MiB of float32
-QUERIES = (16, 256)  # at once, least and most
 
 
 @dataclass(frozen=True)
@@ -73,7 +70,7 @@ class Stepped:
         keys, values = _versions(first[0], self.keys), _versions(first[1], self.values)
         sharing, group, tokens, _ = heads.query.shape
         out = heads.query.new_empty(sharing, group, tokens, values[0].shape[-1])
-        rows = LOGITS_AT_ONCE // (sharing * group * tokens)
+        rows = ATTENDED // (sharing * group * tokens)
         rows = min(max(rows, QUERIES[0]), QUERIES[1])
         query = heads.query * heads.scaling
         for start in range(0, tokens, rows):

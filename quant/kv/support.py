@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any
@@ -55,14 +56,19 @@ def find_scheme(name: str) -> tuple[KvScheme, str | None]:
     own = "." not in name
     if own and name not in scheme_names():
         raise KvCacheError(
-            f"there is no kv scheme {name}: choose from {', '.join(scheme_names())}, or name the "
-            "module of one of yours with dots."
+            f"there is no kv scheme {name}{_close(name)}: choose from {', '.join(scheme_names())}, "
+            "or name the module of one of yours with dots."
         )
     try:
         part = find_part(f"{PACKAGE}.{name}" if own else name)
         return part.load("SCHEME", KvScheme), part.sha256
     except PartError as error:
         raise KvCacheError(str(error)) from error
+
+
+def _close(name: str) -> str:
+    found = get_close_matches(name.lower(), scheme_names(), n=1, cutoff=0.5)
+    return f" (did you mean {found[0]}?)" if found else ""
 
 
 def why_not(config: Mapping[str, Any]) -> str | None:
@@ -97,6 +103,15 @@ def expected_shape(config: Mapping[str, Any]) -> Shape | None:
         return None
     biased = bool(config.get("alibi")) or config.get("model_type") == "bloom"
     return Shape(width, width, biased)
+
+
+def head_counts(config: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Heads of keys and values, and of queries; None if config.json does not say."""
+    asked = _first(config, HEADS)
+    if asked is None:
+        return None
+    kept = _first(config, ("num_key_value_heads",))
+    return (1 if config.get("multi_query") else kept or asked), asked
 
 
 def _first(config: Mapping[str, Any], names: tuple[str, ...]) -> int | None:

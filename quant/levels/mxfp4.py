@@ -79,8 +79,9 @@ def draw(
 
 def check(scheme: Scheme) -> None:
     if scheme.group_size != GROUP:
+        rule = " and grid=floor, even or rceil" if scheme.grid == NOT_STATED else ""
         raise SchemeError(
-            f"mxfp4 levels have a scale for every {GROUP} weights: use group_size={GROUP}."
+            f"mxfp4 levels have a scale for every {GROUP} weights: use group_size={GROUP}{rule}."
         )
 
 

@@ -145,7 +145,7 @@ def plan_evaluation(
     at_once, largest = batch * window, max(map(math.prod, shape.layers))
     items = [
         *_weights(shape, on_gpu),
-        Item("a batch inside a block", _inside(shape, at_once), here, ("blocks",)),
+        Item("a batch inside a block", inside_bytes(shape, at_once), here, ("blocks",)),
         Item("the largest layer, dequantized", 4 * largest, here, ("blocks",)),
         Item("logits of a batch", _logits(shape, at_once), here, ("head",)),
     ]
@@ -154,9 +154,20 @@ def plan_evaluation(
 
 def fits_whole(shape: ModelShape, window: int, batch: int, limits: Limits) -> bool:
     """Whether all weights fit in memory with a batch of `batch` windows; True if unknown."""
-    beside = max(_inside(shape, batch * window), _logits(shape, batch * window))
+    beside = max(inside_bytes(shape, batch * window), _logits(shape, batch * window))
     known = [free for free in (limits.device, limits.host) if free is not None]
     return all(shape.whole_bytes + beside <= free * USABLE for free in known)
+
+
+def plan_suite(items: Sequence[Item], limits: Limits, advice: str) -> MemoryPlan:
+    """Plan the memory of a measurement of a model that is in memory as a whole.
+
+    Raises MemoryPlanError, with the figures and the advice, if it does not fit.
+    """
+    plan = MemoryPlan(tuple(items), limits, "none")
+    if plan.lacking() is not None:
+        raise MemoryPlanError(_refusal(plan, advice))
+    return plan
 
 
 def size(count: int) -> str:
@@ -201,7 +212,7 @@ def _quantization_items(
         yield Item("a batch of inputs in full precision", seen, here, ("collect",))
         if config.sequential or config.rounding is not None:
             yield Item("the block in full precision", shape.block_bytes, here, IN_BLOCK)
-    inside = _inside(shape, at_once) + rounding_bytes(config.transforms, at_once * max(inputs))
+    inside = inside_bytes(shape, at_once) + rounding_bytes(config.transforms, at_once * max(inputs))
     if wide:  # torch's attention and functions use more than our operators (measured: 1.4)
         inside = inside * 3 * number // (2 * max(shape.itemsize, 4))
     yield Item("a batch inside a block", inside, here, ("collect",))
@@ -218,7 +229,7 @@ def _quantization_items(
         yield Item("a layer rotated, in float64", rotation_bytes(shape.layers), here, ("collect",))
         yield Item("embeddings and head, until checked", shape.outside_bytes, here, ("check",))
     if config.after_pruning:
-        chosen, watched = config.after_pruning, _inside(shape, at_once)
+        chosen, watched = config.after_pruning, inside_bytes(shape, at_once)
         # The outputs of all modules are kept while the block is observed.
         yield Item("a batch inside a block, watched", watched, here, ("collect",))
         tried = transform_bytes(shape.layers, chosen, number, watched)
@@ -275,7 +286,7 @@ def _weights(shape: ModelShape, on_gpu: bool) -> Iterator[Item]:
         yield Item("embeddings, norm and head", shape.outside_bytes, IN_HOST)
 
 
-def _inside(shape: ModelShape, tokens: int) -> int:
+def inside_bytes(shape: ModelShape, tokens: int) -> int:
     """Bytes of a block's intermediate values for `tokens` tokens; attention is tiled."""
     return tokens * (4 * shape.hidden + 3 * shape.widest) * max(shape.itemsize, 4)
 
@@ -305,7 +316,8 @@ def _place(items: list[Item], nbytes: int, limits: Limits, wish: str) -> MemoryP
     raise MemoryPlanError(_refusal(plans[-1]))
 
 
-def _refusal(plan: MemoryPlan) -> str:
+def _refusal(plan: MemoryPlan, otherwise: str | None = None) -> str:
+    """The sentence of a plan that does not fit; otherwise: what to do, if not the usual."""
     where = plan.lacking()
     assert where is not None
     free = plan.free(where)
@@ -321,5 +333,5 @@ def _refusal(plan: MemoryPlan) -> str:
     }[where]
     return (
         f"this needs {size(plan.needed(where))} of {name} and {size(free)} may be taken "
-        f"({listed}): {advice}."
+        f"({listed}): {otherwise or advice}."
     )

@@ -25,6 +25,7 @@ from quant.errors import ModelStructureError
 from quant.head import find_embeddings, find_head, one_matrix
 from quant.pruning.units import Columns, Heads
 from quant.scheme import Scheme
+from quant.transforms.foreseen import Input
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 U = TypeVar("U", Columns, Heads)
 
 # Increase it when model_shape or the fields of ModelFacts change.
-VERSION = 6
+VERSION = 7
 NOT_FOUND = "its blocks were not looked at"
 
 _log = logging.getLogger("quant")
@@ -119,6 +120,9 @@ class ModelFacts:
     linears                  (outputs, inputs) of the linear layers in its blocks, by full name; of
                              fused experts the layers are not known before they are unfused.
     columns, heads           of every block, or why they cannot be removed (quant.pruning.units).
+    inputs                   of layers, one of every sort, as transforms will find them; empty if
+                             that cannot be seen without weights (quant.calibrate.foreseen).
+    stream                   why the residual stream cannot be rotated; None if nothing is seen.
     """
 
     shape: ModelShape
@@ -129,6 +133,8 @@ class ModelFacts:
     linears: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     columns: Columns | str = NOT_FOUND
     heads: Heads | str = NOT_FOUND
+    inputs: tuple[Input, ...] = ()
+    stream: str | None = None
 
 
 def model_shape(model: PreTrainedModel) -> ModelShape:
@@ -240,6 +246,8 @@ def _parse(found: Any) -> ModelFacts:
         },
         columns=_unit(Columns, found["columns"]),
         heads=_unit(Heads, found["heads"]),
+        inputs=tuple(Input(**each) for each in found["inputs"]),
+        stream=found["stream"],
     )
 
 

@@ -16,8 +16,8 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from quant.blocks import Blocks
+from quant.pruning import PRUNED
 
-PRUNED = "bitsweep_pruned"  # entry of config.json
 _WEIGHTS, _LAYERS = "removed_weights", "layers"
 
 

@@ -245,6 +245,10 @@ def _never_so(_options: Any) -> bool:
     return False
 
 
+def _always_so(_options: Any) -> bool:
+    return True
+
+
 def _fits(_options: Any, _facts: Any, _scheme: Scheme) -> str | None:
     return None
 
@@ -279,14 +283,17 @@ class Transform:
                                     quant.pruning.cut.Cut that keeps the model within options.bits.
                                     The parts are scored on options.windows calibration windows.
     unfit                           unfit(options, facts: quant.memory.shapes.ModelFacts, scheme) ->
-                                    why a model cannot be pruned so, as the end of a sentence with
-                                    the next step; None if it can. For transforms that prune.
+                                    why a model cannot be changed so, as the end of a sentence with
+                                    the next step; None if it can. A plan asks it; scheme is one
+                                    Scheme if the transform prunes.
     rounding                        rounding(inputs: Inputs, options) -> the Operation that rounds
                                     the input of a group of layers at run time: activations on a
                                     grid, simulated in the model's dtype. It is not exact: outputs
                                     change, the solver's Hessian is that of the rounded inputs, and
                                     no time is measured. None for changes of coordinates.
     static                          static(options) -> whether a rounding reads Inputs.statistics.
+    partial                         partial(options) -> whether the options leave layers out, which
+                                    a transform behind it may still change.
     tag                             tag(options) -> what a rounding adds to the names of schemes in
                                     tables, as a8 in w4g64-a8.
     options                         frozen dataclass that raises a one-sentence ValueError for
@@ -309,6 +316,7 @@ class Transform:
     reads_statistics                whether `change` reads Group.statistics. They are collected only
                                     for transforms that do; a change before them has to say them in
                                     its own coordinates, by a method statistics(Statistics).
+    says_statistics                 says_statistics(options) -> whether its changes have it.
     folds_through                   whether a change that no module in front can absorb may be
                                     folded into a linear layer further in front, through operators
                                     that pass scales on: the product of a gated MLP, attention's
@@ -331,6 +339,7 @@ class Transform:
     kept_bytes: Callable[[int], int] = _a_matrix
     refuses: Callable[[Any, int, Sequence[int]], str | None] = _refuses_nothing
     reads_statistics: bool = False
+    says_statistics: Callable[[Any], bool] = _always_so
     folds_through: bool = False
     shifts: Callable[[Any], bool] = _never_so
     memory: Memory = NOTHING
@@ -339,6 +348,7 @@ class Transform:
     unfit: Callable[[Any, Any, Scheme], str | None] = _fits
     rounding: Callable[..., Operation] | None = None
     static: Callable[[Any], bool] = _never_so
+    partial: Callable[[Any], bool] = _never_so
     tag: Callable[[Any], str] = _no_tag
 
     def __post_init__(self) -> None:

@@ -152,6 +152,14 @@ def describe(options: Options) -> list[str]:
     return words + ([] if options.seed == 0 else [f"signs of seed {options.seed}"])
 
 
+def says_statistics(_options: Options) -> bool:
+    return False  # smallest and largest sums of inputs do not follow from those of inputs
+
+
+def partial(options: Options) -> bool:
+    return bool(options.layers)
+
+
 def keep(_options: Options) -> str:
     return ALWAYS
 
@@ -168,6 +176,8 @@ TRANSFORM = Transform(
     describe=describe,
     rebuild=rebuild,
     keep=keep,
+    partial=partial,
+    says_statistics=says_statistics,
     kept_bytes=kept_bytes,
     refuses=refuses,
 )

@@ -23,6 +23,8 @@ from quant.transforms.base import Group, Scaling, Transform
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from quant.memory.shapes import ModelFacts
+
 
 @dataclass(frozen=True)
 class Options:
@@ -48,6 +50,10 @@ class Options:
 
 
 DEFAULT_OPTIONS = Options()
+_NO_BIAS = (
+    "shifts inputs, and {} has no bias that could undo a shift; use shift=false "
+    "(transform.repquant.shift=false), which scales alone"
+)
 
 
 @dataclass(frozen=True)
@@ -93,10 +99,7 @@ def change(group: Group, options: Options = DEFAULT_OPTIONS) -> Scaling | Shifte
     import torch
 
     if options.shift and not group.biased:
-        raise QuantizationError(
-            f"transform repquant: {group.name} has no bias that could undo a shift of its input; "
-            "use shift=false (transform.repquant.shift=false), which scales alone."
-        )
+        raise QuantizationError(f"transform repquant {_NO_BIAS.format(group.name)}.")
     low, high = _ranges(group, options)
     size = high - low if options.shift else torch.maximum(low.abs(), high.abs())
     live = size > 0
@@ -136,6 +139,18 @@ def shifts(options: Options) -> bool:
     return options.shift
 
 
+def says_statistics(options: Options) -> bool:
+    return not options.shift  # the mean of |x - t| does not follow from that of |x|
+
+
+def unfit(options: Options, facts: ModelFacts, _scheme: object) -> str | None:
+    """Say which layer has no bias for a shift of an input that a module in front makes."""
+    for each in facts.inputs if options.shift else ():
+        if each.unmade is None and not each.biased:
+            return _NO_BIAS.format(each.layer)
+    return None
+
+
 TRANSFORM = Transform(
     name="repquant",
     label="RepQuant",
@@ -143,6 +158,8 @@ TRANSFORM = Transform(
     options=Options,
     describe=describe,
     shifts=shifts,
+    says_statistics=says_statistics,
+    unfit=unfit,
     reads_statistics=True,
     memory=Memory(weights=4, prepared=12),  # float64
 )

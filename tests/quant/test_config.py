@@ -1,5 +1,6 @@
 """QuantizationConfig: parts that fit together, and an identity in JSON."""
 
+import importlib
 import json
 import pickle
 from dataclasses import dataclass, field, replace
@@ -13,8 +14,8 @@ from quant.errors import CalibrationError, QuantizationError
 from quant.scheme import Scheme
 from quant.solvers import gptq, random, rtn
 from quant.solvers.base import NoOptions, Solver
-from quant.transforms import equalize
-from quant.transforms.base import Transform
+from quant.transforms import awq, equalize, hadamard, repquant
+from quant.transforms.base import Group, Statistics, Transform
 from tests.quant.architectures import tiny_model
 
 W4 = Scheme(4)
@@ -189,3 +190,42 @@ def test_a_shift_is_refused_for_a_solver_that_compares_inputs() -> None:
         QuantizationConfig(qronos.SOLVER, Scheme(3), transforms=((repquant.TRANSFORM, None),))
     scales = repquant.Options(shift=False)
     QuantizationConfig(qronos.SOLVER, Scheme(3), transforms=((repquant.TRANSFORM, scales),))
+
+
+def test_a_fold_behind_a_kept_change_is_refused() -> None:
+    """Nothing in front of the layers can take it in, so it would change nothing."""
+    scheme, rotated = Scheme(4), (hadamard.TRANSFORM, None)
+    folds, keeps = (awq.TRANSFORM, None), (awq.TRANSFORM, awq.Options(keep="where_needed"))
+    words = "awq folds its changes .* hadamard before it keeps .* list awq before hadamard"
+    with pytest.raises(QuantizationError, match=words):
+        QuantizationConfig(gptq.SOLVER, scheme, transforms=(rotated, folds))
+    QuantizationConfig(gptq.SOLVER, scheme, transforms=(folds, rotated))
+    some = (hadamard.TRANSFORM, hadamard.Options(layers=("down_proj",)))
+    QuantizationConfig(gptq.SOLVER, scheme, transforms=(some, folds))
+    always = (equalize.TRANSFORM, equalize.Options(keep="always"))
+    with pytest.raises(QuantizationError, match=r"equalize before it keeps"):
+        QuantizationConfig(gptq.SOLVER, scheme, transforms=(always, folds))
+    QuantizationConfig(gptq.SOLVER, scheme, transforms=(always, keeps))
+    for each in (rotated, some):
+        with pytest.raises(QuantizationError, match=r"awq reads statistics .* behind hadamard"):
+            QuantizationConfig(gptq.SOLVER, scheme, transforms=(each, keeps))
+    shifted = (repquant.TRANSFORM, None)
+    with pytest.raises(QuantizationError, match=r"list awq before repquant"):
+        QuantizationConfig(gptq.SOLVER, scheme, transforms=(shifted, folds))
+    scaled = (repquant.TRANSFORM, repquant.Options(shift=False))
+    QuantizationConfig(gptq.SOLVER, scheme, transforms=(scaled, folds))
+
+
+@pytest.mark.parametrize("part", ["awq", "equalize", "hadamard", "repquant", "smoothquant"])
+def test_transforms_declare_whether_their_changes_say_statistics(part: str) -> None:
+    module = importlib.import_module(f"quant.transforms.{part}")
+    values = torch.randn(64, 8, dtype=torch.float64).abs().cumsum(1)
+    values[:, 0] *= 100  # an outlier, so that every transform finds something to change
+    statistics = Statistics(values.mean(0), values.abs().mean(0), values.amin(0), values.amax(0))
+    group = Group(
+        "a", ("a",), (torch.randn(4, 8),), values.T @ values, Scheme(4), statistics, biased=True
+    )
+    options = module.TRANSFORM.options()
+    change = module.change(group, options)
+    assert change is not None
+    assert hasattr(change, "statistics") == module.TRANSFORM.says_statistics(options)

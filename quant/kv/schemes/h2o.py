@@ -37,4 +37,4 @@ def solve(options: Options, shape: Shape, length: int, budget: float) -> Selecte
     return solve_tokens(NAME, options.recent, scores, shape, length, budget)
 
 
-SCHEME = KvScheme(NAME, "H2O", solve, Options, source="arXiv 2306.14048")
+SCHEME = KvScheme(NAME, "H2O", solve, Options, source="arXiv 2306.14048", copies=5)

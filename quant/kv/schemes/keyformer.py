@@ -65,5 +65,6 @@ SCHEME = KvScheme(
     solve,
     Options,
     source="arXiv 2403.09054",
+    copies=5,
     reading="Keyformer: without its prompt phase, our reading (docs/methods/kv_cache.md)",
 )

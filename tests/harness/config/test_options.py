@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 import pytest
 from omegaconf import MISSING
 
-from harness.config.options import build_options, did_you_mean, words_for
+from harness.config.hints import did_you_mean
+from harness.config.options import build_options, words_for
 from harness.errors import ConfigError
 
 

@@ -6,8 +6,8 @@ import sys
 import pytest
 import torch
 
-from quant.kv.attention import CHECKED, look, using
-from quant.kv.base import KvCacheError, Shape
+from quant.kv.attention import look, using
+from quant.kv.base import CHECKED, KvCacheError, Shape
 from quant.kv.schemes import h2o, hadamard, keyformer, kivi, per_channel, per_token, staircase
 from quant.kv.stepped import Stepped
 from tests.quant.architectures import VOCABULARY, tiny_model

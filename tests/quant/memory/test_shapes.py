@@ -4,12 +4,14 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from quant.blocks import find_blocks
+from quant.calibrate.foreseen import foresee
 from quant.checkpoint.skeleton import build_causal_lm
 from quant.coverage import Coverage, coverage
 from quant.memory import shapes
@@ -53,6 +55,8 @@ def test_what_is_kept_is_what_was_computed(name: str, tmp_path: Path) -> None:
     facts = ModelFacts(
         model_shape(model), model.config.model_type, positions, coverage(find_blocks(model))
     )
+    seen = foresee(model)
+    facts = replace(facts, inputs=seen.inputs, stream=seen.stream)
     assert cached_facts(tmp_path, "bfloat16", False, lambda: facts) == facts
     assert cached_facts(tmp_path, "bfloat16", False, never) == facts
 

@@ -35,7 +35,8 @@ from quant.decode.choose import make_decoder
 from quant.errors import SchemeError
 from quant.measure import roofline
 from quant.measure.architectures import ARCHITECTURES, ArchitectureError, architecture_config
-from quant.measure.dummy import GIB, MemoryNeed, NotEnoughMemory, build_dummy, predict_memory
+from quant.errors import NotEnoughMemory
+from quant.measure.dummy import GIB, MemoryNeed, build_dummy, predict_memory
 from quant.scheme import Scheme
 
 FULL = 16

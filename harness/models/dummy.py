@@ -63,7 +63,7 @@ def load(
 
     positions  tokens in the KV cache, for which memory is reserved.
 
-    Raises quant.measure.dummy.NotEnoughMemory, with figures, before anything is allocated.
+    Raises NotEnoughMemory, with figures, before anything is allocated.
     """
     import torch
 

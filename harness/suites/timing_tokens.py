@@ -35,7 +35,7 @@ from quant.decode.caches import DYNAMIC, Decoder
 from quant.decode.choose import make_decoder
 from quant.embedding import rows_and_device
 from quant.measure.cache import cache_shape
-from quant.measure.dummy import NotEnoughMemory
+from quant.errors import NotEnoughMemory
 from quant.measure.roofline import read_bandwidth
 from quant.measure.workspace import workspace_bytes
 

@@ -23,7 +23,7 @@ from cuda_ext.tiles import TILE_ROWS, units_for
 from quant.blocks import find_blocks, named_layers
 from quant.checkpoint.skeleton import parameters_on_meta
 from quant.embedding import QuantEmbedding, embed_scale
-from quant.errors import QuantizationError, SchemeError
+from quant.errors import NotEnoughMemory, SchemeError
 from quant.experts import unfuse
 from quant.grid import shared
 from quant.head import alone, find_embeddings, find_head, serves_head, tied
@@ -33,10 +33,6 @@ from quant.scheme import SCALE_DTYPES, Scheme
 UNIT = 64  # bytes of one unit of the kernel layout
 MARGIN = 0.02  # share of memory that stays free: allocators round up, kernels need workspaces
 GIB = 2**30
-
-
-class NotEnoughMemory(QuantizationError):
-    """A model does not fit on the device; the message has both figures."""
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from quant.decode import caches
 from quant.decode.caches import DynamicDecoder
 from quant.decode.choose import make_decoder
 from quant.measure import roofline
-from quant.measure.dummy import NotEnoughMemory
+from quant.errors import NotEnoughMemory
 from tests.harness.suites.suite_context import suite_context
 
 VOCABULARY = 97

@@ -61,6 +61,14 @@ def devices_of(model: object) -> tuple[str, ...]:
     return () if found is None else found.devices
 
 
+def move_computed(model: nn.Module, spread: Spread) -> None:
+    """Move buffers that no file has (rotary frequencies, masks) to where their module lies."""
+    for name, buffer in list(model.named_buffers()):
+        if buffer.device != torch.device(spread.of(name)):
+            path, _, attribute = name.rpartition(".")
+            model.get_submodule(path)._buffers[attribute] = buffer.to(spread.of(name))
+
+
 def put(module: nn.Module, device: torch.device) -> None:
     """Move the tensors of a module and of those inside it; shared ones stay shared in it."""
     made: dict[int, nn.Parameter] = {}

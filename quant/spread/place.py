@@ -36,7 +36,7 @@ class Over:
         Raises NotEnoughMemory and ModelStructureError.
         """
         what, blocks = type(model).__name__, find_blocks(model)
-        head = _own_head(model)
+        head = _own_head(model, packed or {})
         parts = _parts(model, blocks, head, packed or {}).beside(self.block)
         counts = split(parts, self.rooms, what)
         found = Spread(blocks.name, tuple(room.device for room in self.rooms), counts, head)
@@ -49,7 +49,7 @@ def on(rooms: Sequence[Room], block: int = 0) -> Over | None:
     return Over(tuple(rooms), block) if len(rooms) > 1 else None
 
 
-def _own_head(model: PreTrainedModel) -> str | None:
+def _own_head(model: PreTrainedModel, packed: Mapping[str, int]) -> str | None:
     """The name of the head; None for one that shares its weight with the embeddings."""
     head, table = model.get_output_embeddings(), model.get_input_embeddings()
     if head is None:
@@ -57,9 +57,9 @@ def _own_head(model: PreTrainedModel) -> str | None:
             f"{type(model).__name__} has no output embeddings, so it is not known where its logits "
             "come from: use runtime.devices=1."
         )
-    if getattr(head, "weight", head) is getattr(table, "weight", table):
-        return None
-    return next(name for name, module in model.named_modules() if module is head)
+    name = next(name for name, module in model.named_modules() if module is head)
+    shared = getattr(head, "weight", head) is getattr(table, "weight", table)
+    return None if shared and name not in packed else name
 
 
 def _parts(

@@ -15,6 +15,7 @@ from cuda_ext.kernels import resolve_kernel
 from harness.cell import checks, fits
 from harness.cell.cells import PendingCell, ResolvedCell, activations_of
 from harness.cell.choices import Choices
+from harness.cell.devices import Devices, asked_for, devices_for
 from harness.cell.keys import cell_keys
 from harness.cell.parts import (
     ARITHMETIC_KEY,
@@ -93,6 +94,7 @@ def resolve(
     checks.suites(choices.suites, activations_of(choices, model))
     facts = _facts(config, model)
     checks.runtime(config, choices.suites, elsewhere)
+    asked_for(config.runtime, elsewhere)
     try:
         lacking = _absent_suites(choices, facts, without_data)
         if choices.calibration is not None:
@@ -117,8 +119,11 @@ def resolve(
     choices = _with_arithmetic(choices, model)
     quantized = choices.solving is not None or model.checkpoint is not None
     kernel = _kernel(config.runtime, quantized, elsewhere)
-    keys = cell_keys(choices, model, kernel, facts)
-    return ResolvedCell(choices, model, kernel, keys, dict(config.model.expected), lacking)
+    devices = devices_for(choices, model, kernel, elsewhere)
+    facts = _facts(config, model, devices)
+    keys = cell_keys(choices, model, kernel, facts, devices.semantics())
+    expected = dict(config.model.expected)
+    return ResolvedCell(choices, model, kernel, keys, expected, devices, lacking)
 
 
 def _find_model(
@@ -292,14 +297,17 @@ def _levels(key: str, name: str | None, folder: Path | None) -> Part | None:
     return part
 
 
-def _facts(config: CellConfig, model: Model | AbsentModel) -> Callable[[str], Facts]:
+def _facts(
+    config: CellConfig, model: Model | AbsentModel, devices: Devices | None = None
+) -> Callable[[str], Facts]:
     def facts(key: str) -> Facts:
         return Facts(
             key=key,
             model=model.name,
             shape=model.shape,
             data_dir=config.paths.data,
-            device=config.runtime.device,
+            device=config.runtime.device if devices is None else devices.home,
+            devices=() if devices is None else devices.all[1:],
             threads=config.runtime.threads,
             has_original=model.checkpoint is None,
             file=None if config.method.get("solver") else model.file,

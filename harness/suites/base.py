@@ -60,6 +60,8 @@ class SuiteContext:
     kept        files on the full-precision model that suites make once for all cells of it; None:
                 nothing is kept.
     scratch     folder for them on disk, which the suite makes and removes; None: no such folder.
+    devices     all that some model of the cell lies on, if several (quant.spread); `device`, where
+                tokens go in and logits come out, is the first.
     load_reference  loads the quantized model again with the reference kernel; ValueError if there
                 is no artifact.
     """
@@ -84,6 +86,7 @@ class SuiteContext:
     activations: str = "auto"
     scratch: Path | None = None
     kept: Kept | None = None
+    devices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -109,6 +112,7 @@ class Facts:
     shape     its config.json (its text part if multimodal); None if it is not on this machine.
     data_dir  folder of relative paths (paths.data).
     device    cpu, cuda or cuda:N; threads: runtime.threads.
+    devices   further devices over which a model of the cell is spread.
     has_original  False for a checkpoint that was quantized elsewhere (as in SuiteContext).
     file      GGUF file of the model under test (as in SuiteContext).
     tokenizer  folder with the files of its tokenizer; None if it is not on this machine.
@@ -120,6 +124,7 @@ class Facts:
     data_dir: str | None = None
     device: str = "cpu"
     threads: int | None = None
+    devices: tuple[str, ...] = ()
     has_original: bool = True
     file: Path | None = None
     tokenizer: Path | None = None
@@ -158,7 +163,8 @@ def no_inputs(_config: Any, _facts: Facts) -> dict[str, str]:
 def machine_inputs(_config: Any, facts: Facts) -> dict[str, str]:
     """The inputs of a suite that measures time: the machine, on which times depend."""
     threads = facts.threads if facts.device == "cpu" else None
-    return {"machine": digest([machine(), gpu(facts.device), threads])}
+    more = [gpu(device) for device in facts.devices]
+    return {"machine": digest([machine(), gpu(facts.device), threads, *([more] if more else [])])}
 
 
 def as_given(config: Any, _model: ModelConfig, _others: Sequence[Any]) -> Any:
@@ -206,6 +212,7 @@ class Suite:
     streams    whether it can measure a model block by block (SuiteContext.streamed).
     loads      False: it reads the files itself (SuiteContext.packed, source); its model has no
                weights, and none of an earlier suite stay in memory.
+    spreads    False: it needs its model on one device.
     timing     whether it measures time: figures depend on the machine, random weights suffice.
     preload    modules to import once for all cells.
     positions  maximum of tokens in the KV cache; random weights reserve memory for them.
@@ -226,6 +233,7 @@ class Suite:
     samples: Callable[[Any, Facts], Sequence[Sample]] = no_samples
     streams: bool = False
     loads: bool = True
+    spreads: bool = True
     timing: bool = False
     preload: tuple[str, ...] = ()
     positions: Callable[[Any], int] = no_positions

@@ -101,9 +101,10 @@ def load(
         model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
     result: PreTrainedModel = model.eval()
     if spread is None:
-        return result.to(device)  # type: ignore[arg-type]
-    move_computed(result, spread)
-    connect(result, spread)
+        result = result.to(device)  # type: ignore[arg-type]
+    else:
+        move_computed(result, spread)
+        connect(result, spread)
     return result
 
 

@@ -30,8 +30,8 @@ from quant.head import alone, find_embeddings, find_head, serves_head, tied
 from quant.linear import Packed, QuantLinear, pack_grid, packed_bytes, packed_shapes, takes_kernels
 from quant.scheme import SCALE_DTYPES, Scheme
 from quant.spread.connect import connect, move_computed
-from quant.spread.place import Over
-from quant.spread.split import Spread
+from quant.spread.place import Over, parts_of
+from quant.spread.split import Parts, Spread
 
 UNIT = 64  # bytes of one unit of the kernel layout
 MARGIN = 0.02  # share of memory that stays free: allocators round up, kernels need workspaces
@@ -153,6 +153,14 @@ def predict_memory(
 ) -> MemoryNeed:
     """Return the memory that `build_dummy` needs; kernel is a resolved name. Allocates nothing."""
     return memory_need(_skeleton(config, dtype, None, scheme is not None), scheme, kernel)
+
+
+def predict_parts(
+    config: PreTrainedConfig, scheme: Scheme | None, *, dtype: torch.dtype, kernel: str
+) -> Parts:
+    """Return the bytes of the parts of the model that `build_dummy` makes. Allocates nothing."""
+    model = _skeleton(config, dtype, None, scheme is not None)
+    return parts_of(model, packed_sizes(model, scheme, kernel))
 
 
 def memory_need(model: PreTrainedModel, scheme: Scheme | None, kernel: str) -> MemoryNeed:

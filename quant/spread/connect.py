@@ -41,7 +41,7 @@ def connect(model: PreTrainedModel, spread: Spread) -> None:
             partial(_enter, device, copies, index == 0), with_kwargs=True, prepend=True
         )
     blocks.modules[-1].register_forward_hook(lambda *_: copies.clear())
-    head: nn.Module = model.get_output_embeddings()  # type: ignore[assignment]
+    head: nn.Module = model.get_output_embeddings()
     _bring(head, torch.device(spread.of(spread.head or "")))
     if spread.head is not None:
         home = torch.device(spread.home)
@@ -127,7 +127,7 @@ def _bring(module: nn.Module, device: torch.device) -> None:
 
 
 def _outside(model: PreTrainedModel, spread: Spread, head: nn.Module) -> list[nn.Module]:
-    """The modules with tensors of their own that are neither embeddings, nor head, nor in blocks."""
+    """The modules with tensors of their own, but embeddings, head and what is in blocks."""
     ends = {*head.modules(), *model.get_input_embeddings().modules()}
     return [
         module

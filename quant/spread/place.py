@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import nn
 from transformers import PreTrainedModel
 
-from quant.blocks import Blocks, find_blocks
+from quant.blocks import find_blocks
 from quant.errors import ModelStructureError
 from quant.spread.split import Parts, Room, Spread, split
 
@@ -35,18 +35,12 @@ class Over:
 
         Raises NotEnoughMemory and ModelStructureError.
         """
-        what, blocks = type(model).__name__, find_blocks(model)
-        head = _own_head(model, packed or {})
-        parts = _parts(model, blocks, head, packed or {}).beside(self.block)
-        counts = split(parts, self.rooms, what)
-        found = Spread(blocks.name, tuple(room.device for room in self.rooms), counts, head)
+        parts, head = parts_of(model, packed), _own_head(model, packed or {})
+        counts = split(parts.beside(self.block), self.rooms, type(model).__name__)
+        devices = tuple(room.device for room in self.rooms)
+        found = Spread(find_blocks(model).name, devices, counts, head)
         _require_own_weights(model, found)
         return found
-
-
-def on(rooms: Sequence[Room], block: int = 0) -> Over | None:
-    """None for one device."""
-    return Over(tuple(rooms), block) if len(rooms) > 1 else None
 
 
 def _own_head(model: PreTrainedModel, packed: Mapping[str, int]) -> str | None:
@@ -62,10 +56,12 @@ def _own_head(model: PreTrainedModel, packed: Mapping[str, int]) -> str | None:
     return None if shared and name not in packed else name
 
 
-def _parts(
-    model: PreTrainedModel, blocks: Blocks, head: str | None, packed: Mapping[str, int]
-) -> Parts:
-    """Bytes of the parts; shared tensors count once, where they are met first."""
+def parts_of(model: PreTrainedModel, packed: Mapping[str, int] | None = None) -> Parts:
+    """Bytes of the parts of a model, some of whose layers are going to be packed into so many;
+    shared tensors count once, where they are met first.
+    """
+    packed, blocks = packed or {}, find_blocks(model)
+    head = _own_head(model, packed)
     first, inside, last = 0, [0] * len(blocks), 0
     seen: set[int] = set()
     for path, module in model.named_modules():

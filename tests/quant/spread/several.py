@@ -65,9 +65,9 @@ class Devices(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         found = _run(func, args, kwargs or {})
-        if str(func).startswith(_MOVES) and isinstance(found, Lying) and isinstance(args[0], Lying):
-            if args[0].device != found.device:
-                self.crossed[str(args[0].device), str(found.device)] += found.numel()
+        both = isinstance(found, Lying) and args and isinstance(args[0], Lying)
+        if both and args[0].device != found.device:
+            self.crossed[str(args[0].device), str(found.device)] += found.numel()
         return found
 
     __hash__ = object.__hash__
@@ -79,9 +79,9 @@ class _Makers(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
         device = kwargs.get("device")
-        if func in (torch.tensor, torch.as_tensor) and device is not None:
-            if torch.device(device).type == KIND:
-                return func(*args, **kwargs | {"device": None}).to(device)
+        there = device is not None and torch.device(device).type == KIND
+        if there and func in (torch.tensor, torch.as_tensor):
+            return func(*args, **kwargs | {"device": None}).to(device)
         if func is torch.Tensor.__getitem__ and isinstance(args[1], tuple):
             index = [torch.tensor(each) if type(each) is list else each for each in args[1]]
             args = (args[0], tuple(index))

@@ -58,6 +58,15 @@ class Devices:
     def of_baseline(self) -> tuple[str, ...]:
         return self.names[: self.baseline]
 
+    @property
+    def gpus(self) -> int:
+        """How many GPUs a process must see that runs the cell; 0 on the processor."""
+        if not self.home.startswith("cuda"):
+            return 0
+        if len(self.all) == 1:
+            return 1
+        return 1 + max(int(name.partition(":")[2]) for name in self.all)
+
     def semantics(self) -> dict[str, int]:
         """What times depend on; nothing for one device, as in all keys from before there were
         several.
@@ -156,15 +165,6 @@ def devices_for(
         found = _as_few_as_will_do(choices, model, kernel, rooms)
     _require_spreading(choices, found)
     return found
-
-
-def gpus_of(runtime: RuntimeConfig) -> int:
-    """How many GPUs a worker needs for a cell; 0 on the processor."""
-    if not runtime.device.startswith("cuda"):
-        return 0
-    names = asked_for(runtime, elsewhere=True)
-    numbers = [int(name.partition(":")[2] or 0) for name in names or (runtime.device,)]
-    return max(numbers) + 1
 
 
 def _as_few_as_will_do(

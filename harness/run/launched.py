@@ -49,9 +49,9 @@ def run_launched(
     write_atomically(diary.folder / JOBS, as_json(work))
     count = min(chosen.options.workers, len(jobs))
     screen = Screen(console, plans)
-    device = plans[0].cell.choices.runtime.device
+    gpus = max(plan.cell.devices.gpus for plan in plans if plan.todo)
     try:
-        workers = chosen.launcher.start(diary.folder, count, chosen.options, device)
+        workers = chosen.launcher.start(diary.folder, count, chosen.options, gpus)
         following = _Following(diary, jobs, workers, count, screen)
         try:
             with screen, Runner(diary, STARTER):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,8 +31,11 @@ from quant.head import alone, find_embeddings, find_head, serves_head, tied
 from quant.linear import Packed, QuantLinear, pack_grid, packed_bytes, packed_shapes, takes_kernels
 from quant.scheme import SCALE_DTYPES, Scheme
 from quant.spread.connect import connect, move_computed
+from quant.spread.draws import Draws
 from quant.spread.place import Over, parts_of
 from quant.spread.split import Parts, Spread
+
+Numbers = Callable[[str], torch.Generator]  # by the name of a module or tensor, on its device
 
 UNIT = 64  # bytes of one unit of the kernel layout
 MARGIN = 0.02  # share of memory that stays free: allocators round up, kernels need workspaces
@@ -92,7 +96,11 @@ def build_dummy(
         spread = Spread(find_blocks(model).name, (str(device),), (len(find_blocks(model)),), None)
     else:
         spread = over.spread(model, packed_sizes(model, scheme, kernel))
-    draws = _Draws(spread, seed)
+    stream = Draws(seed)
+
+    def draws(name: str) -> torch.Generator:
+        return stream.at(spread.of(name))
+
     if scheme is not None:
         _pack_blocks(model, scheme, dtype, kernel, draws)
         _pack_outside(model, scheme, dtype, kernel, draws)
@@ -102,26 +110,6 @@ def build_dummy(
     if over is not None:
         connect(result, spread)
     return result
-
-
-class _Draws:
-    """Random numbers on the device of a module: they go on there where they were on the last one.
-
-    So a model over several devices of one kind has the weights that it has on one.
-    """
-
-    def __init__(self, spread: Spread, seed: int) -> None:
-        self._spread, self._place = spread, spread.home
-        self._now = torch.Generator(spread.home).manual_seed(seed)
-
-    def at(self, name: str) -> torch.Generator:
-        """The generator on the device of the module or tensor of this name."""
-        place = self._spread.of(name)
-        if place != self._place:
-            moved = torch.Generator(place)
-            moved.set_state(self._now.get_state())
-            self._place, self._now = place, moved
-        return self._now
 
 
 def packed_sizes(model: PreTrainedModel, scheme: Scheme | None, kernel: str) -> dict[str, int]:
@@ -280,7 +268,7 @@ def _pack_blocks(
     scheme: Scheme,
     dtype: torch.dtype,
     kernel: str,
-    draws: _Draws,
+    draws: Numbers,
 ) -> None:
     """Replace the linear layers of the blocks, one after the other, by random packed layers."""
     layers = named_layers(find_blocks(model))
@@ -288,7 +276,7 @@ def _pack_blocks(
     for name, layer in layers.items():
         parent, _, child = name.rpartition(".")
         owner = model.get_submodule(parent)
-        setattr(owner, child, _packed(layer, scheme.of(name), dtype, kernel, draws.at(name)))
+        setattr(owner, child, _packed(layer, scheme.of(name), dtype, kernel, draws(name)))
 
 
 def _pack_outside(
@@ -296,7 +284,7 @@ def _pack_outside(
     scheme: Scheme,
     dtype: torch.dtype,
     kernel: str,
-    draws: _Draws,
+    draws: Numbers,
 ) -> None:
     """Replace what the scheme quantizes outside the blocks by random packed matrices."""
     serves = serves_head(model, scheme)
@@ -305,7 +293,7 @@ def _pack_outside(
         if scheme.head is None and tied(model):
             raise SchemeError(f"{type(model).__name__} {alone(scheme)}")
         like = find_head(model)[1] if serves else table
-        matrix = _packed(like, scheme.embeddings, dtype, kernel, draws.at(name))
+        matrix = _packed(like, scheme.embeddings, dtype, kernel, draws(name))
         if serves:
             model.set_output_embeddings(matrix)
         parent, _, child = name.rpartition(".")
@@ -313,7 +301,7 @@ def _pack_outside(
         setattr(model.get_submodule(parent), child, packed)
     if scheme.head is not None and not serves:
         name, like = find_head(model)
-        head = _packed(like, scheme.head, dtype, kernel, draws.at(name))
+        head = _packed(like, scheme.head, dtype, kernel, draws(name))
         model.set_output_embeddings(head)
         model.config.tie_word_embeddings = False
 
@@ -330,7 +318,7 @@ def _packed(
     return QuantLinear(packed, scheme, inputs, bias, kernel)
 
 
-def _fill(model: PreTrainedModel, dtype: torch.dtype, draws: _Draws) -> None:
+def _fill(model: PreTrainedModel, dtype: torch.dtype, draws: Numbers) -> None:
     """Give every parameter on the meta device random values in place, tied ones once."""
     made: dict[int, nn.Parameter] = {}
     for path, module in model.named_modules():
@@ -339,7 +327,7 @@ def _fill(model: PreTrainedModel, dtype: torch.dtype, draws: _Draws) -> None:
                 continue
             if id(parameter) not in made:
                 full = f"{path}.{name}"
-                values = _random_values(parameter, module, full, draws.at(full))
+                values = _random_values(parameter, module, full, draws(full))
                 made[id(parameter)] = nn.Parameter(values.to(dtype), requires_grad=False)
             module._parameters[name] = made[id(parameter)]
 

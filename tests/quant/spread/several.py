@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from unittest import mock
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -19,9 +20,14 @@ from torch.utils import backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from quant.spread.connect import connect, put
+from quant.spread.place import Over
+from quant.spread.split import Room, Spread
+
 KIND = "privateuseone"
 _MOVES = ("aten._to_copy.", "aten.to.", "aten.copy_.")
 _registered = False
+_Generator = torch.Generator
 
 
 def names(count: int) -> tuple[str, ...]:
@@ -46,12 +52,33 @@ class Lying(torch.Tensor):
         made.held = held
         return made
 
+    def data_ptr(self) -> int:
+        return self.held.data_ptr()
+
     def __repr__(self) -> str:  # type: ignore[override]
         return f"Lying({self.device}, {self.held})"
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return _run(func, args, kwargs or {})
+
+
+class Numbers(torch.Generator):
+    """A random generator of such a device; its numbers are those of the processor."""
+
+    @property
+    def device(self) -> torch.device:  # type: ignore[override]
+        return self.lies
+
+    lies: torch.device
+
+
+def _generator(device: Any = "cpu") -> Any:
+    if torch.device(device).type != KIND:
+        return _Generator(device)
+    made = Numbers()
+    made.lies = torch.device(device)
+    return made
 
 
 @dataclass
@@ -74,7 +101,7 @@ class Devices(TorchDispatchMode):
 
 
 class _Makers(TorchFunctionMode):
-    """torch.tensor, and an index that is a list, copy what they made below the dispatcher."""
+    """What torch does below the dispatcher: copies of lists to a device, and the way back."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
@@ -82,6 +109,8 @@ class _Makers(TorchFunctionMode):
         there = device is not None and torch.device(device).type == KIND
         if there and func in (torch.tensor, torch.as_tensor):
             return func(*args, **kwargs | {"device": None}).to(device)
+        if func is torch.Tensor.tolist:
+            return func(*here(args))
         if func is torch.Tensor.__getitem__ and isinstance(args[1], tuple):
             index = [torch.tensor(each) if type(each) is list else each for each in args[1]]
             args = (args[0], tuple(index))
@@ -96,8 +125,21 @@ def several() -> Iterator[Devices]:
         backend_registration._setup_privateuseone_for_python_backend()
         _registered = True
     devices = Devices()
-    with devices, _Makers():
+    with devices, _Makers(), mock.patch.object(torch, "Generator", _generator):
         yield devices
+
+
+def spread_loaded(model: Any, count: int) -> Spread:
+    """Move a model that is loaded to `count` devices and connect its parts."""
+    found = Over(tuple(Room(name) for name in names(count))).spread(model)
+    tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    for name, module in model.named_modules():
+        if not any(True for _ in module.children()):
+            put(module, torch.device(found.of(name)))
+    if tied:
+        model.get_output_embeddings().weight = model.get_input_embeddings().weight
+    connect(model, found)
+    return found
 
 
 def here(value: Any) -> Any:

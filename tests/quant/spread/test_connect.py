@@ -11,26 +11,13 @@ from quant.spread.connect import connect, devices_of, put, spread_of
 from quant.spread.place import Over
 from quant.spread.split import Room
 from tests.quant.architectures import CONFIGS, tiny_model
-from tests.quant.spread.several import KIND, here, names, several
+from tests.quant.spread.several import here, several, spread_loaded
 
 TOKENS = 5
 
 
 def tokens_of(length: int = 7) -> torch.Tensor:
     return torch.randint(3, 96, (1, length), generator=torch.Generator().manual_seed(4))
-
-
-def spread_loaded(model, count: int):
-    """Move a model that is loaded to `count` devices and connect its parts."""
-    found = Over(tuple(Room(name) for name in names(count))).spread(model)
-    tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
-    for name, module in model.named_modules():
-        if not any(True for _ in module.children()):
-            put(module, torch.device(found.of(name)))
-    if tied:
-        model.get_output_embeddings().weight = model.get_input_embeddings().weight
-    connect(model, found)
-    return found
 
 
 @torch.inference_mode()

@@ -6,7 +6,7 @@ the same key whenever it is planned. What is free then is looked at when a model
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 AUTO, ALL = "auto", "all"
 FORM = "use a number, all, auto or a list such as [cuda:0,cuda:1]"
-Visible = Callable[[], Sequence[Room]]
 
 
 @dataclass(frozen=True)
@@ -87,9 +86,7 @@ def visible_gpus() -> list[Room]:
     ]
 
 
-def asked_for(
-    runtime: RuntimeConfig, elsewhere: bool = False, visible: Visible = visible_gpus
-) -> tuple[str, ...] | None:
+def asked_for(runtime: RuntimeConfig, elsewhere: bool = False) -> tuple[str, ...] | None:
     """The devices that runtime.devices names, or runtime.device alone; None: as few as will do.
 
     elsewhere  the cell runs on another machine, whose devices are not known here.
@@ -98,9 +95,9 @@ def asked_for(
     """
     wish, device = _plain(runtime.devices), runtime.device
     said = f"runtime.devices={_said(wish)}"
-    if wish is None or wish == 1:
+    if wish is None or wish is not True and wish == 1:
         return (device,)
-    if wish not in (ALL, AUTO) and not isinstance(wish, tuple | int):
+    if wish not in (ALL, AUTO) and (isinstance(wish, bool) or not isinstance(wish, tuple | int)):
         raise ConfigError(f"{said} is unknown; {FORM}.")
     if isinstance(wish, int) and wish < 1:
         raise ConfigError(f"{said} is too small; {FORM}.")
@@ -117,7 +114,7 @@ def asked_for(
         if wish == AUTO:  # a worker is given one
             return (device,)
         return wish if isinstance(wish, tuple) else _first(int(wish))
-    here = [room.device for room in visible()]
+    here = [room.device for room in visible_gpus()]
     if wish == AUTO:
         return None if len(here) > 1 else (device,)
     if isinstance(wish, tuple):
@@ -138,41 +135,36 @@ def asked_for(
     return tuple(here[:count]) if count > 1 else (device,)
 
 
-def devices_for(
-    choices: Choices, model: Model, kernel: str, elsewhere: bool, visible: Visible = visible_gpus
-) -> Devices:
+def devices_for(choices: Choices, model: Model, kernel: str, elsewhere: bool) -> Devices:
     """The devices of a cell whose model is known.
 
-    Raises ConfigError, with the bytes of every device, for devices on which the model does not fit,
-    and for a suite that needs its model on one device.
+    Raises ConfigError, with the bytes of every device, for devices on which the model does not fit.
     """
     runtime = choices.runtime
-    names = asked_for(runtime, elsewhere, visible)
+    names = asked_for(runtime, elsewhere)
     if names is not None and len(names) == 1:
         return Devices(names)
     if runtime.stream == ALWAYS:  # a block at a time lies on the first
         return Devices(names or (runtime.device,))
-    rooms = visible() if not elsewhere else [Room(name) for name in names or ()]
-    known = {room.device: room for room in rooms}
-    rooms = [known[name] for name in names] if names is not None else rooms
-    rooms = [Room(room.device, _usable(room.free)) for room in rooms]
-    if names is not None and elsewhere:
-        found = Devices(names, len(names), len(names))
-    elif names is not None:
-        _require_fit(choices, model, kernel, rooms)
-        found = Devices(names, len(names), len(names))
+    here = [] if elsewhere else visible_gpus()
+    rooms = [Room(room.device, _usable(room.free)) for room in here]
+    if names is not None:
+        rooms = [room for name in names for room in rooms if room.device == name]
     else:
-        found = _as_few_as_will_do(choices, model, kernel, rooms)
-    _require_spreading(choices, found)
-    return found
+        return _as_few_as_will_do(choices, model, kernel, rooms)
+    if not elsewhere:
+        _require_fit(choices, model, kernel, rooms)
+    return Devices(names, len(names), len(names))
 
 
 def _as_few_as_will_do(
     choices: Choices, model: Model, kernel: str, rooms: Sequence[Room]
 ) -> Devices:
     """One device for what fits on one; one, too, for what fits on none, which then streams or is
-    refused as on a machine with one.
+    refused as on a machine with one, and where every suite takes blocks in turn.
     """
+    if all(each.suite.streams for each in choices.suites):
+        return Devices((choices.runtime.device,))
     parts = _parts(choices, model, kernel, quantized=True)
     count = fewest(parts, rooms, model.name) or 1
     baseline = count
@@ -192,19 +184,6 @@ def _require_fit(choices: Choices, model: Model, kernel: str, rooms: Sequence[Ro
         raise ConfigError(f"runtime.devices={len(rooms)}: {error}") from error
     except ModelStructureError as error:
         raise ConfigError(str(error)) from error
-
-
-def _require_spreading(choices: Choices, devices: Devices) -> None:
-    """Refuse a suite that needs the whole model on one device."""
-    if devices.model == 1:
-        return
-    for each in choices.suites:
-        if not each.suite.spreads:
-            raise ConfigError(
-                f"suite {each.suite.name} needs the model on one device, and runtime.devices="
-                f"{_said(_plain(choices.runtime.devices))} spreads it over {devices.model}: leave "
-                "it out, or use runtime.devices=1."
-            )
 
 
 def _parts(choices: Choices, model: Model, kernel: str, *, quantized: bool) -> Parts:
@@ -273,9 +252,9 @@ def _first(count: int) -> tuple[str, ...]:
 
 def _plain(wish: Any) -> Any:
     """A list of the configuration as a tuple of names."""
-    if isinstance(wish, str | int) or wish is None:
-        return wish
-    return tuple(str(each) for each in wish)
+    return (
+        tuple(map(str, wish)) if isinstance(wish, Sequence) and not isinstance(wish, str) else wish
+    )
 
 
 def _said(wish: Any) -> str:

@@ -15,7 +15,7 @@ from cuda_ext.kernels import resolve_kernel
 from harness.cell import checks, fits
 from harness.cell.cells import PendingCell, ResolvedCell, activations_of
 from harness.cell.choices import Choices
-from harness.cell.devices import Devices, asked_for, devices_for
+from harness.cell.devices import asked_for, devices_for
 from harness.cell.keys import cell_keys
 from harness.cell.parts import (
     ARITHMETIC_KEY,
@@ -120,7 +120,8 @@ def resolve(
     quantized = choices.solving is not None or model.checkpoint is not None
     kernel = _kernel(config.runtime, quantized, elsewhere)
     devices = devices_for(choices, model, kernel, elsewhere)
-    facts = _facts(config, model, devices)
+    if not elsewhere:  # devices of another machine are not here to be described
+        facts = _facts(config, model, devices.home, devices.all[1:])
     keys = cell_keys(choices, model, kernel, facts, devices.semantics())
     expected = dict(config.model.expected)
     return ResolvedCell(choices, model, kernel, keys, expected, devices, lacking)
@@ -298,7 +299,10 @@ def _levels(key: str, name: str | None, folder: Path | None) -> Part | None:
 
 
 def _facts(
-    config: CellConfig, model: Model | AbsentModel, devices: Devices | None = None
+    config: CellConfig,
+    model: Model | AbsentModel,
+    home: str | None = None,
+    others: tuple[str, ...] = (),
 ) -> Callable[[str], Facts]:
     def facts(key: str) -> Facts:
         return Facts(
@@ -306,8 +310,8 @@ def _facts(
             model=model.name,
             shape=model.shape,
             data_dir=config.paths.data,
-            device=config.runtime.device if devices is None else devices.home,
-            devices=() if devices is None else devices.all[1:],
+            device=home or config.runtime.device,
+            devices=others,
             threads=config.runtime.threads,
             has_original=model.checkpoint is None,
             file=None if config.method.get("solver") else model.file,

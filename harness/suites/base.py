@@ -212,7 +212,6 @@ class Suite:
     streams    whether it can measure a model block by block (SuiteContext.streamed).
     loads      False: it reads the files itself (SuiteContext.packed, source); its model has no
                weights, and none of an earlier suite stay in memory.
-    spreads    False: it needs its model on one device.
     timing     whether it measures time: figures depend on the machine, random weights suffice.
     preload    modules to import once for all cells.
     positions  maximum of tokens in the KV cache; random weights reserve memory for them.
@@ -233,7 +232,6 @@ class Suite:
     samples: Callable[[Any, Facts], Sequence[Sample]] = no_samples
     streams: bool = False
     loads: bool = True
-    spreads: bool = True
     timing: bool = False
     preload: tuple[str, ...] = ()
     positions: Callable[[Any], int] = no_positions

@@ -55,6 +55,9 @@ class Lying(torch.Tensor):
     def data_ptr(self) -> int:
         return self.held.data_ptr()
 
+    def untyped_storage(self) -> torch.UntypedStorage:
+        return self.held.untyped_storage()
+
     def __repr__(self) -> str:  # type: ignore[override]
         return f"Lying({self.device}, {self.held})"
 

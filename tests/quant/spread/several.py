@@ -75,6 +75,10 @@ class Numbers(torch.Generator):
 
     lies: torch.device
 
+    def manual_seed(self, seed: int) -> Numbers:
+        super().manual_seed(seed)
+        return self
+
 
 def _generator(device: Any = "cpu") -> Any:
     if torch.device(device).type != KIND:
@@ -171,7 +175,7 @@ def _run(func: Any, args: Any, kwargs: Any) -> Any:
         device = device or next(iter(lying), None)
 
     def plain(value: Any) -> Any:
-        if isinstance(value, torch.device):
+        if isinstance(value, torch.device) and value.type == KIND:
             return torch.device("cpu")
         return value.held if isinstance(value, Lying) else value
 

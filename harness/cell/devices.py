@@ -7,7 +7,7 @@ the same key whenever it is planned. What is free then is looked at when a model
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from harness.cell.choices import Choices
@@ -18,7 +18,7 @@ from harness.models.model import Model, RandomModel
 from harness.models.streaming import ALWAYS, measured_shape
 from quant.errors import ModelStructureError, NotEnoughMemory
 from quant.scheme import Scheme
-from quant.spread.split import Parts, Room, fewest, split
+from quant.spread.split import GIB, Parts, Room, fewest, held_by, split
 
 if TYPE_CHECKING:
     from quant.memory.shapes import ModelShape
@@ -34,11 +34,13 @@ class Devices:
     names     devices, the first of which has the tokens and the logits.
     model     how many of them the model under test is spread over, from the first on.
     baseline  the same of the full-precision model that it is compared with.
+    bytes     of the model under test on each of its devices, by its shapes; () for one device.
     """
 
     names: tuple[str, ...]
     model: int = 1
     baseline: int = 1
+    bytes: tuple[int, ...] = field(default=(), compare=False)
 
     @property
     def home(self) -> str:
@@ -65,6 +67,23 @@ class Devices:
         if len(self.all) == 1:
             return 1
         return 1 + max(int(name.partition(":")[2]) for name in self.all)
+
+    def said(self) -> str | None:
+        """For the plan: over how many devices, and what each holds; None for one device."""
+        if len(self.all) == 1:
+            return None
+        held = [
+            f"{n} {size / GIB:.1f} GiB" for n, size in zip(self.of_model, self.bytes, strict=False)
+        ]
+        parts = []
+        if self.model > 1:
+            listed = ", ".join(held or self.of_model)
+            parts.append(
+                f"the model lies over {self.model} devices ({listed}), blocks by their bytes"
+            )
+        if self.baseline != self.model:
+            parts.append(f"its full-precision baseline over {self.baseline}")
+        return f"{', '.join(parts)}; the harness's own loop, no serving engine"
 
     def semantics(self) -> dict[str, int]:
         """What times depend on; nothing for one device, as in all keys from before there were
@@ -95,7 +114,7 @@ def asked_for(runtime: RuntimeConfig, elsewhere: bool = False) -> tuple[str, ...
     """
     wish, device = _plain(runtime.devices), runtime.device
     said = f"runtime.devices={_said(wish)}"
-    if wish is None or wish is not True and wish == 1:
+    if wish is None or (wish is not True and wish == 1):
         return (device,)
     if wish not in (ALL, AUTO) and (isinstance(wish, bool) or not isinstance(wish, tuple | int)):
         raise ConfigError(f"{said} is unknown; {FORM}.")
@@ -152,9 +171,8 @@ def devices_for(choices: Choices, model: Model, kernel: str, elsewhere: bool) ->
         rooms = [room for name in names for room in rooms if room.device == name]
     else:
         return _as_few_as_will_do(choices, model, kernel, rooms)
-    if not elsewhere:
-        _require_fit(choices, model, kernel, rooms)
-    return Devices(names, len(names), len(names))
+    held = () if elsewhere else _require_fit(choices, model, kernel, rooms)
+    return Devices(names, len(names), len(names), held)
 
 
 def _as_few_as_will_do(
@@ -174,12 +192,17 @@ def _as_few_as_will_do(
     names = tuple(room.device for room in rooms)
     if max(count, baseline) == 1:
         return Devices((choices.runtime.device,))
-    return Devices(names, count, baseline)
+    held = held_by(parts, split(parts, rooms[:count], model.name)) if count > 1 else ()
+    return Devices(names, count, baseline, tuple(held))
 
 
-def _require_fit(choices: Choices, model: Model, kernel: str, rooms: Sequence[Room]) -> None:
+def _require_fit(
+    choices: Choices, model: Model, kernel: str, rooms: Sequence[Room]
+) -> tuple[int, ...]:
+    """The bytes on each device."""
+    parts = _parts(choices, model, kernel, quantized=True)
     try:
-        split(_parts(choices, model, kernel, quantized=True), rooms, f"model={model.name}")
+        return tuple(held_by(parts, split(parts, rooms, f"model={model.name}")))
     except NotEnoughMemory as error:
         raise ConfigError(f"runtime.devices={len(rooms)}: {error}") from error
     except ModelStructureError as error:

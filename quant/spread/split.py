@@ -105,7 +105,7 @@ def split(parts: Parts, rooms: Sequence[Room], what: str) -> tuple[int, ...]:
             f"runtime.devices={count} or fewer."
         )
     counts = _fewest_on_the_fullest(parts, rooms)
-    held = _held(parts, counts)
+    held = held_by(parts, counts)
     if any(room.free is not None and n > room.free for n, room in zip(held, rooms, strict=True)):
         raise NotEnoughMemory(_refusal(parts, rooms, held, what))
     return counts
@@ -145,7 +145,7 @@ def _fewest_on_the_fullest(parts: Parts, rooms: Sequence[Room]) -> tuple[int, ..
     return best[len(parts.blocks)][2]
 
 
-def _held(parts: Parts, counts: Sequence[int]) -> list[int]:
+def held_by(parts: Parts, counts: Sequence[int]) -> list[int]:
     """Bytes on each device."""
     ends = list(accumulate(counts))
     held = [sum(parts.blocks[e - n : e]) for n, e in zip(counts, ends, strict=True)]

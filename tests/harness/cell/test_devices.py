@@ -149,3 +149,15 @@ def test_what_fits_on_no_device_is_refused_with_figures(gpus) -> None:
     gpus += [gpu()] * 20
     with pytest.raises(ConfigError, match="blocks, fewer than the 24 devices it is to lie on"):
         cell_for([*SMALL, "runtime.devices=24"])
+
+
+def test_the_plan_says_what_each_device_holds(gpus) -> None:
+    gpus += [gpu()] * 8
+    said = cell_for(FULL).devices.said()
+    assert said is not None
+    assert said.startswith("the model lies over 5 devices (cuda:0 6")
+    assert said.endswith("GiB), blocks by their bytes; the harness's own loop, no serving engine")
+    assert cell_for(PACKED).devices.said() == (
+        "its full-precision baseline over 5; the harness's own loop, no serving engine"
+    )
+    assert cell_for(SMALL).devices.said() is None

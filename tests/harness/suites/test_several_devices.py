@@ -8,8 +8,15 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from harness.suites import divergence, latency, perplexity, throughput, timing_loads
-from harness.suites import timing_tokens, zeroshot
+from harness.suites import (
+    divergence,
+    latency,
+    perplexity,
+    throughput,
+    timing_loads,
+    timing_tokens,
+    zeroshot,
+)
 from harness.suites.timing import host_stopwatch, synchronized
 from tests.harness.suites import byte_model
 from tests.harness.suites.byte_model import CHOICES, write

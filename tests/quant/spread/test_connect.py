@@ -2,14 +2,9 @@
 
 import pytest
 import torch
-import transformers
 
 from quant.blocks import find_blocks
-from quant.decode.caches import DYNAMIC, DynamicDecoder
-from quant.errors import ModelStructureError
-from quant.spread.connect import connect, devices_of, put, spread_of
-from quant.spread.place import Over
-from quant.spread.split import Room
+from quant.decode.caches import DynamicDecoder
 from tests.quant.architectures import CONFIGS, tiny_model
 from tests.quant.spread.several import here, several, spread_loaded
 

@@ -101,9 +101,9 @@ def cell_keys(
         version: int,
         suite: dict[str, Any],
         inputs: dict[str, str],
-        timing: bool = False,
+        place: Mapping[str, int] = MappingProxyType({}),
     ) -> None:
-        on: dict[str, Any] = {**execution, **(devices if timing else {})}
+        on: dict[str, Any] = {**execution, **place}
         if stage == QUANTIZATION and not _solves_on_kernel(choices):
             on = {"device": execution["device"]}  # independent of the kernel that the suites use
         keys.inputs[stage] = {"model": model.fingerprint, **text, **inputs}

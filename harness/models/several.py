@@ -76,6 +76,9 @@ def connected(model: Any, spread: Spread) -> Any:
     remove_hook_from_module(model, recurse=True)
     for name in ("to", "cuda"):  # accelerate's, which warn
         vars(model).pop(name, None)
+    for module in model.modules():  # it gave each its own back as an attribute
+        if getattr(vars(module).get("forward"), "__func__", None) is type(module).forward:
+            del module.forward
     model.eval()
     move_computed(model, spread)
     connect(model, spread)

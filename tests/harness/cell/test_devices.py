@@ -136,7 +136,7 @@ def test_devices_that_cannot_be_are_refused(gpus, words: list[str], said: str) -
 
 
 def test_how_many_is_said_for_other_machines(gpus) -> None:
-    with pytest.raises(ConfigError, match="use a number, such as runtime.devices=4"):
+    with pytest.raises(ConfigError, match="use a number, such as"):
         cell_for([*FULL, "runtime.devices=all"], elsewhere=True)
 
 

@@ -15,7 +15,7 @@ from quant.spread.connect import devices_of, spread_of
 from quant.spread.place import Over, parts_of
 from quant.spread.split import Room
 from tests.quant.architectures import tiny_model
-from tests.quant.spread.several import here, names, several
+from tests.quant.spread.several import here, names, several, spread_loaded
 
 SHAPE = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "vocab_size": 64}
 LLAMA = LlamaConfig(**SHAPE, intermediate_size=48, max_position_embeddings=32)
@@ -106,7 +106,7 @@ def test_parts_count_shared_tensors_once() -> None:
 def test_what_does_not_fit_is_refused_before_anything_is_read(artifact: Path) -> None:
     with pytest.raises(NotEnoughMemory, match="spread over 2 devices as evenly"):
         load(artifact, over=over(2, free=1000))
-    with pytest.raises(NotEnoughMemory, match="LlamaForCausalLM needs 0.00 GiB"):
+    with pytest.raises(NotEnoughMemory, match="LlamaForCausalLM needs"):
         build_dummy(LLAMA, None, over=over(2, free=1000))
 
 
@@ -127,6 +127,4 @@ def test_a_model_whose_blocks_know_of_another_is_refused() -> None:
     norm = first.input_layernorm
     last.input_layernorm.forward = lambda hidden: norm.weight * hidden
     with several(), pytest.raises(ModelStructureError, match="does not run over 3 devices"):
-        from tests.quant.spread.several import spread_loaded
-
         spread_loaded(model, 3)

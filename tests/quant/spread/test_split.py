@@ -1,6 +1,6 @@
 """Blocks are split among devices so that the fullest is as empty as can be."""
 
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -39,7 +39,7 @@ def test_no_other_split_has_a_less_full_device(first, blocks, last, free) -> Non
     every = []
     for cuts in combinations(range(1, len(blocks)), len(free) - 1):
         ends = [0, *cuts, len(blocks)]
-        counts = tuple(b - a for a, b in zip(ends, ends[1:], strict=False))
+        counts = tuple(b - a for a, b in pairwise(ends))
         every.append(max(n / f for n, f in zip(held(parts, counts), free, strict=True)))
     if min(every) > 1:
         with pytest.raises(NotEnoughMemory):

@@ -26,7 +26,8 @@ SECTIONS="device build test spread sanitize bench bench-batches bench-all crosso
 # Every test that needs a GPU is in one of these; others import packages that may not be there.
 GPU_TESTS="tests/cuda_ext tests/quant/decode/test_decode.py tests/quant/test_linear.py
   tests/quant/test_products.py tests/quant/solvers/test_columns.py"
-SPREAD_TESTS="tests/quant/spread/test_gpus.py"  # of two GPUs or more; skipped, and said, with one
+# Of two GPUs or more; with one they are skipped, and say so.
+SPREAD_TESTS="tests/quant/spread/test_gpus.py tests/test_two_gpus.py"
 PAPER="opt-175b,llama-70b-up,llama-70b-down,llama-8b-up"
 
 # What a dry run adds to a command. Of an option that is given twice the last counts.

@@ -1,6 +1,4 @@
-"""One model over two real GPUs: the figures of one, memory where it was planned, times of both."""
-
-from pathlib import Path
+"""One model over two real GPUs: the figures of one, and memory where it was planned."""
 
 import pytest
 import torch
@@ -92,42 +90,3 @@ def test_random_weights_lie_where_they_were_planned(scheme: Scheme | None) -> No
     if alike():
         assert torch.equal(found, expected)
     torch.testing.assert_close(found, expected, rtol=2e-2, atol=2e-2)
-
-
-def test_the_loader_of_transformers_puts_blocks_there(tmp_path: Path) -> None:
-    pytest.importorskip("omegaconf")
-    pytest.importorskip("accelerate")
-    from harness.config.schema import ModelConfig
-    from harness.models.folders import load_model
-
-    tiny_model("llama").save_pretrained(tmp_path)
-    config = ModelConfig("tiny", "local", path=str(tmp_path))
-    one, two = load_model(tmp_path, config, "cuda:0"), load_model(tmp_path, config, "", OVER)
-    assert not any(hasattr(each, "_hf_hook") for each in two.modules())
-    for name, parameter in two.named_parameters():
-        if name.startswith(spread_of(two).blocks):
-            assert str(parameter.device) == spread_of(two).of(name)
-    with torch.inference_mode():
-        expected = one(input_ids=PROMPT.cuda(), use_cache=False).logits
-        found = two(input_ids=PROMPT.cuda(), use_cache=False).logits
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
-
-
-def test_times_and_peaks_are_of_both() -> None:
-    pytest.importorskip("pydantic")
-    pytest.importorskip("psutil")
-    from harness.suites.memory import measure_peak
-    from harness.suites.timing import place_notes, stopwatch_of
-
-    devices = ("cuda:0", "cuda:1")
-    model = build_dummy(architecture_config("opt-125m"), None, over=OVER, dtype=torch.float16)
-    assert place_notes(model)["devices"] == "2"
-    ids = PROMPT.cuda()
-    _, milliseconds = stopwatch_of("cuda:0", devices[1:])(lambda: model(input_ids=ids))
-    assert milliseconds > 0
-
-    def step() -> None:
-        for device in devices:
-            torch.empty(2**26, dtype=torch.uint8, device=device)
-
-    assert measure_peak(step, devices).working_bytes == pytest.approx(2 * 2**26, rel=0.05)

@@ -3,10 +3,14 @@
 from itertools import combinations, pairwise
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quant.errors import ModelStructureError, NotEnoughMemory
+from quant.measure.architectures import architecture_config
+from quant.measure.dummy import predict_parts
+from quant.scheme import Scheme
 from quant.spread.split import GIB, Parts, Room, Spread, fewest, split
 
 
@@ -63,18 +67,14 @@ def test_a_larger_device_takes_more() -> None:
 
 def test_opt_175b_in_float16_needs_five_gpus_of_80_gb() -> None:
     """As in the paper; 96 blocks of 3.377 GiB, and embeddings that are tied to the head."""
-    from harness.config.schema import ModelConfig
-    from harness.models import dummy
-    from quant.scheme import Scheme
-
-    config = ModelConfig("opt", "dummy", architecture="opt-175b", dtype="float16")
-    parts, hidden, itemsize = dummy.parts(config, None, "torch")
-    assert (hidden, itemsize, len(parts.blocks), parts.last) == (12288, 2, 96, 0)
+    config, half = architecture_config("opt-175b"), torch.float16
+    parts = predict_parts(config, None, dtype=half, kernel="torch")
+    assert (len(parts.blocks), parts.last) == (96, 0)
     block = 12 * 12288**2 + 13 * 12288  # q, k, v, out and two of four times the width; norms
     assert set(parts.blocks) == {2 * block}
     assert parts.first == 2 * (50272 * 12288 + 2050 * 12288 + 2 * 12288)
     assert fewest(parts, rooms(8, 80 * GIB - 2**30), "opt-175b") == 5
-    packed, _, _ = dummy.parts(config, Scheme(3), "cuda")
+    packed = predict_parts(config, Scheme(3), dtype=half, kernel="cuda")
     assert fewest(packed, rooms(8, 80 * GIB - 2**30), "opt-175b") == 1
     assert fewest(parts, rooms(4, 80 * GIB), "opt-175b") is None
 

@@ -5,9 +5,8 @@ cross to the next device, masks and positions once a device and forward pass. Ke
 where their block is. Tokens go in on the first device and logits come out there, so that whoever
 calls the model sees one on one device.
 
-accelerate's dispatch_model does this with a hook on every module that has weights, ten a block,
-which move masks anew for every block: on a small model a token takes 1.4 times as long, and that
-would be timed as the model's.
+accelerate's dispatch_model does this with a hook on every module that has weights, a dozen a block,
+and moves masks anew for every block. That would be timed as the model's (docs/decisions/0022).
 """
 
 from __future__ import annotations

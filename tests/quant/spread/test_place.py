@@ -49,8 +49,11 @@ def require_same(found, whole, home: str) -> None:
         assert torch.equal(here(logits), whole(input_ids=IDS, use_cache=False).logits)
 
 
-@pytest.mark.parametrize("config", [LLAMA, OPT, BLOOM], ids=["llama", "opt", "bloom"])
-@pytest.mark.parametrize("scheme", [None, "w3", "w4g32_head8"])
+@pytest.mark.parametrize(
+    ("config", "scheme"),
+    [(LLAMA, None), (OPT, None), (BLOOM, "w3"), (LLAMA, "w4g32_head8"), (OPT, "w4g32_head8")],
+    ids=["llama", "opt", "bloom-w3", "llama-head8", "opt-head8"],
+)
 def test_random_weights_are_those_of_one_device(config, scheme) -> None:
     if scheme == "w4g32_head8":
         chosen = Scheme(4, 32, head=Scheme(8, 32))

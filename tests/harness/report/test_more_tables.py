@@ -243,6 +243,22 @@ def test_rows_over_several_devices_are_labelled(made_up) -> None:
     assert "run by the harness's own loop, no serving engine" in to_markdown(found["published"])
 
 
+def test_one_cell_on_one_device_and_over_several_is_a_row_for_each(made_up) -> None:
+    (one,) = timed(made_up, "m", ("none", "w16"))
+    records = [one]
+    for count in (2, 4):
+        spread = _noted(one, decode_ms={"devices": str(count)}, prefill_ms={"devices": str(count)})
+        records.append(spread.model_copy(update={"key": f"{count}" * 64}))
+    table = tables_of(records)["cost"]
+    found = [row[0].text for row in table.rows]
+    assert found == [
+        "full prec.",
+        "full prec. over 2 devices",
+        "full prec. over 4 devices",
+    ]
+    assert [row[0].text for row in tables_of(records[1:2])["cost"].rows] == ["full prec."]
+
+
 @pytest.mark.parametrize(
     ("value", "text"), [(0, "0"), (0.0016, "0.0016"), (1.4e-13, "1.4e-13"), (0.33, "0.33")]
 )

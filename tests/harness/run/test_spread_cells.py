@@ -79,7 +79,8 @@ def test_random_weights_are_timed_over_two_devices(
             "suite.latency.warmup=0", "suite.latency.repeats=1", "suite.throughput.batches=[2]",
             "suite.throughput.requests=[2]", "suite.throughput.prompt_tokens=4",
             "suite.throughput.decode_tokens=2", "suite.throughput.repeats=1",
-            "suite.throughput.rounds=1", "runtime.kernel=reference", f"paths.results={tmp_path}/one",
+            "suite.throughput.rounds=1", "runtime.kernel=reference",
+            f"paths.results={tmp_path}/one",
         ]
     )  # fmt: skip
     cell = over_two(cell_of(composed.config), tmp_path / "two")

@@ -32,10 +32,10 @@ from cuda_ext.ops import KernelUnavailable, resolve_kernel
 from harness.suites.published_latency import Published, published_latencies
 from quant.decode.caches import Decoder
 from quant.decode.choose import make_decoder
-from quant.errors import SchemeError
+from quant.errors import NotEnoughMemory, SchemeError
 from quant.measure import roofline
 from quant.measure.architectures import ARCHITECTURES, ArchitectureError, architecture_config
-from quant.measure.dummy import GIB, MemoryNeed, NotEnoughMemory, build_dummy, predict_memory
+from quant.measure.dummy import GIB, MemoryNeed, build_dummy, predict_memory
 from quant.scheme import Scheme
 
 FULL = 16

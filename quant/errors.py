@@ -30,6 +30,10 @@ class ArtifactError(QuantizationError):
     """A quantized checkpoint is corrupt, truncated or in an unknown format."""
 
 
+class NotEnoughMemory(QuantizationError):
+    """A model does not fit on its device, or its devices; the message has the figures."""
+
+
 class ModelStructureError(QuantizationError):
     """The decoder blocks or linear layers of a model cannot be found or replaced."""
 

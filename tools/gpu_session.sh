@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Everything that needs a GPU, in sections that fit a call of ten minutes each:
-#   tools/gpu_session.sh                        device build test sanitize bench
+#   tools/gpu_session.sh                        device build test spread sanitize bench
 #   tools/gpu_session.sh device build bench     only these sections; then, in calls of their own,
 #   tools/gpu_session.sh test                   sanitize, bench-batches crossover, bench-all,
 #                                               decode, solver
@@ -22,10 +22,12 @@ if [ -z "${PYTHON:-}" ]; then
   if [ -x .venv/bin/python ]; then PYTHON=.venv/bin/python; else PYTHON=python3; fi
 fi
 export PYTHONPATH="$PWD" PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1
-SECTIONS="device build test sanitize bench bench-batches bench-all crossover decode solver"
+SECTIONS="device build test spread sanitize bench bench-batches bench-all crossover decode solver"
 # Every test that needs a GPU is in one of these; others import packages that may not be there.
 GPU_TESTS="tests/cuda_ext tests/quant/decode/test_decode.py tests/quant/test_linear.py
   tests/quant/test_products.py tests/quant/solvers/test_columns.py"
+# Of two GPUs or more; with one they are skipped, and say so.
+SPREAD_TESTS="tests/quant/spread/test_gpus.py tests/test_two_gpus.py"
 PAPER="opt-175b,llama-70b-up,llama-70b-down,llama-8b-up"
 
 # What a dry run adds to a command. Of an option that is given twice the last counts.
@@ -81,6 +83,7 @@ print("torch", torch.__version__, "CUDA", torch.version.cuda, "driver", t.driver
 library = packed.load(); print(library)
 raise SystemExit(None if sys.argv[1:] else library.without_cuda)' $DRY_RUN ;;
     test)   "$PYTHON" -m pytest -q -m gpu -p no:cacheprovider $GPU_TESTS "${SMALL_TEST[@]}" ;;
+    spread) "$PYTHON" -m pytest -q -rs -m gpu -p no:cacheprovider $SPREAD_TESTS "${SMALL_TEST[@]}" ;;
     sanitize)      "$PYTHON" tools/sanitize.py memcheck racecheck synccheck initcheck \
                      "${SMALL_SANITIZE[@]}" ;;
     bench)         bench kernels.json --shapes "$PAPER" --batches 1,16,64 --bits 2,3,4 --seconds 1 ;;
@@ -102,7 +105,7 @@ raise SystemExit(None if sys.argv[1:] else library.without_cuda)' $DRY_RUN ;;
 
 limit() {  # seconds
   case "$1" in
-    device) echo 60 ;; build) echo 240 ;; test) echo 420 ;; sanitize) echo 420 ;;
+    device) echo 60 ;; build) echo 240 ;; test) echo 420 ;; spread) echo 180 ;; sanitize) echo 420 ;;
     bench) echo 240 ;; crossover) echo 120 ;; *) echo 540 ;;
   esac
 }
@@ -110,7 +113,7 @@ limit() {  # seconds
 if [ "${1:-}" = --section ]; then section "$2"; exit; fi
 wanted=("$@")
 [ $# -gt 0 ] || wanted=(${DRY_RUN:+$SECTIONS})
-[ ${#wanted[@]} -gt 0 ] || wanted=(device build test sanitize bench)
+[ ${#wanted[@]} -gt 0 ] || wanted=(device build test spread sanitize bench)
 for name in "${wanted[@]}"; do
   case " $SECTIONS " in
     *" $name "*) ;;

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from harness.cell.choices import Choices
+from harness.cell.devices import Devices
 from harness.cell.keys import StageKeys
 from harness.cell.parts import Measuring
 from harness.models.model import AbsentModel, Model, Place, StoredModel
@@ -51,6 +52,7 @@ class ResolvedCell:
     """A cell that can run; complete and picklable.
 
     kernel    name of the kernel that it runs on; "torch" for full precision.
+    devices   where its models lie.
     expected  published full-precision perplexities by protocol.
     absent    reasons, by name, of further suites whose data cannot be had.
     """
@@ -60,6 +62,7 @@ class ResolvedCell:
     kernel: str
     keys: StageKeys
     expected: Mapping[str, float]
+    devices: Devices
     absent: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -95,13 +98,19 @@ class ResolvedCell:
 
     @property
     def place(self) -> Place:
-        """Device, kernel and dtype for loading its models."""
+        """Devices, kernel and dtype for loading the model under test."""
         runtime = self.choices.runtime
         positions = max((each.positions for each in self.choices.suites), default=0)
         # The keys contain what "auto" resolved to; another process must not resolve it differently.
         kernel = self.kernel if self.quantized else runtime.kernel
         seed, levels = self.choices.seed, self.choices.levels
-        return Place(runtime.device, kernel, seed, positions, levels)
+        home, devices = self.devices.home, self.devices.of_model
+        return Place(home, kernel, seed, positions, levels, devices)
+
+    @property
+    def baseline_place(self) -> Place:
+        """The same for the full-precision model that it is compared with."""
+        return replace(self.place, devices=self.devices.of_baseline)
 
     @property
     def quantization(self) -> QuantizationConfig:

@@ -2,7 +2,9 @@
 
 A stage is the quantization or a suite. Two runs that must give the same figures have the same key,
 so a finished stage is never repeated. Anything that could change a digit (batch size, dtype,
-device, kernel, attention) is in the key. How the work is carried out (threads, time limits,
+device, kernel, attention) is in the key. Over how many devices a model is spread changes times
+alone, because each block computes the same on each of equal devices: it is in the keys of suites
+that measure time. How the work is carried out (threads, time limits,
 folders, trackers, names of reports) is not, and neither are mere names (model.name, calib.name,
 names of files whose contents are hashed).
 
@@ -14,14 +16,15 @@ source is in the key too.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from harness.cell.choices import Choices
 from harness.data import chat, protocols
 from harness.data.inputs import calibration_settings, protocol_hash
 from harness.errors import ConfigError
-from harness.models.model import Model, Place
+from harness.models.model import Model
 from harness.records.hashes import digest
 from harness.records.record import FULL_PRECISION, LOADED, QUANTIZATION
 from harness.suites.base import Facts, require_own_inputs
@@ -71,8 +74,12 @@ def cell_keys(
     model: Model,
     kernel: str,
     facts: Callable[[str], Facts],
+    devices: Mapping[str, int] = MappingProxyType({}),
 ) -> StageKeys:
-    """The keys of a cell's stages, in order, with what they were made from."""
+    """The keys of a cell's stages, in order, with what they were made from.
+
+    devices  over how many its models are spread, if over several.
+    """
     text = _calibration_inputs(choices, model)
     semantic = _semantics(choices, model)
     code = {part.module: part.sha256 for part in choices.weight_parts if part.sha256 is not None}
@@ -89,8 +96,14 @@ def cell_keys(
     execution = {"device": choices.runtime.device, "kernel": kernel}
     keys = StageKeys(cell, {}, semantic, {}, {})
 
-    def add(stage: str, version: int, suite: dict[str, Any], inputs: dict[str, str]) -> None:
-        on = execution
+    def add(
+        stage: str,
+        version: int,
+        suite: dict[str, Any],
+        inputs: dict[str, str],
+        place: Mapping[str, int] = MappingProxyType({}),
+    ) -> None:
+        on: dict[str, Any] = {**execution, **place}
         if stage == QUANTIZATION and not _solves_on_kernel(choices):
             on = {"device": execution["device"]}  # independent of the kernel that the suites use
         keys.inputs[stage] = {"model": model.fingerprint, **text, **inputs}
@@ -118,14 +131,15 @@ def cell_keys(
             raise ConfigError(f"suite.{name}: {error}") from error
         if each.part.sha256 is not None:
             inputs = {**inputs, "code": each.part.sha256}
-        add(name, each.suite.version, keys.suites[name], inputs)
+        place = devices if each.suite.timing else {}
+        add(name, each.suite.version, keys.suites[name], inputs, place)
     return keys
 
 
-def baseline_key(model: Model, place: Place) -> str:
+def baseline_key(model: Model, device: str) -> str:
     """The key of what is computed from the full-precision model of a cell alone."""
     semantic = {key: value for key, value in model.semantics().items() if key not in NAMES}
-    return digest({"baseline": semantic, "model": model.fingerprint, "device": place.device})
+    return digest({"baseline": semantic, "model": model.fingerprint, "device": device})
 
 
 def _solves_on_kernel(choices: Choices) -> bool:

@@ -15,6 +15,7 @@ from cuda_ext.kernels import resolve_kernel
 from harness.cell import checks, fits
 from harness.cell.cells import PendingCell, ResolvedCell, activations_of, quantization_of
 from harness.cell.choices import Choices
+from harness.cell.devices import asked_for, devices_for
 from harness.cell.keys import cell_keys
 from harness.cell.parts import (
     ARITHMETIC_KEY,
@@ -96,6 +97,7 @@ def resolve(
     _require_quantization(choices)
     facts = _facts(config, model, choices)
     checks.runtime(config, choices.suites, elsewhere)
+    asked_for(config.runtime, elsewhere)
     try:
         lacking = _absent_suites(choices, facts, without_data)
         if choices.calibration is not None:
@@ -120,8 +122,12 @@ def resolve(
     choices = _with_arithmetic(choices, model)
     quantized = choices.solving is not None or model.checkpoint is not None
     kernel = _kernel(config.runtime, quantized, elsewhere)
-    keys = cell_keys(choices, model, kernel, facts)
-    return ResolvedCell(choices, model, kernel, keys, dict(config.model.expected), lacking)
+    devices = devices_for(choices, model, kernel, elsewhere)
+    if not elsewhere:  # devices of another machine are not here to be described
+        facts = _facts(config, model, choices, devices.home, devices.all[1:])
+    keys = cell_keys(choices, model, kernel, facts, devices.semantics())
+    expected = dict(config.model.expected)
+    return ResolvedCell(choices, model, kernel, keys, expected, devices, lacking)
 
 
 def _require_quantization(choices: Choices) -> None:
@@ -306,7 +312,11 @@ def _levels(key: str, name: str | None, folder: Path | None) -> Part | None:
 
 
 def _facts(
-    config: CellConfig, model: Model | AbsentModel, choices: Choices
+    config: CellConfig,
+    model: Model | AbsentModel,
+    choices: Choices,
+    home: str | None = None,
+    others: tuple[str, ...] = (),
 ) -> Callable[[str], Facts]:
     schemes = _schemes(choices.scheme, model)
     transforms = tuple((each.transform, each.options) for each in choices.transforms)
@@ -317,7 +327,8 @@ def _facts(
             model=model.name,
             shape=model.shape,
             data_dir=config.paths.data,
-            device=config.runtime.device,
+            device=home or config.runtime.device,
+            devices=others,
             threads=config.runtime.threads,
             has_original=model.checkpoint is None,
             file=None if config.method.get("solver") else model.file,

@@ -93,6 +93,7 @@ class SchemeConfig(OutsideConfig):
 @dataclass
 class RuntimeConfig:
     device: str = "cpu"
+    devices: Any = None  # one model over several: a number, all, auto or a list of names
     kernel: str = "auto"  # auto, cuda, cpu, reference
     activations: str = "auto"  # hidden states between blocks: auto, cuda, cpu, disk
     stream: str = "auto"  # measure block by block: auto (if it does not fit), always, never

@@ -45,13 +45,28 @@ class Launcher:
     extra      the extra of the distribution whose packages it needs (harness.extras).
     options    its settings: a plain dataclass with types that OmegaConf supports, which has
                `workers`, how many there are at most.
-    start      start(folder of the sweep, number of workers, options, device of the cells); raises
-               LaunchError.
+    start      start(folder of the sweep, number of workers, options, GPUs that a cell needs at
+               most, 0 on processors); raises LaunchError.
     elsewhere  whether cells run on other machines: what this one has says nothing of theirs.
     """
 
     name: str
     extra: str
     options: type
-    start: Callable[[Path, int, Any, str], Workers]
+    start: Callable[[Path, int, Any, int], Workers]
     elsewhere: bool = True
+
+
+def gpus_of_worker(asked: float | None, needed: int) -> float:
+    """The GPUs of a worker: as configured, or as many as a cell needs.
+
+    Raises LaunchError for fewer than a model is spread over.
+    """
+    if asked is None:
+        return needed
+    if asked < needed > 1:
+        raise LaunchError(
+            f"hydra.launcher.gpus={asked:g} is fewer than the {needed} GPUs over which a cell "
+            "spreads its model (runtime.devices): leave it null, or spread the model over fewer."
+        )
+    return asked

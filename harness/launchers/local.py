@@ -24,15 +24,15 @@ class Options:
             raise ConfigError(f"hydra.launcher.workers={self.workers} is too small; use 1 or more.")
 
 
-def start(folder: Path, count: int, _options: Options, device: str) -> Submitted:
-    """Start `count` processes; on GPUs, each sees one of this process's."""
+def start(folder: Path, count: int, _options: Options, gpus: int) -> Submitted:
+    """Start `count` processes; on GPUs, each sees as many of this process's as a cell needs."""
     import submitit
 
-    gpus = _gpus(count) if device.startswith("cuda") else []
+    shares = _shares(count, gpus)
 
     def submit(work: Work) -> Any:
         executor = submitit.LocalExecutor(folder / "jobs", max_num_timeout=0)
-        visible = gpus[work.number : work.number + 1]
+        visible = shares[work.number]
         executor.update_parameters(
             timeout_min=MINUTES, gpus_per_node=len(visible), visible_gpus=tuple(visible)
         )
@@ -41,17 +41,21 @@ def start(folder: Path, count: int, _options: Options, device: str) -> Submitted
     return Submitted(folder, count, submit, lambda jobs: [job.state == "RUNNING" for job in jobs])
 
 
-def _gpus(count: int) -> list[int]:
-    """Numbers of GPUs for `count` workers. Raises LaunchError if there are fewer."""
+def _shares(count: int, gpus: int) -> list[list[int]]:
+    """Numbers of the GPUs of each worker. Raises LaunchError if there are fewer."""
+    if not gpus:
+        return [[] for _ in range(count)]
     import torch
 
     found = torch.cuda.device_count()
-    if found < count:
+    if found < count * gpus:
+        each = "a GPU" if gpus == 1 else f"{gpus} GPUs"
         raise LaunchError(
-            f"hydra.launcher.workers={count} needs a GPU for each worker, and {found} can be seen "
-            f"here: use hydra.launcher.workers={max(1, found)}."
+            f"hydra.launcher.workers={count} needs {each} for each worker, and {found} can be seen "
+            f"here: use hydra.launcher.workers={max(1, found // gpus)}"
+            + (" or a smaller runtime.devices." if gpus > 1 else ".")
         )
-    return list(range(count))
+    return [list(range(gpus * number, gpus * (number + 1))) for number in range(count)]
 
 
 LAUNCHER = Launcher("local", "slurm", Options, start, elsewhere=False)

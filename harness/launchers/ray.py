@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from harness.errors import ConfigError
-from harness.launchers.base import Launcher, LaunchError
+from harness.launchers.base import Launcher, LaunchError, gpus_of_worker
 
 LOG = "ray.log"
 END_SECONDS = 20.0
@@ -43,9 +43,9 @@ class Options:
 class _Process:
     """The process that holds the actors; Ray itself starts actors again that die."""
 
-    def __init__(self, folder: Path, count: int, options: Options, device: str) -> None:
-        gpus = int(device.startswith("cuda")) if options.gpus is None else options.gpus
-        given = asdict(options) | {"gpus": gpus, "workers": count, "folder": str(folder)}
+    def __init__(self, folder: Path, count: int, options: Options, gpus: int) -> None:
+        given = asdict(options) | {"workers": count, "folder": str(folder)}
+        given["gpus"] = gpus_of_worker(options.gpus, gpus)
         self._log = folder / LOG
         self._count = count
         with open(self._log, "ab") as log:

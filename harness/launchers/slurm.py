@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import ConfigError
-from harness.launchers.base import Launcher, LaunchError
+from harness.launchers.base import Launcher, LaunchError, gpus_of_worker
 from harness.launchers.submitted import Submitted, Work
 
 COMMANDS = ("sbatch", "squeue", "scancel", "srun")
@@ -49,7 +49,7 @@ class Options:
                 raise ConfigError(f"hydra.launcher.{name}={value} is too small; use 1 or more.")
 
 
-def start(folder: Path, count: int, options: Options, device: str) -> Submitted:
+def start(folder: Path, count: int, options: Options, gpus: int) -> Submitted:
     """Submit `count` jobs of one task each."""
     import submitit
 
@@ -61,7 +61,7 @@ def start(folder: Path, count: int, options: Options, device: str) -> Submitted:
         )
     executor = submitit.SlurmExecutor(folder / "jobs", max_num_timeout=options.requeues)
     try:
-        executor.update_parameters(**_parameters(options, device))
+        executor.update_parameters(**_parameters(options, gpus))
     except ValueError as error:
         said = " ".join(str(error).split())
         raise LaunchError(f"hydra.launcher.options: {said}") from error
@@ -73,13 +73,10 @@ def start(folder: Path, count: int, options: Options, device: str) -> Submitted:
     return Submitted(folder, count, submit, lambda jobs: queue.holds([job.job_id for job in jobs]))
 
 
-def _parameters(options: Options, device: str) -> dict[str, Any]:
-    """The parameters of submitit for one worker."""
-    gpus = options.gpus
-    if gpus is None:
-        gpus = int(device.startswith("cuda"))
+def _parameters(options: Options, gpus: int) -> dict[str, Any]:
+    """The parameters of submitit for one worker; gpus is what a cell needs."""
     wanted = {
-        "gpus_per_node": gpus or None,
+        "gpus_per_node": int(gpus_of_worker(options.gpus, gpus)) or None,
         "mem": None if options.memory_gb is None else f"{options.memory_gb:g}GB",
         "partition": options.partition,
         "account": options.account,

@@ -19,6 +19,7 @@ from quant.parts import Part
 
 if TYPE_CHECKING:
     from quant.budget import AnyScheme
+    from quant.spread.place import Over
     from quant.transforms.base import Transform
 
 
@@ -156,12 +157,14 @@ def load_packed(
     levels: Part | None = None,
     *,
     trust: bool = False,
+    over: Over | None = None,
 ) -> Any:
     """Load a quantized folder with its layers on `kernel`.
 
     transforms  of the configuration, whose operators may stand in front of layers.
     levels      the user's module of levels of the configuration.
     trust       run the Python files of the folder.
+    over        several devices for its blocks, in place of `device`.
     """
     import torch
 
@@ -174,6 +177,7 @@ def load_packed(
         dtype=getattr(torch, dtype),
         levels=_known(levels),
         transforms=transforms,
+        over=over,
         attn_implementation=attention,
         trust_remote_code=trust,
     )
@@ -188,13 +192,16 @@ def load_dequantized(
     levels: Part | None = None,
     *,
     trust: bool = False,
+    over: Over | None = None,
 ) -> Any:
     """The model with dequantized weights: the baseline if the original is not available."""
     import torch
 
     from quant.checkpoint import dequantize_layers
 
-    model = load_packed(folder, kernel, device, dtype, attention, levels=levels, trust=trust)
+    model = load_packed(
+        folder, kernel, device, dtype, attention, levels=levels, trust=trust, over=over
+    )
     dequantize_layers(model, getattr(torch, dtype))
     return model
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from harness.config.schema import ModelConfig
@@ -12,11 +13,15 @@ from harness.errors import ModelError
 
 if TYPE_CHECKING:
     from quant.scheme import Scheme
+    from quant.spread.place import Over
+    from quant.spread.split import Parts
 
 VERSION = 1  # raise it when the same seed gives other weights
 # Architectures of transformers without sdpa. A test compares them with the classes, which take
 # seconds to import; for stored models the class is asked.
 WITHOUT_SDPA = ("bloom", "codegen", "gemma2", "gpt_oss", "gptj", "mpt")
+# What config.json calls the number of features between blocks.
+HIDDEN = ("hidden_size", "n_embd", "d_model")
 WORKSPACE = {"cuda": 2**30, "cpu": 2**26}  # bytes for workspaces of libraries
 
 
@@ -58,12 +63,14 @@ def load(
     kernel: str,
     seed: int,
     positions: int,
+    over: Over | None = None,
 ) -> Any:
     """Make the random model: packed in `scheme`, or in full precision (its baseline) if it is None.
 
     positions  tokens in the KV cache, for which memory is reserved.
+    over       several devices for its blocks, in place of `device`.
 
-    Raises quant.measure.dummy.NotEnoughMemory, with figures, before anything is allocated.
+    Raises NotEnoughMemory, with figures, before anything is allocated.
     """
     import torch
 
@@ -72,8 +79,7 @@ def load(
     dtype = getattr(torch, model.dtype)
     shape = architecture(model)
     workspace = WORKSPACE["cuda" if device.startswith("cuda") else "cpu"]
-    # Two caches: the static one, and the dynamic one that checks it.
-    cache = 4 * positions * shape.num_hidden_layers * shape.hidden_size * dtype.itemsize
+    cache = shape.num_hidden_layers * cache_bytes(positions, shape.hidden_size, dtype.itemsize)
     return build_dummy(
         shape,
         scheme,
@@ -83,4 +89,29 @@ def load(
         seed=seed,
         beside=workspace + cache,
         attn_implementation=model.attention,
+        over=over,
     )
+
+
+def cache_bytes(positions: int, hidden: int, itemsize: int) -> int:
+    """Bytes of a block's keys and values, at most, in two caches: one that is static, and the
+    dynamic one that checks it.
+    """
+    return 4 * positions * hidden * itemsize
+
+
+def parts(model: ModelConfig, scheme: Scheme | None, kernel: str) -> tuple[Parts, int, int]:
+    """Bytes of the parts of the model, its hidden size and the bytes of a number in its dtype."""
+    return _parts(str(model.architecture), model.dtype, scheme, kernel)
+
+
+@lru_cache(maxsize=16)  # building it without weights takes half a second
+def _parts(name: str, dtype: str, scheme: Scheme | None, kernel: str) -> tuple[Parts, int, int]:
+    import torch
+
+    from quant.measure.architectures import architecture_config
+    from quant.measure.dummy import predict_parts
+
+    config, kind = architecture_config(name), getattr(torch, dtype)
+    found = predict_parts(config, scheme, dtype=kind, kernel=kernel)
+    return found, config.hidden_size, kind.itemsize

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harness.config.schema import ModelConfig
 from harness.errors import ModelError
@@ -19,6 +19,9 @@ from quant.checkpoint.files import (
 )
 from quant.checkpoint.foreign import refuse_foreign
 from quant.errors import ArtifactError
+
+if TYPE_CHECKING:
+    from quant.spread.place import Over
 
 # A tokenizer needs one of these files.
 TOKENIZERS = tuple(
@@ -87,14 +90,24 @@ def text_config(folder: Path) -> dict[str, Any]:
     return nested if isinstance(nested, dict) else config
 
 
-def load_model(folder: Path, config: ModelConfig, device: str = "cpu") -> Any:
+def load_model(
+    folder: Path, config: ModelConfig, device: str = "cpu", over: Over | None = None
+) -> Any:
     """Load the causal LM in eval mode, in config.dtype, on `device`, with the configured attention.
 
-    Raises ModelError, with their names, for missing or unexpected tensors in the files.
+    over  several devices for its blocks, in place of `device`.
+
+    Raises ModelError, with their names, for missing or unexpected tensors in the files, and
+    NotEnoughMemory if the model does not fit on several devices.
     """
     import torch
     from transformers import AutoModelForCausalLM
 
+    from harness.models.several import connected, planned
+
+    placed: dict[str, Any] = {}
+    if over is not None:
+        spread, placed["device_map"] = planned(folder, config.dtype, config.trust_remote_code, over)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -104,6 +117,7 @@ def load_model(folder: Path, config: ModelConfig, device: str = "cpu") -> Any:
             trust_remote_code=config.trust_remote_code,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # mismatches are reported, and refused below by name
+            **placed,
         )
     except Exception as error:
         _refuse_code(folder, error)
@@ -113,7 +127,7 @@ def load_model(folder: Path, config: ModelConfig, device: str = "cpu") -> Any:
         ) from error
     model, info = loaded
     _require_all(folder, model, info)
-    return model.to(device).eval()
+    return model.to(device).eval() if over is None else connected(model, spread)
 
 
 def load_tokenizer(folder: Path, config: ModelConfig) -> Any:

@@ -25,20 +25,24 @@ from harness.models.folders import (
     text_config,
 )
 from harness.models.hub import hub_folder
+from harness.models.several import over_devices
 from quant.checkpoint.files import weight_files
 from quant.parts import Part
 
 if TYPE_CHECKING:
     from quant.scheme import Scheme
+    from quant.spread.place import Over
 
 
 @dataclass(frozen=True)
 class Place:
     """Where a model is loaded, and the sizes that random weights need.
 
+    device     that tokens go in on, and logits come out on.
     kernel     of packed layers: "cpu", "cuda", "reference", or "auto" for the best available.
     positions  tokens in the KV cache.
     levels     a user's module of levels for packed layers, besides the built-in ones.
+    devices    those that its blocks are spread over, if they are several; `device` is the first.
     """
 
     device: str
@@ -46,6 +50,19 @@ class Place:
     seed: int = 0
     positions: int = 0
     levels: Part | None = None
+    devices: tuple[str, ...] = ()
+
+    @property
+    def spread(self) -> bool:
+        """Whether a model is spread over several devices."""
+        return len(self.devices) > 1
+
+    def over(self, config: ModelConfig, shape: Mapping[str, Any]) -> Over | None:
+        """The devices with what is free on each; None for one.
+
+        shape  the model's config.json (its text part).
+        """
+        return over_devices(self.devices, config.dtype, shape, self.positions)
 
 
 @dataclass(frozen=True)
@@ -85,7 +102,8 @@ class StoredModel:
 
     def load(self, place: Place) -> Any:
         """The model in full precision, in eval mode."""
-        return load_model(self.folder, self.config, place.device)
+        over = place.over(self.config, self.shape)
+        return load_model(self.folder, self.config, place.device, over)
 
     def baseline(self, place: Place) -> Any:
         """The full-precision model, with which quantized weights are compared."""
@@ -126,12 +144,14 @@ class QuantizedModel:
 
     def load(self, place: Place) -> Any:
         """The packed model on the kernel of `place`."""
-        options = {**_options(self.config), "levels": place.levels}
+        over = place.over(self.config, self.shape)
+        options = {**_options(self.config), "levels": place.levels, "over": over}
         return load_packed(self.folder, place.kernel, place.device, **options)
 
     def baseline(self, place: Place) -> Any:
         """Its own weights, dequantized, because the original is not available."""
-        options = {**_options(self.config), "levels": place.levels}
+        over = place.over(self.config, self.shape)
+        options = {**_options(self.config), "levels": place.levels, "over": over}
         return load_dequantized(self.folder, place.kernel, place.device, **options)
 
     def tokenizer(self) -> Any:
@@ -184,6 +204,7 @@ class RandomModel:
             kernel=place.kernel,
             seed=place.seed,
             positions=place.positions,
+            over=place.over(self.config, self.shape),
         )
 
     def baseline(self, place: Place) -> Any:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 from harness.records.hashes import SHA256_DIGITS, digest
 
 LAYERS = "scheme.layers."  # paths of the schemes of single layers
 NAMED_LAYERS = 3  # at most, in a name
+_DEVICES = re.compile(r"(?:^|; )devices: (\d+)(?:;|$)")  # in the notes of a timing
 
 
 def name_entries(entries: list[dict[str, Any]]) -> None:
     """Set "label", "options", "variant" and "recipe_label" of entries."""
     _complete_names(entries)
     _name_variants(entries)
+    _name_places(entries)
     _name_recipes(entries)
 
 
@@ -47,6 +50,26 @@ def _name_variants(entries: list[dict[str, Any]]) -> None:
         if len(same_name[key]) > 1:
             extra = _difference(entry["cell_config"], same_name[key])
             entry["variant"] = ", ".join(text for text in (entry["variant"], extra) if text)
+
+
+def _name_places(entries: list[dict[str, Any]]) -> None:
+    """Tell apart what a suite measured of one cell on one device and over several."""
+    counts: dict[str, str] = {}  # devices, by the key of the record
+    for entry in entries:
+        found = _DEVICES.search(entry["notes"] or "")
+        if found:
+            counts[entry["key"]] = found[1]
+    if not counts:
+        return
+    several: dict[tuple[Any, ...], set[str]] = {}
+    for entry in entries:
+        stage = (*row_key(entry), entry["seed"], entry["suite"])
+        several.setdefault(stage, set()).add(counts.get(entry["key"], ""))
+    told = {stage for stage, found in several.items() if len(found) > 1}
+    for entry in entries:
+        stage, count = (*row_key(entry), entry["seed"], entry["suite"]), counts.get(entry["key"])
+        if count and stage in told:
+            entry["variant"] = ", ".join(filter(None, (entry["variant"], f"over {count} devices")))
 
 
 def _name_recipes(entries: list[dict[str, Any]]) -> None:

@@ -13,8 +13,8 @@ import os
 import platform
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from harness.records.store import disk_errors, file_name
@@ -26,6 +26,21 @@ except ImportError:  # Windows has none: stages there are not kept apart
 
 POLL_SECONDS = 0.05
 _HELD = {errno.EAGAIN, errno.EACCES, errno.EWOULDBLOCK}
+
+
+@contextmanager
+def devices_for(
+    results: Path, devices: Sequence[str], alone: bool, waiting: Callable[[str], None]
+) -> Iterator[None]:
+    """Context: all devices of a stage, as `device_for` has one.
+
+    They are taken in the order of their names, so that no two processes wait for each other.
+    """
+    by_name = {_name(device): device for device in devices} if fcntl else {}
+    with ExitStack() as stack:
+        for _, device in sorted(by_name.items()):
+            stack.enter_context(device_for(results, device, alone, waiting))
+        yield
 
 
 @contextmanager

@@ -49,9 +49,9 @@ def run_launched(
     write_atomically(diary.folder / JOBS, as_json(work))
     count = min(chosen.options.workers, len(jobs))
     screen = Screen(console, plans)
-    device = plans[0].cell.choices.runtime.device
     try:
-        workers = chosen.launcher.start(diary.folder, count, chosen.options, device)
+        gpus = gpus_needed(plans)
+        workers = chosen.launcher.start(diary.folder, count, chosen.options, gpus)
         following = _Following(diary, jobs, workers, count, screen)
         try:
             with screen, Runner(diary, STARTER):
@@ -66,6 +66,11 @@ def run_launched(
     _count(outcome, jobs, diary.settled())
     _say_starts(diary, screen)
     return outcome
+
+
+def gpus_needed(plans: Sequence[CellPlan]) -> int:
+    """The most GPUs that a cell to run needs at once: every worker may take any cell."""
+    return max(plan.cell.devices.gpus for plan in plans if plan.todo)
 
 
 class _Following:

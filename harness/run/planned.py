@@ -96,7 +96,7 @@ def _is_planned(plan: CellPlan, stage: str) -> bool:
 def print_plan(plans: Sequence[CellPlan | PendingPlan], console: Console) -> None:
     """Print cells and stages, and what is to be known of them before they run."""
     console.print(plan_table(plans))
-    sayings = (_checkpoint_line, _weights_line, _attention_line)
+    sayings = (_checkpoint_line, _weights_line, _attention_line, _devices_line)
     lines = [say(plan) for plan in plans for say in sayings] + shared_names(plans)
     lines += [reason for plan in plans for reason in plan.cell.absent.values()]
     for line in dict.fromkeys(filter(None, lines)):
@@ -131,6 +131,12 @@ def _checkpoint_line(plan: CellPlan | PendingPlan) -> str | None:
         return None
     place = model.config.path or model.config.id or model.name
     return f"{place}: {model.checkpoint.describe()}"
+
+
+def _devices_line(plan: CellPlan | PendingPlan) -> str | None:
+    """For a cell whose models lie over several devices."""
+    said = plan.cell.devices.said() if isinstance(plan.cell, ResolvedCell) else None
+    return None if said is None else f"{cell_name(plan.identity)}: {said}"
 
 
 def _weights_line(plan: CellPlan | PendingPlan) -> str | None:

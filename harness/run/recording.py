@@ -161,7 +161,11 @@ def _shared(
         "config": {
             **cell.keys.semantic,
             "suite": {stage: cell.keys.suites.get(stage, {})},
-            "runtime": {"device": runtime.device, "kernel": runtime.kernel},
+            "runtime": {
+                "device": runtime.device,
+                "kernel": runtime.kernel,
+                **({"devices": runtime.devices} if len(cell.devices.all) > 1 else {}),
+            },
             "expected": dict(cell.expected),
             "parameters": cell.model.config.parameters,
         },

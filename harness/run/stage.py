@@ -28,7 +28,7 @@ from harness.models.streaming import (
 from harness.records.record import QUANTIZATION, Failure
 from harness.records.store import KEY_DIGITS, disk_errors
 from harness.run.cards import write_figures
-from harness.run.devices import device_for
+from harness.run.devices import devices_for
 from harness.run.events import Advanced, Failed, Finished, Listener, Queued, Started, Waiting
 from harness.run.memory import suite_memory
 from harness.run.quantizing import quantize
@@ -38,6 +38,10 @@ from harness.run.threads import Threads
 from harness.suites.base import SuiteContext, SuiteResult, require_figures
 from harness.suites.memory import measure_peak
 from quant.memory.heaps import trim_heap
+from quant.spread.connect import spread_of
+
+# What runs a model over several devices.
+LOOP = "the harness's own, no serving engine"
 
 
 def run_cell(cell: ResolvedCell, listen: Listener, skip: frozenset[str] = frozenset()) -> None:
@@ -71,8 +75,8 @@ def _attempt(
 ) -> bool:
     """Run one stage on its device and write its record; return False if it failed."""
     alone = stage != QUANTIZATION and cell.measuring(stage).suite.timing
-    device = cell.choices.runtime.device
-    with device_for(cell.store.root, device, alone, lambda it: listen(Queued(stage, it))):
+    devices = cell.devices.all
+    with devices_for(cell.store.root, devices, alone, lambda it: listen(Queued(stage, it))):
         return _on_device(cell, stage, subject, threads, listen)
 
 
@@ -151,7 +155,7 @@ def _run_suite(
     model: Any,
     streamed: StreamedModel | None,
 ) -> StageResult:
-    choices, device = cell.choices, cell.choices.runtime.device
+    choices, devices = cell.choices, cell.devices.all
     context = SuiteContext(
         model=model,
         tokenizer=subject.tokenizer(),
@@ -160,7 +164,8 @@ def _run_suite(
         quantized=subject.quantized,
         has_original=subject.has_original,
         kernel=cell.kernel,
-        device=device,
+        device=cell.devices.home,
+        devices=devices if len(devices) > 1 else (),
         dtype=cell.model.config.dtype,
         seed=choices.seed,
         data_dir=None if choices.data is None else Path(choices.data),
@@ -177,9 +182,10 @@ def _run_suite(
     threads.follow()  # the model is loaded, so that loading tells how busy others are
     found: list[SuiteResult] = []
     peak = measure_peak(
-        lambda: found.append(measuring.suite.run(context, measuring.config)), device
+        lambda: found.append(measuring.suite.run(context, measuring.config)), devices
     )
     require_figures(measuring.suite, found[0])
+    spread = spread_of(model)
     return StageResult(
         metrics=found[0].metrics,
         inputs={**subject.inputs, **found[0].inputs},
@@ -192,6 +198,7 @@ def _run_suite(
         outside=subject.outside,
         mixture=subject.mixture,
         kernel=cell.kernel,
+        placement={} if spread is None else {"devices": spread.said(), "loop": LOOP},
     )
 
 

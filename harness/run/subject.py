@@ -49,7 +49,8 @@ class Subject:
         self.packed = cell.artifact if self.has_original else cell.model.folder
         self.file = None if self.quantized else cell.model.file
         # What suites keep of the full-precision model; waiting(who): another process makes it.
-        self.kept = Kept(cell.store, cell.model.name, baseline_key(cell.model, cell.place), waiting)
+        key = baseline_key(cell.model, cell.choices.runtime.device)
+        self.kept = Kept(cell.store, cell.model.name, key, waiting)
 
     def model(self) -> Any:
         """The model under test, loaded as a whole."""
@@ -72,6 +73,7 @@ class Subject:
             self._streams = (
                 self._model is None
                 and not isinstance(model, RandomModel)
+                and not self._cell.place.spread
                 and streams(
                     model,
                     self.packed,
@@ -136,7 +138,8 @@ class Subject:
 
     def baseline(self) -> Any:
         """The full-precision baseline; the model under test itself if there is none."""
-        return self._cell.model.baseline(self._cell.place) if self.quantized else self.model()
+        cell = self._cell
+        return cell.model.baseline(cell.baseline_place) if self.quantized else self.model()
 
     def reference(self) -> Any:
         """The quantized model of the same files, run by the reference kernel."""
@@ -202,17 +205,17 @@ class Subject:
         cell = self._cell
         if cell.model.checkpoint is not None:
             return cell.model.load(replace(cell.place, kernel=kernel))
-        config = cell.model.config
-        device, levels = cell.choices.runtime.device, cell.choices.levels
+        config, place = cell.model.config, cell.place
         return load_packed(
             folder,
             kernel,
-            device,
+            place.device,
             config.dtype,
             config.attention,
             self._transforms,
-            levels,
+            place.levels,
             trust=config.trust_remote_code,
+            over=place.over(config, cell.model.shape),
         )
 
 

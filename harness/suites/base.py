@@ -64,6 +64,8 @@ class SuiteContext:
     kept        files on the full-precision model that suites make once for all cells of it; None:
                 nothing is kept.
     scratch     folder for them on disk, which the suite makes and removes; None: no such folder.
+    devices     all that some model of the cell lies on, if several (quant.spread); `device`, where
+                tokens go in and logits come out, is the first.
     load_reference  loads the quantized model again with the reference kernel; ValueError if there
                 is no artifact.
     """
@@ -88,6 +90,7 @@ class SuiteContext:
     activations: str = "auto"
     scratch: Path | None = None
     kept: Kept | None = None
+    devices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -113,6 +116,7 @@ class Facts:
     shape     its config.json (its text part if multimodal); None if it is not on this machine.
     data_dir  folder of relative paths (paths.data).
     device    cpu, cuda or cuda:N; threads: runtime.threads.
+    devices   further devices over which a model of the cell is spread.
     has_original  False for a checkpoint that was quantized elsewhere (as in SuiteContext).
     file      GGUF file of the model under test (as in SuiteContext).
     tokenizer  folder with the files of its tokenizer; None if it is not on this machine.
@@ -126,6 +130,7 @@ class Facts:
     data_dir: str | None = None
     device: str = "cpu"
     threads: int | None = None
+    devices: tuple[str, ...] = ()
     has_original: bool = True
     file: Path | None = None
     tokenizer: Path | None = None
@@ -166,7 +171,8 @@ def no_inputs(_config: Any, _facts: Facts) -> dict[str, str]:
 def machine_inputs(_config: Any, facts: Facts) -> dict[str, str]:
     """The inputs of a suite that measures time: the machine, on which times depend."""
     threads = facts.threads if facts.device == "cpu" else None
-    return {"machine": digest([machine(), gpu(facts.device), threads])}
+    more = [gpu(device) for device in facts.devices]
+    return {"machine": digest([machine(), gpu(facts.device), threads, *([more] if more else [])])}
 
 
 def as_given(config: Any, _model: ModelConfig, _others: Sequence[Any]) -> Any:

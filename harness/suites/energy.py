@@ -74,9 +74,20 @@ class Meter:
         return None if any(part < 0 for part in parts) else sum(parts)
 
 
-def open_meter(device: str) -> Meter | str:
-    """The meter of a device (cpu, cuda, cuda:N), or the reason why there is none."""
-    return gpu_meter(device) if device.startswith("cuda") else rapl_meter()
+def open_meter(device: str, more: Sequence[str] = ()) -> Meter | str:
+    """The meter of a device (cpu, cuda, cuda:N), or the reason why there is none.
+
+    more  further GPUs that are counted with it, those that idle meanwhile included.
+    """
+    if not device.startswith("cuda"):
+        return rapl_meter()
+    found = [gpu_meter(each) for each in (device, *more)]
+    meters = [each for each in found if isinstance(each, Meter)]
+    if len(meters) < len(found):
+        return next(each for each in found if isinstance(each, str))
+    counters = tuple(counter for each in meters for counter in each.counters)
+    what = meters[0].what if not more else f"NVML (the boards of {len(found)} GPUs)"
+    return Meter(what, NVML_UPDATES, counters)
 
 
 def rapl_meter(root: Path = POWERCAP) -> Meter | str:

@@ -43,7 +43,7 @@ DEQUANTIZED = (
     "these bits or groups"
 )
 # Notes of a timing that are shown elsewhere.
-NOT_CONDITIONS = ("kernel", "decode mode", "full-precision baseline", ENERGY)
+NOT_CONDITIONS = ("kernel", "decode mode", "full-precision baseline", "devices", ENERGY)
 
 
 @dataclass
@@ -114,11 +114,25 @@ def _how_decoded(row: Row, key: FigureKey, rows: Sequence[Row]) -> list[str]:
     mode = figure.note("decode mode")
     if mode != _usual_mode(tuple(rows)):
         said.append(f"decoded with {mode}")
+    said += spread_footnotes(figure)
     if figure.kernel == "reference":
         said.append(REFERENCE_KERNEL)
     if figure.kernel is not None and DEQUANTIZES in figure.kernel:
         said.append(DEQUANTIZED)
     return said
+
+
+def spread_footnotes(figure: Figure) -> list[str]:
+    """The footnote of a model that lay on several devices."""
+    count = figure.note("devices")
+    return [f"over {count} devices, the harness's own loop"] if count else []
+
+
+def _against(row: Row, key: FigureKey, _rows: Sequence[Row]) -> list[str]:
+    """The footnote of a speed-up over a baseline on another number of devices."""
+    figure = row.figures[key]
+    own, other = figure.note("devices") or "1", figure.note("baseline devices") or "1"
+    return [] if own == other else [f"full precision over {other} devices, this model on {own}"]
 
 
 @lru_cache(maxsize=4)  # asked for every row
@@ -224,7 +238,13 @@ TABLE = SuiteTable(
             "decode_ms", "decode", "ms/token", _range, footnotes=_how_decoded, plot=PLOT, cost="ms"
         ),
         FigureColumn(
-            "decode_speedup", "speed-up", "× full", _plain, absent=_no_speedup, optional=True
+            "decode_speedup",
+            "speed-up",
+            "× full",
+            _plain,
+            footnotes=_against,
+            absent=_no_speedup,
+            optional=True,
         ),
         FigureColumn("roofline_share", "roof", "%", _percent),
         FigureColumn(

@@ -12,7 +12,7 @@ from harness.suites.base import SuiteContext
 from harness.suites.energy import ENERGY, Meter, why_too_short
 from harness.suites.memory import MemoryPeak
 from harness.suites.serving import ALL, UNBOUNDED, WINDOW
-from harness.suites.timing import conditions, paired_ratio, summarise
+from harness.suites.timing import conditions, paired_ratio, place_notes, summarise
 from quant.decode.caches import GROWING, Decoder
 from quant.embedding import QuantEmbedding
 from quant.factored import PackedLinear
@@ -122,14 +122,14 @@ def all_metrics(
     meter        what measured energy, or why nothing did.
     """
     task = task_of(config)
-    shared = conditions(context.device, context.dtype) | {"batch": "1"}
+    shared = conditions(context.device, context.dtype, context.devices) | {"batch": "1"}
     metrics = []
     for name, subject in subjects.items():
         prefix = "" if name == "model" else "baseline_"
         kernel = "torch"
         if context.quantized and name == "model":
             kernel = ways_of(subject.model) or context.kernel
-        notes = shared | {"kernel": kernel}
+        notes = shared | {"kernel": kernel} | place_notes(subject.model)
         if name == "model" and why_no_baseline:
             notes["full-precision baseline"] = why_no_baseline
         energy = _energy(prefix, task, subject.timings, config, meter)
@@ -144,7 +144,10 @@ def all_metrics(
         metrics += _roofline(prefix, task, subject, moved, bandwidth)
     if "baseline" in subjects:
         kernel = ways_of(subjects["model"].model) or context.kernel
-        metrics += _speed_up(task, subjects, shared | {"kernel": kernel})
+        notes = shared | {"kernel": kernel} | place_notes(subjects["model"].model)
+        if over := place_notes(subjects["baseline"].model).get("devices"):
+            notes["baseline devices"] = over
+        metrics += _speed_up(task, subjects, notes)
     metrics.append(
         Metric(
             name="read_bandwidth",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,13 +28,14 @@ class MemoryPeak:
 _seen: list[int] = []
 
 
-def measure_peak(step: Callable[[], object], device: str) -> MemoryPeak:
-    """Run `step` and measure its peak memory: of the device on CUDA, else of the process.
+def measure_peak(step: Callable[[], object], devices: Sequence[str]) -> MemoryPeak:
+    """Run `step` and measure its peak memory: of the devices on CUDA, else of the process.
 
-    Measurements may be nested; an outer one includes the peaks of the inner ones.
+    Of several devices the peaks are added; a note has each. Measurements may be nested; an outer
+    one includes the peaks of the inner ones.
     """
-    if torch.device(device).type == "cuda":
-        return _device_peak(step, device)
+    if torch.device(devices[0]).type == "cuda":
+        return _device_peak(step, devices)
     return _process_peak(step)
 
 
@@ -56,18 +57,22 @@ def _note(mark: int) -> None:
         _seen[-1] = max(_seen[-1], mark)
 
 
-def _device_peak(step: Callable[[], object], device: str) -> MemoryPeak:
-    torch.cuda.synchronize(device)
-    _note(torch.cuda.max_memory_allocated(device))
-    torch.cuda.reset_peak_memory_stats(device)
-    before = torch.cuda.memory_allocated(device)
+def _device_peak(step: Callable[[], object], devices: Sequence[str]) -> MemoryPeak:
+    def peaks() -> list[int]:
+        for device in devices:
+            torch.cuda.synchronize(device)
+        return [int(torch.cuda.max_memory_allocated(device)) for device in devices]
 
-    def mark() -> int:
-        torch.cuda.synchronize(device)
-        return int(torch.cuda.max_memory_allocated(device))
-
-    peak = _watch(step, mark)
-    return MemoryPeak(peak, peak - before, {"measured": "torch.cuda.max_memory_allocated"})
+    _note(sum(peaks()))
+    for device in devices:
+        torch.cuda.reset_peak_memory_stats(device)
+    before = sum(torch.cuda.memory_allocated(device) for device in devices)
+    peak = _watch(step, lambda: sum(peaks()))
+    measured = "torch.cuda.max_memory_allocated"
+    if len(devices) > 1:
+        each = ", ".join(f"{d} {n / 1e9:.2f} GB" for d, n in zip(devices, peaks(), strict=True))
+        measured = f"{measured} of {len(devices)} devices, added ({each})"
+    return MemoryPeak(peak, peak - before, {"measured": measured})
 
 
 def _process_peak(step: Callable[[], object]) -> MemoryPeak:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from harness.suites.logits import Logits
 from quant.blocks import find_blocks
+from quant.spread.draws import Draws
 
 # A number is moved by one unit in its last place, up or down, with a probability of 1/24 each: mean
 # 0 and a variance of 1/12 squared units, those of a rounding error. Smaller steps would be lost in
@@ -44,15 +45,13 @@ def bfloat16_noise(model: Any, seed: int) -> Iterator[None]:
     """Inside, what every layer and every block gives has the rounding noise of bfloat16.
 
     Layers are modules without modules inside, but not those that only look up or hand on numbers
-    (embedding tables, dropout). The same seed gives the same noise on one kind of device.
+    (embedding tables, dropout). The same seed gives the same noise on one kind of device, however
+    many the model lies on.
     """
-    generators: dict[Any, torch.Generator] = {}
+    draws = Draws(seed)
 
     def noisy(values: Tensor) -> Tensor:
-        device = values.device
-        if device not in generators:
-            generators[device] = torch.Generator(device).manual_seed(seed)
-        return with_noise(values, generators[device])
+        return with_noise(values, draws.at(values.device))
 
     def after_layer(_module: nn.Module, given: tuple[Any, ...], output: Any) -> Any:
         return noisy(output) if _computed(output, given) else output

@@ -12,6 +12,10 @@ from harness.report.rows import Figure, Row
 from harness.report.table import Cell, Column, Note, Table, significant
 
 PLACE = Place("published", "Decode time of {model} beside published", 50)
+OVER_SEVERAL = (
+    "Where a number of devices is named, ours is of a model whose blocks are spread over them, run "
+    "by the harness's own loop, no serving engine."
+)
 NOT_MEASURED = "not measured on this machine"
 COLUMNS = (
     Column("source", "source", numeric=False),
@@ -78,8 +82,11 @@ def published_table(suite: str, model: str, rows: list[Row]) -> Table | None:
         "Published: batch 1, 128 tokens generated, a model on as many GPUs as it needs, so a "
         "speed-up may be of one GPU against several. Ours: × full precision on the same device."
     )
+    notes = [note]
+    if any(_several(suite, row) for row in rows):
+        notes.append(Note(OVER_SEVERAL))
     title = PLACE.title.replace("{model}", model)
-    return Table(PLACE.name, model, title, list(COLUMNS), cells, [note])
+    return Table(PLACE.name, model, title, list(COLUMNS), cells, notes)
 
 
 def _published_line(line: Published) -> list[Cell]:
@@ -102,7 +109,7 @@ def _our_line(suite: str, model: str, row: Row) -> list[Cell]:
         Cell("ours", "ours"),
         Cell(model, model),
         _text(f"{row.scheme_label}, {row.label}"),
-        _text(_device(decode)),
+        _text(_device(decode) + _against(speedup)),
         Cell(significant(decode.value), decode.value, low=decode.low, high=decode.high),
         Cell() if speedup is None else Cell(significant(speedup.value), speedup.value),
     ]
@@ -125,6 +132,18 @@ def _bits(row: Row) -> int | None:
 def _figure(suite: str, row: Row, metric: str) -> Figure | None:
     found = [figure for key, figure in row.figures.items() if (key[0], key[2]) == (suite, metric)]
     return found[0] if found else None
+
+
+def _several(suite: str, row: Row) -> bool:
+    """Whether a model of the row lay on several devices."""
+    decode, speedup = _figure(suite, row, "decode_ms"), _figure(suite, row, "decode_speedup")
+    return bool((decode and decode.note("devices")) or _against(speedup))
+
+
+def _against(speedup: Figure | None) -> str:
+    """How many devices the full-precision baseline took, if as many as several."""
+    count = "" if speedup is None else speedup.note("baseline devices")
+    return f"; full precision over {count}" if count else ""
 
 
 def _device(figure: Figure) -> str:

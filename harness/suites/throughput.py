@@ -17,6 +17,7 @@ from harness.suites.base import (
     at_least_one,
     machine_inputs,
 )
+from harness.suites.latency import spread_footnotes
 
 NAME = "throughput"
 PLACE = Place(NAME, "Throughput of {model}", 35)
@@ -84,6 +85,7 @@ def table(model: str, rows: list[Row]) -> Table | None:
         for task in sorted({key[1] for key in row.figures if key[0] == NAME}, key=_kind):
             found = {key[2]: each for key, each in row.figures.items() if key[:2] == (NAME, task)}
             said = [busy] * any(each.busy for each in found.values())
+            said += spread_footnotes(next(iter(found.values())))
             missing = next(iter(found.values())).note("not measured")
             said += [f"not measured: {missing}"] if missing else []
             marks = tuple(footnotes.mark(text) for text in said)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol, TypeVar
 
 import torch
+
+from quant.spread.connect import devices_of
 
 T = TypeVar("T")
 
@@ -53,8 +56,33 @@ def device_stopwatch(device: str) -> Stopwatch:
     return measure
 
 
-def stopwatch_of(device: str) -> Stopwatch:
-    """The clock of a device."""
+def synchronized(
+    devices: Sequence[str],
+    clock: Callable[[], int] = time.perf_counter_ns,
+    wait: Callable[[str], object] | None = None,
+) -> Callable[[], int]:
+    """A clock that waits for all work on every device before it is read.
+
+    `clock` returns nanoseconds; it and `wait` are for tests.
+    """
+    wait = wait or torch.cuda.synchronize
+
+    def read() -> int:
+        for device in devices:
+            wait(device)
+        return clock()
+
+    return read
+
+
+def stopwatch_of(device: str, more: Sequence[str] = ()) -> Stopwatch:
+    """The clock of a device.
+
+    more  further devices: no event of one spans the work of another, so all of them are waited for
+          before and after a step, and it is the host's clock that tells its time.
+    """
+    if more:
+        return host_stopwatch(synchronized((device, *more)))
     return device_stopwatch(device) if on_cuda(device) else host_stopwatch()
 
 
@@ -62,12 +90,30 @@ def on_cuda(device: str) -> bool:
     return torch.device(device).type == "cuda"
 
 
-def conditions(device: str, dtype: str) -> dict[str, str]:
-    """Conditions of a timing, for the notes of a metric."""
+def conditions(device: str, dtype: str, devices: Sequence[str] = ()) -> dict[str, str]:
+    """Conditions of a timing, for the notes of a metric.
+
+    devices  all that were waited for, if several.
+    """
     found = {"dtype": dtype, "device": device}
+    if devices:
+        found["clock"] = f"perf_counter_ns, {len(devices)} devices waited for"
+        return found | ({"gpu": torch.cuda.get_device_name(device)} if on_cuda(device) else {})
     if on_cuda(device):
         return found | {"clock": "CUDA events", "gpu": torch.cuda.get_device_name()}
     return found | {"clock": "perf_counter_ns", "threads": str(torch.get_num_threads())}
+
+
+def place_notes(model: object) -> dict[str, str]:
+    """Notes of a timing of a model that is spread over several devices; none for one."""
+    devices = devices_of(model)
+    if not devices:
+        return {}
+    notes = {"devices": str(len(devices))}
+    if on_cuda(devices[0]):
+        gpus = Counter(map(torch.cuda.get_device_name, devices))
+        notes["gpu"] = ", ".join(f"{count} × {name}" for name, count in gpus.items())
+    return notes
 
 
 def summarise(values: list[float]) -> tuple[float, dict[str, float]]:

@@ -23,7 +23,12 @@ from harness.records.busyness import Watch, said_busy, with_note
 from harness.records.record import Metric
 from harness.suites.base import SuiteContext, SuiteResult
 from harness.suites.latency_metrics import ways_of
-from harness.suites.timing import conditions, no_garbage_collection
+from harness.suites.timing import (
+    conditions,
+    no_garbage_collection,
+    place_notes,
+    synchronized,
+)
 from harness.suites.timing_tokens import make_prompt, positions_of
 from quant.decode.caches import last_only
 
@@ -55,8 +60,12 @@ class Times:
 Measure = Callable[[SuiteContext, Loads, int, Clock], Times]
 
 
-def run(context: SuiteContext, config: Loads, clock: Clock = time.perf_counter) -> SuiteResult:
-    """Measure every load; ValueError for lengths that the model does not take."""
+def run(context: SuiteContext, config: Loads, clock: Clock | None = None) -> SuiteResult:
+    """Measure every load; ValueError for lengths that the model does not take.
+
+    `clock` is for tests; tokens are read on the host before it is, so that their device is done.
+    """
+    clock = clock or _clock(context.devices)
     limit = positions_of(context.model)
     if limit is not None and config.prompt_tokens + config.decode_tokens > limit:
         raise ValueError(
@@ -87,6 +96,14 @@ def run(context: SuiteContext, config: Loads, clock: Clock = time.perf_counter) 
     if missing:
         metrics = [each.model_copy(update={"notes": each.notes | absent}) for each in metrics]
     return SuiteResult(with_note(metrics, said_busy(watch.usage())))
+
+
+def _clock(devices: Sequence[str]) -> Clock:
+    """Seconds of the host; of several devices all are waited for."""
+    if not devices:
+        return time.perf_counter
+    read = synchronized(devices)
+    return lambda: read() / 1e9
 
 
 def batch_times(context: SuiteContext, config: Loads, size: int, clock: Clock) -> Times:
@@ -209,7 +226,8 @@ class Flight:
         first = int(used[0]) if len(used) else mask.shape[1]
         self._mask, self._tokens = mask[:, first:], self._tokens[rows]
         for layer in self._cache.layers:
-            layer.keys, layer.values = layer.keys[rows, :, first:], layer.values[rows, :, first:]
+            here = rows.to(layer.keys.device)  # of a model over several devices, that of its block
+            layer.keys, layer.values = layer.keys[here, :, first:], layer.values[here, :, first:]
 
     def step(self) -> list[int]:
         """Decode one more token of every request."""
@@ -252,7 +270,8 @@ def _drawn(most: int, generator: torch.Generator) -> int:
 
 def _metrics(context: SuiteContext, task: str, times: Times) -> list[Metric]:
     kernel = ways_of(context.model) or context.kernel if context.quantized else "torch"
-    notes = conditions(context.device, context.dtype) | {"kernel": kernel, "loop": "harness"}
+    notes = conditions(context.device, context.dtype, context.devices)
+    notes |= {"kernel": kernel, "loop": "harness", **place_notes(context.model)}
     found = [
         Metric(
             name="tokens_per_s",

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import gc
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from statistics import harmonic_mean
 from typing import Any, Protocol
 
 import torch
@@ -34,8 +35,8 @@ from harness.suites.timing import Stopwatch, host_stopwatch, no_garbage_collecti
 from quant.decode.caches import DYNAMIC, Decoder
 from quant.decode.choose import make_decoder
 from quant.embedding import rows_and_device
+from quant.errors import NotEnoughMemory
 from quant.measure.cache import cache_shape
-from quant.measure.dummy import NotEnoughMemory
 from quant.measure.roofline import read_bandwidth
 from quant.measure.workspace import workspace_bytes
 
@@ -62,8 +63,9 @@ def run(
     """
     check_config(config, context.model)
     prompt = make_prompt(context, config.prompt_tokens)
-    stopwatch = stopwatch or stopwatch_of(context.device)
-    meter = open_meter(context.device) if meter is None else meter
+    more = context.devices[1:]
+    stopwatch = stopwatch or stopwatch_of(context.device, more)
+    meter = open_meter(context.device, more) if meter is None else meter
     decoders: dict[str, Decoder] = {}
 
     def first() -> None:
@@ -72,8 +74,8 @@ def run(
 
     with torch.inference_mode():
         # The memory of the model alone: before the baseline is there and before anything is warm.
-        peak = measure_peak(first, context.device)
-        workspace = _workspace(decoders["model"], prompt, context.device)
+        peak = measure_peak(first, context.devices or (context.device,))
+        workspace = _workspace(decoders["model"], prompt, context.device, more)
         cache = cache_shape(context.model, prompt[:, :1])
         models = {"model": context.model}
         baseline, why_no_baseline = _baseline(context)
@@ -91,7 +93,9 @@ def run(
         subjects = {
             name: Subject(model, decoders[name], timings[name]) for name, model in models.items()
         }
-        speed = (bandwidth or read_bandwidth)(context.device)
+        read = bandwidth or read_bandwidth
+        # A token goes through the devices one after the other, and each has about as many bytes.
+        speed = harmonic_mean(read(device) for device in context.devices or (context.device,))
     metrics = all_metrics(context, config, subjects, peak, speed, why_no_baseline, meter)
     metrics += size_metrics(context.model, config, workspace, cache, positions_of(context.model))
     return SuiteResult(
@@ -166,14 +170,14 @@ def generate(
     return Generation(torch.cat(answer, 1)[0].tolist(), prefill_ms, decode_ms, parts_ms, joules)
 
 
-def _workspace(decoder: Decoder, prompt: Tensor, device: str) -> int:
+def _workspace(decoder: Decoder, prompt: Tensor, device: str, more: Sequence[str]) -> int:
     """Bytes that reading the prompt and decoding a token take beside weights and cache."""
 
     def step() -> None:
         decoder.prefill(prompt)
         decoder.step()
 
-    taken = workspace_bytes(step, device)
+    taken = workspace_bytes(step, device, more)
     return taken - decoder.kv_bytes() if decoder.mode == DYNAMIC else taken
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,9 @@ from quant.input_operator import attach
 from quant.levels.base import Levels
 from quant.linear import QuantLinear
 from quant.parts import Part
+from quant.spread.connect import connect, move_computed
+from quant.spread.place import Over
+from quant.spread.split import Spread
 from quant.transforms.base import Transform
 from quant.weight import AnyWeight, FactoredWeight
 
@@ -61,6 +64,7 @@ def load(
     verify_files: bool = True,
     transforms: Sequence[Transform] = (),
     levels: Sequence[str | Part | Levels] = (),
+    over: Over | None = None,
     **options: Any,
 ) -> PreTrainedModel:
     """Return the model of a quantized checkpoint in any supported format, in eval mode.
@@ -71,14 +75,15 @@ def load(
     artifact.json (checkpoints of other producers have none).
     transforms are the specs of external transforms whose operators the checkpoint has; levels are
     kinds of levels that it may use besides the built-in ones. Modules are imported because you name
-    them here, never because a file does. options are passed to transformers, for example
-    attn_implementation="eager".
+    them here, never because a file does. over: several devices for its blocks, in place of
+    `device`. options are passed to transformers, for example attn_implementation="eager".
 
     Raises ArtifactError, naming the file and the tensor, for a folder that is missing, incomplete,
     damaged, in an unknown format or does not fit its config.json; KernelUnavailable if the kernel
-    cannot run.
+    cannot run; NotEnoughMemory if the model does not fit on several devices.
     """
     folder = Path(folder)
+    device = device if over is None else over.home
     resolve_kernel(kernel, device)
     found = read_format(folder, verify_files=verify_files, levels=levels)
     checkpoint = runnable(found, transforms, folder)
@@ -87,13 +92,32 @@ def load(
         reader.rename(names_of(model).to_model)
         layers = quantized_layers(reader, checkpoint)
         require_tensors(model, reader, checkpoint, layers)
+        spread = None if over is None else _spread(model, reader, layers, over)
+        place = spread.of if spread is not None else lambda _: device
         for layer, names in layers.items():
-            replace_layer(model, reader, checkpoint, layer, names, kernel, device, dtype)
-        _fill(model, reader, device, dtype)
+            replace_layer(model, reader, checkpoint, layer, names, kernel, place(layer), dtype)
+        _fill(model, reader, place, dtype)
     if (folder / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
-    result: PreTrainedModel = model.to(device).eval()  # type: ignore[arg-type]
+    result: PreTrainedModel = model.eval()
+    if spread is None:
+        result = result.to(device)  # type: ignore[arg-type]
+    else:
+        move_computed(result, spread)
+        connect(result, spread)
     return result
+
+
+def _spread(
+    model: PreTrainedModel, reader: TensorReader, layers: Mapping[str, Sequence[str]], over: Over
+) -> Spread:
+    """Where the parts of the model are to lie, by the sizes of its layers in the files."""
+    untie_as_stored(model, set(reader.names), reader.mapped)
+    sizes = {
+        layer: sum(reader.nbytes(f"{layer}.{part}") for part in parts)
+        for layer, parts in layers.items()
+    }
+    return over.spread(model, sizes)
 
 
 def load_weights(
@@ -256,16 +280,16 @@ def replace_layer(
 def _fill(
     model: PreTrainedModel,
     reader: TensorReader,
-    device: str | torch.device,
+    place: Callable[[str], str | torch.device],
     dtype: torch.dtype | None,
 ) -> None:
-    """Read all remaining parameters and stored buffers."""
+    """Read all remaining parameters and stored buffers, each to its place by name."""
     stored = set(reader.names)
     untie_as_stored(model, stored, reader.mapped)
     keep_computed(model, stored)
     for names in parameters_and_buffers(model):
         held = [name for name in names if name in stored]
-        tensor = _cast(reader.read(held[0]), device, dtype)
+        tensor = _cast(reader.read(held[0]), place(names[0]), dtype)
         expected = tensor_of(model, names[0])
         require_kind(reader, held[0], tensor, expected.dtype)
         parameter = isinstance(expected, nn.Parameter)

@@ -11,6 +11,7 @@ from torch import Tensor
 from quant.decode.caches import Decoder, DynamicDecoder, Recorder, StaticDecoder, Step
 from quant.decode.fused import FusedDecoder
 from quant.decode.llama import Unsupported
+from quant.spread.connect import devices_of
 
 T = TypeVar("T", bound=Decoder)
 
@@ -28,9 +29,15 @@ def make_decoder(
 
     On the CPU that is a fused step, or a static cache if the model has no fused step; on CUDA it is
     a static cache with a captured step. Each is compared with the dynamic cache on the prompt and
-    one step. The decoder's `reason` says what was not possible. torch.OutOfMemoryError is raised;
-    any other exception of a mode makes the mode unsupported. record and fused are for tests.
+    one step. A model that is spread over several devices has the dynamic cache, whose keys and
+    values stay with their block. The decoder's `reason` says what was not possible.
+    torch.OutOfMemoryError is raised; any other exception of a mode makes the mode unsupported.
+    record and fused are for tests.
     """
+    devices = devices_of(model)
+    if devices:  # a graph is of one device, and so are the length and mask of a static cache
+        reason = f"no fused step, static cache or CUDA graph over {len(devices)} devices"
+        return DynamicDecoder(model, reason)
     if record is None and prompt.device.type == "cuda":
         record = cuda_graph(prompt.device)
     positions, reason = prompt.shape[1] + tokens, ""

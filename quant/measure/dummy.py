@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,20 +24,22 @@ from cuda_ext.tiles import TILE_ROWS, units_for
 from quant.blocks import find_blocks, named_layers
 from quant.checkpoint.skeleton import parameters_on_meta
 from quant.embedding import QuantEmbedding, embed_scale
-from quant.errors import QuantizationError, SchemeError
+from quant.errors import NotEnoughMemory, SchemeError
 from quant.experts import unfuse
 from quant.grid import shared
 from quant.head import alone, find_embeddings, find_head, serves_head, tied
 from quant.linear import Packed, QuantLinear, pack_grid, packed_bytes, packed_shapes, takes_kernels
 from quant.scheme import SCALE_DTYPES, Scheme
+from quant.spread.connect import connect, move_computed
+from quant.spread.draws import Draws
+from quant.spread.place import Over, parts_of
+from quant.spread.split import Parts, Spread
+
+Numbers = Callable[[str], torch.Generator]  # by the name of a module or tensor, on its device
 
 UNIT = 64  # bytes of one unit of the kernel layout
 MARGIN = 0.02  # share of memory that stays free: allocators round up, kernels need workspaces
 GIB = 2**30
-
-
-class NotEnoughMemory(QuantizationError):
-    """A model does not fit on the device; the message has both figures."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,7 @@ def build_dummy(
     seed: int = 0,
     beside: int = 0,
     attn_implementation: str | None = None,
+    over: Over | None = None,
 ) -> PreTrainedModel:
     """Return a causal LM of `config` with random weights on `device`, in eval mode.
 
@@ -77,26 +81,55 @@ def build_dummy(
     seed                 the same seed gives the same weights on the same kind of device.
     beside               bytes that must stay free, for cache and activations.
     attn_implementation  of transformers; None: its default for the architecture.
+    over                 several devices for its blocks, in place of `device`; `beside` is then in
+                         their rooms. The weights are those that one of them would have.
 
     Raises NotEnoughMemory, with figures, before anything is allocated; SchemeError for levels
     without random weights; KernelUnavailable.
     """
-    device = torch.device(device)
+    device = torch.device(device if over is None else over.home)
     kernel = resolve_kernel(kernel, device)
     model = _skeleton(config, dtype, attn_implementation, scheme is not None)
-    need = memory_need(model, scheme, kernel)
-    require_memory(need, device, beside, type(model).__name__)
-    generator = torch.Generator(device).manual_seed(seed)
+    if over is None:
+        need = memory_need(model, scheme, kernel)
+        require_memory(need, device, beside, type(model).__name__)
+        spread = Spread(find_blocks(model).name, (str(device),), (len(find_blocks(model)),), None)
+    else:
+        spread = over.spread(model, packed_sizes(model, scheme, kernel))
+    stream = Draws(seed)
+
+    def draws(name: str) -> torch.Generator:
+        return stream.at(spread.of(name))
+
     if scheme is not None:
-        _pack_blocks(model, scheme, dtype, kernel, generator)
-        _pack_outside(model, scheme, dtype, kernel, generator)
-    _fill(model, device, dtype, generator)
-    for name, buffer in model.named_buffers():
-        if buffer.device != device:
-            parent, _, child = name.rpartition(".")
-            model.get_submodule(parent)._buffers[child] = buffer.to(device)
+        _pack_blocks(model, scheme, dtype, kernel, draws)
+        _pack_outside(model, scheme, dtype, kernel, draws)
+    _fill(model, dtype, draws)
+    move_computed(model, spread)
     result: PreTrainedModel = model.eval()
+    if over is not None:
+        connect(result, spread)
     return result
+
+
+def packed_sizes(model: PreTrainedModel, scheme: Scheme | None, kernel: str) -> dict[str, int]:
+    """The bytes of every layer that will be packed, by full name; of a model on the meta device."""
+    if scheme is None:
+        return {}
+    layers = {
+        name: (scheme.of(name), layer) for name, layer in named_layers(find_blocks(model)).items()
+    }
+    serves = serves_head(model, scheme)
+    if scheme.embeddings is not None:
+        name, table = find_embeddings(model)
+        layers[name] = (scheme.embeddings, table)
+    if scheme.head is not None and not serves:
+        name, head = find_head(model)
+        layers[name] = (scheme.head, head)
+    return {
+        name: _packed_bytes(each, *layer_shape(layer), kernel)
+        for name, (each, layer) in layers.items()
+    }
 
 
 def predict_memory(
@@ -108,6 +141,14 @@ def predict_memory(
 ) -> MemoryNeed:
     """Return the memory that `build_dummy` needs; kernel is a resolved name. Allocates nothing."""
     return memory_need(_skeleton(config, dtype, None, scheme is not None), scheme, kernel)
+
+
+def predict_parts(
+    config: PreTrainedConfig, scheme: Scheme | None, *, dtype: torch.dtype, kernel: str
+) -> Parts:
+    """Return the bytes of the parts of the model that `build_dummy` makes. Allocates nothing."""
+    model = _skeleton(config, dtype, None, scheme is not None)
+    return parts_of(model, packed_sizes(model, scheme, kernel))
 
 
 def memory_need(model: PreTrainedModel, scheme: Scheme | None, kernel: str) -> MemoryNeed:
@@ -227,7 +268,7 @@ def _pack_blocks(
     scheme: Scheme,
     dtype: torch.dtype,
     kernel: str,
-    generator: torch.Generator,
+    draws: Numbers,
 ) -> None:
     """Replace the linear layers of the blocks, one after the other, by random packed layers."""
     layers = named_layers(find_blocks(model))
@@ -235,7 +276,7 @@ def _pack_blocks(
     for name, layer in layers.items():
         parent, _, child = name.rpartition(".")
         owner = model.get_submodule(parent)
-        setattr(owner, child, _packed(layer, scheme.of(name), dtype, kernel, generator))
+        setattr(owner, child, _packed(layer, scheme.of(name), dtype, kernel, draws(name)))
 
 
 def _pack_outside(
@@ -243,7 +284,7 @@ def _pack_outside(
     scheme: Scheme,
     dtype: torch.dtype,
     kernel: str,
-    generator: torch.Generator,
+    draws: Numbers,
 ) -> None:
     """Replace what the scheme quantizes outside the blocks by random packed matrices."""
     serves = serves_head(model, scheme)
@@ -252,14 +293,15 @@ def _pack_outside(
         if scheme.head is None and tied(model):
             raise SchemeError(f"{type(model).__name__} {alone(scheme)}")
         like = find_head(model)[1] if serves else table
-        matrix = _packed(like, scheme.embeddings, dtype, kernel, generator)
+        matrix = _packed(like, scheme.embeddings, dtype, kernel, draws(name))
         if serves:
             model.set_output_embeddings(matrix)
         parent, _, child = name.rpartition(".")
         packed = QuantEmbedding(matrix, dtype, embed_scale(table), shared=serves)
         setattr(model.get_submodule(parent), child, packed)
     if scheme.head is not None and not serves:
-        head = _packed(find_head(model)[1], scheme.head, dtype, kernel, generator)
+        name, like = find_head(model)
+        head = _packed(like, scheme.head, dtype, kernel, draws(name))
         model.set_output_embeddings(head)
         model.config.tie_word_embeddings = False
 
@@ -276,9 +318,7 @@ def _packed(
     return QuantLinear(packed, scheme, inputs, bias, kernel)
 
 
-def _fill(
-    model: PreTrainedModel, device: torch.device, dtype: torch.dtype, generator: torch.Generator
-) -> None:
+def _fill(model: PreTrainedModel, dtype: torch.dtype, draws: Numbers) -> None:
     """Give every parameter on the meta device random values in place, tied ones once."""
     made: dict[int, nn.Parameter] = {}
     for path, module in model.named_modules():
@@ -286,7 +326,8 @@ def _fill(
             if parameter is None or not parameter.is_meta:
                 continue
             if id(parameter) not in made:
-                values = _random_values(parameter, module, f"{path}.{name}", device, generator)
+                full = f"{path}.{name}"
+                values = _random_values(parameter, module, full, draws(full))
                 made[id(parameter)] = nn.Parameter(values.to(dtype), requires_grad=False)
             module._parameters[name] = made[id(parameter)]
 
@@ -295,11 +336,10 @@ def _random_values(
     parameter: Tensor,
     module: nn.Module,
     name: str,
-    device: torch.device,
     generator: torch.Generator,
 ) -> Tensor:
     """Return matrices of variance 1 / inputs (embedding tables: 1), scales of 1 and biases of 0."""
-    values = torch.empty(parameter.shape, dtype=parameter.dtype, device=device)
+    values = torch.empty(parameter.shape, dtype=parameter.dtype, device=generator.device)
     if parameter.dim() < 2:
         return values.fill_(0.0 if name.endswith("bias") else 1.0)
     table = isinstance(module, nn.Embedding)

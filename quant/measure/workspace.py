@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,8 +11,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 
-def workspace_bytes(step: Callable[[], object], device: str | torch.device) -> int:
-    """Run `step` and return the bytes that it allocated at its peak.
+def workspace_bytes(
+    step: Callable[[], object], device: str | torch.device, more: Sequence[str] = ()
+) -> int:
+    """Run `step` and return the bytes that it allocated at its peak; on `more` devices, too.
 
     On a GPU they are those of the caching allocator. On a processor they are those of the tensors
     that operators return; what an operator takes inside of itself is not seen. Resident memory
@@ -20,12 +22,15 @@ def workspace_bytes(step: Callable[[], object], device: str | torch.device) -> i
     """
     device = torch.device(device)
     if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        before = int(torch.cuda.memory_allocated(device))
+        devices = [device, *map(torch.device, more)]
+        for each in devices:
+            torch.cuda.synchronize(each)
+            torch.cuda.reset_peak_memory_stats(each)
+        before = sum(int(torch.cuda.memory_allocated(each)) for each in devices)
         step()
-        torch.cuda.synchronize(device)
-        return int(torch.cuda.max_memory_allocated(device)) - before
+        for each in devices:
+            torch.cuda.synchronize(each)
+        return sum(int(torch.cuda.max_memory_allocated(each)) for each in devices) - before
     tracker = _Tracker()
     with tracker:
         step()

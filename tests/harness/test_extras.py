@@ -17,8 +17,6 @@ ROOT = Path(__file__).resolve().parents[2]
 OWN = {"bitsweep", "harness", "quant", "cuda_ext"}
 # The base, and what transformers cannot do without.
 BASE = {"torch", "transformers", "safetensors", "huggingface_hub", "tokenizers", "tqdm"}
-# Installed for others: lm_eval.models.huggingface imports accelerate.
-OF_OTHERS = {"accelerate"}
 
 
 def imported() -> set[str]:
@@ -37,7 +35,7 @@ def imported() -> set[str]:
 def test_the_lists_are_what_the_code_imports() -> None:
     used = ("harness", "wandb", "slurm", "ray")
     known = {"argcomplete", *(module for extra in used for module in extras.EXTRAS[extra])}
-    assert imported() - BASE == known - OF_OTHERS
+    assert imported() - BASE == known
 
 
 @pytest.mark.parametrize("extra", ["harness", "wandb"])

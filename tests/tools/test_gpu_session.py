@@ -90,8 +90,8 @@ def listed(name: str) -> list[str]:
 
 
 def gpu_tests() -> list[str]:
-    """Files and folders of the section `test`."""
-    return listed("GPU_TESTS")
+    """Files and folders of the sections `test` and `spread`."""
+    return listed("GPU_TESTS") + listed("SPREAD_TESTS")
 
 
 @pytest.mark.parametrize("section", listed("SECTIONS"))

@@ -69,7 +69,7 @@ def test_a_suite_s_code_is_in_its_own_key_alone(tiny_cell: Make, tmp_path: Path)
 def test_cells_of_one_model_share_what_is_kept_of_it(tiny_cell: Make) -> None:
     def key(*overrides: str) -> str:
         cell = cell_of(tiny_cell(*overrides))
-        return baseline_key(cell.model, cell.place)
+        return baseline_key(cell.model, cell.choices.runtime.device)
 
     shared = key("method=rtn", "scheme=w4")
     assert key("method=none", "scheme=w16") == shared

@@ -12,8 +12,8 @@ from harness.errors import BitsweepError
 from harness.models import dummy
 from harness.run.events import Failed, Finished
 from harness.run.stage import run_cell
+from quant.errors import NotEnoughMemory
 from quant.measure.architectures import ARCHITECTURES
-from quant.measure.dummy import NotEnoughMemory
 from tests.harness.cells import cell_of, plan_of
 
 TINY = {

@@ -212,6 +212,53 @@ def test_a_row_decoded_otherwise_than_most_is_marked(made_up) -> None:
     assert "decoded with dynamic cache (why)" in table.footnotes
 
 
+def _noted(record, **notes: dict[str, str]):
+    """The record with notes added to metrics by name."""
+    metrics = [
+        each.model_copy(update={"notes": each.notes | notes.get(each.name, {})})
+        for each in record.metrics
+    ]
+    return record.model_copy(update={"metrics": metrics})
+
+
+def test_rows_over_several_devices_are_labelled(made_up) -> None:
+    full, packed = timed(made_up, "opt-175b", ("none", "w16"), ("random", "w3"))
+    full = _noted(full, decode_ms={"devices": "5", "gpu": "5 × A100"})
+    packed = _noted(packed, decode_ms={"gpu": "A100"}, decode_speedup={"baseline devices": "5"})
+    found = tables_of([full, packed])
+    table = found["cost"]
+    over, against = "over 5 devices, the harness's own loop", "full precision over 5 devices, "
+    assert over in table.footnotes
+    assert f"{against}this model on 1" in table.footnotes
+    at = [column.name for column in table.columns]
+    marked = {
+        row[0].text: [row[at.index(name)].marks for name in ("decode_ms", "decode_speedup")]
+        for row in table.rows
+    }
+    number = table.footnotes.index(over) + 1
+    assert [number in marks[0] for marks in marked.values()] == [True, False]
+    assert "5 devices" not in to_markdown(tables_of([packed])["cost"]).split("full precision")[0]
+    ours = [row[3].text for row in found["published"].rows if row[0].text == "ours"]
+    assert ours == ["5 × A100", "A100; full precision over 5"]
+    assert "run by the harness's own loop, no serving engine" in to_markdown(found["published"])
+
+
+def test_one_cell_on_one_device_and_over_several_is_a_row_for_each(made_up) -> None:
+    (one,) = timed(made_up, "m", ("none", "w16"))
+    records = [one]
+    for count in (2, 4):
+        spread = _noted(one, decode_ms={"devices": str(count)}, prefill_ms={"devices": str(count)})
+        records.append(spread.model_copy(update={"key": f"{count}" * 64}))
+    table = tables_of(records)["cost"]
+    found = [row[0].text for row in table.rows]
+    assert found == [
+        "full prec.",
+        "full prec. over 2 devices",
+        "full prec. over 4 devices",
+    ]
+    assert [row[0].text for row in tables_of(records[1:2])["cost"].rows] == ["full prec."]
+
+
 @pytest.mark.parametrize(
     ("value", "text"), [(0, "0"), (0.0016, "0.0016"), (1.4e-13, "1.4e-13"), (0.33, "0.33")]
 )

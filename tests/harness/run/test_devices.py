@@ -21,6 +21,11 @@ def _use(folder: str, name: str, device: str, alone: bool, seconds: float, times
                 file.write(f"{name} {device} {began} {time.monotonic()}\n")
 
 
+def _use_named(folder: str, device: str) -> None:
+    devices._name = lambda device: device
+    _use(folder, "x", device, False, 0.0, 1)
+
+
 def spans(folder: Path) -> dict[str, list[tuple[float, float]]]:
     found: dict[str, list[tuple[float, float]]] = {}
     for line in (folder / "log").read_text().splitlines():
@@ -87,3 +92,28 @@ def test_devices_of_two_names_do_not_wait_for_each_other(
         device_for(tmp_path, "cpu", False, refuse),
     ):
         pass
+
+
+def test_a_stage_over_several_devices_has_all_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one order, however they are named, so that two stages do not wait for each other."""
+    monkeypatch.setattr(devices, "_name", lambda device: device)
+    taken: list[str] = []
+    one = devices.device_for
+
+    def noted(results, device, alone, waiting):
+        taken.append(device)
+        return one(results, device, alone, waiting)
+
+    monkeypatch.setattr(devices, "device_for", noted)
+    heard: list[str] = []
+    with devices.devices_for(tmp_path, ["cuda:1", "cuda:0"], True, heard.append):
+        assert taken == ["cuda:0", "cuda:1"]
+        other = FORK.Process(target=_use_named, args=(str(tmp_path), "cuda:1"))
+        other.start()
+        time.sleep(0.2)
+        assert not (tmp_path / "log").exists()
+    other.join()
+    assert (tmp_path / "log").exists()
+    assert heard == []

@@ -7,7 +7,14 @@ from types import SimpleNamespace
 import pytest
 
 from harness.suites import energy
-from harness.suites.energy import Counter, Meter, gpu_meter, rapl_meter, why_too_short
+from harness.suites.energy import (
+    Counter,
+    Meter,
+    gpu_meter,
+    open_meter,
+    rapl_meter,
+    why_too_short,
+)
 
 MOST = 262_143_328_850  # µJ, a common max_energy_range_uj
 
@@ -129,6 +136,20 @@ def test_nvml_counts_the_board_in_millijoules(monkeypatch: pytest.MonkeyPatch) -
     assert isinstance(meter, Meter)
     assert module.asked == ["GPU-of-cuda:1"]
     assert meter.joules(meter.read(), meter.read()) == pytest.approx(250.0)
+
+
+def test_boards_of_several_gpus_are_added(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(energy, "_uuid", lambda device: f"GPU-of-{device}")
+    # A reading when each is opened, then the start and the end of both.
+    module = made_up_nvml([0, 0, 1_000, 5_000, 3_000, 9_000])
+    monkeypatch.setitem(sys.modules, "pynvml", module)
+    meter = open_meter("cuda:0", ["cuda:2"])
+    assert isinstance(meter, Meter)
+    assert module.asked == ["GPU-of-cuda:0", "GPU-of-cuda:2"]
+    assert meter.what == "NVML (the boards of 2 GPUs)"
+    assert meter.joules(meter.read(), meter.read()) == pytest.approx(6.0)
+    monkeypatch.setitem(sys.modules, "pynvml", made_up_nvml([0, NVMLError("lost")]))
+    assert open_meter("cuda:0", ["cuda:2"]) == "NVML does not give the energy of cuda:2 (lost)"
 
 
 def test_nvml_that_is_not_there_or_does_not_count_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

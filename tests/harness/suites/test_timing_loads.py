@@ -183,4 +183,11 @@ def test_the_table_has_a_line_for_every_load_in_order() -> None:
     ]  # fmt: skip
     assert "no serving engine" in to_markdown(found)
     assert table("m", []) is None
+    spread = [each.model_copy(update={"notes": each.notes | {"devices": "3"}}) for each in metrics]
+    records = [make_record("rtn", "w4", SUITE.name, metrics=spread)]
+    again = table("m", read_rows(from_records(records)).rows)
+    assert again is not None
+    over = again.footnotes.index("over 3 devices, the harness's own loop") + 1
+    assert all(over in line[3].marks for line in again.rows)
+    assert "over 3 devices, the harness's own loop" not in found.footnotes
     assert positions(CONFIG) == 4 * 14

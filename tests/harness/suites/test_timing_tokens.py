@@ -22,8 +22,8 @@ from harness.suites.timing import host_stopwatch
 from quant.decode import caches
 from quant.decode.caches import DynamicDecoder
 from quant.decode.choose import make_decoder
+from quant.errors import NotEnoughMemory
 from quant.measure import roofline
-from quant.measure.dummy import NotEnoughMemory
 from tests.harness.suites.suite_context import suite_context
 
 VOCABULARY = 97

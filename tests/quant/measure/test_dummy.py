@@ -9,12 +9,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quant.errors import SchemeError
+from quant.errors import NotEnoughMemory, SchemeError
 from quant.levels.base import load_levels
 from quant.linear import QuantLinear, pack, packed_shapes, unpack
 from quant.measure import dummy, roofline
 from quant.measure.architectures import ARCHITECTURES, ArchitectureError, architecture_config
-from quant.measure.dummy import NotEnoughMemory, build_dummy, predict_memory, random_packed
+from quant.measure.dummy import build_dummy, predict_memory, random_packed
 from quant.scheme import Scheme
 from tests.quant.architectures import BLOCKS, CONFIGS, LINEARS_PER_BLOCK, VOCABULARY
 

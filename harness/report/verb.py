@@ -20,6 +20,7 @@ from harness.records.store import (
     scan_records,
     write_atomically,
 )
+from harness.report.collection import uncollected
 from harness.report.held import ALL, JOINED
 from harness.report.interchange import interchange_files
 from harness.report.latex import Latex
@@ -82,6 +83,11 @@ def joined(folders: Sequence[Path]) -> list[Record]:
     error: files that are no records, records of one key that differ, dates that are still to come.
     Raises ConfigError for a folder without any record.
     """
+    with uncollected():
+        return _joined(folders)
+
+
+def _joined(folders: Sequence[Path]) -> list[Record]:
     found: dict[tuple[str, str, str], Record] = {}
     for folder in folders:
         records, notes = scan_records(folder)

@@ -28,6 +28,7 @@ from harness.report.plots import Drawn, draw_all
 from harness.report.tables import OfModel, models_of
 from harness.suites.find import declared_tables
 
+COLLECTED = 8  # models; so many leave 150 MB of figures behind
 LEAST = 3  # models of a process: the plots of one take as long as starting it
 ROWS, TAKEN, PLOTS = ".rows", ".taken", ".plots"  # files of a model: to be drawn, begun, drawn
 
@@ -69,9 +70,10 @@ class Helpers:
         found: Plots = {}
         with uncollected(), set_aside():
             # From the end, where helpers come last.
-            for each in reversed(self._models):
+            for number, each in enumerate(reversed(self._models), 1):
                 if each.name not in self._sent or _take(self._folder, self._sent[each.name]):
-                    found[each.name] = _drawn(each)
+                    found[each.name] = draw(each)
+                    _collect(number)
             failed = [each for each in self._processes if each.wait() != 0]
             for process in failed:
                 _log.warning("a process that drew plots ended with %s", process.returncode)
@@ -79,7 +81,7 @@ class Helpers:
                 if each.name not in found:
                     file = self._folder / f"{self._sent[each.name]}{PLOTS}"
                     read = file.exists()
-                    found[each.name] = pickle.loads(file.read_bytes()) if read else _drawn(each)
+                    found[each.name] = pickle.loads(file.read_bytes()) if read else draw(each)
         return {each.name: found[each.name] for each in self._models}
 
 
@@ -115,10 +117,9 @@ def _take(folder: Path, name: str) -> bool:
     return True
 
 
-def _drawn(model: OfModel) -> list[Drawn]:
-    made = draw(model)
-    gc.collect()  # what is left of the figures
-    return made
+def _collect(drawn: int) -> None:
+    if drawn % COLLECTED == 0:
+        gc.collect()
 
 
 def draw(model: OfModel) -> list[Drawn]:
@@ -138,12 +139,14 @@ def _main(folder: Path) -> None:
         warm_up()
         sys.stdin.buffer.read()  # ends when all rows are in the folder
         with set_aside():
-            for name in sorted(file.stem for file in folder.glob(f"*{ROWS}")):
+            names = sorted(file.stem for file in folder.glob(f"*{ROWS}"))
+            for number, name in enumerate(names, 1):
                 if _take(folder, name):
                     (model,) = models_of(pickle.loads((folder / f"{name}{TAKEN}").read_bytes()))
-                    plots = pickle.dumps(_drawn(model))
+                    plots = pickle.dumps(draw(model))
                     (folder / f"{name}.part").write_bytes(plots)
                     os.rename(folder / f"{name}.part", folder / f"{name}{PLOTS}")
+                    _collect(number)
 
 
 if __name__ == "__main__":

@@ -7,9 +7,10 @@ import itertools
 import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from harness.report.plot_fonts import font_families
+from harness.report.plot_fonts import font_families, kept_subsets
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -169,20 +170,16 @@ def save(figure: Figure) -> dict[str, bytes]:
     saved = {}
     for kind, metadata in NO_METADATA.items():
         buffer = io.BytesIO()
-        figure.savefig(buffer, format=kind, dpi=DPI, metadata=metadata)
+        with kept_subsets():
+            figure.savefig(buffer, format=kind, dpi=DPI, metadata=metadata)
         saved[kind] = buffer.getvalue()
     return saved
 
 
 def _fix_ticks(figure: Figure) -> None:
-    """Keep the ticks that were found, which every format would seek several times again."""
-    from matplotlib.ticker import FixedLocator
-
+    """Keep the ticks of the layout, which matplotlib would find again six times a format."""
     for panel in figure.axes:
-        for axis in (panel.xaxis, panel.yaxis):
-            for places, keep in (
-                (axis.get_majorticklocs(), axis.set_major_locator),
-                (axis.get_minorticklocs(), axis.set_minor_locator),
-            ):
-                if len(places):
-                    keep(FixedLocator(places))
+        for each in (panel.xaxis, panel.yaxis):
+            axis: Any = each
+            ticks = axis._update_ticks()
+            axis._update_ticks = partial(list, ticks)

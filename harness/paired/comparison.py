@@ -90,7 +90,7 @@ def compare_pairs(
     """
     pairs = list(pairs)
     first, weights, sides = _sides(rows)
-    found = {}
+    found: dict[tuple[int, int], Comparison] = {}
     for start in range(0, len(pairs), AT_ONCE):
         some = pairs[start : start + AT_ONCE]
         both = [(sides[one], sides[other]) for one, other in some]
@@ -180,8 +180,12 @@ def _comparisons(
         (old * (1 - new)).sum(axis=1).tolist(), ((1 - old) * new).sum(axis=1).tolist(), strict=True
     )
     means, spreads = _spreads(new - old, weights)
-    every = zip(pairs, ends, counts, means, spreads, strict=True)
-    return [_comparison(first, *pair, *rest) for pair, *rest in every]
+    return [
+        _comparison(first, one, other, interval, both, mean, spread)
+        for (one, other), interval, both, mean, spread in zip(
+            pairs, ends, counts, means, spreads, strict=True
+        )
+    ]
 
 
 def _comparison(

@@ -72,7 +72,8 @@ def make_report(
     """
     if not records:
         raise ValueError("there are no records to report; make some with `bitsweep run`.")
-    with uncollected(), drawing(len({each.cell.model for each in records})) as helpers:
+    models = {each.cell.model for each in records}
+    with uncollected(), drawing(len(models), len(records)) as helpers:
         return _made(records, title, suites, latex, helpers)
 
 

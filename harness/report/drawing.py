@@ -29,6 +29,7 @@ from harness.report.tables import OfModel, models_of
 from harness.suites.find import declared_tables
 
 COLLECTED = 8  # models; so many leave 150 MB of figures behind
+MANY = 1000  # records
 LEAST = 3  # models of a process: the plots of one take as long as starting it
 ROWS, TAKEN, PLOTS = ".rows", ".taken", ".plots"  # files of a model: to be drawn, begun, drawn
 
@@ -86,9 +87,13 @@ class Helpers:
 
 
 @contextmanager
-def drawing(models: int) -> Iterator[Helpers]:
-    """Context: helpers for the plots of so many models, where these are enough for several."""
-    count = max(0, min(usable_cores(), models // LEAST) - 1)
+def drawing(models: int, records: int) -> Iterator[Helpers]:
+    """Context: helpers for the plots of so many models, where these are enough for several.
+
+    records  of so many, tables and page take long enough that one helper is worth its start.
+    """
+    wanted = max(models // LEAST, 2 if records >= MANY else 1)
+    count = min(usable_cores(), wanted) - 1
     with tempfile.TemporaryDirectory(prefix="bitsweep-plots-") as folder:
         started: list[subprocess.Popen[bytes]] = []
         try:

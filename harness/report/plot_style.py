@@ -97,15 +97,15 @@ def add_legend(figure: Figure, handles: Sequence[Any]) -> None:
         legend = figure.legend(handles=handles, loc="outside lower center", ncols=columns)
         if columns == 1 or legend.get_window_extent().width <= room:
             break
-        columns = min(columns - 1, _most_columns(legend, room))
+        columns = min(columns - 1, _most_columns(legend, room, figure.dpi))
         legend.remove()
     figure.set_figheight(figure.get_figheight() + legend.get_window_extent().height / figure.dpi)
 
 
-def _most_columns(legend: Legend, room: float) -> int:
+def _most_columns(legend: Legend, room: float, dpi: float) -> int:
     """No fewer columns than would fit: a legend of each number of them takes long to make."""
     texts = legend.get_texts()
-    unit = texts[0].get_fontsize() * legend.get_figure(root=True).dpi / 72  # pixels
+    unit = float(texts[0].get_fontsize()) * dpi / 72  # pixels
     beside = unit * (legend.handlelength + legend.handletextpad)
     widths = [text.get_window_extent().width + beside for text in texts]
     for columns in range(len(widths), 1, -1):

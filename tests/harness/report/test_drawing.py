@@ -26,8 +26,8 @@ def models(made_up, monkeypatch):
     return models_of(read_rows(from_records(records)).rows)
 
 
-def drawn_by(models, count=None):
-    with drawing.drawing(len(models) if count is None else count) as helpers:
+def drawn_by(models, records=4):
+    with drawing.drawing(len(models), records) as helpers:
         helpers.give(models)
         return helpers.collect()
 
@@ -98,7 +98,7 @@ def test_a_report_that_fails_ends_its_helpers(models, monkeypatch) -> None:
     monkeypatch.setattr(
         drawing, "_start", lambda folder: (started.append(start(folder)), started[-1])[1]
     )
-    with pytest.raises(RuntimeError, match="disk"), drawing.drawing(len(models)):
+    with pytest.raises(RuntimeError, match="disk"), drawing.drawing(len(models), 4):
         raise RuntimeError("disk")
     (process,) = started
     assert process.returncode is not None
@@ -109,9 +109,11 @@ def test_few_models_are_drawn_by_one_process(models, monkeypatch) -> None:
     assert len(drawn_by(models[:3])) == 3
 
 
-def test_drawing_leaves_the_collector_as_it_was_and_no_figures(models) -> None:
+def test_drawing_leaves_the_collector_as_it_was_and_no_figures(models, monkeypatch) -> None:
     from matplotlib.figure import Figure
 
+    monkeypatch.setattr(drawing, "COLLECTED", 1)
+    gc.collect()
     assert gc.isenabled()
     frozen = gc.get_freeze_count()
     drawn_by(models[:1])

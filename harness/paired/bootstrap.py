@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -46,8 +47,19 @@ def interval(values: Array) -> tuple[float, float]:
 
 def intervals(values: Array) -> list[tuple[float, float]]:
     """The percentile intervals at the level 1 - ALPHA of resampled values [n, RESAMPLES]."""
-    lows, highs = np.quantile(values, [ALPHA / 2, 1 - ALPHA / 2], axis=1)
+    ordered = np.sort(values, axis=1)  # a third of the time of np.quantile
+    lows, highs = (_quantile(ordered, level).tolist() for level in (ALPHA / 2, 1 - ALPHA / 2))
     return [(rounded(low), rounded(high)) for low, high in zip(lows, highs, strict=True)]
+
+
+def _quantile(ordered: Array, level: float) -> Array:
+    """Of every row of sorted values, between its two neighbours in proportion: np.quantile's."""
+    place = level * (ordered.shape[1] - 1)
+    below = math.floor(place)
+    low, high = ordered[:, below], ordered[:, min(below + 1, ordered.shape[1] - 1)]
+    share = place - below
+    found: Array = low + (high - low) * share if share < 0.5 else high - (high - low) * (1 - share)
+    return found
 
 
 def rounded(value: float) -> float:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     Array = NDArray[np.float64]
 
 MCNEMAR, PAIRED_T = "exact McNemar", "paired t"
-AT_ONCE = 256  # pairs whose intervals are sought together: 8 MB of resampled differences
+AT_ONCE = 64  # pairs whose intervals are sought together: 2 MB of resampled differences
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,12 @@ class Comparison:
     @property
     def significant(self) -> bool:
         """Whether the adjusted value is below ALPHA."""
-        return self.adjusted is not None and self.adjusted < ALPHA
+        return is_significant(self.adjusted)
+
+
+def is_significant(adjusted: float | None) -> bool:
+    """Whether an adjusted value, None without a test, is below ALPHA."""
+    return adjusted is not None and adjusted < ALPHA
 
 
 def same_units(*sides: Sequence[Items]) -> bool:
@@ -85,12 +90,11 @@ def compare_pairs(
     """
     pairs = list(pairs)
     first, weights, sides = _sides(rows)
-    found = {}
+    found: dict[tuple[int, int], Comparison] = {}
     for start in range(0, len(pairs), AT_ONCE):
         some = pairs[start : start + AT_ONCE]
-        changes = np.stack([sides[other].drawn - sides[one].drawn for one, other in some])
-        for (one, other), ends in zip(some, intervals(changes), strict=True):
-            found[one, other] = _comparison(first, weights, sides[one], sides[other], ends)
+        both = [(sides[one], sides[other]) for one, other in some]
+        found |= dict(zip(some, _comparisons(first, weights, both), strict=True))
     return found
 
 
@@ -139,43 +143,68 @@ def paired_changes(reference: Items, other: Items) -> tuple[float | None, float 
     """
     old, new, weights = values_of(reference), values_of(other), weights_of(reference)
     share = float(np.mean(old != new)) if _are_shares(reference, old, new) else None
-    return share, _spread(new - old, weights)[1]
+    return share, _spreads((new - old)[None], weights)[1][0]
 
 
 def adjusted(comparisons: Sequence[Comparison]) -> list[Comparison]:
     """The comparisons with `adjusted` by Holm's method over all that have a test."""
-    tested = [index for index, each in enumerate(comparisons) if each.p is not None]
-    values = holm([p for each in comparisons if (p := each.p) is not None])
-    found = list(comparisons)
-    for index, value in zip(tested, values, strict=True):
-        found[index] = replace(found[index], adjusted=value)
-    return found
+    values = adjusted_values([each.p for each in comparisons])
+    return [
+        each if value is None else replace(each, adjusted=value)
+        for each, value in zip(comparisons, values, strict=True)
+    ]
+
+
+def adjusted_values(values: Sequence[float | None]) -> list[float | None]:
+    """p-values by Holm's method over all that are not None, which stay None."""
+    corrected = iter(holm([p for p in values if p is not None]))
+    return [None if p is None else next(corrected) for p in values]
 
 
 def _figure(sums: Array, weights: Array, exponential: bool) -> Array:
     """The figure of sums [n, seeds] and weights [n, 1], averaged over seeds: float64 [n]."""
     ratios = sums / weights
-    mean: Array = (np.exp(ratios) if exponential else ratios).mean(axis=1)
+    figures = np.exp(ratios) if exponential else ratios
+    mean: Array = figures[:, 0] if figures.shape[1] == 1 else figures.mean(axis=1)
     return mean
 
 
+def _comparisons(
+    first: Items, weights: Array, pairs: Sequence[tuple[_Side, _Side]]
+) -> list[Comparison]:
+    """The comparisons of pairs (reference, other)."""
+    ends = intervals(np.stack([other.drawn - one.drawn for one, other in pairs]))
+    old = np.stack([one.units for one, _ in pairs])
+    new = np.stack([other.units for _, other in pairs])
+    counts = zip(
+        (old * (1 - new)).sum(axis=1).tolist(), ((1 - old) * new).sum(axis=1).tolist(), strict=True
+    )
+    means, spreads = _spreads(new - old, weights)
+    return [
+        _comparison(first, one, other, interval, both, mean, spread)
+        for (one, other), interval, both, mean, spread in zip(
+            pairs, ends, counts, means, spreads, strict=True
+        )
+    ]
+
+
 def _comparison(
-    first: Items, weights: Array, reference: _Side, other: _Side, ends: tuple[float, float]
+    first: Items,
+    reference: _Side,
+    other: _Side,
+    ends: tuple[float, float],
+    counts: tuple[float, float],
+    mean: float,
+    spread: float | None,
 ) -> Comparison:
-    """ends: the interval of the difference."""
+    """ends: the interval of the difference; counts: units lost and gained, of shares."""
     before, after = reference.figure, other.figure
-    old, new = reference.units, other.units
-    lost = gained = None
     shares = reference.shares and other.shares
-    if shares:
-        lost, gained = float((old * (1 - new)).sum()), float(((1 - old) * new).sum())
-    mean, spread = _spread(new - old, weights)
+    lost, gained = counts if shares else (None, None)
     test: str | None = None
     p: float | None = None
     if shares and reference.seeds == other.seeds == 1:
-        assert lost is not None
-        assert gained is not None
-        test, p = MCNEMAR, mcnemar(round(lost), round(gained))
+        test, p = MCNEMAR, mcnemar(*map(round, counts))
     elif spread is not None:
         error = spread / math.sqrt(first.count)
         test, p = PAIRED_T, rounded(paired_t(mean, error, first.count - 1))
@@ -199,19 +228,19 @@ def _are_shares(first: Items, *sides: Array) -> bool:
     """Whether the figure is a share of right answers: every value is 0 or 1."""
     if first.exponential or first.weights is not None:
         return False
-    return all(bool(np.isin(side, (0.0, 1.0)).all()) for side in sides)
+    return all(bool(((side == 0) | (side == 1)).all()) for side in sides)
 
 
-def _spread(differences: Array, weights: Array) -> tuple[float, float | None]:
-    """The mean difference a unit of weight, and its standard deviation over units.
+def _spreads(differences: Array, weights: Array) -> tuple[list[float], Sequence[float | None]]:
+    """Mean differences a unit of weight, and their standard deviations over units, of [n, units].
 
     The mean is a ratio of sums, r = sum(d) / sum(w). Its error is that of the residuals d - r w
     (delta method, as in harness.suites.scoring), here divided by the mean weight. None for a single
     unit.
     """
-    count = len(differences)
-    ratio = float(differences.sum() / weights.sum())
+    count = differences.shape[1]
+    ratios = differences.sum(axis=1) / weights.sum()
     if count < 2:
-        return ratio, None
-    residuals = (differences - ratio * weights) / weights.mean()
-    return ratio, math.sqrt(float((residuals**2).sum()) / (count - 1))
+        return ratios.tolist(), [None] * len(ratios)
+    residuals = (differences - ratios[:, None] * weights) / weights.mean()
+    return ratios.tolist(), np.sqrt((residuals**2).sum(axis=1) / (count - 1)).tolist()

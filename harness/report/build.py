@@ -6,25 +6,23 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from harness.records.record import Record
 from harness.records.store import file_name, unique_name, write_atomically
-from harness.report.drawing import drawing
-from harness.report.frame import INTERNAL, from_records
+from harness.report.collection import uncollected
+from harness.report.drawing import Helpers, drawing
+from harness.report.frame import entries_of, metrics_csv
 from harness.report.latex import LATEX, Latex, to_latex
 from harness.report.page.write import page
 from harness.report.pareto import pareto_table, size_table
 from harness.report.render import to_csv, to_markdown
-from harness.report.rows import make_rows, select
+from harness.report.rows import make_rows, select_entries
 from harness.report.sizes import draw_by_size
 from harness.report.table import Table
 from harness.report.tables import NO_SPECS, OfModel, models_of, tables_of
 from harness.suites.base import Suite
 from harness.suites.find import declared_tables
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 PAGE = "report.html"
 
@@ -74,24 +72,36 @@ def make_report(
     """
     if not records:
         raise ValueError("there are no records to report; make some with `bitsweep run`.")
-    frame = from_records(records)
-    metrics, ends = _metrics_csv(frame).encode(), _endings(set(frame["model"]))
-    selection = select(frame)
+    models = {each.cell.model for each in records}
+    with uncollected(), drawing(len(models), len(records)) as helpers:
+        return _made(records, title, suites, latex, helpers)
+
+
+def _made(
+    records: list[Record],
+    title: str,
+    suites: Mapping[str, Suite],
+    latex: Latex,
+    helpers: Helpers,
+) -> Report:
+    entries = entries_of(records)
+    metrics, ends = metrics_csv(entries).encode(), _endings({each["model"] for each in entries})
+    selection = select_entries(entries)
     every, by_cell = make_rows(selection), make_rows(selection, by_cell=True)
-    del frame, selection  # the largest of what is in memory here
+    del entries, selection  # the largest of what is in memory here
     models = models_of(every.rows, suites)
+    helpers.give(models)
     summarized = tables_of(models, every.notes)
     tables = [*summarized, *_decision_tables(models)]
     named = {f"{table.name}{ends[table.model]}": table for table in tables}
     latex.check(list(named))
     files: dict[str, bytes] = {}
-    with drawing(models) as plots_of_models:
-        for name, table in named.items():
-            files[f"tables/{name}.csv"] = to_csv(table).encode()
-            files[f"tables/{name}.tex"] = to_latex(table, latex.style(name)).encode()
-        whole = page(records, by_cell, title, provenance(records), suites)
-        by_size = draw_by_size(every.rows, declared_tables(every.rows, suites))
-        plots = plots_of_models()
+    for name, table in named.items():
+        files[f"tables/{name}.csv"] = to_csv(table).encode()
+        files[f"tables/{name}.tex"] = to_latex(table, latex.style(name)).encode()
+    whole = page(records, by_cell, title, provenance(records), suites)
+    by_size = draw_by_size(every.rows, declared_tables(every.rows, suites))
+    plots = helpers.collect()
     pictures: list[tuple[str, str]] = []
     for model, drawn in plots.items():
         for plot in drawn:
@@ -125,12 +135,6 @@ def _decision_tables(models: Sequence[OfModel]) -> list[Table]:
         for make in (size_table, pareto_table)
     )
     return [each for each in made if each is not None]
-
-
-def _metrics_csv(frame: pd.DataFrame) -> str:
-    """All metrics of all records as CSV, one per line, without configurations."""
-    result: str = frame.drop(columns=list(INTERNAL)).to_csv(index=False, lineterminator="\n")
-    return result
 
 
 def _summary(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.report.assemble import columns_in_order
 from harness.report.columns import AgainstBits, SuiteTable
+from harness.report.leading import MOST_PANELS, ranked, some_of
 from harness.report.plot_style import add_legend, logarithmic, own_style, panels_in, save
 from harness.report.plots import CALIBRATED as FIRST_COLOUR
 from harness.report.plots import MARKERS, MORE_COLOURS, REFERENCE, UNCALIBRATED, Drawn
@@ -58,9 +59,22 @@ def draw_by_calibration(rows: Sequence[Row], declared: Mapping[str, SuiteTable])
         for plot, panels in wanted.items():
             if panels:
                 title = f"{plot.name} against calibration tokens".capitalize()
-                figure = calibration_figure(rows, panels, plot)
+                shown = _leading(panels, rows, declared)
+                said = some_of(len(shown), len(panels), "panels")
+                figure = calibration_figure(rows, shown, plot, said)
                 drawn.append(Drawn(f"{plot.name}_{SUFFIX}", title, save(figure)))
     return drawn
+
+
+def _leading(
+    panels: list[Panel], rows: Sequence[Row], declared: Mapping[str, SuiteTable]
+) -> list[Panel]:
+    """At most MOST_PANELS panels, those with the leading rows, in their order."""
+    if len(panels) <= MOST_PANELS:
+        return panels
+    places = {row: place for place, row in enumerate(ranked(rows, declared))}
+    best = sorted(panels, key=lambda each: min(places[row] for row in each.rows))[:MOST_PANELS]
+    return [each for each in panels if each in best]
 
 
 def panels_of(rows: Sequence[Row], key: FigureKey, quantity: str) -> list[Panel]:
@@ -76,8 +90,12 @@ def panels_of(rows: Sequence[Row], key: FigureKey, quantity: str) -> list[Panel]
     ]
 
 
-def calibration_figure(rows: Sequence[Row], panels: Sequence[Panel], plot: AgainstBits) -> Figure:
+def calibration_figure(
+    rows: Sequence[Row], panels: Sequence[Panel], plot: AgainstBits, said: str = ""
+) -> Figure:
     """The panels of one plot: means over seeds joined by lines, bands of ± 1 deviation of seeds.
+
+    said  after the name of the model, which panels these are.
 
     Full precision is dashed; methods without calibration of the same scheme are dotted.
     """
@@ -86,7 +104,7 @@ def calibration_figure(rows: Sequence[Row], panels: Sequence[Panel], plot: Again
     handles: dict[str, Any] = {}
     for place, panel in zip(places, panels, strict=True):
         _draw(place, panel, rows, names, plot, handles)
-    figure.suptitle(rows[0].model, fontsize=9.5, fontweight="bold")
+    figure.suptitle(f"{rows[0].model}{said}", fontsize=9.5, fontweight="bold")
     for label, handle in handles.items():
         handle.set_label(label)
     add_legend(figure, list(handles.values()))

@@ -6,11 +6,12 @@ The same rows give the same bytes.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from harness.report.columns import AgainstPosition, SuiteTable
 from harness.report.curves import curve_panel, curves_of, lines_of, panels_of
+from harness.report.leading import MOST_LINES, MOST_PANELS, leading_rows, some_of
 from harness.report.plot_style import add_legend, logarithmic, own_style, panels_in, save
 from harness.report.plots import (
     CALIBRATED,
@@ -37,18 +38,33 @@ def draw_curves(rows: list[Row], declared: Mapping[str, SuiteTable]) -> list[Dra
         for suite, table in declared.items():
             for curve in table.curves:
                 if panels := panels_of(rows, suite, curve):
+                    having = [row for row in rows if any(key in curves_of(row) for key in panels)]
                     if curve.by:
-                        figure = lines_figure(rows, suite, curve)
+                        shown = leading_rows(rows, declared, MOST_PANELS, having)
+                        said = some_of(len(shown), len(having), "rows")
+                        figure = lines_figure(shown, suite, curve, said)
                     else:
-                        figure = curves_figure(rows, panels, curve)
+                        shown = leading_rows(rows, declared, MOST_LINES, having)
+                        said = some_of(len(shown), len(having), "rows")
+                        figure = curves_figure(shown, panels, curve, rows, said)
                     drawn.append(Drawn(curve.name, curve.title, save(figure)))
     return drawn
 
 
-def curves_figure(rows: list[Row], keys: list[FigureKey], plot: AgainstPosition) -> Figure:
+def curves_figure(
+    rows: list[Row],
+    keys: list[FigureKey],
+    plot: AgainstPosition,
+    every: Sequence[Row] = (),
+    said: str = "",
+) -> Figure:
     """One panel per task, one line per row with its standard error as a band.
 
-    Lines of one method have its colour and, from the second on, dashes.
+    every  all rows of the model, in whose order methods have their colours; (): `rows`.
+    said   after the name of the model, which rows these are.
+
+    Lines of one method have its colour and, from the second on, dashes; where `said` is not empty,
+    no two lines look alike.
     """
     from matplotlib.lines import Line2D
 
@@ -58,20 +74,26 @@ def curves_figure(rows: list[Row], keys: list[FigureKey], plot: AgainstPosition)
         if row.full_precision:
             styles.append({"color": REFERENCE, "linestyle": "--"})
             continue
-        alike = sum(row.name == other.name for other in shown[:number])
+        if said:  # of many methods, whose colours come again
+            again, place = divmod(number, len(COLOURS))
+            colour = COLOURS[place]
+        else:
+            again = sum(row.name == other.name for other in shown[:number])
+            colour = colour_of(row.name, list(every) or rows)
         styles.append(
             {
-                "color": colour_of(row.name, rows),
-                "linestyle": DASHES[alike % len(DASHES)],
-                "marker": MARKERS[alike % len(MARKERS)],
+                "color": colour,
+                "linestyle": DASHES[again % len(DASHES)],
+                "marker": MARKERS[again % len(MARKERS)],
             }
         )
+    keys = [key for key in keys if any(key in curves_of(row) for row in rows)]
     figure, panels = panels_in(len(keys), 0.3)
     for panel, key in zip(panels, keys, strict=True):
         curves = [curves_of(row).get(key, []) for row in shown]
         logarithmic(panel, curve_panel(panel, key[1], curves, plot.axis, styles), math.inf)
-    if any(key[1] != rows[0].model for key in keys):  # a panel has the name of its text
-        figure.suptitle(rows[0].model, fontsize=9.5, fontweight="bold")
+    if said or any(key[1] != rows[0].model for key in keys):  # a panel has the name of its text
+        figure.suptitle(f"{rows[0].model}{said}", fontsize=9.5, fontweight="bold")
     handles = [
         Line2D([], [], markersize=3.5, label=f"{row.name} {row.scheme_label}", **styles[number])
         for number, row in enumerate(shown)
@@ -80,8 +102,11 @@ def curves_figure(rows: list[Row], keys: list[FigureKey], plot: AgainstPosition)
     return figure
 
 
-def lines_figure(rows: list[Row], suite: str, plot: AgainstPosition) -> Figure:
-    """One panel per row and note `panel`, one line for each name in it (AgainstPosition.by)."""
+def lines_figure(rows: list[Row], suite: str, plot: AgainstPosition, said: str = "") -> Figure:
+    """One panel per row and note `panel`, one line for each name in it (AgainstPosition.by).
+
+    said  after the name of the model, which rows these are.
+    """
     from matplotlib.lines import Line2D
 
     places = [
@@ -103,7 +128,7 @@ def lines_figure(rows: list[Row], suite: str, plot: AgainstPosition) -> Figure:
         curves = [lines.get(name, []) for name in names]
         drawn = curve_panel(panel, title, curves, plot.axis, [styles[name] for name in names])
         logarithmic(panel, drawn, math.inf)
-    figure.suptitle(rows[0].model, fontsize=9.5, fontweight="bold")
+    figure.suptitle(f"{rows[0].model}{said}", fontsize=9.5, fontweight="bold")
     handles = [Line2D([], [], markersize=3.5, label=name, **styles[name]) for name in names]
     add_legend(figure, handles)
     return figure

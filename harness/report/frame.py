@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from harness.records.record import ABSENT, NOT_AVAILABLE, CellIdentity, LayerReport, Metric, Record
@@ -77,6 +80,11 @@ COLUMNS = (
 FLOAT_BITS = {"float64": 64, "float32": 32, "float16": 16, "bfloat16": 16}
 
 
+NUMBERS = ("bits", "group_size", "bits_per_weight", "value", "stderr", "parameters", *QUANTILES)
+ORDER = ("model", "suite", "task", "metric", "cell_key", "started_at", "key")
+Entry = dict[str, Any]
+
+
 def from_records(records: Iterable[Record]) -> pd.DataFrame:
     """One row per metric, with the columns COLUMNS; a failed stage has a row without a metric.
 
@@ -86,20 +94,39 @@ def from_records(records: Iterable[Record]) -> pd.DataFrame:
     """
     import pandas as pd
 
-    columns: dict[str, list[Any]] = {name: [] for name in COLUMNS}
-    for record in told_apart(records):
-        for row in _rows(record):
-            for name, values in columns.items():
-                values.append(row.get(name))
+    entries = entries_of(records)
+    columns: dict[str, Any] = {name: [each[name] for each in entries] for name in COLUMNS}
     # As objects, a text that many rows of a cell share is there once.
     columns |= {name: pd.Series(columns[name], dtype=object) for name in INTERNAL}
     frame = pd.DataFrame(columns)
-    numbers = ["bits", "group_size", "bits_per_weight", "value", "stderr", "parameters", *QUANTILES]
-    frame[numbers] = frame[numbers].astype("float64")
-    order = ["model", "suite", "task", "metric", "cell_key", "started_at", "key"]
-    by = [frame[column].astype(object).fillna("").astype(str) for column in order]
-    position = pd.concat(by, axis=1).sort_values(order, kind="stable").index
-    return frame.loc[position].reset_index(drop=True)
+    frame[list(NUMBERS)] = frame[list(NUMBERS)].astype("float64")
+    return frame
+
+
+def entries_of(records: Iterable[Record]) -> list[Entry]:
+    """The rows of `from_records` as dictionaries, None for what is missing; without pandas."""
+    found = [entry for record in told_apart(records) for entry in _rows(record)]
+    return sorted(found, key=_place)
+
+
+def _place(entry: Entry) -> list[str]:
+    return [entry[name] or "" for name in ORDER]
+
+
+def metrics_csv(entries: Sequence[Entry]) -> str:
+    """All metrics of all records as CSV, one per line, without configurations."""
+    names = [name for name in COLUMNS if name not in INTERNAL]
+    counts = float if any(each["n"] is None for each in entries) else int  # as pandas has them
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(names)
+    rest = itemgetter(*names)
+    place = names.index("n")
+    for line in map(rest, entries):
+        number = line[place]
+        kept = number if number is None else counts(number)
+        writer.writerow((*line[:place], kept, *line[place + 1 :]))
+    return buffer.getvalue()
 
 
 def told_apart(records: Iterable[Record]) -> list[Record]:
@@ -118,16 +145,16 @@ def _renamed(record: Record) -> Record:
     return record.model_copy(update={"cell": record.cell.model_copy(update={"model": name})})
 
 
-def _rows(record: Record) -> list[dict[str, Any]]:
-    shared = {
+def _rows(record: Record) -> list[Entry]:
+    shared = _NOTHING | {
         "model": record.cell.model,
         "method": record.cell.method,
         "options": record.cell.options or "",
         "scheme": record.cell.scheme,
         "dtype": _section(record, "model").get("dtype"),
-        "bits": _section(record, "scheme").get("bits"),
-        "group_size": _section(record, "scheme").get("group_size"),
-        "bits_per_weight": _bits_per_weight(record),
+        "bits": _number(_section(record, "scheme").get("bits")),
+        "group_size": _number(_section(record, "scheme").get("group_size")),
+        "bits_per_weight": _number(_bits_per_weight(record)),
         "calibration": record.cell.calibration,
         "calibrated_on": _calibrated_on(record),
         "seed": record.cell.seed,
@@ -147,7 +174,7 @@ def _rows(record: Record) -> list[dict[str, Any]]:
         "coverage": partly_covered(record.cell),
         "head": outside_note(record.cell),
         "mixture": record.cell.mixture or "",
-        "parameters": record.config.get("parameters"),
+        "parameters": _number(record.config.get("parameters")),
         "made_of": _made_of(record),
         "weight_errors": by_layer(record.layers),
         "recipe": recipe(record),
@@ -157,6 +184,13 @@ def _rows(record: Record) -> list[dict[str, Any]]:
     }
     figures = [shared | _metric(metric, record) for metric in record.metrics]
     return [shared, *figures] if record.status == "failed" or not figures else figures
+
+
+_NOTHING = dict.fromkeys(COLUMNS)
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None else float(value)
 
 
 NAMED_LAYERS = 3  # with one fallback, in a footnote

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -135,16 +136,19 @@ def _held(folder: Path) -> list[_Held] | None:
     file = folder / "metrics.csv"
     if not file.is_file():
         return []
+    names = ("key", "cell_key", "model", "method", "scheme", "seed")
+    found: dict[tuple[str, ...], None] = {}  # every figure is a line, so most lines say the same
     try:
         with file.open(encoding="utf-8", newline="") as lines:
-            rows = [
-                _Held(
-                    row["key"],
-                    row["cell_key"],
-                    f"{row['model']}-{row['method']}-{row['scheme']}-s{row['seed']}",
-                )
-                for row in csv.DictReader(lines, strict=True)
-            ]
-    except (OSError, ValueError, KeyError, csv.Error):
+            reader = csv.reader(lines, strict=True)
+            head = next(reader, [])
+            which = itemgetter(*map(head.index, names))
+            for line in reader:
+                if line:
+                    found[which(line)] = None
+    except (OSError, ValueError, IndexError, csv.Error):
         return None
-    return None if any(None in row for row in rows) else list(dict.fromkeys(rows))
+    return [
+        _Held(key, cell_key, f"{model}-{method}-{scheme}-s{seed}")
+        for key, cell_key, model, method, scheme, seed in found
+    ]

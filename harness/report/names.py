@@ -15,6 +15,13 @@ class Footnotes:
     def __init__(self) -> None:
         self.causes: set[int] = set()
         self._marks: dict[str, int] = {}
+        self._differ: tuple[Sequence[Row], bool, bool] = ((), False, False)
+
+    def differ(self, rows: Sequence[Row]) -> tuple[bool, bool]:
+        """Whether the rows of the table differ in calibration, and have several seeds."""
+        if self._differ[0] is not rows:  # asked for every row
+            self._differ = rows, len(calibrations(rows)) > 1, several_seeds(rows)
+        return self._differ[1:]
 
     @property
     def texts(self) -> list[str]:
@@ -48,9 +55,10 @@ def name_cells(row: Row, rows: Sequence[Row], footnotes: Footnotes) -> list[Cell
         Cell(row.label, row.label, marks=marks),
         Cell(row.scheme_label, row.scheme_label, marks=of_scheme),
     ]
-    if len(calibrations(rows)) > 1:
+    calibrated, seeded = footnotes.differ(rows)
+    if calibrated:
         cells.append(Cell(row.calibration or "–", row.calibration or ""))
-    if several_seeds(rows):
+    if seeded:
         cells.append(Cell(str(len(row.seeds)), float(len(row.seeds))))
     bits = row.bits_per_weight
     return [*cells, Cell() if bits is None else Cell(f"{bits:.2f}", bits)]

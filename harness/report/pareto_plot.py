@@ -7,9 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from harness.report.columns import Shown, SuiteTable
+from harness.report.leading import leading_methods
 from harness.report.pareto import Axis, cost_axes, dominators, quality_axis, quality_columns
 from harness.report.plot_style import add_legend, own_style, panels_in, save
 from harness.report.plots import (
+    OTHERS,
     REFERENCE,
     Drawn,
     colour_of,
@@ -17,6 +19,7 @@ from harness.report.plots import (
     kind_of,
     kinds_of,
     marker_of,
+    others_handle,
 )
 from harness.report.rows import Row
 
@@ -28,7 +31,6 @@ if TYPE_CHECKING:
 
 NAME, TITLE = "pareto", "Pareto fronts"
 FAR = 3.0  # an axis is logarithmic where the largest value is more than so many times the smallest
-MOST_NAMED = 12  # methods in the legend
 FULL_MARKER, GREY = "*", "#777777"
 A_LINE = 3  # panels; so many qualities are drawn at most
 
@@ -44,7 +46,7 @@ def draw_pareto(rows: list[Row], declared: Mapping[str, SuiteTable]) -> list[Dra
     if not pairs:
         return []
     with own_style():
-        return [Drawn(NAME, TITLE, save(pareto_figure(rows, pairs)))]
+        return [Drawn(NAME, TITLE, save(pareto_figure(rows, pairs, declared)))]
 
 
 def chosen_axes(
@@ -61,26 +63,34 @@ def chosen_axes(
     return [*sizes[-1:], *(each for each in costs if each not in sizes)], found
 
 
-def pareto_figure(rows: list[Row], pairs: Sequence[tuple[Axis, Axis]]) -> Figure:
-    """A panel for every cost and quality; dominated rows are hollow."""
+def pareto_figure(
+    rows: list[Row], pairs: Sequence[tuple[Axis, Axis]], declared: Mapping[str, SuiteTable]
+) -> Figure:
+    """A panel for every cost and quality; dominated rows are hollow.
+
+    Of many methods, those on the most fronts have colours.
+    """
     figure, panels = panels_in(len(pairs), 0.3)
+    told = leading_methods(rows, declared)
     for panel, pair in zip(panels, pairs, strict=True):
-        _panel(panel, rows, *pair)
+        _panel(panel, rows, told, *pair)
     figure.suptitle(rows[0].model, fontsize=9.5, fontweight="bold")
     shown = [
         row
         for row in rows
         if any(None not in (cost.value(row), quality.value(row)) for cost, quality in pairs)
     ]
-    add_legend(figure, _handles(shown, rows))
+    add_legend(figure, _handles(shown, rows, told))
     return figure
 
 
-def _panel(panel: Axes, rows: list[Row], cost: Axis, quality: Axis) -> None:
+def _panel(panel: Axes, rows: list[Row], told: list[Row], cost: Axis, quality: Axis) -> None:
+    """told: the rows of the methods that have colours."""
     found = dominators(rows, cost, quality)
     factor = 100.0 if quality.percent else 1.0
     quantized = [row for row in rows if not row.full_precision]
-    colours = {name: colour_of(name, rows) for name in {row.name for row in quantized}}
+    names = {row.name for row in told if not row.full_precision}
+    colours = {name: colour_of(name, told) for name in names}
     markers = {kind: marker_of(kind, rows) for kind in kinds_of(quantized)}
     points = {
         index: (cost.value(rows[index]) or 0.0, factor * (quality.value(rows[index]) or 0.0))
@@ -93,11 +103,13 @@ def _panel(panel: Axes, rows: list[Row], cost: Axis, quality: Axis) -> None:
     alike: dict[tuple[str, str, str], list[tuple[float, float]]] = {}
     for index, point in points.items():
         row = rows[index]
-        colour = REFERENCE if row.full_precision else colours[row.name]
+        colour = REFERENCE if row.full_precision else colours.get(row.name, OTHERS["color"])
         marker = FULL_MARKER if row.full_precision else markers[kind_of(row)]
         filling = "white" if found[index] is not None else colour
         alike.setdefault((colour, marker, filling), []).append(point)
-    for (colour, marker, filling), those in alike.items():
+    # What has no colour of its own lies below the rest.
+    order = sorted(alike.items(), key=lambda each: each[0][0] != OTHERS["color"])
+    for (colour, marker, filling), those in order:
         panel.plot(
             [x for x, _ in those],
             [y for _, y in those],
@@ -132,20 +144,18 @@ def _label(axis: Scale, values: Sequence[float]) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def _handles(shown: list[Row], rows: list[Row]) -> list[Line2D]:
-    """What the legend explains of the rows that are shown."""
+def _handles(shown: list[Row], rows: list[Row], told: list[Row]) -> list[Line2D]:
+    """What the legend explains of the rows that are shown; `told` have colours."""
     from matplotlib.lines import Line2D
 
     quantized = [row for row in shown if not row.full_precision]
     plain: dict[str, Any] = {"linestyle": "none"}
-    names = list(dict.fromkeys(row.name for row in quantized))
+    coloured = {row.name for row in told}
     handles = [
-        Line2D([], [], color=colour_of(name, rows), marker="o", label=name, **plain)
-        for name in names[:MOST_NAMED]
+        Line2D([], [], color=colour_of(name, told), marker="o", label=name, **plain)
+        for name in dict.fromkeys(row.name for row in quantized if row.name in coloured)
     ]
-    if len(names) > MOST_NAMED:
-        more = f"and {len(names) - MOST_NAMED} more methods"
-        handles.append(Line2D([], [], linestyle="none", label=more))
+    handles += others_handle([row for row in quantized if row.name not in coloured])
     full = next((row for row in shown if row.full_precision), None)
     if full is not None:
         handles.append(

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import io
+import itertools
 import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from harness.report.plot_fonts import font_families
+from harness.report.plot_fonts import font_families, kept_subsets
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.legend import Legend
     from matplotlib.lines import Line2D
 
 DPI = 160
@@ -30,6 +33,7 @@ STYLE: dict[str, Any] = {
     "font.size": 8,
     "axes.titlesize": 8.5,
     "axes.labelsize": 8,
+    "axes.titley": 1.0,  # where it stands by itself, but not sought again for every format
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -87,13 +91,30 @@ def add_legend(figure: Figure, handles: Sequence[Any]) -> None:
     """A legend below all panels, in as many columns as the figure has room for."""
     for handle in handles:
         handle.set_label(textwrap.fill(str(handle.get_label()), LABEL))
-    width = figure.bbox.width
-    for columns in range(len(handles), 0, -1):
+    room = 0.98 * figure.bbox.width
+    columns = len(handles)
+    while True:
         legend = figure.legend(handles=handles, loc="outside lower center", ncols=columns)
-        if columns == 1 or legend.get_window_extent().width <= 0.98 * width:
+        if columns == 1 or legend.get_window_extent().width <= room:
             break
+        columns = min(columns - 1, _most_columns(legend, room, figure.dpi))
         legend.remove()
     figure.set_figheight(figure.get_figheight() + legend.get_window_extent().height / figure.dpi)
+
+
+def _most_columns(legend: Legend, room: float, dpi: float) -> int:
+    """No fewer columns than would fit: a legend of each number of them takes long to make."""
+    texts = legend.get_texts()
+    unit = float(texts[0].get_fontsize()) * dpi / 72  # pixels
+    beside = unit * (legend.handlelength + legend.handletextpad)
+    widths = [text.get_window_extent().width + beside for text in texts]
+    for columns in range(len(widths), 1, -1):
+        tall, rest = divmod(len(widths), columns)  # the first `rest` columns have a line more
+        ends = [number * tall + min(number, rest) for number in range(columns + 1)]
+        needed = sum(max(widths[a:b]) for a, b in itertools.pairwise(ends))
+        if needed + unit * legend.columnspacing * (columns - 1) <= room:
+            return columns
+    return 1
 
 
 def logarithmic(panel: Axes, values: list[float], ceiling: float) -> None:
@@ -127,16 +148,38 @@ def own_style() -> Iterator[None]:
         yield
 
 
+def warm_up() -> None:
+    """Import all that drawing needs, and make the font."""
+    from matplotlib import figure
+    from matplotlib.backends import backend_agg, backend_pdf, backend_svg
+
+    assert all((figure, backend_agg, backend_pdf, backend_svg))
+    font_families()
+
+
 def save(figure: Figure) -> dict[str, bytes]:
     """PDF, PNG and SVG bytes without dates or version numbers."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     FigureCanvasAgg(figure)
-    figure.draw_without_rendering()
+    engine = figure.get_layout_engine()
+    assert engine is not None
+    engine.execute(figure)
     figure.set_layout_engine(None)  # laid out once; "none" would draw twice for every format
+    _fix_ticks(figure)
     saved = {}
     for kind, metadata in NO_METADATA.items():
         buffer = io.BytesIO()
-        figure.savefig(buffer, format=kind, dpi=DPI, metadata=metadata)
+        with kept_subsets():
+            figure.savefig(buffer, format=kind, dpi=DPI, metadata=metadata)
         saved[kind] = buffer.getvalue()
     return saved
+
+
+def _fix_ticks(figure: Figure) -> None:
+    """Keep the ticks of the layout, which matplotlib would find again six times a format."""
+    for panel in figure.axes:
+        for each in (panel.xaxis, panel.yaxis):
+            axis: Any = each
+            ticks = axis._update_ticks()
+            axis._update_ticks = partial(list, ticks)

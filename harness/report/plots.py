@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.report.assemble import columns_in_order
 from harness.report.columns import AgainstBits, ByRow, SuiteTable
+from harness.report.leading import MOST_ROWS, leading_methods, leading_rows, some_of
 from harness.report.plot_style import (
     add_legend,
     error_handle,
@@ -37,6 +38,7 @@ UNCALIBRATED, CALIBRATED = "#D55E00", "#0072B2"
 MORE_COLOURS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*")
 REFERENCE = "#555555"
+OTHERS: dict[str, Any] = {"color": "#c4c4c4", "marker": ".", "markersize": 3.0, "zorder": 0.9}
 DASHES = ("-", ":", "-.", (0, (5, 1)))
 
 
@@ -56,40 +58,68 @@ def draw_all(rows: list[Row], declared: Mapping[str, SuiteTable]) -> list[Drawn]
         if each.declared.plot is not None:
             wanted.setdefault(each.declared.plot, {})[each.key] = each.declared.named
     drawn = []
+    methods = leading_methods(rows, declared)
     with own_style():
         for plot, names in wanted.items():
             figure: Figure | None = None
             if isinstance(plot, ByRow):
-                if _measured(rows, list(names), plot):
-                    figure = by_row_figure(rows, list(names), plot)
+                measured = [row for row, *_ in _measured(rows, list(names), plot)]
+                if measured:
+                    shown = leading_rows(rows, declared, MOST_ROWS, measured)
+                    said = some_of(len(shown), len(measured), "rows")
+                    figure = by_row_figure(shown, list(names), plot, said)
             else:
                 names = {key: name for key, name in names.items() if _against_bits(rows, key)}
-                figure = bits_figure(rows, names, plot) if names else None
+                figure = bits_figure(methods, names, plot, rows) if names else None
             if figure is not None:
                 drawn.append(Drawn(plot.name, plot.title, save(figure)))
     return drawn
 
 
-def bits_figure(rows: list[Row], names: Mapping[FigureKey, str], plot: AgainstBits) -> Figure:
+def bits_figure(
+    rows: list[Row],
+    names: Mapping[FigureKey, str],
+    plot: AgainstBits,
+    every: Sequence[Row] = (),
+) -> Figure:
     """One panel per figure, one line per method, one marker per kind of scheme, bars of ± 1 error.
 
     names  the quantity of every figure, for the axis.
+    every  all rows of the model: points of methods that are not in `rows` are grey.
 
     Full precision is a dashed line with its error as a band; published figures are hollow.
     """
     figure, panels = panels_in(len(names), 0.3)
+    told = {row.name for row in rows}
+    others = [row for row in every if not row.full_precision and row.name not in told]
     hollow = [
-        _bits_panel(panel, rows, key, plot, name)
+        _bits_panel(panel, rows, key, plot, name, others)
         for panel, (key, name) in zip(panels, names.items(), strict=True)
     ]
     model = rows[0].model
     if any(key[1] != model for key in names):  # a text may have the name of its model
         figure.suptitle(model, fontsize=9.5, fontweight="bold")
-    add_legend(figure, _bits_handles(rows, names, any(hollow)))
+    add_legend(figure, [*_bits_handles(rows, names, any(hollow)), *others_handle(others)])
     return figure
 
 
-def _bits_panel(panel: Axes, rows: list[Row], key: FigureKey, plot: AgainstBits, name: str) -> bool:
+def others_handle(others: Sequence[Row]) -> list[Line2D]:
+    """The entry of a legend for methods that are not told apart; none where there are none."""
+    from matplotlib.lines import Line2D
+
+    count = len({row.name for row in others})
+    label = f"and {count} more methods"
+    return [Line2D([], [], linestyle="none", label=label, **OTHERS)] if count else []
+
+
+def _bits_panel(
+    panel: Axes,
+    rows: list[Row],
+    key: FigureKey,
+    plot: AgainstBits,
+    name: str,
+    others: Sequence[Row],
+) -> bool:
     """Draw one figure of all rows; return whether published figures stand beside it."""
     shown = [row for row in rows if key in row.figures]
     factor = 100.0 if shown[0].figures[key].unit == "fraction" else 1.0
@@ -112,10 +142,20 @@ def _bits_panel(panel: Axes, rows: list[Row], key: FigureKey, plot: AgainstBits,
         colour = style["color"]
         beyond += [(bits, each.value, colour) for bits, each in points if each.value > ceiling]
     quantized = [row for row in shown if not row.full_precision]
-    _axis_of_bits(panel, [row.bits_per_weight for row in quantized if row.bits_per_weight])
+    cloud = [
+        (row.bits_per_weight, row.figures[key].value)
+        for row in others
+        if row.bits_per_weight and key in row.figures and row.figures[key].value <= ceiling
+    ]
+    if cloud:
+        bits, values = zip(*cloud, strict=True)
+        panel.plot(bits, [factor * each for each in values], linestyle="none", **OTHERS)
+    widths = [row.bits_per_weight for row in quantized if row.bits_per_weight]
+    _axis_of_bits(panel, [*widths, *(each for each, _ in cloud)])
     panel.set_ylabel(f"{name}{', %' * (factor != 1)}")
     if plot.logarithmic:
-        logarithmic(panel, [row.figures[key].value for row in shown], ceiling)
+        values_of_rows = [row.figures[key].value for row in shown]
+        logarithmic(panel, [*values_of_rows, *(each for _, each in cloud)], ceiling)
     _point_up(panel, beyond)
     panel.set_title(key[1])
     return _draw_published(panel, shown, key, factor, ceiling)
@@ -239,8 +279,13 @@ def _bits_handles(
     return handles
 
 
-def by_row_figure(rows: list[Row], keys: Sequence[FigureKey], plot: ByRow) -> Figure:
-    """One line per row: the figure (filled, p10 to p90) and the second metric (hollow)."""
+def by_row_figure(
+    rows: list[Row], keys: Sequence[FigureKey], plot: ByRow, said: str = ""
+) -> Figure:
+    """One line per row: the figure (filled, p10 to p90) and the second metric (hollow).
+
+    said  after the name of the model, which rows these are.
+    """
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
@@ -260,7 +305,7 @@ def by_row_figure(rows: list[Row], keys: Sequence[FigureKey], plot: ByRow) -> Fi
     panel.set_ylim(-0.6, len(lines) - 0.4)  # no marker cut by the axis
     panel.grid(visible=False, axis="y")
     panel.set_xlabel(plot.axis)
-    panel.set_title(rows[0].model, fontsize=9.5, fontweight="bold")
+    panel.set_title(f"{rows[0].model}{said}", fontsize=9.5, fontweight="bold")
     if plot.beside is not None and any(beside is not None for *_, beside in lines):
         hollow = Line2D(
             [],

@@ -6,10 +6,12 @@ import math
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from harness.records.busyness import BUSY
-from harness.report.variants import name_entries, row_key
+from harness.report.variants import name_entries
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -133,7 +135,11 @@ def read_rows(frame: pd.DataFrame) -> Rows:
 
 def select(frame: pd.DataFrame) -> Selection:
     """The newest entry of every figure in the frame of frame.from_records."""
-    entries = _entries(frame)
+    return select_entries(_entries(frame))
+
+
+def select_entries(entries: list[dict[str, Any]]) -> Selection:
+    """The newest entry of every figure, of those of frame.entries_of; it names their variants."""
     name_entries(entries)
     latest, replaced = _latest(entries)
     notes = []
@@ -153,7 +159,7 @@ def make_rows(selection: Selection, by_cell: bool = False) -> Rows:
     groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for entry in selection.entries:
         cell = (entry["cell_key"],) if by_cell else ()
-        groups.setdefault((*row_key(entry), *cell), []).append(entry)
+        groups.setdefault((*entry["row"], *cell), []).append(entry)
     rows = sorted((_row(group) for group in groups.values()), key=_order)
     return Rows(_told_apart(rows), selection.notes)
 
@@ -204,12 +210,12 @@ def _latest(entries: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], int]:
     newest_success: dict[tuple[Any, ...], str] = {}
     for entry in entries:
         newest = newest_failure if entry["status"] == "failed" else newest_success
-        stage = (*row_key(entry), entry["seed"], entry["suite"])
+        stage = (*entry["row"], entry["seed"], entry["suite"])
         newest[stage] = max(newest.get(stage, ""), entry["started_at"])
     chosen: dict[tuple[Any, ...], dict[str, Any]] = {}
     replaced = 0
-    for entry in sorted(entries, key=lambda entry: (entry["started_at"], entry["key"])):
-        stage = (*row_key(entry), entry["seed"], entry["suite"])
+    for entry in sorted(entries, key=itemgetter("started_at", "key")):
+        stage = (*entry["row"], entry["seed"], entry["suite"])
         failure_counts = newest_failure.get(stage, "") > newest_success.get(stage, "")
         if (entry["status"] == "failed") != failure_counts:
             continue
@@ -272,6 +278,7 @@ def _mean_tokens(group: list[dict[str, Any]]) -> float | None:
     return statistics.fmean(found.values()) if found else None
 
 
+@lru_cache(maxsize=4096)  # asked for every metric; records say the same again and again
 def _note(notes: str, name: str) -> str:
     """A note by name, of notes joined by "; "; "" if there is none of that name."""
     for part in notes.split("; "):
@@ -285,8 +292,15 @@ def _parts_without(notes: str, names: Sequence[str]) -> list[str]:
     return [part for part in notes.split("; ") if not part.startswith(heads)]
 
 
+@lru_cache(maxsize=4096)
+def _notes_of_figure(notes: str) -> str:
+    """The notes but for what others did: no condition of a timing, it differs from row to row."""
+    return "; ".join(_parts_without(notes, [BUSY]))
+
+
 def _different(texts: Iterable[str]) -> tuple[str, ...]:
-    return tuple(sorted(set(filter(None, texts))))
+    found = set(texts)
+    return tuple(sorted(filter(None, found))) if found != {""} else ()
 
 
 def _known(values: Iterable[float | None]) -> float | None:
@@ -295,17 +309,19 @@ def _known(values: Iterable[float | None]) -> float | None:
 
 def _combine(entries: list[dict[str, Any]]) -> Figure:
     """Mean over seeds. Seeds share their texts, so the standard error is not reduced."""
+    first, alone = entries[0], len(entries) == 1  # one seed is quick: all cells of a page are so
     values = [entry["value"] for entry in entries]
-    errors = [entry["stderr"] for entry in entries if entry["stderr"] is not None]
-    first = entries[0]
 
     def mean(name: str) -> float | None:
+        if alone:
+            found: float | None = first[name]
+            return found
         known = [entry[name] for entry in entries if entry[name] is not None]
         return statistics.fmean(known) if known else None
 
     return Figure(
-        value=statistics.fmean(values),
-        stderr=math.sqrt(statistics.fmean(error**2 for error in errors)) if errors else None,
+        value=values[0] if alone else statistics.fmean(values),
+        stderr=first["stderr"] if alone else _mean_error(entries),
         low=mean("p10"),
         high=mean("p90"),
         unit=first["unit"],
@@ -314,19 +330,25 @@ def _combine(entries: list[dict[str, Any]]) -> Figure:
         token_hash=first["token_hash"],
         higher_is_better=bool(first["higher_is_better"]),
         kernel=first["kernel"],
-        # What others did is no condition of a timing, and differs from row to row.
-        notes="; ".join(_parts_without(first["notes"] or "", [BUSY])),
+        notes=_notes_of_figure(first["notes"] or ""),
         seeds=len(entries),
-        spread=statistics.stdev(values) if len(values) > 1 else None,
+        spread=None if alone else statistics.stdev(values),
         median=mean("p50"),
         p99=mean("p99"),
-        busy=_different(_note(entry["notes"] or "", BUSY) for entry in entries),
+        busy=_different([_note(entry["notes"] or "", BUSY) for entry in entries]),
         items=_items_of(entries),
     )
 
 
+def _mean_error(entries: list[dict[str, Any]]) -> float | None:
+    errors = [entry["stderr"] for entry in entries if entry["stderr"] is not None]
+    return math.sqrt(statistics.fmean(error**2 for error in errors)) if errors else None
+
+
 def _items_of(entries: list[dict[str, Any]]) -> tuple[Items, ...]:
-    found = [entry["items"] for entry in sorted(entries, key=lambda entry: entry["seed"])]
+    if entries[0]["items"] is None:
+        return ()
+    found = [entry["items"] for entry in sorted(entries, key=itemgetter("seed"))]
     return () if None in found else tuple(found)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from operator import itemgetter
 from typing import Any
 
 from harness.records.hashes import SHA256_DIGITS, digest
@@ -14,17 +15,21 @@ _DEVICES = re.compile(r"(?:^|; )devices: (\d+)(?:;|$)")  # in the notes of a tim
 
 
 def name_entries(entries: list[dict[str, Any]]) -> None:
-    """Set "label", "options", "variant" and "recipe_label" of entries."""
+    """Set "label", "options", "variant", "recipe_label" and "row" (see row_key) of entries."""
     _complete_names(entries)
     _name_variants(entries)
     _name_places(entries)
     _name_recipes(entries)
+    for entry in entries:
+        entry["row"] = row_key(entry)
 
 
 def row_key(entry: dict[str, Any]) -> tuple[str, ...]:
     """The names of the row that an entry belongs to."""
-    names = ("model", "method", "variant", "scheme", "calibration")
-    return tuple(str(entry[name] or "") for name in names)
+    return tuple([name or "" for name in _names_of(entry)])  # a list is quicker than a generator
+
+
+_names_of = itemgetter("model", "method", "variant", "scheme", "calibration")
 
 
 def _complete_names(entries: list[dict[str, Any]]) -> None:
@@ -43,10 +48,12 @@ def _complete_names(entries: list[dict[str, Any]]) -> None:
 def _name_variants(entries: list[dict[str, Any]]) -> None:
     """Set "variant": the options and, if configurations share a name, their differences."""
     same_name: dict[tuple[str, ...], set[str]] = {}
+    keys = []
     for entry in entries:
         entry["variant"] = entry["options"] or ""
-        same_name.setdefault(row_key(entry), set()).add(entry["cell_config"])
-    for entry, key in [(entry, row_key(entry)) for entry in entries]:
+        keys.append(row_key(entry))
+        same_name.setdefault(keys[-1], set()).add(entry["cell_config"])
+    for entry, key in zip(entries, keys, strict=True):
         if len(same_name[key]) > 1:
             extra = _difference(entry["cell_config"], same_name[key])
             entry["variant"] = ", ".join(text for text in (entry["variant"], extra) if text)
@@ -88,7 +95,10 @@ def _name_recipes(entries: list[dict[str, Any]]) -> None:
 
 
 def _recipe_key(entry: dict[str, Any]) -> tuple[str, ...]:
-    return tuple(str(entry[name] or "") for name in ("model", "label", "options", "scheme"))
+    return tuple([name or "" for name in _names_of_recipe(entry)])
+
+
+_names_of_recipe = itemgetter("model", "label", "options", "scheme")
 
 
 def _difference(config: str, others: set[str]) -> str:

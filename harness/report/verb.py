@@ -20,6 +20,7 @@ from harness.records.store import (
     scan_records,
     write_atomically,
 )
+from harness.report.collection import uncollected
 from harness.report.held import ALL, JOINED
 from harness.report.interchange import interchange_files
 from harness.report.latex import Latex
@@ -82,7 +83,12 @@ def joined(folders: Sequence[Path]) -> list[Record]:
     error: files that are no records, records of one key that differ, dates that are still to come.
     Raises ConfigError for a folder without any record.
     """
-    found: dict[tuple[str, str, str], Record] = {}
+    with uncollected():
+        return _joined(folders)
+
+
+def _joined(folders: Sequence[Path]) -> list[Record]:
+    found: dict[tuple[str, str], list[Record]] = {}
     for folder in folders:
         records, notes = scan_records(folder)
         absent = absent_beside(folder, records)
@@ -94,11 +100,20 @@ def joined(folders: Sequence[Path]) -> list[Record]:
             )
         say(notes)
         for record in [*records, *absent]:
-            content = hashlib.sha256(record.model_dump_json().encode()).hexdigest()
-            found[record.started_at, record.key, content] = record
-    every = [found[each] for each in sorted(found)]
+            found.setdefault((record.started_at, record.key), []).append(record)
+    every = [record for made in sorted(found) for record in _different(found[made])]
     say([*_edited(every), *_to_come(every)])
     return every
+
+
+def _different(records: list[Record]) -> list[Record]:
+    """Records of one key and one date without what is there twice, in an order of their own."""
+    if len(records) == 1:
+        return records
+    by_content = {
+        hashlib.sha256(each.model_dump_json().encode()).hexdigest(): each for each in records
+    }
+    return [by_content[each] for each in sorted(by_content)]
 
 
 def _edited(records: Sequence[Record]) -> list[str]:

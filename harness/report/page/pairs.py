@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from itertools import combinations
+from itertools import combinations, groupby
 from typing import Any
 
-from harness.paired.comparison import Comparison, adjusted, compare_pairs
+from harness.paired.comparison import (
+    Comparison,
+    adjusted_values,
+    compare_pairs,
+    is_significant,
+)
 from harness.report.differences import difference_text, flips_text, p_text
 from harness.report.rows import FigureKey, Row
 
@@ -29,6 +34,7 @@ RULES: tuple[tuple[str, Callable[[Row, Row], bool]], ...] = (
 def compared_pairs(rows: Sequence[Row], columns: Mapping[str, FigureKey]) -> dict[str, Any]:
     """Which pairs were compared, and the comparisons by "I,J", the indices of two rows.
 
+    rows     in the order of make_rows, those of one model one after the other.
     columns  figures that suites declare as comparable, by name of their column.
 
     A comparison is [name of the column, difference J - I with its interval, lost/gained, p, p by
@@ -59,8 +65,9 @@ def _chosen(
         pairs = {
             group: [
                 (i, j)
-                for i, j in combinations(indices, 2)
-                if rows[i].model == rows[j].model and rule[1](rows[i], rows[j])
+                for _, mine in groupby(indices, key=lambda index: rows[index].model)
+                for i, j in combinations(mine, 2)
+                if rule[1](rows[i], rows[j])
             ]
             for group, indices in units.items()
         }
@@ -88,15 +95,15 @@ def _by_units(
 def _said(
     made: Sequence[tuple[str, Comparison]], row: Row, columns: Mapping[str, FigureKey]
 ) -> list[list[Any]]:
-    corrected = adjusted([comparison for _, comparison in made])
+    corrected = adjusted_values([each.p for _, each in made])
     return [
         [
             name,
             difference_text(each, row.figures[columns[name]].unit),
             flips_text(each),
             p_text(each.p),
-            p_text(each.adjusted),
-            int(each.significant),
+            p_text(value),
+            int(is_significant(value)),
         ]
-        for (name, _), each in zip(made, corrected, strict=True)
+        for (name, each), value in zip(made, corrected, strict=True)
     ]

@@ -1,8 +1,10 @@
 """Plots of many models: drawn by several processes, in a small font, to the same bytes."""
 
+import gc
 import re
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -24,30 +26,100 @@ def models(made_up, monkeypatch):
     return models_of(read_rows(from_records(records)).rows)
 
 
+def drawn_by(models, records=4):
+    with drawing.drawing(len(models), records) as helpers:
+        helpers.give(models)
+        return helpers.collect()
+
+
 def test_the_bytes_do_not_depend_on_who_draws(models, monkeypatch) -> None:
     whole, here = drawing.draw, []
-    monkeypatch.setattr(drawing, "draw", lambda each: (here.append(each.name), whole(each))[1])
-    with drawing.drawing(models) as plots:
-        found = plots()
-    assert here == ["model-0", "model-2"]
+
+    def draw(each):
+        here.append(each.name)
+        if each.name == "model-3":  # a helper has taken the others meanwhile
+            wait_until(lambda: not list(folders[0].glob(f"*{drawing.ROWS}")))
+        return whole(each)
+
+    folders, start = [], drawing._start
+    monkeypatch.setattr(
+        drawing, "_start", lambda folder: (folders.append(folder), start(folder))[1]
+    )
+    monkeypatch.setattr(drawing, "draw", draw)
+    found = drawn_by(models)
+    assert here == ["model-3"]
     assert found == {each.name: whole(each) for each in models}
+    assert list(found) == [each.name for each in models]
     assert [plot.name for plot in found["model-3"]] == ["perplexity"]
+    assert not folders[0].exists()
 
 
-def test_what_another_process_did_not_draw_is_drawn_here(models, monkeypatch, caplog) -> None:
-    fails = [sys.executable, "-c", "raise SystemExit(3)"]
-    monkeypatch.setattr(drawing, "_start", lambda file: subprocess.Popen(fails))
-    with drawing.drawing(models) as plots:
-        found = plots()
+def wait_until(holds, seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_a_model_is_drawn_once(models, monkeypatch, tmp_path) -> None:
+    (tmp_path / f"1{drawing.ROWS}").write_bytes(b"")
+    assert drawing._take(tmp_path, "1")
+    assert not drawing._take(tmp_path, "1")
+
+
+@pytest.mark.parametrize("takes", [False, True])
+def test_what_another_process_did_not_draw_is_drawn_here(
+    models, monkeypatch, caplog, takes
+) -> None:
+    """It fails at once, or with a model that it has taken."""
+    take = "import os; os.rename('000001.rows', '000001.taken'); " * takes
+    words = [sys.executable, "-c", f"input_ = open(0).read(); {take}raise SystemExit(3)"]
+    monkeypatch.setattr(
+        drawing,
+        "_start",
+        lambda folder: subprocess.Popen(words, stdin=subprocess.PIPE, cwd=folder),
+    )
+    give = drawing.Helpers.give
+
+    def and_wait(self, models):
+        give(self, models)
+        for process in self._processes:
+            process.wait()
+
+    monkeypatch.setattr(drawing.Helpers, "give", and_wait)
+    found = drawn_by(models)
     assert list(found) == [each.name for each in models]
     assert all(found.values())
     assert "ended with 3" in caplog.text
 
 
+def test_a_report_that_fails_ends_its_helpers(models, monkeypatch) -> None:
+    started, start = [], drawing._start
+    monkeypatch.setattr(
+        drawing, "_start", lambda folder: (started.append(start(folder)), started[-1])[1]
+    )
+    with pytest.raises(RuntimeError, match="disk"), drawing.drawing(len(models), 4):
+        raise RuntimeError("disk")
+    (process,) = started
+    assert process.returncode is not None
+
+
 def test_few_models_are_drawn_by_one_process(models, monkeypatch) -> None:
-    monkeypatch.setattr(drawing, "_start", lambda file: pytest.fail("another process"))
-    with drawing.drawing(models[:3]) as plots:
-        assert len(plots()) == 3
+    monkeypatch.setattr(drawing, "_start", lambda folder: pytest.fail("another process"))
+    assert len(drawn_by(models[:3])) == 3
+
+
+def test_drawing_leaves_the_collector_as_it_was_and_no_figures(models, monkeypatch) -> None:
+    from matplotlib.figure import Figure
+
+    monkeypatch.setattr(drawing, "COLLECTED", 1)
+    gc.collect()
+    assert gc.isenabled()
+    frozen = gc.get_freeze_count()
+    drawn_by(models[:1])
+    assert gc.isenabled()
+    assert gc.get_freeze_count() == frozen
+    assert not any(isinstance(each, Figure) for each in gc.get_objects())
 
 
 def test_a_pdf_has_one_small_font_a_weight(made_up, tmp_path) -> None:

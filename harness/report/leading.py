@@ -1,0 +1,57 @@
+"""Which rows a plot tells apart where there are more than a reader can.
+
+Those on the most Pareto fronts come first, over all costs and qualities of a model's rows; rows of
+one count keep the order of tables. Whatever is left out stands in the tables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from harness.report.columns import SuiteTable
+from harness.report.pareto import cost_axes, dominators, quality_axis, quality_columns
+from harness.report.rows import Row
+
+MOST_METHODS = 12  # with a colour and an entry in the legend
+MOST_LINES = 24  # of rows in one panel
+MOST_ROWS = 40  # of a plot with a line of text a row
+MOST_PANELS = 12
+
+
+def ranked(rows: Sequence[Row], declared: Mapping[str, SuiteTable]) -> list[Row]:
+    """Full precision, then the rows on the most fronts."""
+    fronts = dict.fromkeys(range(len(rows)), 0)
+    costs = cost_axes(rows, declared)
+    for column in quality_columns(rows, declared):
+        quality = quality_axis(column, rows)
+        for cost in costs:
+            for index, by in dominators(rows, cost, quality).items():
+                fronts[index] += by is None
+    order = sorted(fronts, key=lambda index: (not rows[index].full_precision, -fronts[index]))
+    return [rows[index] for index in order]
+
+
+def leading_rows(
+    rows: Sequence[Row], declared: Mapping[str, SuiteTable], most: int, of: Sequence[Row]
+) -> list[Row]:
+    """At most `most` of the rows `of` a plot, in their order; `rows` are those of the model."""
+    if len(of) <= most:
+        return list(of)
+    wanted = set(of)
+    first = set([row for row in ranked(rows, declared) if row in wanted][:most])
+    return [row for row in of if row in first]
+
+
+def leading_methods(rows: Sequence[Row], declared: Mapping[str, SuiteTable]) -> list[Row]:
+    """The rows of at most MOST_METHODS methods, and of full precision, in the order of tables."""
+    names = {row.name for row in rows if not row.full_precision}
+    if len(names) <= MOST_METHODS:
+        return list(rows)
+    order = dict.fromkeys(row.name for row in ranked(rows, declared) if not row.full_precision)
+    first = set(list(order)[:MOST_METHODS])
+    return [row for row in rows if row.full_precision or row.name in first]
+
+
+def some_of(shown: int, every: int, what: str) -> str:
+    """What the title of a plot says of what it leaves out; "" where that is nothing."""
+    return f": {shown} of {every} {what}, Pareto fronts first" * (shown < every)

@@ -1,0 +1,160 @@
+"""What plots tell apart where there are more rows than a reader can."""
+
+import pytest
+
+from harness.records.record import LayerReport
+from harness.report.by_calibration import draw_by_calibration
+from harness.report.curve_plot import curves_figure, draw_curves
+from harness.report.curves import panels_of
+from harness.report.frame import from_records
+from harness.report.leading import (
+    MOST_LINES,
+    MOST_METHODS,
+    MOST_PANELS,
+    MOST_ROWS,
+    leading_methods,
+    leading_rows,
+    ranked,
+    some_of,
+)
+from harness.report.pareto_plot import chosen_axes, pareto_figure
+from harness.report.plot_style import own_style
+from harness.report.plots import OTHERS, bits_figure, by_row_figure
+from harness.report.rows import read_rows
+from harness.suites import latency
+from harness.suites.find import declared_tables
+from harness.suites.perplexity import CURVE, PLOT
+
+METHODS = 60
+LAYERS = [
+    LayerReport(
+        name="fc", block=0, method="gptq", scheme="w4", outputs=2, inputs=2, bits_per_weight=4.0,
+        loss=1.0, weight_error=0.1, damping=0.01, dead_columns=0, tokens=0, seconds=0.1,
+    )
+]  # fmt: skip
+KEY = ("perplexity", "embedded_eval", "perplexity")
+
+
+@pytest.fixture
+def many(made_up):
+    """Full precision and 60 methods at 4 bits; 7 is the best, 8 and 9 are worse and smaller."""
+
+    def metrics(value: float):
+        points = [
+            made_up.perplexity(value / at, 0.1, name="nll_by_position", unit="nat",
+                               task=f"one:{at}", notes={"position": str(at)})
+            for at in (8, 64)
+        ]  # fmt: skip
+        return [made_up.perplexity(value), *points]
+
+    records = [made_up.record("none", "w16", metrics=metrics(5.0))]
+    for number in range(METHODS):
+        value = 6.0 + (number - 7) % METHODS / 10
+        made = {"config": {"method.damping": number}, "options": f"number {number:02}"}
+        record = made_up.record("gptq", "w4", metrics=metrics(value), **made)
+        bits = 4.0 - (number - 7) / 100 if number in (8, 9) else 4.0
+        cell = record.cell.model_copy(update={"bits_per_weight": bits})
+        records.append(record.model_copy(update={"cell": cell}))
+    rows = read_rows(from_records(records)).rows
+    return rows, declared_tables(rows, {})
+
+
+def test_full_precision_and_the_front_come_first(many) -> None:
+    rows, declared = many
+    first = [row.variant for row in ranked(rows, declared)[:4]]
+    assert ranked(rows, declared)[0].full_precision
+    assert set(first[1:]) == {f"number {number:02}" for number in (7, 8, 9)}
+    rest = [row for row in ranked(rows, declared)[4:]]
+    assert rest == [row for row in rows if row in set(rest)]  # in the order of tables
+
+
+def test_few_rows_are_all_told_apart(many) -> None:
+    rows, declared = many
+    assert leading_methods(rows[: MOST_METHODS + 1], declared) == rows[: MOST_METHODS + 1]
+    assert leading_rows(rows, declared, MOST_ROWS, rows[:MOST_ROWS]) == rows[:MOST_ROWS]
+    assert some_of(3, 3, "rows") == ""
+
+
+def test_points_of_other_methods_are_grey_and_counted(many) -> None:
+    rows, declared = many
+    told = leading_methods(rows, declared)
+    assert len(told) == MOST_METHODS + 1
+    with own_style():
+        figure = bits_figure(told, {KEY: "perplexity"}, PLOT, rows)
+    (panel,) = figure.axes
+    (cloud,) = [line for line in panel.lines if line.get_color() == OTHERS["color"]]
+    names = {row.name for row in told}
+    expected = [
+        (row.bits_per_weight, row.figures[KEY].value) for row in rows if row.name not in names
+    ]
+    assert sorted(map(tuple, cloud.get_xydata())) == sorted(expected)
+    assert len(expected) == METHODS - MOST_METHODS
+    words = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert f"and {METHODS - MOST_METHODS} more methods" in words
+    assert len([word for word in words if "number" in word]) == MOST_METHODS
+
+
+def test_a_pareto_plot_has_all_points_and_colours_for_the_leading_methods(many) -> None:
+    rows, declared = many
+    costs, qualities = chosen_axes(rows, declared)
+    with own_style():
+        figure = pareto_figure(rows, [(costs[0], qualities[0])], declared)
+    (panel,) = figure.axes
+    marks = [line for line in panel.lines if line.get_linestyle() == "None"]
+    assert sum(len(line.get_xydata()) for line in marks) == METHODS + 1
+    grey = [line for line in marks if line.get_color() == OTHERS["color"]]
+    assert sum(len(line.get_xydata()) for line in grey) == METHODS - MOST_METHODS
+    assert panel.lines.index(grey[0]) < min(
+        panel.lines.index(line) for line in marks if line not in grey
+    )
+    words = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert f"and {METHODS - MOST_METHODS} more methods" in words
+
+
+def test_curves_show_some_rows_say_so_and_no_two_look_alike(many) -> None:
+    rows, declared = many
+    keys = panels_of(rows, "perplexity", CURVE)
+    shown = leading_rows(rows, declared, MOST_LINES, rows)
+    said = some_of(len(shown), len(rows), "rows")
+    with own_style():
+        figure = curves_figure(shown, keys, CURVE, rows, said)
+    assert figure.get_suptitle() == "embedded: 24 of 61 rows, Pareto fronts first"
+    lines = figure.axes[0].lines
+    looks = {(line.get_color(), line.get_linestyle(), line.get_marker()) for line in lines}
+    assert len(lines) == len(looks) == MOST_LINES
+    (drawn,) = draw_curves(rows, declared)
+    assert b"24 of 61 rows" in drawn.files["svg"]
+
+
+def test_a_plot_by_row_shows_some_rows_and_says_so(made_up) -> None:
+    records = []
+    for number in range(MOST_ROWS + 5):
+        made = {"config": {"method.damping": number}, "options": f"number {number:02}"}
+        records += made_up.cell("gptq", "w4", 5.5 + number, **made)
+    rows = read_rows(from_records(records)).rows
+    shown = leading_rows(rows, declared_tables(rows, {}), MOST_ROWS, rows)
+    plot = next(each.plot for each in latency.TABLE.columns if each.plot is not None)
+    keys = [key for key in rows[0].figures if key[2] == "decode_ms"]
+    with own_style():
+        figure = by_row_figure(shown, keys, plot, some_of(len(shown), len(rows), "rows"))
+    (panel,) = figure.axes
+    assert panel.get_title() == "embedded: 40 of 45 rows, Pareto fronts first"
+    assert len(panel.get_yticklabels()) == MOST_ROWS
+
+
+def test_many_recipes_have_some_panels_by_calibration(made_up) -> None:
+    records = []
+    for number in range(MOST_PANELS + 3):
+        for sequences in (16, 64):
+            config = {"method.damping": number, "calib.sequences": sequences}
+            made = {"config": config, "options": f"number {number:02}"}
+            layers = [layer.model_copy(update={"tokens": 100 * sequences}) for layer in LAYERS]
+            value = 9.0 - number / 10 - sequences / 1000  # the last are the best
+            metrics = [made_up.perplexity(value)]
+            records.append(made_up.record("gptq", "w4", metrics=metrics, **made))
+            made = {**made, "metrics": [], "layers": layers}
+            records.append(made_up.record("gptq", "w4", "quantization", **made))
+    rows = read_rows(from_records(records)).rows
+    (drawn,) = draw_by_calibration(rows, declared_tables(rows, {}))
+    assert b"embedded: 12 of 15 panels" in drawn.files["svg"]
+    assert b"number 14" in drawn.files["svg"]

@@ -245,7 +245,7 @@ def test_the_loss_of_qronos_is_the_part_of_the_objective_that_levels_change() ->
 def test_an_input_that_is_dead_behind_quantized_layers_still_counts_in_the_target() -> None:
     layer = Mismatched(5, dead=3)
     prepared = qronos.prepare(layer.hessian, drift=layer.drift)
-    found, _, dead = mismatch.corrected(layer.weight, prepared, 0.01, False, "fc1")
+    found, dead = mismatch.corrected(layer.weight, prepared, 0.01, False, "fc1")
     assert dead == 1
     assert not found[:, 3].any()
     live = [j for j in range(INPUTS) if j != 3]

@@ -29,6 +29,9 @@ from quant.products import product
 from quant.solvers.base import begin
 from quant.tiling import PANEL
 
+# Rows of a product with a triangle, of which the part that is 0 is left out.
+STRIP = 2 * PANEL
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -52,18 +55,13 @@ def prepare(
     """
     if drift is None:
         return Prepared(factor, None)
-    drift = in_order(drift, factor)
-    shift = torch.zeros_like(drift)
-    # Z R^T = D: Z_P = (D_P - Z_>P (R_P,>P)^T) (U_PP)^T, from the last panel to the first.
-    for start, end in reversed(_panels(len(shift))):
-        rows = slice(0, end if upper else None)
-        panel = drift[rows, start:end]
-        if end < len(shift):
-            panel = panel - product(shift[rows, end:], factor.root[start:end, end:].T)
-        shift[rows, start:end] = product(panel, factor.inverse(start, end).T)
+    shift = in_order(drift, factor).clone()
+    _solve_right(shift, factor, 0, len(shift), upper)  # Z R^T = D
     if upper:
         shift.triu_(1)
-    return Prepared(factor, shift if share == 1 else shift.mul_(share), upper)
+    if share != 1:
+        shift *= share
+    return Prepared(factor, shift.T.contiguous().T, upper)  # `_change` reads Z^T
 
 
 def in_order(drift: Tensor, factor: Factor) -> Tensor:
@@ -85,10 +83,11 @@ def corrected(
     weight, dead = begin(weight, factor, damping, act_order, layer)
     if prepared.shift is None:
         return weight, dead
-    change = _change(in_loop(original.to(weight.dtype), factor).T.contiguous(), prepared)
+    columns = in_loop(original.to(weight.dtype), factor).T.contiguous()
+    moved = _change(columns, prepared).add_(columns)
     if factor.order is not None:
-        change = torch.empty_like(change).index_copy_(0, factor.order, change)
-    weight = weight + change.T
+        moved = torch.empty_like(moved).index_copy_(0, factor.order, moved)
+    weight = moved.T  # every column dense, as the column loop wants it
     return (weight.masked_fill_(factor.dead, 0) if dead else weight), dead
 
 
@@ -98,21 +97,53 @@ def in_loop(weight: Tensor, factor: Factor) -> Tensor:
 
 
 def _change(columns: Tensor, prepared: Prepared) -> Tensor:
-    """Return (W Z U)^T [in, out] from W^T [in, out] in loop order, panel by panel.
-
-    (W Z U)_P = ((W Z)_P - (W Z U)_<P R_<P,P) U_PP.
-    """
+    """Return (W Z U)^T [in, out] from W^T [in, out] in loop order."""
     assert prepared.shift is not None
-    factor, dtype = prepared.factor, columns.dtype
-    change = torch.empty_like(columns)
-    for start, end in _panels(len(columns)):
-        rows = slice(0, end if prepared.upper else None)
-        missing = product(prepared.shift[rows, start:end].to(dtype).T, columns[rows])
-        if start:
-            missing -= product(factor.root[:start, start:end].to(dtype).T, change[:start])
-        change[start:end] = product(factor.inverse(start, end).to(dtype).T, missing)
+    shift = prepared.shift.to(columns.dtype)
+    if not prepared.upper:
+        change = product(shift.T, columns)
+    else:
+        change = torch.empty_like(columns)
+        for start in range(0, len(columns), STRIP):
+            end = min(start + STRIP, len(columns))
+            change[start:end] = product(shift[:end, start:end].T, columns[:end])
+    _solve_left(change, prepared.factor, 0, len(change))  # R^T (W Z U)^T = (W Z)^T
     return change
 
 
-def _panels(columns: int) -> list[tuple[int, int]]:
-    return [(at, min(at + PANEL, columns)) for at in range(0, columns, PANEL)]
+def _solve_left(values: Tensor, factor: Factor, start: int, end: int) -> None:
+    """Replace rows start .. end of values [in, n] by Y with R^T Y = values, these rows of R alone.
+
+    By halves, so that nearly all of the work is large products.
+    """
+    if end - start <= PANEL:
+        inverse = factor.inverse(start, end).to(values.dtype)
+        values[start:end] = product(inverse.T, values[start:end])
+        return
+    middle = _middle(start, end)
+    _solve_left(values, factor, start, middle)
+    beside = factor.root[start:middle, middle:end].to(values.dtype)
+    values[middle:end] -= product(beside.T, values[start:middle])
+    _solve_left(values, factor, middle, end)
+
+
+def _solve_right(values: Tensor, factor: Factor, start: int, end: int, upper: bool) -> None:
+    """Replace columns start .. end of values [in, in] by Y with Y R^T = values, these of R alone.
+
+    upper  of Y what is on and above its diagonal is wanted.
+    """
+    if end - start <= PANEL:
+        rows = slice(0, end if upper else None)
+        values[rows, start:end] = product(values[rows, start:end], factor.inverse(start, end).T)
+        return
+    middle = _middle(start, end)
+    rows = slice(0, middle if upper else None)
+    _solve_right(values, factor, middle, end, upper)
+    beside = factor.root[start:middle, middle:end]
+    values[rows, start:middle] -= product(values[rows, middle:end], beside.T)
+    _solve_right(values, factor, start, middle, upper)
+
+
+def _middle(start: int, end: int) -> int:
+    """Return a multiple of PANEL columns behind `start`, about half of the way to `end`."""
+    return start + -(-(end - start) // (2 * PANEL)) * PANEL

@@ -64,7 +64,7 @@ class Memo:
     """
 
     def __init__(self, block: nn.Module, structure: BlockStructure) -> None:
-        self._block = block
+        self._block, self._linears = block, linear_layers(block)
         self._remembers = structure.single_pass and not structure.routed
         self._left = MEMO_BYTES
         self._finished: set[str] = set()
@@ -108,7 +108,7 @@ class Memo:
         for name in parts if run.last else [*parts, *self._parts]:
             module = self._block.get_submodule(name)
             forwards[module] = partial(self._part, run, name, module.forward)
-        for name, layer in linear_layers(self._block).items():
+        for name, layer in self._linears.items():
             if name not in self._finished:
                 forwards[layer] = partial(_unsolved, run, layer.forward)
         return forwards

@@ -256,7 +256,7 @@ def _put_back(
     if reference is not None:
         with run.calibrating("resume"):
             for position, batch in enumerate(batches):
-                reference.run(position, batch, advance=True)
+                reference.pass_on(position, batch)
     with run.meter.stage("resume"):
         weights, _ = run.sink.get(index)
         for name, weight in weights.items():

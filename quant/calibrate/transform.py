@@ -173,7 +173,8 @@ class BlockTransformer:
         changes: list[tuple[str, Change]] = []
         notes: list[str] = []
         further = not self._shared([linears[name] for name in names])
-        for transform, options in self.transforms:
+        last = len(self.transforms) - 1
+        for at, (transform, options) in enumerate(self.transforms):
             keep = transform.keeps(options)
             taker: Maker | Source | str = maker
             if isinstance(maker, str) and further and transform.folds_through and keep != ALWAYS:
@@ -209,7 +210,8 @@ class BlockTransformer:
                     if isinstance(change, Shifting):
                         linears[name].bias.detach().add_(change.bias(weight))  # type: ignore[operator]
                     set_weight_matrix(linears[name], change.weight(weight), layer)
-                matrix = change.hessian(matrix)
+                if at < last:
+                    matrix = change.hessian(matrix)
                 changes.append((transform.name, change))
         return Changed(tuple(change for _, change in changes), notes)
 

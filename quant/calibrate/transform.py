@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Protocol, cast
 
 import torch
@@ -272,13 +274,13 @@ class BlockTransformer:
     def _shared(self, modules: Sequence[nn.Module]) -> bool:
         """Whether other modules, or two of these, share parameters of these modules."""
         ours = {id(value) for module in modules for value in module.parameters()}
-        held = [
-            id(value)
-            for _, module in self.model.named_modules(remove_duplicate=False)
-            for value in module._parameters.values()
-            if id(value) in ours
-        ]
-        return len(held) > len(ours)
+        return sum(self._holders[each] for each in ours) > len(ours)
+
+    @cached_property
+    def _holders(self) -> Counter[int]:
+        """The number of modules of the model that hold a parameter, by its identity."""
+        modules = self.model.named_modules(remove_duplicate=False)
+        return Counter(id(value) for _, module in modules for value in module._parameters.values())
 
     def _require_same(self, before: Tensor, after: Tensor) -> None:
         """Raise QuantizationError unless the block's output is the same within rounding."""

@@ -24,7 +24,6 @@ from quant.blocks import linear_layers
 from quant.calibrate.structure import BlockStructure
 from quant.tiling import MEMO_BYTES
 
-
 ATTENTION = "attention "  # and the number of the call: no module has such a name
 
 
@@ -129,9 +128,7 @@ class Memo:
         remembers = not run.last and name in self._parts
         return self._recall(run, name, remembers, compute, *args, **kwargs)
 
-    def _attention(
-        self, run: _Pass, compute: Callable[..., Any], *args: Any, **kwargs: Any
-    ) -> Any:
+    def _attention(self, run: _Pass, compute: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Attention inside the block; what an unsolved layer may have changed is not kept."""
         if not run.solved:
             return compute(*args, **kwargs)
@@ -162,7 +159,9 @@ class Memo:
     def _remember(self, run: _Pass, name: str, value: Any, inside: Iterable[str]) -> None:
         known = run.known
         # What is inside the part is not asked for again.
-        for inner in [each for each in known if each in inside or f"{each}.".startswith(f"{name}.")]:
+        for inner in [
+            each for each in known if each in inside or f"{each}.".startswith(f"{name}.")
+        ]:
             self._left += known.pop(inner).bytes
         parts = value if isinstance(value, tuple) else (value,)
         if not all(part is None or isinstance(part, Tensor) for part in parts):

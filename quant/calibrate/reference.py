@@ -70,7 +70,7 @@ class ReferenceBlock:
     kept: Mapping[str, Tensor] | None = None
     _solved: set[Names] = field(default_factory=set)
     _inputs: dict[int, Inputs] = field(default_factory=dict)  # of later stages, by batch
-    _left: int = MEMO_BYTES
+    _left: int = field(default_factory=lambda: MEMO_BYTES)
     _copies: bool = False  # the block changes what its layers read in place
 
     def finish(self, groups: Iterable[Names]) -> None:

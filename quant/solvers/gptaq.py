@@ -66,9 +66,7 @@ def prepare(
     from quant.solvers import mismatch
 
     factor = gptq.prepare(hessian, options, layer)
-    return mismatch.prepare(
-        factor, drift if options.alpha else None, options.alpha, upper=True
-    )
+    return mismatch.prepare(factor, drift if options.alpha else None, options.alpha, upper=True)
 
 
 def solve(

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from quant.errors import CalibrationError, NonFiniteError, SingularHessianError
 from quant.memory.heaps import own_zeros
-from quant.products import add_gram, add_product, by_columns, mirror, product
+from quant.products import add_drift, add_gram, by_columns, mirror, product
 from quant.tiling import BLOCKS
 
 # Allowed difference of H_ij and H_ji: a share of sqrt(H_ii H_jj), which bounds both; plus rounding
@@ -75,9 +75,8 @@ class Hessian:
         if not (exact and rows.dtype in (torch.float16, torch.bfloat16)):
             rows = rows.to(self._sum.dtype)
         if reference is not None:
-            apart = reference.detach().reshape(-1, self.inputs).to(self._sum) - rows
             rows = by_columns(rows)  # once for both products
-            self._add_drift(apart, rows)
+            self._add_drift(rows, reference.detach().reshape(-1, self.inputs))
         add_gram(self._sum, rows)
         self.tokens += rows.shape[0]
         counted = inputs.shape[0] if inputs.dim() > 2 else 1
@@ -104,10 +103,10 @@ class Hessian:
         taken, self._drift = self._drift, None
         return None if taken is None else taken.mul_(2.0 / self.sequences)
 
-    def _add_drift(self, apart: Tensor, rows: Tensor) -> None:
+    def _add_drift(self, rows: Tensor, reference: Tensor) -> None:
         if self._drift is None:
             self._drift = own_zeros(self._sum.shape, self._sum.dtype, self._sum.device)
-        add_product(self._drift, apart, rows.to(self._sum.dtype), self.upper_drift)
+        add_drift(self._drift, rows.to(self._sum), reference.to(self._sum), self.upper_drift)
 
     def _scaled(self, matrix: Tensor) -> Tensor:
         if self.tokens == 0:

@@ -6,7 +6,8 @@ name: `q_proj.input_operator.0.scale` is the tensor `scale` of the first change.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Self, cast
 
 import torch
@@ -133,6 +134,47 @@ def detach(block: nn.Module) -> None:
         hooks = module._forward_pre_hooks
         for key in [key for key, hook in hooks.items() if hook is _operate]:
             del hooks[key], module._modules[NAME]
+
+
+@contextmanager
+def absorbed(block: nn.Module, tokens: int) -> Iterator[None]:
+    """Let the float32 layers of a block have weights W' T^T, which read x, in the place of W'.
+
+    For passes of `tokens` tokens: a weight has fewer rows than that, and layers that read the same
+    x would each make x T again. What rounds x, shifts it or is not differentiable stays in front.
+    """
+    taken = []
+    for module in block.modules():
+        operator = operator_of(module)
+        if operator is not None and type(module) is nn.Linear and 2 * len(module.weight) < tokens:
+            weight = _transposed(operator, module.weight)
+            if weight is not None:
+                taken.append((module, operator, module.weight.data, weight))
+    for module, _, _, weight in taken:
+        detach(module)
+        module.weight.data = weight
+    try:
+        yield
+    finally:
+        for module, operator, weight, _ in taken:
+            module.weight.data = weight
+            attach(module, operator)
+
+
+def _transposed(operator: InputOperator, weight: Tensor) -> Tensor | None:
+    """Return weight T^T for an operator x T, as the gradient of sum(x T * weight) at x = 0.
+
+    None if the operator is not that, or would be rounded to a narrower dtype than float32.
+    """
+    if weight.dtype != torch.float32 or rounds_inputs(operator):
+        return None
+    with torch.enable_grad():
+        zero = torch.zeros_like(weight, requires_grad=True)
+        found = operator(zero.clone())
+    if found.grad_fn is None or bool(found.any()):
+        return None
+    (gradient,) = torch.autograd.grad(found, zero, weight.detach())
+    return gradient
 
 
 def _operate(linear: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:

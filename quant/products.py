@@ -66,17 +66,16 @@ def add_gram(total: Tensor, rows: Tensor) -> None:
     """Add rows.T @ rows for rows [tokens, n] to the upper triangle of total [n, n], in place.
 
     rows are float16 or bfloat16 on CUDA, where tensor cores multiply them exactly and sum in
-    float32; otherwise they have total's dtype. In float32 on a CPU where oneDNN is not ahead this
-    is cuda_ext.gram. Elsewhere strips of rows that begin at the diagonal are computed, which costs
-    a little over half of the full product. Either touches some entries below the diagonal; `mirror`
-    fills the lower triangle.
+    float32; otherwise they have total's dtype. In float32 on a CPU this is cuda_ext.gram. Elsewhere
+    strips of rows that begin at the diagonal are computed, which costs a little over half of the
+    full product. Either touches some entries below the diagonal; `mirror` fills the lower triangle.
     """
     inputs = rows.shape[1]
     if _torch_alone.get():
         total += rows.T @ rows
         return
-    if rows.device.type == "cpu" and rows.dtype == total.dtype == torch.float32 and _gram_here():
-        gram.add_gram(total, rows if rows.stride(-1) == 1 else rows.contiguous())
+    if _by_operator(total, rows):
+        gram.add_gram(total, _dense_last(rows))
         return
     columns = by_columns(rows).T
     for start, end in strips(inputs):
@@ -89,12 +88,16 @@ def add_gram(total: Tensor, rows: Tensor) -> None:
             total[start:end, start:] += torch.mm(left, right, out_dtype=total.dtype)
 
 
-def add_product(total: Tensor, left: Tensor, right: Tensor, upper: bool) -> None:
-    """Add left.T @ right for left and right [tokens, n] of total's dtype to total [n, n], in place.
+def add_drift(total: Tensor, rows: Tensor, reference: Tensor, upper: bool) -> None:
+    """Add (reference - rows).T @ rows for rows and reference [tokens, n] to total [n, n], in place.
 
-    upper  add what is on and above the diagonal, and some entries below it, as `add_gram` does.
+    Both have total's dtype. upper: add what is on and above the diagonal, and some entries below
+    it, as `add_gram` does, by the same operator.
     """
-    first, second = by_columns(left).T, by_columns(right).T
+    if _by_operator(total, rows):
+        gram.add_drift(total, _dense_last(rows), _dense_last(reference), upper)
+        return
+    first, second = by_columns(reference - rows).T, by_columns(rows).T
     if not upper or _torch_alone.get():
         total += product(first, second.T)
         return
@@ -103,13 +106,24 @@ def add_product(total: Tensor, left: Tensor, right: Tensor, upper: bool) -> None
 
 
 def by_columns(rows: Tensor) -> Tensor:
-    """Return rows [tokens, n] in the layout in which products over the tokens are fastest.
+    """Return rows [tokens, n] in the layout in which their products are summed fastest.
 
     oneDNN wants both factors of every strip dense, hence contiguous along the tokens; MKL takes
-    them as they are, and the copy costs 10 to 20 % of the products.
+    them as they are, and the copy costs 10 to 20 % of the products. Our operator copies them.
     """
-    dense = rows.device.type == "cpu" and (rows.dtype != torch.float32 or _onednn_is_faster())
+    if rows.device.type != "cpu" or _by_operator(rows, rows):
+        return rows
+    dense = rows.dtype != torch.float32 or _onednn_is_faster()
     return rows.T.contiguous().T if dense else rows
+
+
+def _by_operator(total: Tensor, rows: Tensor) -> bool:
+    single = rows.dtype == total.dtype == torch.float32
+    return rows.device.type == "cpu" and single and not _torch_alone.get() and _gram_here()
+
+
+def _dense_last(rows: Tensor) -> Tensor:
+    return rows if rows.stride(-1) == 1 else rows.contiguous()
 
 
 def mirror(total: Tensor) -> None:
@@ -146,14 +160,12 @@ def _onednn_is_faster() -> bool:
 
 
 def _gram_here() -> bool:
-    """Whether half of a Gram matrix is faster by our operator; logs the reason if it is missing."""
-    if _onednn_is_faster():
-        return False
+    """Whether our operator sums Gram matrices here; logs the reason if it does not."""
     reason = why_no_operators()
     if reason is not None:
         say_once(
-            f"Hessians are summed by torch.mm, not by bitsweep::add_gram: {reason} Results differ "
-            "by rounding only."
+            f"Hessians are summed by other libraries, not by bitsweep::add_gram: {reason} Results "
+            "differ by rounding only."
         )
     return reason is None
 

@@ -49,8 +49,7 @@ class Collector:
         self.statistics: dict[tuple[str, ...], InputStatistics] = {}
         self.worker_of = dict(zip(groups, spread(block, groups, len(workers)), strict=True))
         self._batch: Batch | None = None
-        self._reference: dict[tuple[str, ...], list[Tensor]] | None = None
-        self._records = self._whole = False
+        self._reference: Mapping[tuple[str, ...], list[Tensor]] | None = None
         self._waiting: set[str] = set()
         self._single_pass = single_pass
         self._workers = workers
@@ -75,21 +74,22 @@ class Collector:
             hook = self._feeder(group, hessian, worker, own, group in mixtures, statistics)
             self._handles.append(leader.register_forward_pre_hook(hook))
 
-    def record(self, to_the_end: bool) -> None:
-        """Keep the inputs of the following pass, which is that of the full-precision model.
+    def begin(
+        self, batch: Batch, reference: Mapping[tuple[str, ...], list[Tensor]] | None = None
+    ) -> None:
+        """Set the batch to which the inputs belong until `end`.
 
-        The pass after the next `begin` is compared with them. to_the_end: its output is needed.
+        reference  what the layers read in the full-precision model, by group.
         """
-        self._reference = {group: [] for group in self.hessians}
-        self._records, self._whole = True, to_the_end
-
-    def begin(self, batch: Batch) -> None:
-        """Set the batch to which the following inputs belong."""
-        self._batch, self._records = batch, False
+        self._batch, self._reference = batch, reference
         self._waiting = {hessian.layer for hessian in self.hessians.values()}
         # Every sequence counts for every expert, even without tokens for it: n is only a scale.
         for group in self._routed:
             self.hessians[group].sequences += batch.tokens.shape[0]
+
+    def end(self) -> None:
+        """Collect nothing until the next `begin`."""
+        self._batch = self._reference = None
 
     def close(self) -> None:
         for handle in self._handles:
@@ -105,10 +105,8 @@ class Collector:
         statistics: InputStatistics | None,
     ) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def feed(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-            if self._records:
-                self._keep(group, args[0])
+            if self._batch is None:
                 return
-            assert self._batch is not None
             batch, inputs, shape = self._batch, args[0], self._batch.tokens.shape
             require_fits(inputs, own, batch, f"the input of {hessian.layer}")
             # Some models (OPT) flatten [batch, tokens] before a layer; the Hessian counts
@@ -131,16 +129,6 @@ class Collector:
 
         return feed
 
-    def _keep(self, group: tuple[str, ...], inputs: Tensor) -> None:
-        assert self._reference is not None
-        # A copy: the block may change this tensor in place before it is compared.
-        inputs = inputs.detach().clone()
-        for change in self._changes.get(group, ()):
-            inputs = change.inputs(inputs)
-        self._reference[group].append(inputs)
-        if self._single_pass and not self._whole and all(self._reference.values()):
-            raise Collected
-
     def _counterpart(self, group: tuple[str, ...], layer: str, inputs: Tensor) -> Tensor | None:
         """Return the inputs of the same tokens in the full-precision model; None without them."""
         if self._reference is None:
@@ -152,7 +140,10 @@ class Collector:
                 f"{layer} reads {list(inputs.shape)} behind quantized layers and {found} in the "
                 "full-precision model, so that they cannot be compared; use method=gptq."
             )
-        return left.pop(0)
+        beside = left.pop(0)
+        for change in self._changes.get(group, ()):
+            beside = change.inputs(beside)
+        return beside
 
 
 def update(

@@ -24,7 +24,12 @@ from transformers import PreTrainedModel
 
 from quant.blocks import LINEAR_TYPES, Blocks, find_blocks, linear_layers
 from quant.calibrate.capture import capture, forwards_replaced, logits_after_blocks, run_block
-from quant.calibrate.neighbours import Maker, changeable_neighbours, tensors_in
+from quant.calibrate.neighbours import (
+    Maker,
+    changeable_neighbours,
+    parameter_holders,
+    tensors_in,
+)
 from quant.calibrate.residual import (
     head_norm,
     normed_layers,
@@ -115,7 +120,7 @@ def _look(model: PreTrainedModel) -> tuple[list[_Group], str | None]:
     structure = learn_structure(model, ids)
     with norms_running(model, source.blocks) as running:
         captured = capture(model, structure, [ids[None]])
-    hidden, groups = captured.hidden[0], []
+    hidden, groups, holders = captured.hidden[0], [], parameter_holders(model)
     whys: list[str] = []
     width = hidden.shape[-1]
     after = partial(logits_after_blocks, model, structure, ids[None], hidden)
@@ -128,7 +133,7 @@ def _look(model: PreTrainedModel) -> tuple[list[_Group], str | None]:
         run = partial(run_block, block, each, captured.calls[index][0], hidden)
         linears = linear_layers(block)
         with normed_layers(block) as norm_after:
-            found = changeable_neighbours(model, block, each.groups, run)
+            found = changeable_neighbours(holders, block, each.groups, run)
         with _noted(whys):
             stream_parts(block, name, found, norm_after, width, ModelStructureError)
         for names, maker in found.makers.items():

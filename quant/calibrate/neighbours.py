@@ -6,6 +6,7 @@ the output of a module, so that it detects residual connections and other reader
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -72,7 +73,7 @@ def find_neighbours(
 
 
 def changeable_neighbours(
-    model: nn.Module,
+    holders: Counter[int],
     block: nn.Module,
     groups: Sequence[Names],
     run: Callable[[], Tensor],
@@ -80,7 +81,8 @@ def changeable_neighbours(
 ) -> Neighbours:
     """As `find_neighbours`, with makers only where their parameters may be changed.
 
-    taken  taken(name of a linear layer of the block) -> whether it is quantized already.
+    holders  parameter_holders of the block's model.
+    taken    taken(name of a linear layer of the block) -> whether it is quantized already.
     """
     found = find_neighbours(block, groups, run)
     linears = linear_layers(block)
@@ -92,7 +94,7 @@ def changeable_neighbours(
             return f"{maker.name}, which makes its input, has no parameters"
         if isinstance(maker.module, LINEAR_TYPES) and taken(maker.name):
             return f"{maker.name}, which makes its input, is quantized already"
-        if shared(model, [maker.module, *(linears[name] for name in names)]):
+        if shared(holders, [maker.module, *(linears[name] for name in names)]):
             return f"it or {maker.name}, which makes its input, shares parameters with others"
         return maker
 
@@ -100,16 +102,16 @@ def changeable_neighbours(
     return replace(found, makers=makers)
 
 
-def shared(model: nn.Module, modules: Sequence[nn.Module]) -> bool:
-    """Whether other modules of the model, or two of these, share parameters of these modules."""
+def parameter_holders(model: nn.Module) -> Counter[int]:
+    """The number of modules of the model that hold a parameter, by its identity."""
+    modules = model.named_modules(remove_duplicate=False)
+    return Counter(id(value) for _, module in modules for value in module._parameters.values())
+
+
+def shared(holders: Counter[int], modules: Sequence[nn.Module]) -> bool:
+    """Whether other modules, or two of these, share parameters of these modules."""
     ours = {id(value) for module in modules for value in module.parameters()}
-    held = [
-        id(value)
-        for _, module in model.named_modules(remove_duplicate=False)
-        for value in module._parameters.values()
-        if id(value) in ours
-    ]
-    return len(held) > len(ours)
+    return sum(holders[each] for each in ours) > len(ours)
 
 
 class _Watch(TorchDispatchMode):

@@ -58,7 +58,7 @@ class Passes:
         """Return the Hessians of what the layers read in one pass.
 
         reference   the original block, whose inputs are compared.
-        advance     whether the reference stream goes on to the next block.
+        advance     whether the reference stream goes on to the next block after this stage.
         same        the block computes what the original does, so one pass makes both.
         statistics  whether statistics of the inputs are collected, too.
         changed     changes of coordinates that the block has and the original has not.
@@ -78,10 +78,10 @@ class Passes:
             )
             try:
                 for position, batch in enumerate(self.batches):
+                    beside = None
                     if reference is not None and not same:
-                        collector.record(to_the_end=advance)
-                        reference.run(position, batch, advance)
-                    collector.begin(batch)
+                        beside = reference.inputs(position, batch, self.groups)
+                    collector.begin(batch, beside)
                     with suppress(Collected), self.memo.during(position, last=False):
                         output = run_block(
                             block, self.structure, self.calls[position], self.hidden[position]
@@ -89,6 +89,7 @@ class Passes:
                         if reference is not None and whole:
                             reference.put(position, batch, output)
                     run.workers.settle()
+                    collector.end()
             finally:
                 collector.close()
         self.trim()

@@ -43,10 +43,9 @@ def quantize_block(
         solved += _quantize_stage(
             run, index, structure, groups, batches, captured, before, memo, reference, advance
         )
-        done = [name for group in groups for name in group]
-        memo.finish(done)
+        memo.finish(name for group in groups for name in group)
         if reference is not None:
-            reference.memo.finish(done)
+            reference.finish(groups)
     if index == 0:
         layers, blocks = [layer for layer, _ in solved], run.source.blocks.modules
         require_first_changes(run.config.input_transforms, layers, list(blocks))

@@ -60,6 +60,7 @@ from quant.config import QuantizationConfig
 from quant.coverage import Coverage
 from quant.errors import QuantizationError
 from quant.experts import unfuse
+from quant.input_operator import absorbed
 from quant.memory.heaps import memory_kept, trim_heap
 from quant.memory.shapes import model_shape
 from quant.products import torch_alone
@@ -256,7 +257,7 @@ def _put_back(
     if reference is not None:
         with run.calibrating("resume"):
             for position, batch in enumerate(batches):
-                reference.run(position, batch, advance=True)
+                reference.pass_on(position, batch)
     with run.meter.stage("resume"):
         weights, _ = run.sink.get(index)
         for name, weight in weights.items():
@@ -280,7 +281,11 @@ def _advance(
     """
     name = run.source.blocks.block_name(index)
     block = run.source.blocks.modules[index]
-    with run.calibrating("resume" if index < run.resumed - 1 else "forward"):
+    tokens = 0 if run.wide else sum(batch.tokens.numel() for batch in batches)
+    with (
+        run.calibrating("resume" if index < run.resumed - 1 else "forward"),
+        absorbed(block, tokens),
+    ):
         for position, batch in enumerate(batches):
             call = captured.calls[index][position]
             with nullcontext() if memo is None else memo.during(position, last=True):

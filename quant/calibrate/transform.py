@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Protocol, cast
 
 import torch
@@ -16,6 +18,7 @@ from quant.calibrate.neighbours import (
     Names,
     Neighbours,
     changeable_neighbours,
+    parameter_holders,
     shared,
 )
 from quant.calibrate.statistics import InputStatistics
@@ -145,7 +148,7 @@ class BlockTransformer:
         QuantizationError, naming the block, if its output changes beyond rounding.
         """
         solved = lambda name: f"{self.name}.{name}" in self.solved  # noqa: E731
-        found = changeable_neighbours(self.model, self.block, list(hessians), self.run, solved)
+        found = changeable_neighbours(self._holders, self.block, list(hessians), self.run, solved)
         done = {
             names: self._group(names, hessian, statistics.get(names), found)
             for names, hessian in hessians.items()
@@ -176,7 +179,8 @@ class BlockTransformer:
         changes: list[tuple[str, Change]] = []
         notes: list[str] = []
         further = not self._shared([linears[name] for name in names])
-        for transform, options in self.transforms:
+        last = len(self.transforms) - 1
+        for at, (transform, options) in enumerate(self.transforms):
             keep = transform.keeps(options)
             taker: Maker | Source | str = maker
             if isinstance(maker, str) and further and transform.folds_through and keep != ALWAYS:
@@ -212,7 +216,8 @@ class BlockTransformer:
                     if isinstance(change, Shifting):
                         linears[name].bias.detach().add_(change.bias(weight))  # type: ignore[operator]
                     set_weight_matrix(linears[name], change.weight(weight), layer)
-                matrix = change.hessian(matrix)
+                if at < last:
+                    matrix = change.hessian(matrix)
                 changes.append((transform.name, change))
         return Changed(tuple(change for _, change in changes), notes)
 
@@ -260,7 +265,11 @@ class BlockTransformer:
         return self._shared([linear_layers(self.block)[name]])
 
     def _shared(self, modules: Sequence[nn.Module]) -> bool:
-        return shared(self.model, modules)
+        return shared(self._holders, modules)
+
+    @cached_property
+    def _holders(self) -> Counter[int]:
+        return parameter_holders(self.model)
 
     def _require_same(self, before: Tensor, after: Tensor) -> None:
         """Raise QuantizationError unless the block's output is the same within rounding."""

@@ -81,7 +81,7 @@ def prepare(
     if drift is None:
         return Prepared(factor, None)
     # W triu(G) triu(H)^-1 = W + W Z U.
-    return Prepared(factor, in_order(drift, factor).triu() / diagonal)
+    return Prepared(factor, in_order(drift, factor).triu() / diagonal, upper=True)
 
 
 def solve(
@@ -99,7 +99,7 @@ def solve(
     from quant.solvers.mismatch import corrected
 
     factor, own = prepared.factor, weight.detach()
-    weight, _, dead = corrected(weight, prepared, options.damping, options.act_order, layer.name)
+    weight, dead = corrected(weight, prepared, options.damping, options.act_order, layer.name)
     own = own.to(weight.dtype)
     if dead:
         own = own.masked_fill(factor.dead, 0)

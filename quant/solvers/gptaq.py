@@ -66,10 +66,7 @@ def prepare(
     from quant.solvers import mismatch
 
     factor = gptq.prepare(hessian, options, layer)
-    found = mismatch.prepare(factor, drift if options.alpha else None)
-    if found.shift is not None:
-        found.shift.triu_(1).mul_(options.alpha)
-    return found
+    return mismatch.prepare(factor, drift if options.alpha else None, options.alpha, upper=True)
 
 
 def solve(
@@ -86,7 +83,7 @@ def solve(
     """
     from quant.solvers.mismatch import corrected
 
-    weight, _, dead = corrected(weight, prepared, options.damping, options.act_order, layer.name)
+    weight, dead = corrected(weight, prepared, options.damping, options.act_order, layer.name)
     return gptq.quantize(weight, scheme, prepared.factor, options, layer, "GPTAQ", dead)
 
 

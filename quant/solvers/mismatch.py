@@ -11,7 +11,10 @@ H = R R^T, U = R^-1 and the drift D = (X - X~) X~^T, the minimum is
     V = W (H + D) H^-1 = W + W Z U,    Z = D U^T.
 
 Z is computed once for all layers with the same inputs, in the order of the column loop. GPTAQ
-takes a part of it, GPFQ another Z with its own root R; the loop of all three starts at W + W Z U.
+takes what is above its diagonal, GPFQ another Z with its own root R; the loop of all three starts
+at W + W Z U. Products with U = R^-1 are made panel by panel, with inverses of the diagonal blocks
+of R alone: nearly all of the work is then large products, of which a Z that is 0 below its
+diagonal needs a half in the one and a third in the other.
 """
 
 from __future__ import annotations
@@ -24,25 +27,41 @@ from torch import Tensor
 from quant.hessian import Factor
 from quant.products import product
 from quant.solvers.base import begin
+from quant.tiling import PANEL
+
+# Rows of a product with a triangle, of which the part that is 0 is left out.
+STRIP = 2 * PANEL
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """The factor of the damped Hessian of X~, and Z [in, in] in loop order (None where X~ = X)."""
+    """The factor of the damped Hessian of X~, and Z [in, in] in loop order (None where X~ = X).
+
+    upper  whether Z is 0 below its diagonal.
+    """
 
     factor: Factor
     shift: Tensor | None
+    upper: bool = False
 
 
-def prepare(factor: Factor, drift: Tensor | None) -> Prepared:
-    """Return what layers with the same inputs share, from D [in, in] in natural order."""
+def prepare(
+    factor: Factor, drift: Tensor | None, share: float = 1.0, upper: bool = False
+) -> Prepared:
+    """Return what layers with the same inputs share, from D [in, in] in natural order.
+
+    share  what Z is multiplied by. upper: take what is above the diagonal of Z alone, which needs
+           no more of D (in loop order).
+    """
     if drift is None:
         return Prepared(factor, None)
-    # Z R^T = D.
-    shift: Tensor = torch.linalg.solve_triangular(
-        factor.root.T, in_order(drift, factor), upper=False, left=False
-    )
-    return Prepared(factor, shift)
+    shift = in_order(drift, factor).clone()
+    _solve_right(shift, factor, 0, len(shift), upper)  # Z R^T = D
+    if upper:
+        shift.triu_(1)
+    if share != 1:
+        shift *= share
+    return Prepared(factor, shift.T.contiguous().T, upper)  # `_change` reads Z^T
 
 
 def in_order(drift: Tensor, factor: Factor) -> Tensor:
@@ -53,24 +72,78 @@ def in_order(drift: Tensor, factor: Factor) -> Tensor:
 
 def corrected(
     weight: Tensor, prepared: Prepared, damping: float, act_order: bool, layer: str
-) -> tuple[Tensor, Tensor | None, int]:
-    """Return W + W Z U [out, in], W Z [out, in] in loop order, and the number of dead inputs.
+) -> tuple[Tensor, int]:
+    """Return W + W Z U [out, in] and the number of dead inputs.
 
     The weights of dead inputs are 0 in the first, as GPTQ has them, but count in W Z: what such an
     input adds to the output in full precision is missing, too.
     """
-    factor, shift = prepared.factor, prepared.shift
+    factor = prepared.factor
     original = weight.detach()
     weight, dead = begin(weight, factor, damping, act_order, layer)
-    if shift is None:
-        return weight, None, dead
-    original = original.to(weight.dtype)
+    if prepared.shift is None:
+        return weight, dead
+    columns = in_loop(original.to(weight.dtype), factor).T.contiguous()
+    moved = _change(columns, prepared).add_(columns)
     if factor.order is not None:
-        original = original[:, factor.order]
-    missing = product(original, shift.to(weight.dtype))
-    root = factor.root.to(weight.dtype)
-    change = torch.linalg.solve_triangular(root, missing, upper=True, left=False)
-    if factor.order is not None:
-        change = torch.empty_like(change).index_copy_(1, factor.order, change)
-    weight = weight + change
-    return (weight.masked_fill_(factor.dead, 0) if dead else weight), missing, dead
+        moved = torch.empty_like(moved).index_copy_(0, factor.order, moved)
+    weight = moved.T  # every column dense, as the column loop wants it
+    return (weight.masked_fill_(factor.dead, 0) if dead else weight), dead
+
+
+def in_loop(weight: Tensor, factor: Factor) -> Tensor:
+    """Return weight [out, in] with its columns in the order of the column loop."""
+    return weight if factor.order is None else weight[:, factor.order]
+
+
+def _change(columns: Tensor, prepared: Prepared) -> Tensor:
+    """Return (W Z U)^T [in, out] from W^T [in, out] in loop order."""
+    assert prepared.shift is not None
+    shift = prepared.shift.to(columns.dtype)
+    if not prepared.upper:
+        change = product(shift.T, columns)
+    else:
+        change = torch.empty_like(columns)
+        for start in range(0, len(columns), STRIP):
+            end = min(start + STRIP, len(columns))
+            change[start:end] = product(shift[:end, start:end].T, columns[:end])
+    _solve_left(change, prepared.factor, 0, len(change))  # R^T (W Z U)^T = (W Z)^T
+    return change
+
+
+def _solve_left(values: Tensor, factor: Factor, start: int, end: int) -> None:
+    """Replace rows start .. end of values [in, n] by Y with R^T Y = values, these rows of R alone.
+
+    By halves, so that nearly all of the work is large products.
+    """
+    if end - start <= PANEL:
+        inverse = factor.inverse(start, end).to(values.dtype)
+        values[start:end] = product(inverse.T, values[start:end])
+        return
+    middle = _middle(start, end)
+    _solve_left(values, factor, start, middle)
+    beside = factor.root[start:middle, middle:end].to(values.dtype)
+    values[middle:end] -= product(beside.T, values[start:middle])
+    _solve_left(values, factor, middle, end)
+
+
+def _solve_right(values: Tensor, factor: Factor, start: int, end: int, upper: bool) -> None:
+    """Replace columns start .. end of values [in, in] by Y with Y R^T = values, these of R alone.
+
+    upper  of Y what is on and above its diagonal is wanted.
+    """
+    if end - start <= PANEL:
+        rows = slice(0, end if upper else None)
+        values[rows, start:end] = product(values[rows, start:end], factor.inverse(start, end).T)
+        return
+    middle = _middle(start, end)
+    rows = slice(0, middle if upper else None)
+    _solve_right(values, factor, middle, end, upper)
+    beside = factor.root[start:middle, middle:end]
+    values[rows, start:middle] -= product(values[rows, middle:end], beside.T)
+    _solve_right(values, factor, start, middle, upper)
+
+
+def _middle(start: int, end: int) -> int:
+    """Return a multiple of PANEL columns behind `start`, about half of the way to `end`."""
+    return start + -(-(end - start) // (2 * PANEL)) * PANEL

@@ -66,18 +66,17 @@ def solve(
     Dtypes, kernels and errors are those of quant.solvers.gptq.solve; the loss is that of its loop,
     beside the corrected weights: the part of the objective that a choice of levels can change.
     """
-    from quant.solvers.mismatch import corrected
+    from quant.solvers.mismatch import corrected, in_loop
 
     factor, original = prepared.factor, weight.detach()
-    weight, missing, dead = corrected(
-        weight, prepared, options.damping, options.act_order, layer.name
-    )
+    weight, dead = corrected(weight, prepared, options.damping, options.act_order, layer.name)
     column = 0 if factor.order is None else int(factor.order[0])
     first = None
-    if missing is not None and not factor.dead[column]:
+    if prepared.shift is not None and not factor.dead[column]:
         # (W D)_1 / H_11 with D = Z R^T and H = R R^T.
-        row = factor.root[0].to(missing.dtype)
-        first = original[:, column].to(missing.dtype) + missing @ row / row.square().sum()
+        row, shift = factor.root[0].to(weight.dtype), prepared.shift.to(weight.dtype)
+        original = in_loop(original.to(weight.dtype), factor)
+        first = original[:, 0] + original @ (shift @ row) / row.square().sum()
     return gptq.quantize(weight, scheme, factor, options, layer, "Qronos", dead, first)
 
 

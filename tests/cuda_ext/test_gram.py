@@ -5,7 +5,7 @@ import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from cuda_ext.gram import add_gram
+from cuda_ext.gram import add_drift, add_gram
 
 SHAPES = [(1, 1), (1000, 24), (257, 97), (300, 576), (5, 193)]  # tokens, inputs
 
@@ -56,6 +56,21 @@ def test_every_shape_and_stride(isa, tokens, inputs, more):
     assert_half(total, torch.zeros(inputs, inputs), rows)
 
 
+@pytest.mark.parametrize("upper", [False, True])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_a_drift_is_the_product_of_differences(isa, shape, upper):
+    rows, apart = rows_of(*shape), rows_of(*shape, seed=1)
+    wide = torch.cat([rows + apart, torch.full_like(rows, float("nan"))], 1)
+    reference = wide[:, : shape[1]]  # rows lie apart
+    total = torch.ones(shape[1], shape[1])
+    add_drift(total, rows, reference, upper)
+    less = (reference - rows).double()
+    expected = 1 + less.T @ rows.double()
+    allowed = 2e-6 * (1 + less.abs().T @ rows.abs().double())
+    off = (total.double() - expected).abs()
+    assert bool(((off.triu() if upper else off) <= allowed).all())
+
+
 def test_the_same_bits_with_any_number_of_threads(isa):
     rows, found = rows_of(400, 500), []
     threads = torch.get_num_threads()
@@ -64,6 +79,7 @@ def test_the_same_bits_with_any_number_of_threads(isa):
             torch.set_num_threads(count)
             total = torch.zeros(500, 500)
             add_gram(total, rows)
+            add_drift(total, rows, 2 * rows, upper=False)
             found.append(total)
     finally:
         torch.set_num_threads(threads)
@@ -95,3 +111,16 @@ def test_nan_and_infinity_reach_their_products_alone(isa):
 def test_what_does_not_fit_is_named(total, rows, message):
     with pytest.raises(RuntimeError, match=message):
         add_gram(total, rows)
+
+
+@pytest.mark.parametrize(
+    ("reference", "message"),
+    [
+        (torch.zeros(2, 4), "reference is \\[2, 4\\]; expected \\[2, 3\\]"),
+        (torch.zeros(2, 3).double(), "reference is float64; expected float32"),
+        (torch.zeros(3, 2).T, "last dimension of reference is not dense"),
+    ],
+)
+def test_a_reference_that_does_not_fit_is_named(reference, message):
+    with pytest.raises(RuntimeError, match=message):
+        add_drift(torch.zeros(3, 3), torch.zeros(2, 3), reference, upper=True)

@@ -1,5 +1,5 @@
-// Sums of products of all pairs of columns, X^T X on and above the diagonal, written once over
-// `struct Wide` (attention_template.h, which is included before).
+// Sums of products of all pairs of columns, X^T X on and above the diagonal or (Y - X)^T X, written
+// once over `struct Wide` (attention_template.h, which is included before).
 //
 // Columns of X come as panels of kStrip of them, token by token: both factors of a product read one
 // after the other, and what a token brings to a panel is a row of vectors. A task is a square of
@@ -30,6 +30,19 @@ void gram_panels(const Gram& gram, int64_t first, int64_t end) {
         for (int64_t i = 0; i < kStrip; i++) to[i] = i < columns ? from[i] : 0.0f;
       }
     }
+    if (gram.reference == nullptr) continue;
+    to = gram.left + p * kStrip * gram.tokens;
+    const float* less = gram.panels + p * kStrip * gram.tokens;
+    from = gram.reference + p * kStrip;
+    for (int64_t t = 0; t < gram.tokens;
+         t++, to += kStrip, less += kStrip, from += gram.reference_stride) {
+      if (columns == kStrip) {
+        for (int n = 0, at = 0; n < Wide::kVectors; n++, at += Wide::kWidth)
+          store(to + at, load(from + at) - load(less + at));
+      } else {
+        for (int64_t i = 0; i < kStrip; i++) to[i] = i < columns ? from[i] - less[i] : 0.0f;
+      }
+    }
   }
 }
 
@@ -52,11 +65,12 @@ void gram_square(const Gram& gram, int64_t row, int64_t column, float* sums) {
   const auto place = [&](int64_t i, int64_t j) {
     return sums + ((i - row) * kAcross + j - column) * kStrip * kStrip;
   };
+  const auto start = [&](int64_t i) { return gram.whole || column > i ? column : i; };
   for (int64_t t = 0; t < gram.tokens; t += kTokens) {
     const int64_t tokens = least(kTokens, gram.tokens - t);
     for (int64_t i = row; i < rows; i++) {
-      const float* left = gram.panels + (i * gram.tokens + t) * kStrip;
-      for (int64_t j = column > i ? column : i; j < columns; j++) {
+      const float* left = gram.left + (i * gram.tokens + t) * kStrip;
+      for (int64_t j = start(i); j < columns; j++) {
         const float* right = gram.panels + (j * gram.tokens + t) * kStrip;
         gram_pair(left, right, tokens, t == 0, place(i, j));
       }
@@ -64,7 +78,7 @@ void gram_square(const Gram& gram, int64_t row, int64_t column, float* sums) {
   }
   for (int64_t i = row; i < rows; i++) {
     const int64_t high = least(kStrip, gram.inputs - i * kStrip);
-    for (int64_t j = column > i ? column : i; j < columns; j++) {
+    for (int64_t j = start(i); j < columns; j++) {
       const int64_t across = least(kStrip, gram.inputs - j * kStrip);
       const float* from = place(i, j);
       float* to = gram.total + i * kStrip * gram.total_stride + j * kStrip;
@@ -78,11 +92,15 @@ int64_t gram_squares_across(int64_t inputs) {
   return (inputs + kStrip * kAcross - 1) / (kStrip * kAcross);
 }
 
-// Squares [first, end) on and above the diagonal, row by row.
+// Squares [first, end) on and above the diagonal, or of all, row by row.
 void gram_squares(const Gram& gram, int64_t first, int64_t end) {
   const Floats sums(kAcross * kAcross * kStrip * kStrip);
   const int64_t across = gram_squares_across(gram.inputs), squares = across * (across + 1) / 2;
   for (int64_t turn = first; turn < end; turn++) {
+    if (gram.whole) {
+      gram_square(gram, turn / across * kAcross, turn % across * kAcross, sums.data());
+      continue;
+    }
     // From both ends by turns: squares on the diagonal have half of the work, and the last rows
     // have most of them.
     int64_t left = turn % 2 == 0 ? turn / 2 : squares - 1 - turn / 2, row = 0;

@@ -71,22 +71,27 @@ struct FixedPoint {
   void (*linear)(const Product&, int64_t first_tile, int64_t end_tile);
 };
 
-// total += the products of all pairs of columns of rows [tokens, inputs], on and above the diagonal.
+// total += the products of all pairs of columns of rows [tokens, inputs], on and above the diagonal,
+// or of those of reference - rows and those of rows.
 struct Gram {
   const float* rows;
   int64_t stride;  // floats from one row to the next
+  const float* reference;  // rows of which `rows` are subtracted first; null: none
+  int64_t reference_stride;
   int64_t tokens;
   int64_t inputs;
-  float* panels;   // columns, `width` of them to a panel: [panel][token][column]
+  float* panels;  // columns, `width` of them to a panel: [panel][token][column]
+  float* left;    // as `panels`, of the left factor of every product
   float* total;
   int64_t total_stride;
+  bool whole;  // what is below the diagonal is summed, too
 };
 
 struct GramKernels {
   int64_t width;
   void (*panels)(const Gram&, int64_t first_panel, int64_t end_panel);
   // Squares of the result are tasks: as many side by side, of which those on and above the diagonal
-  // are summed.
+  // are summed, or all.
   int64_t (*squares_across)(int64_t inputs);
   void (*squares)(const Gram&, int64_t first_square, int64_t end_square);
 };

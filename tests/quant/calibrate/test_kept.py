@@ -12,11 +12,18 @@ from torch import Tensor, nn
 from quant.calibrate.stream import Workplace, check_streaming, quantize_model
 from quant.config import QuantizationConfig
 from quant.errors import QuantizationError
-from quant.input_operator import KeptChange, operator_bits, operator_of
+from quant.input_operator import (
+    InputOperator,
+    KeptChange,
+    absorbed,
+    attach,
+    operator_bits,
+    operator_of,
+)
 from quant.scheme import Scheme
 from quant.solvers import gptq, rtn
 from quant.solvers.base import Layer
-from quant.transforms import equalize
+from quant.transforms import equalize, round_inputs
 from quant.transforms.base import Change, Group, Scaling, Transform
 from tests.oracles.naive_hessians import naive_hessians
 from tests.quant import rotating
@@ -70,6 +77,41 @@ def test_a_kept_rotation_on_a_fine_grid_gives_the_output_back(name: str) -> None
         stored = W8G16.bits_per_weight(layer.inputs) + 64 * layer.inputs / layer.outputs
         assert layer.bits_per_weight == pytest.approx(stored, rel=1e-12)
     check_streaming(model, *random_windows(2, seed=7))  # raises unless it is the plain pass
+
+
+class Shifted(Scaling):
+    """x' = x / scale - 1, which no weight alone makes up for."""
+
+    def inputs(self, x: Tensor) -> Tensor:
+        return super().inputs(x) - 1
+
+
+@pytest.mark.parametrize("kind", ["rotated", "scaled twice", "shifted", "rounded", "few tokens"])
+def test_weights_absorb_operators_while_many_tokens_pass(kind: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    linear, x = nn.Linear(24, 10), torch.randn(5, 24, generator=generator)
+    scale = {"scale": torch.rand(24, generator=generator) + 0.5}
+    scaling = replace(equalize.TRANSFORM, rebuild=Scaling.rebuild)
+    changes = [KeptChange(scaling, scale)] * 2
+    if kind == "rotated":
+        rotation = rotating.change(Group("", (), (), torch.eye(24), Scheme(4)), None)
+        changes = [KeptChange(rotating.TRANSFORM, rotation.tensors())]
+    if kind == "shifted":
+        changes = [KeptChange(replace(scaling, rebuild=Shifted.rebuild), scale)]
+    if kind == "rounded":
+        changes = [KeptChange(round_inputs.TRANSFORM, {}, round_inputs.Options())]
+    attach(linear, InputOperator(changes))
+    block, weight = nn.Sequential(linear), linear.weight.detach().clone()
+    with torch.no_grad():
+        expected = block(x)
+        with absorbed(block, 20 if kind == "few tokens" else 21):
+            inside = block(x)
+            taken = not linear._forward_pre_hooks
+            assert taken == (not torch.equal(linear.weight, weight))
+        assert torch.equal(block(x), expected)
+    assert taken == (kind in ("rotated", "scaled twice"))
+    assert torch.equal(linear.weight, weight)
+    torch.testing.assert_close(inside, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("devices", [1, 2])

@@ -7,12 +7,16 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from quant.blocks import find_blocks, linear_layers
 from quant.calibrate import memo as memos
+from quant.calibrate import reference, stages
+from quant.calibrate.capture import Call
 from quant.calibrate.memo import Memo
 from quant.calibrate.stream import quantize_model
 from quant.calibrate.structure import BlockStructure
+from quant.calibrate.windows import Batch
 from quant.config import QuantizationConfig
 from quant.scheme import Scheme
 from quant.solvers import gptq, qronos
@@ -69,6 +73,79 @@ def test_no_bit_depends_on_it_where_a_transform_changes_norms(
     monkeypatch.setattr(memos, "MEMO_BYTES", 0)
     other, _ = quantized(model, gptq.SOLVER, options, (awq.TRANSFORM, None))
     assert all(torch.equal(codes[layer], other[layer]) for layer in codes)
+
+
+def test_attention_and_the_original_of_a_block_run_once_a_batch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    passes: Counter[str] = Counter()
+    attention = functional.scaled_dot_product_attention
+    batches, seen = 3, []
+
+    def counted(*args: Any, **kwargs: Any) -> Tensor:
+        passes["attention"] += 1
+        return attention(*args, **kwargs)
+
+    class Watched(reference.ReferenceBlock):
+        def _pass(self, *args: Any) -> Any:
+            passes["original"] += 1
+            return super()._pass(*args)
+
+    class Memos(Memo):
+        def _attention(self, run: Any, compute: Any, *args: Any, **kwargs: Any) -> Any:
+            seen.append(compute)
+            return super()._attention(run, counted, *args, **kwargs)
+
+    monkeypatch.setattr(reference, "ReferenceBlock", Watched)
+    monkeypatch.setattr(stages, "Memo", Memos)
+    model = tiny_model("llama")
+    config = QuantizationConfig(qronos.SOLVER, COARSE, qronos.Options(), batch_tokens=24)
+    quantize_model(model, random_windows(batches), config)
+    blocks = len(find_blocks(model).modules)
+    assert passes["original"] == blocks * batches
+    assert attention in seen
+    assert passes["attention"] == blocks * batches
+
+
+@pytest.mark.parametrize("most", [0, 6_000])
+def test_no_bit_depends_on_how_many_inputs_of_the_original_wait(
+    most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_model("opt")
+    codes, _ = quantized(model, qronos.SOLVER, qronos.Options())
+    monkeypatch.setattr(reference, "MEMO_BYTES", most)
+    other, _ = quantized(model, qronos.SOLVER, qronos.Options())
+    assert all(torch.equal(codes[layer], other[layer]) for layer in codes)
+
+
+class InPlace(nn.Module):
+    """A block that changes in place what its first layer has read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + 1
+        y = self.first(x)
+        x.mul_(2)
+        return self.second(x + y)
+
+
+def test_inputs_that_the_original_changes_in_place_are_copied() -> None:
+    block, x = InPlace(), torch.randn(1, 3, 4, generator=torch.Generator().manual_seed(0))
+    structure = BlockStructure(0, None, None, (("first",), ("second",)), single_pass=True)
+    original = reference.ReferenceBlock(block, "b", structure, [Call((None,), {})], [x], True)
+    batch = Batch((0,), torch.zeros(1, 3, dtype=torch.int64))
+    with torch.no_grad():
+        expected = block(x)
+        first = original.inputs(0, batch, [("first",)])
+        original.finish([("first",)])
+        second = original.inputs(0, batch, [("second",)])
+        inner = block.first(x + 1)
+    assert torch.equal(first["first",][0], x + 1)
+    assert torch.equal(second["second",][0], (x + 1) * 2 + inner)
+    assert torch.equal(original.hidden[0], expected)
 
 
 class Block(nn.Module):

@@ -249,9 +249,7 @@ def test_inputs_without_a_counterpart_are_refused() -> None:
     batch = Batch((0,), torch.zeros(1, 4, dtype=torch.int64))
     with DeviceWorkers([CPU]) as workers, torch.no_grad():
         collector = Collector(block, "block", [("a",)], False, workers)
-        collector.record(to_the_end=True)
-        block["a"](torch.ones(1, 3, 8))
-        collector.begin(batch)
+        collector.begin(batch, {("a",): [torch.ones(1, 3, 8)]})
         with pytest.raises(ModelStructureError, match=r"block\.a reads \[1, 4, 8\] .* \[1, 3, 8\]"):
             block["a"](torch.ones(1, 4, 8))
         collector.close()

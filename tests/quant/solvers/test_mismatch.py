@@ -245,7 +245,7 @@ def test_the_loss_of_qronos_is_the_part_of_the_objective_that_levels_change() ->
 def test_an_input_that_is_dead_behind_quantized_layers_still_counts_in_the_target() -> None:
     layer = Mismatched(5, dead=3)
     prepared = qronos.prepare(layer.hessian, drift=layer.drift)
-    found, _, dead = mismatch.corrected(layer.weight, prepared, 0.01, False, "fc1")
+    found, dead = mismatch.corrected(layer.weight, prepared, 0.01, False, "fc1")
     assert dead == 1
     assert not found[:, 3].any()
     live = [j for j in range(INPUTS) if j != 3]
@@ -259,6 +259,33 @@ def test_an_input_that_is_dead_behind_quantized_layers_still_counts_in_the_targe
     for solution in solutions:
         assert solution.dead_columns == 1
         assert not solution.weight.dequantize()[:, 3].any()
+
+
+@pytest.mark.parametrize("act_order", [False, True])
+@pytest.mark.parametrize("name", SOLVERS)
+def test_corrections_over_many_panels_are_those_of_the_inverse(name: str, act_order: bool) -> None:
+    """Triangles are solved by halves; here they are inverted as a whole."""
+    inputs = 300
+    solver, layer = SOLVERS[name], Mismatched(7, inputs=inputs)
+    options = solver.Options(act_order=act_order)
+    prepared = solver.prepare(layer.hessian, options, drift=layer.drift)
+    found, _ = mismatch.corrected(layer.weight, prepared, options.damping, act_order, "fc1")
+
+    order = np.arange(inputs)
+    if act_order:
+        order = np.argsort(-layer.hessian.diagonal().numpy(), kind="stable")
+    hessian, drift = (x.numpy()[np.ix_(order, order)] for x in (layer.hessian, layer.drift))
+    weight = layer.weight.numpy()[:, order]
+    damped = hessian + layer.absolute(options.damping) * np.eye(inputs)
+    upper = np.linalg.cholesky(np.linalg.inv(damped)).T  # H^-1 = U^T U
+    if name == "gpfq":
+        expected = weight @ np.triu(damped + drift) @ np.linalg.inv(np.triu(damped))
+    elif name == "gptaq":
+        expected = weight + options.alpha * weight @ np.triu(drift @ upper.T, 1) @ upper
+    else:
+        expected = weight + weight @ drift @ np.linalg.inv(damped)
+    scale = np.abs(expected).max()
+    np.testing.assert_allclose(found.numpy()[:, order], expected, atol=1e-8 * scale)
 
 
 @pytest.mark.parametrize("name", SOLVERS)

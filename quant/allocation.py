@@ -35,6 +35,8 @@ class Allocation:
                  Kullback-Leibler divergence of the model's output from that with this one layer
                  rounded to nearest, nats a token.
     tokens       calibration tokens, from the first on, that kld is measured on.
+    fused        whether layers that vLLM makes one of (quant.fused) get one scheme, by the sum of
+                 what each loses.
     head         scheme of the language-model head, as in Scheme; not in the budget.
     embeddings   scheme of the token embeddings, as in Scheme; not in the budget.
 
@@ -45,6 +47,7 @@ class Allocation:
     candidates: tuple[Scheme, ...]
     sensitivity: str = RELATIVE
     tokens: int = 1024
+    fused: bool = False
     head: Scheme | None = None
     embeddings: Scheme | None = None
 
@@ -85,8 +88,9 @@ class Allocation:
 
     @property
     def name(self) -> str:
-        """Short name for tables and files: auto3.25, auto3.25_kld, auto3.25_head_w8g32."""
+        """Short name for tables and files: auto3.25, auto3.25_kld_fused, auto3.25_head_w8g32."""
         words = [f"auto{self.bits:g}", *[self.sensitivity] * (self.sensitivity != RELATIVE)]
+        words += ["fused"] * self.fused
         own = [f"{OUTSIDE[what]}{each.name}" for what, each in self.outside.items()]
         return "".join(["_".join(words), *own])
 

@@ -232,7 +232,8 @@ def _scheme(scheme: AskedScheme) -> dict[str, Any]:
         fields = {field.name: getattr(scheme, field.name) for field in dataclasses.fields(scheme)}
         candidates = [_scheme(each) for each in scheme.candidates]
         outside = {what: _scheme(own) for what, own in scheme.outside.items()}
-        fields = {n: v for n, v in fields.items() if n not in OUTSIDE}
+        left = (*OUTSIDE, *["fused"] * (not scheme.fused))  # as before there was a choice
+        fields = {n: v for n, v in fields.items() if n not in left}
         return {**fields, "candidates": candidates, **outside, "version": VERSION}
     if isinstance(scheme, Budget):
         return {"budget": scheme.bits}

@@ -181,6 +181,7 @@ def _scheme_of(scheme: AskedScheme | None, quantizes: bool) -> dict[str, Any]:
             "candidates": [each.name for each in scheme.candidates],
             "sensitivity": scheme.sensitivity,
             **({"tokens": scheme.tokens} if scheme.sensitivity == KLD else {}),
+            **({"fused": True} if scheme.fused else {}),
             "version": VERSION,
         },
     }

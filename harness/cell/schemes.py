@@ -92,6 +92,7 @@ def _allocation(config: SchemeConfig, levels: Part | None) -> Allocation:
             ),
             sensitivity=auto.sensitivity,
             tokens=auto.tokens,
+            fused=auto.fused,
             **_outside(config, own),
         )
     except SchemeError as error:

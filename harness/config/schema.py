@@ -71,6 +71,7 @@ class AutoConfig:
     candidates: List[str] = field(default_factory=list)
     sensitivity: str = "relative"
     tokens: int = 1024
+    fused: bool = False
 
 
 @dataclass

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from omegaconf import MISSING
@@ -20,7 +20,7 @@ from harness.suites.base import (
     at_least_one,
     machine_inputs,
 )
-from harness.suites.shapes import parse_task, task_name
+from harness.suites.shapes import not_one_scheme, parse_task, task_name
 from quant.budget import Budget
 
 NAME = "kernels"
@@ -47,22 +47,6 @@ def check(config: Config, facts: Facts) -> None:
     reason = not_one_scheme([each.name for each in facts.schemes], factored)
     if reason is not None:
         raise ConfigError(f"{key}: model={facts.model}: {reason}.")
-
-
-def not_one_scheme(schemes: Sequence[str], factored: bool) -> str | None:
-    """Why layers of these schemes, or factors, cannot be timed; None if they can."""
-    if factored:
-        return (
-            "its layers are products of factors, and kernels multiply codes: leave suite=kernels "
-            "out, and time the model with suite=latency"
-        )
-    if len(schemes) > 1:
-        return (
-            f"its layers have several schemes ({', '.join(schemes)}), and "
-            "kernels are timed for one: measure a model of a single scheme, or time this one with "
-            "suite=latency"
-        )
-    return None
 
 
 def run(context: SuiteContext, config: Config) -> SuiteResult:

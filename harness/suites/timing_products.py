@@ -21,8 +21,7 @@ from cuda_ext.bench import Contender, copies_for, last_level_cache, measure
 from harness.records.busyness import Watch, said_busy, with_note
 from harness.records.record import Metric
 from harness.suites.base import SuiteContext, SuiteResult
-from harness.suites.kernels import not_one_scheme
-from harness.suites.shapes import task_name
+from harness.suites.shapes import not_one_scheme, task_name
 from harness.suites.timing import conditions, paired_ratio, summarise
 from quant.blocks import LINEAR_TYPES
 from quant.embedding import looked_up

@@ -26,6 +26,7 @@ from quant.checkpoint.make import windows_hash
 from quant.checkpoint.partial import code_hash
 from quant.config import QuantizationConfig
 from quant.errors import QuantizationError
+from quant.fused import fused_groups
 from quant.scheme import Scheme, mixture
 
 COSTS = "costs.json"  # name of the file of costs, in the working folder of an artifact
@@ -97,10 +98,18 @@ def best(
     allocation.require_possible(list(shapes.values()))
     candidates = allocation.candidates
     weights = sum(outputs * inputs for outputs, inputs in shapes.values())
-    bits = [[stored_bits(each, *shape) for each in candidates] for shape in shapes.values()]
-    known = [[_rounded(costs[name][each.name]) for each in candidates] for name in shapes]
+    groups = fused_groups(shapes) if allocation.fused else [(name,) for name in shapes]
+    bits = [
+        [sum(stored_bits(each, *shapes[name]) for name in group) for each in candidates]
+        for group in groups
+    ]
+    known = [
+        [_rounded(sum(costs[name][each.name] for name in group)) for each in candidates]
+        for group in groups
+    ]
     chosen = assign(bits, known, allocation.budget(weights))
-    schemes = {name: candidates[at] for name, at in zip(shapes, chosen, strict=True)}
+    of_group = {n: candidates[at] for group, at in zip(groups, chosen, strict=True) for n in group}
+    schemes = {name: of_group[name] for name in shapes}
     predicted = sum(costs[name][scheme.name] for name, scheme in schemes.items())
     return Chosen(mixture(schemes).beside(allocation.outside), costs, predicted)
 

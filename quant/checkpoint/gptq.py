@@ -21,6 +21,7 @@ from quant.checkpoint.formats.base import (
 from quant.checkpoint.layer_names import is_expression
 from quant.checkpoint.meta import read_head_grid, read_meta, read_own_grid
 from quant.errors import ArtifactError
+from quant.fused import fused, split_note
 from quant.head import means_head
 from quant.levels import uniform
 from quant.scheme import BITS, Scheme
@@ -277,11 +278,18 @@ def notes(scheme: Scheme, layers: Sequence[StoredLayer]) -> list[str]:
     found = []
     every = scheme.every
     if len(every) > 1:
+        split = split_note((each.name for each in layers), lambda name: scheme.of(name).name)
+        readers = "GPTQModel reads" if split else "GPTQModel and vLLM read"
         found.append(
-            "GPTQModel and vLLM read layers of several schemes (dynamic), vLLM only if the layers "
-            "that it fuses (q, k and v; gate and up) have the same; transformers through optimum "
-            "reads one scheme."
+            f"{readers} layers of several schemes (dynamic), transformers through optimum one."
         )
+        whole = any(scheme.of(each.name) != scheme.every[0] for each in layers if fused(each.name))
+        if whole and not split:
+            found.append(
+                "vLLM finds the schemes of q, k, v, gate and up in dynamic only in releases that "
+                "look up the parts of what it fuses; older ones take the main settings for them."
+            )
+        found += [split] if split else []
     if scheme.scale_dtype != "float16":
         found.append(
             f"readers of GPTQ store scales as float16 and will round these {scheme.scale_dtype} "

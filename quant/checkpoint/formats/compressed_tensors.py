@@ -46,6 +46,7 @@ from quant.checkpoint.formats.base import (
 )
 from quant.checkpoint.meta import read_head_grid, read_meta, read_own_grid
 from quant.errors import ArtifactError
+from quant.fused import split_note
 from quant.scheme import Scheme
 
 if TYPE_CHECKING:
@@ -208,10 +209,12 @@ def _scale_dtype(scheme: Scheme, layer: StoredLayer) -> torch.dtype:
 
 def describe(model: QuantizedModel) -> dict[str, Any]:
     """Return the quantization_config of a model, which lists the nn.Linear not quantized."""
-    named: dict[Scheme, list[str]] = {}  # the library prefers a name to a class
+    named: dict[Scheme, list[str]] = {}
     for name, scheme in model.own.items():
         named.setdefault(scheme, []).append(name)
-    found = [_group(["Linear"], model.scheme), *(_group(n, each) for each, n in named.items())]
+    # vLLM prefers a class to the names of what it fuses: beside a class it would not find q, k, v.
+    usual = [name for name in model.layers if name not in model.own] if named else ["Linear"]
+    found = [_group(usual, model.scheme), *(_group(n, each) for each, n in named.items())]
     if model.own_head is not None:
         found.append(_group([model.own_head[0]], model.own_head[1]))
     groups = {f"group_{number}": each for number, each in enumerate(found)}
@@ -271,9 +274,11 @@ def notes(scheme: Scheme, layers: Sequence[StoredLayer]) -> list[str]:
             "both with symmetric=true, or export to gptq-v2 for GPTQModel."
         )
     if len(scheme.every) > 1:
+        split = split_note((each.name for each in layers), lambda name: scheme.of(name).name)
         found.append(
-            "vLLM reads layers of several schemes (config_groups) if the layers that it fuses (q, "
-            "k and v; gate and up) have the same."
+            split
+            or "vLLM reads layers of several schemes (config_groups), because those that it fuses "
+            "(q, k and v; gate and up) have the same here."
         )
     if scheme.head is not None:
         found.append(

@@ -191,7 +191,8 @@ def test_the_head_may_be_one_of_them(mixed):
 def test_an_export_keeps_the_schemes_of_layers(mixed, tmp_path, format):
     folder, model, weights = mixed
     notes = quant.export(folder, tmp_path / "out", format).notes
-    assert any("layers of several schemes" in note for note in notes)
+    said = "layers of several schemes" if format.startswith("gptq") else "vLLM does not load"
+    assert any(said in note for note in notes)
     found = quant.load_weights(tmp_path / "out")
     assert found.keys() == weights.keys()
     for layer, weight in found.items():

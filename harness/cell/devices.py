@@ -261,9 +261,9 @@ def _require_names(names: tuple[str, ...], device: str, said: str) -> None:
     for name in names:
         word, _, number = name.partition(":")
         if word != kind or (word == "cuda" and not number.isdigit()):
+            better = "use runtime=cuda" if kind == "cpu" else "use names such as cuda:0"
             raise ConfigError(
-                f"{said}: {name} is not one of the devices of runtime.device={device}; use names "
-                f"such as {kind}:0, all of one kind."
+                f"{said}: {name} is not one of the devices of runtime.device={device}; {better}."
             )
         if names.count(name) > 1:
             raise ConfigError(f"{said} names {name} twice: name each device once.")

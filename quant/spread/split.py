@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import accumulate
 
 from quant.errors import ModelStructureError, NotEnoughMemory
@@ -104,7 +105,7 @@ def split(parts: Parts, rooms: Sequence[Room], what: str) -> tuple[int, ...]:
             f"{what} has {count} blocks, fewer than the {len(rooms)} devices it is to lie on: use "
             f"runtime.devices={count} or fewer."
         )
-    counts = _fewest_on_the_fullest(parts, rooms)
+    counts = _fewest_on_the_fullest(parts, tuple(rooms))
     held = held_by(parts, counts)
     if any(room.free is not None and n > room.free for n, room in zip(held, rooms, strict=True)):
         raise NotEnoughMemory(_refusal(parts, rooms, held, what))
@@ -122,7 +123,8 @@ def fewest(parts: Parts, rooms: Sequence[Room], what: str) -> int | None:
     return None
 
 
-def _fewest_on_the_fullest(parts: Parts, rooms: Sequence[Room]) -> tuple[int, ...]:
+@lru_cache(maxsize=256)  # the plans of a sweep ask for few models
+def _fewest_on_the_fullest(parts: Parts, rooms: tuple[Room, ...]) -> tuple[int, ...]:
     """By dynamic programming over devices and the number of blocks up to each of them."""
     total = [0, *accumulate(parts.blocks)]
     known = all(room.free for room in rooms)

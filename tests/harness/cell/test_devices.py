@@ -126,6 +126,10 @@ def test_on_a_machine_that_is_not_known_devices_are_taken_at_their_word(gpus) ->
         ),
         (["runtime=cpu", "runtime.devices=2"], "the processor is one device: use runtime=cuda"),
         (["runtime=cpu", "runtime.devices=[cpu,cpu]"], "names cpu twice"),
+        (
+            ["runtime=cpu", "runtime.devices=[cuda:0,cuda:1]"],
+            "cuda:0 is not one of the devices of runtime.device=cpu; use runtime=cuda.",
+        ),
     ],
 )
 def test_devices_that_cannot_be_are_refused(gpus, words: list[str], said: str) -> None:

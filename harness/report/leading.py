@@ -12,7 +12,7 @@ from harness.report.columns import SuiteTable
 from harness.report.pareto import cost_axes, dominators, quality_axis, quality_columns
 from harness.report.rows import Row
 
-MOST_METHODS = 12  # with a colour and an entry in the legend
+MOST_METHODS = 16  # with a colour and an entry in the legend
 MOST_LINES = 24  # of rows in one panel
 MOST_ROWS = 40  # of a plot with a line of text a row
 MOST_PANELS = 12

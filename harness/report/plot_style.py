@@ -181,5 +181,5 @@ def _fix_ticks(figure: Figure) -> None:
     for panel in figure.axes:
         for each in (panel.xaxis, panel.yaxis):
             axis: Any = each
-            ticks = axis._update_ticks()
-            axis._update_ticks = partial(list, ticks)
+            if hasattr(axis, "_update_ticks"):  # no part of matplotlib's interface
+                axis._update_ticks = partial(list, axis._update_ticks())

@@ -130,7 +130,7 @@ def test_the_plot_has_a_panel_for_size_and_one_for_time() -> None:
     costs, qualities = chosen_axes(found, declared)
     assert [axis.name for axis in costs] == ["serving MB", "ms"]
     assert [axis.label for axis in qualities] == ["embedded_eval ppl"]
-    figure = pareto_figure(found, [(cost, qualities[0]) for cost in costs])
+    figure = pareto_figure(found, [(cost, qualities[0]) for cost in costs], declared)
     size, time = figure.axes
     (front,) = [line for line in size.lines if line.get_linestyle() == ":"]
     assert list(front.get_ydata()) == [5.9, 5.2, 5.0]
@@ -147,7 +147,7 @@ def test_the_legend_names_what_is_drawn() -> None:
     found, declared = tables()
     (_, time), (quality, *_) = chosen_axes(found, declared)
     some = replace(time, value=lambda row: None if row.name == "RTN" else time.value(row))
-    (legend,) = pareto_figure(found, [(some, quality)]).legends
+    (legend,) = pareto_figure(found, [(some, quality)], declared).legends
     said = [text.get_text() for text in legend.get_texts()]
     assert "GPTQ" in said
     assert "RTN" not in said

@@ -86,8 +86,8 @@ class Memo:
         run = _Pass(known, last)
         forwards = self._forwards(run) if known or (self._parts and not last) else {}
         before = {module: module.__dict__.get("forward") for module in forwards}
-        for module, forward in forwards.items():
-            module.__dict__["forward"] = forward
+        for module, own in forwards.items():
+            module.__dict__["forward"] = own
         try:
             with _Attention(partial(self._attention, run)) if forwards else nullcontext():
                 yield
@@ -177,7 +177,7 @@ class _Attention(TorchFunctionMode):
     """Gives calls of scaled_dot_product_attention to `recall(function, *arguments)`."""
 
     def __init__(self, recall: Callable[..., Any]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # torch's own has no types
+        super().__init__()
         self._recall = recall
 
     def __torch_function__(

@@ -88,10 +88,10 @@ class ReferenceBlock:
             rest = [group for group in self.structure.groups if group not in self._solved]
             fits = self._room(hidden, [group for group in rest if group not in groups])
             advance = self.advances and fits
-            found = self._pass(position, hidden, rest if fits else groups, advance)
-            self._inputs[position] = found[0]
+            asked = rest if fits else groups
+            self._inputs[position], output = self._pass(position, hidden, asked, advance)
             if advance:
-                self.put(position, batch, found[1])
+                self.put(position, batch, output)
         found = self._inputs[position]
         wanted = {group: found.pop(group) for group in groups}
         if not found:

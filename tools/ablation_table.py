@@ -14,7 +14,7 @@ from dataclasses import asdict
 from harness.paired.comparison import Comparison, compare
 from harness.records.record import QUANTIZATION, Items, Record
 from harness.report.frame import from_records
-from harness.report.rows import Figure, Row, read_rows
+from harness.report.rows import Figure, FigureKey, Row, read_rows
 from harness.report.table import Cell, Column, Note, Table, measured
 from quant.solvers import gptq
 
@@ -123,9 +123,9 @@ def _percent(gap: Figure) -> str:
     return f"{100 * abs(gap.value):.2f}"
 
 
-def loses(row: Row, other: Row | None) -> bool:
+def loses(row: Row, other: Row | None, perplexity: FigureKey = PERPLEXITY) -> bool:
     """Whether a row is worse than another: all of the interval of their paired difference."""
-    found = other and _compared(row, other)
+    found = other and _compared(row, other, perplexity)
     return bool(found and found.low > 0)
 
 
@@ -139,8 +139,8 @@ def _against(row: Row, other: Row | None) -> Cell:
     return Cell(text + _verdict(found), found.difference)
 
 
-def _compared(row: Row, other: Row) -> Comparison | None:
-    mine, theirs = row.figures[PERPLEXITY].items, other.figures[PERPLEXITY].items
+def _compared(row: Row, other: Row, perplexity: FigureKey = PERPLEXITY) -> Comparison | None:
+    mine, theirs = row.figures[perplexity].items, other.figures[perplexity].items
     return compare(_losses(theirs), [_losses(mine)])[0] if mine and theirs else None
 
 

@@ -1,7 +1,7 @@
 """The full product of methods on the embedded model: experiment=methods/product, in docs/methods.
 
 A line a solver with its transforms, a column a grid. The best of a grid is bold; what loses on the
-same windows to plain rounding on its grid has a mark.
+same windows to plain rounding or plain GPTQ on its grid has marks.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ from harness.records.record import Record
 from harness.report.frame import from_records
 from harness.report.rows import Row, read_rows
 from harness.report.table import Cell, Column, Note, Table, measured
-from tools.ablation_table import PERPLEXITY, loses, plain
+from tools.ablation_table import loses, plain
 
 EXPERIMENT = "methods/product"
 NAME = "product"
+PERPLEXITY = ("perplexity", "embedded", "perplexity")
 TO_RUN = f"To run: `bitsweep run experiment={EXPERIMENT}`, about half an hour on two cores."
-LOSES = "‡"
+LOSES = {"gptq": "†", "rtn": "‡"}  # marks of what is worse than a plain method on its grid
 
 
 def product_table(records: Sequence[Record]) -> Table:
@@ -39,8 +40,9 @@ def product_table(records: Sequence[Record]) -> Table:
     windows = max((i.count for row in rows for i in row.figures[PERPLEXITY].items), default=0)
     note = Note(
         f"Perplexity of the same {windows} windows of the stories in every cell, one calibration "
-        f"seed.{said} {LOSES}: worse than plain RTN on the same grid by the paired bootstrap over "
-        "windows, 95 %. Lines in the order of their mean loss."
+        f"seed.{said} {LOSES['rtn']}, {LOSES['gptq']}: worse than plain RTN, plain GPTQ on the "
+        "same grid by the paired bootstrap over windows, 95 %. Lines in the order of their mean "
+        "loss."
     )
     table = [
         [Cell(label, label), *(_cell(lines[label].get(s), quantized, best[s]) for s in schemes)]
@@ -61,6 +63,8 @@ def _cell(row: Row | None, rows: Sequence[Row], best: float | None) -> Cell:
     if row is None:
         return Cell()
     figure = row.figures[PERPLEXITY]
-    mark = f" {LOSES}" if loses(row, plain(row, "rtn", rows)) else ""
-    text = measured(figure.value, figure.stderr)
-    return Cell(f"{text}{mark}", figure.value, figure.stderr, best=figure.value == best)
+    worse = [
+        mark for method, mark in LOSES.items() if loses(row, plain(row, method, rows), PERPLEXITY)
+    ]
+    text = " ".join([measured(figure.value, figure.stderr), *worse])
+    return Cell(text, figure.value, figure.stderr, best=figure.value == best)

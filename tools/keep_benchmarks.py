@@ -27,6 +27,7 @@ COMMANDS = {
     "embedded": "benchmarks embedded",
     "attention": "benchmarks attention",
     "start": "benchmarks start",
+    "methods": "benchmarks methods",
 }
 
 

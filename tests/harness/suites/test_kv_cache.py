@@ -120,7 +120,7 @@ REFUSED = [
     ({"schemes": []}, {}, "suite.kv_cache.schemes is empty"),
     ({"schemes": ["h2o"]}, {}, "options.per_token has no effect, because per_token is not among"),
     ({"schemes": ["per_token", "h2o", "h2o"]}, {}, "names a scheme twice"),
-    ({"schemes": ["kvi"]}, {}, "there is no kv scheme kvi: choose from h2o, hadamard, keyformer"),
+    ({"schemes": ["kvi"]}, {}, "there is no kv scheme kvi (did you mean kivi?): choose from h2o"),
     ({"schemes": ["no.such"], "options": {}}, {}, "there is no module no.such"),
     ({"options": {"h2o": {"share": 1}}}, {}, "options.h2o.share=1 is not an option of h2o"),
     ({"options": {"h2o": {"recent": 2.0}}}, {}, "options.h2o.recent=2.0 is no share"),

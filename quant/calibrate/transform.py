@@ -200,7 +200,6 @@ class BlockTransformer:
                     2 * hessian.tokens / hessian.sequences,
                     all(linears[name].bias is not None for name in names),
                 )  # fmt: skip
-                assert transform.change is not None  # the residual stream is rotated before
                 change = transform.change(group, options)
                 if change is None:
                     notes.append(unapplied_note(transform.name, NOTHING_TO_CHANGE))

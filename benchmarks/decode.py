@@ -35,8 +35,9 @@ from quant.decode.choose import make_decoder
 from quant.errors import NotEnoughMemory, SchemeError
 from quant.measure import roofline
 from quant.measure.architectures import ARCHITECTURES, ArchitectureError, architecture_config
-from quant.measure.dummy import GIB, MemoryNeed, build_dummy, predict_memory
+from quant.measure.dummy import MemoryNeed, build_dummy, predict_memory
 from quant.scheme import Scheme
+from quant.spread.split import GIB
 
 FULL = 16
 WARM_TOKENS = 8

@@ -166,7 +166,7 @@ def devices_for(choices: Choices, model: Model, kernel: str, elsewhere: bool) ->
     if runtime.stream == ALWAYS:  # a block at a time lies on the first
         return Devices(names or (runtime.device,))
     here = [] if elsewhere else visible_gpus()
-    rooms = [Room(room.device, _usable(room.free)) for room in here]
+    rooms = [Room(room.device, dummy.usable(room.free, room.device)) for room in here]
     if names is not None:
         rooms = [room for name in names for room in rooms if room.device == name]
     else:
@@ -237,10 +237,6 @@ def _of_shape(shape: ModelShape, scheme: Any) -> Parts:
         block = max(0, block - dense * shape.itemsize) + packed
     first = shape.outside_bytes - shape.head_bytes
     return Parts(first, (block,) * shape.blocks, shape.head_bytes)
-
-
-def _usable(free: int | None) -> int | None:
-    return None if free is None else int(free * 0.98) - dummy.WORKSPACE["cuda"]
 
 
 def _on_one(wish: Any, device: str, said: str) -> tuple[str, ...]:

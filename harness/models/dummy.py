@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.config.schema import ModelConfig
 from harness.errors import ModelError
+from quant.spread.split import MARGIN
 
 if TYPE_CHECKING:
     from quant.scheme import Scheme
@@ -23,6 +24,16 @@ WITHOUT_SDPA = ("bloom", "codegen", "gemma2", "gpt_oss", "gptj", "mpt")
 # What config.json calls the number of features between blocks.
 HIDDEN = ("hidden_size", "n_embd", "d_model")
 WORKSPACE = {"cuda": 2**30, "cpu": 2**26}  # bytes for workspaces of libraries
+
+
+def workspace_of(device: str) -> int:
+    """Bytes that libraries need on a device, by torch's name for it."""
+    return WORKSPACE["cuda" if device.startswith("cuda") else "cpu"]
+
+
+def usable(free: int | None, device: str) -> int | None:
+    """What weights, keys and values may take of the free bytes of a device; None: not known."""
+    return None if free is None else int(free * (1 - MARGIN)) - workspace_of(device)
 
 
 def architecture(model: ModelConfig) -> Any:
@@ -78,7 +89,7 @@ def load(
 
     dtype = getattr(torch, model.dtype)
     shape = architecture(model)
-    workspace = WORKSPACE["cuda" if device.startswith("cuda") else "cpu"]
+    workspace = workspace_of(device)
     cache = shape.num_hidden_layers * cache_bytes(positions, shape.hidden_size, dtype.itemsize)
     return build_dummy(
         shape,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.models import dummy
-from quant.spread.split import Room
+from quant.spread.split import Room, block_of
 
 if TYPE_CHECKING:
     from quant.spread.place import Over
@@ -24,14 +24,12 @@ def over_devices(
         return None
     import torch
 
-    from quant.measure.dummy import MARGIN, free_memory
+    from quant.measure.dummy import free_memory
     from quant.spread.place import Over
 
-    rooms = []
-    for device in devices:
-        free = free_memory(torch.device(device))
-        beside = dummy.WORKSPACE["cuda" if device.startswith("cuda") else "cpu"]
-        rooms.append(Room(device, None if free is None else int(free * (1 - MARGIN)) - beside))
+    rooms = [
+        Room(device, dummy.usable(free_memory(torch.device(device)), device)) for device in devices
+    ]
     hidden = next((int(shape[name]) for name in dummy.HIDDEN if name in shape), 0)
     block = dummy.cache_bytes(positions, hidden, getattr(torch, dtype).itemsize)
     return Over(tuple(rooms), block)
@@ -45,8 +43,9 @@ def device_map(spread: Spread, model: Any) -> dict[str, str]:
     found = {}
     for name, _ in [*model.named_parameters(remove_duplicate=False), *model.named_buffers()]:
         path = name.rpartition(".")[0]
-        if path.startswith(f"{spread.blocks}."):
-            path = f"{spread.blocks}.{path.removeprefix(f'{spread.blocks}.').split('.')[0]}"
+        index = block_of(path, spread.blocks)
+        if index is not None:
+            path = f"{spread.blocks}.{index}"
         found[path or name] = spread.of(name)
     return found
 

@@ -33,13 +33,11 @@ from quant.scheme import SCALE_DTYPES, Scheme
 from quant.spread.connect import connect, move_computed
 from quant.spread.draws import Draws
 from quant.spread.place import Over, parts_of
-from quant.spread.split import Parts, Spread
+from quant.spread.split import GIB, MARGIN, Parts, Spread
 
 Numbers = Callable[[str], torch.Generator]  # by the name of a module or tensor, on its device
 
 UNIT = 64  # bytes of one unit of the kernel layout
-MARGIN = 0.02  # share of memory that stays free: allocators round up, kernels need workspaces
-GIB = 2**30
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from quant.blocks import find_blocks
 from quant.errors import ModelStructureError
-from quant.spread.split import Parts, Room, Spread, split
+from quant.spread.split import Parts, Room, Spread, block_of, split
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,9 @@ def parts_of(model: PreTrainedModel, packed: Mapping[str, int] | None = None) ->
                 continue
             seen.add(id(tensor))
             size += math.prod(tensor.shape) * tensor.element_size()
-        if path.startswith(f"{blocks.name}."):
-            inside[int(path.removeprefix(f"{blocks.name}.").split(".")[0])] += size
+        index = block_of(path, blocks.name)
+        if index is not None:
+            inside[index] += size
         elif head is not None and f"{path}.".startswith(f"{head}."):
             last += size
         else:

@@ -14,6 +14,7 @@ from itertools import accumulate
 from quant.errors import ModelStructureError, NotEnoughMemory
 
 GIB = 2**30
+MARGIN = 0.02  # share of memory that stays free: allocators round up, kernels need workspaces
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,9 @@ class Spread:
 
     def of(self, name: str) -> str:
         """The device of a module or tensor by its dotted name in the model."""
-        if name.startswith(f"{self.blocks}."):
-            return self.of_block(int(name.removeprefix(f"{self.blocks}.").split(".")[0]))
+        index = block_of(name, self.blocks)
+        if index is not None:
+            return self.of_block(index)
         if self.head is not None and f"{name}.".startswith(f"{self.head}."):
             return self.devices[-1]
         return self.home
@@ -89,6 +91,12 @@ class Spread:
                 said = f"{said}, head"
             parts.append(f"{device}: {said}")
         return "; ".join(parts)
+
+
+def block_of(name: str, blocks: str) -> int | None:
+    """The number of the block that a module or tensor belongs to; None for one outside `blocks`."""
+    inside = name.removeprefix(f"{blocks}.")
+    return None if inside == name else int(inside.partition(".")[0])
 
 
 def split(parts: Parts, rooms: Sequence[Room], what: str) -> tuple[int, ...]:

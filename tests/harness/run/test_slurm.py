@@ -29,6 +29,16 @@ pytestmark = [
 JOBS = ["hydra/launcher=slurm", "hydra.launcher.workers=2", "hydra.launcher.cpus=2"]
 
 
+def jobs_of(results: Path) -> Path:
+    """submitit's folder of the one sweep."""
+    (folder,) = (results / "runs").glob("*")
+    return folder / "jobs"
+
+
+def errors(jobs: Path) -> str:
+    return "".join(file.read_text() for file in jobs.glob("*.err"))
+
+
 @pytest.fixture
 def slurm(
     tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
@@ -63,10 +73,10 @@ def test_jobs_that_others_preempt_are_requeued_and_go_on(
     nodes = f"--nodes={len(NODES)}"
     subprocess.run([*urgent, nodes, "--wrap=sleep 1"], check=True, timeout=120)
     assert command.wait(300) == 0, command.read()[1]
-    (folder,) = (results / "runs").glob("*")
-    logs = "".join(file.read_text() for file in (folder / "jobs").glob("*.err"))
+    jobs = jobs_of(results)
+    logs = errors(jobs)
     assert "DUE TO PREEMPTION" in logs, logs
-    made = {file.name.partition("_")[0] for file in (folder / "jobs").glob("*_submitted.pkl")}
+    made = {file.name.partition("_")[0] for file in jobs.glob("*_submitted.pkl")}
     assert made == {"1", "2"}, "no job was submitted in place of one that was preempted"
     assert (figures(results), tables(results)) == before
 
@@ -82,8 +92,7 @@ def test_jobs_whose_time_is_up_are_queued_again(
     command = begin([*words, *JOBS, "hydra.launcher.minutes=1"], sys.executable)
     started.append(command)
     assert command.wait(600) == 0, command.read()[1]
-    (folder,) = (results / "runs").glob("*")
-    logs = "".join(file.read_text() for file in (folder / "jobs").glob("*.err"))
+    logs = errors(jobs_of(results))
     assert "this job is timed-out" in logs, logs
     assert "DUE TO JOB REQUEUE" in logs, logs
     assert (figures(results), tables(results)) == before

@@ -3,9 +3,13 @@
 Needs Debian's slurm-wlm and munge; test_launched.py holds the same way against scripts.
 """
 
+import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -91,6 +95,14 @@ def test_jobs_whose_time_is_up_are_queued_again(
     results = tmp_path / "results"
     command = begin([*words, *JOBS, "hydra.launcher.minutes=1"], sys.executable)
     started.append(command)
+    wait_for(lambda: len(workers(results)) == 2)
+    held = [*workers(results)]
+    for pid in held:  # Slurm looks for jobs whose time is up twice a minute
+        os.kill(pid, signal.SIGSTOP)
+    time.sleep(45)
+    for pid in held:
+        with suppress(ProcessLookupError):  # Slurm has let it go on, and it has left
+            os.kill(pid, signal.SIGCONT)
     assert command.wait(600) == 0, command.read()[1]
     logs = errors(jobs_of(results))
     assert "this job is timed-out" in logs, logs

@@ -138,7 +138,9 @@ def test_jobs_of_slurm_without_accounting(
         ran = launch.run_cells(cells)
     said = capsys.readouterr().err
     assert (ran.status, ran.outcome.stopped) == (0, None)
-    assert ran.outcome.finished == 8
+    # A stage whose record the killed worker wrote without living to say so is found finished.
+    assert ran.outcome.finished + ran.outcome.cached == 8
+    assert ran.outcome.cached <= 1
     assert [record.suite for record in ran.records] == [QUANTIZATION, "perplexity"] * 4
     assert killed == ["1"]
     assert "worker 1 ended (" in said

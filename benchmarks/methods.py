@@ -15,6 +15,7 @@ import torch
 from benchmarks.peers.figures import conditions, spread
 from benchmarks.peers.quantize import ARCHITECTURE, BATCH_TOKENS, WINDOW, WINDOWS
 from quant.config import QuantizationConfig
+from quant.memory.heaps import keep_freed_memory
 from quant.scheme import Scheme
 
 SCHEME = Scheme(3, 64)
@@ -25,6 +26,7 @@ GOALS = {"gptaq": 1.6, "qronos": 1.6, "gptq, hadamard": 1.15, "gptq, awq": 3.0}
 
 def methods() -> None:
     """GPTAQ, Qronos, GPFQ, Hadamard, AWQ beside GPTQ w3g64 of SmolLM2-135M."""
+    keep_freed_memory()  # as in a cell
     runs: dict[str, list[float]] = {}
     for turn in range(ROUNDS):
         for name, config in _configs().items():

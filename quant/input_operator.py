@@ -162,19 +162,20 @@ def absorbed(block: nn.Module, tokens: int) -> Iterator[None]:
 
 
 def _transposed(operator: InputOperator, weight: Tensor) -> Tensor | None:
-    """Return weight T^T for an operator x T, as the gradient of sum(x T * weight) at x = 0.
+    """Return weight T^T for an operator x T: its rows are gradients of x T at x = 0.
 
     None if the operator is not that, or would be rounded to a narrower dtype than float32.
     """
     if weight.dtype != torch.float32 or rounds_inputs(operator):
         return None
     with torch.enable_grad():
-        zero = torch.zeros_like(weight, requires_grad=True)
+        zero = torch.zeros_like(weight[0], requires_grad=True)
         found = operator(zero.clone())
     if found.grad_fn is None or bool(found.any()):
         return None
-    (gradient,) = torch.autograd.grad(found, zero, weight.detach())
-    return gradient
+    # All rows in one batch: one x for each would be as much work forward as backward.
+    (gradients,) = torch.autograd.grad(found, zero, weight.detach(), is_grads_batched=True)
+    return gradients
 
 
 def _operate(linear: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:

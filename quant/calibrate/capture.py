@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -57,11 +57,14 @@ class Capture:
             one batch, however many batches there are.
     reference  as hidden, but of the full-precision model; None if nobody needs it. Before block 0
                both are the same.
+    window  [block]: the arguments for the first window of the first batch alone; empty if nobody
+            needs them.
     """
 
     hidden: Activations
     calls: list[list[Call]]
     reference: Activations | None = None
+    window: list[Call] = field(default_factory=list)
 
 
 def capture(

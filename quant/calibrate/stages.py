@@ -109,14 +109,19 @@ def _transform(
     collector: Collector,
     solved: frozenset[str],
 ) -> dict[Names, Changed]:
-    """Apply transforms to the inputs of layers that have Hessians; checks use the first batch."""
+    """Apply transforms to the inputs of layers that have Hessians.
+
+    Checks use the first window, or the first batch where experts read some of the tokens each.
+    """
     transforms = run.config.input_transforms
     if not transforms:
         return {}
     block, name = run.source.blocks.modules[index], run.source.blocks.block_name(index)
     with run.passing("transform"):
         # Folding is tried in the model's dtype, because the checks allow for its rounding.
-        hidden, call = captured.hidden[0], captured.calls[index][0]
+        hidden, call = captured.hidden[0][:1], captured.window[index]
+        if run.solver(index).routed:
+            hidden, call = captured.hidden[0], captured.calls[index][0]
         if run.wide:
             own = run.source.model.dtype
             hidden, call = (

@@ -32,6 +32,7 @@ from quant.blocks import (
 )
 from quant.calibrate.activations import Activations, activation_store
 from quant.calibrate.capture import (
+    Call,
     Capture,
     capture,
     check_streaming,
@@ -212,7 +213,11 @@ def _calibrate(run: Run, calibration: Sequence[Tensor]) -> LayerResult | None:
         with run.calibrating("capture"):
             first = None if embeddings is not None else reference
             captured = capture(source.model, model_structure, tokens, store, first)
-            captured = replace(captured, reference=reference)
+            window: list[Call] = []
+            if run.config.input_transforms:
+                few = capture(source.model, model_structure, [tokens[0][:1]])
+                window = [call for (call,) in few.calls]
+            captured = replace(captured, reference=reference, window=window)
             for position, batch in enumerate(batches):
                 what = "the input of the first block (the embeddings)"
                 require_finite(store[position], batch, what)

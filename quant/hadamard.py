@@ -56,7 +56,7 @@ def hadamard_matrix(n: int) -> Tensor:
 
     order = paley_order(n)
     if order is None:
-        raise ValueError(f"no Hadamard matrix of order {n} is known here")
+        raise ValueError(_unknown(n))
     result = torch.ones(1, 1, dtype=torch.int8) if order == 1 else _paley(order)
     pair = torch.tensor([[1, 1], [1, -1]], dtype=torch.int8)
     while len(result) < n:
@@ -64,13 +64,26 @@ def hadamard_matrix(n: int) -> Tensor:
     return result
 
 
-def hadamard_product(x: Tensor, transposed: bool = False) -> Tensor:
-    """Return x H for x [..., n] in float32 or float64, in O(n^1.5) operations per row.
+def hadamard_product(x: Tensor, transposed: bool = False, factors: Tensor | None = None) -> Tensor:
+    """Return x diag(factors) H for x [..., n] in float32 or float64, without a product by all of H.
 
     H is `hadamard_matrix(n)` (its transpose if transposed), so the result is sqrt(n) times as long
-    as x.
+    as x. factors are [n], or [blocks, n] for x [..., blocks, n]; None: 1. On a CPU with AVX2 and
+    without gradients this is cuda_ext.hadamard; elsewhere torch multiplies by two factors of H, in
+    O(n^1.5) operations a row. The results differ by rounding only.
     """
     n = x.shape[-1]
+    if _by_operator(x):
+        from cuda_ext.hadamard import hadamard
+
+        order = paley_order(n)
+        if order is None:
+            raise ValueError(_unknown(n))
+        core = None if order == 1 else _factor(order, not transposed, x.dtype, x.device)
+        rows = None if factors is None else factors.to(x.dtype).reshape(-1, n).contiguous()
+        return hadamard(x.contiguous(), core, rows)
+    if factors is not None:
+        x = x * factors
     left, right = _split(n)
     inner = _factor(right, transposed, x.dtype, x.device)
     if left == 1:
@@ -111,6 +124,19 @@ def unpack_signs(packed: Tensor, n: int) -> Tensor:
     return 1 - 2 * bits.char()
 
 
+def _by_operator(x: Tensor) -> bool:
+    import torch
+
+    from quant.products import operators_here
+
+    plain = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
+    return plain and not (torch.is_grad_enabled() and x.requires_grad) and operators_here()
+
+
+def _unknown(n: int) -> str:
+    return f"no Hadamard matrix of order {n} is known here"
+
+
 @functools.lru_cache(maxsize=64)
 def _factor(n: int, transposed: bool, dtype: torch.dtype, device: torch.device) -> Tensor:
     matrix = hadamard_matrix(n).to(device, dtype)
@@ -125,7 +151,7 @@ def _split(n: int) -> tuple[int, int]:
     """
     order = paley_order(n)
     if order is None:
-        raise ValueError(f"no Hadamard matrix of order {n} is known here")
+        raise ValueError(_unknown(n))
     if n <= DENSE:
         return 1, n
     doublings = range((n // order).bit_length())

@@ -170,6 +170,11 @@ def _gram_here() -> bool:
     return reason is None
 
 
+def operators_here() -> bool:
+    """Whether bitsweep's operators of calibration run on the CPU here (see `torch_alone`)."""
+    return not _torch_alone.get() and why_no_operators() is None
+
+
 def why_no_operators() -> str | None:
     """Why bitsweep's operators of calibration are missing on the CPU or slower than torch."""
     reason = ops.why_unavailable(torch.device("cpu"))

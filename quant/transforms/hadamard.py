@@ -80,8 +80,8 @@ class Rotation:
         size = x.shape[-1] // blocks
         dtype = torch.promote_types(x.dtype, torch.float32)
         signs = unpack_signs(self.signs.to(x.device), size).to(dtype)
-        values = x.to(dtype).unflatten(-1, (blocks, size)) * (signs / math.sqrt(size))
-        return hadamard_product(values).flatten(-2)
+        values = x.to(dtype).unflatten(-1, (blocks, size))
+        return hadamard_product(values, factors=signs / math.sqrt(size)).flatten(-2)
 
     def weight(self, weight: Tensor) -> Tensor:
         # T is orthogonal, so T^-T = T. In float64: what is stored is the same on all machines.

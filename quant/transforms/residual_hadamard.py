@@ -50,7 +50,7 @@ class Rotation:
         signs = self.signs.to(x)
         if self.keeps_mean:
             return hadamard_product(hadamard_product(x) * (signs / n), transposed=True)
-        return hadamard_product(x * (signs / math.sqrt(n)))
+        return hadamard_product(x, factors=signs / math.sqrt(n))
 
     def weight(self, weight: Tensor) -> Tensor:
         return self.inputs(weight)  # R is orthogonal: R^-T = R

@@ -163,11 +163,13 @@ struct Lanes {
 // Queries of causal attention.
 struct Wide {
   using F = __m256;
+  using D = __m256d;
   using Bits = uint32_t __attribute__((vector_size(32)));
   static constexpr int kWidth = 8, kVectors = 3, kRows = 4;
 
   static F set(float a) { return _mm256_set1_ps(a); }
   static F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
+  static D fma(D a, D b, D c) { return _mm256_fmadd_pd(a, b, c); }
   static void transpose(F (&row)[8]) {
     constexpr int low = 0x44, high = 0xee;  // pairs of two vectors' halves
     for (int i = 0; i < 8; i += 4) {
@@ -193,6 +195,7 @@ struct Wide {
 
 #include "attention_template.h"
 #include "gram_template.h"
+#include "hadamard_template.h"
 #include "avx2_linear.h"
 #include "kernel_template.h"
 #include "step_template.h"
@@ -202,6 +205,7 @@ namespace bitsweep {
 Kernels avx2_kernels() {
   return {
       linear, dequantize, column_loop, Lanes::kSlab, attend, kStrip, step_kernels(), gram_kernels(),
+      hadamard_kernels(),
       &avx2_fixed_point};
 }
 }  // namespace bitsweep

@@ -134,11 +134,13 @@ struct Lanes {
 // Queries of causal attention.
 struct Wide {
   using F = __m512;
+  using D = __m512d;
   using Bits = uint32_t __attribute__((vector_size(64)));
   static constexpr int kWidth = 16, kVectors = 4, kRows = 6;
 
   static F set(float a) { return _mm512_set1_ps(a); }
   static F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
+  static D fma(D a, D b, D c) { return _mm512_fmadd_pd(a, b, c); }
   static F low(F a, F b) {
     return _mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(a), _mm512_castps_pd(b)));
   }
@@ -176,6 +178,7 @@ struct Wide {
 
 #include "attention_template.h"
 #include "gram_template.h"
+#include "hadamard_template.h"
 #include "kernel_template.h"
 #include "linear_template.h"
 #include "step_template.h"
@@ -186,6 +189,7 @@ namespace {
 Kernels with(const FixedPoint& fixed) {
   return {
       linear, dequantize, column_loop, Lanes::kSlab, attend, kStrip, step_kernels(), gram_kernels(),
+      hadamard_kernels(),
       &fixed};
 }
 }  // namespace

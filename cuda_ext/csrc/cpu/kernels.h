@@ -96,6 +96,23 @@ struct GramKernels {
   void (*squares)(const Gram&, int64_t first_square, int64_t end_square);
 };
 
+// out = x diag(factors) H for rows x [rows, order * width] of float or double, with H the Kronecker
+// product of core^T [order, order] and Sylvester's matrix [width, width].
+struct HadamardProduct {
+  const void* x;
+  const void* core;     // null for order 1
+  const void* factors;  // [blocks, order * width], of rows by turns; null: 1
+  void* out;
+  int64_t order;
+  int64_t width;
+  int64_t blocks;
+};
+
+struct HadamardKernels {
+  void (*in_float)(const HadamardProduct&, int64_t first_row, int64_t end_row);
+  void (*in_double)(const HadamardProduct&, int64_t first_row, int64_t end_row);
+};
+
 struct Kernels {
   void (*linear)(const Product&, int64_t first_tile, int64_t end_tile);
   // Rows of the weight to out [outputs, inputs] of the storage given.
@@ -109,6 +126,7 @@ struct Kernels {
   int64_t attention_rows;
   StepKernels step;
   GramKernels gram;
+  HadamardKernels hadamard;
   const FixedPoint* fixed_point = nullptr;  // null: none
 
   void multiply(const Product& product, int64_t first_tile, int64_t end_tile) const {

@@ -104,11 +104,13 @@ struct Lanes {
 // Queries of causal attention: 16 bytes, which compilers have on every machine.
 struct Wide {
   using F = float __attribute__((vector_size(16)));
+  using D = double __attribute__((vector_size(16)));
   using Bits = uint32_t __attribute__((vector_size(16)));
   static constexpr int kWidth = 4, kVectors = 2, kRows = 6;
 
   static F set(float a) { return F{a, a, a, a}; }
   static F fma(F a, F b, F c) { return a * b + c; }
+  static D fma(D a, D b, D c) { return a * b + c; }
   static void transpose(F (&row)[4]) {
     for (int i = 1; i < 4; i++) {
       for (int j = 0; j < i; j++) {
@@ -125,11 +127,12 @@ struct Wide {
 
 #include "attention_template.h"
 #include "gram_template.h"
+#include "hadamard_template.h"
 #include "step_template.h"
 #include "column_loop_template.h"
 
 namespace bitsweep {
 Kernels portable_kernels() {
-  return {linear, dequantize, column_loop, Lanes::kSlab, attend, kStrip, step_kernels(), gram_kernels()};
+  return {linear, dequantize, column_loop, Lanes::kSlab, attend, kStrip, step_kernels(), gram_kernels(), hadamard_kernels()};
 }
 }  // namespace bitsweep

@@ -1,4 +1,4 @@
-"""Rows times a Hadamard matrix on the CPU: every instruction set, against float64 and each other."""
+"""Rows times a Hadamard matrix on the CPU: instruction sets against float64 and each other."""
 
 import pytest
 import torch

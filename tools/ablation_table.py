@@ -98,7 +98,7 @@ def _line(row: Row, rows: Sequence[Row]) -> list[Cell]:
         Cell() if bits is None else Cell(f"{bits:.2f}", bits),
         Cell(measured(ppl.value, ppl.stderr, 2, 3), ppl.value, ppl.stderr),
         Cell() if ppl.spread is None else Cell(f"{ppl.spread:.2f} ({ppl.seeds})", ppl.spread),
-        *(_against(row, plain(row, method, rows)) for method in ("rtn", "gptq")),
+        *(against(row, plain(row, method, rows)) for method in ("rtn", "gptq")),
         Cell() if error is None else Cell(f"{error.value:.3f}", error.value),
         Cell() if gap is None else Cell(_percent(gap), gap.value),
     ]
@@ -112,6 +112,11 @@ def _drawn(seeds: int) -> str:
         f"one draw of calibration windows or, where the column over seeds has a standard "
         f"deviation and its number, the mean of {seeds}"
     )
+
+
+def is_plain(row: Row) -> bool:
+    """Whether a row's words are its method's alone: no options, no transforms."""
+    return _label(row) == row.method_label
 
 
 def _label(row: Row) -> str:
@@ -129,7 +134,8 @@ def loses(row: Row, other: Row | None, perplexity: FigureKey = PERPLEXITY) -> bo
     return bool(found and found.low > 0)
 
 
-def _against(row: Row, other: Row | None) -> Cell:
+def against(row: Row, other: Row | None) -> Cell:
+    """The difference of the mean loss from another row's with its interval, or an empty cell."""
     if other is None:
         return Cell()
     found = _compared(row, other)

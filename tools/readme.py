@@ -22,7 +22,13 @@ from harness.report.build import build_report, provenance
 from harness.report.frame import from_records
 from harness.report.table import Table
 from harness.report.tables import summary_tables, to_markdown
-from tools import ablation_table, ordering_table, peers_table, product_table
+from tools import (
+    ablation_table,
+    ordering_table,
+    peers_table,
+    product_table,
+    solver_order_table,
+)
 from tools.real_table import NAME, measured_on, real_table
 
 TEXTS = "accuracy_texts"
@@ -66,6 +72,12 @@ def ordering_part(folder: Path) -> str:
 def ablation_part(folder: Path) -> str:
     """The text of the table of all methods, from the records kept in a folder."""
     return _kept_part(folder, ablation_table.ablation_table, ablation_table.TO_RUN)
+
+
+def order_part(folder: Path) -> str:
+    """The text of the published order of solvers beside ours, from the same records."""
+    records = load_records(folder) if folder.is_dir() else []
+    return to_markdown(solver_order_table.solver_order_table(records))
 
 
 def product_part(folder: Path) -> str:
@@ -130,6 +142,7 @@ def main() -> int:
         README: {**parts(records), **other},
         ABLATION_PAGE: {
             ablation_table.NAME: ablation_part(ABLATION),
+            solver_order_table.NAME: order_part(ABLATION),
             product_table.NAME: product_part(PRODUCT),
         },
     }

@@ -12,6 +12,7 @@ once.
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields
@@ -23,13 +24,14 @@ from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import ChoiceSweep, Override
 from hydra.errors import MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 
 from harness.config.derive import SEED, Composed, Composer, Entry, composed
 from harness.config.errors import as_sentences
 from harness.config.help import conf_dir, groups, options, user_folders
+from harness.config.hints import SEVERAL
 from harness.config.own import check_files
 from harness.config.schema import Cell, CellConfig, SweepConfig
 from harness.errors import ConfigError
@@ -189,7 +191,23 @@ def parse(overrides: Sequence[str]) -> list[Override]:
                 "every key and group that exists can be set without it."
             )
     latest = {override.get_key_element(): override for override in parsed}
+    for group in SEVERAL:
+        if group in latest:
+            _refuse_twice(group, latest[group])
     return list(latest.values())
+
+
+def _refuse_twice(group: str, override: Override) -> None:
+    """Refuse a list that chooses one option of a group twice: Hydra would read it once."""
+    given = override.value()
+    for chosen in given.list if isinstance(given, ChoiceSweep) else [given]:
+        names = [str(name) for name in chosen] if isinstance(chosen, list) else []
+        twice = [name for name, count in Counter(names).items() if count > 1]
+        if twice:
+            raise ConfigError(
+                f"{override.input_line} has {twice[0]} twice, and each {group} is "
+                "taken once: leave one out."
+            )
 
 
 def product(parsed: Sequence[Override]) -> list[tuple[str, ...]]:

@@ -34,7 +34,7 @@ OPTIONS_ELSEWHERE = {
     "hellaswag": "suite=[zeroshot]", "speed": "suite=[latency]", "kvcache": "suite=[kv_cache]",
     "round": "method=rtn", "fullprecision": "method=none scheme=w16",
 }  # fmt: skip
-LISTS = ("transform", "suite")  # groups of which several options are chosen
+SEVERAL = ("transform", "suite")  # groups of which several options are chosen
 BITS = re.compile(r"(?:u?int|i|b|bits?)?[-_]?([2-8])(?:[-_]?bits?)?", re.IGNORECASE)
 ACTIVATIONS = re.compile(r"(w[2-8](?:g\d+)?)_?a([48])", re.IGNORECASE)
 MOST = 4  # names of one family that are listed
@@ -89,7 +89,7 @@ def _plain(name: str) -> str:
 
 
 def _written(group: str, option: str) -> str:
-    return f"{group}=[{option}]" if group in LISTS else f"{group}={option}"
+    return f"{group}=[{option}]" if group in SEVERAL else f"{group}={option}"
 
 
 def scheme_hint(name: str, known: Sequence[str] = ()) -> str | None:

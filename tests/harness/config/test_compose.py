@@ -125,3 +125,17 @@ def test_cells_that_differ_in_the_seed_alone_are_as_hydra_composes_each() -> Non
         assert cell.config == alone.config
     with pytest.raises(ConfigError, match="seed"):
         compose_cells(["seed=1,x"], multirun=True)
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ("transform=[awq,awq]", "awq"),
+        ("transform=[awq],[hadamard,awq,hadamard]", "hadamard"),
+        ("suite=[latency,latency]", "latency"),
+        ("sweep=[{method:rtn,transform:[[awq,awq]]}]", "awq"),
+    ],
+)
+def test_an_option_twice_in_a_list_is_refused(given: str, name: str) -> None:
+    with pytest.raises(ConfigError, match=f"has {name} twice"):
+        compose_cells([given], multirun=True)

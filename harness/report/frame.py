@@ -11,7 +11,7 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from harness.records.record import ABSENT, NOT_AVAILABLE, CellIdentity, LayerReport, Metric, Record
-from quant.transforms.base import read_note
+from quant.transforms.notes import read_note
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -45,8 +45,9 @@ from quant.calibrate.structure import BlockStructure, evaluation
 from quant.calibrate.wide import WideCalls, wide_buffers
 from quant.errors import ModelStructureError
 from quant.experts import routed_groups
-from quant.transforms.base import Change, Transform, applied_note, unapplied_note
+from quant.transforms.base import Change, Transform
 from quant.transforms.foreseen import no_rotation
+from quant.transforms.notes import applied_note, unapplied_note
 
 _TOKENS = 64
 NO_SUM = (

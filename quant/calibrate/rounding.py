@@ -19,7 +19,8 @@ from quant.calibrate.neighbours import Names
 from quant.calibrate.transform import UNCHANGED, Changed, tensors_of
 from quant.errors import failures_of
 from quant.input_operator import InputOperator, KeptChange, attach
-from quant.transforms.base import Inputs, Transform, kept_note
+from quant.transforms.base import Inputs, Transform
+from quant.transforms.notes import kept_note
 
 
 def attach_rounding(

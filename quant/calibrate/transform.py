@@ -34,13 +34,10 @@ from quant.transforms.base import (
     Shifting,
     Statistics,
     Transform,
-    applied_note,
-    kept_note,
-    read_note,
-    unapplied_note,
 )
 from quant.transforms.fold import fold
 from quant.transforms.foreseen import cannot_take, changes_nothing
+from quant.transforms.notes import applied_note, kept_note, read_note, unapplied_note
 
 
 @dataclass(frozen=True)

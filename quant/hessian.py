@@ -12,9 +12,10 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from quant.drift import Drift
 from quant.errors import CalibrationError, NonFiniteError, SingularHessianError
 from quant.memory.heaps import own_zeros
-from quant.products import add_drift, add_gram, by_columns, mirror, product
+from quant.products import add_gram, by_columns, mirror, product
 from quant.tiling import BLOCKS
 
 # Allowed difference of H_ij and H_ji: a share of sqrt(H_ii H_jj), which bounds both; plus rounding
@@ -29,7 +30,7 @@ class Hessian:
     """Accumulator of 2/n * sum over tokens x x^T for one linear layer with `inputs` inputs.
 
     n counts sequences, not tokens, as in the authors' code. The solver does not depend on n; the
-    printed losses do. upper_drift: of the drift only what is on and above the diagonal is summed.
+    printed losses do. drift: what is summed of the drift, with updates that have a reference.
     """
 
     def __init__(
@@ -38,17 +39,16 @@ class Hessian:
         layer: str = "this layer",
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
-        upper_drift: bool = False,
+        drift: Drift | None = None,
     ) -> None:
         self.inputs = inputs
-        self.upper_drift = upper_drift
         self.layer = layer
         self.tokens = 0
         self.sequences = 0
         # Upper triangle (add_gram) of a plain sum, scaled once in matrix(): a running mean rounds
         # with every batch (measured: 1.4 to 2 times the error). float32 ends at 10^38.
         self._sum = own_zeros((inputs, inputs), dtype, device)
-        self._drift: Tensor | None = None  # made by the first update with a reference
+        self._drift = Drift() if drift is None else drift
 
     @torch.no_grad()
     def update(
@@ -76,7 +76,8 @@ class Hessian:
             rows = rows.to(self._sum.dtype)
         if reference is not None:
             rows = by_columns(rows)  # once for both products
-            self._add_drift(rows, reference.detach().reshape(-1, self.inputs))
+            beside = reference.detach().reshape(-1, self.inputs)
+            self._drift.update(rows.to(self._sum), beside.to(self._sum))
         add_gram(self._sum, rows)
         self.tokens += rows.shape[0]
         counted = inputs.shape[0] if inputs.dim() > 2 else 1
@@ -94,19 +95,12 @@ class Hessian:
         return self._scaled(taken)
 
     def take_drift(self) -> Tensor | None:
-        """Return D [in, in] = 2/n * sum (x - x~) x~^T; None without references.
+        """Return D [in, in] = 2/n * sum (x - x~) x~^T, or W D; None without references.
 
         x are the inputs in the full-precision model, x~ those that were added to H. So the product
-        of x and x~ is 2/n * sum x x~^T = H + D. D is summed from differences, because the
-        difference of two sums would lose the digits that they share. It can be taken once.
+        of x and x~ is 2/n * sum x x~^T = H + D. It can be taken once.
         """
-        taken, self._drift = self._drift, None
-        return None if taken is None else taken.mul_(2.0 / self.sequences)
-
-    def _add_drift(self, rows: Tensor, reference: Tensor) -> None:
-        if self._drift is None:
-            self._drift = own_zeros(self._sum.shape, self._sum.dtype, self._sum.device)
-        add_drift(self._drift, rows.to(self._sum), reference.to(self._sum), self.upper_drift)
+        return self._drift.take(self.sequences)
 
     def _scaled(self, matrix: Tensor) -> Tensor:
         if self.tokens == 0:

@@ -12,6 +12,7 @@ from quant.blocks import linear_layers, weight_matrix
 from quant.calibrate.devices import DeviceWorkers, assign
 from quant.calibrate.statistics import InputStatistics
 from quant.calibrate.windows import Batch
+from quant.drift import Drift
 from quant.errors import ModelStructureError, NonFiniteError
 from quant.experts import routed_groups
 from quant.hessian import Hessian
@@ -29,8 +30,8 @@ class Collector:
     worker. With single_pass the block is stopped (by Collected) once every group has its inputs:
     the rest, such as the last and largest product of an MLP, is not needed. with_statistics
     collects the statistics of the same inputs, too. changes are those of coordinates that the block
-    has already, by group: inputs of the full-precision model are compared after them. upper_drift
-    is that of quant.hessian.Hessian.
+    has already, by group: inputs of the full-precision model are compared after them. drift_of
+    makes what a group's drift is summed in, of the weights of its layers.
     """
 
     def __init__(
@@ -43,7 +44,7 @@ class Collector:
         dtype: torch.dtype = torch.float32,
         with_statistics: bool = False,
         changes: Mapping[tuple[str, ...], Sequence[Change]] = MappingProxyType({}),
-        upper_drift: bool = False,
+        drift_of: Callable[[Sequence[Tensor]], Drift] = lambda _: Drift(),
     ) -> None:
         self.hessians: dict[tuple[str, ...], Hessian] = {}
         self.statistics: dict[tuple[str, ...], InputStatistics] = {}
@@ -63,9 +64,8 @@ class Collector:
             device = workers.devices[worker] if worker else weight_matrix(leader).device
             layer = f"{name}.{group[0]}"
             inputs = weight_matrix(leader).shape[1]
-            hessian = Hessian(
-                inputs, layer=layer, dtype=dtype, device=device, upper_drift=upper_drift
-            )
+            drift = drift_of([weight_matrix(linears[member]) for member in group])
+            hessian = Hessian(inputs, layer=layer, dtype=dtype, device=device, drift=drift)
             self.hessians[group] = hessian
             statistics = InputStatistics(inputs, device) if with_statistics else None
             if statistics is not None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 import torch
+from torch import Tensor
 
 from quant.blocks import linear_layers, weight_matrix
 from quant.calibrate.activations import Activations
@@ -23,6 +24,7 @@ from quant.calibrate.structure import BlockStructure
 from quant.calibrate.transform import Changed
 from quant.calibrate.wide import WIDE
 from quant.calibrate.windows import Batch
+from quant.drift import Drift, weighing
 from quant.memory.heaps import trim_heap
 
 
@@ -74,7 +76,7 @@ class Passes:
                 WIDE if run.wide else torch.float32,
                 statistics,
                 {names: each.changes for names, each in changed.items()},
-                run.config.upper_drift,
+                self.drift_of,
             )
             try:
                 for position, batch in enumerate(self.batches):
@@ -95,6 +97,18 @@ class Passes:
         self.trim()
         require_tokens(collector.hessians, self.solver.routed, run.config)
         return collector
+
+    def drift_of(self, weights: Sequence[Tensor]) -> Drift:
+        """What the drift of layers with one input is summed in: as few products as are enough.
+
+        W D is enough for one layer in fast arithmetic, where no other weight needs D, nothing
+        changes coordinates and no piece of the layer is held against the oracle.
+        """
+        run = self.run
+        plain = not (run.wide or run.config.input_transforms or self.solver.checks)
+        if run.config.solver.weighted_drift and plain and len(weights) == 1 and weighing(*weights):
+            return Drift(weight=weights[0].detach())
+        return Drift(run.config.upper_drift)
 
     def trim(self) -> None:
         """Give freed memory back, if the widest inputs of the block are among those of the groups.

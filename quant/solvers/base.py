@@ -129,6 +129,8 @@ class Solver:
                        Hessian 2/n sum x~ x~^T; None where no layer before is quantized.
     upper_drift        upper_drift(options): whether the drift is used on and above its diagonal
                        alone, which takes half of the products.
+    weighted_drift     whether prepare takes W D [out, in], too, in the place of D, where one layer
+                       reads the input.
     uses_kernel        whether results depend on Layer.kernel.
     prepare            prepare(hessian [in, in], options, layer: Layer) -> prepared, once for all
                        layers with the same inputs; None: `prepared` is the Hessian itself.
@@ -167,6 +169,7 @@ class Solver:
     needs_calibration: bool = False
     needs_reference: bool = False
     upper_drift: Callable[[Any], bool] = all_of_the_drift
+    weighted_drift: bool = False
     uses_kernel: bool = False
     prepare: Callable[..., Any] | None = None
     memory: Memory = Memory()

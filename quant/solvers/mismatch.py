@@ -37,12 +37,14 @@ STRIP = 2 * PANEL
 class Prepared:
     """The factor of the damped Hessian of X~, and Z [in, in] in loop order (None where X~ = X).
 
-    upper  whether Z is 0 below its diagonal.
+    upper     whether Z is 0 below its diagonal.
+    weighted  whether it is W Z [out, in] of the one layer that it is for.
     """
 
     factor: Factor
     shift: Tensor | None
     upper: bool = False
+    weighted: bool = False
 
 
 def prepare(
@@ -50,18 +52,24 @@ def prepare(
 ) -> Prepared:
     """Return what layers with the same inputs share, from D [in, in] in natural order.
 
+    W D [out, in] in the place of D gives W Z in the place of Z.
+
     share  what Z is multiplied by. upper: take what is above the diagonal of Z alone, which needs
            no more of D (in loop order).
     """
     if drift is None:
         return Prepared(factor, None)
-    shift = in_order(drift, factor).clone()
-    _solve_right(shift, factor, 0, len(shift), upper)  # Z R^T = D
+    rows, inputs = drift.shape
+    weighted = rows != inputs
+    matrix = in_loop(drift.to(factor.root.dtype), factor) if weighted else in_order(drift, factor)
+    shift = matrix.clone()
+    _solve_right(shift, factor, 0, inputs, upper)  # Z R^T = D
     if upper:
         shift.triu_(1)
     if share != 1:
         shift *= share
-    return Prepared(factor, shift.T.contiguous().T, upper)  # `_change` reads Z^T
+    # `_change` reads Z^T.
+    return Prepared(factor, shift.T.contiguous().T, upper, weighted)
 
 
 def in_order(drift: Tensor, factor: Factor) -> Tensor:
@@ -100,7 +108,9 @@ def _change(columns: Tensor, prepared: Prepared) -> Tensor:
     """Return (W Z U)^T [in, out] from W^T [in, out] in loop order."""
     assert prepared.shift is not None
     shift = prepared.shift.to(columns.dtype)
-    if not prepared.upper:
+    if prepared.weighted:
+        change = shift.T.clone()
+    elif not prepared.upper:
         change = product(shift.T, columns)
     else:
         change = torch.empty_like(columns)

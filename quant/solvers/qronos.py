@@ -48,7 +48,10 @@ def prepare(
     layer: Layer = ANY_LAYER,
     drift: Tensor | None = None,
 ) -> Prepared:
-    """Factor H [in, in] = 2/n sum x~ x~^T as GPTQ does, and prepare D = 2/n sum (x - x~) x~^T."""
+    """Factor H [in, in] = 2/n sum x~ x~^T as GPTQ does, and prepare D = 2/n sum (x - x~) x~^T.
+
+    drift is D [in, in], or W D [out, in] for the weight that will be solved.
+    """
     from quant.solvers import mismatch
 
     return mismatch.prepare(gptq.prepare(hessian, options, layer), drift)
@@ -76,7 +79,8 @@ def solve(
         # (W D)_1 / H_11 with D = Z R^T and H = R R^T.
         row, shift = factor.root[0].to(weight.dtype), prepared.shift.to(weight.dtype)
         original = in_loop(original.to(weight.dtype), factor)
-        first = original[:, 0] + original @ (shift @ row) / row.square().sum()
+        moved = shift @ row if prepared.weighted else original @ (shift @ row)
+        first = original[:, 0] + moved / row.square().sum()
     return gptq.quantize(weight, scheme, factor, options, layer, "Qronos", dead, first)
 
 
@@ -137,6 +141,7 @@ SOLVER = Solver(
     options=Options,
     needs_calibration=True,
     needs_reference=True,
+    weighted_drift=True,
     searches_with_hessian=True,
     uses_kernel=True,
     prepare=prepare,

@@ -43,7 +43,7 @@ class SolvedDrifts:
     def __init__(self) -> None:
         self.drifts: dict[str, Tensor | None] = {}
         self.hessians: dict[str, Tensor] = {}
-        self.solver = replace(qronos.SOLVER, prepare=self._prepare)
+        self.solver = replace(qronos.SOLVER, prepare=self._prepare, weighted_drift=False)
 
     def _prepare(
         self, matrix: Tensor, options: gptq.Options, layer: Layer, drift: Tensor | None

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from quant.calibrate.stream import quantize_model
 from quant.config import QuantizationConfig
+from quant.drift import Drift
 from quant.errors import NonFiniteError
 from quant.hessian import Hessian
 from quant.scheme import Scheme
@@ -21,6 +22,7 @@ from tests.oracles.textbook_gptq import find_levels
 from tests.quant.architectures import random_windows, tiny_model
 
 INPUTS = 12
+WIDE = {"intermediate_size": 160}  # down_proj has more than twice as many inputs as outputs
 SOLVERS = {"gptaq": gptaq, "qronos": qronos, "gpfq": gpfq}
 
 
@@ -304,7 +306,7 @@ def test_kernels_agree_in_float32(name: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_half_of_the_drift_is_enough_in_natural_order(dtype: torch.dtype) -> None:
     layer, inputs = Mismatched(8, outputs=16, inputs=300), 300
-    halves = Hessian(inputs, dtype=dtype, upper_drift=True)
+    halves = Hessian(inputs, dtype=dtype, drift=Drift(upper=True))
     for full, quantized in zip(layer.full.split(700), layer.quantized.split(700), strict=True):
         halves.update(quantized.to(dtype), reference=full.to(dtype))
     drift, hessian = halves.take_drift().double(), halves.take().double()
@@ -355,3 +357,68 @@ def test_options_are_told_in_words() -> None:
         "damp 0.01",
         "one pass",
     ]
+
+
+def weighted_drift(layer: Mismatched) -> Tensor:
+    """W D, summed as W (x - x~) x~^T."""
+    summed = Hessian(
+        layer.quantized.shape[1], dtype=torch.float64, drift=Drift(weight=layer.weight)
+    )
+    for rows, beside in zip(layer.quantized.split(17), layer.full.split(17), strict=True):
+        summed.update(rows, reference=beside)
+    summed.sequences = 1
+    found = summed.take_drift()
+    assert found is not None
+    assert summed.take_drift() is None
+    return found
+
+
+@pytest.mark.parametrize("act_order", [False, True])
+@pytest.mark.parametrize("dead", [-1, 3, 0])
+def test_qronos_takes_the_product_of_weight_and_drift(dead: int, act_order: bool) -> None:
+    layer = Mismatched(5, dead=dead)
+    product = weighted_drift(layer)
+    torch.testing.assert_close(product, layer.weight @ layer.drift)
+    options, scheme = qronos.Options(act_order=act_order), Scheme(3, 4)
+    whole = layer.solve(qronos, scheme, options)
+    prepared = qronos.prepare(layer.hessian, options, drift=product)
+    found = qronos.solve(layer.weight, scheme, prepared, options)
+    assert found.weight.codes.equal(whole.weight.codes)
+    torch.testing.assert_close(found.loss, whole.loss)
+
+
+def test_runs_weigh_the_drift_of_one_wide_layer_where_nothing_else_needs_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The same codes with it and without; portable runs and blocks held to the oracle have D."""
+    from quant.calibrate import passes
+
+    made: dict[str, list[bool]] = {}
+
+    def quantized(arithmetic: str, weighted: bool) -> dict[str, Tensor]:
+        key = f"{arithmetic} {weighted}"
+
+        def seen(self: passes.Passes, weights: Any) -> Drift:
+            drift = plain(self, weights)
+            made.setdefault(key, []).append(drift._weight is not None)
+            return drift
+
+        plain = passes.Passes.drift_of
+        solver = replace(qronos.SOLVER, weighted_drift=weighted)
+        config = QuantizationConfig(solver, Scheme(3, 16), arithmetic=arithmetic)
+        with monkeypatch.context() as patch:
+            patch.setattr(passes.Passes, "drift_of", seen)
+            result = quantize_model(tiny_model("llama", **WIDE), random_windows(6), config)
+        return {name: weight.codes for name, weight in result.weights.items()}
+
+    plain, weighed = quantized("fast", False), quantized("fast", True)
+    assert not any(made["fast False"])
+    blocks = len(made["fast True"]) // 4  # of four groups of layers each
+    assert made["fast True"] == [
+        group == 3 and block != 1 for block in range(blocks) for group in range(4)
+    ], "down_proj of every block but the second, which is held to the oracle"
+    # Of the first block: behind it a code that rounding flips moves many others.
+    name = "model.layers.0.mlp.down_proj"
+    assert plain[name].eq(weighed[name]).double().mean() > 0.98
+    quantized("portable", True)
+    assert not any(made["portable True"])

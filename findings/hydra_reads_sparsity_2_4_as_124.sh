@@ -7,7 +7,7 @@
 #   activations) is 48 on both ways. A file of a wandb sweep lists 2:4 and 4:8 as 124 and 248.
 # Matters: one setting has two values, by the way it came: a sweep by files and one by overrides do not share keys or
 #   caches, and code that splits the string fails, or compares 124 with "2:4", finds no pattern and prunes nothing.
-# Helps: to quote it in files ("2:4"), or to declare str in a structured configuration, which gives "124" from a file.
+# Helps: to quote it in files ("2:4"). To declare the field as str does not: a file then gives the string "124".
 set -euo pipefail
 work=$(mktemp -d); trap 'rm -rf "$work"' EXIT; cd "$work"
 python3 -m venv venv

@@ -76,10 +76,16 @@ PY
 # float8_e4m3fn of float32 numbers, onnxruntime: 0.00% not the nearest, 0.39% not the nearest of float16's
 # float8_e4m3fn of float32 numbers, openvino: 0.39% not the nearest, 0.00% not the nearest of float16's
 # float8_e4m3fn of float32 numbers, openvino_constant: 0.39% not the nearest, 0.00% not the nearest of float16's
-# (of float16 numbers: 0.00% everywhere)
+# float8_e4m3fn of float16 numbers, torch: 0.00% not the nearest, 0.00% not the nearest of float16's
+# float8_e4m3fn of float16 numbers, onnxruntime: 0.00% not the nearest, 0.00% not the nearest of float16's
+# float8_e4m3fn of float16 numbers, openvino: 0.00% not the nearest, 0.00% not the nearest of float16's
+# float8_e4m3fn of float16 numbers, openvino_constant: 0.00% not the nearest, 0.00% not the nearest of float16's
 # float8_e5m2 of float32 numbers, torch: 0.00% not the nearest, 0.19% not the nearest of float16's
 # float8_e5m2 of float32 numbers, onnxruntime: 0.00% not the nearest, 0.19% not the nearest of float16's
 # float8_e5m2 of float32 numbers, openvino: 0.19% not the nearest, 0.00% not the nearest of float16's
 # float8_e5m2 of float32 numbers, openvino_constant: 0.19% not the nearest, 0.00% not the nearest of float16's
-# (of float16 numbers: 0.00% everywhere)
+# float8_e5m2 of float16 numbers, torch: 0.00% not the nearest, 0.00% not the nearest of float16's
+# float8_e5m2 of float16 numbers, onnxruntime: 0.00% not the nearest, 0.00% not the nearest of float16's
+# float8_e5m2 of float16 numbers, openvino: 0.00% not the nearest, 0.00% not the nearest of float16's
+# float8_e5m2 of float16 numbers, openvino_constant: 0.00% not the nearest, 0.00% not the nearest of float16's
 # 1.0625610: ml_dtypes 1.125, openvino 1.0

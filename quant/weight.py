@@ -10,8 +10,10 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from cuda_ext import codes as packed_codes
 from quant.budget import Budget
 from quant.forms.base import Form
+from quant.memory.heaps import LARGE, own_zeros
 from quant.scheme import Scheme
 
 # Weights (times the numbers of a codebook) decoded at a time: what they need stays in the cache.
@@ -121,6 +123,8 @@ class QuantizedWeight:
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return the weight [out, in] of the codes, computed in float32 and rounded to dtype."""
         kind, (outputs, inputs) = self.scheme.kind, self.shape
+        if kind.operators and self.zero is not None and packed_codes.compiled(self.codes):
+            return self._decoded(self.zero, dtype)
         size = self.scheme.group_size or inputs
         adjacent = self.group_index is None and inputs % size == 0
         groups = (
@@ -150,6 +154,30 @@ class QuantizedWeight:
                 grid = {name: part.unsqueeze(2) for name, part in grid.items()}
             result.copy_(kind.decode(codes.float(), grid, self.scheme))
         return values
+
+
+    def _decoded(self, zero: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return what `dequantize` does for uniform levels, by compiled code: the same bits."""
+        inputs = self.shape[1]
+        size = self.scheme.group_size or inputs
+        index = None if self.group_index is None else self.group_index.int()
+        values = _new(self.shape, dtype)
+        step = max(1, MOST_AT_ONCE // inputs) if dtype != torch.float32 else len(values)
+        for rows in (slice(at, at + step) for at in range(0, len(values), step)):
+            found = values[rows]
+            some = found if dtype == torch.float32 else torch.empty(found.shape)
+            codes = self.codes[rows]
+            packed_codes.decode(some, codes, self.scale[rows], zero[rows], size, index)
+            if some is not found:
+                found.copy_(some)
+        return values
+
+
+def _new(shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
+    """Return numbers to be written; those of large weights lie in large pages."""
+    if math.prod(shape) * dtype.itemsize >= LARGE:
+        return own_zeros(shape, dtype)
+    return torch.empty(shape, dtype=dtype)
 
 
 @dataclass(frozen=True)

@@ -93,10 +93,12 @@ def unpack(packed: Tensor, bits: int, count: int, packing: str, name: str, dim: 
 
     Raises ArtifactError, naming the tensor, for words of whole codes that have other bits too.
     """
-    from cuda_ext.layout import unpack_codes
+    from cuda_ext.codes import unpack_columns, unpack_rows
 
     if packing != WHOLE or same_in_both(bits):
-        return unpack_codes(packed, bits, count, dim=dim)
+        if dim == -1:
+            return unpack_rows(packed, bits, count)
+        return unpack_columns(packed, bits, count).t().contiguous()
     import torch
 
     rows = packed if dim == -1 else packed.t()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from cuda_ext.layout import pack_codes, unpack_codes
+from cuda_ext.codes import pack_rows, unpack_rows
 from quant.checkpoint.formats.base import (
     CheckpointFormat,
     check_scales,
@@ -102,7 +102,7 @@ def subtract_one(packed: Packed, weight: QuantizedWeight, layer: str) -> Packed:
             "stores as -1 and its readers decode in different ways: export to gptq-v2 or "
             "compressed-tensors."
         )
-    return {**packed, "qzeros": pack_codes((weight.zero - 1).t(), weight.scheme.bits)}
+    return {**packed, "qzeros": pack_rows((weight.zero - 1).t(), weight.scheme.bits)}
 
 
 def _inputs(packed: Packed, checkpoint: CheckpointFormat) -> int:
@@ -138,7 +138,7 @@ def _true_zeros(
     says that it is asymmetric: no grid search returns hundreds of equal zero-points.
     """
     bits = checkpoint.bits
-    zeros = unpack_codes(qzeros, bits, outputs)
+    zeros = unpack_rows(qzeros, bits, outputs)
     low, high = (int(value) for value in zeros.aminmax())
     other = V2 if version == V1 else V1
     if low == high == other.symmetric_zero(bits) and (
@@ -161,7 +161,7 @@ def _true_zeros(
         )
     if not version.subtracted:
         return qzeros
-    return pack_codes((zeros + version.subtracted).bitwise_and_(2**bits - 1), bits)
+    return pack_rows((zeros + version.subtracted).bitwise_and_(2**bits - 1), bits)
 
 
 def _settle_groups(

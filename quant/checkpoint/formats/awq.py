@@ -88,6 +88,7 @@ def zero_points(_parsed: CheckpointFormat) -> str:
 def read_layer(tensors: Tensors, parsed: CheckpointFormat, layer: str, _: Shape) -> Read:
     import torch
 
+    from cuda_ext.codes import unpack_nibbles
     from quant.weight import QuantizedWeight
 
     for name in ("qweight", "qzeros", "scales"):
@@ -121,20 +122,11 @@ def read_layer(tensors: Tensors, parsed: CheckpointFormat, layer: str, _: Shape)
             )
     check_scales(scales, parsed, f"{layer}.scales")
     return QuantizedWeight(
-        codes=_in_order(qweight, outputs).t().contiguous(),
+        codes=unpack_nibbles(qweight, NIBBLES),
         scale=scales.t().contiguous(),
-        zero=_in_order(qzeros, outputs).t().contiguous(),
+        zero=unpack_nibbles(qzeros, NIBBLES),
         scheme=parsed.scheme(scales.dtype),
     )
-
-
-def _in_order(words: Tensor, outputs: int) -> Tensor:
-    """Return uint8 [rows, outputs] in the order of the outputs."""
-    from cuda_ext.layout import unpack_codes
-
-    nibbles = unpack_codes(words, BITS, outputs).unflatten(1, (-1, 8))
-    result: Tensor = nibbles[..., list(NIBBLES)].flatten(1)
-    return result
 
 
 def refuses(scheme: Scheme, layer: StoredLayer | None) -> str | None:
@@ -203,11 +195,11 @@ def write_layer(weight: QuantizedWeight, _layer: StoredLayer) -> Packed:
 
 
 def _words(codes: Tensor) -> Tensor:
-    """Return int32 [rows, outputs / 8] of uint8 [rows, outputs]; the inverse of _in_order."""
-    from cuda_ext.layout import pack_codes
+    """Return int32 [rows, outputs / 8] of uint8 [rows, outputs]; the inverse of unpack_nibbles."""
+    from cuda_ext.codes import pack_rows
 
     outputs = sorted(range(8), key=NIBBLES.__getitem__)  # by nibble
-    return pack_codes(codes.unflatten(1, (-1, 8))[..., outputs].flatten(1), BITS)
+    return pack_rows(codes.unflatten(1, (-1, 8))[..., outputs].flatten(1), BITS)
 
 
 def describe(model: QuantizedModel) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from quant.head import is_embeddings, is_head
 from quant.input_operator import NAME
 from quant.levels.base import Levels
 from quant.linear import pack, unpack
+from quant.memory.heaps import own_copy
 from quant.parts import Part
 from quant.weight import AnyWeight, FactoredWeight, QuantizedWeight
 
@@ -47,6 +48,8 @@ class Tensors(Protocol):
     def nbytes(self, name: str, /) -> int: ...
 
     def read(self, name: str, /) -> Tensor: ...
+
+    def mapped(self, name: str, /) -> Tensor: ...
 
 
 def quantized_layers(reader: TensorReader, checkpoint: CheckpointFormat) -> dict[str, list[str]]:
@@ -229,7 +232,8 @@ def read_weight(
     shape is (outputs, inputs) of the module that the layer replaces. Raises ArtifactError that
     names the file and the tensor that is missing, damaged or does not fit.
     """
-    return _weight(_read(reader, checkpoint, layer, parts, shape))
+    # Codes are unpacked out of the file: copying them first took longer than unpacking.
+    return _weight(_read(reader, checkpoint, layer, parts, shape, checkpoint.of(layer).format.codes))
 
 
 def _weight(found: Read) -> AnyWeight:
@@ -242,11 +246,18 @@ def _read(
     layer: str,
     parts: list[str],
     shape: tuple[int, int] | None,
+    uncopied: str = "",
 ) -> Read:
+    """Read one layer; `uncopied` is a part that is read in its place in the file."""
     with _in_file(reader, f"{layer}.{checkpoint.format.first(parts)}"):
-        tensors = {part: reader.read(f"{layer}.{part}") for part in parts}
+        tensors = {
+            part: (reader.mapped if part == uncopied else reader.read)(f"{layer}.{part}")
+            for part in parts
+        }
         own = checkpoint.of(layer)
         found = own.format.read_layer(tensors, own, layer, shape)
+        if uncopied and isinstance(found, QuantizedWeight):
+            found = _apart(found, tensors[uncopied])
         packed = (found[0]["qweight"].shape[1], found[2]) if isinstance(found, tuple) else None
         held = packed or found.shape  # type: ignore[union-attr]
         if shape is not None and held != shape:
@@ -255,6 +266,14 @@ def _read(
                 f"config.json makes it {list(shape)} (outputs, inputs). {remake(reader.folder)}"
             )
         return found
+
+
+def _apart(weight: QuantizedWeight, stored: Tensor) -> QuantizedWeight:
+    """Return a weight whose codes are not in the memory of a stored tensor."""
+    if weight.codes.untyped_storage().data_ptr() != stored.untyped_storage().data_ptr():
+        return weight
+    codes = own_copy(weight.codes)
+    return QuantizedWeight(codes, weight.scheme, weight.group_index, weight.grid)
 
 
 def scheme_of(reader: TensorReader, checkpoint: CheckpointFormat, layer: str) -> AnyScheme:

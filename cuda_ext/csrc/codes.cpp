@@ -67,16 +67,16 @@ Codes words_of(
   return codes;
 }
 
-// body(first, end, scratch) for tiles of rows, a share of them to a thread.
+// body(first, end, scratch) for tiles of rows, a share of them to a thread, which has scratch memory.
 template <class Body>
-void by_tiles(const Codes& codes, int64_t more_words, Body&& body) {
+void by_tiles(const Codes& codes, int64_t scratch_words, Body&& body) {
   if (codes.rows == 0 || codes.columns == 0) return;
   const int64_t together = rows_together(codes.order);
   const int64_t tile = together * codes.columns;
   torch::stable::parallel_for(
       0, (codes.rows + together - 1) / together, tile >= kShare ? 1 : 1 + kShare / tile,
       [&](int64_t first, int64_t end) {
-        const Floats scratch(scratch_words(codes) + more_words);
+        const Floats scratch(scratch_words);
         auto* words = reinterpret_cast<uint32_t*>(scratch.data());
         for (int64_t at = first; at < end; at++) {
           const int64_t last = (at + 1) * together;
@@ -99,7 +99,7 @@ Tensor unpack_words(
   const CodeKernels run = chosen_codes();
   const uint32_t* from = words_in(words);
   auto* to = static_cast<uint8_t*>(out.data_ptr());
-  by_tiles(codes, 0, [&](int64_t first, int64_t end, uint32_t* scratch) {
+  by_tiles(codes, unpack_scratch(codes), [&](int64_t first, int64_t end, uint32_t* scratch) {
     run.unpack(codes, from, scratch, to + first * columns, first, end);
   });
   return out;
@@ -117,7 +117,7 @@ Tensor pack_words(const Tensor& codes, int64_t bits, int64_t order) {
   const CodeKernels run = chosen_codes();
   const auto* from = static_cast<const uint8_t*>(codes.data_ptr());
   auto* to = static_cast<uint32_t*>(out.data_ptr());
-  by_tiles(of, 0, [&](int64_t first, int64_t end, uint32_t* scratch) {
+  by_tiles(of, pack_scratch(of), [&](int64_t first, int64_t end, uint32_t* scratch) {
     run.pack(of, from, scratch, to, first, end);
   });
   return out;
@@ -188,10 +188,11 @@ void dequantize_words(
   const CodeKernels run = chosen_codes();
   const uint32_t* from = words_in(words);
   const int64_t held = (rows_together(codes.order) * codes.columns + 3) / 4;
-  by_tiles(codes, held + values.groups, [&](int64_t first, int64_t end, uint32_t* scratch) {
-    auto* some = reinterpret_cast<uint8_t*>(scratch + scratch_words(codes));
+  const int64_t own = unpack_scratch(codes);
+  by_tiles(codes, own + held + values.groups, [&](int64_t first, int64_t end, uint32_t* scratch) {
+    auto* some = reinterpret_cast<uint8_t*>(scratch + own);
     Values mine = values;
-    mine.zeros = reinterpret_cast<float*>(scratch + scratch_words(codes) + held);
+    mine.zeros = reinterpret_cast<float*>(scratch + own + held);
     run.unpack(codes, from, scratch, some, first, end);
     run.decode(mine, some, first, end);
   });

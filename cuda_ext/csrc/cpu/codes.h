@@ -23,21 +23,33 @@ struct Codes {
   uint32_t places;  // kNibbles: nibble (places >> 4 j) & 15 of word i belongs to row 8 i + j
 };
 
+constexpr int kSixteen = 16;  // words that are read side by side: a cache line
+
 // Rows that are unpacked or packed together, so that whole cache lines of words are read or written.
-constexpr int64_t rows_together(Order order) { return order == Order::kNibbles ? 128 : 16; }
-
-// Columns of kNibbles that are unpacked at a time: 16 words of each fit the first-level cache.
-constexpr int64_t kNibbleColumns = 256;
-
-// Words of one row in scratch memory. Eight bytes behind a stream may be read and written; rows do
-// not lie a power of two apart, where they would fall into the same sets of the cache.
-constexpr int64_t scratch_stride(const Codes& codes) {
-  const int64_t words = codes.order == Order::kNibbles ? kNibbleColumns : codes.held;
-  return (words + 2 + 15) / 16 * 16 + 4;
+constexpr int64_t rows_together(Order order) {
+  return order == Order::kRows ? 16 : order == Order::kColumns ? 64 : 256;
 }
 
-// Words of scratch memory that one thread needs.
-constexpr int64_t scratch_words(const Codes& codes) { return 16 * scratch_stride(codes); }
+// Columns of kColumns and kNibbles that are unpacked together, of which the first-level cache holds
+// the words. 32 codes of a stream are whole words.
+constexpr int64_t kColumnsTogether = 256;
+
+// Words of one row, or of eight rows of kNibbles, in scratch memory. Eight bytes behind a stream may
+// be read and written; rows do not lie a power of two apart, where they would fall into the same
+// sets of the cache.
+constexpr int64_t scratch_stride(const Codes& codes) {
+  return codes.order == Order::kNibbles ? kColumnsTogether + 20
+                                        : kColumnsTogether / 32 * codes.bits + 20;
+}
+
+// Words of scratch memory that one thread needs: those of the rows that are unpacked together, or a
+// whole row that is packed for each of 16.
+constexpr int64_t pack_stride(const Codes& codes) { return (codes.held + 2 + 15) / 16 * 16 + 4; }
+constexpr int64_t unpack_scratch(const Codes& codes) {
+  const int64_t rows = rows_together(codes.order);
+  return scratch_stride(codes) * (codes.order == Order::kNibbles ? rows / 8 : rows);
+}
+constexpr int64_t pack_scratch(const Codes& codes) { return kSixteen * pack_stride(codes); }
 
 // (code - zero) * scale for uniform levels: the difference is exact, the product is rounded once.
 struct Values {
@@ -53,11 +65,11 @@ struct Values {
 
 struct CodeKernels {
   // Words to codes [end - first, columns]; both ends of the rows are multiples of rows_together,
-  // but for the last. scratch holds scratch_words.
+  // but for the last. scratch holds unpack_scratch words.
   void (*unpack)(
       const Codes&, const uint32_t* words, uint32_t* scratch, uint8_t* codes, int64_t first,
       int64_t end);
-  // The inverse, for kRows and kColumns; codes are those of all rows.
+  // The inverse, for kRows and kColumns; codes are those of all rows, scratch holds pack_scratch.
   void (*pack)(
       const Codes&, const uint8_t* codes, uint32_t* scratch, uint32_t* words, int64_t first,
       int64_t end);

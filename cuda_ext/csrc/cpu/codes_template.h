@@ -1,5 +1,7 @@
-// Packed words, bytes and values, over vectors of kVector bytes, a constant that a source file defines
-// in an anonymous namespace before it includes this header (see kernel_template.h).
+// Packed words, bytes and values, written once over an instruction set. A source file defines, in an
+// anonymous namespace, `struct Isa` and includes this header (see kernel_template.h).
+//
+// Isa: kVector, the bytes of a vector; kWidth, the codes of one group that decode makes values of.
 //
 // Eight codes of a stream fill as many bytes as a code has bits. They lie in a number of 64 bits, and
 // move apart by halves until each has a byte of its own; packing goes the other way.
@@ -13,10 +15,18 @@
 namespace bitsweep {
 namespace {
 
+constexpr int kVector = Isa::kVector;
 constexpr int kEights = kVector / 8;  // numbers of eight codes in a vector
-constexpr int kSixteen = 16;          // codes that become values, or leave words, together
 
 using Eights = uint64_t __attribute__((vector_size(kVector)));
+using Bytes16 = uint8_t __attribute__((vector_size(16)));
+using Words4 = uint32_t __attribute__((vector_size(16)));
+
+#if defined(__clang__)
+#define BITSWEEP_SHUFFLE(Type, a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define BITSWEEP_SHUFFLE(Type, a, b, ...) __builtin_shuffle(a, b, Type{__VA_ARGS__})
+#endif
 
 // The lower half of every pair of `Size` codes, as bytes of eight codes or as bits of the stream.
 template <int Bits, int Size>
@@ -82,7 +92,7 @@ BITSWEEP_INLINE Eights load_eights(const uint8_t* at) {
   return eights;
 }
 
-// A stream of `size` bytes to `count` codes.
+// A stream to `count` codes; `size` bytes may be read.
 template <int Bits>
 void unpack_stream(const uint8_t* stream, int64_t size, uint8_t* codes, int64_t count) {
   int64_t k = 0;
@@ -120,33 +130,43 @@ void pack_stream(const uint8_t* codes, int64_t count, uint8_t* stream) {
   }
 }
 
+// The words of `Rows` rows and some columns of them, which lie `apart`, to scratch, row by row.
+template <int Rows>
+BITSWEEP_INLINE void bring_words(
+    const uint32_t* words, int64_t apart, int64_t count, uint32_t* scratch, int64_t stride) {
+  for (int64_t w = 0; w < count; w++, words += apart)
+    each_of<Rows>([&](auto r) { scratch[r * stride + w] = words[r]; });
+}
+
 template <int Bits>
 void unpack_rows(
+    const Codes& of, const uint32_t* words, uint8_t* codes, int64_t first, int64_t end) {
+  for (int64_t n = first; n < end; n++, codes += of.columns)
+    unpack_stream<Bits>(
+        reinterpret_cast<const uint8_t*>(words + n * of.held), 4 * (of.rows - n) * of.held, codes,
+        of.columns);
+}
+
+// `scratch` holds the words of some rows and kColumnsTogether columns.
+template <int Bits>
+void unpack_columns(
     const Codes& of, const uint32_t* words, uint32_t* scratch, uint8_t* codes, int64_t first,
     int64_t end) {
+  constexpr int64_t most = kColumnsTogether / 32 * Bits;  // words of a row
   const int64_t stride = scratch_stride(of);
-  for (int64_t n = first; n < end; n++, codes += of.columns) {
-    const uint32_t* stream = words + n * of.held;
-    int64_t readable = of.held;
-    if (of.order == Order::kColumns) {
-      const int64_t c = (n - first) % kSixteen;
-      if (c == 0) {  // the words of up to 16 rows, a cache line of each word
-        const int64_t rows = end - n < kSixteen ? end - n : kSixteen;
-        if (rows == kSixteen) {
-          for (int64_t w = 0; w < of.held; w++) {
-            const uint32_t* from = words + w * of.rows + n;
-            each_of<kSixteen>([&](auto r) { scratch[r * stride + w] = from[r]; });
-          }
-        } else {
-          for (int64_t w = 0; w < of.held; w++)
-            for (int64_t r = 0; r < rows; r++) scratch[r * stride + w] = words[w * of.rows + n + r];
-        }
-      }
-      stream = scratch + c * stride;
-      readable += 2;
-    }
-    unpack_stream<Bits>(
-        reinterpret_cast<const uint8_t*>(stream), 4 * readable, codes, of.columns);
+  for (int64_t k = 0, w = 0; k < of.columns; k += kColumnsTogether, w += most) {
+    const int64_t count = of.columns - k < kColumnsTogether ? of.columns - k : kColumnsTogether;
+    const int64_t held = of.held - w < most ? of.held - w : most;
+    const uint32_t* from = words + w * of.rows + first;
+    int64_t n = 0;
+    for (; n + kSixteen <= end - first; n += kSixteen)
+      bring_words<kSixteen>(from + n, of.rows, held, scratch + n * stride, stride);
+    for (; n < end - first; n++)
+      bring_words<1>(from + n, of.rows, held, scratch + n * stride, stride);
+    for (n = 0; n < end - first; n++)
+      unpack_stream<Bits>(
+          reinterpret_cast<const uint8_t*>(scratch + n * stride), 4 * (held + 2),
+          codes + n * of.columns + k, count);
   }
 }
 
@@ -154,7 +174,7 @@ template <int Bits>
 void pack_rows(
     const Codes& of, const uint8_t* codes, uint32_t* scratch, uint32_t* words, int64_t first,
     int64_t end) {
-  const int64_t stride = scratch_stride(of);
+  const int64_t stride = pack_stride(of);
   for (int64_t n = first; n < end; n += kSixteen) {
     const int64_t rows = end - n < kSixteen ? end - n : kSixteen;
     for (int64_t r = 0; r < rows; r++) {
@@ -171,60 +191,82 @@ void pack_rows(
   }
 }
 
-// Words of 16 columns of eight rows, a column after the other, to the codes of one of the rows.
-BITSWEEP_INLINE void unpack_nibbles(
-    const uint32_t* words, int shift, uint8_t* codes, int64_t count) {
-  using Words = uint32_t __attribute__((vector_size(4 * kSixteen)));
-  using Bytes = uint8_t __attribute__((vector_size(kSixteen)));
-  int64_t k = 0;
-  for (; k + kSixteen <= count; k += kSixteen) {
-    Words some;
-    std::memcpy(&some, words + k, sizeof some);
-    const Bytes found = __builtin_convertvector((some >> shift) & 15u, Bytes);
-    std::memcpy(codes + k, &found, sizeof found);
+// Sixteen words of eight 4-bit codes each to four vectors: byte b of every word.
+BITSWEEP_INLINE void bytes_of_words(const uint32_t* words, Words4 (&byte)[4]) {
+  Words4 four[4];
+  for (int i = 0; i < 4; i++) {
+    Bytes16 some;
+    std::memcpy(&some, words + 4 * i, sizeof some);
+    some = BITSWEEP_SHUFFLE(Bytes16, some, some, 0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    std::memcpy(&four[i], &some, sizeof some);
   }
-  for (; k < count; k++) codes[k] = static_cast<uint8_t>((words[k] >> shift) & 15u);
+  // Now every word has one byte of four words; transposed, a vector has that of sixteen.
+  const Words4 a = BITSWEEP_SHUFFLE(Words4, four[0], four[1], 0, 4, 1, 5);
+  const Words4 b = BITSWEEP_SHUFFLE(Words4, four[2], four[3], 0, 4, 1, 5);
+  const Words4 c = BITSWEEP_SHUFFLE(Words4, four[0], four[1], 2, 6, 3, 7);
+  const Words4 d = BITSWEEP_SHUFFLE(Words4, four[2], four[3], 2, 6, 3, 7);
+  byte[0] = BITSWEEP_SHUFFLE(Words4, a, b, 0, 1, 4, 5);
+  byte[1] = BITSWEEP_SHUFFLE(Words4, a, b, 2, 3, 6, 7);
+  byte[2] = BITSWEEP_SHUFFLE(Words4, c, d, 0, 1, 4, 5);
+  byte[3] = BITSWEEP_SHUFFLE(Words4, c, d, 2, 3, 6, 7);
 }
 
-void unpack_from_nibbles(
-    const Codes& of, const uint32_t* words, uint32_t* scratch, uint8_t* codes, int64_t first,
-    int64_t end) {
-  const int64_t stride = scratch_stride(of), across = of.rows / 8;
-  for (int64_t n = first; n < end; n += 8 * kSixteen) {
-    const int64_t some = (end - n) / 8 < kSixteen ? (end - n) / 8 : kSixteen;
-    for (int64_t k = 0; k < of.columns; k += kNibbleColumns) {
-      const int64_t count = of.columns - k < kNibbleColumns ? of.columns - k : kNibbleColumns;
-      for (int64_t c = 0; c < count; c++) {
-        const uint32_t* from = words + (k + c) * across + n / 8;
-        if (some == kSixteen)
-          each_of<kSixteen>([&](auto i) { scratch[i * stride + c] = from[i]; });
-        else
-          for (int64_t i = 0; i < some; i++) scratch[i * stride + c] = from[i];
-      }
-      for (int64_t i = 0; i < some; i++) {
-        for (int j = 0; j < 8; j++) {
-          const int shift = static_cast<int>((of.places >> (4 * j)) & 15u) * 4;
-          const int64_t row = n - first + 8 * i + j;
-          unpack_nibbles(scratch + i * stride, shift, codes + row * of.columns + k, count);
-        }
-      }
+// Words of `count` columns of eight rows, a column after the other, to the codes of these rows.
+BITSWEEP_INLINE void unpack_eight(
+    const Codes& of, const uint32_t* words, uint8_t* codes, int64_t count) {
+  uint8_t* row[8];  // by nibble
+  for (int j = 0; j < 8; j++) row[(of.places >> (4 * j)) & 7u] = codes + j * of.columns;
+  int64_t k = 0;
+  for (; k + kSixteen <= count; k += kSixteen) {
+    Words4 byte[4];
+    bytes_of_words(words + k, byte);
+    for (int b = 0; b < 4; b++) {
+      const Words4 low = byte[b] & 0x0f0f0f0fu, high = (byte[b] >> 4) & 0x0f0f0f0fu;
+      std::memcpy(row[2 * b] + k, &low, sizeof low);
+      std::memcpy(row[2 * b + 1] + k, &high, sizeof high);
     }
   }
+  for (; k < count; k++)
+    for (int i = 0; i < 8; i++) row[i][k] = static_cast<uint8_t>((words[k] >> (4 * i)) & 15u);
+}
+
+void unpack_nibbles(
+    const Codes& of, const uint32_t* words, uint32_t* scratch, uint8_t* codes, int64_t first,
+    int64_t end) {
+  const int64_t stride = scratch_stride(of), across = of.rows / 8, some = (end - first) / 8;
+  for (int64_t k = 0; k < of.columns; k += kColumnsTogether) {
+    const int64_t count = of.columns - k < kColumnsTogether ? of.columns - k : kColumnsTogether;
+    const uint32_t* from = words + k * across + first / 8;
+    int64_t i = 0;
+    for (; i + kSixteen <= some; i += kSixteen)
+      bring_words<kSixteen>(from + i, across, count, scratch + i * stride, stride);
+    for (; i < some; i++) bring_words<1>(from + i, across, count, scratch + i * stride, stride);
+    for (i = 0; i < some; i++)
+      unpack_eight(of, scratch + i * stride, codes + 8 * i * of.columns + k, count);
+  }
+}
+
+template <int Bits>
+BITSWEEP_INLINE void unpack_streams(
+    const Codes& of, const uint32_t* words, uint32_t* scratch, uint8_t* codes, int64_t first,
+    int64_t end) {
+  if (of.order == Order::kRows) unpack_rows<Bits>(of, words, codes, first, end);
+  else unpack_columns<Bits>(of, words, scratch, codes, first, end);
 }
 
 void unpack(
     const Codes& of, const uint32_t* words, uint32_t* scratch, uint8_t* codes, int64_t first,
     int64_t end) {
   if (of.order == Order::kNibbles)
-    return unpack_from_nibbles(of, words, scratch, codes, first, end);
+    return unpack_nibbles(of, words, scratch, codes, first, end);
   switch (of.bits) {
-    case 2: return unpack_rows<2>(of, words, scratch, codes, first, end);
-    case 3: return unpack_rows<3>(of, words, scratch, codes, first, end);
-    case 4: return unpack_rows<4>(of, words, scratch, codes, first, end);
-    case 5: return unpack_rows<5>(of, words, scratch, codes, first, end);
-    case 6: return unpack_rows<6>(of, words, scratch, codes, first, end);
-    case 7: return unpack_rows<7>(of, words, scratch, codes, first, end);
-    default: return unpack_rows<8>(of, words, scratch, codes, first, end);
+    case 2: return unpack_streams<2>(of, words, scratch, codes, first, end);
+    case 3: return unpack_streams<3>(of, words, scratch, codes, first, end);
+    case 4: return unpack_streams<4>(of, words, scratch, codes, first, end);
+    case 5: return unpack_streams<5>(of, words, scratch, codes, first, end);
+    case 6: return unpack_streams<6>(of, words, scratch, codes, first, end);
+    case 7: return unpack_streams<7>(of, words, scratch, codes, first, end);
+    default: return unpack_streams<8>(of, words, scratch, codes, first, end);
   }
 }
 
@@ -244,19 +286,21 @@ void pack(
 
 // Codes of one group and row to values.
 BITSWEEP_INLINE void decode_group(
-    const uint8_t* codes, int64_t count, float scale, float zero, float* out) {
-  using Bytes = uint8_t __attribute__((vector_size(kSixteen)));
-  using Numbers = int32_t __attribute__((vector_size(4 * kSixteen)));
-  using Floats16 = float __attribute__((vector_size(4 * kSixteen)));
+    const uint8_t* codes, int64_t count, float zero, float scale, float* out) {
   int64_t k = 0;
-  for (; k + kSixteen <= count; k += kSixteen) {
-    Bytes some;
-    std::memcpy(&some, codes + k, sizeof some);
-    const Numbers numbers = __builtin_convertvector(some, Numbers);
-    const Floats16 values = (__builtin_convertvector(numbers, Floats16) - zero) * scale;
-    std::memcpy(out + k, &values, sizeof values);
-  }
+  for (; k + Isa::kWidth <= count; k += Isa::kWidth) Isa::decode(codes + k, zero, scale, out + k);
   for (; k < count; k++) out[k] = (static_cast<float>(codes[k]) - zero) * scale;
+}
+
+// Codes of one row, each with the zero and the scale of its group. Measured on a Zen 5: gathering
+// them into vectors takes a third longer.
+BITSWEEP_INLINE void decode_scattered(
+    const uint8_t* codes, int64_t count, const int32_t* group, const float* zero,
+    const float* scale, float* __restrict out) {
+  for (int64_t k = 0; k < count; k++) {
+    const int32_t g = group[k];
+    out[k] = (static_cast<float>(codes[k]) - zero[g]) * scale[g];
+  }
 }
 
 void decode(const Values& of, const uint8_t* codes, int64_t first, int64_t end) {
@@ -268,17 +312,13 @@ void decode(const Values& of, const uint8_t* codes, int64_t first, int64_t end) 
       for (int64_t g = 0, k = 0; k < of.columns; g++, k += of.group_size) {
         const int64_t left = of.columns - k;
         decode_group(
-            codes + k, left < of.group_size ? left : of.group_size, scale[g],
-            static_cast<float>(zero[g]), out + k);
+            codes + k, left < of.group_size ? left : of.group_size, static_cast<float>(zero[g]),
+            scale[g], out + k);
       }
       continue;
     }
-    float* __restrict zeros = of.zeros;
-    for (int64_t g = 0; g < of.groups; g++) zeros[g] = static_cast<float>(zero[g]);
-    for (int64_t k = 0; k < of.columns; k++) {
-      const int32_t g = of.index[k];
-      out[k] = (static_cast<float>(codes[k]) - zeros[g]) * scale[g];
-    }
+    for (int64_t g = 0; g < of.groups; g++) of.zeros[g] = static_cast<float>(zero[g]);
+    decode_scattered(codes, of.columns, of.index, of.zeros, scale, out);
   }
 }
 

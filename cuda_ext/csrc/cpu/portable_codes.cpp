@@ -1,7 +1,19 @@
 // Codes with the vectors that compilers have on every machine.
+#include "codes.h"
+
+namespace bitsweep {
 namespace {
-constexpr int kVector = 16;
+
+struct Isa {
+  static constexpr int kVector = 16, kWidth = 16;
+
+  static void decode(const uint8_t* codes, float zero, float scale, float* __restrict out) {
+    for (int k = 0; k < kWidth; k++) out[k] = (static_cast<float>(codes[k]) - zero) * scale;
+  }
+};
+
 }  // namespace
+}  // namespace bitsweep
 
 #include "codes_template.h"
 

@@ -16,7 +16,7 @@ import torch
 from benchmarks.scaling import make_checkpoint
 from benchmarks.scaling_time import Case
 from quant.checkpoint.export import export
-from quant.checkpoint.layers import quantized_layers, read_weight
+from quant.checkpoint.layers import quantized_layers, read_values, read_weight
 from quant.checkpoint.loader import read_format
 from quant.checkpoint.make import quantize_to
 from quant.checkpoint.source import CheckpointSource
@@ -97,4 +97,4 @@ def _dequantized(folder: Path) -> None:
     checkpoint = read_format(folder, verify_files=False)
     with TensorReader(folder) as reader:
         for layer, parts in quantized_layers(reader, checkpoint).items():
-            read_weight(reader, checkpoint, layer, parts).dequantize()
+            read_values(reader, checkpoint, layer, parts)

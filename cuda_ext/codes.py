@@ -8,6 +8,7 @@ last bit. Nothing here builds the library, because reading a file should not wai
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from functools import cache
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 from cuda_ext import build, layout
 from cuda_ext.toolchain import BuildError
 
-_ROWS, _COLUMNS, _NIBBLES = 0, 1, 2  # csrc/cpu/codes.h
+ROWS, COLUMNS, NIBBLES = 0, 1, 2  # csrc/cpu/codes.h
 _IN_A_WORD = 8  # nibbles
 
 _log = logging.getLogger("cuda_ext")
@@ -55,39 +56,58 @@ def _is_built() -> bool:
     return reason is None
 
 
+@dataclass(frozen=True)
+class Words:
+    """Codes [rows, columns] of `bits` bits that are packed in words int32, in one of three orders.
+
+    ROWS     words [rows, ceil(columns * bits / 32)], a stream of bits for every row.
+    COLUMNS  words [ceil(columns * bits / 32), rows], the same streams transposed: those of GPTQ,
+             whose rows here are the outputs of a layer.
+    NIBBLES  words [columns, rows / 8] of eight 4-bit codes each; row 8 i + j has nibble places[j]
+             of word i, counted from the low end.
+    """
+
+    words: Tensor
+    bits: int
+    columns: int
+    order: int = ROWS
+    places: tuple[int, ...] = ()
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(rows, columns)."""
+        rows = (self.words.shape[0], self.words.shape[1], _IN_A_WORD * self.words.shape[1])
+        return rows[self.order], self.columns
+
+    def unpack(self) -> Tensor:
+        """Return the codes, uint8 [rows, columns]; raises like layout.unpack_codes."""
+        if compiled(self.words) and self.words.numel():
+            layout.check_words(self.words, self.bits)
+            load()
+            codes: Tensor = torch.ops.bitsweep.unpack_words(*self._arguments())
+            return codes
+        if self.order == COLUMNS:
+            # Words are transposed, not codes: they are fewer.
+            return layout.unpack_codes(self.words.t().contiguous(), self.bits, self.columns)
+        if self.order == ROWS:
+            return layout.unpack_codes(self.words, self.bits, self.columns)
+        nibbles = layout.unpack_codes(self.words, self.bits, self.shape[0])
+        found = nibbles.unflatten(1, (-1, _IN_A_WORD))[..., list(self.places)].flatten(1)
+        return found.t().contiguous()
+
+    def _arguments(self) -> tuple[Tensor, int, int, int, int]:
+        places = sum(place << (4 * row) for row, place in enumerate(self.places))
+        return self.words.contiguous(), self.bits, self.columns, self.order, places
+
+
 def unpack_rows(words: Tensor, bits: int, columns: int) -> Tensor:
     """Return codes uint8 [rows, columns] of words int32 [rows, ceil(columns * bits / 32)]."""
-    if not compiled(words):
-        return layout.unpack_codes(words, bits, columns)
-    return _unpack(words, bits, columns, _ROWS)
+    return Words(words, bits, columns).unpack()
 
 
 def unpack_columns(words: Tensor, bits: int, columns: int) -> Tensor:
-    """Return codes uint8 [rows, columns] of words int32 [ceil(columns * bits / 32), rows].
-
-    These are the words of GPTQ, whose rows here are the outputs of a layer.
-    """
-    if not compiled(words):
-        # Words are transposed, not codes: they are fewer.
-        return layout.unpack_codes(words.t().contiguous(), bits, columns)
-    return _unpack(words, bits, columns, _COLUMNS)
-
-
-def unpack_nibbles(words: Tensor, places: tuple[int, ...]) -> Tensor:
-    """Return codes uint8 [rows, columns] of words int32 [columns, rows / 8] of eight 4-bit codes.
-
-    Row 8 i + j has nibble places[j] of word i, counted from the low end.
-    """
-    if not compiled(words):
-        nibbles = layout.unpack_codes(words, 4, _IN_A_WORD * words.shape[1])
-        found = nibbles.unflatten(1, (-1, _IN_A_WORD))[..., list(places)].flatten(1)
-        return found.t().contiguous()
-    load()
-    packed = sum(place << (4 * row) for row, place in enumerate(places))
-    codes: Tensor = torch.ops.bitsweep.unpack_words(
-        words.contiguous(), 4, len(words), _NIBBLES, packed
-    )
-    return codes
+    """Return codes uint8 [rows, columns] of words int32 [ceil(columns * bits / 32), rows]."""
+    return Words(words, bits, columns, COLUMNS).unpack()
 
 
 def pack_rows(codes: Tensor, bits: int) -> Tensor:
@@ -97,7 +117,7 @@ def pack_rows(codes: Tensor, bits: int) -> Tensor:
     """
     if not compiled(codes):
         return layout.pack_codes(codes, bits)
-    return _pack(codes, bits, _ROWS)
+    return _pack(codes, bits, ROWS)
 
 
 def pack_columns(codes: Tensor, bits: int) -> Tensor:
@@ -107,12 +127,12 @@ def pack_columns(codes: Tensor, bits: int) -> Tensor:
     """
     if not compiled(codes):
         return layout.pack_codes(codes.t(), bits, dim=0)
-    return _pack(codes, bits, _COLUMNS)
+    return _pack(codes, bits, COLUMNS)
 
 
 def decode(
     out: Tensor,
-    codes: Tensor,
+    codes: Tensor | Words,
     scale: Tensor,
     zero: Tensor,
     group_size: int,
@@ -120,7 +140,7 @@ def decode(
 ) -> None:
     """Write scale * (code - zero) into out, float32 [rows, columns]; only where `compiled`.
 
-    codes        uint8 [rows, columns].
+    codes        uint8 [rows, columns], or words, which are unpacked a few rows at a time.
     scale, zero  floating point and uint8 [rows, groups].
     index        int32 [columns], the group of every column; None: column j is in j // group_size.
 
@@ -128,17 +148,12 @@ def decode(
     argument that does not fit.
     """
     load()
-    torch.ops.bitsweep.decode_codes(
-        out, codes.contiguous(), scale.float().contiguous(), zero.contiguous(), index, group_size
-    )
-
-
-def _unpack(words: Tensor, bits: int, columns: int, order: int) -> Tensor:
-    if words.dtype != torch.int32:
-        raise TypeError(f"unpack_codes: words are {words.dtype}; pass torch.int32.")
-    load()
-    codes: Tensor = torch.ops.bitsweep.unpack_words(words.contiguous(), bits, columns, order, 0)
-    return codes
+    grid = (scale.float().contiguous(), zero.contiguous(), index, group_size)
+    if isinstance(codes, Tensor):
+        torch.ops.bitsweep.decode_codes(out, codes.contiguous(), *grid)
+    else:
+        words, bits, _, order, places = codes._arguments()
+        torch.ops.bitsweep.dequantize_words(out, words, bits, order, places, *grid)
 
 
 def _pack(codes: Tensor, bits: int, order: int) -> Tensor:
@@ -155,7 +170,7 @@ def _fake_unpack(words: Tensor, bits: int, columns: int, order: int, places: int
 
 def _fake_pack(codes: Tensor, bits: int, order: int) -> Tensor:
     held = layout.words_for(codes.shape[1], bits)
-    shape = (held, len(codes)) if order == _COLUMNS else (len(codes), held)
+    shape = (held, len(codes)) if order == COLUMNS else (len(codes), held)
     return codes.new_empty(shape, dtype=torch.int32)
 
 

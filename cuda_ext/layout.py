@@ -87,8 +87,7 @@ def unpack_codes(
     Raises TypeError unless words are int32, ValueError for an invalid bit width or number of words.
     """
     period, stride = _period(bits)
-    if words.dtype != torch.int32:
-        raise TypeError(f"unpack_codes: words are {words.dtype}; pass torch.int32.")
+    check_words(words, bits)
     lead, held, trail = _split(words, dim)
     before, after = math.prod(lead), math.prod(trail)
     if held != words_for(n, bits):
@@ -110,6 +109,13 @@ def unpack_codes(
         _unpack_blocks(flat[:, chunk], bits, codes[:, chunk])
     kept = codes.view(before, blocks * period, after)[:, :n]
     return kept.reshape(*lead, n, *trail).contiguous()
+
+
+def check_words(words: Tensor, bits: int) -> None:
+    """Raise TypeError or ValueError for words that hold no codes: see `unpack_codes`."""
+    _period(bits)
+    if words.dtype != torch.int32:
+        raise TypeError(f"unpack_codes: words are {words.dtype}; pass torch.int32.")
 
 
 def codes_at(words: Tensor, bits: int, places: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from torch.nn import functional
 from cuda_ext import codes as packed_codes
 from cuda_ext import ops
 from cuda_ext import packed as kernel_layout
+from cuda_ext.codes import Words
 from cuda_ext.layout import codes_at, words_for
 from cuda_ext.tiles import can_tile
 from quant.input_operator import NAME as OPERATOR
@@ -54,8 +55,13 @@ def pack_grid(grid: Mapping[str, Tensor], scheme: Scheme) -> Packed:
 
 def unpack(packed: Packed, scheme: Scheme, in_features: int) -> QuantizedWeight:
     """Return the quantized weight that `pack` packed (exactly); zero-points must be those of v2."""
-    bits, outputs = scheme.bits, packed["qweight"].shape[1]
-    codes = packed_codes.unpack_columns(packed["qweight"], bits, in_features)
+    return packed_weight(packed, scheme, in_features).unpacked()
+
+
+def packed_weight(packed: Packed, scheme: Scheme, in_features: int) -> QuantizedWeight:
+    """Return what `unpack` does, with codes that stay packed until they are asked for."""
+    outputs = packed["qweight"].shape[1]
+    codes = Words(packed["qweight"], scheme.bits, in_features, packed_codes.COLUMNS)
     grid = {}
     for each in scheme.kind.tensors:
         part = packed[each.buffer]

@@ -1,9 +1,9 @@
 // bitsweep::unpack_words, pack_words, decode_codes and dequantize_words: schemas and CPU
 // implementations. Bits are those of cuda_ext.layout and quant.levels.uniform, with any number of
 // threads.
+#include <sys/mman.h>
 #include <torch/csrc/stable/library.h>
 
-#include <cstring>
 
 #include "cpu/chosen.h"
 #include "cpu/codes.h"
@@ -14,6 +14,17 @@ namespace bitsweep {
 namespace {
 
 constexpr int64_t kShare = 65536;  // codes that are worth a thread
+
+// What glibc maps anew for every tensor: in pages of 4 KiB, mapping takes longer than the work.
+constexpr uintptr_t kLarge = 32 << 20, kPage = 4096;
+
+// Asks for large pages under a large tensor that is about to be written.
+void prepare(const Tensor& out, int64_t bytes) {
+  if (static_cast<uintptr_t>(bytes) < kLarge) return;
+  const auto data = reinterpret_cast<uintptr_t>(out.data_ptr());
+  const uintptr_t first = (data + kPage - 1) / kPage * kPage;
+  madvise(reinterpret_cast<void*>(first), data + bytes - first, MADV_HUGEPAGE);  // advice alone
+}
 
 CodeKernels chosen_codes() {
 #if defined(__x86_64__)
@@ -96,6 +107,7 @@ Tensor unpack_words(
       words_of(op, words, bits, columns, order, places, {"words", device_of(words)});
   const std::vector<int64_t> shape = {codes.rows, columns};
   const Tensor out = torch::stable::new_empty(words, shape, ScalarType::Byte);
+  prepare(out, out.numel());
   const CodeKernels run = chosen_codes();
   const uint32_t* from = words_in(words);
   auto* to = static_cast<uint8_t*>(out.data_ptr());
@@ -114,6 +126,7 @@ Tensor pack_words(const Tensor& codes, int64_t bits, int64_t order) {
   const Place place{"codes", device_of(codes)};
   check(op, "codes", codes, ScalarType::Byte, {of.rows, of.columns}, place);
   const Tensor out = torch::stable::new_empty(codes, words_shape(of), ScalarType::Int);
+  prepare(out, out.numel() * 4);
   const CodeKernels run = chosen_codes();
   const auto* from = static_cast<const uint8_t*>(codes.data_ptr());
   auto* to = static_cast<uint32_t*>(out.data_ptr());
@@ -133,6 +146,7 @@ Values values_of(
       scale.dim() == 2, op, ": scale is ", text_of(sizes_of(scale)), "; expected [rows, groups].");
   const int64_t groups = index ? scale.size(1) : (columns + group_size - 1) / group_size;
   check(op, "out", out, ScalarType::Float, {rows, columns}, place);
+  prepare(out, out.numel() * 4);
   check(op, "scale", scale, ScalarType::Float, {rows, groups}, place);
   check(op, "zero", zero, ScalarType::Byte, {rows, groups}, place);
   Values values{};

@@ -17,6 +17,8 @@ from quant.errors import ArtifactError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from cuda_ext.codes import Words
+
 STREAM, WHOLE = "stream", "whole"  # one stream of bits; whole codes in a word
 LAST = (0, 17)  # the last releases with whole codes in a word
 WORD_BITS = 32
@@ -86,6 +88,15 @@ def _fitting(bits: int, held: Sequence[tuple[int, int]]) -> list[str]:
         for packing in (STREAM, WHOLE)
         if all(words(codes, bits, packing) == count for count, codes in held)
     ]
+
+
+def codes_of(packed: Tensor, bits: int, count: int, packing: str, name: str) -> Tensor | Words:
+    """Return `count` codes a row as uint8 from int32 words, or these words: see `unpack`."""
+    from cuda_ext.codes import Words
+
+    if packing != WHOLE or same_in_both(bits):
+        return Words(packed, bits, count)
+    return unpack(packed, bits, count, packing, name)
 
 
 def unpack(packed: Tensor, bits: int, count: int, packing: str, name: str, dim: int = -1) -> Tensor:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+import torch
 from torch import Tensor
 
 from quant.budget import AnyScheme
@@ -22,7 +23,7 @@ from quant.errors import ArtifactError
 from quant.head import is_embeddings, is_head
 from quant.input_operator import NAME
 from quant.levels.base import Levels
-from quant.linear import pack, unpack
+from quant.linear import pack, packed_weight
 from quant.memory.heaps import own_copy
 from quant.parts import Part
 from quant.weight import AnyWeight, FactoredWeight, QuantizedWeight
@@ -200,7 +201,8 @@ def read_layer(
     and the expected value.
     """
     parsed = settle(parse(quantization_config, layer, levels), {layer: tensors}, layer)
-    return _weight(parsed.format.read_layer(tensors, parsed, layer, shape))
+    found = _weight(parsed.format.read_layer(tensors, parsed, layer, shape))
+    return found.unpacked() if isinstance(found, QuantizedWeight) else found
 
 
 def read_stored(
@@ -232,12 +234,53 @@ def read_weight(
     shape is (outputs, inputs) of the module that the layer replaces. Raises ArtifactError that
     names the file and the tensor that is missing, damaged or does not fit.
     """
-    # Codes are unpacked out of the file: copying them first took longer than unpacking.
-    return _weight(_read(reader, checkpoint, layer, parts, shape, checkpoint.of(layer).format.codes))
+    return _apart(*_in_place(reader, checkpoint, layer, parts, shape))
+
+
+def read_values(
+    reader: Tensors,
+    checkpoint: CheckpointFormat,
+    layer: str,
+    parts: list[str],
+    shape: tuple[int, int] | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Return the weight [out, in] of one layer: `read_weight(...).dequantize(dtype)` in one pass.
+
+    In float32 the codes of uniform levels are unpacked a few rows at a time. Raises as read_weight.
+    """
+    return _in_place(reader, checkpoint, layer, parts, shape)[0].dequantize(dtype)
+
+
+def _in_place(
+    reader: Tensors,
+    checkpoint: CheckpointFormat,
+    layer: str,
+    parts: list[str],
+    shape: tuple[int, int] | None,
+) -> tuple[AnyWeight, Tensor | None]:
+    """Return a weight whose codes may still lie in the file, and the tensor where they do.
+
+    They are unpacked out of it: copying them first took longer than that.
+    """
+    codes = checkpoint.of(layer).format.codes
+    kept: dict[str, Tensor] = {}
+    found = _weight(_read(reader, checkpoint, layer, parts, shape, codes, kept))
+    return found, kept.get(codes)
 
 
 def _weight(found: Read) -> AnyWeight:
-    return unpack(*found) if isinstance(found, tuple) else found
+    return packed_weight(*found) if isinstance(found, tuple) else found
+
+
+def _apart(weight: AnyWeight, stored: Tensor | None) -> AnyWeight:
+    """Return a weight with codes that are unpacked, and not in the memory of a stored tensor."""
+    if not isinstance(weight, QuantizedWeight) or stored is None:
+        return weight
+    codes = weight.codes
+    if codes.untyped_storage().data_ptr() != stored.untyped_storage().data_ptr():
+        return weight
+    return QuantizedWeight(own_copy(codes), weight.scheme, weight.group_index, weight.grid)
 
 
 def _read(
@@ -246,18 +289,19 @@ def _read(
     layer: str,
     parts: list[str],
     shape: tuple[int, int] | None,
-    uncopied: str = "",
+    in_place: str = "",
+    kept: dict[str, Tensor] | None = None,
 ) -> Read:
-    """Read one layer; `uncopied` is a part that is read in its place in the file."""
+    """Read one layer. `in_place` is a part that is not copied out of the file, but put in `kept`."""
     with _in_file(reader, f"{layer}.{checkpoint.format.first(parts)}"):
         tensors = {
-            part: (reader.mapped if part == uncopied else reader.read)(f"{layer}.{part}")
+            part: (reader.mapped if part == in_place else reader.read)(f"{layer}.{part}")
             for part in parts
         }
+        if kept is not None:
+            kept |= tensors
         own = checkpoint.of(layer)
         found = own.format.read_layer(tensors, own, layer, shape)
-        if uncopied and isinstance(found, QuantizedWeight):
-            found = _apart(found, tensors[uncopied])
         packed = (found[0]["qweight"].shape[1], found[2]) if isinstance(found, tuple) else None
         held = packed or found.shape  # type: ignore[union-attr]
         if shape is not None and held != shape:
@@ -266,14 +310,6 @@ def _read(
                 f"config.json makes it {list(shape)} (outputs, inputs). {remake(reader.folder)}"
             )
         return found
-
-
-def _apart(weight: QuantizedWeight, stored: Tensor) -> QuantizedWeight:
-    """Return a weight whose codes are not in the memory of a stored tensor."""
-    if weight.codes.untyped_storage().data_ptr() != stored.untyped_storage().data_ptr():
-        return weight
-    codes = own_copy(weight.codes)
-    return QuantizedWeight(codes, weight.scheme, weight.group_index, weight.grid)
 
 
 def scheme_of(reader: TensorReader, checkpoint: CheckpointFormat, layer: str) -> AnyScheme:

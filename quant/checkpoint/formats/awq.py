@@ -33,6 +33,7 @@ from quant.scheme import Scheme
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from cuda_ext.codes import Words
     from quant.checkpoint.formats.base import Entries, Read, Shape, Tensors
     from quant.linear import Packed
     from quant.weight import QuantizedWeight
@@ -88,7 +89,6 @@ def zero_points(_parsed: CheckpointFormat) -> str:
 def read_layer(tensors: Tensors, parsed: CheckpointFormat, layer: str, _: Shape) -> Read:
     import torch
 
-    from cuda_ext.codes import unpack_nibbles
     from quant.weight import QuantizedWeight
 
     for name in ("qweight", "qzeros", "scales"):
@@ -122,11 +122,18 @@ def read_layer(tensors: Tensors, parsed: CheckpointFormat, layer: str, _: Shape)
             )
     check_scales(scales, parsed, f"{layer}.scales")
     return QuantizedWeight(
-        codes=unpack_nibbles(qweight, NIBBLES),
+        codes=_words_of(qweight),
         scale=scales.t().contiguous(),
-        zero=unpack_nibbles(qzeros, NIBBLES),
+        zero=_words_of(qzeros).unpack(),
         scheme=parsed.scheme(scales.dtype),
     )
+
+
+def _words_of(words: Tensor) -> Words:
+    """Codes [outputs, rows] of words [rows, outputs / 8]."""
+    from cuda_ext import codes
+
+    return codes.Words(words, BITS, len(words), codes.NIBBLES, NIBBLES)
 
 
 def refuses(scheme: Scheme, layer: StoredLayer | None) -> str | None:
@@ -195,7 +202,7 @@ def write_layer(weight: QuantizedWeight, _layer: StoredLayer) -> Packed:
 
 
 def _words(codes: Tensor) -> Tensor:
-    """Return int32 [rows, outputs / 8] of uint8 [rows, outputs]; the inverse of unpack_nibbles."""
+    """Return int32 [rows, outputs / 8] of uint8 [rows, outputs]; the inverse of _words_of."""
     from cuda_ext.codes import pack_rows
 
     outputs = sorted(range(8), key=NIBBLES.__getitem__)  # by nibble

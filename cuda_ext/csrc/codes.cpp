@@ -55,6 +55,11 @@ Codes codes_of(
   STD_TORCH_CHECK(
       codes.order != Order::kNibbles || (bits == 4 && rows % 8 == 0), op, ": bits=", bits, " and ",
       rows, " rows in nibbles; a word of them holds 4-bit codes of eight rows.");
+  unsigned seen = 0;
+  for (int j = 0; j < 8; j++) seen |= 1u << ((codes.places >> (4 * j)) & 15u);
+  STD_TORCH_CHECK(
+      codes.order != Order::kNibbles || seen == 255u, op, ": places=", places,
+      " does not give each of eight rows a nibble of its own.");
   return codes;
 }
 

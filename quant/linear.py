@@ -66,9 +66,7 @@ def packed_weight(packed: Packed, scheme: Scheme, in_features: int) -> Quantized
     for each in scheme.kind.tensors:
         part = packed[each.buffer]
         if each.code:
-            part = packed_codes.unpack_rows(
-                part, each.bits(scheme), outputs * each.count(scheme)
-            )
+            part = packed_codes.unpack_rows(part, each.bits(scheme), outputs * each.count(scheme))
             part = part.reshape(len(part), outputs, *each.entry_shape(scheme))
         grid[each.name] = part
     return QuantizedWeight(

@@ -174,7 +174,6 @@ class QuantizedWeight:
             result.copy_(kind.decode(codes.float(), grid, self.scheme))
         return values
 
-
     def _decoded(self, zero: Tensor, dtype: torch.dtype) -> Tensor:
         """Return what `dequantize` does for uniform levels, by compiled code: the same bits."""
         outputs, inputs = self.shape

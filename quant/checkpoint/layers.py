@@ -292,7 +292,7 @@ def _read(
     in_place: str = "",
     kept: dict[str, Tensor] | None = None,
 ) -> Read:
-    """Read one layer. `in_place` is a part that is not copied out of the file, but put in `kept`."""
+    """Read one layer. The part `in_place` is not copied out of the file, but put in `kept`."""
     with _in_file(reader, f"{layer}.{checkpoint.format.first(parts)}"):
         tensors = {
             part: (reader.mapped if part == in_place else reader.read)(f"{layer}.{part}")

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from torch._subclasses import FakeTensorMode
 
 from cuda_ext import build, codes, layout, packed
 from cuda_ext.codes import COLUMNS, NIBBLES, ROWS, Words
@@ -173,8 +174,15 @@ def test_fake_tensors_have_the_shapes_of_true_ones(library):
     cases += [("decode_codes", (torch.empty(16, 40), found, *grid, None, 20))]
     cases += [("dequantize_words", (torch.empty(16, 40), words[0], 4, 0, 0, *grid, None, 20))]
     for name, arguments in cases:
-        operator = getattr(torch.ops.bitsweep, name).default
-        torch.library.opcheck(operator, arguments, test_utils=("test_schema", "test_faketensor"))
+        operator = getattr(torch.ops.bitsweep, name)
+        true = operator(*arguments)
+        with FakeTensorMode() as mode:
+            fake = operator(
+                *(mode.from_tensor(a) if isinstance(a, torch.Tensor) else a for a in arguments)
+            )
+        assert (true is None) == (fake is None)
+        if true is not None:
+            assert (fake.shape, fake.dtype) == (true.shape, true.dtype)
 
 
 def test_packed_layers_of_all_bits_are_what_torch_packs(library):

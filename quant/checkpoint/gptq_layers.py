@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -176,17 +177,23 @@ def _settle_groups(
                 "desc_act=true; without it the groups of the columns are unknown."
             )
         return
+    if torch.equal(index, _adjacent(len(index), scheme.group_size or len(index)).to(index)):
+        del packed["g_idx"]
+        return
     groups = scheme.groups(len(index))
     low, high = (int(value) for value in index.aminmax())
     if low < 0 or high >= groups:
         raise ArtifactError(
             f"{layer}.g_idx goes from {low} to {high}, but the layer has groups 0 to {groups - 1}."
         )
-    columns = torch.arange(len(index), dtype=index.dtype, device=index.device)
-    if torch.equal(index, columns // (scheme.group_size or len(index))):
-        del packed["g_idx"]
-    elif not checkpoint.act_order:
+    if not checkpoint.act_order:
         raise ArtifactError(
             f"{layer}.g_idx scatters the groups, but quantization_config says desc_act=false. One "
             "of the two is wrong: correct desc_act in config.json, or get the matching files."
         )
+
+
+@lru_cache(maxsize=16)
+def _adjacent(inputs: int, size: int) -> Tensor:
+    """The group of every input if those of a group are adjacent, int32 [inputs]."""
+    return torch.arange(inputs, dtype=torch.int32) // size

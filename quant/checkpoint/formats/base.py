@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from quant.checkpoint.layer_names import settings_of
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     Entries = dict[str, tuple[tuple[int, ...], torch.dtype]]
 
 Config = Mapping[str, Any]
+_scheme = lru_cache(maxsize=64)(Scheme)  # one for all layers: checking it takes as long as a layer
 
 
 @dataclass(frozen=True)
@@ -278,14 +280,9 @@ class CheckpointFormat:
 
     def scheme(self, scale_dtype: torch.dtype | str) -> Scheme:
         """Return the scheme of a layer whose scales are stored as scale_dtype."""
-        return Scheme(
-            bits=self.bits,
-            group_size=self.group_size,
-            symmetric=self.symmetric,
-            levels=self.levels,
-            grid=self.grid,
-            scale_dtype=dtype_name(scale_dtype),
-        )
+        make = _scheme if isinstance(self.levels, str) else Scheme
+        settings = (self.bits, self.group_size, self.symmetric, self.levels, self.grid)
+        return make(*settings, dtype_name(scale_dtype))
 
 
 def validated(parsed: CheckpointFormat, where: str) -> CheckpointFormat:

@@ -20,6 +20,7 @@ from quant.checkpoint.layers import (
 )
 from quant.checkpoint.loader import read_format
 from quant.checkpoint.tensors import TensorReader
+from quant.linear import QuantLinear
 from quant.scheme import Scheme
 from quant.weight import AnyWeight, QuantizedWeight
 from tests.oracles.random_weights import random_weight, same
@@ -137,3 +138,15 @@ def test_packed_codes_are_unpacked_when_they_are_asked_for() -> None:
     assert torch.equal(held.dequantize(), weight.dequantize())
     with pytest.raises(AttributeError, match="no attribute 'code'"):
         _ = held.code  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("scheme", "scattered"), [(Scheme(4, 16), True), (Scheme(5, 24), False)])
+def test_layers_without_a_kernel_are_dequantized_to_the_bits_of_the_operator(
+    scheme: Scheme, scattered: bool
+) -> None:
+    weight = random_weight(scheme, 40, 96, scattered=scattered)
+    by_torch = QuantLinear.from_quantized(weight, kernel="reference")
+    compiled = QuantLinear.from_quantized(weight, kernel="cpu")
+    assert not compiled.tiled
+    for dtype in DTYPES:
+        assert torch.equal(compiled.dequantize(dtype), by_torch.dequantize(dtype))

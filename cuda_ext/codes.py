@@ -92,7 +92,7 @@ class Words:
         if self.order == ROWS:
             return layout.unpack_codes(self.words, self.bits, self.columns)
         nibbles = layout.unpack_codes(self.words, self.bits, self.shape[0])
-        found = nibbles.unflatten(1, (-1, _IN_A_WORD))[..., list(self.places)].flatten(1)
+        found: Tensor = nibbles.unflatten(1, (-1, _IN_A_WORD))[..., list(self.places)].flatten(1)
         return found.t().contiguous()
 
     def _arguments(self) -> tuple[Tensor, int, int, int, int]:

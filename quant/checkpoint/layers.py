@@ -275,10 +275,11 @@ def _weight(found: Read) -> AnyWeight:
 
 def _apart(weight: AnyWeight, stored: Tensor | None) -> AnyWeight:
     """Return a weight with codes that are unpacked, and not in the memory of a stored tensor."""
-    if not isinstance(weight, QuantizedWeight) or stored is None:
+    if not isinstance(weight, QuantizedWeight):
         return weight
     codes = weight.codes
-    if codes.untyped_storage().data_ptr() != stored.untyped_storage().data_ptr():
+    place = codes.untyped_storage().data_ptr()
+    if stored is None or stored.untyped_storage().data_ptr() != place:
         return weight
     return QuantizedWeight(own_copy(codes), weight.scheme, weight.group_index, weight.grid)
 

@@ -134,8 +134,10 @@ void pack_stream(const uint8_t* codes, int64_t count, uint8_t* stream) {
 template <int Rows>
 BITSWEEP_INLINE void bring_words(
     const uint32_t* words, int64_t apart, int64_t count, uint32_t* scratch, int64_t stride) {
-  for (int64_t w = 0; w < count; w++, words += apart)
+  for (int64_t w = 0; w < count; w++, words += apart) {
+    __builtin_prefetch(words + count * apart);  // the next columns: lines lie pages apart
     each_of<Rows>([&](auto r) { scratch[r * stride + w] = words[r]; });
+  }
 }
 
 template <int Bits>

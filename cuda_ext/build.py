@@ -232,6 +232,20 @@ def load() -> Library:
     return library
 
 
+def is_loaded() -> bool:
+    """Whether `load` has loaded the library in this process."""
+    return load.cache_info().currsize > 0
+
+
+def find() -> Library | None:
+    """Return the library that `load` would load, if it is built already; None if it is not.
+
+    Raises BuildError where none can be built.
+    """
+    _supported()
+    return prebuilt()
+
+
 @cache
 def loadable() -> Library:
     """Return what `load` does, but do not import torch if this library was loaded here before."""

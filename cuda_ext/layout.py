@@ -36,13 +36,7 @@ def pack_codes(codes: Tensor, bits: int, *, dim: int = -1) -> Tensor:
     that does not fit.
     """
     period, stride = _period(bits)
-    if codes.dtype != torch.uint8:
-        raise TypeError(f"pack_codes: codes are {codes.dtype}; pass torch.uint8.")
-    if codes.numel() and not codes.is_meta and int(codes.max()) >= 2**bits:
-        raise ValueError(
-            f"pack_codes: code {int(codes.max())} does not fit in {bits} bits; "
-            f"codes go from 0 to {2**bits - 1}."
-        )
+    check_codes(codes, bits)
     lead, n, trail = _split(codes, dim)
     before, after = math.prod(lead), math.prod(trail)
     blocks = -(-n // period)
@@ -57,6 +51,18 @@ def pack_codes(codes: Tensor, bits: int, *, dim: int = -1) -> Tensor:
         _add_codes(some, part.reshape(before, some.shape[1], period, after), bits)
     kept = words.view(before, blocks * stride, after)[:, : words_for(n, bits)]
     return kept.reshape(*lead, kept.shape[1], *trail).contiguous()
+
+
+def check_codes(codes: Tensor, bits: int) -> None:
+    """Raise TypeError or ValueError for codes that cannot be packed: see `pack_codes`."""
+    _period(bits)
+    if codes.dtype != torch.uint8:
+        raise TypeError(f"pack_codes: codes are {codes.dtype}; pass torch.uint8.")
+    if codes.numel() and not codes.is_meta and int(codes.max()) >= 2**bits:
+        raise ValueError(
+            f"pack_codes: code {int(codes.max())} does not fit in {bits} bits; "
+            f"codes go from 0 to {2**bits - 1}."
+        )
 
 
 def _add_codes(words: Tensor, codes: Tensor, bits: int) -> None:
@@ -81,8 +87,7 @@ def unpack_codes(
     Raises TypeError unless words are int32, ValueError for an invalid bit width or number of words.
     """
     period, stride = _period(bits)
-    if words.dtype != torch.int32:
-        raise TypeError(f"unpack_codes: words are {words.dtype}; pass torch.int32.")
+    check_words(words, bits)
     lead, held, trail = _split(words, dim)
     before, after = math.prod(lead), math.prod(trail)
     if held != words_for(n, bits):
@@ -104,6 +109,13 @@ def unpack_codes(
         _unpack_blocks(flat[:, chunk], bits, codes[:, chunk])
     kept = codes.view(before, blocks * period, after)[:, :n]
     return kept.reshape(*lead, n, *trail).contiguous()
+
+
+def check_words(words: Tensor, bits: int) -> None:
+    """Raise TypeError or ValueError for words that hold no codes: see `unpack_codes`."""
+    _period(bits)
+    if words.dtype != torch.int32:
+        raise TypeError(f"unpack_codes: words are {words.dtype}; pass torch.int32.")
 
 
 def codes_at(words: Tensor, bits: int, places: Tensor) -> Tensor:

@@ -29,8 +29,10 @@ AVX512 = (*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl")
 # Instruction sets are selected at run time: only these files may be compiled for them.
 X86_FLAGS = {
     "cpu/avx2.cpp": AVX2,
+    "cpu/avx2_codes.cpp": AVX2,
     "cpu/avx2_fixed.cpp": AVX2,
     "cpu/avx512.cpp": AVX512,
+    "cpu/avx512_codes.cpp": AVX512,
     "cpu/avx512_fixed.cpp": AVX512,
     "cpu/avx512vnni_fixed.cpp": (*AVX512, "-mavx512vnni", "-mavx512vbmi2"),
 }

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from cuda_ext import codes as packed_codes
 from cuda_ext import ops
 from cuda_ext import packed as kernel_layout
-from cuda_ext.layout import codes_at, pack_codes, unpack_codes, words_for
+from cuda_ext.codes import Words
+from cuda_ext.layout import codes_at, words_for
 from cuda_ext.tiles import can_tile
 from quant.input_operator import NAME as OPERATOR
 from quant.input_operator import InputOperator
@@ -33,7 +35,7 @@ def pack(weight: QuantizedWeight) -> Packed:
     quant.levels.base.GridTensor declares. g_idx int32 [in] is present only if the columns of a
     group are not adjacent.
     """
-    packed = {"qweight": pack_codes(weight.codes.t(), weight.scheme.bits, dim=0)}
+    packed = {"qweight": packed_codes.pack_columns(weight.codes, weight.scheme.bits)}
     grid = {name: part.transpose(0, 1).contiguous() for name, part in weight.grid.items()}
     packed |= pack_grid(grid, weight.scheme)
     if weight.group_index is not None:
@@ -44,7 +46,7 @@ def pack(weight: QuantizedWeight) -> Packed:
 def pack_grid(grid: Mapping[str, Tensor], scheme: Scheme) -> Packed:
     """Return the buffers of a grid [entries, out]: integers packed along the outputs."""
     return {
-        each.buffer: pack_codes(grid[each.name].flatten(1), each.bits(scheme))
+        each.buffer: packed_codes.pack_rows(grid[each.name].flatten(1), each.bits(scheme))
         if each.code
         else grid[each.name]
         for each in scheme.kind.tensors
@@ -53,14 +55,18 @@ def pack_grid(grid: Mapping[str, Tensor], scheme: Scheme) -> Packed:
 
 def unpack(packed: Packed, scheme: Scheme, in_features: int) -> QuantizedWeight:
     """Return the quantized weight that `pack` packed (exactly); zero-points must be those of v2."""
-    bits, outputs = scheme.bits, packed["qweight"].shape[1]
-    # Words are transposed, not codes: they are fewer.
-    codes = unpack_codes(packed["qweight"].t().contiguous(), bits, in_features)
+    return packed_weight(packed, scheme, in_features).unpacked()
+
+
+def packed_weight(packed: Packed, scheme: Scheme, in_features: int) -> QuantizedWeight:
+    """Return what `unpack` does, with codes that stay packed until they are asked for."""
+    outputs = packed["qweight"].shape[1]
+    codes = Words(packed["qweight"], scheme.bits, in_features, packed_codes.COLUMNS)
     grid = {}
     for each in scheme.kind.tensors:
         part = packed[each.buffer]
         if each.code:
-            part = unpack_codes(part, each.bits(scheme), outputs * each.count(scheme))
+            part = packed_codes.unpack_rows(part, each.bits(scheme), outputs * each.count(scheme))
             part = part.reshape(len(part), outputs, *each.entry_shape(scheme))
         grid[each.name] = part
     return QuantizedWeight(
@@ -73,7 +79,7 @@ def unpack(packed: Packed, scheme: Scheme, in_features: int) -> QuantizedWeight:
 
 def unpack_rows(packed: Packed, scheme: Scheme, in_features: int, rows: Tensor) -> QuantizedWeight:
     """Return some outputs of the quantized weight that `pack` packed, in the order of rows [n]."""
-    words = packed["qweight"].index_select(1, rows).t().contiguous()
+    words = packed["qweight"].index_select(1, rows)
     grid = {}
     for each in scheme.kind.tensors:
         part, count = packed[each.buffer], each.count(scheme)
@@ -84,7 +90,7 @@ def unpack_rows(packed: Packed, scheme: Scheme, in_features: int, rows: Tensor) 
         else:
             part = part.index_select(1, rows)
         grid[each.name] = part.transpose(0, 1).contiguous()
-    codes = unpack_codes(words, scheme.bits, in_features)
+    codes = packed_codes.unpack_columns(words, scheme.bits, in_features)
     return QuantizedWeight(codes, scheme, packed.get("g_idx"), grid)
 
 
@@ -288,7 +294,7 @@ class QuantLinear(nn.Module):
                 group_size=self.scheme.group_size,
                 dtype=dtype,
             )
-        if self._decodes:
+        if self._decodes or self.kernel == "cpu":  # the bits of the operator, faster
             return self.quantized_weight().dequantize(dtype)
         return ops.dequantize(
             **self.packed(),

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
+from cuda_ext import codes as packed_codes
+from cuda_ext.codes import Words
 from quant.budget import Budget
 from quant.forms.base import Form
 from quant.scheme import Scheme
@@ -22,7 +24,8 @@ MOST_AT_ONCE = 1 << 18
 class QuantizedWeight:
     """Integer codes and the grid that maps them to values.
 
-    codes        uint8 [out, in], 0 .. scheme.max_code.
+    codes        uint8 [out, in], 0 .. scheme.max_code. Readers of files give words in their place
+                 (`words`), which are unpacked when codes are first asked for.
     scheme       defines the tensors of the grid (quant.levels).
     grid         tensors by name, as the levels declare them: [out, groups] or, if groups share an
                  entry, [out, super-blocks] or [out, 1]; with one more dimension if an entry has
@@ -42,7 +45,7 @@ class QuantizedWeight:
 
     def __init__(
         self,
-        codes: Tensor,
+        codes: Tensor | Words,
         scheme: Scheme,
         group_index: Tensor | None = None,
         grid: Mapping[str, Tensor] | None = None,
@@ -67,12 +70,28 @@ class QuantizedWeight:
                 f"{', '.join(found) or 'nothing'}; pass exactly these tensors."
             )
         for field, value in (
-            ("codes", codes),
+            ("codes" if isinstance(codes, Tensor) else "words", codes),
             ("scheme", scheme),
             ("grid", {name: found[name] for name in expected}),
             ("group_index", group_index),
         ):
             object.__setattr__(self, field, value)
+
+    def __getattr__(self, name: str) -> Any:
+        # Called for what is missing: codes that are still packed.
+        held = self.__dict__
+        if name != "codes" or held.get("words") is None:
+            if name == "codes" and name in held:  # another thread has unpacked them
+                return held[name]
+            raise AttributeError(f"QuantizedWeight has no attribute {name!r}")
+        object.__setattr__(self, "codes", held["words"].unpack())
+        object.__setattr__(self, "words", None)
+        return held["codes"]
+
+    def unpacked(self) -> QuantizedWeight:
+        """Unpack codes that are still packed, and return this weight."""
+        assert self.codes is not None
+        return self
 
     @property
     def scale(self) -> Tensor:
@@ -89,7 +108,9 @@ class QuantizedWeight:
     @property
     def shape(self) -> tuple[int, int]:
         """(outputs, inputs)."""
-        return self.codes.shape[0], self.codes.shape[1]
+        words = self.__dict__.get("words")
+        shape = self.codes.shape if words is None else words.shape
+        return shape[0], shape[1]
 
     def to(self, device: torch.device | str) -> QuantizedWeight:
         """Return the same weight with all tensors on `device`."""
@@ -121,6 +142,8 @@ class QuantizedWeight:
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return the weight [out, in] of the codes, computed in float32 and rounded to dtype."""
         kind, (outputs, inputs) = self.scheme.kind, self.shape
+        if kind.operators and self.zero is not None and packed_codes.compiled(self.scale):
+            return self._decoded(self.zero, dtype)
         size = self.scheme.group_size or inputs
         adjacent = self.group_index is None and inputs % size == 0
         groups = (
@@ -149,6 +172,26 @@ class QuantizedWeight:
                 codes, result = (each.unflatten(1, (-1, size)) for each in (codes, result))
                 grid = {name: part.unsqueeze(2) for name, part in grid.items()}
             result.copy_(kind.decode(codes.float(), grid, self.scheme))
+        return values
+
+    def _decoded(self, zero: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return what `dequantize` does for uniform levels, by compiled code: the same bits."""
+        outputs, inputs = self.shape
+        size = self.scheme.group_size or inputs
+        index = None if self.group_index is None else self.group_index.int()
+        values = torch.empty(outputs, inputs, dtype=dtype)
+        if dtype == torch.float32:
+            words = self.__dict__.get("words")
+            codes = self.codes if words is None else words
+            packed_codes.decode(values, codes, self.scale, zero, size, index)
+            return values
+        step = max(1, MOST_AT_ONCE // inputs)
+        some = torch.empty(min(step, outputs), inputs)
+        for rows in (slice(at, at + step) for at in range(0, outputs, step)):
+            codes = self.codes[rows]
+            found = some[: len(codes)]
+            packed_codes.decode(found, codes, self.scale[rows], zero[rows], size, index)
+            values[rows] = found
         return values
 
 

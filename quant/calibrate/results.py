@@ -12,7 +12,7 @@ from typing import BinaryIO, Protocol
 import torch
 from torch import Tensor
 
-from cuda_ext.layout import pack_codes, unpack_codes
+from cuda_ext.codes import pack_rows, unpack_rows
 from quant.memory.heaps import own_copy
 from quant.scheme import Scheme
 from quant.weight import AnyWeight, QuantizedWeight
@@ -56,7 +56,7 @@ class _Packed:
     group_index: Tensor | None
 
     def weight(self) -> QuantizedWeight:
-        codes = unpack_codes(self.words.get(), self.scheme.bits, self.inputs)
+        codes = unpack_rows(self.words.get(), self.scheme.bits, self.inputs)
         grid = {name: part.get() for name, part in self.grid.items()}
         return QuantizedWeight(codes, self.scheme, self.group_index, grid)
 
@@ -84,7 +84,7 @@ class KeptWeights(Mapping[str, AnyWeight]):
         for name in names:
             held = self._held[name]
             if isinstance(held, QuantizedWeight):
-                words = self._put(pack_codes(held.codes, held.scheme.bits))
+                words = self._put(pack_rows(held.codes, held.scheme.bits))
                 grid = {key: self._put(part) for key, part in held.grid.items()}
                 inputs, index = held.shape[1], held.group_index
                 self._held[name] = _Packed(words, inputs, held.scheme, grid, index)

@@ -39,7 +39,7 @@ def read(tensors: Tensors, parsed: CheckpointFormat, layer: str) -> QuantizedWei
     _check(tensors, "weight_scale", (outputs, groups), scale.dtype, layer)
     check_scales(scale, parsed, f"{layer}.weight_scale")
     return QuantizedWeight(
-        codes=packing.unpack(packed, scheme.bits, inputs, way, f"{layer}.weight_packed"),
+        codes=packing.codes_of(packed, scheme.bits, inputs, way, f"{layer}.weight_packed"),
         scale=scale.contiguous(),
         zero=_zero_points(tensors, scheme, outputs, groups, way, layer),
         scheme=scheme,

@@ -17,6 +17,8 @@ from quant.errors import ArtifactError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from cuda_ext.codes import Words
+
 STREAM, WHOLE = "stream", "whole"  # one stream of bits; whole codes in a word
 LAST = (0, 17)  # the last releases with whole codes in a word
 WORD_BITS = 32
@@ -88,15 +90,26 @@ def _fitting(bits: int, held: Sequence[tuple[int, int]]) -> list[str]:
     ]
 
 
+def codes_of(packed: Tensor, bits: int, count: int, packing: str, name: str) -> Tensor | Words:
+    """Return `count` codes a row as uint8 from int32 words, or these words: see `unpack`."""
+    from cuda_ext.codes import Words
+
+    if packing != WHOLE or same_in_both(bits):
+        return Words(packed, bits, count)
+    return unpack(packed, bits, count, packing, name)
+
+
 def unpack(packed: Tensor, bits: int, count: int, packing: str, name: str, dim: int = -1) -> Tensor:
     """Return `count` codes along `dim` as uint8 from int32 words along `dim` (0 or -1).
 
     Raises ArtifactError, naming the tensor, for words of whole codes that have other bits too.
     """
-    from cuda_ext.layout import unpack_codes
+    from cuda_ext.codes import unpack_columns, unpack_rows
 
     if packing != WHOLE or same_in_both(bits):
-        return unpack_codes(packed, bits, count, dim=dim)
+        if dim == -1:
+            return unpack_rows(packed, bits, count)
+        return unpack_columns(packed, bits, count).t().contiguous()
     import torch
 
     rows = packed if dim == -1 else packed.t()

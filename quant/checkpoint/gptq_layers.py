@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from cuda_ext.layout import pack_codes, unpack_codes
+from cuda_ext.codes import pack_rows, unpack_rows
 from quant.checkpoint.formats.base import (
     CheckpointFormat,
     check_scales,
@@ -102,7 +103,7 @@ def subtract_one(packed: Packed, weight: QuantizedWeight, layer: str) -> Packed:
             "stores as -1 and its readers decode in different ways: export to gptq-v2 or "
             "compressed-tensors."
         )
-    return {**packed, "qzeros": pack_codes((weight.zero - 1).t(), weight.scheme.bits)}
+    return {**packed, "qzeros": pack_rows((weight.zero - 1).t(), weight.scheme.bits)}
 
 
 def _inputs(packed: Packed, checkpoint: CheckpointFormat) -> int:
@@ -138,7 +139,7 @@ def _true_zeros(
     says that it is asymmetric: no grid search returns hundreds of equal zero-points.
     """
     bits = checkpoint.bits
-    zeros = unpack_codes(qzeros, bits, outputs)
+    zeros = unpack_rows(qzeros, bits, outputs)
     low, high = (int(value) for value in zeros.aminmax())
     other = V2 if version == V1 else V1
     if low == high == other.symmetric_zero(bits) and (
@@ -161,7 +162,7 @@ def _true_zeros(
         )
     if not version.subtracted:
         return qzeros
-    return pack_codes((zeros + version.subtracted).bitwise_and_(2**bits - 1), bits)
+    return pack_rows((zeros + version.subtracted).bitwise_and_(2**bits - 1), bits)
 
 
 def _settle_groups(
@@ -176,17 +177,23 @@ def _settle_groups(
                 "desc_act=true; without it the groups of the columns are unknown."
             )
         return
+    if torch.equal(index, _adjacent(len(index), scheme.group_size or len(index)).to(index)):
+        del packed["g_idx"]
+        return
     groups = scheme.groups(len(index))
     low, high = (int(value) for value in index.aminmax())
     if low < 0 or high >= groups:
         raise ArtifactError(
             f"{layer}.g_idx goes from {low} to {high}, but the layer has groups 0 to {groups - 1}."
         )
-    columns = torch.arange(len(index), dtype=index.dtype, device=index.device)
-    if torch.equal(index, columns // (scheme.group_size or len(index))):
-        del packed["g_idx"]
-    elif not checkpoint.act_order:
+    if not checkpoint.act_order:
         raise ArtifactError(
             f"{layer}.g_idx scatters the groups, but quantization_config says desc_act=false. One "
             "of the two is wrong: correct desc_act in config.json, or get the matching files."
         )
+
+
+@lru_cache(maxsize=16)
+def _adjacent(inputs: int, size: int) -> Tensor:
+    """The group of every input if those of a group are adjacent, int32 [inputs]."""
+    return torch.arange(inputs, dtype=torch.int32) // size

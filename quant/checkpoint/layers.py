@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+import torch
 from torch import Tensor
 
 from quant.budget import AnyScheme
@@ -22,7 +23,8 @@ from quant.errors import ArtifactError
 from quant.head import is_embeddings, is_head
 from quant.input_operator import NAME
 from quant.levels.base import Levels
-from quant.linear import pack, unpack
+from quant.linear import pack, packed_weight
+from quant.memory.heaps import own_copy
 from quant.parts import Part
 from quant.weight import AnyWeight, FactoredWeight, QuantizedWeight
 
@@ -47,6 +49,8 @@ class Tensors(Protocol):
     def nbytes(self, name: str, /) -> int: ...
 
     def read(self, name: str, /) -> Tensor: ...
+
+    def mapped(self, name: str, /) -> Tensor: ...
 
 
 def quantized_layers(reader: TensorReader, checkpoint: CheckpointFormat) -> dict[str, list[str]]:
@@ -197,7 +201,8 @@ def read_layer(
     and the expected value.
     """
     parsed = settle(parse(quantization_config, layer, levels), {layer: tensors}, layer)
-    return _weight(parsed.format.read_layer(tensors, parsed, layer, shape))
+    found = _weight(parsed.format.read_layer(tensors, parsed, layer, shape))
+    return found.unpacked() if isinstance(found, QuantizedWeight) else found
 
 
 def read_stored(
@@ -229,11 +234,54 @@ def read_weight(
     shape is (outputs, inputs) of the module that the layer replaces. Raises ArtifactError that
     names the file and the tensor that is missing, damaged or does not fit.
     """
-    return _weight(_read(reader, checkpoint, layer, parts, shape))
+    return _apart(*_in_place(reader, checkpoint, layer, parts, shape))
+
+
+def read_values(
+    reader: Tensors,
+    checkpoint: CheckpointFormat,
+    layer: str,
+    parts: list[str],
+    shape: tuple[int, int] | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Return the weight [out, in] of one layer: `read_weight(...).dequantize(dtype)` in one pass.
+
+    In float32 the codes of uniform levels are unpacked a few rows at a time. Raises as read_weight.
+    """
+    return _in_place(reader, checkpoint, layer, parts, shape)[0].dequantize(dtype)
+
+
+def _in_place(
+    reader: Tensors,
+    checkpoint: CheckpointFormat,
+    layer: str,
+    parts: list[str],
+    shape: tuple[int, int] | None,
+) -> tuple[AnyWeight, Tensor | None]:
+    """Return a weight whose codes may still lie in the file, and the tensor where they do.
+
+    They are unpacked out of it: copying them first took longer than that.
+    """
+    codes = checkpoint.of(layer).format.codes
+    kept: dict[str, Tensor] = {}
+    found = _weight(_read(reader, checkpoint, layer, parts, shape, codes, kept))
+    return found, kept.get(codes)
 
 
 def _weight(found: Read) -> AnyWeight:
-    return unpack(*found) if isinstance(found, tuple) else found
+    return packed_weight(*found) if isinstance(found, tuple) else found
+
+
+def _apart(weight: AnyWeight, stored: Tensor | None) -> AnyWeight:
+    """Return a weight with codes that are unpacked, and not in the memory of a stored tensor."""
+    if not isinstance(weight, QuantizedWeight):
+        return weight
+    codes = weight.codes
+    place = codes.untyped_storage().data_ptr()
+    if stored is None or stored.untyped_storage().data_ptr() != place:
+        return weight
+    return QuantizedWeight(own_copy(codes), weight.scheme, weight.group_index, weight.grid)
 
 
 def _read(
@@ -242,9 +290,17 @@ def _read(
     layer: str,
     parts: list[str],
     shape: tuple[int, int] | None,
+    in_place: str = "",
+    kept: dict[str, Tensor] | None = None,
 ) -> Read:
+    """Read one layer. The part `in_place` is not copied out of the file, but put in `kept`."""
     with _in_file(reader, f"{layer}.{checkpoint.format.first(parts)}"):
-        tensors = {part: reader.read(f"{layer}.{part}") for part in parts}
+        tensors = {
+            part: (reader.mapped if part == in_place else reader.read)(f"{layer}.{part}")
+            for part in parts
+        }
+        if kept is not None:
+            kept |= tensors
         own = checkpoint.of(layer)
         found = own.format.read_layer(tensors, own, layer, shape)
         packed = (found[0]["qweight"].shape[1], found[2]) if isinstance(found, tuple) else None

@@ -333,7 +333,7 @@ class _Fetched:
 
     def __init__(self, reader: TensorReader, tensors: Weights) -> None:
         self.folder, self.names, self.file_of = reader.folder, set(tensors), reader.file_of
-        self.read = tensors.__getitem__
+        self.read = self.mapped = tensors.__getitem__
         self.nbytes = reader.nbytes
 
 

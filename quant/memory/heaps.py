@@ -65,7 +65,10 @@ def trim_heap() -> None:
 
 def own_copy(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """Copy a tensor to the CPU, in `dtype`, into pages that are freed with the copy."""
-    return own_zeros(tensor.shape, dtype or tensor.dtype).copy_(tensor)
+    kept = dtype or tensor.dtype
+    if tensor.numel() * kept.itemsize < OWN:
+        return tensor.to("cpu", kept, copy=True)
+    return own_zeros(tensor.shape, kept).copy_(tensor)
 
 
 def own_zeros(

@@ -7,12 +7,16 @@
 
 namespace bitsweep {
 
-// The kernels of the instruction set that bitsweep::cpu_isa names.
-inline Kernels chosen_kernels() {
+// The instruction set that bitsweep::cpu_isa names.
+inline int64_t chosen_level() {
   StableIValue stack[1] = {};
   TORCH_ERROR_CODE_CHECK(
       torch_call_dispatcher("bitsweep::cpu_isa", "", stack, TORCH_ABI_VERSION));
-  const auto level = torch::stable::detail::to<int64_t>(stack[0]);
+  return torch::stable::detail::to<int64_t>(stack[0]);
+}
+
+inline Kernels chosen_kernels() {
+  const int64_t level = chosen_level();
 #if defined(__x86_64__)
   if (level == 3) return avx512vnni_kernels();
   if (level == 2) return avx512_kernels();

@@ -33,6 +33,7 @@ from quant.scheme import Scheme
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from cuda_ext.codes import Words
     from quant.checkpoint.formats.base import Entries, Read, Shape, Tensors
     from quant.linear import Packed
     from quant.weight import QuantizedWeight
@@ -121,20 +122,18 @@ def read_layer(tensors: Tensors, parsed: CheckpointFormat, layer: str, _: Shape)
             )
     check_scales(scales, parsed, f"{layer}.scales")
     return QuantizedWeight(
-        codes=_in_order(qweight, outputs).t().contiguous(),
+        codes=_words_of(qweight),
         scale=scales.t().contiguous(),
-        zero=_in_order(qzeros, outputs).t().contiguous(),
+        zero=_words_of(qzeros).unpack(),
         scheme=parsed.scheme(scales.dtype),
     )
 
 
-def _in_order(words: Tensor, outputs: int) -> Tensor:
-    """Return uint8 [rows, outputs] in the order of the outputs."""
-    from cuda_ext.layout import unpack_codes
+def _words_of(words: Tensor) -> Words:
+    """Codes [outputs, rows] of words [rows, outputs / 8]."""
+    from cuda_ext import codes
 
-    nibbles = unpack_codes(words, BITS, outputs).unflatten(1, (-1, 8))
-    result: Tensor = nibbles[..., list(NIBBLES)].flatten(1)
-    return result
+    return codes.Words(words, BITS, len(words), codes.NIBBLES, NIBBLES)
 
 
 def refuses(scheme: Scheme, layer: StoredLayer | None) -> str | None:
@@ -203,11 +202,11 @@ def write_layer(weight: QuantizedWeight, _layer: StoredLayer) -> Packed:
 
 
 def _words(codes: Tensor) -> Tensor:
-    """Return int32 [rows, outputs / 8] of uint8 [rows, outputs]; the inverse of _in_order."""
-    from cuda_ext.layout import pack_codes
+    """Return int32 [rows, outputs / 8] of uint8 [rows, outputs]; the inverse of _words_of."""
+    from cuda_ext.codes import pack_rows
 
     outputs = sorted(range(8), key=NIBBLES.__getitem__)  # by nibble
-    return pack_codes(codes.unflatten(1, (-1, 8))[..., outputs].flatten(1), BITS)
+    return pack_rows(codes.unflatten(1, (-1, 8))[..., outputs].flatten(1), BITS)
 
 
 def describe(model: QuantizedModel) -> dict[str, Any]:

@@ -6,8 +6,10 @@ be listed and configurations parsed quickly.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from quant.checkpoint.layer_names import settings_of
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     Entries = dict[str, tuple[tuple[int, ...], torch.dtype]]
 
 Config = Mapping[str, Any]
+_scheme = lru_cache(maxsize=64)(Scheme)  # one for all layers: checking it takes as long as a layer
 
 
 @dataclass(frozen=True)
@@ -277,14 +280,9 @@ class CheckpointFormat:
 
     def scheme(self, scale_dtype: torch.dtype | str) -> Scheme:
         """Return the scheme of a layer whose scales are stored as scale_dtype."""
-        return Scheme(
-            bits=self.bits,
-            group_size=self.group_size,
-            symmetric=self.symmetric,
-            levels=self.levels,
-            grid=self.grid,
-            scale_dtype=dtype_name(scale_dtype),
-        )
+        make = _scheme if isinstance(self.levels, str) else Scheme
+        settings = (self.bits, self.group_size, self.symmetric, self.levels, self.grid)
+        return make(*settings, dtype_name(scale_dtype))
 
 
 def validated(parsed: CheckpointFormat, where: str) -> CheckpointFormat:
@@ -367,18 +365,17 @@ def check_scales(scales: Tensor, parsed: CheckpointFormat, name: str) -> None:
     written. A negative scale reverses its grid, which is well defined; some producers (AutoRound)
     write them, and tables mark such a checkpoint.
     """
-    import torch
-
-    if not bool(torch.isfinite(scales).all()):
+    low, high = (float(each) for each in scales.aminmax()) if scales.numel() else (1.0, 1.0)
+    if not math.isfinite(low + high):  # one pass over sound scales; NaN is both ends
         raise ArtifactError(f"{name} has NaN or infinite values; quantize again.")
-    zero = int((scales == 0).sum())
+    zero = int((scales == 0).sum()) if low <= 0 else 0
     if zero:
         raise ArtifactError(
             f"{name}: {zero} of {scales.numel()} scales are 0, which makes every weight of their "
             "groups 0: the file is damaged, or they were too small for their type; download the "
             "file again, or quantize the original with scale_dtype=float32."
         )
-    negative = int((scales < 0).sum())
+    negative = int((scales < 0).sum()) if low < 0 else 0
     if negative and not parsed.signed:
         raise ArtifactError(
             f"{name}: {negative} of {scales.numel()} scales are negative, and those of other "

@@ -74,12 +74,12 @@ def zero_points(_parsed: CheckpointFormat) -> str:
 
 
 def read_layer(tensors: Tensors, parsed: CheckpointFormat, layer: str, shape: Shape) -> Buffers:
-    from cuda_ext.layout import unpack_codes
+    from cuda_ext.codes import unpack_columns
     from quant.checkpoint.gptq_layers import read
 
     packed, scheme, inputs = read(tensors, parsed, layer, shape)
     if scheme.max_code < 2**scheme.bits - 1:
-        largest = int(unpack_codes(packed["qweight"], scheme.bits, inputs, dim=0).max())
+        largest = int(unpack_columns(packed["qweight"], scheme.bits, inputs).max())
         if largest > scheme.max_code:
             raise ArtifactError(
                 f"{layer}.qweight holds code {largest}; {parsed.scheme(scheme.scale_dtype).name} "

@@ -181,17 +181,17 @@ def entries(scheme: Scheme, layer: StoredLayer) -> Entries:
 def write_layer(weight: QuantizedWeight, layer: StoredLayer) -> Packed:
     import torch
 
-    from cuda_ext.layout import pack_codes
+    from cuda_ext.codes import pack_columns, pack_rows
 
     assert weight.zero is not None
     scheme = weight.scheme
     tensors = {
-        "weight_packed": pack_codes(weight.codes, scheme.bits),
+        "weight_packed": pack_rows(weight.codes, scheme.bits),
         "weight_scale": weight.scale.to(_scale_dtype(scheme, layer)).contiguous(),
         "weight_shape": torch.tensor(weight.shape),
     }
     if not scheme.symmetric:
-        tensors["weight_zero_point"] = pack_codes(weight.zero, scheme.bits, dim=0)
+        tensors["weight_zero_point"] = pack_columns(weight.zero.t(), scheme.bits)
     return tensors
 
 

@@ -18,6 +18,7 @@ from harness.report.plot_style import (
     add_legend,
     error_handle,
     logarithmic,
+    new_figure,
     own_style,
     panels_in,
     save,
@@ -286,11 +287,10 @@ def by_row_figure(
 
     said  after the name of the model, which rows these are.
     """
-    from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
     lines = _measured(rows, keys, plot)
-    figure = Figure(figsize=(6.4, 0.27 * len(lines) + 1.5), layout="constrained")
+    figure = new_figure(6.4, 0.27 * len(lines) + 1.5)
     panel = figure.subplots()
     for height, (row, found, beside) in enumerate(reversed(lines)):
         colour = REFERENCE if row.full_precision else colour_of(row.name, rows)

@@ -153,14 +153,13 @@ def test_a_letter_that_the_small_font_lacks_is_drawn() -> None:
         FigureCanvasAgg(figure).draw()
 
 
-def test_what_formats_and_plots_share_changes_no_byte(made_up, monkeypatch) -> None:
-    """Ticks and subsets of fonts that are kept, against matplotlib's own ways."""
+def test_what_plots_share_changes_no_byte(made_up, monkeypatch) -> None:
+    """Subsets of fonts that are kept, against matplotlib's own way."""
     rows = read_rows(
         from_records(made_up.cell("none", "w16", 5.0) + made_up.cell("rtn", "w4", 9.0))
     )
     (model,) = models_of(rows.rows)
     kept = [drawing.draw(model) for _ in range(2)]  # the second finds the subsets of the first
-    monkeypatch.setattr(plot_style, "_fix_ticks", lambda figure: None)
     monkeypatch.setattr(plot_style, "kept_subsets", nullcontext)
     monkeypatch.setitem(plot_style.STYLE, "axes.titley", None)
     assert [drawing.draw(model)] * 2 == kept

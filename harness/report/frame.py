@@ -113,16 +113,22 @@ def _place(entry: Entry) -> list[str]:
     return [entry[name] or "" for name in ORDER]
 
 
-def metrics_csv(entries: Sequence[Entry]) -> str:
+CSV_COLUMNS = tuple(name for name in COLUMNS if name not in INTERNAL)
+
+
+def csv_lines(entries: Iterable[Entry]) -> list[tuple[Any, ...]]:
+    """What `metrics_csv` writes of entries, whatever becomes of them."""
+    return list(map(itemgetter(*CSV_COLUMNS), entries))
+
+
+def metrics_csv(lines: Sequence[tuple[Any, ...]]) -> str:
     """All metrics of all records as CSV, one per line, without configurations."""
-    names = [name for name in COLUMNS if name not in INTERNAL]
-    counts = float if any(each["n"] is None for each in entries) else int  # as pandas has them
+    place = CSV_COLUMNS.index("n")
+    counts = float if any(line[place] is None for line in lines) else int  # as pandas has them
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(names)
-    rest = itemgetter(*names)
-    place = names.index("n")
-    for line in map(rest, entries):
+    writer.writerow(CSV_COLUMNS)
+    for line in lines:
         number = line[place]
         kept = number if number is None else counts(number)
         writer.writerow((*line[:place], kept, *line[place + 1 :]))

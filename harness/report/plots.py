@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from harness.report.assemble import columns_in_order
@@ -52,29 +53,59 @@ class Drawn:
     files: dict[str, bytes]
 
 
-def draw_all(rows: list[Row], declared: Mapping[str, SuiteTable]) -> list[Drawn]:
+@dataclass(frozen=True)
+class Plot:
+    """A plot that is known, not yet drawn."""
+
+    name: str
+    title: str
+    figure: Callable[[], Figure]
+
+    def draw(self) -> Drawn:
+        """Draw it, which takes long."""
+        with own_style():
+            return Drawn(self.name, self.title, save(self.figure()))
+
+
+def plots_of_columns(rows: list[Row], declared: Mapping[str, SuiteTable]) -> list[Plot]:
     """All plots of the columns for which the rows of one model have figures."""
     wanted: dict[AgainstBits | ByRow, dict[FigureKey, str]] = {}
     for each in columns_in_order(rows, declared):
         if each.declared.plot is not None:
             wanted.setdefault(each.declared.plot, {})[each.key] = each.declared.named
-    drawn = []
-    methods = leading_methods(rows, declared)
-    with own_style():
-        for plot, names in wanted.items():
-            figure: Figure | None = None
-            if isinstance(plot, ByRow):
-                measured = [row for row, *_ in _measured(rows, list(names), plot)]
-                if measured:
-                    shown = leading_rows(rows, declared, MOST_ROWS, measured)
-                    said = some_of(len(shown), len(measured), "rows")
-                    figure = by_row_figure(shown, list(names), plot, said)
-            else:
-                names = {key: name for key, name in names.items() if _against_bits(rows, key)}
-                figure = bits_figure(methods, names, plot, rows) if names else None
-            if figure is not None:
-                drawn.append(Drawn(plot.name, plot.title, save(figure)))
-    return drawn
+    plots = []
+    for plot, names in wanted.items():
+        if isinstance(plot, ByRow):
+            measured = [row for row, *_ in _measured(rows, list(names), plot)]
+            make = partial(_leading_rows_figure, rows, declared, list(names), plot, measured)
+            known = bool(measured)
+        else:
+            names = {key: name for key, name in names.items() if _against_bits(rows, key)}
+            make = partial(_leading_methods_figure, rows, declared, names, plot)
+            known = bool(names)
+        if known:
+            plots.append(Plot(plot.name, plot.title, make))
+    return plots
+
+
+def _leading_rows_figure(
+    rows: list[Row],
+    declared: Mapping[str, SuiteTable],
+    keys: Sequence[FigureKey],
+    plot: ByRow,
+    measured: list[Row],
+) -> Figure:
+    shown = leading_rows(rows, declared, MOST_ROWS, measured)
+    return by_row_figure(shown, keys, plot, some_of(len(shown), len(measured), "rows"))
+
+
+def _leading_methods_figure(
+    rows: list[Row],
+    declared: Mapping[str, SuiteTable],
+    names: Mapping[FigureKey, str],
+    plot: AgainstBits,
+) -> Figure:
+    return bits_figure(leading_methods(rows, declared), names, plot, rows)
 
 
 def bits_figure(

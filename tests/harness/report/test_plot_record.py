@@ -111,10 +111,10 @@ def test_plots_of_a_model_have_the_pixels_of_matplotlib(made_up, monkeypatch) ->
         from_records(made_up.cell("none", "w16", 5.0) + made_up.cell("rtn", "w4", 9.0))
     )
     (model,) = models_of(rows.rows)
-    ours = {each.name: each.files["png"] for each in drawing.draw(model)}
+    ours = {each.name: each.draw().files["png"] for each in drawing.plots_of(model)}
     monkeypatch.setattr(plot_axis, "few_artists", lambda panel: None)
     monkeypatch.setattr(plot_record, "recorded", lambda figure, dpi: figure)
-    assert {each.name: each.files["png"] for each in drawing.draw(model)} == ours
+    assert {each.name: each.draw().files["png"] for each in drawing.plots_of(model)} == ours
     assert {"pareto", "perplexity", "latency"} <= set(ours)
 
 

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 BELOW = 0.5  # in the order of drawing: where `axes.axisbelow` puts axes
 
 
+# Boxes of labels about their places, by text, dots per inch, families, size, and which axis.
+_measured: dict[tuple[Any, ...], Bbox] = {}
+
+
 def few_artists(panel: Axes) -> None:
     """Let `AxisArtist` draw both axes of a panel, with the settings that hold now."""
     for axis in (panel.xaxis, panel.yaxis):
@@ -72,6 +76,7 @@ class AxisArtist(Artist):
             "color": rcParams[f"{name}.color"],
             "figure": self._panel.get_figure(),
         }
+        self._font = tuple(rcParams["font.family"]), rcParams["font.size"], self._upright
         self._labels: list[Text] = []
         self.set(zorder=BELOW, clip_on=False)
 
@@ -106,7 +111,7 @@ class AxisArtist(Artist):
         for label, (at, text) in zip(self._labels, shown, strict=True):
             label.set_text(text)
             label.set_position((0, at) if self._upright else (at, 0))
-        boxes = [label.get_window_extent(renderer) for label in self._labels]
+        boxes = self._boxes(renderer)
         edge = self._edge.get_window_extent(renderer)
         sizes = [line.get_markersize() for line in self._ticks.values() if len(line.get_xdata())]
         out = renderer.points_to_pixels(max(sizes, default=0.0))
@@ -116,6 +121,18 @@ class AxisArtist(Artist):
             edge = Bbox.from_extents(edge.x0, edge.y0 - out, edge.x1, edge.y1)
         self._place_texts(Bbox.union([*boxes, edge]), boxes, renderer)
         return boxes, edge
+
+    def _boxes(self, renderer: RendererBase) -> list[Bbox]:
+        """The boxes of labels; one of a text that was measured before is only moved."""
+        found = []
+        dpi = self._panel.get_figure().dpi
+        for label in self._labels:
+            x, y = label.get_transform().transform(label.get_position())
+            key = (label.get_text(), dpi, *self._font)
+            if key not in _measured:
+                _measured[key] = label.get_window_extent(renderer).translated(-x, -y)
+            found.append(_measured[key].translated(x, y))
+        return found
 
     def _in_view(self, places: Any) -> list[bool]:
         if not len(places):

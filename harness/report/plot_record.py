@@ -16,7 +16,34 @@ from matplotlib.backends.backend_agg import RendererAgg
 from matplotlib.figure import Figure
 from matplotlib.transforms import Affine2D, TransformedPath
 
-Call = Callable[[RendererBase, Affine2D], None]  # draws once more, at another number of dots
+class Page:
+    """Where a recording is drawn again: a renderer, and the size of its dots by those recorded."""
+
+    def __init__(self, renderer: RendererBase, scale: float) -> None:
+        self.renderer = renderer
+        self.scaling = None if scale == 1 else Affine2D().scale(scale)
+
+    def place(self, transform: Affine2D) -> Affine2D:
+        """A transform to dots, to those of this page."""
+        if self.scaling is None:
+            return transform
+        return Affine2D(self.scaling.get_matrix() @ transform.get_matrix())
+
+    def look(self, kept: GraphicsContextBase) -> GraphicsContextBase:
+        """How something is drawn, for this renderer: what clips is in dots, all else in points."""
+        gc = self.renderer.new_gc()
+        gc.copy_properties(kept)
+        if self.scaling is not None:
+            rectangle = kept.get_clip_rectangle()
+            if rectangle is not None:
+                gc.set_clip_rectangle(self.scaling.transform_bbox(rectangle))
+            path, transform = kept.get_clip_path()
+            if path is not None:
+                gc.set_clip_path(TransformedPath(path, transform + self.scaling))
+        return gc
+
+
+Call = Callable[[Page], None]
 
 
 class Recorder(RendererBase):
@@ -38,16 +65,16 @@ class Recorder(RendererBase):
         return self.size
 
     def open_group(self, s: str, gid: str | None = None) -> None:
-        self.calls.append(lambda to, _: to.open_group(s, gid))
+        self.calls.append(lambda page: page.renderer.open_group(s, gid))
 
     def close_group(self, s: str) -> None:
-        self.calls.append(lambda to, _: to.close_group(s))
+        self.calls.append(lambda page: page.renderer.close_group(s))
 
     def draw_path(self, gc: Any, path: Any, transform: Any, rgbFace: Any = None) -> None:
         kept, placed = _kept(gc), transform.frozen()
 
-        def again(to: RendererBase, scaling: Affine2D) -> None:
-            to.draw_path(_scaled(kept, to, scaling), path, placed + scaling, rgbFace)
+        def again(page: Page) -> None:
+            page.renderer.draw_path(page.look(kept), path, page.place(placed), rgbFace)
 
         self.calls.append(again)
 
@@ -62,9 +89,9 @@ class Recorder(RendererBase):
     ) -> None:
         kept, formed, placed = _kept(gc), marker_trans.frozen(), trans.frozen()
 
-        def again(to: RendererBase, scaling: Affine2D) -> None:
-            found = _scaled(kept, to, scaling)
-            to.draw_markers(found, marker_path, formed + scaling, path, placed + scaling, rgbFace)
+        def again(page: Page) -> None:
+            form, place = page.place(formed), page.place(placed)
+            page.renderer.draw_markers(page.look(kept), marker_path, form, path, place, rgbFace)
 
         self.calls.append(again)
 
@@ -81,10 +108,9 @@ class Recorder(RendererBase):
     ) -> None:
         kept, formed, placed = _kept(gc), master_transform.frozen(), offset_trans.frozen()
 
-        def again(to: RendererBase, scaling: Affine2D) -> None:
-            found = _scaled(kept, to, scaling)
-            where = formed + scaling, paths, all_transforms, offsets, placed + scaling
-            to.draw_path_collection(found, *where, *looks, **more)
+        def again(page: Page) -> None:
+            where = page.place(formed), paths, all_transforms, offsets, page.place(placed)
+            page.renderer.draw_path_collection(page.look(kept), *where, *looks, **more)
 
         self.calls.append(again)
 
@@ -101,10 +127,10 @@ class Recorder(RendererBase):
     ) -> None:
         kept, height = _kept(gc), self.size[1]
 
-        def again(to: RendererBase, scaling: Affine2D) -> None:
-            down = y if to.flipy() else height - y
-            place = scaling.transform((x, down))
-            to.draw_text(_scaled(kept, to, scaling), *place, s, prop, angle, ismath, mtext)
+        def again(page: Page) -> None:
+            down = y if page.renderer.flipy() else height - y
+            place = (x, down) if page.scaling is None else page.scaling.transform((x, down))
+            page.renderer.draw_text(page.look(kept), *place, s, prop, angle, ismath, mtext)
 
         self.calls.append(again)
 
@@ -116,19 +142,6 @@ def _kept(gc: GraphicsContextBase) -> GraphicsContextBase:
     clipped = kept.get_clip_rectangle()
     kept.set_clip_rectangle(None if clipped is None else clipped.frozen())
     return kept
-
-
-def _scaled(kept: GraphicsContextBase, to: RendererBase, scaling: Affine2D) -> GraphicsContextBase:
-    """The same for another renderer: what is clipped is in dots, all else in points."""
-    gc = to.new_gc()
-    gc.copy_properties(kept)
-    rectangle = kept.get_clip_rectangle()
-    if rectangle is not None:
-        gc.set_clip_rectangle(scaling.transform_bbox(rectangle))
-    path, transform = kept.get_clip_path()
-    if path is not None:
-        gc.set_clip_path(TransformedPath(path, transform + scaling))
-    return gc
 
 
 @cache
@@ -152,9 +165,9 @@ class _Again(Artist):
         self._calls, self._dpi = calls, dpi
 
     def draw(self, renderer: RendererBase) -> None:
-        scaling = Affine2D().scale(self.figure.dpi / self._dpi)
+        page = Page(renderer, self.figure.dpi / self._dpi)
         for call in self._calls:
-            call(renderer, scaling)
+            call(page)
 
 
 def recorded(figure: Figure, dpi: float) -> Figure:

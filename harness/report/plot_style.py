@@ -103,11 +103,12 @@ def add_legend(figure: Figure, handles: Sequence[Any]) -> None:
     columns = len(handles)
     while True:
         legend = figure.legend(handles=handles, loc="outside lower center", ncols=columns)
-        if columns == 1 or legend.get_window_extent().width <= room:
+        size = legend.get_window_extent()
+        if columns == 1 or size.width <= room:
             break
         columns = min(columns - 1, _most_columns(legend, room, figure.dpi))
         legend.remove()
-    figure.set_figheight(figure.get_figheight() + legend.get_window_extent().height / figure.dpi)
+    figure.set_figheight(figure.get_figheight() + size.height / figure.dpi)
 
 
 def _most_columns(legend: Legend, room: float, dpi: float) -> int:

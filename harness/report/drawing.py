@@ -71,7 +71,9 @@ class Helpers:
 
         The bytes do not depend on who drew them.
         """
-        every = [(model, place) for model, plots in self._plots.items() for place in range(len(plots))]
+        every = [
+            (model, place) for model, plots in self._plots.items() for place in range(len(plots))
+        ]
         found: dict[tuple[str, int], Drawn] = {}
         with uncollected(), set_aside():
             # From the end, where helpers come last.

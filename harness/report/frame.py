@@ -210,7 +210,7 @@ def _text(record: Record) -> str | None:
         return None
     said = _section(record, "calib")
     found = {key: value for key, value in said.items() if key not in NO_TEXT_OF_ITS_OWN}
-    return json.dumps(found | _file_of_text(record), sort_keys=True)
+    return _sorted_json(found | _file_of_text(record))
 
 
 def _text_size(record: Record) -> str | None:
@@ -338,12 +338,15 @@ def cell_config(record: Record) -> str:
     if isinstance(parts.get("calib"), dict):
         parts["calib"] = {key: value for key, value in parts["calib"].items() if key != "seed"}
         parts["calib"] |= _file_of_text(record)
-    return json.dumps(parts, sort_keys=True, default=str)
+    return _sorted_json(parts)
 
 
 def recipe(record: Record) -> str:
     """The configuration of a cell without seeds and calibration text, as JSON."""
-    return json.dumps(_parts(record), sort_keys=True, default=str)
+    return _sorted_json(_parts(record))
+
+
+_sorted_json = json.JSONEncoder(sort_keys=True, default=str).encode  # one for all records
 
 
 def _parts(record: Record, *more: str) -> dict[str, Any]:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from matplotlib import rcParams
 from matplotlib.artist import Artist
-from matplotlib.lines import TICKDOWN, TICKLEFT, Line2D
+from matplotlib.lines import Line2D
+from matplotlib.markers import TICKDOWN, TICKLEFT
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
@@ -40,29 +41,31 @@ class AxisArtist(Artist):
 
     def __init__(self, axis: Axis) -> None:
         super().__init__()
-        self._axis, self._panel = axis, axis.axes
+        self._axis: Any = axis
+        self._panel: Any = axis.axes
+        settings: Any = rcParams  # typed by name in some versions
         axis.set_visible(False)
-        self._upright = axis.axis_name == "y"
+        self._upright = axis is self._panel.yaxis
         self._edge = self._panel.spines["left" if self._upright else "bottom"]
         name = "ytick" if self._upright else "xtick"
         self._grid = self._line(self._place("grid"), zorder=2)
         self._grid.set(
-            color=rcParams["grid.color"],
-            linestyle=rcParams["grid.linestyle"],
-            linewidth=rcParams["grid.linewidth"],
+            color=settings["grid.color"],
+            linestyle=settings["grid.linestyle"],
+            linewidth=settings["grid.linewidth"],
             visible=axis.get_tick_params()["gridOn"],
         )
         self._grid.set_clip_path(self._panel.patch)
         self._ticks = {each: self._line(self._place("tick1")) for each in ("major", "minor")}
         for each, line in self._ticks.items():
             line.set(
-                color=rcParams[f"{name}.color"],
+                color=settings[f"{name}.color"],
                 linestyle="none",
                 marker=TICKLEFT if self._upright else TICKDOWN,
-                markersize=rcParams[f"{name}.{each}.size"],
-                markeredgewidth=rcParams[f"{name}.{each}.width"],
+                markersize=settings[f"{name}.{each}.size"],
+                markeredgewidth=settings[f"{name}.{each}.width"],
             )
-        pad = rcParams[f"{name}.major.size"] + rcParams[f"{name}.major.pad"]
+        pad = settings[f"{name}.major.size"] + settings[f"{name}.major.pad"]
         if self._upright:
             placed = self._panel.get_yaxis_text1_transform(pad)
         else:
@@ -72,11 +75,11 @@ class AxisArtist(Artist):
             "transform": transform,
             "verticalalignment": vertical,
             "horizontalalignment": horizontal,
-            "fontsize": rcParams[f"{name}.labelsize"],
-            "color": rcParams[f"{name}.color"],
+            "fontsize": settings[f"{name}.labelsize"],
+            "color": settings[f"{name}.color"],
             "figure": self._panel.get_figure(),
         }
-        self._font = tuple(rcParams["font.family"]), rcParams["font.size"], self._upright
+        self._font = tuple(settings["font.family"]), settings["font.size"], self._upright
         self._labels: list[Text] = []
         self.set(zorder=BELOW, clip_on=False)
 
@@ -113,7 +116,8 @@ class AxisArtist(Artist):
             label.set_position((0, at) if self._upright else (at, 0))
         boxes = self._boxes(renderer)
         edge = self._edge.get_window_extent(renderer)
-        sizes = [line.get_markersize() for line in self._ticks.values() if len(line.get_xdata())]
+        drawn = {"major": places, "minor": few}
+        sizes = [self._ticks[each].get_markersize() for each, there in drawn.items() if there]
         out = renderer.points_to_pixels(max(sizes, default=0.0))
         if self._upright:
             edge = Bbox.from_extents(edge.x0 - out, edge.y0, edge.x1, edge.y1)

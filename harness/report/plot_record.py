@@ -16,6 +16,7 @@ from matplotlib.backends.backend_agg import RendererAgg
 from matplotlib.figure import Figure
 from matplotlib.transforms import Affine2D, TransformedPath
 
+
 class Page:
     """Where a recording is drawn again: a renderer, and the size of its dots by those recorded."""
 
@@ -29,6 +30,13 @@ class Page:
             return transform
         return Affine2D(self.scaling.get_matrix() @ transform.get_matrix())
 
+    def point(self, x: float, y: float) -> tuple[float, float]:
+        """A point in dots, in those of this page."""
+        if self.scaling is None:
+            return x, y
+        across, along = self.scaling.transform((x, y))
+        return across, along
+
     def look(self, kept: GraphicsContextBase) -> GraphicsContextBase:
         """How something is drawn, for this renderer: what clips is in dots, all else in points."""
         gc = self.renderer.new_gc()
@@ -37,7 +45,8 @@ class Page:
             rectangle = kept.get_clip_rectangle()
             if rectangle is not None:
                 gc.set_clip_rectangle(self.scaling.transform_bbox(rectangle))
-            path, transform = kept.get_clip_path()
+            clip: Any = kept.get_clip_path()
+            path, transform = clip
             if path is not None:
                 gc.set_clip_path(TransformedPath(path, transform + self.scaling))
         return gc
@@ -57,12 +66,19 @@ class Recorder(RendererBase):
         self.dpi = dpi
         self.size = 0, 0
         self.calls: list[Call] = []
-        drawn = RendererAgg(1, 1, dpi)
-        self.points_to_pixels = drawn.points_to_pixels
-        self.get_text_width_height_descent = drawn.get_text_width_height_descent
+        self._png: Any = RendererAgg(1, 1, dpi)  # type: ignore[no-untyped-call]
 
     def get_canvas_width_height(self) -> tuple[int, int]:
         return self.size
+
+    def points_to_pixels(self, points: Any) -> Any:
+        return self._png.points_to_pixels(points)
+
+    def get_text_width_height_descent(
+        self, s: str, prop: Any, ismath: Any
+    ) -> tuple[float, float, float]:
+        found: tuple[float, float, float] = self._png.get_text_width_height_descent(s, prop, ismath)
+        return found
 
     def open_group(self, s: str, gid: str | None = None) -> None:
         self.calls.append(lambda page: page.renderer.open_group(s, gid))
@@ -129,8 +145,9 @@ class Recorder(RendererBase):
 
         def again(page: Page) -> None:
             down = y if page.renderer.flipy() else height - y
-            place = (x, down) if page.scaling is None else page.scaling.transform((x, down))
-            page.renderer.draw_text(page.look(kept), *place, s, prop, angle, ismath, mtext)
+            across, along = page.point(x, down)
+            look = page.look(kept)
+            page.renderer.draw_text(look, across, along, s, prop, angle, ismath, mtext)
 
         self.calls.append(again)
 

@@ -63,13 +63,11 @@ class Panel:
         yield Segment(f" {'─' * (whole - 2)} \n")
         rows = zip(*(each.texts for each in self.columns), strict=True)
         looks = zip(*(each.styles for each in self.columns), strict=True)
-        for texts, styles in zip(rows, looks, strict=True):
-            yield from self._line(console, texts, styles)
+        for row, styles in zip(rows, looks, strict=True):
+            yield from self._line(console, row, styles)
         yield Segment(empty)
 
-    def _line(
-        self, console: Console, texts: Sequence[str], styles: Sequence[str]
-    ) -> Iterator[Any]:
+    def _line(self, console: Console, texts: Sequence[str], styles: Sequence[str]) -> Iterator[Any]:
         """One line: plain texts are joined, so that most lines are a single segment."""
         from rich.cells import cell_len
         from rich.segment import Segment
@@ -96,8 +94,8 @@ class Panel:
 
         table = RichTable(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
         for each in self.columns:
-            side = "right" if each.right else "left"
-            table.add_column(Text("\n".join(each.head)), justify=side, no_wrap=True)
+            head = Text("\n".join(each.head))
+            table.add_column(head, justify="right" if each.right else "left", no_wrap=True)
         rows = zip(*(each.texts for each in self.columns), strict=True)
         looks = zip(*(each.styles for each in self.columns), strict=True)
         for texts, styles in zip(rows, looks, strict=True):

@@ -53,9 +53,7 @@ def test_the_bytes_do_not_depend_on_who_draws(models, monkeypatch) -> None:
     monkeypatch.setattr(Plot, "draw", draw)
     found = drawn_by(models)
     assert here == ["perplexity"]  # a helper has taken the others meanwhile
-    assert found == {
-        each.name: [whole(plot) for plot in drawing.plots_of(each)] for each in models
-    }
+    assert found == {each.name: [whole(plot) for plot in drawing.plots_of(each)] for each in models}
     assert list(found) == [each.name for each in models]
     assert [plot.name for plot in found["model-3"]] == ["perplexity"]
     assert not folders[0].exists()

@@ -4,7 +4,7 @@ import pytest
 
 from harness.records.record import LayerReport
 from harness.report.by_calibration import calibration_plots
-from harness.report.curve_plot import curves_figure, curve_plots
+from harness.report.curve_plot import curve_plots, curves_figure
 from harness.report.curves import panels_of
 from harness.report.frame import from_records
 from harness.report.leading import (

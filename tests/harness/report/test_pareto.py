@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from harness.records.record import Record
 from harness.report import from_records
 from harness.report.pareto import Axis, cost_axes, dominators, pareto_table, size_table
-from harness.report.pareto_plot import chosen_axes, pareto_plots, pareto_figure
+from harness.report.pareto_plot import chosen_axes, pareto_figure, pareto_plots
 from harness.report.render import to_csv, to_markdown
 from harness.report.rows import Row, read_rows
 from harness.suites.find import declared_tables

@@ -47,9 +47,10 @@ def test_styles_are_those_of_rich() -> None:
     text = on_screen(Panel(columns), terminal=True)
     assert "\x1b[1mmethod\x1b[0m" in text
     assert "\x1b[31mfailed\x1b[0m" in text
-    assert text.splitlines()[3:] == on_screen(
-        Panel(columns)._shortened(), terminal=True
-    ).splitlines()[3:]  # rich's heads have bold spaces
+    assert (
+        text.splitlines()[3:]
+        == on_screen(Panel(columns)._shortened(), terminal=True).splitlines()[3:]
+    )  # rich's heads have bold spaces
 
 
 @pytest.mark.parametrize("width", [4, 8, 12])

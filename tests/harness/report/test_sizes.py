@@ -4,7 +4,7 @@ import itertools
 
 from harness.report import from_records
 from harness.report.rows import read_rows
-from harness.report.sizes import _short, size_plots, size_figure
+from harness.report.sizes import _short, size_figure, size_plots
 from harness.suites.find import declared_tables
 
 SIZES = {"opt-125m": 125e6, "opt-1.3b": 1.3e9, "bloom-560m": 560e6, "bloom-3b": 3e9}

@@ -191,7 +191,8 @@ def recorded(figure: Figure, dpi: float) -> Figure:
     """A figure that draws what `figure` does, without its artists.
 
     dpi  dots per inch of its PNG, whose pixels are those of `figure`. In other formats the texts
-         stand where they stand there, within a point of where their own widths would put them.
+         stand where they stand there: two points at most from where their own widths, which are
+         not rounded to pixels, would put a centred one.
     """
     figure.dpi = dpi
     recorder = _recorder(dpi)

@@ -154,7 +154,7 @@ def from_json(text: str, extra: Path | None) -> list[Cell]:
     ]
 
 
-_hints = cache(get_type_hints)  # of a class, for every cell
+_hints: Any = cache(get_type_hints)  # of a class, which every cell has
 
 
 def _filled(kind: Any, values: Any) -> Any:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.records.record import Record
-from harness.records.store import file_name, unique_name, write_atomically
+from harness.records.store import file_name, unique_name, write_each
 from harness.report.collection import uncollected
 from harness.report.drawing import Helpers, drawing
 from harness.report.frame import csv_lines, entries_of, metrics_csv
@@ -52,9 +52,9 @@ class Report:
 
 def write_report(report: Report, out: Path) -> list[Path]:
     """Write the files of a report into the folder `out`; return their paths."""
-    for name, data in report.files.items():
-        write_atomically(out / name, data)
-    return [out / name for name in report.files]
+    files = {out / name: data for name, data in report.files.items()}
+    write_each(files)
+    return list(files)
 
 
 def make_report(

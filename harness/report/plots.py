@@ -9,12 +9,9 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from harness.report.assemble import columns_in_order
-from harness.report.columns import AgainstBits, ByRow, SuiteTable
-from harness.report.leading import MOST_ROWS, leading_methods, leading_rows, some_of
+from harness.report.columns import AgainstBits, ByRow
 from harness.report.plot_style import (
     add_legend,
     error_handle,
@@ -65,47 +62,6 @@ class Plot:
         """Draw it, which takes long."""
         with own_style():
             return Drawn(self.name, self.title, save(self.figure()))
-
-
-def plots_of_columns(rows: list[Row], declared: Mapping[str, SuiteTable]) -> list[Plot]:
-    """All plots of the columns for which the rows of one model have figures."""
-    wanted: dict[AgainstBits | ByRow, dict[FigureKey, str]] = {}
-    for each in columns_in_order(rows, declared):
-        if each.declared.plot is not None:
-            wanted.setdefault(each.declared.plot, {})[each.key] = each.declared.named
-    plots = []
-    for plot, names in wanted.items():
-        if isinstance(plot, ByRow):
-            measured = [row for row, *_ in _measured(rows, list(names), plot)]
-            make = partial(_leading_rows_figure, rows, declared, list(names), plot, measured)
-            known = bool(measured)
-        else:
-            names = {key: name for key, name in names.items() if _against_bits(rows, key)}
-            make = partial(_leading_methods_figure, rows, declared, names, plot)
-            known = bool(names)
-        if known:
-            plots.append(Plot(plot.name, plot.title, make))
-    return plots
-
-
-def _leading_rows_figure(
-    rows: list[Row],
-    declared: Mapping[str, SuiteTable],
-    keys: Sequence[FigureKey],
-    plot: ByRow,
-    measured: list[Row],
-) -> Figure:
-    shown = leading_rows(rows, declared, MOST_ROWS, measured)
-    return by_row_figure(shown, keys, plot, some_of(len(shown), len(measured), "rows"))
-
-
-def _leading_methods_figure(
-    rows: list[Row],
-    declared: Mapping[str, SuiteTable],
-    names: Mapping[FigureKey, str],
-    plot: AgainstBits,
-) -> Figure:
-    return bits_figure(leading_methods(rows, declared), names, plot, rows)
 
 
 def bits_figure(
@@ -319,8 +275,9 @@ def by_row_figure(
     said  after the name of the model, which rows these are.
     """
     from matplotlib.lines import Line2D
+    from matplotlib.ticker import FixedFormatter, FixedLocator
 
-    lines = _measured(rows, keys, plot)
+    lines = measured_rows(rows, keys, plot)
     figure = new_figure(6.4, 0.27 * len(lines) + 1.5)
     panel = figure.subplots()
     for height, (row, found, beside) in enumerate(reversed(lines)):
@@ -330,8 +287,9 @@ def by_row_figure(
         panel.plot([found.value], [height], "o", color=colour)
         if beside is not None:
             panel.plot([beside.value], [height], "o", color=REFERENCE, markerfacecolor="white")
-    panel.set_yticks(range(len(lines)))
-    panel.set_yticklabels([f"{row.name}  {row.scheme_label}" for row, *_ in reversed(lines)])
+    names = [f"{row.name}  {row.scheme_label}" for row, *_ in reversed(lines)]
+    panel.yaxis.set_major_locator(FixedLocator(range(len(lines))))
+    panel.yaxis.set_major_formatter(FixedFormatter(names))
     panel.set_xlim(left=0)
     panel.set_ylim(-0.6, len(lines) - 0.4)  # no marker cut by the axis
     panel.grid(visible=False, axis="y")
@@ -351,7 +309,7 @@ def by_row_figure(
     return figure
 
 
-def _measured(
+def measured_rows(
     rows: list[Row], keys: Sequence[FigureKey], plot: ByRow
 ) -> list[tuple[Row, Measured, Measured | None]]:
     """(row, its figure, its second metric) of all rows with the figure."""
@@ -364,7 +322,7 @@ def _measured(
     return measured
 
 
-def _against_bits(rows: list[Row], key: FigureKey) -> bool:
+def against_bits(rows: list[Row], key: FigureKey) -> bool:
     """Whether any quantized row has the figure; full precision alone is not plotted."""
     return any(
         key in row.figures and row.bits_per_weight and not row.full_precision for row in rows

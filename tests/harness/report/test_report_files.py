@@ -15,11 +15,12 @@ from harness.records.record import Metric
 from harness.report import build_report
 from harness.report.assemble import columns_in_order
 from harness.report.build import provenance
+from harness.report.column_plots import plots_of_columns
 from harness.report.curve_plot import curve_plots, curves_figure
 from harness.report.curves import panels_of
 from harness.report.frame import from_records
 from harness.report.plot_style import own_style
-from harness.report.plots import bits_figure, line_of, plots_of_columns
+from harness.report.plots import bits_figure, line_of
 from harness.report.rows import read_rows
 from harness.suites import zeroshot
 from harness.suites.find import declared_tables
